@@ -1,0 +1,53 @@
+"""What a solver says: why it stopped, what it proved and what it found, kept apart."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+
+import numpy as np
+import numpy.typing as npt
+
+
+class Termination(Enum):
+    """Why a solve ended, mapped from the raw status of the solver."""
+
+    OPTIMAL = "optimal"
+    BOUND_ONLY = "bound only"  # a limit was reached; the dual bound is valid, the incumbent is not optimal
+    INFEASIBLE = "infeasible"
+    FAILED = "failed"  # nothing was proved: numerical trouble, an unlisted status
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Limits of one solve; None means none. ``time`` in seconds, ``gap`` relative."""
+
+    time: float | None = None
+    gap: float = 1e-6
+    nodes: int | None = None
+
+
+@dataclass(frozen=True)
+class SolveResult:
+    """One minimisation ``min c.x`` over a program.
+
+    Attributes:
+        termination: why the solver stopped.
+        dual_bound: a proved lower bound on the minimum, already widened to the safe side; None when
+            nothing was proved. Only this value may enter a certificate.
+        primal_bound: value of the best point found (an incumbent), None when there is none. It is
+            not a bound on the minimum from below.
+        point: the best point found (columns,), None when there is none.
+        multipliers: row multipliers (rows,) from which ``dual_bound`` was recomputed; None when
+            the bound is the solver's own (a mixed-integer tree).
+        raw_status: the solver's own word.
+        seconds: wall-clock time of the solve.
+    """
+
+    termination: Termination
+    dual_bound: float | None
+    primal_bound: float | None
+    point: npt.NDArray[np.float64] | None
+    multipliers: npt.NDArray[np.float64] | None
+    raw_status: str
+    seconds: float
