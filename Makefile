@@ -1,0 +1,52 @@
+# make certify   set up .venv and certify the iris example
+# make test      set up .venv and run the tests
+# PYTHON=python3.12 make ...   another interpreter (3.11 or newer)
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help setup certify test lint examples clean
+
+help:
+	@echo "make certify | test | lint | examples | clean"
+
+setup: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "milp_agt needs Python 3.11 or newer; found " + sys.version.split()[0] + "; run make PYTHON=python3.11")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[data,test,dev]"
+	@for extra in gurobi scip; do \
+		$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[$$extra]" \
+		|| echo "note: the optional solver extra '$$extra' could not be installed; going on without it"; \
+	done
+	@touch $@
+
+certify: $(STAMP)
+	$(BIN)/milp-agt certify examples/iris.toml --out runs/iris
+
+test: $(STAMP)
+	$(BIN)/python -m pytest -n 2
+
+lint: $(STAMP)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+# A verdict of NOT PROVED (exit code 1) is an answer; anything else but 0 is a failure.
+examples: $(STAMP)
+	@out=$$(mktemp -d) && trap 'rm -rf "$$out"' EXIT && \
+	for script in examples/*.py; do \
+		echo "== $$script --small"; $(BIN)/python "$$script" --small || exit 1; \
+	done && \
+	for run in examples/*.toml; do \
+		echo "== $$run"; code=0; \
+		$(BIN)/milp-agt certify "$$run" --out "$$out/$$(basename "$$run" .toml)" || code=$$?; \
+		if [ $$code -gt 1 ]; then exit $$code; fi; \
+	done
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info runs .pytest_cache .mypy_cache .ruff_cache .hypothesis
