@@ -1,0 +1,250 @@
+"""Data sets: the same arrays every time, and one clear error for each kind of bad input."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from milp_agt.data import Dataset, DatasetUnavailableError, dataset_names, load_dataset
+from milp_agt.errors import InvalidInputError
+
+BUILTIN = {
+    "moons": ((80, 2), (20, 2), "classification"),
+    "iris": ((120, 4), (30, 4), "classification"),
+    "breast_cancer": ((455, 30), (114, 30), "classification"),
+    "diabetes": ((354, 10), (88, 10), "regression"),
+    "digits": ((1438, 64), (359, 64), "classification"),
+}
+
+
+def test_every_builtin_name_is_listed_here() -> None:
+    assert set(BUILTIN) == set(dataset_names())
+
+
+@pytest.mark.parametrize("name", BUILTIN)
+def test_builtin_shapes_types_and_determinism(name: str) -> None:
+    pytest.importorskip("sklearn")
+    train, test, task = BUILTIN[name]
+    data = load_dataset(name, seed=3)
+    assert (data.x_train.shape, data.x_test.shape, data.task) == (train, test, task)
+    assert data.x_train.dtype == np.float64
+    assert data.y_train.dtype == (np.int64 if task == "classification" else np.float64)
+    assert len(data.feature_names) == train[1]
+    again = load_dataset(name, seed=3)
+    assert data.sha256 == again.sha256
+    assert np.array_equal(data.x_test, again.x_test)
+    assert data.sha256 != load_dataset(name, seed=4).sha256
+
+
+def test_split_is_a_partition_of_the_samples() -> None:
+    pytest.importorskip("sklearn")
+    whole = load_dataset("diabetes", test_fraction=0)
+    split = load_dataset("diabetes", test_fraction=0.25, seed=1)
+    assert len(whole.x_test) == 0
+    assert len(split.x_test) == round(0.25 * 442)
+    both = np.vstack([split.x_train, split.x_test])
+    assert np.array_equal(np.unique(both, axis=0), np.unique(whole.x_train, axis=0))
+
+
+def test_standardising_uses_the_training_part_only(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    x = np.column_stack([rng.normal(3, 5, 40), np.full(40, 0.1)])
+    x_test = rng.normal(100, 1, (7, 2))
+    path = tmp_path / "d.npz"
+    np.savez(path, x_train=x, y_train=x[:, 0] * 2 + 1, x_test=x_test, y_test=x_test[:, 0])
+    data = load_dataset(path, standardise=True, standardise_targets=True)
+    assert np.allclose(data.x_train.mean(axis=0), 0)
+    assert np.allclose(data.x_train.std(axis=0), [1, 0])
+    assert np.allclose(data.y_train.std(), 1)
+    mean, deviation = x.mean(axis=0), np.array([x[:, 0].std(), 1.0])
+    assert np.allclose(data.x_test, (x_test - mean) / deviation)
+    assert sum("training part" in note for note in data.notes) == 2
+
+
+def test_order_is_kept_when_nothing_is_held_out(tmp_path: Path) -> None:
+    path = tmp_path / "d.npz"
+    np.savez(path, X=np.arange(20.0).reshape(10, 2), y=np.arange(10) % 2)
+    data = load_dataset(path, test_fraction=0)
+    assert np.array_equal(data.x_train[:, 0], np.arange(0, 20, 2))
+    assert data.task == "classification"
+
+
+def test_subset_is_drawn_from_the_whole(tmp_path: Path) -> None:
+    path = tmp_path / "d.npz"
+    np.savez(path, X=np.arange(20.0).reshape(10, 2), y=np.arange(10) % 2)
+    data = load_dataset(path, samples=6, test_fraction=0, seed=5)
+    assert len(data.x_train) == 6
+    assert set(data.x_train[:, 0]) < set(np.arange(0.0, 20, 2))
+
+
+def test_float32_is_converted_and_said(tmp_path: Path) -> None:
+    path = tmp_path / "d.npz"
+    x = np.linspace(0, 1, 8, dtype=np.float32).reshape(4, 2)
+    np.savez(path, X=x, y=np.array([0, 1, 0, 1]))
+    data = load_dataset(path, test_fraction=0)
+    assert data.x_train.dtype == np.float64
+    assert np.array_equal(data.x_train, x.astype(np.float64))
+    assert "float32 values were converted to float64" in data.notes
+
+
+def test_integer_targets_as_regression(tmp_path: Path) -> None:
+    path = tmp_path / "d.npz"
+    np.savez(path, X=np.eye(4), y=np.array([-3, 1, 7, 2]))
+    data = load_dataset(path, test_fraction=0, task="regression")
+    assert data.task == "regression"
+    assert data.y_train.tolist() == [-3.0, 1.0, 7.0, 2.0]
+
+
+def csv(tmp_path: Path, text: str, **options: Any) -> Dataset:
+    path = tmp_path / "d.csv"
+    path.write_text(text, encoding="utf-8")
+    return load_dataset(path, test_fraction=0, **options)
+
+
+def test_csv_labels_and_targets(tmp_path: Path) -> None:
+    data = csv(tmp_path, "a,y,b\n1,0,2.5\n3,1,-4e-1\n", target="y")
+    assert data.feature_names == ("a", "b")
+    assert data.x_train.tolist() == [[1.0, 2.5], [3.0, -0.4]]
+    assert data.y_train.tolist() == [0, 1]
+    assert data.task == "classification"
+    assert csv(tmp_path, "a,y\n1,0.5\n2,1\n", target="y").task == "regression"
+
+
+@pytest.mark.parametrize(
+    ("text", "target", "found", "remedy"),
+    [
+        ("a,y\n1,\n2,1\n", "y", "1 missing values, the first in column 'y' of sample 1", "impute"),
+        ("a,y\nnan,0\nNA,1\n", "y", "2 missing values, the first in column 'a'", "impute"),
+        ("a,c,y\n1,red,0\n2,blue,1\n", "y", "text in the columns c, for instance 'red'", "encode"),
+        ("a,y\n1,0\n2\n", "y", "1 cells in sample 2, 2 columns", "every sample"),
+        ("a,label\n1,0\n", "lable", "no column 'lable' among a, label", "did you mean 'label'?"),
+        ("a,label\n1,0\n", None, "no target column named among a, label", "target="),
+        ("a,a,y\n1,2,0\n", "y", "the column 'a' more than once", "own name"),
+        ("a,y\n", "y", "1 rows", "at least one sample"),
+        ("y\n1\n", "y", "features of shape (1, 0)", "give features"),
+        ("a,y\n1,-1\n2,1\n", "y", "class labels with values from -1 to 1", "0 and 1"),
+        ("a,y\ninf,0\n", "y", "1 NaN or infinite values among the features", "drop"),
+    ],
+)
+def test_bad_csv(tmp_path: Path, text: str, target: str | None, found: str, remedy: str) -> None:
+    with pytest.raises(InvalidInputError) as error:
+        csv(tmp_path, text, target=target)
+    check_three_parts(error.value, "d.csv", found, remedy)
+
+
+@pytest.mark.parametrize(
+    ("arrays", "options", "found", "remedy"),
+    [
+        ({"a": np.eye(2)}, {}, "the keys a", "x_train, y_train"),
+        (
+            {"X": np.eye(3), "y": np.zeros(2)},
+            {},
+            "shape (3, 3) and targets of shape (2,)",
+            "same n",
+        ),
+        ({"X": np.ones(3), "y": np.zeros(3)}, {}, "features of shape (3,)", "(n, features)"),
+        ({"X": np.eye(2), "y": np.array(["a", "b"])}, {}, "targets of type <U1", "plain numbers"),
+        ({"X": np.full((2, 1), np.nan), "y": np.zeros(2)}, {}, "2 NaN or infinite", "impute"),
+        ({"X": np.eye(2), "y": np.array([0.0, np.inf])}, {}, "among the targets", "impute"),
+        ({"X": np.eye(2), "y": np.array([0, -1])}, {}, "values from -1 to 0", "0, 1, 2"),
+        ({"X": np.eye(2), "y": np.array([0.5, 1])}, {"task": "classification"}, "0.5 to 1", "0, 1"),
+        (
+            {"x_train": np.eye(2), "y_train": np.zeros(2), "x_test": np.eye(2)},
+            {},
+            "only one",
+            "both",
+        ),
+        ({"X": np.eye(2), "y": np.zeros(2)}, {"samples": 3}, "but the set has 2", "at most 2"),
+        ({"X": np.eye(2), "y": np.zeros(2)}, {"samples": 1}, "samples = 1", "at least 2"),
+        (
+            {"X": np.eye(2), "y": np.zeros(2)},
+            {"test_fraction": 1.0},
+            "test_fraction = 1.0",
+            "[0, 1)",
+        ),
+        ({"X": np.eye(2), "y": np.zeros(2)}, {"test_fraction": 0.9}, "none for training", "less"),
+        ({"X": np.eye(2), "y": np.zeros(2)}, {"noise": 0.1}, "only the generated set", "drop"),
+        ({"X": np.eye(2), "y": np.zeros(2)}, {"target": "y"}, "only a .csv file has", "drop"),
+        ({"X": np.eye(2), "y": np.zeros(2)}, {"seed": -1}, "seed = -1", ">= 0"),
+        (
+            {"X": np.eye(2), "y": np.zeros(2, dtype=int)},
+            {"standardise_targets": True, "test_fraction": 0},
+            "class labels",
+            "regression only",
+        ),
+        (
+            {
+                "x_train": np.eye(2),
+                "y_train": np.zeros(2),
+                "x_test": np.eye(3),
+                "y_test": np.ones(3),
+            },
+            {},
+            "test shapes (3, 3)",
+            "same features",
+        ),
+        (
+            {
+                "x_train": np.eye(2),
+                "y_train": np.zeros(2),
+                "x_test": np.eye(2),
+                "y_test": np.ones(2),
+            },
+            {"test_fraction": 0.5},
+            "a test part in the file already",
+            "drop test_fraction",
+        ),
+    ],
+)
+def test_bad_npz(
+    tmp_path: Path, arrays: dict[str, Any], options: dict[str, Any], found: str, remedy: str
+) -> None:
+    path = tmp_path / "d.npz"
+    np.savez(path, **arrays)
+    with pytest.raises(InvalidInputError) as error:
+        load_dataset(path, **options)
+    check_three_parts(error.value, "d.npz", found, remedy)
+
+
+def test_unreadable_files(tmp_path: Path) -> None:
+    broken = tmp_path / "d.npz"
+    broken.write_bytes(b"not an archive")
+    pickled = tmp_path / "p.npz"
+    np.savez(pickled, X=np.array([{}], dtype=object), y=np.zeros(1))
+    for path, found in (
+        (broken, "numpy cannot read"),
+        (pickled, "numpy cannot read"),
+        (tmp_path / "absent.npz", "no file at"),
+        (tmp_path / "absent.csv", "no file at"),
+    ):
+        with pytest.raises(InvalidInputError) as error:
+            load_dataset(path)
+        check_three_parts(error.value, path.name, found, "")
+
+
+def test_unknown_name_lists_the_names_and_the_nearest() -> None:
+    with pytest.raises(InvalidInputError) as error:
+        load_dataset("irsi")
+    check_three_parts(error.value, "irsi", "neither a built-in name", "did you mean 'iris'?")
+    assert "breast_cancer" in error.value.remedy
+
+
+def test_without_scikit_learn(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
+    with pytest.raises(DatasetUnavailableError) as error:
+        load_dataset("iris")
+    check_three_parts(error.value, "iris", "not installed", "pip install milp_agt[data]")
+
+
+def check_three_parts(
+    error: InvalidInputError | DatasetUnavailableError, asked: str, found: str, remedy: str
+) -> None:
+    assert asked in error.asked
+    assert found in error.found
+    assert remedy in error.remedy
+    assert error.remedy
+    assert f"Found: {error.found}" in str(error)
