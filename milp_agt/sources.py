@@ -157,7 +157,7 @@ def _is_integer_text(cell: str) -> bool:
 
 
 def _parse_cells(asked: str, header: list[str], body: list[list[str]]) -> Array:
-    """The cells as float64 (samples, columns), or one error about everything that is not a number."""
+    """The cells as float64 (samples, columns), or one error about all that is not a number."""
     values = np.empty((len(body), len(header)))
     text: dict[str, tuple[int, str]] = {}
     missing: list[tuple[int, str]] = []

@@ -1,0 +1,364 @@
+"""RUN.toml: one training run, one threat and what is to be proved, checked before any work.
+
+Every table refuses unknown keys, and every option that is accepted is used. All problems of a file
+are reported at once. Paths inside the file are relative to it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import tomllib
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple, Self
+
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, model_validator
+from pydantic_core import PydanticCustomError
+
+from milp_agt.config_errors import explain
+from milp_agt.data import Dataset, Task, load_dataset
+from milp_agt.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    import torch
+
+    from milp_agt.threats import ThreatModel
+    from milp_agt.training import Training
+
+Positive = Annotated[float, Field(gt=0)]
+NonNegative = Annotated[float, Field(ge=0)]
+Count = Annotated[int, Field(ge=1)]
+Index = Annotated[int, Field(ge=0)]
+Radius = NonNegative | list[NonNegative]
+Relaxation = Literal["interval", "linear", "lp", "milp", "auto"]
+Window = Count | Literal["T"]
+
+
+class _Table(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+
+
+class DataTable(_Table):
+    """[data]: a built-in ``name`` or the ``path`` of a file, and how it is split and scaled."""
+
+    name: str | None = None
+    path: str | None = None
+    samples: Count | None = None
+    noise: NonNegative | None = None
+    target: str | None = None
+    test_fraction: Annotated[float, Field(ge=0, lt=1)] | None = None
+    seed: Index = 0
+    standardise: bool = False
+    standardise_targets: bool = False
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        if (self.name is None) == (self.path is None):
+            found = "neither 'name' nor 'path'" if self.name is None else "both 'name' and 'path'"
+            raise _problem(found, "give a built-in name, or the path of a .npz or .csv file")
+        return self
+
+
+class ModelTable(_Table):
+    """[model]: ``layers``, or a ``factory`` in a Python file; ``state`` loads saved parameters."""
+
+    layers: Annotated[list[Count], Field(min_length=2)] | None = None
+    activation: Literal["relu", "leaky_relu", "sigmoid", "tanh"] = "relu"
+    bias: bool = True
+    seed: Index = 0
+    state: str | None = None
+    factory: str | None = None
+
+    @model_validator(mode="after")
+    def _one_architecture(self) -> Self:
+        if (self.layers is None) == (self.factory is None):
+            found = (
+                "neither 'layers' nor 'factory'"
+                if self.layers is None
+                else "'layers' and 'factory'"
+            )
+            raise _problem(found, "give one of layers = [4, 8, 3] and factory = 'file.py:function'")
+        if self.factory is not None:
+            idle = sorted(self.model_fields_set & {"activation", "bias"})
+            if idle:
+                raise _problem(
+                    f"{' and '.join(idle)} beside 'factory', which builds the whole module",
+                    f"drop {' and '.join(idle)}",
+                )
+        return self
+
+
+class DecayTable(_Table):
+    """Learning rate / (1 + decay * step), never below the floor."""
+
+    kind: Literal["inverse_time"]
+    decay: NonNegative
+    floor: NonNegative = 0.0
+
+
+class TrainingTable(_Table):
+    """[training]: gradient descent as torch.optim.SGD does it."""
+
+    loss: str
+    learning_rate: Positive
+    epochs: Count = 1
+    batch_size: Count | None = None
+    batches: list[list[Index]] | None = None
+    shuffle_seed: Index | None = None
+    momentum: NonNegative = 0.0
+    nesterov: bool = False
+    weight_decay: NonNegative = 0.0
+    schedule: list[NonNegative] | DecayTable | None = None
+
+
+class _ThreatTable(_Table):
+    budget: Index
+    samples: list[Index] | None = None
+    static: bool = True
+    scope: Literal["dataset", "batch"] = "dataset"
+
+
+class FeatureThreatTable(_ThreatTable):
+    """[threat] kind = "features"."""
+
+    kind: Literal["features"]
+    radius: Radius
+    norm: str = "inf"
+
+
+class LabelThreatTable(_ThreatTable):
+    """[threat] kind = "labels": flips of a class, or a move of at most ``radius``."""
+
+    kind: Literal["labels"]
+    radius: NonNegative | None = None
+
+
+class FeatureLabelThreatTable(_ThreatTable):
+    """[threat] kind = "both": features and labels of the same samples."""
+
+    kind: Literal["both"]
+    radius: Radius
+    label_radius: NonNegative | None = None
+    norm: str = "inf"
+
+
+ThreatTable = Annotated[
+    FeatureThreatTable | LabelThreatTable | FeatureLabelThreatTable, Field(discriminator="kind")
+]
+
+
+class CertifyTable(_Table):
+    """[certify]: which relaxation, over which window, with which means."""
+
+    relaxation: Relaxation = "linear"
+    window: Window | None = None
+    program_window: Window | None = None
+    solver: str | None = None
+    device: str = "cpu"
+    memory: str = "4GiB"
+    time_limit: Positive | None = None
+
+
+class PropertyTable(_Table):
+    """[[property]]: what is asked of the trained model; without a threshold it is only reported."""
+
+    kind: Literal["accuracy", "loss", "stable"]
+    at_least: float | None = None
+    at_most: float | None = None
+    on: Literal["test", "train"] = "test"
+
+    @model_validator(mode="after")
+    def _one_threshold(self) -> Self:
+        if self.at_least is not None and self.at_most is not None:
+            raise _problem("both 'at_least' and 'at_most'", "split it into two properties")
+        return self
+
+
+class Run(NamedTuple):
+    """Everything that one certification needs, built and checked."""
+
+    model: torch.nn.Module
+    dataset: Dataset
+    training: Training
+    threat: ThreatModel
+    options: CertifyTable
+    properties: tuple[PropertyTable, ...]
+
+
+class RunConfig(_Table):
+    """The whole file; ``load_config`` makes it, ``build`` turns it into objects."""
+
+    data: DataTable
+    model: ModelTable
+    training: TrainingTable
+    threat: ThreatTable
+    certify: CertifyTable = CertifyTable()
+    properties: Annotated[tuple[PropertyTable, ...], Field(strict=False)] = Field(
+        default=(), alias="property"
+    )
+    _path: Path = PrivateAttr()
+    _sha256: str = PrivateAttr()
+
+    @property
+    def path(self) -> Path:
+        """The file that this was read from."""
+        return self._path
+
+    @property
+    def sha256(self) -> str:
+        """Hash of the bytes of the file."""
+        return self._sha256
+
+    def build(self) -> Run:
+        """Load the data, build model, training and threat.
+
+        Raises:
+            InvalidInputError: data, weights or options that do not fit each other.
+            UnsupportedOperationError: an unknown loss.
+            ConfigurationError: a state file or factory that cannot be used.
+        """
+        from milp_agt.formulations.loss import get_loss
+
+        folder = self.path.parent
+        task: Task = (
+            "classification" if get_loss(self.training.loss).is_classification else "regression"
+        )
+        source = self.data.name
+        if source is None:
+            assert self.data.path is not None
+            source = str(folder / self.data.path)
+        dataset = load_dataset(
+            source,
+            samples=self.data.samples,
+            noise=self.data.noise,
+            target=self.data.target,
+            test_fraction=self.data.test_fraction,
+            seed=self.data.seed,
+            standardise=self.data.standardise,
+            standardise_targets=self.data.standardise_targets,
+            task=task,
+        )
+        for number, table in enumerate(self.properties, 1):
+            if table.on == "test" and len(dataset.x_test) == 0:
+                raise ConfigurationError(
+                    f"Prove property {number} ({table.kind}) on the test part",
+                    f"'{dataset.name}' without a test part",
+                    "hold samples out with test_fraction, or set on = 'train'",
+                )
+        model = self._model(dataset)
+        return Run(model, dataset, self._training(), self._threat(), self.certify, self.properties)
+
+    def _model(self, dataset: Dataset) -> torch.nn.Module:
+        from milp_agt.networks import dense_network, factory_network, load_state
+
+        table, folder = self.model, self.path.parent
+        model: torch.nn.Module
+        if table.factory is not None:
+            model = factory_network(table.factory, folder, table.seed)
+        else:
+            assert table.layers is not None
+            shape = dataset.x_train.shape[1:]
+            model = dense_network(table.layers, table.activation, table.bias, table.seed, shape)
+        if table.state is not None:
+            load_state(model, folder / table.state)
+        return model
+
+    def _training(self) -> Training:
+        from milp_agt.training import InverseTimeDecay, Training
+
+        table = self.training
+        schedule = table.schedule
+        return Training(
+            loss=table.loss,
+            learning_rate=table.learning_rate,
+            epochs=table.epochs,
+            batch_size=table.batch_size,
+            batches=table.batches,
+            shuffle_seed=table.shuffle_seed,
+            momentum=table.momentum,
+            nesterov=table.nesterov,
+            weight_decay=table.weight_decay,
+            schedule=InverseTimeDecay(schedule.decay, schedule.floor)
+            if isinstance(schedule, DecayTable)
+            else schedule,
+        )
+
+    def _threat(self) -> ThreatModel:
+        from milp_agt.threats import FeatureLabelPoisoning, FeaturePoisoning, LabelPoisoning
+
+        table = self.threat
+        if isinstance(table, FeatureThreatTable):
+            return FeaturePoisoning(
+                budget=table.budget,
+                radius=table.radius,
+                norm=table.norm,
+                samples=table.samples,
+                static=table.static,
+                scope=table.scope,
+            )
+        if isinstance(table, LabelThreatTable):
+            return LabelPoisoning(
+                budget=table.budget,
+                radius=table.radius,
+                samples=table.samples,
+                static=table.static,
+                scope=table.scope,
+            )
+        return FeatureLabelPoisoning(
+            budget=table.budget,
+            radius=table.radius,
+            label_radius=table.label_radius,
+            norm=table.norm,
+            samples=table.samples,
+            static=table.static,
+            scope=table.scope,
+        )
+
+
+def load_config(path: str | Path) -> RunConfig:
+    """Read and check a RUN.toml.
+
+    Raises:
+        ConfigurationError: a file that is absent or not TOML; or all that is wrong inside it: for
+            an unknown key the table, the key and the nearest known one.
+    """
+    path = Path(path)
+    asked = f"Read the run file {path}"
+    try:
+        raw = path.read_bytes()
+        tables = tomllib.loads(raw.decode("utf-8"))
+    except OSError as error:
+        raise ConfigurationError(
+            asked, error.strerror or str(error), "give the path of a RUN.toml"
+        ) from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigurationError(
+            asked, f"a file that is not TOML ({error})", "correct the syntax there"
+        ) from error
+    try:
+        config = RunConfig.model_validate(tables)
+    except ValidationError as error:
+        found, remedy = explain(error, tables, table_fields())
+        raise ConfigurationError(asked, found, remedy) from None
+    config._path = path.absolute()
+    config._sha256 = hashlib.sha256(raw).hexdigest()
+    return config
+
+
+def _problem(found: str, remedy: str) -> PydanticCustomError:
+    return PydanticCustomError("milp_agt", "{found}", {"found": found, "remedy": remedy})
+
+
+def table_fields() -> dict[str, tuple[str, ...]]:
+    """The known keys of every table, the kinds of threats apart as ``threat.KIND``."""
+    tables: dict[str, type[BaseModel]] = {
+        "data": DataTable,
+        "model": ModelTable,
+        "training": TrainingTable,
+        "training.schedule": DecayTable,
+        "threat.features": FeatureThreatTable,
+        "threat.labels": LabelThreatTable,
+        "threat.both": FeatureLabelThreatTable,
+        "certify": CertifyTable,
+        "property": PropertyTable,
+    }
+    return {name: tuple(table.model_fields) for name, table in tables.items()}

@@ -1,0 +1,135 @@
+"""The model of a run: dense layers by size, or a module from a Python file; saved parameters."""
+
+from __future__ import annotations
+
+import importlib.util
+import itertools
+import math
+import sys
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from milp_agt.errors import ConfigurationError
+
+ACTIVATIONS: dict[str, type[nn.Module]] = {
+    "relu": nn.ReLU,
+    "leaky_relu": nn.LeakyReLU,
+    "sigmoid": nn.Sigmoid,
+    "tanh": nn.Tanh,
+}
+
+
+def dense_network(
+    layers: list[int], activation: str, bias: bool, seed: int, feature_shape: tuple[int, ...]
+) -> nn.Sequential:
+    """Linear layers of the given sizes in float64, the activation between them.
+
+    Initialised by torch's own rule from ``seed``; the global generator is left as it was. Samples
+    of more than one axis, such as images, are flattened first.
+
+    Raises:
+        ConfigurationError: ``layers[0]`` is not the number of features.
+    """
+    features = math.prod(feature_shape)
+    if layers[0] != features:
+        raise ConfigurationError(
+            f"Build a network with layers = {layers}",
+            f"{features} features in the data, shape {feature_shape}",
+            f"let layers begin with {features}",
+        )
+    modules: list[nn.Module] = [nn.Flatten()] if len(feature_shape) > 1 else []
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        for position, (inputs, outputs) in enumerate(itertools.pairwise(layers)):
+            if position:
+                modules.append(ACTIVATIONS[activation]())
+            modules.append(nn.Linear(inputs, outputs, bias=bias, dtype=torch.float64))
+    return nn.Sequential(*modules)
+
+
+def factory_network(reference: str, folder: Path, seed: int) -> nn.Module:
+    """The module returned by ``function()`` of ``"file.py:function"``, run with ``seed`` set.
+
+    Raises:
+        ConfigurationError: no such file or function, an error inside it, or not a torch module.
+    """
+    asked = f"Build the model with factory = '{reference}'"
+    name, separator, function = reference.rpartition(":")
+    if not separator or not name or not function:
+        raise ConfigurationError(asked, "no 'file.py:function'", "name the file and the function")
+    path = folder / name
+    spec = importlib.util.spec_from_file_location(f"milp_agt_factory_{path.stem}", path)
+    if spec is None or spec.loader is None or not path.is_file():
+        raise ConfigurationError(
+            asked, f"no Python file at {path}", "give a path relative to the run file"
+        )
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            spec.loader.exec_module(module)
+            make = getattr(module, function, None)
+            built = make() if callable(make) else None
+    except Exception as error:
+        raise ConfigurationError(
+            asked,
+            f"{type(error).__name__}: {error}",
+            f"correct {path.name}; '{function}' is called without arguments",
+        ) from error
+    finally:
+        del sys.modules[spec.name]
+    if make is None:
+        raise ConfigurationError(
+            asked, f"no function '{function}' in {path}", "define it at the top level of the file"
+        )
+    if not isinstance(built, nn.Module):
+        raise ConfigurationError(
+            asked,
+            f"an object of type {type(built).__name__}",
+            "return a torch.nn.Module from the function",
+        )
+    return built
+
+
+def load_state(model: nn.Module, path: Path) -> None:
+    """Copy a saved ``state_dict`` into ``model``; only tensors are read from the file.
+
+    Raises:
+        ConfigurationError: an unreadable file, or names and shapes other than the model's.
+    """
+    asked = f"Load the parameters in {path}"
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError as error:
+        raise ConfigurationError(
+            asked, "no such file", "give a path relative to the run file"
+        ) from error
+    except Exception as error:  # a broken file makes the reader raise almost anything
+        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ConfigurationError(
+            asked,
+            f"a file that torch cannot load with weights_only ({first})",
+            "write it with torch.save(model.state_dict(), path)",
+        ) from error
+    wanted = {name: tuple(value.shape) for name, value in model.state_dict().items()}
+    if not isinstance(state, dict) or not all(isinstance(v, torch.Tensor) for v in state.values()):
+        raise ConfigurationError(
+            asked,
+            f"an object of type {type(state).__name__} that is not a state_dict",
+            "write it with torch.save(model.state_dict(), path)",
+        )
+    found = {name: tuple(value.shape) for name, value in state.items()}
+    if found != wanted:
+        raise ConfigurationError(
+            asked,
+            f"{_describe(found)}, where the model has {_describe(wanted)}",
+            "let [model] describe the architecture that was saved",
+        )
+    model.load_state_dict(state)
+
+
+def _describe(shapes: dict[str, tuple[int, ...]]) -> str:
+    return ", ".join(f"{name} {shape}" for name, shape in shapes.items()) or "no parameters"

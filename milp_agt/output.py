@@ -1,0 +1,172 @@
+"""The folder of one certification: ``result.json`` and ``reachable.npz``, never half written."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import platform
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from importlib import metadata
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+import numpy as np
+
+from milp_agt.config import RunConfig
+from milp_agt.data import Dataset
+from milp_agt.errors import InvalidInputError
+from milp_agt.verdicts import Verdict
+
+if TYPE_CHECKING:
+    from milp_agt.certify import CertificationResult
+
+SCHEMA_VERSION = 1
+WRITING_SHARE = 0.05  # at most this share of the run goes into saving finished steps
+
+
+class ResultFolder:
+    """Saves the finished steps while a certification runs, and everything at its end.
+
+    Both files are replaced as a whole, so a reader or an interrupt never meets half a file.
+    Numbers that JSON cannot hold are written as the strings "inf", "-inf" and "nan".
+
+    Raises:
+        InvalidInputError: the folder cannot be made or written to.
+    """
+
+    def __init__(
+        self, folder: Path, config: RunConfig, dataset: Dataset, options: Mapping[str, Any]
+    ) -> None:
+        self.folder = folder
+        self.json_path, self.npz_path = folder / "result.json", folder / "reachable.npz"
+        self._dataset = dataset
+        self._header = {
+            "schema_version": SCHEMA_VERSION,
+            "options": dict(options),
+            "run": config.model_dump(by_alias=True, exclude_none=True, mode="json"),
+            "sha256": {"config": config.sha256, "data": dataset.sha256},
+            "data": {
+                "name": Path(dataset.name).name,
+                "description": dataset.description,
+                "train": list(dataset.x_train.shape),
+                "test": list(dataset.x_test.shape),
+            },
+            "versions": versions(),
+            "platform": platform.platform(),
+        }
+        self._started = self._written = time.perf_counter()
+        self._cost = 0.0
+        make_folder(folder)
+        self.npz_path.unlink(missing_ok=True)
+        self._write_json({**self._header, "complete": False, "steps": []})
+
+    def save_step(self, result: CertificationResult) -> None:
+        """Save what is finished so far; put off where saving would take a share of the run."""
+        since = time.perf_counter() - self._written
+        if self._cost <= WRITING_SHARE * since:
+            self.save(result, (), complete=False)
+
+    def save(
+        self, result: CertificationResult, verdicts: Sequence[Verdict], *, complete: bool
+    ) -> None:
+        """Write both files now."""
+        begun = time.perf_counter()
+        reachable = result.reachable
+        arrays: dict[str, Any] = {}
+        parameters: dict[str, Any] = {}
+        for name in reachable.lower:
+            arrays[f"lower/{name}"] = reachable.lower[name]
+            arrays[f"nominal/{name}"] = reachable.nominal[name]
+            arrays[f"upper/{name}"] = reachable.upper[name]
+            width = np.asarray(reachable.upper[name]) - np.asarray(reachable.lower[name])
+            parameters[name] = {
+                "shape": list(width.shape),
+                "mean_width": float(width.mean()) if width.size else 0.0,
+                "max_width": float(width.max(initial=0.0)),
+            }
+        document = {
+            **self._header,
+            "complete": complete,
+            "claim": result.claim,
+            "assumptions": [*result.assumptions, *self._dataset.notes],
+            "relaxation": {
+                "asked": result.relaxation,
+                "used": list(dict.fromkeys(step.relaxation for step in result.steps)),
+                "fallbacks": list(result.fallbacks),
+                "limit_reached": result.limit_reached,
+            },
+            "parameters": {
+                "mean_width": float(reachable.mean_width),
+                "max_width": float(reachable.max_width),
+                "by_name": parameters,
+            },
+            "steps": [asdict(step) for step in result.steps],
+            "properties": [{**asdict(v), "name": v.name} for v in verdicts],
+            "seconds": begun - self._started,
+        }
+        _replace(self.npz_path, lambda stream: np.savez_compressed(stream, **arrays))
+        self._write_json(document)
+        self._written = time.perf_counter()
+        self._cost = self._written - begun
+
+    def _write_json(self, document: Mapping[str, Any]) -> None:
+        text = json.dumps(_plain(document), indent=2, allow_nan=False) + "\n"
+        _replace(self.json_path, lambda stream: stream.write(text.encode()))
+
+
+def make_folder(folder: Path) -> Path:
+    """Make the folder with its parents, and see that files can be written there.
+
+    Raises:
+        InvalidInputError: it cannot be made or written to.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / ".partial"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise InvalidInputError(
+            f"Write the result to {folder}",
+            error.strerror or str(error),
+            "give a folder that can be written to",
+        ) from error
+    return folder
+
+
+def versions() -> dict[str, str]:
+    """Versions of what a number in the result can depend on."""
+    found = {"python": platform.python_version()}
+    for package in ("milp_agt", "torch", "numpy", "scipy", "highspy"):
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            found[package] = "not installed"
+    return found
+
+
+def _replace(path: Path, write: Callable[[IO[bytes]], object]) -> None:
+    partial = path.with_name(f".{path.name}.partial")
+    with partial.open("wb") as stream:
+        write(stream)
+        stream.flush()
+        os.fsync(stream.fileno())
+    os.replace(partial, path)
+
+
+def _plain(value: Any) -> Any:
+    """The value with JSON's own types only."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if isinstance(value, np.ndarray):
+        return _plain(value.tolist())
+    if isinstance(value, np.generic):
+        return _plain(value.item())
+    if isinstance(value, float) and not math.isfinite(value):
+        return repr(value)
+    return value

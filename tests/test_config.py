@@ -1,0 +1,380 @@
+"""RUN.toml: what is accepted is used, what is not accepted is named with the nearest known key."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from milp_agt.config import Run, RunConfig, load_config
+from milp_agt.errors import ConfigurationError, InvalidInputError, MilpAgtError
+
+EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
+
+GOOD = """
+[data]
+path = "d.npz"
+test_fraction = 0.25
+
+[model]
+layers = [2, 3, 2]
+
+[training]
+loss = "cross_entropy"
+learning_rate = 0.5
+
+[threat]
+kind = "features"
+budget = 1
+radius = 0.01
+"""
+
+
+def load(tmp_path: Path, text: str) -> RunConfig:
+    rng = np.random.default_rng(0)
+    np.savez(tmp_path / "d.npz", X=rng.normal(size=(12, 2)), y=np.arange(12) % 2)
+    path = tmp_path / "run.toml"
+    path.write_text(text, encoding="utf-8")
+    return load_config(path)
+
+
+def build(tmp_path: Path, text: str) -> Run:
+    return load(tmp_path, text).build()
+
+
+def failure(tmp_path: Path, text: str) -> ConfigurationError:
+    with pytest.raises(ConfigurationError) as error:
+        load(tmp_path, text)
+    assert str(tmp_path / "run.toml") in error.value.asked
+    assert error.value.found
+    assert error.value.remedy
+    return error.value
+
+
+def test_minimal_file_builds(tmp_path: Path) -> None:
+    run = build(tmp_path, GOOD)
+    assert run.dataset.x_train.shape == (9, 2)
+    assert [tuple(p.shape) for p in run.model.parameters()] == [(3, 2), (3,), (2, 3), (2,)]
+    assert all(p.dtype == torch.float64 for p in run.model.parameters())
+    assert (run.training.loss, run.training.learning_rate) == ("cross_entropy", 0.5)
+    assert (run.threat.budget, run.threat.radius) == (1, 0.01)
+    assert run.options.relaxation == "linear"
+    assert run.properties == ()
+
+
+@pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.toml")), ids=lambda path: path.stem)
+def test_examples_build(path: Path) -> None:
+    pytest.importorskip("sklearn")
+    run = load_config(path).build()
+    assert len(run.dataset.x_test) > 0
+    assert run.properties
+
+
+def with_line(table: str, line: str) -> str:
+    """The good file with one more line in one of its tables."""
+    return GOOD.replace(f"[{table}]", f"[{table}]\n{line}")
+
+
+@pytest.mark.parametrize(
+    ("text", "found", "remedy"),
+    [
+        (GOOD.replace("learning_rate", "leaning_rate"), "[training] unknown key 'leaning_rate'",
+         "use 'learning_rate'"),
+        (with_line("data", "standardize = true"), "[data] unknown key 'standardize'",
+         "use 'standardise'"),
+        (with_line("model", "epochs = 3"), "[model] unknown key 'epochs'",
+         "move 'epochs' to [training]"),
+        (with_line("model", "zzz = 3"), "[model] unknown key 'zzz'", "the keys of [model] are"),
+        (with_line("threat", "raduis = 3"), "[threat] unknown key 'raduis'", "use 'radius'"),
+        (GOOD + "[certfy]\nwindow = 1\n", "unknown table 'certfy'", "use [certify]"),
+        (GOOD + "[certify]\nwindows = 1\n", "[certify] unknown key 'windows'", "use 'window'"),
+        ("seed = 1\n" + GOOD, "unknown key 'seed'", "the tables are data, model"),
+        (GOOD + "[[property]]\nkind = 'loss'\n[[property]]\nkind = 'loss'\natleast = 1\n",
+         "[[property]] number 2 unknown key 'atleast'", "use 'at_least'"),
+        (with_line("training", "schedule = { kind = 'inverse_time', decy = 1.0 }"),
+         "[training.schedule] unknown key 'decy'", "use 'decay'"),
+        (GOOD.replace("'features'", "'labels'").replace('"features"', '"labels"')
+         .replace("radius = 0.01", "norm = 'inf'"),
+         "[threat] key 'norm', which kind = 'labels' does not have", "drop 'norm'"),
+    ],
+)  # fmt: skip
+def test_unknown_keys_name_table_key_and_nearest(
+    tmp_path: Path, text: str, found: str, remedy: str
+) -> None:
+    error = failure(tmp_path, text)
+    assert error.found == found
+    assert error.remedy.startswith(remedy)
+
+
+@pytest.mark.parametrize(
+    ("text", "found", "remedy"),
+    [
+        (GOOD.replace("0.5", '"fast"'), "[training] learning_rate = 'fast'",
+         "learning_rate should be a valid number"),
+        (GOOD.replace("0.5", "nan"), "[training] learning_rate = nan",
+         "learning_rate should be a finite number"),
+        (GOOD.replace("0.5", "-1"), "[training] learning_rate = -1",
+         "learning_rate should be greater than 0"),
+        (GOOD.replace("budget = 1", "budget = 1.5"), "[threat] budget = 1.5",
+         "budget should be a valid integer"),
+        (GOOD.replace("0.01", "-0.01"), "[threat] radius = -0.01",
+         "radius should be greater than or equal to 0 or a valid list"),
+        (GOOD.replace("[2, 3, 2]", "[2, 0.5, 2]"), "[model] layers[1] = 0.5",
+         "layers[1] should be a valid integer"),
+        (GOOD.replace('"features"', '"pixels"'), "[threat] kind = 'pixels'",
+         "give one of 'features', 'labels', 'both'"),
+        (GOOD.replace('kind = "features"', ""), "[threat] without the key 'kind'", "add 'kind'"),
+        (GOOD.replace("learning_rate = 0.5", ""), "[training] without the key 'learning_rate'",
+         "add 'learning_rate'"),
+        (GOOD + "[certify]\nwindow = 0\n", "[certify] window = 0",
+         "window should be greater than or equal to 1 or 'T'"),
+        (GOOD + "[certify]\nrelaxation = 'crown'\n", "[certify] relaxation = 'crown'",
+         "relaxation should be 'interval', 'linear'"),
+        (GOOD + "[property]\nkind = 'loss'\n", "[[property]] = {'kind': 'loss'}",
+         "[[property]] should be a list of tables"),
+        (GOOD + "[[property]]\nkind = 'loss'\nat_least = 0\nat_most = 1\n",
+         "[[property]] number 1 both 'at_least' and 'at_most'", "split it into two properties"),
+        (GOOD.replace('path = "d.npz"', ""), "[data] neither 'name' nor 'path'",
+         "give a built-in name"),
+        (with_line("data", 'name = "iris"'), "[data] both 'name' and 'path'",
+         "give a built-in name"),
+        (GOOD.replace("layers = [2, 3, 2]", ""), "[model] neither 'layers' nor 'factory'",
+         "give one of"),
+        (with_line("model", 'factory = "m.py:make"'), "[model] 'layers' and 'factory'",
+         "give one of"),
+        (GOOD.replace("layers = [2, 3, 2]", 'factory = "m.py:make"\nbias = true'),
+         "[model] bias beside 'factory', which builds the whole module", "drop bias"),
+        (GOOD.replace("[model]\nlayers = [2, 3, 2]", ""), "no table [model]",
+         "add the table [model]"),
+        ("data = 3\n" + GOOD.replace("[data]", "[certify]").replace('path = "d.npz"', "")
+         .replace("test_fraction = 0.25", ""), "[data] = 3", "[data] should be a table"),
+    ],
+)  # fmt: skip
+def test_wrong_values(tmp_path: Path, text: str, found: str, remedy: str) -> None:
+    error = failure(tmp_path, text)
+    assert error.found == found
+    assert error.remedy.startswith(remedy)
+
+
+def test_all_problems_at_once(tmp_path: Path) -> None:
+    text = GOOD.replace("learning_rate", "leaning_rate").replace("layers = [2, 3, 2]", "layers = 2")
+    error = failure(tmp_path, text)
+    assert error.found == "[training] unknown key 'leaning_rate'; [model] layers = 2"
+    assert error.remedy == "use 'learning_rate'; layers should be a valid list"
+
+
+def test_unreadable_files(tmp_path: Path) -> None:
+    assert "line 1" in failure(tmp_path, "a = = 1").found
+    with pytest.raises(ConfigurationError, match="No such file"):
+        load_config(tmp_path / "absent.toml")
+    with pytest.raises(ConfigurationError, match="directory"):
+        load_config(tmp_path)
+    (tmp_path / "latin.toml").write_bytes(b"a = '\xff'")
+    with pytest.raises(ConfigurationError, match="not TOML"):
+        load_config(tmp_path / "latin.toml")
+
+
+def test_every_option_of_a_full_file_arrives(tmp_path: Path) -> None:
+    run = build(
+        tmp_path,
+        """
+[data]
+path = "d.npz"
+samples = 10
+test_fraction = 0.0
+seed = 3
+standardise = true
+[model]
+layers = [2, 4, 4, 1]
+activation = "tanh"
+bias = false
+seed = 5
+[training]
+loss = "bce"
+learning_rate = 0.25
+epochs = 2
+batch_size = 4
+shuffle_seed = 7
+momentum = 0.9
+nesterov = true
+weight_decay = 0.01
+schedule = { kind = "inverse_time", decay = 0.5, floor = 0.125 }
+[threat]
+kind = "both"
+budget = 2
+radius = [0.1, 0.2]
+label_radius = 0.5
+norm = "inf"
+samples = [0, 3]
+static = false
+scope = "batch"
+[certify]
+relaxation = "lp"
+window = "T"
+program_window = 1
+solver = "highs"
+device = "cpu"
+memory = "1GiB"
+time_limit = 60
+[[property]]
+kind = "accuracy"
+at_least = 0.5
+on = "train"
+[[property]]
+kind = "loss"
+at_most = 1
+on = "train"
+""",
+    )
+    assert len(run.dataset.x_train) == 10
+    assert np.allclose(run.dataset.x_train.mean(axis=0), 0)
+    assert [type(m).__name__ for m in run.model] == ["Linear", "Tanh", "Linear", "Tanh", "Linear"]
+    assert all(m.bias is None for m in run.model if isinstance(m, torch.nn.Linear))
+    training = run.training
+    assert (training.epochs, training.batch_size, training.shuffle_seed) == (2, 4, 7)
+    assert (training.momentum, training.nesterov, training.weight_decay) == (0.9, True, 0.01)
+    assert [rule.rate for rule in training.update_rules(3)] == pytest.approx(
+        [0.25, 0.25 / 1.5, 0.125]
+    )
+    threat = run.threat
+    assert np.array_equal(threat.radius, [0.1, 0.2])
+    assert threat.label_radius == 0.5
+    assert list(threat.samples) == [0, 3]
+    assert (threat.budget, threat.static, threat.scope) == (2, False, "batch")
+    options = run.options
+    assert (options.relaxation, options.window, options.program_window) == ("lp", "T", 1)
+    assert (options.solver, options.memory, options.time_limit) == ("highs", "1GiB", 60)
+    assert [(p.kind, p.at_least, p.at_most) for p in run.properties] == [
+        ("accuracy", 0.5, None),
+        ("loss", None, 1.0),
+    ]
+
+
+def test_recorded_batches_and_rates(tmp_path: Path) -> None:
+    lines = "batches = [[0, 1], [2]]\nschedule = [0.5, 0.25]"
+    training = build(tmp_path, with_line("training", lines)).training
+    assert [list(b) for b in training.batch_order(9)] == [[0, 1], [2]]
+    assert [rule.rate for rule in training.update_rules(2)] == [0.5, 0.25]
+
+
+def test_seed_fixes_the_parameters_and_leaves_the_global_generator(tmp_path: Path) -> None:
+    torch.manual_seed(11)
+    state = torch.random.get_rng_state()
+    first = build(tmp_path, GOOD).model.state_dict()
+    assert torch.equal(state, torch.random.get_rng_state())
+    again = build(tmp_path, GOOD).model.state_dict()
+    other = build(tmp_path, with_line("model", "seed = 1")).model.state_dict()
+    assert all(torch.equal(first[k], again[k]) for k in first)
+    assert not torch.equal(first["0.weight"], other["0.weight"])
+
+
+def test_images_are_flattened(tmp_path: Path) -> None:
+    path = tmp_path / "images.npz"
+    np.savez(path, X=np.zeros((4, 3, 3)), y=np.array([0, 1, 0, 1]))
+    text = GOOD.replace("d.npz", "images.npz").replace("[2, 3, 2]", "[9, 2]")
+    model = build(tmp_path, text).model
+    assert model(torch.zeros(4, 3, 3, dtype=torch.float64)).shape == (4, 2)
+
+
+def test_state_file(tmp_path: Path) -> None:
+    saved = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.ReLU(), torch.nn.Linear(3, 2))
+    torch.save(saved.state_dict(), tmp_path / "state.pt")
+    model = build(tmp_path, with_line("model", 'state = "state.pt"')).model
+    assert torch.equal(model[0].weight, saved[0].weight.double())
+
+
+def test_bad_state_files(tmp_path: Path) -> None:
+    text = with_line("model", 'state = "state.pt"')
+    cases: list[tuple[Any, str, str]] = [
+        ({"0.weight": torch.zeros(2, 2)}, "0.weight (2, 2), where the model has 0.weight (3, 2)",
+         "the architecture that was saved"),
+        ([1, 2], "an object of type list that is not a state_dict", "torch.save"),
+        (torch.nn.Linear(2, 3), "cannot load with weights_only", "torch.save"),
+    ]  # fmt: skip
+    for saved, found, remedy in cases:
+        torch.save(saved, tmp_path / "state.pt")
+        with pytest.raises(ConfigurationError) as error:
+            build(tmp_path, text)
+        assert "state.pt" in error.value.asked
+        assert found in error.value.found
+        assert remedy in error.value.remedy
+    (tmp_path / "state.pt").write_bytes(b"junk")
+    with pytest.raises(ConfigurationError, match="cannot load"):
+        build(tmp_path, text)
+    (tmp_path / "state.pt").unlink()
+    with pytest.raises(ConfigurationError, match="no such file"):
+        build(tmp_path, text)
+
+
+FACTORY = GOOD.replace("layers = [2, 3, 2]", 'factory = "m.py:make"\nseed = 4')
+
+
+def test_factory(tmp_path: Path) -> None:
+    code = "from torch import nn\ndef make():\n    return nn.Sequential(nn.Linear(2, 2))\n"
+    (tmp_path / "m.py").write_text(code)
+    first, again = build(tmp_path, FACTORY).model, build(tmp_path, FACTORY).model
+    assert torch.equal(first[0].weight, again[0].weight)
+
+
+@pytest.mark.parametrize(
+    ("code", "found"),
+    [
+        ("def made():\n    pass\n", "no function 'make'"),
+        ("def make():\n    return 3\n", "an object of type int"),
+        ("def make():\n    return 1 / 0\n", "ZeroDivisionError: division by zero"),
+        ("def make(:\n", "SyntaxError"),
+        ("make = 3\n", "an object of type NoneType"),
+        (None, "no Python file at"),
+    ],
+)
+def test_bad_factories(tmp_path: Path, code: str | None, found: str) -> None:
+    if code is not None:
+        (tmp_path / "m.py").write_text(code)
+    with pytest.raises(ConfigurationError) as error:
+        build(tmp_path, FACTORY)
+    assert "m.py:make" in error.value.asked
+    assert found in error.value.found
+    assert error.value.remedy
+
+
+def test_factory_without_a_function_name(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match=r"no 'file\.py:function'"):
+        build(tmp_path, FACTORY.replace("m.py:make", "m.py"))
+
+
+@pytest.mark.parametrize(
+    ("text", "asked", "found"),
+    [
+        (GOOD.replace("[2, 3, 2]", "[4, 3, 2]"), "layers = [4, 3, 2]", "2 features"),
+        (GOOD.replace("d.npz", "absent.npz"), "absent.npz", "no file at"),
+        (GOOD.replace("cross_entropy", "cross_entropie"), "cross_entropie", "no such loss"),
+        (with_line("data", "noise = 0.1"), "d.npz", "only the generated set"),
+        (
+            GOOD.replace("0.25", "0.0") + "[[property]]\nkind = 'accuracy'\n",
+            "property 1 (accuracy)",
+            "without a test part",
+        ),
+    ],
+)
+def test_parts_that_do_not_fit(tmp_path: Path, text: str, asked: str, found: str) -> None:
+    config = load(tmp_path, text)
+    with pytest.raises(MilpAgtError) as error:
+        config.build()
+    assert asked in error.value.asked
+    assert found in error.value.found
+    assert error.value.remedy
+
+
+def test_errors_are_value_errors(tmp_path: Path) -> None:
+    assert isinstance(failure(tmp_path, "x = 1"), InvalidInputError)
+    assert isinstance(failure(tmp_path, "x = 1"), ValueError)
+
+
+def test_the_readable_form_in_a_result_is_the_file(tmp_path: Path) -> None:
+    config = load(tmp_path, GOOD)
+    dumped = config.model_dump(by_alias=True, exclude_unset=True, mode="json")
+    assert dumped == tomllib.loads(GOOD)

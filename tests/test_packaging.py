@@ -1,0 +1,197 @@
+"""The house: one top-level name, complete packages, cheap import, imports that run one way."""
+
+from __future__ import annotations
+
+import ast
+import os
+import shutil
+import subprocess
+import sys
+import tomllib
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+MAPPED = {"milp_agt": "milp_agt", "milp_agt.formulations": "formulations"}
+MAPPED["milp_agt.solvers"] = "solvers"
+
+
+def folder_of(package: str) -> Path:
+    """The real folder of a package: the longest mapped prefix, then the rest of the name."""
+    prefix = max((p for p in MAPPED if package == p or package.startswith(f"{p}.")), key=len)
+    rest = package.removeprefix(prefix).strip(".").split(".")
+    return ROOT.joinpath(MAPPED[prefix], *filter(None, rest))
+
+
+def modules() -> Iterator[tuple[str, Path]]:
+    """Every module by its import name."""
+    for package in PYPROJECT["tool"]["setuptools"]["packages"]:
+        for path in sorted(folder_of(package).glob("*.py")):
+            yield (package if path.stem == "__init__" else f"{package}.{path.stem}"), path
+
+
+def test_packages_are_the_folders_on_disk() -> None:
+    found = {"milp_agt"}
+    for package, top in MAPPED.items():
+        for folder in (ROOT / top).rglob("*"):
+            inside = folder.relative_to(ROOT / top)
+            if folder.is_dir() and not folder.is_symlink() and any(folder.glob("*.py")):
+                found.add(".".join([package, *inside.parts]))
+    found |= set(MAPPED)
+    assert set(PYPROJECT["tool"]["setuptools"]["packages"]) == found
+    assert PYPROJECT["tool"]["setuptools"]["package-dir"] == MAPPED
+
+
+@pytest.mark.parametrize("room", ["formulations", "solvers"])
+def test_links_are_relative(room: str) -> None:
+    assert os.readlink(ROOT / "milp_agt" / room) == f"../{room}"
+
+
+@pytest.mark.parametrize("room", ["formulations", "solvers"])
+def test_a_second_copy_of_a_room_is_refused(room: str) -> None:
+    code = f"import {room}"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode != 0
+    assert f"milp_agt.{room}" in done.stderr
+
+
+def test_wheel_has_one_top_level_name_and_every_module(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    source.mkdir()
+    for name in ("milp_agt", "formulations", "solvers"):
+        ignore = shutil.ignore_patterns("__pycache__")
+        shutil.copytree(ROOT / name, source / name, symlinks=True, ignore=ignore)
+    for name in ("pyproject.toml", "LICENSE", "README.md"):
+        if (ROOT / name).exists():
+            shutil.copy(ROOT / name, source)
+    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-index"]
+    command += ["--no-build-isolation", "--wheel-dir", str(tmp_path), str(source)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    (wheel,) = tmp_path.glob("*.whl")
+    names = zipfile.ZipFile(wheel).namelist()
+    tops = {name.split("/")[0] for name in names}
+    assert {top for top in tops if not top.endswith(".dist-info")} == {"milp_agt"}
+    wanted = {
+        name.replace(".", "/") + ("/__init__.py" if path.stem == "__init__" else ".py")
+        for name, path in modules()
+    }
+    assert wanted <= set(names)
+    assert "milp_agt/py.typed" in names
+
+
+@pytest.mark.parametrize("module", ["milp_agt", "milp_agt.cli"])
+def test_import_costs_neither_torch_nor_a_solver(module: str) -> None:
+    heavy = "{'torch', 'scipy', 'highspy', 'gurobipy', 'pyscipopt', 'cvxpy', 'networkx'}"
+    code = f"import sys, {module}; print(sorted({heavy} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def imported(path: Path, module: str) -> set[str]:
+    """Every module of ours that a file imports, lazily or for types included."""
+    package = module if path.stem == "__init__" else module.rpartition(".")[0]
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                parts = package.split(".")
+                above = parts[: len(parts) - node.level + 1]
+                base = ".".join([*above, *filter(None, [base])])
+            names |= {base} | {f"{base}.{alias.name}" for alias in node.names}
+    return {name for name in names if name == "milp_agt" or name.startswith("milp_agt.")}
+
+
+def room(module: str) -> str:
+    """core, engines, formulations or solvers; the module's own name elsewhere; '' for the root."""
+    parts = module.split(".")
+    return parts[1] if len(parts) > 1 else ""
+
+
+ALLOWED = {
+    "errors": set(),
+    "core": {"core", "errors"},
+    "formulations": {"formulations", "core", "errors"},
+    "solvers": {"solvers", "core", "errors"},
+    "engines": {"engines", "core", "formulations", "errors"},
+}
+SOLVERS_TOO = "milp_agt.engines.program"
+
+
+def wrong_arrows(module: str, names: set[str]) -> list[str]:
+    """The imports of a module that its room may not have."""
+    allowed = ALLOWED.get(room(module))
+    wrong = []
+    for name in sorted(names):
+        target = room(name)
+        if target in ("cli", "__main__") and module != "milp_agt.__main__":
+            wrong.append(name)
+        if allowed is None or target in ("", *allowed):
+            continue
+        if target == "solvers" and (module + ".").startswith(SOLVERS_TOO + "."):
+            continue
+        wrong.append(name)
+    return wrong
+
+
+@pytest.mark.parametrize(("module", "path"), list(modules()), ids=lambda value: str(value))
+def test_imports_run_one_way(module: str, path: Path) -> None:
+    names = imported(path, module)
+    if room(module) in ALLOWED:
+        assert not any(name == "milp_agt" for name in names if not _is_prefix(name, names))
+    assert wrong_arrows(module, names) == []
+
+
+def _is_prefix(name: str, names: set[str]) -> bool:
+    """Whether ``name`` stands only for ``from name import room``, which is judged by the room."""
+    return any(other.startswith(f"{name}.") for other in names)
+
+
+@pytest.mark.parametrize(
+    ("module", "target"),
+    [
+        ("milp_agt.core.graph", "milp_agt.formulations.relu"),
+        ("milp_agt.core.graph", "milp_agt.training"),
+        ("milp_agt.formulations.relu", "milp_agt.solvers.base"),
+        ("milp_agt.solvers.highs", "milp_agt.formulations.base"),
+        ("milp_agt.engines.linear", "milp_agt.solvers.base"),
+        ("milp_agt.engines.linear", "milp_agt.certify"),
+        ("milp_agt.certify", "milp_agt.cli"),
+        ("milp_agt.errors", "milp_agt.core"),
+    ],
+)
+def test_a_wrong_arrow_is_seen(module: str, target: str) -> None:
+    assert wrong_arrows(module, {target}) == [target]
+
+
+def test_relative_and_lazy_imports_are_seen(tmp_path: Path) -> None:
+    path = tmp_path / "relu.py"
+    path.write_text("def f():\n    from ..solvers import base\n    from . import linear\n")
+    found = imported(path, "milp_agt.formulations.relu")
+    assert "milp_agt.solvers.base" in found
+    assert "milp_agt.formulations.linear" in found
+
+
+@pytest.mark.parametrize(
+    ("library", "rooms"),
+    [("torch", {"solvers"}), ("highspy", {"core", "formulations", "engines"}), ("gurobipy", None)],
+)
+def test_heavy_libraries_stay_in_their_rooms(library: str, rooms: set[str] | None) -> None:
+    guilty = []
+    for module, path in modules():
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
+            if isinstance(node, ast.ImportFrom) and not node.level:
+                names.append(node.module or "")
+            if any(name.split(".")[0] == library for name in names):
+                outside = room(module) != "solvers" if rooms is None else room(module) in rooms
+                if outside:
+                    guilty.append(module)
+    assert guilty == []
