@@ -1,0 +1,56 @@
+"""The registry of operations, and the elementwise linear bounds that they hand to the walk."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from milp_agt.core.operation import Operation
+from milp_agt.errors import UnsupportedOperationError
+
+_OPERATIONS: dict[str, type[Operation]] = {}
+
+
+def register(operation: type[Operation]) -> type[Operation]:
+    """Class decorator: enter an operation under its key; a key that is taken raises."""
+    if operation.key in _OPERATIONS:
+        raise UnsupportedOperationError(
+            f"Operation '{operation.key}' was registered twice",
+            f"{_OPERATIONS[operation.key].__name__} and {operation.__name__}",
+            "choose another key",
+        )
+    _OPERATIONS[operation.key] = operation
+    return operation
+
+
+def operations() -> dict[str, type[Operation]]:
+    """Every registered operation by key. All modules of this package are imported first."""
+    import milp_agt.formulations as package
+
+    for module in pkgutil.iter_modules(package.__path__):
+        importlib.import_module(f"{package.__name__}.{module.name}")
+    return dict(sorted(_OPERATIONS.items()))
+
+
+@dataclass(frozen=True, slots=True)
+class ElementwisePlanes:
+    """``slope_lower u + lower[s] <= v <= slope_upper u + upper[s]``, elementwise.
+
+    Slopes have the shape of the node, ([samples], *shape); offsets have states before it. Where both
+    slopes are one tensor, the pull does not depend on the signs of the coefficients.
+    """
+
+    slope_lower: Tensor
+    slope_upper: Tensor
+    lower: Tensor
+    upper: Tensor
+    magnitude: Tensor
+
+    def pull(self, coefficients: Tensor) -> tuple[Tensor, ...]:
+        if self.slope_lower is self.slope_upper:
+            return (coefficients * self.slope_lower,)
+        positive = coefficients.clamp(min=0.0)
+        return (positive * self.slope_lower + (coefficients - positive) * self.slope_upper,)

@@ -1,0 +1,45 @@
+"""Binary cross entropy on the logit."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from milp_agt.core.graph import Graph, Node
+from milp_agt.core.interval import Interval
+from milp_agt.formulations.linear import Combine
+from milp_agt.formulations.loss import Loss, register_loss, single_output
+from milp_agt.formulations.sigmoid import Sigmoid
+
+
+@register_loss
+class BinaryCrossEntropy(Loss):
+    """``loss = log(1 + exp(f)) - y f`` with y in {0, 1}, gradient ``sigmoid(f) - y``."""
+
+    key = "bce"
+    is_classification = True
+    formula = "log(1 + exp(f)) - y f, y in {0, 1}, on the logit"
+
+    def classes(self, outputs: int) -> int:
+        return single_output(self.key, outputs)
+
+    def encode(self, labels: Tensor, outputs: int) -> Tensor:
+        return labels.to(torch.float64).reshape(-1, 1)
+
+    def gradient(self, graph: Graph, prediction: Node, labels: Node) -> Node:
+        probability = graph.add(Sigmoid(), prediction, name="probability")
+        return Combine.build(graph, [(1.0, probability), (-1.0, labels)], name="loss_gradient")
+
+    def value(self, prediction: Tensor, labels: Tensor) -> Tensor:
+        return (functional.softplus(prediction) - labels * prediction).squeeze(-1)
+
+    def forms(self, labels: Tensor, outputs: int) -> tuple[Tensor, Tensor]:
+        signs = (2.0 * labels - 1.0).reshape(-1, 1, 1)
+        return signs, torch.zeros(len(labels), 1, dtype=torch.float64)
+
+    def of_forms(self, forms: Interval) -> Interval:
+        return Interval(
+            functional.softplus(-forms.upper).squeeze(-1),
+            functional.softplus(-forms.lower).squeeze(-1),
+        )

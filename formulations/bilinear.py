@@ -1,0 +1,333 @@
+"""Einsum of two variable operands: products of activations, parameters, gradients and data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import scipy.sparse as sp
+import torch
+from torch import Tensor
+
+from milp_agt.core.encoder import Encoder
+from milp_agt.core.expression import Array, Expression, Index, add
+from milp_agt.core.graph import Graph, Node, Signature
+from milp_agt.core.interval import CLEAN, Interval
+from milp_agt.core.operation import Operation, Relaxed
+from milp_agt.core.rounding import TINY, gamma
+from milp_agt.errors import EncodingError
+from milp_agt.formulations.base import register
+
+# Above this count of scalar products (over all states) intervals are multiplied in midpoint-radius
+# form: two matrix products instead of four corner products for each scalar product.
+EXACT_PRODUCTS_LIMIT = 2**25
+
+
+@dataclass(frozen=True, slots=True)
+class BilinearPlanes:
+    """McCormick-type planes of ``v = einsum(a, b)`` through the centres ``(a_c, b_c)``.
+
+    With ``p = b_c`` and ``q = a_c``, both planes are ``einsum(a, b_c) + einsum(a_c, b) + offset``;
+    the offsets are sums over the contracted index of the corner values of
+    ``a b - p a - q b`` (McCormick 1976 for the four corners; any p and q are valid).
+    """
+
+    letters: tuple[str, str, str]
+    centre_a: Tensor
+    centre_b: Tensor
+    lower: Tensor
+    upper: Tensor
+    magnitude: Tensor
+
+    def pull(self, coefficients: Tensor) -> tuple[Tensor, ...]:
+        a, b, out = self.letters
+        return (
+            torch.einsum(f"r{out},{b}->r{a}", coefficients, self.centre_b),
+            torch.einsum(f"r{out},{a}->r{b}", coefficients, self.centre_a),
+        )
+
+
+@register
+@dataclass(frozen=True)
+class Einsum(Operation):
+    """``v = einsum(equation, a, b)``; the letter ``n`` is the sample axis, ``r`` is reserved.
+
+    Sums over the samples are a node of their own, so ``n`` stands in the result whenever it stands
+    in an operand. Every letter of the result stands in an operand, none twice.
+    """
+
+    equation: str
+    key = "bilinear"
+    exactness = "McCormick envelopes; exact where an operand is a point"
+    letters: tuple[str, str, str] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        operands, out = self.equation.split("->")
+        a, b = operands.split(",")
+        object.__setattr__(self, "letters", (a, b, out))
+        if "n" in a + b and not out.startswith("n"):
+            raise EncodingError(f"Einsum '{self.equation}' sums over samples", "", "use SumSamples")
+
+    def infer(self, *inputs: Signature) -> Signature:
+        sizes: dict[str, int] = {}
+        for letters, signature in zip(self.letters[:2], inputs, strict=True):
+            own = letters[1:] if signature.batched else letters
+            if signature.batched != letters.startswith("n") or len(own) != len(signature.shape):
+                raise EncodingError(f"Einsum '{self.equation}' does not fit", f"{inputs}")
+            for letter, extent in zip(own, signature.shape, strict=True):
+                if sizes.setdefault(letter, extent) != extent:
+                    raise EncodingError(
+                        f"Einsum '{self.equation}' needs one extent for '{letter}'",
+                        f"{sizes[letter]} and {extent}",
+                    )
+        out = self.letters[2]
+        return Signature(tuple(sizes[x] for x in out if x != "n"), out.startswith("n"))
+
+    @property
+    def contracted(self) -> str:
+        a, b, out = self.letters
+        return "".join(sorted(set(a + b) - set(out)))
+
+    def _einsum(self, a: Tensor, b: Tensor) -> Tensor:
+        first, second, out = self.letters
+        return torch.einsum(f"...{first},...{second}->...{out}", a, b)
+
+    def _full(self, tensor: Tensor, operand: int) -> Tensor:
+        """Align an operand with the full index: letters of the result, then the contracted ones."""
+        letters = self.letters[operand]
+        full = self.letters[2] + self.contracted
+        lead = tensor.dim() - len(letters)
+        present = [x for x in full if x in letters]
+        order = [*range(lead), *(lead + letters.index(x) for x in present)]
+        aligned = tensor.permute(order)
+        for position, letter in enumerate(full):
+            if letter not in letters:
+                aligned = aligned.unsqueeze(lead + position)
+        return aligned
+
+    def value(self, *inputs: Tensor) -> Tensor:
+        return self._einsum(*inputs)
+
+    def _products(self, a: Interval, b: Interval) -> Interval:
+        """Box of ``sum a b``; exact corner products, or midpoint-radius ones (Rump 1999) for size."""
+        corners = self._corner_sum(a, b)
+        if corners is not None:
+            return corners
+        centre_a, centre_b = a.centre, b.centre
+        radius_a, radius_b = _radius(a, centre_a), _radius(b, centre_b)
+        middle = self._einsum(centre_a, centre_b)
+        radius = self._einsum(centre_a.abs() + radius_a, radius_b) + self._einsum(
+            radius_a, centre_b.abs()
+        )
+        return Interval(middle - radius, middle + radius)
+
+    def _corner_sum(self, a: Interval, b: Interval) -> Interval | None:
+        """Sum over the contracted index of the exact products; None where that is too large."""
+        a_lower, a_upper = self._full(a.lower, 0), self._full(a.upper, 0)
+        b_lower, b_upper = self._full(b.lower, 1), self._full(b.upper, 1)
+        count = torch.broadcast_shapes(a_lower.shape, b_lower.shape).numel()
+        if count > EXACT_PRODUCTS_LIMIT:
+            return None
+        if b.lower is b.upper:
+            first, second = a_lower * b_lower, a_upper * b_lower
+            lower, upper = torch.minimum(first, second), torch.maximum(first, second)
+        else:
+            ll, lu = a_lower * b_lower, a_lower * b_upper
+            ul, uu = a_upper * b_lower, a_upper * b_upper
+            lower = torch.minimum(torch.minimum(ll, lu), torch.minimum(ul, uu))
+            upper = torch.maximum(torch.maximum(ll, lu), torch.maximum(ul, uu))
+        dims = list(range(-len(self.contracted), 0))
+        return Interval(lower.sum(dims), upper.sum(dims)) if dims else Interval(lower, upper)
+
+    def _gamma(self, a: Tensor, b: Tensor) -> float:
+        """Covers the run's own sum and ours: both have as many terms as the contracted index."""
+        sizes = dict(zip(self.letters[0], a.shape[-len(self.letters[0]) :], strict=True))
+        terms = 1
+        for letter in self.contracted:
+            terms *= sizes[letter]
+        return gamma(4 * terms + 16)
+
+    def interval(self, *inputs: Interval) -> Interval:
+        a, b = inputs
+        size = self._einsum(a.magnitude, b.magnitude)
+        return self._products(a, b).widen(size * self._gamma(a.lower, b.lower) + TINY)
+
+    def relax(self, *inputs: Interval) -> Relaxed:
+        a, b = inputs
+        centre_a, centre_b = a.centre[CLEAN], b.centre[CLEAN]
+        away_a = Interval(a.lower - centre_a, a.upper - centre_a)
+        away_b = Interval(b.lower - centre_b, b.upper - centre_b)
+        errors = self._products(away_a, away_b)
+        middle = self._einsum(centre_a, centre_b)
+        size = self._einsum(a.magnitude.amax(0), b.magnitude.amax(0))
+        # |a b| + |p a| + |q b| + |a_c b_c| <= 4 max|a| max|b|
+        slack = 4 * size * self._gamma(centre_a, centre_b) + TINY
+        return BilinearPlanes(
+            self.letters,
+            centre_a,
+            centre_b,
+            errors.lower - middle - slack,
+            errors.upper - middle + slack,
+            4 * size,
+        )
+
+    def vjp(
+        self, graph: Graph, node: Node, cotangent: Node, wanted: tuple[bool, ...]
+    ) -> tuple[Node | None, ...]:
+        from milp_agt.formulations.linear import SumSamples
+
+        a, b, out = self.letters
+        first, second = graph.inputs(node)
+        pulled: list[Node | None] = []
+        roles = ((first, a, second, b), (second, b, first, a))
+        for (target, letters, other, other_letters), want in zip(roles, wanted, strict=True):
+            if not want:
+                pulled.append(None)
+                continue
+            per_sample = letters if letters.startswith("n") or not node.batched else "n" + letters
+            term = graph.add(Einsum(f"{out},{other_letters}->{per_sample}"), cotangent, other)
+            pulled.append(
+                term
+                if per_sample == letters
+                else graph.add(SumSamples(len(target.shape)), term)
+            )
+        return tuple(pulled)
+
+    def encode(
+        self, encoder: Encoder, inputs: tuple[Expression, ...], ranges: tuple[Interval, ...]
+    ) -> Expression:
+        a, b = ranges
+        index_a, index_b, total = self._index(inputs[0].shape, inputs[1].shape)
+        shape = _out_shape(self.letters, inputs[0].shape, inputs[1].shape)
+        for fixed, other, order in ((0, 1, (index_a, index_b)), (1, 0, (index_b, index_a))):
+            if _is_point(ranges[fixed]):
+                factor = ranges[fixed].lower[CLEAN].cpu().numpy().reshape(-1)[order[0]]
+                exact = inputs[other].take(order[1]).scale(factor).apply(total, shape)
+                return exact.blur(self._rounding(a, b))
+        if _is_point(a.clean) or _is_point(b.clean):
+            return self._encode_planes(encoder, inputs, ranges, index_a, index_b, total, shape)
+        products = self._encode_products(encoder, inputs, ranges, index_a, index_b)
+        return products.apply(total, shape).blur(self._rounding(a, b))
+
+    def _rounding(self, a: Interval, b: Interval) -> Array:
+        """Error of the run's sum and of the coefficients here, for each element of the result."""
+        size = self._einsum(a.magnitude.amax(0), b.magnitude.amax(0))
+        error = size * self._gamma(a.lower, b.lower) + TINY
+        return np.asarray(error.detach().cpu().numpy(), dtype=np.float64)
+
+    def _index(
+        self, shape_a: tuple[int, ...], shape_b: tuple[int, ...]
+    ) -> tuple[Index, Index, sp.csr_matrix]:
+        """Flat indices of both operands over the full index, and the map that sums contracted terms."""
+        flat_a = torch.arange(int(np.prod(shape_a))).reshape(shape_a)
+        flat_b = torch.arange(int(np.prod(shape_b))).reshape(shape_b)
+        first, second = torch.broadcast_tensors(self._full(flat_a, 0), self._full(flat_b, 1))
+        terms = 1
+        for extent in first.shape[first.dim() - len(self.contracted) :]:
+            terms *= extent if self.contracted else 1
+        size = first.numel() // terms
+        total = sp.kron(sp.eye_array(size), np.ones((1, terms)), format="csr")
+        return first.reshape(-1).numpy(), second.reshape(-1).numpy(), sp.csr_matrix(total)
+
+    def _encode_planes(
+        self,
+        encoder: Encoder,
+        inputs: tuple[Expression, ...],
+        ranges: tuple[Interval, ...],
+        index_a: Index,
+        index_b: Index,
+        total: sp.csr_matrix,
+        shape: tuple[int, ...],
+    ) -> Expression:
+        """An operand is a point unless poisoned: the planes of the walk, with an error column each."""
+        planes = self.relax(*ranges)
+        assert isinstance(planes, BilinearPlanes)
+        centre_a = planes.centre_a.cpu().numpy().reshape(-1)
+        centre_b = planes.centre_b.cpu().numpy().reshape(-1)
+        linear = add(
+            [
+                inputs[0].take(index_a).scale(centre_b[index_b]),
+                inputs[1].take(index_b).scale(centre_a[index_a]),
+            ]
+        ).apply(total, shape)
+        offsets = Interval(planes.lower, planes.upper)
+        hull = offsets.hull()
+        error = encoder.columns(hull.lower.cpu().numpy(), hull.upper.cpu().numpy())
+        encoder.conditional(error, offsets)
+        return add([linear, error]).blur(self._rounding(*ranges))
+
+    def _encode_products(
+        self,
+        encoder: Encoder,
+        inputs: tuple[Expression, ...],
+        ranges: tuple[Interval, ...],
+        index_a: Index,
+        index_b: Index,
+    ) -> Expression:
+        """One column for each scalar product, with the McCormick rows of both states and the centre."""
+        a = _flattened(inputs[0].take(index_a))
+        b = _flattened(inputs[1].take(index_b))
+        box_a, box_b = _flat(ranges[0], index_a), _flat(ranges[1], index_b)
+        products = _product_box(box_a, box_b)
+        size = (box_a.magnitude * box_b.magnitude).amax(0)
+        slack = 4 * size * gamma(16) + TINY
+        hull = products.hull().widen(slack)
+        column = encoder.columns(hull.lower.cpu().numpy(), hull.upper.cpu().numpy())
+        clean_a, clean_b = box_a.clean, box_b.clean
+        worst_a, worst_b = box_a.hull(), box_b.hull()
+        below = [(clean_a.lower[0], clean_b.lower[0]), (clean_a.upper[0], clean_b.upper[0])]
+        above = [(clean_a.lower[0], clean_b.upper[0]), (clean_a.upper[0], clean_b.lower[0])]
+        centre = (clean_a.centre[0], clean_b.centre[0])
+        if box_a.lower.shape[0] > 1 or box_b.lower.shape[0] > 1:
+            below += [(worst_a.lower, worst_b.lower), (worst_a.upper, worst_b.upper), centre]
+            above += [(worst_a.lower, worst_b.upper), (worst_a.upper, worst_b.lower), centre]
+        for corners, is_lower in ((below, True), (above, False)):
+            for q, p in corners:
+                # a b - p a - q b = (a - q)(b - p) - p q
+                away = _product_box(
+                    Interval(box_a.lower - q, box_a.upper - q),
+                    Interval(box_b.lower - p, box_b.upper - p),
+                )
+                form = add([column, a.scale(-p.cpu().numpy()), b.scale(-q.cpu().numpy())])
+                if is_lower:
+                    encoder.at_least(form, away.lower - p * q - slack)
+                else:
+                    encoder.at_most(form, away.upper - p * q + slack)
+        return column
+
+
+def _flattened(expression: Expression) -> Expression:
+    return expression.reshape((expression.size,))
+
+
+def _radius(box: Interval, centre: Tensor) -> Tensor:
+    return torch.maximum(box.upper - centre, centre - box.lower)
+
+
+def _is_point(box: Interval) -> bool:
+    """One and the same value in all states."""
+    return bool((box.lower == box.upper).all()) and bool((box.lower == box.lower[:1]).all())
+
+
+def _flat(box: Interval, index: Index) -> Interval:
+    """Ranges of the operand of each scalar product, shape (states, products)."""
+    picked = torch.from_numpy(index).to(box.lower.device)
+    return Interval(box.lower.flatten(1)[:, picked], box.upper.flatten(1)[:, picked])
+
+
+def _product_box(a: Interval, b: Interval) -> Interval:
+    corners = torch.stack(
+        torch.broadcast_tensors(
+            a.lower * b.lower, a.lower * b.upper, a.upper * b.lower, a.upper * b.upper
+        )
+    )
+    return Interval(corners.amin(0), corners.amax(0))
+
+
+def _out_shape(
+    letters: tuple[str, str, str], shape_a: tuple[int, ...], shape_b: tuple[int, ...]
+) -> tuple[int, ...]:
+    sizes = dict(zip(letters[0], shape_a, strict=True)) | dict(
+        zip(letters[1], shape_b, strict=True)
+    )
+    return tuple(sizes[x] for x in letters[2])

@@ -1,0 +1,80 @@
+"""Cross entropy on logits."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from milp_agt.core.graph import Graph, Node
+from milp_agt.core.interval import Interval
+from milp_agt.errors import InvalidInputError
+from milp_agt.formulations.exponential import Exponential
+from milp_agt.formulations.linear import Affine, Combine
+from milp_agt.formulations.loss import Loss, margin_forms, register_loss
+from milp_agt.formulations.reciprocal import Reciprocal
+from milp_agt.formulations.sigmoid import Sigmoid
+
+
+@register_loss
+class CrossEntropy(Loss):
+    """``loss = log sum_k exp(f_k) - f_y``, gradient ``softmax(f) - onehot(y)``.
+
+    Two classes: the sigmoid of the difference of the logits, one node for both outputs. More:
+    ``p_j = 1 / (1 + sum_{k != j} exp(f_k - f_j))``, so that softmax needs no rule of its own; its
+    box is exact, because p_j increases in f_j and decreases in the other logits.
+    """
+
+    key = "cross_entropy"
+    is_classification = True
+    formula = "log sum_k exp(f_k) - f_y"
+
+    def classes(self, outputs: int) -> int:
+        if outputs < 2:
+            raise InvalidInputError(
+                "Loss 'cross_entropy' needs a model with one output for each class",
+                f"{outputs} output",
+                "use loss 'bce' for one logit",
+            )
+        return outputs
+
+    def encode(self, labels: Tensor, outputs: int) -> Tensor:
+        return torch.eye(outputs, dtype=torch.float64)[labels.long()]
+
+    def gradient(self, graph: Graph, prediction: Node, labels: Node) -> Node:
+        classes = prediction.shape[0]
+        if classes == 2:
+            difference = Affine(torch.tensor([[-1.0, 1.0]], dtype=torch.float64))
+            second = graph.add(Sigmoid(), graph.add(difference, prediction), name="probability")
+            spread = Affine(
+                torch.tensor([[-1.0], [1.0]], dtype=torch.float64),
+                torch.tensor([1.0, 0.0], dtype=torch.float64),
+            )
+            probability = graph.add(spread, second)
+        else:
+            eye = torch.eye(classes, dtype=torch.float64)
+            pairs = [(j, k) for j in range(classes) for k in range(classes) if k != j]
+            differences = torch.stack([eye[k] - eye[j] for j, k in pairs])
+            exponentials = graph.add(Exponential(), graph.add(Affine(differences), prediction))
+            total = Affine(
+                eye.repeat_interleave(classes - 1, dim=1), torch.ones(classes, dtype=torch.float64)
+            )
+            probability = graph.add(
+                Reciprocal(), graph.add(total, exponentials), name="probability"
+            )
+        return Combine.build(graph, [(1.0, probability), (-1.0, labels)], name="loss_gradient")
+
+    def value(self, prediction: Tensor, labels: Tensor) -> Tensor:
+        return torch.logsumexp(prediction, -1) - (labels * prediction).sum(-1)
+
+    def forms(self, labels: Tensor, outputs: int) -> tuple[Tensor, Tensor]:
+        coefficients = margin_forms(labels.argmax(-1), outputs)
+        return coefficients, torch.zeros(coefficients.shape[:2], dtype=torch.float64)
+
+    def of_forms(self, forms: Interval) -> Interval:
+        """``log(1 + sum_k exp(-margin_k))``, decreasing in every margin."""
+
+        def loss(margins: Tensor) -> Tensor:
+            zero = torch.zeros_like(margins[..., :1])
+            return torch.logsumexp(torch.cat([zero, -margins], -1), -1)
+
+        return Interval(loss(forms.upper), loss(forms.lower))

@@ -1,0 +1,42 @@
+"""The exponential function, a part of softmax."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from milp_agt.core.interval import Interval
+from milp_agt.formulations.base import register
+from milp_agt.formulations.univariate import Smooth
+
+
+CAP = 700.0
+
+
+@register
+@dataclass(frozen=True)
+class Exponential(Smooth):
+    """``f(x) = exp(min(x, 700))``, increasing and convex below 700; ``f' = m`` at ``log(m)``.
+
+    The cap keeps ranges finite. Softmax divides by the result: beyond the cap it is off by less
+    than 1e-300, which the absolute error granted to every operation covers.
+    """
+
+    key = "exponential"
+    exactness = "chord slope with exact offsets; chord and tangent rows"
+
+    def value(self, *inputs: Tensor) -> Tensor:
+        return torch.exp(inputs[0].clamp(max=CAP))
+
+    def derivative(self, x: Tensor) -> Tensor:
+        return torch.where(x > CAP, 0.0, torch.exp(x.clamp(max=CAP)))
+
+    def stationary(self, slope: Tensor) -> tuple[Tensor, ...]:
+        # The kink at the cap is an extreme as well.
+        return torch.log(slope), torch.full_like(slope, CAP)
+
+    def interval(self, *inputs: Interval) -> Interval:
+        box = self.monotone(inputs[0].lower, inputs[0].upper)
+        return Interval(box.lower.clamp(min=0.0), box.upper)

@@ -1,0 +1,56 @@
+"""Hinge loss for two classes."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from milp_agt.core.graph import Graph, Node
+from milp_agt.core.interval import Interval
+from milp_agt.formulations.bilinear import Einsum
+from milp_agt.formulations.linear import Combine
+from milp_agt.formulations.loss import Loss, register_loss, single_output
+from milp_agt.formulations.step import Step
+
+
+@register_loss
+class Hinge(Loss):
+    """``loss = max(0, 1 - y f)`` with labels 0/1 mapped to y in {-1, 1}.
+
+    The gradient is ``-y step(1 - y f)``, zero at the kink. It is built from
+    ``y = 2 q - 1`` with the label weight q in {0, 1} as
+    ``-q step(1 - f) + (1 - q) step(1 + f)``, which is exact at both labels and keeps the label out of
+    the argument of the step.
+    """
+
+    key = "hinge"
+    is_classification = True
+    formula = "max(0, 1 - y f), labels 0/1 mapped to y in {-1, 1}"
+
+    def classes(self, outputs: int) -> int:
+        return single_output(self.key, outputs)
+
+    def encode(self, labels: Tensor, outputs: int) -> Tensor:
+        return labels.to(torch.float64).reshape(-1, 1)
+
+    def gradient(self, graph: Graph, prediction: Node, labels: Node) -> Node:
+        one = torch.ones(1, dtype=torch.float64)
+        below = graph.add(Step(), Combine.build(graph, [(-1.0, prediction)], one))
+        above = graph.add(Step(), Combine.build(graph, [(1.0, prediction)], one))
+        other = Combine.build(graph, [(-1.0, labels)], one)
+        positive = graph.add(Einsum("na,na->na"), labels, below)
+        negative = graph.add(Einsum("na,na->na"), other, above)
+        return Combine.build(graph, [(1.0, negative), (-1.0, positive)], name="loss_gradient")
+
+    def value(self, prediction: Tensor, labels: Tensor) -> Tensor:
+        return (1.0 - (2.0 * labels - 1.0) * prediction).clamp(min=0.0).squeeze(-1)
+
+    def forms(self, labels: Tensor, outputs: int) -> tuple[Tensor, Tensor]:
+        signs = (2.0 * labels - 1.0).reshape(-1, 1, 1)
+        return signs, torch.zeros(len(labels), 1, dtype=torch.float64)
+
+    def of_forms(self, forms: Interval) -> Interval:
+        return Interval(
+            (1.0 - forms.upper).clamp(min=0.0).squeeze(-1),
+            (1.0 - forms.lower).clamp(min=0.0).squeeze(-1),
+        )

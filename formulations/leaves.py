@@ -1,0 +1,102 @@
+"""Leaves of the graph: parameters, constants and the data of a batch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from milp_agt.core.encoder import Encoder
+from milp_agt.core.expression import Expression
+from milp_agt.core.graph import Graph, Node, Signature
+from milp_agt.core.interval import Interval
+from milp_agt.core.operation import Operation, Relaxed
+from milp_agt.errors import EncodingError
+from milp_agt.formulations.base import register
+
+
+@dataclass(frozen=True)
+class _Leaf(Operation):
+    """A node without inputs; the engines bind its value, box or columns."""
+
+    shape: tuple[int, ...]
+    batched = False
+
+    def infer(self, *inputs: Signature) -> Signature:
+        if inputs:
+            raise EncodingError(f"A leaf '{self.key}' has no inputs", f"{len(inputs)} inputs")
+        return Signature(self.shape, self.batched)
+
+    def value(self, *inputs: Tensor) -> Tensor:
+        raise EncodingError(f"A leaf '{self.key}' was evaluated", "no value bound to it")
+
+    def interval(self, *inputs: Interval) -> Interval:
+        raise EncodingError(f"A leaf '{self.key}' was bounded", "no box bound to it")
+
+    def relax(self, *inputs: Interval) -> Relaxed:
+        raise EncodingError(f"A leaf '{self.key}' was relaxed", "leaves end the walk")
+
+    def encode(
+        self, encoder: Encoder, inputs: tuple[Expression, ...], ranges: tuple[Interval, ...]
+    ) -> Expression:
+        raise EncodingError(f"A leaf '{self.key}' was encoded", "no columns bound to it")
+
+    def vjp(
+        self, graph: Graph, node: Node, cotangent: Node, wanted: tuple[bool, ...]
+    ) -> tuple[Node | None, ...]:
+        return ()
+
+
+@register
+@dataclass(frozen=True)
+class Parameter(_Leaf):
+    """A trainable tensor at the start of the step; its box is part of the reachable set."""
+
+    key = "parameter"
+    exactness = "box of the reachable set, or forms through the window"
+
+
+@register
+@dataclass(frozen=True)
+class Features(_Leaf):
+    """Features of the batch: nominal value plus a perturbation that the threat model admits."""
+
+    key = "features"
+    batched = True
+    exactness = "perturbation leaf, shared over steps by a static adversary"
+
+
+@register
+@dataclass(frozen=True)
+class Labels(_Leaf):
+    """Encoded labels of the batch: nominal value plus a move that the threat model admits."""
+
+    key = "labels"
+    batched = True
+    exactness = "perturbation leaf; class labels move to vertices, bounded jointly"
+
+
+@register
+@dataclass(frozen=True, eq=False)
+class Constant(_Leaf):
+    """A fixed tensor without sample axis (a frozen bias, say)."""
+
+    tensor: Tensor
+    key = "constant"
+    exactness = "exact"
+
+    @staticmethod
+    def of(tensor: Tensor) -> Constant:
+        return Constant(tuple(tensor.shape), tensor.detach().to(torch.float64))
+
+    def value(self, *inputs: Tensor) -> Tensor:
+        return self.tensor
+
+    def interval(self, *inputs: Interval) -> Interval:
+        return Interval.point(self.tensor.unsqueeze(0))
+
+    def encode(
+        self, encoder: Encoder, inputs: tuple[Expression, ...], ranges: tuple[Interval, ...]
+    ) -> Expression:
+        return Expression.of(self.tensor.cpu().numpy())

@@ -1,0 +1,104 @@
+"""Losses: how labels are encoded, the gradient as nodes, and what a prediction is worth."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from milp_agt.core.graph import Graph, Node
+from milp_agt.core.interval import Interval
+from milp_agt.errors import InvalidInputError, UnsupportedOperationError
+
+_LOSSES: dict[str, Loss] = {}
+
+
+class Loss(ABC):
+    """A per-sample loss ``loss(f, y)``; the training run minimises its mean over the batch."""
+
+    key: ClassVar[str]
+    is_classification: ClassVar[bool]
+    formula: ClassVar[str]
+
+    @abstractmethod
+    def classes(self, outputs: int) -> int:
+        """Count of classes for a model with that many outputs; 0 for regression.
+
+        Raises:
+            InvalidInputError: the loss does not fit that many outputs.
+        """
+
+    @abstractmethod
+    def encode(self, labels: Tensor, outputs: int) -> Tensor:
+        """Labels as the graph sees them: classes (n,) or targets (n, outputs) -> (n, width) float64."""
+
+    @abstractmethod
+    def gradient(self, graph: Graph, prediction: Node, labels: Node) -> Node:
+        """Append ``d loss_i / d f_i`` for each sample i and return it."""
+
+    @abstractmethod
+    def value(self, prediction: Tensor, labels: Tensor) -> Tensor:
+        """Loss of each sample, (..., n), from outputs (..., n, outputs) and encoded labels."""
+
+    @abstractmethod
+    def forms(self, labels: Tensor, outputs: int) -> tuple[Tensor, Tensor]:
+        """Linear forms of the outputs that decide loss and correctness of each point.
+
+        Returns coefficients (n, forms, outputs) and constants (n, forms). Classification: margins,
+        all positive iff the prediction is the label. Regression: residuals ``f - y``.
+        """
+
+    @abstractmethod
+    def of_forms(self, forms: Interval) -> Interval:
+        """Bounds on the loss of each point, (n,), from bounds on its forms, (n, forms)."""
+
+    def vertices(self, outputs: int) -> Tensor:
+        """All encoded labels, (classes, width)."""
+        return self.encode(torch.arange(self.classes(outputs)), outputs)
+
+
+def margin_forms(labels: Tensor, outputs: int) -> Tensor:
+    """Coefficients of ``f_y - f_k`` for all k != y: (n, outputs - 1, outputs)."""
+    eye = torch.eye(outputs, dtype=torch.float64)
+    others = torch.arange(outputs).expand(len(labels), outputs)
+    others = others[others != labels[:, None]].reshape(len(labels), outputs - 1)
+    return eye[labels][:, None, :] - eye[others]
+
+
+def single_output(loss: str, outputs: int) -> int:
+    """Binary losses on one logit: two classes, decided by its sign."""
+    if outputs != 1:
+        raise InvalidInputError(
+            f"Loss '{loss}' needs a model with one output",
+            f"{outputs} outputs",
+            "use loss 'cross_entropy', or a last layer with one output",
+        )
+    return 2
+
+
+def register_loss(loss: type[Loss]) -> type[Loss]:
+    """Class decorator: enter a loss under its key."""
+    if loss.key in _LOSSES:
+        raise UnsupportedOperationError(f"Loss '{loss.key}' was registered twice", "", "rename it")
+    _LOSSES[loss.key] = loss()
+    return loss
+
+
+def losses() -> dict[str, Loss]:
+    """Every registered loss by name."""
+    from milp_agt.formulations.base import operations
+
+    operations()  # imports every module of the package
+    return dict(sorted(_LOSSES.items()))
+
+
+def get_loss(name: str) -> Loss:
+    """Look a loss up; raises UnsupportedOperationError that lists the supported ones."""
+    found = losses().get(name)
+    if found is None:
+        raise UnsupportedOperationError(
+            f"Loss '{name}' was asked for", "no such loss", f"use one of {', '.join(losses())}"
+        )
+    return found

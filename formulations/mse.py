@@ -1,0 +1,44 @@
+"""Mean squared error."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from milp_agt.core.graph import Graph, Node
+from milp_agt.core.interval import Interval
+from milp_agt.formulations.linear import Combine
+from milp_agt.formulations.loss import Loss, register_loss
+
+
+@register_loss
+class MeanSquaredError(Loss):
+    """``loss_i = mean_j (f_ij - y_ij)^2`` over the outputs j, gradient ``2 (f - y) / outputs``."""
+
+    key = "mse"
+    is_classification = False
+    formula = "mean over outputs of (f - y)^2"
+
+    def classes(self, outputs: int) -> int:
+        return 0
+
+    def encode(self, labels: Tensor, outputs: int) -> Tensor:
+        return labels.to(torch.float64).reshape(len(labels), -1)
+
+    def gradient(self, graph: Graph, prediction: Node, labels: Node) -> Node:
+        scale = 2.0 / prediction.shape[0]
+        return Combine.build(graph, [(scale, prediction), (-scale, labels)], name="loss_gradient")
+
+    def value(self, prediction: Tensor, labels: Tensor) -> Tensor:
+        return ((prediction - labels) ** 2).mean(-1)
+
+    def forms(self, labels: Tensor, outputs: int) -> tuple[Tensor, Tensor]:
+        eye = torch.eye(outputs, dtype=torch.float64)
+        return eye.expand(len(labels), outputs, outputs), -labels
+
+    def of_forms(self, forms: Interval) -> Interval:
+        largest = forms.magnitude
+        straddles = (forms.lower <= 0) & (forms.upper >= 0)
+        nearest = torch.minimum(forms.lower.abs(), forms.upper.abs())
+        smallest = torch.where(straddles, 0.0, nearest)
+        return Interval((smallest**2).mean(-1), (largest**2).mean(-1))

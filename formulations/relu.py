@@ -1,0 +1,126 @@
+"""relu and leaky relu: triangle relaxation, big-M rows with a phase shared with the step."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from milp_agt.core.encoder import Encoder
+from milp_agt.core.expression import Array, Expression, add
+from milp_agt.core.graph import Graph, Node
+from milp_agt.core.interval import CLEAN, Interval
+from milp_agt.formulations.base import register
+from milp_agt.formulations.bilinear import Einsum
+from milp_agt.formulations.linear import Combine
+from milp_agt.formulations.step import Step, restricted, scatter
+from milp_agt.formulations.univariate import Univariate
+
+
+@register
+@dataclass(frozen=True)
+class Relu(Univariate):
+    """``f(z) = z`` for z > 0 and ``k z`` otherwise, with the negative slope k (0 for relu).
+
+    Planes on an ambiguous range l < 0 < u: the chord ``(u - k l) / (u - l)`` on one side, a line
+    through the kink on the other (slope 1 if u > -l, else k; Zhang et al. 2018). Which side is the
+    chord depends on k <= 1. Stable ranges are exact. Triangle rows: Ehlers (2017); big-M rows:
+    Tjeng et al. (2019).
+    """
+
+    negative_slope: float = 0.0
+    key = "relu"
+    exactness = "exact where stable; triangle (lp), big-M with a phase binary (milp)"
+
+    def value(self, *inputs: Tensor) -> Tensor:
+        (z,) = inputs
+        return torch.where(z > 0, z, self.negative_slope * z)
+
+    def residual(self, slope: Tensor | float, box: Interval) -> Interval:
+        kink = torch.clamp(torch.zeros_like(box.lower), min=box.lower, max=box.upper)
+        values = [self.value(x) - slope * x for x in (box.lower, kink, box.upper)]
+        return Interval(
+            torch.minimum(torch.minimum(values[0], values[1]), values[2]),
+            torch.maximum(torch.maximum(values[0], values[1]), values[2]),
+        )
+
+    def _chord(self, box: Interval) -> Tensor:
+        ambiguous = (box.lower < 0) & (box.upper > 0)
+        width = torch.where(ambiguous, box.upper - box.lower, 1.0)
+        chord = (box.upper - self.negative_slope * box.lower) / width
+        return torch.where(ambiguous, chord, self._stable(box))
+
+    def _stable(self, box: Interval) -> Tensor:
+        return torch.where(box.lower + box.upper > 0, 1.0, self.negative_slope).to(box.lower)
+
+    def slopes(self, clean: Interval) -> tuple[Tensor, Tensor]:
+        chord, line = self._chord(clean), self._stable(clean)
+        return (line, chord) if self.negative_slope <= 1.0 else (chord, line)
+
+    def program_slopes(self, box: Interval) -> tuple[list[Tensor], list[Tensor]]:
+        hull = box.hull()
+        one = torch.ones_like(hull.lower)
+        pieces, chords = [one, self.negative_slope * one], [self._chord(hull)]
+        clean = Interval(box.lower[CLEAN], box.upper[CLEAN])
+        if not (torch.equal(clean.lower, hull.lower) and torch.equal(clean.upper, hull.upper)):
+            chords.append(self._chord(clean))
+        return (pieces, chords) if self.negative_slope <= 1.0 else (chords, pieces)
+
+    def encode(
+        self, encoder: Encoder, inputs: tuple[Expression, ...], ranges: tuple[Interval, ...]
+    ) -> Expression:
+        """Stable elements are folded; ambiguous ones get a column and share a phase with the step."""
+        (argument,), (box,) = inputs, ranges
+        hull = box.hull()
+        low, high = hull.lower.cpu().numpy(), hull.upper.cpu().numpy()
+        ambiguous = (low <= 0) & (high > 0)
+        slope = np.where(low > 0, 1.0, self.negative_slope) * ~ambiguous
+        error = np.abs(self.negative_slope) * np.maximum(np.abs(low), np.abs(high)) * 2.0**-52
+        stable = argument.scale(slope).blur(error * ~ambiguous)
+        if not ambiguous.any():
+            return stable
+        some, z, at = restricted(encoder, argument, box, ambiguous)
+        own = self.interval(some)
+        column = encoder.columns(*(x.cpu().numpy() for x in (own.hull().lower, own.hull().upper)))
+        with at:
+            self.encode_rows(encoder, column, z, some)
+            encoder.conditional(column, own)
+        phase = encoder.phase(argument, ambiguous)
+        self._big_m(encoder, column, z, phase, low[ambiguous], high[ambiguous])
+        return add([stable, scatter(column, ambiguous)])
+
+    def _big_m(
+        self,
+        encoder: Encoder,
+        column: Expression,
+        z: Expression,
+        phase: Expression,
+        low: Array,
+        high: Array,
+    ) -> None:
+        """``v`` lies within ``|1 - k| u a`` of ``k z`` and within ``|1 - k| |l| (1 - a)`` of ``z``."""
+        k = self.negative_slope
+        from_off = add([column, z.scale(-k)])
+        from_on = add([column, z.scale(-1.0)])
+        sign = 1.0 if k <= 1.0 else -1.0
+        spread = abs(1.0 - k)
+        encoder.rows(add([from_off.scale(sign), phase.scale(-spread * high)]), -np.inf, 0.0)
+        encoder.rows(
+            add([from_on.scale(sign), phase.scale(-spread * low)]), -np.inf, -spread * low
+        )
+
+    def vjp(
+        self, graph: Graph, node: Node, cotangent: Node, wanted: tuple[bool, ...]
+    ) -> tuple[Node | None, ...]:
+        """``f'(z) = k + (1 - k) step(z)``; torch takes the negative slope at z = 0, and so do we."""
+        (argument,) = graph.inputs(node)
+        step = graph.add(Step(), argument)
+        k = self.negative_slope
+        slope = step
+        if k != 0.0:
+            constant = torch.tensor(k, dtype=torch.float64)
+            slope = Combine.build(graph, [(1.0 - k, step)], constant)
+        axes = "n" * node.batched + "abcdefg"[: len(node.shape)]
+        return (graph.add(Einsum(f"{axes},{axes}->{axes}"), cotangent, slope),)

@@ -1,0 +1,156 @@
+"""Scalar functions applied elementwise: every rule follows from the extremes of ``f(x) - m x``."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+
+import torch
+from torch import Tensor
+
+from milp_agt.core.encoder import Encoder
+from milp_agt.core.expression import Expression, add
+from milp_agt.core.graph import Signature
+from milp_agt.core.interval import CLEAN, Interval
+from milp_agt.core.operation import Operation, Relaxed
+from milp_agt.core.rounding import ELEMENTARY, TINY, UNIT_ROUNDOFF, gamma
+from milp_agt.errors import EncodingError
+from milp_agt.formulations.base import ElementwisePlanes
+
+
+class Univariate(Operation):
+    """``v = f(u)`` elementwise.
+
+    A subclass states ``f`` and, for any real slope ``m``, the exact extremes of ``f(x) - m x`` over a
+    box (:meth:`residual`). The box of ``v`` is the case m = 0; linear bounds take one slope for each
+    side and the extreme as offset, once for each poisoning state; the rows of a program do the same
+    for several slopes.
+    """
+
+    def infer(self, *inputs: Signature) -> Signature:
+        if len(inputs) != 1:
+            raise EncodingError(f"Operation '{self.key}' has one input", f"{len(inputs)} inputs")
+        return inputs[0]
+
+    @abstractmethod
+    def residual(self, slope: Tensor | float, box: Interval) -> Interval:
+        """``[min, max]`` of ``f(x) - slope * x`` over ``box``, up to rounding."""
+
+    @abstractmethod
+    def slopes(self, clean: Interval) -> tuple[Tensor, Tensor]:
+        """Slopes of the lower and of the upper plane, from the clean range (without states)."""
+
+    @abstractmethod
+    def program_slopes(self, box: Interval) -> tuple[list[Tensor], list[Tensor]]:
+        """Further slopes of lower and upper rows of a program, besides :meth:`slopes`."""
+
+    def rounding(self, argument: Tensor, value: Tensor) -> Tensor:
+        """Bound of ``|fl(f(x)) - f(x)|`` for ``|x| <= argument`` and ``|f(x)| <= value``."""
+        return value * (gamma(2)) + TINY
+
+    def interval(self, *inputs: Interval) -> Interval:
+        (box,) = inputs
+        exact = self.residual(0.0, box)
+        return exact.widen(self.rounding(box.magnitude, exact.magnitude))
+
+    def monotone(self, low: Tensor, high: Tensor) -> Interval:
+        """Box of a monotone function whose smallest value is at ``low`` and largest at ``high``."""
+        lower, upper = self.value(low), self.value(high)
+        return Interval(lower, upper).widen(
+            self.rounding(low.abs(), lower.abs()), self.rounding(high.abs(), upper.abs())
+        )
+
+    def relax(self, *inputs: Interval) -> Relaxed:
+        (box,) = inputs
+        slope_lower, slope_upper = self.slopes(Interval(box.lower[CLEAN], box.upper[CLEAN]))
+        parallel = slope_lower is slope_upper
+        below = self.residual(slope_lower, box)
+        above = below if parallel else self.residual(slope_upper, box)
+        argument = box.magnitude
+        value = self.interval(box).magnitude
+        steepest = (
+            slope_lower.abs() if parallel else torch.maximum(slope_lower.abs(), slope_upper.abs())
+        )
+        size = value + steepest * argument
+        slack = self.rounding(argument, value) + gamma(8) * size
+        return ElementwisePlanes(
+            slope_lower,
+            slope_upper,
+            below.lower - slack,
+            above.upper + slack,
+            size.amax(0),
+        )
+
+    def encode(
+        self, encoder: Encoder, inputs: tuple[Expression, ...], ranges: tuple[Interval, ...]
+    ) -> Expression:
+        """A column for each element; one on/off row for each slope and side."""
+        (argument,), (box,) = inputs, ranges
+        own = self.interval(box)
+        hull = own.hull()
+        column = encoder.columns(hull.lower.cpu().numpy(), hull.upper.cpu().numpy())
+        self.encode_rows(encoder, column, argument, box)
+        encoder.conditional(column, own)
+        return column
+
+    def encode_rows(
+        self, encoder: Encoder, column: Expression, argument: Expression, box: Interval
+    ) -> None:
+        lower, upper = self.slopes(Interval(box.lower[CLEAN], box.upper[CLEAN]))
+        more_lower, more_upper = self.program_slopes(box)
+        size = box.magnitude
+        value = self.interval(box).magnitude
+        for slopes, is_lower in (([lower, *more_lower], True), ([upper, *more_upper], False)):
+            for slope in slopes:
+                slack = self.rounding(size, value) + gamma(8) * (value + slope.abs() * size)
+                form = add([column, argument.scale(-slope.detach().cpu().numpy())])
+                offsets = self.residual(slope, box)
+                if is_lower:
+                    encoder.at_least(form, offsets.lower - slack)
+                else:
+                    encoder.at_most(form, offsets.upper + slack)
+
+
+class Smooth(Univariate):
+    """A differentiable function; ``f(x) - m x`` has its extremes at ends and where ``f'(x) = m``.
+
+    A stationary point that is off by d moves the extreme by at most ``max|f''| d^2 / 2``, far below
+    the rounding that is granted anyway.
+    """
+
+    @abstractmethod
+    def derivative(self, x: Tensor) -> Tensor: ...
+
+    @abstractmethod
+    def stationary(self, slope: Tensor) -> tuple[Tensor, ...]:
+        """All x with ``f'(x) = slope``; NaN or infinite where there is none."""
+
+    def rounding(self, argument: Tensor, value: Tensor) -> Tensor:
+        """Elementary functions: a grant that grows with the argument, as range reduction does."""
+        return value * (UNIT_ROUNDOFF * (ELEMENTARY + 4.0 * argument)) + TINY
+
+    def residual(self, slope: Tensor | float, box: Interval) -> Interval:
+        slope = torch.as_tensor(slope, dtype=box.lower.dtype, device=box.lower.device)
+        ends = [box.lower, box.upper]
+        for point in self.stationary(slope):
+            inside = torch.minimum(torch.maximum(point, box.lower), box.upper)
+            ends.append(torch.where(torch.isnan(inside), box.lower, inside))
+        values = torch.stack([self.value(x) - slope * x for x in ends])
+        return Interval(values.amin(0), values.amax(0))
+
+    def chord(self, box: Interval) -> Tensor:
+        """Slope of the secant over the box, or the derivative where the box is too narrow for it."""
+        width = box.upper - box.lower
+        narrow = width <= 1e-7 * (1.0 + box.magnitude)
+        secant = (self.value(box.upper) - self.value(box.lower)) / torch.where(narrow, 1.0, width)
+        return torch.where(narrow, self.derivative(box.centre), secant)
+
+    def slopes(self, clean: Interval) -> tuple[Tensor, Tensor]:
+        chord = self.chord(clean)
+        return chord, chord
+
+    def program_slopes(self, box: Interval) -> tuple[list[Tensor], list[Tensor]]:
+        clean = Interval(box.lower[CLEAN], box.upper[CLEAN])
+        hull = box.hull()
+        points = [clean.lower, clean.upper, clean.centre, hull.lower, hull.upper]
+        slopes = [self.derivative(x) for x in points] + [self.chord(hull)]
+        return slopes, slopes

@@ -1,0 +1,95 @@
+"""Boxes: tensors of lower and upper ends with a leading axis of poisoning states."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from milp_agt.errors import SoundnessError
+
+CLEAN = 0
+POISONED = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Interval:
+    """The box ``{v : lower <= v <= upper}``, elementwise, float64.
+
+    Shapes: ``(states, samples, *shape)`` for a node with a sample axis and ``(1, *shape)`` for one
+    without. State ``CLEAN`` holds if the sample is not poisoned, state ``POISONED`` if it may be;
+    a batch that no poison reaches has one state. Infinite ends mean that nothing is known.
+    """
+
+    lower: Tensor
+    upper: Tensor
+
+    @staticmethod
+    def point(value: Tensor) -> Interval:
+        return Interval(value, value)
+
+    @property
+    def centre(self) -> Tensor:
+        return 0.5 * self.lower + 0.5 * self.upper
+
+    @property
+    def width(self) -> Tensor:
+        return self.upper - self.lower
+
+    @property
+    def magnitude(self) -> Tensor:
+        """``max(|lower|, |upper|)``, elementwise."""
+        return torch.maximum(self.lower.abs(), self.upper.abs())
+
+    @property
+    def clean(self) -> Interval:
+        """The box of the state CLEAN, with the axis of states kept."""
+        return Interval(self.lower[:1], self.upper[:1])
+
+    def hull(self) -> Interval:
+        """The smallest box that holds every state, without the axis of states."""
+        return Interval(self.lower.amin(0), self.upper.amax(0))
+
+    def widen(self, error: Tensor | float, upper_error: Tensor | float | None = None) -> Interval:
+        """Move the ends outwards by ``error >= 0``; an end that is no number becomes infinite.
+
+        With ``upper_error`` the lower end moves by ``error`` and the upper end by ``upper_error``.
+
+        A NaN can only come from infinite ends (``inf - inf``, ``0 * inf``): nothing is known then,
+        and the whole line is the sound answer.
+        """
+        lower = self.lower - error
+        upper = self.upper + (error if upper_error is None else upper_error)
+        return Interval(
+            torch.where(torch.isnan(lower), -torch.inf, lower),
+            torch.where(torch.isnan(upper), torch.inf, upper),
+        )
+
+    def meet(self, other: Interval, what: str = "two bounds of the same node") -> Interval:
+        """The intersection.
+
+        Raises:
+            SoundnessError: the intersection is empty. Both boxes hold the true value, so one of
+                them is wrong.
+        """
+        lower = torch.maximum(self.lower, other.lower)
+        upper = torch.minimum(self.upper, other.upper)
+        if not bool((lower <= upper).all()):
+            gap = float((lower - upper).max())
+            raise SoundnessError(
+                f"The meet of {what} must not be empty",
+                f"a gap of {gap:.3e}",
+                "one of the two bounds is unsound: please report this run",
+            )
+        return Interval(lower, upper)
+
+    def contains(self, value: Tensor) -> bool:
+        return bool(((self.lower <= value) & (value <= self.upper)).all())
+
+    def expand_states(self, states: int) -> Interval:
+        """Repeat a box with one state for ``states`` states (a view)."""
+        if self.lower.shape[0] == states:
+            return self
+        size = (states, *self.lower.shape[1:])
+        return Interval(self.lower.expand(size), self.upper.expand(size))

@@ -1,0 +1,96 @@
+"""What an operation of the graph must say, once, at every level."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, Protocol
+
+from torch import Tensor
+
+from milp_agt.core.graph import Graph, Node, Signature
+from milp_agt.core.interval import Interval
+from milp_agt.errors import UnsupportedOperationError
+
+if TYPE_CHECKING:
+    from milp_agt.core.encoder import Encoder
+    from milp_agt.core.expression import Expression
+
+
+class Relaxed(Protocol):
+    """Linear bounds of one node ``v`` in its inputs ``u_j``, valid on the ranges they were made for.
+
+    For every row of coefficients ``c`` (rows first, then the axes of the node without its states)
+
+        c . v  >=  sum_j pull_j(c) . u_j  +  max(c, 0) . lower[s]  +  min(c, 0) . upper[s]
+
+    where ``s`` is the poisoning state of the sample. One slope serves all states; the offsets differ.
+
+    Attributes:
+        lower, upper: offsets, shape (states, [samples], *shape), rounding errors included; None
+            where the operation is linear without a constant.
+        magnitude: bound of ``|v|`` and of all terms that the right side adds up, without their
+            coefficients, shape ([samples], *shape). The walk's own rounding is charged to it.
+    """
+
+    lower: Tensor | None
+    upper: Tensor | None
+    magnitude: Tensor
+
+    def pull(self, coefficients: Tensor) -> tuple[Tensor, ...]:
+        """Coefficients on the inputs, one tensor for each: (rows, [samples or 1], *input shape)."""
+        ...
+
+
+@dataclass(frozen=True)
+class Levels:
+    """The levels at which an operation has a rule of its own (for the table in README)."""
+
+    interval: bool = True
+    linear: bool = True
+    lp: bool = True
+    milp: bool = True
+
+
+class Operation(ABC):
+    """One operation of the step graph; all its rules stand in one file of ``formulations/``.
+
+    Values and ranges may carry any leading axes (states, many attacks at once); the sample axis, if
+    any, comes right before the node's own axes.
+    """
+
+    key: ClassVar[str]
+    levels: ClassVar[Levels] = Levels()
+    exactness: ClassVar[str] = ""  # one line for the table: what is exact and what is relaxed
+
+    @abstractmethod
+    def infer(self, *inputs: Signature) -> Signature:
+        """Signature of the result; raises EncodingError where the inputs do not fit."""
+
+    @abstractmethod
+    def value(self, *inputs: Tensor) -> Tensor:
+        """The exact function, evaluated in float64, differentiable by torch where it is."""
+
+    @abstractmethod
+    def interval(self, *inputs: Interval) -> Interval:
+        """A box that holds ``fl(f(u))`` for all ``u`` in the boxes, however the run sums it up."""
+
+    @abstractmethod
+    def relax(self, *inputs: Interval) -> Relaxed:
+        """Linear bounds that hold on the given ranges, with the default slopes."""
+
+    @abstractmethod
+    def encode(
+        self, encoder: Encoder, inputs: tuple[Expression, ...], ranges: tuple[Interval, ...]
+    ) -> Expression:
+        """Columns and rows of a program that hold for the same values as :meth:`relax`."""
+
+    def vjp(
+        self, graph: Graph, node: Node, cotangent: Node, wanted: tuple[bool, ...]
+    ) -> tuple[Node | None, ...]:
+        """Nodes for the vector-Jacobian products with the wanted inputs; None for the others."""
+        raise UnsupportedOperationError(
+            f"The gradient of operation '{self.key}' was asked for",
+            f"node '{node.name}'",
+            "operations without a vjp may only stand where no trainable parameter lies before them",
+        )

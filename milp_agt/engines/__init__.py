@@ -1,0 +1,1 @@
+"""Engines: interval, linear and program bounds of training steps."""

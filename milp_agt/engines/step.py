@@ -1,0 +1,127 @@
+"""What a training step is made of: its batch, its optimiser scalars, and the boxes of its nodes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from milp_agt.core.evaluate import evaluate
+from milp_agt.core.graph import Node
+from milp_agt.core.interval import Interval
+from milp_agt.formulations.linear import SumSamples
+from milp_agt.poison import Poison
+from milp_agt.tracing import FEATURES, LABELS, StepGraph
+from milp_agt.training import UpdateRule
+
+State = dict[str, Interval]  # parameters by name, and velocities under velocity_of(name)
+
+
+def velocity_of(parameter: str) -> str:
+    """Name of the velocity of a parameter in a state."""
+    return f"velocity:{parameter}"
+
+
+@dataclass(frozen=True)
+class Step:
+    """One training step: which samples, which moves of them, which optimiser scalars.
+
+    Attributes:
+        index: number of the step, from 0.
+        samples: indices of the batch in the data set, (n,).
+        poison: admissible moves of the batch.
+        update: scalars of the optimiser.
+        has_velocity: True if the state holds velocities.
+    """
+
+    index: int
+    samples: Tensor
+    poison: Poison
+    update: UpdateRule
+    has_velocity: bool
+
+    @property
+    def size(self) -> int:
+        return len(self.samples)
+
+    @property
+    def theta_scalars(self) -> tuple[float, ...]:
+        """Scalars of theta, (velocity,) and the summed gradient in ``theta'``."""
+        return self._scalars(self.update.theta_from)
+
+    @property
+    def velocity_scalars(self) -> tuple[float, ...]:
+        """Scalars of theta, velocity and the summed gradient in ``v'``."""
+        return self._scalars(self.update.velocity_from)
+
+    def _scalars(self, of_mean: tuple[float, float, float]) -> tuple[float, ...]:
+        theta, velocity, gradient = of_mean
+        own = (theta, velocity) if self.has_velocity else (theta,)
+        return (*own, gradient / self.size)
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """The nodes of a step graph in the order in which engines visit them.
+
+    ``sums`` are the sums over samples; ``before`` is all that they need (and itself has no sum
+    before it), ``after`` comes later and has no sample axis.
+    """
+
+    before: tuple[Node, ...]
+    sums: tuple[Node, ...]
+    after: tuple[Node, ...]
+
+    @staticmethod
+    def of(step_graph: StepGraph) -> Schedule:
+        nodes = step_graph.graph.needed_for(step_graph.gradients.values())
+        sums = tuple(n for n in nodes if isinstance(n.op, SumSamples))
+        summed = {n.name for n in sums}
+        late = set(summed)
+        after = []
+        for node in nodes:
+            if node.name not in summed and late & set(node.inputs):
+                late.add(node.name)
+                after.append(node)
+        before = tuple(n for n in nodes if n.name not in late)
+        return Schedule(before, sums, tuple(after))
+
+    @property
+    def all(self) -> tuple[Node, ...]:
+        return (*self.before, *self.sums, *self.after)
+
+
+def step_at_points(
+    step_graph: StepGraph,
+    schedule: Schedule,
+    state: Mapping[str, Tensor],
+    features: Tensor,
+    labels: Tensor,
+    update: UpdateRule,
+) -> dict[str, Tensor]:
+    """One optimiser step at points; leading axes (many attacks at once) are allowed throughout."""
+    leaves = dict(state) | {FEATURES: features, LABELS: labels}
+    values = evaluate(schedule.all, leaves)
+    samples = labels.shape[-2]
+    new: dict[str, Tensor] = {}
+    for name in step_graph.parameters:
+        gradient = values[step_graph.gradients[name]] / samples
+        gradient = gradient + update.weight_decay * state[name]
+        direction = gradient
+        if velocity_of(name) in state:
+            velocity = update.momentum * state[velocity_of(name)] + gradient
+            new[velocity_of(name)] = velocity
+            direction = gradient + update.momentum * velocity if update.nesterov else velocity
+        new[name] = state[name] - update.rate * direction
+    return new
+
+
+def initial_state(step_graph: StepGraph, box: Mapping[str, Interval], momentum: bool) -> State:
+    """The box of theta_0, with velocities 0 if there is momentum."""
+    state: State = {name: box[name] for name in step_graph.parameters}
+    if momentum:
+        for name in step_graph.parameters:
+            state[velocity_of(name)] = Interval.point(torch.zeros_like(box[name].lower))
+    return state

@@ -1,0 +1,173 @@
+"""The training run that is certified: optimiser, batches and schedule, all fixed in advance."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from milp_agt.errors import InvalidInputError
+
+Batch = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class InverseTimeDecay:
+    """Learning rate ``max(lr / (1 + decay * t), floor)`` at step t = 0, 1, ..."""
+
+    decay: float
+    floor: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name, value in (("decay", self.decay), ("floor", self.floor)):
+            if not (math.isfinite(value) and value >= 0):
+                raise InvalidInputError(
+                    f"A schedule needs {name} >= 0", f"{name} = {value}", "give a number >= 0"
+                )
+
+    def rate(self, base: float, step: int) -> float:
+        return max(base / (1.0 + self.decay * step), self.floor)
+
+
+@dataclass(frozen=True)
+class UpdateRule:
+    """One optimiser step as scalars, for ``g`` = mean gradient over the batch (torch.optim.SGD).
+
+    ``v' = momentum * v + g + weight_decay * theta`` and ``theta' = theta - rate * d`` with ``d = v'``,
+    or ``d = g + weight_decay * theta + momentum * v'`` for Nesterov. Without momentum ``d`` is
+    ``g + weight_decay * theta`` and there is no v. The first velocity is 0, so that v' is the
+    gradient, as torch's first buffer.
+    """
+
+    rate: float
+    momentum: float
+    weight_decay: float
+    nesterov: bool
+
+    @property
+    def theta_from(self) -> tuple[float, float, float]:
+        """``theta' = a theta + b v + c g``: (a, b, c)."""
+        lr, mu, wd = self.rate, self.momentum, self.weight_decay
+        if self.nesterov:
+            return 1.0 - lr * wd * (1.0 + mu), -lr * mu * mu, -lr * (1.0 + mu)
+        return 1.0 - lr * wd, -lr * mu, -lr
+
+    @property
+    def velocity_from(self) -> tuple[float, float, float]:
+        """``v' = a theta + b v + c g``: (a, b, c)."""
+        return self.weight_decay, self.momentum, 1.0
+
+
+@dataclass(frozen=True)
+class Training:
+    """Gradient descent on the mean loss, as ``torch.optim.SGD`` runs it.
+
+    Attributes:
+        loss: name of a registered loss: mse, bce, cross_entropy or hinge.
+        learning_rate: base rate, > 0.
+        epochs: passes over the data, >= 1.
+        batch_size: samples in a batch; None is the full data set. An incomplete last batch is used
+            with its own size.
+        batches: recorded batches (indices of the samples of each step) instead of epochs and
+            batch_size.
+        shuffle_seed: a new order in each epoch by ``numpy.random.default_rng(seed)``; None keeps the
+            order of the data.
+        momentum, nesterov, weight_decay: as in torch.optim.SGD, without dampening.
+        schedule: None (constant), :class:`InverseTimeDecay`, or one learning rate for each step.
+
+    Raises:
+        InvalidInputError: a value out of range, or options that contradict each other.
+    """
+
+    loss: str
+    learning_rate: float = 0.1
+    epochs: int = 1
+    batch_size: int | None = None
+    batches: Sequence[Sequence[int]] | npt.NDArray[np.int64] | None = None
+    shuffle_seed: int | None = None
+    momentum: float = 0.0
+    nesterov: bool = False
+    weight_decay: float = 0.0
+    schedule: InverseTimeDecay | Sequence[float] | None = None
+
+    def __post_init__(self) -> None:
+        checks = (
+            ("learning_rate", self.learning_rate, self.learning_rate > 0, "a number > 0"),
+            ("momentum", self.momentum, self.momentum >= 0, "a number >= 0"),
+            ("weight_decay", self.weight_decay, self.weight_decay >= 0, "a number >= 0"),
+            ("epochs", self.epochs, self.epochs >= 1, "a whole number >= 1"),
+            (
+                "batch_size",
+                self.batch_size,
+                self.batch_size is None or self.batch_size >= 1,
+                "a whole number >= 1, or None for the full data set",
+            ),
+        )
+        for name, value, good, wanted in checks:
+            if not good or (value is not None and not math.isfinite(value)):
+                raise InvalidInputError(
+                    f"Training needs {name} to be {wanted}", f"{name} = {value}", f"change {name}"
+                )
+        if self.nesterov and self.momentum == 0:
+            raise InvalidInputError(
+                "Nesterov momentum was asked for", "momentum = 0", "set momentum > 0"
+            )
+        if self.batches is not None and (
+            self.batch_size is not None or self.shuffle_seed is not None or self.epochs != 1
+        ):
+            raise InvalidInputError(
+                "Batches are either recorded or made from epochs, batch_size and shuffle_seed",
+                "batches= together with one of the others",
+                "leave out the others",
+            )
+
+    def batch_order(self, samples: int) -> tuple[Batch, ...]:
+        """Indices of the samples of each step, in the order of the run.
+
+        Raises:
+            InvalidInputError: recorded batches that are empty, repeat a sample within a batch, or
+                point outside the data.
+        """
+        if self.batches is not None:
+            order = tuple(np.asarray(b, dtype=np.int64) for b in self.batches)
+            for t, batch in enumerate(order):
+                fits = batch.ndim == 1 and batch.size > 0 and batch.min() >= 0
+                if not fits or batch.max() >= samples or np.unique(batch).size != batch.size:
+                    raise InvalidInputError(
+                        f"Batch {t} must hold distinct indices of the {samples} samples",
+                        f"shape {batch.shape}, values {batch[:5].tolist()} ...",
+                        "correct batches=",
+                    )
+            return order
+        size = samples if self.batch_size is None else min(self.batch_size, samples)
+        generator = None if self.shuffle_seed is None else np.random.default_rng(self.shuffle_seed)
+        order_list: list[Batch] = []
+        for _ in range(self.epochs):
+            indices = np.arange(samples) if generator is None else generator.permutation(samples)
+            order_list.extend(indices[i : i + size] for i in range(0, samples, size))
+        return tuple(order_list)
+
+    def update_rules(self, steps: int) -> tuple[UpdateRule, ...]:
+        """The optimiser step of each training step.
+
+        Raises:
+            InvalidInputError: a list of rates that is too short or holds a rate <= 0.
+        """
+        if self.schedule is None:
+            rates = [self.learning_rate] * steps
+        elif isinstance(self.schedule, InverseTimeDecay):
+            rates = [self.schedule.rate(self.learning_rate, t) for t in range(steps)]
+        else:
+            rates = [float(r) for r in self.schedule][:steps]
+            if len(rates) < steps or not all(math.isfinite(r) and r > 0 for r in rates):
+                raise InvalidInputError(
+                    f"A schedule needs a rate > 0 for each of {steps} steps",
+                    f"{len(rates)} rates: {rates[:5]} ...",
+                    "extend the list or use fewer epochs",
+                )
+        return tuple(
+            UpdateRule(rate, self.momentum, self.weight_decay, self.nesterov) for rate in rates
+        )
