@@ -5,6 +5,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet -c constraints.txt
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
@@ -18,11 +19,12 @@ setup: $(STAMP)
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "milp_agt needs Python 3.11 or newer; found " + sys.version.split()[0] + "; run make PYTHON=python3.11")'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[data,test,dev]"
-	@for extra in gurobi scip; do \
-		$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[$$extra]" \
-		|| echo "note: the optional solver extra '$$extra' could not be installed; going on without it"; \
-	done
+	$(PIP) -e ".[gurobi,scip,data,test,dev]" || { \
+		$(PIP) -e ".[data,test,dev]" && \
+		for extra in gurobi scip; do \
+			$(PIP) -e ".[$$extra]" \
+			|| echo "note: the solver extra '$$extra' cannot be installed here; going on without it"; \
+		done; }
 	@touch $@
 
 certify: $(STAMP)

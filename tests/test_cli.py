@@ -1,0 +1,323 @@
+"""The command line: verdicts, exit codes, files, and one message for each kind of bad input."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from milp_agt.cli import main
+from milp_agt.output import ResultFolder
+from milp_agt.verdicts import decide
+
+RUN = """
+[data]
+path = "d.npz"
+test_fraction = 0.25
+seed = 1
+[model]
+layers = [2, 3, 2]
+[training]
+loss = "cross_entropy"
+learning_rate = 0.5
+epochs = 4
+[threat]
+kind = "features"
+budget = 1
+radius = 0.001
+[certify]
+relaxation = "linear"
+window = 2
+"""
+ACCURACY = "[[property]]\nkind = 'accuracy'\nat_least = {}\n"
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    rng = np.random.default_rng(0)
+    y = np.arange(16) % 2
+    np.savez(tmp_path / "d.npz", X=rng.normal(size=(16, 2)) + 3 * y[:, None], y=y)
+    return write(tmp_path, RUN)
+
+
+def write(folder: Path, text: str) -> Path:
+    path = folder / "run.toml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def certify(run: Path, *options: str) -> int:
+    return main(["certify", str(run), "--out", str(run.parent / "out"), *options])
+
+
+def document(run: Path) -> dict[str, Any]:
+    loaded: dict[str, Any] = json.loads((run.parent / "out" / "result.json").read_text())
+    return loaded
+
+
+def test_certify_prints_and_writes_everything(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write(run.parent, RUN + ACCURACY.format(0.0) + "[[property]]\nkind = 'loss'\n")
+    assert certify(run) == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    assert "Claim: " in out
+    assert "mean width" in out
+    rows = [line.split() for line in out.splitlines()]
+    (accuracy,) = [row for row in rows if row[:3] == ["accuracy", "on", "test"]]
+    assert accuracy[-1] == "PROVED"
+    (loss,) = [row for row in rows if row[:3] == ["loss", "on", "test"]]
+    assert loss[-1] == "REPORTED"
+    assert "result.json" in out
+    assert "reachable.npz" in out
+
+    result = document(run)
+    assert result["schema_version"] == 1
+    assert result["complete"] is True
+    assert result["claim"] in out
+    assert result["assumptions"]
+    assert result["relaxation"]["asked"] == "linear"
+    assert result["relaxation"]["used"]
+    assert len(result["steps"]) == 4
+    assert {"step", "mean_width", "max_width", "seconds", "relaxation"} <= set(result["steps"][0])
+    assert [p["status"] for p in result["properties"]] == ["PROVED", "REPORTED"]
+    assert {"python", "torch", "numpy", "highspy"} <= set(result["versions"])
+    assert set(result["sha256"]) == {"config", "data"}
+    assert result["options"]["window"] == 2
+    assert result["seconds"] > 0
+    assert result["run"]["training"]["epochs"] == 4
+
+    with np.load(run.parent / "out" / "reachable.npz") as arrays:
+        names = {key.split("/")[1] for key in arrays.files}
+        assert names == {"0.weight", "0.bias", "2.weight", "2.bias"}
+        for name in names:
+            lower, nominal, upper = (arrays[f"{k}/{name}"] for k in ("lower", "nominal", "upper"))
+            assert (lower <= nominal).all()
+            assert (nominal <= upper).all()
+            width = result["parameters"]["by_name"][name]
+            assert width["max_width"] == (upper - lower).max()
+            assert width["mean_width"] == pytest.approx((upper - lower).mean(), rel=1e-12)
+
+
+def test_no_file_is_left_half_written(run: Path) -> None:
+    assert certify(run) == 0
+    assert {p.name for p in (run.parent / "out").iterdir()} == {"result.json", "reachable.npz"}
+
+
+def test_not_proved_is_exit_code_1(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write(run.parent, RUN + ACCURACY.format(0.0) + ACCURACY.format(1.01))
+    assert certify(run) == 1
+    assert "NOT PROVED" in capsys.readouterr().out
+    assert [p["status"] for p in document(run)["properties"]] == ["PROVED", "NOT PROVED"]
+
+
+def test_without_properties_nothing_fails(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert certify(run) == 0
+    assert "No property was asked for" in capsys.readouterr().out
+
+
+def test_quiet_prints_the_verdicts_only(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write(run.parent, RUN + ACCURACY.format(0.0))
+    assert certify(run, "--quiet") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 3
+    assert lines[-1].endswith("PROVED")
+
+
+def test_options_of_the_command_line_win(run: Path) -> None:
+    assert certify(run, "--window", "T") == 0
+    wide = document(run)
+    assert wide["options"]["window"] == "T"
+    assert certify(run, "--relaxation", "interval") == 0
+    interval = document(run)
+    assert interval["relaxation"]["asked"] == "interval"
+    assert wide["parameters"]["mean_width"] < interval["parameters"]["mean_width"]
+
+
+@pytest.mark.parametrize(
+    ("lower", "upper", "at_least", "at_most", "status"),
+    [
+        (0.9, 1.0, 0.9, None, "PROVED"),
+        (0.89, 1.0, 0.9, None, "NOT PROVED"),
+        (0.0, 0.5, None, 0.5, "PROVED"),
+        (0.0, 0.51, None, 0.5, "NOT PROVED"),
+        (math.nan, math.nan, 0.0, None, "NOT PROVED"),
+        (math.nan, math.nan, None, 1.0, "NOT PROVED"),
+        (0.0, math.inf, None, 1e300, "NOT PROVED"),
+        (math.nan, math.nan, None, None, "REPORTED"),
+    ],
+)
+def test_verdicts(
+    lower: float, upper: float, at_least: float | None, at_most: float | None, status: str
+) -> None:
+    assert decide(lower, upper, at_least, at_most) == status
+
+
+BAD_RUNS = {
+    "unknown key": (
+        RUN.replace("epochs", "epoch"),
+        ("Read the run file", "[training] unknown key 'epoch'", "use 'epochs'"),
+    ),
+    "no such data": (
+        RUN.replace("d.npz", "e.npz"),
+        ("Load data set", "no file at", "check the path"),
+    ),
+    "labels out of range": (
+        RUN.replace("[2, 3, 2]", "[2, 3, 1]"),
+        ("cross_entropy", "1 output", "What to do: "),
+    ),
+    "budget above the samples": (
+        RUN.replace("budget = 1", "budget = 99"),
+        ("may poison 99 samples", "a data set of 12 samples", "at most 12"),
+    ),
+    "unknown loss": (RUN.replace("cross_entropy", "mce"), ("'mce'", "no such loss", "use one of")),
+    "unknown norm": (
+        RUN.replace("radius = 0.001", "radius = 0.001\nnorm = '2'"),
+        ("norm '2'", "no rule", "norm='inf'"),
+    ),
+    "radii that do not fit": (
+        RUN.replace("radius = 0.001", "radius = [0.1, 0.1, 0.1]"),
+        ("one radius", "shape (3,)", "match the shape"),
+    ),
+    "unknown solver": (
+        RUN + "solver = 'abacus'\nprogram_window = 1\n",
+        ("abacus", "Found: ", "What to do: "),
+    ),
+    "batches outside the data": (
+        RUN.replace("epochs = 4", "batches = [[0, 99]]"),
+        ("Batch 0", "values [0, 99]", "correct batches="),
+    ),
+    "schedule too short": (
+        RUN.replace("epochs = 4", "epochs = 4\nschedule = [0.1]"),
+        ("each of 4 steps", "1 rates", "extend the list"),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BAD_RUNS)
+def test_bad_input_is_one_message_and_exit_code_2(
+    run: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    text, pieces = BAD_RUNS[name]
+    write(run.parent, text)
+    options = ("--relaxation", "lp") if name == "unknown solver" else ()
+    assert certify(run, *options) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("milp-agt: ")
+    assert "Traceback" not in err
+    assert "Found: " in err
+    assert "What to do: " in err
+    for piece in pieces:
+        assert piece in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "piece"),
+    [
+        ([], "COMMAND"),
+        (["certify", "run.toml"], "--out"),
+        (["certify", "run.toml", "--out", "o", "--relaxation", "crown"], "'interval', 'linear'"),
+        (["certify", "run.toml", "--out", "o", "--window", "0"], "neither a number of steps"),
+        (["compare", "run.toml", "--relaxations", "lp,crown"], "'crown' is not one of"),
+        (["compare", "run.toml", "--windows", "1,x"], "'x' is neither a number of steps"),
+        (["certify", "absent.toml", "--out", "o"], "No such file"),
+    ],
+)
+def test_bad_arguments(
+    arguments: list[str],
+    piece: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(arguments) == 2
+    assert piece in capsys.readouterr().err
+
+
+def test_help_is_exit_code_0(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--help"]) == 0
+    out = capsys.readouterr().out
+    assert "Exit codes: 0 proved, 1 not proved, 2 bad input, 4" in out
+
+
+def test_an_output_folder_that_cannot_be(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (run.parent / "out").write_text("a file")
+    assert certify(run) == 2
+    assert "Write the result to" in capsys.readouterr().err
+
+
+def test_interrupt_keeps_the_finished_steps(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(self: ResultFolder, result: Any) -> None:
+        if len(result.steps) == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(ResultFolder, "save_step", interrupted)
+    assert certify(run) == 4
+    assert "interrupted after 2 of 4 steps" in capsys.readouterr().err
+    result = document(run)
+    assert result["complete"] is False
+    assert len(result["steps"]) == 2
+    assert result["properties"] == []
+    with np.load(run.parent / "out" / "reachable.npz") as arrays:
+        assert arrays["lower/0.weight"].shape == (3, 2)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name != "posix", reason="sends SIGINT")
+def test_a_real_interrupt(run: Path) -> None:
+    write(run.parent, RUN.replace("epochs = 4", "epochs = 100000"))
+    command = [sys.executable, "-c", "import sys; from milp_agt.cli import main; sys.exit(main())"]
+    command += ["certify", str(run), "--out", str(run.parent / "out")]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        if (run.parent / "out" / "result.json").exists() and document(run)["steps"]:
+            break
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 4, err
+    assert "Traceback" not in err
+    result = document(run)
+    assert result["complete"] is False
+    assert f"interrupted after {len(result['steps'])} of 100000 steps" in err
+
+
+def test_compare_prints_and_writes(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = run.parent / "table"
+    arguments = ["compare", str(run), "--relaxations", "interval,linear", "--windows", "1,T"]
+    assert main([*arguments, "--out", str(out)]) == 0
+    printed = capsys.readouterr().out
+    rows = [line.split() for line in printed.splitlines() if "e" in line]
+    assert [row[:2] for row in rows if row and row[0] in ("interval", "linear")] == [
+        ["interval", "0"],
+        ["linear", "1"],
+        ["linear", "4"],
+    ]
+    table = json.loads((out / "compare.json").read_text())["rows"]
+    assert table[0]["mean_width"] > table[1]["mean_width"] >= table[2]["mean_width"]
+    assert all(row["measure"] == "accuracy" for row in table)
+    lines = (out / "compare.csv").read_text().splitlines()
+    assert lines[0].startswith("relaxation,window,used,mean_width,max_width,measure,lower")
+    assert len(lines) == 4
+
+
+def test_solvers_lists_every_back_end(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["solvers"]) == 0
+    rows = {line.split()[0]: line for line in capsys.readouterr().out.splitlines() if line}
+    assert {"highs", "gurobi", "scip", "cvxpy"} <= set(rows)
+    assert "yes" in rows["highs"]
