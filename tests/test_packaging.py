@@ -120,7 +120,11 @@ ALLOWED = {
     "core": {"core", "errors"},
     "formulations": {"formulations", "core", "errors"},
     "solvers": {"solvers", "core", "errors"},
-    "engines": {"engines", "core", "formulations", "errors"},
+    "training": {"errors"},
+    "poison": {"core", "errors"},
+    "tracing": {"formulations", "core", "errors"},
+    "threats": {"poison", "formulations", "core", "errors"},
+    "engines": {"engines", "tracing", "poison", "training", "formulations", "core", "errors"},
 }
 SOLVERS_TOO = "milp_agt.engines.program"
 
@@ -131,7 +135,7 @@ def wrong_arrows(module: str, names: set[str]) -> list[str]:
     wrong = []
     for name in sorted(names):
         target = room(name)
-        if target in ("cli", "__main__") and module != "milp_agt.__main__":
+        if target == "cli":
             wrong.append(name)
         if allowed is None or target in ("", *allowed):
             continue
