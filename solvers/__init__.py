@@ -1,0 +1,26 @@
+"""Solvers: back ends that bound a program from below. Importing this imports none of them."""
+
+from __future__ import annotations
+
+if __name__ != "milp_agt.solvers":
+    raise ImportError(f"This package is milp_agt.solvers; it was imported as {__name__!r}.")
+
+from milp_agt.solvers.base import (
+    Capability,
+    Session,
+    Solver,
+    available_solvers,
+    choose,
+    get_solver,
+    solver_table,
+)
+
+__all__ = [
+    "Capability",
+    "Session",
+    "Solver",
+    "available_solvers",
+    "choose",
+    "get_solver",
+    "solver_table",
+]

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
 from enum import Flag, auto
+from importlib import import_module, metadata
+from importlib.util import find_spec
 from typing import ClassVar, Protocol
 
 from milp_agt.core.program import Array, Program
 from milp_agt.core.results import Limits, SolveResult
+from milp_agt.errors import SolverUnavailableError
 
 
 class Capability(Flag):
@@ -38,3 +43,135 @@ class Solver(Protocol):
     def version(self) -> str: ...
 
     def open(self, program: Program) -> Session: ...
+
+
+class BackEnd(ABC):
+    """A :class:`Solver` whose module is on PyPI; back ends derive from it and add :meth:`open`."""
+
+    name: ClassVar[str]
+    capabilities: ClassVar[Capability]
+    requires: ClassVar[tuple[str, ...]]
+    distribution: ClassVar[str]  # the name on PyPI, which knows the version
+    note: ClassVar[str] = ""  # licence and limits, one line
+    install: ClassVar[str] = "pip install milp_agt"
+
+    def available(self) -> bool:
+        """Whether every module of ``requires`` is installed; none of them is imported."""
+        return all(find_spec(module) is not None for module in self.requires)
+
+    def version(self) -> str:
+        """The installed version from its metadata, '' when it is not installed."""
+        try:
+            return metadata.version(self.distribution)
+        except metadata.PackageNotFoundError:
+            return ""
+
+    def check_available(self) -> None:
+        """
+        Raises:
+            SolverUnavailableError: a module is missing.
+        """
+        if not self.available():
+            raise SolverUnavailableError(
+                f"Solver '{self.name}' is needed",
+                f"no module {' or '.join(self.requires)}; installed are {_installed()}",
+                f"{self.install}, or choose an installed solver",
+            )
+
+    @abstractmethod
+    def open(self, program: Program) -> Session:
+        """Hand a program to the solver.
+
+        Raises:
+            SolverUnavailableError: not installed, or the licence does not admit this program.
+            EncodingError: coefficients that the solver refuses.
+        """
+
+
+@dataclass(frozen=True)
+class SolverRow:
+    """One line of the table of solvers."""
+
+    name: str
+    available: bool
+    version: str
+    capabilities: str
+    note: str
+
+
+# In the order of preference of 'auto'; imported on demand, so that a missing solver costs nothing.
+_REGISTRY: dict[str, tuple[str, str]] = {
+    "highs": ("milp_agt.solvers.highs", "Highs"),
+    "scip": ("milp_agt.solvers.scip", "Scip"),
+    "gurobi": ("milp_agt.solvers.gurobi", "Gurobi"),
+    "cvxpy": ("milp_agt.solvers.cvxpy_backend", "Cvxpy"),
+}
+
+
+def get_solver(name: str) -> BackEnd:
+    """The back end of this name, installed or not; ``cvxpy:INNER`` names cvxpy's inner solver.
+
+    Raises:
+        SolverUnavailableError: an unknown name.
+    """
+    key, _, inner = name.strip().partition(":")
+    if key.lower() not in _REGISTRY or (inner and key.lower() != "cvxpy"):
+        raise SolverUnavailableError(
+            f"Solver '{name}' is needed",
+            f"known are {', '.join(_REGISTRY)} and cvxpy:INNER; installed are {_installed()}",
+            "choose one of these; pip install 'milp_agt[gurobi]' or 'milp_agt[scip]' adds more",
+        )
+    module, cls = _REGISTRY[key.lower()]
+    back_end = getattr(import_module(module), cls)
+    solver: BackEnd = back_end(inner.upper()) if inner else back_end()
+    return solver
+
+
+def available_solvers() -> tuple[str, ...]:
+    """Names of the back ends that are installed, in the order of preference of 'auto'."""
+    return tuple(name for name in _REGISTRY if get_solver(name).available())
+
+
+def choose(name: str | None, needed: Capability) -> BackEnd:
+    """The solver of this name, or for None and 'auto' the first installed one that is able.
+
+    Args:
+        name: 'highs', 'scip', 'gurobi', 'cvxpy', 'cvxpy:INNER', 'auto' or None.
+        needed: what it must be able to do.
+
+    Raises:
+        SolverUnavailableError: unknown, not installed, or not able.
+    """
+    if name is None or name.strip().lower() in ("", "auto"):
+        for candidate in available_solvers():
+            solver = get_solver(candidate)
+            if needed in solver.capabilities:
+                return solver
+        raise SolverUnavailableError(
+            f"A solver for {needed.name} is needed",
+            f"installed are {_installed()}",
+            "pip install highspy",
+        )
+    solver = get_solver(name)
+    solver.check_available()
+    if needed not in solver.capabilities:
+        raise SolverUnavailableError(
+            f"Solver '{name}' is to solve a {needed.name}",
+            f"it is able to do {solver.capabilities.name}; installed are {_installed()}",
+            "choose 'highs'",
+        )
+    return solver
+
+
+def solver_table() -> tuple[SolverRow, ...]:
+    """One row for each back end. No solver is imported and no licence is taken."""
+    rows = []
+    for name in _REGISTRY:
+        s = get_solver(name)
+        able = ", ".join(c.name or "" for c in s.capabilities)
+        rows.append(SolverRow(name, s.available(), s.version(), able, s.note))
+    return tuple(rows)
+
+
+def _installed() -> str:
+    return ", ".join(available_solvers()) or "none"

@@ -1,0 +1,234 @@
+"""What all sessions share: scaling, safe bounds, widening and the check of points, in one place."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from time import perf_counter
+from typing import ClassVar
+
+import numpy as np
+import scipy.sparse as sp
+
+from milp_agt.core.program import Array, Program
+from milp_agt.core.results import Limits, SolveResult, Termination
+from milp_agt.solvers.safe import checked_objective, clip_multipliers, safe_bound
+
+POINT_TOLERANCE = 1e-6  # relative violation up to which a point is reported as an incumbent
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a back end says about one solve, untrusted.
+
+    Attributes:
+        termination: from the status table of the back end.
+        raw_status: the solver's own word.
+        multipliers: row multipliers of an LP, None when there are none.
+        bound: the solver's own dual bound of a tree, ``-inf`` when there is none.
+        point: the solver's best point, None when there is none.
+    """
+
+    termination: Termination
+    raw_status: str
+    multipliers: Array | None = None
+    bound: float = -math.inf
+    point: Array | None = None
+
+
+class ProgramSession(ABC):
+    """One program held by a back end, which only has to implement :meth:`solve_lp` and
+    :meth:`solve_tree`; every number that is reported passes through here.
+
+    An LP's dual bound is recomputed from its multipliers by :func:`safe_bound`, so it holds
+    whatever the solver did. A mixed-integer program is bounded twice: by its LP relaxation in the
+    same way, and by the solver's tree, whose dual bound is *trusted* after it has been capped by
+    the incumbent's value and widened by :meth:`widening`; the larger one is reported. Hence
+    a tree is never looser than its relaxation, and a limit of any kind costs tightness only.
+
+    Objectives are scaled by a power of two to ``max |c_j|`` in [1, 2), so that the absolute
+    tolerances of a solver are relative to the objective.
+    """
+
+    primal_tolerance: ClassVar[float]
+    dual_tolerance: ClassVar[float]
+
+    def __init__(self, program: Program) -> None:
+        self.program = program
+
+    @abstractmethod
+    def solve_lp(self, costs: Array, time: float | None) -> Answer:
+        """Solve the LP relaxation with the scaled ``costs`` (columns,) in ``time`` seconds."""
+
+    @abstractmethod
+    def solve_tree(self, costs: Array, limits: Limits) -> Answer:
+        """Solve the mixed-integer program with the scaled ``costs``."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Free what the solver holds. The session cannot be used afterwards."""
+
+    def minimise(self, objective: Array, limits: Limits) -> SolveResult:
+        """Bound ``min objective.x`` from below.
+
+        Args:
+            objective: c, shape (columns,), float64, finite.
+            limits: seconds, relative gap and nodes; the seconds cover relaxation and tree.
+
+        Returns:
+            ``dual_bound`` is None exactly when the termination is INFEASIBLE or FAILED; a limit
+            that stops the solver before it has any multipliers leaves the bound of the box.
+
+        Raises:
+            EncodingError: an objective of a wrong shape or with a NaN or an infinity.
+        """
+        start = perf_counter()
+        c = checked_objective(self.program, objective)
+        exponent = scale_exponent(c)
+        costs = np.ldexp(c, -exponent)
+        answer = self.solve_lp(costs, limits.time)
+        if answer.termination in (Termination.INFEASIBLE, Termination.FAILED):
+            return self._nothing(answer, start)
+        y = self._multipliers(answer.multipliers, exponent)
+        dual: float | None = safe_bound(self.program, c, y)
+        box = safe_bound(self.program, c)
+        if dual is None or box > dual:
+            y, dual = np.zeros_like(y), box
+        multipliers: Array | None = y
+        relaxed = answer
+        if self.program.is_mixed_integer:
+            left = None if limits.time is None else limits.time - (perf_counter() - start)
+            if left is None or left > 0.0:
+                rest = Limits(left, limits.gap, limits.nodes)
+                answer = self.solve_tree(costs, rest)
+                if answer.termination in (Termination.INFEASIBLE, Termination.FAILED):
+                    return self._nothing(answer, start)
+            elif answer.termination is Termination.OPTIMAL:
+                answer = Answer(Termination.BOUND_ONLY, answer.raw_status, point=answer.point)
+        point, value = self._checked_point(answer.point, c)
+        if self.program.is_mixed_integer and answer is not relaxed:
+            tree = self._tree_bound(answer.bound, value, costs, y, exponent)
+            if tree > dual:
+                dual, multipliers = tree, None
+        if not math.isfinite(dual):
+            return self._nothing(
+                Answer(Termination.FAILED, f"{answer.raw_status}: overflow"), start
+            )
+        return SolveResult(
+            termination=answer.termination,
+            dual_bound=dual,
+            primal_bound=value,
+            point=point,
+            multipliers=multipliers,
+            raw_status=answer.raw_status,
+            seconds=perf_counter() - start,
+        )
+
+    def widening(self, costs: Array, y: Array) -> float:
+        """What the tolerances of a tree may cost its dual bound, in the units of ``costs``.
+
+        With n columns, ``reach_j = |l_j| + |u_j|``, the activity range ``rho_i`` of row i (at most
+        ``row_upper_i - row_lower_i``), multipliers ``y`` of the relaxation and ``d = c - A^T y``::
+
+            dual_tolerance * (sum of the n largest of reach and rho)
+              + primal_tolerance * (sum_i |y_i| max(1, |b_i|) + sum_j |d_j| max(1, reach_j))
+
+        The first term bounds the error of one LP whose optimal basis has reduced costs of the
+        wrong sign up to the tolerance: at most n variables, structural or slack, are non-basic. The
+        second is the first-order effect of bounds and rows that hold, or are tightened by presolve
+        and propagation, up to the tolerance. What is not covered is the floating-point arithmetic
+        of the solver's cuts and presolve: a tree's bound rests on the solver.
+        """
+        p = self.program
+        reach = np.abs(p.lower) + np.abs(p.upper)
+        rho = np.minimum(abs(p.matrix) @ reach, p.row_upper - p.row_lower)
+        n = reach.size
+        ranges = np.sort(np.concatenate([reach, rho]))[rho.size :]
+        side = np.where(y > 0, p.row_lower, p.row_upper)
+        side[y == 0.0] = 0.0
+        d = costs - p.matrix.T @ y
+        dual = self.dual_tolerance * float(ranges.sum()) if n else 0.0
+        primal = float(np.abs(y) @ np.maximum(1.0, np.abs(side)))
+        primal += float(np.abs(d) @ np.maximum(1.0, reach))
+        return dual + self.primal_tolerance * primal
+
+    def _tree_bound(
+        self, bound: float, value: float | None, costs: Array, y: Array, exponent: int
+    ) -> float:
+        """The widened bound of a tree in the units of the objective, ``-inf`` if there is none."""
+        if math.isnan(bound):
+            return -math.inf
+        capped = math.inf if value is None else value
+        scaled_y = np.ldexp(y, -exponent)
+        loss = self.widening(costs, scaled_y)
+        if not (math.isfinite(bound) and math.isfinite(loss)):
+            return -math.inf
+        try:
+            widened = min(math.ldexp(bound, exponent), capped) - math.ldexp(loss, exponent)
+        except OverflowError:
+            return -math.inf
+        return math.nextafter(widened, -math.inf)
+
+    def _multipliers(self, scaled: Array | None, exponent: int) -> Array:
+        if scaled is None or np.shape(scaled) != self.program.row_lower.shape:
+            return clip_multipliers(self.program, None)
+        with np.errstate(over="ignore", under="ignore"):
+            return clip_multipliers(self.program, np.ldexp(scaled, exponent))
+
+    def _checked_point(self, point: Array | None, c: Array) -> tuple[Array | None, float | None]:
+        """The point and its value, or (None, None) unless it is feasible to POINT_TOLERANCE."""
+        p = self.program
+        if point is None or point.shape != c.shape or not np.isfinite(point).all():
+            return None, None
+        point = np.clip(point, p.lower, p.upper)
+        sides = np.concatenate([p.row_lower, p.row_upper])
+        scale = max(1.0, float(np.abs(sides[np.isfinite(sides)]).max(initial=0.0)))
+        whole = point[p.integer]
+        fraction = float(np.abs(whole - np.round(whole)).max(initial=0.0))
+        value = float(c @ point)
+        good = fraction <= POINT_TOLERANCE and p.violation(point) <= POINT_TOLERANCE * scale
+        return (point, value) if good and math.isfinite(value) else (None, None)
+
+    @staticmethod
+    def _nothing(answer: Answer, start: float) -> SolveResult:
+        seconds = perf_counter() - start
+        return SolveResult(answer.termination, None, None, None, None, answer.raw_status, seconds)
+
+
+def scale_exponent(objective: Array) -> int:
+    """The e with ``2**e <= max |c_j| < 2**(e + 1)``, 0 for a zero objective; scaling is exact
+    except where a coefficient becomes subnormal."""
+    largest = float(np.abs(objective).max(initial=0.0))
+    return math.frexp(largest)[1] - 1 if largest > 0.0 else 0
+
+
+def without_tiny(program: Program, threshold: float) -> tuple[sp.csr_matrix, Array, Array]:
+    """Rows without coefficients ``0 < |a_ij| <= threshold``, relaxed so that no point is lost.
+
+    Solvers drop such coefficients silently, which can cut off points or make a feasible program
+    infeasible. Here ``A x = A' x + t`` with ``|t_i| <= sum_j |a_ij| max(|l_j|, |u_j|)`` over the
+    dropped j, and the sides of row i move outwards by that sum, rounded up.
+
+    Returns:
+        (matrix, row_lower, row_upper) with the shapes of the program, without explicit zeros.
+    """
+    matrix = program.matrix.copy()
+    matrix.sum_duplicates()
+    tiny = np.abs(matrix.data) <= threshold
+    if not tiny.any():
+        return matrix, program.row_lower, program.row_upper
+    dropped = matrix.copy()
+    dropped.data = np.where(tiny, np.abs(matrix.data), 0.0)
+    matrix.data = np.where(tiny, 0.0, matrix.data)
+    matrix.eliminate_zeros()
+    # 1e-9 is far above the relative rounding error of the sum, 1e-300 above an underflow
+    moved = dropped @ np.maximum(np.abs(program.lower), np.abs(program.upper)) * (1.0 + 1e-9)
+    moved = np.where(moved > 0.0, moved + 1e-300, 0.0)
+    lower = np.where(moved > 0.0, np.nextafter(program.row_lower - moved, -np.inf), 0.0)
+    upper = np.where(moved > 0.0, np.nextafter(program.row_upper + moved, np.inf), 0.0)
+    return (
+        matrix,
+        np.where(moved > 0.0, lower, program.row_lower),
+        np.where(moved > 0.0, upper, program.row_upper),
+    )
