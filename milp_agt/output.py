@@ -30,7 +30,8 @@ WRITING_SHARE = 0.05  # at most this share of the run goes into saving finished 
 class ResultFolder:
     """Saves the finished steps while a certification runs, and everything at its end.
 
-    Both files are replaced as a whole, so a reader or an interrupt never meets half a file.
+    Both files are replaced as a whole, so a reader or an interrupt never meets half a file. What an
+    earlier run left there stays until the first step of this one is finished.
     Numbers that JSON cannot hold are written as the strings "inf", "-inf" and "nan".
 
     Raises:
@@ -60,8 +61,6 @@ class ResultFolder:
         self._started = self._written = time.perf_counter()
         self._cost = 0.0
         make_folder(folder)
-        self.npz_path.unlink(missing_ok=True)
-        self._write_json({**self._header, "complete": False, "steps": []})
 
     def save_step(self, result: CertificationResult) -> None:
         """Save what is finished so far; put off where saving would take a share of the run."""

@@ -276,6 +276,14 @@ def test_interrupt_keeps_the_finished_steps(
         assert arrays["lower/0.weight"].shape == (3, 2)
 
 
+def test_bad_input_leaves_an_earlier_result_alone(run: Path) -> None:
+    assert certify(run) == 0
+    before = document(run)
+    write(run.parent, BAD_RUNS["budget above the samples"][0])
+    assert certify(run) == 2
+    assert document(run) == before
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="sends SIGINT")
 def test_a_real_interrupt(run: Path) -> None:
