@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import argparse
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TextIO
 
 from milp_agt.errors import MilpAgtError
 from milp_agt.tables import format_number, format_table
@@ -36,13 +37,27 @@ def main(argv: Sequence[str] | None = None) -> int:
         return int(stop.code or 0)
     try:
         command: Callable[[argparse.Namespace], int] = arguments.command
-        return command(arguments)
+        with warnings.catch_warnings():
+            warnings.showwarning = _show_warning
+            return command(arguments)
     except MilpAgtError as error:
         print(f"milp-agt: {error}", file=sys.stderr)
         return BAD_INPUT
     except KeyboardInterrupt:
         print("milp-agt: interrupted before the first result; nothing was written", file=sys.stderr)
         return LIMIT_REACHED
+
+
+def _show_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    """A warning as one line for people, without the place in the code."""
+    print(f"milp-agt: note: {message}", file=sys.stderr)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -61,8 +61,8 @@ class Comparison:
     def table(self) -> str:
         """The rows as text."""
         measure = next((row.measure for row in self.rows if row.measure), "measure")
-        headers = ("relaxation", "window", "used", "mean width", "max width")
-        headers += (f"{measure}: lower", "nominal", "upper", "seconds")
+        widths = ("relaxation", "window", "used", "mean width", "max width")
+        headers = (*widths, f"{measure}: lower", "nominal", "upper", "seconds")
         cells = [
             (
                 row.relaxation,

@@ -276,6 +276,20 @@ def test_interrupt_keeps_the_finished_steps(
         assert arrays["lower/0.weight"].shape == (3, 2)
 
 
+@pytest.mark.filterwarnings("default")
+def test_a_float32_model_is_converted_and_said_once(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (run.parent / "m.py").write_text(
+        "from torch import nn\n\n\ndef make():\n    return nn.Sequential(nn.Linear(2, 2))\n"
+    )
+    write(run.parent, RUN.replace("layers = [2, 3, 2]", "factory = 'm.py:make'"))
+    assert certify(run) == 0
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("milp-agt: note: ")
+    assert "float32" in line
+
+
 def test_bad_input_leaves_an_earlier_result_alone(run: Path) -> None:
     assert certify(run) == 0
     before = document(run)
