@@ -257,22 +257,19 @@ def _compare(arguments: argparse.Namespace) -> int:
 
 
 def _solvers(_: argparse.Namespace) -> int:
-    from milp_agt.solvers.registry import solvers
+    from milp_agt.solvers import solver_table
 
-    rows = []
-    for name, solver in solvers().items():
-        available = solver.available()
-        can = [c.name or "" for c in type(solver.capabilities) if c in solver.capabilities]
-        rows.append(
-            (
-                name,
-                "yes" if available else "no",
-                solver.version() if available else "-",
-                ", ".join(can),
-                ", ".join(solver.requires),
-            )
+    rows = [
+        (
+            row.name,
+            "yes" if row.available else "no",
+            row.version or "-",
+            row.capabilities,
+            row.note or "-",
         )
-    print(format_table(("solver", "installed", "version", "solves", "needs"), rows))
+        for row in solver_table()
+    ]
+    print(format_table(("solver", "installed", "version", "solves", "note"), rows))
     return PROVED
 
 
