@@ -90,6 +90,9 @@ class Constant(_Leaf):
     def of(tensor: Tensor) -> Constant:
         return Constant(tuple(tensor.shape), tensor.detach().to(torch.float64))
 
+    def to(self, device: torch.device) -> Constant:
+        return Constant(self.shape, self.tensor.to(device))
+
     def value(self, *inputs: Tensor) -> Tensor:
         return self.tensor
 

@@ -71,6 +71,10 @@ class Combine(Operation):
             name=name,
         )
 
+    def to(self, device: torch.device) -> Combine:
+        scales = tuple(s if isinstance(s, float) else s.to(device) for s in self.scales)
+        return Combine(scales, _moved(self.constant, device), self.batched, self.rank)
+
     def infer(self, *inputs: Signature) -> Signature:
         shapes = {i.shape for i in inputs}
         if len(shapes) != 1 or len(inputs) != len(self.scales):
@@ -179,6 +183,9 @@ class Affine(Operation):
     bias: Tensor | None = None
     key = "affine"
     exactness = "exact up to rounding"
+
+    def to(self, device: torch.device) -> Affine:
+        return Affine(self.matrix.to(device), _moved(self.bias, device))
 
     def infer(self, *inputs: Signature) -> Signature:
         (source,) = inputs
@@ -330,6 +337,10 @@ def _scaled(scale: Scale, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]
         return (scale * lower, scale * upper) if scale >= 0 else (scale * upper, scale * lower)
     first, second = scale * lower, scale * upper
     return torch.minimum(first, second), torch.maximum(first, second)
+
+
+def _moved(tensor: Tensor | None, device: torch.device) -> Tensor | None:
+    return None if tensor is None else tensor.to(device)
 
 
 def _as_array(scale: Scale) -> Array:

@@ -1,0 +1,50 @@
+"""Certified robustness of gradient-based training to data poisoning."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from milp_agt.certify import certify as certify
+    from milp_agt.compare import compare as compare
+    from milp_agt.errors import MilpAgtError as MilpAgtError
+    from milp_agt.reachable import Bounds as Bounds
+    from milp_agt.result import Result as Result
+    from milp_agt.result import load as load
+    from milp_agt.threats import FeatureLabelPoisoning as FeatureLabelPoisoning
+    from milp_agt.threats import FeaturePoisoning as FeaturePoisoning
+    from milp_agt.threats import LabelPoisoning as LabelPoisoning
+    from milp_agt.training import InverseTimeDecay as InverseTimeDecay
+    from milp_agt.training import Training as Training
+
+__version__ = "0.1.0"
+
+# Imported on first use, so that `import milp_agt` costs neither torch nor a solver.
+_HOMES = {
+    "Bounds": "reachable",
+    "FeatureLabelPoisoning": "threats",
+    "FeaturePoisoning": "threats",
+    "InverseTimeDecay": "training",
+    "LabelPoisoning": "threats",
+    "MilpAgtError": "errors",
+    "Result": "result",
+    "Training": "training",
+    "certify": "certify",
+    "compare": "compare",
+    "load": "result",
+}
+
+__all__ = [*_HOMES, "__version__"]
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'milp_agt' has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"milp_agt.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

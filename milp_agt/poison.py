@@ -36,6 +36,12 @@ class Poison:
     label_vertices: Tensor | None = None
     label_radius: Tensor | None = None
 
+    @staticmethod
+    def none(features: Tensor, labels: Tensor) -> Poison:
+        """Data that nobody poisons."""
+        mask = torch.zeros(len(features), dtype=torch.bool, device=features.device)
+        return Poison(features, labels, mask, budget=0, static=True, per_batch=False)
+
     def with_labels(self, vertices: Tensor | None, radius: Tensor | None) -> Poison:
         return replace(self, label_vertices=vertices, label_radius=radius)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
@@ -35,6 +35,7 @@ class StepGraph:
         output: name of the node with the model's output.
         initial: initial values of the trainable parameters, float64.
         aliases: further names in ``state_dict`` of a shared parameter -> its name here.
+        model: a copy of the traced model.
         frozen: parameters that are constants, under their names in ``state_dict``.
     """
 
@@ -46,6 +47,11 @@ class StepGraph:
     initial: Mapping[str, Tensor]
     aliases: Mapping[str, str] = field(default_factory=dict)
     frozen: Mapping[str, Tensor] = field(default_factory=dict)
+    model: nn.Module = field(default_factory=nn.Sequential, repr=False)
+
+    def to(self, device: torch.device) -> StepGraph:
+        """The same graph with its constants on a device; initial values stay where they are."""
+        return replace(self, graph=self.graph.to(device))
 
     @property
     def outputs(self) -> int:
@@ -224,6 +230,7 @@ def trace(model: nn.Module, loss: str, feature_shape: tuple[int, ...]) -> StepGr
         initial=tracer.initial,
         aliases=tracer.aliases,
         frozen=tracer.frozen,
+        model=tracer.model,
     )
 
 

@@ -11,6 +11,8 @@ import networkx as nx
 from milp_agt.errors import EncodingError
 
 if TYPE_CHECKING:
+    import torch
+
     from milp_agt.core.operation import Operation
 
 
@@ -82,6 +84,13 @@ class Graph:
         self.nx.add_node(label, op=op.key, shape=node.shape, batched=node.batched)
         self.nx.add_edges_from((i.name, label) for i in inputs)
         return node
+
+    def to(self, device: torch.device) -> Graph:
+        """The same graph with the constants of its operations on another device."""
+        moved = Graph()
+        for node in self:
+            moved.add(node.op.to(device), *(moved[name] for name in node.inputs), name=node.name)
+        return moved
 
     def __getitem__(self, name: str) -> Node:
         return self._nodes[name]

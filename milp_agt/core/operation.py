@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Protocol
 
+import torch
 from torch import Tensor
 
 from milp_agt.core.graph import Graph, Node, Signature
@@ -84,6 +85,10 @@ class Operation(ABC):
         self, encoder: Encoder, inputs: tuple[Expression, ...], ranges: tuple[Interval, ...]
     ) -> Expression:
         """Columns and rows of a program that hold for the same values as :meth:`relax`."""
+
+    def to(self, device: torch.device) -> Operation:
+        """The same operation with its constant tensors on a device."""
+        return self
 
     def vjp(
         self, graph: Graph, node: Node, cotangent: Node, wanted: tuple[bool, ...]

@@ -1,0 +1,101 @@
+"""Files: arrays with a versioned description beside them, and architectures as plain data."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from torch import nn
+
+from milp_agt.errors import InvalidInputError
+
+VERSION = 1
+_ABOUT = "about"
+
+
+def write(path: Path, arrays: Mapping[str, npt.NDArray[Any]], about: Mapping[str, Any]) -> None:
+    """Write an .npz file at once: a half-written file never takes the place of a good one."""
+    path = path if path.suffix == ".npz" else path.with_name(path.name + ".npz")
+    text = json.dumps({"version": VERSION, **about})
+    handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".npz.tmp")
+    try:
+        with os.fdopen(handle, "wb") as stream:
+            np.savez_compressed(stream, allow_pickle=False, **{_ABOUT: np.array(text), **arrays})
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def read(path: Path) -> tuple[dict[str, npt.NDArray[Any]], dict[str, Any]]:
+    """Read what :func:`write` wrote.
+
+    Raises:
+        InvalidInputError: a missing or damaged file, or another version.
+    """
+    path = path if path.exists() or path.suffix == ".npz" else path.with_name(path.name + ".npz")
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            arrays = {name: stored[name] for name in stored.files}
+        about: dict[str, Any] = json.loads(str(arrays.pop(_ABOUT)))
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        raise InvalidInputError(
+            f"A saved result was to be read from {path}", str(error), "save the result again"
+        ) from None
+    if about.get("version") != VERSION:
+        raise InvalidInputError(
+            f"A saved result of version {VERSION} is needed",
+            f"version {about.get('version')} in {path}",
+            "certify again with this version of milp_agt",
+        )
+    return arrays, about
+
+
+def describe(model: nn.Module, seen: dict[int, int] | None = None) -> dict[str, Any]:
+    """A model of supported layers as plain data; a module that occurs twice is named once."""
+    seen = {} if seen is None else seen
+    if id(model) in seen:
+        return {"type": "Shared", "number": seen[id(model)]}
+    seen[id(model)] = len(seen)
+    kind = type(model).__name__
+    frozen = [n for n, p in model.named_parameters(recurse=False) if not p.requires_grad]
+    about: dict[str, Any] = {"type": kind, "frozen": frozen}
+    if isinstance(model, nn.Sequential):
+        children = {n: describe(c, seen) for n, c in model._modules.items() if c is not None}
+        return about | {"children": children}
+    if isinstance(model, nn.Linear):
+        bias = model.bias is not None
+        about |= {"arguments": [model.in_features, model.out_features], "options": {"bias": bias}}
+    elif isinstance(model, nn.LeakyReLU):
+        about |= {"arguments": [model.negative_slope]}
+    elif isinstance(model, nn.Flatten):
+        about |= {"arguments": [model.start_dim, model.end_dim]}
+    return about
+
+
+def rebuild(about: Mapping[str, Any], seen: list[nn.Module] | None = None) -> nn.Module:
+    """The model that :func:`describe` described, float64, with fresh weights."""
+    seen = [] if seen is None else seen
+    if about["type"] == "Shared":
+        return seen[about["number"]]
+    if about["type"] == "Sequential":
+        model = nn.Sequential()
+        seen.append(model)
+        for name, child in about["children"].items():
+            model.add_module(name, rebuild(child, seen))
+        return model
+    kinds: dict[str, type[nn.Module]] = {
+        k.__name__: k for k in (nn.Linear, nn.ReLU, nn.LeakyReLU, nn.Sigmoid, nn.Tanh, nn.Flatten)
+    }
+    module = kinds[about["type"]](*about.get("arguments", []), **about.get("options", {})).double()
+    seen.append(module)
+    for name, parameter in module.named_parameters(recurse=False):
+        parameter.requires_grad_(name not in about["frozen"])
+    return module

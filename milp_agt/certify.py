@@ -1,0 +1,340 @@
+"""The certification loop: one training step after the other, every level carrying the looser ones."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from milp_agt import cost, inputs
+from milp_agt.core.interval import Interval
+from milp_agt.core.relaxation import Relaxation
+from milp_agt.core.restriction import UNRESTRICTED, Restriction
+from milp_agt.core.results import Limits
+from milp_agt.engines import interval, linear, program
+from milp_agt.engines.recorder import NullRecorder, Recorder
+from milp_agt.engines.step import Schedule, State, Step, initial_state, step_at_points, velocity_of
+from milp_agt.errors import InvalidInputError, SoundnessError
+from milp_agt.poison import Poison
+from milp_agt.reachable import StepRecord
+from milp_agt.result import Result
+from milp_agt.solvers import Capability, choose
+from milp_agt.solvers.base import Solver
+from milp_agt.threats import ThreatModel
+from milp_agt.tracing import StepGraph, trace
+from milp_agt.training import Training
+
+# Ranges beyond this are left to the cheaper relaxation: no solver works with them.
+PROGRAM_RANGE_LIMIT = 1e8
+
+OnStep = Callable[[Result, int, int], None]
+
+
+def certify(
+    model: nn.Module,
+    data: tuple[inputs.ArrayLike, inputs.ArrayLike],
+    training: Training,
+    threat: ThreatModel,
+    *,
+    relaxation: str = "linear",
+    window: int | None = None,
+    program_window: int | None = None,
+    solver: str | None = None,
+    device: str = "cpu",
+    memory: str | int = "4GiB",
+    time_limit: float | None = None,
+    solve_limits: Limits | None = None,
+    initial: Mapping[str, tuple[inputs.ArrayLike, inputs.ArrayLike]] | None = None,
+    on_step: OnStep | None = None,
+    restriction: Restriction = UNRESTRICTED,
+    recorder: Recorder | None = None,
+) -> Result:
+    """Bound all parameters that training could reach under a threat model.
+
+    Guarantee: the parameters of every float64 training run on data that the threat model admits lie
+    in ``result.reachable``; what is assumed stands in ``result.assumptions``.
+
+    Args:
+        model: a torch module of supported layers; copied, never changed.
+        data: features (n, *shape) and labels: classes (n,), or targets (n,) or (n, outputs).
+        training: the run.
+        threat: what the adversary may change.
+        relaxation: interval, linear, lp, milp, or auto (the tightest whose predicted cost fits
+            ``time_limit`` and ``memory``; what was picked and why stands in ``result.fallbacks``).
+        window: past steps that linear forms are walked through; None for all.
+        program_window: steps in one program; None for ``window`` if that is given, else 1.
+        solver: back end of lp and milp; None picks one.
+        device: "cpu", "cuda" or "auto".
+        memory: budget for the tensors of one pass; rows and samples are cut into pieces by it.
+        time_limit: seconds for the whole run; when it is over, the remaining steps use the interval
+            relaxation, and the result says so.
+        solve_limits: limits of each solve of a program.
+        initial: boxes of theta_0 by parameter name, where it is not a point.
+        on_step: called with (result so far, finished steps, all steps) after every step.
+        restriction: bound only the attacks that a node of branch and bound admits.
+        recorder: receives what every bound was made of.
+
+    Raises:
+        InvalidInputError, InvalidThreatModelError, UnsupportedOperationError,
+        SolverUnavailableError: see the message.
+        SoundnessError, EncodingError: a bug; the run is stopped rather than certified.
+    """
+    target = inputs.device_of(device)
+    features = inputs.features_of(data[0])
+    step_graph = trace(model, training.loss, tuple(features.shape[1:]))
+    labels = inputs.labels_of(data[1], len(features), step_graph.loss, step_graph.outputs)
+    poison = threat.bind(features, labels, step_graph.loss)
+    batches = training.batch_order(len(features))
+    plan = cost.plan(
+        step_graph, batches, poison, training, relaxation, window, program_window, memory, time_limit
+    )
+    run = Run(
+        step_graph=step_graph.to(target),
+        training=training,
+        poison=poison.to(target),
+        plan=plan,
+        solver=_solver(plan.relaxation, solver),
+        initial=inputs.initial_box(step_graph, initial),
+        claim=threat.describe(),
+        deadline=None if time_limit is None else time.monotonic() + time_limit,
+        solve_limits=solve_limits or Limits(),
+        restriction=restriction,
+        recorder=recorder or NullRecorder(),
+    )
+    result = run.result()
+    for index, batch in enumerate(batches):
+        run.advance(torch.from_numpy(batch).to(target))
+        result = run.result()
+        if on_step is not None:
+            on_step(result, index + 1, len(batches))
+    return result
+
+
+def _solver(relaxation: Relaxation, name: str | None) -> Solver | None:
+    if not relaxation.uses_programs:
+        if name is not None:
+            raise InvalidInputError(
+                f"Solver '{name}' was asked for",
+                f"relaxation '{relaxation.value}', which solves nothing",
+                "use relaxation 'lp' or 'milp', or leave the solver out",
+            )
+        return None
+    needed = Capability.MIP if relaxation.exact_phases else Capability.LP
+    return choose(name, needed)
+
+
+@dataclass
+class _Chain:
+    """The reachable sets of one level, with the steps that its window keeps."""
+
+    level: Relaxation
+    state: State
+    window: list[linear.RelaxedStep] = field(default_factory=list)
+
+
+class Run:
+    """A certification in progress: one call of :meth:`advance` for each training step."""
+
+    def __init__(
+        self,
+        *,
+        step_graph: StepGraph,
+        training: Training,
+        poison: Poison,
+        plan: cost.Plan,
+        solver: Solver | None,
+        initial: Mapping[str, Interval],
+        claim: str,
+        deadline: float | None,
+        solve_limits: Limits,
+        restriction: Restriction,
+        recorder: Recorder,
+    ) -> None:
+        self.step_graph, self.training, self.poison, self.plan = step_graph, training, poison, plan
+        self.schedule = Schedule.of(step_graph)
+        self.solver, self.deadline, self.solve_limits = solver, deadline, solve_limits
+        self.restriction, self.recorder, self.claim = restriction, recorder, claim
+        device = poison.features.device
+        box = {n: Interval(b.lower.to(device), b.upper.to(device)) for n, b in initial.items()}
+        start = initial_state(step_graph, box, training.momentum > 0)
+        self.chains = [_Chain(level, start) for level in plan.relaxation.chain()]
+        self.nominal: dict[str, Tensor] = {n: v.to(device) for n, v in step_graph.initial.items()}
+        if training.momentum > 0:
+            for name in step_graph.parameters:
+                self.nominal[velocity_of(name)] = torch.zeros_like(self.nominal[name])
+        self.updates = training.update_rules(plan.steps)
+        self.records: list[StepRecord] = []
+        self.fallbacks: list[str] = list(plan.notes)
+        self.limit_reached = False
+
+    def advance(self, batch: Tensor) -> None:
+        """Bound one more step.
+
+        Raises:
+            SoundnessError: an empty meet, or the nominal run outside its box.
+            EncodingError: an infeasible program.
+        """
+        started = time.perf_counter()
+        index = len(self.records)
+        step = Step(
+            index, batch, self.poison.take(batch), self.updates[index], self.training.momentum > 0
+        )
+        outer: State | None = None
+        used, widths = Relaxation.INTERVAL, {}
+        report: program.ProgramReport | None = None
+        for chain in self.chains:
+            if self._out_of_time(chain.level, index) and outer is not None:
+                # The looser chain's box is a valid start for this one, should there be more time.
+                chain.state, chain.window = outer, []
+                continue
+            state, solved = self._bound(chain, step)
+            report = solved or report
+            if outer is not None:
+                state = {n: b.meet(outer[n], f"'{n}' by {chain.level.value} and below") for n, b in state.items()}
+            used = chain.level if solved or not chain.level.uses_programs else used
+            self.recorder.state(index, chain.level, state)
+            chain.state = outer = state
+            widths[chain.level.value] = self._mean_width(state)
+        assert outer is not None
+        self._advance_nominal(step, outer)
+        flat = torch.cat([outer[n].width.flatten() for n in self.step_graph.parameters])
+        self.records.append(
+            StepRecord(
+                step=index + 1,
+                mean_width=float(flat.mean()),
+                max_width=float(flat.max()),
+                seconds=time.perf_counter() - started,
+                relaxation=used.value,
+                adversary=self._adversary(),
+                batch=step.size,
+                chains=widths,
+                program=_counts(report),
+            )
+        )
+
+    def _bound(
+        self, chain: _Chain, step: Step
+    ) -> tuple[State, program.ProgramReport | None]:
+        """The box of the next state by one level, before the meet with looser chains."""
+        keep = chain.level is not Relaxation.INTERVAL
+        ranges = interval.propagate(
+            self.schedule,
+            chain.state,
+            step,
+            self.restriction,
+            fragment=None if keep else self.plan.fragment,
+            keep=keep,
+        )
+        state = interval.update(self.step_graph, chain.state, ranges, step)
+        if not keep:
+            return state, None
+        relaxed = linear.relax_step(self.schedule, chain.state, step, ranges)
+        chain.window = [*chain.window, relaxed][-self.plan.longest_window :]
+        self.recorder.step(chain.level, relaxed)
+        walked = linear.bound_state(
+            self.step_graph,
+            self.schedule,
+            chain.window[-self.plan.window :],
+            self.poison,
+            self.plan.chunk,
+            self.restriction,
+        )
+        state = {n: b.meet(walked[n], f"'{n}' by interval and linear") for n, b in state.items()}
+        if not chain.level.uses_programs:
+            return state, None
+        return self._solve(chain, step, state)
+
+    def _solve(
+        self, chain: _Chain, step: Step, state: State
+    ) -> tuple[State, program.ProgramReport | None]:
+        window = chain.window[-self.plan.program_window :]
+        largest = max(
+            float(box.magnitude.max()) for relaxed in window for box in relaxed.ranges.boxes.values()
+        )
+        if not largest <= PROGRAM_RANGE_LIMIT:
+            self.fallbacks.append(
+                f"step {step.index + 1}: ranges up to {largest:.1e} are beyond what a solver can take; "
+                f"'{chain.level.value}' was left to the linear bounds"
+            )
+            return state, None
+        assert self.solver is not None
+        encoded = program.encode_window(
+            self.step_graph,
+            self.schedule,
+            window,
+            self.poison,
+            chain.level.exact_phases,
+            self.restriction,
+        )
+        options = program.SolveOptions(self.solver, self.solve_limits, deadline=self.deadline)
+        state, report = program.bound_state(encoded, state, options)
+        if report.limited:
+            self.limit_reached = True
+            self.fallbacks.append(
+                f"step {step.index + 1}: {report.limited} of {report.solves + report.limited} solves by "
+                f"'{chain.level.value}' met a limit; their best dual bound counts, or the linear one"
+            )
+        return state, report
+
+    def _out_of_time(self, level: Relaxation, index: int) -> bool:
+        if self.deadline is None or level is Relaxation.INTERVAL:
+            return False
+        if time.monotonic() < self.deadline:
+            return False
+        self.limit_reached = True
+        self.fallbacks.append(f"step {index + 1}: time limit, '{level.value}' left out")
+        return True
+
+    def _advance_nominal(self, step: Step, box: State) -> None:
+        data = step.poison
+        self.nominal = step_at_points(
+            self.step_graph, self.schedule, self.nominal, data.features, data.labels, step.update
+        )
+        for name, value in self.nominal.items():
+            if self.restriction is UNRESTRICTED and not box[name].contains(value.unsqueeze(0)):
+                raise SoundnessError(
+                    f"The nominal run must stay inside the reachable set at step {step.index + 1}",
+                    f"'{name}' outside its box, or not a number",
+                    "if the nominal run diverges, lower the learning rate; else report this run",
+                )
+
+    def _mean_width(self, state: State) -> float:
+        parts = [state[n].width.flatten() for n in self.step_graph.parameters]
+        return float(torch.cat(parts).mean())
+
+    def _adversary(self) -> str:
+        when = "static" if self.poison.static else "adaptive"
+        return f"{when}, {'batch' if self.poison.per_batch else 'dataset'}"
+
+    def result(self) -> Result:
+        """What is proved so far."""
+        tightest = self.chains[-1]
+        return Result.of(
+            step_graph=self.step_graph,
+            schedule=self.schedule,
+            state=tightest.state,
+            nominal=self.nominal,
+            window=tuple(tightest.window[-self.plan.window :]),
+            poison=self.poison,
+            steps=tuple(self.records),
+            total_steps=self.plan.steps,
+            relaxation=self.plan.asked,
+            fallbacks=tuple(self.fallbacks),
+            limit_reached=self.limit_reached,
+            threat=self.claim,
+        )
+
+
+def _counts(report: program.ProgramReport | None) -> Mapping[str, int] | None:
+    if report is None:
+        return None
+    counts = asdict(report)
+    return {
+        **report.size,
+        "solves": counts["solves"],
+        "skipped": counts["skipped"],
+        "limited": counts["limited"],
+    }

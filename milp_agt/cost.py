@@ -1,0 +1,142 @@
+"""Predicts what each level costs and cuts the work into pieces that fit a memory budget."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from milp_agt.core.relaxation import Relaxation
+from milp_agt.engines.step import Schedule
+from milp_agt.errors import InvalidInputError
+from milp_agt.formulations.bilinear import Einsum
+from milp_agt.formulations.univariate import Univariate
+from milp_agt.inputs import bytes_of
+from milp_agt.poison import Poison
+from milp_agt.tracing import StepGraph
+from milp_agt.training import Batch, Training
+
+FLOAT = 8  # bytes
+# Tensors of the size of a coefficient that are alive at once in a walk.
+LIVE_COEFFICIENTS = 6
+# Boxes and temporaries that are alive at once for an element of a node in interval arithmetic.
+LIVE_BOXES = 12
+# Elements of coefficients that one core walks in a second, and elements of boxes that it bounds.
+# Measured on one core of a 2020s server with relu networks; only `auto` depends on them.
+WALKED_PER_SECOND = 5e7
+BOUNDED_PER_SECOND = 2e7
+# Seconds of one warm-started solve for each row of the program.
+SECONDS_PER_ROW = 1e-5
+ROWS_PER_ELEMENT = 8
+AUTO_TIME = 120.0
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What will be run: the level, the windows, the pieces, and notes for the result."""
+
+    asked: str
+    relaxation: Relaxation
+    steps: int
+    window: int
+    program_window: int
+    chunk: int
+    fragment: int
+    notes: tuple[str, ...]
+
+    @property
+    def longest_window(self) -> int:
+        return max(self.window, self.program_window)
+
+
+def plan(
+    step_graph: StepGraph,
+    batches: Sequence[Batch],
+    poison: Poison,
+    training: Training,
+    relaxation: str,
+    window: int | None,
+    program_window: int | None,
+    memory: str | int,
+    time_limit: float | None,
+) -> Plan:
+    """Settle the options of a run.
+
+    Raises:
+        InvalidInputError: an unknown relaxation, a window below 1, a limit that is not positive.
+    """
+    for name, value in (("window", window), ("program_window", program_window)):
+        if value is not None and value < 1:
+            raise InvalidInputError(
+                f"{name} counts steps, at least 1", f"{name} = {value}", "give None for all steps"
+            )
+    if time_limit is not None and not time_limit >= 0:
+        raise InvalidInputError("A time limit is >= 0 seconds", f"{time_limit}", "leave it out")
+    steps = len(batches)
+    walked = min(window or steps, steps)
+    solved = min(program_window or window or 1, steps)
+    budget = bytes_of(memory)
+    sizes = _Sizes(step_graph, max(len(b) for b in batches), training.momentum > 0)
+    if relaxation == "auto":
+        level, notes = _choose(sizes, steps, walked, budget, time_limit or AUTO_TIME, solved)
+    else:
+        level, notes = Relaxation.parse(relaxation), ()
+    per_row = FLOAT * LIVE_COEFFICIENTS * max(sizes.walked, 1)
+    per_sample = FLOAT * LIVE_BOXES * max(sizes.per_sample, 1)
+    return Plan(
+        asked=relaxation,
+        relaxation=level,
+        steps=steps,
+        window=walked,
+        program_window=solved,
+        chunk=max(1, min(2 * sizes.state, budget // (2 * per_row))),
+        fragment=max(1, budget // (2 * per_sample)),
+        notes=notes,
+    )
+
+
+class _Sizes:
+    """Counts of elements from which costs are predicted."""
+
+    def __init__(self, step_graph: StepGraph, batch: int, momentum: bool) -> None:
+        schedule = Schedule.of(step_graph)
+        batched = [n for n in schedule.before if n.batched]
+        self.state = step_graph.parameter_count * (2 if momentum else 1)
+        self.per_sample = sum(n.signature.size for n in batched)
+        self.boxes = self.per_sample * batch
+        # Gradients of single samples enter a walk with one coefficient for all samples.
+        summed = {n.inputs[0] for n in schedule.sums}
+        self.walked = sum(n.signature.size for n in batched if n.name not in summed) * batch
+        self.curved = batch * sum(
+            n.signature.size for n in batched if isinstance(n.op, (Einsum, Univariate))
+        )
+
+
+def _choose(
+    sizes: _Sizes, steps: int, window: int, memory: int, seconds: float, solved: int
+) -> tuple[Relaxation, tuple[str, ...]]:
+    """The tightest level below milp whose predicted time and memory fit, and why."""
+    walks = sum(min(t + 1, window) for t in range(steps))
+    linear = 2 * sizes.state * sizes.walked * walks / WALKED_PER_SECOND
+    rows = ROWS_PER_ELEMENT * sizes.curved * solved
+    predicted = {
+        Relaxation.INTERVAL: 2 * sizes.boxes * steps / BOUNDED_PER_SECOND,
+        Relaxation.LINEAR: 2 * linear,
+        Relaxation.LP: 3 * linear + 2 * sizes.state * steps * rows * SECONDS_PER_ROW,
+    }
+    needed = {
+        Relaxation.INTERVAL: 0,
+        Relaxation.LINEAR: FLOAT * LIVE_BOXES * sizes.boxes * window,
+        Relaxation.LP: 2 * FLOAT * LIVE_BOXES * sizes.boxes * window + 200 * rows,
+    }
+    fitting = [
+        r for r in predicted if predicted[r] <= seconds and needed[r] <= memory
+    ] or [Relaxation.INTERVAL]
+    chosen = fitting[-1]
+    table = ", ".join(
+        f"{r.value} {predicted[r]:.3g} s / {needed[r] / 2**20:.3g} MiB" for r in predicted
+    )
+    note = (
+        f"auto picked '{chosen.value}': predicted {table}; allowed {seconds:.3g} s / "
+        f"{memory / 2**20:.3g} MiB; milp is never picked unasked"
+    )
+    return chosen, (note,)

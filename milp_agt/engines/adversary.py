@@ -1,0 +1,168 @@
+"""What a linear form owes to the adversary: coefficients on moves and charges, sample by sample."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor
+
+from milp_agt.core.restriction import Restriction
+from milp_agt.engines.interval import worst_sum
+from milp_agt.engines.step import Step
+from milp_agt.poison import Poison
+
+
+class Debt(ABC):
+    """Collects, over the steps of a window, how much poison can lower each of ``rows`` forms.
+
+    The poisoned sample i lowers a form by at most ``dev_i``: the support function of its admissible
+    moves plus the charges of the relaxations that hold with a smaller offset if i is poisoned. The
+    adversary is worth the sum of the ``budget`` largest ``dev_i``.
+    """
+
+    @abstractmethod
+    def add(
+        self, step: Step, features: Tensor | None, labels: Tensor | None, charges: Tensor | None
+    ) -> None:
+        """Add one step: coefficients on the moves of the batch (rows, n, ...) and charges (rows, n)."""
+
+    @abstractmethod
+    def worst(self) -> Tensor:
+        """The most that the adversary can lower each form, (rows,)."""
+
+
+def open_debt(poison: Poison, rows: int, restriction: Restriction) -> Debt:
+    """The right kind of debt for a threat model bound to the whole data set."""
+    if poison.is_clean:
+        return _NoDebt(rows, poison.features.device)
+    if not poison.static and poison.per_batch:
+        return _PerStepDebt(poison, rows, restriction)
+    return _PerSampleDebt(poison, rows, restriction)
+
+
+class _NoDebt(Debt):
+    def __init__(self, rows: int, device: torch.device) -> None:
+        self._zero = torch.zeros(rows, dtype=torch.float64, device=device)
+
+    def add(
+        self, step: Step, features: Tensor | None, labels: Tensor | None, charges: Tensor | None
+    ) -> None:
+        return
+
+    def worst(self) -> Tensor:
+        return self._zero
+
+
+class _PerStepDebt(Debt):
+    """Adaptive adversary, budget in each batch: top-k in each step, then the sum over steps."""
+
+    def __init__(self, poison: Poison, rows: int, restriction: Restriction) -> None:
+        self._restriction = restriction
+        self._total = torch.zeros(rows, dtype=torch.float64, device=poison.features.device)
+
+    def add(
+        self, step: Step, features: Tensor | None, labels: Tensor | None, charges: Tensor | None
+    ) -> None:
+        hurt = _dev(step.poison, features, labels, charges)
+        if hurt is not None:
+            self._total = self._total + _spend(
+                hurt, step.samples, step.poison.budget, self._restriction
+            )
+
+    def worst(self) -> Tensor:
+        return self._total
+
+
+class _PerSampleDebt(Debt):
+    """One account for each sample of the data set that the window has met.
+
+    Static adversary: coefficients on the same move are added over the steps before the support
+    function is taken, so that what a perturbation gains in one step it may lose in another.
+    Adaptive with one poisoned set for the run: the support function is taken in each step.
+
+    With the budget counted in each batch (and a static adversary), the samples are parted by the
+    first batch of the window that held them; each part lies within one batch, so at most ``budget``
+    of it are poisoned.
+    """
+
+    def __init__(self, poison: Poison, rows: int, restriction: Restriction) -> None:
+        self._poison, self._restriction = poison, restriction
+        self._rows = rows
+        self._slots: dict[int, int] = {}
+        self._groups: list[int] = []
+        self._samples: list[int] = []
+        self._features: Tensor | None = None
+        self._labels: Tensor | None = None
+        self._charges: Tensor | None = None
+        self._batches = 0
+
+    def add(
+        self, step: Step, features: Tensor | None, labels: Tensor | None, charges: Tensor | None
+    ) -> None:
+        slots = self._slots_of(step)
+        if not self._poison.static:
+            charges, features, labels = _dev(step.poison, features, labels, charges), None, None
+        self._features = self._accumulated(self._features, features, slots)
+        self._labels = self._accumulated(self._labels, labels, slots)
+        self._charges = self._accumulated(self._charges, charges, slots)
+
+    def _slots_of(self, step: Step) -> Tensor:
+        """Positions of the batch in the accounts; new samples get new ones."""
+        self._batches += 1
+        indices = step.samples.tolist()
+        for sample in indices:
+            if sample not in self._slots:
+                self._slots[sample] = len(self._samples)
+                self._samples.append(sample)
+                self._groups.append(self._batches if self._poison.per_batch else 0)
+        return torch.tensor([self._slots[i] for i in indices], device=step.samples.device)
+
+    def _accumulated(self, total: Tensor | None, new: Tensor | None, slots: Tensor) -> Tensor | None:
+        if total is not None and total.shape[1] < len(self._samples):
+            extra = len(self._samples) - total.shape[1]
+            pad = total.new_zeros((total.shape[0], extra, *total.shape[2:]))
+            total = torch.cat([total, pad], 1)
+        if new is None:
+            return total
+        if total is None:
+            total = new.new_zeros((self._rows, len(self._samples), *new.shape[2:]))
+        return total.index_add(1, slots, new)
+
+    def worst(self) -> Tensor:
+        device = self._poison.features.device
+        samples = torch.tensor(self._samples, dtype=torch.int64, device=device)
+        hurt = _dev(self._poison.take(samples), self._features, self._labels, self._charges)
+        if hurt is None:
+            return torch.zeros(self._rows, dtype=torch.float64, device=device)
+        groups = torch.tensor(self._groups, device=device)
+        total = torch.zeros(self._rows, dtype=torch.float64, device=device)
+        for group in groups.unique().tolist():
+            part = groups == group
+            total = total + _spend(
+                hurt[:, part], samples[part], self._poison.budget, self._restriction
+            )
+        return total
+
+
+def _dev(
+    poison: Poison, features: Tensor | None, labels: Tensor | None, charges: Tensor | None
+) -> Tensor | None:
+    """``dev_i >= 0`` of each sample, (rows, n); None if nothing was added."""
+    if features is None and labels is None:
+        return None if charges is None else charges.clamp(min=0.0)
+    support = poison.support(features, labels)
+    hurt = support if charges is None else support + charges
+    return torch.where(poison.open, hurt, 0.0).clamp(min=0.0)
+
+
+def _spend(hurt: Tensor, samples: Tensor, budget: int, restriction: Restriction) -> Tensor:
+    """The ``budget`` worst of ``hurt`` (rows, n), under what is known of the selection."""
+    if restriction.outside:
+        out = torch.tensor(sorted(restriction.outside), device=samples.device)
+        hurt = torch.where(torch.isin(samples, out), 0.0, hurt)
+    if not restriction.inside:
+        return worst_sum(hurt.T, budget)
+    known = torch.isin(samples, torch.tensor(sorted(restriction.inside), device=samples.device))
+    paid = hurt[:, known].sum(1)
+    return paid + worst_sum(hurt[:, ~known].T, budget - int(known.sum()))

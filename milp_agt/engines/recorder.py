@@ -1,0 +1,46 @@
+"""Where engines report what a bound was made of, so that it can be replayed without heuristics."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from milp_agt.core.relaxation import Relaxation
+from milp_agt.engines.linear import RelaxedStep
+from milp_agt.engines.step import State
+
+
+class Recorder(Protocol):
+    """Receives evidence in the order of the run, for each chain (level) apart."""
+
+    def step(self, level: Relaxation, relaxed: RelaxedStep) -> None:
+        """Boxes, slopes and offsets of one step, before any bound is made from them."""
+        ...
+
+    def state(self, index: int, level: Relaxation, state: State) -> None:
+        """The box after step ``index``, after the meets interval, linear, program, looser chain."""
+        ...
+
+
+class NullRecorder:
+    """Keeps nothing."""
+
+    def step(self, level: Relaxation, relaxed: RelaxedStep) -> None:
+        return
+
+    def state(self, index: int, level: Relaxation, state: State) -> None:
+        return
+
+
+@dataclass
+class MemoryRecorder:
+    """Keeps everything in memory: enough to walk the same planes again and get the same bounds."""
+
+    steps: dict[Relaxation, list[RelaxedStep]] = field(default_factory=dict)
+    states: dict[Relaxation, list[State]] = field(default_factory=dict)
+
+    def step(self, level: Relaxation, relaxed: RelaxedStep) -> None:
+        self.steps.setdefault(level, []).append(relaxed)
+
+    def state(self, index: int, level: Relaxation, state: State) -> None:
+        self.states.setdefault(level, []).append(state)

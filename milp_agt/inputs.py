@@ -1,0 +1,171 @@
+"""Checks and conversions of what a user hands in: data, initial boxes, sizes, devices."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from milp_agt.core.interval import Interval
+from milp_agt.errors import InvalidInputError
+from milp_agt.formulations.loss import Loss
+from milp_agt.tracing import StepGraph
+
+ArrayLike = npt.NDArray[Any] | Tensor
+
+
+def features_of(values: ArrayLike, what: str = "Features") -> Tensor:
+    """Features as (n, *shape) float64.
+
+    Raises:
+        InvalidInputError: fewer than two axes, no samples, NaN or infinity.
+    """
+    tensor = _tensor(values)
+    if tensor.dtype == torch.float32:
+        warnings.warn(
+            f"{what} are float32; they are converted, and the claim is about the float64 run.",
+            UserWarning,
+            stacklevel=4,
+        )
+    if tensor.dim() < 2 or len(tensor) == 0:
+        raise InvalidInputError(
+            f"{what} must have a sample axis and at least one more",
+            f"shape {tuple(tensor.shape)}",
+            "give an array of shape (samples, features)",
+        )
+    tensor = tensor.to(torch.float64)
+    _finite(tensor, what)
+    return tensor
+
+
+def labels_of(values: ArrayLike, count: int, loss: Loss, outputs: int, what: str = "Labels") -> Tensor:
+    """Encoded labels, (n, width) float64.
+
+    Raises:
+        InvalidInputError: another count than the features, classes out of range, NaN or infinity,
+            targets that do not fit the outputs.
+    """
+    tensor = _tensor(values)
+    if len(tensor) != count:
+        raise InvalidInputError(
+            f"{what} must match the features", f"{len(tensor)} labels for {count} samples"
+        )
+    _finite(tensor.to(torch.float64), what)
+    if not loss.is_classification:
+        encoded = loss.encode(tensor, outputs)
+        if encoded.shape[1] != outputs:
+            raise InvalidInputError(
+                f"{what} for loss '{loss.key}' need one target for each of {outputs} outputs",
+                f"shape {tuple(tensor.shape)}",
+                "match the last layer of the model",
+            )
+        return encoded
+    flat = tensor.reshape(count, -1)
+    classes = loss.classes(outputs)
+    if flat.shape[1] != 1 or not bool((flat == flat.round()).all()):
+        raise InvalidInputError(
+            f"{what} for loss '{loss.key}' are whole class numbers",
+            f"shape {tuple(tensor.shape)}, for example {flat[0].tolist()}",
+            f"give an array ({count},) of classes 0..{classes - 1}",
+        )
+    flat = flat[:, 0].to(torch.int64)
+    if bool(((flat < 0) | (flat >= classes)).any()):
+        raise InvalidInputError(
+            f"{what} must be classes 0..{classes - 1}",
+            f"values from {int(flat.min())} to {int(flat.max())}",
+            "renumber the classes, or give the model more outputs",
+        )
+    return loss.encode(flat, outputs)
+
+
+def initial_box(
+    step_graph: StepGraph, given: Mapping[str, tuple[ArrayLike, ArrayLike]] | None
+) -> dict[str, Interval]:
+    """The box of theta_0: the model's parameters, or the boxes given for some of them by name.
+
+    Raises:
+        InvalidInputError: an unknown name, a wrong shape, lower > upper, a box without the model's
+            own value.
+    """
+    boxes = {n: Interval.point(v.unsqueeze(0)) for n, v in step_graph.initial.items()}
+    for name, (low, high) in (given or {}).items():
+        if name not in boxes:
+            raise InvalidInputError(
+                f"A box for parameter '{name}' was given",
+                f"trainable parameters {sorted(boxes)}",
+                "use the names of model.state_dict()",
+            )
+        lower, upper = _tensor(low).to(torch.float64), _tensor(high).to(torch.float64)
+        value = step_graph.initial[name]
+        if lower.shape != value.shape or upper.shape != value.shape:
+            raise InvalidInputError(
+                f"The box of '{name}' needs shape {tuple(value.shape)}",
+                f"{tuple(lower.shape)} and {tuple(upper.shape)}",
+            )
+        if not bool(((lower <= value) & (value <= upper)).all()):
+            raise InvalidInputError(
+                f"The box of '{name}' must hold the model's own value",
+                f"distance {float(torch.maximum(lower - value, value - upper).max()):.3g} outside",
+                "widen the box or load other weights",
+            )
+        boxes[name] = Interval(lower.unsqueeze(0), upper.unsqueeze(0))
+    return boxes
+
+
+def bytes_of(memory: str | int) -> int:
+    """``"4GiB"``, ``"500 MB"`` or a count of bytes.
+
+    Raises:
+        InvalidInputError: anything else.
+    """
+    if isinstance(memory, int) and memory > 0:
+        return memory
+    units = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+    match = re.fullmatch(r"\s*([0-9.]+)\s*([A-Za-z]+)\s*", str(memory))
+    if match is None or match[2].upper() not in units or float(match[1]) <= 0:
+        raise InvalidInputError(
+            "A memory budget is a count of bytes or a text like '4GiB'",
+            f"{memory!r}",
+            "use B, KB, MB, GB, KiB, MiB or GiB",
+        )
+    return int(float(match[1]) * units[match[2].upper()])
+
+
+def device_of(name: str) -> torch.device:
+    """``"cpu"``, ``"cuda"`` (or another torch device), or ``"auto"``: the GPU if there is one.
+
+    Raises:
+        InvalidInputError: an unknown device, or a GPU that torch cannot see.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(1, dtype=torch.float64, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise InvalidInputError(
+            f"Device {name!r} was asked for", reason, "use 'cpu' or 'auto'"
+        ) from None
+    return device
+
+
+def _tensor(values: ArrayLike) -> Tensor:
+    return values.detach().cpu() if isinstance(values, Tensor) else torch.as_tensor(np.asarray(values))
+
+
+def _finite(tensor: Tensor, what: str) -> None:
+    bad = ~torch.isfinite(tensor)
+    if bool(bad.any()):
+        first = tuple(int(i) for i in bad.nonzero()[0])
+        raise InvalidInputError(
+            f"{what} must be finite",
+            f"{int(bad.sum())} NaN or infinite entries, the first at {first}",
+            "drop or impute these samples before training",
+        )

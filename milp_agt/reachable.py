@@ -1,0 +1,127 @@
+"""Reachable sets and the bounds that follow from them, as numpy arrays for the user."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from milp_agt.errors import InvalidInputError, SoundnessError
+
+Array = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """A certified interval for one quantity, with its value in the nominal run.
+
+    Guarantee: for every admissible poisoning the quantity lies in [lower, upper].
+
+    Raises:
+        SoundnessError: a NaN, or a nominal value outside the interval.
+    """
+
+    lower: float
+    nominal: float
+    upper: float
+
+    def __post_init__(self) -> None:
+        if math.isnan(self.nominal) or not self.lower <= self.nominal <= self.upper:
+            raise SoundnessError(
+                "The nominal value must lie within its certified bounds",
+                f"{self.nominal} in [{self.lower}, {self.upper}]",
+                "please report this run",
+            )
+
+
+@dataclass(frozen=True)
+class ReachableSet:
+    """A box that holds the parameters of every admissible training run, float64.
+
+    Attributes:
+        lower, upper: ends by the names of ``model.state_dict()``, shapes as there. Frozen parameters
+            are boxes of width zero; names of a shared parameter hold the same box.
+        nominal: the parameters of the run on the data as given.
+        trainable: names that count in the widths (each shared parameter once).
+    """
+
+    lower: Mapping[str, Array]
+    upper: Mapping[str, Array]
+    nominal: Mapping[str, Array]
+    trainable: tuple[str, ...] = field(default=())
+
+    def __post_init__(self) -> None:
+        for name, value in self.nominal.items():
+            low, high = self.lower[name], self.upper[name]
+            if not ((low <= value) & (value <= high)).all():
+                raise SoundnessError(
+                    f"The nominal value of '{name}' must lie within its box",
+                    f"a distance of {np.nanmax(np.maximum(low - value, value - high)):.3e}",
+                    "please report this run",
+                )
+
+    @property
+    def widths(self) -> Array:
+        """Widths of all trainable parameters, one after the other."""
+        return np.concatenate([(self.upper[n] - self.lower[n]).reshape(-1) for n in self.trainable])
+
+    @property
+    def mean_width(self) -> float:
+        return float(self.widths.mean())
+
+    @property
+    def max_width(self) -> float:
+        return float(self.widths.max())
+
+    def contains(self, state_dict: Mapping[str, Any]) -> bool:
+        """True if the parameters lie in the box; no tolerance is needed.
+
+        Raises:
+            InvalidInputError: a missing parameter or a wrong shape.
+        """
+        for name, low in self.lower.items():
+            if name not in state_dict:
+                raise InvalidInputError(
+                    f"A model with parameter '{name}' is needed",
+                    f"parameters {sorted(state_dict)}",
+                    "pass the state_dict() of the certified architecture",
+                )
+            value = state_dict[name]
+            array = np.asarray(value.detach().cpu() if hasattr(value, "detach") else value)
+            if array.shape != low.shape:
+                raise InvalidInputError(
+                    f"Parameter '{name}' needs shape {low.shape}", f"shape {array.shape}"
+                )
+            if not ((low <= array) & (array <= self.upper[name])).all():
+                return False
+        return True
+
+
+@dataclass(frozen=True)
+class StepRecord:
+    """What is known after one training step.
+
+    Attributes:
+        step: number of finished steps.
+        mean_width, max_width: of the parameter box.
+        seconds: wall-clock time of the step, all chains together.
+        relaxation: the tightest level that was really used.
+        adversary: whose poisonings are covered, e.g. "static, dataset".
+        batch: samples in the batch.
+        chains: mean width after each level, loosest first.
+        program: columns, rows, solves and limits of the program of this step; None without one.
+    """
+
+    step: int
+    mean_width: float
+    max_width: float
+    seconds: float
+    relaxation: str
+    adversary: str
+    batch: int
+    chains: Mapping[str, float]
+    program: Mapping[str, int] | None = None

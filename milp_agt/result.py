@@ -1,0 +1,245 @@
+"""The result of a certification: reachable set, records, claim, and properties on demand."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from milp_agt import archive, inputs, properties
+from milp_agt.core.interval import Interval
+from milp_agt.engines.linear import RelaxedStep
+from milp_agt.engines.step import Schedule, State
+from milp_agt.errors import InvalidInputError
+from milp_agt.poison import Poison
+from milp_agt.properties import Models
+from milp_agt.reachable import Bounds, ReachableSet, StepRecord
+from milp_agt.tracing import StepGraph, trace
+
+ASSUMPTIONS = (
+    "The initial parameters, the order of the batches and the optimiser are fixed as given.",
+    "Preprocessing (scaling, feature selection, splits) was fitted on data that the adversary does "
+    "not touch.",
+    "No early stopping or model selection looks at poisoned data.",
+    "Training runs in float64 with IEEE arithmetic, sums in any order, and elementary functions "
+    "(exp, tanh, sigmoid) are accurate to 16 units in the last place; rounding is covered by the "
+    "bounds under this assumption.",
+)
+
+
+@dataclass(frozen=True)
+class Result:
+    """What is proved about one training run.
+
+    Attributes:
+        reachable: a box that holds the parameters of every admissible run.
+        steps: one record for each finished step.
+        total_steps: steps of the whole run; fewer records mean that it was interrupted.
+        relaxation: the level that was asked for.
+        fallbacks: where less than that was used, and why; never silent.
+        limit_reached: True if a time or solve limit was met.
+        threat: what the adversary may do, in words.
+        assumptions: what is assumed and not modelled.
+    """
+
+    reachable: ReachableSet
+    steps: tuple[StepRecord, ...]
+    total_steps: int
+    relaxation: str
+    fallbacks: tuple[str, ...]
+    limit_reached: bool
+    threat: str
+    assumptions: tuple[str, ...] = ASSUMPTIONS
+    models: Models = field(repr=False, kw_only=True)
+
+    @staticmethod
+    def of(
+        *,
+        step_graph: StepGraph,
+        schedule: Schedule,
+        state: State,
+        nominal: Mapping[str, Tensor],
+        window: Sequence[RelaxedStep],
+        poison: Poison,
+        steps: tuple[StepRecord, ...],
+        total_steps: int,
+        relaxation: str,
+        fallbacks: tuple[str, ...],
+        limit_reached: bool,
+        threat: str,
+    ) -> Result:
+        """Collect what the loop knows after some steps."""
+        models = Models(
+            step_graph,
+            schedule,
+            state,
+            {n: nominal[n] for n in step_graph.parameters},
+            window,
+            poison,
+        )
+        return Result(
+            reachable=_reachable(step_graph, state, nominal),
+            steps=steps,
+            total_steps=total_steps,
+            relaxation=relaxation,
+            fallbacks=fallbacks,
+            limit_reached=limit_reached,
+            threat=threat,
+            models=models,
+        )
+
+    @property
+    def claim(self) -> str:
+        """The certificate in words."""
+        count = self.models.step_graph.parameter_count
+        return (
+            f"With {self.threat}, training for {len(self.steps)} of {self.total_steps} steps on the "
+            f"'{self.models.step_graph.loss.key}' loss ends with all {count} trainable parameters inside the "
+            f"reachable set (mean width {self.reachable.mean_width:.4g}, max "
+            f"{self.reachable.max_width:.4g})."
+        )
+
+    def accuracy(self, features: inputs.ArrayLike, labels: inputs.ArrayLike) -> Bounds:
+        """Share of test points that the model gets right, for every admissible poisoning.
+
+        ``features`` (n, *shape) and ``labels`` (n,) are not poisoned. A point counts as certified
+        only if its margin is above zero for every reachable model; a tie does not.
+
+        Raises:
+            InvalidInputError: a regression loss, or data that do not fit.
+        """
+        x, y = self._test_data(features, labels, "accuracy")
+        return properties.accuracy(self.models, x, y)[0]
+
+    def margins(
+        self, features: inputs.ArrayLike, labels: inputs.ArrayLike
+    ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+        """Lower and upper bounds of the smallest margin of each test point, (n,) each."""
+        x, y = self._test_data(features, labels, "margins")
+        box = properties.accuracy(self.models, x, y)[1]
+        return box.lower.amin(-1).cpu().numpy(), box.upper.amin(-1).cpu().numpy()
+
+    def loss(self, features: inputs.ArrayLike, labels: inputs.ArrayLike) -> Bounds:
+        """Mean loss over test points, for every admissible poisoning of the training data."""
+        x, y = self._test_data(features, labels, None)
+        return properties.loss(self.models, x, y)[0]
+
+    def stable(self, features: inputs.ArrayLike) -> Bounds:
+        """Share of points that every reachable model classifies as the nominal one does.
+
+        Raises:
+            InvalidInputError: a regression loss, or data that do not fit.
+        """
+        self._classification("stable")
+        return properties.stable(self.models, self._features(features))[0]
+
+    def save(self, path: str | Path) -> None:
+        """Write everything but the steps of the window to one .npz file (suffix added if missing).
+
+        A loaded result bounds properties from the final box only, which may be looser.
+        """
+        graph = self.models.step_graph
+        arrays = {
+            f"{end}:{name}": array
+            for end in ("lower", "upper", "nominal")
+            for name, array in getattr(self.reachable, end).items()
+        }
+        about = {
+            "layers": archive.describe(graph.model),
+            "loss": graph.loss.key,
+            "feature_shape": list(self.models.poison.features.shape[1:]),
+            "steps": [asdict(record) for record in self.steps],
+            "total_steps": self.total_steps,
+            "relaxation": self.relaxation,
+            "fallbacks": self.fallbacks,
+            "limit_reached": self.limit_reached,
+            "threat": self.threat,
+            "assumptions": self.assumptions,
+        }
+        archive.write(Path(path), arrays, about)
+
+    def _features(self, features: inputs.ArrayLike) -> Tensor:
+        x = inputs.features_of(features, "Test features")
+        wanted = self.models.poison.features.shape[1:]
+        if x.shape[1:] != wanted:
+            raise InvalidInputError(
+                f"Test features need shape {tuple(wanted)} for each sample",
+                f"{tuple(x.shape[1:])}",
+                "use the features that the model was trained on",
+            )
+        return x.to(self.models.poison.features.device)
+
+    def _test_data(
+        self, features: inputs.ArrayLike, labels: inputs.ArrayLike, classification: str | None
+    ) -> tuple[Tensor, Tensor]:
+        if classification is not None:
+            self._classification(classification)
+        x = self._features(features)
+        graph = self.models.step_graph
+        y = inputs.labels_of(labels, len(x), graph.loss, graph.outputs, "Test labels")
+        return x, y.to(x.device)
+
+    def _classification(self, question: str) -> None:
+        loss = self.models.step_graph.loss
+        if not loss.is_classification:
+            raise InvalidInputError(
+                f"'{question}' is a question about a classifier",
+                f"loss '{loss.key}'",
+                "ask for the loss instead",
+            )
+
+
+def _reachable(
+    step_graph: StepGraph, state: State, nominal: Mapping[str, Tensor]
+) -> ReachableSet:
+    lower: dict[str, npt.NDArray[np.float64]] = {}
+    upper: dict[str, npt.NDArray[np.float64]] = {}
+    centre: dict[str, npt.NDArray[np.float64]] = {}
+    for name in step_graph.parameters:
+        lower[name] = state[name].lower[0].cpu().numpy()
+        upper[name] = state[name].upper[0].cpu().numpy()
+        centre[name] = nominal[name].cpu().numpy()
+    for name, value in step_graph.frozen.items():
+        lower[name] = upper[name] = centre[name] = value.cpu().numpy()
+    for alias, name in step_graph.aliases.items():
+        lower[alias], upper[alias], centre[alias] = lower[name], upper[name], centre[name]
+    return ReachableSet(lower, upper, centre, step_graph.parameters)
+
+
+def load(path: str | Path) -> Result:
+    """Read a result that :meth:`Result.save` wrote; see there for what is not kept.
+
+    Raises:
+        InvalidInputError: a missing or damaged file, or another version of the format.
+    """
+    arrays, about = archive.read(Path(path))
+    model = archive.rebuild(about["layers"])
+    nominal = {n.partition(":")[2]: v for n, v in arrays.items() if n.startswith("nominal:")}
+    model.load_state_dict({n: torch.from_numpy(v) for n, v in nominal.items()})
+    step_graph = trace(model, about["loss"], tuple(about["feature_shape"]))
+    state = {
+        name: Interval(
+            torch.from_numpy(arrays[f"lower:{name}"]).unsqueeze(0),
+            torch.from_numpy(arrays[f"upper:{name}"]).unsqueeze(0),
+        )
+        for name in step_graph.parameters
+    }
+    nothing = torch.zeros(0, *about["feature_shape"], dtype=torch.float64)
+    return Result.of(
+        step_graph=step_graph,
+        schedule=Schedule.of(step_graph),
+        state=state,
+        nominal=dict(step_graph.initial),
+        window=(),
+        poison=Poison.none(nothing, torch.zeros(0, step_graph.outputs, dtype=torch.float64)),
+        steps=tuple(StepRecord(**record) for record in about["steps"]),
+        total_steps=about["total_steps"],
+        relaxation=about["relaxation"],
+        fallbacks=tuple(about["fallbacks"]),
+        limit_reached=about["limit_reached"],
+        threat=about["threat"],
+    )
