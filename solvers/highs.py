@@ -68,7 +68,7 @@ class HighsSession(ProgramSession):
     previous objective, and the tree."""
 
     primal_tolerance: ClassVar[float] = 1e-9
-    dual_tolerance: ClassVar[float] = 1e-9
+    dual_tolerance: ClassVar[float] = 1e-10  # of the LPs in a tree
 
     def __init__(self, program: Program) -> None:
         super().__init__(program)
@@ -76,7 +76,6 @@ class HighsSession(ProgramSession):
         self._columns = np.arange(program.lower.size, dtype=np.int32)
         self._lp: Any = None
         self._tree: Any = None
-        self._spent: dict[int, float] = {}
 
     def solve_lp(self, costs: Array, time: float | None) -> Answer:
         if self._lp is None:
@@ -150,8 +149,7 @@ class HighsSession(ProgramSession):
         h = self._highspy
         limit = np.inf if time is None else model.getRunTime() + max(0.0, time)
         model.setOptionValue("time_limit", limit)
-        if costs.size:
-            model.changeColsCost(costs.size, self._columns, costs)
+        model.changeColsCost(costs.size, self._columns, costs)
         status = model.run()
         if status == h.HighsStatus.kError and model.getModelStatus() == h.HighsModelStatus.kNotset:
             # another model of this process started the shared scheduler with more threads

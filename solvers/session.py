@@ -85,15 +85,17 @@ class ProgramSession(ABC):
         """
         start = perf_counter()
         c = checked_objective(self.program, objective)
+        if not c.size:
+            return self._no_columns(start)
         exponent = scale_exponent(c)
         costs = np.ldexp(c, -exponent)
         answer = self.solve_lp(costs, limits.time)
         if answer.termination in (Termination.INFEASIBLE, Termination.FAILED):
             return self._nothing(answer, start)
         y = self._multipliers(answer.multipliers, exponent)
-        dual: float | None = safe_bound(self.program, c, y)
+        dual = safe_bound(self.program, c, y)
         box = safe_bound(self.program, c)
-        if dual is None or box > dual:
+        if box > dual:
             y, dual = np.zeros_like(y), box
         multipliers: Array | None = y
         relaxed = answer
@@ -124,6 +126,15 @@ class ProgramSession(ABC):
             raw_status=answer.raw_status,
             seconds=perf_counter() - start,
         )
+
+    def _no_columns(self, start: float) -> SolveResult:
+        """Solvers disagree about a program without columns: it is feasible if each row admits 0."""
+        p = self.program
+        if ((p.row_lower > 0.0) | (p.row_upper < 0.0)).any():
+            return self._nothing(Answer(Termination.INFEASIBLE, "no columns"), start)
+        seconds = perf_counter() - start
+        y, point = np.zeros_like(p.row_lower), np.zeros(0)
+        return SolveResult(Termination.OPTIMAL, 0.0, 0.0, point, y, "no columns", seconds)
 
     def widening(self, costs: Array, y: Array) -> float:
         """What the tolerances of a tree may cost its dual bound, in the units of ``costs``.

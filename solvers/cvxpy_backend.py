@@ -1,0 +1,177 @@
+"""Any solver of cvxpy: a second opinion. Its answers are only used as multipliers."""
+
+from __future__ import annotations
+
+import warnings
+from importlib import import_module
+from typing import Any, ClassVar
+
+import numpy as np
+
+from milp_agt.core.program import Array, Program
+from milp_agt.core.results import Limits, Termination
+from milp_agt.errors import SolverUnavailableError
+from milp_agt.solvers.base import BackEnd, Capability
+from milp_agt.solvers.session import Answer, ProgramSession, without_tiny
+
+# cvxpy's own words; one that is not listed is FAILED. Columns are bounded, so 'unbounded' is a
+# numerical failure; 'infeasible_inaccurate' is left out because its caller would raise.
+STATUS: dict[str, Termination] = {
+    "optimal": Termination.OPTIMAL,
+    "optimal_inaccurate": Termination.BOUND_ONLY,
+    "user_limit": Termination.BOUND_ONLY,
+    "infeasible": Termination.INFEASIBLE,
+    "infeasible_or_unbounded": Termination.INFEASIBLE,
+}
+
+_TINY = 1e-12
+_TREE = "HIGHS"  # the inner solver whose dual bound of a tree cvxpy hands on
+# The name of the time limit in seconds, and settings for tight duals, for each inner solver.
+_TIME = {"HIGHS": "time_limit", "CLARABEL": "time_limit", "OSQP": "time_limit"}
+_TIME |= {"SCS": "time_limit_secs", "GUROBI": "TimeLimit"}
+_OPTIONS: dict[str, dict[str, object]] = {
+    "HIGHS": {
+        "threads": 1,
+        "small_matrix_value": _TINY,
+        "primal_feasibility_tolerance": 1e-9,
+        "dual_feasibility_tolerance": 1e-9,
+    },
+    "CLARABEL": {"tol_gap_abs": 1e-10, "tol_gap_rel": 1e-10, "tol_feas": 1e-10, "max_threads": 1},
+    "SCS": {"eps_abs": 1e-7, "eps_rel": 1e-7, "max_iters": 20_000},
+    "OSQP": {"eps_abs": 1e-7, "eps_rel": 1e-7, "max_iter": 20_000, "polishing": False},
+}
+
+
+class Cvxpy(BackEnd):
+    """LP by any solver that cvxpy knows (Diamond and Boyd 2016); mixed-integer programs by its
+    HiGHS, and with any other inner solver by their relaxation only, which is BOUND_ONLY.
+
+    Args:
+        inner: cvxpy's name of the solver; '' takes CLARABEL for an LP and HIGHS for the rest.
+    """
+
+    name: ClassVar[str] = "cvxpy"
+    capabilities: ClassVar[Capability] = Capability.LP | Capability.MIP
+    requires: ClassVar[tuple[str, ...]] = ("cvxpy",)
+    distribution: ClassVar[str] = "cvxpy"
+    note: ClassVar[str] = "cvxpy:INNER names its solver; slow, a second opinion"
+    install: ClassVar[str] = "pip install cvxpy"
+
+    def __init__(self, inner: str = "") -> None:
+        self.inner = inner
+
+    def check_available(self) -> None:
+        """
+        Raises:
+            SolverUnavailableError: cvxpy or the inner solver is missing.
+        """
+        super().check_available()
+        if self.inner:
+            installed = import_module("cvxpy").installed_solvers()
+            if self.inner not in installed:
+                raise SolverUnavailableError(
+                    f"Solver 'cvxpy:{self.inner}' is needed",
+                    f"cvxpy finds {', '.join(installed)}",
+                    "choose one of these or install the solver",
+                )
+
+    def open(self, program: Program) -> CvxpySession:
+        self.check_available()
+        return CvxpySession(program, self.inner)
+
+
+class CvxpySession(ProgramSession):
+    """The constraints are kept, the objective is a parameter: cvxpy compiles once."""
+
+    primal_tolerance: ClassVar[float] = 1e-9
+    dual_tolerance: ClassVar[float] = 1e-10  # as in HiGHS, the only inner solver with a tree
+
+    def __init__(self, program: Program, inner: str = "") -> None:
+        super().__init__(program)
+        self._cvxpy: Any = import_module("cvxpy")
+        self._inner = inner
+        self._matrix, self._lower, self._upper = without_tiny(program, _TINY)
+        self._equal = np.isfinite(self._lower) & (self._lower == self._upper)
+        self._below = np.isfinite(self._lower) & ~self._equal
+        self._above = np.isfinite(self._upper) & ~self._equal
+        self._problems: dict[bool, tuple[Any, Any, Any, list[tuple[Any, Any, float]]]] = {}
+
+    def solve_lp(self, costs: Array, time: float | None) -> Answer:
+        raw, point, rows, _ = self._solve(self._inner or "CLARABEL", costs, False, time, {})
+        duals = np.zeros(self.program.row_lower.size)
+        for mask, constraint, sign in rows:
+            if constraint.dual_value is None:
+                return Answer(STATUS.get(raw, Termination.FAILED), raw, None, point=point)
+            duals[mask] += sign * np.ravel(constraint.dual_value)
+        return Answer(STATUS.get(raw, Termination.FAILED), raw, duals, point=point)
+
+    def solve_tree(self, costs: Array, limits: Limits) -> Answer:
+        if (self._inner or _TREE) != _TREE or _TREE not in self._cvxpy.installed_solvers():
+            return Answer(Termination.BOUND_ONLY, "relaxation only")
+        options: dict[str, object] = {
+            "mip_rel_gap": limits.gap,
+            "mip_abs_gap": 1e-9,
+            "mip_feasibility_tolerance": 1e-9,
+        }
+        if limits.nodes is not None:
+            options["mip_max_nodes"] = limits.nodes
+        raw, point, _, stats = self._solve(_TREE, costs, True, limits.time, options)
+        bound = float(getattr(stats, "mip_dual_bound", -np.inf))
+        return Answer(STATUS.get(raw, Termination.FAILED), raw, bound=bound, point=point)
+
+    def close(self) -> None:
+        self._problems.clear()
+
+    def _problem(self, integer: bool) -> tuple[Any, Any, Any, list[tuple[Any, Any, float]]]:
+        """(problem, variable, cost parameter, rows); a row block is (mask, constraint, sign), and
+        our multipliers are the sign times cvxpy's, whose equalities pull the other way."""
+        if integer in self._problems:
+            return self._problems[integer]
+        cp, p, n = self._cvxpy, self.program, self.program.lower.size
+        whole = np.flatnonzero(p.integer) if integer else np.array([], dtype=np.intp)
+        # Real columns are bounded by rows: not every inner solver takes bounds of variables.
+        kind = {"integer": (whole,)} if whole.size else {}
+        x, costs = cp.Variable(n, **kind), cp.Parameter(n)
+        rows: list[tuple[Any, Any, float]] = []
+        for mask, sign in ((self._equal, -1.0), (self._below, 1.0), (self._above, -1.0)):
+            if mask.any():
+                part = self._matrix[mask] @ x
+                if mask is self._equal:
+                    constraint = part == self._lower[mask]
+                else:
+                    constraint = (
+                        part >= self._lower[mask] if sign > 0 else part <= self._upper[mask]
+                    )
+                rows.append((mask, constraint, sign))
+        limits = [x >= p.lower, x <= p.upper]
+        problem = cp.Problem(cp.Minimize(costs @ x), limits + [row[1] for row in rows])
+        self._problems[integer] = (problem, x, costs, rows)
+        return self._problems[integer]
+
+    def _solve(
+        self,
+        inner: str,
+        costs: Array,
+        integer: bool,
+        time: float | None,
+        options: dict[str, object],
+    ) -> tuple[str, Array | None, list[tuple[Any, Any, float]], Any]:
+        """(raw status, point, rows, extra statistics)."""
+        if time is not None and time <= 0.0:
+            return "user_limit", None, [], None  # not every inner solver ends at once
+        problem, x, parameter, rows = self._problem(integer)
+        parameter.value = costs
+        options = _OPTIONS.get(inner, {}) | options
+        if time is not None and inner in _TIME:
+            options = options | {_TIME[inner]: time}
+        for variable in (x, *(row[1].dual_variables[0] for row in rows)):
+            variable.save_value(None)  # nothing of the last objective may pass for an answer
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                problem.solve(solver=inner, verbose=False, **options)
+        except self._cvxpy.error.SolverError as error:
+            return f"solver error: {error}", None, rows, None
+        stats = problem.solver_stats.extra_stats if problem.solver_stats else None
+        point = None if x.value is None else np.array(x.value, dtype=np.float64)
+        return str(problem.status), point, rows, stats

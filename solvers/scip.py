@@ -1,0 +1,158 @@
+"""SCIP through PySCIPOpt: open source, an independent tree search."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from itertools import pairwise
+from typing import Any, ClassVar
+
+import numpy as np
+
+from milp_agt.core.program import Array, Program
+from milp_agt.core.results import Limits, Termination
+from milp_agt.solvers.base import BackEnd, Capability
+from milp_agt.solvers.session import Answer, ProgramSession, without_tiny
+
+# A status that is not listed is FAILED. Columns are bounded, so 'inforunbd' means infeasible and
+# 'unbounded' is a numerical failure.
+STATUS: dict[str, Termination] = {
+    "optimal": Termination.OPTIMAL,
+    "infeasible": Termination.INFEASIBLE,
+    "inforunbd": Termination.INFEASIBLE,
+    "gaplimit": Termination.OPTIMAL,  # closed to the gap that was asked for
+    "timelimit": Termination.BOUND_ONLY,
+    "nodelimit": Termination.BOUND_ONLY,
+    "totalnodelimit": Termination.BOUND_ONLY,
+    "stallnodelimit": Termination.BOUND_ONLY,
+    "memlimit": Termination.BOUND_ONLY,
+    "sollimit": Termination.BOUND_ONLY,
+    "bestsollimit": Termination.BOUND_ONLY,
+    "restartlimit": Termination.BOUND_ONLY,
+    "primallimit": Termination.BOUND_ONLY,
+    "duallimit": Termination.BOUND_ONLY,
+    "userinterrupt": Termination.BOUND_ONLY,
+    "terminate": Termination.BOUND_ONLY,
+}
+
+_EPSILON = 1e-10  # SCIP takes smaller coefficients for zero
+_INFINITY = 1e20
+
+
+class Scip(BackEnd):
+    """LP and mixed-integer programs by SCIP (Bestuzheva et al. 2023) with SoPlex."""
+
+    name: ClassVar[str] = "scip"
+    capabilities: ClassVar[Capability] = Capability.LP | Capability.MIP
+    requires: ClassVar[tuple[str, ...]] = ("pyscipopt",)
+    distribution: ClassVar[str] = "PySCIPOpt"
+    note: ClassVar[str] = "open source (Apache 2.0); slower to build large programs"
+    install: ClassVar[str] = "pip install 'milp_agt[scip]'"
+
+    def open(self, program: Program) -> ScipSession:
+        self.check_available()
+        return ScipSession(program)
+
+
+class ScipSession(ProgramSession):
+    """The relaxation in SCIP's LP solver, warm-started, and the tree, made when first needed."""
+
+    primal_tolerance: ClassVar[float] = 1e-9
+    dual_tolerance: ClassVar[float] = 1e-9
+
+    def __init__(self, program: Program) -> None:
+        super().__init__(program)
+        self._scip: Any = import_module("pyscipopt")
+        self._matrix, self._lower, self._upper = without_tiny(program, _EPSILON)
+        self._lp: Any = None
+        self._tree: Any = None
+        self._variables: list[Any] = []
+
+    def solve_lp(self, costs: Array, time: float | None) -> Answer:
+        """SCIP's LP interface has no status word: it is optimal, or infeasible with a Farkas ray, or
+        stopped, and then the multipliers so far are used."""
+        if self._lp is None:
+            self._lp = self._relaxation()
+        lp = self._lp
+        limit = _INFINITY if time is None else min(max(0.0, time), _INFINITY)
+        lp.setRealParam(self._scip.SCIP_LPPARAM.LPTILIM, limit)
+        for column, cost in enumerate(costs.tolist()):
+            lp.chgObj(column, cost)
+        lp.solve(dual=True)
+        if lp.isOptimal():
+            raw = "optimal"
+        elif lp.getDualRay() is not None:
+            return Answer(STATUS["infeasible"], "infeasible")
+        else:
+            raw = "unknown" if time is None else "timelimit"
+        duals = np.array(lp.getDual(), dtype=np.float64)
+        point = np.array(lp.getPrimal(), dtype=np.float64)
+        return Answer(STATUS.get(raw, Termination.FAILED), raw, duals, point=point)
+
+    def solve_tree(self, costs: Array, limits: Limits) -> Answer:
+        if self._tree is None:
+            self._tree = self._model()
+        model = self._tree
+        model.freeTransform()
+        expression = self._scip.Expr(
+            {self._scip.scip.Term(v): c for v, c in zip(self._variables, costs.tolist()) if c}
+        )
+        model.setObjective(expression, "minimize")
+        time = _INFINITY if limits.time is None else max(0.0, limits.time)
+        model.setParam("limits/time", min(time, _INFINITY))
+        model.setParam("limits/gap", limits.gap)
+        model.setParam("limits/nodes", -1 if limits.nodes is None else limits.nodes)
+        model.optimize()
+        raw = str(model.getStatus())
+        bound = float(model.getDualbound())
+        if abs(bound) >= _INFINITY:  # SCIP's infinity: nothing was bounded yet
+            bound = -np.inf
+        point = None
+        if model.getNSols() > 0:
+            best = model.getBestSol()
+            point = np.array([model.getSolVal(best, v) for v in self._variables])
+        return Answer(STATUS.get(raw, Termination.FAILED), raw, bound=bound, point=point)
+
+    def close(self) -> None:
+        self._lp = self._tree = None
+        self._variables = []
+
+    def _sides(self) -> tuple[list[float], list[float]]:
+        lower = np.maximum(self._lower, -_INFINITY).tolist()
+        upper = np.minimum(self._upper, _INFINITY).tolist()
+        return lower, upper
+
+    def _entries(self) -> list[list[tuple[int, float]]]:
+        starts, m = self._matrix.indptr, self._matrix
+        columns, values = m.indices.tolist(), m.data.tolist()
+        return [list(zip(columns[a:b], values[a:b], strict=True)) for a, b in pairwise(starts.tolist())]
+
+    def _relaxation(self) -> Any:
+        lp, p = self._scip.LP(), self.program
+        lp.setRealParam(self._scip.SCIP_LPPARAM.FEASTOL, 1e-9)
+        lp.setRealParam(self._scip.SCIP_LPPARAM.DUALFEASTOL, 1e-9)
+        n = p.lower.size
+        if n:
+            lp.addCols([[] for _ in range(n)], [0.0] * n, p.lower.tolist(), p.upper.tolist())
+        lower, upper = self._sides()
+        if lower:
+            lp.addRows(self._entries(), lower, upper)
+        return lp
+
+    def _model(self) -> Any:
+        model, p = self._scip.Model(), self.program
+        model.hideOutput()
+        model.setParam("numerics/feastol", 1e-9)
+        model.setParam("numerics/dualfeastol", 1e-9)
+        model.setParam("numerics/epsilon", _EPSILON)
+        model.setParam("limits/absgap", 1e-9)
+        self._variables = [
+            model.addVar(lb=low, ub=up, vtype="I" if whole else "C")
+            for low, up, whole in zip(p.lower.tolist(), p.upper.tolist(), p.integer.tolist())
+        ]
+        term, expr = self._scip.scip.Term, self._scip.Expr
+        for entries, low, up in zip(self._entries(), *self._sides()):
+            if low <= -_INFINITY and up >= _INFINITY:
+                continue
+            body = expr({term(self._variables[j]): value for j, value in entries})
+            model.addCons(self._scip.scip.ExprCons(body, low, up))
+        return model
