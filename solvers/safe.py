@@ -15,7 +15,7 @@ _LAMBDA = 2.0**-1074  # smallest subnormal; a product that underflows errs by at
 
 
 def clip_multipliers(program: Program, multipliers: Array | None) -> Array:
-    """Multipliers of the nearest valid sign: finite, and zero where they would meet an infinite side.
+    """Multipliers that any row admits: finite, and zero where they would meet an infinite side.
 
     ``y_i > 0`` is paid with ``row_lower_i``, ``y_i < 0`` with ``row_upper_i``; where that side is
     infinite, or ``y_i`` is NaN or infinite, ``y_i`` becomes 0.

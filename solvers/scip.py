@@ -32,6 +32,7 @@ STATUS: dict[str, Termination] = {
     "duallimit": Termination.BOUND_ONLY,
     "userinterrupt": Termination.BOUND_ONLY,
     "terminate": Termination.BOUND_ONLY,
+    "stopped": Termination.BOUND_ONLY,  # the LP interface: at its limit, or numerically stuck
 }
 
 _EPSILON = 1e-10  # SCIP takes smaller coefficients for zero
@@ -68,8 +69,8 @@ class ScipSession(ProgramSession):
         self._variables: list[Any] = []
 
     def solve_lp(self, costs: Array, time: float | None) -> Answer:
-        """SCIP's LP interface has no status word: it is optimal, or infeasible with a Farkas ray, or
-        stopped, and then the multipliers so far are used."""
+        """SCIP's LP interface has no status word: it is optimal, or infeasible with a Farkas ray,
+        or stopped, and then the multipliers so far are used."""
         if self._lp is None:
             self._lp = self._relaxation()
         lp = self._lp
@@ -78,12 +79,17 @@ class ScipSession(ProgramSession):
         for column, cost in enumerate(costs.tolist()):
             lp.chgObj(column, cost)
         lp.solve(dual=True)
+        if not (lp.isOptimal() or lp.getDualRay() is not None) and time != 0.0:
+            # once more from scratch: a basis carried over many objectives can be ill-conditioned
+            lp.setIntParam(self._scip.SCIP_LPPARAM.FROMSCRATCH, 1)
+            lp.solve(dual=True)
+            lp.setIntParam(self._scip.SCIP_LPPARAM.FROMSCRATCH, 0)
         if lp.isOptimal():
             raw = "optimal"
         elif lp.getDualRay() is not None:
-            return Answer(STATUS["infeasible"], "infeasible")
+            return Answer(STATUS.get("infeasible", Termination.FAILED), "infeasible")
         else:
-            raw = "unknown" if time is None else "timelimit"
+            raw = "stopped"
         duals = np.array(lp.getDual(), dtype=np.float64)
         point = np.array(lp.getPrimal(), dtype=np.float64)
         return Answer(STATUS.get(raw, Termination.FAILED), raw, duals, point=point)
@@ -94,7 +100,11 @@ class ScipSession(ProgramSession):
         model = self._tree
         model.freeTransform()
         expression = self._scip.Expr(
-            {self._scip.scip.Term(v): c for v, c in zip(self._variables, costs.tolist()) if c}
+            {
+                self._scip.scip.Term(v): c
+                for v, c in zip(self._variables, costs.tolist(), strict=True)
+                if c
+            }
         )
         model.setObjective(expression, "minimize")
         time = _INFINITY if limits.time is None else max(0.0, limits.time)
@@ -124,7 +134,9 @@ class ScipSession(ProgramSession):
     def _entries(self) -> list[list[tuple[int, float]]]:
         starts, m = self._matrix.indptr, self._matrix
         columns, values = m.indices.tolist(), m.data.tolist()
-        return [list(zip(columns[a:b], values[a:b], strict=True)) for a, b in pairwise(starts.tolist())]
+        return [
+            list(zip(columns[a:b], values[a:b], strict=True)) for a, b in pairwise(starts.tolist())
+        ]
 
     def _relaxation(self) -> Any:
         lp, p = self._scip.LP(), self.program
@@ -147,10 +159,12 @@ class ScipSession(ProgramSession):
         model.setParam("limits/absgap", 1e-9)
         self._variables = [
             model.addVar(lb=low, ub=up, vtype="I" if whole else "C")
-            for low, up, whole in zip(p.lower.tolist(), p.upper.tolist(), p.integer.tolist())
+            for low, up, whole in zip(
+                p.lower.tolist(), p.upper.tolist(), p.integer.tolist(), strict=True
+            )
         ]
         term, expr = self._scip.scip.Term, self._scip.Expr
-        for entries, low, up in zip(self._entries(), *self._sides()):
+        for entries, low, up in zip(self._entries(), *self._sides(), strict=True):
             if low <= -_INFINITY and up >= _INFINITY:
                 continue
             body = expr({term(self._variables[j]): value for j, value in entries})

@@ -97,6 +97,10 @@ class ProgramSession(ABC):
         box = safe_bound(self.program, c)
         if box > dual:
             y, dual = np.zeros_like(y), box
+        highest = -safe_bound(self.program, -c)  # of c.x over the box, rounded up
+        if dual > highest:
+            # proved: no point of the box satisfies the rows
+            return self._nothing(Answer(Termination.INFEASIBLE, answer.raw_status), start)
         multipliers: Array | None = y
         relaxed = answer
         if self.program.is_mixed_integer:
@@ -111,7 +115,7 @@ class ProgramSession(ABC):
         point, value = self._checked_point(answer.point, c)
         if self.program.is_mixed_integer and answer is not relaxed:
             tree = self._tree_bound(answer.bound, value, costs, y, exponent)
-            if tree > dual:
+            if dual < tree <= highest:  # beyond the box it is no bound of a feasible program
                 dual, multipliers = tree, None
         if not math.isfinite(dual):
             return self._nothing(
