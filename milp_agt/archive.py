@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import os
 import tempfile
+import tokenize
 import zipfile
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,12 +20,28 @@ from milp_agt.errors import InvalidInputError
 
 VERSION = 1
 _ABOUT = "about"
+# What numpy and zipfile raise on a file that is missing, cut short or has flipped bits.
+_DAMAGE = (
+    OSError,
+    ValueError,
+    KeyError,
+    EOFError,
+    NotImplementedError,
+    zipfile.BadZipFile,
+    zlib.error,
+    SyntaxError,
+    tokenize.TokenError,
+)
 
 
 def write(path: Path, arrays: Mapping[str, npt.NDArray[Any]], about: Mapping[str, Any]) -> None:
     """Write an .npz file at once: a half-written file never takes the place of a good one."""
     path = path if path.suffix == ".npz" else path.with_name(path.name + ".npz")
     text = json.dumps({"version": VERSION, **about})
+    if not path.parent.is_dir():
+        raise InvalidInputError(
+            f"A result was to be saved as {path}", "no such folder", "make the folder first"
+        )
     handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".npz.tmp")
     try:
         with os.fdopen(handle, "wb") as stream:
@@ -42,10 +60,13 @@ def read(path: Path) -> tuple[dict[str, npt.NDArray[Any]], dict[str, Any]]:
     """
     path = path if path.exists() or path.suffix == ".npz" else path.with_name(path.name + ".npz")
     try:
-        with np.load(path, allow_pickle=False) as stored:
+        stored = np.load(path, allow_pickle=False)
+        if not isinstance(stored, np.lib.npyio.NpzFile):
+            raise ValueError("a single array")
+        with stored:
             arrays = {name: stored[name] for name in stored.files}
         about: dict[str, Any] = json.loads(str(arrays.pop(_ABOUT)))
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+    except _DAMAGE as error:
         raise InvalidInputError(
             f"A saved result was to be read from {path}", str(error), "save the result again"
         ) from None

@@ -96,7 +96,7 @@ def certify(
         training=training,
         poison=poison.to(target),
         plan=plan,
-        solver=_solver(plan.relaxation, solver),
+        solver=_solver(plan, solver),
         initial=inputs.initial_box(step_graph, initial),
         claim=threat.describe(),
         deadline=None if time_limit is None else time.monotonic() + time_limit,
@@ -113,9 +113,10 @@ def certify(
     return result
 
 
-def _solver(relaxation: Relaxation, name: str | None) -> Solver | None:
+def _solver(plan: cost.Plan, name: str | None) -> Solver | None:
+    relaxation = plan.relaxation
     if not relaxation.uses_programs:
-        if name is not None:
+        if name is not None and plan.asked != "auto":
             raise InvalidInputError(
                 f"Solver '{name}' was asked for",
                 f"relaxation '{relaxation.value}', which solves nothing",

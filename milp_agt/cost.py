@@ -65,7 +65,7 @@ def plan(
         InvalidInputError: an unknown relaxation, a window below 1, a limit that is not positive.
     """
     for name, value in (("window", window), ("program_window", program_window)):
-        if value is not None and value < 1:
+        if value is not None and (not isinstance(value, int) or value < 1):
             raise InvalidInputError(
                 f"{name} counts steps, at least 1", f"{name} = {value}", "give None for all steps"
             )
@@ -77,7 +77,7 @@ def plan(
     budget = bytes_of(memory)
     sizes = _Sizes(step_graph, max(len(b) for b in batches), training.momentum > 0)
     if relaxation == "auto":
-        level, notes = _choose(sizes, steps, walked, budget, time_limit or AUTO_TIME, solved)
+        level, notes = _choose(sizes, steps, walked, budget, AUTO_TIME if time_limit is None else time_limit, solved)
     else:
         level, notes = Relaxation.parse(relaxation), ()
     per_row = FLOAT * LIVE_COEFFICIENTS * max(sizes.walked, 1)

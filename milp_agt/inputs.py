@@ -26,7 +26,7 @@ def features_of(values: ArrayLike, what: str = "Features") -> Tensor:
     Raises:
         InvalidInputError: fewer than two axes, no samples, NaN or infinity.
     """
-    tensor = _tensor(values)
+    tensor = _tensor(values, what)
     if tensor.dtype == torch.float32:
         warnings.warn(
             f"{what} are float32; they are converted, and the claim is about the float64 run.",
@@ -51,7 +51,7 @@ def labels_of(values: ArrayLike, count: int, loss: Loss, outputs: int, what: str
         InvalidInputError: another count than the features, classes out of range, NaN or infinity,
             targets that do not fit the outputs.
     """
-    tensor = _tensor(values)
+    tensor = _tensor(values, what)
     if len(tensor) != count:
         raise InvalidInputError(
             f"{what} must match the features", f"{len(tensor)} labels for {count} samples"
@@ -101,7 +101,9 @@ def initial_box(
                 f"trainable parameters {sorted(boxes)}",
                 "use the names of model.state_dict()",
             )
-        lower, upper = _tensor(low).to(torch.float64), _tensor(high).to(torch.float64)
+        what = f"The box of '{name}'"
+        lower = _tensor(low, what).to(torch.float64)
+        upper = _tensor(high, what).to(torch.float64)
         value = step_graph.initial[name]
         if lower.shape != value.shape or upper.shape != value.shape:
             raise InvalidInputError(
@@ -124,10 +126,10 @@ def bytes_of(memory: str | int) -> int:
     Raises:
         InvalidInputError: anything else.
     """
-    if isinstance(memory, int) and memory > 0:
+    if isinstance(memory, int) and not isinstance(memory, bool) and memory > 0:
         return memory
     units = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
-    match = re.fullmatch(r"\s*([0-9.]+)\s*([A-Za-z]+)\s*", str(memory))
+    match = re.fullmatch(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*([A-Za-z]+)\s*", str(memory))
     if match is None or match[2].upper() not in units or float(match[1]) <= 0:
         raise InvalidInputError(
             "A memory budget is a count of bytes or a text like '4GiB'",
@@ -147,6 +149,8 @@ def device_of(name: str) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
+        if device.type == "meta":
+            raise RuntimeError("a device without values")
         torch.empty(1, dtype=torch.float64, device=device)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
@@ -156,8 +160,22 @@ def device_of(name: str) -> torch.device:
     return device
 
 
-def _tensor(values: ArrayLike) -> Tensor:
-    return values.detach().cpu() if isinstance(values, Tensor) else torch.as_tensor(np.asarray(values))
+def _tensor(values: ArrayLike, what: str) -> Tensor:
+    """Real numbers with at least one axis, on the CPU."""
+    try:
+        found = values.detach().cpu() if isinstance(values, Tensor) else np.asarray(values)
+        tensor = torch.as_tensor(found)
+    except (TypeError, ValueError) as error:
+        raise InvalidInputError(
+            f"{what} must be an array of numbers", str(error), "convert text columns to numbers"
+        ) from None
+    if tensor.is_complex() or tensor.dim() == 0:
+        raise InvalidInputError(
+            f"{what} must be an array of real numbers",
+            f"{tensor.dtype}, shape {tuple(tensor.shape)}",
+            "give one entry for each sample",
+        )
+    return tensor
 
 
 def _finite(tensor: Tensor, what: str) -> None:

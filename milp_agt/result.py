@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy.typing as npt
 import torch
@@ -217,6 +218,17 @@ def load(path: str | Path) -> Result:
         InvalidInputError: a missing or damaged file, or another version of the format.
     """
     arrays, about = archive.read(Path(path))
+    try:
+        return _restore(arrays, about)
+    except (KeyError, TypeError, RuntimeError) as error:
+        raise InvalidInputError(
+            f"A saved result was to be read from {path}",
+            f"contents that do not fit together: {error}",
+            "save the result again",
+        ) from None
+
+
+def _restore(arrays: Mapping[str, npt.NDArray[Any]], about: Mapping[str, Any]) -> Result:
     model = archive.rebuild(about["layers"])
     nominal = {n.partition(":")[2]: v for n, v in arrays.items() if n.startswith("nominal:")}
     model.load_state_dict({n: torch.from_numpy(v) for n, v in nominal.items()})

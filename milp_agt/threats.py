@@ -44,7 +44,7 @@ class _Budgeted:
     def _check(self, samples: Sequence[int] | None, scope: str, count: int) -> Tensor:
         """Mask of the samples that can be poisoned, (N,)."""
         name = type(self).__name__
-        if isinstance(self.budget, bool) or int(self.budget) != self.budget or self.budget < 0:
+        if not _is_whole(self.budget) or self.budget < 0:
             raise InvalidThreatModelError(
                 f"{name} needs a whole budget >= 0", f"budget = {self.budget}", "give a count"
             )
@@ -61,7 +61,7 @@ class _Budgeted:
                 )
             return torch.ones(count, dtype=torch.bool)
         chosen = list(samples)
-        bad = [s for s in chosen if not 0 <= s < count]
+        bad = [s for s in chosen if not _is_whole(s) or not 0 <= s < count]
         if not chosen or bad or len(set(chosen)) != len(chosen):
             raise InvalidThreatModelError(
                 f"{name} needs distinct samples out of 0..{count - 1}",
@@ -191,12 +191,21 @@ class FeatureLabelPoisoning(_Budgeted):
         )
 
 
+def _is_whole(value: object) -> bool:
+    return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+
+
 def _column(mask: Tensor, features: Tensor) -> Tensor:
     return mask.to(torch.float64).reshape(-1, *[1] * (features.dim() - 1))
 
 
 def _feature_radius(name: str, radius: Radius, features: Tensor) -> Tensor:
-    values = torch.as_tensor(np.asarray(radius, dtype=np.float64))
+    try:
+        values = torch.as_tensor(np.asarray(radius, dtype=np.float64))
+    except (TypeError, ValueError) as error:
+        raise InvalidThreatModelError(
+            f"{name} needs a radius in numbers", str(error), "give one number, or one per feature"
+        ) from None
     shape = tuple(features.shape[1:])
     if values.dim() and tuple(values.shape) != shape:
         raise InvalidThreatModelError(

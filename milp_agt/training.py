@@ -56,6 +56,17 @@ class UpdateRule:
         return 1.0 - lr * wd, -lr * mu, -lr
 
     @property
+    def theta_sizes(self) -> tuple[float, float, float]:
+        """Absolute sums of the terms that each scalar of ``theta_from`` adds up.
+
+        The run never forms ``1 - rate * weight_decay``: it rounds both terms, however much cancels.
+        """
+        lr, mu, wd = self.rate, self.momentum, self.weight_decay
+        if self.nesterov:
+            return 1.0 + lr * wd * (1.0 + mu), lr * mu * mu, lr * (1.0 + mu)
+        return 1.0 + lr * wd, lr * mu, lr
+
+    @property
     def velocity_from(self) -> tuple[float, float, float]:
         """``v' = a theta + b v + c g``: (a, b, c)."""
         return self.weight_decay, self.momentum, 1.0
@@ -132,16 +143,20 @@ class Training:
                 point outside the data.
         """
         if self.batches is not None:
-            order = tuple(np.asarray(b, dtype=np.int64) for b in self.batches)
-            for t, batch in enumerate(order):
-                fits = batch.ndim == 1 and batch.size > 0 and batch.min() >= 0
-                if not fits or batch.max() >= samples or np.unique(batch).size != batch.size:
+            given = tuple(np.asarray(b) for b in self.batches)
+            if not given:
+                raise InvalidInputError(
+                    "Recorded batches need at least one step", "an empty list", "leave out batches="
+                )
+            for t, batch in enumerate(given):
+                whole = batch.ndim == 1 and np.issubdtype(batch.dtype, np.integer)
+                if not whole or batch.size == 0 or batch.min() < 0 or batch.max() >= samples or np.unique(batch).size != batch.size:
                     raise InvalidInputError(
                         f"Batch {t} must hold distinct indices of the {samples} samples",
                         f"shape {batch.shape}, values {batch[:5].tolist()} ...",
                         "correct batches=",
                     )
-            return order
+            return tuple(batch.astype(np.int64) for batch in given)
         size = samples if self.batch_size is None else min(self.batch_size, samples)
         generator = None if self.shuffle_seed is None else np.random.default_rng(self.shuffle_seed)
         order_list: list[Batch] = []

@@ -39,8 +39,8 @@ class Interval:
 
     @property
     def magnitude(self) -> Tensor:
-        """``max(|lower|, |upper|)``, elementwise."""
-        return torch.maximum(self.lower.abs(), self.upper.abs())
+        """``max(|lower|, |upper|) = max(upper, -lower)``, elementwise."""
+        return torch.maximum(self.upper, -self.lower)
 
     @property
     def clean(self) -> Interval:
@@ -62,8 +62,8 @@ class Interval:
         lower = self.lower - error
         upper = self.upper + (error if upper_error is None else upper_error)
         return Interval(
-            torch.where(torch.isnan(lower), -torch.inf, lower),
-            torch.where(torch.isnan(upper), torch.inf, upper),
+            torch.nan_to_num(lower, nan=-torch.inf, posinf=torch.inf, neginf=-torch.inf),
+            torch.nan_to_num(upper, nan=torch.inf, posinf=torch.inf, neginf=-torch.inf),
         )
 
     def meet(self, other: Interval, what: str = "two bounds of the same node") -> Interval:

@@ -196,16 +196,18 @@ def update(step_graph: StepGraph, state: State, ranges: Ranges, step: Step) -> S
         if step.has_velocity:
             velocity = velocity_of(name)
             operands.insert(1, state[velocity])
-            new[velocity] = _combine(step.velocity_scalars, operands)
-        new[name] = _combine(step.theta_scalars, operands)
+            new[velocity] = _combine(step.velocity_scalars, step.velocity_scalars, operands)
+        new[name] = _combine(step.theta_scalars, step.theta_sizes, operands)
     return new
 
 
-def _combine(scalars: tuple[float, ...], boxes: list[Interval]) -> Interval:
+def _combine(
+    scalars: tuple[float, ...], sizes: tuple[float, ...], boxes: list[Interval]
+) -> Interval:
     lower = upper = size = torch.zeros((), dtype=torch.float64)
-    for scalar, box in zip(scalars, boxes, strict=True):
+    for scalar, bound, box in zip(scalars, sizes, boxes, strict=True):
         first, second = scalar * box.lower, scalar * box.upper
         lower = lower + (first if scalar >= 0 else second)
         upper = upper + (second if scalar >= 0 else first)
-        size = size + abs(scalar) * box.magnitude
+        size = size + abs(bound) * box.magnitude
     return Interval(lower, upper).widen(size * gamma(24) + TINY)

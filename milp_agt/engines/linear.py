@@ -156,7 +156,7 @@ def _through_update(
         for part, size in zip(parts, sizes, strict=True):
             magnitude = magnitude + part.abs().flatten(1) @ size.flatten()
         # The new state is rounded once more in the run.
-        for own, scalars in ((name, step.theta_scalars), (velocity_of(name), step.velocity_scalars)):
+        for own, scalars in ((name, step.theta_sizes), (velocity_of(name), step.velocity_scalars)):
             if own in forms.coefficients:
                 total = sum(abs(c) * s for c, s in zip(scalars, sizes, strict=True))
                 assert isinstance(total, Tensor)

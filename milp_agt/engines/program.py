@@ -242,15 +242,15 @@ def _encode_update(
     new: dict[str, Expression] = {}
     for name in step_graph.parameters:
         operands = [name, step_graph.gradients[name]]
-        targets = [(name, step.theta_scalars)]
+        targets = [(name, step.theta_scalars, step.theta_sizes)]
         if step.has_velocity:
             operands.insert(1, velocity_of(name))
-            targets.append((velocity_of(name), step.velocity_scalars))
+            targets.append((velocity_of(name), step.velocity_scalars, step.velocity_scalars))
         sizes = [relaxed.state[o].magnitude[CLEAN].cpu().numpy() for o in operands[:-1]]
         sizes.append(relaxed.planes[operands[-1]].magnitude.cpu().numpy())
-        for target, scalars in targets:
+        for target, scalars, bounds in targets:
             total = add([known[o].scale(s) for o, s in zip(operands, scalars, strict=True)])
-            size = sum(abs(s) * z for s, z in zip(scalars, sizes, strict=True))
+            size = sum(abs(s) * z for s, z in zip(bounds, sizes, strict=True))
             new[target] = total.blur(size * (64 * 2.0**-53))
     return new
 

@@ -56,6 +56,11 @@ class Step:
         """Scalars of theta, velocity and the summed gradient in ``v'``."""
         return self._scalars(self.update.velocity_from)
 
+    @property
+    def theta_sizes(self) -> tuple[float, ...]:
+        """Sizes of the terms of ``theta'`` before anything cancels: rounding is charged to them."""
+        return self._scalars(self.update.theta_sizes)
+
     def _scalars(self, of_mean: tuple[float, float, float]) -> tuple[float, ...]:
         theta, velocity, gradient = of_mean
         own = (theta, velocity) if self.has_velocity else (theta,)
