@@ -6,8 +6,8 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from milp_agt.certify import certify as certify
-    from milp_agt.compare import compare as compare
+    from milp_agt.certification import certify as certify
+    from milp_agt.comparison import compare as compare
     from milp_agt.errors import MilpAgtError as MilpAgtError
     from milp_agt.reachable import Bounds as Bounds
     from milp_agt.result import Result as Result
@@ -30,8 +30,8 @@ _HOMES = {
     "MilpAgtError": "errors",
     "Result": "result",
     "Training": "training",
-    "certify": "certify",
-    "compare": "compare",
+    "certify": "certification",
+    "compare": "comparison",
     "load": "result",
 }
 

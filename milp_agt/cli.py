@@ -18,7 +18,7 @@ from milp_agt.errors import MilpAgtError
 from milp_agt.tables import format_number, format_table
 
 if TYPE_CHECKING:
-    from milp_agt.certify import CertificationResult
+    from milp_agt.result import Result
     from milp_agt.config import CertifyTable, Run
     from milp_agt.verdicts import Verdict
 
@@ -111,7 +111,7 @@ def _relaxations(text: str) -> tuple[str, ...]:
 
 
 def _certify(arguments: argparse.Namespace) -> int:
-    from milp_agt.certify import certify
+    from milp_agt.certification import certify
     from milp_agt.config import load_config
     from milp_agt.output import ResultFolder
     from milp_agt.verdicts import judge
@@ -122,10 +122,10 @@ def _certify(arguments: argparse.Namespace) -> int:
     folder = ResultFolder(arguments.out, config, run.dataset, options.model_dump(exclude_none=True))
     data = (run.dataset.x_train, run.dataset.y_train)
     total = len(run.training.batch_order(len(run.dataset.x_train)))
-    so_far: list[CertificationResult] = []
+    so_far: list[Result] = []
     with _progress("steps", arguments.quiet) as advance:
 
-        def on_step(result: CertificationResult, _step: int, steps: int) -> None:
+        def on_step(result: Result, _step: int, steps: int) -> None:
             so_far[:] = [result]
             folder.save_step(result)
             advance(len(result.steps), steps)
@@ -174,7 +174,7 @@ def _override(
     return options.model_copy(update={k: v for k, v in changes.items() if v is not None})
 
 
-def _print_run(run: Run, result: CertificationResult) -> None:
+def _print_run(run: Run, result: Result) -> None:
     print(f"Data: {run.dataset.description}; {len(run.dataset.x_train)} training samples")
     print(f"\nClaim: {result.claim}\n")
     for assumption in (*result.assumptions, *run.dataset.notes):
@@ -224,7 +224,7 @@ def _print_verdicts(verdicts: Sequence[Verdict]) -> None:
 
 
 def _compare(arguments: argparse.Namespace) -> int:
-    from milp_agt.compare import compare
+    from milp_agt.comparison import compare
     from milp_agt.config import load_config
     from milp_agt.output import make_folder
 

@@ -166,8 +166,8 @@ def _is_prefix(name: str, names: set[str]) -> bool:
         ("milp_agt.formulations.relu", "milp_agt.solvers.base"),
         ("milp_agt.solvers.highs", "milp_agt.formulations.base"),
         ("milp_agt.engines.linear", "milp_agt.solvers.base"),
-        ("milp_agt.engines.linear", "milp_agt.certify"),
-        ("milp_agt.certify", "milp_agt.cli"),
+        ("milp_agt.engines.linear", "milp_agt.certification"),
+        ("milp_agt.certification", "milp_agt.cli"),
         ("milp_agt.errors", "milp_agt.core"),
     ],
 )

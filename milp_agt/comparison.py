@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from milp_agt.certify import certify
+from milp_agt.certification import certify
 from milp_agt.errors import InvalidInputError
 from milp_agt.formulations.loss import get_loss
 from milp_agt.tables import format_number, format_table
