@@ -237,15 +237,31 @@ class RunConfig(_Table):
             standardise_targets=self.data.standardise_targets,
             task=task,
         )
+        model = self._model(dataset)
+        self._check_properties(model, dataset, task)
+        return Run(model, dataset, self._training(), self._threat(), self.certify, self.properties)
+
+    def _check_properties(self, model: torch.nn.Module, dataset: Dataset, task: Task) -> None:
+        """Refuse, before any work, a property that could not be evaluated after it."""
+        from milp_agt.inputs import labels_of
+        from milp_agt.tracing import trace
+
         for number, table in enumerate(self.properties, 1):
+            asked = f"Prove property {number} ({table.kind}) on the {table.on} part"
+            if table.kind != "loss" and task == "regression":
+                raise ConfigurationError(
+                    asked, f"loss '{self.training.loss}', a regression", "use kind = 'loss'"
+                )
             if table.on == "test" and len(dataset.x_test) == 0:
                 raise ConfigurationError(
-                    f"Prove property {number} ({table.kind}) on the test part",
+                    asked,
                     f"'{dataset.name}' without a test part",
                     "hold samples out with test_fraction, or set on = 'train'",
                 )
-        model = self._model(dataset)
-        return Run(model, dataset, self._training(), self._threat(), self.certify, self.properties)
+        if len(dataset.x_test):
+            graph = trace(model, self.training.loss, dataset.x_train.shape[1:])
+            count = len(dataset.x_test)
+            labels_of(dataset.y_test, count, graph.loss, graph.outputs, "Test labels")
 
     def _model(self, dataset: Dataset) -> torch.nn.Module:
         from milp_agt.networks import dense_network, factory_network, load_state

@@ -6,6 +6,7 @@ import importlib.util
 import itertools
 import math
 import sys
+import warnings
 from pathlib import Path
 
 import torch
@@ -52,6 +53,8 @@ def dense_network(
 def factory_network(reference: str, folder: Path, seed: int) -> nn.Module:
     """The module returned by ``function()`` of ``"file.py:function"``, run with ``seed`` set.
 
+    Parameters that are not float64 are converted, with a warning.
+
     Raises:
         ConfigurationError: no such file or function, an error inside it, or not a torch module.
     """
@@ -91,7 +94,15 @@ def factory_network(reference: str, folder: Path, seed: int) -> nn.Module:
             f"an object of type {type(built).__name__}",
             "return a torch.nn.Module from the function",
         )
-    return built
+    single = [name for name, value in built.named_parameters() if value.dtype != torch.float64]
+    if single:
+        warnings.warn(
+            f"The parameters of factory = '{reference}' are not float64 ({single[0]} is not, for "
+            "instance); they are converted, and the claim is about the float64 run.",
+            UserWarning,
+            stacklevel=2,
+        )
+    return built.double()
 
 
 def load_state(model: nn.Module, path: Path) -> None:
@@ -127,6 +138,13 @@ def load_state(model: nn.Module, path: Path) -> None:
             asked,
             f"{_describe(found)}, where the model has {_describe(wanted)}",
             "let [model] describe the architecture that was saved",
+        )
+    if any(value.dtype != torch.float64 for value in state.values()):
+        warnings.warn(
+            f"The parameters in {path.name} are not float64; they are converted, and the claim is "
+            "about the float64 run.",
+            UserWarning,
+            stacklevel=2,
         )
     model.load_state_dict(state)
 

@@ -21,7 +21,7 @@ from milp_agt.errors import InvalidInputError
 from milp_agt.verdicts import Verdict
 
 if TYPE_CHECKING:
-    from milp_agt.certify import CertificationResult
+    from milp_agt.result import Result
 
 SCHEMA_VERSION = 1
 WRITING_SHARE = 0.05  # at most this share of the run goes into saving finished steps
@@ -62,14 +62,14 @@ class ResultFolder:
         self._cost = 0.0
         make_folder(folder)
 
-    def save_step(self, result: CertificationResult) -> None:
+    def save_step(self, result: Result) -> None:
         """Save what is finished so far; put off where saving would take a share of the run."""
         since = time.perf_counter() - self._written
         if self._cost <= WRITING_SHARE * since:
             self.save(result, (), complete=False)
 
     def save(
-        self, result: CertificationResult, verdicts: Sequence[Verdict], *, complete: bool
+        self, result: Result, verdicts: Sequence[Verdict], *, complete: bool
     ) -> None:
         """Write both files now."""
         begun = time.perf_counter()

@@ -9,7 +9,7 @@ from milp_agt.config import PropertyTable
 from milp_agt.data import Dataset
 
 if TYPE_CHECKING:
-    from milp_agt.certify import CertificationResult
+    from milp_agt.result import Result
 
 Status = Literal["PROVED", "NOT PROVED", "REPORTED"]
 
@@ -46,7 +46,7 @@ class Verdict:
         return "-"
 
 
-def judge(result: CertificationResult, dataset: Dataset, asked: PropertyTable) -> Verdict:
+def judge(result: Result, dataset: Dataset, asked: PropertyTable) -> Verdict:
     """Bound one property and compare it with its threshold; a NaN proves nothing.
 
     Raises:

@@ -287,7 +287,7 @@ def test_a_float32_model_is_converted_and_said_once(
     assert certify(run) == 0
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("milp-agt: note: ")
-    assert "float32" in line
+    assert "float64" in line
 
 
 def test_bad_input_leaves_an_earlier_result_alone(run: Path) -> None:

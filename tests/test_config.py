@@ -36,6 +36,8 @@ radius = 0.01
 
 def load(tmp_path: Path, text: str) -> RunConfig:
     rng = np.random.default_rng(0)
+    x, y = np.eye(2), np.array([0, 1])
+    np.savez(tmp_path / "three.npz", x_train=x, y_train=y, x_test=x, y_test=y * 0 + 2)
     np.savez(tmp_path / "d.npz", X=rng.normal(size=(12, 2)), y=np.arange(12) % 2)
     path = tmp_path / "run.toml"
     path.write_text(text, encoding="utf-8")
@@ -282,9 +284,13 @@ def test_images_are_flattened(tmp_path: Path) -> None:
 
 def test_state_file(tmp_path: Path) -> None:
     saved = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.ReLU(), torch.nn.Linear(3, 2))
+    text = with_line("model", 'state = "state.pt"')
     torch.save(saved.state_dict(), tmp_path / "state.pt")
-    model = build(tmp_path, with_line("model", 'state = "state.pt"')).model
+    with pytest.warns(UserWarning, match=r"state\.pt are not float64"):
+        model = build(tmp_path, text).model
     assert torch.equal(model[0].weight, saved[0].weight.double())
+    torch.save(saved.double().state_dict(), tmp_path / "state.pt")
+    assert torch.equal(build(tmp_path, text).model[0].weight, saved[0].weight)
 
 
 def test_bad_state_files(tmp_path: Path) -> None:
@@ -314,8 +320,11 @@ FACTORY = GOOD.replace("layers = [2, 3, 2]", 'factory = "m.py:make"\nseed = 4')
 
 
 def test_factory(tmp_path: Path) -> None:
-    code = "from torch import nn\ndef make():\n    return nn.Sequential(nn.Linear(2, 2))\n"
+    code = "from torch import nn\ndef make():\n    return nn.Sequential(nn.Linear(2, 2))"
     (tmp_path / "m.py").write_text(code)
+    with pytest.warns(UserWarning, match="not float64"):
+        assert build(tmp_path, FACTORY).model[0].weight.dtype == torch.float64
+    (tmp_path / "m.py").write_text(code + ".double()")
     first, again = build(tmp_path, FACTORY).model, build(tmp_path, FACTORY).model
     assert torch.equal(first[0].weight, again[0].weight)
 
@@ -353,6 +362,16 @@ def test_factory_without_a_function_name(tmp_path: Path) -> None:
         (GOOD.replace("d.npz", "absent.npz"), "absent.npz", "no file at"),
         (GOOD.replace("cross_entropy", "cross_entropie"), "cross_entropie", "no such loss"),
         (with_line("data", "noise = 0.1"), "d.npz", "only the generated set"),
+        (
+            GOOD.replace("cross_entropy", "mse") + "[[property]]\nkind = 'accuracy'\n",
+            "property 1 (accuracy)",
+            "loss 'mse', a regression",
+        ),
+        (
+            GOOD.replace("d.npz", "three.npz").replace("test_fraction = 0.25", ""),
+            "Test labels must be classes 0..1",
+            "from 2 to 2",
+        ),
         (
             GOOD.replace("0.25", "0.0") + "[[property]]\nkind = 'accuracy'\n",
             "property 1 (accuracy)",
