@@ -100,12 +100,11 @@ def safe_bound(program: Program, objective: Array, multipliers: Array | None = N
         k = pattern @ used.astype(np.float64)
         d = c - transposed @ y
         radius = k * _EPS * (magnitudes @ np.abs(y) + np.abs(d)) + k * (2.0 * _LAMBDA)
-        ends = (d, d)
-        if radius.any():
-            ends = (
-                np.where(k > 0, np.nextafter(d - radius, -np.inf), d),
-                np.where(k > 0, np.nextafter(d + radius, np.inf), d),
-            )
+        exact = k == 0.0
+        ends = (
+            np.where(exact, d, np.nextafter(d - radius, -np.inf)),
+            np.where(exact, d, np.nextafter(d + radius, np.inf)),
+        )
         corners = [end * bound for end in ends for bound in (program.lower, program.upper)]
         columns = _below(np.minimum.reduce(corners))
         side = np.where(y > 0, program.row_lower, program.row_upper)
@@ -137,5 +136,5 @@ def checked_objective(program: Program, objective: Array) -> Array:
 
 
 def _below(products: Array) -> Array:
-    """Lower bounds of exact products from their rounded values; an exact zero stays."""
+    """Lower bounds of exact products from their values rounded to nearest."""
     return np.nextafter(products, -np.inf)

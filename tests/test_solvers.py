@@ -41,11 +41,11 @@ RELAXES = ("cvxpy:SCS",)  # bounds a mixed-integer program by its relaxation
 
 
 def program(
-    lower: Sequence[float],
-    upper: Sequence[float],
+    lower: Sequence[float] | Array,
+    upper: Sequence[float] | Array,
     rows: Sequence[Sequence[float]] = (),
-    row_lower: Sequence[float] = (),
-    row_upper: Sequence[float] = (),
+    row_lower: Sequence[float] | Array = (),
+    row_upper: Sequence[float] | Array = (),
     integer: Sequence[int] = (),
 ) -> Program:
     n = len(lower)
@@ -153,7 +153,7 @@ def random_lp(
     """A feasible program with all kinds of row sides, and a feasible point of it."""
     matrix = rng.normal(size=(rows, columns)) * (rng.random((rows, columns)) < min(1, 6 / columns))
     lower = rng.integers(-3, 1, columns).astype(float)
-    upper = lower + rng.integers(1, 4, columns)
+    upper = lower + rng.integers(1, 4, columns).astype(float)
     point = np.round(rng.uniform(lower, upper)) if integer else rng.uniform(lower, upper)
     activity = matrix @ point
     kind = rng.integers(0, 4, rows)
@@ -209,7 +209,7 @@ def test_knapsack_with_a_large_gap(back_end: str) -> None:
         best[w:] = np.maximum(best[w:], best[:-w] + v)
     p = program([0] * 25, [1] * 25, [weight.tolist()], [-INF], [200], integer=range(25))
     for limits in (Limits(gap=0.5), Limits(gap=0.02), Limits(nodes=1), Limits(gap=0.0)):
-        result = minimise(back_end, p, -value, limits)
+        result = minimise(back_end, p, -value.astype(float), limits)
         assert result.termination in (Termination.OPTIMAL, Termination.BOUND_ONLY)
         assert result.dual_bound is not None
         assert result.dual_bound <= -best[200]
@@ -375,6 +375,15 @@ def test_answers_are_not_trusted(
         assert result.multipliers is not None  # the tree's bound is discarded
 
 
+def test_a_tree_is_capped_by_its_incumbent() -> None:
+    case = next(c for c in CASES if c.name == "integers")
+    lp = Answer(Termination.OPTIMAL, "optimal", np.array([1 / 3]))
+    tree = Answer(Termination.OPTIMAL, "optimal", bound=12.0, point=np.array([0.0, 1.0, 1.0]))
+    result = Lying(case.program, lp, tree).minimise(C, Limits())
+    assert result.dual_bound is not None
+    assert 9.5 - LOOSE <= result.dual_bound < 9.5
+
+
 def test_multipliers_that_prove_infeasibility() -> None:
     p = program([0, 0], [1, 1], [[1, 1]], [3], [INF])
     for y, termination in ((10.0, Termination.INFEASIBLE), (0.1, Termination.BOUND_ONLY)):
@@ -474,6 +483,32 @@ def test_safe_bound_at_extreme_scales(data: tuple[Program, Array, Array]) -> Non
     assert found < INF
     if math.isfinite(found):
         assert Fraction(found) <= exact_bound(p, c, clip_multipliers(p, y))[0]
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_safe_bound_where_the_terms_cancel(seed: int) -> None:
+    """Half an ulp for each of 40 products, against a sum that is nearly zero."""
+    rng = np.random.default_rng(seed)
+    c, x = rng.normal(size=41), rng.normal(size=41)
+    c[40], x[40] = -1.0, float(exact_value(c[:40], x[:40]))
+    found, exact = safe_bound(program(x, x), c), exact_value(c, x)
+    assert exact - Fraction(1, 10**13) <= Fraction(found) <= exact
+    # the same terms as row sides and multipliers
+    matrix = sp.csr_matrix((41, 1))
+    rows = Program(np.zeros(1), np.zeros(1), np.zeros(1, dtype=bool), matrix, x, x)
+    found = safe_bound(rows, np.zeros(1), c)
+    assert exact - Fraction(1, 10**13) <= Fraction(found) <= exact
+
+
+@pytest.mark.parametrize("sign", [-1.0, 1.0])
+def test_safe_bound_where_products_are_subnormal(sign: float) -> None:
+    """Sixteen products of 0.75 * 2**-1074, each rounded to 2**-1074, times a bound of 2**1000."""
+    x = sign * 2.0**1000
+    p = program([x], [x], [[0.75 * 2.0**-600]] * 16, [0.0] * 16, [0.0] * 16)
+    y = np.full(16, 2.0**-474)
+    exact, _ = exact_bound(p, np.zeros(1), y)
+    assert exact == -12 * Fraction(x) * Fraction(2.0**-1074)
+    assert Fraction(safe_bound(p, np.zeros(1), y)) <= exact
 
 
 @settings(max_examples=100, deadline=None)
