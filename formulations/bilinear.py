@@ -42,9 +42,19 @@ class BilinearPlanes:
     def pull(self, coefficients: Tensor) -> tuple[Tensor, ...]:
         a, b, out = self.letters
         return (
-            torch.einsum(f"r{out},{b}->r{a}", coefficients, self.centre_b),
-            torch.einsum(f"r{out},{a}->r{b}", coefficients, self.centre_a),
+            _pulled(coefficients, out, self.centre_b, b, a),
+            _pulled(coefficients, out, self.centre_a, a, b),
         )
+
+
+def _pulled(coefficients: Tensor, out: str, other: Tensor, letters: str, target: str) -> Tensor:
+    """``einsum(r out, letters -> r target)``; a plain product where nothing is summed.
+
+    (As an einsum, an elementwise product would become one tiny matrix product for each element.)
+    """
+    if out == letters == target:
+        return coefficients * other
+    return torch.einsum(f"r{out},{letters}->r{target}", coefficients, other)
 
 
 @register

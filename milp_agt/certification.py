@@ -232,7 +232,9 @@ class Run:
         state = interval.update(self.step_graph, chain.state, ranges, step)
         if not keep:
             return state, None
-        relaxed = linear.relax_step(self.schedule, chain.state, step, ranges)
+        relaxed = linear.relax_step(
+            self.schedule, chain.state, step, ranges, self.plan.walk_fragment
+        )
         chain.window = [*chain.window, relaxed][-self.plan.longest_window :]
         self.recorder.step(chain.level, relaxed)
         walked = linear.bound_state(
@@ -294,12 +296,18 @@ class Run:
         self.nominal = step_at_points(
             self.step_graph, self.schedule, self.nominal, data.features, data.labels, step.update
         )
+        if not all(bool(torch.isfinite(v).all()) for v in self.nominal.values()):
+            raise InvalidInputError(
+                "The nominal training run must stay finite",
+                f"a parameter that is infinite or not a number after step {step.index + 1}",
+                "lower the learning rate or scale the data",
+            )
         for name, value in self.nominal.items():
             if self.restriction is UNRESTRICTED and not box[name].contains(value.unsqueeze(0)):
                 raise SoundnessError(
                     f"The nominal run must stay inside the reachable set at step {step.index + 1}",
-                    f"'{name}' outside its box, or not a number",
-                    "if the nominal run diverges, lower the learning rate; else report this run",
+                    f"'{name}' outside its box",
+                    "please report this run",
                 )
 
     def _mean_width(self, state: State) -> float:

@@ -20,6 +20,9 @@ FLOAT = 8  # bytes
 LIVE_COEFFICIENTS = 6
 # Boxes and temporaries that are alive at once for an element of a node in interval arithmetic.
 LIVE_BOXES = 12
+# Rows of a walk and elements of one coefficient tensor: small enough for a processor's cache.
+ROWS_AT_ONCE = 128
+CACHED_ELEMENTS = 2**18
 # Elements of coefficients that one core walks in a second, and elements of boxes that it bounds.
 # Measured on one core of a 2020s server with relu networks; only `auto` depends on them.
 WALKED_PER_SECOND = 5e7
@@ -41,6 +44,7 @@ class Plan:
     program_window: int
     chunk: int
     fragment: int
+    walk_fragment: int
     notes: tuple[str, ...]
 
     @property
@@ -82,14 +86,16 @@ def plan(
         level, notes = Relaxation.parse(relaxation), ()
     per_row = FLOAT * LIVE_COEFFICIENTS * max(sizes.walked, 1)
     per_sample = FLOAT * LIVE_BOXES * max(sizes.per_sample, 1)
+    chunk = max(1, min(2 * sizes.state, ROWS_AT_ONCE, budget // (2 * per_row)))
     return Plan(
         asked=relaxation,
         relaxation=level,
         steps=steps,
         window=walked,
         program_window=solved,
-        chunk=max(1, min(2 * sizes.state, budget // (2 * per_row))),
+        chunk=chunk,
         fragment=max(1, budget // (2 * per_sample)),
+        walk_fragment=max(8, CACHED_ELEMENTS // (chunk * sizes.widest)),
         notes=notes,
     )
 
@@ -106,6 +112,8 @@ class _Sizes:
         # Gradients of single samples enter a walk with one coefficient for all samples.
         summed = {n.inputs[0] for n in schedule.sums}
         self.walked = sum(n.signature.size for n in batched if n.name not in summed) * batch
+        own = [n.signature.size for n in batched if n.name not in summed]
+        self.widest = max(own, default=1)
         self.curved = batch * sum(
             n.signature.size for n in batched if isinstance(n.op, (Einsum, Univariate))
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -21,32 +22,140 @@ from milp_agt.poison import Poison
 from milp_agt.tracing import FEATURES, LABELS, StepGraph
 
 
+class Offsets:
+    """The offsets of one node's planes, arranged for rows of coefficients ``c``.
+
+    With ``p = max(c, 0)``: constant and magnitude are ``p . on_positive + c . on_all`` (two columns),
+    charges of sample i are ``p_i . charge_positive_i + c_i . charge_all_i``. Rearranged from
+    ``p . lower + (c - p) . upper`` and ``|c| = 2 p - c``.
+    """
+
+    def __init__(self, planes: Relaxed, batched: bool) -> None:
+        size = planes.magnitude
+        self.batched = batched
+        self.is_linear = planes.lower is None or planes.upper is None
+        self.charge_positive: Tensor | None = None
+        self.charge_all: Tensor | None = None
+        self.size = size
+        if planes.lower is None or planes.upper is None:
+            return
+        lower, upper = planes.lower.expand(-1, *size.shape), planes.upper.expand(-1, *size.shape)
+        self.on_positive = torch.stack([lower[CLEAN] - upper[CLEAN], 2.0 * size], -1)
+        self.on_all = torch.stack([upper[CLEAN], -size], -1)
+        if batched and len(lower) > 1:
+            up = upper[CLEAN] - upper[POISONED]
+            self.charge_all = up
+            self.charge_positive = lower[CLEAN] - lower[POISONED] - up
+
+    @cached_property
+    def uniform(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Sums over the samples, for coefficients that are the same for every sample."""
+        if self.is_linear:
+            return self.size.sum(0), self.size, self.size
+        return self.size, self.on_positive.sum(0), self.on_all.sum(0)
+
+    def spend(self, coefficients: Tensor) -> tuple[Tensor | None, Tensor, Tensor | None]:
+        """Constant (rows,), magnitude (rows,) and charges (rows, n) of rows of coefficients."""
+        one = self.batched and coefficients.shape[1] == 1 and self.size.shape[0] != 1
+        flat = coefficients.flatten(1)
+        if self.is_linear:
+            size = self.uniform[0] if one else self.size
+            return None, flat.abs() @ size.flatten(), None
+        positive = coefficients.clamp(min=0.0)
+        on_positive, on_all = self.uniform[1:] if one else (self.on_positive, self.on_all)
+        total = positive.flatten(1) @ on_positive.flatten(0, -2) + flat @ on_all.flatten(0, -2)
+        if self.charge_positive is None or self.charge_all is None:
+            return total[:, 0], total[:, 1], None
+        return total[:, 0], total[:, 1], self._charges(coefficients, positive, one)
+
+    def _charges(self, coefficients: Tensor, positive: Tensor, one: bool) -> Tensor:
+        assert self.charge_positive is not None and self.charge_all is not None
+        if one:
+            return positive.flatten(1) @ self.charge_positive.flatten(1).T + coefficients.flatten(
+                1
+            ) @ self.charge_all.flatten(1).T
+        terms = (positive * self.charge_positive).addcmul_(coefficients, self.charge_all)
+        return terms.flatten(2).sum(-1)
+
+
+@dataclass(frozen=True)
+class Fragment:
+    """Some samples of a batch with the linear bounds of all nodes that have a sample axis."""
+
+    samples: slice
+    poison: Poison
+    planes: Mapping[str, Relaxed]
+    offsets: Mapping[str, Offsets]
+    leaves: Mapping[str, Tensor]  # largest magnitudes of features and labels
+
+
 @dataclass(frozen=True)
 class RelaxedStep:
     """A step with linear bounds of all its nodes: all that the walk needs, and no heuristics.
 
-    Whoever keeps these (boxes, planes, in the order of the run) can replay the bound.
+    Whoever keeps these (boxes, planes, in the order of the run) can replay the bound. ``shared``
+    holds the nodes without a sample axis; the batch is cut into fragments, so that the tensors of a
+    walk stay in the processor's cache.
     """
 
     step: Step
     state: State
     ranges: Ranges
-    planes: Mapping[str, Relaxed]
-    leaves: Mapping[str, Tensor]  # largest magnitudes of features and labels of the batch
+    shared: Fragment
+    fragments: tuple[Fragment, ...]
+
+    @property
+    def planes(self) -> Mapping[str, Relaxed]:
+        """Planes of the nodes without a sample axis, sums over samples included."""
+        return self.shared.planes
 
 
 def relax_step(
-    schedule: Schedule, state: State, step: Step, ranges: Ranges
+    schedule: Schedule, state: State, step: Step, ranges: Ranges, fragment: int | None = None
 ) -> RelaxedStep:
-    """Linear bounds of every node of a step with the default slopes, valid on ``ranges``."""
+    """Linear bounds of every node of a step with the default slopes, valid on ``ranges``.
+
+    ``fragment`` is the count of samples in a piece; None for the whole batch.
+    """
+    size = fragment or step.size
     planes: dict[str, Relaxed] = {}
     for node in schedule.all:
         if isinstance(node.op, SumSamples):
             planes[node.name] = LinearPlanes(node.op, 1, None, None, ranges.sums[node.name])
-        elif node.inputs:
+        elif node.inputs and not node.batched:
             planes[node.name] = node.op.relax(*(ranges.boxes[i] for i in node.inputs))
-    leaves = {name: ranges.boxes[name].magnitude.amax(0) for name in (FEATURES, LABELS)}
-    return RelaxedStep(step, state, ranges, planes, leaves)
+    offsets = {name: Offsets(p, False) for name, p in planes.items()}
+    shared = Fragment(slice(0, 0), step.poison, planes, offsets, {})
+    fragments = [
+        _relax_fragment(schedule, step, ranges, slice(start, min(start + size, step.size)))
+        for start in range(0, step.size, size)
+    ]
+    return RelaxedStep(step, state, ranges, shared, tuple(fragments))
+
+
+def _relax_fragment(schedule: Schedule, step: Step, ranges: Ranges, part: slice) -> Fragment:
+    whole = part == slice(0, step.size)
+
+    def box(name: str, batched: bool) -> Interval:
+        full = ranges.boxes[name]
+        if whole or not batched:
+            return full
+        return Interval(full.lower[:, part], full.upper[:, part])
+
+    kinds = {node.name: node.batched for node in schedule.before}
+    planes = {
+        node.name: node.op.relax(*(box(i, kinds[i]) for i in node.inputs))
+        for node in schedule.before
+        if node.batched and node.inputs
+    }
+    index = torch.arange(part.start, part.stop, device=step.samples.device)
+    return Fragment(
+        samples=part,
+        poison=step.poison if whole else step.poison.take(index),
+        planes=planes,
+        offsets={name: Offsets(p, True) for name, p in planes.items()},
+        leaves={n: box(n, True).magnitude.amax(0) for n in (FEATURES, LABELS)},
+    )
 
 
 @dataclass
@@ -97,7 +206,9 @@ class Forms:
         return torch.where(torch.isnan(bound), -torch.inf, bound)
 
 
-def walk(step_graph: StepGraph, schedule: Schedule, relaxed: RelaxedStep, forms: Forms, debt: Debt) -> Forms:
+def walk(
+    step_graph: StepGraph, schedule: Schedule, relaxed: RelaxedStep, forms: Forms, debt: Debt
+) -> Forms:
     """Carry forms on the state after a step to forms on the state before it.
 
     Every node is replaced by its lower or upper plane according to the sign of its coefficient; the
@@ -106,22 +217,46 @@ def walk(step_graph: StepGraph, schedule: Schedule, relaxed: RelaxedStep, forms:
     """
     step = relaxed.step
     before, pending, magnitude = _through_update(step_graph, relaxed, forms)
-    walker = _Walker(relaxed.planes, step.poison, relaxed.leaves, forms.constant, magnitude)
-    walker.pending = pending
-    for node in reversed(schedule.all):
-        walker.replace(node)
-    for name in step_graph.parameters:
-        own = walker.pending.pop(name, None)
-        if own is not None:
-            before[name] = before[name] + own
+    shared = _Walker(relaxed.shared, forms.constant, magnitude, pending)
+    for node in reversed((*schedule.sums, *schedule.after)):
+        shared.replace(node)
+    constant, magnitude = shared.constant, shared.magnitude
+    on_terms = shared.pending
+    pieces = []
+    for fragment in relaxed.fragments:
+        walker = _Walker(fragment, constant, magnitude, dict(on_terms))
+        for node in reversed(schedule.before):
+            if node.batched:
+                walker.replace(node)
+        constant, magnitude = walker.constant, walker.magnitude
+        for name, total in walker.pending.items():
+            before[name] = before[name] + total if name in before else total
+        pieces.append(walker)
+    rest = _Walker(relaxed.shared, constant, magnitude, before)
+    for node in reversed(schedule.before):
+        if not node.batched and node.name not in relaxed.state:
+            rest.replace(node)
     if not step.poison.is_clean:
-        debt.add(step, walker.on_features, walker.on_labels, walker.charges)
+        debt.add(
+            step,
+            _joined([w.on_features for w in pieces]),
+            _joined([w.on_labels for w in pieces]),
+            _joined([w.charges for w in pieces]),
+        )
     return Forms(
-        before,
-        walker.constant,
-        walker.magnitude,
+        {name: rest.pending[name] for name in relaxed.state},
+        rest.constant,
+        rest.magnitude,
         forms.operations + _operations(schedule, step.size),
     )
+
+
+def _joined(parts: Sequence[Tensor | None]) -> Tensor | None:
+    """Fragments one after the other along the sample axis."""
+    present = [p for p in parts if p is not None]
+    if not present:
+        return None
+    return present[0] if len(present) == 1 else torch.cat(present, 1)
 
 
 def _operations(schedule: Schedule, samples: int) -> float:
@@ -169,96 +304,58 @@ def _through_update(
 
 
 class _Walker:
-    """The state of one walk through one graph."""
+    """The state of one walk through the nodes of one fragment."""
 
     def __init__(
         self,
-        planes: Mapping[str, Relaxed],
-        poison: Poison,
-        leaves: Mapping[str, Tensor],
+        fragment: Fragment,
         constant: Tensor,
         magnitude: Tensor,
+        pending: dict[str, Tensor],
     ) -> None:
-        self.planes, self.poison, self.leaves = planes, poison, leaves
-        self.constant, self.magnitude = constant, magnitude
-        self.pending: dict[str, Tensor] = {}
+        self.fragment = fragment
+        self.constant, self.magnitude, self.pending = constant, magnitude, pending
         self.charges: Tensor | None = None
         self.on_features: Tensor | None = None
         self.on_labels: Tensor | None = None
 
     def replace(self, node: Node) -> None:
         """Exchange a node for its inputs."""
-        if node.name not in self.pending or (not node.inputs and node.op.key == "parameter"):
+        if node.name not in self.pending:
             return
         coefficient = self.pending.pop(node.name)
         if not node.inputs:
             self._leaf(node, coefficient)
             return
-        planes = self.planes[node.name]
-        self._charge_rounding(coefficient, planes.magnitude, node.batched)
-        if planes.lower is not None and planes.upper is not None:
-            self._offsets(coefficient, planes.lower, planes.upper, node.batched)
-        for name, pulled in zip(node.inputs, planes.pull(coefficient), strict=True):
+        constant, magnitude, charges = self.fragment.offsets[node.name].spend(coefficient)
+        self.magnitude = self.magnitude + magnitude
+        if constant is not None:
+            self.constant = self.constant + constant
+        if charges is not None:
+            self.charges = charges if self.charges is None else self.charges + charges
+        pulled = self.fragment.planes[node.name].pull(coefficient)
+        for name, own in zip(node.inputs, pulled, strict=True):
             known = self.pending.get(name)
-            self.pending[name] = pulled if known is None else known + pulled
+            self.pending[name] = own if known is None else known + own
 
     def _leaf(self, node: Node, coefficient: Tensor) -> None:
-        poison = self.poison
+        poison = self.fragment.poison
         if node.name == FEATURES:
-            self._nominal(coefficient, poison.features, FEATURES)
-            self.on_features = coefficient.expand(-1, len(poison.features), *poison.features.shape[1:])
+            self.on_features = self._nominal(coefficient, poison.features, FEATURES)
         elif node.name == LABELS:
-            self._nominal(coefficient, poison.labels, LABELS)
-            self.on_labels = coefficient.expand(-1, len(poison.labels), *poison.labels.shape[1:])
+            self.on_labels = self._nominal(coefficient, poison.labels, LABELS)
         else:
-            value = node.op.value()
-            self.constant = self.constant + coefficient.flatten(1) @ value.flatten()
-            self._charge_rounding(coefficient, value.abs(), False)
+            value = node.op.value().flatten()
+            self.constant = self.constant + coefficient.flatten(1) @ value
+            self.magnitude = self.magnitude + coefficient.abs().flatten(1) @ value.abs()
 
-    def _nominal(self, coefficient: Tensor, nominal: Tensor, leaf: str) -> None:
-        self.constant = self.constant + _contract(coefficient, nominal)
-        self._charge_rounding(coefficient, self.leaves[leaf], True)
-
-    def _charge_rounding(self, coefficient: Tensor, size: Tensor, batched: bool) -> None:
-        magnitude = coefficient.abs()
-        if batched:
-            self.magnitude = self.magnitude + _contract(magnitude, size)
-        else:
-            self.magnitude = self.magnitude + magnitude.flatten(1) @ size.flatten()
-
-    def _offsets(self, coefficient: Tensor, lower: Tensor, upper: Tensor, batched: bool) -> None:
-        positive = coefficient.clamp(min=0.0)
-        negative = coefficient - positive
-        if not batched:
-            self.constant = (
-                self.constant
-                + positive.flatten(1) @ lower[CLEAN].flatten()
-                + negative.flatten(1) @ upper[CLEAN].flatten()
-            )
-            return
-        self.constant = (
-            self.constant + _contract(positive, lower[CLEAN]) + _contract(negative, upper[CLEAN])
-        )
-        if lower.shape[0] > 1:
-            charge = _per_sample(positive, lower[CLEAN] - lower[POISONED]) + _per_sample(
-                negative, upper[CLEAN] - upper[POISONED]
-            )
-            self.charges = charge if self.charges is None else self.charges + charge
-
-
-def _contract(coefficient: Tensor, values: Tensor) -> Tensor:
-    """``sum over samples and axes`` of coefficient (rows, n or 1, ...) times values (n, ...): (rows,)."""
-    if coefficient.shape[1] == 1:
-        return coefficient.flatten(1) @ values.sum(0).flatten()
-    return coefficient.flatten(1) @ values.flatten()
-
-
-def _per_sample(coefficient: Tensor, values: Tensor) -> Tensor:
-    """The same sum for each sample: (rows, n)."""
-    flat, each = coefficient.flatten(2), values.flatten(1)
-    if coefficient.shape[1] == 1:
-        return flat[:, 0] @ each.T
-    return torch.einsum("rnf,nf->rn", flat, each)
+    def _nominal(self, coefficient: Tensor, nominal: Tensor, leaf: str) -> Tensor:
+        """Put the nominal value into the constant; returns the coefficients on the moves."""
+        full = coefficient.expand(-1, len(nominal), *nominal.shape[1:])
+        flat = full.flatten(1)
+        self.constant = self.constant + flat @ nominal.flatten()
+        self.magnitude = self.magnitude + flat.abs() @ self.fragment.leaves[leaf].flatten()
+        return full
 
 
 def forms_of_outputs(
@@ -288,10 +385,15 @@ def forms_of_outputs(
         if node.inputs:
             planes[node.name] = node.op.relax(*inputs)
     clean = Poison.none(features, features.new_zeros(len(features), step_graph.outputs))
-    walker = _Walker(planes, clean, {FEATURES: features.abs()}, constant, constant.abs())
-    walker.pending = {step_graph.output: coefficients}
+    batched = {node.name: node.batched for node in nodes}
+    offsets = {name: Offsets(p, batched[name]) for name, p in planes.items()}
+    fragment = Fragment(
+        slice(0, len(features)), clean, planes, offsets, {FEATURES: features.abs()}
+    )
+    walker = _Walker(fragment, constant, constant.abs(), {step_graph.output: coefficients})
     for node in reversed(nodes):
-        walker.replace(node)
+        if node.name not in state:
+            walker.replace(node)
     on_state = {
         name: walker.pending.get(name, box.lower.new_zeros(len(constant), *box.lower.shape[1:]))
         for name, box in state.items()
