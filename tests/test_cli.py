@@ -121,6 +121,19 @@ def test_not_proved_is_exit_code_1(run: Path, capsys: pytest.CaptureFixture[str]
     assert [p["status"] for p in document(run)["properties"]] == ["PROVED", "NOT PROVED"]
 
 
+def test_a_limit_before_the_proof_is_exit_code_4(run: Path) -> None:
+    limited = RUN + "time_limit = 1e-9\n"
+    write(run.parent, limited + ACCURACY.format(1.01))
+    assert certify(run) == 4
+    result = document(run)
+    assert result["complete"] is True
+    assert result["relaxation"]["limit_reached"] is True
+    assert result["relaxation"]["used"] == ["interval"]
+    assert result["relaxation"]["fallbacks"]
+    write(run.parent, limited + ACCURACY.format(0.0))
+    assert certify(run) == 0
+
+
 def test_without_properties_nothing_fails(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert certify(run) == 0
     assert "No property was asked for" in capsys.readouterr().out

@@ -1,0 +1,107 @@
+"""Comparisons: rows as asked, one order, and files that other programs can read."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import milp_agt as agt
+from milp_agt.comparison import Comparison, ComparisonRow
+from milp_agt.errors import InvalidInputError
+
+
+def run(loss: str = "cross_entropy", **options: Any) -> Comparison:
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(10, 2))
+    y: Any = np.arange(10) % 2 if loss == "cross_entropy" else x[:, 0] - x[:, 1]
+    torch.manual_seed(0)
+    outputs = 2 if loss == "cross_entropy" else 1
+    model = torch.nn.Sequential(
+        torch.nn.Linear(2, 2), torch.nn.ReLU(), torch.nn.Linear(2, outputs)
+    ).double()
+    training = agt.Training(loss=loss, learning_rate=0.2, epochs=3)
+    threat = agt.FeaturePoisoning(budget=1, radius=0.01)
+    return agt.compare(model, (x, y), training, threat, X_test=x, y_test=y, **options)
+
+
+def test_one_row_for_each_case_and_tighter_ones_inside() -> None:
+    seen: list[tuple[ComparisonRow, int, int]] = []
+    table = run(
+        relaxations=("interval", "linear", "lp"),
+        windows=(1, "T", 3, 99),
+        on_row=lambda *row: seen.append(row),
+    )
+    cases = [(row.relaxation, row.window) for row in table.rows]
+    assert cases == [("interval", 0), ("linear", 1), ("linear", 3), ("lp", 1), ("lp", 3)]
+    assert [number for _, number, _ in seen] == [1, 2, 3, 4, 5]
+    assert {total for _, _, total in seen} == {5}
+    width = {case: row.mean_width for case, row in zip(cases, table.rows, strict=True)}
+    assert width["lp", 1] < width["linear", 1] < width["interval", 0]
+    assert width["linear", 3] < width["linear", 1]
+    for row in table.rows:
+        assert row.used == row.relaxation
+        assert row.measure == "accuracy"
+        assert row.lower is not None
+        assert row.nominal is not None
+        assert row.upper is not None
+        assert row.lower <= row.nominal <= row.upper
+    assert "accuracy: lower" in table.table()
+    assert not table.limit_reached
+
+
+def test_regression_compares_the_loss() -> None:
+    (row,) = run("mse", relaxations=("linear",)).rows
+    assert row.measure == "loss"
+    assert row.lower is not None
+    assert row.nominal is not None
+    assert row.upper is not None
+    assert 0 <= row.lower < row.nominal < row.upper
+
+
+def test_a_limit_is_told() -> None:
+    table = run(relaxations=("linear",), time_limit=1e-9)
+    assert table.limit_reached
+    assert table.rows[0].used == "interval"
+    assert "limit reached" in table.table()
+
+
+def test_files_hold_what_the_rows_hold() -> None:
+    rows = (
+        ComparisonRow("interval", 0, "interval", math.inf, math.inf, None, None, None, None, 0.5, False),
+        ComparisonRow("linear", 2, "linear", 0.1, 0.25, "loss", 0.0, 0.5, math.nan, 1.5, True),
+    )  # fmt: skip
+    table = Comparison(rows)
+    first, second = json.loads(table.to_json())["rows"]
+    assert (first["mean_width"], first["lower"], second["upper"]) == ("inf", None, "nan")
+    assert second["max_width"] == 0.25
+    parsed = list(csv.DictReader(io.StringIO(table.to_csv())))
+    assert (parsed[0]["relaxation"], parsed[0]["lower"]) == ("interval", "")
+    assert float(parsed[1]["mean_width"]) == 0.1
+
+
+@pytest.mark.parametrize(
+    ("options", "found"),
+    [
+        ({"relaxations": ()}, "relaxations ()"),
+        ({"windows": ()}, "windows ()"),
+        ({"windows": (0,)}, "a window of 0 steps"),
+        ({"y_test": None}, "only one of X_test and y_test"),
+    ],
+)
+def test_bad_input(options: dict[str, Any], found: str) -> None:
+    x, y = np.eye(2), np.array([0, 1])
+    arguments: dict[str, Any] = {"X_test": x, "y_test": y, **options}
+    training = agt.Training(loss="cross_entropy", learning_rate=0.2)
+    threat = agt.FeaturePoisoning(budget=1, radius=0.01)
+    with pytest.raises(InvalidInputError) as error:
+        agt.compare(torch.nn.Linear(2, 2).double(), (x, y), training, threat, **arguments)
+    assert "Compare relaxations" in error.value.asked
+    assert found in error.value.found
+    assert error.value.remedy
