@@ -122,7 +122,9 @@ class Replay:
             state[name] = value.expand(attacks, *value.shape)
             if name in given:
                 low, high = (torch.as_tensor(np.asarray(end)) for end in given[name])
-                share = torch.rand((attacks, *value.shape), generator=generator, dtype=torch.float64)
+                share = torch.rand(
+                    (attacks, *value.shape), generator=generator, dtype=torch.float64
+                )
                 share[::2] = share[::2].round()
                 inside = torch.where(share == 1.0, high, low + share * (high - low))
                 state[name] = torch.minimum(torch.maximum(inside, low), high)
@@ -213,7 +215,10 @@ class Replay:
             final = self.run(Attacks(attack.start, x, y))[-1]
             total = objective(final).sum()
             pulls = torch.autograd.grad(total, [*x, *y], allow_unused=True)
-            zeros = [torch.zeros_like(v) if g is None else g for v, g in zip([*x, *y], pulls, strict=True)]
+            zeros = [
+                torch.zeros_like(v) if g is None else g
+                for v, g in zip([*x, *y], pulls, strict=True)
+            ]
             zeros = [torch.nan_to_num(g) for g in zeros]
             attack = self._ascend(attack, zeros[: len(x)], zeros[len(x) :], iteration)
             yield attack
@@ -390,7 +395,8 @@ def torch_loss(name: str, outputs: Tensor, encoded: Tensor) -> Tensor:
         return functional.binary_cross_entropy_with_logits(outputs, encoded)
     if name == "cross_entropy":
         return functional.cross_entropy(outputs, encoded.argmax(-1))
-    return (1.0 - (2.0 * encoded - 1.0) * outputs).clamp(min=0.0).mean()
+    # relu, not clamp: torch's clamp has slope 1 at the kink, the library's hinge has slope 0.
+    return functional.relu(1.0 - (2.0 * encoded - 1.0) * outputs).mean()
 
 
 def train_in_torch(replay: Replay, attacks: Attacks, which: int) -> list[dict[str, Tensor]]:
