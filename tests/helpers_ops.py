@@ -9,10 +9,12 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from fractions import Fraction
 from typing import Any
 
 import highspy
 import numpy as np
+import pytest
 import scipy.sparse as sp
 import torch
 from hypothesis import strategies as st
@@ -27,9 +29,11 @@ from milp_agt.core.program import Program
 from milp_agt.core.rounding import TINY, gamma
 from milp_agt.engines import interval as interval_engine
 from milp_agt.engines import linear as linear_engine
+from milp_agt.engines import program as program_engine
 from milp_agt.engines.adversary import open_debt
 from milp_agt.engines.interval import Masks, PoisonedSum
 from milp_agt.engines.linear import Forms, RelaxedStep, relax_step
+from milp_agt.engines.program import EncodedWindow
 from milp_agt.engines.step import Schedule, State, Step, initial_state, step_at_points, velocity_of
 from milp_agt.formulations.base import operations
 from milp_agt.formulations.bilinear import Einsum
@@ -758,8 +762,9 @@ class Watched:
         columns, rows = program.lower.size, program.row_lower.size
         blocks = [program.matrix, *(widened(e.matrix, columns) for e in expressions)]
         matrix = sp.csr_matrix(sp.vstack(blocks, format="csr"))
-        self.expressions, self.first, self.columns = expressions, rows, columns
+        self.expressions, self.columns = expressions, columns
         self._watched = matrix[rows:]
+        self._index = np.arange(rows, matrix.shape[0], dtype=np.int32)
         lp = highspy.HighsLp()
         lp.num_row_, lp.num_col_ = matrix.shape
         lp.col_cost_ = np.zeros(columns)
@@ -801,8 +806,7 @@ class Watched:
     def is_feasible(self, values: Sequence[Array | None]) -> bool:
         """Is there a feasible point at which the watched expressions have these values?"""
         low, high = self._sides(values)
-        for j, (a, b) in enumerate(zip(low, high, strict=True)):
-            self.model.changeRowBounds(self.first + j, a, b)
+        self.model.changeRowsBounds(low.size, self._index, low, high)
         self.model.changeColsCost(
             self.columns, np.arange(self.columns, dtype=np.int32), np.zeros(self.columns)
         )
@@ -811,8 +815,7 @@ class Watched:
     def minimise(self, weights: Sequence[Array | None]) -> float:
         """Minimum of a linear form of the watched expressions over the program."""
         low, high = self._sides([None] * len(weights))
-        for j, (a, b) in enumerate(zip(low, high, strict=True)):
-            self.model.changeRowBounds(self.first + j, a, b)
+        self.model.changeRowsBounds(low.size, self._index, low, high)
         flat = np.concatenate(
             [
                 np.zeros(e.size) if w is None else w.reshape(-1)
@@ -910,13 +913,13 @@ def linear_minimum(instance: Instance, boxes: Sequence[Interval], c: Tensor) -> 
         wide = box.expand_states(states) if signature.batched else box
         low = term.clamp(min=0.0) * wide.lower + term.clamp(max=0.0) * wide.upper
         if signature.batched:
-            each += low.flatten(2).sum(-1).numpy()
+            each += low.reshape(states, SAMPLES, -1).sum(-1).numpy()
         else:
             total += float(low.sum())
     if planes.lower is not None and planes.upper is not None:
         offsets = positive * planes.lower + negative * planes.upper
         if instance.out.batched:
-            each += offsets.flatten(2).sum(-1).numpy()
+            each += offsets.reshape(len(offsets), SAMPLES, -1).sum(-1).numpy()
         else:
             total += float(offsets[CLEAN].sum())
     return total + float(each.min(0).sum())
@@ -1115,3 +1118,137 @@ def mlp(*sizes: int, seed: int = 0, activation: Callable[[], nn.Module] = nn.ReL
         if k < len(sizes) - 2:
             layers.append(activation())
     return nn.Sequential(*layers)
+
+
+def true_columns(instance: Instance, point: Tensor, box: Interval, states: Array | None) -> Array:
+    """All columns of an encoded univariate operation at a point of its argument."""
+    op, z = instance.op, point.numpy().reshape(-1)
+    value = op.value(point).numpy().reshape(-1)
+    parts = [] if states is None else [states.astype(np.float64)]
+    parts.append(z)
+    if isinstance(op, Relu | StepFunction):
+        hull = box.hull()
+        ambiguous = ((hull.lower <= 0) & (hull.upper > 0)).numpy().reshape(-1)
+        if isinstance(op, Relu):
+            parts.append(value[ambiguous])
+        parts.append((z[ambiguous] > 0).astype(np.float64))
+    else:
+        parts.append(value)
+    return np.concatenate(parts)
+
+
+def exact_violation(program: Program, point: Array) -> float:
+    """Largest violation of a row or bound in exact arithmetic."""
+    x = [Fraction(float(v)) for v in point]
+    worst = Fraction(0)
+    for j, value in enumerate(x):
+        worst = max(worst, Fraction(program.lower[j]) - value, value - Fraction(program.upper[j]))
+    matrix = program.matrix
+    for i in range(matrix.shape[0]):
+        part = slice(matrix.indptr[i], matrix.indptr[i + 1])
+        terms = zip(matrix.data[part], matrix.indices[part], strict=True)
+        activity = sum((Fraction(float(a)) * x[j] for a, j in terms), Fraction(0))
+        if np.isfinite(program.row_lower[i]):
+            worst = max(worst, Fraction(program.row_lower[i]) - activity)
+        if np.isfinite(program.row_upper[i]):
+            worst = max(worst, activity - Fraction(program.row_upper[i]))
+    return float(worst)
+
+
+def check_rows_exactly(
+    instance: Instance, boxes: Sequence[Interval], rng: np.random.Generator, count: int = 6
+) -> None:
+    """The value that the float64 run computes satisfies every row in exact arithmetic."""
+    encoded = encode_operation(instance, boxes, exact=True)
+    for states in state_patterns(boxes, rng):
+        (points,) = sample_points(boxes, instance.inputs, states, count, rng)
+        for point in points:
+            some = None if encoded.selection is None else states
+            columns = true_columns(instance, point, boxes[0], some)
+            found = exact_violation(encoded.program, columns)
+            assert found == 0.0, _say(instance, "a row cuts the float value off by", found)
+
+
+class RecordedMoves(program_engine._Moves):
+    """The moves of the adversary, kept so that a test can fix them."""
+
+    last: RecordedMoves
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        RecordedMoves.last = self
+
+
+@dataclass
+class EncodedStep:
+    """The program of one step and the expressions that decide everything in it."""
+
+    window: EncodedWindow
+    case: StepCase
+    watched: Watched
+    labels: list[int]
+    features: list[int]
+    selected: list[int]
+
+    def values(
+        self,
+        state: dict[str, Tensor],
+        after: dict[str, Tensor] | None,
+        x: Tensor,
+        y: Tensor,
+    ) -> list[Array | None]:
+        poison = self.case.step.poison
+        values: list[Array | None] = [state[n].numpy() for n in self.case.state]
+        values += [None if after is None else after[n].numpy() for n in self.window.state]
+        moved = ((x != poison.features).flatten(1).any(1) | (y != poison.labels).any(1)).numpy()
+        values += [np.full(1, float(moved[i])) for i in self.selected]
+        values += [(x[i] - poison.features[i]).numpy() for i in self.features]
+        values += [(y[i] - poison.labels[i]).numpy() for i in self.labels]
+        return values
+
+
+def encode_step(case: StepCase, exact: bool) -> EncodedStep:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(program_engine, "_Moves", RecordedMoves)
+        window = program_engine.encode_window(
+            case.step_graph, case.schedule, [case.relaxed], case.poison, exact
+        )
+    moves = RecordedMoves.last
+    first, states = 0, []
+    for box in case.state.values():
+        size = box.lower.numel()
+        matrix = sp.csr_matrix(
+            (np.ones(size), np.arange(first, first + size), np.arange(size + 1)),
+            shape=(size, first + size),
+        )
+        states.append(Expression(matrix, np.zeros(size), np.zeros(size), (size,)))
+        first += size
+    row = {int(s): i for i, s in enumerate(case.step.samples)}
+    parts = [moves._selection, moves._features, moves._labels]
+    expressions = [*states, *window.state.values()]
+    for part in parts:
+        expressions += list(part.values())
+    kept = [[row[s] for s in part] for part in parts]
+    return EncodedStep(
+        window, case, Watched(window.program, expressions), kept[2], kept[1], kept[0]
+    )
+
+
+def check_encoded_step(
+    case: StepCase, exact: bool, rng: np.random.Generator, count: int = 4
+) -> EncodedStep:
+    """The nominal step and poisoned ones are feasible, and give the state that the run gives."""
+    encoded = encode_step(case, exact)
+    for corners in (True, False):
+        states = case.states(count, rng)
+        x, y = case.attacks(count, int(rng.integers(2**30)), corners)
+        after = case.after(states, x, y)
+        for k in range(count):
+            values = encoded.values(
+                {n: v[k] for n, v in states.items()},
+                {n: v[k] for n, v in after.items()},
+                x[k],
+                y[k],
+            )
+            assert encoded.watched.is_feasible(values), f"run {k} is no point of the program"
+    return encoded
