@@ -39,11 +39,15 @@ class BilinearPlanes:
     upper: Tensor
     magnitude: Tensor
 
-    def pull(self, coefficients: Tensor) -> tuple[Tensor, ...]:
+    def pull(self, coefficients: Tensor, diagonal: bool = False) -> tuple[Tensor, ...]:
         a, b, out = self.letters
+        to_a, to_b = (
+            "n" + x if diagonal and out.startswith("n") and not x.startswith("n") else x
+            for x in (a, b)
+        )
         return (
-            _pulled(coefficients, out, self.centre_b, b, a),
-            _pulled(coefficients, out, self.centre_a, a, b),
+            _pulled(coefficients, out, self.centre_b, b, to_a),
+            _pulled(coefficients, out, self.centre_a, a, to_b),
         )
 
 

@@ -23,7 +23,9 @@ Scale = float | Tensor
 
 
 class _Linear(Protocol):
-    def transpose(self, coefficients: Tensor, samples: int) -> tuple[Tensor, ...]: ...
+    def transpose(
+        self, coefficients: Tensor, samples: int, diagonal: bool = False
+    ) -> tuple[Tensor, ...]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,8 +38,8 @@ class LinearPlanes:
     upper: Tensor | None
     magnitude: Tensor
 
-    def pull(self, coefficients: Tensor) -> tuple[Tensor, ...]:
-        return self.op.transpose(coefficients, self.samples)
+    def pull(self, coefficients: Tensor, diagonal: bool = False) -> tuple[Tensor, ...]:
+        return self.op.transpose(coefficients, self.samples, diagonal)
 
 
 @register
@@ -115,11 +117,13 @@ class Combine(Operation):
         factor = gamma(2 * len(inputs) + 8)
         return Interval(lower, upper).widen(size_lower * factor + TINY, size_upper * factor + TINY)
 
-    def transpose(self, coefficients: Tensor, samples: int) -> tuple[Tensor, ...]:
+    def transpose(
+        self, coefficients: Tensor, samples: int, diagonal: bool = False
+    ) -> tuple[Tensor, ...]:
         pulled = []
         for scale, batched in zip(self.scales, self.batched, strict=True):
             term = coefficients if isinstance(scale, float) and scale == 1.0 else coefficients * scale
-            if any(self.batched) and not batched:
+            if any(self.batched) and not batched and not diagonal:
                 repeats = samples // term.shape[1]
                 term = term.sum(1) * repeats if repeats > 1 else term.sum(1)
             pulled.append(term)
@@ -217,7 +221,9 @@ class Affine(Operation):
     def _gamma(self) -> float:
         return gamma(3 * self.matrix.shape[1] + 10)
 
-    def transpose(self, coefficients: Tensor, samples: int) -> tuple[Tensor, ...]:
+    def transpose(
+        self, coefficients: Tensor, samples: int, diagonal: bool = False
+    ) -> tuple[Tensor, ...]:
         return (coefficients @ self.matrix,)
 
     def relax(self, *inputs: Interval) -> Relaxed:
@@ -268,7 +274,9 @@ class Reshape(Operation):
     def interval(self, *inputs: Interval) -> Interval:
         return Interval(self.value(inputs[0].lower), self.value(inputs[0].upper))
 
-    def transpose(self, coefficients: Tensor, samples: int) -> tuple[Tensor, ...]:
+    def transpose(
+        self, coefficients: Tensor, samples: int, diagonal: bool = False
+    ) -> tuple[Tensor, ...]:
         lead = coefficients.shape[: coefficients.dim() - len(self.after)]
         return (coefficients.reshape(*lead, *self.before),)
 
@@ -312,7 +320,9 @@ class SumSamples(Operation):
     def interval(self, *inputs: Interval) -> Interval:
         raise EncodingError("A sum over samples was bounded alone", "", "use the interval engine")
 
-    def transpose(self, coefficients: Tensor, samples: int) -> tuple[Tensor, ...]:
+    def transpose(
+        self, coefficients: Tensor, samples: int, diagonal: bool = False
+    ) -> tuple[Tensor, ...]:
         return (coefficients.unsqueeze(1),)
 
     def relax(self, *inputs: Interval) -> Relaxed:

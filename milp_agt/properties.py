@@ -20,8 +20,8 @@ from milp_agt.poison import Poison
 from milp_agt.reachable import Bounds
 from milp_agt.tracing import FEATURES, StepGraph
 
-# Test points that share one pass: their forms are block diagonal, so the work grows with its square.
-POINTS_AT_ONCE = 32
+# Test points that share one walk through the window.
+POINTS_AT_ONCE = 64
 
 
 @dataclass(frozen=True)
@@ -68,24 +68,20 @@ class Models:
         )
 
     def _bound_piece(self, features: Tensor, coefficients: Tensor, constant: Tensor) -> Interval:
-        count, forms, outputs = coefficients.shape
         boxed = self._by_intervals(features, coefficients, constant)
-        rows = torch.zeros(count, forms, count, outputs, dtype=torch.float64, device=features.device)
-        index = torch.arange(count)
-        rows[index, :, index] = coefficients
-        both = torch.cat([rows.flatten(0, 1), -rows.flatten(0, 1)])
-        offsets = torch.cat([constant.flatten(), -constant.flatten()])
-        start = forms_of_outputs(
-            self.step_graph, self.forward, self.state, features, both, offsets
-        )
+        both = torch.cat([coefficients, -coefficients], 1).transpose(0, 1)
+        own = forms_of_outputs(self.step_graph, self.forward, self.state, features, both)
+        own.constant = own.constant + torch.cat([constant, -constant], 1).T
+        own.magnitude = own.magnitude + torch.cat([constant, constant], 1).T.abs()
+        start = own.rows(torch.arange(own.constant.numel(), device=features.device), self.state)
         best = start.concretise(self.state, open_debt(self.poison, start.rows, UNRESTRICTED))
         if self.window:
             through = bound_forms(
                 self.step_graph, self.schedule, self.window, start, self.poison
             )
             best = torch.maximum(best, through)
-        lower, upper = best.split(count * forms)
-        walked = Interval(lower.reshape(count, forms), -upper.reshape(count, forms))
+        lower, upper = best.reshape(-1, len(features)).T.chunk(2, 1)
+        walked = Interval(lower, -upper)
         return boxed.meet(walked, "a form of the outputs by intervals and by linear forms")
 
     def _by_intervals(self, features: Tensor, coefficients: Tensor, constant: Tensor) -> Interval:

@@ -38,8 +38,12 @@ class Relaxed(Protocol):
     upper: Tensor | None
     magnitude: Tensor
 
-    def pull(self, coefficients: Tensor) -> tuple[Tensor, ...]:
-        """Coefficients on the inputs, one tensor for each: (rows, [samples or 1], *input shape)."""
+    def pull(self, coefficients: Tensor, diagonal: bool = False) -> tuple[Tensor, ...]:
+        """Coefficients on the inputs, one tensor for each: (rows, [samples or 1], *input shape).
+
+        With ``diagonal`` there is one row for each pair of a first index and a sample: nothing is
+        summed over the samples, and inputs without a sample axis get coefficients with one.
+        """
         ...
 
 

@@ -68,6 +68,21 @@ class Offsets:
             return total[:, 0], total[:, 1], None
         return total[:, 0], total[:, 1], self._charges(coefficients, positive, one)
 
+    def spend_diagonal(self, coefficients: Tensor) -> tuple[Tensor | None, Tensor, Tensor | None]:
+        """The same for one row per pair (form, sample): (forms, n) each."""
+        if self.is_linear:
+            return None, (coefficients.abs() * self.size).flatten(2).sum(-1), None
+        positive = coefficients.clamp(min=0.0)
+        weights_positive = self.on_positive.flatten(1, -2)
+        weights_all = self.on_all.flatten(1, -2)
+        total = (
+            positive.flatten(2)[..., None] * weights_positive
+            + coefficients.flatten(2)[..., None] * weights_all
+        ).sum(2)
+        if self.charge_positive is None:
+            return total[..., 0], total[..., 1], None
+        return total[..., 0], total[..., 1], self._charges(coefficients, positive, False)
+
     def _charges(self, coefficients: Tensor, positive: Tensor, one: bool) -> Tensor:
         assert self.charge_positive is not None and self.charge_all is not None
         if one:
@@ -312,8 +327,9 @@ class _Walker:
         constant: Tensor,
         magnitude: Tensor,
         pending: dict[str, Tensor],
+        diagonal: bool = False,
     ) -> None:
-        self.fragment = fragment
+        self.fragment, self.diagonal = fragment, diagonal
         self.constant, self.magnitude, self.pending = constant, magnitude, pending
         self.charges: Tensor | None = None
         self.on_features: Tensor | None = None
@@ -327,13 +343,15 @@ class _Walker:
         if not node.inputs:
             self._leaf(node, coefficient)
             return
-        constant, magnitude, charges = self.fragment.offsets[node.name].spend(coefficient)
+        offsets = self.fragment.offsets[node.name]
+        spend = offsets.spend_diagonal if self.diagonal else offsets.spend
+        constant, magnitude, charges = spend(coefficient)
         self.magnitude = self.magnitude + magnitude
         if constant is not None:
             self.constant = self.constant + constant
         if charges is not None:
             self.charges = charges if self.charges is None else self.charges + charges
-        pulled = self.fragment.planes[node.name].pull(coefficient)
+        pulled = self.fragment.planes[node.name].pull(coefficient, self.diagonal)
         for name, own in zip(node.inputs, pulled, strict=True):
             known = self.pending.get(name)
             self.pending[name] = own if known is None else known + own
@@ -345,17 +363,104 @@ class _Walker:
         elif node.name == LABELS:
             self.on_labels = self._nominal(coefficient, poison.labels, LABELS)
         else:
-            value = node.op.value().flatten()
-            self.constant = self.constant + coefficient.flatten(1) @ value
-            self.magnitude = self.magnitude + coefficient.abs().flatten(1) @ value.abs()
+            value = node.op.value()
+            axes = coefficient.dim() - value.dim()
+            self.constant = self.constant + (coefficient * value).flatten(axes).sum(-1)
+            self.magnitude = self.magnitude + (coefficient * value).abs().flatten(axes).sum(-1)
 
     def _nominal(self, coefficient: Tensor, nominal: Tensor, leaf: str) -> Tensor:
         """Put the nominal value into the constant; returns the coefficients on the moves."""
         full = coefficient.expand(-1, len(nominal), *nominal.shape[1:])
-        flat = full.flatten(1)
-        self.constant = self.constant + flat @ nominal.flatten()
-        self.magnitude = self.magnitude + flat.abs() @ self.fragment.leaves[leaf].flatten()
+        size = self.fragment.leaves[leaf]
+        if self.diagonal:
+            self.constant = self.constant + (full * nominal).flatten(2).sum(-1)
+            self.magnitude = self.magnitude + (full.abs() * size).flatten(2).sum(-1)
+        else:
+            flat = full.flatten(1)
+            self.constant = self.constant + flat @ nominal.flatten()
+            self.magnitude = self.magnitude + flat.abs() @ size.flatten()
         return full
+
+
+@dataclass
+class SampleForms:
+    """Lower bounds of quantities of single samples, one row for each pair (form, sample).
+
+    ``(form, i)`` is bounded by ``coefficients . state + constant + moves of sample i - charge`` where
+    moves and charge count only if sample i is poisoned.
+
+    Attributes:
+        coefficients: on the parameters, (forms, n, *shape).
+        constant, magnitude: (forms, n).
+        features, labels: on the moves of the sample itself, (forms, n, ...); None where there are none.
+        charges: (forms, n), or None.
+        operations: as in :class:`Forms`.
+    """
+
+    coefficients: dict[str, Tensor]
+    constant: Tensor
+    magnitude: Tensor
+    features: Tensor | None
+    labels: Tensor | None
+    charges: Tensor | None
+    operations: float
+
+    def rows(self, part: Tensor, state: Mapping[str, Interval]) -> Forms:
+        """The rows with flat indices ``part`` over (forms, n), as forms on a state."""
+
+        def on(name: str, box: Interval) -> Tensor:
+            own = self.coefficients.get(name)
+            if own is None:
+                return box.lower.new_zeros(len(part), *box.lower.shape[1:])
+            return own.flatten(0, 1)[part]
+
+        return Forms(
+            {name: on(name, box) for name, box in state.items()},
+            self.constant.flatten()[part],
+            self.magnitude.flatten()[part],
+            self.operations,
+        )
+
+    def moves(self, part: Tensor, samples: int) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """Features, labels and charges of rows ``part``, spread over the batch: (rows, n, ...)."""
+        own = part % samples
+
+        def spread(tensor: Tensor | None) -> Tensor | None:
+            if tensor is None:
+                return None
+            picked = tensor.flatten(0, 1)[part]
+            full = picked.new_zeros(len(part), samples, *picked.shape[1:])
+            full[torch.arange(len(part)), own] = picked
+            return full
+
+        return spread(self.features), spread(self.labels), spread(self.charges)
+
+
+def sample_forms(
+    nodes: Sequence[Node], fragment: Fragment, target: str, coefficients: Tensor
+) -> SampleForms:
+    """Walk forms of one node back to the parameters, every sample by itself.
+
+    Args:
+        nodes: nodes with a sample axis up to the target, in topological order, with their planes in
+            ``fragment``, which holds the whole batch.
+        target: the node that the forms are about.
+        coefficients: on the target, (forms, n, *shape).
+    """
+    zero = coefficients.new_zeros(coefficients.shape[:2])
+    walker = _Walker(fragment, zero, zero, {target: coefficients}, diagonal=True)
+    for node in reversed(nodes):
+        walker.replace(node)
+    largest = max(node.signature.size for node in nodes)
+    return SampleForms(
+        walker.pending,
+        walker.constant,
+        walker.magnitude,
+        walker.on_features,
+        walker.on_labels,
+        walker.charges,
+        2.0 * largest + 16.0 * len(nodes) + 64.0,
+    )
 
 
 def forms_of_outputs(
@@ -364,16 +469,14 @@ def forms_of_outputs(
     state: State,
     features: Tensor,
     coefficients: Tensor,
-    constant: Tensor,
-) -> Forms:
-    """Forms on the parameters that bound ``coefficients . outputs + constant`` from below.
+) -> SampleForms:
+    """Forms on the parameters that bound forms of the outputs of test points from below.
 
     Args:
         nodes: the forward pass, in topological order.
         state: box of the parameters on which the linear bounds must hold.
         features: inputs, (n, *shape), not poisoned.
-        coefficients: on the model's outputs, (rows, n, outputs).
-        constant: (rows,).
+        coefficients: on the model's outputs, (forms, n, outputs).
     """
     boxes = dict(state) | {FEATURES: Interval.point(features.unsqueeze(0))}
     planes: dict[str, Relaxed] = {}
@@ -382,25 +485,17 @@ def forms_of_outputs(
             continue
         inputs = tuple(boxes[i] for i in node.inputs)
         boxes[node.name] = node.op.interval(*inputs)
-        if node.inputs:
-            planes[node.name] = node.op.relax(*inputs)
+        planes[node.name] = node.op.relax(*inputs)
     clean = Poison.none(features, features.new_zeros(len(features), step_graph.outputs))
-    batched = {node.name: node.batched for node in nodes}
-    offsets = {name: Offsets(p, batched[name]) for name, p in planes.items()}
     fragment = Fragment(
-        slice(0, len(features)), clean, planes, offsets, {FEATURES: features.abs()}
+        slice(0, len(features)),
+        clean,
+        planes,
+        {name: Offsets(p, True) for name, p in planes.items()},
+        {FEATURES: features.abs()},
     )
-    walker = _Walker(fragment, constant, constant.abs(), {step_graph.output: coefficients})
-    for node in reversed(nodes):
-        if node.name not in state:
-            walker.replace(node)
-    on_state = {
-        name: walker.pending.get(name, box.lower.new_zeros(len(constant), *box.lower.shape[1:]))
-        for name, box in state.items()
-    }
-    largest = max(n.signature.size * (len(features) if n.batched else 1) for n in nodes)
-    operations = 2.0 * largest + 16.0 * len(nodes) + 64.0
-    return Forms(on_state, walker.constant, walker.magnitude, operations)
+    forward = [n for n in nodes if n.batched]
+    return sample_forms(forward, fragment, step_graph.output, coefficients)
 
 
 def bound_forms(
