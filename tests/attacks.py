@@ -7,6 +7,7 @@ every bound, without any tolerance.
 from __future__ import annotations
 
 import copy
+import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -42,7 +43,7 @@ def network(
     """A float64 multilayer perceptron with these widths."""
     torch.manual_seed(seed)
     layers: list[nn.Module] = []
-    for first, second in zip(sizes[:-1], sizes[1:], strict=True):
+    for first, second in itertools.pairwise(sizes):
         layers += [nn.Linear(first, second, bias=bias), activation()]
     model = nn.Sequential(*layers[:-1]).double()
     with torch.no_grad():
