@@ -14,7 +14,7 @@ from milp_agt.core.interval import Interval
 from milp_agt.core.relaxation import Relaxation
 from milp_agt.core.restriction import UNRESTRICTED, Restriction
 from milp_agt.core.results import Limits
-from milp_agt.engines import interval, linear, program
+from milp_agt.engines import inner, interval, linear, program
 from milp_agt.engines.recorder import NullRecorder, Recorder
 from milp_agt.engines.step import Schedule, State, Step, initial_state, step_at_points, velocity_of
 from milp_agt.errors import InvalidInputError, SoundnessError
@@ -42,6 +42,7 @@ def certify(
     relaxation: str = "linear",
     window: int | None = None,
     program_window: int | None = None,
+    inner_bounds: str | None = None,
     solver: str | None = None,
     device: str = "cpu",
     memory: str | int = "4GiB",
@@ -66,6 +67,9 @@ def certify(
             ``time_limit`` and ``memory``; what was picked and why stands in ``result.fallbacks``).
         window: past steps that linear forms are walked through; None for all.
         program_window: steps in one program; None for ``window`` if that is given, else 1.
+        inner_bounds: how the ranges inside a step are bounded in linear and above: "interval", "linear"
+            (through the window, conditional on the sample being poisoned), or None, linear where its
+            predicted cost is small.
         solver: back end of lp and milp; None picks one.
         device: "cpu", "cuda" or "auto".
         memory: budget for the tensors of one pass; rows and samples are cut into pieces by it.
@@ -89,7 +93,7 @@ def certify(
     poison = threat.bind(features, labels, step_graph.loss)
     batches = training.batch_order(len(features))
     plan = cost.plan(
-        step_graph, batches, poison, training, relaxation, window, program_window, memory, time_limit
+        step_graph, batches, poison, training, relaxation, window, program_window, inner_bounds, memory, time_limit
     )
     run = Run(
         step_graph=step_graph.to(target),
@@ -221,14 +225,7 @@ class Run:
     ) -> tuple[State, program.ProgramReport | None]:
         """The box of the next state by one level, before the meet with looser chains."""
         keep = chain.level is not Relaxation.INTERVAL
-        ranges = interval.propagate(
-            self.schedule,
-            chain.state,
-            step,
-            self.restriction,
-            fragment=None if keep else self.plan.fragment,
-            keep=keep,
-        )
+        ranges = self._ranges(chain, step, keep)
         state = interval.update(self.step_graph, chain.state, ranges, step)
         if not keep:
             return state, None
@@ -249,6 +246,20 @@ class Run:
         if not chain.level.uses_programs:
             return state, None
         return self._solve(chain, step, state)
+
+    def _ranges(self, chain: _Chain, step: Step, keep: bool) -> interval.Ranges:
+        if keep and self.plan.linear_inner:
+            past = chain.window[max(0, len(chain.window) - self.plan.window + 1) :]
+            if self.plan.window == 1:
+                past = []
+            walks = inner.Walks(
+                self.step_graph, self.schedule, past, self.poison, self.plan.inner_chunk, self.restriction
+            )
+            return inner.propagate(walks, chain.state, step)
+        fragment = None if keep else self.plan.fragment
+        return interval.propagate(
+            self.schedule, chain.state, step, self.restriction, fragment=fragment, keep=keep
+        )
 
     def _solve(
         self, chain: _Chain, step: Step, state: State

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from milp_agt.core.relaxation import Relaxation
+from milp_agt.engines.inner import targets
 from milp_agt.engines.step import Schedule
 from milp_agt.errors import InvalidInputError
 from milp_agt.formulations.bilinear import Einsum
@@ -23,6 +24,7 @@ LIVE_BOXES = 12
 # Rows of a walk and elements of one coefficient tensor: small enough for a processor's cache.
 ROWS_AT_ONCE = 128
 CACHED_ELEMENTS = 2**18
+INNER_ROWS = 2048
 # Elements of coefficients that one core walks in a second, and elements of boxes that it bounds.
 # Measured on one core of a 2020s server with relu networks; only `auto` depends on them.
 WALKED_PER_SECOND = 5e7
@@ -31,6 +33,8 @@ BOUNDED_PER_SECOND = 2e7
 SECONDS_PER_ROW = 1e-5
 ROWS_PER_ELEMENT = 8
 AUTO_TIME = 120.0
+# Seconds for which inner bounds are walked through the window unasked.
+INNER_TIME = 60.0
 
 
 @dataclass(frozen=True)
@@ -45,6 +49,8 @@ class Plan:
     chunk: int
     fragment: int
     walk_fragment: int
+    inner_chunk: int
+    linear_inner: bool
     notes: tuple[str, ...]
 
     @property
@@ -60,6 +66,7 @@ def plan(
     relaxation: str,
     window: int | None,
     program_window: int | None,
+    inner_bounds: str | None,
     memory: str | int,
     time_limit: float | None,
 ) -> Plan:
@@ -75,6 +82,10 @@ def plan(
             )
     if time_limit is not None and not time_limit >= 0:
         raise InvalidInputError("A time limit is >= 0 seconds", f"{time_limit}", "leave it out")
+    if inner_bounds not in (None, "interval", "linear"):
+        raise InvalidInputError(
+            "inner_bounds is 'interval', 'linear' or None", f"{inner_bounds!r}", "choose one of them"
+        )
     steps = len(batches)
     walked = min(window or steps, steps)
     solved = min(program_window or window or 1, steps)
@@ -96,12 +107,22 @@ def plan(
         chunk=chunk,
         fragment=max(1, budget // (2 * per_sample)),
         walk_fragment=max(8, CACHED_ELEMENTS // (chunk * sizes.widest)),
+        inner_chunk=max(
+            1, min(INNER_ROWS, max(32, 4 * CACHED_ELEMENTS // sizes.walked), budget // (2 * per_row))
+        ),
+        linear_inner=level is not Relaxation.INTERVAL
+        and (inner_bounds == "linear" or (inner_bounds is None and sizes.inner(steps, walked) <= INNER_TIME)),
         notes=notes,
     )
 
 
 class _Sizes:
     """Counts of elements from which costs are predicted."""
+
+    def inner(self, steps: int, window: int) -> float:
+        """Predicted seconds of all inner walks."""
+        walks = sum(min(t, window - 1) + 0.5 for t in range(steps))
+        return self.inner_rows * self.walked * walks / WALKED_PER_SECOND
 
     def __init__(self, step_graph: StepGraph, batch: int, momentum: bool) -> None:
         schedule = Schedule.of(step_graph)
@@ -114,6 +135,7 @@ class _Sizes:
         self.walked = sum(n.signature.size for n in batched if n.name not in summed) * batch
         own = [n.signature.size for n in batched if n.name not in summed]
         self.widest = max(own, default=1)
+        self.inner_rows = 2 * batch * sum(n.signature.size for n in targets(schedule))
         self.curved = batch * sum(
             n.signature.size for n in batched if isinstance(n.op, (Einsum, Univariate))
         )

@@ -11,9 +11,7 @@ from torch import Tensor
 from milp_agt.core.evaluate import evaluate
 from milp_agt.core.graph import Node
 from milp_agt.core.interval import CLEAN, Interval
-from milp_agt.core.restriction import UNRESTRICTED
 from milp_agt.core.rounding import TINY, gamma
-from milp_agt.engines.adversary import open_debt
 from milp_agt.engines.linear import RelaxedStep, bound_forms, forms_of_outputs
 from milp_agt.engines.step import Schedule, State
 from milp_agt.poison import Poison
@@ -74,7 +72,7 @@ class Models:
         own.constant = own.constant + torch.cat([constant, -constant], 1).T
         own.magnitude = own.magnitude + torch.cat([constant, constant], 1).T.abs()
         start = own.rows(torch.arange(own.constant.numel(), device=features.device), self.state)
-        best = start.concretise(self.state, open_debt(self.poison, start.rows, UNRESTRICTED))
+        best = start.concretise(self.state, torch.zeros_like(start.constant))
         if self.window:
             through = bound_forms(
                 self.step_graph, self.schedule, self.window, start, self.poison

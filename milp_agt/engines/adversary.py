@@ -28,6 +28,21 @@ class Debt(ABC):
         """Add one step: coefficients on the moves of the batch (rows, n, ...) and charges (rows, n)."""
 
     @abstractmethod
+    def add_own(
+        self, step: Step, features: Tensor | None, labels: Tensor | None, charges: Tensor | None
+    ) -> None:
+        """Add the step of a node of one sample: each row has entries at its own sample only."""
+
+    @abstractmethod
+    def worst_given(self, own: Tensor, poisoned: bool) -> Tensor:
+        """The same if it is known whether sample ``own[r]`` of the data set is poisoned, (rows,).
+
+        Not poisoned: the ``budget`` worst of the others. Poisoned: its own debt in full and the
+        ``budget - 1`` worst of the others. With a fresh selection in every batch this is known of
+        the own step only.
+        """
+
+    @abstractmethod
     def worst(self) -> Tensor:
         """The most that the adversary can lower each form, (rows,)."""
 
@@ -53,6 +68,14 @@ class _NoDebt(Debt):
     def worst(self) -> Tensor:
         return self._zero
 
+    def add_own(
+        self, step: Step, features: Tensor | None, labels: Tensor | None, charges: Tensor | None
+    ) -> None:
+        return
+
+    def worst_given(self, own: Tensor, poisoned: bool) -> Tensor:
+        return self._zero
+
 
 class _PerStepDebt(Debt):
     """Adaptive adversary, budget in each batch: top-k in each step, then the sum over steps."""
@@ -60,6 +83,7 @@ class _PerStepDebt(Debt):
     def __init__(self, poison: Poison, rows: int, restriction: Restriction) -> None:
         self._restriction = restriction
         self._total = torch.zeros(rows, dtype=torch.float64, device=poison.features.device)
+        self._own = self._total
 
     def add(
         self, step: Step, features: Tensor | None, labels: Tensor | None, charges: Tensor | None
@@ -71,7 +95,17 @@ class _PerStepDebt(Debt):
             )
 
     def worst(self) -> Tensor:
-        return self._total
+        return self._total + self._own
+
+    def add_own(
+        self, step: Step, features: Tensor | None, labels: Tensor | None, charges: Tensor | None
+    ) -> None:
+        hurt = _dev(step.poison, features, labels, charges)
+        if hurt is not None:
+            self._own = hurt.sum(1)
+
+    def worst_given(self, own: Tensor, poisoned: bool) -> Tensor:
+        return self._total + self._own if poisoned else self._total
 
 
 class _PerSampleDebt(Debt):
@@ -129,19 +163,51 @@ class _PerSampleDebt(Debt):
             total = new.new_zeros((self._rows, len(self._samples), *new.shape[2:]))
         return total.index_add(1, slots, new)
 
-    def worst(self) -> Tensor:
+    def add_own(
+        self, step: Step, features: Tensor | None, labels: Tensor | None, charges: Tensor | None
+    ) -> None:
+        self.add(step, features, labels, charges)
+
+    def _hurt(self) -> tuple[Tensor, Tensor]:
+        """``dev`` of every account, (rows, accounts), and the samples that they belong to."""
         device = self._poison.features.device
         samples = torch.tensor(self._samples, dtype=torch.int64, device=device)
         hurt = _dev(self._poison.take(samples), self._features, self._labels, self._charges)
         if hurt is None:
-            return torch.zeros(self._rows, dtype=torch.float64, device=device)
-        groups = torch.tensor(self._groups, device=device)
-        total = torch.zeros(self._rows, dtype=torch.float64, device=device)
-        for group in groups.unique().tolist():
-            part = groups == group
-            total = total + _spend(
-                hurt[:, part], samples[part], self._poison.budget, self._restriction
-            )
+            hurt = torch.zeros(self._rows, len(samples), dtype=torch.float64, device=device)
+        return hurt, samples
+
+    def _spent(self, hurt: Tensor, samples: Tensor, budget: int) -> dict[int, Tensor]:
+        """The worst of each group of samples that has a budget of its own, (rows,) each."""
+        groups = torch.tensor(self._groups, device=hurt.device)
+        return {
+            group: _spend(hurt[:, groups == group], samples[groups == group], budget, self._restriction)
+            for group in groups.unique().tolist()
+        }
+
+    def worst(self) -> Tensor:
+        hurt, samples = self._hurt()
+        spent = self._spent(hurt, samples, self._poison.budget)
+        return torch.stack(list(spent.values())).sum(0)
+
+    def worst_given(self, own: Tensor, poisoned: bool) -> Tensor:
+        hurt, samples = self._hurt()
+        slots = torch.tensor([self._slots[i] for i in own.tolist()], device=hurt.device)
+        rows = torch.arange(len(own), device=hurt.device)
+        paid = hurt[rows, slots]
+        others = hurt.index_put((rows, slots), torch.zeros_like(paid))
+        budget = self._poison.budget
+        spent = self._spent(others, samples, budget)
+        if not poisoned:
+            return torch.stack(list(spent.values())).sum(0)
+        fewer = self._spent(others, samples, budget - 1)
+        home = torch.tensor(self._groups, device=hurt.device)[slots]
+        # A sample that is known to be inside has used up its part of the budget in _spend already.
+        inside = sorted(self._restriction.inside)
+        known = torch.isin(own, torch.tensor(inside, dtype=own.dtype, device=own.device))
+        total = paid
+        for group, full in spent.items():
+            total = total + torch.where((home == group) & ~known, fewer[group], full)
         return total
 
 

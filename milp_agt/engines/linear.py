@@ -201,8 +201,8 @@ class Forms:
     def rows(self) -> int:
         return len(self.constant)
 
-    def concretise(self, state: Mapping[str, Interval], debt: Debt) -> Tensor:
-        """Lower bounds over a box of states and all admissible poisonings, (rows,).
+    def concretise(self, state: Mapping[str, Interval], owed: Tensor) -> Tensor:
+        """Lower bounds over a box of states, less what is owed to the adversary, (rows,).
 
         Rounding is subtracted; a bound that is no number becomes -inf.
         """
@@ -215,7 +215,6 @@ class Forms:
             bound = bound + positive @ low + (flat - positive) @ high
             magnitude = magnitude + flat.abs() @ box.magnitude[CLEAN].flatten()
             terms += flat.shape[1]
-        owed = debt.worst()
         error = gamma(self.operations + terms + 64) * 4.0 * (magnitude + owed) + TINY
         bound = bound - owed - error
         return torch.where(torch.isnan(bound), -torch.inf, bound)
@@ -515,7 +514,7 @@ def bound_forms(
     best: Tensor | None = None
     for relaxed in reversed(window):
         forms = walk(step_graph, schedule, relaxed, forms, debt)
-        bound = forms.concretise(relaxed.state, debt)
+        bound = forms.concretise(relaxed.state, debt.worst())
         best = bound if best is None else torch.maximum(best, bound)
     assert best is not None
     return best

@@ -1,0 +1,159 @@
+"""Inner bounds by linear forms: the ranges that relaxations stand on, walked through the window."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from milp_agt.core.graph import Node
+from milp_agt.core.interval import Interval
+from milp_agt.core.operation import Relaxed
+from milp_agt.core.restriction import Restriction
+from milp_agt.engines.adversary import open_debt
+from milp_agt.engines.interval import Masks, PoisonedSum, Ranges, leaf_boxes
+from milp_agt.engines.linear import (
+    Fragment,
+    Offsets,
+    RelaxedStep,
+    SampleForms,
+    sample_forms,
+    walk,
+)
+from milp_agt.engines.step import Schedule, State, Step
+from milp_agt.formulations.bilinear import Einsum
+from milp_agt.formulations.linear import Affine, Combine
+from milp_agt.formulations.univariate import Univariate
+from milp_agt.poison import Poison
+from milp_agt.tracing import FEATURES, LABELS, StepGraph
+
+
+def targets(schedule: Schedule) -> tuple[Node, ...]:
+    """Nodes whose ranges are worth a walk: sums and products that a univariate function reads.
+
+    Their images are exact by intervals; operands of products gain little more.
+    """
+    read = {
+        name
+        for node in schedule.before
+        if isinstance(node.op, Univariate)
+        for name in node.inputs
+    }
+    return tuple(
+        node
+        for node in schedule.before
+        if node.name in read and node.batched and isinstance(node.op, (Einsum, Affine, Combine))
+    )
+
+
+@dataclass(frozen=True)
+class Walks:
+    """What inner walks need besides the step: the past of the window and how to cut the work."""
+
+    step_graph: StepGraph
+    schedule: Schedule
+    window: Sequence[RelaxedStep]
+    poison: Poison
+    chunk: int
+    restriction: Restriction
+
+
+def propagate(walks: Walks, state: State, step: Step) -> Ranges:
+    """Boxes of the nodes of a step, where the targets are met with linear forms.
+
+    Node by node in topological order, so that each form stands on the ranges tightened before it.
+    The forms of a sample i go back through the current step to theta_t and on through the window.
+    Ranges are *conditional*: if i is not poisoned, the budget is spent on the others; if it is, its
+    own debt is paid in full and one less is left for the others. Both hold for every admissible
+    poisoning in that state, so that the meet with intervals, and sums over samples with the budget
+    of the batch, stay sound.
+    """
+    chosen = {node.name for node in targets(walks.schedule)}
+    boxes: dict[str, Interval] = dict(state) | leaf_boxes(step.poison)
+    planes: dict[str, Relaxed] = {}
+    offsets: dict[str, Offsets] = {}
+    leaves = {name: boxes[name].magnitude.amax(0) for name in (FEATURES, LABELS)}
+    walked: list[Node] = []
+    for node in walks.schedule.before:
+        if node.name in boxes:
+            if node.batched:
+                walked.append(node)
+            continue
+        inputs = tuple(boxes[name] for name in node.inputs)
+        boxes[node.name] = node.op.interval(*inputs)
+        if not node.batched:
+            continue
+        walked.append(node)
+        planes[node.name] = node.op.relax(*inputs)
+        offsets[node.name] = Offsets(planes[node.name], True)
+        if node.name in chosen:
+            whole = Fragment(slice(0, step.size), step.poison, planes, offsets, leaves)
+            boxes[node.name] = _refined(walks, state, step, whole, walked, boxes[node.name])
+    return _summed(walks, step, boxes)
+
+
+def _refined(
+    walks: Walks,
+    state: State,
+    step: Step,
+    fragment: Fragment,
+    nodes: Sequence[Node],
+    box: Interval,
+) -> Interval:
+    """The meet of a box with linear bounds of every element of the last of ``nodes``."""
+    node = nodes[-1]
+    size = node.signature.size
+    unit = torch.eye(size, dtype=torch.float64, device=box.lower.device)
+    unit = unit.reshape(size, 1, *node.shape).expand(size, step.size, *node.shape)
+    own = sample_forms(nodes, fragment, node.name, torch.cat([unit, -unit]))
+    count = 2 * size * step.size
+    pieces = [
+        _bound_rows(walks, state, step, own, part)
+        for part in torch.arange(count, device=box.lower.device).split(walks.chunk)
+    ]
+    bounds = torch.cat(pieces, 1)  # (states, 2 * size * n)
+    states = len(bounds)
+    lower, upper = bounds.reshape(states, 2, size, step.size).transpose(2, 3).unbind(1)
+    shape = (states, step.size, *node.shape)
+    walked = Interval(lower.reshape(shape), -upper.reshape(shape))
+    return box.expand_states(max(states, box.lower.shape[0])).meet(
+        walked, f"'{node.name}' by intervals and by linear forms"
+    )
+
+
+def _bound_rows(
+    walks: Walks, state: State, step: Step, own: SampleForms, part: Tensor
+) -> Tensor:
+    """Lower bounds of some rows in each state, (states, rows): the best of all stops of the walk."""
+    forms = own.rows(part, state)
+    debt = open_debt(walks.poison, forms.rows, walks.restriction)
+    samples = step.samples[part % step.size]
+    clean = walks.poison.is_clean
+    if not clean:
+        debt.add_own(step, *own.moves(part, step.size))
+
+    def stop(box: Mapping[str, Interval]) -> Tensor:
+        owed = [debt.worst_given(samples, poisoned) for poisoned in ((False,) if clean else (False, True))]
+        return torch.stack([forms.concretise(box, each) for each in owed])
+
+    best = stop(state)
+    for relaxed in reversed(walks.window):
+        forms = walk(walks.step_graph, walks.schedule, relaxed, forms, debt)
+        best = torch.maximum(best, stop(relaxed.state))
+    return best
+
+
+def _summed(walks: Walks, step: Step, boxes: dict[str, Interval]) -> Ranges:
+    """Sums over the samples, and what follows them."""
+    ranges = Ranges(boxes)
+    masks = Masks.of(walks.restriction, step.samples)
+    inside = 0 if masks.inside is None else int(masks.inside.sum())
+    for node in walks.schedule.sums:
+        total = PoisonedSum(step.poison.budget)
+        total.add(boxes[node.inputs[0]], masks)
+        boxes[node.name], ranges.sums[node.name] = total.result(inside)
+    for node in walks.schedule.after:
+        boxes[node.name] = node.op.interval(*(boxes[i] for i in node.inputs))
+    return ranges
