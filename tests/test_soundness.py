@@ -271,7 +271,7 @@ def test_fragments_of_a_batch_change_nothing(loss, samples, static, monkeypatch)
         return honest(schedule, state, step, ranges, 2)
 
     monkeypatch.setattr(linear, "relax_step", cut)
-    pieces = assert_sound(case, test, labels, relaxation="linear", memory=20_000)
+    pieces = assert_sound(case, test, labels, relaxation="linear")
     assert set(sizes) == {3}
     for name, low in whole.reachable.lower.items():
         room = 1e-9 * (1 + whole.reachable.upper[name] - low)
