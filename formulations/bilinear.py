@@ -13,7 +13,7 @@ from milp_agt.core.encoder import Encoder
 from milp_agt.core.expression import Array, Expression, Index, add
 from milp_agt.core.graph import Graph, Node, Signature
 from milp_agt.core.interval import CLEAN, Interval
-from milp_agt.core.operation import Operation, Relaxed
+from milp_agt.core.operation import Operation
 from milp_agt.core.rounding import TINY, gamma
 from milp_agt.errors import EncodingError
 from milp_agt.formulations.base import register
@@ -166,7 +166,7 @@ class Einsum(Operation):
         size = self._einsum(a.magnitude, b.magnitude)
         return self._products(a, b).widen(size * self._gamma(a.lower, b.lower) + TINY)
 
-    def relax(self, *inputs: Interval) -> Relaxed:
+    def relax(self, *inputs: Interval) -> BilinearPlanes:
         a, b = inputs
         centre_a, centre_b = a.centre[CLEAN], b.centre[CLEAN]
         away_a = Interval(a.lower - centre_a, a.upper - centre_a)
@@ -201,9 +201,7 @@ class Einsum(Operation):
             per_sample = letters if letters.startswith("n") or not node.batched else "n" + letters
             term = graph.add(Einsum(f"{out},{other_letters}->{per_sample}"), cotangent, other)
             pulled.append(
-                term
-                if per_sample == letters
-                else graph.add(SumSamples(len(target.shape)), term)
+                term if per_sample == letters else graph.add(SumSamples(len(target.shape)), term)
             )
         return tuple(pulled)
 
@@ -255,7 +253,6 @@ class Einsum(Operation):
     ) -> Expression:
         """An operand is a point unless poisoned: the planes of the walk, with an error column each."""
         planes = self.relax(*ranges)
-        assert isinstance(planes, BilinearPlanes)
         centre_a = planes.centre_a.cpu().numpy().reshape(-1)
         centre_b = planes.centre_b.cpu().numpy().reshape(-1)
         linear = add(

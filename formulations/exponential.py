@@ -11,7 +11,6 @@ from milp_agt.core.interval import Interval
 from milp_agt.formulations.base import register
 from milp_agt.formulations.univariate import Smooth
 
-
 CAP = 700.0
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -61,7 +62,7 @@ class Combine(Operation):
     @staticmethod
     def build(
         graph: Graph,
-        terms: list[tuple[Scale, Node]],
+        terms: Sequence[tuple[Scale, Node]],
         constant: Tensor | None = None,
         name: str | None = None,
     ) -> Node:
@@ -122,7 +123,9 @@ class Combine(Operation):
     ) -> tuple[Tensor, ...]:
         pulled = []
         for scale, batched in zip(self.scales, self.batched, strict=True):
-            term = coefficients if isinstance(scale, float) and scale == 1.0 else coefficients * scale
+            term = (
+                coefficients if isinstance(scale, float) and scale == 1.0 else coefficients * scale
+            )
             if any(self.batched) and not batched and not diagonal:
                 repeats = samples // term.shape[1]
                 term = term.sum(1) * repeats if repeats > 1 else term.sum(1)
@@ -132,7 +135,7 @@ class Combine(Operation):
     def relax(self, *inputs: Interval) -> Relaxed:
         size: Tensor | None = None
         for j, (scale, box) in enumerate(zip(self.scales, inputs, strict=True)):
-            term = self._aligned(abs(scale) * box.magnitude.amax(0), j)
+            term = self._aligned(_size(scale) * box.magnitude.amax(0), j)
             size = term if size is None else size + term
         assert size is not None
         offset = None
@@ -173,7 +176,9 @@ class Combine(Operation):
             one = isinstance(scale, float) and scale == 1.0
             term = cotangent if one else Combine.build(graph, [(scale, cotangent)])
             pulled.append(
-                graph.add(SumSamples(len(term.shape)), term) if node.batched and not batched else term
+                graph.add(SumSamples(len(term.shape)), term)
+                if node.batched and not batched
+                else term
             )
         return tuple(pulled)
 
@@ -306,7 +311,9 @@ class SumSamples(Operation):
 
     rank: int
     key = "sum_samples"
-    exactness = "exact; interval: the sum of the `budget` largest poisoning differences (SEMin/SEMax)"
+    exactness = (
+        "exact; interval: the sum of the `budget` largest poisoning differences (SEMin/SEMax)"
+    )
 
     def infer(self, *inputs: Signature) -> Signature:
         (source,) = inputs
@@ -347,6 +354,10 @@ def _scaled(scale: Scale, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]
         return (scale * lower, scale * upper) if scale >= 0 else (scale * upper, scale * lower)
     first, second = scale * lower, scale * upper
     return torch.minimum(first, second), torch.maximum(first, second)
+
+
+def _size(scale: Scale) -> Scale:
+    return abs(scale) if isinstance(scale, float) else scale.abs()
 
 
 def _moved(tensor: Tensor | None, device: torch.device) -> Tensor | None:

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from milp_agt.core.encoder import Encoder
+from milp_agt.core.encoder import Encoder, as_arrays
 from milp_agt.core.expression import Array, Expression, add
 from milp_agt.core.graph import Graph, Node
 from milp_agt.core.interval import CLEAN, Interval
@@ -83,7 +83,7 @@ class Relu(Univariate):
             return stable
         some, z, at = restricted(encoder, argument, box, ambiguous)
         own = self.interval(some)
-        column = encoder.columns(*(x.cpu().numpy() for x in (own.hull().lower, own.hull().upper)))
+        column = encoder.columns(*as_arrays(own.hull(), z.shape))
         with at:
             self.encode_rows(encoder, column, z, some)
             encoder.conditional(column, own)
@@ -107,9 +107,7 @@ class Relu(Univariate):
         sign = 1.0 if k <= 1.0 else -1.0
         spread = abs(1.0 - k)
         encoder.rows(add([from_off.scale(sign), phase.scale(-spread * high)]), -np.inf, 0.0)
-        encoder.rows(
-            add([from_on.scale(sign), phase.scale(-spread * low)]), -np.inf, -spread * low
-        )
+        encoder.rows(add([from_on.scale(sign), phase.scale(-spread * low)]), -np.inf, -spread * low)
 
     def vjp(
         self, graph: Graph, node: Node, cotangent: Node, wanted: tuple[bool, ...]

@@ -115,7 +115,9 @@ def rebuild(about: Mapping[str, Any], seen: list[nn.Module] | None = None) -> nn
     kinds: dict[str, type[nn.Module]] = {
         k.__name__: k for k in (nn.Linear, nn.ReLU, nn.LeakyReLU, nn.Sigmoid, nn.Tanh, nn.Flatten)
     }
-    module = kinds[about["type"]](*about.get("arguments", []), **about.get("options", {})).double()
+    kind = kinds[about["type"]]
+    module = kind(*about.get("arguments", []), **about.get("options", {}))
+    module.double()
     seen.append(module)
     for name, parameter in module.named_parameters(recurse=False):
         parameter.requires_grad_(name not in about["frozen"])

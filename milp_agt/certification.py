@@ -16,6 +16,7 @@ from milp_agt.core.restriction import UNRESTRICTED, Restriction
 from milp_agt.core.results import Limits
 from milp_agt.engines import inner, interval, linear, program
 from milp_agt.engines.recorder import NullRecorder, Recorder
+from milp_agt.engines.relaxed import RelaxedStep, relax_step
 from milp_agt.engines.step import Schedule, State, Step, initial_state, step_at_points, velocity_of
 from milp_agt.errors import InvalidInputError, SoundnessError
 from milp_agt.poison import Poison
@@ -93,7 +94,16 @@ def certify(
     poison = threat.bind(features, labels, step_graph.loss)
     batches = training.batch_order(len(features))
     plan = cost.plan(
-        step_graph, batches, poison, training, relaxation, window, program_window, inner_bounds, memory, time_limit
+        step_graph,
+        batches,
+        poison,
+        training,
+        relaxation,
+        window,
+        program_window,
+        inner_bounds,
+        memory,
+        time_limit,
     )
     run = Run(
         step_graph=step_graph.to(target),
@@ -137,7 +147,7 @@ class _Chain:
 
     level: Relaxation
     state: State
-    window: list[linear.RelaxedStep] = field(default_factory=list)
+    window: list[RelaxedStep] = field(default_factory=list)
 
 
 class Run:
@@ -198,7 +208,10 @@ class Run:
             state, solved = self._bound(chain, step)
             report = solved or report
             if outer is not None:
-                state = {n: b.meet(outer[n], f"'{n}' by {chain.level.value} and below") for n, b in state.items()}
+                state = {
+                    n: b.meet(outer[n], f"'{n}' by {chain.level.value} and below")
+                    for n, b in state.items()
+                }
             used = chain.level if solved or not chain.level.uses_programs else used
             self.recorder.state(index, chain.level, state)
             chain.state = outer = state
@@ -220,20 +233,16 @@ class Run:
             )
         )
 
-    def _bound(
-        self, chain: _Chain, step: Step
-    ) -> tuple[State, program.ProgramReport | None]:
+    def _bound(self, chain: _Chain, step: Step) -> tuple[State, program.ProgramReport | None]:
         """The box of the next state by one level, before the meet with looser chains."""
         keep = chain.level is not Relaxation.INTERVAL
         ranges = self._ranges(chain, step, keep)
         state = interval.update(self.step_graph, chain.state, ranges, step)
         if not keep:
             return state, None
-        relaxed = linear.relax_step(
-            self.schedule, chain.state, step, ranges, self.plan.walk_fragment
-        )
-        chain.window = [*chain.window, relaxed][-self.plan.longest_window :]
-        self.recorder.step(chain.level, relaxed)
+        kept = relax_step(self.schedule, chain.state, step, ranges, self.plan.walk_fragment)
+        chain.window = [*chain.window, kept][-self.plan.longest_window :]
+        self.recorder.step(chain.level, kept)
         walked = linear.bound_state(
             self.step_graph,
             self.schedule,
@@ -253,7 +262,12 @@ class Run:
             if self.plan.window == 1:
                 past = []
             walks = inner.Walks(
-                self.step_graph, self.schedule, past, self.poison, self.plan.inner_chunk, self.restriction
+                self.step_graph,
+                self.schedule,
+                past,
+                self.poison,
+                self.plan.inner_chunk,
+                self.restriction,
             )
             return inner.propagate(walks, chain.state, step)
         fragment = None if keep else self.plan.fragment
@@ -266,7 +280,9 @@ class Run:
     ) -> tuple[State, program.ProgramReport | None]:
         window = chain.window[-self.plan.program_window :]
         largest = max(
-            float(box.magnitude.max()) for relaxed in window for box in relaxed.ranges.boxes.values()
+            float(box.magnitude.max())
+            for relaxed in window
+            for box in relaxed.ranges.boxes.values()
         )
         if not largest <= PROGRAM_RANGE_LIMIT:
             self.fallbacks.append(

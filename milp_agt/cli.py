@@ -18,8 +18,8 @@ from milp_agt.errors import MilpAgtError
 from milp_agt.tables import format_number, format_table
 
 if TYPE_CHECKING:
-    from milp_agt.result import Result
     from milp_agt.config import CertifyTable, Run
+    from milp_agt.result import Result
     from milp_agt.verdicts import Verdict
 
 PROVED, NOT_PROVED, BAD_INPUT, LIMIT_REACHED = 0, 1, 2, 4

@@ -84,7 +84,9 @@ def plan(
         raise InvalidInputError("A time limit is >= 0 seconds", f"{time_limit}", "leave it out")
     if inner_bounds not in (None, "interval", "linear"):
         raise InvalidInputError(
-            "inner_bounds is 'interval', 'linear' or None", f"{inner_bounds!r}", "choose one of them"
+            "inner_bounds is 'interval', 'linear' or None",
+            f"{inner_bounds!r}",
+            "choose one of them",
         )
     steps = len(batches)
     walked = min(window or steps, steps)
@@ -92,7 +94,9 @@ def plan(
     budget = bytes_of(memory)
     sizes = _Sizes(step_graph, max(len(b) for b in batches), training.momentum > 0)
     if relaxation == "auto":
-        level, notes = _choose(sizes, steps, walked, budget, AUTO_TIME if time_limit is None else time_limit, solved)
+        level, notes = _choose(
+            sizes, steps, walked, budget, AUTO_TIME if time_limit is None else time_limit, solved
+        )
     else:
         level, notes = Relaxation.parse(relaxation), ()
     per_row = FLOAT * LIVE_COEFFICIENTS * max(sizes.walked, 1)
@@ -108,10 +112,14 @@ def plan(
         fragment=max(1, budget // (2 * per_sample)),
         walk_fragment=max(8, CACHED_ELEMENTS // (chunk * sizes.widest)),
         inner_chunk=max(
-            1, min(INNER_ROWS, max(32, 4 * CACHED_ELEMENTS // sizes.walked), budget // (2 * per_row))
+            1,
+            min(INNER_ROWS, max(32, 4 * CACHED_ELEMENTS // sizes.walked), budget // (2 * per_row)),
         ),
         linear_inner=level is not Relaxation.INTERVAL
-        and (inner_bounds == "linear" or (inner_bounds is None and sizes.inner(steps, walked) <= INNER_TIME)),
+        and (
+            inner_bounds == "linear"
+            or (inner_bounds is None and sizes.inner(steps, walked) <= INNER_TIME)
+        ),
         notes=notes,
     )
 
@@ -158,9 +166,9 @@ def _choose(
         Relaxation.LINEAR: FLOAT * LIVE_BOXES * sizes.boxes * window,
         Relaxation.LP: 2 * FLOAT * LIVE_BOXES * sizes.boxes * window + 200 * rows,
     }
-    fitting = [
-        r for r in predicted if predicted[r] <= seconds and needed[r] <= memory
-    ] or [Relaxation.INTERVAL]
+    fitting = [r for r in predicted if predicted[r] <= seconds and needed[r] <= memory] or [
+        Relaxation.INTERVAL
+    ]
     chosen = fitting[-1]
     table = ", ".join(
         f"{r.value} {predicted[r]:.3g} s / {needed[r] / 2**20:.3g} MiB" for r in predicted

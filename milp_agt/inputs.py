@@ -44,7 +44,9 @@ def features_of(values: ArrayLike, what: str = "Features") -> Tensor:
     return tensor
 
 
-def labels_of(values: ArrayLike, count: int, loss: Loss, outputs: int, what: str = "Labels") -> Tensor:
+def labels_of(
+    values: ArrayLike, count: int, loss: Loss, outputs: int, what: str = "Labels"
+) -> Tensor:
     """Encoded labels, (n, width) float64.
 
     Raises:
@@ -128,7 +130,15 @@ def bytes_of(memory: str | int) -> int:
     """
     if isinstance(memory, int) and not isinstance(memory, bool) and memory > 0:
         return memory
-    units = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+    units = {
+        "B": 1,
+        "KB": 10**3,
+        "MB": 10**6,
+        "GB": 10**9,
+        "KIB": 2**10,
+        "MIB": 2**20,
+        "GIB": 2**30,
+    }
     match = re.fullmatch(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*([A-Za-z]+)\s*", str(memory))
     if match is None or match[2].upper() not in units or float(match[1]) <= 0:
         raise InvalidInputError(

@@ -68,9 +68,7 @@ class ResultFolder:
         if self._cost <= WRITING_SHARE * since:
             self.save(result, (), complete=False)
 
-    def save(
-        self, result: Result, verdicts: Sequence[Verdict], *, complete: bool
-    ) -> None:
+    def save(self, result: Result, verdicts: Sequence[Verdict], *, complete: bool) -> None:
         """Write both files now."""
         begun = time.perf_counter()
         reachable = result.reachable

@@ -148,7 +148,9 @@ class Poison:
         device, attacks = self.features.device, len(selection)
 
         def unit(shape: torch.Size) -> Tensor:
-            draw = 2.0 * torch.rand((attacks, *shape), generator=generator, dtype=torch.float64) - 1.0
+            draw = (
+                2.0 * torch.rand((attacks, *shape), generator=generator, dtype=torch.float64) - 1.0
+            )
             return (torch.sign(draw) if corners else draw).to(device)
 
         def at(tensor: Tensor) -> Tensor:

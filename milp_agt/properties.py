@@ -12,7 +12,8 @@ from milp_agt.core.evaluate import evaluate
 from milp_agt.core.graph import Node
 from milp_agt.core.interval import CLEAN, Interval
 from milp_agt.core.rounding import TINY, gamma
-from milp_agt.engines.linear import RelaxedStep, bound_forms, forms_of_outputs
+from milp_agt.engines.linear import bound_forms, forms_of_outputs
+from milp_agt.engines.relaxed import RelaxedStep
 from milp_agt.engines.step import Schedule, State
 from milp_agt.poison import Poison
 from milp_agt.reachable import Bounds
@@ -61,9 +62,7 @@ class Models:
             self._bound_piece(features[part], coefficients[part], constant[part])
             for part in torch.arange(len(features)).split(POINTS_AT_ONCE)
         ]
-        return Interval(
-            torch.cat([p.lower for p in pieces]), torch.cat([p.upper for p in pieces])
-        )
+        return Interval(torch.cat([p.lower for p in pieces]), torch.cat([p.upper for p in pieces]))
 
     def _bound_piece(self, features: Tensor, coefficients: Tensor, constant: Tensor) -> Interval:
         boxed = self._by_intervals(features, coefficients, constant)
@@ -74,9 +73,7 @@ class Models:
         start = own.rows(torch.arange(own.constant.numel(), device=features.device), self.state)
         best = start.concretise(self.state, torch.zeros_like(start.constant))
         if self.window:
-            through = bound_forms(
-                self.step_graph, self.schedule, self.window, start, self.poison
-            )
+            through = bound_forms(self.step_graph, self.schedule, self.window, start, self.poison)
             best = torch.maximum(best, through)
         lower, upper = best.reshape(-1, len(features)).T.chunk(2, 1)
         walked = Interval(lower, -upper)
@@ -128,7 +125,9 @@ def loss(models: Models, features: Tensor, labels: Tensor) -> tuple[Bounds, Inte
     coefficients, constant = chosen.forms(labels.cpu(), models.step_graph.outputs)
     forms = models.bound(features, coefficients.to(features), constant.to(features))
     each = chosen.of_forms(forms)
-    each = each.widen(gamma(64 + 8 * forms.lower.shape[-1]) * (each.magnitude + forms.magnitude.amax(-1)) + TINY)
+    each = each.widen(
+        gamma(64 + 8 * forms.lower.shape[-1]) * (each.magnitude + forms.magnitude.amax(-1)) + TINY
+    )
     nominal = float(chosen.value(models.outputs(features), labels).mean())
     count = len(features)
     slack = gamma(2 * count + 8) * float(each.magnitude.mean())

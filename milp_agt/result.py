@@ -7,13 +7,14 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from milp_agt import archive, inputs, properties
 from milp_agt.core.interval import Interval
-from milp_agt.engines.linear import RelaxedStep
+from milp_agt.engines.relaxed import RelaxedStep
 from milp_agt.engines.step import Schedule, State
 from milp_agt.errors import InvalidInputError
 from milp_agt.poison import Poison
@@ -194,9 +195,7 @@ class Result:
             )
 
 
-def _reachable(
-    step_graph: StepGraph, state: State, nominal: Mapping[str, Tensor]
-) -> ReachableSet:
+def _reachable(step_graph: StepGraph, state: State, nominal: Mapping[str, Tensor]) -> ReachableSet:
     lower: dict[str, npt.NDArray[np.float64]] = {}
     upper: dict[str, npt.NDArray[np.float64]] = {}
     centre: dict[str, npt.NDArray[np.float64]] = {}

@@ -113,7 +113,8 @@ class FeaturePoisoning(_Budgeted):
             budget=int(self.budget),
             static=self.static,
             per_batch=self.scope == "batch",
-            radius=_feature_radius(type(self).__name__, self.radius, features) * _column(mask, features),
+            radius=_feature_radius(type(self).__name__, self.radius, features)
+            * _column(mask, features),
         )
 
     def describe(self) -> str:

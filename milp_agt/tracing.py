@@ -13,7 +13,7 @@ from milp_agt.core.graph import Graph, Node
 from milp_agt.errors import InvalidInputError, UnsupportedOperationError
 from milp_agt.formulations.bilinear import Einsum
 from milp_agt.formulations.leaves import Features, Labels, Parameter
-from milp_agt.formulations.linear import Affine, Combine, Reshape, SumSamples
+from milp_agt.formulations.linear import Affine, Combine, Reshape
 from milp_agt.formulations.loss import Loss, get_loss
 from milp_agt.formulations.relu import Relu
 from milp_agt.formulations.sigmoid import Sigmoid
@@ -78,7 +78,7 @@ class _Tracer:
             if first != name:
                 self.aliases[name] = first
 
-    def weight(self, parameter: nn.Parameter) -> Node | Tensor:
+    def weight(self, parameter: Tensor) -> Node | Tensor:
         """The node of a trainable parameter, or the value of a frozen one."""
         name = self.names[id(parameter)]
         value = parameter.detach().to(torch.float64).clone()
@@ -105,22 +105,19 @@ class _Tracer:
                 "add nn.Flatten() before it, or match the sizes",
             )
         weight = self.weight(layer.weight)
-        bias = None if layer.bias is None else self.weight(layer.bias)
-        name = f"{path}:z"
+        has_bias = isinstance(layer.bias, Tensor)
+        bias: Node | Tensor | None = self.weight(layer.bias) if has_bias else None
+        name = self._free(f"{path}:z")
         if isinstance(weight, Tensor):
-            constant = bias if isinstance(bias, Tensor) else None
-            node = self.graph.add(Affine(weight, constant), source)
-            terms = [(1.0, node)]
-            bias = None if isinstance(bias, Tensor) else bias
+            product = self.graph.add(Affine(weight), source)
         else:
-            terms = [(1.0, self.graph.add(Einsum("hd,nd->nh"), weight, source))]
-        if isinstance(bias, Node):
-            node = Combine.build(self.graph, [*terms, (1.0, bias)], name=self._free(name))
+            product = self.graph.add(Einsum("hd,nd->nh"), weight, source)
+        if bias is None:
+            self.current = product
         elif isinstance(bias, Tensor):
-            node = Combine.build(self.graph, terms, bias, name=self._free(name))
+            self.current = Combine.build(self.graph, [(1.0, product)], bias, name=name)
         else:
-            node = terms[0][1]
-        self.current = node
+            self.current = Combine.build(self.graph, [(1.0, product), (1.0, bias)], name=name)
 
     def _free(self, name: str) -> str:
         copies = 1

@@ -150,7 +150,13 @@ class Training:
                 )
             for t, batch in enumerate(given):
                 whole = batch.ndim == 1 and np.issubdtype(batch.dtype, np.integer)
-                if not whole or batch.size == 0 or batch.min() < 0 or batch.max() >= samples or np.unique(batch).size != batch.size:
+                if (
+                    not whole
+                    or batch.size == 0
+                    or batch.min() < 0
+                    or batch.max() >= samples
+                    or np.unique(batch).size != batch.size
+                ):
                     raise InvalidInputError(
                         f"Batch {t} must hold distinct indices of the {samples} samples",
                         f"shape {batch.shape}, values {batch[:5].tolist()} ...",

@@ -32,7 +32,8 @@ from milp_agt.engines import linear as linear_engine
 from milp_agt.engines import program as program_engine
 from milp_agt.engines.adversary import open_debt
 from milp_agt.engines.interval import Masks, PoisonedSum
-from milp_agt.engines.linear import Forms, RelaxedStep, relax_step
+from milp_agt.engines.linear import Forms
+from milp_agt.engines.relaxed import RelaxedStep, relax_step
 from milp_agt.engines.program import EncodedWindow
 from milp_agt.engines.step import Schedule, State, Step, initial_state, step_at_points, velocity_of
 from milp_agt.formulations.base import operations
@@ -1252,3 +1253,30 @@ def check_encoded_step(
             )
             assert encoded.watched.is_feasible(values), f"run {k} is no point of the program"
     return encoded
+
+
+def check_leaf_boxes(poison: Poison) -> None:
+    """Boxes of features and labels hold every sampled move, corners included."""
+    generator = torch.Generator().manual_seed(0)
+    for corners in (True, False):
+        x, y = poison.sample_moves(generator, poison.sample_selection(generator, 64), corners)
+        for box, value in ((poison.feature_box(), x), (poison.label_box(), y)):
+            held = (box.lower[-1] <= value) & (value <= box.upper[-1])
+            assert bool(held.all()), "a move outside the box of its leaf"
+
+
+def poison_of(budget: int, static: bool, per_batch: bool, what: str, count: int = 5) -> Poison:
+    """A bound threat model: features (x), label vertices (v) or label moves (r); sample 1 is closed."""
+    rng = np.random.default_rng(9)
+    features = torch.from_numpy(rng.normal(size=(count, 2)))
+    labels = torch.eye(3).double()[torch.from_numpy(rng.integers(0, 3, count))]
+    mask = torch.ones(count, dtype=torch.bool)
+    mask[1] = False
+    radius = vertices = moves = None
+    if "x" in what:
+        radius = torch.from_numpy(rng.random((count, 2))) * mask[:, None]
+    if "v" in what:
+        vertices = (torch.eye(3).double()[None] - labels[:, None]) * mask[:, None, None]
+    if "r" in what:
+        moves = 0.3 * mask[:, None].double().expand(count, 3)
+    return Poison(features, labels, mask, budget, static, per_batch, radius, vertices, moves)

@@ -26,6 +26,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import milp_agt as agt
+from milp_agt import certification
 from milp_agt.core.restriction import Restriction
 from milp_agt.engines import adversary, interval, linear
 from milp_agt.engines.interval import worst_sum

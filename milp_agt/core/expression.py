@@ -57,9 +57,7 @@ class Expression:
         """Elementwise product with a constant that broadcasts to ``shape``."""
         factors = np.broadcast_to(np.asarray(factor, dtype=np.float64), self.shape).reshape(-1)
         matrix = sp.csr_matrix(sp.diags_array(factors) @ self.matrix)
-        return Expression(
-            matrix, factors * self.constant, np.abs(factors) * self.error, self.shape
-        )
+        return Expression(matrix, factors * self.constant, np.abs(factors) * self.error, self.shape)
 
     def shift(self, offset: Array | float) -> Expression:
         moved = self.constant + np.broadcast_to(offset, self.shape).reshape(-1)

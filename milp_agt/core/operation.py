@@ -34,9 +34,14 @@ class Relaxed(Protocol):
             coefficients, shape ([samples], *shape). The walk's own rounding is charged to it.
     """
 
-    lower: Tensor | None
-    upper: Tensor | None
-    magnitude: Tensor
+    @property
+    def lower(self) -> Tensor | None: ...
+
+    @property
+    def upper(self) -> Tensor | None: ...
+
+    @property
+    def magnitude(self) -> Tensor: ...
 
     def pull(self, coefficients: Tensor, diagonal: bool = False) -> tuple[Tensor, ...]:
         """Coefficients on the inputs, one tensor for each: (rows, [samples or 1], *input shape).

@@ -66,7 +66,9 @@ class Program:
                 f"column {bad} has [{self.lower[bad]}, {self.upper[bad]}]",
             )
         if not np.isfinite(self.matrix.data).all():
-            raise EncodingError("Row coefficients must be finite", "a NaN or an infinity in the matrix")
+            raise EncodingError(
+                "Row coefficients must be finite", "a NaN or an infinity in the matrix"
+            )
         if np.isnan(self.row_lower).any() or np.isnan(self.row_upper).any():
             raise EncodingError("Row sides must be numbers", "a NaN")
 

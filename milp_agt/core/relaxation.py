@@ -23,7 +23,9 @@ class Relaxation(Enum):
         except ValueError:
             known = ", ".join(r.value for r in Relaxation)
             raise InvalidInputError(
-                f"Relaxation {name!r} was asked for", "no such relaxation", f"use one of {known}, auto"
+                f"Relaxation {name!r} was asked for",
+                "no such relaxation",
+                f"use one of {known}, auto",
             ) from None
 
     @property

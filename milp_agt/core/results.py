@@ -13,7 +13,9 @@ class Termination(Enum):
     """Why a solve ended, mapped from the raw status of the solver."""
 
     OPTIMAL = "optimal"
-    BOUND_ONLY = "bound only"  # a limit was reached; the dual bound is valid, the incumbent is not optimal
+    BOUND_ONLY = (
+        "bound only"  # a limit was reached; the dual bound is valid, the incumbent is not optimal
+    )
     INFEASIBLE = "infeasible"
     FAILED = "failed"  # nothing was proved: numerical trouble, an unlisted status
 

@@ -152,7 +152,9 @@ class _PerSampleDebt(Debt):
                 self._groups.append(self._batches if self._poison.per_batch else 0)
         return torch.tensor([self._slots[i] for i in indices], device=step.samples.device)
 
-    def _accumulated(self, total: Tensor | None, new: Tensor | None, slots: Tensor) -> Tensor | None:
+    def _accumulated(
+        self, total: Tensor | None, new: Tensor | None, slots: Tensor
+    ) -> Tensor | None:
         if total is not None and total.shape[1] < len(self._samples):
             extra = len(self._samples) - total.shape[1]
             pad = total.new_zeros((total.shape[0], extra, *total.shape[2:]))
@@ -181,7 +183,9 @@ class _PerSampleDebt(Debt):
         """The worst of each group of samples that has a budget of its own, (rows,) each."""
         groups = torch.tensor(self._groups, device=hurt.device)
         return {
-            group: _spend(hurt[:, groups == group], samples[groups == group], budget, self._restriction)
+            group: _spend(
+                hurt[:, groups == group], samples[groups == group], budget, self._restriction
+            )
             for group in groups.unique().tolist()
         }
 

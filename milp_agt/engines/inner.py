@@ -14,14 +14,8 @@ from milp_agt.core.operation import Relaxed
 from milp_agt.core.restriction import Restriction
 from milp_agt.engines.adversary import open_debt
 from milp_agt.engines.interval import Masks, PoisonedSum, Ranges, leaf_boxes
-from milp_agt.engines.linear import (
-    Fragment,
-    Offsets,
-    RelaxedStep,
-    SampleForms,
-    sample_forms,
-    walk,
-)
+from milp_agt.engines.linear import SampleForms, sample_forms, walk
+from milp_agt.engines.relaxed import Fragment, Offsets, RelaxedStep
 from milp_agt.engines.step import Schedule, State, Step
 from milp_agt.formulations.bilinear import Einsum
 from milp_agt.formulations.linear import Affine, Combine
@@ -36,10 +30,7 @@ def targets(schedule: Schedule) -> tuple[Node, ...]:
     Their images are exact by intervals; operands of products gain little more.
     """
     read = {
-        name
-        for node in schedule.before
-        if isinstance(node.op, Univariate)
-        for name in node.inputs
+        name for node in schedule.before if isinstance(node.op, Univariate) for name in node.inputs
     }
     return tuple(
         node
@@ -123,9 +114,7 @@ def _refined(
     )
 
 
-def _bound_rows(
-    walks: Walks, state: State, step: Step, own: SampleForms, part: Tensor
-) -> Tensor:
+def _bound_rows(walks: Walks, state: State, step: Step, own: SampleForms, part: Tensor) -> Tensor:
     """Lower bounds of some rows in each state, (states, rows): the best of all stops of the walk."""
     forms = own.rows(part, state)
     debt = open_debt(walks.poison, forms.rows, walks.restriction)
@@ -135,7 +124,10 @@ def _bound_rows(
         debt.add_own(step, *own.moves(part, step.size))
 
     def stop(box: Mapping[str, Interval]) -> Tensor:
-        owed = [debt.worst_given(samples, poisoned) for poisoned in ((False,) if clean else (False, True))]
+        owed = [
+            debt.worst_given(samples, poisoned)
+            for poisoned in ((False,) if clean else (False, True))
+        ]
         return torch.stack([forms.concretise(box, each) for each in owed])
 
     best = stop(state)

@@ -178,9 +178,7 @@ def propagate(
 
 
 def _concatenate(parts: list[Interval]) -> Interval:
-    return Interval(
-        torch.cat([p.lower for p in parts], 1), torch.cat([p.upper for p in parts], 1)
-    )
+    return Interval(torch.cat([p.lower for p in parts], 1), torch.cat([p.upper for p in parts], 1))
 
 
 def update(step_graph: StepGraph, state: State, ranges: Ranges, step: Step) -> State:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
@@ -18,7 +18,7 @@ from milp_agt.core.interval import CLEAN, Interval
 from milp_agt.core.program import Program
 from milp_agt.core.restriction import UNRESTRICTED, Restriction
 from milp_agt.core.results import Limits, Termination
-from milp_agt.engines.linear import RelaxedStep
+from milp_agt.engines.relaxed import RelaxedStep
 from milp_agt.engines.step import Schedule, State, Step, velocity_of
 from milp_agt.errors import EncodingError
 from milp_agt.formulations.bilinear import Einsum
@@ -77,9 +77,7 @@ class _Moves:
         if not is_open or sample in self.restriction.outside:
             return Expression.of(np.zeros(1))
         low = 1.0 if sample in self.restriction.inside else 0.0
-        return self.encoder.columns(
-            np.full(1, low), np.ones(1), integer=self.encoder.exact_phases
-        )
+        return self.encoder.columns(np.full(1, low), np.ones(1), integer=self.encoder.exact_phases)
 
     def _limit(self, selected: Sequence[Expression]) -> None:
         total = stacked(selected, (len(selected),))
@@ -109,7 +107,9 @@ class _Moves:
             moves.append(known)
         shift = stacked(moves, nominal.shape)
         # x + e is rounded in the run.
-        rounding = 2.0**-52 * (np.abs(step.poison.features.cpu().numpy()) + radius.reshape(nominal.shape))
+        rounding = 2.0**-52 * (
+            np.abs(step.poison.features.cpu().numpy()) + radius.reshape(nominal.shape)
+        )
         return add([nominal, shift]).blur(rounding)
 
     def labels(self, step: Step, selection: Expression) -> Expression:
@@ -158,7 +158,10 @@ class _Moves:
 def stacked(parts: Sequence[Expression], shape: tuple[int, ...]) -> Expression:
     """Expressions one after the other as one tensor."""
     width = max(p.matrix.shape[1] for p in parts)
-    blocks = [sp.csr_matrix((p.matrix.data, p.matrix.indices, p.matrix.indptr), shape=(p.size, width)) for p in parts]
+    blocks = [
+        sp.csr_matrix((p.matrix.data, p.matrix.indices, p.matrix.indptr), shape=(p.size, width))
+        for p in parts
+    ]
     return Expression(
         sp.csr_matrix(sp.vstack(blocks, format="csr")),
         np.concatenate([p.constant for p in parts]),
@@ -264,7 +267,7 @@ class SolveOptions:
     """
 
     solver: Solver
-    limits: Limits = Limits()
+    limits: Limits = field(default_factory=Limits)
     worth: float = 0.0
     deadline: float | None = None
 
@@ -311,9 +314,7 @@ def bound_state(
                     limited += 1
                 if outcome.dual_bound is None or np.isnan(outcome.dual_bound):
                     continue
-                slack = rows.error[j] + 2.0**-50 * (
-                    abs(rows.constant[j]) + abs(outcome.dual_bound)
-                )
+                slack = rows.error[j] + 2.0**-50 * (abs(rows.constant[j]) + abs(outcome.dual_bound))
                 bound = outcome.dual_bound + sign * rows.constant[j] - slack
                 target[j] = sign * bound
     finally:
@@ -336,7 +337,9 @@ def _remaining(options: SolveOptions) -> Limits | None:
     if left <= 0:
         return None
     own = options.limits.time
-    return Limits(min(left, own) if own is not None else left, options.limits.gap, options.limits.nodes)
+    return Limits(
+        min(left, own) if own is not None else left, options.limits.gap, options.limits.nodes
+    )
 
 
 def _met(

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from milp_agt.core.relaxation import Relaxation
-from milp_agt.engines.linear import RelaxedStep
+from milp_agt.engines.relaxed import RelaxedStep
 from milp_agt.engines.step import State
 
 
