@@ -23,6 +23,7 @@ from helpers_ops import (
     check_debt,
     check_interval,
     check_isotonic,
+    check_leaf_boxes,
     check_point_is_exact,
     check_poisoned_sum,
     check_relax,
@@ -38,6 +39,7 @@ from helpers_ops import (
     mlp,
     non_leaves,
     per_sample,
+    poison_of,
     random_coefficients,
     small_data,
     step_case,
@@ -64,7 +66,6 @@ from milp_agt.formulations.relu import Relu
 from milp_agt.formulations.sigmoid import Sigmoid
 from milp_agt.formulations.step import STEEPEST, Step
 from milp_agt.formulations.tanh import Tanh
-from milp_agt.poison import Poison
 from milp_agt.training import InverseTimeDecay, Training, UpdateRule
 
 FAST = settings(max_examples=15, deadline=None, derandomize=True)
@@ -464,22 +465,6 @@ def test_poisoned_sum_is_exact(budget: int, masked: bool, draw: Draw, pieces: in
     check_poisoned_sum(terms, budget, masks, pieces, rng)
 
 
-def poison_of(budget: int, static: bool, per_batch: bool, what: str, count: int = 5) -> Poison:
-    rng = np.random.default_rng(9)
-    features = torch.from_numpy(rng.normal(size=(count, 2)))
-    labels = torch.eye(3).double()[torch.from_numpy(rng.integers(0, 3, count))]
-    mask = torch.ones(count, dtype=torch.bool)
-    mask[1] = False
-    radius = vertices = moves = None
-    if "x" in what:
-        radius = torch.from_numpy(rng.random((count, 2))) * mask[:, None]
-    if "v" in what:
-        vertices = (torch.eye(3).double()[None] - labels[:, None]) * mask[:, None, None]
-    if "r" in what:
-        moves = 0.3 * mask[:, None].double().expand(count, 3)
-    return Poison(features, labels, mask, budget, static, per_batch, radius, vertices, moves)
-
-
 ONE_BATCH = ((0, 1, 2, 3, 4), (0, 1, 2, 3, 4), (4, 3, 2, 1, 0))
 BATCHES = ((0, 1, 2), (3, 4), (2, 0, 4), (1, 3))
 
@@ -504,14 +489,13 @@ def test_support_is_joint_over_the_label_coordinates() -> None:
     assert torch.equal(poison.support(None, c)[0], (-moves).amax(-1))
 
 
-def test_boxes_of_the_leaves_hold_the_moves() -> None:
-    poison = poison_of(3, True, False, "xr")
-    generator = torch.Generator().manual_seed(0)
-    for corners in (True, False):
-        x, y = poison.sample_moves(generator, poison.sample_selection(generator, 64), corners)
-        for box, value in ((poison.feature_box(), x), (poison.label_box(), y)):
-            assert bool(((box.lower[1] <= value) & (value <= box.upper[1])).all())
-    assert poison.sample_selection(generator, 64).sum(1).max() == 3
+@pytest.mark.parametrize("what", ["x", "v", "r", "xr"])
+def test_boxes_of_the_leaves_hold_the_moves(what: str) -> None:
+    poison = poison_of(3, True, False, what)
+    check_leaf_boxes(poison)
+    selection = poison.sample_selection(torch.Generator().manual_seed(0), 64)
+    assert selection.sum(1).max() == 3
+    assert not bool(selection[:, 1].any())
 
 
 UPDATES = {
