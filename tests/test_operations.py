@@ -158,9 +158,9 @@ def test_residual_is_exact_for_any_slope(instance: Instance, draw: Draw) -> None
 @pytest.mark.parametrize("instance", univariate_instances(), ids=str)
 def test_residual_is_exact_on_a_dense_table(instance: Instance) -> None:
     rng = np.random.default_rng(3)
-    box = make_box(per_sample(12), KINDS, "single", rng, instance.domain)
+    box = make_box(per_sample(8), KINDS, "single", rng, instance.domain)
     low, high = box.lower[0].flatten().numpy(), box.upper[0].flatten().numpy()
-    check_residual(instance, low, high, grid=4001)
+    check_residual(instance, low, high, grid=3001)
 
 
 def test_exponential_has_a_kink_at_its_cap() -> None:
