@@ -97,19 +97,8 @@ def test_minima_are_nested(instance: Instance, states: str) -> None:
         check_support(instance, boxes, np.random.default_rng(seed), forms=2)
 
 
-def _exact_rows() -> list[object]:
-    """Relu's big-M rows and the on/off rows are not loosened by their own rounding."""
-    cases = []
-    for instance in univariate_instances():
-        slope = getattr(instance.op, "negative_slope", 0.0)
-        for states in ("single", "nested"):
-            fails = states == "nested" or slope in (0.01, 1.5, -0.2)
-            marks = [pytest.mark.xfail(strict=True, reason="rounding of rows")] if fails else []
-            cases.append(pytest.param(instance, states, marks=marks, id=f"{instance}-{states}"))
-    return cases
-
-
-@pytest.mark.parametrize(("instance", "states"), _exact_rows())
+@pytest.mark.parametrize("states", ["single", "nested", "apart"])
+@pytest.mark.parametrize("instance", univariate_instances(), ids=str)
 def test_float_values_satisfy_the_rows_exactly(instance: Instance, states: str) -> None:
     for seed, palette in enumerate(PALETTES):
         boxes = _boxes(instance, palette, states, seed)

@@ -533,15 +533,11 @@ def test_unsupported_layers_are_refused_by_name_with_the_list(name: str) -> None
         assert layer in error.value.remedy
 
 
-@pytest.mark.xfail(
-    strict=True, reason="a subclass with its own forward is traced as a plain Sequential"
-)
 def test_a_subclass_of_sequential_with_its_own_forward_is_refused() -> None:
     with pytest.raises(UnsupportedOperationError, match="DoubledSequential"):
         trace(DoubledSequential(_linear(2, 1)), "bce", (2,))
 
 
-@pytest.mark.xfail(strict=True, reason="hooks that change outputs are dropped without a word")
 @pytest.mark.parametrize("kind", ["forward", "pre"])
 def test_layers_with_hooks_are_refused(kind: str) -> None:
     model = mlp(2, 3, 1)
