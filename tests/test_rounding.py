@@ -251,7 +251,8 @@ def test_a_diverging_run_certifies_nothing(loss, rate, relaxation) -> None:
     try:
         case, (result, boxes) = diverging(loss, rate, relaxation)
     except MilpAgtError as error:
-        assert "finite" in str(error) or isinstance(error, SoundnessError)
+        if not isinstance(error, SoundnessError) and "finite" not in str(error):
+            raise
         return
     for box in boxes:
         for end in (box.lower, box.upper):
@@ -267,7 +268,8 @@ def test_a_diverging_run_certifies_nothing(loss, rate, relaxation) -> None:
     try:
         assert not math.isnan(result.loss(case.features, case.labels).upper)
     except SoundnessError as error:
-        assert "nan" in str(error)  # the nominal outputs themselves overflow
+        if "nan" not in str(error):  # only where the nominal outputs themselves overflow
+            raise
     if loss != "mse" and result.reachable.max_width == math.inf:
         assert result.accuracy(case.features, case.labels).lower == 0.0
         assert result.stable(case.features).lower == 0.0
