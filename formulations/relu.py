@@ -53,7 +53,8 @@ class Relu(Univariate):
         return torch.where(ambiguous, chord, self._stable(box))
 
     def _stable(self, box: Interval) -> Tensor:
-        return torch.where(box.lower + box.upper > 0, 1.0, self.negative_slope).to(box.lower)
+        one = torch.ones_like(box.lower)
+        return torch.where(box.lower + box.upper > 0, one, self.negative_slope * one)
 
     def slopes(self, clean: Interval) -> tuple[Tensor, Tensor]:
         chord, line = self._chord(clean), self._stable(clean)
@@ -106,6 +107,8 @@ class Relu(Univariate):
         from_on = add([column, z.scale(-1.0)])
         sign = 1.0 if k <= 1.0 else -1.0
         spread = abs(1.0 - k)
+        rounding = 2.0**-50 * (1.0 + abs(k)) * np.maximum(np.abs(low), np.abs(high))
+        from_off, from_on = from_off.blur(rounding), from_on.blur(rounding)
         encoder.rows(add([from_off.scale(sign), phase.scale(-spread * high)]), -np.inf, 0.0)
         encoder.rows(add([from_on.scale(sign), phase.scale(-spread * low)]), -np.inf, -spread * low)
 

@@ -105,7 +105,8 @@ def rebuild(about: Mapping[str, Any], seen: list[nn.Module] | None = None) -> nn
     """The model that :func:`describe` described, float64, with fresh weights."""
     seen = [] if seen is None else seen
     if about["type"] == "Shared":
-        return seen[about["number"]]
+        shared: nn.Module = seen[about["number"]]
+        return shared
     if about["type"] == "Sequential":
         model = nn.Sequential()
         seen.append(model)

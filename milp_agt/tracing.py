@@ -159,7 +159,14 @@ class _Tracer:
         self.current = self.graph.add(Tanh(), self.current, name=self._free(f"{path}:h"))
 
     def layer(self, layer: nn.Module, path: str) -> None:
-        if isinstance(layer, nn.Sequential):
+        if layer._forward_hooks or layer._forward_pre_hooks:
+            raise UnsupportedOperationError(
+                f"Layer '{path or 'model'}' was to be traced",
+                "a forward hook, whose effect the graph cannot see",
+                "remove the hooks from the model",
+            )
+        if type(layer).forward is nn.Sequential.forward:
+            assert isinstance(layer, nn.Sequential)
             for name, child in layer._modules.items():
                 self.layer(child, f"{path}.{name}" if path else name)
             return

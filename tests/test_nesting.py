@@ -16,6 +16,7 @@ from milp_agt.core.interval import Interval
 from milp_agt.core.relaxation import Relaxation
 from milp_agt.engines import interval, linear, program
 from milp_agt.engines.recorder import MemoryRecorder
+from milp_agt.engines.relaxed import RelaxedStep, relax_step
 from milp_agt.engines.step import State, Step, initial_state
 from milp_agt.solvers import Capability, choose
 from milp_agt.training import Training
@@ -85,7 +86,7 @@ def test_linear_lies_in_interval_for_every_window(hidden, activation) -> None:
             assert_within(a, b)
 
 
-def one_step(problem: Problem, width: float) -> tuple[Replay, linear.RelaxedStep, State, State]:
+def one_step(problem: Problem, width: float) -> tuple[Replay, RelaxedStep, State, State]:
     """One step from a box, with its relaxation, the interval box and the bare linear box after it."""
     replay = Replay(problem)
     start = {
@@ -98,7 +99,7 @@ def one_step(problem: Problem, width: float) -> tuple[Replay, linear.RelaxedStep
     step = Step(0, batch, replay.poison.take(batch), replay.updates[0], has_velocity)
     ranges = interval.propagate(replay.schedule, state, step, keep=True)
     boxed = interval.update(replay.step_graph, state, ranges, step)
-    relaxed = linear.relax_step(replay.schedule, state, step, ranges)
+    relaxed = relax_step(replay.schedule, state, step, ranges)
     walked = linear.bound_state(replay.step_graph, replay.schedule, [relaxed], replay.poison, 64)
     return replay, relaxed, boxed, walked
 

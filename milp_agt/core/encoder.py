@@ -75,7 +75,11 @@ class Encoder:
         """
         values = offsets.detach().cpu().numpy()
         clean = values[CLEAN].reshape(-1)
-        charge = clean - values[POISONED].reshape(-1) if len(values) > 1 else np.zeros_like(clean)
+        charge = np.zeros_like(clean)
+        if len(values) > 1:
+            # Rounded up, so that clean - charge is at most the poisoned offset.
+            difference = clean - values[POISONED].reshape(-1)
+            charge = np.where(difference == 0.0, 0.0, np.nextafter(difference, np.inf))
         if self.selection is None or not charge.any():
             worst = values.min(0).reshape(expression.shape)
             self.rows(expression, worst, np.inf)
