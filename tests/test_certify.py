@@ -1,0 +1,363 @@
+"""The loop around the engines: limits, fallbacks, solvers that lie or give up, files, callbacks."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any, ClassVar
+
+import numpy as np
+import pytest
+import torch
+from attacks import network
+from torch import nn
+
+import milp_agt as agt
+from milp_agt import certification
+from milp_agt.core.results import SolveResult, Termination
+from milp_agt.errors import EncodingError, InvalidInputError
+from milp_agt.solvers import Capability, choose
+from milp_agt.training import Training
+
+X = np.random.default_rng(0).normal(size=(4, 2))
+Y = np.array([0, 1, 0, 1])
+
+
+def certify(model: nn.Module | None = None, training: Any = None, **options: Any) -> agt.Result:
+    return agt.certify(
+        network((2, 2, 1)) if model is None else model,
+        (X, Y),
+        Training("bce", 0.5, epochs=3) if training is None else training,
+        agt.FeaturePoisoning(1, 0.05),
+        **options,
+    )
+
+
+def same_box(a: agt.Result, b: agt.Result) -> bool:
+    return all(
+        (getattr(a.reachable, end)[n] == v).all()
+        for end in ("lower", "upper", "nominal")
+        for n, v in getattr(b.reachable, end).items()
+    )
+
+
+def test_the_time_limit_leaves_intervals_and_says_so() -> None:
+    limited = certify(relaxation="lp", time_limit=0)
+    assert limited.limit_reached
+    assert [record.relaxation for record in limited.steps] == ["interval"] * 3
+    assert all(any(f"step {t}:" in text for text in limited.fallbacks) for t in (1, 2, 3))
+    assert same_box(limited, certify(relaxation="interval"))
+    bounds = limited.accuracy(X, Y)
+    assert bounds.lower <= bounds.nominal <= bounds.upper
+    unlimited = certify(relaxation="linear")
+    assert not unlimited.limit_reached
+    assert unlimited.fallbacks == ()
+
+
+@pytest.mark.parametrize("limit", [0.02, 0.1, 0.3])
+def test_a_time_limit_in_the_middle_stays_within_the_intervals(limit) -> None:
+    result = certify(relaxation="lp", time_limit=limit)
+    outer = certify(relaxation="interval")
+    for name, low in outer.reachable.lower.items():
+        assert (result.reachable.lower[name] >= low).all()
+        assert (result.reachable.upper[name] <= outer.reachable.upper[name]).all()
+    assert len(result.steps) == 3
+
+
+class Session:
+    """A session of a real solver whose answers are passed through ``lie``."""
+
+    def __init__(self, real: Any, lie: Any) -> None:
+        self.real, self.lie = real, lie
+
+    def minimise(self, objective: Any, limits: Any) -> SolveResult:
+        return self.lie(self.real.minimise(objective, limits))
+
+    def close(self) -> None:
+        self.real.close()
+
+
+def with_solver(monkeypatch: pytest.MonkeyPatch, lie: Any) -> None:
+    class Fake:
+        name: ClassVar[str] = "fake"
+        capabilities: ClassVar[Capability] = Capability.LP
+        requires: ClassVar[tuple[str, ...]] = ()
+
+        def open(self, program: Any) -> Session:
+            return Session(choose("highs", Capability.LP).open(program), lie)
+
+    monkeypatch.setattr(certification, "choose", lambda _name, _needed: Fake())
+
+
+def answer(termination: Termination, bound: float | None) -> SolveResult:
+    return SolveResult(termination, bound, None, None, None, "made up", 0.0)
+
+
+def loosened(honest: SolveResult) -> SolveResult:
+    assert honest.dual_bound is not None
+    return answer(Termination.BOUND_ONLY, honest.dual_bound - 1e-3)
+
+
+def test_a_solver_at_its_limit_gives_its_dual_bound(monkeypatch) -> None:
+    honest = certify(relaxation="lp", window=1)
+    linear = certify(relaxation="linear", window=1)
+    with_solver(monkeypatch, loosened)
+    limited = certify(relaxation="lp", window=1)
+    assert limited.limit_reached
+    assert any("limit" in text for text in limited.fallbacks)
+    first = limited.steps[0].program
+    assert first is not None
+    assert first["limited"] == first["solves"] > 0
+    for name, low in linear.reachable.lower.items():
+        assert (limited.reachable.lower[name] >= low).all()
+        assert (limited.reachable.lower[name] <= honest.reachable.lower[name] + 1e-12).all()
+    assert honest.reachable.mean_width <= limited.reachable.mean_width + 1e-12
+    assert limited.reachable.mean_width <= linear.reachable.mean_width
+
+
+@pytest.mark.parametrize(
+    "result",
+    [
+        answer(Termination.FAILED, None),
+        answer(Termination.BOUND_ONLY, None),
+        answer(Termination.BOUND_ONLY, float("nan")),
+        answer(Termination.OPTIMAL, float("nan")),
+        answer(Termination.OPTIMAL, float("-inf")),
+    ],
+    ids=["failed", "no dual bound", "NaN", "NaN as optimal", "minus infinity"],
+)
+def test_a_solver_without_a_dual_bound_leaves_the_linear_box(monkeypatch, result) -> None:
+    linear = certify(relaxation="linear", window=1)
+    with_solver(monkeypatch, lambda _honest: result)
+    fallen = certify(relaxation="lp", window=1)
+    assert same_box(fallen, linear)
+    if result.termination is not Termination.OPTIMAL:
+        assert fallen.limit_reached
+        assert fallen.fallbacks
+
+
+def test_an_infeasible_program_is_an_encoding_error(monkeypatch) -> None:
+    with_solver(monkeypatch, lambda _honest: answer(Termination.INFEASIBLE, None))
+    with pytest.raises(EncodingError, match="feasible") as caught:
+        certify(relaxation="lp")
+    assert caught.value.found
+    assert caught.value.remedy
+
+
+def test_ranges_beyond_a_solver_are_left_to_the_linear_bounds(monkeypatch) -> None:
+    monkeypatch.setattr(certification, "PROGRAM_RANGE_LIMIT", 1e-3)
+    result = certify(relaxation="lp", window=1)
+    assert same_box(result, certify(relaxation="linear", window=1))
+    assert len([text for text in result.fallbacks if "beyond" in text]) == 3
+    assert [record.relaxation for record in result.steps] == ["linear"] * 3
+
+
+def test_auto_picks_and_explains() -> None:
+    rich = certify(relaxation="auto", time_limit=1e4)
+    poor = certify(relaxation="auto", time_limit=0)
+    small = certify(relaxation="auto", memory=1)
+    assert rich.steps[-1].relaxation == "lp"
+    assert poor.steps[-1].relaxation == small.steps[-1].relaxation == "interval"
+    for result in (rich, poor, small):
+        assert result.relaxation == "auto"
+        assert result.fallbacks[0].startswith("auto picked ")
+        assert "predicted" in result.fallbacks[0]
+
+
+def test_a_callback_after_every_step() -> None:
+    seen: list[tuple[int, int, int, float]] = []
+    result = certify(
+        on_step=lambda r, i, n: seen.append((len(r.steps), i, n, r.reachable.mean_width))
+    )
+    assert [entry[:3] for entry in seen] == [(1, 1, 3), (2, 2, 3), (3, 3, 3)]
+    assert [entry[3] for entry in seen] == [record.mean_width for record in result.steps]
+    assert seen[-1][3] == result.reachable.mean_width
+
+
+def test_interruption_reaches_the_caller_with_the_finished_steps() -> None:
+    kept: list[agt.Result] = []
+
+    def stop(result: agt.Result, index: int, _steps: int) -> None:
+        kept.append(result)
+        if index == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        certify(on_step=stop)
+    assert len(kept[-1].steps) == 2
+    assert kept[-1].total_steps == 3
+    assert "2 of 3 steps" in kept[-1].claim
+    assert kept[-1].accuracy(X, Y).lower >= 0.0
+
+
+@pytest.mark.parametrize("relaxation", ["interval", "linear", "lp"])
+def test_model_and_data_are_not_changed(relaxation) -> None:
+    model = network((2, 2, 1))
+    before = copy.deepcopy(model.state_dict())
+    x, y = torch.from_numpy(X.copy()), torch.from_numpy(Y.copy())
+    agt.certify(
+        model,
+        (x, y),
+        Training("bce", 0.5, epochs=2),
+        agt.FeatureLabelPoisoning(1, 0.05),
+        relaxation=relaxation,
+    )
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert all(p.grad is None and p.requires_grad for p in model.parameters())
+    assert torch.equal(x, torch.from_numpy(X))
+    assert torch.equal(y, torch.from_numpy(Y))
+
+
+def test_two_runs_are_the_same() -> None:
+    training = Training("bce", 0.5, epochs=2, batch_size=3, shuffle_seed=7)
+    assert same_box(certify(training=training), certify(training=training))
+
+
+def shared() -> nn.Sequential:
+    inner = nn.Linear(2, 2)
+    return nn.Sequential(inner, nn.ReLU(), inner, nn.Tanh(), nn.Linear(2, 1)).double()
+
+
+def frozen() -> nn.Sequential:
+    model = network((2, 3, 2, 1))
+    model[0].weight.requires_grad_(False)
+    for parameter in model[2].parameters():
+        parameter.requires_grad_(False)
+    return model
+
+
+def nested() -> nn.Sequential:
+    torch.manual_seed(3)
+    inner = nn.Sequential(nn.Linear(2, 2, bias=False), nn.LeakyReLU(0.2))
+    return nn.Sequential(nn.Flatten(), inner, nn.Sequential(nn.Sigmoid(), nn.Linear(2, 1))).double()
+
+
+MODELS = {"plain": lambda: network((2, 2, 1)), "shared": shared, "frozen": frozen, "nested": nested}
+
+
+@pytest.mark.parametrize("make", list(MODELS.values()), ids=list(MODELS))
+def test_save_and_load(make, tmp_path) -> None:
+    torch.manual_seed(0)
+    model = make()
+    result = certify(model, relaxation="interval")
+    result.save(tmp_path / "run")
+    loaded = agt.load(tmp_path / "run.npz")
+    assert same_box(result, loaded)
+    assert same_box(loaded, agt.load(tmp_path / "run"))
+    for attribute in (
+        "steps",
+        "total_steps",
+        "relaxation",
+        "fallbacks",
+        "limit_reached",
+        "threat",
+        "assumptions",
+        "claim",
+    ):
+        assert getattr(loaded, attribute) == getattr(result, attribute)
+    assert loaded.reachable.trainable == result.reachable.trainable
+    own, again = result.accuracy(X, Y), loaded.accuracy(X, Y)
+    assert again.lower <= own.lower
+    assert again.nominal == own.nominal
+    assert again.upper >= own.upper
+    assert set(loaded.reachable.lower) == set(model.state_dict())
+    assert loaded.reachable.contains({n: v for n, v in result.reachable.nominal.items()})
+    loaded.save(tmp_path / "twice.npz")
+    assert same_box(result, agt.load(tmp_path / "twice.npz"))
+
+
+def test_a_loaded_linear_result_is_never_tighter(tmp_path) -> None:
+    result = certify(relaxation="linear")
+    result.save(tmp_path / "run.npz")
+    loaded = agt.load(tmp_path / "run.npz")
+    own, again = result.loss(X, Y), loaded.loss(X, Y)
+    assert again.lower <= own.lower + 1e-12
+    assert again.upper >= own.upper - 1e-12
+    assert again.nominal == own.nominal
+
+
+def test_saving_replaces_a_file_at_once(tmp_path) -> None:
+    path = tmp_path / "run.npz"
+    certify(relaxation="interval").save(path)
+    certify(relaxation="linear").save(path)
+    assert agt.load(path).relaxation == "linear"
+    assert [p.name for p in tmp_path.iterdir()] == ["run.npz"]
+
+
+def test_shared_parameters_are_counted_once_and_named_twice() -> None:
+    torch.manual_seed(0)
+    model = shared()
+    result = certify(model)
+    reachable = result.reachable
+    assert set(reachable.lower) == set(model.state_dict())
+    assert (reachable.lower["0.weight"] == reachable.lower["2.weight"]).all()
+    assert (reachable.upper["0.bias"] == reachable.upper["2.bias"]).all()
+    assert reachable.trainable == ("0.weight", "0.bias", "4.weight", "4.bias")
+    assert reachable.widths.shape == (4 + 2 + 2 + 1,)
+
+
+def test_frozen_parameters_have_no_width() -> None:
+    model = frozen()
+    reachable = certify(model).reachable
+    for name, parameter in model.named_parameters():
+        width = reachable.upper[name] - reachable.lower[name]
+        if parameter.requires_grad:
+            assert (width > 0).any(), name
+        else:
+            assert (width == 0).all()
+            assert (reachable.nominal[name] == parameter.detach().numpy()).all()
+    assert not {n for n, p in model.named_parameters() if not p.requires_grad} & set(
+        reachable.trainable
+    )
+
+
+@pytest.mark.parametrize("make", list(MODELS.values()), ids=list(MODELS))
+def test_contains_the_trained_model(make) -> None:
+    torch.manual_seed(0)
+    model = make()
+    reachable = certify(model).reachable
+    trained = copy.deepcopy(model)
+    optimiser = torch.optim.SGD([p for p in trained.parameters() if p.requires_grad], lr=0.5)
+    target = torch.from_numpy(Y).to(torch.float64)[:, None]
+    for _ in range(3):
+        optimiser.zero_grad()
+        out = trained(torch.from_numpy(X))
+        nn.functional.binary_cross_entropy_with_logits(out, target).backward()
+        optimiser.step()
+    state = trained.state_dict()
+    assert reachable.contains(state)
+    assert reachable.contains({n: v.numpy() for n, v in state.items()})
+    for name in state:
+        moved = {n: v.clone() for n, v in state.items()}
+        moved[name].flatten()[0] += 1.0
+        assert not reachable.contains(moved)
+        moved[name].flatten()[0] = float("nan")
+        assert not reachable.contains(moved)
+
+
+def test_contains_asks_for_all_parameters() -> None:
+    reachable = certify().reachable
+    nominal = dict(reachable.nominal)
+    with pytest.raises(InvalidInputError, match="0.weight"):
+        reachable.contains({n: v for n, v in nominal.items() if n != "0.weight"})
+    with pytest.raises(InvalidInputError, match="shape"):
+        reachable.contains(nominal | {"0.weight": np.zeros((3, 3))})
+
+
+def test_claim_and_assumptions_say_what_is_covered() -> None:
+    result = certify()
+    assert "up to 1 sample" in result.claim
+    assert "0.05" in result.claim
+    assert "once, before training" in result.claim
+    text = " ".join(result.assumptions)
+    for word in ("order of the batches", "Preprocessing", "early stopping", "float64"):
+        assert word in text
+    assert {record.adversary for record in result.steps} == {"static, dataset"}
+
+
+def test_margins_decide_accuracy_and_stability() -> None:
+    result = certify(relaxation="linear")
+    low, high = result.margins(X, Y)
+    bounds = result.accuracy(X, Y)
+    assert bounds.lower == (low > 0).mean()
+    assert bounds.upper == (high >= 0).mean()
+    assert result.stable(X).nominal == result.stable(X).upper == 1.0
