@@ -14,9 +14,8 @@ from torch import nn
 import milp_agt as agt
 from milp_agt.core.interval import Interval
 from milp_agt.core.relaxation import Relaxation
-from milp_agt.engines import interval, linear, program
+from milp_agt.engines import interval, linear, program, relaxed
 from milp_agt.engines.recorder import MemoryRecorder
-from milp_agt.engines.relaxed import RelaxedStep, relax_step
 from milp_agt.engines.step import State, Step, initial_state
 from milp_agt.solvers import Capability, choose
 from milp_agt.training import Training
@@ -63,7 +62,7 @@ def assert_state_within(inner: State, outer: State, tolerance: float = 0.0) -> N
 
 
 @pytest.mark.parametrize("loss", ["mse", "bce", "cross_entropy", "hinge"])
-@pytest.mark.parametrize("momentum", [0.0, 0.6])
+@pytest.mark.parametrize("momentum", [0.0, pytest.param(0.6, marks=pytest.mark.slow)])
 def test_every_level_lies_in_the_looser_one_at_every_step(loss, momentum) -> None:
     problem = case(loss, momentum=momentum, count=3, epochs=2)
     runs = [
@@ -86,7 +85,7 @@ def test_linear_lies_in_interval_for_every_window(hidden, activation) -> None:
             assert_within(a, b)
 
 
-def one_step(problem: Problem, width: float) -> tuple[Replay, RelaxedStep, State, State]:
+def one_step(problem: Problem, width: float) -> tuple[Replay, relaxed.RelaxedStep, State, State]:
     """One step from a box, with its relaxation, the interval box and the bare linear box after it."""
     replay = Replay(problem)
     start = {
@@ -99,9 +98,9 @@ def one_step(problem: Problem, width: float) -> tuple[Replay, RelaxedStep, State
     step = Step(0, batch, replay.poison.take(batch), replay.updates[0], has_velocity)
     ranges = interval.propagate(replay.schedule, state, step, keep=True)
     boxed = interval.update(replay.step_graph, state, ranges, step)
-    relaxed = relax_step(replay.schedule, state, step, ranges)
-    walked = linear.bound_state(replay.step_graph, replay.schedule, [relaxed], replay.poison, 64)
-    return replay, relaxed, boxed, walked
+    kept = relaxed.relax_step(replay.schedule, state, step, ranges)
+    walked = linear.bound_state(replay.step_graph, replay.schedule, [kept], replay.poison, 64)
+    return replay, kept, boxed, walked
 
 
 THREATS = {
@@ -118,12 +117,12 @@ THREATS = {
 @pytest.mark.parametrize("loss", ["mse", "bce", "cross_entropy", "hinge"])
 def test_programs_dominate_the_linear_engine_at_one_step(loss, kind, width) -> None:
     problem = case(loss, THREATS[kind](loss), count=3, momentum=0.5)
-    replay, relaxed, boxed, walked = one_step(problem, width)
+    replay, kept, boxed, walked = one_step(problem, width)
     solver = choose(None, Capability.MIP)
     bounds = []
     for exact in (False, True) if kind == "both" and loss == "bce" else (False,):
         encoded = program.encode_window(
-            replay.step_graph, replay.schedule, [relaxed], replay.poison, exact
+            replay.step_graph, replay.schedule, [kept], replay.poison, exact
         )
         bounds.append(program.bound_state(encoded, boxed, program.SolveOptions(solver))[0])
     assert_state_within(bounds[0], walked, SOLVER)
@@ -162,10 +161,10 @@ def test_recorded_planes_replay_the_very_same_bounds(window, static) -> None:
     steps = recorder.steps[Relaxation.LINEAR]
     states = recorder.states[Relaxation.LINEAR]
     looser = recorder.states[Relaxation.INTERVAL]
-    for t, relaxed in enumerate(steps):
+    for t, kept in enumerate(steps):
         part = steps[max(0, t + 1 - (window or len(steps))) : t + 1]
         again = linear.bound_state(replay.step_graph, replay.schedule, part, replay.poison, chunk)
-        boxed = interval.update(replay.step_graph, relaxed.state, relaxed.ranges, relaxed.step)
+        boxed = interval.update(replay.step_graph, kept.state, kept.ranges, kept.step)
         for name, box in again.items():
             met = boxed[name].meet(box).meet(looser[t][name])
             assert torch.equal(met.lower, states[t][name].lower)

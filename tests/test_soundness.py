@@ -28,7 +28,7 @@ from torch import nn
 import milp_agt as agt
 from milp_agt import certification
 from milp_agt.core.restriction import Restriction
-from milp_agt.engines import adversary, interval, linear
+from milp_agt.engines import adversary, interval, relaxed
 from milp_agt.engines.interval import worst_sum
 from milp_agt.errors import SoundnessError
 from milp_agt.formulations import bilinear
@@ -131,9 +131,15 @@ PROGRAMS = {
     "lp, two steps": {"relaxation": "lp", "window": 2, "program_window": 2},
     "milp": {"relaxation": "milp", "window": 1},
 }
+PROGRAM_CASES = [
+    pytest.param(options, id=name, marks=() if name == "lp" else pytest.mark.slow)
+    for name, options in PROGRAMS.items()
+]
+EXPENSIVE = pytest.param("lp", marks=pytest.mark.slow)
+MORE_EXPENSIVE = pytest.param("milp", marks=pytest.mark.slow)
 
 
-@pytest.mark.parametrize("options", list(PROGRAMS.values()), ids=list(PROGRAMS))
+@pytest.mark.parametrize("options", PROGRAM_CASES)
 @pytest.mark.parametrize("loss", ["mse", "bce", "cross_entropy", "hinge"])
 def test_programs_of_every_loss(loss, options) -> None:
     case, test, labels = problem(
@@ -142,7 +148,7 @@ def test_programs_of_every_loss(loss, options) -> None:
     assert_sound(case, test, labels, **options)
 
 
-@pytest.mark.parametrize("options", list(PROGRAMS.values()), ids=list(PROGRAMS))
+@pytest.mark.parametrize("options", PROGRAM_CASES)
 @pytest.mark.parametrize("scope", ["dataset", "batch"])
 @pytest.mark.parametrize("static", [True, False], ids=["static", "adaptive"])
 def test_programs_of_every_threat(static, scope, options) -> None:
@@ -192,7 +198,7 @@ EDGES = {
 }
 
 
-@pytest.mark.parametrize("relaxation", ["interval", "linear", "lp"])
+@pytest.mark.parametrize("relaxation", ["interval", "linear", EXPENSIVE])
 @pytest.mark.parametrize("options", list(EDGES.values()), ids=list(EDGES))
 def test_edges_of_the_threat(options, relaxation) -> None:
     run = {"batch_size": 4, "epochs": 1}
@@ -212,7 +218,7 @@ DATA = {
 }
 
 
-@pytest.mark.parametrize("relaxation", ["interval", "linear", "lp"])
+@pytest.mark.parametrize("relaxation", ["interval", "linear", EXPENSIVE])
 @pytest.mark.parametrize("change", list(DATA.values()), ids=list(DATA))
 def test_edges_of_the_data(change, relaxation) -> None:
     hidden = (2,) if relaxation == "lp" else (3,)
@@ -221,7 +227,7 @@ def test_edges_of_the_data(change, relaxation) -> None:
     assert_sound(case, test, labels, attacks=24, iterations=2, relaxation=relaxation)
 
 
-@pytest.mark.parametrize("relaxation", ["interval", "linear", "lp", "milp"])
+@pytest.mark.parametrize("relaxation", ["interval", "linear", "lp", MORE_EXPENSIVE])
 @pytest.mark.parametrize("activation", [nn.ReLU, nn.LeakyReLU])
 @pytest.mark.parametrize("budget", [0, 1])
 def test_a_sample_exactly_on_a_kink(relaxation, activation, budget) -> None:
@@ -265,13 +271,13 @@ def test_fragments_of_a_batch_change_nothing(loss, samples, static, monkeypatch)
         loss, "both", {"momentum": 0.5}, seed=5, radius=0.02, samples=samples, static=static
     )
     whole, _ = case.certify(relaxation="linear")
-    honest, sizes = linear.relax_step, []
+    honest, sizes = certification.relax_step, []
 
     def cut(schedule: Any, state: Any, step: Any, ranges: Any, _fragment: int) -> Any:
         sizes.append(len(honest(schedule, state, step, ranges, 2).fragments))
         return honest(schedule, state, step, ranges, 2)
 
-    monkeypatch.setattr(linear, "relax_step", cut)
+    monkeypatch.setattr(certification, "relax_step", cut)
     pieces = assert_sound(case, test, labels, relaxation="linear")
     assert set(sizes) == {3}
     for name, low in whole.reachable.lower.items():
@@ -290,7 +296,7 @@ RESTRICTIONS = [
 
 @pytest.mark.parametrize("scope", ["dataset", "batch"])
 @pytest.mark.parametrize("static", [True, False], ids=["static", "adaptive"])
-@pytest.mark.parametrize("relaxation", ["interval", "linear", "lp"])
+@pytest.mark.parametrize("relaxation", ["interval", "linear", EXPENSIVE])
 @pytest.mark.parametrize("restriction", RESTRICTIONS, ids=str)
 def test_restrictions(restriction, relaxation, static, scope) -> None:
     run = {"batch_size": 4, "epochs": 1 if relaxation == "lp" else 2}
@@ -356,7 +362,7 @@ def enumerated(case: Problem, moves: list[list[tuple[Any, Any]]], budget: int) -
     return Attacks(start, [torch.stack(features)] * steps, [torch.stack(labels)] * steps)
 
 
-@pytest.mark.parametrize("relaxation", ["interval", "linear", "lp", "milp"])
+@pytest.mark.parametrize("relaxation", ["interval", "linear", "lp", MORE_EXPENSIVE])
 @pytest.mark.parametrize("loss", ["bce", "hinge"])
 @pytest.mark.parametrize("budget", [1, 2])
 def test_every_label_flip_of_a_tiny_run(relaxation, loss, budget) -> None:
@@ -387,7 +393,7 @@ def test_every_feature_corner_of_a_tiny_run(relaxation) -> None:
     assert_properties(replay, Certified.of(result, case.features, case.labels), states[-1])
 
 
-@settings(derandomize=True, deadline=None, max_examples=40, database=None)
+@settings(derandomize=True, deadline=None, max_examples=20, database=None)
 @given(
     loss=st.sampled_from(["mse", "bce", "cross_entropy", "hinge"]),
     kind=st.sampled_from(["features", "labels", "both"]),
@@ -475,8 +481,8 @@ def test_attacks_catch_a_dropped_charge(monkeypatch) -> None:
     def uncharged(self: Any, *arguments: Any) -> Any:
         return torch.zeros_like(honest(self, *arguments))
 
-    honest = linear.Offsets._charges
-    monkeypatch.setattr(linear.Offsets, "_charges", uncharged)
+    honest = relaxed.Offsets._charges
+    monkeypatch.setattr(relaxed.Offsets, "_charges", uncharged)
     escaped = False
     for seed in range(6):
         case, test, labels = problem(
