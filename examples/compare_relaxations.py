@@ -18,7 +18,7 @@ def main() -> None:
     parser.add_argument("--small", action="store_true", help="fewer samples, steps and rows")
     small = parser.parse_args().small
 
-    data = load_dataset("moons", samples=20 if small else 50, test_fraction=0.2, seed=0)
+    data = load_dataset("moons", samples=20 if small else 30, test_fraction=0.2, seed=0)
     torch.manual_seed(0)
     hidden = 2 if small else 4
     model = torch.nn.Sequential(
@@ -27,10 +27,11 @@ def main() -> None:
     comparison = agt.compare(
         model.double(),
         (data.x_train, data.y_train),
-        agt.Training(loss="bce", learning_rate=0.5, epochs=3 if small else 10),
+        agt.Training(loss="bce", learning_rate=0.5, epochs=3 if small else 6),
         agt.FeaturePoisoning(budget=2, radius=0.01),
         relaxations=("interval", "linear", "lp"),
-        windows=(1,) if small else (1, 3, "T"),
+        windows=(1,) if small else (1, "T"),
+        program_window=1,
         X_test=data.x_test,
         y_test=data.y_test,
     )

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
+from milp_agt.core.relaxation import Relaxation
 from milp_agt.errors import MilpAgtError
 from milp_agt.tables import format_number, format_table
 
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from milp_agt.verdicts import Verdict
 
 PROVED, NOT_PROVED, BAD_INPUT, LIMIT_REACHED = 0, 1, 2, 4
-RELAXATIONS = ("interval", "linear", "lp", "milp", "auto")
+RELAXATIONS = (*(level.value for level in Relaxation), "auto")
 SHOWN_STEPS = 40
 
 Advance = Callable[[int, int], None]
@@ -139,6 +140,7 @@ def _certify(arguments: argparse.Namespace) -> int:
                 relaxation=options.relaxation,
                 window=total if options.window == "T" else options.window,
                 program_window=total if options.program_window == "T" else options.program_window,
+                inner_bounds=options.inner_bounds,
                 solver=options.solver,
                 device=options.device,
                 memory=options.memory,
@@ -242,6 +244,7 @@ def _compare(arguments: argparse.Namespace) -> int:
             X_test=dataset.x_test if len(dataset.x_test) else None,
             y_test=dataset.y_test if len(dataset.x_test) else None,
             program_window=options.program_window,
+            inner_bounds=options.inner_bounds,
             solver=options.solver,
             device=options.device,
             memory=options.memory,

@@ -16,6 +16,7 @@ import numpy.typing as npt
 import torch
 
 from milp_agt.certification import certify
+from milp_agt.core.relaxation import Relaxation
 from milp_agt.errors import InvalidInputError
 from milp_agt.formulations.loss import get_loss
 from milp_agt.tables import format_number, format_table
@@ -29,13 +30,15 @@ ArrayLike = npt.NDArray[np.generic] | torch.Tensor
 class ComparisonRow:
     """One certification: what was asked, how wide the parameters are after the last step.
 
-    ``window`` is 0 where no past step is kept (interval). ``used`` names the relaxations that the
+    ``window`` counts the steps that linear forms walk through, ``program_window`` the steps of one
+    program; 0 where there is neither, None where auto decides. ``used`` names the relaxations that the
     steps really used. ``measure`` is "accuracy", or "loss" for regression, on the test data;
     ``lower`` and ``upper`` bound it for every admissible poisoning. All four are None without them.
     """
 
     relaxation: str
     window: int
+    program_window: int | None
     used: str
     mean_width: float
     max_width: float
@@ -61,12 +64,13 @@ class Comparison:
     def table(self) -> str:
         """The rows as text."""
         measure = next((row.measure for row in self.rows if row.measure), "measure")
-        widths = ("relaxation", "window", "used", "mean width", "max width")
+        widths = ("relaxation", "window", "program", "used", "mean width", "max width")
         headers = (*widths, f"{measure}: lower", "nominal", "upper", "seconds")
         cells = [
             (
                 row.relaxation,
                 str(row.window),
+                "-" if row.program_window is None else str(row.program_window),
                 row.used + (" (limit reached)" if row.limit_reached else ""),
                 format_number(row.mean_width),
                 format_number(row.max_width),
@@ -112,6 +116,7 @@ def compare(
     y_test: ArrayLike | None = None,
     *,
     program_window: int | Literal["T"] | None = None,
+    inner_bounds: str | None = None,
     solver: str | None = None,
     device: str = "cpu",
     memory: str = "4GiB",
@@ -123,10 +128,11 @@ def compare(
     Args:
         model, data, training, threat: as for :func:`milp_agt.certify`.
         relaxations: names of relaxations. ``interval`` keeps no past step and gets one row.
-        windows: how many past steps the linear forms walk back through; "T" is the whole run.
+        windows: how many past steps linear forms walk back through; "T" is the whole run. Programs
+            span as many steps unless ``program_window`` says otherwise.
         X_test, y_test: test data; with them each row bounds the accuracy (regression: the loss).
-        program_window, solver, device, memory, time_limit: as for :func:`milp_agt.certify`;
-            the time limit holds for each row.
+        program_window, inner_bounds, solver, device, memory, time_limit: as for
+            :func:`milp_agt.certify`; the time limit holds for each row.
         on_row: called after every row with the row, its number from 1, and the number of rows.
 
     Raises:
@@ -146,6 +152,7 @@ def compare(
             "give at least one of each",
         )
     measure = "accuracy" if get_loss(training.loss).is_classification else "loss"
+    solved = total if program_window == "T" else program_window
     rows: list[ComparisonRow] = []
     for relaxation, window in cases:
         begun = time.perf_counter()
@@ -156,7 +163,8 @@ def compare(
             threat,
             relaxation=relaxation,
             window=window or None,
-            program_window=total if program_window == "T" else program_window,
+            program_window=solved,
+            inner_bounds=inner_bounds,
             solver=solver,
             device=device,
             memory=memory,
@@ -170,6 +178,7 @@ def compare(
         row = ComparisonRow(
             relaxation=relaxation,
             window=window,
+            program_window=_program_window(relaxation, window, solved, total),
             used=", ".join(dict.fromkeys(step.relaxation for step in result.steps)),
             mean_width=float(result.reachable.mean_width),
             max_width=float(result.reachable.max_width),
@@ -197,3 +206,10 @@ def _cases(
                     "Compare relaxations over windows", f"a window of {steps} steps", "give >= 1"
                 )
             yield relaxation, 0 if relaxation == "interval" else min(steps, total)
+
+
+def _program_window(relaxation: str, window: int, solved: int | None, total: int) -> int | None:
+    if relaxation == "auto":
+        return None
+    uses_programs = Relaxation.parse(relaxation).uses_programs
+    return min(solved or window, total) if uses_programs else 0

@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError,
 from pydantic_core import PydanticCustomError
 
 from milp_agt.config_errors import explain
+from milp_agt.core.relaxation import Relaxation
 from milp_agt.data import Dataset, Task, load_dataset
 from milp_agt.errors import ConfigurationError
 
@@ -29,7 +30,7 @@ NonNegative = Annotated[float, Field(ge=0)]
 Count = Annotated[int, Field(ge=1)]
 Index = Annotated[int, Field(ge=0)]
 Radius = NonNegative | list[NonNegative]
-Relaxation = Literal["interval", "linear", "lp", "milp", "auto"]
+RELAXATIONS = (*(level.value for level in Relaxation), "auto")
 Window = Count | Literal["T"]
 
 
@@ -149,13 +150,23 @@ ThreatTable = Annotated[
 class CertifyTable(_Table):
     """[certify]: which relaxation, over which window, with which means."""
 
-    relaxation: Relaxation = "linear"
+    relaxation: str = "linear"
     window: Window | None = None
     program_window: Window | None = None
+    inner_bounds: Literal["interval", "linear"] | None = None
     solver: str | None = None
     device: str = "cpu"
     memory: str = "4GiB"
     time_limit: Positive | None = None
+
+    @model_validator(mode="after")
+    def _known_relaxation(self) -> Self:
+        if self.relaxation not in RELAXATIONS:
+            raise _problem(
+                f"relaxation = '{self.relaxation}'",
+                f"relaxation should be one of {', '.join(RELAXATIONS)}",
+            )
+        return self
 
 
 class PropertyTable(_Table):

@@ -347,7 +347,9 @@ def test_compare_prints_and_writes(run: Path, capsys: pytest.CaptureFixture[str]
     assert table[0]["mean_width"] > table[1]["mean_width"] >= table[2]["mean_width"]
     assert all(row["measure"] == "accuracy" for row in table)
     lines = (out / "compare.csv").read_text().splitlines()
-    assert lines[0].startswith("relaxation,window,used,mean_width,max_width,measure,lower")
+    assert lines[0].startswith(
+        "relaxation,window,program_window,used,mean_width,max_width,measure,lower"
+    )
     assert len(lines) == 4
 
 

@@ -40,6 +40,7 @@ def test_one_row_for_each_case_and_tighter_ones_inside() -> None:
     )
     cases = [(row.relaxation, row.window) for row in table.rows]
     assert cases == [("interval", 0), ("linear", 1), ("linear", 3), ("lp", 1), ("lp", 3)]
+    assert [row.program_window for row in table.rows] == [0, 0, 0, 1, 3]
     assert [number for _, number, _ in seen] == [1, 2, 3, 4, 5]
     assert {total for _, _, total in seen} == {5}
     width = {case: row.mean_width for case, row in zip(cases, table.rows, strict=True)}
@@ -54,6 +55,22 @@ def test_one_row_for_each_case_and_tighter_ones_inside() -> None:
         assert row.lower <= row.nominal <= row.upper
     assert "accuracy: lower" in table.table()
     assert not table.limit_reached
+
+
+def test_the_window_of_programs_can_be_set_apart() -> None:
+    narrow = run(relaxations=("lp",), windows=("T",), program_window=1).rows[0]
+    assert (narrow.window, narrow.program_window) == (3, 1)
+    wide = run(relaxations=("lp",), windows=("T",), program_window="T").rows[0]
+    assert (wide.window, wide.program_window) == (3, 3)
+    assert wide.mean_width < narrow.mean_width
+
+
+def test_inner_bounds_arrive() -> None:
+    options = {"relaxations": ("linear",), "windows": ("T",)}
+    linear, interval = (
+        run(**options, inner_bounds=inner).rows[0].mean_width for inner in ("linear", "interval")
+    )
+    assert linear < interval
 
 
 def test_regression_compares_the_loss() -> None:
@@ -74,8 +91,8 @@ def test_a_limit_is_told() -> None:
 
 def test_files_hold_what_the_rows_hold() -> None:
     rows = (
-        ComparisonRow("interval", 0, "interval", math.inf, math.inf, None, None, None, None, 0.5, False),
-        ComparisonRow("linear", 2, "linear", 0.1, 0.25, "loss", 0.0, 0.5, math.nan, 1.5, True),
+        ComparisonRow("interval", 0, 0, "interval", math.inf, math.inf, None, None, None, None, 0.5, False),
+        ComparisonRow("linear", 2, None, "linear", 0.1, 0.25, "loss", 0.0, 0.5, math.nan, 1.5, True),
     )  # fmt: skip
     table = Comparison(rows)
     first, second = json.loads(table.to_json())["rows"]

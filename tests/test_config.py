@@ -135,7 +135,7 @@ def test_unknown_keys_name_table_key_and_nearest(
         (GOOD + "[certify]\nwindow = 0\n", "[certify] window = 0",
          "window should be greater than or equal to 1 or 'T'"),
         (GOOD + "[certify]\nrelaxation = 'crown'\n", "[certify] relaxation = 'crown'",
-         "relaxation should be 'interval', 'linear'"),
+         "relaxation should be one of interval, linear, lp, milp, auto"),
         (GOOD + "[property]\nkind = 'loss'\n", "[[property]] = {'kind': 'loss'}",
          "[[property]] should be a list of tables"),
         (GOOD + "[[property]]\nkind = 'loss'\nat_least = 0\nat_most = 1\n",
@@ -218,6 +218,7 @@ scope = "batch"
 relaxation = "lp"
 window = "T"
 program_window = 1
+inner_bounds = "interval"
 solver = "highs"
 device = "cpu"
 memory = "1GiB"
@@ -249,6 +250,7 @@ on = "train"
     assert (threat.budget, threat.static, threat.scope) == (2, False, "batch")
     options = run.options
     assert (options.relaxation, options.window, options.program_window) == ("lp", "T", 1)
+    assert options.inner_bounds == "interval"
     assert (options.solver, options.memory, options.time_limit) == ("highs", "1GiB", 60)
     assert [(p.kind, p.at_least, p.at_most) for p in run.properties] == [
         ("accuracy", 0.5, None),
