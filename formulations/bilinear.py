@@ -155,7 +155,9 @@ class Einsum(Operation):
 
     def _gamma(self, a: Tensor, b: Tensor) -> float:
         """Covers the run's own sum and ours: both have as many terms as the contracted index."""
-        sizes = dict(zip(self.letters[0], a.shape[-len(self.letters[0]) :], strict=True))
+        sizes: dict[str, int] = {}
+        for letters, operand in zip(self.letters, (a, b), strict=False):
+            sizes |= zip(letters, operand.shape[-len(letters) :], strict=True)
         terms = 1
         for letter in self.contracted:
             terms *= sizes[letter]

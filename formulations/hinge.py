@@ -17,7 +17,8 @@ from milp_agt.formulations.step import Step
 class Hinge(Loss):
     """``loss = max(0, 1 - y f)`` with labels 0/1 mapped to y in {-1, 1}.
 
-    The gradient is ``-y step(1 - y f)``, zero at the kink. It is built from
+    The gradient is ``-y step(1 - y f)``, zero at the kink as that of ``torch.relu(1 - y f)``
+    (``clamp(min=0)`` has slope 1 there: a run on it leaves the claim at exact ties). It is built from
     ``y = 2 q - 1`` with the label weight q in {0, 1} as
     ``-q step(1 - f) + (1 - q) step(1 + f)``, which is exact at both labels and keeps the label out of
     the argument of the step.

@@ -60,12 +60,14 @@ def read(path: Path) -> tuple[dict[str, npt.NDArray[Any]], dict[str, Any]]:
     """
     path = path if path.exists() or path.suffix == ".npz" else path.with_name(path.name + ".npz")
     try:
-        stored = np.load(path, allow_pickle=False)
-        if not isinstance(stored, np.lib.npyio.NpzFile):
-            raise ValueError("a single array")
-        with stored:
+        with open(path, "rb") as stream:
+            stored = np.load(stream, allow_pickle=False)
+            if not isinstance(stored, np.lib.npyio.NpzFile):
+                raise ValueError("a single array")
             arrays = {name: stored[name] for name in stored.files}
         about: dict[str, Any] = json.loads(str(arrays.pop(_ABOUT)))
+        if not isinstance(about, dict):
+            raise ValueError("a description that is no table")
     except _DAMAGE as error:
         raise InvalidInputError(
             f"A saved result was to be read from {path}", str(error), "save the result again"

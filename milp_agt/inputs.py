@@ -56,7 +56,9 @@ def labels_of(
     tensor = _tensor(values, what)
     if len(tensor) != count:
         raise InvalidInputError(
-            f"{what} must match the features", f"{len(tensor)} labels for {count} samples"
+            f"{what} must match the features",
+            f"{len(tensor)} labels for {count} samples",
+            "give one label for each sample",
         )
     _finite(tensor.to(torch.float64), what)
     if not loss.is_classification:
@@ -111,6 +113,7 @@ def initial_box(
             raise InvalidInputError(
                 f"The box of '{name}' needs shape {tuple(value.shape)}",
                 f"{tuple(lower.shape)} and {tuple(upper.shape)}",
+                "match the shape of the parameter",
             )
         if not bool(((lower <= value) & (value <= upper)).all()):
             raise InvalidInputError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -15,6 +16,7 @@ from milp_agt.core.rounding import TINY, gamma
 from milp_agt.engines.linear import bound_forms, forms_of_outputs
 from milp_agt.engines.relaxed import RelaxedStep
 from milp_agt.engines.step import Schedule, State
+from milp_agt.errors import InvalidInputError
 from milp_agt.poison import Poison
 from milp_agt.reachable import Bounds
 from milp_agt.tracing import FEATURES, StepGraph
@@ -129,6 +131,12 @@ def loss(models: Models, features: Tensor, labels: Tensor) -> tuple[Bounds, Inte
         gamma(64 + 8 * forms.lower.shape[-1]) * (each.magnitude + forms.magnitude.amax(-1)) + TINY
     )
     nominal = float(chosen.value(models.outputs(features), labels).mean())
+    if not math.isfinite(nominal):
+        raise InvalidInputError(
+            "The loss of the nominal model must be finite",
+            f"{nominal} over {len(features)} test points",
+            "the nominal run has diverged: lower the learning rate or scale the data",
+        )
     count = len(features)
     slack = gamma(2 * count + 8) * float(each.magnitude.mean())
     bounds = Bounds(

@@ -94,7 +94,9 @@ class ReachableSet:
             array = np.asarray(value.detach().cpu() if hasattr(value, "detach") else value)
             if array.shape != low.shape:
                 raise InvalidInputError(
-                    f"Parameter '{name}' needs shape {low.shape}", f"shape {array.shape}"
+                    f"Parameter '{name}' needs shape {low.shape}",
+                    f"shape {array.shape}",
+                    "pass the state_dict() of the certified architecture",
                 )
             if not ((low <= array) & (array <= self.upper[name])).all():
                 return False

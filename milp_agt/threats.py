@@ -234,7 +234,8 @@ def _label_moves(
             )
         vertices = loss.vertices(labels.shape[1]).to(labels)
         return (vertices[None] - labels[:, None]) * mask[:, None, None], None
-    if radius is None or not (math.isfinite(radius) and radius >= 0):
+    real = isinstance(radius, (int, float, np.number)) and not isinstance(radius, bool)
+    if not real or radius is None or not (math.isfinite(radius) and radius >= 0):
         raise InvalidThreatModelError(
             f"{name} needs a finite label radius >= 0 for loss '{loss.key}'",
             f"radius = {radius}",

@@ -159,11 +159,11 @@ class _Tracer:
         self.current = self.graph.add(Tanh(), self.current, name=self._free(f"{path}:h"))
 
     def layer(self, layer: nn.Module, path: str) -> None:
-        if layer._forward_hooks or layer._forward_pre_hooks:
+        if layer._forward_hooks or layer._forward_pre_hooks or "forward" in layer.__dict__:
             raise UnsupportedOperationError(
                 f"Layer '{path or 'model'}' was to be traced",
-                "a forward hook, whose effect the graph cannot see",
-                "remove the hooks from the model",
+                "a forward hook or a replaced forward, whose effect the graph cannot see",
+                "remove it from the model",
             )
         if type(layer).forward is nn.Sequential.forward:
             assert isinstance(layer, nn.Sequential)

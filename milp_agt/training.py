@@ -72,6 +72,22 @@ class UpdateRule:
         return self.weight_decay, self.momentum, 1.0
 
 
+def _is_real(value: object) -> bool:
+    number = isinstance(value, (int, float, np.number)) and not isinstance(value, bool)
+    return number and math.isfinite(value)  # type: ignore[arg-type]
+
+
+def _is_count(value: object) -> bool:
+    whole = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+    return whole and value >= 1  # type: ignore[operator]
+
+
+def _refused(name: str, value: object, wanted: str) -> InvalidInputError:
+    return InvalidInputError(
+        f"Training needs {name} to be {wanted}", f"{name} = {value!r}", f"change {name}"
+    )
+
+
 @dataclass(frozen=True)
 class Training:
     """Gradient descent on the mean loss, as ``torch.optim.SGD`` runs it.
@@ -105,23 +121,17 @@ class Training:
     schedule: InverseTimeDecay | Sequence[float] | None = None
 
     def __post_init__(self) -> None:
-        checks = (
-            ("learning_rate", self.learning_rate, self.learning_rate > 0, "a number > 0"),
-            ("momentum", self.momentum, self.momentum >= 0, "a number >= 0"),
-            ("weight_decay", self.weight_decay, self.weight_decay >= 0, "a number >= 0"),
-            ("epochs", self.epochs, self.epochs >= 1, "a whole number >= 1"),
-            (
-                "batch_size",
-                self.batch_size,
-                self.batch_size is None or self.batch_size >= 1,
-                "a whole number >= 1, or None for the full data set",
-            ),
-        )
-        for name, value, good, wanted in checks:
-            if not good or (value is not None and not math.isfinite(value)):
-                raise InvalidInputError(
-                    f"Training needs {name} to be {wanted}", f"{name} = {value}", f"change {name}"
-                )
+        for name, lowest in (("momentum", 0.0), ("weight_decay", 0.0)):
+            value = getattr(self, name)
+            if not _is_real(value) or value < lowest:
+                raise _refused(name, value, f"a number >= {lowest:g}")
+        if not _is_real(self.learning_rate) or self.learning_rate <= 0:
+            raise _refused("learning_rate", self.learning_rate, "a number > 0")
+        if not _is_count(self.epochs):
+            raise _refused("epochs", self.epochs, "a whole number >= 1")
+        if self.batch_size is not None and not _is_count(self.batch_size):
+            wanted = "a whole number >= 1, or None for the full data set"
+            raise _refused("batch_size", self.batch_size, wanted)
         if self.nesterov and self.momentum == 0:
             raise InvalidInputError(
                 "Nesterov momentum was asked for", "momentum = 0", "set momentum > 0"

@@ -52,10 +52,18 @@ class Encoder:
 
     def rows(self, expression: Expression, lower: Array | float, upper: Array | float) -> None:
         """Rows ``lower <= expression <= upper``; rows with two infinite sides are left out."""
-        # The shift by the constant is itself rounded; eps = 2 u covers it.
-        slack = expression.error + np.finfo(np.float64).eps * np.abs(expression.constant)
-        low = np.broadcast_to(lower, expression.shape).reshape(-1) - expression.constant - slack
-        high = np.broadcast_to(upper, expression.shape).reshape(-1) - expression.constant + slack
+        # The shift by the constant is itself rounded; eps = 2 u of both terms covers it.
+        constant, eps = expression.constant, np.finfo(np.float64).eps
+        low = np.broadcast_to(lower, expression.shape).reshape(-1) - constant
+        high = np.broadcast_to(upper, expression.shape).reshape(-1) - constant
+        shifted = constant != 0.0
+
+        def slack(side: Array) -> Array:
+            rounded = shifted & np.isfinite(side)
+            size = 2.0 * np.abs(constant) + np.abs(np.where(rounded, side, 0.0))
+            return expression.error + eps * np.where(rounded, size, 0.0)
+
+        low, high = low - slack(low), high + slack(high)
         keep = np.flatnonzero(np.isfinite(low) | np.isfinite(high))
         if keep.size == 0:
             return

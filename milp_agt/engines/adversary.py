@@ -191,8 +191,8 @@ class _PerSampleDebt(Debt):
 
     def worst(self) -> Tensor:
         hurt, samples = self._hurt()
-        spent = self._spent(hurt, samples, self._poison.budget)
-        return torch.stack(list(spent.values())).sum(0)
+        zero = torch.zeros(self._rows, dtype=torch.float64, device=hurt.device)
+        return sum(self._spent(hurt, samples, self._poison.budget).values(), zero)
 
     def worst_given(self, own: Tensor, poisoned: bool) -> Tensor:
         hurt, samples = self._hurt()
