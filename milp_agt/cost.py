@@ -109,7 +109,9 @@ def plan(
         window=walked,
         program_window=solved,
         chunk=chunk,
-        fragment=max(1, budget // (2 * per_sample)),
+        fragment=max(
+            1, min(budget // (2 * per_sample), max(64, CACHED_ELEMENTS // sizes.per_sample))
+        ),
         walk_fragment=max(8, CACHED_ELEMENTS // (chunk * sizes.widest)),
         inner_chunk=max(
             1,

@@ -259,3 +259,6 @@ def _radius_text(radius: Radius) -> str:
         return f"{radius:g}"
     values = np.asarray(radius)
     return f"a radius between {values.min():g} and {values.max():g}"
+
+
+THREATS = (FeaturePoisoning, LabelPoisoning, FeatureLabelPoisoning)

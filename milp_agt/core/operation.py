@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Protocol
 
 import torch
@@ -52,16 +51,6 @@ class Relaxed(Protocol):
         ...
 
 
-@dataclass(frozen=True)
-class Levels:
-    """The levels at which an operation has a rule of its own (for the table in README)."""
-
-    interval: bool = True
-    linear: bool = True
-    lp: bool = True
-    milp: bool = True
-
-
 class Operation(ABC):
     """One operation of the step graph; all its rules stand in one file of ``formulations/``.
 
@@ -70,7 +59,6 @@ class Operation(ABC):
     """
 
     key: ClassVar[str]
-    levels: ClassVar[Levels] = Levels()
     exactness: ClassVar[str] = ""  # one line for the table: what is exact and what is relaxed
 
     @abstractmethod
