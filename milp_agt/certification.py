@@ -88,6 +88,7 @@ def certify(
         SoundnessError, EncodingError: a bug; the run is stopped rather than certified.
     """
     target = inputs.device_of(device)
+    inputs.warn_of_float32(model, data[0])
     features = inputs.features_of(data[0])
     step_graph = trace(model, training.loss, tuple(features.shape[1:]))
     labels = inputs.labels_of(data[1], len(features), step_graph.loss, step_graph.outputs)

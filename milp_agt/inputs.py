@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from milp_agt.core.interval import Interval
 from milp_agt.errors import InvalidInputError
@@ -27,12 +27,6 @@ def features_of(values: ArrayLike, what: str = "Features") -> Tensor:
         InvalidInputError: fewer than two axes, no samples, NaN or infinity.
     """
     tensor = _tensor(values, what)
-    if tensor.dtype == torch.float32:
-        warnings.warn(
-            f"{what} are float32; they are converted, and the claim is about the float64 run.",
-            UserWarning,
-            stacklevel=4,
-        )
     if tensor.dim() < 2 or len(tensor) == 0:
         raise InvalidInputError(
             f"{what} must have a sample axis and at least one more",
@@ -42,6 +36,23 @@ def features_of(values: ArrayLike, what: str = "Features") -> Tensor:
     tensor = tensor.to(torch.float64)
     _finite(tensor, what)
     return tensor
+
+
+def warn_of_float32(model: nn.Module, features: ArrayLike) -> None:
+    """Say once that single precision is converted: the claim is about the float64 run."""
+    single = [n for n, p in model.named_parameters() if p.dtype != torch.float64]
+    data = str(getattr(features, "dtype", "")).endswith("float32")
+    if not single and not data:
+        return
+    what = [f"{len(single)} parameter tensors of the model"] * bool(single) + [
+        "the features"
+    ] * data
+    warnings.warn(
+        f"{' and '.join(what)} are not float64 (float32, say); they are converted, and the claim is about the "
+        "float64 run that starts from these values.",
+        UserWarning,
+        stacklevel=3,
+    )
 
 
 def labels_of(
