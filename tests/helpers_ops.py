@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from typing import Any
 
@@ -26,6 +26,7 @@ from milp_agt.core.graph import Signature
 from milp_agt.core.interval import CLEAN, Interval
 from milp_agt.core.operation import Operation
 from milp_agt.core.program import Program
+from milp_agt.core.restriction import UNRESTRICTED, Restriction
 from milp_agt.core.rounding import TINY, gamma
 from milp_agt.engines import interval as interval_engine
 from milp_agt.engines import linear as linear_engine
@@ -52,7 +53,7 @@ from milp_agt.inputs import labels_of
 from milp_agt.poison import Poison
 from milp_agt.threats import ThreatModel
 from milp_agt.tracing import StepGraph, trace
-from milp_agt.training import Training
+from milp_agt.training import Training, UpdateRule
 
 torch.set_num_threads(1)
 
@@ -721,12 +722,8 @@ def _drop(case: DebtCase, row: int, sample: int, steps: Sequence[int]) -> Long:
 
 def check_debt(case: DebtCase, tight: bool) -> None:
     """``worst`` is at least what any admissible adversary takes; equal to the best where ``tight``."""
-    from milp_agt.core.restriction import UNRESTRICTED
-
     poison = case.poison
     debt = open_debt(poison, case.rows, UNRESTRICTED)
-    from milp_agt.training import UpdateRule
-
     for t, batch in enumerate(case.batches):
         samples = torch.tensor(batch)
         step = Step(t, samples, poison.take(samples), UpdateRule(0.1, 0.0, 0.0, False), False)
@@ -751,6 +748,90 @@ def check_debt(case: DebtCase, tight: bool) -> None:
     assert (worst >= best - slack).all(), f"debt below an attack: {worst} < {best}"
     if tight:
         assert (worst <= best + slack).all(), f"debt above the best attack: {worst} > {best}"
+
+
+def own_debt_case(
+    poison: Poison, batches: Sequence[Sequence[int]], rows: int, seed: int
+) -> DebtCase:
+    """The same, where the forms of the first step see one sample each: row r the sample r % n."""
+    n = len(batches[0])
+    case = debt_case(poison, batches, rows, seed)
+    mask = torch.eye(n, dtype=torch.float64).repeat(-(-rows // n), 1)[:rows]
+    return replace(
+        case,
+        features=(case.features[0] * mask[..., None], *case.features[1:]),
+        labels=(case.labels[0] * mask[..., None], *case.labels[1:]),
+        charges=(case.charges[0] * mask, *case.charges[1:]),
+    )
+
+
+def best_given(case: DebtCase, restriction: Restriction, steps: int, poisoned: bool) -> Any:
+    """What the best admissible selection takes over the first steps, (rows,); -inf: there is none.
+
+    The selection holds, or avoids, the sample that each row sees in the first step.
+    """
+    poison, batches = case.poison, case.batches[:steps]
+    count, rows = len(poison.open), case.rows
+    own = [batches[0][row % len(batches[0])] for row in range(rows)]
+    gains = np.zeros((steps, rows, count), dtype=Long)
+    for row, sample in itertools.product(range(rows), range(count)):
+        if not poison.open[sample]:
+            continue
+        met = [t for t in range(steps) if sample in batches[t]]
+        for part in [met] if poison.static else [[t] for t in met]:
+            if part:
+                gains[part[0], row, sample] = max(Long(0), _drop(case, row, sample, part))
+
+    def best(parts: Sequence[int], groups: Sequence[Sequence[int]], conditional: bool) -> Any:
+        """The best of the selections with the budget in each group, over some of the steps."""
+        found = np.full(rows, -np.inf, dtype=Long)
+        for chosen in subsets(count, count):
+            picked = set(chosen)
+            if picked & restriction.outside or not all(poison.open[i] for i in picked):
+                continue
+            if any(len(picked & set(group)) > poison.budget for group in groups):
+                continue
+            present = set().union(*groups)
+            if not restriction.inside & present <= picked:
+                continue
+            taken = gains[list(parts)][:, :, list(chosen)].sum((0, 2))
+            fits = np.array([not conditional or (own[r] in picked) == poisoned for r in range(rows)])
+            found = np.where(fits, np.maximum(found, taken), found)
+        return found
+
+    if not poison.per_batch:
+        return best(range(steps), [range(count)], True)
+    if poison.static:
+        return best(range(steps), batches, True)
+    return sum(best([t], [batches[t]], t == 0) for t in range(steps))
+
+
+def check_debt_given(case: DebtCase, restriction: Restriction, tight: bool) -> int:
+    """``worst_given`` holds for each stop of a walk; equal to the best selection where ``tight``.
+
+    Returns how many comparisons there were.
+    """
+    poison, seen = case.poison, 0
+    debt = open_debt(poison, case.rows, restriction)
+    own = torch.tensor([case.batches[0][r % len(case.batches[0])] for r in range(case.rows)])
+    has_labels = poison.label_vertices is not None or poison.label_radius is not None
+    for t, batch in enumerate(case.batches):
+        samples = torch.tensor(batch)
+        step = Step(t, samples, poison.take(samples), UpdateRule(0.1, 0.0, 0.0, False), False)
+        on_x = case.features[t] if poison.radius is not None else None
+        on_y = case.labels[t] if has_labels else None
+        (debt.add if t else debt.add_own)(step, on_x, on_y, case.charges[t])
+        for poisoned in (False, True):
+            owed = debt.worst_given(own, poisoned).numpy()
+            best = best_given(case, restriction, t + 1, poisoned)
+            some = np.isfinite(best)
+            slack = 1e-13 * (1.0 + np.abs(best[some]))
+            what = f"step {t}, poisoned {poisoned}: {owed[some]}, best {best[some]}"
+            assert (owed[some] >= best[some] - slack).all(), f"debt below an attack: {what}"
+            if tight:
+                assert (owed[some] <= best[some] + slack).all(), f"debt above the best: {what}"
+            seen += int(some.sum())
+    return seen
 
 
 # ------------------------------------------------------------------------------------- encodings

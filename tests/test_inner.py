@@ -1,0 +1,343 @@
+"""Ranges inside a step by linear forms: conditional on who is poisoned, and under attack."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from attacks import Attacks, Problem, Replay, assert_sound, network
+from helpers_ops import check_debt_given, own_debt_case, poison_of
+from torch import Tensor, nn
+
+import milp_agt as agt
+from milp_agt.core.evaluate import evaluate
+from milp_agt.core.interval import CLEAN, POISONED
+from milp_agt.core.relaxation import Relaxation
+from milp_agt.core.restriction import UNRESTRICTED, Restriction
+from milp_agt.engines import adversary, inner
+from milp_agt.engines.recorder import MemoryRecorder
+from milp_agt.engines.relaxed import RelaxedStep
+from milp_agt.errors import SoundnessError
+from milp_agt.tracing import FEATURES, LABELS
+from milp_agt.training import Training
+
+# ------------------------------------------------------------ what is owed, against enumeration
+
+FULL = ((0, 1, 2, 3, 4), (4, 3, 2, 1, 0))
+MINI = ((0, 2, 3), (3, 4), (2, 0, 4), (1, 3))
+RESTRICTIONS = {
+    "free": UNRESTRICTED,
+    "inside": Restriction(inside=frozenset({3})),
+    "outside": Restriction(outside=frozenset({0, 4})),
+    "both": Restriction(inside=frozenset({2}), outside=frozenset({3})),
+    "full": Restriction(inside=frozenset({2, 4})),
+}
+
+
+def is_tight(static: bool, per_batch: bool, batches: Any) -> bool:
+    # A static adversary with a budget in each batch is bounded by parts of the data set.
+    return not (static and per_batch and batches is MINI)
+
+
+@pytest.mark.parametrize("restriction", list(RESTRICTIONS.values()), ids=list(RESTRICTIONS))
+@pytest.mark.parametrize("budget", [1, 2, 3])
+@pytest.mark.parametrize("batches", [FULL, MINI], ids=["full", "mini"])
+@pytest.mark.parametrize("per_batch", [False, True], ids=["dataset", "batch"])
+@pytest.mark.parametrize("static", [True, False], ids=["static", "adaptive"])
+def test_what_is_owed_in_either_state_is_the_best_selection(
+    static, per_batch, batches, budget, restriction
+) -> None:
+    if len(restriction.inside) > budget:
+        pytest.skip("no selection holds more samples than the budget")
+    for what in ("x", "v", "r", "xv"):
+        case = own_debt_case(
+            poison_of(budget, static, per_batch, what), batches, 2 * len(batches[0]), budget
+        )
+        assert check_debt_given(case, restriction, is_tight(static, per_batch, batches)) > 0
+
+
+def test_nobody_owes_anything_without_a_budget() -> None:
+    debt = adversary.open_debt(poison_of(0, True, False, "xv"), 3, UNRESTRICTED)
+    for poisoned in (False, True):
+        assert torch.equal(debt.worst_given(torch.arange(3), poisoned), torch.zeros(3).double())
+
+
+# ----------------------------------------------------------------- ranges, against real runs
+
+
+def problem(
+    loss: str = "bce",
+    kind: str = "labels",
+    hidden: tuple[int, ...] = (),
+    seed: int = 0,
+    count: int = 4,
+    budget: int = 2,
+    radius: float = 0.1,
+    activation: type[nn.Module] = nn.ReLU,
+    training: dict[str, Any] | None = None,
+    **options: Any,
+) -> tuple[Problem, Tensor, Tensor]:
+    """A problem with test points and their labels."""
+    outputs = {"cross_entropy": 3, "mse": 2}.get(loss, 1)
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(2 * count, 2, generator=generator, dtype=torch.float64)
+    if loss == "mse":
+        y = torch.randn(2 * count, outputs, generator=generator, dtype=torch.float64)
+    else:
+        y = torch.randint(max(outputs, 2), (2 * count,), generator=generator)
+    moved = 0.3 if loss == "mse" else None
+    threat: Any
+    if kind == "features":
+        threat = agt.FeaturePoisoning(budget, radius, **options)
+    elif kind == "labels":
+        threat = agt.LabelPoisoning(budget, moved, **options)
+    else:
+        threat = agt.FeatureLabelPoisoning(budget, radius, label_radius=moved, **options)
+    run = Training(loss=loss, **({"learning_rate": 0.5, "epochs": 3} | (training or {})))
+    model = network((2, *hidden, outputs), activation, seed)
+    return Problem(model, x[:count], y[:count], run, threat), x[count:], y[count:]
+
+
+def recorded(case: Problem, **options: Any) -> list[RelaxedStep]:
+    recorder = MemoryRecorder()
+    case.certify(relaxation="linear", recorder=recorder, **options)
+    return recorder.steps[Relaxation.LINEAR]
+
+
+def poisoned_samples(replay: Replay, attack: Attacks) -> list[Tensor]:
+    """Who is moved, (attacks, batch) in each step: at any time, unless every batch has its own."""
+    poison, masks = replay.poison, []
+    for x, y, batch in zip(attack.features, attack.labels, replay.batches, strict=True):
+        moved = (x != poison.features[batch]).flatten(2).any(-1)
+        masks.append(moved | (y != poison.labels[batch]).any(-1))
+    if not replay.static and poison.per_batch:
+        return masks
+    ever = torch.zeros(len(masks[0]), len(poison.features), dtype=torch.bool)
+    for mask, batch in zip(masks, replay.batches, strict=True):
+        ever[:, batch] |= mask
+    return [ever[:, batch] for batch in replay.batches]
+
+
+def escapes(replay: Replay, steps: list[RelaxedStep], attacks: Iterable[Attacks]) -> list[str]:
+    """Nodes and states of which some value of an attack lies outside its range; no tolerance."""
+    found = []
+    for attack in attacks:
+        states = [attack.start, *replay.run(attack)]
+        masks = poisoned_samples(replay, attack)
+        for t, (kept, mask) in enumerate(zip(steps, masks, strict=True)):
+            leaves = states[t] | {FEATURES: attack.features[t], LABELS: attack.labels[t]}
+            values = evaluate(replay.schedule.before, leaves)
+            for node in replay.schedule.before:
+                if not node.batched or not node.inputs:
+                    continue
+                box = kept.ranges.boxes[node.name]
+                value = values[node.name].detach()
+                for state in (CLEAN, POISONED):
+                    low, high = (e[min(state, len(e) - 1)] for e in (box.lower, box.upper))
+                    inside = ((low <= value) & (value <= high)).flatten(2).all(-1)
+                    if not inside[mask if state == POISONED else ~mask].all():
+                        found.append(f"step {t + 1}, {node.name}, state {state}")
+    return found
+
+
+def attacks_on(case: Problem, test: Tensor, labels: Tensor) -> tuple[Replay, Iterable[Attacks]]:
+    replay = Replay(case)
+    generator = torch.Generator().manual_seed(1)
+    return replay, replay.all(generator, test, labels, attacks=64, iterations=3)
+
+
+@pytest.mark.parametrize("scope", ["dataset", "batch"])
+@pytest.mark.parametrize("static", [True, False], ids=["static", "adaptive"])
+@pytest.mark.parametrize("kind", ["features", "labels", "both"])
+@pytest.mark.parametrize("loss", ["mse", "bce", "cross_entropy", "hinge"])
+def test_ranges_hold_the_values_of_attacked_runs(loss, kind, static, scope) -> None:
+    run = {"batch_size": 3, "epochs": 2, "shuffle_seed": 1, "momentum": 0.5}
+    case, test, labels = problem(
+        loss, kind, (2,), training=run, static=static, scope=scope, radius=0.05
+    )
+    replay, attacks = attacks_on(case, test, labels)
+    assert escapes(replay, recorded(case, inner_bounds="linear"), attacks) == []
+
+
+@pytest.mark.parametrize("activation", [nn.LeakyReLU, nn.Sigmoid, nn.Tanh])
+@pytest.mark.parametrize("window", [1, 2, None])
+def test_ranges_of_deeper_networks_and_windows(activation, window) -> None:
+    case, test, labels = problem(
+        "cross_entropy", "both", (3, 2), budget=1, radius=0.02, activation=activation
+    )
+    replay, attacks = attacks_on(case, test, labels)
+    steps = recorded(case, inner_bounds="linear", window=window)
+    assert escapes(replay, steps, attacks) == []
+
+
+@pytest.mark.parametrize("static", [True, False], ids=["static", "adaptive"])
+@pytest.mark.parametrize("scope", ["dataset", "batch"])
+@pytest.mark.parametrize(
+    "restriction",
+    [Restriction(inside=frozenset({1})), Restriction(frozenset({0}), frozenset({2}))],
+    ids=str,
+)
+def test_ranges_under_a_restriction(restriction, scope, static) -> None:
+    run = {"batch_size": 3, "epochs": 2}
+    case, test, labels = problem("bce", "both", (2,), training=run, static=static, scope=scope)
+    case = replace(case, restriction=restriction)
+    replay = Replay(case)
+    generator = torch.Generator().manual_seed(2)
+    attacks = [replay.random(256, generator, corners=True)]
+    # A sample that has to be poisoned is so even where its move is too small to see.
+    assert escapes(replay, recorded(case, inner_bounds="linear"), attacks) == []
+
+
+@pytest.mark.parametrize("kind", ["features", "labels", "both"])
+def test_linear_ranges_are_tighter_and_conditional(kind) -> None:
+    """No wider than by intervals at the same state, strictly so somewhere, and apart by state."""
+    case, _, _ = problem(kind=kind, hidden=(3,), budget=1)
+    widths = {}
+    for mode in ("interval", "linear"):
+        steps = recorded(case, inner_bounds=mode)
+        boxes = [k.ranges.boxes[n.name] for k in steps for n in inner.targets(Replay(case).schedule)]
+        widths[mode] = [float(b.width.expand(2, *b.width.shape[1:])[CLEAN].sum()) for b in boxes]
+    pairs = list(zip(widths["linear"], widths["interval"], strict=True))
+    assert all(a <= b * (1 + 1e-9) for a, b in pairs)
+    assert any(a < 0.9 * b for a, b in pairs)
+
+
+OPTIONS = {
+    "momentum": {"momentum": 0.9, "epochs": 3},
+    "nesterov and decay": {"momentum": 0.5, "nesterov": True, "weight_decay": 0.5, "epochs": 3},
+    "mini-batches": {"batch_size": 3, "epochs": 2, "shuffle_seed": 1, "momentum": 0.5},
+    "recorded batches": {"batches": [[0, 2], [3], [1, 2, 0]], "epochs": 1},
+}
+
+
+@pytest.mark.parametrize("static", [True, False], ids=["static", "adaptive"])
+@pytest.mark.parametrize("inner_bounds", ["linear", "interval"])
+@pytest.mark.parametrize("options", list(OPTIONS.values()), ids=list(OPTIONS))
+def test_attacked_runs_with_both_kinds_of_inner_bounds(options, inner_bounds, static) -> None:
+    scope = "batch" if "mini" in str(options) or "batches" in options else "dataset"
+    case, test, labels = problem(
+        "bce", "both", (3,), training=options, radius=0.05, static=static, scope=scope
+    )
+    assert_sound(
+        case, test, labels, attacks=24, iterations=2, relaxation="linear", inner_bounds=inner_bounds
+    )
+
+
+@pytest.mark.parametrize("scope", ["dataset", "batch"])
+@pytest.mark.parametrize("kind", ["features", "labels"])
+def test_programs_on_linear_inner_bounds(kind, scope) -> None:
+    case, test, labels = problem(
+        "bce", kind, (2,), count=3, budget=1, training={"batch_size": 2, "epochs": 1}, scope=scope
+    )
+    for relaxation in ("lp", "milp"):
+        assert_sound(
+            case,
+            test,
+            labels,
+            attacks=24,
+            iterations=2,
+            in_torch=False,
+            relaxation=relaxation,
+            inner_bounds="linear",
+        )
+
+
+# ------------------------------------------------------------------------------------- mutants
+
+
+def _one_fewer(honest: Any) -> Any:
+    """The poisoned state leaves budget - 2 for the others."""
+
+    def spent(debt: Any, hurt: Tensor, samples: Tensor, budget: int) -> Any:
+        fewer = budget - 1 if budget < debt._poison.budget else budget
+        return honest(debt, hurt, samples, fewer)
+
+    return spent
+
+
+def _given(change: Any) -> Any:
+    """``worst_given`` with one thing wrong."""
+
+    def make(honest: Any) -> Any:
+        def worst_given(debt: Any, own: Tensor, poisoned: bool) -> Tensor:
+            return change(lambda state: honest(debt, own, state), poisoned)
+
+        return worst_given
+
+    return make
+
+
+MUTANTS = {
+    "poisoned: budget - 2 for the others": ("_spent", _one_fewer),
+    "poisoned: as if clean": ("worst_given", _given(lambda owed, _poisoned: owed(False))),
+    "poisoned: its own debt only": (
+        "worst_given",
+        _given(lambda owed, poisoned: (owed(True) - owed(False)).clamp(min=0) if poisoned else owed(False)),
+    ),
+    "clean: drops the others' debt": (
+        "worst_given",
+        _given(lambda owed, poisoned: owed(poisoned) if poisoned else 0.0 * owed(False)),
+    ),
+    "one per cent too little": ("worst_given", _given(lambda owed, poisoned: 0.99 * owed(poisoned))),
+}
+
+
+@pytest.mark.parametrize("per_batch", [False, True], ids=["dataset", "batch"])
+@pytest.mark.parametrize(("method", "mutant"), list(MUTANTS.values()), ids=list(MUTANTS))
+def test_enumeration_catches_mutants(method, mutant, per_batch, monkeypatch) -> None:
+    case = own_debt_case(poison_of(2, True, per_batch, "xv"), FULL, 10, 0)
+    check_debt_given(case, UNRESTRICTED, True)
+    debt = adversary._PerSampleDebt
+    monkeypatch.setattr(debt, method, mutant(getattr(debt, method)))
+    with pytest.raises(AssertionError, match="debt below an attack"):
+        check_debt_given(case, UNRESTRICTED, False)
+
+
+@pytest.mark.parametrize("poisoned", [False, True])
+def test_enumeration_catches_mutants_of_a_fresh_selection(poisoned, monkeypatch) -> None:
+    """Adaptive with the budget in each batch: the own debt dropped, or the past forgotten."""
+    case = own_debt_case(poison_of(2, False, True, "xv"), FULL, 10, 0)
+    debt = adversary._PerStepDebt
+    honest = debt.worst_given
+
+    def worst_given(self: Any, own: Tensor, state: bool) -> Tensor:
+        if poisoned and state:
+            return honest(self, own, False)
+        return honest(self, own, state) if poisoned else 0.0 * honest(self, own, state)
+
+    monkeypatch.setattr(debt, "worst_given", worst_given)
+    with pytest.raises(AssertionError, match="debt below an attack"):
+        check_debt_given(case, UNRESTRICTED, False)
+
+
+def every_flip(case: Problem, budget: int) -> Attacks:
+    """All choices of up to ``budget`` flipped labels, the same in every step."""
+    replay = Replay(case)
+    count = len(case.features)
+    chosen = [c for k in range(budget + 1) for c in itertools.combinations(range(count), k)]
+    labels = replay.poison.labels.repeat(len(chosen), 1, 1)
+    for row, picked in enumerate(chosen):
+        labels[row, list(picked)] = 1.0 - labels[row, list(picked)]
+    features = replay.poison.features.expand(len(chosen), -1, -1)
+    steps = len(replay.batches)
+    start = replay.start(len(chosen), torch.Generator())
+    return Attacks(start, [features] * steps, [labels] * steps)
+
+
+@pytest.mark.parametrize(("method", "mutant"), list(MUTANTS.values()), ids=list(MUTANTS))
+def test_flipped_labels_catch_mutants(method, mutant, monkeypatch) -> None:
+    """The second logit is affine in the labels of the first step, so that its range is reached."""
+    case, _, _ = problem(training={"epochs": 2})
+    replay, flips = Replay(case), every_flip(case, 2)
+    assert escapes(replay, recorded(case, inner_bounds="linear"), [flips]) == []
+    debt = adversary._PerSampleDebt
+    monkeypatch.setattr(debt, method, mutant(getattr(debt, method)))
+    try:
+        steps = recorded(case, inner_bounds="linear")
+    except SoundnessError:
+        return
+    assert escapes(replay, steps, [flips]) != []
