@@ -1,5 +1,6 @@
 # make certify   set up .venv and certify the iris example
-# make test      set up .venv and run the tests
+# make test      set up .venv and run the tests, without those that only repeat a pattern
+# make test-all  the same with all of them
 # PYTHON=python3.12 make ...   another interpreter (3.11 or newer)
 
 PYTHON ?= python3
@@ -12,10 +13,10 @@ STAMP := $(VENV)/.installed
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup certify test lint examples clean
+.PHONY: help setup certify test test-all lint examples clean
 
 help:
-	@echo "make certify | test | lint | examples | clean"
+	@echo "make certify | test | test-all | lint | examples | clean"
 
 setup: $(STAMP)
 
@@ -34,6 +35,9 @@ certify: $(STAMP)
 	$(BIN)/milp-agt certify examples/iris.toml --out runs/iris
 
 test: $(STAMP)
+	$(BIN)/python -m pytest -n 2 -m "not slow"
+
+test-all: $(STAMP)
 	$(BIN)/python -m pytest -n 2
 
 lint: $(STAMP)

@@ -795,7 +795,9 @@ def best_given(case: DebtCase, restriction: Restriction, steps: int, poisoned: b
             if not restriction.inside & present <= picked:
                 continue
             taken = gains[list(parts)][:, :, list(chosen)].sum((0, 2))
-            fits = np.array([not conditional or (own[r] in picked) == poisoned for r in range(rows)])
+            fits = np.array(
+                [not conditional or (own[r] in picked) == poisoned for r in range(rows)]
+            )
             found = np.where(fits, np.maximum(found, taken), found)
         return found
 

@@ -458,7 +458,7 @@ def programs(draw: st.DrawFn, low: int, high: int) -> tuple[Program, Array, Arra
     return p, c, y
 
 
-@settings(max_examples=250, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(programs(-40, 40))
 def test_safe_bound_is_below_the_exact_formula_and_close(
     data: tuple[Program, Array, Array],
@@ -472,7 +472,7 @@ def test_safe_bound_is_below_the_exact_formula_and_close(
     assert exact - Fraction(found) <= Fraction(ROUNDING) * size + Fraction(1, 10**300)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(programs(-1074, 1020))
 def test_safe_bound_at_extreme_scales(data: tuple[Program, Array, Array]) -> None:
     p, c, y = data
@@ -519,7 +519,7 @@ def test_safe_bound_where_products_underflow(data: tuple[Program, Array, Array])
     assert Fraction(safe_bound(p, c, y)) <= exact
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(st.integers(0, 2**32 - 1))
 def test_safe_bound_is_below_every_feasible_point(seed: int) -> None:
     rng = np.random.default_rng(seed)
