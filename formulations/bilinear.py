@@ -139,7 +139,7 @@ class Einsum(Operation):
         """Sum over the contracted index of the exact products; None where that is too large."""
         a_lower, a_upper = self._full(a.lower, 0), self._full(a.upper, 0)
         b_lower, b_upper = self._full(b.lower, 1), self._full(b.upper, 1)
-        count = torch.broadcast_shapes(a_lower.shape, b_lower.shape).numel()
+        count = int(np.prod(np.broadcast_shapes(a_lower.shape, b_lower.shape)))
         if count > EXACT_PRODUCTS_LIMIT:
             return None
         if b.lower is b.upper:

@@ -38,6 +38,9 @@ class Relu(Univariate):
         (z,) = inputs
         return torch.where(z > 0, z, self.negative_slope * z)
 
+    def is_linear_on(self, box: Interval) -> Tensor:
+        return (box.lower > 0) | (box.upper <= 0)
+
     def residual(self, slope: Tensor | float, box: Interval) -> Interval:
         kink = torch.clamp(torch.zeros_like(box.lower), min=box.lower, max=box.upper)
         values = [self.value(x) - slope * x for x in (box.lower, kink, box.upper)]

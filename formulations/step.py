@@ -41,6 +41,9 @@ class Step(Univariate):
         """A comparison is exact."""
         return torch.zeros_like(value)
 
+    def is_linear_on(self, box: Interval) -> Tensor:
+        return (box.lower > 0) | (box.upper <= 0)
+
     def residual(self, slope: Tensor | float, box: Interval) -> Interval:
         """Extremes of the pieces: ends, ``0`` from the left (0) and from the right (1)."""
         low, high = box.lower, box.upper

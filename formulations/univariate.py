@@ -43,6 +43,10 @@ class Univariate(Operation):
     def program_slopes(self, box: Interval) -> tuple[list[Tensor], list[Tensor]]:
         """Further slopes of lower and upper rows of a program, besides :meth:`slopes`."""
 
+    def is_linear_on(self, box: Interval) -> Tensor:
+        """Mask of the elements on whose box (without states) f is linear, so that planes are exact."""
+        return torch.zeros_like(box.lower, dtype=torch.bool)
+
     def rounding(self, argument: Tensor, value: Tensor) -> Tensor:
         """Bound of ``|fl(f(x)) - f(x)|`` for ``|x| <= argument`` and ``|f(x)| <= value``."""
         return value * (gamma(2)) + TINY

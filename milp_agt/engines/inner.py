@@ -100,18 +100,32 @@ def _refined(
     unit = unit.reshape(size, 1, *node.shape).expand(size, step.size, *node.shape)
     own = sample_forms(nodes, fragment, node.name, torch.cat([unit, -unit]))
     count = 2 * size * step.size
-    pieces = [
-        _bound_rows(walks, state, step, own, part)
-        for part in torch.arange(count, device=box.lower.device).split(walks.chunk)
-    ]
-    bounds = torch.cat(pieces, 1)  # (states, 2 * size * n)
-    states = len(bounds)
+    states = 1 if walks.poison.is_clean else 2
+    bounds = torch.full((states, count), -torch.inf, dtype=torch.float64, device=box.lower.device)
+    for part in _worth(walks, node, box).split(walks.chunk):
+        if len(part):
+            bounds[:, part] = _bound_rows(walks, state, step, own, part)
     lower, upper = bounds.reshape(states, 2, size, step.size).transpose(2, 3).unbind(1)
     shape = (states, step.size, *node.shape)
     walked = Interval(lower.reshape(shape), -upper.reshape(shape))
     return box.expand_states(max(states, box.lower.shape[0])).meet(
         walked, f"'{node.name}' by intervals and by linear forms"
     )
+
+
+def _worth(walks: Walks, node: Node, box: Interval) -> Tensor:
+    """Flat indices over (2 signs, elements, samples) of the rows that are worth a walk.
+
+    Where every function that reads the node is linear on the box by intervals, its relaxation is
+    exact already.
+    """
+    hull = box.hull()
+    settled = torch.ones_like(hull.lower, dtype=torch.bool)
+    for reader in walks.schedule.before:
+        if node.name in reader.inputs and isinstance(reader.op, Univariate):
+            settled &= reader.op.is_linear_on(hull)
+    mask = ~settled.flatten(1).T.flatten()
+    return torch.cat([mask, mask]).nonzero()[:, 0]
 
 
 def _bound_rows(walks: Walks, state: State, step: Step, own: SampleForms, part: Tensor) -> Tensor:
