@@ -48,8 +48,8 @@ def warn_of_float32(model: nn.Module, features: ArrayLike) -> None:
         "the features"
     ] * data
     warnings.warn(
-        f"{' and '.join(what)} are not float64 (float32, say); they are converted, and the claim is about the "
-        "float64 run that starts from these values.",
+        f"{' and '.join(what)} are not float64 (float32, say); they are converted, and the "
+        "claim is about the float64 run that starts from these values.",
         UserWarning,
         stacklevel=3,
     )
