@@ -77,24 +77,11 @@ def problem(
     return Problem(model, x, y, run, threat(kind, loss, **options)), test, labels
 
 
-MODES = ["interval", "linear"]
-
-
-def _threats() -> list[Any]:
-    """Fast with linear bounds: every loss with every threat, adversary and scope, not all triples."""
-    kinds, adversaries = ["features", "labels", "both"], [True, False]
-    cases = []
-    for (i, loss), (j, kind), static, (k, scope), relaxation in itertools.product(
-        enumerate(OUTPUTS), enumerate(kinds), adversaries, enumerate(("dataset", "batch")), MODES
-    ):
-        slow = relaxation != "interval" and (i + j + k + static) % 2 == 0
-        name = f"{loss}-{kind}-{'static' if static else 'adaptive'}-{scope}-{relaxation}"
-        marks = [pytest.mark.slow] if slow else []
-        cases.append(pytest.param(loss, kind, static, scope, relaxation, marks=marks, id=name))
-    return cases
-
-
-@pytest.mark.parametrize(("loss", "kind", "static", "scope", "relaxation"), _threats())
+@pytest.mark.parametrize("relaxation", ["interval", "linear"])
+@pytest.mark.parametrize("scope", ["dataset", "batch"])
+@pytest.mark.parametrize("static", [True, False], ids=["static", "adaptive"])
+@pytest.mark.parametrize("kind", ["features", "labels", "both"])
+@pytest.mark.parametrize("loss", ["mse", "bce", "cross_entropy", "hinge"])
 def test_every_threat_and_loss(loss, kind, static, scope, relaxation) -> None:
     run = {"batch_size": 4, "epochs": 2, "shuffle_seed": 1}
     case, test, labels = problem(loss, kind, run, static=static, scope=scope)
@@ -311,20 +298,10 @@ RESTRICTIONS = [
 ]
 
 
-def _restrictions() -> list[Any]:
-    cases = []
-    for which, static, scope, relaxation in itertools.product(
-        range(4), (True, False), ("dataset", "batch"), ("interval", "linear", "lp")
-    ):
-        slow = relaxation == "lp" or (relaxation == "linear" and which in (0, 1))
-        name = f"{which}-{'static' if static else 'adaptive'}-{scope}-{relaxation}"
-        marks = [pytest.mark.slow] if slow else []
-        case = RESTRICTIONS[which], relaxation, static, scope
-        cases.append(pytest.param(*case, marks=marks, id=name))
-    return cases
-
-
-@pytest.mark.parametrize(("restriction", "relaxation", "static", "scope"), _restrictions())
+@pytest.mark.parametrize("scope", ["dataset", "batch"])
+@pytest.mark.parametrize("static", [True, False], ids=["static", "adaptive"])
+@pytest.mark.parametrize("relaxation", ["interval", "linear", EXPENSIVE])
+@pytest.mark.parametrize("restriction", RESTRICTIONS, ids=str)
 def test_restrictions(restriction, relaxation, static, scope) -> None:
     run = {"batch_size": 4, "epochs": 1 if relaxation == "lp" else 2}
     hidden = (2,) if relaxation == "lp" else (3,)
