@@ -123,9 +123,10 @@ class _PerSampleDebt(Debt):
     def __init__(self, poison: Poison, rows: int, restriction: Restriction) -> None:
         self._poison, self._restriction = poison, restriction
         self._rows = rows
-        self._slots: dict[int, int] = {}
-        self._groups: list[int] = []
-        self._samples: list[int] = []
+        device = poison.features.device
+        self._slots = torch.full((len(poison.features),), -1, dtype=torch.int64, device=device)
+        self._groups = torch.zeros(0, dtype=torch.int64, device=device)
+        self._samples = torch.zeros(0, dtype=torch.int64, device=device)
         self._features: Tensor | None = None
         self._labels: Tensor | None = None
         self._charges: Tensor | None = None
@@ -144,13 +145,14 @@ class _PerSampleDebt(Debt):
     def _slots_of(self, step: Step) -> Tensor:
         """Positions of the batch in the accounts; new samples get new ones."""
         self._batches += 1
-        indices = step.samples.tolist()
-        for sample in indices:
-            if sample not in self._slots:
-                self._slots[sample] = len(self._samples)
-                self._samples.append(sample)
-                self._groups.append(self._batches if self._poison.per_batch else 0)
-        return torch.tensor([self._slots[i] for i in indices], device=step.samples.device)
+        new = step.samples[self._slots[step.samples] < 0]
+        if len(new):
+            first = len(self._samples)
+            self._slots[new] = torch.arange(first, first + len(new), device=new.device)
+            self._samples = torch.cat([self._samples, new])
+            group = self._batches if self._poison.per_batch else 0
+            self._groups = torch.cat([self._groups, torch.full_like(new, group)])
+        return self._slots[step.samples]
 
     def _accumulated(
         self, total: Tensor | None, new: Tensor | None, slots: Tensor
@@ -172,22 +174,22 @@ class _PerSampleDebt(Debt):
 
     def _hurt(self) -> tuple[Tensor, Tensor]:
         """``dev`` of every account, (rows, accounts), and the samples that they belong to."""
-        device = self._poison.features.device
-        samples = torch.tensor(self._samples, dtype=torch.int64, device=device)
+        samples = self._samples
         hurt = _dev(self._poison.take(samples), self._features, self._labels, self._charges)
         if hurt is None:
-            hurt = torch.zeros(self._rows, len(samples), dtype=torch.float64, device=device)
+            size = (self._rows, len(samples))
+            hurt = torch.zeros(size, dtype=torch.float64, device=samples.device)
         return hurt, samples
 
     def _spent(self, hurt: Tensor, samples: Tensor, budget: int) -> dict[int, Tensor]:
         """The worst of each group of samples that has a budget of its own, (rows,) each."""
-        groups = torch.tensor(self._groups, device=hurt.device)
-        return {
-            group: _spend(
-                hurt[:, groups == group], samples[groups == group], budget, self._restriction
-            )
-            for group in groups.unique().tolist()
-        }
+        if not self._poison.per_batch:
+            return {0: _spend(hurt, samples, budget, self._restriction)}
+        spent = {}
+        for group in self._groups.unique().tolist():
+            part = self._groups == group
+            spent[group] = _spend(hurt[:, part], samples[part], budget, self._restriction)
+        return spent
 
     def worst(self) -> Tensor:
         hurt, samples = self._hurt()
@@ -196,7 +198,7 @@ class _PerSampleDebt(Debt):
 
     def worst_given(self, own: Tensor, poisoned: bool) -> Tensor:
         hurt, samples = self._hurt()
-        slots = torch.tensor([self._slots[i] for i in own.tolist()], device=hurt.device)
+        slots = self._slots[own]
         rows = torch.arange(len(own), device=hurt.device)
         paid = hurt[rows, slots]
         others = hurt.index_put((rows, slots), torch.zeros_like(paid))
@@ -205,7 +207,7 @@ class _PerSampleDebt(Debt):
         if not poisoned:
             return torch.stack(list(spent.values())).sum(0)
         fewer = self._spent(others, samples, budget - 1)
-        home = torch.tensor(self._groups, device=hurt.device)[slots]
+        home = self._groups[slots]
         # A sample that is known to be inside has used up its part of the budget in _spend already.
         inside = sorted(self._restriction.inside)
         known = torch.isin(own, torch.tensor(inside, dtype=own.dtype, device=own.device))
@@ -220,7 +222,7 @@ def _dev(
 ) -> Tensor | None:
     """``dev_i >= 0`` of each sample, (rows, n); None if nothing was added."""
     if features is None and labels is None:
-        return None if charges is None else charges.clamp(min=0.0)
+        return None if charges is None else torch.where(poison.open, charges, 0.0).clamp(min=0.0)
     support = poison.support(features, labels)
     hurt = support if charges is None else support + charges
     return torch.where(poison.open, hurt, 0.0).clamp(min=0.0)
