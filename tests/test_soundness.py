@@ -161,11 +161,16 @@ def test_programs_of_every_threat(static, scope, options) -> None:
 
 
 @pytest.mark.parametrize("activation", [nn.LeakyReLU, nn.Sigmoid, nn.Tanh])
-def test_programs_of_every_activation(activation) -> None:
+@pytest.mark.parametrize(
+    ("loss", "inner_bounds"),
+    [("bce", "interval"), pytest.param("cross_entropy", "linear", marks=pytest.mark.slow)],
+)
+def test_programs_of_every_activation(loss, inner_bounds, activation) -> None:
+    outputs = 2 if loss == "cross_entropy" else 1
     case, test, labels = problem(
-        "bce", "features", {"epochs": 2}, (2,), activation, count=3, budget=1
+        loss, "features", {"epochs": 2}, (2,), activation, count=3, budget=1, outputs=outputs
     )
-    assert_sound(case, test, labels, relaxation="lp", inner_bounds="interval")
+    assert_sound(case, test, labels, relaxation="lp", inner_bounds=inner_bounds)
 
 
 @pytest.mark.parametrize("window", [1, 2, None])
