@@ -14,6 +14,10 @@ class Restriction:
     A bound under a restriction holds for all attacks whose set of poisoned samples contains
     ``inside`` and avoids ``outside``. Samples are indices of the data set. The trivial restriction
     admits every attack.
+
+    Where the selection is made anew in every batch (adaptive, budget per batch), a sample that is
+    inside is poisoned in every batch that holds it, and one that is outside in none: the two sides
+    then do not cover all attacks, so that such adversaries are not branched on.
     """
 
     inside: frozenset[int] = frozenset()
