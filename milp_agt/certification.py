@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 
 import torch
@@ -121,11 +122,24 @@ def certify(
     )
     result = run.result()
     for index, batch in enumerate(batches):
-        run.advance(torch.from_numpy(batch).to(target))
+        with _threads(plan.single_thread):
+            run.advance(torch.from_numpy(batch).to(target))
         result = run.result()
         if on_step is not None:
             on_step(result, index + 1, len(batches))
     return result
+
+
+@contextmanager
+def _threads(single: bool) -> Iterator[None]:
+    """Small tensors on one thread; what the caller had set comes back."""
+    before = torch.get_num_threads()
+    if single:
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _solver(plan: cost.Plan, name: str | None) -> Solver | None:

@@ -122,7 +122,10 @@ def accuracy(models: Models, features: Tensor, labels: Tensor) -> tuple[Bounds, 
 
 
 def loss(models: Models, features: Tensor, labels: Tensor) -> tuple[Bounds, Interval]:
-    """Mean loss over the test points, with the bounds of each point."""
+    """Mean loss over the test points, with the bounds of each point.
+
+    The loss is the exact function of the float64 outputs.
+    """
     chosen = models.step_graph.loss
     coefficients, constant = chosen.forms(labels.cpu(), models.step_graph.outputs)
     forms = models.bound(features, coefficients.to(features), constant.to(features))
@@ -130,7 +133,9 @@ def loss(models: Models, features: Tensor, labels: Tensor) -> tuple[Bounds, Inte
     each = each.widen(
         gamma(64 + 8 * forms.lower.shape[-1]) * (each.magnitude + forms.magnitude.amax(-1)) + TINY
     )
-    nominal = float(chosen.value(models.outputs(features), labels).mean())
+    # From the same forms as the bounds: log sum exp(f) - f_y would cancel for large logits.
+    at_nominal = _forms_at(models.outputs(features), coefficients, constant)
+    nominal = float(chosen.of_forms(Interval.point(at_nominal)).lower.mean())
     if not math.isfinite(nominal):
         raise InvalidInputError(
             "The loss of the nominal model must be finite",

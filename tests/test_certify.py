@@ -362,3 +362,27 @@ def test_margins_decide_accuracy_and_stability() -> None:
     assert bounds.lower == (low > 0).mean()
     assert bounds.upper == (high >= 0).mean()
     assert result.stable(X).nominal == result.stable(X).upper == 1.0
+
+
+def test_small_runs_use_one_thread_and_give_the_others_back() -> None:
+    before, seen = torch.get_num_threads(), []
+    torch.set_num_threads(2)
+    try:
+        honest = certification.Run.advance
+
+        def watched(self, batch) -> None:
+            seen.append(torch.get_num_threads())
+            honest(self, batch)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(certification.Run, "advance", watched)
+            agt.certify(
+                torch.nn.Sequential(torch.nn.Linear(2, 1)).double(),
+                (np.eye(4, 2), np.array([0, 1, 0, 1])),
+                agt.Training("bce", 0.1, epochs=2),
+                agt.LabelPoisoning(1),
+            )
+        assert seen == [1, 1]
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
