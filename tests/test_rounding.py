@@ -335,3 +335,21 @@ def test_bounds_refuse_what_they_do_not_hold(value) -> None:
         agt.Bounds(0.0, value, 1.0)
     with pytest.raises(SoundnessError):
         agt.Bounds(math.nan, 0.5, 1.0)
+
+
+@pytest.mark.parametrize("loss", ["bce", "cross_entropy"])
+@pytest.mark.parametrize("scale", [1.0, 1e6, 1e9])
+def test_the_nominal_loss_of_large_logits_lies_within_its_bounds(loss, scale) -> None:
+    """log sum exp(f) - f_y cancels for large logits; the bounds and the nominal value do not."""
+    outputs = 1 if loss == "bce" else 2
+    model = nn.Sequential(nn.Linear(3, outputs)).double()
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(scale * torch.rand(parameter.shape, generator=generator).double())
+    x = torch.rand(6, 3, generator=generator).double()
+    y = torch.tensor([0, 1, 0, 1, 1, 0])
+    result = agt.certify(model, (x, y), agt.Training(loss, 0.1, epochs=2), agt.LabelPoisoning(0))
+    bounds = result.loss(x, y)
+    assert bounds.lower <= bounds.nominal <= bounds.upper
+    assert bounds.upper - bounds.lower <= 1e-9 * (1.0 + bounds.upper)
