@@ -32,7 +32,8 @@ class BinaryCrossEntropy(Loss):
         return Combine.build(graph, [(1.0, probability), (-1.0, labels)], name="loss_gradient")
 
     def value(self, prediction: Tensor, labels: Tensor) -> Tensor:
-        return (functional.softplus(prediction) - labels * prediction).squeeze(-1)
+        # As softplus of the negative margin: nothing cancels for large logits.
+        return functional.softplus((1.0 - 2.0 * labels) * prediction).squeeze(-1)
 
     def forms(self, labels: Tensor, outputs: int) -> tuple[Tensor, Tensor]:
         signs = (2.0 * labels - 1.0).reshape(-1, 1, 1)

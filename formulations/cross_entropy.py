@@ -64,7 +64,7 @@ class CrossEntropy(Loss):
         return Combine.build(graph, [(1.0, probability), (-1.0, labels)], name="loss_gradient")
 
     def value(self, prediction: Tensor, labels: Tensor) -> Tensor:
-        return torch.logsumexp(prediction, -1) - (labels * prediction).sum(-1)
+        return -(labels * torch.log_softmax(prediction, -1)).sum(-1)
 
     def forms(self, labels: Tensor, outputs: int) -> tuple[Tensor, Tensor]:
         coefficients = margin_forms(labels.argmax(-1), outputs)
