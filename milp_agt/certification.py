@@ -274,8 +274,6 @@ class Run:
     def _ranges(self, chain: _Chain, step: Step, keep: bool) -> interval.Ranges:
         if keep and self.plan.linear_inner:
             past = chain.window[max(0, len(chain.window) - self.plan.window + 1) :]
-            if self.plan.window == 1:
-                past = []
             walks = inner.Walks(
                 self.step_graph,
                 self.schedule,

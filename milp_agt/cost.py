@@ -29,7 +29,8 @@ INNER_ROWS = 2048
 # threads wait for each other: measured 3 times slower for iris, 2 times faster for 6-128-2 on 3,000.
 THREADED_ELEMENTS = 10**5
 # Elements of coefficients that one core walks in a second, and elements of boxes that it bounds.
-# Measured on one core of a 2020s server with relu networks; only `auto` depends on them.
+# Measured on one core of a 2020s server with relu networks; only `auto` and the default of
+# `inner_bounds` depend on them.
 WALKED_PER_SECOND = 5e7
 BOUNDED_PER_SECOND = 2e7
 # Seconds of one warm-started solve for each row of the program.
@@ -103,6 +104,15 @@ def plan(
         )
     else:
         level, notes = Relaxation.parse(relaxation), ()
+    seconds = sizes.inner(steps, walked)
+    linear_inner = level is not Relaxation.INTERVAL and inner_bounds != "interval"
+    if linear_inner and inner_bounds is None and seconds > INNER_TIME:
+        linear_inner = False
+        notes = (
+            *notes,
+            f"inner bounds by intervals: linear ones would take about {seconds:.3g} s, more than "
+            f"{INNER_TIME:g} s; ask for inner_bounds='linear' to have them",
+        )
     per_row = FLOAT * LIVE_COEFFICIENTS * max(sizes.walked, 1)
     per_sample = FLOAT * LIVE_BOXES * max(sizes.per_sample, 1)
     chunk = max(1, min(2 * sizes.state, ROWS_AT_ONCE, budget // (2 * per_row)))
@@ -121,11 +131,7 @@ def plan(
             1,
             min(INNER_ROWS, max(32, 4 * CACHED_ELEMENTS // sizes.walked), budget // (2 * per_row)),
         ),
-        linear_inner=level is not Relaxation.INTERVAL
-        and (
-            inner_bounds == "linear"
-            or (inner_bounds is None and sizes.inner(steps, walked) <= INNER_TIME)
-        ),
+        linear_inner=linear_inner,
         single_thread=sizes.walked < THREADED_ELEMENTS,
         notes=notes,
     )
@@ -133,11 +139,6 @@ def plan(
 
 class _Sizes:
     """Counts of elements from which costs are predicted."""
-
-    def inner(self, steps: int, window: int) -> float:
-        """Predicted seconds of all inner walks."""
-        walks = sum(min(t, window - 1) + 0.5 for t in range(steps))
-        return self.inner_rows * self.walked * walks / WALKED_PER_SECOND
 
     def __init__(self, step_graph: StepGraph, batch: int, momentum: bool) -> None:
         schedule = Schedule.of(step_graph)
@@ -154,6 +155,11 @@ class _Sizes:
         self.curved = batch * sum(
             n.signature.size for n in batched if isinstance(n.op, (Einsum, Univariate))
         )
+
+    def inner(self, steps: int, window: int) -> float:
+        """Predicted seconds of all inner walks."""
+        walks = sum(min(t, window - 1) + 0.5 for t in range(steps))
+        return self.inner_rows * self.walked * walks / WALKED_PER_SECOND
 
 
 def _choose(

@@ -23,6 +23,8 @@ def table() -> str:
     lines += [f"| {what} | {', '.join(f'`{n}`' for n in names)} |" for what, names in summary]
     lines += ["", "| operation | how exact |", "|---|---|"]
     lines += [f"| `{key}` | {op.exactness} |" for key, op in operations().items()]
+    lines += ["", "| loss | formula, mean over the batch |", "|---|---|"]
+    lines += [f"| `{key}` | {loss.formula} |" for key, loss in losses().items()]
     return "\n".join(lines)
 
 

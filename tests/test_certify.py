@@ -386,3 +386,17 @@ def test_small_runs_use_one_thread_and_give_the_others_back() -> None:
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("asked", [None, "interval", "linear"])
+def test_inner_bounds_that_are_too_dear_are_left_out_and_said_so(asked, monkeypatch) -> None:
+    monkeypatch.setattr("milp_agt.cost.INNER_TIME", 0.0)
+    result = agt.certify(
+        nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 1)).double(),
+        (np.eye(4, 2), np.array([0, 1, 0, 1])),
+        agt.Training("bce", 0.1, epochs=2),
+        agt.LabelPoisoning(1),
+        inner_bounds=asked,
+    )
+    said = [note for note in result.fallbacks if "inner bounds by intervals" in note]
+    assert len(said) == (asked is None)
