@@ -135,7 +135,7 @@ def wrong_arrows(module: str, names: set[str]) -> list[str]:
     wrong = []
     for name in sorted(names):
         target = room(name)
-        if target == "cli":
+        if target == "cli" and room(module) != "cli":
             wrong.append(name)
         if allowed is None or target in ("", *allowed):
             continue

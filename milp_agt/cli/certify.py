@@ -1,0 +1,146 @@
+"""``milp-agt certify RUN.toml --out DIR``: bounds, verdicts and files of one run."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from milp_agt.cli.common import LIMIT_REACHED, NOT_PROVED, PROVED, RELAXATIONS, window
+from milp_agt.cli.progress import progress
+from milp_agt.tables import format_number, format_table
+
+if TYPE_CHECKING:
+    from milp_agt.cli.common import Commands
+    from milp_agt.config import CertifyTable, Run
+    from milp_agt.result import Result
+    from milp_agt.verdicts import Verdict
+
+SHOWN_STEPS = 40
+
+
+def add(commands: Commands) -> None:
+    """The arguments of this command."""
+    parser = commands.add_parser("certify", help="certify the run described in a TOML file")
+    parser.add_argument("run", metavar="RUN.toml", type=Path)
+    parser.add_argument("--out", metavar="DIR", type=Path, required=True, help="result folder")
+    parser.add_argument("--relaxation", choices=RELAXATIONS, help="in place of the file's")
+    parser.add_argument("--window", metavar="W", type=window, help="a number of steps, or T")
+    parser.add_argument("--quiet", action="store_true", help="print the verdicts only")
+    parser.set_defaults(command=_certify)
+
+
+def _certify(arguments: argparse.Namespace) -> int:
+    from milp_agt.certification import certify
+    from milp_agt.config import load_config
+    from milp_agt.output import ResultFolder
+    from milp_agt.verdicts import judge
+
+    config = load_config(arguments.run)
+    run = config.build()
+    options = _override(run.options, arguments.relaxation, arguments.window)
+    folder = ResultFolder(arguments.out, config, run.dataset, options.model_dump(exclude_none=True))
+    data = (run.dataset.x_train, run.dataset.y_train)
+    total = len(run.training.batch_order(len(run.dataset.x_train)))
+    so_far: list[Result] = []
+    with progress("steps", arguments.quiet) as advance:
+
+        def on_step(result: Result, _step: int, steps: int) -> None:
+            so_far[:] = [result]
+            folder.save_step(result)
+            advance(len(result.steps), steps)
+
+        try:
+            result = certify(
+                run.model,
+                data,
+                run.training,
+                run.threat,
+                relaxation=options.relaxation,
+                window=total if options.window == "T" else options.window,
+                program_window=total if options.program_window == "T" else options.program_window,
+                inner_bounds=options.inner_bounds,
+                solver=options.solver,
+                device=options.device,
+                memory=options.memory,
+                time_limit=options.time_limit,
+                on_step=on_step,
+            )
+            verdicts = [judge(result, run.dataset, asked) for asked in run.properties]
+            folder.save(result, verdicts, complete=True)
+        except KeyboardInterrupt:
+            if not so_far:
+                raise
+            folder.save(so_far[0], (), complete=False)
+            print(
+                f"milp-agt: interrupted after {len(so_far[0].steps)} of {total} steps; "
+                f"the finished steps are in {folder.json_path}",
+                file=sys.stderr,
+            )
+            return LIMIT_REACHED
+    if not arguments.quiet:
+        _print_run(run, result)
+    _print_verdicts(verdicts)
+    if not arguments.quiet:
+        print(f"\nWritten: {folder.json_path} and {folder.npz_path}")
+    if all(verdict.status != "NOT PROVED" for verdict in verdicts):
+        return PROVED
+    return LIMIT_REACHED if result.limit_reached else NOT_PROVED
+
+
+def _override(
+    options: CertifyTable, relaxation: str | None, window: int | str | None
+) -> CertifyTable:
+    changes = {"relaxation": relaxation, "window": window}
+    return options.model_copy(update={k: v for k, v in changes.items() if v is not None})
+
+
+def _print_run(run: Run, result: Result) -> None:
+    print(f"Data: {run.dataset.description}; {len(run.dataset.x_train)} training samples")
+    print(f"\nClaim: {result.claim}\n")
+    for assumption in (*result.assumptions, *run.dataset.notes):
+        print(f"  assumed: {assumption}")
+    steps = result.steps
+    stride = max(1, -(-len(steps) // SHOWN_STEPS))
+    shown = [s for i, s in enumerate(steps, 1) if i % stride == 0 or i in (1, len(steps))]
+    rows = [
+        (
+            str(s.step),
+            format_number(s.mean_width),
+            format_number(s.max_width),
+            s.relaxation,
+            f"{s.seconds:.3f}",
+        )
+        for s in shown
+    ]
+    print("\n" + format_table(("step", "mean width", "max width", "relaxation", "seconds"), rows))
+    if len(shown) < len(steps):
+        print(f"({len(shown)} of {len(steps)} steps; all of them are in result.json)")
+    used = ", ".join(dict.fromkeys(s.relaxation for s in steps))
+    print(f"\nRelaxation asked: {result.relaxation}; used: {used or '-'}")
+    for fallback in result.fallbacks:
+        print(f"  fallback: {fallback}")
+    if result.limit_reached:
+        print("  a limit was reached; the bounds hold, and may be looser than without it")
+    print()
+
+
+def _print_verdicts(verdicts: Sequence[Verdict]) -> None:
+    if not verdicts:
+        print("No property was asked for.")
+        return
+    rows = [
+        (
+            v.name,
+            format_number(v.lower),
+            format_number(v.nominal),
+            format_number(v.upper),
+            v.threshold,
+            v.status,
+        )
+        for v in verdicts
+    ]
+    headers = ("property", "lower", "nominal", "upper", "threshold", "verdict")
+    print(format_table(headers, rows))
