@@ -11,6 +11,22 @@ from milp_agt.core.interval import Interval
 
 
 @dataclass(frozen=True)
+class Steepest:
+    """The best admissible data of every sample for a linear form, whichever samples are poisoned.
+
+    Attributes:
+        features: (attacks, N, *shape), each sample at the move that the form favours.
+        labels: (attacks, N, width).
+        feature_gain, label_gain: how much the form gains over the nominal sample, (attacks, N), >= 0.
+    """
+
+    features: Tensor
+    labels: Tensor
+    feature_gain: Tensor
+    label_gain: Tensor
+
+
+@dataclass(frozen=True)
 class Poison:
     """The admissible moves of every sample; the set of moves of each always contains "no move".
 
@@ -130,6 +146,51 @@ class Poison:
             assert reference is not None
             total = torch.zeros(reference.shape[:2], dtype=torch.float64, device=reference.device)
         return total
+
+    def steepest(self, on_features: Tensor, on_labels: Tensor) -> Steepest:
+        """Data that raise the form ``on_features . x + on_labels . y`` most, sample by sample.
+
+        Coefficients are (attacks, N, *shape) and (attacks, N, width). The gains add up to the
+        support function of the opposite form: ``support(-on_features, -on_labels)``.
+        """
+        features = self.features.expand(on_features.shape)
+        labels = self.labels.expand(on_labels.shape)
+        feature_gain = torch.zeros_like(on_features.flatten(2)[..., 0])
+        label_gain = torch.zeros_like(feature_gain)
+        if self.radius is not None:
+            features = features + torch.sign(on_features) * self.radius
+            feature_gain = (on_features.abs() * self.radius).flatten(2).sum(-1)
+        if self.label_vertices is not None:
+            moves = torch.einsum("anw,nlw->anl", on_labels, self.label_vertices)
+            label_gain, best = moves.max(-1)
+            samples = torch.arange(best.shape[1], device=best.device)
+            labels = labels + self.label_vertices[samples, best]
+        if self.label_radius is not None:
+            labels = labels + torch.sign(on_labels) * self.label_radius
+            label_gain = (on_labels.abs() * self.label_radius).sum(-1)
+        return Steepest(features, labels, feature_gain, label_gain.clamp(min=0.0))
+
+    def project(self, features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """The nearest admissible data, sample by sample, whichever samples are poisoned.
+
+        Shapes (attacks, N, *shape) and (attacks, N, width). Labels of classes go to the nearest class.
+        """
+        if self.radius is None:
+            features = self.features.expand(features.shape)
+        else:
+            low, high = self.features - self.radius, self.features + self.radius
+            features = torch.minimum(torch.maximum(features, low), high)
+        if self.label_vertices is not None:
+            classes = self.labels[:, None] + self.label_vertices
+            distance = (labels[..., None, :] - classes).square().sum(-1)
+            best = distance.argmin(-1)
+            labels = classes[torch.arange(best.shape[1], device=best.device), best]
+        elif self.label_radius is not None:
+            low, high = self.labels - self.label_radius, self.labels + self.label_radius
+            labels = torch.minimum(torch.maximum(labels, low), high)
+        else:
+            labels = self.labels.expand(labels.shape)
+        return features, labels
 
     def sample_selection(self, generator: torch.Generator, attacks: int) -> Tensor:
         """Masks of poisoned samples, (attacks, N): up to ``budget`` open ones, uniformly drawn."""

@@ -233,44 +233,26 @@ class Replay:
         if self.static:
             full_x = [sum(full_x[1:], full_x[0])] * len(full_x)
             full_y = [sum(full_y[1:], full_y[0])] * len(full_y)
-        moves = [self._best_moves(gx, gy) for gx, gy in zip(full_x, full_y, strict=True)]
-        chosen = self.selections_of_run([gain for _, _, gain in moves])
+        moves = [poison.steepest(gx, gy) for gx, gy in zip(full_x, full_y, strict=True)]
+        chosen = self.selections_of_run([m.feature_gain + m.label_gain for m in moves])
         features, labels = [], []
-        for (dx, dy, _), mask, batch, old in zip(
+        for move, mask, batch, old in zip(
             moves, chosen, self.batches, attack.features, strict=True
         ):
             picked = mask[:, batch]
-            at = picked.reshape(*picked.shape, *[1] * (dx.dim() - 2))
+            at = picked.reshape(*picked.shape, *[1] * (move.features.dim() - 2))
             nominal_x = poison.features[batch].expand(count, -1, *poison.features.shape[1:])
             nominal_y = poison.labels[batch].expand(count, -1, *poison.labels.shape[1:])
-            target = nominal_x + dx[:, batch]
+            target = move.features[:, batch]
             if iteration % 2:
                 target = 0.5 * target + 0.5 * old
             features.append(torch.where(at, target, nominal_x))
-            labels.append(torch.where(picked[..., None], nominal_y + dy[:, batch], nominal_y))
+            labels.append(torch.where(picked[..., None], move.labels[:, batch], nominal_y))
         return Attacks(attack.start, features, labels)
 
     def _scattered(self, gradient: Tensor, batch: Tensor) -> Tensor:
         shape = (gradient.shape[0], len(self.poison.features), *gradient.shape[2:])
         return gradient.new_zeros(shape).index_copy(1, batch, gradient)
-
-    def _best_moves(self, on_x: Tensor, on_y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Moves of features and labels of every sample with their first-order gain (attacks, N)."""
-        poison = self.poison
-        dx, dy = torch.zeros_like(on_x), torch.zeros_like(on_y)
-        gain = on_x.new_zeros(on_x.shape[:2])
-        if poison.radius is not None:
-            dx = torch.sign(on_x) * poison.radius
-            gain = gain + (on_x * dx).flatten(2).sum(-1)
-        if poison.label_vertices is not None:
-            value = torch.einsum("anw,nlw->anl", on_y, poison.label_vertices)
-            best = value.argmax(-1)
-            dy = poison.label_vertices[torch.arange(best.shape[1]), best]
-            gain = gain + value.amax(-1)
-        if poison.label_radius is not None:
-            dy = torch.sign(on_y) * poison.label_radius
-            gain = gain + (on_y * dy).sum(-1)
-        return dx, dy, gain
 
     def objectives(
         self, test: Tensor, test_labels: Tensor, largest: int, generator: torch.Generator

@@ -1,0 +1,80 @@
+"""Attacks: admissible moves, search, replay, and the sandwich with the certificate."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+import milp_agt as agt
+from milp_agt.formulations.loss import get_loss
+from milp_agt.poison import Poison
+
+Made = Callable[[Tensor, Tensor], Poison]
+
+
+def bound(threat: object, loss: str, outputs: int, seed: int, count: int = 5) -> Poison:
+    """A threat bound to random data of 3 features."""
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(count, 3, generator=generator, dtype=torch.float64)
+    chosen = get_loss(loss)
+    if chosen.is_classification:
+        y = torch.randint(chosen.classes(outputs), (count,), generator=generator)
+    else:
+        y = torch.randn(count, outputs, generator=generator, dtype=torch.float64)
+    return threat.bind(x, chosen.encode(y, outputs), chosen)  # type: ignore[attr-defined]
+
+
+POISONS = {
+    "features": lambda s: bound(agt.FeaturePoisoning(2, 0.1), "mse", 2, s),
+    "radius by feature": lambda s: bound(
+        agt.FeaturePoisoning(2, [0.1, 0.0, 2.0], samples=[0, 3]), "mse", 2, s
+    ),
+    "classes": lambda s: bound(agt.LabelPoisoning(2), "cross_entropy", 3, s),
+    "two classes": lambda s: bound(agt.LabelPoisoning(2), "bce", 1, s),
+    "targets": lambda s: bound(agt.LabelPoisoning(2, radius=0.3), "mse", 2, s),
+    "both": lambda s: bound(agt.FeatureLabelPoisoning(2, 0.1), "cross_entropy", 3, s),
+}
+
+
+@pytest.mark.parametrize("kind", POISONS)
+@settings(max_examples=20, deadline=None)
+@given(seed=st.integers(0, 2**20))
+def test_steepest_moves_are_admissible_and_worth_the_support(kind: str, seed: int) -> None:
+    poison = POISONS[kind](seed)
+    generator = torch.Generator().manual_seed(seed + 1)
+    on_x = torch.randn(4, *poison.features.shape, generator=generator, dtype=torch.float64)
+    on_y = torch.randn(4, *poison.labels.shape, generator=generator, dtype=torch.float64)
+    best = poison.steepest(on_x, on_y)
+    again = poison.project(best.features, best.labels)
+    torch.testing.assert_close(again[0], best.features, rtol=0, atol=1e-15)
+    torch.testing.assert_close(again[1], best.labels, rtol=0, atol=1e-15)
+    gained_x = (on_x * (best.features - poison.features)).flatten(2).sum(-1)
+    gained_y = (on_y * (best.labels - poison.labels)).sum(-1)
+    torch.testing.assert_close(best.feature_gain, gained_x)
+    torch.testing.assert_close(best.label_gain, gained_y)
+    torch.testing.assert_close(best.feature_gain + best.label_gain, poison.support(-on_x, -on_y))
+
+
+@pytest.mark.parametrize("kind", POISONS)
+@settings(max_examples=20, deadline=None)
+@given(seed=st.integers(0, 2**20))
+def test_projection_is_the_nearest_admissible_point(kind: str, seed: int) -> None:
+    poison = POISONS[kind](seed)
+    generator = torch.Generator().manual_seed(seed + 1)
+    x = poison.features + torch.randn(4, *poison.features.shape, generator=generator).double()
+    y = poison.labels + torch.randn(4, *poison.labels.shape, generator=generator).double()
+    near = poison.project(x, y)
+    everyone = torch.ones(4, len(poison.open), dtype=torch.bool)
+    for corners in (False, True):
+        others = poison.sample_moves(generator, everyone, corners)
+        for point, nearest, other in zip((x, y), near, others, strict=True):
+            closest = (point - nearest).flatten(2).norm(dim=-1)
+            assert (closest <= (point - other).flatten(2).norm(dim=-1) + 1e-12).all()
+    fixed = poison.project(*near)
+    assert torch.equal(fixed[0], near[0])
+    assert torch.equal(fixed[1], near[1])
