@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from milp_agt import cost, inputs
+from milp_agt.checkpoint import Checkpoint, Snapshot, pack, unpack
 from milp_agt.core.interval import Interval
 from milp_agt.core.relaxation import Relaxation
 from milp_agt.core.restriction import UNRESTRICTED, Restriction
@@ -20,6 +23,7 @@ from milp_agt.engines.recorder import NullRecorder, Recorder
 from milp_agt.engines.relaxed import RelaxedStep, relax_step
 from milp_agt.engines.step import Schedule, State, Step, initial_state, step_at_points, velocity_of
 from milp_agt.errors import InvalidInputError, SoundnessError
+from milp_agt.identity import identity
 from milp_agt.poison import Poison
 from milp_agt.reachable import StepRecord
 from milp_agt.result import Result
@@ -27,7 +31,7 @@ from milp_agt.solvers import Capability, choose
 from milp_agt.solvers.base import Solver
 from milp_agt.threats import ThreatModel
 from milp_agt.tracing import StepGraph, trace
-from milp_agt.training import Training
+from milp_agt.training import Batch, Training
 
 # Ranges beyond this are left to the cheaper relaxation: no solver works with them.
 PROGRAM_RANGE_LIMIT = 1e8
@@ -54,6 +58,7 @@ def certify(
     on_step: OnStep | None = None,
     restriction: Restriction = UNRESTRICTED,
     recorder: Recorder | None = None,
+    checkpoint: str | Path | Checkpoint | None = None,
 ) -> Result:
     """Bound all parameters that training could reach under a threat model.
 
@@ -82,6 +87,9 @@ def certify(
         on_step: called with (result so far, finished steps, all steps) after every step.
         restriction: bound only the attacks that a node of branch and bound admits.
         recorder: receives what every bound was made of.
+        checkpoint: a folder in which the run is kept after every step. Where it holds a checkpoint of
+            this very run, the run goes on from there, to the same numbers bit for bit on the same
+            machine with as many threads; of another run, it is refused.
 
     Raises:
         InvalidInputError, InvalidThreatModelError, UnsupportedOperationError,
@@ -107,26 +115,68 @@ def certify(
         memory,
         time_limit,
     )
+    initial_box = inputs.initial_box(step_graph, initial)
+    chosen = _solver(plan, solver)
     run = Run(
         step_graph=step_graph.to(target),
         training=training,
         poison=poison.to(target),
         plan=plan,
-        solver=_solver(plan, solver),
-        initial=inputs.initial_box(step_graph, initial),
+        solver=chosen,
+        initial=initial_box,
         claim=threat.describe(),
         deadline=None if time_limit is None else time.monotonic() + time_limit,
         solve_limits=solve_limits or Limits(),
         restriction=restriction,
         recorder=recorder or NullRecorder(),
     )
+    keeper: Checkpoint | None = None
+    if checkpoint is not None:
+        keeper = checkpoint if isinstance(checkpoint, Checkpoint) else Checkpoint(checkpoint)
+        stored = keeper.open(
+            identity(
+                step_graph=step_graph,
+                poison=poison,
+                threat=threat.describe(),
+                training=training,
+                batches=batches,
+                initial=initial_box,
+                plan=plan,
+                solver=chosen,
+                limits=run.solve_limits,
+                restriction=restriction,
+                device=str(target),
+            ),
+            target,
+        )
+        if stored is not None:
+            if recorder is not None:
+                raise InvalidInputError(
+                    "A recorder needs every step of a run",
+                    f"a checkpoint after step {stored.step}, which keeps no evidence",
+                    "leave out the recorder, or begin anew in another folder",
+                )
+            run.restore(stored, batches)
+    return _finish(run, batches, keeper, on_step)
+
+
+def _finish(
+    run: Run, batches: Sequence[Batch], keeper: Checkpoint | None, on_step: OnStep | None
+) -> Result:
+    """Take all steps that are left, and keep each before the next begins."""
     result = run.result()
-    for index, batch in enumerate(batches):
-        with _threads(plan.single_thread):
-            run.advance(torch.from_numpy(batch).to(target))
-        result = run.result()
-        if on_step is not None:
-            on_step(result, index + 1, len(batches))
+    try:
+        for index in range(len(run.records), len(batches)):
+            with _threads(run.plan.single_thread):
+                run.advance(torch.from_numpy(batches[index]).to(run.poison.features.device))
+            result = run.result()
+            if keeper is not None:
+                keeper.step(run.snapshot())
+            if on_step is not None:
+                on_step(result, index + 1, len(batches))
+    finally:
+        if keeper is not None:
+            keeper.flush()
     return result
 
 
@@ -209,9 +259,7 @@ class Run:
         """
         started = time.perf_counter()
         index = len(self.records)
-        step = Step(
-            index, batch, self.poison.take(batch), self.updates[index], self.training.momentum > 0
-        )
+        step = self._step(index, batch)
         outer: State | None = None
         used, widths = Relaxation.INTERVAL, {}
         report: program.ProgramReport | None = None
@@ -246,6 +294,11 @@ class Run:
                 chains=widths,
                 program=_counts(report),
             )
+        )
+
+    def _step(self, index: int, batch: Tensor) -> Step:
+        return Step(
+            index, batch, self.poison.take(batch), self.updates[index], self.training.momentum > 0
         )
 
     def _bound(self, chain: _Chain, step: Step) -> tuple[State, program.ProgramReport | None]:
@@ -357,6 +410,60 @@ class Run:
     def _adversary(self) -> str:
         when = "static" if self.poison.static else "adaptive"
         return f"{when}, {'batch' if self.poison.per_batch else 'dataset'}"
+
+    def snapshot(self) -> Snapshot:
+        """What :meth:`restore` needs to go on from here; holds references, copies nothing."""
+        parts = {
+            f"{chain.level.value}-{relaxed.step.index + 1:06d}": {
+                "state": pack(relaxed.state),
+                "boxes": pack(relaxed.ranges.boxes),
+                "sums": dict(relaxed.ranges.sums),
+            }
+            for chain in self.chains
+            for relaxed in chain.window
+        }
+        state = {
+            "chains": {
+                chain.level.value: {
+                    "state": pack(chain.state),
+                    "window": [relaxed.step.index for relaxed in chain.window],
+                }
+                for chain in self.chains
+            },
+            "nominal": dict(self.nominal),
+            "records": [asdict(record) for record in self.records],
+            "fallbacks": list(self.fallbacks),
+            "limit_reached": self.limit_reached,
+        }
+        return Snapshot(len(self.records), state, parts)
+
+    def restore(self, snapshot: Snapshot, batches: Sequence[Batch]) -> None:
+        """Go on from a snapshot of this very run: the same boxes, and the same planes made anew."""
+        state = snapshot.state
+        for chain in self.chains:
+            kept = state["chains"][chain.level.value]
+            chain.state = unpack(kept["state"])
+            chain.window = [
+                self._relaxed(
+                    snapshot.parts[f"{chain.level.value}-{index + 1:06d}"], index, batches
+                )
+                for index in kept["window"]
+            ]
+        self.nominal = dict(state["nominal"])
+        self.records = [StepRecord(**record) for record in state["records"]]
+        self.fallbacks = list(state["fallbacks"])
+        self.limit_reached = state["limit_reached"]
+        if self.deadline is not None:
+            self.deadline -= sum(record.seconds for record in self.records)
+
+    def _relaxed(
+        self, part: Mapping[str, Any], index: int, batches: Sequence[Batch]
+    ) -> RelaxedStep:
+        """A step of a window from its ranges: slopes and offsets follow from them."""
+        step = self._step(index, torch.from_numpy(batches[index]).to(self.poison.features.device))
+        ranges = interval.Ranges(unpack(part["boxes"]), dict(part["sums"]))
+        state = unpack(part["state"])
+        return relax_step(self.schedule, state, step, ranges, self.plan.walk_fragment)
 
     def result(self) -> Result:
         """What is proved so far."""

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import platform
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from importlib import metadata
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from milp_agt.checkpoint import replace
 from milp_agt.config import RunConfig
 from milp_agt.data import Dataset
 from milp_agt.errors import InvalidInputError
+from milp_agt.identity import versions
 from milp_agt.verdicts import Verdict
 
 if TYPE_CHECKING:
@@ -104,14 +104,14 @@ class ResultFolder:
             "properties": [{**asdict(v), "name": v.name} for v in verdicts],
             "seconds": begun - self._started,
         }
-        _replace(self.npz_path, lambda stream: np.savez_compressed(stream, **arrays))
+        replace(self.npz_path, lambda stream: np.savez_compressed(stream, **arrays))
         self._write_json(document)
         self._written = time.perf_counter()
         self._cost = self._written - begun
 
     def _write_json(self, document: Mapping[str, Any]) -> None:
         text = json.dumps(_plain(document), indent=2, allow_nan=False) + "\n"
-        _replace(self.json_path, lambda stream: stream.write(text.encode()))
+        replace(self.json_path, lambda stream: stream.write(text.encode()))
 
 
 def make_folder(folder: Path) -> Path:
@@ -132,26 +132,6 @@ def make_folder(folder: Path) -> Path:
             "give a folder that can be written to",
         ) from error
     return folder
-
-
-def versions() -> dict[str, str]:
-    """Versions of what a number in the result can depend on."""
-    found = {"python": platform.python_version()}
-    for package in ("milp_agt", "torch", "numpy", "scipy", "highspy"):
-        try:
-            found[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            found[package] = "not installed"
-    return found
-
-
-def _replace(path: Path, write: Callable[[IO[bytes]], object]) -> None:
-    partial = path.with_name(f".{path.name}.partial")
-    with partial.open("wb") as stream:
-        write(stream)
-        stream.flush()
-        os.fsync(stream.fileno())
-    os.replace(partial, path)
 
 
 def _plain(value: Any) -> Any:

@@ -1,0 +1,255 @@
+"""Checkpoints: the resumed run is the same run, and whatever breaks leaves the last one good."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import milp_agt as agt
+from milp_agt import checkpoint
+from milp_agt.checkpoint import MANIFEST, Checkpoint
+from milp_agt.engines.recorder import MemoryRecorder
+from milp_agt.errors import InvalidInputError
+from milp_agt.result import Result
+
+STEPS = 6
+TRAINING = agt.Training(
+    loss="cross_entropy", learning_rate=0.3, epochs=3, batch_size=6, shuffle_seed=0, momentum=0.5
+)
+THREAT = agt.FeaturePoisoning(budget=1, radius=0.005)
+
+
+@pytest.fixture(autouse=True)
+def every_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    """These steps take less time than a checkpoint; write one after each all the same."""
+    monkeypatch.setattr(checkpoint, "WRITING_SHARE", float("inf"))
+
+
+class Stopped(Exception):
+    """The run is cut off after a step."""
+
+
+def data(seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    y = torch.arange(12) % 2
+    x = torch.randn(12, 2, generator=generator, dtype=torch.float64) + 3.0 * y[:, None]
+    return x, y
+
+
+def model(seed: int = 0) -> torch.nn.Module:
+    torch.manual_seed(seed)
+    layers = torch.nn.Linear(2, 3), torch.nn.Sigmoid(), torch.nn.Linear(3, 2)
+    return torch.nn.Sequential(*layers).double()
+
+
+def certify(folder: Path | Checkpoint | None, stop: int = STEPS, **options: Any) -> Result:
+    """The same small run each time, cut off after ``stop`` steps."""
+
+    def on_step(result: Result, step: int, steps: int) -> None:
+        assert steps == STEPS
+        if step == stop < steps:
+            raise Stopped
+
+    given = {"model": model(), "data": data(), "training": TRAINING, "threat": THREAT} | options
+    return agt.certify(**given, checkpoint=folder, on_step=on_step)
+
+
+def cut_off(folder: Path | Checkpoint, stop: int, **options: Any) -> None:
+    with pytest.raises(Stopped):
+        certify(folder, stop, **options)
+
+
+def same(a: Result, b: Result) -> None:
+    """Equal bit for bit: boxes, nominal run, records, and properties walked through the window."""
+    for name in a.reachable.lower:
+        for end in ("lower", "upper", "nominal"):
+            one, other = getattr(a.reachable, end)[name], getattr(b.reachable, end)[name]
+            assert one.tobytes() == other.tobytes(), (end, name)
+    timeless = [replace(record, seconds=0.0) for record in a.steps]
+    assert timeless == [replace(record, seconds=0.0) for record in b.steps]
+    assert (a.fallbacks, a.claim) == (b.fallbacks, b.claim)
+    x, y = data(seed=5)
+    for one, other in zip(a.margins(x, y), b.margins(x, y), strict=True):
+        assert one.tobytes() == other.tobytes()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"relaxation": "interval"},
+        {"relaxation": "linear", "window": 2},
+        {"relaxation": "linear", "inner_bounds": "interval"},
+        {"relaxation": "linear", "inner_bounds": "linear"},
+        {"relaxation": "lp", "window": 1, "model": torch.nn.Linear(2, 2).double()},
+        {"threat": agt.LabelPoisoning(budget=1, static=False, scope="batch"), "window": 3},
+    ],
+    ids=["interval", "linear-2", "inner-interval", "inner-linear", "lp", "adaptive-labels"],
+)
+def test_a_resumed_run_is_the_same_bit_for_bit(tmp_path: Path, options: dict[str, Any]) -> None:
+    whole = certify(None, **options)
+    for stop in (1, 4):
+        folder = tmp_path / str(stop)
+        cut_off(folder, stop, **options)
+        same(certify(folder, **options), whole)
+
+
+def test_a_run_may_be_cut_off_at_every_step(tmp_path: Path) -> None:
+    for stop in range(1, STEPS):
+        cut_off(tmp_path, stop, relaxation="linear", window=2)
+    same(certify(tmp_path, relaxation="linear", window=2), certify(None, window=2))
+
+
+def test_a_finished_run_is_only_read_again(tmp_path: Path) -> None:
+    first = certify(tmp_path)
+    before = (tmp_path / MANIFEST).read_bytes()
+    same(certify(tmp_path), first)
+    assert (tmp_path / MANIFEST).read_bytes() == before
+    Checkpoint(tmp_path).clear()
+    assert not tmp_path.exists()
+
+
+def test_parts_are_written_once_and_dropped_with_the_window(tmp_path: Path) -> None:
+    cut_off(tmp_path, 3, window=2)
+    kept = tmp_path / "linear-000003.pt"
+    stamp = kept.stat().st_mtime_ns
+    cut_off(tmp_path, 4, window=2)
+    assert kept.stat().st_mtime_ns == stamp
+    found = {path.name for path in tmp_path.iterdir()}
+    assert found == {MANIFEST, "state-000004.pt", "linear-000003.pt", "linear-000004.pt"}
+
+
+OTHER_RUNS = {
+    "data": {"data": data(seed=1)},
+    "model": {"model": model(seed=1)},
+    "training": {"training": replace(TRAINING, learning_rate=0.2)},
+    "threat": {"threat": replace(THREAT, radius=0.006)},
+    "window": {"window": 3},
+    "relaxation": {"relaxation": "interval"},
+    "initial box": {"initial": {"2.bias": (model()[2].bias - 0.1, model()[2].bias + 0.1)}},  # type: ignore[index]
+}
+
+
+@pytest.mark.parametrize("what", OTHER_RUNS)
+def test_another_run_is_refused_by_name(tmp_path: Path, what: str) -> None:
+    cut_off(tmp_path, 2, window=2)
+    with pytest.raises(InvalidInputError) as caught:
+        certify(tmp_path, **({"window": 2} | OTHER_RUNS[what]))
+    asked, found, remedy = _parts(caught.value)
+    assert str(tmp_path) in asked
+    assert f"{what} was " in found
+    assert "begin anew in another folder" in remedy
+    same(certify(tmp_path, window=2), certify(None, window=2))
+
+
+def _parts(error: InvalidInputError) -> tuple[str, str, str]:
+    return error.asked, error.found, error.remedy
+
+
+def test_another_version_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cut_off(tmp_path, 2)
+    edited = json.loads((tmp_path / MANIFEST).read_text())
+    edited["identity"]["torch"] = "1.0"
+    (tmp_path / MANIFEST).write_text(json.dumps(edited))
+    with pytest.raises(InvalidInputError, match=r"torch was 1\.0 and is"):
+        certify(tmp_path)
+    monkeypatch.setattr(checkpoint, "VERSION", 2)
+    with pytest.raises(InvalidInputError, match="a checkpoint of version 2") as caught:
+        certify(tmp_path)
+    assert all(_parts(caught.value))
+
+
+def _flip(raw: bytes) -> bytes:
+    middle = len(raw) // 2
+    return raw[:middle] + bytes([raw[middle] ^ 1]) + raw[middle + 1 :]
+
+
+DAMAGE = {"cut": lambda raw: raw[: len(raw) // 2], "empty": lambda raw: b"", "bit": _flip}
+
+
+@pytest.mark.parametrize(
+    ("name", "damage"),
+    [
+        *[("state-000004.pt", damage) for damage in DAMAGE],
+        *[("linear-000004.pt", damage) for damage in DAMAGE],
+        (MANIFEST, "cut"),
+        (MANIFEST, "empty"),
+    ],
+)
+def test_a_damaged_checkpoint_is_said_and_left(tmp_path: Path, name: str, damage: str) -> None:
+    cut_off(tmp_path, 4, window=2)
+    path = tmp_path / name
+    good = path.read_bytes()
+    path.write_bytes(DAMAGE[damage](good))
+    folder = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
+    with pytest.raises(InvalidInputError) as caught:
+        certify(tmp_path, window=2)
+    asked, found, remedy = _parts(caught.value)
+    assert name in asked
+    assert found
+    assert "begin anew" in remedy
+    assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == folder
+    path.write_bytes(good)
+    same(certify(tmp_path, window=2), certify(None, window=2))
+
+
+@pytest.mark.parametrize("name", ["linear-000004.pt", "state-000004.pt", MANIFEST])
+def test_a_full_disk_keeps_the_checkpoint_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    if name == MANIFEST:
+        cut_off(tmp_path, 3, window=2)
+
+    real = os.fsync
+
+    def full(handle: int) -> None:
+        if (tmp_path / f".{name}.partial").exists():
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        real(handle)
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(InvalidInputError) as caught:
+        certify(tmp_path, window=2)
+    asked, found, remedy = _parts(caught.value)
+    assert "checkpoint of step 4" in asked
+    assert "No space left" in found
+    assert "make room" in remedy
+    monkeypatch.setattr(os, "fsync", real)
+    assert not list(tmp_path.glob("*.partial"))
+    assert Checkpoint(tmp_path).manifest["step"] == 3  # type: ignore[index]
+    same(certify(tmp_path, window=2), certify(None, window=2))
+
+
+def test_a_folder_that_cannot_be(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("not a folder")
+    with pytest.raises(InvalidInputError) as caught:
+        certify(tmp_path / "file" / "inside")
+    assert all(_parts(caught.value))
+    assert str(tmp_path / "file" / "inside") in caught.value.asked
+
+
+def test_short_steps_share_a_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checkpoint, "WRITING_SHARE", 0.0)
+    cut_off(tmp_path, 3)  # the first is written; the others are put off, and written at the end
+    assert {p.name for p in tmp_path.glob("state*")} == {"state-000003.pt"}
+    same(certify(tmp_path), certify(None))
+
+
+def test_evidence_cannot_be_resumed(tmp_path: Path) -> None:
+    cut_off(tmp_path, 2)
+    with pytest.raises(InvalidInputError, match="recorder") as caught:
+        certify(tmp_path, recorder=MemoryRecorder())
+    assert all(_parts(caught.value))
+
+
+def test_the_time_limit_counts_what_was_spent(tmp_path: Path) -> None:
+    cut_off(tmp_path, 2, time_limit=1e6)
+    stored = np.array([r.seconds for r in certify(tmp_path, time_limit=1e6).steps])
+    assert (stored > 0).all()
