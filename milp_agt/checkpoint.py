@@ -80,7 +80,7 @@ class Checkpoint:
             found = json.loads(path.read_bytes())
             if not isinstance(found, dict) or not {"version", "files"} <= set(found):
                 raise ValueError("a manifest without its entries")
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return None
         except (OSError, ValueError) as error:
             raise _damaged(path, str(error)) from None
@@ -139,12 +139,11 @@ class Checkpoint:
     def clear(self) -> None:
         """Delete the checkpoint: its run is finished and its result is saved elsewhere."""
         self._pending = None
-        manifest = self.manifest
-        if manifest is None:
+        if self.manifest is None:
             return
         (self.folder / MANIFEST).unlink()
-        for name in manifest["files"]:
-            (self.folder / name).unlink(missing_ok=True)
+        for path in [*self.folder.glob("*.pt"), *self.folder.glob(".*.partial")]:
+            path.unlink()
         if not any(self.folder.iterdir()):
             self.folder.rmdir()
 

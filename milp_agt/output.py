@@ -34,16 +34,23 @@ class ResultFolder:
     earlier run left there stays until the first step of this one is finished.
     Numbers that JSON cannot hold are written as the strings "inf", "-inf" and "nan".
 
+    ``steps_before`` counts the steps that an earlier process took.
+
     Raises:
         InvalidInputError: the folder cannot be made or written to.
     """
 
     def __init__(
-        self, folder: Path, config: RunConfig, dataset: Dataset, options: Mapping[str, Any]
+        self,
+        folder: Path,
+        config: RunConfig,
+        dataset: Dataset,
+        options: Mapping[str, Any],
+        steps_before: int = 0,
     ) -> None:
         self.folder = folder
         self.json_path, self.npz_path = folder / "result.json", folder / "reachable.npz"
-        self._dataset = dataset
+        self._dataset, self._steps_before = dataset, steps_before
         self._header = {
             "schema_version": SCHEMA_VERSION,
             "options": dict(options),
@@ -102,10 +109,20 @@ class ResultFolder:
             },
             "steps": [asdict(step) for step in result.steps],
             "properties": [{**asdict(v), "name": v.name} for v in verdicts],
-            "seconds": begun - self._started,
+            "seconds": begun
+            - self._started
+            + sum(step.seconds for step in result.steps[: self._steps_before]),
         }
-        replace(self.npz_path, lambda stream: np.savez_compressed(stream, **arrays))
-        self._write_json(document)
+        try:
+            replace(self.npz_path, lambda stream: np.savez_compressed(stream, **arrays))
+            self._write_json(document)
+        except OSError as error:
+            raise InvalidInputError(
+                f"Write the result of {len(result.steps)} steps to {self.folder}",
+                error.strerror or str(error),
+                "make room or give the folder back its rights, then go on with "
+                f"milp-agt certify --resume {self.folder}",
+            ) from error
         self._written = time.perf_counter()
         self._cost = self._written - begun
 

@@ -5,31 +5,105 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from milp_agt.cli.common import LIMIT_REACHED, NOT_PROVED, PROVED, RELAXATIONS, window
 from milp_agt.cli.progress import progress
+from milp_agt.errors import InvalidInputError
 from milp_agt.tables import format_number, format_table
 
 if TYPE_CHECKING:
+    from milp_agt.checkpoint import Checkpoint
     from milp_agt.cli.common import Commands
     from milp_agt.config import CertifyTable, Run
+    from milp_agt.reachable import StepRecord
     from milp_agt.result import Result
     from milp_agt.verdicts import Verdict
 
 SHOWN_STEPS = 40
+CHECKPOINT = "checkpoint"  # folder inside the result folder, while the run is not at its end
 
 
 def add(commands: Commands) -> None:
     """The arguments of this command."""
     parser = commands.add_parser("certify", help="certify the run described in a TOML file")
-    parser.add_argument("run", metavar="RUN.toml", type=Path)
-    parser.add_argument("--out", metavar="DIR", type=Path, required=True, help="result folder")
+    parser.add_argument("run", metavar="RUN.toml", type=Path, nargs="?")
+    where = parser.add_mutually_exclusive_group(required=True)
+    where.add_argument("--out", metavar="DIR", type=Path, help="result folder")
+    where.add_argument(
+        "--resume",
+        metavar="DIR",
+        type=Path,
+        help="go on with the run that was cut off in this result folder",
+    )
     parser.add_argument("--relaxation", choices=RELAXATIONS, help="in place of the file's")
     parser.add_argument("--window", metavar="W", type=window, help="a number of steps, or T")
     parser.add_argument("--quiet", action="store_true", help="print the verdicts only")
     parser.set_defaults(command=_certify)
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What to run and where: from the command line, or from the checkpoint that it names."""
+
+    run: Path
+    folder: Path
+    relaxation: str | None
+    window: int | str | None
+
+    @staticmethod
+    def of(arguments: argparse.Namespace) -> _Job:
+        if arguments.resume is None:
+            if arguments.run is None:
+                raise InvalidInputError(
+                    "Certify a run", "no RUN.toml", "milp-agt certify RUN.toml --out DIR"
+                )
+            return _Job(arguments.run, arguments.out, arguments.relaxation, arguments.window)
+        note = _stored(arguments.resume).get("note", {})
+        if arguments.run is None and "run" not in note:
+            raise InvalidInputError(
+                f"Resume the run in {arguments.resume}",
+                "a checkpoint that names no run file",
+                f"milp-agt certify RUN.toml --resume {arguments.resume}",
+            )
+        return _Job(
+            arguments.run or Path(note["run"]),
+            arguments.resume,
+            arguments.relaxation or note.get("relaxation"),
+            arguments.window or note.get("window"),
+        )
+
+    def checkpoint(self) -> Checkpoint:
+        from milp_agt.checkpoint import Checkpoint
+
+        note = {
+            "run": str(self.run.absolute()),
+            "relaxation": self.relaxation,
+            "window": self.window,
+        }
+        return Checkpoint(self.folder / CHECKPOINT, note)
+
+
+def _stored(folder: Path) -> dict[str, Any]:
+    """The manifest of the checkpoint in a result folder.
+
+    Raises:
+        InvalidInputError: there is none.
+    """
+    from milp_agt.checkpoint import Checkpoint
+
+    stored = Checkpoint(folder / CHECKPOINT).manifest
+    if stored is None:
+        done = (folder / "result.json").exists()
+        raise InvalidInputError(
+            f"Resume the run in {folder}",
+            "no checkpoint there"
+            + (", but a result.json: that run is at its end, or it kept none" if done else ""),
+            "begin one with milp-agt certify RUN.toml --out DIR",
+        )
+    return stored
 
 
 def _certify(arguments: argparse.Namespace) -> int:
@@ -38,19 +112,24 @@ def _certify(arguments: argparse.Namespace) -> int:
     from milp_agt.output import ResultFolder
     from milp_agt.verdicts import judge
 
-    config = load_config(arguments.run)
+    job = _Job.of(arguments)
+    config = load_config(job.run)
     run = config.build()
-    options = _override(run.options, arguments.relaxation, arguments.window)
-    folder = ResultFolder(arguments.out, config, run.dataset, options.model_dump(exclude_none=True))
+    options = _override(run.options, job.relaxation, job.window)
+    checkpoint = job.checkpoint()
+    before = (checkpoint.manifest or {"step": 0})["step"]
+    folder = ResultFolder(
+        job.folder, config, run.dataset, options.model_dump(exclude_none=True), before
+    )
     data = (run.dataset.x_train, run.dataset.y_train)
     total = len(run.training.batch_order(len(run.dataset.x_train)))
     so_far: list[Result] = []
-    with progress("steps", arguments.quiet) as advance:
+    with progress("steps", arguments.quiet, before) as advance:
 
         def on_step(result: Result, _step: int, steps: int) -> None:
             so_far[:] = [result]
             folder.save_step(result)
-            advance(len(result.steps), steps)
+            advance(len(result.steps), steps, _state_of(result.steps[-1]))
 
         try:
             result = certify(
@@ -67,6 +146,7 @@ def _certify(arguments: argparse.Namespace) -> int:
                 memory=options.memory,
                 time_limit=options.time_limit,
                 on_step=on_step,
+                checkpoint=checkpoint,
             )
             verdicts = [judge(result, run.dataset, asked) for asked in run.properties]
             folder.save(result, verdicts, complete=True)
@@ -76,10 +156,12 @@ def _certify(arguments: argparse.Namespace) -> int:
             folder.save(so_far[0], (), complete=False)
             print(
                 f"milp-agt: interrupted after {len(so_far[0].steps)} of {total} steps; "
-                f"the finished steps are in {folder.json_path}",
+                f"the finished steps are in {folder.json_path}; "
+                f"go on with: milp-agt certify --resume {job.folder}",
                 file=sys.stderr,
             )
             return LIMIT_REACHED
+    checkpoint.clear()
     if not arguments.quiet:
         _print_run(run, result)
     _print_verdicts(verdicts)
@@ -88,6 +170,13 @@ def _certify(arguments: argparse.Namespace) -> int:
     if all(verdict.status != "NOT PROVED" for verdict in verdicts):
         return PROVED
     return LIMIT_REACHED if result.limit_reached else NOT_PROVED
+
+
+def _state_of(step: StepRecord) -> str:
+    return (
+        f"{step.relaxation}, width {step.mean_width:.3g} (max {step.max_width:.3g}), "
+        f"{step.seconds:.2f} s/step"
+    )
 
 
 def _override(

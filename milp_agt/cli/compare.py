@@ -61,7 +61,7 @@ def _compare(arguments: argparse.Namespace) -> int:
             device=options.device,
             memory=options.memory,
             time_limit=options.time_limit,
-            on_row=lambda row, count, total: advance(count, total),
+            on_row=lambda row, count, total: advance(count, total, row.relaxation),
         )
     print(comparison.table())
     if folder is not None:

@@ -1,0 +1,204 @@
+"""``certify --resume``: a killed process loses at most the step in hand, and nothing else changes."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from milp_agt.checkpoint import Checkpoint
+from milp_agt.cli import main
+from milp_agt.output import ResultFolder
+
+RUN = """
+[data]
+path = "d.npz"
+test_fraction = 0.25
+seed = 1
+[model]
+layers = [2, 3, 2]
+[training]
+loss = "cross_entropy"
+learning_rate = 0.3
+epochs = {epochs}
+momentum = 0.5
+[threat]
+kind = "features"
+budget = 1
+radius = 0.0005
+[certify]
+relaxation = "linear"
+window = 3
+inner_bounds = "linear"
+[[property]]
+kind = "accuracy"
+at_least = 0.5
+[[property]]
+kind = "loss"
+"""
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    rng = np.random.default_rng(0)
+    y = np.arange(16) % 2
+    np.savez(tmp_path / "d.npz", X=rng.normal(size=(16, 2)) + 3 * y[:, None], y=y)
+    return write(tmp_path, epochs=5)
+
+
+def write(folder: Path, epochs: int) -> Path:
+    path = folder / "run.toml"
+    path.write_text(RUN.format(epochs=epochs), encoding="utf-8")
+    return path
+
+
+def without_time(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: without_time(v) for k, v in value.items() if k != "seconds"}
+    if isinstance(value, list):
+        return [without_time(item) for item in value]
+    return value
+
+
+def same_result(folder: Path, other: Path) -> None:
+    """Every number of result.json but seconds, and every bit of the arrays."""
+    documents = [json.loads((f / "result.json").read_text()) for f in (folder, other)]
+    assert without_time(documents[0]) == without_time(documents[1])
+    with np.load(folder / "reachable.npz") as a, np.load(other / "reachable.npz") as b:
+        assert a.files == b.files
+        for name in a.files:
+            assert a[name].tobytes() == b[name].tobytes(), name
+    assert not (folder / "checkpoint").exists()
+
+
+def interrupt(run: Path, out: Path, step: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(self: ResultFolder, result: Any) -> None:
+        if len(result.steps) == step:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(ResultFolder, "save_step", interrupted)
+        assert main(["certify", str(run), "--out", str(out), "--quiet"]) == 4
+
+
+@pytest.mark.skipif(os.name != "posix", reason="sends SIGKILL")
+def test_a_killed_process_resumes_to_the_identical_result(run: Path, tmp_path: Path) -> None:
+    write(tmp_path, epochs=24)
+    out = tmp_path / "killed"
+    command = [sys.executable, "-c", "import sys; from milp_agt.cli import main; sys.exit(main())"]
+    process = subprocess.Popen([*command, "certify", str(run), "--out", str(out)])
+    kill_after = random.randrange(1, 18)
+    checkpoint = Checkpoint(out / "checkpoint")
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and process.poll() is None:
+        manifest = checkpoint.manifest
+        if manifest is not None and manifest["step"] >= kill_after:
+            break
+        time.sleep(0.001)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait(60) == -signal.SIGKILL, "the run was over before it could be killed"
+    found = checkpoint.manifest
+    assert found is not None
+    assert found["step"] >= kill_after
+    assert main(["certify", "--resume", str(out), "--quiet"]) == 0
+    assert main(["certify", str(run), "--out", str(tmp_path / "whole"), "--quiet"]) == 0
+    same_result(out, tmp_path / "whole")
+
+
+def test_an_interrupt_says_how_to_go_on(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = run.parent / "out"
+    interrupt(run, out, 2, monkeypatch)
+    assert f"milp-agt certify --resume {out}" in capsys.readouterr().err
+    assert main(["certify", "--resume", str(out), "--quiet"]) == 0
+    assert main(["certify", str(run), "--out", str(run.parent / "whole"), "--quiet"]) == 0
+    same_result(out, run.parent / "whole")
+
+
+def test_the_same_command_goes_on_as_well(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = run.parent / "out"
+    interrupt(run, out, 3, monkeypatch)
+    assert main(["certify", str(run), "--out", str(out), "--quiet"]) == 0
+    assert main(["certify", str(run), "--out", str(run.parent / "whole"), "--quiet"]) == 0
+    same_result(out, run.parent / "whole")
+
+
+def test_options_of_the_first_command_are_kept(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = run.parent / "out"
+    with monkeypatch.context() as patched:
+
+        def interrupted(self: ResultFolder, result: Any) -> None:
+            raise KeyboardInterrupt
+
+        patched.setattr(ResultFolder, "save_step", interrupted)
+        command = ["certify", str(run), "--out", str(out), "--relaxation", "interval"]
+        assert main(command) == 4
+    assert main(["certify", "--resume", str(out), "--quiet"]) == 0
+    document = json.loads((out / "result.json").read_text())
+    assert document["relaxation"]["asked"] == "interval"
+
+
+def test_another_run_does_not_overwrite_an_unfinished_one(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = run.parent / "out"
+    interrupt(run, out, 2, monkeypatch)
+    kept = {p: p.read_bytes() for p in out.rglob("*") if p.is_file()}
+    write(run.parent, epochs=6)
+    assert main(["certify", str(run), "--out", str(out)]) == 2
+    err = capsys.readouterr().err
+    assert "training was " in err
+    assert "What to do: " in err
+    assert {p: p.read_bytes() for p in out.rglob("*") if p.is_file()} == kept
+    write(run.parent, epochs=5)
+    assert main(["certify", "--resume", str(out), "--quiet"]) == 0
+
+
+def test_nothing_to_resume(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["certify", "--resume", str(tmp_path / "absent")]) == 2
+    err = capsys.readouterr().err
+    for piece in ("Resume the run in", "Found: no checkpoint there", "What to do: begin one"):
+        assert piece in err
+    assert main(["certify", str(run), "--out", str(tmp_path / "out"), "--quiet"]) == 0
+    assert main(["certify", "--resume", str(tmp_path / "out")]) == 2
+    assert "that run is at its end" in capsys.readouterr().err
+
+
+def test_a_run_file_that_has_moved(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = run.parent / "out"
+    interrupt(run, out, 2, monkeypatch)
+    moved = run.rename(run.parent / "moved.toml")
+    assert main(["certify", "--resume", str(out)]) == 2
+    assert "give the path of a RUN.toml" in capsys.readouterr().err
+    assert main(["certify", str(moved), "--resume", str(out), "--quiet"]) == 0
+
+
+@pytest.mark.skipif(os.name != "posix", reason="limits the size of files")
+def test_a_disk_that_takes_no_more(run: Path, tmp_path: Path) -> None:
+    """A real error of the system: no file may grow beyond 4 KiB."""
+    out = tmp_path / "out"
+    code = (
+        "import resource, sys; from milp_agt.cli import main; import torch; "
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096)); sys.exit(main())"
+    )
+    command = [sys.executable, "-c", code, "certify", str(run), "--out", str(out)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2
+    assert done.stderr.startswith("milp-agt: Write the checkpoint of step 1 to ")
+    assert "File too large" in done.stderr
+    assert "make room" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not [p for p in out.rglob("*") if p.is_file()]
+    assert main(["certify", str(run), "--out", str(out), "--quiet"]) == 0
