@@ -81,6 +81,32 @@ def read(path: Path) -> tuple[dict[str, npt.NDArray[Any]], dict[str, Any]]:
     return arrays, about
 
 
+# Arguments of each supported layer, which are attributes of it under the same names.
+_POOL = ("kernel_size", "stride", "padding", "ceil_mode")
+_NORM = ("num_features", "eps", "momentum", "affine")
+_OPTIONS: dict[type[nn.Module], tuple[str, ...]] = {
+    nn.Linear: ("in_features", "out_features", "bias"),
+    nn.ReLU: (),
+    nn.LeakyReLU: ("negative_slope",),
+    nn.Sigmoid: (),
+    nn.Tanh: (),
+    nn.Flatten: ("start_dim", "end_dim"),
+    nn.Identity: (),
+    nn.Dropout: ("p",),
+    nn.Dropout1d: ("p",),
+    nn.Dropout2d: ("p",),
+    nn.Conv2d: (
+        *("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation"),
+        *("groups", "bias"),
+    ),
+    nn.AvgPool2d: (*_POOL, "count_include_pad", "divisor_override"),
+    nn.AdaptiveAvgPool2d: ("output_size",),
+    nn.MaxPool2d: (*_POOL, "dilation"),
+    nn.BatchNorm1d: _NORM,
+    nn.BatchNorm2d: _NORM,
+}
+
+
 def describe(model: nn.Module, seen: dict[int, int] | None = None) -> dict[str, Any]:
     """A model of supported layers as plain data; a module that occurs twice is named once."""
     seen = {} if seen is None else seen
@@ -93,14 +119,10 @@ def describe(model: nn.Module, seen: dict[int, int] | None = None) -> dict[str, 
     if isinstance(model, nn.Sequential):
         children = {n: describe(c, seen) for n, c in model._modules.items() if c is not None}
         return about | {"children": children}
-    if isinstance(model, nn.Linear):
-        bias = model.bias is not None
-        about |= {"arguments": [model.in_features, model.out_features], "options": {"bias": bias}}
-    elif isinstance(model, nn.LeakyReLU):
-        about |= {"arguments": [model.negative_slope]}
-    elif isinstance(model, nn.Flatten):
-        about |= {"arguments": [model.start_dim, model.end_dim]}
-    return about
+    options = {name: getattr(model, name) for name in _OPTIONS.get(type(model), ())}
+    if "bias" in options:
+        options["bias"] = options["bias"] is not None
+    return about | {"options": options}
 
 
 def rebuild(about: Mapping[str, Any], seen: list[nn.Module] | None = None) -> nn.Module:
@@ -115,11 +137,9 @@ def rebuild(about: Mapping[str, Any], seen: list[nn.Module] | None = None) -> nn
         for name, child in about["children"].items():
             model.add_module(name, rebuild(child, seen))
         return model
-    kinds: dict[str, type[nn.Module]] = {
-        k.__name__: k for k in (nn.Linear, nn.ReLU, nn.LeakyReLU, nn.Sigmoid, nn.Tanh, nn.Flatten)
-    }
-    kind = kinds[about["type"]]
-    module = kind(*about.get("arguments", []), **about.get("options", {}))
+    kinds = {kind.__name__: kind for kind in _OPTIONS}
+    # Evaluation mode: a training mode that changes anything is refused by the tracer.
+    module = kinds[about["type"]](**about["options"]).eval()
     module.double()
     seen.append(module)
     for name, parameter in module.named_parameters(recurse=False):

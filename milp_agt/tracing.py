@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
 
 from milp_agt.core.graph import Graph, Node
-from milp_agt.errors import InvalidInputError, UnsupportedOperationError
-from milp_agt.formulations.bilinear import Einsum
-from milp_agt.formulations.leaves import Features, Labels, Parameter
-from milp_agt.formulations.linear import Affine, Combine, Reshape
+from milp_agt.errors import InvalidInputError
+from milp_agt.formulations.leaves import Labels
+from milp_agt.formulations.linear import Combine
 from milp_agt.formulations.loss import Loss, get_loss
-from milp_agt.formulations.relu import Relu
-from milp_agt.formulations.sigmoid import Sigmoid
-from milp_agt.formulations.tanh import Tanh
+from milp_agt.layers.builder import FEATURES, Builder, supported_layers
 
-FEATURES = "features"
+__all__ = ["FEATURES", "LABELS", "StepGraph", "supported_layers", "trace"]
+
 LABELS = "labels"
 
 
@@ -62,138 +60,6 @@ class StepGraph:
         return sum(self.graph[name].signature.size for name in self.parameters)
 
 
-class _Tracer:
-    """Walks the layers of a model and appends their nodes."""
-
-    def __init__(self, model: nn.Module, feature_shape: tuple[int, ...]) -> None:
-        self.graph = Graph()
-        self.model = model
-        self.current = self.graph.add(Features(feature_shape), name=FEATURES)
-        self.names: dict[int, str] = {}
-        self.aliases: dict[str, str] = {}
-        self.initial: dict[str, Tensor] = {}
-        self.frozen: dict[str, Tensor] = {}
-        for name, parameter in model.named_parameters(remove_duplicate=False):
-            first = self.names.setdefault(id(parameter), name)
-            if first != name:
-                self.aliases[name] = first
-
-    def weight(self, parameter: Tensor) -> Node | Tensor:
-        """The node of a trainable parameter, or the value of a frozen one."""
-        name = self.names[id(parameter)]
-        value = parameter.detach().to(torch.float64).clone()
-        if not bool(torch.isfinite(value).all()):
-            raise InvalidInputError(
-                f"Parameter '{name}' must be finite",
-                f"{int((~torch.isfinite(value)).sum())} NaN or infinite entries",
-                "initialise the model anew",
-            )
-        if not parameter.requires_grad:
-            self.frozen[name] = value
-            return value
-        if name in self.graph:
-            return self.graph[name]
-        self.initial[name] = value
-        return self.graph.add(Parameter(tuple(value.shape)), name=name)
-
-    def linear(self, layer: nn.Linear, path: str) -> None:
-        source = self.current
-        if len(source.shape) != 1 or source.shape[0] != layer.in_features:
-            raise InvalidInputError(
-                f"Layer '{path}' is Linear({layer.in_features}, {layer.out_features})",
-                f"an input of shape {source.shape} for each sample",
-                "add nn.Flatten() before it, or match the sizes",
-            )
-        weight = self.weight(layer.weight)
-        has_bias = isinstance(layer.bias, Tensor)
-        bias: Node | Tensor | None = self.weight(layer.bias) if has_bias else None
-        name = self._free(f"{path}:z")
-        if isinstance(weight, Tensor):
-            product = self.graph.add(Affine(weight), source)
-        else:
-            product = self.graph.add(Einsum("hd,nd->nh"), weight, source)
-        if bias is None:
-            self.current = product
-        elif isinstance(bias, Tensor):
-            self.current = Combine.build(self.graph, [(1.0, product)], bias, name=name)
-        else:
-            self.current = Combine.build(self.graph, [(1.0, product), (1.0, bias)], name=name)
-
-    def _free(self, name: str) -> str:
-        copies = 1
-        candidate = name
-        while candidate in self.graph:
-            copies += 1
-            candidate = f"{name}#{copies}"
-        return candidate
-
-    def flatten(self, layer: nn.Flatten, path: str) -> None:
-        rank = len(self.current.shape)
-        start = layer.start_dim - 1 if layer.start_dim > 0 else rank + layer.start_dim
-        end = layer.end_dim - 1 if layer.end_dim > 0 else rank + layer.end_dim
-        if layer.start_dim == 0 or start < 0 or end >= rank:
-            raise UnsupportedOperationError(
-                f"Layer '{path}' flattens dimensions {layer.start_dim} to {layer.end_dim}",
-                f"an input of shape {self.current.shape} for each sample",
-                "leave the sample axis (0) alone and stay within the input",
-            )
-        if start < end:
-            before = self.current.shape
-            merged = 1
-            for extent in before[start : end + 1]:
-                merged *= extent
-            after = (*before[:start], merged, *before[end + 1 :])
-            self.current = self.graph.add(Reshape(before, after), self.current)
-
-    def relu(self, layer: nn.ReLU, path: str) -> None:
-        self.current = self.graph.add(Relu(), self.current, name=self._free(f"{path}:h"))
-
-    def leaky_relu(self, layer: nn.LeakyReLU, path: str) -> None:
-        op = Relu(float(layer.negative_slope))
-        self.current = self.graph.add(op, self.current, name=self._free(f"{path}:h"))
-
-    def sigmoid(self, layer: nn.Sigmoid, path: str) -> None:
-        self.current = self.graph.add(Sigmoid(), self.current, name=self._free(f"{path}:h"))
-
-    def tanh(self, layer: nn.Tanh, path: str) -> None:
-        self.current = self.graph.add(Tanh(), self.current, name=self._free(f"{path}:h"))
-
-    def layer(self, layer: nn.Module, path: str) -> None:
-        if layer._forward_hooks or layer._forward_pre_hooks or "forward" in layer.__dict__:
-            raise UnsupportedOperationError(
-                f"Layer '{path or 'model'}' was to be traced",
-                "a forward hook or a replaced forward, whose effect the graph cannot see",
-                "remove it from the model",
-            )
-        if type(layer).forward is nn.Sequential.forward:
-            assert isinstance(layer, nn.Sequential)
-            for name, child in layer._modules.items():
-                self.layer(child, f"{path}.{name}" if path else name)
-            return
-        handler = _LAYERS.get(type(layer))
-        if handler is None:
-            raise UnsupportedOperationError(
-                f"Layer '{path or 'model'}' of type {type(layer).__name__} was to be traced",
-                "no rule for it",
-                f"use nn.Sequential of {', '.join(supported_layers())}",
-            )
-        handler(self, layer, path)
-
-
-_LAYERS: dict[type[nn.Module], Callable[[_Tracer, nn.Module, str], None]] = {
-    nn.Linear: _Tracer.linear,  # type: ignore[dict-item]
-    nn.Flatten: _Tracer.flatten,  # type: ignore[dict-item]
-    nn.ReLU: _Tracer.relu,  # type: ignore[dict-item]
-    nn.LeakyReLU: _Tracer.leaky_relu,  # type: ignore[dict-item]
-    nn.Sigmoid: _Tracer.sigmoid,  # type: ignore[dict-item]
-    nn.Tanh: _Tracer.tanh,  # type: ignore[dict-item]
-}
-
-
-def supported_layers() -> tuple[str, ...]:
-    return ("Sequential", *sorted(layer.__name__ for layer in _LAYERS))
-
-
 def trace(model: nn.Module, loss: str, feature_shape: tuple[int, ...]) -> StepGraph:
     """The graph of one training step of ``model`` (copied, never changed).
 
@@ -203,7 +69,7 @@ def trace(model: nn.Module, loss: str, feature_shape: tuple[int, ...]) -> StepGr
         UnsupportedOperationError: a layer or loss without a rule; lists what is supported.
         InvalidInputError: sizes that do not fit, NaN weights, nothing to train.
     """
-    tracer = _Tracer(copy.deepcopy(model), feature_shape)
+    tracer = Builder(copy.deepcopy(model), feature_shape)
     tracer.layer(tracer.model, "")
     graph, output = tracer.graph, tracer.current
     if not tracer.initial:

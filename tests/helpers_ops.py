@@ -18,6 +18,13 @@ import pytest
 import scipy.sparse as sp
 import torch
 from hypothesis import strategies as st
+from instances import (
+    INSTANCES,
+    SAMPLES,
+    Instance,
+    Long,
+    in_other_orders,
+)
 from torch import Tensor, nn
 
 from milp_agt.core.encoder import Encoder, as_arrays
@@ -38,10 +45,8 @@ from milp_agt.engines.program import EncodedWindow
 from milp_agt.engines.relaxed import RelaxedStep, relax_step
 from milp_agt.engines.step import Schedule, State, Step, initial_state, step_at_points, velocity_of
 from milp_agt.formulations.base import operations
-from milp_agt.formulations.bilinear import Einsum
 from milp_agt.formulations.exponential import CAP, Exponential
 from milp_agt.formulations.leaves import _Leaf
-from milp_agt.formulations.linear import Affine, Combine, Reshape, SumSamples
 from milp_agt.formulations.quadratic import Quadratic
 from milp_agt.formulations.reciprocal import Reciprocal
 from milp_agt.formulations.relu import Relu
@@ -57,7 +62,6 @@ from milp_agt.training import Training, UpdateRule
 
 torch.set_num_threads(1)
 
-Long = np.longdouble
 Array = np.ndarray[Any, np.dtype[Any]]
 
 
@@ -83,91 +87,6 @@ class Tolerances:
 
 
 TOL = Tolerances()
-SAMPLES = 3
-
-
-@dataclass(frozen=True)
-class Instance:
-    """An operation with input signatures; ``domain`` is where its arguments may lie."""
-
-    label: str
-    op: Operation
-    inputs: tuple[Signature, ...]
-    domain: str = "real"
-    has_interval: bool = True
-
-    @property
-    def out(self) -> Signature:
-        return self.op.infer(*self.inputs)
-
-    def __str__(self) -> str:
-        return self.label
-
-
-def per_sample(*shape: int) -> Signature:
-    return Signature(shape, True)
-
-
-def shared(*shape: int) -> Signature:
-    return Signature(shape, False)
-
-
-def _tensor(*values: Any) -> Tensor:
-    return torch.tensor(values, dtype=torch.float64)
-
-
-NEGATIVE_SLOPES = (0.0, 0.01, 0.5, 1.0, 1.5, -0.2)
-_U = (per_sample(2),)
-
-INSTANCES: dict[str, list[Instance]] = {
-    "affine": [
-        Instance("affine", Affine(_tensor([1.0, -2.0, 0.3], [0.0, 0.7, -1e-3])), (per_sample(3),)),
-        Instance(
-            "affine-bias",
-            Affine(_tensor([0.1, -0.7], [3.0, 0.2], [-1.0, 0.0]), _tensor(0.3, -5.0, 1e-9)),
-            (per_sample(2),),
-        ),
-        Instance("affine-matrix", Affine(_tensor([0.3, -1.1]), _tensor(0.7)), (shared(2, 2),)),
-    ],
-    "bilinear": [
-        Instance("layer", Einsum("hd,nd->nh"), (shared(2, 2), per_sample(2))),
-        Instance("outer", Einsum("nh,nd->nhd"), (per_sample(2), per_sample(2))),
-        Instance("back", Einsum("nh,hd->nd"), (per_sample(2), shared(2, 2))),
-        Instance("elementwise", Einsum("na,na->na"), (per_sample(2), per_sample(2))),
-        Instance("matrices", Einsum("ab,bc->ac"), (shared(1, 2), shared(2, 2))),
-        Instance("dot", Einsum("nd,nd->n"), (per_sample(2), per_sample(2))),
-    ],
-    "combine": [
-        Instance("sum", Combine((1.0, 1.0), None, (True, True), 1), (per_sample(2),) * 2),
-        Instance("bias", Combine((1.0, 1.0), None, (True, False), 1), (per_sample(2), shared(2))),
-        Instance(
-            "scales",
-            Combine((-0.7, _tensor(0.3, -2.0)), _tensor(0.1, -4.0), (True, False), 1),
-            (per_sample(2), shared(2)),
-        ),
-        Instance(
-            "scalar", Combine((0.99,), torch.tensor(0.01).double(), (True,), 1), (per_sample(2),)
-        ),
-        Instance("parameters", Combine((-1.0, 0.1), None, (False, False), 2), (shared(2, 2),) * 2),
-    ],
-    "exponential": [Instance("exponential", Exponential(), _U, "exponent")],
-    "quadratic": [
-        Instance("square", Quadratic(1.0, 0.0, 0.0), _U),
-        Instance("sigmoid-slope", Quadratic(-1.0, 1.0, 0.0), _U),
-        Instance("tanh-slope", Quadratic(-1.0, 0.0, 1.0), _U),
-        Instance("general", Quadratic(0.3, -2.0, 5.0), _U),
-    ],
-    "reciprocal": [Instance("reciprocal", Reciprocal(), _U, "positive")],
-    "relu": [Instance(f"relu-{k}", Relu(k), _U) for k in NEGATIVE_SLOPES],
-    "reshape": [Instance("reshape", Reshape((2, 3), (6,)), (per_sample(2, 3),))],
-    "sigmoid": [Instance("sigmoid", Sigmoid(), _U)],
-    "step": [Instance("step", StepFunction(), _U)],
-    "sum_samples": [
-        Instance("vector", SumSamples(1), (per_sample(2),), has_interval=False),
-        Instance("matrix", SumSamples(2), (per_sample(2, 2),), has_interval=False),
-    ],
-    "tanh": [Instance("tanh", Tanh(), _U)],
-}
 
 
 def non_leaves() -> dict[str, type[Operation]]:
@@ -354,32 +273,7 @@ def exact_univariate(op: Univariate, x: Array) -> Array:
 def evaluations(op: Operation, points: Sequence[Tensor]) -> Iterator[Tensor]:
     """The value, again with every sum taken in another order, and (univariate) in 80 bits."""
     yield op.value(*points)
-    if isinstance(op, Einsum):
-        first, second, _ = op.letters
-        flipped = []
-        for tensor, letters in zip(points, (first, second), strict=True):
-            axes = [
-                tensor.dim() - len(letters) + letters.index(c)
-                for c in op.contracted
-                if c in letters
-            ]
-            flipped.append(tensor.flip(axes) if axes else tensor)
-        yield op.value(*flipped)
-        a, b = op._full(points[0], 0), op._full(points[1], 1)
-        dims = list(range(-len(op.contracted), 0))
-        yield (a * b).sum(dims) if dims else a * b
-    if isinstance(op, Affine):
-        flipped_op = Affine(op.matrix.flip(1), op.bias)
-        yield flipped_op.value(points[0].flip(-1))
-    if isinstance(op, Combine):
-        order = list(reversed(range(len(points))))
-        turned = Combine(
-            tuple(op.scales[j] for j in order),
-            op.constant,
-            tuple(op.batched[j] for j in order),
-            op.rank,
-        )
-        yield turned.value(*(points[j] for j in order))
+    yield from in_other_orders(op, points)
     if isinstance(op, Univariate):
         # Rounded to float64 after the fact: a correctly rounded run is a run as well.
         yield torch.from_numpy(exact_univariate(op, points[0].numpy()).astype(np.float64))
@@ -1015,7 +909,7 @@ def check_support(
     """linear <= lp <= milp <= sampled values, for minima of random forms of the output."""
     lp = encode_operation(instance, boxes, exact=False)
     # Without phases the two programs are the same but for the integral selection.
-    has_phases = instance.op.key in ("relu", "step")
+    has_phases = instance.op.key in ("relu", "step", "max_pool")
     milp = encode_operation(instance, boxes, exact=True) if has_phases else lp
     c = random_coefficients(instance, max(forms, 2), False, rng)
     samples = []

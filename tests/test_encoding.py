@@ -8,7 +8,6 @@ import torch
 from helpers_ops import (
     MODERATE,
     TOL,
-    Instance,
     StepCase,
     all_instances,
     check_encoded_step,
@@ -23,6 +22,7 @@ from helpers_ops import (
     step_case,
     univariate_instances,
 )
+from instances import Instance
 
 import milp_agt as agt
 from milp_agt.core.encoder import Encoder
@@ -49,7 +49,7 @@ STATES = {
 }
 
 
-WITH_PHASES = [i for i in all_instances() if i.op.key in ("relu", "step")]
+WITH_PHASES = [i for i in all_instances() if i.op.key in ("relu", "step", "max_pool")]
 
 
 def _with_states() -> list[object]:

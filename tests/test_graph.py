@@ -513,9 +513,9 @@ class DoubledLinear(nn.Linear):
 
 
 UNSUPPORTED: dict[str, nn.Module] = {
-    "Conv2d": nn.Conv2d(1, 1, 2),
-    "Dropout": nn.Dropout(),
-    "BatchNorm1d": nn.BatchNorm1d(2),
+    "Conv1d": nn.Conv1d(1, 1, 2),
+    "AlphaDropout": nn.AlphaDropout(),
+    "LayerNorm": nn.LayerNorm(2),
     "Softmax": nn.Softmax(dim=1),
     "Doubled": Doubled(),
     "DoubledLinear": DoubledLinear(2, 2),
@@ -551,11 +551,21 @@ def test_layers_with_hooks_are_refused(kind: str) -> None:
 
 def test_supported_layers() -> None:
     assert set(supported_layers()) == {
-        "Sequential",
+        "AdaptiveAvgPool2d",
+        "AvgPool2d",
+        "BatchNorm1d",
+        "BatchNorm2d",
+        "Conv2d",
+        "Dropout",
+        "Dropout1d",
+        "Dropout2d",
         "Flatten",
+        "Identity",
         "LeakyReLU",
         "Linear",
+        "MaxPool2d",
         "ReLU",
+        "Sequential",
         "Sigmoid",
         "Tanh",
     }

@@ -11,9 +11,7 @@ import pytest
 import scipy.sparse as sp
 import torch
 from helpers_ops import (
-    INSTANCES,
     TOL,
-    Instance,
     StepCase,
     all_instances,
     check_debt,
@@ -33,12 +31,12 @@ from helpers_ops import (
     make_box,
     make_boxes,
     mlp,
-    per_sample,
     poison_of,
     small_data,
     step_case,
     univariate_instances,
 )
+from instances import INSTANCES, Instance, per_sample
 from torch import Tensor
 
 import milp_agt as agt

@@ -9,16 +9,11 @@ import numpy as np
 import pytest
 import torch
 from helpers_ops import (
-    INSTANCES,
     KINDS,
     MODERATE,
-    NEGATIVE_SLOPES,
-    SAMPLES,
     TOL,
     DebtCase,
     Draw,
-    Instance,
-    Long,
     all_instances,
     check_debt,
     check_interval,
@@ -38,7 +33,6 @@ from helpers_ops import (
     make_boxes,
     mlp,
     non_leaves,
-    per_sample,
     poison_of,
     random_coefficients,
     small_data,
@@ -47,6 +41,7 @@ from helpers_ops import (
 )
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from instances import INSTANCES, NEGATIVE_SLOPES, SAMPLES, Instance, Long, per_sample
 
 import milp_agt as agt
 from milp_agt.core.graph import Graph

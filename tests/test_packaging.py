@@ -122,7 +122,8 @@ ALLOWED = {
     "solvers": {"solvers", "core", "errors"},
     "training": {"errors"},
     "poison": {"core", "errors"},
-    "tracing": {"formulations", "core", "errors"},
+    "layers": {"layers", "formulations", "core", "errors"},
+    "tracing": {"layers", "formulations", "core", "errors"},
     "threats": {"poison", "formulations", "core", "errors"},
     "engines": {"engines", "tracing", "poison", "training", "formulations", "core", "errors"},
 }

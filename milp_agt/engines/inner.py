@@ -17,8 +17,6 @@ from milp_agt.engines.interval import Masks, PoisonedSum, Ranges, leaf_boxes
 from milp_agt.engines.linear import SampleForms, sample_forms, walk
 from milp_agt.engines.relaxed import Fragment, Offsets, RelaxedStep
 from milp_agt.engines.step import Schedule, State, Step
-from milp_agt.formulations.bilinear import Einsum
-from milp_agt.formulations.linear import Affine, Combine
 from milp_agt.formulations.univariate import Univariate
 from milp_agt.poison import Poison
 from milp_agt.tracing import FEATURES, LABELS, StepGraph
@@ -35,7 +33,10 @@ def targets(schedule: Schedule) -> tuple[Node, ...]:
     return tuple(
         node
         for node in schedule.before
-        if node.name in read and node.batched and isinstance(node.op, (Einsum, Affine, Combine))
+        if node.name in read
+        and node.batched
+        and node.inputs
+        and not isinstance(node.op, Univariate)
     )
 
 

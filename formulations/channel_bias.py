@@ -1,0 +1,100 @@
+"""A trainable bias for each channel, repeated over the axes behind it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from milp_agt.core.encoder import Encoder
+from milp_agt.core.expression import Array, Expression, add
+from milp_agt.core.graph import Graph, Node, Signature
+from milp_agt.core.interval import Interval
+from milp_agt.core.operation import Operation, Relaxed
+from milp_agt.core.rounding import TINY, gamma
+from milp_agt.errors import EncodingError
+from milp_agt.formulations.base import register
+from milp_agt.formulations.linear import Affine, LinearPlanes, Reshape, SumSamples
+
+
+@register
+@dataclass(frozen=True)
+class ChannelBias(Operation):
+    """``v_nc... = u_nc... + b_c`` for u with a sample axis and b without, of shape (channels,)."""
+
+    extents: tuple[int, ...]
+    key = "channel_bias"
+    exactness = "exact up to rounding"
+
+    def infer(self, *inputs: Signature) -> Signature:
+        images, bias = inputs
+        fits = images.batched and not bias.batched and len(bias.shape) == 1
+        if not fits or images.shape != (*bias.shape, *self.extents):
+            raise EncodingError(
+                f"A bias for each channel of (channels, *{self.extents})",
+                f"{images} and {bias}",
+            )
+        return images
+
+    def _spread(self, bias: Tensor) -> Tensor:
+        """(..., channels) -> (..., 1, channels, 1, ...): over the samples and the axes behind."""
+        return bias.reshape(*bias.shape[:-1], 1, bias.shape[-1], *[1] * len(self.extents))
+
+    def value(self, *inputs: Tensor) -> Tensor:
+        return inputs[0] + self._spread(inputs[1])
+
+    def interval(self, *inputs: Interval) -> Interval:
+        images, bias = inputs
+        low, high = self._spread(bias.lower), self._spread(bias.upper)
+        factor = gamma(12)
+        return Interval(images.lower + low, images.upper + high).widen(
+            (images.lower.abs() + low.abs()) * factor + TINY,
+            (images.upper.abs() + high.abs()) * factor + TINY,
+        )
+
+    def transpose(
+        self, coefficients: Tensor, samples: int, diagonal: bool = False
+    ) -> tuple[Tensor, ...]:
+        on_bias = coefficients
+        if self.extents:
+            on_bias = on_bias.sum(tuple(range(-len(self.extents), 0)))
+        if diagonal:
+            return coefficients, on_bias
+        repeats = samples // on_bias.shape[-2]
+        on_bias = on_bias.sum(-2)
+        return coefficients, on_bias * repeats if repeats > 1 else on_bias
+
+    def relax(self, *inputs: Interval) -> Relaxed:
+        images, bias = (box.magnitude.amax(0) for box in inputs)
+        size = images + self._spread(bias)
+        return LinearPlanes(self, size.shape[-len(self.extents) - 2], None, None, size)
+
+    def encode(
+        self, encoder: Encoder, inputs: tuple[Expression, ...], ranges: tuple[Interval, ...]
+    ) -> Expression:
+        images, bias = inputs
+        samples, positions = images.shape[0], math.prod(self.extents)
+        index = np.repeat(np.arange(bias.size), positions)
+        spread = bias.take(np.tile(index, samples).reshape(images.shape))
+        return add([images, spread]).blur(self._rounding(ranges))
+
+    def _rounding(self, ranges: tuple[Interval, ...]) -> Array:
+        error = self.relax(*ranges).magnitude * gamma(12)
+        return np.asarray(error.detach().cpu().numpy(), dtype=np.float64)
+
+    def vjp(
+        self, graph: Graph, node: Node, cotangent: Node, wanted: tuple[bool, ...]
+    ) -> tuple[Node | None, ...]:
+        if not wanted[1]:
+            return cotangent, None
+        channels, total = node.shape[0], cotangent
+        if self.extents:
+            positions = math.prod(self.extents)
+            flat = graph.add(Reshape(node.shape, (channels, positions)), cotangent)
+            ones = torch.ones(1, positions, dtype=torch.float64)
+            summed = graph.add(Affine(ones), flat)
+            total = graph.add(Reshape((channels, 1), (channels,)), summed)
+        return cotangent if wanted[0] else None, graph.add(SumSamples(1), total)

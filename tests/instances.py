@@ -1,0 +1,217 @@
+"""Instances of every operation for the contract tests: small shapes, each option at least once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from milp_agt.core.graph import Signature
+from milp_agt.core.operation import Operation
+from milp_agt.formulations.bilinear import Einsum
+from milp_agt.formulations.channel_bias import ChannelBias
+from milp_agt.formulations.convolution import Convolution
+from milp_agt.formulations.exponential import Exponential
+from milp_agt.formulations.linear import Affine, Combine, Reshape, SumSamples
+from milp_agt.formulations.max_pool import MaxPool
+from milp_agt.formulations.quadratic import Quadratic
+from milp_agt.formulations.reciprocal import Reciprocal
+from milp_agt.formulations.relu import Relu
+from milp_agt.formulations.sigmoid import Sigmoid
+from milp_agt.formulations.step import Step as StepFunction
+from milp_agt.formulations.tanh import Tanh
+from milp_agt.formulations.unfold import Unfold
+from milp_agt.formulations.windows import Windows
+
+Long = np.longdouble
+SAMPLES = 3
+
+
+@dataclass(frozen=True)
+class Instance:
+    """An operation with input signatures; ``domain`` is where its arguments may lie."""
+
+    label: str
+    op: Operation
+    inputs: tuple[Signature, ...]
+    domain: str = "real"
+    has_interval: bool = True
+
+    @property
+    def out(self) -> Signature:
+        return self.op.infer(*self.inputs)
+
+    def __str__(self) -> str:
+        return self.label
+
+
+def per_sample(*shape: int) -> Signature:
+    return Signature(shape, True)
+
+
+def shared(*shape: int) -> Signature:
+    return Signature(shape, False)
+
+
+def _tensor(*values: Any) -> Tensor:
+    return torch.tensor(values, dtype=torch.float64)
+
+
+def _normal(*shape: int) -> Tensor:
+    return torch.from_numpy(np.random.default_rng(sum(shape)).normal(size=shape))
+
+
+NEGATIVE_SLOPES = (0.0, 0.01, 0.5, 1.0, 1.5, -0.2)
+_U = (per_sample(2),)
+
+INSTANCES: dict[str, list[Instance]] = {
+    "affine": [
+        Instance("affine", Affine(_tensor([1.0, -2.0, 0.3], [0.0, 0.7, -1e-3])), (per_sample(3),)),
+        Instance(
+            "affine-bias",
+            Affine(_tensor([0.1, -0.7], [3.0, 0.2], [-1.0, 0.0]), _tensor(0.3, -5.0, 1e-9)),
+            (per_sample(2),),
+        ),
+        Instance("affine-matrix", Affine(_tensor([0.3, -1.1]), _tensor(0.7)), (shared(2, 2),)),
+    ],
+    "bilinear": [
+        Instance("layer", Einsum("hd,nd->nh"), (shared(2, 2), per_sample(2))),
+        Instance("outer", Einsum("nh,nd->nhd"), (per_sample(2), per_sample(2))),
+        Instance("back", Einsum("nh,hd->nd"), (per_sample(2), shared(2, 2))),
+        Instance("elementwise", Einsum("na,na->na"), (per_sample(2), per_sample(2))),
+        Instance("matrices", Einsum("ab,bc->ac"), (shared(1, 2), shared(2, 2))),
+        Instance("dot", Einsum("nd,nd->n"), (per_sample(2), per_sample(2))),
+    ],
+    "channel_bias": [
+        Instance("bias-of-images", ChannelBias((1, 2)), (per_sample(2, 1, 2), shared(2))),
+        Instance("bias-of-vectors", ChannelBias(()), (per_sample(2), shared(2))),
+    ],
+    "combine": [
+        Instance("sum", Combine((1.0, 1.0), None, (True, True), 1), (per_sample(2),) * 2),
+        Instance("bias", Combine((1.0, 1.0), None, (True, False), 1), (per_sample(2), shared(2))),
+        Instance(
+            "scales",
+            Combine((-0.7, _tensor(0.3, -2.0)), _tensor(0.1, -4.0), (True, False), 1),
+            (per_sample(2), shared(2)),
+        ),
+        Instance(
+            "scalar", Combine((0.99,), torch.tensor(0.01).double(), (True,), 1), (per_sample(2),)
+        ),
+        Instance("parameters", Combine((-1.0, 0.1), None, (False, False), 2), (shared(2, 2),) * 2),
+    ],
+    "convolution": [
+        Instance(
+            "convolution",
+            Convolution(Windows((2, 3, 2), (2, 2)), _normal(2, 2, 2, 2), _tensor(0.3, -5.0)),
+            (per_sample(2, 3, 2),),
+        ),
+        Instance(
+            "convolution-stride",
+            Convolution(Windows((1, 4, 3), (2, 2), (2, 3), (1, 0)), _normal(2, 1, 2, 2)),
+            (per_sample(1, 4, 3),),
+        ),
+        Instance(
+            "convolution-groups",
+            Convolution(
+                Windows((2, 3, 2), (2, 1), dilation=(2, 1)),
+                _normal(2, 1, 2, 1),
+                _tensor(1.0, 2.0),
+                2,
+            ),
+            (per_sample(2, 3, 2),),
+        ),
+        Instance(
+            "convolution-transposed",
+            Convolution(Windows((1, 4, 3), (2, 2), (2, 1)), _normal(2, 1, 2, 2), transposed=True),
+            (per_sample(2, 2, 2),),
+        ),
+    ],
+    "exponential": [Instance("exponential", Exponential(), _U, "exponent")],
+    "max_pool": [
+        Instance("max", MaxPool(Windows((1, 2, 2), (2, 2))), (per_sample(1, 2, 2),)),
+        Instance(
+            "max-padded",
+            MaxPool(Windows((2, 2, 1), (2, 3), padding=(0, 1))),
+            (per_sample(2, 2, 1),),
+        ),
+        Instance("max-overlap", MaxPool(Windows((1, 1, 4), (1, 3))), (per_sample(1, 1, 4),)),
+    ],
+    "quadratic": [
+        Instance("square", Quadratic(1.0, 0.0, 0.0), _U),
+        Instance("sigmoid-slope", Quadratic(-1.0, 1.0, 0.0), _U),
+        Instance("tanh-slope", Quadratic(-1.0, 0.0, 1.0), _U),
+        Instance("general", Quadratic(0.3, -2.0, 5.0), _U),
+    ],
+    "reciprocal": [Instance("reciprocal", Reciprocal(), _U, "positive")],
+    "relu": [Instance(f"relu-{k}", Relu(k), _U) for k in NEGATIVE_SLOPES],
+    "reshape": [Instance("reshape", Reshape((2, 3), (6,)), (per_sample(2, 3),))],
+    "sigmoid": [Instance("sigmoid", Sigmoid(), _U)],
+    "step": [Instance("step", StepFunction(), _U)],
+    "sum_samples": [
+        Instance("vector", SumSamples(1), (per_sample(2),), has_interval=False),
+        Instance("matrix", SumSamples(2), (per_sample(2, 2),), has_interval=False),
+    ],
+    "unfold": [
+        Instance(
+            "unfold", Unfold(Windows((1, 3, 2), (2, 2), padding=(0, 1))), (per_sample(1, 3, 2),)
+        ),
+        Instance(
+            "unfold-transposed",
+            Unfold(Windows((1, 3, 2), (2, 2), padding=(0, 1)), transposed=True),
+            (per_sample(4, 6),),
+        ),
+    ],
+    "tanh": [Instance("tanh", Tanh(), _U)],
+}
+
+
+def in_other_orders(op: Operation, points: Sequence[Tensor]) -> Iterator[Tensor]:
+    """The same value with every sum taken in another order."""
+    if isinstance(op, Einsum):
+        first, second, _ = op.letters
+        flipped = []
+        for tensor, letters in zip(points, (first, second), strict=True):
+            axes = [
+                tensor.dim() - len(letters) + letters.index(c)
+                for c in op.contracted
+                if c in letters
+            ]
+            flipped.append(tensor.flip(axes) if axes else tensor)
+        yield op.value(*flipped)
+        a, b = op._full(points[0], 0), op._full(points[1], 1)
+        dims = list(range(-len(op.contracted), 0))
+        yield (a * b).sum(dims) if dims else a * b
+    if isinstance(op, Affine):
+        flipped_op = Affine(op.matrix.flip(1), op.bias)
+        yield flipped_op.value(points[0].flip(-1))
+    if isinstance(op, Combine):
+        order = list(reversed(range(len(points))))
+        turned = Combine(
+            tuple(op.scales[j] for j in order),
+            op.constant,
+            tuple(op.batched[j] for j in order),
+            op.rank,
+        )
+        yield turned.value(*(points[j] for j in order))
+    if isinstance(op, ChannelBias):
+        yield op._spread(points[1]) + points[0]
+    if isinstance(op, Convolution):
+        matrix = torch.from_numpy(op._matrix().toarray())
+        yield op._shifted(_reversed_product(points[0], matrix, op._shapes[1]))
+    if isinstance(op, Unfold):
+        unit = torch.eye(int(np.prod(op._shapes[0])), dtype=torch.float64)
+        matrix = op.value(unit.reshape(-1, *op._shapes[0])).flatten(1).T
+        yield _reversed_product(points[0], matrix, op._shapes[1])
+    if isinstance(op, MaxPool):
+        inside = torch.where(op._inside(), 0.0, -torch.inf)
+        best = (op._elements(points[0]) + inside).amax(-2)
+        yield best.reshape(*best.shape[:-1], *op.windows.out)
+
+
+def _reversed_product(point: Tensor, matrix: Tensor, shape: tuple[int, ...]) -> Tensor:
+    flat = point.reshape(*point.shape[:2], -1)
+    return (flat.flip(-1) @ matrix.flip(1).T).reshape(*point.shape[:2], *shape)
