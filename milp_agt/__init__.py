@@ -9,6 +9,10 @@ if TYPE_CHECKING:
     from milp_agt.certification import certify as certify
     from milp_agt.comparison import compare as compare
     from milp_agt.errors import MilpAgtError as MilpAgtError
+    from milp_agt.properties.answer import Answer as Answer
+    from milp_agt.properties.triggers import BallTrigger as BallTrigger
+    from milp_agt.properties.triggers import FreeTrigger as FreeTrigger
+    from milp_agt.properties.triggers import PatchTrigger as PatchTrigger
     from milp_agt.reachable import Bounds as Bounds
     from milp_agt.result import Result as Result
     from milp_agt.result import load as load
@@ -22,12 +26,16 @@ __version__ = "0.1.0"
 
 # Imported on first use, so that `import milp_agt` costs neither torch nor a solver.
 _HOMES = {
+    "Answer": "properties.answer",
+    "BallTrigger": "properties.triggers",
     "Bounds": "reachable",
     "FeatureLabelPoisoning": "threats",
     "FeaturePoisoning": "threats",
+    "FreeTrigger": "properties.triggers",
     "InverseTimeDecay": "training",
     "LabelPoisoning": "threats",
     "MilpAgtError": "errors",
+    "PatchTrigger": "properties.triggers",
     "Result": "result",
     "Training": "training",
     "certify": "certification",

@@ -126,6 +126,17 @@ ALLOWED = {
     "tracing": {"layers", "formulations", "core", "errors"},
     "threats": {"poison", "formulations", "core", "errors"},
     "engines": {"engines", "tracing", "poison", "training", "formulations", "core", "errors"},
+    "properties": {
+        "properties",
+        "reachable",
+        "inputs",
+        "engines",
+        "tracing",
+        "poison",
+        "formulations",
+        "core",
+        "errors",
+    },
 }
 SOLVERS_TOO = "milp_agt.engines.program"
 

@@ -315,18 +315,21 @@ def forms_of_outputs(
     step_graph: StepGraph,
     nodes: Sequence[Node],
     state: State,
-    features: Tensor,
+    features: Interval,
     coefficients: Tensor,
 ) -> SampleForms:
     """Forms on the parameters that bound forms of the outputs of test points from below.
 
+    Over a box of inputs with centre x and radius r, ``c . x'`` is at least ``c . x - |c| . r``: the
+    support of the box is paid here, point by point, because no training step shares these inputs.
+
     Args:
         nodes: the forward pass, in topological order.
         state: box of the parameters on which the linear bounds must hold.
-        features: inputs, (n, *shape), not poisoned.
+        features: boxes of the inputs, (1, n, *shape); points where nobody touches them.
         coefficients: on the model's outputs, (forms, n, outputs).
     """
-    boxes = dict(state) | {FEATURES: Interval.point(features.unsqueeze(0))}
+    boxes = dict(state) | {FEATURES: features}
     planes: dict[str, Relaxed] = {}
     for node in nodes:
         if node.name in boxes:
@@ -334,16 +337,22 @@ def forms_of_outputs(
         inputs = tuple(boxes[i] for i in node.inputs)
         boxes[node.name] = node.op.interval(*inputs)
         planes[node.name] = node.op.relax(*inputs)
-    clean = Poison.none(features, features.new_zeros(len(features), step_graph.outputs))
+    centre = features.centre[CLEAN]
+    radius = torch.maximum(features.upper[CLEAN] - centre, centre - features.lower[CLEAN])
+    radius = torch.where(radius > 0, torch.nextafter(radius, radius + torch.inf), radius)
+    clean = Poison.none(centre, centre.new_zeros(len(centre), step_graph.outputs))
     fragment = Fragment(
-        slice(0, len(features)),
+        slice(0, len(centre)),
         clean,
         planes,
         {name: Offsets(p, True) for name, p in planes.items()},
-        {FEATURES: features.abs()},
+        {FEATURES: centre.abs() + radius},
     )
     forward = [n for n in nodes if n.batched]
-    return sample_forms(forward, fragment, step_graph.output, coefficients)
+    forms = sample_forms(forward, fragment, step_graph.output, coefficients)
+    if forms.features is not None:
+        forms.constant = forms.constant - (forms.features.abs() * radius).flatten(2).sum(-1)
+    return forms
 
 
 def bound_forms(

@@ -1,0 +1,46 @@
+"""How many test points does every reachable model get right?"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from milp_agt.core.interval import Interval
+from milp_agt.properties.answer import Scores
+from milp_agt.properties.decision import Decision, classes_of, only, safe
+from milp_agt.properties.models import Models, OutputForms
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """Share of points whose prediction is the label: every other class is unsafe.
+
+    A tie counts as wrong in the lower bound and in the nominal run, and as possibly right.
+    """
+
+    index: Tensor
+    decision: Decision
+
+    @staticmethod
+    def of(models: Models, features: Tensor, labels: Tensor) -> Accuracy:
+        """For features (n, *shape) and encoded labels (n, width)."""
+        classes = models.step_graph.loss.classes(models.step_graph.outputs)
+        wrong = ~only(classes_of(models, labels), classes)
+        inputs = Interval.point(features.unsqueeze(0))
+        index = torch.arange(len(features), device=features.device)
+        return Accuracy(index, Decision.of(models, inputs, wrong))
+
+    @property
+    def forms(self) -> tuple[OutputForms, ...]:
+        return (self.decision.forms,)
+
+    def evaluate(self, bounds: Sequence[Interval]) -> Scores:
+        margin = self.decision.margin(bounds[0])
+        return Scores(safe(margin), margin)
+
+    def nominal(self, values: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        margin = self.decision.margin(Interval.point(values[0]))
+        return safe(margin).lower, margin.lower

@@ -1,0 +1,136 @@
+"""What a question returns: bounds over all reachable models, and the same test point by test point."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from milp_agt.core.interval import Interval
+from milp_agt.core.rounding import gamma
+from milp_agt.reachable import Bounds
+
+Array = npt.NDArray[np.float64]
+GroupName = str | int
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Bounds of every test point in every case, (cases, n) each.
+
+    Attributes:
+        value: the quantity whose mean is asked: 0 or 1 for a share, or a loss.
+        score: what decides it, for instance a margin.
+    """
+
+    value: Interval
+    score: Interval
+
+
+@dataclass(frozen=True)
+class Points:
+    """One row for each counted test point, (n,) each.
+
+    Attributes:
+        index: position of the point among the test points that were given.
+        lower, nominal, upper: of the quantity that is counted: 0 or 1 for a share, or a loss. The
+            quantity of every reachable model lies in [lower, upper].
+        score_lower, score_nominal, score_upper: of what decides it. For classes the safety margin:
+            the best score of a safe class less the best of an unsafe one.
+        groups: the subgroup of each point; None without subgroups.
+    """
+
+    index: npt.NDArray[np.int64]
+    lower: Array
+    nominal: Array
+    upper: Array
+    score_lower: Array
+    score_nominal: Array
+    score_upper: Array
+    groups: npt.NDArray[Any] | None = None
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def columns(self) -> dict[str, list[Any]]:
+        """The table as plain lists by name of the column, for files and tables."""
+        names = ("index", "lower", "nominal", "upper")
+        scores = ("score_lower", "score_nominal", "score_upper")
+        table = {name: getattr(self, name).tolist() for name in (*names, *scores)}
+        return table if self.groups is None else table | {"group": self.groups.tolist()}
+
+
+@dataclass(frozen=True, eq=False)
+class Answer(Bounds):
+    """Bounds of a mean over test points, with the points and the subgroups behind it.
+
+    Attributes:
+        points: the table of the test points.
+        groups: bounds of the same mean over each subgroup, by name.
+    """
+
+    points: Points = field(repr=False)
+    groups: Mapping[GroupName, Bounds] = field(default_factory=dict)
+
+
+def summarise(
+    scores: Scores,
+    nominal: tuple[Tensor, Tensor],
+    index: Tensor,
+    groups: npt.NDArray[Any] | None = None,
+) -> Answer:
+    """Means over the points in every case, then the worst over the cases.
+
+    Args:
+        scores: bounds of every point in every case.
+        nominal: value and score of every point in the nominal run, (n,) each.
+        index: positions of the points, (n,).
+        groups: the subgroup of each point, (n,).
+
+    Raises:
+        SoundnessError: a NaN, or a nominal value outside its bounds.
+    """
+
+    def host(tensor: Tensor) -> Array:
+        return np.asarray(tensor.detach().cpu().numpy(), dtype=np.float64)
+
+    points = Points(
+        index=np.asarray(index.cpu().numpy(), dtype=np.int64),
+        lower=host(scores.value.lower.amin(0)),
+        nominal=host(nominal[0]),
+        upper=host(scores.value.upper.amax(0)),
+        score_lower=host(scores.score.lower.amin(0)),
+        score_nominal=host(nominal[1]),
+        score_upper=host(scores.score.upper.amax(0)),
+        groups=groups,
+    )
+    whole = _mean(scores.value, nominal[0])
+    parts = {}
+    for name in () if groups is None else np.unique(groups):
+        own = torch.from_numpy(groups == name).to(index.device)
+        box = Interval(scores.value.lower[:, own], scores.value.upper[:, own])
+        parts[name.item()] = _mean(box, nominal[0][own])
+    return Answer(whole.lower, whole.nominal, whole.upper, points, parts)
+
+
+def _mean(value: Interval, nominal: Tensor) -> Bounds:
+    """Bounds of the mean of quantities that are never negative; a share is exact."""
+    count = nominal.shape[-1]
+
+    def mean(values: Tensor) -> tuple[Tensor, Tensor]:
+        counts = ((values == 0) | (values == 1)).all(-1)
+        slack = torch.where(counts, 0.0, gamma(2 * count + 8) * values.abs().sum(-1) / count)
+        return values.sum(-1) / count, slack
+
+    low, low_slack = mean(value.lower)
+    high, high_slack = mean(value.upper)
+    return Bounds(
+        max(float((low - low_slack).amin()), 0.0),
+        float(nominal.sum() / count),
+        float((high + high_slack).amax()),
+    )

@@ -1,0 +1,119 @@
+"""How often does a trigger in the test input succeed, after the training data were poisoned?"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from milp_agt.core.evaluate import evaluate
+from milp_agt.core.interval import CLEAN, Interval
+from milp_agt.errors import InvalidInputError
+from milp_agt.properties.answer import Scores
+from milp_agt.properties.decision import Decision, classes_of, only, reached
+from milp_agt.properties.models import Models, OutputForms
+from milp_agt.properties.triggers import Trigger
+from milp_agt.tracing import FEATURES
+
+# Signed gradient steps of the trigger that is tried on the nominal model.
+TRIGGER_STEPS = 8
+
+
+@dataclass(frozen=True)
+class Backdoor:
+    """Share of points for which some input of the trigger's set is misclassified (or hits a target).
+
+    The trigger is chosen anew for each point and each model, at the time of prediction, and is no part of the
+    budget. So the upper bound ranges over all models and all triggered inputs. The lower bound and
+    the nominal value are what one trigger, found on the nominal model, achieves: the true nominal
+    rate may lie above ``nominal``, but not above ``upper``.
+
+    Attributes:
+        index: the counted points: all, or those of other classes than the target.
+        over_box: the decision over all triggered inputs.
+        tried: the decision at the trigger that was found.
+    """
+
+    index: Tensor
+    over_box: Decision
+    tried: Decision
+
+    @staticmethod
+    def of(
+        models: Models, features: Tensor, labels: Tensor, trigger: Trigger, target: int | None
+    ) -> Backdoor:
+        """For features (n, *shape), encoded labels (n, width) and a target class or None.
+
+        Raises:
+            InvalidInputError: a trigger of the wrong shape, a target that does not exist, no test
+                point of another class.
+        """
+        classes = models.step_graph.loss.classes(models.step_graph.outputs)
+        true = classes_of(models, labels)
+        if target is None:
+            index = torch.arange(len(features), device=features.device)
+            unsafe = ~only(true, classes)
+        else:
+            _check_target(target, classes)
+            index = (true != target).nonzero()[:, 0]
+            unsafe = only(torch.full_like(index, target), classes)
+            if len(index) == 0:
+                raise InvalidInputError(
+                    f"A backdoor to class {target} is counted over test points of other classes",
+                    f"{len(features)} points, all of class {target}",
+                    "add points of other classes, or choose another target",
+                )
+        inputs = trigger.inputs(features[index])
+        over_box = Decision.of(models, inputs, unsafe)
+        found = _search(models, over_box)
+        return Backdoor(
+            index, over_box, Decision.of(models, Interval.point(found.unsqueeze(0)), unsafe)
+        )
+
+    @property
+    def forms(self) -> tuple[OutputForms, ...]:
+        return (self.over_box.forms, self.tried.forms)
+
+    def evaluate(self, bounds: Sequence[Interval]) -> Scores:
+        worst = self.over_box.margin(bounds[0]).lower
+        tried = self.tried.margin(bounds[1])
+        margin = Interval(torch.minimum(worst, tried.lower), tried.upper)
+        return Scores(reached(margin), margin)
+
+    def nominal(self, values: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        margin = self.tried.margin(Interval.point(values[1]))
+        return reached(margin).upper, margin.lower
+
+
+def _check_target(target: object, classes: int) -> None:
+    whole = isinstance(target, int) and not isinstance(target, bool)
+    if not whole or not 0 <= target < classes:  # type: ignore[operator]
+        raise InvalidInputError(
+            "The target of a backdoor is a class of the model",
+            f"target {target!r} beside classes 0..{classes - 1}",
+            f"use a whole number from 0 to {classes - 1}, or None for any wrong class",
+        )
+
+
+def _search(models: Models, decision: Decision) -> Tensor:
+    """Inputs in the boxes with small nominal margins, (n, *shape): signed gradient steps, best kept."""
+    box = decision.forms.inputs
+    current, low, high = box.centre[CLEAN], box.lower[CLEAN], box.upper[CLEAN]
+    best, smallest = current, torch.full_like(current.flatten(1)[:, 0], torch.inf)
+    for step in range(TRIGGER_STEPS + 1):
+        here = current.detach().requires_grad_()
+        with torch.enable_grad():
+            outputs = evaluate(models.forward, {**models.nominal, FEATURES: here})
+            forms = torch.einsum(
+                "nfo,no->nf", decision.forms.coefficients, outputs[models.step_graph.output]
+            )
+            margin = decision.margin(Interval.point(forms)).lower
+            (slope,) = torch.autograd.grad(margin.sum(), here)
+        better = margin.detach() < smallest
+        smallest = torch.where(better, margin.detach(), smallest)
+        best = torch.where(better.reshape(-1, *[1] * (best.dim() - 1)), current, best)
+        moved = current - (high - low) / (step + 1) * slope.sign()
+        current = torch.minimum(torch.maximum(moved, low), high)
+    return best

@@ -1,0 +1,104 @@
+"""Linear functionals of the parameters: c . theta over all reachable models."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from milp_agt.core.rounding import TINY, gamma
+from milp_agt.errors import InvalidInputError
+from milp_agt.inputs import ArrayLike
+from milp_agt.properties.models import Models
+from milp_agt.reachable import Bounds
+
+
+@dataclass(frozen=True)
+class Functional:
+    """Rows of coefficients on the trainable parameters, and what the frozen ones contribute.
+
+    Attributes:
+        coefficients: (rows, *shape) by name of the trainable parameter.
+        constant: (rows,); its own rounding error is at most ``error``.
+    """
+
+    coefficients: Mapping[str, Tensor]
+    constant: Tensor
+    error: Tensor
+
+    @staticmethod
+    def of(models: Models, given: Mapping[str, ArrayLike]) -> Functional:
+        """From arrays by parameter name: each (*shape) for one row, or (rows, *shape).
+
+        Raises:
+            InvalidInputError: an unknown name, another shape, different counts of rows, NaN.
+        """
+        graph = models.step_graph
+        shapes = {n: tuple(v.shape) for n, v in (*graph.initial.items(), *graph.frozen.items())}
+        device = models.poison.features.device
+        rows = {name: _rows(graph.aliases.get(name, name), a, shapes) for name, a in given.items()}
+        counts = {len(value) for value in rows.values()}
+        if len(counts) != 1:
+            raise InvalidInputError(
+                "A linear functional needs coefficients with one count of rows",
+                f"{sorted(counts) or 'no coefficients'}",
+                "give an array of the parameter's shape, or (rows, *shape), under its name",
+            )
+        (count,) = counts
+        coefficients = {
+            n: torch.zeros(count, *v.shape, dtype=torch.float64, device=device)
+            for n, v in graph.initial.items()
+        }
+        constant = torch.zeros(count, dtype=torch.float64, device=device)
+        size, terms = constant.clone(), 1
+        for name, value in rows.items():
+            own, value = graph.aliases.get(name, name), value.to(device)
+            if own in coefficients:
+                coefficients[own] = coefficients[own] + value
+            else:
+                products = (value * graph.frozen[own].to(device)).flatten(1)
+                constant, size = constant + products.sum(1), size + products.abs().sum(1)
+                terms += products.shape[1]
+        return Functional(coefficients, constant, gamma(2 * terms + 8) * size + TINY)
+
+    def answer(self, models: Models) -> tuple[Bounds, ...]:
+        """Bounds of every row: the worst over all cases."""
+        box = models.bound_parameters(self.coefficients)
+        lower, upper = box.lower.amin(0) + self.constant, box.upper.amax(0) + self.constant
+        at_nominal = torch.zeros_like(self.constant)
+        for name, value in self.coefficients.items():
+            at_nominal = at_nominal + value.flatten(1) @ models.nominal[name].flatten()
+        lower = lower - self.error - gamma(4) * lower.abs()
+        upper = upper + self.error + gamma(4) * upper.abs()
+        rows = torch.stack([lower, at_nominal + self.constant, upper], 1)
+        return tuple(Bounds(*(float(v) for v in row)) for row in rows)
+
+
+def _rows(name: str, values: ArrayLike, shapes: Mapping[str, tuple[int, ...]]) -> Tensor:
+    """Coefficients on one parameter, (rows, *shape) float64."""
+    if name not in shapes:
+        raise InvalidInputError(
+            f"Coefficients on parameter '{name}' were given",
+            f"parameters {sorted(shapes)}",
+            "use the names of model.state_dict()",
+        )
+    host = values.detach().cpu().numpy() if isinstance(values, Tensor) else values
+    try:
+        array = np.asarray(host, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise InvalidInputError(
+            f"Coefficients on parameter '{name}' must be numbers", str(error), "give an array"
+        ) from None
+    shape = shapes[name]
+    if array.shape == shape:
+        array = array[None]
+    if array.shape[1:] != shape or array.ndim != len(shape) + 1 or not np.isfinite(array).all():
+        raise InvalidInputError(
+            f"Coefficients on parameter '{name}' need shape {shape}, or a row axis before it",
+            f"shape {array.shape}" + ("" if np.isfinite(array).all() else " with NaN or infinity"),
+            "match the shape of the parameter with finite numbers",
+        )
+    return torch.from_numpy(array.copy())

@@ -1,0 +1,71 @@
+"""A question in general: which forms of the outputs it needs, and what follows from their bounds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+from torch import Tensor
+
+from milp_agt.core.interval import Interval
+from milp_agt.errors import InvalidInputError
+from milp_agt.properties.answer import Answer, Scores, summarise
+from milp_agt.properties.models import Models, OutputForms
+
+
+class Question(Protocol):
+    """A property of models as the mean of a quantity over test points.
+
+    All that depends on the reachable models goes through the bounds of ``forms``; the rest is a pure
+    function of these, so that every way of bounding forms answers every question.
+    """
+
+    @property
+    def index(self) -> Tensor:
+        """Positions of the counted points among those given, (n,)."""
+        ...
+
+    @property
+    def forms(self) -> tuple[OutputForms, ...]:
+        """What must be bounded."""
+        ...
+
+    def evaluate(self, bounds: Sequence[Interval]) -> Scores:
+        """Bounds of each point from bounds of the forms, (cases, n, forms) each."""
+        ...
+
+    def nominal(self, values: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """Value and score of each point, (n,), from the forms at the nominal model, (n, forms)."""
+        ...
+
+
+def ask(models: Models, question: Question, groups: npt.NDArray[Any] | None = None) -> Answer:
+    """The answer over all reachable models; ``groups`` names the subgroup of every given point.
+
+    Guarantee: the mean of every reachable model lies in the bounds, that of a subgroup in the bounds
+    of the subgroup, and the quantity of each point in its row of the table.
+    """
+    scores = question.evaluate([models.bound(forms) for forms in question.forms])
+    nominal = question.nominal([models.at_nominal(forms) for forms in question.forms])
+    own = None if groups is None else groups[question.index.cpu().numpy()]
+    return summarise(scores, nominal, question.index, own)
+
+
+def groups_of(groups: object, count: int) -> npt.NDArray[Any] | None:
+    """The names of the subgroups of the test points, (n,): texts or whole numbers.
+
+    Raises:
+        InvalidInputError: another count than the points, or other names.
+    """
+    if groups is None:
+        return None
+    names = np.asarray(groups)
+    if names.shape != (count,) or names.dtype.kind not in "iuUb":
+        raise InvalidInputError(
+            f"Subgroups need one name for each of {count} test points",
+            f"shape {names.shape} of type {names.dtype}",
+            f"give an array ({count},) of texts or whole numbers",
+        )
+    return names

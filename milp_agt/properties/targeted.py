@@ -1,0 +1,193 @@
+"""How many test points can the adversary push into outputs that are unsafe?"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from milp_agt.core.interval import Interval
+from milp_agt.errors import InvalidInputError
+from milp_agt.inputs import ArrayLike
+from milp_agt.properties.answer import Scores
+from milp_agt.properties.decision import Decision, reached
+from milp_agt.properties.models import Models, OutputForms
+from milp_agt.properties.question import Question
+
+Targets = int | ArrayLike | Sequence[Collection[int]]
+
+
+@dataclass(frozen=True)
+class Targeted:
+    """Share of points whose prediction is one of the unsafe classes of the point."""
+
+    index: Tensor
+    decision: Decision
+
+    @property
+    def forms(self) -> tuple[OutputForms, ...]:
+        return (self.decision.forms,)
+
+    def evaluate(self, bounds: Sequence[Interval]) -> Scores:
+        margin = self.decision.margin(bounds[0])
+        return Scores(reached(margin), margin)
+
+    def nominal(self, values: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        margin = self.decision.margin(Interval.point(values[0]))
+        return reached(margin).upper, margin.lower
+
+
+@dataclass(frozen=True)
+class UnsafeRegion:
+    """Share of points whose outputs lie in the unsafe box of the point (regression).
+
+    The margin is ``max_j max(low_j - f_j, f_j - high_j)`` over the outputs j: the distance by which
+    the outputs miss the box. The edge of the box is unsafe.
+
+    Attributes:
+        low, high: ends of the box, (n, outputs); infinite for half-lines.
+    """
+
+    index: Tensor
+    low: Tensor
+    high: Tensor
+    on_outputs: OutputForms
+
+    @property
+    def forms(self) -> tuple[OutputForms, ...]:
+        return (self.on_outputs,)
+
+    def _margin(self, bounds: Interval) -> Interval:
+        def distance(f_low: Tensor, f_high: Tensor) -> Tensor:
+            """From ``low - f_low`` and ``f_high - high``; an infinite end of the box is never missed."""
+            below = torch.where(self.low == -torch.inf, -torch.inf, self.low - f_low)
+            above = torch.where(self.high == torch.inf, -torch.inf, f_high - self.high)
+            return torch.maximum(below, above).amax(-1)
+
+        # One subtraction of floats is exact at zero and keeps the sign; its size is rounded.
+        least = distance(bounds.upper, bounds.lower)
+        greatest = distance(bounds.lower, bounds.upper)
+        infinity = torch.full_like(least, torch.inf)
+        moved = torch.nextafter(greatest, infinity)
+        return Interval(
+            torch.nextafter(least, -infinity), torch.where(greatest == 0, greatest, moved)
+        )
+
+    def evaluate(self, bounds: Sequence[Interval]) -> Scores:
+        margin = self._margin(bounds[0])
+        sure = (margin.upper <= 0).double()
+        return Scores(Interval(sure, (~(margin.lower > 0)).double()), margin)
+
+    def nominal(self, values: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        margin = self._margin(Interval.point(values[0]))
+        return (margin.upper <= 0).double(), margin.upper
+
+
+def targeted(models: Models, features: Tensor, targets: Targets) -> Question:
+    """The question for features (n, *shape) and what is unsafe at each of them.
+
+    ``targets``, classification: one class for all points, a class for each (n,), a collection of
+    classes for each, or masks (n, classes) bool. Regression: intervals [low, high] of unsafe outputs,
+    one (2,) for all points or (n, 2), or (n, outputs, 2) for several outputs; infinite ends make half-lines.
+
+    Raises:
+        InvalidInputError: targets of another shape, a class that does not exist, an empty interval.
+    """
+    index = torch.arange(len(features), device=features.device)
+    inputs = Interval.point(features.unsqueeze(0))
+    outputs = models.step_graph.outputs
+    classes = models.step_graph.loss.classes(outputs)
+    if classes:
+        unsafe = unsafe_classes(targets, len(features), classes).to(features.device)
+        return Targeted(index, Decision.of(models, inputs, unsafe))
+    low, high = _unsafe_box(targets, len(features), outputs)
+    eye = torch.eye(outputs, dtype=torch.float64, device=features.device)
+    forms = OutputForms(
+        inputs,
+        eye.expand(len(features), outputs, outputs),
+        features.new_zeros(len(features), outputs),
+    )
+    return UnsafeRegion(index, low.to(features.device), high.to(features.device), forms)
+
+
+def unsafe_classes(targets: Targets, count: int, classes: int) -> Tensor:
+    """Masks of the unsafe classes, (n, classes) bool."""
+    if isinstance(targets, (list, tuple)) and any(
+        isinstance(t, (set, frozenset, list, tuple, range)) for t in targets
+    ):
+        return _masks_of_sets(targets, count, classes)
+    found = targets.detach().cpu().numpy() if isinstance(targets, Tensor) else np.asarray(targets)
+    if found.dtype == np.bool_ and found.shape == (count, classes):
+        return torch.from_numpy(found.copy())
+    if found.shape not in ((), (count,)) or found.dtype.kind not in "iu":
+        raise InvalidInputError(
+            f"Targets name the unsafe classes of {count} test points",
+            f"shape {found.shape} of type {found.dtype}",
+            f"give one class, a class for each point ({count},), a list of sets of classes, or a mask "
+            f"({count}, {classes}) of bools",
+        )
+    _known(np.unique(found).tolist(), classes)
+    flat = torch.from_numpy(np.broadcast_to(found, (count,)).astype(np.int64))
+    return torch.nn.functional.one_hot(flat, classes).to(torch.bool)
+
+
+def _masks_of_sets(targets: Sequence[Any], count: int, classes: int) -> Tensor:
+    sets = [list(t) if isinstance(t, Collection) else [t] for t in targets]
+    if len(sets) != count:
+        raise InvalidInputError(
+            f"Targets name the unsafe classes of {count} test points",
+            f"{len(sets)} sets of classes",
+            "give one set for each point",
+        )
+    columns = [c for own in sets for c in own]
+    _known(columns, classes)
+    rows = torch.arange(count).repeat_interleave(torch.tensor([len(own) for own in sets]))
+    masks = torch.zeros(count, classes, dtype=torch.bool)
+    masks[rows, torch.tensor(columns, dtype=torch.int64)] = True
+    return masks
+
+
+def _known(chosen: Sequence[object], classes: int) -> None:
+    bad = [
+        c
+        for c in chosen
+        if isinstance(c, bool) or not isinstance(c, (int, np.integer)) or not 0 <= c < classes
+    ]
+    if bad:
+        raise InvalidInputError(
+            "Targets must be classes of the model",
+            f"{bad[:5]} beside classes 0..{classes - 1}",
+            f"use whole numbers from 0 to {classes - 1}",
+        )
+
+
+def _unsafe_box(targets: Targets, count: int, outputs: int) -> tuple[Tensor, Tensor]:
+    """Ends of the unsafe boxes, (n, outputs) each."""
+    shapes = {(2,): (1, 1, 2), (count, 2): (count, 1, 2), (count, outputs, 2): (count, outputs, 2)}
+    if outputs > 1:
+        del shapes[(2,)], shapes[(count, 2)]
+    try:
+        array = np.asarray(targets, dtype=np.float64)
+    except (TypeError, ValueError):
+        array = np.zeros(())
+    if array.shape not in shapes:
+        raise InvalidInputError(
+            f"Targets are intervals of unsafe outputs for {count} test points",
+            f"shape {array.shape}",
+            f"give [low, high] with shape {' or '.join(map(str, shapes))}; inf makes a half-line",
+        )
+    box = torch.from_numpy(array.reshape(shapes[array.shape]).copy()).expand(count, outputs, 2)
+    low, high = box[..., 0], box[..., 1]
+    if not bool((low <= high).all()):
+        wrong = (~(low <= high)).nonzero()[0]
+        at = tuple(int(i) for i in wrong)
+        raise InvalidInputError(
+            "An interval of unsafe outputs needs low <= high",
+            f"[{float(low[at])}, {float(high[at])}] at point {at[0]}",
+            "swap the ends, or correct the NaN",
+        )
+    return low, high
