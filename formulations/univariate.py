@@ -17,6 +17,11 @@ from milp_agt.errors import EncodingError
 from milp_agt.formulations.base import ElementwisePlanes
 
 
+def on_line(slope: Tensor | float, x: Tensor) -> Tensor:
+    """``slope * x``, and 0 on a level line at infinite x."""
+    return torch.where(torch.as_tensor(slope, device=x.device) == 0.0, 0.0, slope * x)
+
+
 class Univariate(Operation):
     """``v = f(u)`` elementwise.
 
@@ -74,7 +79,7 @@ class Univariate(Operation):
         steepest = (
             slope_lower.abs() if parallel else torch.maximum(slope_lower.abs(), slope_upper.abs())
         )
-        size = value + steepest * argument
+        size = value + on_line(steepest, argument)
         slack = self.rounding(argument, value) + gamma(8) * size
         return ElementwisePlanes(
             slope_lower,
@@ -138,7 +143,7 @@ class Smooth(Univariate):
         for point in self.stationary(slope):
             inside = torch.minimum(torch.maximum(point, box.lower), box.upper)
             ends.append(torch.where(torch.isnan(inside), box.lower, inside))
-        values = torch.stack([self.value(x) - slope * x for x in ends])
+        values = torch.stack([self.value(x) - on_line(slope, x) for x in ends])
         return Interval(values.amin(0), values.amax(0))
 
     def chord(self, box: Interval) -> Tensor:

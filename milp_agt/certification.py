@@ -99,7 +99,7 @@ def certify(
     target = inputs.device_of(device)
     inputs.warn_of_float32(model, data[0])
     features = inputs.features_of(data[0])
-    step_graph = trace(model, training.loss, tuple(features.shape[1:]))
+    step_graph = trace(model, training.loss, tuple(features.shape[1:]), training.clipping)
     labels = inputs.labels_of(data[1], len(features), step_graph.loss, step_graph.outputs)
     poison = threat.bind(features, labels, step_graph.loss)
     batches = training.batch_order(len(features))

@@ -109,6 +109,8 @@ class TrainingTable(_Table):
     nesterov: bool = False
     weight_decay: NonNegative = 0.0
     schedule: list[NonNegative] | DecayTable | None = None
+    clip: Positive | None = None
+    clip_mode: Literal["norm", "clamp"] = "norm"
 
 
 class _ThreatTable(_Table):
@@ -307,6 +309,8 @@ class RunConfig(_Table):
             schedule=InverseTimeDecay(schedule.decay, schedule.floor)
             if isinstance(schedule, DecayTable)
             else schedule,
+            clip=table.clip,
+            clip_mode=table.clip_mode,
         )
 
     def _threat(self) -> ThreatModel:

@@ -9,12 +9,14 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor, nn
 
+from milp_agt.clipping import clip_gradients
 from milp_agt.core.graph import Graph, Node
 from milp_agt.errors import InvalidInputError
 from milp_agt.formulations.leaves import Labels
 from milp_agt.formulations.linear import Combine
 from milp_agt.formulations.loss import Loss, get_loss
 from milp_agt.layers.builder import FEATURES, Builder, supported_layers
+from milp_agt.training import Clipping
 
 __all__ = ["FEATURES", "LABELS", "StepGraph", "supported_layers", "trace"]
 
@@ -34,6 +36,8 @@ class StepGraph:
         initial: initial values of the trainable parameters, float64.
         aliases: further names in ``state_dict`` of a shared parameter -> its name here.
         model: a copy of the traced model.
+        clipping: how the gradient of each sample is clipped before the sums, or None. With it, the
+            inputs of the sums of ``gradients`` have no norm (no coordinate) above ``clipping.bound``.
         frozen: parameters that are constants, under their names in ``state_dict``.
     """
 
@@ -46,6 +50,7 @@ class StepGraph:
     aliases: Mapping[str, str] = field(default_factory=dict)
     frozen: Mapping[str, Tensor] = field(default_factory=dict)
     model: nn.Module = field(default_factory=nn.Sequential, repr=False)
+    clipping: Clipping | None = None
 
     def to(self, device: torch.device) -> StepGraph:
         """The same graph with its constants on a device; initial values stay where they are."""
@@ -60,10 +65,16 @@ class StepGraph:
         return sum(self.graph[name].signature.size for name in self.parameters)
 
 
-def trace(model: nn.Module, loss: str, feature_shape: tuple[int, ...]) -> StepGraph:
+def trace(
+    model: nn.Module,
+    loss: str,
+    feature_shape: tuple[int, ...],
+    clipping: Clipping | None = None,
+) -> StepGraph:
     """The graph of one training step of ``model`` (copied, never changed).
 
-    The gradient is built by reverse mode over the nodes of the forward pass.
+    The gradient is built by reverse mode over the nodes of the forward pass, and clipped sample by
+    sample if ``clipping`` is given.
 
     Raises:
         UnsupportedOperationError: a layer or loss without a rule; lists what is supported.
@@ -91,6 +102,8 @@ def trace(model: nn.Module, loss: str, feature_shape: tuple[int, ...]) -> StepGr
     labels = graph.add(Labels((width,)), name=LABELS)
     cotangents = {output.name: chosen.gradient(graph, output, labels)}
     gradients = _reverse_mode(graph, forward, cotangents, set(tracer.initial))
+    if clipping is not None:
+        gradients = clip_gradients(graph, {n: gradients[n] for n in tracer.initial}, clipping)
     return StepGraph(
         graph=graph,
         loss=chosen,
@@ -101,6 +114,7 @@ def trace(model: nn.Module, loss: str, feature_shape: tuple[int, ...]) -> StepGr
         aliases=tracer.aliases,
         frozen=tracer.frozen,
         model=tracer.model,
+        clipping=clipping,
     )
 
 

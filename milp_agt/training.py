@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -12,6 +13,21 @@ import numpy.typing as npt
 from milp_agt.errors import InvalidInputError
 
 Batch = npt.NDArray[np.int64]
+ClipMode = Literal["norm", "clamp"]
+# The square of a clipping norm must not underflow.
+SMALLEST_CLIP = 1e-100
+
+
+@dataclass(frozen=True)
+class Clipping:
+    """How the gradient ``g_i`` of each sample is clipped before the mean over the batch.
+
+    ``norm``: ``g_i * min(1, bound / |g_i|_2)`` with the norm over all trainable parameters together;
+    ``clamp``: every coordinate to [-bound, bound].
+    """
+
+    bound: float
+    mode: ClipMode = "norm"
 
 
 @dataclass(frozen=True)
@@ -103,6 +119,8 @@ class Training:
         shuffle_seed: a new order in each epoch by ``numpy.random.default_rng(seed)``; None keeps the
             order of the data.
         momentum, nesterov, weight_decay: as in torch.optim.SGD, without dampening.
+        clip, clip_mode: per-sample gradient clipping, see :class:`Clipping`; None does not clip. Weight
+            decay is added after it.
         schedule: None (constant), :class:`InverseTimeDecay`, or one learning rate for each step.
 
     Raises:
@@ -119,6 +137,8 @@ class Training:
     nesterov: bool = False
     weight_decay: float = 0.0
     schedule: InverseTimeDecay | Sequence[float] | None = None
+    clip: float | None = None
+    clip_mode: ClipMode = "norm"
 
     def __post_init__(self) -> None:
         for name, lowest in (("momentum", 0.0), ("weight_decay", 0.0)):
@@ -132,6 +152,16 @@ class Training:
         if self.batch_size is not None and not _is_count(self.batch_size):
             wanted = "a whole number >= 1, or None for the full data set"
             raise _refused("batch_size", self.batch_size, wanted)
+        if self.clip is not None and not (_is_real(self.clip) and self.clip >= SMALLEST_CLIP):
+            raise _refused("clip", self.clip, "a number > 0, or None for no clipping")
+        if self.clip_mode not in get_args(ClipMode):
+            raise _refused("clip_mode", self.clip_mode, "'norm' or 'clamp'")
+        if self.clip is None and self.clip_mode != "norm":
+            raise InvalidInputError(
+                f"Gradients were to be clipped with clip_mode = '{self.clip_mode}'",
+                "clip = None",
+                "say how far with clip=, or leave clip_mode out",
+            )
         if self.nesterov and self.momentum == 0:
             raise InvalidInputError(
                 "Nesterov momentum was asked for", "momentum = 0", "set momentum > 0"
@@ -144,6 +174,10 @@ class Training:
                 "batches= together with one of the others",
                 "leave out the others",
             )
+
+    @property
+    def clipping(self) -> Clipping | None:
+        return None if self.clip is None else Clipping(float(self.clip), self.clip_mode)
 
     def batch_order(self, samples: int) -> tuple[Batch, ...]:
         """Indices of the samples of each step, in the order of the run.

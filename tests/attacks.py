@@ -99,7 +99,9 @@ class Replay:
     def __init__(self, problem: Problem) -> None:
         self.problem = problem
         x = problem.features.to(torch.float64)
-        self.step_graph = trace(problem.model, problem.training.loss, tuple(x.shape[1:]))
+        self.step_graph = trace(
+            problem.model, problem.training.loss, tuple(x.shape[1:]), problem.training.clipping
+        )
         self.loss = self.step_graph.loss
         self.outputs = self.step_graph.outputs
         self.schedule = Schedule.of(self.step_graph)
@@ -382,6 +384,40 @@ def torch_loss(name: str, outputs: Tensor, encoded: Tensor) -> Tensor:
     return functional.relu(1.0 - (2.0 * encoded - 1.0) * outputs).mean()
 
 
+def per_sample_gradients(model: nn.Module, loss: str, x: Tensor, y: Tensor) -> dict[str, Tensor]:
+    """The gradient of every sample by torch.func, (n, *shape) for each trainable parameter."""
+    model = copy.deepcopy(model)  # functional_call does not restore a module that is used twice
+    trained = {n: p.detach() for n, p in model.named_parameters() if p.requires_grad}
+    fixed = {n: p.detach() for n, p in model.named_parameters() if not p.requires_grad}
+
+    def of_one(parameters: State, features: Tensor, label: Tensor) -> Tensor:
+        out = torch.func.functional_call(model, {**parameters, **fixed}, (features[None],))
+        return torch_loss(loss, out, label[None])
+
+    return torch.func.vmap(torch.func.grad(of_one), in_dims=(None, 0, 0))(trained, x, y)
+
+
+def clipped_mean(gradients: State, clip: float, mode: str) -> State:
+    """The mean of ``g_i min(1, clip / |g_i|)``, or of ``g_i`` clamped, from its definition."""
+    if mode == "clamp":
+        return {n: g.clamp(-clip, clip).mean(0) for n, g in gradients.items()}
+    flat = torch.cat([g.flatten(1) for g in gradients.values()], 1)
+    factor = (clip / torch.linalg.vector_norm(flat, dim=1)).clamp(max=1.0)
+    return {
+        n: torch.stack([f * own for f, own in zip(factor, g, strict=True)]).mean(0)
+        for n, g in gradients.items()
+    }
+
+
+def set_clipped_gradients(model: nn.Module, run: Training, x: Tensor, y: Tensor) -> None:
+    assert run.clipping is not None
+    gradients = per_sample_gradients(model, run.loss, x, y)
+    mean = clipped_mean(gradients, run.clipping.bound, run.clipping.mode)
+    for name, parameter in model.named_parameters():
+        if name in mean:
+            parameter.grad = mean[name]
+
+
 def train_in_torch(replay: Replay, attacks: Attacks, which: int) -> list[dict[str, Tensor]]:
     """One attack through plain torch.nn and torch.optim.SGD: the state dict after every step."""
     model = copy.deepcopy(replay.problem.model).double()
@@ -402,7 +438,10 @@ def train_in_torch(replay: Replay, attacks: Attacks, which: int) -> list[dict[st
         for group in optimiser.param_groups:
             group["lr"] = update.rate
         optimiser.zero_grad()
-        torch_loss(run.loss, model(x[which].detach()), y[which].detach()).backward()
+        if run.clipping is None:
+            torch_loss(run.loss, model(x[which].detach()), y[which].detach()).backward()
+        else:
+            set_clipped_gradients(model, run, x[which].detach(), y[which].detach())
         optimiser.step()
         states.append({n: v.detach().clone() for n, v in model.state_dict().items()})
     return states

@@ -45,6 +45,8 @@ from milp_agt.engines.program import EncodedWindow
 from milp_agt.engines.relaxed import RelaxedStep, relax_step
 from milp_agt.engines.step import Schedule, State, Step, initial_state, step_at_points, velocity_of
 from milp_agt.formulations.base import operations
+from milp_agt.formulations.clip import Clip
+from milp_agt.formulations.clip_factor import ClipFactor
 from milp_agt.formulations.exponential import CAP, Exponential
 from milp_agt.formulations.leaves import _Leaf
 from milp_agt.formulations.quadratic import Quadratic
@@ -265,6 +267,11 @@ def exact_univariate(op: Univariate, x: Array) -> Array:
         return np.exp(np.minimum(x, Long(CAP)))
     if isinstance(op, Reciprocal):
         return 1 / x
+    if isinstance(op, Clip):
+        return np.clip(x, Long(op.low), Long(op.high))
+    if isinstance(op, ClipFactor):
+        clip = Long(op.clip)
+        return np.where(x > clip * clip, clip / np.sqrt(np.maximum(x, clip * clip)), 1)
     if isinstance(op, Quadratic):
         return Long(op.a) * x * x + Long(op.b) * x + Long(op.c)
     raise AssertionError(f"no reference formula for {op}: add it here")
@@ -465,7 +472,8 @@ def check_residual(instance: Instance, low: Array, high: Array, grid: int = 1501
     box = Interval(torch.from_numpy(low)[None], torch.from_numpy(high)[None])
     even = low + (high - low) * np.linspace(0.0, 1.0, grid)[:, None]
     even = np.clip(even, low, high)
-    kinks = [np.clip(k, low, high) for k in (0.0, 5e-324, CAP)]
+    own: tuple[float, ...] = getattr(op, "kinks", ())
+    kinks = [np.clip(k, low, high) for k in (0.0, 5e-324, CAP, *own)]
     table = np.concatenate([even, np.stack([*kinks, low, high])])
     for slope in slopes_to_try(op, low, high):
         found = op.residual(torch.from_numpy(slope), box)
@@ -473,7 +481,7 @@ def check_residual(instance: Instance, low: Array, high: Array, grid: int = 1501
             values = exact_univariate(op, table) - slope.astype(Long) * table.astype(Long)
             regular = exact_univariate(op, even) - slope.astype(Long) * even.astype(Long)
             second = np.abs(np.diff(regular, n=2, axis=0)).max(0)
-        smooth = not isinstance(op, Relu | StepFunction)
+        smooth = not isinstance(op, Relu | StepFunction | Clip)
         size = box.magnitude[0].numpy()
         value = np.abs(exact_univariate(op, table)).max(0).astype(np.float64)
         rounding = op.rounding(torch.from_numpy(size), torch.from_numpy(value)).numpy()
@@ -986,7 +994,7 @@ def step_case(
 ) -> StepCase:
     """The first step of a run from a box of parameters (and velocities) of the given half-width."""
     features, raw = data
-    step_graph = trace(model, training.loss, tuple(features.shape[1:]))
+    step_graph = trace(model, training.loss, tuple(features.shape[1:]), training.clipping)
     schedule = Schedule.of(step_graph)
     labels = labels_of(raw, len(features), step_graph.loss, step_graph.outputs)
     poison = threat.bind(features, labels, step_graph.loss)
@@ -1114,6 +1122,9 @@ def true_columns(instance: Instance, point: Tensor, box: Interval, states: Array
         if isinstance(op, Relu):
             parts.append(value[ambiguous])
         parts.append((z[ambiguous] > 0).astype(np.float64))
+    elif isinstance(op, Clip):
+        bent = ~op.is_linear_on(box.hull()).numpy().reshape(-1)
+        parts += [value[bent], *((z[bent] > k).astype(np.float64) for k in op.kinks)]
     else:
         parts.append(value)
     return np.concatenate(parts)

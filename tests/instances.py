@@ -14,6 +14,8 @@ from milp_agt.core.graph import Signature
 from milp_agt.core.operation import Operation
 from milp_agt.formulations.bilinear import Einsum
 from milp_agt.formulations.channel_bias import ChannelBias
+from milp_agt.formulations.clip import Clip
+from milp_agt.formulations.clip_factor import ClipFactor, Shorten
 from milp_agt.formulations.convolution import Convolution
 from milp_agt.formulations.exponential import Exponential
 from milp_agt.formulations.linear import Affine, Combine, Reshape, SumSamples
@@ -22,6 +24,7 @@ from milp_agt.formulations.quadratic import Quadratic
 from milp_agt.formulations.reciprocal import Reciprocal
 from milp_agt.formulations.relu import Relu
 from milp_agt.formulations.sigmoid import Sigmoid
+from milp_agt.formulations.squared_norm import SquaredNorm
 from milp_agt.formulations.step import Step as StepFunction
 from milp_agt.formulations.tanh import Tanh
 from milp_agt.formulations.unfold import Unfold
@@ -90,6 +93,15 @@ INSTANCES: dict[str, list[Instance]] = {
         Instance("bias-of-images", ChannelBias((1, 2)), (per_sample(2, 1, 2), shared(2))),
         Instance("bias-of-vectors", ChannelBias(()), (per_sample(2), shared(2))),
     ],
+    "clip": [
+        Instance("clip", Clip(-0.5, 0.5), _U),
+        Instance("clip-box", Clip(-3.0, 0.7), _U),
+        Instance("clip-positive", Clip(0.1, 2.0), _U),
+    ],
+    "clip_factor": [
+        Instance("clip-factor", ClipFactor(0.5), _U),
+        Instance("clip-factor-2", ClipFactor(2.0), _U),
+    ],
     "combine": [
         Instance("sum", Combine((1.0, 1.0), None, (True, True), 1), (per_sample(2),) * 2),
         Instance("bias", Combine((1.0, 1.0), None, (True, False), 1), (per_sample(2), shared(2))),
@@ -149,7 +161,18 @@ INSTANCES: dict[str, list[Instance]] = {
     "reciprocal": [Instance("reciprocal", Reciprocal(), _U, "positive")],
     "relu": [Instance(f"relu-{k}", Relu(k), _U) for k in NEGATIVE_SLOPES],
     "reshape": [Instance("reshape", Reshape((2, 3), (6,)), (per_sample(2, 3),))],
+    # The boxes of these tests are not those of a norm: a cap that never binds. test_clipping.py has them.
+    "shorten": [
+        Instance("shorten", Shorten("na,nz->na", 1e300), (per_sample(2), per_sample(1))),
+        Instance(
+            "shorten-matrix", Shorten("nab,nz->nab", 1e300), (per_sample(1, 2), per_sample(1))
+        ),
+    ],
     "sigmoid": [Instance("sigmoid", Sigmoid(), _U)],
+    "squared_norm": [
+        Instance("squared-norm", SquaredNorm((1,)), _U),
+        Instance("squared-norm-joint", SquaredNorm((2, 1)), (per_sample(2, 1), per_sample(2))),
+    ],
     "step": [Instance("step", StepFunction(), _U)],
     "sum_samples": [
         Instance("vector", SumSamples(1), (per_sample(2),), has_interval=False),

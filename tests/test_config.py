@@ -205,6 +205,8 @@ momentum = 0.9
 nesterov = true
 weight_decay = 0.01
 schedule = { kind = "inverse_time", decay = 0.5, floor = 0.125 }
+clip = 0.75
+clip_mode = "clamp"
 [threat]
 kind = "both"
 budget = 2
@@ -240,6 +242,7 @@ on = "train"
     training = run.training
     assert (training.epochs, training.batch_size, training.shuffle_seed) == (2, 4, 7)
     assert (training.momentum, training.nesterov, training.weight_decay) == (0.9, True, 0.01)
+    assert (training.clip, training.clip_mode) == (0.75, "clamp")
     assert [rule.rate for rule in training.update_rules(3)] == pytest.approx(
         [0.25, 0.25 / 1.5, 0.125]
     )

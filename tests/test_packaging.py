@@ -122,8 +122,9 @@ ALLOWED = {
     "solvers": {"solvers", "core", "errors"},
     "training": {"errors"},
     "poison": {"core", "errors"},
+    "clipping": {"training", "formulations", "core", "errors"},
     "layers": {"layers", "formulations", "core", "errors"},
-    "tracing": {"layers", "formulations", "core", "errors"},
+    "tracing": {"clipping", "layers", "training", "formulations", "core", "errors"},
     "threats": {"poison", "formulations", "core", "errors"},
     "engines": {"engines", "tracing", "poison", "training", "formulations", "core", "errors"},
     "properties": {

@@ -1,0 +1,152 @@
+"""Clipping to an interval: per-sample gradients coordinate by coordinate, parameters to a box."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from milp_agt.core.encoder import Encoder, as_arrays
+from milp_agt.core.expression import Array, Expression, add
+from milp_agt.core.interval import CLEAN, Interval
+from milp_agt.errors import EncodingError
+from milp_agt.formulations.base import register
+from milp_agt.formulations.step import restricted, scatter
+from milp_agt.formulations.univariate import Univariate, on_line
+
+
+@register
+@dataclass(frozen=True)
+class Clip(Univariate):
+    """``f(x) = min(max(x, low), high)`` with low < high: increasing, slope 1 between the kinks.
+
+    Planes: below, the line through ``p = max(l, low)`` and the upper end of the range, or the constant
+    ``low`` where most of the range lies below it; above, mirrored at ``q = min(u, high)``. Both are
+    edges of the convex hull of the graph. Ranges that touch only one piece are exact. Programs
+    have a phase for each kink, ``a = [x > low]`` and ``b = [x > high]``, relaxed in lp.
+
+    Any argument is allowed, infinite ends too: the image is within [low, high].
+    """
+
+    low: float
+    high: float
+    key = "clip"
+    exactness = "exact on one piece; hull edges (lp), a phase binary for each kink (milp)"
+
+    def __post_init__(self) -> None:
+        if not self.low < self.high:
+            raise EncodingError("A clip needs low < high", f"[{self.low}, {self.high}]")
+
+    @property
+    def kinks(self) -> tuple[float, ...]:
+        return (self.low, self.high)
+
+    def value(self, *inputs: Tensor) -> Tensor:
+        return inputs[0].clamp(self.low, self.high)
+
+    def rounding(self, argument: Tensor, value: Tensor) -> Tensor:
+        """Comparisons are exact."""
+        return torch.zeros_like(value)
+
+    def interval(self, *inputs: Interval) -> Interval:
+        return Interval(self.value(inputs[0].lower), self.value(inputs[0].upper))
+
+    def is_linear_on(self, box: Interval) -> Tensor:
+        inside = (box.lower >= self.low) & (box.upper <= self.high)
+        return inside | (box.upper <= self.low) | (box.lower >= self.high)
+
+    def residual(self, slope: Tensor | float, box: Interval) -> Interval:
+        """Extremes of the pieces: both ends of the range and the kinks inside it."""
+        lower = upper = None
+        for x in (box.lower, *(_inside(k, box) for k in self.kinks), box.upper):
+            y = self.value(x) - on_line(slope, x)
+            lower = y if lower is None else torch.minimum(lower, y)
+            upper = y if upper is None else torch.maximum(upper, y)
+        assert lower is not None
+        assert upper is not None
+        return Interval(lower, upper)
+
+    def _chord(self, low: Tensor, high: Tensor) -> Tensor:
+        """Slope of the secant; 1 inside and 0 outside where the range is a point."""
+        width = high - low
+        narrow = width <= 0
+        secant = (self.value(high) - self.value(low)) / torch.where(narrow, 1.0, width)
+        inside = ((low >= self.low) & (high <= self.high)).to(low.dtype)
+        return torch.where(narrow, inside, secant)
+
+    def _edges(self, box: Interval) -> tuple[Tensor, Tensor]:
+        """Slopes of the sloped edges of the hull below and above the graph."""
+        low, high = box.lower, box.upper
+        return (
+            self._chord(torch.minimum(low.clamp(min=self.low), high), high),
+            self._chord(low, torch.maximum(high.clamp(max=self.high), low)),
+        )
+
+    def slopes(self, clean: Interval) -> tuple[Tensor, Tensor]:
+        below, above = self._edges(clean)
+        flat_below = (clean.lower < self.low) & (clean.centre < self.low)
+        flat_above = (clean.upper > self.high) & (clean.centre > self.high)
+        zero = torch.zeros_like(below)
+        return torch.where(flat_below, zero, below), torch.where(flat_above, zero, above)
+
+    def program_slopes(self, box: Interval) -> tuple[list[Tensor], list[Tensor]]:
+        zero = torch.zeros_like(box.lower[CLEAN])
+        lower, upper = [zero, zero + 1.0], [zero, zero + 1.0]
+        for each in (Interval(box.lower[CLEAN], box.upper[CLEAN]), box.hull()):
+            below, above = self._edges(each)
+            lower.append(below)
+            upper.append(above)
+        return lower, upper
+
+    def encode(
+        self, encoder: Encoder, inputs: tuple[Expression, ...], ranges: tuple[Interval, ...]
+    ) -> Expression:
+        """One piece is folded; elements that may meet a kink get a column and two phases."""
+        (argument,), (box,) = inputs, ranges
+        hull = box.hull()
+        low, high = (end.cpu().numpy() for end in (hull.lower, hull.upper))
+        inside = (low >= self.low) & (high <= self.high)
+        below, above = high <= self.low, low >= self.high
+        bent = ~(inside | below | above)
+        constant = np.where(below, self.low, self.high) * (below | above) * ~inside
+        exact = argument.scale(inside.astype(np.float64)).shift(constant)
+        if not bent.any():
+            return exact
+        some, x, at = restricted(encoder, argument, box, bent)
+        own = self.interval(some)
+        column = encoder.columns(*as_arrays(own.hull(), x.shape))
+        with at:
+            self.encode_rows(encoder, column, x, some)
+            encoder.conditional(column, own)
+        self._phases(encoder, column, x, low[bent], high[bent])
+        return add([exact, scatter(column, bent)])
+
+    def _phases(
+        self, encoder: Encoder, column: Expression, x: Expression, low: Array, high: Array
+    ) -> None:
+        """Big-M rows of both kinks: ``a = 0: v = low``, ``a = 1, b = 0: v = x``, ``b = 1: v = high``.
+
+        A phase that the range decides is a fixed column.
+        """
+        integer = encoder.exact_phases
+        surely, maybe = (low >= self.low).astype(np.float64), (high > self.high).astype(np.float64)
+        above_low = encoder.columns(surely, np.ones_like(surely), integer)
+        above_high = encoder.columns(np.zeros_like(maybe), maybe, integer)
+        excess = add([column, x.scale(-1.0)]).blur(2.0**-50 * (np.abs(low) + np.abs(high)))
+        reach = np.minimum(high, self.high) - self.low
+        fall = self.high - np.maximum(low, self.low)
+        slack = 2.0**-50 * (abs(self.low) + abs(self.high) + np.abs(low) + np.abs(high))
+        # v <= low + reach a,  v >= high - fall (1 - b),  v - x <= (low - l)(1 - a),  v - x >= -(u - high) b
+        encoder.rows(add([column, above_low.scale(-reach)]), -np.inf, self.low + slack)
+        encoder.rows(add([column, above_high.scale(-fall)]), self.high - fall - slack, np.inf)
+        under = np.maximum(self.low - low, 0.0)
+        over = np.maximum(high - self.high, 0.0)
+        encoder.rows(add([excess, above_low.scale(under)]), -np.inf, under + slack)
+        encoder.rows(add([excess, above_high.scale(over)]), -slack, np.inf)
+        encoder.rows(add([above_high, above_low.scale(-1.0)]), -np.inf, 0.0)
+
+
+def _inside(kink: float, box: Interval) -> Tensor:
+    return torch.minimum(torch.full_like(box.lower, kink).maximum(box.lower), box.upper)

@@ -1,0 +1,124 @@
+"""The factor by which a gradient of a given squared norm is shortened, and the shortened gradient."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from milp_agt.core.encoder import Encoder
+from milp_agt.core.expression import Expression
+from milp_agt.core.interval import CLEAN, Interval
+from milp_agt.core.rounding import TINY, gamma
+from milp_agt.formulations.base import register
+from milp_agt.formulations.bilinear import BilinearPlanes, Einsum
+from milp_agt.formulations.univariate import Smooth
+
+
+@register
+@dataclass(frozen=True)
+class ClipFactor(Smooth):
+    """``f(s) = min(1, clip / sqrt(s))``, 1 for ``s <= clip^2``: never increasing, values in [0, 1].
+
+    Convex above the kink ``clip^2``; ``f' = m`` at ``(clip / (-2 m))^(2/3)``. Planes where the range
+    holds the kink: above, the chord from the kink to the upper end, or the constant 1 where most of
+    the range lies below the kink; below, the chord. An infinite upper end gives the lower value 0.
+    """
+
+    clip: float
+    key = "clip_factor"
+    exactness = "exact below the kink; chord slope with exact offsets; chord and tangent rows"
+
+    @property
+    def kinks(self) -> tuple[float, ...]:
+        return (self.clip * self.clip,)
+
+    def value(self, *inputs: Tensor) -> Tensor:
+        (s,) = inputs
+        return (self.clip / torch.sqrt(s.clamp(min=0.0))).clamp(max=1.0)
+
+    def rounding(self, argument: Tensor, value: Tensor) -> Tensor:
+        """A square root, a quotient, and the same from a norm that was not squared in between."""
+        return value * gamma(16) + TINY
+
+    def derivative(self, x: Tensor) -> Tensor:
+        return torch.where(x > self.kinks[0], -0.5 * self.value(x) / x, 0.0)
+
+    def stationary(self, slope: Tensor) -> tuple[Tensor, ...]:
+        # The kink is an extreme as well.
+        return (self.clip / (-2.0 * slope)) ** (2.0 / 3.0), torch.full_like(slope, self.kinks[0])
+
+    def is_linear_on(self, box: Interval) -> Tensor:
+        return box.upper <= self.kinks[0]
+
+    def interval(self, *inputs: Interval) -> Interval:
+        box = self.monotone(inputs[0].upper, inputs[0].lower)
+        return Interval(box.lower.clamp(min=0.0), box.upper.clamp(max=1.0))
+
+    def _from_kink(self, box: Interval) -> Tensor:
+        """Slope of the chord from the kink, or from the lower end if that is larger, to the upper end."""
+        kink = self.kinks[0]
+        return self.chord(Interval(box.lower.clamp(min=kink), box.upper.clamp(min=kink)))
+
+    def slopes(self, clean: Interval) -> tuple[Tensor, Tensor]:
+        steep = self._from_kink(clean)
+        flat = clean.centre <= self.kinks[0]
+        return self.chord(clean), torch.where(flat, torch.zeros_like(steep), steep)
+
+    def program_slopes(self, box: Interval) -> tuple[list[Tensor], list[Tensor]]:
+        lower, _ = super().program_slopes(box)
+        clean = Interval(box.lower[CLEAN], box.upper[CLEAN])
+        zero = torch.zeros_like(clean.lower)
+        return lower, [zero, self._from_kink(clean), self._from_kink(box.hull())]
+
+
+class ShortenPlanes(BilinearPlanes):
+    """The planes of a product whose second operand is a single number for each sample."""
+
+    def pull(self, coefficients: Tensor, diagonal: bool = False) -> tuple[Tensor, ...]:
+        ones = [1] * (self.centre_a.dim() - 1)
+        gradient = self.centre_a.flatten(1)
+        flat = coefficients.flatten(2)
+        if flat.shape[1] == 1:
+            on_factor = flat[:, 0] @ gradient.T
+        else:
+            on_factor = torch.einsum("rnu,nu->rn", flat, gradient)
+        return coefficients * self.centre_b.reshape(-1, *ones), on_factor.unsqueeze(-1)
+
+
+@register
+@dataclass(frozen=True)
+class Shorten(Einsum):
+    """A product ``na..,nz->na..`` of a gradient and its clip factor, of which ``|v| <= cap`` is known.
+
+    The factor is made from the norm of the gradient, so that no coordinate of the product exceeds the
+    clipping norm, whatever the boxes of the operands say; the box is cut there. All other rules are
+    those of the product.
+    """
+
+    cap: float = torch.inf
+    key = "shorten"
+    exactness = "McCormick envelopes, cut at the clipping norm"
+
+    def interval(self, *inputs: Interval) -> Interval:
+        box = super().interval(*inputs)
+        return Interval(box.lower.clamp(-self.cap, self.cap), box.upper.clamp(-self.cap, self.cap))
+
+    def relax(self, *inputs: Interval) -> ShortenPlanes:
+        own = super().relax(*inputs)
+        return ShortenPlanes(
+            own.letters, own.centre_a, own.centre_b, own.lower, own.upper, own.magnitude
+        )
+
+    def encode(
+        self, encoder: Encoder, inputs: tuple[Expression, ...], ranges: tuple[Interval, ...]
+    ) -> Expression:
+        product = super().encode(encoder, inputs, ranges)
+        box = self.interval(*ranges)
+        if bool((box.magnitude >= self.cap).any()):
+            lower, upper = box.hull().lower, box.hull().upper
+            encoder.rows(product, np.asarray(lower.cpu()), np.asarray(upper.cpu()))
+            encoder.conditional(product, box)
+        return product

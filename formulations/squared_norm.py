@@ -1,0 +1,161 @@
+"""The squared Euclidean norm of all gradients of one sample together."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import scipy.sparse as sp
+import torch
+from torch import Tensor
+
+from milp_agt.core.encoder import Encoder
+from milp_agt.core.expression import Expression, add
+from milp_agt.core.graph import Signature
+from milp_agt.core.interval import CLEAN, Interval
+from milp_agt.core.operation import Operation, Relaxed
+from milp_agt.core.rounding import TINY, gamma
+from milp_agt.errors import EncodingError
+from milp_agt.formulations.base import register
+
+
+@dataclass(frozen=True, slots=True)
+class TangentPlanes:
+    """``s = sum_k |u_k|^2`` between two parallel planes of slope ``2 a_k``.
+
+    ``s - 2 a . u = |u - a|^2 - |a|^2``, whose extremes over a box are sums over the coordinates: with
+    the centre as ``a`` the upper plane is the secant, the lower one the tangent there.
+    """
+
+    points: tuple[Tensor, ...]
+    lower: Tensor
+    upper: Tensor
+    magnitude: Tensor
+
+    def pull(self, coefficients: Tensor, diagonal: bool = False) -> tuple[Tensor, ...]:
+        return tuple(_spread(coefficients, a) * (2.0 * a) for a in self.points)
+
+
+@register
+@dataclass(frozen=True)
+class SquaredNorm(Operation):
+    """``s_i = sum_k |u_ki|^2`` for each sample i, over all axes of all inputs (of these ranks).
+
+    Boxes may be infinite: the smallest square of a coordinate is finite whatever the largest is.
+    """
+
+    ranks: tuple[int, ...]
+    key = "squared_norm"
+    exactness = "secant and tangent of the whole sum; tangent rows at the centre and the corners"
+
+    def infer(self, *inputs: Signature) -> Signature:
+        ranks = tuple(len(i.shape) for i in inputs)
+        if ranks != self.ranks or not all(i.batched for i in inputs):
+            raise EncodingError(
+                f"A squared norm of inputs of ranks {self.ranks} with a sample axis",
+                f"{inputs}",
+            )
+        return Signature((1,), True)
+
+    def _summed(self, terms: Sequence[Tensor]) -> Tensor:
+        """Sum over the own axes of every term, then over the terms: (..., 1)."""
+        total: Tensor | None = None
+        for rank, term in zip(self.ranks, terms, strict=True):
+            own = (term.sum(tuple(range(-rank, 0))) if rank else term).unsqueeze(-1)
+            total = own if total is None else total + own
+        assert total is not None
+        return total
+
+    def value(self, *inputs: Tensor) -> Tensor:
+        return self._summed([u * u for u in inputs])
+
+    def _gamma(self, inputs: Sequence[Interval]) -> float:
+        """Covers the run's own sum, in any order and from norms of the parts, and ours."""
+        terms = sum(
+            box.lower.shape[box.lower.dim() - rank :].numel()
+            for rank, box in zip(self.ranks, inputs, strict=True)
+        )
+        return gamma(4 * terms + 32)
+
+    def interval(self, *inputs: Interval) -> Interval:
+        exact = self._distances(inputs, [torch.zeros(())] * len(inputs))
+        factor = self._gamma(inputs)
+        box = exact.widen(exact.lower * factor + TINY, exact.upper * factor + TINY)
+        return Interval(box.lower.clamp(min=0.0), box.upper)
+
+    def _distances(self, inputs: Sequence[Interval], points: Sequence[Tensor]) -> Interval:
+        """``[min, max]`` of ``sum |u - a|^2`` over the boxes, up to rounding."""
+        low, high = [], []
+        for box, point in zip(inputs, points, strict=True):
+            below, above = box.lower - point, box.upper - point
+            low.append(torch.maximum(below, -above).clamp(min=0.0).square())
+            high.append(torch.maximum(above, -below).square())
+        return Interval(self._summed(low), self._summed(high))
+
+    def _offsets(self, inputs: Sequence[Interval], points: Sequence[Tensor]) -> Interval:
+        """``[min, max]`` of ``s - 2 a . u`` over the boxes of each state, rounding included."""
+        away = self._distances(inputs, points)
+        square = self._summed([a * a for a in points])
+        terms = [(b.magnitude + a.abs()).square() for b, a in zip(inputs, points, strict=True)]
+        slack = (self._summed(terms) + square) * self._gamma(inputs) + TINY
+        return Interval(away.lower - square - slack, away.upper - square + slack)
+
+    def relax(self, *inputs: Interval) -> Relaxed:
+        points = tuple(box.centre[CLEAN] for box in inputs)
+        offsets = self._offsets(inputs, points)
+        size = self._summed(
+            [
+                (b.magnitude.amax(0) + a.abs()).square() + a * a
+                for b, a in zip(inputs, points, strict=True)
+            ]
+        )
+        return TangentPlanes(points, offsets.lower, offsets.upper, size)
+
+    def encode(
+        self, encoder: Encoder, inputs: tuple[Expression, ...], ranges: tuple[Interval, ...]
+    ) -> Expression:
+        """A column for each sample; rows of the planes at several points."""
+        own = self.interval(*ranges)
+        hull = own.hull()
+        column = encoder.columns(hull.lower.cpu().numpy(), hull.upper.cpu().numpy())
+        clean = [Interval(b.lower[CLEAN], b.upper[CLEAN]) for b in ranges]
+        worst = [b.hull() for b in ranges]
+        for boxes in (clean, worst):
+            self._encode_planes(encoder, column, inputs, ranges, [b.centre for b in boxes])
+            for corner in ([b.lower for b in boxes], [b.upper for b in boxes]):
+                self._encode_planes(encoder, column, inputs, ranges, corner, above=False)
+        encoder.conditional(column, own)
+        return column
+
+    def _encode_planes(
+        self,
+        encoder: Encoder,
+        column: Expression,
+        inputs: tuple[Expression, ...],
+        ranges: tuple[Interval, ...],
+        points: Sequence[Tensor],
+        above: bool = True,
+    ) -> None:
+        """The tangent at ``points`` as on/off rows, and the parallel upper plane if it is a secant."""
+        offsets = self._offsets(ranges, points)
+        form = add([column, *self._slopes(inputs, points)])
+        encoder.at_least(form, offsets.lower)
+        if above:
+            encoder.at_most(form, offsets.upper)
+
+    def _slopes(self, inputs: tuple[Expression, ...], points: Sequence[Tensor]) -> list[Expression]:
+        """``-2 a_k . u_k`` for each sample."""
+        terms = []
+        for expression, point in zip(inputs, points, strict=True):
+            samples = expression.shape[0]
+            own = expression.size // samples
+            total = sp.kron(sp.eye_array(samples), np.ones((1, own)), format="csr")
+            scaled = expression.scale(-2.0 * point.detach().cpu().numpy())
+            terms.append(scaled.apply(sp.csr_matrix(total), (samples, 1)))
+        return terms
+
+
+def _spread(coefficients: Tensor, like: Tensor) -> Tensor:
+    """(rows, samples, 1) in as many axes as it takes to multiply a tensor (samples, *shape)."""
+    return coefficients.reshape(*coefficients.shape[:2], *[1] * (like.dim() - 1))
