@@ -16,10 +16,14 @@ if TYPE_CHECKING:
     from milp_agt.reachable import Bounds as Bounds
     from milp_agt.result import Result as Result
     from milp_agt.result import load as load
+    from milp_agt.schedules import CosineDecay as CosineDecay
+    from milp_agt.schedules import ExponentialDecay as ExponentialDecay
+    from milp_agt.schedules import InverseTimeDecay as InverseTimeDecay
+    from milp_agt.schedules import Milestones as Milestones
+    from milp_agt.schedules import StepDecay as StepDecay
     from milp_agt.threats import FeatureLabelPoisoning as FeatureLabelPoisoning
     from milp_agt.threats import FeaturePoisoning as FeaturePoisoning
     from milp_agt.threats import LabelPoisoning as LabelPoisoning
-    from milp_agt.training import InverseTimeDecay as InverseTimeDecay
     from milp_agt.training import Training as Training
 
 __version__ = "0.1.0"
@@ -29,14 +33,18 @@ _HOMES = {
     "Answer": "properties.answer",
     "BallTrigger": "properties.triggers",
     "Bounds": "reachable",
+    "CosineDecay": "schedules",
+    "ExponentialDecay": "schedules",
     "FeatureLabelPoisoning": "threats",
     "FeaturePoisoning": "threats",
     "FreeTrigger": "properties.triggers",
-    "InverseTimeDecay": "training",
+    "InverseTimeDecay": "schedules",
     "LabelPoisoning": "threats",
+    "Milestones": "schedules",
     "MilpAgtError": "errors",
     "PatchTrigger": "properties.triggers",
     "Result": "result",
+    "StepDecay": "schedules",
     "Training": "training",
     "certify": "certification",
     "compare": "comparison",

@@ -11,10 +11,13 @@ import tomllib
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple, Self
 
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, model_validator
-from pydantic_core import PydanticCustomError
+from pydantic import BaseModel, Field, PrivateAttr, ValidationError, model_validator
 
 from milp_agt.config_errors import explain
+from milp_agt.config_table import Count, Index, NonNegative, Positive
+from milp_agt.config_table import Table as _Table
+from milp_agt.config_table import problem as _problem
+from milp_agt.config_training import SCHEDULE_TABLES, TrainingTable
 from milp_agt.core.relaxation import Relaxation
 from milp_agt.data import Dataset, Task, load_dataset
 from milp_agt.errors import ConfigurationError
@@ -25,17 +28,9 @@ if TYPE_CHECKING:
     from milp_agt.threats import ThreatModel
     from milp_agt.training import Training
 
-Positive = Annotated[float, Field(gt=0)]
-NonNegative = Annotated[float, Field(ge=0)]
-Count = Annotated[int, Field(ge=1)]
-Index = Annotated[int, Field(ge=0)]
 Radius = NonNegative | list[NonNegative]
 RELAXATIONS = (*(level.value for level in Relaxation), "auto")
 Window = Count | Literal["T"]
-
-
-class _Table(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
 
 class DataTable(_Table):
@@ -86,31 +81,6 @@ class ModelTable(_Table):
                     f"drop {' and '.join(idle)}",
                 )
         return self
-
-
-class DecayTable(_Table):
-    """Learning rate / (1 + decay * step), never below the floor."""
-
-    kind: Literal["inverse_time"]
-    decay: NonNegative
-    floor: NonNegative = 0.0
-
-
-class TrainingTable(_Table):
-    """[training]: gradient descent as torch.optim.SGD does it."""
-
-    loss: str
-    learning_rate: Positive
-    epochs: Count = 1
-    batch_size: Count | None = None
-    batches: list[list[Index]] | None = None
-    shuffle_seed: Index | None = None
-    momentum: NonNegative = 0.0
-    nesterov: bool = False
-    weight_decay: NonNegative = 0.0
-    schedule: list[NonNegative] | DecayTable | None = None
-    clip: Positive | None = None
-    clip_mode: Literal["norm", "clamp"] = "norm"
 
 
 class _ThreatTable(_Table):
@@ -252,7 +222,8 @@ class RunConfig(_Table):
         )
         model = self._model(dataset)
         self._check_properties(model, dataset, task)
-        return Run(model, dataset, self._training(), self._threat(), self.certify, self.properties)
+        training = self.training.build()
+        return Run(model, dataset, training, self._threat(), self.certify, self.properties)
 
     def _check_properties(self, model: torch.nn.Module, dataset: Dataset, task: Task) -> None:
         """Refuse, before any work, a property that could not be evaluated after it."""
@@ -290,28 +261,6 @@ class RunConfig(_Table):
         if table.state is not None:
             load_state(model, folder / table.state)
         return model
-
-    def _training(self) -> Training:
-        from milp_agt.training import InverseTimeDecay, Training
-
-        table = self.training
-        schedule = table.schedule
-        return Training(
-            loss=table.loss,
-            learning_rate=table.learning_rate,
-            epochs=table.epochs,
-            batch_size=table.batch_size,
-            batches=table.batches,
-            shuffle_seed=table.shuffle_seed,
-            momentum=table.momentum,
-            nesterov=table.nesterov,
-            weight_decay=table.weight_decay,
-            schedule=InverseTimeDecay(schedule.decay, schedule.floor)
-            if isinstance(schedule, DecayTable)
-            else schedule,
-            clip=table.clip,
-            clip_mode=table.clip_mode,
-        )
 
     def _threat(self) -> ThreatModel:
         from milp_agt.threats import FeatureLabelPoisoning, FeaturePoisoning, LabelPoisoning
@@ -375,17 +324,13 @@ def load_config(path: str | Path) -> RunConfig:
     return config
 
 
-def _problem(found: str, remedy: str) -> PydanticCustomError:
-    return PydanticCustomError("milp_agt", "{found}", {"found": found, "remedy": remedy})
-
-
 def table_fields() -> dict[str, tuple[str, ...]]:
     """The known keys of every table, the kinds of threats apart as ``threat.KIND``."""
     tables: dict[str, type[BaseModel]] = {
         "data": DataTable,
         "model": ModelTable,
         "training": TrainingTable,
-        "training.schedule": DecayTable,
+        **{f"training.schedule.{kind}": table for kind, table in SCHEDULE_TABLES.items()},
         "threat.features": FeatureThreatTable,
         "threat.labels": LabelThreatTable,
         "threat.both": FeatureLabelThreatTable,

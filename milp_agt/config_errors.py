@@ -55,7 +55,7 @@ def _unknown_in(
     if known is None:  # the kind itself is wrong, which is another problem
         known = tuple(dict.fromkeys(key for keys in variants.values() for key in keys))
     for key, value in item.items():
-        if isinstance(value, dict) and f"{table}.{key}" in fields:
+        if isinstance(value, dict) and any(f"{n}.".startswith(f"{table}.{key}.") for n in fields):
             yield from _unknown_in(f"[{table}.{key}]", f"{table}.{key}", value, fields)
         if key in known:
             continue
@@ -87,7 +87,9 @@ def _others(error: ValidationError, raw: Mapping[str, Any]) -> Iterator[Problem]
         if first["type"] == "milp_agt":
             yield f"{where} {first['ctx']['found']}", first["ctx"]["remedy"]
         elif first["type"] in ("missing", "union_tag_not_found"):
-            name = "kind" if first["type"] == "union_tag_not_found" else key
+            name = key
+            if first["type"] == "union_tag_not_found":
+                name = "kind" if key is None else f"{key}.kind"
             if name is None:
                 yield f"no table {where}", f"add the table {where}"
             else:

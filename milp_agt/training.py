@@ -10,8 +10,14 @@ from typing import Literal, get_args
 import numpy as np
 import numpy.typing as npt
 
-from milp_agt.errors import InvalidInputError
+from milp_agt.errors import InvalidInputError, UnsupportedOperationError
+from milp_agt.schedules import Schedule, rates_of
 
+# Steps that divide by the size of past gradients.
+_ADAPTIVE = (
+    *("adadelta", "adafactor", "adagrad", "adam", "adamax", "adamw"),
+    *("lamb", "lars", "nadam", "radam", "rmsprop", "rprop", "sparseadam"),
+)
 Batch = npt.NDArray[np.int64]
 ClipMode = Literal["norm", "clamp"]
 # The square of a clipping norm must not underflow.
@@ -28,24 +34,6 @@ class Clipping:
 
     bound: float
     mode: ClipMode = "norm"
-
-
-@dataclass(frozen=True)
-class InverseTimeDecay:
-    """Learning rate ``max(lr / (1 + decay * t), floor)`` at step t = 0, 1, ..."""
-
-    decay: float
-    floor: float = 0.0
-
-    def __post_init__(self) -> None:
-        for name, value in (("decay", self.decay), ("floor", self.floor)):
-            if not (math.isfinite(value) and value >= 0):
-                raise InvalidInputError(
-                    f"A schedule needs {name} >= 0", f"{name} = {value}", "give a number >= 0"
-                )
-
-    def rate(self, base: float, step: int) -> float:
-        return max(base / (1.0 + self.decay * step), self.floor)
 
 
 @dataclass(frozen=True)
@@ -104,6 +92,29 @@ def _refused(name: str, value: object, wanted: str) -> InvalidInputError:
     )
 
 
+def _check_optimizer(name: object) -> None:
+    """Refuse all but gradient descent, and say why.
+
+    Raises:
+        UnsupportedOperationError: another optimiser.
+    """
+    if name == "sgd":
+        return
+    asked = f"Training was asked for with optimizer = {name!r}"
+    found = "no rule for its step"
+    if str(name).lower() in _ADAPTIVE:
+        found = (
+            "a step that divides by the size of past gradients, sqrt(v): where a gradient may be near 0, "
+            "the first step is the learning rate with either sign however small the poison, so that "
+            "bounds on it grow by about the learning rate in every step and prove nothing"
+        )
+    if str(name).lower() == "lbfgs":
+        found = "a line search, whose number of evaluations depends on the data"
+    raise UnsupportedOperationError(
+        asked, found, "use optimizer = 'sgd' with momentum, a schedule and clip="
+    )
+
+
 @dataclass(frozen=True)
 class Training:
     """Gradient descent on the mean loss, as ``torch.optim.SGD`` runs it.
@@ -116,15 +127,21 @@ class Training:
             with its own size.
         batches: recorded batches (indices of the samples of each step) instead of epochs and
             batch_size.
-        shuffle_seed: a new order in each epoch by ``numpy.random.default_rng(seed)``; None keeps the
-            order of the data.
+        shuffle_seed: a new order in each epoch, one ``permutation`` after the other of one
+            ``numpy.random.default_rng(seed)``, cut as torch's DataLoader cuts (drop_last=False); None
+            keeps the order of the data. The order of a DataLoader is recorded by iterating one over
+            ``range(n)`` and passing what it gives as ``batches``.
         momentum, nesterov, weight_decay: as in torch.optim.SGD, without dampening.
         clip, clip_mode: per-sample gradient clipping, see :class:`Clipping`; None does not clip. Weight
             decay is added after it.
-        schedule: None (constant), :class:`InverseTimeDecay`, or one learning rate for each step.
+        optimizer: "sgd"; Adam and others that divide by the size of past gradients are refused.
+        schedule: None (constant), one learning rate for each step, or a :class:`Schedule` of
+            :mod:`milp_agt.schedules`: InverseTimeDecay, StepDecay, Milestones, ExponentialDecay,
+            CosineDecay, counted in steps or in epochs.
 
     Raises:
         InvalidInputError: a value out of range, or options that contradict each other.
+        UnsupportedOperationError: another optimizer than "sgd".
     """
 
     loss: str
@@ -136,11 +153,13 @@ class Training:
     momentum: float = 0.0
     nesterov: bool = False
     weight_decay: float = 0.0
-    schedule: InverseTimeDecay | Sequence[float] | None = None
+    schedule: Schedule | Sequence[float] | None = None
     clip: float | None = None
     clip_mode: ClipMode = "norm"
+    optimizer: str = "sgd"
 
     def __post_init__(self) -> None:
+        _check_optimizer(self.optimizer)
         for name, lowest in (("momentum", 0.0), ("weight_decay", 0.0)):
             value = getattr(self, name)
             if not _is_real(value) or value < lowest:
@@ -216,23 +235,12 @@ class Training:
         return tuple(order_list)
 
     def update_rules(self, steps: int) -> tuple[UpdateRule, ...]:
-        """The optimiser step of each training step.
+        """The optimiser step of each of the steps of the run.
 
         Raises:
-            InvalidInputError: a list of rates that is too short or holds a rate <= 0.
+            InvalidInputError: see :func:`milp_agt.schedules.rates_of`.
         """
-        if self.schedule is None:
-            rates = [self.learning_rate] * steps
-        elif isinstance(self.schedule, InverseTimeDecay):
-            rates = [self.schedule.rate(self.learning_rate, t) for t in range(steps)]
-        else:
-            rates = [float(r) for r in self.schedule][:steps]
-            if len(rates) < steps or not all(math.isfinite(r) and r > 0 for r in rates):
-                raise InvalidInputError(
-                    f"A schedule needs a rate > 0 for each of {steps} steps",
-                    f"{len(rates)} rates: {rates[:5]} ...",
-                    "extend the list or use fewer epochs",
-                )
+        rates = rates_of(self.schedule, self.learning_rate, steps, self.epochs)
         return tuple(
             UpdateRule(rate, self.momentum, self.weight_decay, self.nesterov) for rate in rates
         )

@@ -20,8 +20,9 @@ from milp_agt.formulations.leaves import Features
 from milp_agt.formulations.loss import get_loss, losses
 from milp_agt.formulations.relu import Relu
 from milp_agt.inputs import labels_of
+from milp_agt.schedules import InverseTimeDecay
 from milp_agt.tracing import FEATURES, LABELS, StepGraph, supported_layers, trace
-from milp_agt.training import InverseTimeDecay, Training
+from milp_agt.training import Training
 
 Batches = Sequence[Sequence[int]]
 

@@ -61,7 +61,8 @@ from milp_agt.formulations.relu import Relu
 from milp_agt.formulations.sigmoid import Sigmoid
 from milp_agt.formulations.step import STEEPEST, Step
 from milp_agt.formulations.tanh import Tanh
-from milp_agt.training import InverseTimeDecay, Training, UpdateRule
+from milp_agt.schedules import InverseTimeDecay
+from milp_agt.training import Training, UpdateRule
 
 FAST = settings(max_examples=15, deadline=None, derandomize=True)
 BOUNDED = [i for i in all_instances() if i.has_interval]
@@ -562,4 +563,4 @@ def test_update_rules_are_the_formulas() -> None:
 def test_schedule_formula() -> None:
     schedule = InverseTimeDecay(decay=0.5, floor=0.03)
     for t in range(40):
-        assert schedule.rate(0.2, t) == max(0.2 / (1 + 0.5 * t), 0.03)
+        assert schedule.rate(0.2, t, 9) == max(0.2 / (1 + 0.5 * t), 0.03)

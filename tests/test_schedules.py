@@ -1,0 +1,187 @@
+"""Schedules and batches against torch's own, and what is refused."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from test_config import GOOD, build
+from torch.optim import lr_scheduler
+from torch.utils.data import DataLoader
+
+import milp_agt as agt
+from milp_agt.errors import InvalidInputError, MilpAgtError, UnsupportedOperationError
+from milp_agt.schedules import Schedule
+
+EPOCHS, BATCH, SAMPLES = 4, 3, 7  # three steps in an epoch, the last with one sample
+Build = Callable[[torch.optim.Optimizer], lr_scheduler.LRScheduler]
+
+CASES: dict[str, tuple[Callable[[str], Schedule], Build]] = {
+    "step": (
+        lambda unit: agt.StepDecay(2, 0.3, unit),
+        lambda o: lr_scheduler.StepLR(o, 2, gamma=0.3),
+    ),
+    "milestones": (
+        lambda unit: agt.Milestones([1, 3], 0.5, unit),
+        lambda o: lr_scheduler.MultiStepLR(o, [1, 3], gamma=0.5),
+    ),
+    "exponential": (
+        lambda unit: agt.ExponentialDecay(0.8, unit),
+        lambda o: lr_scheduler.ExponentialLR(o, 0.8),
+    ),
+    "inverse time": (
+        lambda unit: agt.InverseTimeDecay(0.5, unit=unit),
+        lambda o: lr_scheduler.LambdaLR(o, lambda t: 1.0 / (1.0 + 0.5 * t)),
+    ),
+}
+
+
+def rates(schedule: Schedule) -> list[float]:
+    run = agt.Training(
+        loss="mse", learning_rate=0.4, epochs=EPOCHS, batch_size=BATCH, schedule=schedule
+    )
+    return [rule.rate for rule in run.update_rules(len(run.batch_order(SAMPLES)))]
+
+
+def of_torch(scheduler: Build, unit: str) -> list[float]:
+    """The rate of every step of a usual training loop."""
+    optimiser = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.4)
+    schedule, found = scheduler(optimiser), []
+    for _ in range(EPOCHS):
+        for _ in range(math.ceil(SAMPLES / BATCH)):
+            found.append(optimiser.param_groups[0]["lr"])
+            optimiser.step()
+            if unit == "step":
+                schedule.step()
+        if unit == "epoch":
+            schedule.step()
+    return found
+
+
+@pytest.mark.parametrize("unit", ["step", "epoch"])
+@pytest.mark.parametrize("name", list(CASES))
+def test_the_rates_are_those_of_torch(name: str, unit: str) -> None:
+    ours, theirs = CASES[name]
+    found = rates(ours(unit))
+    assert found == pytest.approx(of_torch(theirs, unit), rel=1e-13)
+    assert len(set(found)) > 1
+
+
+@pytest.mark.parametrize(("unit", "end"), [("step", 12), ("epoch", 4)])
+def test_cosine_is_that_of_torch(unit: str, end: int) -> None:
+    theirs = of_torch(lambda o: lr_scheduler.CosineAnnealingLR(o, end, eta_min=0.05), unit)
+    assert rates(agt.CosineDecay(0.05, unit=unit)) == pytest.approx(theirs, rel=1e-12)
+    short = rates(agt.CosineDecay(0.05, period=2, unit=unit))
+    theirs = of_torch(lambda o: lr_scheduler.CosineAnnealingLR(o, 2, eta_min=0.05), unit)
+    each = 12 // end
+    assert short[: 3 * each] == pytest.approx(theirs[: 3 * each], rel=1e-12)
+    assert short[2 * each :] == [0.05] * (12 - 2 * each)
+
+
+def test_the_order_of_a_data_loader_can_be_recorded() -> None:
+    """As the documentation of Training says: a DataLoader over range(n) gives the batches."""
+    generator = torch.Generator().manual_seed(3)
+    loader = DataLoader(range(SAMPLES), batch_size=BATCH, shuffle=True, generator=generator)
+    batches = [b.tolist() for _ in range(2) for b in loader]
+    order = agt.Training(loss="mse", batches=batches).batch_order(SAMPLES)
+    assert [b.tolist() for b in order] == batches
+    assert [len(b) for b in batches] == [3, 3, 1] * 2
+    assert batches[:3] != batches[3:]
+
+
+def test_our_own_shuffles_cut_as_a_data_loader_does() -> None:
+    run = agt.Training(loss="mse", epochs=2, batch_size=BATCH, shuffle_seed=0)
+    ours = [b.tolist() for b in run.batch_order(SAMPLES)]
+    for epoch in (ours[:3], ours[3:]):
+        order = [i for batch in epoch for i in batch]
+        loader = DataLoader(range(SAMPLES), batch_size=BATCH, sampler=order)
+        assert [b.tolist() for b in loader] == epoch
+        assert sorted(order) == list(range(SAMPLES))
+
+
+@pytest.mark.parametrize(
+    ("text", "schedule"),
+    [
+        ('{ kind = "step", every = 3, factor = 0.5 }', agt.StepDecay(3, 0.5)),
+        (
+            '{ kind = "milestones", at = [2, 5], unit = "epoch" }',
+            agt.Milestones([2, 5], 0.1, "epoch"),
+        ),
+        ('{ kind = "exponential", factor = 0.9 }', agt.ExponentialDecay(0.9)),
+        ('{ kind = "cosine", floor = 0.01, period = 7 }', agt.CosineDecay(0.01, 7)),
+        (
+            '{ kind = "inverse_time", decay = 2, unit = "epoch" }',
+            agt.InverseTimeDecay(2, 0.0, "epoch"),
+        ),
+    ],
+)
+def test_schedules_in_a_run_file(tmp_path: Path, text: str, schedule: Schedule) -> None:
+    run = build(
+        tmp_path, GOOD.replace("learning_rate = 0.5", f"learning_rate = 0.5\nschedule = {text}")
+    )
+    assert run.training.schedule == schedule
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (
+            '{ kind = "cosine", flor = 0.1 }',
+            ["[training.schedule] unknown key 'flor'", "use 'floor'"],
+        ),
+        ('{ kind = "cosin" }', ["kind = 'cosin'", "give one of"]),
+        ('{ kind = "step", every = 0 }', ["every", "greater than or equal to 1"]),
+        ('{ kind = "step", every = 2, decay = 1 }', ["'decay', which kind = 'step' does not have"]),
+        ("{ decay = 0.1 }", ["without the key 'schedule.kind'", "add 'kind'"]),
+    ],
+)
+def test_bad_schedules_in_a_run_file(tmp_path: Path, text: str, words: list[str]) -> None:
+    toml = GOOD.replace("learning_rate = 0.5", f"learning_rate = 0.5\nschedule = {text}")
+    with pytest.raises(InvalidInputError) as caught:
+        build(tmp_path, toml)
+    assert all(word in str(caught.value) for word in words), str(caught.value)
+
+
+REFUSED = {
+    "decay": lambda: agt.InverseTimeDecay(-1.0),
+    "floor": lambda: agt.CosineDecay(math.nan),
+    "factor": lambda: agt.StepDecay(2, -0.5),
+    "every": lambda: agt.StepDecay(0),
+    "at": lambda: agt.Milestones([1.5]),
+    "period": lambda: agt.CosineDecay(period=True),
+    "unit": lambda: agt.ExponentialDecay(0.5, "month"),
+    "finite rates": lambda: rates(agt.ExponentialDecay(1e200)),
+    "no 2 epochs of one length": lambda: agt.Training(
+        loss="mse", epochs=2, schedule=agt.StepDecay(1, unit="epoch")
+    ).update_rules(3),
+}
+
+
+@pytest.mark.parametrize("word", list(REFUSED))
+def test_bad_schedules_are_refused(word: str) -> None:
+    with pytest.raises(InvalidInputError) as caught:
+        REFUSED[word]()
+    error = caught.value
+    assert word in str(error)
+    assert error.asked
+    assert error.found
+    assert error.remedy
+
+
+@pytest.mark.parametrize("name", ["adam", "AdamW", "rmsprop", "lbfgs", "sam"])
+def test_other_optimisers_are_refused_with_the_reason(name: str, tmp_path: Path) -> None:
+    toml = GOOD.replace("learning_rate = 0.5", f'learning_rate = 0.5\noptimizer = "{name}"')
+    for ask in (
+        lambda: agt.Training(loss="mse", optimizer=name),
+        lambda: build(tmp_path, toml),
+    ):
+        with pytest.raises(UnsupportedOperationError) as caught:
+            ask()
+        error: MilpAgtError = caught.value
+        assert name in error.asked
+        reason = {"lbfgs": "line search", "sam": "no rule"}.get(name, "divides by the size")
+        assert reason in error.found
+        assert "sgd" in error.remedy
