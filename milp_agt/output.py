@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
+import os
 import platform
 import time
 from collections.abc import Mapping, Sequence
@@ -64,6 +66,7 @@ class ResultFolder:
             },
             "versions": versions(),
             "platform": platform.platform(),
+            "hardware": hardware(),
         }
         self._started = self._written = time.perf_counter()
         self._cost = 0.0
@@ -94,7 +97,9 @@ class ResultFolder:
         document = {
             **self._header,
             "complete": complete,
+            "total_steps": result.total_steps,
             "claim": result.claim,
+            "threat": result.threat,
             "assumptions": [*result.assumptions, *self._dataset.notes],
             "relaxation": {
                 "asked": result.relaxation,
@@ -149,6 +154,17 @@ def make_folder(folder: Path) -> Path:
             "give a folder that can be written to",
         ) from error
     return folder
+
+
+def hardware() -> dict[str, Any]:
+    """What the seconds in a result depend on."""
+    found: dict[str, Any] = {"machine": platform.machine(), "cores": os.cpu_count()}
+    with contextlib.suppress(OSError, StopIteration):  # no /proc outside Linux
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        found["processor"] = next(
+            line.partition(":")[2].strip() for line in lines if line.startswith("model name")
+        )
+    return found
 
 
 def _plain(value: Any) -> Any:

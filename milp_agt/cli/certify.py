@@ -40,6 +40,9 @@ def add(commands: Commands) -> None:
     )
     parser.add_argument("--relaxation", choices=RELAXATIONS, help="in place of the file's")
     parser.add_argument("--window", metavar="W", type=window, help="a number of steps, or T")
+    parser.add_argument(
+        "--no-report", action="store_true", help="bounds only: no test points, no report.html"
+    )
     parser.add_argument("--quiet", action="store_true", help="print the verdicts only")
     parser.set_defaults(command=_certify)
 
@@ -150,6 +153,10 @@ def _certify(arguments: argparse.Namespace) -> int:
             )
             verdicts = [judge(result, run.dataset, asked) for asked in run.properties]
             folder.save(result, verdicts, complete=True)
+            written = [folder.json_path, folder.npz_path]
+            if not arguments.no_report:
+                advance(total, total, "test points and report")
+                written += _report(result, run, job.folder)
         except KeyboardInterrupt:
             if not so_far:
                 raise
@@ -166,10 +173,23 @@ def _certify(arguments: argparse.Namespace) -> int:
         _print_run(run, result)
     _print_verdicts(verdicts)
     if not arguments.quiet:
-        print(f"\nWritten: {folder.json_path} and {folder.npz_path}")
+        print(f"\nWritten: {', '.join(str(path) for path in written)}")
     if all(verdict.status != "NOT PROVED" for verdict in verdicts):
         return PROVED
     return LIMIT_REACHED if result.limit_reached else NOT_PROVED
+
+
+def _report(result: Result, run: Run, folder: Path) -> list[Path]:
+    """Bounds of the test points and the page; where a package is missing, how to get the page."""
+    from milp_agt import evidence
+    from milp_agt.report import ReportUnavailableError, write_report
+
+    written = [evidence.save(folder, evidence.collect(result, run.dataset))]
+    try:
+        written.append(write_report(folder))
+    except ReportUnavailableError as error:
+        print(f"milp-agt: note: {error}", file=sys.stderr)
+    return written
 
 
 def _state_of(step: StepRecord) -> str:

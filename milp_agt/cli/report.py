@@ -1,0 +1,26 @@
+"""``milp-agt report DIR``: the page and the figures of a result folder, made anew."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from milp_agt.cli.common import PROVED
+
+if TYPE_CHECKING:
+    from milp_agt.cli.common import Commands
+
+
+def add(commands: Commands) -> None:
+    """The arguments of this command."""
+    parser = commands.add_parser("report", help="report.html and figures of a result folder")
+    parser.add_argument("folder", metavar="DIR", type=Path, help="as written by certify")
+    parser.set_defaults(command=_report)
+
+
+def _report(arguments: argparse.Namespace) -> int:
+    from milp_agt.report import write_report
+
+    print(f"Written: {write_report(arguments.folder)}")
+    return PROVED

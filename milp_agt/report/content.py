@@ -1,0 +1,204 @@
+"""A result folder as typed values: what the figures, the tables and the words are made of."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from milp_agt import evidence
+from milp_agt.errors import InvalidInputError
+
+Array = npt.NDArray[Any]
+
+SHARES = ("accuracy", "stable", "targeted", "backdoor")  # properties that are shares of points
+
+
+@dataclass(frozen=True)
+class Property:
+    """One property of the result; ``attacked`` is what an attack reached, None without one."""
+
+    kind: str
+    name: str
+    lower: float
+    nominal: float
+    upper: float
+    at_least: float | None
+    at_most: float | None
+    status: str
+    attacked: float | None = None
+
+    @property
+    def is_share(self) -> bool:
+        return self.kind in SHARES
+
+    @property
+    def threshold(self) -> float | None:
+        return self.at_least if self.at_least is not None else self.at_most
+
+
+@dataclass(frozen=True)
+class Points:
+    """Bounds of each test point, most at risk first; ``predicted`` is None for regression.
+
+    The quantity is the margin of the true class: above 0 is right, below 0 is wrong.
+    """
+
+    on: str
+    index: Array
+    label: Array
+    predicted: Array
+    lower: Array
+    nominal: Array
+    upper: Array
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    @property
+    def status(self) -> list[str]:
+        """What is known of each point."""
+        right, wrong = self.lower > 0, self.upper < 0
+        return [
+            "surely right" if r else "surely wrong" if w else "open"
+            for r, w in zip(right, wrong, strict=True)
+        ]
+
+
+@dataclass(frozen=True)
+class ClassRow:
+    """Shares of the points of one class that are surely, nominally and possibly right."""
+
+    name: str
+    count: int
+    lower: float
+    nominal: float
+    upper: float
+
+
+@dataclass(frozen=True)
+class Map:
+    """A grid over two features: the predicted class, and where no admissible poisoning changes it."""
+
+    x: Array
+    y: Array
+    predicted: Array
+    certified: Array
+    train: tuple[Array, Array]
+    test: tuple[Array, Array]
+
+
+@dataclass(frozen=True)
+class Content:
+    """Everything in a result folder that a report shows."""
+
+    folder: Path
+    document: Mapping[str, Any]
+    arrays: Mapping[str, Array]
+
+    @cached_property
+    def properties(self) -> tuple[Property, ...]:
+        return tuple(
+            Property(
+                kind=p["kind"],
+                name=p["name"],
+                lower=float(p["lower"]),
+                nominal=float(p["nominal"]),
+                upper=float(p["upper"]),
+                at_least=p["at_least"],
+                at_most=p["at_most"],
+                status=p["status"],
+                attacked=None if p.get("attacked") is None else float(p["attacked"]),
+            )
+            for p in self.document["properties"]
+        )
+
+    @cached_property
+    def steps(self) -> Sequence[Mapping[str, Any]]:
+        steps: Sequence[Mapping[str, Any]] = self.document["steps"]
+        return steps
+
+    @cached_property
+    def chains(self) -> dict[str, Array]:
+        """Mean width after each step, by relaxation, loosest first; NaN where it was left out."""
+        names = dict.fromkeys(name for step in self.steps for name in step["chains"])
+        return {
+            name: np.array([float(step["chains"].get(name, "nan")) for step in self.steps])
+            for name in names
+        }
+
+    @cached_property
+    def points(self) -> Points | None:
+        if "points/predicted" not in self.arrays:
+            return None
+        order = np.argsort(self.arrays["points/lower"], kind="stable")
+        columns = {
+            name: self.arrays[f"points/{name}"][order]
+            for name in ("index", "label", "predicted", "lower", "nominal", "upper")
+        }
+        return Points(on=str(self.arrays["points/on"]), **columns)
+
+    @cached_property
+    def classes(self) -> tuple[ClassRow, ...]:
+        points = self.points
+        if points is None:
+            return ()
+        rows = []
+        for label in np.unique(points.label):
+            own = points.label == label
+            rows.append(
+                ClassRow(
+                    name=str(label),
+                    count=int(own.sum()),
+                    lower=float((points.lower[own] > 0).mean()),
+                    nominal=float((points.nominal[own] > 0).mean()),
+                    upper=float((~(points.upper[own] < 0)).mean()),
+                )
+            )
+        return tuple(rows)
+
+    @cached_property
+    def map(self) -> Map | None:
+        if "map/x" not in self.arrays:
+            return None
+        return Map(
+            x=self.arrays["map/x"],
+            y=self.arrays["map/y"],
+            predicted=self.arrays["map/predicted"],
+            certified=self.arrays["map/lower"] > 0,
+            train=(self.arrays["train/x"], self.arrays["train/label"]),
+            test=(self.arrays["test/x"], self.arrays["test/label"]),
+        )
+
+    @property
+    def pictures(self) -> Array | None:
+        return self.arrays.get("pictures")
+
+
+def read(folder: Path) -> Content:
+    """The content of a result folder.
+
+    Raises:
+        InvalidInputError: no result.json, or files that cannot be read.
+    """
+    asked = f"Make a report of {folder}"
+    path = folder / "result.json"
+    try:
+        document = json.loads(path.read_bytes())
+        if not isinstance(document, dict) or not {"steps", "properties"} <= set(document):
+            raise ValueError("not a result of milp-agt certify")
+        return Content(folder, document, evidence.load(folder))
+    except FileNotFoundError:
+        raise InvalidInputError(
+            asked, f"no {path.name} there", "run milp-agt certify RUN.toml --out DIR first"
+        ) from None
+    except (OSError, ValueError, EOFError) as error:
+        raise InvalidInputError(
+            asked, f"files that cannot be read ({error})", "certify the run again"
+        ) from None

@@ -1,0 +1,281 @@
+"""The figures of a report, each with the sentence that stands for it where it cannot be seen.
+
+Colours are those of Okabe and Ito (*Color Universal Design*, 2008), which colour-blind people can
+tell apart; lines differ by marker and dash as well, so that a grey print reads the same.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.colors import ListedColormap, to_rgb
+from matplotlib.figure import Figure
+
+from milp_agt.report.content import Content, Property
+from milp_agt.tables import format_number
+
+BLACK, ORANGE, SKY, GREEN, YELLOW, BLUE, RED, PURPLE = (
+    "#000000",
+    "#E69F00",
+    "#56B4E9",
+    "#009E73",
+    "#F0E442",
+    "#0072B2",
+    "#D55E00",
+    "#CC79A7",
+)
+CLASSES = (BLUE, ORANGE, GREEN, PURPLE, SKY, RED, YELLOW, BLACK)
+LINES = ((ORANGE, "o", "--"), (BLUE, "s", "-"), (GREEN, "^", "-."), (PURPLE, "D", ":"))
+MARKERS = "os^DvP*X"
+STYLE = {
+    "font.size": 10.0,
+    "font.family": "sans-serif",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.titlesize": 10.0,
+    "axes.titlelocation": "left",
+    "legend.frameon": False,
+    "svg.fonttype": "none",
+    "figure.facecolor": "white",
+}
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A figure as text and pixels, with what it shows in one sentence."""
+
+    name: str
+    svg: str
+    png: bytes
+    alt: str
+
+
+def pictures(content: Content) -> dict[str, Picture]:
+    """Every figure that the content has something for, by name."""
+    makers: dict[str, Callable[[Content], tuple[Figure, str] | None]] = {
+        "bounds": _bounds,
+        "widths": _widths,
+        "map": _map,
+        "points": _points,
+        "time": _time,
+    }
+    made = {}
+    for name, maker in makers.items():
+        with matplotlib.rc_context({**STYLE, "svg.hashsalt": name}):
+            drawn = maker(content)
+            if drawn is not None:
+                made[name] = _picture(name, *drawn)
+    return made
+
+
+def _picture(name: str, figure: Figure, alt: str) -> Picture:
+    svg, png = io.StringIO(), io.BytesIO()
+    figure.savefig(svg, format="svg", metadata={"Date": None}, bbox_inches="tight")
+    figure.savefig(png, format="png", dpi=160, bbox_inches="tight")
+    return Picture(name, svg.getvalue(), png.getvalue(), alt)
+
+
+def _axes(width: float, height: float, **options: Any) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(width, height), layout="constrained")
+    return figure, figure.subplots(**options)
+
+
+def _bounds(content: Content) -> tuple[Figure, str] | None:
+    """For each property the certified interval, the nominal value, the attack and the threshold."""
+    shown = [p for p in content.properties if np.isfinite([p.lower, p.upper]).all()]
+    if not shown:
+        return None
+    figure = Figure(figsize=(7.2, 0.4 + 0.95 * len(shown)), layout="constrained")
+    rows = np.atleast_1d(figure.subplots(len(shown), 1))
+    for axes, each in zip(rows, shown, strict=True):
+        _bound_line(axes, each)
+    handles, labels = rows[0].get_legend_handles_labels()
+    for axes in rows[1:]:
+        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
+            if label not in labels:
+                handles.append(handle)
+                labels.append(label)
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels))
+    said = "; ".join(
+        f"{p.name}: certified between {format_number(p.lower)} and {format_number(p.upper)}, "
+        f"{format_number(p.nominal)} on the data as given"
+        + ("" if p.attacked is None else f", an attack reaches {format_number(p.attacked)}")
+        for p in shown
+    )
+    return figure, said
+
+
+def _bound_line(axes: Axes, each: Property) -> None:
+    axes.plot(
+        [each.lower, each.upper],
+        [0, 0],
+        color=BLUE,
+        linewidth=9,
+        alpha=0.45,
+        solid_capstyle="butt",
+        label="certified interval",
+    )
+    for end in (each.lower, each.upper):
+        axes.plot([end], [0], "|", color=BLUE, markersize=20, markeredgewidth=2.5)
+    axes.plot([each.nominal], [0], "o", color=BLACK, markersize=7, label="data as given")
+    if each.attacked is not None:
+        axes.plot([each.attacked], [0], "X", color=RED, markersize=10, label="reached by an attack")
+    if each.threshold is not None:
+        axes.axvline(each.threshold, color=BLACK, linestyle="--", linewidth=1.2, label="asked for")
+    axes.set_title(f"{each.name}: {_interval(each)}")
+    axes.set_yticks([])
+    axes.set_ylim(-1, 1)
+    axes.spines["left"].set_visible(False)
+    if each.is_share:
+        axes.set_xlim(-0.02, 1.02)
+        axes.xaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
+    else:
+        axes.margins(x=0.15)
+
+
+def _interval(each: Property) -> str:
+    if each.is_share:
+        return f"between {each.lower:.1%} and {each.upper:.1%}"
+    return f"between {format_number(each.lower, 4)} and {format_number(each.upper, 4)}"
+
+
+def _widths(content: Content) -> tuple[Figure, str] | None:
+    """Mean width of the parameter box after each step, for every relaxation that was run."""
+    if not content.steps:
+        return None
+    figure, axes = _axes(7.2, 3.4)
+    steps = np.array([step["step"] for step in content.steps])
+    said = []
+    stride = max(1, len(steps) // 12)
+    positive = False
+    for number, (name, widths) in enumerate(content.chains.items()):
+        color, marker, dash = LINES[number % len(LINES)]
+        drawn = np.where(np.isfinite(widths) & (widths > 0), widths, np.nan)
+        positive |= bool(np.isfinite(drawn).any())
+        axes.plot(
+            steps, drawn, color=color, marker=marker, linestyle=dash, markevery=stride, label=name
+        )
+        known = widths[np.isfinite(widths)]
+        if len(known):
+            said.append(f"{name} {format_number(float(known[-1]), 3)}")
+    if positive:
+        axes.set_yscale("log")
+    axes.set_xlabel("training step")
+    axes.set_ylabel("mean width of the parameters")
+    axes.grid(axis="y", which="major", color="#dddddd", linewidth=0.8)
+    axes.legend(title="relaxation")
+    alt = f"Mean width of the parameter box over {len(steps)} steps; at the end: {', '.join(said)}."
+    return figure, alt
+
+
+def _map(content: Content) -> tuple[Figure, str] | None:
+    """Predicted classes over two features, with the certified part in colour."""
+    found = content.map
+    if found is None:
+        return None
+    figure, axes = _axes(6.0, 4.8)
+    labels = np.unique(np.concatenate([found.predicted.ravel(), found.train[1], found.test[1]]))
+    tints = ListedColormap([_tint(CLASSES[int(c) % len(CLASSES)]) for c in labels])
+    number = np.searchsorted(labels, found.predicted)
+    cells = np.ma.masked_where(~found.certified, number)
+    axes.pcolormesh(
+        found.x, found.y, cells, cmap=tints, vmin=-0.5, vmax=len(labels) - 0.5, rasterized=True
+    )
+    open_part = np.ma.masked_where(found.certified, np.ones_like(number))
+    axes.pcolor(
+        found.x,
+        found.y,
+        open_part,
+        cmap=ListedColormap(["white"]),
+        hatch="////",
+        edgecolor="#999999",
+        linewidth=0,
+    )
+    for k in range(len(labels)):
+        mask = (number == k).astype(float)
+        if 0 < mask.mean() < 1:
+            axes.contour(found.x, found.y, mask, levels=[0.5], colors=BLACK, linewidths=1.4)
+    for (points, own), filled, what in (
+        (found.train, True, "training"),
+        (found.test, False, "test"),
+    ):
+        for label in np.unique(own):
+            color = CLASSES[int(label) % len(CLASSES)]
+            axes.scatter(
+                *points[own == label].T,
+                marker=MARKERS[int(label) % len(MARKERS)],
+                s=26 if filled else 40,
+                facecolor=color if filled else "white",
+                edgecolor=BLACK if filled else color,
+                linewidth=0.6 if filled else 1.6,
+                label=f"class {label}, {what}",
+            )
+    axes.fill_between(
+        [], [], [], facecolor="white", hatch="////", edgecolor="#999999", label="open"
+    )
+    axes.set_xlabel("feature 1")
+    axes.set_ylabel("feature 2")
+    axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
+    share = float(found.certified.mean())
+    return figure, (
+        "Map of the two input features. The black line parts the classes that the model trained on the "
+        f"given data predicts; in the coloured part, {share:.0%} of the map, no admissible "
+        "poisoning changes the prediction; in the hatched part it is open."
+    )
+
+
+def _tint(color: str) -> tuple[float, float, float]:
+    red, green, blue = to_rgb(color)
+    return 0.65 + 0.35 * red, 0.65 + 0.35 * green, 0.65 + 0.35 * blue
+
+
+def _points(content: Content) -> tuple[Figure, str] | None:
+    """The margin of each test point, most at risk first."""
+    points = content.points
+    if points is None or len(points) == 0:
+        return None
+    figure, axes = _axes(7.2, 3.2)
+    rank = np.arange(1, len(points) + 1)
+    status = np.array(points.status)
+    colors = {"surely right": BLUE, "open": ORANGE, "surely wrong": RED}
+    for name, color in colors.items():
+        own = status == name
+        if own.any():
+            axes.vlines(
+                rank[own],
+                points.lower[own],
+                points.upper[own],
+                color=color,
+                linewidth=max(1.0, min(6.0, 240 / len(points))),
+                label=f"{name} ({int(own.sum())})",
+            )
+    axes.plot(rank, points.nominal, "k_", markersize=5, label="data as given")
+    axes.axhline(0.0, color=BLACK, linewidth=1.0)
+    axes.set_xlabel(f"{points.on} point, most at risk first")
+    axes.set_ylabel("margin of the true class")
+    axes.legend(loc="upper left")
+    counts = ", ".join(f"{int((status == name).sum())} {name}" for name in colors)
+    alt = f"Certified interval of the margin of each of {len(points)} {points.on} points: {counts}."
+    return figure, alt
+
+
+def _time(content: Content) -> tuple[Figure, str] | None:
+    """Seconds of each step."""
+    if not content.steps:
+        return None
+    figure, axes = _axes(7.2, 2.0)
+    steps = [step["step"] for step in content.steps]
+    seconds = [float(step["seconds"]) for step in content.steps]
+    axes.bar(steps, seconds, color=SKY, edgecolor=BLUE, linewidth=0.5)
+    axes.set_xlabel("training step")
+    axes.set_ylabel("seconds")
+    return figure, (
+        f"Seconds for each of {len(steps)} steps, {format_number(sum(seconds), 4)} in all, at most "
+        f"{format_number(max(seconds), 3)} for one."
+    )

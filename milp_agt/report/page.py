@@ -1,0 +1,144 @@
+"""From content to one HTML page with everything inside it, and the figures as files."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import re
+from collections.abc import Mapping, Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import matplotlib.image
+import numpy as np
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from milp_agt.checkpoint import replace
+from milp_agt.errors import InvalidInputError
+from milp_agt.report import words
+from milp_agt.report.content import Array, Content
+from milp_agt.report.figures import Picture, pictures
+from milp_agt.tables import format_number
+
+TEMPLATES = Path(__file__).parent / "templates"
+PAGE, FIGURES = "report.html", "figures"
+SHOWN_POINTS = 1000
+
+
+def write(content: Content) -> Path:
+    """Write ``report.html`` and ``figures/`` into the folder of the content.
+
+    Raises:
+        InvalidInputError: the folder takes no files.
+    """
+    drawn = pictures(content)
+    page = render(content, drawn)
+    target = content.folder / PAGE
+    try:
+        (content.folder / FIGURES).mkdir(exist_ok=True)
+        for picture in drawn.values():
+            stem = content.folder / FIGURES / picture.name
+            _replace_bytes(stem.with_suffix(".svg"), picture.svg.encode())
+            _replace_bytes(stem.with_suffix(".png"), picture.png)
+        _replace_bytes(target, page.encode())
+    except OSError as error:
+        raise InvalidInputError(
+            f"Write the report to {content.folder}",
+            error.strerror or str(error),
+            "make room or give the folder back its rights, then milp-agt report DIR",
+        ) from error
+    return target
+
+
+def render(content: Content, drawn: Mapping[str, Picture]) -> str:
+    """The page as text."""
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["number"] = _number
+    environment.filters["percent"] = words.percent
+    status, headline = words.verdict(content)
+    return environment.get_template("page.html").render(
+        content=content,
+        document=content.document,
+        words=words,
+        status=status,
+        headline=headline,
+        figures={name: _inline(picture) for name, picture in drawn.items()},
+        alts={name: picture.alt for name, picture in drawn.items()},
+        point_rows=_point_rows(content),
+        thumbnails=_thumbnails(content.pictures),
+        solver=solver_totals(content.steps),
+        total_seconds=sum(float(step["seconds"]) for step in content.steps),
+        run_text=json.dumps(content.document["run"], indent=2),
+    )
+
+
+def solver_totals(steps: Sequence[Mapping[str, Any]]) -> dict[str, int]:
+    """Solves over all steps and the largest program; empty where no program was solved."""
+    totals: dict[str, int] = {}
+    for step in steps:
+        for name, count in (step["program"] or {}).items():
+            if name in ("solves", "skipped", "limited"):
+                totals[name] = totals.get(name, 0) + count
+            else:
+                totals[f"largest count of {name}"] = max(
+                    totals.get(f"largest count of {name}", 0), count
+                )
+    return totals
+
+
+def _number(value: object) -> str:
+    """Six significant digits; JSON's words for what is no number as they are."""
+    return format_number(value) if isinstance(value, (int, float)) else str(value)
+
+
+def _point_rows(content: Content) -> list[dict[str, Any]]:
+    points = content.points
+    if points is None:
+        return []
+    columns = zip(
+        points.index,
+        points.label,
+        points.predicted,
+        points.lower,
+        points.nominal,
+        points.upper,
+        points.status,
+        strict=True,
+    )
+    names = ("index", "label", "predicted", "lower", "nominal", "upper", "status")
+    return [dict(zip(names, row, strict=True)) for row, _ in zip(columns, range(SHOWN_POINTS))]
+
+
+def _inline(picture: Picture) -> str:
+    """The SVG element alone, with names of its own and the sentence that stands for it."""
+    text = picture.svg[picture.svg.index("<svg") :]
+    text = re.sub(r'\bid="', f'id="{picture.name}-', text)
+    text = re.sub(r'(url\(#|href="#)', rf"\g<1>{picture.name}-", text)
+    label = escape(picture.alt, quote=True)
+    return text.replace("<svg", f'<svg role="img" aria-label="{label}"', 1)
+
+
+def _thumbnails(pixels: Array | None) -> list[str]:
+    """Pictures as data addresses, each scaled to its own range of values."""
+    if pixels is None:
+        return []
+    shown = []
+    for picture in pixels:
+        low, high = float(picture.min()), float(picture.max())
+        scaled = (picture - low) / (high - low) if high > low else np.zeros_like(picture)
+        stream = io.BytesIO()
+        matplotlib.image.imsave(stream, scaled, cmap="gray", vmin=0.0, vmax=1.0, format="png")
+        shown.append("data:image/png;base64," + base64.b64encode(stream.getvalue()).decode())
+    return shown
+
+
+def _replace_bytes(path: Path, content: bytes) -> None:
+    replace(path, lambda stream: stream.write(content))
