@@ -23,8 +23,8 @@ setup: $(STAMP)
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "milp_agt needs Python 3.11 or newer; found " + sys.version.split()[0] + "; run make PYTHON=python3.11")'
 	$(PYTHON) -m venv $(VENV)
-	$(PIP) -e ".[gurobi,scip,data,test,dev]" || { \
-		$(PIP) -e ".[data,test,dev]" && \
+	$(PIP) -e ".[gurobi,scip,data,report,test,dev]" || { \
+		$(PIP) -e ".[data,report,test,dev]" && \
 		for extra in gurobi scip; do \
 			$(PIP) -e ".[$$extra]" \
 			|| echo "note: the solver extra '$$extra' cannot be installed here; going on without it"; \

@@ -3,11 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import tempfile
-import tokenize
-import zipfile
-import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,21 +12,10 @@ import numpy.typing as npt
 from torch import nn
 
 from milp_agt.errors import InvalidInputError
+from milp_agt.files import DAMAGE, replace
 
 VERSION = 1
 _ABOUT = "about"
-# What numpy and zipfile raise on a file that is missing, cut short or has flipped bits.
-_DAMAGE = (
-    OSError,
-    ValueError,
-    KeyError,
-    EOFError,
-    NotImplementedError,
-    zipfile.BadZipFile,
-    zlib.error,
-    SyntaxError,
-    tokenize.TokenError,
-)
 
 
 def write(path: Path, arrays: Mapping[str, npt.NDArray[Any]], about: Mapping[str, Any]) -> None:
@@ -42,14 +26,8 @@ def write(path: Path, arrays: Mapping[str, npt.NDArray[Any]], about: Mapping[str
         raise InvalidInputError(
             f"A result was to be saved as {path}", "no such folder", "make the folder first"
         )
-    handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".npz.tmp")
-    try:
-        with os.fdopen(handle, "wb") as stream:
-            np.savez_compressed(stream, allow_pickle=False, **{_ABOUT: np.array(text), **arrays})
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    named = {_ABOUT: np.array(text), **arrays}
+    replace(path, lambda stream: np.savez_compressed(stream, allow_pickle=False, **named))
 
 
 def read(path: Path) -> tuple[dict[str, npt.NDArray[Any]], dict[str, Any]]:
@@ -68,7 +46,7 @@ def read(path: Path) -> tuple[dict[str, npt.NDArray[Any]], dict[str, Any]]:
         about: dict[str, Any] = json.loads(str(arrays.pop(_ABOUT)))
         if not isinstance(about, dict):
             raise ValueError("a description that is no table")
-    except _DAMAGE as error:
+    except DAMAGE as error:
         raise InvalidInputError(
             f"A saved result was to be read from {path}", str(error), "save the result again"
         ) from None

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import pickle
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, cast
@@ -16,6 +15,7 @@ import torch
 
 from milp_agt.core.interval import Interval
 from milp_agt.errors import InvalidInputError
+from milp_agt.files import replace
 
 VERSION = 1
 MANIFEST = "checkpoint.json"
@@ -180,31 +180,6 @@ class Checkpoint:
         except (OSError, ValueError, KeyError, RuntimeError, pickle.UnpicklingError) as error:
             raise _damaged(path, str(error)) from None
         return plain
-
-
-def replace(path: Path, write: Callable[[IO[bytes]], object]) -> None:
-    """Replace a file as a whole: readers and a power cut meet the old one or the new one."""
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        with partial.open("wb") as stream:
-            write(stream)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(partial, path)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
-    _sync_folder(path.parent)
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make a renaming durable, where folders can be flushed."""
-    if os.name == "posix":
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
 
 
 class _Hashing:

@@ -5,14 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
-from milp_agt.checkpoint import replace
 from milp_agt.errors import InvalidInputError
+from milp_agt.files import replace
 
 if TYPE_CHECKING:
     from milp_agt.data import Dataset
@@ -31,27 +30,28 @@ def collect(result: Result, dataset: Dataset) -> dict[str, Array]:
     """Arrays by name, for the test part, or the training part where nothing was held out.
 
     ``points/index, label, lower, nominal, upper``: of the margin of the true class (classification) or
-    of the loss (regression), (n,) each; ``points/predicted`` by the nominal model. ``points/on`` names
-    the part. With two features ``map/x, y`` (m,) and ``map/predicted, lower`` (m, m): the margin by
-    which the predicted class is the only possible one at this point. ``train/x, label``: some
-    training points. ``pictures``: the first inputs as (n, height, width) or (n, height, width, 3).
+    of the loss (regression), (n,) each; ``points/predicted`` by the nominal model, (n,) or
+    (n, outputs). ``points/on`` names the part. With two features and classes, ``map/x, y`` (m,),
+    ``map/scores`` (m, m, classes) of the nominal model and ``map/lower`` (m, m): the margin by which the
+    predicted class wins for every reachable model. ``train/x, label`` and ``test/x, label``: some of the
+    data. ``pictures``: the first inputs as (n, height, width) or (n, height, width, 3).
     """
-    part: Literal["test", "train"] = "test" if len(dataset.x_test) else "train"
-    x = dataset.x_test if part == "test" else dataset.x_train
-    y = dataset.y_test if part == "test" else dataset.y_train
-    arrays: dict[str, Array] = {"points/on": np.array(part), "points/index": np.arange(len(x))}
+    on = "test" if len(dataset.x_test) else "train"
+    x = dataset.x_test if on == "test" else dataset.x_train
+    y = dataset.y_test if on == "test" else dataset.y_train
+    arrays: dict[str, Array] = {"points/on": np.array(on), "points/label": y}
     if dataset.task == "classification":
-        predicted = _predicted(result, x)
-        lower, upper = result.margins(x, y)
-        arrays |= {
-            "points/label": y,
-            "points/predicted": predicted,
-            "points/lower": lower,
-            "points/nominal": _margins(_scores(result, x), y),
-            "points/upper": upper,
-        }
+        points = result.accuracy(x, y).points
+        columns = (points.score_lower, points.score_nominal, points.score_upper)
+        arrays["points/predicted"] = _scores(result, x).argmax(1)
         if dataset.x_train.shape[1:] == (2,):
             arrays |= _map(result, dataset)
+    else:
+        points = result.loss(x, y).points
+        columns = (points.lower, points.nominal, points.upper)
+        arrays["points/predicted"] = _outputs(result, x)
+    names = ("points/lower", "points/nominal", "points/upper")
+    arrays |= {"points/index": points.index, **dict(zip(names, columns, strict=True))}
     pictures = _pictures(x[:SHOWN_PICTURES], dataset.feature_names)
     return arrays if pictures is None else arrays | {"pictures": pictures}
 
@@ -64,7 +64,7 @@ def save(folder: Path, arrays: Arrays) -> Path:
     """
     path = folder / NAME
     try:
-        replace(path, lambda stream: np.savez_compressed(stream, **dict(arrays)))
+        replace(path, lambda stream: np.savez_compressed(stream, allow_pickle=False, **arrays))
     except OSError as error:
         raise InvalidInputError(
             f"Write the bounds of the test points to {folder}",
@@ -80,33 +80,25 @@ def load(folder: Path) -> dict[str, Array]:
     path = folder / NAME
     if not path.exists():
         return {}
-    with np.load(path, allow_pickle=False) as stored:
+    with path.open("rb") as stream, np.load(stream, allow_pickle=False) as stored:
         return {name: stored[name] for name in stored.files}
 
 
-def _scores(result: Result, x: Array) -> Array:
-    """One score for each class, (n, classes), of the nominal model."""
+def _outputs(result: Result, x: Array) -> Array:
+    """Outputs of the nominal model, (n, outputs)."""
+    import torch  # a report that is made of files needs none
+
     features = torch.from_numpy(np.asarray(x, dtype=np.float64))
-    device = result.models.poison.features.device
-    outputs = result.models.outputs(features.to(device)).cpu().numpy()
-    return (
-        np.concatenate([np.zeros_like(outputs), outputs], 1) if outputs.shape[1] == 1 else outputs
+    outputs: Array = (
+        result.models.outputs(features.to(result.models.poison.features.device)).cpu().numpy()
     )
+    return outputs
 
 
-def _predicted(result: Result, x: Array) -> Array:
-    predicted: Array = _scores(result, x).argmax(1)
-    return predicted
-
-
-def _margins(scores: Array, labels: Array) -> Array:
-    """Score of the label less the best other one, (n,)."""
-    rows = np.arange(len(labels))
-    own = scores[rows, labels]
-    others = scores.copy()
-    others[rows, labels] = -np.inf
-    margins: Array = own - others.max(1)
-    return margins
+def _scores(result: Result, x: Array) -> Array:
+    """One score for each class, (n, classes): 0 and the logit where there is one output."""
+    outputs = _outputs(result, x)
+    return np.hstack([np.zeros_like(outputs), outputs]) if outputs.shape[1] == 1 else outputs
 
 
 def _map(result: Result, dataset: Dataset) -> dict[str, Array]:
@@ -116,14 +108,12 @@ def _map(result: Result, dataset: Dataset) -> dict[str, Array]:
     pad = 0.12 * (high - low) + 1e-9
     axes = [np.linspace(a - p, b + p, CELLS) for a, b, p in zip(low, high, pad, strict=True)]
     grid = np.stack(np.meshgrid(*axes), -1).reshape(-1, 2)
-    predicted = _predicted(result, grid)
-    lower, _ = result.margins(grid, predicted)
-    shape = (CELLS, CELLS)
+    lower = result.stable(grid).points.score_lower
     return {
         "map/x": axes[0],
         "map/y": axes[1],
-        "map/predicted": predicted.reshape(shape),
-        "map/lower": lower.reshape(shape),
+        "map/scores": _scores(result, grid).reshape(CELLS, CELLS, -1),
+        "map/lower": lower.reshape(CELLS, CELLS),
         "train/x": dataset.x_train[:SHOWN_TRAINING],
         "train/label": dataset.y_train[:SHOWN_TRAINING],
         "test/x": dataset.x_test[:SHOWN_TRAINING],

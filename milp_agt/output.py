@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from milp_agt.checkpoint import replace
 from milp_agt.config import RunConfig
 from milp_agt.data import Dataset
 from milp_agt.errors import InvalidInputError
+from milp_agt.files import replace
 from milp_agt.identity import versions
 from milp_agt.verdicts import Verdict
 

@@ -56,7 +56,7 @@ def write(folder: Path, text: str) -> Path:
 
 
 def certify(run: Path, *options: str) -> int:
-    return main(["certify", str(run), "--out", str(run.parent / "out"), *options])
+    return main(["certify", str(run), "--out", str(run.parent / "out"), "--no-report", *options])
 
 
 def document(run: Path) -> dict[str, Any]:

@@ -87,7 +87,7 @@ def interrupt(run: Path, out: Path, step: int, monkeypatch: pytest.MonkeyPatch) 
 
     with monkeypatch.context() as patched:
         patched.setattr(ResultFolder, "save_step", interrupted)
-        assert main(["certify", str(run), "--out", str(out), "--quiet"]) == 4
+        assert main(["certify", str(run), "--out", str(out), "--quiet", "--no-report"]) == 4
 
 
 @pytest.mark.skipif(os.name != "posix", reason="sends SIGKILL")
@@ -109,8 +109,10 @@ def test_a_killed_process_resumes_to_the_identical_result(run: Path, tmp_path: P
     found = checkpoint.manifest
     assert found is not None
     assert found["step"] >= kill_after
-    assert main(["certify", "--resume", str(out), "--quiet"]) == 0
-    assert main(["certify", str(run), "--out", str(tmp_path / "whole"), "--quiet"]) == 0
+    assert main(["certify", "--resume", str(out), "--quiet", "--no-report"]) == 0
+    assert (
+        main(["certify", str(run), "--out", str(tmp_path / "whole"), "--quiet", "--no-report"]) == 0
+    )
     same_result(out, tmp_path / "whole")
 
 
@@ -120,16 +122,22 @@ def test_an_interrupt_says_how_to_go_on(
     out = run.parent / "out"
     interrupt(run, out, 2, monkeypatch)
     assert f"milp-agt certify --resume {out}" in capsys.readouterr().err
-    assert main(["certify", "--resume", str(out), "--quiet"]) == 0
-    assert main(["certify", str(run), "--out", str(run.parent / "whole"), "--quiet"]) == 0
+    assert main(["certify", "--resume", str(out), "--quiet", "--no-report"]) == 0
+    assert (
+        main(["certify", str(run), "--out", str(run.parent / "whole"), "--quiet", "--no-report"])
+        == 0
+    )
     same_result(out, run.parent / "whole")
 
 
 def test_the_same_command_goes_on_as_well(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out = run.parent / "out"
     interrupt(run, out, 3, monkeypatch)
-    assert main(["certify", str(run), "--out", str(out), "--quiet"]) == 0
-    assert main(["certify", str(run), "--out", str(run.parent / "whole"), "--quiet"]) == 0
+    assert main(["certify", str(run), "--out", str(out), "--quiet", "--no-report"]) == 0
+    assert (
+        main(["certify", str(run), "--out", str(run.parent / "whole"), "--quiet", "--no-report"])
+        == 0
+    )
     same_result(out, run.parent / "whole")
 
 
@@ -143,7 +151,7 @@ def test_options_of_the_first_command_are_kept(run: Path, monkeypatch: pytest.Mo
         patched.setattr(ResultFolder, "save_step", interrupted)
         command = ["certify", str(run), "--out", str(out), "--relaxation", "interval"]
         assert main(command) == 4
-    assert main(["certify", "--resume", str(out), "--quiet"]) == 0
+    assert main(["certify", "--resume", str(out), "--quiet", "--no-report"]) == 0
     document = json.loads((out / "result.json").read_text())
     assert document["relaxation"]["asked"] == "interval"
 
@@ -161,7 +169,7 @@ def test_another_run_does_not_overwrite_an_unfinished_one(
     assert "What to do: " in err
     assert {p: p.read_bytes() for p in out.rglob("*") if p.is_file()} == kept
     write(run.parent, epochs=5)
-    assert main(["certify", "--resume", str(out), "--quiet"]) == 0
+    assert main(["certify", "--resume", str(out), "--quiet", "--no-report"]) == 0
 
 
 def test_nothing_to_resume(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -169,7 +177,9 @@ def test_nothing_to_resume(run: Path, tmp_path: Path, capsys: pytest.CaptureFixt
     err = capsys.readouterr().err
     for piece in ("Resume the run in", "Found: no checkpoint there", "What to do: begin one"):
         assert piece in err
-    assert main(["certify", str(run), "--out", str(tmp_path / "out"), "--quiet"]) == 0
+    assert (
+        main(["certify", str(run), "--out", str(tmp_path / "out"), "--quiet", "--no-report"]) == 0
+    )
     assert main(["certify", "--resume", str(tmp_path / "out")]) == 2
     assert "that run is at its end" in capsys.readouterr().err
 
@@ -182,7 +192,7 @@ def test_a_run_file_that_has_moved(
     moved = run.rename(run.parent / "moved.toml")
     assert main(["certify", "--resume", str(out)]) == 2
     assert "give the path of a RUN.toml" in capsys.readouterr().err
-    assert main(["certify", str(moved), "--resume", str(out), "--quiet"]) == 0
+    assert main(["certify", str(moved), "--resume", str(out), "--quiet", "--no-report"]) == 0
 
 
 @pytest.mark.skipif(os.name != "posix", reason="limits the size of files")
@@ -201,4 +211,4 @@ def test_a_disk_that_takes_no_more(run: Path, tmp_path: Path) -> None:
     assert "make room" in done.stderr
     assert "Traceback" not in done.stderr
     assert not [p for p in out.rglob("*") if p.is_file()]
-    assert main(["certify", str(run), "--out", str(out), "--quiet"]) == 0
+    assert main(["certify", str(run), "--out", str(out), "--quiet", "--no-report"]) == 0

@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from milp_agt import evidence
 from milp_agt.errors import InvalidInputError
+from milp_agt.files import DAMAGE
 
 Array = npt.NDArray[Any]
 
@@ -26,6 +27,8 @@ class Property:
 
     kind: str
     name: str
+    on: str
+    group: str | None
     lower: float
     nominal: float
     upper: float
@@ -45,12 +48,14 @@ class Property:
 
 @dataclass(frozen=True)
 class Points:
-    """Bounds of each test point, most at risk first; ``predicted`` is None for regression.
+    """Bounds of each test point, most at risk first.
 
-    The quantity is the margin of the true class: above 0 is right, below 0 is wrong.
+    The quantity is the margin of the true class (above 0 is right, below 0 is wrong), or for
+    regression the loss.
     """
 
     on: str
+    is_margin: bool
     index: Array
     label: Array
     predicted: Array
@@ -63,7 +68,9 @@ class Points:
 
     @property
     def status(self) -> list[str]:
-        """What is known of each point."""
+        """What is known of each point; nothing more than the loss for regression."""
+        if not self.is_margin:
+            return [""] * len(self)
         right, wrong = self.lower > 0, self.upper < 0
         return [
             "surely right" if r else "surely wrong" if w else "open"
@@ -84,11 +91,11 @@ class ClassRow:
 
 @dataclass(frozen=True)
 class Map:
-    """A grid over two features: the predicted class, and where no admissible poisoning changes it."""
+    """A grid over two features: the scores of the classes, and where the prediction is certain."""
 
     x: Array
     y: Array
-    predicted: Array
+    scores: Array
     certified: Array
     train: tuple[Array, Array]
     test: tuple[Array, Array]
@@ -108,6 +115,8 @@ class Content:
             Property(
                 kind=p["kind"],
                 name=p["name"],
+                on=p["on"],
+                group=p.get("group"),
                 lower=float(p["lower"]),
                 nominal=float(p["nominal"]),
                 upper=float(p["upper"]),
@@ -118,6 +127,11 @@ class Content:
             )
             for p in self.document["properties"]
         )
+
+    @property
+    def wholes(self) -> tuple[Property, ...]:
+        """The properties of all their points, without those of subgroups."""
+        return tuple(p for p in self.properties if p.group is None)
 
     @cached_property
     def steps(self) -> Sequence[Mapping[str, Any]]:
@@ -137,17 +151,20 @@ class Content:
     def points(self) -> Points | None:
         if "points/predicted" not in self.arrays:
             return None
-        order = np.argsort(self.arrays["points/lower"], kind="stable")
+        label = self.arrays["points/label"]
+        is_margin = np.issubdtype(label.dtype, np.integer)
+        risk = self.arrays["points/lower"] if is_margin else -self.arrays["points/upper"]
+        order = np.argsort(risk, kind="stable")
         columns = {
             name: self.arrays[f"points/{name}"][order]
             for name in ("index", "label", "predicted", "lower", "nominal", "upper")
         }
-        return Points(on=str(self.arrays["points/on"]), **columns)
+        return Points(on=str(self.arrays["points/on"]), is_margin=is_margin, **columns)
 
     @cached_property
     def classes(self) -> tuple[ClassRow, ...]:
         points = self.points
-        if points is None:
+        if points is None or not points.is_margin:
             return ()
         rows = []
         for label in np.unique(points.label):
@@ -170,7 +187,7 @@ class Content:
         return Map(
             x=self.arrays["map/x"],
             y=self.arrays["map/y"],
-            predicted=self.arrays["map/predicted"],
+            scores=self.arrays["map/scores"],
             certified=self.arrays["map/lower"] > 0,
             train=(self.arrays["train/x"], self.arrays["train/label"]),
             test=(self.arrays["test/x"], self.arrays["test/label"]),
@@ -198,7 +215,7 @@ def read(folder: Path) -> Content:
         raise InvalidInputError(
             asked, f"no {path.name} there", "run milp-agt certify RUN.toml --out DIR first"
         ) from None
-    except (OSError, ValueError, EOFError) as error:
+    except DAMAGE as error:
         raise InvalidInputError(
             asked, f"files that cannot be read ({error})", "certify the run again"
         ) from None

@@ -33,7 +33,7 @@ BLACK, ORANGE, SKY, GREEN, YELLOW, BLUE, RED, PURPLE = (
 CLASSES = (BLUE, ORANGE, GREEN, PURPLE, SKY, RED, YELLOW, BLACK)
 LINES = ((ORANGE, "o", "--"), (BLUE, "s", "-"), (GREEN, "^", "-."), (PURPLE, "D", ":"))
 MARKERS = "os^DvP*X"
-STYLE = {
+STYLE: Any = {
     "font.size": 10.0,
     "font.family": "sans-serif",
     "axes.spines.top": False,
@@ -88,7 +88,7 @@ def _axes(width: float, height: float, **options: Any) -> tuple[Figure, Axes]:
 
 def _bounds(content: Content) -> tuple[Figure, str] | None:
     """For each property the certified interval, the nominal value, the attack and the threshold."""
-    shown = [p for p in content.properties if np.isfinite([p.lower, p.upper]).all()]
+    shown = [p for p in content.wholes if np.isfinite([p.lower, p.upper]).all()]
     if not shown:
         return None
     figure = Figure(figsize=(7.2, 0.4 + 0.95 * len(shown)), layout="constrained")
@@ -180,12 +180,12 @@ def _map(content: Content) -> tuple[Figure, str] | None:
     if found is None:
         return None
     figure, axes = _axes(6.0, 4.8)
-    labels = np.unique(np.concatenate([found.predicted.ravel(), found.train[1], found.test[1]]))
-    tints = ListedColormap([_tint(CLASSES[int(c) % len(CLASSES)]) for c in labels])
-    number = np.searchsorted(labels, found.predicted)
+    classes = found.scores.shape[-1]
+    number = found.scores.argmax(-1)
+    tints = ListedColormap([_tint(CLASSES[c % len(CLASSES)]) for c in range(classes)])
     cells = np.ma.masked_where(~found.certified, number)
     axes.pcolormesh(
-        found.x, found.y, cells, cmap=tints, vmin=-0.5, vmax=len(labels) - 0.5, rasterized=True
+        found.x, found.y, cells, cmap=tints, vmin=-0.5, vmax=classes - 0.5, rasterized=True
     )
     open_part = np.ma.masked_where(found.certified, np.ones_like(number))
     axes.pcolor(
@@ -197,10 +197,10 @@ def _map(content: Content) -> tuple[Figure, str] | None:
         edgecolor="#999999",
         linewidth=0,
     )
-    for k in range(len(labels)):
-        mask = (number == k).astype(float)
-        if 0 < mask.mean() < 1:
-            axes.contour(found.x, found.y, mask, levels=[0.5], colors=BLACK, linewidths=1.4)
+    for k in range(classes):
+        lead = found.scores[..., k] - np.delete(found.scores, k, -1).max(-1)
+        if lead.min() < 0 < lead.max():
+            axes.contour(found.x, found.y, lead, levels=[0.0], colors=BLACK, linewidths=1.4)
     for (points, own), filled, what in (
         (found.train, True, "training"),
         (found.test, False, "test"),
@@ -208,7 +208,8 @@ def _map(content: Content) -> tuple[Figure, str] | None:
         for label in np.unique(own):
             color = CLASSES[int(label) % len(CLASSES)]
             axes.scatter(
-                *points[own == label].T,
+                points[own == label, 0],
+                points[own == label, 1],
                 marker=MARKERS[int(label) % len(MARKERS)],
                 s=26 if filled else 40,
                 facecolor=color if filled else "white",
@@ -236,33 +237,35 @@ def _tint(color: str) -> tuple[float, float, float]:
 
 
 def _points(content: Content) -> tuple[Figure, str] | None:
-    """The margin of each test point, most at risk first."""
+    """The margin, or the loss, of each test point, most at risk first."""
     points = content.points
     if points is None or len(points) == 0:
         return None
     figure, axes = _axes(7.2, 3.2)
     rank = np.arange(1, len(points) + 1)
     status = np.array(points.status)
-    colors = {"surely right": BLUE, "open": ORANGE, "surely wrong": RED}
-    for name, color in colors.items():
+    colors = {"surely right": BLUE, "open": ORANGE, "surely wrong": RED, "": BLUE}
+    present = [name for name in colors if (status == name).any()]
+    for name in present:
         own = status == name
-        if own.any():
-            axes.vlines(
-                rank[own],
-                points.lower[own],
-                points.upper[own],
-                color=color,
-                linewidth=max(1.0, min(6.0, 240 / len(points))),
-                label=f"{name} ({int(own.sum())})",
-            )
+        axes.vlines(
+            rank[own],
+            points.lower[own],
+            points.upper[own],
+            color=colors[name],
+            linewidth=max(1.0, min(6.0, 240 / len(points))),
+            label=f"{name or 'certified'} ({int(own.sum())})",
+        )
     axes.plot(rank, points.nominal, "k_", markersize=5, label="data as given")
-    axes.axhline(0.0, color=BLACK, linewidth=1.0)
+    if points.is_margin:
+        axes.axhline(0.0, color=BLACK, linewidth=1.0)
+    what = "margin of the true class" if points.is_margin else "loss"
     axes.set_xlabel(f"{points.on} point, most at risk first")
-    axes.set_ylabel("margin of the true class")
-    axes.legend(loc="upper left")
-    counts = ", ".join(f"{int((status == name).sum())} {name}" for name in colors)
-    alt = f"Certified interval of the margin of each of {len(points)} {points.on} points: {counts}."
-    return figure, alt
+    axes.set_ylabel(what)
+    axes.legend(loc="best")
+    counts = ", ".join(f"{int((status == name).sum())} {name}" for name in present if name)
+    alt = f"Certified interval of the {what} of each of {len(points)} {points.on} points"
+    return figure, f"{alt}: {counts}." if counts else f"{alt}."
 
 
 def _time(content: Content) -> tuple[Figure, str] | None:

@@ -15,8 +15,8 @@ import matplotlib.image
 import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from milp_agt.checkpoint import replace
 from milp_agt.errors import InvalidInputError
+from milp_agt.files import replace
 from milp_agt.report import words
 from milp_agt.report.content import Array, Content
 from milp_agt.report.figures import Picture, pictures
@@ -103,18 +103,23 @@ def _point_rows(content: Content) -> list[dict[str, Any]]:
     points = content.points
     if points is None:
         return []
-    columns = zip(
-        points.index,
-        points.label,
-        points.predicted,
-        points.lower,
-        points.nominal,
-        points.upper,
-        points.status,
-        strict=True,
-    )
-    names = ("index", "label", "predicted", "lower", "nominal", "upper", "status")
-    return [dict(zip(names, row, strict=True)) for row, _ in zip(columns, range(SHOWN_POINTS))]
+    columns: dict[str, Sequence[Any]] = {
+        "index": points.index.tolist(),
+        "label": [_cell(value) for value in points.label.tolist()],
+        "predicted": [_cell(value) for value in points.predicted.tolist()],
+        "lower": points.lower.tolist(),
+        "nominal": points.nominal.tolist(),
+        "upper": points.upper.tolist(),
+        "status": points.status,
+    }
+    count = min(len(points), SHOWN_POINTS)
+    return [{name: column[k] for name, column in columns.items()} for k in range(count)]
+
+
+def _cell(value: Any) -> str:
+    """A class, or the outputs of a regression."""
+    values = value if isinstance(value, list) else [value]
+    return ", ".join(format_number(v, 4) for v in values)
 
 
 def _inline(picture: Picture) -> str:

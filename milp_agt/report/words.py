@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
+from decimal import ROUND_CEILING, ROUND_FLOOR, ROUND_HALF_EVEN, Context, Decimal
+
 from milp_agt.report.content import Content, Property
-from milp_agt.tables import format_number
 
 RELAXATIONS = {
     "interval": "a box for every quantity inside training; fast, and soon too wide",
@@ -30,6 +32,13 @@ def verdict(content: Content) -> tuple[str, str]:
 
 def caution(content: Content) -> str:
     """What a verdict does not say."""
+    hopeless = [p for p in content.properties if p.status == "NOT PROVED" and not nominally(p)]
+    if hopeless:
+        return (
+            f"Even without an adversary the model misses what was asked ({hopeless[0].name}: "
+            f"{shown(hopeless[0], hopeless[0].nominal)}, {asked(hopeless[0])}), so that no proof can "
+            "reach it: train a better model or ask for less."
+        )
     if any(p.status == "NOT PROVED" for p in content.properties):
         return (
             "Not proved does not mean broken: the truth lies between what real attacks reach and the "
@@ -38,8 +47,15 @@ def caution(content: Content) -> str:
         )
     return (
         "The certified numbers are worst cases over all admissible data sets, found by proof and not "
-        "by trying attacks; no attack within the limits can do worse."
+        "by trying attacks: no attack within the limits can do worse."
     )
+
+
+def nominally(each: Property) -> bool:
+    """Whether the model trained on the data as given meets the threshold."""
+    if each.at_least is not None:
+        return each.nominal >= each.at_least
+    return each.at_most is None or each.nominal <= each.at_most
 
 
 def percent(share: float) -> str:
@@ -47,23 +63,38 @@ def percent(share: float) -> str:
     return f"{100 * share:.3g} %"
 
 
-def shown(each: Property, value: float) -> str:
-    """A value of a property for people."""
-    return percent(value) if each.is_share else format_number(value, 4)
+def shown(each: Property, value: float, rounding: str = ROUND_HALF_EVEN) -> str:
+    """A value of a property for people, rounded so that what is said of it stays true."""
+    if not math.isfinite(value):
+        return str(value)
+    # A share like 4 / 5 carries an error of its own as a float; 13 digits tell it from a real one.
+    exact = Context(prec=13).plus(Decimal(value)) * 100 if each.is_share else Decimal(value)
+    number = Context(prec=4, rounding=rounding).plus(exact)
+    text = f"{float(number):.4g}"
+    return f"{text} %" if each.is_share else text
+
+
+def at_least(each: Property) -> str:
+    """The certified lower end, rounded down."""
+    return shown(each, each.lower, ROUND_FLOOR)
+
+
+def at_most(each: Property) -> str:
+    """The certified upper end, rounded up."""
+    return shown(each, each.upper, ROUND_CEILING)
 
 
 def headline(each: Property) -> str:
     """The number that counts: the worst case of the side that was asked for, or of both."""
     if each.at_most is not None or each.kind in ("loss", "targeted", "backdoor"):
-        return f"at most {shown(each, each.upper)}"
-    return f"at least {shown(each, each.lower)}"
+        return f"at most {at_most(each)}"
+    return f"at least {at_least(each)}"
 
 
 def sentence(each: Property) -> str:
     """One property in plain words."""
-    low, high = shown(each, each.lower), shown(each, each.upper)
-    given = shown(each, each.nominal)
-    part = each.name.rpartition(" on ")[2] or "test"
+    low, high, given = at_least(each), at_most(each), shown(each, each.nominal)
+    part = "training" if each.on == "train" else each.on
     if each.kind == "accuracy":
         text = (
             f"On the {part} data the model is right for at least {low} and at most {high} of the points, "

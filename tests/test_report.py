@@ -1,0 +1,358 @@
+"""The report: one file that needs no network and shows the numbers of result.json, in a real browser."""
+
+from __future__ import annotations
+
+import html
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from milp_agt import evidence, report
+from milp_agt.cli import main
+from milp_agt.errors import InvalidInputError
+from milp_agt.report import words
+from milp_agt.report.content import Property, read
+from milp_agt.report.figures import CLASSES
+from milp_agt.tables import format_number
+
+RUN = """
+[data]
+path = "d.npz"
+test_fraction = 0.25
+seed = 1
+[model]
+layers = {layers}
+[training]
+loss = "{loss}"
+learning_rate = {rate}
+epochs = 3
+[threat]
+kind = "features"
+budget = 1
+radius = 0.001
+[certify]
+relaxation = "linear"
+window = 2
+"""
+ACCURACY = "[[property]]\nkind = 'accuracy'\nat_least = 0.5\n[[property]]\nkind = 'stable'\n"
+LOSS = "[[property]]\nkind = 'loss'\n"
+
+
+def certify(folder: Path, x: Any, y: Any, text: str, *options: str) -> Path:
+    np.savez(folder / "d.npz", X=x, y=y)
+    (folder / "run.toml").write_text(text, encoding="utf-8")
+    out = folder / "out"
+    assert main(["certify", str(folder / "run.toml"), "--out", str(out), "--quiet", *options]) == 0
+    return out
+
+
+@pytest.fixture(scope="module")
+def classes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    rng = np.random.default_rng(0)
+    y = np.arange(20) % 2
+    x = rng.normal(size=(20, 2)) + 3 * y[:, None]
+    text = RUN.format(layers=[2, 3, 2], loss="cross_entropy", rate=0.5) + ACCURACY + LOSS
+    return certify(tmp_path_factory.mktemp("classes"), x, y, text)
+
+
+@pytest.fixture(scope="module")
+def pixels(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    rng = np.random.default_rng(0)
+    y = np.arange(12) % 3
+    x = rng.uniform(size=(12, 1, 3, 3)) + y[:, None, None, None]
+    text = RUN.format(layers=[9, 3], loss="cross_entropy", rate=0.1) + LOSS
+    return certify(tmp_path_factory.mktemp("pixels"), x, y, text)
+
+
+@pytest.fixture(scope="module")
+def regression(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(16, 3))
+    text = RUN.format(layers=[3, 3, 1], loss="mse", rate=0.05) + LOSS
+    return certify(tmp_path_factory.mktemp("regression"), x, x.sum(1), text)
+
+
+def page(folder: Path) -> str:
+    return (folder / "report.html").read_text(encoding="utf-8")
+
+
+def document(folder: Path) -> dict[str, Any]:
+    loaded: dict[str, Any] = json.loads((folder / "result.json").read_text())
+    return loaded
+
+
+def visible(text: str) -> str:
+    """The words of a page, without its tags, scripts and styles."""
+    text = re.sub(r"<(script|style|title)\b.*?</\1>", " ", text, flags=re.S)
+    return " ".join(html.unescape(re.sub(r"<[^>]+>", " ", text)).split())
+
+
+@pytest.mark.parametrize("name", ["classes", "pixels", "regression"])
+def test_the_numbers_of_the_result_are_on_the_page(
+    name: str, request: pytest.FixtureRequest
+) -> None:
+    folder = request.getfixturevalue(name)
+    result, shown = document(folder), visible(page(folder))
+    for each in result["properties"]:
+        for end in ("lower", "nominal", "upper"):
+            assert format_number(each[end]) in shown
+        assert each["status"] in shown
+    for step in result["steps"]:
+        assert format_number(step["mean_width"]) in shown
+        assert format_number(step["max_width"]) in shown
+    for text in (result["claim"], result["threat"], *result["assumptions"]):
+        assert text in shown
+    for version in (*result["versions"].values(), *result["sha256"].values()):
+        assert version in shown
+
+
+@pytest.mark.parametrize("name", ["classes", "pixels", "regression"])
+def test_the_page_needs_nothing_else(name: str, request: pytest.FixtureRequest) -> None:
+    text = page(request.getfixturevalue(name))
+    loaded = re.findall(r'<(?:img|script|link|iframe)\b[^>]*?(?:src|href)="([^"]*)"', text)
+    assert all(address.startswith("data:") for address in loaded)
+    assert "@import" not in text
+    assert "url(http" not in text
+
+
+@pytest.mark.parametrize("name", ["classes", "pixels", "regression"])
+def test_every_picture_has_a_text_and_a_file(name: str, request: pytest.FixtureRequest) -> None:
+    folder = request.getfixturevalue(name)
+    text = page(folder)
+    figures = re.findall(r'<figure id="figure-(\w+)">', text)
+    assert {"bounds", "widths", "points", "time"} <= set(figures)
+    assert ("map" in figures) == (name == "classes")
+    labels = re.findall(r'<svg role="img" aria-label="([^"]+)"', text)
+    assert len(labels) == len(figures) == text.count("<svg")
+    assert all(len(label) > 20 for label in labels)
+    assert all(re.search(r'\balt="[^"]+"', tag) for tag in re.findall(r"<img\b[^>]*>", text))
+    for figure in figures:
+        assert (folder / "figures" / f"{figure}.png").read_bytes().startswith(b"\x89PNG")
+        assert "</svg>" in (folder / "figures" / f"{figure}.svg").read_text()
+    ids = re.findall(r'\bid="([^"]+)"', text)
+    assert len(ids) == len(set(ids))
+
+
+def test_thumbnails_are_there_for_pictures_only(
+    classes: Path, pixels: Path, regression: Path
+) -> None:
+    tested = document(pixels)["data"]["test"][0]
+    assert page(pixels).count("<img ") == tested == 3
+    assert "<img " not in page(classes)
+    assert "<img " not in page(regression)
+
+
+def test_points_of_the_page_follow_from_the_result(classes: Path) -> None:
+    content = read(classes)
+    points = content.points
+    assert points is not None
+    (accuracy,) = [p for p in content.properties if p.kind == "accuracy"]
+    assert np.mean([s == "surely right" for s in points.status]) == accuracy.lower
+    assert np.mean([s != "surely wrong" for s in points.status]) == accuracy.upper
+    assert (points.nominal > 0).mean() == accuracy.nominal
+    assert ((points.lower <= points.nominal) & (points.nominal <= points.upper)).all()
+    assert ((points.label == points.predicted) == (points.nominal > 0)).all()
+    rows = content.classes
+    assert sum(row.count for row in rows) == len(points)
+    mean = sum(row.lower * row.count for row in rows) / len(points)
+    assert mean == pytest.approx(accuracy.lower, rel=1e-12)
+
+
+def test_points_of_a_regression_are_losses(regression: Path) -> None:
+    content = read(regression)
+    points = content.points
+    assert points is not None
+    assert content.classes == ()
+    (loss,) = content.properties
+    assert points.nominal.mean() == pytest.approx(loss.nominal, rel=1e-12)
+    assert ((points.lower <= points.nominal) & (points.nominal <= points.upper)).all()
+    assert (np.diff(points.upper) <= 0).all()
+
+
+def test_the_same_files_give_the_same_page(classes: Path) -> None:
+    before = page(classes)
+    drawn = {p.name: p.read_bytes() for p in (classes / "figures").glob("*.svg")}
+    assert main(["report", str(classes)]) == 0
+    assert page(classes) == before
+    assert {p.name: p.read_bytes() for p in (classes / "figures").glob("*.svg")} == drawn
+
+
+def copied(folder: Path, target: Path, **changes: Any) -> Path:
+    shutil.copytree(folder, target)
+    (target / "result.json").write_text(json.dumps(document(folder) | changes))
+    return target
+
+
+def test_an_unfinished_run_says_so(classes: Path, tmp_path: Path) -> None:
+    steps = document(classes)["steps"][:1]
+    folder = copied(classes, tmp_path / "out", complete=False, steps=steps, properties=[])
+    (folder / "evidence.npz").unlink()
+    assert main(["report", str(folder)]) == 0
+    assert "Unfinished: bounds after 1 of 3 training steps" in visible(page(folder))
+    assert "figure-points" not in page(folder)
+
+
+def test_numbers_that_are_none(classes: Path, tmp_path: Path) -> None:
+    properties = document(classes)["properties"]
+    properties[-1] |= {"upper": "inf", "status": "NOT PROVED", "at_most": 1.0}
+    steps = document(classes)["steps"]
+    steps[-1] |= {"mean_width": "inf", "max_width": "inf", "chains": {"linear": "inf"}}
+    folder = copied(classes, tmp_path / "out", properties=properties, steps=steps)
+    assert main(["report", str(folder)]) == 0
+    shown = visible(page(folder))
+    assert "at most inf" in shown
+    assert "Not proved does not mean broken" in shown
+
+
+def test_a_model_that_misses_the_mark_unpoisoned(classes: Path, tmp_path: Path) -> None:
+    properties = document(classes)["properties"]
+    properties[0] |= {"lower": 0.2, "nominal": 0.4, "upper": 0.6, "status": "NOT PROVED"}
+    folder = copied(classes, tmp_path / "out", properties=properties)
+    assert main(["report", str(folder)]) == 0
+    assert "Even without an adversary the model misses" in visible(page(folder))
+
+
+def test_text_of_a_result_is_text(classes: Path, tmp_path: Path) -> None:
+    data = document(classes)["data"] | {"description": "<script>alert(1)</script> & more"}
+    folder = copied(classes, tmp_path / "out", data=data)
+    assert main(["report", str(folder)]) == 0
+    assert "<script>alert" not in page(folder)
+    assert "<script>alert(1)</script> & more" in visible(page(folder))
+
+
+@pytest.mark.parametrize("content", [None, "", "{}", "[1]", '{"steps": ['])
+def test_a_folder_without_a_result(
+    tmp_path: Path, content: str | None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if content is not None:
+        (tmp_path / "result.json").write_text(content)
+    assert main(["report", str(tmp_path)]) == 2
+    err = capsys.readouterr().err
+    for piece in ("Make a report of", "Found: ", "What to do: ", "certify"):
+        assert piece in err
+
+
+def test_damaged_evidence_is_said(classes: Path, tmp_path: Path) -> None:
+    folder = copied(classes, tmp_path / "out")
+    raw = (folder / evidence.NAME).read_bytes()
+    (folder / evidence.NAME).write_bytes(raw[: len(raw) // 2])
+    with pytest.raises(InvalidInputError) as caught:
+        report.write_report(folder)
+    assert "cannot be read" in caught.value.found
+    assert caught.value.asked
+    assert caught.value.remedy
+
+
+def test_without_the_extra_the_result_is_written_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(report, "find_spec", lambda name: None)
+    y = np.arange(8) % 2
+    text = RUN.format(layers=[2, 2], loss="cross_entropy", rate=0.5) + LOSS
+    folder = certify(tmp_path, np.eye(8)[:, :2] + y[:, None], y, text)
+    err = capsys.readouterr().err
+    assert "no module jinja2 or matplotlib" in err
+    assert "pip install 'milp_agt[report]'" in err
+    assert document(folder)["complete"] is True
+    assert {p.name for p in folder.iterdir()} == {"result.json", "reachable.npz", evidence.NAME}
+    with pytest.raises(report.ReportUnavailableError):
+        report.write_report(folder)
+    monkeypatch.undo()
+    assert main(["report", str(folder)]) == 0
+
+
+def test_no_report_is_no_report(tmp_path: Path) -> None:
+    y = np.arange(8) % 2
+    text = RUN.format(layers=[2, 2], loss="cross_entropy", rate=0.5)
+    folder = certify(tmp_path, np.eye(8)[:, :2] + y[:, None], y, text, "--no-report")
+    assert {p.name for p in folder.iterdir()} == {"result.json", "reachable.npz"}
+
+
+def test_importing_the_report_costs_no_torch() -> None:
+    code = "import sys, milp_agt.report.page; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
+
+
+@given(
+    st.just(0.0) | st.floats(1e-300, 1) | st.integers(0, 60).map(lambda k: k / 60), st.booleans()
+)
+def test_words_never_promise_more_than_the_numbers(value: float, share: bool) -> None:
+    kind = "accuracy" if share else "loss"
+    each = Property(kind, kind, "test", None, value, value, value, None, None, "REPORTED")
+    scale = 100.0 if share else 1.0
+    low = float(words.at_least(each).removesuffix(" %"))
+    high = float(words.at_most(each).removesuffix(" %"))
+    assert low <= scale * value * (1 + 1e-12)
+    assert high >= scale * value * (1 - 1e-12)
+    assert high - low <= 1.1e-3 * scale * value + 1e-12
+
+
+def luminance(color: str) -> float:
+    parts = [int(color[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    linear = [p / 12.92 if p <= 0.04045 else ((p + 0.055) / 1.055) ** 2.4 for p in parts]
+    return float(np.dot([0.2126, 0.7152, 0.0722], linear))
+
+
+def test_the_first_colours_differ_in_grey() -> None:
+    first = sorted(luminance(color) for color in CLASSES[:2])
+    assert (first[1] + 0.05) / (first[0] + 0.05) > 2
+
+
+CHROMIUM = next(
+    (p for n in ("chromium", "chromium-browser", "google-chrome") if (p := shutil.which(n))), ""
+)
+browser = pytest.mark.skipif(not CHROMIUM, reason="no chromium on this machine")
+
+
+def browse(path: Path, profile: Path) -> tuple[str, list[str]]:
+    """The page as a browser has made it, and what it wrote to its console."""
+    command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--dump-dom"]
+    command += ["--host-resolver-rules=MAP * ~NOTFOUND", "--enable-logging=stderr"]
+    command += [f"--user-data-dir={profile}", "--virtual-time-budget=2000", path.as_uri()]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    return done.stdout, [line for line in done.stderr.splitlines() if "CONSOLE" in line]
+
+
+@browser
+def test_a_real_browser_shows_the_numbers_without_errors(classes: Path, tmp_path: Path) -> None:
+    dom, console = browse(classes / "report.html", tmp_path)
+    assert console == []
+    shown = visible(dom)
+    for each in document(classes)["properties"]:
+        for end in ("lower", "nominal", "upper"):
+            assert format_number(each[end]) in shown
+
+
+@browser
+def test_a_real_browser_sorts_the_tables(classes: Path, tmp_path: Path) -> None:
+    click = "document.querySelectorAll('#points th button')[{}].click();"
+    script = "<script>" + click.format(3) + click.format(3) + "</script></body>"
+    (tmp_path / "page.html").write_text(page(classes).replace("</body>", script))
+    dom, console = browse(tmp_path / "page.html", tmp_path / "profile")
+    assert console == []
+    table = dom[dom.index('<table class="sortable" id="points">') :]
+    table = table[table.index("<tbody>") : table.index("</tbody>")]
+    shown = [
+        float(row.split("<td")[4].partition('data-value="')[2].partition('"')[0])
+        for row in table.split("<tr>")[1:]
+    ]
+    points = read(classes).points
+    assert points is not None
+    assert shown == sorted(points.lower.tolist(), reverse=True)
+    assert len(set(shown)) > 2
+
+
+@browser
+def test_an_error_in_a_page_would_be_seen(tmp_path: Path) -> None:
+    (tmp_path / "page.html").write_text("<body><script>nowhere();</script></body>")
+    assert len(browse(tmp_path / "page.html", tmp_path / "profile")[1]) == 1
