@@ -247,7 +247,8 @@ class Run:
                 self.nominal[velocity_of(name)] = torch.zeros_like(self.nominal[name])
         self.updates = training.update_rules(plan.steps)
         self.records: list[StepRecord] = []
-        self.fallbacks: list[str] = list(plan.notes)
+        dropped = poison.notes(plan.relaxation.uses_programs)
+        self.fallbacks: list[str] = [*plan.notes, *dropped]
         self.limit_reached = False
 
     def advance(self, batch: Tensor) -> None:

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from milp_agt.errors import InvalidThreatModelError, UnsupportedOperationError
+from milp_agt.errors import InvalidThreatModelError
 from milp_agt.formulations.loss import Loss
+from milp_agt.perturbation import FeatureMoves, LabelMoves, Numbers, Radius, Rows, is_whole
 from milp_agt.poison import Poison
 
-Radius = float | Sequence[float] | npt.NDArray[np.float64]
 SCOPES = ("dataset", "batch")
 
 
@@ -44,7 +41,7 @@ class _Budgeted:
     def _check(self, samples: Sequence[int] | None, scope: str, count: int) -> Tensor:
         """Mask of the samples that can be poisoned, (N,)."""
         name = type(self).__name__
-        if not _is_whole(self.budget) or self.budget < 0:
+        if not is_whole(self.budget) or self.budget < 0:
             raise InvalidThreatModelError(
                 f"{name} needs a whole budget >= 0", f"budget = {self.budget}", "give a count"
             )
@@ -61,7 +58,7 @@ class _Budgeted:
                 )
             return torch.ones(count, dtype=torch.bool)
         chosen = list(samples)
-        bad = [s for s in chosen if not _is_whole(s) or not 0 <= s < count]
+        bad = [s for s in chosen if not is_whole(s) or not 0 <= s < count]
         if not chosen or bad or len(set(chosen)) != len(chosen):
             raise InvalidThreatModelError(
                 f"{name} needs distinct samples out of 0..{count - 1}",
@@ -81,31 +78,52 @@ class _Budgeted:
 
 @dataclass(frozen=True)
 class FeaturePoisoning(_Budgeted):
-    """Up to ``budget`` samples have features moved by at most ``radius`` in each coordinate.
+    """Up to ``budget`` samples have their features moved.
+
+    Columns are positions in the flattened sample.
 
     Attributes:
         budget: count of samples.
-        radius: l_inf radius, one number or one for each feature (shape of one sample).
-        norm: "inf".
+        radius: largest move: one number, one for each feature (*shape), for each sample (N,), or
+            for both (N, *shape). Where features have radii of their own, the norms 1 and 2 are those
+            of ``move / radius``, and at most 1. May be ``inf`` under a domain, in the norms inf and 0.
+        norm: "inf" (each feature within its radius), 2, 1, or 0: at most ``coordinates`` features
+            move, each within its radius.
         samples: indices of the samples that can be poisoned; None for all.
         static: True if the data are poisoned once, before training; False for a fresh perturbation
             in every step (adaptive).
         scope: "dataset", one poisoned set for the whole run, or "batch", up to ``budget`` of each
-            batch.
+            batch (of a smaller batch all).
+        coordinates: for the norm 0; a categorical group counts as one.
+        domain: (lowest, highest) value, numbers or arrays (*shape); poisoned features stay inside.
+        integer: columns that move by whole numbers. Linear bounds are exact for the norms inf and 0;
+            for 1 and 2 they hold for the moves without this condition.
+        categorical: groups of one-hot columns; each may change to any other category, whatever the
+            radius (and the norms 1 and 2, which count the other columns).
+        missing: the value that training sees where an entry is missing: the adversary may blank any
+            entry, which then reads as this value (it need not lie in the domain). One value for all
+            numeric columns, or a mapping from columns to their values. Norms inf and 0 only. NaN in
+            the data themselves is refused.
+        rows: (A, b) with further conditions ``A @ move <= b`` for each sample, A (rows, size), b
+            (rows,) or (N, rows), >= 0. Kept by ``lp`` and ``milp``; the other relaxations bound the
+            larger threat without them, and the result says so.
     """
 
     radius: Radius
-    norm: str = "inf"
+    norm: str | float = "inf"
     samples: Sequence[int] | None = None
     static: bool = True
     scope: str = "dataset"
+    coordinates: int | None = None
+    domain: tuple[Numbers, Numbers] | None = None
+    integer: Sequence[int] = ()
+    categorical: Sequence[Sequence[int]] = ()
+    missing: float | Mapping[int, float] | None = None
+    rows: Rows | None = None
 
     def bind(self, features: Tensor, labels: Tensor, loss: Loss) -> Poison:
         mask = self._check(self.samples, self.scope, len(features))
-        if self.norm != "inf":
-            raise UnsupportedOperationError(
-                f"{type(self).__name__} in norm {self.norm!r}", "no rule for it", "use norm='inf'"
-            )
+        moves, domain = self._moves().bind(features, mask)
         return Poison(
             features=features,
             labels=labels,
@@ -113,14 +131,25 @@ class FeaturePoisoning(_Budgeted):
             budget=int(self.budget),
             static=self.static,
             per_batch=self.scope == "batch",
-            radius=_feature_radius(type(self).__name__, self.radius, features)
-            * _column(mask, features),
+            feature_moves=moves,
+            domain=domain,
         )
 
     def describe(self) -> str:
-        return (
-            f"the features of {_who(self.budget, self.samples, self.scope)} moved by at most "
-            f"{_radius_text(self.radius)} in every coordinate, {_when(self.static)}"
+        who = _who(self.budget, self.samples, self.scope)
+        return f"the features of {who} {self._moves().describe()}, {_when(self.static)}"
+
+    def _moves(self) -> FeatureMoves:
+        return FeatureMoves(
+            type(self).__name__,
+            self.radius,
+            self.norm,
+            self.coordinates,
+            self.domain,
+            self.integer,
+            self.categorical,
+            self.missing,
+            self.rows,
         )
 
 
@@ -130,19 +159,22 @@ class LabelPoisoning(_Budgeted):
 
     Attributes:
         budget: count of samples.
-        radius: None for classification (any other class); for regression the largest move of each
-            target.
+        radius: None for classification; for regression the largest move of the targets: one number,
+            one for each output, for each sample (N,), or for both (N, outputs).
         samples, static, scope: as in :class:`FeaturePoisoning`.
+        norm: for regression, over the outputs of one sample: "inf", 2 or 1.
+        target: for classification, the class or classes that labels may flip to; None for any.
     """
 
-    radius: float | None = None
+    radius: Radius | None = None
     samples: Sequence[int] | None = None
     static: bool = True
     scope: str = "dataset"
+    norm: str | float = "inf"
+    target: int | Sequence[int] | None = None
 
     def bind(self, features: Tensor, labels: Tensor, loss: Loss) -> Poison:
         mask = self._check(self.samples, self.scope, len(features))
-        vertices, radius = _label_moves(type(self).__name__, self.radius, labels, loss, mask)
         return Poison(
             features=features,
             labels=labels,
@@ -150,98 +182,77 @@ class LabelPoisoning(_Budgeted):
             budget=int(self.budget),
             static=self.static,
             per_batch=self.scope == "batch",
-            label_vertices=vertices,
-            label_radius=radius,
+            label_moves=self._moves().bind(labels, loss, mask),
         )
 
     def describe(self) -> str:
-        how = "replaced by any class" if self.radius is None else f"moved by at most {self.radius}"
         who = _who(self.budget, self.samples, self.scope)
-        return f"the labels of {who} {how}, {_when(self.static)}"
+        return f"the labels of {who} {self._moves().describe()}, {_when(self.static)}"
+
+    def _moves(self) -> LabelMoves:
+        return LabelMoves(type(self).__name__, self.radius, self.norm, self.target)
 
 
 @dataclass(frozen=True)
 class FeatureLabelPoisoning(_Budgeted):
     """Up to ``budget`` samples have both their features and their labels changed.
 
-    ``radius`` and ``norm`` as in :class:`FeaturePoisoning`, ``label_radius`` as ``radius`` in
-    :class:`LabelPoisoning`.
+    ``label_radius``, ``label_norm`` and ``target`` are ``radius``, ``norm`` and ``target`` of
+    :class:`LabelPoisoning`, all else as in :class:`FeaturePoisoning`.
     """
 
     radius: Radius
-    label_radius: float | None = None
-    norm: str = "inf"
+    label_radius: Radius | None = None
+    norm: str | float = "inf"
     samples: Sequence[int] | None = None
     static: bool = True
     scope: str = "dataset"
+    coordinates: int | None = None
+    domain: tuple[Numbers, Numbers] | None = None
+    integer: Sequence[int] = ()
+    categorical: Sequence[Sequence[int]] = ()
+    missing: float | Mapping[int, float] | None = None
+    rows: Rows | None = None
+    label_norm: str | float = "inf"
+    target: int | Sequence[int] | None = None
 
     def bind(self, features: Tensor, labels: Tensor, loss: Loss) -> Poison:
-        half = FeaturePoisoning(
-            self.budget, self.radius, self.norm, self.samples, self.static, self.scope
-        ).bind(features, labels, loss)
-        name = type(self).__name__
-        vertices, radius = _label_moves(name, self.label_radius, labels, loss, half.open)
-        return half.with_labels(vertices, radius)
+        mask = self._check(self.samples, self.scope, len(features))
+        moves, domain = self._feature_moves().bind(features, mask)
+        return Poison(
+            features=features,
+            labels=labels,
+            open=mask,
+            budget=int(self.budget),
+            static=self.static,
+            per_batch=self.scope == "batch",
+            feature_moves=moves,
+            label_moves=self._label_moves().bind(labels, loss, mask),
+            domain=domain,
+        )
 
     def describe(self) -> str:
-        label = "any class" if self.label_radius is None else f"within {self.label_radius}"
         return (
-            f"the features of {_who(self.budget, self.samples, self.scope)} moved by at most "
-            f"{_radius_text(self.radius)} in every coordinate and their labels to {label}, "
-            f"{_when(self.static)}"
+            f"the features of {_who(self.budget, self.samples, self.scope)} "
+            f"{self._feature_moves().describe()}, and their labels "
+            f"{self._label_moves().describe()}, {_when(self.static)}"
         )
 
-
-def _is_whole(value: object) -> bool:
-    return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
-
-
-def _column(mask: Tensor, features: Tensor) -> Tensor:
-    return mask.to(torch.float64).reshape(-1, *[1] * (features.dim() - 1))
-
-
-def _feature_radius(name: str, radius: Radius, features: Tensor) -> Tensor:
-    try:
-        values = torch.as_tensor(np.asarray(radius, dtype=np.float64))
-    except (TypeError, ValueError) as error:
-        raise InvalidThreatModelError(
-            f"{name} needs a radius in numbers", str(error), "give one number, or one per feature"
-        ) from None
-    shape = tuple(features.shape[1:])
-    if values.dim() and tuple(values.shape) != shape:
-        raise InvalidThreatModelError(
-            f"{name} needs one radius, or one for each feature {shape}",
-            f"shape {tuple(values.shape)}",
-            "match the shape of one sample",
+    def _feature_moves(self) -> FeatureMoves:
+        return FeatureMoves(
+            type(self).__name__,
+            self.radius,
+            self.norm,
+            self.coordinates,
+            self.domain,
+            self.integer,
+            self.categorical,
+            self.missing,
+            self.rows,
         )
-    if not bool((torch.isfinite(values) & (values >= 0)).all()):
-        raise InvalidThreatModelError(
-            f"{name} needs finite radii >= 0", f"radius = {radius}", "give numbers >= 0"
-        )
-    return values.expand(features.shape).clone()
 
-
-def _label_moves(
-    name: str, radius: float | None, labels: Tensor, loss: Loss, mask: Tensor
-) -> tuple[Tensor | None, Tensor | None]:
-    """Moves to every class, (N, classes, width), or radii, (N, width)."""
-    if loss.is_classification:
-        if radius is not None:
-            raise InvalidThreatModelError(
-                f"{name} with a label radius is for regression",
-                f"loss '{loss.key}' with radius {radius}",
-                "leave the radius out: labels flip to any class",
-            )
-        vertices = loss.vertices(labels.shape[1]).to(labels)
-        return (vertices[None] - labels[:, None]) * mask[:, None, None], None
-    real = isinstance(radius, (int, float, np.number)) and not isinstance(radius, bool)
-    if not real or radius is None or not (math.isfinite(radius) and radius >= 0):
-        raise InvalidThreatModelError(
-            f"{name} needs a finite label radius >= 0 for loss '{loss.key}'",
-            f"radius = {radius}",
-            "give the largest move of a target",
-        )
-    return None, radius * mask[:, None].to(torch.float64).expand(labels.shape)
+    def _label_moves(self) -> LabelMoves:
+        return LabelMoves(type(self).__name__, self.label_radius, self.label_norm, self.target)
 
 
 def _who(budget: int, samples: Sequence[int] | None, scope: str) -> str:
@@ -252,13 +263,6 @@ def _who(budget: int, samples: Sequence[int] | None, scope: str) -> str:
 
 def _when(static: bool) -> str:
     return "once, before training" if static else "anew in every step"
-
-
-def _radius_text(radius: Radius) -> str:
-    if isinstance(radius, (int, float)):
-        return f"{radius:g}"
-    values = np.asarray(radius)
-    return f"a radius between {values.min():g} and {values.max():g}"
 
 
 THREATS = (FeaturePoisoning, LabelPoisoning, FeatureLabelPoisoning)

@@ -247,7 +247,7 @@ class Replay:
             nominal_y = poison.labels[batch].expand(count, -1, *poison.labels.shape[1:])
             target = move.features[:, batch]
             if iteration % 2:
-                target = 0.5 * target + 0.5 * old
+                target, _ = poison.take(batch).project(0.5 * target + 0.5 * old, nominal_y)
             features.append(torch.where(at, target, nominal_x))
             labels.append(torch.where(picked[..., None], move.labels[:, batch], nominal_y))
         return Attacks(attack.start, features, labels)

@@ -57,6 +57,7 @@ from milp_agt.formulations.step import Step as StepFunction
 from milp_agt.formulations.tanh import Tanh
 from milp_agt.formulations.univariate import Univariate
 from milp_agt.inputs import labels_of
+from milp_agt.moves import Box, MoveSet, Vertices
 from milp_agt.poison import Poison
 from milp_agt.threats import ThreatModel
 from milp_agt.tracing import StepGraph, trace
@@ -613,12 +614,11 @@ def _drop(case: DebtCase, row: int, sample: int, steps: Sequence[int]) -> Long:
         on_y = on_y + case.labels[t][row, i].numpy()
         charge = charge + Long(float(case.charges[t][row, i]))
     gain = charge
-    if poison.radius is not None:
-        gain = gain + (np.abs(on_x) * poison.radius[sample].numpy()).sum()
-    if poison.label_vertices is not None:
-        gain = gain + max(-(on_y * v).sum() for v in poison.label_vertices[sample].numpy())
-    if poison.label_radius is not None:
-        gain = gain + (np.abs(on_y) * poison.label_radius[sample].numpy()).sum()
+    for moves, on in ((poison.feature_moves, on_x), (poison.label_moves, on_y)):
+        if isinstance(moves, Box):
+            gain = gain + (np.abs(on) * moves.high[sample].numpy()).sum()
+        elif isinstance(moves, Vertices):
+            gain = gain + max(-(on * v).sum() for v in moves.points[sample].numpy())
     return Long(gain)
 
 
@@ -629,8 +629,8 @@ def check_debt(case: DebtCase, tight: bool) -> None:
     for t, batch in enumerate(case.batches):
         samples = torch.tensor(batch)
         step = Step(t, samples, poison.take(samples), UpdateRule(0.1, 0.0, 0.0, False), False)
-        on_x = case.features[t] if poison.radius is not None else None
-        has_labels = poison.label_vertices is not None or poison.label_radius is not None
+        on_x = case.features[t] if poison.feature_moves is not None else None
+        has_labels = poison.label_moves is not None
         debt.add(step, on_x, case.labels[t] if has_labels else None, case.charges[t])
     worst = debt.worst().numpy()
     best = np.zeros(case.rows, dtype=Long)
@@ -718,11 +718,11 @@ def check_debt_given(case: DebtCase, restriction: Restriction, tight: bool) -> i
     poison, seen = case.poison, 0
     debt = open_debt(poison, case.rows, restriction)
     own = torch.tensor([case.batches[0][r % len(case.batches[0])] for r in range(case.rows)])
-    has_labels = poison.label_vertices is not None or poison.label_radius is not None
+    has_labels = poison.label_moves is not None
     for t, batch in enumerate(case.batches):
         samples = torch.tensor(batch)
         step = Step(t, samples, poison.take(samples), UpdateRule(0.1, 0.0, 0.0, False), False)
-        on_x = case.features[t] if poison.radius is not None else None
+        on_x = case.features[t] if poison.feature_moves is not None else None
         on_y = case.labels[t] if has_labels else None
         (debt.add if t else debt.add_own)(step, on_x, on_y, case.charges[t])
         for poisoned in (False, True):
@@ -1264,11 +1264,14 @@ def poison_of(budget: int, static: bool, per_batch: bool, what: str, count: int 
     labels = torch.eye(3).double()[torch.from_numpy(rng.integers(0, 3, count))]
     mask = torch.ones(count, dtype=torch.bool)
     mask[1] = False
-    radius = vertices = moves = None
+    on_features: MoveSet | None = None
+    on_labels: MoveSet | None = None
     if "x" in what:
-        radius = torch.from_numpy(rng.random((count, 2))) * mask[:, None]
+        radius = torch.from_numpy(rng.random((count, 2)))
+        on_features = Box(-radius, radius).only(mask)
     if "v" in what:
-        vertices = (torch.eye(3).double()[None] - labels[:, None]) * mask[:, None, None]
+        on_labels = Vertices(torch.eye(3).double()[None] - labels[:, None]).only(mask)
     if "r" in what:
-        moves = 0.3 * mask[:, None].double().expand(count, 3)
-    return Poison(features, labels, mask, budget, static, per_batch, radius, vertices, moves)
+        largest = torch.full((count, 3), 0.3, dtype=torch.float64)
+        on_labels = Box(-largest, largest).only(mask)
+    return Poison(features, labels, mask, budget, static, per_batch, on_features, on_labels)

@@ -61,6 +61,7 @@ from milp_agt.formulations.relu import Relu
 from milp_agt.formulations.sigmoid import Sigmoid
 from milp_agt.formulations.step import STEEPEST, Step
 from milp_agt.formulations.tanh import Tanh
+from milp_agt.moves import Vertices
 from milp_agt.schedules import InverseTimeDecay
 from milp_agt.training import Training, UpdateRule
 
@@ -479,7 +480,8 @@ def test_debt_is_the_best_attack(
 def test_support_is_joint_over_the_label_coordinates() -> None:
     poison = poison_of(1, True, False, "v")
     c = torch.tensor([[[1.0, -1.0, 0.0]] * 5]).double()
-    moves = torch.einsum("w,nlw->nl", c[0, 0], poison.label_vertices)
+    assert isinstance(poison.label_moves, Vertices)
+    moves = torch.einsum("w,nlw->nl", c[0, 0], poison.label_moves.points)
     assert torch.equal(poison.support(None, c)[0], (-moves).amax(-1))
 
 

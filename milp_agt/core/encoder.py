@@ -37,8 +37,10 @@ class Encoder:
         self._row_count = 0
         self._phases: dict[int, tuple[Expression, Expression]] = {}
 
-    def columns(self, lower: Array, upper: Array, integer: bool = False) -> Expression:
-        """Fresh columns with bounds; ``lower`` gives the shape."""
+    def columns(
+        self, lower: Array, upper: Array, integer: bool | npt.NDArray[np.bool_] = False
+    ) -> Expression:
+        """Fresh columns with bounds; ``lower`` gives the shape, ``integer`` is for all or for each."""
         size = lower.size
         self._lower.append(np.asarray(lower, dtype=np.float64).reshape(-1))
         self._upper.append(np.asarray(upper, dtype=np.float64).reshape(-1))

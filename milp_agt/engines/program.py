@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from milp_agt.core.encoder import Encoder, as_arrays
-from milp_agt.core.expression import Array, Expression, add
+from milp_agt.core.expression import Expression, add
 from milp_agt.core.interval import CLEAN, Interval
 from milp_agt.core.program import Program
 from milp_agt.core.restriction import UNRESTRICTED, Restriction
@@ -23,6 +23,7 @@ from milp_agt.engines.step import Schedule, State, Step, velocity_of
 from milp_agt.errors import EncodingError
 from milp_agt.formulations.bilinear import Einsum
 from milp_agt.formulations.univariate import Univariate
+from milp_agt.moves import MoveSet
 from milp_agt.poison import Poison
 from milp_agt.solvers.base import Solver
 from milp_agt.tracing import FEATURES, LABELS, StepGraph
@@ -90,69 +91,43 @@ class _Moves:
             self._limit(self._budgeted)
 
     def features(self, step: Step, selection: Expression) -> Expression:
-        """Nominal features plus moves ``|e| <= r s``."""
-        nominal = Expression.of(step.poison.features.cpu().numpy())
-        if step.poison.radius is None:
-            return nominal
-        radius = step.poison.radius.cpu().numpy().reshape(step.size, -1)
-        moves = []
-        for row, sample in enumerate(step.samples.tolist()):
-            known = self._features.get(sample) if self.poison.static else None
-            if known is None:
-                known = self.encoder.columns(-radius[row], radius[row])
-                some = selection.take(np.full(radius.shape[1], row))
-                self.encoder.rows(add([known, some.scale(-radius[row])]), -np.inf, 0.0)
-                self.encoder.rows(add([known, some.scale(radius[row])]), 0.0, np.inf)
-                self._features[sample] = known
-            moves.append(known)
-        shift = stacked(moves, nominal.shape)
-        # x + e is rounded in the run.
-        rounding = 2.0**-52 * (
-            np.abs(step.poison.features.cpu().numpy()) + radius.reshape(nominal.shape)
-        )
-        return add([nominal, shift]).blur(rounding)
+        """Nominal features plus admissible moves of the selected samples."""
+        poison = step.poison
+        moves, box = poison.feature_moves, poison.feature_box()
+        return self._moved(poison.features, moves, box, self._features, step, selection)
 
     def labels(self, step: Step, selection: Expression) -> Expression:
-        """Nominal labels plus a convex combination of vertex moves, or a move in a box."""
-        nominal = Expression.of(step.poison.labels.cpu().numpy())
-        vertices, radius = step.poison.label_vertices, step.poison.label_radius
-        if vertices is None and radius is None:
-            return nominal
-        moves = []
-        for row, sample in enumerate(step.samples.tolist()):
-            known = self._labels.get(sample) if self.poison.static else None
-            if known is None:
-                chosen = selection.take(np.full(1, row))
-                if vertices is not None:
-                    known = self._vertex_move(vertices[row].cpu().numpy(), chosen)
-                else:
-                    assert radius is not None
-                    known = self._box_move(radius[row].cpu().numpy(), chosen)
-                self._labels[sample] = known
-            moves.append(known)
-        shift = stacked(moves, nominal.shape)
-        size = step.poison.label_box().magnitude.amax(0).cpu().numpy()
-        return add([nominal, shift]).blur(2.0**-52 * size)
+        """Nominal encoded labels plus admissible moves of the selected samples."""
+        poison = step.poison
+        moves, box = poison.label_moves, poison.label_box()
+        return self._moved(poison.labels, moves, box, self._labels, step, selection)
 
-    def _vertex_move(self, vertices: Array, chosen: Expression) -> Expression:
-        """``sum_l w_l move_l`` with ``w >= 0`` and ``sum_l w_l <= s``, over the moves that move."""
-        real = vertices[np.abs(vertices).any(axis=1)]
-        count = len(real)
-        if count == 0:
-            return Expression.of(np.zeros(vertices.shape[1]))
-        weights = self.encoder.columns(
-            np.zeros(count), np.ones(count), integer=self.encoder.exact_phases
-        )
-        total = weights.apply(sp.csr_matrix(np.ones((1, count))), (1,))
-        self.encoder.rows(add([total, chosen.scale(-1.0)]), -np.inf, 0.0)
-        return weights.apply(sp.csr_matrix(real.T), (vertices.shape[1],))
-
-    def _box_move(self, radius: Array, chosen: Expression) -> Expression:
-        move = self.encoder.columns(-radius, radius)
-        some = chosen.take(np.zeros(radius.size, dtype=np.int64))
-        self.encoder.rows(add([move, some.scale(-radius)]), -np.inf, 0.0)
-        self.encoder.rows(add([move, some.scale(radius)]), 0.0, np.inf)
-        return move
+    def _moved(
+        self,
+        nominal: Tensor,
+        moves: MoveSet | None,
+        box: Interval,
+        known: dict[int, Expression],
+        step: Step,
+        selection: Expression,
+    ) -> Expression:
+        """Nominal values plus moves; a static adversary moves each sample once."""
+        values = Expression.of(nominal.cpu().numpy())
+        if moves is None:
+            return values
+        if not self.poison.static:
+            known.clear()
+        samples = step.samples.tolist()
+        new = np.array([row for row, s in enumerate(samples) if s not in known], dtype=np.int64)
+        if new.size:
+            fresh = moves.take(torch.from_numpy(new).to(nominal.device)).encode(
+                self.encoder, selection.take(new)
+            )
+            parts = np.arange(fresh.size).reshape(new.size, -1)
+            known.update({samples[row]: fresh.take(part) for row, part in zip(new, parts, strict=True)})
+        # x + e is rounded in the run.
+        rounding = 2.0**-52 * box.magnitude.amax(0).cpu().numpy()
+        return add([values, stacked([known[s] for s in samples], values.shape)]).blur(rounding)
 
 
 def stacked(parts: Sequence[Expression], shape: tuple[int, ...]) -> Expression:

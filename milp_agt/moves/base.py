@@ -1,0 +1,178 @@
+"""What every set of moves says: its box, its support function, its best move, its rows."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Self
+
+import numpy as np
+import numpy.typing as npt
+import scipy.sparse as sp
+import torch
+from torch import Tensor
+
+from milp_agt.core.encoder import Encoder
+from milp_agt.core.expression import Array, Expression, add
+
+
+class MoveSet(ABC):
+    """The moves ``e`` that samples 0..N-1 admit, a set ``E_i`` for each; every one contains "no move".
+
+    A set is the product of *blocks*: groups of coordinates that move independently of each other.
+    Coordinates of a sample are flat: moves have shape (..., N, size), coefficients (rows, N, size).
+    """
+
+    @property
+    @abstractmethod
+    def lower(self) -> Tensor:
+        """The least move of each coordinate, (N, size), <= 0."""
+
+    @property
+    @abstractmethod
+    def upper(self) -> Tensor:
+        """The largest move of each coordinate, (N, size), >= 0."""
+
+    @property
+    @abstractmethod
+    def block_of(self) -> Tensor:
+        """The block of each flat coordinate of a sample, (size,), numbered from 0."""
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether :meth:`support` is attained by an admissible move, and not only an upper bound."""
+        return True
+
+    @property
+    def is_convex(self) -> bool:
+        """Whether a part of an admissible move is admissible."""
+        return True
+
+    @abstractmethod
+    def gains(self, coefficients: Tensor) -> Tensor:
+        """``max over moves of c . e`` in each block, (rows, N, blocks), >= 0."""
+
+    def support(self, coefficients: Tensor) -> Tensor:
+        """The support function ``max over e in E_i of c_i . e``, or a bound from above, (rows, N).
+
+        Exact up to rounding iff ``is_exact``. The rounding error of at most ``4 size`` operations on
+        terms that sum to at most twice the result is left to the caller.
+        """
+        return self.gains(coefficients).sum(-1)
+
+    @abstractmethod
+    def maximise(self, coefficients: Tensor) -> Tensor:
+        """An admissible move that attains the support function (if ``is_exact``), same shape."""
+
+    @abstractmethod
+    def project(self, moves: Tensor) -> Tensor:
+        """An admissible move near each given one, (..., N, size); admissible moves stay in place."""
+
+    @abstractmethod
+    def excess(self, moves: Tensor) -> Tensor:
+        """How far each move violates what the set demands, (..., N); 0 if it is admissible."""
+
+    @abstractmethod
+    def on(self, change: Callable[[Tensor], Tensor]) -> Self:
+        """The set with every tensor that has a sample axis replaced by its image."""
+
+    @abstractmethod
+    def add_to(self, encoder: Encoder, gates: Expression) -> Expression:
+        """Columns and rows of the moves in a program; the moves as an expression (N, size).
+
+        ``gates`` (N, blocks) are expressions in [0, 1]: a block moves only where its gate is 1. Every
+        admissible move with its gates is a point of the rows; relaxed gates give their convex hull
+        where the rows are exact.
+        """
+
+    def encode(self, encoder: Encoder, selection: Expression) -> Expression:
+        """The moves of samples with the selection columns ``s_i``, (N,), as an expression (N, size)."""
+        count, blocks = selection.size, self.blocks
+        index = np.repeat(np.arange(count), blocks).reshape(count, blocks)
+        return self.add_to(encoder, selection.take(index))
+
+    def sample(self, generator: torch.Generator, count: int, corners: bool) -> Tensor:
+        """Random admissible moves, (count, N, size): extreme ones, or from all over the set."""
+        shape = (count, *self.lower.shape)
+        if corners:
+            drawn = torch.randn(shape, generator=generator, dtype=torch.float64)
+            return self.maximise(drawn.to(self.lower))
+        share = torch.rand(shape, generator=generator, dtype=torch.float64).to(self.lower)
+        return self.project(self.lower + share * (self.upper - self.lower))
+
+    def take(self, samples: Tensor) -> Self:
+        """The sets of these samples, (n,)."""
+        return self.on(lambda tensor: tensor[samples])
+
+    def to(self, device: torch.device) -> Self:
+        return self.on(lambda tensor: tensor.to(device))
+
+    def only(self, mask: Tensor) -> Self:
+        """The same sets for samples in ``mask`` (N,), and no move at all for the others."""
+        return self.on(
+            lambda tensor: torch.where(mask.reshape(-1, *[1] * (tensor.dim() - 1)), tensor, 0.0)
+        )
+
+    @property
+    def blocks(self) -> int:
+        return int(self.block_of.max()) + 1 if self.block_of.numel() else 0
+
+    @property
+    def size(self) -> int:
+        """Count of coordinates of one sample."""
+        return self.lower.shape[-1]
+
+
+def one_block(like: Tensor) -> Tensor:
+    """All coordinates in block 0; ``like`` is (N, size)."""
+    return torch.zeros(like.shape[-1], dtype=torch.int64, device=like.device)
+
+
+def extent(coefficients: Tensor, lower: Tensor, upper: Tensor) -> Tensor:
+    """How far each coordinate may go in the direction of its coefficient, >= 0."""
+    return torch.where(coefficients >= 0, upper, -lower)
+
+
+def truncated(moves: Tensor, whole: tuple[int, ...]) -> Tensor:
+    """Moves with the coordinates ``whole`` rounded towards no move."""
+    if not whole:
+        return moves
+    columns = list(whole)
+    rounded = moves.clone()
+    rounded[..., columns] = moves[..., columns].trunc()
+    return rounded
+
+
+def as_array(tensor: Tensor) -> Array:
+    return np.asarray(tensor.detach().cpu().numpy(), dtype=np.float64)
+
+
+def gated_columns(
+    encoder: Encoder, lower: Array, upper: Array, gates: Expression, whole: tuple[int, ...] = ()
+) -> Expression:
+    """Columns ``lower g <= e <= upper g``, all of shape (N, size); ``whole`` coordinates are integer."""
+    integer = np.zeros(lower.shape, dtype=bool)
+    integer[:, list(whole)] = encoder.exact_phases
+    moves = encoder.columns(lower, upper, integer=integer.reshape(-1))
+    encoder.rows(add([moves, gates.scale(-upper)]), -np.inf, 0.0)
+    encoder.rows(add([moves, gates.scale(-lower)]), 0.0, np.inf)
+    return moves
+
+
+def row_sums(matrix: Expression, weights: Array) -> Expression:
+    """``sum_j weights_ij x_ij`` for an expression (N, size), as an expression (N,)."""
+    count, size = weights.shape
+    rows = np.repeat(np.arange(count), size)
+    map_ = sp.csr_matrix(
+        (weights.reshape(-1), (rows, np.arange(count * size))), shape=(count, count * size)
+    )
+    return matrix.apply(map_, (count,))
+
+
+def placed_in(part: Expression, columns: npt.NDArray[np.int64], size: int) -> Expression:
+    """An expression (N, k) as the ``columns`` of one of shape (N, size), 0 elsewhere."""
+    samples, width = part.shape
+    rows = (np.arange(samples)[:, None] * size + columns).reshape(-1)
+    place = (np.ones(samples * width), (rows, np.arange(samples * width)))
+    wide = sp.csr_matrix(place, shape=(samples * size, samples * width))
+    return part.apply(wide, (samples, size))

@@ -1,0 +1,437 @@
+"""What a user may say about the moves of one sample, checked against data and turned into a set."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from milp_agt.core.interval import Interval
+from milp_agt.errors import InvalidThreatModelError
+from milp_agt.formulations.loss import Loss
+from milp_agt.moves import Ball, Box, BoxOrFill, Halfspaces, MoveSet, Product, Sparse, Vertices
+
+Array = npt.NDArray[np.float64]
+Numbers = float | Sequence[float] | Array
+Radius = float | Sequence[float] | Sequence[Sequence[float]] | Array
+Rows = tuple[Sequence[Sequence[float]] | Array, Sequence[float] | Array]
+NORMS = {"inf": math.inf, "2": 2.0, "1": 1.0, "0": 0.0}
+
+
+@dataclass(frozen=True)
+class FeatureMoves:
+    """Moves of the features of one sample; columns are positions in the flattened sample.
+
+    Attributes:
+        name: of the threat model, for messages.
+        radius, norm, coordinates, domain, integer, categorical, missing, rows: as in
+            :class:`milp_agt.threats.FeaturePoisoning`.
+    """
+
+    name: str
+    radius: Radius
+    norm: str | float = "inf"
+    coordinates: int | None = None
+    domain: tuple[Numbers, Numbers] | None = None
+    integer: Sequence[int] = ()
+    categorical: Sequence[Sequence[int]] = ()
+    missing: float | Mapping[int, float] | None = None
+    rows: Rows | None = None
+
+    def bind(self, features: Tensor, mask: Tensor) -> tuple[MoveSet, Interval | None]:
+        """The moves of the samples in ``mask`` (N,), and the domain of the features, (*shape).
+
+        Raises:
+            InvalidThreatModelError: options that contradict each other or do not fit the data.
+        """
+        order = norm_of(self.name, self.norm)
+        self._check_options(order)
+        flat = features.flatten(1)
+        unbounded = self.domain is not None and order in (0, math.inf)
+        radius = radii(self.name, self.radius, features, unbounded).flatten(1)
+        groups = self._groups(flat, mask)
+        integer = self._columns("integer", self.integer, flat.shape[1])
+        grouped = {column for group in groups for column in group}
+        if grouped & set(integer):
+            raise InvalidThreatModelError(
+                f"{self.name} has integer and categorical columns",
+                f"columns {sorted(grouped & set(integer))[:5]} in both",
+                "name each column once",
+            )
+        self._whole_numbers(flat, mask, integer)
+        limits = self._limits(features, mask)
+        fills = self._fills(flat.shape[1], grouped)
+        low, high = _ends(flat, radius, limits, integer)
+        if not bool(torch.isfinite(high - low)[mask].all()):
+            raise InvalidThreatModelError(
+                f"{self.name} with an infinite radius needs a domain with finite ends",
+                "a feature without a finite range",
+                "give a finite radius, or finite ends to every feature",
+            )
+        alone = [c for c in range(flat.shape[1]) if c not in grouped]
+        moves = self._without_groups(order, flat, radius, low, high, alone, integer, fills)
+        parts: list[MoveSet] = [moves] if alone else []
+        columns = [tuple(alone)] if alone else []
+        for group in groups:
+            hot = torch.eye(len(group), dtype=flat.dtype)
+            parts.append(Vertices(hot[None] - flat[:, None, list(group)]))
+            columns.append(group)
+        whole: MoveSet = Product(tuple(columns), tuple(parts)) if groups else moves
+        if order == 0:
+            whole = self._sparse(whole)
+        if self.rows is not None:
+            whole = self._halfspaces(whole, len(flat))
+        return whole.only(mask), _reach(features, limits, fills)
+
+    def describe(self) -> str:
+        """What may happen to the features of a poisoned sample, after "the features of ... "."""
+        order = norm_of(self.name, self.norm)
+        size = radius_text(self.radius)
+        if order == math.inf:
+            text = f"moved by at most {size} in every coordinate"
+        elif order == 0:
+            text = f"moved in at most {self.coordinates} coordinates, by at most {size} in each"
+        else:
+            text = f"moved by at most {size} in the norm {order:g}"
+        extra = []
+        if self.domain is not None:
+            extra.append("inside their domain")
+        if len(self.integer):
+            extra.append(f"by whole numbers in {len(self.integer)} columns")
+        if len(self.categorical):
+            extra.append(f"{len(self.categorical)} categorical features to any category")
+        if self.missing is not None:
+            extra.append("or replaced by the value that stands for a missing one")
+        if self.rows is not None:
+            extra.append(f"under {len(self.rows[0])} linear rows")
+        return ", ".join([text, *extra])
+
+    def _check_options(self, order: float) -> None:
+        if (order == 0) != (self.coordinates is not None):
+            found = (
+                "no 'coordinates'" if order == 0 else f"coordinates = {self.coordinates} beside it"
+            )
+            raise InvalidThreatModelError(
+                f"{self.name} in norm {self.norm!r}",
+                found,
+                "the norm 0 needs coordinates=, the count of features that may move; others have none",
+            )
+        if self.missing is not None and order in (1, 2):
+            raise InvalidThreatModelError(
+                f"{self.name} with missing values in norm {order:g}",
+                "a norm that does not say what a missing value costs",
+                "use norm 'inf', or norm 0, which counts it as one coordinate",
+            )
+
+    def _columns(self, what: str, given: Sequence[int], size: int) -> tuple[int, ...]:
+        columns = list(given)
+        bad = [c for c in columns if not is_whole(c) or not 0 <= c < size]
+        if bad or len(set(columns)) != len(columns):
+            raise InvalidThreatModelError(
+                f"{self.name} needs distinct {what} columns out of 0..{size - 1}",
+                f"{columns[:8]}",
+                f"correct {what}=",
+            )
+        return tuple(int(c) for c in columns)
+
+    def _groups(self, flat: Tensor, mask: Tensor) -> list[tuple[int, ...]]:
+        """The one-hot groups, checked: disjoint, and one 1 in each open sample."""
+        every = [c for group in self.categorical for c in group]
+        self._columns("categorical", every, flat.shape[1])
+        groups = [tuple(int(c) for c in group) for group in self.categorical]
+        for group in groups:
+            values = flat[:, list(group)]
+            one_hot = ((values == 0) | (values == 1)).all(1) & (values.sum(1) == 1)
+            bad = (mask & ~one_hot).nonzero()[:, 0].tolist()
+            if len(group) < 2 or bad:
+                raise InvalidThreatModelError(
+                    f"{self.name} needs one-hot columns in each categorical group",
+                    f"columns {list(group)}, which are not one-hot in {len(bad)} samples {bad[:5]}",
+                    "name the columns of one feature together, and leave them unscaled",
+                )
+        return groups
+
+    def _whole_numbers(self, flat: Tensor, mask: Tensor, integer: tuple[int, ...]) -> None:
+        values = flat[:, list(integer)]
+        bad = (mask & (values != values.round()).any(1)).nonzero()[:, 0].tolist()
+        if bad:
+            raise InvalidThreatModelError(
+                f"{self.name} needs whole numbers in integer columns",
+                f"fractions in {len(bad)} samples {bad[:5]}",
+                "drop these columns from integer=, and leave integer columns unscaled",
+            )
+
+    def _limits(self, features: Tensor, mask: Tensor) -> Interval | None:
+        """The domain, (*shape)."""
+        if self.domain is None:
+            return None
+        shape, asked = tuple(features.shape[1:]), f"{self.name} needs a domain (lowest, highest)"
+        remedy = f"give two numbers, or two arrays of shape {shape}, with lowest <= highest"
+        try:
+            low, high = (torch.as_tensor(np.asarray(end, dtype=np.float64)) for end in self.domain)
+        except (TypeError, ValueError) as error:
+            raise InvalidThreatModelError(asked, str(error), remedy) from None
+        for end in (low, high):
+            if end.dim() and tuple(end.shape) != shape:
+                raise InvalidThreatModelError(asked, f"shape {tuple(end.shape)}", remedy)
+        if not bool((low <= high).all()):
+            raise InvalidThreatModelError(asked, "an end that is crossed or not a number", remedy)
+        outside = ((features < low) | (features > high)).flatten(1).any(1)
+        bad = (mask & outside).nonzero()[:, 0].tolist()
+        if bad:
+            raise InvalidThreatModelError(
+                f"{self.name} keeps features inside their domain",
+                f"{len(bad)} samples outside it before any poisoning: {bad[:5]}",
+                "widen the domain, or clip the data",
+            )
+        return Interval(low.expand(shape), high.expand(shape))
+
+    def _fills(self, size: int, grouped: set[int]) -> dict[int, float]:
+        """The value that stands for a missing one, by column."""
+        if self.missing is None:
+            return {}
+        if isinstance(self.missing, Mapping):
+            fills = dict(self.missing)
+            self._columns("missing", list(fills), size)
+        else:
+            fills = {column: self.missing for column in range(size) if column not in grouped}
+        bad = [v for v in fills.values() if not _is_number(v) or not math.isfinite(v)]
+        if bad or grouped & set(fills):
+            raise InvalidThreatModelError(
+                f"{self.name} needs a finite value for missing entries of numeric columns",
+                f"values {bad[:3]}, categorical columns {sorted(grouped & set(fills))[:5]}",
+                "correct missing=; a category is free to change already",
+            )
+        return {column: float(value) for column, value in fills.items()}
+
+    def _without_groups(
+        self,
+        order: float,
+        flat: Tensor,
+        radius: Tensor,
+        low: Tensor,
+        high: Tensor,
+        alone: list[int],
+        integer: tuple[int, ...],
+        fills: dict[int, float],
+    ) -> MoveSet:
+        """The moves of the columns ``alone``, the numeric ones."""
+        at = {column: position for position, column in enumerate(alone)}
+        whole = tuple(at[c] for c in integer)
+        low, high, radius = low[:, alone], high[:, alone], radius[:, alone]
+        if order in (1, 2):
+            capped = bool(((low > -radius) | (high < radius)).any())
+            return Ball(int(order), radius, low, high, capped, whole)
+        box = Box(low, high, whole)
+        if not fills:
+            return box
+        jumps = torch.zeros_like(low)
+        for column, value in fills.items():
+            jumps[:, at[column]] = value - flat[:, column]
+        return BoxOrFill(box, jumps)
+
+    def _sparse(self, moves: MoveSet) -> Sparse:
+        count = self.coordinates
+        if not is_whole(count) or count is None or not 1 <= count <= moves.blocks:
+            raise InvalidThreatModelError(
+                f"{self.name} in norm 0 moves some of {moves.blocks} features",
+                f"coordinates = {count}",
+                f"give a count from 1 to {moves.blocks}",
+            )
+        return Sparse(moves, int(count))
+
+    def _halfspaces(self, moves: MoveSet, count: int) -> Halfspaces:
+        assert self.rows is not None
+        asked = f"{self.name} needs rows (A, b) with A @ move <= b"
+        remedy = f"give A of shape (rows, {moves.size}), b of shape (rows,) or ({count}, rows), b >= 0"
+        try:
+            matrix, limits = (np.asarray(part, dtype=np.float64) for part in self.rows)
+        except (TypeError, ValueError) as error:
+            raise InvalidThreatModelError(asked, str(error), remedy) from None
+        fits = matrix.ndim == 2 and matrix.shape[1] == moves.size and len(matrix)
+        if not fits or limits.shape not in ((len(matrix),), (count, len(matrix))):
+            raise InvalidThreatModelError(
+                asked, f"shapes {matrix.shape} and {limits.shape}", remedy
+            )
+        if not (np.isfinite(matrix).all() and np.isfinite(limits).all() and (limits >= 0).all()):
+            raise InvalidThreatModelError(
+                asked, "a limit below 0, which forbids no move at all, or no finite number", remedy
+            )
+        every = np.broadcast_to(limits, (count, len(matrix))).copy()
+        return Halfspaces(moves, matrix, torch.from_numpy(every))
+
+
+@dataclass(frozen=True)
+class LabelMoves:
+    """Moves of the encoded label of one sample: flips of a class, or a ball around a target.
+
+    Attributes:
+        name: of the threat model, for messages.
+        radius, norm, target: as in :class:`milp_agt.threats.LabelPoisoning`.
+    """
+
+    name: str
+    radius: Radius | None = None
+    norm: str | float = "inf"
+    target: int | Sequence[int] | None = None
+
+    def bind(self, labels: Tensor, loss: Loss, mask: Tensor) -> MoveSet:
+        """The moves of the samples in ``mask`` (N,).
+
+        Raises:
+            InvalidThreatModelError: options that contradict each other or do not fit the loss.
+        """
+        order = norm_of(self.name, self.norm)
+        if loss.is_classification:
+            return self._flips(labels, loss, order).only(mask)
+        if self.target is not None or order == 0:
+            raise InvalidThreatModelError(
+                f"{self.name} for loss '{loss.key}' moves real targets",
+                "norm 0" if order == 0 else f"target = {self.target}",
+                "drop target=, and use norm 'inf', 1 or 2",
+            )
+        if self.radius is None:
+            raise InvalidThreatModelError(
+                f"{self.name} needs a finite label radius >= 0 for loss '{loss.key}'",
+                "none",
+                "give the largest move of a target",
+            )
+        radius = radii(self.name, self.radius, labels, False, "output")
+        if order == math.inf:
+            return Box(-radius, radius).only(mask)
+        return Ball(int(order), radius, -radius, radius, False).only(mask)
+
+    def describe(self) -> str:
+        """What may happen to the label of a poisoned sample, after "the labels of ... "."""
+        if self.radius is not None:
+            order = norm_of(self.name, self.norm)
+            where = "" if order == math.inf else f" in the norm {order:g}"
+            return f"moved by at most {radius_text(self.radius)}{where}"
+        if self.target is None:
+            return "replaced by any class"
+        if isinstance(self.target, (int, np.integer)):
+            return f"replaced by class {self.target}"
+        return f"replaced by one of the classes {', '.join(str(t) for t in self.target)}"
+
+    def _flips(self, labels: Tensor, loss: Loss, order: float) -> Vertices:
+        if self.radius is not None or order != math.inf:
+            raise InvalidThreatModelError(
+                f"{self.name} with a label radius or norm is for regression",
+                f"loss '{loss.key}' with radius {self.radius}, norm {self.norm!r}",
+                "leave both out: labels flip to a class",
+            )
+        vertices = loss.vertices(labels.shape[1]).to(labels)
+        if self.target is None:
+            return Vertices(vertices[None] - labels[:, None])
+        single = isinstance(self.target, (int, np.integer, float, str))
+        wanted = [self.target] if single else list(self.target)  # type: ignore[arg-type]
+        bad = [t for t in wanted if not is_whole(t) or not 0 <= t < len(vertices)]  # type: ignore[operator]
+        if bad or not wanted or len(set(wanted)) != len(wanted):
+            raise InvalidThreatModelError(
+                f"{self.name} flips labels to classes out of 0..{len(vertices) - 1}",
+                f"target = {self.target!r}",
+                "name a class that exists, or several distinct ones",
+            )
+        return Vertices(vertices[wanted][None] - labels[:, None])
+
+
+def norm_of(name: str, given: str | float) -> float:
+    """The order of a norm: inf, 2, 1 or 0, given as a number or a word.
+
+    Raises:
+        InvalidThreatModelError: any other.
+    """
+    known = given if isinstance(given, (str, int, float)) and not isinstance(given, bool) else None
+    for word, order in NORMS.items():
+        if known == word or known == order:
+            return order
+    raise InvalidThreatModelError(
+        f"{name} in norm {given!r}", "no such norm", "use norm 'inf', 2, 1 or 0"
+    )
+
+
+def radii(
+    name: str, given: Radius, like: Tensor, may_be_infinite: bool, what: str = "feature"
+) -> Tensor:
+    """A radius for each entry of ``like`` (N, *shape): one, one per entry, per sample, or for both.
+
+    Raises:
+        InvalidThreatModelError: no numbers, below 0, NaN, or a shape that fits nothing or twice.
+    """
+    asked = f"{name} needs one radius, or one for each {what} or sample"
+    count, shape = len(like), tuple(like.shape[1:])
+    known = f"shape {shape}, ({count},) or ({count}, {', '.join(map(str, shape))})"
+    try:
+        values = torch.as_tensor(np.asarray(given, dtype=np.float64))
+    except (TypeError, ValueError) as error:
+        raise InvalidThreatModelError(asked, str(error), f"give a number, or {known}") from None
+    per_sample = (count, *[1] * len(shape))
+    found = tuple(values.shape)
+    if found == shape == (count,) and count > 1:
+        raise InvalidThreatModelError(
+            asked,
+            f"shape {found}, with as many samples as {what}s",
+            f"give shape {per_sample} for samples, ({count}, {count}) for {what}s",
+        )
+    if found not in ((), shape, (count,), per_sample, tuple(like.shape)):
+        raise InvalidThreatModelError(asked, f"shape {found}", f"give {known}")
+    finite = torch.isfinite(values) | (values == torch.inf) & may_be_infinite
+    if not bool((finite & (values >= 0)).all()):
+        raise InvalidThreatModelError(
+            f"{name} needs finite radii >= 0", f"radius = {given}", "give numbers >= 0"
+        )
+    if found == (count,) and found != shape:
+        values = values.reshape(per_sample)
+    return values.expand(like.shape).clone()
+
+
+def _ends(
+    flat: Tensor, radius: Tensor, limits: Interval | None, integer: tuple[int, ...]
+) -> tuple[Tensor, Tensor]:
+    """The least and the largest move of each feature, (N, size): rounded outwards, whole where asked."""
+    low, high = -radius, radius
+    if limits is not None:
+        down, up = (
+            torch.nextafter(end.flatten() - flat, torch.tensor(side, dtype=flat.dtype))
+            for end, side in ((limits.lower, -torch.inf), (limits.upper, torch.inf))
+        )
+        at_low, at_high = flat == limits.lower.flatten(), flat == limits.upper.flatten()
+        low = torch.maximum(low, torch.where(at_low, 0.0, down))
+        high = torch.minimum(high, torch.where(at_high, 0.0, up))
+    if integer:
+        columns = list(integer)
+        low, high = low.clone(), high.clone()
+        low[:, columns], high[:, columns] = low[:, columns].ceil(), high[:, columns].floor()
+    return low, high
+
+
+def _reach(features: Tensor, limits: Interval | None, fills: dict[int, float]) -> Interval | None:
+    """The domain together with the values that stand for missing ones."""
+    if limits is None or not fills:
+        return limits
+    low, high = limits.lower.flatten().clone(), limits.upper.flatten().clone()
+    for column, value in fills.items():
+        low[column], high[column] = min(float(low[column]), value), max(float(high[column]), value)
+    shape = features.shape[1:]
+    return Interval(low.reshape(shape), high.reshape(shape))
+
+
+def is_whole(value: object) -> bool:
+    return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float, np.number)) and not isinstance(value, bool)
+
+
+def radius_text(radius: Radius) -> str:
+    """A radius in words."""
+    if isinstance(radius, (int, float)):
+        return f"{radius:g}"
+    values = np.asarray(radius)
+    return f"a radius between {values.min():g} and {values.max():g}"
