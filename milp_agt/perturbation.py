@@ -248,7 +248,9 @@ class FeatureMoves:
     def _halfspaces(self, moves: MoveSet, count: int) -> Halfspaces:
         assert self.rows is not None
         asked = f"{self.name} needs rows (A, b) with A @ move <= b"
-        remedy = f"give A of shape (rows, {moves.size}), b of shape (rows,) or ({count}, rows), b >= 0"
+        remedy = (
+            f"give A of shape (rows, {moves.size}), b of shape (rows,) or ({count}, rows), b >= 0"
+        )
         try:
             matrix, limits = (np.asarray(part, dtype=np.float64) for part in self.rows)
         except (TypeError, ValueError) as error:
@@ -348,7 +350,7 @@ def norm_of(name: str, given: str | float) -> float:
     """
     known = given if isinstance(given, (str, int, float)) and not isinstance(given, bool) else None
     for word, order in NORMS.items():
-        if known == word or known == order:
+        if known in (word, order):
             return order
     raise InvalidThreatModelError(
         f"{name} in norm {given!r}", "no such norm", "use norm 'inf', 2, 1 or 0"

@@ -177,6 +177,7 @@ THREATS: dict[str, Callable[[], Any]] = {
         f"radius {r!r}": (lambda r=r: agt.FeaturePoisoning(1, r))
         for r in ("x", None, NAN, INF, -1.0, [0.1] * 3, [[0.1, 0.1]], [0.1, -0.1])
     },
+    "an unknown norm": lambda: agt.FeaturePoisoning(1, 0.1, norm="3"),
     "an unknown scope": lambda: agt.FeaturePoisoning(1, 0.1, scope="epoch"),
     "no samples": lambda: agt.FeaturePoisoning(0, 0.1, samples=[]),
     "a fraction of a sample": lambda: agt.FeaturePoisoning(1, 0.1, samples=[0.5]),
@@ -207,7 +208,6 @@ UNSUPPORTED: dict[str, dict[str, Any]] = {
     "a layer": {"model": nn.Sequential(nn.Linear(2, 2), nn.GELU()).double()},
     "a convolution": {"model": nn.Sequential(nn.Conv1d(1, 1, 1)).double()},
     "a loss": {"loss": "focal"},
-    "a norm": {"threat": agt.FeaturePoisoning(1, 0.1, norm="2")},
 }
 
 

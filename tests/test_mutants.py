@@ -48,6 +48,7 @@ from milp_agt.engines import interval as interval_engine
 from milp_agt.engines.interval import Masks, PoisonedSum
 from milp_agt.engines.step import Step
 from milp_agt.formulations import univariate
+from milp_agt.moves import Box, Vertices
 from milp_agt.poison import Poison
 from milp_agt.training import Training
 
@@ -533,20 +534,14 @@ def test_moves_mutants(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
             own.poison = poison
 
         monkeypatch.setattr(moves, "_limit", tight)
-    elif kind == "features":
-        features = moves.features
-
-        def narrow(own: Any, step: Step, selection: Expression) -> Expression:
-            radius = (1.0 - SHARE) * step.poison.radius
-            return features(
-                own, replace(step, poison=replace(step.poison, radius=radius)), selection
-            )
-
-        monkeypatch.setattr(moves, "features", narrow)
     else:
-        name = "_vertex_move" if kind == "vertices" else "_box_move"
-        original = getattr(moves, name)
-        monkeypatch.setattr(moves, name, lambda own, m, s: original(own, (1.0 - SHARE) * m, s))
+        kinds: type[Box] | type[Vertices] = Vertices if kind == "vertices" else Box
+        original = kinds.add_to
+
+        def narrow(own: Any, encoder: Encoder, gates: Expression) -> Expression:
+            return original(own.on(lambda tensor: (1.0 - SHARE) * tensor), encoder, gates)
+
+        monkeypatch.setattr(kinds, "add_to", narrow)
     assert is_caught(check)
 
 

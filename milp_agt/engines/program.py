@@ -124,7 +124,9 @@ class _Moves:
                 self.encoder, selection.take(new)
             )
             parts = np.arange(fresh.size).reshape(new.size, -1)
-            known.update({samples[row]: fresh.take(part) for row, part in zip(new, parts, strict=True)})
+            known.update(
+                {samples[row]: fresh.take(part) for row, part in zip(new, parts, strict=True)}
+            )
         # x + e is rounded in the run.
         rounding = 2.0**-52 * box.magnitude.amax(0).cpu().numpy()
         return add([values, stacked([known[s] for s in samples], values.shape)]).blur(rounding)

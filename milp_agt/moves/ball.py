@@ -98,7 +98,9 @@ class Ball(MoveSet):
         else:
             price, _ = self._multiplier(weights, caps)
             shares = _taken(weights, caps, price)
-            shares = shares * self._inside / shares.square().sum(-1, keepdim=True).sqrt().clamp(min=1)
+            shares = (
+                shares * self._inside / shares.square().sum(-1, keepdim=True).sqrt().clamp(min=1)
+            )
         signs = torch.where(coefficients >= 0, 1.0, -1.0).to(coefficients)
         return truncated(self._boxed(signs * shares * self.radius), self.whole)
 
@@ -134,14 +136,15 @@ class Ball(MoveSet):
         return _circle_price(weights, caps), weights
 
     def project(self, moves: Tensor) -> Tensor:
-        shares = self._shares(self._boxed(moves))
+        boxed = self._boxed(moves)
+        shares = self._shares(boxed)
         if self.order == 2:
-            norms = shares.square().sum(-1, keepdim=True).sqrt()
-            scaled = shares * (self._inside / norms.clamp(min=1.0))
-            shares = torch.where(norms > 1.0, scaled, shares)
+            norms = _norm(shares)
+            nearer = shares * (self._inside / norms.clamp(min=1.0))
         else:
-            shares = _onto_cross_polytope(shares, self._inside)
-        inside = self._boxed(shares * self.radius)
+            norms = shares.abs().sum(-1, keepdim=True)
+            nearer = _onto_cross_polytope(shares) * self._inside
+        inside = torch.where(norms > 1.0, self._boxed(nearer * self.radius), boxed)
         return truncated(inside, self.whole)
 
     def excess(self, moves: Tensor) -> Tensor:
@@ -188,7 +191,8 @@ def _norm(values: Tensor) -> Tensor:
 
 def _taken(weights: Tensor, caps: Tensor, price: Tensor) -> Tensor:
     """The best shares ``min(b, g / t)`` at a multiplier t."""
-    return torch.where(weights >= price * caps, caps, weights / torch.where(price > 0, price, 1.0))
+    at_cap = (weights >= price * caps) & (weights > 0)
+    return torch.where(at_cap, caps, weights / torch.where(price > 0, price, 1.0))
 
 
 def _circle_price(weights: Tensor, caps: Tensor) -> Tensor:
@@ -208,17 +212,15 @@ def _circle_price(weights: Tensor, caps: Tensor) -> Tensor:
         at_cap = at_cap | more
 
 
-def _onto_cross_polytope(shares: Tensor, inside: float) -> Tensor:
-    """The nearest point with ``sum |u| <= 1`` (Duchi et al. 2008, figure 1)."""
+def _onto_cross_polytope(shares: Tensor) -> Tensor:
+    """The nearest point with ``sum |u| = 1`` to points outside (Duchi et al. 2008, figure 1)."""
     sizes = shares.abs()
     ordered = sizes.sort(dim=-1, descending=True).values
     count = torch.arange(1, shares.shape[-1] + 1, device=shares.device)
     threshold = (ordered.cumsum(-1) - 1.0) / count
     last = (ordered > threshold).sum(-1, keepdim=True) - 1
     cut = threshold.gather(-1, last.clamp(min=0))
-    kept = (sizes - cut).clamp(min=0.0) * inside
-    beyond = sizes.sum(-1, keepdim=True) > 1.0
-    return torch.where(beyond, torch.sign(shares) * kept, shares)
+    return torch.sign(shares) * (sizes - cut).clamp(min=0.0)
 
 
 def _norm_of_columns(encoder: Encoder, sizes: Expression, largest: Array) -> Expression:
