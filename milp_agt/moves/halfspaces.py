@@ -78,9 +78,10 @@ class Halfspaces(MoveSet):
 
     def _rounding(self) -> Tensor:
         """What the rounding of ``matrix @ e`` may be, (N, rows)."""
-        sizes = torch.maximum(self.upper, -self.lower) @ torch.from_numpy(abs(self.matrix)).to(
-            self.limits
-        ).T
+        sizes = (
+            torch.maximum(self.upper, -self.lower)
+            @ torch.from_numpy(abs(self.matrix)).to(self.limits).T
+        )
         return gamma(4 * self.size + 16) * sizes
 
     def _near(self, moves: Tensor) -> Tensor:
