@@ -45,12 +45,15 @@ class DataTable(_Table):
     seed: Index = 0
     standardise: bool = False
     standardise_targets: bool = False
+    pca: Count | None = None
+    image_size: Annotated[list[Count], Field(min_length=2, max_length=2)] | None = None
+    crop: Annotated[list[Index], Field(min_length=2, max_length=2)] | None = None
 
     @model_validator(mode="after")
     def _one_source(self) -> Self:
         if (self.name is None) == (self.path is None):
             found = "neither 'name' nor 'path'" if self.name is None else "both 'name' and 'path'"
-            raise _problem(found, "give a built-in name, or the path of a .npz or .csv file")
+            raise _problem(found, "give a built-in name, or the path of a file")
         return self
 
 
@@ -218,6 +221,9 @@ class RunConfig(_Table):
             seed=self.data.seed,
             standardise=self.data.standardise,
             standardise_targets=self.data.standardise_targets,
+            pca=self.data.pca,
+            image_size=_pair(self.data.image_size),
+            crop=_pair(self.data.crop),
             task=task,
         )
         model = self._model(dataset)
@@ -322,6 +328,10 @@ def load_config(path: str | Path) -> RunConfig:
     config._path = path.absolute()
     config._sha256 = hashlib.sha256(raw).hexdigest()
     return config
+
+
+def _pair(values: list[int] | None) -> tuple[int, int] | None:
+    return None if values is None else (values[0], values[1])
 
 
 def table_fields() -> dict[str, tuple[str, ...]]:

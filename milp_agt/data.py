@@ -6,7 +6,6 @@ leave this module, not the scaler or the split that made them. ``Dataset.notes``
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import math
 from dataclasses import dataclass
@@ -17,15 +16,8 @@ import numpy as np
 import numpy.typing as npt
 
 from milp_agt.errors import InvalidInputError
-from milp_agt.sources import (
-    BUILTIN,
-    DatasetUnavailableError,
-    Source,
-    dataset_names,
-    moons,
-    read_csv,
-    read_npz,
-)
+from milp_agt.projection import project
+from milp_agt.sources import DatasetUnavailableError, Reading, dataset_names, read
 
 __all__ = ["Dataset", "DatasetUnavailableError", "Task", "dataset_names", "load_dataset"]
 
@@ -83,14 +75,18 @@ def load_dataset(
     seed: int = 0,
     standardise: bool = False,
     standardise_targets: bool = False,
+    pca: int | None = None,
+    image_size: tuple[int, int] | None = None,
+    crop: tuple[int, int] | None = None,
     task: Task | None = None,
 ) -> Dataset:
     """Load a data set; the same arguments give the same arrays, bit for bit.
 
     Args:
-        name_or_path: one of ``dataset_names()``, or a ``.npz`` or ``.csv`` file. An ``.npz`` holds
-            ``x_train, y_train[, x_test, y_test]`` or ``X, y``. A ``.csv`` has a header row and
-            numeric columns.
+        name_or_path: one of ``dataset_names()``, or a file. An ``.npz`` holds ``x_train,
+            y_train[, x_test, y_test]`` or ``X, y``, or the parts of MedMNIST. A ``.csv`` has a
+            header row and numeric columns. Also: the household power data of the UCI repository
+            (``.txt``, ``.csv``, packed as ``.gz``), and the folder of a driving simulator.
         samples: how many samples to use in all: drawn anew for moons (100 unless told), a random
             subset elsewhere (all unless told).
         noise: standard deviation of the noise of moons (0.1 unless told); only for moons.
@@ -101,17 +97,22 @@ def load_dataset(
         standardise: subtract the mean and divide by the standard deviation of each feature, both
             taken from the training part. A constant feature is only centred.
         standardise_targets: the same for regression targets.
+        pca: project the features on so many principal components. They are fitted on a fifth of the
+            training part, which training does not use: an adversary that poisons the training part
+            does not touch them.
+        image_size: height and width to which the frames of a driving log are scaled.
+        crop: rows that are cut off these frames at the top and at the bottom.
         task: read the targets as class labels or as real numbers; by default integers are labels.
 
     Raises:
         InvalidInputError: an unknown name, an unreadable file, missing values, text columns, NaN,
             shapes that do not fit, labels out of range, an option that does not apply here.
-        DatasetUnavailableError: scikit-learn is needed and not installed.
+        DatasetUnavailableError: an optional package is needed and not installed.
     """
     asked = f"Load data set '{name_or_path}'"
     _check_options(asked, samples, noise, test_fraction, seed)
-    source = _read(asked, name_or_path, samples, noise, target, seed)
-    notes: list[str] = []
+    source = read(asked, name_or_path, Reading(samples, noise, target, image_size, crop, seed))
+    notes = list(source.notes)
     if source.x.dtype == np.float32 or source.y.dtype == np.float32:
         notes.append("float32 values were converted to float64")
     x, y = _checked(asked, "", source.x, source.y, task)
@@ -134,6 +135,12 @@ def load_dataset(
         if len(test):
             notes.append(f"{len(test)} samples were held out for testing with seed {seed}")
 
+    names = source.feature_names or tuple(f"x{i}" for i in range(math.prod(x.shape[1:])))
+    if pca is not None:
+        projected = project(asked, x, y, x_test, pca, seed)
+        x, y, x_test = projected.x, projected.y, projected.x_test
+        names = tuple(f"component{i + 1}" for i in range(pca))
+        notes.append(projected.note)
     if standardise:
         x, x_test = _scale(x, x_test)
         notes.append("features were standardised by mean and deviation of the training part")
@@ -144,7 +151,6 @@ def load_dataset(
             )
         y, y_test = _scale(y, y_test)
         notes.append("targets were standardised by mean and deviation of the training part")
-    names = source.feature_names or tuple(f"x{i}" for i in range(math.prod(x.shape[1:])))
     return Dataset(
         name=str(name_or_path),
         x_train=x,
@@ -170,40 +176,6 @@ def _check_options(
         )
     if seed < 0:
         raise InvalidInputError(asked, f"seed = {seed}", "give an integer >= 0")
-
-
-def _read(
-    asked: str,
-    name_or_path: str | Path,
-    samples: int | None,
-    noise: float | None,
-    target: str | None,
-    seed: int,
-) -> Source:
-    name, suffix = str(name_or_path), Path(name_or_path).suffix.lower()
-    if noise is not None and name != "moons":
-        raise InvalidInputError(
-            asked, f"noise = {noise}, which only the generated set 'moons' has", "drop the option"
-        )
-    if target is not None and suffix != ".csv":
-        raise InvalidInputError(
-            asked, f"target = '{target}', which only a .csv file has", "drop the option"
-        )
-    if name == "moons":
-        return moons(100 if samples is None else samples, 0.1 if noise is None else noise, seed)
-    if name in BUILTIN:
-        return BUILTIN[name]()
-    if suffix == ".npz":
-        return read_npz(asked, Path(name_or_path))
-    if suffix == ".csv":
-        return read_csv(asked, Path(name_or_path), target)
-    near = difflib.get_close_matches(name, dataset_names(), 1)
-    raise InvalidInputError(
-        asked,
-        "neither a built-in name nor a .npz or .csv file",
-        (f"did you mean '{near[0]}'? " if near else "")
-        + f"built-in names are {', '.join(dataset_names())}",
-    )
 
 
 def _split(

@@ -11,6 +11,7 @@ import pytest
 
 from milp_agt.data import Dataset, DatasetUnavailableError, dataset_names, load_dataset
 from milp_agt.errors import InvalidInputError
+from milp_agt.sources.bundled import MEDMNIST
 
 BUILTIN = {
     "moons": ((80, 2), (20, 2), "classification"),
@@ -22,7 +23,7 @@ BUILTIN = {
 
 
 def test_every_builtin_name_is_listed_here() -> None:
-    assert set(BUILTIN) == set(dataset_names())
+    assert set(BUILTIN) | {"mnist_5k"} | set(MEDMNIST) == set(dataset_names())
 
 
 @pytest.mark.parametrize("name", BUILTIN)

@@ -62,8 +62,8 @@ class Interval:
         lower = self.lower - error
         upper = self.upper + (error if upper_error is None else upper_error)
         return Interval(
-            torch.nan_to_num(lower, nan=-torch.inf, posinf=torch.inf, neginf=-torch.inf),
-            torch.nan_to_num(upper, nan=torch.inf, posinf=torch.inf, neginf=-torch.inf),
+            lower.nan_to_num_(nan=-torch.inf, posinf=torch.inf, neginf=-torch.inf),
+            upper.nan_to_num_(nan=torch.inf, posinf=torch.inf, neginf=-torch.inf),
         )
 
     def meet(self, other: Interval, what: str = "two bounds of the same node") -> Interval:

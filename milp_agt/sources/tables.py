@@ -1,4 +1,4 @@
-"""Where data sets come from: built-in names, ``.npz`` and ``.csv`` files, before any split."""
+"""Plain arrays: ``.npz`` files and ``.csv`` tables."""
 
 from __future__ import annotations
 
@@ -6,75 +6,12 @@ import csv
 import difflib
 import math
 import zipfile
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
-from types import ModuleType
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from milp_agt.errors import InvalidInputError, MilpAgtError
-
-Array = npt.NDArray[Any]
-
-
-class DatasetUnavailableError(MilpAgtError, ImportError):
-    """A built-in data set whose optional package is not installed."""
-
-
-@dataclass(frozen=True)
-class Source:
-    """What a reader hands over before anything is split or scaled; ``x_test`` may be None."""
-
-    x: Array
-    y: Array
-    feature_names: tuple[str, ...]
-    description: str
-    x_test: Array | None = None
-    y_test: Array | None = None
-
-
-def dataset_names() -> tuple[str, ...]:
-    """The names of the built-in data sets."""
-    return ("moons", *BUILTIN)
-
-
-def _sklearn_datasets(name: str) -> ModuleType:
-    try:
-        return import_module("sklearn.datasets")
-    except ImportError as error:
-        raise DatasetUnavailableError(
-            f"Load data set '{name}'",
-            "scikit-learn is not installed",
-            "pip install milp_agt[data]",
-        ) from error
-
-
-def moons(samples: int, noise: float, seed: int) -> Source:
-    """Two interleaving half circles, drawn by scikit-learn."""
-    x, y = _sklearn_datasets("moons").make_moons(n_samples=samples, noise=noise, random_state=seed)
-    return Source(x, y, ("x0", "x1"), f"two moons, {samples} samples, noise {noise:g}, seed {seed}")
-
-
-def _bundled(loader: str, description: str) -> Callable[[], Source]:
-    def load() -> Source:
-        bunch = getattr(_sklearn_datasets(loader.removeprefix("load_")), loader)()
-        return Source(bunch.data, bunch.target, tuple(map(str, bunch.feature_names)), description)
-
-    return load
-
-
-BUILTIN: Mapping[str, Callable[[], Source]] = {
-    "iris": _bundled("load_iris", "iris: 150 flowers, 4 features, 3 classes"),
-    "breast_cancer": _bundled(
-        "load_breast_cancer", "breast cancer (Wisconsin): 569 samples, 30 features, 2 classes"
-    ),
-    "diabetes": _bundled("load_diabetes", "diabetes: 442 patients, 10 features, one real target"),
-    "digits": _bundled("load_digits", "digits: 1797 images of 8x8 pixels, 10 classes"),
-}
+from milp_agt.errors import InvalidInputError
+from milp_agt.sources.base import Array, Source
 
 
 def read_npz(asked: str, path: Path) -> Source:
