@@ -122,6 +122,11 @@ class Einsum(Operation):
     def value(self, *inputs: Tensor) -> Tensor:
         return self._einsum(*inputs)
 
+    def summed_value(self, *inputs: Tensor) -> Tensor:
+        """The value summed over the samples, without the value of each sample."""
+        first, second, out = self.letters
+        return torch.einsum(f"...{first},...{second}->...{out.removeprefix('n')}", *inputs)
+
     def _products(self, a: Interval, b: Interval) -> Interval:
         """Box of ``sum a b``; exact corner products, or midpoint-radius ones (Rump 1999) for size."""
         corners = self._corner_sum(a, b)

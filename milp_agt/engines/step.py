@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -11,6 +13,7 @@ from torch import Tensor
 from milp_agt.core.evaluate import evaluate
 from milp_agt.core.graph import Node
 from milp_agt.core.interval import Interval
+from milp_agt.formulations.bilinear import Einsum
 from milp_agt.formulations.linear import SumSamples
 from milp_agt.poison import Poison
 from milp_agt.tracing import FEATURES, LABELS, StepGraph
@@ -97,6 +100,26 @@ class Schedule:
     def all(self) -> tuple[Node, ...]:
         return (*self.before, *self.sums, *self.after)
 
+    @cached_property
+    def summed_products(self) -> dict[str, Node]:
+        """Products of each sample that nothing but one sum reads, by the name of the sum."""
+        read = Counter(name for node in self.all for name in node.inputs)
+        products = {n.name: n for n in self.before if isinstance(n.op, Einsum) and n.batched}
+        return {
+            node.name: products[node.inputs[0]]
+            for node in self.sums
+            if node.inputs[0] in products and read[node.inputs[0]] == 1
+        }
+
+    def values(self, leaves: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """All that the parameter gradients need, at points; summed products only as their sums."""
+        skipped = {node.name for node in self.summed_products.values()}
+        values = evaluate((n for n in self.before if n.name not in skipped), leaves)
+        for name, product in self.summed_products.items():
+            assert isinstance(product.op, Einsum)
+            values[name] = product.op.summed_value(*(values[i] for i in product.inputs))
+        return evaluate((*self.sums, *self.after), values)
+
 
 def step_at_points(
     step_graph: StepGraph,
@@ -108,7 +131,7 @@ def step_at_points(
 ) -> dict[str, Tensor]:
     """One optimiser step at points; leading axes (many attacks at once) are allowed throughout."""
     leaves = dict(state) | {FEATURES: features, LABELS: labels}
-    values = evaluate(schedule.all, leaves)
+    values = schedule.values(leaves)
     samples = labels.shape[-2]
     new: dict[str, Tensor] = {}
     for name in step_graph.parameters:

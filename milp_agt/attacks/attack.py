@@ -1,0 +1,313 @@
+"""``attack()``: what an adversary really reaches, and the runs that show it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from milp_agt import inputs
+from milp_agt.attacks.objectives import Direction, Envelope, Goal, Objective
+from milp_agt.attacks.packed import Packed
+from milp_agt.attacks.replay import ModuleModels, confirm, replay
+from milp_agt.attacks.search import Aim, Hunt, Search
+from milp_agt.attacks.unrolled import State, Unrolled
+from milp_agt.core.restriction import UNRESTRICTED, Restriction
+from milp_agt.errors import InvalidInputError
+from milp_agt.threats import ThreatModel
+from milp_agt.tracing import trace
+from milp_agt.training import Training
+
+Array = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class PoisonedRun:
+    """One training run on poisoned data.
+
+    Attributes:
+        poisoned: indices of the samples that were changed, at any step.
+        batches: features and labels (classes, or targets) of each step.
+        state_dict: the trained model, for ``load_state_dict``.
+    """
+
+    poisoned: tuple[int, ...]
+    batches: tuple[tuple[Array, npt.NDArray[Any]], ...]
+    state_dict: Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Runs:
+    """Distinct poisoned runs, trained in plain torch.
+
+    Attributes:
+        unrolled: the training run that was attacked.
+        data: what each run changed.
+        state: trained parameters by name, (runs, *shape).
+    """
+
+    unrolled: Unrolled
+    data: Packed
+    state: State
+
+    @property
+    def models(self) -> ModuleModels:
+        return ModuleModels(self.unrolled.step_graph, self.state)
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def data_set(self, index: int) -> tuple[Array, npt.NDArray[Any]]:
+        """The poisoned data set of a run against a static threat.
+
+        Raises:
+            InvalidInputError: an adaptive threat.
+        """
+        if not self.unrolled.poison.static:
+            raise InvalidInputError(
+                "The poisoned data set of an attack was asked for",
+                "an adaptive adversary, whose data differ from step to step",
+                "read attack.best.batches, one pair for each step",
+            )
+        whole = self.data.rows(torch.tensor([index])).unpacked(self.unrolled)
+        return whole.features[0][0].cpu().numpy(), self._decoded(whole.labels[0][0])
+
+    def describe(self, index: int) -> PoisonedRun:
+        """Everything about one run."""
+        part = self.data.rows(torch.tensor([index]))
+        whole = part.unpacked(self.unrolled)
+        steps = range(len(self.unrolled.batches))
+        batches = [self.unrolled.batch_data(whole, step) for step in steps]
+        changed: set[int] = set()
+        for leaf, cover in zip(part.leaves, self.unrolled.covers, strict=True):
+            changed |= set(cover[leaf.index[leaf.index >= 0]].tolist())
+        graph = self.unrolled.step_graph
+        trained = {n: v[index].cpu() for n, v in self.state.items()}
+        trained |= dict(graph.frozen)
+        trained |= {alias: trained[name] for alias, name in graph.aliases.items()}
+        return PoisonedRun(
+            poisoned=tuple(sorted(changed)),
+            batches=tuple((x[0].cpu().numpy(), self._decoded(y[0])) for x, y in batches),
+            state_dict=trained,
+        )
+
+    def _decoded(self, encoded: Tensor) -> npt.NDArray[Any]:
+        """Classes (n,) or targets (n, outputs) of encoded labels."""
+        graph = self.unrolled.step_graph
+        if not graph.loss.is_classification:
+            return np.asarray(encoded.cpu().numpy())
+        vertices = graph.loss.vertices(graph.outputs).to(encoded)
+        return np.asarray((encoded[:, None] - vertices).abs().sum(-1).argmin(-1).cpu().numpy())
+
+
+@dataclass(frozen=True)
+class Attack:
+    """What attacks reached, each number by a real training run on admissible data.
+
+    So it is a bound on the adversary from the other side: attack <= truth <= certificate. All runs
+    that count were trained again in plain torch, and the numbers are taken from there.
+
+    Attributes:
+        objective: what was aimed at, for instance ``min accuracy``.
+        value: the best that was reached; for the envelope its mean width.
+        nominal: the same for the data as given; 0 for the envelope.
+        reached: least and largest value that any kept run has; for the envelope of its widths.
+        lower, upper: ends of each trainable parameter over the kept runs and the nominal one.
+        trained: models that were trained in the search.
+        exhaustive: whether every admissible poisoning was tried, so that ``value`` is the optimum.
+        seed, seconds: of the search.
+        runs: the best run for each end that was aimed at.
+    """
+
+    objective: str
+    value: float
+    nominal: float
+    reached: tuple[float, float]
+    lower: Mapping[str, Array]
+    upper: Mapping[str, Array]
+    trained: int
+    exhaustive: bool
+    seed: int
+    seconds: float
+    runs: Runs = field(repr=False)
+    winner: int = field(repr=False)
+
+    @property
+    def widths(self) -> Array:
+        """Widths of all trainable parameters, one after the other."""
+        return np.concatenate([(self.upper[n] - self.lower[n]).reshape(-1) for n in self.lower])
+
+    @property
+    def mean_width(self) -> float:
+        return float(self.widths.mean())
+
+    @property
+    def max_width(self) -> float:
+        return float(self.widths.max())
+
+    @property
+    def best(self) -> PoisonedRun:
+        """The run that reached ``value``; for the envelope the one that ends farthest away."""
+        return self.runs.describe(self.winner)
+
+    @property
+    def poisoned(self) -> tuple[int, ...]:
+        """Samples that the best run changed."""
+        return self.best.poisoned
+
+    @property
+    def features(self) -> Array:
+        """Poisoned features of the best run, (N, *shape); refused for an adaptive threat."""
+        return self.runs.data_set(self.winner)[0]
+
+    @property
+    def labels(self) -> npt.NDArray[Any]:
+        """Poisoned labels of the best run: classes (N,) or targets (N, outputs); likewise."""
+        return self.runs.data_set(self.winner)[1]
+
+    @property
+    def state_dict(self) -> Mapping[str, Tensor]:
+        """The trained model of the best run."""
+        return self.best.state_dict
+
+
+@dataclass(frozen=True)
+class Attacker:
+    """One training problem, ready to be attacked for any objective."""
+
+    unrolled: Unrolled
+    search: Search
+    restriction: Restriction = UNRESTRICTED
+
+    def attack(
+        self,
+        objective: Objective,
+        directions: tuple[Direction, ...] | None = None,
+        known: Runs | None = None,
+    ) -> Attack:
+        """Search for the worst poisoning.
+
+        Args:
+            objective: what to reach.
+            directions: which ends, in place of those of the objective.
+            known: runs of an earlier search, from which this one starts as well.
+
+        Raises:
+            InvalidInputError: an objective that does not fit the model.
+            SoundnessError: plain torch does not confirm a run.
+        """
+        begun = time.perf_counter()
+        goal = objective.bind(self.unrolled.step_graph)
+        directions = directions or objective.directions
+        hunt = Hunt(self.unrolled, goal, self._aim(goal, directions), self.search, self.restriction)
+        best = hunt.run(None if known is None else known.data)
+        runs = self._trained_again(best.data.rows(best.first_of_each_run()), hunt.chunk)
+        nominal = self._trained_again(
+            Packed.of(self.unrolled.nominal(1), self.unrolled), hunt.chunk
+        )
+        values, as_given = goal.values(runs.models), goal.values(nominal.models)
+        everything = torch.cat([as_given, values])
+        low, high = everything.amin(0), everything.amax(0)
+        lower, upper = _box(nominal.models, runs.models)
+        if isinstance(objective, Envelope):
+            widths = high - low
+            value, nominal_value = float(widths.mean()), 0.0
+            reached = (float(widths.min()), float(widths.max()))
+            winner = int((values - as_given).abs().sum(1).argmax())
+        else:
+            at_most = directions[0] == "min"
+            winner = int(values[:, 0].argmin() if at_most else values[:, 0].argmax())
+            value, nominal_value = float(values[winner, 0]), float(as_given[0, 0])
+            reached = (float(low[0]), float(high[0]))
+        return Attack(
+            objective=objective.describe(goal, directions),
+            value=value,
+            nominal=nominal_value,
+            reached=reached,
+            lower=lower,
+            upper=upper,
+            trained=best.runs,
+            exhaustive=hunt.exhaustive,
+            seed=self.search.seed,
+            seconds=time.perf_counter() - begun,
+            runs=runs,
+            winner=winner,
+        )
+
+    def _aim(self, goal: Goal, directions: tuple[Direction, ...]) -> Aim:
+        device, count = self.unrolled.poison.features.device, len(goal.names)
+        signs = [1.0 if direction == "max" else -1.0 for direction in directions]
+        sign = torch.tensor(signs, dtype=torch.float64, device=device)
+        quantity = torch.arange(count, device=device)
+        return Aim(quantity.repeat(len(signs)), sign.repeat_interleave(count))
+
+    def _trained_again(self, data: Packed, chunk: int) -> Runs:
+        """The runs in plain torch, compared with the ones of the search."""
+        states: list[State] = []
+        for part in torch.arange(len(data)).split(chunk):
+            poisoning = data.rows(part).unpacked(self.unrolled)
+            with torch.no_grad():
+                expected = self.unrolled.run(poisoning)
+            states.append(replay(self.unrolled, poisoning))
+            confirm(states[-1], expected)
+        state = {n: torch.cat([s[n] for s in states]) for n in states[0]}
+        return Runs(self.unrolled, data, state)
+
+
+def attack(
+    model: nn.Module,
+    data: tuple[inputs.ArrayLike, inputs.ArrayLike],
+    training: Training,
+    threat: ThreatModel,
+    *,
+    objective: Objective | None = None,
+    search: Search | None = None,
+    device: str = "cpu",
+) -> Attack:
+    """Attack a training run: find admissible poisoned data that move an objective as far as possible.
+
+    Random and extreme poisonings, gradient ascent through the unrolled run, and exchanges of poisoned
+    samples, all for many attacks at once; label flips are tried one and all where they are few.
+
+    Guarantee: every number of the result is reached by a float64 training run on data that the threat
+    model admits, and was confirmed by training in plain torch. Nothing is claimed about what stronger
+    attacks reach; that is what :func:`milp_agt.certify` bounds.
+
+    Args:
+        model: a torch module of supported layers; copied, never changed.
+        data: features (n, *shape) and labels, as in ``certify``.
+        training: the run.
+        threat: what the adversary may change.
+        objective: from ``milp_agt.attacks``; None for :class:`Envelope`, every parameter from both
+            sides.
+        search: how much is tried, and the seed.
+        device: "cpu", "cuda" or "auto".
+
+    Raises:
+        InvalidInputError, InvalidThreatModelError, UnsupportedOperationError: see the message.
+        SoundnessError: plain torch does not confirm a run; a bug.
+    """
+    target = inputs.device_of(device)
+    inputs.warn_of_float32(model, data[0])
+    features = inputs.features_of(data[0])
+    step_graph = trace(model, training.loss, tuple(features.shape[1:]))
+    labels = inputs.labels_of(data[1], len(features), step_graph.loss, step_graph.outputs)
+    poison = threat.bind(features, labels, step_graph.loss).to(target)
+    unrolled = Unrolled.of(step_graph.to(target), training, poison)
+    return Attacker(unrolled, search or Search()).attack(objective or Envelope())
+
+
+def _box(*models: ModuleModels) -> tuple[dict[str, Array], dict[str, Array]]:
+    """Ends of each parameter over all models."""
+    lower, upper = {}, {}
+    for name in models[0].state:
+        values = torch.cat([m.state[name] for m in models])
+        lower[name] = values.amin(0).cpu().numpy()
+        upper[name] = values.amax(0).cpu().numpy()
+    return lower, upper

@@ -1,0 +1,328 @@
+"""Search for the worst poisoned data: a pool of runs, gradient ascent, and swaps of samples."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from milp_agt import inputs
+from milp_agt.attacks.objectives import Goal
+from milp_agt.attacks.packed import Packed
+from milp_agt.attacks.pool import all_flips, flipped, merged, random_poisoning
+from milp_agt.attacks.selection import Masks, Selector
+from milp_agt.attacks.trained import GraphModels
+from milp_agt.attacks.unrolled import Poisoning, State, Unrolled
+from milp_agt.core.restriction import UNRESTRICTED, Restriction
+from milp_agt.errors import InvalidInputError
+
+LARGEST_CHUNK = 4096  # attacks in one pass
+ENTERING, LEAVING = 4, 2  # candidates of an exchange by gradient
+MUTATIONS = 16  # random ones in a round
+
+
+@dataclass(frozen=True)
+class Search:
+    """How much is tried. The same seed and settings give the same result.
+
+    Attributes:
+        pool: random poisonings, half of them at full strength, that serve every objective.
+        enumerate: where only labels flip between classes, in at most so many ways, all of them are
+            tried, and nothing else: the best is then the optimum.
+        restarts: starts of the gradient ascent for each aim: the data as given, the best of the
+            pool, then random corners. It takes samples and corners that the gradient favours.
+        rounds: rounds of local search around the best of each aim: poisoned samples are exchanged
+            for others (by gradient, and at random), then projected gradient steps.
+        iterations: gradient steps of each start and of each round.
+        aims: largest count of aims (ends of parameters, say) that are followed by gradient, drawn
+            at random where there are more; the others keep the best that any run reached for them.
+        seed: of everything that is drawn.
+        memory: budget for the tensors of one pass, as in ``certify``.
+
+    Raises:
+        InvalidInputError: a count that is not a whole number >= 0.
+    """
+
+    pool: int = 1024
+    enumerate: int = 4096
+    restarts: int = 4
+    rounds: int = 4
+    iterations: int = 8
+    aims: int = 512
+    seed: int = 0
+    memory: str | int = "1GiB"
+
+    def __post_init__(self) -> None:
+        for name in ("pool", "enumerate", "restarts", "rounds", "iterations", "aims", "seed"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+                raise InvalidInputError(
+                    f"A search needs a whole number >= 0 for '{name}'",
+                    f"{name} = {value!r}",
+                    f"change {name}",
+                )
+        inputs.bytes_of(self.memory)
+
+
+@dataclass(frozen=True)
+class Aim:
+    """Ends of quantities: ``sign * quantity`` is raised."""
+
+    quantity: Tensor
+    sign: Tensor
+
+    def __len__(self) -> int:
+        return len(self.quantity)
+
+
+@dataclass
+class Best:
+    """The best run that was met for every aim.
+
+    Attributes:
+        value: ``sign * quantity``, (aims,).
+        data: poisoned data, one row for each aim.
+        run: number of the run for each aim, (aims,).
+        runs: trained models so far.
+    """
+
+    aim: Aim
+    value: Tensor
+    data: Packed
+    run: Tensor
+    runs: int = 0
+
+    def offer(self, values: Tensor, poisoning: Poisoning, unrolled: Unrolled) -> None:
+        """Keep what is better; values (attacks, quantities). A number that is not finite never is."""
+        before, self.runs = self.runs, self.runs + len(values)
+        found = values[:, self.aim.quantity] * self.aim.sign
+        found = torch.where(torch.isfinite(found), found, -torch.inf)
+        best, row = found.max(0)
+        better = best > self.value
+        if bool(better.any()):
+            self.value = torch.where(better, best, self.value)
+            self.run = torch.where(better, before + row, self.run)
+            self.data = self.data.replaced(better, Packed.of(poisoning.rows(row[better]), unrolled))
+
+    def first_of_each_run(self) -> Tensor:
+        """One aim for each distinct run, in the order of the aims."""
+        same = self.run[:, None] == self.run
+        first: Tensor = same.to(torch.int8).argmax(1).unique()
+        return first
+
+
+class Hunt:
+    """One search: the pool first, then ascents and swaps for every aim."""
+
+    def __init__(
+        self,
+        unrolled: Unrolled,
+        goal: Goal,
+        aim: Aim,
+        search: Search,
+        restriction: Restriction = UNRESTRICTED,
+    ) -> None:
+        self.unrolled, self.goal, self.search = unrolled, goal, search
+        self.selector = Selector(unrolled, restriction)
+        self.generator = torch.Generator().manual_seed(search.seed)
+        fitting = inputs.bytes_of(search.memory) // unrolled.bytes_per_attack
+        self.chunk = max(1, min(fitting, LARGEST_CHUNK))
+        nominal = Packed.of(unrolled.nominal(len(aim)), unrolled)
+        lowest = torch.full_like(aim.sign, -torch.inf)
+        self.best = Best(aim, lowest, nominal, torch.zeros_like(aim.quantity))
+        self.exhaustive = False
+
+    def run(self, known: Packed | None = None) -> Best:
+        """The best run for every aim; ``known`` runs are tried as well."""
+        self._evaluate(self.unrolled.nominal(1))
+        self.exhaustive = self.unrolled.poison.is_clean or self._enumerated()
+        if self.exhaustive:
+            return self.best
+        if known is not None:
+            for part in torch.arange(len(known)).split(self.chunk):
+                self._evaluate(known.rows(part).unpacked(self.unrolled))
+        for index in torch.arange(self.search.pool).split(self.chunk):
+            for corners in (False, True):
+                count = (len(index) + corners) // 2
+                self._evaluate(random_poisoning(self.selector, count, self.generator, corners))
+        aims = torch.randperm(len(self.best.aim), generator=self.generator)[: self.search.aims]
+        aims = aims.sort().values.to(self.best.value.device)
+        trials = torch.arange(self.search.restarts, device=aims.device)
+        pairs = torch.cartesian_prod(aims, trials)
+        for part in pairs.split(self.chunk) if len(pairs) else ():
+            self._ascend(part[:, 0], part[:, 1])
+        for turn in range(self.search.rounds):
+            for part in aims.split(self.chunk):
+                self._exchange(part, turn)
+                self._mutate(part)
+                self._refine(part, turn)
+        return self.best
+
+    def _enumerated(self) -> bool:
+        """Whether every admissible poisoning was tried."""
+        ways = all_flips(self.selector, self.search.enumerate)
+        if ways is None:
+            return False
+        for part in ways.split(self.chunk):
+            self._evaluate(flipped(self.unrolled, part))
+        return True
+
+    def _evaluate(self, poisoning: Poisoning) -> None:
+        if not len(poisoning):
+            return
+        with torch.no_grad():
+            state = self.unrolled.run(poisoning)
+        self._offer(state, poisoning)
+
+    def _offer(self, state: State, poisoning: Poisoning) -> None:
+        with torch.no_grad():
+            values = self.goal.values(GraphModels(self.unrolled.step_graph, state))
+        self.best.offer(values, poisoning, self.unrolled)
+
+    def _gradient(self, data: Poisoning, aims: Tensor, trials: Tensor) -> Poisoning:
+        """Gradient of the surrogate of each aim; the run is offered to all aims on the way."""
+        aim = self.best.aim
+
+        def score(state: State) -> Tensor:
+            models = GraphModels(self.unrolled.step_graph, state)
+            return self.goal.surrogate(models, aim.quantity[aims], aim.sign[aims], trials)
+
+        state, gradient = self.unrolled.gradient(data, score)
+        self._offer(state, data)
+        return gradient
+
+    def _ascend(self, aims: Tensor, trials: Tensor) -> None:
+        """Samples and moves that the gradient favours, again and again, from several starts."""
+        nominal = self.unrolled.nominal(len(aims))
+        drawn = random_poisoning(self.selector, len(aims), self.generator, corners=True)
+        best = self.best.data.rows(aims).unpacked(self.unrolled)
+        data = merged(self.unrolled, self._whole(trials == 1), best, drawn)
+        data = merged(self.unrolled, self._whole(trials == 0), nominal, data)
+        for _ in range(self.search.iterations):
+            target, gain = self._steepest(self._gradient(data, aims, trials))
+            data = merged(self.unrolled, self.selector.choose(gain), target, nominal)
+        self._evaluate(data)
+
+    def _refine(self, aims: Tensor, turn: int) -> None:
+        """Projected gradient steps of falling length from the best run of each aim."""
+        data = self.best.data.rows(aims).unpacked(self.unrolled)
+        nominal = self.unrolled.nominal(len(aims))
+        for iteration in range(self.search.iterations):
+            gradient = self._gradient(data, aims, torch.full_like(aims, turn))
+            target, gain = self._steepest(gradient)
+            masks = self._choose_again(gain, self._moved(data))
+            stride = 2.0 ** (1.0 - 6.0 * iteration / self.search.iterations)
+            data = merged(self.unrolled, masks, self._stepped(data, target, stride), nominal)
+        self._evaluate(data)
+
+    def _exchange(self, aims: Tensor, turn: int) -> None:
+        """Exchange a poisoned sample that matters little for one that may matter more."""
+        data = self.best.data.rows(aims).unpacked(self.unrolled)
+        target, gain = self._steepest(self._gradient(data, aims, torch.full_like(aims, turn)))
+        kept = self._moved(data)
+        for leaving in range(LEAVING):
+            for entering in range(ENTERING):
+                noisy = tuple(g * (1.0 + turn * self._noise(g)) for g in gain)
+                self._try_exchange(data, target, kept, noisy, entering, leaving)
+
+    def _mutate(self, aims: Tensor) -> None:
+        """Give one poisoned sample, or another one in its place, a random extreme move."""
+        for trial in range(MUTATIONS):
+            data = self.best.data.rows(aims).unpacked(self.unrolled)
+            kept = self._moved(data)
+            moves = [
+                own.sample_moves(self.generator, torch.ones_like(k), corners=True)
+                for own, k in zip(self.unrolled.leaf_poisons, kept, strict=True)
+            ]
+            target = Poisoning(tuple(x for x, _ in moves), tuple(y for _, y in moves))
+            noise = tuple(map(self._noise, kept))
+            if trial % 2:
+                self._try_exchange(data, target, kept, noise, 0, 0)
+            else:
+                once = self._scores(kept, noise, None, 0)
+                fresh = tuple(s < 0 for s in once)
+                self._evaluate(merged(self.unrolled, fresh, target, data))
+
+    def _try_exchange(
+        self,
+        data: Poisoning,
+        target: Poisoning,
+        kept: Masks,
+        worth: Masks,
+        entering: int,
+        leaving: int,
+    ) -> None:
+        """Exchange, by rank of worth, the one that leaves and the one that enters at its target."""
+        masks = self.selector.choose(self._scores(kept, worth, entering, leaving))
+        fresh = tuple(m & ~k for m, k in zip(masks, kept, strict=True))
+        mixed = merged(self.unrolled, fresh, target, data)
+        self._evaluate(merged(self.unrolled, masks, mixed, self.unrolled.nominal(len(data))))
+
+    def _scores(
+        self, kept: Masks, worth: Masks, entering: int | None, leaving: int
+    ) -> tuple[Tensor, ...]:
+        """Scores of an exchange: the leaving one below 0, kept ones above 2, the entering above 4."""
+        scores = []
+        for keep, value in zip(kept, worth, strict=True):
+            value = value / (value.amax(1, keepdim=True) + 1e-300)
+            rows = torch.arange(len(value), device=value.device)
+            score = value + 2.0 * keep
+            inside = torch.where(keep, value, torch.inf).argsort(1)[:, leaving % keep.shape[1]]
+            score[rows, inside] -= torch.where(keep[rows, inside], 4.0, 0.0)
+            if entering is not None:
+                outside = torch.where(keep, -torch.inf, value).argsort(1, descending=True)
+                score[rows, outside[:, entering % keep.shape[1]]] += 4.0
+            scores.append(score)
+        return tuple(scores)
+
+    def _choose_again(self, gain: Masks, kept: Masks) -> Masks:
+        """The kept samples, and the best others while the budget lasts."""
+        pairs = zip(gain, kept, strict=True)
+        return self.selector.choose(tuple(g + torch.where(k, torch.inf, 0.0) for g, k in pairs))
+
+    def _noise(self, like: Tensor) -> Tensor:
+        drawn = torch.rand(like.shape, generator=self.generator, dtype=torch.float64)
+        return drawn.to(like.device)
+
+    def _whole(self, attacks: Tensor) -> Masks:
+        """All samples of the attacks in a mask."""
+        return tuple(attacks[:, None].expand(-1, len(c)) for c in self.unrolled.covers)
+
+    def _steepest(self, gradient: Poisoning) -> tuple[Poisoning, Masks]:
+        """Every sample at its best move, and what that gains to first order."""
+        moves = [
+            own.steepest(x, y)
+            for own, x, y in zip(
+                self.unrolled.leaf_poisons, gradient.features, gradient.labels, strict=True
+            )
+        ]
+        data = Poisoning(tuple(m.features for m in moves), tuple(m.labels for m in moves))
+        return data, tuple(m.feature_gain + m.label_gain for m in moves)
+
+    def _stepped(self, data: Poisoning, target: Poisoning, stride: float) -> Poisoning:
+        """A step in the direction of the best moves, back on the admissible set."""
+        projected = [
+            own.project(
+                x + stride * (to_x - own.features),
+                y + stride * (to_y - own.labels),
+            )
+            for own, x, y, to_x, to_y in zip(
+                self.unrolled.leaf_poisons,
+                data.features,
+                data.labels,
+                target.features,
+                target.labels,
+                strict=True,
+            )
+        ]
+        return Poisoning(tuple(x for x, _ in projected), tuple(y for _, y in projected))
+
+    def _moved(self, data: Poisoning) -> Masks:
+        """The samples that differ from the data as given."""
+        return tuple(
+            (x != own.features).flatten(2).any(-1) | (y != own.labels).any(-1)
+            for x, y, own in zip(
+                data.features, data.labels, self.unrolled.leaf_poisons, strict=True
+            )
+        )

@@ -1,0 +1,159 @@
+"""Training runs on poisoned data, many at once and differentiable in the data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from milp_agt.engines.step import Schedule, step_at_points, velocity_of
+from milp_agt.poison import Poison
+from milp_agt.tracing import StepGraph
+from milp_agt.training import Training, UpdateRule
+
+State = dict[str, Tensor]  # parameters and velocities of many runs, (attacks, *shape)
+
+
+@dataclass(frozen=True)
+class Poisoning:
+    """The data of many poisoned runs, one entry for each *leaf*.
+
+    A static adversary has one leaf, the data set; an adaptive one has a leaf for every step, its
+    batch.
+
+    Attributes:
+        features: (attacks, samples of the leaf, *shape) each.
+        labels: (attacks, samples of the leaf, width) each.
+    """
+
+    features: tuple[Tensor, ...]
+    labels: tuple[Tensor, ...]
+
+    def __len__(self) -> int:
+        return len(self.labels[0])
+
+    def rows(self, index: Tensor) -> Poisoning:
+        """These attacks only."""
+        return self.map(lambda tensor: tensor[index])
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> Poisoning:
+        return Poisoning(tuple(map(change, self.features)), tuple(map(change, self.labels)))
+
+    @staticmethod
+    def cat(parts: Sequence[Poisoning]) -> Poisoning:
+        return Poisoning(
+            tuple(map(torch.cat, zip(*(p.features for p in parts), strict=True))),
+            tuple(map(torch.cat, zip(*(p.labels for p in parts), strict=True))),
+        )
+
+
+@dataclass(frozen=True)
+class Unrolled:
+    """One training run as a function of its data, for many poisonings at once.
+
+    Attributes:
+        step_graph: the graph of one step.
+        poison: the threat, bound to the data set.
+        batches: indices of the samples of each step.
+        updates: the optimiser step of each training step.
+    """
+
+    step_graph: StepGraph
+    poison: Poison
+    batches: tuple[Tensor, ...]
+    updates: tuple[UpdateRule, ...]
+
+    @staticmethod
+    def of(step_graph: StepGraph, training: Training, poison: Poison) -> Unrolled:
+        device = poison.features.device
+        order = training.batch_order(len(poison.features))
+        batches = tuple(torch.from_numpy(batch).to(device) for batch in order)
+        return Unrolled(step_graph, poison, batches, training.update_rules(len(batches)))
+
+    @cached_property
+    def schedule(self) -> Schedule:
+        return Schedule.of(self.step_graph)
+
+    @cached_property
+    def covers(self) -> tuple[Tensor, ...]:
+        """Indices of the samples of each leaf."""
+        if not self.poison.static:
+            return self.batches
+        return (torch.arange(len(self.poison.features), device=self.poison.features.device),)
+
+    @cached_property
+    def leaf_poisons(self) -> tuple[Poison, ...]:
+        """The admissible moves of each leaf."""
+        return tuple(self.poison.take(cover) for cover in self.covers)
+
+    def nominal(self, attacks: int) -> Poisoning:
+        """The data as given."""
+        return Poisoning(
+            tuple(p.features.expand(attacks, *p.features.shape) for p in self.leaf_poisons),
+            tuple(p.labels.expand(attacks, *p.labels.shape) for p in self.leaf_poisons),
+        )
+
+    def start(self, attacks: int) -> State:
+        """The initial parameters, and velocities 0 if there is momentum."""
+        device = self.poison.features.device
+        initial = {n: v.to(device) for n, v in self.step_graph.initial.items()}
+        state = {n: v.expand(attacks, *v.shape) for n, v in initial.items()}
+        if self.updates[0].momentum > 0:
+            state |= {velocity_of(n): torch.zeros_like(state[n]) for n in initial}
+        return state
+
+    def batch_data(self, poisoning: Poisoning, step: int) -> tuple[Tensor, Tensor]:
+        """Features and labels that a step trains on, (attacks, batch, ...)."""
+        if not self.poison.static:
+            return poisoning.features[step], poisoning.labels[step]
+        batch = self.batches[step]
+        if torch.equal(batch, self.covers[0]):
+            return poisoning.features[0], poisoning.labels[0]
+        return poisoning.features[0][:, batch], poisoning.labels[0][:, batch]
+
+    def path(self, poisoning: Poisoning, start: Mapping[str, Tensor] | None = None) -> list[State]:
+        """The states after every step."""
+        state: Mapping[str, Tensor] = self.start(len(poisoning)) if start is None else start
+        states = []
+        for step, update in enumerate(self.updates):
+            x, y = self.batch_data(poisoning, step)
+            states.append(step_at_points(self.step_graph, self.schedule, state, x, y, update))
+            state = states[-1]
+        return states
+
+    def run(self, poisoning: Poisoning, start: Mapping[str, Tensor] | None = None) -> State:
+        """The final states."""
+        return self.path(poisoning, start)[-1]
+
+    def gradient(
+        self, poisoning: Poisoning, score: Callable[[State], Tensor], start: State | None = None
+    ) -> tuple[State, Poisoning]:
+        """Final states, and the gradient of each attack's ``score`` (attacks,) in its data.
+
+        A gradient that is not a number (a run that diverged) is returned as 0.
+        """
+        leaf = poisoning.map(lambda tensor: tensor.detach().clone().requires_grad_())
+        final = self.run(leaf, start)
+        total = score(final).sum()
+        wanted = [*leaf.features, *leaf.labels]
+        pulls: Sequence[Tensor | None] = [None] * len(wanted)
+        if total.requires_grad:
+            pulls = torch.autograd.grad(total, wanted, allow_unused=True)
+        found = [
+            torch.zeros_like(v) if g is None else torch.nan_to_num(g, posinf=0.0, neginf=0.0)
+            for v, g in zip(wanted, pulls, strict=True)
+        ]
+        leaves = len(leaf.features)
+        detached = {name: value.detach() for name, value in final.items()}
+        return detached, Poisoning(tuple(found[:leaves]), tuple(found[leaves:]))
+
+    @cached_property
+    def bytes_per_attack(self) -> int:
+        """Memory of one attack while a gradient is taken, about."""
+        nodes = self.schedule.all
+        each = sum(node.signature.size for node in nodes if node.batched)
+        shared = sum(node.signature.size for node in nodes if not node.batched)
+        return 16 * sum(each * len(batch) + shared for batch in self.batches)
