@@ -6,6 +6,8 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from milp_agt.attacks import Attack as Attack
+    from milp_agt.attacks import attack as attack
     from milp_agt.certification import certify as certify
     from milp_agt.comparison import compare as compare
     from milp_agt.errors import MilpAgtError as MilpAgtError
@@ -30,6 +32,7 @@ __version__ = "0.1.0"
 
 # Imported on first use, so that `import milp_agt` costs neither torch nor a solver.
 _HOMES = {
+    "Attack": "attacks",
     "Answer": "properties.answer",
     "BallTrigger": "properties.triggers",
     "Bounds": "reachable",
@@ -46,6 +49,7 @@ _HOMES = {
     "Result": "result",
     "StepDecay": "schedules",
     "Training": "training",
+    "attack": "attacks",
     "certify": "certification",
     "compare": "comparison",
     "load": "result",

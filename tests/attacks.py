@@ -15,21 +15,27 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 import milp_agt as agt
 from milp_agt import inputs
-from milp_agt.core.evaluate import evaluate
+from milp_agt.attacks.moves import merged, steepest, stepped
+from milp_agt.attacks.pool import random_poisoning
+from milp_agt.attacks.replay import clipped_mean as clipped_mean
+from milp_agt.attacks.replay import confirm, mean_loss, state_dict_of
+from milp_agt.attacks.replay import per_sample_gradients as gradients_in_torch
+from milp_agt.attacks.replay import replay as train_in_torch
+from milp_agt.attacks.selection import Selector
+from milp_agt.attacks.trained import GraphModels
+from milp_agt.attacks.unrolled import Poisoning, State, Unrolled
 from milp_agt.core.restriction import UNRESTRICTED, Restriction
-from milp_agt.engines.step import Schedule, step_at_points, velocity_of
+from milp_agt.formulations.loss import get_loss
 from milp_agt.reachable import ReachableSet
 from milp_agt.result import Result
-from milp_agt.tracing import FEATURES, trace
+from milp_agt.tracing import trace
 from milp_agt.training import Training
 
 torch.set_num_threads(1)
 
-State = dict[str, Tensor]
 Box = Mapping[str, tuple[Any, Any]]
 
 
@@ -86,11 +92,24 @@ class Problem:
 
 @dataclass(frozen=True)
 class Attacks:
-    """Poisoned data of every step, (attacks, batch, ...), with the state that training starts from."""
+    """Poisoned runs with the states that they start from."""
 
+    unrolled: Unrolled
+    poisoning: Poisoning
     start: State
-    features: list[Tensor]
-    labels: list[Tensor]
+
+    @property
+    def features(self) -> list[Tensor]:
+        """Features of every step, (attacks, batch, *shape)."""
+        return [self._batch(t)[0] for t in range(len(self.unrolled.batches))]
+
+    @property
+    def labels(self) -> list[Tensor]:
+        """Encoded labels of every step, (attacks, batch, width)."""
+        return [self._batch(t)[1] for t in range(len(self.unrolled.batches))]
+
+    def _batch(self, step: int) -> tuple[Tensor, Tensor]:
+        return self.unrolled.batch_data(self.poisoning, step)
 
 
 class Replay:
@@ -104,14 +123,12 @@ class Replay:
         )
         self.loss = self.step_graph.loss
         self.outputs = self.step_graph.outputs
-        self.schedule = Schedule.of(self.step_graph)
         encoded = inputs.labels_of(problem.labels, len(x), self.loss, self.outputs)
         self.poison = problem.threat.bind(x, encoded, self.loss)
-        self.batches = [torch.from_numpy(b) for b in problem.training.batch_order(len(x))]
-        self.updates = problem.training.update_rules(len(self.batches))
-        self.member = torch.zeros(len(self.batches), len(x), dtype=torch.bool)
-        for t, batch in enumerate(self.batches):
-            self.member[t, batch] = True
+        self.unrolled = Unrolled.of(self.step_graph, problem.training, self.poison)
+        self.schedule = self.unrolled.schedule
+        self.batches, self.updates = list(self.unrolled.batches), self.unrolled.updates
+        self.selector = Selector(self.unrolled, problem.restriction)
 
     @property
     def static(self) -> bool:
@@ -119,85 +136,27 @@ class Replay:
 
     def start(self, attacks: int, generator: torch.Generator) -> State:
         """Initial states; random points and corners of the box of theta_0 where there is one."""
-        state: State = {}
-        given = self.problem.initial or {}
-        for name, value in self.step_graph.initial.items():
-            state[name] = value.expand(attacks, *value.shape)
-            if name in given:
-                low, high = (torch.as_tensor(np.asarray(end)) for end in given[name])
-                share = torch.rand(
-                    (attacks, *value.shape), generator=generator, dtype=torch.float64
-                )
-                share[::2] = share[::2].round()
-                inside = torch.where(share == 1.0, high, low + share * (high - low))
-                state[name] = torch.minimum(torch.maximum(inside, low), high)
-        if self.problem.training.momentum > 0:
-            for name in self.step_graph.parameters:
-                state[velocity_of(name)] = torch.zeros_like(state[name])
+        state = self.unrolled.start(attacks)
+        for name, ends in (self.problem.initial or {}).items():
+            low, high = (torch.as_tensor(np.asarray(end)) for end in ends)
+            share = torch.rand(state[name].shape, generator=generator, dtype=torch.float64)
+            share[::2] = share[::2].round()
+            inside = torch.where(share == 1.0, high, low + share * (high - low))
+            state[name] = torch.minimum(torch.maximum(inside, low), high)
         return state
 
     def run(self, attacks: Attacks) -> list[State]:
         """The states after every step."""
-        state, states = attacks.start, []
-        for x, y, update in zip(attacks.features, attacks.labels, self.updates, strict=True):
-            state = step_at_points(self.step_graph, self.schedule, state, x, y, update)
-            states.append(state)
-        return states
+        return self.unrolled.path(attacks.poisoning, attacks.start)
 
     def outputs_at(self, state: State, features: Tensor) -> Tensor:
         """Outputs of the trained models on test points, (attacks, n, outputs)."""
-        count = len(next(iter(state.values())))
-        leaves = {n: state[n] for n in self.step_graph.parameters}
-        nodes = self.step_graph.graph.needed_for([self.step_graph.output])
-        return evaluate(nodes, leaves | {FEATURES: features.expand(count, *features.shape)})[
-            self.step_graph.output
-        ]
-
-    def selections(self, scores: Tensor, members: Tensor) -> Tensor:
-        """Greedy poisoned sets by falling score, (attacks, N), within the budget of every batch.
-
-        ``members`` (groups, N) are the groups in which the budget counts.
-        """
-        restriction = self.problem.restriction
-        scores = scores.clone()
-        scores[:, sorted(restriction.inside)] = torch.inf
-        allowed = self.poison.open.clone()
-        allowed[sorted(restriction.outside)] = False
-        chosen = torch.zeros(scores.shape, dtype=torch.bool)
-        counts = torch.zeros(len(scores), len(members), dtype=torch.int64)
-        rows = torch.arange(len(scores))
-        for sample in scores.argsort(dim=1, descending=True).unbind(1):
-            groups = members[:, sample].T
-            fits = ((counts + groups <= self.poison.budget) | ~groups).all(1) & allowed[sample]
-            counts += groups * fits[:, None]
-            chosen[rows, sample] = fits
-        return chosen
-
-    def _groups(self, step: int | None = None) -> Tensor:
-        if not self.poison.per_batch:
-            return torch.ones(1, len(self.poison.features), dtype=torch.bool)
-        return self.member if step is None else self.member[step : step + 1]
-
-    def selections_of_run(self, scores: list[Tensor]) -> list[Tensor]:
-        """The poisoned set of every step from scores (attacks, N) of every step."""
-        if self.static or not self.poison.per_batch:
-            return [self.selections(sum(scores[1:], scores[0]), self._groups())] * len(self.batches)
-        return [self.selections(s, self._groups(t)) for t, s in enumerate(scores)]
+        return GraphModels(self.step_graph, state).outputs(features)
 
     def random(self, attacks: int, generator: torch.Generator, corners: bool) -> Attacks:
         """Random poisonings: at full strength, or uniform."""
-        count = len(self.poison.features)
-        steps = range(1 if self.static else len(self.batches))
-        draws = [torch.rand(attacks, count, generator=generator) for _ in self.batches]
-        chosen = self.selections_of_run(draws)
-        moves = [self.poison.sample_moves(generator, chosen[t], corners) for t in steps]
-        if self.static:
-            moves = moves * len(self.batches)
-        return Attacks(
-            self.start(attacks, generator),
-            [x[:, b] for (x, _), b in zip(moves, self.batches, strict=True)],
-            [y[:, b] for (_, y), b in zip(moves, self.batches, strict=True)],
-        )
+        drawn = random_poisoning(self.selector, attacks, generator, corners)
+        return Attacks(self.unrolled, drawn, self.start(attacks, generator))
 
     def by_gradient(
         self,
@@ -208,53 +167,19 @@ class Replay:
     ) -> Iterator[Attacks]:
         """Ascent on ``objective`` (attacks,) through the unrolled run; every iterate is an attack.
 
-        The perturbed samples are those of the largest first-order gain; features go to the corner
-        that the gradient names (every other iterate: a step towards it), labels to the best move.
+        The poisoned samples are those of the largest first-order gain, at the moves that the gradient
+        names; every other iterate is a step towards them.
         """
         attack = self.random(attacks, generator, corners=True)
+        nominal = self.unrolled.nominal(attacks)
         for iteration in range(iterations):
-            x = [v.detach().clone().requires_grad_() for v in attack.features]
-            y = [v.detach().clone().requires_grad_() for v in attack.labels]
-            final = self.run(Attacks(attack.start, x, y))[-1]
-            total = objective(final).sum()
-            pulls = torch.autograd.grad(total, [*x, *y], allow_unused=True)
-            zeros = [
-                torch.zeros_like(v) if g is None else g
-                for v, g in zip([*x, *y], pulls, strict=True)
-            ]
-            zeros = [torch.nan_to_num(g) for g in zeros]
-            attack = self._ascend(attack, zeros[: len(x)], zeros[len(x) :], iteration)
-            yield attack
-
-    def _ascend(
-        self, attack: Attacks, on_x: list[Tensor], on_y: list[Tensor], iteration: int
-    ) -> Attacks:
-        poison, count = self.poison, len(attack.features[0])
-        full_x = [self._scattered(g, b) for g, b in zip(on_x, self.batches, strict=True)]
-        full_y = [self._scattered(g, b) for g, b in zip(on_y, self.batches, strict=True)]
-        if self.static:
-            full_x = [sum(full_x[1:], full_x[0])] * len(full_x)
-            full_y = [sum(full_y[1:], full_y[0])] * len(full_y)
-        moves = [poison.steepest(gx, gy) for gx, gy in zip(full_x, full_y, strict=True)]
-        chosen = self.selections_of_run([m.feature_gain + m.label_gain for m in moves])
-        features, labels = [], []
-        for move, mask, batch, old in zip(
-            moves, chosen, self.batches, attack.features, strict=True
-        ):
-            picked = mask[:, batch]
-            at = picked.reshape(*picked.shape, *[1] * (move.features.dim() - 2))
-            nominal_x = poison.features[batch].expand(count, -1, *poison.features.shape[1:])
-            nominal_y = poison.labels[batch].expand(count, -1, *poison.labels.shape[1:])
-            target = move.features[:, batch]
+            _, gradient = self.unrolled.gradient(attack.poisoning, objective, attack.start)
+            target, gain = steepest(self.unrolled, gradient)
             if iteration % 2:
-                target, _ = poison.take(batch).project(0.5 * target + 0.5 * old, nominal_y)
-            features.append(torch.where(at, target, nominal_x))
-            labels.append(torch.where(picked[..., None], move.labels[:, batch], nominal_y))
-        return Attacks(attack.start, features, labels)
-
-    def _scattered(self, gradient: Tensor, batch: Tensor) -> Tensor:
-        shape = (gradient.shape[0], len(self.poison.features), *gradient.shape[2:])
-        return gradient.new_zeros(shape).index_copy(1, batch, gradient)
+                target = stepped(self.unrolled, attack.poisoning, target, 0.5)
+            data = merged(self.selector.choose(gain), target, nominal)
+            attack = Attacks(self.unrolled, data, attack.start)
+            yield attack
 
     def objectives(
         self, test: Tensor, test_labels: Tensor, largest: int, generator: torch.Generator
@@ -374,91 +299,27 @@ def assert_properties(replay: Replay, certified: Certified, state: State) -> Non
 
 def torch_loss(name: str, outputs: Tensor, encoded: Tensor) -> Tensor:
     """The mean loss as a user of torch writes it, on encoded labels."""
-    if name == "mse":
-        return functional.mse_loss(outputs, encoded)
-    if name == "bce":
-        return functional.binary_cross_entropy_with_logits(outputs, encoded)
-    if name == "cross_entropy":
-        return functional.cross_entropy(outputs, encoded.argmax(-1))
-    # relu, not clamp: torch's clamp has slope 1 at the kink, the library's hinge has slope 0.
-    return functional.relu(1.0 - (2.0 * encoded - 1.0) * outputs).mean()
+    return mean_loss(get_loss(name))(outputs, encoded)
 
 
-def per_sample_gradients(model: nn.Module, loss: str, x: Tensor, y: Tensor) -> dict[str, Tensor]:
+def per_sample_gradients(model: nn.Module, loss: str, x: Tensor, y: Tensor) -> State:
     """The gradient of every sample by torch.func, (n, *shape) for each trainable parameter."""
-    model = copy.deepcopy(model)  # functional_call does not restore a module that is used twice
     trained = {n: p.detach() for n, p in model.named_parameters() if p.requires_grad}
-    fixed = {n: p.detach() for n, p in model.named_parameters() if not p.requires_grad}
-
-    def of_one(parameters: State, features: Tensor, label: Tensor) -> Tensor:
-        out = torch.func.functional_call(model, {**parameters, **fixed}, (features[None],))
-        return torch_loss(loss, out, label[None])
-
-    return torch.func.vmap(torch.func.grad(of_one), in_dims=(None, 0, 0))(trained, x, y)
-
-
-def clipped_mean(gradients: State, clip: float, mode: str) -> State:
-    """The mean of ``g_i min(1, clip / |g_i|)``, or of ``g_i`` clamped, from its definition."""
-    if mode == "clamp":
-        return {n: g.clamp(-clip, clip).mean(0) for n, g in gradients.items()}
-    flat = torch.cat([g.flatten(1) for g in gradients.values()], 1)
-    factor = (clip / torch.linalg.vector_norm(flat, dim=1)).clamp(max=1.0)
-    return {
-        n: torch.stack([f * own for f, own in zip(factor, g, strict=True)]).mean(0)
-        for n, g in gradients.items()
-    }
-
-
-def set_clipped_gradients(model: nn.Module, run: Training, x: Tensor, y: Tensor) -> None:
-    assert run.clipping is not None
-    gradients = per_sample_gradients(model, run.loss, x, y)
-    mean = clipped_mean(gradients, run.clipping.bound, run.clipping.mode)
-    for name, parameter in model.named_parameters():
-        if name in mean:
-            parameter.grad = mean[name]
-
-
-def train_in_torch(replay: Replay, attacks: Attacks, which: int) -> list[dict[str, Tensor]]:
-    """One attack through plain torch.nn and torch.optim.SGD: the state dict after every step."""
-    model = copy.deepcopy(replay.problem.model).double()
-    own = dict(model.named_parameters())
-    with torch.no_grad():
-        for name in replay.step_graph.parameters:
-            own[name].copy_(attacks.start[name][which])
-    run = replay.problem.training
-    optimiser = torch.optim.SGD(
-        [p for p in model.parameters() if p.requires_grad],
-        lr=run.learning_rate,
-        momentum=run.momentum,
-        nesterov=run.nesterov,
-        weight_decay=run.weight_decay,
-    )
-    states = []
-    for x, y, update in zip(attacks.features, attacks.labels, replay.updates, strict=True):
-        for group in optimiser.param_groups:
-            group["lr"] = update.rate
-        optimiser.zero_grad()
-        if run.clipping is None:
-            torch_loss(run.loss, model(x[which].detach()), y[which].detach()).backward()
-        else:
-            set_clipped_gradients(model, run, x[which].detach(), y[which].detach())
-        optimiser.step()
-        states.append({n: v.detach().clone() for n, v in model.state_dict().items()})
-    return states
+    return gradients_in_torch(copy.deepcopy(model), mean_loss(get_loss(loss)), trained, x, y)
 
 
 def assert_torch_agrees(
     replay: Replay, attacks: Attacks, boxes: Sequence[ReachableSet], which: Sequence[int]
 ) -> None:
-    """Plain torch reaches what the replay reaches, and lies inside every reachable set as well."""
-    states = replay.run(attacks)
-    for attack in which:
-        for t, trained in enumerate(train_in_torch(replay, attacks, attack)):
-            assert boxes[t].contains(trained), f"torch run {attack} at step {t + 1}"
-            for name in replay.step_graph.parameters:
-                own = states[t][name][attack].detach()
-                size = 1.0 + float(own.abs().max())
-                assert float((trained[name] - own).abs().max()) <= 1e-9 * size, (name, t)
+    """Plain torch reaches what the unrolled run reaches, and lies inside every reachable set as well."""
+    rows = torch.tensor(which)
+    start = {name: value[rows] for name, value in attacks.start.items()}
+    in_torch = train_in_torch(replay.unrolled, attacks.poisoning.rows(rows), start)
+    for t, (trained, state) in enumerate(zip(in_torch, replay.run(attacks), strict=True)):
+        confirm(trained, {name: value.detach()[rows] for name, value in state.items()})
+        for row, attack in enumerate(which):
+            inside = boxes[t].contains(state_dict_of(replay.step_graph, trained, row))
+            assert inside, f"torch run {attack} at step {t + 1}"
 
 
 def assert_sound(

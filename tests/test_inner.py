@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
@@ -14,6 +13,7 @@ from helpers_ops import check_debt_given, own_debt_case, poison_of
 from torch import Tensor, nn
 
 import milp_agt as agt
+from milp_agt.attacks.pool import all_ways
 from milp_agt.core.evaluate import evaluate
 from milp_agt.core.interval import CLEAN, POISONED
 from milp_agt.core.relaxation import Relaxation
@@ -344,16 +344,11 @@ def test_enumeration_catches_mutants_of_a_fresh_selection(poisoned, monkeypatch)
 
 def every_flip(case: Problem, budget: int) -> Attacks:
     """All choices of up to ``budget`` flipped labels, the same in every step."""
-    replay = Replay(case)
-    count = len(case.features)
-    chosen = [c for k in range(budget + 1) for c in itertools.combinations(range(count), k)]
-    labels = replay.poison.labels.repeat(len(chosen), 1, 1)
-    for row, picked in enumerate(chosen):
-        labels[row, list(picked)] = 1.0 - labels[row, list(picked)]
-    features = replay.poison.features.expand(len(chosen), -1, -1)
-    steps = len(replay.batches)
-    start = replay.start(len(chosen), torch.Generator())
-    return Attacks(start, [features] * steps, [labels] * steps)
+    replay = Replay(replace(case, threat=replace(case.threat, budget=budget)))
+    ways = all_ways(replay.selector, largest=10**6)
+    assert ways is not None
+    data = ways.poisoning(replay.unrolled, torch.arange(len(ways)))
+    return Attacks(replay.unrolled, data, replay.start(len(ways), torch.Generator()))
 
 
 @pytest.mark.parametrize(("method", "mutant"), list(MUTANTS.values()), ids=list(MUTANTS))

@@ -4,7 +4,7 @@
 an objective as far as possible; ``certify(..., attack=True)`` sets its result beside the bounds.
 """
 
-from milp_agt.attacks.attack import Attack, Attacker, PoisonedRun, Runs, attack
+from milp_agt.attacks.attacker import Attack, Attacker, PoisonedRun, Runs, attack
 from milp_agt.attacks.objectives import (
     Accuracy,
     Backdoor,
@@ -12,9 +12,10 @@ from milp_agt.attacks.objectives import (
     Functional,
     Loss,
     Objective,
+    Parameter,
+    Stable,
     Targeted,
 )
-from milp_agt.attacks.predictions import Trigger
 from milp_agt.attacks.search import Search
 
 __all__ = [
@@ -26,10 +27,11 @@ __all__ = [
     "Functional",
     "Loss",
     "Objective",
+    "Parameter",
     "PoisonedRun",
     "Runs",
     "Search",
+    "Stable",
     "Targeted",
-    "Trigger",
     "attack",
 ]

@@ -1,61 +1,55 @@
-"""What an attack aims at: parameters, loss, predictions, a backdoor."""
+"""What an attack may aim at: parameters, loss, predictions, a backdoor."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Literal, Protocol
+from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from milp_agt import inputs
-from milp_agt.attacks.predictions import Predictions, Trigger
-from milp_agt.attacks.trained import Models
+from milp_agt.attacks.goals import Goal, LinearForm, MeanLoss, Parameters, parameter_names
+from milp_agt.attacks.predictions import Predictions, Region
+from milp_agt.attacks.trained import GraphModels
+from milp_agt.attacks.unrolled import Unrolled
 from milp_agt.errors import InvalidInputError
-from milp_agt.formulations.loss import Loss as TrainingLoss
+from milp_agt.properties.targeted import Targets, unsafe_box, unsafe_classes
+from milp_agt.properties.triggers import Trigger
 from milp_agt.tracing import FEATURES, StepGraph
 
 Direction = Literal["max", "min"]
 
 
-class Goal(Protocol):
-    """An objective bound to a model: quantities of the trained model, to be raised and lowered."""
+@dataclass(frozen=True, kw_only=True)
+class Objective(ABC):
+    """What to reach. ``direction`` is the end of the quantity that is aimed at."""
+
+    direction: Direction = "max"
+
+    def __post_init__(self) -> None:
+        if self.direction not in ("max", "min"):
+            raise InvalidInputError(
+                "An objective has a direction",
+                f"direction = {self.direction!r}",
+                "use 'max' or 'min'",
+            )
 
     @property
-    def names(self) -> tuple[str, ...]:
-        """What each quantity is."""
-        ...
-
-    def values(self, models: Models) -> Tensor:
-        """Exact values, (attacks, quantities)."""
-        ...
-
-    def surrogate(self, models: Models, quantity: Tensor, sign: Tensor, trial: Tensor) -> Tensor:
-        """Differentiable, larger where ``sign * quantity`` is (or will be), (attacks,).
-
-        Attack a aims at ``quantity[a]``; ``trial[a]`` numbers its attempts, for scales to vary.
-        """
-        ...
-
-
-class Objective(ABC):
-    """What to reach; :meth:`bind` checks it against a model."""
+    def directions(self) -> tuple[Direction, ...]:
+        """The ends of each quantity that are aimed at."""
+        return (self.direction,)
 
     @abstractmethod
-    def bind(self, step_graph: StepGraph) -> Goal:
-        """The quantities for this model.
+    def bind(self, unrolled: Unrolled) -> Goal:
+        """The quantities for this training run.
 
         Raises:
             InvalidInputError: names, shapes or classes that do not fit the model.
         """
-
-    @property
-    @abstractmethod
-    def directions(self) -> tuple[Direction, ...]:
-        """Which ends of each quantity are aimed at."""
 
     def describe(self, goal: Goal, directions: tuple[Direction, ...]) -> str:
         """For people: ``max loss``."""
@@ -66,70 +60,55 @@ class Objective(ABC):
 class Envelope(Objective):
     """Every trainable parameter from both sides: the box around all that is reached."""
 
-    def bind(self, step_graph: StepGraph) -> Goal:
-        return _Parameters(parameter_names(step_graph))
-
-    def describe(self, goal: Goal, directions: tuple[Direction, ...]) -> str:
-        return f"envelope of {len(goal.names)} parameters"
-
     @property
     def directions(self) -> tuple[Direction, ...]:
         return ("min", "max")
 
+    def bind(self, unrolled: Unrolled) -> Goal:
+        return Parameters(parameter_names(unrolled.step_graph))
+
+    def describe(self, goal: Goal, directions: tuple[Direction, ...]) -> str:
+        return f"envelope of {len(goal.names)} parameters"
+
 
 @dataclass(frozen=True, eq=False)
 class Functional(Objective):
-    """``c . theta``: coefficients by the names of ``state_dict()``; other parameters count 0.
-
-    ``Functional.parameter("0.weight", (1, 0))`` is a single parameter.
-    """
+    """``c . theta``: coefficients by the names of ``state_dict()``; other parameters count 0."""
 
     coefficients: Mapping[str, inputs.ArrayLike]
-    direction: Direction = "max"
 
-    @staticmethod
-    def parameter(name: str, index: tuple[int, ...], direction: Direction = "max") -> _Single:
-        """One entry of one parameter."""
-        return _Single(name, index, direction)
-
-    @property
-    def directions(self) -> tuple[Direction, ...]:
-        return (_direction(self.direction),)
-
-    def bind(self, step_graph: StepGraph) -> Goal:
-        parts = []
-        unknown = sorted(set(self.coefficients) - set(step_graph.parameters))
+    def bind(self, unrolled: Unrolled) -> Goal:
+        graph = unrolled.step_graph
+        unknown = sorted(set(self.coefficients) - set(graph.parameters))
         if unknown or not self.coefficients:
             raise InvalidInputError(
                 "A functional needs coefficients of trainable parameters",
-                f"{unknown or 'none at all'}, where there are {list(step_graph.parameters)}",
+                f"{unknown or 'none at all'}, where there are {list(graph.parameters)}",
                 "use the names of model.state_dict()",
             )
-        for name in step_graph.parameters:
-            shape = step_graph.graph[name].shape
-            given = torch.as_tensor(np.asarray(self.coefficients.get(name, np.zeros(shape))))
-            if tuple(given.shape) != shape or not bool(torch.isfinite(given).all()):
-                raise InvalidInputError(
-                    f"Coefficients of '{name}' need shape {shape} and finite numbers",
-                    f"shape {tuple(given.shape)}",
-                    "match the shape of the parameter",
-                )
-            parts.append(given.to(torch.float64).flatten())
-        return _Linear("c . theta", torch.cat(parts))
+        return LinearForm("c . theta", torch.cat([self._part(graph, n) for n in graph.parameters]))
+
+    def _part(self, graph: StepGraph, name: str) -> Tensor:
+        shape = graph.graph[name].shape
+        given = np.asarray(self.coefficients.get(name, np.zeros(shape)), dtype=np.float64)
+        if given.shape != shape or not np.isfinite(given).all():
+            raise InvalidInputError(
+                f"Coefficients of '{name}' need shape {shape} and finite numbers",
+                f"shape {given.shape}",
+                "match the shape of the parameter",
+            )
+        return torch.from_numpy(given).flatten()
 
 
 @dataclass(frozen=True)
-class _Single(Objective):
+class Parameter(Objective):
+    """One entry of one parameter, by its name in ``state_dict()`` and its index."""
+
     name: str
     index: tuple[int, ...]
-    direction: Direction
 
-    @property
-    def directions(self) -> tuple[Direction, ...]:
-        return (_direction(self.direction),)
-
-    def bind(self, step_graph: StepGraph) -> Goal:
-        names = parameter_names(step_graph)
+    def bind(self, unrolled: Unrolled) -> Goal:
+        names = parameter_names(unrolled.step_graph)
         asked = f"{self.name}[{', '.join(map(str, self.index))}]"
         if asked not in names:
             raise InvalidInputError(
@@ -139,7 +118,7 @@ class _Single(Objective):
             )
         coefficients = torch.zeros(len(names), dtype=torch.float64)
         coefficients[names.index(asked)] = 1.0
-        return _Linear(asked, coefficients)
+        return LinearForm(asked, coefficients)
 
 
 @dataclass(frozen=True, eq=False)
@@ -148,18 +127,12 @@ class Loss(Objective):
 
     features: inputs.ArrayLike
     labels: inputs.ArrayLike
-    direction: Direction = "max"
 
-    @property
-    def directions(self) -> tuple[Direction, ...]:
-        return (_direction(self.direction),)
-
-    def bind(self, step_graph: StepGraph) -> Goal:
-        x = point_features(self.features, step_graph)
-        y = inputs.labels_of(
-            self.labels, len(x), step_graph.loss, step_graph.outputs, "Test labels"
-        )
-        return _MeanLoss(step_graph.loss, x, y)
+    def bind(self, unrolled: Unrolled) -> Goal:
+        graph = unrolled.step_graph
+        x = _features(self.features, graph)
+        encoded = inputs.labels_of(self.labels, len(x), graph.loss, graph.outputs, "Test labels")
+        return MeanLoss(graph.loss, x, encoded)
 
 
 @dataclass(frozen=True, eq=False)
@@ -168,50 +141,50 @@ class Accuracy(Objective):
 
     features: inputs.ArrayLike
     labels: inputs.ArrayLike
-    direction: Direction = "min"
+    direction: Direction = field(default="min", kw_only=True)
 
-    @property
-    def directions(self) -> tuple[Direction, ...]:
-        return (_direction(self.direction),)
+    def bind(self, unrolled: Unrolled) -> Goal:
+        x = _features(self.features, unrolled.step_graph)
+        return Predictions("accuracy", x, _labelled(self.labels, len(x), unrolled.step_graph))
 
-    def bind(self, step_graph: StepGraph) -> Goal:
-        x = point_features(self.features, step_graph)
-        return Predictions("accuracy", x, _one_class(self.labels, len(x), step_graph))
+
+@dataclass(frozen=True, eq=False)
+class Stable(Objective):
+    """Share of points that are classified as the model trained on the data as given does."""
+
+    features: inputs.ArrayLike
+    direction: Direction = field(default="min", kw_only=True)
+
+    def bind(self, unrolled: Unrolled) -> Goal:
+        graph = unrolled.step_graph
+        x = _features(self.features, graph)
+        classes = _classes(graph)
+        with torch.no_grad():
+            models = GraphModels(graph, unrolled.run(unrolled.nominal(1)))
+            outputs = models.outputs(x.to(models.parameters))[0].cpu()
+        single = outputs.shape[-1] == 1
+        predicted = (outputs[:, 0] > 0).long() if single else outputs.argmax(-1)
+        return Predictions("stable", x, torch.eye(classes, dtype=torch.bool)[predicted])
 
 
 @dataclass(frozen=True, eq=False)
 class Targeted(Objective):
-    """Share of test points that are given one of their unsafe classes.
-
-    ``unsafe`` is a class for each point, (n,), or a mask of classes, (n, classes) bool.
-    """
+    """Share of test points whose prediction is unsafe; ``targets`` as in ``Result.targeted``."""
 
     features: inputs.ArrayLike
-    unsafe: inputs.ArrayLike
-    direction: Direction = "max"
+    targets: Targets
 
-    @property
-    def directions(self) -> tuple[Direction, ...]:
-        return (_direction(self.direction),)
-
-    def bind(self, step_graph: StepGraph) -> Goal:
-        x = point_features(self.features, step_graph)
-        given = torch.as_tensor(np.asarray(self.unsafe))
-        if given.dtype == torch.bool:
-            shape = (len(x), _classes(step_graph))
-            if tuple(given.shape) != shape:
-                raise InvalidInputError(
-                    f"A mask of unsafe classes needs shape {shape}",
-                    f"shape {tuple(given.shape)}",
-                    "give one row for each test point and one column for each class",
-                )
-            return Predictions("targeted", x, given)
-        return Predictions("targeted", x, _one_class(given, len(x), step_graph))
+    def bind(self, unrolled: Unrolled) -> Goal:
+        graph = unrolled.step_graph
+        x = _features(self.features, graph)
+        if graph.loss.is_classification:
+            return Predictions("targeted", x, unsafe_classes(self.targets, len(x), _classes(graph)))
+        return Region("targeted", x, *unsafe_box(self.targets, len(x), graph.outputs))
 
 
 @dataclass(frozen=True, eq=False)
 class Backdoor(Objective):
-    """Success rate of a backdoor: test inputs carry a trigger, chosen anew for each of them.
+    """Success rate of a backdoor: each test input carries a trigger, chosen anew for every model.
 
     Without ``target`` success is any class but the label. With it, it is that class, counted over
     the test points of other classes.
@@ -221,90 +194,27 @@ class Backdoor(Objective):
     labels: inputs.ArrayLike
     trigger: Trigger
     target: int | None = None
-    direction: Direction = "max"
 
-    @property
-    def directions(self) -> tuple[Direction, ...]:
-        return (_direction(self.direction),)
-
-    def bind(self, step_graph: StepGraph) -> Goal:
-        x = point_features(self.features, step_graph)
-        own = _one_class(self.labels, len(x), step_graph)
+    def bind(self, unrolled: Unrolled) -> Goal:
+        graph = unrolled.step_graph
+        x = _features(self.features, graph)
+        own = _labelled(self.labels, len(x), graph)
         if self.target is None:
-            return Predictions("backdoor", x, ~own, self.trigger.around(x))
-        classes = own.shape[1]
-        if not 0 <= self.target < classes:
-            raise InvalidInputError(
-                f"A backdoor towards class {self.target} was asked for",
-                f"classes 0..{classes - 1}",
-                "choose one of them",
-            )
-        wanted = torch.zeros_like(own)
-        wanted[:, self.target] = True
+            return Predictions("backdoor", x, ~own, self.trigger.inputs(x))
+        wanted = unsafe_classes(self.target, len(x), own.shape[1])
         others = ~own[:, self.target]
         if not bool(others.any()):
             raise InvalidInputError(
-                f"A backdoor towards class {self.target} counts test points of other classes",
-                "none among the test points",
-                "choose another target or other test points",
+                f"A backdoor to class {self.target} is counted over test points of other classes",
+                f"{len(x)} points, all of class {self.target}",
+                "add points of other classes, or choose another target",
             )
-        x, wanted = x[others], wanted[others]
-        return Predictions("backdoor", x, wanted, self.trigger.around(x))
+        x = x[others]
+        return Predictions("backdoor", x, wanted[others], self.trigger.inputs(x))
 
 
-@dataclass(frozen=True)
-class _Parameters:
-    names: tuple[str, ...]
-
-    def values(self, models: Models) -> Tensor:
-        return models.parameters
-
-    def surrogate(self, models: Models, quantity: Tensor, sign: Tensor, trial: Tensor) -> Tensor:
-        return sign * models.parameters.gather(1, quantity[:, None])[:, 0]
-
-
-class _Linear:
-    def __init__(self, name: str, coefficients: Tensor) -> None:
-        self.names, self.coefficients = (name,), coefficients
-
-    def values(self, models: Models) -> Tensor:
-        theta = models.parameters
-        return (theta @ self.coefficients.to(theta))[:, None]
-
-    def surrogate(self, models: Models, quantity: Tensor, sign: Tensor, trial: Tensor) -> Tensor:
-        return sign * self.values(models)[:, 0]
-
-
-class _MeanLoss:
-    names = ("loss",)
-
-    def __init__(self, loss: TrainingLoss, features: Tensor, labels: Tensor) -> None:
-        self.loss, self.features, self.encoded = loss, features, labels
-
-    def values(self, models: Models) -> Tensor:
-        out = models.outputs(self.features.to(models.parameters))
-        encoded = self.encoded.to(out).expand(len(out), *self.encoded.shape)
-        return self.loss.value(out, encoded).mean(-1, keepdim=True)
-
-    def surrogate(self, models: Models, quantity: Tensor, sign: Tensor, trial: Tensor) -> Tensor:
-        return sign * self.values(models)[:, 0]
-
-
-def parameter_names(step_graph: StepGraph) -> tuple[str, ...]:
-    """``0.weight[1, 0]`` for every entry of every trainable parameter, in order."""
-    names = []
-    for name in step_graph.parameters:
-        for index in np.ndindex(*step_graph.graph[name].shape):
-            names.append(f"{name}[{', '.join(map(str, index))}]")
-    return tuple(names)
-
-
-def point_features(values: inputs.ArrayLike, step_graph: StepGraph) -> Tensor:
-    """Test features (n, *shape), float64.
-
-    Raises:
-        InvalidInputError: another shape than the model takes.
-    """
+def _features(values: inputs.ArrayLike, step_graph: StepGraph) -> Tensor:
+    """Test features (n, *shape), float64."""
     x = inputs.features_of(values, "Test features")
     wanted = step_graph.graph[FEATURES].shape
     if tuple(x.shape[1:]) != wanted:
@@ -321,24 +231,14 @@ def _classes(step_graph: StepGraph) -> int:
         raise InvalidInputError(
             "An attack on predictions needs a classifier",
             f"loss '{step_graph.loss.key}'",
-            "aim at the loss instead",
+            "aim at the loss, or at a region of outputs with Targeted",
         )
     return step_graph.loss.classes(step_graph.outputs)
 
 
-def _one_class(labels: inputs.ArrayLike, count: int, step_graph: StepGraph) -> Tensor:
-    """Masks of one class for each point, (n, classes)."""
-    classes = _classes(step_graph)
+def _labelled(labels: inputs.ArrayLike, count: int, step_graph: StepGraph) -> Tensor:
+    """Masks of the labels, (n, classes)."""
+    _classes(step_graph)
     loss, outputs = step_graph.loss, step_graph.outputs
     encoded = inputs.labels_of(labels, count, loss, outputs, "Test labels")
-    index = (encoded[:, None] == loss.vertices(outputs)).all(-1)
-    assert index.shape == (count, classes)
-    return index
-
-
-def _direction(value: Direction) -> Direction:
-    if value not in ("max", "min"):
-        raise InvalidInputError(
-            "An objective has a direction", f"direction = {value!r}", "use 'max' or 'min'"
-        )
-    return value
+    return (encoded[:, None] == loss.vertices(outputs)).all(-1)

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import itertools
 import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from milp_agt.attacks.selection import Masks, Selector
+from milp_agt.attacks.moves import random_moves
+from milp_agt.attacks.selection import Selector
 from milp_agt.attacks.unrolled import Poisoning, Unrolled
+from milp_agt.moves import MoveSet, Vertices
 
 
 def random_poisoning(
@@ -17,34 +20,62 @@ def random_poisoning(
 ) -> Poisoning:
     """Random admissible data: moves at full strength, or from all over the sets of moves."""
     masks = selector.random(attacks, generator)
-    moved = [
-        own.sample_moves(generator, mask, corners)
-        for own, mask in zip(selector.unrolled.leaf_poisons, masks, strict=True)
-    ]
-    return Poisoning(tuple(x for x, _ in moved), tuple(y for _, y in moved))
+    return random_moves(selector.unrolled, masks, generator, corners)
 
 
-def all_flips(selector: Selector, largest: int) -> Tensor | None:
-    """Every way to flip labels within the budget: the option of each sample, (ways, N).
+@dataclass(frozen=True)
+class Ways:
+    """Every admissible poisoning of a finite threat.
 
-    Options are rows of ``label_vertices``; None where features move too, where the adversary is
-    adaptive or has a budget for each batch, or where there are more than ``largest`` ways.
+    Attributes:
+        feature_moves, label_moves: the options of each sample, (N, options, size).
+        option: what each sample does in each way, (ways, N).
     """
-    poison = selector.unrolled.poison
-    vertices = poison.label_vertices
-    if vertices is None or poison.radius is not None or not poison.static or poison.per_batch:
+
+    feature_moves: Tensor
+    label_moves: Tensor
+    option: Tensor
+
+    def __len__(self) -> int:
+        return len(self.option)
+
+    def poisoning(self, unrolled: Unrolled, part: Tensor) -> Poisoning:
+        """The data of some of the ways."""
+        poison, option = unrolled.poison, self.option[part]
+        samples = torch.arange(option.shape[1], device=option.device)
+        x = poison.features + self.feature_moves[samples, option].reshape(
+            -1, *poison.features.shape
+        )
+        y = poison.labels + self.label_moves[samples, option]
+        near_x, near_y = poison.project(x, y)
+        return Poisoning((near_x,), (near_y,))
+
+
+def all_ways(selector: Selector, largest: int) -> Ways | None:
+    """Every admissible poisoning, where moves are finitely many: labels that flip, categories.
+
+    None where some move is not out of a finite set, where the adversary is adaptive or has a budget
+    for each batch, or where there are more than ``largest`` ways.
+    """
+    poison, rest = selector.unrolled.poison, selector.restriction
+    if not poison.static or poison.per_batch:
         return None
-    rest = selector.restriction
+    x, y = (
+        _options(poison.feature_moves, poison.features),
+        _options(poison.label_moves, poison.labels),
+    )
+    if x is None or y is None:
+        return None
+    x, y = x.repeat_interleave(y.shape[1], 1), y.repeat(1, x.shape[1], 1)
+    moves = (x != 0).any(-1) | (y != 0).any(-1)
+    change = {i: row.nonzero()[:, 0].tolist() for i, row in enumerate(moves)}
     inside = sorted(rest.inside)
-    free = [i for i in poison.open.nonzero()[:, 0].tolist() if i not in rest.inside | rest.outside]
-    others = vertices.abs().sum(-1) > 0  # options that change the label, (N, classes)
-    flips = vertices.shape[1] - 1
+    free = [i for i in change if change[i] and i not in rest.inside | rest.outside]
     left = min(poison.budget - len(inside), len(free))
-    ways = sum(math.comb(len(free), k) * flips ** (k + len(inside)) for k in range(left + 1))
-    if ways > largest:
+    first = math.prod(len(change[i]) for i in inside)
+    if first * _count([len(change[i]) for i in free], left) > largest:
         return None
-    stay = (~others).to(torch.int8).argmax(1)
-    change = {i: others[i].nonzero()[:, 0].tolist() for i in [*free, *inside]}
+    stay = (~moves).to(torch.int8).argmax(1)
     found = []
     for count in range(left + 1):
         for chosen in itertools.combinations(free, count):
@@ -53,31 +84,25 @@ def all_flips(selector: Selector, largest: int) -> Tensor | None:
                 way = stay.clone()
                 way[moved] = torch.tensor(options, dtype=way.dtype, device=way.device)
                 found.append(way)
-    return torch.stack(found)
+    return Ways(x, y, torch.stack(found))
 
 
-def flipped(unrolled: Unrolled, options: Tensor) -> Poisoning:
-    """The data with these labels, options (attacks, N)."""
-    poison = unrolled.poison
-    assert poison.label_vertices is not None
-    samples = torch.arange(options.shape[1], device=options.device)
-    labels = poison.labels + poison.label_vertices[samples, options]
-    return Poisoning(unrolled.nominal(len(options)).features, (labels,))
+def _options(moves: MoveSet | None, nominal: Tensor) -> Tensor | None:
+    """The moves of each sample, "no move" among them, (N, options, size); None if not finite."""
+    nothing = torch.zeros_like(nominal.flatten(1)[:, None])
+    if moves is None:
+        return nothing
+    if not isinstance(moves, Vertices):
+        return None
+    if bool((moves.points == 0).all(-1).any(1).all()):
+        return moves.points
+    return torch.cat([nothing, moves.points], 1)
 
 
-def merged(unrolled: Unrolled, masks: Masks, inside: Poisoning, outside: Poisoning) -> Poisoning:
-    """``inside`` for the samples in the masks, ``outside`` for the others."""
-
-    def at(mask: Tensor, like: Tensor) -> Tensor:
-        return mask.reshape(*mask.shape, *[1] * (like.dim() - 2))
-
-    return Poisoning(
-        tuple(
-            torch.where(at(m, a), a, b)
-            for m, a, b in zip(masks, inside.features, outside.features, strict=True)
-        ),
-        tuple(
-            torch.where(at(m, a), a, b)
-            for m, a, b in zip(masks, inside.labels, outside.labels, strict=True)
-        ),
-    )
+def _count(options: list[int], budget: int) -> int:
+    """Ways to move at most ``budget`` samples: the elementary symmetric sums up to that degree."""
+    ways = [1] + [0] * budget
+    for count in options:
+        for degree in range(budget, 0, -1):
+            ways[degree] += count * ways[degree - 1]
+    return sum(ways)

@@ -1,118 +1,35 @@
-"""Predictions as a goal: how many test points get a class out of a set, with or without a trigger."""
+"""Goals on predictions: how many test points end up where the adversary wants them."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from abc import ABC, abstractmethod
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from milp_agt import inputs
 from milp_agt.attacks.trained import Models
-from milp_agt.errors import InvalidInputError
+from milp_agt.core.interval import Interval
 
-# Width of the smooth step that stands for "is classified so", in units of the mean margin.
+# Width of the smooth step that stands for "is hit", in units of the mean margin.
 SHARPNESS = (1.0, 0.3, 0.1, 0.03)
 TRIGGER_STEPS = 6
 
 
-@dataclass(frozen=True, eq=False)
-class Trigger:
-    """What the adversary may do to a test input, coordinate by coordinate: tensors (*shape).
-
-    Attributes:
-        lower, upper: the coordinate becomes any number between them ...
-        relative: ... added to its own value where True, in place of it where False.
-
-    Tensors of no axes stand for every coordinate.
-    """
-
-    lower: Tensor
-    upper: Tensor
-    relative: Tensor
-
-    @staticmethod
-    def ball(radius: float | inputs.ArrayLike) -> Trigger:
-        """Every coordinate moves by at most ``radius``: one number, or (*shape)."""
-        width = _numbers(radius, "a trigger radius")
-        if bool((width < 0).any()):
-            raise InvalidInputError(
-                "A trigger needs a radius >= 0", f"{float(width.min())}", "give a number >= 0"
-            )
-        return Trigger(-width, width, torch.ones(width.shape, dtype=torch.bool))
-
-    @staticmethod
-    def free(coordinates: inputs.ArrayLike, low: float, high: float) -> Trigger:
-        """The coordinates of a mask (*shape) take any value in [low, high]; others stay."""
-        mask = _mask(coordinates)
-        if not (np.isfinite([low, high]).all() and low <= high):
-            raise InvalidInputError(
-                "Free coordinates need low <= high", f"[{low}, {high}]", "give finite ends"
-            )
-        ends = torch.zeros(mask.shape, dtype=torch.float64)
-        return Trigger(torch.where(mask, low, ends), torch.where(mask, high, ends), relative=~mask)
-
-    @staticmethod
-    def patch(coordinates: inputs.ArrayLike, values: inputs.ArrayLike) -> Trigger:
-        """The coordinates of a mask (*shape) are set to ``values`` (*shape); others stay."""
-        mask = _mask(coordinates)
-        given = _numbers(values, "the values of a patch")
-        if given.dim() and given.shape != mask.shape:
-            raise InvalidInputError(
-                f"A patch needs one value, or one for each coordinate {tuple(mask.shape)}",
-                f"shape {tuple(given.shape)}",
-                "match the shape of the mask",
-            )
-        fixed = torch.where(mask, given, torch.zeros(mask.shape, dtype=torch.float64))
-        return Trigger(fixed, fixed, relative=~mask)
-
-    def around(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        """Ends of the inputs that test points can become, (n, *shape).
-
-        Raises:
-            InvalidInputError: a trigger of another shape than the features.
-        """
-        if self.lower.dim() and self.lower.shape != features.shape[1:]:
-            raise InvalidInputError(
-                f"A trigger needs the shape of one sample, {tuple(features.shape[1:])}",
-                f"shape {tuple(self.lower.shape)}",
-                "match the features",
-            )
-        own = torch.where(self.relative, features, 0.0)
-        return own + self.lower, own + self.upper
-
-
-class Predictions:
-    """Share of test points whose predicted class is in a set.
-
-    The margin of a point is the best score in the set less the best outside it; the class is in the
-    set if the margin is above zero, so that a tie never counts.
+class Share(ABC):
+    """Share of test points with a margin above zero, on the worst of the inputs that a box allows.
 
     Args:
         name: of the quantity.
         features: (n, *shape).
-        wanted: the set of each point, (n, classes) bool.
-        box: ends of the triggered inputs, (n, *shape) each; None without a trigger.
+        box: triggered inputs, (1, n, *shape); None without a trigger.
     """
 
-    def __init__(
-        self,
-        name: str,
-        features: Tensor,
-        wanted: Tensor,
-        box: tuple[Tensor, Tensor] | None = None,
-    ) -> None:
-        self.names, self.features, self.wanted, self.box = (name,), features, wanted, box
+    def __init__(self, name: str, features: Tensor, box: Interval | None = None) -> None:
+        self.names, self.features, self.box = (name,), features, box
 
+    @abstractmethod
     def margins(self, models: Models, features: Tensor) -> Tensor:
-        """(attacks, n)."""
-        scores = models.outputs(features)
-        if scores.shape[-1] == 1:
-            scores = torch.cat([torch.zeros_like(scores), scores], -1)
-        wanted = self.wanted.to(scores.device)
-        best = scores.masked_fill(~wanted, -torch.inf).amax(-1)
-        return best - scores.masked_fill(wanted, -torch.inf).amax(-1)
+        """(attacks, n), from features (n, *shape) or (attacks, n, *shape)."""
 
     def values(self, models: Models) -> Tensor:
         margins = self.margins(models, self._inputs(models))
@@ -131,40 +48,54 @@ class Predictions:
         theta = models.parameters.detach()
         if self.box is None:
             return self.features.to(theta)
-        low, high = (end.to(theta) for end in self.box)
-        middle = torch.minimum(torch.maximum(self.features.to(theta), low), high)
-        shape = (len(theta), *middle.shape)
-        best = middle.expand(shape)
-        reached = self.margins(models, best).detach()
-        current, stride = best, 1.0
-        for _ in range(TRIGGER_STEPS):
+        low, high = self.box.lower[0].to(theta), self.box.upper[0].to(theta)
+        inside = torch.minimum(torch.maximum(self.features.to(theta), low), high)
+        best = current = inside.expand(len(theta), *inside.shape)
+        with torch.no_grad():
+            reached = self.margins(models, best)
+        for step in range(TRIGGER_STEPS):
             leaf = current.detach().clone().requires_grad_()
             with torch.enable_grad():
                 (pull,) = torch.autograd.grad(self.margins(models, leaf).sum(), leaf)
-            step = stride * (high - low) * torch.sign(torch.nan_to_num(pull))
-            current = torch.minimum(torch.maximum(current + step, low), high)
-            margin = self.margins(models, current).detach()
-            better = margin > reached
-            reached = torch.where(better, margin, reached)
-            at = better.reshape(*better.shape, *[1] * (current.dim() - 2))
-            best = torch.where(at, current, best)
-            stride = 0.5 * stride
+            stride = 0.5**step * (high - low)
+            current = current + stride * torch.sign(torch.nan_to_num(pull))
+            current = torch.minimum(torch.maximum(current, low), high)
+            with torch.no_grad():
+                margin = self.margins(models, current)
+            better = (margin > reached).reshape(*margin.shape, *[1] * (current.dim() - 2))
+            reached = torch.maximum(margin, reached)
+            best = torch.where(better, current, best)
         return best.detach()
 
 
-def _numbers(values: float | inputs.ArrayLike, what: str) -> Tensor:
-    given = torch.as_tensor(np.asarray(values, dtype=np.float64))
-    if not bool(torch.isfinite(given).all()):
-        raise InvalidInputError(
-            f"Finite numbers are needed for {what}", "NaN or infinity", "give finite numbers"
-        )
-    return given
+class Predictions(Share):
+    """Share of test points whose predicted class is in a set.
+
+    The margin is the best score in the set less the best outside it, so that a tie never counts.
+    """
+
+    def __init__(
+        self, name: str, features: Tensor, wanted: Tensor, box: Interval | None = None
+    ) -> None:
+        super().__init__(name, features, box)
+        self.wanted = wanted  # (n, classes) bool
+
+    def margins(self, models: Models, features: Tensor) -> Tensor:
+        scores = models.outputs(features)
+        if scores.shape[-1] == 1:
+            scores = torch.cat([torch.zeros_like(scores), scores], -1)
+        wanted = self.wanted.to(scores.device)
+        best = scores.masked_fill(~wanted, -torch.inf).amax(-1)
+        return best - scores.masked_fill(wanted, -torch.inf).amax(-1)
 
 
-def _mask(coordinates: inputs.ArrayLike) -> Tensor:
-    mask = torch.as_tensor(np.asarray(coordinates))
-    if mask.dtype != torch.bool:
-        raise InvalidInputError(
-            "The coordinates of a trigger are a mask", f"{mask.dtype}", "give an array of bool"
-        )
-    return mask
+class Region(Share):
+    """Share of test points whose outputs lie inside a box, [low, high] of shape (n, outputs)."""
+
+    def __init__(self, name: str, features: Tensor, low: Tensor, high: Tensor) -> None:
+        super().__init__(name, features)
+        self.low, self.high = low, high
+
+    def margins(self, models: Models, features: Tensor) -> Tensor:
+        out = models.outputs(features)
+        return torch.minimum(out - self.low.to(out), self.high.to(out) - out).amin(-1)

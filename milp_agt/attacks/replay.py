@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import copy
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -14,6 +15,9 @@ from milp_agt.attacks.unrolled import Poisoning, State, Unrolled
 from milp_agt.errors import SoundnessError
 from milp_agt.formulations.loss import Loss
 from milp_agt.tracing import FEATURES, StepGraph
+from milp_agt.training import ClipMode
+
+MeanLoss = Callable[[Tensor, Tensor], Tensor]
 
 # Two orders of summation of one run may differ so much, relative to 1 + the largest parameter.
 TOLERANCE = 1e-8
@@ -34,7 +38,7 @@ class ModuleModels:
         return torch.cat([self.state[n].flatten(1) for n in self.step_graph.parameters], 1)
 
     def outputs(self, features: Tensor) -> Tensor:
-        module = self.step_graph.model
+        module = _copy(self.step_graph, features.device)
         own = features.dim() > 1 + len(self.step_graph.graph[FEATURES].shape)
 
         def of_one(state: State, x: Tensor) -> Tensor:
@@ -45,16 +49,15 @@ class ModuleModels:
         return found
 
 
-def replay(unrolled: Unrolled, poisoning: Poisoning) -> State:
-    """The trained parameters by name, (attacks, *shape).
+def replay(unrolled: Unrolled, poisoning: Poisoning, start: State | None = None) -> Iterator[State]:
+    """The parameters by name after every step, (attacks, *shape).
 
     Gradients come from torch's own autograd on the module, and ``torch.optim.SGD`` takes the steps,
     for all attacks at once on stacked parameters.
     """
     graph = unrolled.step_graph
-    module = graph.model.double().to(poisoning.labels[0].device)
-    start = {n: v for n, v in unrolled.start(len(poisoning)).items() if n in graph.parameters}
-    stacked = {n: nn.Parameter(v.clone()) for n, v in start.items()}
+    begin = unrolled.start(len(poisoning)) if start is None else start
+    stacked = {n: nn.Parameter(begin[n].detach().clone()) for n in graph.parameters}
     first = unrolled.updates[0]
     optimiser = torch.optim.SGD(
         stacked.values(),
@@ -63,12 +66,7 @@ def replay(unrolled: Unrolled, poisoning: Poisoning) -> State:
         weight_decay=first.weight_decay,
         nesterov=first.nesterov,
     )
-    loss = mean_loss(graph.loss)
-
-    def of_one(state: State, x: Tensor, y: Tensor) -> Tensor:
-        return loss(functional_call(module, state, (x,)), y)
-
-    gradients = vmap(grad(of_one))
+    gradients = vmap(_mean_gradient(graph, poisoning.labels[0].device))
     for step, update in enumerate(unrolled.updates):
         optimiser.param_groups[0]["lr"] = update.rate
         x, y = unrolled.batch_data(poisoning, step)
@@ -76,7 +74,58 @@ def replay(unrolled: Unrolled, poisoning: Poisoning) -> State:
         for name, parameter in stacked.items():
             parameter.grad = found[name]
         optimiser.step()
-    return {n: v.detach() for n, v in stacked.items()}
+        yield {n: v.detach().clone() for n, v in stacked.items()}
+
+
+def _mean_gradient(
+    graph: StepGraph, device: torch.device
+) -> Callable[[State, Tensor, Tensor], State]:
+    """The gradient of one batch for one model, samples clipped where the run clips."""
+    module, loss, clipping = _copy(graph, device), mean_loss(graph.loss), graph.clipping
+
+    def of_batch(state: State, x: Tensor, y: Tensor) -> Tensor:
+        return loss(functional_call(module, state, (x,)), y)
+
+    def mean(state: State, x: Tensor, y: Tensor) -> State:
+        if clipping is None:
+            whole: State = grad(of_batch)(state, x, y)
+            return whole
+        each = per_sample_gradients(module, loss, state, x, y)
+        return clipped_mean(each, clipping.bound, clipping.mode)
+
+    return mean
+
+
+def per_sample_gradients(
+    module: nn.Module, loss: MeanLoss, state: State, x: Tensor, y: Tensor
+) -> State:
+    """The gradient of the loss of every sample by torch.func, (n, *shape) for each parameter in ``state``."""
+
+    def of_sample(parameters: State, features: Tensor, label: Tensor) -> Tensor:
+        return loss(functional_call(module, parameters, (features[None],)), label[None])
+
+    found: State = vmap(grad(of_sample), in_dims=(None, 0, 0))(state, x, y)
+    return found
+
+
+def clipped_mean(gradients: State, bound: float, mode: ClipMode) -> State:
+    """The mean of ``g_i min(1, bound / |g_i|)``, or of ``g_i`` clamped, over samples (n, *shape)."""
+    if mode == "clamp":
+        return {n: g.clamp(-bound, bound).mean(0) for n, g in gradients.items()}
+    flat = torch.cat([g.flatten(1) for g in gradients.values()], 1)
+    factor = (bound / torch.linalg.vector_norm(flat, dim=1)).clamp(max=1.0)
+    return {n: (factor.reshape(-1, *[1] * (g.dim() - 1)) * g).mean(0) for n, g in gradients.items()}
+
+
+def _copy(graph: StepGraph, device: torch.device) -> nn.Module:
+    """The module, copied: functional_call does not restore one that is used twice."""
+    return copy.deepcopy(graph.model).double().to(device)
+
+
+def state_dict_of(step_graph: StepGraph, state: State, attack: int) -> dict[str, Tensor]:
+    """One of many stacked models as a ``state_dict()``: frozen and shared parameters included."""
+    trained = {n: state[n][attack].cpu() for n in step_graph.parameters} | dict(step_graph.frozen)
+    return trained | {alias: trained[name] for alias, name in step_graph.aliases.items()}
 
 
 def confirm(replayed: State, expected: State) -> None:
@@ -96,9 +145,9 @@ def confirm(replayed: State, expected: State) -> None:
             )
 
 
-def mean_loss(loss: Loss) -> Callable[[Tensor, Tensor], Tensor]:
+def mean_loss(loss: Loss) -> MeanLoss:
     """The loss as a user of torch writes it, on outputs (n, outputs) and encoded labels (n, width)."""
-    known: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    known: dict[str, MeanLoss] = {
         "mse": functional.mse_loss,
         "bce": functional.binary_cross_entropy_with_logits,
         "cross_entropy": lambda out, y: functional.cross_entropy(out, y.argmax(-1)),

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from milp_agt import inputs
-from milp_agt.attacks.objectives import Goal
+from milp_agt.attacks.goals import Goal
+from milp_agt.attacks.moves import merged, moved, random_moves, steepest, stepped
 from milp_agt.attacks.packed import Packed
-from milp_agt.attacks.pool import all_flips, flipped, merged, random_poisoning
+from milp_agt.attacks.pool import all_ways, random_poisoning
 from milp_agt.attacks.selection import Masks, Selector
 from milp_agt.attacks.trained import GraphModels
 from milp_agt.attacks.unrolled import Poisoning, State, Unrolled
@@ -28,8 +29,8 @@ class Search:
 
     Attributes:
         pool: random poisonings, half of them at full strength, that serve every objective.
-        enumerate: where only labels flip between classes, in at most so many ways, all of them are
-            tried, and nothing else: the best is then the optimum.
+        enumerate: where moves are finitely many (labels that flip between classes), in at most so
+            many ways, all of them are tried, and nothing else: the best is then the optimum.
         restarts: starts of the gradient ascent for each aim: the data as given, the best of the
             pool, then random corners. It takes samples and corners that the gradient favours.
         rounds: rounds of local search around the best of each aim: poisoned samples are exchanged
@@ -161,11 +162,11 @@ class Hunt:
 
     def _enumerated(self) -> bool:
         """Whether every admissible poisoning was tried."""
-        ways = all_flips(self.selector, self.search.enumerate)
+        ways = all_ways(self.selector, self.search.enumerate)
         if ways is None:
             return False
-        for part in ways.split(self.chunk):
-            self._evaluate(flipped(self.unrolled, part))
+        for part in torch.arange(len(ways)).split(self.chunk):
+            self._evaluate(ways.poisoning(self.unrolled, part))
         return True
 
     def _evaluate(self, poisoning: Poisoning) -> None:
@@ -197,11 +198,11 @@ class Hunt:
         nominal = self.unrolled.nominal(len(aims))
         drawn = random_poisoning(self.selector, len(aims), self.generator, corners=True)
         best = self.best.data.rows(aims).unpacked(self.unrolled)
-        data = merged(self.unrolled, self._whole(trials == 1), best, drawn)
-        data = merged(self.unrolled, self._whole(trials == 0), nominal, data)
+        data = merged(self._whole(trials == 1), best, drawn)
+        data = merged(self._whole(trials == 0), nominal, data)
         for _ in range(self.search.iterations):
-            target, gain = self._steepest(self._gradient(data, aims, trials))
-            data = merged(self.unrolled, self.selector.choose(gain), target, nominal)
+            target, gain = steepest(self.unrolled, self._gradient(data, aims, trials))
+            data = merged(self.selector.choose(gain), target, nominal)
         self._evaluate(data)
 
     def _refine(self, aims: Tensor, turn: int) -> None:
@@ -210,17 +211,19 @@ class Hunt:
         nominal = self.unrolled.nominal(len(aims))
         for iteration in range(self.search.iterations):
             gradient = self._gradient(data, aims, torch.full_like(aims, turn))
-            target, gain = self._steepest(gradient)
-            masks = self._choose_again(gain, self._moved(data))
+            target, gain = steepest(self.unrolled, gradient)
+            masks = self._choose_again(gain, moved(self.unrolled, data))
             stride = 2.0 ** (1.0 - 6.0 * iteration / self.search.iterations)
-            data = merged(self.unrolled, masks, self._stepped(data, target, stride), nominal)
+            data = merged(masks, stepped(self.unrolled, data, target, stride), nominal)
         self._evaluate(data)
 
     def _exchange(self, aims: Tensor, turn: int) -> None:
         """Exchange a poisoned sample that matters little for one that may matter more."""
         data = self.best.data.rows(aims).unpacked(self.unrolled)
-        target, gain = self._steepest(self._gradient(data, aims, torch.full_like(aims, turn)))
-        kept = self._moved(data)
+        target, gain = steepest(
+            self.unrolled, self._gradient(data, aims, torch.full_like(aims, turn))
+        )
+        kept = moved(self.unrolled, data)
         for leaving in range(LEAVING):
             for entering in range(ENTERING):
                 noisy = tuple(g * (1.0 + turn * self._noise(g)) for g in gain)
@@ -230,19 +233,16 @@ class Hunt:
         """Give one poisoned sample, or another one in its place, a random extreme move."""
         for trial in range(MUTATIONS):
             data = self.best.data.rows(aims).unpacked(self.unrolled)
-            kept = self._moved(data)
-            moves = [
-                own.sample_moves(self.generator, torch.ones_like(k), corners=True)
-                for own, k in zip(self.unrolled.leaf_poisons, kept, strict=True)
-            ]
-            target = Poisoning(tuple(x for x, _ in moves), tuple(y for _, y in moves))
+            kept = moved(self.unrolled, data)
+            everyone = tuple(map(torch.ones_like, kept))
+            target = random_moves(self.unrolled, everyone, self.generator)
             noise = tuple(map(self._noise, kept))
             if trial % 2:
                 self._try_exchange(data, target, kept, noise, 0, 0)
             else:
                 once = self._scores(kept, noise, None, 0)
                 fresh = tuple(s < 0 for s in once)
-                self._evaluate(merged(self.unrolled, fresh, target, data))
+                self._evaluate(merged(fresh, target, data))
 
     def _try_exchange(
         self,
@@ -256,8 +256,8 @@ class Hunt:
         """Exchange, by rank of worth, the one that leaves and the one that enters at its target."""
         masks = self.selector.choose(self._scores(kept, worth, entering, leaving))
         fresh = tuple(m & ~k for m, k in zip(masks, kept, strict=True))
-        mixed = merged(self.unrolled, fresh, target, data)
-        self._evaluate(merged(self.unrolled, masks, mixed, self.unrolled.nominal(len(data))))
+        mixed = merged(fresh, target, data)
+        self._evaluate(merged(masks, mixed, self.unrolled.nominal(len(data))))
 
     def _scores(
         self, kept: Masks, worth: Masks, entering: int | None, leaving: int
@@ -288,41 +288,3 @@ class Hunt:
     def _whole(self, attacks: Tensor) -> Masks:
         """All samples of the attacks in a mask."""
         return tuple(attacks[:, None].expand(-1, len(c)) for c in self.unrolled.covers)
-
-    def _steepest(self, gradient: Poisoning) -> tuple[Poisoning, Masks]:
-        """Every sample at its best move, and what that gains to first order."""
-        moves = [
-            own.steepest(x, y)
-            for own, x, y in zip(
-                self.unrolled.leaf_poisons, gradient.features, gradient.labels, strict=True
-            )
-        ]
-        data = Poisoning(tuple(m.features for m in moves), tuple(m.labels for m in moves))
-        return data, tuple(m.feature_gain + m.label_gain for m in moves)
-
-    def _stepped(self, data: Poisoning, target: Poisoning, stride: float) -> Poisoning:
-        """A step in the direction of the best moves, back on the admissible set."""
-        projected = [
-            own.project(
-                x + stride * (to_x - own.features),
-                y + stride * (to_y - own.labels),
-            )
-            for own, x, y, to_x, to_y in zip(
-                self.unrolled.leaf_poisons,
-                data.features,
-                data.labels,
-                target.features,
-                target.labels,
-                strict=True,
-            )
-        ]
-        return Poisoning(tuple(x for x, _ in projected), tuple(y for _, y in projected))
-
-    def _moved(self, data: Poisoning) -> Masks:
-        """The samples that differ from the data as given."""
-        return tuple(
-            (x != own.features).flatten(2).any(-1) | (y != own.labels).any(-1)
-            for x, y, own in zip(
-                data.features, data.labels, self.unrolled.leaf_poisons, strict=True
-            )
-        )

@@ -104,7 +104,7 @@ def targeted(models: Models, features: Tensor, targets: Targets) -> Question:
     if classes:
         unsafe = unsafe_classes(targets, len(features), classes).to(features.device)
         return Targeted(index, Decision.of(models, inputs, unsafe))
-    low, high = _unsafe_box(targets, len(features), outputs)
+    low, high = unsafe_box(targets, len(features), outputs)
     eye = torch.eye(outputs, dtype=torch.float64, device=features.device)
     forms = OutputForms(
         inputs,
@@ -165,7 +165,7 @@ def _known(chosen: Sequence[object], classes: int) -> None:
         )
 
 
-def _unsafe_box(targets: Targets, count: int, outputs: int) -> tuple[Tensor, Tensor]:
+def unsafe_box(targets: Targets, count: int, outputs: int) -> tuple[Tensor, Tensor]:
     """Ends of the unsafe boxes, (n, outputs) each."""
     shapes = {(2,): (1, 1, 2), (count, 2): (count, 1, 2), (count, outputs, 2): (count, outputs, 2)}
     if outputs > 1:

@@ -13,9 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from milp_agt import inputs
-from milp_agt.attacks.objectives import Direction, Envelope, Goal, Objective
+from milp_agt.attacks.goals import Goal
+from milp_agt.attacks.objectives import Direction, Envelope, Objective
 from milp_agt.attacks.packed import Packed
-from milp_agt.attacks.replay import ModuleModels, confirm, replay
+from milp_agt.attacks.replay import ModuleModels, confirm, replay, state_dict_of
 from milp_agt.attacks.search import Aim, Hunt, Search
 from milp_agt.attacks.unrolled import State, Unrolled
 from milp_agt.core.restriction import UNRESTRICTED, Restriction
@@ -87,14 +88,10 @@ class Runs:
         changed: set[int] = set()
         for leaf, cover in zip(part.leaves, self.unrolled.covers, strict=True):
             changed |= set(cover[leaf.index[leaf.index >= 0]].tolist())
-        graph = self.unrolled.step_graph
-        trained = {n: v[index].cpu() for n, v in self.state.items()}
-        trained |= dict(graph.frozen)
-        trained |= {alias: trained[name] for alias, name in graph.aliases.items()}
         return PoisonedRun(
             poisoned=tuple(sorted(changed)),
             batches=tuple((x[0].cpu().numpy(), self._decoded(y[0])) for x, y in batches),
-            state_dict=trained,
+            state_dict=state_dict_of(self.unrolled.step_graph, self.state, index),
         )
 
     def _decoded(self, encoded: Tensor) -> npt.NDArray[Any]:
@@ -203,7 +200,7 @@ class Attacker:
             SoundnessError: plain torch does not confirm a run.
         """
         begun = time.perf_counter()
-        goal = objective.bind(self.unrolled.step_graph)
+        goal = objective.bind(self.unrolled)
         directions = directions or objective.directions
         hunt = Hunt(self.unrolled, goal, self._aim(goal, directions), self.search, self.restriction)
         best = hunt.run(None if known is None else known.data)
@@ -254,7 +251,8 @@ class Attacker:
             poisoning = data.rows(part).unpacked(self.unrolled)
             with torch.no_grad():
                 expected = self.unrolled.run(poisoning)
-            states.append(replay(self.unrolled, poisoning))
+            *_, final = replay(self.unrolled, poisoning)
+            states.append(final)
             confirm(states[-1], expected)
         state = {n: torch.cat([s[n] for s in states]) for n in states[0]}
         return Runs(self.unrolled, data, state)
@@ -296,7 +294,7 @@ def attack(
     target = inputs.device_of(device)
     inputs.warn_of_float32(model, data[0])
     features = inputs.features_of(data[0])
-    step_graph = trace(model, training.loss, tuple(features.shape[1:]))
+    step_graph = trace(model, training.loss, tuple(features.shape[1:]), training.clipping)
     labels = inputs.labels_of(data[1], len(features), step_graph.loss, step_graph.outputs)
     poison = threat.bind(features, labels, step_graph.loss).to(target)
     unrolled = Unrolled.of(step_graph.to(target), training, poison)

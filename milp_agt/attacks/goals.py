@@ -1,0 +1,85 @@
+"""Goals on parameters and on the loss; what every goal can do."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import numpy as np
+from torch import Tensor
+
+from milp_agt.attacks.trained import Models
+from milp_agt.formulations.loss import Loss
+from milp_agt.tracing import StepGraph
+
+
+class Goal(Protocol):
+    """An objective bound to a model: quantities of the trained model, to be raised or lowered."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What each quantity is."""
+        ...
+
+    def values(self, models: Models) -> Tensor:
+        """Exact values, (attacks, quantities)."""
+        ...
+
+    def surrogate(self, models: Models, quantity: Tensor, sign: Tensor, trial: Tensor) -> Tensor:
+        """Differentiable, larger where ``sign * quantity`` is (or soon will be), (attacks,).
+
+        Attack a aims at ``quantity[a]``; ``trial[a]`` numbers its attempts, for scales to vary.
+        """
+        ...
+
+
+class Parameters:
+    """Every trainable parameter."""
+
+    def __init__(self, names: tuple[str, ...]) -> None:
+        self.names = names
+
+    def values(self, models: Models) -> Tensor:
+        return models.parameters
+
+    def surrogate(self, models: Models, quantity: Tensor, sign: Tensor, trial: Tensor) -> Tensor:
+        return sign * models.parameters.gather(1, quantity[:, None])[:, 0]
+
+
+class LinearForm:
+    """``c . theta``, coefficients (P,)."""
+
+    def __init__(self, name: str, coefficients: Tensor) -> None:
+        self.names, self.coefficients = (name,), coefficients
+
+    def values(self, models: Models) -> Tensor:
+        theta = models.parameters
+        return (theta @ self.coefficients.to(theta))[:, None]
+
+    def surrogate(self, models: Models, quantity: Tensor, sign: Tensor, trial: Tensor) -> Tensor:
+        return sign * self.values(models)[:, 0]
+
+
+class MeanLoss:
+    """Mean loss over test points with encoded labels (n, width)."""
+
+    names = ("loss",)
+
+    def __init__(self, loss: Loss, features: Tensor, encoded: Tensor) -> None:
+        self.loss, self.features, self.encoded = loss, features, encoded
+
+    def values(self, models: Models) -> Tensor:
+        out = models.outputs(self.features.to(models.parameters))
+        encoded = self.encoded.to(out).expand(len(out), *self.encoded.shape)
+        return self.loss.value(out, encoded).mean(-1, keepdim=True)
+
+    def surrogate(self, models: Models, quantity: Tensor, sign: Tensor, trial: Tensor) -> Tensor:
+        return sign * self.values(models)[:, 0]
+
+
+def parameter_names(step_graph: StepGraph) -> tuple[str, ...]:
+    """``0.weight[1, 0]`` for every entry of every trainable parameter, in order."""
+    return tuple(
+        f"{name}[{', '.join(map(str, index))}]"
+        for name in step_graph.parameters
+        for index in np.ndindex(*step_graph.graph[name].shape)
+    )
