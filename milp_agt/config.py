@@ -14,13 +14,12 @@ from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple, Self
 from pydantic import BaseModel, Field, PrivateAttr, ValidationError, model_validator
 
 from milp_agt.config_errors import explain
-from milp_agt.config_table import Count, Index, NonNegative, Positive
-from milp_agt.config_table import Table as _Table
-from milp_agt.config_table import problem as _problem
+from milp_agt.config_properties import PROPERTY_TABLES, AnyProperty, PropertyTable, kind_of
+from milp_agt.config_table import Count, Index, NonNegative, Positive, Table, problem
 from milp_agt.config_training import SCHEDULE_TABLES, TrainingTable
 from milp_agt.core.relaxation import Relaxation
 from milp_agt.data import Dataset, Task, load_dataset
-from milp_agt.errors import ConfigurationError
+from milp_agt.errors import ConfigurationError, MilpAgtError
 
 if TYPE_CHECKING:
     import torch
@@ -33,7 +32,7 @@ RELAXATIONS = (*(level.value for level in Relaxation), "auto")
 Window = Count | Literal["T"]
 
 
-class DataTable(_Table):
+class DataTable(Table):
     """[data]: a built-in ``name`` or the ``path`` of a file, and how it is split and scaled."""
 
     name: str | None = None
@@ -53,11 +52,11 @@ class DataTable(_Table):
     def _one_source(self) -> Self:
         if (self.name is None) == (self.path is None):
             found = "neither 'name' nor 'path'" if self.name is None else "both 'name' and 'path'"
-            raise _problem(found, "give a built-in name, or the path of a file")
+            raise problem(found, "give a built-in name, or the path of a file")
         return self
 
 
-class ModelTable(_Table):
+class ModelTable(Table):
     """[model]: ``layers``, or a ``factory`` in a Python file; ``state`` loads saved parameters."""
 
     layers: Annotated[list[Count], Field(min_length=2)] | None = None
@@ -75,18 +74,18 @@ class ModelTable(_Table):
                 if self.layers is None
                 else "'layers' and 'factory'"
             )
-            raise _problem(found, "give one of layers = [4, 8, 3] and factory = 'file.py:function'")
+            raise problem(found, "give one of layers = [4, 8, 3] and factory = 'file.py:function'")
         if self.factory is not None:
             idle = sorted(self.model_fields_set & {"activation", "bias"})
             if idle:
-                raise _problem(
+                raise problem(
                     f"{' and '.join(idle)} beside 'factory', which builds the whole module",
                     f"drop {' and '.join(idle)}",
                 )
         return self
 
 
-class _ThreatTable(_Table):
+class _ThreatTable(Table):
     budget: Index
     samples: list[Index] | None = None
     static: bool = True
@@ -122,7 +121,7 @@ ThreatTable = Annotated[
 ]
 
 
-class CertifyTable(_Table):
+class CertifyTable(Table):
     """[certify]: which relaxation, over which window, with which means."""
 
     relaxation: str = "linear"
@@ -137,25 +136,10 @@ class CertifyTable(_Table):
     @model_validator(mode="after")
     def _known_relaxation(self) -> Self:
         if self.relaxation not in RELAXATIONS:
-            raise _problem(
+            raise problem(
                 f"relaxation = '{self.relaxation}'",
                 f"relaxation should be one of {', '.join(RELAXATIONS)}",
             )
-        return self
-
-
-class PropertyTable(_Table):
-    """[[property]]: what is asked of the trained model; without a threshold it is only reported."""
-
-    kind: Literal["accuracy", "loss", "stable"]
-    at_least: float | None = None
-    at_most: float | None = None
-    on: Literal["test", "train"] = "test"
-
-    @model_validator(mode="after")
-    def _one_threshold(self) -> Self:
-        if self.at_least is not None and self.at_most is not None:
-            raise _problem("both 'at_least' and 'at_most'", "split it into two properties")
         return self
 
 
@@ -167,10 +151,10 @@ class Run(NamedTuple):
     training: Training
     threat: ThreatModel
     options: CertifyTable
-    properties: tuple[PropertyTable, ...]
+    properties: tuple[AnyProperty, ...]
 
 
-class RunConfig(_Table):
+class RunConfig(Table):
     """The whole file; ``load_config`` makes it, ``build`` turns it into objects."""
 
     data: DataTable
@@ -227,29 +211,28 @@ class RunConfig(_Table):
             task=task,
         )
         model = self._model(dataset)
-        self._check_properties(model, dataset, task)
+        self._check_properties(model, dataset)
         training = self.training.build()
         return Run(model, dataset, training, self._threat(), self.certify, self.properties)
 
-    def _check_properties(self, model: torch.nn.Module, dataset: Dataset, task: Task) -> None:
-        """Refuse, before any work, a property that could not be evaluated after it."""
+    def _check_properties(self, model: torch.nn.Module, dataset: Dataset) -> None:
+        """Ask everything of the untrained model: what cannot be answered is refused before any work."""
         from milp_agt.inputs import labels_of
-        from milp_agt.tracing import trace
+        from milp_agt.result import untrained
+        from milp_agt.verdicts import judge
 
+        before = untrained(model, self.training.loss, dataset.x_train.shape[1:])
         for number, table in enumerate(self.properties, 1):
-            asked = f"Prove property {number} ({table.kind}) on the {table.on} part"
-            if table.kind != "loss" and task == "regression":
+            try:
+                judge(before, dataset, table)
+            except MilpAgtError as error:
                 raise ConfigurationError(
-                    asked, f"loss '{self.training.loss}', a regression", "use kind = 'loss'"
-                )
-            if table.on == "test" and len(dataset.x_test) == 0:
-                raise ConfigurationError(
-                    asked,
-                    f"'{dataset.name}' without a test part",
-                    "hold samples out with test_fraction, or set on = 'train'",
-                )
+                    f"Prove property {number} ({table.kind}): {error.asked}",
+                    error.found,
+                    error.remedy,
+                ) from error
         if len(dataset.x_test):
-            graph = trace(model, self.training.loss, dataset.x_train.shape[1:])
+            graph = before.models.step_graph
             count = len(dataset.x_test)
             labels_of(dataset.y_test, count, graph.loss, graph.outputs, "Test labels")
 
@@ -345,6 +328,6 @@ def table_fields() -> dict[str, tuple[str, ...]]:
         "threat.labels": LabelThreatTable,
         "threat.both": FeatureLabelThreatTable,
         "certify": CertifyTable,
-        "property": PropertyTable,
+        **{f"property.{kind_of(table)}": table for table in PROPERTY_TABLES},
     }
     return {name: tuple(table.model_fields) for name, table in tables.items()}

@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from milp_agt import archive, inputs
 from milp_agt.core.interval import Interval
+from milp_agt.core.relaxation import Relaxation
 from milp_agt.engines.relaxed import RelaxedStep
 from milp_agt.engines.step import Schedule, State
 from milp_agt.errors import InvalidInputError
@@ -295,8 +296,8 @@ class Result:
         if not loss.is_classification:
             raise InvalidInputError(
                 f"'{question}' is a question about a classifier",
-                f"loss '{loss.key}'",
-                "ask for the loss instead",
+                f"loss '{loss.key}', a regression",
+                "ask for the loss, or for targets, instead",
             )
 
 
@@ -344,7 +345,49 @@ def _restore(arrays: Mapping[str, npt.NDArray[Any]], about: Mapping[str, Any]) -
         )
         for name in step_graph.parameters
     }
-    nothing = torch.zeros(0, *about["feature_shape"], dtype=torch.float64)
+    return _from_box(
+        step_graph,
+        state,
+        tuple(about["feature_shape"]),
+        steps=tuple(StepRecord(**record) for record in about["steps"]),
+        total_steps=about["total_steps"],
+        relaxation=about["relaxation"],
+        fallbacks=tuple(about["fallbacks"]),
+        limit_reached=about["limit_reached"],
+        threat=about["threat"],
+    )
+
+
+def untrained(model: nn.Module, loss: str, feature_shape: tuple[int, ...]) -> Result:
+    """The model as it is, before the first step: every question can be asked of it."""
+    step_graph = trace(model, loss, feature_shape)
+    return _from_box(
+        step_graph,
+        {n: Interval.point(v.unsqueeze(0)) for n, v in step_graph.initial.items()},
+        feature_shape,
+        steps=(),
+        total_steps=0,
+        relaxation=Relaxation.INTERVAL.value,
+        fallbacks=(),
+        limit_reached=False,
+        threat="no sample poisoned",
+    )
+
+
+def _from_box(
+    step_graph: StepGraph,
+    state: State,
+    feature_shape: tuple[int, ...],
+    *,
+    steps: tuple[StepRecord, ...],
+    total_steps: int,
+    relaxation: str,
+    fallbacks: tuple[str, ...],
+    limit_reached: bool,
+    threat: str,
+) -> Result:
+    """A result of which only the final box is known."""
+    nothing = torch.zeros(0, *feature_shape, dtype=torch.float64)
     return Result.of(
         step_graph=step_graph,
         schedule=Schedule.of(step_graph),
@@ -352,10 +395,10 @@ def _restore(arrays: Mapping[str, npt.NDArray[Any]], about: Mapping[str, Any]) -
         nominal=dict(step_graph.initial),
         window=(),
         poison=Poison.none(nothing, torch.zeros(0, step_graph.outputs, dtype=torch.float64)),
-        steps=tuple(StepRecord(**record) for record in about["steps"]),
-        total_steps=about["total_steps"],
-        relaxation=about["relaxation"],
-        fallbacks=tuple(about["fallbacks"]),
-        limit_reached=about["limit_reached"],
-        threat=about["threat"],
+        steps=steps,
+        total_steps=total_steps,
+        relaxation=relaxation,
+        fallbacks=fallbacks,
+        limit_reached=limit_reached,
+        threat=threat,
     )

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from milp_agt.config import PropertyTable
+from milp_agt.config_properties import AnyProperty, FunctionalTable
 from milp_agt.data import Dataset
+from milp_agt.reachable import Bounds
 
 if TYPE_CHECKING:
     from milp_agt.result import Result
@@ -19,7 +21,8 @@ class Verdict:
     """One property: its bounds over the reachable set, and whether they meet the threshold.
 
     ``lower`` and ``upper`` hold for every admissible poisoning, ``nominal`` for the data as given.
-    A property without a threshold is REPORTED.
+    A property without a threshold is REPORTED. ``points`` is the table of the test points, column by
+    column; None for parameters and for subgroups.
     """
 
     kind: str
@@ -30,11 +33,16 @@ class Verdict:
     at_least: float | None
     at_most: float | None
     status: Status
+    detail: str = ""
+    group: str | None = None
+    points: Mapping[str, list[Any]] | None = None
 
     @property
     def name(self) -> str:
-        """The kind and the part of the data, for instance ``accuracy on test``."""
-        return f"{self.kind} on {self.on}"
+        """The kind and the part of the data, for instance ``backdoor (radius 0.1) on test``."""
+        kind = f"{self.kind} ({self.detail})" if self.detail else self.kind
+        group = "" if self.group is None else f", group {self.group}"
+        return f"{kind} on {self.on}{group}"
 
     @property
     def threshold(self) -> str:
@@ -46,30 +54,46 @@ class Verdict:
         return "-"
 
 
-def judge(result: Result, dataset: Dataset, asked: PropertyTable) -> Verdict:
-    """Bound one property and compare it with its threshold; a NaN proves nothing.
+def judge(result: Result, dataset: Dataset, asked: AnyProperty) -> tuple[Verdict, ...]:
+    """Bound one property and compare it with its threshold, in each subgroup as well.
+
+    A NaN proves nothing.
 
     Raises:
         InvalidInputError: the property does not fit the loss or the data.
     """
-    on_test = asked.on == "test"
-    x = dataset.x_test if on_test else dataset.x_train
-    y = dataset.y_test if on_test else dataset.y_train
-    if asked.kind == "accuracy":
-        bounds = result.accuracy(x, y)
-    elif asked.kind == "loss":
-        bounds = result.loss(x, y)
-    else:
-        bounds = result.stable(x)
+    if isinstance(asked, FunctionalTable):
+        return (_verdict(asked, "parameters", asked.ask(result)),)
+    at = asked.pick(dataset)
+    answer = asked.ask(result, at)
+    positions = at.positions[answer.points.index].tolist()
+    points = {**answer.points.columns(), "index": positions}
+    return (
+        _verdict(asked, asked.on, answer, points=points),
+        *(_verdict(asked, asked.on, b, group=str(name)) for name, b in answer.groups.items()),
+    )
+
+
+def _verdict(
+    asked: AnyProperty,
+    on: str,
+    bounds: Bounds,
+    *,
+    group: str | None = None,
+    points: Mapping[str, list[Any]] | None = None,
+) -> Verdict:
     return Verdict(
         asked.kind,
-        asked.on,
+        on,
         bounds.lower,
         bounds.nominal,
         bounds.upper,
         asked.at_least,
         asked.at_most,
         decide(bounds.lower, bounds.upper, asked.at_least, asked.at_most),
+        asked.detail,
+        group,
+        points,
     )
 
 

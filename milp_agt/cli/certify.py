@@ -44,6 +44,9 @@ def add(commands: Commands) -> None:
         "--no-report", action="store_true", help="bounds only: no test points, no report.html"
     )
     parser.add_argument("--quiet", action="store_true", help="print the verdicts only")
+    parser.add_argument(
+        "--points", action="store_true", help="print every property test point by test point"
+    )
     parser.set_defaults(command=_certify)
 
 
@@ -151,7 +154,7 @@ def _certify(arguments: argparse.Namespace) -> int:
                 on_step=on_step,
                 checkpoint=checkpoint,
             )
-            verdicts = [judge(result, run.dataset, asked) for asked in run.properties]
+            verdicts = [v for asked in run.properties for v in judge(result, run.dataset, asked)]
             folder.save(result, verdicts, complete=True)
             written = [folder.json_path, folder.npz_path]
             if not arguments.no_report:
@@ -172,6 +175,8 @@ def _certify(arguments: argparse.Namespace) -> int:
     if not arguments.quiet:
         _print_run(run, result)
     _print_verdicts(verdicts)
+    if arguments.points:
+        _print_points(verdicts)
     if not arguments.quiet:
         print(f"\nWritten: {', '.join(str(path) for path in written)}")
     if all(verdict.status != "NOT PROVED" for verdict in verdicts):
@@ -253,3 +258,17 @@ def _print_verdicts(verdicts: Sequence[Verdict]) -> None:
     ]
     headers = ("property", "lower", "nominal", "upper", "threshold", "verdict")
     print(format_table(headers, rows))
+
+
+def _print_points(verdicts: Sequence[Verdict]) -> None:
+    for verdict in verdicts:
+        if verdict.points is None:
+            continue
+        columns = verdict.points
+        cells = [
+            [format_number(v) if isinstance(v, float) else str(v) for v in column]
+            for column in columns.values()
+        ]
+        print(f"\n{verdict.name}, point by point")
+        headers = [name.replace("_", " ") for name in columns]
+        print(format_table(headers, list(zip(*cells, strict=True))))

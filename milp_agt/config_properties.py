@@ -1,0 +1,288 @@
+"""[[property]]: one table for each kind of question, and how it is asked of a result."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, Self
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import Field, model_validator
+
+from milp_agt.config_table import Index, NonNegative, Table, problem
+from milp_agt.data import Dataset
+from milp_agt.errors import InvalidInputError
+from milp_agt.reachable import Bounds
+
+if TYPE_CHECKING:
+    from milp_agt.properties.answer import Answer
+    from milp_agt.properties.triggers import Trigger
+    from milp_agt.result import Result
+
+Array = npt.NDArray[Any]
+Numbers = float | list[float]
+
+
+class PickedPoints(NamedTuple):
+    """The points that a property is about: positions in their part of the data, and their names."""
+
+    positions: Array
+    features: Array
+    labels: Array
+    groups: Array | None
+
+
+class _PropertyTable(Table):
+    """Keys of every kind; without a threshold a property is only reported."""
+
+    at_least: float | None = None
+    at_most: float | None = None
+
+    @model_validator(mode="after")
+    def _one_threshold(self) -> Self:
+        if self.at_least is not None and self.at_most is not None:
+            raise problem("both 'at_least' and 'at_most'", "split it into two properties")
+        return self
+
+    @property
+    def detail(self) -> str:
+        """What tells this property from others of its kind."""
+        return ""
+
+
+class _PointsTable(_PropertyTable):
+    """Keys of the kinds that ask about test points.
+
+    ``points`` picks some of them by position. With ``groups`` ("class", or one name for each picked
+    point) every subgroup is bounded as well, and a threshold must hold in each of them.
+    """
+
+    on: Literal["test", "train"] = "test"
+    points: Annotated[list[Index], Field(min_length=1)] | None = None
+    groups: Literal["class"] | list[str | int] | None = None
+
+    def pick(self, dataset: Dataset) -> PickedPoints:
+        """The points of a data set.
+
+        Raises:
+            InvalidInputError: an empty part, positions outside it, a regression by classes.
+        """
+        test = self.on == "test"
+        x = dataset.x_test if test else dataset.x_train
+        y = dataset.y_test if test else dataset.y_train
+        if len(x) == 0:
+            raise InvalidInputError(
+                f"A property of the {self.on} part",
+                f"'{dataset.name}' without a {self.on} part",
+                "hold samples out with test_fraction, or set on = 'train'",
+            )
+        index = np.arange(len(x)) if self.points is None else np.asarray(self.points)
+        if index.max() >= len(x):
+            raise InvalidInputError(
+                f"points = positions 0..{len(x) - 1} of the {self.on} part",
+                f"position {int(index.max())}",
+                "correct 'points'",
+            )
+        if self.groups == "class" and dataset.task == "regression":
+            raise InvalidInputError(
+                "groups = 'class' needs classes", "real targets", "name a group for each point"
+            )
+        names = y[index] if self.groups == "class" else self.groups
+        return PickedPoints(index, x[index], y[index], None if names is None else np.asarray(names))
+
+
+class AccuracyTable(_PointsTable):
+    """kind = "accuracy": share of points with the right class."""
+
+    kind: Literal["accuracy"]
+
+    def ask(self, result: Result, at: PickedPoints) -> Answer:
+        return result.accuracy(at.features, at.labels, groups=at.groups)
+
+
+class LossTable(_PointsTable):
+    """kind = "loss": mean loss."""
+
+    kind: Literal["loss"]
+
+    def ask(self, result: Result, at: PickedPoints) -> Answer:
+        return result.loss(at.features, at.labels, groups=at.groups)
+
+
+class StableTable(_PointsTable):
+    """kind = "stable": share of points with the class of the nominal run."""
+
+    kind: Literal["stable"]
+
+    def ask(self, result: Result, at: PickedPoints) -> Answer:
+        return result.stable(at.features, groups=at.groups)
+
+
+class TargetedTable(_PointsTable):
+    """kind = "targeted": share of points that the adversary can push into unsafe outputs.
+
+    Classes: ``unsafe`` (a class, or a list of classes, for every point), or ``targets`` (for each
+    point a class or a list). Regression: outputs from ``low`` to ``high`` are unsafe; one of them alone
+    makes a half-line.
+    """
+
+    kind: Literal["targeted"]
+    unsafe: Index | Annotated[list[Index], Field(min_length=1)] | None = None
+    targets: list[Index | list[Index]] | None = None
+    low: float | None = None
+    high: float | None = None
+
+    @model_validator(mode="after")
+    def _one_target(self) -> Self:
+        interval = self.low is not None or self.high is not None
+        given = [self.unsafe is not None, self.targets is not None, interval]
+        if sum(given) != 1:
+            found = [n for n, g in zip(("unsafe", "targets", "low/high"), given, strict=True) if g]
+            raise problem(
+                " beside ".join(f"'{n}'" for n in found) or "no unsafe outputs",
+                "give one of unsafe = 1, targets = [1, 0], or low and high (regression)",
+            )
+        return self
+
+    @property
+    def detail(self) -> str:
+        if self.unsafe is not None:
+            return f"class {self.unsafe}"
+        if self.targets is not None:
+            return "chosen classes"
+        if self.low is None:
+            return f"at most {self.high:g}"
+        return f"at least {self.low:g}" if self.high is None else f"{self.low:g} to {self.high:g}"
+
+    def ask(self, result: Result, at: PickedPoints) -> Answer:
+        if self.unsafe is not None:
+            classes = self.unsafe if isinstance(self.unsafe, list) else [self.unsafe]
+            return result.targeted(at.features, [classes] * len(at.positions), groups=at.groups)
+        if self.targets is not None:
+            sets = [t if isinstance(t, list) else [t] for t in self.targets]
+            return result.targeted(at.features, sets, groups=at.groups)
+        ends = (
+            -np.inf if self.low is None else self.low,
+            np.inf if self.high is None else self.high,
+        )
+        return result.targeted(at.features, np.array(ends), groups=at.groups)
+
+
+class BackdoorTable(_PointsTable):
+    """kind = "backdoor": success rate of a trigger in the test inputs, at most so much.
+
+    The trigger: ``radius`` (an l_inf ball; ``low`` and ``high`` are then the input domain);
+    ``coordinates`` with ``low`` and ``high`` (free in this range); or ``coordinates`` with ``values``
+    (a fixed patch). ``target`` is the class wanted; without it any wrong one counts.
+    """
+
+    kind: Literal["backdoor"]
+    radius: NonNegative | list[NonNegative] | None = None
+    coordinates: Annotated[list[Index], Field(min_length=1)] | None = None
+    low: Numbers | None = None
+    high: Numbers | None = None
+    values: Numbers | None = None
+    target: Index | None = None
+
+    @model_validator(mode="after")
+    def _one_trigger(self) -> Self:
+        keys = ("radius", "coordinates", "low", "high", "values")
+        given = {key for key in keys if getattr(self, key) is not None}
+        kinds = ({"coordinates", "low", "high"}, {"coordinates", "values"})
+        if given not in kinds and not (given <= {"radius", "low", "high"} and "radius" in given):
+            named = [f"'{key}'" for key in keys if key in given]
+            raise problem(
+                f"a trigger of {' and '.join(named)}" if named else "no trigger",
+                "give radius; or coordinates with low and high; or coordinates with values",
+            )
+        return self
+
+    @property
+    def detail(self) -> str:
+        wanted = "" if self.target is None else f", to class {self.target}"
+        if self.radius is not None:
+            return f"radius {_text(self.radius)}{wanted}"
+        assert self.coordinates is not None
+        where = (
+            "1 coordinate" if len(self.coordinates) == 1 else f"{len(self.coordinates)} coordinates"
+        )
+        return f"{where} {'patched' if self.values is not None else 'free'}{wanted}"
+
+    @property
+    def trigger(self) -> Trigger:
+        """The trigger as an object."""
+        from milp_agt.properties.triggers import BallTrigger, FreeTrigger, PatchTrigger
+
+        if self.radius is not None:
+            return BallTrigger(self.radius, self.low, self.high)
+        assert self.coordinates is not None
+        if self.values is not None:
+            return PatchTrigger(self.coordinates, self.values)
+        assert self.low is not None
+        assert self.high is not None
+        return FreeTrigger(self.coordinates, self.low, self.high)
+
+    def ask(self, result: Result, at: PickedPoints) -> Answer:
+        return result.backdoor(
+            at.features, at.labels, trigger=self.trigger, target=self.target, groups=at.groups
+        )
+
+
+class FunctionalTable(_PropertyTable):
+    """kind = "functional": one linear functional of the parameters.
+
+    ``coefficients`` holds nested lists of the shapes of the parameters, by name.
+    """
+
+    kind: Literal["functional"]
+    coefficients: Annotated[dict[str, list[Any]], Field(min_length=1)]
+
+    @property
+    def detail(self) -> str:
+        return ", ".join(self.coefficients)
+
+    def ask(self, result: Result) -> Bounds:
+        answers = result.functional({n: _array(n, c) for n, c in self.coefficients.items()})
+        if len(answers) != 1:
+            raise InvalidInputError(
+                "A property is one functional",
+                f"{len(answers)} rows of coefficients",
+                "split it into one property for each row",
+            )
+        return answers[0]
+
+
+AnyProperty = (
+    AccuracyTable | LossTable | StableTable | TargetedTable | BackdoorTable | FunctionalTable
+)
+PropertyTable = Annotated[AnyProperty, Field(discriminator="kind")]
+PROPERTY_TABLES: tuple[type[AnyProperty], ...] = (
+    AccuracyTable,
+    LossTable,
+    StableTable,
+    TargetedTable,
+    BackdoorTable,
+    FunctionalTable,
+)
+
+
+def kind_of(table: type[AnyProperty]) -> str:
+    """The kind that a table is for."""
+    (kind,) = table.model_fields["kind"].annotation.__args__  # type: ignore[union-attr]
+    return str(kind)
+
+
+def _array(name: str, values: list[Any]) -> Array:
+    try:
+        return np.asarray(values, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise InvalidInputError(
+            f"coefficients of '{name}' are nested lists of numbers",
+            str(error),
+            "match the shape of the parameter",
+        ) from None
+
+
+def _text(values: Numbers) -> str:
+    if isinstance(values, list):
+        return f"{min(values):g} to {max(values):g}"
+    return f"{values:g}"
