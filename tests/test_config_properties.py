@@ -1,0 +1,214 @@
+"""[[property]] of every kind: from the file to a verdict, and one clear error for each mistake."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from milp_agt.cli import main
+from milp_agt.config import load_config, table_fields
+from milp_agt.errors import ConfigurationError
+
+RUN = """
+[data]
+path = "d.npz"
+test_fraction = 0.25
+seed = 1
+[model]
+layers = [2, 3, {classes}]
+[training]
+loss = "{loss}"
+learning_rate = 0.2
+epochs = 3
+[threat]
+kind = "features"
+budget = 1
+radius = 0.001
+"""
+
+KINDS = {
+    "accuracy": "kind = 'accuracy'\nat_least = 0.0\ngroups = 'class'",
+    "loss": "kind = 'loss'\nat_most = 100\non = 'train'",
+    "stable": "kind = 'stable'\npoints = [0, 2]\ngroups = ['a', 'b']",
+    "targeted": "kind = 'targeted'\nunsafe = [0, 2]\nat_most = 1.0",
+    "targets": "kind = 'targeted'\ntargets = [0, [1, 2]]\npoints = [3, 1]",
+    "ball": "kind = 'backdoor'\nradius = 0.1\ntarget = 2\nat_most = 1.0",
+    "domain": "kind = 'backdoor'\nradius = [0.1, 0.0]\nlow = -10\nhigh = 10",
+    "free": "kind = 'backdoor'\ncoordinates = [1]\nlow = -1\nhigh = [0.0, 1.0]",
+    "patch": "kind = 'backdoor'\ncoordinates = [0]\nvalues = 3.0",
+    "functional": "kind = 'functional'\ncoefficients = { '2.bias' = [1, -1, 0] }\nat_least = -99",
+}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    rng = np.random.default_rng(0)
+    y = np.arange(24) % 3
+    np.savez(tmp_path / "d.npz", X=rng.normal(size=(24, 2)) + 2 * y[:, None], y=y)
+    np.savez(tmp_path / "r.npz", X=rng.normal(size=(24, 2)), y=rng.normal(size=24))
+    return tmp_path
+
+
+def write(folder: Path, *properties: str, regression: bool = False) -> Path:
+    text = RUN.format(classes=3, loss="cross_entropy")
+    if regression:
+        text = RUN.format(classes=1, loss="mse").replace("d.npz", "r.npz")
+    path = folder / "run.toml"
+    path.write_text(text + "".join(f"[[property]]\n{p}\n" for p in properties), encoding="utf-8")
+    return path
+
+
+def certified(path: Path, *options: str) -> tuple[int, dict[str, Any]]:
+    code = main(["certify", str(path), "--out", str(path.parent / "out"), *options])
+    loaded: dict[str, Any] = json.loads((path.parent / "out" / "result.json").read_text())
+    return code, loaded
+
+
+def test_every_kind_reaches_result_json_and_the_terminal(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, document = certified(write(folder, *KINDS.values()), "--points")
+    assert code == 0
+    out = capsys.readouterr().out
+    by_name = {p["name"]: p for p in document["properties"]}
+    assert list(by_name) == [
+        "accuracy on test", "accuracy on test, group 0", "accuracy on test, group 1",
+        "accuracy on test, group 2", "loss on train", "stable on test", "stable on test, group a",
+        "stable on test, group b", "targeted (class [0, 2]) on test",
+        "targeted (chosen classes) on test", "backdoor (radius 0.1, to class 2) on test",
+        "backdoor (radius 0 to 0.1) on test", "backdoor (1 coordinate free) on test",
+        "backdoor (1 coordinate patched) on test", "functional (2.bias) on parameters",
+    ]  # fmt: skip
+    for name, found in by_name.items():
+        assert found["lower"] <= found["nominal"] <= found["upper"]
+        assert name in out
+        table = found["points"]
+        assert (table is None) == ("group" in name or "functional" in name)
+        if table is not None:
+            assert f"{name}, point by point" in out
+            assert np.mean(table["lower"]) == pytest.approx(found["lower"])
+            assert np.mean(table["upper"]) == pytest.approx(found["upper"])
+    assert by_name["stable on test"]["points"]["index"] == [0, 2]
+    assert by_name["stable on test"]["points"]["group"] == ["a", "b"]
+    assert by_name["targeted (chosen classes) on test"]["points"]["index"] == [3, 1]
+    assert by_name["accuracy on test"]["status"] == "PROVED"
+    assert by_name["stable on test"]["status"] == "REPORTED"
+
+
+def test_the_threshold_of_a_subgroup_counts(folder: Path) -> None:
+    path = write(folder, "kind = 'accuracy'\ngroups = 'class'")
+    _, document = certified(path)
+    whole, *parts = (p["lower"] for p in document["properties"])
+    worst = min(parts)
+    assert worst < whole
+    code, document = certified(
+        write(folder, f"kind = 'accuracy'\ngroups = 'class'\nat_least = {whole}")
+    )
+    assert code == 1
+    assert document["properties"][0]["status"] == "PROVED"
+    assert "NOT PROVED" in {p["status"] for p in document["properties"][1:]}
+
+
+@pytest.mark.parametrize(
+    ("ends", "detail"),
+    [("low = 0.0", "at least 0"), ("high = 0.5", "at most 0.5"), ("low = -1\nhigh = 1", "-1 to 1")],
+)
+def test_unsafe_outputs_of_a_regression(folder: Path, ends: str, detail: str) -> None:
+    path = write(folder, f"kind = 'targeted'\n{ends}", "kind = 'loss'", regression=True)
+    _, document = certified(path, "--quiet")
+    found = document["properties"][0]
+    assert found["detail"] == detail
+    assert 0.0 <= found["lower"] <= found["upper"] <= 1.0
+
+
+def test_every_kind_has_its_keys() -> None:
+    fields = table_fields()
+    assert {name for name in fields if name.startswith("property.")} == {
+        f"property.{kind}"
+        for kind in ("accuracy", "loss", "stable", "targeted", "backdoor", "functional")
+    }
+
+
+WRONG = [
+    ("kind = 'backdor'\nradius = 1", "kind = 'backdor'", "give one of 'accuracy', 'loss'"),
+    ("kind = 'backdoor'\nradus = 1", "unknown key 'radus'", "use 'radius'"),
+    (
+        "kind = 'accuracy'\nradius = 1",
+        "key 'radius', which kind = 'accuracy' does not have",
+        "drop 'radius'",
+    ),
+    ("kind = 'backdoor'", "no trigger", "give radius"),
+    (
+        "kind = 'backdoor'\nradius = 1\nvalues = 2",
+        "a trigger of 'radius' and 'values'",
+        "coordinates with values",
+    ),
+    ("kind = 'backdoor'\ncoordinates = [0]\nlow = 1", "'coordinates' and 'low'", "give radius"),
+    ("kind = 'backdoor'\nradius = -1", "radius = -1", "greater than or equal to 0"),
+    ("kind = 'backdoor'\nradius = nan", "radius = nan", "finite"),
+    ("kind = 'targeted'", "no unsafe outputs", "unsafe = 1"),
+    ("kind = 'targeted'\nunsafe = 1\nlow = 0", "'unsafe' beside 'low/high'", "give one of"),
+    ("kind = 'functional'", "without the key 'coefficients'", "add 'coefficients'"),
+    ("kind = 'accuracy'\npoints = []", "points = []", "at least 1 item"),
+    ("kind = 'functional'\ncoefficients = {w = [1]}\non = 'test'", "key 'on'", "drop 'on'"),
+]
+
+
+@pytest.mark.parametrize(("text", "found", "remedy"), WRONG)
+def test_mistakes_in_the_file(folder: Path, text: str, found: str, remedy: str) -> None:
+    with pytest.raises(ConfigurationError) as error:
+        load_config(write(folder, text))
+    assert found in error.value.found
+    assert remedy in error.value.remedy
+
+
+UNFIT = [
+    ("kind = 'backdoor'\nradius = [1, 2, 3]", "coordinate (2,)", "shape (3,)", "match"),
+    ("kind = 'backdoor'\nradius = 1\ntarget = 3", "class of the model", "target 3", "0 to 2"),
+    ("kind = 'backdoor'\ncoordinates = [2]\nvalues = 1", "positions 0..1", "[2]", "correct"),
+    ("kind = 'backdoor'\nradius = 1\nlow = 50", "domain", "outside", "widen"),
+    ("kind = 'targeted'\nunsafe = 3", "classes of the model", "[3", "0 to 2"),
+    ("kind = 'targeted'\ntargets = [0]", "6 test points", "1 sets", "one set"),
+    ("kind = 'targeted'\nlow = 0", "6 test points", "float64", "one class"),
+    ("kind = 'accuracy'\npoints = [6]", "positions 0..5", "position 6", "correct 'points'"),
+    ("kind = 'accuracy'\ngroups = ['a']", "6 test points", "shape (1,)", "(6,)"),
+    ("kind = 'functional'\ncoefficients = {w = [1]}", "'w'", "0.weight", "state_dict"),
+    ("kind = 'functional'\ncoefficients = {'2.bias' = [1]}", "shape (3,)", "(1,)", "match"),
+    (
+        "kind = 'functional'\ncoefficients = {'2.bias' = [[1, 2], [3]]}",
+        "nested lists",
+        "inhomogeneous",
+        "shape of the parameter",
+    ),
+    (
+        "kind = 'functional'\ncoefficients = {'2.bias' = [[1, 2, 3], [3, 2, 1]]}",
+        "one functional",
+        "2 rows",
+        "split",
+    ),
+]
+
+
+@pytest.mark.parametrize(("text", "asked", "found", "remedy"), UNFIT)
+def test_what_cannot_be_answered_is_refused_before_any_work(
+    folder: Path, text: str, asked: str, found: str, remedy: str
+) -> None:
+    config = load_config(write(folder, "kind = 'loss'", text))
+    with pytest.raises(ConfigurationError) as error:
+        config.build()
+    assert "property 2" in error.value.asked
+    assert asked in error.value.asked
+    assert found in error.value.found
+    assert remedy in error.value.remedy
+
+
+@pytest.mark.parametrize("kind", ["accuracy", "stable", "backdoor"])
+def test_a_regression_has_no_classes(folder: Path, kind: str) -> None:
+    extra = "\nradius = 0.1" if kind == "backdoor" else ""
+    config = load_config(write(folder, f"kind = '{kind}'{extra}", regression=True))
+    with pytest.raises(ConfigurationError, match="a regression"):
+        config.build()
