@@ -1,4 +1,4 @@
-"""A first certificate: two moons, a small network, one sample that may be moved a little.
+"""First certificate in five minutes: two moons, a small network, one sample that may be moved a little.
 
 Run it with --small for a size that takes a second.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 
+import numpy as np
 import torch
 
 import milp_agt as agt
@@ -18,24 +19,40 @@ def main() -> None:
     parser.add_argument("--small", action="store_true", help="fewer samples and steps")
     small = parser.parse_args().small
 
+    # 1. Data, a torch model with its initial weights, and how it is trained.
     data = load_dataset("moons", samples=30 if small else 120, test_fraction=0.2, seed=0)
     torch.manual_seed(0)
-    model = torch.nn.Sequential(torch.nn.Linear(2, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
-    training = agt.Training(loss="cross_entropy", learning_rate=0.5, epochs=5 if small else 20)
+    layers = torch.nn.Linear(2, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2)
+    model = torch.nn.Sequential(*layers).double()
+    epochs = 5 if small else 20
+    training = agt.Training(loss="cross_entropy", learning_rate=0.5, epochs=epochs)
+
+    # 2. What the adversary may do: move one training sample, whichever it likes, by 0.01.
     threat = agt.FeaturePoisoning(budget=1, radius=0.01)
 
+    # 3. The certificate: everything that training could end in.
     result = agt.certify(
-        model.double(),
-        (data.x_train, data.y_train),
-        training,
-        threat,
-        relaxation="linear",
-        window=5,
+        model, (data.x_train, data.y_train), training, threat, relaxation="linear", window=5
     )
     print(result.claim)
-    print(f"mean width of the parameters: {result.reachable.mean_width:.6g}")
+    print(f"\nmean width of the parameters: {result.reachable.mean_width:.6g}")
+
+    # 4. What follows for predictions, in the worst case over all poisoned data sets.
     accuracy = result.accuracy(data.x_test, data.y_test)
-    print(f"test accuracy: nominal {accuracy.nominal:.3f}, certified {accuracy.lower:.3f}")
+    print(
+        f"test accuracy: {accuracy.nominal:.3f} unpoisoned, at least {accuracy.lower:.3f} poisoned"
+    )
+
+    # 5. See for yourself: poison a sample, train in plain torch, and look whether it is inside.
+    poisoned = data.x_train.copy()
+    poisoned[0] += np.array([0.01, -0.01])
+    optimiser = torch.optim.SGD(model.parameters(), lr=0.5)
+    x, y = torch.from_numpy(poisoned), torch.from_numpy(data.y_train)
+    for _ in range(epochs):
+        optimiser.zero_grad()
+        torch.nn.functional.cross_entropy(model(x), y).backward()
+        optimiser.step()
+    print(f"a run on poisoned data ends inside: {result.reachable.contains(model.state_dict())}")
 
 
 if __name__ == "__main__":
