@@ -26,7 +26,10 @@ def verdict(content: Content) -> tuple[str, str]:
     if "NOT PROVED" in states:
         return "open", "Not proved: something that was asked could not be certified"
     if "PROVED" in states:
-        return "proved", "Proved: what was asked holds, whatever the adversary does within the limits below"
+        return (
+            "proved",
+            "Proved: what was asked holds, whatever the adversary does within the limits below",
+        )
     return "reported", "Bounds without a verdict: no threshold was asked for"
 
 
