@@ -10,13 +10,14 @@ import torch
 from torch import Tensor
 
 from milp_agt.core.encoder import Encoder
-from milp_agt.core.expression import Array, Expression, Index, add
+from milp_agt.core.expression import Array, Expression, Index
 from milp_agt.core.graph import Graph, Node, Signature
 from milp_agt.core.interval import CLEAN, Interval
 from milp_agt.core.operation import Operation
 from milp_agt.core.rounding import TINY, gamma
 from milp_agt.errors import EncodingError
 from milp_agt.formulations.base import register
+from milp_agt.formulations.products import Products
 
 # Above this count of scalar products (over all states) intervals are multiplied in midpoint-radius
 # form: two matrix products instead of four corner products for each scalar product.
@@ -215,18 +216,19 @@ class Einsum(Operation):
     def encode(
         self, encoder: Encoder, inputs: tuple[Expression, ...], ranges: tuple[Interval, ...]
     ) -> Expression:
-        a, b = ranges
+        """Each scalar product by itself: exact where an operand is a point; the planes of the walk
+        where one is a point unless its sample is poisoned; else a column with McCormick rows.
+        """
         index_a, index_b, total = self._index(inputs[0].shape, inputs[1].shape)
         shape = _out_shape(self.letters, inputs[0].shape, inputs[1].shape)
-        for fixed, other, order in ((0, 1, (index_a, index_b)), (1, 0, (index_b, index_a))):
-            if _is_point(ranges[fixed]):
-                factor = ranges[fixed].lower[CLEAN].cpu().numpy().reshape(-1)[order[0]]
-                exact = inputs[other].take(order[1]).scale(factor).apply(total, shape)
-                return exact.blur(self._rounding(a, b))
-        if _is_point(a.clean) or _is_point(b.clean):
-            return self._encode_planes(encoder, inputs, ranges, index_a, index_b, total, shape)
-        products = self._encode_products(encoder, inputs, ranges, index_a, index_b)
-        return products.apply(total, shape).blur(self._rounding(a, b))
+        products = Products(
+            encoder,
+            (inputs[0], inputs[1]),
+            (ranges[0], ranges[1]),
+            (index_a, index_b),
+            self.letters[2].startswith("n"),
+        )
+        return products.encode().apply(total, shape).blur(self._rounding(*ranges))
 
     def _rounding(self, a: Interval, b: Interval) -> Array:
         """Error of the run's sum and of the coefficients here, for each element of the result."""
@@ -248,98 +250,9 @@ class Einsum(Operation):
         total = sp.kron(sp.eye_array(size), np.ones((1, terms)), format="csr")
         return first.reshape(-1).numpy(), second.reshape(-1).numpy(), sp.csr_matrix(total)
 
-    def _encode_planes(
-        self,
-        encoder: Encoder,
-        inputs: tuple[Expression, ...],
-        ranges: tuple[Interval, ...],
-        index_a: Index,
-        index_b: Index,
-        total: sp.csr_matrix,
-        shape: tuple[int, ...],
-    ) -> Expression:
-        """An operand is a point unless poisoned: the planes of the walk, with an error column each."""
-        planes = self.relax(*ranges)
-        centre_a = planes.centre_a.cpu().numpy().reshape(-1)
-        centre_b = planes.centre_b.cpu().numpy().reshape(-1)
-        linear = add(
-            [
-                inputs[0].take(index_a).scale(centre_b[index_b]),
-                inputs[1].take(index_b).scale(centre_a[index_a]),
-            ]
-        ).apply(total, shape)
-        offsets = Interval(planes.lower, planes.upper)
-        hull = offsets.hull()
-        error = encoder.columns(hull.lower.cpu().numpy(), hull.upper.cpu().numpy())
-        encoder.conditional(error, offsets)
-        return add([linear, error]).blur(self._rounding(*ranges))
-
-    def _encode_products(
-        self,
-        encoder: Encoder,
-        inputs: tuple[Expression, ...],
-        ranges: tuple[Interval, ...],
-        index_a: Index,
-        index_b: Index,
-    ) -> Expression:
-        """One column for each scalar product, with the McCormick rows of both states and the centre."""
-        a = _flattened(inputs[0].take(index_a))
-        b = _flattened(inputs[1].take(index_b))
-        box_a, box_b = _flat(ranges[0], index_a), _flat(ranges[1], index_b)
-        products = _product_box(box_a, box_b)
-        size = (box_a.magnitude * box_b.magnitude).amax(0)
-        slack = 4 * size * gamma(16) + TINY
-        hull = products.hull().widen(slack)
-        column = encoder.columns(hull.lower.cpu().numpy(), hull.upper.cpu().numpy())
-        clean_a, clean_b = box_a.clean, box_b.clean
-        worst_a, worst_b = box_a.hull(), box_b.hull()
-        below = [(clean_a.lower[0], clean_b.lower[0]), (clean_a.upper[0], clean_b.upper[0])]
-        above = [(clean_a.lower[0], clean_b.upper[0]), (clean_a.upper[0], clean_b.lower[0])]
-        centre = (clean_a.centre[0], clean_b.centre[0])
-        if box_a.lower.shape[0] > 1 or box_b.lower.shape[0] > 1:
-            below += [(worst_a.lower, worst_b.lower), (worst_a.upper, worst_b.upper), centre]
-            above += [(worst_a.lower, worst_b.upper), (worst_a.upper, worst_b.lower), centre]
-        for corners, is_lower in ((below, True), (above, False)):
-            for q, p in corners:
-                # a b - p a - q b = (a - q)(b - p) - p q
-                away = _product_box(
-                    Interval(box_a.lower - q, box_a.upper - q),
-                    Interval(box_b.lower - p, box_b.upper - p),
-                )
-                form = add([column, a.scale(-p.cpu().numpy()), b.scale(-q.cpu().numpy())])
-                if is_lower:
-                    encoder.at_least(form, away.lower - p * q - slack)
-                else:
-                    encoder.at_most(form, away.upper - p * q + slack)
-        return column
-
-
-def _flattened(expression: Expression) -> Expression:
-    return expression.reshape((expression.size,))
-
 
 def _radius(box: Interval, centre: Tensor) -> Tensor:
     return torch.maximum(box.upper - centre, centre - box.lower)
-
-
-def _is_point(box: Interval) -> bool:
-    """One and the same value in all states."""
-    return bool((box.lower == box.upper).all()) and bool((box.lower == box.lower[:1]).all())
-
-
-def _flat(box: Interval, index: Index) -> Interval:
-    """Ranges of the operand of each scalar product, shape (states, products)."""
-    picked = torch.from_numpy(index).to(box.lower.device)
-    return Interval(box.lower.flatten(1)[:, picked], box.upper.flatten(1)[:, picked])
-
-
-def _product_box(a: Interval, b: Interval) -> Interval:
-    corners = torch.stack(
-        torch.broadcast_tensors(
-            a.lower * b.lower, a.lower * b.upper, a.upper * b.lower, a.upper * b.upper
-        )
-    )
-    return Interval(corners.amin(0), corners.amax(0))
 
 
 def _out_shape(

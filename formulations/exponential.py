@@ -7,7 +7,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from milp_agt.core.encoder import Encoder
+from milp_agt.core.expression import Expression, Index
 from milp_agt.core.interval import Interval
+from milp_agt.core.program import Function
 from milp_agt.formulations.base import register
 from milp_agt.formulations.univariate import Smooth
 
@@ -24,7 +27,9 @@ class Exponential(Smooth):
     """
 
     key = "exponential"
-    exactness = "chord slope with exact offsets; chord and tangent rows"
+    exactness = (
+        "chord slope with exact offsets; chord and tangent rows; exact in qcqp, miqp (SCIP, Gurobi)"
+    )
 
     def value(self, *inputs: Tensor) -> Tensor:
         return torch.exp(inputs[0].clamp(max=CAP))
@@ -39,3 +44,10 @@ class Exponential(Smooth):
     def interval(self, *inputs: Interval) -> Interval:
         box = self.monotone(inputs[0].lower, inputs[0].upper)
         return Interval(box.lower.clamp(min=0.0), box.upper)
+
+    def encode_exactly(
+        self, encoder: Encoder, column: Expression, argument: Index, box: Interval
+    ) -> Expression:
+        below = box.hull().upper.reshape(-1).cpu().numpy() <= CAP
+        encoder.curve(Function.EXP, column.matrix.indices[below], argument[below])
+        return self.blurred(column, box)

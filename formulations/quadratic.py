@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from milp_agt.core.encoder import Encoder, as_arrays
+from milp_agt.core.expression import Expression, Index, add
+from milp_agt.core.interval import Interval
 from milp_agt.core.rounding import TINY, gamma
 from milp_agt.formulations.base import register
 from milp_agt.formulations.univariate import Smooth
@@ -21,7 +25,7 @@ class Quadratic(Smooth):
     b: float
     c: float
     key = "quadratic"
-    exactness = "chord slope with exact offsets; chord and tangent rows"
+    exactness = "chord slope with exact offsets; chord and tangent rows; exact in qcqp and miqp"
 
     def value(self, *inputs: Tensor) -> Tensor:
         (x,) = inputs
@@ -36,3 +40,19 @@ class Quadratic(Smooth):
     def rounding(self, argument: Tensor, value: Tensor) -> Tensor:
         size = (abs(self.a) * argument + abs(self.b)) * argument + abs(self.c)
         return torch.as_tensor(size * gamma(8) + TINY)
+
+    def encode_exactly(
+        self, encoder: Encoder, column: Expression, argument: Index, box: Interval
+    ) -> Expression:
+        """``v = a q + b x + c`` up to rounding, with a column ``q = x^2``."""
+        hull = box.hull()
+        zero = torch.zeros_like(hull.lower)
+        nearest = torch.minimum(torch.maximum(zero, hull.lower), hull.upper)
+        square = Interval(nearest**2, hull.magnitude**2).widen(hull.magnitude**2 * gamma(4) + TINY)
+        root = encoder.of_columns(argument, column.shape)
+        squares = encoder.columns(*as_arrays(square, column.shape))
+        encoder.product(squares.matrix.indices.astype(np.int64), argument, argument)
+        slack = self.rounding(hull.magnitude, hull.magnitude)
+        form = add([column, squares.scale(-self.a), root.scale(-self.b)])
+        encoder.rows(form.blur(np.asarray(slack.cpu().numpy())), self.c, self.c)
+        return column

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from milp_agt.core.encoder import Encoder
+from milp_agt.core.expression import Expression, Index
 from milp_agt.core.interval import Interval
 from milp_agt.core.rounding import TINY, gamma
 from milp_agt.formulations.base import register
@@ -22,7 +25,7 @@ class Reciprocal(Smooth):
     """
 
     key = "reciprocal"
-    exactness = "chord slope with exact offsets; chord and tangent rows"
+    exactness = "chord slope with exact offsets; chord and tangent rows; exact in qcqp and miqp"
 
     def value(self, *inputs: Tensor) -> Tensor:
         (x,) = inputs
@@ -40,3 +43,12 @@ class Reciprocal(Smooth):
     def interval(self, *inputs: Interval) -> Interval:
         (box,) = inputs
         return self.monotone(box.upper, box.lower)
+
+    def encode_exactly(
+        self, encoder: Encoder, column: Expression, argument: Index, box: Interval
+    ) -> Expression:
+        """``1 = v x`` with a column for the one."""
+        one = encoder.columns(np.ones(1), np.ones(1)).matrix.indices.astype(np.int64)
+        result = column.matrix.indices.astype(np.int64)
+        encoder.product(np.broadcast_to(one, result.shape), result, argument)
+        return self.blurred(column, box)

@@ -87,11 +87,12 @@ class Relu(Univariate):
             return stable
         some, z, at = restricted(encoder, argument, box, ambiguous)
         own = self.interval(some)
+        # The phase comes first: rows are kept or dropped with the newest of their columns.
+        phase = encoder.phase(argument, ambiguous)
         column = encoder.columns(*as_arrays(own.hull(), z.shape))
         with at:
             self.encode_rows(encoder, column, z, some)
             encoder.conditional(column, own)
-        phase = encoder.phase(argument, ambiguous)
         self._big_m(encoder, column, z, phase, low[ambiguous], high[ambiguous])
         return add([stable, scatter(column, ambiguous)])
 
@@ -112,8 +113,10 @@ class Relu(Univariate):
         spread = abs(1.0 - k)
         rounding = 2.0**-50 * (1.0 + abs(k)) * np.maximum(np.abs(low), np.abs(high))
         from_off, from_on = from_off.blur(rounding), from_on.blur(rounding)
-        encoder.rows(add([from_off.scale(sign), phase.scale(-spread * high)]), -np.inf, 0.0)
-        encoder.rows(add([from_on.scale(sign), phase.scale(-spread * low)]), -np.inf, -spread * low)
+        off = add([from_off.scale(sign), phase.scale(-spread * high)])
+        on = add([from_on.scale(sign), phase.scale(-spread * low)])
+        encoder.rows(off, -np.inf, 0.0, lazy=True)
+        encoder.rows(on, -np.inf, -spread * low, lazy=True)
 
     def vjp(
         self, graph: Graph, node: Node, cotangent: Node, wanted: tuple[bool, ...]

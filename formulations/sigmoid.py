@@ -7,8 +7,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from milp_agt.core.encoder import Encoder
+from milp_agt.core.expression import Expression, Index
 from milp_agt.core.graph import Graph, Node
 from milp_agt.core.interval import Interval
+from milp_agt.core.program import Function
 from milp_agt.formulations.base import register
 from milp_agt.formulations.bilinear import Einsum
 from milp_agt.formulations.quadratic import Quadratic
@@ -23,7 +26,9 @@ class Sigmoid(Smooth):
     """
 
     key = "sigmoid"
-    exactness = "chord slope with exact offsets; chord and tangent rows"
+    exactness = (
+        "chord slope with exact offsets; chord and tangent rows; exact in qcqp, miqp (SCIP, Gurobi)"
+    )
 
     def value(self, *inputs: Tensor) -> Tensor:
         return torch.sigmoid(inputs[0])
@@ -40,6 +45,12 @@ class Sigmoid(Smooth):
     def interval(self, *inputs: Interval) -> Interval:
         box = self.monotone(inputs[0].lower, inputs[0].upper)
         return Interval(box.lower.clamp(min=0.0), box.upper.clamp(max=1.0))
+
+    def encode_exactly(
+        self, encoder: Encoder, column: Expression, argument: Index, box: Interval
+    ) -> Expression:
+        encoder.curve(Function.SIGMOID, column.matrix.indices, argument)
+        return self.blurred(column, box)
 
     def vjp(
         self, graph: Graph, node: Node, cotangent: Node, wanted: tuple[bool, ...]

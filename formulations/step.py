@@ -92,8 +92,9 @@ class Step(Univariate):
         some, z, at = restricted(encoder, argument, box, ambiguous)
         phase = encoder.phase(argument, ambiguous)
         # z <= u a and z >= l (1 - a)
-        encoder.rows(add([z, phase.scale(-high[ambiguous])]), -np.inf, 0.0)
-        encoder.rows(add([z, phase.scale(low[ambiguous])]), low[ambiguous], np.inf)
+        encoder.rows(add([z, phase.scale(-high[ambiguous])]), -np.inf, 0.0, lazy=True)
+        from_on = add([z, phase.scale(low[ambiguous])])
+        encoder.rows(from_on, low[ambiguous], np.inf, lazy=True)
         with at:
             self.encode_rows(encoder, phase, z, some)
             encoder.conditional(phase, self.interval(some))

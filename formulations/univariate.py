@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from abc import abstractmethod
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from milp_agt.core.encoder import Encoder
-from milp_agt.core.expression import Expression, add
+from milp_agt.core.expression import Expression, Index, add
 from milp_agt.core.graph import Signature
 from milp_agt.core.interval import CLEAN, Interval
 from milp_agt.core.operation import Operation, Relaxed
@@ -96,10 +97,27 @@ class Univariate(Operation):
         (argument,), (box,) = inputs, ranges
         own = self.interval(box)
         hull = own.hull()
+        exact = encoder.pure(argument, box) if encoder.exact_products else None
         column = encoder.columns(hull.lower.cpu().numpy(), hull.upper.cpu().numpy())
         self.encode_rows(encoder, column, argument, box)
         encoder.conditional(column, own)
+        return column if exact is None else self.encode_exactly(encoder, column, exact, box)
+
+    def encode_exactly(
+        self, encoder: Encoder, column: Expression, argument: Index, box: Interval
+    ) -> Expression:
+        """Add the function itself, where programs know it; the value of the run from the column.
+
+        The column then is the exact value of the function, from which the run is off by rounding.
+        """
         return column
+
+    def blurred(self, column: Expression, box: Interval) -> Expression:
+        """The value that the run computes, from a column with the exact one."""
+        hull = box.hull()
+        value = self.interval(box).hull().magnitude
+        rounding = self.rounding(hull.magnitude, value)
+        return column.blur(np.asarray(rounding.cpu().numpy(), dtype=np.float64))
 
     def encode_rows(
         self, encoder: Encoder, column: Expression, argument: Expression, box: Interval
@@ -109,14 +127,15 @@ class Univariate(Operation):
         size = box.magnitude
         value = self.interval(box).magnitude
         for slopes, is_lower in (([lower, *more_lower], True), ([upper, *more_upper], False)):
-            for slope in slopes:
+            for rank, slope in enumerate(slopes):
+                lazy = rank > 0
                 slack = self.rounding(size, value) + gamma(8) * (value + slope.abs() * size)
                 form = add([column, argument.scale(-slope.detach().cpu().numpy())])
                 offsets = self.residual(slope, box)
                 if is_lower:
-                    encoder.at_least(form, offsets.lower - slack)
+                    encoder.at_least(form, offsets.lower - slack, lazy)
                 else:
-                    encoder.at_most(form, offsets.upper + slack)
+                    encoder.at_most(form, offsets.upper + slack, lazy)
 
 
 class Smooth(Univariate):

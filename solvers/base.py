@@ -19,6 +19,8 @@ class Capability(Flag):
 
     LP = auto()
     MIP = auto()
+    QCP = auto()  # bilinear terms, not convex, to global optimality
+    FUNCTIONS = auto()  # exp, sigmoid and tanh, to global optimality
 
 
 class Session(Protocol):
@@ -76,6 +78,18 @@ class BackEnd(ABC):
                 f"Solver '{self.name}' is needed",
                 f"no module {' or '.join(self.requires)}; installed are {_installed()}",
                 f"{self.install}, or choose an installed solver",
+            )
+
+    def check_able(self, program: Program) -> None:
+        """
+        Raises:
+            SolverUnavailableError: bilinear terms, which this solver does not know.
+        """
+        if len(program.products) and Capability.QCP not in self.capabilities:
+            raise SolverUnavailableError(
+                f"Solver '{self.name}' is to solve a program with bilinear terms",
+                f"{len(program.products)} of them; it is able to do {_names(self.capabilities)}",
+                "choose 'scip' or 'gurobi', or relaxation 'lp' or 'milp'",
             )
 
     @abstractmethod
@@ -150,15 +164,15 @@ def choose(name: str | None, needed: Capability) -> BackEnd:
         raise SolverUnavailableError(
             f"A solver for {needed.name} is needed",
             f"installed are {_installed()}",
-            "pip install highspy",
+            "pip install highspy, or 'milp_agt[scip]' for bilinear terms",
         )
     solver = get_solver(name)
     solver.check_available()
     if needed not in solver.capabilities:
         raise SolverUnavailableError(
             f"Solver '{name}' is to solve a {needed.name}",
-            f"it is able to do {solver.capabilities.name}; installed are {_installed()}",
-            "choose 'highs'",
+            f"it is able to do {_names(solver.capabilities)}; installed are {_installed()}",
+            "choose 'scip'" if Capability.QCP in needed else "choose 'highs'",
         )
     return solver
 
@@ -171,6 +185,10 @@ def solver_table() -> tuple[SolverRow, ...]:
         able = ", ".join(c.name or "" for c in s.capabilities)
         rows.append(SolverRow(name, s.available(), s.version(), able, s.note))
     return tuple(rows)
+
+
+def _names(capabilities: Capability) -> str:
+    return ", ".join(c.name or "" for c in capabilities)
 
 
 def _installed() -> str:

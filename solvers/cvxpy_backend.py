@@ -77,6 +77,7 @@ class Cvxpy(BackEnd):
 
     def open(self, program: Program) -> CvxpySession:
         self.check_available()
+        self.check_able(program)
         return CvxpySession(program, self.inner)
 
 

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from milp_agt.core.program import Array, Program
+from milp_agt.core.program import Array, Function, Program
 from milp_agt.core.results import Limits, Termination
 from milp_agt.errors import EncodingError, SolverUnavailableError
 from milp_agt.solvers.base import BackEnd, Capability
@@ -32,23 +32,28 @@ STATUS: dict[str, Termination] = {
 }
 
 FREE_LIMIT = 2000  # columns, and rows, of the licence that pip installs
+FREE_NONLINEAR = 200  # columns, once there is a bilinear term or a function
 _TINY = 1e-13  # Gurobi treats smaller coefficients as zero
 
 
 class Gurobi(BackEnd):
-    """LP and mixed-integer programs by Gurobi."""
+    """All levels by Gurobi."""
 
     name: ClassVar[str] = "gurobi"
-    capabilities: ClassVar[Capability] = Capability.LP | Capability.MIP
+    capabilities: ClassVar[Capability] = (
+        Capability.LP | Capability.MIP | Capability.QCP | Capability.FUNCTIONS
+    )
     requires: ClassVar[tuple[str, ...]] = ("gurobipy",)
     distribution: ClassVar[str] = "gurobipy"
     note: ClassVar[str] = (
-        f"commercial; without a licence of your own at most {FREE_LIMIT} columns and rows"
+        f"commercial; without a licence of your own at most {FREE_LIMIT} columns and rows, and "
+        f"{FREE_NONLINEAR} columns in qcqp and miqp"
     )
     install: ClassVar[str] = "pip install 'milp_agt[gurobi]'"
 
     def open(self, program: Program) -> GurobiSession:
         self.check_available()
+        self.check_able(program)
         return GurobiSession(program)
 
 
@@ -61,6 +66,7 @@ class GurobiSession(ProgramSession):
 
     primal_tolerance: ClassVar[float] = 1e-9
     dual_tolerance: ClassVar[float] = 1e-9
+    knows_functions: ClassVar[bool] = True
 
     def __init__(self, program: Program) -> None:
         super().__init__(program)
@@ -91,6 +97,11 @@ class GurobiSession(ProgramSession):
                 self._lp.Params.TimeLimit = 0.0
                 self._lp.optimize()
                 self._lp.reset()
+            if not program.is_linear:
+                self._tree = self._model(integer=True)
+                self._tree.Params.TimeLimit = 0.0
+                self._tree.optimize()
+                self._tree.reset()
         except self._gp.GurobiError as error:
             self.close()
             raise self._refused(error) from error
@@ -142,8 +153,31 @@ class GurobiSession(ProgramSession):
                 model.addMConstr(self._matrix[mask], x, sense, side[mask])
         if not integer:
             model.Params.Method = 1  # dual simplex, which starts from the basis of the last solve
+        elif not p.is_linear:
+            self._add_exact(model, x)
+        if integer and p.first.size:
+            variables = x.tolist()
+            for column in p.first.tolist():
+                variables[column].BranchPriority = 1
         model.update()
         return model
+
+    def _add_exact(self, model: Any, x: Any) -> None:
+        """Bilinear terms and functions; both are branched on in space."""
+        p, known = self.program, import_module("gurobipy.nlfunc")
+        model.Params.NonConvex = 2
+        if len(p.products):
+            result, first, second = p.products.T
+            model.addConstr(x[first] * x[second] == x[result])
+        variables = x.tolist()
+        for curve in p.curves:
+            z, value = variables[curve.argument], variables[curve.result]
+            if curve.function is Function.EXP:
+                model.addGenConstrNL(value, known.exp(z))
+            elif curve.function is Function.SIGMOID:
+                model.addGenConstrNL(value, 1.0 / (1.0 + known.exp(-z)))
+            else:
+                model.addGenConstrNL(value, 1.0 - 2.0 / (1.0 + known.exp(2.0 * z)))
 
     def _fold(self, pi: Array) -> Array:
         """Multipliers of our rows from those of Gurobi's one-sided rows."""
@@ -179,6 +213,6 @@ class GurobiSession(ProgramSession):
         return SolverUnavailableError(
             "Gurobi is to solve this program",
             f"{size['columns']} columns, {size['rows']} rows; the licence says: {error} "
-            f"(the free one allows {FREE_LIMIT} of each)",
+            f"(the free one allows {FREE_LIMIT} of each, and {FREE_NONLINEAR} columns with bilinear terms)",
             "choose 'highs', or install a licence of your own",
         )

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from importlib import import_module
+from time import perf_counter
 from typing import Any, ClassVar
 
 import numpy as np
 
-from milp_agt.core.program import Array, Program
+from milp_agt.core.program import Array, Index, Program
 from milp_agt.core.results import Limits, Termination
 from milp_agt.errors import EncodingError
 from milp_agt.solvers.base import BackEnd, Capability
@@ -33,6 +35,7 @@ STATUS: dict[str, Termination] = {
 }
 
 _TINY = 1e-12  # HiGHS drops coefficients up to small_matrix_value; this is the least it allows
+_VIOLATED = 1e-9  # a lazy row beyond this joins the program
 _COMMON: dict[str, object] = {
     "output_flag": False,
     "threads": 1,
@@ -60,6 +63,7 @@ class Highs(BackEnd):
 
     def open(self, program: Program) -> HighsSession:
         self.check_available()
+        self.check_able(program)
         return HighsSession(program)
 
 
@@ -74,12 +78,52 @@ class HighsSession(ProgramSession):
         super().__init__(program)
         self._highspy: Any = import_module("highspy")
         self._columns = np.arange(program.lower.size, dtype=np.int32)
+        self._matrix, self._lower, self._upper = without_tiny(program, _TINY)
         self._lp: Any = None
         self._tree: Any = None
 
     def solve_lp(self, costs: Array, time: float | None) -> Answer:
+        """The relaxation, with lazy rows added as points violate them; they stay for the next
+        objective. Multipliers of rows that were not needed are 0, so a stop at any time is safe."""
+        deadline = None if time is None else perf_counter() + time
+        while True:
+            left = None if deadline is None else deadline - perf_counter()
+            answer = self._solve_lp(costs, left)
+            if answer.termination is not Termination.OPTIMAL or answer.point is None:
+                return answer
+            violated = self._violated(answer.point)
+            if not violated.size:
+                return answer
+            if deadline is not None and perf_counter() >= deadline:
+                return replace(answer, termination=Termination.BOUND_ONLY)
+            self._add(violated)
+
+    def _violated(self, point: Array) -> Index:
+        """Waiting rows that the point violates."""
+        waiting = np.flatnonzero(~self._held)
+        activity = self._matrix[waiting] @ point
+        gap = np.maximum(self._lower[waiting] - activity, activity - self._upper[waiting])
+        return waiting[gap > _VIOLATED]
+
+    def _add(self, rows: Index) -> None:
+        part = self._matrix[rows]
+        self._lp.addRows(
+            rows.size,
+            self._lower[rows],
+            self._upper[rows],
+            part.nnz,
+            part.indptr[:-1].astype(np.int32),
+            part.indices.astype(np.int32),
+            part.data,
+        )
+        self._held[rows] = True
+        self._order = np.concatenate([self._order, rows])
+
+    def _solve_lp(self, costs: Array, time: float | None) -> Answer:
         if self._lp is None:
-            self._lp = self._model(integer=False, options=_LP)
+            self._held = ~self.program.lazy
+            self._order = np.flatnonzero(self._held)
+            self._lp = self._model(integer=False, options=_LP, rows=self._order)
         raw = self._run(self._lp, costs, time)
         termination = STATUS.get(raw, Termination.FAILED)
         if raw == "kUnknown" or termination is Termination.FAILED:
@@ -90,13 +134,16 @@ class HighsSession(ProgramSession):
             self._lp.setOptionValue("presolve", "off")
             termination = STATUS.get(raw, Termination.FAILED)
         solution = self._lp.getSolution()
-        duals = np.array(solution.row_dual) if solution.dual_valid else None
+        duals = None
+        if solution.dual_valid:
+            duals = np.zeros(self.program.row_lower.size)
+            duals[self._order] = solution.row_dual
         point = np.array(solution.col_value) if solution.value_valid else None
         return Answer(termination, raw, duals, point=point)
 
     def solve_tree(self, costs: Array, limits: Limits) -> Answer:
         if self._tree is None:
-            self._tree = self._model(integer=True, options=_TREE)
+            self._tree = self._model(True, _TREE, np.arange(self.program.row_lower.size))
         model = self._tree
         model.setOptionValue("mip_rel_gap", limits.gap)
         nodes = self._highspy.kHighsIInf if limits.nodes is None else limits.nodes
@@ -113,7 +160,7 @@ class HighsSession(ProgramSession):
                 model.clear()
         self._lp = self._tree = None
 
-    def _model(self, integer: bool, options: dict[str, object]) -> Any:
+    def _model(self, integer: bool, options: dict[str, object], rows: Index) -> Any:
         h, p = self._highspy, self.program
         model = h.Highs()
         for key, value in (_COMMON | options).items():
@@ -121,12 +168,12 @@ class HighsSession(ProgramSession):
                 raise EncodingError(
                     f"HiGHS has no option {key} = {value}", f"highspy {model.version()}"
                 )
-        matrix, row_lower, row_upper = without_tiny(p, _TINY)
+        matrix = self._matrix[rows]
         lp = h.HighsLp()
         lp.num_row_, lp.num_col_ = matrix.shape
         lp.col_cost_ = np.zeros(lp.num_col_)
         lp.col_lower_, lp.col_upper_ = p.lower, p.upper
-        lp.row_lower_, lp.row_upper_ = row_lower, row_upper
+        lp.row_lower_, lp.row_upper_ = self._lower[rows], self._upper[rows]
         lp.a_matrix_.format_ = h.MatrixFormat.kRowwise
         lp.a_matrix_.start_ = matrix.indptr
         lp.a_matrix_.index_ = matrix.indices

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from milp_agt.core.program import Array, Program
+from milp_agt.core.program import Array, Function, Program
 from milp_agt.core.results import Limits, Termination
 from milp_agt.solvers.base import BackEnd, Capability
 from milp_agt.solvers.session import Answer, ProgramSession, without_tiny
@@ -40,10 +40,12 @@ _INFINITY = 1e20
 
 
 class Scip(BackEnd):
-    """LP and mixed-integer programs by SCIP (Bestuzheva et al. 2023) with SoPlex."""
+    """All levels by SCIP (Bestuzheva et al. 2023) with SoPlex: spatial branch and bound."""
 
     name: ClassVar[str] = "scip"
-    capabilities: ClassVar[Capability] = Capability.LP | Capability.MIP
+    capabilities: ClassVar[Capability] = (
+        Capability.LP | Capability.MIP | Capability.QCP | Capability.FUNCTIONS
+    )
     requires: ClassVar[tuple[str, ...]] = ("pyscipopt",)
     distribution: ClassVar[str] = "PySCIPOpt"
     note: ClassVar[str] = "open source (Apache 2.0); slower to build large programs"
@@ -51,6 +53,7 @@ class Scip(BackEnd):
 
     def open(self, program: Program) -> ScipSession:
         self.check_available()
+        self.check_able(program)
         return ScipSession(program)
 
 
@@ -59,6 +62,7 @@ class ScipSession(ProgramSession):
 
     primal_tolerance: ClassVar[float] = 1e-9
     dual_tolerance: ClassVar[float] = 1e-9
+    knows_functions: ClassVar[bool] = True
 
     def __init__(self, program: Program) -> None:
         super().__init__(program)
@@ -169,4 +173,20 @@ class ScipSession(ProgramSession):
                 continue
             body = expr({term(self._variables[j]): value for j, value in entries})
             model.addCons(self._scip.scip.ExprCons(body, low, up))
+        x = self._variables
+        for result, first, second in p.products.tolist():
+            model.addCons(x[first] * x[second] - x[result] == 0.0)
+        for curve in p.curves:
+            model.addCons(self._value(curve.function, x[curve.argument]) - x[curve.result] == 0.0)
+        for column in p.first.tolist():
+            model.chgVarBranchPriority(x[column], 1)
         return model
+
+    def _value(self, function: Function, z: Any) -> Any:
+        """The function in the terms that SCIP knows."""
+        exp = self._scip.exp
+        if function is Function.EXP:
+            return exp(z)
+        if function is Function.SIGMOID:
+            return 1.0 / (1.0 + exp(-z))
+        return 1.0 - 2.0 / (1.0 + exp(2.0 * z))

@@ -53,6 +53,7 @@ class ProgramSession(ABC):
 
     primal_tolerance: ClassVar[float]
     dual_tolerance: ClassVar[float]
+    knows_functions: ClassVar[bool] = False
 
     def __init__(self, program: Program) -> None:
         self.program = program
@@ -63,7 +64,7 @@ class ProgramSession(ABC):
 
     @abstractmethod
     def solve_tree(self, costs: Array, limits: Limits) -> Answer:
-        """Solve the mixed-integer program with the scaled ``costs``."""
+        """Solve the program, integral columns and bilinear terms included, with the scaled ``costs``."""
 
     @abstractmethod
     def close(self) -> None:
@@ -103,7 +104,7 @@ class ProgramSession(ABC):
             return self._nothing(Answer(Termination.INFEASIBLE, answer.raw_status), start)
         multipliers: Array | None = y
         relaxed = answer
-        if self.program.is_mixed_integer:
+        if self.needs_tree:
             left = None if limits.time is None else limits.time - (perf_counter() - start)
             if left is None or left > 0.0:
                 rest = Limits(left, limits.gap, limits.nodes)
@@ -113,7 +114,7 @@ class ProgramSession(ABC):
             elif answer.termination is Termination.OPTIMAL:
                 answer = Answer(Termination.BOUND_ONLY, answer.raw_status, point=answer.point)
         point, value = self._checked_point(answer.point, c)
-        if self.program.is_mixed_integer and answer is not relaxed:
+        if self.needs_tree and answer is not relaxed:
             tree = self._tree_bound(answer.bound, value, costs, y, exponent)
             if dual < tree <= highest:  # beyond the box it is no bound of a feasible program
                 dual, multipliers = tree, None
@@ -130,6 +131,14 @@ class ProgramSession(ABC):
             raw_status=answer.raw_status,
             seconds=perf_counter() - start,
         )
+
+    @property
+    def needs_tree(self) -> bool:
+        """The rows are only a relaxation of what this solver can keep."""
+        p = self.program
+        if p.is_mixed_integer or len(p.products):
+            return True
+        return self.knows_functions and bool(p.curves)
 
     def _no_columns(self, start: float) -> SolveResult:
         """Solvers disagree about a program without columns: it is feasible if each row admits 0."""
@@ -152,7 +161,8 @@ class ProgramSession(ABC):
         The first term bounds the error of one LP whose optimal basis has reduced costs of the
         wrong sign up to the tolerance: at most n variables, structural or slack, are non-basic. The
         second is the first-order effect of bounds and rows that hold, or are tightened by presolve
-        and propagation, up to the tolerance. What is not covered is the floating-point arithmetic
+        and propagation, up to the tolerance; bilinear terms and functions pay for theirs with all
+        that the multipliers move through the column of their result. What is not covered is the floating-point arithmetic
         of the solver's cuts and presolve: a tree's bound rests on the solver.
         """
         p = self.program
@@ -166,6 +176,10 @@ class ProgramSession(ABC):
         dual = self.dual_tolerance * float(ranges.sum()) if n else 0.0
         primal = float(np.abs(y) @ np.maximum(1.0, np.abs(side)))
         primal += float(np.abs(d) @ np.maximum(1.0, reach))
+        if not p.is_linear:
+            results = [*p.products[:, 0].tolist(), *(c.result for c in p.curves)]
+            flow = np.abs(d) + abs(p.matrix.T) @ np.abs(y)
+            primal += float(flow[results] @ np.maximum(1.0, reach[results]))
         return dual + self.primal_tolerance * primal
 
     def _tree_bound(

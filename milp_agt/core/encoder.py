@@ -7,9 +7,9 @@ import numpy.typing as npt
 import scipy.sparse as sp
 from torch import Tensor
 
-from milp_agt.core.expression import Array, Expression, add, widened
+from milp_agt.core.expression import Array, Expression, Index, Spread, add, widened
 from milp_agt.core.interval import CLEAN, POISONED, Interval
-from milp_agt.core.program import Program
+from milp_agt.core.program import Curve, Function, Program
 
 
 class Encoder:
@@ -18,12 +18,15 @@ class Encoder:
     Attributes:
         exact_phases: True keeps the phases of relu and step integral (``milp``), False relaxes them
             to [0, 1] (``lp``).
+        exact_products: True keeps bilinear terms and functions beside the rows that relax them
+            (``qcqp``, ``miqp``).
         selection: columns ``s_i`` of the batch that is being encoded, shape (samples,); None where no
             sample of it can be poisoned.
     """
 
-    def __init__(self, exact_phases: bool) -> None:
+    def __init__(self, exact_phases: bool, exact_products: bool = False) -> None:
         self.exact_phases = exact_phases
+        self.exact_products = exact_products
         self.selection: Expression | None = None
         self.origin = ""
         self._lower: list[Array] = []
@@ -33,6 +36,10 @@ class Encoder:
         self._row_lower: list[Array] = []
         self._row_upper: list[Array] = []
         self._row_origin: list[tuple[str, int]] = []
+        self._lazy: list[npt.NDArray[np.bool_]] = []
+        self._products: list[Index] = []
+        self._curves: list[Curve] = []
+        self._first: list[Index] = []
         self._columns = 0
         self._row_count = 0
         self._phases: dict[int, tuple[Expression, Expression]] = {}
@@ -42,18 +49,35 @@ class Encoder:
     ) -> Expression:
         """Fresh columns with bounds; ``lower`` gives the shape, ``integer`` is for all or for each."""
         size = lower.size
+        first, self._columns = self._columns, self._columns + size
         self._lower.append(np.asarray(lower, dtype=np.float64).reshape(-1))
         self._upper.append(np.asarray(upper, dtype=np.float64).reshape(-1))
         self._integer.append(np.full(size, integer))
-        first, self._columns = self._columns, self._columns + size
-        matrix = sp.csr_matrix(
-            (np.ones(size), np.arange(first, first + size), np.arange(size + 1)),
-            shape=(size, self._columns),
-        )
-        return Expression(matrix, np.zeros(size), np.zeros(size), lower.shape)
+        return self.of_columns(np.arange(first, first + size), lower.shape)
 
-    def rows(self, expression: Expression, lower: Array | float, upper: Array | float) -> None:
-        """Rows ``lower <= expression <= upper``; rows with two infinite sides are left out."""
+    def of_columns(self, index: Index, shape: tuple[int, ...]) -> Expression:
+        """The expression of columns that exist, by their indices."""
+        matrix = sp.csr_matrix(
+            (np.ones(index.size), index.reshape(-1), np.arange(index.size + 1)),
+            shape=(index.size, self._columns),
+        )
+        return Expression(matrix, np.zeros(index.size), np.zeros(index.size), shape)
+
+    def rows(
+        self,
+        expression: Expression,
+        lower: Array | float,
+        upper: Array | float,
+        lazy: bool = False,
+    ) -> None:
+        """Rows ``lower <= expression <= upper``; rows with two infinite sides are left out.
+
+        ``lazy`` rows sharpen what other rows say already: a solver may wait until they are violated.
+        """
+        if expression.spread is not None:
+            self.rows(expression.above, lower, np.inf, lazy)
+            self.rows(expression.below, -np.inf, upper, lazy)
+            return
         # The shift by the constant is itself rounded; eps = 2 u of both terms covers it.
         constant, eps = expression.constant, np.finfo(np.float64).eps
         low = np.broadcast_to(lower, expression.shape).reshape(-1) - constant
@@ -66,7 +90,9 @@ class Encoder:
             return expression.error + eps * np.where(rounded, size, 0.0)
 
         low, high = low - slack(low), high + slack(high)
-        keep = np.flatnonzero(np.isfinite(low) | np.isfinite(high))
+        # A row without columns would only say that a constant lies within its rounding.
+        filled = np.diff(expression.matrix.indptr) > 0
+        keep = np.flatnonzero((np.isfinite(low) | np.isfinite(high)) & filled)
         if keep.size == 0:
             return
         if not self._row_origin or self._row_origin[-1][0] != self.origin:
@@ -74,34 +100,99 @@ class Encoder:
         self._rows.append(sp.csr_matrix(expression.matrix)[keep])
         self._row_lower.append(low[keep])
         self._row_upper.append(high[keep])
+        self._lazy.append(np.full(keep.size, lazy))
         self._row_count += keep.size
 
-    def at_least(self, expression: Expression, offsets: Tensor) -> None:
+    def product(self, result: Index, first: Index, second: Index) -> None:
+        """Bilinear terms ``result = first * second``, elementwise over columns."""
+        self._products.append(np.stack([result, first, second], axis=-1).reshape(-1, 3))
+
+    def curve(self, function: Function, result: Index, argument: Index) -> None:
+        """Exact functions ``result = function(argument)``, elementwise over columns."""
+        pairs = zip(result.tolist(), argument.tolist(), strict=True)
+        self._curves += [Curve(function, r, a) for r, a in pairs]
+
+    def branch_first(self, expression: Expression) -> None:
+        """Columns that decide most: a tree branches on them before all others."""
+        self._first.append(expression.matrix.indices.astype(np.int64))
+
+    def pure(self, expression: Expression, box: Interval) -> Index:
+        """For each element a column that equals it, fresh where the element is more than a column."""
+        flat = expression.reshape((expression.size,))
+        hull = box.hull()
+        low, high = as_arrays(hull, expression.shape)
+        counts = np.diff(flat.matrix.indptr)
+        index = np.full(flat.size, -1, dtype=np.int64)
+        one = np.flatnonzero(counts == 1)
+        own = flat.matrix.indptr[one]
+        index[one] = flat.matrix.indices[own]
+        is_column = np.zeros(flat.size, dtype=np.bool_)
+        is_column[one] = flat.matrix.data[own] == 1.0
+        is_column &= (flat.constant == 0.0) & (flat.error == 0.0)
+        rest = np.arange(flat.size) if flat.spread is not None else np.flatnonzero(~is_column)
+        if rest.size:
+            fresh = self.columns(low.reshape(-1)[rest], high.reshape(-1)[rest])
+            self.rows(add([fresh, flat.take(rest).scale(-1.0)]), 0.0, 0.0)
+            index[rest] = fresh.matrix.indices
+        return index
+
+    def spread(self, expression: Expression, offsets: Interval) -> Expression:
+        """``expression`` plus an error in ``offsets`` (states, *shape), of each sample by its state.
+
+        The same as a column for the error with the rows of :meth:`conditional`, as long as every
+        element is read once.
+        """
+        (low, down), (high, up) = self._charged(offsets.lower), self._charged(-offsets.upper)
+        below, above = self._paid(expression, -down), self._paid(expression, up)
+        error = Expression(
+            sp.csr_matrix((expression.size, 0)),
+            np.zeros(expression.size),
+            np.zeros(expression.size),
+            expression.shape,
+            Spread(below, above, low, -high),
+        )
+        return add([expression, error])
+
+    def _charged(self, offsets: Tensor) -> tuple[Array, Array]:
+        """The clean offset and what a poisoned sample may take from it: flat, rounded to be safe."""
+        values = offsets.detach().cpu().numpy()
+        clean = values[CLEAN].reshape(-1)
+        if len(values) == 1:
+            return clean, np.zeros_like(clean)
+        if self.selection is None:
+            return values.min(0).reshape(-1), np.zeros_like(clean)
+        # Rounded up, so that clean - charge is at most the poisoned offset.
+        difference = clean - values[POISONED].reshape(-1)
+        return clean, np.where(difference == 0.0, 0.0, np.nextafter(difference, np.inf))
+
+    def _paid(self, expression: Expression, charge: Array) -> sp.csr_matrix:
+        """``charge * s_i`` for each element, as a matrix over the columns."""
+        if self.selection is None or not charge.any():
+            return sp.csr_matrix((expression.size, 0))
+        sample = np.repeat(np.arange(self.selection.size), expression.size // self.selection.size)
+        paid = self.selection.take(sample).scale(charge)
+        # A sample that cannot be poisoned has the selection 0: nothing is charged.
+        return paid.matrix
+
+    def at_least(self, expression: Expression, offsets: Tensor, lazy: bool = False) -> None:
         """On/off rows ``expression >= clean - (clean - poisoned) s_i``.
 
         ``offsets`` has shape (states, *expression.shape). Valid for ``s_i`` in {0, 1} if the clean
         offset holds for ``s_i = 0`` and the poisoned one for ``s_i = 1``; with relaxed ``s_i`` the
         rows are those of the convex hull of both.
         """
-        values = offsets.detach().cpu().numpy()
-        clean = values[CLEAN].reshape(-1)
-        charge = np.zeros_like(clean)
-        if len(values) > 1:
-            # Rounded up, so that clean - charge is at most the poisoned offset.
-            difference = clean - values[POISONED].reshape(-1)
-            charge = np.where(difference == 0.0, 0.0, np.nextafter(difference, np.inf))
-        if self.selection is None or not charge.any():
-            worst = values.min(0).reshape(expression.shape)
-            self.rows(expression, worst, np.inf)
-            return
-        per_sample = expression.size // self.selection.size
-        sample = np.repeat(np.arange(self.selection.size), per_sample)
-        paid = self.selection.take(sample).scale(charge)
-        self.rows(add([expression.reshape((expression.size,)), paid]), clean, np.inf)
+        clean, charge = self._charged(offsets)
+        flat = expression.reshape((expression.size,))
+        if self.selection is not None and charge.any():
+            sample = np.repeat(
+                np.arange(self.selection.size), expression.size // self.selection.size
+            )
+            flat = add([flat, self.selection.take(sample).scale(charge)])
+        self.rows(flat, clean, np.inf, lazy)
 
-    def at_most(self, expression: Expression, offsets: Tensor) -> None:
+    def at_most(self, expression: Expression, offsets: Tensor, lazy: bool = False) -> None:
         """On/off rows ``expression <= clean + (poisoned - clean) s_i``."""
-        self.at_least(expression.scale(-1.0), -offsets)
+        self.at_least(expression.scale(-1.0), -offsets, lazy)
 
     def bounded(self, expression: Expression, box: Interval) -> Expression:
         """Columns equal to ``expression``, with the bounds of ``box`` in on/off form.
@@ -120,8 +211,8 @@ class Encoder:
     def conditional(self, expression: Expression, box: Interval) -> None:
         """Rows ``l_clean - (l_clean - l_poisoned) s_i <= expression <= ...`` where the states differ."""
         if self.selection is not None and box.lower.shape[0] > 1:
-            self.at_least(expression, box.lower)
-            self.at_most(expression, box.upper)
+            self.at_least(expression, box.lower, lazy=True)
+            self.at_most(expression, box.upper, lazy=True)
 
     def phase(self, argument: Expression, ambiguous: npt.NDArray[np.bool_]) -> Expression:
         """The phase ``a = [z > 0]`` of the ambiguous elements of ``z``, shared by all who ask.
@@ -148,6 +239,10 @@ class Encoder:
             row_lower=np.concatenate([np.zeros(0), *self._row_lower]),
             row_upper=np.concatenate([np.zeros(0), *self._row_upper]),
             row_origin=tuple(self._row_origin),
+            products=np.concatenate([np.zeros((0, 3), dtype=np.int64), *self._products]),
+            curves=tuple(self._curves),
+            lazy=np.concatenate([np.zeros(0, dtype=np.bool_), *self._lazy]),
+            first=np.concatenate([np.zeros(0, dtype=np.int64), *self._first]),
         )
 
 

@@ -9,8 +9,45 @@ import numpy as np
 import numpy.typing as npt
 import scipy.sparse as sp
 
+from milp_agt.core.rounding import TINY, gamma
+
 Array = npt.NDArray[np.float64]
 Index = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, eq=False)
+class Spread:
+    """What an expression may be off by: ``[low + below @ columns, high + above @ columns]``.
+
+    The columns are selections ``s_i`` in [0, 1]: an error that is small for a clean sample and larger
+    for a poisoned one costs neither columns nor rows until the expression is given a column.
+    """
+
+    below: sp.csr_matrix
+    above: sp.csr_matrix
+    low: Array
+    high: Array
+
+    def take(self, flat: Index) -> Spread:
+        return Spread(self.below[flat], self.above[flat], self.low[flat], self.high[flat])
+
+    def apply(self, linear_map: sp.csr_matrix) -> tuple[Spread, Array]:
+        """The sum of ``linear_map`` times independent errors, and a bound of its own rounding."""
+        positive = sp.csr_matrix(linear_map.maximum(0.0))
+        negative = sp.csr_matrix(linear_map.minimum(0.0))
+        size = np.maximum(np.abs(self.low), np.abs(self.high))
+        size = size + np.maximum(_row_sums(self.below), _row_sums(self.above))
+        terms = int(np.diff(linear_map.indptr).max(initial=0))
+        rounding = (abs(linear_map) @ size) * gamma(2 * terms + 16) + TINY
+        return (
+            Spread(
+                sp.csr_matrix(positive @ self.below + negative @ self.above),
+                sp.csr_matrix(positive @ self.above + negative @ self.below),
+                positive @ self.low + negative @ self.high,
+                positive @ self.high + negative @ self.low,
+            ),
+            rounding,
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -20,13 +57,15 @@ class Expression:
     ``shape`` includes the sample axis where there is one. Linear operations of the graph are folded
     into the matrix, so they cost neither columns nor rows of the program. ``error`` bounds how far
     the value in the float64 run, and the float64 coefficients here, may be from exact arithmetic;
-    every row that reads the expression is loosened by it.
+    every row that reads the expression is loosened by it. ``spread`` is a further error, one that
+    depends on which samples are poisoned.
     """
 
     matrix: sp.csr_matrix
     constant: Array
     error: Array
     shape: tuple[int, ...]
+    spread: Spread | None = None
 
     @staticmethod
     def of(constant: Array) -> Expression:
@@ -43,51 +82,119 @@ class Expression:
     @property
     def is_single_columns(self) -> bool:
         """True where every element is one column or a constant, so that new columns gain nothing."""
-        return bool((np.diff(self.matrix.indptr) <= 1).all())
+        return self.spread is None and bool((np.diff(self.matrix.indptr) <= 1).all())
+
+    @property
+    def below(self) -> Expression:
+        """The expression with the lower end of its spread: at most the value."""
+        if self.spread is None:
+            return self
+        return self._with(self.spread.below, self.spread.low)
+
+    @property
+    def above(self) -> Expression:
+        """The expression with the upper end of its spread: at least the value."""
+        if self.spread is None:
+            return self
+        return self._with(self.spread.above, self.spread.high)
+
+    def _with(self, matrix: sp.csr_matrix, offset: Array) -> Expression:
+        end = Expression(matrix, offset, np.zeros(self.size), self.shape)
+        bare = Expression(self.matrix, self.constant, self.error, self.shape)
+        rounding = gamma(4) * (np.abs(self.constant) + np.abs(offset) + _row_sums(matrix))
+        return add([bare, end]).blur(rounding.reshape(self.shape))
 
     def reshape(self, shape: tuple[int, ...]) -> Expression:
-        return Expression(self.matrix, self.constant, self.error, shape)
+        return Expression(self.matrix, self.constant, self.error, shape, self.spread)
 
     def take(self, index: Index) -> Expression:
         """Elements by flat index; the result has the shape of ``index``."""
         flat = index.reshape(-1)
-        return Expression(self.matrix[flat], self.constant[flat], self.error[flat], index.shape)
+        spread = None if self.spread is None else self.spread.take(flat)
+        return Expression(
+            self.matrix[flat], self.constant[flat], self.error[flat], index.shape, spread
+        )
 
     def scale(self, factor: Array | float) -> Expression:
         """Elementwise product with a constant that broadcasts to ``shape``."""
         factors = np.broadcast_to(np.asarray(factor, dtype=np.float64), self.shape).reshape(-1)
-        matrix = sp.csr_matrix(sp.diags_array(factors) @ self.matrix)
-        return Expression(matrix, factors * self.constant, np.abs(factors) * self.error, self.shape)
+        diagonal = sp.csr_matrix(sp.diags_array(factors))
+        matrix = _product(diagonal, self.matrix)
+        scaled = Expression(
+            matrix, factors * self.constant, np.abs(factors) * self.error, self.shape
+        )
+        return self._carry(scaled, diagonal)
 
     def shift(self, offset: Array | float) -> Expression:
         moved = self.constant + np.broadcast_to(offset, self.shape).reshape(-1)
-        return Expression(self.matrix, moved, self.error, self.shape)
+        return Expression(self.matrix, moved, self.error, self.shape, self.spread)
 
     def blur(self, error: Array | float) -> Expression:
         """Grant a further rounding error to every element."""
         total = self.error + np.broadcast_to(error, self.shape).reshape(-1)
-        return Expression(self.matrix, self.constant, total, self.shape)
+        return Expression(self.matrix, self.constant, total, self.shape, self.spread)
 
     def apply(self, linear_map: sp.csr_matrix, shape: tuple[int, ...]) -> Expression:
-        """A linear map of the flattened elements, ``linear_map`` of shape (new size, size)."""
-        return Expression(
-            sp.csr_matrix(linear_map @ self.matrix),
+        """A linear map of the flattened elements, ``linear_map`` of shape (new size, size).
+
+        Errors of different elements count as independent.
+        """
+        mapped = Expression(
+            _product(linear_map, self.matrix),
             linear_map @ self.constant,
             abs(linear_map) @ self.error,
             shape,
         )
+        return self._carry(mapped, linear_map)
+
+    def _carry(self, mapped: Expression, linear_map: sp.csr_matrix) -> Expression:
+        """Give the image of an expression under a linear map the image of its spread."""
+        if self.spread is None:
+            return mapped
+        spread, rounding = self.spread.apply(linear_map)
+        error = mapped.error + rounding
+        return Expression(mapped.matrix, mapped.constant, error, mapped.shape, spread)
 
 
 def add(terms: Sequence[Expression]) -> Expression:
     """Sum of expressions of one shape."""
-    width = max(t.matrix.shape[1] for t in terms)
-    total = widened(terms[0].matrix, width)
+    matrix = _summed([t.matrix for t in terms])
     constant, error = terms[0].constant, terms[0].error
     for term in terms[1:]:
-        total = total + widened(term.matrix, width)
         constant = constant + term.constant
         error = error + term.error
-    return Expression(sp.csr_matrix(total), constant, error, terms[0].shape)
+    spreads = [t.spread for t in terms if t.spread is not None]
+    if not spreads:
+        return Expression(matrix, constant, error, terms[0].shape)
+    low, high = sum(s.low for s in spreads), sum(s.high for s in spreads)
+    size = sum(np.abs(s.low) + np.abs(s.high) for s in spreads)
+    size = size + sum(_row_sums(s.below) + _row_sums(s.above) for s in spreads)
+    spread = Spread(
+        _summed([s.below for s in spreads]), _summed([s.above for s in spreads]), low, high
+    )
+    rounding = gamma(2 * len(terms)) * size if len(spreads) > 1 else 0.0
+    return Expression(matrix, constant, error + rounding, terms[0].shape, spread)
+
+
+def stacked(parts: Sequence[Expression], shape: tuple[int, ...]) -> Expression:
+    """Expressions one after the other as one tensor."""
+    size = sum(p.size for p in parts)
+    spread = None
+    if any(p.spread is not None for p in parts):
+        ends = [p.spread or _no_spread(p.size) for p in parts]
+        spread = Spread(
+            _stacked([e.below for e in ends]),
+            _stacked([e.above for e in ends]),
+            np.concatenate([e.low for e in ends]),
+            np.concatenate([e.high for e in ends]),
+        )
+    return Expression(
+        _stacked([p.matrix for p in parts]),
+        np.concatenate([p.constant for p in parts]),
+        np.concatenate([p.error for p in parts]),
+        shape if -1 not in shape else (size,),
+        spread,
+    )
 
 
 def widened(matrix: sp.csr_matrix, columns: int) -> sp.csr_matrix:
@@ -96,3 +203,33 @@ def widened(matrix: sp.csr_matrix, columns: int) -> sp.csr_matrix:
     return sp.csr_matrix(
         (matrix.data, matrix.indices, matrix.indptr), shape=(matrix.shape[0], columns)
     )
+
+
+def _product(linear_map: sp.csr_matrix, matrix: sp.csr_matrix) -> sp.csr_matrix:
+    """The matrix product without stored zeros: a column with the factor 0 is not in a row."""
+    product = sp.csr_matrix(linear_map @ matrix)
+    product.eliminate_zeros()
+    return product
+
+
+def _summed(matrices: Sequence[sp.csr_matrix]) -> sp.csr_matrix:
+    width = max(m.shape[1] for m in matrices)
+    total = widened(matrices[0], width)
+    for matrix in matrices[1:]:
+        total = total + widened(matrix, width)
+    return sp.csr_matrix(total)
+
+
+def _stacked(matrices: Sequence[sp.csr_matrix]) -> sp.csr_matrix:
+    width = max(m.shape[1] for m in matrices)
+    blocks = [widened(m, width) for m in matrices]
+    return sp.csr_matrix(sp.vstack(blocks, format="csr"))
+
+
+def _no_spread(size: int) -> Spread:
+    empty, zero = sp.csr_matrix((size, 0)), np.zeros(size)
+    return Spread(empty, empty, zero, zero)
+
+
+def _row_sums(matrix: sp.csr_matrix) -> Array:
+    return np.asarray(abs(matrix).sum(axis=1), dtype=np.float64).reshape(-1)

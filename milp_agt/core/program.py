@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from enum import Enum
 
 import numpy as np
 import numpy.typing as npt
@@ -11,11 +12,38 @@ import scipy.sparse as sp
 from milp_agt.errors import EncodingError
 
 Array = npt.NDArray[np.float64]
+Index = npt.NDArray[np.int64]
+
+
+class Function(Enum):
+    """Functions of one column that a solver may know exactly."""
+
+    EXP = "exp"
+    SIGMOID = "sigmoid"
+    TANH = "tanh"
+
+
+@dataclass(frozen=True)
+class Curve:
+    """``x_result = function(x_argument)``."""
+
+    function: Function
+    result: int
+    argument: int
+
+
+def _no_products() -> Index:
+    return np.zeros((0, 3), dtype=np.int64)
+
+
+def _no_rows() -> npt.NDArray[np.bool_]:
+    return np.zeros(0, dtype=np.bool_)
 
 
 @dataclass(frozen=True)
 class Program:
-    """The feasible set ``{x : lower <= x <= upper, row_lower <= A x <= row_upper, x_j integer for j in I}``.
+    """The feasible set ``{x : lower <= x <= upper, row_lower <= A x <= row_upper, x_j integer for j in I}``
+    and, where there are any, ``x_p = x_a x_b`` and ``x_r = f(x_a)``.
 
     Every column has finite bounds, so that any row multipliers give a finite dual bound
     (Neumaier and Shcherbina 2004). Objectives are passed to the solver session one by one, because
@@ -27,6 +55,11 @@ class Program:
         matrix: rows A, shape (rows, columns), CSR, float64.
         row_lower, row_upper: row sides, shape (rows,), float64, +-inf allowed.
         row_origin: for each block of rows, the graph node that it came from and its first row.
+        products: bilinear terms, (terms, 3): columns p, a and b of ``x_p = x_a x_b``.
+        curves: exact functions; the rows relax them too, so a solver without them loses nothing but
+            tightness.
+        lazy: rows that a solver may leave out until a point violates them, (rows,); empty for none.
+        first: columns to branch on before all others, indices.
 
     Raises:
         EncodingError: shapes that disagree, an infinite or crossed column bound, a NaN.
@@ -39,15 +72,23 @@ class Program:
     row_lower: Array
     row_upper: Array
     row_origin: tuple[tuple[str, int], ...] = field(default=())
+    products: Index = field(default_factory=_no_products)
+    curves: tuple[Curve, ...] = ()
+    lazy: npt.NDArray[np.bool_] = field(default_factory=_no_rows)
+    first: Index = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
 
     def __post_init__(self) -> None:
         rows, columns = self.matrix.shape
+        if self.lazy.size == 0:
+            object.__setattr__(self, "lazy", np.zeros(rows, dtype=np.bool_))
         shapes = {
             "lower": (self.lower.shape, (columns,)),
             "upper": (self.upper.shape, (columns,)),
             "integer": (self.integer.shape, (columns,)),
             "row_lower": (self.row_lower.shape, (rows,)),
             "row_upper": (self.row_upper.shape, (rows,)),
+            "lazy": (self.lazy.shape, (rows,)),
+            "products": (self.products.shape, (len(self.products), 3)),
         }
         for name, (found, wanted) in shapes.items():
             if found != wanted:
@@ -74,13 +115,20 @@ class Program:
 
     @property
     def size(self) -> dict[str, int]:
-        """Counts of columns, rows, integer columns and non-zeros."""
+        """Counts of columns, rows, integer columns, non-zeros, bilinear terms and exact functions."""
         return {
             "columns": self.matrix.shape[1],
             "rows": self.matrix.shape[0],
             "integers": int(self.integer.sum()),
             "nonzeros": int(self.matrix.nnz),
+            "products": len(self.products),
+            "curves": len(self.curves),
         }
+
+    @property
+    def is_linear(self) -> bool:
+        """Rows and bounds say it all, but for integrality."""
+        return not len(self.products) and not self.curves
 
     @property
     def is_mixed_integer(self) -> bool:
@@ -96,3 +144,86 @@ class Program:
             activity - self.row_upper,
         ]
         return float(max((g.max(initial=0.0) for g in gaps), default=0.0))
+
+    def needed_for(self, wanted: Index) -> tuple[Program, Index]:
+        """The part of the program that says something about the wanted columns.
+
+        A row defines the newest of its columns from older ones, so that rows whose newest column is
+        not needed are left out (a relaxation, whatever the rows mean), and all columns of the others
+        are needed. Rows of the origin ``SHARED`` tie columns of equal standing: they stay with any.
+
+        Returns:
+            The smaller program, and the columns of this one that it keeps, ascending.
+        """
+        matrix = self.matrix.copy()
+        matrix.sort_indices()
+        filled = np.diff(matrix.indptr) > 0
+        newest = np.full(matrix.shape[0], -1, dtype=np.int64)
+        newest[filled] = matrix.indices[matrix.indptr[1:][filled] - 1]
+        shared = self._rows_of(SHARED)
+        alive = np.zeros(matrix.shape[1], dtype=np.bool_)
+        alive[wanted] = True
+        pattern = sp.csr_matrix(
+            (np.ones(matrix.nnz), matrix.indices, matrix.indptr), shape=matrix.shape
+        )
+        seen = np.zeros(matrix.shape[0], dtype=np.bool_)
+        while True:
+            before = int(alive.sum())
+            if len(self.products):
+                used = self.products[alive[self.products[:, 0]]]
+                alive[used.reshape(-1)] = True
+            for curve in self.curves:
+                alive[curve.argument] |= alive[curve.result]
+            rows = filled & alive[newest] & ~seen
+            rows[shared] |= filled[shared] & ~seen[shared] & (pattern[shared] @ alive > 0.0)
+            seen |= rows
+            alive[pattern[rows].indices] = True
+            if int(alive.sum()) == before and not rows.any():
+                break
+        kept = np.flatnonzero(alive)
+        place = np.full(alive.size, -1, dtype=np.int64)
+        place[kept] = np.arange(kept.size)
+        origin, starts = self._origin_of(seen)
+        first = self.first[alive[self.first]]
+        part = Program(
+            lower=self.lower[kept],
+            upper=self.upper[kept],
+            integer=self.integer[kept],
+            matrix=sp.csr_matrix(matrix[seen][:, kept]),
+            row_lower=self.row_lower[seen],
+            row_upper=self.row_upper[seen],
+            row_origin=tuple(zip(origin, starts, strict=True)),
+            products=place[self.products[alive[self.products[:, 0]]]],
+            curves=tuple(
+                Curve(c.function, int(place[c.result]), int(place[c.argument]))
+                for c in self.curves
+                if alive[c.result]
+            ),
+            lazy=self.lazy[seen],
+            first=place[first],
+        )
+        return part, kept
+
+    def _rows_of(self, origin: str) -> Index:
+        ends = [start for _, start in self.row_origin[1:]] + [self.matrix.shape[0]]
+        parts = [
+            np.arange(start, end)
+            for (name, start), end in zip(self.row_origin, ends, strict=True)
+            if name == origin
+        ]
+        return np.concatenate([np.zeros(0, dtype=np.int64), *parts])
+
+    def _origin_of(self, rows: npt.NDArray[np.bool_]) -> tuple[list[str], list[int]]:
+        """Origins and first rows of the blocks that are left when only ``rows`` stay."""
+        position = np.concatenate([[0], np.cumsum(rows)])
+        names: list[str] = []
+        starts: list[int] = []
+        ends = [start for _, start in self.row_origin[1:]] + [self.matrix.shape[0]]
+        for (name, start), end in zip(self.row_origin, ends, strict=True):
+            if position[end] > position[start]:
+                names.append(name)
+                starts.append(int(position[start]))
+        return names, starts
+
+
+SHARED = "shared"
