@@ -17,6 +17,10 @@ from milp_agt.core.interval import CLEAN, Interval
 from milp_agt.core.rounding import TINY, gamma
 
 
+# Products whose planes are off by less than this share of their size get no column.
+FLAT = 2.0**-44
+
+
 @dataclass(frozen=True)
 class Products:
     """The operands of many scalar products of one node, while they are encoded.
@@ -39,7 +43,8 @@ class Products:
         fixed = [_is_point(box) for box in boxes]
         linear = fixed[0] | fixed[1]
         plane = _is_point(boxes[0].clean) | _is_point(boxes[1].clean)
-        plane &= ~linear & (not self.encoder.exact_products)
+        plane &= not self.encoder.exact_products
+        plane = (plane | _is_flat(*boxes)) & ~linear
         parts = [np.flatnonzero(m) for m in (linear, plane, ~linear & ~plane)]
         made = [
             make(part, *(_picked(box, part) for box in boxes))
@@ -160,6 +165,13 @@ def _is_point(box: Interval) -> npt.NDArray[np.bool_]:
     """Mask of the elements with one and the same value in all states; ``box`` is (states, count)."""
     same = (box.lower == box.upper).all(0) & (box.lower == box.lower[:1]).all(0)
     return np.asarray(same.cpu().numpy(), dtype=np.bool_)
+
+
+def _is_flat(a: Interval, b: Interval) -> npt.NDArray[np.bool_]:
+    """Mask of the products that planes give to almost the last digit: operands known to rounding."""
+    off_a, off_b = (0.5 * (i.hull().upper - i.hull().lower) for i in (a, b))
+    size = (a.magnitude * b.magnitude).amax(0)
+    return np.asarray((off_a * off_b <= FLAT * size).cpu().numpy(), dtype=np.bool_)
 
 
 def _picked(box: Interval, part: Index) -> Interval:

@@ -70,14 +70,14 @@ def certify(
         data: features (n, *shape) and labels: classes (n,), or targets (n,) or (n, outputs).
         training: the run.
         threat: what the adversary may change.
-        relaxation: interval, linear, lp, milp, or auto (the tightest whose predicted cost fits
+        relaxation: interval, linear, lp, milp, qcqp, miqp, or auto (the tightest whose predicted cost fits
             ``time_limit`` and ``memory``; what was picked and why stands in ``result.fallbacks``).
         window: past steps that linear forms are walked through; None for all.
         program_window: steps in one program; None for ``window`` if that is given, else 1.
         inner_bounds: how the ranges inside a step are bounded in linear and above: "interval", "linear"
             (through the window, conditional on the sample being poisoned), or None, linear where its
             predicted cost is small.
-        solver: back end of lp and milp; None picks one.
+        solver: back end of programs; None picks the first that is able to for each level.
         device: "cpu", "cuda" or "auto".
         memory: budget for the tensors of one pass; rows and samples are cut into pieces by it.
         time_limit: seconds for the whole run; when it is over, the remaining steps use the interval
@@ -116,13 +116,13 @@ def certify(
         time_limit,
     )
     initial_box = inputs.initial_box(step_graph, initial)
-    chosen = _solver(plan, solver)
+    solvers = _solvers(plan, solver)
     run = Run(
         step_graph=step_graph.to(target),
         training=training,
         poison=poison.to(target),
         plan=plan,
-        solver=chosen,
+        solvers=solvers,
         initial=initial_box,
         claim=threat.describe(),
         deadline=None if time_limit is None else time.monotonic() + time_limit,
@@ -142,7 +142,7 @@ def certify(
                 batches=batches,
                 initial=initial_box,
                 plan=plan,
-                solver=chosen,
+                solver=solvers.get(plan.relaxation),
                 limits=run.solve_limits,
                 restriction=restriction,
                 device=str(target),
@@ -192,18 +192,24 @@ def _threads(single: bool) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _solver(plan: cost.Plan, name: str | None) -> Solver | None:
-    relaxation = plan.relaxation
-    if not relaxation.uses_programs:
-        if name is not None and plan.asked != "auto":
-            raise InvalidInputError(
-                f"Solver '{name}' was asked for",
-                f"relaxation '{relaxation.value}', which solves nothing",
-                "use relaxation 'lp' or 'milp', or leave the solver out",
-            )
-        return None
-    needed = Capability.MIP if relaxation.exact_phases else Capability.LP
-    return choose(name, needed)
+def _solvers(plan: cost.Plan, name: str | None) -> dict[Relaxation, Solver]:
+    """A solver for each level of the chain that solves; unasked, the first that is able to."""
+    if name is not None and not plan.relaxation.uses_programs and plan.asked != "auto":
+        raise InvalidInputError(
+            f"Solver '{name}' was asked for",
+            f"relaxation '{plan.relaxation.value}', which solves nothing",
+            "use relaxation 'lp' or 'milp', or leave the solver out",
+        )
+    return {
+        level: choose(name, _needed(level))
+        for level in plan.relaxation.chain()
+        if level.uses_programs
+    }
+
+
+def _needed(level: Relaxation) -> Capability:
+    needed = Capability.MIP if level.exact_phases else Capability.LP
+    return needed | Capability.QCP if level.exact_products else needed
 
 
 @dataclass
@@ -225,7 +231,7 @@ class Run:
         training: Training,
         poison: Poison,
         plan: cost.Plan,
-        solver: Solver | None,
+        solvers: Mapping[Relaxation, Solver],
         initial: Mapping[str, Interval],
         claim: str,
         deadline: float | None,
@@ -235,7 +241,7 @@ class Run:
     ) -> None:
         self.step_graph, self.training, self.poison, self.plan = step_graph, training, poison, plan
         self.schedule = Schedule.of(step_graph)
-        self.solver, self.deadline, self.solve_limits = solver, deadline, solve_limits
+        self.solvers, self.deadline, self.solve_limits = solvers, deadline, solve_limits
         self.restriction, self.recorder, self.claim = restriction, recorder, claim
         device = poison.features.device
         box = {n: Interval(b.lower.to(device), b.upper.to(device)) for n, b in initial.items()}
@@ -264,18 +270,21 @@ class Run:
         outer: State | None = None
         used, widths = Relaxation.INTERVAL, {}
         report: program.ProgramReport | None = None
+        states: dict[Relaxation, State] = {}
         for chain in self.chains:
             if self._out_of_time(chain.level, index) and outer is not None:
                 # The looser chain's box is a valid start for this one, should there be more time.
                 chain.state, chain.window = outer, []
+                states[chain.level] = outer
                 continue
             state, solved = self._bound(chain, step)
             report = solved or report
-            if outer is not None:
+            for looser in chain.level.looser:
                 state = {
-                    n: b.meet(outer[n], f"'{n}' by {chain.level.value} and below")
+                    n: b.meet(states[looser][n], f"'{n}' by {chain.level.value} and below")
                     for n, b in state.items()
                 }
+            states[chain.level] = state
             used = chain.level if solved or not chain.level.uses_programs else used
             self.recorder.state(index, chain.level, state)
             chain.state = outer = state
@@ -357,7 +366,6 @@ class Run:
                 f"'{chain.level.value}' was left to the linear bounds"
             )
             return state, None
-        assert self.solver is not None
         encoded = program.encode_window(
             self.step_graph,
             self.schedule,
@@ -365,8 +373,11 @@ class Run:
             self.poison,
             chain.level.exact_phases,
             self.restriction,
+            chain.level.exact_products,
         )
-        options = program.SolveOptions(self.solver, self.solve_limits, deadline=self.deadline)
+        options = program.SolveOptions(
+            self.solvers[chain.level], self.solve_limits, deadline=self.deadline
+        )
         state, report = program.bound_state(encoded, state, options)
         if report.limited:
             self.limit_reached = True

@@ -79,6 +79,8 @@ class HighsSession(ProgramSession):
         self._highspy: Any = import_module("highspy")
         self._columns = np.arange(program.lower.size, dtype=np.int32)
         self._matrix, self._lower, self._upper = without_tiny(program, _TINY)
+        self._held = ~program.lazy  # rows of the relaxation, in the order of the model
+        self._order: Index = np.flatnonzero(self._held)
         self._lp: Any = None
         self._tree: Any = None
 
@@ -103,7 +105,8 @@ class HighsSession(ProgramSession):
         waiting = np.flatnonzero(~self._held)
         activity = self._matrix[waiting] @ point
         gap = np.maximum(self._lower[waiting] - activity, activity - self._upper[waiting])
-        return waiting[gap > _VIOLATED]
+        chosen: Index = waiting[gap > _VIOLATED]
+        return chosen
 
     def _add(self, rows: Index) -> None:
         part = self._matrix[rows]
@@ -121,8 +124,6 @@ class HighsSession(ProgramSession):
 
     def _solve_lp(self, costs: Array, time: float | None) -> Answer:
         if self._lp is None:
-            self._held = ~self.program.lazy
-            self._order = np.flatnonzero(self._held)
             self._lp = self._model(integer=False, options=_LP, rows=self._order)
         raw = self._run(self._lp, costs, time)
         termination = STATUS.get(raw, Termination.FAILED)

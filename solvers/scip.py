@@ -61,7 +61,7 @@ class ScipSession(ProgramSession):
     """The relaxation in SCIP's LP solver, warm-started, and the tree, made when first needed."""
 
     primal_tolerance: ClassVar[float] = 1e-9
-    dual_tolerance: ClassVar[float] = 1e-9
+    dual_tolerance: ClassVar[float] = 1e-10
     knows_functions: ClassVar[bool] = True
 
     def __init__(self, program: Program) -> None:
@@ -158,7 +158,7 @@ class ScipSession(ProgramSession):
         model, p = self._scip.Model(), self.program
         model.hideOutput()
         model.setParam("numerics/feastol", 1e-9)
-        model.setParam("numerics/dualfeastol", 1e-9)
+        model.setParam("numerics/dualfeastol", self.dual_tolerance)
         model.setParam("numerics/epsilon", _EPSILON)
         model.setParam("limits/absgap", 1e-9)
         self._variables = [

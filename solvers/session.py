@@ -162,8 +162,8 @@ class ProgramSession(ABC):
         wrong sign up to the tolerance: at most n variables, structural or slack, are non-basic. The
         second is the first-order effect of bounds and rows that hold, or are tightened by presolve
         and propagation, up to the tolerance; bilinear terms and functions pay for theirs with all
-        that the multipliers move through the column of their result. What is not covered is the floating-point arithmetic
-        of the solver's cuts and presolve: a tree's bound rests on the solver.
+        that the multipliers move through the column of their result. What is not covered is the
+        floating-point arithmetic of the solver's cuts and presolve: a tree's bound rests on it.
         """
         p = self.program
         reach = np.abs(p.lower) + np.abs(p.upper)

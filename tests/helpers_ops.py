@@ -42,6 +42,7 @@ from milp_agt.engines.adversary import open_debt
 from milp_agt.engines.interval import Masks, PoisonedSum
 from milp_agt.engines.linear import Forms
 from milp_agt.engines.program import EncodedWindow
+from milp_agt.engines.program import window as window_room
 from milp_agt.engines.relaxed import RelaxedStep, relax_step
 from milp_agt.engines.step import Schedule, State, Step, initial_state, step_at_points, velocity_of
 from milp_agt.formulations.base import operations
@@ -746,7 +747,10 @@ class Watched:
 
     def __init__(self, program: Program, expressions: Sequence[Expression]) -> None:
         columns, rows = program.lower.size, program.row_lower.size
-        blocks = [program.matrix, *(widened(e.matrix, columns) for e in expressions)]
+        # A value lies between the two ends of its spread: [0] is watched from above, [1] from below.
+        ends = [[e.below, e.above] if e.spread is not None else [e] for e in expressions]
+        self._ends = ends
+        blocks = [program.matrix, *(widened(e.matrix, columns) for pair in ends for e in pair)]
         matrix = sp.csr_matrix(sp.vstack(blocks, format="csr"))
         self.expressions, self.columns = expressions, columns
         self._watched = matrix[rows:]
@@ -778,15 +782,21 @@ class Watched:
 
     def _sides(self, values: Sequence[Array | None]) -> tuple[Array, Array]:
         low, high = [], []
-        for expression, value in zip(self.expressions, values, strict=True):
-            if value is None:
-                low.append(np.full(expression.size, -np.inf))
-                high.append(np.full(expression.size, np.inf))
-                continue
-            flat = value.reshape(-1)
-            slack = expression.error + TOL.watch * (1.0 + np.abs(flat))
-            low.append(flat - expression.constant - slack)
-            high.append(flat - expression.constant + slack)
+        for pair, value in zip(self._ends, values, strict=True):
+            for rank, expression in enumerate(pair):
+                free = np.full(expression.size, np.inf)
+                if value is None:
+                    low.append(-free)
+                    high.append(free)
+                    continue
+                flat = value.reshape(-1)
+                slack = expression.error + TOL.watch * (1.0 + np.abs(flat))
+                low.append(
+                    -free if (len(pair), rank) == (2, 0) else flat - expression.constant - slack
+                )
+                high.append(
+                    free if (len(pair), rank) == (2, 1) else flat - expression.constant + slack
+                )
         return np.concatenate(low), np.concatenate(high)
 
     def is_feasible(self, values: Sequence[Array | None]) -> bool:
@@ -860,6 +870,8 @@ def encode_operation(
     if hasattr(encoder, "armed"):
         encoder.armed = True
     out = instance.op.encode(encoder, tuple(inputs), tuple(boxes))
+    if out.spread is not None:  # an error without a column: give the result one
+        out = encoder.bounded(out, instance.op.interval(*boxes))
     return Encoded(encoder.finish(), inputs, encoder.selection, out)
 
 
@@ -1119,9 +1131,9 @@ def true_columns(instance: Instance, point: Tensor, box: Interval, states: Array
     if isinstance(op, Relu | StepFunction):
         hull = box.hull()
         ambiguous = ((hull.lower <= 0) & (hull.upper > 0)).numpy().reshape(-1)
+        parts.append((z[ambiguous] > 0).astype(np.float64))
         if isinstance(op, Relu):
             parts.append(value[ambiguous])
-        parts.append((z[ambiguous] > 0).astype(np.float64))
     elif isinstance(op, Clip):
         bent = ~op.is_linear_on(box.hull()).numpy().reshape(-1)
         parts += [value[bent], *((z[bent] > k).astype(np.float64) for k in op.kinks)]
@@ -1162,7 +1174,7 @@ def check_rows_exactly(
             assert found == 0.0, _say(instance, "a row cuts the float value off by", found)
 
 
-class RecordedMoves(program_engine._Moves):
+class RecordedMoves(window_room.Moves):
     """The moves of the adversary, kept so that a test can fix them."""
 
     last: RecordedMoves
@@ -1202,7 +1214,7 @@ class EncodedStep:
 
 def encode_step(case: StepCase, exact: bool) -> EncodedStep:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(program_engine, "_Moves", RecordedMoves)
+        patch.setattr(window_room, "Moves", RecordedMoves)
         window = program_engine.encode_window(
             case.step_graph, case.schedule, [case.relaxed], case.poison, exact
         )

@@ -307,19 +307,72 @@ def test_solved_bounds_are_nested_and_hold_runs(name: str) -> None:
         box.meet(inside[entry])
 
 
+# Columns, rows, integer columns, bilinear terms of miqp.
 SIZES = {
-    "bce-features": (97, 529, 6),
-    "bce-labels": (80, 374, 9),
-    "hinge": (98, 489, 7),
-    "ce-3-both": (243, 1681, 14),
-    "clean": (59, 213, 1),
+    "bce-features": (0, 0, 0, 0),
+    "bce-labels": (0, 0, 0, 0),
+    "hinge": (0, 0, 0, 0),
+    "ce-3-both": (0, 0, 0, 0),
+    "clean": (0, 0, 0, 0),
+    "some": (0, 0, 0, 0),
 }
 
 
+def _lean(name: str, exact_products: bool) -> dict[str, int]:
+    """Sizes of what is solved: the part of a program that its objectives need."""
+    case = _case(name)
+    window = program.encode_window(
+        case.step_graph,
+        case.schedule,
+        [case.relaxed],
+        case.poison,
+        True,
+        exact_products=exact_products,
+    )
+    ends = [end for e in window.state.values() for end in (e.below, e.above)]
+    wanted = np.unique(np.concatenate([e.matrix.indices for e in ends])).astype(np.int64)
+    return window.program.needed_for(wanted)[0].size
+
+
 def test_sizes_of_small_programs_are_pinned() -> None:
-    """Columns, rows, integer columns: a change here is a change of the formulation."""
+    """A change here is a change of the formulation."""
     sizes = {}
     for name in SIZES:
-        found = encode_step(_case(name), exact=True).window.program.size
-        sizes[name] = (found["columns"], found["rows"], found["integers"])
+        found, exact = _lean(name, False), _lean(name, True)
+        assert found["products"] == 0
+        sizes[name] = (found["columns"], found["rows"], found["integers"], exact["products"])
     assert sizes == SIZES
+
+
+def test_programs_are_lean() -> None:
+    """Stable units, constants and clean samples cost nothing."""
+    case = _case("clean", width=0.0)
+    window = program.encode_window(
+        case.step_graph, case.schedule, [case.relaxed], case.poison, True, exact_products=True
+    )
+    assert window.program.size["products"] == window.program.size["integers"] == 0
+    # Two of four samples are open: the others have no selection and no perturbation.
+    some, all_open = _lean("some", False), _lean("bce-features", False)
+    assert some["columns"] < all_open["columns"]
+
+
+def test_the_needed_part_has_the_same_bounds() -> None:
+    case = _case("bce-features", width=0.02)
+    window = program.encode_window(
+        case.step_graph, case.schedule, [case.relaxed], case.poison, False
+    )
+    whole = window.program
+    for expression in window.state.values():
+        row = expression.below.matrix[[0]]
+        part, kept = whole.needed_for(np.unique(row.indices).astype(np.int64))
+        assert part.size["rows"] < whole.size["rows"]
+        assert (np.diff(kept) > 0).all()
+        objective = np.zeros(whole.lower.size)
+        objective[row.indices] = row.data
+        bounds = [
+            get_solver("highs").open(p).minimise(c, Limits()).dual_bound
+            for p, c in ((whole, objective), (part, objective[kept]))
+        ]
+        assert bounds[0] == pytest.approx(bounds[1], abs=1e-8)
+        assert [name for name, _ in part.row_origin]
+        assert part.row_origin[0][1] == 0

@@ -43,9 +43,10 @@ import milp_agt as agt
 from milp_agt.core.encoder import Encoder
 from milp_agt.core.expression import Array, Expression
 from milp_agt.core.interval import Interval
-from milp_agt.engines import adversary, linear, program
+from milp_agt.engines import adversary, linear
 from milp_agt.engines import interval as interval_engine
 from milp_agt.engines.interval import Masks, PoisonedSum
+from milp_agt.engines.program import window
 from milp_agt.engines.step import Step
 from milp_agt.formulations import univariate
 from milp_agt.moves import Box, Vertices
@@ -235,19 +236,32 @@ class MutantEncoder(Encoder):
             lower, upper = np.asarray(lower) + move, np.asarray(upper) - move
         return super().columns(lower, upper, integer)
 
-    def rows(self, expression: Expression, lower: Array | float, upper: Array | float) -> None:
+    def rows(
+        self,
+        expression: Expression,
+        lower: Array | float,
+        upper: Array | float,
+        lazy: bool = False,
+    ) -> None:
         if self.armed and self.kind == "rows":
             self.calls += 1
             if self.only in (None, self.calls):
-                spread = SHARE * self._spread(expression)
-                lower, upper = lower + spread, upper - spread
-        super().rows(expression, lower, upper)
+                move = SHARE * self._reach(expression)
+                lower, upper = lower + move, upper - move
+        super().rows(expression, lower, upper, lazy)
 
-    def at_least(self, expression: Expression, offsets: Tensor) -> None:
+    def at_least(self, expression: Expression, offsets: Tensor, lazy: bool = False) -> None:
         dropped = self.armed and self.kind == "charge"
-        super().at_least(expression, offsets[:1] if dropped else offsets)
+        super().at_least(expression, offsets[:1] if dropped else offsets, lazy)
 
-    def _spread(self, expression: Expression) -> Array:
+    def spread(self, expression: Expression, offsets: Interval) -> Expression:
+        if self.armed and self.kind == "charge":
+            offsets = offsets.clean
+        elif self.armed and self.kind == "spread":
+            offsets = shrunk(offsets)
+        return super().spread(expression, offsets)
+
+    def _reach(self, expression: Expression) -> Array:
         """How far the expression can move within the bounds of its columns."""
         width = np.concatenate(self._upper) - np.concatenate(self._lower)
         matrix = abs(sp.csr_matrix(expression.matrix))
@@ -523,7 +537,7 @@ def test_moves_mutants(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
         check_encoded_step(case, False, np.random.default_rng(seed), count=2)
 
     check(0)
-    moves = program._Moves
+    moves = window.Moves
     if kind == "budget":
         limit = moves._limit
 

@@ -17,7 +17,7 @@ from milp_agt.core.relaxation import Relaxation
 from milp_agt.engines import interval, linear, program, relaxed
 from milp_agt.engines.recorder import MemoryRecorder
 from milp_agt.engines.step import State, Step, initial_state
-from milp_agt.solvers import Capability, choose
+from milp_agt.solvers import Capability, available_solvers, choose
 from milp_agt.training import Training
 
 # Feasibility tolerance of the solver, paid back by the safe dual bound.
@@ -83,6 +83,39 @@ def test_every_level_lies_in_the_looser_one_at_every_step(loss, momentum, inner_
     for looser, tighter in itertools.pairwise(runs):
         for outer, inner in zip(looser, tighter, strict=True):
             assert_within(inner, outer)
+
+
+@pytest.mark.skipif("scip" not in available_solvers(), reason="pyscipopt is not installed")
+@pytest.mark.parametrize(
+    "loss", ["mse", *[pytest.param(k, marks=pytest.mark.slow) for k in ("hinge", "bce")]]
+)
+def test_bilinear_levels_lie_in_both_looser_ones_at_every_step(loss) -> None:
+    problem = (
+        case(loss, count=2, hidden=(), epochs=2) if loss == "mse" else case(loss, count=2, epochs=2)
+    )
+    runs = {
+        level: problem.certify(relaxation=level, window=1)[1]
+        for level in ("lp", "milp", "qcqp", "miqp")
+    }
+    for looser, tighter in (("lp", "milp"), ("lp", "qcqp"), ("milp", "miqp"), ("qcqp", "miqp")):
+        for outer, inner in zip(runs[looser], runs[tighter], strict=True):
+            assert_within(inner, outer)
+    assert runs["miqp"][-1].mean_width < runs["lp"][-1].mean_width
+
+
+def test_the_order_of_the_levels_is_partial() -> None:
+    chain = [level.value for level in Relaxation.MIQP.chain()]
+    assert chain == ["interval", "linear", "lp", "milp", "qcqp", "miqp"]
+    assert [level.value for level in Relaxation.QCQP.chain()] == [
+        "interval",
+        "linear",
+        "lp",
+        "qcqp",
+    ]
+    assert Relaxation.MILP not in Relaxation.QCQP.chain()
+    for level in Relaxation:
+        for looser in level.looser:
+            assert set(looser.chain()) < set(level.chain())
 
 
 @pytest.mark.parametrize(

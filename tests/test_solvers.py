@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import linprog
 
-from milp_agt.core.program import Array, Program
+from milp_agt.core.program import Array, Curve, Function, Program
 from milp_agt.core.results import Limits, SolveResult, Termination
 from milp_agt.errors import EncodingError, SolverUnavailableError, SoundnessError
 from milp_agt.solvers import Capability, available_solvers, choose, get_solver, solver_table
@@ -698,3 +698,93 @@ def test_highs_beside_a_model_with_more_threads() -> None:
         "print(get_solver('highs').open(p).minimise(np.ones(2), Limits()).termination.name)"
     )
     assert found.stdout.strip() == "OPTIMAL", found.stderr
+
+
+# ------------------------------------------------------------- bilinear terms and exact functions
+
+
+def exact_program(curves: tuple[Curve, ...] = ()) -> Program:
+    """Columns p, a, b: p = a b on [-1, 2] x [-1, 1] with a + b >= -0.5; or p = f(a)."""
+    base = program([-4, -1, -1], [4, 2, 1], [[0, 1, 1]], [-0.5], [INF])
+    products = np.array([[0, 1, 2]]) if not curves else np.zeros((0, 3), dtype=np.int64)
+    return replace(base, products=products, curves=curves)
+
+
+EXACT = tuple(n for n in BACK_ENDS if Capability.QCP in get_solver(n).capabilities)
+
+
+@pytest.mark.parametrize("name", EXACT)
+@pytest.mark.parametrize(
+    ("objective", "optimum"), [([1, 0, 0], -2.0), ([-1, 0, 0], -2.0), ([1, 1, 1], -1.0)]
+)
+def test_bilinear_terms_are_solved_to_global_optimality(name, objective, optimum) -> None:
+    if not get_solver(name).available():
+        pytest.skip(f"{name} is not installed")
+    session = get_solver(name).open(exact_program())
+    found = session.minimise(np.array(objective, dtype=float), Limits(gap=0.0))
+    session.close()
+    assert found.termination is Termination.OPTIMAL
+    assert found.dual_bound is not None
+    assert found.primal_bound is not None
+    assert found.dual_bound <= optimum
+    assert found.dual_bound == pytest.approx(optimum, abs=1e-6)
+    assert found.multipliers is None
+
+
+@pytest.mark.parametrize("name", EXACT)
+@pytest.mark.parametrize(
+    ("function", "value"),
+    [
+        (Function.EXP, math.exp),
+        (Function.SIGMOID, lambda z: 1 / (1 + math.exp(-z))),
+        (Function.TANH, math.tanh),
+    ],
+)
+def test_functions_are_exact_where_a_solver_knows_them(name, function, value) -> None:
+    if not get_solver(name).available():
+        pytest.skip(f"{name} is not installed")
+    session = get_solver(name).open(
+        replace(
+            exact_program((Curve(function, 0, 1),)),
+            lower=np.array([-9.0, -1, -1]),
+            upper=np.array([9.0, 2, 1]),
+        )
+    )
+    for sign, at in ((1.0, -1.0), (-1.0, 2.0)):
+        found = session.minimise(np.array([sign, 0.0, 0.0]), Limits(gap=0.0))
+        assert found.dual_bound is not None
+        assert found.dual_bound <= sign * value(at)
+        assert found.dual_bound == pytest.approx(sign * value(at), abs=1e-6)
+    session.close()
+
+
+@pytest.mark.parametrize("name", ["highs", "cvxpy"])
+def test_solvers_without_bilinear_terms_refuse_them(name) -> None:
+    with pytest.raises(SolverUnavailableError) as error:
+        get_solver(name).open(exact_program())
+    assert "bilinear" in error.value.asked
+    assert "1 of them" in error.value.found
+    assert "scip" in error.value.remedy
+    with pytest.raises(SolverUnavailableError):
+        choose(name, Capability.MIP | Capability.QCP)
+
+
+def test_a_solver_without_functions_keeps_their_rows() -> None:
+    bounded = replace(exact_program((Curve(Function.EXP, 0, 1),)), row_lower=np.array([-0.5]))
+    found = get_solver("highs").open(bounded).minimise(np.array([1.0, 0.0, 0.0]), Limits())
+    assert found.dual_bound == pytest.approx(-4.0)
+
+
+def test_lazy_rows_join_when_they_are_violated() -> None:
+    rng = np.random.default_rng(0)
+    rows = rng.normal(size=(60, 6))
+    whole = program([-1] * 6, [1] * 6, rows, [-INF] * 60, rng.random(60))
+    lazy = replace(whole, lazy=np.arange(60) > 2)
+    for seed in range(4):
+        c = np.random.default_rng(seed).normal(size=6)
+        sessions = [get_solver("highs").open(p) for p in (whole, lazy)]
+        first, second = (s.minimise(c, Limits()) for s in sessions)
+        assert first.dual_bound == pytest.approx(second.dual_bound, abs=1e-8)
+        assert second.multipliers is not None
+        assert second.multipliers.shape == (60,)
+        assert (sessions[1]._held.sum()) < 60

@@ -166,14 +166,19 @@ def add(terms: Sequence[Expression]) -> Expression:
     spreads = [t.spread for t in terms if t.spread is not None]
     if not spreads:
         return Expression(matrix, constant, error, terms[0].shape)
-    low, high = sum(s.low for s in spreads), sum(s.high for s in spreads)
-    size = sum(np.abs(s.low) + np.abs(s.high) for s in spreads)
-    size = size + sum(_row_sums(s.below) + _row_sums(s.above) for s in spreads)
+    if len(spreads) == 1:
+        return Expression(matrix, constant, error, terms[0].shape, spreads[0])
     spread = Spread(
-        _summed([s.below for s in spreads]), _summed([s.above for s in spreads]), low, high
+        _summed([s.below for s in spreads]),
+        _summed([s.above for s in spreads]),
+        np.sum([s.low for s in spreads], axis=0),
+        np.sum([s.high for s in spreads], axis=0),
     )
-    rounding = gamma(2 * len(terms)) * size if len(spreads) > 1 else 0.0
-    return Expression(matrix, constant, error + rounding, terms[0].shape, spread)
+    size = np.sum([np.abs(s.low) + np.abs(s.high) for s in spreads], axis=0)
+    size = size + np.sum([_row_sums(s.below) + _row_sums(s.above) for s in spreads], axis=0)
+    return Expression(
+        matrix, constant, error + gamma(2 * len(terms)) * size, terms[0].shape, spread
+    )
 
 
 def stacked(parts: Sequence[Expression], shape: tuple[int, ...]) -> Expression:

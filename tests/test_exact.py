@@ -1,0 +1,192 @@
+"""miqp over a whole run is exact: brute force over selections and phases, with local search inside."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+import torch
+from scipy.optimize import minimize
+from torch import Tensor, nn
+
+import milp_agt as agt
+from milp_agt.core.relaxation import Relaxation
+from milp_agt.core.results import Limits
+from milp_agt.engines import program
+from milp_agt.engines.recorder import MemoryRecorder
+from milp_agt.solvers import available_solvers, get_solver
+
+# Local search stops within this of a local optimum, and the tree within its gap and tolerances.
+EQUAL = 1e-6
+RADIUS = 0.3
+
+
+@dataclass(frozen=True)
+class Tiny:
+    """A 1-hidden-layer relu network on scalars, trained by hand with phases that may be imposed."""
+
+    loss: str
+    x: Tensor
+    y: Tensor
+    start: tuple[Tensor, Tensor, Tensor, Tensor]
+    steps: int
+    rate: float
+
+    def model(self) -> nn.Sequential:
+        hidden = len(self.start[1])
+        model = nn.Sequential(nn.Linear(1, hidden), nn.ReLU(), nn.Linear(hidden, 1)).double()
+        with torch.no_grad():
+            for parameter, value in zip(model.parameters(), self.start, strict=True):
+                parameter.copy_(value)
+        return model
+
+    def run(self, x: Tensor, phases: list[Tensor] | None) -> tuple[Tensor, list[Tensor], Tensor]:
+        """Final parameters, the phases of each step, and the distances to the kinks, signed so that
+        all are >= 0 where the phases are right."""
+        w, b, v, c = self.start
+        found, slack = [], []
+        sign = 2.0 * self.y - 1.0
+        for t in range(self.steps):
+            z = x @ w.T + b
+            a = (z > 0).double() if phases is None else phases[2 * t]
+            h = a * z
+            f = (h @ v.T + c)[:, 0]
+            slack.append((2.0 * a - 1.0) * z)
+            if self.loss == "mse":
+                delta, g = 2.0 * (f - self.y), torch.zeros(0, dtype=torch.float64)
+            else:
+                margin = 1.0 - sign * f
+                g = (margin > 0).double() if phases is None else phases[2 * t + 1]
+                slack.append((2.0 * g - 1.0) * margin)
+                delta = -sign * g
+            found += [a, g]
+            back = delta[:, None] * v * a
+            n = len(x)
+            dw, db = back.T @ x / n, back.sum(0) / n
+            dv, dc = delta @ h / n, delta.sum() / n
+            w, b, v, c = (
+                w - self.rate * dw,
+                b - self.rate * db,
+                v - self.rate * dv,
+                c - self.rate * dc,
+            )
+        final = torch.cat([w.flatten(), b, v.flatten(), c.flatten()])
+        return final, found, torch.cat([s.flatten() for s in slack])
+
+    def reach(self, entry: int, sign: float) -> float:
+        """The least value of ``sign * theta[entry]`` over all poisonings of one sample."""
+        return min(self._search(i, phases, e, entry, sign) for i, phases, e in self._cells())
+
+    def _cells(self) -> Iterator[tuple[int, list[Tensor], float]]:
+        """Every sample with every pattern of phases of a grid of moves, and of a bisection between
+        neighbours that differ: closed cells hold the limits from both sides of every kink."""
+        for sample in range(len(self.x)):
+            seen: dict[tuple[float, ...], tuple[list[Tensor], float]] = {}
+
+            def look(e: float, sample: int = sample, seen: dict = seen) -> tuple[float, ...]:
+                phases = self.run(self._moved(sample, torch.tensor(e)), None)[1]
+                key = tuple(torch.cat([p.flatten() for p in phases]).tolist())
+                seen.setdefault(key, (phases, e))
+                return key
+
+            grid = np.linspace(-RADIUS, RADIUS, 121).tolist()
+            open_cells = [(a, b, look(a), look(b)) for a, b in itertools.pairwise(grid)]
+            while open_cells:
+                a, b, left, right = open_cells.pop()
+                if left != right and b - a > 1e-13:
+                    middle = 0.5 * (a + b)
+                    key = look(middle)
+                    open_cells += [(a, middle, left, key), (middle, b, key, right)]
+            yield from ((sample, phases, e) for phases, e in seen.values())
+
+    def _moved(self, sample: int, e: Tensor) -> Tensor:
+        unit = torch.zeros_like(self.x)
+        unit[sample] = 1.0
+        return self.x + unit * e
+
+    def _search(
+        self, sample: int, phases: list[Tensor], e: float, entry: int, sign: float
+    ) -> float:
+        def value(at: np.ndarray) -> tuple[float, np.ndarray]:
+            move = torch.tensor(at[0], requires_grad=True)
+            final = sign * self.run(self._moved(sample, move), phases)[0][entry]
+            (slope,) = torch.autograd.grad(final, move, allow_unused=True)
+            return final.item(), np.array([0.0 if slope is None else slope.item()])
+
+        def slack(at: np.ndarray) -> np.ndarray:
+            return self.run(self._moved(sample, torch.tensor(at[0])), phases)[2].numpy()
+
+        found = minimize(
+            value,
+            [e],
+            jac=True,
+            method="SLSQP",
+            bounds=[(-RADIUS, RADIUS)],
+            constraints={"type": "ineq", "fun": slack},
+            options={"ftol": 1e-14, "maxiter": 200},
+        )
+        best = value(np.array([e]))[0]
+        if slack(found.x).min() >= -1e-9:
+            best = min(best, float(found.fun))
+        return best
+
+
+def tiny(loss: str, steps: int) -> Tiny:
+    x = torch.tensor([[0.4], [-0.7], [1.1]], dtype=torch.float64)
+    y = torch.tensor([1.0, 0.0, 1.0] if loss == "hinge" else [0.8, -0.3, 0.2], dtype=torch.float64)
+    start = (
+        torch.tensor([[1.0], [-0.8]], dtype=torch.float64),
+        torch.tensor([-0.2, -0.3], dtype=torch.float64),
+        torch.tensor([[0.9, 0.5]], dtype=torch.float64),
+        torch.tensor([0.1], dtype=torch.float64),
+    )
+    return Tiny(loss, x, y, start, steps, 0.3)
+
+
+@pytest.mark.skipif("scip" not in available_solvers(), reason="pyscipopt is not installed")
+@pytest.mark.parametrize(
+    ("loss", "steps"),
+    [
+        ("mse", 1),
+        ("hinge", 2),
+        *[
+            pytest.param(loss, steps, marks=pytest.mark.slow)
+            for loss, steps in itertools.product(("mse", "hinge"), (1, 2, 3))
+            if (loss, steps) not in (("mse", 1), ("hinge", 2))
+        ],
+    ],
+)
+def test_miqp_over_the_run_is_what_brute_force_finds(loss: str, steps: int) -> None:
+    case = tiny(loss, steps)
+    recorder = MemoryRecorder()
+    y = case.y.long() if loss == "hinge" else case.y
+    result = agt.certify(
+        case.model(),
+        (case.x, y),
+        agt.Training(loss=loss, learning_rate=case.rate, epochs=steps),
+        agt.FeaturePoisoning(1, RADIUS),
+        inner_bounds="linear",
+        recorder=recorder,
+    )
+    models = result.models
+    kept = recorder.steps[Relaxation.LINEAR]
+    encoded = program.encode_window(
+        models.step_graph, models.schedule, kept, models.poison, True, exact_products=True
+    )
+    box = recorder.states[Relaxation.LINEAR][-1]
+    options = program.SolveOptions(get_solver("scip"), Limits(gap=0.0))
+    found, report = program.bound_state(encoded, box, options)
+    assert report.limited == 0
+    ambiguous = int(encoded.program.integer.sum()) - len(case.x)
+    assert 1 <= ambiguous <= 10 * steps
+    low = torch.cat([found[n].lower.flatten() for n in models.step_graph.parameters])
+    high = torch.cat([found[n].upper.flatten() for n in models.step_graph.parameters])
+    for entry in range(len(low)):
+        least, most = case.reach(entry, 1.0), -case.reach(entry, -1.0)
+        assert low[entry] <= least
+        assert most <= high[entry]
+        assert least - low[entry] <= EQUAL
+        assert high[entry] - most <= EQUAL
