@@ -16,7 +16,6 @@ from milp_agt.core.expression import Expression, Index, add, stacked
 from milp_agt.core.interval import CLEAN, Interval
 from milp_agt.core.rounding import TINY, gamma
 
-
 # Products whose planes are off by less than this share of their size get no column.
 FLAT = 2.0**-44
 

@@ -309,12 +309,12 @@ def test_solved_bounds_are_nested_and_hold_runs(name: str) -> None:
 
 # Columns, rows, integer columns, bilinear terms of miqp.
 SIZES = {
-    "bce-features": (0, 0, 0, 0),
-    "bce-labels": (0, 0, 0, 0),
-    "hinge": (0, 0, 0, 0),
-    "ce-3-both": (0, 0, 0, 0),
-    "clean": (0, 0, 0, 0),
-    "some": (0, 0, 0, 0),
+    "bce-features": (72, 414, 6, 49),
+    "bce-labels": (74, 269, 9, 21),
+    "hinge": (48, 154, 6, 28),
+    "ce-3-both": (206, 1474, 14, 91),
+    "clean": (44, 165, 1, 21),
+    "some": (60, 358, 5, 33),
 }
 
 

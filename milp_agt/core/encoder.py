@@ -36,6 +36,7 @@ class Encoder:
         self._row_lower: list[Array] = []
         self._row_upper: list[Array] = []
         self._row_origin: list[tuple[str, int]] = []
+        self._column_origin: list[tuple[str, int]] = []
         self._lazy: list[npt.NDArray[np.bool_]] = []
         self._products: list[Index] = []
         self._curves: list[Curve] = []
@@ -49,6 +50,8 @@ class Encoder:
     ) -> Expression:
         """Fresh columns with bounds; ``lower`` gives the shape, ``integer`` is for all or for each."""
         size = lower.size
+        if size and (not self._column_origin or self._column_origin[-1][0] != self.origin):
+            self._column_origin.append((self.origin, self._columns))
         first, self._columns = self._columns, self._columns + size
         self._lower.append(np.asarray(lower, dtype=np.float64).reshape(-1))
         self._upper.append(np.asarray(upper, dtype=np.float64).reshape(-1))
@@ -239,6 +242,7 @@ class Encoder:
             row_lower=np.concatenate([np.zeros(0), *self._row_lower]),
             row_upper=np.concatenate([np.zeros(0), *self._row_upper]),
             row_origin=tuple(self._row_origin),
+            column_origin=tuple(self._column_origin),
             products=np.concatenate([np.zeros((0, 3), dtype=np.int64), *self._products]),
             curves=tuple(self._curves),
             lazy=np.concatenate([np.zeros(0, dtype=np.bool_), *self._lazy]),

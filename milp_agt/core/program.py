@@ -13,6 +13,9 @@ from milp_agt.errors import EncodingError
 
 Array = npt.NDArray[np.float64]
 Index = npt.NDArray[np.int64]
+Origin = tuple[tuple[str, int], ...]  # names of blocks and where each begins
+
+SHARED = "shared"  # the origin of rows that tie columns of equal standing
 
 
 class Function(Enum):
@@ -54,7 +57,8 @@ class Program:
         integer: True for integer columns, shape (columns,), bool.
         matrix: rows A, shape (rows, columns), CSR, float64.
         row_lower, row_upper: row sides, shape (rows,), float64, +-inf allowed.
-        row_origin: for each block of rows, the graph node that it came from and its first row.
+        row_origin, column_origin: for each block of rows or columns, the graph node that it came from
+            and its first row or column.
         products: bilinear terms, (terms, 3): columns p, a and b of ``x_p = x_a x_b``.
         curves: exact functions; the rows relax them too, so a solver without them loses nothing but
             tightness.
@@ -71,7 +75,8 @@ class Program:
     matrix: sp.csr_matrix
     row_lower: Array
     row_upper: Array
-    row_origin: tuple[tuple[str, int], ...] = field(default=())
+    row_origin: Origin = ()
+    column_origin: Origin = ()
     products: Index = field(default_factory=_no_products)
     curves: tuple[Curve, ...] = ()
     lazy: npt.NDArray[np.bool_] = field(default_factory=_no_rows)
@@ -148,34 +153,24 @@ class Program:
     def needed_for(self, wanted: Index) -> tuple[Program, Index]:
         """The part of the program that says something about the wanted columns.
 
-        A row defines the newest of its columns from older ones, so that rows whose newest column is
-        not needed are left out (a relaxation, whatever the rows mean), and all columns of the others
-        are needed. Rows of the origin ``SHARED`` tie columns of equal standing: they stay with any.
+        A row belongs to those of its columns that were made together with it (of one origin), to the
+        newest if there is none, and to all if its origin is ``SHARED``. Rows that belong to no needed
+        column are left out (a relaxation, whatever the rows mean); the columns of the others are
+        needed as well.
 
         Returns:
             The smaller program, and the columns of this one that it keeps, ascending.
         """
-        matrix = self.matrix.copy()
-        matrix.sort_indices()
-        filled = np.diff(matrix.indptr) > 0
-        newest = np.full(matrix.shape[0], -1, dtype=np.int64)
-        newest[filled] = matrix.indices[matrix.indptr[1:][filled] - 1]
-        shared = self._rows_of(SHARED)
-        alive = np.zeros(matrix.shape[1], dtype=np.bool_)
+        owned, pattern = self._owners()
+        alive = np.zeros(self.lower.size, dtype=np.bool_)
         alive[wanted] = True
-        pattern = sp.csr_matrix(
-            (np.ones(matrix.nnz), matrix.indices, matrix.indptr), shape=matrix.shape
-        )
-        seen = np.zeros(matrix.shape[0], dtype=np.bool_)
+        seen = np.zeros(self.row_lower.size, dtype=np.bool_)
         while True:
             before = int(alive.sum())
-            if len(self.products):
-                used = self.products[alive[self.products[:, 0]]]
-                alive[used.reshape(-1)] = True
+            alive[self.products[alive[self.products[:, 0]]].reshape(-1)] = True
             for curve in self.curves:
                 alive[curve.argument] |= alive[curve.result]
-            rows = filled & alive[newest] & ~seen
-            rows[shared] |= filled[shared] & ~seen[shared] & (pattern[shared] @ alive > 0.0)
+            rows = ~seen & (owned @ alive > 0.0)
             seen |= rows
             alive[pattern[rows].indices] = True
             if int(alive.sum()) == before and not rows.any():
@@ -183,16 +178,16 @@ class Program:
         kept = np.flatnonzero(alive)
         place = np.full(alive.size, -1, dtype=np.int64)
         place[kept] = np.arange(kept.size)
-        origin, starts = self._origin_of(seen)
         first = self.first[alive[self.first]]
         part = Program(
             lower=self.lower[kept],
             upper=self.upper[kept],
             integer=self.integer[kept],
-            matrix=sp.csr_matrix(matrix[seen][:, kept]),
+            matrix=sp.csr_matrix(self.matrix[seen][:, kept]),
             row_lower=self.row_lower[seen],
             row_upper=self.row_upper[seen],
-            row_origin=tuple(zip(origin, starts, strict=True)),
+            row_origin=_thinned(self.row_origin, seen),
+            column_origin=_thinned(self.column_origin, alive),
             products=place[self.products[alive[self.products[:, 0]]]],
             curves=tuple(
                 Curve(c.function, int(place[c.result]), int(place[c.argument]))
@@ -204,26 +199,40 @@ class Program:
         )
         return part, kept
 
-    def _rows_of(self, origin: str) -> Index:
-        ends = [start for _, start in self.row_origin[1:]] + [self.matrix.shape[0]]
-        parts = [
-            np.arange(start, end)
-            for (name, start), end in zip(self.row_origin, ends, strict=True)
-            if name == origin
-        ]
-        return np.concatenate([np.zeros(0, dtype=np.int64), *parts])
-
-    def _origin_of(self, rows: npt.NDArray[np.bool_]) -> tuple[list[str], list[int]]:
-        """Origins and first rows of the blocks that are left when only ``rows`` stay."""
-        position = np.concatenate([[0], np.cumsum(rows)])
-        names: list[str] = []
-        starts: list[int] = []
-        ends = [start for _, start in self.row_origin[1:]] + [self.matrix.shape[0]]
-        for (name, start), end in zip(self.row_origin, ends, strict=True):
-            if position[end] > position[start]:
-                names.append(name)
-                starts.append(int(position[start]))
-        return names, starts
+    def _owners(self) -> tuple[sp.csr_matrix, sp.csr_matrix]:
+        """Which rows belong to which columns, and which rows read which columns: 0/1 (rows, columns)."""
+        matrix = sp.csr_matrix(self.matrix, copy=True)
+        matrix.sort_indices()
+        counts = np.diff(matrix.indptr)
+        names: dict[str, int] = {}
+        of_row = _labelled(self.row_origin, matrix.shape[0], names)
+        of_column = _labelled(self.column_origin, matrix.shape[1], names)
+        row = np.repeat(np.arange(matrix.shape[0]), counts)
+        own = (of_row[row] == of_column[matrix.indices]) | (of_row[row] == names.get(SHARED, -2))
+        alone = np.bincount(row[own], minlength=matrix.shape[0]) == 0
+        last = matrix.indptr[1:][alone & (counts > 0)] - 1
+        own[last] = True
+        ones = np.ones(matrix.nnz)
+        pattern = sp.csr_matrix((ones, matrix.indices, matrix.indptr), shape=matrix.shape)
+        owned = sp.csr_matrix((own.astype(np.float64), (row, matrix.indices)), shape=matrix.shape)
+        owned.eliminate_zeros()
+        return owned, pattern
 
 
-SHARED = "shared"
+def _labelled(origin: Origin, size: int, names: dict[str, int]) -> Index:
+    """The number of the origin of every row or column; -1 before the first block."""
+    found = np.full(size, -1, dtype=np.int64)
+    for name, start in origin:
+        found[start:] = names.setdefault(name, len(names))
+    return found
+
+
+def _thinned(origin: Origin, left: npt.NDArray[np.bool_]) -> Origin:
+    """Blocks with their first positions when only the rows or columns in ``left`` stay."""
+    position = np.concatenate([[0], np.cumsum(left)])
+    ends = [start for _, start in origin[1:]] + [left.size]
+    return tuple(
+        (name, int(position[start]))
+        for (name, start), end in zip(origin, ends, strict=True)
+        if position[end] > position[start]
+    )

@@ -56,8 +56,9 @@ class Moves:
     def _limit(self, selected: Sequence[Expression]) -> None:
         total = stacked(selected, (len(selected),))
         ones = sp.csr_matrix(np.ones((1, len(selected))))
-        self.encoder.origin = SHARED
+        origin, self.encoder.origin = self.encoder.origin, SHARED
         self.encoder.rows(total.apply(ones, (1,)), -np.inf, float(self.poison.budget))
+        self.encoder.origin = origin
 
     def close(self) -> None:
         """The budget row over the data set."""
@@ -111,4 +112,5 @@ class Moves:
 def _never(selection: Expression) -> npt.NDArray[np.bool_]:
     """Mask of the samples that cannot be poisoned: no column, and the constant 0."""
     empty: npt.NDArray[np.bool_] = np.diff(selection.matrix.indptr) == 0
-    return empty & (selection.constant == 0.0)
+    never: npt.NDArray[np.bool_] = empty & (selection.constant == 0.0)
+    return never
