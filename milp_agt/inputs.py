@@ -206,8 +206,10 @@ def _finite(tensor: Tensor, what: str) -> None:
     bad = ~torch.isfinite(tensor)
     if bool(bad.any()):
         first = tuple(int(i) for i in bad.nonzero()[0])
+        samples = bad.reshape(len(bad), -1).any(1).nonzero()[:, 0].tolist()
+        named = ", ".join(str(s) for s in samples[:8]) + (", ..." if len(samples) > 8 else "")
         raise InvalidInputError(
             f"{what} must be finite",
-            f"{int(bad.sum())} NaN or infinite entries, the first at {first}",
+            f"{int(bad.sum())} NaN or infinite entries in samples {named}, the first at {first}",
             "drop or impute these samples before training",
         )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -57,12 +57,12 @@ class _Budgeted:
                     f"choose a budget of at most {count}",
                 )
             return torch.ones(count, dtype=torch.bool)
-        chosen = list(samples)
+        chosen = list(samples) if isinstance(samples, Iterable) else []
         bad = [s for s in chosen if not is_whole(s) or not 0 <= s < count]
         if not chosen or bad or len(set(chosen)) != len(chosen):
             raise InvalidThreatModelError(
                 f"{name} needs distinct samples out of 0..{count - 1}",
-                f"{len(chosen)} samples, outside the data: {bad[:5]}",
+                f"{len(chosen)} samples, no index of the data: {bad[:5]}",
                 "correct samples=",
             )
         if self.budget > len(chosen):

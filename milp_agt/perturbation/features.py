@@ -1,26 +1,28 @@
-"""What a user may say about the moves of one sample, checked against data and turned into a set."""
+"""Moves of the features of one sample."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Sized
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from milp_agt.core.interval import Interval
 from milp_agt.errors import InvalidThreatModelError
-from milp_agt.formulations.loss import Loss
 from milp_agt.moves import Ball, Box, BoxOrFill, Halfspaces, MoveSet, Product, Sparse, Vertices
-
-Array = npt.NDArray[np.float64]
-Numbers = float | Sequence[float] | Array
-Radius = float | Sequence[float] | Sequence[Sequence[float]] | Array
-Rows = tuple[Sequence[Sequence[float]] | Array, Sequence[float] | Array]
-NORMS = {"inf": math.inf, "2": 2.0, "1": 1.0, "0": 0.0}
+from milp_agt.perturbation.checks import (
+    Numbers,
+    Radius,
+    Rows,
+    is_number,
+    is_whole,
+    norm_of,
+    radii,
+    radius_text,
+)
 
 
 @dataclass(frozen=True)
@@ -102,13 +104,13 @@ class FeatureMoves:
         if self.domain is not None:
             extra.append("inside their domain")
         if len(self.integer):
-            extra.append(f"by whole numbers in {len(self.integer)} columns")
+            extra.append(f"by whole numbers in {_count(self.integer, 'column')}")
         if len(self.categorical):
-            extra.append(f"{len(self.categorical)} categorical features to any category")
+            extra.append(f"{_count(self.categorical, 'categorical feature')} to any category")
         if self.missing is not None:
             extra.append("or replaced by the value that stands for a missing one")
         if self.rows is not None:
-            extra.append(f"under {len(self.rows[0])} linear rows")
+            extra.append(f"under {_count(self.rows[0], 'linear row')}")
         return ", ".join([text, *extra])
 
     def _check_options(self, order: float) -> None:
@@ -173,7 +175,7 @@ class FeatureMoves:
         shape, asked = tuple(features.shape[1:]), f"{self.name} needs a domain (lowest, highest)"
         remedy = f"give two numbers, or two arrays of shape {shape}, with lowest <= highest"
         try:
-            low, high = (torch.as_tensor(np.asarray(end, dtype=np.float64)) for end in self.domain)
+            low, high = (torch.from_numpy(np.array(end, dtype=np.float64)) for end in self.domain)
         except (TypeError, ValueError) as error:
             raise InvalidThreatModelError(asked, str(error), remedy) from None
         for end in (low, high):
@@ -200,7 +202,7 @@ class FeatureMoves:
             self._columns("missing", list(fills), size)
         else:
             fills = {column: self.missing for column in range(size) if column not in grouped}
-        bad = [v for v in fills.values() if not _is_number(v) or not math.isfinite(v)]
+        bad = [v for v in fills.values() if not is_number(v) or not math.isfinite(v)]
         if bad or grouped & set(fills):
             raise InvalidThreatModelError(
                 f"{self.name} needs a finite value for missing entries of numeric columns",
@@ -268,130 +270,6 @@ class FeatureMoves:
         return Halfspaces(moves, matrix, torch.from_numpy(every))
 
 
-@dataclass(frozen=True)
-class LabelMoves:
-    """Moves of the encoded label of one sample: flips of a class, or a ball around a target.
-
-    Attributes:
-        name: of the threat model, for messages.
-        radius, norm, target: as in :class:`milp_agt.threats.LabelPoisoning`.
-    """
-
-    name: str
-    radius: Radius | None = None
-    norm: str | float = "inf"
-    target: int | Sequence[int] | None = None
-
-    def bind(self, labels: Tensor, loss: Loss, mask: Tensor) -> MoveSet:
-        """The moves of the samples in ``mask`` (N,).
-
-        Raises:
-            InvalidThreatModelError: options that contradict each other or do not fit the loss.
-        """
-        order = norm_of(self.name, self.norm)
-        if loss.is_classification:
-            return self._flips(labels, loss, order).only(mask)
-        if self.target is not None or order == 0:
-            raise InvalidThreatModelError(
-                f"{self.name} for loss '{loss.key}' moves real targets",
-                "norm 0" if order == 0 else f"target = {self.target}",
-                "drop target=, and use norm 'inf', 1 or 2",
-            )
-        if self.radius is None:
-            raise InvalidThreatModelError(
-                f"{self.name} needs a finite label radius >= 0 for loss '{loss.key}'",
-                "none",
-                "give the largest move of a target",
-            )
-        radius = radii(self.name, self.radius, labels, False, "output")
-        if order == math.inf:
-            return Box(-radius, radius).only(mask)
-        return Ball(int(order), radius, -radius, radius, False).only(mask)
-
-    def describe(self) -> str:
-        """What may happen to the label of a poisoned sample, after "the labels of ... "."""
-        if self.radius is not None:
-            order = norm_of(self.name, self.norm)
-            where = "" if order == math.inf else f" in the norm {order:g}"
-            return f"moved by at most {radius_text(self.radius)}{where}"
-        if self.target is None:
-            return "replaced by any class"
-        if isinstance(self.target, (int, np.integer)):
-            return f"replaced by class {self.target}"
-        return f"replaced by one of the classes {', '.join(str(t) for t in self.target)}"
-
-    def _flips(self, labels: Tensor, loss: Loss, order: float) -> Vertices:
-        if self.radius is not None or order != math.inf:
-            raise InvalidThreatModelError(
-                f"{self.name} with a label radius or norm is for regression",
-                f"loss '{loss.key}' with radius {self.radius}, norm {self.norm!r}",
-                "leave both out: labels flip to a class",
-            )
-        vertices = loss.vertices(labels.shape[1]).to(labels)
-        if self.target is None:
-            return Vertices(vertices[None] - labels[:, None])
-        single = isinstance(self.target, (int, np.integer, float, str))
-        wanted = [self.target] if single else list(self.target)  # type: ignore[arg-type]
-        bad = [t for t in wanted if not is_whole(t) or not 0 <= t < len(vertices)]  # type: ignore[operator]
-        if bad or not wanted or len(set(wanted)) != len(wanted):
-            raise InvalidThreatModelError(
-                f"{self.name} flips labels to classes out of 0..{len(vertices) - 1}",
-                f"target = {self.target!r}",
-                "name a class that exists, or several distinct ones",
-            )
-        return Vertices(vertices[wanted][None] - labels[:, None])
-
-
-def norm_of(name: str, given: str | float) -> float:
-    """The order of a norm: inf, 2, 1 or 0, given as a number or a word.
-
-    Raises:
-        InvalidThreatModelError: any other.
-    """
-    known = given if isinstance(given, (str, int, float)) and not isinstance(given, bool) else None
-    for word, order in NORMS.items():
-        if known in (word, order):
-            return order
-    raise InvalidThreatModelError(
-        f"{name} in norm {given!r}", "no such norm", "use norm 'inf', 2, 1 or 0"
-    )
-
-
-def radii(
-    name: str, given: Radius, like: Tensor, may_be_infinite: bool, what: str = "feature"
-) -> Tensor:
-    """A radius for each entry of ``like`` (N, *shape): one, one per entry, per sample, or for both.
-
-    Raises:
-        InvalidThreatModelError: no numbers, below 0, NaN, or a shape that fits nothing or twice.
-    """
-    asked = f"{name} needs one radius, or one for each {what} or sample"
-    count, shape = len(like), tuple(like.shape[1:])
-    known = f"shape {shape}, ({count},) or ({count}, {', '.join(map(str, shape))})"
-    try:
-        values = torch.as_tensor(np.asarray(given, dtype=np.float64))
-    except (TypeError, ValueError) as error:
-        raise InvalidThreatModelError(asked, str(error), f"give a number, or {known}") from None
-    per_sample = (count, *[1] * len(shape))
-    found = tuple(values.shape)
-    if found == shape == (count,) and count > 1:
-        raise InvalidThreatModelError(
-            asked,
-            f"shape {found}, with as many samples as {what}s",
-            f"give shape {per_sample} for samples, ({count}, {count}) for {what}s",
-        )
-    if found not in ((), shape, (count,), per_sample, tuple(like.shape)):
-        raise InvalidThreatModelError(asked, f"shape {found}", f"give {known}")
-    finite = torch.isfinite(values) | (values == torch.inf) & may_be_infinite
-    if not bool((finite & (values >= 0)).all()):
-        raise InvalidThreatModelError(
-            f"{name} needs finite radii >= 0", f"radius = {given}", "give numbers >= 0"
-        )
-    if found == (count,) and found != shape:
-        values = values.reshape(per_sample)
-    return values.expand(like.shape).clone()
-
-
 def _ends(
     flat: Tensor, radius: Tensor, limits: Interval | None, integer: tuple[int, ...]
 ) -> tuple[Tensor, Tensor]:
@@ -423,17 +301,5 @@ def _reach(features: Tensor, limits: Interval | None, fills: dict[int, float]) -
     return Interval(low.reshape(shape), high.reshape(shape))
 
 
-def is_whole(value: object) -> bool:
-    return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float, np.number)) and not isinstance(value, bool)
-
-
-def radius_text(radius: Radius) -> str:
-    """A radius in words."""
-    if isinstance(radius, (int, float)):
-        return f"{radius:g}"
-    values = np.asarray(radius)
-    return f"a radius between {values.min():g} and {values.max():g}"
+def _count(items: Sized, what: str) -> str:
+    return f"{len(items)} {what}{'s' if len(items) != 1 else ''}"
