@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from milp_agt import cost, inputs
+from milp_agt.attacks import Attacker, Search
+from milp_agt.attacks.unrolled import Unrolled
 from milp_agt.checkpoint import Checkpoint, Snapshot, pack, unpack
 from milp_agt.core.interval import Interval
 from milp_agt.core.relaxation import Relaxation
@@ -59,6 +61,7 @@ def certify(
     restriction: Restriction = UNRESTRICTED,
     recorder: Recorder | None = None,
     checkpoint: str | Path | Checkpoint | None = None,
+    attack: bool | Search = False,
 ) -> Result:
     """Bound all parameters that training could reach under a threat model.
 
@@ -90,6 +93,8 @@ def certify(
         checkpoint: a folder in which the run is kept after every step. Where it holds a checkpoint of
             this very run, the run goes on from there, to the same numbers bit for bit on the same
             machine with as many threads; of another run, it is refused.
+        attack: True, or the settings of a search: when the bounds are done, attack the run as well, so
+            that ``result.attack`` and ``result.sandwich`` say what an adversary really reaches.
 
     Raises:
         InvalidInputError, InvalidThreatModelError, UnsupportedOperationError,
@@ -157,7 +162,13 @@ def certify(
                     "leave out the recorder, or begin anew in another folder",
                 )
             run.restore(stored, batches)
-    return _finish(run, batches, keeper, on_step)
+    result = _finish(run, batches, keeper, on_step)
+    if attack is False:
+        return result
+    unrolled = Unrolled.of(run.step_graph, training, run.poison)
+    search = Search() if attack is True else attack
+    with _threads(plan.single_thread):
+        return result.attacked(Attacker(unrolled, search, restriction))
 
 
 def _finish(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from milp_agt import archive, inputs
+from milp_agt.attacks import Attack, Attacker, Envelope, Objective, ParameterSandwich, Sandwich
 from milp_agt.core.interval import Interval
 from milp_agt.core.relaxation import Relaxation
 from milp_agt.engines.relaxed import RelaxedStep
@@ -56,6 +57,7 @@ class Result:
         limit_reached: True if a time or solve limit was met.
         threat: what the adversary may do, in words.
         assumptions: what is assumed and not modelled.
+        attack: what an adversary really reaches, if that was asked for; not kept by :meth:`save`.
     """
 
     reachable: ReachableSet
@@ -67,6 +69,7 @@ class Result:
     threat: str
     assumptions: tuple[str, ...] = ASSUMPTIONS
     models: Models = field(repr=False, kw_only=True)
+    attack: Attack | None = field(default=None, repr=False, kw_only=True)
 
     @staticmethod
     def of(
@@ -114,6 +117,36 @@ class Result:
             f"reachable set (mean width {self.reachable.mean_width:.4g}, max "
             f"{self.reachable.max_width:.4g})."
         )
+
+    def attacked(self, attacker: Attacker) -> Result:
+        """The same with attacks on all parameters beside the reachable set.
+
+        Raises:
+            SoundnessError: an attack outside it.
+        """
+        found = replace(self, attack=attacker.attack(Envelope()))
+        assert found.sandwich is not None
+        return found
+
+    @property
+    def sandwich(self) -> ParameterSandwich | None:
+        """Widths that attacks reached and that are certified; None where nothing was attacked."""
+        if self.attack is None:
+            return None
+        return ParameterSandwich.of(self.reachable, self.attack)
+
+    def against(self, objective: Objective, bounds: Bounds) -> Sandwich | None:
+        """The bounds of a property with what attacks aimed at it reach; None likewise.
+
+        ``objective`` is the property in ``milp_agt.attacks``, for instance ``Accuracy(x, y)``.
+
+        Raises:
+            SoundnessError: an attack outside the bounds.
+        """
+        if self.attack is None:
+            return None
+        reached = self.attack.towards(objective)
+        return Sandwich.of_property(reached.objective, bounds, reached)
 
     def accuracy(
         self,

@@ -142,6 +142,7 @@ ALLOWED = {
     "attacks": {
         "attacks",
         "properties",
+        "reachable",
         "inputs",
         "engines",
         "tracing",

@@ -16,6 +16,7 @@ from milp_agt.attacks.objectives import (
     Stable,
     Targeted,
 )
+from milp_agt.attacks.sandwich import ParameterSandwich, Sandwich
 from milp_agt.attacks.search import Search
 
 __all__ = [
@@ -28,8 +29,10 @@ __all__ = [
     "Loss",
     "Objective",
     "Parameter",
+    "ParameterSandwich",
     "PoisonedRun",
     "Runs",
+    "Sandwich",
     "Search",
     "Stable",
     "Targeted",

@@ -134,6 +134,11 @@ class Attack:
     seconds: float
     runs: Runs = field(repr=False)
     winner: int = field(repr=False)
+    attacker: Attacker = field(repr=False)
+
+    def towards(self, objective: Objective) -> Attack:
+        """Both ends of another objective of the same run, starting from the runs found here."""
+        return self.attacker.attack(objective, ("min", "max"), self.runs)
 
     @property
     def widths(self) -> Array:
@@ -235,6 +240,7 @@ class Attacker:
             seconds=time.perf_counter() - begun,
             runs=runs,
             winner=winner,
+            attacker=self,
         )
 
     def _aim(self, goal: Goal, directions: tuple[Direction, ...]) -> Aim:

@@ -1,0 +1,98 @@
+"""attack <= truth <= certificate, and what happens where it is not."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from attacks import network
+from torch import Tensor
+
+import milp_agt as agt
+from milp_agt.attacks import Accuracy, Backdoor, Loss, Sandwich, Search, Stable
+from milp_agt.attacks.sandwich import ParameterSandwich
+from milp_agt.errors import SoundnessError
+from milp_agt.reachable import ReachableSet
+
+QUICK = Search(pool=64, restarts=2, rounds=1, iterations=3)
+
+
+def data(count: int = 12, seed: int = 0) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(count, 2, generator=generator, dtype=torch.float64)
+    return x, (x.sum(1) > 0).long()
+
+
+def certify(threat: Any, **options: Any) -> agt.Result:
+    training = agt.Training(loss="bce", learning_rate=0.5, epochs=4)
+    return agt.certify(network((2, 3, 1)), data(), training, threat, attack=QUICK, **options)
+
+
+@pytest.mark.parametrize("static", [True, False])
+@pytest.mark.parametrize(
+    "kind",
+    [agt.FeaturePoisoning(2, 0.05), agt.LabelPoisoning(1), agt.FeatureLabelPoisoning(1, 0.05)],
+    ids=["features", "labels", "both"],
+)
+def test_every_result_carries_its_other_side(kind: Any, static: bool) -> None:
+    threat = type(kind)(**{**vars(kind), "static": static})
+    result = certify(threat)
+    sandwich = result.sandwich
+    assert result.attack is not None
+    assert sandwich is not None
+    assert 0 < sandwich.reached < sandwich.certified
+    assert sandwich.ratio == sandwich.certified / sandwich.reached
+    for index in range(len(result.attack.runs)):
+        assert result.reachable.contains(result.attack.runs.describe(index).state_dict)
+    x, y = data(20, seed=3)
+    trigger = agt.BallTrigger(0.1)
+    for objective, bounds in (
+        (Accuracy(x, y), result.accuracy(x, y)),
+        (Loss(x, y), result.loss(x, y)),
+        (Stable(x), result.stable(x)),
+        (Backdoor(x, y, trigger), result.backdoor(x, y, trigger)),
+    ):
+        both = result.against(objective, bounds)
+        assert both is not None
+        assert both.certified == (bounds.lower, bounds.upper)
+        assert both.ratio >= 1.0
+
+
+def test_nothing_is_attacked_unless_asked_for() -> None:
+    training = agt.Training(loss="bce", epochs=2)
+    result = agt.certify(network((2, 3, 1)), data(), training, agt.LabelPoisoning(1))
+    assert result.attack is None
+    assert result.sandwich is None
+    x, y = data()
+    assert result.against(Loss(x, y), result.loss(x, y)) is None
+
+
+def test_a_set_that_is_too_small_is_refused() -> None:
+    result = certify(agt.LabelPoisoning(1))
+    assert result.attack is not None
+    honest = result.reachable
+    shrunk = ReachableSet(honest.nominal, honest.nominal, honest.nominal, honest.trainable)
+    with pytest.raises(SoundnessError, match=r"parameter '0\.weight'.*outside it by.*report"):
+        ParameterSandwich.of(shrunk, result.attack)
+    name = "0.bias"
+    upper = {**honest.upper, name: np.nextafter(result.attack.upper[name], -np.inf)}
+    edge = ReachableSet(honest.lower, upper, honest.nominal, honest.trainable)
+    with pytest.raises(SoundnessError, match=r"parameter '0\.bias'"):
+        ParameterSandwich.of(edge, result.attack)
+
+
+@pytest.mark.parametrize("reached", [(0.4, 0.9), (0.6, 1.1), (math.nan, 0.8)])
+def test_a_violated_sandwich_is_refused(reached: tuple[float, float]) -> None:
+    with pytest.raises(SoundnessError, match=r"'loss' must stay.*reached.*0\.5.*do not use"):
+        Sandwich("loss", reached, (0.5, 1.0))
+
+
+def test_ratios() -> None:
+    assert Sandwich("loss", (0.6, 0.8), (0.5, 1.0)).ratio == pytest.approx(2.5)
+    assert Sandwich("loss", (0.6, 0.6), (0.5, 1.0)).ratio == math.inf
+    assert Sandwich("loss", (0.6, 0.6), (0.6, 0.6)).ratio == 1.0
+    assert ParameterSandwich(0.0, 0.0, (0.0, 0.0)).ratio == 1.0
+    assert ParameterSandwich(0.0, 1.0, (0.0, 1.0)).ratio == math.inf
