@@ -309,8 +309,8 @@ def test_nothing_to_poison_reaches_nothing() -> None:
 X, Y = data(6)
 BAD: dict[str, tuple[Any, str, str, str]] = {
     "parameter": (attacks.Parameter("0.weight", (9, 9)), "was asked for", "0.weight", "index"),
-    "names": (attacks.Functional({"x": X}), "trainable parameters", "'x'", "state_dict"),
-    "nothing": (attacks.Functional({}), "trainable parameters", "none at all", "state_dict"),
+    "names": (attacks.Functional({"x": X}), "coefficients of parameters", "'x'", "state_dict"),
+    "nothing": (attacks.Functional({}), "coefficients of parameters", "none at all", "state_dict"),
     "shape": (attacks.Functional({"0.bias": X}), "need shape", r"\(6, 2\)", "match"),
     "features": (attacks.Loss(X[:, :1], Y), "Test features need", r"\(1,\)", "trained on"),
     "classes": (attacks.Accuracy(X, Y + 3), "must be classes", "3", "renumber"),

@@ -53,7 +53,7 @@ def test_every_result_carries_its_other_side(kind: Any, static: bool) -> None:
         (Accuracy(x, y), result.accuracy(x, y)),
         (Loss(x, y), result.loss(x, y)),
         (Stable(x), result.stable(x)),
-        (Backdoor(x, y, trigger), result.backdoor(x, y, trigger)),
+        (Backdoor(x, y, trigger), result.backdoor(x, y, trigger=trigger)),
     ):
         both = result.against(objective, bounds)
         assert both is not None

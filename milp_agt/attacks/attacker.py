@@ -223,12 +223,12 @@ class Attacker:
             reached = (float(widths.min()), float(widths.max()))
             winner = int((values - as_given).abs().sum(1).argmax())
         else:
-            at_most = directions[0] == "min"
+            at_most = objective.direction == "min"
             winner = int(values[:, 0].argmin() if at_most else values[:, 0].argmax())
             value, nominal_value = float(values[winner, 0]), float(as_given[0, 0])
             reached = (float(low[0]), float(high[0]))
         return Attack(
-            objective=objective.describe(goal, directions),
+            objective=objective.describe(goal),
             value=value,
             nominal=nominal_value,
             reached=reached,

@@ -46,14 +46,14 @@ class Parameters:
 
 
 class LinearForm:
-    """``c . theta``, coefficients (P,)."""
+    """``c . theta + constant``, coefficients (P,)."""
 
-    def __init__(self, name: str, coefficients: Tensor) -> None:
-        self.names, self.coefficients = (name,), coefficients
+    def __init__(self, name: str, coefficients: Tensor, constant: float = 0.0) -> None:
+        self.names, self.coefficients, self.constant = (name,), coefficients, constant
 
     def values(self, models: Models) -> Tensor:
         theta = models.parameters
-        return (theta @ self.coefficients.to(theta))[:, None]
+        return (theta @ self.coefficients.to(theta) + self.constant)[:, None]
 
     def surrogate(self, models: Models, quantity: Tensor, sign: Tensor, trial: Tensor) -> Tensor:
         return sign * self.values(models)[:, 0]

@@ -51,9 +51,9 @@ class Objective(ABC):
             InvalidInputError: names, shapes or classes that do not fit the model.
         """
 
-    def describe(self, goal: Goal, directions: tuple[Direction, ...]) -> str:
+    def describe(self, goal: Goal) -> str:
         """For people: ``max loss``."""
-        return f"{' and '.join(directions)} {goal.names[0]}"
+        return f"{self.direction} {goal.names[0]}"
 
 
 @dataclass(frozen=True)
@@ -67,37 +67,47 @@ class Envelope(Objective):
     def bind(self, unrolled: Unrolled) -> Goal:
         return Parameters(parameter_names(unrolled.step_graph))
 
-    def describe(self, goal: Goal, directions: tuple[Direction, ...]) -> str:
+    def describe(self, goal: Goal) -> str:
         return f"envelope of {len(goal.names)} parameters"
 
 
 @dataclass(frozen=True, eq=False)
 class Functional(Objective):
-    """``c . theta``: coefficients by the names of ``state_dict()``; other parameters count 0."""
+    """``c . theta``: coefficients of the shapes and by the names of ``state_dict()``, others 0."""
 
     coefficients: Mapping[str, inputs.ArrayLike]
 
     def bind(self, unrolled: Unrolled) -> Goal:
         graph = unrolled.step_graph
-        unknown = sorted(set(self.coefficients) - set(graph.parameters))
+        known = {*graph.parameters, *graph.frozen, *graph.aliases}
+        unknown = sorted(set(self.coefficients) - known)
         if unknown or not self.coefficients:
             raise InvalidInputError(
-                "A functional needs coefficients of trainable parameters",
-                f"{unknown or 'none at all'}, where there are {list(graph.parameters)}",
+                "A functional needs coefficients of parameters",
+                f"{unknown or 'none at all'}, where there are {sorted(known)}",
                 "use the names of model.state_dict()",
             )
-        return LinearForm("c . theta", torch.cat([self._part(graph, n) for n in graph.parameters]))
+        parts = {n: torch.zeros_like(v) for n, v in graph.initial.items()}
+        constant = 0.0
+        for name, values in self.coefficients.items():
+            own = graph.aliases.get(name, name)
+            given = self._checked(name, values, {**parts, **graph.frozen}[own].shape)
+            if own in parts:
+                parts[own] = parts[own] + given
+            else:
+                constant += float((given * graph.frozen[own]).sum())
+        flat = torch.cat([parts[n].flatten() for n in graph.parameters])
+        return LinearForm("c . theta", flat, constant)
 
-    def _part(self, graph: StepGraph, name: str) -> Tensor:
-        shape = graph.graph[name].shape
-        given = np.asarray(self.coefficients.get(name, np.zeros(shape)), dtype=np.float64)
+    def _checked(self, name: str, values: inputs.ArrayLike, shape: tuple[int, ...]) -> Tensor:
+        given = np.asarray(values, dtype=np.float64)
         if given.shape != shape or not np.isfinite(given).all():
             raise InvalidInputError(
-                f"Coefficients of '{name}' need shape {shape} and finite numbers",
+                f"Coefficients of '{name}' need shape {tuple(shape)} and finite numbers",
                 f"shape {given.shape}",
                 "match the shape of the parameter",
             )
-        return torch.from_numpy(given).flatten()
+        return torch.from_numpy(given)
 
 
 @dataclass(frozen=True)
