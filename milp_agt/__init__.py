@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from milp_agt.attacks import Attack as Attack
     from milp_agt.attacks import attack as attack
+    from milp_agt.bisection import by_point as by_point
+    from milp_agt.bisection import largest as largest
     from milp_agt.certification import certify as certify
     from milp_agt.comparison import compare as compare
     from milp_agt.errors import MilpAgtError as MilpAgtError
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
     from milp_agt.schedules import InverseTimeDecay as InverseTimeDecay
     from milp_agt.schedules import Milestones as Milestones
     from milp_agt.schedules import StepDecay as StepDecay
+    from milp_agt.sweeps import sweep as sweep
     from milp_agt.threats import FeatureLabelPoisoning as FeatureLabelPoisoning
     from milp_agt.threats import FeaturePoisoning as FeaturePoisoning
     from milp_agt.threats import LabelPoisoning as LabelPoisoning
@@ -50,9 +53,12 @@ _HOMES = {
     "StepDecay": "schedules",
     "Training": "training",
     "attack": "attacks",
+    "by_point": "bisection",
     "certify": "certification",
     "compare": "comparison",
+    "largest": "bisection",
     "load": "result",
+    "sweep": "sweeps",
 }
 
 __all__ = [*_HOMES, "__version__"]

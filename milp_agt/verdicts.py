@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -52,6 +52,19 @@ class Verdict:
         if self.at_most is not None:
             return f"<= {self.at_most:g}"
         return "-"
+
+
+def answers(result: Result, dataset: Dataset, asked: Sequence[AnyProperty]) -> dict[str, Bounds]:
+    """The bounds of every property by its name, without thresholds; a repeated one has a number."""
+    found: dict[str, Bounds] = {}
+    for number, table in enumerate(asked, 1):
+        if isinstance(table, FunctionalTable):
+            on, bounds = "parameters", table.ask(result)
+        else:
+            on, bounds = table.on, table.ask(result, table.pick(dataset))
+        name = _verdict(table, on, bounds).name
+        found[f"{name} ({number})" if name in found else name] = bounds
+    return found
 
 
 def judge(result: Result, dataset: Dataset, asked: AnyProperty) -> tuple[Verdict, ...]:

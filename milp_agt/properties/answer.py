@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -116,6 +116,29 @@ def summarise(
         box = Interval(scores.value.lower[:, own], scores.value.upper[:, own])
         parts[name.item()] = _mean(box, nominal[0][own])
     return Answer(whole.lower, whole.nominal, whole.upper, points, parts)
+
+
+def meet(first: Bounds, second: Bounds) -> Bounds:
+    """What follows from two bounds of the same quantity that both hold, point by point as well.
+
+    Raises:
+        SoundnessError: the two do not meet, so that one of them is wrong.
+    """
+    lower, upper = max(first.lower, second.lower), min(first.upper, second.upper)
+    if not isinstance(first, Answer) or not isinstance(second, Answer):
+        return Bounds(lower, first.nominal, upper)
+    own, other = first.points, second.points
+    points = replace(
+        own,
+        lower=np.maximum(own.lower, other.lower),
+        upper=np.minimum(own.upper, other.upper),
+        score_lower=np.maximum(own.score_lower, other.score_lower),
+        score_upper=np.minimum(own.score_upper, other.score_upper),
+    )
+    ends = (torch.from_numpy(end) for end in (points.lower, points.upper))
+    mean = _mean(Interval(*(end.unsqueeze(0) for end in ends)), torch.from_numpy(points.nominal))
+    groups = {name: meet(bounds, second.groups[name]) for name, bounds in first.groups.items()}
+    return Answer(max(lower, mean.lower), first.nominal, min(upper, mean.upper), points, groups)
 
 
 def _mean(value: Interval, nominal: Tensor) -> Bounds:

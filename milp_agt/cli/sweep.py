@@ -1,0 +1,194 @@
+"""``milp-agt sweep RUN.toml``: curves over budgets and radii, or the largest threat still certified."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from milp_agt.cli.common import LIMIT_REACHED, PROVED
+from milp_agt.cli.progress import Advance, progress
+from milp_agt.errors import InvalidInputError
+
+if TYPE_CHECKING:
+    from milp_agt.bisection import Largest
+    from milp_agt.cli.common import Commands
+    from milp_agt.config import Run
+    from milp_agt.reachable import Bounds
+    from milp_agt.result import Result
+    from milp_agt.sweeps import Sweep
+    from milp_agt.threats import ThreatModel
+
+# Which end of a point's row certifies it: its quantity is surely 1, or surely 0.
+GOOD, BAD = ("accuracy", "stable"), ("targeted", "backdoor")
+
+
+def add(commands: Commands) -> None:
+    """The arguments of this command."""
+    parser = commands.add_parser(
+        "sweep", help="the properties of a run under many budgets and radii"
+    )
+    parser.add_argument("run", metavar="RUN.toml", type=Path)
+    parser.add_argument("--budgets", metavar="1,2,4", type=_counts, help="curve over budgets")
+    parser.add_argument("--radii", metavar="0.01,0.1", type=_sizes, help="curve over radii")
+    parser.add_argument(
+        "--largest",
+        choices=("budget", "radius"),
+        help="search the largest one that proves each threshold, and with --points each test point",
+    )
+    parser.add_argument(
+        "--between", metavar="LOW,HIGH", type=_sizes, help="where --largest searches"
+    )
+    parser.add_argument(
+        "--points", action="store_true", help="with --largest: every test point too"
+    )
+    parser.add_argument("--out", metavar="DIR", type=Path, help="folder for the table as files")
+    parser.set_defaults(command=_sweep)
+
+
+def _counts(text: str) -> tuple[int, ...]:
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isdecimal() for part in parts):
+        raise argparse.ArgumentTypeError(f"'{text}' is no list of counts, such as 1,2,4")
+    return tuple(int(part) for part in parts)
+
+
+def _sizes(text: str) -> tuple[float, ...]:
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"'{text}' is no list of numbers") from None
+
+
+def _sweep(arguments: argparse.Namespace) -> int:
+    from milp_agt.config import load_config
+    from milp_agt.output import make_folder
+
+    _check(arguments)
+    run = load_config(arguments.run).build()
+    if not run.properties:
+        raise InvalidInputError(
+            f"Sweep the properties of {arguments.run}",
+            "no [[property]]",
+            "add one, for instance kind = 'accuracy'",
+        )
+    folder = None if arguments.out is None else make_folder(arguments.out)
+    limits: list[bool] = []
+    with progress("steps", quiet=False) as advance:
+        certify = _certifier(run, advance, limits)
+        if arguments.largest is None:
+            found: Sweep | Largest = _curves(run, arguments, certify)
+        else:
+            found = _largest(run, arguments, certify)
+    print(found.table())
+    if folder is not None:
+        (folder / "sweep.csv").write_text(found.to_csv(), encoding="utf-8")
+        (folder / "sweep.json").write_text(found.to_json(), encoding="utf-8")
+        print(f"\nWritten: {folder / 'sweep.csv'} and {folder / 'sweep.json'}")
+    return LIMIT_REACHED if any(limits) else PROVED
+
+
+def _check(arguments: argparse.Namespace) -> None:
+    """Options that contradict each other."""
+    curves = arguments.budgets is not None or arguments.radii is not None
+    if curves == (arguments.largest is not None):
+        raise InvalidInputError(
+            "Sweep over threats",
+            "curves and --largest" if curves else "neither --budgets, --radii nor --largest",
+            "give --budgets and --radii for curves, or --largest budget --between 1,20",
+        )
+    if (arguments.largest is None) != (arguments.between is None) or (
+        arguments.between is not None and len(arguments.between) != 2
+    ):
+        raise InvalidInputError(
+            "Search the largest certified threat",
+            f"--largest {arguments.largest} and --between {arguments.between}",
+            "give both, for instance --largest radius --between 0.001,0.1",
+        )
+    if arguments.points and arguments.largest is None:
+        raise InvalidInputError(
+            "Search the largest threat of every test point",
+            "--points without --largest",
+            "add --largest budget or --largest radius",
+        )
+
+
+def _certifier(run: Run, advance: Advance, limits: list[bool]) -> Callable[[ThreatModel], Result]:
+    """The run as a function of its threat; notes whether limits were reached."""
+    from milp_agt.certification import certify
+
+    options = run.options
+    data = (run.dataset.x_train, run.dataset.y_train)
+    total = len(run.training.batch_order(len(run.dataset.x_train)))
+
+    def at(threat: ThreatModel) -> Result:
+        radius = getattr(threat, "radius", None)
+        named = f"run {len(limits) + 1}: budget {threat.budget}"
+        named += f", radius {radius:g}" if isinstance(radius, (int, float)) else ""
+        result = certify(
+            run.model,
+            data,
+            run.training,
+            threat,
+            relaxation=options.relaxation,
+            window=total if options.window == "T" else options.window,
+            program_window=total if options.program_window == "T" else options.program_window,
+            inner_bounds=options.inner_bounds,
+            solver=options.solver,
+            device=options.device,
+            memory=options.memory,
+            time_limit=options.time_limit,
+            on_step=lambda _result, step, steps: advance(step, steps, named),
+        )
+        limits.append(result.limit_reached)
+        return result
+
+    return at
+
+
+def _curves(
+    run: Run, arguments: argparse.Namespace, certify: Callable[[ThreatModel], Result]
+) -> Sweep:
+    from milp_agt.sweeps import sweep
+    from milp_agt.verdicts import answers
+
+    def ask(result: Result) -> dict[str, Bounds]:
+        return answers(result, run.dataset, run.properties)
+
+    budgets = arguments.budgets or (run.threat.budget,)
+    return sweep(certify, run.threat, ask, budgets=budgets, radii=arguments.radii)
+
+
+def _largest(
+    run: Run, arguments: argparse.Namespace, certify: Callable[[ThreatModel], Result]
+) -> Largest:
+    from milp_agt.bisection import largest
+    from milp_agt.verdicts import judge
+
+    if not arguments.points and all(p.at_least is p.at_most is None for p in run.properties):
+        raise InvalidInputError(
+            "Search the largest threat that proves a threshold",
+            "properties without at_least or at_most",
+            "add a threshold, or search for every test point with --points",
+        )
+
+    def holds(result: Result) -> dict[str, bool]:
+        found: dict[str, bool] = {}
+        for asked in run.properties:
+            for verdict in judge(result, run.dataset, asked):
+                if verdict.threshold != "-":
+                    found[f"{verdict.name} {verdict.threshold}"] = verdict.status == "PROVED"
+                if not arguments.points or verdict.points is None:
+                    continue
+                ends = verdict.points["lower" if verdict.kind in GOOD else "upper"]
+                if verdict.kind in (*GOOD, *BAD):
+                    wanted = 1.0 if verdict.kind in GOOD else 0.0
+                    for point, end in zip(verdict.points["index"], ends, strict=True):
+                        found[f"{verdict.name}: point {point}"] = end == wanted
+        return found
+
+    low, high = arguments.between
+    if arguments.largest == "budget":
+        return largest(certify, run.threat, holds, budgets=(int(low), int(high)))
+    return largest(certify, run.threat, holds, radii=(low, high))

@@ -1,0 +1,321 @@
+"""Sweeps: monotone curves, brackets by bisection, and the command line over both."""
+
+from __future__ import annotations
+
+import csv
+import functools
+import io
+import itertools
+import json
+import types
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from attacks import Problem, Replay, network
+
+import milp_agt as agt
+from milp_agt.cli import main
+from milp_agt.properties.answer import meet
+from milp_agt.sweeps import resized
+
+X = torch.randn(18, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+Y = (X[:, 0] + 0.3 * X[:, 1] > 0).long()
+MODEL = network([2, 3, 2], seed=1)
+TRAINING = agt.Training(loss="cross_entropy", learning_rate=0.5, epochs=4)
+THREAT = agt.FeaturePoisoning(budget=1, radius=0.05)
+
+
+def certify(threat: Any, relaxation: str = "linear") -> Any:
+    return agt.certify(MODEL, (X[:10], Y[:10]), TRAINING, threat, relaxation=relaxation)
+
+
+def ask(result: Any) -> dict[str, agt.Bounds]:
+    x, y = X[10:], Y[10:]
+    return {
+        "accuracy": result.accuracy(x, y, groups=y),
+        "loss": result.loss(x, y),
+        "backdoor": result.backdoor(x, y, 0.2),
+        "bias": result.functional({"0.bias": np.ones(3)})[0],
+    }
+
+
+@functools.cache
+def curves(relaxation: str = "linear") -> Any:
+    return agt.sweep(
+        functools.partial(certify, relaxation=relaxation),
+        THREAT,
+        ask,
+        budgets=(3, 0, 1),
+        radii=(0.3, 0.02),
+    )
+
+
+@pytest.mark.parametrize("relaxation", ["interval", "linear"])
+def test_bounds_never_get_worse_as_the_threat_shrinks(relaxation: str) -> None:
+    found = curves(relaxation)
+    assert [(c.budget, c.radius) for c in found.cells] == [
+        (0, 0.02), (0, 0.3), (1, 0.02), (1, 0.3), (3, 0.02), (3, 0.3),
+    ]  # fmt: skip
+    for small, large in itertools.product(found.cells, repeat=2):
+        if small.budget <= large.budget and small.radius <= large.radius:
+            for name in small.answers:
+                a, b = small.answers[name], large.answers[name]
+                assert a.lower >= b.lower, (name, small.budget, large.budget)
+                assert a.upper <= b.upper
+                assert a.nominal == b.nominal
+            points = [c.answers["accuracy"].points for c in (small, large)]
+            assert (points[0].score_lower >= points[1].score_lower).all()
+            assert (points[0].upper <= points[1].upper).all()
+            for group, bounds in small.answers["accuracy"].groups.items():
+                assert bounds.lower >= large.answers["accuracy"].groups[group].lower
+    assert found.cells[0].answers["loss"].upper < found.cells[-1].answers["loss"].upper
+
+
+def test_every_cell_holds_under_attack() -> None:
+    for cell in curves().cells:
+        threat = resized(THREAT, cell.budget, cell.radius)
+        replay = Replay(Problem(MODEL, X[:10], Y[:10], TRAINING, threat))
+        generator = torch.Generator().manual_seed(0)
+        for attack in replay.all(generator, X[10:], Y[10:], attacks=16, iterations=2, largest=4):
+            f = replay.outputs_at(replay.run(attack)[-1], X[10:]).detach()
+            right = (f.argmax(-1) == Y[10:]).double()
+            points = cell.answers["accuracy"].points
+            assert (torch.from_numpy(points.lower) <= right).all()
+            assert (right <= torch.from_numpy(points.upper)).all()
+
+
+def fake(lower: float, upper: float) -> agt.Bounds:
+    return agt.Bounds(lower, 0.5, upper)
+
+
+def test_a_larger_threat_helps_a_smaller_one_and_saves_runs() -> None:
+    """Stand-ins for certifications: loose at radius 1, tight at radius 2, so 1 inherits from 2."""
+    runs: list[tuple[int, float]] = []
+    by_radius = {1.0: (0.0, 1.0), 2.0: (0.4, 0.6), 3.0: (0.1, 0.55)}
+
+    def run(threat: Any) -> Any:
+        runs.append((threat.budget, threat.radius))
+        return types.SimpleNamespace(radius=threat.radius)
+
+    found = agt.sweep(
+        run, THREAT, lambda r: {"q": fake(*by_radius[r.radius])}, budgets=[1], radii=[1, 2, 3]
+    )
+    assert [(b.lower, b.upper) for _, b in found.curve("q", 1)] == [
+        (0.4, 0.55), (0.4, 0.55), (0.1, 0.55),
+    ]  # fmt: skip
+    assert runs == [(1, 3), (1, 2), (1, 1)]
+    runs.clear()
+    tight = agt.sweep(run, THREAT, lambda r: {"q": fake(0.5, 0.5)}, budgets=[1, 2], radii=[1, 2])
+    assert runs == [(2, 2)]
+    assert [c.seconds is None for c in tight.cells] == [True, True, True, False]
+
+
+def test_a_contradiction_between_threats_is_an_error() -> None:
+    with pytest.raises(agt.MilpAgtError, match="nominal value must lie within"):
+        meet(agt.Bounds(0.0, 0.2, 0.4), agt.Bounds(0.3, 0.35, 0.4))
+
+
+def test_tables_and_files_of_a_sweep() -> None:
+    found = curves()
+    rows = list(csv.DictReader(io.StringIO(found.to_csv())))
+    assert len(rows) == 6 * 4
+    document = json.loads(found.to_json())
+    assert document["rows"][0]["question"] == "accuracy"
+    assert document["rows"][-1]["budget"] == 3
+    assert float(rows[0]["lower"]) == document["rows"][0]["lower"]
+    assert "accuracy" in found.table().splitlines()[2]
+
+
+def statements(limits: dict[str, float], runs: list[float], over: str) -> Any:
+    def run(threat: Any) -> Any:
+        runs.append(getattr(threat, over))
+        return getattr(threat, over)
+
+    return run, lambda value: {name: value <= limit for name, limit in limits.items()}
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_bisection_finds_every_budget_exactly(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    limits = {f"s{i}": int(v) for i, v in enumerate(rng.integers(-1, 70, 6))}
+    runs: list[float] = []
+    run, holds = statements(limits, runs, "budget")
+    found = agt.largest(run, THREAT, holds, budgets=(0, 64))
+    for name, limit in limits.items():
+        bracket = found[name]
+        assert bracket.proved == (None if limit < 0 else min(limit, 64))
+        assert bracket.unproved == (None if limit >= 64 else max(limit + 1, 0))
+    assert len(runs) == len(set(runs)) <= 2 + 6 * 6
+    assert [t.value for t in found.trials] == runs
+
+
+def test_bisection_finds_radii_up_to_the_precision() -> None:
+    runs: list[float] = []
+    run, holds = statements({"a": 0.0123, "b": 0.9, "c": 1e-9}, runs, "radius")
+    found = agt.largest(run, THREAT, holds, radii=(1e-4, 0.5), precision=1.05)
+    a, b, c = found["a"], found["b"], found["c"]
+    assert a.proved <= 0.0123 < a.unproved <= 1.05 * a.proved
+    assert (b.proved, b.unproved) == (0.5, None)
+    assert (c.proved, c.unproved) == (None, 1e-4)
+    assert "largest radius proved" in found.table()
+    document = json.loads(found.to_json())
+    assert document["brackets"]["c"] == {"proved": None, "unproved": 1e-4}
+    assert len(document["runs"]) == len(runs)
+    assert found.to_csv().splitlines()[3] == "c,radius,,0.0001"
+
+
+def test_a_proof_above_a_failure_counts() -> None:
+    """Bounds of single runs need not be monotone, the truth is."""
+    run, _ = statements({}, [], "budget")
+    found = agt.largest(
+        run, THREAT, lambda v: {"odd": v in (0, 8, 12), "never": False}, budgets=(0, 16)
+    )
+    assert found["odd"].proved == 12
+    assert found["odd"].unproved == 13
+
+
+def test_largest_radius_of_points_holds_under_attack() -> None:
+    x, y = X[10:], Y[10:]
+    found = agt.largest(
+        certify,
+        THREAT,
+        lambda r: (
+            agt.by_point("point", r.accuracy(x, y).points.lower == 1.0)
+            | {"80 %": r.accuracy(x, y).lower >= 0.8}
+        ),
+        radii=(1e-3, 1.0),
+        precision=2.0,
+    )
+    assert set(found.brackets) == {"80 %"} | {f"point[{i}]" for i in range(len(x))}
+    values = sorted({b.proved for n, b in found.brackets.items() if b.proved and n != "80 %"})
+    assert values
+    for radius in values:
+        threat = resized(THREAT, None, radius)
+        replay = Replay(Problem(MODEL, X[:10], Y[:10], TRAINING, threat))
+        generator = torch.Generator().manual_seed(0)
+        sure = [i for i in range(len(x)) if (found[f"point[{i}]"].proved or 0.0) >= radius]
+        for attack in replay.all(generator, x, y, attacks=16, iterations=2, largest=4):
+            f = replay.outputs_at(replay.run(attack)[-1], x).detach()
+            assert (f.argmax(-1) == y)[:, sure].all()
+
+
+@pytest.mark.parametrize(
+    ("call", "parts"),
+    [
+        (lambda: agt.sweep(certify, THREAT, ask, budgets=()), ("Sweep", "0 budgets", "at least")),
+        (
+            lambda: agt.sweep(certify, agt.LabelPoisoning(1), ask, budgets=(1,), radii=(0.1,)),
+            ("radius for LabelPoisoning", "without a radius", "leave it out"),
+        ),
+        (lambda: agt.largest(certify, THREAT, ask), ("largest", "neither", "budgets=(1, 20)")),
+        (
+            lambda: agt.largest(certify, THREAT, ask, budgets=(1, 2), radii=(1, 2)),
+            ("largest", "both", "one range"),
+        ),
+        (lambda: agt.largest(certify, THREAT, ask, budgets=(3, 2)), ("largest", "3 to 2", ">= 0")),
+        (lambda: agt.largest(certify, THREAT, ask, radii=(0.0, 2)), ("largest", "0.0 to", "> 0")),
+        (
+            lambda: agt.largest(certify, THREAT, ask, radii=(1, 2), precision=1.0),
+            ("largest", "precision 1.0", "above 1"),
+        ),
+        (
+            lambda: agt.largest(certify, THREAT, ask, budgets=(1, 50)),
+            ("50 samples", "10 samples", "at most 10"),
+        ),
+    ],
+)
+def test_bad_sweeps_are_one_clear_error(call: Any, parts: tuple[str, ...]) -> None:
+    with pytest.raises(agt.MilpAgtError) as caught:
+        call()
+    error = caught.value
+    for part, text in zip(parts, (error.asked, error.found, error.remedy), strict=True):
+        assert part in text
+
+
+RUN = """
+[data]
+path = "d.npz"
+test_fraction = 0.25
+seed = 1
+[model]
+layers = [2, 3, 2]
+[training]
+loss = "cross_entropy"
+learning_rate = 0.5
+epochs = 3
+[threat]
+kind = "features"
+budget = 1
+radius = 0.001
+[[property]]
+kind = "accuracy"
+at_least = 0.5
+[[property]]
+kind = "backdoor"
+radius = 0.1
+"""
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    np.savez(tmp_path / "d.npz", X=X.numpy(), y=Y.numpy())
+    path = tmp_path / "run.toml"
+    path.write_text(RUN, encoding="utf-8")
+    return path
+
+
+def test_curves_on_the_command_line(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = run.parent / "out"
+    options = ["--budgets", "1,2", "--radii", "0.001,0.5", "--out", str(out)]
+    assert main(["sweep", str(run), *options]) == 0
+    text = capsys.readouterr().out
+    assert "accuracy on test" in text
+    rows = json.loads((out / "sweep.json").read_text())["rows"]
+    assert len(rows) == 8
+    assert {r["question"] for r in rows} == {"accuracy on test", "backdoor (radius 0.1) on test"}
+    assert len((out / "sweep.csv").read_text().splitlines()) == 9
+
+
+def test_the_largest_on_the_command_line(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = run.parent / "out"
+    options = ["--largest", "budget", "--between", "0,4", "--points", "--out", str(out)]
+    assert main(["sweep", str(run), *options]) == 0
+    text = capsys.readouterr().out
+    assert "accuracy on test >= 0.5" in text
+    document = json.loads((out / "sweep.json").read_text())
+    names = set(document["brackets"])
+    assert {"accuracy on test: point 0", "backdoor (radius 0.1) on test: point 0"} <= names
+    assert document["over"] == "budget"
+    assert main(["sweep", str(run), "--largest", "radius", "--between", "0.001,2"]) == 0
+    assert "largest radius proved" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ([], "neither --budgets, --radii nor --largest"),
+        (["--budgets", "1", "--largest", "budget", "--between", "1,2"], "curves and --largest"),
+        (["--largest", "budget"], "give both"),
+        (["--largest", "budget", "--between", "1"], "give both"),
+        (["--budgets", "1", "--points"], "--points without --largest"),
+        (["--budgets", "one"], "no list of counts"),
+        (["--radii", "x"], "no list of numbers"),
+    ],
+)
+def test_contradictory_options(
+    run: Path, options: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["sweep", str(run), *options]) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_nothing_to_sweep(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run.write_text(RUN.split("[[property]]")[0], encoding="utf-8")
+    assert main(["sweep", str(run), "--budgets", "1"]) == 2
+    assert "no [[property]]" in capsys.readouterr().err
+    run.write_text(RUN.replace("at_least = 0.5", ""), encoding="utf-8")
+    assert main(["sweep", str(run), "--largest", "budget", "--between", "1,2"]) == 2
+    assert "without at_least or at_most" in capsys.readouterr().err
