@@ -31,9 +31,10 @@ def collect(result: Result, dataset: Dataset) -> dict[str, Array]:
 
     ``points/index, label, lower, nominal, upper``: of the margin of the true class (classification) or
     of the loss (regression), (n,) each; ``points/predicted`` by the nominal model, (n,) or
-    (n, outputs). ``points/on`` names the part. With two features and classes, ``map/x, y`` (m,),
-    ``map/scores`` (m, m, classes) of the nominal model and ``map/lower`` (m, m): the margin by which the
-    predicted class wins for every reachable model. ``train/x, label`` and ``test/x, label``: some of the
+    (n, outputs). ``points/on`` names the part. With two features and classes ``map/names`` (2,),
+    ``map/x, y`` (m,), ``map/scores`` (m, m, classes) of the nominal model and ``map/lower``
+    (m, m, classes): where it is above 0, every reachable model predicts this class; and
+    ``train/x, label`` and ``test/x, label``, some of the
     data. ``pictures``: the first inputs as (n, height, width) or (n, height, width, 3).
     """
     on = "test" if len(dataset.x_test) else "train"
@@ -102,23 +103,38 @@ def _scores(result: Result, x: Array) -> Array:
 
 
 def _map(result: Result, dataset: Dataset) -> dict[str, Array]:
-    """The margin of the predicted class at the points of a grid around the data."""
+    """Scores and certified leads of each class at the points of a grid around the data."""
     points = np.concatenate([dataset.x_train, dataset.x_test])
     low, high = points.min(0), points.max(0)
     pad = 0.12 * (high - low) + 1e-9
     axes = [np.linspace(a - p, b + p, CELLS) for a, b, p in zip(low, high, pad, strict=True)]
     grid = np.stack(np.meshgrid(*axes), -1).reshape(-1, 2)
-    lower = result.stable(grid).points.score_lower
+    scores = _scores(result, grid)
+    square = (CELLS, CELLS, scores.shape[1])
     return {
+        "map/names": np.array(dataset.feature_names),
         "map/x": axes[0],
         "map/y": axes[1],
-        "map/scores": _scores(result, grid).reshape(CELLS, CELLS, -1),
-        "map/lower": lower.reshape(CELLS, CELLS),
+        "map/scores": scores.reshape(square),
+        "map/lower": _leads(result, grid, scores.shape[1]).reshape(square),
         "train/x": dataset.x_train[:SHOWN_TRAINING],
         "train/label": dataset.y_train[:SHOWN_TRAINING],
         "test/x": dataset.x_test[:SHOWN_TRAINING],
         "test/label": dataset.y_test[:SHOWN_TRAINING],
     }
+
+
+def _leads(result: Result, x: Array, classes: int) -> Array:
+    """Lower bounds of the score of each class less the best other one, (n, classes)."""
+
+    def margins(label: int) -> tuple[Array, Array]:
+        points = result.accuracy(x, np.full(len(x), label)).points
+        return points.score_lower, points.score_upper
+
+    if classes == 2:
+        lower, upper = margins(1)
+        return np.stack([-upper, lower], -1)
+    return np.stack([margins(label)[0] for label in range(classes)], -1)
 
 
 def _pictures(x: Array, names: tuple[str, ...]) -> Array | None:

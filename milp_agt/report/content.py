@@ -91,12 +91,16 @@ class ClassRow:
 
 @dataclass(frozen=True)
 class Map:
-    """A grid over two features: the scores of the classes, and where the prediction is certain."""
+    """A grid over two features: scores of the classes, and their leads over the others.
 
+    Where ``lead[..., k] > 0``, every reachable model predicts class k.
+    """
+
+    names: tuple[str, str]
     x: Array
     y: Array
     scores: Array
-    certified: Array
+    lead: Array
     train: tuple[Array, Array]
     test: tuple[Array, Array]
 
@@ -184,11 +188,13 @@ class Content:
     def map(self) -> Map | None:
         if "map/x" not in self.arrays:
             return None
+        first, second = self.arrays["map/names"].tolist()
         return Map(
+            names=(first, second),
             x=self.arrays["map/x"],
             y=self.arrays["map/y"],
             scores=self.arrays["map/scores"],
-            certified=self.arrays["map/lower"] > 0,
+            lead=self.arrays["map/lower"],
             train=(self.arrays["train/x"], self.arrays["train/label"]),
             test=(self.arrays["test/x"], self.arrays["test/label"]),
         )

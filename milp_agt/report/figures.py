@@ -14,7 +14,7 @@ from typing import Any
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.colors import ListedColormap, to_rgb
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
 from milp_agt.report.content import Content, Property
@@ -181,26 +181,21 @@ def _map(content: Content) -> tuple[Figure, str] | None:
         return None
     figure, axes = _axes(6.0, 4.8)
     classes = found.scores.shape[-1]
-    number = found.scores.argmax(-1)
-    tints = ListedColormap([_tint(CLASSES[c % len(CLASSES)]) for c in range(classes)])
-    cells = np.ma.masked_where(~found.certified, number)
-    axes.pcolormesh(
-        found.x, found.y, cells, cmap=tints, vmin=-0.5, vmax=classes - 0.5, rasterized=True
-    )
-    open_part = np.ma.masked_where(found.certified, np.ones_like(number))
-    axes.pcolor(
-        found.x,
-        found.y,
-        open_part,
-        cmap=ListedColormap(["white"]),
-        hatch="////",
-        edgecolor="#999999",
-        linewidth=0,
-    )
+    axes.set_facecolor("white")
+    axes.patch.set(hatch="////", edgecolor="#999999", linewidth=0)
+    for k in range(classes):
+        lead = found.lead[..., k]
+        if lead.max() > 0:
+            tint = _tint(CLASSES[k % len(CLASSES)])
+            axes.contourf(found.x, found.y, lead, levels=[0.0, np.inf], colors=[tint])
+            axes.fill_between([], [], [], facecolor=tint, label=f"surely class {k}")
     for k in range(classes):
         lead = found.scores[..., k] - np.delete(found.scores, k, -1).max(-1)
         if lead.min() < 0 < lead.max():
             axes.contour(found.x, found.y, lead, levels=[0.0], colors=BLACK, linewidths=1.4)
+    axes.fill_between(
+        [], [], [], facecolor="white", hatch="////", edgecolor="#999999", label="open"
+    )
     for (points, own), filled, what in (
         (found.train, True, "training"),
         (found.test, False, "test"),
@@ -223,7 +218,7 @@ def _map(content: Content) -> tuple[Figure, str] | None:
     axes.set_xlabel("feature 1")
     axes.set_ylabel("feature 2")
     axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
-    share = float(found.certified.mean())
+    share = float((found.lead.max(-1) > 0).mean())
     return figure, (
         "Map of the two input features. The black line parts the classes that the model trained on the "
         f"given data predicts; in the coloured part, {share:.0%} of the map, no admissible "
