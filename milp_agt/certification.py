@@ -21,12 +21,24 @@ from milp_agt.core.relaxation import Relaxation
 from milp_agt.core.restriction import UNRESTRICTED, Restriction
 from milp_agt.core.results import Limits
 from milp_agt.engines import inner, interval, linear, program
+from milp_agt.engines.cases import Enumerated, enumerate_cases
+from milp_agt.engines.exposure import Exposure
+from milp_agt.engines.joint import Joint
 from milp_agt.engines.recorder import NullRecorder, Recorder
 from milp_agt.engines.relaxed import RelaxedStep, relax_step
-from milp_agt.engines.step import Schedule, State, Step, initial_state, step_at_points, velocity_of
+from milp_agt.engines.step import (
+    Schedule,
+    State,
+    Step,
+    initial_state,
+    step_at_points,
+    union,
+    velocity_of,
+)
 from milp_agt.errors import InvalidInputError, SoundnessError
 from milp_agt.identity import identity
 from milp_agt.poison import Poison
+from milp_agt.properties.models import Reached
 from milp_agt.reachable import StepRecord
 from milp_agt.result import Result
 from milp_agt.solvers import Capability, choose
@@ -37,6 +49,9 @@ from milp_agt.training import Batch, Training
 
 # Ranges beyond this are left to the cheaper relaxation: no solver works with them.
 PROGRAM_RANGE_LIMIT = 1e8
+# Cases share the rounding errors of their largest: beyond this they would spoil each other.
+TAME = 1e6
+ENUMERATED = "linear, each selection"
 
 OnStep = Callable[[Result, int, int], None]
 
@@ -51,6 +66,7 @@ def certify(
     window: int | None = None,
     program_window: int | None = None,
     inner_bounds: str | None = None,
+    selections: str | None = None,
     solver: str | None = None,
     device: str = "cpu",
     memory: str | int = "4GiB",
@@ -80,6 +96,9 @@ def certify(
         inner_bounds: how the ranges inside a step are bounded in linear and above: "interval", "linear"
             (through the window, conditional on the sample being poisoned), or None, linear where its
             predicted cost is small.
+        selections: "joint" bounds all choices of poisoned samples at once, "enumerated" carries a box for
+            each choice beside it and takes the union (linear and above; budgets for the data set),
+            None enumerates where that is predicted to be cheap.
         solver: back end of programs; None picks the first that is able to for each level.
         device: "cpu", "cuda" or "auto".
         memory: budget for the tensors of one pass; rows and samples are cut into pieces by it.
@@ -117,6 +136,8 @@ def certify(
         window,
         program_window,
         inner_bounds,
+        selections,
+        restriction,
         memory,
         time_limit,
     )
@@ -224,12 +245,39 @@ def _needed(level: Relaxation) -> Capability:
 
 
 @dataclass
-class _Chain:
-    """The reachable sets of one level, with the steps that its window keeps."""
+class _Part:
+    """Boxes that one exposure leads to, with the steps that its window keeps."""
 
-    level: Relaxation
+    name: str
+    exposure: Exposure
     state: State
     window: list[RelaxedStep] = field(default_factory=list)
+
+    def key(self, step: int) -> str:
+        """Name of a step of the window in a snapshot."""
+        return f"{self.name}-{step + 1:06d}"
+
+
+@dataclass
+class _Chain:
+    """The reachable sets of one level: the union of its parts."""
+
+    name: str
+    level: Relaxation
+    parts: list[_Part]
+
+    @property
+    def looser(self) -> tuple[str, ...]:
+        """Chains whose boxes hold those of this one."""
+        if self.name == ENUMERATED:
+            return (Relaxation.LINEAR.value,)
+        names = tuple(level.value for level in self.level.looser)
+        return (*names, ENUMERATED) if self.level.uses_programs else names
+
+    @property
+    def state(self) -> State:
+        """One box for all cases of all parts."""
+        return union([part.state for part in self.parts])
 
 
 class Run:
@@ -257,7 +305,13 @@ class Run:
         device = poison.features.device
         box = {n: Interval(b.lower.to(device), b.upper.to(device)) for n, b in initial.items()}
         start = initial_state(step_graph, box, training.momentum > 0)
-        self.chains = [_Chain(level, start) for level in plan.relaxation.chain()]
+        joint = Joint(poison, restriction)
+        self.chains = [
+            _Chain(level.value, level, [_Part(level.value, joint, start)])
+            for level in plan.relaxation.chain()
+        ]
+        if plan.case_groups:
+            self.chains.insert(2, self._enumerated(start))
         self.nominal: dict[str, Tensor] = {n: v.to(device) for n, v in step_graph.initial.items()}
         if training.momentum > 0:
             for name in step_graph.parameters:
@@ -267,6 +321,18 @@ class Run:
         dropped = poison.notes(plan.relaxation.uses_programs)
         self.fallbacks: list[str] = [*plan.notes, *dropped]
         self.limit_reached = False
+
+    def _enumerated(self, start: State) -> _Chain:
+        """A chain with a box for every selection, in groups that fit the memory budget."""
+        listed = enumerate_cases(self.poison, self.restriction)
+        count = len(listed) - 1
+        size = max(1, -(-count // self.plan.case_groups))
+        parts: list[_Part] = []
+        for first in range(0, count, size):
+            exposure = Enumerated(self.poison, listed.part(slice(first, first + size)))
+            state = {n: b.expand_states(exposure.cases) for n, b in start.items()}
+            parts.append(_Part(f"selections-{len(parts)}", exposure, state))
+        return _Chain(ENUMERATED, Relaxation.LINEAR, parts)
 
     def advance(self, batch: Tensor) -> None:
         """Bound one more step.
@@ -281,25 +347,33 @@ class Run:
         outer: State | None = None
         used, widths = Relaxation.INTERVAL, {}
         report: program.ProgramReport | None = None
-        states: dict[Relaxation, State] = {}
-        for chain in self.chains:
+        states: dict[str, State] = {}
+        for chain in list(self.chains):
             if self._out_of_time(chain.level, index) and outer is not None:
                 # The looser chain's box is a valid start for this one, should there be more time.
-                chain.state, chain.window = outer, []
-                states[chain.level] = outer
+                self._restart(chain, outer)
+                states[chain.name] = outer
                 continue
-            state, solved = self._bound(chain, step)
-            report = solved or report
-            for looser in chain.level.looser:
-                state = {
-                    n: b.meet(states[looser][n], f"'{n}' by {chain.level.value} and below")
-                    for n, b in state.items()
-                }
-            states[chain.level] = state
+            for part in chain.parts:
+                state, solved = self._bound(chain, part, step)
+                report = solved or report
+                for looser in chain.looser:
+                    if looser in states:
+                        what = f"by {chain.name} and below"
+                        state = {
+                            n: b.meet(states[looser][n], f"'{n}' {what}") for n, b in state.items()
+                        }
+                part.state = state
+            states[chain.name] = outer = chain.state
             used = chain.level if solved or not chain.level.uses_programs else used
-            self.recorder.state(index, chain.level, state)
-            chain.state = outer = state
-            widths[chain.level.value] = self._mean_width(state)
+            self.recorder.state(index, chain.name, outer)
+            widths[chain.name] = self._mean_width(outer)
+            if chain.name == ENUMERATED and not self._is_tame(outer):
+                self.fallbacks.append(
+                    f"step {index + 1}: a selection leads to parameters beyond {TAME:.0e}; from here "
+                    "on selections are bounded jointly"
+                )
+                self.chains.remove(chain)
         assert outer is not None
         self._advance_nominal(step, outer)
         flat = torch.cat([outer[n].width.flatten() for n in self.step_graph.parameters])
@@ -322,50 +396,58 @@ class Run:
             index, batch, self.poison.take(batch), self.updates[index], self.training.momentum > 0
         )
 
-    def _bound(self, chain: _Chain, step: Step) -> tuple[State, program.ProgramReport | None]:
+    @staticmethod
+    def _restart(chain: _Chain, outer: State) -> None:
+        for part in chain.parts:
+            part.state = {n: b.expand_states(part.exposure.cases) for n, b in outer.items()}
+            part.window = []
+
+    @staticmethod
+    def _is_tame(state: State) -> bool:
+        return all(bool((box.magnitude <= TAME).all()) for box in state.values())
+
+    def _bound(
+        self, chain: _Chain, part: _Part, step: Step
+    ) -> tuple[State, program.ProgramReport | None]:
         """The box of the next state by one level, before the meet with looser chains."""
         keep = chain.level is not Relaxation.INTERVAL
-        ranges = self._ranges(chain, step, keep)
-        state = interval.update(self.step_graph, chain.state, ranges, step)
+        ranges = self._ranges(part, step, keep)
+        state = interval.update(self.step_graph, part.state, ranges, step)
         if not keep:
             return state, None
-        kept = relax_step(self.schedule, chain.state, step, ranges, self.plan.walk_fragment)
-        chain.window = [*chain.window, kept][-self.plan.longest_window :]
-        self.recorder.step(chain.level, kept)
+        kept = relax_step(
+            self.schedule, part.state, step, ranges, part.exposure, self.plan.walk_fragment
+        )
+        part.window = [*part.window, kept][-self.plan.longest_window :]
+        self.recorder.step(chain.name, kept)
         walked = linear.bound_state(
             self.step_graph,
             self.schedule,
-            chain.window[-self.plan.window :],
-            self.poison,
+            part.window[-self.plan.window :],
+            part.exposure,
             self.plan.chunk,
-            self.restriction,
         )
         state = {n: b.meet(walked[n], f"'{n}' by interval and linear") for n, b in state.items()}
         if not chain.level.uses_programs:
             return state, None
-        return self._solve(chain, step, state)
+        return self._solve(chain, part, step, state)
 
-    def _ranges(self, chain: _Chain, step: Step, keep: bool) -> interval.Ranges:
+    def _ranges(self, part: _Part, step: Step, keep: bool) -> interval.Ranges:
         if keep and self.plan.linear_inner:
-            past = chain.window[max(0, len(chain.window) - self.plan.window + 1) :]
+            past = part.window[max(0, len(part.window) - self.plan.window + 1) :]
             walks = inner.Walks(
-                self.step_graph,
-                self.schedule,
-                past,
-                self.poison,
-                self.plan.inner_chunk,
-                self.restriction,
+                self.step_graph, self.schedule, past, part.exposure, self.plan.inner_chunk
             )
-            return inner.propagate(walks, chain.state, step)
+            return inner.propagate(walks, part.state, step)
         fragment = None if keep else self.plan.fragment
         return interval.propagate(
-            self.schedule, chain.state, step, self.restriction, fragment=fragment, keep=keep
+            self.schedule, part.state, step, part.exposure, fragment=fragment, keep=keep
         )
 
     def _solve(
-        self, chain: _Chain, step: Step, state: State
+        self, chain: _Chain, part: _Part, step: Step, state: State
     ) -> tuple[State, program.ProgramReport | None]:
-        window = chain.window[-self.plan.program_window :]
+        window = part.window[-self.plan.program_window :]
         largest = max(
             float(box.magnitude.max())
             for relaxed in window
@@ -437,21 +519,21 @@ class Run:
     def snapshot(self) -> Snapshot:
         """What :meth:`restore` needs to go on from here; holds references, copies nothing."""
         parts = {
-            f"{chain.level.value}-{relaxed.step.index + 1:06d}": {
+            part.key(relaxed.step.index): {
                 "state": pack(relaxed.state),
                 "boxes": pack(relaxed.ranges.boxes),
                 "sums": dict(relaxed.ranges.sums),
             }
-            for chain in self.chains
-            for relaxed in chain.window
+            for part in self._parts()
+            for relaxed in part.window
         }
         state = {
             "chains": {
-                chain.level.value: {
-                    "state": pack(chain.state),
-                    "window": [relaxed.step.index for relaxed in chain.window],
+                part.name: {
+                    "state": pack(part.state),
+                    "window": [relaxed.step.index for relaxed in part.window],
                 }
-                for chain in self.chains
+                for part in self._parts()
             },
             "nominal": dict(self.nominal),
             "records": [asdict(record) for record in self.records],
@@ -463,13 +545,12 @@ class Run:
     def restore(self, snapshot: Snapshot, batches: Sequence[Batch]) -> None:
         """Go on from a snapshot of this very run: the same boxes, and the same planes made anew."""
         state = snapshot.state
-        for chain in self.chains:
-            kept = state["chains"][chain.level.value]
-            chain.state = unpack(kept["state"])
-            chain.window = [
-                self._relaxed(
-                    snapshot.parts[f"{chain.level.value}-{index + 1:06d}"], index, batches
-                )
+        self.chains = [c for c in self.chains if c.parts[0].name in state["chains"]]
+        for part in self._parts():
+            kept = state["chains"][part.name]
+            part.state = unpack(kept["state"])
+            part.window = [
+                self._relaxed(snapshot.parts[part.key(index)], part.exposure, index, batches)
                 for index in kept["window"]
             ]
         self.nominal = dict(state["nominal"])
@@ -479,25 +560,38 @@ class Run:
         if self.deadline is not None:
             self.deadline -= sum(record.seconds for record in self.records)
 
+    def _parts(self) -> Iterator[_Part]:
+        for chain in self.chains:
+            yield from chain.parts
+
     def _relaxed(
-        self, part: Mapping[str, Any], index: int, batches: Sequence[Batch]
+        self, kept: Mapping[str, Any], exposure: Exposure, index: int, batches: Sequence[Batch]
     ) -> RelaxedStep:
         """A step of a window from its ranges: slopes and offsets follow from them."""
         step = self._step(index, torch.from_numpy(batches[index]).to(self.poison.features.device))
-        ranges = interval.Ranges(unpack(part["boxes"]), dict(part["sums"]))
-        state = unpack(part["state"])
-        return relax_step(self.schedule, state, step, ranges, self.plan.walk_fragment)
+        ranges = interval.Ranges(unpack(kept["boxes"]), dict(kept["sums"]))
+        state = unpack(kept["state"])
+        return relax_step(self.schedule, state, step, ranges, exposure, self.plan.walk_fragment)
+
+    def _reached(self) -> Iterator[Reached]:
+        """The boxes of the tightest chain; each selection's own where there are any."""
+        last = self.chains[-1]
+        outer = last.state
+        for chain in self.chains:
+            if chain.name == ENUMERATED:
+                last = chain
+        for part in last.parts:
+            window = tuple(part.window[-self.plan.window :])
+            state = {n: b.meet(outer[n], f"'{n}' of two chains") for n, b in part.state.items()}
+            yield Reached(state, window, part.exposure)
 
     def result(self) -> Result:
         """What is proved so far."""
-        tightest = self.chains[-1]
         return Result.of(
             step_graph=self.step_graph,
             schedule=self.schedule,
-            state=tightest.state,
+            reached=tuple(self._reached()),
             nominal=self.nominal,
-            window=tuple(tightest.window[-self.plan.window :]),
-            poison=self.poison,
             steps=tuple(self.records),
             total_steps=self.plan.steps,
             relaxation=self.plan.asked,

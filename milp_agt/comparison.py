@@ -117,6 +117,7 @@ def compare(
     *,
     program_window: int | Literal["T"] | None = None,
     inner_bounds: str | None = None,
+    selections: str | None = None,
     solver: str | None = None,
     device: str = "cpu",
     memory: str = "4GiB",
@@ -131,7 +132,7 @@ def compare(
         windows: how many past steps linear forms walk back through; "T" is the whole run. Programs
             span as many steps unless ``program_window`` says otherwise.
         X_test, y_test: test data; with them each row bounds the accuracy (regression: the loss).
-        program_window, inner_bounds, solver, device, memory, time_limit: as for
+        program_window, inner_bounds, selections, solver, device, memory, time_limit: as for
             :func:`milp_agt.certify`; the time limit holds for each row.
         on_row: called after every row with the row, its number from 1, and the number of rows.
 
@@ -165,6 +166,7 @@ def compare(
             window=window or None,
             program_window=solved,
             inner_bounds=inner_bounds,
+            selections=selections,
             solver=solver,
             device=device,
             memory=memory,

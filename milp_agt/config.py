@@ -128,6 +128,7 @@ class CertifyTable(Table):
     window: Window | None = None
     program_window: Window | None = None
     inner_bounds: Literal["interval", "linear"] | None = None
+    selections: Literal["joint", "enumerated"] | None = None
     solver: str | None = None
     device: str = "cpu"
     memory: str = "4GiB"

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from milp_agt.core.relaxation import Relaxation
+from milp_agt.core.restriction import Restriction
+from milp_agt.engines.cases import count_cases
 from milp_agt.engines.inner import targets
 from milp_agt.engines.step import Schedule
 from milp_agt.errors import InvalidInputError
@@ -37,6 +40,13 @@ BOUNDED_PER_SECOND = 2e7
 SECONDS_PER_ROW = 1e-5
 ROWS_PER_ELEMENT = 8
 AUTO_TIME = 120.0
+# Boxes and offsets of one case that are kept for an element of a node with a sample axis, cases that
+# share a walk, products that a core does in a second, and seconds for which cases are carried unasked.
+LIVE_CASE_BOXES = 4
+MOST_CASES = 1024
+FLOPS = 1e10
+CASES_TIME = 60.0
+NAMED_CASES = 1e5
 # Seconds for which inner bounds are walked through the window unasked.
 INNER_TIME = 60.0
 
@@ -55,6 +65,7 @@ class Plan:
     walk_fragment: int
     inner_chunk: int
     linear_inner: bool
+    case_groups: int
     single_thread: bool
     notes: tuple[str, ...]
 
@@ -72,6 +83,8 @@ def plan(
     window: int | None,
     program_window: int | None,
     inner_bounds: str | None,
+    selections: str | None,
+    restriction: Restriction,
     memory: str | int,
     time_limit: float | None,
 ) -> Plan:
@@ -113,6 +126,9 @@ def plan(
             f"inner bounds by intervals: linear ones would take about {seconds:.3g} s, more than "
             f"{INNER_TIME:g} s; ask for inner_bounds='linear' to have them",
         )
+    cases = count_cases(poison, restriction)
+    groups, note = _groups(sizes, level, selections, cases, steps, walked, linear_inner, budget)
+    notes = (*notes, *note)
     per_row = FLOAT * LIVE_COEFFICIENTS * max(sizes.walked, 1)
     per_sample = FLOAT * LIVE_BOXES * max(sizes.per_sample, 1)
     chunk = max(1, min(2 * sizes.state, ROWS_AT_ONCE, budget // (2 * per_row)))
@@ -132,9 +148,57 @@ def plan(
             min(INNER_ROWS, max(32, 4 * CACHED_ELEMENTS // sizes.walked), budget // (2 * per_row)),
         ),
         linear_inner=linear_inner,
+        case_groups=groups,
         single_thread=sizes.walked < THREADED_ELEMENTS,
         notes=notes,
     )
+
+
+def _groups(
+    sizes: _Sizes,
+    level: Relaxation,
+    selections: str | None,
+    cases: float,
+    steps: int,
+    window: int,
+    linear_inner: bool,
+    memory: int,
+) -> tuple[int, tuple[str, ...]]:
+    """In how many groups selections are enumerated; 0 if they are bounded jointly only."""
+    if selections not in (None, "joint", "enumerated"):
+        raise InvalidInputError(
+            "selections is 'joint', 'enumerated' or None", f"{selections!r}", "choose one of them"
+        )
+    if selections == "enumerated" and level is Relaxation.INTERVAL:
+        raise InvalidInputError(
+            "Enumerated selections need linear forms",
+            f"relaxation '{level.value}'",
+            "use relaxation 'linear' or above",
+        )
+    if selections == "joint" or level is Relaxation.INTERVAL:
+        return 0, ()
+    if selections == "enumerated" and math.isinf(cases):
+        raise InvalidInputError(
+            "Selections can be enumerated where one of them holds for the whole run",
+            "a budget in each batch, or nothing that can be poisoned",
+            "use scope='dataset', or selections='joint'",
+        )
+    if math.isinf(cases):
+        return 0, ()
+    # A case costs boxes and offsets of every step in the window.
+    fitting = max(1, int(memory // (2 * FLOAT * LIVE_CASE_BOXES * sizes.boxes * window)))
+    groups = -(-int(min(cases, 1e9)) // min(fitting, MOST_CASES))
+    walks = sum(min(t + 1, window) for t in range(steps))
+    rows = 2 * sizes.state + (sizes.inner_rows / 2 if linear_inner else 0)
+    flops = 4.0 * rows * sizes.boxes * walks * cases
+    seconds = flops / FLOPS + groups * rows * sizes.walked * walks / WALKED_PER_SECOND
+    if selections is None and seconds > CASES_TIME:
+        note = (
+            f"selections are bounded jointly: {cases:.3g} of them one by one would take about "
+            f"{seconds:.3g} s, more than {CASES_TIME:g} s; ask for selections='enumerated' to have them"
+        )
+        return 0, (note,) if cases < NAMED_CASES else ()
+    return groups, ()
 
 
 class _Sizes:

@@ -16,7 +16,7 @@ from milp_agt import archive, inputs
 from milp_agt.attacks import Attack, Attacker, Envelope, Objective, ParameterSandwich, Sandwich
 from milp_agt.core.interval import Interval
 from milp_agt.core.relaxation import Relaxation
-from milp_agt.engines.relaxed import RelaxedStep
+from milp_agt.engines.joint import Joint
 from milp_agt.engines.step import Schedule, State
 from milp_agt.errors import InvalidInputError
 from milp_agt.poison import Poison
@@ -25,7 +25,7 @@ from milp_agt.properties.answer import Answer
 from milp_agt.properties.backdoor import Backdoor
 from milp_agt.properties.functional import Functional
 from milp_agt.properties.loss import MeanLoss
-from milp_agt.properties.models import Models
+from milp_agt.properties.models import Models, Reached
 from milp_agt.properties.question import ask, groups_of
 from milp_agt.properties.stable import Stability
 from milp_agt.properties.targeted import Targets, targeted
@@ -76,10 +76,8 @@ class Result:
         *,
         step_graph: StepGraph,
         schedule: Schedule,
-        state: State,
+        reached: Sequence[Reached],
         nominal: Mapping[str, Tensor],
-        window: Sequence[RelaxedStep],
-        poison: Poison,
         steps: tuple[StepRecord, ...],
         total_steps: int,
         relaxation: str,
@@ -88,16 +86,10 @@ class Result:
         threat: str,
     ) -> Result:
         """Collect what the loop knows after some steps."""
-        models = Models(
-            step_graph,
-            schedule,
-            state,
-            {n: nominal[n] for n in step_graph.parameters},
-            window,
-            poison,
-        )
+        point = {n: nominal[n] for n in step_graph.parameters}
+        models = Models(step_graph, schedule, point, reached)
         return Result(
-            reachable=_reachable(step_graph, state, nominal),
+            reachable=_reachable(step_graph, models.state, nominal),
             steps=steps,
             total_steps=total_steps,
             relaxation=relaxation,
@@ -421,13 +413,12 @@ def _from_box(
 ) -> Result:
     """A result of which only the final box is known."""
     nothing = torch.zeros(0, *feature_shape, dtype=torch.float64)
+    poison = Poison.none(nothing, torch.zeros(0, step_graph.outputs, dtype=torch.float64))
     return Result.of(
         step_graph=step_graph,
         schedule=Schedule.of(step_graph),
-        state=state,
+        reached=(Reached(state, (), Joint(poison)),),
         nominal=dict(step_graph.initial),
-        window=(),
-        poison=Poison.none(nothing, torch.zeros(0, step_graph.outputs, dtype=torch.float64)),
         steps=steps,
         total_steps=total_steps,
         relaxation=relaxation,

@@ -77,6 +77,7 @@ class Problem:
     def certify(self, **options: Any) -> tuple[Result, list[ReachableSet]]:
         """The result and the reachable set after every step."""
         boxes: list[ReachableSet] = []
+        options.setdefault("selections", "joint")
         result = agt.certify(
             self.model,
             self.data,

@@ -39,7 +39,7 @@ from milp_agt.engines import interval as interval_engine
 from milp_agt.engines import linear as linear_engine
 from milp_agt.engines import program as program_engine
 from milp_agt.engines.adversary import open_debt
-from milp_agt.engines.interval import Masks, PoisonedSum
+from milp_agt.engines.joint import Joint, Masks, PoisonedSum
 from milp_agt.engines.linear import Forms
 from milp_agt.engines.program import EncodedWindow
 from milp_agt.engines.program import window as window_room
@@ -1022,9 +1022,10 @@ def step_case(
             state[velocity_of(name)] = Interval(still.lower - width, still.upper + width)
     batch = torch.from_numpy(training.batch_order(len(features))[0])
     step = Step(0, batch, poison.take(batch), training.update_rules(1)[0], momentum)
-    ranges = interval_engine.propagate(schedule, state, step, keep=True)
+    joint = Joint(poison)
+    ranges = interval_engine.propagate(schedule, state, step, joint, keep=True)
     return StepCase(
-        step_graph, schedule, poison, state, step, relax_step(schedule, state, step, ranges)
+        step_graph, schedule, poison, state, step, relax_step(schedule, state, step, ranges, joint)
     )
 
 
@@ -1037,7 +1038,7 @@ def check_step_interval(case: StepCase, rng: np.random.Generator, count: int = 6
 def check_step_linear(case: StepCase, rng: np.random.Generator, count: int = 64) -> None:
     """The same for linear bounds with window 1."""
     box = linear_engine.bound_state(
-        case.step_graph, case.schedule, [case.relaxed], case.poison, chunk=64
+        case.step_graph, case.schedule, [case.relaxed], Joint(case.poison), chunk=64
     )
     _check_inside(case, box, rng, count, "linear")
 
@@ -1088,7 +1089,7 @@ def check_walk_of_update(
     features, labels = case.attacks(count, int(rng.integers(2**30)), True)
     after = case.after(states, features, labels)
     left = sum(_dot(c[n].numpy(), after[n].numpy()) for n in case.state)
-    right = forms.constant.numpy()[:, None] + sum(
+    right = forms.constant.numpy() + sum(
         _dot(forms.coefficients[n].numpy(), states[n].numpy()) for n in case.state
     )
     owed = debt.worst().numpy()[:, None]

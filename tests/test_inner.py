@@ -16,7 +16,6 @@ import milp_agt as agt
 from milp_agt.attacks.pool import all_ways
 from milp_agt.core.evaluate import evaluate
 from milp_agt.core.interval import CLEAN, POISONED
-from milp_agt.core.relaxation import Relaxation
 from milp_agt.core.restriction import UNRESTRICTED, Restriction
 from milp_agt.engines import adversary, inner
 from milp_agt.engines.recorder import MemoryRecorder
@@ -111,7 +110,7 @@ def problem(
 def certified(case: Problem, **options: Any) -> tuple[list[RelaxedStep], list[ReachableSet]]:
     recorder = MemoryRecorder()
     _, boxes = case.certify(relaxation="linear", recorder=recorder, **options)
-    return recorder.steps[Relaxation.LINEAR], boxes
+    return recorder.steps["linear"], boxes
 
 
 def recorded(case: Problem, **options: Any) -> list[RelaxedStep]:
@@ -319,7 +318,7 @@ MUTANTS = {
 def test_enumeration_catches_mutants(method, mutant, per_batch, monkeypatch) -> None:
     case = own_debt_case(poison_of(2, True, per_batch, "xv"), FULL, 10, 0)
     check_debt_given(case, UNRESTRICTED, True)
-    debt = adversary._PerSampleDebt
+    debt = adversary.PerSampleDebt
     monkeypatch.setattr(debt, method, mutant(getattr(debt, method)))
     with pytest.raises(AssertionError, match="debt below an attack"):
         check_debt_given(case, UNRESTRICTED, False)
@@ -357,7 +356,7 @@ def test_flipped_labels_catch_mutants(method, mutant, monkeypatch) -> None:
     case, _, _ = problem(training={"epochs": 2})
     replay, flips = Replay(case), every_flip(case, 2)
     assert escapes(replay, recorded(case, inner_bounds="linear"), [flips]) == []
-    debt = adversary._PerSampleDebt
+    debt = adversary.PerSampleDebt
     monkeypatch.setattr(debt, method, mutant(getattr(debt, method)))
     try:
         steps = recorded(case, inner_bounds="linear")

@@ -45,7 +45,7 @@ from milp_agt.core.expression import Array, Expression
 from milp_agt.core.interval import Interval
 from milp_agt.engines import adversary, linear
 from milp_agt.engines import interval as interval_engine
-from milp_agt.engines.interval import Masks, PoisonedSum
+from milp_agt.engines.joint import Masks, PoisonedSum
 from milp_agt.engines.program import window
 from milp_agt.engines.step import Step
 from milp_agt.formulations import univariate

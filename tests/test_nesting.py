@@ -15,6 +15,7 @@ import milp_agt as agt
 from milp_agt.core.interval import Interval
 from milp_agt.core.relaxation import Relaxation
 from milp_agt.engines import interval, linear, program, relaxed
+from milp_agt.engines.joint import Joint
 from milp_agt.engines.recorder import MemoryRecorder
 from milp_agt.engines.step import State, Step, initial_state
 from milp_agt.solvers import Capability, available_solvers, choose
@@ -152,10 +153,11 @@ def one_step(problem: Problem, width: float) -> tuple[Replay, relaxed.RelaxedSte
     batch = replay.batches[0]
     has_velocity = problem.training.momentum > 0
     step = Step(0, batch, replay.poison.take(batch), replay.updates[0], has_velocity)
-    ranges = interval.propagate(replay.schedule, state, step, keep=True)
+    joint = Joint(replay.poison)
+    ranges = interval.propagate(replay.schedule, state, step, joint, keep=True)
     boxed = interval.update(replay.step_graph, state, ranges, step)
-    kept = relaxed.relax_step(replay.schedule, state, step, ranges)
-    walked = linear.bound_state(replay.step_graph, replay.schedule, [kept], replay.poison, 64)
+    kept = relaxed.relax_step(replay.schedule, state, step, ranges, joint)
+    walked = linear.bound_state(replay.step_graph, replay.schedule, [kept], joint, 64)
     return replay, kept, boxed, walked
 
 
@@ -215,6 +217,7 @@ def recorded(problem: Problem, **options: Any) -> tuple[MemoryRecorder, Replay, 
             problem.training,
             problem.threat,
             recorder=recorder,
+            selections="joint",
             **options,
         )
     return recorder, Replay(problem), chunks[0], result
@@ -226,12 +229,14 @@ def test_recorded_planes_replay_the_very_same_bounds(window, static) -> None:
     threat = agt.FeatureLabelPoisoning(1, 0.05, static=static)
     problem = case(threat=threat, batch_size=3, epochs=2, momentum=0.5)
     recorder, replay, chunk, result = recorded(problem, relaxation="linear", window=window)
-    steps = recorder.steps[Relaxation.LINEAR]
-    states = recorder.states[Relaxation.LINEAR]
-    looser = recorder.states[Relaxation.INTERVAL]
+    steps = recorder.steps["linear"]
+    states = recorder.states["linear"]
+    looser = recorder.states["interval"]
     for t, kept in enumerate(steps):
         part = steps[max(0, t + 1 - (window or len(steps))) : t + 1]
-        again = linear.bound_state(replay.step_graph, replay.schedule, part, replay.poison, chunk)
+        again = linear.bound_state(
+            replay.step_graph, replay.schedule, part, Joint(replay.poison), chunk
+        )
         boxed = interval.update(replay.step_graph, kept.state, kept.ranges, kept.step)
         for name, box in again.items():
             met = boxed[name].meet(box).meet(looser[t][name])
@@ -254,13 +259,13 @@ ADVERSARIES = [
 def test_a_stronger_adversary_over_the_same_planes(weaker, stronger, kind) -> None:
     problem = case(threat=THREATS[kind]("bce"), batch_size=2, epochs=2, momentum=0.5)
     recorder, replay, chunk, _ = recorded(problem, relaxation="linear")
-    steps = recorder.steps[Relaxation.LINEAR]
+    steps = recorder.steps["linear"]
     inner, outer = (
         linear.bound_state(
             replay.step_graph,
             replay.schedule,
             steps,
-            replace(replay.poison, static=static, per_batch=scope == "batch"),
+            Joint(replace(replay.poison, static=static, per_batch=scope == "batch")),
             chunk,
         )
         for static, scope in (weaker, stronger)
@@ -309,10 +314,14 @@ def test_intervals_grow_with_budget_and_radius(loss) -> None:
 def test_linear_grows_with_the_budget_over_the_same_planes() -> None:
     problem = case(threat=agt.FeatureLabelPoisoning(4, 0.05))
     recorder, replay, chunk, _ = recorded(problem, relaxation="linear")
-    steps = recorder.steps[Relaxation.LINEAR]
+    steps = recorder.steps["linear"]
     boxes = [
         linear.bound_state(
-            replay.step_graph, replay.schedule, steps, replace(replay.poison, budget=k), chunk
+            replay.step_graph,
+            replay.schedule,
+            steps,
+            Joint(replace(replay.poison, budget=k)),
+            chunk,
         )
         for k in range(5)
     ]

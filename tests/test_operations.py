@@ -47,7 +47,7 @@ import milp_agt as agt
 from milp_agt.core.graph import Graph
 from milp_agt.core.interval import CLEAN, Interval
 from milp_agt.core.rounding import gamma
-from milp_agt.engines.interval import Masks
+from milp_agt.engines.joint import Masks
 from milp_agt.errors import EncodingError, SoundnessError
 from milp_agt.formulations import bilinear
 from milp_agt.formulations.bilinear import Einsum

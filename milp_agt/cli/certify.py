@@ -147,6 +147,7 @@ def _certify(arguments: argparse.Namespace) -> int:
                 window=total if options.window == "T" else options.window,
                 program_window=total if options.program_window == "T" else options.program_window,
                 inner_bounds=options.inner_bounds,
+                selections=options.selections,
                 solver=options.solver,
                 device=options.device,
                 memory=options.memory,

@@ -57,6 +57,7 @@ def _compare(arguments: argparse.Namespace) -> int:
             y_test=dataset.y_test if len(dataset.x_test) else None,
             program_window=options.program_window,
             inner_bounds=options.inner_bounds,
+            selections=options.selections,
             solver=options.solver,
             device=options.device,
             memory=options.memory,

@@ -8,9 +8,19 @@ import torch
 from torch import Tensor
 
 from milp_agt.core.restriction import Restriction
-from milp_agt.engines.interval import worst_sum
 from milp_agt.engines.step import Step
 from milp_agt.poison import Poison
+
+
+def worst_sum(hurt: Tensor, budget: int) -> Tensor:
+    """The most that ``budget`` samples can add up to: top-k sum of ``hurt >= 0`` (n, ...) on axis 0."""
+    if budget <= 0 or len(hurt) == 0:
+        return torch.zeros_like(hurt.sum(0))
+    if budget >= len(hurt):
+        return hurt.sum(0)
+    if budget == 1:
+        return hurt.amax(0)
+    return hurt.topk(budget, dim=0, sorted=False).values.sum(0)
 
 
 class Debt(ABC):
@@ -46,6 +56,14 @@ class Debt(ABC):
     def worst(self) -> Tensor:
         """The most that the adversary can lower each form, (rows,)."""
 
+    def owed(self) -> Tensor:
+        """:meth:`worst` for the one case that there is, (rows, 1)."""
+        return self.worst().unsqueeze(1)
+
+    def owed_given(self, own: Tensor) -> Tensor:
+        """:meth:`worst_given` for the states CLEAN and POISONED, (rows, 2)."""
+        return torch.stack([self.worst_given(own, False), self.worst_given(own, True)], 1)
+
 
 def open_debt(poison: Poison, rows: int, restriction: Restriction) -> Debt:
     """The right kind of debt for a threat model bound to the whole data set."""
@@ -53,7 +71,7 @@ def open_debt(poison: Poison, rows: int, restriction: Restriction) -> Debt:
         return _NoDebt(rows, poison.features.device)
     if not poison.static and poison.per_batch:
         return _PerStepDebt(poison, rows, restriction)
-    return _PerSampleDebt(poison, rows, restriction)
+    return PerSampleDebt(poison, rows, restriction)
 
 
 class _NoDebt(Debt):
@@ -75,6 +93,9 @@ class _NoDebt(Debt):
 
     def worst_given(self, own: Tensor, poisoned: bool) -> Tensor:
         return self._zero
+
+    def owed_given(self, own: Tensor) -> Tensor:
+        return self._zero.unsqueeze(1)
 
 
 class _PerStepDebt(Debt):
@@ -108,7 +129,7 @@ class _PerStepDebt(Debt):
         return self._total + self._own if poisoned else self._total
 
 
-class _PerSampleDebt(Debt):
+class PerSampleDebt(Debt):
     """One account for each sample of the data set that the window has met.
 
     Static adversary: coefficients on the same move are added over the steps before the support

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -11,14 +11,12 @@ from torch import Tensor
 from milp_agt.core.graph import Node
 from milp_agt.core.interval import Interval
 from milp_agt.core.operation import Relaxed
-from milp_agt.core.restriction import Restriction
-from milp_agt.engines.adversary import open_debt
-from milp_agt.engines.interval import Masks, PoisonedSum, Ranges, leaf_boxes
+from milp_agt.engines.exposure import Exposure
+from milp_agt.engines.interval import Ranges
 from milp_agt.engines.linear import SampleForms, sample_forms, walk
 from milp_agt.engines.relaxed import Fragment, Offsets, RelaxedStep
 from milp_agt.engines.step import Schedule, State, Step
 from milp_agt.formulations.univariate import Univariate
-from milp_agt.poison import Poison
 from milp_agt.tracing import FEATURES, LABELS, StepGraph
 
 
@@ -47,9 +45,8 @@ class Walks:
     step_graph: StepGraph
     schedule: Schedule
     window: Sequence[RelaxedStep]
-    poison: Poison
+    exposure: Exposure
     chunk: int
-    restriction: Restriction
 
 
 def propagate(walks: Walks, state: State, step: Step) -> Ranges:
@@ -63,10 +60,11 @@ def propagate(walks: Walks, state: State, step: Step) -> Ranges:
     of the batch, stay sound.
     """
     chosen = {node.name for node in targets(walks.schedule)}
-    boxes: dict[str, Interval] = dict(state) | leaf_boxes(step.poison)
+    boxes: dict[str, Interval] = dict(state) | walks.exposure.leaves(step)
     planes: dict[str, Relaxed] = {}
     offsets: dict[str, Offsets] = {}
     leaves = {name: boxes[name].magnitude.amax(0) for name in (FEATURES, LABELS)}
+    nominal = walks.exposure.nominal(step)
     walked: list[Node] = []
     for node in walks.schedule.before:
         if node.name in boxes:
@@ -79,9 +77,9 @@ def propagate(walks: Walks, state: State, step: Step) -> Ranges:
             continue
         walked.append(node)
         planes[node.name] = node.op.relax(*inputs)
-        offsets[node.name] = Offsets(planes[node.name], True)
+        offsets[node.name] = Offsets(planes[node.name], True, walks.exposure.cases)
         if node.name in chosen:
-            whole = Fragment(slice(0, step.size), step.poison, planes, offsets, leaves)
+            whole = Fragment(slice(0, step.size), step.poison, planes, offsets, leaves, nominal)
             boxes[node.name] = _refined(walks, state, step, whole, walked, boxes[node.name])
     return _summed(walks, step, boxes)
 
@@ -101,7 +99,7 @@ def _refined(
     unit = unit.reshape(size, 1, *node.shape).expand(size, step.size, *node.shape)
     own = sample_forms(nodes, fragment, node.name, torch.cat([unit, -unit]))
     count = 2 * size * step.size
-    states = 1 if walks.poison.is_clean else 2
+    states = walks.exposure.states
     bounds = torch.full((states, count), -torch.inf, dtype=torch.float64, device=box.lower.device)
     for part in _worth(walks, node, box).split(walks.chunk):
         if len(part):
@@ -132,35 +130,25 @@ def _worth(walks: Walks, node: Node, box: Interval) -> Tensor:
 def _bound_rows(walks: Walks, state: State, step: Step, own: SampleForms, part: Tensor) -> Tensor:
     """Lower bounds of some rows in each state, (states, rows): the best of all stops of the walk."""
     forms = own.rows(part, state)
-    debt = open_debt(walks.poison, forms.rows, walks.restriction)
+    debt = walks.exposure.open_debt(forms.rows)
     samples = step.samples[part % step.size]
-    clean = walks.poison.is_clean
-    if not clean:
+    if not walks.exposure.poison.is_clean:
         debt.add_own(step, *own.moves(part, step.size))
-
-    def stop(box: Mapping[str, Interval]) -> Tensor:
-        owed = [
-            debt.worst_given(samples, poisoned)
-            for poisoned in ((False,) if clean else (False, True))
-        ]
-        return torch.stack([forms.concretise(box, each) for each in owed])
-
-    best = stop(state)
+    best = forms.concretise(state, debt.owed_given(samples))
     for relaxed in reversed(walks.window):
         forms = walk(walks.step_graph, walks.schedule, relaxed, forms, debt)
-        best = torch.maximum(best, stop(relaxed.state))
-    return best
+        stop = forms.concretise(relaxed.state, debt.owed_given(samples))
+        best = torch.maximum(best, stop)
+    return best.T
 
 
 def _summed(walks: Walks, step: Step, boxes: dict[str, Interval]) -> Ranges:
     """Sums over the samples, and what follows them."""
     ranges = Ranges(boxes)
-    masks = Masks.of(walks.restriction, step.samples)
-    inside = 0 if masks.inside is None else int(masks.inside.sum())
     for node in walks.schedule.sums:
-        total = PoisonedSum(step.poison.budget)
-        total.add(boxes[node.inputs[0]], masks)
-        boxes[node.name], ranges.sums[node.name] = total.result(inside)
+        total = walks.exposure.total(step)
+        total.add(boxes[node.inputs[0]], step.samples)
+        boxes[node.name], ranges.sums[node.name] = total.result()
     for node in walks.schedule.after:
         boxes[node.name] = node.op.interval(*(boxes[i] for i in node.inputs))
     return ranges

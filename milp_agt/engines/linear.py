@@ -11,10 +11,9 @@ from torch import Tensor
 from milp_agt.core.graph import Node
 from milp_agt.core.interval import CLEAN, Interval
 from milp_agt.core.operation import Relaxed
-from milp_agt.core.restriction import UNRESTRICTED, Restriction
 from milp_agt.core.rounding import TINY, gamma
-from milp_agt.engines.adversary import Debt, open_debt
-from milp_agt.engines.relaxed import Fragment, Offsets, RelaxedStep
+from milp_agt.engines.exposure import Debt, Exposure
+from milp_agt.engines.relaxed import Fragment, Offsets, RelaxedStep, per_sample
 from milp_agt.engines.step import Schedule, State, velocity_of
 from milp_agt.poison import Poison
 from milp_agt.tracing import FEATURES, LABELS, StepGraph
@@ -26,7 +25,7 @@ class Forms:
 
     Attributes:
         coefficients: on the tensors of a state, (rows, *shape) each.
-        constant: (rows,).
+        constant: for each case, (rows, cases or 1).
         magnitude: sum of the absolute values of all terms met on the way, (rows,); rounding errors
             are at most ``gamma(operations) * magnitude``.
         operations: bound of the length of any chain of roundings so far.
@@ -42,15 +41,16 @@ class Forms:
         first = next(iter(coefficients.values()))
         zero = first.new_zeros(first.shape[0])
         start = zero if constant is None else constant
-        return Forms(coefficients, start, start.abs())
+        return Forms(coefficients, start.unsqueeze(1), start.abs())
 
     @property
     def rows(self) -> int:
         return len(self.constant)
 
     def concretise(self, state: Mapping[str, Interval], owed: Tensor) -> Tensor:
-        """Lower bounds over a box of states, less what is owed to the adversary, (rows,).
+        """Lower bounds over the boxes of a state, less what is owed, (rows, cases or states).
 
+        ``owed`` is (rows, cases), or (rows, states) where the one case is seen by a single sample.
         Rounding is subtracted; a bound that is no number becomes -inf.
         """
         bound, magnitude, terms = self.constant, self.magnitude, 0
@@ -58,11 +58,12 @@ class Forms:
             box = state[name]
             flat = coefficient.flatten(1)
             positive = flat.clamp(min=0.0)
-            low, high = box.lower[CLEAN].flatten(), box.upper[CLEAN].flatten()
-            bound = bound + positive @ low + (flat - positive) @ high
-            magnitude = magnitude + flat.abs() @ box.magnitude[CLEAN].flatten()
+            low, high = box.lower.flatten(1), box.upper.flatten(1)
+            bound = bound + positive @ low.T + (flat - positive) @ high.T
+            magnitude = magnitude + flat.abs() @ box.magnitude.amax(0).flatten()
             terms += flat.shape[1]
-        error = gamma(self.operations + terms + 64) * 4.0 * (magnitude + owed) + TINY
+        size = magnitude.unsqueeze(1) + owed
+        error = gamma(self.operations + terms + 64) * 4.0 * size + TINY
         bound = bound - owed - error
         return torch.where(torch.isnan(bound), -torch.inf, bound)
 
@@ -147,7 +148,7 @@ def _through_update(
                 on_velocity = forms.coefficients[velocity_of(name)]
                 part = part + step.velocity_scalars[scalar_index] * on_velocity
             parts.append(part)
-        sizes = [state[operand].magnitude[CLEAN] for operand in operands[:-1]]
+        sizes = [state[operand].magnitude.amax(0) for operand in operands[:-1]]
         sizes.append(relaxed.planes[gradient].magnitude)
         for part, size in zip(parts, sizes, strict=True):
             magnitude = magnitude + part.abs().flatten(1) @ size.flatten()
@@ -203,27 +204,30 @@ class _Walker:
             self.pending[name] = own if known is None else known + own
 
     def _leaf(self, node: Node, coefficient: Tensor) -> None:
-        poison = self.fragment.poison
         if node.name == FEATURES:
-            self.on_features = self._nominal(coefficient, poison.features, FEATURES)
+            self.on_features = self._from_nominal(coefficient, FEATURES)
         elif node.name == LABELS:
-            self.on_labels = self._nominal(coefficient, poison.labels, LABELS)
+            self.on_labels = self._from_nominal(coefficient, LABELS)
         else:
             value = node.op.value()
             axes = coefficient.dim() - value.dim()
-            self.constant = self.constant + (coefficient * value).flatten(axes).sum(-1)
-            self.magnitude = self.magnitude + (coefficient * value).abs().flatten(axes).sum(-1)
+            self._spend((coefficient * value).flatten(axes))
 
-    def _nominal(self, coefficient: Tensor, nominal: Tensor, leaf: str) -> Tensor:
+    def _spend(self, terms: Tensor) -> None:
+        """Add terms, (rows, ..., elements), to the constant of every case."""
+        self.constant = self.constant + terms.sum(-1, keepdim=True)
+        self.magnitude = self.magnitude + terms.abs().sum(-1)
+
+    def _from_nominal(self, coefficient: Tensor, leaf: str) -> Tensor:
         """Put the nominal value into the constant; returns the coefficients on the moves."""
-        full = coefficient.expand(-1, len(nominal), *nominal.shape[1:])
-        size = self.fragment.leaves[leaf]
+        nominal, size = self.fragment.nominal[leaf], self.fragment.leaves[leaf]
+        full = coefficient.expand(-1, *nominal.shape[1:])
         if self.diagonal:
-            self.constant = self.constant + (full * nominal).flatten(2).sum(-1)
+            self.constant = self.constant + per_sample(full, nominal)
             self.magnitude = self.magnitude + (full.abs() * size).flatten(2).sum(-1)
         else:
             flat = full.flatten(1)
-            self.constant = self.constant + flat @ nominal.flatten()
+            self.constant = self.constant + flat @ nominal.flatten(1).T
             self.magnitude = self.magnitude + flat.abs() @ size.flatten()
         return full
 
@@ -237,7 +241,8 @@ class SampleForms:
 
     Attributes:
         coefficients: on the parameters, (forms, n, *shape).
-        constant, magnitude: (forms, n).
+        constant: for each case, (forms, n, cases or 1).
+        magnitude: (forms, n).
         features, labels: on the moves of the sample itself, (forms, n, ...); None where there are none.
         charges: (forms, n), or None.
         operations: as in :class:`Forms`.
@@ -262,7 +267,7 @@ class SampleForms:
 
         return Forms(
             {name: on(name, box) for name, box in state.items()},
-            self.constant.flatten()[part],
+            self.constant.flatten(0, 1)[part],
             self.magnitude.flatten()[part],
             self.operations,
         )
@@ -296,7 +301,7 @@ def sample_forms(
         coefficients: on the target, (forms, n, *shape).
     """
     zero = coefficients.new_zeros(coefficients.shape[:2])
-    walker = _Walker(fragment, zero, zero, {target: coefficients}, diagonal=True)
+    walker = _Walker(fragment, zero.unsqueeze(-1), zero, {target: coefficients}, diagonal=True)
     for node in reversed(nodes):
         walker.replace(node)
     largest = max(node.signature.size for node in nodes)
@@ -341,17 +346,19 @@ def forms_of_outputs(
     radius = torch.maximum(features.upper[CLEAN] - centre, centre - features.lower[CLEAN])
     radius = torch.where(radius > 0, torch.nextafter(radius, radius + torch.inf), radius)
     clean = Poison.none(centre, centre.new_zeros(len(centre), step_graph.outputs))
+    cases = len(next(iter(state.values())).lower)
     fragment = Fragment(
         slice(0, len(centre)),
         clean,
         planes,
-        {name: Offsets(p, True) for name, p in planes.items()},
+        {name: Offsets(p, True, cases) for name, p in planes.items()},
         {FEATURES: centre.abs() + radius},
+        {FEATURES: centre.unsqueeze(0)},
     )
     forward = [n for n in nodes if n.batched]
     forms = sample_forms(forward, fragment, step_graph.output, coefficients)
     if forms.features is not None:
-        forms.constant = forms.constant - (forms.features.abs() * radius).flatten(2).sum(-1)
+        forms.constant = forms.constant - per_sample(forms.features.abs(), radius.unsqueeze(0))
     return forms
 
 
@@ -360,19 +367,18 @@ def bound_forms(
     schedule: Schedule,
     window: Sequence[RelaxedStep],
     forms: Forms,
-    poison: Poison,
-    restriction: Restriction = UNRESTRICTED,
+    exposure: Exposure,
 ) -> Tensor:
-    """Lower bounds of forms on the state after the window, (rows,).
+    """Lower bounds of forms on the state after the window, (rows, cases).
 
     The forms are walked back step by step; at every stop they are concretised on the box of that
     step, and the best bound counts.
     """
-    debt = open_debt(poison, forms.rows, restriction)
+    debt = exposure.open_debt(forms.rows)
     best: Tensor | None = None
     for relaxed in reversed(window):
         forms = walk(step_graph, schedule, relaxed, forms, debt)
-        bound = forms.concretise(relaxed.state, debt.worst())
+        bound = forms.concretise(relaxed.state, debt.owed())
         best = bound if best is None else torch.maximum(best, bound)
     assert best is not None
     return best
@@ -382,18 +388,17 @@ def bound_state(
     step_graph: StepGraph,
     schedule: Schedule,
     window: Sequence[RelaxedStep],
-    poison: Poison,
+    exposure: Exposure,
     chunk: int,
-    restriction: Restriction = UNRESTRICTED,
 ) -> State:
-    """Box of the state after the window: every entry bounded from both sides, ``chunk`` rows at once."""
+    """Boxes of the state after the window: every entry bounded from both sides, ``chunk`` rows at once."""
     state = window[-1].state
     names = list(state)
     shapes = [state[name].lower.shape[1:] for name in names]
     sizes = [shape.numel() for shape in shapes]
     total = sum(sizes)
-    device = poison.features.device
-    bounds = torch.empty(2 * total, dtype=torch.float64, device=device)
+    device = exposure.poison.features.device
+    bounds = torch.empty(exposure.cases, 2 * total, dtype=torch.float64, device=device)
     for start in range(0, 2 * total, chunk):
         rows = torch.arange(start, min(start + chunk, 2 * total), device=device)
         one_hot = torch.zeros(len(rows), total, dtype=torch.float64, device=device)
@@ -406,9 +411,9 @@ def bound_state(
             for name, part, shape in zip(names, parts, shapes, strict=True)
         }
         forms = Forms.start(coefficients)
-        bounds[rows] = bound_forms(step_graph, schedule, window, forms, poison, restriction)
-    lower, upper = bounds[:total].split(sizes), (-bounds[total:]).split(sizes)
+        bounds[:, rows] = bound_forms(step_graph, schedule, window, forms, exposure).T
+    lower, upper = bounds[:, :total].split(sizes, 1), (-bounds[:, total:]).split(sizes, 1)
     return {
-        name: Interval(low.reshape(1, *shape), high.reshape(1, *shape))
+        name: Interval(low.reshape(-1, *shape), high.reshape(-1, *shape))
         for name, low, high, shape in zip(names, lower, upper, shapes, strict=True)
     }

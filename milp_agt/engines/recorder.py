@@ -5,19 +5,18 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from milp_agt.core.relaxation import Relaxation
 from milp_agt.engines.relaxed import RelaxedStep
 from milp_agt.engines.step import State
 
 
 class Recorder(Protocol):
-    """Receives evidence in the order of the run, for each chain (level) apart."""
+    """Receives evidence in the order of the run, for each chain (a level, or its cases) apart."""
 
-    def step(self, level: Relaxation, relaxed: RelaxedStep) -> None:
+    def step(self, chain: str, relaxed: RelaxedStep) -> None:
         """Boxes, slopes and offsets of one step, before any bound is made from them."""
         ...
 
-    def state(self, index: int, level: Relaxation, state: State) -> None:
+    def state(self, index: int, chain: str, state: State) -> None:
         """The box after step ``index``, after the meets interval, linear, program, looser chain."""
         ...
 
@@ -25,10 +24,10 @@ class Recorder(Protocol):
 class NullRecorder:
     """Keeps nothing."""
 
-    def step(self, level: Relaxation, relaxed: RelaxedStep) -> None:
+    def step(self, chain: str, relaxed: RelaxedStep) -> None:
         return
 
-    def state(self, index: int, level: Relaxation, state: State) -> None:
+    def state(self, index: int, chain: str, state: State) -> None:
         return
 
 
@@ -36,11 +35,11 @@ class NullRecorder:
 class MemoryRecorder:
     """Keeps everything in memory: enough to walk the same planes again and get the same bounds."""
 
-    steps: dict[Relaxation, list[RelaxedStep]] = field(default_factory=dict)
-    states: dict[Relaxation, list[State]] = field(default_factory=dict)
+    steps: dict[str, list[RelaxedStep]] = field(default_factory=dict)
+    states: dict[str, list[State]] = field(default_factory=dict)
 
-    def step(self, level: Relaxation, relaxed: RelaxedStep) -> None:
-        self.steps.setdefault(level, []).append(relaxed)
+    def step(self, chain: str, relaxed: RelaxedStep) -> None:
+        self.steps.setdefault(chain, []).append(relaxed)
 
-    def state(self, index: int, level: Relaxation, state: State) -> None:
-        self.states.setdefault(level, []).append(state)
+    def state(self, index: int, chain: str, state: State) -> None:
+        self.states.setdefault(chain, []).append(state)

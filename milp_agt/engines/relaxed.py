@@ -11,6 +11,7 @@ from torch import Tensor
 
 from milp_agt.core.interval import CLEAN, POISONED, Interval
 from milp_agt.core.operation import Relaxed
+from milp_agt.engines.exposure import Exposure
 from milp_agt.engines.interval import Ranges
 from milp_agt.engines.step import Schedule, State, Step
 from milp_agt.formulations.linear import LinearPlanes, SumSamples
@@ -21,63 +22,65 @@ from milp_agt.tracing import FEATURES, LABELS
 class Offsets:
     """The offsets of one node's planes, arranged for rows of coefficients ``c``.
 
-    With ``p = max(c, 0)``: constant and magnitude are ``p . on_positive + c . on_all`` (two columns),
-    charges of sample i are ``p_i . charge_positive_i + c_i . charge_all_i``. Rearranged from
-    ``p . lower + (c - p) . upper`` and ``|c| = 2 p - c``.
+    With ``p = max(c, 0)`` the constant of a row is ``p . lower + (c - p) . upper``, once for each case;
+    the magnitude is ``|c| . size``. With one case, the difference between the states CLEAN and
+    POISONED of sample i is charged to it.
     """
 
-    def __init__(self, planes: Relaxed, batched: bool) -> None:
-        size = planes.magnitude
+    def __init__(self, planes: Relaxed, batched: bool, cases: int) -> None:
+        self.size = planes.magnitude
         self.batched = batched
         self.is_linear = planes.lower is None or planes.upper is None
         self.charge_positive: Tensor | None = None
         self.charge_all: Tensor | None = None
-        self.size = size
         if planes.lower is None or planes.upper is None:
             return
-        lower, upper = planes.lower.expand(-1, *size.shape), planes.upper.expand(-1, *size.shape)
-        self.on_positive = torch.stack([lower[CLEAN] - upper[CLEAN], 2.0 * size], -1)
-        self.on_all = torch.stack([upper[CLEAN], -size], -1)
-        if batched and len(lower) > 1:
+        lower, upper = planes.lower, planes.upper
+        if cases == 1 and batched and max(len(lower), len(upper)) > 1:
+            full = (2, *self.size.shape)
+            lower, upper = lower.expand(full), upper.expand(full)
             up = upper[CLEAN] - upper[POISONED]
             self.charge_all = up
             self.charge_positive = lower[CLEAN] - lower[POISONED] - up
+            lower, upper = lower[:1], upper[:1]
+        full = (-1, *self.size.shape)
+        self.lower, self.upper = lower.expand(full), upper.expand(full)
 
     @cached_property
     def uniform(self) -> tuple[Tensor, Tensor, Tensor]:
         """Sums over the samples, for coefficients that are the same for every sample."""
         if self.is_linear:
             return self.size.sum(0), self.size, self.size
-        return self.size, self.on_positive.sum(0), self.on_all.sum(0)
+        return self.size.sum(0), self.lower.sum(1), self.upper.sum(1)
 
     def spend(self, coefficients: Tensor) -> tuple[Tensor | None, Tensor, Tensor | None]:
-        """Constant (rows,), magnitude (rows,) and charges (rows, n) of rows of coefficients."""
+        """Constant (rows, cases), magnitude (rows,) and charges (rows, n) of rows of coefficients."""
         one = self.batched and coefficients.shape[1] == 1 and self.size.shape[0] != 1
         flat = coefficients.flatten(1)
+        size = self.uniform[0] if one else self.size
+        magnitude = flat.abs() @ size.flatten()
         if self.is_linear:
-            size = self.uniform[0] if one else self.size
-            return None, flat.abs() @ size.flatten(), None
+            return None, magnitude, None
         positive = coefficients.clamp(min=0.0)
-        on_positive, on_all = self.uniform[1:] if one else (self.on_positive, self.on_all)
-        total = positive.flatten(1) @ on_positive.flatten(0, -2) + flat @ on_all.flatten(0, -2)
+        lower, upper = self.uniform[1:] if one else (self.lower, self.upper)
+        above = positive.flatten(1)
+        constant = above @ lower.flatten(1).T + (flat - above) @ upper.flatten(1).T
         if self.charge_positive is None or self.charge_all is None:
-            return total[:, 0], total[:, 1], None
-        return total[:, 0], total[:, 1], self._charges(coefficients, positive, one)
+            return constant, magnitude, None
+        return constant, magnitude, self._charges(coefficients, positive, one)
 
     def spend_diagonal(self, coefficients: Tensor) -> tuple[Tensor | None, Tensor, Tensor | None]:
-        """The same for one row per pair (form, sample): (forms, n) each."""
+        """The same for one row per pair (form, sample): (forms, n, cases), (forms, n), (forms, n)."""
+        magnitude = (coefficients.abs() * self.size).flatten(2).sum(-1)
         if self.is_linear:
-            return None, (coefficients.abs() * self.size).flatten(2).sum(-1), None
+            return None, magnitude, None
         positive = coefficients.clamp(min=0.0)
-        weights_positive = self.on_positive.flatten(1, -2)
-        weights_all = self.on_all.flatten(1, -2)
-        total = (
-            positive.flatten(2)[..., None] * weights_positive
-            + coefficients.flatten(2)[..., None] * weights_all
-        ).sum(2)
+        constant = per_sample(positive, self.lower) + per_sample(
+            coefficients - positive, self.upper
+        )
         if self.charge_positive is None:
-            return total[..., 0], total[..., 1], None
-        return total[..., 0], total[..., 1], self._charges(coefficients, positive, False)
+            return constant, magnitude, None
+        return constant, magnitude, self._charges(coefficients, positive, False)
 
     def _charges(self, coefficients: Tensor, positive: Tensor, one: bool) -> Tensor:
         assert self.charge_positive is not None
@@ -91,6 +94,13 @@ class Offsets:
         return terms.flatten(2).sum(-1)
 
 
+def per_sample(coefficients: Tensor, values: Tensor) -> Tensor:
+    """Products sample by sample: (forms, n, *shape) with (cases, n, *shape) -> (forms, n, cases)."""
+    if len(values) == 1:
+        return (coefficients * values[0]).flatten(2).sum(-1, keepdim=True)
+    return torch.einsum("fnu,cnu->fnc", coefficients.flatten(2), values.flatten(2))
+
+
 @dataclass(frozen=True)
 class Fragment:
     """Some samples of a batch with the linear bounds of all nodes that have a sample axis."""
@@ -100,6 +110,7 @@ class Fragment:
     planes: Mapping[str, Relaxed]
     offsets: Mapping[str, Offsets]
     leaves: Mapping[str, Tensor]  # largest magnitudes of features and labels
+    nominal: Mapping[str, Tensor]  # points that moves are counted from, (1 or cases, n, *shape)
 
 
 @dataclass(frozen=True)
@@ -124,7 +135,12 @@ class RelaxedStep:
 
 
 def relax_step(
-    schedule: Schedule, state: State, step: Step, ranges: Ranges, fragment: int | None = None
+    schedule: Schedule,
+    state: State,
+    step: Step,
+    ranges: Ranges,
+    exposure: Exposure,
+    fragment: int | None = None,
 ) -> RelaxedStep:
     """Linear bounds of every node of a step with the default slopes, valid on ``ranges``.
 
@@ -137,16 +153,31 @@ def relax_step(
             planes[node.name] = LinearPlanes(node.op, 1, None, None, ranges.sums[node.name])
         elif node.inputs and not node.batched:
             planes[node.name] = node.op.relax(*(ranges.boxes[i] for i in node.inputs))
-    offsets = {name: Offsets(p, False) for name, p in planes.items()}
-    shared = Fragment(slice(0, 0), step.poison, planes, offsets, {})
+    offsets = {name: Offsets(p, False, exposure.cases) for name, p in planes.items()}
+    shared = Fragment(slice(0, 0), step.poison, planes, offsets, {}, {})
+    nominal = exposure.nominal(step)
     fragments = [
-        _relax_fragment(schedule, step, ranges, slice(start, min(start + size, step.size)))
+        _relax_fragment(
+            schedule,
+            step,
+            ranges,
+            exposure.cases,
+            nominal,
+            slice(start, min(start + size, step.size)),
+        )
         for start in range(0, step.size, size)
     ]
     return RelaxedStep(step, state, ranges, shared, tuple(fragments))
 
 
-def _relax_fragment(schedule: Schedule, step: Step, ranges: Ranges, part: slice) -> Fragment:
+def _relax_fragment(
+    schedule: Schedule,
+    step: Step,
+    ranges: Ranges,
+    cases: int,
+    nominal: Mapping[str, Tensor],
+    part: slice,
+) -> Fragment:
     whole = part == slice(0, step.size)
 
     def box(name: str, batched: bool) -> Interval:
@@ -166,6 +197,7 @@ def _relax_fragment(schedule: Schedule, step: Step, ranges: Ranges, part: slice)
         samples=part,
         poison=step.poison if whole else step.poison.take(index),
         planes=planes,
-        offsets={name: Offsets(p, True) for name, p in planes.items()},
+        offsets={name: Offsets(p, True, cases) for name, p in planes.items()},
         leaves={n: box(n, True).magnitude.amax(0) for n in (FEATURES, LABELS)},
+        nominal={n: v if whole else v[:, part] for n, v in nominal.items()},
     )

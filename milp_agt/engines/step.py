@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -153,3 +153,15 @@ def initial_state(step_graph: StepGraph, box: Mapping[str, Interval], momentum: 
         for name in step_graph.parameters:
             state[velocity_of(name)] = Interval.point(torch.zeros_like(box[name].lower))
     return state
+
+
+def union(states: Sequence[State]) -> State:
+    """One box, (1, *shape) for each name, that holds all cases of all states."""
+    hulls = {name: [state[name].hull() for state in states] for name in states[0]}
+    return {
+        name: Interval(
+            torch.stack([h.lower for h in each]).amin(0, keepdim=True),
+            torch.stack([h.upper for h in each]).amax(0, keepdim=True),
+        )
+        for name, each in hulls.items()
+    }

@@ -12,9 +12,10 @@ from milp_agt.core.evaluate import evaluate
 from milp_agt.core.graph import Node
 from milp_agt.core.interval import CLEAN, Interval
 from milp_agt.core.rounding import TINY, gamma
+from milp_agt.engines.exposure import Exposure
 from milp_agt.engines.linear import Forms, bound_forms, forms_of_outputs
 from milp_agt.engines.relaxed import RelaxedStep
-from milp_agt.engines.step import Schedule, State
+from milp_agt.engines.step import Schedule, State, union
 from milp_agt.poison import Poison
 from milp_agt.tracing import FEATURES, StepGraph
 
@@ -47,18 +48,34 @@ class OutputForms:
 
 
 @dataclass(frozen=True)
-class Models:
-    """All that is known of the reachable models: a box, and the steps that led to it.
+class Reached:
+    """Boxes of parameters, one for each case, and the steps that led to them.
 
-    ``window`` may be empty (a loaded result): then only the box counts.
+    ``window`` may be empty (a loaded result): then only the boxes count.
     """
+
+    state: State
+    window: Sequence[RelaxedStep]
+    exposure: Exposure
+
+
+@dataclass(frozen=True)
+class Models:
+    """All that is known of the reachable models: every one lies in a case of ``reached``."""
 
     step_graph: StepGraph
     schedule: Schedule
-    state: State
     nominal: dict[str, Tensor]
-    window: Sequence[RelaxedStep]
-    poison: Poison
+    reached: Sequence[Reached]
+
+    @property
+    def poison(self) -> Poison:
+        return self.reached[0].exposure.poison
+
+    @property
+    def state(self) -> State:
+        """One box that holds the parameters in all cases, (1, *shape) each."""
+        return union([r.state for r in self.reached])
 
     @property
     def forward(self) -> tuple[Node, ...]:
@@ -83,61 +100,61 @@ class Models:
             exhaustive: each reachable model belongs to one of them.
         """
         pieces = [
-            self._bound_piece(forms.part(part))
+            [self._bound_piece(reached, forms.part(part)) for reached in self.reached]
             for part in torch.arange(len(forms)).split(POINTS_AT_ONCE)
         ]
-        return Interval(
-            torch.cat([p.lower for p in pieces]).unsqueeze(0),
-            torch.cat([p.upper for p in pieces]).unsqueeze(0),
-        )
+        return _joined([_joined(each, 0) for each in pieces], 1)
 
     def bound_parameters(self, coefficients: Mapping[str, Tensor]) -> Interval:
         """Bounds of linear forms of the parameters, (cases, rows); coefficients (rows, *shape) each."""
         rows = len(next(iter(coefficients.values())))
-        lower, upper = [], []
-        for part in torch.arange(rows).split(ROWS_AT_ONCE):
-            both = {n: torch.cat([c[part], -c[part]]) for n, c in coefficients.items()}
-            low, high = self._walked(Forms.start(self._on_state(both))).chunk(2)
-            lower.append(low)
-            upper.append(-high)
-        return Interval(torch.cat(lower).unsqueeze(0), torch.cat(upper).unsqueeze(0))
+        pieces = [
+            [
+                self._bound_rows(reached, {n: c[part] for n, c in coefficients.items()})
+                for reached in self.reached
+            ]
+            for part in torch.arange(rows).split(ROWS_AT_ONCE)
+        ]
+        return _joined([_joined(each, 0) for each in pieces], 1)
 
-    def _on_state(self, coefficients: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The coefficients with zeros for what a form does not name."""
-        first = next(iter(coefficients.values()))
-        return {
-            name: coefficients.get(name, first.new_zeros(len(first), *box.lower.shape[1:]))
-            for name, box in self.state.items()
-        }
+    def _bound_rows(self, reached: Reached, coefficients: Mapping[str, Tensor]) -> Interval:
+        both = {n: torch.cat([c, -c]) for n, c in coefficients.items()}
+        low, high = self._walked(reached, Forms.start(_on_state(reached.state, both))).T.chunk(2, 1)
+        return Interval(low, -high)
 
-    def _walked(self, start: Forms) -> Tensor:
-        """The best lower bound of forms of the final state: on its box, or through the window."""
-        best = start.concretise(self.state, torch.zeros_like(start.constant))
-        if not self.window:
+    def _walked(self, reached: Reached, start: Forms) -> Tensor:
+        """The best lower bounds of forms of the final state, (rows, cases): on its box, or through
+        the window."""
+        best = start.concretise(reached.state, torch.zeros_like(start.constant))
+        if not reached.window:
             return best
-        through = bound_forms(self.step_graph, self.schedule, self.window, start, self.poison)
+        through = bound_forms(
+            self.step_graph, self.schedule, reached.window, start, reached.exposure
+        )
         return torch.maximum(best, through)
 
-    def _bound_piece(self, forms: OutputForms) -> Interval:
-        boxed = self._by_intervals(forms)
+    def _bound_piece(self, reached: Reached, forms: OutputForms) -> Interval:
+        """Bounds for one group of cases, (cases, n, forms)."""
+        boxed = self._by_intervals(reached.state, forms)
         coefficients, constant = forms.coefficients, forms.constant
         both = torch.cat([coefficients, -coefficients], 1).transpose(0, 1)
-        own = forms_of_outputs(self.step_graph, self.forward, self.state, forms.inputs, both)
-        own.constant = own.constant + torch.cat([constant, -constant], 1).T
+        own = forms_of_outputs(self.step_graph, self.forward, reached.state, forms.inputs, both)
+        own.constant = own.constant + torch.cat([constant, -constant], 1).T.unsqueeze(-1)
         own.magnitude = own.magnitude + torch.cat([constant, constant], 1).T.abs()
-        rows = torch.arange(own.constant.numel(), device=constant.device)
-        best = self._walked(own.rows(rows, self.state))
-        lower, upper = best.reshape(-1, len(forms)).T.chunk(2, 1)
+        rows = torch.arange(own.magnitude.numel(), device=constant.device)
+        best = self._walked(reached, own.rows(rows, reached.state))
+        cases = best.shape[1]
+        lower, upper = best.T.reshape(cases, -1, len(forms)).transpose(1, 2).chunk(2, 2)
         walked = Interval(lower, -upper)
         return boxed.meet(walked, "a form of the outputs by intervals and by linear forms")
 
-    def _by_intervals(self, forms: OutputForms) -> Interval:
-        boxes = dict(self.state) | {FEATURES: forms.inputs}
+    def _by_intervals(self, state: State, forms: OutputForms) -> Interval:
+        boxes = dict(state) | {FEATURES: forms.inputs}
         for node in self.forward:
             if node.name not in boxes:
                 boxes[node.name] = node.op.interval(*(boxes[i] for i in node.inputs))
         output = boxes[self.step_graph.output]
-        low, high = output.lower[CLEAN][:, None], output.upper[CLEAN][:, None]
+        low, high = output.lower[:, :, None], output.upper[:, :, None]
         positive = forms.coefficients.clamp(min=0.0)
         negative = forms.coefficients - positive
         lower = (positive * low + negative * high).sum(-1) + forms.constant
@@ -146,3 +163,18 @@ class Models:
         size = (forms.coefficients.abs() * largest).sum(-1) + forms.constant.abs()
         terms = 4 * forms.coefficients.shape[-1] + 16
         return Interval(lower, upper).widen(size * gamma(terms) + TINY)
+
+
+def _on_state(state: State, coefficients: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The coefficients with zeros for what a form does not name."""
+    first = next(iter(coefficients.values()))
+    return {
+        name: coefficients.get(name, first.new_zeros(len(first), *box.lower.shape[1:]))
+        for name, box in state.items()
+    }
+
+
+def _joined(boxes: Sequence[Interval], axis: int) -> Interval:
+    return Interval(
+        torch.cat([b.lower for b in boxes], axis), torch.cat([b.upper for b in boxes], axis)
+    )

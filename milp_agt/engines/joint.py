@@ -1,0 +1,156 @@
+"""A budget spent jointly: two states of every sample, and the worst samples found by sorting."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from milp_agt.core.interval import CLEAN, POISONED, Interval
+from milp_agt.core.restriction import UNRESTRICTED, Restriction
+from milp_agt.core.rounding import TINY, gamma
+from milp_agt.engines.adversary import Debt, open_debt, worst_sum
+from milp_agt.engines.exposure import SampleSum
+from milp_agt.engines.step import Step
+from milp_agt.poison import Poison
+from milp_agt.tracing import FEATURES, LABELS
+
+
+@dataclass(frozen=True)
+class Masks:
+    """A restriction seen from one batch: (n,) masks, or None where it says nothing."""
+
+    inside: Tensor | None = None
+    outside: Tensor | None = None
+
+    @staticmethod
+    def of(restriction: Restriction, samples: Tensor) -> Masks:
+        def mask(chosen: frozenset[int]) -> Tensor | None:
+            if not chosen:
+                return None
+            return torch.isin(samples, torch.tensor(sorted(chosen), device=samples.device))
+
+        return Masks(mask(restriction.inside), mask(restriction.outside))
+
+    @property
+    def free(self) -> Tensor | None:
+        """Samples that may or may not be poisoned; None for all."""
+        fixed = [m for m in (self.inside, self.outside) if m is not None]
+        return ~torch.stack(fixed).any(0) if fixed else None
+
+
+class PoisonedSum:
+    """Box of ``sum_i term_i`` where at most ``budget`` terms are in the state POISONED.
+
+    Lower end: ``sum_i clean_i - topk_i max(0, clean_i - poisoned_i)``, upper end alike (SEMin and
+    SEMax of Sosnin et al. 2024, section 4). Terms come in fragments of the batch; only the largest
+    differences so far are kept.
+    """
+
+    def __init__(self, budget: int) -> None:
+        self.budget = budget
+        self._count = 0
+        self._totals: list[Tensor] = []  # clean lower, clean upper, sum of magnitudes
+        self._paid: list[Tensor] = []  # differences of samples known to be poisoned
+        self._largest: list[Tensor] = []  # the largest differences of the others, down and up
+
+    def add(self, terms: Interval, masks: Masks) -> None:
+        """Add a fragment of terms, shape (states, n, *shape)."""
+        self._count += terms.lower.shape[1]
+        totals = [
+            terms.lower[CLEAN].sum(0),
+            terms.upper[CLEAN].sum(0),
+            terms.magnitude.amax(0).sum(0),
+        ]
+        self._totals = _added(self._totals, totals)
+        if terms.lower.shape[0] == 1 or self.budget == 0:
+            return
+        hurt = [
+            (terms.lower[CLEAN] - terms.lower[POISONED]).clamp(min=0.0),
+            (terms.upper[POISONED] - terms.upper[CLEAN]).clamp(min=0.0),
+        ]
+        if masks.inside is not None:
+            self._paid = _added(self._paid, [h[masks.inside].sum(0) for h in hurt])
+        free = masks.free
+        if free is not None:
+            hurt = [h[free] for h in hurt]
+        if self._largest:
+            hurt = [torch.cat([old, new]) for old, new in zip(self._largest, hurt, strict=True)]
+        keep = self.budget
+        self._largest = [
+            h if len(h) <= keep else h.topk(keep, dim=0, sorted=False).values for h in hurt
+        ]
+
+    def result(self, inside: int = 0) -> tuple[Interval, Tensor]:
+        """The box of the sum, (1, *shape), and ``sum_i max|term_i|``.
+
+        ``inside`` counts the samples of the batch that are known to be poisoned.
+        """
+        lower, upper, size = self._totals
+        if self._largest:
+            down, up = (worst_sum(h, self.budget - inside) for h in self._largest)
+            lower, upper = lower - down, upper + up
+        if self._paid:
+            lower, upper = lower - self._paid[0], upper + self._paid[1]
+        error = size * gamma(4 * self._count + 16) + TINY
+        return Interval(lower.unsqueeze(0), upper.unsqueeze(0)).widen(error), size
+
+
+def _added(old: list[Tensor], new: list[Tensor]) -> list[Tensor]:
+    return [a + b for a, b in zip(old, new, strict=True)] if old else new
+
+
+class _JointSum:
+    """A :class:`PoisonedSum` over a batch under a restriction."""
+
+    def __init__(self, step: Step, restriction: Restriction) -> None:
+        self._sum, self._restriction = PoisonedSum(step.poison.budget), restriction
+        known = Masks.of(restriction, step.samples).inside
+        self._inside = 0 if known is None else int(known.sum())
+
+    def add(self, terms: Interval, samples: Tensor) -> None:
+        self._sum.add(terms, Masks.of(self._restriction, samples))
+
+    def result(self) -> tuple[Interval, Tensor]:
+        return self._sum.result(self._inside)
+
+
+@dataclass(frozen=True)
+class Joint:
+    """All selections at once: ranges hold for every admissible poisoning of the whole data set.
+
+    A sample is in one of two states, clean or poisoned; sums over samples and debts of forms take
+    the ``budget`` samples that hurt most.
+    """
+
+    poison: Poison
+    restriction: Restriction = UNRESTRICTED
+
+    @property
+    def cases(self) -> int:
+        return 1
+
+    @property
+    def states(self) -> int:
+        return 1 if self.poison.is_clean else 2
+
+    def leaves(self, step: Step, part: slice | None = None) -> dict[str, Interval]:
+        poison = step.poison if part is None else step.poison.take(_indices(part, step))
+        return {FEATURES: poison.feature_box(), LABELS: poison.label_box()}
+
+    def total(self, step: Step) -> SampleSum:
+        return _JointSum(step, self.restriction)
+
+    def open_debt(self, rows: int) -> Debt:
+        return open_debt(self.poison, rows, self.restriction)
+
+    def nominal(self, step: Step) -> dict[str, Tensor]:
+        return {
+            FEATURES: step.poison.features.unsqueeze(0),
+            LABELS: step.poison.labels.unsqueeze(0),
+        }
+
+
+def _indices(part: slice, step: Step) -> Tensor:
+    return torch.arange(part.start, part.stop, device=step.samples.device)
