@@ -2,12 +2,68 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from milp_agt.core.relaxation import Relaxation
 from milp_agt.formulations.base import operations
-from milp_agt.formulations.loss import losses
+from milp_agt.formulations.loss import Loss, losses
 from milp_agt.solvers import solver_table
 from milp_agt.threats import THREATS
 from milp_agt.tracing import supported_layers
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A question of a result: its method, what is bounded, and whether it needs classes."""
+
+    name: str
+    what: str
+    needs_classes: bool
+
+    def fits(self, loss: Loss) -> bool:
+        """Whether it can be asked of a model trained on this loss."""
+        return loss.is_classification or not self.needs_classes
+
+
+QUESTIONS = (
+    Asked("accuracy", "untargeted: share of test points that are right", True),
+    Asked("loss", "untargeted: mean loss, and the loss of each test point", False),
+    Asked(
+        "targeted", "share of test points pushed into classes, or outputs, that are unsafe", False
+    ),
+    Asked("backdoor", "success rate of a trigger: ball, free coordinates or patch", True),
+    Asked("stable", "share of predictions that are those of the nominal run", True),
+    Asked("functional", "linear functionals of the parameters", False),
+)
+
+
+def relaxations_for(threat: type, question: Asked) -> tuple[Relaxation, ...]:
+    """The relaxations under which a threat can be certified and the question asked.
+
+    Every question goes through bounds of linear forms, which every relaxation gives.
+    """
+    own: tuple[Relaxation, ...] = getattr(threat, "relaxations", tuple(Relaxation))
+    return own
+
+
+def _matrix() -> list[str]:
+    """Threats x questions: the relaxations in each cell."""
+    lines = ["| question | what is bounded | losses |", "|---|---|---|"]
+    for asked in QUESTIONS:
+        fitting = ", ".join(f"`{key}`" for key, loss in losses().items() if asked.fits(loss))
+        lines.append(f"| `{asked.name}` | {asked.what} | {fitting} |")
+    lines += ["", "| threat | " + " | ".join(f"`{q.name}`" for q in QUESTIONS) + " |"]
+    lines += ["|---" * (1 + len(QUESTIONS)) + "|"]
+    for threat in THREATS:
+        cells = [_cell(relaxations_for(threat, question)) for question in QUESTIONS]
+        lines.append(f"| `{threat.__name__}` | " + " | ".join(cells) + " |")
+    return lines
+
+
+def _cell(levels: tuple[Relaxation, ...]) -> str:
+    if levels == tuple(Relaxation):
+        return "all relaxations"
+    return ", ".join(f"`{level.value}`" for level in levels) or "no"
 
 
 def table() -> str:
@@ -21,6 +77,7 @@ def table() -> str:
     ]
     lines = ["| what | supported |", "|---|---|"]
     lines += [f"| {what} | {', '.join(f'`{n}`' for n in names)} |" for what, names in summary]
+    lines += ["", *_matrix()]
     lines += ["", "| operation | how exact |", "|---|---|"]
     lines += [f"| `{key}` | {op.exactness} |" for key, op in operations().items()]
     lines += ["", "| loss | formula, mean over the batch |", "|---|---|"]
