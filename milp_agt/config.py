@@ -16,6 +16,7 @@ from pydantic import BaseModel, Field, PrivateAttr, ValidationError, model_valid
 from milp_agt.config_errors import explain
 from milp_agt.config_properties import PROPERTY_TABLES, AnyProperty, PropertyTable, kind_of
 from milp_agt.config_table import Count, Index, NonNegative, Positive, Table, problem
+from milp_agt.config_threat import THREAT_TABLES, ThreatTable
 from milp_agt.config_training import SCHEDULE_TABLES, TrainingTable
 from milp_agt.core.relaxation import Relaxation
 from milp_agt.data import Dataset, Task, load_dataset
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
     from milp_agt.threats import ThreatModel
     from milp_agt.training import Training
 
-Radius = NonNegative | list[NonNegative]
 RELAXATIONS = (*(level.value for level in Relaxation), "auto")
 Window = Count | Literal["T"]
 
@@ -83,42 +83,6 @@ class ModelTable(Table):
                     f"drop {' and '.join(idle)}",
                 )
         return self
-
-
-class _ThreatTable(Table):
-    budget: Index
-    samples: list[Index] | None = None
-    static: bool = True
-    scope: Literal["dataset", "batch"] = "dataset"
-
-
-class FeatureThreatTable(_ThreatTable):
-    """[threat] kind = "features"."""
-
-    kind: Literal["features"]
-    radius: Radius
-    norm: str = "inf"
-
-
-class LabelThreatTable(_ThreatTable):
-    """[threat] kind = "labels": flips of a class, or a move of at most ``radius``."""
-
-    kind: Literal["labels"]
-    radius: NonNegative | None = None
-
-
-class FeatureLabelThreatTable(_ThreatTable):
-    """[threat] kind = "both": features and labels of the same samples."""
-
-    kind: Literal["both"]
-    radius: Radius
-    label_radius: NonNegative | None = None
-    norm: str = "inf"
-
-
-ThreatTable = Annotated[
-    FeatureThreatTable | LabelThreatTable | FeatureLabelThreatTable, Field(discriminator="kind")
-]
 
 
 class CertifyTable(Table):
@@ -214,7 +178,7 @@ class RunConfig(Table):
         model = self._model(dataset)
         self._check_properties(model, dataset)
         training = self.training.build()
-        return Run(model, dataset, training, self._threat(), self.certify, self.properties)
+        return Run(model, dataset, training, self.threat.build(), self.certify, self.properties)
 
     def _check_properties(self, model: torch.nn.Module, dataset: Dataset) -> None:
         """Ask everything of the untrained model: what cannot be answered is refused before any work."""
@@ -251,37 +215,6 @@ class RunConfig(Table):
         if table.state is not None:
             load_state(model, folder / table.state)
         return model
-
-    def _threat(self) -> ThreatModel:
-        from milp_agt.threats import FeatureLabelPoisoning, FeaturePoisoning, LabelPoisoning
-
-        table = self.threat
-        if isinstance(table, FeatureThreatTable):
-            return FeaturePoisoning(
-                budget=table.budget,
-                radius=table.radius,
-                norm=table.norm,
-                samples=table.samples,
-                static=table.static,
-                scope=table.scope,
-            )
-        if isinstance(table, LabelThreatTable):
-            return LabelPoisoning(
-                budget=table.budget,
-                radius=table.radius,
-                samples=table.samples,
-                static=table.static,
-                scope=table.scope,
-            )
-        return FeatureLabelPoisoning(
-            budget=table.budget,
-            radius=table.radius,
-            label_radius=table.label_radius,
-            norm=table.norm,
-            samples=table.samples,
-            static=table.static,
-            scope=table.scope,
-        )
 
 
 def load_config(path: str | Path) -> RunConfig:
@@ -325,9 +258,7 @@ def table_fields() -> dict[str, tuple[str, ...]]:
         "model": ModelTable,
         "training": TrainingTable,
         **{f"training.schedule.{kind}": table for kind, table in SCHEDULE_TABLES.items()},
-        "threat.features": FeatureThreatTable,
-        "threat.labels": LabelThreatTable,
-        "threat.both": FeatureLabelThreatTable,
+        **{f"threat.{kind}": table for kind, table in THREAT_TABLES.items()},
         "certify": CertifyTable,
         **{f"property.{kind_of(table)}": table for table in PROPERTY_TABLES},
     }

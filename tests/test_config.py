@@ -100,8 +100,8 @@ def with_line(table: str, line: str) -> str:
         (with_line("training", "schedule = { kind = 'inverse_time', decy = 1.0 }"),
          "[training.schedule] unknown key 'decy'", "use 'decay'"),
         (GOOD.replace("'features'", "'labels'").replace('"features"', '"labels"')
-         .replace("radius = 0.01", "norm = 'inf'"),
-         "[threat] key 'norm', which kind = 'labels' does not have", "drop 'norm'"),
+         .replace("radius = 0.01", "coordinates = 1"),
+         "[threat] key 'coordinates', which kind = 'labels' does not have", "drop 'coordinates'"),
     ],
 )  # fmt: skip
 def test_unknown_keys_name_table_key_and_nearest(

@@ -1,0 +1,162 @@
+"""[threat] of a RUN.toml: what the adversary may change, and how often."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from milp_agt.config_table import Count, Index, NonNegative, Table, problem
+
+if TYPE_CHECKING:
+    from milp_agt.perturbation import Numbers, Rows
+    from milp_agt.threats import ThreatModel
+
+# Infinite only under a domain, which the threat model checks.
+Length = Annotated[float, Field(ge=0, allow_inf_nan=True)]
+Radius = Length | list[Length] | list[list[Length]]
+Ends = float | list[float]
+AnyNorm = Literal["inf", "2", "1", "0", 2, 1, 0]
+LabelNorm = Literal["inf", "2", "1", 2, 1]
+Target = Index | Annotated[list[Index], Field(min_length=1)]
+
+
+class _ThreatTable(Table):
+    budget: Index
+    samples: Annotated[list[Index], Field(min_length=1)] | None = None
+    static: bool = True
+    scope: Literal["dataset", "batch"] = "dataset"
+
+
+class _FeatureTable(_ThreatTable):
+    """The moves of features: ``rows`` and ``row_limits`` are A and b of ``A @ move <= b``."""
+
+    radius: Radius
+    norm: AnyNorm = "inf"
+    coordinates: Count | None = None
+    domain: Annotated[list[Ends], Field(min_length=2, max_length=2)] | None = None
+    integer: list[Index] | None = None
+    categorical: list[list[Index]] | None = None
+    missing: float | dict[str, float] | None = None
+    rows: Annotated[list[list[float]], Field(min_length=1)] | None = None
+    row_limits: list[NonNegative] | list[list[NonNegative]] | None = None
+
+    @model_validator(mode="after")
+    def _agree(self) -> Self:
+        if (self.rows is None) != (self.row_limits is None):
+            lone = "rows" if self.row_limits is None else "row_limits"
+            raise problem(
+                f"'{lone}' alone", "give rows = [[...], ...] and row_limits = [...] together"
+            )
+        if (self.norm in ("0", 0)) != (self.coordinates is not None):
+            raise problem(
+                f"norm = {self.norm!r} with coordinates = {self.coordinates}",
+                "norm = 0 needs coordinates, the count of features that may move; others have none",
+            )
+        if isinstance(self.missing, dict) and not all(key.isdecimal() for key in self.missing):
+            raise problem(
+                f"missing = {self.missing}", "missing should be a value, or { column = value }"
+            )
+        return self
+
+    @property
+    def ends(self) -> tuple[Numbers, Numbers] | None:
+        return None if self.domain is None else (self.domain[0], self.domain[1])
+
+    @property
+    def fills(self) -> float | dict[int, float] | None:
+        if isinstance(self.missing, dict):
+            return {int(column): value for column, value in self.missing.items()}
+        return self.missing
+
+    @property
+    def halfspaces(self) -> Rows | None:
+        if self.rows is None or self.row_limits is None:
+            return None
+        return self.rows, self.row_limits  # type: ignore[return-value]
+
+
+class FeatureThreatTable(_FeatureTable):
+    """[threat] kind = "features"."""
+
+    kind: Literal["features"]
+
+    def build(self) -> ThreatModel:
+        from milp_agt.threats import FeaturePoisoning
+
+        return FeaturePoisoning(
+            budget=self.budget,
+            radius=self.radius,
+            norm=self.norm,
+            samples=self.samples,
+            static=self.static,
+            scope=self.scope,
+            coordinates=self.coordinates,
+            domain=self.ends,
+            integer=self.integer or (),
+            categorical=self.categorical or (),
+            missing=self.fills,
+            rows=self.halfspaces,
+        )
+
+
+class LabelThreatTable(_ThreatTable):
+    """[threat] kind = "labels": flips of a class, or a move of at most ``radius``."""
+
+    kind: Literal["labels"]
+    radius: Radius | None = None
+    norm: LabelNorm = "inf"
+    target: Target | None = None
+
+    def build(self) -> ThreatModel:
+        from milp_agt.threats import LabelPoisoning
+
+        return LabelPoisoning(
+            budget=self.budget,
+            radius=self.radius,
+            samples=self.samples,
+            static=self.static,
+            scope=self.scope,
+            norm=self.norm,
+            target=self.target,
+        )
+
+
+class FeatureLabelThreatTable(_FeatureTable):
+    """[threat] kind = "both": features and labels of the same samples."""
+
+    kind: Literal["both"]
+    label_radius: Radius | None = None
+    label_norm: LabelNorm = "inf"
+    target: Target | None = None
+
+    def build(self) -> ThreatModel:
+        from milp_agt.threats import FeatureLabelPoisoning
+
+        return FeatureLabelPoisoning(
+            budget=self.budget,
+            radius=self.radius,
+            label_radius=self.label_radius,
+            norm=self.norm,
+            samples=self.samples,
+            static=self.static,
+            scope=self.scope,
+            coordinates=self.coordinates,
+            domain=self.ends,
+            integer=self.integer or (),
+            categorical=self.categorical or (),
+            missing=self.fills,
+            rows=self.halfspaces,
+            label_norm=self.label_norm,
+            target=self.target,
+        )
+
+
+ThreatTable = Annotated[
+    FeatureThreatTable | LabelThreatTable | FeatureLabelThreatTable, Field(discriminator="kind")
+]
+THREAT_TABLES: dict[str, type[Table]] = {
+    "features": FeatureThreatTable,
+    "labels": LabelThreatTable,
+    "both": FeatureLabelThreatTable,
+}

@@ -1,0 +1,119 @@
+"""[threat]: every option of the threat models from a file, and one error for what contradicts."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import milp_agt as agt
+from milp_agt.config import Run, load_config
+from milp_agt.errors import ConfigurationError
+
+BASE = """
+[data]
+path = "d.npz"
+[model]
+layers = [5, 2]
+[training]
+loss = "{loss}"
+learning_rate = 0.5
+[certify]
+relaxation = "interval"
+[threat]
+budget = 1
+"""
+
+
+def load(tmp_path: Path, threat: str, loss: str = "cross_entropy") -> Run:
+    rng = np.random.default_rng(0)
+    x = np.concatenate([rng.random((8, 2)), rng.integers(0, 3, (8, 1)), np.eye(2)[[0, 1] * 4]], 1)
+    y = np.arange(8) % 2 if loss == "cross_entropy" else rng.random((8, 2))
+    np.savez(tmp_path / "d.npz", X=x, y=y)
+    path = tmp_path / "run.toml"
+    path.write_text(BASE.format(loss=loss) + threat, encoding="utf-8")
+    return load_config(path).build()
+
+
+FEATURES = {
+    "norm": ("norm = 2", {"norm": 2}),
+    "norm in words": ('norm = "1"', {"norm": "1"}),
+    "norm 0": ("norm = 0\ncoordinates = 2", {"norm": 0, "coordinates": 2}),
+    "radius of a feature": ("radius = [0.1, 0, 0, 0, 0]", {"radius": [0.1, 0, 0, 0, 0]}),
+    "radius of an entry": (f"radius = {[[0.1] * 5] * 6}", {"radius": [[0.1] * 5] * 6}),
+    "no radius": (
+        "radius = inf\ndomain = [0, 3]",
+        {"radius": math.inf, "domain": (0, 3)},
+    ),
+    "domain": (
+        f"domain = [{[0.0] * 5}, {[9.0] * 5}]",
+        {"domain": ([0.0] * 5, [9.0] * 5)},
+    ),
+    "integer": ("integer = [2]", {"integer": [2]}),
+    "categorical": ("categorical = [[3, 4]]", {"categorical": [[3, 4]]}),
+    "missing": ("missing = -1", {"missing": -1}),
+    "missing column": ("missing = { 2 = 0.5 }", {"missing": {2: 0.5}}),
+    "rows": (
+        "rows = [[1, 1, 0, 0, 0]]\nrow_limits = [0.1]",
+        {"rows": ([[1, 1, 0, 0, 0]], [0.1])},
+    ),
+    "samples": (
+        "samples = [1, 2]\nstatic = false\nscope = 'batch'",
+        {"samples": [1, 2], "static": False, "scope": "batch"},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FEATURES)
+def test_moves_of_features(tmp_path: Path, name: str) -> None:
+    text, options = FEATURES[name]
+    text = text if "radius =" in text else text + "\nradius = 0.1"
+    options = {"radius": 0.1, **options}
+    run = load(tmp_path, "kind = 'features'\n" + text)
+    assert run.threat == agt.FeaturePoisoning(1, **options)
+    data = (run.dataset.x_train, run.dataset.y_train)
+    result = agt.certify(run.model, data, run.training, run.threat, relaxation="interval")
+    assert result.reachable.mean_width > 0
+    run = load(tmp_path, "kind = 'both'\ntarget = 1\n" + text)
+    assert run.threat == agt.FeatureLabelPoisoning(1, target=1, **options)
+
+
+def test_moves_of_labels(tmp_path: Path) -> None:
+    kind = "kind = 'labels'\n"
+    assert load(tmp_path, kind + "target = 1").threat == agt.LabelPoisoning(1, target=1)
+    assert load(tmp_path, kind + "target = [0, 1]").threat == agt.LabelPoisoning(1, target=[0, 1])
+    moved = load(tmp_path, kind + "radius = [0.1, 0.2]\nnorm = 1", "mse").threat
+    assert moved == agt.LabelPoisoning(1, [0.1, 0.2], norm=1)
+    both = load(tmp_path, "kind = 'both'\nradius = 0\nlabel_radius = 1\nlabel_norm = 2", "mse")
+    assert both.threat == agt.FeatureLabelPoisoning(1, 0, 1, label_norm=2)
+
+
+BAD = {
+    "kind = 'features'\nradius = 1\nnorm = 3": ("norm = 3", "norm should be"),
+    "kind = 'features'\nradius = nan": ("radius = nan", "greater than or equal to 0"),
+    "kind = 'features'\nradius = [0.1, -1]": ("-1", "greater than or equal to 0"),
+    "kind = 'features'\nradius = 1\nnorm = 0": ("norm = 0", "coordinates"),
+    "kind = 'features'\nradius = 1\ncoordinates = 1": ("coordinates = 1", "norm = 0 needs"),
+    "kind = 'features'\nradius = 1\nrows = [[1]]": ("'rows' alone", "row_limits"),
+    "kind = 'both'\nradius = 1\nrow_limits = [1]": ("'row_limits' alone", "rows = [[...]"),
+    "kind = 'features'\nradius = 1\nmissing = { x = 1 }": ("missing =", "{ column = value }"),
+    "kind = 'features'\nradius = 1\ndomain = [1]": ("domain = [1]", "domain should"),
+    "kind = 'features'\nradius = 1\nsamples = []": ("samples = []", "samples should"),
+    "kind = 'features'\nradius = 1\ncoordinate = 1": ("unknown key 'coordinate'", "'coordinates'"),
+    "kind = 'labels'\ntarget = -1": ("target = -1", "greater than or equal to 0"),
+    "kind = 'labels'\ntarget = []": ("target = []", "target should"),
+    "kind = 'labels'\nnorm = 0": ("norm = 0", "norm should be"),
+    "kind = 'labels'\ndomain = [0, 1]": ("'domain', which kind = 'labels'", "drop 'domain'"),
+}
+
+
+@pytest.mark.parametrize("text", BAD)
+def test_bad_threats_of_a_file(tmp_path: Path, text: str) -> None:
+    found, remedy = BAD[text]
+    with pytest.raises(ConfigurationError) as caught:
+        load(tmp_path, text)
+    assert "run.toml" in caught.value.asked
+    assert found in caught.value.found
+    assert remedy in caught.value.remedy
