@@ -156,14 +156,14 @@ class Combine(Operation):
             if samples and not batched:
                 index = np.arange(expression.size).reshape(1, *expression.shape)
                 expression = expression.take(np.repeat(index, samples, axis=0))
-            terms.append(expression.scale(_as_array(scale)))
+            terms.append(expression.scale(as_array(scale)))
         total = add(terms)
         if self.constant is not None:
-            total = total.shift(_as_array(self.constant))
+            total = total.shift(as_array(self.constant))
         return total.blur(self._rounding(ranges))
 
     def _rounding(self, ranges: tuple[Interval, ...]) -> Array:
-        return _as_array(self.relax(*ranges).magnitude * gamma(2 * len(ranges) + 8))
+        return as_array(self.relax(*ranges).magnitude * gamma(2 * len(ranges) + 8))
 
     def vjp(
         self, graph: Graph, node: Node, cotangent: Node, wanted: tuple[bool, ...]
@@ -249,7 +249,7 @@ class Affine(Operation):
         result = expression.apply(sp.csr_matrix(linear_map), (*expression.shape[:-1], out))
         if self.bias is not None:
             result = result.shift(self.bias.cpu().numpy())
-        return result.blur(_as_array(self.relax(*ranges).magnitude * self._gamma()))
+        return result.blur(as_array(self.relax(*ranges).magnitude * self._gamma()))
 
     def vjp(
         self, graph: Graph, node: Node, cotangent: Node, wanted: tuple[bool, ...]
@@ -343,7 +343,7 @@ class SumSamples(Operation):
         size = expression.size // samples
         linear_map = sp.kron(np.ones((1, samples)), sp.eye_array(size), format="csr")
         rounding = self.relax(*ranges).magnitude * gamma(2 * samples + 8)
-        return expression.apply(sp.csr_matrix(linear_map), shape).blur(_as_array(rounding))
+        return expression.apply(sp.csr_matrix(linear_map), shape).blur(as_array(rounding))
 
 
 def _scaled(scale: Scale, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
@@ -364,7 +364,7 @@ def _moved(tensor: Tensor | None, device: torch.device) -> Tensor | None:
     return None if tensor is None else tensor.to(device)
 
 
-def _as_array(scale: Scale) -> Array:
+def as_array(scale: Scale) -> Array:
     if isinstance(scale, float):
         return np.asarray(scale, dtype=np.float64)
     return np.asarray(scale.detach().cpu().numpy(), dtype=np.float64)

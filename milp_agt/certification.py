@@ -25,7 +25,7 @@ from milp_agt.engines.cases import Enumerated, enumerate_cases
 from milp_agt.engines.exposure import Exposure
 from milp_agt.engines.joint import Joint
 from milp_agt.engines.recorder import NullRecorder, Recorder
-from milp_agt.engines.relaxed import RelaxedStep, relax_step
+from milp_agt.engines.relaxed import RelaxedStep, relax_step, settle
 from milp_agt.engines.step import (
     Schedule,
     State,
@@ -35,6 +35,7 @@ from milp_agt.engines.step import (
     union,
     velocity_of,
 )
+from milp_agt.engines.update import UpdateGraph
 from milp_agt.errors import InvalidInputError, SoundnessError
 from milp_agt.identity import identity
 from milp_agt.poison import Poison
@@ -347,7 +348,8 @@ class Run:
         outer: State | None = None
         used, widths = Relaxation.INTERVAL, {}
         report: program.ProgramReport | None = None
-        states: dict[str, State] = {}
+        states: dict[str, State] = {}  # before the projection, if there is one
+        update = UpdateGraph.of(self.schedule.gradients, step)
         for chain in list(self.chains):
             if self._out_of_time(chain.level, index) and outer is not None:
                 # The looser chain's box is a valid start for this one, should there be more time.
@@ -366,8 +368,9 @@ class Run:
                 part.state = state
             states[chain.name] = outer = chain.state
             used = chain.level if solved or not chain.level.uses_programs else used
-            self.recorder.state(index, chain.name, outer)
-            widths[chain.name] = self._mean_width(outer)
+            settled = update.projected(outer)
+            self.recorder.state(index, chain.name, settled)
+            widths[chain.name] = self._mean_width(settled)
             if chain.name == ENUMERATED and not self._is_tame(outer):
                 self.fallbacks.append(
                     f"step {index + 1}: a selection leads to parameters beyond {TAME:.0e}; from here "
@@ -375,6 +378,7 @@ class Run:
                 )
                 self.chains.remove(chain)
         assert outer is not None
+        outer = self._settled(update, outer)
         self._advance_nominal(step, outer)
         flat = torch.cat([outer[n].width.flatten() for n in self.step_graph.parameters])
         self.records.append(
@@ -390,6 +394,15 @@ class Run:
                 program=_counts(report),
             )
         )
+
+    def _settled(self, update: UpdateGraph, outer: State) -> State:
+        """Project every box of the new state, now that all levels have bounded it."""
+        if update.projections:
+            for part in self._parts():
+                if part.window:
+                    part.window[-1] = settle(part.window[-1], part.state, part.exposure.cases)
+                part.state = update.projected(part.state)
+        return update.projected(outer)
 
     def _step(self, index: int, batch: Tensor) -> Step:
         return Step(

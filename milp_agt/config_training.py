@@ -102,6 +102,8 @@ class TrainingTable(Table):
     clip: Positive | None = None
     clip_mode: Literal["norm", "clamp"] = "norm"
     optimizer: str = "sgd"
+    l1: NonNegative = 0.0
+    projection: Annotated[list[float], Field(min_length=2, max_length=2)] | None = None
 
     def build(self) -> Training:
         """The run.
@@ -110,7 +112,7 @@ class TrainingTable(Table):
             InvalidInputError: options that contradict each other.
             UnsupportedOperationError: an optimiser that has no rule.
         """
-        schedule = self.schedule
+        schedule, box = self.schedule, self.projection
         return Training(
             loss=self.loss,
             learning_rate=self.learning_rate,
@@ -127,4 +129,6 @@ class TrainingTable(Table):
             clip=self.clip,
             clip_mode=self.clip_mode,
             optimizer=self.optimizer,
+            l1=self.l1,
+            projection=None if box is None else (box[0], box[1]),
         )

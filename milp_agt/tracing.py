@@ -61,6 +61,11 @@ class StepGraph:
         return self.graph[self.output].shape[0]
 
     @property
+    def gradient_nodes(self) -> tuple[tuple[str, Node], ...]:
+        """The node of the summed gradient of every parameter."""
+        return tuple((name, self.graph[self.gradients[name]]) for name in self.parameters)
+
+    @property
     def parameter_count(self) -> int:
         return sum(self.graph[name].signature.size for name in self.parameters)
 

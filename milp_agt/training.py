@@ -38,18 +38,24 @@ class Clipping:
 
 @dataclass(frozen=True)
 class UpdateRule:
-    """One optimiser step as scalars, for ``g`` = mean gradient over the batch (torch.optim.SGD).
+    """One optimiser step, for ``g`` = mean gradient over the batch (torch.optim.SGD).
 
     ``v' = momentum * v + g + weight_decay * theta`` and ``theta' = theta - rate * d`` with ``d = v'``,
     or ``d = g + weight_decay * theta + momentum * v'`` for Nesterov. Without momentum ``d`` is
     ``g + weight_decay * theta`` and there is no v. The first velocity is 0, so that v' is the
     gradient, as torch's first buffer.
+
+    With an ``l1`` penalty, ``l1 * sign(theta)`` is part of g (sign(0) = 0, as torch differentiates
+    ``l1 * theta.abs().sum()``). With a ``projection`` (low, high), every entry of theta' is clamped to it
+    at the end of the step; velocities are not.
     """
 
     rate: float
     momentum: float
     weight_decay: float
     nesterov: bool
+    l1: float = 0.0
+    projection: tuple[float, float] | None = None
 
     @property
     def theta_from(self) -> tuple[float, float, float]:
@@ -90,6 +96,12 @@ def _refused(name: str, value: object, wanted: str) -> InvalidInputError:
     return InvalidInputError(
         f"Training needs {name} to be {wanted}", f"{name} = {value!r}", f"change {name}"
     )
+
+
+def _check_projection(box: Sequence[object]) -> None:
+    pair = isinstance(box, Sequence) and len(box) == 2 and all(_is_real(end) for end in box)
+    if not pair or not box[0] < box[1]:  # type: ignore[operator]
+        raise _refused("projection", box, "a pair (low, high) of numbers with low < high, or None")
 
 
 def _check_optimizer(name: object) -> None:
@@ -134,6 +146,8 @@ class Training:
         momentum, nesterov, weight_decay: as in torch.optim.SGD, without dampening.
         clip, clip_mode: per-sample gradient clipping, see :class:`Clipping`; None does not clip. Weight
             decay is added after it.
+        l1: weight of the penalty ``l1 * sum |theta|`` on all trainable parameters, added to the loss.
+        projection: (low, high), to which every trainable parameter is clamped after each step.
         optimizer: "sgd"; Adam and others that divide by the size of past gradients are refused.
         schedule: None (constant), one learning rate for each step, or a :class:`Schedule` of
             :mod:`milp_agt.schedules`: InverseTimeDecay, StepDecay, Milestones, ExponentialDecay,
@@ -157,10 +171,12 @@ class Training:
     clip: float | None = None
     clip_mode: ClipMode = "norm"
     optimizer: str = "sgd"
+    l1: float = 0.0
+    projection: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
         _check_optimizer(self.optimizer)
-        for name, lowest in (("momentum", 0.0), ("weight_decay", 0.0)):
+        for name, lowest in (("momentum", 0.0), ("weight_decay", 0.0), ("l1", 0.0)):
             value = getattr(self, name)
             if not _is_real(value) or value < lowest:
                 raise _refused(name, value, f"a number >= {lowest:g}")
@@ -173,6 +189,8 @@ class Training:
             raise _refused("batch_size", self.batch_size, wanted)
         if self.clip is not None and not (_is_real(self.clip) and self.clip >= SMALLEST_CLIP):
             raise _refused("clip", self.clip, "a number > 0, or None for no clipping")
+        if self.projection is not None:
+            _check_projection(self.projection)
         if self.clip_mode not in get_args(ClipMode):
             raise _refused("clip_mode", self.clip_mode, "'norm' or 'clamp'")
         if self.clip is None and self.clip_mode != "norm":
@@ -241,6 +259,10 @@ class Training:
             InvalidInputError: see :func:`milp_agt.schedules.rates_of`.
         """
         rates = rates_of(self.schedule, self.learning_rate, steps, self.epochs)
+        box = self.projection
+        ends = None if box is None else (float(box[0]), float(box[1]))
+        l1 = float(self.l1)
         return tuple(
-            UpdateRule(rate, self.momentum, self.weight_decay, self.nesterov) for rate in rates
+            UpdateRule(rate, self.momentum, self.weight_decay, self.nesterov, l1, ends)
+            for rate in rates
         )

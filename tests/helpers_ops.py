@@ -54,6 +54,7 @@ from milp_agt.formulations.quadratic import Quadratic
 from milp_agt.formulations.reciprocal import Reciprocal
 from milp_agt.formulations.relu import Relu
 from milp_agt.formulations.sigmoid import Sigmoid
+from milp_agt.formulations.sign import Sign
 from milp_agt.formulations.step import Step as StepFunction
 from milp_agt.formulations.tanh import Tanh
 from milp_agt.formulations.univariate import Univariate
@@ -269,6 +270,8 @@ def exact_univariate(op: Univariate, x: Array) -> Array:
         return np.exp(np.minimum(x, Long(CAP)))
     if isinstance(op, Reciprocal):
         return 1 / x
+    if isinstance(op, Sign):
+        return np.sign(x)
     if isinstance(op, Clip):
         return np.clip(x, Long(op.low), Long(op.high))
     if isinstance(op, ClipFactor):
@@ -475,7 +478,7 @@ def check_residual(instance: Instance, low: Array, high: Array, grid: int = 1501
     even = low + (high - low) * np.linspace(0.0, 1.0, grid)[:, None]
     even = np.clip(even, low, high)
     own: tuple[float, ...] = getattr(op, "kinks", ())
-    kinks = [np.clip(k, low, high) for k in (0.0, 5e-324, CAP, *own)]
+    kinks = [np.clip(k, low, high) for k in (0.0, 5e-324, -5e-324, CAP, *own)]
     table = np.concatenate([even, np.stack([*kinks, low, high])])
     for slope in slopes_to_try(op, low, high):
         found = op.residual(torch.from_numpy(slope), box)
@@ -483,7 +486,7 @@ def check_residual(instance: Instance, low: Array, high: Array, grid: int = 1501
             values = exact_univariate(op, table) - slope.astype(Long) * table.astype(Long)
             regular = exact_univariate(op, even) - slope.astype(Long) * even.astype(Long)
             second = np.abs(np.diff(regular, n=2, axis=0)).max(0)
-        smooth = not isinstance(op, Relu | StepFunction | Clip)
+        smooth = not isinstance(op, Relu | StepFunction | Clip | Sign)
         size = box.magnitude[0].numpy()
         value = np.abs(exact_univariate(op, table)).max(0).astype(np.float64)
         rounding = op.rounding(torch.from_numpy(size), torch.from_numpy(value)).numpy()
@@ -1138,6 +1141,9 @@ def true_columns(instance: Instance, point: Tensor, box: Interval, states: Array
     elif isinstance(op, Clip):
         bent = ~op.is_linear_on(box.hull()).numpy().reshape(-1)
         parts += [value[bent], *((z[bent] > k).astype(np.float64) for k in op.kinks)]
+    elif isinstance(op, Sign):
+        bent = ~op.is_linear_on(box.hull()).numpy().reshape(-1)
+        parts += [(z[bent] > 0).astype(np.float64), (z[bent] < 0).astype(np.float64)]
     else:
         parts.append(value)
     return np.concatenate(parts)

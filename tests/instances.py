@@ -20,10 +20,12 @@ from milp_agt.formulations.convolution import Convolution
 from milp_agt.formulations.exponential import Exponential
 from milp_agt.formulations.linear import Affine, Combine, Reshape, SumSamples
 from milp_agt.formulations.max_pool import MaxPool
+from milp_agt.formulations.optimiser_step import OptimiserStep
 from milp_agt.formulations.quadratic import Quadratic
 from milp_agt.formulations.reciprocal import Reciprocal
 from milp_agt.formulations.relu import Relu
 from milp_agt.formulations.sigmoid import Sigmoid
+from milp_agt.formulations.sign import Sign
 from milp_agt.formulations.squared_norm import SquaredNorm
 from milp_agt.formulations.step import Step as StepFunction
 from milp_agt.formulations.tanh import Tanh
@@ -152,6 +154,12 @@ INSTANCES: dict[str, list[Instance]] = {
         ),
         Instance("max-overlap", MaxPool(Windows((1, 1, 4), (1, 3))), (per_sample(1, 1, 4),)),
     ],
+    "optimiser_step": [
+        Instance("decay", OptimiserStep.of((0.9, -0.1), (1.1, 0.1), 1), (shared(2), shared(2))),
+        Instance(
+            "turned", OptimiserStep.of((-0.5, -0.3, 0.2), (2.5, 0.3, 0.2), 2), (shared(1, 2),) * 3
+        ),
+    ],
     "quadratic": [
         Instance("square", Quadratic(1.0, 0.0, 0.0), _U),
         Instance("sigmoid-slope", Quadratic(-1.0, 1.0, 0.0), _U),
@@ -169,6 +177,7 @@ INSTANCES: dict[str, list[Instance]] = {
         ),
     ],
     "sigmoid": [Instance("sigmoid", Sigmoid(), _U)],
+    "sign": [Instance("sign", Sign(), _U)],
     "squared_norm": [
         Instance("squared-norm", SquaredNorm((1,)), _U),
         Instance("squared-norm-joint", SquaredNorm((2, 1)), (per_sample(2, 1), per_sample(2))),

@@ -43,12 +43,12 @@ import milp_agt as agt
 from milp_agt.core.encoder import Encoder
 from milp_agt.core.expression import Array, Expression
 from milp_agt.core.interval import Interval
-from milp_agt.engines import adversary, linear
-from milp_agt.engines import interval as interval_engine
-from milp_agt.engines.joint import Masks, PoisonedSum
+from milp_agt.engines import adversary, joint, linear
+from milp_agt.engines.joint import Joint, Masks, PoisonedSum
 from milp_agt.engines.program import window
+from milp_agt.engines.relaxed import relax_step
 from milp_agt.engines.step import Step
-from milp_agt.formulations import univariate
+from milp_agt.formulations import optimiser_step, univariate
 from milp_agt.moves import Box, Vertices
 from milp_agt.poison import Poison
 from milp_agt.training import Training
@@ -372,8 +372,8 @@ def test_poisoned_sum_mutants(kind: str, monkeypatch: pytest.MonkeyPatch) -> Non
 
         monkeypatch.setattr(PoisonedSum, "result", narrow)
     elif kind == "budget":
-        worst = interval_engine.worst_sum
-        monkeypatch.setattr(interval_engine, "worst_sum", lambda hurt, k: worst(hurt, k - 1))
+        worst = joint.worst_sum
+        monkeypatch.setattr(joint, "worst_sum", lambda hurt, k: worst(hurt, k - 1))
     else:
         monkeypatch.setattr(
             PoisonedSum, "add", lambda total, terms, masks: add(total, terms.clean, masks)
@@ -459,19 +459,26 @@ def test_update_mutants(engine: str, which: str, monkeypatch: pytest.MonkeyPatch
 
         with monkeypatch.context() as patch:
             patch.setattr(Step, which, property(mutant))
-            assert is_caught(lambda seed: check(case, seed)), f"{engine}, scalar {position}"
+            relaxed = relax_step(
+                case.schedule, case.state, case.step, case.relaxed.ranges, Joint(case.poison)
+            )
+            wrong = replace(case, relaxed=relaxed)
+            assert is_caught(lambda seed, c=wrong: check(c, seed)), f"{engine}, scalar {position}"
 
 
 def test_interval_update_mutant(monkeypatch: pytest.MonkeyPatch) -> None:
-    combine = interval_engine._combine
+    honest = optimiser_step.OptimiserStep.interval
     case = _case()
-    monkeypatch.setattr(interval_engine, "_combine", lambda *args: shrunk(combine(*args)))
+    monkeypatch.setattr(
+        optimiser_step.OptimiserStep, "interval", lambda *args: shrunk(honest(*args))
+    )
     assert is_caught(lambda seed: check_update(case, np.random.default_rng(seed), count=256))
 
 
 def test_rounding_of_the_update_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without the widening by gamma, float64 steps leave the box."""
-    monkeypatch.setattr(interval_engine, "gamma", lambda k: 0.0)
+    monkeypatch.setattr(joint, "gamma", lambda k: 0.0)
+    monkeypatch.setattr(optimiser_step, "gamma", lambda k: 0.0)
 
     def check(seed: int) -> None:
         data = small_data(4, 2, 0, seed=seed)

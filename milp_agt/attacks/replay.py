@@ -73,7 +73,14 @@ def replay(unrolled: Unrolled, poisoning: Poisoning, start: State | None = None)
         found = gradients({n: v.detach() for n, v in stacked.items()}, x, y)
         for name, parameter in stacked.items():
             parameter.grad = found[name]
+        if update.l1:
+            penalty = sum((p.abs().sum() for p in stacked.values()), torch.zeros(()))
+            (update.l1 * penalty).backward()
         optimiser.step()
+        if update.projection is not None:
+            with torch.no_grad():
+                for parameter in stacked.values():
+                    parameter.clamp_(*update.projection)
         yield {n: v.detach().clone() for n, v in stacked.items()}
 
 

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from milp_agt.core.interval import Interval
-from milp_agt.core.rounding import TINY, gamma
 from milp_agt.engines.exposure import Exposure
-from milp_agt.engines.step import Schedule, State, Step, velocity_of
+from milp_agt.engines.step import Schedule, State, Step
+from milp_agt.engines.update import UpdateGraph
 from milp_agt.tracing import StepGraph
 
 
@@ -80,30 +80,7 @@ def _concatenate(parts: list[Interval]) -> Interval:
 
 
 def update(step_graph: StepGraph, state: State, ranges: Ranges, step: Step) -> State:
-    """Box of the next state: the optimiser step in interval arithmetic.
-
-    Each of theta, velocity and gradient stands once in ``theta'`` and once in ``v'``, with its scalar
-    in front, so a negative ``1 - rate * weight_decay`` turns its box around.
-    """
-    new: State = {}
-    for name in step_graph.parameters:
-        gradient = ranges.boxes[step_graph.gradients[name]]
-        operands = [state[name], gradient]
-        if step.has_velocity:
-            velocity = velocity_of(name)
-            operands.insert(1, state[velocity])
-            new[velocity] = _combine(step.velocity_scalars, step.velocity_scalars, operands)
-        new[name] = _combine(step.theta_scalars, step.theta_sizes, operands)
-    return new
-
-
-def _combine(
-    scalars: tuple[float, ...], sizes: tuple[float, ...], boxes: list[Interval]
-) -> Interval:
-    lower = upper = size = torch.zeros((), dtype=torch.float64)
-    for scalar, bound, box in zip(scalars, sizes, boxes, strict=True):
-        first, second = scalar * box.lower, scalar * box.upper
-        lower = lower + (first if scalar >= 0 else second)
-        upper = upper + (second if scalar >= 0 else first)
-        size = size + abs(bound) * box.magnitude
-    return Interval(lower, upper).widen(size * gamma(24) + TINY)
+    """Box of the next state before any projection: the optimiser step in interval arithmetic."""
+    built = UpdateGraph.of(step_graph.gradient_nodes, step)
+    boxes = built.boxes(state, ranges.boxes)
+    return {name: boxes[node] for name, node in built.outputs.items()}

@@ -14,7 +14,7 @@ from milp_agt.core.operation import Relaxed
 from milp_agt.core.rounding import TINY, gamma
 from milp_agt.engines.exposure import Debt, Exposure
 from milp_agt.engines.relaxed import Fragment, Offsets, RelaxedStep, per_sample
-from milp_agt.engines.step import Schedule, State, velocity_of
+from milp_agt.engines.step import Schedule, State
 from milp_agt.poison import Poison
 from milp_agt.tracing import FEATURES, LABELS, StepGraph
 
@@ -78,8 +78,8 @@ def walk(
     sample (one slope, two offsets).
     """
     step = relaxed.step
-    before, pending, magnitude = _through_update(step_graph, relaxed, forms)
-    shared = _Walker(relaxed.shared, forms.constant, magnitude, pending)
+    shared = _through_update(relaxed, forms)
+    before = {name: shared.pending.pop(name) for name in relaxed.state}
     for node in reversed((*schedule.sums, *schedule.after)):
         shared.replace(node)
     constant, magnitude = shared.constant, shared.magnitude
@@ -109,7 +109,7 @@ def walk(
         {name: rest.pending[name] for name in relaxed.state},
         rest.constant,
         rest.magnitude,
-        forms.operations + _operations(schedule, step.size),
+        forms.operations + _operations(schedule, relaxed),
     )
 
 
@@ -121,48 +121,24 @@ def _joined(parts: Sequence[Tensor | None]) -> Tensor | None:
     return present[0] if len(present) == 1 else torch.cat(present, 1)
 
 
-def _operations(schedule: Schedule, samples: int) -> float:
+def _operations(schedule: Schedule, relaxed: RelaxedStep) -> float:
     """Bound of the chain of roundings that one step adds to any number of the walk.
 
     The longest sum is over all elements of one node, and every exchange adds a few operations.
     """
+    samples, update = relaxed.step.size, relaxed.update
     largest = max(n.signature.size * (samples if n.batched else 1) for n in schedule.all)
-    return 2.0 * largest + 16.0 * len(schedule.all) + 64.0
+    nodes = len(schedule.all) + len(update.nodes) + len(update.projections)
+    return 2.0 * largest + 16.0 * nodes + 64.0
 
 
-def _through_update(
-    step_graph: StepGraph, relaxed: RelaxedStep, forms: Forms
-) -> tuple[dict[str, Tensor], dict[str, Tensor], Tensor]:
-    """Coefficients on the old state and on the summed gradients, from those on the new state."""
-    step, state = relaxed.step, relaxed.state
-    before: dict[str, Tensor] = {}
-    pending: dict[str, Tensor] = {}
-    magnitude = forms.magnitude
-    for name in step_graph.parameters:
-        gradient = step_graph.gradients[name]
-        operands = [name, velocity_of(name), gradient] if step.has_velocity else [name, gradient]
-        parts: list[Tensor] = []
-        for scalar_index in range(len(operands)):
-            part = step.theta_scalars[scalar_index] * forms.coefficients[name]
-            if step.has_velocity:
-                on_velocity = forms.coefficients[velocity_of(name)]
-                part = part + step.velocity_scalars[scalar_index] * on_velocity
-            parts.append(part)
-        sizes = [state[operand].magnitude.amax(0) for operand in operands[:-1]]
-        sizes.append(relaxed.planes[gradient].magnitude)
-        for part, size in zip(parts, sizes, strict=True):
-            magnitude = magnitude + part.abs().flatten(1) @ size.flatten()
-        # The new state is rounded once more in the run.
-        for own, scalars in ((name, step.theta_sizes), (velocity_of(name), step.velocity_scalars)):
-            if own in forms.coefficients:
-                total = sum(abs(c) * s for c, s in zip(scalars, sizes, strict=True))
-                assert isinstance(total, Tensor)
-                magnitude = magnitude + forms.coefficients[own].abs().flatten(1) @ total.flatten()
-        for operand, part in zip(operands[:-1], parts[:-1], strict=True):
-            before[operand] = part
-        known = pending.get(gradient)
-        pending[gradient] = parts[-1] if known is None else known + parts[-1]
-    return before, pending, magnitude
+def _through_update(relaxed: RelaxedStep, forms: Forms) -> _Walker:
+    """Forms on the new state as forms on the old one and on the summed gradients."""
+    on_new = {relaxed.new(name): c for name, c in forms.coefficients.items()}
+    walker = _Walker(relaxed.shared, forms.constant, forms.magnitude, on_new)
+    for node in (*relaxed.update.projections.values(), *reversed(relaxed.update.nodes)):
+        walker.replace(node)
+    return walker
 
 
 class _Walker:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
@@ -14,6 +14,7 @@ from milp_agt.core.operation import Relaxed
 from milp_agt.engines.exposure import Exposure
 from milp_agt.engines.interval import Ranges
 from milp_agt.engines.step import Schedule, State, Step
+from milp_agt.engines.update import UpdateGraph
 from milp_agt.formulations.linear import LinearPlanes, SumSamples
 from milp_agt.poison import Poison
 from milp_agt.tracing import FEATURES, LABELS
@@ -118,8 +119,8 @@ class RelaxedStep:
     """A step with linear bounds of all its nodes: all that the walk needs, and no heuristics.
 
     Whoever keeps these (boxes, planes, in the order of the run) can replay the bound. ``shared``
-    holds the nodes without a sample axis; the batch is cut into fragments, so that the tensors of a
-    walk stay in the processor's cache.
+    holds the nodes without a sample axis, those of the update included; the batch is cut into
+    fragments, so that the tensors of a walk stay in the processor's cache.
     """
 
     step: Step
@@ -127,11 +128,36 @@ class RelaxedStep:
     ranges: Ranges
     shared: Fragment
     fragments: tuple[Fragment, ...]
+    update: UpdateGraph
 
     @property
     def planes(self) -> Mapping[str, Relaxed]:
         """Planes of the nodes without a sample axis, sums over samples included."""
         return self.shared.planes
+
+    def new(self, name: str) -> str:
+        """The node with the new value of a tensor of the state, projected if that is relaxed yet."""
+        last = self.update.projections.get(name)
+        settled = last is not None and last.name in self.planes
+        return last.name if last is not None and settled else self.update.outputs[name]
+
+
+def settle(relaxed: RelaxedStep, state: State, cases: int) -> RelaxedStep:
+    """The same step with its projection relaxed on the box of the new state before it.
+
+    Until then forms are on the state before the projection.
+    """
+    planes: dict[str, Relaxed] = {}
+    for name, node in relaxed.update.projections.items():
+        relaxed.ranges.boxes[node.inputs[0]] = state[name]
+        planes[node.name] = node.op.relax(state[name])
+    offsets = {name: Offsets(p, False, cases) for name, p in planes.items()}
+    shared = replace(
+        relaxed.shared,
+        planes={**relaxed.planes, **planes},
+        offsets={**relaxed.shared.offsets, **offsets},
+    )
+    return replace(relaxed, shared=shared)
 
 
 def relax_step(
@@ -153,6 +179,8 @@ def relax_step(
             planes[node.name] = LinearPlanes(node.op, 1, None, None, ranges.sums[node.name])
         elif node.inputs and not node.batched:
             planes[node.name] = node.op.relax(*(ranges.boxes[i] for i in node.inputs))
+    update = UpdateGraph.of(schedule.gradients, step)
+    planes |= _planes_of_update(update, state, ranges)
     offsets = {name: Offsets(p, False, exposure.cases) for name, p in planes.items()}
     shared = Fragment(slice(0, 0), step.poison, planes, offsets, {}, {})
     nominal = exposure.nominal(step)
@@ -167,7 +195,17 @@ def relax_step(
         )
         for start in range(0, step.size, size)
     ]
-    return RelaxedStep(step, state, ranges, shared, tuple(fragments))
+    return RelaxedStep(step, state, ranges, shared, tuple(fragments), update)
+
+
+def _planes_of_update(update: UpdateGraph, state: State, ranges: Ranges) -> dict[str, Relaxed]:
+    """Planes of the update, and of the projections whose range is settled."""
+    boxes = update.boxes(state, ranges.boxes)
+    planes = {n.name: n.op.relax(*(boxes[i] for i in n.inputs)) for n in update.nodes}
+    for node in update.projections.values():
+        if node.inputs[0] in ranges.boxes:
+            planes[node.name] = node.op.relax(ranges.boxes[node.inputs[0]])
+    return planes
 
 
 def _relax_fragment(

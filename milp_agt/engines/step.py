@@ -51,12 +51,12 @@ class Step:
 
     @property
     def theta_scalars(self) -> tuple[float, ...]:
-        """Scalars of theta, (velocity,) and the summed gradient in ``theta'``."""
+        """Scalars of theta, (velocity,) the summed gradient and (sign of theta) in ``theta'``."""
         return self._scalars(self.update.theta_from)
 
     @property
     def velocity_scalars(self) -> tuple[float, ...]:
-        """Scalars of theta, velocity and the summed gradient in ``v'``."""
+        """Scalars of theta, velocity, the summed gradient and (sign of theta) in ``v'``."""
         return self._scalars(self.update.velocity_from)
 
     @property
@@ -67,7 +67,8 @@ class Step:
     def _scalars(self, of_mean: tuple[float, float, float]) -> tuple[float, ...]:
         theta, velocity, gradient = of_mean
         own = (theta, velocity) if self.has_velocity else (theta,)
-        return (*own, gradient / self.size)
+        penalty = (gradient * self.update.l1,) if self.update.l1 else ()
+        return (*own, gradient / self.size, *penalty)
 
 
 @dataclass(frozen=True)
@@ -75,12 +76,14 @@ class Schedule:
     """The nodes of a step graph in the order in which engines visit them.
 
     ``sums`` are the sums over samples; ``before`` is all that they need (and itself has no sum
-    before it), ``after`` comes later and has no sample axis.
+    before it), ``after`` comes later and has no sample axis. ``gradients`` are the nodes of the summed
+    gradients with the names of their parameters.
     """
 
     before: tuple[Node, ...]
     sums: tuple[Node, ...]
     after: tuple[Node, ...]
+    gradients: tuple[tuple[str, Node], ...]
 
     @staticmethod
     def of(step_graph: StepGraph) -> Schedule:
@@ -94,7 +97,7 @@ class Schedule:
                 late.add(node.name)
                 after.append(node)
         before = tuple(n for n in nodes if n.name not in late)
-        return Schedule(before, sums, tuple(after))
+        return Schedule(before, sums, tuple(after), step_graph.gradient_nodes)
 
     @property
     def all(self) -> tuple[Node, ...]:
@@ -136,6 +139,8 @@ def step_at_points(
     new: dict[str, Tensor] = {}
     for name in step_graph.parameters:
         gradient = values[step_graph.gradients[name]] / samples
+        if update.l1:
+            gradient = gradient + update.l1 * torch.sign(state[name])
         gradient = gradient + update.weight_decay * state[name]
         direction = gradient
         if velocity_of(name) in state:
@@ -143,6 +148,8 @@ def step_at_points(
             new[velocity_of(name)] = velocity
             direction = gradient + update.momentum * velocity if update.nesterov else velocity
         new[name] = state[name] - update.rate * direction
+        if update.projection is not None:
+            new[name] = new[name].clamp(*update.projection)
     return new
 
 

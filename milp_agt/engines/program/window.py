@@ -6,14 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from milp_agt.core.encoder import Encoder, as_arrays
-from milp_agt.core.expression import Expression, add
+from milp_agt.core.expression import Expression
 from milp_agt.core.graph import Node
-from milp_agt.core.interval import CLEAN
 from milp_agt.core.program import Program
 from milp_agt.core.restriction import UNRESTRICTED, Restriction
 from milp_agt.engines.program.moves import Moves
 from milp_agt.engines.relaxed import RelaxedStep
-from milp_agt.engines.step import Schedule, velocity_of
+from milp_agt.engines.step import Schedule
 from milp_agt.formulations.bilinear import Einsum
 from milp_agt.formulations.linear import Combine, SumSamples
 from milp_agt.formulations.univariate import Univariate
@@ -103,7 +102,7 @@ def _encode_step(
     if step.has_velocity:  # theta and velocity both read the gradient
         for name in step_graph.gradients.values():
             known[name] = encoder.bounded(known[name], boxes[name])
-    return _encode_update(step_graph, relaxed, known)
+    return _encode_update(relaxed, encoder, known)
 
 
 def _only_summed(schedule: Schedule) -> set[str]:
@@ -124,20 +123,20 @@ def _only_summed(schedule: Schedule) -> set[str]:
 
 
 def _encode_update(
-    step_graph: StepGraph, relaxed: RelaxedStep, known: dict[str, Expression]
+    relaxed: RelaxedStep, encoder: Encoder, known: dict[str, Expression]
 ) -> dict[str, Expression]:
-    step = relaxed.step
-    new: dict[str, Expression] = {}
-    for name in step_graph.parameters:
-        operands = [name, step_graph.gradients[name]]
-        targets = [(name, step.theta_scalars, step.theta_sizes)]
-        if step.has_velocity:
-            operands.insert(1, velocity_of(name))
-            targets.append((velocity_of(name), step.velocity_scalars, step.velocity_scalars))
-        sizes = [relaxed.state[o].magnitude[CLEAN].cpu().numpy() for o in operands[:-1]]
-        sizes.append(relaxed.planes[operands[-1]].magnitude.cpu().numpy())
-        for target, scalars, bounds in targets:
-            total = add([known[o].scale(s) for o, s in zip(operands, scalars, strict=True)])
-            size = sum(abs(s) * z for s, z in zip(bounds, sizes, strict=True))
-            new[target] = total.blur(size * (64 * 2.0**-53))
-    return new
+    """The new state; projected where the projection is relaxed already."""
+    update = relaxed.update
+    boxes = update.boxes(relaxed.state, relaxed.ranges.boxes)
+    encoder.selection = None
+    for node in update.nodes:
+        encoder.origin = f"step {relaxed.step.index}: {node.name}"
+        ranges = tuple(boxes[name] for name in node.inputs)
+        known[node.name] = node.op.encode(encoder, tuple(known[i] for i in node.inputs), ranges)
+    for node in update.projections.values():
+        if node.name in relaxed.planes:
+            encoder.origin = f"step {relaxed.step.index}: {node.name}"
+            box = relaxed.ranges.boxes[node.inputs[0]]
+            before = encoder.bounded(known[node.inputs[0]], box)
+            known[node.name] = node.op.encode(encoder, (before,), (box,))
+    return {name: known[relaxed.new(name)] for name in update.outputs}

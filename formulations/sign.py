@@ -1,0 +1,117 @@
+"""The sign, with 0 at 0 as torch has it: the subgradient of the l1 norm."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from milp_agt.core.encoder import Encoder
+from milp_agt.core.expression import Expression, add
+from milp_agt.core.interval import CLEAN, Interval
+from milp_agt.formulations.base import register
+from milp_agt.formulations.step import STEEPEST, restricted, scatter
+from milp_agt.formulations.univariate import Univariate, on_line
+
+
+@register
+@dataclass(frozen=True)
+class Sign(Univariate):
+    """``f(x) = 1`` for x > 0, 0 for x = 0, -1 for x < 0; exact where the range has one sign.
+
+    Planes over l < 0 < u: below, the line through ``(0-, -1)`` and ``(u, 1)``, or the constant -1 where
+    ``-l > u``; above, mirrored. Both are edges of the closed hull of the graph. Programs write
+    ``v = p - q`` with the phases ``p = [x > 0]`` and ``q = [x < 0]``, relaxed in lp; at x = 0 every value
+    in between is admitted (closure).
+    """
+
+    key = "sign"
+    exactness = "exact for one sign; hull edges (lp), a phase binary for each sign (milp)"
+    kinks = (0.0,)
+
+    def value(self, *inputs: Tensor) -> Tensor:
+        return torch.sign(inputs[0])
+
+    def rounding(self, argument: Tensor, value: Tensor) -> Tensor:
+        """A comparison is exact."""
+        return torch.zeros_like(value)
+
+    def interval(self, *inputs: Interval) -> Interval:
+        return Interval(self.value(inputs[0].lower), self.value(inputs[0].upper))
+
+    def is_linear_on(self, box: Interval) -> Tensor:
+        return (box.lower > 0) | (box.upper < 0) | (box.lower == box.upper)
+
+    def residual(self, slope: Tensor | float, box: Interval) -> Interval:
+        """Extremes of the pieces: both ends, 0 at 0, and -1 and 1 next to it."""
+        low, high = box.lower, box.upper
+        ends = [self.value(x) - on_line(slope, x) for x in (low, high)]
+        lower, upper = torch.minimum(*ends), torch.maximum(*ends)
+        holds_zero = (low <= 0) & (high >= 0)
+        for inside, value in (
+            (holds_zero, 0.0),
+            (holds_zero & (low < 0), -1.0),
+            (holds_zero & (high > 0), 1.0),
+        ):
+            lower = torch.where(inside, lower.clamp(max=value), lower)
+            upper = torch.where(inside, upper.clamp(min=value), upper)
+        return Interval(lower, upper)
+
+    def _edges(self, box: Interval) -> tuple[Tensor, Tensor]:
+        """Slopes of the sloped edges of the hull below and above the graph; 0 for one sign."""
+        low, high = box.lower, box.upper
+        rise_below = torch.where(low < 0, 2.0, 1.0)
+        rise_above = torch.where(high > 0, 2.0, 1.0)
+        below = (low <= 0) & (high * STEEPEST > rise_below)
+        above = (high >= 0) & (-low * STEEPEST > rise_above)
+        zero = torch.zeros_like(low)
+        return (
+            torch.where(below, rise_below / torch.where(below, high, 1.0), zero),
+            torch.where(above, rise_above / torch.where(above, -low, 1.0), zero),
+        )
+
+    def slopes(self, clean: Interval) -> tuple[Tensor, Tensor]:
+        below, above = self._edges(clean)
+        zero = torch.zeros_like(below)
+        flat_below = (clean.lower < 0) & (clean.centre < 0)
+        flat_above = (clean.upper > 0) & (clean.centre > 0)
+        return torch.where(flat_below, zero, below), torch.where(flat_above, zero, above)
+
+    def program_slopes(self, box: Interval) -> tuple[list[Tensor], list[Tensor]]:
+        zero = torch.zeros_like(box.lower[CLEAN])
+        lower, upper = [zero], [zero]
+        for each in (Interval(box.lower[CLEAN], box.upper[CLEAN]), box.hull()):
+            below, above = self._edges(each)
+            lower.append(below)
+            upper.append(above)
+        return lower, upper
+
+    def encode(
+        self, encoder: Encoder, inputs: tuple[Expression, ...], ranges: tuple[Interval, ...]
+    ) -> Expression:
+        """A range of one sign is a constant; others are the difference of two phases."""
+        (argument,), (box,) = inputs, ranges
+        hull = box.hull()
+        low, high = (end.cpu().numpy() for end in (hull.lower, hull.upper))
+        bent = ~self.is_linear_on(hull).cpu().numpy()
+        stable = Expression.of(np.where(bent, 0.0, np.sign(low)))
+        if not bent.any():
+            return stable
+        some, x, at = restricted(encoder, argument, box, bent)
+        low, high = low[bent], high[bent]
+        integer, zero = encoder.exact_phases, np.zeros(low.shape)
+        positive = encoder.columns(zero, (high > 0).astype(np.float64), integer)
+        negative = encoder.columns(zero, (low < 0).astype(np.float64), integer)
+        sign = add([positive, negative.scale(-1.0)])
+        # x <= u p,  x >= l q,  x >= l (1 - p),  x <= u (1 - q),  p + q <= 1
+        encoder.rows(add([x, positive.scale(-high)]), -np.inf, 0.0)
+        encoder.rows(add([x, negative.scale(-low)]), 0.0, np.inf)
+        encoder.rows(add([x, positive.scale(low)]), low, np.inf)
+        encoder.rows(add([x, negative.scale(high)]), -np.inf, high)
+        encoder.rows(add([positive, negative]), -np.inf, 1.0)
+        with at:
+            self.encode_rows(encoder, sign, x, some)
+            encoder.conditional(sign, self.interval(some))
+        return add([stable, scatter(sign, bent)])
