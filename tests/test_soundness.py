@@ -28,8 +28,8 @@ from torch import nn
 import milp_agt as agt
 from milp_agt import certification
 from milp_agt.core.restriction import Restriction
-from milp_agt.engines import adversary, interval, relaxed
-from milp_agt.engines.interval import worst_sum
+from milp_agt.engines import adversary, joint, relaxed
+from milp_agt.engines.adversary import worst_sum
 from milp_agt.errors import SoundnessError
 from milp_agt.formulations import bilinear
 from milp_agt.reachable import ReachableSet
@@ -521,6 +521,6 @@ def test_attacks_catch_a_dropped_charge(monkeypatch) -> None:
 def test_attacks_catch_a_budget_one_too_small(monkeypatch) -> None:
     case, test, labels = regression("labels")
     monkeypatch.setattr(adversary, "worst_sum", lambda hurt, budget: worst_sum(hurt, budget - 1))
-    monkeypatch.setattr(interval, "worst_sum", lambda hurt, budget: worst_sum(hurt, budget - 1))
+    monkeypatch.setattr(joint, "worst_sum", lambda hurt, budget: worst_sum(hurt, budget - 1))
     _, boxes = case.certify(relaxation="linear")
     assert caught(case, boxes, test, labels)
