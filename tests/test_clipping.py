@@ -299,6 +299,16 @@ def test_programs(mode: str, relaxation: str) -> None:
     assert_sound(case, test, labels, attacks=24, relaxation=relaxation)
 
 
+@pytest.mark.parametrize("kind", ["features", "labels"])
+@pytest.mark.parametrize("mode", MODES)
+def test_each_selection_by_itself(mode: str, kind: str) -> None:
+    run = {"clip": 0.3, "clip_mode": mode, "epochs": 2}
+    case, test, labels = problem("bce", kind, run, radius=0.05, budget=1)
+    options = {"relaxation": "linear", "selections": "enumerated"}
+    result = assert_sound(case, test, labels, attacks=24, **options)
+    assert "linear, each selection" in result.steps[-1].chains
+
+
 OPTIONS = {
     "momentum and decay": {"momentum": 0.9, "weight_decay": 0.1},
     "nesterov": {"momentum": 0.5, "nesterov": True},

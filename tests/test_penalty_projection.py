@@ -39,6 +39,14 @@ def test_runs_under_attack(options: dict[str, Any], relaxation: str) -> None:
     assert_sound(case, test, labels, attacks=24, relaxation=relaxation, inner_bounds=bounds)
 
 
+@pytest.mark.parametrize("name", ["l1", "projection, momentum", "all"])
+def test_each_selection_by_itself(name: str) -> None:
+    case, test, labels = problem("bce", "both", OPTIONS[name], radius=0.05, budget=1)
+    options: dict[str, Any] = {"relaxation": "linear", "selections": "enumerated"}
+    result = assert_sound(case, test, labels, attacks=24, **options)
+    assert "linear, each selection" in result.steps[-1].chains
+
+
 @pytest.mark.parametrize("window", [1, 2])
 @pytest.mark.parametrize("name", ["l1", "projection", "all"])
 def test_windows(name: str, window: int) -> None:
@@ -131,7 +139,8 @@ def test_a_killed_run_goes_on_with_its_projection(tmp_path: Any) -> None:
     case, _, _ = problem(
         "bce", "features", {"projection": BOX, "epochs": 3, "l1": 0.1}, radius=0.05
     )
-    whole, _ = case.certify(relaxation="linear", window=2)
+    arguments = (case.model, case.data, case.training, case.threat)
+    whole = agt.certify(*arguments, relaxation="linear", window=2)
 
     class Stop(Exception):
         pass
@@ -140,7 +149,6 @@ def test_a_killed_run_goes_on_with_its_projection(tmp_path: Any) -> None:
         if index == 2:
             raise Stop
 
-    arguments = (case.model, case.data, case.training, case.threat)
     with pytest.raises(Stop):
         agt.certify(*arguments, relaxation="linear", window=2, checkpoint=tmp_path, on_step=stop)
     resumed = agt.certify(*arguments, relaxation="linear", window=2, checkpoint=tmp_path)
