@@ -154,6 +154,28 @@ def test_nothing_beats_the_support_and_the_best_move_attains_it(name: str, seed:
 @EVERY
 @settings(max_examples=10, deadline=None)
 @given(seed=SEEDS)
+def test_spread_is_the_best_support_of_coefficients_within_a_radius(name: str, seed: int) -> None:
+    moves = SETS[name](seed)
+    radius = coefficients(moves, seed).abs()
+    spread = moves.spread(radius)
+    slack = 1e-13 * (1 + spread)
+    rng = _numbers(seed)
+    signs = torch.from_numpy(rng.choice([-1.0, 1.0], size=(2**7, 1, *radius.shape[1:])))
+    inner = torch.from_numpy(rng.uniform(-1, 1, size=(20, 1, *radius.shape[1:])))
+    corners = (signs * radius).flatten(0, 1)
+    best = moves.support(corners).reshape(2**7, *spread.shape).amax(0)
+    assert bool((best <= spread + slack).all())
+    within = (inner * radius).flatten(0, 1)
+    assert bool((moves.support(within).reshape(20, *spread.shape) <= spread + slack).all())
+    signed = torch.where(moves.upper >= -moves.lower, radius, -radius)
+    if name not in ("vertices", "product") and "groups" not in name:
+        assert bool((moves.support(signed) >= spread - 1e-12 * (1 + spread)).all())
+    assert bool((moves.spread(radius * 0) == 0).all())
+
+
+@EVERY
+@settings(max_examples=10, deadline=None)
+@given(seed=SEEDS)
 def test_projection_is_admissible_and_leaves_admissible_moves(name: str, seed: int) -> None:
     moves = SETS[name](seed)
     far = 3 * torch.from_numpy(_numbers(seed).normal(size=(30, N, moves.size)))

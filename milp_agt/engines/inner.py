@@ -12,6 +12,7 @@ from milp_agt.core.graph import Node
 from milp_agt.core.interval import Interval
 from milp_agt.core.operation import Relaxed
 from milp_agt.engines.exposure import Exposure
+from milp_agt.engines.first_layer import sharpened
 from milp_agt.engines.interval import Ranges
 from milp_agt.engines.linear import SampleForms, sample_forms, walk
 from milp_agt.engines.relaxed import Fragment, Offsets, RelaxedStep
@@ -72,7 +73,8 @@ def propagate(walks: Walks, state: State, step: Step) -> Ranges:
                 walked.append(node)
             continue
         inputs = tuple(boxes[name] for name in node.inputs)
-        boxes[node.name] = node.op.interval(*inputs)
+        box = node.op.interval(*inputs)
+        boxes[node.name] = sharpened(node, box, boxes, step.poison)
         if not node.batched:
             continue
         walked.append(node)

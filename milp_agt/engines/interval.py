@@ -10,6 +10,7 @@ from torch import Tensor
 
 from milp_agt.core.interval import Interval
 from milp_agt.engines.exposure import Exposure
+from milp_agt.engines.first_layer import sharpened
 from milp_agt.engines.step import Schedule, State, Step
 from milp_agt.engines.update import UpdateGraph
 from milp_agt.tracing import StepGraph
@@ -56,9 +57,12 @@ def propagate(
         part = slice(start, min(start + size, step.size))
         whole = part == slice(0, step.size)
         boxes = fixed | exposure.leaves(step, None if whole else part)
+        index = torch.arange(part.start, part.stop, device=step.samples.device)
+        poison = step.poison if whole else step.poison.take(index)
         for node in schedule.before:
             if node.name not in boxes:
-                boxes[node.name] = node.op.interval(*(boxes[i] for i in node.inputs))
+                box = node.op.interval(*(boxes[i] for i in node.inputs))
+                boxes[node.name] = sharpened(node, box, boxes, poison)
         for node in schedule.sums:
             totals[node.name].add(boxes[node.inputs[0]], step.samples[part])
         if keep:

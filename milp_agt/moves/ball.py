@@ -80,10 +80,17 @@ class Ball(MoveSet):
         return not self.whole
 
     def gains(self, coefficients: Tensor) -> Tensor:
-        weights = coefficients.abs() * self.radius
-        if not self.capped:
+        caps = self._caps(coefficients) if self.capped else None
+        return self._value(coefficients.abs() * self.radius, caps)
+
+    def spreads(self, radius: Tensor) -> Tensor:
+        caps = self._shares(self.reach).expand(radius.shape) if self.capped else None
+        return self._value(radius * self.radius, caps)
+
+    def _value(self, weights: Tensor, caps: Tensor | None) -> Tensor:
+        """The dual value for weights g and caps b (None: no cap binds), (rows, N, 1)."""
+        if caps is None:
             return weights.amax(-1, keepdim=True) if self.order == 1 else _norm(weights)
-        caps = self._caps(coefficients)
         price, _ = self._multiplier(weights, caps)
         if self.order == 1:
             return price + (caps * (weights - price).clamp(min=0.0)).sum(-1, keepdim=True)

@@ -44,6 +44,11 @@ class MoveSet(ABC):
         return True
 
     @property
+    def is_box(self) -> bool:
+        """Whether the box around the set is the set (or its hull)."""
+        return False
+
+    @property
     def is_convex(self) -> bool:
         """Whether a part of an admissible move is admissible."""
         return True
@@ -59,6 +64,17 @@ class MoveSet(ABC):
         terms that sum to at most twice the result is left to the caller.
         """
         return self.gains(coefficients).sum(-1)
+
+    @abstractmethod
+    def spreads(self, radius: Tensor) -> Tensor:
+        """``max over moves and |v| <= radius of v . e`` in each block, from radii (rows, N, size) >= 0.
+
+        A bound of what coefficients that are known up to a radius can add to the support function.
+        """
+
+    def spread(self, radius: Tensor) -> Tensor:
+        """The same over all blocks, (rows, N)."""
+        return self.spreads(radius).sum(-1)
 
     @abstractmethod
     def maximise(self, coefficients: Tensor) -> Tensor:
@@ -112,6 +128,11 @@ class MoveSet(ABC):
         return self.on(
             lambda tensor: torch.where(mask.reshape(-1, *[1] * (tensor.dim() - 1)), tensor, 0.0)
         )
+
+    @property
+    def reach(self) -> Tensor:
+        """The largest size of the move of each coordinate, (N, size)."""
+        return torch.maximum(self.upper, -self.lower)
 
     @property
     def blocks(self) -> int:

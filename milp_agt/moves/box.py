@@ -40,11 +40,18 @@ class Box(MoveSet):
         return torch.arange(self.low.shape[-1], device=self.low.device)
 
     @property
+    def is_box(self) -> bool:
+        return True
+
+    @property
     def is_convex(self) -> bool:
         return not self.whole
 
     def gains(self, coefficients: Tensor) -> Tensor:
         return coefficients.abs() * extent(coefficients, self.low, self.high)
+
+    def spreads(self, radius: Tensor) -> Tensor:
+        return radius * self.reach
 
     def support(self, coefficients: Tensor) -> Tensor:
         up = coefficients.clamp(min=0.0)
@@ -100,8 +107,15 @@ class BoxOrFill(MoveSet):
         return self.box.block_of
 
     @property
+    def is_box(self) -> bool:
+        return True
+
+    @property
     def is_convex(self) -> bool:
         return False
+
+    def spreads(self, radius: Tensor) -> Tensor:
+        return radius * self.reach
 
     def gains(self, coefficients: Tensor) -> Tensor:
         return torch.maximum(self.box.gains(coefficients), coefficients * self.fill)

@@ -54,11 +54,19 @@ class Halfspaces(MoveSet):
         return False
 
     @property
+    def is_box(self) -> bool:
+        """Only programs know more of the set than its base."""
+        return self.base.is_box
+
+    @property
     def is_convex(self) -> bool:
         return self.base.is_convex
 
     def gains(self, coefficients: Tensor) -> Tensor:
         return self.base.support(coefficients)[..., None]
+
+    def spreads(self, radius: Tensor) -> Tensor:
+        return self.base.spread(radius)[..., None]
 
     def maximise(self, coefficients: Tensor) -> Tensor:
         return self._near(self.base.maximise(coefficients))

@@ -47,11 +47,18 @@ class Product(MoveSet):
         return all(part.is_exact for part in self.parts)
 
     @property
+    def is_box(self) -> bool:
+        return all(part.is_box for part in self.parts)
+
+    @property
     def is_convex(self) -> bool:
         return all(part.is_convex for part in self.parts)
 
     def gains(self, coefficients: Tensor) -> Tensor:
         return torch.cat([p.gains(c) for p, c in self._split(coefficients)], -1)
+
+    def spreads(self, radius: Tensor) -> Tensor:
+        return torch.cat([p.spreads(r) for p, r in self._split(radius)], -1)
 
     def support(self, coefficients: Tensor) -> Tensor:
         supports = [p.support(c) for p, c in self._split(coefficients)]

@@ -49,6 +49,10 @@ class Sparse(MoveSet):
         gains = self.base.gains(coefficients)
         return gains.topk(self.limit, dim=-1, sorted=False).values.sum(-1, keepdim=True)
 
+    def spreads(self, radius: Tensor) -> Tensor:
+        spreads = self.base.spreads(radius)
+        return spreads.topk(self.limit, dim=-1, sorted=False).values.sum(-1, keepdim=True)
+
     def maximise(self, coefficients: Tensor) -> Tensor:
         kept = self._largest(self.base.gains(coefficients))
         return torch.where(kept, self.base.maximise(coefficients), 0.0)
@@ -56,7 +60,7 @@ class Sparse(MoveSet):
     def project(self, moves: Tensor) -> Tensor:
         near = self.base.project(moves)
         size = near.abs()
-        reach = torch.maximum(self.upper, -self.lower)
+        reach = self.reach
         share = torch.where(reach > 0, size / reach.clamp(min=1e-300), 0.0)
         return torch.where(self._largest(self._by_block(share)), near, 0.0)
 

@@ -45,6 +45,10 @@ class Vertices(MoveSet):
         values = torch.einsum("rnd,nld->rnl", coefficients, self.points)
         return values.amax(-1, keepdim=True).clamp(min=0.0)
 
+    def spreads(self, radius: Tensor) -> Tensor:
+        values = torch.einsum("rnd,nld->rnl", radius, self.points.abs())
+        return values.amax(-1, keepdim=True)
+
     def maximise(self, coefficients: Tensor) -> Tensor:
         value, best = torch.einsum("rnd,nld->rnl", coefficients, self.points).max(-1)
         moves = self._picked(best)
