@@ -42,6 +42,7 @@ class Products:
         fixed = [_is_point(box) for box in boxes]
         linear = fixed[0] | fixed[1]
         plane = _is_point(boxes[0].clean) | _is_point(boxes[1].clean)
+        plane |= not self.encoder.envelopes
         plane &= not self.encoder.exact_products
         plane = (plane | _is_flat(*boxes)) & ~linear
         parts = [np.flatnonzero(m) for m in (linear, plane, ~linear & ~plane)]

@@ -115,8 +115,8 @@ class Relu(Univariate):
         from_off, from_on = from_off.blur(rounding), from_on.blur(rounding)
         off = add([from_off.scale(sign), phase.scale(-spread * high)])
         on = add([from_on.scale(sign), phase.scale(-spread * low)])
-        encoder.rows(off, -np.inf, 0.0, lazy=True)
-        encoder.rows(on, -np.inf, -spread * low, lazy=True)
+        encoder.rows(off, -np.inf, 0.0)
+        encoder.rows(on, -np.inf, -spread * low)
 
     def vjp(
         self, graph: Graph, node: Node, cotangent: Node, wanted: tuple[bool, ...]

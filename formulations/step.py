@@ -92,9 +92,9 @@ class Step(Univariate):
         some, z, at = restricted(encoder, argument, box, ambiguous)
         phase = encoder.phase(argument, ambiguous)
         # z <= u a and z >= l (1 - a)
-        encoder.rows(add([z, phase.scale(-high[ambiguous])]), -np.inf, 0.0, lazy=True)
+        encoder.rows(add([z, phase.scale(-high[ambiguous])]), -np.inf, 0.0)
         from_on = add([z, phase.scale(low[ambiguous])])
-        encoder.rows(from_on, low[ambiguous], np.inf, lazy=True)
+        encoder.rows(from_on, low[ambiguous], np.inf)
         with at:
             self.encode_rows(encoder, phase, z, some)
             encoder.conditional(phase, self.interval(some))

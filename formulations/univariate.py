@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -31,6 +32,8 @@ class Univariate(Operation):
     side and the extreme as offset, once for each poisoning state; the rows of a program do the same
     for several slopes.
     """
+
+    lazy_rows: ClassVar[bool] = False  # further rows of a program only wait for a point beyond them
 
     def infer(self, *inputs: Signature) -> Signature:
         if len(inputs) != 1:
@@ -128,7 +131,7 @@ class Univariate(Operation):
         value = self.interval(box).magnitude
         for slopes, is_lower in (([lower, *more_lower], True), ([upper, *more_upper], False)):
             for rank, slope in enumerate(slopes):
-                lazy = rank > 0
+                lazy = rank > 0 and self.lazy_rows
                 slack = self.rounding(size, value) + gamma(8) * (value + slope.abs() * size)
                 form = add([column, argument.scale(-slope.detach().cpu().numpy())])
                 offsets = self.residual(slope, box)
@@ -144,6 +147,8 @@ class Smooth(Univariate):
     A stationary point that is off by d moves the extreme by at most ``max|f''| d^2 / 2``, far below
     the rounding that is granted anyway.
     """
+
+    lazy_rows: ClassVar[bool] = True
 
     @abstractmethod
     def derivative(self, x: Tensor) -> Tensor: ...

@@ -20,13 +20,18 @@ class Encoder:
             to [0, 1] (``lp``).
         exact_products: True keeps bilinear terms and functions beside the rows that relax them
             (``qcqp``, ``miqp``).
+        envelopes: True gives scalar products a column with McCormick rows, False the planes of the
+            walk, which cost neither.
         selection: columns ``s_i`` of the batch that is being encoded, shape (samples,); None where no
             sample of it can be poisoned.
     """
 
-    def __init__(self, exact_phases: bool, exact_products: bool = False) -> None:
+    def __init__(
+        self, exact_phases: bool, exact_products: bool = False, envelopes: bool = True
+    ) -> None:
         self.exact_phases = exact_phases
         self.exact_products = exact_products
+        self.envelopes = envelopes
         self.selection: Expression | None = None
         self.origin = ""
         self._lower: list[Array] = []
