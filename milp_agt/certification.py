@@ -36,7 +36,7 @@ from milp_agt.engines.step import (
     velocity_of,
 )
 from milp_agt.engines.update import UpdateGraph
-from milp_agt.errors import InvalidInputError, SoundnessError
+from milp_agt.errors import InvalidInputError, SolverUnavailableError, SoundnessError
 from milp_agt.identity import identity
 from milp_agt.poison import Poison
 from milp_agt.properties.models import Reached
@@ -73,6 +73,7 @@ def certify(
     memory: str | int = "4GiB",
     time_limit: float | None = None,
     solve_limits: Limits | None = None,
+    workers: int = 1,
     initial: Mapping[str, tuple[inputs.ArrayLike, inputs.ArrayLike]] | None = None,
     on_step: OnStep | None = None,
     restriction: Restriction = UNRESTRICTED,
@@ -106,6 +107,9 @@ def certify(
         time_limit: seconds for the whole run; when it is over, the remaining steps use the interval
             relaxation, and the result says so.
         solve_limits: limits of each solve of a program.
+        workers: processes that solve programs, by joblib; inside ``joblib.parallel_config`` its backend
+            (dask, ray) spreads them over machines. What a worker that dies twice leaves open keeps the
+            cheaper bound.
         initial: boxes of theta_0 by parameter name, where it is not a point.
         on_step: called with (result so far, finished steps, all steps) after every step.
         restriction: bound only the attacks that a node of branch and bound admits.
@@ -154,6 +158,7 @@ def certify(
         claim=threat.describe(),
         deadline=None if time_limit is None else time.monotonic() + time_limit,
         solve_limits=solve_limits or Limits(),
+        workers=_workers(workers),
         restriction=restriction,
         recorder=recorder or NullRecorder(),
     )
@@ -240,6 +245,14 @@ def _solvers(plan: cost.Plan, name: str | None) -> dict[Relaxation, Solver]:
     }
 
 
+def _workers(count: int) -> int:
+    if count < 1:
+        raise InvalidInputError(
+            "Programs are solved by at least one worker", f"workers = {count}", "give workers=1"
+        )
+    return count
+
+
 def _needed(level: Relaxation) -> Capability:
     needed = Capability.MIP if level.exact_phases else Capability.LP
     return needed | Capability.QCP if level.exact_products else needed
@@ -296,12 +309,14 @@ class Run:
         claim: str,
         deadline: float | None,
         solve_limits: Limits,
+        workers: int,
         restriction: Restriction,
         recorder: Recorder,
     ) -> None:
         self.step_graph, self.training, self.poison, self.plan = step_graph, training, poison, plan
         self.schedule = Schedule.of(step_graph)
         self.solvers, self.deadline, self.solve_limits = solvers, deadline, solve_limits
+        self.workers = workers
         self.restriction, self.recorder, self.claim = restriction, recorder, claim
         device = poison.features.device
         box = {n: Interval(b.lower.to(device), b.upper.to(device)) for n, b in initial.items()}
@@ -482,9 +497,25 @@ class Run:
             chain.level.exact_products,
         )
         options = program.SolveOptions(
-            self.solvers[chain.level], self.solve_limits, deadline=self.deadline
+            self.solvers[chain.level],
+            self.solve_limits,
+            deadline=self.deadline,
+            workers=self.workers,
         )
-        state, report = program.bound_state(encoded, state, options)
+        try:
+            state, report = program.bound_state(encoded, state, options)
+        except SolverUnavailableError as error:  # a licence that is too small, say
+            self.limit_reached = True
+            self.fallbacks.append(
+                f"step {step.index + 1}: '{chain.level.value}' was left to the cheaper bounds: {error}"
+            )
+            return state, None
+        if report.lost:
+            self.limit_reached = True
+            self.fallbacks.append(
+                f"step {step.index + 1}: {report.lost} objectives of '{chain.level.value}' were lost with "
+                "workers that died twice; they keep the cheaper bound"
+            )
         if report.limited:
             self.limit_reached = True
             self.fallbacks.append(
@@ -617,10 +648,10 @@ class Run:
 def _counts(report: program.ProgramReport | None) -> Mapping[str, int] | None:
     if report is None:
         return None
-    counts = asdict(report)
     return {
         **report.size,
-        "solves": counts["solves"],
-        "skipped": counts["skipped"],
-        "limited": counts["limited"],
+        "solves": report.solves,
+        "skipped": report.skipped,
+        "limited": report.limited,
+        "lost": report.lost,
     }

@@ -94,6 +94,8 @@ class CertifyTable(Table):
     inner_bounds: Literal["interval", "linear"] | None = None
     selections: Literal["joint", "enumerated"] | None = None
     solver: str | None = None
+    solve_time_limit: Positive | None = None
+    workers: Annotated[int, Field(ge=1)] = 1
     device: str = "cpu"
     memory: str = "4GiB"
     time_limit: Positive | None = None

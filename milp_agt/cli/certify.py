@@ -115,6 +115,7 @@ def _stored(folder: Path) -> dict[str, Any]:
 def _certify(arguments: argparse.Namespace) -> int:
     from milp_agt.certification import certify
     from milp_agt.config import load_config
+    from milp_agt.core.results import Limits
     from milp_agt.output import ResultFolder
     from milp_agt.verdicts import judge
 
@@ -149,6 +150,8 @@ def _certify(arguments: argparse.Namespace) -> int:
                 inner_bounds=options.inner_bounds,
                 selections=options.selections,
                 solver=options.solver,
+                solve_limits=Limits(time=options.solve_time_limit),
+                workers=options.workers,
                 device=options.device,
                 memory=options.memory,
                 time_limit=options.time_limit,

@@ -117,6 +117,7 @@ def _check(arguments: argparse.Namespace) -> None:
 def _certifier(run: Run, advance: Advance, limits: list[bool]) -> Callable[[ThreatModel], Result]:
     """The run as a function of its threat; notes whether limits were reached."""
     from milp_agt.certification import certify
+    from milp_agt.core.results import Limits
 
     options = run.options
     data = (run.dataset.x_train, run.dataset.y_train)
@@ -136,6 +137,8 @@ def _certifier(run: Run, advance: Advance, limits: list[bool]) -> Callable[[Thre
             program_window=total if options.program_window == "T" else options.program_window,
             inner_bounds=options.inner_bounds,
             solver=options.solver,
+            solve_limits=Limits(time=options.solve_time_limit),
+            workers=options.workers,
             device=options.device,
             memory=options.memory,
             time_limit=options.time_limit,

@@ -1,6 +1,7 @@
 """Programs over a window of training steps: encode once, then one solve for each objective."""
 
-from milp_agt.engines.program.bounds import ProgramReport, SolveOptions, bound_state
+from milp_agt.engines.program.bounds import ProgramReport, bound_state
+from milp_agt.engines.program.objectives import SolveOptions
 from milp_agt.engines.program.window import EncodedWindow, encode_window
 
 __all__ = ["EncodedWindow", "ProgramReport", "SolveOptions", "bound_state", "encode_window"]

@@ -19,7 +19,6 @@ from milp_agt.formulations.univariate import Univariate
 from milp_agt.poison import Poison
 from milp_agt.tracing import FEATURES, LABELS, StepGraph
 
-
 # On m40 (1,000 products a step) envelopes add 0.3 % to what a window of ten steps gains over the walk,
 # and make its solves five times slower.
 ENVELOPES = 2500
