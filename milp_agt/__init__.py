@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from milp_agt.attacks import Attack as Attack
+    from milp_agt.attacks import Search as Search
     from milp_agt.attacks import attack as attack
     from milp_agt.bisection import by_point as by_point
     from milp_agt.bisection import largest as largest
@@ -50,6 +51,7 @@ _HOMES = {
     "MilpAgtError": "errors",
     "PatchTrigger": "properties.triggers",
     "Result": "result",
+    "Search": "attacks",
     "StepDecay": "schedules",
     "Training": "training",
     "attack": "attacks",

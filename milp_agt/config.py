@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple, Self
 
 from pydantic import BaseModel, Field, PrivateAttr, ValidationError, model_validator
 
+from milp_agt.config_attack import AttackTable
 from milp_agt.config_errors import explain
 from milp_agt.config_properties import PROPERTY_TABLES, AnyProperty, PropertyTable, kind_of
 from milp_agt.config_table import Count, Index, NonNegative, Positive, Table, problem
@@ -25,6 +26,7 @@ from milp_agt.errors import ConfigurationError, MilpAgtError
 if TYPE_CHECKING:
     import torch
 
+    from milp_agt.attacks import Search
     from milp_agt.threats import ThreatModel
     from milp_agt.training import Training
 
@@ -99,6 +101,7 @@ class CertifyTable(Table):
     device: str = "cpu"
     memory: str = "4GiB"
     time_limit: Positive | None = None
+    attack: bool = False
 
     @model_validator(mode="after")
     def _known_relaxation(self) -> Self:
@@ -119,6 +122,7 @@ class Run(NamedTuple):
     threat: ThreatModel
     options: CertifyTable
     properties: tuple[AnyProperty, ...]
+    search: Search
 
 
 class RunConfig(Table):
@@ -129,6 +133,7 @@ class RunConfig(Table):
     training: TrainingTable
     threat: ThreatTable
     certify: CertifyTable = CertifyTable()
+    attack: AttackTable = AttackTable()
     properties: Annotated[tuple[PropertyTable, ...], Field(strict=False)] = Field(
         default=(), alias="property"
     )
@@ -180,7 +185,15 @@ class RunConfig(Table):
         model = self._model(dataset)
         self._check_properties(model, dataset)
         training = self.training.build()
-        return Run(model, dataset, training, self.threat.build(), self.certify, self.properties)
+        return Run(
+            model,
+            dataset,
+            training,
+            self.threat.build(),
+            self.certify,
+            self.properties,
+            self.attack.search(),
+        )
 
     def _check_properties(self, model: torch.nn.Module, dataset: Dataset) -> None:
         """Ask everything of the untrained model: what cannot be answered is refused before any work."""
@@ -262,6 +275,7 @@ def table_fields() -> dict[str, tuple[str, ...]]:
         **{f"training.schedule.{kind}": table for kind, table in SCHEDULE_TABLES.items()},
         **{f"threat.{kind}": table for kind, table in THREAT_TABLES.items()},
         "certify": CertifyTable,
+        "attack": AttackTable,
         **{f"property.{kind_of(table)}": table for table in PROPERTY_TABLES},
     }
     return {name: tuple(table.model_fields) for name, table in tables.items()}

@@ -14,6 +14,7 @@ from milp_agt.errors import InvalidInputError
 from milp_agt.reachable import Bounds
 
 if TYPE_CHECKING:
+    from milp_agt.attacks import Objective
     from milp_agt.properties.answer import Answer
     from milp_agt.properties.triggers import Trigger
     from milp_agt.result import Result
@@ -98,6 +99,11 @@ class AccuracyTable(_PointsTable):
     def ask(self, result: Result, at: PickedPoints) -> Answer:
         return result.accuracy(at.features, at.labels, groups=at.groups)
 
+    def aim(self, at: PickedPoints) -> Objective:
+        from milp_agt.attacks import Accuracy
+
+        return Accuracy(at.features, at.labels)
+
 
 class LossTable(_PointsTable):
     """kind = "loss": mean loss."""
@@ -107,6 +113,11 @@ class LossTable(_PointsTable):
     def ask(self, result: Result, at: PickedPoints) -> Answer:
         return result.loss(at.features, at.labels, groups=at.groups)
 
+    def aim(self, at: PickedPoints) -> Objective:
+        from milp_agt.attacks import Loss
+
+        return Loss(at.features, at.labels)
+
 
 class StableTable(_PointsTable):
     """kind = "stable": share of points with the class of the nominal run."""
@@ -115,6 +126,11 @@ class StableTable(_PointsTable):
 
     def ask(self, result: Result, at: PickedPoints) -> Answer:
         return result.stable(at.features, groups=at.groups)
+
+    def aim(self, at: PickedPoints) -> Objective:
+        from milp_agt.attacks import Stable
+
+        return Stable(at.features)
 
 
 class TargetedTable(_PointsTable):
@@ -154,17 +170,22 @@ class TargetedTable(_PointsTable):
         return f"at least {self.low:g}" if self.high is None else f"{self.low:g} to {self.high:g}"
 
     def ask(self, result: Result, at: PickedPoints) -> Answer:
+        return result.targeted(at.features, self._targets(at), groups=at.groups)
+
+    def aim(self, at: PickedPoints) -> Objective:
+        from milp_agt.attacks import Targeted
+
+        return Targeted(at.features, self._targets(at))
+
+    def _targets(self, at: PickedPoints) -> list[list[int]] | Array:
+        """What is unsafe at each point: sets of classes, or ends of the outputs."""
         if self.unsafe is not None:
             classes = self.unsafe if isinstance(self.unsafe, list) else [self.unsafe]
-            return result.targeted(at.features, [classes] * len(at.positions), groups=at.groups)
+            return [classes] * len(at.positions)
         if self.targets is not None:
-            sets = [t if isinstance(t, list) else [t] for t in self.targets]
-            return result.targeted(at.features, sets, groups=at.groups)
-        ends = (
-            -np.inf if self.low is None else self.low,
-            np.inf if self.high is None else self.high,
-        )
-        return result.targeted(at.features, np.array(ends), groups=at.groups)
+            return [t if isinstance(t, list) else [t] for t in self.targets]
+        low = -np.inf if self.low is None else self.low
+        return np.array((low, np.inf if self.high is None else self.high))
 
 
 class BackdoorTable(_PointsTable):
@@ -226,6 +247,11 @@ class BackdoorTable(_PointsTable):
             at.features, at.labels, trigger=self.trigger, target=self.target, groups=at.groups
         )
 
+    def aim(self, at: PickedPoints) -> Objective:
+        from milp_agt.attacks import Backdoor
+
+        return Backdoor(at.features, at.labels, self.trigger, self.target)
+
 
 class FunctionalTable(_PropertyTable):
     """kind = "functional": one linear functional of the parameters.
@@ -241,7 +267,7 @@ class FunctionalTable(_PropertyTable):
         return ", ".join(self.coefficients)
 
     def ask(self, result: Result) -> Bounds:
-        answers = result.functional({n: _array(n, c) for n, c in self.coefficients.items()})
+        answers = result.functional(self._arrays())
         if len(answers) != 1:
             raise InvalidInputError(
                 "A property is one functional",
@@ -249,6 +275,14 @@ class FunctionalTable(_PropertyTable):
                 "split it into one property for each row",
             )
         return answers[0]
+
+    def aim(self) -> Objective:
+        from milp_agt.attacks import Functional
+
+        return Functional(self._arrays())
+
+    def _arrays(self) -> dict[str, Array]:
+        return {n: _array(n, c) for n, c in self.coefficients.items()}
 
 
 AnyProperty = (

@@ -53,21 +53,7 @@ class ResultFolder:
         self.folder = folder
         self.json_path, self.npz_path = folder / "result.json", folder / "reachable.npz"
         self._dataset, self._steps_before = dataset, steps_before
-        self._header = {
-            "schema_version": SCHEMA_VERSION,
-            "options": dict(options),
-            "run": config.model_dump(by_alias=True, exclude_none=True, mode="json"),
-            "sha256": {"config": config.sha256, "data": dataset.sha256},
-            "data": {
-                "name": Path(dataset.name).name,
-                "description": dataset.description,
-                "train": list(dataset.x_train.shape),
-                "test": list(dataset.x_test.shape),
-            },
-            "versions": versions(),
-            "platform": platform.platform(),
-            "hardware": hardware(),
-        }
+        self._header = run_header(config, dataset) | {"options": dict(options)}
         self._started = self._written = time.perf_counter()
         self._cost = 0.0
         make_folder(folder)
@@ -112,6 +98,7 @@ class ResultFolder:
                 "max_width": float(reachable.max_width),
                 "by_name": parameters,
             },
+            "attack": attack_summary(result),
             "steps": [asdict(step) for step in result.steps],
             "properties": [{**asdict(v), "name": v.name} for v in verdicts],
             "seconds": begun
@@ -120,7 +107,7 @@ class ResultFolder:
         }
         try:
             replace(self.npz_path, lambda stream: np.savez_compressed(stream, **arrays))
-            self._write_json(document)
+            write_json(self.json_path, document)
         except OSError as error:
             raise InvalidInputError(
                 f"Write the result of {len(result.steps)} steps to {self.folder}",
@@ -131,9 +118,45 @@ class ResultFolder:
         self._written = time.perf_counter()
         self._cost = self._written - begun
 
-    def _write_json(self, document: Mapping[str, Any]) -> None:
-        text = json.dumps(_plain(document), indent=2, allow_nan=False) + "\n"
-        replace(self.json_path, lambda stream: stream.write(text.encode()))
+
+def write_json(path: Path, document: Mapping[str, Any]) -> None:
+    """A JSON file, replaced as a whole; numbers that JSON cannot hold are written as text."""
+    text = json.dumps(_plain(document), indent=2, allow_nan=False) + "\n"
+    replace(path, lambda stream: stream.write(text.encode()))
+
+
+def run_header(config: RunConfig, dataset: Dataset) -> dict[str, Any]:
+    """What a file says of the run that it is about."""
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "run": config.model_dump(by_alias=True, exclude_none=True, mode="json"),
+        "sha256": {"config": config.sha256, "data": dataset.sha256},
+        "data": {
+            "name": Path(dataset.name).name,
+            "description": dataset.description,
+            "train": list(dataset.x_train.shape),
+            "test": list(dataset.x_test.shape),
+        },
+        "versions": versions(),
+        "platform": platform.platform(),
+        "hardware": hardware(),
+    }
+
+
+def attack_summary(result: Result) -> dict[str, Any] | None:
+    """Both sides of the parameters' widths; None where nothing was attacked."""
+    attack, sandwich = result.attack, result.sandwich
+    if attack is None or sandwich is None:
+        return None
+    return {
+        "mean_width": sandwich.reached,
+        "max_width": attack.max_width,
+        "ratio": sandwich.ratio,
+        "trained": attack.trained,
+        "exhaustive": attack.exhaustive,
+        "seed": attack.seed,
+        "seconds": attack.seconds,
+    }
 
 
 def make_folder(folder: Path) -> Path:

@@ -138,7 +138,7 @@ class Result:
         if self.attack is None:
             return None
         reached = self.attack.towards(objective)
-        return Sandwich.of_property(reached.objective, bounds, reached)
+        return Sandwich.of_property(bounds, reached, objective.two_sided)
 
     def accuracy(
         self,

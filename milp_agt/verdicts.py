@@ -11,6 +11,7 @@ from milp_agt.data import Dataset
 from milp_agt.reachable import Bounds
 
 if TYPE_CHECKING:
+    from milp_agt.attacks import Sandwich
     from milp_agt.result import Result
 
 Status = Literal["PROVED", "NOT PROVED", "REPORTED"]
@@ -22,7 +23,9 @@ class Verdict:
 
     ``lower`` and ``upper`` hold for every admissible poisoning, ``nominal`` for the data as given.
     A property without a threshold is REPORTED. ``points`` is the table of the test points, column by
-    column; None for parameters and for subgroups.
+    column; None for parameters and for subgroups. ``reached`` are the least and largest value of
+    attacks aimed at the property and ``ratio`` the certified width over theirs; None for subgroups, and
+    where nothing was attacked.
     """
 
     kind: str
@@ -36,6 +39,8 @@ class Verdict:
     detail: str = ""
     group: str | None = None
     points: Mapping[str, list[Any]] | None = None
+    reached: tuple[float, float] | None = None
+    ratio: float | None = None
 
     @property
     def name(self) -> str:
@@ -74,15 +79,19 @@ def judge(result: Result, dataset: Dataset, asked: AnyProperty) -> tuple[Verdict
 
     Raises:
         InvalidInputError: the property does not fit the loss or the data.
+        SoundnessError: an attack outside the bounds.
     """
     if isinstance(asked, FunctionalTable):
-        return (_verdict(asked, "parameters", asked.ask(result)),)
+        bounds = asked.ask(result)
+        both = result.against(asked.aim(), bounds)
+        return (_verdict(asked, "parameters", bounds, both=both),)
     at = asked.pick(dataset)
     answer = asked.ask(result, at)
     positions = at.positions[answer.points.index].tolist()
     points = {**answer.points.columns(), "index": positions}
+    both = result.against(asked.aim(at), answer)
     return (
-        _verdict(asked, asked.on, answer, points=points),
+        _verdict(asked, asked.on, answer, points=points, both=both),
         *(_verdict(asked, asked.on, b, group=str(name)) for name, b in answer.groups.items()),
     )
 
@@ -94,6 +103,7 @@ def _verdict(
     *,
     group: str | None = None,
     points: Mapping[str, list[Any]] | None = None,
+    both: Sandwich | None = None,
 ) -> Verdict:
     return Verdict(
         asked.kind,
@@ -107,6 +117,8 @@ def _verdict(
         asked.detail,
         group,
         points,
+        None if both is None else both.reached,
+        None if both is None else both.ratio,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from typing import Any
 
@@ -57,7 +58,8 @@ def test_every_result_carries_its_other_side(kind: Any, static: bool) -> None:
     ):
         both = result.against(objective, bounds)
         assert both is not None
-        assert both.certified == (bounds.lower, bounds.upper)
+        least = bounds.lower if objective.two_sided else bounds.nominal
+        assert both.certified == (least, bounds.upper)
         assert both.ratio >= 1.0
 
 
@@ -96,3 +98,19 @@ def test_ratios() -> None:
     assert Sandwich("loss", (0.6, 0.6), (0.6, 0.6)).ratio == 1.0
     assert ParameterSandwich(0.0, 0.0, (0.0, 0.0)).ratio == 1.0
     assert ParameterSandwich(0.0, 1.0, (0.0, 1.0)).ratio == math.inf
+
+
+def test_a_backdoor_is_compared_above_its_nominal_value() -> None:
+    """The rate of a model is itself a search: a low one shows nothing."""
+    x, y = data(20, seed=3)
+    trigger = agt.BallTrigger(0.3)
+    result = certify(agt.LabelPoisoning(1))
+    assert result.attack is not None
+    bounds = result.backdoor(x, y, trigger=trigger)
+    attack = result.attack.towards(Backdoor(x, y, trigger))
+    low = dataclasses.replace(attack, reached=(0.0, 0.0))
+    weak = Sandwich.of_property(bounds, low, two_sided=False)
+    assert weak.reached == (bounds.nominal, bounds.nominal)
+    high = dataclasses.replace(attack, reached=(0.0, bounds.upper + 0.05))
+    with pytest.raises(SoundnessError, match="max backdoor"):
+        Sandwich.of_property(bounds, high, two_sided=False)

@@ -117,7 +117,8 @@ class Attack:
         reached: least and largest value that any kept run has; for the envelope of its widths.
         lower, upper: ends of each trainable parameter over the kept runs and the nominal one.
         trained: models that were trained in the search.
-        exhaustive: whether every admissible poisoning was tried, so that ``value`` is the optimum.
+        exhaustive: whether every admissible poisoning was tried, so that ``value`` is the optimum (of
+            a backdoor: for the triggers that were found).
         seed, seconds: of the search.
         runs: the best run for each end that was aimed at.
     """
@@ -152,6 +153,11 @@ class Attack:
     @property
     def max_width(self) -> float:
         return float(self.widths.max())
+
+    @property
+    def is_static(self) -> bool:
+        """Whether the data are poisoned once, before training."""
+        return self.runs.unrolled.poison.static
 
     @property
     def best(self) -> PoisonedRun:

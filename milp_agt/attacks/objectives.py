@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
@@ -26,9 +26,14 @@ Direction = Literal["max", "min"]
 
 @dataclass(frozen=True, kw_only=True)
 class Objective(ABC):
-    """What to reach. ``direction`` is the end of the quantity that is aimed at."""
+    """What to reach. ``direction`` is the end of the quantity that is aimed at.
+
+    ``two_sided`` is False where a value of a trained model is found by a search of its own, so that only
+    its largest value shows something.
+    """
 
     direction: Direction = "max"
+    two_sided: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if self.direction not in ("max", "min"):
@@ -204,6 +209,7 @@ class Backdoor(Objective):
     labels: inputs.ArrayLike
     trigger: Trigger
     target: int | None = None
+    two_sided: ClassVar[bool] = False
 
     def bind(self, unrolled: Unrolled) -> Goal:
         graph = unrolled.step_graph

@@ -49,9 +49,16 @@ class Sandwich:
         return 1.0 if certified == 0 else math.inf
 
     @staticmethod
-    def of_property(name: str, bounds: Bounds, attack: Attack) -> Sandwich:
-        """One property, attacked from both sides."""
-        return Sandwich(name, attack.reached, (bounds.lower, bounds.upper))
+    def of_property(bounds: Bounds, attack: Attack, two_sided: bool) -> Sandwich:
+        """One property and what attacks aimed at both its ends reach.
+
+        Where only the largest value shows something, both sides start at the nominal value.
+        """
+        low, high = attack.reached
+        if two_sided:
+            return Sandwich(attack.objective, (low, high), (bounds.lower, bounds.upper))
+        least = bounds.nominal
+        return Sandwich(attack.objective, (least, max(least, high)), (least, bounds.upper))
 
 
 @dataclass(frozen=True)

@@ -43,6 +43,9 @@ def add(commands: Commands) -> None:
     parser.add_argument(
         "--no-report", action="store_true", help="bounds only: no test points, no report.html"
     )
+    parser.add_argument(
+        "--attack", action="store_true", help="attack the run as well: both sides of every number"
+    )
     parser.add_argument("--quiet", action="store_true", help="print the verdicts only")
     parser.add_argument(
         "--points", action="store_true", help="print every property test point by test point"
@@ -157,6 +160,7 @@ def _certify(arguments: argparse.Namespace) -> int:
                 time_limit=options.time_limit,
                 on_step=on_step,
                 checkpoint=checkpoint,
+                attack=run.search if options.attack or arguments.attack else False,
             )
             verdicts = [v for asked in run.properties for v in judge(result, run.dataset, asked)]
             folder.save(result, verdicts, complete=True)
@@ -242,13 +246,28 @@ def _print_run(run: Run, result: Result) -> None:
         print(f"  fallback: {fallback}")
     if result.limit_reached:
         print("  a limit was reached; the bounds hold, and may be looser than without it")
+    _print_attack(result)
     print()
+
+
+def _print_attack(result: Result) -> None:
+    attack, sandwich = result.attack, result.sandwich
+    if attack is None or sandwich is None:
+        return
+    tried = "all" if attack.exhaustive else "the worst"
+    print(
+        f"Attacks: mean width {format_number(sandwich.reached)} reached of "
+        f"{format_number(sandwich.certified)} certified, ratio {format_number(sandwich.ratio)}; largest "
+        f"{format_number(sandwich.largest[0])} of {format_number(sandwich.largest[1])} "
+        f"({tried} of {attack.trained} poisoned runs, {attack.seconds:.1f} s)"
+    )
 
 
 def _print_verdicts(verdicts: Sequence[Verdict]) -> None:
     if not verdicts:
         print("No property was asked for.")
         return
+    attacked = any(v.reached is not None for v in verdicts)
     rows = [
         (
             v.name,
@@ -257,11 +276,19 @@ def _print_verdicts(verdicts: Sequence[Verdict]) -> None:
             format_number(v.upper),
             v.threshold,
             v.status,
+            *(_both_sides(v) if attacked else ()),
         )
         for v in verdicts
     ]
-    headers = ("property", "lower", "nominal", "upper", "threshold", "verdict")
-    print(format_table(headers, rows))
+    headers = ["property", "lower", "nominal", "upper", "threshold", "verdict"]
+    print(format_table([*headers, "attacks reach", "ratio"] if attacked else headers, rows))
+
+
+def _both_sides(verdict: Verdict) -> tuple[str, str]:
+    if verdict.reached is None or verdict.ratio is None:
+        return "-", "-"
+    low, high = verdict.reached
+    return f"{format_number(low)} to {format_number(high)}", format_number(verdict.ratio)
 
 
 def _print_points(verdicts: Sequence[Verdict]) -> None:

@@ -1,0 +1,105 @@
+"""``milp-agt attack RUN.toml --out DIR``: what poisoned data really reach."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from milp_agt.cli.common import PROVED
+from milp_agt.cli.progress import progress
+from milp_agt.tables import format_number, format_table
+
+if TYPE_CHECKING:
+    from milp_agt.attacks import Attack, Objective
+    from milp_agt.cli.common import Commands
+    from milp_agt.config import Run
+
+
+def add(commands: Commands) -> None:
+    """The arguments of this command."""
+    parser = commands.add_parser(
+        "attack", help="search for the worst poisoned data of the run described in a TOML file"
+    )
+    parser.add_argument("run", metavar="RUN.toml", type=Path)
+    parser.add_argument("--out", metavar="DIR", type=Path, required=True, help="result folder")
+    parser.add_argument("--seed", metavar="N", type=int, help="in place of the file's")
+    parser.add_argument("--quiet", action="store_true", help="print the table only")
+    parser.set_defaults(command=_attack)
+
+
+def _attack(arguments: argparse.Namespace) -> int:
+    from milp_agt.attack_folder import AttackFolder
+    from milp_agt.attacks import attack
+    from milp_agt.config import load_config
+
+    config = load_config(arguments.run)
+    run = config.build()
+    search = run.search
+    if arguments.seed is not None:
+        search = dataclasses.replace(search, seed=arguments.seed)
+    folder = AttackFolder(arguments.out, config, run.dataset, search)
+    aims = _aims(run)
+    found: dict[str, Attack] = {}
+    with progress("objectives", arguments.quiet) as advance:
+        parameters = attack(
+            run.model,
+            (run.dataset.x_train, run.dataset.y_train),
+            run.training,
+            run.threat,
+            search=search,
+            device=run.options.device,
+        )
+        found[parameters.objective] = parameters
+        for done, (name, objective) in enumerate(aims, 1):
+            advance(done, len(aims) + 1, name)
+            found[name] = parameters.towards(objective)
+    folder.save(found)
+    if not arguments.quiet:
+        print(f"Data: {run.dataset.description}; {len(run.dataset.x_train)} training samples")
+        print(f"\nThreat: {run.threat.describe()}\n")
+        print(
+            f"Envelope: mean width {format_number(parameters.mean_width)}, largest "
+            f"{format_number(parameters.max_width)} over {len(parameters.widths)} parameters"
+        )
+        tried = "all admissible ones" if parameters.exhaustive else "a lower bound on the adversary"
+        print(
+            f"{parameters.trained} poisoned runs, {tried}; {len(parameters.runs)} kept and confirmed in "
+            f"plain torch; {parameters.seconds:.1f} s, seed {parameters.seed}\n"
+        )
+    _print(found, [name for name, _ in aims])
+    if not arguments.quiet:
+        print(f"\nWritten: {folder.json_path} and {folder.npz_path}")
+    return PROVED
+
+
+def _aims(run: Run) -> list[tuple[str, Objective]]:
+    """The properties of the file as objectives."""
+    from milp_agt.config_properties import FunctionalTable
+
+    aims: list[tuple[str, Objective]] = []
+    for asked in run.properties:
+        kind = f"{asked.kind} ({asked.detail})" if asked.detail else asked.kind
+        if isinstance(asked, FunctionalTable):
+            aims.append((f"{kind} on parameters", asked.aim()))
+        else:
+            aims.append((f"{kind} on {asked.on}", asked.aim(asked.pick(run.dataset))))
+    return aims
+
+
+def _print(found: dict[str, Attack], names: list[str]) -> None:
+    if not names:
+        print("No property was asked for.")
+        return
+    rows = [
+        (
+            name,
+            format_number(found[name].nominal),
+            format_number(found[name].reached[0]),
+            format_number(found[name].reached[1]),
+            ", ".join(map(str, found[name].poisoned[:8])) or "-",
+        )
+        for name in names
+    ]
+    print(format_table(("property", "nominal", "least", "largest", "samples poisoned"), rows))
