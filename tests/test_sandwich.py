@@ -63,6 +63,19 @@ def test_every_result_carries_its_other_side(kind: Any, static: bool) -> None:
         assert both.ratio >= 1.0
 
 
+@pytest.mark.parametrize("threat", [agt.LabelPoisoning, agt.FeatureLabelPoisoning])
+def test_enumerated_selections_hold_labels_that_change_between_steps(threat: Any) -> None:
+    options = {} if threat is agt.LabelPoisoning else {"radius": 0.05}
+    adaptive = threat(1, static=False, **options)
+    result = certify(adaptive, selections="enumerated")
+    assert result.attack is not None
+    labels = [
+        {batch[1].tobytes() for batch in result.attack.runs.describe(index).batches}
+        for index in range(len(result.attack.runs))
+    ]
+    assert max(map(len, labels)) > 1
+
+
 def test_nothing_is_attacked_unless_asked_for() -> None:
     training = agt.Training(loss="bce", epochs=2)
     result = agt.certify(network((2, 3, 1)), data(), training, agt.LabelPoisoning(1))

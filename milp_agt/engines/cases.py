@@ -109,9 +109,12 @@ def _only_labels(poison: Poison, inside: tuple[int, ...]) -> bool:
 
 
 def _vertices(poison: Poison) -> Tensor | None:
-    """The finite moves of encoded labels, (N, moves, width); None where they are not finite."""
+    """The finite moves of encoded labels, (N, moves, width); None where they are not finite.
+
+    An adaptive adversary has no one label for the whole run either.
+    """
     moves = poison.label_moves
-    return moves.points if isinstance(moves, Vertices) else None
+    return moves.points if poison.static and isinstance(moves, Vertices) else None
 
 
 def _samples(poison: Poison, restriction: Restriction) -> tuple[tuple[int, ...], list[int]]:
