@@ -21,7 +21,7 @@ from milp_agt.engines.step import Schedule, State
 from milp_agt.errors import InvalidInputError
 from milp_agt.poison import Poison
 from milp_agt.properties.accuracy import Accuracy
-from milp_agt.properties.answer import Answer
+from milp_agt.properties.answer import Answer, nested
 from milp_agt.properties.backdoor import Backdoor
 from milp_agt.properties.functional import Functional
 from milp_agt.properties.loss import MeanLoss
@@ -256,6 +256,26 @@ class Result:
         x, y = self._test_data(features, labels, "backdoor")
         question = Backdoor.of(self.models, x, y, trigger, target)
         return ask(self.models, question, groups_of(groups, len(x)))
+
+    def backdoor_curve(
+        self,
+        features: inputs.ArrayLike,
+        labels: inputs.ArrayLike,
+        radii: Sequence[float],
+        *,
+        target: int | None = None,
+        groups: inputs.ArrayLike | Sequence[str | int] | None = None,
+    ) -> dict[float, Answer]:
+        """:meth:`backdoor` for l_inf balls of several radii, by rising radius; never falls.
+
+        What holds for a larger ball holds for a smaller one, and what a smaller ball reaches a larger
+        one reaches, so that the answers are met with each other.
+        """
+        rising = sorted(set(radii))
+        if not rising:
+            raise InvalidInputError("A backdoor curve", "no radii", "give radii=(0.01, 0.05)")
+        answers = [self.backdoor(features, labels, r, target=target, groups=groups) for r in rising]
+        return dict(zip(rising, nested(answers), strict=True))
 
     def functional(self, coefficients: Mapping[str, inputs.ArrayLike]) -> tuple[Bounds, ...]:
         """Bounds of linear functionals of the parameters, one for each row of coefficients.

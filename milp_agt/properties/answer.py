@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -110,11 +110,7 @@ def summarise(
         groups=groups,
     )
     whole = _mean(scores.value, nominal[0])
-    parts = {}
-    for name in () if groups is None else np.unique(groups):
-        own = torch.from_numpy(groups == name).to(index.device)
-        box = Interval(scores.value.lower[:, own], scores.value.upper[:, own])
-        parts[name.item()] = _mean(box, nominal[0][own])
+    parts = _by_group(scores.value, nominal[0], groups)
     return Answer(whole.lower, whole.nominal, whole.upper, points, parts)
 
 
@@ -135,10 +131,70 @@ def meet(first: Bounds, second: Bounds) -> Bounds:
         score_lower=np.maximum(own.score_lower, other.score_lower),
         score_upper=np.minimum(own.score_upper, other.score_upper),
     )
-    ends = (torch.from_numpy(end) for end in (points.lower, points.upper))
-    mean = _mean(Interval(*(end.unsqueeze(0) for end in ends)), torch.from_numpy(points.nominal))
-    groups = {name: meet(bounds, second.groups[name]) for name, bounds in first.groups.items()}
-    return Answer(max(lower, mean.lower), first.nominal, min(upper, mean.upper), points, groups)
+    return _combined(points, above=(first, second), below=(first, second))
+
+
+def nested(answers: Sequence[Answer]) -> tuple[Answer, ...]:
+    """Answers about growing sets of choices of the adversary, each with what the others imply.
+
+    What a smaller set reaches, a larger one reaches; what a larger set cannot reach, a smaller one
+    cannot. The quantity counts what is reached, and its score falls as more can be reached.
+    """
+    grown = [answers[0]]
+    for answer in answers[1:]:
+        own, smaller = answer.points, grown[-1].points
+        points = replace(
+            own,
+            lower=np.maximum(own.lower, smaller.lower),
+            nominal=np.maximum(own.nominal, smaller.nominal),
+            score_nominal=np.minimum(own.score_nominal, smaller.score_nominal),
+            score_upper=np.minimum(own.score_upper, smaller.score_upper),
+        )
+        grown.append(_combined(points, above=(answer, grown[-1]), below=(answer,)))
+    shrunk = [grown[-1]]
+    for answer in reversed(grown[:-1]):
+        own, larger = answer.points, shrunk[-1].points
+        points = replace(
+            own,
+            upper=np.minimum(own.upper, larger.upper),
+            score_lower=np.maximum(own.score_lower, larger.score_lower),
+        )
+        shrunk.append(_combined(points, above=(answer,), below=(answer, shrunk[-1])))
+    return tuple(reversed(shrunk))
+
+
+def _combined(points: Points, above: Sequence[Answer], below: Sequence[Answer]) -> Answer:
+    """Means of a table, met with what is known: at least as much as ``above``, at most ``below``."""
+    lower, upper, nominal = (
+        torch.from_numpy(column) for column in (points.lower, points.upper, points.nominal)
+    )
+    box = Interval(lower.unsqueeze(0), upper.unsqueeze(0))
+
+    def known(mean: Bounds, lowers: Sequence[Bounds], uppers: Sequence[Bounds]) -> Bounds:
+        return Bounds(
+            max(mean.lower, *(bounds.lower for bounds in lowers)),
+            mean.nominal,
+            min(mean.upper, *(bounds.upper for bounds in uppers)),
+        )
+
+    whole = known(_mean(box, nominal), above, below)
+    parts = {
+        name: known(mean, [a.groups[name] for a in above], [a.groups[name] for a in below])
+        for name, mean in _by_group(box, nominal, points.groups).items()
+    }
+    return Answer(whole.lower, whole.nominal, whole.upper, points, parts)
+
+
+def _by_group(
+    value: Interval, nominal: Tensor, groups: npt.NDArray[Any] | None
+) -> dict[GroupName, Bounds]:
+    """Bounds of the mean over each subgroup; ``value`` (cases, n)."""
+    parts: dict[GroupName, Bounds] = {}
+    for name in () if groups is None else np.unique(groups):
+        own = torch.from_numpy(groups == name).to(nominal.device)
+        box = Interval(value.lower[:, own], value.upper[:, own])
+        parts[name.item()] = _mean(box, nominal[own])
+    return parts
 
 
 def _mean(value: Interval, nominal: Tensor) -> Bounds:
