@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from milp_agt.config_properties import AnyProperty, FunctionalTable
+from milp_agt.config_properties import AnyProperty, BackdoorTable, FunctionalTable
 from milp_agt.data import Dataset
 from milp_agt.reachable import Bounds
 
@@ -70,6 +70,21 @@ def answers(result: Result, dataset: Dataset, asked: Sequence[AnyProperty]) -> d
         name = _verdict(table, on, bounds).name
         found[f"{name} ({number})" if name in found else name] = bounds
     return found
+
+
+def trigger_curve(
+    result: Result, dataset: Dataset, asked: BackdoorTable, radii: Sequence[float]
+) -> dict[str, Bounds]:
+    """A backdoor for balls of several radii by name, met with each other: no larger ball reaches less."""
+    from milp_agt.properties.answer import nested
+
+    at = asked.pick(dataset)
+    tables = [asked.model_copy(update={"radius": radius}) for radius in sorted(set(radii))]
+    curve = nested([table.ask(result, at) for table in tables])
+    return {
+        _verdict(table, table.on, answer).name: answer
+        for table, answer in zip(tables, curve, strict=True)
+    }
 
 
 def judge(result: Result, dataset: Dataset, asked: AnyProperty) -> tuple[Verdict, ...]:

@@ -87,6 +87,71 @@ def test_every_cell_holds_under_attack() -> None:
             assert (right <= torch.from_numpy(points.upper)).all()
 
 
+TRIGGERS = (0.0, 0.05, 0.3, 1.0)
+
+
+@functools.cache
+def moons() -> tuple[Any, ...]:
+    """A sweep over budget, radius and trigger, with the data that it is about."""
+    from milp_agt.data import load_dataset
+
+    data = load_dataset("moons", samples=40, noise=0.1, test_fraction=0.4, seed=0)
+    model = network([2, 4, 1], seed=1)
+    training = agt.Training(loss="bce", learning_rate=0.8, epochs=5)
+
+    def run(threat: Any) -> Any:
+        return agt.certify(model, (data.x_train, data.y_train), training, threat, window=3)
+
+    def ask_triggers(result: Any) -> dict[str, agt.Bounds]:
+        curve = result.backdoor_curve(data.x_test, data.y_test, TRIGGERS)
+        accuracy = result.accuracy(data.x_test, data.y_test)
+        return {f"{r:g}": answer for r, answer in curve.items()} | {"accuracy": accuracy}
+
+    found = agt.sweep(run, THREAT, ask_triggers, budgets=(0, 2), radii=(0.01, 0.1))
+    return found, model, training, data
+
+
+def test_backdoor_on_moons_is_monotone_and_begins_at_the_error() -> None:
+    found = moons()[0]
+    for cell in found.cells:
+        curve = [cell.answers[f"{r:g}"] for r in TRIGGERS]
+        right = cell.answers["accuracy"]
+        count = len(right.points)
+        assert curve[0].upper == (count - right.points.lower.sum()) / count
+        assert curve[0].nominal == pytest.approx(1.0 - right.nominal)
+        for small, large in itertools.pairwise(curve):
+            assert small.upper <= large.upper
+            assert small.nominal <= large.nominal
+            assert small.lower <= large.lower
+            assert (small.points.score_lower >= large.points.score_lower).all()
+            assert (small.points.upper <= large.points.upper).all()
+        assert curve[-1].upper > curve[0].upper
+    for small, large in itertools.product(found.cells, repeat=2):
+        if small.budget <= large.budget and small.radius <= large.radius:
+            for r in TRIGGERS:
+                assert small.answers[f"{r:g}"].upper <= large.answers[f"{r:g}"].upper
+
+
+@pytest.mark.parametrize("target", [None, pytest.param(1, marks=pytest.mark.slow)])
+def test_backdoor_on_moons_lies_between_attack_and_one(target: int | None) -> None:
+    from milp_agt.attacks import Backdoor, Search
+
+    found, model, training, data = moons()
+    threat = resized(THREAT, 2, 0.1)
+    result = agt.certify(model, (data.x_train, data.y_train), training, threat, window=3)
+    search = Search(pool=64, restarts=1, rounds=1, iterations=2, aims=4)
+    data_given = (data.x_train, data.y_train)
+    for radius in (0.0, 0.3):
+        objective = Backdoor(data.x_test, data.y_test, agt.BallTrigger(radius), target)
+        reached = agt.attack(
+            model, data_given, training, threat, objective=objective, search=search
+        )
+        answer = result.backdoor(data.x_test, data.y_test, radius, target=target)
+        assert reached.value <= answer.upper <= 1.0
+        if target is None:
+            assert reached.value <= found.cells[-1].answers[f"{radius:g}"].upper
+
+
 def fake(lower: float, upper: float) -> agt.Bounds:
     return agt.Bounds(lower, 0.5, upper)
 
@@ -279,6 +344,22 @@ def test_curves_on_the_command_line(run: Path, capsys: pytest.CaptureFixture[str
     assert len((out / "sweep.csv").read_text().splitlines()) == 9
 
 
+def test_triggers_on_the_command_line(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = run.parent / "out"
+    options = ["--triggers", "0.5,0,0.1", "--budgets", "1,2", "--out", str(out)]
+    assert main(["sweep", str(run), *options]) == 0
+    assert "backdoor (radius 0.5) on test" in capsys.readouterr().out
+    rows = json.loads((out / "sweep.json").read_text())["rows"]
+    for budget in (1, 2):
+        own = {r["question"]: r for r in rows if r["budget"] == budget}
+        curve = [own[f"backdoor (radius {r}) on test"]["upper"] for r in ("0", "0.1", "0.5")]
+        assert curve == sorted(curve)
+        assert curve[0] == pytest.approx(1.0 - own["accuracy on test"]["lower"])
+    run.write_text(RUN.split('[[property]]\nkind = "backdoor"')[0], encoding="utf-8")
+    assert main(["sweep", str(run), "--triggers", "0.1"]) == 2
+    assert "0 backdoors with a radius" in capsys.readouterr().err
+
+
 def test_the_largest_on_the_command_line(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = run.parent / "out"
     options = ["--largest", "budget", "--between", "0,4", "--points", "--out", str(out)]
@@ -296,7 +377,7 @@ def test_the_largest_on_the_command_line(run: Path, capsys: pytest.CaptureFixtur
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ([], "neither --budgets, --radii nor --largest"),
+        ([], "neither --budgets, --radii, --triggers nor --largest"),
         (["--budgets", "1", "--largest", "budget", "--between", "1,2"], "curves and --largest"),
         (["--largest", "budget"], "give both"),
         (["--largest", "budget", "--between", "1"], "give both"),

@@ -33,6 +33,9 @@ def add(commands: Commands) -> None:
     parser.add_argument("--budgets", metavar="1,2,4", type=_counts, help="curve over budgets")
     parser.add_argument("--radii", metavar="0.01,0.1", type=_sizes, help="curve over radii")
     parser.add_argument(
+        "--triggers", metavar="0,0.1", type=_sizes, help="radii of the triggers of every backdoor"
+    )
+    parser.add_argument(
         "--largest",
         choices=("budget", "radius"),
         help="search the largest one that proves each threshold, and with --points each test point",
@@ -91,11 +94,14 @@ def _sweep(arguments: argparse.Namespace) -> int:
 
 def _check(arguments: argparse.Namespace) -> None:
     """Options that contradict each other."""
-    curves = arguments.budgets is not None or arguments.radii is not None
+    swept = (arguments.budgets, arguments.radii, arguments.triggers)
+    curves = any(values is not None for values in swept)
     if curves == (arguments.largest is not None):
         raise InvalidInputError(
             "Sweep over threats",
-            "curves and --largest" if curves else "neither --budgets, --radii nor --largest",
+            "curves and --largest"
+            if curves
+            else "neither --budgets, --radii, --triggers nor --largest",
             "give --budgets and --radii for curves, or --largest budget --between 1,20",
         )
     if (arguments.largest is None) != (arguments.between is None) or (
@@ -153,11 +159,26 @@ def _certifier(run: Run, advance: Advance, limits: list[bool]) -> Callable[[Thre
 def _curves(
     run: Run, arguments: argparse.Namespace, certify: Callable[[ThreatModel], Result]
 ) -> Sweep:
+    from milp_agt.config_properties import BackdoorTable
     from milp_agt.sweeps import sweep
-    from milp_agt.verdicts import answers
+    from milp_agt.verdicts import answers, trigger_curve
+
+    balls = [p for p in run.properties if isinstance(p, BackdoorTable) and p.radius is not None]
+    if arguments.triggers is None:
+        balls = []
+    elif not balls or min(arguments.triggers) < 0:
+        raise InvalidInputError(
+            "Sweep over the radii of triggers",
+            f"radii {arguments.triggers} and {len(balls)} backdoors with a radius",
+            "give radii >= 0, and a [[property]] with kind = 'backdoor' and a radius",
+        )
+    others = [p for p in run.properties if p not in balls]
 
     def ask(result: Result) -> dict[str, Bounds]:
-        return answers(result, run.dataset, run.properties)
+        found = answers(result, run.dataset, others)
+        for table in balls:
+            found |= trigger_curve(result, run.dataset, table, arguments.triggers)
+        return found
 
     budgets = arguments.budgets or (run.threat.budget,)
     return sweep(certify, run.threat, ask, budgets=budgets, radii=arguments.radii)

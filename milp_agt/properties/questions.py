@@ -1,0 +1,215 @@
+"""What can be asked of a result, as methods: data are checked here, questions are answered in their rooms."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import numpy.typing as npt
+from torch import Tensor
+
+from milp_agt import inputs
+from milp_agt.errors import InvalidInputError
+from milp_agt.properties.accuracy import Accuracy
+from milp_agt.properties.answer import Answer, nested
+from milp_agt.properties.backdoor import Backdoor
+from milp_agt.properties.functional import Functional
+from milp_agt.properties.loss import MeanLoss
+from milp_agt.properties.models import Models
+from milp_agt.properties.question import ask, groups_of
+from milp_agt.properties.stable import Stability
+from milp_agt.properties.targeted import Targets, targeted
+from milp_agt.properties.triggers import BallTrigger, Trigger, Values
+from milp_agt.reachable import Bounds
+
+Groups = inputs.ArrayLike | Sequence[str | int]
+
+
+class Questions:
+    """Every question holds for all reachable models at once: for every admissible poisoning.
+
+    Attributes:
+        models: the reachable models.
+    """
+
+    models: Models
+
+    def accuracy(
+        self,
+        features: inputs.ArrayLike,
+        labels: inputs.ArrayLike,
+        *,
+        groups: Groups | None = None,
+    ) -> Answer:
+        """Share of test points that the model gets right, for every admissible poisoning.
+
+        ``features`` (n, *shape) and ``labels`` (n,) are not poisoned. A point counts as certified
+        only if its margin is above zero for every reachable model; a tie does not. ``groups`` (n,)
+        names a subgroup for each point: ``answer.groups`` bounds the accuracy in each of them.
+
+        Raises:
+            InvalidInputError: a regression loss, or data that do not fit.
+        """
+        x, y = self._test_data(features, labels, "accuracy")
+        return ask(self.models, Accuracy.of(self.models, x, y), groups_of(groups, len(x)))
+
+    def margins(
+        self, features: inputs.ArrayLike, labels: inputs.ArrayLike
+    ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+        """Lower and upper bounds of the smallest margin of each test point, (n,) each."""
+        points = self.accuracy(features, labels).points
+        return points.score_lower, points.score_upper
+
+    def loss(
+        self,
+        features: inputs.ArrayLike,
+        labels: inputs.ArrayLike,
+        *,
+        groups: Groups | None = None,
+    ) -> Answer:
+        """Mean loss over test points, for every admissible poisoning of the training data.
+
+        Raises:
+            InvalidInputError: data that do not fit, or a nominal loss that is not finite.
+        """
+        x, y = self._test_data(features, labels, None)
+        return ask(self.models, MeanLoss.of(self.models, x, y), groups_of(groups, len(x)))
+
+    def stable(
+        self,
+        features: inputs.ArrayLike,
+        *,
+        groups: Groups | None = None,
+    ) -> Answer:
+        """Share of points that every reachable model classifies as the nominal one does.
+
+        Raises:
+            InvalidInputError: a regression loss, or data that do not fit.
+        """
+        self._classification("stable")
+        x = self._features(features)
+        return ask(self.models, Stability.of(self.models, x), groups_of(groups, len(x)))
+
+    def targeted(
+        self,
+        features: inputs.ArrayLike,
+        targets: Targets,
+        *,
+        groups: Groups | None = None,
+    ) -> Answer:
+        """Share of test points that the adversary can push into outputs that are unsafe.
+
+        ``upper`` bounds what any admissible poisoning reaches; a tie counts as reached. ``targets``
+        for a classifier: one class, a class for each point (n,), a collection of classes for each,
+        or a mask (n, classes). For regression: an interval [low, high] of unsafe outputs, (2,) or
+        (n, 2), or (n, outputs, 2) for a model with several outputs; infinite ends make half-lines.
+
+        Raises:
+            InvalidInputError: data or targets that do not fit.
+        """
+        x = self._features(features)
+        return ask(self.models, targeted(self.models, x, targets), groups_of(groups, len(x)))
+
+    def backdoor(
+        self,
+        features: inputs.ArrayLike,
+        labels: inputs.ArrayLike,
+        radius: Values | None = None,
+        *,
+        trigger: Trigger | None = None,
+        target: int | None = None,
+        groups: Groups | None = None,
+    ) -> Answer:
+        """Success rate of triggers in the test inputs, on top of any admissible poisoning.
+
+        ``upper`` bounds the share of points for which some model and some input of the trigger's
+        set give a wrong class (or the class ``target``, counted over points of other classes). The
+        trigger is chosen at the time of prediction, for each point anew, and is no part of the budget.
+        ``lower`` and ``nominal`` are what one trigger achieves that was found on the nominal model.
+
+        Args:
+            features, labels: test points (n, *shape) and their classes (n,).
+            radius: the l_inf ball around each test point; the same as ``trigger=BallTrigger(radius)``.
+            trigger: the set of triggered inputs.
+            target: the class that the adversary wants; None for any wrong one.
+            groups: as in :meth:`accuracy`.
+
+        Raises:
+            InvalidInputError: a regression loss, data, trigger or target that do not fit, or not
+                exactly one of ``radius`` and ``trigger``.
+        """
+        if (radius is None) == (trigger is None):
+            raise InvalidInputError(
+                "A backdoor needs one trigger",
+                "neither radius nor trigger" if radius is None else "both radius and trigger",
+                "give radius=0.05, or trigger= one of BallTrigger, FreeTrigger, PatchTrigger",
+            )
+        if trigger is None:
+            assert radius is not None
+            trigger = BallTrigger(radius)
+        x, y = self._test_data(features, labels, "backdoor")
+        question = Backdoor.of(self.models, x, y, trigger, target)
+        return ask(self.models, question, groups_of(groups, len(x)))
+
+    def backdoor_curve(
+        self,
+        features: inputs.ArrayLike,
+        labels: inputs.ArrayLike,
+        radii: Sequence[float],
+        *,
+        target: int | None = None,
+        groups: Groups | None = None,
+    ) -> dict[float, Answer]:
+        """:meth:`backdoor` for l_inf balls of several radii, by rising radius; never falls.
+
+        What holds for a larger ball holds for a smaller one, and what a smaller ball reaches a larger
+        one reaches, so that the answers are met with each other.
+        """
+        rising = sorted(set(radii))
+        if not rising:
+            raise InvalidInputError("A backdoor curve", "no radii", "give radii=(0.01, 0.05)")
+        answers = [self.backdoor(features, labels, r, target=target, groups=groups) for r in rising]
+        return dict(zip(rising, nested(answers), strict=True))
+
+    def functional(self, coefficients: Mapping[str, inputs.ArrayLike]) -> tuple[Bounds, ...]:
+        """Bounds of linear functionals of the parameters, one for each row of coefficients.
+
+        ``coefficients`` holds arrays by the names of ``model.state_dict()``: of the shape of the
+        parameter for one functional, or (rows, *shape); parameters that are not named have
+        coefficient 0. The forms are walked through the window, so that the bounds are at least as
+        tight as the box.
+
+        Raises:
+            InvalidInputError: an unknown parameter, or a shape that does not fit.
+        """
+        return Functional.of(self.models, coefficients).answer(self.models)
+
+    def _features(self, features: inputs.ArrayLike) -> Tensor:
+        x = inputs.features_of(features, "Test features")
+        wanted = self.models.poison.features.shape[1:]
+        if x.shape[1:] != wanted:
+            raise InvalidInputError(
+                f"Test features need shape {tuple(wanted)} for each sample",
+                f"{tuple(x.shape[1:])}",
+                "use the features that the model was trained on",
+            )
+        return x.to(self.models.poison.features.device)
+
+    def _test_data(
+        self, features: inputs.ArrayLike, labels: inputs.ArrayLike, classification: str | None
+    ) -> tuple[Tensor, Tensor]:
+        if classification is not None:
+            self._classification(classification)
+        x = self._features(features)
+        graph = self.models.step_graph
+        y = inputs.labels_of(labels, len(x), graph.loss, graph.outputs, "Test labels")
+        return x, y.to(x.device)
+
+    def _classification(self, question: str) -> None:
+        loss = self.models.step_graph.loss
+        if not loss.is_classification:
+            raise InvalidInputError(
+                f"'{question}' is a question about a classifier",
+                f"loss '{loss.key}', a regression",
+                "ask for the loss, or for targets, instead",
+            )
