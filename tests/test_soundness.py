@@ -27,6 +27,7 @@ from torch import nn
 
 import milp_agt as agt
 from milp_agt import certification
+from milp_agt.attacks.unrolled import Poisoning
 from milp_agt.core.restriction import Restriction
 from milp_agt.engines import adversary, joint, relaxed
 from milp_agt.engines.adversary import worst_sum
@@ -366,9 +367,9 @@ def enumerated(case: Problem, moves: list[list[tuple[Any, Any]]], budget: int) -
                     y[sample] = y[sample] + dy
                 features.append(x)
                 labels.append(y)
-    steps = len(replay.batches)
     start = replay.start(len(features), torch.Generator())
-    return Attacks(start, [torch.stack(features)] * steps, [torch.stack(labels)] * steps)
+    poisoning = Poisoning((torch.stack(features),), (torch.stack(labels),))
+    return Attacks(replay.unrolled, poisoning, start)
 
 
 FLIPS = [
