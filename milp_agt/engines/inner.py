@@ -17,6 +17,7 @@ from milp_agt.engines.interval import Ranges
 from milp_agt.engines.linear import SampleForms, sample_forms, walk
 from milp_agt.engines.relaxed import Fragment, Offsets, RelaxedStep
 from milp_agt.engines.step import Schedule, State, Step
+from milp_agt.formulations.clip import Clip
 from milp_agt.formulations.univariate import Univariate
 from milp_agt.tracing import FEATURES, LABELS, StepGraph
 
@@ -24,10 +25,14 @@ from milp_agt.tracing import FEATURES, LABELS, StepGraph
 def targets(schedule: Schedule) -> tuple[Node, ...]:
     """Nodes whose ranges are worth a walk: sums and products that a univariate function reads.
 
-    Their images are exact by intervals; operands of products gain little more.
+    Their images are exact by intervals; operands of products gain little more. Gradients that are
+    clipped coordinate by coordinate are left out: there are as many for each sample as parameters.
     """
     read = {
-        name for node in schedule.before if isinstance(node.op, Univariate) for name in node.inputs
+        name
+        for node in schedule.before
+        if isinstance(node.op, Univariate) and not isinstance(node.op, Clip)
+        for name in node.inputs
     }
     return tuple(
         node
