@@ -18,8 +18,9 @@ from milp_agt.attacks import Search
 from milp_agt.attacks.packed import Packed
 from milp_agt.attacks.replay import confirm, mean_loss, replay
 from milp_agt.attacks.unrolled import Unrolled
-from milp_agt.errors import InvalidInputError, SoundnessError
+from milp_agt.errors import InvalidInputError, SoundnessError, UnsupportedOperationError
 from milp_agt.formulations.loss import get_loss
+from milp_agt.poison import Poison
 from milp_agt.properties.triggers import BallTrigger, PatchTrigger
 
 QUICK = Search(pool=64, restarts=2, rounds=1, iterations=3)
@@ -418,3 +419,66 @@ def test_rounds_and_restarts_are_used() -> None:
         assert found.value > 0.0
     few = run(restarts=1, aims=2)
     assert few.trained < run(restarts=1).trained
+
+
+MOVES: dict[str, agt.FeaturePoisoning] = {
+    "norm 2": agt.FeaturePoisoning(2, 0.2, norm=2),
+    "norm 1": agt.FeaturePoisoning(2, 0.2, norm=1),
+    "norm 0": agt.FeaturePoisoning(2, 0.2, norm=0, coordinates=1),
+    "domain": agt.FeaturePoisoning(2, np.inf, domain=(-3.0, 3.0)),
+    "missing": agt.FeaturePoisoning(2, 0.1, missing=0.0),
+    "rows": agt.FeaturePoisoning(2, 0.2, rows=(np.array([[1.0, 1.0]]), np.array([0.1]))),
+}
+
+
+@pytest.mark.parametrize("kind", MOVES)
+def test_every_set_of_moves_is_attacked_from_inside(kind: str) -> None:
+    model, (x, y) = network((2, 3, 1)), data(8)
+    few = Search(pool=16, restarts=0, rounds=0)
+    random = agt.attack(model, (x, y), TRAINING, MOVES[kind], search=few)
+    found = agt.attack(model, (x, y), TRAINING, MOVES[kind], search=QUICK)
+    assert found.value > random.value
+    unrolled = found.runs.unrolled
+    moves = unrolled.poison.feature_moves
+    assert moves is not None
+    whole = found.runs.data.unpacked(unrolled)
+    excess = moves.excess((whole.features[0] - unrolled.poison.features).flatten(2))
+    assert float(excess.max()) <= 1e-12
+    changed = (whole.features[0] != unrolled.poison.features).any(-1)
+    assert int(changed.sum(1).max()) <= 2
+
+
+def test_categories_are_enumerated_with_the_labels() -> None:
+    """One-hot columns and labels: every joint choice for one sample, by a loop in plain torch."""
+    generator = torch.Generator().manual_seed(0)
+    number = torch.randn(5, 1, generator=generator, dtype=torch.float64)
+    hot = torch.eye(3, dtype=torch.float64)
+    x, y = torch.cat([number, hot[torch.arange(5) % 3]], 1), torch.arange(5) % 2
+    model = network((4, 2, 1))
+    ends = []
+    for i, category, label in itertools.product(range(5), range(3), range(2)):
+        moved, labels = x.clone(), y.clone()
+        moved[i, 1:], labels[i] = hot[category], label
+        ends.append(flat(trained(model, moved, labels, TRAINING)))
+    widths = (torch.stack(ends).amax(0) - torch.stack(ends).amin(0)).numpy()
+    threat = agt.FeatureLabelPoisoning(1, 0.0, categorical=[[1, 2, 3]])
+    found = agt.attack(model, (x, y), TRAINING, threat, search=QUICK)
+    np.testing.assert_allclose(found.widths, widths, rtol=1e-9)
+
+
+def test_a_threat_without_moves_is_refused() -> None:
+    class Nameless:
+        budget = 1
+
+        def bind(self, features: Tensor, labels: Tensor, loss: Any) -> Poison:
+            everyone = torch.ones(len(features), dtype=torch.bool)
+            return Poison(features, labels, everyone, 1, static=True, per_batch=False)
+
+        def describe(self) -> str:
+            return "anything"
+
+    model, (x, y) = network((2, 3, 1)), data(8)
+    with pytest.raises(
+        UnsupportedOperationError, match=r"attack needs moves.*whole samples.*certify"
+    ):
+        agt.attack(model, (x, y), TRAINING, Nameless())

@@ -20,7 +20,7 @@ from milp_agt.attacks.replay import ModuleModels, confirm, replay, state_dict_of
 from milp_agt.attacks.search import Aim, Hunt, Search
 from milp_agt.attacks.unrolled import State, Unrolled
 from milp_agt.core.restriction import UNRESTRICTED, Restriction
-from milp_agt.errors import InvalidInputError
+from milp_agt.errors import InvalidInputError, UnsupportedOperationError
 from milp_agt.threats import ThreatModel
 from milp_agt.tracing import trace
 from milp_agt.training import Training
@@ -208,9 +208,11 @@ class Attacker:
 
         Raises:
             InvalidInputError: an objective that does not fit the model.
+            UnsupportedOperationError: a threat that is not made of moves of samples.
             SoundnessError: plain torch does not confirm a run.
         """
         begun = time.perf_counter()
+        self._check_moves()
         goal = objective.bind(self.unrolled)
         directions = directions or objective.directions
         hunt = Hunt(self.unrolled, goal, self._aim(goal, directions), self.search, self.restriction)
@@ -248,6 +250,15 @@ class Attacker:
             winner=winner,
             attacker=self,
         )
+
+    def _check_moves(self) -> None:
+        poison = self.unrolled.poison
+        if poison.budget and poison.feature_moves is None and poison.label_moves is None:
+            raise UnsupportedOperationError(
+                "An attack needs moves of the features or labels of samples",
+                "a threat to whole samples",
+                "bound it with certify, without attack=",
+            )
 
     def _aim(self, goal: Goal, directions: tuple[Direction, ...]) -> Aim:
         device, count = self.unrolled.poison.features.device, len(goal.names)
