@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from milp_agt.core.relaxation import Relaxation
 from milp_agt.formulations.base import operations
 from milp_agt.formulations.loss import Loss, losses
+from milp_agt.moves import KINDS
 from milp_agt.solvers import solver_table
 from milp_agt.threats import THREATS
 from milp_agt.tracing import supported_layers
@@ -60,6 +61,14 @@ def _matrix() -> list[str]:
     return lines
 
 
+def _moves() -> list[str]:
+    """Sets of moves: what each kind of bound knows of them."""
+    lines = ["| moves of a sample | `linear` | `lp` | `milp` and above |", "|---|---|---|---|"]
+    rules = [kind.rules for kind in KINDS]
+    lines += [f"| {r.moves} | {r.support} | {r.relaxed} | {r.exact} |" for r in rules]
+    return lines
+
+
 def _cell(levels: tuple[Relaxation, ...]) -> str:
     if levels == tuple(Relaxation):
         return "all relaxations"
@@ -77,7 +86,7 @@ def table() -> str:
     ]
     lines = ["| what | supported |", "|---|---|"]
     lines += [f"| {what} | {', '.join(f'`{n}`' for n in names)} |" for what, names in summary]
-    lines += ["", *_matrix()]
+    lines += ["", *_matrix(), "", *_moves()]
     lines += ["", "| operation | how exact |", "|---|---|"]
     lines += [f"| `{key}` | {op.exactness} |" for key, op in operations().items()]
     lines += ["", "| loss | formula, mean over the batch |", "|---|---|"]

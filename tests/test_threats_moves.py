@@ -17,7 +17,17 @@ from torch import Tensor
 
 from milp_agt.core.encoder import Encoder
 from milp_agt.core.expression import Expression
-from milp_agt.moves import Ball, Box, BoxOrFill, Halfspaces, MoveSet, Product, Sparse, Vertices
+from milp_agt.moves import (
+    KINDS,
+    Ball,
+    Box,
+    BoxOrFill,
+    Halfspaces,
+    MoveSet,
+    Product,
+    Sparse,
+    Vertices,
+)
 
 N, SIZE = 3, 4
 
@@ -98,6 +108,11 @@ SETS: dict[str, Callable[[int], MoveSet]] = {
     "groups with rows": lambda s: rows(s, product(s)),
     "some samples": lambda s: ball(2, True, s).only(torch.tensor([True, False, True])),
 }
+
+
+def test_every_kind_of_set_is_tested_and_in_the_table() -> None:
+    tested = {type(made(0)) for made in SETS.values()}
+    assert tested == set(KINDS) == set(MoveSet.__subclasses__())
 
 
 def coefficients(moves: MoveSet, seed: int, count: int = 5) -> Tensor:

@@ -16,6 +16,7 @@ from milp_agt.core.expression import Array, Expression, add
 from milp_agt.core.rounding import gamma
 from milp_agt.moves.base import (
     MoveSet,
+    Rules,
     as_array,
     extent,
     gated_columns,
@@ -51,6 +52,13 @@ class Ball(MoveSet):
         radius, low, high: (N, size), with ``-radius <= low <= 0 <= high <= radius``.
         capped: whether the box cuts the ball anywhere.
     """
+
+    rules = Rules(
+        "norms 1 and 2, scaled by the radii and cut by the domain; whole numbers",
+        "exact; without the condition on whole numbers",
+        "norm 1: hull; norm 2: tangents, within 0.13 % for each doubling of the coordinates",
+        "the same, with whole numbers",
+    )
 
     order: int
     radius: Tensor

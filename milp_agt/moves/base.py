@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Self
+from dataclasses import dataclass
+from typing import ClassVar, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -16,12 +17,30 @@ from milp_agt.core.encoder import Encoder
 from milp_agt.core.expression import Array, Expression, add
 
 
+@dataclass(frozen=True)
+class Rules:
+    """What bounds know of a kind of set, for the table of what is supported.
+
+    Attributes:
+        moves: what may be moved so.
+        support: how exact the support function is (linear bounds).
+        relaxed, exact: what programs keep, without and with integer columns (lp; milp and above).
+    """
+
+    moves: str
+    support: str
+    relaxed: str
+    exact: str
+
+
 class MoveSet(ABC):
     """The moves ``e`` that samples 0..N-1 admit, a set ``E_i`` for each; every one contains "no move".
 
     A set is the product of *blocks*: groups of coordinates that move independently of each other.
     Coordinates of a sample are flat: moves have shape (..., N, size), coefficients (rows, N, size).
     """
+
+    rules: ClassVar[Rules]
 
     @property
     @abstractmethod

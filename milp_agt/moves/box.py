@@ -12,7 +12,7 @@ from torch import Tensor
 
 from milp_agt.core.encoder import Encoder
 from milp_agt.core.expression import Expression, add
-from milp_agt.moves.base import MoveSet, as_array, extent, gated_columns, truncated
+from milp_agt.moves.base import MoveSet, Rules, as_array, extent, gated_columns, truncated
 
 
 @dataclass(frozen=True)
@@ -22,6 +22,13 @@ class Box(MoveSet):
     Support function: ``sum_j max(c_j high_j, c_j low_j)``. ``low`` and ``high`` have shape (N, size)
     and are whole numbers where the moves are.
     """
+
+    rules = Rules(
+        "norm inf: each coordinate within its radius and domain; whole numbers",
+        "exact",
+        "hull",
+        "exact",
+    )
 
     low: Tensor
     high: Tensor
@@ -85,6 +92,8 @@ class BoxOrFill(MoveSet):
     Support function: ``sum_j max(c_j high_j, c_j low_j, c_j fill_j)``. ``fill`` (N, size) is the move
     to that value, 0 where a coordinate cannot go missing.
     """
+
+    rules = Rules("missing values: or the value that stands for one", "exact", "hull", "exact")
 
     box: Box
     fill: Tensor

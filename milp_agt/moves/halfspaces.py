@@ -14,7 +14,7 @@ from torch import Tensor
 from milp_agt.core.encoder import Encoder
 from milp_agt.core.expression import Array, Expression, add
 from milp_agt.core.rounding import gamma
-from milp_agt.moves.base import MoveSet, as_array, one_block
+from milp_agt.moves.base import MoveSet, Rules, as_array, one_block
 
 # Rounds of alternating projections on the rows and on the set below them.
 ROUNDS = 20
@@ -32,6 +32,10 @@ class Halfspaces(MoveSet):
         matrix: (rows, size), the same for every sample.
         limits: (N, rows), >= 0.
     """
+
+    rules = Rules(
+        "linear rows of the user's own", "without the rows; the result says so", "kept", "kept"
+    )
 
     base: MoveSet
     matrix: Array

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from milp_agt.core.encoder import Encoder
 from milp_agt.core.expression import Expression, add
-from milp_agt.moves.base import MoveSet, placed_in
+from milp_agt.moves.base import MoveSet, Rules, placed_in
 
 
 @dataclass(frozen=True)
@@ -21,6 +21,8 @@ class Product(MoveSet):
 
     The columns of all parts are a partition of the coordinates. Support functions add up.
     """
+
+    rules = Rules("numbers and categories of one sample", *["as its parts"] * 3)
 
     columns: tuple[tuple[int, ...], ...]
     parts: tuple[MoveSet, ...]

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from milp_agt.core.encoder import Encoder
 from milp_agt.core.expression import Expression, add
-from milp_agt.moves.base import MoveSet, one_block, row_sums
+from milp_agt.moves.base import MoveSet, Rules, one_block, row_sums
 
 
 @dataclass(frozen=True)
@@ -21,6 +21,10 @@ class Sparse(MoveSet):
 
     Support function: the sum of the ``limit`` largest gains of blocks.
     """
+
+    rules = Rules(
+        "norm 0: at most so many coordinates or categories", "exact", "relaxed count", "exact"
+    )
 
     base: MoveSet
     limit: int

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from milp_agt.core.encoder import Encoder
 from milp_agt.core.expression import Expression, add
-from milp_agt.moves.base import MoveSet, as_array, one_block
+from milp_agt.moves.base import MoveSet, Rules, as_array, one_block
 
 
 @dataclass(frozen=True)
@@ -22,6 +22,8 @@ class Vertices(MoveSet):
 
     Support function: ``max(0, max_l c . points_l)``; the rows are those of the convex hull.
     """
+
+    rules = Rules("joint moves out of a finite set: classes, categories", "exact", "hull", "exact")
 
     points: Tensor
 
