@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,6 +12,7 @@ import torch
 from attacks import Problem, Replay, assert_inside, assert_sound, network
 
 import milp_agt as agt
+from milp_agt.attacks import Search
 from milp_agt.errors import InvalidInputError, InvalidThreatModelError, MilpAgtError
 from milp_agt.training import Training
 
@@ -350,3 +353,30 @@ CLAIMS = {
 def test_the_claim_says_what_may_move(words: str) -> None:
     result, _ = problem(CLAIMS[words])[0].certify(relaxation="interval")
     assert words in result.claim
+
+
+def test_the_moves_in_readme_are_threat_models() -> None:
+    text = (Path(__file__).resolve().parent.parent / "README.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"as they come:\n\n```\n(.*?)```", text, re.DOTALL)
+    made = [eval(line, vars(agt)) for line in block.splitlines()]
+    assert len(made) == 7
+    assert all(isinstance(threat.describe(), str) for threat in made)
+
+
+ATTACKED = ["norm 1", "domain, norm 2", "one feature, perhaps the category", "one missing", "rows"]
+
+
+@pytest.mark.parametrize("name", ATTACKED)
+def test_attacks_of_the_library_are_admissible_and_inside(name: str) -> None:
+    case, _, _ = problem(agt.FeaturePoisoning(2, **FEATURES[name]), samples=7, epochs=1)
+    search = Search(pool=64, restarts=2, rounds=1, iterations=3, aims=4)
+    found = agt.attack(case.model, case.data, case.training, case.threat, search=search)
+    result, _ = case.certify(relaxation="linear")
+    assert found.mean_width > 0
+    for parameter, low in found.lower.items():
+        assert (result.reachable.lower[parameter] <= low).all()
+        assert (found.upper[parameter] <= result.reachable.upper[parameter]).all()
+    moves = Replay(case).poison.feature_moves
+    assert moves is not None
+    moved = torch.as_tensor(found.features) - case.features
+    assert float(moves.excess(moved[None]).max()) <= 1e-14
