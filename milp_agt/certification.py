@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from milp_agt import cost, inputs
+from milp_agt import cost, frozen, inputs
 from milp_agt.attacks import Attacker, Search
 from milp_agt.attacks.unrolled import Unrolled
 from milp_agt.checkpoint import Checkpoint, Snapshot, pack, unpack
@@ -131,9 +131,10 @@ def certify(
     step_graph = trace(model, training.loss, tuple(features.shape[1:]), training.clipping)
     labels = inputs.labels_of(data[1], len(features), step_graph.loss, step_graph.outputs)
     poison = threat.bind(features, labels, step_graph.loss)
+    head, poison, given_away = frozen.split(step_graph, poison)
     batches = training.batch_order(len(features))
     plan = cost.plan(
-        step_graph,
+        head,
         batches,
         poison,
         training,
@@ -150,6 +151,8 @@ def certify(
     solvers = _solvers(plan, solver)
     run = Run(
         step_graph=step_graph.to(target),
+        head=head.to(target),
+        notes=given_away,
         training=training,
         poison=poison.to(target),
         plan=plan,
@@ -301,6 +304,8 @@ class Run:
         self,
         *,
         step_graph: StepGraph,
+        head: StepGraph,
+        notes: tuple[str, ...],
         training: Training,
         poison: Poison,
         plan: cost.Plan,
@@ -314,7 +319,7 @@ class Run:
         recorder: Recorder,
     ) -> None:
         self.step_graph, self.training, self.poison, self.plan = step_graph, training, poison, plan
-        self.schedule = Schedule.of(step_graph)
+        self.schedule = Schedule.of(head)
         self.solvers, self.deadline, self.solve_limits = solvers, deadline, solve_limits
         self.workers = workers
         self.restriction, self.recorder, self.claim = restriction, recorder, claim
@@ -335,7 +340,7 @@ class Run:
         self.updates = training.update_rules(plan.steps)
         self.records: list[StepRecord] = []
         dropped = poison.notes(plan.relaxation.uses_programs)
-        self.fallbacks: list[str] = [*plan.notes, *dropped]
+        self.fallbacks: list[str] = [*notes, *plan.notes, *dropped]
         self.limit_reached = False
 
     def _enumerated(self, start: State) -> _Chain:

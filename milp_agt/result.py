@@ -23,7 +23,7 @@ from milp_agt.poison import Poison
 from milp_agt.properties.models import Models, Reached
 from milp_agt.properties.questions import Questions
 from milp_agt.reachable import Bounds, ReachableSet, StepRecord
-from milp_agt.tracing import StepGraph, trace
+from milp_agt.tracing import FEATURES, StepGraph, trace
 
 ASSUMPTIONS = (
     "The initial parameters, the order of the batches and the optimiser are fixed as given.",
@@ -146,7 +146,7 @@ class Result(Questions):
         about = {
             "layers": archive.describe(graph.model),
             "loss": graph.loss.key,
-            "feature_shape": list(self.models.poison.features.shape[1:]),
+            "feature_shape": list(graph.graph[FEATURES].shape),
             "steps": [asdict(record) for record in self.steps],
             "total_steps": self.total_steps,
             "relaxation": self.relaxation,

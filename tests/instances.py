@@ -13,6 +13,7 @@ from torch import Tensor
 from milp_agt.core.graph import Signature
 from milp_agt.core.operation import Operation
 from milp_agt.formulations.bilinear import Einsum
+from milp_agt.formulations.blur import Blur
 from milp_agt.formulations.channel_bias import ChannelBias
 from milp_agt.formulations.clip import Clip
 from milp_agt.formulations.clip_factor import ClipFactor, Shorten
@@ -91,6 +92,7 @@ INSTANCES: dict[str, list[Instance]] = {
         Instance("matrices", Einsum("ab,bc->ac"), (shared(1, 2), shared(2, 2))),
         Instance("dot", Einsum("nd,nd->n"), (per_sample(2), per_sample(2))),
     ],
+    "blur": [Instance("blur", Blur(_tensor(0.0, 1e-18)), _U)],
     "channel_bias": [
         Instance("bias-of-images", ChannelBias((1, 2)), (per_sample(2, 1, 2), shared(2))),
         Instance("bias-of-vectors", ChannelBias(()), (per_sample(2), shared(2))),

@@ -16,11 +16,13 @@ from milp_agt.properties.backdoor import Backdoor
 from milp_agt.properties.functional import Functional
 from milp_agt.properties.loss import MeanLoss
 from milp_agt.properties.models import Models
+from milp_agt.properties.predictions import Predictions
 from milp_agt.properties.question import ask, groups_of
 from milp_agt.properties.stable import Stability
 from milp_agt.properties.targeted import Targets, targeted
 from milp_agt.properties.triggers import BallTrigger, Trigger, Values
 from milp_agt.reachable import Bounds
+from milp_agt.tracing import FEATURES
 
 Groups = inputs.ArrayLike | Sequence[str | int]
 
@@ -171,6 +173,14 @@ class Questions:
         answers = [self.backdoor(features, labels, r, target=target, groups=groups) for r in rising]
         return dict(zip(rising, nested(answers), strict=True))
 
+    def predictions(self, features: inputs.ArrayLike) -> Predictions:
+        """Bounds of every output of the model at each test point: certified intervals of a regression.
+
+        Raises:
+            InvalidInputError: features that do not fit.
+        """
+        return Predictions.of(self.models, self._features(features))
+
     def functional(self, coefficients: Mapping[str, inputs.ArrayLike]) -> tuple[Bounds, ...]:
         """Bounds of linear functionals of the parameters, one for each row of coefficients.
 
@@ -186,7 +196,7 @@ class Questions:
 
     def _features(self, features: inputs.ArrayLike) -> Tensor:
         x = inputs.features_of(features, "Test features")
-        wanted = self.models.poison.features.shape[1:]
+        wanted = self.models.step_graph.graph[FEATURES].shape
         if x.shape[1:] != wanted:
             raise InvalidInputError(
                 f"Test features need shape {tuple(wanted)} for each sample",

@@ -1,0 +1,49 @@
+"""Which outputs can the reachable models give at a test point?"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from milp_agt.core.interval import Interval
+from milp_agt.properties.models import Models, OutputForms
+
+Array = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
+class Predictions:
+    """The outputs of every reachable model lie in ``[lower, upper]``, (points, outputs) each.
+
+    ``nominal`` are the outputs of the model that was trained on the data as given.
+    """
+
+    lower: Array
+    nominal: Array
+    upper: Array
+
+    @staticmethod
+    def of(models: Models, features: Tensor) -> Predictions:
+        """For test features (n, *shape)."""
+        count, outputs = len(features), models.step_graph.outputs
+        unit = torch.eye(outputs, dtype=torch.float64, device=features.device)
+        forms = OutputForms(
+            Interval.point(features.unsqueeze(0)),
+            unit.expand(count, outputs, outputs),
+            features.new_zeros(count, outputs),
+        )
+        box, nominal = models.bound(forms).hull(), models.outputs(features)
+        return Predictions(_array(box.lower), _array(nominal), _array(box.upper))
+
+    def largest_error(self, targets: npt.ArrayLike) -> Array:
+        """The largest distance of any reachable model from each target, (points, outputs)."""
+        true = np.asarray(targets, dtype=np.float64).reshape(self.nominal.shape)
+        return np.maximum(np.abs(self.upper - true), np.abs(self.lower - true))
+
+
+def _array(tensor: Tensor) -> Array:
+    return np.asarray(tensor.detach().cpu().numpy(), dtype=np.float64)
