@@ -105,6 +105,11 @@ class Convolution(Operation):
 
     def interval(self, *inputs: Interval) -> Interval:
         (box,) = inputs
+        if box.lower is box.upper:
+            size = self._map(box.lower.abs(), self.kernel.abs(), self.transposed)
+            if self.bias is not None:
+                size = size + self.bias.abs()[:, None, None]
+            return Interval.point(self.value(box.lower)).widen(size * self._gamma() + TINY)
         positive, negative = self.kernel.clamp(min=0.0), self.kernel.clamp(max=0.0)
 
         def image(with_positive: Tensor, with_negative: Tensor) -> Tensor:

@@ -130,8 +130,8 @@ def certify(
     features = inputs.features_of(data[0])
     step_graph = trace(model, training.loss, tuple(features.shape[1:]), training.clipping)
     labels = inputs.labels_of(data[1], len(features), step_graph.loss, step_graph.outputs)
-    poison = threat.bind(features, labels, step_graph.loss)
-    head, poison, given_away = frozen.split(step_graph, poison)
+    raw = threat.bind(features, labels, step_graph.loss)
+    head, poison, given_away = frozen.split(step_graph, raw)
     batches = training.batch_order(len(features))
     plan = cost.plan(
         head,
@@ -195,7 +195,7 @@ def certify(
     result = _finish(run, batches, keeper, on_step)
     if attack is False:
         return result
-    unrolled = Unrolled.of(run.step_graph, training, run.poison)
+    unrolled = Unrolled.of(run.step_graph, training, raw.to(target))
     search = Search() if attack is True else attack
     with _threads(plan.single_thread):
         return result.attacked(Attacker(unrolled, search, restriction))

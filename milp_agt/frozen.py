@@ -115,16 +115,17 @@ class Body:
         planes = {
             node.name: node.op.relax(*(boxes[i] for i in node.inputs)) for node in self.nodes[1:]
         }
-        offsets = {name: Offsets(p, True) for name, p in planes.items()}
+        offsets = {name: Offsets(p, True, 1) for name, p in planes.items()}
         leaves = {FEATURES: boxes[FEATURES].magnitude.amax(0)}
-        fragment = Fragment(slice(0, count), poison, planes, offsets, leaves)
+        points = {FEATURES: poison.features.unsqueeze(0)}
+        fragment = Fragment(slice(0, count), poison, planes, offsets, leaves, points)
         unit = torch.eye(size, dtype=torch.float64, device=poison.features.device)
         unit = unit.reshape(size, 1, *self.output.shape).expand(size, count, *self.output.shape)
         forms = sample_forms(self.nodes, fragment, self.output.name, torch.cat([unit, -unit]))
         assert forms.features is not None
         owed = poison.support(forms.features, None)
         terms = gamma(forms.operations + 4.0 * poison.features[0].numel() + 64)
-        bound = forms.constant - owed - 4.0 * terms * (forms.magnitude + owed) - TINY
+        bound = forms.constant[..., 0] - owed - 4.0 * terms * (forms.magnitude + owed) - TINY
         low, high = bound.reshape(2, size, count).transpose(1, 2).reshape(2, count, size).unbind(0)
         shape = (1, count, *self.output.shape)
         return Interval(
@@ -182,10 +183,14 @@ def _bounded(body: Body, poison: Poison, walked: bool) -> tuple[Tensor, Tensor, 
     boxes = body.boxes(worst)
     error = body.rounding(boxes)
     reached = boxes[body.output.name]
-    if walked:
-        reached = reached.meet(
-            body.walked(poison, boxes), f"'{body.output.name}' by intervals and by linear forms"
-        )
+    exposed = poison.open.nonzero()[:, 0]
+    if walked and len(exposed):
+        part = {n: Interval(b.lower[:, exposed], b.upper[:, exposed]) for n, b in boxes.items()}
+        what = f"'{body.output.name}' by intervals and by linear forms"
+        met = part[body.output.name].meet(body.walked(poison.take(exposed), part), what)
+        lower, upper = reached.lower.clone(), reached.upper.clone()
+        lower[:, exposed], upper[:, exposed] = met.lower, met.upper
+        reached = Interval(lower, upper)
     infinity = torch.full_like(nominal, torch.inf)
     low = torch.nextafter(reached.lower[0] - nominal, -infinity).clamp(max=0.0)
     high = torch.nextafter(reached.upper[0] - nominal, infinity).clamp(min=0.0)

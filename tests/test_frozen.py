@@ -127,6 +127,17 @@ def test_programs_on_frozen_features(relaxation: str) -> None:
     assert_sound(case, *test, relaxation=relaxation, attacks=16)
 
 
+def test_attacks_go_through_the_frozen_layers() -> None:
+    result = agt.certify(
+        network(body_of("max"), outputs=2, freeze=True),
+        (images(5, *SHAPE), torch.arange(5) % 2),
+        Training(loss="cross_entropy", learning_rate=0.1, epochs=2),
+        agt.FeaturePoisoning(1, 0.05),
+        attack=True,
+    )
+    assert result.attack is not None
+
+
 def test_labels_alone_cost_nothing_but_rounding() -> None:
     """The same run on features that were computed beforehand gives the same widths."""
     model = network(body_of("two-convolutions"), outputs=2, freeze=True)
