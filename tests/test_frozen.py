@@ -236,3 +236,28 @@ def test_a_blur_holds_every_error() -> None:
     planes = Blur(error).relax(box)
     assert torch.equal(planes.lower, -error.expand(1, 4, 3))
     assert torch.equal(planes.upper, error.expand(1, 4, 3))
+
+
+def test_predictions_hold_the_outputs_of_attacked_models() -> None:
+    model = network(body_of("average"), outputs=2, freeze=True)
+    x, y, test = images(6, *SHAPE), images(6, 2, seed=7), images(4, *SHAPE, seed=5)
+    training = Training(loss="mse", learning_rate=0.05, epochs=2)
+    threat = agt.FeatureLabelPoisoning(1, 0.05, label_radius=0.2)
+    found = agt.certify(model, (x, y), training, threat).predictions(test)
+    assert found.lower.shape == found.nominal.shape == found.upper.shape == (4, 2)
+    for sign in (-1.0, 0.0, 1.0):
+        run = copy.deepcopy(model)
+        moved, targets = x.clone(), y.clone()
+        moved[1] += 0.05 * sign
+        targets[1] += 0.2 * sign
+        optimiser = torch.optim.SGD([p for p in run.parameters() if p.requires_grad], lr=0.05)
+        for _ in range(2):
+            optimiser.zero_grad()
+            nn.functional.mse_loss(run(moved), targets).backward()
+            optimiser.step()
+        outputs = run(test).detach().numpy()
+        assert ((found.lower <= outputs) & (outputs <= found.upper)).all()
+        if sign == 0.0:
+            assert np.allclose(outputs, found.nominal, atol=1e-9)
+    far = found.largest_error(np.zeros((4, 2)))
+    assert np.allclose(far, np.maximum(np.abs(found.lower), np.abs(found.upper)))
