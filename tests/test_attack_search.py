@@ -216,11 +216,13 @@ def test_same_seed_same_attack() -> None:
 def test_a_small_memory_gives_the_same_kind_of_answer() -> None:
     model, (x, y) = network((2, 3, 1)), data(8)
     threat = agt.LabelPoisoning(2)
-    whole = agt.attack(model, (x, y), TRAINING, threat)
-    cut = agt.attack(model, (x, y), TRAINING, threat, search=Search(memory="64KB"))
-    assert whole.exhaustive
-    assert cut.exhaustive
-    np.testing.assert_allclose(cut.widths, whole.widths, rtol=1e-12)
+    for objective in (attacks.Envelope(), attacks.Loss(x, y), attacks.Accuracy(x, y)):
+        whole = agt.attack(model, (x, y), TRAINING, threat, objective=objective)
+        small = Search(memory="64KB")
+        cut = agt.attack(model, (x, y), TRAINING, threat, objective=objective, search=small)
+        assert whole.exhaustive
+        assert cut.exhaustive
+        np.testing.assert_allclose(cut.reached, whole.reached, rtol=1e-12)
 
 
 def test_predictions_losses_and_backdoors() -> None:

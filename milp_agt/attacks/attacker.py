@@ -59,7 +59,12 @@ class Runs:
 
     @property
     def models(self) -> ModuleModels:
+        """All trained models."""
         return ModuleModels(self.unrolled.step_graph, self.state)
+
+    def part(self, runs: Tensor) -> ModuleModels:
+        """The models of some runs."""
+        return ModuleModels(self.unrolled.step_graph, {n: v[runs] for n, v in self.state.items()})
 
     def __len__(self) -> int:
         return len(self.data)
@@ -221,7 +226,9 @@ class Attacker:
         nominal = self._trained_again(
             Packed.of(self.unrolled.nominal(1), self.unrolled), hunt.chunk
         )
-        values, as_given = goal.values(runs.models), goal.values(nominal.models)
+        parts = torch.arange(len(runs)).split(hunt.chunk)
+        values = torch.cat([goal.values(runs.part(part)) for part in parts])
+        as_given = goal.values(nominal.models)
         everything = torch.cat([as_given, values])
         low, high = everything.amin(0), everything.amax(0)
         lower, upper = _box(nominal.models, runs.models)

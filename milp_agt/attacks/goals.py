@@ -20,6 +20,11 @@ class Goal(Protocol):
         """What each quantity is."""
         ...
 
+    @property
+    def points(self) -> int:
+        """How many test points every model is evaluated on."""
+        ...
+
     def values(self, models: Models) -> Tensor:
         """Exact values, (attacks, quantities)."""
         ...
@@ -35,6 +40,8 @@ class Goal(Protocol):
 class Parameters:
     """Every trainable parameter."""
 
+    points = 0
+
     def __init__(self, names: tuple[str, ...]) -> None:
         self.names = names
 
@@ -47,6 +54,8 @@ class Parameters:
 
 class LinearForm:
     """``c . theta + constant``, coefficients (P,)."""
+
+    points = 0
 
     def __init__(self, name: str, coefficients: Tensor, constant: float = 0.0) -> None:
         self.names, self.coefficients, self.constant = (name,), coefficients, constant
@@ -66,6 +75,7 @@ class MeanLoss:
 
     def __init__(self, loss: Loss, features: Tensor, encoded: Tensor) -> None:
         self.loss, self.features, self.encoded = loss, features, encoded
+        self.points = len(features)
 
     def values(self, models: Models) -> Tensor:
         out = models.outputs(self.features.to(models.parameters))

@@ -26,6 +26,7 @@ class Share(ABC):
 
     def __init__(self, name: str, features: Tensor, box: Interval | None = None) -> None:
         self.names, self.features, self.box = (name,), features, box
+        self.points = len(features)
 
     @abstractmethod
     def margins(self, models: Models, features: Tensor) -> Tensor:

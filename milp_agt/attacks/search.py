@@ -108,9 +108,10 @@ class Best:
 
     def first_of_each_run(self) -> Tensor:
         """One aim for each distinct run, in the order of the aims."""
-        same = self.run[:, None] == self.run
-        first: Tensor = same.to(torch.int8).argmax(1).unique()
-        return first
+        distinct, of_run = self.run.unique(return_inverse=True)
+        aims = torch.arange(len(self.run), device=self.run.device)
+        last = torch.full_like(distinct, len(self.run))
+        return last.scatter_reduce(0, of_run, aims, "amin").sort().values
 
 
 class Hunt:
@@ -127,8 +128,8 @@ class Hunt:
         self.unrolled, self.goal, self.search = unrolled, goal, search
         self.selector = Selector(unrolled, restriction)
         self.generator = torch.Generator().manual_seed(search.seed)
-        fitting = inputs.bytes_of(search.memory) // unrolled.bytes_per_attack
-        self.chunk = max(1, min(fitting, LARGEST_CHUNK))
+        each = unrolled.bytes_per_attack + unrolled.bytes_of_outputs(goal.points) + 16 * len(aim)
+        self.chunk = max(1, min(inputs.bytes_of(search.memory) // each, LARGEST_CHUNK))
         nominal = Packed.of(unrolled.nominal(len(aim)), unrolled)
         lowest = torch.full_like(aim.sign, -torch.inf)
         self.best = Best(aim, lowest, nominal, torch.zeros_like(aim.quantity))

@@ -157,3 +157,8 @@ class Unrolled:
         each = sum(node.signature.size for node in nodes if node.batched)
         shared = sum(node.signature.size for node in nodes if not node.batched)
         return 16 * sum(each * len(batch) + shared for batch in self.batches)
+
+    def bytes_of_outputs(self, points: int) -> int:
+        """Memory of the outputs of one model on test points, about."""
+        nodes = self.step_graph.graph.needed_for([self.step_graph.output])
+        return 16 * points * sum(node.signature.size for node in nodes if node.batched)
