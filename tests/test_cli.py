@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -145,6 +147,31 @@ def test_quiet_prints_the_verdicts_only(run: Path, capsys: pytest.CaptureFixture
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 3
     assert lines[-1].endswith("PROVED")
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs a pseudo-terminal")
+def test_a_terminal_shows_step_widths_relaxation_and_time_left(run: Path) -> None:
+    import pty
+
+    ours, theirs = pty.openpty()
+    code = "import sys; from milp_agt.cli import main; sys.exit(main())"
+    command = [sys.executable, "-c", code, "certify", str(run), "--out", str(run.parent / "out")]
+    environment = {**os.environ, "COLUMNS": "200", "TERM": "xterm"}
+    with subprocess.Popen(
+        [*command, "--no-report"], stdout=subprocess.DEVNULL, stderr=theirs, env=environment
+    ) as process:
+        os.close(theirs)
+        shown = b""
+        with contextlib.suppress(OSError):  # Linux says so when the other side has closed
+            while piece := os.read(ours, 65536):
+                shown += piece
+    os.close(ours)
+    assert process.returncode == 0
+    text = shown.decode()
+    assert "steps" in text
+    assert "4/4" in text
+    assert re.search(r"linear, width \S+ \(max \S+\), \S+ s/step", text)
+    assert "left" in text
 
 
 def test_options_of_the_command_line_win(run: Path) -> None:

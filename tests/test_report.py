@@ -270,6 +270,32 @@ def test_without_the_extra_the_result_is_written_all_the_same(
     assert main(["report", str(folder)]) == 0
 
 
+@pytest.mark.parametrize(
+    ("error", "note"),
+    [
+        (KeyboardInterrupt(), "the report was interrupted; the result is complete"),
+        (InvalidInputError("The loss must be finite", "inf", "train less"), "Found: inf."),
+    ],
+)
+def test_a_report_that_fails_leaves_the_result_complete(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    error: BaseException,
+    note: str,
+) -> None:
+    def collect(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(evidence, "collect", collect)
+    y = np.arange(8) % 2
+    text = RUN.format(layers=[2, 2], loss="cross_entropy", rate=0.5) + LOSS
+    folder = certify(tmp_path, np.eye(8)[:, :2] + y[:, None], y, text)
+    assert note in capsys.readouterr().err
+    assert document(folder)["complete"] is True
+    assert len(document(folder)["properties"]) == 1
+
+
 def test_no_report_is_no_report(tmp_path: Path) -> None:
     y = np.arange(8) % 2
     text = RUN.format(layers=[2, 2], loss="cross_entropy", rate=0.5)

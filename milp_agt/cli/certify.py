@@ -164,10 +164,6 @@ def _certify(arguments: argparse.Namespace) -> int:
             )
             verdicts = [v for asked in run.properties for v in judge(result, run.dataset, asked)]
             folder.save(result, verdicts, complete=True)
-            written = [folder.json_path, folder.npz_path]
-            if not arguments.no_report:
-                advance(total, total, "test points and report")
-                written += _report(result, run, job.folder)
         except KeyboardInterrupt:
             if not so_far:
                 raise
@@ -179,6 +175,10 @@ def _certify(arguments: argparse.Namespace) -> int:
                 file=sys.stderr,
             )
             return LIMIT_REACHED
+        written = [folder.json_path, folder.npz_path]
+        if not arguments.no_report:
+            advance(total, total, "test points and report")
+            written += _report(result, run, job.folder)
     checkpoint.clear()
     if not arguments.quiet:
         _print_run(run, result)
@@ -193,15 +193,18 @@ def _certify(arguments: argparse.Namespace) -> int:
 
 
 def _report(result: Result, run: Run, folder: Path) -> list[Path]:
-    """Bounds of the test points and the page; where a package is missing, how to get the page."""
+    """Bounds of the test points and the page; what stands in the way of a page is no failure."""
     from milp_agt import evidence
     from milp_agt.report import ReportUnavailableError, write_report
 
-    written = [evidence.save(folder, evidence.collect(result, run.dataset))]
+    written = []
     try:
+        written.append(evidence.save(folder, evidence.collect(result, run.dataset)))
         written.append(write_report(folder))
-    except ReportUnavailableError as error:
+    except (InvalidInputError, ReportUnavailableError) as error:
         print(f"milp-agt: note: {error}", file=sys.stderr)
+    except KeyboardInterrupt:
+        print("milp-agt: note: the report was interrupted; the result is complete", file=sys.stderr)
     return written
 
 

@@ -110,10 +110,16 @@ def sentence(each: Property) -> str:
             f"The mean loss on the {part} data lies between {low} and {high}; trained on the data as "
             f"given it is {given}."
         )
-    elif each.kind in ("targeted", "backdoor"):
+    elif each.kind == "targeted":
         text = (
-            f"The {each.kind} attack succeeds on at most {high} of the {part} points; with the model "
-            f"trained on the data as given it succeeds on {given}."
+            f"The adversary can push at most {high} of the {part} points into the unsafe outputs; "
+            f"trained on the data as given, the model has {given} there."
+        )
+    elif each.kind == "backdoor":
+        text = (
+            f"A trigger in the input, on top of any admissible poisoning, succeeds on at most {high} of the "
+            f"{part} points; with the model trained on the data as given, one trigger that was found "
+            f"succeeds on {given}."
         )
     else:
         text = f"{each.name} lies between {low} and {high}; on the data as given it is {given}."
