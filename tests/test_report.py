@@ -221,6 +221,20 @@ def test_a_model_that_misses_the_mark_unpoisoned(classes: Path, tmp_path: Path) 
     assert "Even without an adversary the model misses" in visible(page(folder))
 
 
+def test_attacks_stand_beside_the_certificate(classes: Path, tmp_path: Path) -> None:
+    properties = document(classes)["properties"]
+    properties[-1] |= {"reached": [0.25123, 0.26456], "ratio": 3.0}
+    attack = {"mean_width": 0.00123, "ratio": 4.56, "trained": 321, "exhaustive": False}
+    attack |= {"max_width": 0.01, "seconds": 1.0, "seed": 7}
+    folder = copied(classes, tmp_path / "out", properties=properties, attack=attack)
+    assert main(["report", str(folder)]) == 0
+    shown = visible(page(folder))
+    for piece in ("0.25123 to 0.26456", "0.00123", "4.56", "321 poisonings", "seed 7"):
+        assert piece in shown
+    assert "reached by attacks" in shown
+    assert "attacks" in (folder / "figures" / "widths.svg").read_text()
+
+
 def test_text_of_a_result_is_text(classes: Path, tmp_path: Path) -> None:
     data = document(classes)["data"] | {"description": "<script>alert(1)</script> & more"}
     folder = copied(classes, tmp_path / "out", data=data)

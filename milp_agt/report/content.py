@@ -23,7 +23,11 @@ SHARES = ("accuracy", "stable", "targeted", "backdoor")  # properties that are s
 
 @dataclass(frozen=True)
 class Property:
-    """One property of the result; ``attacked`` is what an attack reached, None without one."""
+    """One property of the result.
+
+    ``reached`` are the ends that real attacks reached and ``ratio`` the certified width over theirs; None
+    where nothing was attacked.
+    """
 
     kind: str
     name: str
@@ -35,7 +39,8 @@ class Property:
     at_least: float | None
     at_most: float | None
     status: str
-    attacked: float | None = None
+    reached: tuple[float, float] | None = None
+    ratio: float | None = None
 
     @property
     def is_share(self) -> bool:
@@ -127,7 +132,8 @@ class Content:
                 at_least=p["at_least"],
                 at_most=p["at_most"],
                 status=p["status"],
-                attacked=None if p.get("attacked") is None else float(p["attacked"]),
+                reached=_ends(p.get("reached")),
+                ratio=None if p.get("ratio") is None else float(p["ratio"]),
             )
             for p in self.document["properties"]
         )
@@ -150,6 +156,12 @@ class Content:
             name: np.array([float(step["chains"].get(name, "nan")) for step in self.steps])
             for name in names
         }
+
+    @property
+    def attack(self) -> Mapping[str, Any] | None:
+        """What attacks on the parameters reached; None where nothing was attacked."""
+        found: Mapping[str, Any] | None = self.document.get("attack")
+        return found
 
     @cached_property
     def points(self) -> Points | None:
@@ -202,6 +214,10 @@ class Content:
     @property
     def pictures(self) -> Array | None:
         return self.arrays.get("pictures")
+
+
+def _ends(found: Sequence[float] | None) -> tuple[float, float] | None:
+    return None if found is None else (float(found[0]), float(found[1]))
 
 
 def read(folder: Path) -> Content:

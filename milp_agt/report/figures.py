@@ -105,7 +105,7 @@ def _bounds(content: Content) -> tuple[Figure, str] | None:
     said = "; ".join(
         f"{p.name}: certified between {format_number(p.lower)} and {format_number(p.upper)}, "
         f"{format_number(p.nominal)} on the data as given"
-        + ("" if p.attacked is None else f", an attack reaches {format_number(p.attacked)}")
+        + ("" if p.reached is None else f", attacks reach {_span(p.reached)}")
         for p in shown
     )
     return figure, said
@@ -123,9 +123,17 @@ def _bound_line(axes: Axes, each: Property) -> None:
     )
     for end in (each.lower, each.upper):
         axes.plot([end], [0], "|", color=BLUE, markersize=20, markeredgewidth=2.5)
-    axes.plot([each.nominal], [0], "o", color=BLACK, markersize=7, label="data as given")
-    if each.attacked is not None:
-        axes.plot([each.attacked], [0], "X", color=RED, markersize=10, label="reached by an attack")
+    if each.reached is not None:
+        axes.plot(
+            each.reached,
+            [0, 0],
+            "X-",
+            color=RED,
+            markersize=9,
+            linewidth=3,
+            label="reached by attacks",
+        )
+    axes.plot([each.nominal], [0], "o", color=BLACK, markersize=6, label="data as given")
     if each.threshold is not None:
         axes.axvline(each.threshold, color=BLACK, linestyle="--", linewidth=1.2, label="asked for")
     axes.set_title(f"{each.name}: {_interval(each)}")
@@ -143,6 +151,10 @@ def _interval(each: Property) -> str:
     if each.is_share:
         return f"between {each.lower:.1%} and {each.upper:.1%}"
     return f"between {format_number(each.lower, 4)} and {format_number(each.upper, 4)}"
+
+
+def _span(ends: tuple[float, float]) -> str:
+    return f"{format_number(ends[0])} to {format_number(ends[1])}"
 
 
 def _widths(content: Content) -> tuple[Figure, str] | None:
@@ -164,6 +176,11 @@ def _widths(content: Content) -> tuple[Figure, str] | None:
         known = widths[np.isfinite(widths)]
         if len(known):
             said.append(f"{name} {format_number(float(known[-1]), 3)}")
+    if content.attack is not None:
+        reached = float(content.attack["mean_width"])
+        axes.plot(steps[-1:], [reached], "X", color=RED, markersize=10, label="attacks")
+        said.append(f"attacks {format_number(reached, 3)}")
+        positive |= reached > 0
     if positive:
         axes.set_yscale("log")
     axes.set_xlabel("training step")

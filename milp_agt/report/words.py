@@ -6,6 +6,7 @@ import math
 from decimal import ROUND_CEILING, ROUND_FLOOR, ROUND_HALF_EVEN, Context, Decimal
 
 from milp_agt.report.content import Content, Property
+from milp_agt.tables import format_number
 
 RELAXATIONS = {
     "interval": "a box for every quantity inside training; fast, and soon too wide",
@@ -123,9 +124,26 @@ def sentence(each: Property) -> str:
         )
     else:
         text = f"{each.name} lies between {low} and {high}; on the data as given it is {given}."
-    if each.attacked is not None:
-        text += f" The best attack that was tried reaches {shown(each, each.attacked)}."
+    if each.reached is not None:
+        low, high = (shown(each, end) for end in each.reached)
+        ends = low if low == high else f"{low} to {high}"
+        text += f" Attacks that were really carried out reach {ends}."
     return text
+
+
+def sides(content: Content) -> str:
+    """Attack and certificate of the parameters, one beside the other; empty without an attack."""
+    found = content.attack
+    if found is None:
+        return ""
+    tried = "all admissible poisonings" if found["exhaustive"] else "poisonings"
+    certified = float(content.document["parameters"]["mean_width"])
+    return (
+        f"The truth lies between attack and certificate. {found['trained']} {tried} were trained; they "
+        f"spread the parameters by {format_number(float(found['mean_width']), 4)} on average, the "
+        f"certificate allows {format_number(certified, 4)}: a factor of "
+        f"{format_number(float(found['ratio']), 3)} between them."
+    )
 
 
 def asked(each: Property) -> str:
