@@ -222,8 +222,8 @@ BAD_RUNS = {
     ),
     "unknown loss": (RUN.replace("cross_entropy", "mce"), ("'mce'", "no such loss", "use one of")),
     "unknown norm": (
-        RUN.replace("radius = 0.001", "radius = 0.001\nnorm = '2'"),
-        ("norm '2'", "no rule", "norm='inf'"),
+        RUN.replace("radius = 0.001", "radius = 0.001\nnorm = '3'"),
+        ("Read the run file", "norm = '3'", "norm should be 'inf'"),
     ),
     "radii that do not fit": (
         RUN.replace("radius = 0.001", "radius = [0.1, 0.1, 0.1]"),

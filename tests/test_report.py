@@ -235,6 +235,40 @@ def test_attacks_stand_beside_the_certificate(classes: Path, tmp_path: Path) -> 
     assert "attacks" in (folder / "figures" / "widths.svg").read_text()
 
 
+def test_bounds_that_exclude_nothing_say_so(classes: Path, tmp_path: Path) -> None:
+    properties = document(classes)["properties"]
+    properties[0] |= {"lower": 0.0, "nominal": 0.9, "upper": 1.0, "status": "NOT PROVED"}
+    folder = copied(classes, tmp_path / "out", properties=properties)
+    assert main(["report", str(folder)]) == 0
+    assert "exclude nothing any more" in visible(page(folder))
+
+
+@pytest.mark.parametrize("radii", [(None,), (0.01, 0.1)])
+def test_a_sweep_in_the_folder_is_shown(
+    classes: Path, tmp_path: Path, radii: tuple[float | None, ...]
+) -> None:
+    folder = copied(classes, tmp_path / "out")
+    rows = [
+        {"question": question, "budget": budget, "radius": radius, "seconds": None}
+        | {"lower": 0.5 - budget / 100, "nominal": 0.75, "upper": "inf"}
+        for question in ("accuracy on test", "loss on test")
+        for radius in radii
+        for budget in (4, 1, 2)
+    ]
+    (folder / "sweep.json").write_text(json.dumps({"schema_version": 1, "rows": rows}))
+    assert main(["report", str(folder)]) == 0
+    text = page(folder)
+    assert '<figure id="figure-sweep">' in text
+    shown = visible(text)
+    for piece in ("accuracy on test", "0.46", "0.48", "0.49", "inf"):
+        assert piece in shown
+    curves = read(folder).curves
+    assert [c.budget for c in curves if c.question == "loss on test"] == (
+        [None] if radii == (None,) else [4, 1, 2]
+    )
+    assert all((np.diff(c.size) > 0).all() for c in curves)
+
+
 def test_text_of_a_result_is_text(classes: Path, tmp_path: Path) -> None:
     data = document(classes)["data"] | {"description": "<script>alert(1)</script> & more"}
     folder = copied(classes, tmp_path / "out", data=data)

@@ -111,12 +111,28 @@ class Map:
 
 
 @dataclass(frozen=True)
+class Curve:
+    """Bounds of one question over the size of the threat, for one budget; (m,) each.
+
+    ``size`` is the radius; the budget where no radius was swept, and then ``budget`` is None.
+    """
+
+    question: str
+    budget: int | None
+    size: Array
+    lower: Array
+    nominal: Array
+    upper: Array
+
+
+@dataclass(frozen=True)
 class Content:
     """Everything in a result folder that a report shows."""
 
     folder: Path
     document: Mapping[str, Any]
     arrays: Mapping[str, Array]
+    sweep: Sequence[Mapping[str, Any]] = ()
 
     @cached_property
     def properties(self) -> tuple[Property, ...]:
@@ -211,9 +227,32 @@ class Content:
             test=(self.arrays["test/x"], self.arrays["test/label"]),
         )
 
+    @cached_property
+    def curves(self) -> tuple[Curve, ...]:
+        """The rows of the sweep, by question and budget."""
+        groups: dict[tuple[str, int | None], list[tuple[float, ...]]] = {}
+        for row in self.sweep:
+            by_radius = row["radius"] is not None
+            size = float(row["radius"] if by_radius else row["budget"])
+            key = (row["question"], row["budget"] if by_radius else None)
+            ends = (float(row[end]) for end in ("lower", "nominal", "upper"))
+            groups.setdefault(key, []).append((size, *ends))
+        return tuple(
+            Curve(question, budget, *np.array(sorted(rows)).T)
+            for (question, budget), rows in groups.items()
+        )
+
     @property
     def pictures(self) -> Array | None:
         return self.arrays.get("pictures")
+
+
+def _sweep(path: Path) -> Sequence[Mapping[str, Any]]:
+    """The rows of a sweep of curves; none where there is no such file, or one of another kind."""
+    if not path.exists():
+        return ()
+    rows = json.loads(path.read_bytes())["rows"]
+    return [row for row in rows if {"question", "budget", "radius", "lower", "upper"} <= set(row)]
 
 
 def _ends(found: Sequence[float] | None) -> tuple[float, float] | None:
@@ -232,7 +271,7 @@ def read(folder: Path) -> Content:
         document = json.loads(path.read_bytes())
         if not isinstance(document, dict) or not {"steps", "properties"} <= set(document):
             raise ValueError("not a result of milp-agt certify")
-        return Content(folder, document, evidence.load(folder))
+        return Content(folder, document, evidence.load(folder), _sweep(folder / "sweep.json"))
     except FileNotFoundError:
         raise InvalidInputError(
             asked, f"no {path.name} there", "run milp-agt certify RUN.toml --out DIR first"

@@ -33,6 +33,7 @@ BLACK, ORANGE, SKY, GREEN, YELLOW, BLUE, RED, PURPLE = (
 CLASSES = (BLUE, ORANGE, GREEN, PURPLE, SKY, RED, YELLOW, BLACK)
 LINES = ((ORANGE, "o", "--"), (BLUE, "s", "-"), (GREEN, "^", "-."), (PURPLE, "D", ":"))
 MARKERS = "os^DvP*X"
+FALLING = ("accuracy", "stable")  # certified from below; other questions from above
 STYLE: Any = {
     "font.size": 10.0,
     "font.family": "sans-serif",
@@ -61,6 +62,7 @@ def pictures(content: Content) -> dict[str, Picture]:
     makers: dict[str, Callable[[Content], tuple[Figure, str] | None]] = {
         "bounds": _bounds,
         "widths": _widths,
+        "sweep": _sweep,
         "map": _map,
         "points": _points,
         "time": _time,
@@ -189,6 +191,39 @@ def _widths(content: Content) -> tuple[Figure, str] | None:
     axes.legend(title="relaxation")
     alt = f"Mean width of the parameter box over {len(steps)} steps; at the end: {', '.join(said)}."
     return figure, alt
+
+
+def _sweep(content: Content) -> tuple[Figure, str] | None:
+    """The end that certifies each question, over radius or budget, with the nominal value."""
+    if not content.curves:
+        return None
+    questions = list(dict.fromkeys(curve.question for curve in content.curves))
+    columns = min(2, len(questions))
+    rows = -(-len(questions) // columns)
+    figure = Figure(figsize=(3.9 * columns, 3.0 * rows), layout="constrained")
+    panels = figure.subplots(rows, columns, squeeze=False).ravel()
+    said = []
+    for axes, question in zip(panels, questions, strict=False):
+        own = [curve for curve in content.curves if curve.question == question]
+        for number, curve in enumerate(own):
+            falls = question.split()[0] in FALLING
+            certified = curve.lower if falls else curve.upper
+            color, marker, dash = LINES[number % len(LINES)]
+            name = "certified" if curve.budget is None else f"budget {curve.budget}"
+            axes.plot(curve.size, certified, color=color, marker=marker, linestyle=dash, label=name)
+            finite = np.nan_to_num(certified, posinf=np.nan, neginf=np.nan)
+            pairs = zip(curve.size, finite, strict=True)
+            said.append(
+                f"{question}, {name}: "
+                + ", ".join(f"{format_number(v, 3)} at {s:g}" for s, v in pairs)
+            )
+        axes.plot(own[0].size, own[0].nominal, color=BLACK, linewidth=1.0, label="data as given")
+        axes.set_title(question)
+        axes.set_xlabel("budget" if own[0].budget is None else "radius")
+    for axes in panels[len(questions) :]:
+        axes.set_axis_off()
+    panels[0].legend()
+    return figure, "Certified values over the size of the threat. " + "; ".join(said) + "."
 
 
 def _map(content: Content) -> tuple[Figure, str] | None:

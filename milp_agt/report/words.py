@@ -43,7 +43,14 @@ def caution(content: Content) -> str:
             f"{shown(hopeless[0], hopeless[0].nominal)}, {asked(hopeless[0])}), so that no proof can "
             "reach it: train a better model or ask for less."
         )
-    if any(p.status == "NOT PROVED" for p in content.properties):
+    missed = [p for p in content.properties if p.status == "NOT PROVED"]
+    if any(p.is_share and p.lower == 0.0 and p.upper == 1.0 for p in missed):
+        return (
+            "The bounds have grown so wide that they exclude nothing any more; see below at which step. "
+            "That does not mean broken: a tighter relaxation, a wider window, fewer steps, a smaller "
+            "budget or a smaller radius may give a proof."
+        )
+    if missed:
         return (
             "Not proved does not mean broken: the truth lies between what real attacks reach and the "
             "certified bound. A tighter relaxation, a smaller budget or a smaller radius may close the "
