@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,21 +17,25 @@ from milp_agt.files import replace
 if TYPE_CHECKING:
     from milp_agt.data import Dataset
     from milp_agt.result import Result
+    from milp_agt.verdicts import Verdict
 
 Array = npt.NDArray[Any]
 Arrays = Mapping[str, Array]
 
 NAME = "evidence.npz"
-CELLS = 31  # of the map, in each direction
+MAPS = (31, 21, 15, 11)  # points of the map in each direction, the first that is cheap enough
+MAP_SHARE, MAP_SECONDS = 0.2, 2.0  # of the time of the steps; and what is always granted
+POINTS = 1000  # test points that are bounded unasked
 SHOWN_TRAINING = 1000
 SHOWN_PICTURES = 200
 
 
-def collect(result: Result, dataset: Dataset) -> dict[str, Array]:
+def collect(result: Result, dataset: Dataset, verdicts: Sequence[Verdict] = ()) -> dict[str, Array]:
     """Arrays by name, for the test part, or the training part where nothing was held out.
 
     ``points/index, label, lower, nominal, upper``: of the margin of the true class (classification) or
-    of the loss (regression), (n,) each; ``points/predicted`` by the nominal model, (n,) or
+    of the loss (regression), (n,) each, taken from the verdicts where one has them, else bounded
+    for the first points; ``points/total`` counts them all; ``points/predicted`` by the nominal model, (n,) or
     (n, outputs). ``points/on`` names the part. With two features and classes ``map/names`` (2,),
     ``map/x, y`` (m,), ``map/scores`` (m, m, classes) of the nominal model and ``map/lower``
     (m, m, classes): where it is above 0, every reachable model predicts this class; and
@@ -40,21 +45,34 @@ def collect(result: Result, dataset: Dataset) -> dict[str, Array]:
     on = "test" if len(dataset.x_test) else "train"
     x = dataset.x_test if on == "test" else dataset.x_train
     y = dataset.y_test if on == "test" else dataset.y_train
-    arrays: dict[str, Array] = {"points/on": np.array(on), "points/label": y}
-    if dataset.task == "classification":
-        points = result.accuracy(x, y).points
-        columns = (points.score_lower, points.score_nominal, points.score_upper)
-        arrays["points/predicted"] = _scores(result, x).argmax(1)
-        if dataset.x_train.shape[1:] == (2,):
-            arrays |= _map(result, dataset)
-    else:
-        points = result.loss(x, y).points
-        columns = (points.lower, points.nominal, points.upper)
-        arrays["points/predicted"] = _outputs(result, x)
-    names = ("points/lower", "points/nominal", "points/upper")
-    arrays |= {"points/index": points.index, **dict(zip(names, columns, strict=True))}
+    margins = dataset.task == "classification"
+    columns = _judged(verdicts, "accuracy" if margins else "loss", on, len(x))
+    if columns is None:
+        x, y = x[:POINTS], y[:POINTS]
+        answer = result.accuracy(x, y) if margins else result.loss(x, y)
+        columns = answer.points.columns()
+    prefix = "score_" if margins else ""
+    arrays: dict[str, Array] = {
+        "points/on": np.array(on),
+        "points/total": np.array(len(dataset.x_test) or len(dataset.x_train)),
+        "points/index": np.asarray(columns["index"]),
+        "points/label": y,
+        "points/predicted": _scores(result, x).argmax(1) if margins else _outputs(result, x),
+    }
+    for end in ("lower", "nominal", "upper"):
+        arrays[f"points/{end}"] = np.asarray(columns[prefix + end], dtype=np.float64)
+    if margins and dataset.x_train.shape[1:] == (2,):
+        arrays |= _map(result, dataset)
     pictures = _pictures(x[:SHOWN_PICTURES], dataset.feature_names)
     return arrays if pictures is None else arrays | {"pictures": pictures}
+
+
+def _judged(
+    verdicts: Sequence[Verdict], kind: str, on: str, count: int
+) -> Mapping[str, list[Any]] | None:
+    """The table of all points that a verdict has brought along; None without one."""
+    tables = (v.points for v in verdicts if (v.kind, v.on) == (kind, on) and v.points is not None)
+    return next((table for table in tables if table["index"] == list(range(count))), None)
 
 
 def save(folder: Path, arrays: Arrays) -> Path:
@@ -107,10 +125,11 @@ def _map(result: Result, dataset: Dataset) -> dict[str, Array]:
     points = np.concatenate([dataset.x_train, dataset.x_test])
     low, high = points.min(0), points.max(0)
     pad = 0.12 * (high - low) + 1e-9
-    axes = [np.linspace(a - p, b + p, CELLS) for a, b, p in zip(low, high, pad, strict=True)]
+    cells = _affordable(result, dataset)
+    axes = [np.linspace(a - p, b + p, cells) for a, b, p in zip(low, high, pad, strict=True)]
     grid = np.stack(np.meshgrid(*axes), -1).reshape(-1, 2)
     scores = _scores(result, grid)
-    square = (CELLS, CELLS, scores.shape[1])
+    square = (cells, cells, scores.shape[1])
     return {
         "map/names": np.array(dataset.feature_names),
         "map/x": axes[0],
@@ -122,6 +141,17 @@ def _map(result: Result, dataset: Dataset) -> dict[str, Array]:
         "test/x": dataset.x_test[:SHOWN_TRAINING],
         "test/label": dataset.y_test[:SHOWN_TRAINING],
     }
+
+
+def _affordable(result: Result, dataset: Dataset) -> int:
+    """Points of the map in each direction, by the time that some training points take."""
+    x, y = dataset.x_train[:32], dataset.y_train[:32]
+    begun = time.perf_counter()
+    result.accuracy(x, y)
+    each = (time.perf_counter() - begun) / len(x)
+    calls = 1 if result.models.step_graph.outputs <= 2 else result.models.step_graph.outputs
+    granted = max(MAP_SECONDS, MAP_SHARE * sum(step.seconds for step in result.steps))
+    return next((n for n in MAPS if n * n * calls * each <= granted), MAPS[-1])
 
 
 def _leads(result: Result, x: Array, classes: int) -> Array:

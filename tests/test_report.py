@@ -167,6 +167,23 @@ def test_points_of_the_page_follow_from_the_result(classes: Path) -> None:
     assert mean == pytest.approx(accuracy.lower, rel=1e-12)
 
 
+def test_points_of_a_verdict_are_not_bounded_twice(
+    classes: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    stored = document(classes)["properties"]
+    (accuracy,) = [p for p in stored if p["kind"] == "accuracy"]
+    points = read(classes).points
+    assert points is not None
+    order = np.argsort(points.index)
+    for end in ("lower", "nominal", "upper"):
+        assert getattr(points, end)[order].tolist() == accuracy["points"][f"score_{end}"]
+    monkeypatch.setattr(evidence, "POINTS", 2)
+    y = np.arange(12) % 2
+    text = RUN.format(layers=[3, 2], loss="cross_entropy", rate=0.5) + LOSS
+    folder = certify(tmp_path, np.eye(12)[:, :3] + y[:, None], y, text)
+    assert "the first 2 of 3 points" in visible(page(folder))
+
+
 def test_points_of_a_regression_are_losses(regression: Path) -> None:
     content = read(regression)
     points = content.points

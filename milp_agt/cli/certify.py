@@ -178,7 +178,7 @@ def _certify(arguments: argparse.Namespace) -> int:
         written = [folder.json_path, folder.npz_path]
         if not arguments.no_report:
             advance(total, total, "test points and report")
-            written += _report(result, run, job.folder)
+            written += _report(result, verdicts, run, job.folder)
     checkpoint.clear()
     if not arguments.quiet:
         _print_run(run, result)
@@ -192,14 +192,14 @@ def _certify(arguments: argparse.Namespace) -> int:
     return LIMIT_REACHED if result.limit_reached else NOT_PROVED
 
 
-def _report(result: Result, run: Run, folder: Path) -> list[Path]:
+def _report(result: Result, verdicts: Sequence[Verdict], run: Run, folder: Path) -> list[Path]:
     """Bounds of the test points and the page; what stands in the way of a page is no failure."""
     from milp_agt import evidence
     from milp_agt.report import ReportUnavailableError, write_report
 
     written = []
     try:
-        written.append(evidence.save(folder, evidence.collect(result, run.dataset)))
+        written.append(evidence.save(folder, evidence.collect(result, run.dataset, verdicts)))
         written.append(write_report(folder))
     except (InvalidInputError, ReportUnavailableError) as error:
         print(f"milp-agt: note: {error}", file=sys.stderr)

@@ -56,10 +56,11 @@ class Points:
     """Bounds of each test point, most at risk first.
 
     The quantity is the margin of the true class (above 0 is right, below 0 is wrong), or for
-    regression the loss.
+    regression the loss. ``total`` counts the points of this part of the data, bounded or not.
     """
 
     on: str
+    total: int
     is_margin: bool
     index: Array
     label: Array
@@ -191,7 +192,12 @@ class Content:
             name: self.arrays[f"points/{name}"][order]
             for name in ("index", "label", "predicted", "lower", "nominal", "upper")
         }
-        return Points(on=str(self.arrays["points/on"]), is_margin=is_margin, **columns)
+        return Points(
+            on=str(self.arrays["points/on"]),
+            total=int(self.arrays["points/total"]),
+            is_margin=is_margin,
+            **columns,
+        )
 
     @cached_property
     def classes(self) -> tuple[ClassRow, ...]:
