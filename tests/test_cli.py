@@ -227,7 +227,7 @@ BAD_RUNS = {
     ),
     "radii that do not fit": (
         RUN.replace("radius = 0.001", "radius = [0.1, 0.1, 0.1]"),
-        ("one radius", "shape (3,)", "match the shape"),
+        ("one radius", "shape (3,)", "give shape (2,)"),
     ),
     "unknown solver": (
         RUN + "solver = 'abacus'\nprogram_window = 1\n",
