@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
@@ -54,3 +54,9 @@ class ElementwisePlanes:
             return (coefficients * self.slope_lower,)
         positive = coefficients.clamp(min=0.0)
         return (positive * self.slope_lower + (coefficients - positive) * self.slope_upper,)
+
+    def narrow(self, axis: int, index: Tensor) -> tuple[ElementwisePlanes, tuple[int | None, ...]]:
+        lower = upper = self.slope_lower.index_select(axis, index)
+        if self.slope_lower is not self.slope_upper:
+            upper = self.slope_upper.index_select(axis, index)
+        return replace(self, slope_lower=lower, slope_upper=upper), (axis,)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import scipy.sparse as sp
@@ -50,6 +50,19 @@ class BilinearPlanes:
             _pulled(coefficients, out, self.centre_b, b, to_a),
             _pulled(coefficients, out, self.centre_a, a, to_b),
         )
+
+    def narrow(
+        self, axis: int, index: Tensor
+    ) -> tuple[BilinearPlanes, tuple[int | None, ...]] | None:
+        if type(self) is not BilinearPlanes:
+            return None
+        letter = self.letters[2][axis]
+        axes = [x.index(letter) - len(x) if letter in x else None for x in self.letters[:2]]
+        centres = [
+            centre if at is None else centre.index_select(at, index)
+            for centre, at in zip((self.centre_a, self.centre_b), axes, strict=True)
+        ]
+        return replace(self, centre_a=centres[0], centre_b=centres[1]), tuple(axes)
 
 
 def _pulled(coefficients: Tensor, out: str, other: Tensor, letters: str, target: str) -> Tensor:

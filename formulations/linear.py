@@ -42,6 +42,15 @@ class LinearPlanes:
     def pull(self, coefficients: Tensor, diagonal: bool = False) -> tuple[Tensor, ...]:
         return self.op.transpose(coefficients, self.samples, diagonal)
 
+    def narrow(
+        self, axis: int, index: Tensor
+    ) -> tuple[LinearPlanes, tuple[int | None, ...]] | None:
+        if isinstance(self.op, SumSamples):
+            return self, (axis,)
+        if isinstance(self.op, Combine) and all(isinstance(s, float) for s in self.op.scales):
+            return self, (axis,) * len(self.op.scales)
+        return None
+
 
 @register
 @dataclass(frozen=True, eq=False)

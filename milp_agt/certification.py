@@ -448,9 +448,7 @@ class Run:
         state = interval.update(self.step_graph, part.state, ranges, step)
         if not keep:
             return state, None
-        kept = relax_step(
-            self.schedule, part.state, step, ranges, part.exposure, self.plan.walk_fragment
-        )
+        kept = self._relax(part.exposure, part.state, step, ranges)
         part.window = [*part.window, kept][-self.plan.longest_window :]
         self.recorder.step(chain.name, kept)
         walked = linear.bound_state(
@@ -620,7 +618,13 @@ class Run:
         step = self._step(index, torch.from_numpy(batches[index]).to(self.poison.features.device))
         ranges = interval.Ranges(unpack(kept["boxes"]), dict(kept["sums"]))
         state = unpack(kept["state"])
-        return relax_step(self.schedule, state, step, ranges, exposure, self.plan.walk_fragment)
+        return self._relax(exposure, state, step, ranges)
+
+    def _relax(
+        self, exposure: Exposure, state: State, step: Step, ranges: interval.Ranges
+    ) -> RelaxedStep:
+        kept = relax_step(self.schedule, state, step, ranges, exposure, self.plan.walk_fragment)
+        return linear.with_cuts(self.step_graph, self.schedule, kept) if self.plan.cuts else kept
 
     def _reached(self) -> Iterator[Reached]:
         """The boxes of the tightest chain; each selection's own where there are any."""

@@ -40,11 +40,11 @@ from milp_agt.engines import linear as linear_engine
 from milp_agt.engines import program as program_engine
 from milp_agt.engines.adversary import open_debt
 from milp_agt.engines.joint import Joint, Masks, PoisonedSum
-from milp_agt.engines.linear import Forms
 from milp_agt.engines.program import EncodedWindow
 from milp_agt.engines.program import window as window_room
 from milp_agt.engines.relaxed import RelaxedStep, relax_step
 from milp_agt.engines.step import Schedule, State, Step, initial_state, step_at_points, velocity_of
+from milp_agt.engines.walker import Forms
 from milp_agt.formulations.base import operations
 from milp_agt.formulations.clip import Clip
 from milp_agt.formulations.clip_factor import ClipFactor

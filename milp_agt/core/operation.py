@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, ClassVar, Protocol
+from typing import TYPE_CHECKING, ClassVar, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -47,6 +47,19 @@ class Relaxed(Protocol):
 
         With ``diagonal`` there is one row for each pair of a first index and a sample: nothing is
         summed over the samples, and inputs without a sample axis get coefficients with one.
+        """
+        ...
+
+
+@runtime_checkable
+class Narrowable(Relaxed, Protocol):
+    """Planes that can be cut down to some indices of one axis, where all other coefficients are 0."""
+
+    def narrow(self, axis: int, index: Tensor) -> tuple[Relaxed, tuple[int | None, ...]] | None:
+        """Planes for coefficients on ``index`` along ``axis`` (from the right) alone.
+
+        Also says along which axis the coefficients that :meth:`Relaxed.pull` returns for each input
+        are cut down to the same indices; None for all of them. None: not possible.
         """
         ...
 

@@ -14,9 +14,10 @@ from milp_agt.core.operation import Relaxed
 from milp_agt.engines.exposure import Exposure
 from milp_agt.engines.first_layer import sharpened
 from milp_agt.engines.interval import Ranges
-from milp_agt.engines.linear import SampleForms, sample_forms, walk
+from milp_agt.engines.linear import walk
 from milp_agt.engines.relaxed import Fragment, Offsets, RelaxedStep
 from milp_agt.engines.step import Schedule, State, Step
+from milp_agt.engines.walker import SampleForms, sample_forms
 from milp_agt.formulations.clip import Clip
 from milp_agt.formulations.univariate import Univariate
 from milp_agt.tracing import FEATURES, LABELS, StepGraph
@@ -84,7 +85,7 @@ def propagate(walks: Walks, state: State, step: Step) -> Ranges:
             continue
         walked.append(node)
         planes[node.name] = node.op.relax(*inputs)
-        offsets[node.name] = Offsets(planes[node.name], True, walks.exposure.cases)
+        offsets[node.name] = Offsets.of(planes[node.name], True, walks.exposure.cases)
         if node.name in chosen:
             whole = Fragment(slice(0, step.size), step.poison, planes, offsets, leaves, nominal)
             boxes[node.name] = _refined(walks, state, step, whole, walked, boxes[node.name])

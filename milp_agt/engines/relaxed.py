@@ -20,37 +20,60 @@ from milp_agt.poison import Poison
 from milp_agt.tracing import FEATURES, LABELS
 
 
+@dataclass(frozen=True)
 class Offsets:
     """The offsets of one node's planes, arranged for rows of coefficients ``c``.
 
     With ``p = max(c, 0)`` the constant of a row is ``p . lower + (c - p) . upper``, once for each case;
     the magnitude is ``|c| . size``. With one case, the difference between the states CLEAN and
-    POISONED of sample i is charged to it.
+    POISONED of sample i is charged to it: ``p . charge_positive_i + c . charge_all_i``.
+
+    Attributes:
+        size: ([n], *shape).
+        batched: whether the node has a sample axis.
+        lower, upper: (cases, [n], *shape); None where the planes are linear without a constant.
+        charge_positive, charge_all: (n, *shape), or None where no state is charged.
     """
 
-    def __init__(self, planes: Relaxed, batched: bool, cases: int) -> None:
-        self.size = planes.magnitude
-        self.batched = batched
-        self.is_linear = planes.lower is None or planes.upper is None
-        self.charge_positive: Tensor | None = None
-        self.charge_all: Tensor | None = None
-        if planes.lower is None or planes.upper is None:
-            return
-        lower, upper = planes.lower, planes.upper
-        if cases == 1 and batched and max(len(lower), len(upper)) > 1:
-            full = (2, *self.size.shape)
-            lower, upper = lower.expand(full), upper.expand(full)
-            up = upper[CLEAN] - upper[POISONED]
-            self.charge_all = up
-            self.charge_positive = lower[CLEAN] - lower[POISONED] - up
-            lower, upper = lower[:1], upper[:1]
-        full = (-1, *self.size.shape)
-        self.lower, self.upper = lower.expand(full), upper.expand(full)
+    size: Tensor
+    batched: bool
+    lower: Tensor | None = None
+    upper: Tensor | None = None
+    charge_positive: Tensor | None = None
+    charge_all: Tensor | None = None
+
+    @staticmethod
+    def of(planes: Relaxed, batched: bool, cases: int) -> Offsets:
+        size, lower, upper = planes.magnitude, planes.lower, planes.upper
+        if lower is None or upper is None:
+            return Offsets(size, batched)
+        if not (cases == 1 and batched and max(len(lower), len(upper)) > 1):
+            full = (-1, *size.shape)
+            return Offsets(size, batched, lower.expand(full), upper.expand(full))
+        full = (2, *size.shape)
+        lower, upper = lower.expand(full), upper.expand(full)
+        up = upper[CLEAN] - upper[POISONED]
+        return Offsets(size, batched, lower[:1], upper[:1], lower[CLEAN] - lower[POISONED] - up, up)
+
+    def narrow(self, axis: int, index: Tensor) -> Offsets:
+        """The offsets of some indices of one axis, counted from the right."""
+
+        def of(tensor: Tensor | None) -> Tensor | None:
+            return None if tensor is None else tensor.index_select(axis, index)
+
+        return Offsets(
+            self.size.index_select(axis, index),
+            self.batched,
+            of(self.lower),
+            of(self.upper),
+            of(self.charge_positive),
+            of(self.charge_all),
+        )
 
     @cached_property
     def uniform(self) -> tuple[Tensor, Tensor, Tensor]:
         """Sums over the samples, for coefficients that are the same for every sample."""
-        if self.is_linear:
+        if self.lower is None or self.upper is None:
             return self.size.sum(0), self.size, self.size
         return self.size.sum(0), self.lower.sum(1), self.upper.sum(1)
 
@@ -60,7 +83,7 @@ class Offsets:
         flat = coefficients.flatten(1)
         size = self.uniform[0] if one else self.size
         magnitude = flat.abs() @ size.flatten()
-        if self.is_linear:
+        if self.lower is None or self.upper is None:
             return None, magnitude, None
         positive = coefficients.clamp(min=0.0)
         lower, upper = self.uniform[1:] if one else (self.lower, self.upper)
@@ -73,7 +96,7 @@ class Offsets:
     def spend_diagonal(self, coefficients: Tensor) -> tuple[Tensor | None, Tensor, Tensor | None]:
         """The same for one row per pair (form, sample): (forms, n, cases), (forms, n), (forms, n)."""
         magnitude = (coefficients.abs() * self.size).flatten(2).sum(-1)
-        if self.is_linear:
+        if self.lower is None or self.upper is None:
             return None, magnitude, None
         positive = coefficients.clamp(min=0.0)
         constant = per_sample(positive, self.lower) + per_sample(
@@ -115,12 +138,39 @@ class Fragment:
 
 
 @dataclass(frozen=True)
+class Cut:
+    """Forms on the parameters that bound one node, sample by sample, for all walks through a step.
+
+    Where a batch is large, the part of a walk before a narrow node (the outputs, say) is the same for
+    every row up to a factor for each sample: it is walked once for every element and sign, and each
+    row takes a matrix product with the result.
+
+    Attributes:
+        node: name of the node v with k elements.
+        coefficients: on the parameters, (2 k n, *shape): of lower bounds of v, then of -v.
+        constant: for each case, (2 k n, cases or 1).
+        magnitude: (2 k n,).
+        features, charges: on the moves of the samples, (2 k, n, *shape), and (2 k, n); or None.
+        operations: roundings in a row.
+    """
+
+    node: str
+    coefficients: Mapping[str, Tensor]
+    constant: Tensor
+    magnitude: Tensor
+    features: Tensor | None
+    charges: Tensor | None
+    operations: float
+
+
+@dataclass(frozen=True)
 class RelaxedStep:
     """A step with linear bounds of all its nodes: all that the walk needs, and no heuristics.
 
     Whoever keeps these (boxes, planes, in the order of the run) can replay the bound. ``shared``
     holds the nodes without a sample axis, those of the update included; the batch is cut into
-    fragments, so that the tensors of a walk stay in the processor's cache.
+    fragments, so that the tensors of a walk stay in the processor's cache. ``cuts`` holds one for each
+    fragment, or nothing.
     """
 
     step: Step
@@ -129,6 +179,7 @@ class RelaxedStep:
     shared: Fragment
     fragments: tuple[Fragment, ...]
     update: UpdateGraph
+    cuts: tuple[Cut, ...] = ()
 
     @property
     def planes(self) -> Mapping[str, Relaxed]:
@@ -151,7 +202,7 @@ def settle(relaxed: RelaxedStep, state: State, cases: int) -> RelaxedStep:
     for name, node in relaxed.update.projections.items():
         relaxed.ranges.boxes[node.inputs[0]] = state[name]
         planes[node.name] = node.op.relax(state[name])
-    offsets = {name: Offsets(p, False, cases) for name, p in planes.items()}
+    offsets = {name: Offsets.of(p, False, cases) for name, p in planes.items()}
     shared = replace(
         relaxed.shared,
         planes={**relaxed.planes, **planes},
@@ -181,7 +232,7 @@ def relax_step(
             planes[node.name] = node.op.relax(*(ranges.boxes[i] for i in node.inputs))
     update = UpdateGraph.of(schedule.gradients, step)
     planes |= _planes_of_update(update, state, ranges)
-    offsets = {name: Offsets(p, False, exposure.cases) for name, p in planes.items()}
+    offsets = {name: Offsets.of(p, False, exposure.cases) for name, p in planes.items()}
     shared = Fragment(slice(0, 0), step.poison, planes, offsets, {}, {})
     nominal = exposure.nominal(step)
     fragments = [
@@ -235,7 +286,7 @@ def _relax_fragment(
         samples=part,
         poison=step.poison if whole else step.poison.take(index),
         planes=planes,
-        offsets={name: Offsets(p, True, cases) for name, p in planes.items()},
+        offsets={name: Offsets.of(p, True, cases) for name, p in planes.items()},
         leaves={n: box(n, True).magnitude.amax(0) for n in (FEATURES, LABELS)},
         nominal={n: v if whole else v[:, part] for n, v in nominal.items()},
     )

@@ -13,9 +13,10 @@ from milp_agt.core.graph import Node
 from milp_agt.core.interval import CLEAN, Interval
 from milp_agt.core.rounding import TINY, gamma
 from milp_agt.engines.exposure import Exposure
-from milp_agt.engines.linear import Forms, bound_forms, forms_of_outputs
+from milp_agt.engines.linear import bound_forms, forms_of_outputs, rows_at_once
 from milp_agt.engines.relaxed import RelaxedStep
 from milp_agt.engines.step import Schedule, State, union
+from milp_agt.engines.walker import Forms
 from milp_agt.poison import Poison
 from milp_agt.tracing import FEATURES, StepGraph
 
@@ -128,10 +129,14 @@ class Models:
         best = start.concretise(reached.state, torch.zeros_like(start.constant))
         if not reached.window:
             return best
-        through = bound_forms(
-            self.step_graph, self.schedule, reached.window, start, reached.exposure
-        )
-        return torch.maximum(best, through)
+        size = rows_at_once(self.schedule, reached.window)
+        pieces = [
+            bound_forms(
+                self.step_graph, self.schedule, reached.window, start.part(rows), reached.exposure
+            )
+            for rows in torch.arange(start.rows, device=best.device).split(size)
+        ]
+        return torch.maximum(best, torch.cat(pieces))
 
     def _bound_piece(self, reached: Reached, forms: OutputForms) -> Interval:
         """Bounds for one group of cases, (cases, n, forms)."""

@@ -1,0 +1,137 @@
+"""Shortcuts of the walk: strips change nothing, and jumps at a cut hold every attack."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from attacks import Problem, Replay, assert_sound, network
+
+import milp_agt as agt
+from milp_agt import cost
+from milp_agt.engines import linear, walker
+from milp_agt.engines.joint import Joint
+from milp_agt.engines.recorder import MemoryRecorder
+from milp_agt.engines.relaxed import Cut
+from milp_agt.engines.walker import Strip
+
+LOSSES = {"bce": 1, "cross_entropy": 2, "three": 3, "mse": 1}
+
+
+def problem(loss: str, hidden: tuple[int, ...] = (6,), **run: Any) -> Problem:
+    generator = torch.Generator().manual_seed(1)
+    outputs = LOSSES[loss]
+    name = "cross_entropy" if loss == "three" else loss
+    x = torch.randn(7, 2, generator=generator, dtype=torch.float64)
+    y = torch.randint(max(outputs, 2), (7,), generator=generator)
+    threat: Any = agt.FeatureLabelPoisoning(2, 0.03)
+    if loss == "mse":
+        y = torch.randn(7, 1, generator=generator, dtype=torch.float64)
+        threat = agt.FeatureLabelPoisoning(2, 0.03, 0.05)
+    training = agt.Training(loss=name, **({"learning_rate": 0.3, "epochs": 3} | run))
+    return Problem(network((2, *hidden, outputs), seed=3), x, y, training, threat)
+
+
+def recorded(case: Problem, **options: Any) -> tuple[MemoryRecorder, Any]:
+    recorder = MemoryRecorder()
+    result, _ = case.certify(recorder=recorder, inner_bounds="interval", **options)
+    return recorder, result
+
+
+@pytest.mark.parametrize("hidden", [(6,), (5, 4)])
+@pytest.mark.parametrize("loss", LOSSES)
+def test_strips_change_nothing(loss, hidden, monkeypatch: pytest.MonkeyPatch) -> None:
+    case = problem(loss, hidden, momentum=0.4)
+    monkeypatch.setattr(cost, "ROWS_AT_ONCE", 3)
+    stripped, _ = recorded(case)
+    used = []
+    honest = Strip.of
+    monkeypatch.setattr(Strip, "of", staticmethod(lambda on: used.append(honest(on))))
+    dense, _ = recorded(case)
+    assert any(strip is not None for strip in used)
+    for narrow, full in zip(stripped.states["linear"], dense.states["linear"], strict=True):
+        for name, box in narrow.items():
+            assert torch.allclose(box.lower, full[name].lower, rtol=1e-12, atol=1e-14)
+            assert torch.allclose(box.upper, full[name].upper, rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("axis", [-1, -2])
+def test_a_strip_is_where_coefficients_are(axis: int) -> None:
+    on = torch.zeros(3, 4, 5, dtype=torch.float64)
+    on.select(axis, 2)[:] = 1.0
+    strip = Strip.of(on)
+    assert strip is not None
+    assert (strip.axis, strip.index.tolist(), strip.extent) == (axis, [2], on.shape[axis])
+    assert torch.equal(strip.fill(strip.cut(on)), on)
+    assert Strip.of(torch.ones_like(on)) is None
+    assert Strip.of(torch.ones(3, dtype=torch.float64)) is None
+
+
+def with_cuts(monkeypatch: pytest.MonkeyPatch) -> list[Cut]:
+    """Every network counts as large."""
+    monkeypatch.setattr(cost, "THREADED_ELEMENTS", 0)
+    monkeypatch.setattr(cost, "SAMPLES_OF_UNITS", 3)
+    taken: list[Cut] = []
+    jump = walker.Walker._jump
+
+    def spy(self: walker.Walker, cut: Cut, coefficient: torch.Tensor) -> None:
+        taken.append(cut)
+        jump(self, cut, coefficient)
+
+    monkeypatch.setattr(walker.Walker, "_jump", spy)
+    return taken
+
+
+@pytest.mark.parametrize(
+    ("loss", "hidden"), [*((loss, (4,)) for loss in LOSSES), ("bce", (3, 3)), ("three", (3, 3))]
+)
+def test_attacks_stay_inside_with_cuts(
+    loss: str, hidden: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken = with_cuts(monkeypatch)
+    case = problem(loss, hidden, weight_decay=0.01)
+    test, labels = case.features + 0.1, case.labels
+    assert_sound(case, test, labels, in_torch=False, inner_bounds="interval")
+    assert taken
+    outputs = {"bce": 1, "cross_entropy": 1, "three": 3, "mse": 1}[loss]
+    assert len(taken[0].magnitude) == 2 * outputs * 3
+
+
+def test_enumerated_cases_take_cuts_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    taken = with_cuts(monkeypatch)
+    case = problem("bce")
+    assert_sound(case, case.features, case.labels, selections="enumerated")
+    assert any(cut.constant.shape[1] > 1 for cut in taken)
+
+
+def test_where_nothing_is_ambiguous_a_cut_loses_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without relu phases in doubt the walk to the outputs is the same for every row."""
+    case = problem("mse", hidden=())
+    _, whole = recorded(case)
+    taken = with_cuts(monkeypatch)
+    _, cut = recorded(case)
+    assert taken
+    assert cut.reachable.mean_width == pytest.approx(whole.reachable.mean_width, rel=1e-6)
+
+
+@pytest.mark.parametrize("part", ["constant", "coefficients", "charges", "features"])
+def test_mutants_of_a_cut_are_found(part: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every part of a cut counts: 5 % off, the bounds of the same step are others."""
+    with_cuts(monkeypatch)
+    case = problem("bce", epochs=2)
+    recorder, _ = recorded(case)
+    step = recorder.steps["linear"][-1]
+    run = Replay(case)
+    honest = linear.bound_state(run.step_graph, run.schedule, [step], Joint(run.poison), 64)
+    cuts = []
+    for one in step.cuts:
+        value = getattr(one, part)
+        assert value is not None
+        off = {n: 0.95 * v for n, v in value.items()} if part == "coefficients" else 0.95 * value
+        cuts.append(replace(one, **{part: off}))
+    wrong = linear.bound_state(
+        run.step_graph, run.schedule, [replace(step, cuts=tuple(cuts))], Joint(run.poison), 64
+    )
+    assert any(not torch.equal(honest[n].lower, wrong[n].lower) for n in honest)
