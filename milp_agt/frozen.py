@@ -16,8 +16,8 @@ from torch import Tensor
 from milp_agt.core.graph import Graph, Node
 from milp_agt.core.interval import Interval
 from milp_agt.core.rounding import TINY, gamma
-from milp_agt.engines.linear import sample_forms
 from milp_agt.engines.relaxed import Fragment, Offsets
+from milp_agt.engines.walker import sample_forms
 from milp_agt.formulations.blur import Blur
 from milp_agt.formulations.convolution import Convolution
 from milp_agt.formulations.leaves import Features
@@ -115,7 +115,7 @@ class Body:
         planes = {
             node.name: node.op.relax(*(boxes[i] for i in node.inputs)) for node in self.nodes[1:]
         }
-        offsets = {name: Offsets(p, True, 1) for name, p in planes.items()}
+        offsets = {name: Offsets.of(p, True, 1) for name, p in planes.items()}
         leaves = {FEATURES: boxes[FEATURES].magnitude.amax(0)}
         points = {FEATURES: poison.features.unsqueeze(0)}
         fragment = Fragment(slice(0, count), poison, planes, offsets, leaves, points)
