@@ -1,0 +1,141 @@
+"""What poisoned data look like under any options: checked against the words of the options alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from attacks import Problem, Replay, assert_inside, network
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_threats import COUNT, DOMAIN, GROUP, data
+
+import milp_agt as agt
+from milp_agt.formulations.loss import get_loss
+from milp_agt.poison import Poison
+
+SAMPLES, SIZE, ROUNDING = 7, 6, 1e-12
+OPEN = [0, 2, 3, 6]
+ROWS = ([[1.0, 1.0, 0, 0, 0, 0], [-1.0, 0.5, 0.2, 0, 0, 0]], [0.05, 0.1])
+
+
+@dataclass(frozen=True)
+class Case:
+    """Options, and the radius of every entry that they mean."""
+
+    options: dict[str, Any]
+    radius: np.ndarray
+    fills: dict[int, float]
+
+    def bind(self, budget: int = 4) -> Poison:
+        threat = agt.FeaturePoisoning(budget, samples=OPEN, **self.options)
+        return threat.bind(data(), torch.zeros(SAMPLES, 1).double(), get_loss("bce"))
+
+
+@st.composite
+def cases(draw: st.DrawFn) -> Case:
+    norm = draw(st.sampled_from(["inf", 2, 1, 0]))
+    options: dict[str, Any] = {"norm": norm}
+    lengths = st.floats(0.0, 2.0)
+    kind = draw(st.sampled_from(["one", "feature", "sample", "entry"]))
+    if kind == "one":
+        options["radius"] = draw(lengths)
+        radius = np.full((SAMPLES, SIZE), options["radius"])
+    else:
+        shape = {"feature": (SIZE,), "sample": (SAMPLES,), "entry": (SAMPLES, SIZE)}[kind]
+        options["radius"] = np.array(draw(st.lists(lengths, min_size=42, max_size=42)))[
+            : int(np.prod(shape))
+        ].reshape(shape)
+        column = options["radius"][:, None] if kind == "sample" else options["radius"]
+        radius = np.broadcast_to(column, (SAMPLES, SIZE))
+    if norm == 0:
+        options["coordinates"] = draw(st.integers(1, 3))
+    if draw(st.booleans()):
+        options["domain"] = DOMAIN
+    if draw(st.booleans()):
+        options["integer"] = [COUNT]
+    if draw(st.booleans()):
+        options["categorical"] = [GROUP]
+    fills: dict[int, float] = {}
+    if norm in ("inf", 0) and draw(st.booleans()):
+        options["missing"] = fills = {0: 0.25, COUNT: -1.5}
+    if draw(st.booleans()):
+        options["rows"] = ROWS
+    return Case(options, radius, fills)
+
+
+def assert_as_said(case: Case, poisoned: torch.Tensor) -> None:
+    """Poisoned data (attacks, N, size) are what the options admit."""
+    options, x, new = case.options, data().numpy(), poisoned.numpy()
+    moves = new - x
+    closed = [i for i in range(SAMPLES) if i not in OPEN]
+    assert (moves[:, closed] == 0).all()
+    blank = np.zeros(new.shape, dtype=bool)
+    for column, value in case.fills.items():
+        blank[..., column] = np.abs(new[..., column] - value) <= ROUNDING
+    if "domain" in options:
+        low, high = (np.asarray(end) for end in DOMAIN)
+        assert (((low <= new) & (new <= high)) | blank | (moves == 0)).all()
+    if "integer" in options:
+        assert ((new[..., COUNT] == np.round(new[..., COUNT])) | blank[..., COUNT]).all()
+    counted = np.ones(SIZE, dtype=bool)
+    changed = (moves != 0).sum(-1)
+    if "categorical" in options:
+        group = new[..., list(GROUP)]
+        assert (((group == 0) | (group == 1)).all(-1) & (group.sum(-1) == 1)).all()
+        counted[list(GROUP)] = False
+        changed = (moves[..., counted] != 0).sum(-1) + (moves[..., ~counted] != 0).any(-1)
+    own = np.where(blank | ~counted, 0.0, moves)
+    assert (np.abs(own) <= case.radius + ROUNDING).all()
+    if options["norm"] == 0:
+        assert (changed <= options["coordinates"]).all()
+    if options["norm"] in (1, 2):
+        shares = own / np.where(case.radius > 0, case.radius, 1.0)
+        shares = np.where(np.abs(own) <= ROUNDING, 0.0, shares)
+        assert (np.linalg.norm(shares, ord=options["norm"], axis=-1) <= 1 + 1e-9).all()
+    if "rows" in options:
+        matrix, limits = (np.asarray(part) for part in ROWS)
+        assert (moves @ matrix.T <= limits + ROUNDING).all()
+
+
+@settings(max_examples=120, deadline=None)
+@given(case=cases(), seed=st.integers(0, 2**16))
+def test_poisoned_data_are_what_the_options_say(case: Case, seed: int) -> None:
+    poison = case.bind()
+    generator = torch.Generator().manual_seed(seed)
+    everyone = torch.ones(20, SAMPLES, dtype=torch.bool)
+    drawn = [poison.sample_moves(generator, everyone, corners)[0] for corners in (True, False)]
+    on = torch.randn(20, SAMPLES, SIZE, generator=generator, dtype=torch.float64)
+    steepest = poison.steepest(on, torch.zeros(20, SAMPLES, 1).double())
+    far = data() + torch.randn(20, SAMPLES, SIZE, generator=generator, dtype=torch.float64)
+    near, _ = poison.project(far, poison.labels.expand(20, SAMPLES, 1))
+    owed = poison.support(-on, None)
+    box = poison.feature_box()
+    for poisoned in (*drawn, steepest.features, near):
+        assert_as_said(case, poisoned)
+        gained = (on * (poisoned - poison.features)).sum(-1)
+        assert bool((gained <= owed + 1e-12 * (1 + owed)).all())
+        assert bool((box.lower[-1] <= poisoned).all() and (poisoned <= box.upper[-1]).all())
+    assert bool((steepest.feature_gain <= owed + 1e-12 * (1 + owed)).all())
+    assert poison.feature_moves is not None
+    if poison.feature_moves.is_exact:
+        assert torch.allclose(steepest.feature_gain, owed, rtol=1e-9, atol=1e-9)
+
+
+@settings(max_examples=15, deadline=None)
+@given(case=cases(), linear=st.booleans(), seed=st.integers(0, 2**16))
+def test_trained_attacks_lie_inside_whatever_the_options(
+    case: Case, linear: bool, seed: int
+) -> None:
+    """A step on a linear model, from poisoned data of two samples."""
+    labels = torch.arange(SAMPLES) % 2
+    run = agt.Training(loss="bce", learning_rate=0.5, epochs=2)
+    threat = agt.FeaturePoisoning(2, samples=OPEN, **case.options)
+    problem = Problem(network((6, 2, 1), seed=1), data(), labels, run, threat)
+    _, boxes = problem.certify(relaxation="linear" if linear else "interval")
+    replay = Replay(problem)
+    generator = torch.Generator().manual_seed(seed)
+    for corners in (True, False):
+        assert_inside(boxes, replay.run(replay.random(64, generator, corners)))
