@@ -41,7 +41,8 @@ class Poison:
         feature_moves: moves of the flat features of each sample; None if features are clean.
         label_moves: moves of the encoded label of each sample; None if labels are clean.
         domain: ends of the poisoned features, (*shape) each, or None. Moves keep to it up to
-            rounding, poisoned features exactly.
+            rounding, poisoned features exactly (where values may go missing, up to rounding too: the
+            domain here then reaches to the value that stands for them).
     """
 
     features: Tensor
