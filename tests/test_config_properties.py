@@ -90,8 +90,9 @@ def test_every_kind_reaches_result_json_and_the_terminal(
         assert (table is None) == ("group" in name or "functional" in name)
         if table is not None:
             assert f"{name}, point by point" in out
-            assert np.mean(table["lower"]) == pytest.approx(found["lower"])
-            assert np.mean(table["upper"]) == pytest.approx(found["upper"])
+            # The worst mean of one poisoning is no worse than the mean of the worst of all.
+            assert np.mean(table["lower"]) <= found["lower"] + 1e-12
+            assert found["upper"] <= np.mean(table["upper"]) + 1e-12
     assert by_name["stable on test"]["points"]["index"] == [0, 2]
     assert by_name["stable on test"]["points"]["group"] == ["a", "b"]
     assert by_name["targeted (chosen classes) on test"]["points"]["index"] == [3, 1]

@@ -116,8 +116,7 @@ def test_backdoor_on_moons_is_monotone_and_begins_at_the_error() -> None:
     for cell in found.cells:
         curve = [cell.answers[f"{r:g}"] for r in TRIGGERS]
         right = cell.answers["accuracy"]
-        count = len(right.points)
-        assert curve[0].upper == (count - right.points.lower.sum()) / count
+        assert curve[0].upper == pytest.approx(1.0 - right.lower, abs=1e-15)
         assert curve[0].nominal == pytest.approx(1.0 - right.nominal)
         for small, large in itertools.pairwise(curve):
             assert small.upper <= large.upper
