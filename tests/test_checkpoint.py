@@ -86,12 +86,23 @@ def same(a: Result, b: Result) -> None:
     [
         {"relaxation": "interval"},
         {"relaxation": "linear", "window": 2},
+        {"relaxation": "linear", "window": 2, "selections": "joint"},
+        {"relaxation": "linear", "window": 2, "selections": "enumerated"},
         {"relaxation": "linear", "inner_bounds": "interval"},
         {"relaxation": "linear", "inner_bounds": "linear"},
         {"relaxation": "lp", "window": 1, "model": torch.nn.Linear(2, 2).double()},
         {"threat": agt.LabelPoisoning(budget=1, static=False, scope="batch"), "window": 3},
     ],
-    ids=["interval", "linear-2", "inner-interval", "inner-linear", "lp", "adaptive-labels"],
+    ids=[
+        "interval",
+        "linear-2",
+        "joint",
+        "enumerated",
+        "inner-interval",
+        "inner-linear",
+        "lp",
+        "adaptive-labels",
+    ],
 )
 def test_a_resumed_run_is_the_same_bit_for_bit(tmp_path: Path, options: dict[str, Any]) -> None:
     whole = certify(None, **options)
