@@ -375,9 +375,21 @@ def test_compare_prints_and_writes(run: Path, capsys: pytest.CaptureFixture[str]
     assert all(row["measure"] == "accuracy" for row in table)
     lines = (out / "compare.csv").read_text().splitlines()
     assert lines[0].startswith(
-        "relaxation,window,program_window,used,mean_width,max_width,measure,lower"
+        "relaxation,window,program_window,solver,used,mean_width,max_width,attack_ratio,measure"
     )
     assert len(lines) == 4
+    assert (out / "compare.png").stat().st_size > 1000
+    assert "linear, window 4" in (out / "compare.svg").read_text()
+
+
+def test_compare_over_solvers(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    asked = ["compare", str(run), "--relaxations", "lp,qcqp", "--solvers", "highs"]
+    assert main(asked) == 0
+    printed = capsys.readouterr().out
+    assert "left out: qcqp by highs" in printed
+    assert "largest program" in printed
+    assert main(["compare", str(run), "--solvers", "cplex"]) == 2
+    assert "cplex" in capsys.readouterr().err
 
 
 def test_solvers_lists_every_back_end(capsys: pytest.CaptureFixture[str]) -> None:

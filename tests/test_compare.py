@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,10 +15,12 @@ import torch
 
 import milp_agt as agt
 from milp_agt.comparison import Comparison, ComparisonRow
+from milp_agt.comparison.plot import draw, write_plot
 from milp_agt.errors import InvalidInputError
+from milp_agt.solvers import available_solvers
 
 
-def run(loss: str = "cross_entropy", **options: Any) -> Comparison:
+def run(loss: str = "cross_entropy", steps: int = 3, **options: Any) -> Comparison:
     rng = np.random.default_rng(0)
     x = rng.normal(size=(10, 2))
     y: Any = np.arange(10) % 2 if loss == "cross_entropy" else x[:, 0] - x[:, 1]
@@ -26,7 +29,7 @@ def run(loss: str = "cross_entropy", **options: Any) -> Comparison:
     model = torch.nn.Sequential(
         torch.nn.Linear(2, 2), torch.nn.ReLU(), torch.nn.Linear(2, outputs)
     ).double()
-    training = agt.Training(loss=loss, learning_rate=0.2, epochs=3)
+    training = agt.Training(loss=loss, learning_rate=0.2, epochs=steps)
     threat = agt.FeaturePoisoning(budget=1, radius=0.01)
     return agt.compare(model, (x, y), training, threat, X_test=x, y_test=y, **options)
 
@@ -91,16 +94,35 @@ def test_a_limit_is_told() -> None:
 
 def test_files_hold_what_the_rows_hold() -> None:
     rows = (
-        ComparisonRow("interval", 0, 0, "interval", math.inf, math.inf, None, None, None, None, 0.5, False),
-        ComparisonRow("linear", 2, None, "linear", 0.1, 0.25, "loss", 0.0, 0.5, math.nan, 1.5, True),
-    )  # fmt: skip
+        ComparisonRow(
+            relaxation="interval", window=0, mean_width=math.inf, max_width=math.inf, seconds=0.5
+        ),
+        ComparisonRow(
+            relaxation="linear",
+            window=2,
+            program_window=None,
+            used="linear",
+            mean_width=0.1,
+            max_width=0.25,
+            measure="loss",
+            lower=0.0,
+            nominal=0.5,
+            upper=math.nan,
+            seconds=1.5,
+            limit_reached=True,
+            widths=(0.05, math.inf),
+            elapsed=(0.5, 1.5),
+        ),
+    )
     table = Comparison(rows)
     first, second = json.loads(table.to_json())["rows"]
     assert (first["mean_width"], first["lower"], second["upper"]) == ("inf", None, "nan")
     assert second["max_width"] == 0.25
+    assert second["widths"] == [0.05, "inf"]
     parsed = list(csv.DictReader(io.StringIO(table.to_csv())))
     assert (parsed[0]["relaxation"], parsed[0]["lower"]) == ("interval", "")
     assert float(parsed[1]["mean_width"]) == 0.1
+    assert "widths" not in parsed[0]
 
 
 @pytest.mark.parametrize(
@@ -122,3 +144,61 @@ def test_bad_input(options: dict[str, Any], found: str) -> None:
     assert "Compare relaxations" in error.value.asked
     assert found in error.value.found
     assert error.value.remedy
+
+
+def test_solvers_stand_side_by_side_and_what_they_cannot_do_is_noted() -> None:
+    if not {"highs", "scip"} <= set(available_solvers()):
+        pytest.skip("highs and scip are needed")
+    table = run("mse", relaxations=("linear", "lp", "qcqp"), solvers=("highs", "scip"), steps=1)
+    cases = [(row.relaxation, row.solver) for row in table.rows]
+    assert cases == [("linear", None), ("lp", "highs"), ("lp", "scip"), ("qcqp", "scip")]
+    by = dict(zip(cases, table.rows, strict=True))
+    assert by["lp", "highs"].mean_width == pytest.approx(by["lp", "scip"].mean_width, rel=1e-5)
+    assert by["qcqp", "scip"].mean_width <= by["lp", "scip"].mean_width
+    assert by["qcqp", "scip"].products > 0 == by["lp", "scip"].products
+    for row in table.rows[1:]:
+        assert min(row.columns, row.rows, row.solves) > 0
+    assert by["linear", None].columns == by["linear", None].solves == 0
+    (note,) = table.notes
+    assert "qcqp by highs" in note
+    assert note in table.table()
+    assert json.loads(table.to_json())["notes"] == [note]
+    assert "largest program" in table.table()
+
+
+def test_attacks_lie_inside_every_row() -> None:
+    table = run(relaxations=("interval", "linear"), attack=True)
+    assert all(row.attack_ratio is not None and row.attack_ratio >= 1.0 for row in table.rows)
+    assert table.rows[1].attack_ratio < table.rows[0].attack_ratio
+    assert run(relaxations=("linear",)).rows[0].attack_ratio is None
+
+
+def test_series_over_the_steps() -> None:
+    (row,) = run(relaxations=("linear",)).rows
+    assert len(row.widths) == len(row.elapsed) == 3
+    assert row.widths[-1] == row.mean_width
+    assert list(row.elapsed) == sorted(row.elapsed)
+
+
+def test_plots_are_written_in_both_formats(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib", reason="matplotlib is not installed")
+    table = run(relaxations=("interval", "linear"), windows=(1, "T"))
+    png, svg = write_plot(table, tmp_path)
+    assert png.read_bytes().startswith(b"\x89PNG")
+    drawn = svg.read_text(encoding="utf-8")
+    for row in table.rows:
+        assert row.name in drawn
+    left, right = draw(table).axes
+    for axes in (left, right):
+        assert len(axes.lines) == len(table.rows)
+    assert left.lines[0].get_ydata().tolist() == list(table.rows[0].widths)
+    assert right.lines[1].get_xdata().tolist() == list(table.rows[1].elapsed)
+
+
+def test_a_missing_matplotlib_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("milp_agt.comparison.plot.find_spec", lambda name: None)
+    with pytest.raises(InvalidInputError) as error:
+        write_plot(Comparison(()), tmp_path)
+    assert "drawn" in error.value.asked
+    assert "matplotlib" in error.value.found
+    assert "milp_agt[plot]" in error.value.remedy

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from milp_agt.cli.common import LIMIT_REACHED, PROVED, RELAXATIONS, window
 from milp_agt.cli.progress import progress
+from milp_agt.errors import InvalidInputError
 
 if TYPE_CHECKING:
     from milp_agt.cli.common import Commands
@@ -21,6 +23,10 @@ def add(commands: Commands) -> None:
         "--relaxations", metavar="A,B", type=_relaxations, default=("interval", "linear", "lp")
     )
     parser.add_argument("--windows", metavar="1,3,T", type=_windows, default=(1,))
+    parser.add_argument(
+        "--solvers", metavar="A,B", type=_solvers, help="for relaxations that solve programs"
+    )
+    parser.add_argument("--attack", action="store_true", help="how far is each row from attacks?")
     parser.add_argument("--out", metavar="DIR", type=Path, help="folder for the table as files")
     parser.set_defaults(command=_compare)
 
@@ -37,11 +43,20 @@ def _relaxations(text: str) -> tuple[str, ...]:
     return names
 
 
+def _solvers(text: str) -> tuple[str, ...]:
+    return tuple(part.strip() for part in text.split(","))
+
+
 def _compare(arguments: argparse.Namespace) -> int:
     from milp_agt.comparison import compare
+    from milp_agt.comparison.plot import write_plot
     from milp_agt.config import load_config
+    from milp_agt.core.results import Limits
     from milp_agt.output import make_folder
+    from milp_agt.solvers import get_solver
 
+    for name in arguments.solvers or ():
+        get_solver(name)  # an unknown name is an error before any work
     run = load_config(arguments.run).build()
     dataset, options = run.dataset, run.options
     folder = None if arguments.out is None else make_folder(arguments.out)
@@ -58,15 +73,23 @@ def _compare(arguments: argparse.Namespace) -> int:
             program_window=options.program_window,
             inner_bounds=options.inner_bounds,
             selections=options.selections,
-            solver=options.solver,
+            solvers=arguments.solvers or (options.solver,),
+            solve_limits=Limits(time=options.solve_time_limit),
+            workers=options.workers,
+            attack=arguments.attack,
             device=options.device,
             memory=options.memory,
             time_limit=options.time_limit,
-            on_row=lambda row, count, total: advance(count, total, row.relaxation),
+            on_row=lambda row, count, total: advance(count, total, row.name),
         )
     print(comparison.table())
     if folder is not None:
-        (folder / "compare.csv").write_text(comparison.to_csv(), encoding="utf-8")
-        (folder / "compare.json").write_text(comparison.to_json(), encoding="utf-8")
-        print(f"\nWritten: {folder / 'compare.csv'} and {folder / 'compare.json'}")
+        written = [folder / "compare.csv", folder / "compare.json"]
+        written[0].write_text(comparison.to_csv(), encoding="utf-8")
+        written[1].write_text(comparison.to_json(), encoding="utf-8")
+        try:
+            written += write_plot(comparison, folder)
+        except InvalidInputError as error:
+            print(f"milp-agt: no figure: {error}", file=sys.stderr)
+        print(f"\nWritten: {', '.join(map(str, written))}")
     return LIMIT_REACHED if comparison.limit_reached else PROVED

@@ -1,0 +1,74 @@
+"""A comparison as figures: width over steps, and tightness over time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from milp_agt.comparison.table import Comparison, ComparisonRow
+from milp_agt.errors import InvalidInputError
+
+# Okabe and Ito (2008); lines differ by marker and dash as well, for grey prints.
+COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#000000")
+MARKERS = "os^DvP*"
+DASHES = ("-", "--", "-.", ":")
+
+
+def write_plot(comparison: Comparison, folder: Path) -> tuple[Path, ...]:
+    """Draw ``compare.png`` and ``compare.svg`` into a folder.
+
+    Raises:
+        InvalidInputError: matplotlib is not installed.
+    """
+    if find_spec("matplotlib") is None:
+        raise InvalidInputError(
+            "A comparison is to be drawn", "no module matplotlib", "pip install 'milp_agt[plot]'"
+        )
+    figure = draw(comparison)
+    paths = tuple(folder / f"compare.{kind}" for kind in ("png", "svg"))
+    for path in paths:
+        figure.savefig(path, dpi=150)
+    return paths
+
+
+def draw(comparison: Comparison) -> Any:
+    """A matplotlib figure: left the mean width after each step, right that width against the seconds
+    that had passed; one line for each row."""
+    figure = import_module("matplotlib.figure").Figure(figsize=(10.0, 4.0), layout="constrained")
+    left, right = figure.subplots(1, 2, sharey=True)
+    for number, row in enumerate(comparison.rows):
+        style = {
+            "color": COLOURS[number % len(COLOURS)],
+            "marker": MARKERS[number % len(MARKERS)],
+            "linestyle": DASHES[number // len(COLOURS) % len(DASHES)],
+            "markevery": max(1, len(row.widths) // 10),
+        }
+        widths = _drawable(row)
+        left.plot(np.arange(1, len(widths) + 1), widths, label=row.name, **style)
+        right.plot(np.array(row.elapsed), widths, label=row.name, **style)
+    for axes, label in ((left, "training step"), (right, "seconds")):
+        axes.set_xlabel(label)
+        axes.grid(axis="y", color="#dddddd", linewidth=0.8)
+    if _any_positive(comparison.rows):
+        left.set_yscale("log")
+        right.set_xscale("log")
+    left.set_ylabel("mean width of a parameter")
+    left.set_title("Width over steps", loc="left")
+    right.set_title("Tightness over time", loc="left")
+    right.legend(fontsize=8, frameon=False)
+    return figure
+
+
+def _drawable(row: ComparisonRow) -> Any:
+    """Widths with gaps where a logarithmic axis has no place for them."""
+    widths = np.array(row.widths)
+    return np.where(np.isfinite(widths) & (widths > 0.0), widths, np.nan)
+
+
+def _any_positive(rows: Sequence[ComparisonRow]) -> bool:
+    return any(bool(np.isfinite(_drawable(row)).any()) for row in rows if row.widths)
