@@ -68,7 +68,9 @@ def measure(case: Case, steps: Sequence[int], windows: Sequence[int], seconds: f
     )
     kept, states = recorder.steps["linear"], recorder.states["linear"]
     run = result.models
-    print("step  window  level   mean width   gain   s/objective            solves  columns    rows")
+    print(
+        "step  window  level   mean width   gain   s/objective            solves  columns    rows"
+    )
     for step in steps:
         linear = mean_width(states[step - 1])
         print(f"{step:4}       -  linear  {linear:.4e}       -")

@@ -48,8 +48,6 @@ from milp_agt.threats import ThreatModel
 from milp_agt.tracing import StepGraph, trace
 from milp_agt.training import Batch, Training
 
-# Ranges beyond this are left to the cheaper relaxation: no solver works with them.
-PROGRAM_RANGE_LIMIT = 1e8
 # Cases share the rounding errors of their largest: beyond this they would spoil each other.
 TAME = 1e6
 ENUMERATED = "linear, each selection"
@@ -484,7 +482,7 @@ class Run:
             for relaxed in window
             for box in relaxed.ranges.boxes.values()
         )
-        if not largest <= PROGRAM_RANGE_LIMIT:
+        if not largest <= program.RANGE_LIMIT:
             self.fallbacks.append(
                 f"step {step.index + 1}: ranges up to {largest:.1e} are beyond what a solver can take; "
                 f"'{chain.level.value}' was left to the linear bounds"
@@ -638,12 +636,35 @@ class Run:
             state = {n: b.meet(outer[n], f"'{n}' of two chains") for n, b in part.state.items()}
             yield Reached(state, window, part.exposure)
 
+    def _program(self) -> program.WindowProgram | None:
+        """The last program of the tightest chain, for questions about the model."""
+        chain = self.chains[-1]
+        if not chain.level.uses_programs or not self.records:
+            return None
+        window = chain.parts[0].window[-self.plan.program_window :]
+        if not window or self.records[-1].relaxation != chain.level.value:
+            return None  # the last step was left to cheaper bounds, and so are questions
+        return program.WindowProgram(
+            self.step_graph,
+            self.schedule,
+            window,
+            chain.state,
+            self.poison,
+            self.restriction,
+            chain.level.exact_phases,
+            chain.level.exact_products,
+            program.SolveOptions(
+                self.solvers[chain.level], self.solve_limits, workers=self.workers
+            ),
+        )
+
     def result(self) -> Result:
         """What is proved so far."""
         return Result.of(
             step_graph=self.step_graph,
             schedule=self.schedule,
             reached=tuple(self._reached()),
+            program=self._program(),
             nominal=self.nominal,
             steps=tuple(self.records),
             total_steps=self.plan.steps,

@@ -17,6 +17,7 @@ from milp_agt.attacks import Attack, Attacker, Envelope, Objective, ParameterSan
 from milp_agt.core.interval import Interval
 from milp_agt.core.relaxation import Relaxation
 from milp_agt.engines.joint import Joint
+from milp_agt.engines.program import WindowProgram
 from milp_agt.engines.step import Schedule, State
 from milp_agt.errors import InvalidInputError
 from milp_agt.poison import Poison
@@ -69,6 +70,7 @@ class Result(Questions):
         step_graph: StepGraph,
         schedule: Schedule,
         reached: Sequence[Reached],
+        program: WindowProgram | None = None,
         nominal: Mapping[str, Tensor],
         steps: tuple[StepRecord, ...],
         total_steps: int,
@@ -79,7 +81,7 @@ class Result(Questions):
     ) -> Result:
         """Collect what the loop knows after some steps."""
         point = {n: nominal[n] for n in step_graph.parameters}
-        models = Models(step_graph, schedule, point, reached)
+        models = Models(step_graph, schedule, point, reached, program)
         return Result(
             reachable=_reachable(step_graph, models.state, nominal),
             steps=steps,

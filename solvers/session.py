@@ -109,8 +109,10 @@ class ProgramSession(ABC):
             if left is None or left > 0.0:
                 rest = Limits(left, limits.gap, limits.nodes)
                 answer = self.solve_tree(costs, rest)
-                if answer.termination in (Termination.INFEASIBLE, Termination.FAILED):
+                if answer.termination is Termination.INFEASIBLE:
                     return self._nothing(answer, start)
+                if answer.termination is Termination.FAILED:  # the relaxation's bound stands
+                    answer = Answer(Termination.BOUND_ONLY, answer.raw_status, point=answer.point)
             elif answer.termination is Termination.OPTIMAL:
                 answer = Answer(Termination.BOUND_ONLY, answer.raw_status, point=answer.point)
         point, value = self._checked_point(answer.point, c)

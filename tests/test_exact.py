@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -13,7 +13,8 @@ from scipy.optimize import minimize
 from torch import Tensor, nn
 
 import milp_agt as agt
-from milp_agt.core.relaxation import Relaxation
+from milp_agt.core.interval import Interval
+from milp_agt.core.restriction import UNRESTRICTED
 from milp_agt.core.results import Limits
 from milp_agt.engines import program
 from milp_agt.engines.recorder import MemoryRecorder
@@ -76,9 +77,15 @@ class Tiny:
         final = torch.cat([w.flatten(), b, v.flatten(), c.flatten()])
         return final, found, torch.cat([s.flatten() for s in slack])
 
-    def reach(self, entry: int, sign: float) -> float:
-        """The least value of ``sign * theta[entry]`` over all poisonings of one sample."""
-        return min(self._search(i, phases, e, entry, sign) for i, phases, e in self._cells())
+    def reach(self, value: Callable[[Tensor], Tensor]) -> float:
+        """The least value of a function of the final parameters over all poisonings of one sample."""
+        return min(self._search(i, phases, e, value) for i, phases, e in self._cells())
+
+    def predict(self, final: Tensor, at: float) -> Tensor:
+        """The output of the model with these parameters."""
+        hidden = len(self.start[1])
+        w, b, v, c = final.split([hidden, hidden, hidden, 1])
+        return (v * torch.relu(w * at + b)).sum() + c[0]
 
     def _cells(self) -> Iterator[tuple[int, list[Tensor], float]]:
         """Every sample with every pattern of phases of a grid of moves, and of a bisection between
@@ -108,11 +115,11 @@ class Tiny:
         return self.x + unit * e
 
     def _search(
-        self, sample: int, phases: list[Tensor], e: float, entry: int, sign: float
+        self, sample: int, phases: list[Tensor], e: float, wanted: Callable[[Tensor], Tensor]
     ) -> float:
         def value(at: np.ndarray) -> tuple[float, np.ndarray]:
             move = torch.tensor(at[0], requires_grad=True)
-            final = sign * self.run(self._moved(sample, move), phases)[0][entry]
+            final = wanted(self.run(self._moved(sample, move), phases)[0])
             (slope,) = torch.autograd.grad(final, move, allow_unused=True)
             return final.item(), np.array([0.0 if slope is None else slope.item()])
 
@@ -172,11 +179,11 @@ def test_miqp_over_the_run_is_what_brute_force_finds(loss: str, steps: int) -> N
         recorder=recorder,
     )
     models = result.models
-    kept = recorder.steps[Relaxation.LINEAR]
+    kept = recorder.steps["linear"]
     encoded = program.encode_window(
         models.step_graph, models.schedule, kept, models.poison, True, exact_products=True
     )
-    box = recorder.states[Relaxation.LINEAR][-1]
+    box = recorder.states["linear"][-1]
     options = program.SolveOptions(get_solver("scip"), Limits(gap=0.0))
     found, report = program.bound_state(encoded, box, options)
     assert report.limited == 0
@@ -185,8 +192,79 @@ def test_miqp_over_the_run_is_what_brute_force_finds(loss: str, steps: int) -> N
     low = torch.cat([found[n].lower.flatten() for n in models.step_graph.parameters])
     high = torch.cat([found[n].upper.flatten() for n in models.step_graph.parameters])
     for entry in range(len(low)):
-        least, most = case.reach(entry, 1.0), -case.reach(entry, -1.0)
+        least = case.reach(lambda final, j=entry: final[j])
+        most = -case.reach(lambda final, j=entry: -final[j])
         assert low[entry] <= least
         assert most <= high[entry]
         assert least - low[entry] <= EQUAL
         assert high[entry] - most <= EQUAL
+
+
+@pytest.mark.skipif("scip" not in available_solvers(), reason="pyscipopt is not installed")
+@pytest.mark.parametrize("steps", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_a_question_on_top_of_the_run_is_exact_too(steps: int) -> None:
+    case = tiny("mse", steps)
+    recorder = MemoryRecorder()
+    result = agt.certify(
+        case.model(),
+        (case.x, case.y),
+        agt.Training(loss="mse", learning_rate=case.rate, epochs=steps),
+        agt.FeaturePoisoning(1, RADIUS),
+        inner_bounds="linear",
+        selections="joint",
+        recorder=recorder,
+    )
+    models = result.models
+    points = torch.tensor([[0.25], [-0.9]], dtype=torch.float64)
+    question = program.WindowProgram(
+        models.step_graph,
+        models.schedule,
+        recorder.steps["linear"],
+        recorder.states["linear"][-1],
+        models.poison,
+        UNRESTRICTED,
+        exact_phases=True,
+        exact_products=True,
+        options=program.SolveOptions(get_solver("scip"), Limits(gap=0.0)),
+    )
+    known = Interval(torch.full((2, 1), -9.0).double(), torch.full((2, 1), 9.0).double())
+    ones, zeros = torch.ones(2, 1, 1).double(), torch.zeros(2, 1).double()
+    inputs = Interval.point(points.unsqueeze(0))
+    found = question.bound(models.forward, inputs, ones, zeros, known)
+    assert question.reports[0].limited == 0
+    for row, at in enumerate(points[:, 0].tolist()):
+        least = case.reach(lambda final, at=at: case.predict(final, at))
+        most = -case.reach(lambda final, at=at: -case.predict(final, at))
+        assert found.lower[row, 0] <= least
+        assert most <= found.upper[row, 0]
+        assert least - found.lower[row, 0] <= EQUAL
+        assert found.upper[row, 0] - most <= EQUAL
+
+
+def test_questions_of_a_run_by_programs_are_objectives_of_the_last_one() -> None:
+    x = torch.tensor([[0.4], [-0.7], [1.1]], dtype=torch.float64)
+    y = torch.tensor([1, 0, 1])
+    case = tiny("hinge", 2)
+    arguments = (
+        case.model(),
+        (x, y),
+        agt.Training(loss="hinge", learning_rate=case.rate, epochs=2),
+        agt.FeaturePoisoning(1, RADIUS),
+    )
+    solved = agt.certify(*arguments, relaxation="lp", window=2)
+    assert solved.models.program is not None
+    low, high = solved.margins(x, y)
+    (report,) = solved.models.program.reports
+    assert report.solves == 6
+    bare = replace(solved, models=replace(solved.models, program=None))
+    outer_low, outer_high = bare.margins(x, y)
+    assert (low >= outer_low).all()
+    assert (high <= outer_high).all()
+    assert (low > outer_low + 1e-6).any()
+    for e in np.linspace(-RADIUS, RADIUS, 41):
+        for sample in range(3):
+            final = case.run(case._moved(sample, torch.tensor(e)), None)[0]
+            for row in range(3):
+                margin = (2.0 * y[row] - 1.0) * case.predict(final, float(x[row, 0]))
+                assert low[row] <= margin <= high[row]
+    assert agt.certify(*arguments, relaxation="linear").models.program is None

@@ -14,6 +14,7 @@ from milp_agt.core.interval import CLEAN, Interval
 from milp_agt.core.rounding import TINY, gamma
 from milp_agt.engines.exposure import Exposure
 from milp_agt.engines.linear import bound_forms, forms_of_outputs, rows_at_once
+from milp_agt.engines.program import WindowProgram
 from milp_agt.engines.relaxed import RelaxedStep
 from milp_agt.engines.step import Schedule, State, union
 from milp_agt.engines.walker import Forms
@@ -62,12 +63,16 @@ class Reached:
 
 @dataclass(frozen=True)
 class Models:
-    """All that is known of the reachable models: every one lies in a case of ``reached``."""
+    """All that is known of the reachable models: every one lies in a case of ``reached``.
+
+    ``program`` holds every run through its window; None where the run was not bounded by programs.
+    """
 
     step_graph: StepGraph
     schedule: Schedule
     nominal: dict[str, Tensor]
     reached: Sequence[Reached]
+    program: WindowProgram | None = None
 
     @property
     def poison(self) -> Poison:
@@ -98,13 +103,25 @@ class Models:
         Returns:
             A box of shape (cases, n, forms): in every case the better of intervals on the final box
             and of linear forms walked back from the test point through the window. The cases are
-            exhaustive: each reachable model belongs to one of them.
+            exhaustive: each reachable model belongs to one of them. Where the run was bounded by
+            programs, all cases are met with the form as an objective on top of the last one.
         """
         pieces = [
             [self._bound_piece(reached, forms.part(part)) for reached in self.reached]
             for part in torch.arange(len(forms)).split(POINTS_AT_ONCE)
         ]
-        return _joined([_joined(each, 0) for each in pieces], 1)
+        bounds = _joined([_joined(each, 0) for each in pieces], 1)
+        return bounds if self.program is None else self._solved(self.program, forms, bounds)
+
+    def _solved(self, program: WindowProgram, forms: OutputForms, known: Interval) -> Interval:
+        """The meet of every case with the dual bounds of a program that holds them all."""
+        solved = program.bound(
+            self.forward, forms.inputs, forms.coefficients, forms.constant, known.hull()
+        )
+        return known.meet(
+            Interval(solved.lower.unsqueeze(0), solved.upper.unsqueeze(0)),
+            "a form of the outputs by linear forms and by program",
+        )
 
     def bound_parameters(self, coefficients: Mapping[str, Tensor]) -> Interval:
         """Bounds of linear forms of the parameters, (cases, rows); coefficients (rows, *shape) each."""

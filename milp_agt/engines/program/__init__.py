@@ -2,6 +2,15 @@
 
 from milp_agt.engines.program.bounds import ProgramReport, bound_state
 from milp_agt.engines.program.objectives import SolveOptions
-from milp_agt.engines.program.window import EncodedWindow, encode_window
+from milp_agt.engines.program.questions import WindowProgram
+from milp_agt.engines.program.window import RANGE_LIMIT, EncodedWindow, encode_window
 
-__all__ = ["EncodedWindow", "ProgramReport", "SolveOptions", "bound_state", "encode_window"]
+__all__ = [
+    "RANGE_LIMIT",
+    "EncodedWindow",
+    "ProgramReport",
+    "SolveOptions",
+    "WindowProgram",
+    "bound_state",
+    "encode_window",
+]

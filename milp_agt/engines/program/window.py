@@ -22,6 +22,8 @@ from milp_agt.tracing import FEATURES, LABELS, StepGraph
 # On m40 (1,000 products a step) envelopes add 0.3 % to what a window of ten steps gains over the walk,
 # and make its solves five times slower.
 ENVELOPES = 2500
+# Ranges beyond this are left to the cheaper relaxation: no solver works with them.
+RANGE_LIMIT = 1e8
 
 
 @dataclass(frozen=True)
@@ -49,8 +51,20 @@ def encode_window(
     Raises:
         EncodingError: a node without finite bounds.
     """
-    envelopes = _products(schedule, window) <= ENVELOPES
-    encoder = Encoder(exact_phases, exact_products, envelopes)
+    encoder = Encoder(exact_phases, exact_products, _products(schedule, window) <= ENVELOPES)
+    state = encode_steps(step_graph, schedule, window, poison, restriction, encoder)
+    return EncodedWindow(encoder.finish(), state)
+
+
+def encode_steps(
+    step_graph: StepGraph,
+    schedule: Schedule,
+    window: Sequence[RelaxedStep],
+    poison: Poison,
+    restriction: Restriction,
+    encoder: Encoder,
+) -> dict[str, Expression]:
+    """Columns and rows of a window; returns the state after it."""
     moves = Moves(encoder, poison, restriction)
     state: dict[str, Expression] | None = None
     for relaxed in window:
@@ -65,7 +79,7 @@ def encode_window(
         state = _encode_step(step_graph, schedule, relaxed, encoder, moves, columns)
     moves.close()
     assert state is not None
-    return EncodedWindow(encoder.finish(), state)
+    return state
 
 
 def _products(schedule: Schedule, window: Sequence[RelaxedStep]) -> int:
@@ -91,12 +105,7 @@ def _encode_step(
         encoder.selection = moves.select(step)
         known[FEATURES] = moves.features(step, encoder.selection)
         known[LABELS] = moves.labels(step, encoder.selection)
-    curved = {
-        name
-        for node in schedule.all
-        if isinstance(node.op, (Univariate, Einsum))
-        for name in node.inputs
-    }
+    curved = curved_inputs(schedule.all)
     summed = _only_summed(schedule)
     for node in schedule.all:
         if node.name in known:
@@ -114,6 +123,13 @@ def _encode_step(
         for name in step_graph.gradients.values():
             known[name] = encoder.bounded(known[name], boxes[name])
     return _encode_update(relaxed, encoder, known)
+
+
+def curved_inputs(nodes: Sequence[Node]) -> set[str]:
+    """Nodes that a function or a product reads: they get columns."""
+    return {
+        name for node in nodes if isinstance(node.op, (Univariate, Einsum)) for name in node.inputs
+    }
 
 
 def _only_summed(schedule: Schedule) -> set[str]:

@@ -1,0 +1,172 @@
+"""Questions on top of a window: forms of the outputs of the trained model as objectives."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import scipy.sparse as sp
+import torch
+from torch import Tensor
+
+from milp_agt.core.encoder import Encoder, as_arrays
+from milp_agt.core.expression import Expression, add, widened
+from milp_agt.core.graph import Node
+from milp_agt.core.interval import Interval
+from milp_agt.core.restriction import Restriction
+from milp_agt.engines.program.bounds import ProgramReport
+from milp_agt.engines.program.objectives import Objectives, SolveOptions, minimise
+from milp_agt.engines.program.window import RANGE_LIMIT, curved_inputs, encode_steps
+from milp_agt.engines.relaxed import RelaxedStep
+from milp_agt.engines.step import Schedule, State
+from milp_agt.errors import SolverUnavailableError
+from milp_agt.poison import Poison
+from milp_agt.tracing import FEATURES, StepGraph
+
+# Test points in one program: the window is encoded once for all of them, and solved with each.
+POINTS_AT_ONCE = 32
+
+
+@dataclass(frozen=True)
+class WindowProgram:
+    """The last steps of a run as a program, for questions about the model that they end in.
+
+    Attributes:
+        window, state: the steps, and the box of the parameters after them.
+        exact_phases, exact_products: what is kept, as in the run.
+        options: how to solve.
+        reports: what each question took, in the order in which they were asked.
+        notes: questions that were left to the cheaper bounds, and why.
+    """
+
+    step_graph: StepGraph
+    schedule: Schedule
+    window: Sequence[RelaxedStep]
+    state: State
+    poison: Poison
+    restriction: Restriction
+    exact_phases: bool
+    exact_products: bool
+    options: SolveOptions
+    reports: list[ProgramReport] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    def bound(
+        self,
+        forward: Sequence[Node],
+        inputs: Interval,
+        coefficients: Tensor,
+        constant: Tensor,
+        known: Interval,
+    ) -> Interval:
+        """Dual bounds of forms ``coefficients . f(x) + constant`` over all runs through the window.
+
+        Args:
+            forward: the forward pass, in topological order.
+            inputs: box of each test input, (1, n, *shape).
+            coefficients, constant: (n, forms, outputs) and (n, forms).
+            known: what is proved already, (n, forms): the widest gap is closed first.
+
+        Returns:
+            A box (n, forms), infinite where a solver proved nothing. It does not rest on ``known``.
+        """
+        lower, upper = torch.empty_like(constant), torch.empty_like(constant)
+        for part in torch.arange(len(constant)).split(POINTS_AT_ONCE):
+            box = Interval(inputs.lower[:, part], inputs.upper[:, part])
+            gain = known.width[part]
+            try:
+                lower[part], upper[part] = self._piece(
+                    forward, box, coefficients[part], constant[part], gain
+                )
+            except SolverUnavailableError as error:  # a licence that is too small, say
+                self.notes.append(
+                    f"{len(part)} test points were left to the cheaper bounds: {error}"
+                )
+                lower[part], upper[part] = -torch.inf, torch.inf
+        return Interval(lower, upper)
+
+    def _piece(
+        self,
+        forward: Sequence[Node],
+        inputs: Interval,
+        coefficients: Tensor,
+        constant: Tensor,
+        gain: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        started = time.monotonic()
+        boxes = self._boxes(forward, inputs)
+        largest = max(float(box.magnitude.max()) for box in boxes.values())
+        if not largest <= RANGE_LIMIT:
+            self.notes.append(
+                f"{len(constant)} test points were left to the cheaper bounds: ranges up to {largest:.1e} "
+                "are beyond what a solver can take"
+            )
+            nothing = torch.full_like(constant, torch.inf)
+            return -nothing, nothing
+        encoder = Encoder(self.exact_phases, self.exact_products)
+        outputs = self._outputs(forward, boxes, encoder)
+        forms = _forms(outputs, coefficients, constant)
+        whole = encoder.finish()
+        program, kept = whole.needed_for(np.unique(forms.matrix.indices).astype(np.int64))
+        matrix = sp.csr_matrix(widened(forms.matrix, whole.lower.size)[:, kept])
+        objectives = Objectives(
+            program,
+            sp.csr_matrix(sp.vstack([matrix, -matrix], format="csr")),
+            np.concatenate([forms.constant, -forms.constant]),
+            np.concatenate([forms.error, forms.error]),
+            np.tile(gain.reshape(-1).cpu().numpy(), 2),
+        )
+        solved = minimise(objectives, self.options)
+        self.reports.append(ProgramReport.of(program, solved, time.monotonic() - started))
+        low, high = torch.from_numpy(solved.bounds).to(constant).chunk(2)
+        return low.reshape(constant.shape), -high.reshape(constant.shape)
+
+    def _boxes(self, forward: Sequence[Node], inputs: Interval) -> dict[str, Interval]:
+        boxes = dict(self.state) | {FEATURES: inputs}
+        for node in forward:
+            if node.name not in boxes:
+                boxes[node.name] = node.op.interval(*(boxes[i] for i in node.inputs))
+        return boxes
+
+    def _outputs(
+        self, forward: Sequence[Node], boxes: Mapping[str, Interval], encoder: Encoder
+    ) -> Expression:
+        """Outputs of the trained model at the test inputs, (n, outputs)."""
+        state = encode_steps(
+            self.step_graph, self.schedule, self.window, self.poison, self.restriction, encoder
+        )
+        encoder.selection = None
+        encoder.origin = "model: state"
+        known = {name: encoder.bounded(state[name], box) for name, box in self.state.items()}
+        inputs = boxes[FEATURES]
+        if bool((inputs.lower == inputs.upper).all()):
+            known[FEATURES] = Expression.of(inputs.lower[0].cpu().numpy())
+        else:
+            encoder.origin = f"model: {FEATURES}"
+            shape = tuple(inputs.lower.shape[1:])
+            known[FEATURES] = encoder.columns(*as_arrays(inputs.hull(), shape))
+        curved = curved_inputs(forward) | {self.step_graph.output}
+        for node in forward:
+            if node.name in known:
+                continue
+            encoder.origin = f"model: {node.name}"
+            ranges = tuple(boxes[name] for name in node.inputs)
+            expression = node.op.encode(encoder, tuple(known[i] for i in node.inputs), ranges)
+            if node.name in curved or expression.spread is not None:
+                expression = encoder.bounded(expression, boxes[node.name])
+            known[node.name] = expression
+        return known[self.step_graph.output]
+
+
+def _forms(outputs: Expression, coefficients: Tensor, constant: Tensor) -> Expression:
+    """The forms of each test point as one flat expression, rounding charged."""
+    weights = coefficients.detach().cpu().numpy()
+    points, count, width = weights.shape
+    blocks = sp.csr_matrix(sp.block_diag(list(weights), format="csr"))
+    flat = outputs.reshape((points * width,)).apply(blocks, (points * count,))
+    shift = constant.detach().cpu().numpy().reshape(-1)
+    moved = add([flat, Expression.of(shift)])
+    rounding = 2.0**-50 * (np.abs(shift) + np.abs(moved.constant))
+    return moved.blur(rounding)
