@@ -2,7 +2,8 @@
 
 Two moons, 40 samples, a 2-4-1 relu network, full batch; two samples may move by 0.01. Linear bounds
 through the whole run give the sets; at some steps a program over the last w of them bounds the
-parameters again, milp on top of lp. The table says by how much the mean width shrinks and how long one objective takes.
+parameters again, milp on top of lp. The table says by how much the mean width shrinks and how long one
+objective takes.
 --case FILE.npz takes the data (X, y) and the weights (W1, b1, w2, b2) from a file.
 """
 
