@@ -511,6 +511,7 @@ class Run:
                 f"step {step.index + 1}: '{chain.level.value}' was left to the cheaper bounds: {error}"
             )
             return state, None
+        self.recorder.program(step.index, chain.name, report)
         if report.lost:
             self.limit_reached = True
             self.fallbacks.append(

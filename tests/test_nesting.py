@@ -19,6 +19,7 @@ from milp_agt.engines.joint import Joint
 from milp_agt.engines.recorder import MemoryRecorder
 from milp_agt.engines.step import State, Step, initial_state
 from milp_agt.solvers import Capability, available_solvers, choose
+from milp_agt.solvers.safe import safe_bound
 from milp_agt.training import Training
 
 # Feasibility tolerance of the solver, paid back by the safe dual bound.
@@ -327,3 +328,23 @@ def test_linear_grows_with_the_budget_over_the_same_planes() -> None:
     ]
     for smaller, larger in itertools.pairwise(boxes):
         assert_state_within(smaller, larger, ROUNDING)
+
+
+def test_recorded_multipliers_prove_the_same_bounds_without_a_solver() -> None:
+    problem = case("bce", count=3, epochs=2)
+    recorder, _, _, result = recorded(problem, relaxation="lp", window=1)
+    reports = recorder.programs["lp"]
+    assert sorted(reports) == [0, 1]
+    final = recorder.states["lp"][-1]
+    ends = [f(b) for f in (lambda b: b.lower, lambda b: -b.upper) for b in final.values()]
+    proved = torch.cat([end.flatten() for end in ends]).numpy()
+    asked, multipliers = reports[1].objectives, reports[1].multipliers
+    assert sorted(multipliers) == list(range(len(proved)))
+    attained = 0
+    for number, y in multipliers.items():
+        c = asked.matrix[[number]].toarray()[0]
+        bound = safe_bound(asked.program, c, y) + asked.constant[number] - asked.error[number]
+        assert bound <= proved[number] + ROUNDING
+        attained += bound >= proved[number] - ROUNDING
+    assert attained > 0
+    assert result.steps[1].program["solves"] == len(proved)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from milp_agt.engines.program import ProgramReport
 from milp_agt.engines.relaxed import RelaxedStep
 from milp_agt.engines.step import State
 
@@ -14,6 +15,10 @@ class Recorder(Protocol):
 
     def step(self, chain: str, relaxed: RelaxedStep) -> None:
         """Boxes, slopes and offsets of one step, before any bound is made from them."""
+        ...
+
+    def program(self, index: int, chain: str, report: ProgramReport) -> None:
+        """The program of step ``index`` with the row multipliers that its bounds rest on."""
         ...
 
     def state(self, index: int, chain: str, state: State) -> None:
@@ -27,6 +32,9 @@ class NullRecorder:
     def step(self, chain: str, relaxed: RelaxedStep) -> None:
         return
 
+    def program(self, index: int, chain: str, report: ProgramReport) -> None:
+        return
+
     def state(self, index: int, chain: str, state: State) -> None:
         return
 
@@ -37,6 +45,10 @@ class MemoryRecorder:
 
     steps: dict[str, list[RelaxedStep]] = field(default_factory=dict)
     states: dict[str, list[State]] = field(default_factory=dict)
+    programs: dict[str, dict[int, ProgramReport]] = field(default_factory=dict)
+
+    def program(self, index: int, chain: str, report: ProgramReport) -> None:
+        self.programs.setdefault(chain, {})[index] = report
 
     def step(self, chain: str, relaxed: RelaxedStep) -> None:
         self.steps.setdefault(chain, []).append(relaxed)

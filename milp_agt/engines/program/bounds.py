@@ -14,7 +14,6 @@ from torch import Tensor
 
 from milp_agt.core.expression import Array, stacked, widened
 from milp_agt.core.interval import Interval
-from milp_agt.core.program import Program
 from milp_agt.engines.program.objectives import Objectives, Solved, SolveOptions, minimise
 from milp_agt.engines.program.window import EncodedWindow
 from milp_agt.engines.step import State
@@ -24,7 +23,7 @@ from milp_agt.engines.step import State
 class ProgramReport:
     """What bounding by a program took: sizes, solves, and what was left to the cheaper bound.
 
-    ``program`` and ``multipliers`` are the evidence: see :class:`Solved`.
+    ``objectives`` and ``multipliers`` are the evidence: see :class:`Solved`.
     """
 
     size: dict[str, int]
@@ -33,19 +32,19 @@ class ProgramReport:
     limited: int
     lost: int
     seconds: float
-    program: Program = field(repr=False)
+    objectives: Objectives = field(repr=False)
     multipliers: Mapping[int, Array] = field(repr=False)
 
     @staticmethod
-    def of(program: Program, solved: Solved, seconds: float) -> ProgramReport:
+    def of(objectives: Objectives, solved: Solved, seconds: float) -> ProgramReport:
         return ProgramReport(
-            program.size,
+            objectives.program.size,
             solved.solves,
             solved.skipped,
             solved.limited,
             solved.lost,
             seconds,
-            program,
+            objectives,
             solved.multipliers,
         )
 
@@ -73,7 +72,7 @@ def bound_state(
     solved = minimise(objectives, options)
     new_lower = np.maximum(solved.bounds[: lower.size], lower)
     new_upper = np.minimum(-solved.bounds[lower.size :], upper)
-    report = ProgramReport.of(program, solved, time.monotonic() - started)
+    report = ProgramReport.of(objectives, solved, time.monotonic() - started)
     return _met(box, names, new_lower, new_upper), report
 
 

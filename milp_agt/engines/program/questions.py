@@ -119,7 +119,7 @@ class WindowProgram:
             np.tile(gain.reshape(-1).cpu().numpy(), 2),
         )
         solved = minimise(objectives, self.options)
-        self.reports.append(ProgramReport.of(program, solved, time.monotonic() - started))
+        self.reports.append(ProgramReport.of(objectives, solved, time.monotonic() - started))
         low, high = torch.from_numpy(solved.bounds).to(constant).chunk(2)
         return low.reshape(constant.shape), -high.reshape(constant.shape)
 
