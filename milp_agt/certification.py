@@ -52,6 +52,8 @@ from milp_agt.training import Batch, Training
 TAME = 1e6
 ENUMERATED = "linear, each selection"
 
+# Ranges beyond this are left to the cheaper relaxation.
+PROGRAM_RANGE_LIMIT = program.RANGE_LIMIT
 OnStep = Callable[[Result, int, int], None]
 
 
@@ -482,7 +484,7 @@ class Run:
             for relaxed in window
             for box in relaxed.ranges.boxes.values()
         )
-        if not largest <= program.RANGE_LIMIT:
+        if not largest <= PROGRAM_RANGE_LIMIT:
             self.fallbacks.append(
                 f"step {step.index + 1}: ranges up to {largest:.1e} are beyond what a solver can take; "
                 f"'{chain.level.value}' was left to the linear bounds"
