@@ -56,6 +56,10 @@ class Debt(ABC):
     def worst(self) -> Tensor:
         """The most that the adversary can lower each form, (rows,)."""
 
+    @abstractmethod
+    def by_sample(self) -> Tensor:
+        """``dev_i`` of every sample of the data set, (rows, N)."""
+
     def owed(self) -> Tensor:
         """:meth:`worst` for the one case that there is, (rows, 1)."""
         return self.worst().unsqueeze(1)
@@ -68,15 +72,16 @@ class Debt(ABC):
 def open_debt(poison: Poison, rows: int, restriction: Restriction) -> Debt:
     """The right kind of debt for a threat model bound to the whole data set."""
     if poison.is_clean:
-        return _NoDebt(rows, poison.features.device)
+        return _NoDebt(poison, rows)
     if not poison.static and poison.per_batch:
         return _PerStepDebt(poison, rows, restriction)
     return PerSampleDebt(poison, rows, restriction)
 
 
 class _NoDebt(Debt):
-    def __init__(self, rows: int, device: torch.device) -> None:
-        self._zero = torch.zeros(rows, dtype=torch.float64, device=device)
+    def __init__(self, poison: Poison, rows: int) -> None:
+        self._zero = torch.zeros(rows, dtype=torch.float64, device=poison.features.device)
+        self._count = len(poison.features)
 
     def add(
         self, step: Step, features: Tensor | None, labels: Tensor | None, charges: Tensor | None
@@ -85,6 +90,9 @@ class _NoDebt(Debt):
 
     def worst(self) -> Tensor:
         return self._zero
+
+    def by_sample(self) -> Tensor:
+        return self._zero.unsqueeze(1).expand(-1, self._count)
 
     def add_own(
         self, step: Step, features: Tensor | None, labels: Tensor | None, charges: Tensor | None
@@ -105,18 +113,23 @@ class _PerStepDebt(Debt):
         self._restriction = restriction
         self._total = torch.zeros(rows, dtype=torch.float64, device=poison.features.device)
         self._own = self._total
+        self._of_samples = self._total.new_zeros(rows, len(poison.features))
 
     def add(
         self, step: Step, features: Tensor | None, labels: Tensor | None, charges: Tensor | None
     ) -> None:
         hurt = _dev(step.poison, features, labels, charges)
         if hurt is not None:
+            self._of_samples = self._of_samples.index_add(1, step.samples, hurt)
             self._total = self._total + _spend(
                 hurt, step.samples, step.poison.budget, self._restriction
             )
 
     def worst(self) -> Tensor:
         return self._total + self._own
+
+    def by_sample(self) -> Tensor:
+        return self._of_samples
 
     def add_own(
         self, step: Step, features: Tensor | None, labels: Tensor | None, charges: Tensor | None
@@ -211,6 +224,11 @@ class PerSampleDebt(Debt):
             part = self._groups == group
             spent[group] = _spend(hurt[:, part], samples[part], budget, self._restriction)
         return spent
+
+    def by_sample(self) -> Tensor:
+        hurt, samples = self._hurt()
+        total = hurt.new_zeros(self._rows, len(self._poison.features))
+        return total.index_add(1, samples, hurt)
 
     def worst(self) -> Tensor:
         hurt, samples = self._hurt()

@@ -48,6 +48,10 @@ class Debt(Protocol):
         """The most that the adversary can lower each form, (rows, cases)."""
         ...
 
+    def by_sample(self) -> Tensor:
+        """How much each sample of the data set alone can lower each form, ``dev_i``, (rows, N)."""
+        ...
+
     def owed_given(self, own: Tensor) -> Tensor:
         """The same for each state that the boxes of sample ``own[r]`` distinguish, (rows, states)."""
         ...

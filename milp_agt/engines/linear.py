@@ -196,6 +196,20 @@ def bound_forms(
     return best
 
 
+def influence(
+    step_graph: StepGraph,
+    schedule: Schedule,
+    window: Sequence[RelaxedStep],
+    exposure: Exposure,
+    forms: Forms,
+) -> Tensor:
+    """How much each sample alone can lower forms on the state after the window, (rows, N)."""
+    debt = exposure.open_debt(forms.rows)
+    for relaxed in reversed(window):
+        forms = walk(step_graph, schedule, relaxed, forms, debt)
+    return debt.by_sample()
+
+
 def bound_state(
     step_graph: StepGraph,
     schedule: Schedule,
