@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 from torch import nn
 
 # Channels, kernel and stride of the five convolutions.
@@ -20,7 +22,7 @@ def body(dense_layers: int = 0) -> nn.Sequential:
         layers += [nn.Conv2d(channels, out, kernel, stride), nn.ReLU()]
         channels = out
     layers.append(nn.Flatten())
-    for first, second in zip(DENSE[:dense_layers], DENSE[1:], strict=False):
+    for first, second in pairwise(DENSE[: dense_layers + 1]):
         layers += [nn.Linear(first, second), nn.ReLU()]
     return nn.Sequential(*layers)
 
@@ -28,7 +30,7 @@ def body(dense_layers: int = 0) -> nn.Sequential:
 def head(dense_layers: int = 0) -> nn.Sequential:
     """The dense layers behind :func:`body`, which turn its features into an angle."""
     layers: list[nn.Module] = []
-    for first, second in zip(DENSE[dense_layers:-1], DENSE[dense_layers + 1 :], strict=True):
+    for first, second in pairwise(DENSE[dense_layers:]):
         layers += [nn.Linear(first, second), nn.ReLU()]
     return nn.Sequential(*layers[:-1])
 
