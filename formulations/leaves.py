@@ -78,6 +78,16 @@ class Labels(_Leaf):
 
 
 @register
+@dataclass(frozen=True)
+class Selection(_Leaf):
+    """How much of each sample of the batch is exchanged for something else, in [0, 1]: (n, 1)."""
+
+    key = "selection"
+    batched = True
+    exactness = "one number for each sample, of which the budget are above 0"
+
+
+@register
 @dataclass(frozen=True, eq=False)
 class Constant(_Leaf):
     """A fixed tensor without sample axis (a frozen bias, say)."""

@@ -29,7 +29,10 @@ if TYPE_CHECKING:
     from milp_agt.sweeps import sweep as sweep
     from milp_agt.threats import FeatureLabelPoisoning as FeatureLabelPoisoning
     from milp_agt.threats import FeaturePoisoning as FeaturePoisoning
+    from milp_agt.threats import Insertion as Insertion
     from milp_agt.threats import LabelPoisoning as LabelPoisoning
+    from milp_agt.threats import Removal as Removal
+    from milp_agt.threats import Substitution as Substitution
     from milp_agt.training import Training as Training
 
 __version__ = "0.1.0"
@@ -46,13 +49,16 @@ _HOMES = {
     "FeaturePoisoning": "threats",
     "FreeTrigger": "properties.triggers",
     "InverseTimeDecay": "schedules",
+    "Insertion": "threats",
     "LabelPoisoning": "threats",
     "Milestones": "schedules",
     "MilpAgtError": "errors",
     "PatchTrigger": "properties.triggers",
+    "Removal": "threats",
     "Result": "result",
     "Search": "attacks",
     "StepDecay": "schedules",
+    "Substitution": "threats",
     "Training": "training",
     "attack": "attacks",
     "by_point": "bisection",

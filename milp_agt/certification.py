@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from milp_agt import cost, frozen, inputs
 from milp_agt.attacks import Attacker, Search
-from milp_agt.attacks.unrolled import Unrolled
+from milp_agt.attacks.unrolled import Unrolled, check_moves
 from milp_agt.checkpoint import Checkpoint, Snapshot, pack, unpack
 from milp_agt.core.interval import Interval
 from milp_agt.core.relaxation import Relaxation
@@ -47,6 +47,7 @@ from milp_agt.solvers.base import Solver
 from milp_agt.threats import ThreatModel
 from milp_agt.tracing import StepGraph, trace
 from milp_agt.training import Batch, Training
+from milp_agt.whole_samples import with_exchanges
 
 # Cases share the rounding errors of their largest: beyond this they would spoil each other.
 TAME = 1e6
@@ -131,6 +132,9 @@ def certify(
     step_graph = trace(model, training.loss, tuple(features.shape[1:]), training.clipping)
     labels = inputs.labels_of(data[1], len(features), step_graph.loss, step_graph.outputs)
     raw = threat.bind(features, labels, step_graph.loss)
+    step_graph = with_exchanges(step_graph, raw)
+    if attack is not False:
+        check_moves(raw)
     head, poison, given_away = frozen.split(step_graph, raw)
     batches = training.batch_order(len(features))
     plan = cost.plan(
@@ -297,6 +301,19 @@ class _Chain:
         return union([part.state for part in self.parts])
 
 
+def _after(
+    part: _Part, update: UpdateGraph, step: Step, before: State, looser: Sequence[State]
+) -> State:
+    """The state of a part at the end of a step: projected, or as it was where all samples are removed."""
+    new, empty = update.projected(part.state), part.exposure.emptied(step)
+    if empty is None:
+        return new
+    new = empty.merged(before, new)
+    for state in looser:
+        new = {n: b.meet(state[n], f"'{n}' by two chains") for n, b in new.items()}
+    return new
+
+
 class Run:
     """A certification in progress: one call of :meth:`advance` for each training step."""
 
@@ -370,25 +387,37 @@ class Run:
         report: program.ProgramReport | None = None
         states: dict[str, State] = {}  # before the projection, if there is one
         update = UpdateGraph.of(self.schedule.gradients, step)
+        before = {part.name: part.state for part in self._parts()}
+        after: dict[str, State] = {}  # at the end of the step, by chains and by their parts
+        settled: State = {}
         for chain in list(self.chains):
             if self._out_of_time(chain.level, index) and outer is not None:
                 # The looser chain's box is a valid start for this one, should there be more time.
                 self._restart(chain, outer)
                 states[chain.name] = outer
+                for part in chain.parts:
+                    after[part.key(index)] = {
+                        n: b.expand_states(part.exposure.cases) for n, b in settled.items()
+                    }
                 continue
             for part in chain.parts:
                 state, solved = self._bound(chain, part, step)
                 report = solved or report
-                for looser in chain.looser:
-                    if looser in states:
+                skipping = part.exposure.emptied(step) is not None  # met in _after instead
+                for name in chain.looser:
+                    if name in states and not skipping:
                         what = f"by {chain.name} and below"
                         state = {
-                            n: b.meet(states[looser][n], f"'{n}' {what}") for n, b in state.items()
+                            n: b.meet(states[name][n], f"'{n}' {what}") for n, b in state.items()
                         }
                 part.state = state
             states[chain.name] = outer = chain.state
             used = chain.level if solved or not chain.level.uses_programs else used
-            settled = update.projected(outer)
+            for part in chain.parts:
+                looser = [after[name] for name in chain.looser if name in after]
+                after[part.key(index)] = _after(part, update, step, before[part.name], looser)
+            settled = union([after[part.key(index)] for part in chain.parts])
+            after[chain.name] = settled
             self.recorder.state(index, chain.name, settled)
             widths[chain.name] = self._mean_width(settled)
             if chain.name == ENUMERATED and not self._is_tame(outer):
@@ -397,10 +426,9 @@ class Run:
                     "on selections are bounded jointly"
                 )
                 self.chains.remove(chain)
-        assert outer is not None
-        outer = self._settled(update, outer)
-        self._advance_nominal(step, outer)
-        flat = torch.cat([outer[n].width.flatten() for n in self.step_graph.parameters])
+        self._settle(update, step, after)
+        self._advance_nominal(step, settled)
+        flat = torch.cat([settled[n].width.flatten() for n in self.step_graph.parameters])
         self.records.append(
             StepRecord(
                 step=index + 1,
@@ -415,14 +443,23 @@ class Run:
             )
         )
 
-    def _settled(self, update: UpdateGraph, outer: State) -> State:
-        """Project every box of the new state, now that all levels have bounded it."""
-        if update.projections:
-            for part in self._parts():
-                if part.window:
-                    part.window[-1] = settle(part.window[-1], part.state, part.exposure.cases)
-                part.state = update.projected(part.state)
-        return update.projected(outer)
+    def _settle(self, update: UpdateGraph, step: Step, after: Mapping[str, State]) -> None:
+        """End the step, now that all levels have bounded it."""
+        for part in self._parts():
+            if update.projections and part.window:
+                part.window[-1] = settle(part.window[-1], part.state, part.exposure.cases)
+            part.state = after[part.key(step.index)]
+            if part.exposure.emptied(step) is not None:
+                part.window = []
+                self._note_skip(step)
+
+    def _note_skip(self, step: Step) -> None:
+        note = (
+            "batches that may lose all their samples skip their steps then: linear forms and programs "
+            f"start anew after each (first at step {step.index + 1})"
+        )
+        if not any(known.startswith(note[:40]) for known in self.fallbacks):
+            self.fallbacks.append(note)
 
     def _step(self, index: int, batch: Tensor) -> Step:
         return Step(

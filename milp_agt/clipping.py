@@ -32,7 +32,7 @@ def clip_gradients(
     257 parameters, 17 s for a step on one core (4 s without). Far beyond that there are intervals, which
     cut the samples into fragments.
     """
-    own = {name: _per_sample(graph, graph[gradient]) for name, gradient in gradients.items()}
+    own = {name: per_sample(graph, graph[gradient]) for name, gradient in gradients.items()}
     if clipping.mode == "clamp":
         clip = Clip(-clipping.bound, clipping.bound)
         short = {n: graph.add(clip, g, name=f"{n}:clipped") for n, g in own.items()}
@@ -56,7 +56,7 @@ def _shortened(graph: Graph, own: Mapping[str, Node], bound: float) -> dict[str,
     return short
 
 
-def _per_sample(graph: Graph, node: Node) -> Node:
+def per_sample(graph: Graph, node: Node) -> Node:
     """The node with a sample axis of which ``node`` is the sum over the samples.
 
     What follows a sum in a gradient is linear, so that it may as well come before the sum.
@@ -65,16 +65,16 @@ def _per_sample(graph: Graph, node: Node) -> Node:
     if isinstance(op, SumSamples):
         return graph.inputs(node)[0]
     if isinstance(op, Combine) and op.constant is None:
-        terms = [_per_sample(graph, source) for source in graph.inputs(node)]
+        terms = [per_sample(graph, source) for source in graph.inputs(node)]
         return Combine.build(graph, list(zip(op.scales, terms, strict=True)))
     if isinstance(op, Reshape) or (isinstance(op, Affine) and op.bias is None):
-        return graph.add(op, _per_sample(graph, graph.inputs(node)[0]))
+        return graph.add(op, per_sample(graph, graph.inputs(node)[0]))
     if isinstance(op, Einsum):
         return _per_sample_product(graph, node, op)
     raise UnsupportedOperationError(
-        f"The gradient '{node.name}' was to be clipped sample by sample",
+        f"The gradient '{node.name}' was to be taken apart sample by sample",
         f"operation '{op.key}' after the sum over the samples",
-        "leave out clip=, or use layers whose weights enter linearly",
+        "leave out clip= (or the threat Removal), or use layers whose weights enter linearly",
     )
 
 
@@ -83,8 +83,8 @@ def _per_sample_product(graph: Graph, node: Node, op: Einsum) -> Node:
     first, second = graph.inputs(node)
     a, b, out = op.letters
     if _has_sum(graph, first):
-        return graph.add(Einsum(f"n{a},{b}->n{out}"), _per_sample(graph, first), second)
-    return graph.add(Einsum(f"{a},n{b}->n{out}"), first, _per_sample(graph, second))
+        return graph.add(Einsum(f"n{a},{b}->n{out}"), per_sample(graph, first), second)
+    return graph.add(Einsum(f"{a},n{b}->n{out}"), first, per_sample(graph, second))
 
 
 def _has_sum(graph: Graph, node: Node) -> bool:

@@ -152,11 +152,57 @@ class FeatureLabelThreatTable(_FeatureTable):
         )
 
 
+class SubstitutionTable(_ThreatTable):
+    """[threat] kind = "substitution": samples give way to any others; needs clipping."""
+
+    kind: Literal["substitution"]
+
+    def build(self) -> ThreatModel:
+        from milp_agt.threats import Substitution
+
+        return Substitution(self.budget, self.samples, self.static, self.scope)
+
+
+class RemovalTable(Table):
+    """[threat] kind = "removal": training without some of the samples."""
+
+    kind: Literal["removal"]
+    budget: Index
+    samples: Annotated[list[Index], Field(min_length=1)] | None = None
+    scope: Literal["dataset", "batch"] = "dataset"
+
+    def build(self) -> ThreatModel:
+        from milp_agt.threats import Removal
+
+        return Removal(self.budget, self.samples, self.scope)
+
+
+class InsertionTable(Table):
+    """[threat] kind = "insertion": further samples in every batch; needs clipping."""
+
+    kind: Literal["insertion"]
+    budget: Index
+
+    def build(self) -> ThreatModel:
+        from milp_agt.threats import Insertion
+
+        return Insertion(self.budget)
+
+
 ThreatTable = Annotated[
-    FeatureThreatTable | LabelThreatTable | FeatureLabelThreatTable, Field(discriminator="kind")
+    FeatureThreatTable
+    | LabelThreatTable
+    | FeatureLabelThreatTable
+    | SubstitutionTable
+    | RemovalTable
+    | InsertionTable,
+    Field(discriminator="kind"),
 ]
 THREAT_TABLES: dict[str, type[Table]] = {
     "features": FeatureThreatTable,
     "labels": LabelThreatTable,
     "both": FeatureLabelThreatTable,
+    "substitution": SubstitutionTable,
+    "removal": RemovalTable,
+    "insertion": InsertionTable,
 }

@@ -14,9 +14,10 @@ from milp_agt.engines.linear import CACHED_ELEMENTS
 from milp_agt.engines.step import Schedule
 from milp_agt.errors import InvalidInputError
 from milp_agt.formulations.bilinear import Einsum
+from milp_agt.formulations.exchange import Exchange
 from milp_agt.formulations.univariate import Univariate
 from milp_agt.inputs import bytes_of
-from milp_agt.poison import Poison
+from milp_agt.poison import Poison, Whole
 from milp_agt.tracing import StepGraph
 from milp_agt.training import Batch, Training
 
@@ -139,6 +140,8 @@ def plan(
     cuts = sizes.walked >= THREADED_ELEMENTS and in_cuts <= budget // 4
     at_once = ROWS_OF_UNITS if cuts else ROWS_AT_ONCE
     chunk = max(1, min(2 * sizes.state, at_once, budget // (2 * per_row)))
+    # The mean of the samples that are left needs all of them at hand.
+    whole = sizes.batch if poison.whole is Whole.REMOVED else 1
     return Plan(
         asked=relaxation,
         relaxation=level,
@@ -147,11 +150,12 @@ def plan(
         program_window=solved,
         chunk=chunk,
         fragment=max(
-            1, min(budget // (2 * per_sample), max(64, CACHED_ELEMENTS // sizes.per_sample))
+            whole,
+            min(budget // (2 * per_sample), max(64, CACHED_ELEMENTS // sizes.per_sample)),
         ),
-        walk_fragment=SAMPLES_OF_UNITS
-        if cuts
-        else max(8, CACHED_ELEMENTS // (chunk * sizes.widest)),
+        walk_fragment=max(
+            whole, SAMPLES_OF_UNITS if cuts else max(8, CACHED_ELEMENTS // (chunk * sizes.widest))
+        ),
         inner_chunk=max(
             1,
             min(INNER_ROWS, max(32, 4 * CACHED_ELEMENTS // sizes.walked), budget // (2 * per_row)),
@@ -223,6 +227,8 @@ class _Sizes:
         self.boxes = self.per_sample * batch
         # Gradients of single samples enter a walk with one coefficient for all samples.
         summed = {n.inputs[0] for n in schedule.sums}
+        exchanged = [n for n in batched if isinstance(n.op, Exchange)]
+        summed |= {n.inputs[0] for n in exchanged}
         self.walked = sum(n.signature.size for n in batched if n.name not in summed) * batch
         own = [n.signature.size for n in batched if n.name not in summed]
         self.widest = max(own, default=1)

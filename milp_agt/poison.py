@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
+from enum import Enum
 
 import torch
 from torch import Tensor
 
 from milp_agt.core.interval import Interval
 from milp_agt.moves import Halfspaces, MoveSet
+
+
+class Whole(Enum):
+    """What happens to whole samples, as a word of the claim."""
+
+    SUBSTITUTED = "substituted"  # others, of any features and labels, take their places
+    REMOVED = "removed"  # the mean is that of the samples that are left
+    INSERTED = "inserted"  # further samples join a batch; those of the data set stay as they are
 
 
 @dataclass(frozen=True)
@@ -40,6 +50,7 @@ class Poison:
         per_batch: the budget counts in each batch, instead of over the data set.
         feature_moves: moves of the flat features of each sample; None if features are clean.
         label_moves: moves of the encoded label of each sample; None if labels are clean.
+        whole: what happens to whole samples, which then have no moves; None if nothing does.
         domain: ends of the poisoned features, (*shape) each, or None. Moves keep to it up to
             rounding, poisoned features exactly (where values may go missing, up to rounding too: the
             domain here then reaches to the value that stands for them).
@@ -54,6 +65,7 @@ class Poison:
     feature_moves: MoveSet | None = None
     label_moves: MoveSet | None = None
     domain: Interval | None = None
+    whole: Whole | None = None
 
     @staticmethod
     def none(features: Tensor, labels: Tensor) -> Poison:
@@ -77,7 +89,7 @@ class Poison:
 
     @property
     def is_clean(self) -> bool:
-        """No sample can be moved at all."""
+        """No sample of the data set can be poisoned; others may still be inserted."""
         return self.budget == 0 or not bool(self.open.any())
 
     def take(self, samples: Tensor) -> Poison:
@@ -110,6 +122,18 @@ class Poison:
             torch.stack([nominal, torch.where(low < 0, lower, nominal)]),
             torch.stack([nominal, torch.where(high > 0, upper, nominal)]),
         )
+
+    def selection_box(self, chosen: Tensor, batch: int) -> Interval:
+        """How much of each sample is exchanged, (states, n, 1), for masks ``chosen`` (states, n).
+
+        A chosen sample is removed in the whole run, while a substitute may be what it was. Insertions
+        into a batch of ``batch`` samples are a share of all of them, rounded up.
+        """
+        upper = chosen.to(torch.float64).unsqueeze(-1)
+        if self.whole is Whole.INSERTED:
+            share = math.nextafter(self.budget / (batch + self.budget), math.inf)
+            upper = torch.full_like(upper, share if self.budget else 0.0)
+        return Interval(upper if self.whole is Whole.REMOVED else torch.zeros_like(upper), upper)
 
     def support(self, on_features: Tensor | None, on_labels: Tensor | None) -> Tensor:
         """How far each sample can lower a linear form: ``max over moves of -(c . move)``, (rows, N).

@@ -18,9 +18,10 @@ from milp_agt.formulations.loss import Loss, get_loss
 from milp_agt.layers.builder import FEATURES, Builder, supported_layers
 from milp_agt.training import Clipping
 
-__all__ = ["FEATURES", "LABELS", "StepGraph", "supported_layers", "trace"]
+__all__ = ["FEATURES", "LABELS", "SELECTION", "StepGraph", "supported_layers", "trace"]
 
 LABELS = "labels"
+SELECTION = "selection"
 
 
 @dataclass(frozen=True)

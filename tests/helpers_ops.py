@@ -140,6 +140,8 @@ def _in_domain(low: Array, high: Array, domain: str) -> tuple[Array, Array]:
         return low, high
     smallest = 1e-3
     first, second = np.abs(low) + smallest, np.abs(high) + smallest
+    if domain == "unit":
+        first, second = first / (first + 1.0), second / (second + 1.0)
     return np.minimum(first, second), np.maximum(first, second)
 
 

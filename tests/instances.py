@@ -18,6 +18,7 @@ from milp_agt.formulations.channel_bias import ChannelBias
 from milp_agt.formulations.clip import Clip
 from milp_agt.formulations.clip_factor import ClipFactor, Shorten
 from milp_agt.formulations.convolution import Convolution
+from milp_agt.formulations.exchange import Remove, Substitute
 from milp_agt.formulations.exponential import Exponential
 from milp_agt.formulations.linear import Affine, Combine, Reshape, SumSamples
 from milp_agt.formulations.max_pool import MaxPool
@@ -185,6 +186,25 @@ INSTANCES: dict[str, list[Instance]] = {
         Instance("squared-norm-joint", SquaredNorm((2, 1)), (per_sample(2, 1), per_sample(2))),
     ],
     "step": [Instance("step", StepFunction(), _U)],
+    "remove": [
+        Instance("remove", Remove(2), (per_sample(2), per_sample(1)), "unit", has_interval=False),
+        Instance(
+            "remove-matrix",
+            Remove(2),
+            (per_sample(1, 2), per_sample(1)),
+            "unit",
+            has_interval=False,
+        ),
+    ],
+    "substitute": [
+        Instance(
+            "substitute",
+            Substitute(1, 1e-9),
+            (per_sample(2), per_sample(1)),
+            "unit",
+            has_interval=False,
+        ),
+    ],
     "sum_samples": [
         Instance("vector", SumSamples(1), (per_sample(2),), has_interval=False),
         Instance("matrix", SumSamples(2), (per_sample(2, 2),), has_interval=False),

@@ -90,7 +90,17 @@ def test_moves_of_labels(tmp_path: Path) -> None:
     assert both.threat == agt.FeatureLabelPoisoning(1, 0, 1, label_norm=2)
 
 
+def test_whole_samples(tmp_path: Path) -> None:
+    found = load(tmp_path, "kind = 'removal'\nsamples = [0, 2]\nscope = 'batch'").threat
+    assert found == agt.Removal(1, samples=[0, 2], scope="batch")
+    assert load(tmp_path, "kind = 'insertion'").threat == agt.Insertion(1)
+    found = load(tmp_path, "kind = 'substitution'\nstatic = false").threat
+    assert found == agt.Substitution(1, static=False)
+
+
 BAD = {
+    "kind = 'removal'\nstatic = false": ("static', which kind = 'removal'", "drop 'static'"),
+    "kind = 'insertion'\nsamples = [1]": ("kind = 'insertion'", "drop 'samples'"),
     "kind = 'features'\nradius = 1\nnorm = 3": ("norm = 3", "norm should be"),
     "kind = 'features'\nradius = nan": ("radius = nan", "greater than or equal to 0"),
     "kind = 'features'\nradius = [0.1, -1]": ("-1", "greater than or equal to 0"),

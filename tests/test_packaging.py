@@ -127,6 +127,7 @@ ALLOWED = {
     "clipping": {"training", "formulations", "core", "errors"},
     "layers": {"layers", "formulations", "core", "errors"},
     "tracing": {"clipping", "layers", "training", "formulations", "core", "errors"},
+    "whole_samples": {"clipping", "tracing", "poison", "formulations", "core", "errors"},
     "perturbation": {"perturbation", "moves", "formulations", "core", "errors"},
     "threats": {"perturbation", "poison", "formulations", "core", "errors"},
     "engines": {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 import torch
 from attacks import Problem, Replay, network
 from torch import Tensor
+from whole import Trainer, subsets
 
 import milp_agt as agt
 from milp_agt.core.relaxation import Relaxation
@@ -20,6 +22,9 @@ EXAMPLES: dict[str, Any] = {
     "FeaturePoisoning": agt.FeaturePoisoning(budget=1, radius=0.05),
     "LabelPoisoning": agt.LabelPoisoning(budget=1),
     "FeatureLabelPoisoning": agt.FeatureLabelPoisoning(budget=1, radius=0.05),
+    "Substitution": agt.Substitution(budget=1),
+    "Removal": agt.Removal(budget=1),
+    "Insertion": agt.Insertion(budget=1),
 }
 X = torch.tensor([[1.0, 0.2], [-0.8, 0.5], [0.3, -1.0], [-0.4, -0.6], [0.7, 0.9], [-1.0, 0.1]])
 X = X.to(torch.float64)
@@ -30,10 +35,14 @@ TRAIN, TEST = slice(0, 4), slice(4, 6)
 @functools.cache
 def certified(threat: str, relaxation: str) -> tuple[Any, dict[str, Tensor], Replay]:
     """Result, and the final states of attacks."""
-    training = agt.Training(loss="cross_entropy", learning_rate=0.5, epochs=1)
+    clip = 0.3 if threat in ("Substitution", "Insertion") else None
+    training = agt.Training(loss="cross_entropy", learning_rate=0.5, epochs=1, clip=clip)
     model = network([2, 2, 2], seed=3)
     run = Problem(model, X[TRAIN], Y[TRAIN], training, EXAMPLES[threat])
     result, _ = run.certify(relaxation=relaxation)
+    if threat in ("Substitution", "Removal", "Insertion"):
+        # No moves to search: real runs on changed data, and a replay that only predicts.
+        return result, changed(run), Replay(replace(run, threat=agt.LabelPoisoning(0)))
     replay = Replay(run)
     generator = torch.Generator().manual_seed(0)
     states = [
@@ -42,6 +51,18 @@ def certified(threat: str, relaxation: str) -> tuple[Any, dict[str, Tensor], Rep
     ]
     merged = {name: torch.cat([s[name].detach() for s in states]) for name in states[0]}
     return result, merged, replay
+
+
+def changed(run: Problem) -> dict[str, Tensor]:
+    """Final states without each sample, or with samples far out in its place or beside the others."""
+    trainer = Trainer(run)
+    pool = torch.tensor([[30.0, -30.0], [-30.0, 30.0], [0.5, 0.5], [30.0, 30.0]]).double()
+    labels = torch.tensor([0, 1, 0, 1])
+    if isinstance(run.threat, agt.Removal):
+        return trainer.removed(list(subsets(4, 1)))[-1]
+    if isinstance(run.threat, agt.Insertion):
+        return trainer.inserted(1, pool, labels)[-1]
+    return trainer.substituted([[i] for i in range(4)], pool, labels)[-1]
 
 
 def reached(question: str, result: Any, states: dict[str, Tensor], replay: Replay) -> Any:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from milp_agt.engines.step import Schedule, step_at_points, velocity_of
+from milp_agt.errors import UnsupportedOperationError
 from milp_agt.poison import Poison
 from milp_agt.tracing import StepGraph
 from milp_agt.training import Training, UpdateRule
@@ -50,6 +51,20 @@ class Poisoning:
         )
 
 
+def check_moves(poison: Poison) -> None:
+    """Refuse to attack where samples have no moves to search.
+
+    Raises:
+        UnsupportedOperationError: a threat to whole samples.
+    """
+    if poison.whole is not None:
+        raise UnsupportedOperationError(
+            "An attack was asked for",
+            f"samples that are {poison.whole.value}: the search moves features and labels",
+            "attack with FeaturePoisoning or LabelPoisoning, or train on the changed data yourself",
+        )
+
+
 @dataclass(frozen=True)
 class Unrolled:
     """One training run as a function of its data, for many poisonings at once.
@@ -68,6 +83,7 @@ class Unrolled:
 
     @staticmethod
     def of(step_graph: StepGraph, training: Training, poison: Poison) -> Unrolled:
+        check_moves(poison)
         device = poison.features.device
         order = training.batch_order(len(poison.features))
         batches = tuple(torch.from_numpy(batch).to(device) for batch in order)

@@ -13,11 +13,11 @@ from torch import Tensor
 from milp_agt.core.interval import CLEAN, POISONED, Interval
 from milp_agt.core.restriction import UNRESTRICTED, Restriction
 from milp_agt.engines.adversary import PerSampleDebt
-from milp_agt.engines.exposure import Debt, PlainSum, SampleSum
+from milp_agt.engines.exposure import Debt, Emptied, PlainSum, SampleSum
 from milp_agt.engines.step import Step
 from milp_agt.moves import Vertices
-from milp_agt.poison import Poison
-from milp_agt.tracing import FEATURES, LABELS
+from milp_agt.poison import Poison, Whole
+from milp_agt.tracing import FEATURES, LABELS, SELECTION
 
 
 @dataclass(frozen=True)
@@ -59,13 +59,13 @@ def count_cases(poison: Poison, restriction: Restriction = UNRESTRICTED) -> floa
     left = min(poison.budget - len(inside), len(free))
     if left < 0:
         return math.inf
-    options = _label_options(poison, _only_labels(poison, inside))
+    options = _label_options(poison, _exact(poison, inside))
     # Elementary symmetric polynomials: selections of k samples, each with one of its options.
     chosen = [math.prod(float(len(options[i])) for i in inside)] + [0.0] * left
     for sample in free:
         for k in range(left, 0, -1):
             chosen[k] += len(options[sample]) * chosen[k - 1]
-    return sum(chosen) if _only_labels(poison, inside) else 1 + chosen[left]
+    return sum(chosen) if _exact(poison, inside) else 1 + chosen[left]
 
 
 def enumerate_cases(poison: Poison, restriction: Restriction = UNRESTRICTED) -> Cases:
@@ -73,13 +73,13 @@ def enumerate_cases(poison: Poison, restriction: Restriction = UNRESTRICTED) -> 
 
     Where samples only move within sets that contain "no move", the largest selections suffice. Where
     only labels flip, every selection up to the budget is listed with labels that differ, so that
-    each case is one data set.
+    each case is one data set; so it is with samples that are removed.
     """
     inside, free = _samples(poison, restriction)
     left = min(poison.budget - len(inside), len(free))
-    only_labels = _only_labels(poison, inside)
-    sizes = range(left + 1) if only_labels else (left,)
-    options = _label_options(poison, only_labels)
+    exact = _exact(poison, inside)
+    sizes = range(left + 1) if exact else (left,)
+    options = _label_options(poison, exact)
     listed = [
         (picked, labels)
         for size in sizes
@@ -103,8 +103,10 @@ def enumerate_cases(poison: Poison, restriction: Restriction = UNRESTRICTED) -> 
     return Cases(members, moves)
 
 
-def _only_labels(poison: Poison, inside: tuple[int, ...]) -> bool:
+def _exact(poison: Poison, inside: tuple[int, ...]) -> bool:
     """A case is one data set. A sample that is surely poisoned may still keep its label."""
+    if poison.whole is Whole.REMOVED:
+        return True
     return _vertices(poison) is not None and poison.feature_moves is None and not inside
 
 
@@ -124,12 +126,12 @@ def _samples(poison: Poison, restriction: Restriction) -> tuple[tuple[int, ...],
     return inside, [i for i in poison.open.nonzero()[:, 0].tolist() if i not in known]
 
 
-def _label_options(poison: Poison, only_labels: bool) -> list[list[int | None]]:
+def _label_options(poison: Poison, exact: bool) -> list[list[int | None]]:
     """For each sample, the moves of its label that are listed; None is "no move"."""
     vertices = _vertices(poison)
     if vertices is None:
         return [[None]] * len(poison.open)
-    stay: list[int | None] = [] if only_labels else [None]
+    stay: list[int | None] = [] if exact else [None]
     moving = (vertices.abs().amax(-1) > 0).tolist()
     return [stay + [v for v, moves in enumerate(row) if moves] for row in moving]
 
@@ -178,7 +180,10 @@ class Enumerated:
             labels = self._chosen(data.label_box(), samples)
         else:
             labels = Interval.point(self._labels(samples))
-        return {FEATURES: self._chosen(data.feature_box(), samples), LABELS: labels}
+        boxes = {FEATURES: self._chosen(data.feature_box(), samples), LABELS: labels}
+        if data.whole is not None:
+            boxes[SELECTION] = data.selection_box(self.mask[:, samples], step.size)
+        return boxes
 
     def _chosen(self, box: Interval, samples: Tensor) -> Interval:
         """The state of each sample in each case."""
@@ -201,6 +206,12 @@ class Enumerated:
         at = slots[members].unsqueeze(-1).expand(moves.shape)
         shift.scatter_add_(1, at, moves)
         return nominal + shift[:, : len(samples)]
+
+    def emptied(self, step: Step) -> Emptied | None:
+        if self.poison.whole is not Whole.REMOVED:
+            return None
+        lost = self.mask[:, step.samples].all(1)
+        return Emptied(lost, lost) if bool(lost.any()) else None
 
     def nominal(self, step: Step) -> dict[str, Tensor]:
         labels = step.poison.labels.unsqueeze(0)

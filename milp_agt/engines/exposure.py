@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor
 
 from milp_agt.core.interval import Interval
 from milp_agt.core.rounding import TINY, gamma
-from milp_agt.engines.step import Step
+from milp_agt.engines.step import State, Step
 from milp_agt.poison import Poison
 
 
@@ -57,6 +58,37 @@ class Debt(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class Emptied:
+    """Masks (cases,) of the cases in which a batch may, and in which it does lose all its samples.
+
+    Its step is then skipped: no update, and velocities stay.
+    """
+
+    maybe: Tensor
+    surely: Tensor
+
+    def merged(self, old: State, new: State) -> State:
+        """Boxes that hold the state after the step, whether it was skipped or not."""
+
+        def both(name: str) -> Interval:
+            before, after = old[name].expand_states(len(self.maybe)), new[name]
+            rank = after.lower.dim() - 1
+            maybe, surely = (m.reshape(-1, *[1] * rank) for m in (self.maybe, self.surely))
+            hull = Interval(
+                torch.minimum(before.lower, after.lower), torch.maximum(before.upper, after.upper)
+            )
+
+            def of(skipped: Tensor, either: Tensor, taken: Tensor) -> Tensor:
+                return torch.where(surely, skipped, torch.where(maybe, either, taken))
+
+            return Interval(
+                of(before.lower, hull.lower, after.lower), of(before.upper, hull.upper, after.upper)
+            )
+
+        return {name: both(name) for name in new}
+
+
 class Exposure(Protocol):
     """A threat model as the engines see it: boxes of the data, sums over samples, debts.
 
@@ -92,6 +124,10 @@ class Exposure(Protocol):
 
     def open_debt(self, rows: int) -> Debt:
         """An empty account for forms."""
+        ...
+
+    def emptied(self, step: Step) -> Emptied | None:
+        """Where the removal of samples may leave none in the batch; None for nowhere."""
         ...
 
 

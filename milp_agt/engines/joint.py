@@ -11,10 +11,10 @@ from milp_agt.core.interval import CLEAN, POISONED, Interval
 from milp_agt.core.restriction import UNRESTRICTED, Restriction
 from milp_agt.core.rounding import TINY, gamma
 from milp_agt.engines.adversary import Debt, open_debt, worst_sum
-from milp_agt.engines.exposure import SampleSum
+from milp_agt.engines.exposure import Emptied, SampleSum
 from milp_agt.engines.step import Step
-from milp_agt.poison import Poison
-from milp_agt.tracing import FEATURES, LABELS
+from milp_agt.poison import Poison, Whole
+from milp_agt.tracing import FEATURES, LABELS, SELECTION
 
 
 @dataclass(frozen=True)
@@ -137,13 +137,26 @@ class Joint:
 
     def leaves(self, step: Step, part: slice | None = None) -> dict[str, Interval]:
         poison = step.poison if part is None else step.poison.take(_indices(part, step))
-        return {FEATURES: poison.feature_box(), LABELS: poison.label_box()}
+        boxes = {FEATURES: poison.feature_box(), LABELS: poison.label_box()}
+        if poison.whole is not None:
+            states = [torch.zeros_like(poison.open), poison.open][: 1 if poison.is_clean else 2]
+            boxes[SELECTION] = poison.selection_box(torch.stack(states), step.size)
+        return boxes
 
     def total(self, step: Step) -> SampleSum:
         return _JointSum(step, self.restriction)
 
     def open_debt(self, rows: int) -> Debt:
         return open_debt(self.poison, rows, self.restriction)
+
+    def emptied(self, step: Step) -> Emptied | None:
+        poison = step.poison
+        if poison.whole is not Whole.REMOVED or poison.budget < step.size:
+            return None
+        if not bool(poison.open.all()):
+            return None
+        maybe = poison.open[:1]
+        return Emptied(maybe, ~maybe)
 
     def nominal(self, step: Step) -> dict[str, Tensor]:
         return {

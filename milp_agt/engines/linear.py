@@ -11,6 +11,7 @@ from torch import Tensor
 from milp_agt.core.graph import Node
 from milp_agt.core.interval import CLEAN, Interval
 from milp_agt.core.operation import Relaxed
+from milp_agt.engines.ball import regained
 from milp_agt.engines.exposure import Debt, Exposure
 from milp_agt.engines.relaxed import Fragment, Offsets, RelaxedStep, per_sample
 from milp_agt.engines.step import Schedule, State
@@ -39,6 +40,9 @@ def walk(
     for node in reversed((*schedule.sums, *schedule.after)):
         shared.replace(node)
     constant, magnitude = shared.constant, shared.magnitude
+    more, fewer_charges = regained(schedule, relaxed, shared.coefficients())
+    if more is not None:
+        constant = constant + more
     pieces = []
     for index, fragment in enumerate(relaxed.fragments):
         cut = relaxed.cuts[index] if relaxed.cuts else None
@@ -55,11 +59,14 @@ def walk(
         if not node.batched and node.name not in relaxed.state:
             rest.replace(node)
     if not step.poison.is_clean:
+        charges = _joined([w.charges for w in pieces])
+        if charges is not None and fewer_charges is not None:
+            charges = charges - fewer_charges
         debt.add(
             step,
             _joined([w.on_features for w in pieces]),
             _joined([w.on_labels for w in pieces]),
-            _joined([w.charges for w in pieces]),
+            charges,
         )
     return Forms(
         {name: rest.pending[name] for name in relaxed.state},

@@ -16,7 +16,7 @@ from milp_agt.core.interval import Interval
 from milp_agt.formulations.bilinear import Einsum
 from milp_agt.formulations.linear import SumSamples
 from milp_agt.poison import Poison
-from milp_agt.tracing import FEATURES, LABELS, StepGraph
+from milp_agt.tracing import FEATURES, LABELS, SELECTION, StepGraph
 from milp_agt.training import UpdateRule
 
 State = dict[str, Interval]  # parameters by name, and velocities under velocity_of(name)
@@ -134,6 +134,7 @@ def step_at_points(
 ) -> dict[str, Tensor]:
     """One optimiser step at points; leading axes (many attacks at once) are allowed throughout."""
     leaves = dict(state) | {FEATURES: features, LABELS: labels}
+    leaves[SELECTION] = torch.zeros_like(labels[..., :1])
     values = schedule.values(leaves)
     samples = labels.shape[-2]
     new: dict[str, Tensor] = {}

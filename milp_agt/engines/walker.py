@@ -13,7 +13,7 @@ from milp_agt.core.interval import Interval
 from milp_agt.core.operation import Narrowable, Relaxed
 from milp_agt.core.rounding import TINY, gamma
 from milp_agt.engines.relaxed import Cut, Fragment, per_sample
-from milp_agt.tracing import FEATURES, LABELS
+from milp_agt.tracing import FEATURES, LABELS, SELECTION
 
 # Coefficients are cut down to a strip if that is at most this part of them.
 NARROW = 2
@@ -222,7 +222,7 @@ class Walker:
             self.on_features = own if self.on_features is None else self.on_features + own
         elif node.name == LABELS:
             self.on_labels = self._from_nominal(coefficient, LABELS)
-        else:
+        elif node.name != SELECTION:  # planes have slope 0 on it
             value = node.op.value()
             axes = coefficient.dim() - value.dim()
             self._spend((coefficient * value).flatten(axes))

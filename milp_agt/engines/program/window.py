@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from milp_agt.core.encoder import Encoder, as_arrays
 from milp_agt.core.expression import Expression
 from milp_agt.core.graph import Node
@@ -17,7 +19,7 @@ from milp_agt.formulations.bilinear import Einsum
 from milp_agt.formulations.linear import Combine, SumSamples
 from milp_agt.formulations.univariate import Univariate
 from milp_agt.poison import Poison
-from milp_agt.tracing import FEATURES, LABELS, StepGraph
+from milp_agt.tracing import FEATURES, LABELS, SELECTION, StepGraph
 
 # On m40 (1,000 products a step) envelopes add 0.3 % to what a window of ten steps gains over the walk,
 # and make its solves five times slower.
@@ -105,6 +107,9 @@ def _encode_step(
         encoder.selection = moves.select(step)
         known[FEATURES] = moves.features(step, encoder.selection)
         known[LABELS] = moves.labels(step, encoder.selection)
+    if step.poison.whole is not None:
+        chosen = encoder.selection or Expression.of(np.zeros(step.size))
+        known[SELECTION] = chosen.reshape((step.size, 1))
     curved = curved_inputs(schedule.all)
     summed = _only_summed(schedule)
     for node in schedule.all:

@@ -1,0 +1,247 @@
+"""Whole samples exchanged: the gradient of a sample gives way to something else in the sum of a batch."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from milp_agt.core.encoder import Encoder
+from milp_agt.core.expression import Expression
+from milp_agt.core.graph import Signature
+from milp_agt.core.interval import CLEAN, Interval
+from milp_agt.core.operation import Operation, Relaxed
+from milp_agt.core.rounding import TINY, gamma
+from milp_agt.errors import EncodingError
+from milp_agt.formulations.base import register
+
+
+@dataclass(frozen=True, slots=True)
+class ExchangePlanes:
+    """``slope u + lower[s] <= v <= slope u + upper[s]``, and nothing of the selection.
+
+    One slope for all samples is a float: coefficients that are the same for every sample stay so.
+    """
+
+    slope: float | Tensor
+    lower: Tensor
+    upper: Tensor
+    magnitude: Tensor
+
+    def pull(self, coefficients: Tensor, diagonal: bool = False) -> tuple[Tensor, ...]:
+        rows, samples = coefficients.shape[:2]
+        on_source = coefficients
+        if not (isinstance(self.slope, float) and self.slope == 1.0):
+            on_source = coefficients * self.slope
+        return on_source, coefficients.new_zeros(rows, samples, 1)
+
+
+@dataclass(frozen=True)
+class Exchange(Operation):
+    """``v_i = (1 - s_i) u_i + s_i kappa_i`` with ``kappa_i`` anything in the box :meth:`others`.
+
+    ``u`` are the gradients of the samples of a batch, (n, *shape), and ``s`` the selection, (n, 1):
+    s_i = 0 keeps the gradient of sample i. The selection is no function of the parameters, so that the
+    planes have slope 0 on it and ``1 - max s_i`` on u_i, taken for the clean sample: 1, except where
+    a part of every gradient is exchanged. Given kappa and u, v is linear in s_i, and the other way
+    round, so that offsets are extremes over the ends of s_i and the boxes.
+
+    ``budget`` is the count of samples that are exchanged at most, or added to the batch: rounding
+    is granted for as many further terms of the sum in the run.
+    """
+
+    budget: int
+
+    @abstractmethod
+    def others(self, gradients: Interval, selection: Interval) -> Interval:
+        """Box of ``kappa``, (1 or states, n or 1, *shape), rounding in the run included."""
+
+    def infer(self, *inputs: Signature) -> Signature:
+        source, selection = inputs
+        if not source.batched or selection != Signature((1,), True):
+            raise EncodingError(
+                f"'{self.key}' needs gradients with a sample axis and one number for each sample",
+                f"{source} and {selection}",
+            )
+        return source
+
+    def interval(self, *inputs: Interval) -> Interval:
+        gradients, selection = inputs[0], _aligned(*inputs)
+        others = self.others(*inputs)
+        ends = [
+            _sum(_times(1.0 - end, gradients), _times(end, others))
+            for end in (selection.lower, selection.upper)
+        ]
+        hull = Interval(
+            torch.minimum(ends[0].lower, ends[1].lower), torch.maximum(ends[0].upper, ends[1].upper)
+        )
+        return hull.widen(self._slack(selection, hull.magnitude))
+
+    def _slack(self, selection: Interval, size: Tensor) -> Tensor:
+        """Rounding of what is exchanged; a gradient that is surely kept is the value itself."""
+        error = gamma(4 * self.budget + 64) * size + TINY
+        return torch.where(selection.upper == 0.0, torch.zeros_like(error), error)
+
+    def relax(self, *inputs: Interval) -> Relaxed:
+        gradients, selection = inputs[0], _aligned(*inputs)
+        others = self.others(*inputs)
+        slope = 1.0 - selection.upper[CLEAN]
+        sides = []
+        for end in (selection.lower, selection.upper):
+            kept, new = _times(1.0 - end - slope, gradients), _times(end, others)
+            sides.append((_sum(kept, new), kept.magnitude + new.magnitude))
+        lower = torch.minimum(sides[0][0].lower, sides[1][0].lower)
+        upper = torch.maximum(sides[0][0].upper, sides[1][0].upper)
+        size = torch.maximum(sides[0][1], sides[1][1]) + slope.abs() * gradients.magnitude
+        offsets = Interval(lower, upper).widen(self._slack(selection, 2.0 * size))
+        first = float(slope.flatten()[0])
+        return ExchangePlanes(
+            first if bool((slope == first).all()) else slope,
+            offsets.lower,
+            offsets.upper,
+            size.amax(0) * (1.0 + gamma(4 * self.budget + 128)) + TINY,
+        )
+
+    def encode(
+        self, encoder: Encoder, inputs: tuple[Expression, ...], ranges: tuple[Interval, ...]
+    ) -> Expression:
+        """The planes, with offsets that depend on the column of the selection."""
+        planes = self.relax(*ranges)
+        assert isinstance(planes, ExchangePlanes)
+        slope = planes.slope if isinstance(planes.slope, float) else planes.slope.cpu().numpy()
+        kept = inputs[0].scale(slope).blur((planes.magnitude * gamma(8)).cpu().numpy())
+        return encoder.spread(kept, Interval(planes.lower, planes.upper))
+
+
+@register
+@dataclass(frozen=True)
+class Substitute(Exchange):
+    """Any gradient that clipping admits: ``kappa_i`` in ``[-bound, bound]`` in every coordinate.
+
+    With ``ball`` the gradients of all parameters together have no norm above ``bound``, and so has
+    kappa; the box does not know that, walks do (:mod:`milp_agt.engines.ball`).
+
+    A *substituted* sample has s_i = 1. *Inserted* samples, j <= k of them beside the n of the batch,
+    are a share of every sample: the mean over n + j samples is ``(1 - rho) g + rho kappa`` with
+    ``rho = j / (n + j)``, g the mean over the n, and kappa the mean of the new ones, which lies in the
+    same convex set. So every s_i = rho is in ``[0, k / (n + k)]``; with the slope ``1 - k / (n + k)`` the
+    rest, ``(k / (n + k) - rho) g + rho kappa``, is ``k / (n + k)`` times a point of that set.
+    """
+
+    bound: float
+    ball: bool = False
+    key = "substitute"
+    exactness = "slope of the kept part; offsets exact over what clipping admits"
+
+    def value(self, *inputs: Tensor) -> Tensor:
+        """With kappa = 0."""
+        gradients, selection = inputs
+        return (1.0 - _expanded(selection, gradients)) * gradients
+
+    def others(self, gradients: Interval, selection: Interval) -> Interval:
+        full = torch.full_like(gradients.lower[:1, :1], self.bound)
+        return Interval(-full, full)
+
+
+@register
+@dataclass(frozen=True)
+class Remove(Exchange):
+    """The mean of the samples that are left: ``kappa_i = sum_j (1 - s_j) u_j / sum_j (1 - s_j)``.
+
+    Let R be the removed samples of a batch of n, j < n of them, and m the mean of the others. Then
+    ``n m = (n - j) m + j m = sum over i not in R of u_i + sum over i in R of m``: the sum of the batch in
+    which every removed sample has the gradient m. Divided by n, it is the mean over n - j samples, for every
+    j at once. Emptied batches are not described; their step is skipped.
+
+    The box of m, where sample i is removed and at most k in all: of the others, the mean of the
+    lower ends without the k - 1 largest of those that can be removed (leaving out a value above the mean
+    never raises it), and alike above. The boxes of the samples that are left are those of the states
+    in which they may be. With more than two states every state is a case with its own removed samples,
+    and m is the mean over exactly the others. The whole batch has to be at hand.
+    """
+
+    key = "remove"
+    exactness = "slope 1; offsets from the range of the mean over any samples that may be left"
+
+    def value(self, *inputs: Tensor) -> Tensor:
+        """With the other samples only in the mean."""
+        gradients, selection = inputs
+        axis = gradients.dim() - _rank(gradients, selection) - 1
+        chosen = _expanded(selection, gradients)
+        stays = (1.0 - chosen).expand(gradients.shape)
+        weight = stays.sum(axis, keepdim=True) - stays
+        mean = ((stays * gradients).sum(axis, keepdim=True) - stays * gradients) / weight
+        return torch.where(chosen == 0.0, gradients, stays * gradients + chosen * mean)
+
+    def others(self, gradients: Interval, selection: Interval) -> Interval:
+        if selection.lower.shape[0] > 2:
+            return _mean_of_case(gradients, _aligned(gradients, selection))
+        return self._means(gradients, _aligned(gradients, selection))
+
+    def _means(self, gradients: Interval, selection: Interval) -> Interval:
+        """Box of the mean of those that are left, for each sample that is removed, (1, n, *shape)."""
+        may_stay = selection.lower < 1.0
+        lower = torch.where(may_stay, gradients.lower, torch.inf).amin(0)
+        upper = torch.where(may_stay, gradients.upper, -torch.inf).amax(0)
+        can_go = selection.upper.amax(0) > 0.0
+        count = len(lower)
+        removed = min(self.budget, int(can_go.sum()), count - 1)
+        if removed < 1:
+            return Interval(lower.unsqueeze(0), upper.unsqueeze(0))
+        left = count - removed
+        size = torch.maximum(lower.abs(), upper.abs()).sum(0)
+        error = gamma(4 * count + 64) * 4.0 * size / left + TINY
+        low = _least_rest(lower, can_go, removed) / left
+        high = -_least_rest(-upper, can_go, removed) / left
+        return Interval(low.unsqueeze(0), high.unsqueeze(0)).widen(error)
+
+
+def _least_rest(values: Tensor, can_go: Tensor, removed: int) -> Tensor:
+    """For each i the least sum of the others when ``removed - 1`` of them go as well, (n, *shape)."""
+    open_values = torch.where(can_go, values, -torch.inf)
+    largest = open_values.topk(removed, dim=0).values
+    gone = largest.sum(0) - torch.maximum(values, largest[-1])
+    return values.sum(0) - values - gone
+
+
+def _mean_of_case(gradients: Interval, selection: Interval) -> Interval:
+    """The mean over exactly the samples that are left, (cases, 1, *shape)."""
+    stays = (selection.upper == 0.0).to(gradients.lower.dtype)
+    left = stays.sum(1, keepdim=True).clamp(min=1.0)
+
+    def mean(ends: Tensor) -> Tensor:
+        return torch.where(stays > 0, ends, 0.0).sum(1, keepdim=True) / left
+
+    error = gamma(4 * gradients.lower.shape[1] + 64) * mean(gradients.magnitude) + TINY
+    return Interval(mean(gradients.lower), mean(gradients.upper)).widen(error)
+
+
+def _rank(gradients: Tensor, selection: Tensor) -> int:
+    return gradients.dim() - selection.dim() + 1
+
+
+def _expanded(selection: Tensor, gradients: Tensor) -> Tensor:
+    """(..., n, 1) beside (..., n, *shape)."""
+    return selection.reshape(*selection.shape[:-1], *[1] * _rank(gradients, selection))
+
+
+def _aligned(gradients: Interval, selection: Interval) -> Interval:
+    return Interval(
+        _expanded(selection.lower, gradients.lower), _expanded(selection.upper, gradients.upper)
+    )
+
+
+def _times(factor: Tensor, box: Interval) -> Interval:
+    """``factor * box``, and 0 where the factor is 0, however large the box."""
+    first, second = factor * box.lower, factor * box.upper
+    none = factor == 0.0
+    return Interval(
+        torch.where(none, 0.0, torch.minimum(first, second)),
+        torch.where(none, 0.0, torch.maximum(first, second)),
+    )
+
+
+def _sum(first: Interval, second: Interval) -> Interval:
+    return Interval(first.lower + second.lower, first.upper + second.upper)
