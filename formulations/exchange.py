@@ -155,11 +155,12 @@ class Remove(Exchange):
     which every removed sample has the gradient m. Divided by n, it is the mean over n - j samples, for every
     j at once. Emptied batches are not described; their step is skipped.
 
-    The box of m, where sample i is removed and at most k in all: of the others, the mean of the
-    lower ends without the k - 1 largest of those that can be removed (leaving out a value above the mean
-    never raises it), and alike above. The boxes of the samples that are left are those of the states
-    in which they may be. With more than two states every state is a case with its own removed samples,
-    and m is the mean over exactly the others. The whole batch has to be at hand.
+    The box of m, where sample i is removed and at most k in all: the least mean of the lower ends of
+    the others without the r largest of those that can be removed, r < k, and alike above. Where all
+    can be removed, r = k - 1 is the least: leaving out the largest never raises a mean. The boxes of the
+    samples that are left are those of the states in which they may be. With more than two states
+    every state is a case with its own removed samples, and m is the mean over exactly the others. The
+    whole batch has to be at hand.
     """
 
     key = "remove"
@@ -190,20 +191,26 @@ class Remove(Exchange):
         removed = min(self.budget, int(can_go.sum()), count - 1)
         if removed < 1:
             return Interval(lower.unsqueeze(0), upper.unsqueeze(0))
-        left = count - removed
         size = torch.maximum(lower.abs(), upper.abs()).sum(0)
-        error = gamma(4 * count + 64) * 4.0 * size / left + TINY
-        low = _least_rest(lower, can_go, removed) / left
-        high = -_least_rest(-upper, can_go, removed) / left
+        error = gamma(4 * count + 64) * 4.0 * size / (count - removed) + TINY
+        low = _least_mean(lower, can_go, removed)
+        high = -_least_mean(-upper, can_go, removed)
         return Interval(low.unsqueeze(0), high.unsqueeze(0)).widen(error)
 
 
-def _least_rest(values: Tensor, can_go: Tensor, removed: int) -> Tensor:
-    """For each i the least sum of the others when ``removed - 1`` of them go as well, (n, *shape)."""
-    open_values = torch.where(can_go, values, -torch.inf)
-    largest = open_values.topk(removed, dim=0).values
-    gone = largest.sum(0) - torch.maximum(values, largest[-1])
-    return values.sum(0) - values - gone
+def _least_mean(values: Tensor, can_go: Tensor, removed: int) -> Tensor:
+    """For each i the least mean of the others when up to ``removed - 1`` of them go, (n, *shape)."""
+    largest = torch.where(can_go, values, -torch.inf).topk(removed, dim=0).values
+    rest = values.sum(0) - values
+    first = removed if bool(can_go.all()) else 1
+    least: Tensor | None = None
+    for count in range(first, removed + 1):
+        # The count - 1 largest of the others: i itself gives way to the next one.
+        gone = largest[:count].sum(0) - torch.maximum(values, largest[count - 1])
+        mean = (rest - gone) / (len(values) - count)
+        least = mean if least is None else torch.minimum(least, mean)
+    assert least is not None
+    return least
 
 
 def _mean_of_case(gradients: Interval, selection: Interval) -> Interval:
