@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from whole import State, Trainer, subsets
 
 import milp_agt as agt
-from milp_agt import whole_samples
+from milp_agt import cost, whole_samples
 from milp_agt.core.interval import Interval
 from milp_agt.errors import InvalidThreatModelError, MilpAgtError, UnsupportedOperationError
 from milp_agt.formulations import exchange
@@ -207,6 +207,24 @@ def test_fresh_substitutes_in_every_step(static: bool, scope: str, relaxation: s
         x[torch.arange(300), place], labels[torch.arange(300), place] = POOL[new], encoded[new]
         batches.append((x[:, b], labels[:, b], torch.ones(300, len(b), dtype=torch.float64)))
     assert_inside(boxes, trainer.run(batches))
+
+
+@pytest.mark.parametrize("mode", ["norm", "clamp"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_batches_in_pieces(kind: str, mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Walks cut at the outputs and over two samples at a time; removals keep their batch whole."""
+    monkeypatch.setattr(cost, "THREADED_ELEMENTS", 0)
+    monkeypatch.setattr(cost, "SAMPLES_OF_UNITS", 2)
+    case = problem(kind, 2, samples=5, **({} if kind == "removal" else {"clip_mode": mode}))
+    result, boxes = case.certify()
+    (reached,) = result.models.reached
+    assert reached.window[-1].cuts
+    assert len(reached.window[-1].fragments) == (1 if kind == "removal" else 3)
+    assert_inside(boxes, truth(case))
+    pieces, boxes = case.certify(relaxation="interval", memory=1024)
+    assert_inside(boxes, truth(case))
+    whole, _ = case.certify(relaxation="interval")
+    assert pieces.reachable.mean_width == pytest.approx(whole.reachable.mean_width, rel=1e-9)
 
 
 def test_only_open_samples_can_be_removed() -> None:
