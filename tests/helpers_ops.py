@@ -46,6 +46,7 @@ from milp_agt.engines.relaxed import RelaxedStep, relax_step
 from milp_agt.engines.step import Schedule, State, Step, initial_state, step_at_points, velocity_of
 from milp_agt.engines.walker import Forms
 from milp_agt.formulations.base import operations
+from milp_agt.formulations.blur import Blur
 from milp_agt.formulations.clip import Clip
 from milp_agt.formulations.clip_factor import ClipFactor
 from milp_agt.formulations.exponential import CAP, Exponential
@@ -420,7 +421,8 @@ def widening(instance: Instance, boxes: Sequence[Interval]) -> Tensor:
         return op.rounding(boxes[0].magnitude, exact.magnitude).amax(0)
     terms = max(s.size for s in instance.inputs)
     size = op.relax(*boxes).magnitude
-    return size * gamma(4 * terms + 16) + TINY
+    error = op.error if isinstance(op, Blur) else 0.0
+    return size * gamma(4 * terms + 16) + TINY + error
 
 
 def check_point_is_exact(instance: Instance, boxes: Sequence[Interval]) -> None:

@@ -283,9 +283,9 @@ def test_fragments_of_a_batch_change_nothing(loss, samples, static, monkeypatch)
     whole, _ = case.certify(**options)
     honest, sizes = certification.relax_step, []
 
-    def cut(schedule: Any, state: Any, step: Any, ranges: Any, _fragment: int) -> Any:
-        sizes.append(len(honest(schedule, state, step, ranges, 2).fragments))
-        return honest(schedule, state, step, ranges, 2)
+    def cut(*arguments: Any) -> Any:
+        sizes.append(len(honest(*arguments[:-1], 2).fragments))
+        return honest(*arguments[:-1], 2)
 
     monkeypatch.setattr(certification, "relax_step", cut)
     pieces = assert_sound(case, test, labels, attacks=24, iterations=2, **options)

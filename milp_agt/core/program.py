@@ -229,6 +229,8 @@ def _labelled(origin: Origin, size: int, names: dict[str, int]) -> Index:
 
 def _thinned(origin: Origin, left: npt.NDArray[np.bool_]) -> Origin:
     """Blocks with their first positions when only the rows or columns in ``left`` stay."""
+    if not origin:
+        return ()
     position = np.concatenate([[0], np.cumsum(left)])
     ends = [start for _, start in origin[1:]] + [left.size]
     return tuple(
