@@ -19,10 +19,15 @@ from milp_agt.data import load_dataset
 
 LEVELS: dict[str, dict[str, object]] = {
     "interval": {"relaxation": "interval"},
-    "linear, window 1": {"window": 1, "inner_bounds": "interval"},
-    "lp, window 1": {"relaxation": "lp", "window": 1, "inner_bounds": "interval"},
-    "linear, whole run, interval inner bounds": {"inner_bounds": "interval"},
-    "linear, whole run": {"inner_bounds": "linear"},
+    "linear, window 1": {"window": 1, "inner_bounds": "interval", "selections": "joint"},
+    "lp, window 1": {
+        "relaxation": "lp",
+        "window": 1,
+        "inner_bounds": "interval",
+        "selections": "joint",
+    },
+    "linear, whole run": {"inner_bounds": "linear", "selections": "joint"},
+    "linear, whole run, each selection": {"inner_bounds": "linear", "selections": "enumerated"},
 }
 BUDGET, RADIUS, RATE = 2, 0.01, 0.5
 

@@ -501,7 +501,8 @@ class Run:
         return self._solve(chain, part, step, state)
 
     def _ranges(self, part: _Part, step: Step, keep: bool) -> interval.Ranges:
-        if keep and self.plan.linear_inner:
+        enumerated = part.exposure.cases > 1
+        if keep and (self.plan.case_inner if enumerated else self.plan.linear_inner):
             past = part.window[max(0, len(part.window) - self.plan.window + 1) :]
             walks = inner.Walks(
                 self.step_graph, self.schedule, past, part.exposure, self.plan.inner_chunk

@@ -48,7 +48,7 @@ AUTO_TIME = 120.0
 # share a walk, products that a core does in a second, and seconds for which cases are carried unasked.
 LIVE_CASE_BOXES = 4
 MOST_CASES = 1024
-FLOPS = 1e10
+FLOPS = 2e10
 CASES_TIME = 60.0
 NAMED_CASES = 1e5
 # Seconds for which inner bounds are walked through the window unasked.
@@ -69,6 +69,7 @@ class Plan:
     walk_fragment: int
     inner_chunk: int
     linear_inner: bool
+    case_inner: bool
     case_groups: int
     cuts: bool
     single_thread: bool
@@ -132,7 +133,9 @@ def plan(
             f"{INNER_TIME:g} s; ask for inner_bounds='linear' to have them",
         )
     cases = count_cases(poison, restriction)
-    groups, note = _groups(sizes, level, selections, cases, steps, walked, linear_inner, budget)
+    groups, case_inner, note = _groups(
+        sizes, level, selections, cases, steps, walked, inner_bounds, budget
+    )
     notes = (*notes, *note)
     per_row = FLOAT * LIVE_COEFFICIENTS * max(sizes.walked, 1)
     per_sample = FLOAT * LIVE_BOXES * max(sizes.per_sample, 1)
@@ -161,6 +164,7 @@ def plan(
             min(INNER_ROWS, max(32, 4 * CACHED_ELEMENTS // sizes.walked), budget // (2 * per_row)),
         ),
         linear_inner=linear_inner,
+        case_inner=case_inner,
         case_groups=groups,
         cuts=cuts,
         single_thread=sizes.walked < THREADED_ELEMENTS,
@@ -175,10 +179,11 @@ def _groups(
     cases: float,
     steps: int,
     window: int,
-    linear_inner: bool,
+    inner_bounds: str | None,
     memory: int,
-) -> tuple[int, tuple[str, ...]]:
-    """In how many groups selections are enumerated; 0 if they are bounded jointly only."""
+) -> tuple[int, bool, tuple[str, ...]]:
+    """In how many groups selections are enumerated, 0 if they are bounded jointly only; and whether
+    with linear inner bounds."""
     if selections not in (None, "joint", "enumerated"):
         raise InvalidInputError(
             "selections is 'joint', 'enumerated' or None", f"{selections!r}", "choose one of them"
@@ -190,7 +195,7 @@ def _groups(
             "use relaxation 'linear' or above",
         )
     if selections == "joint" or level is Relaxation.INTERVAL:
-        return 0, ()
+        return 0, False, ()
     if selections == "enumerated" and math.isinf(cases):
         raise InvalidInputError(
             "Selections can be enumerated where one of them holds for the whole run",
@@ -198,21 +203,34 @@ def _groups(
             "use scope='dataset', or selections='joint'",
         )
     if math.isinf(cases):
-        return 0, ()
+        return 0, False, ()
     # A case costs boxes and offsets of every step in the window.
     fitting = max(1, int(memory // (2 * FLOAT * LIVE_CASE_BOXES * sizes.boxes * window)))
     groups = -(-int(min(cases, 1e9)) // min(fitting, MOST_CASES))
     walks = sum(min(t + 1, window) for t in range(steps))
-    rows = 2 * sizes.state + (sizes.inner_rows / 2 if linear_inner else 0)
-    flops = 4.0 * rows * sizes.boxes * walks * cases
-    seconds = flops / FLOPS + groups * rows * sizes.walked * walks / WALKED_PER_SECOND
-    if selections is None and seconds > CASES_TIME:
+
+    def seconds(linear_inner: bool) -> float:
+        rows = 2 * sizes.state + (sizes.inner_rows / 2 if linear_inner else 0)
+        flops = 4.0 * rows * sizes.boxes * walks * cases
+        return flops / FLOPS + groups * rows * sizes.walked * walks / WALKED_PER_SECOND
+
+    dear = seconds(True) > CASES_TIME
+    if selections == "enumerated":
+        return groups, inner_bounds == "linear" or (inner_bounds is None and not dear), ()
+    if seconds(False) > CASES_TIME:
         note = (
             f"selections are bounded jointly: {cases:.3g} of them one by one would take about "
-            f"{seconds:.3g} s, more than {CASES_TIME:g} s; ask for selections='enumerated' to have them"
+            f"{seconds(False):.3g} s, more than {CASES_TIME:g} s; ask for selections='enumerated' to "
+            "have them"
         )
-        return 0, (note,) if cases < NAMED_CASES else ()
-    return groups, ()
+        return 0, False, (note,) if cases < NAMED_CASES else ()
+    if inner_bounds == "linear" and dear:
+        note = (
+            f"selections have inner bounds by intervals: linear ones would take about "
+            f"{seconds(True):.3g} s; ask for selections='enumerated' to have them"
+        )
+        return groups, False, (note,)
+    return groups, inner_bounds != "interval" and not dear, ()
 
 
 class _Sizes:
