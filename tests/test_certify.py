@@ -12,7 +12,7 @@ from attacks import network
 from torch import nn
 
 import milp_agt as agt
-from milp_agt import certification
+from milp_agt import bounding, certification
 from milp_agt.core.results import SolveResult, Termination
 from milp_agt.errors import EncodingError, InvalidInputError
 from milp_agt.solvers import Capability, choose
@@ -144,7 +144,7 @@ def test_an_infeasible_program_is_an_encoding_error(monkeypatch) -> None:
 
 
 def test_ranges_beyond_a_solver_are_left_to_the_linear_bounds(monkeypatch) -> None:
-    monkeypatch.setattr(certification, "PROGRAM_RANGE_LIMIT", 1e-3)
+    monkeypatch.setattr(bounding, "PROGRAM_RANGE_LIMIT", 1e-3)
     result = certify(relaxation="lp", window=1)
     assert same_box(result, certify(relaxation="linear", window=1))
     assert len([text for text in result.fallbacks if "beyond" in text]) == 3

@@ -1,0 +1,164 @@
+"""One step by one level: ranges, linear forms and programs over the box of a chain."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from milp_agt import cost
+from milp_agt.chains import Chain, Part
+from milp_agt.core.relaxation import Relaxation
+from milp_agt.core.restriction import Restriction
+from milp_agt.core.results import Limits
+from milp_agt.engines import inner, interval, linear, program
+from milp_agt.engines.exposure import Exposure
+from milp_agt.engines.recorder import Recorder
+from milp_agt.engines.relaxed import RelaxedStep, relax_step
+from milp_agt.engines.step import Schedule, State, Step
+from milp_agt.errors import SolverUnavailableError
+from milp_agt.poison import Poison
+from milp_agt.solvers.base import Solver
+from milp_agt.tracing import StepGraph
+
+# Ranges beyond this are left to the cheaper relaxation.
+PROGRAM_RANGE_LIMIT = program.RANGE_LIMIT
+
+
+@dataclass
+class Journal:
+    """What did not go as asked: one line for each fallback, and whether a limit was the reason."""
+
+    fallbacks: list[str] = field(default_factory=list)
+    limit_reached: bool = False
+
+
+@dataclass
+class Bounder:
+    """Bounds single steps by any level; what it could not do stands in the journal."""
+
+    step_graph: StepGraph
+    schedule: Schedule
+    plan: cost.Plan
+    poison: Poison
+    restriction: Restriction
+    solvers: Mapping[Relaxation, Solver]
+    solve_limits: Limits
+    deadline: float | None
+    workers: int
+    recorder: Recorder
+    journal: Journal
+
+    def bound(
+        self, chain: Chain, part: Part, step: Step
+    ) -> tuple[State, program.ProgramReport | None]:
+        """The box of the next state by one level, before the meet with looser chains."""
+        keep = chain.level is not Relaxation.INTERVAL
+        ranges = self._ranges(part, step, keep)
+        state = interval.update(self.step_graph, part.state, ranges, step)
+        if not keep:
+            return state, None
+        kept = self.relax(part.exposure, part.state, step, ranges)
+        part.window = [*part.window, kept][-self.plan.longest_window :]
+        self.recorder.step(chain.name, kept)
+        walked = linear.bound_state(
+            self.step_graph,
+            self.schedule,
+            part.window[-self.plan.window :],
+            part.exposure,
+            self.plan.chunk,
+        )
+        state = {n: b.meet(walked[n], f"'{n}' by interval and linear") for n, b in state.items()}
+        if not chain.level.uses_programs:
+            return state, None
+        return self._solve(chain, part, step, state)
+
+    def _ranges(self, part: Part, step: Step, keep: bool) -> interval.Ranges:
+        enumerated = part.exposure.cases > 1
+        if keep and (self.plan.case_inner if enumerated else self.plan.linear_inner):
+            past = part.window[max(0, len(part.window) - self.plan.window + 1) :]
+            walks = inner.Walks(
+                self.step_graph, self.schedule, past, part.exposure, self.plan.inner_chunk
+            )
+            return inner.propagate(walks, part.state, step)
+        fragment = None if keep else self.plan.fragment
+        return interval.propagate(
+            self.schedule, part.state, step, part.exposure, fragment=fragment, keep=keep
+        )
+
+    def _solve(
+        self, chain: Chain, part: Part, step: Step, state: State
+    ) -> tuple[State, program.ProgramReport | None]:
+        window = part.window[-self.plan.program_window :]
+        largest = max(
+            float(box.magnitude.max())
+            for relaxed in window
+            for box in relaxed.ranges.boxes.values()
+        )
+        if not largest <= PROGRAM_RANGE_LIMIT:
+            self.journal.fallbacks.append(
+                f"step {step.index + 1}: ranges up to {largest:.1e} are beyond what a solver can take; "
+                f"'{chain.level.value}' was left to the linear bounds"
+            )
+            return state, None
+        encoded = program.encode_window(
+            self.step_graph,
+            self.schedule,
+            window,
+            self.poison,
+            chain.level.exact_phases,
+            self.restriction,
+            chain.level.exact_products,
+        )
+        options = program.SolveOptions(
+            self.solvers[chain.level],
+            self.solve_limits,
+            deadline=self.deadline,
+            workers=self.workers,
+        )
+        try:
+            state, report = program.bound_state(encoded, state, options)
+        except SolverUnavailableError as error:  # a licence that is too small, say
+            self.journal.limit_reached = True
+            self.journal.fallbacks.append(
+                f"step {step.index + 1}: '{chain.level.value}' was left to the cheaper bounds: {error}"
+            )
+            return state, None
+        self.recorder.program(step.index, chain.name, report)
+        if report.lost:
+            self.journal.limit_reached = True
+            self.journal.fallbacks.append(
+                f"step {step.index + 1}: {report.lost} objectives of '{chain.level.value}' were lost with "
+                "workers that died twice; they keep the cheaper bound"
+            )
+        if report.limited:
+            self.journal.limit_reached = True
+            self.journal.fallbacks.append(
+                f"step {step.index + 1}: {report.limited} of {report.solves + report.limited} solves by "
+                f"'{chain.level.value}' met a limit; their best dual bound counts, or the linear one"
+            )
+        return state, report
+
+    def relax(
+        self, exposure: Exposure, state: State, step: Step, ranges: interval.Ranges
+    ) -> RelaxedStep:
+        kept = relax_step(self.schedule, state, step, ranges, exposure, self.plan.walk_fragment)
+        return linear.with_cuts(self.step_graph, self.schedule, kept) if self.plan.cuts else kept
+
+    def last_program(self, chain: Chain) -> program.WindowProgram | None:
+        """The program over the window that ends now, for questions; None for levels without."""
+        window = chain.parts[0].window[-self.plan.program_window :]
+        if not chain.level.uses_programs or not window:
+            return None
+        return program.WindowProgram(
+            self.step_graph,
+            self.schedule,
+            window,
+            chain.state,
+            self.poison,
+            self.restriction,
+            chain.level.exact_phases,
+            chain.level.exact_products,
+            program.SolveOptions(
+                self.solvers[chain.level], self.solve_limits, workers=self.workers
+            ),
+        )

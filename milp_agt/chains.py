@@ -1,0 +1,63 @@
+"""The reachable sets that a run carries side by side, one chain for each level."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from milp_agt.core.relaxation import Relaxation
+from milp_agt.engines.exposure import Exposure
+from milp_agt.engines.relaxed import RelaxedStep
+from milp_agt.engines.step import State, Step, union
+from milp_agt.engines.update import UpdateGraph
+
+ENUMERATED = "linear, each selection"
+
+
+@dataclass
+class Part:
+    """Boxes that one exposure leads to, with the steps that its window keeps."""
+
+    name: str
+    exposure: Exposure
+    state: State
+    window: list[RelaxedStep] = field(default_factory=list)
+
+    def key(self, step: int) -> str:
+        """Name of a step of the window in a snapshot."""
+        return f"{self.name}-{step + 1:06d}"
+
+
+@dataclass
+class Chain:
+    """The reachable sets of one level: the union of its parts."""
+
+    name: str
+    level: Relaxation
+    parts: list[Part]
+
+    @property
+    def looser(self) -> tuple[str, ...]:
+        """Chains whose boxes hold those of this one."""
+        if self.name == ENUMERATED:
+            return (Relaxation.LINEAR.value,)
+        names = tuple(level.value for level in self.level.looser)
+        return (*names, ENUMERATED) if self.level.uses_programs else names
+
+    @property
+    def state(self) -> State:
+        """One box for all cases of all parts."""
+        return union([part.state for part in self.parts])
+
+
+def after_step(
+    part: Part, update: UpdateGraph, step: Step, before: State, looser: Sequence[State]
+) -> State:
+    """The state of a part at the end of a step: projected, or as it was where all samples are removed."""
+    new, empty = update.projected(part.state), part.exposure.emptied(step)
+    if empty is None:
+        return new
+    new = empty.merged(before, new)
+    for state in looser:
+        new = {n: b.meet(state[n], f"'{n}' by two chains") for n, b in new.items()}
+    return new

@@ -1,0 +1,360 @@
+"""A certification in progress: one training step after the other, every level carrying the looser ones."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from milp_agt import cost
+from milp_agt.bounding import Bounder, Journal
+from milp_agt.chains import ENUMERATED, Chain, Part, after_step
+from milp_agt.checkpoint import Snapshot, pack, unpack
+from milp_agt.core.interval import Interval
+from milp_agt.core.relaxation import Relaxation
+from milp_agt.core.restriction import UNRESTRICTED, Restriction
+from milp_agt.core.results import Limits
+from milp_agt.engines import interval, program
+from milp_agt.engines.cases import Enumerated, enumerate_cases
+from milp_agt.engines.exposure import Exposure
+from milp_agt.engines.joint import Joint
+from milp_agt.engines.recorder import Recorder
+from milp_agt.engines.relaxed import RelaxedStep, settle
+from milp_agt.engines.step import (
+    Schedule,
+    State,
+    Step,
+    initial_state,
+    step_at_points,
+    union,
+    velocity_of,
+)
+from milp_agt.engines.update import UpdateGraph
+from milp_agt.errors import InvalidInputError, SoundnessError
+from milp_agt.poison import Poison
+from milp_agt.properties.models import Reached
+from milp_agt.reachable import StepRecord
+from milp_agt.result import Result
+from milp_agt.solvers.base import Solver
+from milp_agt.tracing import StepGraph
+from milp_agt.training import Batch, Training
+
+# Cases share the rounding errors of their largest: beyond this they would spoil each other.
+TAME = 1e6
+
+
+class Run:
+    """A certification in progress: one call of :meth:`advance` for each training step."""
+
+    def __init__(
+        self,
+        *,
+        step_graph: StepGraph,
+        head: StepGraph,
+        notes: tuple[str, ...],
+        training: Training,
+        poison: Poison,
+        plan: cost.Plan,
+        solvers: Mapping[Relaxation, Solver],
+        initial: Mapping[str, Interval],
+        claim: str,
+        deadline: float | None,
+        solve_limits: Limits,
+        workers: int,
+        restriction: Restriction,
+        recorder: Recorder,
+    ) -> None:
+        self.step_graph, self.training, self.poison, self.plan = step_graph, training, poison, plan
+        self.schedule = Schedule.of(head)
+        self.restriction, self.recorder, self.claim = restriction, recorder, claim
+        device = poison.features.device
+        box = {n: Interval(b.lower.to(device), b.upper.to(device)) for n, b in initial.items()}
+        start = initial_state(step_graph, box, training.momentum > 0)
+        joint = Joint(poison, restriction)
+        self.chains = [
+            Chain(level.value, level, [Part(level.value, joint, start)])
+            for level in plan.relaxation.chain()
+        ]
+        if plan.case_groups:
+            self.chains.insert(2, self._enumerated(start))
+        self.nominal: dict[str, Tensor] = {n: v.to(device) for n, v in step_graph.initial.items()}
+        if training.momentum > 0:
+            for name in step_graph.parameters:
+                self.nominal[velocity_of(name)] = torch.zeros_like(self.nominal[name])
+        self.updates = training.update_rules(plan.steps)
+        self.records: list[StepRecord] = []
+        dropped = poison.notes(plan.relaxation.uses_programs)
+        self.journal = Journal([*notes, *plan.notes, *dropped])
+        self.bounder = Bounder(
+            step_graph,
+            self.schedule,
+            plan,
+            poison,
+            restriction,
+            solvers,
+            solve_limits,
+            deadline,
+            workers,
+            recorder,
+            self.journal,
+        )
+
+    def _enumerated(self, start: State) -> Chain:
+        """A chain with a box for every selection, in groups that fit the memory budget."""
+        listed = enumerate_cases(self.poison, self.restriction)
+        count = len(listed) - 1
+        size = max(1, -(-count // self.plan.case_groups))
+        parts: list[Part] = []
+        for first in range(0, count, size):
+            exposure = Enumerated(self.poison, listed.part(slice(first, first + size)))
+            state = {n: b.expand_states(exposure.cases) for n, b in start.items()}
+            parts.append(Part(f"selections-{len(parts)}", exposure, state))
+        return Chain(ENUMERATED, Relaxation.LINEAR, parts)
+
+    def advance(self, batch: Tensor) -> None:
+        """Bound one more step.
+
+        Raises:
+            SoundnessError: an empty meet, or the nominal run outside its box.
+            EncodingError: an infeasible program.
+        """
+        started = time.perf_counter()
+        index = len(self.records)
+        step = self._step(index, batch)
+        outer: State | None = None
+        used, widths = Relaxation.INTERVAL, {}
+        report: program.ProgramReport | None = None
+        states: dict[str, State] = {}  # before the projection, if there is one
+        update = UpdateGraph.of(self.schedule.gradients, step)
+        before = {part.name: part.state for part in self._parts()}
+        after: dict[str, State] = {}  # at the end of the step, by chains and by their parts
+        settled: State = {}
+        for chain in list(self.chains):
+            if self._out_of_time(chain.level, index) and outer is not None:
+                # The looser chain's box is a valid start for this one, should there be more time.
+                self._restart(chain, outer)
+                states[chain.name] = outer
+                for part in chain.parts:
+                    after[part.key(index)] = {
+                        n: b.expand_states(part.exposure.cases) for n, b in settled.items()
+                    }
+                continue
+            for part in chain.parts:
+                state, solved = self.bounder.bound(chain, part, step)
+                report = solved or report
+                skipping = part.exposure.emptied(step) is not None  # met in _after instead
+                for name in chain.looser:
+                    if name in states and not skipping:
+                        what = f"by {chain.name} and below"
+                        state = {
+                            n: b.meet(states[name][n], f"'{n}' {what}") for n, b in state.items()
+                        }
+                part.state = state
+            states[chain.name] = outer = chain.state
+            used = chain.level if solved or not chain.level.uses_programs else used
+            for part in chain.parts:
+                looser = [after[name] for name in chain.looser if name in after]
+                after[part.key(index)] = after_step(part, update, step, before[part.name], looser)
+            settled = union([after[part.key(index)] for part in chain.parts])
+            after[chain.name] = settled
+            self.recorder.state(index, chain.name, settled)
+            widths[chain.name] = self._mean_width(settled)
+            if chain.name == ENUMERATED and not self._is_tame(outer):
+                self.journal.fallbacks.append(
+                    f"step {index + 1}: a selection leads to parameters beyond {TAME:.0e}; from here "
+                    "on selections are bounded jointly"
+                )
+                self.chains.remove(chain)
+        self._settle(update, step, after)
+        self._advance_nominal(step, settled)
+        flat = torch.cat([settled[n].width.flatten() for n in self.step_graph.parameters])
+        self.records.append(
+            StepRecord(
+                step=index + 1,
+                mean_width=float(flat.mean()),
+                max_width=float(flat.max()),
+                seconds=time.perf_counter() - started,
+                relaxation=used.value,
+                adversary=self._adversary(),
+                batch=step.size,
+                chains=widths,
+                program=_counts(report),
+            )
+        )
+
+    def _settle(self, update: UpdateGraph, step: Step, after: Mapping[str, State]) -> None:
+        """End the step, now that all levels have bounded it."""
+        for part in self._parts():
+            if update.projections and part.window:
+                part.window[-1] = settle(part.window[-1], part.state, part.exposure.cases)
+            part.state = after[part.key(step.index)]
+            if part.exposure.emptied(step) is not None:
+                part.window = []
+                self._note_skip(step)
+
+    def _note_skip(self, step: Step) -> None:
+        note = (
+            "batches that may lose all their samples skip their steps then: linear forms and programs "
+            f"start anew after each (first at step {step.index + 1})"
+        )
+        if not any(known.startswith(note[:40]) for known in self.journal.fallbacks):
+            self.journal.fallbacks.append(note)
+
+    def _step(self, index: int, batch: Tensor) -> Step:
+        return Step(
+            index, batch, self.poison.take(batch), self.updates[index], self.training.momentum > 0
+        )
+
+    @staticmethod
+    def _restart(chain: Chain, outer: State) -> None:
+        for part in chain.parts:
+            part.state = {n: b.expand_states(part.exposure.cases) for n, b in outer.items()}
+            part.window = []
+
+    @staticmethod
+    def _is_tame(state: State) -> bool:
+        return all(bool((box.magnitude <= TAME).all()) for box in state.values())
+
+    def _out_of_time(self, level: Relaxation, index: int) -> bool:
+        if self.bounder.deadline is None or level is Relaxation.INTERVAL:
+            return False
+        if time.monotonic() < self.bounder.deadline:
+            return False
+        self.journal.limit_reached = True
+        self.journal.fallbacks.append(f"step {index + 1}: time limit, '{level.value}' left out")
+        return True
+
+    def _advance_nominal(self, step: Step, box: State) -> None:
+        data = step.poison
+        self.nominal = step_at_points(
+            self.step_graph, self.schedule, self.nominal, data.features, data.labels, step.update
+        )
+        if not all(bool(torch.isfinite(v).all()) for v in self.nominal.values()):
+            raise InvalidInputError(
+                "The nominal training run must stay finite",
+                f"a parameter that is infinite or not a number after step {step.index + 1}",
+                "lower the learning rate or scale the data",
+            )
+        for name, value in self.nominal.items():
+            if self.restriction is UNRESTRICTED and not box[name].contains(value.unsqueeze(0)):
+                raise SoundnessError(
+                    f"The nominal run must stay inside the reachable set at step {step.index + 1}",
+                    f"'{name}' outside its box",
+                    "please report this run",
+                )
+
+    def _mean_width(self, state: State) -> float:
+        parts = [state[n].width.flatten() for n in self.step_graph.parameters]
+        return float(torch.cat(parts).mean())
+
+    def _adversary(self) -> str:
+        when = "static" if self.poison.static else "adaptive"
+        return f"{when}, {'batch' if self.poison.per_batch else 'dataset'}"
+
+    def snapshot(self) -> Snapshot:
+        """What :meth:`restore` needs to go on from here; holds references, copies nothing."""
+        parts = {
+            part.key(relaxed.step.index): {
+                "state": pack(relaxed.state),
+                "boxes": pack(relaxed.ranges.boxes),
+                "sums": dict(relaxed.ranges.sums),
+            }
+            for part in self._parts()
+            for relaxed in part.window
+        }
+        state = {
+            "chains": {
+                part.name: {
+                    "state": pack(part.state),
+                    "window": [relaxed.step.index for relaxed in part.window],
+                }
+                for part in self._parts()
+            },
+            "nominal": dict(self.nominal),
+            "records": [asdict(record) for record in self.records],
+            "fallbacks": list(self.journal.fallbacks),
+            "limit_reached": self.journal.limit_reached,
+        }
+        return Snapshot(len(self.records), state, parts)
+
+    def restore(self, snapshot: Snapshot, batches: Sequence[Batch]) -> None:
+        """Go on from a snapshot of this very run: the same boxes, and the same planes made anew."""
+        state = snapshot.state
+        self.chains = [c for c in self.chains if c.parts[0].name in state["chains"]]
+        for part in self._parts():
+            kept = state["chains"][part.name]
+            part.state = unpack(kept["state"])
+            part.window = [
+                self._relaxed(snapshot.parts[part.key(index)], part.exposure, index, batches)
+                for index in kept["window"]
+            ]
+        self.nominal = dict(state["nominal"])
+        self.records = [StepRecord(**record) for record in state["records"]]
+        self.journal.fallbacks = list(state["fallbacks"])
+        self.journal.limit_reached = state["limit_reached"]
+        if self.bounder.deadline is not None:
+            self.bounder.deadline -= sum(record.seconds for record in self.records)
+
+    def _parts(self) -> Iterator[Part]:
+        for chain in self.chains:
+            yield from chain.parts
+
+    def _relaxed(
+        self, kept: Mapping[str, Any], exposure: Exposure, index: int, batches: Sequence[Batch]
+    ) -> RelaxedStep:
+        """A step of a window from its ranges: slopes and offsets follow from them."""
+        step = self._step(index, torch.from_numpy(batches[index]).to(self.poison.features.device))
+        ranges = interval.Ranges(unpack(kept["boxes"]), dict(kept["sums"]))
+        state = unpack(kept["state"])
+        return self.bounder.relax(exposure, state, step, ranges)
+
+    def _reached(self) -> Iterator[Reached]:
+        """The boxes of the tightest chain; each selection's own where there are any."""
+        last = self.chains[-1]
+        outer = last.state
+        for chain in self.chains:
+            if chain.name == ENUMERATED:
+                last = chain
+        for part in last.parts:
+            window = tuple(part.window[-self.plan.window :])
+            state = {n: b.meet(outer[n], f"'{n}' of two chains") for n, b in part.state.items()}
+            yield Reached(state, window, part.exposure)
+
+    def _program(self) -> program.WindowProgram | None:
+        """The last program of the tightest chain, for questions about the model."""
+        chain = self.chains[-1]
+        if not self.records or self.records[-1].relaxation != chain.level.value:
+            return None  # the last step was left to cheaper bounds, and so are questions
+        return self.bounder.last_program(chain)
+
+    def result(self) -> Result:
+        """What is proved so far."""
+        return Result.of(
+            step_graph=self.step_graph,
+            schedule=self.schedule,
+            reached=tuple(self._reached()),
+            program=self._program(),
+            nominal=self.nominal,
+            steps=tuple(self.records),
+            total_steps=self.plan.steps,
+            relaxation=self.plan.asked,
+            fallbacks=tuple(self.journal.fallbacks),
+            limit_reached=self.journal.limit_reached,
+            threat=self.claim,
+        )
+
+
+def _counts(report: program.ProgramReport | None) -> Mapping[str, int] | None:
+    if report is None:
+        return None
+    return {
+        **report.size,
+        "solves": report.solves,
+        "skipped": report.skipped,
+        "limited": report.limited,
+        "lost": report.lost,
+    }
