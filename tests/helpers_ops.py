@@ -521,7 +521,7 @@ def check_poisoned_sum(
     terms: Interval, budget: int, masks: Masks, pieces: int, rng: np.random.Generator
 ) -> None:
     """Every sum with an admissible set of poisoned samples lies inside; both ends are reached."""
-    total = PoisonedSum(budget)
+    total = PoisonedSum(budget, terms.lower.shape[1])
     n = terms.lower.shape[1]
     for part in np.array_split(np.arange(n), pieces):
         index = torch.from_numpy(part)

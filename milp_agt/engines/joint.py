@@ -41,19 +41,19 @@ class Masks:
 
 
 class PoisonedSum:
-    """Box of ``sum_i term_i`` where at most ``budget`` terms are in the state POISONED.
+    """Box of ``sum_i term_i``, i < ``size``, where at most ``budget`` terms are in the state POISONED.
 
     Lower end: ``sum_i clean_i - topk_i max(0, clean_i - poisoned_i)``, upper end alike (SEMin and
     SEMax of Sosnin et al. 2024, section 4). Terms come in fragments of the batch; only the largest
-    differences so far are kept.
+    differences so far are kept, in between up to twice as many, so that each is sorted about once.
     """
 
-    def __init__(self, budget: int) -> None:
-        self.budget = budget
+    def __init__(self, budget: int, size: int) -> None:
+        self.budget, self.size = budget, size
         self._count = 0
         self._totals: list[Tensor] = []  # clean lower, clean upper, sum of magnitudes
-        self._paid: list[Tensor] = []  # differences of samples known to be poisoned
-        self._largest: list[Tensor] = []  # the largest differences of the others, down and up
+        self._paid: list[Tensor] = []  # differences of samples that are poisoned, or all may be
+        self._largest: list[list[Tensor]] = []  # pieces with the largest of the others: down, up
 
     def add(self, terms: Interval, masks: Masks) -> None:
         """Add a fragment of terms, shape (states, n, *shape)."""
@@ -67,20 +67,29 @@ class PoisonedSum:
         if terms.lower.shape[0] == 1 or self.budget == 0:
             return
         hurt = [
-            (terms.lower[CLEAN] - terms.lower[POISONED]).clamp(min=0.0),
-            (terms.upper[POISONED] - terms.upper[CLEAN]).clamp(min=0.0),
+            (terms.lower[CLEAN] - terms.lower[POISONED]).clamp_(min=0.0),
+            (terms.upper[POISONED] - terms.upper[CLEAN]).clamp_(min=0.0),
         ]
         if masks.inside is not None:
             self._paid = _added(self._paid, [h[masks.inside].sum(0) for h in hurt])
         free = masks.free
         if free is not None:
             hurt = [h[free] for h in hurt]
-        if self._largest:
-            hurt = [torch.cat([old, new]) for old, new in zip(self._largest, hurt, strict=True)]
-        keep = self.budget
-        self._largest = [
-            h if len(h) <= keep else h.topk(keep, dim=0, sorted=False).values for h in hurt
-        ]
+        if self.budget >= self.size:
+            self._paid = _added(self._paid, [h.sum(0) for h in hurt])
+        else:
+            self._hold(hurt)
+
+    def _hold(self, hurt: list[Tensor]) -> None:
+        """Keep the differences of a fragment, as long as they may be among the largest."""
+        pieces = self._largest or [[], []]
+        self._largest = [[*held, h] for held, h in zip(pieces, hurt, strict=True)]
+        if sum(map(len, self._largest[0])) >= 2 * self.budget:
+            keep = self.budget
+            self._largest = [
+                [h if len(h) <= keep else h.topk(keep, dim=0, sorted=False).values]
+                for h in map(torch.cat, self._largest)
+            ]
 
     def result(self, inside: int = 0) -> tuple[Interval, Tensor]:
         """The box of the sum, (1, *shape), and ``sum_i max|term_i|``.
@@ -89,7 +98,7 @@ class PoisonedSum:
         """
         lower, upper, size = self._totals
         if self._largest:
-            down, up = (worst_sum(h, self.budget - inside) for h in self._largest)
+            down, up = (worst_sum(torch.cat(h), self.budget - inside) for h in self._largest)
             lower, upper = lower - down, upper + up
         if self._paid:
             lower, upper = lower - self._paid[0], upper + self._paid[1]
@@ -105,7 +114,7 @@ class _JointSum:
     """A :class:`PoisonedSum` over a batch under a restriction."""
 
     def __init__(self, step: Step, restriction: Restriction) -> None:
-        self._sum, self._restriction = PoisonedSum(step.poison.budget), restriction
+        self._sum, self._restriction = PoisonedSum(step.poison.budget, step.size), restriction
         known = Masks.of(restriction, step.samples).inside
         self._inside = 0 if known is None else int(known.sum())
 
