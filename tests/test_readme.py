@@ -28,7 +28,7 @@ def test_every_operation_says_how_exact_it_is() -> None:
     assert all(operation.exactness for operation in operations().values())
 
 
-@pytest.mark.parametrize("name", ["iris", "tightness", "programs"])
+@pytest.mark.parametrize("name", ["iris", "tightness", "bench", "programs"])
 def test_measured_sections_are_filled(name: str) -> None:
     assert len(section(name).splitlines()) > 5
 

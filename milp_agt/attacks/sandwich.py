@@ -3,11 +3,29 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Protocol
 
 from milp_agt.attacks.attacker import Attack
 from milp_agt.errors import SoundnessError
-from milp_agt.reachable import Bounds, ReachableSet
+from milp_agt.reachable import Array, Bounds, ReachableSet
+
+
+class Extent(Protocol):
+    """Boxes that real runs span, as :class:`Attack` has them."""
+
+    @property
+    def lower(self) -> Mapping[str, Array]: ...
+
+    @property
+    def upper(self) -> Mapping[str, Array]: ...
+
+    @property
+    def mean_width(self) -> float: ...
+
+    @property
+    def max_width(self) -> float: ...
 
 
 @dataclass(frozen=True)
@@ -82,7 +100,7 @@ class ParameterSandwich:
         return 1.0 if self.certified == 0 else math.inf
 
     @staticmethod
-    def of(reachable: ReachableSet, attack: Attack) -> ParameterSandwich:
+    def of(reachable: ReachableSet, attack: Extent) -> ParameterSandwich:
         """See that every end of every parameter that attacks reached is inside the set.
 
         Raises:

@@ -12,11 +12,11 @@ import warnings
 from collections.abc import Callable, Sequence
 from typing import TextIO
 
-from milp_agt.cli import attack, certify, compare, report, solvers, sweep
+from milp_agt.cli import attack, bench, certify, compare, report, solvers, sweep
 from milp_agt.cli.common import BAD_INPUT, LIMIT_REACHED
 from milp_agt.errors import MilpAgtError
 
-COMMANDS = (certify, attack, compare, sweep, report, solvers)
+COMMANDS = (certify, attack, compare, bench, sweep, report, solvers)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -1,0 +1,111 @@
+"""``milp-agt bench --out DIR``: tightness, seconds and memory over steps, widths, samples, windows."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from milp_agt.cli.common import PROVED, RELAXATIONS, window
+from milp_agt.cli.progress import progress
+from milp_agt.errors import InvalidInputError
+
+if TYPE_CHECKING:
+    from milp_agt.cli.common import Commands
+
+
+def add(commands: Commands) -> None:
+    """The arguments of this command."""
+    parser = commands.add_parser(
+        "bench",
+        help="tightness, seconds and memory over steps, hidden width, samples and windows",
+        description="Certify and attack two moons with a 2-h-1 relu network. The first entry of a "
+        "list is its base value; one list varies at a time. Takes about a minute as it stands.",
+    )
+    parser.add_argument("--out", metavar="DIR", type=Path, required=True, help="result folder")
+    parser.add_argument("--case", metavar="RUN.toml", type=Path, help="measure this run instead")
+    parser.add_argument("--relaxations", metavar="A,B", type=_relaxations)
+    parser.add_argument("--windows", metavar="T,1", type=_windows, help="T is the whole run")
+    parser.add_argument("--samples", metavar="N,N", type=_counts)
+    parser.add_argument("--hidden", metavar="H,H", type=_counts)
+    parser.add_argument(
+        "--steps", dest="marks", metavar="T,T", type=_counts, help="the largest ends the run"
+    )
+    parser.add_argument("--seeds", metavar="S,S", type=_seeds)
+    parser.add_argument("--budget", metavar="N", type=int)
+    parser.add_argument("--radius", metavar="R", type=float)
+    parser.add_argument("--selections", choices=("joint", "enumerated"))
+    parser.add_argument("--device", metavar="NAME")
+    parser.add_argument("--quiet", action="store_true", help="print the table only")
+    parser.set_defaults(command=_bench)
+
+
+def _counts(text: str) -> tuple[int, ...]:
+    return tuple(_number(part, 1) for part in text.split(","))
+
+
+def _seeds(text: str) -> tuple[int, ...]:
+    return tuple(_number(part, 0) for part in text.split(","))
+
+
+def _number(text: str, least: int) -> int:
+    if not text.strip().isdecimal() or int(text) < least:
+        raise argparse.ArgumentTypeError(f"'{text}' is not a whole number >= {least}")
+    return int(text)
+
+
+def _windows(text: str) -> tuple[int, ...]:
+    found = (window(part.strip()) for part in text.split(","))
+    return tuple(0 if each == "T" else int(each) for each in found)
+
+
+def _relaxations(text: str) -> tuple[str, ...]:
+    names = tuple(part.strip() for part in text.split(","))
+    for name in names:
+        if name not in RELAXATIONS:
+            raise argparse.ArgumentTypeError(f"'{name}' is not one of {', '.join(RELAXATIONS)}")
+    return names
+
+
+def _bench(arguments: argparse.Namespace) -> int:
+    from milp_agt.benchmark import Sweep, bench
+    from milp_agt.benchmark.plot import write_plot
+    from milp_agt.output import make_folder, write_json
+
+    given = {
+        name: value
+        for name, value in vars(arguments).items()
+        if name in Sweep.__dataclass_fields__ and value is not None
+    }
+    _check_case(given)
+    sweep = Sweep(**given)
+    folder = make_folder(arguments.out)
+    with progress("rows", arguments.quiet) as advance:
+        found = bench(sweep, lambda row, done, total: advance(done, total, row.method))
+    command = shlex.join(["milp-agt", *sys.argv[1:]])
+    text = f"$ {command}\n{found.table()}\n"
+    print(text if not arguments.quiet else found.table())
+    paths = [folder / f"bench.{kind}" for kind in ("txt", "csv", "json")]
+    paths[0].write_text(text, encoding="utf-8")
+    paths[1].write_text(found.to_csv(), encoding="utf-8")
+    write_json(paths[2], {"command": command, **found.to_dict()})
+    try:
+        paths += write_plot(found, folder)
+    except InvalidInputError as error:
+        print(f"milp-agt: no figure: {error}", file=sys.stderr)
+    if not arguments.quiet:
+        print(f"Written: {', '.join(map(str, paths))}")
+    return PROVED
+
+
+def _check_case(given: dict[str, object]) -> None:
+    """A run file has sizes, steps and a threat of its own."""
+    generated = {"samples", "hidden", "marks", "seeds", "budget", "radius"}
+    if "case" in given and generated & set(given):
+        raise InvalidInputError(
+            "Measure the run of a file",
+            f"options for generated runs as well: {', '.join(sorted(generated & set(given)))}",
+            "leave them out, or leave out --case",
+        )
