@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 
 import numpy as np
@@ -150,6 +150,40 @@ class Program:
         ]
         return float(max((g.max(initial=0.0) for g in gaps), default=0.0))
 
+    def part(
+        self, rows: npt.NDArray[np.bool_], columns: npt.NDArray[np.bool_] | None = None
+    ) -> Program:
+        """A relaxation: the rows of a mask over the columns of another one, which they must not leave."""
+        matrix = sp.csr_matrix(self.matrix[np.flatnonzero(rows)])
+        kept = replace(
+            self,
+            matrix=matrix,
+            row_lower=self.row_lower[rows],
+            row_upper=self.row_upper[rows],
+            row_origin=_thinned(self.row_origin, rows),
+            lazy=self.lazy[rows],
+        )
+        if columns is None:
+            return kept
+        left = np.flatnonzero(columns)
+        place = np.full(columns.size, -1, dtype=np.int64)
+        place[left] = np.arange(left.size)
+        return replace(
+            kept,
+            lower=self.lower[left],
+            upper=self.upper[left],
+            integer=self.integer[left],
+            matrix=sp.csr_matrix(matrix[:, left]),
+            column_origin=_thinned(self.column_origin, columns),
+            products=place[self.products[columns[self.products[:, 0]]]],
+            curves=tuple(
+                Curve(c.function, int(place[c.result]), int(place[c.argument]))
+                for c in self.curves
+                if columns[c.result]
+            ),
+            first=place[self.first[columns[self.first]]],
+        )
+
     def needed_for(self, wanted: Index) -> tuple[Program, Index]:
         """The part of the program that says something about the wanted columns.
 
@@ -175,29 +209,7 @@ class Program:
             alive[pattern[rows].indices] = True
             if int(alive.sum()) == before and not rows.any():
                 break
-        kept = np.flatnonzero(alive)
-        place = np.full(alive.size, -1, dtype=np.int64)
-        place[kept] = np.arange(kept.size)
-        first = self.first[alive[self.first]]
-        part = Program(
-            lower=self.lower[kept],
-            upper=self.upper[kept],
-            integer=self.integer[kept],
-            matrix=sp.csr_matrix(self.matrix[seen][:, kept]),
-            row_lower=self.row_lower[seen],
-            row_upper=self.row_upper[seen],
-            row_origin=_thinned(self.row_origin, seen),
-            column_origin=_thinned(self.column_origin, alive),
-            products=place[self.products[alive[self.products[:, 0]]]],
-            curves=tuple(
-                Curve(c.function, int(place[c.result]), int(place[c.argument]))
-                for c in self.curves
-                if alive[c.result]
-            ),
-            lazy=self.lazy[seen],
-            first=place[first],
-        )
-        return part, kept
+        return self.part(seen, alive), np.flatnonzero(alive)
 
     def _owners(self) -> tuple[sp.csr_matrix, sp.csr_matrix]:
         """Which rows belong to which columns, and which rows read which columns: 0/1 (rows, columns)."""

@@ -8,11 +8,10 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
-import scipy.sparse as sp
 import torch
 from torch import Tensor
 
-from milp_agt.core.expression import Array, stacked, widened
+from milp_agt.core.expression import Array, stacked
 from milp_agt.core.interval import Interval
 from milp_agt.engines.program.objectives import Objectives, Solved, SolveOptions, minimise
 from milp_agt.engines.program.window import EncodedWindow
@@ -65,10 +64,8 @@ def bound_state(
     upper = np.concatenate([box[n].upper.cpu().numpy().reshape(-1) for n in names])
     # -theta is bounded from below by the negative upper end.
     both = stacked([rows.below, rows.above.scale(-1.0)], (-1,))
-    program, kept = encoded.program.needed_for(np.unique(both.matrix.indices).astype(np.int64))
-    matrix = widened(both.matrix, encoded.program.lower.size)[:, kept]
     gain = np.concatenate([upper - lower] * 2)
-    objectives = Objectives(program, sp.csr_matrix(matrix), both.constant, both.error, gain)
+    objectives = Objectives.of(encoded.program, both, gain)
     solved = minimise(objectives, options)
     new_lower = np.maximum(solved.bounds[: lower.size], lower)
     new_upper = np.minimum(-solved.bounds[lower.size :], upper)

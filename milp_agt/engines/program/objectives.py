@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 import scipy.sparse as sp
 
-from milp_agt.core.expression import Array, Index
+from milp_agt.core.expression import Array, Expression, Index, widened
+from milp_agt.core.lean import lean
 from milp_agt.core.program import Program
 from milp_agt.core.results import Limits, SolveResult, Termination
 from milp_agt.errors import EncodingError, InvalidInputError, MilpAgtError
@@ -56,6 +57,17 @@ class Objectives:
     constant: Array
     error: Array
     gain: Array
+
+    @staticmethod
+    def of(program: Program, forms: Expression, gain: Array) -> Objectives:
+        """Forms over the columns of a program, and the least of it that bounds them."""
+        wanted = np.unique(forms.matrix.indices).astype(np.int64)
+        matrix = widened(forms.matrix, program.lower.size)
+        part, kept = program.needed_for(wanted)
+        matrix = sp.csr_matrix(matrix[:, kept])
+        least, left = lean(part, np.unique(matrix.indices).astype(np.int64))
+        matrix = sp.csr_matrix(matrix[:, left])
+        return Objectives(least, matrix, forms.constant, forms.error, gain)
 
 
 @dataclass(frozen=True)

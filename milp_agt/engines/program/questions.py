@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from milp_agt.core.encoder import Encoder, as_arrays
-from milp_agt.core.expression import Expression, add, widened
+from milp_agt.core.expression import Expression, add, stacked
 from milp_agt.core.graph import Node
 from milp_agt.core.interval import Interval
 from milp_agt.core.restriction import Restriction
@@ -108,16 +108,9 @@ class WindowProgram:
         encoder = Encoder(self.exact_phases, self.exact_products)
         outputs = self._outputs(forward, boxes, encoder)
         forms = _forms(outputs, coefficients, constant)
-        whole = encoder.finish()
-        program, kept = whole.needed_for(np.unique(forms.matrix.indices).astype(np.int64))
-        matrix = sp.csr_matrix(widened(forms.matrix, whole.lower.size)[:, kept])
-        objectives = Objectives(
-            program,
-            sp.csr_matrix(sp.vstack([matrix, -matrix], format="csr")),
-            np.concatenate([forms.constant, -forms.constant]),
-            np.concatenate([forms.error, forms.error]),
-            np.tile(gain.reshape(-1).cpu().numpy(), 2),
-        )
+        both = stacked([forms, forms.scale(-1.0)], (-1,))
+        gains = np.tile(gain.reshape(-1).cpu().numpy(), 2)
+        objectives = Objectives.of(encoder.finish(), both, gains)
         solved = minimise(objectives, self.options)
         self.reports.append(ProgramReport.of(objectives, solved, time.monotonic() - started))
         low, high = torch.from_numpy(solved.bounds).to(constant).chunk(2)
