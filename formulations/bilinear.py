@@ -9,6 +9,7 @@ import scipy.sparse as sp
 import torch
 from torch import Tensor
 
+from milp_agt.core.cause import Cause
 from milp_agt.core.encoder import Encoder
 from milp_agt.core.expression import Array, Expression, Index
 from milp_agt.core.graph import Graph, Node, Signature
@@ -86,6 +87,7 @@ class Einsum(Operation):
 
     equation: str
     key = "bilinear"
+    cause = Cause.PRODUCTS
     exactness = "McCormick envelopes; exact where an operand is a point"
     letters: tuple[str, str, str] = field(init=False, repr=False, compare=False)
 

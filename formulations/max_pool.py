@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from milp_agt.core.cause import Cause
 from milp_agt.core.encoder import Encoder
 from milp_agt.core.expression import Array, Expression, add
 from milp_agt.core.graph import Signature
@@ -57,6 +58,7 @@ class MaxPool(Operation):
 
     windows: Windows
     key = "max_pool"
+    cause = Cause.FLIPS
     exactness = "box exact; planes exact where one element dominates; choice binaries (milp)"
 
     def infer(self, *inputs: Signature) -> Signature:

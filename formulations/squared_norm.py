@@ -10,6 +10,7 @@ import scipy.sparse as sp
 import torch
 from torch import Tensor
 
+from milp_agt.core.cause import Cause
 from milp_agt.core.encoder import Encoder
 from milp_agt.core.expression import Expression, add
 from milp_agt.core.graph import Signature
@@ -47,6 +48,7 @@ class SquaredNorm(Operation):
 
     ranks: tuple[int, ...]
     key = "squared_norm"
+    cause = Cause.CURVATURE
     exactness = "secant and tangent of the whole sum; tangent rows at the centre and the corners"
 
     def infer(self, *inputs: Signature) -> Signature:

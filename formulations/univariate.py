@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from milp_agt.core.cause import Cause
 from milp_agt.core.encoder import Encoder
 from milp_agt.core.expression import Expression, Index, add
 from milp_agt.core.graph import Signature
@@ -33,6 +34,7 @@ class Univariate(Operation):
     for several slopes.
     """
 
+    cause = Cause.FLIPS
     lazy_rows: ClassVar[bool] = False  # further rows of a program only wait for a point beyond them
 
     def infer(self, *inputs: Signature) -> Signature:
@@ -148,6 +150,7 @@ class Smooth(Univariate):
     the rounding that is granted anyway.
     """
 
+    cause = Cause.CURVATURE
     lazy_rows: ClassVar[bool] = True
 
     @abstractmethod

@@ -23,6 +23,7 @@ from milp_agt.identity import versions
 from milp_agt.verdicts import Verdict
 
 if TYPE_CHECKING:
+    from milp_agt.properties.suspects import Suspects
     from milp_agt.result import Result
 
 SCHEMA_VERSION = 1
@@ -64,7 +65,14 @@ class ResultFolder:
         if self._cost <= WRITING_SHARE * since:
             self.save(result, (), complete=False)
 
-    def save(self, result: Result, verdicts: Sequence[Verdict], *, complete: bool) -> None:
+    def save(
+        self,
+        result: Result,
+        verdicts: Sequence[Verdict],
+        *,
+        complete: bool,
+        suspects: Suspects | None = None,
+    ) -> None:
         """Write both files now."""
         begun = time.perf_counter()
         reachable = result.reachable
@@ -99,6 +107,7 @@ class ResultFolder:
                 "by_name": parameters,
             },
             "attack": attack_summary(result),
+            "suspects": None if suspects is None else suspects.to_dict(),
             "steps": [asdict(step) for step in result.steps],
             "properties": [{**asdict(v), "name": v.name} for v in verdicts],
             "seconds": begun

@@ -23,7 +23,7 @@ from milp_agt.errors import InvalidInputError
 from milp_agt.poison import Poison
 from milp_agt.properties.models import Models, Reached
 from milp_agt.properties.questions import Questions
-from milp_agt.properties.suspects import Suspect, suspects
+from milp_agt.properties.suspects import Suspects, suspects
 from milp_agt.reachable import Bounds, ReachableSet, StepRecord
 from milp_agt.tracing import FEATURES, StepGraph, trace
 
@@ -135,11 +135,11 @@ class Result(Questions):
         reached = self.attack.towards(objective)
         return Sandwich.of_property(bounds, reached, objective.two_sided)
 
-    def suspects(self, count: int = 10) -> tuple[Suspect, ...]:
-        """The training samples that carry the bound, the heaviest first.
+    def suspects(self, count: int = 10) -> Suspects:
+        """The training samples that carry the bound, the heaviest first, and its width by cause.
 
         They are where the adversary, or the looseness of the bounds, has most to gain: the first
-        ones to look at, or to trust and leave out of ``samples=``.
+        ones to look at, or to trust and leave out of ``samples=``. ``print`` shows both as tables.
 
         Raises:
             InvalidInputError: a loaded result, or one by relaxation 'interval'.

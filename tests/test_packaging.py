@@ -117,6 +117,7 @@ def room(module: str) -> str:
 
 ALLOWED = {
     "errors": set(),
+    "tables": set(),
     "core": {"core", "errors"},
     "formulations": {"formulations", "core", "errors"},
     "solvers": {"solvers", "core", "errors"},
@@ -165,6 +166,7 @@ ALLOWED = {
         "formulations",
         "core",
         "errors",
+        "tables",
     },
 }
 SOLVERS_TOO = "milp_agt.engines.program"

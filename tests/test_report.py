@@ -252,6 +252,35 @@ def test_attacks_stand_beside_the_certificate(classes: Path, tmp_path: Path) -> 
     assert "attacks" in (folder / "figures" / "widths.svg").read_text()
 
 
+def test_suspects_are_asked_for_printed_kept_and_shown(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    y = np.arange(8) % 2
+    text = RUN.format(layers=[2, 2, 2], loss="cross_entropy", rate=0.5)
+    folder = certify(tmp_path, np.eye(8)[:, :2] + y[:, None], y, text, "--suspects")
+    found = document(folder)["suspects"]
+    assert found["total"] == pytest.approx(sum(found["causes"].values()))
+    assert set(found["causes"]) == set(words.CAUSES)
+    shown, printed = visible(page(folder)), capsys.readouterr().out
+    assert "What the width is made of" in shown
+    for cause, width in found["causes"].items():
+        assert f"{cause} {format_number(width)} {words.CAUSES[cause]}" in shown
+        assert cause in printed
+    first = found["samples"][0]
+    assert f"{first['sample']} {format_number(first['width'])}" in shown
+
+
+def test_suspects_of_bounds_without_forms_are_a_note(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    y = np.arange(8) % 2
+    text = RUN.format(layers=[2, 2], loss="cross_entropy", rate=0.5)
+    options = ("--suspects", "--relaxation", "interval", "--no-report")
+    folder = certify(tmp_path, np.eye(8)[:, :2] + y[:, None], y, text, *options)
+    assert document(folder)["suspects"] is None
+    assert "keeps no linear forms" in capsys.readouterr().err
+
+
 def test_bounds_that_exclude_nothing_say_so(classes: Path, tmp_path: Path) -> None:
     properties = document(classes)["properties"]
     properties[0] |= {"lower": 0.0, "nominal": 0.9, "upper": 1.0, "status": "NOT PROVED"}

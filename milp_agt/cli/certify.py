@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from milp_agt.checkpoint import Checkpoint
     from milp_agt.cli.common import Commands
     from milp_agt.config import CertifyTable, Run
+    from milp_agt.properties.suspects import Suspects
     from milp_agt.reachable import StepRecord
     from milp_agt.result import Result
     from milp_agt.verdicts import Verdict
@@ -45,6 +46,11 @@ def add(commands: Commands) -> None:
     )
     parser.add_argument(
         "--attack", action="store_true", help="attack the run as well: both sides of every number"
+    )
+    parser.add_argument(
+        "--suspects",
+        action="store_true",
+        help="name the training samples that carry the bound, and split it by cause",
     )
     parser.add_argument("--quiet", action="store_true", help="print the verdicts only")
     parser.add_argument(
@@ -163,7 +169,8 @@ def _certify(arguments: argparse.Namespace) -> int:
                 attack=run.search if options.attack or arguments.attack else False,
             )
             verdicts = [v for asked in run.properties for v in judge(result, run.dataset, asked)]
-            folder.save(result, verdicts, complete=True)
+            found = _suspects(result) if arguments.suspects else None
+            folder.save(result, verdicts, complete=True, suspects=found)
         except KeyboardInterrupt:
             if not so_far:
                 raise
@@ -183,6 +190,8 @@ def _certify(arguments: argparse.Namespace) -> int:
     if not arguments.quiet:
         _print_run(run, result)
     _print_verdicts(verdicts)
+    if found is not None:
+        print(f"\nWhat carries the bound\n{found}")
     if arguments.points:
         _print_points(verdicts)
     if not arguments.quiet:
@@ -190,6 +199,15 @@ def _certify(arguments: argparse.Namespace) -> int:
     if all(verdict.status != "NOT PROVED" for verdict in verdicts):
         return PROVED
     return LIMIT_REACHED if result.limit_reached else NOT_PROVED
+
+
+def _suspects(result: Result) -> Suspects | None:
+    """What carries the bound; that there are no forms to tell it from is a note."""
+    try:
+        return result.suspects()
+    except InvalidInputError as error:
+        print(f"milp-agt: note: {error}", file=sys.stderr)
+        return None
 
 
 def _report(result: Result, verdicts: Sequence[Verdict], run: Run, folder: Path) -> list[Path]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, ClassVar, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from milp_agt.core.cause import Cause
 from milp_agt.core.graph import Graph, Node, Signature
 from milp_agt.core.interval import Interval
 from milp_agt.errors import UnsupportedOperationError
@@ -73,6 +74,7 @@ class Operation(ABC):
 
     key: ClassVar[str]
     exactness: ClassVar[str] = ""  # one line for the table: what is exact and what is relaxed
+    cause: ClassVar[Cause] = Cause.ROUNDING  # what its planes lose
 
     @abstractmethod
     def infer(self, *inputs: Signature) -> Signature:

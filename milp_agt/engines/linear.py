@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import torch
@@ -23,9 +23,16 @@ from milp_agt.tracing import FEATURES, StepGraph
 # Elements of one coefficient tensor of a walk: small enough for a processor's cache.
 CACHED_ELEMENTS = 2**18
 
+WalkerFactory = Callable[..., Walker]  # with the arguments of Walker
+
 
 def walk(
-    step_graph: StepGraph, schedule: Schedule, relaxed: RelaxedStep, forms: Forms, debt: Debt
+    step_graph: StepGraph,
+    schedule: Schedule,
+    relaxed: RelaxedStep,
+    forms: Forms,
+    debt: Debt,
+    make: WalkerFactory = Walker,
 ) -> Forms:
     """Carry forms on the state after a step to forms on the state before it.
 
@@ -34,7 +41,7 @@ def walk(
     sample (one slope, two offsets).
     """
     step = relaxed.step
-    shared = _through_update(relaxed, forms)
+    shared = _through_update(relaxed, forms, make)
     before = {name: shared.pending.pop(name) for name in relaxed.state}
     shared.strip()
     for node in reversed((*schedule.sums, *schedule.after)):
@@ -46,7 +53,7 @@ def walk(
     pieces = []
     for index, fragment in enumerate(relaxed.fragments):
         cut = relaxed.cuts[index] if relaxed.cuts else None
-        walker = Walker(fragment, constant, magnitude, dict(shared.pending), shared.strips, cut)
+        walker = make(fragment, constant, magnitude, dict(shared.pending), shared.strips, cut)
         for node in reversed(schedule.before):
             if node.batched:
                 walker.replace(node)
@@ -54,7 +61,7 @@ def walk(
         for name, total in walker.coefficients().items():
             before[name] = before[name] + total if name in before else total
         pieces.append(walker)
-    rest = Walker(relaxed.shared, constant, magnitude, before)
+    rest = make(relaxed.shared, constant, magnitude, before)
     for node in reversed(schedule.before):
         if not node.batched and node.name not in relaxed.state:
             rest.replace(node)
@@ -96,10 +103,10 @@ def _operations(schedule: Schedule, relaxed: RelaxedStep) -> float:
     return 2.0 * largest + 16.0 * nodes + 64.0 + cuts
 
 
-def _through_update(relaxed: RelaxedStep, forms: Forms) -> Walker:
+def _through_update(relaxed: RelaxedStep, forms: Forms, make: WalkerFactory) -> Walker:
     """Forms on the new state as forms on the old one and on the summed gradients."""
     on_new = {relaxed.new(name): c for name, c in forms.coefficients.items()}
-    walker = Walker(relaxed.shared, forms.constant, forms.magnitude, on_new)
+    walker = make(relaxed.shared, forms.constant, forms.magnitude, on_new)
     for node in (*relaxed.update.projections.values(), *reversed(relaxed.update.nodes)):
         walker.replace(node)
     return walker

@@ -87,6 +87,23 @@ class Models:
     def forward(self) -> tuple[Node, ...]:
         return self.step_graph.graph.needed_for([self.step_graph.output])
 
+    def parameter_rows(self, reached: Reached) -> Tensor:
+        """Flat coefficients of the lower ends of all trainable parameters, then of the upper ones."""
+        total = sum(reached.state[name].lower[0].numel() for name in self.step_graph.parameters)
+        rows = torch.eye(total, dtype=torch.float64, device=self.poison.features.device)
+        return torch.cat([rows, -rows])
+
+    def on_parameters(self, reached: Reached, rows: Tensor) -> dict[str, Tensor]:
+        """Coefficients on the state from flat ones on the parameters, (rows, count)."""
+        names = self.step_graph.parameters
+        sizes = [reached.state[name].lower[0].numel() for name in names]
+        parts = dict(zip(names, rows.split(sizes, 1), strict=True))
+        named = {
+            name: part.reshape(len(rows), *reached.state[name].lower.shape[1:])
+            for name, part in parts.items()
+        }
+        return _on_state(reached.state, named)
+
     def outputs(self, features: Tensor) -> Tensor:
         """Outputs of the nominal model, (n, outputs)."""
         leaves = {**self.nominal, FEATURES: features}

@@ -1,17 +1,22 @@
-"""Which samples carry the bound: how far each of them alone can push the parameters."""
+"""Which samples carry the bound, and what the bound is made of."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, overload
 
 import torch
 from torch import Tensor
 
+from milp_agt.core.cause import Cause
 from milp_agt.engines.cases import Enumerated
 from milp_agt.engines.linear import influence, rows_at_once
 from milp_agt.engines.walker import Forms
 from milp_agt.errors import InvalidInputError
+from milp_agt.properties.gap import split
 from milp_agt.properties.models import Models, Reached
+from milp_agt.tables import format_number, format_table
 
 
 @dataclass(frozen=True)
@@ -31,7 +36,62 @@ class Suspect:
     share: float
 
 
-def suspects(models: Models, count: int) -> tuple[Suspect, ...]:
+@dataclass(frozen=True)
+class Suspects(Sequence[Suspect]):
+    """The samples that carry the bound, the heaviest first, and the width of the bound by cause.
+
+    Attributes:
+        samples: see :class:`Suspect`.
+        causes: mean over the trainable parameters of what each cause adds to the width that the linear
+            forms prove, each >= 0 (up to rounding); None for threats to whole samples. See
+            :func:`milp_agt.properties.gap.split`.
+        width: mean width of the reachable set; it may be less than the sum of the causes, where boxes
+            or programs prove more than the linear forms.
+    """
+
+    samples: tuple[Suspect, ...]
+    causes: Mapping[Cause, float] | None
+    width: float
+
+    @property
+    def total(self) -> float | None:
+        """The sum of the causes: the mean width that the linear forms prove."""
+        return None if self.causes is None else sum(self.causes.values())
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    @overload
+    def __getitem__(self, index: int) -> Suspect: ...
+    @overload
+    def __getitem__(self, index: slice) -> tuple[Suspect, ...]: ...
+    def __getitem__(self, index: int | slice) -> Suspect | tuple[Suspect, ...]:
+        return self.samples[index]
+
+    def __iter__(self) -> Iterator[Suspect]:
+        return iter(self.samples)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The same for a JSON document."""
+        return {
+            "samples": [asdict(each) for each in self.samples],
+            "causes": None if self.causes is None else {c.value: w for c, w in self.causes.items()},
+            "total": self.total,
+            "width": self.width,
+        }
+
+    def __str__(self) -> str:
+        """Two tables: the samples, and the causes."""
+        rows = [(str(s.sample), format_number(s.width, 4), f"{s.share:.1%}") for s in self.samples]
+        parts = [format_table(("sample", "width alone", "of the whole"), rows)]
+        if self.causes is not None and self.total is not None:
+            shares = [(c, w, w / self.total if self.total else 0.0) for c, w in self.causes.items()]
+            cells = [(c.value, format_number(w, 4), f"{s:.1%}") for c, w, s in shares]
+            parts.append(format_table(("cause", "width", "of the whole"), cells))
+        return "\n\n".join(parts)
+
+
+def suspects(models: Models, count: int) -> Suspects:
     """The ``count`` samples that carry the bound, the heaviest first; those that can do nothing are
     left out.
 
@@ -48,40 +108,26 @@ def suspects(models: Models, count: int) -> tuple[Suspect, ...]:
     whole = torch.cat([models.state[n].width.flatten() for n in models.step_graph.parameters])
     mean = float(whole.mean())
     order = widths.argsort(descending=True)[:count].tolist()
-    return tuple(
+    heaviest = tuple(
         Suspect(i, float(widths[i]), float(widths[i]) / mean) for i in order if widths[i] > 0
     )
+    return Suspects(heaviest, split(models) if models.poison.whole is None else None, mean)
 
 
 def _widths(models: Models, reached: Reached) -> Tensor:
     """The width that is granted to each sample, (N,)."""
     if isinstance(reached.exposure, Enumerated):
         return _of_cases(models, reached, reached.exposure)
-    names = models.step_graph.parameters
-    total = sum(reached.state[name].lower.numel() for name in names)
-    rows = torch.eye(total, dtype=torch.float64, device=models.poison.features.device)
+    rows = models.parameter_rows(reached)
     worth = torch.zeros(len(models.poison.features), dtype=torch.float64, device=rows.device)
     size = rows_at_once(models.schedule, reached.window)
-    for part in torch.cat([rows, -rows]).split(size):
-        start = Forms.start(_on_parameters(models, reached, part))
+    for part in rows.split(size):
+        start = Forms.start(models.on_parameters(reached, part))
         owed = influence(
             models.step_graph, models.schedule, reached.window, reached.exposure, start
         )
         worth = worth + owed.sum(0)
-    return worth / total
-
-
-def _on_parameters(models: Models, reached: Reached, rows: Tensor) -> dict[str, Tensor]:
-    """Coefficients on the state from flat ones on the parameters, (rows, count)."""
-    names = models.step_graph.parameters
-    sizes = [reached.state[name].lower[0].numel() for name in names]
-    parts = dict(zip(names, rows.split(sizes, 1), strict=True))
-    return {
-        name: parts[name].reshape(len(rows), *box.lower.shape[1:])
-        if name in parts
-        else rows.new_zeros(len(rows), *box.lower.shape[1:])
-        for name, box in reached.state.items()
-    }
+    return worth / (len(rows) // 2)
 
 
 def _of_cases(models: Models, reached: Reached, exposure: Enumerated) -> Tensor:

@@ -180,6 +180,12 @@ class Content:
         found: Mapping[str, Any] | None = self.document.get("attack")
         return found
 
+    @property
+    def suspects(self) -> Mapping[str, Any] | None:
+        """The samples that carry the bound and its width by cause; None where that was not asked."""
+        found: Mapping[str, Any] | None = self.document.get("suspects")
+        return found
+
     @cached_property
     def points(self) -> Points | None:
         if "points/predicted" not in self.arrays:

@@ -1,0 +1,151 @@
+"""The width of the parameter box by cause: flips, products, curvature, selection, start box."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from milp_agt.core.cause import Cause
+from milp_agt.engines.cases import Enumerated
+from milp_agt.engines.causes import Account, Gaps, Window
+from milp_agt.engines.joint import Joint
+from milp_agt.engines.linear import rows_at_once
+from milp_agt.engines.walker import Forms
+from milp_agt.poison import Poison
+from milp_agt.properties.models import Models, Reached
+
+
+def split(models: Models) -> dict[Cause, float]:
+    """What adds up to the mean width that linear forms through the window prove.
+
+    The forms of both ends of every parameter are walked back, each to its best stop, and all that is
+    lost on the way is told apart (:mod:`milp_agt.engines.causes`):
+
+    - moves: what the poisoned samples of *one fixed* selection do through the operations as they are
+      linearised; with flipped labels enumerated, how far that one flipped run ends from the clean one;
+    - flips, products, curvature: what the planes of kinks, of bilinear terms and of smooth functions
+      lose at the nominal run, and what they lose more for the samples of that selection;
+    - selection: what is left of the debt, because every end has poisoned samples of its own. The
+      fixed selection is the one that is worth most to all ends together;
+    - start box: the spread over the box where a walk stops;
+    - rounding: what is subtracted for it, and the planes of linear operations.
+
+    Each is >= 0 up to rounding, and their sum is the mean over the trainable parameters of the distance
+    between both bounds. Where the window reaches back to fixed initial parameters, the run that values
+    are taken from is the nominal one, and so each end's part is its distance from the nominal value;
+    otherwise it starts in the middle of the window's first box.
+    """
+    found = [_gaps(models, reached) for reached in models.reached]
+    if isinstance(models.reached[0].exposure, Enumerated):
+        return _of_cases([pieces for pieces, _ in found])
+    (pieces, accounts), exposure = found[0], models.reached[0].exposure
+    ends = len(pieces.bound)
+    total = {cause: float(gap.sum()) for cause, gap in pieces.gaps.items()}
+    owed = float(pieces.owed.sum())
+    for account in accounts:
+        chosen = _chosen(account, exposure)
+        for cause, worth in account.worth.items():
+            paid = float(worth[0, chosen].sum())
+            total[cause] = total.get(cause, 0.0) + paid
+            owed -= paid
+    total[Cause.SELECTION] = owed
+    return _means(total, ends)
+
+
+def _gaps(models: Models, reached: Reached) -> tuple[Gaps, tuple[Account, ...]]:
+    """The gaps of both ends of every parameter, and the accounts summed over them, (1, N) each."""
+    window = Window.of(models.step_graph, models.schedule, reached.window, reached.exposure)
+    size = rows_at_once(models.schedule, reached.window)
+    pieces: list[Gaps] = []
+    accounts: list[Account] = []
+    for part in models.parameter_rows(reached).split(size):
+        found = window.gaps(Forms.start(models.on_parameters(reached, part)))
+        pieces.append(found)
+        for number, account in enumerate(found.accounts):
+            sums = {c: w.sum(0, keepdim=True) for c, w in account.worth.items()}
+            if number == len(accounts):
+                accounts.append(Account(sums, account.groups))
+            else:
+                known = accounts[number].worth
+                for cause, worth in sums.items():
+                    known[cause] = known[cause] + worth if cause in known else worth
+    return _joined(pieces), tuple(accounts)
+
+
+def _joined(pieces: list[Gaps]) -> Gaps:
+    causes = list(dict.fromkeys(cause for piece in pieces for cause in piece.gaps))
+    return Gaps(
+        torch.cat([p.reference for p in pieces]),
+        torch.cat([p.bound for p in pieces]),
+        torch.cat([p.owed for p in pieces]),
+        {
+            cause: torch.cat([p.gaps.get(cause, torch.zeros_like(p.bound)) for p in pieces])
+            for cause in causes
+        },
+        (),
+    )
+
+
+def _chosen(account: Account, exposure: object) -> Tensor:
+    """The samples of the selection that is worth most to all ends together."""
+    assert isinstance(exposure, Joint)
+    poison: Poison = exposure.poison
+    worth = torch.stack(list(account.worth.values())).sum((0, 1))
+    worth = torch.where(poison.open, worth, -torch.inf)
+    known = exposure.restriction
+    worth[sorted(known.outside)] = -torch.inf
+    worth[sorted(known.inside)] = torch.inf
+    picked = []
+    for group in account.groups.unique().tolist():
+        members = (account.groups == group).nonzero()[:, 0]
+        if group < 0:
+            continue
+        best = members[worth[members].argsort(descending=True)[: poison.budget]]
+        picked.append(best[worth[best] > 0])
+    return torch.cat(picked) if picked else torch.zeros(0, dtype=torch.int64)
+
+
+@dataclass(frozen=True)
+class _Case:
+    """One case of one group: how far it pushes every end beyond the clean run, (rows,)."""
+
+    group: Gaps
+    number: int
+
+    @property
+    def drift(self) -> Tensor:
+        """How far the run of the case itself ends on the hurting side of the clean run."""
+        return self.group.reference[:, 0] - self.group.reference[:, self.number]
+
+    @property
+    def distance(self) -> Tensor:
+        return self.group.reference[:, 0] - self.group.bound[:, self.number]
+
+
+def _of_cases(groups: list[Gaps]) -> dict[Cause, float]:
+    """Everything is paid in one fixed case, or, for ends that it moves away from, in the clean one."""
+    cases = [_Case(group, j) for group in groups for j in range(group.bound.shape[1])]
+    clean = cases[0]
+    worst = torch.stack([case.distance for case in cases]).amax(0)
+    fixed = max(cases, key=lambda case: float(torch.maximum(case.distance, clean.distance).sum()))
+    hurt = (fixed.drift >= 0) & (fixed.distance >= clean.distance)
+    total = {
+        cause: _picked(hurt, gap[:, fixed.number], clean.group.gaps[cause][:, 0])
+        for cause, gap in fixed.group.gaps.items()
+    }
+    moves = _picked(hurt, fixed.group.owed[:, fixed.number] + fixed.drift, clean.group.owed[:, 0])
+    paid = _picked(hurt, fixed.distance, clean.distance)
+    total[Cause.MOVES] = moves
+    total[Cause.SELECTION] = float(worst.sum()) - paid
+    return _means(total, len(worst))
+
+
+def _picked(hurt: Tensor, fixed: Tensor, clean: Tensor) -> float:
+    return float(torch.where(hurt, fixed, clean).sum())
+
+
+def _means(total: dict[Cause, float], ends: int) -> dict[Cause, float]:
+    """Sums over both ends of all parameters as means over the parameters, every cause named."""
+    return {cause: total.get(cause, 0.0) / (ends / 2) for cause in Cause}
