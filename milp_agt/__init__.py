@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from milp_agt.threats import Insertion as Insertion
     from milp_agt.threats import LabelPoisoning as LabelPoisoning
     from milp_agt.threats import Removal as Removal
+    from milp_agt.threats import SeparatePoisoning as SeparatePoisoning
     from milp_agt.threats import Substitution as Substitution
     from milp_agt.training import Training as Training
 
@@ -57,6 +58,7 @@ _HOMES = {
     "Removal": "threats",
     "Result": "result",
     "Search": "attacks",
+    "SeparatePoisoning": "threats",
     "StepDecay": "schedules",
     "Substitution": "threats",
     "Training": "training",

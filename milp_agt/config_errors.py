@@ -55,8 +55,10 @@ def _unknown_in(
     if known is None:  # the kind itself is wrong, which is another problem
         known = tuple(dict.fromkeys(key for keys in variants.values() for key in keys))
     for key, value in item.items():
-        if isinstance(value, dict) and any(f"{n}.".startswith(f"{table}.{key}.") for n in fields):
-            yield from _unknown_in(f"[{table}.{key}]", f"{table}.{key}", value, fields)
+        inside = f"{table}.{kind}.{key}"
+        inside = inside if inside in fields else f"{table}.{key}"
+        if isinstance(value, dict) and any(f"{n}.".startswith(f"{inside}.") for n in fields):
+            yield from _unknown_in(f"[{table}.{key}]", inside, value, fields)
         if key in known:
             continue
         if any(key in keys for keys in variants.values()) and fields.get(table) is None:

@@ -10,7 +10,7 @@ from milp_agt.config_table import Count, Index, NonNegative, Table, problem
 
 if TYPE_CHECKING:
     from milp_agt.perturbation import Numbers, Rows
-    from milp_agt.threats import ThreatModel
+    from milp_agt.threats import FeaturePoisoning, LabelPoisoning, ThreatModel
 
 # Infinite only under a domain, which the threat model checks.
 Length = Annotated[float, Field(ge=0, allow_inf_nan=True)]
@@ -21,14 +21,20 @@ LabelNorm = Literal["inf", "2", "1", 2, 1]
 Target = Index | Annotated[list[Index], Field(min_length=1)]
 
 
-class _ThreatTable(Table):
+Scope = Literal["dataset", "batch"]
+
+
+class _Budgeted(Table):
     budget: Index
     samples: Annotated[list[Index], Field(min_length=1)] | None = None
+
+
+class _ThreatTable(_Budgeted):
     static: bool = True
-    scope: Literal["dataset", "batch"] = "dataset"
+    scope: Scope = "dataset"
 
 
-class _FeatureTable(_ThreatTable):
+class _FeatureTable(_Budgeted):
     """The moves of features: ``rows`` and ``row_limits`` are A and b of ``A @ move <= b``."""
 
     radius: Radius
@@ -75,13 +81,7 @@ class _FeatureTable(_ThreatTable):
             return None
         return self.rows, self.row_limits  # type: ignore[return-value]
 
-
-class FeatureThreatTable(_FeatureTable):
-    """[threat] kind = "features"."""
-
-    kind: Literal["features"]
-
-    def build(self) -> ThreatModel:
+    def of_features(self, static: bool, scope: Scope) -> FeaturePoisoning:
         from milp_agt.threats import FeaturePoisoning
 
         return FeaturePoisoning(
@@ -89,8 +89,8 @@ class FeatureThreatTable(_FeatureTable):
             radius=self.radius,
             norm=self.norm,
             samples=self.samples,
-            static=self.static,
-            scope=self.scope,
+            static=static,
+            scope=scope,
             coordinates=self.coordinates,
             domain=self.ends,
             integer=self.integer or (),
@@ -100,29 +100,64 @@ class FeatureThreatTable(_FeatureTable):
         )
 
 
-class LabelThreatTable(_ThreatTable):
-    """[threat] kind = "labels": flips of a class, or a move of at most ``radius``."""
+class _LabelTable(_Budgeted):
+    """Flips of a class, or moves of at most ``radius``."""
 
-    kind: Literal["labels"]
     radius: Radius | None = None
     norm: LabelNorm = "inf"
     target: Target | None = None
 
-    def build(self) -> ThreatModel:
+    def of_labels(self, static: bool, scope: Scope) -> LabelPoisoning:
         from milp_agt.threats import LabelPoisoning
 
         return LabelPoisoning(
             budget=self.budget,
             radius=self.radius,
             samples=self.samples,
-            static=self.static,
-            scope=self.scope,
+            static=static,
+            scope=scope,
             norm=self.norm,
             target=self.target,
         )
 
 
-class FeatureLabelThreatTable(_FeatureTable):
+class FeatureThreatTable(_FeatureTable, _ThreatTable):
+    """[threat] kind = "features"."""
+
+    kind: Literal["features"]
+
+    def build(self) -> ThreatModel:
+        return self.of_features(self.static, self.scope)
+
+
+class LabelThreatTable(_LabelTable, _ThreatTable):
+    """[threat] kind = "labels"."""
+
+    kind: Literal["labels"]
+
+    def build(self) -> ThreatModel:
+        return self.of_labels(self.static, self.scope)
+
+
+class SeparateThreatTable(Table):
+    """[threat] kind = "separate": [threat.features] and [threat.labels], each with its own budget."""
+
+    kind: Literal["separate"]
+    features: _FeatureTable
+    labels: _LabelTable
+    static: bool = True
+    scope: Scope = "dataset"
+
+    def build(self) -> ThreatModel:
+        from milp_agt.threats import SeparatePoisoning
+
+        return SeparatePoisoning(
+            self.features.of_features(self.static, self.scope),
+            self.labels.of_labels(self.static, self.scope),
+        )
+
+
+class FeatureLabelThreatTable(_FeatureTable, _ThreatTable):
     """[threat] kind = "both": features and labels of the same samples."""
 
     kind: Literal["both"]
@@ -169,7 +204,7 @@ class RemovalTable(Table):
     kind: Literal["removal"]
     budget: Index
     samples: Annotated[list[Index], Field(min_length=1)] | None = None
-    scope: Literal["dataset", "batch"] = "dataset"
+    scope: Scope = "dataset"
 
     def build(self) -> ThreatModel:
         from milp_agt.threats import Removal
@@ -193,6 +228,7 @@ ThreatTable = Annotated[
     FeatureThreatTable
     | LabelThreatTable
     | FeatureLabelThreatTable
+    | SeparateThreatTable
     | SubstitutionTable
     | RemovalTable
     | InsertionTable,
@@ -202,6 +238,9 @@ THREAT_TABLES: dict[str, type[Table]] = {
     "features": FeatureThreatTable,
     "labels": LabelThreatTable,
     "both": FeatureLabelThreatTable,
+    "separate": SeparateThreatTable,
+    "separate.features": _FeatureTable,
+    "separate.labels": _LabelTable,
     "substitution": SubstitutionTable,
     "removal": RemovalTable,
     "insertion": InsertionTable,

@@ -22,6 +22,18 @@ class Whole(Enum):
 
 
 @dataclass(frozen=True)
+class Quota:
+    """How many samples may be poisoned at once, out of which: ``open``, a mask (N,)."""
+
+    open: Tensor
+    budget: int
+
+    @property
+    def is_void(self) -> bool:
+        return self.budget == 0 or not bool(self.open.any())
+
+
+@dataclass(frozen=True)
 class Steepest:
     """The best admissible data of every sample for a linear form, whichever samples are poisoned.
 
@@ -51,6 +63,9 @@ class Poison:
         feature_moves: moves of the flat features of each sample; None if features are clean.
         label_moves: moves of the encoded label of each sample; None if labels are clean.
         whole: what happens to whole samples, which then have no moves; None if nothing does.
+        label_quota: where labels have a budget of their own: how many samples may have their labels
+            changed, and which. ``open`` and ``budget`` are then those of the features. None: a sample
+            that is poisoned may have both changed.
         domain: ends of the poisoned features, (*shape) each, or None. Moves keep to it up to
             rounding, poisoned features exactly (where values may go missing, up to rounding too: the
             domain here then reaches to the value that stands for them).
@@ -66,6 +81,7 @@ class Poison:
     label_moves: MoveSet | None = None
     domain: Interval | None = None
     whole: Whole | None = None
+    label_quota: Quota | None = None
 
     @staticmethod
     def none(features: Tensor, labels: Tensor) -> Poison:
@@ -74,7 +90,7 @@ class Poison:
         return Poison(features, labels, mask, budget=0, static=True, per_batch=False)
 
     def to(self, device: torch.device) -> Poison:
-        domain = self.domain
+        domain, quota = self.domain, self.label_quota
         return replace(
             self,
             features=self.features.to(device),
@@ -85,15 +101,32 @@ class Poison:
             domain=None
             if domain is None
             else Interval(domain.lower.to(device), domain.upper.to(device)),
+            label_quota=None if quota is None else replace(quota, open=quota.open.to(device)),
         )
+
+    @property
+    def quotas(self) -> tuple[Quota, ...]:
+        """One quota of samples, or one of features and one of labels."""
+        own = Quota(self.open, self.budget)
+        return (own,) if self.label_quota is None else (own, self.label_quota)
+
+    @property
+    def states(self) -> int:
+        """States of a sample: bit p says whether it is poisoned at the cost of quota p."""
+        return 1 if self.is_clean else 2 ** len(self.quotas)
+
+    def budgets_given(self, state: int) -> tuple[int, ...]:
+        """What of each budget is left for the other samples if one is in this state."""
+        return tuple(q.budget - (int(state) >> p & 1) for p, q in enumerate(self.quotas))
 
     @property
     def is_clean(self) -> bool:
         """No sample of the data set can be poisoned; others may still be inserted."""
-        return self.budget == 0 or not bool(self.open.any())
+        return all(quota.is_void for quota in self.quotas)
 
     def take(self, samples: Tensor) -> Poison:
         """The part of the data set with these indices, (n,)."""
+        quota = self.label_quota
         return replace(
             self,
             features=self.features[samples],
@@ -101,26 +134,30 @@ class Poison:
             open=self.open[samples],
             feature_moves=None if self.feature_moves is None else self.feature_moves.take(samples),
             label_moves=None if self.label_moves is None else self.label_moves.take(samples),
+            label_quota=None if quota is None else replace(quota, open=quota.open[samples]),
         )
 
     def feature_box(self) -> Interval:
-        """States CLEAN and POISONED of the features, (2, N, *shape); one state if they are clean."""
-        return self._box(self.features, self.feature_moves)
+        """The features in each state, (states, N, *shape); one state if they are clean."""
+        return self._box(self.features, self.feature_moves, 0)
 
     def label_box(self) -> Interval:
-        """States of the encoded labels, (2, N, width); one state if they are clean."""
-        return self._box(self.labels, self.label_moves)
+        """The encoded labels in each state, (states, N, width); one state if they are clean."""
+        return self._box(self.labels, self.label_moves, len(self.quotas) - 1)
 
-    def _box(self, nominal: Tensor, moves: MoveSet | None) -> Interval:
+    def _box(self, nominal: Tensor, moves: MoveSet | None, quota: int) -> Interval:
         if moves is None or self.is_clean:
             return Interval.point(nominal.unsqueeze(0))
         low, high = moves.lower.reshape(nominal.shape), moves.upper.reshape(nominal.shape)
         # Ends are rounded outwards: x + e in the run is rounded to nearest.
         lower = torch.nextafter(nominal + low, torch.full_like(nominal, -torch.inf))
         upper = torch.nextafter(nominal + high, torch.full_like(nominal, torch.inf))
+        lower = torch.where(low < 0, lower, nominal)
+        upper = torch.where(high > 0, upper, nominal)
+        moved = [bool(state >> quota & 1) for state in range(self.states)]
         return Interval(
-            torch.stack([nominal, torch.where(low < 0, lower, nominal)]),
-            torch.stack([nominal, torch.where(high > 0, upper, nominal)]),
+            torch.stack([lower if m else nominal for m in moved]),
+            torch.stack([upper if m else nominal for m in moved]),
         )
 
     def selection_box(self, chosen: Tensor, batch: int) -> Interval:
@@ -138,7 +175,8 @@ class Poison:
     def support(self, on_features: Tensor | None, on_labels: Tensor | None) -> Tensor:
         """How far each sample can lower a linear form: ``max over moves of -(c . move)``, (rows, N).
 
-        ``on_features`` (rows, N, *shape) and ``on_labels`` (rows, N, width) are the coefficients c.
+        Moves are those of features and labels together, whatever their budgets. ``on_features``
+        (rows, N, *shape) and ``on_labels`` (rows, N, width) are the coefficients c.
         """
         reference = on_features if on_features is not None else on_labels
         assert reference is not None
@@ -163,18 +201,23 @@ class Poison:
         return tuple(found)
 
     def sample_selection(self, generator: torch.Generator, attacks: int) -> Tensor:
-        """Masks of poisoned samples, (attacks, N): up to ``budget`` open ones, uniformly drawn."""
-        scores = torch.rand(attacks, len(self.open), generator=generator, dtype=torch.float64)
-        scores = torch.where(self.open.cpu(), scores, -1.0)
-        ranks = scores.argsort(dim=1, descending=True).argsort(dim=1)
-        return ((ranks < self.budget) & self.open.cpu()).to(self.features.device)
+        """Masks of poisoned samples, (attacks, N, quotas): up to the budget, uniformly drawn."""
+        masks = []
+        for quota in self.quotas:
+            may = quota.open.cpu()
+            scores = torch.rand(attacks, len(may), generator=generator, dtype=torch.float64)
+            scores = torch.where(may, scores, -1.0)
+            ranks = scores.argsort(dim=1, descending=True).argsort(dim=1)
+            masks.append((ranks < quota.budget) & may)
+        return torch.stack(masks, -1).to(self.features.device)
 
     def sample_moves(
         self, generator: torch.Generator, selection: Tensor, corners: bool
     ) -> tuple[Tensor, Tensor]:
         """Poisoned features (attacks, N, *shape) and labels (attacks, N, width) for selections.
 
-        ``corners`` takes extreme moves, otherwise they come from all over the set.
+        ``selection`` is (attacks, N, quotas); ``corners`` takes extreme moves, otherwise they come from
+        all over the set.
         """
 
         attacks = len(selection)
@@ -182,12 +225,12 @@ class Poison:
         labels = self.labels.expand(attacks, *self.labels.shape)
         if self.feature_moves is not None:
             moves = self.feature_moves.sample(generator, attacks, corners)
-            at = selection.reshape(*selection.shape, *[1] * (features.dim() - 2))
+            at = selection[..., 0].reshape(*features.shape[:2], *[1] * (features.dim() - 2))
             moved = self._kept(features + moves.reshape(features.shape))
             features = torch.where(at, moved, features)
         if self.label_moves is not None:
             moves = self.label_moves.sample(generator, attacks, corners)
-            labels = torch.where(selection[..., None], labels + moves, labels)
+            labels = torch.where(selection[..., -1:], labels + moves, labels)
         return features, labels
 
     def steepest(self, on_features: Tensor, on_labels: Tensor) -> Steepest:

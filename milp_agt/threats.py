@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor
 from milp_agt.errors import InvalidThreatModelError
 from milp_agt.formulations.loss import Loss
 from milp_agt.perturbation import FeatureMoves, LabelMoves, Numbers, Radius, Rows, is_whole
-from milp_agt.poison import Poison, Whole
+from milp_agt.poison import Poison, Quota, Whole
 
 SCOPES = ("dataset", "batch")
 
@@ -256,6 +256,69 @@ class FeatureLabelPoisoning(_Budgeted):
 
 
 @dataclass(frozen=True)
+class SeparatePoisoning:
+    """Features of some samples and labels of others, or of the same ones: two budgets, spent apart.
+
+    Up to ``features.budget`` samples have their features moved and up to ``labels.budget`` their labels
+    changed. It holds the threat of :class:`FeatureLabelPoisoning` with the smaller of the two
+    budgets, and both threats that it is made of; with one budget 0 it is the other one.
+
+    Attributes:
+        features, labels: what either may do, each with its own ``samples``. ``static`` and ``scope`` must
+            be the same.
+
+    Raises:
+        InvalidThreatModelError: parts of other kinds, or that disagree on ``static`` or ``scope``.
+    """
+
+    features: FeaturePoisoning
+    labels: LabelPoisoning
+
+    def __post_init__(self) -> None:
+        for name, kind in (("features", FeaturePoisoning), ("labels", LabelPoisoning)):
+            if not isinstance(getattr(self, name), kind):
+                raise InvalidThreatModelError(
+                    f"SeparatePoisoning needs {kind.__name__} for its {name}",
+                    f"{name} = {getattr(self, name)!r}",
+                    f"give {name}={kind.__name__}(budget=...)",
+                )
+        for name in ("static", "scope"):
+            x, y = getattr(self.features, name), getattr(self.labels, name)
+            if x != y:
+                raise InvalidThreatModelError(
+                    f"SeparatePoisoning needs the same {name} for features and labels",
+                    f"{name} = {x!r} for features and {y!r} for labels",
+                    f"set {name} alike in both",
+                )
+
+    @property
+    def budget(self) -> int:
+        """How many samples can be poisoned in one way or the other."""
+        return self.features.budget + self.labels.budget
+
+    def bind(self, features: Tensor, labels: Tensor, loss: Loss) -> Poison:
+        moved = self.features.bind(features, labels, loss)
+        flipped = self.labels.bind(features, labels, loss)
+        if flipped.is_clean:
+            return moved
+        if moved.is_clean:
+            return flipped
+        return replace(
+            moved,
+            label_moves=flipped.label_moves,
+            label_quota=Quota(flipped.open, flipped.budget),
+        )
+
+    def describe(self) -> str:
+        x, y = self.features, self.labels
+        return (
+            f"the features of {_who(x.budget, x.samples, x.scope)} {x._moves().describe()}, and, chosen "
+            f"apart from them, the labels of {_who(y.budget, y.samples, y.scope)} "
+            f"{y._moves().describe()}, {_when(x.static)}"
+        )
+
+
+@dataclass(frozen=True)
 class Substitution(_Budgeted):
     """Up to ``budget`` samples give way to others of any features and labels (unbounded adversary).
 
@@ -374,6 +437,7 @@ THREATS = (
     FeaturePoisoning,
     LabelPoisoning,
     FeatureLabelPoisoning,
+    SeparatePoisoning,
     Substitution,
     Removal,
     Insertion,

@@ -27,7 +27,7 @@ from instances import (
 )
 from torch import Tensor, nn
 
-from milp_agt.core.encoder import Encoder, as_arrays
+from milp_agt.core.encoder import Encoder, Selection, as_arrays
 from milp_agt.core.expression import Expression, widened
 from milp_agt.core.graph import Signature
 from milp_agt.core.interval import CLEAN, Interval
@@ -584,7 +584,7 @@ def debt_case(poison: Poison, batches: Sequence[Sequence[int]], rows: int, seed:
         tuple(tuple(b) for b in batches),
         tuple(draw(rows, n, *poison.features.shape[1:]) for n in sizes),
         tuple(draw(rows, n, poison.labels.shape[1]) for n in sizes),
-        tuple(0.3 * draw(rows, n) for n in sizes),
+        tuple(0.3 * draw(rows, n, poison.states - 1) for n in sizes),
     )
 
 
@@ -620,7 +620,7 @@ def _drop(case: DebtCase, row: int, sample: int, steps: Sequence[int]) -> Long:
         i = case.batches[t].index(sample)
         on_x = on_x + case.features[t][row, i].numpy()
         on_y = on_y + case.labels[t][row, i].numpy()
-        charge = charge + Long(float(case.charges[t][row, i]))
+        charge = charge + Long(float(case.charges[t][row, i, 0]))
     gain = charge
     for moves, on in ((poison.feature_moves, on_x), (poison.label_moves, on_y)):
         if isinstance(moves, Box):
@@ -671,7 +671,7 @@ def own_debt_case(
         case,
         features=(case.features[0] * mask[..., None], *case.features[1:]),
         labels=(case.labels[0] * mask[..., None], *case.labels[1:]),
-        charges=(case.charges[0] * mask, *case.charges[1:]),
+        charges=(case.charges[0] * mask[..., None], *case.charges[1:]),
     )
 
 
@@ -867,7 +867,8 @@ def encode_operation(
 ) -> Encoded:
     encoder = Encoder(exact) if encoder is None else encoder
     if states_of(boxes) > 1:
-        encoder.selection = encoder.columns(np.zeros(SAMPLES), np.ones(SAMPLES), integer=exact)
+        columns = encoder.columns(np.zeros(SAMPLES), np.ones(SAMPLES), integer=exact)
+        encoder.selection = Selection.of(columns)
     inputs = []
     for box in boxes:
         hull = box.hull()
@@ -879,7 +880,8 @@ def encode_operation(
     out = instance.op.encode(encoder, tuple(inputs), tuple(boxes))
     if out.spread is not None:  # an error without a column: give the result one
         out = encoder.bounded(out, instance.op.interval(*boxes))
-    return Encoded(encoder.finish(), inputs, encoder.selection, out)
+    selection = None if encoder.selection is None else encoder.selection.states[0]
+    return Encoded(encoder.finish(), inputs, selection, out)
 
 
 def check_encoding(

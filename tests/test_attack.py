@@ -69,7 +69,7 @@ def test_projection_is_the_nearest_admissible_point(kind: str, seed: int) -> Non
     x = poison.features + torch.randn(4, *poison.features.shape, generator=generator).double()
     y = poison.labels + torch.randn(4, *poison.labels.shape, generator=generator).double()
     near = poison.project(x, y)
-    everyone = torch.ones(4, len(poison.open), dtype=torch.bool)
+    everyone = torch.ones(4, len(poison.open), 1, dtype=torch.bool)
     for corners in (False, True):
         others = poison.sample_moves(generator, everyone, corners)
         for point, nearest, other in zip((x, y), near, others, strict=True):

@@ -69,11 +69,11 @@ def test_the_list_is_complete(loss: str, name: str, restriction: tuple[int, ...]
     assert not exposure.mask[0].any()
     labels = exposure._labels(torch.arange(6)) if listed.label_moves is not None else None
     generator = torch.Generator().manual_seed(0)
-    picked = poison.sample_selection(generator, 200)
+    picked = poison.sample_selection(generator, 200)[..., 0]
     inside = list(limits.inside)
     picked = picked[picked[:, inside].all(1) & ~picked[:, list(limits.outside)].any(1)]
     assert len(picked)
-    _, moved = poison.sample_moves(generator, picked, True)
+    _, moved = poison.sample_moves(generator, picked[..., None], True)
     for chosen, own in zip(picked, moved, strict=True):
         if labels is None:
             fits = (exposure.mask | ~chosen).all(1)

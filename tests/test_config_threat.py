@@ -127,3 +127,56 @@ def test_bad_threats_of_a_file(tmp_path: Path, text: str) -> None:
     assert "run.toml" in caught.value.asked
     assert found in caught.value.found
     assert remedy in caught.value.remedy
+
+
+SEPARATE = """
+[threat]
+kind = "separate"
+{shared}
+[threat.features]
+budget = 2
+radius = 0.1
+samples = [0, 1, 2]
+categorical = [[3, 4]]
+[threat.labels]
+budget = 1
+target = 1
+{more}
+"""
+
+
+def load_separate(tmp_path: Path, shared: str = "", more: str = "") -> Run:
+    text = BASE.replace("[threat]\nbudget = 1\n", SEPARATE)
+    np.savez(tmp_path / "d.npz", X=np.eye(5)[[0, 1, 3, 3, 4, 4]], y=np.arange(6) % 2)
+    path = tmp_path / "run.toml"
+    text = text.format(loss="cross_entropy", shared=shared, more=more)
+    path.write_text(text, encoding="utf-8")
+    return load_config(path).build()
+
+
+@pytest.mark.parametrize(
+    ("shared", "options"),
+    [("", {}), ('static = false\nscope = "batch"', {"static": False, "scope": "batch"})],
+)
+def test_two_budgets(shared: str, options: dict[str, object], tmp_path: Path) -> None:
+    features = agt.FeaturePoisoning(2, 0.1, samples=[0, 1, 2], categorical=[[3, 4]], **options)
+    labels = agt.LabelPoisoning(1, target=1, **options)
+    assert load_separate(tmp_path, shared).threat == agt.SeparatePoisoning(features, labels)
+
+
+@pytest.mark.parametrize(
+    ("shared", "more", "words"),
+    [
+        ("budget = 1", "", ("[threat]", "kind = 'separate' does not have", "drop 'budget'")),
+        ("", "static = true", ("[threat.labels]", "unknown key 'static'", "to [threat]")),
+        ("", "targets = 1", ("[threat.labels]", "unknown key 'targets'", "use 'target'")),
+        ("", 'norm = "0"', ("labels.norm", "'0'", "should be")),
+    ],
+)
+def test_bad_tables_of_two_budgets(
+    shared: str, more: str, words: tuple[str, ...], tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigurationError) as refusal:
+        load_separate(tmp_path, shared, more)
+    for word in words:
+        assert word in str(refusal.value)

@@ -25,7 +25,7 @@ from helpers_ops import (
 from instances import Instance
 
 import milp_agt as agt
-from milp_agt.core.encoder import Encoder
+from milp_agt.core.encoder import Encoder, Selection
 from milp_agt.core.expression import Expression, add
 from milp_agt.core.interval import Interval
 from milp_agt.core.lean import lean
@@ -117,7 +117,7 @@ def _point(values: list[list[float]]) -> torch.Tensor:
 def test_on_off_rows_are_the_formula() -> None:
     """``expression >= clean - (clean - poisoned) s``, and the mirror image for upper ends."""
     encoder = Encoder(exact_phases=False)
-    encoder.selection = encoder.columns(np.zeros(2), np.ones(2))
+    encoder.selection = Selection.of(encoder.columns(np.zeros(2), np.ones(2)))
     x = encoder.columns(np.full(2, -10.0), np.full(2, 10.0))
     encoder.at_least(x, _point([[1.0, 2.0], [-3.0, 2.5]]))
     encoder.at_most(x, _point([[5.0, 6.0], [7.0, 6.0]]))

@@ -55,7 +55,7 @@ def test_moves_hold_what_poisoned_inputs_reach(name: str, norm: str) -> None:
     body = frozen.Body.of(step_graph)
     assert body is not None
     generator = torch.Generator().manual_seed(0)
-    everyone = poison.open.expand(200, -1)
+    everyone = poison.open.unsqueeze(-1).expand(200, -1, -1)
     for corners in (True, False):
         x, _ = poison.sample_moves(generator, everyone, corners)
         reached = body.value(x)

@@ -272,8 +272,8 @@ def test_programs_on_linear_inner_bounds(kind, scope) -> None:
 def _one_fewer(honest: Any) -> Any:
     """The poisoned state leaves budget - 2 for the others."""
 
-    def spent(debt: Any, hurt: Tensor, samples: Tensor, budget: int) -> Any:
-        fewer = budget - 1 if budget < debt._poison.budget else budget
+    def spent(debt: Any, hurt: Tensor, samples: Tensor, budgets: tuple[int, ...]) -> Any:
+        fewer = tuple(k - 1 if k < debt._poison.budget else k for k in budgets)
         return honest(debt, hurt, samples, fewer)
 
     return spent

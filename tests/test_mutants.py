@@ -517,7 +517,7 @@ def test_walk_without_adversary(labels: bool, monkeypatch: pytest.MonkeyPatch) -
     check(0)
     monkeypatch.setattr(Poison, "support", lambda poison, x, y: torch.zeros(()))
     monkeypatch.setattr(
-        linear.Offsets, "_charges", lambda own, c, *args: c.new_zeros(len(c), case.step.size)
+        linear.Offsets, "_charges", lambda own, c, *args: c.new_zeros(len(c), case.step.size, 1)
     )
     assert is_caught(check)
 

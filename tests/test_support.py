@@ -22,6 +22,9 @@ EXAMPLES: dict[str, Any] = {
     "FeaturePoisoning": agt.FeaturePoisoning(budget=1, radius=0.05),
     "LabelPoisoning": agt.LabelPoisoning(budget=1),
     "FeatureLabelPoisoning": agt.FeatureLabelPoisoning(budget=1, radius=0.05),
+    "SeparatePoisoning": agt.SeparatePoisoning(
+        agt.FeaturePoisoning(budget=1, radius=0.05), agt.LabelPoisoning(budget=1)
+    ),
     "Substitution": agt.Substitution(budget=1),
     "Removal": agt.Removal(budget=1),
     "Insertion": agt.Insertion(budget=1),

@@ -50,7 +50,7 @@ def reached(boxes: dict[str, Interval], node: Node, poison: Poison) -> Tensor:
     found = []
     moves = poison.feature_moves
     assert moves is not None
-    everyone = torch.ones(200, len(poison.open), dtype=torch.bool)
+    everyone = torch.ones(200, len(poison.open), 1, dtype=torch.bool)
     for corners in (True, False):
         x, _ = poison.sample_moves(generator, everyone, corners)
         share = torch.rand(200, *low.shape, generator=generator, dtype=torch.float64).round()

@@ -108,7 +108,7 @@ def assert_as_said(case: Case, poisoned: torch.Tensor) -> None:
 def test_poisoned_data_are_what_the_options_say(case: Case, seed: int) -> None:
     poison = case.bind()
     generator = torch.Generator().manual_seed(seed)
-    everyone = torch.ones(20, SAMPLES, dtype=torch.bool)
+    everyone = torch.ones(20, SAMPLES, 1, dtype=torch.bool)
     drawn = [poison.sample_moves(generator, everyone, corners)[0] for corners in (True, False)]
     on = torch.randn(20, SAMPLES, SIZE, generator=generator, dtype=torch.float64)
     steepest = poison.steepest(on, torch.zeros(20, SAMPLES, 1).double())

@@ -15,7 +15,13 @@ def steepest(unrolled: Unrolled, gradient: Poisoning) -> tuple[Poisoning, Masks]
     """Every sample at its best move for a gradient, and what that gains to first order."""
     pairs = zip(gradient.features, gradient.labels, strict=True)
     best = [own.steepest(x, y) for own, (x, y) in zip(unrolled.leaf_poisons, pairs, strict=True)]
-    gains = tuple(b.feature_gain + b.label_gain for b in best)
+    apart = unrolled.poison.label_quota is not None
+    gains = tuple(
+        torch.stack([b.feature_gain, b.label_gain], -1)
+        if apart
+        else (b.feature_gain + b.label_gain).unsqueeze(-1)
+        for b in best
+    )
     return _poisoning((b.features, b.labels) for b in best), gains
 
 
@@ -47,10 +53,12 @@ def random_moves(
 
 def moved(unrolled: Unrolled, data: Poisoning) -> Masks:
     """The samples that differ from the data as given."""
-    leaves = zip(data.features, data.labels, unrolled.leaf_poisons, strict=True)
-    return tuple(
-        (x != own.features).flatten(2).any(-1) | (y != own.labels).any(-1) for x, y, own in leaves
-    )
+    apart = unrolled.poison.label_quota is not None
+    masks = []
+    for x, y, own in zip(data.features, data.labels, unrolled.leaf_poisons, strict=True):
+        in_x, in_y = (x != own.features).flatten(2).any(-1), (y != own.labels).any(-1)
+        masks.append(torch.stack([in_x, in_y], -1) if apart else (in_x | in_y).unsqueeze(-1))
+    return tuple(masks)
 
 
 def merged(masks: Masks, inside: Poisoning, outside: Poisoning) -> Poisoning:
@@ -60,8 +68,8 @@ def merged(masks: Masks, inside: Poisoning, outside: Poisoning) -> Poisoning:
         return torch.where(mask.reshape(*mask.shape, *[1] * (a.dim() - 2)), a, b)
 
     return Poisoning(
-        tuple(map(at, masks, inside.features, outside.features)),
-        tuple(map(at, masks, inside.labels, outside.labels)),
+        tuple(map(at, (m[..., 0] for m in masks), inside.features, outside.features)),
+        tuple(map(at, (m[..., -1] for m in masks), inside.labels, outside.labels)),
     )
 
 

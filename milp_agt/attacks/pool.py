@@ -55,10 +55,10 @@ def all_ways(selector: Selector, largest: int) -> Ways | None:
     """Every admissible poisoning, where moves are finitely many: labels that flip, categories.
 
     None where some move is not out of a finite set, where the adversary is adaptive or has a budget
-    for each batch, or where there are more than ``largest`` ways.
+    for each batch or one for labels alone, or where there are more than ``largest`` ways.
     """
     poison, rest = selector.unrolled.poison, selector.restriction
-    if not poison.static or poison.per_batch:
+    if not poison.static or poison.per_batch or poison.label_quota is not None:
         return None
     x, y = (
         _options(poison.feature_moves, poison.features),

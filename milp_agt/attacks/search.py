@@ -227,8 +227,9 @@ class Hunt:
         kept = moved(self.unrolled, data)
         for leaving in range(LEAVING):
             for entering in range(ENTERING):
-                noisy = tuple(g * (1.0 + turn * self._noise(g)) for g in gain)
-                self._try_exchange(data, target, kept, noisy, entering, leaving)
+                for quota in range(kept[0].shape[-1]):
+                    noisy = tuple(g * (1.0 + turn * self._noise(g)) for g in gain)
+                    self._try_exchange(data, target, kept, noisy, entering, leaving, quota)
 
     def _mutate(self, aims: Tensor) -> None:
         """Give one poisoned sample, or another one in its place, a random extreme move."""
@@ -238,10 +239,11 @@ class Hunt:
             everyone = tuple(map(torch.ones_like, kept))
             target = random_moves(self.unrolled, everyone, self.generator)
             noise = tuple(map(self._noise, kept))
+            quota = (trial // 2) % kept[0].shape[-1]
             if trial % 2:
-                self._try_exchange(data, target, kept, noise, 0, 0)
+                self._try_exchange(data, target, kept, noise, 0, 0, quota)
             else:
-                once = self._scores(kept, noise, None, 0)
+                once = self._scores(kept, noise, None, 0, quota)
                 fresh = tuple(s < 0 for s in once)
                 self._evaluate(merged(fresh, target, data))
 
@@ -253,27 +255,32 @@ class Hunt:
         worth: Masks,
         entering: int,
         leaving: int,
+        quota: int,
     ) -> None:
         """Exchange, by rank of worth, the one that leaves and the one that enters at its target."""
-        masks = self.selector.choose(self._scores(kept, worth, entering, leaving))
+        masks = self.selector.choose(self._scores(kept, worth, entering, leaving, quota))
         fresh = tuple(m & ~k for m, k in zip(masks, kept, strict=True))
         mixed = merged(fresh, target, data)
         self._evaluate(merged(masks, mixed, self.unrolled.nominal(len(data))))
 
     def _scores(
-        self, kept: Masks, worth: Masks, entering: int | None, leaving: int
+        self, kept: Masks, worth: Masks, entering: int | None, leaving: int, quota: int
     ) -> tuple[Tensor, ...]:
-        """Scores of an exchange: the leaving one below 0, kept ones above 2, the entering above 4."""
+        """Scores of an exchange: the leaving one below 0, kept ones above 2, the entering above 4.
+
+        Both are within one quota; the choice for the others stays as it is.
+        """
         scores = []
-        for keep, value in zip(kept, worth, strict=True):
-            value = value / (value.amax(1, keepdim=True) + 1e-300)
+        for all_kept, all_worth in zip(kept, worth, strict=True):
+            all_worth = all_worth / (all_worth.amax(1, keepdim=True) + 1e-300)
+            score = all_worth + 2.0 * all_kept
+            keep, value, own = all_kept[..., quota], all_worth[..., quota], score[..., quota]
             rows = torch.arange(len(value), device=value.device)
-            score = value + 2.0 * keep
             inside = torch.where(keep, value, torch.inf).argsort(1)[:, leaving % keep.shape[1]]
-            score[rows, inside] -= torch.where(keep[rows, inside], 4.0, 0.0)
+            own[rows, inside] -= torch.where(keep[rows, inside], 4.0, 0.0)
             if entering is not None:
                 outside = torch.where(keep, -torch.inf, value).argsort(1, descending=True)
-                score[rows, outside[:, entering % keep.shape[1]]] += 4.0
+                own[rows, outside[:, entering % keep.shape[1]]] += 4.0
             scores.append(score)
         return tuple(scores)
 
@@ -288,4 +295,7 @@ class Hunt:
 
     def _whole(self, attacks: Tensor) -> Masks:
         """All samples of the attacks in a mask."""
-        return tuple(attacks[:, None].expand(-1, len(c)) for c in self.unrolled.covers)
+        quotas = len(self.unrolled.poison.quotas)
+        return tuple(
+            attacks[:, None, None].expand(-1, len(c), quotas) for c in self.unrolled.covers
+        )

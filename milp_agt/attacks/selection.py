@@ -10,7 +10,9 @@ from torch import Tensor
 from milp_agt.attacks.unrolled import Unrolled
 from milp_agt.core.restriction import UNRESTRICTED, Restriction
 
-Masks = tuple[Tensor, ...]  # the poisoned samples of each leaf, (attacks, samples of the leaf)
+# The poisoned samples of each leaf, (attacks, samples of the leaf, quotas): one column, or one for the
+# features and one for the labels where these have budgets apart.
+Masks = tuple[Tensor, ...]
 
 
 @dataclass(frozen=True)
@@ -25,11 +27,18 @@ class Selector:
     restriction: Restriction = UNRESTRICTED
 
     def choose(self, scores: Masks) -> Masks:
-        """Poisoned samples from scores (attacks, samples of the leaf); -inf is never chosen."""
+        """Poisoned samples from scores (attacks, samples of the leaf, quotas); -inf is never chosen."""
+        quotas = range(len(self.unrolled.poison.quotas))
+        chosen = [self._chosen(tuple(s[..., p] for s in scores), p) for p in quotas]
+        return tuple(torch.stack(leaf, -1) for leaf in zip(*chosen, strict=True))
+
+    def _chosen(self, scores: tuple[Tensor, ...], quota: int) -> tuple[Tensor, ...]:
+        """The choice for one quota."""
         run = self.unrolled
         if not run.poison.static and run.poison.per_batch:
             return tuple(
-                self._top(score, cover) for score, cover in zip(scores, run.covers, strict=True)
+                self._top(score, cover, quota)
+                for score, cover in zip(scores, run.covers, strict=True)
             )
         everyone = torch.arange(len(run.poison.features), device=scores[0].device)
         if run.poison.static:
@@ -39,41 +48,53 @@ class Selector:
             for score, cover in zip(scores, run.covers, strict=True):
                 total = total.index_add(1, cover, score)
         if run.poison.per_batch:
-            chosen = self._greedy(self._allowed(total, everyone))
+            chosen = self._greedy(self._allowed(total, everyone, quota), quota)
         else:
-            chosen = self._top(total, everyone)
+            chosen = self._top(total, everyone, quota)
         return tuple(chosen[:, cover] for cover in run.covers)
 
     def random(self, attacks: int, generator: torch.Generator) -> Masks:
         """Random choices that use the budget up."""
-        device = self.unrolled.poison.features.device
+        poison, kind = self.unrolled.poison, torch.float64
         return self.choose(
             tuple(
-                torch.rand(attacks, len(c), generator=generator, dtype=torch.float64).to(device)
+                torch.rand(attacks, len(c), len(poison.quotas), generator=generator, dtype=kind).to(
+                    poison.features.device
+                )
                 for c in self.unrolled.covers
             )
         )
 
-    def _allowed(self, scores: Tensor, samples: Tensor) -> Tensor:
-        """Scores with samples that must be poisoned at +inf, and those that cannot be at -inf."""
-        closed = ~self.unrolled.poison.open[samples]
+    def _allowed(self, scores: Tensor, samples: Tensor, quota: int) -> Tensor:
+        """Scores with samples that must be poisoned at +inf, and those that cannot be at -inf.
+
+        A sample that must be poisoned takes its place in the first quota that is open to it.
+        """
+        quotas = self.unrolled.poison.quotas
+        taken = torch.zeros_like(samples, dtype=torch.bool)
+        for earlier in quotas[:quota]:
+            taken |= earlier.open[samples]
         for fixed, value in (
             (self.restriction.outside, -torch.inf),
             (self.restriction.inside, torch.inf),
         ):
             if fixed:
                 index = torch.tensor(sorted(fixed), device=samples.device)
-                scores = scores.masked_fill(torch.isin(samples, index), value)
-        return scores.masked_fill(closed, -torch.inf)
+                among = torch.isin(samples, index)
+                among = among if value < 0 else among & ~taken
+                scores = scores.masked_fill(among, value)
+        return scores.masked_fill(~quotas[quota].open[samples], -torch.inf)
 
-    def _top(self, scores: Tensor, samples: Tensor) -> Tensor:
-        scores = self._allowed(scores, samples)
-        best = scores.topk(min(self.unrolled.poison.budget, scores.shape[1]), dim=1)
+    def _top(self, scores: Tensor, samples: Tensor, quota: int) -> Tensor:
+        scores = self._allowed(scores, samples, quota)
+        budget = self.unrolled.poison.quotas[quota].budget
+        best = scores.topk(min(budget, scores.shape[1]), dim=1)
         mask = torch.zeros_like(scores, dtype=torch.bool)
         return mask.scatter(1, best.indices, best.values > -torch.inf)
 
-    def _greedy(self, scores: Tensor) -> Tensor:
-        budget, batches = self.unrolled.poison.budget, self.unrolled.batches
+    def _greedy(self, scores: Tensor, quota: int) -> Tensor:
+        batches = self.unrolled.batches
+        budget = self.unrolled.poison.quotas[quota].budget
         members = torch.zeros(len(batches), scores.shape[1], dtype=torch.int64)
         for group, batch in zip(members, batches, strict=True):
             group[batch.cpu()] = 1

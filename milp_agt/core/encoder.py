@@ -2,14 +2,48 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import numpy.typing as npt
 import scipy.sparse as sp
 from torch import Tensor
 
 from milp_agt.core.expression import Array, Expression, Index, Spread, add, widened
-from milp_agt.core.interval import CLEAN, POISONED, Interval
+from milp_agt.core.interval import CLEAN, Interval
 from milp_agt.core.program import Curve, Function, Program
+
+
+@dataclass(frozen=True, eq=False)
+class Selection:
+    """In which state each of some elements is: columns in [0, 1], at most one of which is 1.
+
+    Attributes:
+        states: for each state but CLEAN its column ``s_i``, (n,) each.
+    """
+
+    states: tuple[Expression, ...]
+
+    @staticmethod
+    def of(*states: Expression) -> Selection:
+        return Selection(states)
+
+    @property
+    def size(self) -> int:
+        return self.states[0].size
+
+    def take(self, index: Index) -> Selection:
+        """Elements by index."""
+        return Selection(tuple(state.take(index) for state in self.states))
+
+    def paid(self, charges: Array) -> list[Expression]:
+        """``charge * s_i`` for each state, for charges (states - 1, elements) that come sample by sample."""
+        sample = np.repeat(np.arange(self.size), charges.shape[1] // self.size)
+        return [
+            state.take(sample).scale(charge)
+            for state, charge in zip(self.states, charges, strict=True)
+            if charge.any()
+        ]
 
 
 class Encoder:
@@ -22,7 +56,7 @@ class Encoder:
             (``qcqp``, ``miqp``).
         envelopes: True gives scalar products a column with McCormick rows, False the planes of the
             walk, which cost neither.
-        selection: columns ``s_i`` of the batch that is being encoded, shape (samples,); None where no
+        selection: the states of the samples of the batch that is being encoded; None where no
             sample of it can be poisoned.
     """
 
@@ -32,7 +66,7 @@ class Encoder:
         self.exact_phases = exact_phases
         self.exact_products = exact_products
         self.envelopes = envelopes
-        self.selection: Expression | None = None
+        self.selection: Selection | None = None
         self.origin = ""
         self._lower: list[Array] = []
         self._upper: list[Array] = []
@@ -162,44 +196,41 @@ class Encoder:
         return add([expression, error])
 
     def _charged(self, offsets: Tensor) -> tuple[Array, Array]:
-        """The clean offset and what a poisoned sample may take from it: flat, rounded to be safe."""
-        values = offsets.detach().cpu().numpy()
-        clean = values[CLEAN].reshape(-1)
-        if len(values) == 1:
-            return clean, np.zeros_like(clean)
-        if self.selection is None:
-            return values.min(0).reshape(-1), np.zeros_like(clean)
-        # Rounded up, so that clean - charge is at most the poisoned offset.
-        difference = clean - values[POISONED].reshape(-1)
-        return clean, np.where(difference == 0.0, 0.0, np.nextafter(difference, np.inf))
+        """The clean offset (elements,), and what a sample in each other state may take from it.
 
-    def _paid(self, expression: Expression, charge: Array) -> sp.csr_matrix:
+        Charges are (states - 1, elements), rounded to be safe.
+        """
+        values = offsets.detach().cpu().numpy()
+        values = values.reshape(len(values), -1)
+        if self.selection is None:
+            return values.min(0), np.zeros((0, values.shape[1]))
+        # Rounded up, so that clean - charge is at most the poisoned offset.
+        difference = values[CLEAN] - values[1:]
+        charges = np.where(difference == 0.0, 0.0, np.nextafter(difference, np.inf))
+        return values[CLEAN], charges
+
+    def _paid(self, expression: Expression, charges: Array) -> sp.csr_matrix:
         """``charge * s_i`` for each element, as a matrix over the columns."""
-        if self.selection is None or not charge.any():
+        if self.selection is None or not charges.any():
             return sp.csr_matrix((expression.size, 0))
-        sample = np.repeat(np.arange(self.selection.size), expression.size // self.selection.size)
-        paid = self.selection.take(sample).scale(charge)
         # A sample that cannot be poisoned has the selection 0: nothing is charged.
-        return paid.matrix
+        return add(self.selection.paid(charges)).matrix
 
     def at_least(self, expression: Expression, offsets: Tensor, lazy: bool = False) -> None:
-        """On/off rows ``expression >= clean - (clean - poisoned) s_i``.
+        """On/off rows ``expression >= clean - sum over the other states of (clean - offset) s_i``.
 
         ``offsets`` has shape (states, *expression.shape). Valid for ``s_i`` in {0, 1} if the clean
-        offset holds for ``s_i = 0`` and the poisoned one for ``s_i = 1``; with relaxed ``s_i`` the
-        rows are those of the convex hull of both.
+        offset holds where all ``s_i = 0`` and each other one where its ``s_i = 1``; with relaxed ``s_i``
+        the rows are those of the convex hull of all.
         """
-        clean, charge = self._charged(offsets)
+        clean, charges = self._charged(offsets)
         flat = expression.reshape((expression.size,))
-        if self.selection is not None and charge.any():
-            sample = np.repeat(
-                np.arange(self.selection.size), expression.size // self.selection.size
-            )
-            flat = add([flat, self.selection.take(sample).scale(charge)])
+        if self.selection is not None and charges.any():
+            flat = add([flat, *self.selection.paid(charges)])
         self.rows(flat, clean, np.inf, lazy)
 
     def at_most(self, expression: Expression, offsets: Tensor, lazy: bool = False) -> None:
-        """On/off rows ``expression <= clean + (poisoned - clean) s_i``."""
+        """On/off rows ``expression <= clean + sum over the other states of (offset - clean) s_i``."""
         self.at_least(expression.scale(-1.0), -offsets, lazy)
 
     def bounded(self, expression: Expression, box: Interval) -> Expression:

@@ -19,7 +19,9 @@ class Interval:
 
     Shapes: ``(states, samples, *shape)`` for a node with a sample axis and ``(1, *shape)`` for one
     without. State ``CLEAN`` holds if the sample is not poisoned, state ``POISONED`` if it may be;
-    a batch that no poison reaches has one state. Infinite ends mean that nothing is known.
+    a batch that no poison reaches has one state. Where features and labels have budgets apart there
+    are four: ``CLEAN``, features poisoned, labels poisoned, and both: bit 0 of a state stands for
+    features, bit 1 for labels. Infinite ends mean that nothing is known.
     """
 
     lower: Tensor

@@ -7,7 +7,9 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor
 
+from milp_agt.core.interval import CLEAN
 from milp_agt.core.restriction import Restriction
+from milp_agt.engines.separate import contenders, worst_of_both
 from milp_agt.engines.step import Step
 from milp_agt.poison import Poison
 
@@ -28,14 +30,19 @@ class Debt(ABC):
 
     The poisoned sample i lowers a form by at most ``dev_i``: the support function of its admissible
     moves plus the charges of the relaxations that hold with a smaller offset if i is poisoned. The
-    adversary is worth the sum of the ``budget`` largest ``dev_i``.
+    adversary is worth the sum of the ``budget`` largest ``dev_i``. Where features and labels have budgets
+    apart there is a ``dev_i`` for each of the three states in which the sample is poisoned, and the
+    adversary is worth :func:`milp_agt.engines.separate.worst_of_both`.
     """
 
     @abstractmethod
     def add(
         self, step: Step, features: Tensor | None, labels: Tensor | None, charges: Tensor | None
     ) -> None:
-        """Add one step: coefficients on the moves of the batch (rows, n, ...) and charges (rows, n)."""
+        """Add one step: coefficients on the moves of the batch (rows, n, ...), and charges.
+
+        Charges are (rows, n, states - 1), one for each state in which a sample is poisoned.
+        """
 
     @abstractmethod
     def add_own(
@@ -44,10 +51,10 @@ class Debt(ABC):
         """Add the step of a node of one sample: each row has entries at its own sample only."""
 
     @abstractmethod
-    def worst_given(self, own: Tensor, poisoned: bool) -> Tensor:
-        """The same if it is known whether sample ``own[r]`` of the data set is poisoned, (rows,).
+    def worst_given(self, own: Tensor, state: int) -> Tensor:
+        """The same if the state of sample ``own[r]`` of the data set is known, (rows,).
 
-        Not poisoned: the ``budget`` worst of the others. Poisoned: its own debt in full and the
+        Clean: the ``budget`` worst of the others. Poisoned: its own debt in full and the
         ``budget - 1`` worst of the others. With a fresh selection in every batch this is known of
         the own step only.
         """
@@ -65,8 +72,13 @@ class Debt(ABC):
         return self.worst().unsqueeze(1)
 
     def owed_given(self, own: Tensor) -> Tensor:
-        """:meth:`worst_given` for the states CLEAN and POISONED, (rows, 2)."""
-        return torch.stack([self.worst_given(own, False), self.worst_given(own, True)], 1)
+        """:meth:`worst_given` for each state, (rows, states)."""
+        return torch.stack([self.worst_given(own, state) for state in range(self.states)], 1)
+
+    @property
+    @abstractmethod
+    def states(self) -> int:
+        """States of a sample."""
 
 
 def open_debt(poison: Poison, rows: int, restriction: Restriction) -> Debt:
@@ -82,6 +94,10 @@ class _NoDebt(Debt):
     def __init__(self, poison: Poison, rows: int) -> None:
         self._zero = torch.zeros(rows, dtype=torch.float64, device=poison.features.device)
         self._count = len(poison.features)
+
+    @property
+    def states(self) -> int:
+        return 1
 
     def add(
         self, step: Step, features: Tensor | None, labels: Tensor | None, charges: Tensor | None
@@ -99,20 +115,17 @@ class _NoDebt(Debt):
     ) -> None:
         return
 
-    def worst_given(self, own: Tensor, poisoned: bool) -> Tensor:
+    def worst_given(self, own: Tensor, state: int) -> Tensor:
         return self._zero
-
-    def owed_given(self, own: Tensor) -> Tensor:
-        return self._zero.unsqueeze(1)
 
 
 class _PerStepDebt(Debt):
     """Adaptive adversary, budget in each batch: top-k in each step, then the sum over steps."""
 
     def __init__(self, poison: Poison, rows: int, restriction: Restriction) -> None:
-        self._restriction = restriction
+        self._poison, self._restriction = poison, restriction
         self._total = torch.zeros(rows, dtype=torch.float64, device=poison.features.device)
-        self._own = self._total
+        self._own = self._total.new_zeros(rows, poison.states - 1)
         self._of_samples = self._total.new_zeros(rows, len(poison.features))
 
     def add(
@@ -120,13 +133,17 @@ class _PerStepDebt(Debt):
     ) -> None:
         hurt = _dev(step.poison, features, labels, charges)
         if hurt is not None:
-            self._of_samples = self._of_samples.index_add(1, step.samples, hurt)
+            self._of_samples = self._of_samples.index_add(1, step.samples, hurt.amax(-1))
             self._total = self._total + _spend(
-                hurt, step.samples, step.poison.budget, self._restriction
+                hurt, step.samples, step.poison.budgets_given(CLEAN), self._restriction
             )
 
+    @property
+    def states(self) -> int:
+        return self._poison.states
+
     def worst(self) -> Tensor:
-        return self._total + self._own
+        return self._total + self._own.amax(-1)
 
     def by_sample(self) -> Tensor:
         return self._of_samples
@@ -138,8 +155,8 @@ class _PerStepDebt(Debt):
         if hurt is not None:
             self._own = hurt.sum(1)
 
-    def worst_given(self, own: Tensor, poisoned: bool) -> Tensor:
-        return self._total + self._own if poisoned else self._total
+    def worst_given(self, own: Tensor, state: int) -> Tensor:
+        return self._total + self._own[:, state - 1] if state else self._total
 
 
 class PerSampleDebt(Debt):
@@ -207,50 +224,53 @@ class PerSampleDebt(Debt):
         self.add(step, features, labels, charges)
 
     def _hurt(self) -> tuple[Tensor, Tensor]:
-        """``dev`` of every account, (rows, accounts), and the samples that they belong to."""
+        """``dev`` of every account, (rows, accounts, states - 1), and the samples that they belong to."""
         samples = self._samples
         hurt = _dev(self._poison.take(samples), self._features, self._labels, self._charges)
         if hurt is None:
-            size = (self._rows, len(samples))
+            size = (self._rows, len(samples), self.states - 1)
             hurt = torch.zeros(size, dtype=torch.float64, device=samples.device)
         return hurt, samples
 
-    def _spent(self, hurt: Tensor, samples: Tensor, budget: int) -> dict[int, Tensor]:
-        """The worst of each group of samples that has a budget of its own, (rows,) each."""
+    @property
+    def states(self) -> int:
+        return self._poison.states
+
+    def _spent(self, hurt: Tensor, samples: Tensor, budgets: tuple[int, ...]) -> dict[int, Tensor]:
+        """The worst of each group of samples that has budgets of its own, (rows,) each."""
         if not self._poison.per_batch:
-            return {0: _spend(hurt, samples, budget, self._restriction)}
+            return {0: _spend(hurt, samples, budgets, self._restriction)}
         spent = {}
         for group in self._groups.unique().tolist():
             part = self._groups == group
-            spent[group] = _spend(hurt[:, part], samples[part], budget, self._restriction)
+            spent[group] = _spend(hurt[:, part], samples[part], budgets, self._restriction)
         return spent
 
     def by_sample(self) -> Tensor:
         hurt, samples = self._hurt()
         total = hurt.new_zeros(self._rows, len(self._poison.features))
-        return total.index_add(1, samples, hurt)
+        return total.index_add(1, samples, hurt.amax(-1))
 
     def worst(self) -> Tensor:
         hurt, samples = self._hurt()
         zero = torch.zeros(self._rows, dtype=torch.float64, device=hurt.device)
-        return sum(self._spent(hurt, samples, self._poison.budget).values(), zero)
+        return sum(self._spent(hurt, samples, self._poison.budgets_given(CLEAN)).values(), zero)
 
-    def worst_given(self, own: Tensor, poisoned: bool) -> Tensor:
+    def worst_given(self, own: Tensor, state: int) -> Tensor:
         hurt, samples = self._hurt()
         slots = self._slots[own]
         rows = torch.arange(len(own), device=hurt.device)
         paid = hurt[rows, slots]
         others = hurt.index_put((rows, slots), torch.zeros_like(paid))
-        budget = self._poison.budget
-        spent = self._spent(others, samples, budget)
-        if not poisoned:
+        spent = self._spent(others, samples, self._poison.budgets_given(CLEAN))
+        if not state:
             return torch.stack(list(spent.values())).sum(0)
-        fewer = self._spent(others, samples, budget - 1)
+        fewer = self._spent(others, samples, self._poison.budgets_given(state))
         home = self._groups[slots]
         # A sample that is known to be inside has used up its part of the budget in _spend already.
         inside = sorted(self._restriction.inside)
         known = torch.isin(own, torch.tensor(inside, dtype=own.dtype, device=own.device))
-        total = paid
+        total = paid[:, state - 1]
         for group, full in spent.items():
             total = total + torch.where((home == group) & ~known, fewer[group], full)
         return total
@@ -259,21 +279,64 @@ class PerSampleDebt(Debt):
 def _dev(
     poison: Poison, features: Tensor | None, labels: Tensor | None, charges: Tensor | None
 ) -> Tensor | None:
-    """``dev_i >= 0`` of each sample, (rows, n); None if nothing was added."""
+    """``dev_i >= 0`` of each sample in each state but CLEAN, (rows, n, states - 1); None for nothing."""
+    if features is None and labels is None and charges is None:
+        return None
+    if poison.label_quota is not None:
+        return _dev_apart(poison, features, labels, charges)
     if features is None and labels is None:
-        return None if charges is None else torch.where(poison.open, charges, 0.0).clamp(min=0.0)
-    support = poison.support(features, labels)
-    hurt = support if charges is None else support + charges
-    return torch.where(poison.open, hurt, 0.0).clamp(min=0.0)
+        assert charges is not None
+        hurt = charges
+    else:
+        support = poison.support(features, labels).unsqueeze(-1)
+        hurt = support if charges is None else support + charges
+    return torch.where(poison.open[:, None], hurt, 0.0).clamp(min=0.0)
 
 
-def _spend(hurt: Tensor, samples: Tensor, budget: int, restriction: Restriction) -> Tensor:
-    """The ``budget`` worst of ``hurt`` (rows, n), under what is known of the selection."""
+def _dev_apart(
+    poison: Poison, features: Tensor | None, labels: Tensor | None, charges: Tensor | None
+) -> Tensor:
+    """The same where features, labels or both are poisoned: the support of what moves, and its charge."""
+    of_features, of_labels = (
+        0.0 if on is None else poison.support(*pair)
+        for on, pair in ((features, (features, None)), (labels, (None, labels)))
+    )
+    moved = [of_features, of_labels, of_features + of_labels]
+    given = [m for m in (*moved, charges) if isinstance(m, Tensor)]
+    size = given[-1].shape[:2]
+    hurt = torch.stack([given[0].new_zeros(size) + m for m in moved], -1)
+    hurt = hurt if charges is None else hurt + charges
+    x, y = (quota.open for quota in poison.quotas)
+    return torch.where(torch.stack([x, y, x & y], -1), hurt, 0.0).clamp(min=0.0)
+
+
+def _spend(
+    hurt: Tensor, samples: Tensor, budgets: tuple[int, ...], restriction: Restriction
+) -> Tensor:
+    """The worst of ``hurt`` (rows, n, states - 1) within budgets, under what is known of the selection."""
+
+    def known(chosen: frozenset[int]) -> Tensor:
+        return torch.isin(samples, torch.tensor(sorted(chosen), device=samples.device))
+
     if restriction.outside:
-        out = torch.tensor(sorted(restriction.outside), device=samples.device)
-        hurt = torch.where(torch.isin(samples, out), 0.0, hurt)
+        hurt = torch.where(known(restriction.outside)[:, None], 0.0, hurt)
+    if len(budgets) > 1:
+        inside = known(restriction.inside) if restriction.inside else None
+        return _spend_apart(hurt.permute(2, 1, 0), (budgets[0], budgets[1]), inside)
+    (budget,), hurt = budgets, hurt[..., 0]
     if not restriction.inside:
         return worst_sum(hurt.T, budget)
-    known = torch.isin(samples, torch.tensor(sorted(restriction.inside), device=samples.device))
-    paid = hurt[:, known].sum(1)
-    return paid + worst_sum(hurt[:, ~known].T, budget - int(known.sum()))
+    inside = known(restriction.inside)
+    paid = hurt[:, inside].sum(1)
+    return paid + worst_sum(hurt[:, ~inside].T, budget - int(inside.sum()))
+
+
+def _spend_apart(hurt: Tensor, budgets: tuple[int, int], inside: Tensor | None) -> Tensor:
+    """Two budgets on hurts (3, n, rows); ``inside``, (n,), are known to be poisoned in some way."""
+    if inside is None:
+        return worst_of_both(contenders(hurt, sum(budgets)), budgets)
+    free = contenders(hurt[:, ~inside], sum(budgets))
+    both = torch.cat([free, hurt[:, inside]], 1)
+    forced = torch.zeros_like(both[0], dtype=torch.bool)
+    forced[free.shape[1] :] = True
+    return worst_of_both(both, budgets, forced)

@@ -26,7 +26,7 @@ def regained(
 
     Returns:
         What to add to the constants of the forms, (rows, cases), and to take from the charges of
-        the samples, (rows, n); None for nothing.
+        the samples, (rows, n, 1); None for nothing.
     """
     nodes = [n for n in schedule.before if isinstance(n.op, Substitute) and n.op.ball]
     flat = [on_terms[n.name].flatten(1) for n in nodes if n.name in on_terms]
@@ -46,4 +46,4 @@ def regained(
         share = chosen.sum(1) * (1.0 - gamma(chosen.shape[1] + 8))
         return saved.unsqueeze(1) * share, None
     charged = (chosen[POISONED] - chosen[CLEAN]).clamp(min=0.0)
-    return None, saved.unsqueeze(1) * charged
+    return None, (saved.unsqueeze(1) * charged).unsqueeze(-1)

@@ -10,7 +10,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from milp_agt.core.interval import CLEAN, POISONED, Interval
+from milp_agt.core.interval import CLEAN, Interval
 from milp_agt.core.restriction import UNRESTRICTED, Restriction
 from milp_agt.engines.adversary import PerSampleDebt
 from milp_agt.engines.exposure import Debt, Emptied, PlainSum, SampleSum
@@ -24,17 +24,25 @@ from milp_agt.tracing import FEATURES, LABELS, SELECTION
 class Cases:
     """A list of choices that together cover everything an adversary may do.
 
-    In case c at most the samples ``members[c]`` are poisoned; where labels move to vertices, each of
-    them takes exactly the move ``label_moves[c]``. Case 0 poisons nobody.
+    In case c at most the samples ``members[c]`` are poisoned, or have their features poisoned and those
+    of ``label_members[c]`` their labels; where labels move to vertices, each of them takes exactly
+    the move ``label_moves[c]``. Case 0 poisons nobody.
 
     Attributes:
         members: indices of samples, (cases, budget), -1 for none.
-        label_moves: moves of their encoded labels, (cases, budget, width); None where labels are
-            clean or move within a radius.
+        label_moves: moves of their encoded labels, (cases, budget of the labels, width); None where
+            labels are clean or move within a radius.
+        label_members: the samples with poisoned labels, where these have a budget of their own.
     """
 
     members: Tensor
     label_moves: Tensor | None
+    label_members: Tensor | None = None
+
+    @property
+    def labelled(self) -> Tensor:
+        """The samples whose labels are poisoned, (cases, budget of the labels)."""
+        return self.members if self.label_members is None else self.label_members
 
     def __len__(self) -> int:
         return len(self.members)
@@ -42,10 +50,12 @@ class Cases:
     def part(self, chosen: slice) -> Cases:
         """Case 0 and some of the others."""
 
-        def of(tensor: Tensor) -> Tensor:
-            return torch.cat([tensor[:1], tensor[1:][chosen]])
+        def of(tensor: Tensor | None) -> Tensor | None:
+            return None if tensor is None else torch.cat([tensor[:1], tensor[1:][chosen]])
 
-        return Cases(of(self.members), None if self.label_moves is None else of(self.label_moves))
+        members = of(self.members)
+        assert members is not None
+        return Cases(members, of(self.label_moves), of(self.label_members))
 
 
 def count_cases(poison: Poison, restriction: Restriction = UNRESTRICTED) -> float:
@@ -55,6 +65,9 @@ def count_cases(poison: Poison, restriction: Restriction = UNRESTRICTED) -> floa
     """
     if poison.is_clean or poison.per_batch:
         return math.inf
+    if poison.label_quota is not None:
+        x, y = (count_cases(part, _loosened(restriction)) for part in _apart(poison))
+        return 1 + (x - 1) * y
     inside, free = _samples(poison, restriction)
     left = min(poison.budget - len(inside), len(free))
     if left < 0:
@@ -73,8 +86,11 @@ def enumerate_cases(poison: Poison, restriction: Restriction = UNRESTRICTED) -> 
 
     Where samples only move within sets that contain "no move", the largest selections suffice. Where
     only labels flip, every selection up to the budget is listed with labels that differ, so that
-    each case is one data set; so it is with samples that are removed.
+    each case is one data set; so it is with samples that are removed. Where features and labels have
+    budgets apart, every choice of the features is paired with every one of the labels.
     """
+    if poison.label_quota is not None:
+        return _paired(poison, restriction)
     inside, free = _samples(poison, restriction)
     left = min(poison.budget - len(inside), len(free))
     exact = _exact(poison, inside)
@@ -101,6 +117,30 @@ def enumerate_cases(poison: Poison, restriction: Restriction = UNRESTRICTED) -> 
             if label is not None:
                 moves[row + 1, slot] = vertices[sample, label]
     return Cases(members, moves)
+
+
+def _apart(poison: Poison) -> tuple[Poison, Poison]:
+    """The threat to features and the one to labels, each with its own budget."""
+    quota = poison.label_quota
+    assert quota is not None
+    return (
+        replace(poison, label_moves=None, label_quota=None),
+        replace(poison, feature_moves=None, open=quota.open, budget=quota.budget, label_quota=None),
+    )
+
+
+def _loosened(restriction: Restriction) -> Restriction:
+    """A sample that is surely poisoned may be so in its features or in its labels."""
+    return Restriction(outside=restriction.outside)
+
+
+def _paired(poison: Poison, restriction: Restriction) -> Cases:
+    """Every case that poisons features with every one of the labels; the first has neither."""
+    x, y = (enumerate_cases(part, _loosened(restriction)) for part in _apart(poison))
+    pairs = torch.cartesian_prod(torch.arange(1, len(x)), torch.arange(len(y)))
+    first, second = torch.cat([pairs.new_zeros(1, 2), pairs]).to(x.members.device).unbind(1)
+    moves = None if y.label_moves is None else y.label_moves[second]
+    return Cases(x.members[first], moves, y.members[second])
 
 
 def _exact(poison: Poison, inside: tuple[int, ...]) -> bool:
@@ -158,12 +198,18 @@ class Enumerated:
 
     @cached_property
     def mask(self) -> Tensor:
-        """Which samples are poisoned in which case, (cases, N)."""
+        """Which samples are poisoned in which case, (cases, N); of budgets apart, their features."""
+        return self._mask(self.listed.members)
+
+    @cached_property
+    def label_mask(self) -> Tensor:
+        """Whose labels are poisoned in which case, (cases, N)."""
+        return self._mask(self.listed.labelled)
+
+    def _mask(self, members: Tensor) -> Tensor:
         count = len(self.poison.features)
-        mask = torch.zeros(
-            self.cases, count + 1, dtype=torch.bool, device=self.poison.features.device
-        )
-        mask.scatter_(1, torch.where(self.listed.members < 0, count, self.listed.members), True)
+        mask = torch.zeros(self.cases, count + 1, dtype=torch.bool, device=members.device)
+        mask.scatter_(1, torch.where(members < 0, count, members), True)
         return mask[:, :count]
 
     @cached_property
@@ -171,33 +217,33 @@ class Enumerated:
         """What is left to the adversary within a case."""
         if self.listed.label_moves is None:
             return self.poison
-        return replace(self.poison, label_moves=None)
+        return replace(self.poison, label_moves=None, label_quota=None)
 
     def leaves(self, step: Step, part: slice | None = None) -> dict[str, Interval]:
         samples = step.samples if part is None else step.samples[part]
         data = self.movable.take(samples)
         if self.listed.label_moves is None:
-            labels = self._chosen(data.label_box(), samples)
+            labels = self._chosen(data.label_box(), self.label_mask[:, samples])
         else:
             labels = Interval.point(self._labels(samples))
-        boxes = {FEATURES: self._chosen(data.feature_box(), samples), LABELS: labels}
+        boxes = {FEATURES: self._chosen(data.feature_box(), self.mask[:, samples]), LABELS: labels}
         if data.whole is not None:
             boxes[SELECTION] = data.selection_box(self.mask[:, samples], step.size)
         return boxes
 
-    def _chosen(self, box: Interval, samples: Tensor) -> Interval:
-        """The state of each sample in each case."""
+    def _chosen(self, box: Interval, mask: Tensor) -> Interval:
+        """The state of each sample in each case: the last one moves whatever moves."""
         if len(box.lower) == 1:
             return box
-        mask = self.mask[:, samples].reshape(self.cases, -1, *[1] * (box.lower.dim() - 2))
+        mask = mask.reshape(self.cases, -1, *[1] * (box.lower.dim() - 2))
         return Interval(
-            torch.where(mask, box.lower[POISONED], box.lower[CLEAN]),
-            torch.where(mask, box.upper[POISONED], box.upper[CLEAN]),
+            torch.where(mask, box.lower[-1], box.lower[CLEAN]),
+            torch.where(mask, box.upper[-1], box.upper[CLEAN]),
         )
 
     def _labels(self, samples: Tensor) -> Tensor:
         """Labels of some samples in each case, (cases, n, width)."""
-        moves, members = self.listed.label_moves, self.listed.members
+        moves, members = self.listed.label_moves, self.listed.labelled
         assert moves is not None
         nominal = self.poison.labels[samples]
         slots = torch.full((len(self.poison.labels) + 1,), len(samples), device=members.device)
@@ -245,7 +291,10 @@ class _CaseDebt(PerSampleDebt):
 
     def owed(self) -> Tensor:
         hurt, samples = self._hurt()
-        return hurt @ self._exposure.mask[:, samples].to(hurt.dtype).T
+        masks = (self._exposure.mask, self._exposure.label_mask)[: len(self._poison.quotas)]
+        # Within a case what features and labels can do adds up: states 1 and 2 of budgets apart.
+        owed = [hurt[..., p] @ m[:, samples].to(hurt.dtype).T for p, m in enumerate(masks)]
+        return sum(owed[1:], owed[0])
 
     def owed_given(self, own: Tensor) -> Tensor:
         return self.owed()

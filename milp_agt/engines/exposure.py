@@ -30,13 +30,14 @@ class Debt(Protocol):
     """Collects, over the steps of a window, how much poison can lower each of ``rows`` forms.
 
     The poisoned sample i lowers a form by at most ``dev_i``: the support function of its admissible
-    moves plus the charges of the relaxations that hold with a smaller offset if i is poisoned.
+    moves plus the charges of the relaxations that hold with a smaller offset if i is poisoned. Charges
+    are (rows, n, states - 1), one for each state in which a sample is poisoned.
     """
 
     def add(
         self, step: Step, features: Tensor | None, labels: Tensor | None, charges: Tensor | None
     ) -> None:
-        """Add one step: coefficients on the moves of the batch (rows, n, ...) and charges (rows, n)."""
+        """Add one step: coefficients on the moves of the batch (rows, n, ...) and charges."""
         ...
 
     def add_own(
@@ -93,8 +94,9 @@ class Exposure(Protocol):
     """A threat model as the engines see it: boxes of the data, sums over samples, debts.
 
     Boxes of nodes with a sample axis have a leading axis of *states*, those of nodes without one an
-    axis of *cases*. With a budget spent jointly there are two states, clean and poisoned, and one
-    case; where the choices of the adversary are enumerated, states and cases are the same.
+    axis of *cases*. With a budget spent jointly there are two states, clean and poisoned (four with
+    budgets of features and of labels apart), and one case; where the choices of the adversary are
+    enumerated, states and cases are the same.
     """
 
     @property

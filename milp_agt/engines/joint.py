@@ -1,4 +1,4 @@
-"""A budget spent jointly: two states of every sample, and the worst samples found by sorting."""
+"""A budget spent jointly: a few states of every sample, and the worst samples found by sorting."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from milp_agt.core.restriction import UNRESTRICTED, Restriction
 from milp_agt.core.rounding import TINY, gamma
 from milp_agt.engines.adversary import Debt, open_debt, worst_sum
 from milp_agt.engines.exposure import Emptied, SampleSum
+from milp_agt.engines.separate import SeparateSum
 from milp_agt.engines.step import Step
 from milp_agt.poison import Poison, Whole
 from milp_agt.tracing import FEATURES, LABELS, SELECTION
@@ -125,12 +126,26 @@ class _JointSum:
         return self._sum.result(self._inside)
 
 
+class _JointSeparateSum:
+    """A :class:`SeparateSum` over a batch under a restriction."""
+
+    def __init__(self, budgets: tuple[int, int], restriction: Restriction) -> None:
+        self._sum, self._restriction = SeparateSum(budgets), restriction
+
+    def add(self, terms: Interval, samples: Tensor) -> None:
+        masks = Masks.of(self._restriction, samples)
+        self._sum.add(terms, masks.inside, masks.outside)
+
+    def result(self) -> tuple[Interval, Tensor]:
+        return self._sum.result()
+
+
 @dataclass(frozen=True)
 class Joint:
     """All selections at once: ranges hold for every admissible poisoning of the whole data set.
 
-    A sample is in one of two states, clean or poisoned; sums over samples and debts of forms take
-    the ``budget`` samples that hurt most.
+    A sample is in one of two states, clean or poisoned, or in one of four where features and labels
+    have budgets apart; sums over samples and debts of forms take the samples that hurt most.
     """
 
     poison: Poison
@@ -142,17 +157,20 @@ class Joint:
 
     @property
     def states(self) -> int:
-        return 1 if self.poison.is_clean else 2
+        return self.poison.states
 
     def leaves(self, step: Step, part: slice | None = None) -> dict[str, Interval]:
         poison = step.poison if part is None else step.poison.take(_indices(part, step))
         boxes = {FEATURES: poison.feature_box(), LABELS: poison.label_box()}
         if poison.whole is not None:
-            states = [torch.zeros_like(poison.open), poison.open][: 1 if poison.is_clean else 2]
+            states = [torch.zeros_like(poison.open), poison.open][: poison.states]
             boxes[SELECTION] = poison.selection_box(torch.stack(states), step.size)
         return boxes
 
     def total(self, step: Step) -> SampleSum:
+        quotas = self.poison.quotas
+        if len(quotas) > 1:
+            return _JointSeparateSum((quotas[0].budget, quotas[1].budget), self.restriction)
         return _JointSum(step, self.restriction)
 
     def open_debt(self, rows: int) -> Debt:

@@ -9,7 +9,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from milp_agt.core.interval import CLEAN, POISONED, Interval
+from milp_agt.core.interval import Interval
 from milp_agt.core.operation import Relaxed
 from milp_agt.engines.exposure import Exposure
 from milp_agt.engines.interval import Ranges
@@ -25,14 +25,14 @@ class Offsets:
     """The offsets of one node's planes, arranged for rows of coefficients ``c``.
 
     With ``p = max(c, 0)`` the constant of a row is ``p . lower + (c - p) . upper``, once for each case;
-    the magnitude is ``|c| . size``. With one case, the difference between the states CLEAN and
-    POISONED of sample i is charged to it: ``p . charge_positive_i + c . charge_all_i``.
+    the magnitude is ``|c| . size``. With one case, the difference between the state CLEAN and each
+    state in which sample i is poisoned is charged to it: ``p . charge_positive_i + c . charge_all_i``.
 
     Attributes:
         size: ([n], *shape).
         batched: whether the node has a sample axis.
         lower, upper: (cases, [n], *shape); None where the planes are linear without a constant.
-        charge_positive, charge_all: (n, *shape), or None where no state is charged.
+        charge_positive, charge_all: (states - 1, n, *shape), or None where no state is charged.
     """
 
     size: Tensor
@@ -50,10 +50,10 @@ class Offsets:
         if not (cases == 1 and batched and max(len(lower), len(upper)) > 1):
             full = (-1, *size.shape)
             return Offsets(size, batched, lower.expand(full), upper.expand(full))
-        full = (2, *size.shape)
+        full = (max(len(lower), len(upper)), *size.shape)
         lower, upper = lower.expand(full), upper.expand(full)
-        up = upper[CLEAN] - upper[POISONED]
-        return Offsets(size, batched, lower[:1], upper[:1], lower[CLEAN] - lower[POISONED] - up, up)
+        up = upper[:1] - upper[1:]
+        return Offsets(size, batched, lower[:1], upper[:1], lower[:1] - lower[1:] - up, up)
 
     def narrow(self, axis: int, index: Tensor) -> Offsets:
         """The offsets of some indices of one axis, counted from the right."""
@@ -78,7 +78,7 @@ class Offsets:
         return self.size.sum(0), self.lower.sum(1), self.upper.sum(1)
 
     def spend(self, coefficients: Tensor) -> tuple[Tensor | None, Tensor, Tensor | None]:
-        """Constant (rows, cases), magnitude (rows,) and charges (rows, n) of rows of coefficients."""
+        """Constant (rows, cases), magnitude (rows,) and charges (rows, n, states - 1) of rows."""
         one = self.batched and coefficients.shape[1] == 1 and self.size.shape[0] != 1
         flat = coefficients.flatten(1)
         size = self.uniform[0] if one else self.size
@@ -94,7 +94,7 @@ class Offsets:
         return constant, magnitude, self._charges(coefficients, positive, one)
 
     def spend_diagonal(self, coefficients: Tensor) -> tuple[Tensor | None, Tensor, Tensor | None]:
-        """The same for one row per pair (form, sample): (forms, n, cases), (forms, n), (forms, n)."""
+        """The same for one row per pair (form, sample): (forms, n, cases), (forms, n), (forms, n, ...)."""
         magnitude = (coefficients.abs() * self.size).flatten(2).sum(-1)
         if self.lower is None or self.upper is None:
             return None, magnitude, None
@@ -109,13 +109,15 @@ class Offsets:
     def _charges(self, coefficients: Tensor, positive: Tensor, one: bool) -> Tensor:
         assert self.charge_positive is not None
         assert self.charge_all is not None
-        if one:
-            return (
-                positive.flatten(1) @ self.charge_positive.flatten(1).T
-                + coefficients.flatten(1) @ self.charge_all.flatten(1).T
-            )
-        terms = (positive * self.charge_positive).addcmul_(coefficients, self.charge_all)
-        return terms.flatten(2).sum(-1)
+        charges = []
+        for above, everywhere in zip(self.charge_positive, self.charge_all, strict=True):
+            if one:
+                on_above = positive.flatten(1) @ above.flatten(1).T
+                charges.append(on_above + coefficients.flatten(1) @ everywhere.flatten(1).T)
+            else:
+                terms = (positive * above).addcmul_(coefficients, everywhere)
+                charges.append(terms.flatten(2).sum(-1))
+        return torch.stack(charges, -1)
 
 
 def per_sample(coefficients: Tensor, values: Tensor) -> Tensor:
@@ -150,7 +152,7 @@ class Cut:
         coefficients: on the parameters, (2 k n, *shape): of lower bounds of v, then of -v.
         constant: for each case, (2 k n, cases or 1).
         magnitude: (2 k n,).
-        features, charges: on the moves of the samples, (2 k, n, *shape), and (2 k, n); or None.
+        features, charges: on the moves of the samples, (2 k, n, *shape), and (2 k, n, states - 1); or None.
         operations: roundings in a row.
     """
 

@@ -201,7 +201,7 @@ class Walker:
         rows = weights.flatten(1)
         charges = None
         if cut.charges is not None:
-            charges = (weights * cut.charges).sum(1)
+            charges = (weights.unsqueeze(-1) * cut.charges).sum(1)
         self._spent(rows @ cut.constant, rows @ cut.magnitude, charges)
         if cut.features is not None:
             self.on_features = torch.einsum("rkn,kn...->rn...", weights, cut.features)
@@ -266,7 +266,7 @@ class SampleForms:
         constant: for each case, (forms, n, cases or 1).
         magnitude: (forms, n).
         features, labels: on the moves of the sample itself, (forms, n, ...); None where there are none.
-        charges: (forms, n), or None.
+        charges: (forms, n, states - 1), or None.
         operations: as in :class:`Forms`.
     """
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 import numpy.typing as npt
@@ -10,7 +11,7 @@ import scipy.sparse as sp
 import torch
 from torch import Tensor
 
-from milp_agt.core.encoder import Encoder
+from milp_agt.core.encoder import Encoder, Selection
 from milp_agt.core.expression import Expression, add, stacked
 from milp_agt.core.interval import Interval
 from milp_agt.core.program import SHARED
@@ -21,7 +22,11 @@ from milp_agt.poison import Poison
 
 
 class Moves:
-    """Selection and perturbation columns, shared over the steps as the adversary's powers demand."""
+    """Selection and perturbation columns, shared over the steps as the adversary's powers demand.
+
+    A sample has a column for each state but the clean one, at most one of which is 1; what a state
+    costs of each budget is given by its bits (:attr:`milp_agt.poison.Poison.quotas`).
+    """
 
     def __init__(self, encoder: Encoder, poison: Poison, restriction: Restriction) -> None:
         self.encoder, self.poison, self.restriction = encoder, poison, restriction
@@ -30,52 +35,89 @@ class Moves:
         self._labels: dict[int, Expression] = {}
         self._budgeted: list[Expression] = []
 
-    def select(self, step: Step) -> Expression:
-        """Columns ``s_i`` of a batch, (n,); zero for samples that cannot be poisoned."""
+    def select(self, step: Step) -> Selection:
+        """Columns ``s_i`` of a batch; zero for what samples cannot be."""
         shared = self.poison.static or not self.poison.per_batch
         known = self._selection if shared else {}
+        opened = torch.stack([quota.open for quota in step.poison.quotas], 1).tolist()
         parts = []
-        for sample, is_open in zip(step.samples.tolist(), step.poison.open.tolist(), strict=True):
+        for sample, is_open in zip(step.samples.tolist(), opened, strict=True):
             if sample not in known:
-                known[sample] = self._column(sample, is_open)
-                if is_open and not self.poison.per_batch:
+                known[sample] = self._columns(sample, is_open)
+                if any(is_open) and not self.poison.per_batch:
                     self._budgeted.append(known[sample])
             parts.append(known[sample])
-        selection = stacked(parts, (len(parts),))
-        self.encoder.branch_first(selection)
+        every = stacked(parts, (len(parts), self.poison.states - 1))
+        self.encoder.branch_first(every)
         if self.poison.per_batch:
             self._limit(parts)
-        return selection
+        index = np.arange(every.size).reshape(every.shape)
+        return Selection(tuple(every.take(own) for own in index.T))
 
-    def _column(self, sample: int, is_open: bool) -> Expression:
-        if not is_open or sample in self.restriction.outside:
-            return Expression.of(np.zeros(1))
-        low = 1.0 if sample in self.restriction.inside else 0.0
-        return self.encoder.columns(np.full(1, low), np.ones(1), integer=self.encoder.exact_phases)
+    def _columns(self, sample: int, is_open: Sequence[bool]) -> Expression:
+        """One column for each state but the clean one, (states - 1,), constants 0 where it cannot be."""
+        states = range(1, self.poison.states)
+        closed = sum(1 << quota for quota, free in enumerate(is_open) if not free)
+        possible = np.array([not state & closed for state in states])
+        if sample in self.restriction.outside or not possible.any():
+            return Expression.of(np.zeros(len(states)))
+        surely = sample in self.restriction.inside
+        low = np.full(1, 1.0 if surely and len(states) == 1 else 0.0)
+        column = [
+            self.encoder.columns(low, np.ones(1), integer=self.encoder.exact_phases)
+            if may
+            else Expression.of(np.zeros(1))
+            for may in possible
+        ]
+        own = stacked(column, (len(states),))
+        if len(states) > 1:
+            with self._shared():
+                total = own.apply(sp.csr_matrix(np.ones((1, len(states)))), (1,))
+                self.encoder.rows(total, 1.0 if surely else -np.inf, 1.0)
+        return own
 
     def _limit(self, selected: Sequence[Expression]) -> None:
-        total = stacked(selected, (len(selected),))
-        ones = sp.csr_matrix(np.ones((1, len(selected))))
+        """The budget rows over some samples."""
+        total = stacked(selected, (-1,))
+        states = np.arange(1, self.poison.states)
+        with self._shared():
+            for p, quota in enumerate(self.poison.quotas):
+                costs = np.tile(states >> p & 1, len(selected)).astype(np.float64)
+                spent = total.apply(sp.csr_matrix(costs[None]), (1,))
+                self.encoder.rows(spent, -np.inf, float(quota.budget))
+
+    @contextmanager
+    def _shared(self) -> Iterator[None]:
+        """Rows that belong to no step."""
         origin, self.encoder.origin = self.encoder.origin, SHARED
-        self.encoder.rows(total.apply(ones, (1,)), -np.inf, float(self.poison.budget))
-        self.encoder.origin = origin
+        try:
+            yield
+        finally:
+            self.encoder.origin = origin
 
     def close(self) -> None:
-        """The budget row over the data set."""
+        """The budget rows over the data set."""
         if self._budgeted:
             self._limit(self._budgeted)
 
-    def features(self, step: Step, selection: Expression) -> Expression:
+    def _gates(self, selection: Selection, quota: int) -> Expression:
+        """How far each sample is poisoned at the cost of a quota, (n,)."""
+        costing = [s for state, s in enumerate(selection.states, 1) if state >> quota & 1]
+        return costing[0] if len(costing) == 1 else add(costing)
+
+    def features(self, step: Step, selection: Selection) -> Expression:
         """Nominal features plus admissible moves of the selected samples."""
         poison = step.poison
         moves, box = poison.feature_moves, poison.feature_box()
-        return self._moved(poison.features, moves, box, self._features, step, selection)
+        gates = self._gates(selection, 0)
+        return self._moved(poison.features, moves, box, self._features, step, gates)
 
-    def labels(self, step: Step, selection: Expression) -> Expression:
+    def labels(self, step: Step, selection: Selection) -> Expression:
         """Nominal encoded labels plus admissible moves of the selected samples."""
         poison = step.poison
         moves, box = poison.label_moves, poison.label_box()
-        return self._moved(poison.labels, moves, box, self._labels, step, selection)
+        gates = self._gates(selection, len(poison.quotas) - 1)
+        return self._moved(poison.labels, moves, box, self._labels, step, gates)
 
     def _moved(
         self,
@@ -84,7 +126,7 @@ class Moves:
         box: Interval,
         known: dict[int, Expression],
         step: Step,
-        selection: Expression,
+        gates: Expression,
     ) -> Expression:
         """Nominal values plus moves; a static adversary moves each sample once."""
         values = Expression.of(nominal.cpu().numpy())
@@ -93,12 +135,12 @@ class Moves:
         if not self.poison.static:
             known.clear()
         samples = step.samples.tolist()
-        for row in np.flatnonzero(_never(selection)):  # a clean sample gets no columns
+        for row in np.flatnonzero(_never(gates)):  # a clean sample gets no columns
             known[samples[row]] = Expression.of(np.zeros(values.size // len(samples)))
         new = np.array([row for row, s in enumerate(samples) if s not in known], dtype=np.int64)
         if new.size:
             fresh = moves.take(torch.from_numpy(new).to(nominal.device)).encode(
-                self.encoder, selection.take(new)
+                self.encoder, gates.take(new)
             )
             parts = np.arange(fresh.size).reshape(new.size, -1)
             known.update(
@@ -109,8 +151,8 @@ class Moves:
         return add([values, stacked([known[s] for s in samples], values.shape)]).blur(rounding)
 
 
-def _never(selection: Expression) -> npt.NDArray[np.bool_]:
+def _never(gates: Expression) -> npt.NDArray[np.bool_]:
     """Mask of the samples that cannot be poisoned: no column, and the constant 0."""
-    empty: npt.NDArray[np.bool_] = np.diff(selection.matrix.indptr) == 0
-    never: npt.NDArray[np.bool_] = empty & (selection.constant == 0.0)
+    empty: npt.NDArray[np.bool_] = np.diff(gates.matrix.indptr) == 0
+    never: npt.NDArray[np.bool_] = empty & (gates.constant == 0.0)
     return never

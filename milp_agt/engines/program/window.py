@@ -108,7 +108,8 @@ def _encode_step(
         known[FEATURES] = moves.features(step, encoder.selection)
         known[LABELS] = moves.labels(step, encoder.selection)
     if step.poison.whole is not None:
-        chosen = encoder.selection or Expression.of(np.zeros(step.size))
+        nobody = Expression.of(np.zeros(step.size))
+        chosen = nobody if encoder.selection is None else encoder.selection.states[0]
         known[SELECTION] = chosen.reshape((step.size, 1))
     curved = curved_inputs(schedule.all)
     summed = _only_summed(schedule)

@@ -1,0 +1,160 @@
+"""Budgets of features and of labels apart: the most that both can add up to, by two multipliers."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from milp_agt.core.interval import Interval
+from milp_agt.core.rounding import TINY, gamma
+
+# Points at which the dual is evaluated at most; every one of them gives a bound, most rows need few.
+EVALUATIONS = 24
+# A bound within this share of the least dual value is good enough.
+GAP = 1e-10
+
+
+def worst_of_both(hurt: Tensor, budgets: tuple[int, int], forced: Tensor | None = None) -> Tensor:
+    """A bound of the most that samples can add up to, where features and labels are poisoned apart.
+
+    Sample i adds ``x_i``, ``y_i`` or ``b_i`` if its features, its labels or both are poisoned, of at most
+    ``k_x`` samples the features and of at most ``k_y`` the labels. For all multipliers p, q >= 0 that is
+    no more than
+
+        p k_x + q k_y + sum_i max(0, x_i - p, y_i - q, b_i - p - q),
+
+    where the 0 is left out for a sample that is known to be poisoned in one way or another. The best
+    p for a given q leaves ``q k_y + sum_i a_i + sum of the k_x largest max(0, c_i - a_i)``,
+    ``a_i = max(0, y_i - q)``, ``c_i = max(x_i, b_i - q)``: a convex function of q, piecewise linear, whose
+    minimum is found by tangents (Kelley 1960). It is the value of the linear relaxation of the
+    choice, and never more than any split ``u_i >= x_i, v_i >= y_i, u_i + v_i >= b_i`` spent on two budgets.
+
+    Args:
+        hurt: x, y and b, all >= 0, (3, n, ...); -inf for what is impossible.
+        budgets: k_x and k_y.
+        forced: mask of the samples that are known to be poisoned, (n, ...).
+
+    Returns:
+        Bounds (...), rounding included.
+    """
+    if not hurt.shape[1]:
+        return hurt.new_zeros(hurt.shape[2:])
+    dual = _Dual(hurt, budgets, forced)
+    low = torch.zeros_like(hurt[0, 0])
+    high = torch.maximum(hurt[1], hurt[2] - hurt[0].clamp(min=0.0)).amax(0).clamp(min=0.0)
+    at_low, falling = dual(low)
+    at_high, rising = dual(high)
+    best = torch.minimum(at_low, at_high)
+    for _ in range(EVALUATIONS):
+        open_ = (falling < 0) & (rising > 0)
+        crossing = (at_low - at_high + rising * high - falling * low) / (rising - falling)
+        crossing = torch.where(open_, crossing, low)
+        crossing = torch.minimum(torch.maximum(crossing, low), high)
+        if bool((best <= (at_low + falling * (crossing - low)) * (1.0 + GAP) + TINY)[open_].all()):
+            break
+        value, slope = dual(crossing)
+        best = torch.minimum(best, value)
+        left, right = open_ & (slope <= 0), open_ & (slope >= 0)
+        low, at_low = torch.where(left, crossing, low), torch.where(left, value, at_low)
+        high, at_high = torch.where(right, crossing, high), torch.where(right, value, at_high)
+        falling, rising = torch.where(left, slope, falling), torch.where(right, slope, rising)
+    return best
+
+
+class _Dual:
+    """The bound as a function of the multiplier of the labels, and a subgradient of it."""
+
+    def __init__(self, hurt: Tensor, budgets: tuple[int, int], forced: Tensor | None) -> None:
+        self.hurt = hurt
+        self.features, self.labels = (max(0, k) for k in budgets)
+        zero = torch.zeros_like(hurt[0])
+        self.floor = zero if forced is None else torch.where(forced, -torch.inf, zero)
+        self.top = min(self.features, hurt.shape[1])
+
+    def __call__(self, multiplier: Tensor) -> tuple[Tensor, Tensor]:
+        x, y, both = self.hurt
+        without = torch.maximum(self.floor, y - multiplier)
+        more = (torch.maximum(x, both - multiplier) - without).clamp(min=0.0)
+        best = more.topk(self.top, dim=0, sorted=False)
+        terms = torch.cat([without, best.values])
+        spent = self.labels * multiplier
+        count = terms.shape[0] + 8
+        # Every term is off by a few roundings of the multiplier and of itself.
+        error = gamma(2.0 * count) * (spent + terms.abs().sum(0) + count * multiplier) + TINY
+        chosen = torch.zeros_like(more, dtype=torch.bool)
+        chosen = chosen.scatter(0, best.indices, best.values > 0)
+        poisoned = torch.where(chosen, both - multiplier > x, y - multiplier > self.floor)
+        slope = self.labels - poisoned.sum(0)
+        return spent + terms.sum(0) + error, slope.to(multiplier.dtype)
+
+
+def contenders(hurt: Tensor, count: int) -> Tensor:
+    """The samples that matter where at most ``count`` are poisoned: (3, at most 3 count, ...).
+
+    The best choice, fractions of samples included, poisons in each of the three ways only the
+    ``count`` worst of that way: for any other sample one of those is left. A sample that is among the
+    worst in several ways is kept once; its other places are -inf.
+    """
+    if 3 * count >= hurt.shape[1]:
+        return hurt
+    index = torch.cat([own.topk(count, dim=0, sorted=False).indices for own in hurt])
+    index = index.sort(dim=0).values
+    again = torch.zeros_like(index, dtype=torch.bool)
+    again[1:] = index[1:] == index[:-1]
+    picked = hurt.gather(1, index.expand(3, *index.shape))
+    return torch.where(again, -torch.inf, picked)
+
+
+class SeparateSum:
+    """Box of ``sum_i term_i`` with terms in four states: at most k_x with features poisoned, k_y with labels.
+
+    Lower end: ``sum_i clean_i`` less :func:`worst_of_both` of ``max(0, clean_i - state_i)``, upper end
+    alike. Terms come in fragments of the batch; only contenders are kept.
+    """
+
+    def __init__(self, budgets: tuple[int, int]) -> None:
+        self.budgets = budgets
+        self._count = 0
+        self._totals: Tensor | None = None  # clean lower, clean upper, sum of magnitudes
+        self._free: Tensor | None = None  # hurts down and up, (2, 3, n, *shape)
+        self._forced: Tensor | None = None
+
+    def add(self, terms: Interval, inside: Tensor | None, outside: Tensor | None) -> None:
+        """Add a fragment of terms, (states, n, *shape), with masks (n,) of what is known."""
+        self._count += terms.lower.shape[1]
+        totals = torch.stack(
+            [terms.lower[0].sum(0), terms.upper[0].sum(0), terms.magnitude.amax(0).sum(0)]
+        )
+        self._totals = totals if self._totals is None else self._totals + totals
+        if terms.lower.shape[0] == 1:
+            return
+        hurt = torch.stack(
+            [terms.lower[:1] - terms.lower[1:], terms.upper[1:] - terms.upper[:1]]
+        ).clamp(min=0.0)
+        if outside is not None:
+            hurt = hurt[:, :, ~outside]
+            inside = None if inside is None else inside[~outside]
+        if inside is not None:
+            self._forced = _joined(self._forced, hurt[:, :, inside])
+            hurt = hurt[:, :, ~inside]
+        free = _joined(self._free, hurt)
+        self._free = torch.stack([contenders(h, sum(self.budgets)) for h in free])
+
+    def result(self) -> tuple[Interval, Tensor]:
+        """The box of the sum, (1, *shape), and ``sum_i max|term_i|``."""
+        assert self._totals is not None
+        lower, upper, size = self._totals
+        if self._free is not None:
+            hurt, forced = self._free, None
+            if self._forced is not None:
+                hurt = torch.cat([self._free, self._forced], 2)
+                forced = torch.zeros_like(hurt[0, 0], dtype=torch.bool)
+                forced[self._free.shape[2] :] = True
+            down, up = (worst_of_both(h, self.budgets, forced) for h in hurt)
+            lower, upper = lower - down, upper + up
+        error = size * gamma(4 * self._count + 16) + TINY
+        return Interval(lower.unsqueeze(0), upper.unsqueeze(0)).widen(error), size
+
+
+def _joined(old: Tensor | None, new: Tensor) -> Tensor:
+    return new if old is None else torch.cat([old, new], 2)
