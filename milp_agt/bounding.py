@@ -52,10 +52,9 @@ class Bounder:
         self, chain: Chain, part: Part, step: Step
     ) -> tuple[State, program.ProgramReport | None]:
         """The box of the next state by one level, before the meet with looser chains."""
-        keep = chain.level is not Relaxation.INTERVAL
-        ranges = self._ranges(part, step, keep)
+        ranges = self._ranges(chain.level, part, step)
         state = interval.update(self.step_graph, part.state, ranges, step)
-        if not keep:
+        if chain.level is Relaxation.INTERVAL:
             return state, None
         kept = self.relax(part.exposure, part.state, step, ranges)
         part.window = [*part.window, kept][-self.plan.longest_window :]
@@ -72,17 +71,21 @@ class Bounder:
             return state, None
         return self._solve(chain, part, step, state)
 
-    def _ranges(self, part: Part, step: Step, keep: bool) -> interval.Ranges:
-        enumerated = part.exposure.cases > 1
-        if keep and (self.plan.case_inner if enumerated else self.plan.linear_inner):
+    def _ranges(self, level: Relaxation, part: Part, step: Step) -> interval.Ranges:
+        walked = self.plan.case_inner if part.exposure.cases > 1 else self.plan.linear_inner
+        if level is not Relaxation.INTERVAL and walked:
             past = part.window[max(0, len(part.window) - self.plan.window + 1) :]
             walks = inner.Walks(
                 self.step_graph, self.schedule, past, part.exposure, self.plan.inner_chunk
             )
             return inner.propagate(walks, part.state, step)
-        fragment = None if keep else self.plan.fragment
+        keep: frozenset[str] = frozenset()
+        if level.uses_programs:
+            keep = self.schedule.batched
+        elif level is not Relaxation.INTERVAL:
+            keep = self.schedule.supports
         return interval.propagate(
-            self.schedule, part.state, step, part.exposure, fragment=fragment, keep=keep
+            self.schedule, part.state, step, part.exposure, self.plan.fragment, keep
         )
 
     def _solve(

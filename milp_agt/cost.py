@@ -18,7 +18,7 @@ from milp_agt.formulations.exchange import Exchange
 from milp_agt.formulations.univariate import Univariate
 from milp_agt.inputs import bytes_of
 from milp_agt.poison import Poison, Whole
-from milp_agt.tracing import StepGraph
+from milp_agt.tracing import FEATURES, LABELS, StepGraph
 from milp_agt.training import Batch, Training
 
 FLOAT = 8  # bytes
@@ -30,8 +30,8 @@ LIVE_BOXES = 12
 ROWS_AT_ONCE = 128
 INNER_ROWS = 2048
 # Where walks jump to the parameters at the outputs, rows of few units and many samples share a pass.
-ROWS_OF_UNITS = 32
-SAMPLES_OF_UNITS = 256
+SAMPLES_OF_UNITS = 2048
+FEWEST_SAMPLES = 8
 # Below this count of elements in a batch a second thread gains nothing, and on a busy machine the
 # threads wait for each other: measured 3 times slower for iris, 2 times faster for 6-128-2 on 3,000.
 THREADED_ELEMENTS = 10**5
@@ -116,7 +116,9 @@ def plan(
     walked = min(window or steps, steps)
     solved = min(program_window or window or 1, steps)
     budget = bytes_of(memory)
-    sizes = _Sizes(step_graph, max(len(b) for b in batches), training.momentum > 0)
+    sizes = _Sizes(
+        step_graph, max(len(b) for b in batches), len(poison.open), training.momentum > 0
+    )
     if relaxation == "auto":
         level, notes = _choose(
             sizes, steps, walked, budget, AUTO_TIME if time_limit is None else time_limit, solved
@@ -141,10 +143,10 @@ def plan(
     per_sample = FLOAT * LIVE_BOXES * max(sizes.per_sample, 1)
     in_cuts = 2 * FLOAT * step_graph.outputs * step_graph.parameter_count * sizes.batch * walked
     cuts = sizes.walked >= THREADED_ELEMENTS and in_cuts <= budget // 4
-    at_once = ROWS_OF_UNITS if cuts else ROWS_AT_ONCE
-    chunk = max(1, min(2 * sizes.state, at_once, budget // (2 * per_row)))
     # The mean of the samples that are left needs all of them at hand.
     whole = sizes.batch if poison.whole is Whole.REMOVED else 1
+    per_form = sizes.form(max(whole, FEWEST_SAMPLES), walked)
+    chunk = max(1, min(2 * sizes.state, ROWS_AT_ONCE, budget // (2 * per_form)))
     return Plan(
         asked=relaxation,
         relaxation=level,
@@ -157,7 +159,10 @@ def plan(
             min(budget // (2 * per_sample), max(64, CACHED_ELEMENTS // sizes.per_sample)),
         ),
         walk_fragment=max(
-            whole, SAMPLES_OF_UNITS if cuts else max(8, CACHED_ELEMENTS // (chunk * sizes.widest))
+            whole,
+            SAMPLES_OF_UNITS
+            if cuts
+            else max(FEWEST_SAMPLES, CACHED_ELEMENTS // (chunk * sizes.widest)),
         ),
         inner_chunk=max(
             1,
@@ -236,9 +241,9 @@ def _groups(
 class _Sizes:
     """Counts of elements from which costs are predicted."""
 
-    def __init__(self, step_graph: StepGraph, batch: int, momentum: bool) -> None:
+    def __init__(self, step_graph: StepGraph, batch: int, samples: int, momentum: bool) -> None:
         schedule = Schedule.of(step_graph)
-        self.batch = batch
+        self.batch, self.samples = batch, samples
         batched = [n for n in schedule.before if n.batched]
         self.state = step_graph.parameter_count * (2 if momentum else 1)
         self.per_sample = sum(n.signature.size for n in batched)
@@ -251,9 +256,16 @@ class _Sizes:
         own = [n.signature.size for n in batched if n.name not in summed]
         self.widest = max(own, default=1)
         self.inner_rows = 2 * batch * sum(n.signature.size for n in targets(schedule))
+        leaves = (FEATURES, LABELS)
+        self.moved = 1 + sum(n.signature.size for n in batched if n.name in leaves)
         self.curved = batch * sum(
             n.signature.size for n in batched if isinstance(n.op, (Einsum, Univariate))
         )
+
+    def form(self, fragment: int, window: int) -> int:
+        """Bytes of one row of a walk: coefficients of one fragment, moves of all samples met."""
+        met = min(self.batch * window, self.samples)
+        return FLOAT * LIVE_COEFFICIENTS * (self.walked // self.batch * fragment + met * self.moved)
 
     def inner(self, steps: int, window: int) -> float:
         """Predicted seconds of all inner walks."""

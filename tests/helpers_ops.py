@@ -1032,7 +1032,7 @@ def step_case(
     batch = torch.from_numpy(training.batch_order(len(features))[0])
     step = Step(0, batch, poison.take(batch), training.update_rules(1)[0], momentum)
     joint = Joint(poison)
-    ranges = interval_engine.propagate(schedule, state, step, joint, keep=True)
+    ranges = interval_engine.propagate(schedule, state, step, joint, keep=schedule.batched)
     return StepCase(
         step_graph, schedule, poison, state, step, relax_step(schedule, state, step, ranges, joint)
     )

@@ -155,7 +155,7 @@ def one_step(problem: Problem, width: float) -> tuple[Replay, relaxed.RelaxedSte
     has_velocity = problem.training.momentum > 0
     step = Step(0, batch, replay.poison.take(batch), replay.updates[0], has_velocity)
     joint = Joint(replay.poison)
-    ranges = interval.propagate(replay.schedule, state, step, joint, keep=True)
+    ranges = interval.propagate(replay.schedule, state, step, joint, keep=replay.schedule.batched)
     boxed = interval.update(replay.step_graph, state, ranges, step)
     kept = relaxed.relax_step(replay.schedule, state, step, ranges, joint)
     walked = linear.bound_state(replay.step_graph, replay.schedule, [kept], joint, 64)

@@ -135,3 +135,37 @@ def test_mutants_of_a_cut_are_found(part: str, monkeypatch: pytest.MonkeyPatch) 
         run.step_graph, run.schedule, [replace(step, cuts=tuple(cuts))], Joint(run.poison), 64
     )
     assert any(not torch.equal(honest[n].lower, wrong[n].lower) for n in honest)
+
+
+def test_rows_come_by_units_and_every_row_once() -> None:
+    shapes = [torch.Size(s) for s in ((6, 9), (6,), (2, 6), (2,), ())]
+    total = sum(shape.numel() for shape in shapes)
+    units = list(linear._units(shapes))
+    assert sorted(torch.cat(units).tolist()) == list(range(2 * total))
+    # A unit of the layer: 9 weights, a bias, and a weight for each of 2 outputs, from both sides.
+    assert [len(u) for u in units] == [2 * 12] * 6 + [2] * 2 + [2]
+    for chunk, enough in ((5, 5), (24, 16), (64, 16), (64, 64)):
+        pieces = list(linear._packed(iter(units), chunk, enough))
+        assert torch.equal(torch.cat(pieces), torch.cat(units))
+        assert max(map(len, pieces)) <= chunk
+    assert len(next(iter(linear._packed(iter(units), 64, 16)))) == 24
+    assert len(next(iter(linear._packed(iter(units), 64, 64)))) == 48
+
+
+def test_strips_of_the_same_units_meet_without_being_filled(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Weights into and out of one unit share a piece; where their coefficients meet, strips stay."""
+    monkeypatch.setattr(cost, "ROWS_AT_ONCE", 8)
+    met: list[str] = []
+    owe = walker.Walker._owe
+
+    def meeting(self: walker.Walker, name: str, on: torch.Tensor, strip: Strip | None) -> None:
+        if name in self.strips and strip is not None:
+            met.append(name)
+            assert strip.fits(self.strips[name])
+        owe(self, name, on, strip)
+
+    monkeypatch.setattr(walker.Walker, "_owe", meeting)
+    recorded(problem("mse", (12,)))
+    assert met

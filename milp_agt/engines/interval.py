@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -33,14 +33,14 @@ def propagate(
     step: Step,
     exposure: Exposure,
     fragment: int | None = None,
-    keep: bool = False,
+    keep: Collection[str] = (),
 ) -> Ranges:
     """Boxes of the nodes of a step for all states in a box and all admissible poisonings of the batch.
 
     Args:
         exposure: how poison reaches the batch; says what the leading axis of boxes means.
         fragment: samples at once, so that memory stays bounded; None for the whole batch.
-        keep: keep the boxes of nodes with a sample axis (the other engines need them).
+        keep: nodes with a sample axis whose boxes the other engines need.
 
     Raises:
         SoundnessError: a box with lower > upper (never expected).
@@ -65,10 +65,8 @@ def propagate(
                 boxes[node.name] = sharpened(node, box, boxes, poison)
         for node in schedule.sums:
             totals[node.name].add(boxes[node.inputs[0]], step.samples[part])
-        if keep:
-            for node in schedule.before:
-                if node.batched:
-                    pieces.setdefault(node.name, []).append(boxes[node.name])
+        for name in keep:
+            pieces.setdefault(name, []).append(boxes[name])
     ranges.boxes = fixed
     for name, parts in pieces.items():
         ranges.boxes[name] = parts[0] if len(parts) == 1 else _concatenate(parts)

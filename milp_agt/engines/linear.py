@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 
 import torch
@@ -22,6 +23,8 @@ from milp_agt.tracing import FEATURES, StepGraph
 
 # Elements of one coefficient tensor of a walk: small enough for a processor's cache.
 CACHED_ELEMENTS = 2**18
+# Rows of a piece where walks jump to the parameters at the outputs: few units, many samples.
+ROWS_OF_UNITS = 16
 
 WalkerFactory = Callable[..., Walker]  # with the arguments of Walker
 
@@ -239,8 +242,9 @@ def bound_state(
     total = sum(sizes)
     device = exposure.poison.features.device
     bounds = torch.empty(exposure.cases, 2 * total, dtype=torch.float64, device=device)
-    order = torch.cat([_by_units(shape) + sum(sizes[:k]) for k, shape in enumerate(shapes)])
-    for rows in torch.cat([order, order + total]).to(device).split(chunk):
+    enough = ROWS_OF_UNITS if any(relaxed.cuts for relaxed in window) else chunk
+    for rows in _packed(_units(shapes), chunk, enough):
+        rows = rows.to(device)
         one_hot = torch.zeros(len(rows), total, dtype=torch.float64, device=device)
         one_hot[torch.arange(len(rows)), rows % total] = torch.where(rows < total, 1.0, -1.0).to(
             torch.float64
@@ -259,10 +263,38 @@ def bound_state(
     }
 
 
-def _by_units(shape: torch.Size) -> Tensor:
-    """Flat indices of a parameter, those of one unit together, so that a chunk of rows is a strip."""
-    index = torch.arange(shape.numel()).reshape(shape)
-    if not shape:
-        return index.reshape(1)
-    widest = max(range(len(shape)), key=lambda axis: shape[axis])
-    return index.movedim(widest, 0).flatten()
+def _units(shapes: Sequence[torch.Size]) -> Iterator[Tensor]:
+    """Rows over (2 signs, entries of all tensors), those of one unit together: a strip of the nodes.
+
+    Units are counted along the axis whose extent most tensors share: that of a layer of the network.
+    """
+    total = sum(shape.numel() for shape in shapes)
+    indices = [
+        part.reshape(shape or (1,))
+        for part, shape in zip(
+            torch.arange(total).split([shape.numel() for shape in shapes]), shapes, strict=True
+        )
+    ]
+    shared = Counter(extent for index in indices for extent in set(index.shape))
+    tables: dict[int, list[Tensor]] = {}
+    for index in indices:
+        axis = max(range(index.dim()), key=lambda a: (shared[index.shape[a]], index.shape[a]))
+        extent = index.shape[axis]
+        tables.setdefault(extent, []).append(index.movedim(axis, 0).reshape(extent, -1))
+    for parts in tables.values():
+        table = torch.cat(parts, 1)
+        yield from torch.cat([table, table + total], 1)
+
+
+def _packed(units: Iterable[Tensor], chunk: int, enough: int) -> Iterator[Tensor]:
+    """Pieces of at most ``chunk`` rows; further units are not begun where there are ``enough``."""
+    held: list[Tensor] = []
+    for unit in units:
+        for part in unit.split(chunk):
+            rows = sum(map(len, held))
+            if rows >= enough or rows + len(part) > chunk:
+                yield torch.cat(held)
+                held = []
+            held.append(part)
+    if held:
+        yield torch.cat(held)

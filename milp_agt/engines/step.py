@@ -104,6 +104,18 @@ class Schedule:
         return (*self.before, *self.sums, *self.after)
 
     @cached_property
+    def batched(self) -> frozenset[str]:
+        """All nodes with a sample axis."""
+        return frozenset(n.name for n in self.before if n.batched)
+
+    @cached_property
+    def supports(self) -> frozenset[str]:
+        """Nodes with a sample axis on whose ranges the linear bounds of others stand."""
+        read = {name for node in self.before for name in node.inputs}
+        leaves = {node.name for node in self.before if not node.inputs}
+        return self.batched & (read | leaves)
+
+    @cached_property
     def summed_products(self) -> dict[str, Node]:
         """Products of each sample that nothing but one sum reads, by the name of the sum."""
         read = Counter(name for node in self.all for name in node.inputs)

@@ -169,7 +169,7 @@ class Walker:
     def strip(self) -> None:
         """Drop coefficients that are 0 throughout, and cut sparse ones down to strips."""
         found = {name: on for name, on in self.pending.items() if bool((on != 0).any())}
-        self.strips = {name: s for name, on in found.items() if (s := Strip.of(on)) is not None}
+        self.strips = _shared({n: s for n, on in found.items() if (s := Strip.of(on)) is not None})
         self.pending = {
             name: self.strips[name].cut(on) if name in self.strips else on
             for name, on in found.items()
@@ -244,6 +244,16 @@ class Walker:
             self.constant = self.constant + flat @ nominal.flatten(1).T
             self.magnitude = self.magnitude + flat.abs() @ size.flatten()
         return full
+
+
+def _shared(strips: Mapping[str, Strip]) -> dict[str, Strip]:
+    """The same strips, of which equal ones have one index, so that they fit where nodes meet."""
+    shared: dict[str, Strip] = {}
+    for name, strip in strips.items():
+        known = (s for s in shared.values() if s.extent == strip.extent)
+        same = next((s for s in known if torch.equal(s.index, strip.index)), strip)
+        shared[name] = Strip(strip.axis, same.index, strip.extent)
+    return shared
 
 
 def _narrowed(
