@@ -167,11 +167,22 @@ def test_one_sample_that_may_move_leaves_no_choice() -> None:
     assert causes[Cause.MOVES] > 1e-6
 
 
-def test_whole_samples_have_suspects_but_no_split() -> None:
-    found = problem(agt.Removal(1)).certify()[0].suspects()
+SEPARATE = agt.SeparatePoisoning(agt.FeaturePoisoning(1, 0.01), agt.LabelPoisoning(1))
+
+
+@pytest.mark.parametrize("threat", [agt.Removal(1), SEPARATE], ids=["removal", "separate"])
+def test_without_one_budget_there_are_suspects_but_no_split(threat: object) -> None:
+    found = problem(threat).certify()[0].suspects()
     assert len(found) > 0
     assert found.causes is found.total is None
     assert "cause" not in str(found)
+
+
+def test_enumerated_budgets_apart_are_split() -> None:
+    result, _ = problem(SEPARATE).certify(selections="enumerated")
+    found = result.suspects()
+    assert found.total == pytest.approx(result.reachable.mean_width, rel=0.2)
+    assert min(found.causes.values()) >= -1e-12
 
 
 def test_both_tables_are_printed() -> None:

@@ -174,7 +174,7 @@ def _better(old: Gaps, new: Gaps) -> Gaps:
 
 
 class _Ledger:
-    """A debt that also keeps what single nodes cost, and to whom it is charged."""
+    """A debt that also keeps what single nodes cost, and to whom it is charged; of one budget."""
 
     def __init__(self, window: Window, rows: int) -> None:
         self.gaps: dict[Cause, Tensor] = {}
@@ -214,7 +214,7 @@ class _Ledger:
         if charges is not None:
             assert self._step is not None
             samples = self._step.samples[fragment.samples]
-            charged = torch.where(fragment.poison.open, charges, 0.0)
+            charged = torch.where(fragment.poison.open, charges[..., 0], 0.0)
             known = self._charges.get(cause, self._nothing)
             self._charges[cause] = known.index_add(1, samples, charged)
 

@@ -43,8 +43,8 @@ class Suspects(Sequence[Suspect]):
     Attributes:
         samples: see :class:`Suspect`.
         causes: mean over the trainable parameters of what each cause adds to the width that the linear
-            forms prove, each >= 0 (up to rounding); None for threats to whole samples. See
-            :func:`milp_agt.properties.gap.split`.
+            forms prove, each >= 0 (up to rounding); None for threats to whole samples, and for budgets
+            of features and labels apart that are bounded jointly. See :func:`milp_agt.properties.gap.split`.
         width: mean width of the reachable set; it may be less than the sum of the causes, where boxes
             or programs prove more than the linear forms.
     """
@@ -111,7 +111,13 @@ def suspects(models: Models, count: int) -> Suspects:
     heaviest = tuple(
         Suspect(i, float(widths[i]), float(widths[i]) / mean) for i in order if widths[i] > 0
     )
-    return Suspects(heaviest, split(models) if models.poison.whole is None else None, mean)
+    return Suspects(heaviest, split(models) if _splits(models) else None, mean)
+
+
+def _splits(models: Models) -> bool:
+    """Whether the width can be told apart by cause."""
+    enumerated = isinstance(models.reached[0].exposure, Enumerated)
+    return models.poison.whole is None and (models.poison.label_quota is None or enumerated)
 
 
 def _widths(models: Models, reached: Reached) -> Tensor:
@@ -136,4 +142,5 @@ def _of_cases(models: Models, reached: Reached, exposure: Enumerated) -> Tensor:
     low = torch.cat([reached.state[n].lower.flatten(1) for n in names], 1)
     high = torch.cat([reached.state[n].upper.flatten(1) for n in names], 1)
     width = (torch.maximum(high, high[:1]) - torch.minimum(low, low[:1])).mean(1)
-    return (exposure.mask[1:] * width[1:, None]).amax(0)
+    poisoned = exposure.mask | exposure.label_mask
+    return (poisoned[1:] * width[1:, None]).amax(0)
