@@ -43,21 +43,24 @@ class Bounder:
     restriction: Restriction
     solvers: Mapping[Relaxation, Solver]
     solve_limits: Limits
-    deadline: float | None
     workers: int
     recorder: Recorder
     journal: Journal
 
     def bound(
-        self, chain: Chain, part: Part, step: Step
+        self, chain: Chain, part: Part, step: Step, until: float | None
     ) -> tuple[State, program.ProgramReport | None]:
-        """The box of the next state by one level, before the meet with looser chains."""
+        """The box of the next state by one level, before the meet with looser chains.
+
+        Solves end at ``until``, a time of ``time.monotonic``.
+        """
+        part.forget(self.plan.longest_window - 1)
         ranges = self._ranges(chain.level, part, step)
         state = interval.update(self.step_graph, part.state, ranges, step)
         if chain.level is Relaxation.INTERVAL:
             return state, None
         kept = self.relax(part.exposure, part.state, step, ranges)
-        part.window = [*part.window, kept][-self.plan.longest_window :]
+        part.window = [*part.window, kept]
         self.recorder.step(chain.name, kept)
         walked = linear.bound_state(
             self.step_graph,
@@ -69,7 +72,7 @@ class Bounder:
         state = {n: b.meet(walked[n], f"'{n}' by interval and linear") for n, b in state.items()}
         if not chain.level.uses_programs:
             return state, None
-        return self._solve(chain, part, step, state)
+        return self._solve(chain, part, step, state, until)
 
     def _ranges(self, level: Relaxation, part: Part, step: Step) -> interval.Ranges:
         walked = self.plan.case_inner if part.exposure.cases > 1 else self.plan.linear_inner
@@ -89,7 +92,7 @@ class Bounder:
         )
 
     def _solve(
-        self, chain: Chain, part: Part, step: Step, state: State
+        self, chain: Chain, part: Part, step: Step, state: State, until: float | None
     ) -> tuple[State, program.ProgramReport | None]:
         window = part.window[-self.plan.program_window :]
         largest = max(
@@ -115,7 +118,7 @@ class Bounder:
         options = program.SolveOptions(
             self.solvers[chain.level],
             self.solve_limits,
-            deadline=self.deadline,
+            deadline=until,
             workers=self.workers,
         )
         try:

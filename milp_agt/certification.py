@@ -79,8 +79,9 @@ def certify(
         solver: back end of programs; None picks the first that is able to for each level.
         device: "cpu", "cuda" or "auto".
         memory: budget for the tensors of one pass; rows and samples are cut into pieces by it.
-        time_limit: seconds for the whole run; when it is over, the remaining steps use the interval
-            relaxation, and the result says so.
+        time_limit: seconds for the whole run. A level goes on as long as its next step is predicted to
+            fit beside what the cheaper levels need for all steps that are left: programs end first,
+            then enumerated selections, then linear forms; intervals stay. The result says what ended.
         solve_limits: limits of each solve of a program.
         workers: processes that solve programs, by joblib; inside ``joblib.parallel_config`` its backend
             (dask, ray) spreads them over machines. What a worker that dies twice leaves open keeps the
@@ -184,20 +185,18 @@ def _finish(
     run: Run, batches: Sequence[Batch], keeper: Checkpoint | None, on_step: OnStep | None
 ) -> Result:
     """Take all steps that are left, and keep each before the next begins."""
-    result = run.result()
     try:
         for index in range(len(run.records), len(batches)):
             with _threads(run.plan.single_thread):
                 run.advance(torch.from_numpy(batches[index]).to(run.poison.features.device))
-            result = run.result()
             if keeper is not None:
                 keeper.step(run.snapshot())
             if on_step is not None:
-                on_step(result, index + 1, len(batches))
+                on_step(run.result(), index + 1, len(batches))
     finally:
         if keeper is not None:
             keeper.flush()
-    return result
+    return run.result()
 
 
 @contextmanager

@@ -27,6 +27,10 @@ class Part:
         """Name of a step of the window in a snapshot."""
         return f"{self.name}-{step + 1:06d}"
 
+    def forget(self, kept: int) -> None:
+        """Drop all steps of the window but the last ones, so that their memory serves the next."""
+        self.window = self.window[max(0, len(self.window) - kept) :]
+
 
 @dataclass
 class Chain:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from milp_agt import cost
+from milp_agt.allowance import Allowance
 from milp_agt.bounding import Bounder, Journal
 from milp_agt.chains import ENUMERATED, Chain, Part, after_step
 from milp_agt.checkpoint import Snapshot, pack, unpack
@@ -89,6 +90,7 @@ class Run:
         self.records: list[StepRecord] = []
         dropped = poison.notes(plan.relaxation.uses_programs)
         self.journal = Journal([*notes, *plan.notes, *dropped])
+        self.allowance = Allowance(deadline, plan.steps, plan.longest_window)
         self.bounder = Bounder(
             step_graph,
             self.schedule,
@@ -97,7 +99,6 @@ class Run:
             restriction,
             solvers,
             solve_limits,
-            deadline,
             workers,
             recorder,
             self.journal,
@@ -125,7 +126,6 @@ class Run:
         started = time.perf_counter()
         index = len(self.records)
         step = self._step(index, batch)
-        outer: State | None = None
         used, widths = Relaxation.INTERVAL, {}
         report: program.ProgramReport | None = None
         states: dict[str, State] = {}  # before the projection, if there is one
@@ -134,17 +134,12 @@ class Run:
         after: dict[str, State] = {}  # at the end of the step, by chains and by their parts
         settled: State = {}
         for chain in list(self.chains):
-            if self._out_of_time(chain.level, index) and outer is not None:
-                # The looser chain's box is a valid start for this one, should there be more time.
-                self._restart(chain, outer)
-                states[chain.name] = outer
-                for part in chain.parts:
-                    after[part.key(index)] = {
-                        n: b.expand_states(part.exposure.cases) for n, b in settled.items()
-                    }
+            if chain not in self.chains or self._is_out_of_time(chain, index):
                 continue
+            begun = time.perf_counter()
+            until = self.allowance.spend_until(self._cheaper(chain), index)
             for part in chain.parts:
-                state, solved = self.bounder.bound(chain, part, step)
+                state, solved = self.bounder.bound(chain, part, step, until)
                 report = solved or report
                 skipping = part.exposure.emptied(step) is not None  # met in _after instead
                 for name in chain.looser:
@@ -154,6 +149,7 @@ class Run:
                             n: b.meet(states[name][n], f"'{n}' {what}") for n, b in state.items()
                         }
                 part.state = state
+            self.allowance.note(chain.name, index, time.perf_counter() - begun)
             states[chain.name] = outer = chain.state
             used = chain.level if solved or not chain.level.uses_programs else used
             for part in chain.parts:
@@ -210,22 +206,26 @@ class Run:
         )
 
     @staticmethod
-    def _restart(chain: Chain, outer: State) -> None:
-        for part in chain.parts:
-            part.state = {n: b.expand_states(part.exposure.cases) for n, b in outer.items()}
-            part.window = []
-
-    @staticmethod
     def _is_tame(state: State) -> bool:
         return all(bool((box.magnitude <= TAME).all()) for box in state.values())
 
-    def _out_of_time(self, level: Relaxation, index: int) -> bool:
-        if self.bounder.deadline is None or level is Relaxation.INTERVAL:
+    def _cheaper(self, chain: Chain) -> list[str]:
+        """Names of the chains that come before one."""
+        return [other.name for other in self.chains[: self.chains.index(chain)]]
+
+    def _is_out_of_time(self, chain: Chain, index: int) -> bool:
+        """Whether a chain ends before this step, and with it those that lie within it."""
+        if chain.level is Relaxation.INTERVAL:
             return False
-        if time.monotonic() < self.bounder.deadline:
+        why = self.allowance.refusal(chain.name, self._cheaper(chain), index)
+        if why is None:
             return False
+        within = [c for c in self.chains if chain.level in c.level.chain()]
+        ended = [chain] if chain.name == ENUMERATED else within
+        self.chains = [c for c in self.chains if c not in ended]
+        others = ", ".join(f"'{c.name}'" for c in ended[1:])
         self.journal.limit_reached = True
-        self.journal.fallbacks.append(f"step {index + 1}: time limit, '{level.value}' left out")
+        self.journal.fallbacks.append(why + (f"; with it {others}" if others else ""))
         return True
 
     def _advance_nominal(self, step: Step, box: State) -> None:
@@ -278,6 +278,7 @@ class Run:
             "records": [asdict(record) for record in self.records],
             "fallbacks": list(self.journal.fallbacks),
             "limit_reached": self.journal.limit_reached,
+            "measured": {name: list(last) for name, last in self.allowance.measured.items()},
         }
         return Snapshot(len(self.records), state, parts)
 
@@ -296,8 +297,11 @@ class Run:
         self.records = [StepRecord(**record) for record in state["records"]]
         self.journal.fallbacks = list(state["fallbacks"])
         self.journal.limit_reached = state["limit_reached"]
-        if self.bounder.deadline is not None:
-            self.bounder.deadline -= sum(record.seconds for record in self.records)
+        self.allowance.measured = {
+            n: (at, spent) for n, (at, spent) in state.get("measured", {}).items()
+        }
+        if self.allowance.deadline is not None:
+            self.allowance.deadline -= sum(record.seconds for record in self.records)
 
     def _parts(self) -> Iterator[Part]:
         for chain in self.chains:

@@ -1,0 +1,62 @@
+"""The time of a run: what cheap levels need for all steps is set aside before dear ones spend it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from time import monotonic
+
+
+@dataclass
+class Allowance:
+    """Decides which chains still fit into a time limit, from the seconds that they took.
+
+    A chain may bound step t if its predicted seconds for that step, and those of all cheaper chains
+    for all steps after t, fit into the time that is left. So programs go first, then enumerated
+    selections, then linear forms; intervals stay. Predictions are the last measured seconds of a
+    chain, in proportion to the steps that its walks go through: ``min(t + 1, window)``.
+
+    Attributes:
+        deadline: a time of ``time.monotonic``; None for no limit.
+        steps: of the whole run.
+        window: longest walk, in steps.
+        measured: last step that each chain bounded, and its seconds.
+    """
+
+    deadline: float | None
+    steps: int
+    window: int
+    measured: dict[str, tuple[int, float]] = field(default_factory=dict)
+
+    def note(self, chain: str, step: int, seconds: float) -> None:
+        self.measured[chain] = (step, seconds)
+
+    def predicted(self, chain: str, step: int) -> float:
+        """Seconds that a chain will take for a step; 0 where nothing was measured yet."""
+        if chain not in self.measured:
+            return 0.0
+        last, seconds = self.measured[chain]
+        return seconds * min(step + 1, self.window) / min(last + 1, self.window)
+
+    def left(self, cheaper: Sequence[str], step: int) -> float:
+        """Seconds until the deadline, less what cheaper chains need for all steps after ``step``."""
+        if self.deadline is None:
+            return float("inf")
+        rest = range(step + 1, self.steps)
+        reserved = sum(self.predicted(chain, t) for chain in cheaper for t in rest)
+        return self.deadline - monotonic() - reserved
+
+    def spend_until(self, cheaper: Sequence[str], step: int) -> float | None:
+        """The deadline of solves in a step; None for none."""
+        return None if self.deadline is None else monotonic() + self.left(cheaper, step)
+
+    def refusal(self, chain: str, cheaper: Sequence[str], step: int) -> str | None:
+        """Why a chain must not bound a step, in words; None where it may."""
+        left, needed = self.left(cheaper, step), self.predicted(chain, step)
+        if left > 0.0 and needed <= left:
+            return None
+        after = f" beside what {', '.join(cheaper)} need for the steps to come" if left > 0 else ""
+        return (
+            f"step {step + 1}: time limit, '{chain}' left out from here on: about {needed:.3g} s "
+            f"for the step, {max(0.0, left):.3g} s left{after}"
+        )

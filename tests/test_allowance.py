@@ -1,0 +1,91 @@
+"""The time of a run: what is measured decides which levels go on, and cheap ones are never starved."""
+
+from __future__ import annotations
+
+from time import monotonic
+
+import numpy as np
+import pytest
+from attacks import network
+
+import milp_agt as agt
+from milp_agt import allowance
+from milp_agt.allowance import Allowance
+
+STEPS = 4
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """A clock that stands still; tests move it."""
+    now = [monotonic()]
+    monkeypatch.setattr(allowance, "monotonic", lambda: now[0])
+    return now
+
+
+def test_predictions_grow_with_the_walk_until_the_window_is_full() -> None:
+    spent = Allowance(None, steps=10, window=4)
+    assert spent.predicted("linear", 0) == 0.0
+    spent.note("linear", 1, 3.0)
+    assert [spent.predicted("linear", t) for t in (0, 1, 2, 3, 9)] == [1.5, 3.0, 4.5, 6.0, 6.0]
+    assert spent.refusal("linear", [], 9) is None
+    assert spent.spend_until(["interval"], 2) is None
+
+
+def test_dear_levels_end_when_what_is_left_belongs_to_cheaper_ones(clock: list[float]) -> None:
+    start = clock[0]
+    spent = Allowance(start + 30.0, steps=10, window=1)
+    for chain, seconds in (("interval", 0.5), ("linear", 2.0), ("lp", 6.0)):
+        spent.note(chain, 0, seconds)
+    cheaper = ["interval", "linear"]
+    # 9 steps are left: 22.5 s for intervals and linear forms, of 30.
+    assert spent.left(cheaper, 0) == pytest.approx(7.5)
+    assert spent.spend_until(cheaper, 0) == pytest.approx(start + 7.5)
+    assert spent.refusal("lp", cheaper, 0) is None
+    clock[0] = start + 8.5
+    why = spent.refusal("lp", cheaper, 1)  # 21.5 s are left, 20 of them set aside
+    assert why is not None
+    for said in ("step 2", "'lp' left out", "about 6 s", "1.5 s left", "interval, linear"):
+        assert said in why
+    assert spent.refusal("linear", ["interval"], 1) is None
+    clock[0] = start + 27.9
+    assert spent.refusal("linear", ["interval"], 9) is None
+    assert spent.refusal("linear", ["interval"], 8) is not None
+    clock[0] = start + 28.1
+    assert spent.refusal("linear", ["interval"], 9) is not None
+    clock[0] = start + 31.0
+    assert spent.refusal("linear", [], 9) is not None
+
+
+def run(**options: object) -> agt.Result:
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(5, 2)), np.arange(5) % 2
+    training = agt.Training(loss="bce", learning_rate=0.3, epochs=STEPS)
+    threat = agt.FeaturePoisoning(budget=1, radius=0.01)
+    return agt.certify(network((2, 2, 1), seed=1), (x, y), training, threat, window=2, **options)
+
+
+@pytest.mark.parametrize("selections", ["joint", "enumerated"])
+def test_programs_end_first_and_linear_forms_go_on(
+    selections: str, clock: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the clock a step of programs takes 5 s and one of linear forms 1 s; there are 17 s."""
+    seconds = {"interval": 0.0, "linear": 1.0, "linear, each selection": 0.0, "lp": 5.0}
+
+    def note(self: Allowance, chain: str, step: int, measured: float) -> None:
+        clock[0] += seconds[chain]
+        self.measured[chain] = (max(step, 1), seconds[chain])
+
+    monkeypatch.setattr(Allowance, "note", note)
+    limited = run(relaxation="lp", selections=selections, inner_bounds="interval", time_limit=17.0)
+    used = [record.relaxation for record in limited.steps]
+    assert limited.limit_reached
+    assert used == ["lp", "lp", "linear", "linear"]
+    assert any("step 3: time limit, 'lp' left out" in text for text in limited.fallbacks)
+    linear = run(relaxation="linear", selections=selections, inner_bounds="interval")
+    for t in range(STEPS):
+        assert limited.steps[t].chains["linear"] == linear.steps[t].chains["linear"]
+        assert limited.steps[t].mean_width <= linear.steps[t].mean_width * (1 + 1e-12)
+    # Questions still stand on the forms through the window.
+    x, y = np.array([[0.3, -0.2], [1.0, 0.5]]), np.array([0, 1])
+    assert limited.loss(x, y).upper <= linear.loss(x, y).upper + 1e-12
