@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -14,10 +15,11 @@ from milp_agt.core.encoder import Encoder
 from milp_agt.core.expression import Array, Expression, Index
 from milp_agt.core.graph import Graph, Node, Signature
 from milp_agt.core.interval import CLEAN, Interval
-from milp_agt.core.operation import Operation
+from milp_agt.core.operation import FreeSlope, Operation, Relaxed
 from milp_agt.core.rounding import TINY, gamma
 from milp_agt.errors import EncodingError
 from milp_agt.formulations.base import register
+from milp_agt.formulations.product_planes import ProductPlanes
 from milp_agt.formulations.products import Products
 
 # Above this count of scalar products (over all states) intervals are multiplied in midpoint-radius
@@ -207,6 +209,60 @@ class Einsum(Operation):
             errors.upper - middle + slack,
             4 * size,
         )
+
+    def free_slopes(self, *inputs: Interval) -> tuple[FreeSlope, ...]:
+        """For each scalar product, the slopes p of ``a`` and q of ``b``.
+
+        They lie within the ranges of the other operand: McCormick's four planes are the corners.
+        """
+        shape = self._full_shape(inputs)
+        found = []
+        for operand in (1, 0):
+            hull = inputs[operand].hull()
+            tensors = (inputs[operand].centre[CLEAN], hull.lower, hull.upper)
+            found.append(FreeSlope(*(self._full(t, operand).expand(shape) for t in tensors)))
+        return tuple(found)
+
+    def _full_shape(self, inputs: tuple[Interval, ...]) -> torch.Size:
+        """Extents of the full index, without states."""
+        a, b = (self._full(box.lower[CLEAN], j) for j, box in enumerate(inputs))
+        return torch.Size(np.broadcast_shapes(a.shape, b.shape))
+
+    def relax_with(self, slopes: Sequence[Tensor], *inputs: Interval) -> Relaxed:
+        a, b = (
+            Interval(self._full(box.lower, j), self._full(box.upper, j))
+            for j, box in enumerate(inputs)
+        )
+        rank = a.lower.dim() - 1
+        p, q = (slope.unsqueeze(slope.dim() - rank) for slope in slopes)
+        # (a - q)(b - p) at the corners, from centres and radii: fewer tensors in a graph of gradients.
+        centre_a, centre_b = a.centre, b.centre
+        radius_a, radius_b = _radius(a, centre_a), _radius(b, centre_b)
+        away_a, away_b = centre_a - q, centre_b - p
+        first, second, both = away_a * radius_b, away_b * radius_a, radius_a * radius_b
+        alike, apart = (first + second).abs(), (first - second).abs()
+        middle = away_a * away_b - p * q
+        lower = middle + torch.minimum(both - alike, -both - apart)
+        upper = middle + torch.maximum(both + alike, apart - both)
+        # |a b|, |p a|, |q b| and |p q| are at most (|a| + |q|)(|b| + |p|) together.
+        largest_a, largest_b = a.magnitude.amax(0), b.magnitude.amax(0)
+        with torch.no_grad():
+            size = self._total((largest_a + slopes[1].abs()) * (largest_b + slopes[0].abs()))
+            slack = 4 * size * self._gamma(inputs[0].lower, inputs[1].lower) + TINY
+            slack = slack.unsqueeze(slack.dim() - len(self.letters[2]))
+        return ProductPlanes(
+            self.letters,
+            self.letters[2] + self.contracted,
+            slopes[0],
+            slopes[1],
+            self._total(lower) - slack,
+            self._total(upper) + slack,
+            4 * size,
+        )
+
+    def _total(self, terms: Tensor) -> Tensor:
+        """Sum over the contracted index, which comes last."""
+        return terms.sum(tuple(range(-len(self.contracted), 0))) if self.contracted else terms
 
     def vjp(
         self, graph: Graph, node: Node, cotangent: Node, wanted: tuple[bool, ...]

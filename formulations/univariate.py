@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Sequence
 from typing import ClassVar
 
 import numpy as np
@@ -14,7 +15,7 @@ from milp_agt.core.encoder import Encoder
 from milp_agt.core.expression import Expression, Index, add
 from milp_agt.core.graph import Signature
 from milp_agt.core.interval import CLEAN, Interval
-from milp_agt.core.operation import Operation, Relaxed
+from milp_agt.core.operation import FreeSlope, Operation, Relaxed
 from milp_agt.core.rounding import ELEMENTARY, TINY, UNIT_ROUNDOFF, gamma
 from milp_agt.errors import EncodingError
 from milp_agt.formulations.base import ElementwisePlanes
@@ -22,7 +23,8 @@ from milp_agt.formulations.base import ElementwisePlanes
 
 def on_line(slope: Tensor | float, x: Tensor) -> Tensor:
     """``slope * x``, and 0 on a level line at infinite x."""
-    return torch.where(torch.as_tensor(slope, device=x.device) == 0.0, 0.0, slope * x)
+    level = torch.as_tensor(slope, device=x.device) == 0.0
+    return torch.where(level & torch.isinf(x), 0.0, slope * x)
 
 
 class Univariate(Operation):
@@ -76,23 +78,43 @@ class Univariate(Operation):
 
     def relax(self, *inputs: Interval) -> Relaxed:
         (box,) = inputs
-        slope_lower, slope_upper = self.slopes(Interval(box.lower[CLEAN], box.upper[CLEAN]))
+        return self.relax_with(self.slopes(Interval(box.lower[CLEAN], box.upper[CLEAN])), box)
+
+    def free_slopes(self, *inputs: Interval) -> tuple[FreeSlope, ...]:
+        """Up to where the plane would turn by twice the gap between two parallel planes over the box."""
+        (box,) = inputs
+        hull = box.hull()
+        straight = self.is_linear_on(hull) | ~(hull.width > 0)
+        found = []
+        for slope in self.slopes(Interval(box.lower[CLEAN], box.upper[CLEAN])):
+            gap = self.residual(slope, hull).width
+            reach = torch.where(straight, 0.0, 2.0 * gap / torch.where(straight, 1.0, hull.width))
+            reach = torch.where(torch.isfinite(reach), reach, 0.0)
+            found.append(FreeSlope(slope, slope - reach, slope + reach))
+        return tuple(found)
+
+    def relax_with(self, slopes: Sequence[Tensor], *inputs: Interval) -> Relaxed:
+        (box,), (slope_lower, slope_upper) = inputs, slopes
         parallel = slope_lower is slope_upper
-        below = self.residual(slope_lower, box)
-        above = below if parallel else self.residual(slope_upper, box)
-        argument = box.magnitude
-        value = self.interval(box).magnitude
+        rank = box.lower.dim() - 1
         steepest = (
             slope_lower.abs() if parallel else torch.maximum(slope_lower.abs(), slope_upper.abs())
         )
-        size = value + on_line(steepest, argument)
+        at_lower, at_upper, at_steepest = (
+            slope.unsqueeze(slope.dim() - rank) for slope in (slope_lower, slope_upper, steepest)
+        )
+        below = self.residual(at_lower, box)
+        above = below if parallel else self.residual(at_upper, box)
+        argument = box.magnitude
+        value = self.interval(box).magnitude
+        size = value + on_line(at_steepest, argument)
         slack = self.rounding(argument, value) + gamma(8) * size
         return ElementwisePlanes(
             slope_lower,
             slope_upper,
             below.lower - slack,
             above.upper + slack,
-            size.amax(0),
+            size.amax(size.dim() - rank - 1),
         )
 
     def encode(
@@ -167,7 +189,8 @@ class Smooth(Univariate):
     def residual(self, slope: Tensor | float, box: Interval) -> Interval:
         slope = torch.as_tensor(slope, dtype=box.lower.dtype, device=box.lower.device)
         ends = [box.lower, box.upper]
-        for point in self.stationary(slope):
+        # At an extreme the derivative is zero: where it lies does not change with the slope.
+        for point in self.stationary(slope.detach()):
             inside = torch.minimum(torch.maximum(point, box.lower), box.upper)
             ends.append(torch.where(torch.isnan(inside), box.lower, inside))
         values = torch.stack([self.value(x) - on_line(slope, x) for x in ends])

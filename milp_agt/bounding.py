@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from milp_agt import cost
-from milp_agt.chains import Chain, Part
+from milp_agt.chains import OPTIMISED, Chain, Part
 from milp_agt.core.relaxation import Relaxation
 from milp_agt.core.restriction import Restriction
 from milp_agt.core.results import Limits
-from milp_agt.engines import inner, interval, linear, program
+from milp_agt.engines import alpha, inner, interval, linear, program
 from milp_agt.engines.exposure import Exposure
 from milp_agt.engines.recorder import Recorder
 from milp_agt.engines.relaxed import RelaxedStep, relax_step
@@ -30,6 +30,11 @@ class Journal:
 
     fallbacks: list[str] = field(default_factory=list)
     limit_reached: bool = False
+
+    def note_once(self, line: str) -> None:
+        """Add a fallback unless one that begins alike is there."""
+        if not any(known.startswith(line[:40]) for known in self.fallbacks):
+            self.fallbacks.append(line)
 
 
 @dataclass
@@ -70,9 +75,30 @@ class Bounder:
             self.plan.chunk,
         )
         state = {n: b.meet(walked[n], f"'{n}' by interval and linear") for n, b in state.items()}
+        if chain.name == OPTIMISED:
+            better = self._optimise(chain, part, step)
+            state = {n: b.meet(better[n], f"'{n}' by two slopes") for n, b in state.items()}
         if not chain.level.uses_programs:
             return state, None
         return self._solve(chain, part, step, state, until)
+
+    def _optimise(self, chain: Chain, part: Part, step: Step) -> State:
+        """The box by slopes that are optimised from those of the step before."""
+        window = part.window[-self.plan.window :]
+        problem = alpha.Problem(self.step_graph, self.schedule, window, part.exposure)
+        found = alpha.optimise_state(
+            problem, self.plan.alpha_steps, self.plan.alpha_memory, part.slopes
+        )
+        indices = (relaxed.step.index for relaxed in window)
+        part.slopes = dict(zip(indices, found.slopes, strict=True))
+        self.recorder.slopes(step.index, chain.name, found.slopes)
+        if found.steps < len(window):
+            self.journal.note_once(
+                "the memory budget has room for the gradients of no more than the last steps of the "
+                f"window: slopes before those are not optimised (first {found.steps} of "
+                f"{len(window)}, at step {step.index + 1})"
+            )
+        return found.state
 
     def _ranges(self, level: Relaxation, part: Part, step: Step) -> interval.Ranges:
         walked = self.plan.case_inner if part.exposure.cases > 1 else self.plan.linear_inner

@@ -43,6 +43,7 @@ def certify(
     program_window: int | None = None,
     inner_bounds: str | None = None,
     selections: str | None = None,
+    alpha_steps: int = 0,
     solver: str | None = None,
     device: str = "cpu",
     memory: str | int = "4GiB",
@@ -76,12 +77,17 @@ def certify(
         selections: "joint" bounds all choices of poisoned samples at once, "enumerated" carries a box for
             each choice beside it and takes the union (linear and above; budgets for the data set),
             None enumerates where that is predicted to be cheap.
+        alpha_steps: moves by which the slopes of all linear bounds are optimised in every training step,
+            for each end of each parameter apart, by gradient ascent; each step goes on from the slopes
+            of the one before. The box by default slopes is carried beside, so that bounds never get
+            looser. 0 for none; 5 to 20 are worth trying on small networks (linear and above).
         solver: back end of programs; None picks the first that is able to for each level.
         device: "cpu", "cuda" or "auto".
         memory: budget for the tensors of one pass; rows and samples are cut into pieces by it.
         time_limit: seconds for the whole run. A level goes on as long as its next step is predicted to
             fit beside what the cheaper levels need for all steps that are left: programs end first,
-            then enumerated selections, then linear forms; intervals stay. The result says what ended.
+            then optimised slopes and enumerated selections, then linear forms; intervals stay. The
+            result says what ended.
         solve_limits: limits of each solve of a program.
         workers: processes that solve programs, by joblib; inside ``joblib.parallel_config`` its backend
             (dask, ray) spreads them over machines. What a worker that dies twice leaves open keeps the
@@ -125,6 +131,7 @@ def certify(
         restriction,
         memory,
         time_limit,
+        alpha_steps,
     )
     initial_box = inputs.initial_box(step_graph, initial)
     solvers = _solvers(plan, solver)

@@ -8,20 +8,27 @@ from dataclasses import dataclass, field
 from milp_agt.core.relaxation import Relaxation
 from milp_agt.engines.exposure import Exposure
 from milp_agt.engines.relaxed import RelaxedStep
+from milp_agt.engines.slopes import Slopes
 from milp_agt.engines.step import State, Step, union
 from milp_agt.engines.update import UpdateGraph
 
 ENUMERATED = "linear, each selection"
+OPTIMISED = "linear, optimised slopes"
 
 
 @dataclass
 class Part:
-    """Boxes that one exposure leads to, with the steps that its window keeps."""
+    """Boxes that one exposure leads to, with the steps that its window keeps.
+
+    ``slopes`` are those that an optimisation ended with, by the index of the training step: where the
+    next one begins.
+    """
 
     name: str
     exposure: Exposure
     state: State
     window: list[RelaxedStep] = field(default_factory=list)
+    slopes: dict[int, Slopes] = field(default_factory=dict)
 
     def key(self, step: int) -> str:
         """Name of a step of the window in a snapshot."""
@@ -30,6 +37,8 @@ class Part:
     def forget(self, kept: int) -> None:
         """Drop all steps of the window but the last ones, so that their memory serves the next."""
         self.window = self.window[max(0, len(self.window) - kept) :]
+        known = {relaxed.step.index for relaxed in self.window}
+        self.slopes = {index: own for index, own in self.slopes.items() if index in known}
 
 
 @dataclass
@@ -45,8 +54,10 @@ class Chain:
         """Chains whose boxes hold those of this one."""
         if self.name == ENUMERATED:
             return (Relaxation.LINEAR.value,)
+        if self.name == OPTIMISED:
+            return (Relaxation.LINEAR.value, ENUMERATED)
         names = tuple(level.value for level in self.level.looser)
-        return (*names, ENUMERATED) if self.level.uses_programs else names
+        return (*names, ENUMERATED, OPTIMISED) if self.level.uses_programs else names
 
     @property
     def state(self) -> State:

@@ -95,6 +95,7 @@ class CertifyTable(Table):
     program_window: Window | None = None
     inner_bounds: Literal["interval", "linear"] | None = None
     selections: Literal["joint", "enumerated"] | None = None
+    alpha_steps: Index = 0
     solver: str | None = None
     solve_time_limit: Positive | None = None
     workers: Annotated[int, Field(ge=1)] = 1

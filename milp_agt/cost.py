@@ -72,6 +72,8 @@ class Plan:
     case_inner: bool
     case_groups: int
     cuts: bool
+    alpha_steps: int
+    alpha_memory: int
     single_thread: bool
     notes: tuple[str, ...]
 
@@ -93,11 +95,13 @@ def plan(
     restriction: Restriction,
     memory: str | int,
     time_limit: float | None,
+    alpha_steps: int = 0,
 ) -> Plan:
     """Settle the options of a run.
 
     Raises:
-        InvalidInputError: an unknown relaxation, a window below 1, a limit that is not positive.
+        InvalidInputError: an unknown relaxation, a window below 1, a limit that is not positive,
+            slopes to be optimised where there are none.
     """
     for name, value in (("window", window), ("program_window", program_window)):
         if value is not None and (not isinstance(value, int) or value < 1):
@@ -125,6 +129,8 @@ def plan(
         )
     else:
         level, notes = Relaxation.parse(relaxation), ()
+    alpha_steps, note = _alpha_steps(alpha_steps, level, relaxation == "auto")
+    notes = (*notes, *note)
     seconds = sizes.inner(steps, walked)
     linear_inner = level is not Relaxation.INTERVAL and inner_bounds != "interval"
     if linear_inner and inner_bounds is None and seconds > INNER_TIME:
@@ -172,8 +178,29 @@ def plan(
         case_inner=case_inner,
         case_groups=groups,
         cuts=cuts,
+        alpha_steps=alpha_steps,
+        alpha_memory=budget // 2 if alpha_steps else 0,
         single_thread=sizes.walked < THREADED_ELEMENTS,
         notes=notes,
+    )
+
+
+def _alpha_steps(asked: int, level: Relaxation, chosen: bool) -> tuple[int, tuple[str, ...]]:
+    """How many moves slopes are optimised by, and what to note."""
+    if not isinstance(asked, int) or asked < 0:
+        raise InvalidInputError(
+            "alpha_steps counts moves of an optimisation of slopes, at least 0",
+            f"alpha_steps = {asked!r}",
+            "give 0 for the default slopes, or 5 to 20 for tighter bounds",
+        )
+    if asked == 0 or level is not Relaxation.INTERVAL:
+        return asked, ()
+    if chosen:
+        return 0, ("alpha_steps is idle: auto picked 'interval', which has no slopes",)
+    raise InvalidInputError(
+        f"Slopes are to be optimised by alpha_steps = {asked}",
+        f"relaxation '{level.value}', which has no slopes",
+        "use relaxation 'linear' or above, or leave alpha_steps out",
     )
 
 

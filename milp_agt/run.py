@@ -13,7 +13,7 @@ from torch import Tensor
 from milp_agt import cost
 from milp_agt.allowance import Allowance
 from milp_agt.bounding import Bounder, Journal
-from milp_agt.chains import ENUMERATED, Chain, Part, after_step
+from milp_agt.chains import ENUMERATED, OPTIMISED, Chain, Part, after_step
 from milp_agt.checkpoint import Snapshot, pack, unpack
 from milp_agt.core.interval import Interval
 from milp_agt.core.relaxation import Relaxation
@@ -25,6 +25,7 @@ from milp_agt.engines.exposure import Exposure
 from milp_agt.engines.joint import Joint
 from milp_agt.engines.recorder import Recorder
 from milp_agt.engines.relaxed import RelaxedStep, settle
+from milp_agt.engines.slopes import pack_slopes, unpack_slopes
 from milp_agt.engines.step import (
     Schedule,
     State,
@@ -80,6 +81,9 @@ class Run:
             Chain(level.value, level, [Part(level.value, joint, start)])
             for level in plan.relaxation.chain()
         ]
+        if plan.alpha_steps:
+            optimised = Part("optimised", joint, start)
+            self.chains.insert(2, Chain(OPTIMISED, Relaxation.LINEAR, [optimised]))
         if plan.case_groups:
             self.chains.insert(2, self._enumerated(start))
         self.nominal: dict[str, Tensor] = {n: v.to(device) for n, v in step_graph.initial.items()}
@@ -189,7 +193,7 @@ class Run:
                 part.window[-1] = settle(part.window[-1], part.state, part.exposure.cases)
             part.state = after[part.key(step.index)]
             if part.exposure.emptied(step) is not None:
-                part.window = []
+                part.window, part.slopes = [], {}
                 self._note_skip(step)
 
     def _note_skip(self, step: Step) -> None:
@@ -197,8 +201,7 @@ class Run:
             "batches that may lose all their samples skip their steps then: linear forms and programs "
             f"start anew after each (first at step {step.index + 1})"
         )
-        if not any(known.startswith(note[:40]) for known in self.journal.fallbacks):
-            self.journal.fallbacks.append(note)
+        self.journal.note_once(note)
 
     def _step(self, index: int, batch: Tensor) -> Step:
         return Step(
@@ -221,7 +224,7 @@ class Run:
         if why is None:
             return False
         within = [c for c in self.chains if chain.level in c.level.chain()]
-        ended = [chain] if chain.name == ENUMERATED else within
+        ended = [chain] if chain.name in (ENUMERATED, OPTIMISED) else within
         self.chains = [c for c in self.chains if c not in ended]
         others = ", ".join(f"'{c.name}'" for c in ended[1:])
         self.journal.limit_reached = True
@@ -271,6 +274,7 @@ class Run:
                 part.name: {
                     "state": pack(part.state),
                     "window": [relaxed.step.index for relaxed in part.window],
+                    "slopes": [pack_slopes(index, own) for index, own in part.slopes.items()],
                 }
                 for part in self._parts()
             },
@@ -293,6 +297,7 @@ class Run:
                 self._relaxed(snapshot.parts[part.key(index)], part.exposure, index, batches)
                 for index in kept["window"]
             ]
+            part.slopes = dict(unpack_slopes(plain) for plain in kept["slopes"])
         self.nominal = dict(state["nominal"])
         self.records = [StepRecord(**record) for record in state["records"]]
         self.journal.fallbacks = list(state["fallbacks"])

@@ -158,6 +158,7 @@ def _certify(arguments: argparse.Namespace) -> int:
                 program_window=total if options.program_window == "T" else options.program_window,
                 inner_bounds=options.inner_bounds,
                 selections=options.selections,
+                alpha_steps=options.alpha_steps,
                 solver=options.solver,
                 solve_limits=Limits(time=options.solve_time_limit),
                 workers=options.workers,

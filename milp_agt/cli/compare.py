@@ -73,6 +73,7 @@ def _compare(arguments: argparse.Namespace) -> int:
             program_window=options.program_window,
             inner_bounds=options.inner_bounds,
             selections=options.selections,
+            alpha_steps=options.alpha_steps,
             solvers=arguments.solvers or (options.solver,),
             solve_limits=Limits(time=options.solve_time_limit),
             workers=options.workers,

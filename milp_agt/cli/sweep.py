@@ -142,6 +142,8 @@ def _certifier(run: Run, advance: Advance, limits: list[bool]) -> Callable[[Thre
             window=total if options.window == "T" else options.window,
             program_window=total if options.program_window == "T" else options.program_window,
             inner_bounds=options.inner_bounds,
+            selections=options.selections,
+            alpha_steps=options.alpha_steps,
             solver=options.solver,
             solve_limits=Limits(time=options.solve_time_limit),
             workers=options.workers,

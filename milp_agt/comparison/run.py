@@ -47,6 +47,7 @@ def compare(
     program_window: int | Literal["T"] | None = None,
     inner_bounds: str | None = None,
     selections: str | None = None,
+    alpha_steps: int = 0,
     solvers: Sequence[str | None] = (None,),
     solve_limits: Limits | None = None,
     workers: int = 1,
@@ -69,6 +70,7 @@ def compare(
         attack: attack the run once, so that each row says how far it is from what attacks reach.
         program_window, inner_bounds, selections, solve_limits, workers, device, memory, time_limit: as
             for :func:`milp_agt.certify`; the time limit holds for each row.
+        alpha_steps: likewise, for all relaxations but ``interval``.
         on_row: called after every row with the row, its number from 1, and the number of rows.
 
     Raises:
@@ -105,6 +107,7 @@ def compare(
                 program_window=solved,
                 inner_bounds=inner_bounds,
                 selections=selections,
+                alpha_steps=0 if case.relaxation == "interval" else alpha_steps,
                 solver=case.solver,
                 solve_limits=solve_limits,
                 workers=workers,

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Protocol, runtime_checkable
 
 import torch
@@ -65,6 +67,18 @@ class Narrowable(Relaxed, Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class FreeSlope:
+    """A slope of linear bounds that may be any number: where it starts, and where better ones may lie.
+
+    All three of the shape of the slope; ``lower == upper`` where no other slope could be better.
+    """
+
+    start: Tensor
+    lower: Tensor
+    upper: Tensor
+
+
 class Operation(ABC):
     """One operation of the step graph; all its rules stand in one file of ``formulations/``.
 
@@ -91,6 +105,21 @@ class Operation(ABC):
     @abstractmethod
     def relax(self, *inputs: Interval) -> Relaxed:
         """Linear bounds that hold on the given ranges, with the default slopes."""
+
+    def free_slopes(self, *inputs: Interval) -> tuple[FreeSlope, ...]:
+        """The slopes of :meth:`relax` that may be chosen at will, as :meth:`relax_with` takes them.
+
+        None for operations that are linear, or have planes without a choice.
+        """
+        return ()
+
+    def relax_with(self, slopes: Sequence[Tensor], *inputs: Interval) -> Relaxed:
+        """Linear bounds that hold on the given ranges, with any slopes.
+
+        Slopes, and then offsets and magnitudes, may have a leading axis of rows: row r of the
+        coefficients is bounded with its own planes. Offsets are differentiable by torch in the slopes.
+        """
+        return self.relax(*inputs)
 
     @abstractmethod
     def encode(

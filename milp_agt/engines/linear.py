@@ -236,13 +236,26 @@ def bound_state(
 ) -> State:
     """Boxes of the state after the window: every entry bounded from both sides, ``chunk`` rows at once."""
     state = window[-1].state
+    rows = 2 * sum(box.lower[0].numel() for box in state.values())
+    device = exposure.poison.features.device
+    bounds = torch.empty(exposure.cases, rows, dtype=torch.float64, device=device)
+    enough = ROWS_OF_UNITS if any(relaxed.cuts for relaxed in window) else chunk
+    for part, forms in ends_of(state, chunk, enough):
+        bounds[:, part] = bound_forms(step_graph, schedule, window, forms, exposure).T
+    return boxes_of(state, bounds)
+
+
+def ends_of(state: State, chunk: int, enough: int) -> Iterator[tuple[Tensor, Forms]]:
+    """Forms of all ends of a state, ``chunk`` at once: lower ends, then upper ends, in its order.
+
+    Yields the numbers of the ends with their forms; those of one unit come together, and no further
+    unit is begun where there are ``enough``.
+    """
     names = list(state)
     shapes = [state[name].lower.shape[1:] for name in names]
     sizes = [shape.numel() for shape in shapes]
     total = sum(sizes)
-    device = exposure.poison.features.device
-    bounds = torch.empty(exposure.cases, 2 * total, dtype=torch.float64, device=device)
-    enough = ROWS_OF_UNITS if any(relaxed.cuts for relaxed in window) else chunk
+    device = state[names[0]].lower.device
     for rows in _packed(_units(shapes), chunk, enough):
         rows = rows.to(device)
         one_hot = torch.zeros(len(rows), total, dtype=torch.float64, device=device)
@@ -254,12 +267,18 @@ def bound_state(
             name: part.reshape(len(rows), *shape)
             for name, part, shape in zip(names, parts, shapes, strict=True)
         }
-        forms = Forms.start(coefficients)
-        bounds[:, rows] = bound_forms(step_graph, schedule, window, forms, exposure).T
+        yield rows, Forms.start(coefficients)
+
+
+def boxes_of(state: State, bounds: Tensor) -> State:
+    """Boxes of tensors as in ``state`` from lower bounds of all ends in order, (cases, ends)."""
+    shapes = [box.lower.shape[1:] for box in state.values()]
+    sizes = [shape.numel() for shape in shapes]
+    total = sum(sizes)
     lower, upper = bounds[:, :total].split(sizes, 1), (-bounds[:, total:]).split(sizes, 1)
     return {
         name: Interval(low.reshape(-1, *shape), high.reshape(-1, *shape))
-        for name, low, high, shape in zip(names, lower, upper, shapes, strict=True)
+        for name, low, high, shape in zip(state, lower, upper, shapes, strict=True)
     }
 
 

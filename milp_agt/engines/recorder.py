@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
 from milp_agt.engines.program import ProgramReport
 from milp_agt.engines.relaxed import RelaxedStep
+from milp_agt.engines.slopes import Slopes
 from milp_agt.engines.step import State
 
 
@@ -15,6 +17,14 @@ class Recorder(Protocol):
 
     def step(self, chain: str, relaxed: RelaxedStep) -> None:
         """Boxes, slopes and offsets of one step, before any bound is made from them."""
+        ...
+
+    def slopes(self, index: int, chain: str, slopes: Sequence[Slopes]) -> None:
+        """Optimised slopes for each step of the window that ends with step ``index``.
+
+        They have one row for each end of the state: lower ends, then upper ends. The box after the
+        step is also met with the bounds that the walk makes of these.
+        """
         ...
 
     def program(self, index: int, chain: str, report: ProgramReport) -> None:
@@ -32,6 +42,9 @@ class NullRecorder:
     def step(self, chain: str, relaxed: RelaxedStep) -> None:
         return
 
+    def slopes(self, index: int, chain: str, slopes: Sequence[Slopes]) -> None:
+        return
+
     def program(self, index: int, chain: str, report: ProgramReport) -> None:
         return
 
@@ -46,6 +59,10 @@ class MemoryRecorder:
     steps: dict[str, list[RelaxedStep]] = field(default_factory=dict)
     states: dict[str, list[State]] = field(default_factory=dict)
     programs: dict[str, dict[int, ProgramReport]] = field(default_factory=dict)
+    optimised: dict[str, dict[int, Sequence[Slopes]]] = field(default_factory=dict)
+
+    def slopes(self, index: int, chain: str, slopes: Sequence[Slopes]) -> None:
+        self.optimised.setdefault(chain, {})[index] = slopes
 
     def program(self, index: int, chain: str, report: ProgramReport) -> None:
         self.programs.setdefault(chain, {})[index] = report

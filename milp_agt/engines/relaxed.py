@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -18,6 +19,22 @@ from milp_agt.engines.update import UpdateGraph
 from milp_agt.formulations.linear import LinearPlanes, SumSamples
 from milp_agt.poison import Poison
 from milp_agt.tracing import FEATURES, LABELS
+
+
+class Spendable(Protocol):
+    """Offsets of one node's planes, as a walk spends them on rows of coefficients."""
+
+    def narrow(self, axis: int, index: Tensor) -> Spendable:
+        """The offsets of some indices of one axis, counted from the right."""
+        ...
+
+    def spend(self, coefficients: Tensor) -> tuple[Tensor | None, Tensor, Tensor | None]:
+        """Constant (rows, cases), magnitude (rows,) and charges (rows, n, states - 1) of rows."""
+        ...
+
+    def spend_diagonal(self, coefficients: Tensor) -> tuple[Tensor | None, Tensor, Tensor | None]:
+        """The same for one row per pair (form, sample): (forms, n, cases), (forms, n), (forms, n, ...)."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -134,7 +151,7 @@ class Fragment:
     samples: slice
     poison: Poison
     planes: Mapping[str, Relaxed]
-    offsets: Mapping[str, Offsets]
+    offsets: Mapping[str, Spendable]
     leaves: Mapping[str, Tensor]  # largest magnitudes of features and labels
     nominal: Mapping[str, Tensor]  # points that moves are counted from, (1 or cases, n, *shape)
 

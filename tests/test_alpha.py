@@ -1,0 +1,485 @@
+"""Free slopes: any of them are sound, optimised ones are never looser, and all of it can be replayed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from attacks import Problem, Replay, assert_inside, assert_sound, network
+from helpers_ops import Draw, all_instances, check_relax, draws, make_boxes
+from hypothesis import given, settings
+from instances import Instance
+from test_mutants import MutantPlanes, is_caught, moderate
+from torch import Tensor
+
+import milp_agt as agt
+from milp_agt.chains import OPTIMISED
+from milp_agt.cli import main
+from milp_agt.config import load_config
+from milp_agt.core.evaluate import evaluate
+from milp_agt.core.interval import Interval
+from milp_agt.core.operation import Relaxed
+from milp_agt.engines import alpha
+from milp_agt.engines.joint import Joint
+from milp_agt.engines.linear import bound_forms, boxes_of, ends_of
+from milp_agt.engines.recorder import MemoryRecorder
+from milp_agt.engines.relaxed import Offsets, RelaxedStep
+from milp_agt.engines.slopes import RowOffsets, Slopes, free_slopes, with_slopes
+from milp_agt.engines.step import State
+from milp_agt.engines.walker import sample_forms
+from milp_agt.errors import ConfigurationError, InvalidInputError
+from milp_agt.reachable import ReachableSet
+from milp_agt.tracing import FEATURES
+
+MUTATED = ("layer", "dot", "shorten", "relu-0.0", "step", "sigmoid", "clip")
+STARTS = {"features": agt.FeaturePoisoning(2, 0.1), "both": agt.FeatureLabelPoisoning(2, 0.05)}
+
+
+def problem(
+    threat: Any = None, loss: str = "bce", hidden: tuple[int, ...] = (3,), **run: Any
+) -> Problem:
+    generator = torch.Generator().manual_seed(5)
+    outputs = 3 if loss == "cross_entropy" else 1
+    x = torch.randn(6, 2, generator=generator, dtype=torch.float64)
+    y = torch.randint(max(outputs, 2), (6,), generator=generator)
+    if loss == "mse":
+        y = torch.randn(6, 1, generator=generator, dtype=torch.float64)
+    training = agt.Training(loss=loss, **({"learning_rate": 0.4, "epochs": 3} | run))
+    threat = threat or STARTS["features"]
+    return Problem(network((2, *hidden, outputs), seed=2), x, y, training, threat)
+
+
+# --------------------------------------------------------------------------------------- operations
+
+
+@dataclass(frozen=True)
+class WithSlopes:
+    """An operation that relaxes with slopes of somebody's choice."""
+
+    op: Any
+    seed: int
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.op, name)
+
+    def choose(self, *boxes: Interval) -> list[Tensor]:
+        """Within the ranges and far beyond them."""
+        generator = torch.Generator().manual_seed(self.seed)
+        chosen = []
+        for slope in self.op.free_slopes(*boxes):
+            share = 4.0 * torch.rand(slope.start.shape, generator=generator, dtype=torch.float64)
+            chosen.append(slope.lower + (share - 1.5) * (slope.upper - slope.lower))
+        return chosen
+
+    def relax(self, *boxes: Interval) -> Relaxed:
+        planes: Relaxed = self.op.relax_with(self.choose(*boxes), *boxes)
+        return planes
+
+
+def free_instances() -> list[Instance]:
+    rng = np.random.default_rng(0)
+    return [
+        i
+        for i in all_instances()
+        if i.op.free_slopes(*make_boxes(i, ("straddle",), ("nested",), rng))
+    ]
+
+
+def test_products_and_univariate_functions_have_free_slopes() -> None:
+    keys = {i.op.key for i in free_instances()}
+    assert {"bilinear", "relu", "step", "sigmoid", "clip", "shorten", "reciprocal"} <= keys
+
+
+@pytest.mark.parametrize("instance", free_instances(), ids=str)
+@settings(max_examples=2, deadline=None, derandomize=True)
+@given(draw=draws())
+def test_any_slopes_hold(instance: Instance, draw: Draw) -> None:
+    rng = draw.rng
+    boxes = make_boxes(instance, draw.kinds, draw.relations, rng)
+    shim: Any = WithSlopes(instance.op, int(rng.integers(2**30)))
+    check_relax(replace(instance, op=shim), boxes, rng)
+
+
+@pytest.mark.parametrize("instance", free_instances(), ids=str)
+def test_slopes_start_where_the_default_planes_are(instance: Instance) -> None:
+    boxes = make_boxes(instance, ("straddle",), ("nested",), np.random.default_rng(1))
+    free = instance.op.free_slopes(*boxes)
+    default = instance.op.relax(*boxes)
+    same = instance.op.relax_with([s.start for s in free], *boxes)
+    for end in ("lower", "upper"):
+        size = float(same.magnitude.max())
+        assert torch.allclose(getattr(default, end), getattr(same, end), atol=1e-12 * size)
+    c = torch.randn(3, *default.lower.shape[1:], dtype=torch.float64)
+    for one, other in zip(default.pull(c), same.pull(c), strict=True):
+        assert torch.allclose(one, other)
+    for slope in free:
+        assert bool(((slope.lower <= slope.start) & (slope.start <= slope.upper)).all())
+
+
+@pytest.mark.parametrize("instance", free_instances(), ids=str)
+def test_every_row_has_its_own_planes(instance: Instance) -> None:
+    boxes = make_boxes(instance, ("straddle",), ("nested",), np.random.default_rng(2))
+    chosen = [WithSlopes(instance.op, seed).choose(*boxes) for seed in range(3)]
+    stacked = [torch.stack(each) for each in zip(*chosen, strict=True)]
+    rows = instance.op.relax_with(stacked, *boxes)
+    c = torch.randn(3, *rows.lower.shape[2:], dtype=torch.float64)
+    pulled = rows.pull(c)
+    for r, own in enumerate(chosen):
+        alone = instance.op.relax_with(own, *boxes)
+        assert torch.allclose(rows.lower[r], alone.lower)
+        assert torch.allclose(rows.upper[r], alone.upper)
+        assert torch.allclose(rows.magnitude[r], alone.magnitude)
+        for all_rows, one in zip(pulled, alone.pull(c[r : r + 1]), strict=True):
+            assert torch.allclose(all_rows[r], one[0])
+
+
+@pytest.mark.parametrize("instance", free_instances(), ids=str)
+def test_gradients_of_offsets(instance: Instance) -> None:
+    """The derivative of an offset in a slope, against a difference quotient (extremes move by kinks)."""
+    boxes = make_boxes(instance, ("straddle",), ("nested",), np.random.default_rng(3))
+    generator = torch.Generator().manual_seed(0)
+    start = [
+        (s + torch.rand(s.shape, generator=generator, dtype=torch.float64)).requires_grad_()
+        for s in WithSlopes(instance.op, 0).choose(*boxes)
+    ]
+    direction = [torch.rand(s.shape, generator=generator, dtype=torch.float64) for s in start]
+    planes = instance.op.relax_with(start, *boxes)
+    total = planes.lower.sum() - 0.5 * planes.upper.sum()
+    gradients = torch.autograd.grad(total, start)
+    slope = sum(float((g * d).sum()) for g, d in zip(gradients, direction, strict=True))
+
+    def at(h: float) -> float:
+        moved = [s.detach() + h * d for s, d in zip(start, direction, strict=True)]
+        there = instance.op.relax_with(moved, *boxes)
+        return float(there.lower.sum() - 0.5 * there.upper.sum())
+
+    h = 1e-7
+    assert slope == pytest.approx((at(h) - at(-h)) / (2 * h), rel=1e-3, abs=1e-5)
+
+
+# --------------------------------------------------------------------------------------------- runs
+
+
+CASES: dict[str, Problem] = {
+    "bce": problem(),
+    "labels": problem(agt.LabelPoisoning(1)),
+    "three classes": problem(STARTS["both"], "cross_entropy"),
+    "hinge": problem(STARTS["both"], "hinge"),
+    "mse": problem(loss="mse", hidden=(2, 2), momentum=0.4, weight_decay=0.01),
+    "adaptive": problem(agt.FeaturePoisoning(1, 0.05, static=False)),
+    "apart": problem(
+        agt.SeparatePoisoning(agt.FeaturePoisoning(1, 0.1), agt.LabelPoisoning(1)), hidden=(2,)
+    ),
+    "batches": problem(STARTS["both"], epochs=2, batch_size=2, shuffle_seed=1),
+    "clipped": problem(clip=0.3, clip_mode="norm"),
+    "clamped": problem(clip=0.1, clip_mode="clamp", l1=0.01, projection=(-0.6, 0.6)),
+    "linear model": problem(loss="mse", hidden=()),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_attacks_stay_inside_and_no_bound_is_looser(name: str) -> None:
+    case = CASES[name]
+    test, labels = case.features + 0.2, case.labels
+    result = assert_sound(case, test, labels, attacks=32, iterations=2, alpha_steps=3)
+    assert_never_looser(result, case)
+
+
+def test_exchanged_samples_have_free_slopes_too() -> None:
+    case = problem(agt.Substitution(1), clip=0.2, clip_mode="norm")
+    result, _ = case.certify(alpha_steps=3)
+    assert_never_looser(result, case)
+
+
+def assert_never_looser(result: Any, case: Problem) -> None:
+    default, _ = case.certify()
+    chains = result.steps[-1].chains
+    assert chains is not None
+    assert chains[OPTIMISED] <= chains["linear"] == default.steps[-1].mean_width
+    for end in result.reachable.lower:
+        assert (result.reachable.lower[end] >= default.reachable.lower[end]).all()
+        assert (result.reachable.upper[end] <= default.reachable.upper[end]).all()
+
+
+@pytest.mark.parametrize("name", ["bce", "apart", "linear model", "three classes"])
+def test_bounds_get_tighter(name: str) -> None:
+    result, _ = CASES[name].certify(alpha_steps=8)
+    chains = result.steps[-1].chains
+    assert chains is not None
+    assert chains[OPTIMISED] < 0.999 * chains["linear"]
+
+
+def recorded(case: Problem, **options: Any) -> tuple[MemoryRecorder, Replay]:
+    recorder = MemoryRecorder()
+    case.certify(recorder=recorder, **options)
+    return recorder, Replay(case)
+
+
+def random_slopes(run: Replay, window: Sequence[RelaxedStep], rows: int, seed: int) -> list[Slopes]:
+    generator = torch.Generator().manual_seed(seed)
+    chosen: list[Slopes] = []
+    for relaxed in window:
+        own = {}
+        for place, free in free_slopes(run.schedule, relaxed).items():
+            own[place] = tuple(
+                s.lower
+                + (s.upper - s.lower)
+                * (
+                    2.0 * torch.rand(rows, *s.start.shape, generator=generator, dtype=torch.float64)
+                    - 0.5
+                )
+                for s in free
+            )
+        chosen.append(own)
+    return chosen
+
+
+def boxes_with(run: Replay, window: Sequence[RelaxedStep], chosen: Sequence[Slopes]) -> State:
+    """Boxes after a window by given slopes, as the walk makes them."""
+    state = window[-1].state
+    rows = 2 * sum(box.lower[0].numel() for box in state.values())
+    ((order, forms),) = ends_of(state, rows, rows)
+    bounds = torch.empty(1, rows, dtype=torch.float64)
+    own = [{p: tuple(v[order] for v in values) for p, values in s.items()} for s in chosen]
+    sloped = [with_slopes(run.schedule, r, s) for r, s in zip(window, own, strict=True)]
+    exposure = Joint(run.poison)
+    bounds[:, order] = bound_forms(run.step_graph, run.schedule, sloped, forms, exposure).T
+    return boxes_of(state, bounds)
+
+
+def reached(run: Replay, case: Problem) -> list[dict[str, Tensor]]:
+    generator = torch.Generator().manual_seed(3)
+    attacks = run.all(generator, case.features, case.labels, 64, 4)
+    return [run.run(attack)[-1] for attack in attacks]
+
+
+def as_set(box: State) -> ReachableSet:
+    low, high = ({n: getattr(b, e)[0].numpy() for n, b in box.items()} for e in ("lower", "upper"))
+    return ReachableSet(low, high, low, tuple(low))
+
+
+@pytest.mark.parametrize(
+    "name", ["bce", "three classes", "mse", "adaptive", "linear model", "clipped"]
+)
+def test_random_slopes_hold_attacks(name: str) -> None:
+    case = CASES[name]
+    recorder, run = recorded(case)
+    window = recorder.steps["linear"]
+    state = window[-1].state
+    rows = 2 * sum(box.lower[0].numel() for box in state.values())
+    ends = reached(run, case)
+    for seed in range(3):
+        box = as_set(boxes_with(run, window, random_slopes(run, window, rows, seed)))
+        for state_of in ends:
+            assert_inside([box], [{n: v for n, v in state_of.items() if n in box.lower}])
+
+
+def test_the_recorded_slopes_replay_the_bounds() -> None:
+    case = problem(momentum=0.3)
+    recorder, run = recorded(case, alpha_steps=4)
+    kept, steps = recorder.optimised[OPTIMISED], recorder.steps[OPTIMISED]
+    assert sorted(kept) == [0, 1, 2]
+    bought = 0
+    for step, chosen in kept.items():
+        box = boxes_with(run, steps[: step + 1], chosen)
+        for name, found in recorder.states[OPTIMISED][step].items():
+            assert bool((found.lower >= box[name].lower).all())
+            assert bool((found.upper <= box[name].upper).all())
+            loose = recorder.states["linear"][step][name]
+            bought += int(((found.lower == box[name].lower) & (found.lower > loose.lower)).sum())
+    assert bought > 5
+
+
+def test_a_resumed_run_goes_on_with_its_slopes(tmp_path: Path) -> None:
+    case = problem()
+
+    class Stop(Exception):
+        pass
+
+    def stop(_result: Any, step: int, _steps: int) -> None:
+        if step == 2:
+            raise Stop
+
+    def certify(**options: Any) -> Any:
+        return agt.certify(
+            case.model, case.data, case.training, case.threat, selections="joint", **options
+        )
+
+    whole = certify(alpha_steps=3)
+    with pytest.raises(Stop):
+        certify(alpha_steps=3, checkpoint=tmp_path, on_step=stop)
+    with pytest.raises(InvalidInputError, match="alpha_steps was 3 and is 4"):
+        certify(alpha_steps=4, checkpoint=tmp_path)
+    resumed = certify(alpha_steps=3, checkpoint=tmp_path)
+    for name, low in whole.reachable.lower.items():
+        assert low.tobytes() == resumed.reachable.lower[name].tobytes()
+        assert whole.reachable.upper[name].tobytes() == resumed.reachable.upper[name].tobytes()
+    assert whole.steps[-1].chains == resumed.steps[-1].chains
+
+
+def test_rows_in_pieces_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each end is optimised by itself, however many share a pass."""
+    case = problem(epochs=2)
+    whole, _ = case.certify(alpha_steps=3)
+    passes: list[int] = []
+    honest = alpha._ascend
+
+    def counted(problem: Any, forms: Any, *rest: Any) -> Any:
+        passes.append(forms.rows)
+        return honest(problem, forms, *rest)
+
+    monkeypatch.setattr(alpha, "_ascend", counted)
+    monkeypatch.setattr(alpha, "LIVE_SLOPES", 10**5)
+    cut, _ = case.certify(alpha_steps=3)
+    assert max(passes) < 26
+    for name, low in whole.reachable.lower.items():
+        assert np.allclose(low, cut.reachable.lower[name], rtol=0, atol=1e-10)
+
+
+def test_too_little_memory_keeps_the_first_steps_as_they_are(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(alpha, "LIVE_SLOPES", 5 * 10**5)
+    result, _ = problem().certify(alpha_steps=1)
+    assert any("slopes before those are not optimised" in line for line in result.fallbacks)
+
+
+def test_forms_of_single_samples_walk_through_sloped_planes() -> None:
+    case = problem(epochs=2)
+    recorder, run = recorded(case)
+    relaxed = recorder.steps["linear"][-1]
+    chosen = random_slopes(run, [relaxed], 1, 0)[0]
+    fragment = with_slopes(run.schedule, relaxed, chosen).fragments[0]
+    graph, output = run.step_graph.graph, run.step_graph.output
+    forward = graph.needed_for([output])
+    ones = torch.ones(1, 6, 1, dtype=torch.float64)
+    own = sample_forms([n for n in forward if n.batched], fragment, output, ones)
+    assert own.charges is not None
+    assert own.features is not None
+    attack = run.random(64, torch.Generator().manual_seed(0), corners=True)
+    state, x = run.run(attack)[-2], attack.features[-1]
+    moves = x - case.features
+    value = evaluate(forward, {**state, FEATURES: x})[output].squeeze(-1)
+    below = own.constant.squeeze(-1) - own.charges.squeeze(-1) * (moves != 0).any(-1)
+    below = below + (own.features * moves).sum(-1)
+    for name, on in own.coefficients.items():
+        below = below + (on * state[name].unsqueeze(1)).flatten(2).sum(-1)
+    assert bool((below <= value + 1e-12).all())
+    assert float((value - below).min()) < 0.1
+
+
+@pytest.mark.parametrize("one", [False, True], ids=["each", "uniform"])
+@pytest.mark.parametrize("states", [1, 2, 4])
+def test_offsets_of_rows_are_spent_like_those_of_all(states: int, one: bool) -> None:
+    generator = torch.Generator().manual_seed(0)
+    shape = (3, states, 4, 2)
+    low, width, c = (torch.rand(shape, generator=generator, dtype=torch.float64) for _ in range(3))
+    coefficients = c[:, 0, :1] - 0.5 if one else c[:, 0] - 0.5
+
+    @dataclass(frozen=True)
+    class Planes:
+        lower: Tensor
+        upper: Tensor
+        magnitude: Tensor
+
+    rows: Any = Planes(low, low + width, 2.0 + low[:, 0])
+    mine = RowOffsets.of(rows, True, 1).spend(coefficients)
+    for r in range(3):
+        alone: Any = Planes(low[r], low[r] + width[r], 2.0 + low[r, 0])
+        for found, own in zip(
+            mine, Offsets.of(alone, True, 1).spend(coefficients[r : r + 1]), strict=True
+        ):
+            assert (found is None) == (own is None)
+            assert found is None or torch.allclose(found[r], own[0], rtol=1e-13)
+
+
+@pytest.mark.parametrize("kind", ["lower", "upper", "slope", "charge"])
+@pytest.mark.parametrize("instance", [i for i in free_instances() if i.label in MUTATED], ids=str)
+def test_mutants_of_sloped_planes_are_found(
+    instance: Instance, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = type(instance.op).relax_with
+
+    def check(seed: int) -> None:
+        shim: Any = WithSlopes(instance.op, seed)
+        rng = np.random.default_rng(seed)
+        check_relax(replace(instance, op=shim), moderate(instance, "nested", seed), rng, count=128)
+
+    check(0)
+    monkeypatch.setattr(
+        type(instance.op),
+        "relax_with",
+        lambda op, slopes, *boxes: MutantPlanes(original(op, slopes, *boxes), kind),
+    )
+    assert is_caught(check)
+
+
+@pytest.mark.parametrize(
+    ("options", "found"),
+    [
+        ({"alpha_steps": -1}, "alpha_steps = -1"),
+        ({"alpha_steps": 2.5}, "alpha_steps = 2.5"),
+        (
+            {"alpha_steps": 3, "relaxation": "interval"},
+            "relaxation 'interval', which has no slopes",
+        ),
+    ],
+)
+def test_what_cannot_be_optimised_is_refused(options: dict[str, Any], found: str) -> None:
+    with pytest.raises(InvalidInputError) as error:
+        problem().certify(**options)
+    assert error.value.found == found
+    assert "alpha_steps" in error.value.asked
+    assert error.value.remedy
+
+
+RUN = """
+[data]
+name = "moons"
+samples = 12
+[model]
+layers = [2, 3, 2]
+[training]
+loss = "cross_entropy"
+learning_rate = 0.3
+epochs = 2
+[threat]
+kind = "features"
+budget = 1
+radius = 0.05
+[certify]
+selections = "joint"
+alpha_steps = 2
+"""
+
+
+def test_the_command_line_optimises_slopes(tmp_path: Path) -> None:
+    run = tmp_path / "run.toml"
+    run.write_text(RUN)
+    assert main(["certify", str(run), "--out", str(tmp_path / "out")]) == 0
+    last = json.loads((tmp_path / "out" / "result.json").read_text())["steps"][-1]
+    assert last["chains"][OPTIMISED] <= last["chains"]["linear"]
+    run.write_text(RUN.replace("alpha_steps = 2", "alpha_steps = -2"))
+    with pytest.raises(ConfigurationError, match="alpha_steps = -2"):
+        load_config(run)
+
+
+def test_a_comparison_optimises_where_there_are_slopes() -> None:
+    case = problem(epochs=2)
+    table = agt.compare(
+        case.model,
+        case.data,
+        case.training,
+        case.threat,
+        ("interval", "linear"),
+        alpha_steps=2,
+        selections="joint",
+    )
+    default, _ = case.certify(window=1)
+    assert table.rows[1].mean_width < default.reachable.mean_width
