@@ -105,6 +105,20 @@ class AccuracyTable(_PointsTable):
         return Accuracy(at.features, at.labels)
 
 
+class CollectiveTable(_PointsTable):
+    """kind = "collective": accuracy, where all points face the same poisoning."""
+
+    kind: Literal["collective"]
+
+    def ask(self, result: Result, at: PickedPoints) -> Answer:
+        return result.collective(at.features, at.labels, groups=at.groups)
+
+    def aim(self, at: PickedPoints) -> Objective:
+        from milp_agt.attacks import Accuracy
+
+        return Accuracy(at.features, at.labels)
+
+
 class LossTable(_PointsTable):
     """kind = "loss": mean loss."""
 
@@ -286,11 +300,18 @@ class FunctionalTable(_PropertyTable):
 
 
 AnyProperty = (
-    AccuracyTable | LossTable | StableTable | TargetedTable | BackdoorTable | FunctionalTable
+    AccuracyTable
+    | CollectiveTable
+    | LossTable
+    | StableTable
+    | TargetedTable
+    | BackdoorTable
+    | FunctionalTable
 )
 PropertyTable = Annotated[AnyProperty, Field(discriminator="kind")]
 PROPERTY_TABLES: tuple[type[AnyProperty], ...] = (
     AccuracyTable,
+    CollectiveTable,
     LossTable,
     StableTable,
     TargetedTable,

@@ -28,6 +28,7 @@ class Asked:
 
 QUESTIONS = (
     Asked("accuracy", "untargeted: share of test points that are right", True),
+    Asked("collective", "untargeted: share that is right when all points face one poisoning", True),
     Asked("loss", "untargeted: mean loss, and the loss of each test point", False),
     Asked(
         "targeted", "share of test points pushed into classes, or outputs, that are unsafe", False

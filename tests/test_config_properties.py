@@ -130,12 +130,19 @@ def test_every_kind_has_its_keys() -> None:
     fields = table_fields()
     assert {name for name in fields if name.startswith("property.")} == {
         f"property.{kind}"
-        for kind in ("accuracy", "loss", "stable", "targeted", "backdoor", "functional")
+        for kind in (
+            *("accuracy", "collective", "loss", "stable"),
+            *("targeted", "backdoor", "functional"),
+        )
     }
 
 
 WRONG = [
-    ("kind = 'backdor'\nradius = 1", "kind = 'backdor'", "give one of 'accuracy', 'loss'"),
+    (
+        "kind = 'backdor'\nradius = 1",
+        "kind = 'backdor'",
+        "give one of 'accuracy', 'collective', 'loss'",
+    ),
     ("kind = 'backdoor'\nradus = 1", "unknown key 'radus'", "use 'radius'"),
     (
         "kind = 'accuracy'\nradius = 1",

@@ -74,6 +74,8 @@ def reached(question: str, result: Any, states: dict[str, Tensor], replay: Repla
     f = replay.outputs_at(states, x).detach()
     if question == "accuracy":
         return result.accuracy(x, y), (f.argmax(-1) == y).double().mean(-1)
+    if question == "collective":
+        return result.collective(x, y), (f.argmax(-1) == y).double().mean(-1)
     if question == "loss":
         encoded = torch.nn.functional.one_hot(y, 2).double()
         return result.loss(x, y), replay.loss.value(f, encoded).mean(-1)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from milp_agt.threats import ThreatModel
 
 # Which end of a point's row certifies it: its quantity is surely 1, or surely 0.
-GOOD, BAD = ("accuracy", "stable"), ("targeted", "backdoor")
+GOOD, BAD = ("accuracy", "collective", "stable"), ("targeted", "backdoor")
 
 
 def add(commands: Commands) -> None:

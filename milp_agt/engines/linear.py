@@ -227,6 +227,36 @@ def influence(
     return debt.by_sample()
 
 
+def bound_by_sample(
+    step_graph: StepGraph,
+    schedule: Schedule,
+    window: Sequence[RelaxedStep],
+    forms: Forms,
+    exposure: Exposure,
+) -> tuple[Tensor, Tensor]:
+    """Bounds of forms on the state after the window that know who is poisoned.
+
+    For every set S of samples that the adversary may choose for the whole run (a budget for the data
+    set), each form is at least ``base - sum_{i in S} dev_i``. Rounding is covered.
+
+    Returns:
+        ``base`` (rows,) and ``dev`` (rows, N), of the stop with the best bound over all S.
+    """
+    debt = exposure.open_debt(forms.rows)
+    best = forms.magnitude.new_full((forms.rows, 1), -torch.inf)
+    base, dev = best[:, 0], debt.by_sample()
+    for relaxed in reversed(window):
+        forms = walk(step_graph, schedule, relaxed, forms, debt)
+        owed = debt.owed()
+        bound = forms.concretise(relaxed.state, owed)
+        free = (bound + owed - 2.0**-50 * (bound.abs() + owed))[:, 0]
+        better = (bound > best) & torch.isfinite(owed)
+        best = torch.where(better, bound, best)
+        base = torch.where(better[:, 0], free, base)
+        dev = torch.where(better, debt.by_sample(), dev)
+    return base, dev
+
+
 def bound_state(
     step_graph: StepGraph,
     schedule: Schedule,

@@ -13,7 +13,13 @@ from milp_agt.core.graph import Node
 from milp_agt.core.interval import CLEAN, Interval
 from milp_agt.core.rounding import TINY, gamma
 from milp_agt.engines.exposure import Exposure
-from milp_agt.engines.linear import bound_forms, forms_of_outputs, rows_at_once
+from milp_agt.engines.joint import Joint
+from milp_agt.engines.linear import (
+    bound_by_sample,
+    bound_forms,
+    forms_of_outputs,
+    rows_at_once,
+)
 from milp_agt.engines.program import WindowProgram
 from milp_agt.engines.relaxed import RelaxedStep
 from milp_agt.engines.step import Schedule, State, union
@@ -139,6 +145,46 @@ class Models:
             Interval(solved.lower.unsqueeze(0), solved.upper.unsqueeze(0)),
             "a form of the outputs by linear forms and by program",
         )
+
+    def by_sample(self, forms: OutputForms) -> tuple[Tensor, Tensor] | None:
+        """Lower bounds that know who is poisoned: ``form >= base - sum_{i in S} dev_i`` for every set S
+        of samples that the adversary may choose.
+
+        Returns:
+            ``base`` (n, forms) and ``dev`` (n, forms, N); None where selections are bounded one by one, are
+            made anew in every batch, have two budgets, or no forms are kept.
+        """
+        reached = self.reached[0]
+        joint = isinstance(reached.exposure, Joint) and not self.poison.is_clean
+        apart = self.poison.label_quota is not None
+        if not joint or apart or self.poison.per_batch or not reached.window:
+            return None
+        pieces = [
+            self._piece_by_sample(reached, forms.part(part))
+            for part in torch.arange(len(forms)).split(POINTS_AT_ONCE)
+        ]
+        base, dev = zip(*pieces, strict=True)
+        return torch.cat(base), torch.cat(dev)
+
+    def _piece_by_sample(self, reached: Reached, forms: OutputForms) -> tuple[Tensor, Tensor]:
+        turned = forms.coefficients.transpose(0, 1)
+        own = forms_of_outputs(self.step_graph, self.forward, reached.state, forms.inputs, turned)
+        own.constant = own.constant + forms.constant.T.unsqueeze(-1)
+        own.magnitude = own.magnitude + forms.constant.T.abs()
+        rows = torch.arange(own.magnitude.numel(), device=turned.device)
+        found = [
+            bound_by_sample(
+                self.step_graph,
+                self.schedule,
+                reached.window,
+                own.rows(part, reached.state),
+                reached.exposure,
+            )
+            for part in rows.split(rows_at_once(self.schedule, reached.window))
+        ]
+        base, dev = torch.cat([b for b, _ in found]), torch.cat([d for _, d in found])
+        points = len(forms)
+        return base.reshape(-1, points).T, dev.reshape(-1, points, dev.shape[1]).transpose(0, 1)
 
     def bound_parameters(self, coefficients: Mapping[str, Tensor]) -> Interval:
         """Bounds of linear forms of the parameters, (cases, rows); coefficients (rows, *shape) each."""

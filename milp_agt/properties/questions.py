@@ -13,6 +13,7 @@ from milp_agt.errors import InvalidInputError
 from milp_agt.properties.accuracy import Accuracy
 from milp_agt.properties.answer import Answer, nested
 from milp_agt.properties.backdoor import Backdoor
+from milp_agt.properties.collective import collective
 from milp_agt.properties.functional import Functional
 from milp_agt.properties.loss import MeanLoss
 from milp_agt.properties.models import Models
@@ -54,6 +55,27 @@ class Questions:
         """
         x, y = self._test_data(features, labels, "accuracy")
         return ask(self.models, Accuracy.of(self.models, x, y), groups_of(groups, len(x)))
+
+    def collective(
+        self,
+        features: inputs.ArrayLike,
+        labels: inputs.ArrayLike,
+        *,
+        groups: Groups | None = None,
+    ) -> Answer:
+        """The accuracy, where all test points face the same poisoning.
+
+        :meth:`accuracy` lets every point have its own worst poisoning, unless selections are
+        enumerated. Here the number of points that are wrong *at the same time* is bounded, by programs:
+        over the selection of samples, and over the last window where the run was bounded by programs.
+        The lower end is never below that of :meth:`accuracy`; all else is the same.
+
+        Raises:
+            InvalidInputError: a regression loss, or data that do not fit.
+        """
+        x, y = self._test_data(features, labels, "collective")
+        question = Accuracy.of(self.models, x, y)
+        return collective(self.models, question, groups_of(groups, len(x)))
 
     def margins(
         self, features: inputs.ArrayLike, labels: inputs.ArrayLike

@@ -18,7 +18,13 @@ from milp_agt.files import DAMAGE
 
 Array = npt.NDArray[Any]
 
-SHARES = ("accuracy", "stable", "targeted", "backdoor")  # properties that are shares of points
+SHARES = (
+    "accuracy",
+    "collective",
+    "stable",
+    "targeted",
+    "backdoor",
+)  # properties that are shares of points
 
 
 @dataclass(frozen=True)

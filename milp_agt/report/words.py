@@ -121,6 +121,11 @@ def sentence(each: Property) -> str:
             f"On the {part} data the model is right for at least {low} and at most {high} of the points, "
             f"whichever admissible data it was trained on; trained on the data as given it is {given}."
         )
+    elif each.kind == "collective":
+        text = (
+            f"No single admissible data set leaves the model right for fewer than {low} of the {part} "
+            f"points; trained on the data as given it is {given}."
+        )
     elif each.kind == "stable":
         text = f"For at least {low} of the {part} points no admissible poisoning changes the prediction."
     elif each.kind == "loss":

@@ -17,6 +17,7 @@ from milp_agt.core.graph import Node
 from milp_agt.core.interval import Interval
 from milp_agt.core.restriction import Restriction
 from milp_agt.engines.program.bounds import ProgramReport
+from milp_agt.engines.program.collective import Reach
 from milp_agt.engines.program.objectives import Objectives, SolveOptions, minimise
 from milp_agt.engines.program.window import RANGE_LIMIT, curved_inputs, encode_steps
 from milp_agt.engines.relaxed import RelaxedStep
@@ -27,6 +28,8 @@ from milp_agt.tracing import FEATURES, StepGraph
 
 # Test points in one program: the window is encoded once for all of them, and solved with each.
 POINTS_AT_ONCE = 32
+# Points that are counted together; what one poisoning does to points of two programs is not known.
+COUNTED_AT_ONCE = 128
 
 
 @dataclass(frozen=True)
@@ -105,9 +108,7 @@ class WindowProgram:
             )
             nothing = torch.full_like(constant, torch.inf)
             return -nothing, nothing
-        encoder = Encoder(self.exact_phases, self.exact_products)
-        outputs = self._outputs(forward, boxes, encoder)
-        forms = _forms(outputs, coefficients, constant)
+        encoder, forms = self._encoded(forward, boxes, coefficients, constant)
         both = stacked([forms, forms.scale(-1.0)], (-1,))
         gains = np.tile(gain.reshape(-1).cpu().numpy(), 2)
         objectives = Objectives.of(encoder.finish(), both, gains)
@@ -115,6 +116,57 @@ class WindowProgram:
         self.reports.append(ProgramReport.of(objectives, solved, time.monotonic() - started))
         low, high = torch.from_numpy(solved.bounds).to(constant).chunk(2)
         return low.reshape(constant.shape), -high.reshape(constant.shape)
+
+    def _encoded(
+        self,
+        forward: Sequence[Node],
+        boxes: Mapping[str, Interval],
+        coefficients: Tensor,
+        constant: Tensor,
+    ) -> tuple[Encoder, Expression]:
+        """The window with forms of the outputs at its end, flat over (n, forms)."""
+        encoder = Encoder(self.exact_phases, self.exact_products)
+        outputs = self._outputs(forward, boxes, encoder)
+        return encoder, _forms(outputs, coefficients, constant)
+
+    def most_at_once(
+        self,
+        forward: Sequence[Node],
+        inputs: Interval,
+        coefficients: Tensor,
+        constant: Tensor,
+        groups: Tensor,
+        known: Interval,
+    ) -> int:
+        """How many test points can be reached by one run through the window.
+
+        A point is reached if for one of its groups all forms are <= 0. Points are taken
+        ``COUNTED_AT_ONCE`` at a time; what no solver proves counts as reached.
+
+        Args:
+            forward, inputs, coefficients, constant: as for :meth:`bound`.
+            groups: of the forms of each point, (n, forms).
+            known: what is proved of the forms, (n, forms); its upper ends are the big-M of the rows.
+        """
+        total = 0
+        for part in torch.arange(len(constant)).split(COUNTED_AT_ONCE):
+            boxes = self._boxes(forward, Interval(inputs.lower[:, part], inputs.upper[:, part]))
+            largest = max(float(box.magnitude.max()) for box in boxes.values())
+            limit = float(known.upper[part].max())
+            if not max(largest, limit) <= RANGE_LIMIT:
+                self.notes.append(f"{len(part)} test points were counted one by one: {largest:.1e}")
+                total += len(part)
+                continue
+            try:
+                encoder, forms = self._encoded(forward, boxes, coefficients[part], constant[part])
+                counted = Reach.of(groups[part]).encode(
+                    encoder, forms, known.upper[part], self.options.solver
+                )
+                total += counted.most(encoder, self.options)
+            except SolverUnavailableError as error:
+                self.notes.append(f"{len(part)} test points were counted one by one: {error}")
+                total += len(part)
+        return total
 
     def _boxes(self, forward: Sequence[Node], inputs: Interval) -> dict[str, Interval]:
         boxes = dict(self.state) | {FEATURES: inputs}

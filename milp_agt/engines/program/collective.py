@@ -1,0 +1,152 @@
+"""How many test points can be reached at the same time: one binary for each way to reach a point.
+
+A point is reached if all forms of one of its groups are <= 0 (all scores of safe classes are at most
+that of one unsafe class, say). Binary z_g = 1 asks that of group g; their sum is maximised.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+import numpy as np
+import scipy.sparse as sp
+import torch
+from torch import Tensor
+
+from milp_agt.core.encoder import Encoder
+from milp_agt.core.expression import Array, Expression, Index, add
+from milp_agt.engines.program.objectives import Objectives, SolveOptions, minimise
+from milp_agt.errors import SolverUnavailableError
+from milp_agt.poison import Poison
+from milp_agt.solvers.base import Capability, Solver, choose
+
+# Counts are whole: a bound is rounded down, after what a solver may miss by its tolerances.
+COUNT_TOLERANCE = 1e-4
+# Seconds for one count where no limit is set; its dual bound counts when they are over.
+COUNT_TIME = 60.0
+
+
+@dataclass(frozen=True)
+class Reach:
+    """The ways to reach some points.
+
+    Attributes:
+        way: for each form, flat over (n, forms), the number of its group among all groups.
+        point: the point of each group, (groups,).
+        points: how many there are.
+        columns: the binary of each group, once they are encoded.
+    """
+
+    way: Index
+    point: Index
+    points: int
+    columns: Expression | None = None
+
+    @staticmethod
+    def of(groups: Tensor) -> Reach:
+        """From the groups of the forms of each point, (n, forms)."""
+        names = groups.cpu().numpy()
+        own = names + np.arange(len(names))[:, None] * (names.max(initial=0) + 1)
+        known, way = np.unique(own, return_inverse=True)
+        return Reach(way.reshape(-1), known // (names.max(initial=0) + 1), len(names))
+
+    def opened(self, encoder: Encoder, solver: Solver) -> Reach:
+        """With fresh columns; at most one way for each point. Integral where the solver is able to."""
+        encoder.selection = None
+        encoder.origin = "collective"
+        able = Capability.MIP in solver.capabilities
+        count = len(self.point)
+        columns = encoder.columns(np.zeros(count), np.ones(count), integer=able)
+        one = sp.csr_matrix((np.ones(count), (self.point, np.arange(count))))
+        encoder.rows(columns.apply(one, (one.shape[0],)), -np.inf, 1.0)
+        return Reach(self.way, self.point, self.points, columns)
+
+    def encode(self, encoder: Encoder, forms: Expression, upper: Tensor, solver: Solver) -> Reach:
+        """Rows ``form <= upper (1 - z)`` for all forms of every group.
+
+        ``forms`` and ``upper`` hold for the same values, flat over (n, forms). A form that is never
+        above 0 asks nothing.
+        """
+        opened = self.opened(encoder, solver)
+        assert opened.columns is not None
+        largest = np.maximum(upper.cpu().numpy().reshape(-1), 0.0)
+        on = opened.columns.take(self.way).scale(largest)
+        encoder.rows(add([forms, on]), -np.inf, largest)
+        return opened
+
+    def most(self, encoder: Encoder, options: SolveOptions) -> int:
+        """The dual bound of the number of points, and never more than there are."""
+        assert self.columns is not None
+        count = len(self.point)
+        total = self.columns.apply(sp.csr_matrix(-np.ones((1, count))), (1,))
+        limits = options.limits
+        if limits.time is None:
+            options = replace(options, limits=replace(limits, time=COUNT_TIME))
+        solved = minimise(Objectives.of(encoder.finish(), total, np.ones(1)), options)
+        bound = -float(solved.bounds[0])
+        return self.points if math.isinf(bound) else min(self.points, _floor(bound))
+
+
+def _floor(bound: float) -> int:
+    return math.floor(bound + COUNT_TOLERANCE)
+
+
+def most_by_selection(
+    base: Tensor,
+    dev: Tensor,
+    groups: Tensor,
+    poison: Poison,
+    inside: frozenset[int],
+    outside: frozenset[int],
+) -> int:
+    """How many points one choice of poisoned samples can reach.
+
+    Every form is at least ``base - sum_{i in S} dev_i`` for the set S of poisoned samples, so that a
+    group can be reached only if ``sum_{i in S} dev_i >= base`` for all of its forms. With one sample to
+    choose, each is tried; else it is a program with a binary for each sample. Where no solver is able
+    to, every point counts.
+
+    Args:
+        base, dev: (n, forms) and (n, forms, N), see :meth:`Models.by_sample`.
+        groups: of the forms of each point, (n, forms).
+        inside, outside: samples that are known to be poisoned, or not.
+    """
+    reach = Reach.of(groups)
+    worth = dev.flatten(0, 1).cpu().numpy()
+    least = base.flatten().cpu().numpy()
+    free = poison.open.cpu().numpy().copy()
+    free[sorted(outside)] = False
+    if poison.budget == 1 and not inside:
+        return _most_of_one(reach, least, worth[:, free])
+    try:
+        solver = choose(None, Capability.MIP)
+    except SolverUnavailableError:
+        return reach.points
+    encoder = Encoder(exact_phases=True)
+    opened = reach.opened(encoder, solver)
+    assert opened.columns is not None
+    known = np.isin(np.arange(len(free)), sorted(inside))
+    chosen = encoder.columns(known.astype(np.float64), (free | known).astype(np.float64), True)
+    encoder.rows(
+        chosen.apply(sp.csr_matrix(np.ones((1, len(free)))), (1,)), -np.inf, float(poison.budget)
+    )
+    asks = np.flatnonzero(least > 0.0)
+    # Rounded up, and cut at what one sample needs to do alone.
+    part = np.minimum(worth[asks] / least[asks, None] * (1.0 + 2.0**-40), 1.0)  # 0 at infinity
+    paid = chosen.apply(sp.csr_matrix(part), (len(asks),))
+    ways = opened.columns.take(reach.way[asks]).scale(-1.0)
+    encoder.rows(add([paid, ways]), 0.0, np.inf)
+    return opened.most(encoder, SolveOptions(solver))
+
+
+def _most_of_one(reach: Reach, least: Array, worth: Array) -> int:
+    """The most points that one sample, or none, reaches."""
+    alone = np.concatenate([np.zeros((len(least), 1)), worth], 1) * (1.0 + 2.0**-40)
+    able = torch.from_numpy(alone >= least[:, None])
+    ways = torch.ones(len(reach.point), able.shape[1], dtype=torch.bool)
+    index = torch.from_numpy(reach.way)[:, None].expand(able.shape)
+    ways = ways.to(torch.int8).scatter_reduce(0, index, able.to(torch.int8), "amin")
+    hit = torch.zeros(reach.points, able.shape[1], dtype=torch.int8)
+    at = torch.from_numpy(reach.point)[:, None].expand(ways.shape)
+    return int(hit.scatter_reduce(0, at, ways, "amax").sum(0).max())

@@ -1,0 +1,84 @@
+"""How many test points can be wrong at the same time, under one and the same poisoning?"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from milp_agt.core.interval import Interval
+from milp_agt.engines.joint import Joint
+from milp_agt.engines.program.collective import most_by_selection
+from milp_agt.properties.accuracy import Accuracy
+from milp_agt.properties.answer import Answer, GroupName, summarise
+from milp_agt.properties.models import Models
+from milp_agt.reachable import Bounds
+
+
+def collective(
+    models: Models, question: Accuracy, groups: npt.NDArray[Any] | None = None
+) -> Answer:
+    """The accuracy, with the points bounded together: at least as tight as point by point.
+
+    Of the points that are not right for certain, the largest number that one poisoning can get wrong
+    is bounded by
+
+    - the worst case, where selections are enumerated (each case is one selection);
+    - a program over the samples: which of them must be poisoned for a point to be wrong follows from
+      the forms through the window (:func:`most_by_selection`);
+    - the program of the last window, where the run was bounded by programs, with a binary for each way
+      to get a point wrong: poison, phases and parameters are those of one run.
+
+    Each is a dual bound, and the best counts. The table of the points is that of the accuracy.
+    """
+    bounds = models.bound(question.decision.forms)
+    scores = question.evaluate([bounds])
+    nominal = question.nominal([models.at_nominal(question.decision.forms)])
+    answer = summarise(scores, nominal, question.index, groups)
+    open_ = scores.value.lower.amin(0) == 0
+    known = bounds.hull()
+
+    def better(alone: Bounds, part: Tensor) -> float:
+        """The lower end for some of the points."""
+        some = (open_ & part).nonzero()[:, 0]
+        count = int(part.sum())
+        if not len(some) or alone.lower == alone.nominal:
+            return alone.lower
+        return max(alone.lower, (count - _most(models, question, known, some)) / count)
+
+    everything = torch.ones_like(open_)
+    parts: Mapping[GroupName, Bounds] = {
+        name: replace(
+            own, lower=better(own, torch.from_numpy(np.asarray(groups == name)).to(open_.device))
+        )
+        for name, own in answer.groups.items()
+    }
+    return replace(answer, lower=better(answer, everything), groups=parts)
+
+
+def _most(models: Models, question: Accuracy, known: Interval, points: Tensor) -> int:
+    """How many of some points can be wrong at once."""
+    decision = question.decision
+    forms, groups = decision.forms.part(points), decision.unsafe_of[points]
+    most = len(points)
+    found, exposure = models.by_sample(forms), models.reached[0].exposure
+    if found is not None and isinstance(exposure, Joint):
+        # What is proved of a form alone holds as well.
+        lower = known.lower[points]
+        base = torch.where(lower > 0, torch.inf, found[0])
+        restriction = exposure.restriction
+        most = most_by_selection(
+            base, found[1], groups, models.poison, restriction.inside, restriction.outside
+        )
+    if models.program is not None:
+        box = Interval(known.lower[points], known.upper[points])
+        solved = models.program.most_at_once(
+            models.forward, forms.inputs, forms.coefficients, forms.constant, groups, box
+        )
+        most = min(most, solved)
+    return most
