@@ -12,7 +12,7 @@ from torch import nn
 
 from milp_agt import cost, frozen, inputs
 from milp_agt.attacks import Attacker, Search
-from milp_agt.attacks.unrolled import Unrolled, check_moves
+from milp_agt.attacks.unrolled import Unrolled
 from milp_agt.checkpoint import Checkpoint
 from milp_agt.core.relaxation import Relaxation
 from milp_agt.core.restriction import UNRESTRICTED, Restriction
@@ -110,12 +110,10 @@ def certify(
     target = inputs.device_of(device)
     inputs.warn_of_float32(model, data[0])
     features = inputs.features_of(data[0])
-    step_graph = trace(model, training.loss, tuple(features.shape[1:]), training.clipping)
-    labels = inputs.labels_of(data[1], len(features), step_graph.loss, step_graph.outputs)
-    raw = threat.bind(features, labels, step_graph.loss)
-    step_graph = with_exchanges(step_graph, raw)
-    if attack is not False:
-        check_moves(raw)
+    traced = trace(model, training.loss, tuple(features.shape[1:]), training.clipping)
+    labels = inputs.labels_of(data[1], len(features), traced.loss, traced.outputs)
+    raw = threat.bind(features, labels, traced.loss)
+    step_graph = with_exchanges(traced, raw)
     head, poison, given_away = frozen.split(step_graph, raw)
     batches = training.batch_order(len(features))
     plan = cost.plan(
@@ -182,7 +180,7 @@ def certify(
     result = _finish(run, batches, keeper, on_step)
     if attack is False:
         return result
-    unrolled = Unrolled.of(run.step_graph, training, raw.to(target))
+    unrolled = Unrolled.of(traced.to(target), training, raw.to(target))
     search = Search() if attack is True else attack
     with _threads(plan.single_thread):
         return result.attacked(Attacker(unrolled, search, restriction))

@@ -37,17 +37,44 @@ def with_exchanges(step_graph: StepGraph, poison: Poison) -> StepGraph:
     return replace(step_graph, gradients=sums)
 
 
-def _operation(step_graph: StepGraph, poison: Poison, whole: Whole) -> Exchange:
-    if whole is Whole.REMOVED:
-        return Remove(poison.budget)
-    clipping = step_graph.clipping
-    if clipping is None:
+def check_clipping(step_graph: StepGraph, poison: Poison) -> None:
+    """Refuse new samples that clipping does not bound.
+
+    Raises:
+        InvalidThreatModelError: training without clipping.
+    """
+    new = poison.whole in (Whole.SUBSTITUTED, Whole.INSERTED)
+    if new and poison.whole is not None and step_graph.clipping is None:
         raise InvalidThreatModelError(
-            f"Samples may be {whole.value} without limit on what they are",
+            f"Samples may be {poison.whole.value} without limit on what they are",
             "training without gradient clipping: the gradient of one such sample can be as large as "
             "the adversary likes, and no bound is finite",
             "set clip= in Training, or bound the changes with FeaturePoisoning or LabelPoisoning",
         )
+
+
+def with_absences(step_graph: StepGraph) -> StepGraph:
+    """The step graph of runs without some samples, for points only: ``SELECTION`` is 1 for those.
+
+    The sums are over the samples that are there; who reads them divides by their count.
+    """
+    graph, sums = step_graph.graph, {}
+    selection = (
+        graph[SELECTION] if SELECTION in graph else graph.add(Selection((1,)), name=SELECTION)
+    )
+    for name, gradient in step_graph.gradients.items():
+        own = per_sample(graph, graph[gradient])
+        present = graph.add(Substitute(0, 0.0), own, selection, name=f"{name}:present")
+        sums[name] = graph.add(SumSamples(len(own.shape)), present).name
+    return replace(step_graph, gradients=sums)
+
+
+def _operation(step_graph: StepGraph, poison: Poison, whole: Whole) -> Exchange:
+    if whole is Whole.REMOVED:
+        return Remove(poison.budget)
+    check_clipping(step_graph, poison)
+    clipping = step_graph.clipping
+    assert clipping is not None
     # Clipped gradients keep the bound up to the rounding of norm, root and quotient.
     ball = clipping.mode == "norm"
     cap = clipping.bound * (1.0 + gamma(4 * step_graph.parameter_count + 64) if ball else 1.0)

@@ -148,6 +148,7 @@ ALLOWED = {
         "inputs",
         "engines",
         "tracing",
+        "whole_samples",
         "threats",
         "poison",
         "moves",

@@ -18,12 +18,13 @@ from milp_agt.attacks.objectives import Direction, Envelope, Objective
 from milp_agt.attacks.packed import Packed
 from milp_agt.attacks.replay import ModuleModels, confirm, replay, state_dict_of
 from milp_agt.attacks.search import Aim, Hunt, Search
-from milp_agt.attacks.unrolled import State, Unrolled
+from milp_agt.attacks.unrolled import Poisoning, State, Unrolled
 from milp_agt.core.restriction import UNRESTRICTED, Restriction
 from milp_agt.errors import InvalidInputError, UnsupportedOperationError
 from milp_agt.threats import ThreatModel
 from milp_agt.tracing import trace
 from milp_agt.training import Training
+from milp_agt.whole_samples import check_clipping
 
 Array = npt.NDArray[np.float64]
 
@@ -33,8 +34,9 @@ class PoisonedRun:
     """One training run on poisoned data.
 
     Attributes:
-        poisoned: indices of the samples that were changed, at any step.
-        batches: features and labels (classes, or targets) of each step.
+        poisoned: indices of the samples that were changed or removed, at any step; samples that were
+            inserted are counted from the size of the data set on.
+        batches: features and labels (classes, or targets) that each step trained on.
         state_dict: the trained model, for ``load_state_dict``.
     """
 
@@ -70,7 +72,7 @@ class Runs:
         return len(self.data)
 
     def data_set(self, index: int) -> tuple[Array, npt.NDArray[Any]]:
-        """The poisoned data set of a run against a static threat.
+        """The poisoned data set of a run against a static threat, without the samples removed.
 
         Raises:
             InvalidInputError: an adaptive threat.
@@ -82,22 +84,29 @@ class Runs:
                 "read attack.best.batches, one pair for each step",
             )
         whole = self.data.rows(torch.tensor([index])).unpacked(self.unrolled)
-        return whole.features[0][0].cpu().numpy(), self._decoded(whole.labels[0][0])
+        kept = whole.there[0][0] > 0 if whole.there else slice(None)
+        return whole.features[0][0][kept].cpu().numpy(), self._decoded(whole.labels[0][0][kept])
 
     def describe(self, index: int) -> PoisonedRun:
         """Everything about one run."""
         part = self.data.rows(torch.tensor([index]))
         whole = part.unpacked(self.unrolled)
         steps = range(len(self.unrolled.batches))
-        batches = [self.unrolled.batch_data(whole, step) for step in steps]
+        batches = [self._trained_on(whole, step) for step in steps]
         changed: set[int] = set()
         for leaf, cover in zip(part.leaves, self.unrolled.covers, strict=True):
             changed |= set(cover[leaf.index[leaf.index >= 0]].tolist())
         return PoisonedRun(
             poisoned=tuple(sorted(changed)),
-            batches=tuple((x[0].cpu().numpy(), self._decoded(y[0])) for x, y in batches),
+            batches=tuple((x.cpu().numpy(), self._decoded(y)) for x, y in batches),
             state_dict=state_dict_of(self.unrolled.step_graph, self.state, index),
         )
+
+    def _trained_on(self, whole: Poisoning, step: int) -> tuple[Tensor, Tensor]:
+        """Features and encoded labels of the samples of a batch that are there."""
+        x, y = self.unrolled.batch_data(whole, step)
+        there = self.unrolled.batch_present(whole, step)
+        return (x[0], y[0]) if there is None else (x[0][there[0] > 0], y[0][there[0] > 0])
 
     def _decoded(self, encoded: Tensor) -> npt.NDArray[Any]:
         """Classes (n,) or targets (n, outputs) of encoded labels."""
@@ -213,7 +222,7 @@ class Attacker:
 
         Raises:
             InvalidInputError: an objective that does not fit the model.
-            UnsupportedOperationError: a threat that is not made of moves of samples.
+            UnsupportedOperationError: a threat that changes nothing.
             SoundnessError: plain torch does not confirm a run.
         """
         begun = time.perf_counter()
@@ -260,11 +269,12 @@ class Attacker:
 
     def _check_moves(self) -> None:
         poison = self.unrolled.poison
-        if poison.budget and poison.feature_moves is None and poison.label_moves is None:
+        still = poison.feature_moves is None and poison.label_moves is None
+        if poison.budget and still and self.unrolled.present is None:
             raise UnsupportedOperationError(
                 "An attack needs moves of the features or labels of samples",
-                "a threat to whole samples",
-                "bound it with certify, without attack=",
+                "a threat that names none, and nothing that happens to whole samples either",
+                "bound it with certify, without attack=, or give its Poison moves",
             )
 
     def _aim(self, goal: Goal, directions: tuple[Direction, ...]) -> Aim:
@@ -301,7 +311,8 @@ def attack(
     """Attack a training run: find admissible poisoned data that move an objective as far as possible.
 
     Random and extreme poisonings, gradient ascent through the unrolled run, and exchanges of poisoned
-    samples, all for many attacks at once; label flips are tried one and all where they are few.
+    samples, all for many attacks at once; label flips and removals are tried one and all where they are
+    few. New samples (``Substitution``, ``Insertion``) are searched within some distance of the data.
 
     Guarantee: every number of the result is reached by a float64 training run on data that the threat
     model admits, and was confirmed by training in plain torch. Nothing is claimed about what stronger
@@ -327,6 +338,7 @@ def attack(
     step_graph = trace(model, training.loss, tuple(features.shape[1:]), training.clipping)
     labels = inputs.labels_of(data[1], len(features), step_graph.loss, step_graph.outputs)
     poison = threat.bind(features, labels, step_graph.loss).to(target)
+    check_clipping(step_graph, poison)
     unrolled = Unrolled.of(step_graph.to(target), training, poison)
     return Attacker(unrolled, search or Search()).attack(objective or Envelope())
 

@@ -12,7 +12,7 @@ from milp_agt.attacks.unrolled import Poisoning, Unrolled
 
 @dataclass(frozen=True)
 class PackedLeaf:
-    """Changed samples of one leaf; unused places have the index -1.
+    """Changed samples of one leaf, those that came or went among them; unused places have the index -1.
 
     Attributes:
         index: positions in the leaf, (attacks, places).
@@ -48,10 +48,9 @@ class Packed:
     def of(poisoning: Poisoning, unrolled: Unrolled) -> Packed:
         """Keep what differs from the data as given."""
         leaves = []
-        for x, y, own in zip(
-            poisoning.features, poisoning.labels, unrolled.leaf_poisons, strict=True
-        ):
-            moved = (x != own.features).flatten(2).any(-1) | (y != own.labels).any(-1)
+        changed = unrolled.changed(poisoning)
+        for x, y, (in_x, in_y) in zip(poisoning.features, poisoning.labels, changed, strict=True):
+            moved = in_x | in_y
             places = int(moved.sum(1).max()) if len(moved) else 0
             order = (~moved).to(torch.int8).argsort(dim=1, stable=True)[:, :places]
             rows = torch.arange(len(x), device=x.device)[:, None]
@@ -80,9 +79,13 @@ class Packed:
     def unpacked(self, unrolled: Unrolled) -> Poisoning:
         """The whole data."""
         whole = unrolled.nominal(len(self)).map(torch.clone)
-        for leaf, x, y in zip(self.leaves, whole.features, whole.labels, strict=True):
+        for number, (leaf, x, y) in enumerate(
+            zip(self.leaves, whole.features, whole.labels, strict=True)
+        ):
             row, place = (leaf.index >= 0).nonzero(as_tuple=True)
             position = leaf.index[row, place]
             x[row, position] = leaf.features[row, place]
             y[row, position] = leaf.labels[row, place]
+            if whole.there:
+                whole.there[number][row, position] = 1.0 - whole.there[number][row, position]
         return whole

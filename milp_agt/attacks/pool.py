@@ -29,11 +29,13 @@ class Ways:
 
     Attributes:
         feature_moves, label_moves: the options of each sample, (N, options, size).
+        goes: whether an option takes the sample away, (N, options).
         option: what each sample does in each way, (ways, N).
     """
 
     feature_moves: Tensor
     label_moves: Tensor
+    goes: Tensor
     option: Tensor
 
     def __len__(self) -> int:
@@ -48,11 +50,15 @@ class Ways:
         )
         y = poison.labels + self.label_moves[samples, option]
         near_x, near_y = poison.project(x, y)
-        return Poisoning((near_x,), (near_y,))
+        there = tuple(
+            torch.where(self.goes[samples, option], 1.0 - present, present)
+            for present in unrolled.leaf_present
+        )
+        return Poisoning((near_x,), (near_y,), there)
 
 
 def all_ways(selector: Selector, largest: int) -> Ways | None:
-    """Every admissible poisoning, where moves are finitely many: labels that flip, categories.
+    """Every admissible poisoning, where they are finitely many: labels that flip, categories, removals.
 
     None where some move is not out of a finite set, where the adversary is adaptive or has a budget
     for each batch or one for labels alone, or where there are more than ``largest`` ways.
@@ -67,7 +73,11 @@ def all_ways(selector: Selector, largest: int) -> Ways | None:
     if x is None or y is None:
         return None
     x, y = x.repeat_interleave(y.shape[1], 1), y.repeat(1, x.shape[1], 1)
-    moves = (x != 0).any(-1) | (y != 0).any(-1)
+    goes = torch.zeros(x.shape[:2], dtype=torch.bool, device=x.device)
+    if selector.unrolled.present is not None:
+        x, y = x.repeat(1, 2, 1), y.repeat(1, 2, 1)
+        goes = torch.stack([torch.zeros_like(poison.open), poison.open], 1)
+    moves = goes | (x != 0).any(-1) | (y != 0).any(-1)
     change = {i: row.nonzero()[:, 0].tolist() for i, row in enumerate(moves)}
     inside = sorted(rest.inside)
     free = [i for i in change if change[i] and i not in rest.inside | rest.outside]
@@ -84,7 +94,7 @@ def all_ways(selector: Selector, largest: int) -> Ways | None:
                 way = stay.clone()
                 way[moved] = torch.tensor(options, dtype=way.dtype, device=way.device)
                 found.append(way)
-    return Ways(x, y, torch.stack(found))
+    return Ways(x, y, goes, torch.stack(found))
 
 
 def _options(moves: MoveSet | None, nominal: Tensor) -> Tensor | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -66,11 +66,14 @@ def replay(unrolled: Unrolled, poisoning: Poisoning, start: State | None = None)
         weight_decay=first.weight_decay,
         nesterov=first.nesterov,
     )
-    gradients = vmap(_mean_gradient(graph, poisoning.labels[0].device))
+    gradients = vmap(_mean_gradient(graph, poisoning.labels[0].device, bool(poisoning.there)))
     for step, update in enumerate(unrolled.updates):
         optimiser.param_groups[0]["lr"] = update.rate
         x, y = unrolled.batch_data(poisoning, step)
-        found = gradients({n: v.detach() for n, v in stacked.items()}, x, y)
+        there = unrolled.batch_present(poisoning, step)
+        before = None if there is None else _snapshot(stacked, optimiser)
+        there = torch.ones_like(y[..., 0]) if there is None else there
+        found = gradients({n: v.detach() for n, v in stacked.items()}, x, y, there)
         for name, parameter in stacked.items():
             parameter.grad = found[name]
         if update.l1:
@@ -81,24 +84,62 @@ def replay(unrolled: Unrolled, poisoning: Poisoning, start: State | None = None)
             with torch.no_grad():
                 for parameter in stacked.values():
                     parameter.clamp_(*update.projection)
+        if before is not None:
+            _skip(stacked, optimiser, before, there.sum(1) == 0)
         yield {n: v.detach().clone() for n, v in stacked.items()}
 
 
+def _snapshot(
+    stacked: Mapping[str, Tensor], optimiser: torch.optim.SGD
+) -> dict[str, tuple[Tensor, Tensor]]:
+    """Parameters and momentum buffers; a buffer that is not there yet counts as 0."""
+    found = {}
+    for name, parameter in stacked.items():
+        buffer = optimiser.state[parameter].get("momentum_buffer")
+        old = torch.zeros_like(parameter) if buffer is None else buffer.clone()
+        found[name] = parameter.detach().clone(), old.detach()
+    return found
+
+
+def _skip(
+    stacked: Mapping[str, Tensor],
+    optimiser: torch.optim.SGD,
+    before: dict[str, tuple[Tensor, Tensor]],
+    empty: Tensor,
+) -> None:
+    """Take the step back for the attacks whose batch was empty."""
+    for name, parameter in stacked.items():
+        at = empty.reshape(-1, *[1] * (parameter.dim() - 1))
+        buffer = optimiser.state[parameter].get("momentum_buffer")
+        with torch.no_grad():
+            parameter.copy_(torch.where(at, before[name][0], parameter))
+            if buffer is not None:
+                buffer.copy_(torch.where(at, before[name][1], buffer))
+
+
 def _mean_gradient(
-    graph: StepGraph, device: torch.device
-) -> Callable[[State, Tensor, Tensor], State]:
-    """The gradient of one batch for one model, samples clipped where the run clips."""
+    graph: StepGraph, device: torch.device, absences: bool
+) -> Callable[[State, Tensor, Tensor, Tensor], State]:
+    """The gradient of one batch for one model, samples clipped where the run clips.
+
+    With ``absences`` the mean is that over the samples that are there, (n,) of 1 and 0.
+    """
     module, loss, clipping = _copy(graph, device), mean_loss(graph.loss), graph.clipping
 
     def of_batch(state: State, x: Tensor, y: Tensor) -> Tensor:
         return loss(functional_call(module, state, (x,)), y)
 
-    def mean(state: State, x: Tensor, y: Tensor) -> State:
-        if clipping is None:
+    def mean(state: State, x: Tensor, y: Tensor, there: Tensor) -> State:
+        if clipping is None and not absences:
             whole: State = grad(of_batch)(state, x, y)
             return whole
         each = per_sample_gradients(module, loss, state, x, y)
-        return clipped_mean(each, clipping.bound, clipping.mode)
+        if clipping is not None:
+            each = clipped(each, clipping.bound, clipping.mode)
+        if not absences:
+            return {n: g.mean(0) for n, g in each.items()}
+        share = there / there.sum().clamp(min=1.0)
+        return {n: torch.tensordot(share, g, 1) for n, g in each.items()}
 
     return mean
 
@@ -116,12 +157,17 @@ def per_sample_gradients(
 
 
 def clipped_mean(gradients: State, bound: float, mode: ClipMode) -> State:
-    """The mean of ``g_i min(1, bound / |g_i|)``, or of ``g_i`` clamped, over samples (n, *shape)."""
+    """The mean of :func:`clipped` over the samples."""
+    return {n: g.mean(0) for n, g in clipped(gradients, bound, mode).items()}
+
+
+def clipped(gradients: State, bound: float, mode: ClipMode) -> State:
+    """``g_i min(1, bound / |g_i|)``, or ``g_i`` clamped, for samples (n, *shape)."""
     if mode == "clamp":
-        return {n: g.clamp(-bound, bound).mean(0) for n, g in gradients.items()}
+        return {n: g.clamp(-bound, bound) for n, g in gradients.items()}
     flat = torch.cat([g.flatten(1) for g in gradients.values()], 1)
     factor = (bound / torch.linalg.vector_norm(flat, dim=1)).clamp(max=1.0)
-    return {n: (factor.reshape(-1, *[1] * (g.dim() - 1)) * g).mean(0) for n, g in gradients.items()}
+    return {n: factor.reshape(-1, *[1] * (g.dim() - 1)) * g for n, g in gradients.items()}
 
 
 def _copy(graph: StepGraph, device: torch.device) -> nn.Module:

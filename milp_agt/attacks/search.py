@@ -245,7 +245,16 @@ class Hunt:
             else:
                 once = self._scores(kept, noise, None, 0, quota)
                 fresh = tuple(s < 0 for s in once)
-                self._evaluate(merged(fresh, target, data))
+                self._evaluate(merged(self._in_one_leaf(fresh), target, data))
+
+    def _in_one_leaf(self, masks: Masks) -> Masks:
+        """The masks of one leaf of each attack, drawn at random: an adaptive run is changed in one step."""
+        if len(masks) == 1:
+            return masks
+        rows = len(masks[0])
+        drawn = torch.randint(len(masks), (rows,), generator=self.generator)
+        chosen = drawn.to(masks[0].device)[:, None, None]
+        return tuple(mask & (chosen == leaf) for leaf, mask in enumerate(masks))
 
     def _try_exchange(
         self,

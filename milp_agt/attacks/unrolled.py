@@ -9,8 +9,8 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from milp_agt.attacks.whole import Exchanged
 from milp_agt.engines.step import Schedule, step_at_points, velocity_of
-from milp_agt.errors import UnsupportedOperationError
 from milp_agt.poison import Poison
 from milp_agt.tracing import StepGraph
 from milp_agt.training import Training, UpdateRule
@@ -28,10 +28,13 @@ class Poisoning:
     Attributes:
         features: (attacks, samples of the leaf, *shape) each.
         labels: (attacks, samples of the leaf, width) each.
+        there: 1 for samples that are there and 0 for others, (attacks, samples of the leaf) each;
+            empty where all are.
     """
 
     features: tuple[Tensor, ...]
     labels: tuple[Tensor, ...]
+    there: tuple[Tensor, ...] = ()
 
     def __len__(self) -> int:
         return len(self.labels[0])
@@ -41,28 +44,13 @@ class Poisoning:
         return self.map(lambda tensor: tensor[index])
 
     def map(self, change: Callable[[Tensor], Tensor]) -> Poisoning:
-        return Poisoning(tuple(map(change, self.features)), tuple(map(change, self.labels)))
+        kinds = (self.features, self.labels, self.there)
+        return Poisoning(*(tuple(map(change, leaves)) for leaves in kinds))
 
     @staticmethod
     def cat(parts: Sequence[Poisoning]) -> Poisoning:
-        return Poisoning(
-            tuple(map(torch.cat, zip(*(p.features for p in parts), strict=True))),
-            tuple(map(torch.cat, zip(*(p.labels for p in parts), strict=True))),
-        )
-
-
-def check_moves(poison: Poison) -> None:
-    """Refuse to attack where samples have no moves to search.
-
-    Raises:
-        UnsupportedOperationError: a threat to whole samples.
-    """
-    if poison.whole is not None:
-        raise UnsupportedOperationError(
-            "An attack was asked for",
-            f"samples that are {poison.whole.value}: the search moves features and labels",
-            "attack with FeaturePoisoning or LabelPoisoning, or train on the changed data yourself",
-        )
+        kinds = ([p.features for p in parts], [p.labels for p in parts], [p.there for p in parts])
+        return Poisoning(*(tuple(map(torch.cat, zip(*k, strict=True))) for k in kinds))
 
 
 @dataclass(frozen=True)
@@ -71,23 +59,31 @@ class Unrolled:
 
     Attributes:
         step_graph: the graph of one step.
-        poison: the threat, bound to the data set.
+        poison: the threat, bound to the data set, as moves of samples.
         batches: indices of the samples of each step.
         updates: the optimiser step of each training step.
+        present: where samples come or go: which are there in the data as given, (N,), 1 or 0. A poisoned
+            sample is there if it was not, and the other way round. Places of samples that may be
+            inserted stand behind those of the data set, and in every batch.
+        middle: around which new samples are drawn, (*shape); None where samples only move.
     """
 
     step_graph: StepGraph
     poison: Poison
     batches: tuple[Tensor, ...]
     updates: tuple[UpdateRule, ...]
+    present: Tensor | None = None
+    middle: Tensor | None = None
 
     @staticmethod
     def of(step_graph: StepGraph, training: Training, poison: Poison) -> Unrolled:
-        check_moves(poison)
+        """The run under a threat; ``step_graph`` as it was traced, without exchanges of samples."""
         device = poison.features.device
         order = training.batch_order(len(poison.features))
-        batches = tuple(torch.from_numpy(batch).to(device) for batch in order)
-        return Unrolled(step_graph, poison, batches, training.update_rules(len(batches)))
+        batches = [torch.from_numpy(batch).to(device) for batch in order]
+        own = Exchanged.of(step_graph, poison, batches)
+        updates = training.update_rules(len(batches))
+        return Unrolled(own.step_graph, own.poison, own.batches, updates, own.present, own.middle)
 
     @cached_property
     def schedule(self) -> Schedule:
@@ -110,6 +106,25 @@ class Unrolled:
         return Poisoning(
             tuple(p.features.expand(attacks, *p.features.shape) for p in self.leaf_poisons),
             tuple(p.labels.expand(attacks, *p.labels.shape) for p in self.leaf_poisons),
+            tuple(present.expand(attacks, -1) for present in self.leaf_present),
+        )
+
+    @cached_property
+    def leaf_present(self) -> tuple[Tensor, ...]:
+        """Which samples of each leaf are there in the data as given; empty where none come or go."""
+        return () if self.present is None else tuple(self.present[c] for c in self.covers)
+
+    def changed(self, data: Poisoning) -> tuple[tuple[Tensor, Tensor], ...]:
+        """Whose features and whose labels differ from the data as given, (attacks, n) for each leaf.
+
+        Where samples come or go, both say which do.
+        """
+        if data.there:
+            leaves = zip(data.there, self.leaf_present, strict=True)
+            return tuple((t != present,) * 2 for t, present in leaves)
+        return tuple(
+            ((x != own.features).flatten(2).any(-1), (y != own.labels).any(-1))
+            for x, y, own in zip(data.features, data.labels, self.leaf_poisons, strict=True)
         )
 
     def start(self, attacks: int) -> State:
@@ -130,13 +145,22 @@ class Unrolled:
             return poisoning.features[0], poisoning.labels[0]
         return poisoning.features[0][:, batch], poisoning.labels[0][:, batch]
 
+    def batch_present(self, poisoning: Poisoning, step: int) -> Tensor | None:
+        """Which samples of the batch of a step are there, (attacks, batch); None for all."""
+        if not poisoning.there:
+            return None
+        static = self.poison.static
+        return poisoning.there[0][:, self.batches[step]] if static else poisoning.there[step]
+
     def path(self, poisoning: Poisoning, start: Mapping[str, Tensor] | None = None) -> list[State]:
         """The states after every step."""
         state: Mapping[str, Tensor] = self.start(len(poisoning)) if start is None else start
         states = []
         for step, update in enumerate(self.updates):
             x, y = self.batch_data(poisoning, step)
-            states.append(step_at_points(self.step_graph, self.schedule, state, x, y, update))
+            there = self.batch_present(poisoning, step)
+            step_graph, schedule = self.step_graph, self.schedule
+            states.append(step_at_points(step_graph, schedule, state, x, y, update, there))
             state = states[-1]
         return states
 
@@ -154,7 +178,7 @@ class Unrolled:
         leaf = poisoning.map(lambda tensor: tensor.detach().clone().requires_grad_())
         final = self.run(leaf, start)
         total = score(final).sum()
-        wanted = [*leaf.features, *leaf.labels]
+        wanted = [*leaf.features, *leaf.labels, *leaf.there]
         pulls: Sequence[Tensor | None] = [None] * len(wanted)
         if total.requires_grad:
             pulls = torch.autograd.grad(total, wanted, allow_unused=True)
@@ -164,7 +188,8 @@ class Unrolled:
         ]
         leaves = len(leaf.features)
         detached = {name: value.detach() for name, value in final.items()}
-        return detached, Poisoning(tuple(found[:leaves]), tuple(found[leaves:]))
+        kinds = found[:leaves], found[leaves : 2 * leaves], found[2 * leaves :]
+        return detached, Poisoning(*map(tuple, kinds))
 
     @cached_property
     def bytes_per_attack(self) -> int:

@@ -143,15 +143,26 @@ def step_at_points(
     features: Tensor,
     labels: Tensor,
     update: UpdateRule,
+    present: Tensor | None = None,
 ) -> dict[str, Tensor]:
-    """One optimiser step at points; leading axes (many attacks at once) are allowed throughout."""
+    """One optimiser step at points; leading axes (many attacks at once) are allowed throughout.
+
+    ``present``, (attacks, n), is 1 for the samples of the batch that are there and 0 for the others, on a
+    graph of :func:`milp_agt.whole_samples.with_absences`: the mean is that over those that are there,
+    and a batch without any skips its step. None: all are there.
+    """
     leaves = dict(state) | {FEATURES: features, LABELS: labels}
-    leaves[SELECTION] = torch.zeros_like(labels[..., :1])
+    absent = torch.zeros_like(labels[..., 0]) if present is None else 1.0 - present
+    leaves[SELECTION] = absent.unsqueeze(-1)
     values = schedule.values(leaves)
-    samples = labels.shape[-2]
+    left = None if present is None else present.sum(-1)
     new: dict[str, Tensor] = {}
     for name in step_graph.parameters:
-        gradient = values[step_graph.gradients[name]] / samples
+        total = values[step_graph.gradients[name]]
+        if left is None:
+            gradient = total / labels.shape[-2]
+        else:
+            gradient = total / left.clamp(min=1.0).reshape(-1, *[1] * (total.dim() - 1))
         if update.l1:
             gradient = gradient + update.l1 * torch.sign(state[name])
         gradient = gradient + update.weight_decay * state[name]
@@ -163,7 +174,17 @@ def step_at_points(
         new[name] = state[name] - update.rate * direction
         if update.projection is not None:
             new[name] = new[name].clamp(*update.projection)
-    return new
+    return new if left is None else _unless_empty(left, new, state)
+
+
+def _unless_empty(
+    left: Tensor, new: Mapping[str, Tensor], old: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """The new state, or the old one where no sample is left, (attacks,)."""
+    return {
+        name: torch.where((left > 0).reshape(-1, *[1] * (value.dim() - 1)), value, old[name])
+        for name, value in new.items()
+    }
 
 
 def initial_state(step_graph: StepGraph, box: Mapping[str, Interval], momentum: bool) -> State:
