@@ -101,18 +101,23 @@ class Bounder:
         return found.state
 
     def _ranges(self, level: Relaxation, part: Part, step: Step) -> interval.Ranges:
-        walked = self.plan.case_inner if part.exposure.cases > 1 else self.plan.linear_inner
-        if level is not Relaxation.INTERVAL and walked:
-            past = part.window[max(0, len(part.window) - self.plan.window + 1) :]
-            walks = inner.Walks(
-                self.step_graph, self.schedule, past, part.exposure, self.plan.inner_chunk
-            )
-            return inner.propagate(walks, part.state, step)
         keep: frozenset[str] = frozenset()
         if level.uses_programs:
             keep = self.schedule.batched
         elif level is not Relaxation.INTERVAL:
             keep = self.schedule.supports
+        walked = self.plan.case_inner if part.exposure.cases > 1 else self.plan.linear_inner
+        if level is not Relaxation.INTERVAL and walked:
+            past = part.window[max(0, len(part.window) - self.plan.window + 1) :]
+            walks = inner.Walks(
+                self.step_graph,
+                self.schedule,
+                past,
+                part.exposure,
+                self.plan.inner_chunk,
+                self.plan.inner_pairs,
+            )
+            return inner.propagate(walks, part.state, step, keep)
         return interval.propagate(
             self.schedule, part.state, step, part.exposure, self.plan.fragment, keep
         )

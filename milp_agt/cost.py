@@ -30,6 +30,7 @@ LIVE_BOXES = 12
 ROWS_AT_ONCE = 128
 INNER_ROWS = 2048
 # Where walks jump to the parameters at the outputs, rows of few units and many samples share a pass.
+ROWS_OF_UNITS = 32
 SAMPLES_OF_UNITS = 2048
 FEWEST_SAMPLES = 8
 # Below this count of elements in a batch a second thread gains nothing, and on a busy machine the
@@ -68,6 +69,7 @@ class Plan:
     fragment: int
     walk_fragment: int
     inner_chunk: int
+    inner_pairs: int
     linear_inner: bool
     case_inner: bool
     case_groups: int
@@ -145,14 +147,17 @@ def plan(
         sizes, level, selections, cases, steps, walked, inner_bounds, budget
     )
     notes = (*notes, *note)
-    per_row = FLOAT * LIVE_COEFFICIENTS * max(sizes.walked, 1)
     per_sample = FLOAT * LIVE_BOXES * max(sizes.per_sample, 1)
     in_cuts = 2 * FLOAT * step_graph.outputs * step_graph.parameter_count * sizes.batch * walked
     cuts = sizes.walked >= THREADED_ELEMENTS and in_cuts <= budget // 4
     # The mean of the samples that are left needs all of them at hand.
     whole = sizes.batch if poison.whole is Whole.REMOVED else 1
-    per_form = sizes.form(max(whole, FEWEST_SAMPLES), walked)
-    chunk = max(1, min(2 * sizes.state, ROWS_AT_ONCE, budget // (2 * per_form)))
+    many = SAMPLES_OF_UNITS if cuts else FEWEST_SAMPLES
+    fitting = budget // (2 * ROWS_OF_UNITS * sizes.form(1, 0))
+    fewest = max(whole, FEWEST_SAMPLES, min(many, fitting))
+    chunk = max(1, min(2 * sizes.state, ROWS_AT_ONCE, budget // (2 * sizes.form(fewest, walked))))
+    cached = 0 if cuts else CACHED_ELEMENTS // (chunk * sizes.widest)
+    walk_fragment = max(fewest, cached)
     return Plan(
         asked=relaxation,
         relaxation=level,
@@ -164,16 +169,16 @@ def plan(
             whole,
             min(budget // (2 * per_sample), max(64, CACHED_ELEMENTS // sizes.per_sample)),
         ),
-        walk_fragment=max(
-            whole,
-            SAMPLES_OF_UNITS
-            if cuts
-            else max(FEWEST_SAMPLES, CACHED_ELEMENTS // (chunk * sizes.widest)),
-        ),
+        walk_fragment=walk_fragment,
         inner_chunk=max(
             1,
-            min(INNER_ROWS, max(32, 4 * CACHED_ELEMENTS // sizes.walked), budget // (2 * per_row)),
+            min(
+                INNER_ROWS,
+                max(32, 4 * CACHED_ELEMENTS // max(sizes.walked, 1)),
+                budget // (2 * sizes.form(walk_fragment, walked)),
+            ),
         ),
+        inner_pairs=max(1, budget // (2 * sizes.pair)),
         linear_inner=linear_inner,
         case_inner=case_inner,
         case_groups=groups,
@@ -292,7 +297,13 @@ class _Sizes:
     def form(self, fragment: int, window: int) -> int:
         """Bytes of one row of a walk: coefficients of one fragment, moves of all samples met."""
         met = min(self.batch * window, self.samples)
-        return FLOAT * LIVE_COEFFICIENTS * (self.walked // self.batch * fragment + met * self.moved)
+        own = max(1, self.walked // self.batch) * fragment
+        return FLOAT * LIVE_COEFFICIENTS * (own + met * self.moved)
+
+    @property
+    def pair(self) -> int:
+        """Bytes of a form of one sample: coefficients on its nodes, its data and the parameters."""
+        return FLOAT * LIVE_COEFFICIENTS * (self.walked // self.batch + self.state + self.moved)
 
     def inner(self, steps: int, window: int) -> float:
         """Predicted seconds of all inner walks."""

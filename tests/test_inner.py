@@ -13,6 +13,7 @@ from helpers_ops import check_debt_given, own_debt_case, poison_of
 from torch import Tensor, nn
 
 import milp_agt as agt
+from milp_agt import cost
 from milp_agt.attacks.pool import all_ways
 from milp_agt.core.evaluate import evaluate
 from milp_agt.core.interval import CLEAN, POISONED
@@ -21,6 +22,7 @@ from milp_agt.engines import adversary, inner
 from milp_agt.engines.recorder import MemoryRecorder
 from milp_agt.engines.relaxed import RelaxedStep
 from milp_agt.errors import SoundnessError
+from milp_agt.inputs import bytes_of
 from milp_agt.reachable import ReachableSet
 from milp_agt.tracing import FEATURES, LABELS
 from milp_agt.training import Training
@@ -141,7 +143,7 @@ def escapes(replay: Replay, steps: list[RelaxedStep], attacks: Iterable[Attacks]
             leaves = states[t] | {FEATURES: attack.features[t], LABELS: attack.labels[t]}
             values = evaluate(replay.schedule.before, leaves)
             for node in replay.schedule.before:
-                if not node.batched or not node.inputs:
+                if not node.inputs or node.name not in replay.schedule.supports:
                     continue
                 box = kept.ranges.boxes[node.name]
                 value = values[node.name].detach()
@@ -363,3 +365,83 @@ def test_flipped_labels_catch_mutants(method, mutant, monkeypatch) -> None:
     except SoundnessError:
         return
     assert escapes(replay, steps, [flips]) != []
+
+
+# --------------------------------------------------------------- walks in pieces, by the memory
+
+
+@pytest.mark.parametrize("static", [True, False], ids=["static", "adaptive"])
+@pytest.mark.parametrize("pairs", [1, 5, 30])
+@pytest.mark.parametrize("kind", ["features", "labels"])
+def test_walks_in_pieces_give_the_same_ranges(
+    kind: str, pairs: int, static: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Forms of few elements and samples at once, and no more coefficients than there may be."""
+    case, *_ = problem(
+        kind=kind,
+        hidden=(5,),
+        count=6,
+        radius=0.05,
+        static=static,
+        scope="batch",
+        training={"batch_size": 4, "epochs": 2},
+    )
+    whole, boxes = certified(case, inner_bounds="linear")
+    taken: list[int] = []
+    walk_back = inner.sample_forms
+
+    def spy(nodes: Any, fragment: Any, target: str, coefficients: Tensor) -> Any:
+        forms = walk_back(nodes, fragment, target, coefficients)
+        taken.append(coefficients.shape[0] * coefficients.shape[1])
+        assert all(on.shape[:2] == coefficients.shape[:2] for on in forms.coefficients.values())
+        return forms
+
+    monkeypatch.setattr(inner, "sample_forms", spy)
+    settled = cost.plan
+    monkeypatch.setattr(
+        cost, "plan", lambda *a: replace(settled(*a), inner_pairs=pairs, inner_chunk=7)
+    )
+    cut, cut_boxes = certified(case, inner_bounds="linear")
+    assert taken
+    assert max(taken) <= pairs
+    for one, other in zip(whole, cut, strict=True):
+        for node in inner.targets(Replay(case).schedule):
+            first, second = one.ranges.boxes[node.name], other.ranges.boxes[node.name]
+            assert torch.allclose(first.lower, second.lower, rtol=1e-12, atol=1e-14)
+            assert torch.allclose(first.upper, second.upper, rtol=1e-12, atol=1e-14)
+    for one, other in zip(boxes, cut_boxes, strict=True):
+        assert one.mean_width == pytest.approx(other.mean_width, rel=1e-10)
+
+
+@pytest.mark.parametrize("batch", [500, 10_000])
+@pytest.mark.parametrize("memory", ["64MiB", "1GiB"])
+def test_the_plan_holds_inner_walks_to_the_memory(
+    memory: str, batch: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Bytes of the coefficients: 64 units from both sides, 10,000 samples, 705 parameters each."""
+    plans: list[cost.Plan] = []
+
+    class Planned(Exception):
+        pass
+
+    settled = cost.plan
+
+    def stop(*options: Any) -> cost.Plan:
+        plans.append(settled(*options))
+        raise Planned
+
+    monkeypatch.setattr(cost, "plan", stop)
+    model = network((9, 64, 1), seed=0)
+    data = torch.zeros(batch, 9, dtype=torch.float64), torch.zeros(batch, 1, dtype=torch.float64)
+    threat = agt.FeaturePoisoning(10, 0.01, static=False, scope="batch")
+    training = Training(loss="mse", learning_rate=0.1, epochs=3)
+    with pytest.raises(Planned):
+        agt.certify(model, data, training, threat, inner_bounds="linear", memory=memory)
+    (plan,) = plans
+    allowed = bytes_of(memory)
+    assert plan.linear_inner
+    assert plan.inner_pairs * 8 * (705 + 9 + 1) <= allowed
+    assert plan.inner_pairs < 128 * batch or allowed >= 8 * 705 * 128 * batch
+    # Rows of a walk: dense coefficients of a fragment on 64 units, and moves of every sample.
+    for rows in (plan.chunk, plan.inner_chunk):
+        assert rows == 1 or rows * 8 * (plan.walk_fragment * 64 + batch * 10) <= allowed

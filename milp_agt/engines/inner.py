@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -11,8 +11,8 @@ from torch import Tensor
 from milp_agt.core.graph import Node
 from milp_agt.core.interval import Interval
 from milp_agt.core.operation import Relaxed
+from milp_agt.engines import interval
 from milp_agt.engines.exposure import Exposure
-from milp_agt.engines.first_layer import sharpened
 from milp_agt.engines.interval import Ranges
 from milp_agt.engines.linear import walk
 from milp_agt.engines.relaxed import Fragment, Offsets, RelaxedStep
@@ -20,6 +20,7 @@ from milp_agt.engines.step import Schedule, State, Step
 from milp_agt.engines.walker import SampleForms, sample_forms
 from milp_agt.formulations.clip import Clip
 from milp_agt.formulations.univariate import Univariate
+from milp_agt.poison import Whole
 from milp_agt.tracing import FEATURES, LABELS, StepGraph
 
 
@@ -47,16 +48,29 @@ def targets(schedule: Schedule) -> tuple[Node, ...]:
 
 @dataclass(frozen=True)
 class Walks:
-    """What inner walks need besides the step: the past of the window and how to cut the work."""
+    """What inner walks need besides the step: the past of the window and how to cut the work.
+
+    Attributes:
+        chunk: rows of a walk through the window at once.
+        pairs: pairs of a form and a sample whose coefficients on the parameters are held at once.
+    """
 
     step_graph: StepGraph
     schedule: Schedule
     window: Sequence[RelaxedStep]
     exposure: Exposure
     chunk: int
+    pairs: int
+
+    def samples_at_once(self, step: Step) -> int:
+        """Samples of a fragment, so that all forms of a node fit; the elements are cut below one."""
+        if step.poison.whole is Whole.REMOVED:
+            return step.size  # the mean of the samples that are left needs all of them
+        largest = max((n.signature.size for n in targets(self.schedule)), default=1)
+        return max(1, min(step.size, self.pairs // (2 * largest)))
 
 
-def propagate(walks: Walks, state: State, step: Step) -> Ranges:
+def propagate(walks: Walks, state: State, step: Step, keep: Collection[str]) -> Ranges:
     """Boxes of the nodes of a step, where the targets are met with linear forms.
 
     Node by node in topological order, so that each form stands on the ranges tightened before it.
@@ -64,64 +78,101 @@ def propagate(walks: Walks, state: State, step: Step) -> Ranges:
     Ranges are *conditional*: if i is not poisoned, the budget is spent on the others; if it is, its
     own debt is paid in full and one less is left for the others. Both hold for every admissible
     poisoning in that state, so that the meet with intervals, and sums over samples with the budget
-    of the batch, stay sound.
+    of the batch, stay sound. No form of one sample depends on another, so fragments change nothing.
     """
-    chosen = {node.name for node in targets(walks.schedule)}
-    boxes: dict[str, Interval] = dict(state) | walks.exposure.leaves(step)
-    planes: dict[str, Relaxed] = {}
-    offsets: dict[str, Offsets] = {}
-    leaves = {name: boxes[name].magnitude.amax(0) for name in (FEATURES, LABELS)}
-    nominal = walks.exposure.nominal(step)
-    walked: list[Node] = []
-    for node in walks.schedule.before:
-        if node.name in boxes:
-            if node.batched:
-                walked.append(node)
-            continue
-        inputs = tuple(boxes[name] for name in node.inputs)
-        box = node.op.interval(*inputs)
-        boxes[node.name] = sharpened(node, box, boxes, step.poison)
-        if not node.batched:
-            continue
-        walked.append(node)
-        planes[node.name] = node.op.relax(*inputs)
-        offsets[node.name] = Offsets.of(planes[node.name], True, walks.exposure.cases)
-        if node.name in chosen:
-            whole = Fragment(slice(0, step.size), step.poison, planes, offsets, leaves, nominal)
-            boxes[node.name] = _refined(walks, state, step, whole, walked, boxes[node.name])
-    return _summed(walks, step, boxes)
-
-
-def _refined(
-    walks: Walks,
-    state: State,
-    step: Step,
-    fragment: Fragment,
-    nodes: Sequence[Node],
-    box: Interval,
-) -> Interval:
-    """The meet of a box with linear bounds of every element of the last of ``nodes``."""
-    node = nodes[-1]
-    size = node.signature.size
-    unit = torch.eye(size, dtype=torch.float64, device=box.lower.device)
-    unit = unit.reshape(size, 1, *node.shape).expand(size, step.size, *node.shape)
-    own = sample_forms(nodes, fragment, node.name, torch.cat([unit, -unit]))
-    count = 2 * size * step.size
-    states = walks.exposure.states
-    bounds = torch.full((states, count), -torch.inf, dtype=torch.float64, device=box.lower.device)
-    for part in _worth(walks, node, box).split(walks.chunk):
-        if len(part):
-            bounds[:, part] = _bound_rows(walks, state, step, own, part)
-    lower, upper = bounds.reshape(states, 2, size, step.size).transpose(2, 3).unbind(1)
-    shape = (states, step.size, *node.shape)
-    walked = Interval(lower.reshape(shape), -upper.reshape(shape))
-    return box.expand_states(max(states, box.lower.shape[0])).meet(
-        walked, f"'{node.name}' by intervals and by linear forms"
+    return interval.propagate(
+        walks.schedule,
+        state,
+        step,
+        walks.exposure,
+        walks.samples_at_once(step),
+        keep,
+        lambda part: _Refined(walks, state, step, part),
     )
 
 
+class _Refined:
+    """The boxes of one fragment while they are made: planes so far, and walks of the targets."""
+
+    def __init__(self, walks: Walks, state: State, step: Step, part: slice) -> None:
+        self.walks, self.state, self.step, self.part = walks, state, step, part
+        self.chosen = {node.name for node in targets(walks.schedule)}
+        self.planes: dict[str, Relaxed] = {}
+        self.offsets: dict[str, Offsets] = {}
+        self.nodes = [n for n in walks.schedule.before if n.batched and not n.inputs]
+
+    def __call__(self, node: Node, boxes: Mapping[str, Interval]) -> Interval:
+        box = boxes[node.name]
+        if not node.batched:
+            return box
+        self.nodes.append(node)
+        planes = node.op.relax(*(boxes[name] for name in node.inputs))
+        self.planes[node.name] = planes
+        self.offsets[node.name] = Offsets.of(planes, True, self.walks.exposure.cases)
+        return self._met(node, box, boxes) if node.name in self.chosen else box
+
+    def _fragment(self, boxes: Mapping[str, Interval]) -> Fragment:
+        part, nominal = self.part, self.walks.exposure.nominal(self.step)
+        index = torch.arange(part.start, part.stop, device=self.step.samples.device)
+        return Fragment(
+            part,
+            self.step.poison.take(index),
+            self.planes,
+            self.offsets,
+            {name: boxes[name].magnitude.amax(0) for name in (FEATURES, LABELS)},
+            {name: points[:, part] for name, points in nominal.items()},
+        )
+
+    def _met(self, node: Node, box: Interval, boxes: Mapping[str, Interval]) -> Interval:
+        """The meet of a box with linear bounds of every element, some elements at a time."""
+        size, count = node.signature.size, self.part.stop - self.part.start
+        states = self.walks.exposure.states
+        bounds = box.lower.new_full((states, 2, size, count), -torch.inf)
+        worth = _worth(self.walks, node, box)
+        fragment = self._fragment(boxes)
+        signed = torch.arange(2 * size, device=worth.device)
+        for forms in signed.split(max(1, self.walks.pairs // count)):
+            rows = worth[forms].flatten().nonzero()[:, 0]
+            if len(rows):
+                found = bounds.new_full((states, len(forms) * count), -torch.inf)
+                own = sample_forms(self.nodes, fragment, node.name, _units(node, forms, count))
+                for some in rows.split(self.walks.chunk):
+                    found[:, some] = self._bound_rows(own, some, count)
+                bounds.flatten(1, 2)[:, forms] = found.reshape(states, len(forms), count)
+        lower, upper = bounds.transpose(2, 3).unbind(1)
+        shape = (states, count, *node.shape)
+        walked = Interval(lower.reshape(shape), -upper.reshape(shape))
+        return box.expand_states(max(states, box.lower.shape[0])).meet(
+            walked, f"'{node.name}' by intervals and by linear forms"
+        )
+
+    def _bound_rows(self, own: SampleForms, rows: Tensor, count: int) -> Tensor:
+        """Lower bounds of some rows in each state, (states, rows): the best of all stops of the walk."""
+        walks, step = self.walks, self.step
+        forms = own.rows(rows, self.state)
+        debt = walks.exposure.open_debt(forms.rows)
+        at = self.part.start + rows % count
+        samples = step.samples[at]
+        if not walks.exposure.poison.is_clean:
+            debt.add_own(step, *own.moves(rows, at, step.size))
+        best = forms.concretise(self.state, debt.owed_given(samples))
+        for relaxed in reversed(walks.window):
+            forms = walk(walks.step_graph, walks.schedule, relaxed, forms, debt)
+            stop = forms.concretise(relaxed.state, debt.owed_given(samples))
+            best = torch.maximum(best, stop)
+        return best.T
+
+
+def _units(node: Node, forms: Tensor, count: int) -> Tensor:
+    """Coefficients of forms, numbered over (2 signs, elements): (forms, count, *shape)."""
+    size = node.signature.size
+    one = torch.zeros(len(forms), size, dtype=torch.float64, device=forms.device)
+    one[torch.arange(len(forms)), forms % size] = torch.where(forms < size, 1.0, -1.0).to(one)
+    return one.reshape(-1, 1, *node.shape).expand(-1, count, *node.shape)
+
+
 def _worth(walks: Walks, node: Node, box: Interval) -> Tensor:
-    """Flat indices over (2 signs, elements, samples) of the rows that are worth a walk.
+    """Mask over (2 signs x elements, samples) of the rows that are worth a walk.
 
     Where every function that reads the node is linear on the box by intervals, its relaxation is
     exact already.
@@ -131,32 +182,5 @@ def _worth(walks: Walks, node: Node, box: Interval) -> Tensor:
     for reader in walks.schedule.before:
         if node.name in reader.inputs and isinstance(reader.op, Univariate):
             settled &= reader.op.is_linear_on(hull)
-    mask = ~settled.flatten(1).T.flatten()
-    return torch.cat([mask, mask]).nonzero()[:, 0]
-
-
-def _bound_rows(walks: Walks, state: State, step: Step, own: SampleForms, part: Tensor) -> Tensor:
-    """Lower bounds of some rows in each state, (states, rows): the best of all stops of the walk."""
-    forms = own.rows(part, state)
-    debt = walks.exposure.open_debt(forms.rows)
-    samples = step.samples[part % step.size]
-    if not walks.exposure.poison.is_clean:
-        debt.add_own(step, *own.moves(part, step.size))
-    best = forms.concretise(state, debt.owed_given(samples))
-    for relaxed in reversed(walks.window):
-        forms = walk(walks.step_graph, walks.schedule, relaxed, forms, debt)
-        stop = forms.concretise(relaxed.state, debt.owed_given(samples))
-        best = torch.maximum(best, stop)
-    return best.T
-
-
-def _summed(walks: Walks, step: Step, boxes: dict[str, Interval]) -> Ranges:
-    """Sums over the samples, and what follows them."""
-    ranges = Ranges(boxes)
-    for node in walks.schedule.sums:
-        total = walks.exposure.total(step)
-        total.add(boxes[node.inputs[0]], step.samples)
-        boxes[node.name], ranges.sums[node.name] = total.result()
-    for node in walks.schedule.after:
-        boxes[node.name] = node.op.interval(*(boxes[i] for i in node.inputs))
-    return ranges
+    mask = ~settled.flatten(1).T
+    return torch.cat([mask, mask])

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
+from milp_agt.core.graph import Node
 from milp_agt.core.interval import Interval
 from milp_agt.engines.exposure import Exposure
 from milp_agt.engines.first_layer import sharpened
@@ -27,6 +28,10 @@ class Ranges:
     sums: dict[str, Tensor] = field(default_factory=dict)
 
 
+# The box of a node, given all boxes of a fragment up to its own by intervals.
+Refine = Callable[[Node, Mapping[str, Interval]], Interval]
+
+
 def propagate(
     schedule: Schedule,
     state: Mapping[str, Interval],
@@ -34,6 +39,7 @@ def propagate(
     exposure: Exposure,
     fragment: int | None = None,
     keep: Collection[str] = (),
+    refine: Callable[[slice], Refine] | None = None,
 ) -> Ranges:
     """Boxes of the nodes of a step for all states in a box and all admissible poisonings of the batch.
 
@@ -41,6 +47,7 @@ def propagate(
         exposure: how poison reaches the batch; says what the leading axis of boxes means.
         fragment: samples at once, so that memory stays bounded; None for the whole batch.
         keep: nodes with a sample axis whose boxes the other engines need.
+        refine: makes, for each fragment, what may cut its boxes down before others stand on them.
 
     Raises:
         SoundnessError: a box with lower > upper (never expected).
@@ -59,10 +66,13 @@ def propagate(
         boxes = fixed | exposure.leaves(step, None if whole else part)
         index = torch.arange(part.start, part.stop, device=step.samples.device)
         poison = step.poison if whole else step.poison.take(index)
+        refined = None if refine is None else refine(part)
         for node in schedule.before:
             if node.name not in boxes:
                 box = node.op.interval(*(boxes[i] for i in node.inputs))
                 boxes[node.name] = sharpened(node, box, boxes, poison)
+                if refined is not None:
+                    boxes[node.name] = refined(node, boxes)
         for node in schedule.sums:
             totals[node.name].add(boxes[node.inputs[0]], step.samples[part])
         for name in keep:

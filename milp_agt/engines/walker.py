@@ -305,17 +305,19 @@ class SampleForms:
         )
 
     def moves(
-        self, part: Tensor, samples: int
+        self, part: Tensor, at: Tensor, samples: int
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        """Features, labels and charges of rows ``part``, spread over the batch: (rows, n, ...)."""
-        own = part % samples
+        """Features, labels and charges of rows ``part``, (rows, samples, ...).
+
+        Row r is about the sample at position ``at[r]`` of a batch of ``samples``.
+        """
 
         def spread(tensor: Tensor | None) -> Tensor | None:
             if tensor is None:
                 return None
             picked = tensor.flatten(0, 1)[part]
             full = picked.new_zeros(len(part), samples, *picked.shape[1:])
-            full[torch.arange(len(part)), own] = picked
+            full[torch.arange(len(part)), at] = picked
             return full
 
         return spread(self.features), spread(self.labels), spread(self.charges)
