@@ -90,11 +90,19 @@ class Relu(Univariate):
         # The phase comes first: rows are kept or dropped with the newest of their columns.
         phase = encoder.phase(argument, ambiguous)
         column = encoder.columns(*as_arrays(own.hull(), z.shape))
+        if self._is_product(encoder):  # relu is a comparison and a copy: no rounding
+            first, second = (e.matrix.indices.astype(np.int64) for e in (column, phase))
+            encoder.product(first, second, encoder.pure(z, some))
         with at:
             self.encode_rows(encoder, column, z, some)
             encoder.conditional(column, own)
         self._big_m(encoder, column, z, phase, low[ambiguous], high[ambiguous])
         return add([stable, scatter(column, ambiguous)])
+
+    def _is_product(self, encoder: Encoder) -> bool:
+        """Whether ``v = a z`` is kept; with a slope below the kink its rounding would have to be too."""
+        wanted = encoder.exact_products and encoder.strengthening.identity
+        return wanted and self.negative_slope == 0.0
 
     def _big_m(
         self,

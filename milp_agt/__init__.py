@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from milp_agt.bisection import largest as largest
     from milp_agt.certification import certify as certify
     from milp_agt.comparison import compare as compare
+    from milp_agt.core.strengthening import Strengthening as Strengthening
     from milp_agt.errors import MilpAgtError as MilpAgtError
     from milp_agt.properties.answer import Answer as Answer
     from milp_agt.properties.triggers import BallTrigger as BallTrigger
@@ -60,6 +61,7 @@ _HOMES = {
     "Search": "attacks",
     "SeparatePoisoning": "threats",
     "StepDecay": "schedules",
+    "Strengthening": "core.strengthening",
     "Substitution": "threats",
     "Training": "training",
     "attack": "attacks",

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 from milp_agt import cost
 from milp_agt.chains import OPTIMISED, Chain, Part
 from milp_agt.core.relaxation import Relaxation
 from milp_agt.core.restriction import Restriction
 from milp_agt.core.results import Limits
+from milp_agt.core.strengthening import DEFAULT, Strengthening
 from milp_agt.engines import alpha, inner, interval, linear, program
 from milp_agt.engines.exposure import Exposure
 from milp_agt.engines.recorder import Recorder
@@ -51,6 +53,7 @@ class Bounder:
     workers: int
     recorder: Recorder
     journal: Journal
+    strengthening: Strengthening = DEFAULT
 
     def bound(
         self, chain: Chain, part: Part, step: Step, until: float | None
@@ -66,6 +69,10 @@ class Bounder:
             return state, None
         kept = self.relax(part.exposure, part.state, step, ranges)
         part.window = [*part.window, kept]
+        tightening = program.Tightening()
+        if chain.level.uses_programs and self.strengthening.obbt_seconds > 0.0:
+            kept, tightening = self._tightened(part, step, until)
+            part.window[-1] = kept
         self.recorder.step(chain.name, kept)
         walked = linear.bound_state(
             self.step_graph,
@@ -80,7 +87,57 @@ class Bounder:
             state = {n: b.meet(better[n], f"'{n}' by two slopes") for n, b in state.items()}
         if not chain.level.uses_programs:
             return state, None
-        return self._solve(chain, part, step, state, until)
+        state, report = self._solve(chain, part, step, state, until)
+        return state, report and replace(report, tightening=tightening)
+
+    def _tightened(
+        self, part: Part, step: Step, until: float | None
+    ) -> tuple[RelaxedStep, program.Tightening]:
+        """The newest step on ranges that linear programs made smaller."""
+        window, past = self._split(part)
+        last = window[-1]
+        if not self._fits_a_program(window):
+            return last, program.Tightening()
+        tightener = program.Tightener(
+            self.step_graph,
+            self.schedule,
+            self.poison,
+            self.restriction,
+            part.exposure,
+            past,
+            self.strengthening,
+        )
+        deadline = time.monotonic() + self.strengthening.obbt_seconds
+        if until is not None:
+            deadline = min(deadline, until)
+        options = program.SolveOptions(
+            self.solvers[Relaxation.LP], self.solve_limits, deadline=deadline, workers=self.workers
+        )
+
+        def relax(ranges: interval.Ranges) -> RelaxedStep:
+            return self.relax(part.exposure, last.state, step, ranges)
+
+        try:
+            return tightener.tighten(window, relax, options)
+        except SolverUnavailableError as error:  # a licence that is too small, say
+            self.journal.fallbacks.append(
+                f"step {step.index + 1}: ranges were not tightened by programs: {error}"
+            )
+            return last, program.Tightening()
+
+    def _split(self, part: Part) -> tuple[list[RelaxedStep], list[RelaxedStep]]:
+        """The steps that a program spans, and those before them."""
+        count = self.plan.program_window
+        return part.window[-count:], part.window[:-count]
+
+    @staticmethod
+    def _largest(window: Sequence[RelaxedStep]) -> float:
+        """The largest number in the ranges of a window."""
+        boxes = (box for relaxed in window for box in relaxed.ranges.boxes.values())
+        return max(float(box.magnitude.max()) for box in boxes)
+
+    def _fits_a_program(self, window: Sequence[RelaxedStep]) -> bool:
+        return self._largest(window) <= PROGRAM_RANGE_LIMIT
 
     def _optimise(self, chain: Chain, part: Part, step: Step) -> State:
         """The box by slopes that are optimised from those of the step before."""
@@ -125,16 +182,11 @@ class Bounder:
     def _solve(
         self, chain: Chain, part: Part, step: Step, state: State, until: float | None
     ) -> tuple[State, program.ProgramReport | None]:
-        window = part.window[-self.plan.program_window :]
-        largest = max(
-            float(box.magnitude.max())
-            for relaxed in window
-            for box in relaxed.ranges.boxes.values()
-        )
-        if not largest <= PROGRAM_RANGE_LIMIT:
+        window, past = self._split(part)
+        if not self._fits_a_program(window):
             self.journal.fallbacks.append(
-                f"step {step.index + 1}: ranges up to {largest:.1e} are beyond what a solver can take; "
-                f"'{chain.level.value}' was left to the linear bounds"
+                f"step {step.index + 1}: ranges up to {self._largest(window):.1e} are beyond what a solver "
+                f"can take; '{chain.level.value}' was left to the linear bounds"
             )
             return state, None
         encoded = program.encode_window(
@@ -145,6 +197,8 @@ class Bounder:
             chain.level.exact_phases,
             self.restriction,
             chain.level.exact_products,
+            past,
+            self.strengthening,
         )
         options = program.SolveOptions(
             self.solvers[chain.level],
@@ -183,7 +237,7 @@ class Bounder:
 
     def last_program(self, chain: Chain) -> program.WindowProgram | None:
         """The program over the window that ends now, for questions; None for levels without."""
-        window = chain.parts[0].window[-self.plan.program_window :]
+        window, past = self._split(chain.parts[0])
         if not chain.level.uses_programs or not window:
             return None
         return program.WindowProgram(
@@ -198,4 +252,6 @@ class Bounder:
             program.SolveOptions(
                 self.solvers[chain.level], self.solve_limits, workers=self.workers
             ),
+            past,
+            self.strengthening,
         )

@@ -17,6 +17,7 @@ from milp_agt.checkpoint import Checkpoint
 from milp_agt.core.relaxation import Relaxation
 from milp_agt.core.restriction import UNRESTRICTED, Restriction
 from milp_agt.core.results import Limits
+from milp_agt.core.strengthening import DEFAULT, Strengthening
 from milp_agt.engines.recorder import NullRecorder, Recorder
 from milp_agt.errors import InvalidInputError
 from milp_agt.identity import identity
@@ -49,6 +50,7 @@ def certify(
     memory: str | int = "4GiB",
     time_limit: float | None = None,
     solve_limits: Limits | None = None,
+    strengthening: Strengthening = DEFAULT,
     workers: int = 1,
     initial: Mapping[str, tuple[inputs.ArrayLike, inputs.ArrayLike]] | None = None,
     on_step: OnStep | None = None,
@@ -89,6 +91,8 @@ def certify(
             then optimised slopes and enumerated selections, then linear forms; intervals stay. The
             result says what ended.
         solve_limits: limits of each solve of a program.
+        strengthening: what makes programs tighter than their plain encoding: tightened ranges
+            (``obbt_seconds``), piecewise envelopes (``pieces``), and switches of rows.
         workers: processes that solve programs, by joblib; inside ``joblib.parallel_config`` its backend
             (dask, ray) spreads them over machines. What a worker that dies twice leaves open keeps the
             cheaper bound.
@@ -149,6 +153,7 @@ def certify(
         workers=_workers(workers),
         restriction=restriction,
         recorder=recorder or NullRecorder(),
+        strengthening=strengthening,
     )
     keeper: Checkpoint | None = None
     if checkpoint is not None:
@@ -164,6 +169,7 @@ def certify(
                 plan=plan,
                 solver=solvers.get(plan.relaxation),
                 limits=solve_limits,
+                strengthening=strengthening,
                 restriction=restriction,
                 device=str(target),
             ),

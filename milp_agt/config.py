@@ -20,6 +20,7 @@ from milp_agt.config_table import Count, Index, NonNegative, Positive, Table, pr
 from milp_agt.config_threat import THREAT_TABLES, ThreatTable
 from milp_agt.config_training import SCHEDULE_TABLES, TrainingTable
 from milp_agt.core.relaxation import Relaxation
+from milp_agt.core.strengthening import DEFAULT, Strengthening
 from milp_agt.data import Dataset, Task, load_dataset
 from milp_agt.errors import ConfigurationError, MilpAgtError
 
@@ -87,6 +88,21 @@ class ModelTable(Table):
         return self
 
 
+class StrengtheningTable(Table):
+    """[certify.strengthening]: what makes programs tighter than their plain encoding."""
+
+    on_off: bool = DEFAULT.on_off
+    influence: bool = DEFAULT.influence
+    selection_first: bool = DEFAULT.selection_first
+    identity: bool = DEFAULT.identity
+    pieces: Annotated[int, Field(ge=1)] = DEFAULT.pieces
+    pieced: Annotated[int, Field(ge=1)] = DEFAULT.pieced
+    obbt_seconds: Annotated[float, Field(ge=0.0, allow_inf_nan=False)] = DEFAULT.obbt_seconds
+
+    def build(self) -> Strengthening:
+        return Strengthening(**self.model_dump())
+
+
 class CertifyTable(Table):
     """[certify]: which relaxation, over which window, with which means."""
 
@@ -98,6 +114,7 @@ class CertifyTable(Table):
     alpha_steps: Index = 0
     solver: str | None = None
     solve_time_limit: Positive | None = None
+    strengthening: StrengtheningTable = StrengtheningTable()
     workers: Annotated[int, Field(ge=1)] = 1
     device: str = "cpu"
     memory: str = "4GiB"

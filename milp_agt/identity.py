@@ -16,6 +16,7 @@ from milp_agt.core.interval import Interval
 from milp_agt.core.operation import Operation
 from milp_agt.core.restriction import Restriction
 from milp_agt.core.results import Limits
+from milp_agt.core.strengthening import Strengthening
 from milp_agt.cost import Plan
 from milp_agt.poison import Poison
 from milp_agt.solvers.base import Solver
@@ -47,6 +48,7 @@ def identity(
     plan: Plan,
     solver: Solver | None,
     limits: Limits,
+    strengthening: Strengthening,
     restriction: Restriction,
     device: str,
 ) -> dict[str, str]:
@@ -63,6 +65,7 @@ def identity(
         **{name: str(value) for name, value in options.items()},
         "solver": "none" if solver is None else f"{solver.name} {solver.version()}".strip(),
         "limits": repr(limits),
+        "strengthening": repr(strengthening),
         "restriction": digest(restriction),
         "device": device,
         **versions(),

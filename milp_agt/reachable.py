@@ -115,7 +115,8 @@ class StepRecord:
         adversary: whose poisonings are covered, e.g. "static, dataset".
         batch: samples in the batch.
         chains: mean width after each level, loosest first.
-        program: columns, rows, solves and limits of the program of this step; None without one.
+        program: columns, rows, solves and limits of the program of this step, ends of ranges that were
+            tightened for it and phases that this fixed; None without one.
     """
 
     step: int

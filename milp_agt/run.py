@@ -19,6 +19,7 @@ from milp_agt.core.interval import Interval
 from milp_agt.core.relaxation import Relaxation
 from milp_agt.core.restriction import UNRESTRICTED, Restriction
 from milp_agt.core.results import Limits
+from milp_agt.core.strengthening import DEFAULT, Strengthening
 from milp_agt.engines import interval, program
 from milp_agt.engines.cases import Enumerated, enumerate_cases
 from milp_agt.engines.exposure import Exposure
@@ -69,6 +70,7 @@ class Run:
         workers: int,
         restriction: Restriction,
         recorder: Recorder,
+        strengthening: Strengthening = DEFAULT,
     ) -> None:
         self.step_graph, self.training, self.poison, self.plan = step_graph, training, poison, plan
         self.schedule = Schedule.of(head)
@@ -106,6 +108,7 @@ class Run:
             workers,
             recorder,
             self.journal,
+            strengthening,
         )
 
     def _enumerated(self, start: State) -> Chain:
@@ -366,4 +369,6 @@ def _counts(report: program.ProgramReport | None) -> Mapping[str, int] | None:
         "skipped": report.skipped,
         "limited": report.limited,
         "lost": report.lost,
+        "tightened": report.tightening.tightened,
+        "fixed": report.tightening.fixed,
     }

@@ -161,6 +161,7 @@ def _certify(arguments: argparse.Namespace) -> int:
                 alpha_steps=options.alpha_steps,
                 solver=options.solver,
                 solve_limits=Limits(time=options.solve_time_limit),
+                strengthening=options.strengthening.build(),
                 workers=options.workers,
                 device=options.device,
                 memory=options.memory,

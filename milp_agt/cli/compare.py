@@ -76,6 +76,7 @@ def _compare(arguments: argparse.Namespace) -> int:
             alpha_steps=options.alpha_steps,
             solvers=arguments.solvers or (options.solver,),
             solve_limits=Limits(time=options.solve_time_limit),
+            strengthening=options.strengthening.build(),
             workers=options.workers,
             attack=arguments.attack,
             device=options.device,

@@ -146,6 +146,7 @@ def _certifier(run: Run, advance: Advance, limits: list[bool]) -> Callable[[Thre
             alpha_steps=options.alpha_steps,
             solver=options.solver,
             solve_limits=Limits(time=options.solve_time_limit),
+            strengthening=options.strengthening.build(),
             workers=options.workers,
             device=options.device,
             memory=options.memory,

@@ -16,6 +16,7 @@ from milp_agt.certification import certify
 from milp_agt.comparison.table import Comparison, ComparisonRow
 from milp_agt.core.relaxation import Relaxation
 from milp_agt.core.results import Limits
+from milp_agt.core.strengthening import DEFAULT, Strengthening
 from milp_agt.errors import InvalidInputError, SolverUnavailableError
 from milp_agt.formulations.loss import get_loss
 from milp_agt.reachable import Bounds
@@ -50,6 +51,7 @@ def compare(
     alpha_steps: int = 0,
     solvers: Sequence[str | None] = (None,),
     solve_limits: Limits | None = None,
+    strengthening: Strengthening = DEFAULT,
     workers: int = 1,
     device: str = "cpu",
     memory: str = "4GiB",
@@ -68,8 +70,8 @@ def compare(
         solvers: back ends of the relaxations that solve programs; None picks one. What a solver is not
             able to do, or is not installed for, is left out and stands in the notes.
         attack: attack the run once, so that each row says how far it is from what attacks reach.
-        program_window, inner_bounds, selections, solve_limits, workers, device, memory, time_limit: as
-            for :func:`milp_agt.certify`; the time limit holds for each row.
+        program_window, inner_bounds, selections, solve_limits, strengthening, workers, device, memory,
+        time_limit: as for :func:`milp_agt.certify`; the time limit holds for each row.
         alpha_steps: likewise, for all relaxations but ``interval``.
         on_row: called after every row with the row, its number from 1, and the number of rows.
 
@@ -110,6 +112,7 @@ def compare(
                 alpha_steps=0 if case.relaxation == "interval" else alpha_steps,
                 solver=case.solver,
                 solve_limits=solve_limits,
+                strengthening=strengthening,
                 workers=workers,
                 device=device,
                 memory=memory,

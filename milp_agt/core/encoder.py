@@ -12,6 +12,7 @@ from torch import Tensor
 from milp_agt.core.expression import Array, Expression, Index, Spread, add, widened
 from milp_agt.core.interval import CLEAN, Interval
 from milp_agt.core.program import Curve, Function, Program
+from milp_agt.core.strengthening import DEFAULT, Strengthening
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,16 +57,24 @@ class Encoder:
             (``qcqp``, ``miqp``).
         envelopes: True gives scalar products a column with McCormick rows, False the planes of the
             walk, which cost neither.
+        strengthening: switches of the rows beyond the plain encoding.
         selection: the states of the samples of the batch that is being encoded; None where no
             sample of it can be poisoned.
+        pieced: scalar products that get piecewise envelopes, by the origin of their node: indices.
     """
 
     def __init__(
-        self, exact_phases: bool, exact_products: bool = False, envelopes: bool = True
+        self,
+        exact_phases: bool,
+        exact_products: bool = False,
+        envelopes: bool = True,
+        strengthening: Strengthening = DEFAULT,
     ) -> None:
         self.exact_phases = exact_phases
         self.exact_products = exact_products
         self.envelopes = envelopes
+        self.strengthening = strengthening
+        self.pieced: dict[str, Index] = {}
         self.selection: Selection | None = None
         self.origin = ""
         self._lower: list[Array] = []
@@ -156,7 +165,8 @@ class Encoder:
 
     def branch_first(self, expression: Expression) -> None:
         """Columns that decide most: a tree branches on them before all others."""
-        self._first.append(expression.matrix.indices.astype(np.int64))
+        if self.strengthening.selection_first:
+            self._first.append(expression.matrix.indices.astype(np.int64))
 
     def pure(self, expression: Expression, box: Interval) -> Index:
         """For each element a column that equals it, fresh where the element is more than a column."""
@@ -202,7 +212,7 @@ class Encoder:
         """
         values = offsets.detach().cpu().numpy()
         values = values.reshape(len(values), -1)
-        if self.selection is None:
+        if self.selection is None or not self.strengthening.on_off:
             return values.min(0), np.zeros((0, values.shape[1]))
         # Rounded up, so that clean - charge is at most the poisoned offset.
         difference = values[CLEAN] - values[1:]

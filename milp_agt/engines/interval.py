@@ -87,6 +87,40 @@ def propagate(
     return ranges
 
 
+def narrowed(
+    schedule: Schedule,
+    step: Step,
+    exposure: Exposure,
+    ranges: Ranges,
+    known: Mapping[str, Interval],
+) -> Ranges:
+    """The ranges of a step where some boxes are known to be smaller, carried on through the step.
+
+    Raises:
+        SoundnessError: a box with lower > upper (never expected).
+    """
+    boxes = {**ranges.boxes, **known}
+
+    def again(node: Node) -> Interval:
+        found = node.op.interval(*(boxes[i] for i in node.inputs))
+        old = boxes[node.name]
+        states = max(len(old.lower), len(found.lower))
+        return old.expand_states(states).meet(found.expand_states(states), f"'{node.name}' again")
+
+    for node in schedule.before:
+        if node.inputs:
+            boxes[node.name] = again(node)
+    sums = dict(ranges.sums)
+    for node in schedule.sums:
+        total = exposure.total(step)
+        total.add(boxes[node.inputs[0]], step.samples)
+        found, sums[node.name] = total.result()
+        boxes[node.name] = boxes[node.name].meet(found, f"'{node.name}' again")
+    for node in schedule.after:
+        boxes[node.name] = again(node)
+    return Ranges(boxes, sums)
+
+
 def _concatenate(parts: list[Interval]) -> Interval:
     return Interval(torch.cat([p.lower for p in parts], 1), torch.cat([p.upper for p in parts], 1))
 

@@ -3,6 +3,7 @@
 from milp_agt.engines.program.bounds import ProgramReport, bound_state
 from milp_agt.engines.program.objectives import SolveOptions
 from milp_agt.engines.program.questions import WindowProgram
+from milp_agt.engines.program.tightening import Tightener, Tightening
 from milp_agt.engines.program.window import RANGE_LIMIT, EncodedWindow, encode_window
 
 __all__ = [
@@ -10,6 +11,8 @@ __all__ = [
     "EncodedWindow",
     "ProgramReport",
     "SolveOptions",
+    "Tightener",
+    "Tightening",
     "WindowProgram",
     "bound_state",
     "encode_window",

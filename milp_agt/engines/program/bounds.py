@@ -14,6 +14,7 @@ from torch import Tensor
 from milp_agt.core.expression import Array, stacked
 from milp_agt.core.interval import Interval
 from milp_agt.engines.program.objectives import Objectives, Solved, SolveOptions, minimise
+from milp_agt.engines.program.tightening import Tightening
 from milp_agt.engines.program.window import EncodedWindow
 from milp_agt.engines.step import State
 
@@ -22,7 +23,8 @@ from milp_agt.engines.step import State
 class ProgramReport:
     """What bounding by a program took: sizes, solves, and what was left to the cheaper bound.
 
-    ``objectives`` and ``multipliers`` are the evidence: see :class:`Solved`.
+    ``objectives`` and ``multipliers`` are the evidence: see :class:`Solved`. ``tightening`` says what
+    was done to the ranges that the program stands on.
     """
 
     size: dict[str, int]
@@ -33,6 +35,7 @@ class ProgramReport:
     seconds: float
     objectives: Objectives = field(repr=False)
     multipliers: Mapping[int, Array] = field(repr=False)
+    tightening: Tightening = field(default_factory=Tightening)
 
     @staticmethod
     def of(objectives: Objectives, solved: Solved, seconds: float) -> ProgramReport:

@@ -37,22 +37,31 @@ class Moves:
 
     def select(self, step: Step) -> Selection:
         """Columns ``s_i`` of a batch; zero for what samples cannot be."""
-        shared = self.poison.static or not self.poison.per_batch
-        known = self._selection if shared else {}
-        opened = torch.stack([quota.open for quota in step.poison.quotas], 1).tolist()
-        parts = []
-        for sample, is_open in zip(step.samples.tolist(), opened, strict=True):
-            if sample not in known:
-                known[sample] = self._columns(sample, is_open)
-                if any(is_open) and not self.poison.per_batch:
-                    self._budgeted.append(known[sample])
-            parts.append(known[sample])
+        parts = self._parts(step.samples.tolist(), step.poison)
         every = stacked(parts, (len(parts), self.poison.states - 1))
         self.encoder.branch_first(every)
         if self.poison.per_batch:
             self._limit(parts)
         index = np.arange(every.size).reshape(every.shape)
         return Selection(tuple(every.take(own) for own in index.T))
+
+    def of_all(self) -> Expression:
+        """How far each sample of the data set is poisoned in any way, (samples,), if that is decided once."""
+        parts = self._parts(range(len(self.poison.features)), self.poison)
+        any_state = sp.csr_matrix(np.ones((1, self.poison.states - 1)))
+        return stacked([part.apply(any_state, (1,)) for part in parts], (len(parts),))
+
+    def _parts(self, samples: Sequence[int], poison: Poison) -> list[Expression]:
+        """Columns of some samples, (states - 1,) each; ``poison`` is theirs."""
+        shared = self.poison.static or not self.poison.per_batch
+        known = self._selection if shared else {}
+        opened = torch.stack([quota.open for quota in poison.quotas], 1).tolist()
+        for sample, is_open in zip(samples, opened, strict=True):
+            if sample not in known:
+                known[sample] = self._columns(sample, is_open)
+                if any(is_open) and not self.poison.per_batch:
+                    self._budgeted.append(known[sample])
+        return [known[sample] for sample in samples]
 
     def _columns(self, sample: int, is_open: Sequence[bool]) -> Expression:
         """One column for each state but the clean one, (states - 1,), constants 0 where it cannot be."""

@@ -16,6 +16,7 @@ from milp_agt.core.expression import Expression, add, stacked
 from milp_agt.core.graph import Node
 from milp_agt.core.interval import Interval
 from milp_agt.core.restriction import Restriction
+from milp_agt.core.strengthening import DEFAULT, Strengthening
 from milp_agt.engines.program.bounds import ProgramReport
 from milp_agt.engines.program.collective import Reach
 from milp_agt.engines.program.objectives import Objectives, SolveOptions, minimise
@@ -40,6 +41,8 @@ class WindowProgram:
         window, state: the steps, and the box of the parameters after them.
         exact_phases, exact_products: what is kept, as in the run.
         options: how to solve.
+        past: the steps before the window, as far as they are known.
+        strengthening: switches of the rows beyond the plain encoding.
         reports: what each question took, in the order in which they were asked.
         notes: questions that were left to the cheaper bounds, and why.
     """
@@ -53,6 +56,8 @@ class WindowProgram:
     exact_phases: bool
     exact_products: bool
     options: SolveOptions
+    past: Sequence[RelaxedStep] = ()
+    strengthening: Strengthening = DEFAULT
     reports: list[ProgramReport] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
@@ -125,7 +130,7 @@ class WindowProgram:
         constant: Tensor,
     ) -> tuple[Encoder, Expression]:
         """The window with forms of the outputs at its end, flat over (n, forms)."""
-        encoder = Encoder(self.exact_phases, self.exact_products)
+        encoder = Encoder(self.exact_phases, self.exact_products, strengthening=self.strengthening)
         outputs = self._outputs(forward, boxes, encoder)
         return encoder, _forms(outputs, coefficients, constant)
 
@@ -168,6 +173,19 @@ class WindowProgram:
                 total += len(part)
         return total
 
+    def _state(self, encoder: Encoder) -> dict[str, Expression]:
+        """The state after the window."""
+        steps = encode_steps(
+            self.step_graph,
+            self.schedule,
+            self.window,
+            self.poison,
+            self.restriction,
+            encoder,
+            self.past,
+        )
+        return steps.state
+
     def _boxes(self, forward: Sequence[Node], inputs: Interval) -> dict[str, Interval]:
         boxes = dict(self.state) | {FEATURES: inputs}
         for node in forward:
@@ -179,9 +197,7 @@ class WindowProgram:
         self, forward: Sequence[Node], boxes: Mapping[str, Interval], encoder: Encoder
     ) -> Expression:
         """Outputs of the trained model at the test inputs, (n, outputs)."""
-        state = encode_steps(
-            self.step_graph, self.schedule, self.window, self.poison, self.restriction, encoder
-        )
+        state = self._state(encoder)
         encoder.selection = None
         encoder.origin = "model: state"
         known = {name: encoder.bounded(state[name], box) for name, box in self.state.items()}

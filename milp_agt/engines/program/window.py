@@ -6,12 +6,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
-from milp_agt.core.encoder import Encoder, as_arrays
+from milp_agt.core.encoder import Encoder, Selection, as_arrays
 from milp_agt.core.expression import Expression
 from milp_agt.core.graph import Node
 from milp_agt.core.program import Program
 from milp_agt.core.restriction import UNRESTRICTED, Restriction
+from milp_agt.core.strengthening import DEFAULT, Strengthening
+from milp_agt.engines.joint import Joint
+from milp_agt.engines.program.influence import admitted, encode_influence, influence_on
 from milp_agt.engines.program.moves import Moves
 from milp_agt.engines.relaxed import RelaxedStep
 from milp_agt.engines.step import Schedule
@@ -36,6 +40,18 @@ class EncodedWindow:
     state: dict[str, Expression]
 
 
+@dataclass(frozen=True)
+class EncodedSteps:
+    """Expressions over the columns of a window: the state after it, and the nodes of its last step.
+
+    ``selection`` has the columns of the last batch; None where none of it can be poisoned.
+    """
+
+    state: dict[str, Expression]
+    known: dict[str, Expression]
+    selection: Selection | None
+
+
 def encode_window(
     step_graph: StepGraph,
     schedule: Schedule,
@@ -44,18 +60,22 @@ def encode_window(
     exact_phases: bool,
     restriction: Restriction = UNRESTRICTED,
     exact_products: bool = False,
+    past: Sequence[RelaxedStep] = (),
+    strengthening: Strengthening = DEFAULT,
 ) -> EncodedWindow:
     """The program of the last steps: w copies of the step graph joined at the states.
 
     Up to ``ENVELOPES`` products they have McCormick envelopes, beyond that the planes of the walk.
     ``exact_phases`` keeps phases and selection integral, ``exact_products`` bilinear terms.
+    ``past`` are the steps before the window, as far as they are known.
 
     Raises:
         EncodingError: a node without finite bounds.
     """
-    encoder = Encoder(exact_phases, exact_products, _products(schedule, window) <= ENVELOPES)
-    state = encode_steps(step_graph, schedule, window, poison, restriction, encoder)
-    return EncodedWindow(encoder.finish(), state)
+    envelopes = affords_envelopes(schedule, window)
+    encoder = Encoder(exact_phases, exact_products, envelopes, strengthening)
+    steps = encode_steps(step_graph, schedule, window, poison, restriction, encoder, past)
+    return EncodedWindow(encoder.finish(), steps.state)
 
 
 def encode_steps(
@@ -65,10 +85,15 @@ def encode_steps(
     poison: Poison,
     restriction: Restriction,
     encoder: Encoder,
-) -> dict[str, Expression]:
-    """Columns and rows of a window; returns the state after it."""
+    past: Sequence[RelaxedStep] = (),
+) -> EncodedSteps:
+    """Columns and rows of a window."""
     moves = Moves(encoder, poison, restriction)
+    if encoder.exact_phases and encoder.strengthening.pieces > 1:
+        encoder.pieced = _widest(schedule, window, encoder.strengthening.pieced)
     state: dict[str, Expression] | None = None
+    known: dict[str, Expression] = {}
+    selection: Selection | None = None
     for relaxed in window:
         encoder.origin = f"step {relaxed.step.index}: state"
         columns: dict[str, Expression] = {}
@@ -78,25 +103,60 @@ def encode_steps(
                 columns[name] = encoder.columns(*as_arrays(box.hull(), shape))
             else:
                 columns[name] = encoder.bounded(state[name], box)
-        state = _encode_step(step_graph, schedule, relaxed, encoder, moves, columns)
+        if state is None and past and encoder.strengthening.influence and admitted(poison):
+            joint = Joint(poison, restriction)
+            rows = influence_on(step_graph, schedule, past, relaxed.state, joint)
+            encode_influence(encoder, moves, rows, list(columns.values()))
+        known, selection = _encode_nodes(schedule, relaxed, encoder, moves, columns)
+        state = _encode_update(step_graph, relaxed, encoder, dict(known))
     moves.close()
     assert state is not None
-    return state
+    return EncodedSteps(state, known, selection)
 
 
-def _products(schedule: Schedule, window: Sequence[RelaxedStep]) -> int:
+def _widest(
+    schedule: Schedule, window: Sequence[RelaxedStep], count: int
+) -> dict[str, npt.NDArray[np.int64]]:
+    """The scalar products of a window with the largest gap, by the origin of their node."""
+    nodes = [(r, n) for r in window for n in schedule.all if isinstance(n.op, Einsum)]
+    gaps = [_gaps(node, relaxed) for relaxed, node in nodes]
+    if not gaps:
+        return {}
+    sizes = np.cumsum([0, *(g.size for g in gaps)])
+    every = np.concatenate(gaps)
+    chosen = np.sort(np.argsort(-every, kind="stable")[:count])
+    chosen = chosen[every[chosen] > 0.0]
+    found = {}
+    for (relaxed, node), begin, end in zip(nodes, sizes, sizes[1:], strict=False):
+        own = chosen[(begin <= chosen) & (chosen < end)] - begin
+        if own.size:
+            found[origin_of(relaxed, node)] = own
+    return found
+
+
+def _gaps(node: Node, relaxed: RelaxedStep) -> npt.NDArray[np.float64]:
+    assert isinstance(node.op, Einsum)
+    return node.op.gaps(*(relaxed.ranges.boxes[name] for name in node.inputs))
+
+
+def origin_of(relaxed: RelaxedStep, node: Node) -> str:
+    return f"step {relaxed.step.index}: {node.name}"
+
+
+def affords_envelopes(schedule: Schedule, window: Sequence[RelaxedStep]) -> bool:
+    """Whether the products of a window are few enough for a column each."""
     each = sum(n.signature.size for n in schedule.all if isinstance(n.op, Einsum) and n.batched)
-    return sum(each * relaxed.step.size for relaxed in window)
+    return sum(each * relaxed.step.size for relaxed in window) <= ENVELOPES
 
 
-def _encode_step(
-    step_graph: StepGraph,
+def _encode_nodes(
     schedule: Schedule,
     relaxed: RelaxedStep,
     encoder: Encoder,
     moves: Moves,
     state: dict[str, Expression],
-) -> dict[str, Expression]:
+) -> tuple[dict[str, Expression], Selection | None]:
+    """Expressions of all nodes of a step, and the selection of its batch."""
     step, boxes = relaxed.step, relaxed.ranges.boxes
     known = dict(state)
     encoder.selection = None
@@ -116,7 +176,7 @@ def _encode_step(
     for node in schedule.all:
         if node.name in known:
             continue
-        encoder.origin = f"step {step.index}: {node.name}"
+        encoder.origin = origin_of(relaxed, node)
         inputs = tuple(known[name] for name in node.inputs)
         ranges = tuple(boxes[name] for name in node.inputs)
         expression = node.op.encode(encoder, inputs, ranges)
@@ -125,10 +185,7 @@ def _encode_step(
         if node.name in curved or scattered:
             expression = encoder.bounded(expression, boxes[node.name])
         known[node.name] = expression
-    if step.has_velocity:  # theta and velocity both read the gradient
-        for name in step_graph.gradients.values():
-            known[name] = encoder.bounded(known[name], boxes[name])
-    return _encode_update(relaxed, encoder, known)
+    return known, encoder.selection
 
 
 def curved_inputs(nodes: Sequence[Node]) -> set[str]:
@@ -156,10 +213,13 @@ def _only_summed(schedule: Schedule) -> set[str]:
 
 
 def _encode_update(
-    relaxed: RelaxedStep, encoder: Encoder, known: dict[str, Expression]
+    step_graph: StepGraph, relaxed: RelaxedStep, encoder: Encoder, known: dict[str, Expression]
 ) -> dict[str, Expression]:
     """The new state; projected where the projection is relaxed already."""
     update = relaxed.update
+    if relaxed.step.has_velocity:  # theta and velocity both read the gradient
+        for name in step_graph.gradients.values():
+            known[name] = encoder.bounded(known[name], relaxed.ranges.boxes[name])
     boxes = update.boxes(relaxed.state, relaxed.ranges.boxes)
     encoder.selection = None
     for node in update.nodes:

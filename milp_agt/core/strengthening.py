@@ -1,0 +1,52 @@
+"""What makes programs tighter than their plain encoding."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from milp_agt.errors import InvalidInputError
+
+
+@dataclass(frozen=True)
+class Strengthening:
+    """Switches of the programs of ``lp`` and above; each holds by itself, so each can be measured.
+
+    Any choice gives sound bounds. The defaults are what pays on the instances of README.
+
+    Attributes:
+        on_off: rows of a sample are tight while it is clean, and give way as its selection grows.
+            False: one row for both states.
+        influence: the state that a window begins with is tied to the selection by the forms of the walk
+            through the steps before it (budgets for the data set).
+        selection_first: trees branch on the selection before all phases (solvers with priorities).
+        identity: ``relu(z) = step(z) z`` as a bilinear term in ``qcqp`` and ``miqp``.
+        pieces: pieces of the range of one operand of a chosen product, each with McCormick envelopes of
+            its own and a binary (``milp`` and ``miqp``; Bergamini et al. 2005); 1 for none.
+        pieced: how many products of a window are chosen: those with the largest gap.
+        obbt_seconds: seconds that every step of ``lp`` and above may spend on tightening the ranges
+            inside the step by linear programs (optimisation-based bound tightening), before it is
+            bounded itself; 0 for none. What is done in that time depends on the machine.
+
+    Raises:
+        InvalidInputError: a count below 1, or negative seconds.
+    """
+
+    on_off: bool = True
+    influence: bool = True
+    selection_first: bool = True
+    identity: bool = False
+    pieces: int = 1
+    pieced: int = 8
+    obbt_seconds: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.pieces < 1 or self.pieced < 1 or not self.obbt_seconds >= 0.0:
+            raise InvalidInputError(
+                "Programs are strengthened by at least one piece of one product, in no negative time",
+                f"pieces = {self.pieces}, pieced = {self.pieced}, "
+                f"obbt_seconds = {self.obbt_seconds}",
+                "give pieces=1 and obbt_seconds=0 to leave both out",
+            )
+
+
+DEFAULT = Strengthening()
