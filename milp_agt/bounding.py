@@ -14,6 +14,7 @@ from milp_agt.core.results import Limits
 from milp_agt.core.strengthening import DEFAULT, Strengthening
 from milp_agt.engines import alpha, inner, interval, linear, program
 from milp_agt.engines.exposure import Exposure
+from milp_agt.engines.passes import Passes
 from milp_agt.engines.recorder import Recorder
 from milp_agt.engines.relaxed import RelaxedStep, relax_step
 from milp_agt.engines.step import Schedule, State, Step
@@ -54,6 +55,8 @@ class Bounder:
     recorder: Recorder
     journal: Journal
     strengthening: Strengthening = DEFAULT
+    passes: Passes = field(default_factory=Passes)
+    inner_passes: Passes = field(default_factory=Passes)
 
     def bound(
         self, chain: Chain, part: Part, step: Step, until: float | None
@@ -80,7 +83,9 @@ class Bounder:
             part.window[-self.plan.window :],
             part.exposure,
             self.plan.chunk,
+            self.passes,
         )
+        self._tell_of_memory(step)
         state = {n: b.meet(walked[n], f"'{n}' by interval and linear") for n, b in state.items()}
         if chain.name == OPTIMISED:
             better = self._optimise(chain, part, step)
@@ -139,6 +144,14 @@ class Bounder:
     def _fits_a_program(self, window: Sequence[RelaxedStep]) -> bool:
         return self._largest(window) <= PROGRAM_RANGE_LIMIT
 
+    def _tell_of_memory(self, step: Step) -> None:
+        for name, passes in (("", self.passes), ("inner ", self.inner_passes)):
+            for before, after in passes.told():
+                self.journal.fallbacks.append(
+                    f"step {step.index + 1}: memory ran out with {before} {name}rows in a pass; from here "
+                    f"on {after} share one"
+                )
+
     def _optimise(self, chain: Chain, part: Part, step: Step) -> State:
         """The box by slopes that are optimised from those of the step before."""
         window = part.window[-self.plan.window :]
@@ -173,6 +186,7 @@ class Bounder:
                 part.exposure,
                 self.plan.inner_chunk,
                 self.plan.inner_pairs,
+                self.inner_passes,
             )
             return inner.propagate(walks, part.state, step, keep)
         return interval.propagate(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -15,6 +15,7 @@ from milp_agt.engines import interval
 from milp_agt.engines.exposure import Exposure
 from milp_agt.engines.interval import Ranges
 from milp_agt.engines.linear import walk
+from milp_agt.engines.passes import Passes
 from milp_agt.engines.relaxed import Fragment, Offsets, RelaxedStep
 from milp_agt.engines.step import Schedule, State, Step
 from milp_agt.engines.walker import SampleForms, sample_forms
@@ -53,6 +54,7 @@ class Walks:
     Attributes:
         chunk: rows of a walk through the window at once.
         pairs: pairs of a form and a sample whose coefficients on the parameters are held at once.
+        passes: how many rows memory has room for, remembered over the steps.
     """
 
     step_graph: StepGraph
@@ -61,6 +63,7 @@ class Walks:
     exposure: Exposure
     chunk: int
     pairs: int
+    passes: Passes = field(default_factory=Passes)
 
     def samples_at_once(self, step: Step) -> int:
         """Samples of a fragment, so that all forms of a node fit; the elements are cut below one."""
@@ -136,8 +139,12 @@ class _Refined:
             if len(rows):
                 found = bounds.new_full((states, len(forms) * count), -torch.inf)
                 own = sample_forms(self.nodes, fragment, node.name, _units(node, forms, count))
-                for some in rows.split(self.walks.chunk):
-                    found[:, some] = self._bound_rows(own, some, count)
+
+                def bound(some: Tensor, own: SampleForms = own) -> Tensor:
+                    return self._bound_rows(own, some, count)
+
+                for some, low in self.walks.passes.run(rows, self.walks.chunk, bound):
+                    found[:, some] = low
                 bounds.flatten(1, 2)[:, forms] = found.reshape(states, len(forms), count)
         lower, upper = bounds.transpose(2, 3).unbind(1)
         shape = (states, count, *node.shape)

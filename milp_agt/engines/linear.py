@@ -14,6 +14,7 @@ from milp_agt.core.interval import CLEAN, Interval
 from milp_agt.core.operation import Relaxed
 from milp_agt.engines.ball import regained
 from milp_agt.engines.exposure import Debt, Exposure
+from milp_agt.engines.passes import Passes
 from milp_agt.engines.relaxed import Fragment, Offsets, RelaxedStep, per_sample
 from milp_agt.engines.step import Schedule, State
 from milp_agt.engines.walker import Forms, SampleForms, Walker, cut_of, sample_forms
@@ -263,15 +264,26 @@ def bound_state(
     window: Sequence[RelaxedStep],
     exposure: Exposure,
     chunk: int,
+    passes: Passes | None = None,
 ) -> State:
-    """Boxes of the state after the window: every entry bounded from both sides, ``chunk`` rows at once."""
+    """Boxes of the state after the window: every entry bounded from both sides, ``chunk`` rows at once.
+
+    ``passes`` remembers over the steps how many rows memory has room for.
+    """
+    passes = passes or Passes()
     state = window[-1].state
     rows = 2 * sum(box.lower[0].numel() for box in state.values())
     device = exposure.poison.features.device
     bounds = torch.empty(exposure.cases, rows, dtype=torch.float64, device=device)
     enough = ROWS_OF_UNITS if any(relaxed.cuts for relaxed in window) else chunk
-    for part, forms in ends_of(state, chunk, enough):
-        bounds[:, part] = bound_forms(step_graph, schedule, window, forms, exposure).T
+    for part, forms in ends_of(state, passes.limit(chunk), enough):
+
+        def bound(own: Tensor, forms: Forms = forms) -> Tensor:
+            some = forms if len(own) == forms.rows else forms.part(own)
+            return bound_forms(step_graph, schedule, window, some, exposure)
+
+        for own, low in passes.run(torch.arange(len(part), device=device), chunk, bound):
+            bounds[:, part[own]] = low.T
     return boxes_of(state, bounds)
 
 

@@ -1,0 +1,83 @@
+"""Rows that share a pass, fewer of them when memory runs out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from milp_agt.errors import InvalidInputError
+
+# What torch's allocators say in a plain RuntimeError where they have no memory.
+REFUSALS = ("can't allocate memory", "not enough memory", "out of memory")
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory ran out, on the GPU or on the CPU."""
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        return True
+    return isinstance(error, RuntimeError) and any(r in str(error) for r in REFUSALS)
+
+
+@dataclass
+class Passes:
+    """How many rows share a pass; halved for good whenever a pass runs out of memory.
+
+    Attributes:
+        most: the most rows that are tried; None as long as memory has sufficed.
+        halved: rows before and after each time that it did not, since they were last told.
+    """
+
+    most: int | None = None
+    halved: list[tuple[int, int]] = field(default_factory=list)
+
+    def limit(self, rows: int) -> int:
+        """``rows``, or what memory has room for."""
+        return rows if self.most is None else min(rows, self.most)
+
+    def run(
+        self, rows: Tensor, chunk: int, work: Callable[[Tensor], Tensor]
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Pieces of at most ``chunk`` rows with what ``work`` makes of them, in order.
+
+        Raises:
+            InvalidInputError: a single row is too much.
+        """
+        waiting = list(rows.split(self.limit(chunk)))[::-1]
+        while waiting:
+            part = waiting.pop()
+            if len(part) > self.limit(chunk):
+                waiting += list(part.split(self.limit(chunk)))[::-1]
+                continue
+            done, refused = None, ""
+            try:
+                done = work(part)
+            except Exception as error:
+                if not is_out_of_memory(error):
+                    raise
+                refused = str(error) or type(error).__name__
+            # Outside of the handler: the error keeps the tensors of the pass alive.
+            if done is not None:
+                yield part, done
+                continue
+            self._halve(len(part), refused)
+            waiting.append(part)
+
+    def _halve(self, rows: int, refused: str) -> None:
+        if rows <= 1:
+            raise InvalidInputError(
+                "Linear forms are walked back through the window, one row at a time at least",
+                f"no memory for a single row ({refused.splitlines()[0]})",
+                "take a shorter window or smaller batches, or relaxation='interval'",
+            )
+        self.most = rows // 2
+        self.halved.append((rows, self.most))
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+    def told(self) -> list[tuple[int, int]]:
+        """What happened since this was asked last."""
+        found, self.halved = self.halved, []
+        return found

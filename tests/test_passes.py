@@ -1,0 +1,113 @@
+"""Out of memory halves the rows of a pass and goes on, to the same bounds; any other error does not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from attacks import network
+
+import milp_agt as agt
+from milp_agt.engines import inner, linear
+from milp_agt.engines.passes import Passes, is_out_of_memory
+from milp_agt.errors import InvalidInputError
+
+CPU = "[enforce fail at alloc_cpu.cpp:121] err == 0. DefaultCPUAllocator: can't allocate memory"
+ERRORS = (
+    MemoryError(),
+    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB."),
+    RuntimeError(CPU),
+    RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 8000000000 bytes."),
+)
+
+
+@pytest.mark.parametrize("error", ERRORS, ids=repr)
+def test_what_counts_as_out_of_memory(error: Exception) -> None:
+    assert is_out_of_memory(error)
+
+
+@pytest.mark.parametrize("error", [RuntimeError("shape '[2]' is invalid"), ValueError("memory")])
+def test_what_does_not(error: Exception) -> None:
+    assert not is_out_of_memory(error)
+    passes = Passes()
+
+    def work(rows: torch.Tensor) -> torch.Tensor:
+        raise error
+
+    with pytest.raises(type(error)):
+        list(passes.run(torch.arange(4), 4, work))
+    assert passes.most is None
+
+
+def limited(most: int, error: Exception) -> Callable[[torch.Tensor], torch.Tensor]:
+    def work(rows: torch.Tensor) -> torch.Tensor:
+        if len(rows) > most:
+            raise error
+        return 2 * rows
+
+    return work
+
+
+@pytest.mark.parametrize("error", ERRORS, ids=repr)
+def test_rows_come_in_order_and_fewer_at_once(error: Exception) -> None:
+    passes = Passes()
+    rows = torch.arange(23)
+    pieces = list(passes.run(rows, 16, limited(3, error)))
+    assert torch.cat([part for part, _ in pieces]).tolist() == rows.tolist()
+    assert torch.cat([done for _, done in pieces]).tolist() == (2 * rows).tolist()
+    assert passes.most == 2
+    assert passes.told() == [(16, 8), (8, 4), (4, 2)]
+    assert passes.told() == []
+    # It is not tried again.
+    assert [len(part) for part, _ in passes.run(rows[:5], 16, limited(3, error))] == [2, 2, 1]
+    assert passes.told() == []
+
+
+def test_a_row_that_does_not_fit_is_an_error() -> None:
+    with pytest.raises(InvalidInputError) as error:
+        list(Passes().run(torch.arange(4), 4, limited(0, RuntimeError(CPU))))
+    for part in ("one row at a time", "DefaultCPUAllocator", "shorter window"):
+        assert part in str(error.value)
+
+
+def certified(**options: object) -> agt.Result:
+    generator = torch.Generator().manual_seed(4)
+    x = torch.randn(8, 2, generator=generator, dtype=torch.float64)
+    y = torch.randint(2, (8,), generator=generator)
+    training = agt.Training(loss="bce", learning_rate=0.3, epochs=3)
+    threat = agt.FeaturePoisoning(1, 0.02)
+    return agt.certify(network((2, 3, 1), seed=1), (x, y), training, threat, **options)
+
+
+@pytest.mark.parametrize("error", ERRORS[1:3], ids=repr)
+@pytest.mark.parametrize("selections", ["joint", "enumerated"])
+def test_a_run_goes_on_with_fewer_rows(
+    error: Exception, selections: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = {"selections": selections, "inner_bounds": "linear"}
+    plain = certified(**options)
+    assert not plain.fallbacks
+    walk, failed = linear.walk, []
+
+    def starved(*arguments, **named):
+        forms = arguments[3]
+        if arguments[2].step.index == 1 and forms.rows > 5:
+            failed.append(forms.rows)
+            raise error
+        return walk(*arguments, **named)
+
+    monkeypatch.setattr(linear, "walk", starved)
+    monkeypatch.setattr(inner, "walk", starved)
+    result = certified(**options)
+    for name, low in plain.reachable.lower.items():
+        assert np.allclose(result.reachable.lower[name], low, rtol=1e-12, atol=1e-14)
+        assert np.allclose(result.reachable.upper[name], plain.reachable.upper[name], rtol=1e-12)
+    assert len(result.fallbacks) == len(failed)
+    outer = [text for text in result.fallbacks if "inner rows" not in text]
+    assert outer
+    assert len(outer) < len(result.fallbacks)
+    assert all("memory ran out with" in text for text in result.fallbacks)
+    assert outer[0].startswith("step 2: ")
+    assert f"{failed[-1] // 2} share one" in result.fallbacks[-1]
