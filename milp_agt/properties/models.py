@@ -196,7 +196,14 @@ class Models:
             ]
             for part in torch.arange(rows).split(ROWS_AT_ONCE)
         ]
-        return _joined([_joined(each, 0) for each in pieces], 1)
+        bounds = _joined([_joined(each, 0) for each in pieces], 1)
+        if self.program is None:
+            return bounds
+        solved = self.program.bound_parameters(coefficients, bounds.hull())
+        return bounds.meet(
+            Interval(solved.lower.unsqueeze(0), solved.upper.unsqueeze(0)),
+            "a functional of the parameters by linear forms and by program",
+        )
 
     def _bound_rows(self, reached: Reached, coefficients: Mapping[str, Tensor]) -> Interval:
         both = {n: torch.cat([c, -c]) for n, c in coefficients.items()}

@@ -11,10 +11,8 @@ import torch
 
 from milp_agt.core.encoder import Encoder
 from milp_agt.core.expression import Array, Expression, add, stacked
-from milp_agt.core.rounding import gamma
-from milp_agt.engines.exposure import Debt
 from milp_agt.engines.joint import Joint
-from milp_agt.engines.linear import walk
+from milp_agt.engines.linear import bound_by_sample
 from milp_agt.engines.program.moves import Moves
 from milp_agt.engines.relaxed import RelaxedStep
 from milp_agt.engines.step import Schedule, State
@@ -64,29 +62,8 @@ def influence_on(
     forms = Forms.start(
         {n: p.reshape(-1, *s) for n, p, s in zip(names, parts, shapes, strict=True)}
     )
-    debt = joint.open_debt(forms.rows)
-    best = torch.full((forms.rows,), -torch.inf, dtype=torch.float64, device=unit.device)
-    constant, devs = best.clone(), unit.new_zeros(forms.rows, len(joint.poison.features))
-    for relaxed in reversed(past):
-        forms = walk(step_graph, schedule, relaxed, forms, debt)
-        reached = forms.concretise(relaxed.state, debt.owed())[:, 0]
-        free, own = _paid_apart(forms, relaxed.state, debt)
-        better = reached > best
-        best = torch.where(better, reached, best)
-        constant = torch.where(better, free, constant)
-        devs = torch.where(better.unsqueeze(1), own, devs)
-    return Influence(np.asarray(constant.cpu().numpy()), np.asarray(devs.cpu().numpy()))
-
-
-def _paid_apart(forms: Forms, state: State, debt: Debt) -> tuple[torch.Tensor, torch.Tensor]:
-    """Bounds without what is owed, and ``dev`` of every sample; rounding of both is in the first."""
-    own = debt.by_sample()
-    total = own.sum(1)
-    # Rounding is charged as if all samples were poisoned; then the sum is given back.
-    low = forms.concretise(state, total.unsqueeze(1))[:, 0]
-    free = low + total
-    slack = gamma(2 * own.shape[1] + 16) * (low.abs() + 2.0 * total)
-    return free - slack, own
+    base, dev = bound_by_sample(step_graph, schedule, past, forms, joint)
+    return Influence(np.asarray(base.cpu().numpy()), np.asarray(dev.cpu().numpy()))
 
 
 def encode_influence(

@@ -16,6 +16,7 @@ from milp_agt.core.expression import Expression, add, stacked
 from milp_agt.core.graph import Node
 from milp_agt.core.interval import Interval
 from milp_agt.core.restriction import Restriction
+from milp_agt.core.rounding import TINY, gamma
 from milp_agt.core.strengthening import DEFAULT, Strengthening
 from milp_agt.engines.program.bounds import ProgramReport
 from milp_agt.engines.program.collective import Reach
@@ -172,6 +173,51 @@ class WindowProgram:
                 self.notes.append(f"{len(part)} test points were counted one by one: {error}")
                 total += len(part)
         return total
+
+    def bound_parameters(self, coefficients: Mapping[str, Tensor], known: Interval) -> Interval:
+        """Dual bounds of linear forms of the parameters after the window.
+
+        Args:
+            coefficients: (rows, *shape) by name of the parameter.
+            known: what is proved already, (rows,): the widest gap is closed first.
+
+        Returns:
+            A box (rows,), infinite where a solver proved nothing. It does not rest on ``known``.
+        """
+        started = time.monotonic()
+        nothing = torch.full_like(known.lower, torch.inf)
+        try:
+            encoder = Encoder(
+                self.exact_phases, self.exact_products, strengthening=self.strengthening
+            )
+            forms = self._forms_of_state(encoder, coefficients)
+            both = stacked([forms.below, forms.above.scale(-1.0)], (-1,))
+            gains = np.tile(known.width.cpu().numpy(), 2)
+            objectives = Objectives.of(encoder.finish(), both, gains)
+            solved = minimise(objectives, self.options)
+        except SolverUnavailableError as error:  # a licence that is too small, say
+            self.notes.append(
+                f"{len(nothing)} functionals were left to the cheaper bounds: {error}"
+            )
+            return Interval(-nothing, nothing)
+        self.reports.append(ProgramReport.of(objectives, solved, time.monotonic() - started))
+        low, high = torch.from_numpy(solved.bounds).to(nothing).chunk(2)
+        return Interval(low, -high)
+
+    def _forms_of_state(self, encoder: Encoder, coefficients: Mapping[str, Tensor]) -> Expression:
+        """Linear forms of the state, (rows,), rounding charged."""
+        state = self._state(encoder)
+        encoder.selection = None
+        encoder.origin = "model: state"
+        parts, size, terms = [], 0.0, 0
+        for name, on in coefficients.items():
+            flat = on.detach().cpu().flatten(1).numpy()
+            box = self.state[name]
+            entries = encoder.bounded(state[name], box).reshape((flat.shape[1],))
+            parts.append(entries.apply(sp.csr_matrix(flat), (len(flat),)))
+            size = size + np.abs(flat) @ box.magnitude.amax(0).flatten().cpu().numpy()
+            terms += flat.shape[1]
+        return add(parts).blur(gamma(2 * terms + 16) * size + TINY)
 
     def _state(self, encoder: Encoder) -> dict[str, Expression]:
         """The state after the window."""
