@@ -14,6 +14,7 @@ from torch import Tensor
 from milp_agt.core.encoder import Encoder
 from milp_agt.core.expression import Array, Expression, add
 from milp_agt.core.graph import Graph, Node, Signature
+from milp_agt.core.influence import Influence
 from milp_agt.core.interval import Interval
 from milp_agt.core.operation import Operation, Relaxed
 from milp_agt.core.rounding import TINY, gamma
@@ -21,6 +22,28 @@ from milp_agt.errors import EncodingError
 from milp_agt.formulations.base import register
 
 Scale = float | Tensor
+# Roundings in a row of a linear map of at most this many terms, besides those of longer sums.
+FEW_TERMS = 96
+
+
+class LinearMap(Operation):
+    """A constant linear map: influences go through it sample by sample."""
+
+    has_influence = True
+
+    def terms(self) -> int:
+        """Terms of the longest sum."""
+        return 1
+
+    def influence(self, *inputs: Influence) -> Influence:
+        columns = self.interval(*(i.columns() for i in inputs))
+        own = next((i.own for i in inputs if i.own is not None), None)
+        size = self.relax_influence(*inputs).magnitude
+        moved = Influence.of(columns, inputs[0].budget, own)
+        return moved.settled(size, 8.0 * self.terms() + FEW_TERMS)
+
+    def relax_influence(self, *inputs: Influence) -> Relaxed:
+        return self.relax(*(i.hull() for i in inputs))
 
 
 class _Linear(Protocol):
@@ -54,7 +77,7 @@ class LinearPlanes:
 
 @register
 @dataclass(frozen=True, eq=False)
-class Combine(Operation):
+class Combine(LinearMap):
     """``v = sum_j scale_j * u_j + constant`` with scalar or elementwise constant scales.
 
     Inputs have the shape of the result; those without a sample axis are repeated for every sample
@@ -194,7 +217,7 @@ class Combine(Operation):
 
 @register
 @dataclass(frozen=True, eq=False)
-class Affine(Operation):
+class Affine(LinearMap):
     """``v = u M^T + bias`` on the last axis, with a constant matrix M of shape (out, in)."""
 
     matrix: Tensor
@@ -232,6 +255,9 @@ class Affine(Operation):
         factor = self._gamma()
         return Interval(lower, upper).widen(size_lower * factor + TINY, size_upper * factor + TINY)
 
+    def terms(self) -> int:
+        return self.matrix.shape[1]
+
     def _gamma(self) -> float:
         return gamma(3 * self.matrix.shape[1] + 10)
 
@@ -268,7 +294,7 @@ class Affine(Operation):
 
 @register
 @dataclass(frozen=True)
-class Reshape(Operation):
+class Reshape(LinearMap):
     """The same elements in another shape (C order), the sample axis left alone."""
 
     before: tuple[int, ...]
@@ -335,6 +361,18 @@ class SumSamples(Operation):
 
     def interval(self, *inputs: Interval) -> Interval:
         raise EncodingError("A sum over samples was bounded alone", "", "use the interval engine")
+
+    has_influence = True
+
+    def influence(self, *inputs: Influence) -> Influence:
+        (own,) = inputs
+        total = Interval(own.base.lower.sum(1), own.base.upper.sum(1))
+        moved = Influence(total, own.down.sum(1), own.up.sum(1), own.budget)
+        size = own.hull().magnitude[0].sum(0)
+        return moved.settled(size, 8.0 * own.base.lower.shape[1] + FEW_TERMS)
+
+    def relax_influence(self, *inputs: Influence) -> Relaxed:
+        return self.relax(inputs[0].hull())
 
     def transpose(
         self, coefficients: Tensor, samples: int, diagonal: bool = False

@@ -13,7 +13,7 @@ from milp_agt.core.expression import Expression, Index
 from milp_agt.core.interval import Interval
 from milp_agt.core.rounding import TINY, gamma
 from milp_agt.formulations.base import register
-from milp_agt.formulations.univariate import Smooth
+from milp_agt.formulations.univariate import Smooth, unknown_where
 
 
 @register
@@ -25,6 +25,7 @@ class Reciprocal(Smooth):
     """
 
     key = "reciprocal"
+    has_influence = True
     exactness = "chord slope with exact offsets; chord and tangent rows; exact in qcqp and miqp"
 
     def value(self, *inputs: Tensor) -> Tensor:
@@ -43,6 +44,10 @@ class Reciprocal(Smooth):
     def interval(self, *inputs: Interval) -> Interval:
         (box,) = inputs
         return self.monotone(box.upper, box.lower)
+
+    def secants(self, base: Interval, down: Tensor, up: Tensor) -> tuple[Interval, Interval]:
+        left, right = super().secants(base, down, up)
+        return unknown_where(base.lower - down <= 0, left), unknown_where(base.lower <= 0, right)
 
     def encode_exactly(
         self, encoder: Encoder, column: Expression, argument: Index, box: Interval

@@ -16,7 +16,7 @@ from milp_agt.formulations.base import register
 from milp_agt.formulations.bilinear import Einsum
 from milp_agt.formulations.linear import Combine
 from milp_agt.formulations.step import Step, restricted, scatter
-from milp_agt.formulations.univariate import Univariate
+from milp_agt.formulations.univariate import Univariate, between
 
 
 @register
@@ -62,6 +62,24 @@ class Relu(Univariate):
     def slopes(self, clean: Interval) -> tuple[Tensor, Tensor]:
         chord, line = self._chord(clean), self._stable(clean)
         return (line, chord) if self.negative_slope <= 1.0 else (chord, line)
+
+    has_influence = True
+
+    def secants(self, base: Interval, down: Tensor, up: Tensor) -> tuple[Interval, Interval]:
+        low, high, k = base.lower, base.upper, self.negative_slope
+        to_left = torch.where(high > 0, 1.0, k).to(low.dtype)  # derivatives towards either side
+        to_right = torch.where(low >= 0, 1.0, k).to(low.dtype)
+        return (
+            between(to_left, self._secant(low, -down)),
+            between(to_right, self._secant(high, up)),
+        )
+
+    def _secant(self, x: Tensor, move: Tensor) -> Tensor:
+        far = x + move
+        short = move.abs() <= 1e-6 * (1.0 + x.abs())
+        at_far = torch.where(far > 0, 1.0, self.negative_slope).to(x.dtype)
+        quotient = (self.value(far) - self.value(x)) / torch.where(short, 1.0, move)
+        return torch.where(short, at_far, quotient)
 
     def program_slopes(self, box: Interval) -> tuple[list[Tensor], list[Tensor]]:
         hull = box.hull()

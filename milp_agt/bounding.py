@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from milp_agt import cost
-from milp_agt.chains import OPTIMISED, Chain, Part
+from milp_agt.chains import CHARGED, ENUMERATED, OPTIMISED, Chain, Part
 from milp_agt.core.relaxation import Relaxation
 from milp_agt.core.restriction import Restriction
 from milp_agt.core.results import Limits
@@ -66,8 +66,8 @@ class Bounder:
         Solves end at ``until``, a time of ``time.monotonic``.
         """
         part.forget(self.plan.longest_window - 1)
-        ranges = self._ranges(chain.level, part, step)
-        state = interval.update(self.step_graph, part.state, ranges, step)
+        ranges = self._ranges(chain, part, step)
+        state = interval.update(self.step_graph, part.state, ranges, step, part.exposure.arithmetic)
         if chain.level is Relaxation.INTERVAL:
             return state, None
         kept = self.relax(part.exposure, part.state, step, ranges)
@@ -86,7 +86,8 @@ class Bounder:
             self.passes,
         )
         self._tell_of_memory(step)
-        state = {n: b.meet(walked[n], f"'{n}' by interval and linear") for n, b in state.items()}
+        meet = part.exposure.arithmetic.meet
+        state = {n: meet(b, walked[n], f"'{n}' by interval and linear") for n, b in state.items()}
         if chain.name == OPTIMISED:
             better = self._optimise(chain, part, step)
             state = {n: b.meet(better[n], f"'{n}' by two slopes") for n, b in state.items()}
@@ -170,13 +171,17 @@ class Bounder:
             )
         return found.state
 
-    def _ranges(self, level: Relaxation, part: Part, step: Step) -> interval.Ranges:
+    def _ranges(self, chain: Chain, part: Part, step: Step) -> interval.Ranges:
+        level = chain.level
         keep: frozenset[str] = frozenset()
         if level.uses_programs:
             keep = self.schedule.batched
         elif level is not Relaxation.INTERVAL:
             keep = self.schedule.supports
-        walked = self.plan.case_inner if part.exposure.cases > 1 else self.plan.linear_inner
+        walked = {
+            ENUMERATED: self.plan.selections.enumerated_inner,
+            CHARGED: self.plan.selections.charged_inner,
+        }.get(chain.name, self.plan.linear_inner)
         if level is not Relaxation.INTERVAL and walked:
             past = part.window[max(0, len(part.window) - self.plan.window + 1) :]
             walks = inner.Walks(

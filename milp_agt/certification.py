@@ -77,8 +77,9 @@ def certify(
             (through the window, conditional on the sample being poisoned), or None, linear where its
             predicted cost is small.
         selections: "joint" bounds all choices of poisoned samples at once, "enumerated" carries a box for
-            each choice beside it and takes the union (linear and above; budgets for the data set),
-            None enumerates where that is predicted to be cheap.
+            each choice beside it and takes the union, "charged" charges every error to the samples that
+            can cause it, so that one choice has to pay for all (both linear and above; budgets for the
+            data set); None enumerates where that is predicted to be cheap, else charges where that is.
         alpha_steps: moves by which the slopes of all linear bounds are optimised in every training step,
             for each end of each parameter apart, by gradient ascent; each step goes on from the slopes
             of the one before. The box by default slopes is carried beside, so that bounds never get

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from milp_agt.core.relaxation import Relaxation
@@ -12,6 +12,7 @@ from milp_agt.engines.slopes import Slopes
 from milp_agt.engines.step import State, Step, union
 from milp_agt.engines.update import UpdateGraph
 
+CHARGED = "linear, charged to samples"
 ENUMERATED = "linear, each selection"
 OPTIMISED = "linear, optimised slopes"
 
@@ -52,17 +53,35 @@ class Chain:
     @property
     def looser(self) -> tuple[str, ...]:
         """Chains whose boxes hold those of this one."""
-        if self.name == ENUMERATED:
+        if self.name == CHARGED:
             return (Relaxation.LINEAR.value,)
+        if self.name == ENUMERATED:
+            return (Relaxation.LINEAR.value, CHARGED)
         if self.name == OPTIMISED:
-            return (Relaxation.LINEAR.value, ENUMERATED)
+            return (Relaxation.LINEAR.value, CHARGED, ENUMERATED)
         names = tuple(level.value for level in self.level.looser)
-        return (*names, ENUMERATED, OPTIMISED) if self.level.uses_programs else names
+        return (*names, CHARGED, ENUMERATED, OPTIMISED) if self.level.uses_programs else names
+
+    def within(self, looser: Mapping[str, State], state: State) -> State:
+        """The meet of a state with those of the looser chains that are there."""
+        for name in self.looser:
+            if name in looser:
+                what = f"by {self.name} and by {name}"
+                state = {n: b.meet(looser[name][n], f"'{n}' {what}") for n, b in state.items()}
+        return state
 
     @property
     def state(self) -> State:
-        """One box for all cases of all parts."""
-        return union([part.state for part in self.parts])
+        """One box for everything that all parts reach."""
+        return self.outer([part.state for part in self.parts])
+
+    def outer(self, states: Sequence[State]) -> State:
+        """One box, (1, *shape) for each name, for the states of all parts."""
+        hulls = [
+            {name: part.exposure.arithmetic.hull(box) for name, box in state.items()}
+            for part, state in zip(self.parts, states, strict=True)
+        ]
+        return union(hulls)
 
 
 def after_step(

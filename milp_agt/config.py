@@ -110,7 +110,7 @@ class CertifyTable(Table):
     window: Window | None = None
     program_window: Window | None = None
     inner_bounds: Literal["interval", "linear"] | None = None
-    selections: Literal["joint", "enumerated"] | None = None
+    selections: Literal["joint", "charged", "enumerated"] | None = None
     alpha_steps: Index = 0
     solver: str | None = None
     solve_time_limit: Positive | None = None

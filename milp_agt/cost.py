@@ -2,28 +2,20 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from milp_agt.core.relaxation import Relaxation
 from milp_agt.core.restriction import Restriction
-from milp_agt.engines.cases import count_cases
-from milp_agt.engines.inner import targets
 from milp_agt.engines.linear import CACHED_ELEMENTS
-from milp_agt.engines.step import Schedule
 from milp_agt.errors import InvalidInputError
-from milp_agt.formulations.bilinear import Einsum
-from milp_agt.formulations.exchange import Exchange
-from milp_agt.formulations.univariate import Univariate
 from milp_agt.inputs import bytes_of
 from milp_agt.poison import Poison, Whole
-from milp_agt.tracing import FEATURES, LABELS, StepGraph
+from milp_agt.selections import Selections, selections_of
+from milp_agt.sizes import BOUNDED_PER_SECOND, FLOAT, WALKED_PER_SECOND, Sizes
+from milp_agt.tracing import StepGraph
 from milp_agt.training import Batch, Training
 
-FLOAT = 8  # bytes
-# Tensors of the size of a coefficient that are alive at once in a walk.
-LIVE_COEFFICIENTS = 6
 # Boxes and temporaries that are alive at once for an element of a node in interval arithmetic.
 LIVE_BOXES = 12
 # Rows of a walk.
@@ -36,22 +28,10 @@ FEWEST_SAMPLES = 8
 # Below this count of elements in a batch a second thread gains nothing, and on a busy machine the
 # threads wait for each other: measured 3 times slower for iris, 2 times faster for 6-128-2 on 3,000.
 THREADED_ELEMENTS = 10**5
-# Elements of coefficients that one core walks in a second, and elements of boxes that it bounds.
-# Measured on one core of a 2020s server with relu networks; only `auto` and the default of
-# `inner_bounds` depend on them.
-WALKED_PER_SECOND = 5e7
-BOUNDED_PER_SECOND = 2e7
 # Seconds of one warm-started solve for each row of the program.
 SECONDS_PER_ROW = 1e-5
 ROWS_PER_ELEMENT = 8
 AUTO_TIME = 120.0
-# Boxes and offsets of one case that are kept for an element of a node with a sample axis, cases that
-# share a walk, products that a core does in a second, and seconds for which cases are carried unasked.
-LIVE_CASE_BOXES = 4
-MOST_CASES = 1024
-FLOPS = 2e10
-CASES_TIME = 60.0
-NAMED_CASES = 1e5
 # Seconds for which inner bounds are walked through the window unasked.
 INNER_TIME = 60.0
 
@@ -71,8 +51,7 @@ class Plan:
     inner_chunk: int
     inner_pairs: int
     linear_inner: bool
-    case_inner: bool
-    case_groups: int
+    selections: Selections
     cuts: bool
     alpha_steps: int
     alpha_memory: int
@@ -122,9 +101,7 @@ def plan(
     walked = min(window or steps, steps)
     solved = min(program_window or window or 1, steps)
     budget = bytes_of(memory)
-    sizes = _Sizes(
-        step_graph, max(len(b) for b in batches), len(poison.open), training.momentum > 0
-    )
+    sizes = Sizes(step_graph, max(len(b) for b in batches), len(poison.open), training.momentum > 0)
     if relaxation == "auto":
         level, notes = _choose(
             sizes, steps, walked, budget, AUTO_TIME if time_limit is None else time_limit, solved
@@ -142,11 +119,10 @@ def plan(
             f"inner bounds by intervals: linear ones would take about {seconds:.3g} s, more than "
             f"{INNER_TIME:g} s; ask for inner_bounds='linear' to have them",
         )
-    cases = count_cases(poison, restriction)
-    groups, case_inner, note = _groups(
-        sizes, level, selections, cases, steps, walked, inner_bounds, budget
+    told_apart, more = selections_of(
+        sizes, level, selections, poison, restriction, training, steps, walked, inner_bounds, budget
     )
-    notes = (*notes, *note)
+    notes = (*notes, *more)
     per_sample = FLOAT * LIVE_BOXES * max(sizes.per_sample, 1)
     in_cuts = 2 * FLOAT * step_graph.outputs * step_graph.parameter_count * sizes.batch * walked
     cuts = sizes.walked >= THREADED_ELEMENTS and in_cuts <= budget // 4
@@ -180,8 +156,7 @@ def plan(
         ),
         inner_pairs=max(1, budget // (2 * sizes.pair)),
         linear_inner=linear_inner,
-        case_inner=case_inner,
-        case_groups=groups,
+        selections=told_apart,
         cuts=cuts,
         alpha_steps=alpha_steps,
         alpha_memory=budget // 2 if alpha_steps else 0,
@@ -209,110 +184,8 @@ def _alpha_steps(asked: int, level: Relaxation, chosen: bool) -> tuple[int, tupl
     )
 
 
-def _groups(
-    sizes: _Sizes,
-    level: Relaxation,
-    selections: str | None,
-    cases: float,
-    steps: int,
-    window: int,
-    inner_bounds: str | None,
-    memory: int,
-) -> tuple[int, bool, tuple[str, ...]]:
-    """In how many groups selections are enumerated, 0 if they are bounded jointly only; and whether
-    with linear inner bounds."""
-    if selections not in (None, "joint", "enumerated"):
-        raise InvalidInputError(
-            "selections is 'joint', 'enumerated' or None", f"{selections!r}", "choose one of them"
-        )
-    if selections == "enumerated" and level is Relaxation.INTERVAL:
-        raise InvalidInputError(
-            "Enumerated selections need linear forms",
-            f"relaxation '{level.value}'",
-            "use relaxation 'linear' or above",
-        )
-    if selections == "joint" or level is Relaxation.INTERVAL:
-        return 0, False, ()
-    if selections == "enumerated" and math.isinf(cases):
-        raise InvalidInputError(
-            "Selections can be enumerated where one of them holds for the whole run",
-            "a budget in each batch, or nothing that can be poisoned",
-            "use scope='dataset', or selections='joint'",
-        )
-    if math.isinf(cases):
-        return 0, False, ()
-    # A case costs boxes and offsets of every step in the window.
-    fitting = max(1, int(memory // (2 * FLOAT * LIVE_CASE_BOXES * sizes.boxes * window)))
-    groups = -(-int(min(cases, 1e9)) // min(fitting, MOST_CASES))
-    walks = sum(min(t + 1, window) for t in range(steps))
-
-    def seconds(linear_inner: bool) -> float:
-        rows = 2 * sizes.state + (sizes.inner_rows / 2 if linear_inner else 0)
-        flops = 4.0 * rows * sizes.boxes * walks * cases
-        return flops / FLOPS + groups * rows * sizes.walked * walks / WALKED_PER_SECOND
-
-    dear = seconds(True) > CASES_TIME
-    if selections == "enumerated":
-        return groups, inner_bounds == "linear" or (inner_bounds is None and not dear), ()
-    if seconds(False) > CASES_TIME:
-        note = (
-            f"selections are bounded jointly: {cases:.3g} of them one by one would take about "
-            f"{seconds(False):.3g} s, more than {CASES_TIME:g} s; ask for selections='enumerated' to "
-            "have them"
-        )
-        return 0, False, (note,) if cases < NAMED_CASES else ()
-    if inner_bounds == "linear" and dear:
-        note = (
-            f"selections have inner bounds by intervals: linear ones would take about "
-            f"{seconds(True):.3g} s; ask for selections='enumerated' to have them"
-        )
-        return groups, False, (note,)
-    return groups, inner_bounds != "interval" and not dear, ()
-
-
-class _Sizes:
-    """Counts of elements from which costs are predicted."""
-
-    def __init__(self, step_graph: StepGraph, batch: int, samples: int, momentum: bool) -> None:
-        schedule = Schedule.of(step_graph)
-        self.batch, self.samples = batch, samples
-        batched = [n for n in schedule.before if n.batched]
-        self.state = step_graph.parameter_count * (2 if momentum else 1)
-        self.per_sample = sum(n.signature.size for n in batched)
-        self.boxes = self.per_sample * batch
-        # Gradients of single samples enter a walk with one coefficient for all samples.
-        summed = {n.inputs[0] for n in schedule.sums}
-        exchanged = [n for n in batched if isinstance(n.op, Exchange)]
-        summed |= {n.inputs[0] for n in exchanged}
-        self.walked = sum(n.signature.size for n in batched if n.name not in summed) * batch
-        own = [n.signature.size for n in batched if n.name not in summed]
-        self.widest = max(own, default=1)
-        self.inner_rows = 2 * batch * sum(n.signature.size for n in targets(schedule))
-        leaves = (FEATURES, LABELS)
-        self.moved = 1 + sum(n.signature.size for n in batched if n.name in leaves)
-        self.curved = batch * sum(
-            n.signature.size for n in batched if isinstance(n.op, (Einsum, Univariate))
-        )
-
-    def form(self, fragment: int, window: int) -> int:
-        """Bytes of one row of a walk: coefficients of one fragment, moves of all samples met."""
-        met = min(self.batch * window, self.samples)
-        own = max(1, self.walked // self.batch) * fragment
-        return FLOAT * LIVE_COEFFICIENTS * (own + met * self.moved)
-
-    @property
-    def pair(self) -> int:
-        """Bytes of a form of one sample: coefficients on its nodes, its data and the parameters."""
-        return FLOAT * LIVE_COEFFICIENTS * (self.walked // self.batch + self.state + self.moved)
-
-    def inner(self, steps: int, window: int) -> float:
-        """Predicted seconds of all inner walks."""
-        walks = sum(min(t, window - 1) + 0.5 for t in range(steps))
-        return self.inner_rows * self.walked * walks / WALKED_PER_SECOND
-
-
 def _choose(
-    sizes: _Sizes, steps: int, window: int, memory: int, seconds: float, solved: int
+    sizes: Sizes, steps: int, window: int, memory: int, seconds: float, solved: int
 ) -> tuple[Relaxation, tuple[str, ...]]:
     """The tightest level below milp whose predicted time and memory fit, and why."""
     walks = sum(min(t + 1, window) for t in range(steps))

@@ -13,7 +13,7 @@ from torch import Tensor
 from milp_agt import cost
 from milp_agt.allowance import Allowance
 from milp_agt.bounding import Bounder, Journal
-from milp_agt.chains import ENUMERATED, OPTIMISED, Chain, Part, after_step
+from milp_agt.chains import CHARGED, ENUMERATED, OPTIMISED, Chain, Part, after_step
 from milp_agt.checkpoint import Snapshot, pack, unpack
 from milp_agt.core.interval import Interval
 from milp_agt.core.relaxation import Relaxation
@@ -22,6 +22,7 @@ from milp_agt.core.results import Limits
 from milp_agt.core.strengthening import DEFAULT, Strengthening
 from milp_agt.engines import interval, program
 from milp_agt.engines.cases import Enumerated, enumerate_cases
+from milp_agt.engines.charged import Charged
 from milp_agt.engines.exposure import Exposure
 from milp_agt.engines.joint import Joint
 from milp_agt.engines.recorder import Recorder
@@ -33,7 +34,6 @@ from milp_agt.engines.step import (
     Step,
     initial_state,
     step_at_points,
-    union,
     velocity_of,
 )
 from milp_agt.engines.update import UpdateGraph
@@ -86,8 +86,10 @@ class Run:
         if plan.alpha_steps:
             optimised = Part("optimised", joint, start)
             self.chains.insert(2, Chain(OPTIMISED, Relaxation.LINEAR, [optimised]))
-        if plan.case_groups:
+        if plan.selections.groups:
             self.chains.insert(2, self._enumerated(start))
+        if plan.selections.charged:
+            self.chains.insert(2, self._charged(start))
         self.nominal: dict[str, Tensor] = {n: v.to(device) for n, v in step_graph.initial.items()}
         if training.momentum > 0:
             for name in step_graph.parameters:
@@ -115,13 +117,19 @@ class Run:
         """A chain with a box for every selection, in groups that fit the memory budget."""
         listed = enumerate_cases(self.poison, self.restriction)
         count = len(listed) - 1
-        size = max(1, -(-count // self.plan.case_groups))
+        size = max(1, -(-count // self.plan.selections.groups))
         parts: list[Part] = []
         for first in range(0, count, size):
             exposure = Enumerated(self.poison, listed.part(slice(first, first + size)))
             state = {n: b.expand_states(exposure.cases) for n, b in start.items()}
             parts.append(Part(f"selections-{len(parts)}", exposure, state))
         return Chain(ENUMERATED, Relaxation.LINEAR, parts)
+
+    def _charged(self, start: State) -> Chain:
+        """A chain whose errors are charged to the samples that can cause them."""
+        exposure = Charged(self.poison)
+        state = {n: b.expand_states(exposure.cases) for n, b in start.items()}
+        return Chain(CHARGED, Relaxation.LINEAR, [Part("charged", exposure, state)])
 
     def advance(self, batch: Tensor) -> None:
         """Bound one more step.
@@ -148,25 +156,20 @@ class Run:
             for part in chain.parts:
                 state, solved = self.bounder.bound(chain, part, step, until)
                 report = solved or report
-                skipping = part.exposure.emptied(step) is not None  # met in _after instead
-                for name in chain.looser:
-                    if name in states and not skipping:
-                        what = f"by {chain.name} and below"
-                        state = {
-                            n: b.meet(states[name][n], f"'{n}' {what}") for n, b in state.items()
-                        }
+                if part.exposure.emptied(step) is None:  # else after_step meets them
+                    state = chain.within(states, state)
                 part.state = state
             self.allowance.note(chain.name, index, time.perf_counter() - begun)
-            states[chain.name] = outer = chain.state
+            states[chain.name] = outer = chain.within(states, chain.state)
             used = chain.level if solved or not chain.level.uses_programs else used
             for part in chain.parts:
                 looser = [after[name] for name in chain.looser if name in after]
                 after[part.key(index)] = after_step(part, update, step, before[part.name], looser)
-            settled = union([after[part.key(index)] for part in chain.parts])
-            after[chain.name] = settled
+            settled = chain.outer([after[part.key(index)] for part in chain.parts])
+            after[chain.name] = settled = chain.within(after, settled)
             self.recorder.state(index, chain.name, settled)
             widths[chain.name] = self._mean_width(settled)
-            if chain.name == ENUMERATED and not self._is_tame(outer):
+            if chain.name in (CHARGED, ENUMERATED) and not self._is_tame(outer):
                 self.journal.fallbacks.append(
                     f"step {index + 1}: a selection leads to parameters beyond {TAME:.0e}; from here "
                     "on selections are bounded jointly"
@@ -329,12 +332,13 @@ class Run:
         last = self.chains[-1]
         outer = last.state
         for chain in self.chains:
-            if chain.name == ENUMERATED:
+            outer = {n: b.meet(outer[n], f"'{n}' of two chains") for n, b in chain.state.items()}
+            if chain.name in (CHARGED, ENUMERATED):
                 last = chain
         for part in last.parts:
             window = tuple(part.window[-self.plan.window :])
             state = {n: b.meet(outer[n], f"'{n}' of two chains") for n, b in part.state.items()}
-            yield Reached(state, window, part.exposure)
+            yield Reached(state, window, part.exposure, outer)
 
     def _program(self) -> program.WindowProgram | None:
         """The last program of the tightest chain, for questions about the model."""

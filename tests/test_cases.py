@@ -149,7 +149,7 @@ def parts_of(case: Problem, size: int, monkeypatch: pytest.MonkeyPatch) -> Any:
     def plan(*arguments: Any) -> Any:
         found = honest(*arguments)
         count = int(count_cases(arguments[2])) - 1
-        return replace(found, case_groups=-(-count // size))
+        return replace(found, selections=replace(found.selections, groups=-(-count // size)))
 
     with monkeypatch.context() as patch:
         patch.setattr(certification.cost, "plan", plan)

@@ -14,6 +14,7 @@ import milp_agt as agt
 from milp_agt.core.graph import Node
 from milp_agt.core.interval import POISONED, Interval
 from milp_agt.engines import first_layer, inner, interval
+from milp_agt.engines.arithmetic import APART
 from milp_agt.engines.first_layer import sharpened
 from milp_agt.engines.step import Schedule
 from milp_agt.poison import Poison
@@ -69,7 +70,7 @@ def reached(boxes: dict[str, Interval], node: Node, poison: Poison) -> Tensor:
 def test_everything_reached_lies_inside(name: str, width: float) -> None:
     node, boxes, poison = first_product(agt.FeaturePoisoning(2, **FEATURES[name]), width)
     plain = node.op.interval(*(boxes[i] for i in node.inputs))
-    box = sharpened(node, plain, boxes, poison)
+    box = sharpened(node, plain, boxes, poison, APART.outer)
     values = reached(boxes, node, poison)
     assert bool((box.lower[POISONED] <= values).all() and (values <= box.upper[POISONED]).all())
     assert bool((plain.lower <= box.lower).all() and (box.upper <= plain.upper).all())
@@ -80,7 +81,7 @@ def test_bounds_of_a_point_are_reached(name: str) -> None:
     """One per cent less would be too little."""
     node, boxes, poison = first_product(agt.FeaturePoisoning(2, **FEATURES[name]), 0.0)
     plain = node.op.interval(*(boxes[i] for i in node.inputs))
-    box = sharpened(node, plain, boxes, poison)
+    box = sharpened(node, plain, boxes, poison, APART.outer)
     values = reached(boxes, node, poison)
     clean = torch.einsum("hd,nd->nh", boxes[node.inputs[0]].lower[0], poison.features)
     assert bool((values.amax(0) - clean >= 0.99 * (box.upper[POISONED] - clean)).all())

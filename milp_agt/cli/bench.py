@@ -36,7 +36,7 @@ def add(commands: Commands) -> None:
     parser.add_argument("--seeds", metavar="S,S", type=_seeds)
     parser.add_argument("--budget", metavar="N", type=int)
     parser.add_argument("--radius", metavar="R", type=float)
-    parser.add_argument("--selections", choices=("joint", "enumerated"))
+    parser.add_argument("--selections", choices=("joint", "charged", "enumerated"))
     parser.add_argument("--device", metavar="NAME")
     parser.add_argument("--quiet", action="store_true", help="print the table only")
     parser.set_defaults(command=_bench)

@@ -39,6 +39,7 @@ class Node:
     op: Operation
     inputs: tuple[str, ...]
     signature: Signature
+    batched_inputs: tuple[bool, ...] = ()
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -78,7 +79,11 @@ class Graph:
                     f"Node '{label}' reads '{source.name}'", "no such node in this graph"
                 )
         node = Node(
-            label, op, tuple(i.name for i in inputs), op.infer(*(i.signature for i in inputs))
+            label,
+            op,
+            tuple(i.name for i in inputs),
+            op.infer(*(i.signature for i in inputs)),
+            tuple(i.batched for i in inputs),
         )
         self._nodes[label] = node
         self.nx.add_node(label, op=op.key, shape=node.shape, batched=node.batched)

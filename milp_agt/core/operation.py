@@ -12,6 +12,7 @@ from torch import Tensor
 
 from milp_agt.core.cause import Cause
 from milp_agt.core.graph import Graph, Node, Signature
+from milp_agt.core.influence import Influence
 from milp_agt.core.interval import Interval
 from milp_agt.errors import UnsupportedOperationError
 
@@ -89,6 +90,7 @@ class Operation(ABC):
     key: ClassVar[str]
     exactness: ClassVar[str] = ""  # one line for the table: what is exact and what is relaxed
     cause: ClassVar[Cause] = Cause.ROUNDING  # what its planes lose
+    has_influence: ClassVar[bool] = False  # whether :meth:`influence` and what follows it are there
 
     @abstractmethod
     def infer(self, *inputs: Signature) -> Signature:
@@ -120,6 +122,24 @@ class Operation(ABC):
         coefficients is bounded with its own planes. Offsets are differentiable by torch in the slopes.
         """
         return self.relax(*inputs)
+
+    def influence(self, *inputs: Influence) -> Influence:
+        """How far each poisoned sample can move the result, given how far it can move the inputs."""
+        raise self._no_influence()
+
+    def relax_influence(self, *inputs: Influence) -> Relaxed:
+        """Linear bounds with default slopes, whose errors are charged to the samples that cause them.
+
+        Offsets have a leading axis (1 + columns): those of the base, and those moved by one sample.
+        """
+        raise self._no_influence()
+
+    def _no_influence(self) -> UnsupportedOperationError:
+        return UnsupportedOperationError(
+            f"Influences of single samples through operation '{self.key}' were asked for",
+            "no such rule",
+            "use selections='joint' or 'enumerated'",
+        )
 
     @abstractmethod
     def encode(

@@ -13,6 +13,7 @@ from torch import Tensor
 from milp_agt.core.interval import CLEAN, Interval
 from milp_agt.core.restriction import UNRESTRICTED, Restriction
 from milp_agt.engines.adversary import PerSampleDebt
+from milp_agt.engines.arithmetic import APART, Arithmetic
 from milp_agt.engines.exposure import Debt, Emptied, PlainSum, SampleSum
 from milp_agt.engines.step import Step
 from milp_agt.moves import Vertices
@@ -218,6 +219,10 @@ class Enumerated:
         if self.listed.label_moves is None:
             return self.poison
         return replace(self.poison, label_moves=None, label_quota=None)
+
+    @property
+    def arithmetic(self) -> Arithmetic:
+        return APART
 
     def leaves(self, step: Step, part: slice | None = None) -> dict[str, Interval]:
         samples = step.samples if part is None else step.samples[part]

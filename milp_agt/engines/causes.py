@@ -22,6 +22,7 @@ from torch import Tensor
 from milp_agt.core.cause import Cause
 from milp_agt.core.evaluate import evaluate
 from milp_agt.core.graph import Node
+from milp_agt.engines.arithmetic import Arithmetic
 from milp_agt.engines.exposure import Exposure
 from milp_agt.engines.linear import walk
 from milp_agt.engines.relaxed import Fragment, RelaxedStep
@@ -115,7 +116,7 @@ class Window:
             ledger.enter(relaxed.step, self.values(number))
             forms = walk(self.step_graph, self.schedule, relaxed, forms, ledger, ledger.walker)
             here = self._stop(forms, ledger, number, reference)
-            best = here if best is None else _better(best, here)
+            best = here if best is None else _better(self.exposure.arithmetic, best, here)
         assert best is not None
         return best
 
@@ -123,7 +124,7 @@ class Window:
         """The gaps of a walk that stops before a step."""
         state = self.steps[number].state
         owed = ledger.owed()
-        bound = forms.concretise(state, owed)
+        bound = self.exposure.arithmetic.concretise(forms, state, owed)
         lowest = forms.constant
         for name, coefficient in forms.coefficients.items():
             flat, box = coefficient.flatten(1), state[name]
@@ -151,9 +152,9 @@ def _at(forms: Forms, state: Values) -> Tensor:
     return value
 
 
-def _better(old: Gaps, new: Gaps) -> Gaps:
+def _better(arithmetic: Arithmetic, old: Gaps, new: Gaps) -> Gaps:
     """Row by row and case by case, the gaps of the better bound."""
-    better = new.bound > old.bound
+    better = arithmetic.wins(old.bound, new.bound).expand(new.bound.shape)
 
     def pick(first: Tensor, second: Tensor) -> Tensor:
         return torch.where(better if first.shape == better.shape else better[:, :1], second, first)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from milp_agt.core.interval import Interval
 from milp_agt.core.rounding import TINY, gamma
+from milp_agt.engines.arithmetic import Arithmetic
 from milp_agt.engines.step import State, Step
 from milp_agt.poison import Poison
 
@@ -96,7 +97,8 @@ class Exposure(Protocol):
     Boxes of nodes with a sample axis have a leading axis of *states*, those of nodes without one an
     axis of *cases*. With a budget spent jointly there are two states, clean and poisoned (four with
     budgets of features and of labels apart), and one case; where the choices of the adversary are
-    enumerated, states and cases are the same.
+    enumerated, states and cases are the same; where errors are charged to samples, both are the
+    columns of an :class:`Influence`.
     """
 
     @property
@@ -110,6 +112,11 @@ class Exposure(Protocol):
     @property
     def states(self) -> int:
         """States that boxes of a sample are told apart by."""
+        ...
+
+    @property
+    def arithmetic(self) -> Arithmetic:
+        """How boxes with these states and cases are computed with."""
         ...
 
     def leaves(self, step: Step, part: slice | None = None) -> dict[str, Interval]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
@@ -24,6 +24,7 @@ def sharpened(
     box: Interval,
     boxes: Mapping[str, Interval],
     poison: Poison,
+    outer: Callable[[Interval], Interval],
 ) -> Interval:
     """The meet of a box of ``W x`` with ``W x_nominal`` and what a move can do to ``W e``.
 
@@ -36,11 +37,12 @@ def sharpened(
         box: by intervals, (states, n, outputs).
         boxes: those of the inputs, by name.
         poison: of these n samples.
+        outer: makes a box whose states hold by themselves.
     """
     moves, nominal = poison.feature_moves, poison.features
     if moves is None or moves.is_box or poison.is_clean or not _multiplies_features(node):
         return box
-    weights, features = (boxes[name] for name in node.inputs)
+    weights, features = (outer(boxes[name]) for name in node.inputs)
     hull = weights.hull()
     centre = hull.centre
     radius = torch.maximum(hull.upper - centre, centre - hull.lower)

@@ -12,6 +12,7 @@ from milp_agt.core.graph import Node
 from milp_agt.core.interval import Interval
 from milp_agt.core.operation import Relaxed
 from milp_agt.engines import interval
+from milp_agt.engines.arithmetic import better
 from milp_agt.engines.exposure import Exposure
 from milp_agt.engines.interval import Ranges
 from milp_agt.engines.linear import walk
@@ -109,7 +110,9 @@ class _Refined:
         if not node.batched:
             return box
         self.nodes.append(node)
-        planes = node.op.relax(*(boxes[name] for name in node.inputs))
+        samples = self.step.samples[self.part]
+        inputs = [boxes[name] for name in node.inputs]
+        planes = self.walks.exposure.arithmetic.relax(node, inputs, samples)
         self.planes[node.name] = planes
         self.offsets[node.name] = Offsets.of(planes, True, self.walks.exposure.cases)
         return self._met(node, box, boxes) if node.name in self.chosen else box
@@ -149,8 +152,10 @@ class _Refined:
         lower, upper = bounds.transpose(2, 3).unbind(1)
         shape = (states, count, *node.shape)
         walked = Interval(lower.reshape(shape), -upper.reshape(shape))
-        return box.expand_states(max(states, box.lower.shape[0])).meet(
-            walked, f"'{node.name}' by intervals and by linear forms"
+        return self.walks.exposure.arithmetic.meet(
+            box.expand_states(max(states, box.lower.shape[0])),
+            walked,
+            f"'{node.name}' by intervals and by linear forms",
         )
 
     def _bound_rows(self, own: SampleForms, rows: Tensor, count: int) -> Tensor:
@@ -162,11 +167,12 @@ class _Refined:
         samples = step.samples[at]
         if not walks.exposure.poison.is_clean:
             debt.add_own(step, *own.moves(rows, at, step.size))
-        best = forms.concretise(self.state, debt.owed_given(samples))
+        arithmetic = walks.exposure.arithmetic
+        best = arithmetic.concretise(forms, self.state, debt.owed_given(samples))
         for relaxed in reversed(walks.window):
             forms = walk(walks.step_graph, walks.schedule, relaxed, forms, debt)
-            stop = forms.concretise(relaxed.state, debt.owed_given(samples))
-            best = torch.maximum(best, stop)
+            stop = arithmetic.concretise(forms, relaxed.state, debt.owed_given(samples))
+            best = better(arithmetic, best, stop)
         return best.T
 
 
@@ -182,9 +188,13 @@ def _worth(walks: Walks, node: Node, box: Interval) -> Tensor:
     """Mask over (2 signs x elements, samples) of the rows that are worth a walk.
 
     Where every function that reads the node is linear on the box by intervals, its relaxation is
-    exact already.
+    exact already, and where boxes stand alone little is gained for others.
     """
-    hull = box.hull()
+    if not walks.exposure.arithmetic.exact_images_suffice:
+        every = torch.ones_like(box.lower[0], dtype=torch.bool).flatten(1).T
+        return torch.cat([every, every])
+    outer = walks.exposure.arithmetic.hull(box)
+    hull = Interval(outer.lower[0], outer.upper[0])
     settled = torch.ones_like(hull.lower, dtype=torch.bool)
     for reader in walks.schedule.before:
         if node.name in reader.inputs and isinstance(reader.op, Univariate):

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from milp_agt.core.graph import Node
 from milp_agt.core.interval import Interval
+from milp_agt.engines.arithmetic import APART, Arithmetic
 from milp_agt.engines.exposure import Exposure
 from milp_agt.engines.first_layer import sharpened
 from milp_agt.engines.step import Schedule, State, Step
@@ -53,11 +54,11 @@ def propagate(
         SoundnessError: a box with lower > upper (never expected).
     """
     size = fragment or step.size
-    ranges = Ranges()
+    ranges, arithmetic = Ranges(), exposure.arithmetic
     fixed: dict[str, Interval] = dict(state)
     for node in schedule.before:
         if not node.batched and node.name not in fixed:
-            fixed[node.name] = node.op.interval(*(fixed[i] for i in node.inputs))
+            fixed[node.name] = arithmetic.image(node, [fixed[i] for i in node.inputs], step.samples)
     pieces: dict[str, list[Interval]] = {}
     totals = {node.name: exposure.total(step) for node in schedule.sums}
     for start in range(0, step.size, size):
@@ -69,8 +70,9 @@ def propagate(
         refined = None if refine is None else refine(part)
         for node in schedule.before:
             if node.name not in boxes:
-                box = node.op.interval(*(boxes[i] for i in node.inputs))
-                boxes[node.name] = sharpened(node, box, boxes, poison)
+                inputs = [boxes[i] for i in node.inputs]
+                box = arithmetic.image(node, inputs, step.samples[part])
+                boxes[node.name] = sharpened(node, box, boxes, poison, arithmetic.outer)
                 if refined is not None:
                     boxes[node.name] = refined(node, boxes)
         for node in schedule.sums:
@@ -83,7 +85,8 @@ def propagate(
     for node in schedule.sums:
         ranges.boxes[node.name], ranges.sums[node.name] = totals[node.name].result()
     for node in schedule.after:
-        ranges.boxes[node.name] = node.op.interval(*(ranges.boxes[i] for i in node.inputs))
+        inputs = [ranges.boxes[i] for i in node.inputs]
+        ranges.boxes[node.name] = arithmetic.image(node, inputs, step.samples)
     return ranges
 
 
@@ -125,8 +128,14 @@ def _concatenate(parts: list[Interval]) -> Interval:
     return Interval(torch.cat([p.lower for p in parts], 1), torch.cat([p.upper for p in parts], 1))
 
 
-def update(step_graph: StepGraph, state: State, ranges: Ranges, step: Step) -> State:
+def update(
+    step_graph: StepGraph,
+    state: State,
+    ranges: Ranges,
+    step: Step,
+    arithmetic: Arithmetic = APART,
+) -> State:
     """Box of the next state before any projection: the optimiser step in interval arithmetic."""
     built = UpdateGraph.of(step_graph.gradient_nodes, step)
-    boxes = built.boxes(state, ranges.boxes)
+    boxes = built.boxes(state, ranges.boxes, arithmetic)
     return {name: boxes[node] for name, node in built.outputs.items()}

@@ -11,6 +11,7 @@ from milp_agt.core.interval import CLEAN, POISONED, Interval
 from milp_agt.core.restriction import UNRESTRICTED, Restriction
 from milp_agt.core.rounding import TINY, gamma
 from milp_agt.engines.adversary import Debt, open_debt, worst_sum
+from milp_agt.engines.arithmetic import APART, Arithmetic
 from milp_agt.engines.exposure import Emptied, SampleSum
 from milp_agt.engines.separate import SeparateSum
 from milp_agt.engines.step import Step
@@ -158,6 +159,10 @@ class Joint:
     @property
     def states(self) -> int:
         return self.poison.states
+
+    @property
+    def arithmetic(self) -> Arithmetic:
+        return APART
 
     def leaves(self, step: Step, part: slice | None = None) -> dict[str, Interval]:
         poison = step.poison if part is None else step.poison.take(_indices(part, step))

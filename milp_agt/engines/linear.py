@@ -12,7 +12,9 @@ from torch import Tensor
 from milp_agt.core.graph import Node
 from milp_agt.core.interval import CLEAN, Interval
 from milp_agt.core.operation import Relaxed
+from milp_agt.engines.arithmetic import Arithmetic, better
 from milp_agt.engines.ball import regained
+from milp_agt.engines.charged import Charged
 from milp_agt.engines.exposure import Debt, Exposure
 from milp_agt.engines.passes import Passes
 from milp_agt.engines.relaxed import Fragment, Offsets, RelaxedStep, per_sample
@@ -141,6 +143,7 @@ def forms_of_outputs(
     state: State,
     features: Interval,
     coefficients: Tensor,
+    arithmetic: Arithmetic,
 ) -> SampleForms:
     """Forms on the parameters that bound forms of the outputs of test points from below.
 
@@ -152,15 +155,16 @@ def forms_of_outputs(
         state: box of the parameters on which the linear bounds must hold.
         features: boxes of the inputs, (1, n, *shape); points where nobody touches them.
         coefficients: on the model's outputs, (forms, n, outputs).
+        arithmetic: of the boxes of the parameters.
     """
     boxes = dict(state) | {FEATURES: features}
     planes: dict[str, Relaxed] = {}
     for node in nodes:
         if node.name in boxes:
             continue
-        inputs = tuple(boxes[i] for i in node.inputs)
-        boxes[node.name] = node.op.interval(*inputs)
-        planes[node.name] = node.op.relax(*inputs)
+        inputs = [boxes[i] for i in node.inputs]
+        boxes[node.name] = arithmetic.image(node, inputs, None)
+        planes[node.name] = arithmetic.relax(node, inputs, None)
     centre = features.centre[CLEAN]
     radius = torch.maximum(features.upper[CLEAN] - centre, centre - features.lower[CLEAN])
     radius = torch.where(radius > 0, torch.nextafter(radius, radius + torch.inf), radius)
@@ -208,8 +212,8 @@ def bound_forms(
     best: Tensor | None = None
     for relaxed in reversed(window):
         forms = walk(step_graph, schedule, relaxed, forms, debt)
-        bound = forms.concretise(relaxed.state, debt.owed())
-        best = bound if best is None else torch.maximum(best, bound)
+        bound = exposure.arithmetic.concretise(forms, relaxed.state, debt.owed())
+        best = bound if best is None else better(exposure.arithmetic, best, bound)
     assert best is not None
     return best
 
@@ -243,6 +247,9 @@ def bound_by_sample(
     Returns:
         ``base`` (rows,) and ``dev`` (rows, N), of the stop with the best bound over all S.
     """
+    if isinstance(exposure, Charged):
+        columns = bound_forms(step_graph, schedule, window, forms, exposure)
+        return columns[:, 0], exposure.by_sample(columns)
     debt = exposure.open_debt(forms.rows)
     best = forms.magnitude.new_full((forms.rows, 1), -torch.inf)
     base, dev = best[:, 0], debt.by_sample()

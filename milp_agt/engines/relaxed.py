@@ -12,6 +12,7 @@ from torch import Tensor
 
 from milp_agt.core.interval import Interval
 from milp_agt.core.operation import Relaxed
+from milp_agt.engines.arithmetic import Arithmetic
 from milp_agt.engines.exposure import Exposure
 from milp_agt.engines.interval import Ranges
 from milp_agt.engines.step import Schedule, State, Step
@@ -248,9 +249,10 @@ def relax_step(
         if isinstance(node.op, SumSamples):
             planes[node.name] = LinearPlanes(node.op, 1, None, None, ranges.sums[node.name])
         elif node.inputs and not node.batched:
-            planes[node.name] = node.op.relax(*(ranges.boxes[i] for i in node.inputs))
+            inputs = [ranges.boxes[i] for i in node.inputs]
+            planes[node.name] = exposure.arithmetic.relax(node, inputs, step.samples)
     update = UpdateGraph.of(schedule.gradients, step)
-    planes |= _planes_of_update(update, state, ranges)
+    planes |= _planes_of_update(update, state, ranges, exposure.arithmetic)
     offsets = {name: Offsets.of(p, False, exposure.cases) for name, p in planes.items()}
     shared = Fragment(slice(0, 0), step.poison, planes, offsets, {}, {})
     nominal = exposure.nominal(step)
@@ -259,7 +261,7 @@ def relax_step(
             schedule,
             step,
             ranges,
-            exposure.cases,
+            exposure,
             nominal,
             slice(start, min(start + size, step.size)),
         )
@@ -268,10 +270,12 @@ def relax_step(
     return RelaxedStep(step, state, ranges, shared, tuple(fragments), update)
 
 
-def _planes_of_update(update: UpdateGraph, state: State, ranges: Ranges) -> dict[str, Relaxed]:
+def _planes_of_update(
+    update: UpdateGraph, state: State, ranges: Ranges, arithmetic: Arithmetic
+) -> dict[str, Relaxed]:
     """Planes of the update, and of the projections whose range is settled."""
-    boxes = update.boxes(state, ranges.boxes)
-    planes = {n.name: n.op.relax(*(boxes[i] for i in n.inputs)) for n in update.nodes}
+    boxes = update.boxes(state, ranges.boxes, arithmetic)
+    planes = {n.name: arithmetic.relax(n, [boxes[i] for i in n.inputs], None) for n in update.nodes}
     for node in update.projections.values():
         if node.inputs[0] in ranges.boxes:
             planes[node.name] = node.op.relax(ranges.boxes[node.inputs[0]])
@@ -282,7 +286,7 @@ def _relax_fragment(
     schedule: Schedule,
     step: Step,
     ranges: Ranges,
-    cases: int,
+    exposure: Exposure,
     nominal: Mapping[str, Tensor],
     part: slice,
 ) -> Fragment:
@@ -296,7 +300,9 @@ def _relax_fragment(
 
     kinds = {node.name: node.batched for node in schedule.before}
     planes = {
-        node.name: node.op.relax(*(box(i, kinds[i]) for i in node.inputs))
+        node.name: exposure.arithmetic.relax(
+            node, [box(i, kinds[i]) for i in node.inputs], step.samples[part]
+        )
         for node in schedule.before
         if node.batched and node.inputs
     }
@@ -305,7 +311,7 @@ def _relax_fragment(
         samples=part,
         poison=step.poison if whole else step.poison.take(index),
         planes=planes,
-        offsets={name: Offsets.of(p, True, cases) for name, p in planes.items()},
+        offsets={name: Offsets.of(p, True, exposure.cases) for name, p in planes.items()},
         leaves={n: box(n, True).magnitude.amax(0) for n in (FEATURES, LABELS)},
         nominal={n: v if whole else v[:, part] for n, v in nominal.items()},
     )

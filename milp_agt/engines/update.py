@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from milp_agt.core.graph import Graph, Node
 from milp_agt.core.interval import Interval
+from milp_agt.engines.arithmetic import APART, Arithmetic
 from milp_agt.engines.step import State, Step, velocity_of
 from milp_agt.formulations.clip import Clip
 from milp_agt.formulations.leaves import Parameter
@@ -59,11 +60,14 @@ class UpdateGraph:
                 )
         return UpdateGraph(tuple(nodes), outputs, projections)
 
-    def boxes(self, state: State, ranges: Mapping[str, Interval]) -> dict[str, Interval]:
+    def boxes(
+        self, state: State, ranges: Mapping[str, Interval], arithmetic: Arithmetic = APART
+    ) -> dict[str, Interval]:
         """Boxes of the old state, of the sums in ``ranges``, and of all nodes before projection."""
         known = {**ranges, **state}
         for node in self.nodes:
-            known[node.name] = node.op.interval(*(known[name] for name in node.inputs))
+            inputs = [known[name] for name in node.inputs]
+            known[node.name] = arithmetic.image(node, inputs, None)
         return known
 
     def projected(self, state: State) -> State:

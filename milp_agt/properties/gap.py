@@ -10,6 +10,7 @@ from torch import Tensor
 from milp_agt.core.cause import Cause
 from milp_agt.engines.cases import Enumerated
 from milp_agt.engines.causes import Account, Gaps, Window
+from milp_agt.engines.charged import Charged
 from milp_agt.engines.joint import Joint
 from milp_agt.engines.linear import rows_at_once
 from milp_agt.engines.walker import Forms
@@ -40,6 +41,8 @@ def split(models: Models) -> dict[Cause, float]:
     found = [_gaps(models, reached) for reached in models.reached]
     if isinstance(models.reached[0].exposure, Enumerated):
         return _of_cases([pieces for pieces, _ in found])
+    if isinstance(models.reached[0].exposure, Charged):
+        return _of_columns(found[0][0], models.reached[0].exposure)
     (pieces, accounts), exposure = found[0], models.reached[0].exposure
     ends = len(pieces.bound)
     total = {cause: float(gap.sum()) for cause, gap in pieces.gaps.items()}
@@ -105,6 +108,23 @@ def _chosen(account: Account, exposure: object) -> Tensor:
         best = members[worth[members].argsort(descending=True)[: poison.budget]]
         picked.append(best[worth[best] > 0])
     return torch.cat(picked) if picked else torch.zeros(0, dtype=torch.int64)
+
+
+def _of_columns(pieces: Gaps, exposure: Charged) -> dict[Cause, float]:
+    """The base, and what the selection adds that is worth most to all ends together."""
+    bound = pieces.bound
+    worth = exposure.by_sample(bound).sum(0)[exposure.columns]
+    chosen = 1 + worth.argsort(descending=True)[: exposure.poison.budget]
+
+    def paid(part: Tensor) -> float:
+        return float(part[:, 0].sum() + (part[:, chosen] - part[:, :1]).sum())
+
+    total = {cause: paid(gap) for cause, gap in pieces.gaps.items()}
+    total[Cause.MOVES] = total.get(Cause.MOVES, 0.0) + paid(pieces.owed)
+    outcome = exposure.arithmetic.outcome(bound)
+    distance = float((pieces.reference[:, :1] - outcome).sum())
+    total[Cause.SELECTION] = distance - sum(total.values())
+    return _means(total, len(bound))
 
 
 @dataclass(frozen=True)

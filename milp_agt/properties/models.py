@@ -12,6 +12,8 @@ from milp_agt.core.evaluate import evaluate
 from milp_agt.core.graph import Node
 from milp_agt.core.interval import CLEAN, Interval
 from milp_agt.core.rounding import TINY, gamma
+from milp_agt.engines.arithmetic import better
+from milp_agt.engines.charged import Charged
 from milp_agt.engines.exposure import Exposure
 from milp_agt.engines.joint import Joint
 from milp_agt.engines.linear import (
@@ -59,12 +61,23 @@ class OutputForms:
 class Reached:
     """Boxes of parameters, one for each case, and the steps that led to them.
 
-    ``window`` may be empty (a loaded result): then only the boxes count.
+    ``window`` may be empty (a loaded result): then only the boxes count. ``outer`` is one box,
+    (1, *shape), that is known to hold all of them, too.
     """
 
     state: State
     window: Sequence[RelaxedStep]
     exposure: Exposure
+    outer: State | None = None
+
+    @property
+    def boxes(self) -> State:
+        """The boxes of the parameters, each of which holds by itself."""
+        arithmetic = self.exposure.arithmetic
+        boxes = {name: arithmetic.outer(box) for name, box in self.state.items()}
+        if self.outer is None:
+            return boxes
+        return {n: b.meet(self.outer[n], f"'{n}' of two chains") for n, b in boxes.items()}
 
 
 @dataclass(frozen=True)
@@ -87,7 +100,7 @@ class Models:
     @property
     def state(self) -> State:
         """One box that holds the parameters in all cases, (1, *shape) each."""
-        return union([r.state for r in self.reached])
+        return union([r.boxes for r in self.reached])
 
     @property
     def forward(self) -> tuple[Node, ...]:
@@ -155,7 +168,7 @@ class Models:
             made anew in every batch, have two budgets, or no forms are kept.
         """
         reached = self.reached[0]
-        joint = isinstance(reached.exposure, Joint) and not self.poison.is_clean
+        joint = isinstance(reached.exposure, (Joint, Charged)) and not self.poison.is_clean
         apart = self.poison.label_quota is not None
         if not joint or apart or self.poison.per_batch or not reached.window:
             return None
@@ -168,7 +181,14 @@ class Models:
 
     def _piece_by_sample(self, reached: Reached, forms: OutputForms) -> tuple[Tensor, Tensor]:
         turned = forms.coefficients.transpose(0, 1)
-        own = forms_of_outputs(self.step_graph, self.forward, reached.state, forms.inputs, turned)
+        own = forms_of_outputs(
+            self.step_graph,
+            self.forward,
+            reached.state,
+            forms.inputs,
+            turned,
+            reached.exposure.arithmetic,
+        )
         own.constant = own.constant + forms.constant.T.unsqueeze(-1)
         own.magnitude = own.magnitude + forms.constant.T.abs()
         rows = torch.arange(own.magnitude.numel(), device=turned.device)
@@ -213,9 +233,10 @@ class Models:
     def _walked(self, reached: Reached, start: Forms) -> Tensor:
         """The best lower bounds of forms of the final state, (rows, cases): on its box, or through
         the window."""
-        best = start.concretise(reached.state, torch.zeros_like(start.constant))
+        arithmetic = reached.exposure.arithmetic
+        best = arithmetic.concretise(start, reached.state, torch.zeros_like(start.constant))
         if not reached.window:
-            return best
+            return arithmetic.outcome(best)
         size = rows_at_once(self.schedule, reached.window)
         pieces = [
             bound_forms(
@@ -223,14 +244,17 @@ class Models:
             )
             for rows in torch.arange(start.rows, device=best.device).split(size)
         ]
-        return torch.maximum(best, torch.cat(pieces))
+        return arithmetic.outcome(better(arithmetic, best, torch.cat(pieces)))
 
     def _bound_piece(self, reached: Reached, forms: OutputForms) -> Interval:
         """Bounds for one group of cases, (cases, n, forms)."""
-        boxed = self._by_intervals(reached.state, forms)
+        arithmetic = reached.exposure.arithmetic
+        boxed = self._by_intervals(reached.boxes, forms)
         coefficients, constant = forms.coefficients, forms.constant
         both = torch.cat([coefficients, -coefficients], 1).transpose(0, 1)
-        own = forms_of_outputs(self.step_graph, self.forward, reached.state, forms.inputs, both)
+        own = forms_of_outputs(
+            self.step_graph, self.forward, reached.state, forms.inputs, both, arithmetic
+        )
         own.constant = own.constant + torch.cat([constant, -constant], 1).T.unsqueeze(-1)
         own.magnitude = own.magnitude + torch.cat([constant, constant], 1).T.abs()
         rows = torch.arange(own.magnitude.numel(), device=constant.device)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from milp_agt.core.cause import Cause
 from milp_agt.engines.cases import Enumerated
+from milp_agt.engines.charged import Charged
 from milp_agt.engines.linear import influence, rows_at_once
 from milp_agt.engines.walker import Forms
 from milp_agt.errors import InvalidInputError
@@ -124,6 +125,8 @@ def _widths(models: Models, reached: Reached) -> Tensor:
     """The width that is granted to each sample, (N,)."""
     if isinstance(reached.exposure, Enumerated):
         return _of_cases(models, reached, reached.exposure)
+    if isinstance(reached.exposure, Charged):
+        return _of_columns(models, reached, reached.exposure)
     rows = models.parameter_rows(reached)
     worth = torch.zeros(len(models.poison.features), dtype=torch.float64, device=rows.device)
     size = rows_at_once(models.schedule, reached.window)
@@ -134,6 +137,13 @@ def _widths(models: Models, reached: Reached) -> Tensor:
         )
         worth = worth + owed.sum(0)
     return worth / (len(rows) // 2)
+
+
+def _of_columns(models: Models, reached: Reached, exposure: Charged) -> Tensor:
+    """The influence of each sample on both ends of the parameters, charges included."""
+    boxes = [reached.state[name] for name in models.step_graph.parameters]
+    ends = torch.cat([e.flatten(1) for b in boxes for e in (b.lower, -b.upper)], 1)
+    return 2.0 * exposure.by_sample(ends.T).mean(0)
 
 
 def _of_cases(models: Models, reached: Reached, exposure: Enumerated) -> Tensor:

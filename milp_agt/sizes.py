@@ -1,0 +1,59 @@
+"""Counts of elements from which costs are predicted, and the rates at which they are worked off."""
+
+from __future__ import annotations
+
+from milp_agt.engines.inner import targets
+from milp_agt.engines.step import Schedule
+from milp_agt.formulations.bilinear import Einsum
+from milp_agt.formulations.exchange import Exchange
+from milp_agt.formulations.univariate import Univariate
+from milp_agt.tracing import FEATURES, LABELS, StepGraph
+
+FLOAT = 8  # bytes
+# Tensors of the size of a coefficient that are alive at once in a walk.
+LIVE_COEFFICIENTS = 6
+# Elements of coefficients that one core walks in a second, and elements of boxes that it bounds.
+# Measured on one core of a 2020s server with relu networks; only `auto` and defaults depend on them.
+WALKED_PER_SECOND = 5e7
+BOUNDED_PER_SECOND = 2e7
+
+
+class Sizes:
+    """Counts of elements from which costs are predicted."""
+
+    def __init__(self, step_graph: StepGraph, batch: int, samples: int, momentum: bool) -> None:
+        self.schedule = schedule = Schedule.of(step_graph)
+        self.batch, self.samples = batch, samples
+        batched = [n for n in schedule.before if n.batched]
+        self.state = step_graph.parameter_count * (2 if momentum else 1)
+        self.per_sample = sum(n.signature.size for n in batched)
+        self.boxes = self.per_sample * batch
+        # Gradients of single samples enter a walk with one coefficient for all samples.
+        summed = {n.inputs[0] for n in schedule.sums}
+        exchanged = [n for n in batched if isinstance(n.op, Exchange)]
+        summed |= {n.inputs[0] for n in exchanged}
+        self.walked = sum(n.signature.size for n in batched if n.name not in summed) * batch
+        own = [n.signature.size for n in batched if n.name not in summed]
+        self.widest = max(own, default=1)
+        self.inner_rows = 2 * batch * sum(n.signature.size for n in targets(schedule))
+        leaves = (FEATURES, LABELS)
+        self.moved = 1 + sum(n.signature.size for n in batched if n.name in leaves)
+        self.curved = batch * sum(
+            n.signature.size for n in batched if isinstance(n.op, (Einsum, Univariate))
+        )
+
+    def form(self, fragment: int, window: int) -> int:
+        """Bytes of one row of a walk: coefficients of one fragment, moves of all samples met."""
+        met = min(self.batch * window, self.samples)
+        own = max(1, self.walked // self.batch) * fragment
+        return FLOAT * LIVE_COEFFICIENTS * (own + met * self.moved)
+
+    @property
+    def pair(self) -> int:
+        """Bytes of a form of one sample: coefficients on its nodes, its data and the parameters."""
+        return FLOAT * LIVE_COEFFICIENTS * (self.walked // self.batch + self.state + self.moved)
+
+    def inner(self, steps: int, window: int) -> float:
+        """Predicted seconds of all inner walks."""
+        walks = sum(min(t, window - 1) + 0.5 for t in range(steps))
+        return self.inner_rows * self.walked * walks / WALKED_PER_SECOND
