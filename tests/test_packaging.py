@@ -130,7 +130,7 @@ ALLOWED = {
     "tracing": {"clipping", "layers", "training", "formulations", "core", "errors"},
     "whole_samples": {"clipping", "tracing", "poison", "formulations", "core", "errors"},
     "perturbation": {"perturbation", "moves", "formulations", "core", "errors"},
-    "threats": {"perturbation", "poison", "formulations", "core", "errors"},
+    "threats": {"threats", "perturbation", "poison", "formulations", "core", "errors"},
     "engines": {
         "engines",
         "tracing",

@@ -358,8 +358,9 @@ def test_the_claim_says_what_may_move(words: str) -> None:
 def test_the_moves_in_readme_are_threat_models() -> None:
     text = (Path(__file__).resolve().parent.parent / "README.md").read_text(encoding="utf-8")
     (block,) = re.findall(r"as they come:\n\n```\n(.*?)```", text, re.DOTALL)
-    made = [eval(line, vars(agt)) for line in block.splitlines()]
-    assert len(made) == 7
+    known = {name: getattr(agt, name) for name in agt.__all__}
+    made = [eval(line, known) for line in block.splitlines()]
+    assert len(made) == 9
     assert all(isinstance(threat.describe(), str) for threat in made)
 
 

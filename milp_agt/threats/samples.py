@@ -1,83 +1,21 @@
-"""Threat models: what the adversary may change, and how often."""
+"""Threats that change samples: their features, their labels, both at one cost or at two."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
 
-import torch
 from torch import Tensor
 
 from milp_agt.errors import InvalidThreatModelError
 from milp_agt.formulations.loss import Loss
-from milp_agt.perturbation import FeatureMoves, LabelMoves, Numbers, Radius, Rows, is_whole
-from milp_agt.poison import Poison, Quota, Whole
-
-SCOPES = ("dataset", "batch")
-
-
-class ThreatModel(Protocol):
-    """Anything that can say, for a data set, which moves each sample admits."""
-
-    @property
-    def budget(self) -> int: ...
-
-    def bind(self, features: Tensor, labels: Tensor, loss: Loss) -> Poison:
-        """Admissible moves for encoded data: features (N, *shape), labels (N, width), float64."""
-        ...
-
-    def describe(self) -> str:
-        """What the adversary may do, as a sentence of the claim."""
-        ...
+from milp_agt.perturbation import FeatureMoves, LabelMoves, Numbers, Radius, Rows
+from milp_agt.poison import Poison, Quota
+from milp_agt.threats.base import Budgeted, samples_in_words, times_in_words
 
 
 @dataclass(frozen=True)
-class _Budgeted:
-    """Common part: how many samples, which ones, when."""
-
-    budget: int
-
-    def _check(self, samples: Sequence[int] | None, scope: str, count: int) -> Tensor:
-        """Mask of the samples that can be poisoned, (N,)."""
-        name = type(self).__name__
-        if not is_whole(self.budget) or self.budget < 0:
-            raise InvalidThreatModelError(
-                f"{name} needs a whole budget >= 0", f"budget = {self.budget}", "give a count"
-            )
-        if scope not in SCOPES:
-            raise InvalidThreatModelError(
-                f"{name} needs a scope out of {SCOPES}", f"scope = {scope!r}", "choose one of them"
-            )
-        if samples is None:
-            if self.budget > count:
-                raise InvalidThreatModelError(
-                    f"{name} may poison {self.budget} samples",
-                    f"a data set of {count} samples",
-                    f"choose a budget of at most {count}",
-                )
-            return torch.ones(count, dtype=torch.bool)
-        chosen = list(samples) if isinstance(samples, Iterable) else []
-        bad = [s for s in chosen if not is_whole(s) or not 0 <= s < count]
-        if not chosen or bad or len(set(chosen)) != len(chosen):
-            raise InvalidThreatModelError(
-                f"{name} needs distinct samples out of 0..{count - 1}",
-                f"{len(chosen)} samples, no index of the data: {bad[:5]}",
-                "correct samples=",
-            )
-        if self.budget > len(chosen):
-            raise InvalidThreatModelError(
-                f"{name} may poison {self.budget} samples",
-                f"only {len(chosen)} samples are open to poison",
-                f"choose a budget of at most {len(chosen)}",
-            )
-        mask = torch.zeros(count, dtype=torch.bool)
-        mask[chosen] = True
-        return mask
-
-
-@dataclass(frozen=True)
-class FeaturePoisoning(_Budgeted):
+class FeaturePoisoning(Budgeted):
     """Up to ``budget`` samples have their features moved.
 
     Columns are positions in the flattened sample.
@@ -122,7 +60,7 @@ class FeaturePoisoning(_Budgeted):
     rows: Rows | None = None
 
     def bind(self, features: Tensor, labels: Tensor, loss: Loss) -> Poison:
-        mask = self._check(self.samples, self.scope, len(features))
+        mask = self._mask(self.samples, self.scope, len(features))
         moves, domain = self._moves().bind(features, mask)
         return Poison(
             features=features,
@@ -136,8 +74,8 @@ class FeaturePoisoning(_Budgeted):
         )
 
     def describe(self) -> str:
-        who = _who(self.budget, self.samples, self.scope)
-        return f"the features of {who} {self._moves().describe()}, {_when(self.static)}"
+        who = samples_in_words(self.budget, self.samples, self.scope)
+        return f"the features of {who} {self._moves().describe()}, {times_in_words(self.static)}"
 
     def _moves(self) -> FeatureMoves:
         return FeatureMoves(
@@ -154,7 +92,7 @@ class FeaturePoisoning(_Budgeted):
 
 
 @dataclass(frozen=True)
-class LabelPoisoning(_Budgeted):
+class LabelPoisoning(Budgeted):
     """Up to ``budget`` samples have other labels.
 
     Attributes:
@@ -174,7 +112,7 @@ class LabelPoisoning(_Budgeted):
     target: int | Sequence[int] | None = None
 
     def bind(self, features: Tensor, labels: Tensor, loss: Loss) -> Poison:
-        mask = self._check(self.samples, self.scope, len(features))
+        mask = self._mask(self.samples, self.scope, len(features))
         return Poison(
             features=features,
             labels=labels,
@@ -186,15 +124,15 @@ class LabelPoisoning(_Budgeted):
         )
 
     def describe(self) -> str:
-        who = _who(self.budget, self.samples, self.scope)
-        return f"the labels of {who} {self._moves().describe()}, {_when(self.static)}"
+        who = samples_in_words(self.budget, self.samples, self.scope)
+        return f"the labels of {who} {self._moves().describe()}, {times_in_words(self.static)}"
 
     def _moves(self) -> LabelMoves:
         return LabelMoves(type(self).__name__, self.radius, self.norm, self.target)
 
 
 @dataclass(frozen=True)
-class FeatureLabelPoisoning(_Budgeted):
+class FeatureLabelPoisoning(Budgeted):
     """Up to ``budget`` samples have both their features and their labels changed.
 
     ``label_radius``, ``label_norm`` and ``target`` are ``radius``, ``norm`` and ``target`` of
@@ -217,7 +155,7 @@ class FeatureLabelPoisoning(_Budgeted):
     target: int | Sequence[int] | None = None
 
     def bind(self, features: Tensor, labels: Tensor, loss: Loss) -> Poison:
-        mask = self._check(self.samples, self.scope, len(features))
+        mask = self._mask(self.samples, self.scope, len(features))
         moves, domain = self._feature_moves().bind(features, mask)
         return Poison(
             features=features,
@@ -233,9 +171,9 @@ class FeatureLabelPoisoning(_Budgeted):
 
     def describe(self) -> str:
         return (
-            f"the features of {_who(self.budget, self.samples, self.scope)} "
+            f"the features of {samples_in_words(self.budget, self.samples, self.scope)} "
             f"{self._feature_moves().describe()}, and their labels "
-            f"{self._label_moves().describe()}, {_when(self.static)}"
+            f"{self._label_moves().describe()}, {times_in_words(self.static)}"
         )
 
     def _feature_moves(self) -> FeatureMoves:
@@ -311,134 +249,8 @@ class SeparatePoisoning:
 
     def describe(self) -> str:
         x, y = self.features, self.labels
+        moved, flipped = (samples_in_words(p.budget, p.samples, p.scope) for p in (x, y))
         return (
-            f"the features of {_who(x.budget, x.samples, x.scope)} {x._moves().describe()}, and, chosen "
-            f"apart from them, the labels of {_who(y.budget, y.samples, y.scope)} "
-            f"{y._moves().describe()}, {_when(x.static)}"
+            f"the features of {moved} {x._moves().describe()}, and, chosen apart from them, the labels "
+            f"of {flipped} {y._moves().describe()}, {times_in_words(x.static)}"
         )
-
-
-@dataclass(frozen=True)
-class Substitution(_Budgeted):
-    """Up to ``budget`` samples give way to others of any features and labels (unbounded adversary).
-
-    Needs ``clip=`` in the training: all that is known of the new samples is that their gradients are
-    finite, so that clipping bounds them.
-
-    Attributes:
-        budget: count of samples.
-        samples, static, scope: as in :class:`FeaturePoisoning`.
-    """
-
-    samples: Sequence[int] | None = None
-    static: bool = True
-    scope: str = "dataset"
-
-    def bind(self, features: Tensor, labels: Tensor, loss: Loss) -> Poison:
-        return Poison(
-            features=features,
-            labels=labels,
-            open=self._check(self.samples, self.scope, len(features)),
-            budget=int(self.budget),
-            static=self.static,
-            per_batch=self.scope == "batch",
-            whole=Whole.SUBSTITUTED,
-        )
-
-    def describe(self) -> str:
-        who = _who(self.budget, self.samples, self.scope)
-        return (
-            f"{who} replaced by samples of any features and labels whose gradients are finite, "
-            f"{_when(self.static)}"
-        )
-
-
-@dataclass(frozen=True)
-class Removal(_Budgeted):
-    """Up to ``budget`` samples are taken out of the data set, once, before training.
-
-    The result bounds how far the parameters can be from those trained without any j <= budget of
-    the samples: with ``selections="enumerated"``, run by run, a certificate for unlearning. The mean
-    of the gradients is that over the samples that are left; the others keep their batches, and a batch
-    that loses all its samples skips its step (no update, no momentum, no decay). Needs no clipping, but
-    the gradient of every sample, n times the parameters.
-
-    Attributes:
-        budget: count of samples.
-        samples: indices of the samples that can be removed; None for all.
-        scope: "dataset", one removed set for the whole run, or "batch", up to ``budget`` of each batch.
-    """
-
-    samples: Sequence[int] | None = None
-    scope: str = "dataset"
-
-    def bind(self, features: Tensor, labels: Tensor, loss: Loss) -> Poison:
-        return Poison(
-            features=features,
-            labels=labels,
-            open=self._check(self.samples, self.scope, len(features)),
-            budget=int(self.budget),
-            static=True,
-            per_batch=self.scope == "batch",
-            whole=Whole.REMOVED,
-        )
-
-    def describe(self) -> str:
-        return (
-            f"{_who(self.budget, self.samples, self.scope)} removed, once, before training; the mean "
-            "is that over the samples left in a batch, the others keep their batches, and a batch "
-            "without samples skips its step"
-        )
-
-
-@dataclass(frozen=True)
-class Insertion(_Budgeted):
-    """Up to ``budget`` further samples, of any features and labels, join every batch.
-
-    They may differ from step to step, so that ``budget`` samples added to the data set, in batches of
-    the adversary's choice, are covered. The mean of the gradients is that over the larger batch.
-    Needs ``clip=`` in the training, as :class:`Substitution` does.
-    """
-
-    def bind(self, features: Tensor, labels: Tensor, loss: Loss) -> Poison:
-        if not is_whole(self.budget) or self.budget < 0:
-            raise InvalidThreatModelError(
-                "Insertion needs a whole budget >= 0", f"budget = {self.budget}", "give a count"
-            )
-        return Poison(
-            features=features,
-            labels=labels,
-            open=torch.zeros(len(features), dtype=torch.bool),
-            budget=int(self.budget),
-            static=False,
-            per_batch=True,
-            whole=Whole.INSERTED,
-        )
-
-    def describe(self) -> str:
-        return (
-            f"up to {self.budget} further sample{'s' if self.budget != 1 else ''} of any features and "
-            "labels whose gradients are finite join each batch, anew in every step; the mean is that "
-            "over the larger batch"
-        )
-
-
-def _who(budget: int, samples: Sequence[int] | None, scope: str) -> str:
-    of = "the training set" if samples is None else f"{len(samples)} named training samples"
-    each = "" if scope == "dataset" else " in each batch"
-    return f"up to {budget} sample{'s' if budget != 1 else ''} of {of}{each}"
-
-
-def _when(static: bool) -> str:
-    return "once, before training" if static else "anew in every step"
-
-
-THREATS = (
-    FeaturePoisoning,
-    LabelPoisoning,
-    FeatureLabelPoisoning,
-    SeparatePoisoning,
-    Substitution,
-    Removal,
-    Insertion,
-)

@@ -1,0 +1,32 @@
+"""Threat models: what the adversary may change, and how often."""
+
+from milp_agt.threats.base import ThreatModel
+from milp_agt.threats.samples import (
+    FeatureLabelPoisoning,
+    FeaturePoisoning,
+    LabelPoisoning,
+    SeparatePoisoning,
+)
+from milp_agt.threats.whole import Insertion, Removal, Substitution
+
+__all__ = [
+    "THREATS",
+    "FeatureLabelPoisoning",
+    "FeaturePoisoning",
+    "Insertion",
+    "LabelPoisoning",
+    "Removal",
+    "SeparatePoisoning",
+    "Substitution",
+    "ThreatModel",
+]
+
+THREATS = (
+    FeaturePoisoning,
+    LabelPoisoning,
+    FeatureLabelPoisoning,
+    SeparatePoisoning,
+    Substitution,
+    Removal,
+    Insertion,
+)
