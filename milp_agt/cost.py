@@ -123,6 +123,11 @@ def plan(
         sizes, level, selections, poison, restriction, training, steps, walked, inner_bounds, budget
     )
     notes = (*notes, *more)
+    if alpha_steps and (told_apart.groups or told_apart.charged):
+        notes = (
+            *notes,
+            "slopes are optimised for all selections jointly; those told apart keep default ones",
+        )
     per_sample = FLOAT * LIVE_BOXES * max(sizes.per_sample, 1)
     in_cuts = 2 * FLOAT * step_graph.outputs * step_graph.parameter_count * sizes.batch * walked
     cuts = sizes.walked >= THREADED_ELEMENTS and in_cuts <= budget // 4

@@ -230,7 +230,7 @@ class Run:
         if why is None:
             return False
         within = [c for c in self.chains if chain.level in c.level.chain()]
-        ended = [chain] if chain.name in (ENUMERATED, OPTIMISED) else within
+        ended = [chain] if chain.name in (CHARGED, ENUMERATED, OPTIMISED) else within
         self.chains = [c for c in self.chains if c not in ended]
         others = ", ".join(f"'{c.name}'" for c in ended[1:])
         self.journal.limit_reached = True

@@ -30,6 +30,7 @@ from milp_agt.engines.joint import Joint
 from milp_agt.engines.linear import bound_forms, boxes_of, ends_of
 from milp_agt.engines.recorder import MemoryRecorder
 from milp_agt.engines.relaxed import Offsets, RelaxedStep
+from milp_agt.engines.separate import worst_of_both
 from milp_agt.engines.slopes import RowOffsets, Slopes, free_slopes, with_slopes
 from milp_agt.engines.step import State
 from milp_agt.engines.walker import sample_forms
@@ -470,6 +471,14 @@ def test_the_command_line_optimises_slopes(tmp_path: Path) -> None:
         load_config(run)
 
 
+def test_enumerated_selections_say_that_their_slopes_are_default_ones() -> None:
+    case = problem(agt.FeaturePoisoning(1, 0.05), epochs=2)
+    result, _ = case.certify(selections="enumerated", alpha_steps=2)
+    default, _ = case.certify(selections="enumerated")
+    assert any("told apart keep default ones" in line for line in result.fallbacks)
+    assert result.reachable.mean_width <= default.reachable.mean_width
+
+
 def test_a_comparison_optimises_where_there_are_slopes() -> None:
     case = problem(epochs=2)
     table = agt.compare(
@@ -483,3 +492,17 @@ def test_a_comparison_optimises_where_there_are_slopes() -> None:
     )
     default, _ = case.certify(window=1)
     assert table.rows[1].mean_width < default.reachable.mean_width
+
+
+def test_budgets_apart_have_gradients() -> None:
+    """The worst of features and labels is differentiable: one of the samples at the best multiplier."""
+    generator = torch.Generator().manual_seed(0)
+    x, y = torch.rand(2, 7, 4, generator=generator, dtype=torch.float64)
+    hurt = torch.stack([x, y, x + y]).requires_grad_()
+    value = worst_of_both(hurt, (2, 1))
+    assert torch.equal(value.detach(), worst_of_both(hurt.detach(), (2, 1)))
+    (gradient,) = torch.autograd.grad(value.sum(), hurt)
+    direction = torch.rand(hurt.shape, generator=generator, dtype=torch.float64)
+    moved = (worst_of_both(hurt.detach() + s * 1e-7 * direction, (2, 1)).sum() for s in (1, -1))
+    up, down = (float(v) for v in moved)
+    assert float((gradient * direction).sum()) == pytest.approx((up - down) / 2e-7, rel=1e-5)

@@ -23,8 +23,9 @@ from milp_agt.engines.step import Schedule, State
 from milp_agt.engines.walker import Forms
 from milp_agt.tracing import StepGraph
 
-# Length of the first move, as a share of the range of a slope, and how it shrinks with every move.
-RATE, DECAY = 0.1, 0.95
+# Length of the first move, as a share of the range of a slope, how it shrinks with every move that the
+# slopes of a training step have made, and how short it gets.
+RATE, DECAY, SHORTEST = 0.1, 0.95, 0.01
 # Adam's averages (Kingma and Ba 2015), and the share of the steepest slope of a row below which
 # gradients are not scaled up: most slopes hardly matter, and kinks lie where they start.
 MEMORY = (0.5, 0.9)
@@ -99,7 +100,8 @@ def optimise_state(
         device=next(iter(state.values())).lower.device,
     )
     kept: list[tuple[Tensor, list[Slopes]]] = []
-    longest = 0
+    longest, last = 0, problem.window[-1].step.index
+    made = [moves * (last - relaxed.step.index) for relaxed in problem.window]
     for part, forms in ends_of(state, chunk, chunk):
         first = [
             {
@@ -108,7 +110,7 @@ def optimise_state(
             }
             for relaxed, own in zip(problem.window, free, strict=True)
         ]
-        slopes, done = _ascend(problem, forms, free, first, moves)
+        slopes, done = _ascend(problem, forms, free, first, moves, made)
         with torch.no_grad():
             bounds[:, part] = problem.bound(forms, slopes).T
         kept.append((part, slopes))
@@ -164,10 +166,18 @@ def _joined(parts: Sequence[tuple[Tensor, list[Slopes]]], rows: int) -> tuple[Sl
 
 
 def _ascend(
-    problem: Problem, forms: Forms, free: Sequence[Free], start: Sequence[Slopes], moves: int
+    problem: Problem,
+    forms: Forms,
+    free: Sequence[Free],
+    start: Sequence[Slopes],
+    moves: int,
+    made: Sequence[int],
 ) -> tuple[list[Slopes], int]:
-    """The best slopes of each row that at least one move has changed, and how many moves were made."""
-    variables = _Variables.of(free, start)
+    """The best slopes of each row that at least one move has changed, and how many moves were made.
+
+    ``made`` counts the moves that the slopes of each step of the window have behind them.
+    """
+    variables = _Variables.of(free, start, made)
     if not variables.values:
         return variables.by_step(), 0
     best: Tensor | None = None
@@ -184,7 +194,7 @@ def _ascend(
                 last_gain, target = move, total + GAIN * abs(total)
             if move - last_gain >= PATIENCE:
                 return variables.kept_by_step(), move
-        variables.move(gradients, RATE * DECAY**move)
+        variables.move(gradients, move)
     with torch.no_grad():
         bound = problem.bound(forms, variables.by_step()).amin(1)
     variables.keep(bound, best)
@@ -200,14 +210,15 @@ class _Variables:
     lower: list[Tensor]
     upper: list[Tensor]
     values: list[Tensor]
+    made: Sequence[int] = ()
     kept: list[Tensor] = field(default_factory=list)
     first: list[Tensor] = field(default_factory=list)
     second: list[Tensor] = field(default_factory=list)
     count: int = 0
 
     @staticmethod
-    def of(free: Sequence[Free], start: Sequence[Slopes]) -> _Variables:
-        found = _Variables([], len(free), [], [], [])
+    def of(free: Sequence[Free], start: Sequence[Slopes], made: Sequence[int]) -> _Variables:
+        found = _Variables([], len(free), [], [], [], made)
         for step, (own, values) in enumerate(zip(free, start, strict=True)):
             for place, slopes in own.items():
                 for slope, value in zip(slopes, values[place], strict=True):
@@ -247,9 +258,10 @@ class _Variables:
         ]
         return torch.where(better, bound, best)
 
-    def move(self, gradients: Sequence[Tensor | None], rate: float) -> None:
-        """One move upwards, projected on the ranges."""
+    def move(self, gradients: Sequence[Tensor | None], before: int) -> None:
+        """One move upwards after so many others, projected on the ranges."""
         self.count += 1
+        rates = [max(SHORTEST, RATE * DECAY ** (made + before)) for made in self.made]
         scaled = [
             torch.zeros_like(value) if g is None else g.nan_to_num(0.0, 0.0, 0.0) * (high - low)
             for g, value, low, high in zip(
@@ -270,11 +282,11 @@ class _Variables:
         top = torch.stack([v.flatten(1).amax(1) for v in self.second]).amax(0)
         floor = FLOOR * (top / decays[1]).sqrt() + 1e-300
         moved = []
-        for value, m, v, low, high in zip(
-            self.values, self.first, self.second, self.lower, self.upper, strict=True
+        for (step, _), value, m, v, low, high in zip(
+            self.places, self.values, self.first, self.second, self.lower, self.upper, strict=True
         ):
             length = (m / decays[0]) / ((v / decays[1]).sqrt() + _aligned(floor, v))
-            moved.append((value + rate * (high - low) * length).clamp(low, high))
+            moved.append((value + rates[step] * (high - low) * length).clamp(low, high))
         self.values = moved
 
 

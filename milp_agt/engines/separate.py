@@ -35,16 +35,27 @@ def worst_of_both(hurt: Tensor, budgets: tuple[int, int], forced: Tensor | None 
         forced: mask of the samples that are known to be poisoned, (n, ...).
 
     Returns:
-        Bounds (...), rounding included.
+        Bounds (...), rounding included; differentiable by torch in ``hurt``.
     """
+    if hurt.requires_grad:
+        # At the best multiplier its own derivative does not count (Danskin 1967).
+        multiplier = _best_multiplier(hurt.detach(), budgets, forced)[0]
+        return _Dual(hurt, budgets, forced)(multiplier)[0]
+    return _best_multiplier(hurt, budgets, forced)[1]
+
+
+def _best_multiplier(
+    hurt: Tensor, budgets: tuple[int, int], forced: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """The multiplier of the labels with the least dual value that was met, and that value, (...)."""
     if not hurt.shape[1]:
-        return hurt.new_zeros(hurt.shape[2:])
+        return hurt.new_zeros(hurt.shape[2:]), hurt.new_zeros(hurt.shape[2:])
     dual = _Dual(hurt, budgets, forced)
     low = torch.zeros_like(hurt[0, 0])
     high = torch.maximum(hurt[1], hurt[2] - hurt[0].clamp(min=0.0)).amax(0).clamp(min=0.0)
     at_low, falling = dual(low)
     at_high, rising = dual(high)
-    best = torch.minimum(at_low, at_high)
+    best, chosen = torch.minimum(at_low, at_high), torch.where(at_high < at_low, high, low)
     for _ in range(EVALUATIONS):
         open_ = (falling < 0) & (rising > 0)
         crossing = (at_low - at_high + rising * high - falling * low) / (rising - falling)
@@ -53,12 +64,12 @@ def worst_of_both(hurt: Tensor, budgets: tuple[int, int], forced: Tensor | None 
         if bool((best <= (at_low + falling * (crossing - low)) * (1.0 + GAP) + TINY)[open_].all()):
             break
         value, slope = dual(crossing)
-        best = torch.minimum(best, value)
+        best, chosen = torch.minimum(best, value), torch.where(value < best, crossing, chosen)
         left, right = open_ & (slope <= 0), open_ & (slope >= 0)
         low, at_low = torch.where(left, crossing, low), torch.where(left, value, at_low)
         high, at_high = torch.where(right, crossing, high), torch.where(right, value, at_high)
         falling, rising = torch.where(left, slope, falling), torch.where(right, slope, rising)
-    return best
+    return chosen, best
 
 
 class _Dual:
