@@ -3,10 +3,17 @@
     python examples/driving.py --small                    rendered frames, a minute
     python examples/driving.py --log FOLDER               a folder with driving_log.csv and IMG/
     python examples/driving.py --log FOLDER --radius 1e-6 pixels poisoned as well
+    python examples/driving.py --log FOLDER --state pilotnet.pt   the network of a run file
 
 The convolutions and the first two dense layers are trained on one half of the log, which is trusted, and
 frozen. The other dense layers go on training on the other half, of which one drive is untrusted.
 Certified: an interval of the angle for every test frame, and a bound on the mean error.
+
+Poisoned pixels: what they can do to the features is bounded through the frozen layers, by intervals and
+by linear forms from the features back to the pixels. Through five convolutions either grows fast. On a
+network trained on rendered frames, whose features have a mean size of 0.2, boxes of the features had a mean
+width of 0.18 at a radius of 1e-5 (intervals: 0.58), of 6 at 1e-4, and of 340 at one grey level, 1/255:
+certificates for pixels are **vacuous** from about 1e-5 on, and the example says so when one is.
 """
 
 from __future__ import annotations
@@ -30,6 +37,7 @@ from milp_agt.threats import ThreatModel
 HEIGHT, WIDTH = 66, 200
 UNTRUSTED = 16  # frames of the untrusted drive
 ANGLE = 0.1
+WHOLE_RANGE = 2.0  # steering angles lie in [-1, 1]
 
 
 def render(folder: Path, count: int, seed: int = 0) -> None:
@@ -88,6 +96,7 @@ def main() -> None:
     parser.add_argument(
         "--radius", type=float, default=0.0, help="move of every pixel too, in [0, 1]"
     )
+    parser.add_argument("--state", type=Path, help="only save the network before the head trains")
     parser.add_argument("--steps", type=int, default=10, help="steps of the dense layers")
     options = parser.parse_args()
     folder = options.log
@@ -98,8 +107,13 @@ def main() -> None:
     print(data.description)
     x, y = torch.from_numpy(data.x_train), torch.from_numpy(data.y_train)
     half = len(x) // 2
-    body, head = pretrained(x[:half], y[:half], 40 if options.small else 60, dense_layers=2)
+    layers = 2 if options.state is None else 1
+    body, head = pretrained(x[:half], y[:half], 40 if options.small else 60, dense_layers=layers)
     model = nn.Sequential(body, head)
+    if options.state is not None:
+        torch.save(model.state_dict(), options.state)
+        print(f"Written: {options.state}")
+        return
     untrusted = list(range(UNTRUSTED))
     training = agt.Training(loss="mse", learning_rate=0.02, epochs=options.steps)
     threat: ThreatModel = agt.LabelPoisoning(options.budget, radius=ANGLE, samples=untrusted)
@@ -117,6 +131,12 @@ def main() -> None:
     for i in range(min(8, len(true))):
         low, high, middle = (float(a[i, 0]) for a in (angles.lower, angles.upper, angles.nominal))
         print(f"{i:5d}   {true[i, 0]:+10.3f}   [{low:+.4f}, {high:+.4f}]            {middle:+.4f}")
+    vacuous = int(((angles.upper - angles.lower) >= WHOLE_RANGE).any(-1).sum())
+    if vacuous:
+        print(
+            f"VACUOUS: for {vacuous} of {len(true)} frames the certified interval is wider than the range "
+            "of all steering angles and says nothing; lower --radius"
+        )
     nominal = float(np.abs(angles.nominal - true).mean())
     print(f"mean absolute error: at most {error.mean():.4f}, nominal {nominal:.4f}")
 

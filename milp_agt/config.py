@@ -207,7 +207,7 @@ class RunConfig(Table):
             model,
             dataset,
             training,
-            self.threat.build(),
+            self.threat.resolved(dataset.y_train).build(),
             self.certify,
             self.properties,
             self.attack.search(),

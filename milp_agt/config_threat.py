@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
+import numpy as np
+import numpy.typing as npt
 from pydantic import Field, model_validator
 
 from milp_agt.config_table import Count, Index, NonNegative, Table, problem
+from milp_agt.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from milp_agt.perturbation import Numbers, Rows
@@ -25,8 +28,38 @@ Scope = Literal["dataset", "batch"]
 
 
 class _Budgeted(Table):
+    """``samples`` or ``classes`` are those that are not trusted; all, unless told."""
+
     budget: Index
     samples: Annotated[list[Index], Field(min_length=1)] | None = None
+    classes: Annotated[list[Index], Field(min_length=1)] | None = None
+
+    @model_validator(mode="after")
+    def _one_choice(self) -> Self:
+        if self.samples is not None and self.classes is not None:
+            raise problem("'samples' and 'classes'", "name the untrusted ones by one of them")
+        return self
+
+    def resolved(self, labels: npt.NDArray[Any]) -> Self:
+        """The same table with the samples of its ``classes`` by their indices.
+
+        Raises:
+            ConfigurationError: a class without samples, or targets that are no classes.
+        """
+        if self.classes is None:
+            return self
+        known = np.unique(labels).tolist() if labels.dtype == np.int64 else []
+        absent = [c for c in self.classes if c not in known]
+        if absent:
+            raise ConfigurationError(
+                f"Threat with classes = {self.classes}",
+                f"no training sample of class {absent[0]}"
+                if known
+                else "targets that are real numbers",
+                f"name classes among {known}" if known else "give samples = [...] instead",
+            )
+        chosen = np.flatnonzero(np.isin(labels, self.classes)).tolist()
+        return self.model_copy(update={"samples": chosen, "classes": None})
 
 
 class _ThreatTable(_Budgeted):
@@ -148,6 +181,10 @@ class SeparateThreatTable(Table):
     static: bool = True
     scope: Scope = "dataset"
 
+    def resolved(self, labels: npt.NDArray[Any]) -> Self:
+        parts = {"features": self.features.resolved(labels), "labels": self.labels.resolved(labels)}
+        return self.model_copy(update=parts)
+
     def build(self) -> ThreatModel:
         from milp_agt.threats import SeparatePoisoning
 
@@ -198,12 +235,10 @@ class SubstitutionTable(_ThreatTable):
         return Substitution(self.budget, self.samples, self.static, self.scope)
 
 
-class RemovalTable(Table):
+class RemovalTable(_Budgeted):
     """[threat] kind = "removal": training without some of the samples."""
 
     kind: Literal["removal"]
-    budget: Index
-    samples: Annotated[list[Index], Field(min_length=1)] | None = None
     scope: Scope = "dataset"
 
     def build(self) -> ThreatModel:
@@ -217,6 +252,9 @@ class InsertionTable(Table):
 
     kind: Literal["insertion"]
     budget: Index
+
+    def resolved(self, labels: npt.NDArray[Any]) -> Self:
+        return self  # whoever inserts samples touches none of the data set
 
     def build(self) -> ThreatModel:
         from milp_agt.threats import Insertion

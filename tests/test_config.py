@@ -76,6 +76,18 @@ def test_examples_build(path: Path) -> None:
     assert run.properties
 
 
+@pytest.mark.parametrize(
+    "path", sorted((EXAMPLES / "full").glob("*.toml")), ids=lambda path: path.stem
+)
+def test_full_sizes_are_valid_run_files(path: Path) -> None:
+    """Their data are not shipped: they are read and checked, not built."""
+    config = load_config(path)
+    assert f"`{path.name}`" in (path.parent / "README.md").read_text("utf-8")
+    assert (config.data.name is None) != (config.data.path is None)
+    factory = config.model.factory
+    assert factory is None or (path.parent / factory.split(":")[0]).is_file()
+
+
 def with_line(table: str, line: str) -> str:
     """The good file with one more line in one of its tables."""
     return GOOD.replace(f"[{table}]", f"[{table}]\n{line}")

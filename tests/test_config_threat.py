@@ -180,3 +180,37 @@ def test_bad_tables_of_two_budgets(
         load_separate(tmp_path, shared, more)
     for word in words:
         assert word in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    "threat",
+    [
+        'kind = "labels"\nclasses = [1]',
+        'kind = "features"\nradius = 0.1\nclasses = [1]',
+        'kind = "both"\nradius = 0.1\nclasses = [1]',
+        'kind = "removal"\nclasses = [1]',
+    ],
+)
+def test_classes_name_their_samples(tmp_path: Path, threat: str) -> None:
+    run = load(tmp_path, threat)
+    expected = np.flatnonzero(run.dataset.y_train == 1).tolist()
+    assert expected
+    assert list(run.threat.samples) == expected
+
+
+@pytest.mark.parametrize(
+    ("threat", "loss", "found", "remedy"),
+    [
+        ('kind = "labels"\nclasses = [1]\nsamples = [0]', "cross_entropy", "'samples' and", "one"),
+        ('kind = "labels"\nclasses = [0, 7]', "cross_entropy", "of class 7", "among [0, 1]"),
+        ('kind = "features"\nradius = 0.1\nclasses = [0]', "mse", "real numbers", "samples ="),
+    ],
+)
+def test_classes_that_name_nothing_are_refused(
+    tmp_path: Path, threat: str, loss: str, found: str, remedy: str
+) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        load(tmp_path, threat, loss)
+    assert found in caught.value.found
+    assert remedy in caught.value.remedy
+    assert caught.value.asked

@@ -121,7 +121,11 @@ def _through_update(relaxed: RelaxedStep, forms: Forms, make: WalkerFactory) -> 
 def with_cuts(step_graph: StepGraph, schedule: Schedule, relaxed: RelaxedStep) -> RelaxedStep:
     """The same step with its narrowest node before the loss walked once for all rows."""
     target = _narrowest(step_graph, schedule)
-    nodes = [n for n in step_graph.graph.needed_for([target.name]) if n.batched]
+    needed = {target.name}
+    for node in reversed(schedule.before):
+        if node.name in needed:
+            needed.update(node.inputs)
+    nodes = [n for n in schedule.before if n.batched and n.name in needed]
     return replace(relaxed, cuts=tuple(cut_of(nodes, f, target) for f in relaxed.fragments))
 
 
