@@ -27,6 +27,7 @@ LEVELS: dict[str, dict[str, object]] = {
         "selections": "joint",
     },
     "linear, whole run": {"inner_bounds": "linear", "selections": "joint"},
+    "linear, whole run, charged": {"inner_bounds": "linear", "selections": "charged"},
     "linear, whole run, each selection": {"inner_bounds": "linear", "selections": "enumerated"},
 }
 BUDGET, RADIUS, RATE = 2, 0.01, 0.5
@@ -43,8 +44,8 @@ def draw(rows: dict[str, list[float]], attacked: dict[int, float], path: str) ->
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(figsize=(7.0, 4.0), layout="constrained")
-    styles = ["-", "--", "-.", ":", (0, (3, 1, 1, 1))]
-    colours = ["#D55E00", "#E69F00", "#CC79A7", "#56B4E9", "#0072B2"]
+    styles = ["-", "--", "-.", ":", (0, (3, 1, 1, 1)), (0, (5, 1))]
+    colours = ["#D55E00", "#E69F00", "#CC79A7", "#56B4E9", "#009E73", "#0072B2"]
     for (name, widths), style, colour in zip(rows.items(), styles, colours, strict=True):
         axes.semilogy(range(1, len(widths) + 1), widths, linestyle=style, color=colour, label=name)
     axes.semilogy(*zip(*attacked.items(), strict=True), "o-", color="#000000", label="attacks")

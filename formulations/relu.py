@@ -14,9 +14,10 @@ from milp_agt.core.graph import Graph, Node
 from milp_agt.core.interval import CLEAN, Interval
 from milp_agt.formulations.base import register
 from milp_agt.formulations.bilinear import Einsum
+from milp_agt.formulations.charges import between
 from milp_agt.formulations.linear import Combine
 from milp_agt.formulations.step import Step, restricted, scatter
-from milp_agt.formulations.univariate import Univariate, between
+from milp_agt.formulations.univariate import Univariate
 
 
 @register

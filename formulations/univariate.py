@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import ClassVar
 
 import numpy as np
@@ -21,6 +20,7 @@ from milp_agt.core.operation import FreeSlope, Operation, Relaxed
 from milp_agt.core.rounding import ELEMENTARY, TINY, UNIT_ROUNDOFF, gamma
 from milp_agt.errors import EncodingError
 from milp_agt.formulations.base import ElementwisePlanes
+from milp_agt.formulations.charges import between, charged
 
 
 def on_line(slope: Tensor | float, x: Tensor) -> Tensor:
@@ -238,71 +238,6 @@ class Univariate(Operation):
                     encoder.at_most(form, offsets.upper + slack, lazy)
 
 
-def charged(
-    op: Univariate, argument: Influence, slope_lower: Tensor, slope_upper: Tensor
-) -> tuple[Influence, Influence]:
-    """Lower side of ``f(x) - slope_lower x`` and upper side of ``f(x) - slope_upper x``, charged.
-
-    With ``x = c + d``, c in the base, the error moves by ``(s - m) d`` where s is a secant slope of f
-    from c; ``|d|`` is at most the sum of the influences of S towards that side, so that sample j is
-    charged ``max((s_right - m)^+ up_j, (m - s_left)^+ down_j)`` at the top, the steepest secants within
-    its reach counting, and never more than the whole error; at the bottom alike. A flip at distance m
-    from the kink costs ``min(1, up_j / m)``.
-
-    Where charges cost more than the error itself (many samples near a kink), the extreme over all that
-    can be reached goes into the base, but for what only the sample's own poison can reach. Only the
-    lower end of the first result and the upper end of the second are meant to be used.
-    """
-    base, down, up = argument.base, argument.down, argument.up
-    left, right = op.secants(base, argument.reach(down), argument.reach(up))
-    above = torch.maximum(
-        _times(right.upper - slope_upper, up), _times(slope_upper - left.lower, down)
-    )
-    below = torch.maximum(
-        _times(slope_lower - right.lower, up), _times(left.upper - slope_lower, down)
-    )
-    boxes = (base, argument.hull_if_own_is_clean(), argument.hull())
-    lowest = [-op.residual(slope_lower, box).lower for box in boxes]
-    highest = [op.residual(slope_upper, box).upper for box in boxes]
-    lower, upper = _cheaper(argument, below, *lowest), _cheaper(argument, above, *highest)
-    return replace(lower, base=Interval(-lower.base.upper, -lower.base.lower)), upper
-
-
-def _cheaper(
-    argument: Influence, charge: Tensor, nobody: Tensor, others: Tensor, anybody: Tensor
-) -> Influence:
-    """The extreme of an error if nobody is poisoned, and charges; or all but the own part absorbed.
-
-    ``others`` and ``anybody`` are the extremes over the sets without the own sample, and over all.
-    """
-    own = (anybody - others).nan_to_num(nan=torch.inf, posinf=torch.inf).clamp(min=0.0)
-    charge = torch.minimum(charge, (anybody - nobody).nan_to_num(nan=torch.inf).clamp(min=0.0))
-    # A comparison with a number that is none is false: what is unknown is absorbed.
-    absorbed = (1.0 + 1e-9) * (others - nobody + own)[CLEAN]  # a tie is charged
-    charged_is_less = argument.worst(charge) <= absorbed
-    alone = torch.zeros_like(charge)
-    if argument.own is not None:
-        alone = torch.where(argument.is_own, own, alone)
-    end = torch.where(charged_is_less, nobody, others)
-    moved = torch.where(charged_is_less, charge, alone)
-    return Influence(Interval(end, end), moved, moved, argument.budget, argument.own)
-
-
-def _times(slope: Tensor, influence: Tensor) -> Tensor:
-    """``max(slope, 0) * influence``, and 0 where there is no influence, however steep."""
-    steep = slope.nan_to_num(nan=torch.inf, posinf=torch.inf).clamp(min=0.0)
-    return torch.where(influence > 0, steep * influence, 0.0)
-
-
-def between(*slopes: Tensor) -> Interval:
-    """The smallest range of slopes that holds all of these; unknown where one is no number."""
-    stacked = torch.stack(torch.broadcast_tensors(*slopes))
-    bad = torch.isnan(stacked).any(0)
-    return Interval(
-        torch.where(bad, -torch.inf, stacked.amin(0)), torch.where(bad, torch.inf, stacked.amax(0))
-    )
-
-
 class Smooth(Univariate):
     """A differentiable function; ``f(x) - m x`` has its extremes at ends and where ``f'(x) = m``.
 
@@ -399,10 +334,3 @@ class Sigmoidal(Smooth):
                 torch.where(one_sided_right, right.upper, to_right.upper),
             ),
         )
-
-
-def unknown_where(mask: Tensor, slopes: Interval) -> Interval:
-    """Slopes of which nothing is known where the mask holds."""
-    return Interval(
-        torch.where(mask, -torch.inf, slopes.lower), torch.where(mask, torch.inf, slopes.upper)
-    )

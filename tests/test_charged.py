@@ -21,7 +21,7 @@ from milp_agt.core.interval import Interval
 from milp_agt.core.operation import Relaxed
 from milp_agt.engines import charged
 from milp_agt.engines.arithmetic import Added
-from milp_agt.formulations import bilinear, univariate
+from milp_agt.formulations import bilinear, charges
 from milp_agt.formulations.bilinear import BilinearPlanes, Einsum
 from milp_agt.formulations.linear import LinearPlanes, SumSamples
 from milp_agt.formulations.step import Step
@@ -347,8 +347,8 @@ def of_key(*keys: str) -> list[Instance]:
 def test_charges_one_per_cent_too_small_are_found(
     key: str, check: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    honest = univariate._times
-    monkeypatch.setattr(univariate, "_times", lambda slope, move: 0.99 * honest(slope, move))
+    honest = charges._times
+    monkeypatch.setattr(charges, "_times", lambda slope, move: 0.99 * honest(slope, move))
     assert caught(check, of_key(key))
 
 
