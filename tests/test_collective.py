@@ -40,6 +40,8 @@ CASES = [
     ("one flip", "linear", "joint"),
     ("two flips", "linear", "joint"),
     ("features", "linear", "joint"),
+    ("two flips", "linear", "charged"),
+    ("both", "linear", "charged"),
     ("both", "linear", "enumerated"),
     ("two flips", "lp", "joint"),
     ("features", "lp", "joint"),
@@ -137,6 +139,18 @@ def test_one_percent_less_reach_is_seen() -> None:
         assert engine.most_by_selection(base, dev, groups, poison, none, none) == wanted
         short = engine.most_by_selection(base, 0.99 * dev, groups, poison, none, none)
         assert short < wanted
+
+
+@pytest.mark.parametrize("budget", [1, 2])
+def test_what_is_no_number_proves_nothing(budget: int) -> None:
+    nothing = torch.zeros(2, 1, dtype=torch.float64)
+    poison = Poison.none(nothing, nothing)
+    object.__setattr__(poison, "open", torch.ones(2, dtype=torch.bool))
+    object.__setattr__(poison, "budget", budget)
+    base = torch.tensor([[torch.nan], [1.0], [1.0]], dtype=torch.float64)
+    dev = torch.tensor([[0.1, 0.1], [torch.nan, 0.1], [0.1, 0.1]], dtype=torch.float64)
+    groups, none = torch.zeros(3, 1, dtype=torch.int64), frozenset[int]()
+    assert engine.most_by_selection(base, dev[:, None], groups, poison, none, none) == 2
 
 
 def test_without_a_solver_every_point_counts(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -111,3 +111,24 @@ def test_a_run_goes_on_with_fewer_rows(
     assert all("memory ran out with" in text for text in result.fallbacks)
     assert outer[0].startswith("step 2: ")
     assert f"{failed[-1] // 2} share one" in result.fallbacks[-1]
+
+
+def test_questions_warn_when_memory_runs_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    result = certified(selections="joint")
+    x, y = torch.eye(2, dtype=torch.float64), torch.tensor([0, 1])
+    plain, suspects = result.accuracy(x, y), result.suspects()
+    walk = linear.walk
+
+    def starved(*arguments, **named):
+        if arguments[3].rows > 1:
+            raise MemoryError
+        return walk(*arguments, **named)
+
+    monkeypatch.setattr(linear, "walk", starved)
+    with pytest.warns(UserWarning, match="Memory ran out with 4 rows in a pass; 1 shared one"):
+        answer = result.accuracy(x, y)
+    assert np.allclose(answer.points.score_lower, plain.points.score_lower, rtol=1e-12)
+    with pytest.warns(UserWarning, match="Memory ran out"):
+        again = result.suspects()
+    assert [s.sample for s in again] == [s.sample for s in suspects]
+    assert again.total == pytest.approx(suspects.total, rel=1e-9)

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from milp_agt.errors import InvalidInputError
+
+T = TypeVar("T")
 
 # What torch's allocators say in a plain RuntimeError where they have no memory.
 REFUSALS = ("can't allocate memory", "not enough memory", "out of memory")
@@ -38,8 +42,8 @@ class Passes:
         return rows if self.most is None else min(rows, self.most)
 
     def run(
-        self, rows: Tensor, chunk: int, work: Callable[[Tensor], Tensor]
-    ) -> Iterator[tuple[Tensor, Tensor]]:
+        self, rows: Tensor, chunk: int, work: Callable[[Tensor], T]
+    ) -> Iterator[tuple[Tensor, T]]:
         """Pieces of at most ``chunk`` rows with what ``work`` makes of them, in order.
 
         Raises:
@@ -81,3 +85,16 @@ class Passes:
         """What happened since this was asked last."""
         found, self.halved = self.halved, []
         return found
+
+
+def in_passes(count: int, chunk: int, work: Callable[[Tensor], T]) -> list[T]:
+    """Work on ``count`` rows, ``chunk`` at once, for a question; fewer rows in a pass are a warning."""
+    passes = Passes()
+    found = [done for _, done in passes.run(torch.arange(count), chunk, work)]
+    if passes.most is not None:
+        warnings.warn(
+            f"Memory ran out with {passes.halved[0][0]} rows in a pass; {passes.most} shared one.",
+            UserWarning,
+            stacklevel=2,
+        )
+    return found

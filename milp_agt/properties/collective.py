@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from milp_agt.core.interval import Interval
+from milp_agt.core.restriction import UNRESTRICTED
 from milp_agt.engines.joint import Joint
 from milp_agt.engines.program.collective import most_by_selection
 from milp_agt.properties.accuracy import Accuracy
@@ -67,11 +68,11 @@ def _most(models: Models, question: Accuracy, known: Interval, points: Tensor) -
     forms, groups = decision.forms.part(points), decision.unsafe_of[points]
     most = len(points)
     found, exposure = models.by_sample(forms), models.reached[0].exposure
-    if found is not None and isinstance(exposure, Joint):
+    if found is not None:
         # What is proved of a form alone holds as well.
         lower = known.lower[points]
         base = torch.where(lower > 0, torch.inf, found[0])
-        restriction = exposure.restriction
+        restriction = exposure.restriction if isinstance(exposure, Joint) else UNRESTRICTED
         most = most_by_selection(
             base, found[1], groups, models.poison, restriction.inside, restriction.outside
         )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -13,6 +13,7 @@ from milp_agt.engines.causes import Account, Gaps, Window
 from milp_agt.engines.charged import Charged
 from milp_agt.engines.joint import Joint
 from milp_agt.engines.linear import rows_at_once
+from milp_agt.engines.passes import in_passes
 from milp_agt.engines.walker import Forms
 from milp_agt.poison import Poison
 from milp_agt.properties.models import Models, Reached
@@ -60,21 +61,28 @@ def split(models: Models) -> dict[Cause, float]:
 def _gaps(models: Models, reached: Reached) -> tuple[Gaps, tuple[Account, ...]]:
     """The gaps of both ends of every parameter, and the accounts summed over them, (1, N) each."""
     window = Window.of(models.step_graph, models.schedule, reached.window, reached.exposure)
-    size = rows_at_once(models.schedule, reached.window)
-    pieces: list[Gaps] = []
-    accounts: list[Account] = []
-    for part in models.parameter_rows(reached).split(size):
-        found = window.gaps(Forms.start(models.on_parameters(reached, part)))
-        pieces.append(found)
-        for number, account in enumerate(found.accounts):
-            sums = {c: w.sum(0, keepdim=True) for c, w in account.worth.items()}
-            if number == len(accounts):
-                accounts.append(Account(sums, account.groups))
-            else:
-                known = accounts[number].worth
-                for cause, worth in sums.items():
-                    known[cause] = known[cause] + worth if cause in known else worth
+    rows = models.parameter_rows(reached)
+
+    def gaps(some: Tensor) -> Gaps:
+        found = window.gaps(Forms.start(models.on_parameters(reached, rows[some])))
+        return replace(found, accounts=tuple(_summed(account) for account in found.accounts))
+
+    pieces = in_passes(len(rows), rows_at_once(models.schedule, reached.window), gaps)
+    accounts = list(pieces[0].accounts)
+    for number, account in ((n, a) for piece in pieces[1:] for n, a in enumerate(piece.accounts)):
+        if number == len(accounts):
+            accounts.append(account)
+            continue
+        known = accounts[number].worth
+        for cause, worth in account.worth.items():
+            known[cause] = known[cause] + worth if cause in known else worth
     return _joined(pieces), tuple(accounts)
+
+
+def _summed(account: Account) -> Account:
+    """The account of all rows together."""
+    sums = {cause: worth.sum(0, keepdim=True) for cause, worth in account.worth.items()}
+    return Account(sums, account.groups)
 
 
 def _joined(pieces: list[Gaps]) -> Gaps:

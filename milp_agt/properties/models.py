@@ -22,6 +22,7 @@ from milp_agt.engines.linear import (
     forms_of_outputs,
     rows_at_once,
 )
+from milp_agt.engines.passes import in_passes
 from milp_agt.engines.program import WindowProgram
 from milp_agt.engines.relaxed import RelaxedStep
 from milp_agt.engines.step import Schedule, State, union
@@ -191,17 +192,18 @@ class Models:
         )
         own.constant = own.constant + forms.constant.T.unsqueeze(-1)
         own.magnitude = own.magnitude + forms.constant.T.abs()
-        rows = torch.arange(own.magnitude.numel(), device=turned.device)
-        found = [
-            bound_by_sample(
+
+        def bound(rows: Tensor) -> tuple[Tensor, Tensor]:
+            return bound_by_sample(
                 self.step_graph,
                 self.schedule,
                 reached.window,
-                own.rows(part, reached.state),
+                own.rows(rows.to(turned.device), reached.state),
                 reached.exposure,
             )
-            for part in rows.split(rows_at_once(self.schedule, reached.window))
-        ]
+
+        size = rows_at_once(self.schedule, reached.window)
+        found = in_passes(own.magnitude.numel(), size, bound)
         base, dev = torch.cat([b for b, _ in found]), torch.cat([d for _, d in found])
         points = len(forms)
         return base.reshape(-1, points).T, dev.reshape(-1, points, dev.shape[1]).transpose(0, 1)
@@ -237,13 +239,17 @@ class Models:
         best = arithmetic.concretise(start, reached.state, torch.zeros_like(start.constant))
         if not reached.window:
             return arithmetic.outcome(best)
-        size = rows_at_once(self.schedule, reached.window)
-        pieces = [
-            bound_forms(
-                self.step_graph, self.schedule, reached.window, start.part(rows), reached.exposure
+
+        def bound(rows: Tensor) -> Tensor:
+            return bound_forms(
+                self.step_graph,
+                self.schedule,
+                reached.window,
+                start.part(rows.to(best.device)),
+                reached.exposure,
             )
-            for rows in torch.arange(start.rows, device=best.device).split(size)
-        ]
+
+        pieces = in_passes(start.rows, rows_at_once(self.schedule, reached.window), bound)
         return arithmetic.outcome(better(arithmetic, best, torch.cat(pieces)))
 
     def _bound_piece(self, reached: Reached, forms: OutputForms) -> Interval:

@@ -13,6 +13,7 @@ from milp_agt.core.cause import Cause
 from milp_agt.engines.cases import Enumerated
 from milp_agt.engines.charged import Charged
 from milp_agt.engines.linear import influence, rows_at_once
+from milp_agt.engines.passes import in_passes
 from milp_agt.engines.walker import Forms
 from milp_agt.errors import InvalidInputError
 from milp_agt.properties.gap import split
@@ -128,15 +129,16 @@ def _widths(models: Models, reached: Reached) -> Tensor:
     if isinstance(reached.exposure, Charged):
         return _of_columns(models, reached, reached.exposure)
     rows = models.parameter_rows(reached)
-    worth = torch.zeros(len(models.poison.features), dtype=torch.float64, device=rows.device)
-    size = rows_at_once(models.schedule, reached.window)
-    for part in rows.split(size):
-        start = Forms.start(models.on_parameters(reached, part))
+
+    def worth(some: Tensor) -> Tensor:
+        start = Forms.start(models.on_parameters(reached, rows[some]))
         owed = influence(
             models.step_graph, models.schedule, reached.window, reached.exposure, start
         )
-        worth = worth + owed.sum(0)
-    return worth / (len(rows) // 2)
+        return owed.sum(0)
+
+    pieces = in_passes(len(rows), rows_at_once(models.schedule, reached.window), worth)
+    return torch.stack(pieces).sum(0) / (len(rows) // 2)
 
 
 def _of_columns(models: Models, reached: Reached, exposure: Charged) -> Tensor:

@@ -113,8 +113,9 @@ def most_by_selection(
         inside, outside: samples that are known to be poisoned, or not.
     """
     reach = Reach.of(groups)
-    worth = dev.flatten(0, 1).cpu().numpy()
-    least = base.flatten().cpu().numpy()
+    # What is no number proves nothing.
+    worth = torch.where(torch.isnan(dev), torch.inf, dev).flatten(0, 1).cpu().numpy()
+    least = torch.where(torch.isnan(base), -torch.inf, base).flatten().cpu().numpy()
     free = poison.open.cpu().numpy().copy()
     free[sorted(outside)] = False
     if poison.budget == 1 and not inside:
@@ -133,7 +134,9 @@ def most_by_selection(
     )
     asks = np.flatnonzero(least > 0.0)
     # Rounded up, and cut at what one sample needs to do alone.
-    part = np.minimum(worth[asks] / least[asks, None] * (1.0 + 2.0**-40), 1.0)  # 0 at infinity
+    finite = np.isfinite(least[asks, None])  # a form that is above 0 for certain is never paid for
+    ratio = np.divide(worth[asks], least[asks, None], where=finite, out=np.zeros_like(worth[asks]))
+    part = np.minimum(ratio * (1.0 + 2.0**-40), 1.0)
     paid = chosen.apply(sp.csr_matrix(part), (len(asks),))
     ways = opened.columns.take(reach.way[asks]).scale(-1.0)
     encoder.rows(add([paid, ways]), 0.0, np.inf)

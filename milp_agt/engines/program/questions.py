@@ -158,9 +158,12 @@ class WindowProgram:
         for part in torch.arange(len(constant)).split(COUNTED_AT_ONCE):
             boxes = self._boxes(forward, Interval(inputs.lower[:, part], inputs.upper[:, part]))
             largest = max(float(box.magnitude.max()) for box in boxes.values())
-            limit = float(known.upper[part].max())
-            if not max(largest, limit) <= RANGE_LIMIT:
-                self.notes.append(f"{len(part)} test points were counted one by one: {largest:.1e}")
+            sizes = (largest, float(known.upper[part].max()))
+            if not all(size <= RANGE_LIMIT for size in sizes):
+                self.notes.append(
+                    f"{len(part)} test points were counted one by one: ranges up to {max(sizes):.1e} are "
+                    "beyond what a solver can take"
+                )
                 total += len(part)
                 continue
             try:
