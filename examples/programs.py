@@ -3,7 +3,7 @@
 Two moons, 40 samples, a 2-4-1 relu network, full batch; two samples may move by 0.01. Linear bounds
 through the whole run give the sets; at some steps a program over the last w of them bounds the
 parameters again, milp on top of lp. The table says by how much the mean width shrinks and how long one
-objective takes.
+objective takes, in seconds of one core.
 --case FILE.npz takes the data (X, y) and the weights (W1, b1, w2, b2) from a file.
 """
 
@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -20,10 +21,15 @@ from torch import nn
 
 import milp_agt as agt
 from milp_agt.core.interval import Interval
+from milp_agt.core.restriction import UNRESTRICTED
 from milp_agt.core.results import Limits
+from milp_agt.core.strengthening import DEFAULT
 from milp_agt.data import load_dataset
-from milp_agt.engines import program
+from milp_agt.engines import interval, program
+from milp_agt.engines.joint import Joint
 from milp_agt.engines.recorder import MemoryRecorder
+from milp_agt.engines.relaxed import RelaxedStep, relax_step
+from milp_agt.properties.models import Models
 from milp_agt.solvers import get_solver
 
 BUDGET, RADIUS, RATE = 2, 0.01, 0.5
@@ -54,46 +60,102 @@ def mean_width(state: Mapping[str, Interval]) -> float:
     return float(torch.cat([box.width.flatten() for box in state.values()]).mean())
 
 
+@dataclass(frozen=True)
+class Bounded:
+    """A run bounded by linear forms, ready for programs over any window."""
+
+    run: Models
+    steps: list[RelaxedStep]
+    states: list[Mapping[str, Interval]]
+
+    @staticmethod
+    def of(case: Case, steps: int) -> Bounded:
+        model, x, y = case
+        recorder = MemoryRecorder()
+        result = agt.certify(
+            model,
+            (x, y),
+            agt.Training(loss="bce", learning_rate=RATE, epochs=steps),
+            agt.FeaturePoisoning(budget=BUDGET, radius=RADIUS),
+            relaxation="linear",
+            inner_bounds="linear",
+            selections="joint",
+            recorder=recorder,
+        )
+        run = result.models
+        # Linear bounds keep the ranges that they stand on; programs need those of all nodes.
+        joint = Joint(run.poison)
+        whole = [
+            replace(r, ranges=interval.completed(run.schedule, r.state, r.step, joint, r.ranges))
+            for r in recorder.steps["linear"]
+        ]
+        return Bounded(run, whole, list(recorder.states["linear"]))
+
+    def solve(
+        self,
+        step: int,
+        window: int,
+        exact: bool,
+        state: Mapping[str, Interval],
+        seconds: float | None,
+        strengthening: agt.Strengthening = DEFAULT,
+    ) -> tuple[Mapping[str, Interval], program.ProgramReport, float]:
+        """The box after a step by one program, and the seconds of one core for an objective."""
+        run, first = self.run, max(0, step - window)
+        past, steps = self.steps[:first], self.steps[first:step]
+        solver = get_solver("highs")
+        begun = time.process_time()
+        if strengthening.obbt_seconds:
+            steps = [*steps[:-1], self._tightened(past, steps, strengthening)]
+        encoded = program.encode_window(
+            run.step_graph,
+            run.schedule,
+            steps,
+            run.poison,
+            exact,
+            past=past,
+            strengthening=strengthening,
+        )
+        options = program.SolveOptions(solver, Limits(time=seconds))
+        found, report = program.bound_state(encoded, dict(state), options)
+        return found, report, (time.process_time() - begun) / max(report.solves, 1)
+
+    def _tightened(
+        self,
+        past: Sequence[RelaxedStep],
+        steps: Sequence[RelaxedStep],
+        strengthening: agt.Strengthening,
+    ) -> RelaxedStep:
+        run, joint, last = self.run, Joint(self.run.poison), steps[-1]
+        tightener = program.Tightener(
+            run.step_graph, run.schedule, run.poison, UNRESTRICTED, joint, past, strengthening
+        )
+        deadline = time.monotonic() + strengthening.obbt_seconds
+        options = program.SolveOptions(get_solver("highs"), Limits(), deadline=deadline)
+        tightened, did = tightener.tighten(
+            steps, lambda r: relax_step(run.schedule, last.state, last.step, r, joint), options
+        )
+        print(f"      ({did.tightened} ends tightened, {did.fixed} phases fixed)")
+        return tightened
+
+
 def measure(
     case: Case, steps: Sequence[int], windows: Sequence[int], trees: int, seconds: float
 ) -> None:
-    model, x, y = case
-    recorder = MemoryRecorder()
-    result = agt.certify(
-        model,
-        (x, y),
-        agt.Training(loss="bce", learning_rate=RATE, epochs=max(steps)),
-        agt.FeaturePoisoning(budget=BUDGET, radius=RADIUS),
-        relaxation="linear",
-        inner_bounds="linear",
-        selections="joint",
-        recorder=recorder,
-    )
-    kept, states = recorder.steps["linear"], recorder.states["linear"]
-    run = result.models
+    bounded = Bounded.of(case, max(steps))
     print(
         "step  window  level   mean width   gain   s/objective            solves  columns    rows"
     )
     for step in steps:
-        linear = mean_width(states[step - 1])
+        linear = mean_width(bounded.states[step - 1])
         print(f"{step:4}       -  linear  {linear:.4e}       -")
         for window in windows:
-            state = states[step - 1]
+            state = bounded.states[step - 1]
             for level, exact in (("lp", False), ("milp", True)):
                 if exact and window > trees:
                     continue
-                encoded = program.encode_window(
-                    run.step_graph,
-                    run.schedule,
-                    kept[max(0, step - window) : step],
-                    run.poison,
-                    exact,
-                )
-                limits = Limits(time=seconds if exact else None)
-                options = program.SolveOptions(get_solver("highs"), limits)
-                begun = time.perf_counter()
-                state, report = program.bound_state(encoded, state, options)
-                each = (time.perf_counter() - begun) / max(report.solves, 1)
+                limit = seconds if exact else None
+                state, report, each = bounded.solve(step, window, exact, state, limit)
                 stopped = f"{report.limited} of {report.solves} stopped" if exact else "optimal"
                 width = mean_width(state)
                 print(
@@ -103,15 +165,49 @@ def measure(
                 )
 
 
+PLAIN = agt.Strengthening(on_off=False, influence=False, selection_first=False)
+SWITCHES = {
+    "plain": (False, PLAIN),
+    "on_off": (False, replace(PLAIN, on_off=True)),
+    "influence": (False, replace(PLAIN, influence=True)),
+    "default": (False, DEFAULT),
+    "obbt, 10 s": (False, replace(DEFAULT, obbt_seconds=10.0)),
+    "milp": (True, DEFAULT),
+    "milp, pieces=2": (True, replace(DEFAULT, pieces=2)),
+    "milp, pieces=4": (True, replace(DEFAULT, pieces=4)),
+}
+
+
+def compare_switches(case: Case, step: int, windows: Sequence[int], seconds: float) -> None:
+    """What every switch gains over the linear engine by itself."""
+    bounded = Bounded.of(case, step)
+    linear = bounded.states[step - 1]
+    print("window  switch             gain over linear  cpu s/objective     rows  binaries")
+    for window in windows:
+        for name, (exact, switches) in SWITCHES.items():
+            limit = seconds if exact else None
+            state, report, each = bounded.solve(step, window, exact, linear, limit, switches)
+            gain = 1 - mean_width(state) / mean_width(linear)
+            print(
+                f"{window:6}  {name:16}  {gain:17.3%}  {each:15.3f}  {report.size['rows']:7}  "
+                f"{report.size['integers']:8}",
+                flush=True,
+            )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--small", action="store_true", help="two steps, windows of 1 and 2")
     parser.add_argument("--case", metavar="FILE.npz", help="data and initial weights")
     parser.add_argument("--trees", type=int, default=3, help="longest window for milp")
     parser.add_argument("--seconds", type=float, default=2.0, help="limit of one milp objective")
+    parser.add_argument("--switches", action="store_true", help="what each switch gains at step 10")
     arguments = parser.parse_args()
     case = from_file(arguments.case) if arguments.case else generated()
-    if arguments.small:
+    if arguments.switches:
+        few = arguments.small
+        compare_switches(case, 2 if few else 10, [1] if few else [1, 3], arguments.seconds)
+    elif arguments.small:
         measure(case, [2], [1, 2], 1, 0.05)
     else:
         measure(case, [10, 20, 30], [1, 3, 10], arguments.trees, arguments.seconds)

@@ -21,7 +21,7 @@ from milp_agt.core.interval import Interval
 from milp_agt.core.restriction import UNRESTRICTED
 from milp_agt.core.results import Limits
 from milp_agt.core.strengthening import Strengthening
-from milp_agt.engines import program
+from milp_agt.engines import interval, program
 from milp_agt.engines.joint import Joint
 from milp_agt.engines.program import influence, tightening
 from milp_agt.engines.recorder import MemoryRecorder
@@ -386,3 +386,21 @@ def test_options_are_checked_and_read_from_files() -> None:
     )
     assert table.strengthening.build() == Strengthening(pieces=3, obbt_seconds=2.5, influence=False)
     assert CertifyTable().strengthening.build() == Strengthening()
+
+
+def test_completed_ranges_hold_all_nodes() -> None:
+    """Programs may start from the sets of linear bounds, which keep only some ranges."""
+    problem = problem_case("bce", agt.FeaturePoisoning(1, 0.2), count=4, epochs=2)
+    recorder = MemoryRecorder()
+    result, _ = problem.certify(relaxation="linear", inner_bounds="linear", recorder=recorder)
+    models, last = result.models, recorder.steps["linear"][-1]
+    joint = Joint(models.poison)
+    ranges = interval.completed(models.schedule, last.state, last.step, joint, last.ranges)
+    for name, box in last.ranges.boxes.items():
+        found = ranges.boxes[name]
+        known = box.expand_states(len(found.lower))
+        assert bool((found.lower >= known.lower).all())
+        assert bool((found.upper <= known.upper).all())
+    whole = replace(last, ranges=ranges)
+    assert {n.name for n in models.schedule.all} <= set(ranges.boxes)
+    assert _outside((problem, models, [last]), whole) == 0

@@ -90,6 +90,20 @@ def propagate(
     return ranges
 
 
+def completed(
+    schedule: Schedule, state: State, step: Step, exposure: Exposure, ranges: Ranges
+) -> Ranges:
+    """All boxes of a step of which only some were kept, as programs need them."""
+    whole = propagate(schedule, state, step, exposure, keep=schedule.batched)
+    known = {}
+    for name, box in ranges.boxes.items():
+        if name in whole.boxes:
+            states = max(len(box.lower), len(whole.boxes[name].lower))
+            full = whole.boxes[name].expand_states(states)
+            known[name] = full.meet(box.expand_states(states), f"'{name}' by two engines")
+    return narrowed(schedule, step, exposure, whole, known)
+
+
 def narrowed(
     schedule: Schedule,
     step: Step,
