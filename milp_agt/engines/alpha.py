@@ -101,7 +101,8 @@ def optimise_state(
     )
     kept: list[tuple[Tensor, list[Slopes]]] = []
     longest, last = 0, problem.window[-1].step.index
-    made = [moves * (last - relaxed.step.index) for relaxed in problem.window]
+    indices = [relaxed.step.index for relaxed in problem.window]
+    made = [moves * (last - index) if index in start else 0 for index in indices]
     for part, forms in ends_of(state, chunk, chunk):
         first = [
             {
