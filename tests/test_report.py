@@ -315,6 +315,24 @@ def test_a_sweep_in_the_folder_is_shown(
     assert all((np.diff(c.size) > 0).all() for c in curves)
 
 
+@pytest.mark.parametrize("part", [None, "config", "data"])
+def test_a_sweep_of_another_run_is_refused(classes: Path, tmp_path: Path, part: str | None) -> None:
+    folder = copied(classes, tmp_path / "out")
+    hashes = dict(document(folder)["sha256"])
+    if part is not None:
+        hashes[part] = "0" * 64
+    text = json.dumps({"schema_version": 1, "rows": [], "sha256": hashes})
+    (folder / "sweep.json").write_text(text)
+    if part is None:
+        assert read(folder).curves == ()
+        return
+    with pytest.raises(InvalidInputError) as caught:
+        read(folder)
+    assert "report" in caught.value.asked
+    assert f"the hash of its {part} differs" in caught.value.found
+    assert "sweep the same run file" in caught.value.remedy
+
+
 def test_text_of_a_result_is_text(classes: Path, tmp_path: Path) -> None:
     data = document(classes)["data"] | {"description": "<script>alert(1)</script> & more"}
     folder = copied(classes, tmp_path / "out", data=data)

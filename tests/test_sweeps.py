@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import functools
+import hashlib
 import io
 import itertools
 import json
@@ -337,7 +338,10 @@ def test_curves_on_the_command_line(run: Path, capsys: pytest.CaptureFixture[str
     assert main(["sweep", str(run), *options]) == 0
     text = capsys.readouterr().out
     assert "accuracy on test" in text
-    rows = json.loads((out / "sweep.json").read_text())["rows"]
+    document = json.loads((out / "sweep.json").read_text())
+    assert document["sha256"]["config"] == hashlib.sha256(run.read_bytes()).hexdigest()
+    assert set(document["sha256"]) == {"config", "data"}
+    rows = document["rows"]
     assert len(rows) == 8
     assert {r["question"] for r in rows} == {"accuracy on test", "backdoor (radius 0.1) on test"}
     assert len((out / "sweep.csv").read_text().splitlines()) == 9

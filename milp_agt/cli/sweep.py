@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -69,7 +70,8 @@ def _sweep(arguments: argparse.Namespace) -> int:
     from milp_agt.output import make_folder
 
     _check(arguments)
-    run = load_config(arguments.run).build()
+    config = load_config(arguments.run)
+    run = config.build()
     if not run.properties:
         raise InvalidInputError(
             f"Sweep the properties of {arguments.run}",
@@ -87,7 +89,9 @@ def _sweep(arguments: argparse.Namespace) -> int:
     print(found.table())
     if folder is not None:
         (folder / "sweep.csv").write_text(found.to_csv(), encoding="utf-8")
-        (folder / "sweep.json").write_text(found.to_json(), encoding="utf-8")
+        about = {"sha256": {"config": config.sha256, "data": run.dataset.sha256}}
+        document = json.dumps({**json.loads(found.to_json()), **about}, indent=2, allow_nan=False)
+        (folder / "sweep.json").write_text(document + "\n", encoding="utf-8")
         print(f"\nWritten: {folder / 'sweep.csv'} and {folder / 'sweep.json'}")
     return LIMIT_REACHED if any(limits) else PROVED
 

@@ -265,11 +265,24 @@ class Content:
         return self.arrays.get("pictures")
 
 
-def _sweep(path: Path) -> Sequence[Mapping[str, Any]]:
-    """The rows of a sweep of curves; none where there is no such file, or one of another kind."""
+def _sweep(asked: str, path: Path, result: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
+    """The rows of a sweep of curves; none where there is no such file, or one of another kind.
+
+    Raises:
+        InvalidInputError: a sweep of another run file, or of other data, than the result.
+    """
     if not path.exists():
         return ()
-    rows = json.loads(path.read_bytes())["rows"]
+    document = json.loads(path.read_bytes())
+    known = result.get("sha256", {})
+    for part, digest in document.get("sha256", {}).items():
+        if known.get(part, digest) != digest:
+            raise InvalidInputError(
+                asked,
+                f"{path.name} of another run than result.json: the hash of its {part} differs",
+                f"certify and sweep the same run file, or move {path.name} elsewhere",
+            )
+    rows = document["rows"]
     return [row for row in rows if {"question", "budget", "radius", "lower", "upper"} <= set(row)]
 
 
@@ -289,7 +302,10 @@ def read(folder: Path) -> Content:
         document = json.loads(path.read_bytes())
         if not isinstance(document, dict) or not {"steps", "properties"} <= set(document):
             raise ValueError("not a result of milp-agt certify")
-        return Content(folder, document, evidence.load(folder), _sweep(folder / "sweep.json"))
+        sweep = _sweep(asked, folder / "sweep.json", document)
+        return Content(folder, document, evidence.load(folder), sweep)
+    except InvalidInputError:
+        raise
     except FileNotFoundError:
         raise InvalidInputError(
             asked, f"no {path.name} there", "run milp-agt certify RUN.toml --out DIR first"
