@@ -102,7 +102,8 @@ def _check_charges(
         raise InvalidInputError(
             "Errors can be charged to samples where features or labels of one set of them are "
             "poisoned for the whole run",
-            "a budget in each batch, whole samples, a restriction, or nothing that can be poisoned",
+            "a budget in each batch, budgets of features and labels apart, whole samples, a restriction, "
+            "or nothing that can be poisoned",
             "use scope='dataset', or selections='joint'",
         )
     missing = without_influence(sizes.schedule, training.update_rules(steps)[0])

@@ -16,7 +16,9 @@ from scipy.optimize import linprog
 from torch import Tensor
 
 import milp_agt as agt
+from milp_agt import selections
 from milp_agt.attacks.unrolled import Poisoning
+from milp_agt.chains import CHARGED
 from milp_agt.core.interval import Interval
 from milp_agt.core.restriction import UNRESTRICTED, Restriction
 from milp_agt.engines import adversary, relaxed, separate
@@ -620,3 +622,17 @@ def test_the_claim_names_both_budgets() -> None:
 def test_other_budgets_cannot_be_swept() -> None:
     with pytest.raises(agt.MilpAgtError, match="a threat without a budget"):
         resized(separately((1, 1)), 2, None)
+
+
+def test_two_budgets_are_never_charged_as_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    case, test, labels = problem("bce", separately((1, 1)))
+    with pytest.raises(agt.MilpAgtError, match="budgets of features and labels apart"):
+        case.certify(selections="charged")
+    # As if they were too many to list, which is where one budget is charged unasked.
+    none = selections.Selections(), ()
+    monkeypatch.setattr(selections._Work, "listed", lambda *_arguments: none)
+    result = assert_sound(case, test, labels, selections=None)
+    assert not any("charged" in note for note in result.fallbacks)
+    assert CHARGED not in result.steps[-1].chains
+    one = problem("bce", agt.LabelPoisoning(1))[0].certify(selections=None)[0]
+    assert CHARGED in one.steps[-1].chains

@@ -25,8 +25,13 @@ from milp_agt.training import UpdateRule
 
 
 def can_be_charged(poison: Poison, restriction: Restriction) -> bool:
-    """Whether one set of samples is poisoned for the whole run, and any of that size may be it."""
+    """Whether one set of samples is poisoned for the whole run, and any of that size may be it.
+
+    With budgets of features and of labels apart there are two such sets.
+    """
     if poison.is_clean or poison.per_batch or poison.whole is not None:
+        return False
+    if poison.label_quota is not None:
         return False
     return restriction == UNRESTRICTED
 
