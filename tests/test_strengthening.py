@@ -105,7 +105,27 @@ def _run(threat: Any, steps: int) -> tuple[Any, list[RelaxedStep]]:
     return result.models, recorder.steps["linear"]
 
 
-@pytest.mark.parametrize("factor", [1.0, 0.99], ids=["sound", "mutant"])
+def _slack_of_influence(threat: Any, share: float) -> float:
+    """The least of ``sign * theta - constant + share * sum_{i in S} dev_i`` over attacks with known S."""
+    models, steps = _run(threat, 3)
+    found = influence.influence_on(
+        models.step_graph, models.schedule, steps[:2], steps[2].state, Joint(models.poison)
+    )
+    problem = problem_case("bce", threat, count=5, epochs=2)
+    replay, generator = Replay(problem), torch.Generator().manual_seed(1)
+    least = np.inf
+    for corners in (True, False):
+        attacks = replay.random(1000, generator, corners)
+        chosen = torch.zeros(1000, 5, dtype=torch.bool)
+        for x, y in zip(attacks.features, attacks.labels, strict=True):
+            chosen |= (x != models.poison.features).any(-1) | (y != models.poison.labels).any(-1)
+        state = replay.run(attacks)[-1]
+        flat = torch.cat([state[n].flatten(1) for n in steps[2].state], 1).numpy()
+        paid = share * (chosen.numpy().astype(float) @ found.devs.T)
+        least = min(least, float((np.concatenate([flat, -flat], 1) - found.constant + paid).min()))
+    return least
+
+
 @pytest.mark.parametrize(
     "threat",
     [
@@ -114,38 +134,15 @@ def _run(threat: Any, steps: int) -> tuple[Any, list[RelaxedStep]]:
         agt.FeatureLabelPoisoning(1, 0.1),
     ],
 )
-def test_influence_holds_for_every_selection(threat: Any, factor: float) -> None:
-    """``sign * theta >= constant - sum_{i in S} dev_i`` on runs with known S; 1 % less is caught.
+def test_influence_holds_for_every_selection(threat: Any) -> None:
+    assert _slack_of_influence(threat, 1.0) >= 0.0
 
-    The mutant charges 1 % less to the poisoned samples, and is given the slack of the relaxation.
-    """
-    models, steps = _run(threat, 3)
-    problem = problem_case("bce", threat, count=5, epochs=2)
-    replay, generator = Replay(problem), torch.Generator().manual_seed(1)
-    found = influence.influence_on(
-        models.step_graph, models.schedule, steps[:2], steps[2].state, Joint(models.poison)
-    )
-    worst = np.inf
-    for corners in (True, False):
-        attacks = replay.random(300, generator, corners)
-        chosen = torch.zeros(300, 5, dtype=torch.bool)
-        nominal = models.poison
-        for x, y in zip(attacks.features, attacks.labels, strict=True):
-            chosen |= (x != nominal.features).any(-1) | (y != nominal.labels).any(-1)
-        state = replay.run(attacks)[-1]
-        flat = torch.cat([state[n].flatten(1) for n in steps[2].state], 1).numpy()
-        ends = np.concatenate([flat, -flat], 1)
-        paid = chosen.numpy().astype(float) @ found.devs.T
-        worst = min(worst, float((ends - found.constant + paid).min()))
-        tightest = (ends - found.constant + paid)[paid > 0].min()
-        assert (ends >= found.constant - paid).all()
-    # A row that charges nothing would be wrong by far more than the slack that rows have.
-    assert worst >= 0.0
-    unpaid = (ends - found.constant)[paid > 0].min()
-    assert unpaid < 0.0 < tightest
-    if factor < 1.0:
-        shifted = found.constant + (1.0 - factor) * np.abs(flat).max() + worst
-        assert not (ends >= shifted - paid).all()
+
+def test_influence_that_charges_one_percent_less_is_caught() -> None:
+    """Where moves are small the forms are almost exact, so that nothing can be taken away."""
+    threat = agt.FeaturePoisoning(1, 1e-4)
+    assert _slack_of_influence(threat, 1.0) >= 0.0
+    assert _slack_of_influence(threat, 0.99) < 0.0
 
 
 def test_influence_is_as_tight_as_the_walk() -> None:
@@ -404,3 +401,18 @@ def test_completed_ranges_hold_all_nodes() -> None:
     whole = replace(last, ranges=ranges)
     assert {n.name for n in models.schedule.all} <= set(ranges.boxes)
     assert _outside((problem, models, [last]), whole) == 0
+
+
+@pytest.mark.slow
+def test_tightening_in_parallel_finds_the_same_ranges() -> None:
+    pytest.importorskip("joblib", reason="joblib is not installed")
+    problem = problem_case("bce", agt.FeaturePoisoning(1, 0.3), epochs=2)
+    found = [
+        problem.certify(
+            relaxation="lp", strengthening=TIGHT, inner_bounds="interval", workers=workers
+        )[0]
+        for workers in (1, 2)
+    ]
+    counts = [[step.program["tightened"] for step in r.steps if step.program] for r in found]
+    assert counts[0] == counts[1]
+    assert found[0].reachable.mean_width == pytest.approx(found[1].reachable.mean_width, rel=1e-6)
