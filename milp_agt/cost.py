@@ -135,7 +135,7 @@ def plan(
     whole = sizes.batch if poison.whole is Whole.REMOVED else 1
     many = SAMPLES_OF_UNITS if cuts else FEWEST_SAMPLES
     fitting = budget // (2 * ROWS_OF_UNITS * sizes.form(1, 0))
-    fewest = max(whole, FEWEST_SAMPLES, min(many, fitting))
+    fewest = max(whole, min(many, max(FEWEST_SAMPLES, fitting)))
     chunk = max(1, min(2 * sizes.state, ROWS_AT_ONCE, budget // (2 * sizes.form(fewest, walked))))
     cached = 0 if cuts else CACHED_ELEMENTS // (chunk * sizes.widest)
     walk_fragment = max(fewest, cached)
