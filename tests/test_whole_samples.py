@@ -215,6 +215,7 @@ def test_batches_in_pieces(kind: str, mode: str, monkeypatch: pytest.MonkeyPatch
     """Walks cut at the outputs and over two samples at a time; removals keep their batch whole."""
     monkeypatch.setattr(cost, "THREADED_ELEMENTS", 0)
     monkeypatch.setattr(cost, "SAMPLES_OF_UNITS", 2)
+    monkeypatch.setattr(cost, "FEWEST_SAMPLES", 1)
     case = problem(kind, 2, samples=5, **({} if kind == "removal" else {"clip_mode": mode}))
     result, boxes = case.certify()
     (reached,) = result.models.reached
