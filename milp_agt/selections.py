@@ -21,6 +21,8 @@ MOST_CASES = 1024
 FLOPS = 2e10
 CASES_TIME = 60.0
 MOST_LISTED = 1e5
+# Share of the rows of inner walks that are left where those with an exact image are not walked.
+SETTLED = 0.25
 # Operations on an element of a box for its influences: sorting, secants, two choices of slopes.
 INFLUENCE_WORK = 16
 
@@ -133,16 +135,19 @@ class _Work:
 
     def listing(self, cases: float, groups: int, linear_inner: bool) -> float:
         """Seconds for cases in groups that share their walks."""
+        return self._walking(cases, groups, SETTLED * self.sizes.inner_rows * linear_inner)
+
+    def _walking(self, cases: float, groups: int, inner_rows: float) -> float:
         sizes = self.sizes
         walks = sum(min(t + 1, self.window) for t in range(self.steps))
-        rows = 2 * sizes.state + (sizes.inner_rows / 2 if linear_inner else 0)
+        rows = 2 * sizes.state + inner_rows
         flops = 4.0 * rows * sizes.boxes * walks * cases
         return flops / FLOPS + groups * rows * sizes.walked * walks / WALKED_PER_SECOND
 
     def charging(self, columns: float, linear_inner: bool) -> float:
         """Seconds for influences of that many samples."""
         boxes = INFLUENCE_WORK * self.sizes.boxes * columns * self.steps / BOUNDED_PER_SECOND
-        return boxes + self.listing(columns, 1, linear_inner)
+        return boxes + self._walking(columns, 1, self.sizes.inner_rows * linear_inner)
 
     def charged(self, poison: Poison) -> Selections:
         dear = self.charging(float(poison.open.sum()) + 1, True) > CASES_TIME
