@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -28,7 +28,11 @@ from milp_agt.attacks.selection import Selector
 from milp_agt.attacks.trained import GraphModels
 from milp_agt.attacks.unrolled import Poisoning, State, Unrolled
 from milp_agt.core.restriction import UNRESTRICTED, Restriction
+from milp_agt.engines import interval
+from milp_agt.engines.joint import Joint
+from milp_agt.engines.relaxed import RelaxedStep
 from milp_agt.formulations.loss import get_loss
+from milp_agt.properties.models import Models
 from milp_agt.reachable import ReachableSet
 from milp_agt.result import Result
 from milp_agt.tracing import trace
@@ -224,6 +228,15 @@ class Replay:
         yield self.random(attacks, generator, corners=True)
         objective, rows = self.objectives(test, test_labels, largest, generator)
         yield from self.by_gradient(objective, rows, generator, iterations)
+
+
+def with_all_ranges(models: Models, steps: Sequence[RelaxedStep]) -> list[RelaxedStep]:
+    """Steps of a linear chain, which keeps some ranges only, with those that programs need."""
+    joint = Joint(models.poison)
+    return [
+        replace(r, ranges=interval.completed(models.schedule, r.state, r.step, joint, r.ranges))
+        for r in steps
+    ]
 
 
 def outside(box: ReachableSet, state: State) -> list[str]:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pytest
 import torch
+from attacks import with_all_ranges
 from scipy.optimize import minimize
 from torch import Tensor, nn
 
@@ -179,7 +180,7 @@ def test_miqp_over_the_run_is_what_brute_force_finds(loss: str, steps: int) -> N
         recorder=recorder,
     )
     models = result.models
-    kept = recorder.steps["linear"]
+    kept = with_all_ranges(models, recorder.steps["linear"])
     encoded = program.encode_window(
         models.step_graph, models.schedule, kept, models.poison, True, exact_products=True
     )
@@ -219,7 +220,7 @@ def test_a_question_on_top_of_the_run_is_exact_too(steps: int) -> None:
     question = program.WindowProgram(
         models.step_graph,
         models.schedule,
-        recorder.steps["linear"],
+        with_all_ranges(models, recorder.steps["linear"]),
         recorder.states["linear"][-1],
         models.poison,
         UNRESTRICTED,

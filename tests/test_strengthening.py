@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from attacks import Problem, Replay, assert_inside
+from attacks import Problem, Replay, assert_inside, with_all_ranges
 from helpers_ops import check_encoding, encode_operation, random_coefficients
 from instances import INSTANCES
 from test_mutants import MutantEncoder, moderate
@@ -102,7 +102,7 @@ def _run(threat: Any, steps: int) -> tuple[Any, list[RelaxedStep]]:
     problem = problem_case("bce", threat, count=5, epochs=steps)
     result, _ = problem.certify(relaxation="linear", inner_bounds="linear", recorder=recorder)
     assert result.models is not None
-    return result.models, recorder.steps["linear"]
+    return result.models, with_all_ranges(result.models, recorder.steps["linear"])
 
 
 def _slack_of_influence(threat: Any, share: float) -> float:

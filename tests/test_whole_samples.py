@@ -15,7 +15,7 @@ from whole import State, Trainer, subsets
 import milp_agt as agt
 from milp_agt import cost, whole_samples
 from milp_agt.core.interval import Interval
-from milp_agt.errors import InvalidThreatModelError, MilpAgtError, UnsupportedOperationError
+from milp_agt.errors import InvalidThreatModelError, MilpAgtError
 from milp_agt.formulations import exchange
 from milp_agt.formulations.exchange import Remove, Substitute
 from milp_agt.training import Training
@@ -489,19 +489,6 @@ def test_bad_threats(threat: Any, asked: str, found: str) -> None:
     assert asked in error.value.asked
     assert found in error.value.found
     assert error.value.remedy
-
-
-def test_attacks_are_refused() -> None:
-    case = problem("removal", 1)
-    for call in (
-        lambda: agt.attack(case.model, case.data, case.training, case.threat),
-        lambda: case.certify(attack=True),
-    ):
-        with pytest.raises(UnsupportedOperationError) as error:
-            call()
-        assert error.value.asked == "An attack was asked for"
-        assert "removed" in error.value.found
-        assert "FeaturePoisoning" in error.value.remedy
 
 
 def test_selections_of_insertions_cannot_be_enumerated() -> None:
