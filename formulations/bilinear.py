@@ -14,7 +14,7 @@ from milp_agt.core.cause import Cause
 from milp_agt.core.encoder import Encoder
 from milp_agt.core.expression import Array, Expression, Index
 from milp_agt.core.graph import Graph, Node, Signature
-from milp_agt.core.influence import Influence
+from milp_agt.core.influence import Influence, charge_of
 from milp_agt.core.interval import CLEAN, Interval
 from milp_agt.core.operation import FreeSlope, Operation, Relaxed
 from milp_agt.core.rounding import TINY, UNIT_ROUNDOFF, gamma
@@ -315,7 +315,7 @@ class Einsum(Operation):
             both = torch.where(less < worst, other, both)
             worst = torch.minimum(less, worst)
         down, up = both - by_a.lower - by_b.lower, both + by_a.upper + by_b.upper
-        return base, _known(down), _known(up)
+        return base, charge_of(down), charge_of(up)
 
     def vjp(
         self, graph: Graph, node: Node, cotangent: Node, wanted: tuple[bool, ...]
@@ -380,11 +380,6 @@ class Einsum(Operation):
         size = first.numel() // terms
         total = sp.kron(sp.eye_array(size), np.ones((1, terms)), format="csr")
         return first.reshape(-1).numpy(), second.reshape(-1).numpy(), sp.csr_matrix(total)
-
-
-def _known(influence: Tensor) -> Tensor:
-    """What is no number (of infinite ranges) is unknown."""
-    return influence.nan_to_num(nan=torch.inf, posinf=torch.inf).clamp(min=0.0)
 
 
 def _radius(box: Interval, centre: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from milp_agt.core.influence import Influence
+from milp_agt.core.influence import Influence, charge_of
 from milp_agt.core.interval import CLEAN, Interval
 
 if TYPE_CHECKING:
@@ -52,8 +52,8 @@ def _cheaper(
 
     ``others`` and ``anybody`` are the extremes over the sets without the own sample, and over all.
     """
-    own = (anybody - others).nan_to_num(nan=torch.inf, posinf=torch.inf).clamp(min=0.0)
-    charge = torch.minimum(charge, (anybody - nobody).nan_to_num(nan=torch.inf).clamp(min=0.0))
+    own = charge_of(anybody - others)
+    charge = torch.minimum(charge, charge_of(anybody - nobody))
     # A comparison with a number that is none is false: what is unknown is absorbed.
     absorbed = (1.0 + 1e-9) * (others - nobody + own)[CLEAN]  # a tie is charged
     charged_is_less = argument.worst(charge) <= absorbed
@@ -67,8 +67,7 @@ def _cheaper(
 
 def _times(slope: Tensor, influence: Tensor) -> Tensor:
     """``max(slope, 0) * influence``, and 0 where there is no influence, however steep."""
-    steep = slope.nan_to_num(nan=torch.inf, posinf=torch.inf).clamp(min=0.0)
-    return torch.where(influence > 0, steep * influence, 0.0)
+    return torch.where(influence > 0, charge_of(slope) * influence, 0.0)
 
 
 def between(*slopes: Tensor) -> Interval:

@@ -356,8 +356,8 @@ def test_charges_one_per_cent_too_small_are_found(
 def test_products_one_per_cent_too_small_are_found(
     check: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    honest = bilinear._known
-    monkeypatch.setattr(bilinear, "_known", lambda influence: 0.99 * honest(influence))
+    honest = bilinear.charge_of
+    monkeypatch.setattr(bilinear, "charge_of", lambda influence: 0.99 * honest(influence))
     assert caught(check, of_key("bilinear"))
 
 

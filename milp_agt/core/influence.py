@@ -39,7 +39,7 @@ class Influence:
         """From a box with leading axis (1 + columns): the base, and the base moved by one sample."""
         base = columns.clean
         down, up = base.lower - columns.lower[1:], columns.upper[1:] - base.upper
-        return Influence(base, _charge(down), _charge(up), budget, own)
+        return Influence(base, charge_of(down), charge_of(up), budget, own)
 
     def columns(self) -> Interval:
         """The inverse of :meth:`of`."""
@@ -139,6 +139,6 @@ def worst_of(influences: Tensor, budget: int) -> Tensor:
     return total * (1.0 + gamma(2 * min(budget, len(influences)) + 8))
 
 
-def _charge(difference: Tensor) -> Tensor:
-    """A difference of two ends; what is no number (of infinite ends) counts as unknown."""
+def charge_of(difference: Tensor) -> Tensor:
+    """A difference of two ends as an influence; what is no number (of infinite ends) is unknown."""
     return difference.nan_to_num(nan=torch.inf, posinf=torch.inf).clamp(min=0.0)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from milp_agt.core.graph import Node
-from milp_agt.core.influence import Influence, worst_of
+from milp_agt.core.influence import Influence, charge_of, worst_of
 from milp_agt.core.interval import Interval
 from milp_agt.core.operation import Relaxed
 
@@ -160,7 +160,7 @@ class Added:
         return self._of(first).better(self._of(second)).columns()
 
     def outcome(self, bounds: Tensor) -> Tensor:
-        down = (bounds[:, :1] - bounds[:, 1:]).nan_to_num(nan=torch.inf).clamp(min=0.0)
+        down = charge_of(bounds[:, :1] - bounds[:, 1:])
         bound = bounds[:, 0] - worst_of(down.T, self.budget)
         bound = torch.nextafter(bound, bound - torch.inf)
         return torch.where(torch.isnan(bound), -torch.inf, bound).unsqueeze(1)

@@ -8,7 +8,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from milp_agt.core.influence import Influence
+from milp_agt.core.influence import Influence, charge_of
 from milp_agt.core.interval import CLEAN, POISONED, Interval
 from milp_agt.core.restriction import UNRESTRICTED, Restriction
 from milp_agt.core.rounding import gamma
@@ -105,7 +105,7 @@ class Charged:
 
     def by_sample(self, bounds: Tensor) -> Tensor:
         """How much each sample lowers forms with these bounds, (rows, cases) to (rows, N)."""
-        alone = (bounds[:, :1] - bounds[:, 1:]).nan_to_num(nan=torch.inf).clamp(min=0.0)
+        alone = charge_of(bounds[:, :1] - bounds[:, 1:])
         none = alone.new_zeros(len(alone), len(self.poison.open))
         return none.index_copy(1, self.columns, alone * (1.0 + gamma(8)))
 

@@ -262,10 +262,10 @@ def bound_by_sample(
         owed = debt.owed()
         bound = forms.concretise(relaxed.state, owed)
         free = (bound + owed - 2.0**-50 * (bound.abs() + owed))[:, 0]
-        better = (bound > best) & torch.isfinite(owed)
-        best = torch.where(better, bound, best)
-        base = torch.where(better[:, 0], free, base)
-        dev = torch.where(better, debt.by_sample(), dev)
+        wins = (bound > best) & torch.isfinite(owed)
+        best = torch.where(wins, bound, best)
+        base = torch.where(wins[:, 0], free, base)
+        dev = torch.where(wins, debt.by_sample(), dev)
     return base, dev
 
 
