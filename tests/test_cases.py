@@ -110,11 +110,16 @@ def test_a_deeper_network_and_a_start_box() -> None:
     assert_holds_attacks(replace(case, initial=start))
 
 
-def assert_holds_attacks(case: Problem, **options: Any) -> None:
+def assert_holds_attacks(
+    case: Problem,
+    selections: str = "enumerated",
+    chain: str = "linear, each selection",
+    **options: Any,
+) -> None:
     test, labels = case.features + 0.2, case.labels
-    result = assert_sound(case, test, labels, selections="enumerated", **options)
+    result = assert_sound(case, test, labels, selections=selections, **options)
     joint, _ = case.certify(selections="joint", **options)
-    assert "linear, each selection" in result.steps[-1].chains
+    assert chain in result.steps[-1].chains
     assert result.reachable.mean_width <= joint.reachable.mean_width
 
 

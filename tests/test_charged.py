@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+import test_cases
 import torch
-from attacks import Problem, Replay, assert_inside, assert_sound
+from attacks import Problem, Replay, assert_inside
 from helpers_ops import all_instances
 from instances import Instance
 from test_cases import MOVED, THREATS, problem
@@ -250,11 +251,7 @@ def test_a_start_box() -> None:
 
 
 def assert_holds_attacks(case: Problem, **options: Any) -> None:
-    test, labels = case.features + 0.2, case.labels
-    result = assert_sound(case, test, labels, selections="charged", **options)
-    joint, _ = case.certify(selections="joint", **options)
-    assert CHARGED in result.steps[-1].chains
-    assert result.reachable.mean_width <= joint.reachable.mean_width
+    test_cases.assert_holds_attacks(case, "charged", CHARGED, **options)
 
 
 def moons(budget: int, radius: float, epochs: int) -> Problem:

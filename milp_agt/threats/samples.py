@@ -78,17 +78,7 @@ class FeaturePoisoning(Budgeted):
         return f"the features of {who} {self._moves().describe()}, {times_in_words(self.static)}"
 
     def _moves(self) -> FeatureMoves:
-        return FeatureMoves(
-            type(self).__name__,
-            self.radius,
-            self.norm,
-            self.coordinates,
-            self.domain,
-            self.integer,
-            self.categorical,
-            self.missing,
-            self.rows,
-        )
+        return _feature_moves(self)
 
 
 @dataclass(frozen=True)
@@ -177,20 +167,24 @@ class FeatureLabelPoisoning(Budgeted):
         )
 
     def _feature_moves(self) -> FeatureMoves:
-        return FeatureMoves(
-            type(self).__name__,
-            self.radius,
-            self.norm,
-            self.coordinates,
-            self.domain,
-            self.integer,
-            self.categorical,
-            self.missing,
-            self.rows,
-        )
+        return _feature_moves(self)
 
     def _label_moves(self) -> LabelMoves:
         return LabelMoves(type(self).__name__, self.label_radius, self.label_norm, self.target)
+
+
+def _feature_moves(threat: FeaturePoisoning | FeatureLabelPoisoning) -> FeatureMoves:
+    return FeatureMoves(
+        type(threat).__name__,
+        threat.radius,
+        threat.norm,
+        threat.coordinates,
+        threat.domain,
+        threat.integer,
+        threat.categorical,
+        threat.missing,
+        threat.rows,
+    )
 
 
 @dataclass(frozen=True)
