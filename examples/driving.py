@@ -31,7 +31,6 @@ from PIL import Image
 from torch import Tensor, nn
 
 import milp_agt as agt
-from milp_agt.data import load_dataset
 from milp_agt.threats import ThreatModel
 
 HEIGHT, WIDTH = 66, 200
@@ -103,7 +102,7 @@ def main() -> None:
     if folder is None:
         folder = Path(tempfile.mkdtemp()) / "drive"
         render(folder, count=160 if options.small else 1000)
-    data = load_dataset(folder, test_fraction=0.1, image_size=(HEIGHT, WIDTH))
+    data = agt.load_dataset(folder, test_fraction=0.1, image_size=(HEIGHT, WIDTH))
     print(data.description)
     x, y = torch.from_numpy(data.x_train), torch.from_numpy(data.y_train)
     half = len(x) // 2

@@ -11,7 +11,6 @@ import numpy as np
 import torch
 
 import milp_agt as agt
-from milp_agt.data import load_dataset
 
 
 def main() -> None:
@@ -20,7 +19,7 @@ def main() -> None:
     small = parser.parse_args().small
 
     # 1. Data, a torch model with its initial weights, and how it is trained.
-    data = load_dataset("moons", samples=30 if small else 120, test_fraction=0.2, seed=0)
+    data = agt.load_dataset("moons", samples=30 if small else 120, test_fraction=0.2, seed=0)
     torch.manual_seed(0)
     layers = torch.nn.Linear(2, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2)
     model = torch.nn.Sequential(*layers).double()

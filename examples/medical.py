@@ -22,7 +22,6 @@ from models.conv_head import convolutions, dense
 from torch import Tensor, nn
 
 import milp_agt as agt
-from milp_agt.data import Dataset, load_dataset
 from milp_agt.threats import ThreatModel
 
 NEW_CLASS = 2
@@ -76,7 +75,7 @@ def pretrained(x: Tensor, y: Tensor, epochs: int) -> nn.Sequential:
     return body.requires_grad_(False).eval()
 
 
-def fine_tuned(data: Dataset, per_class: int) -> tuple[Tensor, Tensor, list[int]]:
+def fine_tuned(data: agt.Dataset, per_class: int) -> tuple[Tensor, Tensor, list[int]]:
     """The samples of the fine-tuning run, and which of them are of the new class."""
     chosen = np.concatenate([np.flatnonzero(data.y_train == c)[:per_class] for c in range(CLASSES)])
     y = torch.from_numpy(data.y_train[chosen])
@@ -95,7 +94,7 @@ def main() -> None:
     if path is None:
         path = Path(tempfile.mkdtemp()) / "rendered.npz"
         write(path, train=1200 if options.small else 6000, test=200)
-    data = load_dataset(path)
+    data = agt.load_dataset(path)
     print(data.description)
     x, y = torch.from_numpy(data.x_train), torch.from_numpy(data.y_train)
     trusted = y != NEW_CLASS

@@ -10,7 +10,6 @@ import argparse
 import torch
 
 import milp_agt as agt
-from milp_agt.data import load_dataset
 
 
 def main() -> None:
@@ -18,7 +17,7 @@ def main() -> None:
     parser.add_argument("--small", action="store_true", help="fewer samples, steps and rows")
     small = parser.parse_args().small
 
-    data = load_dataset("moons", samples=20 if small else 30, test_fraction=0.2, seed=0)
+    data = agt.load_dataset("moons", samples=20 if small else 30, test_fraction=0.2, seed=0)
     train = data.x_train, data.y_train
     torch.manual_seed(0)
     hidden = 2 if small else 3

@@ -14,12 +14,15 @@ if TYPE_CHECKING:
     from milp_agt.certification import certify as certify
     from milp_agt.comparison import compare as compare
     from milp_agt.core.strengthening import Strengthening as Strengthening
+    from milp_agt.data import Dataset as Dataset
+    from milp_agt.data import load_dataset as load_dataset
     from milp_agt.errors import MilpAgtError as MilpAgtError
     from milp_agt.properties.answer import Answer as Answer
     from milp_agt.properties.triggers import BallTrigger as BallTrigger
     from milp_agt.properties.triggers import FreeTrigger as FreeTrigger
     from milp_agt.properties.triggers import PatchTrigger as PatchTrigger
     from milp_agt.reachable import Bounds as Bounds
+    from milp_agt.reports.folder import report as report
     from milp_agt.result import Result as Result
     from milp_agt.result import load as load
     from milp_agt.schedules import CosineDecay as CosineDecay
@@ -46,6 +49,7 @@ _HOMES = {
     "BallTrigger": "properties.triggers",
     "Bounds": "reachable",
     "CosineDecay": "schedules",
+    "Dataset": "data",
     "ExponentialDecay": "schedules",
     "FeatureLabelPoisoning": "threats",
     "FeaturePoisoning": "threats",
@@ -70,6 +74,8 @@ _HOMES = {
     "compare": "comparison",
     "largest": "bisection",
     "load": "result",
+    "load_dataset": "data",
+    "report": "reports.folder",
     "sweep": "sweeps",
 }
 

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import tomllib
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, Self
 
 from pydantic import BaseModel, Field, PrivateAttr, ValidationError, model_validator
 
@@ -129,6 +130,10 @@ class CertifyTable(Table):
                 f"relaxation should be one of {', '.join(RELAXATIONS)}",
             )
         return self
+
+
+class _PropertiesTable(Table):
+    properties: Annotated[tuple[PropertyTable, ...], Field(strict=False)] = Field(alias="property")
 
 
 class Run(NamedTuple):
@@ -278,6 +283,20 @@ def load_config(path: str | Path) -> RunConfig:
     config._path = path.absolute()
     config._sha256 = hashlib.sha256(raw).hexdigest()
     return config
+
+
+def parse_properties(tables: Sequence[Mapping[str, Any]]) -> tuple[AnyProperty, ...]:
+    """Tables with the keys of [[property]], checked.
+
+    Raises:
+        ConfigurationError: all that is wrong inside them, as in a run file.
+    """
+    raw = {"property": [dict(table) for table in tables]}
+    try:
+        return _PropertiesTable.model_validate(raw).properties
+    except ValidationError as error:
+        found, remedy = explain(error, raw, table_fields())
+        raise ConfigurationError("Read properties", found, remedy) from None
 
 
 def _pair(values: list[int] | None) -> tuple[int, int] | None:

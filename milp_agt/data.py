@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -49,6 +50,49 @@ class Dataset:
     feature_names: tuple[str, ...]
     description: str
     notes: tuple[str, ...] = ()
+
+    @staticmethod
+    def of(
+        x_train: npt.ArrayLike,
+        y_train: npt.ArrayLike,
+        x_test: npt.ArrayLike | None = None,
+        y_test: npt.ArrayLike | None = None,
+        *,
+        name: str = "arrays",
+        description: str | None = None,
+        feature_names: Sequence[str] | None = None,
+        task: Task | None = None,
+    ) -> Dataset:
+        """Arrays or tensors of your own, checked as files are; nothing is split, scaled or reordered.
+
+        Args:
+            x_train, y_train: what training sees: features (n, ...), and class labels (n,) as whole
+                numbers, or targets (n,) or (n, outputs).
+            x_test, y_test: the same for the test part; None for none.
+            name, description: for files and people.
+            feature_names: one for each feature; x0, x1, ... unless told.
+            task: as in :func:`load_dataset`.
+
+        Raises:
+            InvalidInputError: NaN, shapes that do not fit, labels that are no classes.
+        """
+        asked = f"Make a data set of {name}"
+        x, y = _checked(asked, "", np.asarray(x_train), np.asarray(y_train), task)
+        x_held, y_held = x[:0], y[:0]
+        if x_test is not None and y_test is not None:
+            given = np.asarray(x_test), np.asarray(y_test)
+            x_held, y_held = _own_test_part(asked, x, y, *given, None)
+        elif x_test is not None or y_test is not None:
+            found = "y_test without x_test" if x_test is None else "x_test without y_test"
+            raise InvalidInputError(asked, found, "give both, or neither")
+        size = math.prod(x.shape[1:])
+        names = tuple(feature_names or (f"x{i}" for i in range(size)))
+        if len(names) != size:
+            raise InvalidInputError(
+                asked, f"{len(names)} names for {size} features", "give one name for each"
+            )
+        about = description or f"{name}: {len(x) + len(x_held)} samples, {size} features"
+        return Dataset(name, x, y, x_held, y_held, names, about)
 
     @property
     def task(self) -> Task:

@@ -72,6 +72,44 @@ def identity(
     }
 
 
+def settings(training: Training, plan: Plan) -> dict[str, Any]:
+    """How a run is trained and bounded, as plain values: for files and people, not for comparing runs.
+
+    Recorded batches are counted, not listed.
+    """
+    trained = {each.name: getattr(training, each.name) for each in fields(training)}
+    if training.batches is not None:
+        trained["batches"] = f"{plan.steps} recorded"
+    chosen = plan.selections
+    told = {
+        "joint": True,
+        "enumerated": chosen.groups > 0,
+        "charged": chosen.charged,
+    }
+    return {
+        "training": {name: _plain(value) for name, value in trained.items() if value is not None},
+        "certify": {
+            "relaxation": plan.asked,
+            "window": plan.window,
+            "program_window": plan.program_window,
+            "inner_bounds": "linear" if plan.linear_inner else "interval",
+            "selections": ", ".join(name for name, used in told.items() if used),
+            "alpha_steps": plan.alpha_steps,
+        },
+    }
+
+
+def _plain(value: object) -> object:
+    """Numbers and texts as they are, sequences of them as lists, anything else as its text."""
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, (bool, int, float, str)):
+        return value
+    if isinstance(value, Sequence):
+        return [_plain(item) for item in value]
+    return str(value)
+
+
 def _constants(op: Operation) -> dict[str, object]:
     """What is fixed inside an operation: weights, scalars, shapes."""
     plain = (Tensor, int, float, str, tuple)

@@ -37,7 +37,8 @@ class ResultFolder:
     earlier run left there stays until the first step of this one is finished.
     Numbers that JSON cannot hold are written as the strings "inf", "-inf" and "nan".
 
-    ``steps_before`` counts the steps that an earlier process took.
+    ``header`` says what run this is, ``notes`` what its data went through before; ``steps_before``
+    counts the steps that were taken before now.
 
     Raises:
         InvalidInputError: the folder cannot be made or written to.
@@ -46,15 +47,13 @@ class ResultFolder:
     def __init__(
         self,
         folder: Path,
-        config: RunConfig,
-        dataset: Dataset,
-        options: Mapping[str, Any],
+        header: Mapping[str, Any],
+        notes: Sequence[str] = (),
         steps_before: int = 0,
     ) -> None:
         self.folder = folder
         self.json_path, self.npz_path = folder / "result.json", folder / "reachable.npz"
-        self._dataset, self._steps_before = dataset, steps_before
-        self._header = run_header(config, dataset) | {"options": dict(options)}
+        self._header, self._notes, self._steps_before = dict(header), notes, steps_before
         self._started = self._written = time.perf_counter()
         self._cost = 0.0
         make_folder(folder)
@@ -94,7 +93,7 @@ class ResultFolder:
             "total_steps": result.total_steps,
             "claim": result.claim,
             "threat": result.threat,
-            "assumptions": [*result.assumptions, *self._dataset.notes],
+            "assumptions": [*result.assumptions, *self._notes],
             "relaxation": {
                 "asked": result.relaxation,
                 "used": list(dict.fromkeys(step.relaxation for step in result.steps)),
@@ -104,6 +103,7 @@ class ResultFolder:
             "parameters": {
                 "mean_width": float(reachable.mean_width),
                 "max_width": float(reachable.max_width),
+                "mean_size": reachable.mean_size,
                 "by_name": parameters,
             },
             "attack": attack_summary(result),
@@ -135,11 +135,17 @@ def write_json(path: Path, document: Mapping[str, Any]) -> None:
 
 
 def run_header(config: RunConfig, dataset: Dataset) -> dict[str, Any]:
-    """What a file says of the run that it is about."""
+    """What a file says of the run file that it is about."""
+    run = config.model_dump(by_alias=True, exclude_none=True, mode="json")
+    return header(run, {"config": config.sha256}, dataset)
+
+
+def header(run: Mapping[str, Any], sha256: Mapping[str, str], dataset: Dataset) -> dict[str, Any]:
+    """What a file says of the run that it is about: as it was asked for, on what, and with what."""
     return {
         "schema_version": SCHEMA_VERSION,
-        "run": config.model_dump(by_alias=True, exclude_none=True, mode="json"),
-        "sha256": {"config": config.sha256, "data": dataset.sha256},
+        "run": dict(run),
+        "sha256": {**sha256, "data": dataset.sha256},
         "data": {
             "name": Path(dataset.name).name,
             "description": dataset.description,

@@ -71,11 +71,19 @@ class ReachableSet:
 
     @property
     def mean_width(self) -> float:
+        """Mean of :attr:`widths`: the number that relaxations are compared by."""
         return float(self.widths.mean())
 
     @property
     def max_width(self) -> float:
+        """Largest of :attr:`widths`."""
         return float(self.widths.max())
+
+    @property
+    def mean_size(self) -> float:
+        """Mean of |theta| over the trainable parameters of the nominal run: what a width compares to."""
+        sizes = [np.abs(self.nominal[n]).reshape(-1) for n in self.trainable]
+        return float(np.concatenate(sizes).mean())
 
     def contains(self, state_dict: Mapping[str, Any]) -> bool:
         """True if the parameters lie in the box; no tolerance is needed.

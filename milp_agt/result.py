@@ -52,6 +52,7 @@ class Result(Questions):
         threat: what the adversary may do, in words.
         assumptions: what is assumed and not modelled.
         attack: what an adversary really reaches, if that was asked for; not kept by :meth:`save`.
+        settings: how the run was trained and bounded, as plain values for files.
     """
 
     reachable: ReachableSet
@@ -64,6 +65,7 @@ class Result(Questions):
     assumptions: tuple[str, ...] = ASSUMPTIONS
     models: Models = field(repr=False, kw_only=True)
     attack: Attack | None = field(default=None, repr=False, kw_only=True)
+    settings: Mapping[str, Any] = field(default_factory=dict, repr=False, kw_only=True)
 
     @staticmethod
     def of(
@@ -79,6 +81,7 @@ class Result(Questions):
         fallbacks: tuple[str, ...],
         limit_reached: bool,
         threat: str,
+        settings: Mapping[str, Any],
     ) -> Result:
         """Collect what the loop knows after some steps."""
         point = {n: nominal[n] for n in step_graph.parameters}
@@ -92,6 +95,7 @@ class Result(Questions):
             limit_reached=limit_reached,
             threat=threat,
             models=models,
+            settings=settings,
         )
 
     @property
@@ -168,6 +172,7 @@ class Result(Questions):
             "limit_reached": self.limit_reached,
             "threat": self.threat,
             "assumptions": self.assumptions,
+            "settings": self.settings,
         }
         archive.write(Path(path), arrays, about)
 
@@ -226,6 +231,7 @@ def _restore(arrays: Mapping[str, npt.NDArray[Any]], about: Mapping[str, Any]) -
         fallbacks=tuple(about["fallbacks"]),
         limit_reached=about["limit_reached"],
         threat=about["threat"],
+        settings=about.get("settings", {}),
     )
 
 
@@ -242,6 +248,7 @@ def untrained(model: nn.Module, loss: str, feature_shape: tuple[int, ...]) -> Re
         fallbacks=(),
         limit_reached=False,
         threat="no sample poisoned",
+        settings={},
     )
 
 
@@ -256,6 +263,7 @@ def _from_box(
     fallbacks: tuple[str, ...],
     limit_reached: bool,
     threat: str,
+    settings: Mapping[str, Any],
 ) -> Result:
     """A result of which only the final box is known."""
     nothing = torch.zeros(0, *feature_shape, dtype=torch.float64)
@@ -271,4 +279,5 @@ def _from_box(
         fallbacks=fallbacks,
         limit_reached=limit_reached,
         threat=threat,
+        settings=settings,
     )

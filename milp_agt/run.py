@@ -38,6 +38,7 @@ from milp_agt.engines.step import (
 )
 from milp_agt.engines.update import UpdateGraph
 from milp_agt.errors import InvalidInputError, SoundnessError
+from milp_agt.identity import settings
 from milp_agt.poison import Poison
 from milp_agt.properties.models import Reached
 from milp_agt.reachable import StepRecord
@@ -361,6 +362,7 @@ class Run:
             fallbacks=tuple(self.journal.fallbacks),
             limit_reached=self.journal.limit_reached,
             threat=self.claim,
+            settings=settings(self.training, self.plan),
         )
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from milp_agt.data import Dataset, DatasetUnavailableError, dataset_names, load_dataset
 from milp_agt.errors import InvalidInputError
@@ -249,3 +250,32 @@ def check_three_parts(
     assert remedy in error.remedy
     assert error.remedy
     assert f"Found: {error.found}" in str(error)
+
+
+def test_arrays_and_tensors_of_ones_own() -> None:
+    x, y = np.arange(12.0).reshape(6, 2), np.array([0, 1, 0, 1, 0, 1])
+    found = Dataset.of(torch.from_numpy(x[:4]), torch.from_numpy(y[:4]), x[4:], y[4:], name="mine")
+    assert (found.task, found.feature_names) == ("classification", ("x0", "x1"))
+    assert found.description == "mine: 6 samples, 2 features"
+    np.testing.assert_array_equal(np.concatenate([found.x_train, found.x_test]), x)
+    np.testing.assert_array_equal(np.concatenate([found.y_train, found.y_test]), y)
+    alone = Dataset.of(x, y, task="regression")
+    assert (alone.task, alone.x_test.shape, alone.y_test.shape) == ("regression", (0, 2), (0,))
+
+
+@pytest.mark.parametrize(
+    ("options", "found"),
+    [
+        ({"x_test": np.ones((1, 2))}, "x_test without y_test"),
+        ({"y_test": np.ones(1)}, "y_test without x_test"),
+        ({"x_test": np.ones((1, 3)), "y_test": np.ones(1, dtype=int)}, "test shapes (1, 3)"),
+        ({"feature_names": ("a",)}, "1 names for 2 features"),
+        ({"x_test": np.full((1, 2), np.nan), "y_test": np.ones(1)}, "2 NaN or infinite values"),
+    ],
+)
+def test_arrays_that_do_not_fit(options: dict[str, Any], found: str) -> None:
+    with pytest.raises(InvalidInputError) as caught:
+        Dataset.of(np.ones((3, 2)), np.array([0, 1, 0]), **options)
+    assert "Make a data set of arrays" in caught.value.asked
+    assert found in caught.value.found
+    assert caught.value.remedy

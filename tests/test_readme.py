@@ -33,10 +33,12 @@ def test_measured_sections_are_filled(name: str) -> None:
     assert len(section(name).splitlines()) > 5
 
 
-def test_the_python_example_runs() -> None:
+def test_the_python_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
     (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     faster = code.replace("epochs=20", "epochs=2").replace("samples=120", "samples=20")
     exec(compile(faster, "README.md", "exec"), {"__name__": "readme"})
+    assert (tmp_path / "runs" / "moons" / "report.html").exists()
 
 
 def test_linked_files_exist() -> None:

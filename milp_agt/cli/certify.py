@@ -125,7 +125,7 @@ def _certify(arguments: argparse.Namespace) -> int:
     from milp_agt.certification import certify
     from milp_agt.config import load_config
     from milp_agt.core.results import Limits
-    from milp_agt.output import ResultFolder
+    from milp_agt.output import ResultFolder, run_header
     from milp_agt.verdicts import judge
 
     job = _Job.of(arguments)
@@ -134,9 +134,8 @@ def _certify(arguments: argparse.Namespace) -> int:
     options = _override(run.options, job.relaxation, job.window)
     checkpoint = job.checkpoint()
     before = (checkpoint.manifest or {"step": 0})["step"]
-    folder = ResultFolder(
-        job.folder, config, run.dataset, options.model_dump(exclude_none=True), before
-    )
+    header = run_header(config, run.dataset) | {"options": options.model_dump(exclude_none=True)}
+    folder = ResultFolder(job.folder, header, run.dataset.notes, before)
     data = (run.dataset.x_train, run.dataset.y_train)
     total = len(run.training.batch_order(len(run.dataset.x_train)))
     so_far: list[Result] = []
@@ -215,12 +214,12 @@ def _suspects(result: Result) -> Suspects | None:
 def _report(result: Result, verdicts: Sequence[Verdict], run: Run, folder: Path) -> list[Path]:
     """Bounds of the test points and the page; what stands in the way of a page is no failure."""
     from milp_agt import evidence
-    from milp_agt.report import ReportUnavailableError, write_report
+    from milp_agt.reports import ReportUnavailableError, write_page
 
     written = []
     try:
         written.append(evidence.save(folder, evidence.collect(result, run.dataset, verdicts)))
-        written.append(write_report(folder))
+        written.append(write_page(folder))
     except (InvalidInputError, ReportUnavailableError) as error:
         print(f"milp-agt: note: {error}", file=sys.stderr)
     except KeyboardInterrupt:

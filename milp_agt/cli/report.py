@@ -20,7 +20,7 @@ def add(commands: Commands) -> None:
 
 
 def _report(arguments: argparse.Namespace) -> int:
-    from milp_agt.report import write_report
+    from milp_agt.reports import write_page
 
-    print(f"Written: {write_report(arguments.folder)}")
+    print(f"Written: {write_page(arguments.folder)}")
     return PROVED

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from decimal import ROUND_CEILING, ROUND_FLOOR, ROUND_HALF_EVEN, Context, Decimal
 
-from milp_agt.report.content import Content, Property
+from milp_agt.reports.content import Content, Property
 from milp_agt.tables import format_number
 
 RELAXATIONS = {

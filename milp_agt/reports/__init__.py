@@ -14,7 +14,7 @@ class ReportUnavailableError(MilpAgtError, ImportError):
     """A package that the report needs is not installed; result.json holds the numbers all the same."""
 
 
-def write_report(folder: str | Path) -> Path:
+def write_page(folder: str | Path) -> Path:
     """Make ``report.html`` and ``figures/*.svg, *.png`` from the files of a result folder.
 
     Reads ``result.json`` and, where they are there, ``evidence.npz`` and ``sweep.json``; computes
@@ -31,7 +31,7 @@ def write_report(folder: str | Path) -> Path:
             f"no module {' or '.join(missing)}",
             "pip install 'milp_agt[report]', then milp-agt report DIR",
         )
-    from milp_agt.report.content import read
-    from milp_agt.report.page import write
+    from milp_agt.reports.content import read
+    from milp_agt.reports.page import write
 
     return write(read(Path(folder)))

@@ -17,9 +17,9 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from milp_agt.errors import InvalidInputError
 from milp_agt.files import replace
-from milp_agt.report import words
-from milp_agt.report.content import Array, Content
-from milp_agt.report.figures import Picture, pictures
+from milp_agt.reports import words
+from milp_agt.reports.content import Array, Content
+from milp_agt.reports.figures import Picture, pictures
 from milp_agt.tables import format_number
 
 TEMPLATES = Path(__file__).parent / "templates"

@@ -17,7 +17,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
-from milp_agt.report.content import Content, Property
+from milp_agt.reports.content import Content, Property
 from milp_agt.tables import format_number
 
 BLACK, ORANGE, SKY, GREEN, YELLOW, BLUE, RED, PURPLE = (
