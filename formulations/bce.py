@@ -10,6 +10,7 @@ from milp_agt.core.graph import Graph, Node
 from milp_agt.core.interval import Interval
 from milp_agt.formulations.linear import Combine
 from milp_agt.formulations.loss import Loss, register_loss, single_output
+from milp_agt.formulations.loss_planes import LossPlanes, convex_planes
 from milp_agt.formulations.sigmoid import Sigmoid
 
 
@@ -33,7 +34,7 @@ class BinaryCrossEntropy(Loss):
 
     def value(self, prediction: Tensor, labels: Tensor) -> Tensor:
         # As softplus of the negative margin: nothing cancels for large logits.
-        return functional.softplus((1.0 - 2.0 * labels) * prediction).squeeze(-1)
+        return softplus((1.0 - 2.0 * labels) * prediction).squeeze(-1)
 
     def forms(self, labels: Tensor, outputs: int) -> tuple[Tensor, Tensor]:
         signs = (2.0 * labels - 1.0).reshape(-1, 1, 1)
@@ -41,6 +42,14 @@ class BinaryCrossEntropy(Loss):
 
     def of_forms(self, forms: Interval) -> Interval:
         return Interval(
-            functional.softplus(-forms.upper).squeeze(-1),
-            functional.softplus(-forms.lower).squeeze(-1),
+            softplus(-forms.upper).squeeze(-1),
+            softplus(-forms.lower).squeeze(-1),
         )
+
+    def planes(self, forms: Interval) -> LossPlanes:
+        return convex_planes(forms, lambda m: softplus(-m), lambda m: -torch.sigmoid(-m))
+
+
+def softplus(x: Tensor) -> Tensor:
+    """``log(1 + exp(x))`` to the last digits; torch leaves out ``exp(-x)`` from x = 20 on by default."""
+    return functional.softplus(x, threshold=50.0)

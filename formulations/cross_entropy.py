@@ -8,9 +8,11 @@ from torch import Tensor
 from milp_agt.core.graph import Graph, Node
 from milp_agt.core.interval import Interval
 from milp_agt.errors import InvalidInputError
+from milp_agt.formulations.bce import softplus
 from milp_agt.formulations.exponential import Exponential
 from milp_agt.formulations.linear import Affine, Combine
 from milp_agt.formulations.loss import Loss, margin_forms, register_loss
+from milp_agt.formulations.loss_planes import LossPlanes, convex_planes, log_sum_exp_planes
 from milp_agt.formulations.reciprocal import Reciprocal
 from milp_agt.formulations.sigmoid import Sigmoid
 
@@ -78,3 +80,8 @@ class CrossEntropy(Loss):
             return torch.logsumexp(torch.cat([zero, -margins], -1), -1)
 
         return Interval(loss(forms.upper), loss(forms.lower))
+
+    def planes(self, forms: Interval) -> LossPlanes:
+        if forms.lower.shape[-1] == 1:
+            return convex_planes(forms, lambda m: softplus(-m), lambda m: -torch.sigmoid(-m))
+        return log_sum_exp_planes(forms)

@@ -10,6 +10,7 @@ from milp_agt.core.interval import Interval
 from milp_agt.formulations.bilinear import Einsum
 from milp_agt.formulations.linear import Combine
 from milp_agt.formulations.loss import Loss, register_loss, single_output
+from milp_agt.formulations.loss_planes import LossPlanes, convex_planes
 from milp_agt.formulations.step import Step
 
 
@@ -54,4 +55,9 @@ class Hinge(Loss):
         return Interval(
             (1.0 - forms.upper).clamp(min=0.0).squeeze(-1),
             (1.0 - forms.lower).clamp(min=0.0).squeeze(-1),
+        )
+
+    def planes(self, forms: Interval) -> LossPlanes:
+        return convex_planes(
+            forms, lambda m: (1.0 - m).clamp(min=0.0), lambda m: -(m < 1.0).to(m.dtype)
         )

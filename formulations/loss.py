@@ -11,6 +11,7 @@ from torch import Tensor
 from milp_agt.core.graph import Graph, Node
 from milp_agt.core.interval import Interval
 from milp_agt.errors import InvalidInputError, UnsupportedOperationError
+from milp_agt.formulations.loss_planes import LossPlanes
 
 _LOSSES: dict[str, Loss] = {}
 
@@ -53,6 +54,10 @@ class Loss(ABC):
     @abstractmethod
     def of_forms(self, forms: Interval) -> Interval:
         """Bounds on the loss of each point, (n,), from bounds on its forms, (n, forms)."""
+
+    @abstractmethod
+    def planes(self, forms: Interval) -> LossPlanes:
+        """Linear bounds of the loss of each point on a box of its forms, (..., n, forms)."""
 
     def vertices(self, outputs: int) -> Tensor:
         """All encoded labels, (classes, width)."""

@@ -9,6 +9,7 @@ from milp_agt.core.graph import Graph, Node
 from milp_agt.core.interval import Interval
 from milp_agt.formulations.linear import Combine
 from milp_agt.formulations.loss import Loss, register_loss
+from milp_agt.formulations.loss_planes import LossPlanes, convex_planes
 
 
 @register_loss
@@ -42,3 +43,7 @@ class MeanSquaredError(Loss):
         nearest = torch.minimum(forms.lower.abs(), forms.upper.abs())
         smallest = torch.where(straddles, 0.0, nearest)
         return Interval((smallest**2).mean(-1), (largest**2).mean(-1))
+
+    def planes(self, forms: Interval) -> LossPlanes:
+        share = 1.0 / forms.lower.shape[-1]
+        return convex_planes(forms, lambda m: share * m**2, lambda m: 2.0 * share * m)

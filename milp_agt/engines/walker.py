@@ -47,6 +47,15 @@ class Forms:
     def rows(self) -> int:
         return len(self.constant)
 
+    def plus(self, other: Forms) -> Forms:
+        """The sums, row by row, with the same tensors of the state."""
+        return Forms(
+            {name: on + other.coefficients[name] for name, on in self.coefficients.items()},
+            self.constant + other.constant,
+            self.magnitude + other.magnitude,
+            max(self.operations, other.operations),
+        )
+
     def part(self, rows: Tensor) -> Forms:
         """Some of the rows."""
         return Forms(

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -12,8 +15,10 @@ from milp_agt.core.interval import Interval
 from milp_agt.core.rounding import TINY, gamma
 from milp_agt.errors import InvalidInputError
 from milp_agt.formulations.loss import Loss
-from milp_agt.properties.answer import Scores
+from milp_agt.formulations.loss_planes import LossPlanes
+from milp_agt.properties.answer import Answer, GroupName, Scores, summarise
 from milp_agt.properties.models import Models, OutputForms
+from milp_agt.reachable import Bounds
 
 
 @dataclass(frozen=True)
@@ -59,3 +64,62 @@ class MeanLoss:
                 "the nominal run has diverged: lower the learning rate or scale the data",
             )
         return each, each
+
+
+def mean_loss(models: Models, question: MeanLoss, groups: npt.NDArray[Any] | None = None) -> Answer:
+    """The mean loss, with the points bounded together as well as one by one; the better bound counts.
+
+    Bounds ``[l_i, u_i]`` of the forms m_i of each point give planes
+    ``s_i . m_i + o_i <= loss_i <= t_i . m_i + p_i``. All points face the same model, so that
+
+        min sum_i s_i . m_i + sum_i o_i  <=  sum_i loss_i  <=  max sum_i t_i . m_i + sum_i p_i
+
+    over the reachable models, each sum bounded as one form of their parameters: effects on single
+    points that no model has together cancel. The table of the points is that of single points.
+    """
+    bounds = models.bound(question.on_outputs)
+    nominal = question.nominal([models.at_nominal(question.on_outputs)])
+    answer = summarise(question.evaluate([bounds]), nominal, question.index, groups)
+    names = list(answer.groups)
+    parts = np.array([np.ones(len(question.index), dtype=bool), *(groups == n for n in names)])
+    lower, upper = _together(models, question, bounds, torch.from_numpy(parts).to(bounds.lower))
+
+    def ends(alone: Bounds, row: int) -> tuple[float, float]:
+        return max(alone.lower, lower[row]), min(alone.upper, upper[row])
+
+    known: dict[GroupName, Bounds] = {}
+    for row, (name, own) in enumerate(answer.groups.items()):
+        low, high = ends(own, 1 + row)
+        known[name] = Bounds(low, own.nominal, high)
+    low, high = ends(answer, 0)
+    return replace(answer, lower=low, upper=high, groups=known)
+
+
+def _together(
+    models: Models, question: MeanLoss, bounds: Interval, parts: Tensor
+) -> tuple[list[float], list[float]]:
+    """Bounds of the mean loss over each part, a row of ones and zeros, (rows, n)."""
+    planes = _of_all_cases(question.loss, bounds)
+    member = parts.unsqueeze(-1)
+    slopes = torch.cat([member * planes.slope_lower[0], -member * planes.slope_upper[0]])
+    sums = models.bound_sums(question.on_outputs, slopes)
+    found = []
+    for low, offset in zip(sums.chunk(2, 1), (planes.lower, -planes.upper), strict=True):
+        known = torch.isfinite(offset)
+        offset = torch.where(known, offset, 0.0)
+        total = low + offset @ parts.T
+        size = low.abs() + offset.abs() @ parts.T
+        total = total - gamma(4 * parts.shape[1] + 64) * size - TINY
+        lost = (~known).to(parts) @ parts.T > 0
+        total = torch.where(lost | torch.isnan(total), -torch.inf, total)
+        found.append((total / parts.sum(1)).amin(0))
+    return found[0].clamp(min=0.0).tolist(), (-found[1]).tolist()
+
+
+def _of_all_cases(loss: Loss, bounds: Interval) -> LossPlanes:
+    """Planes of every case, (cases, n), with the slopes of one box that holds all of them."""
+    hull = bounds.hull()
+    outer = loss.planes(Interval(hull.lower.unsqueeze(0), hull.upper.unsqueeze(0)))
+    if len(bounds.lower) == 1:
+        return outer
+    return loss.planes(bounds).turned(outer, bounds)

@@ -208,6 +208,47 @@ class Models:
         points = len(forms)
         return base.reshape(-1, points).T, dev.reshape(-1, points, dev.shape[1]).transpose(0, 1)
 
+    def bound_sums(self, forms: OutputForms, weights: Tensor) -> Tensor:
+        """Lower bounds of ``sum_i weights_i . form_i`` over all reachable models, (cases, rows).
+
+        ``weights`` is (rows, n, forms). The points face one and the same model: the sums are forms of
+        the parameters, walked through the window as one, so that what cancels between points does.
+        """
+        pieces = [self._summed(reached, forms, weights) for reached in self.reached]
+        return torch.cat([self._walked(r, p).T for r, p in zip(self.reached, pieces, strict=True)])
+
+    def _summed(self, reached: Reached, forms: OutputForms, weights: Tensor) -> Forms:
+        """Forms on the state that are at most the weighted sums."""
+        total: Forms | None = None
+        for part in torch.arange(len(forms), device=weights.device).split(POINTS_AT_ONCE):
+            some, own = forms.part(part), weights[:, part]
+            on_outputs = torch.einsum("rnf,nfo->rno", own, some.coefficients)
+            each = forms_of_outputs(
+                self.step_graph,
+                self.forward,
+                reached.state,
+                some.inputs,
+                on_outputs,
+                reached.exposure.arithmetic,
+            )
+            shifts = (own * some.constant).flatten(1)
+            terms = torch.einsum("rnf,nfo->rno", own.abs(), some.coefficients.abs())
+            cancelled = (terms / on_outputs.abs()).nan_to_num(nan=1.0, posinf=torch.inf)
+            piece = Forms(
+                {name: on.sum(1) for name, on in each.coefficients.items()},
+                each.constant.sum(1) + shifts.sum(1, keepdim=True),
+                each.magnitude.sum(1) * cancelled.flatten(1).amax(1) + shifts.abs().sum(1),
+                each.operations,
+            )
+            total = piece if total is None else total.plus(piece)
+        assert total is not None
+        return Forms(
+            _on_state(reached.state, total.coefficients),
+            total.constant,
+            total.magnitude,
+            total.operations + 2.0 * forms.coefficients.numel(),
+        )
+
     def bound_parameters(self, coefficients: Mapping[str, Tensor]) -> Interval:
         """Bounds of linear forms of the parameters, (cases, rows); coefficients (rows, *shape) each."""
         rows = len(next(iter(coefficients.values())))

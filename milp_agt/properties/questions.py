@@ -15,7 +15,7 @@ from milp_agt.properties.answer import Answer, nested
 from milp_agt.properties.backdoor import Backdoor
 from milp_agt.properties.collective import collective
 from milp_agt.properties.functional import Functional
-from milp_agt.properties.loss import MeanLoss
+from milp_agt.properties.loss import MeanLoss, mean_loss
 from milp_agt.properties.models import Models
 from milp_agt.properties.predictions import Predictions
 from milp_agt.properties.question import ask, groups_of
@@ -93,11 +93,14 @@ class Questions:
     ) -> Answer:
         """Mean loss over test points, for every admissible poisoning of the training data.
 
+        The mean is bounded as one quantity of the model, not as the mean of what is worst for each
+        point: all points face the same poisoning.
+
         Raises:
             InvalidInputError: data that do not fit, or a nominal loss that is not finite.
         """
         x, y = self._test_data(features, labels, None)
-        return ask(self.models, MeanLoss.of(self.models, x, y), groups_of(groups, len(x)))
+        return mean_loss(self.models, MeanLoss.of(self.models, x, y), groups_of(groups, len(x)))
 
     def stable(
         self,
