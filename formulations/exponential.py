@@ -55,6 +55,5 @@ class Exponential(Smooth):
     def encode_exactly(
         self, encoder: Encoder, column: Expression, argument: Index, box: Interval
     ) -> Expression:
-        below = box.hull().upper.reshape(-1).cpu().numpy() <= CAP
-        encoder.curve(Function.EXP, column.matrix.indices[below], argument[below])
+        encoder.curve(Function.EXP, column.matrix.indices, argument, box)
         return self.blurred(column, box)

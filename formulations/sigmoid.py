@@ -49,7 +49,7 @@ class Sigmoid(Sigmoidal):
     def encode_exactly(
         self, encoder: Encoder, column: Expression, argument: Index, box: Interval
     ) -> Expression:
-        encoder.curve(Function.SIGMOID, column.matrix.indices, argument)
+        encoder.curve(Function.SIGMOID, column.matrix.indices, argument, box)
         return self.blurred(column, box)
 
     def vjp(

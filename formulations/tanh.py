@@ -47,7 +47,7 @@ class Tanh(Sigmoidal):
     def encode_exactly(
         self, encoder: Encoder, column: Expression, argument: Index, box: Interval
     ) -> Expression:
-        encoder.curve(Function.TANH, column.matrix.indices, argument)
+        encoder.curve(Function.TANH, column.matrix.indices, argument, box)
         return self.blurred(column, box)
 
     def vjp(

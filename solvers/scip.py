@@ -116,6 +116,11 @@ class ScipSession(ProgramSession):
         model.setParam("limits/gap", limits.gap)
         model.setParam("limits/nodes", -1 if limits.nodes is None else limits.nodes)
         model.optimize()
+        if model.getStatus() == "infeasible":
+            # once more as it was given: presolve substitutes columns that are fixed up to its epsilon
+            model.freeTransform()
+            model.setParam("presolving/maxrounds", 0)
+            model.optimize()
         raw = str(model.getStatus())
         bound = float(model.getDualbound())
         if abs(bound) >= _INFINITY:  # SCIP's infinity: nothing was bounded yet

@@ -14,6 +14,15 @@ from milp_agt.core.interval import CLEAN, Interval
 from milp_agt.core.program import Curve, Function, Program
 from milp_agt.core.strengthening import DEFAULT, Strengthening
 
+# Arguments for which solvers get functions exactly. They write sigmoid and tanh by exp(-z) and exp(2 z):
+# SCIP cuts off what leads beyond its infinity of 1e20, and where a function is almost level, a tolerance
+# of 1e-9 on its value is a large one on its argument. At these ends slopes are at least 3e-4.
+EXACT_WITHIN = {
+    Function.EXP: (-8.0, 18.0),
+    Function.SIGMOID: (-8.0, 8.0),
+    Function.TANH: (-4.0, 4.0),
+}
+
 
 @dataclass(frozen=True, eq=False)
 class Selection:
@@ -158,9 +167,15 @@ class Encoder:
         """Bilinear terms ``result = first * second``, elementwise over columns."""
         self._products.append(np.stack([result, first, second], axis=-1).reshape(-1, 3))
 
-    def curve(self, function: Function, result: Index, argument: Index) -> None:
-        """Exact functions ``result = function(argument)``, elementwise over columns."""
-        pairs = zip(result.tolist(), argument.tolist(), strict=True)
+    def curve(self, function: Function, result: Index, argument: Index, box: Interval) -> None:
+        """Exact functions ``result = function(argument)``, elementwise over columns.
+
+        Where the range of the argument, in ``box``, leaves :data:`EXACT_WITHIN`, only rows hold them.
+        """
+        least, most = EXACT_WITHIN[function]
+        hull = box.hull()
+        near = ((hull.lower >= least) & (hull.upper <= most)).reshape(-1).cpu().numpy()
+        pairs = zip(result[near].tolist(), argument[near].tolist(), strict=True)
         self._curves += [Curve(function, r, a) for r, a in pairs]
 
     def branch_first(self, expression: Expression) -> None:
