@@ -78,7 +78,6 @@ class Bounder:
             part.window[-1] = kept
         self.recorder.step(chain.name, kept)
         walked = linear.bound_state(
-            self.step_graph,
             self.schedule,
             part.window[-self.plan.window :],
             part.exposure,
@@ -156,7 +155,7 @@ class Bounder:
     def _optimise(self, chain: Chain, part: Part, step: Step) -> State:
         """The box by slopes that are optimised from those of the step before."""
         window = part.window[-self.plan.window :]
-        problem = alpha.Problem(self.step_graph, self.schedule, window, part.exposure)
+        problem = alpha.Problem(self.schedule, window, part.exposure)
         found = alpha.optimise_state(
             problem, self.plan.alpha_steps, self.plan.alpha_memory, part.slopes
         )
@@ -185,7 +184,6 @@ class Bounder:
         if level is not Relaxation.INTERVAL and walked:
             past = part.window[max(0, len(part.window) - self.plan.window + 1) :]
             walks = inner.Walks(
-                self.step_graph,
                 self.schedule,
                 past,
                 part.exposure,

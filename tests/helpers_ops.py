@@ -1046,9 +1046,7 @@ def check_step_interval(case: StepCase, rng: np.random.Generator, count: int = 6
 
 def check_step_linear(case: StepCase, rng: np.random.Generator, count: int = 64) -> None:
     """The same for linear bounds with window 1."""
-    box = linear_engine.bound_state(
-        case.step_graph, case.schedule, [case.relaxed], Joint(case.poison), chunk=64
-    )
+    box = linear_engine.bound_state(case.schedule, [case.relaxed], Joint(case.poison), chunk=64)
     _check_inside(case, box, rng, count, "linear")
 
 
@@ -1093,7 +1091,7 @@ def check_walk_of_update(
         for n, b in case.state.items()
     }
     debt = open_debt(case.poison, rows, _unrestricted())
-    forms = linear_engine.walk(case.step_graph, case.schedule, case.relaxed, Forms.start(c), debt)
+    forms = linear_engine.walk(case.schedule, case.relaxed, Forms.start(c), debt)
     states = case.states(count, rng)
     features, labels = case.attacks(count, int(rng.integers(2**30)), True)
     after = case.after(states, features, labels)

@@ -250,7 +250,7 @@ def boxes_with(run: Replay, window: Sequence[RelaxedStep], chosen: Sequence[Slop
     own = [{p: tuple(v[order] for v in values) for p, values in s.items()} for s in chosen]
     sloped = [with_slopes(run.schedule, r, s) for r, s in zip(window, own, strict=True)]
     exposure = Joint(run.poison)
-    bounds[:, order] = bound_forms(run.step_graph, run.schedule, sloped, forms, exposure).T
+    bounds[:, order] = bound_forms(run.schedule, sloped, forms, exposure).T
     return boxes_of(state, bounds)
 
 

@@ -158,7 +158,7 @@ def one_step(problem: Problem, width: float) -> tuple[Replay, relaxed.RelaxedSte
     ranges = interval.propagate(replay.schedule, state, step, joint, keep=replay.schedule.batched)
     boxed = interval.update(replay.step_graph, state, ranges, step)
     kept = relaxed.relax_step(replay.schedule, state, step, ranges, joint)
-    walked = linear.bound_state(replay.step_graph, replay.schedule, [kept], joint, 64)
+    walked = linear.bound_state(replay.schedule, [kept], joint, 64)
     return replay, kept, boxed, walked
 
 
@@ -235,9 +235,7 @@ def test_recorded_planes_replay_the_very_same_bounds(window, static) -> None:
     looser = recorder.states["interval"]
     for t, kept in enumerate(steps):
         part = steps[max(0, t + 1 - (window or len(steps))) : t + 1]
-        again = linear.bound_state(
-            replay.step_graph, replay.schedule, part, Joint(replay.poison), chunk
-        )
+        again = linear.bound_state(replay.schedule, part, Joint(replay.poison), chunk)
         boxed = interval.update(replay.step_graph, kept.state, kept.ranges, kept.step)
         for name, box in again.items():
             met = boxed[name].meet(box).meet(looser[t][name])
@@ -263,7 +261,6 @@ def test_a_stronger_adversary_over_the_same_planes(weaker, stronger, kind) -> No
     steps = recorder.steps["linear"]
     inner, outer = (
         linear.bound_state(
-            replay.step_graph,
             replay.schedule,
             steps,
             Joint(replace(replay.poison, static=static, per_batch=scope == "batch")),
@@ -318,7 +315,6 @@ def test_linear_grows_with_the_budget_over_the_same_planes() -> None:
     steps = recorder.steps["linear"]
     boxes = [
         linear.bound_state(
-            replay.step_graph,
             replay.schedule,
             steps,
             Joint(replace(replay.poison, budget=k)),

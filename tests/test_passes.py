@@ -92,8 +92,8 @@ def test_a_run_goes_on_with_fewer_rows(
     walk, failed = linear.walk, []
 
     def starved(*arguments, **named):
-        forms = arguments[3]
-        if arguments[2].step.index == 1 and forms.rows > 5:
+        forms = arguments[2]
+        if arguments[1].step.index == 1 and forms.rows > 5:
             failed.append(forms.rows)
             raise error
         return walk(*arguments, **named)
@@ -120,7 +120,7 @@ def test_questions_warn_when_memory_runs_out(monkeypatch: pytest.MonkeyPatch) ->
     walk = linear.walk
 
     def starved(*arguments, **named):
-        if arguments[3].rows > 1:
+        if arguments[2].rows > 1:
             raise MemoryError
         return walk(*arguments, **named)
 

@@ -108,9 +108,7 @@ def _run(threat: Any, steps: int) -> tuple[Any, list[RelaxedStep]]:
 def _slack_of_influence(threat: Any, share: float) -> float:
     """The least of ``sign * theta - constant + share * sum_{i in S} dev_i`` over attacks with known S."""
     models, steps = _run(threat, 3)
-    found = influence.influence_on(
-        models.step_graph, models.schedule, steps[:2], steps[2].state, Joint(models.poison)
-    )
+    found = influence.influence_on(models.schedule, steps[:2], steps[2].state, Joint(models.poison))
     problem = problem_case("bce", threat, count=5, epochs=2)
     replay, generator = Replay(problem), torch.Generator().manual_seed(1)
     least = np.inf
@@ -148,9 +146,7 @@ def test_influence_that_charges_one_percent_less_is_caught() -> None:
 def test_influence_is_as_tight_as_the_walk() -> None:
     models, steps = _run(agt.FeaturePoisoning(2, 0.1), 4)
     state = steps[3].state
-    found = influence.influence_on(
-        models.step_graph, models.schedule, steps[:3], state, Joint(models.poison)
-    )
+    found = influence.influence_on(models.schedule, steps[:3], state, Joint(models.poison))
     budget = np.sort(found.devs, axis=1)[:, -2:].sum(1)
     ends = torch.cat([b.lower.flatten() for b in state.values()])
     ends = torch.cat([ends, -torch.cat([b.upper.flatten() for b in state.values()])]).numpy()

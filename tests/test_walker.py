@@ -124,7 +124,7 @@ def test_mutants_of_a_cut_are_found(part: str, monkeypatch: pytest.MonkeyPatch) 
     recorder, _ = recorded(case)
     step = recorder.steps["linear"][-1]
     run = Replay(case)
-    honest = linear.bound_state(run.step_graph, run.schedule, [step], Joint(run.poison), 64)
+    honest = linear.bound_state(run.schedule, [step], Joint(run.poison), 64)
     cuts = []
     for one in step.cuts:
         value = getattr(one, part)
@@ -132,7 +132,7 @@ def test_mutants_of_a_cut_are_found(part: str, monkeypatch: pytest.MonkeyPatch) 
         off = {n: 0.95 * v for n, v in value.items()} if part == "coefficients" else 0.95 * value
         cuts.append(replace(one, **{part: off}))
     wrong = linear.bound_state(
-        run.step_graph, run.schedule, [replace(step, cuts=tuple(cuts))], Joint(run.poison), 64
+        run.schedule, [replace(step, cuts=tuple(cuts))], Joint(run.poison), 64
     )
     assert any(not torch.equal(honest[n].lower, wrong[n].lower) for n in honest)
 

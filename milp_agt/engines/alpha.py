@@ -21,7 +21,6 @@ from milp_agt.engines.relaxed import RelaxedStep
 from milp_agt.engines.slopes import Place, Slopes, free_slopes, with_slopes
 from milp_agt.engines.step import Schedule, State
 from milp_agt.engines.walker import Forms
-from milp_agt.tracing import StepGraph
 
 # Length of the first move, as a share of the range of a slope, how it shrinks with every move that the
 # slopes of a training step have made, and how short it gets.
@@ -41,7 +40,6 @@ FLOAT = 8
 class Problem:
     """What is optimised: forms on the state after a window."""
 
-    step_graph: StepGraph
     schedule: Schedule
     window: Sequence[RelaxedStep]
     exposure: Exposure
@@ -52,7 +50,7 @@ class Problem:
             with_slopes(self.schedule, relaxed, own) if own else relaxed
             for relaxed, own in zip(self.window, slopes, strict=True)
         ]
-        return bound_forms(self.step_graph, self.schedule, window, forms, self.exposure)
+        return bound_forms(self.schedule, window, forms, self.exposure)
 
 
 @dataclass(frozen=True)

@@ -114,7 +114,7 @@ class Window:
         for number in reversed(range(len(self.steps))):
             relaxed = replace(self.steps[number], cuts=())
             ledger.enter(relaxed.step, self.values(number))
-            forms = walk(self.step_graph, self.schedule, relaxed, forms, ledger, ledger.walker)
+            forms = walk(self.schedule, relaxed, forms, ledger, ledger.walker)
             here = self._stop(forms, ledger, number, reference)
             best = here if best is None else _better(self.exposure.arithmetic, best, here)
         assert best is not None

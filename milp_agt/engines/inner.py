@@ -23,7 +23,7 @@ from milp_agt.engines.walker import SampleForms, sample_forms
 from milp_agt.formulations.clip import Clip
 from milp_agt.formulations.univariate import Univariate
 from milp_agt.poison import Whole
-from milp_agt.tracing import FEATURES, LABELS, StepGraph
+from milp_agt.tracing import FEATURES, LABELS
 
 
 def targets(schedule: Schedule) -> tuple[Node, ...]:
@@ -58,7 +58,6 @@ class Walks:
         passes: how many rows memory has room for, remembered over the steps.
     """
 
-    step_graph: StepGraph
     schedule: Schedule
     window: Sequence[RelaxedStep]
     exposure: Exposure
@@ -170,7 +169,7 @@ class _Refined:
         arithmetic = walks.exposure.arithmetic
         best = arithmetic.concretise(forms, self.state, debt.owed_given(samples))
         for relaxed in reversed(walks.window):
-            forms = walk(walks.step_graph, walks.schedule, relaxed, forms, debt)
+            forms = walk(walks.schedule, relaxed, forms, debt)
             stop = arithmetic.concretise(forms, relaxed.state, debt.owed_given(samples))
             best = better(arithmetic, best, stop)
         return best.T

@@ -33,7 +33,6 @@ WalkerFactory = Callable[..., Walker]  # with the arguments of Walker
 
 
 def walk(
-    step_graph: StepGraph,
     schedule: Schedule,
     relaxed: RelaxedStep,
     forms: Forms,
@@ -201,7 +200,6 @@ def rows_at_once(schedule: Schedule, window: Sequence[RelaxedStep]) -> int:
 
 
 def bound_forms(
-    step_graph: StepGraph,
     schedule: Schedule,
     window: Sequence[RelaxedStep],
     forms: Forms,
@@ -215,7 +213,7 @@ def bound_forms(
     debt = exposure.open_debt(forms.rows)
     best: Tensor | None = None
     for relaxed in reversed(window):
-        forms = walk(step_graph, schedule, relaxed, forms, debt)
+        forms = walk(schedule, relaxed, forms, debt)
         bound = exposure.arithmetic.concretise(forms, relaxed.state, debt.owed())
         best = bound if best is None else better(exposure.arithmetic, best, bound)
     assert best is not None
@@ -223,7 +221,6 @@ def bound_forms(
 
 
 def influence(
-    step_graph: StepGraph,
     schedule: Schedule,
     window: Sequence[RelaxedStep],
     exposure: Exposure,
@@ -232,12 +229,11 @@ def influence(
     """How much each sample alone can lower forms on the state after the window, (rows, N)."""
     debt = exposure.open_debt(forms.rows)
     for relaxed in reversed(window):
-        forms = walk(step_graph, schedule, relaxed, forms, debt)
+        forms = walk(schedule, relaxed, forms, debt)
     return debt.by_sample()
 
 
 def bound_by_sample(
-    step_graph: StepGraph,
     schedule: Schedule,
     window: Sequence[RelaxedStep],
     forms: Forms,
@@ -252,13 +248,13 @@ def bound_by_sample(
         ``base`` (rows,) and ``dev`` (rows, N), of the stop with the best bound over all S.
     """
     if isinstance(exposure, Charged):
-        columns = bound_forms(step_graph, schedule, window, forms, exposure)
+        columns = bound_forms(schedule, window, forms, exposure)
         return columns[:, 0], exposure.by_sample(columns)
     debt = exposure.open_debt(forms.rows)
     best = forms.magnitude.new_full((forms.rows, 1), -torch.inf)
     base, dev = best[:, 0], debt.by_sample()
     for relaxed in reversed(window):
-        forms = walk(step_graph, schedule, relaxed, forms, debt)
+        forms = walk(schedule, relaxed, forms, debt)
         owed = debt.owed()
         bound = forms.concretise(relaxed.state, owed)
         free = (bound + owed - 2.0**-50 * (bound.abs() + owed))[:, 0]
@@ -270,7 +266,6 @@ def bound_by_sample(
 
 
 def bound_state(
-    step_graph: StepGraph,
     schedule: Schedule,
     window: Sequence[RelaxedStep],
     exposure: Exposure,
@@ -291,7 +286,7 @@ def bound_state(
 
         def bound(own: Tensor, forms: Forms = forms) -> Tensor:
             some = forms if len(own) == forms.rows else forms.part(own)
-            return bound_forms(step_graph, schedule, window, some, exposure)
+            return bound_forms(schedule, window, some, exposure)
 
         for own, low in passes.run(torch.arange(len(part), device=device), chunk, bound):
             bounds[:, part[own]] = low.T

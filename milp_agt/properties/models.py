@@ -195,7 +195,6 @@ class Models:
 
         def bound(rows: Tensor) -> tuple[Tensor, Tensor]:
             return bound_by_sample(
-                self.step_graph,
                 self.schedule,
                 reached.window,
                 own.rows(rows.to(turned.device), reached.state),
@@ -283,7 +282,6 @@ class Models:
 
         def bound(rows: Tensor) -> Tensor:
             return bound_forms(
-                self.step_graph,
                 self.schedule,
                 reached.window,
                 start.part(rows.to(best.device)),

@@ -132,9 +132,7 @@ def _widths(models: Models, reached: Reached) -> Tensor:
 
     def worth(some: Tensor) -> Tensor:
         start = Forms.start(models.on_parameters(reached, rows[some]))
-        owed = influence(
-            models.step_graph, models.schedule, reached.window, reached.exposure, start
-        )
+        owed = influence(models.schedule, reached.window, reached.exposure, start)
         return owed.sum(0)
 
     pieces = in_passes(len(rows), rows_at_once(models.schedule, reached.window), worth)

@@ -18,7 +18,6 @@ from milp_agt.engines.relaxed import RelaxedStep
 from milp_agt.engines.step import Schedule, State
 from milp_agt.engines.walker import Forms
 from milp_agt.poison import Poison
-from milp_agt.tracing import StepGraph
 
 NEGLIGIBLE = 1e-9  # of the largest debt of a row
 
@@ -47,7 +46,6 @@ def admitted(poison: Poison) -> bool:
 
 
 def influence_on(
-    step_graph: StepGraph,
     schedule: Schedule,
     past: Sequence[RelaxedStep],
     state: State,
@@ -62,7 +60,7 @@ def influence_on(
     forms = Forms.start(
         {n: p.reshape(-1, *s) for n, p, s in zip(names, parts, shapes, strict=True)}
     )
-    base, dev = bound_by_sample(step_graph, schedule, past, forms, joint)
+    base, dev = bound_by_sample(schedule, past, forms, joint)
     return Influence(np.asarray(base.cpu().numpy()), np.asarray(dev.cpu().numpy()))
 
 

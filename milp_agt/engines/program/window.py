@@ -105,7 +105,7 @@ def encode_steps(
                 columns[name] = encoder.bounded(state[name], box)
         if state is None and past and encoder.strengthening.influence and admitted(poison):
             joint = Joint(poison, restriction)
-            rows = influence_on(step_graph, schedule, past, relaxed.state, joint)
+            rows = influence_on(schedule, past, relaxed.state, joint)
             encode_influence(encoder, moves, rows, list(columns.values()))
         known, selection = _encode_nodes(schedule, relaxed, encoder, moves, columns)
         state = _encode_update(step_graph, relaxed, encoder, dict(known))
