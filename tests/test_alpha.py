@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 import torch
 from attacks import Problem, Replay, assert_inside, assert_sound, network
-from helpers_ops import Draw, all_instances, check_relax, draws, make_boxes
+from checks_rules import check_relax
+from draws import Draw, all_instances, draws, make_boxes
 from hypothesis import given, settings
 from instances import Instance
 from test_mutants import MutantPlanes, is_caught, moderate

@@ -11,7 +11,7 @@ import pytest
 import test_cases
 import torch
 from attacks import Problem, Replay, assert_inside
-from helpers_ops import all_instances
+from draws import all_instances
 from instances import Instance
 from test_cases import MOVED, THREATS, problem
 from torch import Tensor

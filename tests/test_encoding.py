@@ -5,23 +5,16 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from helpers_ops import (
-    MODERATE,
-    TOL,
-    StepCase,
-    all_instances,
+from checks_encoding import (
     check_encoded_step,
     check_encoding,
     check_rows_exactly,
     check_support,
     encode_operation,
     encode_step,
-    make_boxes,
-    mlp,
-    small_data,
-    step_case,
-    univariate_instances,
 )
+from checks_steps import StepCase, mlp, small_data, step_case
+from draws import MODERATE, TOL, all_instances, make_boxes, univariate_instances
 from instances import Instance
 
 import milp_agt as agt

@@ -8,7 +8,8 @@ import networkx as nx
 import numpy as np
 import pytest
 import torch
-from helpers_ops import TOL, mlp, small_data
+from checks_steps import mlp, small_data
+from draws import TOL
 from torch import Tensor, nn
 from torch.nn import functional
 

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 import torch
 from attacks import Attacks, Problem, Replay, assert_inside, assert_sound, network
-from helpers_ops import check_debt_given, own_debt_case, poison_of
+from checks_debt import check_debt_given, own_debt_case
+from draws import poison_of
 from torch import Tensor, nn
 
 import milp_agt as agt

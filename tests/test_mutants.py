@@ -10,32 +10,26 @@ import numpy as np
 import pytest
 import scipy.sparse as sp
 import torch
-from helpers_ops import (
-    TOL,
-    StepCase,
-    all_instances,
-    check_debt,
-    check_encoded_step,
-    check_encoding,
+from checks_debt import check_debt, debt_case
+from checks_encoding import check_encoded_step, check_encoding, encode_operation
+from checks_rules import (
     check_interval,
     check_leaf_boxes,
     check_poisoned_sum,
     check_relax,
     check_residual,
+)
+from checks_steps import (
+    StepCase,
     check_step_interval,
     check_step_linear,
     check_update,
     check_walk_of_update,
-    debt_case,
-    encode_operation,
-    make_box,
-    make_boxes,
     mlp,
-    poison_of,
     small_data,
     step_case,
-    univariate_instances,
 )
+from draws import TOL, all_instances, make_box, make_boxes, poison_of, univariate_instances
 from instances import INSTANCES, Instance, per_sample
 from torch import Tensor
 

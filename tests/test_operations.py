@@ -8,14 +8,8 @@ import math
 import numpy as np
 import pytest
 import torch
-from helpers_ops import (
-    KINDS,
-    MODERATE,
-    TOL,
-    DebtCase,
-    Draw,
-    all_instances,
-    check_debt,
+from checks_debt import DebtCase, check_debt, debt_case
+from checks_rules import (
     check_interval,
     check_isotonic,
     check_leaf_boxes,
@@ -23,20 +17,28 @@ from helpers_ops import (
     check_poisoned_sum,
     check_relax,
     check_residual,
+    random_coefficients,
+)
+from checks_steps import (
     check_step_interval,
     check_step_linear,
     check_update,
     check_walk_of_update,
-    debt_case,
+    mlp,
+    small_data,
+    step_case,
+)
+from draws import (
+    KINDS,
+    MODERATE,
+    TOL,
+    Draw,
+    all_instances,
     draws,
     make_box,
     make_boxes,
-    mlp,
     non_leaves,
     poison_of,
-    random_coefficients,
-    small_data,
-    step_case,
     univariate_instances,
 )
 from hypothesis import example, given, settings

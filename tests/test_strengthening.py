@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 from attacks import Problem, Replay, assert_inside, with_all_ranges
-from helpers_ops import check_encoding, encode_operation, random_coefficients
+from checks_encoding import check_encoding, encode_operation
+from checks_rules import random_coefficients
 from instances import INSTANCES
 from test_mutants import MutantEncoder, moderate
 from test_nesting import case as problem_case
