@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from milp_agt.errors import InvalidInputError
+from milp_agt.errors import InvalidInputError, SoundnessError
 from milp_agt.files import replace
 
 if TYPE_CHECKING:
+    from milp_agt.attacks import Attack
     from milp_agt.data import Dataset
     from milp_agt.result import Result
     from milp_agt.verdicts import Verdict
@@ -26,6 +27,8 @@ NAME = "evidence.npz"
 MAPS = (31, 21, 15, 11)  # points of the map in each direction, the first that is cheap enough
 MAP_SHARE, MAP_SECONDS = 0.2, 2.0  # of the time of the steps; and what is always granted
 POINTS = 1000  # test points that are bounded unasked
+ENDS = ("lower", "nominal", "upper")
+ATTACKS_AT_ONCE = 32
 SHOWN_TRAINING = 1000
 SHOWN_PICTURES = 200
 
@@ -36,11 +39,18 @@ def collect(result: Result, dataset: Dataset, verdicts: Sequence[Verdict] = ()) 
     ``points/index, label, lower, nominal, upper``: of the margin of the true class (classification) or
     of the loss (regression), (n,) each, taken from the verdicts where one has them, else bounded
     for the first points; ``points/total`` counts them all; ``points/predicted`` by the nominal model, (n,) or
-    (n, outputs). ``points/on`` names the part. With two features and classes ``map/names`` (2,),
+    (n, outputs). ``points/on`` names the part. A regression has ``outputs/lower, nominal, upper``,
+    (n, outputs) each: certified intervals of the predictions. Where the run was attacked,
+    ``points/reached_lower, reached_upper`` (or ``outputs/...``) are the ends of the margins (or
+    predictions) of the models that attacks trained. With two features and classes ``map/names`` (2,),
     ``map/x, y`` (m,), ``map/scores`` (m, m, classes) of the nominal model and ``map/lower``
     (m, m, classes): where it is above 0, every reachable model predicts this class; and
     ``train/x, label`` and ``test/x, label``, some of the
     data. ``pictures``: the first inputs as (n, height, width) or (n, height, width, 3).
+
+    Raises:
+        InvalidInputError: a nominal loss that is not finite.
+        SoundnessError: a model that attacks trained, outside the bounds of a point.
     """
     on = "test" if len(dataset.x_test) else "train"
     x = dataset.x_test if on == "test" else dataset.x_train
@@ -59,8 +69,16 @@ def collect(result: Result, dataset: Dataset, verdicts: Sequence[Verdict] = ()) 
         "points/label": y,
         "points/predicted": _scores(result, x).argmax(1) if margins else _outputs(result, x),
     }
-    for end in ("lower", "nominal", "upper"):
+    for end in ENDS:
         arrays[f"points/{end}"] = np.asarray(columns[prefix + end], dtype=np.float64)
+    shown = "points" if margins else "outputs"
+    if not margins:
+        predicted = result.predictions(x)
+        arrays |= {f"outputs/{end}": getattr(predicted, end) for end in ENDS}
+    if result.attack is not None:
+        low, high = _reached(result.attack, x, y if margins else None)
+        arrays |= {f"{shown}/reached_lower": low, f"{shown}/reached_upper": high}
+        _check_inside(arrays, shown)
     if margins and dataset.x_train.shape[1:] == (2,):
         arrays |= _map(result, dataset)
     pictures = _pictures(x[:SHOWN_PICTURES], dataset.feature_names)
@@ -115,9 +133,58 @@ def _outputs(result: Result, x: Array) -> Array:
 
 
 def _scores(result: Result, x: Array) -> Array:
-    """One score for each class, (n, classes): 0 and the logit where there is one output."""
-    outputs = _outputs(result, x)
-    return np.hstack([np.zeros_like(outputs), outputs]) if outputs.shape[1] == 1 else outputs
+    """One score for each class, (n, classes)."""
+    return _by_class(_outputs(result, x))
+
+
+def _by_class(outputs: Array) -> Array:
+    """One score for each class, (..., classes): 0 and the logit where there is one output."""
+    if outputs.shape[-1] > 1:
+        return outputs
+    return np.concatenate([np.zeros_like(outputs), outputs], -1)
+
+
+def _reached(attack: Attack, x: Array, labels: Array | None) -> tuple[Array, Array]:
+    """Ends over all models that attacks trained: of the margins (n,), or of the outputs (n, outputs)."""
+    import torch
+
+    features = torch.from_numpy(np.asarray(x, dtype=np.float64))
+    features = features.to(attack.runs.unrolled.poison.features.device)
+    low, high = [], []
+    for part in torch.arange(len(attack.runs)).split(ATTACKS_AT_ONCE):
+        with torch.no_grad():
+            values: Array = attack.runs.part(part).outputs(features).cpu().numpy()
+        if labels is not None:
+            values = _margins(_by_class(values), labels)
+        low.append(values.min(0))
+        high.append(values.max(0))
+    return np.min(low, 0), np.max(high, 0)
+
+
+def _margins(scores: Array, labels: Array) -> Array:
+    """The score of the label less the best other one, (..., n), from scores (..., n, classes)."""
+    own = np.arange(scores.shape[-1]) == labels[:, None]
+    best: Array = np.where(own, scores, -np.inf).max(-1) - np.where(own, -np.inf, scores).max(-1)
+    return best
+
+
+def _check_inside(arrays: Arrays, of: str) -> None:
+    """See that what attacks reached lies within the certificate of each point.
+
+    Raises:
+        SoundnessError: it does not.
+    """
+    low, high = arrays[f"{of}/reached_lower"], arrays[f"{of}/reached_upper"]
+    outside = ~((arrays[f"{of}/lower"] <= low) & (high <= arrays[f"{of}/upper"]))
+    if outside.any():
+        where = tuple(int(k) for k in np.argwhere(outside)[0])
+        raise SoundnessError(
+            "Models that attacks trained must predict within the certified intervals",
+            f"{int(outside.sum())} values outside, the first at {where}: "
+            f"[{float(low[where])!r}, {float(high[where])!r}] in "
+            f"[{float(arrays[f'{of}/lower'][where])!r}, {float(arrays[f'{of}/upper'][where])!r}]",
+            "do not use this certificate; please report this run",
+        )
 
 
 def _map(result: Result, dataset: Dataset) -> dict[str, Array]:

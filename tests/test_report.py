@@ -20,10 +20,10 @@ from hypothesis import strategies as st
 import milp_agt as agt
 from milp_agt import evidence, reports
 from milp_agt.cli import main
-from milp_agt.errors import InvalidInputError
+from milp_agt.errors import InvalidInputError, SoundnessError
 from milp_agt.reports import words
+from milp_agt.reports.colours import CLASSES
 from milp_agt.reports.content import Property, read
-from milp_agt.reports.figures import CLASSES
 from milp_agt.tables import format_number
 
 RUN = """
@@ -46,6 +46,7 @@ relaxation = "linear"
 window = 2
 """
 ACCURACY = "[[property]]\nkind = 'accuracy'\nat_least = 0.5\n[[property]]\nkind = 'stable'\n"
+QUICK = "[attack]\npool = 64\nrounds = 1\nrestarts = 1\n"
 LOSS = "[[property]]\nkind = 'loss'\n"
 
 
@@ -131,7 +132,8 @@ def test_every_picture_has_a_text_and_a_file(name: str, request: pytest.FixtureR
     folder = request.getfixturevalue(name)
     text = page(folder)
     figures = re.findall(r'<figure id="figure-(\w+)">', text)
-    assert {"bounds", "widths", "points", "time"} <= set(figures)
+    points = "predictions" if name == "regression" else "points"
+    assert {"bounds", "widths", points, "time"} <= set(figures)
     assert ("map" in figures) == (name == "classes")
     labels = re.findall(r'<svg role="img" aria-label="([^"]+)"', text)
     assert len(labels) == len(figures) == text.count("<svg")
@@ -186,15 +188,68 @@ def test_points_of_a_verdict_are_not_bounded_twice(
     assert "the first 2 of 3 points" in visible(page(folder))
 
 
-def test_points_of_a_regression_are_losses(regression: Path) -> None:
+def test_predictions_of_a_regression(regression: Path) -> None:
     content = read(regression)
-    points = content.points
-    assert points is not None
+    found = content.predictions
+    assert found is not None
+    assert content.points is None
     assert content.classes == ()
     (loss,) = content.properties
-    assert points.nominal.mean() == pytest.approx(loss.nominal, rel=1e-12)
-    assert ((points.lower <= points.nominal) & (points.nominal <= points.upper)).all()
-    assert (np.diff(points.upper) <= 0).all()
+    assert ((found.nominal - found.target) ** 2).mean() == pytest.approx(loss.nominal, rel=1e-12)
+    assert ((found.lower <= found.nominal) & (found.nominal <= found.upper)).all()
+    assert (np.diff(found.width) <= 0).all()
+    farthest = np.maximum(found.upper - found.target, found.target - found.lower)
+    np.testing.assert_allclose(found.loss, farthest**2, rtol=1e-9)
+    shown = visible(page(regression))
+    for number in (*found.lower, *found.nominal, *found.upper, *found.loss, *found.width):
+        assert format_number(float(number)) in shown
+
+
+def test_predictions_with_two_outputs_and_attacks(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(10, 3))
+    text = RUN.format(layers=[3, 2], loss="mse", rate=0.05) + QUICK
+    folder = certify(tmp_path, x, x[:, :2], text, "--attack")
+    found = read(folder).predictions
+    assert found is not None
+    assert (found.outputs, len(found), len(found.index)) == (2, 2, 4)
+    assert found.reached is not None
+    low, high = found.reached
+    assert ((found.lower <= low) & (low <= high) & (high <= found.upper)).all()
+    assert (high - low > 0.3 * found.width).all()
+    shown = visible(page(folder))
+    for ends in zip(low, high, strict=True):
+        assert " to ".join(format_number(float(end)) for end in ends) in shown
+
+
+def test_attacks_stand_beside_every_point(tmp_path: Path) -> None:
+    y = np.arange(12) % 2
+    text = RUN.format(layers=[2, 2], loss="cross_entropy", rate=0.5) + QUICK
+    folder = certify(tmp_path, np.eye(12)[:, :2] + y[:, None], y, text, "--attack")
+    points = read(folder).points
+    assert points is not None
+    assert points.reached is not None
+    low, high = points.reached
+    assert ((points.lower <= low) & (low <= high) & (high <= points.upper)).all()
+    assert (high - low > 0.1 * (points.upper - points.lower)).all()
+    assert "attacks reach" in visible(page(folder))
+
+
+@pytest.mark.parametrize(("loss", "of"), [("mse", "outputs"), ("cross_entropy", "points")])
+def test_an_attack_outside_the_bounds_of_a_point_is_refused(loss: str, of: str) -> None:
+    x = np.random.default_rng(0).normal(size=(8, 2))
+    y = x.sum(1) if loss == "mse" else (x[:, 0] > 0).astype(np.int64)
+    search = agt.Search(pool=32, rounds=0, restarts=1, iterations=2)
+    result = trained(loss, x, y, attack=search)
+    data = agt.Dataset.of(x, y)
+    found = evidence.collect(result, data)
+    assert (found[f"{of}/lower"] <= found[f"{of}/reached_lower"]).all()
+    tight = {f"{of}/{end}": found[f"{of}/nominal"] for end in ("lower", "upper")}
+    with pytest.raises(SoundnessError) as caught:
+        evidence._check_inside({**found, **tight}, of)
+    assert "outside, the first at (0" in caught.value.found
+    assert caught.value.asked
+    assert caught.value.remedy
 
 
 def test_the_same_files_give_the_same_page(classes: Path) -> None:

@@ -59,35 +59,63 @@ class Property:
 
 @dataclass(frozen=True)
 class Points:
-    """Bounds of each test point, most at risk first.
+    """Bounds of each test point, most at risk first: of the margin of the true class, (n,) each.
 
-    The quantity is the margin of the true class (above 0 is right, below 0 is wrong), or for
-    regression the loss. ``total`` counts the points of this part of the data, bounded or not.
+    Above 0 is right, below 0 is wrong. ``reached`` are the ends that attacks reached; None where nothing
+    was attacked. ``total`` counts the points of this part of the data, bounded or not.
     """
 
     on: str
     total: int
-    is_margin: bool
     index: Array
     label: Array
     predicted: Array
     lower: Array
     nominal: Array
     upper: Array
+    reached: tuple[Array, Array] | None = None
 
     def __len__(self) -> int:
         return len(self.index)
 
     @property
     def status(self) -> list[str]:
-        """What is known of each point; nothing more than the loss for regression."""
-        if not self.is_margin:
-            return [""] * len(self)
+        """What is known of each point."""
         right, wrong = self.lower > 0, self.upper < 0
         return [
             "surely right" if r else "surely wrong" if w else "open"
             for r, w in zip(right, wrong, strict=True)
         ]
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """Certified intervals of the predictions of a regression, widest first, (n,) each.
+
+    A row for each test point and output. ``loss`` is the largest loss of the point that any admissible
+    poisoning can cause, over all outputs. ``reached`` and ``total`` are as in :class:`Points`.
+    """
+
+    on: str
+    total: int
+    outputs: int
+    index: Array
+    output: Array
+    target: Array
+    lower: Array
+    nominal: Array
+    upper: Array
+    loss: Array
+    reached: tuple[Array, Array] | None = None
+
+    def __len__(self) -> int:
+        """Test points, with all their outputs."""
+        return len(self.index) // self.outputs
+
+    @property
+    def width(self) -> Array:
+        found: Array = self.upper - self.lower
+        return found
 
 
 @dataclass(frozen=True)
@@ -194,12 +222,10 @@ class Content:
 
     @cached_property
     def points(self) -> Points | None:
-        if "points/predicted" not in self.arrays:
+        """Margins of each point; None for a regression."""
+        if "points/predicted" not in self.arrays or "outputs/lower" in self.arrays:
             return None
-        label = self.arrays["points/label"]
-        is_margin = np.issubdtype(label.dtype, np.integer)
-        risk = self.arrays["points/lower"] if is_margin else -self.arrays["points/upper"]
-        order = np.argsort(risk, kind="stable")
+        order = np.argsort(self.arrays["points/lower"], kind="stable")
         columns = {
             name: self.arrays[f"points/{name}"][order]
             for name in ("index", "label", "predicted", "lower", "nominal", "upper")
@@ -207,14 +233,42 @@ class Content:
         return Points(
             on=str(self.arrays["points/on"]),
             total=int(self.arrays["points/total"]),
-            is_margin=is_margin,
             **columns,
+            reached=self._reached("points", order),
         )
+
+    @cached_property
+    def predictions(self) -> Predictions | None:
+        """Predictions at each point; None for a classifier."""
+        if "outputs/lower" not in self.arrays:
+            return None
+        ends = {n: self.arrays[f"outputs/{n}"].ravel() for n in ("lower", "nominal", "upper")}
+        count, outputs = self.arrays["outputs/lower"].shape
+        order = np.argsort(ends["lower"] - ends["upper"], kind="stable")
+        return Predictions(
+            on=str(self.arrays["points/on"]),
+            total=int(self.arrays["points/total"]),
+            outputs=outputs,
+            index=np.repeat(self.arrays["points/index"], outputs)[order],
+            output=np.tile(np.arange(outputs), count)[order],
+            target=self.arrays["points/label"].ravel()[order],
+            lower=ends["lower"][order],
+            nominal=ends["nominal"][order],
+            upper=ends["upper"][order],
+            loss=np.repeat(self.arrays["points/upper"], outputs)[order],
+            reached=self._reached("outputs", order),
+        )
+
+    def _reached(self, of: str, order: Array) -> tuple[Array, Array] | None:
+        if f"{of}/reached_lower" not in self.arrays:
+            return None
+        low, high = (self.arrays[f"{of}/reached_{end}"] for end in ("lower", "upper"))
+        return low.ravel()[order], high.ravel()[order]
 
     @cached_property
     def classes(self) -> tuple[ClassRow, ...]:
         points = self.points
-        if points is None or not points.is_margin:
+        if points is None:
             return ()
         rows = []
         for label in np.unique(points.label):

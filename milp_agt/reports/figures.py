@@ -1,8 +1,4 @@
-"""The figures of a report, each with the sentence that stands for it where it cannot be seen.
-
-Colours are those of Okabe and Ito (*Color Universal Design*, 2008), which colour-blind people can
-tell apart; lines differ by marker and dash as well, so that a grey print reads the same.
-"""
+"""The figures of a report, each with the sentence that stands for it where it cannot be seen."""
 
 from __future__ import annotations
 
@@ -17,22 +13,11 @@ from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
+from milp_agt.reports.colours import BLACK, BLUE, CLASSES, LINES, MARKERS, RED, SKY
 from milp_agt.reports.content import Content, Property
+from milp_agt.reports.points import margins, predictions
 from milp_agt.tables import format_number
 
-BLACK, ORANGE, SKY, GREEN, YELLOW, BLUE, RED, PURPLE = (
-    "#000000",
-    "#E69F00",
-    "#56B4E9",
-    "#009E73",
-    "#F0E442",
-    "#0072B2",
-    "#D55E00",
-    "#CC79A7",
-)
-CLASSES = (BLUE, ORANGE, GREEN, PURPLE, SKY, RED, YELLOW, BLACK)
-LINES = ((ORANGE, "o", "--"), (BLUE, "s", "-"), (GREEN, "^", "-."), (PURPLE, "D", ":"))
-MARKERS = "os^DvP*X"
 FALLING = ("accuracy", "collective", "stable")  # certified from below; other questions from above
 STYLE: Any = {
     "font.size": 10.0,
@@ -64,7 +49,8 @@ def pictures(content: Content) -> dict[str, Picture]:
         "widths": _widths,
         "sweep": _sweep,
         "map": _map,
-        "points": _points,
+        "points": margins,
+        "predictions": predictions,
         "time": _time,
     }
     made = {}
@@ -150,6 +136,8 @@ def _bound_line(axes: Axes, each: Property) -> None:
 
 
 def _interval(each: Property) -> str:
+    if each.is_share and each.lower == each.upper:
+        return f"{each.lower:.1%}"
     if each.is_share:
         return f"between {each.lower:.1%} and {each.upper:.1%}"
     return f"between {format_number(each.lower, 4)} and {format_number(each.upper, 4)}"
@@ -264,55 +252,25 @@ def _map(content: Content) -> tuple[Figure, str] | None:
                 linewidth=0.6 if filled else 1.6,
                 label=f"class {label}, {what}",
             )
-    axes.fill_between(
-        [], [], [], facecolor="white", hatch="////", edgecolor="#999999", label="open"
-    )
-    axes.set_xlabel("feature 1")
-    axes.set_ylabel("feature 2")
+    axes.set_xlabel(found.names[0])
+    axes.set_ylabel(found.names[1])
     axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
     share = float((found.lead.max(-1) > 0).mean())
     return figure, (
         "Map of the two input features. The black line parts the classes that the model trained on the "
-        f"given data predicts; in the coloured part, {share:.0%} of the map, no admissible "
+        f"given data predicts; in the coloured part, {_share(share)} of the map, no admissible "
         "poisoning changes the prediction; in the hatched part it is open."
     )
+
+
+def _share(share: float) -> str:
+    """Never rounded up to the whole."""
+    return f"{np.floor(1000 * share) / 10:g} %"
 
 
 def _tint(color: str) -> tuple[float, float, float]:
     red, green, blue = to_rgb(color)
     return 0.65 + 0.35 * red, 0.65 + 0.35 * green, 0.65 + 0.35 * blue
-
-
-def _points(content: Content) -> tuple[Figure, str] | None:
-    """The margin, or the loss, of each test point, most at risk first."""
-    points = content.points
-    if points is None or len(points) == 0:
-        return None
-    figure, axes = _axes(7.2, 3.2)
-    rank = np.arange(1, len(points) + 1)
-    status = np.array(points.status)
-    colors = {"surely right": BLUE, "open": ORANGE, "surely wrong": RED, "": BLUE}
-    present = [name for name in colors if (status == name).any()]
-    for name in present:
-        own = status == name
-        axes.vlines(
-            rank[own],
-            points.lower[own],
-            points.upper[own],
-            color=colors[name],
-            linewidth=max(1.0, min(6.0, 240 / len(points))),
-            label=f"{name or 'certified'} ({int(own.sum())})",
-        )
-    axes.plot(rank, points.nominal, "k_", markersize=5, label="data as given")
-    if points.is_margin:
-        axes.axhline(0.0, color=BLACK, linewidth=1.0)
-    what = "margin of the true class" if points.is_margin else "loss"
-    axes.set_xlabel(f"{points.on} point, most at risk first")
-    axes.set_ylabel(what)
-    axes.legend(loc="best")
-    counts = ", ".join(f"{int((status == name).sum())} {name}" for name in present if name)
-    alt = f"Certified interval of the {what} of each of {len(points)} {points.on} points"
-    return figure, f"{alt}: {counts}." if counts else f"{alt}."
 
 
 def _time(content: Content) -> tuple[Figure, str] | None:

@@ -18,7 +18,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from milp_agt.errors import InvalidInputError
 from milp_agt.files import replace
 from milp_agt.reports import words
-from milp_agt.reports.content import Array, Content
+from milp_agt.reports.content import Array, Content, Points, Predictions
 from milp_agt.reports.figures import Picture, pictures
 from milp_agt.tables import format_number
 
@@ -63,6 +63,7 @@ def render(content: Content, drawn: Mapping[str, Picture]) -> str:
     )
     environment.filters["number"] = _number
     environment.filters["percent"] = words.percent
+    environment.filters["plain"] = _plain
     status, headline = words.verdict(content)
     return environment.get_template("page.html").render(
         content=content,
@@ -99,27 +100,40 @@ def _number(value: object) -> str:
     return format_number(value) if isinstance(value, (int, float)) else str(value)
 
 
+def _plain(value: object) -> str:
+    """An option of a run, tables with their keys."""
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key} = {_plain(each)}" for key, each in value.items())
+    return str(value)
+
+
 def _point_rows(content: Content) -> list[dict[str, Any]]:
-    points = content.points
-    if points is None:
+    """Rows of the table of margins, or of predictions; as many as are shown."""
+    columns: dict[str, Sequence[Any]]
+    found: Points | Predictions
+    if content.points is not None:
+        found = content.points
+        columns = {
+            "label": found.label.tolist(),
+            "predicted": found.predicted.tolist(),
+            "status": found.status,
+        }
+    elif content.predictions is not None:
+        found = content.predictions
+        columns = {
+            "label": found.target.tolist(),
+            "output": found.output.tolist(),
+            "width": found.width.tolist(),
+            "loss": found.loss.tolist(),
+        }
+    else:
         return []
-    columns: dict[str, Sequence[Any]] = {
-        "index": points.index.tolist(),
-        "label": [_cell(value) for value in points.label.tolist()],
-        "predicted": [_cell(value) for value in points.predicted.tolist()],
-        "lower": points.lower.tolist(),
-        "nominal": points.nominal.tolist(),
-        "upper": points.upper.tolist(),
-        "status": points.status,
-    }
-    count = min(len(points), SHOWN_POINTS)
+    for name in ("index", "lower", "nominal", "upper"):
+        columns[name] = getattr(found, name).tolist()
+    low, high = ([None] * len(found.index),) * 2 if found.reached is None else found.reached
+    columns |= {"reached_lower": list(low), "reached_upper": list(high)}
+    count = min(len(found.index), SHOWN_POINTS)
     return [{name: column[k] for name, column in columns.items()} for k in range(count)]
-
-
-def _cell(value: Any) -> str:
-    """A class, or the outputs of a regression."""
-    values = value if isinstance(value, list) else [value]
-    return ", ".join(format_number(v, 4) for v in values)
 
 
 def _inline(picture: Picture) -> str:

@@ -28,6 +28,28 @@ CAUSES = {
 }
 
 
+LOSSES = {
+    "bce": "how sure the model is of the right one of two classes",
+    "cross_entropy": "how sure the model is of the right class",
+    "hinge": "how far the score is from the right side of the margin",
+    "mse": "the squared distance between prediction and target",
+}
+
+GLOSSARY = {
+    "admissible": "within the limits of what the adversary may do",
+    "budget": "how many samples the adversary may change",
+    "certified": "proved for every admissible data set, without trying them one by one",
+    "data as given": "the data without tampering, and the model that is trained on them",
+    "loss": "what training makes small",
+    "margin": "the score of the true class less the best score of another one",
+    "poisoning": "changing training data in order to change the trained model",
+    "radius": "how far a changed number may be from the given one",
+    "reachable set": "a box that holds the parameters of every model that admissible data can lead to",
+    "relaxation": "a way of computing bounds; the tighter, the more work",
+    "width": "how far apart the ends of a certified interval are: 0 if poisoning changes nothing",
+}
+
+
 def verdict(content: Content) -> tuple[str, str]:
     """Status for the colour of the banner, and its headline."""
     states = {p.status for p in content.properties}
@@ -37,10 +59,11 @@ def verdict(content: Content) -> tuple[str, str]:
     if "NOT PROVED" in states:
         return "open", "Not proved: something that was asked could not be certified"
     if "PROVED" in states:
-        return (
-            "proved",
-            "Proved: what was asked holds, whatever the adversary does within the limits below",
-        )
+        proved = [p for p in content.wholes if p.status == "PROVED"]
+        what = f"all {len(proved)} statements hold"
+        if len(proved) == 1:
+            what = f"{proved[0].name} {headline(proved[0])}"
+        return "proved", f"Proved: {what}, whatever the adversary does within the limits below"
     return "reported", "Bounds without a verdict: no threshold was asked for"
 
 
@@ -116,7 +139,12 @@ def sentence(each: Property) -> str:
     """One property in plain words."""
     low, high, given = at_least(each), at_most(each), shown(each, each.nominal)
     part = "training" if each.on == "train" else each.on
-    if each.kind == "accuracy":
+    if each.kind == "accuracy" and each.lower == each.upper:
+        text = (
+            f"On the {part} data the model is right for {given} of the points, whichever admissible data "
+            "it was trained on: no poisoning within the limits can change that share."
+        )
+    elif each.kind == "accuracy":
         text = (
             f"On the {part} data the model is right for at least {low} and at most {high} of the points, "
             f"whichever admissible data it was trained on; trained on the data as given it is {given}."
@@ -126,8 +154,13 @@ def sentence(each: Property) -> str:
             f"No single admissible data set leaves the model right for fewer than {low} of the {part} "
             f"points; trained on the data as given it is {given}."
         )
+    elif each.kind == "stable" and each.lower == 1.0:
+        text = f"No admissible poisoning changes the prediction at any of the {part} points."
     elif each.kind == "stable":
-        text = f"For at least {low} of the {part} points no admissible poisoning changes the prediction."
+        text = (
+            f"For at least {low} of the {part} points no admissible poisoning changes the prediction; for "
+            "the others nothing is proved."
+        )
     elif each.kind == "loss":
         text = (
             f"The mean loss on the {part} data lies between {low} and {high}; trained on the data as "
@@ -148,9 +181,34 @@ def sentence(each: Property) -> str:
         text = f"{each.name} lies between {low} and {high}; on the data as given it is {given}."
     if each.reached is not None:
         low, high = (shown(each, end) for end in each.reached)
-        ends = low if low == high else f"{low} to {high}"
-        text += f" Attacks that were really carried out reach {ends}."
+        text += " Attacks that were really carried out "
+        text += f"reach {low} to {high}." if low != high else "did not change it."
     return text
+
+
+def box(content: Content) -> str:
+    """How large the reachable set is, beside the parameters themselves."""
+    sizes = content.document["parameters"]
+    mean, longest = (_number(sizes[name], 3) for name in ("mean_width", "max_width"))
+    text = f"Its sides are {mean} long on average, the longest {longest}"
+    if not sizes.get("mean_size") or isinstance(sizes["mean_width"], str):
+        return f"{text}."
+    share = sizes["mean_width"] / sizes["mean_size"]
+    times = f"{100 * share:.2g} %" if share < 10 else f"{share:.3g} times"
+    return f"{text}: that is {times} of the average size of a parameter, {sizes['mean_size']:.3g}."
+
+
+def _number(value: object, digits: int) -> str:
+    """A number of a JSON file, which writes what is not finite as text."""
+    return format_number(value, digits) if isinstance(value, (int, float)) else str(value)
+
+
+def loss(content: Content) -> str:
+    """What the loss of this run measures; empty where it is not asked for."""
+    name = content.document["run"].get("training", {}).get("loss", "")
+    if name not in LOSSES or all(p.kind != "loss" for p in content.properties):
+        return ""
+    return f"The loss ({name}) measures {LOSSES[name]}, on average over the points; 0 is perfect."
 
 
 def sides(content: Content) -> str:
