@@ -20,7 +20,7 @@ from milp_agt.core.operation import FreeSlope, Operation, Relaxed
 from milp_agt.core.rounding import TINY, UNIT_ROUNDOFF, gamma
 from milp_agt.errors import EncodingError
 from milp_agt.formulations.base import register
-from milp_agt.formulations.product_planes import ProductPlanes
+from milp_agt.formulations.product_planes import ProductPlanes, extremes
 from milp_agt.formulations.products import Products
 
 # Above this count of scalar products (over all states) intervals are multiplied in midpoint-radius
@@ -236,15 +236,7 @@ class Einsum(Operation):
         )
         rank = a.lower.dim() - 1
         p, q = (slope.unsqueeze(slope.dim() - rank) for slope in slopes)
-        # (a - q)(b - p) at the corners, from centres and radii: fewer tensors in a graph of gradients.
-        centre_a, centre_b = a.centre, b.centre
-        radius_a, radius_b = _radius(a, centre_a), _radius(b, centre_b)
-        away_a, away_b = centre_a - q, centre_b - p
-        first, second, both = away_a * radius_b, away_b * radius_a, radius_a * radius_b
-        alike, apart = (first + second).abs(), (first - second).abs()
-        middle = away_a * away_b - p * q
-        lower = middle + torch.minimum(both - alike, -both - apart)
-        upper = middle + torch.maximum(both + alike, apart - both)
+        lower, upper = extremes(p, q, a, b)
         # |a b|, |p a|, |q b| and |p q| are at most (|a| + |q|)(|b| + |p|) together.
         largest_a, largest_b = a.magnitude.amax(0), b.magnitude.amax(0)
         with torch.no_grad():

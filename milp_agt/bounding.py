@@ -6,6 +6,8 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+import torch
+
 from milp_agt import cost
 from milp_agt.chains import CHARGED, ENUMERATED, OPTIMISED, Chain, Part
 from milp_agt.core.relaxation import Relaxation
@@ -87,8 +89,8 @@ class Bounder:
         self._tell_of_memory(step)
         meet = part.exposure.arithmetic.meet
         state = {n: meet(b, walked[n], f"'{n}' by interval and linear") for n, b in state.items()}
-        if chain.name == OPTIMISED:
-            better = self._optimise(chain, part, step)
+        if chain.name == OPTIMISED and self.plan.is_optimised(step.index):
+            better = self._optimise(chain, part, step, until)
             state = {n: b.meet(better[n], f"'{n}' by two slopes") for n, b in state.items()}
         if not chain.level.uses_programs:
             return state, None
@@ -152,12 +154,18 @@ class Bounder:
                     f"on {after} share one"
                 )
 
-    def _optimise(self, chain: Chain, part: Part, step: Step) -> State:
-        """The box by slopes that are optimised from those of the step before."""
+    def _optimise(self, chain: Chain, part: Part, step: Step, until: float | None) -> State:
+        """The box by slopes that are optimised from those of the last time."""
         window = part.window[-self.plan.window :]
         problem = alpha.Problem(self.schedule, window, part.exposure)
-        found = alpha.optimise_state(
-            problem, self.plan.alpha_steps, self.plan.alpha_memory, part.slopes
+        ends = torch.arange(2 * sum(box.lower[0].numel() for box in part.state.values()))
+        found = alpha.optimise_ends(
+            problem,
+            ends.to(self.poison.features.device),
+            self.plan.alpha_steps,
+            self.plan.alpha_memory,
+            part.slopes,
+            until,
         )
         indices = (relaxed.step.index for relaxed in window)
         part.slopes = dict(zip(indices, found.slopes, strict=True))
@@ -168,7 +176,13 @@ class Bounder:
                 f"window: slopes before those are not optimised (first {found.steps} of "
                 f"{len(window)}, at step {step.index + 1})"
             )
-        return found.state
+        if found.late:
+            self.journal.limit_reached = True
+            self.journal.fallbacks.append(
+                f"step {step.index + 1}: time limit, slopes were optimised by fewer than alpha_steps = "
+                f"{self.plan.alpha_steps} moves"
+            )
+        return linear.boxes_of(part.state, found.bounds)
 
     def _ranges(self, chain: Chain, part: Part, step: Step) -> interval.Ranges:
         level = chain.level

@@ -45,6 +45,7 @@ def certify(
     inner_bounds: str | None = None,
     selections: str | None = None,
     alpha_steps: int = 0,
+    alpha_every: int | None = None,
     solver: str | None = None,
     device: str = "cpu",
     memory: str | int = "4GiB",
@@ -80,10 +81,12 @@ def certify(
             each choice beside it and takes the union, "charged" charges every error to the samples that
             can cause it, so that one choice has to pay for all (both linear and above; budgets for the
             data set); None enumerates where that is predicted to be cheap, else charges where that is.
-        alpha_steps: moves by which the slopes of all linear bounds are optimised in every training step,
-            for each end of each parameter apart, by gradient ascent; each step goes on from the slopes
-            of the one before. The box by default slopes is carried beside, so that bounds never get
-            looser. 0 for none; 5 to 20 are worth trying on small networks (linear and above).
+        alpha_steps: moves by which the slopes of all linear bounds are optimised by gradient ascent, for
+            each end of each parameter apart. The box by default slopes is carried beside, so that
+            bounds never get looser. 0 for none; 10 to 30 are worth trying (linear and above).
+        alpha_every: after how many training steps slopes are optimised, each time from those of the last
+            time on; None for the end of the run alone, which is all that ``result.reachable`` and
+            questions about the final model need.
         solver: back end of programs; None picks the first that is able to for each level.
         device: "cpu", "cuda" or "auto".
         memory: budget for the tensors of one pass; rows and samples are cut into pieces by it.
@@ -135,6 +138,7 @@ def certify(
         memory,
         time_limit,
         alpha_steps,
+        alpha_every,
     )
     initial_box = inputs.initial_box(step_graph, initial)
     solvers = _solvers(plan, solver)

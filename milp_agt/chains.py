@@ -35,6 +35,10 @@ class Part:
         """Name of a step of the window in a snapshot."""
         return f"{self.name}-{step + 1:06d}"
 
+    def fork(self, name: str) -> Part:
+        """A part that goes on from here by itself."""
+        return Part(name, self.exposure, self.state, list(self.window))
+
     def forget(self, kept: int) -> None:
         """Drop all steps of the window but the last ones, so that their memory serves the next."""
         self.window = self.window[max(0, len(self.window) - kept) :]

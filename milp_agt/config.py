@@ -113,6 +113,7 @@ class CertifyTable(Table):
     inner_bounds: Literal["interval", "linear"] | None = None
     selections: Literal["joint", "charged", "enumerated"] | None = None
     alpha_steps: Index = 0
+    alpha_every: Annotated[int, Field(ge=1)] | None = None
     solver: str | None = None
     solve_time_limit: Positive | None = None
     strengthening: StrengtheningTable = StrengtheningTable()

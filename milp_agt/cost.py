@@ -54,6 +54,7 @@ class Plan:
     selections: Selections
     cuts: bool
     alpha_steps: int
+    alpha_every: int
     alpha_memory: int
     single_thread: bool
     notes: tuple[str, ...]
@@ -61,6 +62,16 @@ class Plan:
     @property
     def longest_window(self) -> int:
         return max(self.window, self.program_window)
+
+    def is_optimised(self, index: int) -> bool:
+        """Whether slopes are optimised after the step of this index."""
+        last = index + 1 == self.steps
+        return self.alpha_steps > 0 and (last or (index + 1) % self.alpha_every == 0)
+
+    @property
+    def first_optimised(self) -> int | None:
+        """Index of the first step after which slopes are optimised; None for never."""
+        return self.alpha_every - 1 if self.alpha_steps else None
 
 
 def plan(
@@ -77,6 +88,7 @@ def plan(
     memory: str | int,
     time_limit: float | None,
     alpha_steps: int = 0,
+    alpha_every: int | None = None,
 ) -> Plan:
     """Settle the options of a run.
 
@@ -84,10 +96,16 @@ def plan(
         InvalidInputError: an unknown relaxation, a window below 1, a limit that is not positive,
             slopes to be optimised where there are none.
     """
-    for name, value in (("window", window), ("program_window", program_window)):
+    for name, value in (
+        ("window", window),
+        ("program_window", program_window),
+        ("alpha_every", alpha_every),
+    ):
         if value is not None and (not isinstance(value, int) or value < 1):
             raise InvalidInputError(
-                f"{name} counts steps, at least 1", f"{name} = {value}", "give None for all steps"
+                f"{name} counts steps, at least 1",
+                f"{name} = {value}",
+                f"give 1 or more, or leave {name} out",
             )
     if time_limit is not None and not time_limit >= 0:
         raise InvalidInputError("A time limit is >= 0 seconds", f"{time_limit}", "leave it out")
@@ -164,6 +182,7 @@ def plan(
         selections=told_apart,
         cuts=cuts,
         alpha_steps=alpha_steps,
+        alpha_every=min(alpha_every or steps, steps),
         alpha_memory=budget // 2 if alpha_steps else 0,
         single_thread=sizes.walked < THREADED_ELEMENTS,
         notes=notes,

@@ -84,9 +84,6 @@ class Run:
             Chain(level.value, level, [Part(level.value, joint, start)])
             for level in plan.relaxation.chain()
         ]
-        if plan.alpha_steps:
-            optimised = Part("optimised", joint, start)
-            self.chains.insert(2, Chain(OPTIMISED, Relaxation.LINEAR, [optimised]))
         if plan.selections.groups:
             self.chains.insert(2, self._enumerated(start))
         if plan.selections.charged:
@@ -132,6 +129,18 @@ class Run:
         state = {n: b.expand_states(exposure.cases) for n, b in start.items()}
         return Chain(CHARGED, Relaxation.LINEAR, [Part("charged", exposure, state)])
 
+    def _begin_optimising(self) -> None:
+        """Go on from the linear chain with slopes to be optimised."""
+        source = next((chain for chain in self.chains if chain.level is Relaxation.LINEAR), None)
+        if source is None:
+            return
+        chain = Chain(OPTIMISED, Relaxation.LINEAR, [p.fork("optimised") for p in source.parts])
+        after = [c for c in self.chains if not c.level.uses_programs]
+        self.chains.insert(len(after), chain)
+        for part in chain.parts:
+            for relaxed in part.window:
+                self.recorder.step(OPTIMISED, relaxed)
+
     def advance(self, batch: Tensor) -> None:
         """Bound one more step.
 
@@ -141,6 +150,8 @@ class Run:
         """
         started = time.perf_counter()
         index = len(self.records)
+        if index == self.plan.first_optimised:
+            self._begin_optimising()
         step = self._step(index, batch)
         used, widths = Relaxation.INTERVAL, {}
         report: program.ProgramReport | None = None
@@ -296,6 +307,8 @@ class Run:
     def restore(self, snapshot: Snapshot, batches: Sequence[Batch]) -> None:
         """Go on from a snapshot of this very run: the same boxes, and the same planes made anew."""
         state = snapshot.state
+        if "optimised" in state["chains"]:
+            self._begin_optimising()
         self.chains = [c for c in self.chains if c.parts[0].name in state["chains"]]
         for part in self._parts():
             kept = state["chains"][part.name]

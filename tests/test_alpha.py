@@ -189,7 +189,9 @@ CASES: dict[str, Problem] = {
 def test_attacks_stay_inside_and_no_bound_is_looser(name: str) -> None:
     case = CASES[name]
     test, labels = case.features + 0.2, case.labels
-    result = assert_sound(case, test, labels, attacks=32, iterations=2, alpha_steps=3)
+    result = assert_sound(
+        case, test, labels, attacks=32, iterations=2, alpha_steps=3, alpha_every=1
+    )
     assert_never_looser(result, case)
 
 
@@ -207,6 +209,34 @@ def assert_never_looser(result: Any, case: Problem) -> None:
     for end in result.reachable.lower:
         assert (result.reachable.lower[end] >= default.reachable.lower[end]).all()
         assert (result.reachable.upper[end] <= default.reachable.upper[end]).all()
+
+
+@pytest.mark.parametrize(("every", "where"), [(1, [1, 2, 3, 4]), (3, [3, 4]), (None, [4])])
+def test_slopes_are_optimised_where_asked(every: int | None, where: list[int]) -> None:
+    """At every k-th step and at the last; in between their chain is carried along."""
+    case = problem(epochs=4)
+    recorder = MemoryRecorder()
+    result, _ = case.certify(alpha_steps=3, alpha_every=every, recorder=recorder)
+    assert [s.step for s in result.steps if OPTIMISED in (s.chains or {})] == where
+    due = [i for i in range(4) if i == 3 or (i + 1) % (every or 4) == 0]
+    assert sorted(recorder.optimised[OPTIMISED]) == due
+    last = result.steps[-1].chains
+    assert last is not None
+    assert last[OPTIMISED] < last["linear"]
+    assert last[OPTIMISED] == result.steps[-1].mean_width
+
+
+def test_moves_end_at_the_time_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The bounds by the slopes so far count."""
+    case = problem(epochs=2)
+    monkeypatch.setattr(alpha, "monotonic", lambda: float("inf"))
+    result, _ = case.certify(alpha_steps=5, time_limit=1e6)
+    assert result.limit_reached
+    assert any("fewer than alpha_steps = 5 moves" in line for line in result.fallbacks)
+    assert OPTIMISED in (result.steps[-1].chains or {})
+    free, _ = case.certify(alpha_steps=5)
+    assert not free.limit_reached
+    assert free.reachable.mean_width < result.reachable.mean_width
 
 
 @pytest.mark.parametrize("name", ["bce", "apart", "linear model", "three classes"])
@@ -284,7 +314,7 @@ def test_random_slopes_hold_attacks(name: str) -> None:
 
 def test_the_recorded_slopes_replay_the_bounds() -> None:
     case = problem(momentum=0.3)
-    recorder, run = recorded(case, alpha_steps=4)
+    recorder, run = recorded(case, alpha_steps=4, alpha_every=1)
     kept, steps = recorder.optimised[OPTIMISED], recorder.steps[OPTIMISED]
     assert sorted(kept) == [0, 1, 2]
     bought = 0
@@ -298,7 +328,8 @@ def test_the_recorded_slopes_replay_the_bounds() -> None:
     assert bought > 5
 
 
-def test_a_resumed_run_goes_on_with_its_slopes(tmp_path: Path) -> None:
+@pytest.mark.parametrize("every", [1, 2, None])
+def test_a_resumed_run_goes_on_with_its_slopes(every: int | None, tmp_path: Path) -> None:
     case = problem()
 
     class Stop(Exception):
@@ -310,7 +341,13 @@ def test_a_resumed_run_goes_on_with_its_slopes(tmp_path: Path) -> None:
 
     def certify(**options: Any) -> Any:
         return agt.certify(
-            case.model, case.data, case.training, case.threat, selections="joint", **options
+            case.model,
+            case.data,
+            case.training,
+            case.threat,
+            selections="joint",
+            alpha_every=every,
+            **options,
         )
 
     whole = certify(alpha_steps=3)
@@ -427,6 +464,7 @@ def test_mutants_of_sloped_planes_are_found(
     [
         ({"alpha_steps": -1}, "alpha_steps = -1"),
         ({"alpha_steps": 2.5}, "alpha_steps = 2.5"),
+        ({"alpha_steps": 2, "alpha_every": 0}, "alpha_every = 0"),
         (
             {"alpha_steps": 3, "relaxation": "interval"},
             "relaxation 'interval', which has no slopes",
@@ -437,7 +475,7 @@ def test_what_cannot_be_optimised_is_refused(options: dict[str, Any], found: str
     with pytest.raises(InvalidInputError) as error:
         problem().certify(**options)
     assert error.value.found == found
-    assert "alpha_steps" in error.value.asked
+    assert "alpha_steps" in error.value.asked or "alpha_every" in error.value.asked
     assert error.value.remedy
 
 
@@ -458,6 +496,7 @@ radius = 0.05
 [certify]
 selections = "joint"
 alpha_steps = 2
+alpha_every = 1
 """
 
 
@@ -465,8 +504,8 @@ def test_the_command_line_optimises_slopes(tmp_path: Path) -> None:
     run = tmp_path / "run.toml"
     run.write_text(RUN)
     assert main(["certify", str(run), "--out", str(tmp_path / "out")]) == 0
-    last = json.loads((tmp_path / "out" / "result.json").read_text())["steps"][-1]
-    assert last["chains"][OPTIMISED] <= last["chains"]["linear"]
+    steps = json.loads((tmp_path / "out" / "result.json").read_text())["steps"]
+    assert all(step["chains"][OPTIMISED] <= step["chains"]["linear"] for step in steps)
     run.write_text(RUN.replace("alpha_steps = 2", "alpha_steps = -2"))
     with pytest.raises(ConfigurationError, match="alpha_steps = -2"):
         load_config(run)

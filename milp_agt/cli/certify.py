@@ -158,6 +158,7 @@ def _certify(arguments: argparse.Namespace) -> int:
                 inner_bounds=options.inner_bounds,
                 selections=options.selections,
                 alpha_steps=options.alpha_steps,
+                alpha_every=options.alpha_every,
                 solver=options.solver,
                 solve_limits=Limits(time=options.solve_time_limit),
                 strengthening=options.strengthening.build(),

@@ -74,6 +74,7 @@ def _compare(arguments: argparse.Namespace) -> int:
             inner_bounds=options.inner_bounds,
             selections=options.selections,
             alpha_steps=options.alpha_steps,
+            alpha_every=options.alpha_every,
             solvers=arguments.solvers or (options.solver,),
             solve_limits=Limits(time=options.solve_time_limit),
             strengthening=options.strengthening.build(),

@@ -148,6 +148,7 @@ def _certifier(run: Run, advance: Advance, limits: list[bool]) -> Callable[[Thre
             inner_bounds=options.inner_bounds,
             selections=options.selections,
             alpha_steps=options.alpha_steps,
+            alpha_every=options.alpha_every,
             solver=options.solver,
             solve_limits=Limits(time=options.solve_time_limit),
             strengthening=options.strengthening.build(),

@@ -49,6 +49,7 @@ def compare(
     inner_bounds: str | None = None,
     selections: str | None = None,
     alpha_steps: int = 0,
+    alpha_every: int | None = None,
     solvers: Sequence[str | None] = (None,),
     solve_limits: Limits | None = None,
     strengthening: Strengthening = DEFAULT,
@@ -72,7 +73,7 @@ def compare(
         attack: attack the run once, so that each row says how far it is from what attacks reach.
         program_window, inner_bounds, selections, solve_limits, strengthening, workers, device, memory,
         time_limit: as for :func:`milp_agt.certify`; the time limit holds for each row.
-        alpha_steps: likewise, for all relaxations but ``interval``.
+        alpha_steps, alpha_every: likewise, for all relaxations but ``interval``.
         on_row: called after every row with the row, its number from 1, and the number of rows.
 
     Raises:
@@ -110,6 +111,7 @@ def compare(
                 inner_bounds=inner_bounds,
                 selections=selections,
                 alpha_steps=0 if case.relaxation == "interval" else alpha_steps,
+                alpha_every=alpha_every,
                 solver=case.solver,
                 solve_limits=solve_limits,
                 strengthening=strengthening,

@@ -299,23 +299,29 @@ def ends_of(state: State, chunk: int, enough: int) -> Iterator[tuple[Tensor, For
     Yields the numbers of the ends with their forms; those of one unit come together, and no further
     unit is begun where there are ``enough``.
     """
-    names = list(state)
-    shapes = [state[name].lower.shape[1:] for name in names]
+    shapes = [box.lower.shape[1:] for box in state.values()]
+    device = next(iter(state.values())).lower.device
+    for rows in _packed(_units(shapes), chunk, enough):
+        ends = rows.to(device)
+        yield ends, forms_of_ends(state, ends)
+
+
+def forms_of_ends(state: State, ends: Tensor) -> Forms:
+    """Forms of ends with these numbers: all lower ends in the order of the state, then all upper ends."""
+    shapes = [box.lower.shape[1:] for box in state.values()]
     sizes = [shape.numel() for shape in shapes]
     total = sum(sizes)
-    device = state[names[0]].lower.device
-    for rows in _packed(_units(shapes), chunk, enough):
-        rows = rows.to(device)
-        one_hot = torch.zeros(len(rows), total, dtype=torch.float64, device=device)
-        one_hot[torch.arange(len(rows)), rows % total] = torch.where(rows < total, 1.0, -1.0).to(
-            torch.float64
-        )
-        parts = one_hot.split(sizes, dim=1)
-        coefficients = {
-            name: part.reshape(len(rows), *shape)
-            for name, part, shape in zip(names, parts, shapes, strict=True)
+    one_hot = torch.zeros(len(ends), total, dtype=torch.float64, device=ends.device)
+    one_hot[torch.arange(len(ends)), ends % total] = torch.where(ends < total, 1.0, -1.0).to(
+        one_hot
+    )
+    parts = one_hot.split(sizes, dim=1)
+    return Forms.start(
+        {
+            name: part.reshape(len(ends), *shape)
+            for name, part, shape in zip(state, parts, shapes, strict=True)
         }
-        yield rows, Forms.start(coefficients)
+    )
 
 
 def boxes_of(state: State, bounds: Tensor) -> State:
