@@ -57,8 +57,7 @@ class Relu(Univariate):
         return torch.where(ambiguous, chord, self._stable(box))
 
     def _stable(self, box: Interval) -> Tensor:
-        one = torch.ones_like(box.lower)
-        return torch.where(box.lower + box.upper > 0, one, self.negative_slope * one)
+        return self._slope(box.lower + box.upper > 0)
 
     def slopes(self, clean: Interval) -> tuple[Tensor, Tensor]:
         chord, line = self._chord(clean), self._stable(clean)
@@ -67,18 +66,22 @@ class Relu(Univariate):
     has_influence = True
 
     def secants(self, base: Interval, down: Tensor, up: Tensor) -> tuple[Interval, Interval]:
-        low, high, k = base.lower, base.upper, self.negative_slope
-        to_left = torch.where(high > 0, 1.0, k).to(low.dtype)  # derivatives towards either side
-        to_right = torch.where(low >= 0, 1.0, k).to(low.dtype)
+        low, high = base.lower, base.upper
+        to_left, to_right = self._slope(high > 0), self._slope(low >= 0)
         return (
             between(to_left, self._secant(low, -down)),
             between(to_right, self._secant(high, up)),
         )
 
+    def _slope(self, on: Tensor) -> Tensor:
+        """1 where the mask holds, k elsewhere; torch would make float32 of two plain numbers."""
+        one = torch.ones_like(on, dtype=torch.float64)
+        return torch.where(on, one, self.negative_slope * one)
+
     def _secant(self, x: Tensor, move: Tensor) -> Tensor:
         far = x + move
         short = move.abs() <= 1e-6 * (1.0 + x.abs())
-        at_far = torch.where(far > 0, 1.0, self.negative_slope).to(x.dtype)
+        at_far = self._slope(far > 0)
         quotient = (self.value(far) - self.value(x)) / torch.where(short, 1.0, move)
         return torch.where(short, at_far, quotient)
 
