@@ -15,6 +15,7 @@ from milp_agt.core.restriction import Restriction
 from milp_agt.core.results import Limits
 from milp_agt.core.strengthening import DEFAULT, Strengthening
 from milp_agt.engines import alpha, inner, interval, linear, program
+from milp_agt.engines.cases import Enumerated
 from milp_agt.engines.exposure import Exposure
 from milp_agt.engines.passes import Passes
 from milp_agt.engines.recorder import Recorder
@@ -61,11 +62,17 @@ class Bounder:
     inner_passes: Passes = field(default_factory=Passes)
 
     def bound(
-        self, chain: Chain, part: Part, step: Step, until: float | None
+        self,
+        chain: Chain,
+        part: Part,
+        step: Step,
+        until: float | None,
+        listed: Sequence[Part] = (),
     ) -> tuple[State, program.ProgramReport | None]:
         """The box of the next state by one level, before the meet with looser chains.
 
-        Solves end at ``until``, a time of ``time.monotonic``.
+        Solves end at ``until``, a time of ``time.monotonic``. ``listed`` are enumerated selections that
+        have taken this step, so that programs can go through them.
         """
         part.forget(self.plan.longest_window - 1)
         ranges = self._ranges(chain, part, step)
@@ -94,7 +101,7 @@ class Bounder:
             state = {n: b.meet(better[n], f"'{n}' by two slopes") for n, b in state.items()}
         if not chain.level.uses_programs:
             return state, None
-        state, report = self._solve(chain, part, step, state, until)
+        state, report = self._solve(chain, part, step, state, until, listed)
         return state, report and replace(report, tightening=tightening)
 
     def _tightened(
@@ -211,26 +218,21 @@ class Bounder:
         )
 
     def _solve(
-        self, chain: Chain, part: Part, step: Step, state: State, until: float | None
+        self,
+        chain: Chain,
+        part: Part,
+        step: Step,
+        state: State,
+        until: float | None,
+        listed: Sequence[Part],
     ) -> tuple[State, program.ProgramReport | None]:
-        window, past = self._split(part)
+        window, _ = self._split(part)
         if not self._fits_a_program(window):
             self.journal.fallbacks.append(
                 f"step {step.index + 1}: ranges up to {self._largest(window):.1e} are beyond what a solver "
                 f"can take; '{chain.level.value}' was left to the linear bounds"
             )
             return state, None
-        encoded = program.encode_window(
-            self.step_graph,
-            self.schedule,
-            window,
-            self.poison,
-            chain.level.exact_phases,
-            self.restriction,
-            chain.level.exact_products,
-            past,
-            self.strengthening,
-        )
         options = program.SolveOptions(
             self.solvers[chain.level],
             self.solve_limits,
@@ -238,7 +240,11 @@ class Bounder:
             workers=self.workers,
         )
         try:
-            state, report = program.bound_state(encoded, state, options)
+            if listed and self.strengthening.by_choice and self.poison.whole is None:
+                state, report = self._by_choice(chain, part, state, listed, options)
+            else:
+                encoded = self._encoded(chain, part)
+                state, report = program.bound_state(encoded, state, options)
         except SolverUnavailableError as error:  # a licence that is too small, say
             self.journal.limit_reached = True
             self.journal.fallbacks.append(
@@ -259,6 +265,52 @@ class Bounder:
                 f"'{chain.level.value}' met a limit; their best dual bound counts, or the linear one"
             )
         return state, report
+
+    def _encoded(self, chain: Chain, part: Part) -> program.EncodedWindow:
+        window, past = self._split(part)
+        return program.encode_window(
+            self.step_graph,
+            self.schedule,
+            window,
+            self.poison,
+            chain.level.exact_phases,
+            self.restriction,
+            chain.level.exact_products,
+            past,
+            self.strengthening,
+        )
+
+    def _by_choice(
+        self,
+        chain: Chain,
+        part: Part,
+        state: State,
+        listed: Sequence[Part],
+        options: program.SolveOptions,
+    ) -> tuple[State, program.ProgramReport]:
+        """Programs of single choices, over their own ranges, within the states of this chain."""
+        window, _ = self._split(part)
+        outer = [relaxed.state for relaxed in window]
+        choices = [(own, case) for own in listed for case in range(own.exposure.cases)]
+
+        def build(choice: int) -> program.EncodedWindow:
+            own, case = choices[choice]
+            assert isinstance(own.exposure, Enumerated)
+            steps, _ = self._split(own)
+            leaf = program.Leaf.of(self.schedule, own.exposure, case, steps, outer)
+            return program.encode_window(
+                self.step_graph,
+                self.schedule,
+                leaf.window,
+                leaf.poison,
+                chain.level.exact_phases,
+                leaf.restriction,
+                chain.level.exact_products,
+                strengthening=self.strengthening,
+            )
+
+        states = [own.state for own in listed]
+        return program.bound_state_by_choice(state, states, build, options)
 
     def relax(
         self, exposure: Exposure, state: State, step: Step, ranges: interval.Ranges

@@ -95,6 +95,7 @@ class StrengtheningTable(Table):
     on_off: bool = DEFAULT.on_off
     influence: bool = DEFAULT.influence
     selection_first: bool = DEFAULT.selection_first
+    by_choice: bool = DEFAULT.by_choice
     identity: bool = DEFAULT.identity
     pieces: Annotated[int, Field(ge=1)] = DEFAULT.pieces
     pieced: Annotated[int, Field(ge=1)] = DEFAULT.pieced

@@ -166,7 +166,7 @@ class Run:
             begun = time.perf_counter()
             until = self.allowance.spend_until(self._cheaper(chain), index)
             for part in chain.parts:
-                state, solved = self.bounder.bound(chain, part, step, until)
+                state, solved = self.bounder.bound(chain, part, step, until, self._listed())
                 report = solved or report
                 if part.exposure.emptied(step) is None:  # else after_step meets them
                     state = chain.within(states, state)
@@ -203,6 +203,10 @@ class Run:
                 program=_counts(report),
             )
         )
+
+    def _listed(self) -> Sequence[Part]:
+        """The enumerated selections that are carried along, in groups."""
+        return next((chain.parts for chain in self.chains if chain.name == ENUMERATED), ())
 
     def _settle(self, update: UpdateGraph, step: Step, after: Mapping[str, State]) -> None:
         """End the step, now that all levels have bounded it."""

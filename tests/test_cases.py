@@ -67,7 +67,7 @@ def test_the_list_is_complete(loss: str, name: str, restriction: tuple[int, ...]
     exposure = Enumerated(poison, listed)
     assert len(listed) == count_cases(poison, limits)
     assert not exposure.mask[0].any()
-    labels = exposure._labels(torch.arange(6)) if listed.label_moves is not None else None
+    labels = exposure.labels(torch.arange(6)) if listed.label_moves is not None else None
     generator = torch.Generator().manual_seed(0)
     picked = poison.sample_selection(generator, 200)[..., 0]
     inside = list(limits.inside)

@@ -334,7 +334,8 @@ def test_recorded_multipliers_prove_the_same_bounds_without_a_solver() -> None:
     final = recorder.states["lp"][-1]
     ends = [f(b) for f in (lambda b: b.lower, lambda b: -b.upper) for b in final.values()]
     proved = torch.cat([end.flatten() for end in ends]).numpy()
-    asked, multipliers = reports[1].objectives, reports[1].multipliers
+    (evidence,) = reports[1].evidence
+    asked, multipliers = evidence.objectives, evidence.multipliers
     assert sorted(multipliers) == list(range(len(proved)))
     attained = 0
     for number, y in multipliers.items():

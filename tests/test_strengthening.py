@@ -85,7 +85,7 @@ def test_switches_only_help() -> None:
             strengthening=switches,
         )
         found, report = program.bound_state(encoded, wide, OPTIONS)
-        assert report.solves == report.objectives.gain.size
+        assert report.solves == report.evidence[0].objectives.gain.size
         bounds[name] = found
     for looser, tighter in (("off", "on_off"), ("off", "influence"), ("influence", "all")):
         for name, box in bounds[tighter].items():

@@ -15,6 +15,7 @@ Array = npt.NDArray[np.float64]
 Index = npt.NDArray[np.int64]
 Origin = tuple[tuple[str, int], ...]  # names of blocks and where each begins
 
+SIZES = ("columns", "rows", "integers", "nonzeros", "products", "curves")
 SHARED = "shared"  # the origin of rows that tie columns of equal standing
 
 
@@ -121,14 +122,16 @@ class Program:
     @property
     def size(self) -> dict[str, int]:
         """Counts of columns, rows, integer columns, non-zeros, bilinear terms and exact functions."""
-        return {
-            "columns": self.matrix.shape[1],
-            "rows": self.matrix.shape[0],
-            "integers": int(self.integer.sum()),
-            "nonzeros": int(self.matrix.nnz),
-            "products": len(self.products),
-            "curves": len(self.curves),
-        }
+        rows, columns = self.matrix.shape
+        counts = (
+            columns,
+            rows,
+            int(self.integer.sum()),
+            int(self.matrix.nnz),
+            len(self.products),
+            len(self.curves),
+        )
+        return dict(zip(SIZES, counts, strict=True))
 
     @property
     def is_linear(self) -> bool:

@@ -19,6 +19,9 @@ class Strengthening:
         influence: the state that a window begins with is tied to the selection by the forms of the walk
             through the steps before it (budgets for the data set).
         selection_first: trees branch on the selection before all phases (solvers with priorities).
+        by_choice: where selections are enumerated, the programs of a step are about one choice of poisoned
+            samples each, the loosest first, until the bound rests on choices that are solved: exact
+            branching on the selection (features and labels, not whole samples).
         identity: ``relu(z) = step(z) z`` as a bilinear term in ``qcqp`` and ``miqp``.
         pieces: pieces of the range of one operand of a chosen product, each with McCormick envelopes of
             its own and a binary (``milp`` and ``miqp``; Bergamini et al. 2005); 1 for none.
@@ -34,6 +37,7 @@ class Strengthening:
     on_off: bool = True
     influence: bool = True
     selection_first: bool = True
+    by_choice: bool = True
     identity: bool = False
     pieces: int = 1
     pieced: int = 8

@@ -230,7 +230,7 @@ class Enumerated:
         if self.listed.label_moves is None:
             labels = self._chosen(data.label_box(), self.label_mask[:, samples])
         else:
-            labels = Interval.point(self._labels(samples))
+            labels = Interval.point(self.labels(samples))
         boxes = {FEATURES: self._chosen(data.feature_box(), self.mask[:, samples]), LABELS: labels}
         if data.whole is not None:
             boxes[SELECTION] = data.selection_box(self.mask[:, samples], step.size)
@@ -246,7 +246,7 @@ class Enumerated:
             torch.where(mask, box.upper[-1], box.upper[CLEAN]),
         )
 
-    def _labels(self, samples: Tensor) -> Tensor:
+    def labels(self, samples: Tensor) -> Tensor:
         """Labels of some samples in each case, (cases, n, width)."""
         moves, members = self.listed.label_moves, self.listed.labelled
         assert moves is not None
@@ -267,7 +267,7 @@ class Enumerated:
     def nominal(self, step: Step) -> dict[str, Tensor]:
         labels = step.poison.labels.unsqueeze(0)
         if self.listed.label_moves is not None:
-            labels = self._labels(step.samples)
+            labels = self.labels(step.samples)
         return {FEATURES: step.poison.features.unsqueeze(0), LABELS: labels}
 
     def total(self, step: Step) -> SampleSum:

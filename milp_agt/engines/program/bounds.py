@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from milp_agt.core.expression import Array, stacked
 from milp_agt.core.interval import Interval
-from milp_agt.engines.program.objectives import Objectives, Solved, SolveOptions, minimise
+from milp_agt.core.program import SIZES
+from milp_agt.engines.program.leaves import minimise_leaves
+from milp_agt.engines.program.objectives import (
+    Evidence,
+    Objectives,
+    Solved,
+    SolveOptions,
+    minimise,
+)
 from milp_agt.engines.program.tightening import Tightening
 from milp_agt.engines.program.window import EncodedWindow
 from milp_agt.engines.step import State
@@ -23,8 +30,8 @@ from milp_agt.engines.step import State
 class ProgramReport:
     """What bounding by a program took: sizes, solves, and what was left to the cheaper bound.
 
-    ``objectives`` and ``multipliers`` are the evidence: see :class:`Solved`. ``tightening`` says what
-    was done to the ranges that the program stands on.
+    ``evidence`` has every program that was solved; ``size`` is that of the largest. ``tightening`` says
+    what was done to the ranges that programs stand on.
     """
 
     size: dict[str, int]
@@ -33,8 +40,7 @@ class ProgramReport:
     limited: int
     lost: int
     seconds: float
-    objectives: Objectives = field(repr=False)
-    multipliers: Mapping[int, Array] = field(repr=False)
+    evidence: tuple[Evidence, ...] = field(repr=False)
     tightening: Tightening = field(default_factory=Tightening)
 
     @staticmethod
@@ -46,8 +52,7 @@ class ProgramReport:
             solved.limited,
             solved.lost,
             seconds,
-            objectives,
-            solved.multipliers,
+            (Evidence(-1, objectives, solved.multipliers),),
         )
 
 
@@ -61,31 +66,80 @@ def bound_state(
         SoundnessError: the meet is empty.
     """
     started = time.monotonic()
-    names = list(encoded.state)
-    rows = stacked([encoded.state[n].reshape((encoded.state[n].size,)) for n in names], (-1,))
-    lower = np.concatenate([box[n].lower.cpu().numpy().reshape(-1) for n in names])
-    upper = np.concatenate([box[n].upper.cpu().numpy().reshape(-1) for n in names])
+    names = list(box)
+    known = ends_of(box, names)
+    objectives = both_ends(encoded, names, np.tile(_widths(known), 2))
+    solved = minimise(objectives, options)
+    report = ProgramReport.of(objectives, solved, time.monotonic() - started)
+    return _met(box, np.maximum(known[0], solved.bounds)), report
+
+
+def bound_state_by_choice(
+    box: State,
+    listed: Sequence[State],
+    build: Callable[[int], EncodedWindow],
+    options: SolveOptions,
+) -> tuple[State, ProgramReport]:
+    """The same, choice by choice: ``listed`` are boxes that together hold the state.
+
+    Each has an axis of choices; ``build`` gives the program of a choice, counted through all of them.
+
+    Raises:
+        EncodingError: the program of a choice is infeasible.
+        SoundnessError: the meet is empty.
+    """
+    started = time.monotonic()
+    names = list(box)
+    outer = ends_of(box, names)
+    known = np.maximum(np.concatenate([ends_of(state, names) for state in listed]), outer)
+    gain = np.tile(_widths(outer), 2)
+
+    def programs(choice: int) -> Objectives:
+        return both_ends(build(choice), names, gain)
+
+    found = minimise_leaves(known, gain, programs, options)
+    sizes = [evidence.objectives.program.size for evidence in found.evidence]
+    report = ProgramReport(
+        max(sizes, key=lambda size: size["columns"], default=dict.fromkeys(SIZES, 0)),
+        found.solves,
+        found.skipped,
+        found.limited,
+        found.lost,
+        time.monotonic() - started,
+        found.evidence,
+    )
+    return _met(box, found.bounds), report
+
+
+def both_ends(encoded: EncodedWindow, names: Sequence[str], gain: Array) -> Objectives:
+    """Lower ends of all entries of the state after a window, then negative upper ends."""
+    new = [encoded.state[name] for name in names]
+    rows = stacked([e.reshape((e.size,)) for e in new], (-1,))
     # -theta is bounded from below by the negative upper end.
     both = stacked([rows.below, rows.above.scale(-1.0)], (-1,))
-    gain = np.concatenate([upper - lower] * 2)
-    objectives = Objectives.of(encoded.program, both, gain)
-    solved = minimise(objectives, options)
-    new_lower = np.maximum(solved.bounds[: lower.size], lower)
-    new_upper = np.minimum(-solved.bounds[lower.size :], upper)
-    report = ProgramReport.of(objectives, solved, time.monotonic() - started)
-    return _met(box, names, new_lower, new_upper), report
+    return Objectives.of(encoded.program, both, gain)
 
 
-def _met(
-    box: State,
-    names: Sequence[str],
-    lower: npt.NDArray[np.float64],
-    upper: npt.NDArray[np.float64],
-) -> State:
-    sizes = [box[n].lower.numel() for n in names]
-    lows, highs = torch.from_numpy(lower).split(sizes), torch.from_numpy(upper).split(sizes)
+def ends_of(state: State, names: Sequence[str]) -> Array:
+    """Both ends of a box as lower bounds, (cases, 2 * entries): lower ends, negative upper ends."""
+    low = torch.cat([state[name].lower.flatten(1) for name in names], 1)
+    high = torch.cat([state[name].upper.flatten(1) for name in names], 1)
+    return np.asarray(torch.cat([low, -high], 1).cpu().numpy())
+
+
+def _widths(ends: Array) -> Array:
+    lower, negative_upper = np.split(ends[0], 2)
+    widths: Array = -negative_upper - lower
+    return widths
+
+
+def _met(box: State, ends: Array) -> State:
+    """The meet of a box with lower bounds of its lower and negative upper ends."""
+    sizes = [b.lower.numel() for b in box.values()]
+    low_ends, high_ends = np.split(ends, 2)
+    lows, highs = torch.from_numpy(low_ends).split(sizes), torch.from_numpy(-high_ends).split(sizes)
     new: State = {}
-    for name, low, high in zip(names, lows, highs, strict=True):
+    for name, low, high in zip(box, lows, highs, strict=True):
         like: Tensor = box[name].lower
         solved = Interval(low.to(like).reshape(like.shape), high.to(like).reshape(like.shape))
         new[name] = box[name].meet(solved, f"'{name}' by program and by cheaper relaxations")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib import import_module
 from importlib.util import find_spec
@@ -89,6 +89,18 @@ class Solved:
     limited: int
     lost: int
     multipliers: dict[int, Array]
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What bounds rest on: a program with its objectives, and their row multipliers (:class:`Solved`).
+
+    ``choice`` is the number of the choice of poisoned samples that the program is about, -1 for all.
+    """
+
+    choice: int
+    objectives: Objectives
+    multipliers: Mapping[int, Array]
 
 
 def minimise(objectives: Objectives, options: SolveOptions) -> Solved:
