@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import html
 import json
 import re
@@ -19,9 +20,12 @@ from hypothesis import strategies as st
 
 import milp_agt as agt
 from milp_agt import evidence, reports
+from milp_agt.chains import CHARGED, ENUMERATED, OPTIMISED
 from milp_agt.cli import main
+from milp_agt.core.relaxation import Relaxation
 from milp_agt.errors import InvalidInputError, SoundnessError
-from milp_agt.reports import words
+from milp_agt.formulations.loss import losses
+from milp_agt.reports import figures, words
 from milp_agt.reports.colours import CLASSES
 from milp_agt.reports.content import Property, read
 from milp_agt.tables import format_number
@@ -84,6 +88,16 @@ def regression(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return certify(tmp_path_factory.mktemp("regression"), x, x.sum(1), text)
 
 
+@pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Figures as empty pictures, where a test is about words and tables: drawing takes seconds."""
+
+    def empty(name: str, _figure: Any, alt: str) -> figures.Picture:
+        return figures.Picture(name, "<svg></svg>", b"", alt)
+
+    monkeypatch.setattr(figures, "_picture", empty)
+
+
 def page(folder: Path) -> str:
     return (folder / "report.html").read_text(encoding="utf-8")
 
@@ -131,15 +145,15 @@ def test_the_page_needs_nothing_else(name: str, request: pytest.FixtureRequest) 
 def test_every_picture_has_a_text_and_a_file(name: str, request: pytest.FixtureRequest) -> None:
     folder = request.getfixturevalue(name)
     text = page(folder)
-    figures = re.findall(r'<figure id="figure-(\w+)">', text)
+    drawn = re.findall(r'<figure id="figure-(\w+)">', text)
     points = "predictions" if name == "regression" else "points"
-    assert {"bounds", "widths", points, "time"} <= set(figures)
-    assert ("map" in figures) == (name == "classes")
+    assert {"bounds", "widths", points, "time"} <= set(drawn)
+    assert ("map" in drawn) == (name == "classes")
     labels = re.findall(r'<svg role="img" aria-label="([^"]+)"', text)
-    assert len(labels) == len(figures) == text.count("<svg")
+    assert len(labels) == len(drawn) == text.count("<svg")
     assert all(len(label) > 20 for label in labels)
     assert all(re.search(r'\balt="[^"]+"', tag) for tag in re.findall(r"<img\b[^>]*>", text))
-    for figure in figures:
+    for figure in drawn:
         assert (folder / "figures" / f"{figure}.png").read_bytes().startswith(b"\x89PNG")
         assert "</svg>" in (folder / "figures" / f"{figure}.svg").read_text()
     ids = re.findall(r'\bid="([^"]+)"', text)
@@ -171,6 +185,7 @@ def test_points_of_the_page_follow_from_the_result(classes: Path) -> None:
     assert mean == pytest.approx(accuracy.lower, rel=1e-12)
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_points_of_a_verdict_are_not_bounded_twice(
     classes: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -205,6 +220,7 @@ def test_predictions_of_a_regression(regression: Path) -> None:
         assert format_number(float(number)) in shown
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_predictions_with_two_outputs_and_attacks(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     x = rng.normal(size=(10, 3))
@@ -266,6 +282,7 @@ def copied(folder: Path, target: Path, **changes: Any) -> Path:
     return target
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_an_unfinished_run_says_so(classes: Path, tmp_path: Path) -> None:
     steps = document(classes)["steps"][:1]
     folder = copied(classes, tmp_path / "out", complete=False, steps=steps, properties=[])
@@ -275,6 +292,7 @@ def test_an_unfinished_run_says_so(classes: Path, tmp_path: Path) -> None:
     assert "figure-points" not in page(folder)
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_numbers_that_are_none(classes: Path, tmp_path: Path) -> None:
     properties = document(classes)["properties"]
     properties[-1] |= {"upper": "inf", "status": "NOT PROVED", "at_most": 1.0}
@@ -287,6 +305,7 @@ def test_numbers_that_are_none(classes: Path, tmp_path: Path) -> None:
     assert "Not proved does not mean broken" in shown
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_model_that_misses_the_mark_unpoisoned(classes: Path, tmp_path: Path) -> None:
     properties = document(classes)["properties"]
     properties[0] |= {"lower": 0.2, "nominal": 0.4, "upper": 0.6, "status": "NOT PROVED"}
@@ -309,6 +328,7 @@ def test_attacks_stand_beside_the_certificate(classes: Path, tmp_path: Path) -> 
     assert "attacks" in (folder / "figures" / "widths.svg").read_text()
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_suspects_are_asked_for_printed_kept_and_shown(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -338,6 +358,7 @@ def test_suspects_of_bounds_without_forms_are_a_note(
     assert "keeps no linear forms" in capsys.readouterr().err
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_bounds_that_exclude_nothing_say_so(classes: Path, tmp_path: Path) -> None:
     properties = document(classes)["properties"]
     properties[0] |= {"lower": 0.0, "nominal": 0.9, "upper": 1.0, "status": "NOT PROVED"}
@@ -347,6 +368,7 @@ def test_bounds_that_exclude_nothing_say_so(classes: Path, tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("radii", [(None,), (0.01, 0.1)])
+@pytest.mark.usefixtures("undrawn")
 def test_a_sweep_in_the_folder_is_shown(
     classes: Path, tmp_path: Path, radii: tuple[float | None, ...]
 ) -> None:
@@ -390,6 +412,7 @@ def test_a_sweep_of_another_run_is_refused(classes: Path, tmp_path: Path, part: 
     assert "sweep the same run file" in caught.value.remedy
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_text_of_a_result_is_text(classes: Path, tmp_path: Path) -> None:
     data = document(classes)["data"] | {"description": "<script>alert(1)</script> & more"}
     folder = copied(classes, tmp_path / "out", data=data)
@@ -513,6 +536,7 @@ def test_one_call_writes_what_the_command_line_writes(
     assert "clouds: 16 samples, 2 features" in shown
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_one_call_on_a_saved_result_and_without_properties(
     arrays: agt.Dataset, tmp_path: Path
 ) -> None:
@@ -594,6 +618,48 @@ def test_words_never_promise_more_than_the_numbers(value: float, share: bool) ->
     assert low <= scale * value * (1 + 1e-12)
     assert high >= scale * value * (1 - 1e-12)
     assert high - low <= 1.1e-3 * scale * value + 1e-12
+
+
+def test_every_chain_and_every_loss_has_words() -> None:
+    levels = {level.value for level in Relaxation}
+    assert set(words.RELAXATIONS) == levels | {CHARGED, ENUMERATED, OPTIMISED}
+    assert set(words.LOSSES) == set(losses())
+
+
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [
+        ("accuracy", "right for at least 25 % of the test points"),
+        ("collective", "right for at least 25 % of the test points"),
+        ("stable", "at least 25 % of the test points cannot be changed"),
+        ("loss", "the mean loss on the test data is at most 0.75"),
+        ("targeted", "at most 75 % of the test points can be pushed into unsafe outputs (class 1)"),
+        ("backdoor", "a trigger (class 1) succeeds on at most 75 % of the test points"),
+        ("functional", "0.weight is at least 0.25"),
+    ],
+)
+def test_the_headline_names_the_side_that_is_asked_for(kind: str, said: str) -> None:
+    name = "0.weight" if kind == "functional" else kind
+    ends = 0.25, 0.5, 0.75
+    each = Property(kind, name, "test", None, *ends, None, None, "REPORTED", detail="class 1")
+    assert said in words.short(each)
+    turned = dataclasses.replace(each, at_least=0.1) if "most" in said else None
+    if turned is not None:
+        assert "at least" in words.short(turned)
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_a_trigger_is_one_of_the_things_that_the_adversary_may_do(
+    classes: Path, tmp_path: Path
+) -> None:
+    assert "not the network, its training or the inputs" in visible(page(classes))
+    properties = document(classes)["properties"]
+    properties[0] |= {"kind": "backdoor", "at_least": None, "at_most": 1.0}
+    folder = copied(classes, tmp_path / "out", properties=properties)
+    assert main(["report", str(folder)]) == 0
+    shown = visible(page(folder))
+    assert "put a trigger into its inputs as well" in shown
+    assert "not the network, its training or the inputs" not in shown
 
 
 def luminance(color: str) -> float:

@@ -47,6 +47,7 @@ class Property:
     status: str
     reached: tuple[float, float] | None = None
     ratio: float | None = None
+    detail: str = ""
 
     @property
     def is_share(self) -> bool:
@@ -185,6 +186,7 @@ class Content:
                 status=p["status"],
                 reached=_ends(p.get("reached")),
                 ratio=None if p.get("ratio") is None else float(p["ratio"]),
+                detail=p.get("detail", ""),
             )
             for p in self.document["properties"]
         )

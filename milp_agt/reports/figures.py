@@ -12,6 +12,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from milp_agt.reports.colours import BLACK, BLUE, CLASSES, LINES, MARKERS, RED, SKY
 from milp_agt.reports.content import Content, Property
@@ -64,8 +65,8 @@ def pictures(content: Content) -> dict[str, Picture]:
 
 def _picture(name: str, figure: Figure, alt: str) -> Picture:
     svg, png = io.StringIO(), io.BytesIO()
-    figure.savefig(svg, format="svg", metadata={"Date": None}, bbox_inches="tight")
-    figure.savefig(png, format="png", dpi=160, bbox_inches="tight")
+    figure.savefig(svg, format="svg", metadata={"Date": None})
+    figure.savefig(png, format="png", dpi=160)
     return Picture(name, svg.getvalue(), png.getvalue(), alt)
 
 
@@ -174,6 +175,7 @@ def _widths(content: Content) -> tuple[Figure, str] | None:
     if positive:
         axes.set_yscale("log")
     axes.set_xlabel("training step")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_ylabel("mean width of the parameters")
     axes.grid(axis="y", which="major", color="#dddddd", linewidth=0.8)
     axes.legend(title="relaxation")
@@ -282,6 +284,7 @@ def _time(content: Content) -> tuple[Figure, str] | None:
     seconds = [float(step["seconds"]) for step in content.steps]
     axes.bar(steps, seconds, color=SKY, edgecolor=BLUE, linewidth=0.5)
     axes.set_xlabel("training step")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_ylabel("seconds")
     return figure, (
         f"Seconds for each of {len(steps)} steps, {format_number(sum(seconds), 4)} in all, at most "

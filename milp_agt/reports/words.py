@@ -11,6 +11,9 @@ from milp_agt.tables import format_number
 RELAXATIONS = {
     "interval": "a box for every quantity inside training; fast, and soon too wide",
     "linear": "straight-line bounds that are followed backwards through the steps of training",
+    "linear, optimised slopes": "the same with the slopes of all lines moved until the bounds are tightest",
+    "linear, charged to samples": "the same with every error charged to the samples that can cause it",
+    "linear, each selection": "the same for every choice of poisoned samples by itself",
     "lp": "a linear program for each parameter and step, solved to a proved bound",
     "milp": "the same with exact kinks of the network and exact choices of poisoned samples",
     "qcqp": "a program that keeps products exact",
@@ -60,11 +63,11 @@ def verdict(content: Content) -> tuple[str, str]:
         return "open", "Not proved: something that was asked could not be certified"
     if "PROVED" in states:
         proved = [p for p in content.wholes if p.status == "PROVED"]
-        what = f"all {len(proved)} statements hold"
-        if len(proved) == 1:
-            what = f"{proved[0].name} {headline(proved[0])}"
+        what = short(proved[0]) if len(proved) == 1 else f"all {len(proved)} thresholds are met"
         return "proved", f"Proved: {what}, whatever the adversary does within the limits below"
-    return "reported", "Bounds without a verdict: no threshold was asked for"
+    if len(content.wholes) == 1:
+        return "reported", f"Certified: {short(content.wholes[0])}; no threshold was asked for"
+    return "reported", "Certified bounds without a verdict: no threshold was asked for"
 
 
 def caution(content: Content) -> str:
@@ -77,7 +80,8 @@ def caution(content: Content) -> str:
             "reach it: train a better model or ask for less."
         )
     missed = [p for p in content.properties if p.status == "NOT PROVED"]
-    if any(p.is_share and p.lower == 0.0 and p.upper == 1.0 for p in missed):
+    told = missed or content.wholes
+    if told and all(p.is_share and p.lower == 0.0 and p.upper == 1.0 for p in told):
         return (
             "The bounds have grown so wide that they exclude nothing any more; see below at which step. "
             "That does not mean broken: a tighter relaxation, a wider window, fewer steps, a smaller "
@@ -130,9 +134,41 @@ def at_most(each: Property) -> str:
 
 def headline(each: Property) -> str:
     """The number that counts: the worst case of the side that was asked for, or of both."""
-    if each.at_most is not None or each.kind in ("loss", "targeted", "backdoor"):
+    from_above = each.at_least is None and each.kind in ("loss", "targeted", "backdoor")
+    if each.at_most is not None or from_above:
         return f"at most {at_most(each)}"
     return f"at least {at_least(each)}"
+
+
+def short(each: Property) -> str:
+    """The certified worst case as a clause."""
+    low, high = at_least(each), at_most(each)
+    part = "training" if each.on == "train" else each.on
+    detail = f" ({each.detail})" if each.detail else ""
+    if each.kind in ("accuracy", "collective") and each.at_most is None:
+        return f"the model is right for at least {low} of the {part} points"
+    if each.kind == "stable" and each.at_most is None:
+        return f"the predictions of at least {low} of the {part} points cannot be changed"
+    if each.kind == "loss" and each.at_least is None:
+        return f"the mean loss on the {part} data is at most {high}"
+    if each.kind == "targeted" and each.at_least is None:
+        return f"at most {high} of the {part} points can be pushed into unsafe outputs{detail}"
+    if each.kind == "backdoor" and each.at_least is None:
+        return f"a trigger{detail} succeeds on at most {high} of the {part} points"
+    return f"{each.name} is {headline(each)}"
+
+
+def limits(content: Content) -> str:
+    """What the adversary may do."""
+    text = f"Change the training data within these limits: {content.document['threat']}."
+    if any(p.kind == "backdoor" for p in content.properties):
+        return (
+            f"{text} Later, when the model is used, put a trigger into its inputs as well, where a "
+            "backdoor is asked about. Nothing else may be touched."
+        )
+    return (
+        f"{text} Nothing else may be touched: not the network, its training or the inputs later on."
+    )
 
 
 def sentence(each: Property) -> str:
