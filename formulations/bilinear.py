@@ -312,7 +312,7 @@ class Einsum(Operation):
     def vjp(
         self, graph: Graph, node: Node, cotangent: Node, wanted: tuple[bool, ...]
     ) -> tuple[Node | None, ...]:
-        from milp_agt.formulations.linear import SumSamples
+        from milp_agt.formulations.sum_samples import SumSamples
 
         a, b, out = self.letters
         first, second = graph.inputs(node)

@@ -1,10 +1,9 @@
-"""Constant linear maps: combinations, matrices on the last axis, and the sum over the samples."""
+"""Constant linear maps of single samples: combinations, matrices on the last axis, reshapes."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 import scipy.sparse as sp
@@ -14,65 +13,13 @@ from torch import Tensor
 from milp_agt.core.encoder import Encoder
 from milp_agt.core.expression import Array, Expression, add
 from milp_agt.core.graph import Graph, Node, Signature
-from milp_agt.core.influence import Influence
 from milp_agt.core.interval import Interval
-from milp_agt.core.operation import Operation, Relaxed
+from milp_agt.core.operation import Relaxed
 from milp_agt.core.rounding import TINY, gamma
 from milp_agt.errors import EncodingError
 from milp_agt.formulations.base import register
-
-Scale = float | Tensor
-# Roundings in a row of a linear map of at most this many terms, besides those of longer sums.
-FEW_TERMS = 96
-
-
-class LinearMap(Operation):
-    """A constant linear map: influences go through it sample by sample."""
-
-    has_influence = True
-
-    def terms(self) -> int:
-        """Terms of the longest sum."""
-        return 1
-
-    def influence(self, *inputs: Influence) -> Influence:
-        columns = self.interval(*(i.columns() for i in inputs))
-        own = next((i.own for i in inputs if i.own is not None), None)
-        size = self.relax_influence(*inputs).magnitude
-        moved = Influence.of(columns, inputs[0].budget, own)
-        return moved.settled(size, 8.0 * self.terms() + FEW_TERMS)
-
-    def relax_influence(self, *inputs: Influence) -> Relaxed:
-        return self.relax(*(i.hull() for i in inputs))
-
-
-class _Linear(Protocol):
-    def transpose(
-        self, coefficients: Tensor, samples: int, diagonal: bool = False
-    ) -> tuple[Tensor, ...]: ...
-
-
-@dataclass(frozen=True, slots=True)
-class LinearPlanes:
-    """``v = L u + constant``: the pull is the transpose of L; only rounding is charged."""
-
-    op: _Linear
-    samples: int
-    lower: Tensor | None
-    upper: Tensor | None
-    magnitude: Tensor
-
-    def pull(self, coefficients: Tensor, diagonal: bool = False) -> tuple[Tensor, ...]:
-        return self.op.transpose(coefficients, self.samples, diagonal)
-
-    def narrow(
-        self, axis: int, index: Tensor
-    ) -> tuple[LinearPlanes, tuple[int | None, ...]] | None:
-        if isinstance(self.op, SumSamples):
-            return self, (axis,)
-        if isinstance(self.op, Combine) and all(isinstance(s, float) for s in self.op.scales):
-            return self, (axis,) * len(self.op.scales)
-        return None
+from milp_agt.formulations.linear_map import LinearMap, LinearPlanes, Scale, as_array
+from milp_agt.formulations.sum_samples import SumSamples
 
 
 @register
@@ -175,7 +122,9 @@ class Combine(LinearMap):
             size = size + self.constant.abs()
             offset = self.constant.expand(size.shape).unsqueeze(0)
         samples = size.shape[0] if any(self.batched) else 1
-        return LinearPlanes(self, samples, offset, offset, size)
+        alike = all(isinstance(scale, float) for scale in self.scales)
+        elementwise = len(self.scales) if alike else 0
+        return LinearPlanes(self, samples, offset, offset, size, elementwise)
 
     def encode(
         self, encoder: Encoder, inputs: tuple[Expression, ...], ranges: tuple[Interval, ...]
@@ -335,64 +284,6 @@ class Reshape(LinearMap):
         return (graph.add(Reshape(self.after, self.before), cotangent),)
 
 
-@register
-@dataclass(frozen=True)
-class SumSamples(Operation):
-    """``v = sum_i u_i`` over the sample axis: where the adversary's budget is spent.
-
-    The box of the sum under a budget is the engine's business (the k samples that hurt most); the
-    walk and the programs see a plain sum.
-    """
-
-    rank: int
-    key = "sum_samples"
-    exactness = (
-        "exact; interval: the sum of the `budget` largest poisoning differences (SEMin/SEMax)"
-    )
-
-    def infer(self, *inputs: Signature) -> Signature:
-        (source,) = inputs
-        if not source.batched:
-            raise EncodingError("A sum over samples needs a sample axis", f"shape {source.shape}")
-        return Signature(source.shape, False)
-
-    def value(self, *inputs: Tensor) -> Tensor:
-        return inputs[0].sum(inputs[0].dim() - self.rank - 1)
-
-    def interval(self, *inputs: Interval) -> Interval:
-        raise EncodingError("A sum over samples was bounded alone", "", "use the interval engine")
-
-    has_influence = True
-
-    def influence(self, *inputs: Influence) -> Influence:
-        (own,) = inputs
-        total = Interval(own.base.lower.sum(1), own.base.upper.sum(1))
-        moved = Influence(total, own.down.sum(1), own.up.sum(1), own.budget)
-        size = own.hull().magnitude[0].sum(0)
-        return moved.settled(size, 8.0 * own.base.lower.shape[1] + FEW_TERMS)
-
-    def relax_influence(self, *inputs: Influence) -> Relaxed:
-        return self.relax(inputs[0].hull())
-
-    def transpose(
-        self, coefficients: Tensor, samples: int, diagonal: bool = False
-    ) -> tuple[Tensor, ...]:
-        return (coefficients.unsqueeze(1),)
-
-    def relax(self, *inputs: Interval) -> Relaxed:
-        return LinearPlanes(self, 1, None, None, inputs[0].magnitude.amax(0).sum(0))
-
-    def encode(
-        self, encoder: Encoder, inputs: tuple[Expression, ...], ranges: tuple[Interval, ...]
-    ) -> Expression:
-        (expression,) = inputs
-        samples, shape = expression.shape[0], expression.shape[1:]
-        size = expression.size // samples
-        linear_map = sp.kron(np.ones((1, samples)), sp.eye_array(size), format="csr")
-        rounding = self.relax(*ranges).magnitude * gamma(2 * samples + 8)
-        return expression.apply(sp.csr_matrix(linear_map), shape).blur(as_array(rounding))
-
-
 def _scaled(scale: Scale, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
     """Ends of ``scale * [lower, upper]``; the sign of the scale decides which end is which."""
     if isinstance(scale, float):
@@ -409,9 +300,3 @@ def _size(scale: Scale) -> Scale:
 
 def _moved(tensor: Tensor | None, device: torch.device) -> Tensor | None:
     return None if tensor is None else tensor.to(device)
-
-
-def as_array(scale: Scale) -> Array:
-    if isinstance(scale, float):
-        return np.asarray(scale, dtype=np.float64)
-    return np.asarray(scale.detach().cpu().numpy(), dtype=np.float64)

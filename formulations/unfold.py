@@ -16,7 +16,7 @@ from milp_agt.core.operation import Operation, Relaxed
 from milp_agt.core.rounding import TINY, gamma
 from milp_agt.errors import EncodingError
 from milp_agt.formulations.base import register
-from milp_agt.formulations.linear import LinearPlanes
+from milp_agt.formulations.linear_map import LinearPlanes
 from milp_agt.formulations.windows import Windows
 
 

@@ -10,8 +10,9 @@ from milp_agt.errors import UnsupportedOperationError
 from milp_agt.formulations.bilinear import Einsum
 from milp_agt.formulations.clip import Clip
 from milp_agt.formulations.clip_factor import ClipFactor, Shorten
-from milp_agt.formulations.linear import Affine, Combine, Reshape, SumSamples
+from milp_agt.formulations.linear import Affine, Combine, Reshape
 from milp_agt.formulations.squared_norm import SquaredNorm
+from milp_agt.formulations.sum_samples import SumSamples
 from milp_agt.training import Clipping
 
 

@@ -9,7 +9,7 @@ from milp_agt.core.rounding import gamma
 from milp_agt.errors import InvalidThreatModelError
 from milp_agt.formulations.exchange import Exchange, Remove, Substitute
 from milp_agt.formulations.leaves import Selection
-from milp_agt.formulations.linear import SumSamples
+from milp_agt.formulations.sum_samples import SumSamples
 from milp_agt.poison import Poison, Whole
 from milp_agt.tracing import SELECTION, StepGraph
 

@@ -20,7 +20,7 @@ from milp_agt.formulations.clip_factor import ClipFactor, Shorten
 from milp_agt.formulations.convolution import Convolution
 from milp_agt.formulations.exchange import Remove, Substitute
 from milp_agt.formulations.exponential import Exponential
-from milp_agt.formulations.linear import Affine, Combine, Reshape, SumSamples
+from milp_agt.formulations.linear import Affine, Combine, Reshape
 from milp_agt.formulations.max_pool import MaxPool
 from milp_agt.formulations.optimiser_step import OptimiserStep
 from milp_agt.formulations.quadratic import Quadratic
@@ -30,6 +30,7 @@ from milp_agt.formulations.sigmoid import Sigmoid
 from milp_agt.formulations.sign import Sign
 from milp_agt.formulations.squared_norm import SquaredNorm
 from milp_agt.formulations.step import Step as StepFunction
+from milp_agt.formulations.sum_samples import SumSamples
 from milp_agt.formulations.tanh import Tanh
 from milp_agt.formulations.unfold import Unfold
 from milp_agt.formulations.windows import Windows

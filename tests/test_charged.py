@@ -24,8 +24,9 @@ from milp_agt.engines import charged
 from milp_agt.engines.arithmetic import Added
 from milp_agt.formulations import bilinear, charges
 from milp_agt.formulations.bilinear import BilinearPlanes, Einsum
-from milp_agt.formulations.linear import LinearPlanes, SumSamples
+from milp_agt.formulations.linear_map import LinearPlanes
 from milp_agt.formulations.step import Step
+from milp_agt.formulations.sum_samples import SumSamples
 
 COLUMNS, BUDGET, SAMPLES = 5, 3, 3
 CHARGED = "linear, charged to samples"

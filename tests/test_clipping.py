@@ -27,9 +27,9 @@ from milp_agt.formulations import clip, clip_factor
 from milp_agt.formulations.clip import Clip
 from milp_agt.formulations.clip_factor import ClipFactor, Shorten
 from milp_agt.formulations.leaves import Features, Parameter
-from milp_agt.formulations.linear import SumSamples
 from milp_agt.formulations.sigmoid import Sigmoid
 from milp_agt.formulations.squared_norm import SquaredNorm
+from milp_agt.formulations.sum_samples import SumSamples
 from milp_agt.tracing import FEATURES, LABELS, trace
 from milp_agt.training import Clipping, Training
 

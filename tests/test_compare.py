@@ -196,7 +196,7 @@ def test_plots_are_written_in_both_formats(tmp_path: Path) -> None:
 
 
 def test_a_missing_matplotlib_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr("milp_agt.comparison.plot.find_spec", lambda name: None)
+    monkeypatch.setattr("milp_agt.drawing.find_spec", lambda name: None)
     with pytest.raises(InvalidInputError) as error:
         write_plot(Comparison(()), tmp_path)
     assert "drawn" in error.value.asked

@@ -55,13 +55,13 @@ from milp_agt.formulations import bilinear
 from milp_agt.formulations.bilinear import Einsum
 from milp_agt.formulations.exponential import Exponential
 from milp_agt.formulations.leaves import Constant, Features, Labels, Parameter
-from milp_agt.formulations.linear import SumSamples
 from milp_agt.formulations.loss import get_loss
 from milp_agt.formulations.quadratic import Quadratic
 from milp_agt.formulations.reciprocal import Reciprocal
 from milp_agt.formulations.relu import Relu
 from milp_agt.formulations.sigmoid import Sigmoid
 from milp_agt.formulations.step import STEEPEST, Step
+from milp_agt.formulations.sum_samples import SumSamples
 from milp_agt.formulations.tanh import Tanh
 from milp_agt.moves import Vertices
 from milp_agt.schedules import InverseTimeDecay

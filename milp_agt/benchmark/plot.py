@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -12,8 +11,7 @@ from typing import Any
 import numpy as np
 
 from milp_agt.benchmark.table import Benchmark, Row
-from milp_agt.comparison.plot import COLOURS, MARKERS
-from milp_agt.errors import InvalidInputError
+from milp_agt.drawing import COLOURS, MARKERS, write_figure
 
 AXES = {"step": "training step", "samples": "training samples", "hidden": "hidden width"}
 MEASURES = {
@@ -29,15 +27,7 @@ def write_plot(benchmark: Benchmark, folder: Path) -> tuple[Path, ...]:
     Raises:
         InvalidInputError: matplotlib is not installed.
     """
-    if find_spec("matplotlib") is None:
-        raise InvalidInputError(
-            "A benchmark is to be drawn", "no module matplotlib", "pip install 'milp_agt[plot]'"
-        )
-    figure = draw(benchmark)
-    paths = tuple(folder / f"bench.{kind}" for kind in ("png", "svg"))
-    for path in paths:
-        figure.savefig(path, dpi=150)
-    return paths
+    return write_figure(lambda: draw(benchmark), folder, "bench")
 
 
 def draw(benchmark: Benchmark) -> Any:

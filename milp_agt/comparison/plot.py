@@ -4,19 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from milp_agt.comparison.table import Comparison, ComparisonRow
-from milp_agt.errors import InvalidInputError
-
-# Okabe and Ito (2008); lines differ by marker and dash as well, for grey prints.
-COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#000000")
-MARKERS = "os^DvP*"
-DASHES = ("-", "--", "-.", ":")
+from milp_agt.drawing import COLOURS, DASHES, MARKERS, write_figure
 
 
 def write_plot(comparison: Comparison, folder: Path) -> tuple[Path, ...]:
@@ -25,15 +19,7 @@ def write_plot(comparison: Comparison, folder: Path) -> tuple[Path, ...]:
     Raises:
         InvalidInputError: matplotlib is not installed.
     """
-    if find_spec("matplotlib") is None:
-        raise InvalidInputError(
-            "A comparison is to be drawn", "no module matplotlib", "pip install 'milp_agt[plot]'"
-        )
-    figure = draw(comparison)
-    paths = tuple(folder / f"compare.{kind}" for kind in ("png", "svg"))
-    for path in paths:
-        figure.savefig(path, dpi=150)
-    return paths
+    return write_figure(lambda: draw(comparison), folder, "compare")
 
 
 def draw(comparison: Comparison) -> Any:

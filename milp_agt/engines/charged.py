@@ -17,8 +17,8 @@ from milp_agt.engines.arithmetic import Added, Arithmetic
 from milp_agt.engines.exposure import Debt, Emptied, SampleSum
 from milp_agt.engines.step import Schedule, Step
 from milp_agt.formulations.clip import Clip
-from milp_agt.formulations.linear import SumSamples
 from milp_agt.formulations.sign import Sign
+from milp_agt.formulations.sum_samples import SumSamples
 from milp_agt.poison import Poison
 from milp_agt.tracing import FEATURES, LABELS
 from milp_agt.training import UpdateRule

@@ -17,7 +17,7 @@ from milp_agt.engines.exposure import Exposure
 from milp_agt.engines.interval import Ranges
 from milp_agt.engines.step import Schedule, State, Step
 from milp_agt.engines.update import UpdateGraph
-from milp_agt.formulations.linear import LinearPlanes, SumSamples
+from milp_agt.formulations.sum_samples import SumSamples
 from milp_agt.poison import Poison
 from milp_agt.tracing import FEATURES, LABELS
 
@@ -247,7 +247,7 @@ def relax_step(
     planes: dict[str, Relaxed] = {}
     for node in schedule.all:
         if isinstance(node.op, SumSamples):
-            planes[node.name] = LinearPlanes(node.op, 1, None, None, ranges.sums[node.name])
+            planes[node.name] = node.op.planes(ranges.sums[node.name])
         elif node.inputs and not node.batched:
             inputs = [ranges.boxes[i] for i in node.inputs]
             planes[node.name] = exposure.arithmetic.relax(node, inputs, step.samples)

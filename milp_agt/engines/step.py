@@ -14,7 +14,7 @@ from milp_agt.core.evaluate import evaluate
 from milp_agt.core.graph import Node
 from milp_agt.core.interval import Interval
 from milp_agt.formulations.bilinear import Einsum
-from milp_agt.formulations.linear import SumSamples
+from milp_agt.formulations.sum_samples import SumSamples
 from milp_agt.poison import Poison
 from milp_agt.tracing import FEATURES, LABELS, SELECTION, StepGraph
 from milp_agt.training import UpdateRule

@@ -20,7 +20,8 @@ from milp_agt.engines.program.moves import Moves
 from milp_agt.engines.relaxed import RelaxedStep
 from milp_agt.engines.step import Schedule
 from milp_agt.formulations.bilinear import Einsum
-from milp_agt.formulations.linear import Combine, SumSamples
+from milp_agt.formulations.linear import Combine
+from milp_agt.formulations.sum_samples import SumSamples
 from milp_agt.formulations.univariate import Univariate
 from milp_agt.poison import Poison
 from milp_agt.tracing import FEATURES, LABELS, SELECTION, StepGraph

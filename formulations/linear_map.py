@@ -1,0 +1,73 @@
+"""What constant linear maps have in common: influences, and planes that charge only rounding."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from torch import Tensor
+
+from milp_agt.core.expression import Array
+from milp_agt.core.influence import Influence
+from milp_agt.core.operation import Operation, Relaxed
+
+Scale = float | Tensor
+# Roundings in a row of a linear map of at most this many terms, besides those of longer sums.
+FEW_TERMS = 96
+
+
+class LinearMap(Operation):
+    """A constant linear map: influences go through it sample by sample."""
+
+    has_influence = True
+
+    def terms(self) -> int:
+        """Terms of the longest sum."""
+        return 1
+
+    def influence(self, *inputs: Influence) -> Influence:
+        columns = self.interval(*(i.columns() for i in inputs))
+        own = next((i.own for i in inputs if i.own is not None), None)
+        size = self.relax_influence(*inputs).magnitude
+        moved = Influence.of(columns, inputs[0].budget, own)
+        return moved.settled(size, 8.0 * self.terms() + FEW_TERMS)
+
+    def relax_influence(self, *inputs: Influence) -> Relaxed:
+        return self.relax(*(i.hull() for i in inputs))
+
+
+class _Linear(Protocol):
+    def transpose(
+        self, coefficients: Tensor, samples: int, diagonal: bool = False
+    ) -> tuple[Tensor, ...]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class LinearPlanes:
+    """``v = L u + constant``: the pull is the transpose of L; only rounding is charged.
+
+    ``elementwise`` is how many inputs there are if every element of the result reads those at its
+    own place with the same scales, so that coefficients of a part may be pulled alone; else 0.
+    """
+
+    op: _Linear
+    samples: int
+    lower: Tensor | None
+    upper: Tensor | None
+    magnitude: Tensor
+    elementwise: int = 0
+
+    def pull(self, coefficients: Tensor, diagonal: bool = False) -> tuple[Tensor, ...]:
+        return self.op.transpose(coefficients, self.samples, diagonal)
+
+    def narrow(
+        self, axis: int, index: Tensor
+    ) -> tuple[LinearPlanes, tuple[int | None, ...]] | None:
+        return (self, (axis,) * self.elementwise) if self.elementwise else None
+
+
+def as_array(scale: Scale) -> Array:
+    if isinstance(scale, float):
+        return np.asarray(scale, dtype=np.float64)
+    return np.asarray(scale.detach().cpu().numpy(), dtype=np.float64)

@@ -1,0 +1,34 @@
+"""Figures of tables: a palette that all eyes and printers can tell apart, and the files they go to."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from milp_agt.errors import InvalidInputError
+
+# Okabe and Ito (2008); lines differ by marker and dash as well, for grey prints.
+COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#000000")
+MARKERS = "os^DvP*"
+DASHES = ("-", "--", "-.", ":")
+
+
+def write_figure(draw: Callable[[], Any], folder: Path, name: str) -> tuple[Path, ...]:
+    """Save the matplotlib figure that ``draw`` makes as ``name.png`` and ``name.svg``.
+
+    Raises:
+        InvalidInputError: matplotlib is not installed.
+    """
+    if find_spec("matplotlib") is None:
+        raise InvalidInputError(
+            f"The figure '{name}' is to be drawn",
+            "no module matplotlib",
+            "pip install 'milp_agt[plot]'",
+        )
+    figure = draw()
+    paths = tuple(folder / f"{name}.{kind}" for kind in ("png", "svg"))
+    for path in paths:
+        figure.savefig(path, dpi=150)
+    return paths
