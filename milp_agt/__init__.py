@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
     from milp_agt.bisection import largest as largest
     from milp_agt.certification import certify as certify
     from milp_agt.comparison import compare as compare
+    from milp_agt.core.results import Limits as Limits
     from milp_agt.core.strengthening import Strengthening as Strengthening
     from milp_agt.data import Dataset as Dataset
     from milp_agt.data import load_dataset as load_dataset
@@ -44,8 +46,8 @@ __version__ = "0.1.0"
 
 # Imported on first use, so that `import milp_agt` costs neither torch nor a solver.
 _HOMES = {
-    "Attack": "attacks",
     "Answer": "properties.answer",
+    "Attack": "attacks",
     "BallTrigger": "properties.triggers",
     "Bounds": "reachable",
     "CosineDecay": "schedules",
@@ -54,9 +56,10 @@ _HOMES = {
     "FeatureLabelPoisoning": "threats",
     "FeaturePoisoning": "threats",
     "FreeTrigger": "properties.triggers",
-    "InverseTimeDecay": "schedules",
     "Insertion": "threats",
+    "InverseTimeDecay": "schedules",
     "LabelPoisoning": "threats",
+    "Limits": "core.results",
     "Milestones": "schedules",
     "MilpAgtError": "errors",
     "PatchTrigger": "properties.triggers",
@@ -79,16 +82,23 @@ _HOMES = {
     "sweep": "sweeps",
 }
 
+# Modules that users read names from: agt.attacks.Accuracy, agt.errors.SoundnessError.
+_ROOMS = ("attacks", "data", "errors", "schedules", "threats")
+
 __all__ = [*_HOMES, "__version__"]
 
 
 def __getattr__(name: str) -> object:
+    if name in _ROOMS:
+        return importlib.import_module(f"milp_agt.{name}")
     if name not in _HOMES:
-        raise AttributeError(f"module 'milp_agt' has no attribute {name!r}")
+        near = difflib.get_close_matches(name, [*_HOMES, *_ROOMS], 1)
+        hint = f"; did you mean '{near[0]}'?" if near else ""
+        raise AttributeError(f"module 'milp_agt' has no attribute {name!r}{hint}")
     value = getattr(importlib.import_module(f"milp_agt.{_HOMES[name]}"), name)
     globals()[name] = value
     return value
 
 
 def __dir__() -> list[str]:
-    return sorted(__all__)
+    return sorted([*__all__, *_ROOMS])

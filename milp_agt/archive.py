@@ -19,7 +19,11 @@ _ABOUT = "about"
 
 
 def write(path: Path, arrays: Mapping[str, npt.NDArray[Any]], about: Mapping[str, Any]) -> None:
-    """Write an .npz file at once: a half-written file never takes the place of a good one."""
+    """Write an .npz file at once: a half-written file never takes the place of a good one.
+
+    Raises:
+        InvalidInputError: no such folder, or one that takes no files.
+    """
     path = path if path.suffix == ".npz" else path.with_name(path.name + ".npz")
     text = json.dumps({"version": VERSION, **about})
     if not path.parent.is_dir():
@@ -27,7 +31,14 @@ def write(path: Path, arrays: Mapping[str, npt.NDArray[Any]], about: Mapping[str
             f"A result was to be saved as {path}", "no such folder", "make the folder first"
         )
     named = {_ABOUT: np.array(text), **arrays}
-    replace(path, lambda stream: np.savez_compressed(stream, allow_pickle=False, **named))
+    try:
+        replace(path, lambda stream: np.savez_compressed(stream, allow_pickle=False, **named))
+    except OSError as error:
+        raise InvalidInputError(
+            f"A result was to be saved as {path}",
+            error.strerror or str(error),
+            "make room, or save it elsewhere; a file that was there is as it was",
+        ) from error
 
 
 def read(path: Path) -> tuple[dict[str, npt.NDArray[Any]], dict[str, Any]]:

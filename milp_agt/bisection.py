@@ -152,7 +152,16 @@ def largest(
 
 
 def by_point(name: str, certified: Sequence[bool]) -> dict[str, bool]:
-    """Statements about test points: ``name[0]``, ``name[1]``, ..."""
+    """Statements about test points for :func:`largest`: ``name[0]``, ``name[1]``, ...
+
+    Args:
+        name: of the property.
+        certified: for each test point, whether it is proved, for instance ``result.accuracy(X,
+            y).points.lower == 1``.
+
+    Raises:
+        TypeError: ``certified`` that is no sequence.
+    """
     return {f"{name}[{point}]": bool(proved) for point, proved in enumerate(certified)}
 
 

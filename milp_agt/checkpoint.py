@@ -213,8 +213,8 @@ def _damaged(path: Path, found: str) -> InvalidInputError:
     return InvalidInputError(
         f"Read the checkpoint file {path}",
         found,
-        "restore the folder from a copy, or delete it and begin anew; result.json still holds the "
-        "finished steps",
+        f"restore {path.parent} from a copy, or delete it and begin anew; result.json beside it still "
+        "holds the finished steps",
     )
 
 

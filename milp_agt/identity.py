@@ -95,6 +95,7 @@ def settings(training: Training, plan: Plan) -> dict[str, Any]:
             "inner_bounds": "linear" if plan.linear_inner else "interval",
             "selections": ", ".join(name for name, used in told.items() if used),
             "alpha_steps": plan.alpha_steps,
+            "alpha_every": plan.alpha_every,
         },
     }
 

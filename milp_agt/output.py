@@ -185,6 +185,10 @@ def make_folder(folder: Path) -> Path:
         probe = folder / ".partial"
         probe.touch()
         probe.unlink()
+    except (FileExistsError, NotADirectoryError):
+        raise InvalidInputError(
+            f"Write the result to the folder {folder}", "a file there", "give another name"
+        ) from None
     except OSError as error:
         raise InvalidInputError(
             f"Write the result to {folder}",

@@ -154,6 +154,9 @@ class Result(Questions):
         """Write everything but the steps of the window to one .npz file (suffix added if missing).
 
         A loaded result bounds properties from the final box only, which may be looser.
+
+        Raises:
+            InvalidInputError: no such folder, or one that takes no files.
         """
         graph = self.models.step_graph
         arrays = {
@@ -194,6 +197,9 @@ def _reachable(step_graph: StepGraph, state: State, nominal: Mapping[str, Tensor
 
 def load(path: str | Path) -> Result:
     """Read a result that :meth:`Result.save` wrote; see there for what is not kept.
+
+    Args:
+        path: of the .npz file; the suffix may be left out.
 
     Raises:
         InvalidInputError: a missing or damaged file, or another version of the format.

@@ -25,7 +25,16 @@ class Schedule(Protocol):
 
 @dataclass(frozen=True)
 class InverseTimeDecay:
-    """``max(lr / (1 + decay * t), floor)``."""
+    """``max(lr / (1 + decay * t), floor)`` at time t.
+
+    Attributes:
+        decay: >= 0.
+        floor: the least rate, >= 0.
+        unit: "step" or "epoch", in which t is counted.
+
+    Raises:
+        InvalidInputError: a value out of range, in this schedule and in all others.
+    """
 
     decay: float
     floor: float = 0.0
@@ -40,7 +49,13 @@ class InverseTimeDecay:
 
 @dataclass(frozen=True)
 class StepDecay:
-    """``lr * factor^floor(t / every)``, as torch's StepLR(step_size=every, gamma=factor)."""
+    """``lr * factor^floor(t / every)``, as torch's StepLR(step_size=every, gamma=factor).
+
+    Attributes:
+        every: steps, or epochs, from one drop to the next.
+        factor: of each drop.
+        unit: "step" or "epoch", in which t is counted.
+    """
 
     every: int
     factor: float = 0.1
@@ -56,7 +71,13 @@ class StepDecay:
 
 @dataclass(frozen=True)
 class Milestones:
-    """``lr * factor^(milestones <= t)``, as torch's MultiStepLR(milestones=at, gamma=factor)."""
+    """``lr * factor^(milestones <= t)``, as torch's MultiStepLR(milestones=at, gamma=factor).
+
+    Attributes:
+        at: the times of the drops.
+        factor: of each drop.
+        unit: "step" or "epoch", in which t is counted.
+    """
 
     at: Sequence[int]
     factor: float = 0.1
@@ -73,7 +94,12 @@ class Milestones:
 
 @dataclass(frozen=True)
 class ExponentialDecay:
-    """``lr * factor^t``, as torch's ExponentialLR(gamma=factor)."""
+    """``lr * factor^t``, as torch's ExponentialLR(gamma=factor).
+
+    Attributes:
+        factor: of every step, or epoch.
+        unit: "step" or "epoch", in which t is counted.
+    """
 
     factor: float
     unit: Unit = "step"
@@ -91,6 +117,11 @@ class CosineDecay:
 
     T is ``period``, or the whole run; as torch's CosineAnnealingLR(T_max=T, eta_min=floor) up to T
     (Loshchilov and Hutter 2017).
+
+    Attributes:
+        floor: the last rate, >= 0.
+        period: T, a count of steps or epochs; None for the whole run.
+        unit: "step" or "epoch", in which t is counted.
     """
 
     floor: float = 0.0

@@ -214,6 +214,7 @@ class Training:
 
     @property
     def clipping(self) -> Clipping | None:
+        """What is done to the gradient of each sample; None for nothing."""
         return None if self.clip is None else Clipping(float(self.clip), self.clip_mode)
 
     def batch_order(self, samples: int) -> tuple[Batch, ...]:

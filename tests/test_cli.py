@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
+import errno
 import json
 import math
 import os
@@ -17,7 +19,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from milp_agt.cli import main
+from milp_agt.cli import COMMANDS, _parser, main
 from milp_agt.output import ResultFolder
 from milp_agt.verdicts import decide
 
@@ -267,7 +269,10 @@ def test_bad_input_is_one_message_and_exit_code_2(
     [
         ([], "COMMAND"),
         (["certify", "run.toml"], "--out"),
-        (["certify", "run.toml", "--out", "o", "--relaxation", "crown"], "'interval', 'linear'"),
+        (
+            ["certify", "run.toml", "--out", "o", "--relaxation", "crown"],
+            "choose from interval, linear",
+        ),
         (["certify", "run.toml", "--out", "o", "--window", "0"], "neither a number of steps"),
         (["compare", "run.toml", "--relaxations", "lp,crown"], "'crown' is not one of"),
         (["compare", "run.toml", "--windows", "1,x"], "'x' is neither a number of steps"),
@@ -397,3 +402,67 @@ def test_solvers_lists_every_back_end(capsys: pytest.CaptureFixture[str]) -> Non
     rows = {line.split()[0]: line for line in capsys.readouterr().out.splitlines() if line}
     assert {"highs", "gurobi", "scip", "cvxpy"} <= set(rows)
     assert "yes" in rows["highs"]
+
+
+@pytest.mark.parametrize(
+    ("command", "found", "remedy"),
+    [
+        ("certfy x", "argument COMMAND: 'certfy'", "did you mean 'certify'?"),
+        ("certify a --out b --relaxation linaer", "'linaer'", "did you mean 'linear'?"),
+        ("certify a --out b --relaxatoin lp", "--relaxatoin lp", "did you mean '--relaxation'?"),
+        ("certify a --out b --window 0", "'0' is neither", "milp-agt certify --help"),
+        ("attack a", "required: --out", "for example: milp-agt attack examples/"),
+        ("solvers x", "unrecognized arguments: x", "milp-agt COMMAND --help"),
+    ],
+)
+def test_a_mistyped_command_is_told_in_three_parts(
+    command: str, found: str, remedy: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(command.split()) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("milp-agt: Run 'milp-agt")
+    assert found in err.partition("Found: ")[2].partition("What to do: ")[0]
+    assert remedy in err.partition("What to do: ")[2]
+
+
+def test_without_a_command_there_is_help(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([]) == 2
+    assert "For example: milp-agt certify" in capsys.readouterr().err
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out.startswith("milp_agt ")
+
+
+@pytest.mark.parametrize("command", [c.__name__.rpartition(".")[2] for c in COMMANDS])
+def test_every_command_explains_itself(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([command, "--help"]) == 0
+    shown = capsys.readouterr().out
+    assert len(shown.split("\n\n")[1]) > 60
+    if command != "solvers":
+        assert f"For example: milp-agt {command} " in shown
+
+
+def test_every_argument_has_help() -> None:
+    kind = argparse._SubParsersAction
+    (commands,) = [action for action in _parser()._actions if isinstance(action, kind)]
+    for command in commands.choices.values():
+        assert all(action.help for action in command._actions), command.prog
+
+
+def test_a_full_disk_is_no_traceback(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "runs/sweep.csv")
+
+    monkeypatch.setattr("milp_agt.solvers.solver_table", full)
+    assert main(["solvers"]) == 2
+    err = capsys.readouterr().err
+    assert "Run 'milp-agt solvers'. Found: No space left on device: runs/sweep.csv." in err
+    assert "What to do: make room" in err
+
+
+def test_a_reader_that_leaves_is_no_failure() -> None:
+    code = "import sys; from milp_agt.cli import main; sys.exit(main(['solvers']))"
+    command = f'"{sys.executable}" -u -c "{code}" | true; exit "${{PIPESTATUS[0]}}"'
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stderr) == (0, "")

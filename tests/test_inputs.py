@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -341,3 +343,24 @@ def test_bad_questions_to_a_result() -> None:
         with pytest.raises(InvalidInputError) as caught:
             ask()
         assert_three_parts(caught.value)
+
+
+def test_a_disk_that_is_full_leaves_the_saved_result_as_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "run.npz"
+    result = certify()
+    result.save(path)
+    before = path.read_bytes()
+
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("milp_agt.files.os.fsync", full)
+    with pytest.raises(InvalidInputError) as caught:
+        result.save(path)
+    assert "run.npz" in caught.value.asked
+    assert caught.value.found == "No space left on device"
+    assert "make room" in caught.value.remedy
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]

@@ -162,10 +162,12 @@ class Attack:
 
     @property
     def mean_width(self) -> float:
+        """Mean of :attr:`widths`; at most that of the reachable set."""
         return float(self.widths.mean())
 
     @property
     def max_width(self) -> float:
+        """Largest of :attr:`widths`."""
         return float(self.widths.max())
 
     @property

@@ -7,13 +7,16 @@ Ctrl-C) was reached first.
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import warnings
 from collections.abc import Callable, Sequence
 from typing import TextIO
 
+import milp_agt
 from milp_agt.cli import attack, bench, certify, compare, report, solvers, sweep
-from milp_agt.cli.common import BAD_INPUT, LIMIT_REACHED
+from milp_agt.cli.common import BAD_INPUT, LIMIT_REACHED, PROVED
+from milp_agt.cli.parser import Parser
 from milp_agt.errors import MilpAgtError
 
 COMMANDS = (certify, attack, compare, bench, sweep, report, solvers)
@@ -21,21 +24,39 @@ COMMANDS = (certify, attack, compare, bench, sweep, report, solvers)
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code; errors become one message on stderr."""
+    parser = _parser()
     try:
-        arguments = _parser().parse_args(argv)
-    except SystemExit as stop:  # argparse has printed its help or its complaint
-        return int(stop.code or 0)
-    try:
+        arguments = parser.parse_args(argv)
+        if arguments.command is None:
+            parser.print_help(sys.stderr)
+            return BAD_INPUT
         command: Callable[[argparse.Namespace], int] = arguments.command
         with warnings.catch_warnings():
             warnings.showwarning = _show_warning
             return command(arguments)
+    except SystemExit as stop:  # argparse has printed its help or the version
+        return int(stop.code or 0)
     except MilpAgtError as error:
-        print(f"milp-agt: {error}", file=sys.stderr)
-        return BAD_INPUT
+        return _complain(error)
+    except BrokenPipeError:  # the reader of our output, head for instance, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return PROVED
+    except OSError as error:
+        return _complain(
+            MilpAgtError(
+                f"Run 'milp-agt {arguments.name}'",
+                f"{error.strerror or error}" + (f": {error.filename}" if error.filename else ""),
+                "make room, or give the file or folder back its rights, and run the command again",
+            )
+        )
     except KeyboardInterrupt:
         print("milp-agt: interrupted before the first result; nothing was written", file=sys.stderr)
         return LIMIT_REACHED
+
+
+def _complain(error: MilpAgtError) -> int:
+    print(f"milp-agt: {error}", file=sys.stderr)
+    return BAD_INPUT
 
 
 def _show_warning(
@@ -50,13 +71,18 @@ def _show_warning(
     print(f"milp-agt: note: {message}", file=sys.stderr)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def _parser() -> Parser:
+    parser = Parser(
         prog="milp-agt",
-        description="Certify training runs against data poisoning.",
-        epilog="Exit codes: 0 proved, 1 not proved, 2 bad input, 4 a limit was reached first.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description="Certify training runs against data poisoning: how far can somebody push a model\n"
+        "by tampering with its training data?\n\n"
+        "Exit codes: 0 proved, 1 not proved, 2 bad input, 4 a limit was reached first.",
+        epilog="For example: milp-agt certify examples/iris.toml --out runs/iris",
     )
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    parser.add_argument("--version", action="version", version=f"milp_agt {milp_agt.__version__}")
+    parser.set_defaults(command=None)
+    commands = parser.add_subparsers(metavar="COMMAND", dest="name")
     for command in COMMANDS:
         command.add(commands)
     return parser

@@ -7,7 +7,7 @@ import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from milp_agt.cli.common import PROVED
+from milp_agt.cli.common import PROVED, RUN_FILE
 from milp_agt.cli.progress import progress
 from milp_agt.tables import format_number, format_table
 
@@ -20,11 +20,17 @@ if TYPE_CHECKING:
 def add(commands: Commands) -> None:
     """The arguments of this command."""
     parser = commands.add_parser(
-        "attack", help="search for the worst poisoned data of the run described in a TOML file"
+        "attack",
+        help="search for the worst poisoned data of the run described in a TOML file",
+        description="The other side of a certificate: what real training runs on poisoned data reach, "
+        "for all parameters and each property. Writes attack.json and the poisoned data in attack.npz.",
+        epilog="For example: milp-agt attack examples/moons.toml --out runs/attack",
     )
-    parser.add_argument("run", metavar="RUN.toml", type=Path)
+    parser.add_argument("run", metavar="RUN.toml", type=Path, help=RUN_FILE)
     parser.add_argument("--out", metavar="DIR", type=Path, required=True, help="result folder")
-    parser.add_argument("--seed", metavar="N", type=int, help="in place of the file's")
+    parser.add_argument(
+        "--seed", metavar="N", type=int, help="seed of the search, in place of the file's"
+    )
     parser.add_argument("--quiet", action="store_true", help="print the table only")
     parser.set_defaults(command=_attack)
 

@@ -23,21 +23,26 @@ def add(commands: Commands) -> None:
         help="tightness, seconds and memory over steps, hidden width, samples and windows",
         description="Certify and attack two moons with a 2-h-1 relu network. The first entry of a "
         "list is its base value; one list varies at a time. Takes about a minute as it stands.",
+        epilog="For example: milp-agt bench --windows T,1 --steps 10,20 --out runs/bench",
     )
     parser.add_argument("--out", metavar="DIR", type=Path, required=True, help="result folder")
     parser.add_argument("--case", metavar="RUN.toml", type=Path, help="measure this run instead")
-    parser.add_argument("--relaxations", metavar="A,B", type=_relaxations)
+    parser.add_argument("--relaxations", metavar="A,B", type=_relaxations, help="as in certify")
     parser.add_argument("--windows", metavar="T,1", type=_windows, help="T is the whole run")
-    parser.add_argument("--samples", metavar="N,N", type=_counts)
-    parser.add_argument("--hidden", metavar="H,H", type=_counts)
+    parser.add_argument("--samples", metavar="N,N", type=_counts, help="training samples")
+    parser.add_argument("--hidden", metavar="H,H", type=_counts, help="hidden units")
     parser.add_argument(
         "--steps", dest="marks", metavar="T,T", type=_counts, help="the largest ends the run"
     )
-    parser.add_argument("--seeds", metavar="S,S", type=_seeds)
-    parser.add_argument("--budget", metavar="N", type=int)
-    parser.add_argument("--radius", metavar="R", type=float)
-    parser.add_argument("--selections", choices=("joint", "charged", "enumerated"))
-    parser.add_argument("--device", metavar="NAME")
+    parser.add_argument("--seeds", metavar="S,S", type=_seeds, help="of data and weights")
+    parser.add_argument("--budget", metavar="N", type=int, help="poisoned samples")
+    parser.add_argument("--radius", metavar="R", type=float, help="move of each feature")
+    parser.add_argument(
+        "--selections",
+        choices=("joint", "charged", "enumerated"),
+        help="how choices of poisoned samples are bounded",
+    )
+    parser.add_argument("--device", metavar="NAME", help="cpu, cuda or auto")
     parser.add_argument("--quiet", action="store_true", help="print the table only")
     parser.set_defaults(command=_bench)
 

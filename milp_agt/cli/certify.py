@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from milp_agt.cli.common import LIMIT_REACHED, NOT_PROVED, PROVED, RELAXATIONS, window
+from milp_agt.cli.common import LIMIT_REACHED, NOT_PROVED, PROVED, RELAXATIONS, RUN_FILE, window
 from milp_agt.cli.progress import progress
 from milp_agt.errors import InvalidInputError
 from milp_agt.tables import format_number, format_table
@@ -29,8 +29,14 @@ CHECKPOINT = "checkpoint"  # folder inside the result folder, while the run is n
 
 def add(commands: Commands) -> None:
     """The arguments of this command."""
-    parser = commands.add_parser("certify", help="certify the run described in a TOML file")
-    parser.add_argument("run", metavar="RUN.toml", type=Path, nargs="?")
+    parser = commands.add_parser(
+        "certify",
+        help="certify the run described in a TOML file",
+        description="Bound everything that training can end in under the threat of a run file, judge its "
+        "properties, and write result.json, reachable.npz and report.html.",
+        epilog="For example: milp-agt certify examples/iris.toml --out runs/iris",
+    )
+    parser.add_argument("run", metavar="RUN.toml", type=Path, nargs="?", help=RUN_FILE)
     where = parser.add_mutually_exclusive_group(required=True)
     where.add_argument("--out", metavar="DIR", type=Path, help="result folder")
     where.add_argument(
@@ -40,7 +46,12 @@ def add(commands: Commands) -> None:
         help="go on with the run that was cut off in this result folder",
     )
     parser.add_argument("--relaxation", choices=RELAXATIONS, help="in place of the file's")
-    parser.add_argument("--window", metavar="W", type=window, help="a number of steps, or T")
+    parser.add_argument(
+        "--window",
+        metavar="W",
+        type=window,
+        help="steps that bounds are followed through, or T, in place of the file's",
+    )
     parser.add_argument(
         "--no-report", action="store_true", help="bounds only: no test points, no report.html"
     )

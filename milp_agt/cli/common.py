@@ -8,10 +8,15 @@ from typing import TYPE_CHECKING
 from milp_agt.core.relaxation import Relaxation
 
 if TYPE_CHECKING:
-    Commands = argparse._SubParsersAction[argparse.ArgumentParser]
+    from milp_agt.cli.parser import Parser
+
+    Commands = argparse._SubParsersAction[Parser]
 
 PROVED, NOT_PROVED, BAD_INPUT, LIMIT_REACHED = 0, 1, 2, 4
 RELAXATIONS = (*(level.value for level in Relaxation), "auto")
+
+
+RUN_FILE = "a run file: data, model, training, threat, and what is to be proved"
 
 
 def window(text: str) -> int | str:

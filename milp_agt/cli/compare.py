@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from milp_agt.cli.common import LIMIT_REACHED, PROVED, RELAXATIONS, window
+from milp_agt.cli.common import LIMIT_REACHED, PROVED, RELAXATIONS, RUN_FILE, window
 from milp_agt.cli.progress import progress
 from milp_agt.errors import InvalidInputError
 
@@ -17,12 +17,28 @@ if TYPE_CHECKING:
 
 def add(commands: Commands) -> None:
     """The arguments of this command."""
-    parser = commands.add_parser("compare", help="several relaxations on the same run")
-    parser.add_argument("run", metavar="RUN.toml", type=Path)
-    parser.add_argument(
-        "--relaxations", metavar="A,B", type=_relaxations, default=("interval", "linear", "lp")
+    parser = commands.add_parser(
+        "compare",
+        help="several relaxations on the same run",
+        description="Certify one run by several relaxations, windows and solvers, side by side. All "
+        "bounds hold; a smaller width is tighter.",
+        epilog="For example: milp-agt compare examples/moons.toml --windows 1,T",
     )
-    parser.add_argument("--windows", metavar="1,3,T", type=_windows, default=(1,))
+    parser.add_argument("run", metavar="RUN.toml", type=Path, help=RUN_FILE)
+    parser.add_argument(
+        "--relaxations",
+        metavar="A,B",
+        type=_relaxations,
+        default=("interval", "linear", "lp"),
+        help="interval,linear,lp unless told",
+    )
+    parser.add_argument(
+        "--windows",
+        metavar="1,3,T",
+        type=_windows,
+        default=(1,),
+        help="steps that bounds are followed through, T for all; 1 unless told",
+    )
     parser.add_argument(
         "--solvers", metavar="A,B", type=_solvers, help="for relaxations that solve programs"
     )

@@ -14,7 +14,13 @@ if TYPE_CHECKING:
 
 def add(commands: Commands) -> None:
     """The arguments of this command."""
-    parser = commands.add_parser("report", help="report.html and figures of a result folder")
+    parser = commands.add_parser(
+        "report",
+        help="report.html and figures of a result folder",
+        description="Make the page anew from the files of a result folder: result.json and, where they "
+        "are there, evidence.npz and sweep.json. Nothing is computed again.",
+        epilog="For example: milp-agt report runs/iris",
+    )
     parser.add_argument("folder", metavar="DIR", type=Path, help="as written by certify")
     parser.set_defaults(command=_report)
 

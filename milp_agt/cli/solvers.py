@@ -14,7 +14,12 @@ if TYPE_CHECKING:
 
 def add(commands: Commands) -> None:
     """The arguments of this command."""
-    parser = commands.add_parser("solvers", help="which solvers are installed")
+    parser = commands.add_parser(
+        "solvers",
+        help="which solvers are installed",
+        description="Back ends of the relaxations lp, milp, qcqp and miqp: installed or not, version, "
+        "what each can solve.",
+    )
     parser.set_defaults(command=_solvers)
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from milp_agt.cli.common import LIMIT_REACHED, PROVED
+from milp_agt.cli.common import LIMIT_REACHED, PROVED, RUN_FILE
 from milp_agt.cli.progress import Advance, progress
 from milp_agt.errors import InvalidInputError
 
@@ -28,9 +28,13 @@ GOOD, BAD = ("accuracy", "collective", "stable"), ("targeted", "backdoor")
 def add(commands: Commands) -> None:
     """The arguments of this command."""
     parser = commands.add_parser(
-        "sweep", help="the properties of a run under many budgets and radii"
+        "sweep",
+        help="the properties of a run under many budgets and radii",
+        description="How far does a certificate reach? Curves of every property over the size of the "
+        "threat, or the largest threat that still proves each threshold.",
+        epilog="For example: milp-agt sweep examples/moons.toml --budgets 1,2,4 --out runs/sweep",
     )
-    parser.add_argument("run", metavar="RUN.toml", type=Path)
+    parser.add_argument("run", metavar="RUN.toml", type=Path, help=RUN_FILE)
     parser.add_argument("--budgets", metavar="1,2,4", type=_counts, help="curve over budgets")
     parser.add_argument("--radii", metavar="0.01,0.1", type=_sizes, help="curve over radii")
     parser.add_argument(

@@ -22,7 +22,13 @@ class Termination(Enum):
 
 @dataclass(frozen=True)
 class Limits:
-    """Limits of one solve; None means none. ``time`` in seconds, ``gap`` relative."""
+    """Limits of one solve of a program. A limit loosens bounds and never breaks them.
+
+    Attributes:
+        time: seconds; None for no limit.
+        gap: relative distance of bound and incumbent at which a tree may stop.
+        nodes: of a tree; None for no limit.
+    """
 
     time: float | None = None
     gap: float = 1e-6

@@ -69,6 +69,10 @@ class Points:
 class Answer(Bounds):
     """Bounds of a mean over test points, with the points and the subgroups behind it.
 
+    Guarantee: for every admissible poisoning the mean lies in [lower, upper], that of a subgroup in its
+    bounds, and the quantity of each point in its row of the table; ``nominal`` is the value for the data
+    as given.
+
     Attributes:
         points: the table of the test points.
         groups: bounds of the same mean over each subgroup, by name.

@@ -80,7 +80,11 @@ class Questions:
     def margins(
         self, features: inputs.ArrayLike, labels: inputs.ArrayLike
     ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-        """Lower and upper bounds of the smallest margin of each test point, (n,) each."""
+        """Lower and upper bounds of the smallest margin of each test point, (n,) each.
+
+        Raises:
+            InvalidInputError: as :meth:`accuracy`.
+        """
         points = self.accuracy(features, labels).points
         return points.score_lower, points.score_upper
 
@@ -191,6 +195,9 @@ class Questions:
 
         What holds for a larger ball holds for a smaller one, and what a smaller ball reaches a larger
         one reaches, so that the answers are met with each other.
+
+        Raises:
+            InvalidInputError: no radii; and as :meth:`backdoor`.
         """
         rising = sorted(set(radii))
         if not rising:

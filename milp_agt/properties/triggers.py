@@ -36,6 +36,9 @@ class BallTrigger:
 
     With ``low`` and ``high`` the triggered input stays in this domain as well (each one number or
     one for each coordinate); the test inputs themselves must lie in it.
+
+    Raises:
+        InvalidInputError: when it is applied: a radius below 0, inputs outside the domain, shapes.
     """
 
     radius: Values

@@ -362,7 +362,7 @@ def read(folder: Path) -> Content:
         return Content(folder, document, evidence.load(folder), sweep)
     except InvalidInputError:
         raise
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise InvalidInputError(
             asked, f"no {path.name} there", "run milp-agt certify RUN.toml --out DIR first"
         ) from None

@@ -125,8 +125,13 @@ class LabelPoisoning(Budgeted):
 class FeatureLabelPoisoning(Budgeted):
     """Up to ``budget`` samples have both their features and their labels changed.
 
-    ``label_radius``, ``label_norm`` and ``target`` are ``radius``, ``norm`` and ``target`` of
-    :class:`LabelPoisoning`, all else as in :class:`FeaturePoisoning`.
+    Attributes:
+        budget: count of samples.
+        radius, norm, coordinates, domain, integer, categorical, missing, rows: what features may do, as
+            in :class:`FeaturePoisoning`.
+        label_radius, label_norm, target: what labels may do: radius, norm and target of
+            :class:`LabelPoisoning`.
+        samples, static, scope: as in :class:`FeaturePoisoning`.
     """
 
     radius: Radius
