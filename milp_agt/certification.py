@@ -115,6 +115,15 @@ def certify(
         SolverUnavailableError: see the message.
         SoundnessError, EncodingError: a bug; the run is stopped rather than certified.
     """
+    inputs.check_run(model, data, training, threat)
+    inputs.of_kind(attack, (bool, Search), "attack", "give True, or agt.attacks.Search(...)")
+    inputs.of_kind(restriction, Restriction, "A restriction", "give a Restriction, or leave it out")
+    inputs.of_kind(
+        strengthening,
+        Strengthening,
+        "strengthening",
+        "give agt.Strengthening(...), or leave it out",
+    )
     target = inputs.device_of(device)
     inputs.warn_of_float32(model, data[0])
     features = inputs.features_of(data[0])
@@ -243,6 +252,7 @@ def _solvers(plan: cost.Plan, name: str | None) -> dict[Relaxation, Solver]:
 
 
 def _workers(count: int) -> int:
+    inputs.of_kind(count, int, "workers", "give a whole number of processes")
     if count < 1:
         raise InvalidInputError(
             "Programs are solved by at least one worker", f"workers = {count}", "give workers=1"

@@ -9,7 +9,7 @@ from milp_agt.core.relaxation import Relaxation
 from milp_agt.core.restriction import Restriction
 from milp_agt.engines.linear import CACHED_ELEMENTS
 from milp_agt.errors import InvalidInputError
-from milp_agt.inputs import bytes_of
+from milp_agt.inputs import bytes_of, of_kind
 from milp_agt.poison import Poison, Whole
 from milp_agt.selections import Selections, selections_of
 from milp_agt.sizes import BOUNDED_PER_SECOND, FLOAT, WALKED_PER_SECOND, Sizes
@@ -107,6 +107,8 @@ def plan(
                 f"{name} = {value}",
                 f"give 1 or more, or leave {name} out",
             )
+    if time_limit is not None:
+        of_kind(time_limit, (int, float), "A time limit", "give seconds, or leave it out")
     if time_limit is not None and not time_limit >= 0:
         raise InvalidInputError("A time limit is >= 0 seconds", f"{time_limit}", "leave it out")
     if inner_bounds not in (None, "interval", "linear"):

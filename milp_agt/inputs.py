@@ -13,11 +13,48 @@ import torch
 from torch import Tensor, nn
 
 from milp_agt.core.interval import Interval
-from milp_agt.errors import InvalidInputError
+from milp_agt.errors import InvalidInputError, InvalidThreatModelError
 from milp_agt.formulations.loss import Loss
 from milp_agt.tracing import StepGraph
+from milp_agt.training import Training
 
 ArrayLike = npt.NDArray[Any] | Tensor
+
+
+def of_kind(value: object, kind: type | tuple[type, ...], what: str, remedy: str) -> None:
+    """See that an argument is what it is called.
+
+    Raises:
+        InvalidInputError: an object of another kind.
+    """
+    kinds = kind if isinstance(kind, tuple) else (kind,)
+    if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
+        names = " or ".join(each.__name__ for each in kinds)
+        raise InvalidInputError(
+            f"{what} must be of type {names}", f"{type(value).__name__} {value!r:.60}", remedy
+        )
+
+
+def check_run(model: object, data: object, training: object, threat: object) -> None:
+    """See that a run is made of a model, a pair of arrays, a training and a threat.
+
+    Raises:
+        InvalidInputError, InvalidThreatModelError: something else.
+    """
+    of_kind(model, nn.Module, "The model", "give a torch.nn.Module")
+    of_kind(training, Training, "The training", "give agt.Training(loss=...)")
+    of_kind(data, (tuple, list), "The data", "give a pair (features, labels)")
+    assert isinstance(data, (tuple, list))
+    if len(data) != 2:
+        raise InvalidInputError(
+            "The data are a pair (features, labels)", f"{len(data)} entries", "give these two"
+        )
+    if not callable(getattr(threat, "bind", None)):
+        raise InvalidThreatModelError(
+            "A threat model says what an adversary may do",
+            f"{type(threat).__name__} {threat!r:.60}",
+            "give agt.FeaturePoisoning(budget, radius), for instance",
+        )
 
 
 def features_of(values: ArrayLike, what: str = "Features") -> Tensor:
@@ -109,7 +146,9 @@ def initial_box(
             own value.
     """
     boxes = {n: Interval.point(v.unsqueeze(0)) for n, v in step_graph.initial.items()}
-    for name, (low, high) in (given or {}).items():
+    remedy = "give {name: (lower, upper)}"
+    of_kind({} if given is None else given, Mapping, "Boxes of initial parameters", remedy)
+    for name, box in (given or {}).items():
         if name not in boxes:
             raise InvalidInputError(
                 f"A box for parameter '{name}' was given",
@@ -117,6 +156,10 @@ def initial_box(
                 "use the names of model.state_dict()",
             )
         what = f"The box of '{name}'"
+        of_kind(box, (tuple, list), what, remedy)
+        if len(box) != 2:
+            raise InvalidInputError(f"{what} has two ends", f"{len(box)} of them", remedy)
+        low, high = box
         lower = _tensor(low, what).to(torch.float64)
         upper = _tensor(high, what).to(torch.float64)
         value = step_graph.initial[name]
@@ -171,6 +214,7 @@ def device_of(name: str) -> torch.device:
     """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    of_kind(name, str, "A device", "use 'cpu' or 'auto'")
     try:
         device = torch.device(name)
         if device.type == "meta":

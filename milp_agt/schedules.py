@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol, get_args
+from typing import Literal, Protocol, SupportsFloat, get_args
 
 from milp_agt.errors import InvalidInputError
 
@@ -151,6 +151,12 @@ def rates_of(
         return [base] * steps
     if isinstance(schedule, Sequence):
         return _listed(schedule, steps)
+    if not callable(getattr(schedule, "rate", None)):
+        raise InvalidInputError(
+            "A schedule is a list of rates, or one of milp_agt.schedules",
+            f"{type(schedule).__name__} {schedule!r:.60}",
+            "give agt.InverseTimeDecay(...), for instance, or None",
+        )
     each, end = 1, steps
     if schedule.unit == "epoch":
         if epochs < 1 or steps % epochs:
@@ -171,7 +177,7 @@ def rates_of(
 
 
 def _listed(schedule: Sequence[float], steps: int) -> list[float]:
-    rates = [float(r) for r in schedule][:steps]
+    rates = [float(r) if isinstance(r, SupportsFloat) else math.nan for r in schedule][:steps]
     if len(rates) < steps or not all(math.isfinite(r) and r > 0 for r in rates):
         raise InvalidInputError(
             f"A schedule needs a rate > 0 for each of {steps} steps",

@@ -187,6 +187,11 @@ class Training:
         if self.batch_size is not None and not _is_count(self.batch_size):
             wanted = "a whole number >= 1, or None for the full data set"
             raise _refused("batch_size", self.batch_size, wanted)
+        seed = self.shuffle_seed
+        if seed is not None and (
+            seed is True or seed is False or (not _is_count(seed) and seed != 0)
+        ):
+            raise _refused("shuffle_seed", seed, "a whole number >= 0, or None for no shuffling")
         if self.clip is not None and not (_is_real(self.clip) and self.clip >= SMALLEST_CLIP):
             raise _refused("clip", self.clip, "a number > 0, or None for no clipping")
         if self.projection is not None:
@@ -225,6 +230,8 @@ class Training:
                 point outside the data.
         """
         if self.batches is not None:
+            if not isinstance(self.batches, (Sequence, np.ndarray)):
+                raise _refused("batches", self.batches, "a list of lists of indices, or None")
             given = tuple(np.asarray(b) for b in self.batches)
             if not given:
                 raise InvalidInputError(
@@ -241,7 +248,7 @@ class Training:
                 ):
                     raise InvalidInputError(
                         f"Batch {t} must hold distinct indices of the {samples} samples",
-                        f"shape {batch.shape}, values {batch[:5].tolist()} ...",
+                        f"shape {batch.shape}, values {batch.reshape(-1)[:5].tolist()} ...",
                         "correct batches=",
                     )
             return tuple(batch.astype(np.int64) for batch in given)

@@ -156,6 +156,10 @@ def choose(name: str | None, needed: Capability) -> BackEnd:
     Raises:
         SolverUnavailableError: unknown, not installed, or not able.
     """
+    if not isinstance(name, (str, type(None))):
+        raise SolverUnavailableError(
+            "A solver is asked for by its name", f"{name!r}", f"use one of {', '.join(_REGISTRY)}"
+        )
     if name is None or name.strip().lower() in ("", "auto"):
         for candidate in available_solvers():
             solver = get_solver(candidate)

@@ -120,6 +120,23 @@ INPUTS: dict[str, dict[str, Any]] = {
     "an initial box without the model": initial(np.full((2, 2), 5.0), np.full((2, 2), 6.0)),
     "an initial box upside down": initial(np.full((2, 2), 9.0), np.full((2, 2), -9.0)),
     "an initial box of NaN": initial(np.full((2, 2), NAN), np.full((2, 2), NAN)),
+    "an initial box of one end": {"initial": {"0.weight": np.zeros((2, 2))}},
+    "an initial box of three ends": {"initial": {"0.weight": (np.zeros((2, 2)),) * 3}},
+    "initial boxes in a list": {"initial": [1]},
+    "a function for a model": {"model": torch.relu},
+    "a time limit of text": {"time_limit": "soon"},
+    "no device": {"device": None},
+    "workers of text": {"workers": "two"},
+    "half a worker": {"workers": 0.5},
+    "a word for a strengthening": {"strengthening": "strong"},
+    "a word for a search": {"attack": "all"},
+    "a word for a restriction": {"restriction": "first"},
+    "one number for batches": {"training": {"batches": 3}},
+    "batches of text": {"training": {"batches": ["ab"]}},
+    "rates of text": {"training": {"schedule": "slow"}},
+    "a number for a schedule": {"training": {"schedule": 0.1}},
+    "a seed of text": {"training": {"shuffle_seed": "one"}},
+    "a negative seed": {"training": {"shuffle_seed": -1}},
     "no batches": {"training": {"batches": []}},
     "an empty batch": {"training": {"batches": [[0, 1], []]}},
     "batches of fractions": {"training": {"batches": [[0.5, 1]]}},
@@ -141,6 +158,15 @@ INPUTS: dict[str, dict[str, Any]] = {
     "a rate of zero in the list": {"training": {"schedule": [0.0]}},
     "a diverging nominal run": {"training": {"learning_rate": 1e300, "epochs": 6}},
 }
+
+
+@pytest.mark.parametrize("data", [(X, Y, Y), (X,), None])
+def test_data_that_are_no_pair(data) -> None:
+    """A third array would have been ignored."""
+    for run in (agt.certify, agt.attack):
+        with pytest.raises(InvalidInputError) as caught:
+            run(network((2, 2, 2)), data, Training("cross_entropy"), agt.FeaturePoisoning(1, 0.1))
+        assert_three_parts(caught.value)
 
 
 @pytest.mark.parametrize("options", list(INPUTS.values()), ids=list(INPUTS))
@@ -188,6 +214,9 @@ THREATS: dict[str, Callable[[], Any]] = {
     "a budget above the named samples": lambda: agt.FeaturePoisoning(2, 0.1, samples=[1]),
     "a label radius for classes": lambda: agt.LabelPoisoning(1, 0.1),
     "a label radius for classes with features": lambda: agt.FeatureLabelPoisoning(1, 0.1, 0.1),
+    "one group of categories for all": lambda: agt.FeaturePoisoning(1, 0.1, categorical=[0, 1]),
+    "static in words": lambda: agt.FeaturePoisoning(1, 0.1, static="False"),
+    "a word for a threat": lambda: "features",
     "labels beyond the budget": lambda: agt.LabelPoisoning(9),
 }
 

@@ -334,6 +334,9 @@ def attack(
         InvalidInputError, InvalidThreatModelError, UnsupportedOperationError: see the message.
         SoundnessError: plain torch does not confirm a run; a bug.
     """
+    inputs.check_run(model, data, training, threat)
+    if search is not None:
+        inputs.of_kind(search, Search, "A search", "give agt.attacks.Search(...)")
     target = inputs.device_of(device)
     inputs.warn_of_float32(model, data[0])
     features = inputs.features_of(data[0])

@@ -44,6 +44,13 @@ class Strengthening:
     obbt_seconds: float = 0.0
 
     def __post_init__(self) -> None:
+        numbers = (self.pieces, self.pieced, self.obbt_seconds)
+        if not all(isinstance(number, (int, float)) for number in numbers):
+            raise InvalidInputError(
+                "Pieces and seconds of a strengthening are numbers",
+                f"{numbers}",
+                "give pieces=1 and obbt_seconds=0 to leave both out",
+            )
         if self.pieces < 1 or self.pieced < 1 or not self.obbt_seconds >= 0.0:
             raise InvalidInputError(
                 "Programs are strengthened by at least one piece of one product, in no negative time",

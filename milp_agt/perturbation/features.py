@@ -143,6 +143,12 @@ class FeatureMoves:
 
     def _groups(self, flat: Tensor, mask: Tensor) -> list[tuple[int, ...]]:
         """The one-hot groups, checked: disjoint, and one 1 in each open sample."""
+        if not all(isinstance(group, Sequence) for group in self.categorical):
+            raise InvalidThreatModelError(
+                f"{self.name} needs a list of columns for each categorical group",
+                f"categorical = {self.categorical!r:.60}",
+                "give [[0, 1, 2]] for one feature with three categories",
+            )
         every = [c for group in self.categorical for c in group]
         self._columns("categorical", every, flat.shape[1])
         groups = [tuple(int(c) for c in group) for group in self.categorical]

@@ -100,6 +100,10 @@ def suspects(models: Models, count: int) -> Suspects:
     Raises:
         InvalidInputError: a result without the steps that led to it (loaded, or interval bounds).
     """
+    if not isinstance(count, int) or count < 0:
+        raise InvalidInputError(
+            "suspects() counts the samples that it names", f"{count!r}", "give a whole number >= 0"
+        )
     if not all(reached.window for reached in models.reached):
         raise InvalidInputError(
             "Which samples carry the bound was asked",

@@ -45,6 +45,11 @@ class Budgeted:
             raise InvalidThreatModelError(
                 f"{name} needs a whole budget >= 0", f"budget = {self.budget}", "give a count"
             )
+        static = getattr(self, "static", True)
+        if static is not True and static is not False:
+            raise InvalidThreatModelError(
+                f"{name} is static or not", f"static = {static!r}", "give True or False"
+            )
         if scope not in SCOPES:
             raise InvalidThreatModelError(
                 f"{name} needs a scope out of {SCOPES}", f"scope = {scope!r}", "choose one of them"
