@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import numpy as np
 import scipy.sparse as sp
@@ -29,20 +29,12 @@ EXACT_PRODUCTS_LIMIT = 2**25
 
 
 @dataclass(frozen=True, slots=True)
-class BilinearPlanes:
-    """McCormick-type planes of ``v = einsum(a, b)`` through the centres ``(a_c, b_c)``.
-
-    With ``p = b_c`` and ``q = a_c``, both planes are ``einsum(a, b_c) + einsum(a_c, b) + offset``;
-    the offsets are sums over the contracted index of the corner values of
-    ``a b - p a - q b`` (McCormick 1976 for the four corners; any p and q are valid).
-    """
+class BilinearSlopes:
+    """Slopes of planes of ``v = einsum(a, b)`` through the centres ``(a_c, b_c)``."""
 
     letters: tuple[str, str, str]
     centre_a: Tensor
     centre_b: Tensor
-    lower: Tensor
-    upper: Tensor
-    magnitude: Tensor
 
     def pull(self, coefficients: Tensor, diagonal: bool = False) -> tuple[Tensor, ...]:
         a, b, out = self.letters
@@ -57,16 +49,31 @@ class BilinearPlanes:
 
     def narrow(
         self, axis: int, index: Tensor
-    ) -> tuple[BilinearPlanes, tuple[int | None, ...]] | None:
-        if type(self) is not BilinearPlanes:
-            return None
+    ) -> tuple[BilinearSlopes, tuple[int | None, ...]] | None:
         letter = self.letters[2][axis]
         axes = [x.index(letter) - len(x) if letter in x else None for x in self.letters[:2]]
         centres = [
             centre if at is None else centre.index_select(at, index)
             for centre, at in zip((self.centre_a, self.centre_b), axes, strict=True)
         ]
-        return replace(self, centre_a=centres[0], centre_b=centres[1]), tuple(axes)
+        return BilinearSlopes(self.letters, *centres), tuple(axes)
+
+
+@dataclass(frozen=True, slots=True)
+class BilinearPlanes(BilinearSlopes):
+    """McCormick-type planes of ``v = einsum(a, b)`` through the centres ``(a_c, b_c)``.
+
+    With ``p = b_c`` and ``q = a_c``, both planes are ``einsum(a, b_c) + einsum(a_c, b) + offset``;
+    the offsets are sums over the contracted index of the corner values of
+    ``a b - p a - q b`` (McCormick 1976 for the four corners; any p and q are valid).
+    """
+
+    lower: Tensor
+    upper: Tensor
+    magnitude: Tensor
+
+    def without_offsets(self) -> BilinearSlopes:
+        return BilinearSlopes(self.letters, self.centre_a, self.centre_b)
 
 
 def _pulled(coefficients: Tensor, out: str, other: Tensor, letters: str, target: str) -> Tensor:
@@ -161,19 +168,45 @@ class Einsum(Operation):
 
     def _corner_sum(self, a: Interval, b: Interval) -> Interval | None:
         """Sum over the contracted index of the exact products; None where that is too large."""
-        a_lower, a_upper = self._full(a.lower, 0), self._full(a.upper, 0)
-        b_lower, b_upper = self._full(b.lower, 1), self._full(b.upper, 1)
-        count = int(np.prod(np.broadcast_shapes(a_lower.shape, b_lower.shape)))
-        if count > EXACT_PRODUCTS_LIMIT:
+        shape = np.broadcast_shapes(self._full(a.lower, 0).shape, self._full(b.lower, 1).shape)
+        if int(np.prod(shape)) > EXACT_PRODUCTS_LIMIT:
             return None
         if b.lower is b.upper:
-            first, second = a_lower * b_lower, a_upper * b_lower
-            lower, upper = torch.minimum(first, second), torch.maximum(first, second)
-        else:
-            ll, lu = a_lower * b_lower, a_lower * b_upper
-            ul, uu = a_upper * b_lower, a_upper * b_upper
-            lower = torch.minimum(torch.minimum(ll, lu), torch.minimum(ul, uu))
-            upper = torch.maximum(torch.maximum(ll, lu), torch.maximum(ul, uu))
+            return self._times_points(a, b.lower)
+        if not torch.equal(b.lower[CLEAN], b.upper[CLEAN]):
+            return self._corners(a, b)
+        if len(b.lower) == 1:
+            return self._times_points(a, b.lower)
+        # Data of clean samples are points, those of poisoned ones are not.
+        rest = slice(1, None) if len(a.lower) > 1 else slice(None)
+        clean = self._times_points(a.clean, b.lower[:1])
+        others = self._corners(
+            Interval(a.lower[rest], a.upper[rest]), Interval(b.lower[1:], b.upper[1:])
+        )
+        return Interval(
+            torch.cat([clean.lower, others.lower]), torch.cat([clean.upper, others.upper])
+        )
+
+    def _times_points(self, a: Interval, b: Tensor) -> Interval:
+        """The exact products where the second operand is known."""
+        if self.contracted:
+            above = b.clamp(min=0.0)
+            below = b - above
+            return Interval(
+                self._einsum(a.lower, above) + self._einsum(a.upper, below),
+                self._einsum(a.upper, above) + self._einsum(a.lower, below),
+            )
+        point = self._full(b, 1)
+        first, second = self._full(a.lower, 0) * point, self._full(a.upper, 0) * point
+        return Interval(torch.minimum(first, second), torch.maximum(first, second))
+
+    def _corners(self, a: Interval, b: Interval) -> Interval:
+        a_lower, a_upper = self._full(a.lower, 0), self._full(a.upper, 0)
+        b_lower, b_upper = self._full(b.lower, 1), self._full(b.upper, 1)
+        ll, lu = a_lower * b_lower, a_lower * b_upper
+        ul, uu = a_upper * b_lower, a_upper * b_upper
+        lower = torch.minimum(torch.minimum(ll, lu), torch.minimum(ul, uu))
+        upper = torch.maximum(torch.maximum(ll, lu), torch.maximum(ul, uu))
         dims = list(range(-len(self.contracted), 0))
         return Interval(lower.sum(dims), upper.sum(dims)) if dims else Interval(lower, upper)
 

@@ -77,6 +77,9 @@ class ClipFactor(Smooth):
 class ShortenPlanes(BilinearPlanes):
     """The planes of a product whose second operand is a single number for each sample."""
 
+    def narrow(self, axis: int, index: Tensor) -> None:
+        return None
+
     def pull(self, coefficients: Tensor, diagonal: bool = False) -> tuple[Tensor, ...]:
         ones = [1] * (self.centre_a.dim() - 1)
         gradient = self.centre_a.flatten(1)

@@ -16,7 +16,8 @@ from torch import Tensor
 from milp_agt.core.graph import Graph, Node
 from milp_agt.core.interval import Interval
 from milp_agt.core.rounding import TINY, gamma
-from milp_agt.engines.relaxed import Fragment, Offsets
+from milp_agt.engines.offsets import Offsets
+from milp_agt.engines.relaxed import Fragment
 from milp_agt.engines.walker import sample_forms
 from milp_agt.formulations.blur import Blur
 from milp_agt.formulations.convolution import Convolution

@@ -29,8 +29,9 @@ from milp_agt.core.operation import Relaxed
 from milp_agt.engines import alpha
 from milp_agt.engines.joint import Joint
 from milp_agt.engines.linear import bound_forms, boxes_of, ends_of
+from milp_agt.engines.offsets import Offsets
 from milp_agt.engines.recorder import MemoryRecorder
-from milp_agt.engines.relaxed import Offsets, RelaxedStep
+from milp_agt.engines.relaxed import RelaxedStep
 from milp_agt.engines.separate import worst_of_both
 from milp_agt.engines.slopes import RowOffsets, Slopes, free_slopes, with_slopes
 from milp_agt.engines.step import State

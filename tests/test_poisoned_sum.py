@@ -44,7 +44,7 @@ def test_the_box_does_not_depend_on_the_pieces(budget: int, pieces: int) -> None
     assert bool((box.lower[0] <= lower).all() & (box.upper[0] >= upper).all())
     assert torch.allclose(box.lower[0], lower, rtol=1e-12, atol=1e-12)
     assert torch.allclose(box.upper[0], upper, rtol=1e-12, atol=1e-12)
-    assert held == 0 if budget >= SAMPLES else held <= 2 * budget
+    assert held == 0 if budget >= SAMPLES else held <= 4 * budget
 
 
 def test_a_budget_of_the_whole_batch_leaves_out_what_is_known_to_be_clean() -> None:

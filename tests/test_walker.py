@@ -96,14 +96,16 @@ def test_attacks_stay_inside_with_cuts(
     assert_sound(case, test, labels, in_torch=False, inner_bounds="interval")
     assert taken
     outputs = {"bce": 1, "cross_entropy": 1, "three": 3, "mse": 1}[loss]
-    assert len(taken[0].magnitude) == 2 * outputs * 3
+    assert taken[0].columns == 2 * outputs * 3
 
 
 def test_enumerated_cases_take_cuts_too(monkeypatch: pytest.MonkeyPatch) -> None:
     taken = with_cuts(monkeypatch)
     case = problem("bce")
     assert_sound(case, case.features, case.labels, selections="enumerated")
-    assert any(cut.constant.shape[1] > 1 for cut in taken)
+    weights = (torch.ones(1, cut.columns, dtype=torch.float64) for cut in taken)
+    constants = [cut.combined(own)[1] for cut, own in zip(taken, weights, strict=True)]
+    assert any(constant.shape[1] > 1 for constant in constants)
 
 
 def test_where_nothing_is_ambiguous_a_cut_loses_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -127,10 +129,14 @@ def test_mutants_of_a_cut_are_found(part: str, monkeypatch: pytest.MonkeyPatch) 
     honest = linear.bound_state(run.schedule, [step], Joint(run.poison), 64)
     cuts = []
     for one in step.cuts:
-        value = getattr(one, part)
-        assert value is not None
-        off = {n: 0.95 * v for n, v in value.items()} if part == "coefficients" else 0.95 * value
-        cuts.append(replace(one, **{part: off}))
+        numbers = sum(shape.numel() for shape in one.shapes.values())
+        rows = {"coefficients": slice(0, numbers), "constant": slice(numbers, -1)}
+        if part in rows:
+            forms = one.forms.clone()
+            forms[rows[part]] *= 0.95
+            cuts.append(replace(one, forms=forms))
+        else:
+            cuts.append(replace(one, **{part: 0.95 * getattr(one, part)}))
     wrong = linear.bound_state(
         run.schedule, [replace(step, cuts=tuple(cuts))], Joint(run.poison), 64
     )

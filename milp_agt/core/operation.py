@@ -21,7 +21,19 @@ if TYPE_CHECKING:
     from milp_agt.core.expression import Expression
 
 
-class Relaxed(Protocol):
+class Pulling(Protocol):
+    """The slopes of linear bounds of one node."""
+
+    def pull(self, coefficients: Tensor, diagonal: bool = False) -> tuple[Tensor, ...]:
+        """Coefficients on the inputs, one tensor for each: (rows, [samples or 1], *input shape).
+
+        With ``diagonal`` there is one row for each pair of a first index and a sample: nothing is
+        summed over the samples, and inputs without a sample axis get coefficients with one.
+        """
+        ...
+
+
+class Relaxed(Pulling, Protocol):
     """Linear bounds of one node ``v`` in its inputs ``u_j``, valid on the ranges they were made for.
 
     For every row of coefficients ``c`` (rows first, then the axes of the node without its states)
@@ -46,20 +58,12 @@ class Relaxed(Protocol):
     @property
     def magnitude(self) -> Tensor: ...
 
-    def pull(self, coefficients: Tensor, diagonal: bool = False) -> tuple[Tensor, ...]:
-        """Coefficients on the inputs, one tensor for each: (rows, [samples or 1], *input shape).
-
-        With ``diagonal`` there is one row for each pair of a first index and a sample: nothing is
-        summed over the samples, and inputs without a sample axis get coefficients with one.
-        """
-        ...
-
 
 @runtime_checkable
-class Narrowable(Relaxed, Protocol):
+class Narrowable(Pulling, Protocol):
     """Planes that can be cut down to some indices of one axis, where all other coefficients are 0."""
 
-    def narrow(self, axis: int, index: Tensor) -> tuple[Relaxed, tuple[int | None, ...]] | None:
+    def narrow(self, axis: int, index: Tensor) -> tuple[Pulling, tuple[int | None, ...]] | None:
         """Planes for coefficients on ``index`` along ``axis`` (from the right) alone.
 
         Also says along which axis the coefficients that :meth:`Relaxed.pull` returns for each input

@@ -20,9 +20,18 @@ def worst_sum(hurt: Tensor, budget: int) -> Tensor:
         return torch.zeros_like(hurt.sum(0))
     if budget >= len(hurt):
         return hurt.sum(0)
-    if budget == 1:
-        return hurt.amax(0)
-    return hurt.topk(budget, dim=0, sorted=False).values.sum(0)
+    return hurt.amax(0) if budget == 1 else largest(hurt, budget).sum(0)
+
+
+def largest(values: Tensor, count: int) -> Tensor:
+    """The ``count`` largest of each column of ``values`` (n, ...), in any order, (count, ...)."""
+    if values.is_cuda or values.requires_grad:
+        return values.topk(count, dim=0, sorted=False).values
+    # numpy selects several times faster, in rows that lie side by side.
+    columns = values.flatten(1) if values.dim() > 1 else values.unsqueeze(1)
+    rows = columns.T.clone(memory_format=torch.contiguous_format).numpy()
+    rows.partition(len(values) - count, axis=1)
+    return torch.from_numpy(rows[:, -count:]).T.reshape(count, *values.shape[1:])
 
 
 class Debt(ABC):

@@ -16,8 +16,9 @@ from milp_agt.engines.arithmetic import better
 from milp_agt.engines.exposure import Exposure
 from milp_agt.engines.interval import Ranges
 from milp_agt.engines.linear import walk
+from milp_agt.engines.offsets import Offsets
 from milp_agt.engines.passes import Passes
-from milp_agt.engines.relaxed import Fragment, Offsets, RelaxedStep
+from milp_agt.engines.relaxed import Fragment, RelaxedStep
 from milp_agt.engines.step import Schedule, State, Step
 from milp_agt.engines.walker import SampleForms, sample_forms
 from milp_agt.formulations.clip import Clip

@@ -80,8 +80,10 @@ def propagate(
         for name in keep:
             pieces.setdefault(name, []).append(boxes[name])
     ranges.boxes = fixed
-    for name, parts in pieces.items():
+    for name in list(pieces):
+        parts = pieces.pop(name)  # freed one by one
         ranges.boxes[name] = parts[0] if len(parts) == 1 else _concatenate(parts)
+        del parts
     for node in schedule.sums:
         ranges.boxes[node.name], ranges.sums[node.name] = totals[node.name].result()
     for node in schedule.after:

@@ -10,7 +10,7 @@ from torch import Tensor
 from milp_agt.core.interval import CLEAN, POISONED, Interval
 from milp_agt.core.restriction import UNRESTRICTED, Restriction
 from milp_agt.core.rounding import TINY, gamma
-from milp_agt.engines.adversary import Debt, open_debt, worst_sum
+from milp_agt.engines.adversary import Debt, largest, open_debt, worst_sum
 from milp_agt.engines.arithmetic import APART, Arithmetic
 from milp_agt.engines.exposure import Emptied, SampleSum
 from milp_agt.engines.separate import SeparateSum
@@ -47,7 +47,7 @@ class PoisonedSum:
 
     Lower end: ``sum_i clean_i - topk_i max(0, clean_i - poisoned_i)``, upper end alike (SEMin and
     SEMax of Sosnin et al. 2024, section 4). Terms come in fragments of the batch; only the largest
-    differences so far are kept, in between up to twice as many, so that each is sorted about once.
+    differences so far are kept, in between up to four times as many, so that few are selected twice.
     """
 
     def __init__(self, budget: int, size: int) -> None:
@@ -86,11 +86,10 @@ class PoisonedSum:
         """Keep the differences of a fragment, as long as they may be among the largest."""
         pieces = self._largest or [[], []]
         self._largest = [[*held, h] for held, h in zip(pieces, hurt, strict=True)]
-        if sum(map(len, self._largest[0])) >= 2 * self.budget:
+        if sum(map(len, self._largest[0])) >= 4 * self.budget:
             keep = self.budget
             self._largest = [
-                [h if len(h) <= keep else h.topk(keep, dim=0, sorted=False).values]
-                for h in map(torch.cat, self._largest)
+                [h if len(h) <= keep else largest(h, keep)] for h in map(torch.cat, self._largest)
             ]
 
     def result(self, inside: int = 0) -> tuple[Interval, Tensor]:

@@ -16,8 +16,9 @@ from milp_agt.engines.arithmetic import Arithmetic, better
 from milp_agt.engines.ball import regained
 from milp_agt.engines.charged import Charged
 from milp_agt.engines.exposure import Debt, Exposure
+from milp_agt.engines.offsets import Offsets, per_sample
 from milp_agt.engines.passes import Passes
-from milp_agt.engines.relaxed import Fragment, Offsets, RelaxedStep, per_sample
+from milp_agt.engines.relaxed import Fragment, RelaxedStep
 from milp_agt.engines.step import Schedule, State
 from milp_agt.engines.walker import Forms, SampleForms, Walker, cut_of, sample_forms
 from milp_agt.formulations.linear import Affine, Combine, Reshape
@@ -104,7 +105,7 @@ def _operations(schedule: Schedule, relaxed: RelaxedStep) -> float:
     samples, update = relaxed.step.size, relaxed.update
     largest = max(n.signature.size * (samples if n.batched else 1) for n in schedule.all)
     nodes = len(schedule.all) + len(update.nodes) + len(update.projections)
-    cuts = sum(2.0 * len(cut.magnitude) + cut.operations + 64.0 for cut in relaxed.cuts)
+    cuts = sum(2.0 * cut.columns + cut.operations + 64.0 for cut in relaxed.cuts)
     return 2.0 * largest + 16.0 * nodes + 64.0 + cuts
 
 

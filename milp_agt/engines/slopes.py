@@ -11,7 +11,8 @@ from torch import Tensor
 from milp_agt.core.graph import Node
 from milp_agt.core.interval import Interval
 from milp_agt.core.operation import FreeSlope, Relaxed
-from milp_agt.engines.relaxed import Fragment, RelaxedStep, Spendable
+from milp_agt.engines.offsets import Spendable
+from milp_agt.engines.relaxed import Fragment, RelaxedStep
 from milp_agt.engines.step import Schedule
 
 # Where a node stands in a step: the fragment of the batch, -1 for nodes without a sample axis.
@@ -22,7 +23,7 @@ Slopes = Mapping[Place, tuple[Tensor, ...]]
 
 @dataclass(frozen=True)
 class RowOffsets:
-    """Offsets of planes that every row has of its own; see :class:`~milp_agt.engines.relaxed.Offsets`.
+    """Offsets of planes that every row has of its own; see :class:`~milp_agt.engines.offsets.Offsets`.
 
     Attributes:
         size: (rows, [n], *shape).

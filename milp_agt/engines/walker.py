@@ -10,9 +10,10 @@ from torch import Tensor
 
 from milp_agt.core.graph import Node
 from milp_agt.core.interval import Interval
-from milp_agt.core.operation import Narrowable, Relaxed
+from milp_agt.core.operation import Narrowable, Pulling
 from milp_agt.core.rounding import TINY, gamma
-from milp_agt.engines.relaxed import Cut, Fragment, per_sample
+from milp_agt.engines.offsets import per_sample
+from milp_agt.engines.relaxed import Cut, Fragment
 from milp_agt.tracing import FEATURES, LABELS, SELECTION
 
 # Coefficients are cut down to a strip if that is at most this part of them.
@@ -204,19 +205,16 @@ class Walker:
 
     def _jump(self, cut: Cut, coefficient: Tensor) -> None:
         """Exchange the node of a cut for the parameters."""
-        count = len(cut.magnitude) // (2 * coefficient[0, 0].numel())
+        count = cut.columns // (2 * coefficient[0, 0].numel())
         flat = coefficient.expand(-1, count, *coefficient.shape[2:]).flatten(2).transpose(1, 2)
         weights = torch.cat([flat.clamp(min=0.0), (-flat).clamp(min=0.0)], 1)  # (rows, 2 k, n)
-        rows = weights.flatten(1)
-        charges = None
-        if cut.charges is not None:
-            charges = (weights.unsqueeze(-1) * cut.charges).sum(1)
-        self._spent(rows @ cut.constant, rows @ cut.magnitude, charges)
+        coefficients, constant, magnitude = cut.combined(weights.flatten(1))
+        charges = None if cut.charges is None else _summed(weights, cut.charges)
+        self._spent(constant, magnitude, charges)
         if cut.features is not None:
-            self.on_features = torch.einsum("rkn,kn...->rn...", weights, cut.features)
-        for name, on in cut.coefficients.items():
-            total = (rows @ on.flatten(1)).reshape(len(rows), *on.shape[1:])
-            self._owe(name, total, None)
+            self.on_features = _summed(weights, cut.features)
+        for name, own in coefficients.items():
+            self._owe(name, own, None)
 
     def coefficients(self) -> dict[str, Tensor]:
         """What is left in the end: coefficients on the parameters."""
@@ -265,9 +263,21 @@ def _shared(strips: Mapping[str, Strip]) -> dict[str, Strip]:
     return shared
 
 
+def _summed(weights: Tensor, values: Tensor) -> Tensor:
+    """Sums over the middle: (rows, k, n) with (k, n, *shape) -> (rows, n, *shape).
+
+    (As an einsum it would become a tiny matrix product for each sample.)
+    """
+    wide = weights.reshape(*weights.shape, *[1] * (values.dim() - 2))
+    total = wide[:, 0] * values[0]
+    for k in range(1, len(values)):
+        total.addcmul_(wide[:, k], values[k])
+    return total
+
+
 def _narrowed(
-    planes: Relaxed | None, strip: Strip
-) -> tuple[Relaxed, tuple[int | None, ...]] | None:
+    planes: Pulling | None, strip: Strip
+) -> tuple[Pulling, tuple[int | None, ...]] | None:
     # By attribute: isinstance with a protocol is slow.
     own: Narrowable | None = planes if hasattr(planes, "narrow") else None  # type: ignore[assignment]
     return None if own is None else own.narrow(strip.axis, strip.index)
@@ -368,11 +378,11 @@ def cut_of(nodes: Sequence[Node], fragment: Fragment, target: Node) -> Cut:
     unit = torch.eye(size, dtype=torch.float64, device=fragment.poison.features.device)
     both = torch.cat([unit, -unit]).reshape(2 * size, 1, *target.shape)
     forms = sample_forms(nodes, fragment, target.name, both.expand(-1, count, *target.shape))
-    return Cut(
+    return Cut.of(
         target.name,
-        {name: on.flatten(0, 1) for name, on in forms.coefficients.items()},
-        forms.constant.flatten(0, 1),
-        forms.magnitude.flatten(),
+        forms.coefficients,
+        forms.constant,
+        forms.magnitude,
         forms.features,
         forms.charges,
         forms.operations,

@@ -61,10 +61,7 @@ class Box(MoveSet):
         return radius * self.reach
 
     def support(self, coefficients: Tensor) -> Tensor:
-        up = coefficients.clamp(min=0.0)
-        return torch.einsum("rnd,nd->rn", up, self.high) + torch.einsum(
-            "rnd,nd->rn", coefficients - up, self.low
-        )
+        return torch.maximum(coefficients * self.high, coefficients * self.low).sum(-1)
 
     def maximise(self, coefficients: Tensor) -> Tensor:
         return torch.where(coefficients >= 0, self.high, self.low)

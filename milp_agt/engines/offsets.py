@@ -1,0 +1,212 @@
+"""Offsets of linear bounds, as walks spend them on coefficients: constants, magnitudes and charges."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from milp_agt.core.operation import Relaxed
+
+Spent = tuple[Tensor | None, Tensor, Tensor | None]
+
+
+class Spendable(Protocol):
+    """Offsets of one node's planes, as a walk spends them on rows of coefficients."""
+
+    def narrow(self, axis: int, index: Tensor) -> Spendable:
+        """The offsets of some indices of one axis, counted from the right."""
+        ...
+
+    def spend(self, coefficients: Tensor) -> Spent:
+        """Constant (rows, cases), magnitude (rows,) and charges (rows, n, states - 1) of rows."""
+        ...
+
+    def spend_diagonal(self, coefficients: Tensor) -> Spent:
+        """The same for one row per pair (form, sample): (forms, n, cases), (forms, n), (forms, n, ...)."""
+        ...
+
+
+@dataclass(frozen=True)
+class Offsets:
+    """The offsets of one node's planes, arranged for rows of coefficients ``c``.
+
+    With ``p = max(c, 0)`` the constant of a row is ``p . lower + (c - p) . upper``, once for each case;
+    the magnitude is ``|c| . size``. With one case, the difference between the state CLEAN and each
+    state in which sample i is poisoned is charged to it.
+
+    Attributes:
+        size: ([n], *shape).
+        batched: whether the node has a sample axis.
+        lower, upper: (cases or states, [n], *shape); None where the planes are linear without a constant.
+        charged: whether their leading axis holds the states of a sample.
+    """
+
+    size: Tensor
+    batched: bool
+    lower: Tensor | None = None
+    upper: Tensor | None = None
+    charged: bool = False
+
+    @staticmethod
+    def of(planes: Relaxed, batched: bool, cases: int) -> Offsets:
+        size, lower, upper = planes.magnitude, planes.lower, planes.upper
+        if lower is None or upper is None:
+            return Offsets(size, batched)
+        charged = cases == 1 and batched and max(len(lower), len(upper)) > 1
+        full = (max(len(lower), len(upper)) if charged else -1, *size.shape)
+        return Offsets(size, batched, lower.expand(full), upper.expand(full), charged)
+
+    def narrow(self, axis: int, index: Tensor) -> Offsets:
+        """The offsets of some indices of one axis, counted from the right."""
+
+        def of(tensor: Tensor | None) -> Tensor | None:
+            return None if tensor is None else tensor.index_select(axis, index)
+
+        return Offsets(
+            self.size.index_select(axis, index),
+            self.batched,
+            of(self.lower),
+            of(self.upper),
+            self.charged,
+        )
+
+    @cached_property
+    def uniform(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Sums over the samples, for coefficients that are the same for every sample."""
+        ends = self._ends
+        if ends is None:
+            return self.size.sum(0), self.size, self.size
+        return self.size.sum(0), ends[0].sum(1), ends[1].sum(1)
+
+    @property
+    def _ends(self) -> tuple[Tensor, Tensor] | None:
+        """The offsets that go into the constants of the cases."""
+        if self.lower is None or self.upper is None:
+            return None
+        return (self.lower[:1], self.upper[:1]) if self.charged else (self.lower, self.upper)
+
+    def spend(self, coefficients: Tensor) -> Spent:
+        """Constant (rows, cases), magnitude (rows,) and charges (rows, n, states - 1) of rows."""
+        one = self.batched and coefficients.shape[1] == 1 and self.size.shape[0] != 1
+        size, ends = (self.uniform[0], self.uniform[1:]) if one else (self.size, self._ends)
+        positive = coefficients.clamp(min=0.0)
+        if self.lower is None or ends is None:
+            return None, coefficients.flatten(1).abs() @ size.flatten(), None
+        constant, magnitude = _spent(coefficients, positive, size, *ends)
+        if not self.charged:
+            return constant, magnitude, None
+        return constant, magnitude, self._charges(coefficients, positive, one)
+
+    def spend_diagonal(self, coefficients: Tensor) -> Spent:
+        """The same for one row per pair (form, sample): (forms, n, cases), (forms, n), (forms, n, ...)."""
+        magnitude, ends = (coefficients.abs() * self.size).flatten(2).sum(-1), self._ends
+        if ends is None:
+            return None, magnitude, None
+        positive = coefficients.clamp(min=0.0)
+        constant = per_sample(positive, ends[0]) + per_sample(coefficients - positive, ends[1])
+        if not self.charged:
+            return constant, magnitude, None
+        return constant, magnitude, self._charges(coefficients, positive, False)
+
+    def _charges(self, coefficients: Tensor, positive: Tensor, one: bool) -> Tensor:
+        """``p . above + c . everywhere`` of every state in which a sample is poisoned."""
+        assert self.lower is not None
+        assert self.upper is not None
+        charges = []
+        for above, everywhere in zip(*_charged(self.lower, self.upper), strict=True):
+            if one:
+                charges.append(_uniform_charge(coefficients, positive, above, everywhere))
+            else:
+                terms = (positive * above).addcmul_(coefficients, everywhere)
+                charges.append(terms.flatten(2).sum(-1))
+        return torch.stack(charges, -1)
+
+
+@dataclass(frozen=True)
+class SummedOffsets:
+    """Offsets of products of single samples that nothing but a sum over the samples reads.
+
+    They would be as many for each sample as there are parameters. All samples have one coefficient, so
+    that the sums over them are kept, and what is charged to single samples.
+
+    Attributes:
+        size: sum over the samples, (*shape).
+        lower, upper: sums over the samples, (cases, *shape).
+        above, everywhere: as :meth:`Offsets._charges` takes them, (states - 1, n, *shape); None where no
+            state is charged.
+    """
+
+    size: Tensor
+    lower: Tensor
+    upper: Tensor
+    above: Tensor | None = None
+    everywhere: Tensor | None = None
+
+    @staticmethod
+    def of(planes: Relaxed, cases: int) -> SummedOffsets:
+        full = Offsets.of(planes, True, cases)
+        if not full.charged:
+            return SummedOffsets(*full.uniform)
+        assert full.lower is not None
+        assert full.upper is not None
+        return SummedOffsets(*full.uniform, *_charged(full.lower, full.upper))
+
+    def narrow(self, axis: int, index: Tensor) -> SummedOffsets:
+        """The offsets of some indices of one axis, counted from the right."""
+        size, lower, upper = (
+            t.index_select(axis, index) for t in (self.size, self.lower, self.upper)
+        )
+        above, everywhere = (
+            None if t is None else t.index_select(axis, index)
+            for t in (self.above, self.everywhere)
+        )
+        return SummedOffsets(size, lower, upper, above, everywhere)
+
+    def spend(self, coefficients: Tensor) -> Spent:
+        """As :meth:`Offsets.spend`, of coefficients (rows, 1, *shape)."""
+        positive = coefficients.clamp(min=0.0)
+        constant, magnitude = _spent(coefficients, positive, self.size, self.lower, self.upper)
+        if self.above is None or self.everywhere is None:
+            return constant, magnitude, None
+        charges = [
+            _uniform_charge(coefficients, positive, *pair)
+            for pair in zip(self.above, self.everywhere, strict=True)
+        ]
+        return constant, magnitude, torch.stack(charges, -1)
+
+    def spend_diagonal(self, coefficients: Tensor) -> Spent:
+        raise AssertionError("no form of a single sample stands on what only a sum reads")
+
+
+def _spent(
+    coefficients: Tensor, positive: Tensor, size: Tensor, lower: Tensor, upper: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Constants and magnitude of rows."""
+    flat, above = coefficients.flatten(1), positive.flatten(1)
+    constant = above @ lower.flatten(1).T + (flat - above) @ upper.flatten(1).T
+    return constant, flat.abs() @ size.flatten()
+
+
+def _charged(lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
+    """What a sample is charged for each positive coefficient, and for each coefficient, by state."""
+    everywhere = upper[:1] - upper[1:]
+    return lower[:1] - lower[1:] - everywhere, everywhere
+
+
+def _uniform_charge(
+    coefficients: Tensor, positive: Tensor, above: Tensor, everywhere: Tensor
+) -> Tensor:
+    """The charge of each sample where all have one coefficient, (rows, n)."""
+    on_above = positive.flatten(1) @ above.flatten(1).T
+    return on_above + coefficients.flatten(1) @ everywhere.flatten(1).T
+
+
+def per_sample(coefficients: Tensor, values: Tensor) -> Tensor:
+    """Products sample by sample: (forms, n, *shape) with (cases, n, *shape) -> (forms, n, cases)."""
+    if len(values) == 1:
+        return (coefficients * values[0]).flatten(2).sum(-1, keepdim=True)
+    return torch.einsum("fnu,cnu->fnc", coefficients.flatten(2), values.flatten(2))
