@@ -94,6 +94,10 @@ class StrengtheningTable(Table):
 
     on_off: bool = DEFAULT.on_off
     influence: bool = DEFAULT.influence
+    cuts: bool = DEFAULT.cuts
+    phases: bool = DEFAULT.phases
+    rlt: bool = DEFAULT.rlt
+    symmetry: bool = DEFAULT.symmetry
     selection_first: bool = DEFAULT.selection_first
     by_choice: bool = DEFAULT.by_choice
     identity: bool = DEFAULT.identity

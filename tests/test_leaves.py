@@ -170,3 +170,29 @@ def test_limits_keep_what_is_known() -> None:
     idle = leaves.minimise_leaves(known, np.zeros(2), programs.__getitem__, HIGHS)
     assert idle.bounds.tolist() == known.min(0).tolist()
     assert (idle.solves, idle.skipped, idle.limited) == (0, 2, 0)
+
+
+def test_few_phases_are_fixed_in_all_ways() -> None:
+    """``x_0 >= 1 - a`` and ``x_0 >= 2 a - 1``: 1/3 relaxed, 1 with either phase; no ``a = 1`` if b = 0."""
+    rows = sp.csr_matrix(np.array([[1.0, 1.0, 0.0], [1.0, -2.0, 0.0], [0.0, -1.0, 1.0]]))
+    program = Program(
+        np.array([-9.0, 0.0, 0.0]),
+        np.array([9.0, 1.0, 0.0]),
+        np.array([False, True, False]),
+        rows,
+        np.array([1.0, -1.0, 0.0]),
+        np.full(3, np.inf),
+    )
+    unit = sp.csr_matrix(np.array([[1.0, 0.0, 0.0]]))
+    for upper, relaxed in ((1.0, 1.0 / 3.0), (0.0, 1.0)):
+        held = replace(program, upper=np.array([9.0, 1.0, upper]))
+        asked = Objectives(held, unit, np.zeros(1), np.zeros(1), np.ones(1))
+        loose = replace(asked, program=replace(held, integer=np.zeros(3, dtype=bool)))
+        for objectives, value in ((loose, relaxed), (asked, 1.0)):
+            found = leaves.minimise_leaves(
+                np.full((1, 1), -9.0), np.ones(1), lambda _, o=objectives: o, HIGHS
+            )
+            assert found.bounds == pytest.approx([value], abs=1e-7)
+            assert found.bounds[0] <= value
+            assert not any(e.objectives.program.is_mixed_integer for e in found.evidence)
+            assert len(found.evidence) == (1 if objectives is loose else 2)

@@ -18,6 +18,13 @@ class Strengthening:
             False: one row for both states.
         influence: the state that a window begins with is tied to the selection by the forms of the walk
             through the steps before it (budgets for the data set).
+        cuts: the state that a window ends with is tied to the selection in the same way.
+        phases: phases of units inside the steps are tied to the selection: who must be poisoned before a
+            unit changes sides (budgets for the data set).
+        rlt: with ``phases``, products of the budget and of these rows with each phase of a relu, linearised
+            (Sherali and Adams 1990): a column for each phase and sample.
+        symmetry: of samples that are equal in data, moves and batches, the first ones are poisoned (trees,
+            with all steps of the run in reach).
         selection_first: trees branch on the selection before all phases (solvers with priorities).
         by_choice: where selections are enumerated, the programs of a step are about one choice of poisoned
             samples each, the loosest first, until the bound rests on choices that are solved: exact
@@ -36,6 +43,10 @@ class Strengthening:
 
     on_off: bool = True
     influence: bool = True
+    cuts: bool = False
+    phases: bool = False
+    rlt: bool = False
+    symmetry: bool = True
     selection_first: bool = True
     by_choice: bool = True
     identity: bool = False

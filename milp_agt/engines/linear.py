@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
+from itertools import chain
 
 import torch
 from torch import Tensor
@@ -239,31 +240,47 @@ def bound_by_sample(
     window: Sequence[RelaxedStep],
     forms: Forms,
     exposure: Exposure,
+    within: tuple[Debt, State] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Bounds of forms on the state after the window that know who is poisoned.
 
     For every set S of samples that the adversary may choose for the whole run (a budget for the data
     set), each form is at least ``base - sum_{i in S} dev_i``. Rounding is covered.
 
+    Args:
+        within: for forms that come from the step after the window: what they owe in it, and the box of
+            the state that they are on.
+
     Returns:
         ``base`` (rows,) and ``dev`` (rows, N), of the stop with the best bound over all S.
     """
-    if isinstance(exposure, Charged):
+    if isinstance(exposure, Charged) and within is None:
         columns = bound_forms(schedule, window, forms, exposure)
         return columns[:, 0], exposure.by_sample(columns)
-    debt = exposure.open_debt(forms.rows)
+    debt = exposure.open_debt(forms.rows) if within is None else within[0]
     best = forms.magnitude.new_full((forms.rows, 1), -torch.inf)
     base, dev = best[:, 0], debt.by_sample()
-    for relaxed in reversed(window):
-        forms = walk(schedule, relaxed, forms, debt)
+    stops = _stops(schedule, window, forms, debt)
+    if within is not None:
+        stops = chain([(forms, within[1])], stops)
+    for stopped, state in stops:
         owed = debt.owed()
-        bound = forms.concretise(relaxed.state, owed)
+        bound = stopped.concretise(state, owed)
         free = (bound + owed - 2.0**-50 * (bound.abs() + owed))[:, 0]
         wins = (bound > best) & torch.isfinite(owed)
         best = torch.where(wins, bound, best)
         base = torch.where(wins[:, 0], free, base)
         dev = torch.where(wins, debt.by_sample(), dev)
     return base, dev
+
+
+def _stops(
+    schedule: Schedule, window: Sequence[RelaxedStep], forms: Forms, debt: Debt
+) -> Iterator[tuple[Forms, State]]:
+    """Forms on the state before each step of a walk, with its box; the debt is that of the walk so far."""
+    for relaxed in reversed(window):
+        forms = walk(schedule, relaxed, forms, debt)
+        yield forms, relaxed.state
 
 
 def bound_state(

@@ -39,6 +39,13 @@ class Influence:
     constant: Array
     devs: Array
 
+    def without_tiny(self) -> Influence:
+        """Debts of no account are paid for sure: fewer entries, and none that a solver drops."""
+        tiny = self.devs <= NEGLIGIBLE * self.devs.max(1, initial=0.0, keepdims=True)
+        paid = np.where(tiny, self.devs, 0.0).sum(1) * (1.0 + 1e-9)
+        constant = np.nextafter(self.constant - paid, -np.inf)
+        return Influence(constant, np.where(tiny, 0.0, self.devs))
+
 
 def admitted(poison: Poison) -> bool:
     """Whether a selection is one for the whole run, so that what it did before is tied to it."""
@@ -71,8 +78,6 @@ def encode_influence(
     flat = [e.reshape((e.size,)) for e in state]
     ends = stacked([*flat, *(e.scale(-1.0) for e in flat)], (-1,))
     selection = moves.of_all()
-    # Debts of no account are paid for sure: fewer entries, and none that a solver drops.
-    tiny = influence.devs <= NEGLIGIBLE * influence.devs.max(1, initial=0.0, keepdims=True)
-    paid = np.where(tiny, influence.devs, 0.0).sum(1) * (1.0 + 1e-9)
-    owed = selection.apply(sp.csr_matrix(np.where(tiny, 0.0, influence.devs)), (ends.size,))
-    encoder.rows(add([ends, owed]), np.nextafter(influence.constant - paid, -np.inf), np.inf)
+    known = influence.without_tiny()
+    owed = selection.apply(sp.csr_matrix(known.devs), (ends.size,))
+    encoder.rows(add([ends, owed]), known.constant, np.inf)

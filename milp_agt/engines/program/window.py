@@ -17,6 +17,8 @@ from milp_agt.core.strengthening import DEFAULT, Strengthening
 from milp_agt.engines.joint import Joint
 from milp_agt.engines.program.influence import admitted, encode_influence, influence_on
 from milp_agt.engines.program.moves import Moves
+from milp_agt.engines.program.phases import encode_phases
+from milp_agt.engines.program.symmetry import order_equals
 from milp_agt.engines.relaxed import RelaxedStep
 from milp_agt.engines.step import Schedule
 from milp_agt.formulations.bilinear import Einsum
@@ -95,7 +97,8 @@ def encode_steps(
     state: dict[str, Expression] | None = None
     known: dict[str, Expression] = {}
     selection: Selection | None = None
-    for relaxed in window:
+    tied = admitted(poison) and poison.whole is None
+    for number, relaxed in enumerate(window):
         encoder.origin = f"step {relaxed.step.index}: state"
         columns: dict[str, Expression] = {}
         for name, box in relaxed.state.items():
@@ -109,9 +112,17 @@ def encode_steps(
             rows = influence_on(schedule, past, relaxed.state, joint)
             encode_influence(encoder, moves, rows, list(columns.values()))
         known, selection = _encode_nodes(schedule, relaxed, encoder, moves, columns)
+        if tied and encoder.strengthening.phases:
+            encode_phases(schedule, [*past, *window[:number]], relaxed, encoder, moves, known)
         state = _encode_update(step_graph, relaxed, encoder, dict(known))
-    moves.close()
     assert state is not None
+    if admitted(poison) and encoder.strengthening.cuts:
+        every = [*past, *window]
+        rows = influence_on(schedule, every, window[-1].state, Joint(poison, restriction))
+        encode_influence(encoder, moves, rows, [state[name] for name in window[-1].state])
+    if tied and encoder.exact_phases and encoder.strengthening.symmetry:
+        order_equals(encoder, moves, [relaxed.step for relaxed in (*past, *window)])
+    moves.close()
     return EncodedSteps(state, known, selection)
 
 
