@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from milp_agt.core.interval import Interval
+from milp_agt.engines.adversary import largest, worst_sum
 from milp_agt.engines.joint import Masks, PoisonedSum
 
 SAMPLES = 120
@@ -56,3 +57,31 @@ def test_a_budget_of_the_whole_batch_leaves_out_what_is_known_to_be_clean() -> N
     upper = _sorted(terms.upper[:, ~outside], SAMPLES) + terms.upper[0][outside].sum(0)
     assert torch.allclose(box.upper[0], upper, rtol=1e-12, atol=1e-12)
     assert bool((box.upper[0] >= upper).all())
+
+
+@pytest.mark.parametrize("shape", [(50,), (50, 4), (50, 3, 2)])
+@pytest.mark.parametrize("count", [1, 7, 49])
+def test_the_largest_are_found_and_the_values_stay(shape: tuple[int, ...], count: int) -> None:
+    values = torch.from_numpy(np.random.default_rng(4).exponential(size=shape))
+    turned = values.flatten(1).T if values.dim() > 1 else values
+    for given in (values, turned.contiguous().T if values.dim() > 1 else turned):
+        before = given.clone()
+        found = largest(given, count)
+        known = given.sort(dim=0, descending=True).values[:count]
+        assert torch.equal(found.sort(dim=0, descending=True).values, known)
+        assert torch.equal(given, before)
+
+
+def test_the_largest_of_blown_up_values_are_never_finite() -> None:
+    values = torch.ones(9, 3, dtype=torch.float64)
+    values[4, 0], values[5, 1] = torch.inf, torch.nan
+    total = worst_sum(values, 2)
+    assert not torch.isfinite(total[:2]).any()
+    assert total[2] == 2.0
+
+
+def test_gradients_go_through_the_largest() -> None:
+    values = torch.arange(5.0, dtype=torch.float64, requires_grad=True)
+    worst_sum(values, 2).backward()  # type: ignore[no-untyped-call]
+    assert values.grad is not None
+    assert values.grad.tolist() == [0.0, 0.0, 0.0, 1.0, 1.0]

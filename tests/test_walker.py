@@ -11,8 +11,9 @@ from attacks import Problem, Replay, assert_sound, network
 
 import milp_agt as agt
 from milp_agt import cost
-from milp_agt.engines import linear, walker
+from milp_agt.engines import linear, relaxed, walker
 from milp_agt.engines.joint import Joint
+from milp_agt.engines.offsets import Offsets, SummedOffsets
 from milp_agt.engines.recorder import MemoryRecorder
 from milp_agt.engines.relaxed import Cut
 from milp_agt.engines.walker import Strip
@@ -141,6 +142,54 @@ def test_mutants_of_a_cut_are_found(part: str, monkeypatch: pytest.MonkeyPatch) 
         run.schedule, [replace(step, cuts=tuple(cuts))], Joint(run.poison), 64
     )
     assert any(not torch.equal(honest[n].lower, wrong[n].lower) for n in honest)
+
+
+def of_sums(step: relaxed.RelaxedStep) -> list[SummedOffsets]:
+    offsets = (own for fragment in step.fragments for own in fragment.offsets.values())
+    return [own for own in offsets if isinstance(own, SummedOffsets)]
+
+
+@pytest.mark.parametrize("selections", ["joint", "enumerated"])
+def test_sums_of_products_are_as_tight_as_the_products(
+    selections: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    case = problem("mse")
+    summed, _ = recorded(case, selections=selections)
+    chain = list(summed.steps)[-1]
+    assert of_sums(summed.steps[chain][-1])
+    keep = staticmethod(lambda planes, cases: Offsets.of(planes, True, cases))
+    monkeypatch.setattr(relaxed.SummedOffsets, "of", keep)
+    single, _ = recorded(case, selections=selections)
+    for few, many in zip(summed.states[chain], single.states[chain], strict=True):
+        for name, box in few.items():
+            assert torch.allclose(box.lower, many[name].lower, rtol=1e-12, atol=1e-14)
+            assert torch.allclose(box.upper, many[name].upper, rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("part", ["lower", "upper", "above", "everywhere", "size"])
+def test_mutants_of_sums_of_products_are_found(part: str) -> None:
+    """Every part counts: 5 % off, and the bounds of the same step are others."""
+    case = problem("mse")
+    recorder, _ = recorded(case)
+    step, run = recorder.steps["linear"][-1], Replay(case)
+    honest = linear.bound_state(run.schedule, [step], Joint(run.poison), 64)
+
+    def off(own: Any) -> Any:
+        if not isinstance(own, SummedOffsets):
+            return own
+        return replace(own, **{part: 0.95 * getattr(own, part)})
+
+    fragments = tuple(
+        replace(f, offsets={name: off(own) for name, own in f.offsets.items()})
+        for f in step.fragments
+    )
+    mutant = replace(step, fragments=fragments)
+    wrong = linear.bound_state(run.schedule, [mutant], Joint(run.poison), 64)
+    same = (
+        torch.equal(box.lower, wrong[n].lower) and torch.equal(box.upper, wrong[n].upper)
+        for n, box in honest.items()
+    )
+    assert not all(same)
 
 
 def test_rows_come_by_units_and_every_row_once() -> None:
