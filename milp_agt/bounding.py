@@ -211,6 +211,7 @@ class Bounder:
                 self.plan.inner_chunk,
                 self.plan.inner_pairs,
                 self.inner_passes,
+                self.plan.inner_widest,
             )
             return inner.propagate(walks, part.state, step, keep)
         return interval.propagate(
@@ -316,7 +317,11 @@ class Bounder:
         self, exposure: Exposure, state: State, step: Step, ranges: interval.Ranges
     ) -> RelaxedStep:
         kept = relax_step(self.schedule, state, step, ranges, exposure, self.plan.walk_fragment)
-        return linear.with_cuts(self.step_graph, self.schedule, kept) if self.plan.cuts else kept
+        if self.plan.cuts:
+            kept = linear.with_cuts(self.step_graph, self.schedule, kept)
+        if self.plan.shortcuts:
+            kept = linear.with_shortcut(self.schedule, kept, self.plan.chunk, self.passes)
+        return kept
 
     def last_program(self, chain: Chain) -> program.WindowProgram | None:
         """The program over the window that ends now, for questions; None for levels without."""

@@ -12,7 +12,13 @@ from milp_agt.errors import InvalidInputError
 from milp_agt.inputs import bytes_of, of_kind
 from milp_agt.poison import Poison, Whole
 from milp_agt.selections import Selections, selections_of
-from milp_agt.sizes import BOUNDED_PER_SECOND, FLOAT, WALKED_PER_SECOND, Sizes
+from milp_agt.sizes import (
+    BOUNDED_PER_SECOND,
+    FLOAT,
+    MULTIPLIED_PER_SECOND,
+    WALKED_PER_SECOND,
+    Sizes,
+)
 from milp_agt.tracing import StepGraph
 from milp_agt.training import Batch, Training
 
@@ -50,9 +56,11 @@ class Plan:
     walk_fragment: int
     inner_chunk: int
     inner_pairs: int
+    inner_widest: int | None
     linear_inner: bool
     selections: Selections
     cuts: bool
+    shortcuts: bool
     alpha_steps: int
     alpha_every: int
     alpha_memory: int
@@ -131,12 +139,20 @@ def plan(
     alpha_steps, note = _alpha_steps(alpha_steps, level, relaxation == "auto")
     notes = (*notes, *note)
     seconds = sizes.inner(steps, walked)
+    in_cuts = 2 * FLOAT * step_graph.outputs * step_graph.parameter_count * sizes.batch * walked
+    cuts = sizes.walked >= THREADED_ELEMENTS and in_cuts <= budget // 4
+    moved = _moved(poison)
+    shortcuts = cuts and _pays(sizes, moved, walked, budget) and training.projection is None
+    inner_widest: int | None = None
     linear_inner = level is not Relaxation.INTERVAL and inner_bounds != "interval"
     if linear_inner and inner_bounds is None and seconds > INNER_TIME:
-        linear_inner = False
+        narrow = sizes.narrow_inner(steps, walked, moved)
+        linear_inner = shortcuts and narrow <= INNER_TIME
+        inner_widest = step_graph.outputs if linear_inner else None
+        but = f" but those of nodes with at most {inner_widest} elements" if linear_inner else ""
         notes = (
             *notes,
-            f"inner bounds by intervals: linear ones would take about {seconds:.3g} s, more than "
+            f"inner bounds by intervals{but}: linear ones would take about {seconds:.3g} s, more than "
             f"{INNER_TIME:g} s; ask for inner_bounds='linear' to have them",
         )
     told_apart, more = selections_of(
@@ -149,8 +165,6 @@ def plan(
             "slopes are optimised for all selections jointly; those told apart keep default ones",
         )
     per_sample = FLOAT * LIVE_BOXES * max(sizes.per_sample, 1)
-    in_cuts = 2 * FLOAT * step_graph.outputs * step_graph.parameter_count * sizes.batch * walked
-    cuts = sizes.walked >= THREADED_ELEMENTS and in_cuts <= budget // 4
     # The mean of the samples that are left needs all of them at hand.
     whole = sizes.batch if poison.whole is Whole.REMOVED else 1
     many = SAMPLES_OF_UNITS if cuts else FEWEST_SAMPLES
@@ -180,15 +194,30 @@ def plan(
             ),
         ),
         inner_pairs=max(1, budget // (2 * sizes.pair)),
+        inner_widest=inner_widest,
         linear_inner=linear_inner,
         selections=told_apart,
         cuts=cuts,
+        shortcuts=shortcuts,
         alpha_steps=alpha_steps,
         alpha_every=min(alpha_every or steps, steps),
         alpha_memory=budget // 2 if alpha_steps else 0,
         single_thread=sizes.walked < THREADED_ELEMENTS,
         notes=notes,
     )
+
+
+def _moved(poison: Poison) -> int:
+    """Coefficients on the moves of one sample, and its charge."""
+    moves = ((poison.features, poison.feature_moves), (poison.labels, poison.label_moves))
+    return 1 + sum(data[0].numel() for data, own in moves if own is not None)
+
+
+def _pays(sizes: Sizes, moved: int, window: int, memory: int) -> bool:
+    """Whether walks through earlier steps are cheaper by shortcuts, which fit into memory."""
+    elements = sizes.shortcut(moved)
+    cheaper = elements / MULTIPLIED_PER_SECOND < sizes.walked / WALKED_PER_SECOND
+    return window > 1 and cheaper and FLOAT * elements * window <= memory // 2
 
 
 def _alpha_steps(asked: int, level: Relaxation, chosen: bool) -> tuple[int, tuple[str, ...]]:

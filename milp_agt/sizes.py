@@ -16,6 +16,8 @@ LIVE_COEFFICIENTS = 6
 # Measured on one core of a 2020s server with relu networks; only `auto` and defaults depend on them.
 WALKED_PER_SECOND = 5e7
 BOUNDED_PER_SECOND = 2e7
+# Products and sums of matrix products in a second of one core.
+MULTIPLIED_PER_SECOND = 5e9
 
 
 class Sizes:
@@ -36,6 +38,15 @@ class Sizes:
         own = [n.signature.size for n in batched if n.name not in summed]
         self.widest = max(own, default=1)
         self.inner_rows = 2 * batch * sum(n.signature.size for n in targets(schedule))
+        self.narrow_inner_rows = (
+            2
+            * batch
+            * sum(
+                n.signature.size
+                for n in targets(schedule)
+                if n.signature.size <= step_graph.outputs
+            )
+        )
         leaves = (FEATURES, LABELS)
         self.moved = 1 + sum(n.signature.size for n in batched if n.name in leaves)
         self.curved = batch * sum(
@@ -57,3 +68,12 @@ class Sizes:
         """Predicted seconds of all inner walks."""
         walks = sum(min(t, window - 1) + 0.5 for t in range(steps))
         return self.inner_rows * self.walked * walks / WALKED_PER_SECOND
+
+    def narrow_inner(self, steps: int, window: int, moved: int) -> float:
+        """Predicted seconds of the inner walks of nodes no wider than the outputs, by shortcuts."""
+        walks = sum(min(t, window - 1) for t in range(steps))
+        return self.narrow_inner_rows * self.shortcut(moved) * walks / MULTIPLIED_PER_SECOND
+
+    def shortcut(self, moved: int) -> int:
+        """Elements of the forms of all ends of a state after a step, ``moved`` for each sample."""
+        return 2 * self.state * (self.state + self.batch * moved)

@@ -74,6 +74,7 @@ def with_cuts(monkeypatch: pytest.MonkeyPatch) -> list[Cut]:
     """Every network counts as large."""
     monkeypatch.setattr(cost, "THREADED_ELEMENTS", 0)
     monkeypatch.setattr(cost, "SAMPLES_OF_UNITS", 3)
+    monkeypatch.setattr(cost, "_pays", lambda *given: False)  # walks visit their nodes
     taken: list[Cut] = []
     jump = walker.Walker._jump
 

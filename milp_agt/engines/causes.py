@@ -70,7 +70,10 @@ class Gaps:
 
 @dataclass(frozen=True)
 class Window:
-    """A window with a run through it: the values of all nodes are known at every step."""
+    """A window with a run through it: the values of all nodes are known at every step.
+
+    Walks visit every node, so that each can be told what it costs.
+    """
 
     step_graph: StepGraph
     schedule: Schedule
@@ -94,7 +97,8 @@ class Window:
                 step_graph, schedule, state, data[FEATURES], data[LABELS], relaxed.step.update
             )
             path.append(state)
-        return Window(step_graph, schedule, steps, exposure, path)
+        nodes = [replace(relaxed, cuts=(), shortcut=None) for relaxed in steps]
+        return Window(step_graph, schedule, nodes, exposure, path)
 
     def values(self, number: int) -> Values:
         """All nodes of a step, those of the update included."""
@@ -112,7 +116,7 @@ class Window:
         reference = _at(forms, self.path[-1])
         best: Gaps | None = None
         for number in reversed(range(len(self.steps))):
-            relaxed = replace(self.steps[number], cuts=())
+            relaxed = self.steps[number]
             ledger.enter(relaxed.step, self.values(number))
             forms = walk(self.schedule, relaxed, forms, ledger, ledger.walker)
             here = self._stop(forms, ledger, number, reference)

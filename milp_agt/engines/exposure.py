@@ -27,19 +27,23 @@ class SampleSum(Protocol):
         ...
 
 
-class Debt(Protocol):
-    """Collects, over the steps of a window, how much poison can lower each of ``rows`` forms.
-
-    The poisoned sample i lowers a form by at most ``dev_i``: the support function of its admissible
-    moves plus the charges of the relaxations that hold with a smaller offset if i is poisoned. Charges
-    are (rows, n, states - 1), one for each state in which a sample is poisoned.
-    """
+class Creditor(Protocol):
+    """Whoever is told, step by step, what forms owe to the moves and charges of samples."""
 
     def add(
         self, step: Step, features: Tensor | None, labels: Tensor | None, charges: Tensor | None
     ) -> None:
         """Add one step: coefficients on the moves of the batch (rows, n, ...) and charges."""
         ...
+
+
+class Debt(Creditor, Protocol):
+    """Collects, over the steps of a window, how much poison can lower each of ``rows`` forms.
+
+    The poisoned sample i lowers a form by at most ``dev_i``: the support function of its admissible
+    moves plus the charges of the relaxations that hold with a smaller offset if i is poisoned. Charges
+    are (rows, n, states - 1), one for each state in which a sample is poisoned.
+    """
 
     def add_own(
         self, step: Step, features: Tensor | None, labels: Tensor | None, charges: Tensor | None

@@ -54,6 +54,7 @@ class Walks:
     """What inner walks need besides the step: the past of the window and how to cut the work.
 
     Attributes:
+        widest: most elements of a node whose ranges are walked; None for no limit.
         chunk: rows of a walk through the window at once.
         pairs: pairs of a form and a sample whose coefficients on the parameters are held at once.
         passes: how many rows memory has room for, remembered over the steps.
@@ -65,12 +66,22 @@ class Walks:
     chunk: int
     pairs: int
     passes: Passes = field(default_factory=Passes)
+    widest: int | None = None
+
+    @property
+    def targets(self) -> tuple[Node, ...]:
+        """Nodes whose ranges are walked."""
+        return tuple(
+            node
+            for node in targets(self.schedule)
+            if self.widest is None or node.signature.size <= self.widest
+        )
 
     def samples_at_once(self, step: Step) -> int:
         """Samples of a fragment, so that all forms of a node fit; the elements are cut below one."""
         if step.poison.whole is Whole.REMOVED:
             return step.size  # the mean of the samples that are left needs all of them
-        largest = max((n.signature.size for n in targets(self.schedule)), default=1)
+        largest = max((n.signature.size for n in self.targets), default=1)
         return max(1, min(step.size, self.pairs // (2 * largest)))
 
 
@@ -100,7 +111,7 @@ class _Refined:
 
     def __init__(self, walks: Walks, state: State, step: Step, part: slice) -> None:
         self.walks, self.state, self.step, self.part = walks, state, step, part
-        self.chosen = {node.name for node in targets(walks.schedule)}
+        self.chosen = {node.name for node in walks.targets}
         self.planes: dict[str, Relaxed] = {}
         self.offsets: dict[str, Offsets] = {}
         self.nodes = [n for n in walks.schedule.before if n.batched and not n.inputs]

@@ -16,10 +16,11 @@ from milp_agt.core.operation import Relaxed
 from milp_agt.engines.arithmetic import Arithmetic, better
 from milp_agt.engines.ball import regained
 from milp_agt.engines.charged import Charged
-from milp_agt.engines.exposure import Debt, Exposure
+from milp_agt.engines.exposure import Creditor, Debt, Exposure
 from milp_agt.engines.offsets import Offsets, per_sample
 from milp_agt.engines.passes import Passes
 from milp_agt.engines.relaxed import Fragment, RelaxedStep
+from milp_agt.engines.shortcut import Collected
 from milp_agt.engines.step import Schedule, State
 from milp_agt.engines.walker import Forms, SampleForms, Walker, cut_of, sample_forms
 from milp_agt.formulations.linear import Affine, Combine, Reshape
@@ -30,6 +31,8 @@ from milp_agt.tracing import FEATURES, StepGraph
 CACHED_ELEMENTS = 2**18
 # Rows of a piece where walks jump to the parameters at the outputs: few units, many samples.
 ROWS_OF_UNITS = 16
+# Rows of a pass through shortcuts: fewer than they have, so that what these fit into suffices.
+ROWS_OF_SHORTCUTS = 128
 
 WalkerFactory = Callable[..., Walker]  # with the arguments of Walker
 
@@ -38,7 +41,7 @@ def walk(
     schedule: Schedule,
     relaxed: RelaxedStep,
     forms: Forms,
-    debt: Debt,
+    debt: Creditor,
     make: WalkerFactory = Walker,
 ) -> Forms:
     """Carry forms on the state after a step to forms on the state before it.
@@ -48,6 +51,8 @@ def walk(
     sample (one slope, two offsets).
     """
     step = relaxed.step
+    if relaxed.shortcut is not None:
+        return relaxed.shortcut.walk(step, forms, debt)
     shared = _through_update(relaxed, forms, make)
     before = {name: shared.pending.pop(name) for name in relaxed.state}
     shared.strip()
@@ -76,9 +81,10 @@ def walk(
         charges = _joined([w.charges for w in pieces])
         if charges is not None and fewer_charges is not None:
             charges = charges - fewer_charges
+        movable = step.poison.feature_moves is not None
         debt.add(
             step,
-            _joined([w.on_features for w in pieces]),
+            _joined([w.on_features for w in pieces]) if movable else None,
             _joined([w.on_labels for w in pieces]),
             charges,
         )
@@ -128,6 +134,28 @@ def with_cuts(step_graph: StepGraph, schedule: Schedule, relaxed: RelaxedStep) -
             needed.update(node.inputs)
     nodes = [n for n in schedule.before if n.batched and n.name in needed]
     return replace(relaxed, cuts=tuple(cut_of(nodes, f, target) for f in relaxed.fragments))
+
+
+def with_shortcut(
+    schedule: Schedule,
+    relaxed: RelaxedStep,
+    chunk: int,
+    passes: Passes | None = None,
+) -> RelaxedStep:
+    """The same step with the forms of all ends of its new state, for the walks of all others."""
+    passes = passes or Passes()
+    ends = 2 * sum(box.lower[0].numel() for box in relaxed.state.values())
+    collected = Collected(ends)
+    enough = ROWS_OF_UNITS if relaxed.cuts else chunk
+    for part, forms in ends_of(relaxed.state, passes.limit(chunk), enough):
+
+        def pulled(own: Tensor, forms: Forms = forms) -> Forms:
+            some = forms if len(own) == forms.rows else forms.part(own)
+            return walk(schedule, relaxed, some, collected)
+
+        for own, walked in passes.run(torch.arange(len(part)), chunk, pulled):
+            collected.keep(part[own.to(part.device)], walked)
+    return replace(relaxed, shortcut=collected.shortcut(relaxed.state))
 
 
 def _narrowest(step_graph: StepGraph, schedule: Schedule) -> Node:
@@ -191,7 +219,10 @@ def forms_of_outputs(
 
 
 def rows_at_once(schedule: Schedule, window: Sequence[RelaxedStep]) -> int:
-    """Rows of dense coefficients whose tensors stay in the processor's cache."""
+    """Rows of dense coefficients whose tensors stay in the processor's cache; more by shortcuts,
+    which every pass reads as a whole."""
+    if all(relaxed.shortcut is not None for relaxed in window):
+        return ROWS_OF_SHORTCUTS
     summed = {n.inputs[0] for n in schedule.sums}  # one coefficient for all samples
     sizes = [n.signature.size for n in schedule.before if n.batched and n.name not in summed]
     widest = max(sizes, default=1)
@@ -299,7 +330,9 @@ def bound_state(
     rows = 2 * sum(box.lower[0].numel() for box in state.values())
     device = exposure.poison.features.device
     bounds = torch.empty(exposure.cases, rows, dtype=torch.float64, device=device)
-    enough = ROWS_OF_UNITS if any(relaxed.cuts for relaxed in window) else chunk
+    visited = [relaxed for relaxed in window if relaxed.shortcut is None]
+    chunk = chunk if visited else max(chunk, ROWS_OF_SHORTCUTS)
+    enough = ROWS_OF_UNITS if any(relaxed.cuts for relaxed in visited) else chunk
     for part, forms in ends_of(state, passes.limit(chunk), enough):
 
         def bound(own: Tensor, forms: Forms = forms) -> Tensor:

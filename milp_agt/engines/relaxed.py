@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -20,6 +21,9 @@ from milp_agt.formulations.bilinear import BilinearPlanes
 from milp_agt.formulations.sum_samples import SumSamples
 from milp_agt.poison import Poison
 from milp_agt.tracing import FEATURES, LABELS
+
+if TYPE_CHECKING:
+    from milp_agt.engines.shortcut import Shortcut
 
 
 @dataclass(frozen=True)
@@ -99,7 +103,7 @@ class RelaxedStep:
     Whoever keeps these (boxes, planes, in the order of the run) can replay the bound. ``shared``
     holds the nodes without a sample axis, those of the update included; the batch is cut into
     fragments, so that the tensors of a walk stay in the processor's cache. ``cuts`` holds one for each
-    fragment, or nothing.
+    fragment, or nothing. With a ``shortcut`` walks do not visit the nodes at all.
     """
 
     step: Step
@@ -109,6 +113,7 @@ class RelaxedStep:
     fragments: tuple[Fragment, ...]
     update: UpdateGraph
     cuts: tuple[Cut, ...] = ()
+    shortcut: Shortcut | None = None
 
     @property
     def planes(self) -> Mapping[str, Pulling]:

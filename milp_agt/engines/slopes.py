@@ -132,6 +132,7 @@ def with_slopes(schedule: Schedule, relaxed: RelaxedStep, slopes: Slopes) -> Rel
         shared=changed(SHARED, relaxed.shared),
         fragments=tuple(changed(k, f) for k, f in enumerate(relaxed.fragments)),
         cuts=(),
+        shortcut=None,
     )
 
 

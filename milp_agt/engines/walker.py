@@ -383,7 +383,7 @@ def cut_of(nodes: Sequence[Node], fragment: Fragment, target: Node) -> Cut:
         forms.coefficients,
         forms.constant,
         forms.magnitude,
-        forms.features,
+        None if fragment.poison.feature_moves is None else forms.features,
         forms.charges,
         forms.operations,
     )

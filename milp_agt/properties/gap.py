@@ -67,7 +67,7 @@ def _gaps(models: Models, reached: Reached) -> tuple[Gaps, tuple[Account, ...]]:
         found = window.gaps(Forms.start(models.on_parameters(reached, rows[some])))
         return replace(found, accounts=tuple(_summed(account) for account in found.accounts))
 
-    pieces = in_passes(len(rows), rows_at_once(models.schedule, reached.window), gaps)
+    pieces = in_passes(len(rows), rows_at_once(models.schedule, window.steps), gaps)
     accounts = list(pieces[0].accounts)
     for number, account in ((n, a) for piece in pieces[1:] for n, a in enumerate(piece.accounts)):
         if number == len(accounts):

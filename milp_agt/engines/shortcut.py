@@ -1,0 +1,113 @@
+"""A whole training step as forms on the state before it, made once for all later walks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from milp_agt.core.interval import Interval
+from milp_agt.engines.exposure import Creditor
+from milp_agt.engines.step import Step
+from milp_agt.engines.walker import Forms
+
+
+@dataclass(frozen=True)
+class Shortcut:
+    """Lower bounds of every end of the state after a step: of ``theta_p``, then of ``-theta_p``.
+
+    End e is at least ``coefficients[e] . state + constant[e] + moves[e] - charges[e]``, errors of all
+    relaxations included. A form c of the new state with ``c+ = max(c, 0)`` and ``c- = max(-c, 0)`` is
+    then at least ``c+ . (ends of theta) + c- . (ends of -theta)``: a walk through the step is a matrix
+    product, whatever the number of samples and hidden units. Moves stay linear, so that those of a
+    static adversary are still added over the steps before their support is taken. What is lost is
+    that the errors of one node enter all ends with one sign only; they are of second order in the
+    width of the state.
+
+    Attributes:
+        coefficients: on the state before the step, (2 P, *shape) each, for P numbers of the state.
+        constant: for each case, (2 P, cases or 1).
+        magnitude: (2 P,), and operations: rounding as in :class:`Forms`.
+        features, labels: on the moves of the batch, (2 P, n, ...); None where there are none.
+        charges: (2 P, n, states - 1), or None.
+    """
+
+    coefficients: Mapping[str, Tensor]
+    constant: Tensor
+    magnitude: Tensor
+    operations: float
+    features: Tensor | None
+    labels: Tensor | None
+    charges: Tensor | None
+
+    def walk(self, step: Step, forms: Forms, debt: Creditor) -> Forms:
+        """Carry forms on the state after the step to forms on the state before it."""
+        on_new = torch.cat([forms.coefficients[name].flatten(1) for name in self.coefficients], 1)
+        weights = torch.cat([on_new.clamp(min=0.0), (-on_new).clamp(min=0.0)], 1)
+
+        def weighed(ends: Tensor) -> Tensor:
+            return (weights @ ends.flatten(1)).reshape(len(weights), *ends.shape[1:])
+
+        def moved(ends: Tensor | None) -> Tensor | None:
+            return None if ends is None else weighed(ends)
+
+        if not step.poison.is_clean:
+            debt.add(step, moved(self.features), moved(self.labels), moved(self.charges))
+        return Forms(
+            {name: weighed(on) for name, on in self.coefficients.items()},
+            forms.constant + weighed(self.constant),
+            forms.magnitude + weights @ self.magnitude,
+            forms.operations + self.operations + 2.0 * len(self.magnitude) + 64.0,
+        )
+
+
+class Collected:
+    """The ends of a shortcut while they are walked through their step, some at a time."""
+
+    def __init__(self, ends: int) -> None:
+        self._ends = ends
+        self._tensors: dict[str, Tensor] = {}
+        self._operations = 0.0
+        self._moves: dict[str, Tensor | None] = {}
+
+    def add(
+        self, step: Step, features: Tensor | None, labels: Tensor | None, charges: Tensor | None
+    ) -> None:
+        """Take what a walk would add to a debt."""
+        self._moves = {"features": features, "labels": labels, "charges": charges}
+
+    def keep(self, ends: Tensor, forms: Forms) -> None:
+        """Store forms that were walked through the step as these ends."""
+        found = {
+            **{f"on {name}": on for name, on in forms.coefficients.items()},
+            "constant": forms.constant,
+            "magnitude": forms.magnitude,
+            **self._moves,
+        }
+        for name, rows in found.items():
+            if rows is None:
+                continue
+            if name not in self._tensors:
+                self._tensors[name] = rows.new_zeros(self._ends, *rows.shape[1:])
+            self._tensors[name][ends] = rows
+        self._operations = max(self._operations, forms.operations)
+
+    def shortcut(self, state: Mapping[str, Interval]) -> Shortcut:
+        """All ends, of a step from a state in these boxes."""
+        coefficients = {name: self._tensors[f"on {name}"] for name in state}
+        magnitude = self._tensors["magnitude"]
+        for name, on in coefficients.items():
+            # Sums of ends cancel: their rounding goes by the terms, not by what is left of them.
+            size = state[name].magnitude.amax(0).flatten()
+            magnitude = magnitude + on.flatten(1).abs() @ size
+        return Shortcut(
+            coefficients,
+            self._tensors["constant"],
+            magnitude,
+            self._operations,
+            self._tensors.get("features"),
+            self._tensors.get("labels"),
+            self._tensors.get("charges"),
+        )
