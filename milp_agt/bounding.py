@@ -6,16 +6,15 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-import torch
-
 from milp_agt import cost
-from milp_agt.chains import CHARGED, ENUMERATED, OPTIMISED, Chain, Part
+from milp_agt.chains import Chain, Part
 from milp_agt.core.relaxation import Relaxation
 from milp_agt.core.restriction import Restriction
 from milp_agt.core.results import Limits
 from milp_agt.core.strengthening import DEFAULT, Strengthening
-from milp_agt.engines import alpha, inner, interval, linear, program
+from milp_agt.engines import inner, interval, linear, program
 from milp_agt.engines.cases import Enumerated
+from milp_agt.engines.charged import Charged
 from milp_agt.engines.exposure import Exposure
 from milp_agt.engines.passes import Passes
 from milp_agt.engines.recorder import Recorder
@@ -75,10 +74,9 @@ class Bounder:
         have taken this step, so that programs can go through them.
         """
         part.forget(self.plan.longest_window - 1)
-        ranges = self._ranges(chain, part, step)
-        state = interval.update(self.step_graph, part.state, ranges, step, part.exposure.arithmetic)
+        ranges = self.ranges(chain, part, step)
         if chain.level is Relaxation.INTERVAL:
-            return state, None
+            return self._updated(part, step, ranges), None
         kept = self.relax(part.exposure, part.state, step, ranges)
         part.window = [*part.window, kept]
         tightening = program.Tightening()
@@ -86,7 +84,15 @@ class Bounder:
             kept, tightening = self._tightened(part, step, until)
             part.window[-1] = kept
         self.recorder.step(chain.name, kept)
-        walked = linear.bound_state(
+        state = self.walked(part, step, ranges)
+        if not chain.level.uses_programs:
+            return state, None
+        state, report = self._solve(chain, part, step, state, until, listed)
+        return state, report and replace(report, tightening=tightening)
+
+    def walked(self, part: Part, step: Step, ranges: interval.Ranges) -> State:
+        """The box after the window of a part, whose last step this is, by forms and by intervals."""
+        found = linear.bound_state(
             self.schedule,
             part.window[-self.plan.window :],
             part.exposure,
@@ -94,15 +100,14 @@ class Bounder:
             self.passes,
         )
         self._tell_of_memory(step)
-        meet = part.exposure.arithmetic.meet
-        state = {n: meet(b, walked[n], f"'{n}' by interval and linear") for n, b in state.items()}
-        if chain.name == OPTIMISED and self.plan.is_optimised(step.index):
-            better = self._optimise(chain, part, step, until)
-            state = {n: b.meet(better[n], f"'{n}' by two slopes") for n, b in state.items()}
-        if not chain.level.uses_programs:
-            return state, None
-        state, report = self._solve(chain, part, step, state, until, listed)
-        return state, report and replace(report, tightening=tightening)
+        boxes, meet = self._updated(part, step, ranges), part.exposure.arithmetic.meet
+        return {  # in the order of the state before the step, by which ends are numbered
+            name: meet(boxes[name], found[name], f"'{name}' by interval and linear")
+            for name in part.state
+        }
+
+    def _updated(self, part: Part, step: Step, ranges: interval.Ranges) -> State:
+        return interval.update(self.step_graph, part.state, ranges, step, part.exposure.arithmetic)
 
     def _tightened(
         self, part: Part, step: Step, until: float | None
@@ -161,48 +166,14 @@ class Bounder:
                     f"on {after} share one"
                 )
 
-    def _optimise(self, chain: Chain, part: Part, step: Step, until: float | None) -> State:
-        """The box by slopes that are optimised from those of the last time."""
-        window = part.window[-self.plan.window :]
-        problem = alpha.Problem(self.schedule, window, part.exposure)
-        ends = torch.arange(2 * sum(box.lower[0].numel() for box in part.state.values()))
-        found = alpha.optimise_ends(
-            problem,
-            ends.to(self.poison.features.device),
-            self.plan.alpha_steps,
-            self.plan.alpha_memory,
-            part.slopes,
-            until,
-        )
-        indices = (relaxed.step.index for relaxed in window)
-        part.slopes = dict(zip(indices, found.slopes, strict=True))
-        self.recorder.slopes(step.index, chain.name, found.slopes)
-        if found.steps < len(window):
-            self.journal.note_once(
-                "the memory budget has room for the gradients of no more than the last steps of the "
-                f"window: slopes before those are not optimised (first {found.steps} of "
-                f"{len(window)}, at step {step.index + 1})"
-            )
-        if found.late:
-            self.journal.limit_reached = True
-            self.journal.fallbacks.append(
-                f"step {step.index + 1}: time limit, slopes were optimised by fewer than alpha_steps = "
-                f"{self.plan.alpha_steps} moves"
-            )
-        return linear.boxes_of(part.state, found.bounds)
-
-    def _ranges(self, chain: Chain, part: Part, step: Step) -> interval.Ranges:
+    def ranges(self, chain: Chain, part: Part, step: Step) -> interval.Ranges:
         level = chain.level
         keep: frozenset[str] = frozenset()
         if level.uses_programs:
             keep = self.schedule.batched
         elif level is not Relaxation.INTERVAL:
             keep = self.schedule.supports
-        walked = {
-            ENUMERATED: self.plan.selections.enumerated_inner,
-            CHARGED: self.plan.selections.charged_inner,
-        }.get(chain.name, self.plan.linear_inner)
-        if level is not Relaxation.INTERVAL and walked:
+        if level is not Relaxation.INTERVAL and self._walks_inside(part.exposure):
             past = part.window[max(0, len(part.window) - self.plan.window + 1) :]
             walks = inner.Walks(
                 self.schedule,
@@ -217,6 +188,13 @@ class Bounder:
         return interval.propagate(
             self.schedule, part.state, step, part.exposure, self.plan.fragment, keep
         )
+
+    def _walks_inside(self, exposure: Exposure) -> bool:
+        """Whether inner bounds go through the window, too."""
+        if isinstance(exposure, Charged):
+            return self.plan.selections.charged_inner
+        one_by_one = isinstance(exposure, Enumerated) and exposure.cases > 1
+        return self.plan.selections.enumerated_inner if one_by_one else self.plan.linear_inner
 
     def _solve(
         self,

@@ -54,6 +54,16 @@ class Chain:
     level: Relaxation
     parts: list[Part]
 
+    def fork(self, name: str, part: str) -> Chain:
+        """A chain that goes on from here by itself, within this one."""
+        parts = [own.fork(f"{part}-{number}") for number, own in enumerate(self.parts)]
+        return Chain(name, self.level, parts)
+
+    @property
+    def tells_apart(self) -> bool:
+        """Whether there are boxes for selections, listed or charged."""
+        return any(part.exposure.cases > 1 for part in self.parts)
+
     @property
     def looser(self) -> tuple[str, ...]:
         """Chains whose boxes hold those of this one."""

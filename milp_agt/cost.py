@@ -159,10 +159,10 @@ def plan(
         sizes, level, selections, poison, restriction, training, steps, walked, inner_bounds, budget
     )
     notes = (*notes, *more)
-    if alpha_steps and (told_apart.groups or told_apart.charged):
+    if alpha_steps and told_apart.charged:
         notes = (
             *notes,
-            "slopes are optimised for all selections jointly; those told apart keep default ones",
+            "slopes are optimised for all selections jointly; charged ones keep default slopes",
         )
     per_sample = FLOAT * LIVE_BOXES * max(sizes.per_sample, 1)
     # The mean of the samples that are left needs all of them at hand.

@@ -39,6 +39,7 @@ from milp_agt.engines.step import (
 from milp_agt.engines.update import UpdateGraph
 from milp_agt.errors import InvalidInputError, SoundnessError
 from milp_agt.identity import settings
+from milp_agt.optimising import Optimiser
 from milp_agt.poison import Poison
 from milp_agt.properties.models import Reached
 from milp_agt.reachable import StepRecord
@@ -110,6 +111,7 @@ class Run:
             self.journal,
             strengthening,
         )
+        self.optimiser = Optimiser(self.bounder)
 
     def _enumerated(self, start: State) -> Chain:
         """A chain with a box for every selection, in groups that fit the memory budget."""
@@ -130,16 +132,15 @@ class Run:
         return Chain(CHARGED, Relaxation.LINEAR, [Part("charged", exposure, state)])
 
     def _begin_optimising(self) -> None:
-        """Go on from the linear chain with slopes to be optimised."""
-        source = next((chain for chain in self.chains if chain.level is Relaxation.LINEAR), None)
+        """Go on from the selections one by one, or else all jointly, with slopes to be optimised."""
+        known = {chain.name: chain for chain in self.chains}
+        source = known.get(ENUMERATED, known.get(Relaxation.LINEAR.value))
         if source is None:
             return
-        chain = Chain(OPTIMISED, Relaxation.LINEAR, [p.fork("optimised") for p in source.parts])
-        after = [c for c in self.chains if not c.level.uses_programs]
-        self.chains.insert(len(after), chain)
-        for part in chain.parts:
-            for relaxed in part.window:
-                self.recorder.step(OPTIMISED, relaxed)
+        chain = source.fork(OPTIMISED, "optimised")
+        self.chains.insert(sum(not c.level.uses_programs for c in self.chains), chain)
+        for relaxed in (relaxed for part in chain.parts for relaxed in part.window):
+            self.recorder.step(OPTIMISED, relaxed)
 
     def advance(self, batch: Tensor) -> None:
         """Bound one more step.
@@ -171,6 +172,8 @@ class Run:
                 if part.exposure.emptied(step) is None:  # else after_step meets them
                     state = chain.within(states, state)
                 part.state = state
+            if chain.name == OPTIMISED:
+                self.optimiser.improve(chain, step, until)
             self.allowance.note(chain.name, index, time.perf_counter() - begun)
             states[chain.name] = outer = chain.within(states, chain.state)
             used = chain.level if solved or not chain.level.uses_programs else used
@@ -181,7 +184,7 @@ class Run:
             after[chain.name] = settled = chain.within(after, settled)
             self.recorder.state(index, chain.name, settled)
             widths[chain.name] = self._mean_width(settled)
-            if chain.name in (CHARGED, ENUMERATED) and not self._is_tame(outer):
+            if chain.tells_apart and not self._is_tame(outer):
                 self.journal.fallbacks.append(
                     f"step {index + 1}: a selection leads to parameters beyond {TAME:.0e}; from here "
                     "on selections are bounded jointly"
@@ -311,7 +314,7 @@ class Run:
     def restore(self, snapshot: Snapshot, batches: Sequence[Batch]) -> None:
         """Go on from a snapshot of this very run: the same boxes, and the same planes made anew."""
         state = snapshot.state
-        if "optimised" in state["chains"]:
+        if "optimised-0" in state["chains"]:
             self._begin_optimising()
         self.chains = [c for c in self.chains if c.parts[0].name in state["chains"]]
         for part in self._parts():
@@ -351,7 +354,7 @@ class Run:
         outer = last.state
         for chain in self.chains:
             outer = {n: b.meet(outer[n], f"'{n}' of two chains") for n, b in chain.state.items()}
-            if chain.name in (CHARGED, ENUMERATED):
+            if chain.tells_apart:
                 last = chain
         for part in last.parts:
             window = tuple(part.window[-self.plan.window :])

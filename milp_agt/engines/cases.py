@@ -48,6 +48,14 @@ class Cases:
     def __len__(self) -> int:
         return len(self.members)
 
+    def single(self, case: int) -> Cases:
+        """One case by itself, so that slopes are made for it and not for the clean run."""
+
+        def of(tensor: Tensor | None) -> Tensor | None:
+            return None if tensor is None else tensor[case : case + 1]
+
+        return Cases(self.members[case : case + 1], of(self.label_moves), of(self.label_members))
+
     def part(self, chosen: slice) -> Cases:
         """Case 0 and some of the others."""
 

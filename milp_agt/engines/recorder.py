@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from torch import Tensor
+
 from milp_agt.engines.program import ProgramReport
 from milp_agt.engines.relaxed import RelaxedStep
 from milp_agt.engines.slopes import Slopes
@@ -19,11 +21,13 @@ class Recorder(Protocol):
         """Boxes, slopes and offsets of one step, before any bound is made from them."""
         ...
 
-    def slopes(self, index: int, chain: str, slopes: Sequence[Slopes]) -> None:
+    def slopes(self, index: int, chain: str, ends: Tensor, slopes: Sequence[Slopes]) -> None:
         """Optimised slopes for each step of the window that ends with step ``index``.
 
-        They have one row for each end of the state: lower ends, then upper ends. The box after the
-        step is also met with the bounds that the walk makes of these.
+        They have one row for each of some ends of the state, which are numbered: lower ends, then
+        upper ends. The box after the step is also met with the bounds that the walk makes of these.
+        A selection that was bounded by itself has steps of its own under the same name, each time
+        from the start of its window.
         """
         ...
 
@@ -42,7 +46,7 @@ class NullRecorder:
     def step(self, chain: str, relaxed: RelaxedStep) -> None:
         return
 
-    def slopes(self, index: int, chain: str, slopes: Sequence[Slopes]) -> None:
+    def slopes(self, index: int, chain: str, ends: Tensor, slopes: Sequence[Slopes]) -> None:
         return
 
     def program(self, index: int, chain: str, report: ProgramReport) -> None:
@@ -59,10 +63,12 @@ class MemoryRecorder:
     steps: dict[str, list[RelaxedStep]] = field(default_factory=dict)
     states: dict[str, list[State]] = field(default_factory=dict)
     programs: dict[str, dict[int, ProgramReport]] = field(default_factory=dict)
-    optimised: dict[str, dict[int, Sequence[Slopes]]] = field(default_factory=dict)
+    optimised: dict[str, dict[int, list[tuple[Tensor, Sequence[Slopes]]]]] = field(
+        default_factory=dict
+    )
 
-    def slopes(self, index: int, chain: str, slopes: Sequence[Slopes]) -> None:
-        self.optimised.setdefault(chain, {})[index] = slopes
+    def slopes(self, index: int, chain: str, ends: Tensor, slopes: Sequence[Slopes]) -> None:
+        self.optimised.setdefault(chain, {}).setdefault(index, []).append((ends, slopes))
 
     def program(self, index: int, chain: str, report: ProgramReport) -> None:
         self.programs.setdefault(chain, {})[index] = report
