@@ -1,6 +1,7 @@
 """An audit from raw files to report: a table of patients, a run file, a verdict, a page to hand on.
 
-Run it with --small for a size that takes a few seconds; --out DIR keeps the files.
+Takes a minute or two; run it with --small for a few seconds. The files stay in runs/audit, or in the
+folder that --out names.
 """
 
 from __future__ import annotations
@@ -8,14 +9,13 @@ from __future__ import annotations
 import argparse
 import csv
 import json
-import tempfile
 from pathlib import Path
 
 from milp_agt.cli import main as milp_agt
 from milp_agt.data import load_dataset
 
-# What an auditor asks: two of the records may be false, each measurement by up to 0.02 standard
-# deviations. Is the classifier that comes out of training still right for 85 % of the test patients?
+# What an auditor asks: any two of the records may be false, each measurement by up to 0.02 standard
+# deviations. Is the classifier that comes out of training still right for 80 % of the test patients?
 RUN = """
 [data]
 path = "patients.csv"
@@ -44,7 +44,7 @@ window = 5
 
 [[property]]
 kind = "accuracy"
-at_least = 0.85
+at_least = 0.8
 
 [[property]]
 kind = "stable"
@@ -70,9 +70,9 @@ def audit(folder: Path, small: bool) -> None:
     # The same as: milp-agt certify run.toml --out audit. Cut off, it goes on with
     # milp-agt certify --resume audit, to the same numbers.
     code = milp_agt(["certify", str(folder / "run.toml"), "--out", str(folder / "audit")])
-    print(f"exit code {code}: {'proved' if code == 0 else 'not proved'}")
-    if code > 1:
+    if code > 1:  # bad input, or a limit that was reached first; the message says which
         raise SystemExit(code)
+    print(f"\nexit code {code}: {'proved' if code == 0 else 'not proved'}")
 
     document = json.loads((folder / "audit" / "result.json").read_text(encoding="utf-8"))
     accuracy = document["properties"][0]
@@ -87,12 +87,8 @@ def audit(folder: Path, small: bool) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--small", action="store_true", help="fewer patients and steps")
-    parser.add_argument("--out", metavar="DIR", type=Path, help="where to keep the files")
+    parser.add_argument("--out", metavar="DIR", type=Path, default=Path("runs/audit"))
     arguments = parser.parse_args()
-    if arguments.out is None:
-        with tempfile.TemporaryDirectory() as folder:
-            audit(Path(folder), arguments.small)
-        return
     arguments.out.mkdir(parents=True, exist_ok=True)
     audit(arguments.out, arguments.small)
 

@@ -4,6 +4,7 @@
     python examples/driving.py --log FOLDER               a folder with driving_log.csv and IMG/
     python examples/driving.py --log FOLDER --radius 1e-6 pixels poisoned as well
     python examples/driving.py --log FOLDER --state pilotnet.pt   the network of a run file
+    python examples/driving.py --small --out runs/driving         and a report with every frame
 
 The convolutions and the first two dense layers are trained on one half of the log, which is trusted, and
 frozen. The other dense layers go on training on the other half, of which one drive is untrusted.
@@ -97,6 +98,9 @@ def main() -> None:
     )
     parser.add_argument("--state", type=Path, help="only save the network before the head trains")
     parser.add_argument("--steps", type=int, default=10, help="steps of the dense layers")
+    parser.add_argument(
+        "--out", type=Path, help="folder for a report, each frame with its interval"
+    )
     options = parser.parse_args()
     folder = options.log
     if folder is None:
@@ -138,6 +142,10 @@ def main() -> None:
         )
     nominal = float(np.abs(angles.nominal - true).mean())
     print(f"mean absolute error: at most {error.mean():.4f}, nominal {nominal:.4f}")
+    if options.out is not None:
+        x_test, y_test = data.x_test, data.y_test
+        drive = agt.Dataset.of(x[half:], y[half:], x_test, y_test, description=data.description)
+        print(f"Written: {agt.report(result, drive, options.out)}")
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
     python examples/medical.py --small                       rendered images, a minute
     python examples/medical.py --data octmnist.npz           any file in the format of MedMNIST
     python examples/medical.py --data octmnist.npz --state octmnist_frozen.pt   for a run file
+    python examples/medical.py --small --out runs/medical    and a report on each threat
 
 A small convolutional network is trained on the trusted classes, frozen in evaluation mode, and its
 dense head is fine-tuned on all classes. The adversary owns some samples of the new class.
@@ -89,6 +90,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, help="an .npz file in the format of MedMNIST")
     parser.add_argument("--state", type=Path, help="only save the network before fine-tuning")
     parser.add_argument("--budget", type=int, default=1, help="poisoned samples of the new class")
+    parser.add_argument("--out", type=Path, help="folder for a report on each threat")
     options = parser.parse_args()
     path = options.data
     if path is None:
@@ -122,6 +124,18 @@ def main() -> None:
             f"{accuracy.nominal:.2f}; backdoor of radius 0.002 succeeds at most {backdoor.upper:.2f} "
             f"(nominal model: {backdoor.nominal:.2f})"
         )
+        if options.out is not None:
+            part = agt.Dataset.of(x, y, *test, description=data.description)
+            page = agt.report(
+                result,
+                part,
+                options.out / name,
+                properties=[
+                    {"kind": "accuracy", "groups": "class"},
+                    {"kind": "backdoor", "radius": 0.002},
+                ],
+            )
+            print(f"Written: {page}")
 
 
 if __name__ == "__main__":
