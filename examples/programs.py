@@ -56,8 +56,12 @@ def from_file(path: str) -> Case:
     return model, case["X"], case["y"].astype(np.int64)
 
 
+def widths(state: Mapping[str, Interval]) -> torch.Tensor:
+    return torch.cat([box.width.flatten() for box in state.values()])
+
+
 def mean_width(state: Mapping[str, Interval]) -> float:
-    return float(torch.cat([box.width.flatten() for box in state.values()]).mean())
+    return float(widths(state).mean())
 
 
 @dataclass(frozen=True)
@@ -99,8 +103,12 @@ class Bounded:
         state: Mapping[str, Interval],
         seconds: float | None,
         strengthening: agt.Strengthening = DEFAULT,
+        worth: float = 0.0,
     ) -> tuple[Mapping[str, Interval], program.ProgramReport, float]:
-        """The box after a step by one program, and the seconds of one core for an objective."""
+        """The box after a step by one program, and the seconds of one core for an objective.
+
+        Parameters whose width is no more than ``worth`` are left as they are.
+        """
         run, first = self.run, max(0, step - window)
         past, steps = self.steps[:first], self.steps[first:step]
         solver = get_solver("highs")
@@ -116,7 +124,7 @@ class Bounded:
             past=past,
             strengthening=strengthening,
         )
-        options = program.SolveOptions(solver, Limits(time=seconds))
+        options = program.SolveOptions(solver, Limits(time=seconds), worth)
         found, report = program.bound_state(encoded, dict(state), options)
         return found, report, (time.process_time() - begun) / max(report.solves, 1)
 
@@ -140,14 +148,23 @@ class Bounded:
 
 
 def measure(
-    case: Case, steps: Sequence[int], windows: Sequence[int], trees: int, seconds: float
+    case: Case,
+    steps: Sequence[int],
+    windows: Sequence[int],
+    trees: int,
+    seconds: float,
+    widest: int | None,
 ) -> None:
     bounded = Bounded.of(case, max(steps))
     print(
         "step  window  level   mean width   gain   s/objective            solves  columns    rows"
     )
     for step in steps:
-        linear = mean_width(bounded.states[step - 1])
+        known = widths(bounded.states[step - 1])
+        count = min(widest or len(known), len(known))
+        chosen = known.argsort(descending=True)
+        worth = 0.0 if count == len(known) else float(known[chosen[count]])
+        linear = float(known[chosen[:count]].mean())
         print(f"{step:4}       -  linear  {linear:.4e}       -")
         for window in windows:
             state = bounded.states[step - 1]
@@ -155,9 +172,9 @@ def measure(
                 if exact and window > trees:
                     continue
                 limit = seconds if exact else None
-                state, report, each = bounded.solve(step, window, exact, state, limit)
+                state, report, each = bounded.solve(step, window, exact, state, limit, worth=worth)
                 stopped = f"{report.limited} of {report.solves} stopped" if exact else "optimal"
-                width = mean_width(state)
+                width = float(widths(state)[chosen[:count]].mean())
                 print(
                     f"{step:4}  {window:6}  {level:6}  {width:.4e}  {1 - width / linear:6.2%}  "
                     f"{each:11.3f}  {stopped:>16}  {report.size['columns']:7} {report.size['rows']:7}",
@@ -206,6 +223,7 @@ def main() -> None:
     parser.add_argument("--case", metavar="FILE.npz", help="data and initial weights")
     parser.add_argument("--trees", type=int, default=3, help="longest window for milp")
     parser.add_argument("--seconds", type=float, default=2.0, help="limit of one milp objective")
+    parser.add_argument("--widest", type=int, help="bound only so many parameters, the widest ones")
     parser.add_argument("--switches", action="store_true", help="what each switch gains at step 10")
     arguments = parser.parse_args()
     case = from_file(arguments.case) if arguments.case else generated()
@@ -213,9 +231,10 @@ def main() -> None:
         few = arguments.small
         compare_switches(case, 2 if few else 10, [1] if few else [1, 3], arguments.seconds)
     elif arguments.small:
-        measure(case, [2], [1, 2], 1, 0.05)
+        measure(case, [2], [1, 2], 1, 0.05, arguments.widest)
     else:
-        measure(case, [10, 20, 30], [1, 3, 10], arguments.trees, arguments.seconds)
+        steps, windows = [10, 20, 30], [1, 3, 10]
+        measure(case, steps, windows, arguments.trees, arguments.seconds, arguments.widest)
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from milp_agt.engines import program
 from milp_agt.engines.program import phases, symmetry
 from milp_agt.engines.program.moves import Moves
 
-EVERY = Strengthening(cuts=True, phases=True, rlt=True)
+EVERY = Strengthening(cuts=True, phases=True, rlt=True, symmetry=True, selection_first=True)
 
 
 @pytest.mark.parametrize("level", ["lp", pytest.param("milp", marks=pytest.mark.slow)])

@@ -11,7 +11,7 @@ from milp_agt.errors import InvalidInputError
 class Strengthening:
     """Switches of the programs of ``lp`` and above; each holds by itself, so each can be measured.
 
-    Any choice gives sound bounds. The defaults are what pays on the instances of README.
+    Any choice gives sound bounds. What has gained little or nothing on the instances of README is off.
 
     Attributes:
         on_off: rows of a sample are tight while it is clean, and give way as its selection grows.
@@ -46,8 +46,8 @@ class Strengthening:
     cuts: bool = False
     phases: bool = False
     rlt: bool = False
-    symmetry: bool = True
-    selection_first: bool = True
+    symmetry: bool = False
+    selection_first: bool = False
     by_choice: bool = True
     identity: bool = False
     pieces: int = 1
