@@ -161,7 +161,7 @@ def test_no_attack_leaves_any_set(drawn: tuple[Problem, dict[str, Any]]) -> None
 
 @pytest.mark.slow
 @given(problems())
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 def test_no_attack_leaves_any_set_in_many_runs(drawn: tuple[Problem, dict[str, Any]]) -> None:
     _attacked(*drawn)
 
