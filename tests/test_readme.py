@@ -1,4 +1,4 @@
-"""README says what the code says."""
+"""The pages say what the code says."""
 
 from __future__ import annotations
 
@@ -11,36 +11,65 @@ from milp_agt.formulations.base import operations
 from milp_agt.support import table
 
 ROOT = Path(__file__).resolve().parent.parent
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+README = ROOT / "README.md"
+TIGHTNESS = ROOT / "formulations" / "README.md"
+PROGRAMS = ROOT / "solvers" / "README.md"
+EXAMPLES = ROOT / "examples" / "README.md"
+PAGES = [README, TIGHTNESS, PROGRAMS, EXAMPLES, ROOT / "examples" / "full" / "README.md"]
 
 
-def section(name: str) -> str:
-    found = re.search(rf"<!-- {name} -->\n(.*?)<!-- /{name} -->", README, re.DOTALL)
-    assert found, f"README has no section '{name}'"
+def section(page: Path, name: str) -> str:
+    text = page.read_text(encoding="utf-8")
+    found = re.search(rf"<!-- {name} -->\n(.*?)<!-- /{name} -->", text, re.DOTALL)
+    assert found, f"{page} has no section '{name}'"
     return found[1].strip()
 
 
 def test_the_table_of_what_is_supported_is_the_generated_one() -> None:
-    assert section("support") == table()
+    assert section(TIGHTNESS, "support") == table()
 
 
 def test_every_operation_says_how_exact_it_is() -> None:
     assert all(operation.exactness for operation in operations().values())
 
 
-@pytest.mark.parametrize("name", ["iris", "tightness", "bench", "programs"])
-def test_measured_sections_are_filled(name: str) -> None:
-    assert len(section(name).splitlines()) > 5
+@pytest.mark.parametrize(
+    ("page", "name"),
+    [
+        (README, "iris"),
+        (README, "tightness"),
+        (TIGHTNESS, "halfmoons"),
+        (TIGHTNESS, "reference"),
+        (TIGHTNESS, "bench"),
+        (PROGRAMS, "programs"),
+    ],
+)
+def test_measured_sections_are_filled(page: Path, name: str) -> None:
+    assert len(section(page, name).splitlines()) > 5
 
 
 def test_the_python_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    (code,) = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
     faster = code.replace("epochs=20", "epochs=2").replace("samples=120", "samples=20")
     exec(compile(faster, "README.md", "exec"), {"__name__": "readme"})
     assert (tmp_path / "runs" / "moons" / "report.html").exists()
 
 
-def test_linked_files_exist() -> None:
-    for target in re.findall(r"\]\(([^)#:]+)\)", README):
-        assert (ROOT / target).exists(), target
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_linked_files_and_headings_exist(page: Path) -> None:
+    for target in re.findall(r"\]\(([^):]+)\)", page.read_text(encoding="utf-8")):
+        name, _, heading = target.partition("#")
+        file = page.parent / name if name else page
+        assert file.exists(), target
+        if heading:
+            titles = re.findall(r"^#+ (.*)$", file.read_text(encoding="utf-8"), re.MULTILINE)
+            assert heading in {re.sub(r"[^\w -]", "", t).lower().replace(" ", "-") for t in titles}
+
+
+def test_scripts_and_run_files_that_pages_name_exist() -> None:
+    for page in PAGES:
+        for name in re.findall(
+            r"\bexamples/([a-z]\w*\.(?:py|toml))", page.read_text(encoding="utf-8")
+        ):
+            assert (ROOT / "examples" / name).exists(), f"{page}: {name}"
