@@ -93,7 +93,9 @@ def certify(
         time_limit: seconds for the whole run. A level goes on as long as its next step is predicted to
             fit beside what the cheaper levels need for all steps that are left: programs end first,
             then optimised slopes and enumerated selections, then linear forms; intervals stay. The
-            result says what ended.
+            result says what ended. Refinements that are left to this function (``inner_bounds`` and
+            ``selections`` None) are made where they are predicted to take less than a minute, or than
+            half of the limit.
         solve_limits: limits of each solve of a program.
         strengthening: what makes programs tighter than their plain encoding: tightened ranges
             (``obbt_seconds``), piecewise envelopes (``pieces``), and switches of rows.

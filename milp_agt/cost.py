@@ -40,6 +40,8 @@ ROWS_PER_ELEMENT = 8
 AUTO_TIME = 120.0
 # Seconds for which inner bounds are walked through the window unasked.
 INNER_TIME = 60.0
+# Share of a time limit that each of the refinements that nobody asked for may be predicted to take.
+SPARE = 0.5
 
 
 @dataclass(frozen=True)
@@ -139,24 +141,36 @@ def plan(
     alpha_steps, note = _alpha_steps(alpha_steps, level, relaxation == "auto")
     notes = (*notes, *note)
     seconds = sizes.inner(steps, walked)
+    spare = 0.0 if time_limit is None else SPARE * time_limit
+    cheap = max(INNER_TIME, spare)
     in_cuts = 2 * FLOAT * step_graph.outputs * step_graph.parameter_count * sizes.batch * walked
     cuts = sizes.walked >= THREADED_ELEMENTS and in_cuts <= budget // 4
     moved = _moved(poison)
     shortcuts = cuts and _pays(sizes, moved, walked, budget) and training.projection is None
     inner_widest: int | None = None
     linear_inner = level is not Relaxation.INTERVAL and inner_bounds != "interval"
-    if linear_inner and inner_bounds is None and seconds > INNER_TIME:
+    if linear_inner and inner_bounds is None and seconds > cheap:
         narrow = sizes.narrow_inner(steps, walked, moved)
-        linear_inner = shortcuts and narrow <= INNER_TIME
+        linear_inner = shortcuts and narrow <= cheap
         inner_widest = step_graph.outputs if linear_inner else None
         but = f" but those of nodes with at most {inner_widest} elements" if linear_inner else ""
         notes = (
             *notes,
             f"inner bounds by intervals{but}: linear ones would take about {seconds:.3g} s, more than "
-            f"{INNER_TIME:g} s; ask for inner_bounds='linear' to have them",
+            f"{cheap:g} s; ask for inner_bounds='linear' to have them",
         )
     told_apart, more = selections_of(
-        sizes, level, selections, poison, restriction, training, steps, walked, inner_bounds, budget
+        sizes,
+        level,
+        selections,
+        poison,
+        restriction,
+        training,
+        steps,
+        walked,
+        inner_bounds,
+        budget,
+        spare,
     )
     notes = (*notes, *more)
     if alpha_steps and told_apart.charged:

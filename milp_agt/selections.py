@@ -55,8 +55,12 @@ def selections_of(
     window: int,
     inner_bounds: str | None,
     memory: int,
+    spare: float,
 ) -> tuple[Selections, tuple[str, ...]]:
     """What was asked for; unasked, the listing where that is cheap, else charges where those are.
+
+    ``spare`` is how many seconds a time limit leaves for what was not asked for: cheap is what takes
+    less, or a minute.
 
     Raises:
         InvalidInputError: an unknown word, or something that this run cannot have.
@@ -75,7 +79,7 @@ def selections_of(
         )
     if asked == "joint" or level is Relaxation.INTERVAL:
         return Selections(), ()
-    work = _Work(sizes, steps, window, inner_bounds, memory)
+    work = _Work(sizes, steps, window, inner_bounds, memory, max(CASES_TIME, spare))
     if asked == "charged":
         _check_charges(sizes, poison, restriction, training, steps)
         return work.charged(poison), ()
@@ -92,9 +96,18 @@ def selections_of(
     if without_influence(sizes.schedule, training.update_rules(steps)[0]) is not None:
         return listed, notes
     count = float(poison.open.sum()) + 1
-    if work.charging(count, False) > CASES_TIME or work.fitting < count:
+    if work.charging(count, False) > work.seconds or work.fitting < count:
         return listed, notes
-    return work.charged(poison), (*notes, "errors are charged to the samples that can cause them")
+    found = work.charged(poison)
+    notes = (*notes, "errors are charged to the samples that can cause them")
+    if found.charged_inner or inner_bounds == "interval":
+        return found, notes
+    seconds = work.charging(count, True)
+    dear = (
+        f"they have inner bounds by intervals: linear ones would take about {seconds:.3g} s; ask "
+        "for inner_bounds='linear', or give a time_limit of more than twice that, to have them"
+    )
+    return found, (*notes, dear)
 
 
 def _check_charges(
@@ -126,6 +139,7 @@ class _Work:
     window: int
     inner_bounds: str | None
     memory: int
+    seconds: float
 
     @property
     def fitting(self) -> int:
@@ -150,7 +164,7 @@ class _Work:
         return boxes + self._walking(columns, 1, self.sizes.inner_rows * linear_inner)
 
     def charged(self, poison: Poison) -> Selections:
-        dear = self.charging(float(poison.open.sum()) + 1, True) > CASES_TIME
+        dear = self.charging(float(poison.open.sum()) + 1, True) > self.seconds
         inner = self.inner_bounds == "linear" or (self.inner_bounds is None and not dear)
         return Selections(charged=True, charged_inner=inner)
 
@@ -159,15 +173,15 @@ class _Work:
         if math.isinf(cases):
             return Selections(), ()
         groups = -(-int(min(cases, 1e9)) // min(self.fitting, MOST_CASES))
-        dear = self.listing(cases, groups, True) > CASES_TIME
+        dear = self.listing(cases, groups, True) > self.seconds
         if asked == "enumerated":
             inner = self.inner_bounds == "linear" or (self.inner_bounds is None and not dear)
             return Selections(groups, inner), ()
         bare = self.listing(cases, groups, False)
-        if bare > CASES_TIME or cases > MOST_LISTED:
+        if bare > self.seconds or cases > MOST_LISTED:
             note = (
                 f"selections are not listed: {cases:.3g} of them one by one would take about "
-                f"{bare:.3g} s, more than {CASES_TIME:g} s; ask for selections='enumerated' to "
+                f"{bare:.3g} s, more than {self.seconds:g} s; ask for selections='enumerated' to "
                 "have them"
             )
             return Selections(), (note,) if cases <= MOST_LISTED else ()

@@ -280,6 +280,20 @@ def test_charges_are_carried_unasked_where_a_list_is_too_long() -> None:
     assert any("charged to the samples" in note for note in result.fallbacks)
 
 
+def test_a_time_limit_pays_for_linear_inner_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("milp_agt.selections.MOST_LISTED", 1)
+    monkeypatch.setattr(
+        "milp_agt.selections._Work.charging", lambda work, columns, inner: 100.0 if inner else 10.0
+    )
+    case = moons(8, 0.05, 2)
+    widths = []
+    for limit, is_dear in ((None, True), (150.0, True), (250.0, False)):
+        result = agt.certify(case.model, case.data, case.training, case.threat, time_limit=limit)
+        assert any("linear ones would take about 100 s" in n for n in result.fallbacks) == is_dear
+        widths.append(result.reachable.mean_width)
+    assert widths[0] == widths[1] > widths[2]
+
+
 def test_a_run_goes_on_from_a_checkpoint(tmp_path: Any) -> None:
     case = moons(3, 0.01, 4)
 
