@@ -216,13 +216,13 @@ def test_mutants_are_found(what: str, monkeypatch: pytest.MonkeyPatch) -> None:
     if what == "debt":
         monkeypatch.setattr(cases._CaseDebt, "owed", _scaled(cases._CaseDebt.owed, 0.99))
     if what == "labels":
-        labels = Enumerated._labels
+        labels = Enumerated.labels
 
         def partly(self: Enumerated, samples: torch.Tensor) -> torch.Tensor:
             exact, nominal = labels(self, samples), self.poison.labels[samples]
             return nominal + 0.99 * (exact - nominal)
 
-        monkeypatch.setattr(Enumerated, "_labels", partly)
+        monkeypatch.setattr(Enumerated, "labels", partly)
     with pytest.raises((AssertionError, agt.errors.SoundnessError)):
         assert_holds_strong_attacks(case)
 

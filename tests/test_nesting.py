@@ -207,7 +207,7 @@ def recorded(problem: Problem, **options: Any) -> tuple[MemoryRecorder, Replay, 
     honest = linear.bound_state
 
     def spy(*arguments: Any, **named: Any) -> State:
-        chunks.append(arguments[4])
+        chunks.append(arguments[3])
         return honest(*arguments, **named)
 
     with pytest.MonkeyPatch.context() as patch:

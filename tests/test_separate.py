@@ -455,7 +455,7 @@ def test_the_list_of_cases_is_complete(loss: str, static: bool) -> None:
             if listed.label_moves is None:
                 fits &= (exposure.label_mask | ~chosen[:, 1]).all(1)
             else:
-                fits &= (exposure._labels(torch.arange(6)) == own).all(-1).all(-1)
+                fits &= (exposure.labels(torch.arange(6)) == own).all(-1).all(-1)
             assert bool(fits.any())
 
 
