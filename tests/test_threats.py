@@ -355,8 +355,9 @@ def test_the_claim_says_what_may_move(words: str) -> None:
     assert words in result.claim
 
 
-def test_the_moves_in_readme_are_threat_models() -> None:
-    text = (Path(__file__).resolve().parent.parent / "README.md").read_text(encoding="utf-8")
+def test_the_moves_on_the_page_of_examples_are_threat_models() -> None:
+    page = Path(__file__).resolve().parent.parent / "examples" / "README.md"
+    text = page.read_text(encoding="utf-8")
     (block,) = re.findall(r"as they come:\n\n```\n(.*?)```", text, re.DOTALL)
     known = {name: getattr(agt, name) for name in agt.__all__}
     made = [eval(line, known) for line in block.splitlines()]

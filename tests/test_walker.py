@@ -41,7 +41,7 @@ def recorded(case: Problem, **options: Any) -> tuple[MemoryRecorder, Any]:
     return recorder, result
 
 
-@pytest.mark.parametrize("hidden", [(6,), (5, 4)])
+@pytest.mark.parametrize("hidden", [(6,), pytest.param((5, 4), marks=pytest.mark.slow)])
 @pytest.mark.parametrize("loss", LOSSES)
 def test_strips_change_nothing(loss, hidden, monkeypatch: pytest.MonkeyPatch) -> None:
     case = problem(loss, hidden, momentum=0.4)
