@@ -43,6 +43,19 @@ def test_attacks_stay_inside(level: str, threat: Any) -> None:
     _attacked(problem, boxes)
 
 
+def test_trees_keep_runs_where_rows_hold_with_equality() -> None:
+    """From a point, the cuts on the state after a step are met by attacks to the last digits; a tree by
+    HiGHS with presolve, and rows as they are, cuts such runs off."""
+    problem = problem_case("bce", agt.FeatureLabelPoisoning(1, 0.2), epochs=1)
+    _, boxes = problem.certify(
+        relaxation="milp",
+        strengthening=Strengthening(cuts=True),
+        selections="joint",
+        solver="highs",
+    )
+    _attacked(problem, boxes)
+
+
 def test_switches_only_help() -> None:
     """From one reachable set; every attack on the data takes part in every row."""
     case, steps = _run(agt.FeaturePoisoning(2, 0.3), 4)
