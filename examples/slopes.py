@@ -55,7 +55,10 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--moves", type=int, nargs="+", default=[0, 5])
     parser.add_argument("--selections", choices=["joint", "enumerated"])
+    parser.add_argument("--small", action="store_true", help="three steps, one move")
     asked = parser.parse_args()
+    if asked.small:
+        asked.steps, asked.moves = 3, [0, 1]
     model, data, loss, rate = generated() if asked.case is None else from_file(asked.case)
     training = agt.Training(loss=loss, learning_rate=rate, epochs=asked.steps)
     threat = agt.FeaturePoisoning(budget=asked.budget, radius=asked.radius)

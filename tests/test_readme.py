@@ -73,3 +73,8 @@ def test_scripts_and_run_files_that_pages_name_exist() -> None:
             r"\bexamples/([a-z]\w*\.(?:py|toml))", page.read_text(encoding="utf-8")
         ):
             assert (ROOT / "examples" / name).exists(), f"{page}: {name}"
+
+
+@pytest.mark.parametrize("script", sorted((ROOT / "examples").glob("*.py")), ids=lambda p: p.name)
+def test_every_example_has_a_small_size(script: Path) -> None:
+    assert '"--small"' in script.read_text(encoding="utf-8")
