@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from attacks import Problem, Replay
+from attacks import Attacks, Problem, Replay
 from test_nesting import case as problem_case
-from test_strengthening import OFF, OPTIONS, _attacked, _run, _width
+from test_strengthening import OFF, OPTIONS, _attacked, _run, _width, least_slack
 
 import milp_agt as agt
 from milp_agt.core.encoder import Encoder
@@ -97,21 +97,15 @@ def _slack(threat: Any, share: float) -> float:
     count = last.step.size * z.signature.size
     moves = Moves(Encoder(False), models.poison, UNRESTRICTED)
     found = phases.influence_inside(models.schedule, steps[:2], last, z, np.arange(count), moves)
-    problem = problem_case("bce", threat, count=5, epochs=3)
-    replay, generator = Replay(problem), torch.Generator().manual_seed(1)
-    least = np.inf
-    for corners in (True, False):
-        attacks = replay.random(1000, generator, corners)
-        chosen = torch.zeros(1000, 5, dtype=torch.bool)
-        for x, y in zip(attacks.features, attacks.labels, strict=True):
-            chosen |= (x != models.poison.features).any(-1) | (y != models.poison.labels).any(-1)
+    replay = Replay(problem_case("bce", threat, count=5, epochs=3))
+
+    def arguments(attacks: Attacks) -> torch.Tensor:
         x, y = attacks.features[2], attacks.labels[2]
         leaves = {**replay.run(attacks)[-2], "features": x, "labels": y}
         values = models.schedule.values({**leaves, "selection": torch.zeros_like(y)})
-        flat = values[z.name].flatten(1).numpy()
-        paid = share * (chosen.numpy().astype(float) @ found.devs.T)
-        least = min(least, float((np.concatenate([flat, -flat], 1) - found.constant + paid).min()))
-    return least
+        return values[z.name].flatten(1)
+
+    return least_slack(replay, found, arguments, share)
 
 
 @pytest.mark.parametrize(

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from attacks import Problem, Replay, assert_inside, with_all_ranges
+from attacks import Attacks, Problem, Replay, assert_inside, with_all_ranges
 from checks_encoding import check_encoding, encode_operation
 from checks_rules import random_coefficients
 from instances import INSTANCES
 from test_mutants import MutantEncoder, moderate
 from test_nesting import case as problem_case
+from torch import Tensor
 
 import milp_agt as agt
 from milp_agt.config import CertifyTable
@@ -110,16 +112,29 @@ def _slack_of_influence(threat: Any, share: float) -> float:
     """The least of ``sign * theta - constant + share * sum_{i in S} dev_i`` over attacks with known S."""
     models, steps = _run(threat, 3)
     found = influence.influence_on(models.schedule, steps[:2], steps[2].state, Joint(models.poison))
-    problem = problem_case("bce", threat, count=5, epochs=2)
-    replay, generator = Replay(problem), torch.Generator().manual_seed(1)
-    least = np.inf
+    replay = Replay(problem_case("bce", threat, count=5, epochs=2))
+
+    def state_of(attacks: Attacks) -> Tensor:
+        state = replay.run(attacks)[-1]
+        return torch.cat([state[n].flatten(1) for n in steps[2].state], 1)
+
+    return least_slack(replay, found, state_of, share)
+
+
+def least_slack(
+    replay: Replay, found: influence.Influence, values: Callable[[Attacks], Tensor], share: float
+) -> float:
+    """The least of ``+-value - constant + share * sum_{i in S} dev_i`` over attacks with known S.
+
+    ``values`` are what the rows are about, (attacks, elements).
+    """
+    generator, least = torch.Generator().manual_seed(1), np.inf
     for corners in (True, False):
         attacks = replay.random(1000, generator, corners)
         chosen = torch.zeros(1000, 5, dtype=torch.bool)
         for x, y in zip(attacks.features, attacks.labels, strict=True):
-            chosen |= (x != models.poison.features).any(-1) | (y != models.poison.labels).any(-1)
-        state = replay.run(attacks)[-1]
-        flat = torch.cat([state[n].flatten(1) for n in steps[2].state], 1).numpy()
+            chosen |= (x != replay.poison.features).any(-1) | (y != replay.poison.labels).any(-1)
+        flat = values(attacks).numpy()
         paid = share * (chosen.numpy().astype(float) @ found.devs.T)
         least = min(least, float((np.concatenate([flat, -flat], 1) - found.constant + paid).min()))
     return least
