@@ -70,7 +70,7 @@ def main() -> None:
         )
         seconds, reached = time.process_time() - begun, result.reachable
         print(f"{moves:6d} {reached.mean_width:11.6f} {reached.max_width:10.5f} {seconds:7.1f}")
-        for note in result.fallbacks:
+        for note in (*result.notes, *result.fallbacks):
             print("      ", note)
 
 

@@ -57,7 +57,7 @@ def main() -> None:
 
     # Undecided? auto takes the tightest one whose predicted cost fits the time, and says why.
     result = agt.certify(model, train, training, threat, relaxation="auto", time_limit=1.0)
-    print("\nWhat auto says of its choice:\n  " + "\n  ".join(result.fallbacks))
+    print("\nWhat auto says of its choice:\n  " + "\n  ".join(result.notes))
     print(f"mean width by auto: {result.reachable.mean_width:.6g}")
 
 

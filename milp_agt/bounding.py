@@ -21,25 +21,13 @@ from milp_agt.engines.recorder import Recorder
 from milp_agt.engines.relaxed import RelaxedStep, relax_step
 from milp_agt.engines.step import Schedule, State, Step
 from milp_agt.errors import SolverUnavailableError
+from milp_agt.journal import Journal
 from milp_agt.poison import Poison
 from milp_agt.solvers.base import Solver
 from milp_agt.tracing import StepGraph
 
 # Ranges beyond this are left to the cheaper relaxation.
 PROGRAM_RANGE_LIMIT = program.RANGE_LIMIT
-
-
-@dataclass
-class Journal:
-    """What did not go as asked: one line for each fallback, and whether a limit was the reason."""
-
-    fallbacks: list[str] = field(default_factory=list)
-    limit_reached: bool = False
-
-    def note_once(self, line: str) -> None:
-        """Add a fallback unless one that begins alike is there."""
-        if not any(known.startswith(line[:40]) for known in self.fallbacks):
-            self.fallbacks.append(line)
 
 
 @dataclass
@@ -139,7 +127,7 @@ class Bounder:
         try:
             return tightener.tighten(window, relax, options)
         except SolverUnavailableError as error:  # a licence that is too small, say
-            self.journal.fallbacks.append(
+            self.journal.fall_back(
                 f"step {step.index + 1}: ranges were not tightened by programs: {error}"
             )
             return last, program.Tightening()
@@ -161,7 +149,7 @@ class Bounder:
     def _tell_of_memory(self, step: Step) -> None:
         for name, passes in (("", self.passes), ("inner ", self.inner_passes)):
             for before, after in passes.told():
-                self.journal.fallbacks.append(
+                self.journal.note(
                     f"step {step.index + 1}: memory ran out with {before} {name}rows in a pass; from here "
                     f"on {after} share one"
                 )
@@ -207,7 +195,7 @@ class Bounder:
     ) -> tuple[State, program.ProgramReport | None]:
         window, _ = self._split(part)
         if not self._fits_a_program(window):
-            self.journal.fallbacks.append(
+            self.journal.fall_back(
                 f"step {step.index + 1}: ranges up to {self._largest(window):.1e} are beyond what a solver "
                 f"can take; '{chain.level.value}' was left to the linear bounds"
             )
@@ -225,23 +213,23 @@ class Bounder:
                 encoded = self._encoded(chain, part)
                 state, report = program.bound_state(encoded, state, options)
         except SolverUnavailableError as error:  # a licence that is too small, say
-            self.journal.limit_reached = True
-            self.journal.fallbacks.append(
-                f"step {step.index + 1}: '{chain.level.value}' was left to the cheaper bounds: {error}"
+            self.journal.fall_back(
+                f"step {step.index + 1}: '{chain.level.value}' was left to the cheaper bounds: {error}",
+                limit=True,
             )
             return state, None
         self.recorder.program(step.index, chain.name, report)
         if report.lost:
-            self.journal.limit_reached = True
-            self.journal.fallbacks.append(
+            self.journal.fall_back(
                 f"step {step.index + 1}: {report.lost} objectives of '{chain.level.value}' were lost with "
-                "workers that died twice; they keep the cheaper bound"
+                "workers that died twice; they keep the cheaper bound",
+                limit=True,
             )
         if report.limited:
-            self.journal.limit_reached = True
-            self.journal.fallbacks.append(
+            self.journal.fall_back(
                 f"step {step.index + 1}: {report.limited} of {report.solves + report.limited} solves by "
-                f"'{chain.level.value}' met a limit; their best dual bound counts, or the linear one"
+                f"'{chain.level.value}' met a limit; their best dual bound counts, or the linear one",
+                limit=True,
             )
         return state, report
 

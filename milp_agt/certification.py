@@ -71,7 +71,7 @@ def certify(
         training: the run.
         threat: what the adversary may change.
         relaxation: interval, linear, lp, milp, qcqp, miqp, or auto (the tightest whose predicted cost fits
-            ``time_limit`` and ``memory``; what was picked and why stands in ``result.fallbacks``).
+            ``time_limit`` and ``memory``; what was picked and why stands in ``result.notes``).
         window: past steps that linear forms are walked through; None for all.
         program_window: steps in one program; None for ``window`` if that is given, else 1.
         inner_bounds: how the ranges inside a step are bounded in linear and above: "interval", "linear"
@@ -133,7 +133,7 @@ def certify(
     labels = inputs.labels_of(data[1], len(features), traced.loss, traced.outputs)
     raw = threat.bind(features, labels, traced.loss)
     step_graph = with_exchanges(traced, raw)
-    head, poison, given_away = frozen.split(step_graph, raw)
+    head, poison, frozen_layers = frozen.split(step_graph, raw)
     batches = training.batch_order(len(features))
     plan = cost.plan(
         head,
@@ -157,7 +157,7 @@ def certify(
     run = Run(
         step_graph=step_graph.to(target),
         head=head.to(target),
-        notes=given_away,
+        remarks=frozen_layers,
         training=training,
         poison=poison.to(target),
         plan=plan,

@@ -10,6 +10,7 @@ from milp_agt.core.restriction import Restriction
 from milp_agt.engines.linear import CACHED_ELEMENTS
 from milp_agt.errors import InvalidInputError
 from milp_agt.inputs import bytes_of, of_kind
+from milp_agt.journal import Remarks
 from milp_agt.poison import Poison, Whole
 from milp_agt.selections import Selections, selections_of
 from milp_agt.sizes import (
@@ -46,7 +47,7 @@ SPARE = 0.5
 
 @dataclass(frozen=True)
 class Plan:
-    """What will be run: the level, the windows, the pieces, and notes for the result."""
+    """What will be run: the level, the windows, the pieces, and remarks for the result."""
 
     asked: str
     relaxation: Relaxation
@@ -67,7 +68,7 @@ class Plan:
     alpha_every: int
     alpha_memory: int
     single_thread: bool
-    notes: tuple[str, ...]
+    remarks: Remarks
 
     @property
     def longest_window(self) -> int:
@@ -133,13 +134,13 @@ def plan(
     budget = bytes_of(memory)
     sizes = Sizes(step_graph, max(len(b) for b in batches), len(poison.open), training.momentum > 0)
     if relaxation == "auto":
-        level, notes = _choose(
+        level, remarks = _choose(
             sizes, steps, walked, budget, AUTO_TIME if time_limit is None else time_limit, solved
         )
     else:
-        level, notes = Relaxation.parse(relaxation), ()
-    alpha_steps, note = _alpha_steps(alpha_steps, level, relaxation == "auto")
-    notes = (*notes, *note)
+        level, remarks = Relaxation.parse(relaxation), Remarks()
+    alpha_steps, idle = _alpha_steps(alpha_steps, level, relaxation == "auto")
+    remarks += idle
     seconds = sizes.inner(steps, walked)
     spare = 0.0 if time_limit is None else SPARE * time_limit
     cheap = max(INNER_TIME, spare)
@@ -154,11 +155,11 @@ def plan(
         linear_inner = shortcuts and narrow <= cheap
         inner_widest = step_graph.outputs if linear_inner else None
         but = f" but those of nodes with at most {inner_widest} elements" if linear_inner else ""
-        notes = (
-            *notes,
+        line = (
             f"inner bounds by intervals{but}: linear ones would take about {seconds:.3g} s, more than "
-            f"{cheap:g} s; ask for inner_bounds='linear' to have them",
+            f"{cheap:g} s; ask for inner_bounds='linear' to have them"
         )
+        remarks += Remarks(notes=(line,))
     told_apart, more = selections_of(
         sizes,
         level,
@@ -172,12 +173,10 @@ def plan(
         budget,
         spare,
     )
-    notes = (*notes, *more)
+    remarks += more
     if alpha_steps and told_apart.charged:
-        notes = (
-            *notes,
-            "slopes are optimised for all selections jointly; charged ones keep default slopes",
-        )
+        line = "slopes are optimised for all selections jointly; charged ones keep default slopes"
+        remarks += Remarks(fallbacks=(line,))
     per_sample = FLOAT * LIVE_BOXES * max(sizes.per_sample, 1)
     # The mean of the samples that are left needs all of them at hand.
     whole = sizes.batch if poison.whole is Whole.REMOVED else 1
@@ -217,7 +216,7 @@ def plan(
         alpha_every=min(alpha_every or steps, steps),
         alpha_memory=budget // 2 if alpha_steps else 0,
         single_thread=sizes.walked < THREADED_ELEMENTS,
-        notes=notes,
+        remarks=remarks,
     )
 
 
@@ -234,8 +233,8 @@ def _pays(sizes: Sizes, moved: int, window: int, memory: int) -> bool:
     return window > 1 and cheaper and FLOAT * elements * window <= memory // 2
 
 
-def _alpha_steps(asked: int, level: Relaxation, chosen: bool) -> tuple[int, tuple[str, ...]]:
-    """How many moves slopes are optimised by, and what to note."""
+def _alpha_steps(asked: int, level: Relaxation, chosen: bool) -> tuple[int, Remarks]:
+    """How many moves slopes are optimised by, and what to say of it."""
     if not isinstance(asked, int) or asked < 0:
         raise InvalidInputError(
             "alpha_steps counts moves of an optimisation of slopes, at least 0",
@@ -243,9 +242,10 @@ def _alpha_steps(asked: int, level: Relaxation, chosen: bool) -> tuple[int, tupl
             "give 0 for the default slopes, or 5 to 20 for tighter bounds",
         )
     if asked == 0 or level is not Relaxation.INTERVAL:
-        return asked, ()
+        return asked, Remarks()
     if chosen:
-        return 0, ("alpha_steps is idle: auto picked 'interval', which has no slopes",)
+        line = "alpha_steps is idle: auto picked 'interval', which has no slopes"
+        return 0, Remarks(fallbacks=(line,))
     raise InvalidInputError(
         f"Slopes are to be optimised by alpha_steps = {asked}",
         f"relaxation '{level.value}', which has no slopes",
@@ -255,7 +255,7 @@ def _alpha_steps(asked: int, level: Relaxation, chosen: bool) -> tuple[int, tupl
 
 def _choose(
     sizes: Sizes, steps: int, window: int, memory: int, seconds: float, solved: int
-) -> tuple[Relaxation, tuple[str, ...]]:
+) -> tuple[Relaxation, Remarks]:
     """The tightest level below milp whose predicted time and memory fit, and why."""
     walks = sum(min(t + 1, window) for t in range(steps))
     linear = 2 * sizes.state * sizes.walked * walks / WALKED_PER_SECOND
@@ -281,4 +281,4 @@ def _choose(
         f"auto picked '{chosen.value}': predicted {table}; allowed {seconds:.3g} s / "
         f"{memory / 2**20:.3g} MiB; milp is never picked unasked"
     )
-    return chosen, (note,)
+    return chosen, Remarks(notes=(note,))

@@ -27,6 +27,7 @@ from milp_agt.formulations.max_pool import MaxPool
 from milp_agt.formulations.relu import Relu
 from milp_agt.formulations.sigmoid import Sigmoid
 from milp_agt.formulations.tanh import Tanh
+from milp_agt.journal import Remarks
 from milp_agt.moves import Box
 from milp_agt.poison import Poison
 from milp_agt.tracing import FEATURES, StepGraph
@@ -139,16 +140,16 @@ def _known() -> tuple[type, ...]:
     return (*LINEAR, *CONTRACTING, Relu)
 
 
-def split(step_graph: StepGraph, poison: Poison) -> tuple[StepGraph, Poison, tuple[str, ...]]:
+def split(step_graph: StepGraph, poison: Poison) -> tuple[StepGraph, Poison, Remarks]:
     """The graph and the threat of a run on frozen features; unchanged where there are none.
 
     Nodes keep their names. The moves of a sample become the box of all features that its admissible
     inputs reach, by intervals and, where that is cheap, by linear forms; the rounding of the layers is
-    granted anew in every step. Notes say where something was given away.
+    granted anew in every step. A note says how.
     """
     body = Body.of(step_graph)
     if body is None:
-        return step_graph, poison, ()
+        return step_graph, poison, Remarks()
     largest = sum(node.signature.size for node in body.nodes)
     rows = 2 * body.output.signature.size
     moved = poison.feature_moves is not None and not poison.is_clean
@@ -167,13 +168,13 @@ def split(step_graph: StepGraph, poison: Poison) -> tuple[StepGraph, Poison, tup
     )
     head = replace(step_graph, graph=_headed(step_graph, body, error.amax(0)))
     if not moved:
-        return head, features, ()
+        return head, features, Remarks()
     how = "intervals and linear forms" if walked else "intervals"
     note = (
         f"the frozen layers up to '{body.output.name}' were bounded once, before the first step: what a "
         f"poisoned sample can make of their output is a box by {how}"
     )
-    return head, features, (note,)
+    return head, features, Remarks(notes=(note,))
 
 
 def _bounded(body: Body, poison: Poison, walked: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:

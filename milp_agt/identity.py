@@ -55,7 +55,7 @@ def identity(
     """Everything that decides the result of a run, by name; data and weights as hashes."""
     nodes = [(n.name, n.op.key, n.inputs, n.shape, _constants(n.op)) for n in step_graph.graph]
     options = {field.name: getattr(plan, field.name) for field in fields(plan)}
-    del options["notes"]  # they say in words what the others decide
+    del options["remarks"]  # they say in words what the others decide
     return {
         "model": digest(nodes, step_graph.initial, step_graph.frozen),
         "data": digest(poison.features, poison.labels),

@@ -97,6 +97,7 @@ class ResultFolder:
             "relaxation": {
                 "asked": result.relaxation,
                 "used": list(dict.fromkeys(step.relaxation for step in result.steps)),
+                "notes": list(result.notes),
                 "fallbacks": list(result.fallbacks),
                 "limit_reached": result.limit_reached,
             },

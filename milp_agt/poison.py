@@ -187,7 +187,7 @@ class Poison:
             total = total + self.label_moves.support(-on_labels)
         return total
 
-    def notes(self, programs: bool) -> tuple[str, ...]:
+    def left_out(self, programs: bool) -> tuple[str, ...]:
         """What of the threat the bounds leave out; ``programs`` says whether programs are solved."""
         if self.is_clean or programs:
             return ()

@@ -20,6 +20,7 @@ from milp_agt.engines.joint import Joint
 from milp_agt.engines.program import WindowProgram
 from milp_agt.engines.step import Schedule, State
 from milp_agt.errors import InvalidInputError
+from milp_agt.journal import Remarks
 from milp_agt.poison import Poison
 from milp_agt.properties.models import Models, Reached
 from milp_agt.properties.questions import Questions
@@ -47,7 +48,8 @@ class Result(Questions):
         steps: one record for each finished step.
         total_steps: steps of the whole run; fewer records mean that it was interrupted.
         relaxation: the level that was asked for.
-        fallbacks: where less than that was used, and why; never silent.
+        notes: what was chosen where the options left it open; no bound is looser than asked for it.
+        fallbacks: where less than what was asked for could be done, and why; never silent.
         limit_reached: True if a time or solve limit was met.
         threat: what the adversary may do, in words.
         assumptions: what is assumed and not modelled.
@@ -64,6 +66,7 @@ class Result(Questions):
     threat: str
     assumptions: tuple[str, ...] = ASSUMPTIONS
     models: Models = field(repr=False, kw_only=True)
+    notes: tuple[str, ...] = field(default=(), kw_only=True)
     attack: Attack | None = field(default=None, repr=False, kw_only=True)
     settings: Mapping[str, Any] = field(default_factory=dict, repr=False, kw_only=True)
 
@@ -78,7 +81,7 @@ class Result(Questions):
         steps: tuple[StepRecord, ...],
         total_steps: int,
         relaxation: str,
-        fallbacks: tuple[str, ...],
+        remarks: Remarks,
         limit_reached: bool,
         threat: str,
         settings: Mapping[str, Any],
@@ -91,7 +94,8 @@ class Result(Questions):
             steps=steps,
             total_steps=total_steps,
             relaxation=relaxation,
-            fallbacks=fallbacks,
+            notes=remarks.notes,
+            fallbacks=remarks.fallbacks,
             limit_reached=limit_reached,
             threat=threat,
             models=models,
@@ -171,6 +175,7 @@ class Result(Questions):
             "steps": [asdict(record) for record in self.steps],
             "total_steps": self.total_steps,
             "relaxation": self.relaxation,
+            "notes": self.notes,
             "fallbacks": self.fallbacks,
             "limit_reached": self.limit_reached,
             "threat": self.threat,
@@ -234,7 +239,7 @@ def _restore(arrays: Mapping[str, npt.NDArray[Any]], about: Mapping[str, Any]) -
         steps=tuple(StepRecord(**record) for record in about["steps"]),
         total_steps=about["total_steps"],
         relaxation=about["relaxation"],
-        fallbacks=tuple(about["fallbacks"]),
+        remarks=Remarks(tuple(about.get("notes", ())), tuple(about["fallbacks"])),
         limit_reached=about["limit_reached"],
         threat=about["threat"],
         settings=about.get("settings", {}),
@@ -251,7 +256,7 @@ def untrained(model: nn.Module, loss: str, feature_shape: tuple[int, ...]) -> Re
         steps=(),
         total_steps=0,
         relaxation=Relaxation.INTERVAL.value,
-        fallbacks=(),
+        remarks=Remarks(),
         limit_reached=False,
         threat="no sample poisoned",
         settings={},
@@ -266,7 +271,7 @@ def _from_box(
     steps: tuple[StepRecord, ...],
     total_steps: int,
     relaxation: str,
-    fallbacks: tuple[str, ...],
+    remarks: Remarks,
     limit_reached: bool,
     threat: str,
     settings: Mapping[str, Any],
@@ -282,7 +287,7 @@ def _from_box(
         steps=steps,
         total_steps=total_steps,
         relaxation=relaxation,
-        fallbacks=fallbacks,
+        remarks=remarks,
         limit_reached=limit_reached,
         threat=threat,
         settings=settings,

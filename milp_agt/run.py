@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -12,8 +12,9 @@ from torch import Tensor
 
 from milp_agt import cost
 from milp_agt.allowance import Allowance
-from milp_agt.bounding import Bounder, Journal
-from milp_agt.chains import CHARGED, ENUMERATED, OPTIMISED, Chain, Part, after_step
+from milp_agt.bounding import Bounder
+from milp_agt.carried import Carried
+from milp_agt.chains import OPTIMISED, Chain, after_step
 from milp_agt.checkpoint import Snapshot, pack, unpack
 from milp_agt.core.interval import Interval
 from milp_agt.core.relaxation import Relaxation
@@ -21,10 +22,7 @@ from milp_agt.core.restriction import UNRESTRICTED, Restriction
 from milp_agt.core.results import Limits
 from milp_agt.core.strengthening import DEFAULT, Strengthening
 from milp_agt.engines import interval, program
-from milp_agt.engines.cases import Enumerated, enumerate_cases
-from milp_agt.engines.charged import Charged
 from milp_agt.engines.exposure import Exposure
-from milp_agt.engines.joint import Joint
 from milp_agt.engines.recorder import Recorder
 from milp_agt.engines.relaxed import RelaxedStep, settle
 from milp_agt.engines.slopes import pack_slopes, unpack_slopes
@@ -39,9 +37,9 @@ from milp_agt.engines.step import (
 from milp_agt.engines.update import UpdateGraph
 from milp_agt.errors import InvalidInputError, SoundnessError
 from milp_agt.identity import settings
+from milp_agt.journal import Journal, Remarks
 from milp_agt.optimising import Optimiser
 from milp_agt.poison import Poison
-from milp_agt.properties.models import Reached
 from milp_agt.reachable import StepRecord
 from milp_agt.result import Result
 from milp_agt.solvers.base import Solver
@@ -60,7 +58,7 @@ class Run:
         *,
         step_graph: StepGraph,
         head: StepGraph,
-        notes: tuple[str, ...],
+        remarks: Remarks,
         training: Training,
         poison: Poison,
         plan: cost.Plan,
@@ -80,23 +78,15 @@ class Run:
         device = poison.features.device
         box = {n: Interval(b.lower.to(device), b.upper.to(device)) for n, b in initial.items()}
         start = initial_state(step_graph, box, training.momentum > 0)
-        joint = Joint(poison, restriction)
-        self.chains = [
-            Chain(level.value, level, [Part(level.value, joint, start)])
-            for level in plan.relaxation.chain()
-        ]
-        if plan.selections.groups:
-            self.chains.insert(2, self._enumerated(start))
-        if plan.selections.charged:
-            self.chains.insert(2, self._charged(start))
+        self.carried = Carried(plan, poison, restriction, start)
         self.nominal: dict[str, Tensor] = {n: v.to(device) for n, v in step_graph.initial.items()}
         if training.momentum > 0:
             for name in step_graph.parameters:
                 self.nominal[velocity_of(name)] = torch.zeros_like(self.nominal[name])
         self.updates = training.update_rules(plan.steps)
         self.records: list[StepRecord] = []
-        dropped = poison.notes(plan.relaxation.uses_programs)
-        self.journal = Journal([*notes, *plan.notes, *dropped])
+        dropped = Remarks(fallbacks=poison.left_out(plan.relaxation.uses_programs))
+        self.journal = Journal.of(remarks + plan.remarks + dropped)
         self.allowance = Allowance(deadline, plan.steps, plan.longest_window)
         self.bounder = Bounder(
             step_graph,
@@ -113,33 +103,10 @@ class Run:
         )
         self.optimiser = Optimiser(self.bounder)
 
-    def _enumerated(self, start: State) -> Chain:
-        """A chain with a box for every selection, in groups that fit the memory budget."""
-        listed = enumerate_cases(self.poison, self.restriction)
-        count = len(listed) - 1
-        size = max(1, -(-count // self.plan.selections.groups))
-        parts: list[Part] = []
-        for first in range(0, count, size):
-            exposure = Enumerated(self.poison, listed.part(slice(first, first + size)))
-            state = {n: b.expand_states(exposure.cases) for n, b in start.items()}
-            parts.append(Part(f"selections-{len(parts)}", exposure, state))
-        return Chain(ENUMERATED, Relaxation.LINEAR, parts)
-
-    def _charged(self, start: State) -> Chain:
-        """A chain whose errors are charged to the samples that can cause them."""
-        exposure = Charged(self.poison)
-        state = {n: b.expand_states(exposure.cases) for n, b in start.items()}
-        return Chain(CHARGED, Relaxation.LINEAR, [Part("charged", exposure, state)])
-
     def _begin_optimising(self) -> None:
-        """Go on from the selections one by one, or else all jointly, with slopes to be optimised."""
-        known = {chain.name: chain for chain in self.chains}
-        source = known.get(ENUMERATED, known.get(Relaxation.LINEAR.value))
-        if source is None:
-            return
-        chain = source.fork(OPTIMISED, "optimised")
-        self.chains.insert(sum(not c.level.uses_programs for c in self.chains), chain)
-        for relaxed in (relaxed for part in chain.parts for relaxed in part.window):
+        chain = self.carried.begin_optimising()
+        parts = () if chain is None else chain.parts
+        for relaxed in (relaxed for part in parts for relaxed in part.window):
             self.recorder.step(OPTIMISED, relaxed)
 
     def advance(self, batch: Tensor) -> None:
@@ -158,16 +125,16 @@ class Run:
         report: program.ProgramReport | None = None
         states: dict[str, State] = {}  # before the projection, if there is one
         update = UpdateGraph.of(self.schedule.gradients, step)
-        before = {part.name: part.state for part in self._parts()}
+        before = {part.name: part.state for part in self.carried.parts}
         after: dict[str, State] = {}  # at the end of the step, by chains and by their parts
         settled: State = {}
-        for chain in list(self.chains):
-            if chain not in self.chains or self._is_out_of_time(chain, index):
+        for chain in list(self.carried):
+            if chain not in self.carried or self._is_out_of_time(chain, index):
                 continue
             begun = time.perf_counter()
-            until = self.allowance.spend_until(self._cheaper(chain), index)
+            until = self.allowance.spend_until(self.carried.cheaper(chain), index)
             for part in chain.parts:
-                state, solved = self.bounder.bound(chain, part, step, until, self._listed())
+                state, solved = self.bounder.bound(chain, part, step, until, self.carried.listed)
                 report = solved or report
                 if part.exposure.emptied(step) is None:  # else after_step meets them
                     state = chain.within(states, state)
@@ -185,11 +152,11 @@ class Run:
             self.recorder.state(index, chain.name, settled)
             widths[chain.name] = self._mean_width(settled)
             if chain.tells_apart and not self._is_tame(outer):
-                self.journal.fallbacks.append(
+                self.journal.fall_back(
                     f"step {index + 1}: a selection leads to parameters beyond {TAME:.0e}; from here "
                     "on selections are bounded jointly"
                 )
-                self.chains.remove(chain)
+                self.carried.end(chain)
         self._settle(update, step, after)
         self._advance_nominal(step, settled)
         flat = torch.cat([settled[n].width.flatten() for n in self.step_graph.parameters])
@@ -207,13 +174,9 @@ class Run:
             )
         )
 
-    def _listed(self) -> Sequence[Part]:
-        """The enumerated selections that are carried along, in groups."""
-        return next((chain.parts for chain in self.chains if chain.name == ENUMERATED), ())
-
     def _settle(self, update: UpdateGraph, step: Step, after: Mapping[str, State]) -> None:
         """End the step, now that all levels have bounded it."""
-        for part in self._parts():
+        for part in self.carried.parts:
             if update.projections and part.window:
                 part.window[-1] = settle(part.window[-1], part.state, part.exposure.cases)
             part.state = after[part.key(step.index)]
@@ -222,11 +185,11 @@ class Run:
                 self._note_skip(step)
 
     def _note_skip(self, step: Step) -> None:
-        note = (
+        line = (
             "batches that may lose all their samples skip their steps then: linear forms and programs "
             f"start anew after each (first at step {step.index + 1})"
         )
-        self.journal.note_once(note)
+        self.journal.fall_back_once(line)
 
     def _step(self, index: int, batch: Tensor) -> Step:
         return Step(
@@ -237,23 +200,15 @@ class Run:
     def _is_tame(state: State) -> bool:
         return all(bool((box.magnitude <= TAME).all()) for box in state.values())
 
-    def _cheaper(self, chain: Chain) -> list[str]:
-        """Names of the chains that come before one."""
-        return [other.name for other in self.chains[: self.chains.index(chain)]]
-
     def _is_out_of_time(self, chain: Chain, index: int) -> bool:
         """Whether a chain ends before this step, and with it those that lie within it."""
         if chain.level is Relaxation.INTERVAL:
             return False
-        why = self.allowance.refusal(chain.name, self._cheaper(chain), index)
+        why = self.allowance.refusal(chain.name, self.carried.cheaper(chain), index)
         if why is None:
             return False
-        within = [c for c in self.chains if chain.level in c.level.chain()]
-        ended = [chain] if chain.name in (CHARGED, ENUMERATED, OPTIMISED) else within
-        self.chains = [c for c in self.chains if c not in ended]
-        others = ", ".join(f"'{c.name}'" for c in ended[1:])
-        self.journal.limit_reached = True
-        self.journal.fallbacks.append(why + (f"; with it {others}" if others else ""))
+        others = ", ".join(f"'{c.name}'" for c in self.carried.end(chain)[1:])
+        self.journal.fall_back(why + (f"; with it {others}" if others else ""), limit=True)
         return True
 
     def _advance_nominal(self, step: Step, box: State) -> None:
@@ -291,7 +246,7 @@ class Run:
                 "boxes": pack(relaxed.ranges.boxes),
                 "sums": dict(relaxed.ranges.sums),
             }
-            for part in self._parts()
+            for part in self.carried.parts
             for relaxed in part.window
         }
         state = {
@@ -301,12 +256,11 @@ class Run:
                     "window": [relaxed.step.index for relaxed in part.window],
                     "slopes": [pack_slopes(index, own) for index, own in part.slopes.items()],
                 }
-                for part in self._parts()
+                for part in self.carried.parts
             },
             "nominal": dict(self.nominal),
             "records": [asdict(record) for record in self.records],
-            "fallbacks": list(self.journal.fallbacks),
-            "limit_reached": self.journal.limit_reached,
+            **asdict(self.journal),
             "measured": {name: list(last) for name, last in self.allowance.measured.items()},
         }
         return Snapshot(len(self.records), state, parts)
@@ -316,8 +270,8 @@ class Run:
         state = snapshot.state
         if "optimised-0" in state["chains"]:
             self._begin_optimising()
-        self.chains = [c for c in self.chains if c.parts[0].name in state["chains"]]
-        for part in self._parts():
+        self.carried.keep(list(state["chains"]))
+        for part in self.carried.parts:
             kept = state["chains"][part.name]
             part.state = unpack(kept["state"])
             part.window = [
@@ -327,17 +281,12 @@ class Run:
             part.slopes = dict(unpack_slopes(plain) for plain in kept["slopes"])
         self.nominal = dict(state["nominal"])
         self.records = [StepRecord(**record) for record in state["records"]]
-        self.journal.fallbacks = list(state["fallbacks"])
-        self.journal.limit_reached = state["limit_reached"]
+        self.journal.restore(state)
         self.allowance.measured = {
             n: (at, spent) for n, (at, spent) in state.get("measured", {}).items()
         }
         if self.allowance.deadline is not None:
             self.allowance.deadline -= sum(record.seconds for record in self.records)
-
-    def _parts(self) -> Iterator[Part]:
-        for chain in self.chains:
-            yield from chain.parts
 
     def _relaxed(
         self, kept: Mapping[str, Any], exposure: Exposure, index: int, batches: Sequence[Batch]
@@ -348,22 +297,9 @@ class Run:
         state = unpack(kept["state"])
         return self.bounder.relax(exposure, state, step, ranges)
 
-    def _reached(self) -> Iterator[Reached]:
-        """The boxes of the tightest chain; each selection's own where there are any."""
-        last = self.chains[-1]
-        outer = last.state
-        for chain in self.chains:
-            outer = {n: b.meet(outer[n], f"'{n}' of two chains") for n, b in chain.state.items()}
-            if chain.tells_apart:
-                last = chain
-        for part in last.parts:
-            window = tuple(part.window[-self.plan.window :])
-            state = {n: b.meet(outer[n], f"'{n}' of two chains") for n, b in part.state.items()}
-            yield Reached(state, window, part.exposure, outer)
-
     def _program(self) -> program.WindowProgram | None:
         """The last program of the tightest chain, for questions about the model."""
-        chain = self.chains[-1]
+        chain = self.carried.tightest
         if not self.records or self.records[-1].relaxation != chain.level.value:
             return None  # the last step was left to cheaper bounds, and so are questions
         return self.bounder.last_program(chain)
@@ -373,13 +309,13 @@ class Run:
         return Result.of(
             step_graph=self.step_graph,
             schedule=self.schedule,
-            reached=tuple(self._reached()),
+            reached=tuple(self.carried.reached(self.plan.window)),
             program=self._program(),
             nominal=self.nominal,
             steps=tuple(self.records),
             total_steps=self.plan.steps,
             relaxation=self.plan.asked,
-            fallbacks=tuple(self.journal.fallbacks),
+            remarks=self.journal.remarks,
             limit_reached=self.journal.limit_reached,
             threat=self.claim,
             settings=settings(self.training, self.plan),

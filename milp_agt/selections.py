@@ -10,6 +10,7 @@ from milp_agt.core.restriction import Restriction
 from milp_agt.engines.cases import count_cases
 from milp_agt.engines.charged import can_be_charged, without_influence
 from milp_agt.errors import InvalidInputError
+from milp_agt.journal import Remarks
 from milp_agt.poison import Poison
 from milp_agt.sizes import BOUNDED_PER_SECOND, FLOAT, WALKED_PER_SECOND, Sizes
 from milp_agt.training import Training
@@ -56,7 +57,7 @@ def selections_of(
     inner_bounds: str | None,
     memory: int,
     spare: float,
-) -> tuple[Selections, tuple[str, ...]]:
+) -> tuple[Selections, Remarks]:
     """What was asked for; unasked, the listing where that is cheap, else charges where those are.
 
     ``spare`` is how many seconds a time limit leaves for what was not asked for: cheap is what takes
@@ -78,11 +79,11 @@ def selections_of(
             "use relaxation 'linear' or above",
         )
     if asked == "joint" or level is Relaxation.INTERVAL:
-        return Selections(), ()
+        return Selections(), Remarks()
     work = _Work(sizes, steps, window, inner_bounds, memory, max(CASES_TIME, spare))
     if asked == "charged":
         _check_charges(sizes, poison, restriction, training, steps)
-        return work.charged(poison), ()
+        return work.charged(poison), Remarks()
     cases = count_cases(poison, restriction)
     if asked == "enumerated" and math.isinf(cases):
         raise InvalidInputError(
@@ -90,24 +91,24 @@ def selections_of(
             "a budget in each batch, or nothing that can be poisoned",
             "use scope='dataset', or selections='joint'",
         )
-    listed, notes = work.listed(cases, asked)
+    listed, remarks = work.listed(cases, asked)
     if listed.groups or not can_be_charged(poison, restriction):
-        return listed, notes
+        return listed, remarks
     if without_influence(sizes.schedule, training.update_rules(steps)[0]) is not None:
-        return listed, notes
+        return listed, remarks
     count = float(poison.open.sum()) + 1
     if work.charging(count, False) > work.seconds or work.fitting < count:
-        return listed, notes
+        return listed, remarks
     found = work.charged(poison)
-    notes = (*notes, "errors are charged to the samples that can cause them")
+    remarks += Remarks(notes=("errors are charged to the samples that can cause them",))
     if found.charged_inner or inner_bounds == "interval":
-        return found, notes
+        return found, remarks
     seconds = work.charging(count, True)
     dear = (
         f"they have inner bounds by intervals: linear ones would take about {seconds:.3g} s; ask "
         "for inner_bounds='linear', or give a time_limit of more than twice that, to have them"
     )
-    return found, (*notes, dear)
+    return found, remarks + Remarks(notes=(dear,))
 
 
 def _check_charges(
@@ -168,15 +169,15 @@ class _Work:
         inner = self.inner_bounds == "linear" or (self.inner_bounds is None and not dear)
         return Selections(charged=True, charged_inner=inner)
 
-    def listed(self, cases: float, asked: str | None) -> tuple[Selections, tuple[str, ...]]:
+    def listed(self, cases: float, asked: str | None) -> tuple[Selections, Remarks]:
         """Cases one by one, if asked for or cheap."""
         if math.isinf(cases):
-            return Selections(), ()
+            return Selections(), Remarks()
         groups = -(-int(min(cases, 1e9)) // min(self.fitting, MOST_CASES))
         dear = self.listing(cases, groups, True) > self.seconds
         if asked == "enumerated":
             inner = self.inner_bounds == "linear" or (self.inner_bounds is None and not dear)
-            return Selections(groups, inner), ()
+            return Selections(groups, inner), Remarks()
         bare = self.listing(cases, groups, False)
         if bare > self.seconds or cases > MOST_LISTED:
             note = (
@@ -184,11 +185,11 @@ class _Work:
                 f"{bare:.3g} s, more than {self.seconds:g} s; ask for selections='enumerated' to "
                 "have them"
             )
-            return Selections(), (note,) if cases <= MOST_LISTED else ()
+            return Selections(), Remarks(notes=(note,) if cases <= MOST_LISTED else ())
         if self.inner_bounds == "linear" and dear:
             note = (
                 f"selections have inner bounds by intervals: linear ones would take about "
                 f"{self.listing(cases, groups, True):.3g} s; ask for selections='enumerated' to have them"
             )
-            return Selections(groups), (note,)
-        return Selections(groups, self.inner_bounds != "interval" and not dear), ()
+            return Selections(groups), Remarks(fallbacks=(note,))
+        return Selections(groups, self.inner_bounds != "interval" and not dear), Remarks()

@@ -12,7 +12,7 @@ from attacks import network
 from torch import nn
 
 import milp_agt as agt
-from milp_agt import bounding, certification
+from milp_agt import archive, bounding, certification
 from milp_agt.core.results import SolveResult, Termination
 from milp_agt.errors import EncodingError, InvalidInputError
 from milp_agt.solvers import Capability, choose
@@ -160,8 +160,24 @@ def test_auto_picks_and_explains() -> None:
     assert poor.steps[-1].relaxation == small.steps[-1].relaxation == "interval"
     for result in (rich, poor, small):
         assert result.relaxation == "auto"
-        assert result.fallbacks[0].startswith("auto picked ")
-        assert "predicted" in result.fallbacks[0]
+        assert result.notes[0].startswith("auto picked ")
+        assert "predicted" in result.notes[0]
+        assert not any("auto" in text for text in result.fallbacks)
+
+
+def test_a_note_is_no_fallback_and_an_old_file_has_none(tmp_path) -> None:
+    """A choice is a note, what could not be had a fallback; both are kept."""
+    result = certify(relaxation="auto", time_limit=0, alpha_steps=2)
+    assert [text.split()[0] for text in result.notes] == ["auto"]
+    assert [text.split()[0] for text in result.fallbacks] == ["alpha_steps"]
+    result.save(tmp_path / "run")
+    loaded = agt.load(tmp_path / "run")
+    assert (loaded.notes, loaded.fallbacks) == (result.notes, result.fallbacks)
+    arrays, about = archive.read(tmp_path / "run")
+    del about["notes"]
+    archive.write(tmp_path / "old", arrays, about)
+    old = agt.load(tmp_path / "old")
+    assert (old.notes, old.fallbacks) == ((), result.fallbacks)
 
 
 def test_a_callback_after_every_step() -> None:
@@ -249,6 +265,7 @@ def test_save_and_load(make, tmp_path) -> None:
         "steps",
         "total_steps",
         "relaxation",
+        "notes",
         "fallbacks",
         "limit_reached",
         "threat",
@@ -399,5 +416,5 @@ def test_inner_bounds_that_are_too_dear_are_left_out_and_said_so(asked, monkeypa
         agt.LabelPoisoning(1),
         inner_bounds=asked,
     )
-    said = [note for note in result.fallbacks if "inner bounds by intervals" in note]
+    said = [note for note in result.notes if "inner bounds by intervals" in note]
     assert len(said) == (asked is None)

@@ -277,7 +277,7 @@ def test_charges_are_carried_unasked_where_a_list_is_too_long() -> None:
     case = moons(8, 0.01, 2)
     result = agt.certify(case.model, case.data, case.training, case.threat)
     assert CHARGED in result.steps[-1].chains
-    assert any("charged to the samples" in note for note in result.fallbacks)
+    assert any("charged to the samples" in note for note in result.notes)
 
 
 def test_a_time_limit_pays_for_linear_inner_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -289,7 +289,7 @@ def test_a_time_limit_pays_for_linear_inner_bounds(monkeypatch: pytest.MonkeyPat
     widths = []
     for limit, is_dear in ((None, True), (150.0, True), (250.0, False)):
         result = agt.certify(case.model, case.data, case.training, case.threat, time_limit=limit)
-        assert any("linear ones would take about 100 s" in n for n in result.fallbacks) == is_dear
+        assert any("linear ones would take about 100 s" in n for n in result.notes) == is_dear
         widths.append(result.reachable.mean_width)
     assert widths[0] == widths[1] > widths[2]
 

@@ -75,7 +75,7 @@ def same(a: Result, b: Result) -> None:
             assert one.tobytes() == other.tobytes(), (end, name)
     timeless = [replace(record, seconds=0.0) for record in a.steps]
     assert timeless == [replace(record, seconds=0.0) for record in b.steps]
-    assert (a.fallbacks, a.claim) == (b.fallbacks, b.claim)
+    assert (a.notes, a.fallbacks, a.claim) == (b.notes, b.fallbacks, b.claim)
     x, y = data(seed=5)
     for one, other in zip(a.margins(x, y), b.margins(x, y), strict=True):
         assert one.tobytes() == other.tobytes()

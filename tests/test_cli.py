@@ -134,6 +134,7 @@ def test_a_limit_before_the_proof_is_exit_code_4(run: Path) -> None:
     assert result["relaxation"]["limit_reached"] is True
     assert result["relaxation"]["used"] == ["interval"]
     assert result["relaxation"]["fallbacks"]
+    assert result["relaxation"]["notes"] == []
     write(run.parent, limited + ACCURACY.format(0.0))
     assert certify(run) == 0
 

@@ -78,7 +78,7 @@ def test_the_union_gets_tighter() -> None:
     chains = result.steps[-1].chains
     assert chains is not None
     assert chains[OPTIMISED] < 0.99 * chains[ENUMERATED]
-    assert any("selections that carry the union" in line for line in result.fallbacks)
+    assert any("selections that carry the union" in line for line in result.notes)
 
 
 def as_set(state: Any, case: int) -> ReachableSet:

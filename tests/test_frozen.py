@@ -107,7 +107,7 @@ def test_runs_on_frozen_features(name: str, static: bool, relaxation: str) -> No
         iterations=2,
         relaxation=relaxation,
     )
-    assert any("frozen layers" in note for note in result.fallbacks)
+    assert any("frozen layers" in note for note in result.notes)
 
 
 @pytest.mark.parametrize("relaxation", ["lp", "milp"])
@@ -148,7 +148,7 @@ def test_labels_alone_cost_nothing_but_rounding() -> None:
     with torch.no_grad():
         features = model[:-1](x)
     alone = agt.certify(copy.deepcopy(model[-1]), (features, y), training, threat)
-    assert whole.fallbacks == alone.fallbacks == ()
+    assert whole.fallbacks == alone.fallbacks == whole.notes == alone.notes == ()
     assert np.allclose(whole.reachable.widths, alone.reachable.widths, rtol=1e-9, atol=1e-12)
 
 

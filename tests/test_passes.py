@@ -88,7 +88,7 @@ def test_a_run_goes_on_with_fewer_rows(
 ) -> None:
     options = {"selections": selections, "inner_bounds": "linear"}
     plain = certified(**options)
-    assert not plain.fallbacks
+    assert not plain.notes
     walk, failed = linear.walk, []
 
     def starved(*arguments, **named):
@@ -104,13 +104,14 @@ def test_a_run_goes_on_with_fewer_rows(
     for name, low in plain.reachable.lower.items():
         assert np.allclose(result.reachable.lower[name], low, rtol=1e-12, atol=1e-14)
         assert np.allclose(result.reachable.upper[name], plain.reachable.upper[name], rtol=1e-12)
-    assert len(result.fallbacks) == len(failed)
-    outer = [text for text in result.fallbacks if "inner rows" not in text]
+    assert len(result.notes) == len(failed)
+    outer = [text for text in result.notes if "inner rows" not in text]
+    assert not result.fallbacks
     assert outer
-    assert len(outer) < len(result.fallbacks)
-    assert all("memory ran out with" in text for text in result.fallbacks)
+    assert len(outer) < len(result.notes)
+    assert all("memory ran out with" in text for text in result.notes)
     assert outer[0].startswith("step 2: ")
-    assert f"{failed[-1] // 2} share one" in result.fallbacks[-1]
+    assert f"{failed[-1] // 2} share one" in result.notes[-1]
 
 
 def test_questions_warn_when_memory_runs_out(monkeypatch: pytest.MonkeyPatch) -> None:

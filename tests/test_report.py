@@ -314,6 +314,22 @@ def test_a_model_that_misses_the_mark_unpoisoned(classes: Path, tmp_path: Path) 
     assert "Even without an adversary the model misses" in visible(page(folder))
 
 
+@pytest.mark.usefixtures("undrawn")
+def test_notes_and_fallbacks_are_told_apart(classes: Path, tmp_path: Path) -> None:
+    kept = document(classes)["relaxation"]
+    both = kept | {"notes": ["auto picked 'lp'"], "fallbacks": ["step 2: time limit"]}
+    folder = copied(classes, tmp_path / "both", relaxation=both)
+    assert main(["report", str(folder)]) == 0
+    shown = visible(page(folder))
+    assert "may be looser for it: step 2: time limit" in shown
+    assert "left it open: auto picked 'lp'" in shown
+    old = {name: value for name, value in both.items() if name != "notes"}
+    folder = copied(classes, tmp_path / "old", relaxation=old)
+    assert main(["report", str(folder)]) == 0
+    assert "step 2: time limit" in visible(page(folder))
+    assert "left it open" not in visible(page(folder))
+
+
 def test_attacks_stand_beside_the_certificate(classes: Path, tmp_path: Path) -> None:
     properties = document(classes)["properties"]
     properties[-1] |= {"reached": [0.25123, 0.26456], "ratio": 3.0}

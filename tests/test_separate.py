@@ -28,6 +28,7 @@ from milp_agt.engines.separate import SeparateSum, contenders, worst_of_both
 from milp_agt.engines.step import Step
 from milp_agt.errors import InvalidThreatModelError, SoundnessError
 from milp_agt.formulations.loss import get_loss
+from milp_agt.journal import Remarks
 from milp_agt.poison import Poison
 from milp_agt.sweeps import resized
 from milp_agt.training import UpdateRule
@@ -629,10 +630,10 @@ def test_two_budgets_are_never_charged_as_one(monkeypatch: pytest.MonkeyPatch) -
     with pytest.raises(agt.MilpAgtError, match="budgets of features and labels apart"):
         case.certify(selections="charged")
     # As if they were too many to list, which is where one budget is charged unasked.
-    none = selections.Selections(), ()
+    none = selections.Selections(), Remarks()
     monkeypatch.setattr(selections._Work, "listed", lambda *_arguments: none)
     result = assert_sound(case, test, labels, selections=None)
-    assert not any("charged" in note for note in result.fallbacks)
+    assert not any("charged" in note for note in (*result.notes, *result.fallbacks))
     assert CHARGED not in result.steps[-1].chains
     one = problem("bce", agt.LabelPoisoning(1))[0].certify(selections=None)[0]
     assert CHARGED in one.steps[-1].chains

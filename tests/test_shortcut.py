@@ -262,6 +262,6 @@ def test_narrow_inner_walks_tighten_and_hold(
     )  # too many rows for all nodes
     assert last_width(case) < bare
     result = assert_sound(case, case.features, case.labels, in_torch=False)
-    assert any("of nodes with at most 1 elements" in note for note in result.fallbacks)
+    assert any("of nodes with at most 1 elements" in note for note in result.notes)
     wide = Replay(case).schedule
     assert max(node.signature.size for node in wide.before) > 1

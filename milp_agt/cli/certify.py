@@ -276,6 +276,8 @@ def _print_run(run: Run, result: Result) -> None:
         print(f"({len(shown)} of {len(steps)} steps; all of them are in result.json)")
     used = ", ".join(dict.fromkeys(s.relaxation for s in steps))
     print(f"\nRelaxation asked: {result.relaxation}; used: {used or '-'}")
+    for note in result.notes:
+        print(f"  note: {note}")
     for fallback in result.fallbacks:
         print(f"  fallback: {fallback}")
     if result.limit_reached:
