@@ -134,7 +134,7 @@ def measure(case: Case, steps: int, window: int, count: int, seconds: float) -> 
         begun = time.process_time()
         found = single.bounds(level == "milp", chosen, Limits(time=seconds, gap=1e-3))
         each = (time.process_time() - begun) / len(chosen)
-        best = np.maximum(best, found.bounds)
+        best = np.maximum(best, found.least)
         won = (best - known)[chosen].sum() / gap[chosen].sum()
         programs = [evidence.objectives.program.size for evidence in found.evidence]
         largest = {key: max(size[key] for size in programs) for key in programs[0]}

@@ -103,7 +103,7 @@ class Bounder:
         """The newest step on ranges that linear programs made smaller."""
         window, past = self._split(part)
         last = window[-1]
-        if not self._fits_a_program(window):
+        if not program.largest_of(window) <= PROGRAM_RANGE_LIMIT:
             return last, program.Tightening()
         tightener = program.Tightener(
             self.step_graph,
@@ -136,15 +136,6 @@ class Bounder:
         """The steps that a program spans, and those before them."""
         count = self.plan.program_window
         return part.window[-count:], part.window[:-count]
-
-    @staticmethod
-    def _largest(window: Sequence[RelaxedStep]) -> float:
-        """The largest number in the ranges of a window."""
-        boxes = (box for relaxed in window for box in relaxed.ranges.boxes.values())
-        return max(float(box.magnitude.max()) for box in boxes)
-
-    def _fits_a_program(self, window: Sequence[RelaxedStep]) -> bool:
-        return self._largest(window) <= PROGRAM_RANGE_LIMIT
 
     def _tell_of_memory(self, step: Step) -> None:
         for name, passes in (("", self.passes), ("inner ", self.inner_passes)):
@@ -193,10 +184,11 @@ class Bounder:
         until: float | None,
         listed: Sequence[Part],
     ) -> tuple[State, program.ProgramReport | None]:
-        window, _ = self._split(part)
-        if not self._fits_a_program(window):
+        choices = self._choices(part, state, listed)
+        largest = choices.largest
+        if not largest <= PROGRAM_RANGE_LIMIT:
             self.journal.fall_back(
-                f"step {step.index + 1}: ranges up to {self._largest(window):.1e} are beyond what a solver "
+                f"step {step.index + 1}: ranges up to {largest:.1e} are beyond what a solver "
                 f"can take; '{chain.level.value}' was left to the linear bounds"
             )
             return state, None
@@ -207,11 +199,10 @@ class Bounder:
             workers=self.workers,
         )
         try:
-            if listed and self.strengthening.by_choice and self.poison.whole is None:
-                state, report = self._by_choice(chain, part, state, listed, options)
-            else:
-                encoded = self._encoded(chain, part)
-                state, report = program.bound_state(encoded, state, options)
+            encoding = self._encoding(chain)
+            state, report = program.bound_choices(
+                state, choices.states, lambda n: encoding.window(choices.span(n)), options
+            )
         except SolverUnavailableError as error:  # a licence that is too small, say
             self.journal.fall_back(
                 f"step {step.index + 1}: '{chain.level.value}' was left to the cheaper bounds: {error}",
@@ -233,51 +224,30 @@ class Bounder:
             )
         return state, report
 
-    def _encoded(self, chain: Chain, part: Part) -> program.EncodedWindow:
-        window, past = self._split(part)
-        return program.encode_window(
+    def _encoding(self, chain: Chain) -> program.Encoding:
+        level = chain.level
+        return program.Encoding(
             self.step_graph,
             self.schedule,
-            window,
-            self.poison,
-            chain.level.exact_phases,
-            self.restriction,
-            chain.level.exact_products,
-            past,
+            level.exact_phases,
+            level.exact_products,
             self.strengthening,
         )
 
-    def _by_choice(
-        self,
-        chain: Chain,
-        part: Part,
-        state: State,
-        listed: Sequence[Part],
-        options: program.SolveOptions,
-    ) -> tuple[State, program.ProgramReport]:
-        """Programs of single choices, over their own ranges, within the states of this chain."""
-        window, _ = self._split(part)
-        outer = [relaxed.state for relaxed in window]
-        choices = [(own, case) for own in listed for case in range(own.exposure.cases)]
+    def _choices(self, part: Part, state: State, listed: Sequence[Part]) -> program.Choices:
+        """What programs are about: one enumerated selection after the other, or all at once.
 
-        def build(choice: int) -> program.EncodedWindow:
-            own, case = choices[choice]
+        ``state`` holds the state after the steps of ``part``, whose boxes hold those of all selections.
+        """
+        window, past = self._split(part)
+        if not listed or not self.strengthening.by_choice or self.poison.whole is not None:
+            span = program.Span(window, state, self.poison, self.restriction, past)
+            return program.Together(span)
+        groups = []
+        for own in listed:
             assert isinstance(own.exposure, Enumerated)
-            steps, _ = self._split(own)
-            leaf = program.Leaf.of(self.schedule, own.exposure, case, steps, outer)
-            return program.encode_window(
-                self.step_graph,
-                self.schedule,
-                leaf.window,
-                leaf.poison,
-                chain.level.exact_phases,
-                leaf.restriction,
-                chain.level.exact_products,
-                strengthening=self.strengthening,
-            )
-
-        states = [own.state for own in listed]
-        return program.bound_state_by_choice(state, states, build, options)
+            groups.append(program.Group(own.exposure, self._split(own)[0], own.state))
+        return program.OneByOne(self.schedule, groups, [r.state for r in window], state)
 
     def relax(
         self, exposure: Exposure, state: State, step: Step, ranges: interval.Ranges
@@ -289,23 +259,15 @@ class Bounder:
             kept = linear.with_shortcut(self.schedule, kept, self.plan.chunk, self.passes)
         return kept
 
-    def last_program(self, chain: Chain) -> program.WindowProgram | None:
-        """The program over the window that ends now, for questions; None for levels without."""
-        window, past = self._split(chain.parts[0])
-        if not chain.level.uses_programs or not window:
+    def last_program(self, chain: Chain, listed: Sequence[Part]) -> program.WindowProgram | None:
+        """The programs over the window that ends now, for questions; None for levels without."""
+        part = chain.parts[0]
+        if not chain.level.uses_programs or not part.window:
             return None
         return program.WindowProgram(
-            self.step_graph,
-            self.schedule,
-            window,
-            chain.state,
-            self.poison,
-            self.restriction,
-            chain.level.exact_phases,
-            chain.level.exact_products,
+            self._encoding(chain),
+            self._choices(part, chain.state, listed),
             program.SolveOptions(
                 self.solvers[chain.level], self.solve_limits, workers=self.workers
             ),
-            past,
-            self.strengthening,
         )

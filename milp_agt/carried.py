@@ -50,8 +50,9 @@ class Carried:
 
     @property
     def listed(self) -> Sequence[Part]:
-        """The enumerated selections that are carried along, in groups."""
-        return next((chain.parts for chain in self.chains if chain.name == ENUMERATED), ())
+        """The enumerated selections that are carried along, in groups, by their tightest chain."""
+        listed = (c.parts for c in reversed(self.chains) if c.lists_selections)
+        return next(listed, ())
 
     def cheaper(self, chain: Chain) -> list[str]:
         """Names of the chains that come before one."""

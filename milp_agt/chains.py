@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from milp_agt.core.relaxation import Relaxation
+from milp_agt.engines.cases import Enumerated
 from milp_agt.engines.exposure import Exposure
 from milp_agt.engines.relaxed import RelaxedStep
 from milp_agt.engines.slopes import Slopes
@@ -63,6 +64,11 @@ class Chain:
     def tells_apart(self) -> bool:
         """Whether there are boxes for selections, listed or charged."""
         return any(part.exposure.cases > 1 for part in self.parts)
+
+    @property
+    def lists_selections(self) -> bool:
+        """Whether each case is a selection of its own."""
+        return all(isinstance(part.exposure, Enumerated) for part in self.parts)
 
     @property
     def looser(self) -> tuple[str, ...]:

@@ -302,7 +302,7 @@ class Run:
         chain = self.carried.tightest
         if not self.records or self.records[-1].relaxation != chain.level.value:
             return None  # the last step was left to cheaper bounds, and so are questions
-        return self.bounder.last_program(chain)
+        return self.bounder.last_program(chain, self.carried.listed)
 
     def result(self) -> Result:
         """What is proved so far."""

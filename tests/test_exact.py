@@ -217,32 +217,29 @@ def test_a_question_on_top_of_the_run_is_exact_too(steps: int) -> None:
     )
     models = result.models
     points = torch.tensor([[0.25], [-0.9]], dtype=torch.float64)
+    window = with_all_ranges(models, recorder.steps["linear"])
+    span = program.Span(window, recorder.states["linear"][-1], models.poison, UNRESTRICTED)
     question = program.WindowProgram(
-        models.step_graph,
-        models.schedule,
-        with_all_ranges(models, recorder.steps["linear"]),
-        recorder.states["linear"][-1],
-        models.poison,
-        UNRESTRICTED,
-        exact_phases=True,
-        exact_products=True,
-        options=program.SolveOptions(get_solver("scip"), Limits(gap=0.0)),
+        program.Encoding(models.step_graph, models.schedule, True, True),
+        program.Together(span),
+        program.SolveOptions(get_solver("scip"), Limits(gap=0.0)),
     )
-    known = Interval(torch.full((2, 1), -9.0).double(), torch.full((2, 1), 9.0).double())
+    known = Interval(torch.full((1, 2, 1), -9.0).double(), torch.full((1, 2, 1), 9.0).double())
     ones, zeros = torch.ones(2, 1, 1).double(), torch.zeros(2, 1).double()
     inputs = Interval.point(points.unsqueeze(0))
-    found = question.bound(models.forward, inputs, ones, zeros, known)
+    found = question.bound(program.Asked(models.forward, inputs, ones, zeros), known)
     assert question.reports[0].limited == 0
     for row, at in enumerate(points[:, 0].tolist()):
         least = case.reach(lambda final, at=at: case.predict(final, at))
         most = -case.reach(lambda final, at=at: -case.predict(final, at))
-        assert found.lower[row, 0] <= least
-        assert most <= found.upper[row, 0]
-        assert least - found.lower[row, 0] <= EQUAL
-        assert found.upper[row, 0] - most <= EQUAL
+        assert found.lower[0, row, 0] <= least
+        assert most <= found.upper[0, row, 0]
+        assert least - found.lower[0, row, 0] <= EQUAL
+        assert found.upper[0, row, 0] - most <= EQUAL
 
 
-def test_questions_of_a_run_by_programs_are_objectives_of_the_last_one() -> None:
+@pytest.mark.parametrize("selections", ["joint", "enumerated"])
+def test_questions_of_a_run_by_programs_are_objectives_of_the_last_one(selections: str) -> None:
     x = torch.tensor([[0.4], [-0.7], [1.1]], dtype=torch.float64)
     y = torch.tensor([1, 0, 1])
     case = tiny("hinge", 2)
@@ -252,11 +249,11 @@ def test_questions_of_a_run_by_programs_are_objectives_of_the_last_one() -> None
         agt.Training(loss="hinge", learning_rate=case.rate, epochs=2),
         agt.FeaturePoisoning(1, RADIUS),
     )
-    solved = agt.certify(*arguments, relaxation="lp", window=2)
+    solved = agt.certify(*arguments, relaxation="lp", window=2, selections=selections)
     assert solved.models.program is not None
     low, high = solved.margins(x, y)
     (report,) = solved.models.program.reports
-    assert report.solves == 6
+    assert report.solves == 6 if selections == "joint" else 6 <= report.solves <= 6 * 4
     bare = replace(solved, models=replace(solved.models, program=None))
     outer_low, outer_high = bare.margins(x, y)
     assert (low >= outer_low).all()

@@ -147,8 +147,8 @@ def test_only_choices_that_can_be_the_worst_are_solved() -> None:
         return programs[choice]
 
     found = leaves.minimise_leaves(known, np.ones(2), build, HIGHS)
-    assert found.bounds == pytest.approx(truth.min(0), abs=1e-9)
-    assert (found.bounds <= truth.min(0)).all()
+    assert found.least == pytest.approx(truth.min(0), abs=1e-9)
+    assert (found.least <= truth.min(0)).all()
     # x_0: choice 1 rises from -1 to 2, choice 0 from 0 to 1, which stays below choice 2.
     # x_1: choice 1 rises from 1 to 2, below all that is known of the others.
     assert built == [1, 0]
@@ -157,7 +157,7 @@ def test_only_choices_that_can_be_the_worst_are_solved() -> None:
         asked = evidence.objectives
         for number, y in evidence.multipliers.items():
             c = asked.matrix[[number]].toarray()[0]
-            assert safe_bound(asked.program, c, y) >= found.bounds[number] - 1e-9
+            assert safe_bound(asked.program, c, y) >= found.least[number] - 1e-9
 
 
 def test_limits_keep_what_is_known() -> None:
@@ -165,10 +165,10 @@ def test_limits_keep_what_is_known() -> None:
     programs = _boxes(truth)
     late = replace(HIGHS, deadline=time.monotonic() - 1.0)
     found = leaves.minimise_leaves(known, np.ones(2), programs.__getitem__, late)
-    assert found.bounds.tolist() == known.min(0).tolist()
+    assert found.least.tolist() == known.min(0).tolist()
     assert (found.solves, found.limited) == (0, 2)
     idle = leaves.minimise_leaves(known, np.zeros(2), programs.__getitem__, HIGHS)
-    assert idle.bounds.tolist() == known.min(0).tolist()
+    assert idle.least.tolist() == known.min(0).tolist()
     assert (idle.solves, idle.skipped, idle.limited) == (0, 2, 0)
 
 
@@ -192,7 +192,7 @@ def test_few_phases_are_fixed_in_all_ways() -> None:
             found = leaves.minimise_leaves(
                 np.full((1, 1), -9.0), np.ones(1), lambda _, o=objectives: o, HIGHS
             )
-            assert found.bounds == pytest.approx([value], abs=1e-7)
-            assert found.bounds[0] <= value
+            assert found.least == pytest.approx([value], abs=1e-7)
+            assert found.least[0] <= value
             assert not any(e.objectives.program.is_mixed_integer for e in found.evidence)
             assert len(found.evidence) == (1 if objectives is loose else 2)

@@ -72,7 +72,7 @@ def test_without_a_licence_the_linear_bound_stays(bounded, monkeypatch) -> None:
     def refused(*_: object) -> None:
         raise SolverUnavailableError("a solver", "too small", "another")
 
-    monkeypatch.setattr(questions, "minimise", refused)
+    monkeypatch.setattr(questions, "minimise_leaves", refused)
     answers = result.functional(rows)
     assert [(a.lower, a.upper) for a in answers] == [(a.lower, a.upper) for a in linear]
     assert "functionals were left" in result.models.program.notes[-1]

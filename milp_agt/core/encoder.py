@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import copy
 from dataclasses import dataclass
 
 import numpy as np
@@ -101,6 +102,14 @@ class Encoder:
         self._columns = 0
         self._row_count = 0
         self._phases: dict[int, tuple[Expression, Expression]] = {}
+
+    def fork(self) -> Encoder:
+        """An encoder that goes on from here by itself; expressions made so far serve both."""
+        other = copy(self)
+        for name, held in vars(self).items():
+            if isinstance(held, (list, dict)):
+                setattr(other, name, held.copy())
+        return other
 
     def columns(
         self, lower: Array, upper: Array, integer: bool | npt.NDArray[np.bool_] = False

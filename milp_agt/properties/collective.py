@@ -32,8 +32,9 @@ def collective(
     - the worst case, where selections are enumerated (each case is one selection);
     - a program over the samples: which of them must be poisoned for a point to be wrong follows from
       the forms through the window (:func:`most_by_selection`);
-    - the program of the last window, where the run was bounded by programs, with a binary for each way
-      to get a point wrong: poison, phases and parameters are those of one run.
+    - the programs of the last window, where the run was bounded by programs, with a binary for each way
+      to get a point wrong: poison, phases and parameters are those of one run. By single choices of
+      the adversary, where these are enumerated: the worst of them counts.
 
     Each is a dual bound, and the best counts. The table of the points is that of the accuracy.
     """
@@ -42,7 +43,6 @@ def collective(
     nominal = question.nominal([models.at_nominal(question.decision.forms)])
     answer = summarise(scores, nominal, question.index, groups)
     open_ = scores.value.lower.amin(0) == 0
-    known = bounds.hull()
 
     def better(alone: Bounds, part: Tensor) -> float:
         """The lower end for some of the points."""
@@ -50,7 +50,7 @@ def collective(
         count = int(part.sum())
         if not len(some) or alone.lower == alone.nominal:
             return alone.lower
-        return max(alone.lower, (count - _most(models, question, known, some)) / count)
+        return max(alone.lower, (count - _most(models, question, bounds, some)) / count)
 
     everything = torch.ones_like(open_)
     parts: Mapping[GroupName, Bounds] = {
@@ -70,16 +70,13 @@ def _most(models: Models, question: Accuracy, known: Interval, points: Tensor) -
     found, exposure = models.by_sample(forms), models.reached[0].exposure
     if found is not None:
         # What is proved of a form alone holds as well.
-        lower = known.lower[points]
+        lower = known.lower.amin(0)[points]
         base = torch.where(lower > 0, torch.inf, found[0])
         restriction = exposure.restriction if isinstance(exposure, Joint) else UNRESTRICTED
         most = most_by_selection(
             base, found[1], groups, models.poison, restriction.inside, restriction.outside
         )
     if models.program is not None:
-        box = Interval(known.lower[points], known.upper[points])
-        solved = models.program.most_at_once(
-            models.forward, forms.inputs, forms.coefficients, forms.constant, groups, box
-        )
-        most = min(most, solved)
+        box = Interval(known.lower[:, points], known.upper[:, points])
+        most = min(most, models.program.most_at_once(models.asked(forms), groups, box))
     return most

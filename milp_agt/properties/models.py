@@ -23,7 +23,7 @@ from milp_agt.engines.linear import (
     rows_at_once,
 )
 from milp_agt.engines.passes import in_passes
-from milp_agt.engines.program import WindowProgram
+from milp_agt.engines.program import Asked, WindowProgram
 from milp_agt.engines.relaxed import RelaxedStep
 from milp_agt.engines.step import Schedule, State, union
 from milp_agt.engines.walker import Forms
@@ -141,24 +141,21 @@ class Models:
             A box of shape (cases, n, forms): in every case the better of intervals on the final box
             and of linear forms walked back from the test point through the window. The cases are
             exhaustive: each reachable model belongs to one of them. Where the run was bounded by
-            programs, all cases are met with the form as an objective on top of the last one.
+            programs, cases are met with the form as an objective on top of the last ones.
         """
         pieces = [
             [self._bound_piece(reached, forms.part(part)) for reached in self.reached]
             for part in torch.arange(len(forms)).split(POINTS_AT_ONCE)
         ]
         bounds = _joined([_joined(each, 0) for each in pieces], 1)
-        return bounds if self.program is None else self._solved(self.program, forms, bounds)
+        if self.program is None:
+            return bounds
+        solved = self.program.bound(self.asked(forms), bounds)
+        return bounds.meet(solved, "a form of the outputs by linear forms and by program")
 
-    def _solved(self, program: WindowProgram, forms: OutputForms, known: Interval) -> Interval:
-        """The meet of every case with the dual bounds of a program that holds them all."""
-        solved = program.bound(
-            self.forward, forms.inputs, forms.coefficients, forms.constant, known.hull()
-        )
-        return known.meet(
-            Interval(solved.lower.unsqueeze(0), solved.upper.unsqueeze(0)),
-            "a form of the outputs by linear forms and by program",
-        )
+    def asked(self, forms: OutputForms) -> Asked:
+        """The forms as a question to programs."""
+        return Asked(self.forward, forms.inputs, forms.coefficients, forms.constant)
 
     def by_sample(self, forms: OutputForms) -> tuple[Tensor, Tensor] | None:
         """Lower bounds that know who is poisoned: ``form >= base - sum_{i in S} dev_i`` for every set S
@@ -261,11 +258,9 @@ class Models:
         bounds = _joined([_joined(each, 0) for each in pieces], 1)
         if self.program is None:
             return bounds
-        solved = self.program.bound_parameters(coefficients, bounds.hull())
-        return bounds.meet(
-            Interval(solved.lower.unsqueeze(0), solved.upper.unsqueeze(0)),
-            "a functional of the parameters by linear forms and by program",
-        )
+        solved = self.program.bound_parameters(coefficients, bounds)
+        what = "a functional of the parameters by linear forms and by program"
+        return bounds.meet(solved, what)
 
     def _bound_rows(self, reached: Reached, coefficients: Mapping[str, Tensor]) -> Interval:
         both = {n: torch.cat([c, -c]) for n, c in coefficients.items()}

@@ -1,22 +1,37 @@
 """Programs over a window of training steps: encode once, then one solve for each objective."""
 
-from milp_agt.engines.program.bounds import ProgramReport, bound_state, bound_state_by_choice
-from milp_agt.engines.program.leaves import Leaf
+from milp_agt.engines.program.bounds import ProgramReport, bound_choices, bound_state
+from milp_agt.engines.program.choices import (
+    Choices,
+    Encoding,
+    Group,
+    OneByOne,
+    Span,
+    Together,
+    largest_of,
+)
 from milp_agt.engines.program.objectives import SolveOptions
-from milp_agt.engines.program.questions import WindowProgram
+from milp_agt.engines.program.questions import Asked, WindowProgram
 from milp_agt.engines.program.tightening import Tightener, Tightening
 from milp_agt.engines.program.window import RANGE_LIMIT, EncodedWindow, encode_window
 
 __all__ = [
     "RANGE_LIMIT",
+    "Asked",
+    "Choices",
     "EncodedWindow",
-    "Leaf",
+    "Encoding",
+    "Group",
+    "OneByOne",
     "ProgramReport",
     "SolveOptions",
+    "Span",
     "Tightener",
     "Tightening",
+    "Together",
     "WindowProgram",
+    "bound_choices",
     "bound_state",
-    "bound_state_by_choice",
     "encode_window",
+    "largest_of",
 ]

@@ -13,14 +13,8 @@ from torch import Tensor
 from milp_agt.core.expression import Array, stacked
 from milp_agt.core.interval import Interval
 from milp_agt.core.program import SIZES
-from milp_agt.engines.program.leaves import minimise_leaves
-from milp_agt.engines.program.objectives import (
-    Evidence,
-    Objectives,
-    Solved,
-    SolveOptions,
-    minimise,
-)
+from milp_agt.engines.program.leaves import Branched, minimise_leaves
+from milp_agt.engines.program.objectives import Evidence, Objectives, SolveOptions
 from milp_agt.engines.program.tightening import Tightening
 from milp_agt.engines.program.window import EncodedWindow
 from milp_agt.engines.step import State
@@ -44,37 +38,32 @@ class ProgramReport:
     tightening: Tightening = field(default_factory=Tightening)
 
     @staticmethod
-    def of(objectives: Objectives, solved: Solved, seconds: float) -> ProgramReport:
+    def of(found: Branched, seconds: float) -> ProgramReport:
+        sizes = [evidence.objectives.program.size for evidence in found.evidence]
         return ProgramReport(
-            objectives.program.size,
-            solved.solves,
-            solved.skipped,
-            solved.limited,
-            solved.lost,
+            max(sizes, key=lambda size: size["columns"], default=dict.fromkeys(SIZES, 0)),
+            found.solves,
+            found.skipped,
+            found.limited,
+            found.lost,
             seconds,
-            (Evidence(-1, objectives, solved.multipliers),),
+            found.evidence,
         )
 
 
 def bound_state(
     encoded: EncodedWindow, box: State, options: SolveOptions
 ) -> tuple[State, ProgramReport]:
-    """Meet of ``box`` with the dual bounds of both ends of every entry of the state.
+    """Meet of ``box`` with the dual bounds of both ends of every entry of the state, by one program.
 
     Raises:
         EncodingError: the program is infeasible, although the nominal run is feasible.
         SoundnessError: the meet is empty.
     """
-    started = time.monotonic()
-    names = list(box)
-    known = ends_of(box, names)
-    objectives = both_ends(encoded, names, np.tile(_widths(known), 2))
-    solved = minimise(objectives, options)
-    report = ProgramReport.of(objectives, solved, time.monotonic() - started)
-    return _met(box, np.maximum(known[0], solved.bounds)), report
+    return bound_choices(box, [box], lambda _: encoded, options)
 
 
-def bound_state_by_choice(
+def bound_choices(
     box: State,
     listed: Sequence[State],
     build: Callable[[int], EncodedWindow],
@@ -90,25 +79,12 @@ def bound_state_by_choice(
     """
     started = time.monotonic()
     names = list(box)
-    outer = ends_of(box, names)
-    known = np.maximum(np.concatenate([ends_of(state, names) for state in listed]), outer)
-    gain = np.tile(_widths(outer), 2)
-
-    def programs(choice: int) -> Objectives:
-        return both_ends(build(choice), names, gain)
-
-    found = minimise_leaves(known, gain, programs, options)
-    sizes = [evidence.objectives.program.size for evidence in found.evidence]
-    report = ProgramReport(
-        max(sizes, key=lambda size: size["columns"], default=dict.fromkeys(SIZES, 0)),
-        found.solves,
-        found.skipped,
-        found.limited,
-        found.lost,
-        time.monotonic() - started,
-        found.evidence,
+    known = np.concatenate([ends_of(state, names) for state in listed])
+    gain = np.tile(_widths(known), 2)
+    found = minimise_leaves(
+        known, gain, lambda choice: both_ends(build(choice), names, gain), options
     )
-    return _met(box, found.bounds), report
+    return _met(box, found.least), ProgramReport.of(found, time.monotonic() - started)
 
 
 def both_ends(encoded: EncodedWindow, names: Sequence[str], gain: Array) -> Objectives:
@@ -128,7 +104,7 @@ def ends_of(state: State, names: Sequence[str]) -> Array:
 
 
 def _widths(ends: Array) -> Array:
-    lower, negative_upper = np.split(ends[0], 2)
+    lower, negative_upper = np.split(ends.min(0), 2)
     widths: Array = -negative_upper - lower
     return widths
 

@@ -6,7 +6,7 @@ that of one unsafe class, say). Binary z_g = 1 asks that of group g; their sum i
 
 from __future__ import annotations
 
-import math
+import time
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -23,7 +23,7 @@ from milp_agt.solvers.base import Capability, Solver, choose
 
 # Counts are whole: a bound is rounded down, after what a solver may miss by its tolerances.
 COUNT_TOLERANCE = 1e-4
-# Seconds for one count where no limit is set; its dual bound counts when they are over.
+# Seconds for a count where no limit is set.
 COUNT_TIME = 60.0
 
 
@@ -51,45 +51,80 @@ class Reach:
         known, way = np.unique(own, return_inverse=True)
         return Reach(way.reshape(-1), known // (names.max(initial=0) + 1), len(names))
 
-    def opened(self, encoder: Encoder, solver: Solver) -> Reach:
-        """With fresh columns; at most one way for each point. Integral where the solver is able to."""
+    def able(self, lower: Tensor) -> Tensor:
+        """The groups that lower bounds of the forms, (choices, n, forms), leave, (choices, groups)."""
+        over = (lower > 0.0).flatten(1).to(torch.int8)
+        index = torch.from_numpy(self.way).to(over.device).expand(over.shape)
+        groups = over.new_zeros(len(over), len(self.point))
+        return groups.scatter_reduce(1, index, over, "amax") == 0
+
+    def counts(self, able: Tensor) -> Array:
+        """How many points have a group that is left, (choices,)."""
+        index = torch.from_numpy(self.point).to(able.device).expand(able.shape)
+        points = torch.zeros(len(able), self.points, dtype=torch.int8, device=able.device)
+        hit = points.scatter_reduce(1, index, able.to(torch.int8), "amax")
+        return np.asarray(hit.sum(1).cpu().numpy(), dtype=np.float64)
+
+    def opened(self, encoder: Encoder, solver: Solver, able: Tensor | None = None) -> Reach:
+        """With fresh columns; at most one way for each point. Integral where the solver is able to.
+
+        ``able`` is a mask of the groups that may be reached, all of them by default.
+        """
         encoder.selection = None
         encoder.origin = "collective"
-        able = Capability.MIP in solver.capabilities
+        integer = Capability.MIP in solver.capabilities
         count = len(self.point)
-        columns = encoder.columns(np.zeros(count), np.ones(count), integer=able)
+        upper = np.ones(count) if able is None else able.cpu().numpy().astype(np.float64)
+        columns = encoder.columns(np.zeros(count), upper, integer=integer)
         one = sp.csr_matrix((np.ones(count), (self.point, np.arange(count))))
         encoder.rows(columns.apply(one, (one.shape[0],)), -np.inf, 1.0)
         return Reach(self.way, self.point, self.points, columns)
 
-    def encode(self, encoder: Encoder, forms: Expression, upper: Tensor, solver: Solver) -> Reach:
+    def encode(
+        self,
+        encoder: Encoder,
+        forms: Expression,
+        upper: Tensor,
+        solver: Solver,
+        able: Tensor | None = None,
+    ) -> Reach:
         """Rows ``form <= upper (1 - z)`` for all forms of every group.
 
         ``forms`` and ``upper`` hold for the same values, flat over (n, forms). A form that is never
         above 0 asks nothing.
         """
-        opened = self.opened(encoder, solver)
+        opened = self.opened(encoder, solver, able)
         assert opened.columns is not None
         largest = np.maximum(upper.cpu().numpy().reshape(-1), 0.0)
         on = opened.columns.take(self.way).scale(largest)
         encoder.rows(add([forms, on]), -np.inf, largest)
         return opened
 
-    def most(self, encoder: Encoder, options: SolveOptions) -> int:
-        """The dual bound of the number of points, and never more than there are."""
+    @property
+    def total(self) -> Expression:
+        """Less the number of ways that are taken, to be minimised."""
         assert self.columns is not None
         count = len(self.point)
-        total = self.columns.apply(sp.csr_matrix(-np.ones((1, count))), (1,))
-        limits = options.limits
-        if limits.time is None:
-            options = replace(options, limits=replace(limits, time=COUNT_TIME))
-        solved = minimise(Objectives.of(encoder.finish(), total, np.ones(1)), options)
-        bound = -float(solved.bounds[0])
-        return self.points if math.isinf(bound) else min(self.points, _floor(bound))
+        return self.columns.apply(sp.csr_matrix(-np.ones((1, count))), (1,))
+
+    def most(self, encoder: Encoder, options: SolveOptions) -> int:
+        """The dual bound of the number of points, and never more than there are."""
+        objectives = Objectives.of(encoder.finish(), self.total, np.ones(1))
+        solved = minimise(objectives, within_a_minute(options))
+        return int(counted(solved.bounds, self.points)[0])
 
 
-def _floor(bound: float) -> int:
-    return math.floor(bound + COUNT_TOLERANCE)
+def within_a_minute(options: SolveOptions) -> SolveOptions:
+    """The same with an end: the dual bound counts that is known then."""
+    if options.limits.time is not None or options.deadline is not None:
+        return options
+    return replace(options, deadline=time.monotonic() + COUNT_TIME)
+
+
+def counted(bounds: Array, points: int) -> Array:
+    """Whole numbers from lower bounds of their negatives; all points where nothing is proved."""
+    known = np.where(np.isnan(bounds), -np.inf, bounds)
+    return np.minimum(np.floor(-known + COUNT_TOLERANCE), float(points))
 
 
 def most_by_selection(

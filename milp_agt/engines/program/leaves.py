@@ -131,7 +131,7 @@ class Branched:
     """Lower bounds over all choices, with what it took; see :class:`Solved`.
 
     Attributes:
-        bounds: (objectives,).
+        bounds: of each choice, (choices, objectives).
         evidence: the programs that were solved, each with the multipliers of its objectives, by the
             number of the choice; the other choices rest on what was known of them.
     """
@@ -142,6 +142,12 @@ class Branched:
     limited: int
     lost: int
     evidence: tuple[Evidence, ...]
+
+    @property
+    def least(self) -> Array:
+        """What holds for all choices, (objectives,)."""
+        found: Array = self.bounds.min(0)
+        return found
 
 
 def minimise_leaves(
@@ -193,7 +199,7 @@ def minimise_leaves(
         evidence += [Evidence(leaf, a, s.multipliers) for a, s in zip(asked, solved, strict=True)]
         done_by += solved
     return Branched(
-        bounds.min(0),
+        bounds,
         sum(solved.solves for solved in done_by),
         int((~wanted).sum()),
         sum(solved.limited for solved in done_by) + int(left.sum()),

@@ -95,7 +95,8 @@ class Solved:
 class Evidence:
     """What bounds rest on: a program with its objectives, and their row multipliers (:class:`Solved`).
 
-    ``choice`` is the number of the choice of poisoned samples that the program is about, -1 for all.
+    ``choice`` is the number of the choice of poisoned samples that the program is about; 0 where one
+    program is about all.
     """
 
     choice: int

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -12,253 +12,262 @@ import torch
 from torch import Tensor
 
 from milp_agt.core.encoder import Encoder, as_arrays
-from milp_agt.core.expression import Expression, add, stacked
+from milp_agt.core.expression import Array, Expression, add, stacked
 from milp_agt.core.graph import Node
 from milp_agt.core.interval import Interval
-from milp_agt.core.restriction import Restriction
 from milp_agt.core.rounding import TINY, gamma
-from milp_agt.core.strengthening import DEFAULT, Strengthening
 from milp_agt.engines.program.bounds import ProgramReport
-from milp_agt.engines.program.collective import Reach
-from milp_agt.engines.program.objectives import Objectives, SolveOptions, minimise
-from milp_agt.engines.program.window import RANGE_LIMIT, curved_inputs, encode_steps
-from milp_agt.engines.relaxed import RelaxedStep
-from milp_agt.engines.step import Schedule, State
+from milp_agt.engines.program.choices import Choices, Encoding, Span
+from milp_agt.engines.program.collective import Reach, counted, within_a_minute
+from milp_agt.engines.program.leaves import minimise_leaves
+from milp_agt.engines.program.objectives import Objectives, SolveOptions
+from milp_agt.engines.program.window import RANGE_LIMIT, curved_inputs
+from milp_agt.engines.step import State, union
 from milp_agt.errors import SolverUnavailableError
-from milp_agt.poison import Poison
-from milp_agt.tracing import FEATURES, StepGraph
+from milp_agt.tracing import FEATURES
 
 # Test points in one program: the window is encoded once for all of them, and solved with each.
 POINTS_AT_ONCE = 32
 # Points that are counted together; what one poisoning does to points of two programs is not known.
 COUNTED_AT_ONCE = 128
+READY = 16  # windows that wait for the next question
+
+
+@dataclass(frozen=True)
+class Asked:
+    """Forms ``coefficients . f(x) + constant`` of the outputs f at test inputs x.
+
+    Attributes:
+        forward: the forward pass, in topological order.
+        inputs: box of each test input, (1, n, *shape).
+        coefficients, constant: (n, forms, outputs) and (n, forms).
+    """
+
+    forward: Sequence[Node]
+    inputs: Interval
+    coefficients: Tensor
+    constant: Tensor
+
+    def __len__(self) -> int:
+        return len(self.constant)
+
+    def part(self, points: Tensor) -> Asked:
+        """The forms of some of the test points."""
+        inputs = Interval(self.inputs.lower[:, points], self.inputs.upper[:, points])
+        return Asked(self.forward, inputs, self.coefficients[points], self.constant[points])
+
+    def boxes(self, state: State) -> dict[str, Interval]:
+        """Ranges of all nodes of the forward pass over a box of the parameters."""
+        boxes = dict(state) | {FEATURES: self.inputs}
+        for node in self.forward:
+            if node.name not in boxes:
+                boxes[node.name] = node.op.interval(*(boxes[i] for i in node.inputs))
+        return boxes
+
+
+Ready = tuple[Span, Encoder, dict[str, Expression]]
 
 
 @dataclass(frozen=True)
 class WindowProgram:
-    """The last steps of a run as a program, for questions about the model that they end in.
+    """The last steps of a run as programs, for questions about the model that they end in.
 
     Attributes:
-        window, state: the steps, and the box of the parameters after them.
-        exact_phases, exact_products: what is kept, as in the run.
+        encoding: what of the steps is kept, as in the run.
+        choices: what each program is about; they are solved loosest first (:func:`minimise_leaves`).
         options: how to solve.
-        past: the steps before the window, as far as they are known.
-        strengthening: switches of the rows beyond the plain encoding.
         reports: what each question took, in the order in which they were asked.
         notes: questions that were left to the cheaper bounds, and why.
     """
 
-    step_graph: StepGraph
-    schedule: Schedule
-    window: Sequence[RelaxedStep]
-    state: State
-    poison: Poison
-    restriction: Restriction
-    exact_phases: bool
-    exact_products: bool
+    encoding: Encoding
+    choices: Choices
     options: SolveOptions
-    past: Sequence[RelaxedStep] = ()
-    strengthening: Strengthening = DEFAULT
     reports: list[ProgramReport] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    _ready: dict[int, Ready] = field(default_factory=dict, repr=False)
 
-    def bound(
-        self,
-        forward: Sequence[Node],
-        inputs: Interval,
-        coefficients: Tensor,
-        constant: Tensor,
-        known: Interval,
-    ) -> Interval:
-        """Dual bounds of forms ``coefficients . f(x) + constant`` over all runs through the window.
+    def bound(self, asked: Asked, known: Interval) -> Interval:
+        """Dual bounds of forms of the outputs over all runs through the window.
 
         Args:
-            forward: the forward pass, in topological order.
-            inputs: box of each test input, (1, n, *shape).
-            coefficients, constant: (n, forms, outputs) and (n, forms).
-            known: what is proved already, (n, forms): the widest gap is closed first.
+            known: what is proved already, (choices, n, forms): the widest gap is closed first. Where one
+                program holds all choices, any count of cases that hold all runs.
 
         Returns:
-            A box (n, forms), infinite where a solver proved nothing. It does not rest on ``known``.
+            A box (choices, n, forms), as known where a solver proved nothing better.
         """
-        lower, upper = torch.empty_like(constant), torch.empty_like(constant)
-        for part in torch.arange(len(constant)).split(POINTS_AT_ONCE):
-            box = Interval(inputs.lower[:, part], inputs.upper[:, part])
-            gain = known.width[part]
-            try:
-                lower[part], upper[part] = self._piece(
-                    forward, box, coefficients[part], constant[part], gain
-                )
-            except SolverUnavailableError as error:  # a licence that is too small, say
-                self.notes.append(
-                    f"{len(part)} test points were left to the cheaper bounds: {error}"
-                )
-                lower[part], upper[part] = -torch.inf, torch.inf
+        known = self._by_choice(known)
+        lower, upper = known.lower.clone(), known.upper.clone()
+        for part in torch.arange(len(asked)).split(POINTS_AT_ONCE):
+            own = asked.part(part)
+            box = Interval(known.lower[:, part], known.upper[:, part])
+            why = self._beyond(own)
+            if why is None:
+                try:
+                    box = self._piece(own, box)
+                except SolverUnavailableError as error:  # a licence that is too small, say
+                    why = str(error)
+            if why is not None:
+                self.notes.append(f"{len(part)} test points were left to the cheaper bounds: {why}")
+            lower[:, part], upper[:, part] = box.lower, box.upper
         return Interval(lower, upper)
 
-    def _piece(
-        self,
-        forward: Sequence[Node],
-        inputs: Interval,
-        coefficients: Tensor,
-        constant: Tensor,
-        gain: Tensor,
-    ) -> tuple[Tensor, Tensor]:
-        started = time.monotonic()
-        boxes = self._boxes(forward, inputs)
+    def _by_choice(self, known: Interval) -> Interval:
+        """One box where there is one program."""
+        if len(self.choices) == 1:
+            return Interval(known.lower.amin(0, keepdim=True), known.upper.amax(0, keepdim=True))
+        assert len(known.lower) == len(self.choices)
+        return known
+
+    def _beyond(self, asked: Asked) -> str | None:
+        """Why no solver can take the ranges of a question; None if one can."""
+        boxes = asked.boxes(union(self.choices.states))
         largest = max(float(box.magnitude.max()) for box in boxes.values())
-        if not largest <= RANGE_LIMIT:
-            self.notes.append(
-                f"{len(constant)} test points were left to the cheaper bounds: ranges up to {largest:.1e} "
-                "are beyond what a solver can take"
-            )
-            nothing = torch.full_like(constant, torch.inf)
-            return -nothing, nothing
-        encoder, forms = self._encoded(forward, boxes, coefficients, constant)
-        both = stacked([forms, forms.scale(-1.0)], (-1,))
-        gains = np.tile(gain.reshape(-1).cpu().numpy(), 2)
-        objectives = Objectives.of(encoder.finish(), both, gains)
-        solved = minimise(objectives, self.options)
-        self.reports.append(ProgramReport.of(objectives, solved, time.monotonic() - started))
-        low, high = torch.from_numpy(solved.bounds).to(constant).chunk(2)
-        return low.reshape(constant.shape), -high.reshape(constant.shape)
+        if largest <= RANGE_LIMIT:
+            return None
+        return f"ranges up to {largest:.1e} are beyond what a solver can take"
 
-    def _encoded(
-        self,
-        forward: Sequence[Node],
-        boxes: Mapping[str, Interval],
-        coefficients: Tensor,
-        constant: Tensor,
-    ) -> tuple[Encoder, Expression]:
+    def _piece(self, asked: Asked, known: Interval) -> Interval:
+        def forms(choice: int) -> tuple[Encoder, Expression]:
+            encoder, own = self._encoded(choice, asked)
+            return encoder, stacked([own, own.scale(-1.0)], (-1,))
+
+        return self._minimised(forms, known)
+
+    def _minimised(
+        self, forms: Callable[[int], tuple[Encoder, Expression]], known: Interval
+    ) -> Interval:
+        """Bounds of each choice, (choices, *shape), from forms whose minima are lower ends and negative
+        upper ends."""
+        started = time.monotonic()
+        ends = torch.cat([known.lower.flatten(1), -known.upper.flatten(1)], 1).cpu().numpy()
+        gain = np.tile((known.upper.amax(0) - known.lower.amin(0)).flatten().cpu().numpy(), 2)
+
+        def build(choice: int) -> Objectives:
+            encoder, both = forms(choice)
+            return Objectives.of(encoder.finish(), both, gain)
+
+        found = minimise_leaves(ends, gain, build, self.options)
+        self.reports.append(ProgramReport.of(found, time.monotonic() - started))
+        low, high = torch.from_numpy(found.bounds).to(known.lower).chunk(2, 1)
+        return Interval(low.reshape(known.lower.shape), -high.reshape(known.lower.shape))
+
+    def _encoded(self, choice: int, asked: Asked) -> tuple[Encoder, Expression]:
         """The window with forms of the outputs at its end, flat over (n, forms)."""
-        encoder = Encoder(self.exact_phases, self.exact_products, strengthening=self.strengthening)
-        outputs = self._outputs(forward, boxes, encoder)
-        return encoder, _forms(outputs, coefficients, constant)
+        encoder, outputs = self._outputs(choice, asked)
+        return encoder, _forms(outputs, asked.coefficients, asked.constant)
 
-    def most_at_once(
-        self,
-        forward: Sequence[Node],
-        inputs: Interval,
-        coefficients: Tensor,
-        constant: Tensor,
-        groups: Tensor,
-        known: Interval,
-    ) -> int:
+    def most_at_once(self, asked: Asked, groups: Tensor, known: Interval) -> int:
         """How many test points can be reached by one run through the window.
 
         A point is reached if for one of its groups all forms are <= 0. Points are taken
-        ``COUNTED_AT_ONCE`` at a time; what no solver proves counts as reached.
+        ``COUNTED_AT_ONCE`` at a time, by the choice that reaches most; what no solver proves counts
+        as reached.
 
         Args:
-            forward, inputs, coefficients, constant: as for :meth:`bound`.
             groups: of the forms of each point, (n, forms).
-            known: what is proved of the forms, (n, forms); its upper ends are the big-M of the rows.
+            known: what is proved of the forms, (choices, n, forms): forms above 0 reach nothing, and the
+                upper ends are the big-M of the rows.
         """
-        total = 0
-        for part in torch.arange(len(constant)).split(COUNTED_AT_ONCE):
-            boxes = self._boxes(forward, Interval(inputs.lower[:, part], inputs.upper[:, part]))
-            largest = max(float(box.magnitude.max()) for box in boxes.values())
-            sizes = (largest, float(known.upper[part].max()))
-            if not all(size <= RANGE_LIMIT for size in sizes):
-                self.notes.append(
-                    f"{len(part)} test points were counted one by one: ranges up to {max(sizes):.1e} are "
-                    "beyond what a solver can take"
-                )
-                total += len(part)
-                continue
-            try:
-                encoder, forms = self._encoded(forward, boxes, coefficients[part], constant[part])
-                counted = Reach.of(groups[part]).encode(
-                    encoder, forms, known.upper[part], self.options.solver
-                )
-                total += counted.most(encoder, self.options)
-            except SolverUnavailableError as error:
-                self.notes.append(f"{len(part)} test points were counted one by one: {error}")
-                total += len(part)
-        return total
+        known = self._by_choice(known)
+        total = np.zeros(len(self.choices))
+        for part in torch.arange(len(asked)).split(COUNTED_AT_ONCE):
+            own, reach = asked.part(part), Reach.of(groups[part])
+            upper, able = known.upper[:, part], reach.able(known.lower[:, part])
+            why = self._beyond(own)
+            if why is None and not float(upper.max()) <= RANGE_LIMIT:
+                why = f"bounds up to {float(upper.max()):.1e} are beyond what a solver can take"
+            counts = reach.counts(able)
+            if why is None:
+                try:
+                    counts = self._counted(own, reach, able, upper)
+                except SolverUnavailableError as error:
+                    why = str(error)
+            if why is not None:
+                self.notes.append(f"{len(part)} test points were counted one by one: {why}")
+            total += counts
+        return int(total.max())
+
+    def _counted(self, asked: Asked, reach: Reach, able: Tensor, upper: Tensor) -> Array:
+        """How many points each choice can reach, (choices,)."""
+        solver, gain = self.options.solver, np.ones(1)
+
+        def build(choice: int) -> Objectives:
+            encoder, forms = self._encoded(choice, asked)
+            opened = reach.encode(encoder, forms, upper[choice], solver, able[choice])
+            return Objectives.of(encoder.finish(), opened.total, gain)
+
+        options = within_a_minute(self.options)
+        found = minimise_leaves(-reach.counts(able)[:, None], gain, build, options)
+        return counted(found.bounds[:, 0], len(asked))
 
     def bound_parameters(self, coefficients: Mapping[str, Tensor], known: Interval) -> Interval:
         """Dual bounds of linear forms of the parameters after the window.
 
         Args:
             coefficients: (rows, *shape) by name of the parameter.
-            known: what is proved already, (rows,): the widest gap is closed first.
+            known: what is proved already, (choices, rows), as for :meth:`bound`.
 
         Returns:
-            A box (rows,), infinite where a solver proved nothing. It does not rest on ``known``.
+            A box (choices, rows), as known where a solver proved nothing better.
         """
-        started = time.monotonic()
-        nothing = torch.full_like(known.lower, torch.inf)
+
+        def forms(choice: int) -> tuple[Encoder, Expression]:
+            encoder, own = self._forms_of_state(choice, coefficients)
+            return encoder, stacked([own.below, own.above.scale(-1.0)], (-1,))
+
+        known = self._by_choice(known)
         try:
-            encoder = Encoder(
-                self.exact_phases, self.exact_products, strengthening=self.strengthening
-            )
-            forms = self._forms_of_state(encoder, coefficients)
-            both = stacked([forms.below, forms.above.scale(-1.0)], (-1,))
-            gains = np.tile(known.width.cpu().numpy(), 2)
-            objectives = Objectives.of(encoder.finish(), both, gains)
-            solved = minimise(objectives, self.options)
+            return self._minimised(forms, known)
         except SolverUnavailableError as error:  # a licence that is too small, say
             self.notes.append(
-                f"{len(nothing)} functionals were left to the cheaper bounds: {error}"
+                f"{known.lower.shape[1]} functionals were left to the cheaper bounds: {error}"
             )
-            return Interval(-nothing, nothing)
-        self.reports.append(ProgramReport.of(objectives, solved, time.monotonic() - started))
-        low, high = torch.from_numpy(solved.bounds).to(nothing).chunk(2)
-        return Interval(low, -high)
+            return known
 
-    def _forms_of_state(self, encoder: Encoder, coefficients: Mapping[str, Tensor]) -> Expression:
+    def _forms_of_state(
+        self, choice: int, coefficients: Mapping[str, Tensor]
+    ) -> tuple[Encoder, Expression]:
         """Linear forms of the state, (rows,), rounding charged."""
-        state = self._state(encoder)
-        encoder.selection = None
-        encoder.origin = "model: state"
+        span, encoder, state = self._state(choice)
         parts, size, terms = [], 0.0, 0
         for name, on in coefficients.items():
             flat = on.detach().cpu().flatten(1).numpy()
-            box = self.state[name]
-            entries = encoder.bounded(state[name], box).reshape((flat.shape[1],))
+            entries = state[name].reshape((flat.shape[1],))
             parts.append(entries.apply(sp.csr_matrix(flat), (len(flat),)))
-            size = size + np.abs(flat) @ box.magnitude.amax(0).flatten().cpu().numpy()
+            largest = span.state[name].magnitude.amax(0).flatten().cpu().numpy()
+            size = size + np.abs(flat) @ largest
             terms += flat.shape[1]
-        return add(parts).blur(gamma(2 * terms + 16) * size + TINY)
+        return encoder, add(parts).blur(gamma(2 * terms + 16) * size + TINY)
 
-    def _state(self, encoder: Encoder) -> dict[str, Expression]:
-        """The state after the window."""
-        steps = encode_steps(
-            self.step_graph,
-            self.schedule,
-            self.window,
-            self.poison,
-            self.restriction,
-            encoder,
-            self.past,
-        )
-        return steps.state
+    def _state(self, choice: int) -> Ready:
+        """The window of a choice and the state after it, to be built upon; samples are told apart no more."""
+        if choice not in self._ready:
+            if len(self._ready) == READY:
+                del self._ready[next(iter(self._ready))]
+            span = self.choices.span(choice)
+            encoder, steps = self.encoding.steps(span)
+            encoder.selection, encoder.envelopes = None, True
+            encoder.origin = "model: state"
+            state = {n: encoder.bounded(steps.state[n], box) for n, box in span.state.items()}
+            self._ready[choice] = (span, encoder, state)
+        span, encoder, state = self._ready[choice]
+        return span, encoder.fork(), dict(state)
 
-    def _boxes(self, forward: Sequence[Node], inputs: Interval) -> dict[str, Interval]:
-        boxes = dict(self.state) | {FEATURES: inputs}
-        for node in forward:
-            if node.name not in boxes:
-                boxes[node.name] = node.op.interval(*(boxes[i] for i in node.inputs))
-        return boxes
-
-    def _outputs(
-        self, forward: Sequence[Node], boxes: Mapping[str, Interval], encoder: Encoder
-    ) -> Expression:
+    def _outputs(self, choice: int, asked: Asked) -> tuple[Encoder, Expression]:
         """Outputs of the trained model at the test inputs, (n, outputs)."""
-        state = self._state(encoder)
-        encoder.selection = None
-        encoder.origin = "model: state"
-        known = {name: encoder.bounded(state[name], box) for name, box in self.state.items()}
-        inputs = boxes[FEATURES]
-        if bool((inputs.lower == inputs.upper).all()):
-            known[FEATURES] = Expression.of(inputs.lower[0].cpu().numpy())
+        span, encoder, known = self._state(choice)
+        boxes = asked.boxes(span.state)
+        if bool((asked.inputs.lower == asked.inputs.upper).all()):
+            known[FEATURES] = Expression.of(asked.inputs.lower[0].cpu().numpy())
         else:
             encoder.origin = f"model: {FEATURES}"
-            shape = tuple(inputs.lower.shape[1:])
-            known[FEATURES] = encoder.columns(*as_arrays(inputs.hull(), shape))
-        curved = curved_inputs(forward) | {self.step_graph.output}
-        for node in forward:
+            shape = tuple(asked.inputs.lower.shape[1:])
+            known[FEATURES] = encoder.columns(*as_arrays(asked.inputs.hull(), shape))
+        output = self.encoding.step_graph.output
+        curved = curved_inputs(asked.forward) | {output}
+        for node in asked.forward:
             if node.name in known:
                 continue
             encoder.origin = f"model: {node.name}"
@@ -267,7 +276,7 @@ class WindowProgram:
             if node.name in curved or expression.spread is not None:
                 expression = encoder.bounded(expression, boxes[node.name])
             known[node.name] = expression
-        return known[self.step_graph.output]
+        return encoder, known[output]
 
 
 def _forms(outputs: Expression, coefficients: Tensor, constant: Tensor) -> Expression:
