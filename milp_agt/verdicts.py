@@ -46,7 +46,7 @@ class Verdict:
     def name(self) -> str:
         """The kind and the part of the data, for instance ``backdoor (radius 0.1) on test``."""
         kind = f"{self.kind} ({self.detail})" if self.detail else self.kind
-        group = "" if self.group is None else f", group {self.group}"
+        group = "" if self.group is None else f", {self.group}"
         return f"{kind} on {self.on}{group}"
 
     @property
@@ -105,9 +105,13 @@ def judge(result: Result, dataset: Dataset, asked: AnyProperty) -> tuple[Verdict
     positions = at.positions[answer.points.index].tolist()
     points = {**answer.points.columns(), "index": positions}
     both = result.against(asked.aim(at), answer)
+    what = "class" if asked.groups == "class" else "group"
     return (
         _verdict(asked, asked.on, answer, points=points, both=both),
-        *(_verdict(asked, asked.on, b, group=str(name)) for name, b in answer.groups.items()),
+        *(
+            _verdict(asked, asked.on, bounds, group=f"{what} {name}")
+            for name, bounds in answer.groups.items()
+        ),
     )
 
 

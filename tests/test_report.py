@@ -203,6 +203,13 @@ def test_points_of_a_verdict_are_not_bounded_twice(
     assert "the first 2 of 3 points" in visible(page(folder))
 
 
+def test_the_root_of_a_mean_squared_error_is_rounded_up(regression: Path) -> None:
+    (worst,) = (p["upper"] for p in document(regression)["properties"])
+    found = re.search(r"Its root, here at most ([0-9.]+),", visible(page(regression)))
+    assert found
+    assert worst**0.5 <= float(found[1]) <= 1.01 * worst**0.5
+
+
 def test_predictions_of_a_regression(regression: Path) -> None:
     content = read(regression)
     found = content.predictions
@@ -689,6 +696,16 @@ def test_the_first_colours_differ_in_grey() -> None:
     assert (first[1] + 0.05) / (first[0] + 0.05) > 2
 
 
+def test_words_in_colour_can_be_read_on_their_ground() -> None:
+    """Contrast of at least 4.5, which WCAG 2.1 asks for small text; in grey as well."""
+    style = (Path(reports.__file__).parent / "templates" / "style.css").read_text()
+    named = dict(re.findall(r"--([a-z]+): (#[0-9A-Fa-f]{6});", style))
+    for text in ("ink", "soft", "proved", "open", "reported"):
+        for ground in ("ground", "panel"):
+            light, dark = luminance(named[ground]), luminance(named[text])
+            assert (light + 0.05) / (dark + 0.05) >= 4.5, (text, ground)
+
+
 CHROMIUM = next(
     (p for n in ("chromium", "chromium-browser", "google-chrome") if (p := shutil.which(n))), ""
 )
@@ -712,6 +729,79 @@ def test_a_real_browser_shows_the_numbers_without_errors(classes: Path, tmp_path
     for each in document(classes)["properties"]:
         for end in ("lower", "nominal", "upper"):
             assert format_number(each[end]) in shown
+
+
+@browser
+@pytest.mark.parametrize("loss", ["cross_entropy", "mse"])
+def test_a_report_from_python_opens_in_a_real_browser(loss: str, tmp_path: Path) -> None:
+    """With attacks, suspects and groups: every part of the page that one call can make."""
+    rng = np.random.default_rng(5)
+    x = rng.normal(size=(14, 2))
+    y: Any = (x[:, 0] > 0).astype(np.int64) if loss == "cross_entropy" else x.sum(1)
+    result = trained(loss, x[:10], y[:10], attack=agt.attacks.Search(pool=16, rounds=1, restarts=1))
+    asked = [{"kind": "loss", "at_most": 9.0}, {"kind": "loss", "groups": ["a", "b", "a", "b"]}]
+    data = agt.Dataset.of(x[:10], y[:10], x[10:], y[10:], name="clouds")
+    path = agt.report(result, data, tmp_path / "out", properties=asked, suspects=True)
+    dom, console = browse(path, tmp_path / "profile")
+    assert console == []
+    shown, found = visible(dom), document(tmp_path / "out")
+    assert [p["status"] for p in found["properties"]] == ["PROVED", *["REPORTED"] * 3]
+    for each in found["properties"]:
+        assert each["name"] in shown
+        for end in ("lower", "nominal", "upper"):
+            assert format_number(each[end]) in shown
+    assert "Which samples carry the bound" in shown
+    assert f"{found['attack']['trained']} poisoned runs" in shown
+
+
+def printed(path: Path, folder: Path) -> Any:
+    """The PDF that a browser prints, opened."""
+    pdfium = pytest.importorskip("pypdfium2")
+    target = folder / "page.pdf"
+    command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--no-pdf-header-footer"]
+    command += [f"--user-data-dir={folder / 'printing'}", "--virtual-time-budget=2000"]
+    command += [f"--print-to-pdf={target}", path.as_uri()]
+    subprocess.run(command, capture_output=True, timeout=120, check=True)
+    return pdfium.PdfDocument(target)
+
+
+@browser
+@pytest.mark.parametrize("name", ["classes", "pixels", "regression"])
+def test_a_print_has_everything_and_cuts_nothing_off(
+    name: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    folder = request.getfixturevalue(name)
+    pdf = printed(folder / "report.html", tmp_path)
+    pages = [(sheet, sheet.get_textpage()) for sheet in pdf]
+    shown = "".join("".join(text.get_text_bounded().split()) for _, text in pages)
+    result = document(folder)
+    wanted = [result["claim"], *result["assumptions"], *words.GLOSSARY.values()]
+    wanted += [each["name"] for each in result["properties"]]
+    for step in result["steps"]:  # folded away on the screen
+        wanted.append(format_number(step["max_width"]))
+    wanted.append(f'"learning_rate": {result["run"]["training"]["learning_rate"]}')
+    for piece in wanted:
+        assert "".join(piece.split()) in shown
+    assert "Files:" not in shown
+    for sheet, text in pages:
+        width, height = sheet.get_size()
+        boxes = np.array([text.get_charbox(i) for i in range(text.count_chars())])
+        assert len(boxes) > 20  # no page that is next to empty
+        assert (boxes[:, [0, 1]] >= 20).all()
+        assert (boxes[:, 2] <= width - 20).all()
+        assert (boxes[:, 3] <= height - 20).all()
+
+
+@browser
+def test_a_heading_is_printed_above_what_it_is_about(classes: Path, tmp_path: Path) -> None:
+    """None of them is the last line of its sheet."""
+    headings = {
+        "".join(visible(text).split()) for text in re.findall(r"<h[23]>.*?</h[23]>", page(classes))
+    }
+    assert len(headings) > 8
+    for sheet in printed(classes / "report.html", tmp_path):
+        lines = sheet.get_textpage().get_text_bounded().strip().splitlines()
+        assert "".join(lines[-1].split()) not in headings
 
 
 @browser

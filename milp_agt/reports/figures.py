@@ -17,6 +17,7 @@ from matplotlib.ticker import MaxNLocator
 from milp_agt.reports.colours import BLACK, BLUE, CLASSES, LINES, MARKERS, RED, SKY
 from milp_agt.reports.content import Content, Property
 from milp_agt.reports.points import margins, predictions
+from milp_agt.reports.words import between
 from milp_agt.tables import format_number
 
 FALLING = ("accuracy", "collective", "stable")  # certified from below; other questions from above
@@ -125,23 +126,15 @@ def _bound_line(axes: Axes, each: Property) -> None:
     axes.plot([each.nominal], [0], "o", color=BLACK, markersize=6, label="data as given")
     if each.threshold is not None:
         axes.axvline(each.threshold, color=BLACK, linestyle="--", linewidth=1.2, label="asked for")
-    axes.set_title(f"{each.name}: {_interval(each)}")
+    axes.set_title(f"{each.name}: {between(each)}")
     axes.set_yticks([])
     axes.set_ylim(-1, 1)
     axes.spines["left"].set_visible(False)
     if each.is_share:
         axes.set_xlim(-0.02, 1.02)
-        axes.xaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
+        axes.xaxis.set_major_formatter(lambda value, _: f"{100 * value:.0f} %")
     else:
         axes.margins(x=0.15)
-
-
-def _interval(each: Property) -> str:
-    if each.is_share and each.lower == each.upper:
-        return f"{each.lower:.1%}"
-    if each.is_share:
-        return f"between {each.lower:.1%} and {each.upper:.1%}"
-    return f"between {format_number(each.lower, 4)} and {format_number(each.upper, 4)}"
 
 
 def _span(ends: tuple[float, float]) -> str:
@@ -159,10 +152,21 @@ def _widths(content: Content) -> tuple[Figure, str] | None:
     positive = False
     for number, (name, widths) in enumerate(content.chains.items()):
         color, marker, dash = LINES[number % len(LINES)]
+        thicker = (
+            len(content.chains) - 1 - number
+        )  # looser lines show beneath tighter ones that meet them
         drawn = np.where(np.isfinite(widths) & (widths > 0), widths, np.nan)
         positive |= bool(np.isfinite(drawn).any())
         axes.plot(
-            steps, drawn, color=color, marker=marker, linestyle=dash, markevery=stride, label=name
+            steps,
+            drawn,
+            color=color,
+            marker=marker,
+            markersize=5.0 + 1.5 * thicker,
+            linewidth=1.5 + 0.8 * thicker,
+            linestyle=dash,
+            markevery=stride,
+            label=name,
         )
         known = widths[np.isfinite(widths)]
         if len(known):

@@ -62,6 +62,7 @@ def render(content: Content, drawn: Mapping[str, Picture]) -> str:
         lstrip_blocks=True,
     )
     environment.filters["number"] = _number
+    environment.filters["seconds"] = _seconds
     environment.filters["percent"] = words.percent
     environment.filters["plain"] = _plain
     status, headline = words.verdict(content)
@@ -98,6 +99,11 @@ def solver_totals(steps: Sequence[Mapping[str, Any]]) -> dict[str, int]:
 def _number(value: object) -> str:
     """Six significant digits; JSON's words for what is no number as they are."""
     return format_number(value) if isinstance(value, (int, float)) else str(value)
+
+
+def _seconds(value: object) -> str:
+    """Three digits are all that a clock is worth here."""
+    return format_number(value, 3) if isinstance(value, (int, float)) else str(value)
 
 
 def _plain(value: object) -> str:

@@ -48,6 +48,9 @@ GLOSSARY = {
     "poisoning": "changing training data in order to change the trained model",
     "radius": "how far a changed number may be from the given one",
     "reachable set": "a box that holds the parameters of every model that admissible data can lead to",
+    "PROVED": "what was asked for holds for every admissible data set",
+    "NOT PROVED": "the bounds cannot tell; it may hold or not",
+    "REPORTED": "bounds that hold, where no threshold was asked for",
     "relaxation": "a way of computing bounds; the tighter, the more work",
     "width": "how far apart the ends of a certified interval are: 0 if poisoning changes nothing",
 }
@@ -65,9 +68,10 @@ def verdict(content: Content) -> tuple[str, str]:
         proved = [p for p in content.wholes if p.status == "PROVED"]
         what = short(proved[0]) if len(proved) == 1 else f"all {len(proved)} thresholds are met"
         return "proved", f"Proved: {what}, whatever the adversary does within the limits below"
-    if len(content.wholes) == 1:
-        return "reported", f"Certified: {short(content.wholes[0])}; no threshold was asked for"
-    return "reported", "Certified bounds without a verdict: no threshold was asked for"
+    if not content.wholes:
+        return "reported", "Certified: a box around all parameters; nothing else was asked for"
+    more = " (and what follows)" if len(content.wholes) > 1 else ""
+    return "reported", f"Certified: {short(content.wholes[0])}{more}; no threshold was asked for"
 
 
 def caution(content: Content) -> str:
@@ -130,6 +134,13 @@ def at_least(each: Property) -> str:
 def at_most(each: Property) -> str:
     """The certified upper end, rounded up."""
     return shown(each, each.upper, ROUND_CEILING)
+
+
+def between(each: Property) -> str:
+    """Both certified ends, rounded outwards."""
+    if each.lower == each.upper:
+        return shown(each, each.lower)
+    return f"between {at_least(each)} and {at_most(each)}"
 
 
 def headline(each: Property) -> str:
@@ -244,7 +255,12 @@ def loss(content: Content) -> str:
     name = content.document["run"].get("training", {}).get("loss", "")
     if name not in LOSSES or all(p.kind != "loss" for p in content.properties):
         return ""
-    return f"The loss ({name}) measures {LOSSES[name]}, on average over the points; 0 is perfect."
+    text = f"The loss ({name}) measures {LOSSES[name]}, on average over the points; 0 is perfect."
+    worst = next(p.upper for p in content.properties if p.kind == "loss")
+    if name != "mse" or not 0 <= worst < math.inf:
+        return text
+    root = Context(prec=3, rounding=ROUND_CEILING).plus(Context(prec=20).sqrt(Decimal(worst)))
+    return f"{text} Its root, here at most {float(root):.3g}, is in the units of the targets."
 
 
 def sides(content: Content) -> str:

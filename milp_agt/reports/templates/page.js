@@ -22,3 +22,12 @@ for (const table of document.querySelectorAll("table.sortable")) {
     });
   });
 }
+// What is folded away belongs to a print.
+let folded = [];
+addEventListener("beforeprint", () => {
+  folded = [...document.querySelectorAll("details:not([open])")];
+  for (const each of folded) each.open = true;
+});
+addEventListener("afterprint", () => {
+  for (const each of folded) each.open = false;
+});
