@@ -25,6 +25,7 @@ from milp_agt.journal import Journal
 from milp_agt.poison import Poison
 from milp_agt.solvers.base import Solver
 from milp_agt.tracing import StepGraph
+from milp_agt.witnesses import Witnesses
 
 # Ranges beyond this are left to the cheaper relaxation.
 PROGRAM_RANGE_LIMIT = program.RANGE_LIMIT
@@ -45,6 +46,7 @@ class Bounder:
     recorder: Recorder
     journal: Journal
     strengthening: Strengthening = DEFAULT
+    witnesses: Witnesses | None = None
     passes: Passes = field(default_factory=Passes)
     inner_passes: Passes = field(default_factory=Passes)
 
@@ -201,7 +203,11 @@ class Bounder:
         try:
             encoding = self._encoding(chain)
             state, report = program.bound_choices(
-                state, choices.states, lambda n: encoding.window(choices.span(n)), options
+                state,
+                choices.states,
+                lambda n: encoding.window(choices.span(n)),
+                options,
+                self._witness(step),
             )
         except SolverUnavailableError as error:  # a licence that is too small, say
             self.journal.fall_back(
@@ -270,4 +276,9 @@ class Bounder:
             program.SolveOptions(
                 self.solvers[chain.level], self.solve_limits, workers=self.workers
             ),
+            self._witness(part.window[-1].step),
         )
+
+    def _witness(self, step: Step) -> program.Witness | None:
+        """Real runs after a step, which no bound of a program may exclude."""
+        return None if self.witnesses is None else self.witnesses.after(step.index)

@@ -14,6 +14,7 @@ from milp_agt import cost, frozen, inputs
 from milp_agt.attacks import Attacker, Search
 from milp_agt.attacks.unrolled import Unrolled
 from milp_agt.checkpoint import Checkpoint
+from milp_agt.core.interval import Interval
 from milp_agt.core.relaxation import Relaxation
 from milp_agt.core.restriction import UNRESTRICTED, Restriction
 from milp_agt.core.results import Limits
@@ -29,6 +30,7 @@ from milp_agt.threats import ThreatModel
 from milp_agt.tracing import trace
 from milp_agt.training import Batch, Training
 from milp_agt.whole_samples import with_exchanges
+from milp_agt.witnesses import Witnesses
 
 OnStep = Callable[[Result, int, int], None]
 
@@ -154,6 +156,10 @@ def certify(
     initial_box = inputs.initial_box(step_graph, initial)
     solvers = _solvers(plan, solver)
     solve_limits = solve_limits or Limits()
+    start = {n: Interval(b.lower.to(target), b.upper.to(target)) for n, b in initial_box.items()}
+    unrolled: Unrolled | None = None
+    if solvers or attack is not False:
+        unrolled = Unrolled.of(traced.to(target), training, raw.to(target))
     run = Run(
         step_graph=step_graph.to(target),
         head=head.to(target),
@@ -162,7 +168,7 @@ def certify(
         poison=poison.to(target),
         plan=plan,
         solvers=solvers,
-        initial=initial_box,
+        initial=start,
         claim=threat.describe(),
         deadline=None if time_limit is None else time.monotonic() + time_limit,
         solve_limits=solve_limits,
@@ -170,6 +176,7 @@ def certify(
         restriction=restriction,
         recorder=recorder or NullRecorder(),
         strengthening=strengthening,
+        witnesses=Witnesses(unrolled, restriction, start) if unrolled and solvers else None,
     )
     keeper: Checkpoint | None = None
     if checkpoint is not None:
@@ -200,9 +207,8 @@ def certify(
                 )
             run.restore(stored, batches)
     result = _finish(run, batches, keeper, on_step)
-    if attack is False:
+    if attack is False or unrolled is None:
         return result
-    unrolled = Unrolled.of(traced.to(target), training, raw.to(target))
     search = Search() if attack is True else attack
     with _threads(plan.single_thread):
         return result.attacked(Attacker(unrolled, search, restriction))

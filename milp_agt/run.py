@@ -45,6 +45,7 @@ from milp_agt.result import Result
 from milp_agt.solvers.base import Solver
 from milp_agt.tracing import StepGraph
 from milp_agt.training import Batch, Training
+from milp_agt.witnesses import Witnesses
 
 # Cases share the rounding errors of their largest: beyond this they would spoil each other.
 TAME = 1e6
@@ -71,13 +72,13 @@ class Run:
         restriction: Restriction,
         recorder: Recorder,
         strengthening: Strengthening = DEFAULT,
+        witnesses: Witnesses | None = None,
     ) -> None:
         self.step_graph, self.training, self.poison, self.plan = step_graph, training, poison, plan
         self.schedule = Schedule.of(head)
         self.restriction, self.recorder, self.claim = restriction, recorder, claim
         device = poison.features.device
-        box = {n: Interval(b.lower.to(device), b.upper.to(device)) for n, b in initial.items()}
-        start = initial_state(step_graph, box, training.momentum > 0)
+        start = initial_state(step_graph, initial, training.momentum > 0)
         self.carried = Carried(plan, poison, restriction, start)
         self.nominal: dict[str, Tensor] = {n: v.to(device) for n, v in step_graph.initial.items()}
         if training.momentum > 0:
@@ -100,6 +101,7 @@ class Run:
             recorder,
             self.journal,
             strengthening,
+            witnesses,
         )
         self.optimiser = Optimiser(self.bounder)
 

@@ -19,12 +19,18 @@ from milp_agt.poison import Poison
 from milp_agt.tracing import FEATURES, LABELS, SELECTION, StepGraph
 from milp_agt.training import UpdateRule
 
+VELOCITY = "velocity:"
 State = dict[str, Interval]  # parameters by name, and velocities under velocity_of(name)
 
 
 def velocity_of(parameter: str) -> str:
     """Name of the velocity of a parameter in a state."""
-    return f"velocity:{parameter}"
+    return f"{VELOCITY}{parameter}"
+
+
+def is_velocity(name: str) -> bool:
+    """Whether a tensor of a state is a velocity."""
+    return name.startswith(VELOCITY)
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from milp_agt.engines.program.objectives import SolveOptions
 from milp_agt.engines.program.questions import Asked, WindowProgram
 from milp_agt.engines.program.tightening import Tightener, Tightening
 from milp_agt.engines.program.window import RANGE_LIMIT, EncodedWindow, encode_window
+from milp_agt.engines.program.witness import Witness
 
 __all__ = [
     "RANGE_LIMIT",
@@ -30,6 +31,7 @@ __all__ = [
     "Tightening",
     "Together",
     "WindowProgram",
+    "Witness",
     "bound_choices",
     "bound_state",
     "encode_window",

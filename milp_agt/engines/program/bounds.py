@@ -17,6 +17,7 @@ from milp_agt.engines.program.leaves import Branched, minimise_leaves
 from milp_agt.engines.program.objectives import Evidence, Objectives, SolveOptions
 from milp_agt.engines.program.tightening import Tightening
 from milp_agt.engines.program.window import EncodedWindow
+from milp_agt.engines.program.witness import Witness
 from milp_agt.engines.step import State
 
 
@@ -52,15 +53,15 @@ class ProgramReport:
 
 
 def bound_state(
-    encoded: EncodedWindow, box: State, options: SolveOptions
+    encoded: EncodedWindow, box: State, options: SolveOptions, witness: Witness | None = None
 ) -> tuple[State, ProgramReport]:
     """Meet of ``box`` with the dual bounds of both ends of every entry of the state, by one program.
 
     Raises:
         EncodingError: the program is infeasible, although the nominal run is feasible.
-        SoundnessError: the meet is empty.
+        SoundnessError: the meet is empty, or a run of ``witness`` lies outside a bound.
     """
-    return bound_choices(box, [box], lambda _: encoded, options)
+    return bound_choices(box, [box], lambda _: encoded, options, witness)
 
 
 def bound_choices(
@@ -68,6 +69,7 @@ def bound_choices(
     listed: Sequence[State],
     build: Callable[[int], EncodedWindow],
     options: SolveOptions,
+    witness: Witness | None = None,
 ) -> tuple[State, ProgramReport]:
     """The same, choice by choice: ``listed`` are boxes that together hold the state.
 
@@ -75,7 +77,7 @@ def bound_choices(
 
     Raises:
         EncodingError: the program of a choice is infeasible.
-        SoundnessError: the meet is empty.
+        SoundnessError: the meet is empty, or a run of ``witness`` lies outside a bound.
     """
     started = time.monotonic()
     names = list(box)
@@ -84,6 +86,8 @@ def bound_choices(
     found = minimise_leaves(
         known, gain, lambda choice: both_ends(build(choice), names, gain), options
     )
+    if witness is not None:
+        witness.check_state(names, found.least, options.solver.name)
     return _met(box, found.least), ProgramReport.of(found, time.monotonic() - started)
 
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from milp_agt.core.encoder import Encoder, as_arrays
+from milp_agt.core.evaluate import evaluate
 from milp_agt.core.expression import Array, Expression, add, stacked
 from milp_agt.core.graph import Node
 from milp_agt.core.interval import Interval
@@ -22,6 +23,7 @@ from milp_agt.engines.program.collective import Reach, counted, within_a_minute
 from milp_agt.engines.program.leaves import minimise_leaves
 from milp_agt.engines.program.objectives import Objectives, SolveOptions
 from milp_agt.engines.program.window import RANGE_LIMIT, curved_inputs
+from milp_agt.engines.program.witness import Witness
 from milp_agt.engines.step import State, union
 from milp_agt.errors import SolverUnavailableError
 from milp_agt.tracing import FEATURES
@@ -64,6 +66,20 @@ class Asked:
                 boxes[node.name] = node.op.interval(*(boxes[i] for i in node.inputs))
         return boxes
 
+    def at(self, states: Mapping[str, Tensor], output: str) -> tuple[Tensor, Tensor]:
+        """Values for models (models, *shape) at the centres of the inputs, (models, n, forms).
+
+        And what rounding they may carry: outputs count as the float run computes them, the form on top
+        of them is charged.
+        """
+        models = len(next(iter(states.values())))
+        points = self.inputs.centre[0].expand(models, *self.inputs.lower.shape[1:])
+        found = evaluate(self.forward, {**states, FEATURES: points})[output]
+        value = torch.einsum("nfo,mno->mnf", self.coefficients, found) + self.constant
+        size = torch.einsum("nfo,mno->mnf", self.coefficients.abs(), found.abs())
+        size = size + self.constant.abs()
+        return value, gamma(2 * self.coefficients.shape[-1] + 16) * size + TINY
+
 
 Ready = tuple[Span, Encoder, dict[str, Expression]]
 
@@ -76,6 +92,7 @@ class WindowProgram:
         encoding: what of the steps is kept, as in the run.
         choices: what each program is about; they are solved loosest first (:func:`minimise_leaves`).
         options: how to solve.
+        witness: where real runs end, which every answer has to admit.
         reports: what each question took, in the order in which they were asked.
         notes: questions that were left to the cheaper bounds, and why.
     """
@@ -83,6 +100,7 @@ class WindowProgram:
     encoding: Encoding
     choices: Choices
     options: SolveOptions
+    witness: Witness | None = None
     reports: list[ProgramReport] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     _ready: dict[int, Ready] = field(default_factory=dict, repr=False)
@@ -111,7 +129,15 @@ class WindowProgram:
             if why is not None:
                 self.notes.append(f"{len(part)} test points were left to the cheaper bounds: {why}")
             lower[:, part], upper[:, part] = box.lower, box.upper
+        if self.witness is not None:
+            value, room = asked.at(self.witness.states, self.encoding.step_graph.output)
+            ends = Interval(lower.amin(0), upper.amax(0))
+            self.witness.check_forms("form of the outputs", value, room, ends, self._name)
         return Interval(lower, upper)
+
+    @property
+    def _name(self) -> str:
+        return self.options.solver.name
 
     def _by_choice(self, known: Interval) -> Interval:
         """One box where there is one program."""
@@ -187,7 +213,11 @@ class WindowProgram:
             if why is not None:
                 self.notes.append(f"{len(part)} test points were counted one by one: {why}")
             total += counts
-        return int(total.max())
+        most = int(total.max())
+        if self.witness is not None:
+            value, room = asked.at(self.witness.states, self.encoding.step_graph.output)
+            self.witness.check_count(value, room, groups, most, self._name)
+        return most
 
     def _counted(self, asked: Asked, reach: Reach, able: Tensor, upper: Tensor) -> Array:
         """How many points each choice can reach, (choices,)."""
@@ -219,12 +249,17 @@ class WindowProgram:
 
         known = self._by_choice(known)
         try:
-            return self._minimised(forms, known)
+            found = self._minimised(forms, known)
         except SolverUnavailableError as error:  # a licence that is too small, say
             self.notes.append(
                 f"{known.lower.shape[1]} functionals were left to the cheaper bounds: {error}"
             )
             return known
+        if self.witness is not None:
+            value, room = self.witness.at(coefficients)
+            ends = Interval(found.lower.amin(0), found.upper.amax(0))
+            self.witness.check_forms("functional", value, room, ends, self._name)
+        return found
 
     def _forms_of_state(
         self, choice: int, coefficients: Mapping[str, Tensor]
