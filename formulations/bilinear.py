@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -20,12 +21,20 @@ from milp_agt.core.operation import FreeSlope, Operation, Relaxed
 from milp_agt.core.rounding import TINY, UNIT_ROUNDOFF, gamma
 from milp_agt.errors import EncodingError
 from milp_agt.formulations.base import register
+from milp_agt.formulations.interval_products import (
+    both_signs,
+    corner_products,
+    signed_sums,
+    size_of,
+    without_excess,
+)
 from milp_agt.formulations.product_planes import ProductPlanes, extremes
 from milp_agt.formulations.products import Products
 
-# Above this count of scalar products (over all states) intervals are multiplied in midpoint-radius
-# form: two matrix products instead of four corner products for each scalar product.
+# Scalar products (over all states) that are multiplied one by one at most.
 EXACT_PRODUCTS_LIMIT = 2**25
+# Products for each number of the operands and of the result from which matrix products are faster.
+THICK = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +137,13 @@ class Einsum(Operation):
         a, b, out = self.letters
         return "".join(sorted(set(a + b) - set(out)))
 
+    @property
+    def is_outer(self) -> bool:
+        """Whether every number of one operand of a sample meets every one of the other, in order."""
+        a, b, out = self.letters
+        own = a[1:] + b[1:]
+        return a[:1] == b[:1] == "n" and out == "n" + own and len(set(own)) == len(own)
+
     def _einsum(self, a: Tensor, b: Tensor) -> Tensor:
         first, second, out = self.letters
         return torch.einsum(f"...{first},...{second}->...{out}", a, b)
@@ -154,10 +170,51 @@ class Einsum(Operation):
         return torch.einsum(f"...{first},...{second}->...{out.removeprefix('n')}", *inputs)
 
     def _products(self, a: Interval, b: Interval) -> Interval:
-        """Box of ``sum a b``; exact corner products, or midpoint-radius ones (Rump 1999) for size."""
-        corners = self._corner_sum(a, b)
-        if corners is not None:
-            return corners
+        """Box of ``sum a b``: exact but for what is too large (:meth:`_sums`)."""
+        if b.lower is b.upper:
+            return self._times_points(a, b.lower)
+        if not torch.equal(b.lower[CLEAN], b.upper[CLEAN]):
+            return self._sums(a, b)
+        if len(b.lower) == 1:
+            return self._times_points(a, b.lower)
+        # Data of clean samples are points, those of poisoned ones are not.
+        rest = slice(1, None) if len(a.lower) > 1 else slice(None)
+        clean = self._times_points(a.clean, b.lower[:1])
+        others = self._sums(
+            Interval(a.lower[rest], a.upper[rest]), Interval(b.lower[1:], b.upper[1:])
+        )
+        return Interval(
+            torch.cat([clean.lower, others.lower]), torch.cat([clean.upper, others.upper])
+        )
+
+    def _sums(self, a: Interval, b: Interval) -> Interval:
+        """Sums of the exact products; two bounds of them where those of either sign are too many.
+
+        Products of numbers with a sign are matrix products of their ends (:func:`signed_sums`), so
+        that only the others are multiplied one by one. Where these are too many, midpoint-radius
+        products (Rump 1999) are the second bound.
+        """
+        if not self.contracted:
+            return self._corners(a, b)
+        shape = np.broadcast_shapes(self._full(a.lower, 0).shape, self._full(b.lower, 1).shape)
+        whole = int(np.prod(shape))
+        result = whole // self._terms(a.lower, b.lower)
+        thin = whole < THICK * (a.lower.numel() + b.lower.numel() + result)
+        if thin and whole <= EXACT_PRODUCTS_LIMIT:
+            return self._corners(a, b)
+        index = both_signs(self.letters, a, b)
+        count = shape[0] * size_of(index)
+        if whole <= EXACT_PRODUCTS_LIMIT and 2 * count > whole:
+            return self._corners(a, b)
+        sums = signed_sums(self.letters, a, b)
+        if count <= EXACT_PRODUCTS_LIMIT:
+            return without_excess(self.letters, sums, a, b, index)
+        middle = self._midpoint_radius(a, b)
+        return Interval(
+            torch.maximum(sums.lower, middle.lower), torch.minimum(sums.upper, middle.upper)
+        )
+
+    def _midpoint_radius(self, a: Interval, b: Interval) -> Interval:
         centre_a, centre_b = a.centre, b.centre
         radius_a, radius_b = _radius(a, centre_a), _radius(b, centre_b)
         middle = self._einsum(centre_a, centre_b)
@@ -165,27 +222,6 @@ class Einsum(Operation):
             radius_a, centre_b.abs()
         )
         return Interval(middle - radius, middle + radius)
-
-    def _corner_sum(self, a: Interval, b: Interval) -> Interval | None:
-        """Sum over the contracted index of the exact products; None where that is too large."""
-        shape = np.broadcast_shapes(self._full(a.lower, 0).shape, self._full(b.lower, 1).shape)
-        if int(np.prod(shape)) > EXACT_PRODUCTS_LIMIT:
-            return None
-        if b.lower is b.upper:
-            return self._times_points(a, b.lower)
-        if not torch.equal(b.lower[CLEAN], b.upper[CLEAN]):
-            return self._corners(a, b)
-        if len(b.lower) == 1:
-            return self._times_points(a, b.lower)
-        # Data of clean samples are points, those of poisoned ones are not.
-        rest = slice(1, None) if len(a.lower) > 1 else slice(None)
-        clean = self._times_points(a.clean, b.lower[:1])
-        others = self._corners(
-            Interval(a.lower[rest], a.upper[rest]), Interval(b.lower[1:], b.upper[1:])
-        )
-        return Interval(
-            torch.cat([clean.lower, others.lower]), torch.cat([clean.upper, others.upper])
-        )
 
     def _times_points(self, a: Interval, b: Tensor) -> Interval:
         """The exact products where the second operand is known."""
@@ -201,24 +237,25 @@ class Einsum(Operation):
         return Interval(torch.minimum(first, second), torch.maximum(first, second))
 
     def _corners(self, a: Interval, b: Interval) -> Interval:
-        a_lower, a_upper = self._full(a.lower, 0), self._full(a.upper, 0)
-        b_lower, b_upper = self._full(b.lower, 1), self._full(b.upper, 1)
-        ll, lu = a_lower * b_lower, a_lower * b_upper
-        ul, uu = a_upper * b_lower, a_upper * b_upper
-        lower = torch.minimum(torch.minimum(ll, lu), torch.minimum(ul, uu))
-        upper = torch.maximum(torch.maximum(ll, lu), torch.maximum(ul, uu))
-        dims = list(range(-len(self.contracted), 0))
-        return Interval(lower.sum(dims), upper.sum(dims)) if dims else Interval(lower, upper)
+        full = corner_products(
+            Interval(self._full(a.lower, 0), self._full(a.upper, 0)),
+            Interval(self._full(b.lower, 1), self._full(b.upper, 1)),
+        )
+        return Interval(self._total(full.lower), self._total(full.upper))
 
     def _gamma(self, a: Tensor, b: Tensor) -> float:
-        """Covers the run's own sum and ours: both have as many terms as the contracted index."""
+        """Covers the run's own sum and ours: both have as many terms as the contracted index.
+
+        Ours may add three numbers of the size of each term (:func:`signed_sums`, and the excess).
+        """
+        return gamma(4 * self._terms(a, b) + 32)
+
+    def _terms(self, a: Tensor, b: Tensor) -> int:
+        """Terms of each sum."""
         sizes: dict[str, int] = {}
         for letters, operand in zip(self.letters, (a, b), strict=False):
             sizes |= zip(letters, operand.shape[-len(letters) :], strict=True)
-        terms = 1
-        for letter in self.contracted:
-            terms *= sizes[letter]
-        return gamma(4 * terms + 16)
+        return math.prod(sizes[letter] for letter in self.contracted)
 
     def interval(self, *inputs: Interval) -> Interval:
         a, b = inputs

@@ -37,7 +37,17 @@ class Relu(Univariate):
 
     def value(self, *inputs: Tensor) -> Tensor:
         (z,) = inputs
-        return torch.where(z > 0, z, self.negative_slope * z)
+        k = self.negative_slope
+        return torch.relu(z) if k == 0.0 else torch.where(z > 0, z, k * z)
+
+    def interval(self, *inputs: Interval) -> Interval:
+        """Increasing for k >= 0; relu itself is a comparison and a copy, without rounding."""
+        (box,) = inputs
+        if self.negative_slope < 0.0:
+            return super().interval(box)
+        if self.negative_slope > 0.0:
+            return self.monotone(box.lower, box.upper)
+        return Interval(self.value(box.lower), self.value(box.upper))
 
     def is_linear_on(self, box: Interval) -> Tensor:
         return (box.lower > 0) | (box.upper <= 0)

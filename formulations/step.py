@@ -41,6 +41,10 @@ class Step(Univariate):
         """A comparison is exact."""
         return torch.zeros_like(value)
 
+    def interval(self, *inputs: Interval) -> Interval:
+        (box,) = inputs
+        return Interval(self.value(box.lower), self.value(box.upper))
+
     def is_linear_on(self, box: Interval) -> Tensor:
         return (box.lower > 0) | (box.upper <= 0)
 

@@ -32,9 +32,13 @@ INNER_ROWS = 2048
 ROWS_OF_UNITS = 32
 SAMPLES_OF_UNITS = 2048
 FEWEST_SAMPLES = 8
+# Elements of the boxes of a fragment: few enough for a processor's last cache, many for each call.
+BOXED_ELEMENTS = 2**19
 # Below this count of elements in a batch a second thread gains nothing, and on a busy machine the
 # threads wait for each other: measured 3 times slower for iris, 2 times faster for 6-128-2 on 3,000.
 THREADED_ELEMENTS = 10**5
+# The same for steps by intervals alone, which take half a second here.
+THREADED_BOXES = 2 * 10**7
 # Seconds of one warm-started solve for each row of the program.
 SECONDS_PER_ROW = 1e-5
 ROWS_PER_ELEMENT = 8
@@ -177,7 +181,9 @@ def plan(
     if alpha_steps and told_apart.charged:
         line = "slopes are optimised for all selections jointly; charged ones keep default slopes"
         remarks += Remarks(fallbacks=(line,))
-    per_sample = FLOAT * LIVE_BOXES * max(sizes.per_sample, 1)
+    boxed = max(1, sizes.per_sample if told_apart.splits else sizes.made)
+    per_sample = FLOAT * LIVE_BOXES * boxed
+    at_once = CACHED_ELEMENTS if told_apart.splits else BOXED_ELEMENTS
     # The mean of the samples that are left needs all of them at hand.
     whole = sizes.batch if poison.whole is Whole.REMOVED else 1
     many = SAMPLES_OF_UNITS if cuts else FEWEST_SAMPLES
@@ -195,7 +201,7 @@ def plan(
         chunk=chunk,
         fragment=max(
             whole,
-            min(budget // (2 * per_sample), max(64, CACHED_ELEMENTS // sizes.per_sample)),
+            min(budget // (2 * per_sample), max(64, at_once // boxed)),
         ),
         walk_fragment=walk_fragment,
         inner_chunk=max(
@@ -215,7 +221,8 @@ def plan(
         alpha_steps=alpha_steps,
         alpha_every=min(alpha_every or steps, steps),
         alpha_memory=budget // 2 if alpha_steps else 0,
-        single_thread=sizes.walked < THREADED_ELEMENTS,
+        single_thread=sizes.walked < THREADED_ELEMENTS
+        or (level is Relaxation.INTERVAL and sizes.boxes < THREADED_BOXES),
         remarks=remarks,
     )
 

@@ -44,6 +44,11 @@ class Selections:
     charged: bool = False
     charged_inner: bool = False
 
+    @property
+    def splits(self) -> bool:
+        """Whether boxes have more than the states of a sample."""
+        return self.charged or self.groups > 0
+
 
 def selections_of(
     sizes: Sizes,

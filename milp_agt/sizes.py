@@ -30,6 +30,9 @@ class Sizes:
         self.state = step_graph.parameter_count * (2 if momentum else 1)
         self.per_sample = sum(n.signature.size for n in batched)
         self.boxes = self.per_sample * batch
+        # Boxes of outer products are made of a few entries at a time.
+        outer = schedule.outer_products.values()
+        self.made = self.per_sample - sum(p.signature.size for p in outer)
         # Gradients of single samples enter a walk with one coefficient for all samples.
         summed = {n.inputs[0] for n in schedule.sums}
         exchanged = [n for n in batched if isinstance(n.op, Exchange)]

@@ -95,11 +95,15 @@ def test_interval_holds_sampled_values(instance: Instance, draw: Draw) -> None:
 
 
 @pytest.mark.parametrize("instance", INSTANCES["bilinear"], ids=str)
+@pytest.mark.parametrize("limit", [0, 2**25], ids=["midpoint radius", "ends"])
 @FAST
 @given(draw=draws())
-def test_midpoint_radius_products_hold_sampled_values(instance: Instance, draw: Draw) -> None:
+def test_products_by_matrices_hold_sampled_values(
+    instance: Instance, limit: int, draw: Draw
+) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(bilinear, "EXACT_PRODUCTS_LIMIT", 0)
+        patch.setattr(bilinear, "EXACT_PRODUCTS_LIMIT", limit)
+        patch.setattr(bilinear, "THICK", 0)
         rng = draw.rng
         boxes = make_boxes(instance, draw.kinds, draw.relations, rng)
         check_interval(instance, boxes, rng)

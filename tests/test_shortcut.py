@@ -233,7 +233,7 @@ def test_shortcuts_are_taken_where_they_are_cheaper_and_fit() -> None:
     plan = planned(*large, training)
     assert plan.shortcuts
     assert not plan.linear_inner
-    assert any("inner bounds by intervals" in note for note in plan.notes)
+    assert any("inner bounds by intervals" in note for note in plan.remarks.notes)
     assert not planned(*large, training, window=1).shortcuts  # nothing to walk through
     assert not planned(*large, training, memory="512MiB").shortcuts
     assert not planned(*large, replace(training, projection=(-3.0, 3.0))).shortcuts
@@ -249,7 +249,7 @@ def test_narrow_nodes_are_walked_inside_where_wide_ones_are_too_many(
     plan = planned(3000, (6, 128, 2), training)
     assert plan.linear_inner
     assert plan.inner_widest == 2
-    assert any("of nodes with at most 2 elements" in note for note in plan.notes)
+    assert any("of nodes with at most 2 elements" in note for note in plan.remarks.notes)
 
 
 def test_narrow_inner_walks_tighten_and_hold(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -24,6 +24,15 @@ class SampleSum(Protocol):
 
     def result(self) -> tuple[Interval, Tensor]:
         """The box of the sum, (cases, *shape), and ``sum_i max|term_i|``, (*shape)."""
+        ...
+
+
+@runtime_checkable
+class SumOfProducts(SampleSum, Protocol):
+    """One that can be fed the operands of outer products instead of their boxes."""
+
+    def add_outer(self, a: Interval, b: Interval, samples: Tensor) -> None:
+        """Add ``a_i (x) b_i`` of a fragment: boxes (states, n, p...) and (states, n, q...)."""
         ...
 
 

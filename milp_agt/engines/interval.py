@@ -11,7 +11,7 @@ from torch import Tensor
 from milp_agt.core.graph import Node
 from milp_agt.core.interval import Interval
 from milp_agt.engines.arithmetic import APART, Arithmetic
-from milp_agt.engines.exposure import Exposure
+from milp_agt.engines.exposure import Exposure, SampleSum, SumOfProducts
 from milp_agt.engines.first_layer import sharpened
 from milp_agt.engines.step import Schedule, State, Step
 from milp_agt.engines.update import UpdateGraph
@@ -61,6 +61,9 @@ def propagate(
             fixed[node.name] = arithmetic.image(node, [fixed[i] for i in node.inputs], step.samples)
     pieces: dict[str, list[Interval]] = {}
     totals = {node.name: exposure.total(step) for node in schedule.sums}
+    terms = {node.name: node.inputs[0] for node in schedule.sums}
+    outer = _outer_products(schedule, totals, keep)
+    unmade = {product.name for product, _ in outer.values()}
     for start in range(0, step.size, size):
         part = slice(start, min(start + size, step.size))
         whole = part == slice(0, step.size)
@@ -69,14 +72,19 @@ def propagate(
         poison = step.poison if whole else step.poison.take(index)
         refined = None if refine is None else refine(part)
         for node in schedule.before:
-            if node.name not in boxes:
+            if node.name not in boxes and node.name not in unmade:
                 inputs = [boxes[i] for i in node.inputs]
                 box = arithmetic.image(node, inputs, step.samples[part])
                 boxes[node.name] = sharpened(node, box, boxes, poison, arithmetic.outer)
                 if refined is not None:
                     boxes[node.name] = refined(node, boxes)
-        for node in schedule.sums:
-            totals[node.name].add(boxes[node.inputs[0]], step.samples[part])
+        for name, total in totals.items():
+            if name in outer:
+                product, summed = outer[name]
+                a, b = (boxes[i] for i in product.inputs)
+                summed.add_outer(a, b, step.samples[part])
+            else:
+                total.add(boxes[terms[name]], step.samples[part])
         for name in keep:
             pieces.setdefault(name, []).append(boxes[name])
     ranges.boxes = fixed
@@ -90,6 +98,18 @@ def propagate(
         inputs = [ranges.boxes[i] for i in node.inputs]
         ranges.boxes[node.name] = arithmetic.image(node, inputs, step.samples)
     return ranges
+
+
+def _outer_products(
+    schedule: Schedule, totals: Mapping[str, SampleSum], keep: Collection[str]
+) -> dict[str, tuple[Node, SumOfProducts]]:
+    """Sums that take the operands of outer products, with these products: no box of them is made."""
+    found = {}
+    for name, product in schedule.outer_products.items():
+        total = totals[name]
+        if product.name not in keep and isinstance(total, SumOfProducts):
+            found[name] = product, total
+    return found
 
 
 def completed(

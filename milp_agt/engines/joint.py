@@ -13,6 +13,7 @@ from milp_agt.core.rounding import TINY, gamma
 from milp_agt.engines.adversary import Debt, largest, open_debt, worst_sum
 from milp_agt.engines.arithmetic import APART, Arithmetic
 from milp_agt.engines.exposure import Emptied, SampleSum
+from milp_agt.engines.outer_sum import OuterSum
 from milp_agt.engines.separate import SeparateSum
 from milp_agt.engines.step import Step
 from milp_agt.poison import Poison, Whole
@@ -112,18 +113,26 @@ def _added(old: list[Tensor], new: list[Tensor]) -> list[Tensor]:
 
 
 class _JointSum:
-    """A :class:`PoisonedSum` over a batch under a restriction."""
+    """A :class:`PoisonedSum`, or an :class:`OuterSum`, over a batch under a restriction."""
 
     def __init__(self, step: Step, restriction: Restriction) -> None:
-        self._sum, self._restriction = PoisonedSum(step.poison.budget, step.size), restriction
+        self._restriction = restriction
         known = Masks.of(restriction, step.samples).inside
         self._inside = 0 if known is None else int(known.sum())
+        self._sum = PoisonedSum(step.poison.budget, step.size)
+        self._outer = OuterSum(step.poison.budget - self._inside)
+        self._multiplies = False
 
     def add(self, terms: Interval, samples: Tensor) -> None:
         self._sum.add(terms, Masks.of(self._restriction, samples))
 
+    def add_outer(self, a: Interval, b: Interval, samples: Tensor) -> None:
+        masks = Masks.of(self._restriction, samples)
+        self._outer.add(a, b, masks.inside, masks.free)
+        self._multiplies = True
+
     def result(self) -> tuple[Interval, Tensor]:
-        return self._sum.result(self._inside)
+        return self._outer.result() if self._multiplies else self._sum.result(self._inside)
 
 
 class _JointSeparateSum:

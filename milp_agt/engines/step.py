@@ -132,6 +132,12 @@ class Schedule:
             if node.inputs[0] in products and read[node.inputs[0]] == 1
         }
 
+    @cached_property
+    def outer_products(self) -> dict[str, Node]:
+        """Those that multiply every number of one operand with every one of the other."""
+        found = self.summed_products
+        return {n: p for n, p in found.items() if isinstance(p.op, Einsum) and p.op.is_outer}
+
     def values(self, leaves: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """All that the parameter gradients need, at points; summed products only as their sums."""
         skipped = {node.name for node in self.summed_products.values()}
