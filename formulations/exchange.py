@@ -5,6 +5,8 @@ from __future__ import annotations
 from abc import abstractmethod
 from dataclasses import dataclass
 
+import numpy as np
+import scipy.sparse as sp
 import torch
 from torch import Tensor
 
@@ -158,9 +160,9 @@ class Remove(Exchange):
     The box of m, where sample i is removed and at most k in all: the least mean of the lower ends of
     the others without the r largest of those that can be removed, r < k, and alike above. Where all
     can be removed, r = k - 1 is the least: leaving out the largest never raises a mean. The boxes of the
-    samples that are left are those of the states in which they may be. With more than two states
-    every state is a case with its own removed samples, and m is the mean over exactly the others. The
-    whole batch has to be at hand.
+    samples that are left are those of the states in which they may be. With more than two states,
+    or with one in which all are known to be removed or to stay, every state is a case with its own removed
+    samples, and m is the mean over exactly the others. The whole batch has to be at hand.
     """
 
     key = "remove"
@@ -177,9 +179,26 @@ class Remove(Exchange):
         return torch.where(chosen == 0.0, gradients, stays * gradients + chosen * mean)
 
     def others(self, gradients: Interval, selection: Interval) -> Interval:
-        if selection.lower.shape[0] > 2:
+        if selection.lower.shape[0] > 2 or _is_one_case(selection):
             return _mean_of_case(gradients, _aligned(gradients, selection))
         return self._means(gradients, _aligned(gradients, selection))
+
+    def encode(
+        self, encoder: Encoder, inputs: tuple[Expression, ...], ranges: tuple[Interval, ...]
+    ) -> Expression:
+        """Of one case: the mean of the samples that are left is a linear function of them."""
+        gradients, selection = ranges
+        if not _is_one_case(selection):
+            return super().encode(encoder, inputs, ranges)
+        gone = selection.upper[0].flatten().cpu().numpy() > 0.0
+        left = np.where(gone, 0.0, 1.0) / max(1, int((~gone).sum()))
+        mean = np.where(gone[:, None], left, np.diag(np.where(gone, 0.0, 1.0)))
+        each = inputs[0].size // len(gone)
+        matrix = sp.csr_matrix(sp.kron(sp.csr_matrix(mean), sp.identity(each), format="csr"))
+        size = left @ gradients.magnitude.amax(0).flatten(1).cpu().numpy()
+        error = gamma(8 * (len(gone) + self.budget) + 128) * size + TINY
+        blur = np.where(gone[:, None], error, 0.0).reshape(inputs[0].shape)
+        return inputs[0].apply(matrix, inputs[0].shape).blur(blur)
 
     def _means(self, gradients: Interval, selection: Interval) -> Interval:
         """Box of the mean of those that are left, for each sample that is removed, (1, n, *shape)."""
@@ -211,6 +230,12 @@ def _least_mean(values: Tensor, can_go: Tensor, removed: int) -> Tensor:
         least = mean if least is None else torch.minimum(least, mean)
     assert least is not None
     return least
+
+
+def _is_one_case(selection: Interval) -> bool:
+    """Whether there is one state, in which every sample is known to be removed or to stay."""
+    known = (selection.lower == selection.upper) & (selection.lower == selection.lower.round())
+    return len(selection.lower) == 1 and bool(known.all())
 
 
 def _mean_of_case(gradients: Interval, selection: Interval) -> Interval:

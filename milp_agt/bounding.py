@@ -246,7 +246,7 @@ class Bounder:
         ``state`` holds the state after the steps of ``part``, whose boxes hold those of all selections.
         """
         window, past = self._split(part)
-        if not listed or not self.strengthening.by_choice or self.poison.whole is not None:
+        if not self.strengthening.by_choice or not self._have_gone(listed, window):
             span = program.Span(window, state, self.poison, self.restriction, past)
             return program.Together(span)
         groups = []
@@ -254,6 +254,15 @@ class Bounder:
             assert isinstance(own.exposure, Enumerated)
             groups.append(program.Group(own.exposure, self._split(own)[0], own.state))
         return program.OneByOne(self.schedule, groups, [r.state for r in window], state)
+
+    def _have_gone(self, listed: Sequence[Part], window: Sequence[RelaxedStep]) -> bool:
+        """Whether selections have taken the steps of a window, in none of which a batch was emptied."""
+        steps = [relaxed.step.index for relaxed in window]
+        return bool(listed) and all(
+            [relaxed.step.index for relaxed in self._split(own)[0]] == steps
+            and own.exposure.emptied(window[-1].step) is None
+            for own in listed
+        )
 
     def relax(
         self, exposure: Exposure, state: State, step: Step, ranges: interval.Ranges

@@ -28,8 +28,7 @@ class Strengthening:
         selection_first: trees branch on the selection before all phases (solvers with priorities).
         by_choice: where selections are enumerated, the programs of a step, and those of questions about
             the model in the end, are about one choice of poisoned samples each, the loosest first, until the
-            bound rests on choices that are solved: exact branching on the selection (features and labels,
-            not whole samples).
+            bound rests on choices that are solved: exact branching on the selection.
         identity: ``relu(z) = step(z) z`` as a bilinear term in ``qcqp`` and ``miqp``.
         pieces: pieces of the range of one operand of a chosen product, each with McCormick envelopes of
             its own and a binary (``milp`` and ``miqp``; Bergamini et al. 2005); 1 for none.

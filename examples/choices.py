@@ -1,0 +1,205 @@
+"""Linear programs choice by choice, all choices at once, and linear bounds: widths, and what they cost.
+
+At some steps of a run whose selections of poisoned samples are enumerated, a program over the last w
+steps bounds both ends of every parameter: from the sets of all choices jointly ("all at once"), and from
+those of each choice, the loosest choice first ("by choice"). --points asks for the margins of test points
+instead, as objectives on top of the same programs. A gain is what the mean width shrinks by, of that of
+linear bounds of single choices.
+--case FILE.npz takes the run from a file: x_train, y_train, x_test, y_test, W0, b0, W1, b1, lr (cross
+entropy), or X, y, W1, b1, w2, b2 (binary cross entropy, rate 0.5). Without it: 12 samples of two moons.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+import milp_agt as agt
+from milp_agt.core.restriction import UNRESTRICTED
+from milp_agt.data import load_dataset
+from milp_agt.engines import interval, program
+from milp_agt.engines.cases import Enumerated
+from milp_agt.engines.joint import Joint
+from milp_agt.engines.recorder import MemoryRecorder
+from milp_agt.engines.relaxed import RelaxedStep
+from milp_agt.solvers import get_solver
+
+Pair = tuple[Tensor, Tensor]
+Array = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Case:
+    model: nn.Module
+    data: Pair
+    test: Pair
+    loss: str
+    rate: float
+
+
+def network(weights: list[tuple[Array, Array]]) -> nn.Module:
+    layers: list[nn.Module] = []
+    for weight, bias in weights:
+        layer = nn.Linear(weight.shape[1], weight.shape[0]).double()
+        with torch.no_grad():
+            layer.weight.copy_(torch.from_numpy(weight))
+            layer.bias.copy_(torch.from_numpy(np.reshape(bias, -1)))
+        layers += [layer, nn.ReLU()]
+    return nn.Sequential(*layers[:-1])
+
+
+def pair(x: Array, y: Array) -> Pair:
+    return torch.from_numpy(x), torch.from_numpy(y).long()
+
+
+def from_file(path: str) -> Case:
+    case = np.load(path)
+    if "x_train" in case:
+        model = network([(case["W0"], case["b0"]), (case["W1"], case["b1"])])
+        data = pair(case["x_train"], case["y_train"])
+        test = pair(case["x_test"], case["y_test"])
+        return Case(model, data, test, "cross_entropy", float(case["lr"]))
+    model = network([(case["W1"], case["b1"]), (case["w2"].reshape(1, -1), case["b2"])])
+    data = pair(case["X"], case["y"])
+    return Case(model, data, data, "bce", 0.5)
+
+
+def generated() -> Case:
+    torch.manual_seed(7)
+    moons = load_dataset("moons", samples=15, noise=0.1, seed=0, test_fraction=0.2)
+    model = nn.Sequential(nn.Linear(2, 4), nn.ReLU(), nn.Linear(4, 1)).double()
+    data, test = pair(moons.x_train, moons.y_train), pair(moons.x_test, moons.y_test)
+    return Case(model, data, test, "bce", 0.5)
+
+
+@dataclass(frozen=True)
+class Bounded:
+    """A run by linear forms, with all choices jointly and one by one."""
+
+    joint: agt.Result
+    apart: agt.Result
+    steps: list[RelaxedStep]
+
+    @staticmethod
+    def of(case: Case, steps: int, budget: int, radius: float) -> Bounded:
+        recorder = MemoryRecorder()
+        joint, apart = (
+            agt.certify(
+                case.model,
+                case.data,
+                agt.Training(loss=case.loss, learning_rate=case.rate, epochs=steps),
+                agt.FeaturePoisoning(budget, radius),
+                inner_bounds="linear",
+                selections=selections,
+                recorder=recorder if selections == "joint" else None,
+            )
+            for selections in ("joint", "enumerated")
+        )
+        # Linear bounds keep the ranges that they stand on; programs need those of all nodes.
+        exposure, schedule = Joint(joint.models.poison), joint.models.schedule
+        kept = [
+            replace(r, ranges=interval.completed(schedule, r.state, r.step, exposure, r.ranges))
+            for r in recorder.steps["linear"]
+        ]
+        return Bounded(joint, apart, kept)
+
+    def all_at_once(self, window: int) -> agt.Result:
+        """With one program over the last steps of all choices jointly."""
+        models, past = self.joint.models, self.steps[:-window]
+        span = program.Span(self.steps[-window:], models.state, models.poison, UNRESTRICTED, past)
+        return with_program(self.joint, program.Together(span))
+
+    def by_choice(self, window: int) -> agt.Result:
+        """With a program over the last steps of each choice."""
+        models, groups = self.apart.models, []
+        for reached in models.reached:
+            assert isinstance(reached.exposure, Enumerated)
+            last = reached.window[-window:]
+            groups.append(program.Group(reached.exposure, last, reached.state))
+        outer = [relaxed.state for relaxed in self.steps[-window:]]
+        choices = program.OneByOne(models.schedule, groups, outer, models.state)
+        return with_program(self.apart, choices)
+
+
+def with_program(result: agt.Result, choices: program.Choices) -> agt.Result:
+    models = result.models
+    encoding = program.Encoding(models.step_graph, models.schedule, exact_phases=False)
+    asked = program.WindowProgram(encoding, choices, program.SolveOptions(get_solver("highs")))
+    return replace(result, models=replace(models, program=asked))
+
+
+def mean_width(result: agt.Result, test: Pair | None) -> float:
+    """Of all parameters, or of the margins of test points."""
+    if test is not None:
+        low, high = result.margins(*test)
+        return float((high - low).mean())
+    state, asked = result.models.state, result.models.program
+    if asked is not None:
+        choices, encoding = asked.choices, asked.encoding
+        state, report = program.bound_choices(
+            state, choices.states, lambda n: encoding.window(choices.span(n)), asked.options
+        )
+        asked.reports.append(report)
+    return float(torch.cat([box.width.flatten() for box in state.values()]).mean())
+
+
+def measure(
+    case: Case, steps: list[int], windows: list[int], budget: int, test: Pair | None
+) -> None:
+    print(
+        "step  window  level   choices      mean width     gain  cpu s/end  solves  columns    rows"
+    )
+    for step in steps:
+        bounded = Bounded.of(case, step, budget, 0.01)
+        linear = mean_width(bounded.apart, test)
+        for name, width in (
+            ("all at once", mean_width(bounded.joint, test)),
+            ("by choice", linear),
+        ):
+            print(f"{step:4}       -  linear  {name:11}  {width:.4e}  {1 - width / linear:7.2%}")
+        for window in windows:
+            for name, result in (
+                ("all at once", bounded.all_at_once(window)),
+                ("by choice", bounded.by_choice(window)),
+            ):
+                begun = time.process_time()
+                width = mean_width(result, test)
+                seconds = time.process_time() - begun
+                assert result.models.program is not None
+                reports = result.models.program.reports
+                ends = 2 * (
+                    result.models.step_graph.parameter_count if test is None else len(test[1])
+                )
+                size = reports[0].size
+                print(
+                    f"{step:4}  {window:6}  lp      {name:11}  {width:.4e}  {1 - width / linear:7.2%}  "
+                    f"{seconds / ends:9.2f}  {sum(r.solves for r in reports):6}  "
+                    f"{size['columns']:7}  {size['rows']:6}",
+                    flush=True,
+                )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--small", action="store_true", help="12 samples, two steps")
+    parser.add_argument("--case", metavar="FILE.npz", help="data and initial weights")
+    parser.add_argument("--budget", type=int, default=1)
+    parser.add_argument("--steps", type=int, nargs="+", default=[10])
+    parser.add_argument("--windows", type=int, nargs="+", default=[1, 3])
+    parser.add_argument("--points", type=int, help="bound the margins of so many test points")
+    arguments = parser.parse_args()
+    case = from_file(arguments.case) if arguments.case else generated()
+    steps, windows = ([2], [1]) if arguments.small else (arguments.steps, arguments.windows)
+    count = arguments.points
+    test = None if count is None else (case.test[0][:count], case.test[1][:count])
+    measure(case, steps, windows, arguments.budget, test)
+
+
+if __name__ == "__main__":
+    main()
