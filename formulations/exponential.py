@@ -29,9 +29,7 @@ class Exponential(Smooth):
 
     key = "exponential"
     has_influence = True
-    exactness = (
-        "chord slope with exact offsets; chord and tangent rows; exact in qcqp, miqp (SCIP, Gurobi)"
-    )
+    exactness = "chord slope with exact offsets; chord and tangent rows; exact in qcqp, miqp"
 
     def value(self, *inputs: Tensor) -> Tensor:
         return torch.exp(inputs[0].clamp(max=CAP))

@@ -26,9 +26,7 @@ class Sigmoid(Sigmoidal):
     """
 
     key = "sigmoid"
-    exactness = (
-        "chord slope with exact offsets; chord and tangent rows; exact in qcqp, miqp (SCIP, Gurobi)"
-    )
+    exactness = "chord slope with exact offsets; chord and tangent rows; exact in qcqp, miqp"
 
     def value(self, *inputs: Tensor) -> Tensor:
         return torch.sigmoid(inputs[0])

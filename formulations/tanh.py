@@ -24,9 +24,7 @@ class Tanh(Sigmoidal):
     """``f(z) = tanh(z)``, increasing; ``f' = 1 - f^2``, so ``f' = m`` at ``+-artanh(sqrt(1 - m))``."""
 
     key = "tanh"
-    exactness = (
-        "chord slope with exact offsets; chord and tangent rows; exact in qcqp, miqp (SCIP, Gurobi)"
-    )
+    exactness = "chord slope with exact offsets; chord and tangent rows; exact in qcqp, miqp"
 
     def value(self, *inputs: Tensor) -> Tensor:
         return torch.tanh(inputs[0])

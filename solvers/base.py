@@ -80,18 +80,6 @@ class BackEnd(ABC):
                 f"{self.install}, or choose an installed solver",
             )
 
-    def check_able(self, program: Program) -> None:
-        """
-        Raises:
-            SolverUnavailableError: bilinear terms, which this solver does not know.
-        """
-        if len(program.products) and Capability.QCP not in self.capabilities:
-            raise SolverUnavailableError(
-                f"Solver '{self.name}' is to solve a program with bilinear terms",
-                f"{len(program.products)} of them; it is able to do {_names(self.capabilities)}",
-                "choose 'scip' or 'gurobi', or relaxation 'lp' or 'milp'",
-            )
-
     @abstractmethod
     def open(self, program: Program) -> Session:
         """Hand a program to the solver.
@@ -168,7 +156,7 @@ def choose(name: str | None, needed: Capability) -> BackEnd:
         raise SolverUnavailableError(
             f"A solver for {needed.name} is needed",
             f"installed are {_installed()}",
-            "pip install highspy, or 'milp_agt[scip]' for bilinear terms",
+            "pip install highspy",
         )
     solver = get_solver(name)
     solver.check_available()
@@ -176,7 +164,7 @@ def choose(name: str | None, needed: Capability) -> BackEnd:
         raise SolverUnavailableError(
             f"Solver '{name}' is to solve a {needed.name}",
             f"it is able to do {_names(solver.capabilities)}; installed are {_installed()}",
-            "choose 'scip'" if Capability.QCP in needed else "choose 'highs'",
+            "choose 'highs', which is able to do all of it",
         )
     return solver
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import warnings
+from dataclasses import replace
 from importlib import import_module
 from typing import Any, ClassVar
 
@@ -12,7 +14,9 @@ from milp_agt.core.program import Array, Program
 from milp_agt.core.results import Limits, Termination
 from milp_agt.errors import SolverUnavailableError
 from milp_agt.solvers.base import BackEnd, Capability
+from milp_agt.solvers.elastic import farkas_ray
 from milp_agt.solvers.session import Answer, ProgramSession, without_tiny
+from milp_agt.solvers.tree import Tree
 
 # cvxpy's own words; one that is not listed is FAILED. Columns are bounded, so 'unbounded' is a
 # numerical failure; 'infeasible_inaccurate' is left out because its caller would raise.
@@ -25,7 +29,6 @@ STATUS: dict[str, Termination] = {
 }
 
 _TINY = 1e-12
-_TREE = "HIGHS"  # the inner solver whose dual bound of a tree cvxpy hands on
 # The name of the time limit in seconds, and settings for tight duals, for each inner solver.
 _TIME = {"HIGHS": "time_limit", "CLARABEL": "time_limit", "OSQP": "time_limit"}
 _TIME |= {"SCS": "time_limit_secs", "GUROBI": "TimeLimit"}
@@ -43,15 +46,17 @@ _OPTIONS: dict[str, dict[str, object]] = {
 
 
 class Cvxpy(BackEnd):
-    """LP by any solver that cvxpy knows (Diamond and Boyd 2016); mixed-integer programs by its
-    HiGHS, and with any other inner solver by their relaxation only, which is BOUND_ONLY.
+    """LP by any solver that cvxpy knows (Diamond and Boyd 2016); programs with integer columns,
+    bilinear terms and functions by a :class:`Tree` of LPs.
 
     Args:
-        inner: cvxpy's name of the solver; '' takes CLARABEL for an LP and HIGHS for the rest.
+        inner: cvxpy's name of the solver; '' takes CLARABEL.
     """
 
     name: ClassVar[str] = "cvxpy"
-    capabilities: ClassVar[Capability] = Capability.LP | Capability.MIP
+    capabilities: ClassVar[Capability] = (
+        Capability.LP | Capability.MIP | Capability.QCP | Capability.FUNCTIONS
+    )
     requires: ClassVar[tuple[str, ...]] = ("cvxpy",)
     distribution: ClassVar[str] = "cvxpy"
     note: ClassVar[str] = "cvxpy:INNER names its solver; slow, a second opinion"
@@ -77,15 +82,20 @@ class Cvxpy(BackEnd):
 
     def open(self, program: Program) -> CvxpySession:
         self.check_available()
-        self.check_able(program)
         return CvxpySession(program, self.inner)
 
 
-class CvxpySession(ProgramSession):
-    """The constraints are kept, the objective is a parameter: cvxpy compiles once."""
+# Blocks of rows, (mask, constraint, sign): our multipliers are the sign times cvxpy's, whose
+# equalities pull the other way.
+Rows = list[tuple[Any, Any, float]]
+Compiled = tuple[Any, Any, Any, Rows]  # problem, variable, parameter of the costs, rows
 
-    primal_tolerance: ClassVar[float] = 1e-9
-    dual_tolerance: ClassVar[float] = 1e-10  # as in HiGHS, the only inner solver with a tree
+
+class CvxpySession(ProgramSession):
+    """The constraints are kept, the objective is a parameter: cvxpy compiles once for a program, and
+    once for each node of a tree."""
+
+    knows_functions: ClassVar[bool] = True
 
     def __init__(self, program: Program, inner: str = "") -> None:
         super().__init__(program)
@@ -95,10 +105,10 @@ class CvxpySession(ProgramSession):
         self._equal = np.isfinite(self._lower) & (self._lower == self._upper)
         self._below = np.isfinite(self._lower) & ~self._equal
         self._above = np.isfinite(self._upper) & ~self._equal
-        self._problems: dict[bool, tuple[Any, Any, Any, list[tuple[Any, Any, float]]]] = {}
+        self._problem: Compiled | None = None
 
     def solve_lp(self, costs: Array, time: float | None) -> Answer:
-        raw, point, rows, _ = self._solve(self._inner or "CLARABEL", costs, False, time, {})
+        raw, point, rows = self._solve(self._inner or "CLARABEL", costs, time)
         duals = np.zeros(self.program.row_lower.size)
         for mask, constraint, sign in rows:
             if constraint.dual_value is None:
@@ -107,33 +117,27 @@ class CvxpySession(ProgramSession):
         return Answer(STATUS.get(raw, Termination.FAILED), raw, duals, point=point)
 
     def solve_tree(self, costs: Array, limits: Limits) -> Answer:
-        if (self._inner or _TREE) != _TREE or _TREE not in self._cvxpy.installed_solvers():
-            return Answer(Termination.BOUND_ONLY, "relaxation only")
-        options: dict[str, object] = {
-            "mip_rel_gap": limits.gap,
-            "mip_abs_gap": 1e-9,
-            "mip_feasibility_tolerance": 1e-9,
-        }
-        if limits.nodes is not None:
-            options["mip_max_nodes"] = limits.nodes
-        raw, point, _, stats = self._solve(_TREE, costs, True, limits.time, options)
-        bound = float(getattr(stats, "mip_dual_bound", -np.inf))
-        return Answer(STATUS.get(raw, Termination.FAILED), raw, bound=bound, point=point)
+        return Tree(self.program, self._solve_node, costs, limits).search()
+
+    def _solve_node(self, node: Program, costs: Array, time: float) -> Answer:
+        answer = CvxpySession(node, self._inner).solve_lp(costs, time)
+        if answer.termination is Termination.INFEASIBLE:
+            return replace(answer, multipliers=farkas_ray(node, self._alone))
+        return answer
+
+    def _alone(self, program: Program, costs: Array) -> Array | None:
+        return CvxpySession(program, self._inner).solve_lp(costs, None).multipliers
 
     def close(self) -> None:
-        self._problems.clear()
+        self._problem = None
 
-    def _problem(self, integer: bool) -> tuple[Any, Any, Any, list[tuple[Any, Any, float]]]:
-        """(problem, variable, cost parameter, rows); a row block is (mask, constraint, sign), and
-        our multipliers are the sign times cvxpy's, whose equalities pull the other way."""
-        if integer in self._problems:
-            return self._problems[integer]
+    def _compiled(self) -> Compiled:
+        if self._problem is not None:
+            return self._problem
         cp, p, n = self._cvxpy, self.program, self.program.lower.size
-        whole = np.flatnonzero(p.integer) if integer else np.array([], dtype=np.intp)
-        # Real columns are bounded by rows: not every inner solver takes bounds of variables.
-        kind = {"integer": (whole,)} if whole.size else {}
-        x, costs = cp.Variable(n, **kind), cp.Parameter(n)
-        rows: list[tuple[Any, Any, float]] = []
+        # Columns are bounded by rows: not every inner solver takes bounds of variables.
+        x, costs = cp.Variable(n), cp.Parameter(n)
+        rows: Rows = []
         for mask, sign in ((self._equal, -1.0), (self._below, 1.0), (self._above, -1.0)):
             if mask.any():
                 part = self._matrix[mask] @ x
@@ -146,25 +150,20 @@ class CvxpySession(ProgramSession):
                 rows.append((mask, constraint, sign))
         limits = [x >= p.lower, x <= p.upper]
         problem = cp.Problem(cp.Minimize(costs @ x), limits + [row[1] for row in rows])
-        self._problems[integer] = (problem, x, costs, rows)
-        return self._problems[integer]
+        self._problem = (problem, x, costs, rows)
+        return self._problem
 
     def _solve(
-        self,
-        inner: str,
-        costs: Array,
-        integer: bool,
-        time: float | None,
-        options: dict[str, object],
-    ) -> tuple[str, Array | None, list[tuple[Any, Any, float]], Any]:
-        """(raw status, point, rows, extra statistics)."""
+        self, inner: str, costs: Array, time: float | None
+    ) -> tuple[str, Array | None, Rows]:
+        """(raw status, point, rows)."""
         if time is not None and time <= 0.0:
-            return "user_limit", None, [], None  # not every inner solver ends at once
-        problem, x, parameter, rows = self._problem(integer)
+            return "user_limit", None, []  # not every inner solver ends at once
+        problem, x, parameter, rows = self._compiled()
         parameter.value = costs
-        options = _OPTIONS.get(inner, {}) | options
-        if time is not None and inner in _TIME:
-            options = options | {_TIME[inner]: time}
+        options = dict(_OPTIONS.get(inner, {}))
+        if time is not None and math.isfinite(time) and inner in _TIME:
+            options[_TIME[inner]] = time
         for variable in (x, *(row[1].dual_variables[0] for row in rows)):
             variable.save_value(None)  # nothing of the last objective may pass for an answer
         try:
@@ -172,7 +171,6 @@ class CvxpySession(ProgramSession):
                 warnings.simplefilter("ignore")
                 problem.solve(solver=inner, verbose=False, **options)
         except self._cvxpy.error.SolverError as error:
-            return f"solver error: {error}", None, rows, None
-        stats = problem.solver_stats.extra_stats if problem.solver_stats else None
+            return f"solver error: {error}", None, rows
         point = None if x.value is None else np.array(x.value, dtype=np.float64)
-        return str(problem.status), point, rows, stats
+        return str(problem.status), point, rows

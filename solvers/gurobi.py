@@ -53,7 +53,6 @@ class Gurobi(BackEnd):
 
     def open(self, program: Program) -> GurobiSession:
         self.check_available()
-        self.check_able(program)
         return GurobiSession(program)
 
 

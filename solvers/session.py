@@ -26,8 +26,9 @@ class Answer:
         termination: from the status table of the back end.
         raw_status: the solver's own word.
         multipliers: row multipliers of an LP, None when there are none.
-        bound: the solver's own dual bound of a tree, ``-inf`` when there is none.
+        bound: the dual bound of a tree, ``-inf`` when there is none.
         point: the solver's best point, None when there is none.
+        proved: the bound, or that there is no point, holds whatever the solver did (:class:`Tree`).
     """
 
     termination: Termination
@@ -35,6 +36,7 @@ class Answer:
     multipliers: Array | None = None
     bound: float = -math.inf
     point: Array | None = None
+    proved: bool = False
 
 
 class ProgramSession(ABC):
@@ -51,8 +53,8 @@ class ProgramSession(ABC):
     tolerances of a solver are relative to the objective.
     """
 
-    primal_tolerance: ClassVar[float]
-    dual_tolerance: ClassVar[float]
+    primal_tolerance: ClassVar[float] = 1e-9
+    dual_tolerance: ClassVar[float] = 1e-10
     knows_functions: ClassVar[bool] = False
 
     def __init__(self, program: Program) -> None:
@@ -117,7 +119,11 @@ class ProgramSession(ABC):
                 answer = Answer(Termination.BOUND_ONLY, answer.raw_status, point=answer.point)
         point, value = self._checked_point(answer.point, c)
         if self.needs_tree and answer is not relaxed:
-            tree = self._tree_bound(answer.bound, value, costs, y, exponent)
+            tree = (
+                _scaled(answer.bound, exponent)
+                if answer.proved
+                else self._tree_bound(answer.bound, value, costs, y, exponent)
+            )
             if dual < tree <= highest:  # beyond the box it is no bound of a feasible program
                 dual, multipliers = tree, None
         if not math.isfinite(dual):
@@ -225,6 +231,14 @@ class ProgramSession(ABC):
     def _nothing(answer: Answer, start: float) -> SolveResult:
         seconds = perf_counter() - start
         return SolveResult(answer.termination, None, None, None, None, answer.raw_status, seconds)
+
+
+def _scaled(bound: float, exponent: int) -> float:
+    """``bound * 2**exponent``, exactly or rounded down."""
+    try:
+        return math.nextafter(math.ldexp(bound, exponent), -math.inf)
+    except OverflowError:
+        return -math.inf
 
 
 def scale_exponent(objective: Array) -> int:

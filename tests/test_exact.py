@@ -24,6 +24,18 @@ from milp_agt.solvers import available_solvers, get_solver
 # Local search stops within this of a local optimum, and the tree within its gap and tolerances.
 EQUAL = 1e-6
 RADIUS = 0.3
+SOLVERS = pytest.mark.parametrize(
+    "solver",
+    [
+        "highs",
+        pytest.param(
+            "scip",
+            marks=pytest.mark.skipif(
+                "scip" not in available_solvers(), reason="pyscipopt is not installed"
+            ),
+        ),
+    ],
+)
 
 
 @dataclass(frozen=True)
@@ -136,10 +148,13 @@ class Tiny:
             constraints={"type": "ineq", "fun": slack},
             options={"ftol": 1e-14, "maxiter": 200},
         )
-        best = value(np.array([e]))[0]
-        if slack(found.x).min() >= -1e-9:
-            best = min(best, float(found.fun))
-        return best
+        good, at = (
+            np.array([e]),
+            found.x,
+        )  # which may be beyond a kink by the tolerance of the search
+        for _ in range(60):
+            good, at = (at, found.x) if slack(at).min() >= 0.0 else (good, 0.5 * (good + at))
+        return min(value(np.array([e]))[0], value(good)[0])
 
 
 def tiny(loss: str, steps: int) -> Tiny:
@@ -154,20 +169,19 @@ def tiny(loss: str, steps: int) -> Tiny:
     return Tiny(loss, x, y, start, steps, 0.3)
 
 
-@pytest.mark.skipif("scip" not in available_solvers(), reason="pyscipopt is not installed")
+@SOLVERS
 @pytest.mark.parametrize(
     ("loss", "steps"),
     [
-        ("mse", 1),
-        ("hinge", 2),
+        ("hinge", 1),
         *[
             pytest.param(loss, steps, marks=pytest.mark.slow)
             for loss, steps in itertools.product(("mse", "hinge"), (1, 2, 3))
-            if (loss, steps) not in (("mse", 1), ("hinge", 2))
+            if (loss, steps) != ("hinge", 1)
         ],
     ],
 )
-def test_miqp_over_the_run_is_what_brute_force_finds(loss: str, steps: int) -> None:
+def test_miqp_over_the_run_is_what_brute_force_finds(solver: str, loss: str, steps: int) -> None:
     case = tiny(loss, steps)
     recorder = MemoryRecorder()
     y = case.y.long() if loss == "hinge" else case.y
@@ -185,7 +199,7 @@ def test_miqp_over_the_run_is_what_brute_force_finds(loss: str, steps: int) -> N
         models.step_graph, models.schedule, kept, models.poison, True, exact_products=True
     )
     box = recorder.states["linear"][-1]
-    options = program.SolveOptions(get_solver("scip"), Limits(gap=0.0))
+    options = program.SolveOptions(get_solver(solver), Limits(gap=0.0))
     found, report = program.bound_state(encoded, box, options)
     assert report.limited == 0
     ambiguous = int(encoded.program.integer.sum()) - len(case.x)
@@ -201,9 +215,9 @@ def test_miqp_over_the_run_is_what_brute_force_finds(loss: str, steps: int) -> N
         assert high[entry] - most <= EQUAL
 
 
-@pytest.mark.skipif("scip" not in available_solvers(), reason="pyscipopt is not installed")
+@SOLVERS
 @pytest.mark.parametrize("steps", [1, pytest.param(2, marks=pytest.mark.slow)])
-def test_a_question_on_top_of_the_run_is_exact_too(steps: int) -> None:
+def test_a_question_on_top_of_the_run_is_exact_too(solver: str, steps: int) -> None:
     case = tiny("mse", steps)
     recorder = MemoryRecorder()
     result = agt.certify(
@@ -222,7 +236,7 @@ def test_a_question_on_top_of_the_run_is_exact_too(steps: int) -> None:
     question = program.WindowProgram(
         program.Encoding(models.step_graph, models.schedule, True, True),
         program.Together(span),
-        program.SolveOptions(get_solver("scip"), Limits(gap=0.0)),
+        program.SolveOptions(get_solver(solver), Limits(gap=0.0)),
     )
     known = Interval(torch.full((1, 2, 1), -9.0).double(), torch.full((1, 2, 1), 9.0).double())
     ones, zeros = torch.ones(2, 1, 1).double(), torch.zeros(2, 1).double()

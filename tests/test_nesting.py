@@ -18,7 +18,7 @@ from milp_agt.engines import interval, linear, program, relaxed
 from milp_agt.engines.joint import Joint
 from milp_agt.engines.recorder import MemoryRecorder
 from milp_agt.engines.step import State, Step, initial_state
-from milp_agt.solvers import Capability, available_solvers, choose
+from milp_agt.solvers import Capability, choose
 from milp_agt.solvers.safe import safe_bound
 from milp_agt.training import Training
 
@@ -87,7 +87,6 @@ def test_every_level_lies_in_the_looser_one_at_every_step(loss, momentum, inner_
             assert_within(inner, outer)
 
 
-@pytest.mark.skipif("scip" not in available_solvers(), reason="pyscipopt is not installed")
 @pytest.mark.parametrize(
     "loss", ["mse", *[pytest.param(k, marks=pytest.mark.slow) for k in ("hinge", "bce")]]
 )

@@ -30,7 +30,7 @@ from milp_agt.engines.program import influence, tightening
 from milp_agt.engines.recorder import MemoryRecorder
 from milp_agt.engines.relaxed import RelaxedStep, relax_step
 from milp_agt.errors import InvalidInputError
-from milp_agt.solvers import available_solvers, get_solver
+from milp_agt.solvers import get_solver
 from milp_agt.threats import SeparatePoisoning
 
 OFF = Strengthening(on_off=False, influence=False, selection_first=False)
@@ -369,7 +369,6 @@ def test_counts_are_in_the_result() -> None:
 # ---------------------------------------------------------------------------------- the options
 
 
-@pytest.mark.skipif("scip" not in available_solvers(), reason="pyscipopt is not installed")
 def test_the_identity_of_relu_is_sound_and_kept() -> None:
     problem = problem_case("hinge", agt.FeaturePoisoning(1, 0.05), count=2, epochs=1)
     products = []

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import itertools
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
-import scipy.sparse as sp
 import torch
 
 from milp_agt.core.expression import Array
 from milp_agt.core.interval import Interval
-from milp_agt.core.lean import lean
 from milp_agt.core.restriction import Restriction
 from milp_agt.engines import interval
 from milp_agt.engines.cases import Cases, Enumerated
@@ -28,13 +25,9 @@ from milp_agt.engines.program.objectives import (
 )
 from milp_agt.engines.relaxed import RelaxedStep
 from milp_agt.engines.step import Schedule, State
-from milp_agt.errors import EncodingError
 from milp_agt.poison import Poison, Quota
 
 KEPT = 64  # programs that wait for their next objective
-# Binaries of a choice that are fixed in all ways: 2**3 linear programs by interior point are faster than
-# a tree, which needs simplex (A_moons, window 5, 13,000 rows: 1.5 s each against more than 20 s).
-FIXED = 3
 
 
 @dataclass(frozen=True)
@@ -166,13 +159,12 @@ def minimise_leaves(
 
     Raises:
         EncodingError: the program of a choice is infeasible, although it holds the nominal run or
-            an attacked one. (With few phases a solver's word is taken for patterns that cannot be,
-            as that of a tree is.)
+            an attacked one.
     """
     bounds, every = known.copy(), np.arange(gain.size)
     done = np.zeros(known.shape, dtype=np.bool_)
     wanted = gain > options.worth
-    program_of = lru_cache(maxsize=KEPT)(lambda choice: _patterns(build(choice)))
+    program_of = lru_cache(maxsize=KEPT)(build)
     evidence: list[Evidence] = []
     done_by: list[Solved] = []
     while True:
@@ -183,21 +175,13 @@ def minimise_leaves(
             break
         leaf = int(np.bincount(worst[left]).argmax())
         own = left & (worst == leaf)
-        parts = program_of(leaf)
         # Those of no account to this choice are not worth a solve.
-        asked = [replace(part, gain=np.where(own, gain, -np.inf)) for part in parts]
-        solved = [minimise(part, options, may_be_empty=len(parts) > 1) for part in asked]
-        least = np.min([one.bounds for one in solved], axis=0)
-        if np.isposinf(least[own]).any():
-            raise EncodingError(
-                "The program of a choice must be feasible",
-                f"choice {leaf}, infeasible with all {len(parts)} patterns of its phases",
-                "please report this run: a training run is a feasible point",
-            )
-        bounds[leaf, own] = np.maximum(bounds[leaf, own], least[own])
+        asked = replace(program_of(leaf), gain=np.where(own, gain, -np.inf))
+        solved = minimise(asked, options)
+        bounds[leaf, own] = np.maximum(bounds[leaf, own], solved.bounds[own])
         done[leaf, own] = True
-        evidence += [Evidence(leaf, a, s.multipliers) for a, s in zip(asked, solved, strict=True)]
-        done_by += solved
+        evidence.append(Evidence(leaf, asked, solved.multipliers))
+        done_by.append(solved)
     return Branched(
         bounds,
         sum(solved.solves for solved in done_by),
@@ -206,23 +190,3 @@ def minimise_leaves(
         sum(solved.lost for solved in done_by),
         tuple(evidence),
     )
-
-
-def _patterns(objectives: Objectives) -> list[Objectives]:
-    """The same objectives with few binaries fixed in all ways; as they are where there are many."""
-    program = objectives.program
-    binary = np.flatnonzero(program.integer)
-    if not program.is_linear or not 0 < binary.size <= FIXED:
-        return [objectives]
-    if (program.lower[binary] < 0.0).any() or (program.upper[binary] > 1.0).any():
-        return [objectives]
-    found = []
-    for pattern in itertools.product((0.0, 1.0), repeat=binary.size):
-        lower, upper = program.lower.copy(), program.upper.copy()
-        lower[binary] = upper[binary] = pattern
-        integer = np.zeros_like(program.integer)
-        wanted = np.unique(objectives.matrix.indices).astype(np.int64)
-        fixed, left = lean(replace(program, lower=lower, upper=upper, integer=integer), wanted)
-        matrix = sp.csr_matrix(objectives.matrix[:, left])
-        found.append(replace(objectives, program=fixed, matrix=matrix))
-    return found

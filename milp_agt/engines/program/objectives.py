@@ -110,10 +110,8 @@ class Evidence:
     multipliers: Mapping[int, Array]
 
 
-def minimise(objectives: Objectives, options: SolveOptions, may_be_empty: bool = False) -> Solved:
+def minimise(objectives: Objectives, options: SolveOptions) -> Solved:
     """Bound every objective that is worth it, the one with most to gain first.
-
-    ``may_be_empty`` gives infinity for an infeasible program, which is a part of one that is not.
 
     Raises:
         EncodingError: the program is infeasible, although the nominal run is feasible.
@@ -130,9 +128,6 @@ def minimise(objectives: Objectives, options: SolveOptions, may_be_empty: bool =
     multipliers: dict[int, Array] = {}
     limited = order.size - len(found) - lost
     for number, outcome in found.items():
-        if outcome.termination is Termination.INFEASIBLE and may_be_empty:
-            bounds[number] = np.inf
-            continue
         if outcome.termination is Termination.INFEASIBLE:
             raise EncodingError(
                 "The program of a training step must be feasible",

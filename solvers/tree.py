@@ -1,0 +1,224 @@
+"""Branch and bound in which every bound is proved: no tolerance of a solver can break it."""
+
+from __future__ import annotations
+
+import heapq
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from time import perf_counter
+
+import numpy as np
+
+from milp_agt.core.program import Array, Index, Program
+from milp_agt.core.results import Limits, Termination
+from milp_agt.solvers.curves import Curves
+from milp_agt.solvers.envelopes import Envelopes
+from milp_agt.solvers.propagation import Propagation
+from milp_agt.solvers.safe import safe_bound
+from milp_agt.solvers.session import Answer
+
+Relax = Callable[[Program, Array, float], Answer]
+
+WHOLE = 1e-6  # distance from an integer that is left alone
+NARROW = 1e-9  # width of a column, of that at the root, below which it is not split
+MIDDLE = 0.2  # a split leaves at least this share of a column on either side
+ABSOLUTE_GAP = 1e-9  # in units of the scaled objective
+_UNPAID = 1e-3  # weight of a violation that no multiplier pays for
+
+
+@dataclass(frozen=True)
+class Split:
+    """Where a box is cut in two: a column and the ends of its halves."""
+
+    column: int
+    left: float
+    right: float
+
+
+@dataclass(frozen=True, order=True)
+class Node:
+    """A box that is not settled yet.
+
+    Attributes:
+        bound: proved for every point of the program in the box.
+        number: of its making, negative: the newest comes first among equals.
+        split: None where there is nothing left to branch on.
+        ended: how the relaxation did.
+        changed, lower, upper: columns whose bounds differ from the root's, and these bounds.
+    """
+
+    bound: float
+    number: int
+    split: Split | None
+    ended: Termination
+    changed: Index
+    lower: Array
+    upper: Array
+
+
+class Tree:
+    """Best-first search over boxes of the columns, cut at fractions, at violated bilinear terms and at
+    violated functions.
+
+    The bound of a box is :func:`safe_bound` of its relaxation (the rows of the program, and those of
+    :class:`Envelopes` over the box), or that of the box it was cut from. A box is dropped
+    only where it is proved empty: by propagation with outward rounding, or by multipliers whose safe
+    bound for the objective 0 is positive (Farkas). So the least bound of all boxes that are left
+    holds whatever the solver of the relaxations says: its word decides where to branch and when
+    to stop, and nothing else.
+
+    Args:
+        program: columns may be integer, terms bilinear, and there may be functions.
+        relax: solves the relaxation of a node for costs (columns,), in so many seconds: its rows and
+            bounds, with integer columns taken for real ones.
+            The multipliers of an INFEASIBLE answer are a ray that shows it.
+        costs: (columns,), scaled so that the largest is about 1.
+        limits: seconds, relative gap and nodes.
+    """
+
+    def __init__(self, program: Program, relax: Relax, costs: Array, limits: Limits) -> None:
+        self._program, self._relax, self._costs, self._limits = program, relax, costs, limits
+        self._envelopes = Envelopes(program)
+        self._propagation = Propagation(program)
+        self._curves = Curves(program.curves)
+        self._width = program.upper - program.lower
+        self._first = np.zeros(program.lower.size)
+        self._first[program.first] = math.inf
+        self._seconds = math.inf if limits.time is None else limits.time
+        self._began = perf_counter()
+        self._open: list[Node] = []
+        self._point: Array | None = None
+        self._value = math.inf  # of the best point
+        self._made = 0
+
+    def search(self) -> Answer:
+        """The least bound over all boxes, proved; INFEASIBLE if all of them are proved to be empty."""
+        ended = Termination.OPTIMAL
+        self._visit(self._program.lower, self._program.upper, -math.inf)
+        while self._open:
+            top = self._open[0]
+            if top.bound >= self._value - self._gap():
+                break
+            if top.split is None:
+                ended = top.ended
+                break
+            nodes = self._limits.nodes
+            if self._left() <= 0.0 or (nodes is not None and self._made >= nodes):
+                ended = Termination.BOUND_ONLY
+                break
+            heapq.heappop(self._open)
+            for lower, upper in self._halves(top, top.split):
+                self._visit(lower, upper, top.bound)
+        word = f"{self._made} nodes, {len(self._open)} open"
+        if not self._open:
+            return Answer(Termination.INFEASIBLE, word, proved=True)
+        return Answer(ended, word, bound=self._open[0].bound, point=self._point, proved=True)
+
+    def _left(self) -> float:
+        return self._seconds - (perf_counter() - self._began)
+
+    def _gap(self) -> float:
+        best = self._value
+        return ABSOLUTE_GAP + (self._limits.gap * abs(best) if math.isfinite(best) else 0.0)
+
+    def _halves(self, node: Node, split: Split) -> list[tuple[Array, Array]]:
+        lower, upper = self._program.lower.copy(), self._program.upper.copy()
+        lower[node.changed], upper[node.changed] = node.lower, node.upper
+        below, above = upper.copy(), lower.copy()
+        below[split.column], above[split.column] = split.left, split.right
+        return [(lower, below), (above, upper)]
+
+    def _visit(self, lower: Array, upper: Array, known: float) -> None:
+        """Bound a box and keep it, unless it is proved to be empty."""
+        self._made += 1
+        box = self._propagation.tightened(lower, upper)
+        if box is None:
+            return
+        lower, upper = box
+        node = self._envelopes.over(lower, upper)
+        answer = self._relax(node, self._costs, self._left())
+        if answer.termination is Termination.INFEASIBLE:
+            if safe_bound(node, np.zeros_like(self._costs), answer.multipliers) > 0.0:
+                return
+            answer = Answer(Termination.FAILED, answer.raw_status)
+        bound = max(known, safe_bound(node, self._costs, answer.multipliers))
+        point = 0.5 * lower + 0.5 * upper if answer.point is None else answer.point
+        split = self._split(node, point, answer.multipliers)
+        if split is None and answer.termination is Termination.OPTIMAL:
+            value = float(self._costs @ point)
+            if value < self._value:
+                self._value, self._point = value, point
+        changed = np.flatnonzero((lower > self._program.lower) | (upper < self._program.upper))
+        ended = (
+            Termination.OPTIMAL
+            if answer.termination is Termination.OPTIMAL
+            else Termination.BOUND_ONLY
+        )
+        ends = lower[changed], upper[changed]
+        heapq.heappush(self._open, Node(bound, -self._made, split, ended, changed, *ends))
+
+    def _split(self, node: Program, point: Array, multipliers: Array | None) -> Split | None:
+        """The cut with the largest violation, weighed by what the multipliers pay for its column."""
+        paid = np.full(point.size, _UNPAID)
+        if multipliers is not None:
+            paid += abs(node.matrix.T) @ np.abs(multipliers)
+        whole = self._split_integer(point, paid)
+        found = [whole, self._split_term(node, point, paid), self._split_curve(node, point, paid)]
+        known = [one for one in found if one is not None]
+        return max(known, key=lambda one: one[0])[1] if known else None
+
+    def _split_integer(self, point: Array, paid: Array) -> tuple[float, Split] | None:
+        integer = np.flatnonzero(self._program.integer)
+        if not integer.size:
+            return None
+        values = point[integer]
+        fraction = np.abs(values - np.round(values))
+        score = np.where(fraction > WHOLE, fraction * paid[integer] + self._first[integer], 0.0)
+        best = int(score.argmax())
+        if score[best] <= 0.0:
+            return None
+        below = math.floor(values[best])
+        return float(score[best]), Split(int(integer[best]), below, below + 1.0)
+
+    def _split_term(self, node: Program, point: Array, paid: Array) -> tuple[float, Split] | None:
+        if not len(node.products):
+            return None
+        result, *operands = node.products.T
+        violated = np.abs(point[result] - point[operands[0]] * point[operands[1]])
+        share = np.stack([self._share(node)[own] for own in operands])
+        score = self._worth(violated * paid[result], share.max(0))
+        best = int(score.argmax())
+        if score[best] <= 0.0:
+            return None
+        column = int(operands[int(share[:, best].argmax())][best])
+        return float(score[best]), self._at(node, column, float(point[column]))
+
+    def _split_curve(self, node: Program, point: Array, paid: Array) -> tuple[float, Split] | None:
+        if not len(self._curves):
+            return None
+        argument, result = self._curves.argument, self._curves.result
+        violated = np.abs(point[result] - self._curves.value(point[argument]))
+        score = self._worth(violated * paid[result], self._share(node)[argument])
+        best = int(score.argmax())
+        if score[best] <= 0.0:
+            return None
+        column = int(argument[best])
+        return float(score[best]), self._at(node, column, float(point[column]))
+
+    def _share(self, node: Program) -> Array:
+        """Widths of the columns, of those at the root."""
+        with np.errstate(invalid="ignore", divide="ignore"):
+            return np.where(self._width > 0.0, (node.upper - node.lower) / self._width, 0.0)
+
+    def _worth(self, score: Array, share: Array) -> Array:
+        """Scores, 0 where a column is narrow or where all together cost no more than the gap."""
+        small = (share <= NARROW) | (score <= self._gap() / score.size)
+        return np.where(small, 0.0, score)
+
+    @staticmethod
+    def _at(node: Program, column: int, value: float) -> Split:
+        low, high = float(node.lower[column]), float(node.upper[column])
+        room = MIDDLE * (high - low)
+        at = min(max(value, low + room), high - room)
+        return Split(column, at, at)

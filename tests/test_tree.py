@@ -1,0 +1,387 @@
+"""Branch and bound of our own: what it proves holds whatever the solver of its relaxations says."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from fractions import Fraction
+
+import numpy as np
+import pytest
+import scipy.sparse as sp
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from milp_agt.core.program import Array, Curve, Function, Program
+from milp_agt.core.results import Limits, Termination
+from milp_agt.solvers import Capability, get_solver
+from milp_agt.solvers.curves import Curves
+from milp_agt.solvers.elastic import farkas_ray
+from milp_agt.solvers.envelopes import Envelopes
+from milp_agt.solvers.highs_relaxation import HighsRelaxation
+from milp_agt.solvers.propagation import Propagation
+from milp_agt.solvers.safe import safe_bound
+from milp_agt.solvers.session import Answer
+from milp_agt.solvers.tree import Tree
+
+pytest.importorskip("highspy")
+INF = math.inf
+VALUES = {
+    Function.EXP: np.exp,
+    Function.SIGMOID: lambda x: 1.0 / (1.0 + np.exp(-x)),
+    Function.TANH: np.tanh,
+}
+SEEDS = st.integers(0, 2**32 - 1)
+
+
+def dyadic(rng: np.random.Generator, size: int, least: int = -16, most: int = 17) -> Array:
+    """Eighths, whose sums and products of two are exact."""
+    return rng.integers(least, most, size) / 8.0
+
+
+def drawn(rng: np.random.Generator, terms: int = 3) -> tuple[Program, Array]:
+    """A program with integer columns, bilinear terms (squares, chains) and a point that satisfies all
+    of it exactly."""
+    free = int(rng.integers(2, 6))
+    point = list(dyadic(rng, free))
+    integer = rng.random(free) < 0.4
+    point = [float(round(v)) if whole else v for v, whole in zip(point, integer, strict=True)]
+    products = []
+    for _ in range(int(rng.integers(0, terms + 1))):
+        a, b = rng.integers(0, len(point), 2).tolist()
+        products.append((len(point), a, b))
+        point.append(point[a] * point[b])
+    x = np.array(point)
+    n = x.size
+    room = 1.0 + rng.integers(0, 3, (2, n))
+    whole = np.concatenate([integer, np.zeros(n - free, dtype=bool)])
+    rows = int(rng.integers(0, 6))
+    dense = dyadic(rng, rows * n).reshape(rows, n) * (rng.random((rows, n)) < 0.6)
+    activity = dense @ x
+    slack = rng.integers(0, 5, (2, rows)) / 4.0
+    upper = np.where(rng.random(rows) < 0.5, INF, activity + slack[1])
+    program = Program(
+        x - room[0],
+        x + room[1],
+        whole,
+        sp.csr_matrix(dense),
+        activity - slack[0],
+        upper,
+        products=np.array(products, dtype=np.int64).reshape(-1, 3),
+    )
+    return program, x
+
+
+def value(costs: Array, point: Array) -> Fraction:
+    return sum((Fraction(c) * Fraction(x) for c, x in zip(costs, point, strict=True)), Fraction(0))
+
+
+def by_highs(program: Program) -> Callable[[Program, Array, float], Answer]:
+    def relax(node: Program, costs: Array, time: float) -> Answer:
+        relaxation = HighsRelaxation(node)
+        answer = relaxation.solve(costs, time)
+        relaxation.close()
+        return answer
+
+    return relax
+
+
+@settings(max_examples=60, deadline=None)
+@given(SEEDS)
+def test_no_point_is_cut_off(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    program, point = drawn(rng)
+    costs = dyadic(rng, point.size)
+    found = get_solver("highs").open(program).minimise(costs, Limits(time=10.0, nodes=300))
+    assert found.dual_bound is not None
+    assert Fraction(found.dual_bound) <= value(costs, point)
+    if found.primal_bound is not None and found.termination is Termination.OPTIMAL:
+        assert found.dual_bound >= found.primal_bound - 1e-5 * max(1.0, abs(found.primal_bound))
+
+
+@settings(max_examples=60, deadline=None)
+@given(SEEDS)
+def test_a_lying_solver_cannot_break_a_bound(seed: int) -> None:
+    """Random multipliers, points, rays and verdicts in place of the solver's."""
+    rng = np.random.default_rng(seed)
+    program, point = drawn(rng)
+    costs = dyadic(rng, point.size)
+
+    def lie(node: Program, _: Array, __: float) -> Answer:
+        rows = rng.normal(size=node.row_lower.size) * 10.0 ** rng.integers(-3, 4)
+        said = rng.choice(np.array(list(Termination), dtype=object))
+        guess = node.lower + (node.upper - node.lower) * rng.random(point.size)
+        return Answer(said, "a lie", rows, bound=1e9, point=guess)
+
+    answer = Tree(program, lie, costs, Limits(nodes=40)).search()
+    assert answer.termination is not Termination.INFEASIBLE
+    assert Fraction(answer.bound) <= value(costs, point)
+
+
+@pytest.mark.parametrize("rule", ["envelopes", "propagation"])
+def test_rules_that_are_too_tight_are_noticed(rule: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One in a hundred of a box, taken off the sides of envelopes or off propagated bounds."""
+
+    def envelopes(self: Envelopes, lower: Array, upper: Array) -> tuple[Array, Array]:
+        data, sides = plain(self, lower, upper)
+        return data, sides + 0.01
+
+    def propagated(self: Propagation, lower: Array, upper: Array) -> tuple[Array, Array] | None:
+        box = whole(self, lower, upper)
+        return box and (box[0] + 0.01 * (box[1] - box[0]), box[1])
+
+    plain, whole = Envelopes._of_terms, Propagation.tightened
+    if rule == "envelopes":
+        monkeypatch.setattr(Envelopes, "_of_terms", envelopes)
+    else:
+        monkeypatch.setattr(Propagation, "tightened", propagated)
+    broken = 0
+    for seed in range(40):
+        rng = np.random.default_rng(seed)
+        program, point = drawn(rng)
+        program = replace(program, lower=point - 0.0, upper=program.upper)
+        costs = np.abs(dyadic(rng, point.size))
+        costs[program.products[:, 0]] += 1.0
+        answer = Tree(program, by_highs(program), costs, Limits(nodes=100)).search()
+        lost = answer.termination is Termination.INFEASIBLE
+        broken += lost or Fraction(answer.bound) > value(costs, point)
+    assert broken > 0
+
+
+@settings(max_examples=100, deadline=None)
+@given(SEEDS)
+def test_envelopes_hold_on_their_box(seed: int) -> None:
+    """Exactly, at the corners and inside, for products and squares, on boxes of any float."""
+    rng = np.random.default_rng(seed)
+    ends = np.sort(rng.normal(size=(2, 2)) * 10.0 ** rng.integers(-9, 9, (1, 2)), axis=0)
+    lower, upper = np.array([-INF, *ends[0]]), np.array([INF, *ends[1]])
+    big = 1e30
+    base = Program(
+        np.array([-big, *ends[0]]),
+        np.array([big, *ends[1]]),
+        np.zeros(3, dtype=bool),
+        sp.csr_matrix((0, 3)),
+        np.zeros(0),
+        np.zeros(0),
+        products=np.array([[0, 1, 2], [0, 1, 1]]),
+    )
+    node = Envelopes(base).over(base.lower, base.upper)
+    assert node.matrix.shape == (8, 3)
+    rows = node.matrix.toarray()
+    inside = ends[0] + (ends[1] - ends[0]) * rng.random((4, 2))
+    inside = np.clip(inside, lower[1:], upper[1:])
+    for x, y in [*itertools.product(*ends.T), *inside]:
+        for first, z in ((0, Fraction(x) * Fraction(y)), (4, Fraction(x) ** 2)):
+            for row in range(first, first + 4):
+                activity = (
+                    Fraction(rows[row, 0]) * z
+                    + Fraction(rows[row, 1]) * Fraction(x)
+                    + Fraction(rows[row, 2]) * Fraction(y)
+                )
+                assert activity >= Fraction(node.row_lower[row])
+
+
+@settings(max_examples=100, deadline=None)
+@given(SEEDS, st.sampled_from(list(Function)))
+def test_lines_of_functions_hold_on_their_box(seed: int, function: Function) -> None:
+    """Against extended precision; and each line meets the function where it should."""
+    rng = np.random.default_rng(seed)
+    a, b = np.sort(rng.uniform(-8.0, 8.0, 2)) * 10.0 ** rng.integers(-6, 1)
+    curves = Curves((Curve(function, 0, 1),))
+    slopes, low, high = curves.lines(np.array([a]), np.array([b]))
+    x = np.clip(np.concatenate([[a, b], rng.uniform(a, b, 50)]), a, b).astype(np.longdouble)
+    value = VALUES[function](x)
+    rest = value[:, None] - slopes.astype(np.longdouble) * x[:, None]
+    assert bool((rest >= low).all())
+    assert bool((rest <= high).all())
+    gap = np.concatenate([rest[:2] - low, high - rest[:2]])
+    if function is Function.EXP or a * b >= 0.0:  # convex or concave: tangents and chord meet it
+        assert float(gap.min(0).max()) <= 1e-13 * (1.0 + float(abs(value).max()))
+    least, most = curves.range(np.array([a]), np.array([b]))
+    assert least[0] <= value.min()
+    assert value.max() <= most[0]
+
+
+def test_functions_are_solved_to_global_optimality() -> None:
+    """The least of ``f(x) - 0.1 x^2 + 0.05 x`` on [-4, 4], by a fine grid."""
+    for function in Function:
+        program = Program(
+            np.array([-1.0, -4.0, -16.0]),
+            np.array([60.0, 4.0, 16.0]),
+            np.zeros(3, dtype=bool),
+            sp.csr_matrix((0, 3)),
+            np.zeros(0),
+            np.zeros(0),
+            products=np.array([[2, 1, 1]]),
+            curves=(Curve(function, 0, 1),),
+        )
+        costs = np.array([1.0, 0.05, -0.1])
+        found = get_solver("highs").open(program).minimise(costs, Limits())
+        x = np.linspace(-4.0, 4.0, 800_001)
+        exact = float((VALUES[function](x) + 0.05 * x - 0.1 * x * x).min())
+        assert found.termination is Termination.OPTIMAL
+        assert found.dual_bound is not None
+        assert found.dual_bound <= exact
+        assert found.dual_bound == pytest.approx(exact, abs=1e-5)
+
+
+def test_envelopes_are_tight_at_the_corners() -> None:
+    base = Program(
+        np.array([-9.0, -1.0, 2.0]),
+        np.array([9.0, 3.0, 3.0]),
+        np.zeros(3, dtype=bool),
+        sp.csr_matrix((0, 3)),
+        np.zeros(0),
+        np.zeros(0),
+        products=np.array([[0, 1, 2]]),
+    )
+    node = Envelopes(base).over(base.lower, base.upper)
+    for x, y in itertools.product((-1.0, 3.0), (2.0, 3.0)):
+        slack = node.matrix @ np.array([x * y, x, y]) - node.row_lower
+        assert sorted(slack)[:2] == pytest.approx([0.0, 0.0], abs=1e-12)
+
+
+@settings(max_examples=100, deadline=None)
+@given(SEEDS)
+def test_propagation_keeps_every_point(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    program, point = drawn(rng)
+    share = rng.integers(0, 2, (2, point.size))
+    lower = np.where(share[0] == 1, point, program.lower)
+    upper = np.where(share[1] == 1, point, program.upper)
+    box = Propagation(program).tightened(lower, upper)
+    assert box is not None
+    assert bool((box[0] <= point).all())
+    assert bool((point <= box[1]).all())
+    assert bool((box[0] >= lower).all())
+    assert bool((box[1] <= upper).all())
+
+
+def test_propagation_reads_rows_products_and_integers() -> None:
+    """``x + y <= 1`` on [0, 9]^2, ``z = x y``, y whole and at least 1/2: only x = 0, y = 1 is left."""
+    program = Program(
+        np.array([0.0, 0.5, -50.0]),
+        np.array([9.0, 9.0, 50.0]),
+        np.array([False, True, False]),
+        sp.csr_matrix(np.array([[1.0, 1.0, 0.0]])),
+        np.array([-INF]),
+        np.array([1.0]),
+        products=np.array([[2, 0, 1]]),
+    )
+    box = Propagation(program).tightened(program.lower, program.upper)
+    assert box is not None
+    assert box[0] == pytest.approx([0.0, 1.0, 0.0], abs=1e-12)
+    assert box[1] == pytest.approx([0.0, 1.0, 0.0], abs=1e-12)
+    assert Propagation(program).tightened(program.lower + np.eye(3)[0], program.upper) is None
+
+
+def test_multipliers_of_the_least_violation_prove_that_there_is_no_point() -> None:
+    program = Program(
+        np.zeros(2),
+        np.ones(2),
+        np.zeros(2, dtype=bool),
+        sp.csr_matrix(np.array([[1.0, 1.0], [1.0, -1.0], [1e-9, 0.0]])),
+        np.array([1.8, -INF, -INF]),
+        np.array([INF, -0.5, 5.0]),
+    )
+
+    def solve(loose: Program, costs: Array) -> Array | None:
+        return HighsRelaxation(loose).solve(costs, None).multipliers
+
+    ray = farkas_ray(program, solve)
+    assert safe_bound(program, np.zeros(2), ray) > 0.0
+    feasible = replace(program, row_upper=np.array([INF, 0.5, 5.0]))
+    assert safe_bound(feasible, np.zeros(2), farkas_ray(feasible, solve)) <= 0.0
+    own = HighsRelaxation(program).solve(np.zeros(2), None)
+    assert own.termination is Termination.INFEASIBLE
+    assert safe_bound(program, np.zeros(2), own.multipliers) > 0.0
+
+
+def test_an_empty_box_counts_only_if_that_is_proved() -> None:
+    """Without rays a box stays, with the bound of the box that it was cut from."""
+    program = Program(
+        np.zeros(2),
+        np.ones(2),
+        np.array([True, True]),
+        sp.csr_matrix(np.array([[2.0, 2.0]])),
+        np.array([0.9]),
+        np.array([1.1]),
+    )
+    whole = by_highs(program)
+
+    def silent(node: Program, costs: Array, time: float) -> Answer:
+        answer = whole(node, costs, time)
+        hide = answer.termination is Termination.INFEASIBLE
+        return replace(answer, multipliers=None) if hide else answer
+
+    costs = np.array([1.0, 0.5])
+    assert Tree(program, whole, costs, Limits()).search().termination is Termination.INFEASIBLE
+    still = replace(
+        program, matrix=sp.csr_matrix(np.array([[2.0, 2.0]])), integer=np.zeros(2, bool)
+    )
+    answer = Tree(still, silent, costs, Limits()).search()
+    assert answer.bound == pytest.approx(0.225, abs=1e-7)
+
+
+def test_limits_leave_a_bound_that_more_nodes_raise() -> None:
+    rng = np.random.default_rng(3)
+    n = 12
+    weights = rng.integers(3, 30, n).astype(float)
+    program = Program(
+        np.zeros(n),
+        np.ones(n),
+        np.ones(n, dtype=bool),
+        sp.csr_matrix(weights[None]),
+        np.array([weights.sum() / 2 + 0.25]),
+        np.array([INF]),
+    )
+    costs = weights + rng.random(n)
+    exact = min(
+        float(costs @ x)
+        for x in map(np.array, itertools.product((0.0, 1.0), repeat=n))
+        if weights @ x >= program.row_lower[0]
+    )
+    bounds = []
+    for nodes in (1, 20, None):
+        found = get_solver("highs").open(program).minimise(costs, Limits(nodes=nodes, gap=0.0))
+        assert found.dual_bound is not None
+        assert found.termination is (Termination.BOUND_ONLY if nodes else Termination.OPTIMAL)
+        assert found.multipliers is None or nodes == 1
+        bounds.append(found.dual_bound)
+    assert bounds == sorted(bounds)
+    assert bounds[-1] == pytest.approx(exact, rel=1e-9)
+    assert bounds[-1] <= exact
+
+
+def test_columns_to_branch_on_first_are_split_first() -> None:
+    program = Program(
+        np.zeros(3),
+        np.ones(3),
+        np.ones(3, dtype=bool),
+        sp.csr_matrix(np.array([[2.0, 2.0, 2.0]])),
+        np.array([3.0]),
+        np.array([INF]),
+    )
+    tree = Tree(replace(program, first=np.array([2])), by_highs(program), np.ones(3), Limits())
+    split = tree._split(program, np.array([0.5, 0.5, 0.5]), np.array([1.0]))
+    assert split is not None
+    assert (split.column, split.left, split.right) == (2, 0.0, 1.0)
+
+
+@pytest.mark.parametrize("name", ["scip", "gurobi"])
+def test_other_solvers_agree(name: str) -> None:
+    if not get_solver(name).available():
+        pytest.skip(f"{name} is not installed")
+    assert Capability.QCP in get_solver("highs").capabilities
+    for seed in range(12):
+        rng = np.random.default_rng(seed)
+        program, point = drawn(rng, terms=4)
+        costs = dyadic(rng, point.size) + 0.01
+        first, second = (
+            get_solver(n).open(program).minimise(costs, Limits(time=20.0)) for n in ("highs", name)
+        )
+        assert first.termination is second.termination is Termination.OPTIMAL
+        assert first.dual_bound is not None
+        assert second.dual_bound == pytest.approx(first.dual_bound, abs=2e-5)
