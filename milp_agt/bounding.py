@@ -13,12 +13,14 @@ from milp_agt.core.restriction import Restriction
 from milp_agt.core.results import Limits
 from milp_agt.core.strengthening import DEFAULT, Strengthening
 from milp_agt.engines import inner, interval, linear, program
+from milp_agt.engines.arithmetic import APART
 from milp_agt.engines.cases import Enumerated
 from milp_agt.engines.charged import Charged
 from milp_agt.engines.exposure import Exposure
 from milp_agt.engines.passes import Passes
 from milp_agt.engines.recorder import Recorder
 from milp_agt.engines.relaxed import RelaxedStep, relax_step
+from milp_agt.engines.shortcut import Collected, Past
 from milp_agt.engines.step import Schedule, State, Step
 from milp_agt.errors import SolverUnavailableError
 from milp_agt.journal import Journal
@@ -82,19 +84,34 @@ class Bounder:
 
     def walked(self, part: Part, step: Step, ranges: interval.Ranges) -> State:
         """The box after the window of a part, whose last step this is, by forms and by intervals."""
+        window = part.window[-self.plan.window :]
+        collected = self._collected(part)
         found = linear.bound_state(
             self.schedule,
-            part.window[-self.plan.window :],
+            window,
             part.exposure,
             self.plan.chunk,
             self.passes,
+            part.before(window),
+            collected,
         )
+        if collected is not None:
+            before = window[-1].state
+            newest = Past(step.index, before, collected.shortcut(before))
+            kept = [past for past in part.past if past.index < step.index]
+            part.past = [*kept, newest][-self.plan.past :]
         self._tell_of_memory(step)
         boxes, meet = self._updated(part, step, ranges), part.exposure.arithmetic.meet
         return {  # in the order of the state before the step, by which ends are numbered
             name: meet(boxes[name], found[name], f"'{name}' by interval and linear")
             for name in part.state
         }
+
+    def _collected(self, part: Part) -> Collected | None:
+        """Where the ends of the next state are kept for steps whose window begins later."""
+        if not self.plan.past or part.exposure.arithmetic is not APART:
+            return None
+        return Collected(2 * sum(box.lower[0].numel() for box in part.state.values()))
 
     def _updated(self, part: Part, step: Step, ranges: interval.Ranges) -> State:
         return interval.update(self.step_graph, part.state, ranges, step, part.exposure.arithmetic)

@@ -92,7 +92,8 @@ class Carried:
                 last = chain
         for part in last.parts:
             state = {n: b.meet(outer[n], f"'{n}' of two chains") for n, b in part.state.items()}
-            yield Reached(state, tuple(part.window[-window:]), part.exposure, outer)
+            steps = tuple(part.window[-window:])
+            yield Reached(state, steps, part.exposure, outer, part.before(steps))
 
 
 def _enumerated(poison: Poison, restriction: Restriction, groups: int, start: State) -> list[Part]:

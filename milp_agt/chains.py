@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
+from milp_agt.checkpoint import pack, unpack
 from milp_agt.core.relaxation import Relaxation
 from milp_agt.engines.cases import Enumerated
 from milp_agt.engines.exposure import Exposure
 from milp_agt.engines.relaxed import RelaxedStep
+from milp_agt.engines.shortcut import Past, Shortcut
 from milp_agt.engines.slopes import Slopes
 from milp_agt.engines.step import State, Step, union
 from milp_agt.engines.update import UpdateGraph
@@ -23,7 +26,8 @@ class Part:
     """Boxes that one exposure leads to, with the steps that its window keeps.
 
     ``slopes`` are those that an optimisation ended with, by the index of the training step: where the
-    next one begins.
+    next one begins. ``past`` is what steps have proved without their samples, one after the other; it
+    ends with the newest.
     """
 
     name: str
@@ -31,14 +35,23 @@ class Part:
     state: State
     window: list[RelaxedStep] = field(default_factory=list)
     slopes: dict[int, Slopes] = field(default_factory=dict)
+    past: list[Past] = field(default_factory=list)
 
-    def key(self, step: int) -> str:
-        """Name of a step of the window in a snapshot."""
-        return f"{self.name}-{step + 1:06d}"
+    def key(self, step: int, kind: str = "") -> str:
+        """Name of a step of the window, or of the past, in a snapshot."""
+        return "-".join(filter(None, (self.name, kind, f"{step + 1:06d}")))
 
     def fork(self, name: str) -> Part:
         """A part that goes on from here by itself."""
-        return Part(name, self.exposure, self.state, list(self.window))
+        return Part(name, self.exposure, self.state, list(self.window), past=list(self.past))
+
+    def before(self, window: Sequence[RelaxedStep]) -> tuple[Past, ...]:
+        """The past of the steps before a window."""
+        return tuple(past for past in self.past if window and past.index < window[0].step.index)
+
+    def end_past(self) -> None:
+        """Begin anew: forms do not reach beyond the state as it is."""
+        self.window, self.slopes, self.past = [], {}, []
 
     def forget(self, kept: int) -> None:
         """Drop all steps of the window but the last ones, so that their memory serves the next."""
@@ -115,3 +128,21 @@ def after_step(
     for state in looser:
         new = {n: b.meet(state[n], f"'{n}' by two chains") for n, b in new.items()}
     return new
+
+
+def pack_past(past: Past) -> dict[str, Any]:
+    """Plain values, for a checkpoint."""
+    ends = past.ends
+    return {
+        "state": pack(past.state),
+        "coefficients": dict(ends.coefficients),
+        "constant": ends.constant,
+        "magnitude": ends.magnitude,
+        "operations": ends.operations,
+    }
+
+
+def unpack_past(index: int, plain: Mapping[str, Any]) -> Past:
+    """What :func:`pack_past` packed."""
+    numbers = (plain[name] for name in ("coefficients", "constant", "magnitude", "operations"))
+    return Past(index, unpack(plain["state"]), Shortcut(*numbers))

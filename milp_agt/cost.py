@@ -45,13 +45,19 @@ ROWS_PER_ELEMENT = 8
 AUTO_TIME = 120.0
 # Seconds for which inner bounds are walked through the window unasked.
 INNER_TIME = 60.0
+# Seconds of a step that forms may be carried on beyond their window in any case.
+PAST_SECONDS = 0.05
 # Share of a time limit that each of the refinements that nobody asked for may be predicted to take.
 SPARE = 0.5
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What will be run: the level, the windows, the pieces, and remarks for the result."""
+    """What will be run: the level, the windows, the pieces, and remarks for the result.
+
+    ``past`` counts the steps whose ends are kept, for forms that have reached the beginning of their
+    window.
+    """
 
     asked: str
     relaxation: Relaxation
@@ -68,6 +74,7 @@ class Plan:
     selections: Selections
     cuts: bool
     shortcuts: bool
+    past: int
     alpha_steps: int
     alpha_every: int
     alpha_memory: int
@@ -218,6 +225,7 @@ def plan(
         selections=told_apart,
         cuts=cuts,
         shortcuts=shortcuts,
+        past=0 if training.projection else _past(sizes, steps, walked, budget),
         alpha_steps=alpha_steps,
         alpha_every=min(alpha_every or steps, steps),
         alpha_memory=budget // 2 if alpha_steps else 0,
@@ -238,6 +246,20 @@ def _pays(sizes: Sizes, moved: int, window: int, memory: int) -> bool:
     elements = sizes.shortcut(moved)
     cheaper = elements / MULTIPLIED_PER_SECOND < sizes.walked / WALKED_PER_SECOND
     return window > 1 and cheaper and FLOAT * elements * window <= memory // 2
+
+
+def _past(sizes: Sizes, steps: int, window: int, memory: int) -> int:
+    """Steps before the window through which forms of all ends are carried by matrix products.
+
+    They cost no more than the walk through the window, or next to nothing, and an eighth of the memory.
+    """
+    ends = 2 * sizes.state
+    seconds = ends * ends * sizes.state / MULTIPLIED_PER_SECOND
+    walk = ends * sizes.walked * window / WALKED_PER_SECOND
+    fitting = memory // 8 // (FLOAT * ends * (sizes.state + 2))
+    # The newest step is kept for the next one's window.
+    wanted = steps - 1 if window < steps else 0
+    return min(wanted, fitting, int((walk + PAST_SECONDS) / seconds))
 
 
 def _alpha_steps(asked: int, level: Relaxation, chosen: bool) -> tuple[int, Remarks]:

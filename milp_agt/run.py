@@ -14,7 +14,7 @@ from milp_agt import cost
 from milp_agt.allowance import Allowance
 from milp_agt.bounding import Bounder
 from milp_agt.carried import Carried
-from milp_agt.chains import OPTIMISED, Chain, after_step
+from milp_agt.chains import OPTIMISED, Chain, after_step, pack_past, unpack_past
 from milp_agt.checkpoint import Snapshot, pack, unpack
 from milp_agt.core.interval import Interval
 from milp_agt.core.relaxation import Relaxation
@@ -183,7 +183,7 @@ class Run:
                 part.window[-1] = settle(part.window[-1], part.state, part.exposure.cases)
             part.state = after[part.key(step.index)]
             if part.exposure.emptied(step) is not None:
-                part.window, part.slopes = [], {}
+                part.end_past()
                 self._note_skip(step)
 
     def _note_skip(self, step: Step) -> None:
@@ -251,11 +251,14 @@ class Run:
             for part in self.carried.parts
             for relaxed in part.window
         }
+        for part in self.carried.parts:
+            parts |= {part.key(past.index, "past"): pack_past(past) for past in part.past}
         state = {
             "chains": {
                 part.name: {
                     "state": pack(part.state),
                     "window": [relaxed.step.index for relaxed in part.window],
+                    "past": [past.index for past in part.past],
                     "slopes": [pack_slopes(index, own) for index, own in part.slopes.items()],
                 }
                 for part in self.carried.parts
@@ -279,6 +282,10 @@ class Run:
             part.window = [
                 self._relaxed(snapshot.parts[part.key(index)], part.exposure, index, batches)
                 for index in kept["window"]
+            ]
+            part.past = [
+                unpack_past(index, snapshot.parts[part.key(index, "past")])
+                for index in kept["past"]
             ]
             part.slopes = dict(unpack_slopes(plain) for plain in kept["slopes"])
         self.nominal = dict(state["nominal"])

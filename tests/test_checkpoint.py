@@ -134,8 +134,10 @@ def test_parts_are_written_once_and_dropped_with_the_window(tmp_path: Path) -> N
     cut_off(tmp_path, 4, window=2)
     assert kept.stat().st_mtime_ns == stamp
     found = {path.name for path in tmp_path.iterdir()}
-    windows = {f"{part}-{step:06d}.pt" for part in ("linear", "selections-0") for step in (3, 4)}
-    assert found == {MANIFEST, "state-000004.pt", *windows}
+    names = ("linear", "selections-0")
+    windows = {f"{part}-{step:06d}.pt" for part in names for step in (3, 4)}
+    past = {f"{part}-past-{step:06d}.pt" for part in names for step in (1, 2, 3, 4)}
+    assert found == {MANIFEST, "state-000004.pt", *windows, *past}
 
 
 OTHER_RUNS = {

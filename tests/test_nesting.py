@@ -17,6 +17,7 @@ from milp_agt.core.relaxation import Relaxation
 from milp_agt.engines import interval, linear, program, relaxed
 from milp_agt.engines.joint import Joint
 from milp_agt.engines.recorder import MemoryRecorder
+from milp_agt.engines.shortcut import Collected, Past
 from milp_agt.engines.step import State, Step, initial_state
 from milp_agt.solvers import Capability, choose
 from milp_agt.solvers.safe import safe_bound
@@ -232,9 +233,15 @@ def test_recorded_planes_replay_the_very_same_bounds(window, static) -> None:
     steps = recorder.steps["linear"]
     states = recorder.states["linear"]
     looser = recorder.states["interval"]
+    past: list[Past] = []
     for t, kept in enumerate(steps):
         part = steps[max(0, t + 1 - (window or len(steps))) : t + 1]
-        again = linear.bound_state(replay.schedule, part, Joint(replay.poison), chunk)
+        before = [own for own in past if own.index < part[0].step.index]
+        ends = Collected(2 * sum(box.lower.numel() for box in kept.state.values()))
+        again = linear.bound_state(
+            replay.schedule, part, Joint(replay.poison), chunk, past=before, collected=ends
+        )
+        past.append(Past(t, kept.state, ends.shortcut(kept.state)))
         boxed = interval.update(replay.step_graph, kept.state, kept.ranges, kept.step)
         for name, box in again.items():
             met = boxed[name].meet(box).meet(looser[t][name])

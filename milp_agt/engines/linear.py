@@ -20,7 +20,7 @@ from milp_agt.engines.exposure import Creditor, Debt, Exposure
 from milp_agt.engines.offsets import Offsets, per_sample
 from milp_agt.engines.passes import Passes
 from milp_agt.engines.relaxed import Fragment, RelaxedStep
-from milp_agt.engines.shortcut import Collected
+from milp_agt.engines.shortcut import Collected, Past
 from milp_agt.engines.step import Schedule, State
 from milp_agt.engines.walker import Forms, SampleForms, Walker, cut_of, sample_forms
 from milp_agt.formulations.linear import Affine, Combine, Reshape
@@ -237,19 +237,33 @@ def bound_forms(
     window: Sequence[RelaxedStep],
     forms: Forms,
     exposure: Exposure,
+    past: Sequence[Past] = (),
+    newest: Callable[[Forms], None] | None = None,
 ) -> Tensor:
     """Lower bounds of forms on the state after the window, (rows, cases).
 
     The forms are walked back step by step; at every stop they are concretised on the box of that
-    step, and the best bound counts.
+    step, and the best bound counts. From the first step of the window they go on through the ``past``,
+    the steps right before it. ``newest`` is told the forms on the state before the last step, less
+    what they owe there.
     """
-    debt = exposure.open_debt(forms.rows)
+    debt, arithmetic = exposure.open_debt(forms.rows), exposure.arithmetic
     best: Tensor | None = None
+    owed = torch.zeros_like(forms.constant)
     for relaxed in reversed(window):
         forms = walk(schedule, relaxed, forms, debt)
-        bound = exposure.arithmetic.concretise(forms, relaxed.state, debt.owed())
-        best = bound if best is None else better(exposure.arithmetic, best, bound)
+        owed = debt.owed()
+        bound = arithmetic.concretise(forms, relaxed.state, owed)
+        if best is None and newest is not None:
+            newest(forms.paying(owed))
+        best = bound if best is None else better(arithmetic, best, bound)
     assert best is not None
+    if past:
+        forms = forms.paying(owed)
+    for before in reversed(past):
+        forms = before.ends.carried(forms)
+        bound = arithmetic.concretise(forms, before.state, torch.zeros_like(owed))
+        best = better(arithmetic, best, bound)
     return best
 
 
@@ -320,10 +334,13 @@ def bound_state(
     exposure: Exposure,
     chunk: int,
     passes: Passes | None = None,
+    past: Sequence[Past] = (),
+    collected: Collected | None = None,
 ) -> State:
     """Boxes of the state after the window: every entry bounded from both sides, ``chunk`` rows at once.
 
-    ``passes`` remembers over the steps how many rows memory has room for.
+    ``passes`` remembers over the steps how many rows memory has room for. ``collected`` keeps the forms
+    of all ends on the state before the last step, less what they owe there.
     """
     passes = passes or Passes()
     state = window[-1].state
@@ -335,12 +352,17 @@ def bound_state(
     enough = ROWS_OF_UNITS if any(relaxed.cuts for relaxed in visited) else chunk
     for part, forms in ends_of(state, passes.limit(chunk), enough):
 
-        def bound(own: Tensor, forms: Forms = forms) -> Tensor:
+        def bound(own: Tensor, forms: Forms = forms) -> tuple[Tensor, list[Forms]]:
             some = forms if len(own) == forms.rows else forms.part(own)
-            return bound_forms(schedule, window, some, exposure)
+            paid: list[Forms] = []
+            newest = None if collected is None else paid.append
+            return bound_forms(schedule, window, some, exposure, past, newest), paid
 
-        for own, low in passes.run(torch.arange(len(part), device=device), chunk, bound):
+        for own, (low, paid) in passes.run(torch.arange(len(part), device=device), chunk, bound):
             bounds[:, part[own]] = low.T
+            for forms_before in paid:
+                assert collected is not None
+                collected.keep(part[own], forms_before)
     return boxes_of(state, bounds)
 
 

@@ -38,29 +38,61 @@ class Shortcut:
     constant: Tensor
     magnitude: Tensor
     operations: float
-    features: Tensor | None
-    labels: Tensor | None
-    charges: Tensor | None
+    features: Tensor | None = None
+    labels: Tensor | None = None
+    charges: Tensor | None = None
 
     def walk(self, step: Step, forms: Forms, debt: Creditor) -> Forms:
         """Carry forms on the state after the step to forms on the state before it."""
-        on_new = torch.cat([forms.coefficients[name].flatten(1) for name in self.coefficients], 1)
-        weights = torch.cat([on_new.clamp(min=0.0), (-on_new).clamp(min=0.0)], 1)
-
-        def weighed(ends: Tensor) -> Tensor:
-            return (weights @ ends.flatten(1)).reshape(len(weights), *ends.shape[1:])
+        weights = self._weights(forms)
 
         def moved(ends: Tensor | None) -> Tensor | None:
-            return None if ends is None else weighed(ends)
+            return None if ends is None else _weighed(weights, ends)
 
         if not step.poison.is_clean:
             debt.add(step, moved(self.features), moved(self.labels), moved(self.charges))
+        return self._combined(weights, forms)
+
+    def carried(self, forms: Forms) -> Forms:
+        """The same where the ends have paid what they owe, and nothing is left to any debt."""
+        return self._combined(self._weights(forms), forms)
+
+    def _weights(self, forms: Forms) -> Tensor:
+        """How often each end is taken, (rows, 2 P)."""
+        on_new = torch.cat([forms.coefficients[name].flatten(1) for name in self.coefficients], 1)
+        return torch.cat([on_new.clamp(min=0.0), (-on_new).clamp(min=0.0)], 1)
+
+    def _combined(self, weights: Tensor, forms: Forms) -> Forms:
         return Forms(
-            {name: weighed(on) for name, on in self.coefficients.items()},
-            forms.constant + weighed(self.constant),
+            {name: _weighed(weights, on) for name, on in self.coefficients.items()},
+            forms.constant + _weighed(weights, self.constant),
             forms.magnitude + weights @ self.magnitude,
             forms.operations + self.operations + 2.0 * len(self.magnitude) + 64.0,
         )
+
+
+def _weighed(weights: Tensor, ends: Tensor) -> Tensor:
+    return (weights @ ends.flatten(1)).reshape(len(weights), *ends.shape[1:])
+
+
+@dataclass(frozen=True)
+class Past:
+    """What a step before the window has proved of the state after it, whoever was poisoned in it.
+
+    Every end of the state is bounded by a form on the state before the step, of which all that poison
+    can take in this step is subtracted. So no sample is needed any more, and forms that have reached
+    the beginning of their window go on to earlier boxes by matrix products: boxes in between no longer
+    add up what cancels along the way. Poison of the step is paid end by end, as if each end had its own.
+
+    Attributes:
+        index: of the step.
+        state: boxes before it.
+        ends: without moves and charges.
+    """
+
+    index: int
+    state: dict[str, Interval]
+    ends: Shortcut
 
 
 class Collected:

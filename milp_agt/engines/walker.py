@@ -57,6 +57,11 @@ class Forms:
             max(self.operations, other.operations),
         )
 
+    def paying(self, owed: Tensor) -> Forms:
+        """The forms less what they owe, (rows, cases)."""
+        magnitude = self.magnitude + owed.amax(1)
+        return Forms(self.coefficients, self.constant - owed, magnitude, self.operations + 1.0)
+
     def part(self, rows: Tensor) -> Forms:
         """Some of the rows."""
         return Forms(

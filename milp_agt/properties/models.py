@@ -25,6 +25,7 @@ from milp_agt.engines.linear import (
 from milp_agt.engines.passes import in_passes
 from milp_agt.engines.program import Asked, WindowProgram
 from milp_agt.engines.relaxed import RelaxedStep
+from milp_agt.engines.shortcut import Past
 from milp_agt.engines.step import Schedule, State, union
 from milp_agt.engines.walker import Forms
 from milp_agt.poison import Poison
@@ -63,13 +64,15 @@ class Reached:
     """Boxes of parameters, one for each case, and the steps that led to them.
 
     ``window`` may be empty (a loaded result): then only the boxes count. ``outer`` is one box,
-    (1, *shape), that is known to hold all of them, too.
+    (1, *shape), that is known to hold all of them, too. ``past`` is what the steps before the window
+    have proved.
     """
 
     state: State
     window: Sequence[RelaxedStep]
     exposure: Exposure
     outer: State | None = None
+    past: Sequence[Past] = ()
 
     @property
     def boxes(self) -> State:
@@ -281,6 +284,7 @@ class Models:
                 reached.window,
                 start.part(rows.to(best.device)),
                 reached.exposure,
+                reached.past,
             )
 
         pieces = in_passes(start.rows, rows_at_once(self.schedule, reached.window), bound)
