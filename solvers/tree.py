@@ -12,28 +12,15 @@ import numpy as np
 
 from milp_agt.core.program import Array, Index, Program
 from milp_agt.core.results import Limits, Termination
-from milp_agt.solvers.curves import Curves
+from milp_agt.solvers.branching import Branching, Split
 from milp_agt.solvers.envelopes import Envelopes
 from milp_agt.solvers.propagation import Propagation
-from milp_agt.solvers.safe import safe_bound
+from milp_agt.solvers.safe import clip_multipliers, safe_bound
 from milp_agt.solvers.session import Answer
 
 Relax = Callable[[Program, Array, float], Answer]
 
-WHOLE = 1e-6  # distance from an integer that is left alone
-NARROW = 1e-9  # width of a column, of that at the root, below which it is not split
-MIDDLE = 0.2  # a split leaves at least this share of a column on either side
 ABSOLUTE_GAP = 1e-9  # in units of the scaled objective
-_UNPAID = 1e-3  # weight of a violation that no multiplier pays for
-
-
-@dataclass(frozen=True)
-class Split:
-    """Where a box is cut in two: a column and the ends of its halves."""
-
-    column: int
-    left: float
-    right: float
 
 
 @dataclass(frozen=True, order=True)
@@ -81,10 +68,7 @@ class Tree:
         self._program, self._relax, self._costs, self._limits = program, relax, costs, limits
         self._envelopes = Envelopes(program)
         self._propagation = Propagation(program)
-        self._curves = Curves(program.curves)
-        self._width = program.upper - program.lower
-        self._first = np.zeros(program.lower.size)
-        self._first[program.first] = math.inf
+        self._branching = Branching(program)
         self._seconds = math.inf if limits.time is None else limits.time
         self._began = perf_counter()
         self._open: list[Node] = []
@@ -138,13 +122,16 @@ class Tree:
         lower, upper = box
         node = self._envelopes.over(lower, upper)
         answer = self._relax(node, self._costs, self._left())
+        multipliers = clip_multipliers(node, answer.multipliers)
         if answer.termination is Termination.INFEASIBLE:
-            if safe_bound(node, np.zeros_like(self._costs), answer.multipliers) > 0.0:
+            if safe_bound(node, np.zeros_like(self._costs), multipliers) > 0.0:
                 return
-            answer = Answer(Termination.FAILED, answer.raw_status)
-        bound = max(known, safe_bound(node, self._costs, answer.multipliers))
-        point = 0.5 * lower + 0.5 * upper if answer.point is None else answer.point
-        split = self._split(node, point, answer.multipliers)
+            multipliers = np.zeros_like(multipliers)
+        bound = max(known, safe_bound(node, self._costs, multipliers))
+        middle = 0.5 * lower + 0.5 * upper
+        said = answer.point
+        point = middle if said is None or not np.isfinite(said).all() else said
+        split = self._branching.split(node, point, multipliers, self._gap())
         if split is None and answer.termination is Termination.OPTIMAL:
             value = float(self._costs @ point)
             if value < self._value:
@@ -157,68 +144,3 @@ class Tree:
         )
         ends = lower[changed], upper[changed]
         heapq.heappush(self._open, Node(bound, -self._made, split, ended, changed, *ends))
-
-    def _split(self, node: Program, point: Array, multipliers: Array | None) -> Split | None:
-        """The cut with the largest violation, weighed by what the multipliers pay for its column."""
-        paid = np.full(point.size, _UNPAID)
-        if multipliers is not None:
-            paid += abs(node.matrix.T) @ np.abs(multipliers)
-        whole = self._split_integer(point, paid)
-        found = [whole, self._split_term(node, point, paid), self._split_curve(node, point, paid)]
-        known = [one for one in found if one is not None]
-        return max(known, key=lambda one: one[0])[1] if known else None
-
-    def _split_integer(self, point: Array, paid: Array) -> tuple[float, Split] | None:
-        integer = np.flatnonzero(self._program.integer)
-        if not integer.size:
-            return None
-        values = point[integer]
-        fraction = np.abs(values - np.round(values))
-        score = np.where(fraction > WHOLE, fraction * paid[integer] + self._first[integer], 0.0)
-        best = int(score.argmax())
-        if score[best] <= 0.0:
-            return None
-        below = math.floor(values[best])
-        return float(score[best]), Split(int(integer[best]), below, below + 1.0)
-
-    def _split_term(self, node: Program, point: Array, paid: Array) -> tuple[float, Split] | None:
-        if not len(node.products):
-            return None
-        result, *operands = node.products.T
-        violated = np.abs(point[result] - point[operands[0]] * point[operands[1]])
-        share = np.stack([self._share(node)[own] for own in operands])
-        score = self._worth(violated * paid[result], share.max(0))
-        best = int(score.argmax())
-        if score[best] <= 0.0:
-            return None
-        column = int(operands[int(share[:, best].argmax())][best])
-        return float(score[best]), self._at(node, column, float(point[column]))
-
-    def _split_curve(self, node: Program, point: Array, paid: Array) -> tuple[float, Split] | None:
-        if not len(self._curves):
-            return None
-        argument, result = self._curves.argument, self._curves.result
-        violated = np.abs(point[result] - self._curves.value(point[argument]))
-        score = self._worth(violated * paid[result], self._share(node)[argument])
-        best = int(score.argmax())
-        if score[best] <= 0.0:
-            return None
-        column = int(argument[best])
-        return float(score[best]), self._at(node, column, float(point[column]))
-
-    def _share(self, node: Program) -> Array:
-        """Widths of the columns, of those at the root."""
-        with np.errstate(invalid="ignore", divide="ignore"):
-            return np.where(self._width > 0.0, (node.upper - node.lower) / self._width, 0.0)
-
-    def _worth(self, score: Array, share: Array) -> Array:
-        """Scores, 0 where a column is narrow or where all together cost no more than the gap."""
-        small = (share <= NARROW) | (score <= self._gap() / score.size)
-        return np.where(small, 0.0, score)
-
-    @staticmethod
-    def _at(node: Program, column: int, value: float) -> Split:
-        low, high = float(node.lower[column]), float(node.upper[column])
-        room = MIDDLE * (high - low)
-        at = min(max(value, low + room), high - room)
-        return Split(column, at, at)

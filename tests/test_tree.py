@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from milp_agt.core.program import Array, Curve, Function, Program
 from milp_agt.core.results import Limits, Termination
 from milp_agt.solvers import Capability, get_solver
+from milp_agt.solvers.branching import Branching, Split
 from milp_agt.solvers.curves import Curves
 from milp_agt.solvers.elastic import farkas_ray
 from milp_agt.solvers.envelopes import Envelopes
@@ -112,7 +113,9 @@ def test_a_lying_solver_cannot_break_a_bound(seed: int) -> None:
     def lie(node: Program, _: Array, __: float) -> Answer:
         rows = rng.normal(size=node.row_lower.size) * 10.0 ** rng.integers(-3, 4)
         said = rng.choice(np.array(list(Termination), dtype=object))
-        guess = node.lower + (node.upper - node.lower) * rng.random(point.size)
+        guess = node.lower + (node.upper - node.lower) * rng.normal(size=point.size)
+        rows[rng.random(rows.size) < 0.05] = rng.choice([np.nan, np.inf, -np.inf])
+        guess[rng.random(guess.size) < 0.05] = rng.choice([np.nan, np.inf])
         return Answer(said, "a lie", rows, bound=1e9, point=guess)
 
     answer = Tree(program, lie, costs, Limits(nodes=40)).search()
@@ -364,10 +367,10 @@ def test_columns_to_branch_on_first_are_split_first() -> None:
         np.array([3.0]),
         np.array([INF]),
     )
-    tree = Tree(replace(program, first=np.array([2])), by_highs(program), np.ones(3), Limits())
-    split = tree._split(program, np.array([0.5, 0.5, 0.5]), np.array([1.0]))
-    assert split is not None
-    assert (split.column, split.left, split.right) == (2, 0.0, 1.0)
+    point, multipliers = np.array([0.5, 0.9, 0.7]), np.array([1.0])
+    for first, column in ((np.array([2]), 2), (np.array([], dtype=np.int64), 0)):
+        split = Branching(replace(program, first=first)).split(program, point, multipliers, 1e-9)
+        assert split == Split(column, 0.0, 1.0)
 
 
 @pytest.mark.parametrize("name", ["scip", "gurobi"])

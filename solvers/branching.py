@@ -1,0 +1,113 @@
+"""Where a box is cut in two: at a fraction, at a violated bilinear term, at a violated function."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from milp_agt.core.program import Array, Program
+from milp_agt.solvers.curves import Curves
+
+WHOLE = 1e-6  # distance from an integer that is left alone
+NARROW = 1e-9  # width of a column, of that at the root, below which it is not cut
+MIDDLE = 0.2  # a cut leaves at least this share of a column on either side
+_UNPAID = 1e-3  # weight of a violation that no multiplier pays for
+
+
+@dataclass(frozen=True)
+class Split:
+    """A column and the ends of its halves."""
+
+    column: int
+    left: float
+    right: float
+
+
+class Branching:
+    """The cut with the largest violation, weighed by what the multipliers pay for its column.
+
+    Columns to branch on first come before all others. Violations that cost less than the gap, all of a
+    kind together, are left alone.
+    """
+
+    def __init__(self, program: Program) -> None:
+        self._integer = np.flatnonzero(program.integer)
+        self._curves = Curves(program.curves)
+        self._width = program.upper - program.lower
+        self._first = np.zeros(program.lower.size)
+        self._first[program.first] = math.inf
+
+    def split(self, node: Program, point: Array, multipliers: Array, gap: float) -> Split | None:
+        """None where the point violates nothing that is worth a cut.
+
+        Args:
+            node: with the bounds of the box.
+            point: of the relaxation, (columns,), finite.
+            multipliers: of its rows, (rows,), finite.
+            gap: what the bound of the box may be off by.
+        """
+        paid = _UNPAID + abs(node.matrix.T) @ np.abs(multipliers)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            share = np.where(self._width > 0.0, (node.upper - node.lower) / self._width, 0.0)
+        found = [
+            self._at_integer(point, paid),
+            self._at_term(node, point, paid, share, gap),
+            self._at_curve(node, point, paid, share, gap),
+        ]
+        known = [one for one in found if one is not None]
+        return max(known, key=lambda one: one[0])[1] if known else None
+
+    def _at_integer(self, point: Array, paid: Array) -> tuple[float, Split] | None:
+        if not self._integer.size:
+            return None
+        values = point[self._integer]
+        fraction = np.abs(values - np.round(values))
+        score = fraction * paid[self._integer] + self._first[self._integer]
+        score = np.where(fraction > WHOLE, score, 0.0)
+        best = int(score.argmax())
+        if score[best] <= 0.0:
+            return None
+        below = math.floor(values[best])
+        return float(score[best]), Split(int(self._integer[best]), below, below + 1.0)
+
+    def _at_term(
+        self, node: Program, point: Array, paid: Array, share: Array, gap: float
+    ) -> tuple[float, Split] | None:
+        if not len(node.products):
+            return None
+        result, *operands = node.products.T
+        violated = np.abs(point[result] - point[operands[0]] * point[operands[1]])
+        wide = np.stack([share[own] for own in operands])
+        score = _worth(violated * paid[result], wide.max(0), gap)
+        best = int(score.argmax())
+        if score[best] <= 0.0:
+            return None
+        column = int(operands[int(wide[:, best].argmax())][best])
+        return float(score[best]), _cut(node, column, point)
+
+    def _at_curve(
+        self, node: Program, point: Array, paid: Array, share: Array, gap: float
+    ) -> tuple[float, Split] | None:
+        if not len(self._curves):
+            return None
+        argument, result = self._curves.argument, self._curves.result
+        violated = np.abs(point[result] - self._curves.value(point[argument]))
+        score = _worth(violated * paid[result], share[argument], gap)
+        best = int(score.argmax())
+        if score[best] <= 0.0:
+            return None
+        return float(score[best]), _cut(node, int(argument[best]), point)
+
+
+def _worth(score: Array, share: Array, gap: float) -> Array:
+    """Scores, 0 where a column is narrow or where all together cost no more than the gap."""
+    return np.where((share <= NARROW) | (score <= gap / score.size), 0.0, score)
+
+
+def _cut(node: Program, column: int, point: Array) -> Split:
+    low, high = float(node.lower[column]), float(node.upper[column])
+    room = MIDDLE * (high - low)
+    at = min(max(float(point[column]), low + room), high - room)
+    return Split(column, at, at)
