@@ -91,6 +91,16 @@ def test_choices_are_tighter_than_all_at_once_and_than_their_linear_bounds() -> 
     assert {e.choice for e in report.evidence} <= set(range(5))
 
 
+@pytest.mark.parametrize(("switch", "samples"), [("cuts", (0, 1)), ("phases", None)])
+def test_nothing_is_tied_to_a_choice_that_is_made(switch: str, samples: Any) -> None:
+    """Rows that tie steps to the selection read forms of all choices: of as many as there are samples,
+    they gave bounds of the clean run, and an error otherwise."""
+    threat = agt.FeaturePoisoning(1, 0.3, samples=samples)
+    case = problem(threat, "bce", (2,), samples=3, epochs=2)
+    rows = agt.Strengthening(**{switch: True})
+    _attacked(case, case.certify(relaxation="lp", strengthening=rows, **OPTIONS)[1])
+
+
 def test_choices_that_move_one_percent_less_are_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     """From a point, one step and a small radius: the programs are almost exact."""
     loss, _ = CASES["features"]

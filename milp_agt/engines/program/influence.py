@@ -11,6 +11,7 @@ import torch
 
 from milp_agt.core.encoder import Encoder
 from milp_agt.core.expression import Array, Expression, add, stacked
+from milp_agt.core.restriction import Restriction
 from milp_agt.engines.joint import Joint
 from milp_agt.engines.linear import bound_by_sample
 from milp_agt.engines.program.moves import Moves
@@ -47,9 +48,15 @@ class Influence:
         return Influence(constant, np.where(tiny, 0.0, self.devs))
 
 
-def admitted(poison: Poison) -> bool:
-    """Whether a selection is one for the whole run, so that what it did before is tied to it."""
-    return not poison.is_clean and not poison.per_batch
+def admitted(poison: Poison, restriction: Restriction) -> bool:
+    """Whether a selection is one for the whole run, so that what it did before is tied to it.
+
+    Not where it is made already, as in the program of one choice: nothing is left to be tied to, and
+    the forms of its steps are about all choices.
+    """
+    free = torch.stack([quota.open for quota in poison.quotas]).any(0)
+    free[sorted(restriction.inside)] = False
+    return not poison.is_clean and not poison.per_batch and bool(free.any())
 
 
 def influence_on(

@@ -97,7 +97,8 @@ def encode_steps(
     state: dict[str, Expression] | None = None
     known: dict[str, Expression] = {}
     selection: Selection | None = None
-    tied = admitted(poison) and poison.whole is None
+    undecided = admitted(poison, restriction)
+    tied = undecided and poison.whole is None
     for number, relaxed in enumerate(window):
         encoder.origin = f"step {relaxed.step.index}: state"
         columns: dict[str, Expression] = {}
@@ -107,7 +108,7 @@ def encode_steps(
                 columns[name] = encoder.columns(*as_arrays(box.hull(), shape))
             else:
                 columns[name] = encoder.bounded(state[name], box)
-        if state is None and past and encoder.strengthening.influence and admitted(poison):
+        if state is None and past and encoder.strengthening.influence and undecided:
             joint = Joint(poison, restriction)
             rows = influence_on(schedule, past, relaxed.state, joint)
             encode_influence(encoder, moves, rows, list(columns.values()))
@@ -116,7 +117,7 @@ def encode_steps(
             encode_phases(schedule, [*past, *window[:number]], relaxed, encoder, moves, known)
         state = _encode_update(step_graph, relaxed, encoder, dict(known))
     assert state is not None
-    if admitted(poison) and encoder.strengthening.cuts:
+    if undecided and encoder.strengthening.cuts:
         every = [*past, *window]
         rows = influence_on(schedule, every, window[-1].state, Joint(poison, restriction))
         encode_influence(encoder, moves, rows, [state[name] for name in window[-1].state])
