@@ -77,10 +77,12 @@ class Dataset:
             InvalidInputError: NaN, shapes that do not fit, labels that are no classes.
         """
         asked = f"Make a data set of {name}"
-        x, y = _checked(asked, "", np.asarray(x_train), np.asarray(y_train), task)
+        x, y = _checked(
+            asked, "", np.array(np.asarray(x_train)), np.array(np.asarray(y_train)), task
+        )
         x_held, y_held = x[:0], y[:0]
         if x_test is not None and y_test is not None:
-            given = np.asarray(x_test), np.asarray(y_test)
+            given = np.array(np.asarray(x_test)), np.array(np.asarray(y_test))
             x_held, y_held = _own_test_part(asked, x, y, *given, None)
         elif x_test is not None or y_test is not None:
             found = "y_test without x_test" if x_test is None else "x_test without y_test"
@@ -105,7 +107,7 @@ class Dataset:
         digest = hashlib.sha256()
         for array in (self.x_train, self.y_train, self.x_test, self.y_test):
             digest.update(f"{array.dtype.str}{array.shape}".encode())
-            digest.update(np.ascontiguousarray(array).tobytes())
+            digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
         return digest.hexdigest()
 
 
@@ -290,9 +292,9 @@ def _checked(asked: str, part: str, x: Array, y: Array, task: Task | None) -> tu
                 f"the first at index {tuple(int(i) for i in bad[0])}",
                 "drop or impute these samples before certifying",
             )
-    x = x.astype(np.float64)
+    x = x.astype(np.float64, copy=False)
     if task == "regression" or (task is None and y.dtype.kind == "f"):
-        return x, y.astype(np.float64)
+        return x, y.astype(np.float64, copy=False)
     if y.ndim == 2 and y.shape[1] == 1:
         y = y[:, 0]
     if y.ndim != 1 or (y != np.round(y)).any() or (y < 0).any():
@@ -302,4 +304,4 @@ def _checked(asked: str, part: str, x: Array, y: Array, task: Task | None) -> tu
             f"class labels{part} with {found}",
             "number the classes 0, 1, 2, ... (0 and 1 for two classes, hinge included)",
         )
-    return x, y.astype(np.int64)
+    return x, y.astype(np.int64, copy=False)

@@ -16,9 +16,6 @@ from torch import Tensor
 from milp_agt.core.graph import Graph, Node
 from milp_agt.core.interval import Interval
 from milp_agt.core.rounding import TINY, gamma
-from milp_agt.engines.offsets import Offsets
-from milp_agt.engines.relaxed import Fragment
-from milp_agt.engines.walker import sample_forms
 from milp_agt.formulations.blur import Blur
 from milp_agt.formulations.convolution import Convolution
 from milp_agt.formulations.leaves import Features
@@ -29,6 +26,7 @@ from milp_agt.formulations.sigmoid import Sigmoid
 from milp_agt.formulations.tanh import Tanh
 from milp_agt.journal import Remarks
 from milp_agt.moves import Box
+from milp_agt.patches import refined, walked
 from milp_agt.poison import Poison
 from milp_agt.tracing import FEATURES, StepGraph
 
@@ -37,6 +35,8 @@ CONTRACTING = (MaxPool, Sigmoid, Tanh)
 # Elements of boxes at once, and of coefficients over all samples beyond which forms are not walked.
 BOXED_ELEMENTS = 2**24
 WALKED_ELEMENTS = 2**33
+# The same for each of the layers in between: up to five minutes of a core.
+REFINED_ELEMENTS = 2**32
 
 
 @dataclass(frozen=True)
@@ -113,27 +113,7 @@ class Body:
 
     def walked(self, poison: Poison, boxes: Mapping[str, Interval]) -> Interval:
         """Linear bounds of the output over the moves of each sample, walked back to the input."""
-        count, size = len(poison.features), self.output.signature.size
-        planes = {
-            node.name: node.op.relax(*(boxes[i] for i in node.inputs)) for node in self.nodes[1:]
-        }
-        offsets = {name: Offsets.of(p, True, 1) for name, p in planes.items()}
-        leaves = {FEATURES: boxes[FEATURES].magnitude.amax(0)}
-        points = {FEATURES: poison.features.unsqueeze(0)}
-        fragment = Fragment(slice(0, count), poison, planes, offsets, leaves, points)
-        unit = torch.eye(size, dtype=torch.float64, device=poison.features.device)
-        unit = unit.reshape(size, 1, *self.output.shape).expand(size, count, *self.output.shape)
-        forms = sample_forms(self.nodes, fragment, self.output.name, torch.cat([unit, -unit]))
-        assert forms.features is not None
-        owed = poison.support(forms.features, None)
-        terms = gamma(forms.operations + 4.0 * poison.features[0].numel() + 64)
-        bound = forms.constant[..., 0] - owed - 4.0 * terms * (forms.magnitude + owed) - TINY
-        low, high = bound.reshape(2, size, count).transpose(1, 2).reshape(2, count, size).unbind(0)
-        shape = (1, count, *self.output.shape)
-        return Interval(
-            torch.nan_to_num(low, nan=-torch.inf).reshape(shape),
-            torch.nan_to_num(-high, nan=torch.inf).reshape(shape),
-        )
+        return walked(self.nodes, poison, boxes)
 
 
 def _known() -> tuple[type, ...]:
@@ -153,10 +133,11 @@ def split(step_graph: StepGraph, poison: Poison) -> tuple[StepGraph, Poison, Rem
     largest = sum(node.signature.size for node in body.nodes)
     rows = 2 * body.output.signature.size
     moved = poison.feature_moves is not None and not poison.is_clean
-    walked = moved and rows * largest * int(poison.open.sum()) <= WALKED_ELEMENTS
-    at_once = max(1, BOXED_ELEMENTS // (largest * (rows if walked else 4)))
+    by_forms = moved and rows * largest * int(poison.open.sum()) <= WALKED_ELEMENTS
+    per_layer = REFINED_ELEMENTS // max(1, int(poison.open.sum()))
+    at_once = max(1, BOXED_ELEMENTS // (largest * (rows if by_forms else 4)))
     parts = [
-        _bounded(body, poison.take(index), walked)
+        _bounded(body, poison.take(index), by_forms, per_layer)
         for index in torch.arange(len(poison.features)).split(at_once)
     ]
     nominal, low, high, error = (torch.cat(pieces) for pieces in zip(*parts, strict=True))
@@ -169,7 +150,7 @@ def split(step_graph: StepGraph, poison: Poison) -> tuple[StepGraph, Poison, Rem
     head = replace(step_graph, graph=_headed(step_graph, body, error.amax(0)))
     if not moved:
         return head, features, Remarks()
-    how = "intervals and linear forms" if walked else "intervals"
+    how = "intervals and linear forms" if by_forms else "intervals"
     note = (
         f"the frozen layers up to '{body.output.name}' were bounded once, before the first step: what a "
         f"poisoned sample can make of their output is a box by {how}"
@@ -177,7 +158,9 @@ def split(step_graph: StepGraph, poison: Poison) -> tuple[StepGraph, Poison, Rem
     return head, features, Remarks(notes=(note,))
 
 
-def _bounded(body: Body, poison: Poison, walked: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _bounded(
+    body: Body, poison: Poison, by_forms: bool, per_layer: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Nominal features of some samples, the ends of their moves, and the rounding error."""
     nominal = body.value(poison.features)
     box = poison.feature_box()
@@ -186,10 +169,12 @@ def _bounded(body: Body, poison: Poison, walked: bool) -> tuple[Tensor, Tensor, 
     error = body.rounding(boxes)
     reached = boxes[body.output.name]
     exposed = poison.open.nonzero()[:, 0]
-    if walked and len(exposed):
+    if by_forms and len(exposed):
         part = {n: Interval(b.lower[:, exposed], b.upper[:, exposed]) for n, b in boxes.items()}
         what = f"'{body.output.name}' by intervals and by linear forms"
-        met = part[body.output.name].meet(body.walked(poison.take(exposed), part), what)
+        moving = poison.take(exposed)
+        part = refined(body.nodes, moving, part, per_layer)
+        met = part[body.output.name].meet(body.walked(moving, part), what)
         lower, upper = reached.lower.clone(), reached.upper.clone()
         lower[:, exposed], upper[:, exposed] = met.lower, met.upper
         reached = Interval(lower, upper)

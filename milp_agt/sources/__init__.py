@@ -51,13 +51,13 @@ def read(asked: str, name_or_path: str | Path, reading: Reading) -> Source:
         case "bundled":
             return BUILTIN[name]()
         case "medmnist":
-            return read_medmnist(asked, medmnist_file(asked, name))
+            return read_medmnist(asked, medmnist_file(asked, name), reading)
         case "household":
             return read_household_power(asked, path)
         case "driving":
             return read_driving_log(asked, path, reading)
         case "npz" if is_medmnist(path):
-            return read_medmnist(asked, path)
+            return read_medmnist(asked, path, reading)
         case "npz":
             return read_npz(asked, path)
         case _:
