@@ -108,7 +108,9 @@ class Witnesses:
             flat = GraphModels(run.step_graph, state).parameters
             return sign * flat.gather(1, entry[:, None])[:, 0]
 
-        selector, nominal = Selector(run, self.restriction), run.nominal(len(ends))
+        # One poisoned set for the run keeps to the budgets of the batches that are still to come.
+        selector = Selector(whole if whole.poison.static else run, self.restriction)
+        nominal = run.nominal(len(ends))
         data, start = nominal, self._start(len(ends))
         for _ in range(ASCENTS):
             _, gradient = run.gradient(data, score, start)

@@ -30,6 +30,8 @@ RUNS: dict[str, tuple[str, Any, dict[str, Any]]] = {
     "labels": ("cross_entropy", agt.LabelPoisoning(1), {"momentum": 0.5}),
     "targets": ("mse", agt.LabelPoisoning(2, 0.1), {"projection": (-0.4, 0.4)}),
     "adaptive": ("bce", THREATS["adaptive"], {"batch_size": 3}),
+    "batches": ("bce", agt.FeaturePoisoning(1, 0.05, scope="batch"), {"batch_size": 2}),
+    "left out": ("bce", agt.Removal(1, scope="batch"), {"batch_size": 3, "shuffle_seed": 1}),
     "apart": (
         "bce",
         agt.SeparatePoisoning(agt.FeaturePoisoning(1, 0.05), agt.LabelPoisoning(1)),
