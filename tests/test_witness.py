@@ -72,6 +72,18 @@ def test_runs_stay_inside_every_reachable_set(name: str, restriction: Restrictio
                 assert ((low <= values) & (values <= high)).all()
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_runs_keep_to_the_budgets_of_batches_to_come(seed: int) -> None:
+    """Two samples of two batches of the first epoch may meet in one of the second."""
+    threat = agt.FeaturePoisoning(1, 0.05, scope="batch")
+    case = problem(threat, "bce", (2,), samples=6, batch_size=3, epochs=2, shuffle_seed=seed)
+    witnesses = _witnesses(case)
+    witnesses.after(1)
+    (in_features, _), *_ = witnesses.unrolled.changed(witnesses._data)
+    for batch in witnesses.unrolled.batches:
+        assert int(in_features[:, batch].sum(1).max()) <= 1
+
+
 def test_runs_begin_all_over_the_box_of_the_start() -> None:
     case = _case("features")
     centre = Replay(case).step_graph.initial["0.weight"].unsqueeze(0)
