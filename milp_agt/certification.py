@@ -91,7 +91,8 @@ def certify(
             questions about the final model need.
         solver: back end of programs; None picks the first that is able to for each level.
         device: "cpu", "cuda" or "auto".
-        memory: budget for the tensors of one pass; rows and samples are cut into pieces by it.
+        memory: of the process; rows and samples are cut into pieces by it, and a fallback says where it
+            cannot be kept.
         time_limit: seconds for the whole run. A level goes on as long as its next step is predicted to
             fit beside what the cheaper levels need for all steps that are left: programs end first,
             then optimised slopes and enumerated selections, then linear forms; intervals stay. The

@@ -25,6 +25,9 @@ from milp_agt.training import Batch, Training
 
 # Boxes and temporaries that are alive at once for an element of a node in interval arithmetic.
 LIVE_BOXES = 12
+# What Python, torch and their libraries take themselves, and the least share of the memory for pieces.
+BASELINE = 288 * 2**20
+LEAST_ROOM = 8
 # Rows of a walk.
 ROWS_AT_ONCE = 128
 INNER_ROWS = 2048
@@ -188,15 +191,18 @@ def plan(
     if alpha_steps and told_apart.charged:
         line = "slopes are optimised for all selections jointly; charged ones keep default slopes"
         remarks += Remarks(fallbacks=(line,))
+    kept = 0 if level is Relaxation.INTERVAL else walked * sizes.kept(poison.states)
+    room, told = _room(budget, poison, kept + (in_cuts if cuts else 0))
+    remarks += told
     boxed = max(1, sizes.per_sample if told_apart.splits else sizes.made)
     per_sample = FLOAT * LIVE_BOXES * boxed
     at_once = CACHED_ELEMENTS if told_apart.splits else BOXED_ELEMENTS
     # The mean of the samples that are left needs all of them at hand.
     whole = sizes.batch if poison.whole is Whole.REMOVED else 1
     many = SAMPLES_OF_UNITS if cuts else FEWEST_SAMPLES
-    fitting = budget // (2 * ROWS_OF_UNITS * sizes.form(1, 0))
+    fitting = room // (ROWS_OF_UNITS * sizes.form(1, 0))
     fewest = max(whole, min(many, max(FEWEST_SAMPLES, fitting)))
-    chunk = max(1, min(2 * sizes.state, ROWS_AT_ONCE, budget // (2 * sizes.form(fewest, walked))))
+    chunk = max(1, min(2 * sizes.state, ROWS_AT_ONCE, room // sizes.form(fewest, walked)))
     cached = 0 if cuts else CACHED_ELEMENTS // (chunk * sizes.widest)
     walk_fragment = max(fewest, cached)
     return Plan(
@@ -208,7 +214,7 @@ def plan(
         chunk=chunk,
         fragment=max(
             whole,
-            min(budget // (2 * per_sample), max(64, at_once // boxed)),
+            min(room // (2 * per_sample), max(64, at_once // boxed)),
         ),
         walk_fragment=walk_fragment,
         inner_chunk=max(
@@ -216,16 +222,16 @@ def plan(
             min(
                 INNER_ROWS,
                 max(32, 4 * CACHED_ELEMENTS // max(sizes.walked, 1)),
-                budget // (2 * sizes.form(walk_fragment, walked)),
+                room // (2 * sizes.form(walk_fragment, walked)),
             ),
         ),
-        inner_pairs=max(1, budget // (2 * sizes.pair)),
+        inner_pairs=max(1, room // (2 * sizes.pair)),
         inner_widest=inner_widest,
         linear_inner=linear_inner,
         selections=told_apart,
         cuts=cuts,
         shortcuts=shortcuts,
-        past=0 if training.projection else _past(sizes, steps, walked, budget),
+        past=0 if training.projection else _past(sizes, steps, walked, room),
         alpha_steps=alpha_steps,
         alpha_every=min(alpha_every or steps, steps),
         alpha_memory=budget // 2 if alpha_steps else 0,
@@ -233,6 +239,26 @@ def plan(
         or (level is Relaxation.INTERVAL and sizes.boxes < THREADED_BOXES),
         remarks=remarks,
     )
+
+
+def _room(budget: int, poison: Poison, kept: int) -> tuple[int, Remarks]:
+    """Bytes that pieces of work may take, beside what is there however the work is cut."""
+    data = 2 * FLOAT * (poison.features.numel() + poison.labels.numel())
+    fixed = BASELINE + data + kept
+    least = budget // LEAST_ROOM
+    if budget - fixed >= least:
+        return budget - fixed, Remarks()
+    line = (
+        f"memory {_mib(budget)} cannot be kept: {_mib(fixed)} are needed however the work is cut "
+        f"(libraries {_mib(BASELINE)}, data {_mib(data)}, steps of the window {_mib(kept)}), and "
+        f"{_mib(least)} are taken for pieces of it; give more memory, or take a shorter window, smaller "
+        "batches or relaxation='interval'"
+    )
+    return max(1, least), Remarks(fallbacks=(line,))
+
+
+def _mib(count: int) -> str:
+    return f"{count / 2**20:.4g} MiB"
 
 
 def _moved(poison: Poison) -> int:
@@ -248,15 +274,15 @@ def _pays(sizes: Sizes, moved: int, window: int, memory: int) -> bool:
     return window > 1 and cheaper and FLOAT * elements * window <= memory // 2
 
 
-def _past(sizes: Sizes, steps: int, window: int, memory: int) -> int:
+def _past(sizes: Sizes, steps: int, window: int, room: int) -> int:
     """Steps before the window through which forms of all ends are carried by matrix products.
 
-    They cost no more than the walk through the window, or next to nothing, and an eighth of the memory.
+    They cost no more than the walk through the window, or next to nothing, and a quarter of the room.
     """
     ends = 2 * sizes.state
     seconds = ends * ends * sizes.state / MULTIPLIED_PER_SECOND
     walk = ends * sizes.walked * window / WALKED_PER_SECOND
-    fitting = memory // 8 // (FLOAT * ends * (sizes.state + 2))
+    fitting = room // 4 // (FLOAT * ends * (sizes.state + 2))
     # The newest step is kept for the next one's window.
     wanted = steps - 1 if window < steps else 0
     return min(wanted, fitting, int((walk + PAST_SECONDS) / seconds))

@@ -182,6 +182,8 @@ def load_dataset(
             notes.append(f"{len(test)} samples were held out for testing with seed {seed}")
 
     names = source.feature_names or tuple(f"x{i}" for i in range(math.prod(x.shape[1:])))
+    description = source.description
+    del source  # its arrays are as large as all that is made of them
     if pca is not None:
         projected = project(asked, x, y, x_test, pca, seed)
         x, y, x_test = projected.x, projected.y, projected.x_test
@@ -204,7 +206,7 @@ def load_dataset(
         x_test=x_test,
         y_test=y_test,
         feature_names=names,
-        description=source.description,
+        description=description,
         notes=tuple(notes),
     )
 

@@ -62,6 +62,16 @@ class Sizes:
         own = max(1, self.walked // self.batch) * fragment
         return FLOAT * LIVE_COEFFICIENTS * (own + met * self.moved)
 
+    def kept(self, states: int) -> int:
+        """Bytes of the boxes and planes of a step that a window holds.
+
+        Of a number: two ends in each state, two slopes, two offsets in each state and a magnitude; of a
+        summed product only what is charged to single samples.
+        """
+        own = self.walked // self.batch
+        numbers = own * (4 * states + 3) + (self.per_sample - own) * 2 * (states - 1)
+        return FLOAT * self.batch * numbers
+
     @property
     def pair(self) -> int:
         """Bytes of a form of one sample: coefficients on its nodes, its data and the parameters."""
