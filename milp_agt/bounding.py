@@ -63,7 +63,8 @@ class Bounder:
         """The box of the next state by one level, before the meet with looser chains.
 
         Solves end at ``until``, a time of ``time.monotonic``. ``listed`` are enumerated selections that
-        have taken this step, so that programs can go through them.
+        have taken this step, so that programs can go through them; what these prove of a selection makes its
+        own box smaller.
         """
         part.forget(self.plan.longest_window - 1)
         ranges = self.ranges(chain, part, step)
@@ -232,6 +233,9 @@ class Bounder:
                 limit=True,
             )
             return state, None
+        if isinstance(choices, program.OneByOne):
+            for own, box in zip(listed, report.listed, strict=True):
+                own.state = box
         self.recorder.program(step.index, chain.name, report)
         if report.lost:
             self.journal.fall_back(

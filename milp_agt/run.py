@@ -146,6 +146,11 @@ class Run:
             self.allowance.note(chain.name, index, time.perf_counter() - begun)
             states[chain.name] = outer = chain.within(states, chain.state)
             used = chain.level if solved or not chain.level.uses_programs else used
+            if solved is not None:  # programs of single selections have made their boxes smaller
+                for part in self.carried.listed:
+                    if part.exposure.emptied(step) is None:
+                        own = after_step(part, update, step, before[part.name], ())
+                        after[part.key(index)] = own
             for part in chain.parts:
                 looser = [after[name] for name in chain.looser if name in after]
                 after[part.key(index)] = after_step(part, update, step, before[part.name], looser)

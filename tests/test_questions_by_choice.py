@@ -18,6 +18,7 @@ import milp_agt as agt
 from milp_agt.core.strengthening import Strengthening
 from milp_agt.engines.program import OneByOne, Together, leaves
 from milp_agt.engines.program.questions import WindowProgram
+from milp_agt.errors import SoundnessError
 
 
 def certify(threat: Any, by_choice: bool = True, **options: Any) -> agt.Result:
@@ -151,5 +152,8 @@ def test_choices_that_move_one_percent_less_are_caught(monkeypatch: pytest.Monke
         )
 
     monkeypatch.setattr(leaves, "_poison_of", timid)
-    low, high = bounds()
+    try:
+        low, high = bounds()
+    except SoundnessError:  # a run that is held against the bounds lies outside
+        return
     assert not ((low <= values) & (values <= high)).all()

@@ -32,7 +32,10 @@ class Recorder(Protocol):
         ...
 
     def program(self, index: int, chain: str, report: ProgramReport) -> None:
-        """The program of step ``index`` with the row multipliers that its bounds rest on."""
+        """The program of step ``index`` with the row multipliers that its bounds rest on.
+
+        What programs of single selections prove goes into the boxes that these begin the next step with.
+        """
         ...
 
     def state(self, index: int, chain: str, state: State) -> None:

@@ -25,8 +25,9 @@ from milp_agt.engines.step import State
 class ProgramReport:
     """What bounding by a program took: sizes, solves, and what was left to the cheaper bound.
 
-    ``evidence`` has every program that was solved; ``size`` is that of the largest. ``tightening`` says
-    what was done to the ranges that programs stand on.
+    ``evidence`` has every program that was solved; ``size`` is that of the largest. ``listed`` are the boxes
+    of the choices, where there are any, met with what was proved of each. ``tightening`` says what was done
+    to the ranges that programs stand on.
     """
 
     size: dict[str, int]
@@ -36,10 +37,11 @@ class ProgramReport:
     lost: int
     seconds: float
     evidence: tuple[Evidence, ...] = field(repr=False)
+    listed: tuple[State, ...] = field(default=(), repr=False)
     tightening: Tightening = field(default_factory=Tightening)
 
     @staticmethod
-    def of(found: Branched, seconds: float) -> ProgramReport:
+    def of(found: Branched, seconds: float, listed: tuple[State, ...] = ()) -> ProgramReport:
         sizes = [evidence.objectives.program.size for evidence in found.evidence]
         return ProgramReport(
             max(sizes, key=lambda size: size["columns"], default=dict.fromkeys(SIZES, 0)),
@@ -49,6 +51,7 @@ class ProgramReport:
             found.lost,
             seconds,
             found.evidence,
+            listed,
         )
 
 
@@ -88,7 +91,11 @@ def bound_choices(
     )
     if witness is not None:
         witness.check_state(names, found.least, options.solver.name)
-    return _met(box, found.least), ProgramReport.of(found, time.monotonic() - started)
+    counts = np.cumsum([len(next(iter(state.values())).lower) for state in listed])
+    parts = np.split(found.bounds, counts[:-1])
+    own = tuple(_met(state, ends) for state, ends in zip(listed, parts, strict=True))
+    report = ProgramReport.of(found, time.monotonic() - started, own)
+    return _met(box, found.least[None]), report
 
 
 def both_ends(encoded: EncodedWindow, names: Sequence[str], gain: Array) -> Objectives:
@@ -114,10 +121,10 @@ def _widths(ends: Array) -> Array:
 
 
 def _met(box: State, ends: Array) -> State:
-    """The meet of a box with lower bounds of its lower and negative upper ends."""
-    sizes = [b.lower.numel() for b in box.values()]
-    low_ends, high_ends = np.split(ends, 2)
-    lows, highs = torch.from_numpy(low_ends).split(sizes), torch.from_numpy(-high_ends).split(sizes)
+    """The meet of a box with lower bounds of its ends, (cases, 2 * entries), see :func:`ends_of`."""
+    sizes = [b.lower[0].numel() for b in box.values()]
+    low_ends, high_ends = torch.from_numpy(ends).chunk(2, 1)
+    lows, highs = low_ends.split(sizes, 1), (-high_ends).split(sizes, 1)
     new: State = {}
     for name, low, high in zip(box, lows, highs, strict=True):
         like: Tensor = box[name].lower
