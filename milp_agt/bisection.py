@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from milp_agt.errors import InvalidInputError
+from milp_agt.kinds import callable_of, listed, of_kind
 from milp_agt.sweeps import Certify, plain, resized
 from milp_agt.tables import format_number, format_table
 
@@ -127,6 +128,12 @@ def largest(
     Raises:
         InvalidInputError: not exactly one of budgets and radii, an empty range, a precision of 1 or less.
     """
+    callable_of(
+        certify, "certify", "give lambda threat: agt.certify(model, data, training, threat)"
+    )
+    callable_of(holds, "holds", "give lambda result: {'90 %': result.accuracy(X, y).lower >= 0.9}")
+    if on_trial is not None:
+        callable_of(on_trial, "on_trial", "give a function (trial), or leave it out")
     scale = _scale(budgets, radii, precision)
     trials: list[Trial] = []
     verdicts: dict[float, Mapping[str, bool]] = {}
@@ -191,7 +198,13 @@ def _scale(
             "neither budgets nor radii" if budgets is None else "both budgets and radii",
             "give one range, for instance budgets=(1, 20) or radii=(1e-4, 0.1)",
         )
-    low, high = budgets if budgets is not None else radii or (0.0, 0.0)
+    of_kind(precision, (int, float), "precision", "give a ratio above 1, say 1.1")
+    ends = budgets if budgets is not None else radii
+    kinds = int if budgets is not None else (int, float)
+    listed(ends, kinds, "The range", "give a smallest and a largest value")
+    if ends is None or len(ends) != 2:
+        raise InvalidInputError(asked, f"the range {ends!r:.60}", "give two values, both ends")
+    low, high = ends
     whole = budgets is not None
     if not (0 if whole else 5e-324) <= low <= high < math.inf:
         raise InvalidInputError(

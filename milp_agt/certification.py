@@ -129,6 +129,15 @@ def certify(
         "strengthening",
         "give agt.Strengthening(...), or leave it out",
     )
+    _check_kinds(relaxation, inner_bounds, selections, solve_limits, checkpoint)
+    if on_step is not None:
+        inputs.callable_of(on_step, "on_step", "give a function (result, step, steps), or None")
+    if recorder is not None and not callable(getattr(recorder, "program", None)):
+        raise InvalidInputError(
+            "A recorder takes what bounds are made of",
+            f"{type(recorder).__name__} {recorder!r:.60}",
+            "give a MemoryRecorder(), or leave it out",
+        )
     target = inputs.device_of(device)
     inputs.warn_of_float32(model, data[0])
     features = inputs.features_of(data[0])
@@ -213,6 +222,24 @@ def certify(
     search = Search() if attack is True else attack
     with _threads(plan.single_thread):
         return result.attacked(Attacker(unrolled, search, restriction))
+
+
+def _check_kinds(
+    relaxation: object,
+    inner_bounds: object,
+    selections: object,
+    solve_limits: object,
+    checkpoint: object,
+) -> None:
+    """See that words are texts, limits are limits, and a checkpoint is a folder."""
+    inputs.of_kind(relaxation, str, "relaxation", "choose 'linear', for instance")
+    for name, word in (("inner_bounds", inner_bounds), ("selections", selections)):
+        if word is not None:
+            inputs.of_kind(word, str, name, f"give a word, or leave {name} out")
+    if solve_limits is not None:
+        inputs.of_kind(solve_limits, Limits, "solve_limits", "give agt.Limits(time=10.0), say")
+    if checkpoint is not None:
+        inputs.of_kind(checkpoint, (str, Path, Checkpoint), "checkpoint", "give a folder")
 
 
 def _finish(

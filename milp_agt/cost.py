@@ -126,7 +126,9 @@ def plan(
         ("program_window", program_window),
         ("alpha_every", alpha_every),
     ):
-        if value is not None and (not isinstance(value, int) or value < 1):
+        if value is not None and (
+            not isinstance(value, int) or isinstance(value, bool) or value < 1
+        ):
             raise InvalidInputError(
                 f"{name} counts steps, at least 1",
                 f"{name} = {value}",

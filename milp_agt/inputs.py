@@ -15,24 +15,12 @@ from torch import Tensor, nn
 from milp_agt.core.interval import Interval
 from milp_agt.errors import InvalidInputError, InvalidThreatModelError
 from milp_agt.formulations.loss import Loss
+from milp_agt.kinds import callable_of as callable_of
+from milp_agt.kinds import of_kind as of_kind
 from milp_agt.tracing import StepGraph
 from milp_agt.training import Training
 
 ArrayLike = npt.NDArray[Any] | Tensor
-
-
-def of_kind(value: object, kind: type | tuple[type, ...], what: str, remedy: str) -> None:
-    """See that an argument is what it is called.
-
-    Raises:
-        InvalidInputError: an object of another kind.
-    """
-    kinds = kind if isinstance(kind, tuple) else (kind,)
-    if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
-        names = " or ".join(each.__name__ for each in kinds)
-        raise InvalidInputError(
-            f"{what} must be of type {names}", f"{type(value).__name__} {value!r:.60}", remedy
-        )
 
 
 def check_run(model: object, data: object, training: object, threat: object) -> None:
@@ -212,9 +200,9 @@ def device_of(name: str) -> torch.device:
     Raises:
         InvalidInputError: an unknown device, or a GPU that torch cannot see.
     """
+    of_kind(name, str, "A device", "use 'cpu' or 'auto'")
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    of_kind(name, str, "A device", "use 'cpu' or 'auto'")
     try:
         device = torch.device(name)
         if device.type == "meta":

@@ -91,6 +91,12 @@ class ReachableSet:
         Raises:
             InvalidInputError: a missing parameter or a wrong shape.
         """
+        if not isinstance(state_dict, Mapping):
+            raise InvalidInputError(
+                "A model is looked for in the reachable set by its state_dict()",
+                f"{type(state_dict).__name__} {state_dict!r:.60}",
+                "give model.state_dict()",
+            )
         for name, low in self.lower.items():
             if name not in state_dict:
                 raise InvalidInputError(

@@ -21,6 +21,7 @@ from milp_agt.engines.program import WindowProgram
 from milp_agt.engines.step import Schedule, State
 from milp_agt.errors import InvalidInputError
 from milp_agt.journal import Remarks
+from milp_agt.kinds import of_kind
 from milp_agt.poison import Poison
 from milp_agt.properties.models import Models, Reached
 from milp_agt.properties.questions import Questions
@@ -162,6 +163,9 @@ class Result(Questions):
         Raises:
             InvalidInputError: no such folder, or one that takes no files.
         """
+        of_kind(path, (str, Path), "The path of a result", "give the path of a file")
+        if not Path(path).name:
+            raise InvalidInputError("A result is saved under a name", f"{path!r}", "give a file")
         graph = self.models.step_graph
         arrays = {
             f"{end}:{name}": array
@@ -209,6 +213,7 @@ def load(path: str | Path) -> Result:
     Raises:
         InvalidInputError: a missing or damaged file, or another version of the format.
     """
+    of_kind(path, (str, Path), "The path of a result", "give the path of the .npz file")
     arrays, about = archive.read(Path(path))
     try:
         return _restore(arrays, about)

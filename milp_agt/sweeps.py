@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from milp_agt.errors import InvalidInputError
+from milp_agt.kinds import callable_of, listed
 from milp_agt.reachable import Bounds
 from milp_agt.tables import format_number, format_table
 
@@ -124,6 +125,15 @@ def sweep(
         InvalidInputError: no budgets or no radii, or a threat without a radius.
         SoundnessError: bounds of two threats that do not meet.
     """
+    callable_of(
+        certify, "certify", "give lambda threat: agt.certify(model, data, training, threat)"
+    )
+    callable_of(ask, "ask", "give lambda result: {'accuracy': result.accuracy(X, y)}")
+    if on_cell is not None:
+        callable_of(on_cell, "on_cell", "give a function (cell, number, cells), or leave it out")
+    listed(budgets, int, "budgets", "give counts of samples: budgets=[1, 2, 5]")
+    if radii is not None:
+        listed(radii, (int, float), "radii", "give numbers: radii=[0.01, 0.1]")
     falling = sorted(set(budgets), reverse=True)
     sizes: Sequence[float | None] = (None,) if radii is None else sorted(set(radii), reverse=True)
     if not falling or not sizes:
@@ -154,6 +164,12 @@ def resized(threat: ThreatModel, budget: int | None, radius: float | None) -> Th
     Raises:
         InvalidInputError: the threat has no radius.
     """
+    if not hasattr(type(threat), "__dataclass_fields__"):
+        raise InvalidInputError(
+            "A threat whose budget and radius can be replaced",
+            f"{type(threat).__name__} {threat!r:.60}",
+            "give agt.FeaturePoisoning(budget, radius), for instance",
+        )
     fields = {f.name for f in dataclasses.fields(threat)}  # type: ignore[arg-type]
     changes = {"budget": budget, "radius": radius}
     wanted = {name: value for name, value in changes.items() if value is not None}

@@ -118,6 +118,7 @@ def room(module: str) -> str:
 ALLOWED = {
     "errors": set(),
     "tables": set(),
+    "kinds": {"errors"},
     "core": {"core", "errors"},
     "formulations": {"formulations", "core", "errors"},
     "solvers": {"solvers", "core", "errors"},

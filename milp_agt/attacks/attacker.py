@@ -153,6 +153,7 @@ class Attack:
 
     def towards(self, objective: Objective) -> Attack:
         """Both ends of another objective of the same run, starting from the runs found here."""
+        _check_objective(objective)
         return self.attacker.attack(objective, ("min", "max"), self.runs)
 
     @property
@@ -337,6 +338,8 @@ def attack(
     inputs.check_run(model, data, training, threat)
     if search is not None:
         inputs.of_kind(search, Search, "A search", "give agt.attacks.Search(...)")
+    if objective is not None:
+        _check_objective(objective)
     target = inputs.device_of(device)
     inputs.warn_of_float32(model, data[0])
     features = inputs.features_of(data[0])
@@ -346,6 +349,11 @@ def attack(
     check_clipping(step_graph, poison)
     unrolled = Unrolled.of(step_graph.to(target), training, poison)
     return Attacker(unrolled, search or Search()).attack(objective or Envelope())
+
+
+def _check_objective(objective: object) -> None:
+    remedy = "give agt.attacks.Accuracy(x, y), for instance, or leave it out"
+    inputs.of_kind(objective, Objective, "The objective of an attack", remedy)
 
 
 def _box(*models: ModuleModels) -> tuple[dict[str, Array], dict[str, Array]]:

@@ -19,6 +19,8 @@ from milp_agt.core.results import Limits
 from milp_agt.core.strengthening import DEFAULT, Strengthening
 from milp_agt.errors import InvalidInputError, SolverUnavailableError
 from milp_agt.formulations.loss import get_loss
+from milp_agt.inputs import check_run, features_of
+from milp_agt.kinds import callable_of, listed
 from milp_agt.reachable import Bounds
 from milp_agt.result import Result
 from milp_agt.threats import ThreatModel
@@ -84,7 +86,9 @@ def compare(
         raise InvalidInputError(
             "Compare relaxations on test data", "only one of X_test and y_test", "give both"
         )
-    total = len(training.batch_order(len(data[0])))
+    _check_kinds(relaxations, windows, solvers, on_row)
+    check_run(model, data, training, threat)
+    total = len(training.batch_order(len(features_of(data[0]))))
     cases = list(dict.fromkeys(_cases(relaxations, windows, solvers, total)))
     if not cases:
         raise InvalidInputError(
@@ -198,6 +202,14 @@ def _row(
         widths=tuple(step.mean_width for step in result.steps),
         elapsed=tuple(itertools.accumulate(step.seconds for step in result.steps)),
     )
+
+
+def _check_kinds(relaxations: object, windows: object, solvers: object, on_row: object) -> None:
+    listed(relaxations, str, "relaxations", "give names: ('interval', 'linear')")
+    listed(windows, (int, str), "windows", "give counts of steps, or 'T' for the whole run")
+    listed(solvers, (str, type(None)), "solvers", "give names, or None to have one picked")
+    if on_row is not None:
+        callable_of(on_row, "on_row", "give a function (row, number, rows), or leave it out")
 
 
 def _cases(

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from milp_agt.core.rounding import TINY, gamma
 from milp_agt.errors import InvalidInputError
-from milp_agt.inputs import ArrayLike
+from milp_agt.inputs import ArrayLike, of_kind
 from milp_agt.properties.models import Models
 from milp_agt.reachable import Bounds
 
@@ -36,6 +36,7 @@ class Functional:
         Raises:
             InvalidInputError: an unknown name, another shape, different counts of rows, NaN.
         """
+        of_kind(given, Mapping, "A functional", "give coefficients by name: {'0.bias': c}")
         graph = models.step_graph
         shapes = {n: tuple(v.shape) for n, v in (*graph.initial.items(), *graph.frozen.items())}
         device = models.poison.features.device

@@ -12,6 +12,7 @@ from milp_agt import archive, evidence
 from milp_agt.config import parse_properties
 from milp_agt.data import Dataset
 from milp_agt.errors import InvalidInputError
+from milp_agt.kinds import listed, of_kind
 from milp_agt.output import ResultFolder, header
 from milp_agt.reports import write_page
 from milp_agt.verdicts import judge
@@ -51,6 +52,7 @@ def report(
         ReportUnavailableError: jinja2 or matplotlib is missing; all other files are written.
         SoundnessError: an attack outside its bounds.
     """
+    _check_kinds(result, dataset, folder, properties)
     folder = Path(folder)
     _check_data(result, dataset)
     asked = _default(dataset) if properties is None else properties
@@ -68,6 +70,24 @@ def report(
     )
     evidence.save(folder, evidence.collect(result, dataset, verdicts))
     return write_page(folder)
+
+
+def _check_kinds(result: object, dataset: object, folder: object, properties: object) -> None:
+    of_kind(folder, (str, Path), "The folder of a report", "give a path")
+    if not callable(getattr(result, "suspects", None)):
+        raise InvalidInputError(
+            "A report is about a result",
+            f"{type(result).__name__} {result!r:.60}",
+            "give what agt.certify() returned",
+        )
+    if not hasattr(dataset, "x_train"):
+        raise InvalidInputError(
+            "A report needs the data set",
+            f"{type(dataset).__name__} {dataset!r:.60}",
+            "give agt.Dataset.of(x_train, y_train, x_test, y_test)",
+        )
+    if properties is not None:
+        listed(properties, dict, "properties", "give tables: [{'kind': 'accuracy'}]")
 
 
 def _default(dataset: Dataset) -> list[dict[str, Any]]:

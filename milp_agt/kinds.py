@@ -1,0 +1,47 @@
+"""Arguments of the wrong kind get one error in three parts, before anything is done with them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from milp_agt.errors import InvalidInputError
+
+
+def of_kind(value: object, kind: type | tuple[type, ...], what: str, remedy: str) -> None:
+    """See that an argument is what it is called.
+
+    Raises:
+        InvalidInputError: an object of another kind.
+    """
+    kinds = kind if isinstance(kind, tuple) else (kind,)
+    if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
+        names = " or ".join(each.__name__ for each in kinds)
+        raise InvalidInputError(
+            f"{what} must be of type {names}", f"{type(value).__name__} {value!r:.60}", remedy
+        )
+
+
+def callable_of(value: object, what: str, remedy: str) -> None:
+    """See that an argument can be called.
+
+    Raises:
+        InvalidInputError: an object that cannot.
+    """
+    if not callable(value):
+        raise InvalidInputError(
+            f"{what} must be a function", f"{type(value).__name__} {value!r:.60}", remedy
+        )
+
+
+def listed(value: object, kind: type | tuple[type, ...], what: str, remedy: str) -> None:
+    """See that an argument is a list (or another series, no text) of things of a kind.
+
+    Raises:
+        InvalidInputError: an object that is none, or an entry of another kind.
+    """
+    if isinstance(value, (str, bytes)) or not isinstance(value, Iterable):
+        raise InvalidInputError(
+            f"{what} must be a list", f"{type(value).__name__} {value!r:.60}", remedy
+        )
+    for entry in value:
+        of_kind(entry, kind, f"An entry of {what}", remedy)
