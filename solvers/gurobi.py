@@ -11,7 +11,7 @@ from milp_agt.core.program import Array, Function, Program
 from milp_agt.core.results import Limits, Termination
 from milp_agt.errors import EncodingError, SolverUnavailableError
 from milp_agt.solvers.base import BackEnd, Capability
-from milp_agt.solvers.session import Answer, ProgramSession, without_tiny
+from milp_agt.solvers.session import Answer, ProgramSession, loosened, without_tiny
 
 # A status that is not listed is FAILED. SUBOPTIMAL, limits and interrupts keep a valid dual bound.
 # Columns are bounded, so INF_OR_UNBD means infeasible and UNBOUNDED is a numerical failure.
@@ -129,6 +129,8 @@ class GurobiSession(ProgramSession):
             bound = -np.inf
         if abs(bound) >= 1e100:  # Gurobi's infinity: nothing was bounded yet
             bound = -np.inf
+        if raw != "OPTIMAL" and not self.program.is_linear:
+            bound = -np.inf  # bounds of stopped spatial trees have been above the optimum (by 1e-5)
         return Answer(STATUS.get(raw, Termination.FAILED), raw, bound=bound, point=point)
 
     def close(self) -> None:
@@ -138,15 +140,21 @@ class GurobiSession(ProgramSession):
         self._lp = self._tree = self._env = None
 
     def _model(self, integer: bool) -> Any:
-        """Rows in the order: equalities, lower sides, upper sides (Gurobi knows no ranges)."""
+        """Rows in the order: equalities, lower sides, upper sides (Gurobi knows no ranges). Those of a
+        tree give way, so that it has no equalities."""
         gp, p = self._gp, self.program
+        low, high = self._lower, self._upper
+        equal, below, above = self._equal, self._below, self._above
+        if integer:
+            low, high = loosened(self._matrix, low, high)
+            equal, below, above = np.zeros_like(equal), np.isfinite(low), np.isfinite(high)
         model = gp.Model(env=self._env)
         kinds = np.where(p.integer & integer, gp.GRB.INTEGER, gp.GRB.CONTINUOUS)
         x = model.addMVar(p.lower.size, lb=p.lower, ub=p.upper, vtype=kinds)
         for mask, sense, side in (
-            (self._equal, "=", self._lower),
-            (self._below, ">", self._lower),
-            (self._above, "<", self._upper),
+            (equal, "=", low),
+            (below, ">", low),
+            (above, "<", high),
         ):
             if mask.any() and p.lower.size:
                 model.addMConstr(self._matrix[mask], x, sense, side[mask])

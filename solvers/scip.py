@@ -11,7 +11,7 @@ import numpy as np
 from milp_agt.core.program import Array, Function, Program
 from milp_agt.core.results import Limits, Termination
 from milp_agt.solvers.base import BackEnd, Capability
-from milp_agt.solvers.session import Answer, ProgramSession, without_tiny
+from milp_agt.solvers.session import Answer, ProgramSession, loosened, without_tiny
 
 # A status that is not listed is FAILED. Columns are bounded, so 'inforunbd' means infeasible and
 # 'unbounded' is a numerical failure.
@@ -130,10 +130,9 @@ class ScipSession(ProgramSession):
     def close(self) -> None:
         self._lp = None
 
-    def _sides(self) -> tuple[list[float], list[float]]:
-        lower = np.maximum(self._lower, -_INFINITY).tolist()
-        upper = np.minimum(self._upper, _INFINITY).tolist()
-        return lower, upper
+    @staticmethod
+    def _finite(lower: Array, upper: Array) -> tuple[list[float], list[float]]:
+        return np.maximum(lower, -_INFINITY).tolist(), np.minimum(upper, _INFINITY).tolist()
 
     def _entries(self) -> list[list[tuple[int, float]]]:
         starts, m = self._matrix.indptr, self._matrix
@@ -149,7 +148,7 @@ class ScipSession(ProgramSession):
         n = p.lower.size
         if n:
             lp.addCols([[] for _ in range(n)], [0.0] * n, p.lower.tolist(), p.upper.tolist())
-        lower, upper = self._sides()
+        lower, upper = self._finite(self._lower, self._upper)
         if lower:
             lp.addRows(self._entries(), lower, upper)
         return lp
@@ -168,7 +167,8 @@ class ScipSession(ProgramSession):
             )
         ]
         term, expr = self._scip.scip.Term, self._scip.Expr
-        for entries, low, up in zip(self._entries(), *self._sides(), strict=True):
+        sides = self._finite(*loosened(self._matrix, self._lower, self._upper))
+        for entries, low, up in zip(self._entries(), *sides, strict=True):
             if low <= -_INFINITY and up >= _INFINITY:
                 continue
             body = expr({term(x[j]): value for j, value in entries})

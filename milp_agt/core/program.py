@@ -142,16 +142,6 @@ class Program:
     def is_mixed_integer(self) -> bool:
         return bool(self.integer.any())
 
-    def loosened(self, share: float) -> Program:
-        """The rows moved outwards by ``share`` of their largest coefficient, or side if that is larger."""
-        if not self.matrix.shape[0]:
-            return self
-        room = np.asarray(abs(self.matrix).max(axis=1).todense()).ravel()
-        for side in (self.row_lower, self.row_upper):
-            room = np.maximum(room, np.where(np.isfinite(side), np.abs(side), 0.0))
-        room = share * room
-        return replace(self, row_lower=self.row_lower - room, row_upper=self.row_upper + room)
-
     def violation(self, point: Array) -> float:
         """Largest violation of a bound or row at ``point`` (columns,); 0 when feasible."""
         activity = self.matrix @ point

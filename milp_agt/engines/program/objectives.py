@@ -19,10 +19,6 @@ from milp_agt.core.results import Limits, SolveResult, Termination
 from milp_agt.errors import EncodingError, InvalidInputError, MilpAgtError
 from milp_agt.solvers.base import Solver
 
-# Rows of programs that need a tree give way by so much of their largest coefficient: where rows hold with
-# equality up to rounding, presolve, propagation and heuristics of solvers have cut off what they must not
-# (SCIP 10.0: bounds of a logistic run wrong by a third of the range; HiGHS 1.15: by 0.08).
-LOOSER = 1e-8
 ROUNDING = 2.0**-50  # of a bound and of the constant that is added to it, relative to both
 
 
@@ -71,8 +67,6 @@ class Objectives:
         matrix = sp.csr_matrix(matrix[:, kept])
         least, left = lean(part, np.unique(matrix.indices).astype(np.int64))
         matrix = sp.csr_matrix(matrix[:, left])
-        if least.is_mixed_integer or not least.is_linear:
-            least = least.loosened(LOOSER)
         return Objectives(least, matrix, forms.constant, forms.error, gain)
 
 
