@@ -389,11 +389,9 @@ def test_compare_prints_and_writes(run: Path, capsys: pytest.CaptureFixture[str]
 
 
 def test_compare_over_solvers(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    asked = ["compare", str(run), "--relaxations", "lp,qcqp", "--solvers", "highs"]
+    asked = ["compare", str(run), "--relaxations", "linear,lp", "--solvers", "highs"]
     assert main(asked) == 0
-    printed = capsys.readouterr().out
-    assert "left out: qcqp by highs" in printed
-    assert "largest program" in printed
+    assert "largest program" in capsys.readouterr().out
     assert main(["compare", str(run), "--solvers", "cplex"]) == 2
     assert "cplex" in capsys.readouterr().err
 
