@@ -238,7 +238,7 @@ def test_a_case_left_out_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
         ) -> cases.Cases:
             return cases.Cases(honest(poison, restriction).members[left], None)
 
-        monkeypatch.setattr("milp_agt.run.enumerate_cases", fewer)
+        monkeypatch.setattr("milp_agt.carried.enumerate_cases", fewer)
         try:
             assert_holds_strong_attacks(case)
         except AssertionError:

@@ -304,12 +304,12 @@ def test_solved_bounds_are_nested_and_hold_runs(name: str) -> None:
 
 # Columns, rows, integer columns, bilinear terms of miqp.
 SIZES = {
-    "bce-features": (72, 329, 6, 49),
-    "bce-labels": (74, 210, 9, 21),
+    "bce-features": (67, 293, 6, 43),
+    "bce-labels": (66, 162, 9, 13),
     "hinge": (48, 95, 6, 28),
-    "ce-3-both": (206, 1249, 14, 91),
-    "clean": (44, 134, 1, 21),
-    "some": (60, 234, 5, 33),
+    "ce-3-both": (191, 1117, 14, 73),
+    "clean": (36, 102, 1, 13),
+    "some": (52, 194, 5, 25),
 }
 
 
