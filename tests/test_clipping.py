@@ -11,8 +11,8 @@ import torch
 from attacks import Problem, assert_sound, clipped_mean, network, per_sample_gradients
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_graph import MODELS, shared_module, shared_parameter
-from test_soundness import EXPENSIVE, OUTPUTS, caught, data, problem
+from problems import EXPENSIVE, OUTPUTS, caught, data, problem
+from same_run import MODELS, shared_module, shared_parameter
 from torch import Tensor, nn
 
 import milp_agt as agt

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from attacks import Problem, assert_sound
-from test_graph import assert_same_run
+from same_run import assert_same_run
 from torch import Tensor, nn
 
 import milp_agt as agt

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 from attacks import Problem, assert_sound, network
+from problems import EXPENSIVE, caught, problem
 from test_config import GOOD, build
-from test_soundness import EXPENSIVE, caught, problem
 from torch import nn
 
 import milp_agt as agt

@@ -1,4 +1,4 @@
-"""Budgets of features and labels apart: against every choice of both, by attacks, and with mutants."""
+"""Two budgets, one for features and one for labels: runs, their cases and attacks."""
 
 from __future__ import annotations
 
@@ -10,290 +10,17 @@ import numpy as np
 import pytest
 import torch
 from attacks import Attacks, Problem, Replay, assert_inside, assert_sound, network
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from scipy.optimize import linprog
-from torch import Tensor
+from separate_runs import admissible, problem, separately
 
 import milp_agt as agt
 from milp_agt import selections
 from milp_agt.attacks.unrolled import Poisoning
 from milp_agt.chains import CHARGED
-from milp_agt.core.interval import Interval
 from milp_agt.core.restriction import UNRESTRICTED, Restriction
-from milp_agt.engines import adversary, relaxed, separate
-from milp_agt.engines.adversary import open_debt
 from milp_agt.engines.cases import Enumerated, count_cases, enumerate_cases
-from milp_agt.engines.separate import SeparateSum, contenders, worst_of_both
-from milp_agt.engines.step import Step
-from milp_agt.errors import InvalidThreatModelError, SoundnessError
-from milp_agt.formulations.loss import get_loss
+from milp_agt.errors import InvalidThreatModelError
 from milp_agt.journal import Remarks
-from milp_agt.poison import Poison
 from milp_agt.sweeps import resized
-from milp_agt.training import UpdateRule
-
-States = tuple[int, ...]  # of each sample: bit 0 for features, bit 1 for labels
-BUDGETS = [(1, 1), (2, 1), (1, 2), (2, 2), (5, 1), (5, 5)]
-
-
-def admissible(
-    count: int, budgets: tuple[int, int], restriction: Restriction = UNRESTRICTED
-) -> list[States]:
-    """Every admissible state of every sample."""
-    found = []
-    for states in itertools.product(range(4), repeat=count):
-        spent = [sum(s >> p & 1 for s in states) for p in (0, 1)]
-        known = all(states[i] for i in restriction.inside if i < count)
-        known &= not any(states[i] for i in restriction.outside if i < count)
-        if spent[0] <= budgets[0] and spent[1] <= budgets[1] and known:
-            found.append(states)
-    return found
-
-
-def drawn_hurt(count: int, seed: int, extra: float) -> Tensor:
-    """x, y and b >= max(x, y) of some samples; b beyond their sum where ``extra`` > 1."""
-    generator = torch.Generator().manual_seed(seed)
-    x, y, share = torch.rand(3, count, generator=generator, dtype=torch.float64)
-    x, y = x.round(decimals=1), y.round(decimals=1)  # ties are where tangents go astray
-    least = torch.maximum(x, y)
-    return torch.stack([x, y, least + share * (extra * (x + y) - least).clamp(min=0.0)])
-
-
-def total(hurt: Tensor, states: States) -> float:
-    return sum(float(hurt[s - 1, i]) for i, s in enumerate(states) if s)
-
-
-def linear_relaxation(hurt: Tensor, budgets: tuple[int, int]) -> float:
-    """The best fractional choice."""
-    count = hurt.shape[1]
-    one_state = np.tile(np.eye(count), 3)
-    costs = np.kron([[1.0, 0.0, 1.0], [0.0, 1.0, 1.0]], np.ones(count))
-    limits = [1.0] * count + list(budgets)
-    rows = np.vstack([one_state, costs])
-    return -float(linprog(-hurt.numpy().reshape(-1), A_ub=rows, b_ub=limits, bounds=(0, 1)).fun)
-
-
-def split_spent(hurt: Tensor, budgets: tuple[int, int], share: float) -> float:
-    """Two top-k sums of one split of the damage: u >= x, v >= y, u + v >= b."""
-    x, y, both = hurt
-    missing = (both - x - y).clamp(min=0.0)
-    u, v = x + share * missing, y + (1.0 - share) * missing
-    parts = zip((u, v), budgets, strict=True)
-    return sum(float(c.topk(min(k, len(c))).values.sum()) for c, k in parts)
-
-
-@settings(max_examples=40, deadline=None, derandomize=True)
-@given(
-    st.integers(1, 5), st.sampled_from(BUDGETS), st.integers(0, 10**6), st.sampled_from([1.0, 1.5])
-)
-def test_the_bound_is_the_linear_relaxation_of_the_choice(
-    count: int, budgets: tuple[int, int], seed: int, extra: float
-) -> None:
-    hurt = drawn_hurt(count, seed, extra)
-    best = max(total(hurt, states) for states in admissible(count, budgets))
-    bound = float(worst_of_both(hurt, budgets))
-    assert best <= bound
-    relaxed_value = linear_relaxation(hurt, budgets)
-    assert bound == pytest.approx(relaxed_value, abs=1e-9)
-    for share in (0.0, 0.5, 1.0):
-        assert bound <= split_spent(hurt, budgets, share) * (1.0 + 1e-9)
-
-
-@pytest.mark.parametrize("budgets", BUDGETS, ids=str)
-def test_only_contenders_matter(budgets: tuple[int, int]) -> None:
-    many = torch.stack([drawn_hurt(40, seed, 1.3) for seed in range(8)], -1)
-    some = contenders(many, sum(budgets))
-    assert some.shape[1] <= 3 * sum(budgets)
-    torch.testing.assert_close(
-        worst_of_both(some, budgets), worst_of_both(many, budgets), rtol=1e-9, atol=0.0
-    )
-
-
-def test_enough_budget_is_everything() -> None:
-    hurt = drawn_hurt(5, 0, 1.5)
-    everything = float(hurt.amax(0).sum())
-    assert everything <= float(worst_of_both(hurt, (5, 5))) <= everything * (1.0 + 1e-12)
-    assert float(worst_of_both(hurt[:, :0], (1, 1))) == 0.0
-
-
-def check_sum(seed: int, budgets: tuple[int, int], restriction: Restriction) -> None:
-    """Every admissible choice of states gives a sum inside the box."""
-    count = 4
-    rng = np.random.default_rng(seed)
-    middle = rng.normal(size=(1, count, 2))
-    radius = rng.random((4, count, 2)) * np.array([0.1, 0.5, 0.5, 1.0])[:, None, None]
-    lower, upper = torch.from_numpy(middle - radius), torch.from_numpy(middle + radius)
-    summed = SeparateSum(budgets)
-    index = torch.arange(count)
-    inside, outside = (
-        torch.isin(index, torch.tensor(sorted(chosen))) if chosen else None
-        for chosen in (restriction.inside, restriction.outside)
-    )
-    for part in index.split(3):
-        masks = (None if m is None else m[part] for m in (inside, outside))
-        summed.add(Interval(lower[:, part], upper[:, part]), *masks)
-    box, size = summed.result()
-    assert bool((size >= torch.maximum(upper, -lower).amax(0).sum(0)).all())
-    reached = []
-    for states in admissible(count, budgets, restriction):
-        at = torch.tensor(states)
-        low, high = lower[at, index].sum(0), upper[at, index].sum(0)
-        assert bool(((box.lower[0] <= low) & (high <= box.upper[0])).all())
-        reached.append((low, high))
-    # At most the gap of the linear relaxation, one part of the damage of one sample.
-    lowest = torch.stack([low for low, _ in reached]).amin(0)
-    most = (lower[:1] - lower[1:]).clamp(min=0.0).amax(0).amax(0)
-    assert bool((lowest - box.lower[0] <= 0.51 * most + 1e-9).all())
-
-
-@pytest.mark.parametrize("restriction", [(), (0,), (0, 3)], ids=str)
-@pytest.mark.parametrize("budgets", BUDGETS[:4], ids=str)
-def test_sums_hold_every_choice(budgets: tuple[int, int], restriction: tuple[int, ...]) -> None:
-    limits = Restriction(frozenset(restriction[:1]), frozenset(restriction[1:]))
-    for seed in range(4):
-        check_sum(seed, budgets, limits)
-
-
-# --------------------------------------------------------------------------------------- debts
-
-
-def bound_poison(budgets: tuple[int, int], static: bool, scope: str, loss: str = "bce") -> Poison:
-    """Five samples; the features of sample 1 and the labels of sample 3 cannot be poisoned."""
-    rng = np.random.default_rng(4)
-    x = torch.from_numpy(rng.normal(size=(5, 2)))
-    y = torch.from_numpy(rng.integers(2, size=(5, 1)).astype(np.float64))
-    threat = separately(
-        budgets, static=static, scope=scope, samples=([0, 2, 3, 4], [0, 1, 2, 4]), loss=loss
-    )
-    return threat.bind(x, y, get_loss(loss))
-
-
-def separately(
-    budgets: tuple[int, int],
-    radius: Any = 0.1,
-    samples: tuple[Any, Any] = (None, None),
-    loss: str = "bce",
-    **options: Any,
-) -> agt.SeparatePoisoning:
-    return agt.SeparatePoisoning(
-        agt.FeaturePoisoning(budgets[0], radius, samples=samples[0], **options),
-        agt.LabelPoisoning(
-            budgets[1], 0.3 if loss == "mse" else None, samples=samples[1], **options
-        ),
-    )
-
-
-def check_debt_apart(
-    budgets: tuple[int, int], static: bool, scope: str, restriction: Restriction, seed: int = 0
-) -> None:
-    """No admissible choice takes more than is owed, given the state of one sample or not."""
-    poison = bound_poison(budgets, static, scope)
-    batches = ((0, 1, 2), (3, 4), (2, 0, 4))
-    rng = np.random.default_rng(seed)
-    rows, count = 3, 5
-    debt = open_debt(poison, rows, restriction)
-    own = torch.tensor([0, 1, 2])
-    taken = np.zeros((len(batches), rows, count, 4))  # by the samples in each state
-    on_x, on_y = np.zeros((rows, count, 2)), np.zeros((rows, count, 1))
-    for t, batch in enumerate(batches):
-        samples = torch.tensor(batch)
-        step = Step(t, samples, poison.take(samples), UpdateRule(0.1, 0.0, 0.0, False), False)
-        x = torch.from_numpy(rng.normal(size=(rows, len(batch), 2)))
-        y = torch.from_numpy(rng.normal(size=(rows, len(batch), 1)))
-        charges = torch.from_numpy(0.2 * rng.random((rows, len(batch), 3)))
-        if t == 0:
-            eye = torch.eye(3, dtype=torch.float64)[..., None]
-            x, y, charges = x * eye, y * eye, charges * eye
-        (debt.add if t else debt.add_own)(step, x, y, charges)
-        taken[t][:, list(batch), 1:] += charges.numpy()
-        on_x[:, list(batch)] += x.numpy()
-        on_y[:, list(batch)] += y.numpy()
-        if not static:
-            _settle(poison, taken[t], on_x, on_y)
-            on_x[:], on_y[:] = 0.0, 0.0
-    if static:
-        _settle(poison, taken[0], on_x, on_y)
-    choices = [
-        states
-        for states in admissible(count, (count, count), restriction)
-        if not states[1] & 1 and not states[3] & 2
-    ]
-    best = np.full((rows, 5), -np.inf)
-    for states in choices if scope == "dataset" or static else ():
-        groups = batches if scope == "batch" else (range(count),)
-        if any(sum(states[i] >> p & 1 for i in g) > budgets[p] for g in groups for p in (0, 1)):
-            continue
-        gain = taken[:, :, np.arange(count), list(states)].sum((0, 2))
-        for row in range(rows):
-            state = states[int(own[row])]
-            best[row, 4] = max(best[row, 4], gain[row])
-            best[row, state] = max(best[row, state], gain[row])
-    if scope == "batch" and not static:  # a fresh choice in every batch
-        best = sum(_best_of_batch(taken[t], b, budgets, own, t == 0) for t, b in enumerate(batches))
-    given, worst = debt.owed_given(own).numpy(), debt.worst().numpy()
-    assert given.shape == (rows, 4)
-    assert (worst >= best[:, 4] - 1e-12).all()
-    assert (given >= best[:, :4] - 1e-12).all()
-
-
-def _settle(poison: Poison, taken: Any, on_x: Any, on_y: Any) -> None:
-    """Add what moves take: the box of features, the one flip of a label."""
-    assert poison.feature_moves is not None
-    assert poison.label_moves is not None
-    x = np.einsum("rnd,nd->rn", np.abs(on_x), poison.feature_moves.upper.numpy())
-    flips = poison.label_moves.lower.numpy() + poison.label_moves.upper.numpy()
-    y = np.maximum(-(on_y * flips).sum(-1), 0.0)
-    taken[..., 1] += x
-    taken[..., 2] += y
-    taken[..., 3] += x + y
-
-
-def _best_of_batch(
-    taken: Any, batch: tuple[int, ...], budgets: tuple[int, int], own: Tensor, first: bool
-) -> Any:
-    best = np.full((len(own), 5), -np.inf)
-    for states in admissible(len(batch), budgets):
-        at = dict(zip(batch, states, strict=True))
-        if at.get(1, 0) & 1 or at.get(3, 0) & 2:
-            continue
-        gain = sum(taken[:, i, s] for i, s in at.items())
-        for row, sample in enumerate(own.tolist()):
-            possible = {4} | ({at[sample]} if first else set(range(4)))
-            for state in possible:
-                best[row, state] = max(best[row, state], gain[row])
-    return best
-
-
-@pytest.mark.parametrize("restriction", [(), (2,), (2, 0)], ids=str)
-@pytest.mark.parametrize("scope", ["dataset", "batch"])
-@pytest.mark.parametrize("static", [True, False], ids=["static", "adaptive"])
-@pytest.mark.parametrize("budgets", [(1, 1), (2, 1)], ids=str)
-def test_no_choice_takes_more_than_is_owed(
-    budgets: tuple[int, int], static: bool, scope: str, restriction: tuple[int, ...]
-) -> None:
-    if scope == "batch" and not static and restriction:
-        pytest.skip("a fresh selection in every batch is not branched on")
-    limits = Restriction(frozenset(restriction[:1]), frozenset(restriction[1:]))
-    for seed in range(3):
-        check_debt_apart(budgets, static, scope, limits, seed)
-
-
-# ---------------------------------------------------------------------------------------- runs
-
-OUTPUTS = {"mse": 2, "bce": 1, "cross_entropy": 3}
-
-
-def problem(loss: str, threat: Any, count: int = 6, seed: int = 0, **run: Any) -> Any:
-    outputs = OUTPUTS[loss]
-    generator = torch.Generator().manual_seed(seed)
-    x = torch.randn(2 * count, 2, generator=generator, dtype=torch.float64)
-    y: Tensor = torch.randint(max(outputs, 2), (2 * count,), generator=generator)
-    if loss == "mse":
-        y = torch.randn(2 * count, outputs, generator=generator, dtype=torch.float64)
-    training = agt.Training(loss=loss, **({"learning_rate": 0.3, "epochs": 3} | run))
-    case = Problem(network((2, 3, outputs), seed=seed), x[:count], y[:count], training, threat)
-    return case, x[count:], y[count:]
 
 
 @pytest.mark.parametrize("relaxation", ["interval", "linear"])
@@ -433,9 +160,6 @@ def test_programs_hold_every_poisoning_of_a_tiny_run() -> None:
         assert_inside(boxes, states)
 
 
-# --------------------------------------------------------------------------------------- cases
-
-
 @pytest.mark.parametrize("loss", ["bce", "mse"])
 @pytest.mark.parametrize("static", [True, False], ids=["static", "adaptive"])
 def test_the_list_of_cases_is_complete(loss: str, static: bool) -> None:
@@ -467,9 +191,6 @@ def test_attacks_stay_inside_the_union_of_all_cases(loss: str, static: bool) -> 
     assert_sound(case, test, labels, selections="enumerated")
 
 
-# -------------------------------------------------------------------------------------- attacks
-
-
 def test_an_attack_uses_both_budgets_apart() -> None:
     case, _, _ = problem("bce", separately((2, 1)))
     search = agt.Search(pool=64, restarts=2, rounds=2, iterations=3)
@@ -493,100 +214,6 @@ def test_an_attack_uses_both_budgets_apart() -> None:
     certified, _ = case.certify(attack=search)
     assert certified.sandwich is not None
     assert certified.sandwich.reached <= certified.reachable.mean_width
-
-
-# -------------------------------------------------------------------------------------- mutants
-
-
-def caught(check: Any, seeds: int = 8) -> bool:
-    """Whether some seed shows that a bound is too tight."""
-    for seed in range(seeds):
-        try:
-            check(seed)
-        except (AssertionError, SoundnessError):
-            return True
-    return False
-
-
-def _shrunk(honest: Any) -> Any:
-    return lambda *arguments: 0.99 * honest(*arguments)
-
-
-@pytest.mark.parametrize("budgets", [(1, 1), (2, 1)], ids=str)
-def test_debts_and_sums_one_per_cent_too_small_are_caught(
-    budgets: tuple[int, int], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(adversary, "worst_of_both", _shrunk(worst_of_both))
-    assert caught(lambda seed: check_debt_apart(budgets, True, "dataset", UNRESTRICTED, seed))
-    monkeypatch.setattr(separate, "worst_of_both", _shrunk(worst_of_both))
-    assert caught(lambda seed: check_sum(seed, budgets, UNRESTRICTED))
-
-
-@pytest.mark.parametrize("state", [1, 2, 3])
-def test_charges_of_one_state_one_per_cent_too_small_are_caught(
-    state: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    honest = adversary._dev_apart
-
-    def small(*arguments: Any) -> Tensor:
-        hurt = honest(*arguments).clone()
-        hurt[..., state - 1] *= 0.99
-        if state < 3:
-            hurt[..., 2] = 0.0  # otherwise both at once hides that one alone is too cheap
-        return hurt
-
-    monkeypatch.setattr(adversary, "_dev_apart", small)
-    assert caught(lambda seed: check_debt_apart((1, 1), True, "dataset", UNRESTRICTED, seed), 16)
-
-
-@pytest.mark.parametrize("kind", ["budget of labels", "both as one", "box"])
-def test_attacks_catch_a_threat_that_is_too_small(
-    kind: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    case, test, labels = problem("mse", separately((1, 1), 0.05, loss="mse"), epochs=1)
-    case = replace(case, model=torch.nn.Sequential(torch.nn.Linear(2, 2).double()))
-    assert_sound(case, test, labels, relaxation="linear")
-    if kind == "budget of labels":
-        left = Poison.budgets_given
-        monkeypatch.setattr(
-            Poison, "budgets_given", lambda p, s: (left(p, s)[0], left(p, s)[1] - 1)
-        )
-    elif (
-        kind == "both as one"
-    ):  # whoever poisons features must poison the labels of the same sample
-        spend = adversary._spend_apart
-        monkeypatch.setattr(
-            adversary,
-            "_spend_apart",
-            lambda hurt, budgets, inside: spend(
-                torch.stack([0 * hurt[0], 0 * hurt[1], hurt[2]]), budgets, inside
-            ),
-        )
-    else:
-        box = Poison.label_box
-        monkeypatch.setattr(Poison, "label_box", lambda p: _tight(box(p)))
-    levels = ("linear", "interval")
-    assert caught(lambda i: assert_sound(case, test, labels, relaxation=levels[i]), 2)
-
-
-def _tight(box: Interval) -> Interval:
-    lower, upper = box.lower.clone(), box.upper.clone()
-    lower[2:], upper[2:] = lower[:1], upper[:1]
-    return Interval(lower, upper)
-
-
-def test_attacks_catch_dropped_charges(monkeypatch: pytest.MonkeyPatch) -> None:
-    honest = relaxed.Offsets._charges
-    monkeypatch.setattr(relaxed.Offsets, "_charges", lambda *a: torch.zeros_like(honest(*a)))
-
-    def check(seed: int) -> None:
-        case, test, labels = problem("bce", separately((2, 1), 0.5), seed=seed, learning_rate=1.0)
-        assert_sound(case, test, labels, attacks=64, in_torch=False)
-
-    assert caught(check)
-
-
-# --------------------------------------------------------------------------------------- errors
 
 
 def test_parts_must_agree() -> None:

@@ -1,81 +1,25 @@
-"""Whole runs under attack: nothing that an admissible poisoning reaches lies outside a bound."""
+"""Attacks that train on poisoned data stay inside, whatever the run and the threat."""
 
 from __future__ import annotations
 
-import itertools
 from dataclasses import replace
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from attacks import (
-    Attacks,
-    Certified,
-    Problem,
     Replay,
-    assert_inside,
-    assert_properties,
     assert_sound,
-    assert_torch_agrees,
-    network,
-    outside,
 )
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from problems import EXPENSIVE, problem
 from torch import nn
 
 import milp_agt as agt
 from milp_agt import bounding
-from milp_agt.attacks.unrolled import Poisoning
 from milp_agt.core.restriction import Restriction
-from milp_agt.engines import adversary, joint, relaxed
-from milp_agt.engines.adversary import worst_sum
-from milp_agt.errors import SoundnessError
 from milp_agt.formulations import bilinear
-from milp_agt.reachable import ReachableSet
-from milp_agt.training import Training
-
-OUTPUTS = {"mse": 2, "bce": 1, "hinge": 1, "cross_entropy": 3}
-
-
-def data(loss: str, count: int = 6, width: int = 2, seed: int = 0, outputs: int | None = None):
-    """Training and test data, with labels for the loss."""
-    outputs = OUTPUTS[loss] if outputs is None else outputs
-    generator = torch.Generator().manual_seed(seed)
-    x = torch.randn(2 * count, width, generator=generator, dtype=torch.float64)
-    if loss == "mse":
-        y = torch.randn(2 * count, outputs, generator=generator, dtype=torch.float64)
-    else:
-        y = torch.randint(max(outputs, 2), (2 * count,), generator=generator)
-    return x[:count], y[:count], x[count:], y[count:]
-
-
-def threat(kind: str, loss: str, budget: int = 2, radius: Any = 0.1, **options: Any) -> Any:
-    moved = 0.3 if loss == "mse" else None
-    if kind == "features":
-        return agt.FeaturePoisoning(budget, radius, **options)
-    if kind == "labels":
-        return agt.LabelPoisoning(budget, moved, **options)
-    return agt.FeatureLabelPoisoning(budget, radius, label_radius=moved, **options)
-
-
-def problem(
-    loss: str,
-    kind: str,
-    training: dict[str, Any] | None = None,
-    hidden=(3,),
-    activation: type[nn.Module] = nn.ReLU,
-    seed: int = 0,
-    outputs: int | None = None,
-    count: int = 6,
-    **options: Any,
-):
-    x, y, test, labels = data(loss, count=count, seed=seed, outputs=outputs)
-    out = OUTPUTS[loss] if outputs is None else outputs
-    model = network((2, *hidden, out), activation, seed=seed)
-    run = Training(loss=loss, **({"learning_rate": 0.3, "epochs": 3} | (training or {})))
-    return Problem(model, x, y, run, threat(kind, loss, **options)), test, labels
 
 
 @pytest.mark.parametrize("relaxation", ["interval", "linear"])
@@ -128,52 +72,6 @@ def test_every_optimiser_option(options, relaxation, static) -> None:
     assert_sound(case, test, labels, relaxation=relaxation)
 
 
-PROGRAMS = {
-    "lp": {"relaxation": "lp", "window": 1},
-    "lp, two steps": {"relaxation": "lp", "window": 2, "program_window": 2},
-    "milp": {"relaxation": "milp", "window": 1},
-}
-PROGRAM_CASES = [
-    pytest.param(options, id=name, marks=() if name == "lp" else pytest.mark.slow)
-    for name, options in PROGRAMS.items()
-]
-EXPENSIVE = pytest.param("lp", marks=pytest.mark.slow)
-MORE_EXPENSIVE = pytest.param("milp", marks=pytest.mark.slow)
-
-
-@pytest.mark.parametrize("options", PROGRAM_CASES)
-@pytest.mark.parametrize("loss", ["mse", "bce", "cross_entropy", "hinge"])
-def test_programs_of_every_loss(loss, options) -> None:
-    case, test, labels = problem(
-        loss, "both", {"epochs": 2}, hidden=(2,), count=3, budget=1, radius=0.05, outputs=None
-    )
-    assert_sound(case, test, labels, **options)
-
-
-@pytest.mark.parametrize("options", PROGRAM_CASES)
-@pytest.mark.parametrize("scope", ["dataset", "batch"])
-@pytest.mark.parametrize("static", [True, False], ids=["static", "adaptive"])
-def test_programs_of_every_threat(static, scope, options) -> None:
-    run = {"batch_size": 2, "epochs": 1, "momentum": 0.5, "weight_decay": 0.1, "shuffle_seed": 0}
-    case, test, labels = problem(
-        "bce", "both", run, hidden=(2,), count=3, budget=1, radius=0.05, static=static, scope=scope
-    )
-    assert_sound(case, test, labels, **options)
-
-
-@pytest.mark.parametrize("activation", [nn.LeakyReLU, nn.Sigmoid, nn.Tanh])
-@pytest.mark.parametrize(
-    ("loss", "inner_bounds"),
-    [("bce", "interval"), pytest.param("cross_entropy", "linear", marks=pytest.mark.slow)],
-)
-def test_programs_of_every_activation(loss, inner_bounds, activation) -> None:
-    outputs = 2 if loss == "cross_entropy" else 1
-    case, test, labels = problem(
-        loss, "features", {"epochs": 2}, (2,), activation, count=3, budget=1, outputs=outputs
-    )
-    assert_sound(case, test, labels, relaxation="lp", inner_bounds=inner_bounds)
-
-
 @pytest.mark.parametrize("window", [1, 2, None])
 @pytest.mark.parametrize("static", [True, False], ids=["static", "adaptive"])
 def test_every_window(window, static) -> None:
@@ -191,75 +89,6 @@ def test_a_box_of_initial_parameters(options) -> None:
     }
     case = replace(case, initial=box)
     assert_sound(case, test, labels, attacks=128, **options)
-
-
-EDGES = {
-    "budget 0": {"budget": 0},
-    "budget n": {"budget": 6},
-    "radius 0": {"radius": 0.0},
-    "zeros in the radius": {"radius": [0.0, 0.2]},
-    "named samples": {"samples": [1, 4, 5]},
-    "one named sample": {"samples": [3], "budget": 1},
-    "a huge radius": {"radius": 10.0},
-    "a tiny radius": {"radius": 1e-12},
-}
-
-
-@pytest.mark.parametrize("relaxation", ["interval", "linear", EXPENSIVE])
-@pytest.mark.parametrize("options", list(EDGES.values()), ids=list(EDGES))
-def test_edges_of_the_threat(options, relaxation) -> None:
-    run = {"batch_size": 4, "epochs": 1}
-    hidden = (2,) if relaxation == "lp" else (3,)
-    for kind in ("features", "both"):
-        case, test, labels = problem("bce", kind, run, hidden, **options)
-        assert_sound(case, test, labels, attacks=24, iterations=2, relaxation=relaxation)
-
-
-DATA = {
-    "identical samples": lambda x: x[:1].expand(x.shape).clone(),
-    "zero features": torch.zeros_like,
-    "a constant feature": lambda x: torch.cat([x[:, :1], torch.ones_like(x[:, 1:])], 1),
-    "large": lambda x: 1e3 * x,
-    "small": lambda x: 1e-9 * x,
-    "cancelling": lambda x: torch.cat([x[:3], -x[:3]]),
-}
-
-
-@pytest.mark.parametrize("relaxation", ["interval", "linear", EXPENSIVE])
-@pytest.mark.parametrize("change", list(DATA.values()), ids=list(DATA))
-def test_edges_of_the_data(change, relaxation) -> None:
-    hidden = (2,) if relaxation == "lp" else (3,)
-    case, test, labels = problem("bce", "both", {"epochs": 2}, hidden, radius=0.01)
-    case = replace(case, features=change(case.features))
-    assert_sound(case, test, labels, attacks=24, iterations=2, relaxation=relaxation)
-
-
-@pytest.mark.parametrize("relaxation", ["interval", "linear", "lp", MORE_EXPENSIVE])
-@pytest.mark.parametrize("activation", [nn.ReLU, nn.LeakyReLU])
-@pytest.mark.parametrize("budget", [0, 1])
-def test_a_sample_exactly_on_a_kink(relaxation, activation, budget) -> None:
-    model = network((2, 2, 1), activation)
-    with torch.no_grad():
-        model[0].weight.copy_(torch.tensor([[1.0, -1.0], [1.0, 1.0]]))
-        model[0].bias.copy_(torch.tensor([0.0, -2.0]))
-    x = torch.tensor([[1.0, 1.0], [0.5, 0.5], [2.0, 0.0], [0.25, -1.0]], dtype=torch.float64)
-    y = torch.tensor([1, 0, 1, 0])
-    run = Training(loss="bce", learning_rate=0.5, epochs=2)
-    case = Problem(model, x, y, run, agt.FeaturePoisoning(budget, 0.01))
-    assert_sound(case, x, y, relaxation=relaxation)
-
-
-@pytest.mark.parametrize("relaxation", ["interval", "linear", "lp"])
-def test_hinge_exactly_on_its_kink(relaxation) -> None:
-    model = network((1, 1), nn.ReLU)
-    with torch.no_grad():
-        model[0].weight.fill_(1.0)
-        model[0].bias.fill_(0.0)
-    x = torch.tensor([[1.0], [-1.0], [0.5]], dtype=torch.float64)
-    y = torch.tensor([1, 0, 1])
-    run = Training(loss="hinge", learning_rate=0.5, epochs=3)
-    case = Problem(model, x, y, run, agt.FeatureLabelPoisoning(1, 0.01))
-    assert_sound(case, x, y, relaxation=relaxation)
 
 
 @pytest.mark.parametrize("relaxation", ["interval", "linear"])
@@ -346,76 +175,6 @@ def test_the_choices_of_one_sample_cover_budget_one(relaxation) -> None:
     assert widest <= whole.reachable.mean_width * (1 + 1e-9)
 
 
-def tiny(threat: Any, loss: str = "bce", epochs: int = 3) -> Problem:
-    model = network((2, 2, 1), seed=7)
-    generator = torch.Generator().manual_seed(7)
-    x = torch.randn(4, 2, generator=generator, dtype=torch.float64)
-    y = torch.tensor([0, 1, 1, 0])
-    return Problem(model, x, y, Training(loss=loss, learning_rate=0.5, epochs=epochs), threat)
-
-
-def enumerated(case: Problem, moves: list[list[tuple[Any, Any]]], budget: int) -> Attacks:
-    """Every choice of up to ``budget`` samples and of one move for each of them."""
-    replay = Replay(case)
-    features, labels = [], []
-    for count in range(budget + 1):
-        for chosen in itertools.combinations(range(len(case.features)), count):
-            for combination in itertools.product(*(moves[i] for i in chosen)):
-                x, y = replay.poison.features.clone(), replay.poison.labels.clone()
-                for sample, (dx, dy) in zip(chosen, combination, strict=True):
-                    x[sample] = x[sample] + dx
-                    y[sample] = y[sample] + dy
-                features.append(x)
-                labels.append(y)
-    start = replay.start(len(features), torch.Generator())
-    poisoning = Poisoning((torch.stack(features),), (torch.stack(labels),))
-    return Attacks(replay.unrolled, poisoning, start)
-
-
-FLIPS = [
-    pytest.param(
-        budget,
-        loss,
-        relaxation,
-        marks=[pytest.mark.slow]
-        if relaxation == "milp" or (relaxation == "lp" and (budget, loss) != (2, "bce"))
-        else [],
-    )
-    for budget in (1, 2)
-    for loss in ("bce", "hinge")
-    for relaxation in ("interval", "linear", "lp", "milp")
-]
-
-
-@pytest.mark.parametrize(("budget", "loss", "relaxation"), FLIPS)
-def test_every_label_flip_of_a_tiny_run(relaxation, loss, budget) -> None:
-    case = tiny(agt.LabelPoisoning(budget), loss, epochs=2 if relaxation == "milp" else 3)
-    flips = [[(0.0, 1.0 - 2.0 * float(label))] for label in case.labels]
-    attacks = enumerated(case, flips, budget)
-    result, boxes = case.certify(relaxation=relaxation)
-    replay = Replay(case)
-    states = replay.run(attacks)
-    assert len(states[0]["0.weight"]) == {1: 5, 2: 11}[budget]
-    assert_inside(boxes, states)
-    assert_properties(replay, Certified.of(result, case.features, case.labels), states[-1])
-    assert_torch_agrees(replay, attacks, boxes, range(5))
-
-
-@pytest.mark.parametrize("relaxation", ["interval", "linear", "lp"])
-def test_every_feature_corner_of_a_tiny_run(relaxation) -> None:
-    radius = 0.1
-    case = tiny(agt.FeaturePoisoning(2, radius))
-    signs = list(itertools.product((-radius, radius), repeat=2))
-    corners = [[(torch.tensor(s, dtype=torch.float64), 0.0) for s in signs]] * 4
-    attacks = enumerated(case, corners, 2)
-    result, boxes = case.certify(relaxation=relaxation)
-    replay = Replay(case)
-    states = replay.run(attacks)
-    assert len(states[0]["0.weight"]) == 1 + 4 * 4 + 6 * 16
-    assert_inside(boxes, states)
-    assert_properties(replay, Certified.of(result, case.features, case.labels), states[-1])
-
-
 @settings(derandomize=True, deadline=None, max_examples=20, database=None)
 @given(
     loss=st.sampled_from(["mse", "bce", "cross_entropy", "hinge"]),
@@ -466,62 +225,3 @@ def test_random_configurations(
         relaxation=relaxation,
         window=window,
     )
-
-
-def caught(case: Problem, boxes: list[Any], test: Any, labels: Any, iterations: int = 6) -> bool:
-    replay = Replay(case)
-    generator = torch.Generator().manual_seed(0)
-    for attack in replay.all(generator, test, labels, 64, iterations, largest=50):
-        if any(outside(box, s) for box, s in zip(boxes, replay.run(attack), strict=True)):
-            return True
-    return False
-
-
-def shrunk(box: ReachableSet, share: float) -> Any:
-    middle = {n: 0.5 * (box.lower[n] + box.upper[n]) for n in box.lower}
-    keep = 1.0 - share
-    lower = {n: middle[n] + keep * (box.lower[n] - middle[n]) for n in box.lower}
-    upper = {n: middle[n] + keep * (box.upper[n] - middle[n]) for n in box.lower}
-    return SimpleNamespace(lower=lower, upper=upper)
-
-
-def regression(kind: str) -> tuple[Problem, Any, Any]:
-    case, test, labels = problem(
-        "mse", kind, {"epochs": 1, "learning_rate": 0.1}, (), outputs=1, radius=0.05, budget=2
-    )
-    return case, test, labels
-
-
-@pytest.mark.parametrize("kind", ["features", "labels"])
-def test_attacks_catch_a_box_one_per_cent_too_tight(kind) -> None:
-    case, test, labels = regression(kind)
-    _, boxes = case.certify(relaxation="linear")
-    assert not caught(case, boxes, test, labels)
-    assert caught(case, [shrunk(b, 0.01) for b in boxes], test, labels)
-
-
-def test_attacks_catch_a_dropped_charge(monkeypatch) -> None:
-    def uncharged(self: Any, *arguments: Any) -> Any:
-        return torch.zeros_like(honest(self, *arguments))
-
-    honest = relaxed.Offsets._charges
-    monkeypatch.setattr(relaxed.Offsets, "_charges", uncharged)
-    escaped = False
-    for seed in range(6):
-        case, test, labels = problem(
-            "bce", "features", {"epochs": 4, "learning_rate": 1.0}, (4,), seed=seed, radius=0.5
-        )
-        try:
-            _, boxes = case.certify(relaxation="linear")
-        except SoundnessError:
-            continue
-        escaped = escaped or caught(case, boxes, test, labels)
-    assert escaped
-
-
-def test_attacks_catch_a_budget_one_too_small(monkeypatch) -> None:
-    case, test, labels = regression("labels")
-    monkeypatch.setattr(adversary, "worst_sum", lambda hurt, budget: worst_sum(hurt, budget - 1))
-    monkeypatch.setattr(joint, "worst_sum", lambda hurt, budget: worst_sum(hurt, budget - 1))
-    _, boxes = case.certify(relaxation="linear")
-    assert caught(case, boxes, test, labels)

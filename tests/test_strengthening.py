@@ -13,7 +13,7 @@ from attacks import Attacks, Problem, Replay, assert_inside, with_all_ranges
 from checks_encoding import check_encoding, encode_operation
 from checks_rules import random_coefficients
 from instances import INSTANCES
-from test_mutants import MutantEncoder, moderate
+from mutants import MutantEncoder, moderate
 from test_nesting import case as problem_case
 from torch import Tensor
 

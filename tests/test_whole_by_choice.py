@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 from attacks import assert_inside
-from test_whole_samples import problem, truth
+from whole_runs import problem, truth
 
 import milp_agt as agt
 from milp_agt.core.strengthening import Strengthening

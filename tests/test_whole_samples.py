@@ -1,89 +1,35 @@
-"""Whole samples substituted, removed, inserted: closed forms, every run of tiny ones, unlearning, mutants."""
+"""Whole samples exchanged: closed forms of a step, brute force, and bad input."""
 
 from __future__ import annotations
 
-import itertools
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from attacks import Problem, assert_inside, network
-from torch import Tensor, nn
-from whole import State, Trainer, subsets
+from attacks import Problem, assert_inside
+from torch import Tensor
+from whole import Trainer
+from whole_runs import (
+    KINDS,
+    POOL,
+    POOL_Y,
+    RUNS,
+    X,
+    Y,
+    assert_form_meets_the_ball,
+    extremes,
+    of,
+    one_step,
+    problem,
+    share,
+    truth,
+)
 
 import milp_agt as agt
 from milp_agt import cost, whole_samples
-from milp_agt.core.interval import Interval
 from milp_agt.errors import InvalidThreatModelError, MilpAgtError
-from milp_agt.formulations import exchange
-from milp_agt.formulations.exchange import Remove, Substitute
-from milp_agt.training import Training
-
-X = torch.tensor(
-    [[1.0, 0.2], [-0.8, 0.5], [0.3, -1.0], [-0.4, -0.6], [0.7, 0.9]], dtype=torch.float64
-)
-Y = torch.tensor([1, 0, 1, 0, 0])
-# Ordinary samples, and some whose gradients are far beyond the clipping norm.
-POOL = torch.tensor(
-    [[0.0, 0.0], [1e6, -1e6], [-1e6, 1e6], [3.0, 4.0], [-3.0, 1.0], [1e6, 1e6]], dtype=torch.float64
-)
-POOL_Y = torch.tensor([1, 0, 1, 0, 1, 0])
-KINDS = {"substitution": agt.Substitution, "removal": agt.Removal, "insertion": agt.Insertion}
-
-
-def problem(
-    kind: str, budget: int, samples: int = 4, hidden: tuple[int, ...] = (2,), **training: Any
-) -> Problem:
-    if kind != "removal":
-        training = {"clip": 0.3} | training
-    run = Training(**({"loss": "bce", "learning_rate": 0.5, "epochs": 3} | training))
-    model = network((2, *hidden, 1), seed=1)
-    return Problem(model, X[:samples], Y[:samples], run, KINDS[kind](budget))
-
-
-def truth(case: Problem) -> list[State]:
-    """States after every step of all removals, or of all changes by samples of the pool."""
-    trainer, budget = Trainer(case), case.threat.budget
-    if isinstance(case.threat, agt.Removal):
-        return trainer.removed(list(subsets(len(case.features), budget)))
-    if isinstance(case.threat, agt.Insertion):
-        return trainer.inserted(budget, POOL, POOL_Y)
-    chosen = list(itertools.combinations(range(len(case.features)), budget))
-    return trainer.substituted(chosen, POOL, POOL_Y)
-
-
-def share(case: Problem, result: agt.Result) -> float:
-    """How much of the mean width of the box real runs fill."""
-    final = truth(case)[-1]
-    reached = torch.cat([(v.amax(0) - v.amin(0)).flatten() for v in final.values()])
-    return float(reached.mean()) / result.reachable.mean_width
-
-
-# ----------------------------------------------------------------------------------- closed forms
-
-
-def one_step(kind: str, budget: int, relaxation: str, **training: Any) -> Any:
-    """The result of one step, its rate, and the clipped gradient of every sample."""
-    case = problem(kind, budget, samples=5, epochs=1, **training)
-    result, _ = case.certify(relaxation=relaxation)
-    trainer = Trainer(case)
-    state = {n: p.detach()[None] for n, p in case.model.named_parameters()}
-    y = trainer.encoded(case.labels)
-    found = trainer.gradients(state, case.features[None], y[None])
-    return result, case, {n: g[0] for n, g in found.items()}
-
-
-def extremes(kind: str, budget: int, g: Tensor, size: Tensor) -> tuple[Tensor, Tensor]:
-    """Least and largest mean of values (n, ...), where new values lie in ``[-size, size]``."""
-    ordered, n = g.sort(dim=0).values, len(g)
-    if kind == "insertion":
-        both = [(ordered.sum(0) + s * budget * size) / (n + budget) for s in (-1, 1)]
-        return torch.minimum(both[0], g.mean(0)), torch.maximum(both[1], g.mean(0))
-    low, high = ordered[: n - budget].sum(0), ordered[budget:].sum(0)
-    if kind == "removal":
-        return low / (n - budget), high / (n - budget)
-    return (low - budget * size) / n, (high + budget * size) / n
+from milp_agt.formulations.exchange import Remove
 
 
 @pytest.mark.parametrize("relaxation", ["interval", "linear", "lp", "milp"])
@@ -108,43 +54,7 @@ def test_one_step_is_the_closed_form(kind: str, mode: str, budget: int, relaxati
 @pytest.mark.parametrize("kind", ["substitution", "insertion"])
 @pytest.mark.parametrize("mode", ["norm", "clamp"])
 def test_a_form_of_all_parameters_meets_the_ball(kind: str, mode: str) -> None:
-    """Clipped by their norm, new gradients lie in a ball over all parameters, not in its box."""
-    result, case, gradients = one_step(kind, 2, "linear", clip_mode=mode)
-    generator = torch.Generator().manual_seed(0)
-    form = {
-        n: torch.randn(g.shape[1:], generator=generator, dtype=torch.float64)
-        for n, g in gradients.items()
-    }
-    flat = torch.cat([c.flatten() for c in form.values()])
-    size = case.training.clip * torch.linalg.vector_norm(flat, ord=2 if mode == "norm" else 1)
-    values = sum((gradients[n] * c).flatten(1).sum(1) for n, c in form.items())
-    low, high = extremes(kind, 2, values, size)
-    start = sum(float((case.model.state_dict()[n] * c).sum()) for n, c in form.items())
-    (found,) = result.functional({n: c.numpy() for n, c in form.items()})
-    rate = case.training.learning_rate
-    assert found.upper == pytest.approx(start - rate * float(low), abs=1e-9)
-    assert found.lower == pytest.approx(start - rate * float(high), abs=1e-9)
-
-
-# ------------------------------------------------------------------------------------ brute force
-
-
-RUNS: dict[str, dict[str, Any]] = {
-    "full batch": {},
-    "clamped": {"clip_mode": "clamp"},
-    "mini-batches": {"epochs": 2, "batch_size": 3, "shuffle_seed": 0},
-    "momentum": {"momentum": 0.9, "weight_decay": 0.1},
-    "nesterov, mini-batches": {
-        "momentum": 0.5, "nesterov": True, "epochs": 2, "batch_size": 2, "clip_mode": "clamp",
-    },
-}  # fmt: skip
-
-
-def of(kind: str, name: str) -> dict[str, Any]:
-    options = dict(RUNS[name])
-    if kind == "removal":
-        options.pop("clip_mode", None)
-    return options
+    assert_form_meets_the_ball(kind, mode)
 
 
 @pytest.mark.parametrize(("relaxation", "selections"), [
@@ -237,23 +147,6 @@ def test_only_open_samples_can_be_removed() -> None:
         assert result.reachable.mean_width < 0.7 * case.certify()[0].reachable.mean_width
 
 
-# ---------------------------------------------------------------------------------- what it is worth
-
-
-@pytest.mark.parametrize(("budget", "least"), [(1, 0.99), (2, 0.98)])
-def test_removals_one_by_one_are_nearly_exact(budget: int, least: float) -> None:
-    """Every selection is one run: its box is that run, up to the kinks that rounding leaves open."""
-    case = problem("removal", budget, samples=5, epochs=5)
-    result, _ = case.certify(selections="enumerated")
-    assert share(case, result) >= least
-
-
-def test_joint_bounds_are_within_reach() -> None:
-    for kind, least in (("removal", 0.6), ("substitution", 0.35), ("insertion", 0.25)):
-        case = problem(kind, 1, epochs=2)
-        assert share(case, case.certify()[0]) >= least
-
-
 def test_more_may_happen_under_a_larger_budget() -> None:
     for kind in KINDS:
         widths = [problem(kind, k).certify(relaxation="interval")[0] for k in (0, 1, 2)]
@@ -284,185 +177,6 @@ def test_everything_may_be_removed() -> None:
         result, _ = case.certify(relaxation=relaxation, selections=selections)
         start = {n: v.numpy() for n, v in case.model.state_dict().items()}
         assert result.reachable.contains(start)
-
-
-# --------------------------------------------------------------------------------------- unlearning
-
-
-def iris() -> tuple[Tensor, Tensor]:
-    datasets = pytest.importorskip("sklearn.datasets")
-    x, y = datasets.load_iris(return_X_y=True)
-    order = np.random.default_rng(0).permutation(len(x))[:120]
-    x = (x - x.mean(0)) / x.std(0)
-    return torch.from_numpy(x[order]), torch.from_numpy(y[order])
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("hidden", [(), (8,)])
-def test_unlearning_on_iris(hidden: tuple[int, ...]) -> None:
-    """Retrained without each single sample, and without 500 random pairs."""
-    x, y = iris()
-    run = Training(loss="cross_entropy", learning_rate=0.2, epochs=5, batch_size=40)
-    model = network((4, *hidden, 3), seed=0)
-    single = Problem(model, x, y, run, agt.Removal(1))
-    result, boxes = single.certify(selections="enumerated")
-    states = Trainer(single).removed([[i] for i in range(120)])
-    assert_inside(boxes, states)
-    reached = torch.cat([(v.amax(0) - v.amin(0)).flatten() for v in states[-1].values()])
-    assert float(reached.mean()) >= 0.97 * result.reachable.mean_width
-    pair = Problem(model, x, y, run, agt.Removal(2))
-    rng = np.random.default_rng(0)
-    pairs = [rng.choice(120, 2, replace=False).tolist() for _ in range(500)]
-    for relaxation in ("interval", "linear"):
-        _, boxes = pair.certify(relaxation=relaxation)
-        assert_inside(boxes, Trainer(pair).removed(pairs))
-
-
-def test_unlearning_in_a_convolution() -> None:
-    """Gradients of single samples are taken from shared weights as well."""
-    torch.manual_seed(0)
-    x = torch.randn(4, 1, 3, 3, dtype=torch.float64)
-    model = nn.Sequential(nn.Conv2d(1, 2, 2), nn.ReLU(), nn.Flatten(), nn.Linear(8, 1)).double()
-    run = Training(loss="bce", learning_rate=0.3, epochs=2)
-    case = Problem(model, x, Y[:4], run, agt.Removal(1))
-    for selections in ("joint", "enumerated"):
-        _, boxes = case.certify(selections=selections)
-        assert_inside(boxes, Trainer(case).removed(list(subsets(4, 1))))
-
-
-@pytest.mark.parametrize("seed", range(20))
-def test_means_that_may_be_left(seed: int) -> None:
-    """Every mean without i and up to k - 1 others that can be removed, and the extremes are reached."""
-    rng = np.random.default_rng(seed)
-    count, budget = int(rng.integers(2, 7)), int(rng.integers(1, 5))
-    values = torch.from_numpy(rng.normal(size=(count, 2)))
-    openness = torch.from_numpy(rng.random(count) < (1.0 if seed % 2 else 0.5))
-    openness[0] = True
-    chosen = torch.stack([torch.zeros(count), openness.double()]).double().unsqueeze(-1)
-    box = Remove(budget).others(Interval.point(values[None]), Interval(chosen, chosen))
-    ways = [
-        set(gone)
-        for gone in subsets(count, min(budget, count - 1))
-        if gone and all(openness[i] for i in gone)
-    ]
-    for i in openness.nonzero()[:, 0].tolist():
-        left = [
-            values[[j for j in range(count) if j not in gone]].mean(0) for gone in ways if i in gone
-        ]
-        means = torch.stack(left)
-        assert bool((box.lower[0, i] <= means.amin(0)).all())
-        assert bool((means.amax(0) <= box.upper[0, i]).all())
-        assert float((means.amin(0) - box.lower[0, i]).max()) <= 1e-12
-        assert float((box.upper[0, i] - means.amax(0)).max()) <= 1e-12
-
-
-@pytest.mark.parametrize("chosen", list(itertools.combinations(range(5), 3)))
-def test_removals_of_two_out_of_three(chosen: tuple[int, ...]) -> None:
-    case = problem("removal", 2, samples=5)
-    narrow = Problem(case.model, X, Y, case.training, agt.Removal(2, samples=chosen))
-    gone = [s for s in subsets(5, 2) if set(s) <= set(chosen)]
-    for relaxation in ("interval", "linear"):
-        _, boxes = narrow.certify(relaxation=relaxation)
-        assert_inside(boxes, Trainer(narrow).removed(gone))
-
-
-# ------------------------------------------------------------------------------------------- mutants
-
-
-def caught(kind: str, budget: int = 1, **training: Any) -> bool:
-    """Whether brute force notices that something is wrong."""
-    for relaxation, selections in (
-        ("interval", "joint"),
-        ("linear", "joint"),
-        ("linear", "enumerated"),
-    ):
-        if kind == "insertion" and selections == "enumerated":
-            continue
-        case = problem(kind, budget, samples=5, epochs=1, **training)
-        try:
-            _, boxes = case.certify(relaxation=relaxation, selections=selections)
-            assert_inside(boxes, truth(case))
-        except (AssertionError, MilpAgtError):
-            continue
-        return False
-    return True
-
-
-@pytest.mark.parametrize("kind", ["substitution", "insertion"])
-def test_mutant_with_too_little_room_for_others(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert not caught(kind, clip_mode="clamp")
-    original = Substitute.others
-
-    def narrow(op: Substitute, *boxes: Interval) -> Interval:
-        box = original(op, *boxes)
-        return Interval(0.99 * box.lower, 0.99 * box.upper)
-
-    monkeypatch.setattr(Substitute, "others", narrow)
-    assert caught(kind, clip_mode="clamp")
-
-
-@pytest.mark.parametrize("rule", ["_least_mean", "_mean_of_case"])
-def test_mutants_of_the_mean_that_is_left(rule: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The mean over n instead of n - k, and 1 % too narrow."""
-    for kind in ("scaled", "centred"):
-        original = getattr(exchange, rule)
-
-        def mutant(*given: Any, kind: str = kind, original: Any = original) -> Any:
-            found = original(*given)
-            factor = 0.8 if kind == "scaled" else 0.99
-            if isinstance(found, Interval):
-                return Interval(factor * found.lower, factor * found.upper)
-            return factor * found
-
-        with monkeypatch.context() as patch:
-            patch.setattr(exchange, rule, mutant)
-            results = [_fails(s) for s in ("joint", "enumerated")]
-        assert results[0 if rule == "_least_mean" else 1]
-
-
-def _fails(selections: str) -> bool:
-    case = problem("removal", 1, samples=5, epochs=1)
-    try:
-        _, boxes = case.certify(relaxation="linear", selections=selections)
-        if selections == "enumerated":
-            # The looser chains are right: look at the cases only.
-            result, _ = case.certify(relaxation="linear", selections="enumerated")
-            assert share(case, result) <= 1.0
-        assert_inside(boxes, truth(case))
-    except (AssertionError, MilpAgtError):
-        return True
-    return False
-
-
-def test_mutant_of_the_ball(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With more taken back than the ball allows, the closed form is missed."""
-    original = torch.linalg.vector_norm
-    from milp_agt.engines import ball
-
-    class Shrunk:
-        @staticmethod
-        def vector_norm(tensor: Tensor, dim: int) -> Tensor:
-            return 0.99 * original(tensor, dim=dim)
-
-    class Torch:
-        linalg = Shrunk
-        cat = staticmethod(torch.cat)
-
-    monkeypatch.setattr(ball, "torch", Torch)
-    with pytest.raises((AssertionError, MilpAgtError)):
-        test_a_form_of_all_parameters_meets_the_ball("substitution", "norm")
-
-
-def test_mutant_without_the_skipped_step(monkeypatch: pytest.MonkeyPatch) -> None:
-    from milp_agt.engines.joint import Joint
-
-    monkeypatch.setattr(Joint, "emptied", lambda self, step: None)
-    case = problem("removal", 2, samples=3, batch_size=1, epochs=1)
-    with pytest.raises((AssertionError, MilpAgtError)):
-        assert_inside(case.certify()[1], truth(case))
-
-
-# ----------------------------------------------------------------------------------------- bad input
 
 
 @pytest.mark.parametrize("kind", ["substitution", "insertion"])

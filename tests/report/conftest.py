@@ -1,0 +1,48 @@
+"""One result folder for each kind of data, certified once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from pages import ACCURACY, LOSS, RUN, certify
+
+from milp_agt.reports import figures
+
+
+@pytest.fixture(scope="session")
+def classes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    rng = np.random.default_rng(0)
+    y = np.arange(20) % 2
+    x = rng.normal(size=(20, 2)) + 3 * y[:, None]
+    text = RUN.format(layers=[2, 3, 2], loss="cross_entropy", rate=0.5) + ACCURACY + LOSS
+    return certify(tmp_path_factory.mktemp("classes"), x, y, text)
+
+
+@pytest.fixture(scope="session")
+def pixels(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    rng = np.random.default_rng(0)
+    y = np.arange(12) % 3
+    x = rng.uniform(size=(12, 1, 3, 3)) + y[:, None, None, None]
+    text = RUN.format(layers=[9, 3], loss="cross_entropy", rate=0.1) + LOSS
+    return certify(tmp_path_factory.mktemp("pixels"), x, y, text)
+
+
+@pytest.fixture(scope="session")
+def regression(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(16, 3))
+    text = RUN.format(layers=[3, 3, 1], loss="mse", rate=0.05) + LOSS
+    return certify(tmp_path_factory.mktemp("regression"), x, x.sum(1), text)
+
+
+@pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Figures as empty pictures, where a test is about words and tables: drawing takes seconds."""
+
+    def empty(name: str, _figure: Any, alt: str) -> figures.Picture:
+        return figures.Picture(name, "<svg></svg>", b"", alt)
+
+    monkeypatch.setattr(figures, "_picture", empty)

@@ -1,0 +1,75 @@
+"""Result folders with a report, and what their pages say."""
+
+from __future__ import annotations
+
+import html
+import json
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+import milp_agt as agt
+from milp_agt.cli import main
+
+RUN = """
+[data]
+path = "d.npz"
+test_fraction = 0.25
+seed = 1
+[model]
+layers = {layers}
+[training]
+loss = "{loss}"
+learning_rate = {rate}
+epochs = 3
+[threat]
+kind = "features"
+budget = 1
+radius = 0.001
+[certify]
+relaxation = "linear"
+window = 2
+"""
+ACCURACY = "[[property]]\nkind = 'accuracy'\nat_least = 0.5\n[[property]]\nkind = 'stable'\n"
+LOSS = "[[property]]\nkind = 'loss'\n"
+
+
+def certify(folder: Path, x: Any, y: Any, text: str, *options: str) -> Path:
+    np.savez(folder / "d.npz", X=x, y=y)
+    (folder / "run.toml").write_text(text, encoding="utf-8")
+    out = folder / "out"
+    assert main(["certify", str(folder / "run.toml"), "--out", str(out), "--quiet", *options]) == 0
+    return out
+
+
+def page(folder: Path) -> str:
+    return (folder / "report.html").read_text(encoding="utf-8")
+
+
+def document(folder: Path) -> dict[str, Any]:
+    loaded: dict[str, Any] = json.loads((folder / "result.json").read_text())
+    return loaded
+
+
+def visible(text: str) -> str:
+    """The words of a page, without its tags, scripts and styles."""
+    text = re.sub(r"<(script|style|title)\b.*?</\1>", " ", text, flags=re.S)
+    return " ".join(html.unescape(re.sub(r"<[^>]+>", " ", text)).split())
+
+
+def copied(folder: Path, target: Path, **changes: Any) -> Path:
+    shutil.copytree(folder, target)
+    (target / "result.json").write_text(json.dumps(document(folder) | changes))
+    return target
+
+
+def trained(loss: str, x: Any, y: Any, **options: Any) -> agt.Result:
+    torch.manual_seed(0)
+    outputs = 1 if loss == "mse" else 2
+    model = torch.nn.Sequential(torch.nn.Linear(x.shape[1], outputs)).double()
+    training = agt.Training(loss=loss, learning_rate=0.1, epochs=2)
+    return agt.certify(model, (x, y), training, agt.FeaturePoisoning(1, 0.001), **options)

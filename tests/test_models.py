@@ -1,0 +1,137 @@
+"""What is done with models: copied, converted, or refused with what would fit."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from checks_steps import mlp
+from same_run import dense
+from torch import Tensor, nn
+
+from milp_agt.errors import InvalidInputError, UnsupportedOperationError
+from milp_agt.formulations.loss import losses
+from milp_agt.tracing import supported_layers, trace
+
+
+def test_the_model_is_copied() -> None:
+    model = mlp(2, 3, 1)
+    before = {n: v.clone() for n, v in model.state_dict().items()}
+    step_graph = trace(model, "bce", (2,))
+    step_graph.initial["0.weight"].add_(1.0)
+    assert all(torch.equal(before[n], v) for n, v in model.state_dict().items())
+
+
+def test_float32_models_are_converted() -> None:
+    step_graph = trace(mlp(2, 3, 1).float(), "bce", (2,))
+    assert all(v.dtype == torch.float64 for v in step_graph.initial.values())
+
+
+class Doubled(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return 2.0 * x
+
+
+class DoubledSequential(nn.Sequential):
+    def forward(self, x: Tensor) -> Tensor:
+        return 2.0 * super().forward(x)
+
+
+class DoubledLinear(nn.Linear):
+    def forward(self, x: Tensor) -> Tensor:
+        return 2.0 * super().forward(x)
+
+
+UNSUPPORTED: dict[str, nn.Module] = {
+    "Conv1d": nn.Conv1d(1, 1, 2),
+    "AlphaDropout": nn.AlphaDropout(),
+    "LayerNorm": nn.LayerNorm(2),
+    "Softmax": nn.Softmax(dim=1),
+    "Doubled": Doubled(),
+    "DoubledLinear": DoubledLinear(2, 2),
+}
+
+
+@pytest.mark.parametrize("name", UNSUPPORTED)
+def test_unsupported_layers_are_refused_by_name_with_the_list(name: str) -> None:
+    model = nn.Sequential(dense(2, 2), nn.Sequential(UNSUPPORTED[name]), dense(2, 1))
+    with pytest.raises(UnsupportedOperationError) as error:
+        trace(model, "bce", (2,))
+    assert name in str(error.value)
+    assert "'1.0'" in str(error.value)
+    for layer in supported_layers():
+        assert layer in error.value.remedy
+
+
+def test_a_subclass_of_sequential_with_its_own_forward_is_refused() -> None:
+    with pytest.raises(UnsupportedOperationError, match="DoubledSequential"):
+        trace(DoubledSequential(dense(2, 1)), "bce", (2,))
+
+
+@pytest.mark.parametrize("kind", ["forward", "pre"])
+def test_layers_with_hooks_are_refused(kind: str) -> None:
+    model = mlp(2, 3, 1)
+    if kind == "forward":
+        model[0].register_forward_hook(lambda module, args, out: 2.0 * out)
+    else:
+        model[2].register_forward_pre_hook(lambda module, args: (2.0 * args[0],))
+    with pytest.raises(UnsupportedOperationError, match="hook"):
+        trace(model, "bce", (2,))
+
+
+def test_supported_layers() -> None:
+    assert set(supported_layers()) == {
+        "AdaptiveAvgPool2d",
+        "AvgPool2d",
+        "BatchNorm1d",
+        "BatchNorm2d",
+        "Conv2d",
+        "Dropout",
+        "Dropout1d",
+        "Dropout2d",
+        "Flatten",
+        "Identity",
+        "LeakyReLU",
+        "Linear",
+        "MaxPool2d",
+        "ReLU",
+        "Sequential",
+        "Sigmoid",
+        "Tanh",
+    }
+
+
+def test_unsupported_losses_are_refused_with_the_list() -> None:
+    with pytest.raises(UnsupportedOperationError) as error:
+        trace(mlp(2, 1), "huber", (2,))
+    assert "huber" in str(error.value)
+    for loss in losses():
+        assert loss in error.value.remedy
+
+
+@pytest.mark.parametrize(
+    ("model", "loss", "shape", "words"),
+    [
+        (mlp(3, 1), "bce", (2,), "Linear"),
+        (mlp(2, 2), "bce", (2,), "one output"),
+        (mlp(2, 1), "cross_entropy", (2,), "each class"),
+        (nn.Sequential(nn.ReLU()), "mse", (2,), "trainable"),
+        (mlp(2, 1).requires_grad_(False), "mse", (2,), "trainable"),
+        (mlp(4, 1), "bce", (2, 2), "Flatten"),
+        (nn.Sequential(dense(2, 1), nn.Flatten(0)), "bce", (2,), "Flatten|flatten"),
+    ],
+    ids=["sizes", "two-logits", "one-class", "nothing", "all-frozen", "not-flat", "sample-axis"],
+)
+def test_models_that_do_not_fit_are_refused(
+    model: nn.Module, loss: str, shape: tuple[int, ...], words: str
+) -> None:
+    with pytest.raises((InvalidInputError, UnsupportedOperationError), match=words):
+        trace(model, loss, shape)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_weights_must_be_finite(bad: float) -> None:
+    model = mlp(2, 3, 1)
+    with torch.no_grad():
+        model[2].weight[0, 1] = bad
+    with pytest.raises(InvalidInputError, match=r"2\.weight"):
+        trace(model, "bce", (2,))

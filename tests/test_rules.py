@@ -1,0 +1,193 @@
+"""Rules of single operations against their formulas: kinks, slopes, corners, the arithmetic of boxes."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from draws import (
+    MODERATE,
+    make_boxes,
+)
+from instances import INSTANCES, NEGATIVE_SLOPES
+
+from milp_agt.core.graph import Graph
+from milp_agt.core.interval import CLEAN, Interval
+from milp_agt.core.rounding import gamma
+from milp_agt.errors import EncodingError, SoundnessError
+from milp_agt.formulations.bilinear import Einsum
+from milp_agt.formulations.exponential import Exponential
+from milp_agt.formulations.leaves import Features, Labels
+from milp_agt.formulations.quadratic import Quadratic
+from milp_agt.formulations.reciprocal import Reciprocal
+from milp_agt.formulations.relu import Relu
+from milp_agt.formulations.sigmoid import Sigmoid
+from milp_agt.formulations.step import STEEPEST, Step
+from milp_agt.formulations.sum_samples import SumSamples
+from milp_agt.formulations.tanh import Tanh
+
+
+def _box(*pairs: tuple[float, float]) -> Interval:
+    low, high = (torch.tensor([[p[k] for p in pairs]], dtype=torch.float64) for k in (0, 1))
+    return Interval(low, high)
+
+
+def test_step_at_its_kink() -> None:
+    """Stable on iff l > 0, stable off iff u <= 0; l = 0 < u is ambiguous."""
+    tiny = 5e-324
+    found = Step().interval(
+        _box((0.0, 0.0), (0.0, 1.0), (-1.0, 0.0), (tiny, 1.0), (-1.0, tiny), (0.0, tiny))
+    )
+    assert found.lower.tolist() == [[0.0, 0.0, 0.0, 1.0, 0.0, 0.0]]
+    assert found.upper.tolist() == [[0.0, 1.0, 0.0, 1.0, 1.0, 1.0]]
+    points = torch.tensor([0.0, -0.0, tiny, -tiny], dtype=torch.float64)
+    assert Step().value(points).tolist() == [0, 0, 1, 0]
+
+
+def test_step_planes_are_the_lines_through_the_kink() -> None:
+    """``a >= z / (2u)`` and ``a <= 1 - z / (2l)`` where ambiguous, slope zero where stable."""
+    low, high = (
+        torch.tensor([-2.0, 0.0, 0.5, -3.0]).double(),
+        torch.tensor([4.0, 1.0, 1.0, 0.0]).double(),
+    )
+    below, above = Step().slopes(Interval(low, high))
+    assert below.tolist() == [0.125, 0.5, 0.0, 0.0]
+    assert above.tolist() == [0.25, 0.0, 0.0, 0.0]
+    planes = Step().relax(Interval(low[None], high[None]))
+    assert planes.lower[0].tolist() == pytest.approx([0.0, 0.0, 1.0, 0.0], abs=1e-14)
+    assert planes.upper[0].tolist() == pytest.approx([1.0, 1.0, 1.0, 0.0], abs=1e-14)
+
+
+def test_step_slopes_stay_below_their_limit() -> None:
+    edge = torch.tensor([1e-300, 1e-9, 1e-6, 1e-5]).double()
+    for slopes in Step().slopes(Interval(-edge, edge)):
+        assert float(slopes.abs().max()) <= STEEPEST
+
+
+@pytest.mark.parametrize("k", NEGATIVE_SLOPES)
+def test_relu_planes_are_chord_and_line(k: float) -> None:
+    """Chord ``(u - k l) / (u - l)``; the line has slope 1 if u > -l, else k; exact where stable."""
+    low, high = (
+        torch.tensor([-1.0, -3.0, 1.0, -2.0]).double(),
+        torch.tensor([2.0, 1.0, 2.0, -1.0]).double(),
+    )
+    line = [1.0, k, 1.0, k]
+    chord = [(2.0 + k) / 3.0, (1.0 + 3.0 * k) / 4.0, 1.0, k]
+    below, above = Relu(k).slopes(Interval(low, high))
+    assert below.tolist() == pytest.approx(line if k <= 1 else chord)
+    assert above.tolist() == pytest.approx(chord if k <= 1 else line)
+    planes = Relu(k).relax(Interval(low[None], high[None]))
+    stable = planes.upper[0, 2:] - planes.lower[0, 2:]
+    assert float(stable.abs().max()) <= 1e-13
+
+
+@pytest.mark.parametrize("k", NEGATIVE_SLOPES)
+def test_relu_value_and_the_derivative_at_the_kink(k: float) -> None:
+    z = torch.tensor([-2.0, -0.0, 0.0, 3.0]).double()
+    assert torch.equal(Relu(k).value(z), torch.nn.functional.leaky_relu(z, k))
+    graph = Graph()
+    source = graph.add(Features((4,)))
+    one = graph.add(Labels((4,)))
+    (pulled,) = Relu(k).vjp(graph, graph.add(Relu(k), source), one, (True,))
+    from milp_agt.core.evaluate import evaluate
+
+    found = evaluate(graph, {source.name: z[None], one.name: torch.ones(1, 4).double()})
+    assert found[pulled.name][0].tolist() == pytest.approx([k, k, k, 1.0], abs=1e-15)
+
+
+def test_derivatives_are_the_formulas() -> None:
+    x = torch.linspace(-3.0, 3.0, 41, dtype=torch.float64)
+    s, t = torch.sigmoid(x), torch.tanh(x)
+    assert torch.allclose(Sigmoid().derivative(x), s * (1 - s), rtol=1e-14, atol=0)
+    assert torch.allclose(Tanh().derivative(x), 1 - t * t, rtol=1e-12, atol=1e-15)
+    assert torch.allclose(Exponential().derivative(x), torch.exp(x))
+    assert torch.allclose(Reciprocal().derivative(x.abs() + 1), -1 / (x.abs() + 1) ** 2)
+    assert torch.allclose(Quadratic(0.3, -2.0, 5.0).derivative(x), 0.6 * x - 2.0)
+    for op, point in (
+        (Sigmoid(), x),
+        (Tanh(), x),
+        (Reciprocal(), x.abs() + 1),
+        (Quadratic(2.0, 1.0, 3.0), x),
+    ):
+        tracked = point.clone().requires_grad_()
+        op.value(tracked).sum().backward()
+        assert torch.allclose(tracked.grad, op.derivative(point), rtol=1e-12, atol=1e-14)
+
+
+def test_stationary_points_have_the_slope() -> None:
+    """The closed forms in the docstrings: f'(x) = m at the points that are returned."""
+    for op, slopes in (
+        (Sigmoid(), [1e-12, 1e-3, 0.1, 0.2, 0.25 - 1e-9]),
+        (Tanh(), [1e-12, 1e-3, 0.5, 1 - 1e-9]),
+        (Exponential(), [1e-9, 1.0, 1e9]),
+        (Reciprocal(), [-1e-9, -1.0, -1e9]),
+        (Quadratic(-1.0, 1.0, 0.0), [-5.0, 0.0, 5.0]),
+    ):
+        m = torch.tensor(slopes, dtype=torch.float64)
+        points = [p for p in op.stationary(m) if not bool((p == 700.0).all())]
+        assert points
+        for point in points:
+            assert torch.allclose(op.derivative(point), m, rtol=1e-7, atol=1e-12)
+
+
+def test_no_stationary_point_is_harmless() -> None:
+    slopes = torch.tensor([-1.0, 0.0, 0.3, 2.0, 1e6]).double()
+    box = Interval(torch.full((1, 5), -2.0).double(), torch.full((1, 5), 3.0).double())
+    for op in (Sigmoid(), Tanh(), Exponential(), Quadratic(1.0, 0.0, 0.0)):
+        found = op.residual(slopes, box)
+        assert bool(torch.isfinite(found.lower).all() and torch.isfinite(found.upper).all())
+
+
+def test_bilinear_planes_are_corners_of_the_residual() -> None:
+    """``p = b_c``, ``q = a_c``; offsets are the extremes of ``a b - p a - q b`` over the corners."""
+    rng = np.random.default_rng(0)
+    instance = next(i for i in INSTANCES["bilinear"] if i.label == "elementwise")
+    a, b = make_boxes(instance, MODERATE, ("nested",), rng)
+    planes = Einsum("na,na->na").relax(a, b)
+    p, q = b.centre[CLEAN], a.centre[CLEAN]
+    for s in (0, 1):
+        corners = torch.stack(
+            [
+                x * y - p * x - q * y
+                for x in (a.lower[s], a.upper[s])
+                for y in (b.lower[s], b.upper[s])
+            ]
+        )
+        size = 1e-13 * (1.0 + planes.magnitude)
+        assert bool(((planes.lower[s] - corners.amin(0)).abs() <= size).all())
+        assert bool(((planes.upper[s] - corners.amax(0)).abs() <= size).all())
+
+
+def test_einsum_refuses_what_it_cannot_do() -> None:
+    with pytest.raises(EncodingError):
+        Einsum("nh,nd->hd")
+    with pytest.raises(EncodingError):
+        SumSamples(1).interval(Interval.point(torch.zeros(1, 2, 2)))
+
+
+def test_interval_arithmetic_of_boxes() -> None:
+    box = Interval(torch.tensor([-1.0, math.nan]), torch.tensor([2.0, math.nan]))
+    wide = box.widen(0.5)
+    assert wide.lower.tolist() == [-1.5, -math.inf]
+    assert wide.upper.tolist() == [2.5, math.inf]
+    left, right = (
+        Interval(torch.zeros(2), torch.ones(2)),
+        Interval(torch.full((2,), 0.5), torch.full((2,), 3.0)),
+    )
+    met = left.meet(right)
+    assert met.lower.tolist() == [0.5, 0.5]
+    assert met.upper.tolist() == [1.0, 1.0]
+    for broken in (
+        Interval(torch.full((2,), 2.0), torch.full((2,), 3.0)),
+        Interval.point(torch.full((2,), math.nan)),
+    ):
+        with pytest.raises(SoundnessError):
+            left.meet(broken)
+
+
+def test_gamma_is_the_formula() -> None:
+    u = 2.0**-53
+    for k in (1, 8, 1000.0, 1e6):
+        assert gamma(k) == pytest.approx(k * u / (1 - k * u), rel=1e-15)
