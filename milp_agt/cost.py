@@ -148,7 +148,8 @@ def plan(
     walked = min(window or steps, steps)
     solved = min(program_window or window or 1, steps)
     budget = bytes_of(memory)
-    sizes = Sizes(step_graph, max(len(b) for b in batches), len(poison.open), training.momentum > 0)
+    exposed = int(poison.exposed.sum())
+    sizes = Sizes(step_graph, max(len(b) for b in batches), exposed, training.momentum > 0)
     if relaxation == "auto":
         level, remarks = _choose(
             sizes, steps, walked, budget, AUTO_TIME if time_limit is None else time_limit, solved

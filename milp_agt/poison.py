@@ -111,6 +111,11 @@ class Poison:
         return (own,) if self.label_quota is None else (own, self.label_quota)
 
     @property
+    def exposed(self) -> Tensor:
+        """Mask of the samples that can be poisoned at the cost of some quota, (N,)."""
+        return torch.stack([quota.open for quota in self.quotas]).any(0)
+
+    @property
     def states(self) -> int:
         """States of a sample: bit p says whether it is poisoned at the cost of quota p."""
         return 1 if self.is_clean else 2 ** len(self.quotas)

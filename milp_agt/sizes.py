@@ -23,9 +23,9 @@ MULTIPLIED_PER_SECOND = 5e9
 class Sizes:
     """Counts of elements from which costs are predicted."""
 
-    def __init__(self, step_graph: StepGraph, batch: int, samples: int, momentum: bool) -> None:
+    def __init__(self, step_graph: StepGraph, batch: int, exposed: int, momentum: bool) -> None:
         self.schedule = schedule = Schedule.of(step_graph)
-        self.batch, self.samples = batch, samples
+        self.batch, self.exposed = batch, exposed
         batched = [n for n in schedule.before if n.batched]
         self.state = step_graph.parameter_count * (2 if momentum else 1)
         self.per_sample = sum(n.signature.size for n in batched)
@@ -57,8 +57,9 @@ class Sizes:
         )
 
     def form(self, fragment: int, window: int) -> int:
-        """Bytes of one row of a walk: coefficients of one fragment, moves of all samples met."""
-        met = min(self.batch * window, self.samples)
+        """Bytes of one row of a walk: coefficients of one fragment, moves of all samples met that can
+        be poisoned, and those of a batch."""
+        met = max(self.batch, min(self.batch * window, self.exposed))
         own = max(1, self.walked // self.batch) * fragment
         return FLOAT * LIVE_COEFFICIENTS * (own + met * self.moved)
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from attacks import Attacks, Problem, Replay, assert_inside, assert_sound, network
-from checks_debt import check_debt_given, own_debt_case
+from checks_debt import check_debt, check_debt_given, debt_case, own_debt_case
 from draws import poison_of
 from torch import Tensor, nn
 
@@ -22,11 +22,12 @@ from milp_agt.core.restriction import UNRESTRICTED, Restriction
 from milp_agt.engines import adversary, inner
 from milp_agt.engines.recorder import MemoryRecorder
 from milp_agt.engines.relaxed import RelaxedStep
+from milp_agt.engines.step import Step
 from milp_agt.errors import SoundnessError
 from milp_agt.inputs import bytes_of
 from milp_agt.reachable import ReachableSet
 from milp_agt.tracing import FEATURES, LABELS
-from milp_agt.training import Training
+from milp_agt.training import Training, UpdateRule
 
 # ------------------------------------------------------------ what is owed, against enumeration
 
@@ -66,6 +67,25 @@ def test_what_is_owed_in_either_state_is_the_best_selection(
             poison_of(budget, static, per_batch, what), batches, 2 * len(batches[0]), budget
         )
         assert check_debt_given(case, restriction, is_tight(static, per_batch, batches)) > 0
+
+
+@pytest.mark.parametrize("per_batch", [False, True], ids=["dataset", "batch"])
+@pytest.mark.parametrize("static", [True, False], ids=["static", "adaptive"])
+def test_samples_that_cannot_be_poisoned_have_no_account(static: bool, per_batch: bool) -> None:
+    """Sample 1 is closed: alone in the first batch, and known from there on."""
+    poison = poison_of(2, static, per_batch, "xv")
+    check_debt(
+        debt_case(poison, ((1,), (0, 1, 2), (1, 2, 3)), 4, 0), tight=not static or not per_batch
+    )
+    case = own_debt_case(poison, ((1,), (0, 1, 2)), 4, 0)
+    assert check_debt_given(case, UNRESTRICTED, tight=True) > 0
+    debt = adversary.open_debt(poison, 4, UNRESTRICTED)
+    samples = torch.tensor([1])
+    step = Step(0, samples, poison.take(samples), UpdateRule(0.1, 0.0, 0.0, False), False)
+    debt.add(step, case.features[0], case.labels[0], case.charges[0])
+    for state in (0, 1):
+        assert torch.equal(debt.worst_given(samples.expand(4), state), torch.zeros(4).double())
+    assert torch.equal(debt.worst(), torch.zeros(4).double())
 
 
 def test_nobody_owes_anything_without_a_budget() -> None:

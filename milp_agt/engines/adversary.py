@@ -151,14 +151,14 @@ class _PerStepDebt(Debt):
         self._poison, self._restriction = poison, restriction
         self._total = torch.zeros(rows, dtype=torch.float64, device=poison.features.device)
         self._own = self._total.new_zeros(rows, poison.states - 1)
-        self._of_samples = self._total.new_zeros(rows, len(poison.features))
+        self._met: list[tuple[Tensor, Tensor]] = []  # samples of each step, and their dev
 
     def add(
         self, step: Step, features: Tensor | None, labels: Tensor | None, charges: Tensor | None
     ) -> None:
         hurt = _dev(step.poison, features, labels, charges)
         if hurt is not None:
-            self._of_samples = self._of_samples.index_add(1, step.samples, hurt.amax(-1))
+            self._met.append((step.samples, hurt))
             self._total = self._total + _spend(
                 hurt, step.samples, step.poison.budgets_given(CLEAN), self._restriction
             )
@@ -171,7 +171,10 @@ class _PerStepDebt(Debt):
         return self._total + self._own.amax(-1)
 
     def by_sample(self) -> Tensor:
-        return self._of_samples
+        total = self._total.new_zeros(len(self._total), len(self._poison.features))
+        for samples, hurt in self._met:
+            total.index_add_(1, samples, hurt.amax(-1))
+        return total
 
     def add_own(
         self, step: Step, features: Tensor | None, labels: Tensor | None, charges: Tensor | None
@@ -185,7 +188,7 @@ class _PerStepDebt(Debt):
 
 
 class PerSampleDebt(Debt):
-    """One account for each sample of the data set that the window has met.
+    """One account for each sample that may be poisoned and that the window has met.
 
     Static adversary: coefficients on the same move are added over the steps before the support
     function is taken, so that what a perturbation gains in one step it may lose in another.
@@ -200,48 +203,59 @@ class PerSampleDebt(Debt):
         self._poison, self._restriction = poison, restriction
         self._rows = rows
         device = poison.features.device
+        self._exposed = poison.exposed
         self._slots = torch.full((len(poison.features),), -1, dtype=torch.int64, device=device)
-        self._groups = torch.zeros(0, dtype=torch.int64, device=device)
-        self._samples = torch.zeros(0, dtype=torch.int64, device=device)
+        self._group_of = self._slots.clone()
+        self._samples = self._slots[:0]
         self._features: Tensor | None = None
         self._labels: Tensor | None = None
         self._charges: Tensor | None = None
         self._batches = 0
+        size = (rows, 0, poison.states - 1)
+        self._devs = torch.zeros(size, dtype=torch.float64, device=device)
 
     def add(
         self, step: Step, features: Tensor | None, labels: Tensor | None, charges: Tensor | None
     ) -> None:
-        slots = self._slots_of(step)
         if not self._poison.static:
             charges, features, labels = _dev(step.poison, features, labels, charges), None, None
+        at = self._exposed[step.samples].nonzero()[:, 0]
+        if len(at) < step.size:
+            features, labels, charges = (_at(t, at) for t in (features, labels, charges))
+        slots = self._slots_of(step.samples, step.samples[at])
         self._features = self._accumulated(self._features, features, slots)
         self._labels = self._accumulated(self._labels, labels, slots)
         self._charges = self._accumulated(self._charges, charges, slots)
+        totals = (_at(t, slots) for t in (self._features, self._labels, self._charges))
+        # Only accounts of this batch have changed.
+        changed = _dev(self._poison.take(step.samples[at]), *totals)
+        self._devs = _padded(self._devs, len(self._samples))
+        if changed is not None:
+            self._devs = self._devs.index_copy(1, slots, changed)
 
-    def _slots_of(self, step: Step) -> Tensor:
-        """Positions of the batch in the accounts; new samples get new ones."""
+    def _slots_of(self, batch: Tensor, samples: Tensor) -> Tensor:
+        """The accounts of ``samples``, those of the ``batch`` that may be poisoned; new ones are opened."""
         self._batches += 1
-        new = step.samples[self._slots[step.samples] < 0]
-        if len(new):
-            first = len(self._samples)
-            self._slots[new] = torch.arange(first, first + len(new), device=new.device)
-            self._samples = torch.cat([self._samples, new])
-            group = self._batches if self._poison.per_batch else 0
-            self._groups = torch.cat([self._groups, torch.full_like(new, group)])
-        return self._slots[step.samples]
+        met = self._group_of[batch]
+        group = self._batches if self._poison.per_batch else 0
+        self._group_of[batch] = torch.where(met < 0, group, met)
+        new = samples[self._slots[samples] < 0]
+        first = len(self._samples)
+        self._slots[new] = torch.arange(first, first + len(new), device=new.device)
+        self._samples = torch.cat([self._samples, new])
+        return self._slots[samples]
 
     def _accumulated(
         self, total: Tensor | None, new: Tensor | None, slots: Tensor
     ) -> Tensor | None:
-        if total is not None and total.shape[1] < len(self._samples):
-            extra = len(self._samples) - total.shape[1]
-            pad = total.new_zeros((total.shape[0], extra, *total.shape[2:]))
-            total = torch.cat([total, pad], 1)
-        if new is None:
-            return total
+        """The totals of all accounts with a batch added; they are this debt's own and change in place."""
+        if total is None and new is None:
+            return None
         if total is None:
-            total = new.new_zeros((self._rows, len(self._samples), *new.shape[2:]))
-        return total.index_add(1, slots, new)
+            assert new is not None
+            total = new.new_zeros((self._rows, 0, *new.shape[2:]))
+        total = _padded(total, len(self._samples))
+        return total if new is None else total.index_add_(1, slots, new)
 
     def add_own(
         self, step: Step, features: Tensor | None, labels: Tensor | None, charges: Tensor | None
@@ -250,12 +264,7 @@ class PerSampleDebt(Debt):
 
     def _hurt(self) -> tuple[Tensor, Tensor]:
         """``dev`` of every account, (rows, accounts, states - 1), and the samples that they belong to."""
-        samples = self._samples
-        hurt = _dev(self._poison.take(samples), self._features, self._labels, self._charges)
-        if hurt is None:
-            size = (self._rows, len(samples), self.states - 1)
-            hurt = torch.zeros(size, dtype=torch.float64, device=samples.device)
-        return hurt, samples
+        return self._devs, self._samples
 
     @property
     def states(self) -> int:
@@ -265,9 +274,9 @@ class PerSampleDebt(Debt):
         """The worst of each group of samples that has budgets of its own, (rows,) each."""
         if not self._poison.per_batch:
             return {0: _spend(hurt, samples, budgets, self._restriction)}
-        spent = {}
-        for group in self._groups.unique().tolist():
-            part = self._groups == group
+        spent, groups = {}, self._group_of[samples]
+        for group in groups.unique().tolist():
+            part = groups == group
             spent[group] = _spend(hurt[:, part], samples[part], budgets, self._restriction)
         return spent
 
@@ -284,14 +293,15 @@ class PerSampleDebt(Debt):
     def worst_given(self, own: Tensor, state: int) -> Tensor:
         hurt, samples = self._hurt()
         slots = self._slots[own]
-        rows = torch.arange(len(own), device=hurt.device)
-        paid = hurt[rows, slots]
-        others = hurt.index_put((rows, slots), torch.zeros_like(paid))
+        rows = (slots >= 0).nonzero()[:, 0]  # of the others nothing is paid
+        at = (rows, slots[rows])
+        paid = hurt.new_zeros(len(own), hurt.shape[2]).index_put((rows,), hurt[at])
+        others = hurt.index_put(at, hurt.new_zeros(()))
         spent = self._spent(others, samples, self._poison.budgets_given(CLEAN))
         if not state:
-            return torch.stack(list(spent.values())).sum(0)
+            return sum(spent.values(), hurt.new_zeros(len(own)))
         fewer = self._spent(others, samples, self._poison.budgets_given(state))
-        home = self._groups[slots]
+        home = self._group_of[own]
         # A sample that is known to be inside has used up its part of the budget in _spend already.
         inside = sorted(self._restriction.inside)
         known = torch.isin(own, torch.tensor(inside, dtype=own.dtype, device=own.device))
@@ -299,6 +309,18 @@ class PerSampleDebt(Debt):
         for group, full in spent.items():
             total = total + torch.where((home == group) & ~known, fewer[group], full)
         return total
+
+
+def _at(tensor: Tensor | None, samples: Tensor) -> Tensor | None:
+    return None if tensor is None else tensor.index_select(1, samples)
+
+
+def _padded(accounts: Tensor, count: int) -> Tensor:
+    """The same accounts and new ones with nothing in them, (rows, count, ...)."""
+    if accounts.shape[1] == count:
+        return accounts
+    extra = accounts.new_zeros((accounts.shape[0], count - accounts.shape[1], *accounts.shape[2:]))
+    return torch.cat([accounts, extra], 1)
 
 
 def _dev(
