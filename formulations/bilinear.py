@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -21,78 +20,11 @@ from milp_agt.core.operation import FreeSlope, Operation, Relaxed
 from milp_agt.core.rounding import TINY, UNIT_ROUNDOFF, gamma
 from milp_agt.errors import EncodingError
 from milp_agt.formulations.base import register
-from milp_agt.formulations.interval_products import (
-    both_signs,
-    corner_products,
-    signed_sums,
-    size_of,
-    without_excess,
-)
-from milp_agt.formulations.product_planes import ProductPlanes, extremes
+from milp_agt.formulations.einsum import Letters, aligned, contracted, einsum, full_index, terms
+from milp_agt.formulations.interval_products import box_of_products
+from milp_agt.formulations.product_planes import BilinearPlanes, ProductPlanes, extremes
 from milp_agt.formulations.products import Products
-
-# Scalar products (over all states) that are multiplied one by one at most.
-EXACT_PRODUCTS_LIMIT = 2**25
-# Products for each number of the operands and of the result from which matrix products are faster.
-THICK = 4
-
-
-@dataclass(frozen=True, slots=True)
-class BilinearSlopes:
-    """Slopes of planes of ``v = einsum(a, b)`` through the centres ``(a_c, b_c)``."""
-
-    letters: tuple[str, str, str]
-    centre_a: Tensor
-    centre_b: Tensor
-
-    def pull(self, coefficients: Tensor, diagonal: bool = False) -> tuple[Tensor, ...]:
-        a, b, out = self.letters
-        to_a, to_b = (
-            "n" + x if diagonal and out.startswith("n") and not x.startswith("n") else x
-            for x in (a, b)
-        )
-        return (
-            _pulled(coefficients, out, self.centre_b, b, to_a),
-            _pulled(coefficients, out, self.centre_a, a, to_b),
-        )
-
-    def narrow(
-        self, axis: int, index: Tensor
-    ) -> tuple[BilinearSlopes, tuple[int | None, ...]] | None:
-        letter = self.letters[2][axis]
-        axes = [x.index(letter) - len(x) if letter in x else None for x in self.letters[:2]]
-        centres = [
-            centre if at is None else centre.index_select(at, index)
-            for centre, at in zip((self.centre_a, self.centre_b), axes, strict=True)
-        ]
-        return BilinearSlopes(self.letters, *centres), tuple(axes)
-
-
-@dataclass(frozen=True, slots=True)
-class BilinearPlanes(BilinearSlopes):
-    """McCormick-type planes of ``v = einsum(a, b)`` through the centres ``(a_c, b_c)``.
-
-    With ``p = b_c`` and ``q = a_c``, both planes are ``einsum(a, b_c) + einsum(a_c, b) + offset``;
-    the offsets are sums over the contracted index of the corner values of
-    ``a b - p a - q b`` (McCormick 1976 for the four corners; any p and q are valid).
-    """
-
-    lower: Tensor
-    upper: Tensor
-    magnitude: Tensor
-
-    def without_offsets(self) -> BilinearSlopes:
-        return BilinearSlopes(self.letters, self.centre_a, self.centre_b)
-
-
-def _pulled(coefficients: Tensor, out: str, other: Tensor, letters: str, target: str) -> Tensor:
-    """``einsum(r out, letters -> r target)``; a plain product where nothing is summed.
-
-    (As an einsum, an elementwise product would become one tiny matrix product for each element.)
-    """
-    if out == letters == target:
-        return coefficients * other
-    return torch.einsum(f"r{out},{letters}->r{target}", coefficients, other)
+from milp_agt.formulations.sum_samples import SumSamples
 
 
 @register
@@ -108,7 +40,8 @@ class Einsum(Operation):
     key = "bilinear"
     cause = Cause.PRODUCTS
     exactness = "McCormick envelopes; exact where an operand is a point"
-    letters: tuple[str, str, str] = field(init=False, repr=False, compare=False)
+    has_influence = True
+    letters: Letters = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         operands, out = self.equation.split("->")
@@ -134,8 +67,11 @@ class Einsum(Operation):
 
     @property
     def contracted(self) -> str:
-        a, b, out = self.letters
-        return "".join(sorted(set(a + b) - set(out)))
+        return contracted(self.letters)
+
+    @property
+    def full_index(self) -> str:
+        return full_index(self.letters)
 
     @property
     def is_outer(self) -> bool:
@@ -145,21 +81,11 @@ class Einsum(Operation):
         return a[:1] == b[:1] == "n" and out == "n" + own and len(set(own)) == len(own)
 
     def _einsum(self, a: Tensor, b: Tensor) -> Tensor:
-        first, second, out = self.letters
-        return torch.einsum(f"...{first},...{second}->...{out}", a, b)
+        return einsum(self.letters, a, b)
 
     def _full(self, tensor: Tensor, operand: int) -> Tensor:
-        """Align an operand with the full index: letters of the result, then the contracted ones."""
-        letters = self.letters[operand]
-        full = self.letters[2] + self.contracted
-        lead = tensor.dim() - len(letters)
-        present = [x for x in full if x in letters]
-        order = [*range(lead), *(lead + letters.index(x) for x in present)]
-        aligned = tensor.permute(order)
-        for position, letter in enumerate(full):
-            if letter not in letters:
-                aligned = aligned.unsqueeze(lead + position)
-        return aligned
+        """Align an operand with the full index."""
+        return aligned(self.letters[operand], self.full_index, tensor)
 
     def value(self, *inputs: Tensor) -> Tensor:
         return self._einsum(*inputs)
@@ -169,105 +95,27 @@ class Einsum(Operation):
         first, second, out = self.letters
         return torch.einsum(f"...{first},...{second}->...{out.removeprefix('n')}", *inputs)
 
-    def _products(self, a: Interval, b: Interval) -> Interval:
-        """Box of ``sum a b``: exact but for what is too large (:meth:`_sums`)."""
-        if b.lower is b.upper:
-            return self._times_points(a, b.lower)
-        if not torch.equal(b.lower[CLEAN], b.upper[CLEAN]):
-            return self._sums(a, b)
-        if len(b.lower) == 1:
-            return self._times_points(a, b.lower)
-        # Data of clean samples are points, those of poisoned ones are not.
-        rest = slice(1, None) if len(a.lower) > 1 else slice(None)
-        clean = self._times_points(a.clean, b.lower[:1])
-        others = self._sums(
-            Interval(a.lower[rest], a.upper[rest]), Interval(b.lower[1:], b.upper[1:])
-        )
-        return Interval(
-            torch.cat([clean.lower, others.lower]), torch.cat([clean.upper, others.upper])
-        )
-
-    def _sums(self, a: Interval, b: Interval) -> Interval:
-        """Sums of the exact products; two bounds of them where those of either sign are too many.
-
-        Products of numbers with a sign are matrix products of their ends (:func:`signed_sums`), so
-        that only the others are multiplied one by one. Where these are too many, midpoint-radius
-        products (Rump 1999) are the second bound.
-        """
-        if not self.contracted:
-            return self._corners(a, b)
-        shape = np.broadcast_shapes(self._full(a.lower, 0).shape, self._full(b.lower, 1).shape)
-        whole = int(np.prod(shape))
-        result = whole // self._terms(a.lower, b.lower)
-        thin = whole < THICK * (a.lower.numel() + b.lower.numel() + result)
-        if thin and whole <= EXACT_PRODUCTS_LIMIT:
-            return self._corners(a, b)
-        index = both_signs(self.letters, a, b)
-        count = shape[0] * size_of(index)
-        if whole <= EXACT_PRODUCTS_LIMIT and 2 * count > whole:
-            return self._corners(a, b)
-        sums = signed_sums(self.letters, a, b)
-        if count <= EXACT_PRODUCTS_LIMIT:
-            return without_excess(self.letters, sums, a, b, index)
-        middle = self._midpoint_radius(a, b)
-        return Interval(
-            torch.maximum(sums.lower, middle.lower), torch.minimum(sums.upper, middle.upper)
-        )
-
-    def _midpoint_radius(self, a: Interval, b: Interval) -> Interval:
-        centre_a, centre_b = a.centre, b.centre
-        radius_a, radius_b = _radius(a, centre_a), _radius(b, centre_b)
-        middle = self._einsum(centre_a, centre_b)
-        radius = self._einsum(centre_a.abs() + radius_a, radius_b) + self._einsum(
-            radius_a, centre_b.abs()
-        )
-        return Interval(middle - radius, middle + radius)
-
-    def _times_points(self, a: Interval, b: Tensor) -> Interval:
-        """The exact products where the second operand is known."""
-        if self.contracted:
-            above = b.clamp(min=0.0)
-            below = b - above
-            return Interval(
-                self._einsum(a.lower, above) + self._einsum(a.upper, below),
-                self._einsum(a.upper, above) + self._einsum(a.lower, below),
-            )
-        point = self._full(b, 1)
-        first, second = self._full(a.lower, 0) * point, self._full(a.upper, 0) * point
-        return Interval(torch.minimum(first, second), torch.maximum(first, second))
-
-    def _corners(self, a: Interval, b: Interval) -> Interval:
-        full = corner_products(
-            Interval(self._full(a.lower, 0), self._full(a.upper, 0)),
-            Interval(self._full(b.lower, 1), self._full(b.upper, 1)),
-        )
-        return Interval(self._total(full.lower), self._total(full.upper))
-
     def _gamma(self, a: Tensor, b: Tensor) -> float:
         """Covers the run's own sum and ours: both have as many terms as the contracted index.
 
-        Ours may add three numbers of the size of each term (:func:`signed_sums`, and the excess).
+        Ours may add three numbers of the size of each term
+        (:mod:`milp_agt.formulations.interval_products`: signed sums, and the excess).
         """
-        return gamma(4 * self._terms(a, b) + 32)
-
-    def _terms(self, a: Tensor, b: Tensor) -> int:
-        """Terms of each sum."""
-        sizes: dict[str, int] = {}
-        for letters, operand in zip(self.letters, (a, b), strict=False):
-            sizes |= zip(letters, operand.shape[-len(letters) :], strict=True)
-        return math.prod(sizes[letter] for letter in self.contracted)
+        return gamma(4 * terms(self.letters, a, b) + 32)
 
     def interval(self, *inputs: Interval) -> Interval:
         a, b = inputs
         size = self._einsum(a.magnitude, b.magnitude)
-        return self._products(a, b).widen(size * self._gamma(a.lower, b.lower) + TINY)
+        return box_of_products(self.letters, a, b).widen(
+            size * self._gamma(a.lower, b.lower) + TINY
+        )
 
     def relax(self, *inputs: Interval) -> BilinearPlanes:
         a, b = inputs
         centre_a, centre_b = a.centre[CLEAN], b.centre[CLEAN]
         away_a = Interval(a.lower - centre_a, a.upper - centre_a)
         away_b = Interval(b.lower - centre_b, b.upper - centre_b)
-        errors = self._products(away_a, away_b)
+        errors = box_of_products(self.letters, away_a, away_b)
         middle = self._einsum(centre_a, centre_b)
         size = self._einsum(a.magnitude.amax(0), b.magnitude.amax(0))
         # |a b| + |p a| + |q b| + |a_c b_c| <= 4 max|a| max|b|
@@ -315,7 +163,7 @@ class Einsum(Operation):
             slack = slack.unsqueeze(slack.dim() - len(self.letters[2]))
         return ProductPlanes(
             self.letters,
-            self.letters[2] + self.contracted,
+            self.full_index,
             slopes[0],
             slopes[1],
             self._total(lower) - slack,
@@ -323,11 +171,10 @@ class Einsum(Operation):
             4 * size,
         )
 
-    def _total(self, terms: Tensor) -> Tensor:
+    def _total(self, products: Tensor) -> Tensor:
         """Sum over the contracted index, which comes last."""
-        return terms.sum(tuple(range(-len(self.contracted), 0))) if self.contracted else terms
-
-    has_influence = True
+        axes = tuple(range(-len(self.contracted), 0))
+        return products.sum(axes) if axes else products
 
     def influence(self, *inputs: Influence) -> Influence:
         a, b = inputs
@@ -365,9 +212,9 @@ class Einsum(Operation):
         """
         base_a = Interval(a.base.lower - q, a.base.upper - q)
         base_b = Interval(b.base.lower - p, b.base.upper - p)
-        base = self._products(base_a, base_b)
-        by_b = self._products(base_a, Interval(-b.down, b.up))
-        by_a = self._products(Interval(-a.down, a.up), base_b)
+        base = box_of_products(self.letters, base_a, base_b)
+        by_b = box_of_products(self.letters, base_a, Interval(-b.down, b.up))
+        by_a = box_of_products(self.letters, Interval(-a.down, a.up), base_b)
         size_a, size_b = torch.maximum(a.down, a.up), torch.maximum(b.down, b.up)
         to_a = self._einsum(size_a, b.reach(size_b))
         to_b = self._einsum(a.reach(size_a), size_b)
@@ -382,8 +229,6 @@ class Einsum(Operation):
     def vjp(
         self, graph: Graph, node: Node, cotangent: Node, wanted: tuple[bool, ...]
     ) -> tuple[Node | None, ...]:
-        from milp_agt.formulations.sum_samples import SumSamples
-
         a, b, out = self.letters
         first, second = graph.inputs(node)
         pulled: list[Node | None] = []
@@ -436,20 +281,13 @@ class Einsum(Operation):
         flat_a = torch.arange(int(np.prod(shape_a))).reshape(shape_a)
         flat_b = torch.arange(int(np.prod(shape_b))).reshape(shape_b)
         first, second = torch.broadcast_tensors(self._full(flat_a, 0), self._full(flat_b, 1))
-        terms = 1
-        for extent in first.shape[first.dim() - len(self.contracted) :]:
-            terms *= extent if self.contracted else 1
-        size = first.numel() // terms
-        total = sp.kron(sp.eye_array(size), np.ones((1, terms)), format="csr")
+        each = terms(self.letters, flat_a, flat_b)
+        total = sp.kron(sp.eye_array(first.numel() // each), np.ones((1, each)), format="csr")
         return first.reshape(-1).numpy(), second.reshape(-1).numpy(), sp.csr_matrix(total)
 
 
-def _radius(box: Interval, centre: Tensor) -> Tensor:
-    return torch.maximum(box.upper - centre, centre - box.lower)
-
-
 def _out_shape(
-    letters: tuple[str, str, str], shape_a: tuple[int, ...], shape_b: tuple[int, ...]
+    letters: Letters, shape_a: tuple[int, ...], shape_b: tuple[int, ...]
 ) -> tuple[int, ...]:
     sizes = dict(zip(letters[0], shape_a, strict=True)) | dict(
         zip(letters[1], shape_b, strict=True)

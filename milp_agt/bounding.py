@@ -16,6 +16,7 @@ from milp_agt.engines import inner, interval, linear, program
 from milp_agt.engines.arithmetic import APART
 from milp_agt.engines.cases import Enumerated
 from milp_agt.engines.charged import Charged
+from milp_agt.engines.ends import count_of
 from milp_agt.engines.exposure import Exposure
 from milp_agt.engines.passes import Passes
 from milp_agt.engines.recorder import Recorder
@@ -112,7 +113,7 @@ class Bounder:
         """Where the ends of the next state are kept for steps whose window begins later."""
         if not self.plan.past or part.exposure.arithmetic is not APART:
             return None
-        return Collected(2 * sum(box.lower[0].numel() for box in part.state.values()))
+        return Collected(count_of(part.state))
 
     def _updated(self, part: Part, step: Step, ranges: interval.Ranges) -> State:
         return interval.update(self.step_graph, part.state, ranges, step, part.exposure.arithmetic)

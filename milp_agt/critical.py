@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 
 from milp_agt.chains import Part
-from milp_agt.engines.linear import boxes_of
-from milp_agt.engines.step import State
+from milp_agt.engines.ends import bounds_of, boxes_of
 
 # Selections that are bounded by themselves, and the share of the width of the union that a selection has
 # to carry to be worked on.
@@ -39,7 +38,7 @@ class Union:
     @staticmethod
     def of(parts: Sequence[Part], wanted: Tensor) -> Union:
         """The ends with these numbers are wanted."""
-        bounds = torch.cat([ends_of(part.state) for part in parts])
+        bounds = torch.cat([bounds_of(part.state) for part in parts])
         low, high = bounds[0].chunk(2)
         middle = 0.5 * (low - high)
         counted = torch.zeros_like(bounds[0], dtype=torch.bool)
@@ -110,9 +109,3 @@ class Union:
             part.state = {
                 n: b.meet(found[n], f"'{n}' of selections") for n, b in part.state.items()
             }
-
-
-def ends_of(state: State) -> Tensor:
-    """Lower bounds of all ends of a state: lower ends, then the negated upper ones, (cases, ends)."""
-    lower = [box.lower.flatten(1) for box in state.values()]
-    return torch.cat([*lower, *(-box.upper.flatten(1) for box in state.values())], 1)

@@ -12,9 +12,10 @@ from torch import Tensor
 from milp_agt.bounding import Bounder
 from milp_agt.chains import Chain, Part
 from milp_agt.core.interval import Interval
-from milp_agt.critical import Union, ends_of
-from milp_agt.engines import alpha, linear
+from milp_agt.critical import Union
+from milp_agt.engines import alpha
 from milp_agt.engines.cases import Enumerated
+from milp_agt.engines.ends import bounds_of, boxes_of
 from milp_agt.engines.relaxed import settle
 from milp_agt.engines.slopes import Slopes
 from milp_agt.engines.step import State, Step
@@ -61,9 +62,9 @@ class Optimiser:
         found = self._optimised(chain.name, part, ends, start, until)
         indices = (relaxed.step.index for relaxed in part.window[-self.bounder.plan.window :])
         part.slopes = dict(zip(indices, found.slopes, strict=True))
-        bounds = ends_of(part.state)
+        bounds = bounds_of(part.state)
         bounds[:, ends] = found.bounds
-        better = linear.boxes_of(part.state, bounds)
+        better = boxes_of(part.state, bounds)
         part.state = {n: b.meet(better[n], f"'{n}' by two slopes") for n, b in part.state.items()}
         return found.late
 
@@ -77,7 +78,7 @@ class Optimiser:
             alone[number] = self._alone(chain, *union.place(number))
             for relaxed in alone[number].window:
                 self.bounder.recorder.step(_label(chain, number), relaxed)
-            return ends_of(alone[number].state)[0]
+            return bounds_of(alone[number].state)[0]
 
         def optimised(number: int, ends: Tensor) -> Tensor:
             nonlocal late

@@ -19,8 +19,9 @@ from milp_agt.cli import main
 from milp_agt.config import load_config
 from milp_agt.core.evaluate import evaluate
 from milp_agt.engines import alpha
+from milp_agt.engines.ends import boxes_of, forms_of_ends
 from milp_agt.engines.joint import Joint
-from milp_agt.engines.linear import bound_forms, boxes_of, forms_of_ends
+from milp_agt.engines.linear import bound_forms
 from milp_agt.engines.recorder import MemoryRecorder
 from milp_agt.engines.relaxed import RelaxedStep
 from milp_agt.engines.separate import worst_of_both

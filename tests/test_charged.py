@@ -23,8 +23,9 @@ from milp_agt.core.operation import Relaxed
 from milp_agt.engines import charged
 from milp_agt.engines.arithmetic import Added
 from milp_agt.formulations import bilinear, charges
-from milp_agt.formulations.bilinear import BilinearPlanes, Einsum
+from milp_agt.formulations.bilinear import Einsum
 from milp_agt.formulations.linear_map import LinearPlanes
+from milp_agt.formulations.product_planes import BilinearPlanes
 from milp_agt.formulations.step import Step
 from milp_agt.formulations.sum_samples import SumSamples
 

@@ -17,10 +17,10 @@ import milp_agt as agt
 from milp_agt import critical, optimising
 from milp_agt.chains import ENUMERATED, OPTIMISED, Part
 from milp_agt.core.interval import Interval
-from milp_agt.critical import Union, ends_of
+from milp_agt.critical import Union
 from milp_agt.engines import alpha
 from milp_agt.engines.cases import Cases, Enumerated
-from milp_agt.engines.linear import forms_of_ends
+from milp_agt.engines.ends import bounds_of, forms_of_ends
 from milp_agt.engines.recorder import MemoryRecorder
 from milp_agt.errors import SoundnessError
 from milp_agt.reachable import ReachableSet
@@ -126,7 +126,7 @@ def test_the_wrong_selection_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_bounds_that_are_too_tight_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
     """A mutant: 1 % less than one flipped label, whose run is one point, moves the parameters."""
-    honest = ends_of
+    honest = bounds_of
 
     def mutant(state: Any) -> Tensor:
         ends = honest(state)
@@ -139,7 +139,7 @@ def test_bounds_that_are_too_tight_are_found(monkeypatch: pytest.MonkeyPatch) ->
     case = CASES["labels"]
     nominal, _ = case.certify(selections="enumerated")
     centre = torch.cat([torch.from_numpy(v).flatten() for v in nominal.reachable.nominal.values()])
-    monkeypatch.setattr(optimising, "ends_of", mutant)
+    monkeypatch.setattr(optimising, "bounds_of", mutant)
     with pytest.raises((AssertionError, SoundnessError)):
         assert_sound(
             case, case.features, case.labels, attacks=64, alpha_steps=1, selections="enumerated"
@@ -162,7 +162,7 @@ def test_the_recorded_slopes_replay_the_bounds() -> None:
         found = alpha.Problem(run.schedule, recorder.steps[label], exposure)
         for ends, slopes in recorder.optimised[label][3]:
             bound = found.bound(forms_of_ends(reached.state, ends), slopes)[:, 0]
-            kept = ends_of(reached.state)[number, ends]
+            kept = bounds_of(reached.state)[number, ends]
             assert bool((kept >= bound).all())
             met += int((kept == bound).sum())
     assert met > 3

@@ -28,7 +28,7 @@ from hypothesis import example, given, settings
 from instances import INSTANCES, SAMPLES, Instance, per_sample
 
 from milp_agt.errors import EncodingError
-from milp_agt.formulations import bilinear
+from milp_agt.formulations import interval_products
 from milp_agt.formulations.leaves import Constant, Features, Labels, Parameter
 
 FAST = settings(max_examples=15, deadline=None, derandomize=True)
@@ -66,8 +66,8 @@ def test_products_by_matrices_hold_sampled_values(
     instance: Instance, limit: int, draw: Draw
 ) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(bilinear, "EXACT_PRODUCTS_LIMIT", limit)
-        patch.setattr(bilinear, "THICK", 0)
+        patch.setattr(interval_products, "EXACT_PRODUCTS_LIMIT", limit)
+        patch.setattr(interval_products, "THICK", 0)
         rng = draw.rng
         boxes = make_boxes(instance, draw.kinds, draw.relations, rng)
         check_interval(instance, boxes, rng)

@@ -12,9 +12,14 @@ from milp_agt.core.restriction import Restriction
 from milp_agt.engines import interval, outer_sum
 from milp_agt.engines.joint import Masks, PoisonedSum
 from milp_agt.engines.outer_sum import OuterSum
-from milp_agt.formulations import bilinear
+from milp_agt.formulations import interval_products
 from milp_agt.formulations.bilinear import Einsum
-from milp_agt.formulations.interval_products import corner_products
+from milp_agt.formulations.interval_products import (
+    box_of_sums,
+    corner_products,
+    corner_sums,
+    midpoint_radius,
+)
 
 SAMPLES, P, Q = 60, 4, 3
 PRODUCT = Einsum("nh,nd->nhd")
@@ -160,11 +165,11 @@ def test_sums_by_matrix_products_are_exact_but_for_size(
 
     for spread in (0.01, 0.3, 3.0):
         a, b = (box(letters, spread) for letters in op.letters[:2])
-        exact, rump = op._corners(a, b), op._midpoint_radius(a, b)
+        exact, rump = corner_sums(op.letters, a, b), midpoint_radius(op.letters, a, b)
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(bilinear, "EXACT_PRODUCTS_LIMIT", limit)
-            patch.setattr(bilinear, "THICK", 0)
-            found = op._sums(a, b)
+            patch.setattr(interval_products, "EXACT_PRODUCTS_LIMIT", limit)
+            patch.setattr(interval_products, "THICK", 0)
+            found = box_of_sums(op.letters, a, b)
         slack = 1e-12 * (1.0 + exact.magnitude)
         assert bool((found.lower <= exact.lower + slack).all())
         assert bool((found.upper >= exact.upper - slack).all())

@@ -19,7 +19,7 @@ from torch import nn
 import milp_agt as agt
 from milp_agt import bounding
 from milp_agt.core.restriction import Restriction
-from milp_agt.formulations import bilinear
+from milp_agt.formulations import interval_products
 
 
 @pytest.mark.parametrize("relaxation", ["interval", "linear"])
@@ -94,7 +94,7 @@ def test_a_box_of_initial_parameters(options) -> None:
 @pytest.mark.parametrize("relaxation", ["interval", "linear"])
 @pytest.mark.parametrize("loss", ["mse", "bce", "cross_entropy", "hinge"])
 def test_midpoint_radius_products(loss, relaxation, monkeypatch) -> None:
-    monkeypatch.setattr(bilinear, "EXACT_PRODUCTS_LIMIT", 0)
+    monkeypatch.setattr(interval_products, "EXACT_PRODUCTS_LIMIT", 0)
     case, test, labels = problem(loss, "both", {"momentum": 0.5}, (3, 2), radius=0.02)
     assert_sound(case, test, labels, relaxation=relaxation)
 

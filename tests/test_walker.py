@@ -11,7 +11,7 @@ from attacks import Problem, Replay, assert_sound, network
 
 import milp_agt as agt
 from milp_agt import cost
-from milp_agt.engines import linear, relaxed, walker
+from milp_agt.engines import ends, linear, relaxed, walker
 from milp_agt.engines.joint import Joint
 from milp_agt.engines.offsets import Offsets, SummedOffsets
 from milp_agt.engines.recorder import MemoryRecorder
@@ -196,16 +196,16 @@ def test_mutants_of_sums_of_products_are_found(part: str) -> None:
 def test_rows_come_by_units_and_every_row_once() -> None:
     shapes = [torch.Size(s) for s in ((6, 9), (6,), (2, 6), (2,), ())]
     total = sum(shape.numel() for shape in shapes)
-    units = list(linear._units(shapes))
+    units = list(ends._units(shapes))
     assert sorted(torch.cat(units).tolist()) == list(range(2 * total))
     # A unit of the layer: 9 weights, a bias, and a weight for each of 2 outputs, from both sides.
     assert [len(u) for u in units] == [2 * 12] * 6 + [2] * 2 + [2]
     for chunk, enough in ((5, 5), (24, 16), (64, 16), (64, 64)):
-        pieces = list(linear._packed(iter(units), chunk, enough))
+        pieces = list(ends._packed(iter(units), chunk, enough))
         assert torch.equal(torch.cat(pieces), torch.cat(units))
         assert max(map(len, pieces)) <= chunk
-    assert len(next(iter(linear._packed(iter(units), 64, 16)))) == 24
-    assert len(next(iter(linear._packed(iter(units), 64, 64)))) == 48
+    assert len(next(iter(ends._packed(iter(units), 64, 16)))) == 24
+    assert len(next(iter(ends._packed(iter(units), 64, 64)))) == 48
 
 
 def test_strips_of_the_same_units_meet_without_being_filled(

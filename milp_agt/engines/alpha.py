@@ -18,8 +18,9 @@ from torch import Tensor
 
 from milp_agt.core.operation import FreeSlope
 from milp_agt.engines.ascent import Free, Variables, has_choice
+from milp_agt.engines.ends import forms_of_ends
 from milp_agt.engines.exposure import Exposure
-from milp_agt.engines.linear import bound_forms, forms_of_ends
+from milp_agt.engines.linear import bound_forms
 from milp_agt.engines.relaxed import RelaxedStep
 from milp_agt.engines.slopes import Slopes, free_slopes, with_slopes
 from milp_agt.engines.step import Schedule

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from itertools import chain
 
@@ -16,6 +15,7 @@ from milp_agt.core.operation import Relaxed
 from milp_agt.engines.arithmetic import Arithmetic, better
 from milp_agt.engines.ball import regained
 from milp_agt.engines.charged import Charged
+from milp_agt.engines.ends import boxes_of, count_of, forms_in_pieces
 from milp_agt.engines.exposure import Creditor, Debt, Exposure
 from milp_agt.engines.offsets import Offsets, per_sample
 from milp_agt.engines.passes import Passes
@@ -144,10 +144,9 @@ def with_shortcut(
 ) -> RelaxedStep:
     """The same step with the forms of all ends of its new state, for the walks of all others."""
     passes = passes or Passes()
-    ends = 2 * sum(box.lower[0].numel() for box in relaxed.state.values())
-    collected = Collected(ends)
+    collected = Collected(count_of(relaxed.state))
     enough = ROWS_OF_UNITS if relaxed.cuts else chunk
-    for part, forms in ends_of(relaxed.state, passes.limit(chunk), enough):
+    for part, forms in forms_in_pieces(relaxed.state, passes.limit(chunk), enough):
 
         def pulled(own: Tensor, forms: Forms = forms) -> Forms:
             some = forms if len(own) == forms.rows else forms.part(own)
@@ -344,13 +343,12 @@ def bound_state(
     """
     passes = passes or Passes()
     state = window[-1].state
-    rows = 2 * sum(box.lower[0].numel() for box in state.values())
     device = exposure.poison.features.device
-    bounds = torch.empty(exposure.cases, rows, dtype=torch.float64, device=device)
+    bounds = torch.empty(exposure.cases, count_of(state), dtype=torch.float64, device=device)
     visited = [relaxed for relaxed in window if relaxed.shortcut is None]
     chunk = chunk if visited else max(chunk, ROWS_OF_SHORTCUTS)
     enough = ROWS_OF_UNITS if any(relaxed.cuts for relaxed in visited) else chunk
-    for part, forms in ends_of(state, passes.limit(chunk), enough):
+    for part, forms in forms_in_pieces(state, passes.limit(chunk), enough):
 
         def bound(own: Tensor, forms: Forms = forms) -> tuple[Tensor, list[Forms]]:
             some = forms if len(own) == forms.rows else forms.part(own)
@@ -364,83 +362,3 @@ def bound_state(
                 assert collected is not None
                 collected.keep(part[own], forms_before)
     return boxes_of(state, bounds)
-
-
-def ends_of(state: State, chunk: int, enough: int) -> Iterator[tuple[Tensor, Forms]]:
-    """Forms of all ends of a state, ``chunk`` at once: lower ends, then upper ends, in its order.
-
-    Yields the numbers of the ends with their forms; those of one unit come together, and no further
-    unit is begun where there are ``enough``.
-    """
-    shapes = [box.lower.shape[1:] for box in state.values()]
-    device = next(iter(state.values())).lower.device
-    for rows in _packed(_units(shapes), chunk, enough):
-        ends = rows.to(device)
-        yield ends, forms_of_ends(state, ends)
-
-
-def forms_of_ends(state: State, ends: Tensor) -> Forms:
-    """Forms of ends with these numbers: all lower ends in the order of the state, then all upper ends."""
-    shapes = [box.lower.shape[1:] for box in state.values()]
-    sizes = [shape.numel() for shape in shapes]
-    total = sum(sizes)
-    one_hot = torch.zeros(len(ends), total, dtype=torch.float64, device=ends.device)
-    one_hot[torch.arange(len(ends)), ends % total] = torch.where(ends < total, 1.0, -1.0).to(
-        one_hot
-    )
-    parts = one_hot.split(sizes, dim=1)
-    return Forms.start(
-        {
-            name: part.reshape(len(ends), *shape)
-            for name, part, shape in zip(state, parts, shapes, strict=True)
-        }
-    )
-
-
-def boxes_of(state: State, bounds: Tensor) -> State:
-    """Boxes of tensors as in ``state`` from lower bounds of all ends in order, (cases, ends)."""
-    shapes = [box.lower.shape[1:] for box in state.values()]
-    sizes = [shape.numel() for shape in shapes]
-    total = sum(sizes)
-    lower, upper = bounds[:, :total].split(sizes, 1), (-bounds[:, total:]).split(sizes, 1)
-    return {
-        name: Interval(low.reshape(-1, *shape), high.reshape(-1, *shape))
-        for name, low, high, shape in zip(state, lower, upper, shapes, strict=True)
-    }
-
-
-def _units(shapes: Sequence[torch.Size]) -> Iterator[Tensor]:
-    """Rows over (2 signs, entries of all tensors), those of one unit together: a strip of the nodes.
-
-    Units are counted along the axis whose extent most tensors share: that of a layer of the network.
-    """
-    total = sum(shape.numel() for shape in shapes)
-    indices = [
-        part.reshape(shape or (1,))
-        for part, shape in zip(
-            torch.arange(total).split([shape.numel() for shape in shapes]), shapes, strict=True
-        )
-    ]
-    shared = Counter(extent for index in indices for extent in set(index.shape))
-    tables: dict[int, list[Tensor]] = {}
-    for index in indices:
-        axis = max(range(index.dim()), key=lambda a: (shared[index.shape[a]], index.shape[a]))
-        extent = index.shape[axis]
-        tables.setdefault(extent, []).append(index.movedim(axis, 0).reshape(extent, -1))
-    for parts in tables.values():
-        table = torch.cat(parts, 1)
-        yield from torch.cat([table, table + total], 1)
-
-
-def _packed(units: Iterable[Tensor], chunk: int, enough: int) -> Iterator[Tensor]:
-    """Pieces of at most ``chunk`` rows; further units are not begun where there are ``enough``."""
-    held: list[Tensor] = []
-    for unit in units:
-        for part in unit.split(chunk):
-            rows = sum(map(len, held))
-            if rows >= enough or rows + len(part) > chunk:
-                yield torch.cat(held)
-                held = []
-            held.append(part)
-    if held:
-        yield torch.cat(held)

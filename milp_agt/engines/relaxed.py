@@ -17,7 +17,7 @@ from milp_agt.engines.interval import Ranges
 from milp_agt.engines.offsets import Offsets, Spendable, SummedOffsets
 from milp_agt.engines.step import Schedule, State, Step
 from milp_agt.engines.update import UpdateGraph
-from milp_agt.formulations.bilinear import BilinearPlanes
+from milp_agt.formulations.product_planes import BilinearPlanes
 from milp_agt.formulations.sum_samples import SumSamples
 from milp_agt.poison import Poison
 from milp_agt.tracing import FEATURES, LABELS
