@@ -20,7 +20,7 @@ from milp_agt.properties.models import Models, Reached
 
 
 def split(models: Models) -> dict[Cause, float]:
-    """What adds up to the mean width that linear forms through the window prove.
+    """What adds up to the mean width that linear forms prove by the window alone.
 
     The forms of both ends of every parameter are walked back, each to its best stop, and all that is
     lost on the way is told apart (:mod:`milp_agt.engines.causes`):
@@ -31,7 +31,8 @@ def split(models: Models) -> dict[Cause, float]:
       lose at the nominal run, and what they lose more for the samples of that selection;
     - selection: what is left of the debt, because every end has poisoned samples of its own. The
       fixed selection is the one that is worth most to all ends together;
-    - start box: the spread over the box where a walk stops;
+    - start box: the spread over the box where a walk stops; forms that go on before the window
+      (:class:`milp_agt.engines.shortcut.Past`) prove more, which is not told apart;
     - rounding: what is subtracted for it, and the planes of linear operations.
 
     Each is >= 0 up to rounding, and their sum is the mean over the trainable parameters of the distance

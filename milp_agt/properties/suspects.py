@@ -44,11 +44,12 @@ class Suspects(Sequence[Suspect]):
 
     Attributes:
         samples: see :class:`Suspect`.
-        causes: mean over the trainable parameters of what each cause adds to the width that the linear
-            forms prove, each >= 0 (up to rounding); None for threats to whole samples, and for budgets
-            of features and labels apart that are bounded jointly. See :func:`milp_agt.properties.gap.split`.
-        width: mean width of the reachable set; it may be less than the sum of the causes, where boxes
-            or programs prove more than the linear forms.
+        causes: mean over the trainable parameters of what each cause adds to the width that linear
+            forms prove by their window alone, each >= 0 (up to rounding); None for threats to whole
+            samples, and for budgets of features and labels apart that are bounded jointly. See
+            :func:`milp_agt.properties.gap.split`.
+        width: mean width of the reachable set; it is less than the sum of the causes where boxes,
+            programs, or forms that go on before the window prove more.
     """
 
     samples: tuple[Suspect, ...]
@@ -57,7 +58,7 @@ class Suspects(Sequence[Suspect]):
 
     @property
     def total(self) -> float | None:
-        """The sum of the causes: the mean width that the linear forms prove."""
+        """The sum of the causes: the mean width that linear forms prove by their window alone."""
         return None if self.causes is None else sum(self.causes.values())
 
     def __len__(self) -> int:

@@ -1,7 +1,7 @@
 """Training runs that are known to be possible: a proved bound that excludes one of them is wrong.
 
-Bounds of ``lp`` are recomputed from row multipliers; those of a tree (``milp``, ``qcqp``, ``miqp``) rest
-on the tolerances of a solver, and on what it tells of its status. A real run through the window is a
+Bounds of ``lp`` and of our own trees are recomputed from row multipliers; those of the trees of SCIP and
+Gurobi rest on their tolerances, and on what they tell of their status. A real run through the window is a
 feasible point of every correct program, whatever rows it has, so its value of an objective is never
 below a valid bound.
 """
