@@ -52,6 +52,7 @@ class Bounder:
     witnesses: Witnesses | None = None
     passes: Passes = field(default_factory=Passes)
     inner_passes: Passes = field(default_factory=Passes)
+    incumbents: tuple[Sequence[program.Incumbents], ...] = ()  # of the newest programs
 
     def bound(
         self,
@@ -234,6 +235,7 @@ class Bounder:
                 limit=True,
             )
             return state, None
+        self._confirm(step, state, report, options.solver)
         if isinstance(choices, program.OneByOne):
             for own, box in zip(listed, report.listed, strict=True):
                 own.state = box
@@ -308,7 +310,19 @@ class Bounder:
                 self.solvers[chain.level], self.solve_limits, workers=self.workers
             ),
             self._witness(part.window[-1].step),
+            self.incumbents,
         )
+
+    def _confirm(
+        self, step: Step, state: State, report: program.ProgramReport, solver: Solver
+    ) -> None:
+        """Hold the bounds against real runs on what the programs themselves had the adversary do."""
+        self.incumbents = report.incumbents
+        if self.witnesses is None or not report.incumbents:
+            return
+        runs = self.witnesses.propose(step.index, report.incumbents)
+        names = list(state)
+        runs.check_state(names, program.ends_of(state, names)[0], solver.name)
 
     def _witness(self, step: Step) -> program.Witness | None:
         """Real runs after a step, which no bound of a program may exclude."""

@@ -17,7 +17,7 @@ from milp_agt.attacks import Attack, Attacker, Envelope, Objective, ParameterSan
 from milp_agt.core.interval import Interval
 from milp_agt.core.relaxation import Relaxation
 from milp_agt.engines.joint import Joint
-from milp_agt.engines.program import WindowProgram
+from milp_agt.engines.program import Incumbents, WindowProgram
 from milp_agt.engines.step import Schedule, State
 from milp_agt.errors import InvalidInputError
 from milp_agt.journal import Remarks
@@ -120,7 +120,7 @@ class Result(Questions):
         Raises:
             SoundnessError: an attack outside it.
         """
-        found = replace(self, attack=attacker.attack(Envelope()))
+        found = replace(self, attack=attacker.attack(Envelope(), incumbents=self._incumbents))
         assert found.sandwich is not None
         return found
 
@@ -141,8 +141,13 @@ class Result(Questions):
         """
         if self.attack is None:
             return None
-        reached = self.attack.towards(objective)
+        reached = self.attack.towards(objective, self._incumbents)
         return Sandwich.of_property(bounds, reached, objective.two_sided)
+
+    @property
+    def _incumbents(self) -> Sequence[Sequence[Incumbents]]:
+        """What programs had their adversaries do, of the final state and of the questions so far."""
+        return () if self.models.program is None else self.models.program.incumbents
 
     def suspects(self, count: int = 10) -> Suspects:
         """The training samples that carry the bound, the heaviest first, and its width by cause.

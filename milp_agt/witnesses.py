@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -10,12 +10,13 @@ from torch import Tensor
 
 from milp_agt.attacks.moves import merged, steepest
 from milp_agt.attacks.pool import random_poisoning
+from milp_agt.attacks.proposed import packed_of
 from milp_agt.attacks.selection import Selector
 from milp_agt.attacks.trained import GraphModels
 from milp_agt.attacks.unrolled import Poisoning, State, Unrolled
 from milp_agt.core.interval import Interval
 from milp_agt.core.restriction import UNRESTRICTED, Restriction
-from milp_agt.engines.program import Witness
+from milp_agt.engines.program import Incumbents, Witness
 from milp_agt.engines.step import step_at_points
 
 CORNERS = 4  # random runs at full strength
@@ -27,8 +28,9 @@ MEMORY = 2**28  # bytes of one pass
 class Witnesses:
     """A few runs, carried along step by step; anew where they have doubled their length.
 
-    One is the run on the data as given, some are random, and the others are what the gradient of the
-    ends of single parameters asks for. They see no bound, and no bound rests on them.
+    One is the run on the data as given, some are random, some are what the gradient of the ends of single
+    parameters asks for, and the others what the last programs had their adversaries do. They see no
+    bound, and no bound rests on them.
     """
 
     def __init__(
@@ -38,14 +40,37 @@ class Witnesses:
         self.initial = {name: box for name, box in initial.items() if bool((box.width > 0).any())}
         self.ends = max(2, min(ENDS, MEMORY // max(1, unrolled.bytes_per_attack)))
         self._generator = torch.Generator().manual_seed(0)
+        self._selector = Selector(unrolled, restriction)
         self._step = -1
+        self._own: Poisoning
         self._data: Poisoning
         self._after: State
+        self._proposed: Poisoning | None = None
 
     def after(self, step: int) -> Witness:
         """Where the runs end after a step, counted from 0; those that skip this step are left out."""
         if step != self._step:
             self._advance(step)
+        return self._witness(step)
+
+    def propose(self, step: int, programs: Sequence[Sequence[Incumbents]]) -> Witness:
+        """Where runs end on what some programs had their adversaries do, among others.
+
+        They stay until programs of a later step are told of. The points are taken evenly from all.
+        """
+        found = packed_of(self._selector, programs, self.ends)
+        assert found is not None
+        chosen = torch.linspace(0, len(found) - 1, min(len(found), self.ends)).round().long()
+        self._proposed = found.rows(chosen).unpacked(self.unrolled)
+        if step != self._step:
+            self._advance(step)
+        self._data = Poisoning.cat([self._own, self._proposed])
+        own = len(self._own)
+        new = self._run(self._proposed, step + 1)
+        self._after = {n: torch.cat([v[:own], new[n]]) for n, v in self._after.items()}
+        return self._witness(step)
+
+    def _witness(self, step: int) -> Witness:
         kept = torch.stack([torch.isfinite(v).flatten(1).all(1) for v in self._after.values()])
         present = self.unrolled.batch_present(self._data, step)
         if present is not None:
@@ -60,13 +85,13 @@ class Witnesses:
         if not known or last or steps & (steps - 1) == 0:
             self._begin(steps)
         else:
-            self._after = self._moved(self._after, step)
+            self._after = self._moved(self._data, self._after, step)
         self._step = step
 
-    def _moved(self, state: State, step: int) -> State:
+    def _moved(self, data: Poisoning, state: State, step: int) -> State:
         run = self.unrolled
-        x, y = run.batch_data(self._data, step)
-        there = run.batch_present(self._data, step)
+        x, y = run.batch_data(data, step)
+        there = run.batch_present(data, step)
         with torch.no_grad():
             return step_at_points(
                 run.step_graph, run.schedule, state, x, y, run.updates[step], there
@@ -75,16 +100,22 @@ class Witnesses:
     def _begin(self, steps: int) -> None:
         """Runs of some steps from the start, and their data for the whole run."""
         run, generator = self.unrolled, self._generator
-        parts = [random_poisoning(Selector(run, self.restriction), CORNERS, generator, True)]
+        parts = [random_poisoning(self._selector, CORNERS, generator, True)]
         if self.restriction is UNRESTRICTED or run.present is None:
             parts.append(run.nominal(1))
         if not run.poison.is_clean and not (self.restriction.inside and run.present is not None):
             parts.append(self._aimed(steps))
-        self._data = Poisoning.cat(parts)
-        state = self._start(len(self._data))
+        self._data = self._own = Poisoning.cat(parts)
+        if self._proposed is not None:
+            self._data = Poisoning.cat([self._own, self._proposed])
+        self._after = self._run(self._data, steps)
+
+    def _run(self, data: Poisoning, steps: int) -> State:
+        """The states after some steps from the start."""
+        state = self._start(len(data))
         for step in range(steps):
-            state = self._moved(state, step)
-        self._after = state
+            state = self._moved(data, state, step)
+        return state
 
     def _start(self, runs: int) -> State:
         """Initial states: as given, or corners of their box."""

@@ -142,6 +142,7 @@ class ProgramSession(ABC):
             multipliers=multipliers,
             raw_status=answer.raw_status,
             seconds=perf_counter() - start,
+            relaxed=_finite(relaxed.point, c),
         )
 
     @property
@@ -220,7 +221,8 @@ class ProgramSession(ABC):
     def _checked_point(self, point: Array | None, c: Array) -> tuple[Array | None, float | None]:
         """The point and its value, or (None, None) unless it is feasible to POINT_TOLERANCE."""
         p = self.program
-        if point is None or point.shape != c.shape or not np.isfinite(point).all():
+        point = _finite(point, c)
+        if point is None:
             return None, None
         point = np.clip(point, p.lower, p.upper)
         sides = np.concatenate([p.row_lower, p.row_upper])
@@ -235,6 +237,13 @@ class ProgramSession(ABC):
     def _nothing(answer: Answer, start: float) -> SolveResult:
         seconds = perf_counter() - start
         return SolveResult(answer.termination, None, None, None, None, answer.raw_status, seconds)
+
+
+def _finite(point: Array | None, like: Array) -> Array | None:
+    """The point if it is one."""
+    if point is None or point.shape != like.shape or not np.isfinite(point).all():
+        return None
+    return point
 
 
 def _scaled(bound: float, exponent: int) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,10 +16,12 @@ from milp_agt import inputs
 from milp_agt.attacks.goals import Goal
 from milp_agt.attacks.objectives import Direction, Envelope, Objective
 from milp_agt.attacks.packed import Packed
+from milp_agt.attacks.proposed import packed_of
 from milp_agt.attacks.replay import ModuleModels, confirm, replay, state_dict_of
 from milp_agt.attacks.search import Aim, Hunt, Search
 from milp_agt.attacks.unrolled import Poisoning, State, Unrolled
 from milp_agt.core.restriction import UNRESTRICTED, Restriction
+from milp_agt.engines.program import Incumbents
 from milp_agt.errors import InvalidInputError, UnsupportedOperationError
 from milp_agt.threats import ThreatModel
 from milp_agt.tracing import trace
@@ -131,6 +133,7 @@ class Attack:
         reached: least and largest value that any kept run has; for the envelope of its widths.
         lower, upper: ends of each trainable parameter over the kept runs and the nominal one.
         trained: models that were trained in the search.
+        proposed: how many of them are what programs of the certificate had their adversary do.
         exhaustive: whether every admissible poisoning was tried, so that ``value`` is the optimum (of
             a backdoor: for the triggers that were found).
         seed, seconds: of the search.
@@ -144,6 +147,7 @@ class Attack:
     lower: Mapping[str, Array]
     upper: Mapping[str, Array]
     trained: int
+    proposed: int
     exhaustive: bool
     seed: int
     seconds: float
@@ -151,10 +155,15 @@ class Attack:
     winner: int = field(repr=False)
     attacker: Attacker = field(repr=False)
 
-    def towards(self, objective: Objective) -> Attack:
-        """Both ends of another objective of the same run, starting from the runs found here."""
+    def towards(
+        self, objective: Objective, incumbents: Sequence[Sequence[Incumbents]] = ()
+    ) -> Attack:
+        """Both ends of another objective of the same run, starting from the runs found here.
+
+        And from ``incumbents``, what programs had their adversaries do.
+        """
         _check_objective(objective)
-        return self.attacker.attack(objective, ("min", "max"), self.runs)
+        return self.attacker.attack(objective, ("min", "max"), self.runs, incumbents)
 
     @property
     def widths(self) -> Array:
@@ -215,6 +224,7 @@ class Attacker:
         objective: Objective,
         directions: tuple[Direction, ...] | None = None,
         known: Runs | None = None,
+        incumbents: Sequence[Sequence[Incumbents]] = (),
     ) -> Attack:
         """Search for the worst poisoning.
 
@@ -222,6 +232,7 @@ class Attacker:
             objective: what to reach.
             directions: which ends, in place of those of the objective.
             known: runs of an earlier search, from which this one starts as well.
+            incumbents: likewise, what programs had their adversaries do, window by window.
 
         Raises:
             InvalidInputError: an objective that does not fit the model.
@@ -233,7 +244,10 @@ class Attacker:
         goal = objective.bind(self.unrolled)
         directions = directions or objective.directions
         hunt = Hunt(self.unrolled, goal, self._aim(goal, directions), self.search, self.restriction)
-        best = hunt.run(None if known is None else known.data)
+        proposed = packed_of(hunt.selector, incumbents, hunt.chunk)
+        found = None if known is None else known.data
+        starts = [data for data in (found, proposed) if data is not None]
+        best = hunt.run(Packed.cat(starts) if starts else None)
         runs = self._trained_again(best.data.rows(best.first_of_each_run()), hunt.chunk)
         nominal = self._trained_again(
             Packed.of(self.unrolled.nominal(1), self.unrolled), hunt.chunk
@@ -262,6 +276,7 @@ class Attacker:
             lower=lower,
             upper=upper,
             trained=best.runs,
+            proposed=0 if proposed is None or hunt.exhaustive else len(proposed),
             exhaustive=hunt.exhaustive,
             seed=self.search.seed,
             seconds=time.perf_counter() - begun,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -56,6 +57,22 @@ class Packed:
             rows = torch.arange(len(x), device=x.device)[:, None]
             index = torch.where(moved.gather(1, order), order, -1)
             leaves.append(PackedLeaf(index, x[rows, order], y[rows, order]))
+        return Packed(tuple(leaves))
+
+    @staticmethod
+    def cat(parts: Sequence[Packed]) -> Packed:
+        """Some attacks after others."""
+        leaves = []
+        for own in zip(*(part.leaves for part in parts), strict=True):
+            places = max(leaf.index.shape[1] for leaf in own)
+            even = [leaf.padded(places) for leaf in own]
+            leaves.append(
+                PackedLeaf(
+                    torch.cat([leaf.index for leaf in even]),
+                    torch.cat([leaf.features for leaf in even]),
+                    torch.cat([leaf.labels for leaf in even]),
+                )
+            )
         return Packed(tuple(leaves))
 
     def __len__(self) -> int:

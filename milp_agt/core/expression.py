@@ -79,6 +79,19 @@ class Expression:
     def size(self) -> int:
         return self.constant.size
 
+    def at(self, points: Array) -> Array:
+        """Values at points (points, columns), without errors: (points, *shape)."""
+        values = (self.matrix @ points[:, : self.matrix.shape[1]].T).T + self.constant
+        return np.asarray(values.reshape(len(points), *self.shape))
+
+    def over(self, columns: Index, rest: Array) -> Expression:
+        """The same over some of the columns, renumbered, where all others have the values ``rest`` (all,)."""
+        matrix = widened(self.matrix, rest.size)
+        others = rest.copy()
+        others[columns] = 0.0
+        kept = sp.csr_matrix(matrix[:, columns])
+        return Expression(kept, self.constant + matrix @ others, self.error, self.shape)
+
     @property
     def is_single_columns(self) -> bool:
         """True where every element is one column or a constant, so that new columns gain nothing."""

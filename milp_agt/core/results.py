@@ -46,6 +46,7 @@ class SolveResult:
         primal_bound: value of the best point found (an incumbent), None when there is none. It is
             not a bound on the minimum from below.
         point: the best point found (columns,), None when there is none.
+        relaxed: where the linear relaxation has its minimum (columns,), None when that is not known.
         multipliers: row multipliers (rows,) from which ``dual_bound`` was recomputed; None when
             the bound is the solver's own (a mixed-integer tree).
         raw_status: the solver's own word.
@@ -59,3 +60,9 @@ class SolveResult:
     multipliers: npt.NDArray[np.float64] | None
     raw_status: str
     seconds: float
+    relaxed: npt.NDArray[np.float64] | None = None
+
+    @property
+    def hint(self) -> npt.NDArray[np.float64] | None:
+        """Where an attack may be looked for: the best point found, else that of the relaxation."""
+        return self.relaxed if self.point is None else self.point

@@ -1,6 +1,6 @@
 """Programs over a window of training steps: encode once, then one solve for each objective."""
 
-from milp_agt.engines.program.bounds import ProgramReport, bound_choices, bound_state
+from milp_agt.engines.program.bounds import ProgramReport, bound_choices, bound_state, ends_of
 from milp_agt.engines.program.choices import (
     Choices,
     Encoding,
@@ -10,6 +10,7 @@ from milp_agt.engines.program.choices import (
     Together,
     largest_of,
 )
+from milp_agt.engines.program.incumbents import Incumbents
 from milp_agt.engines.program.objectives import SolveOptions
 from milp_agt.engines.program.questions import Asked, WindowProgram
 from milp_agt.engines.program.tightening import Tightener, Tightening
@@ -23,6 +24,7 @@ __all__ = [
     "EncodedWindow",
     "Encoding",
     "Group",
+    "Incumbents",
     "OneByOne",
     "ProgramReport",
     "SolveOptions",
@@ -35,5 +37,6 @@ __all__ = [
     "bound_choices",
     "bound_state",
     "encode_window",
+    "ends_of",
     "largest_of",
 ]

@@ -13,6 +13,7 @@ from torch import Tensor
 from milp_agt.core.expression import Array, stacked
 from milp_agt.core.interval import Interval
 from milp_agt.core.program import SIZES
+from milp_agt.engines.program.incumbents import Incumbents
 from milp_agt.engines.program.leaves import Branched, minimise_leaves
 from milp_agt.engines.program.objectives import Evidence, Objectives, SolveOptions
 from milp_agt.engines.program.tightening import Tightening
@@ -27,7 +28,8 @@ class ProgramReport:
 
     ``evidence`` has every program that was solved; ``size`` is that of the largest. ``listed`` are the boxes
     of the choices, where there are any, met with what was proved of each. ``tightening`` says what was done
-    to the ranges that programs stand on.
+    to the ranges that programs stand on. ``incumbents`` are the data that solvers have found, from which
+    attacks may start, for each program step by step.
     """
 
     size: dict[str, int]
@@ -39,6 +41,7 @@ class ProgramReport:
     evidence: tuple[Evidence, ...] = field(repr=False)
     listed: tuple[State, ...] = field(default=(), repr=False)
     tightening: Tightening = field(default_factory=Tightening)
+    incumbents: tuple[Sequence[Incumbents], ...] = field(default=(), repr=False)
 
     @staticmethod
     def of(found: Branched, seconds: float, listed: tuple[State, ...] = ()) -> ProgramReport:
@@ -52,6 +55,7 @@ class ProgramReport:
             seconds,
             found.evidence,
             listed,
+            incumbents=tuple(own for own in found.incumbents if own),
         )
 
 
@@ -104,7 +108,7 @@ def both_ends(encoded: EncodedWindow, names: Sequence[str], gain: Array) -> Obje
     rows = stacked([e.reshape((e.size,)) for e in new], (-1,))
     # -theta is bounded from below by the negative upper end.
     both = stacked([rows.below, rows.above.scale(-1.0)], (-1,))
-    return Objectives.of(encoded.program, both, gain)
+    return Objectives.of(encoded.program, both, gain, encoded.batches)
 
 
 def ends_of(state: State, names: Sequence[str]) -> Array:

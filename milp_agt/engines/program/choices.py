@@ -165,4 +165,4 @@ class Encoding:
     def window(self, span: Span) -> EncodedWindow:
         """The program of the steps alone."""
         encoder, steps = self.steps(span)
-        return EncodedWindow(encoder.finish(), steps.state)
+        return EncodedWindow(encoder.finish(), steps.state, steps.batches)

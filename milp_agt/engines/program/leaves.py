@@ -16,6 +16,7 @@ from milp_agt.core.restriction import Restriction
 from milp_agt.engines import interval
 from milp_agt.engines.cases import Cases, Enumerated
 from milp_agt.engines.interval import Ranges
+from milp_agt.engines.program.incumbents import Incumbents, incumbents_of
 from milp_agt.engines.program.objectives import (
     Evidence,
     Objectives,
@@ -127,6 +128,7 @@ class Branched:
         bounds: of each choice, (choices, objectives).
         evidence: the programs that were solved, each with the multipliers of its objectives, by the
             number of the choice; the other choices rest on what was known of them.
+        incumbents: for each of these programs the data that its solver has found, step by step.
     """
 
     bounds: Array
@@ -135,6 +137,7 @@ class Branched:
     limited: int
     lost: int
     evidence: tuple[Evidence, ...]
+    incumbents: tuple[Sequence[Incumbents], ...] = ()
 
     @property
     def least(self) -> Array:
@@ -189,4 +192,8 @@ def minimise_leaves(
         sum(solved.limited for solved in done_by) + int(left.sum()),
         sum(solved.lost for solved in done_by),
         tuple(evidence),
+        tuple(
+            incumbents_of(own.objectives.batches, solved.points)
+            for own, solved in zip(evidence, done_by, strict=True)
+        ),
     )

@@ -16,6 +16,7 @@ from milp_agt.core.expression import Expression, add, stacked
 from milp_agt.core.interval import Interval
 from milp_agt.core.program import SHARED
 from milp_agt.core.restriction import Restriction
+from milp_agt.engines.program.incumbents import EncodedBatch
 from milp_agt.engines.step import Step
 from milp_agt.moves import MoveSet
 from milp_agt.poison import Poison
@@ -113,6 +114,13 @@ class Moves:
         """How far each sample is poisoned at the cost of a quota, (n,)."""
         costing = [s for state, s in enumerate(selection.states, 1) if state >> quota & 1]
         return costing[0] if len(costing) == 1 else add(costing)
+
+    def batch(
+        self, step: Step, selection: Selection, features: Expression, labels: Expression
+    ) -> EncodedBatch:
+        """The data of a step, and what they cost of each quota."""
+        gates = tuple(self._gates(selection, quota) for quota in range(len(step.poison.quotas)))
+        return EncodedBatch(step.index, step.samples.cpu().numpy(), gates, features, labels)
 
     def features(self, step: Step, selection: Selection) -> Expression:
         """Nominal features plus admissible moves of the selected samples."""

@@ -16,6 +16,7 @@ from milp_agt.core.expression import Array, Expression, Index, widened
 from milp_agt.core.lean import lean
 from milp_agt.core.program import Program
 from milp_agt.core.results import Limits, SolveResult, Termination
+from milp_agt.engines.program.incumbents import EncodedBatch
 from milp_agt.errors import EncodingError, InvalidInputError, MilpAgtError
 from milp_agt.solvers.base import Solver
 
@@ -50,6 +51,7 @@ class Objectives:
         matrix: (objectives, columns).
         constant, error: (objectives,).
         gain: the most that a bound can gain over what is known, (objectives,).
+        batches: the data of the steps over the columns of the program.
     """
 
     program: Program
@@ -57,9 +59,12 @@ class Objectives:
     constant: Array
     error: Array
     gain: Array
+    batches: tuple[EncodedBatch, ...] = ()
 
     @staticmethod
-    def of(program: Program, forms: Expression, gain: Array) -> Objectives:
+    def of(
+        program: Program, forms: Expression, gain: Array, batches: Sequence[EncodedBatch] = ()
+    ) -> Objectives:
         """Forms over the columns of a program, and the least of it that bounds them."""
         wanted = np.unique(forms.matrix.indices).astype(np.int64)
         matrix = widened(forms.matrix, program.lower.size)
@@ -67,7 +72,9 @@ class Objectives:
         matrix = sp.csr_matrix(matrix[:, kept])
         least, left = lean(part, np.unique(matrix.indices).astype(np.int64))
         matrix = sp.csr_matrix(matrix[:, left])
-        return Objectives(least, matrix, forms.constant, forms.error, gain)
+        still = np.clip(0.0, program.lower, program.upper)  # of columns that say nothing here
+        data = tuple(batch.over(kept[left], still) for batch in batches)
+        return Objectives(least, matrix, forms.constant, forms.error, gain, data)
 
 
 @dataclass(frozen=True)
@@ -81,6 +88,7 @@ class Solved:
         lost: their worker died twice.
         multipliers: row multipliers of each objective whose bound rests on them, by its number: the
             bound is ``safe_bound(program, objective, multipliers)``, whoever computes it.
+        points: of the program, where attacks may be looked for; no bound rests on them.
     """
 
     bounds: Array
@@ -89,6 +97,7 @@ class Solved:
     limited: int
     lost: int
     multipliers: dict[int, Array]
+    points: tuple[Array, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -137,7 +146,8 @@ def minimise(objectives: Objectives, options: SolveOptions) -> Solved:
         if outcome.multipliers is not None:
             multipliers[number] = outcome.multipliers
     skipped = objectives.gain.size - order.size
-    return Solved(bounds, len(found), skipped, limited, lost, multipliers)
+    points = tuple(o.hint for o in found.values() if o.hint is not None)
+    return Solved(bounds, len(found), skipped, limited, lost, multipliers, points)
 
 
 def _left(options: SolveOptions) -> float | None:

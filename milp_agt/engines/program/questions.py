@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import scipy.sparse as sp
@@ -20,6 +20,7 @@ from milp_agt.core.rounding import TINY, gamma
 from milp_agt.engines.program.bounds import ProgramReport
 from milp_agt.engines.program.choices import Choices, Encoding, Span
 from milp_agt.engines.program.collective import Reach, counted, within_a_minute
+from milp_agt.engines.program.incumbents import EncodedBatch, Incumbents
 from milp_agt.engines.program.leaves import minimise_leaves
 from milp_agt.engines.program.objectives import Objectives, SolveOptions
 from milp_agt.engines.program.window import RANGE_LIMIT, curved_inputs
@@ -81,7 +82,14 @@ class Asked:
         return value, gamma(2 * self.coefficients.shape[-1] + 16) * size + TINY
 
 
-Ready = tuple[Span, Encoder, dict[str, Expression]]
+@dataclass(frozen=True)
+class Ready:
+    """The window of a choice, to be built upon."""
+
+    span: Span
+    encoder: Encoder
+    state: dict[str, Expression]
+    batches: tuple[EncodedBatch, ...]
 
 
 @dataclass(frozen=True)
@@ -93,6 +101,7 @@ class WindowProgram:
         choices: what each program is about; they are solved loosest first (:func:`minimise_leaves`).
         options: how to solve.
         witness: where real runs end, which every answer has to admit.
+        of_state: what the programs that bounded the state after the steps had their adversaries do.
         reports: what each question took, in the order in which they were asked.
         notes: questions that were left to the cheaper bounds, and why.
     """
@@ -101,6 +110,7 @@ class WindowProgram:
     choices: Choices
     options: SolveOptions
     witness: Witness | None = None
+    of_state: tuple[Sequence[Incumbents], ...] = ()
     reports: list[ProgramReport] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     _ready: dict[int, Ready] = field(default_factory=dict, repr=False)
@@ -134,6 +144,12 @@ class WindowProgram:
             ends = Interval(lower.amin(0), upper.amax(0))
             self.witness.check_forms("form of the outputs", value, room, ends, self._name)
         return Interval(lower, upper)
+
+    @property
+    def incumbents(self) -> tuple[Sequence[Incumbents], ...]:
+        """The same of the state and of the questions so far."""
+        asked = (own for report in self.reports for own in report.incumbents)
+        return (*self.of_state, *asked)
 
     @property
     def _name(self) -> str:
@@ -172,7 +188,7 @@ class WindowProgram:
 
         def build(choice: int) -> Objectives:
             encoder, both = forms(choice)
-            return Objectives.of(encoder.finish(), both, gain)
+            return Objectives.of(encoder.finish(), both, gain, self._ready[choice].batches)
 
         found = minimise_leaves(ends, gain, build, self.options)
         self.reports.append(ProgramReport.of(found, time.monotonic() - started))
@@ -226,10 +242,13 @@ class WindowProgram:
         def build(choice: int) -> Objectives:
             encoder, forms = self._encoded(choice, asked)
             opened = reach.encode(encoder, forms, upper[choice], solver, able[choice])
-            return Objectives.of(encoder.finish(), opened.total, gain)
+            batches = self._ready[choice].batches
+            return Objectives.of(encoder.finish(), opened.total, gain, batches)
 
+        started = time.monotonic()
         options = within_a_minute(self.options)
         found = minimise_leaves(-reach.counts(able)[:, None], gain, build, options)
+        self.reports.append(ProgramReport.of(found, time.monotonic() - started))
         return counted(found.bounds[:, 0], len(asked))
 
     def bound_parameters(self, coefficients: Mapping[str, Tensor], known: Interval) -> Interval:
@@ -265,7 +284,8 @@ class WindowProgram:
         self, choice: int, coefficients: Mapping[str, Tensor]
     ) -> tuple[Encoder, Expression]:
         """Linear forms of the state, (rows,), rounding charged."""
-        span, encoder, state = self._state(choice)
+        ready = self._state(choice)
+        span, encoder, state = ready.span, ready.encoder, ready.state
         parts, size, terms = [], 0.0, 0
         for name, on in coefficients.items():
             flat = on.detach().cpu().flatten(1).numpy()
@@ -286,14 +306,15 @@ class WindowProgram:
             encoder.selection, encoder.envelopes = None, True
             encoder.origin = "model: state"
             state = {n: encoder.bounded(steps.state[n], box) for n, box in span.state.items()}
-            self._ready[choice] = (span, encoder, state)
-        span, encoder, state = self._ready[choice]
-        return span, encoder.fork(), dict(state)
+            self._ready[choice] = Ready(span, encoder, state, steps.batches)
+        ready = self._ready[choice]
+        return replace(ready, encoder=ready.encoder.fork(), state=dict(ready.state))
 
     def _outputs(self, choice: int, asked: Asked) -> tuple[Encoder, Expression]:
         """Outputs of the trained model at the test inputs, (n, outputs)."""
-        span, encoder, known = self._state(choice)
-        boxes = asked.boxes(span.state)
+        ready = self._state(choice)
+        encoder, known = ready.encoder, ready.state
+        boxes = asked.boxes(ready.span.state)
         if bool((asked.inputs.lower == asked.inputs.upper).all()):
             known[FEATURES] = Expression.of(asked.inputs.lower[0].cpu().numpy())
         else:

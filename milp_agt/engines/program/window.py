@@ -15,6 +15,7 @@ from milp_agt.core.program import Program
 from milp_agt.core.restriction import UNRESTRICTED, Restriction
 from milp_agt.core.strengthening import DEFAULT, Strengthening
 from milp_agt.engines.joint import Joint
+from milp_agt.engines.program.incumbents import EncodedBatch
 from milp_agt.engines.program.influence import admitted, encode_influence, influence_on
 from milp_agt.engines.program.moves import Moves
 from milp_agt.engines.program.phases import encode_phases
@@ -37,22 +38,25 @@ RANGE_LIMIT = 1e8
 
 @dataclass(frozen=True)
 class EncodedWindow:
-    """A program whose feasible set holds every run through the window, and its final state."""
+    """A program whose feasible set holds every run through the window, its final state and its data."""
 
     program: Program
     state: dict[str, Expression]
+    batches: tuple[EncodedBatch, ...] = ()
 
 
 @dataclass(frozen=True)
 class EncodedSteps:
     """Expressions over the columns of a window: the state after it, and the nodes of its last step.
 
-    ``selection`` has the columns of the last batch; None where none of it can be poisoned.
+    ``selection`` has the columns of the last batch; None where none of it can be poisoned. ``batches``
+    are the data of the steps in which some can.
     """
 
     state: dict[str, Expression]
     known: dict[str, Expression]
     selection: Selection | None
+    batches: tuple[EncodedBatch, ...]
 
 
 def encode_window(
@@ -78,7 +82,7 @@ def encode_window(
     envelopes = affords_envelopes(schedule, window)
     encoder = Encoder(exact_phases, exact_products, envelopes, strengthening)
     steps = encode_steps(step_graph, schedule, window, poison, restriction, encoder, past)
-    return EncodedWindow(encoder.finish(), steps.state)
+    return EncodedWindow(encoder.finish(), steps.state, steps.batches)
 
 
 def encode_steps(
@@ -97,6 +101,7 @@ def encode_steps(
     state: dict[str, Expression] | None = None
     known: dict[str, Expression] = {}
     selection: Selection | None = None
+    batches: list[EncodedBatch] = []
     undecided = admitted(poison, restriction)
     tied = undecided and poison.whole is None
     for number, relaxed in enumerate(window):
@@ -113,6 +118,8 @@ def encode_steps(
             rows = influence_on(schedule, past, relaxed.state, joint)
             encode_influence(encoder, moves, rows, list(columns.values()))
         known, selection = _encode_nodes(schedule, relaxed, encoder, moves, columns)
+        if selection is not None:
+            batches.append(moves.batch(relaxed.step, selection, known[FEATURES], known[LABELS]))
         if tied and encoder.strengthening.phases:
             encode_phases(schedule, [*past, *window[:number]], relaxed, encoder, moves, known)
         state = _encode_update(step_graph, relaxed, encoder, dict(known))
@@ -124,7 +131,7 @@ def encode_steps(
     if tied and encoder.exact_phases and encoder.strengthening.symmetry:
         order_equals(encoder, moves, [relaxed.step for relaxed in (*past, *window)])
     moves.close()
-    return EncodedSteps(state, known, selection)
+    return EncodedSteps(state, known, selection, tuple(batches))
 
 
 def _widest(

@@ -1,0 +1,88 @@
+"""Attacks that programs propose: the data of their incumbents, made admissible and trained on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from milp_agt.attacks.moves import merged, random_moves
+from milp_agt.attacks.packed import Packed
+from milp_agt.attacks.selection import Selector
+from milp_agt.attacks.unrolled import Poisoning, Unrolled
+from milp_agt.core.expression import Array
+from milp_agt.engines.program import Incumbents
+
+# A sample that is poisoned by less gets its moves enlarged only up to the inverse of this.
+SMALLEST_GATE = 1e-3
+
+
+def packed_of(
+    selector: Selector, programs: Sequence[Sequence[Incumbents]], chunk: int
+) -> Packed | None:
+    """The data of :func:`poisoning_of` for the incumbents of some programs; None where there are none."""
+    found = [
+        Packed.of(poisoning_of(selector, [batch.rows(part) for batch in window]), selector.unrolled)
+        for window in programs
+        for part in _parts(len(window[0].gates), chunk)
+    ]
+    return Packed.cat(found) if found else None
+
+
+def poisoning_of(selector: Selector, window: Sequence[Incumbents]) -> Poisoning:
+    """Admissible data near those that a program has its adversary train on, one attack for each point.
+
+    A relaxation may poison many samples a little. Those it poisons most are taken, as many as the budget
+    allows, and each moves as far as if it were poisoned entirely, ``x + (x' - x) / s`` for the share s,
+    to the next admissible point. What happens to whole samples, and pixels in front of frozen layers, are
+    not in a program: there samples move at random, at full strength.
+
+    Args:
+        window: the data of the steps that a program spans, not empty.
+    """
+    unrolled = selector.unrolled
+    nominal = unrolled.nominal(len(window[0].gates))
+    target, scores = nominal.map(torch.clone), _nobody(unrolled, len(nominal))
+    for batch in window:
+        leaf = 0 if unrolled.poison.static else batch.step
+        at = batch.samples if unrolled.poison.static else batch.places
+        index = torch.from_numpy(at).to(scores[leaf].device)
+        gates = torch.from_numpy(batch.gates).to(scores[leaf])
+        scores[leaf][:, index] = gates
+        ends = (target.features[leaf], batch.features, gates[..., 0])
+        for values, given, gate in (ends, (target.labels[leaf], batch.labels, gates[..., -1])):
+            if values.shape[2:] == given.shape[2:]:
+                values[:, index] = _enlarged(values[:, index], given, gate)
+    chosen = zip(selector.choose(tuple(scores)), scores, strict=True)
+    masks = tuple(mask & (score > 0.0) for mask, score in chosen)
+    leaves = zip(unrolled.leaf_poisons, target.features, target.labels, strict=True)
+    near = [own.project(x, y) for own, x, y in leaves]
+    drawn = random_moves(unrolled, masks, torch.Generator().manual_seed(0))
+    features, labels = tuple(x for x, _ in near), tuple(y for _, y in near)
+    shape = window[0].features.shape[2:]
+    if _in_place(unrolled) or unrolled.poison.features.shape[1:] != shape:
+        features = drawn.features
+    if _in_place(unrolled):
+        labels = drawn.labels
+    return merged(masks, Poisoning(features, labels, drawn.there), nominal)
+
+
+def _parts(count: int, chunk: int) -> list[slice]:
+    return [slice(begin, begin + chunk) for begin in range(0, count, chunk)]
+
+
+def _in_place(unrolled: Unrolled) -> bool:
+    """Whether other samples take the places of some."""
+    return unrolled.middle is not None
+
+
+def _nobody(unrolled: Unrolled, attacks: int) -> list[Tensor]:
+    quotas = len(unrolled.poison.quotas)
+    like = unrolled.poison.features
+    return [like.new_zeros(attacks, len(c), quotas) for c in unrolled.covers]
+
+
+def _enlarged(nominal: Tensor, given: Array, gate: Tensor) -> Tensor:
+    share = gate.clamp(min=SMALLEST_GATE).reshape(*gate.shape, *[1] * (nominal.dim() - 2))
+    return nominal + (torch.from_numpy(given).to(nominal) - nominal) / share
