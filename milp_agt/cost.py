@@ -59,7 +59,7 @@ class Plan:
     """What will be run: the level, the windows, the pieces, and remarks for the result.
 
     ``past`` counts the steps whose ends are kept, for forms that have reached the beginning of their
-    window.
+    window. ``rows`` of a walk have room in memory, ``chunk`` of them share one of the run.
     """
 
     asked: str
@@ -67,6 +67,7 @@ class Plan:
     steps: int
     window: int
     program_window: int
+    rows: int
     chunk: int
     fragment: int
     walk_fragment: int
@@ -208,12 +209,14 @@ def plan(
     chunk = max(1, min(2 * sizes.state, ROWS_AT_ONCE, room // sizes.form(fewest, walked)))
     cached = 0 if cuts else CACHED_ELEMENTS // (chunk * sizes.widest)
     walk_fragment = max(fewest, cached)
+    rows = max(1, room // sizes.form(walk_fragment, walked))
     return Plan(
         asked=relaxation,
         relaxation=level,
         steps=steps,
         window=walked,
         program_window=solved,
+        rows=rows,
         chunk=chunk,
         fragment=max(
             whole,

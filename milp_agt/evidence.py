@@ -214,7 +214,7 @@ def _affordable(result: Result, dataset: Dataset) -> int:
     """Points of the map in each direction, by the time that some training points take."""
     x, y = dataset.x_train[:32], dataset.y_train[:32]
     begun = time.perf_counter()
-    result.accuracy(x, y)
+    result.margins(x, y)
     each = (time.perf_counter() - begun) / len(x)
     calls = 1 if result.models.step_graph.outputs <= 2 else result.models.step_graph.outputs
     granted = max(MAP_SECONDS, MAP_SHARE * sum(step.seconds for step in result.steps))
@@ -225,8 +225,7 @@ def _leads(result: Result, x: Array, classes: int) -> Array:
     """Lower bounds of the score of each class less the best other one, (n, classes)."""
 
     def margins(label: int) -> tuple[Array, Array]:
-        points = result.accuracy(x, np.full(len(x), label)).points
-        return points.score_lower, points.score_upper
+        return result.margins(x, np.full(len(x), label))
 
     if classes == 2:
         lower, upper = margins(1)

@@ -23,7 +23,7 @@ from milp_agt.errors import InvalidInputError
 from milp_agt.journal import Remarks
 from milp_agt.kinds import of_kind
 from milp_agt.poison import Poison
-from milp_agt.properties.models import Models, Reached
+from milp_agt.properties.models import Models, Reached, Watch
 from milp_agt.properties.questions import Questions
 from milp_agt.properties.suspects import Suspects, suspects
 from milp_agt.reachable import Bounds, ReachableSet, StepRecord
@@ -78,6 +78,7 @@ class Result(Questions):
         schedule: Schedule,
         reached: Sequence[Reached],
         program: WindowProgram | None = None,
+        rows: int | None = None,
         nominal: Mapping[str, Tensor],
         steps: tuple[StepRecord, ...],
         total_steps: int,
@@ -89,7 +90,7 @@ class Result(Questions):
     ) -> Result:
         """Collect what the loop knows after some steps."""
         point = {n: nominal[n] for n in step_graph.parameters}
-        models = Models(step_graph, schedule, point, reached, program)
+        models = Models(step_graph, schedule, point, reached, program, rows)
         return Result(
             reachable=_reachable(step_graph, models.state, nominal),
             steps=steps,
@@ -102,6 +103,10 @@ class Result(Questions):
             models=models,
             settings=settings,
         )
+
+    def watched(self, watch: Watch) -> Result:
+        """The same, where ``watch`` is told how many of the test points of a question are bounded."""
+        return replace(self, models=replace(self.models, watch=watch))
 
     @property
     def claim(self) -> str:

@@ -325,6 +325,7 @@ class Run:
             schedule=self.schedule,
             reached=tuple(self.carried.reached(self.plan.window)),
             program=self._program(),
+            rows=self.plan.rows,
             nominal=self.nominal,
             steps=tuple(self.records),
             total_steps=self.plan.steps,

@@ -117,7 +117,7 @@ def test_a_run_goes_on_with_fewer_rows(
 def test_questions_warn_when_memory_runs_out(monkeypatch: pytest.MonkeyPatch) -> None:
     result = certified(selections="joint")
     x, y = torch.eye(2, dtype=torch.float64), torch.tensor([0, 1])
-    plain, suspects = result.accuracy(x, y), result.suspects()
+    plain, suspects = result.margins(x, y), result.suspects()
     walk = linear.walk
 
     def starved(*arguments, **named):
@@ -127,8 +127,8 @@ def test_questions_warn_when_memory_runs_out(monkeypatch: pytest.MonkeyPatch) ->
 
     monkeypatch.setattr(linear, "walk", starved)
     with pytest.warns(UserWarning, match="Memory ran out with 4 rows in a pass; 1 shared one"):
-        answer = result.accuracy(x, y)
-    assert np.allclose(answer.points.score_lower, plain.points.score_lower, rtol=1e-12)
+        margins = result.margins(x, y)
+    assert np.allclose(margins, plain, rtol=1e-12)
     with pytest.warns(UserWarning, match="Memory ran out"):
         again = result.suspects()
     assert [s.sample for s in again] == [s.sample for s in suspects]

@@ -181,6 +181,9 @@ def _certify(arguments: argparse.Namespace) -> int:
                 checkpoint=checkpoint,
                 attack=run.search if options.attack or arguments.attack else False,
             )
+            result = result.watched(
+                lambda done, points: advance(total, total, f"test points {done}/{points}")
+            )
             verdicts = [v for asked in run.properties for v in judge(result, run.dataset, asked)]
             found = _suspects(result) if arguments.suspects else None
             folder.save(result, verdicts, complete=True, suspects=found)

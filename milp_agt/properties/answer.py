@@ -41,7 +41,8 @@ class Points:
         lower, nominal, upper: of the quantity that is counted: 0 or 1 for a share, or a loss. The
             quantity of every reachable model lies in [lower, upper].
         score_lower, score_nominal, score_upper: of what decides it. For classes the safety margin:
-            the best score of a safe class less the best of an unsafe one.
+            the best score of a safe class less the best of an unsafe one. Of a point that the box of the
+            parameters decides by itself (``lower == upper``) they may be bounds from that box.
         groups: the subgroup of each point; None without subgroups.
     """
 

@@ -18,6 +18,7 @@ from milp_agt.engines.program.collective import most_by_selection
 from milp_agt.properties.accuracy import Accuracy
 from milp_agt.properties.answer import Answer, GroupName, summarise
 from milp_agt.properties.models import Models
+from milp_agt.properties.question import bounds_of
 from milp_agt.reachable import Bounds
 
 
@@ -38,7 +39,7 @@ def collective(
 
     Each is a dual bound, and the best counts. The table of the points is that of the accuracy.
     """
-    bounds = models.bound(question.decision.forms)
+    (bounds,) = bounds_of(models, question)
     scores = question.evaluate([bounds])
     nominal = question.nominal([models.at_nominal(question.decision.forms)])
     answer = summarise(scores, nominal, question.index, groups)

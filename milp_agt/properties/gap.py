@@ -12,7 +12,6 @@ from milp_agt.engines.cases import Enumerated
 from milp_agt.engines.causes import Account, Gaps, Window
 from milp_agt.engines.charged import Charged
 from milp_agt.engines.joint import Joint
-from milp_agt.engines.linear import rows_at_once
 from milp_agt.engines.passes import in_passes
 from milp_agt.engines.walker import Forms
 from milp_agt.poison import Poison
@@ -68,7 +67,7 @@ def _gaps(models: Models, reached: Reached) -> tuple[Gaps, tuple[Account, ...]]:
         found = window.gaps(Forms.start(models.on_parameters(reached, rows[some])))
         return replace(found, accounts=tuple(_summed(account) for account in found.accounts))
 
-    pieces = in_passes(len(rows), rows_at_once(models.schedule, window.steps), gaps)
+    pieces = in_passes(len(rows), models.rows_at_once(window.steps), gaps)
     accounts = list(pieces[0].accounts)
     for number, account in ((n, a) for piece in pieces[1:] for n, a in enumerate(piece.accounts)):
         if number == len(accounts):

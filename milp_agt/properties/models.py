@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -31,9 +31,12 @@ from milp_agt.engines.walker import Forms
 from milp_agt.poison import Poison
 from milp_agt.tracing import FEATURES, StepGraph
 
-# Test points, and forms of the parameters, that share one walk through the window.
+# Test points, forms of the parameters, and numbers of all their coefficients that share one pass.
 POINTS_AT_ONCE = 64
 ROWS_AT_ONCE = 256
+NUMBERS_AT_ONCE = 2**23
+
+Watch = Callable[[int, int], None]  # told how many test points of how many are bounded
 
 
 @dataclass(frozen=True)
@@ -89,6 +92,8 @@ class Models:
     """All that is known of the reachable models: every one lies in a case of ``reached``.
 
     ``program`` holds every run through its window; None where the run was not bounded by programs.
+    ``rows`` is the most rows of a walk that memory has room for; None for no limit. ``watch`` is told how
+    a question gets on.
     """
 
     step_graph: StepGraph
@@ -96,6 +101,8 @@ class Models:
     nominal: dict[str, Tensor]
     reached: Sequence[Reached]
     program: WindowProgram | None = None
+    rows: int | None = None
+    watch: Watch | None = None
 
     @property
     def poison(self) -> Poison:
@@ -146,15 +153,48 @@ class Models:
             exhaustive: each reachable model belongs to one of them. Where the run was bounded by
             programs, cases are met with the form as an objective on top of the last ones.
         """
-        pieces = [
-            [self._bound_piece(reached, forms.part(part)) for reached in self.reached]
-            for part in torch.arange(len(forms)).split(POINTS_AT_ONCE)
-        ]
-        bounds = _joined([_joined(each, 0) for each in pieces], 1)
+        bounds = self._bounded(self.reached, forms)
         if self.program is None:
             return bounds
         solved = self.program.bound(self.asked(forms), bounds)
         return bounds.meet(solved, "a form of the outputs by linear forms and by program")
+
+    def bound_in_box(self, forms: OutputForms) -> Interval:
+        """The same from the boxes of the parameters alone, by intervals and linear forms: no walk."""
+        return self._bounded([replace(r, window=(), past=()) for r in self.reached], forms)
+
+    def refine(self, forms: OutputForms, known: Interval, points: Tensor) -> Interval:
+        """Bounds ``known`` from boxes, with those of some points as :meth:`bound` has them."""
+        if len(points) == 0 or (self.program is None and not any(r.window for r in self.reached)):
+            return known
+        found = self.bound(forms.part(points))
+        return Interval(
+            known.lower.index_copy(1, points, found.lower),
+            known.upper.index_copy(1, points, found.upper),
+        )
+
+    def _bounded(self, where: Sequence[Reached], forms: OutputForms) -> Interval:
+        """Bounds by intervals and linear forms, some points at once."""
+        found: list[Interval] = []
+        walked = any(reached.window for reached in where)
+        for part in self._parts(forms):
+            some = forms.part(part)
+            found.append(_joined([self._bound_piece(reached, some) for reached in where], 0))
+            if walked and self.watch is not None:
+                self.watch(int(part[-1]) + 1, len(forms))
+        return _joined(found, 1)
+
+    def _parts(self, forms: OutputForms) -> Sequence[Tensor]:
+        """Positions of points whose forms are bounded at once: few where they have many coefficients."""
+        numbers = 2 * forms.coefficients[0, :, 0].numel() * self.step_graph.parameter_count
+        size = max(1, min(POINTS_AT_ONCE, NUMBERS_AT_ONCE // max(1, numbers)))
+        parts: Sequence[Tensor] = torch.arange(len(forms), device=forms.constant.device).split(size)
+        return parts
+
+    def rows_at_once(self, window: Sequence[RelaxedStep]) -> int:
+        """Rows that share a walk through a window: as many as are fast and fit into memory."""
+        fast = rows_at_once(self.schedule, window)
+        return fast if self.rows is None else min(fast, self.rows)
 
     def asked(self, forms: OutputForms) -> Asked:
         """The forms as a question to programs."""
@@ -173,10 +213,7 @@ class Models:
         apart = self.poison.label_quota is not None
         if not joint or apart or self.poison.per_batch or not reached.window:
             return None
-        pieces = [
-            self._piece_by_sample(reached, forms.part(part))
-            for part in torch.arange(len(forms)).split(POINTS_AT_ONCE)
-        ]
+        pieces = [self._piece_by_sample(reached, forms.part(part)) for part in self._parts(forms)]
         base, dev = zip(*pieces, strict=True)
         return torch.cat(base), torch.cat(dev)
 
@@ -201,7 +238,7 @@ class Models:
                 reached.exposure,
             )
 
-        size = rows_at_once(self.schedule, reached.window)
+        size = self.rows_at_once(reached.window)
         found = in_passes(own.magnitude.numel(), size, bound)
         base, dev = torch.cat([b for b, _ in found]), torch.cat([d for _, d in found])
         points = len(forms)
@@ -219,7 +256,7 @@ class Models:
     def _summed(self, reached: Reached, forms: OutputForms, weights: Tensor) -> Forms:
         """Forms on the state that are at most the weighted sums."""
         total: Forms | None = None
-        for part in torch.arange(len(forms), device=weights.device).split(POINTS_AT_ONCE):
+        for part in self._parts(forms):
             some, own = forms.part(part), weights[:, part]
             on_outputs = torch.einsum("rnf,nfo->rno", own, some.coefficients)
             each = forms_of_outputs(
@@ -287,7 +324,7 @@ class Models:
                 reached.past,
             )
 
-        pieces = in_passes(start.rows, rows_at_once(self.schedule, reached.window), bound)
+        pieces = in_passes(start.rows, self.rows_at_once(reached.window), bound)
         return arithmetic.outcome(better(arithmetic, best, torch.cat(pieces)))
 
     def _bound_piece(self, reached: Reached, forms: OutputForms) -> Interval:

@@ -47,10 +47,36 @@ def ask(models: Models, question: Question, groups: npt.NDArray[Any] | None = No
     Guarantee: the mean of every reachable model lies in the bounds, that of a subgroup in the bounds
     of the subgroup, and the quantity of each point in its row of the table.
     """
-    scores = question.evaluate([models.bound(forms) for forms in question.forms])
+    return _answer(models, question, bounds_of(models, question), groups)
+
+
+def bounds_of(models: Models, question: Question) -> list[Interval]:
+    """Bounds of the forms of a question, with points walked through training where that may decide.
+
+    Points whose quantity follows from the box of the parameters are not walked: the quantity cannot
+    become tighter, and the ends of their score are those of the box.
+    """
+    boxed = [models.bound_in_box(forms) for forms in question.forms]
+    value = question.evaluate(boxed).value
+    open_ = (~(value.lower == value.upper)).any(0).nonzero()[:, 0]
+    pairs = zip(question.forms, boxed, strict=True)
+    return [models.refine(forms, known, open_) for forms, known in pairs]
+
+
+def ask_scores(models: Models, question: Question) -> Answer:
+    """The same with every point walked, for the tightest scores."""
+    return _answer(models, question, [models.bound(forms) for forms in question.forms], None)
+
+
+def _answer(
+    models: Models,
+    question: Question,
+    bounds: Sequence[Interval],
+    groups: npt.NDArray[Any] | None,
+) -> Answer:
     nominal = question.nominal([models.at_nominal(forms) for forms in question.forms])
     own = None if groups is None else groups[question.index.cpu().numpy()]
-    return summarise(scores, nominal, question.index, own)
+    return summarise(question.evaluate(bounds), nominal, question.index, own)
 
 
 def groups_of(groups: object, count: int) -> npt.NDArray[Any] | None:

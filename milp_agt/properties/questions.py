@@ -18,7 +18,7 @@ from milp_agt.properties.functional import Functional
 from milp_agt.properties.loss import MeanLoss, mean_loss
 from milp_agt.properties.models import Models
 from milp_agt.properties.predictions import Predictions
-from milp_agt.properties.question import ask, groups_of
+from milp_agt.properties.question import ask, ask_scores, groups_of
 from milp_agt.properties.stable import Stability
 from milp_agt.properties.targeted import Targets, targeted
 from milp_agt.properties.triggers import BallTrigger, Trigger, Values
@@ -30,6 +30,9 @@ Groups = inputs.ArrayLike | Sequence[str | int]
 
 class Questions:
     """Every question holds for all reachable models at once: for every admissible poisoning.
+
+    Test points that the box of the parameters decides are not walked through training; the ends of their
+    scores in ``answer.points`` are bounds from the box, those of all others as tight as :meth:`margins`.
 
     Attributes:
         models: the reachable models.
@@ -82,10 +85,13 @@ class Questions:
     ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
         """Lower and upper bounds of the smallest margin of each test point, (n,) each.
 
+        Every point is walked through training, which :meth:`accuracy` does only where it decides.
+
         Raises:
             InvalidInputError: as :meth:`accuracy`.
         """
-        points = self.accuracy(features, labels).points
+        x, y = self._test_data(features, labels, "margins")
+        points = ask_scores(self.models, Accuracy.of(self.models, x, y)).points
         return points.score_lower, points.score_upper
 
     def loss(

@@ -12,7 +12,7 @@ from torch import Tensor
 from milp_agt.core.cause import Cause
 from milp_agt.engines.cases import Enumerated
 from milp_agt.engines.charged import Charged
-from milp_agt.engines.linear import influence, rows_at_once
+from milp_agt.engines.linear import influence
 from milp_agt.engines.passes import in_passes
 from milp_agt.engines.walker import Forms
 from milp_agt.errors import InvalidInputError
@@ -140,7 +140,7 @@ def _widths(models: Models, reached: Reached) -> Tensor:
         owed = influence(models.schedule, reached.window, reached.exposure, start)
         return owed.sum(0)
 
-    pieces = in_passes(len(rows), rows_at_once(models.schedule, reached.window), worth)
+    pieces = in_passes(len(rows), models.rows_at_once(reached.window), worth)
     return torch.stack(pieces).sum(0) / (len(rows) // 2)
 
 
