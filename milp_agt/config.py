@@ -22,13 +22,16 @@ from milp_agt.config_threat import THREAT_TABLES, ThreatTable
 from milp_agt.config_training import SCHEDULE_TABLES, TrainingTable
 from milp_agt.core.relaxation import Relaxation
 from milp_agt.core.strengthening import DEFAULT, Strengthening
-from milp_agt.data import Dataset, Task, load_dataset
+from milp_agt.data import Array, Dataset, Task, load_dataset
 from milp_agt.errors import ConfigurationError, MilpAgtError
 
 if TYPE_CHECKING:
     import torch
 
     from milp_agt.attacks import Search
+    from milp_agt.certification import OnStep
+    from milp_agt.checkpoint import Checkpoint
+    from milp_agt.result import Result
     from milp_agt.threats import ThreatModel
     from milp_agt.training import Training
 
@@ -152,6 +155,53 @@ class Run(NamedTuple):
     options: CertifyTable
     properties: tuple[AnyProperty, ...]
     search: Search
+
+    @property
+    def data(self) -> tuple[Array, Array]:
+        """The training part of the data set."""
+        return self.dataset.x_train, self.dataset.y_train
+
+    @property
+    def steps(self) -> int:
+        """Training steps."""
+        return len(self.training.batch_order(len(self.dataset.x_train)))
+
+    def certify(
+        self,
+        threat: ThreatModel | None = None,
+        *,
+        on_step: OnStep | None = None,
+        checkpoint: Checkpoint | None = None,
+        attack: bool | Search = False,
+    ) -> Result:
+        """Certify the run with its options, under another threat if there is one."""
+        from milp_agt.certification import certify
+        from milp_agt.core.results import Limits
+
+        options, total = self.options, self.steps
+        return certify(
+            self.model,
+            self.data,
+            self.training,
+            self.threat if threat is None else threat,
+            relaxation=options.relaxation,
+            window=total if options.window == "T" else options.window,
+            program_window=total if options.program_window == "T" else options.program_window,
+            inner_bounds=options.inner_bounds,
+            selections=options.selections,
+            alpha_steps=options.alpha_steps,
+            alpha_every=options.alpha_every,
+            solver=options.solver,
+            solve_limits=Limits(time=options.solve_time_limit),
+            strengthening=options.strengthening.build(),
+            workers=options.workers,
+            device=options.device,
+            memory=options.memory,
+            time_limit=options.time_limit,
+            on_step=on_step,
+            checkpoint=checkpoint,
+            attack=attack,
+        )
 
 
 class RunConfig(Table):

@@ -39,27 +39,13 @@ QUESTIONS = (
 )
 
 
-def relaxations_for(threat: type, question: Asked) -> tuple[Relaxation, ...]:
-    """The relaxations under which a threat can be certified and the question asked.
-
-    Every question goes through bounds of linear forms, which every relaxation gives.
-    """
-    own: tuple[Relaxation, ...] = getattr(threat, "relaxations", tuple(Relaxation))
-    return own
-
-
-def _matrix() -> list[str]:
-    """Threats x questions: the relaxations in each cell."""
+def _questions() -> list[str]:
+    """What is bounded, and for which losses."""
     lines = ["| question | what is bounded | losses |", "|---|---|---|"]
     for asked in QUESTIONS:
         fitting = ", ".join(f"`{key}`" for key, loss in losses().items() if asked.fits(loss))
         lines.append(f"| `{asked.name}` | {asked.what} | {fitting} |")
-    lines += ["", "| threat | " + " | ".join(f"`{q.name}`" for q in QUESTIONS) + " |"]
-    lines += ["|---" * (1 + len(QUESTIONS)) + "|"]
-    for threat in THREATS:
-        cells = [_cell(relaxations_for(threat, question)) for question in QUESTIONS]
-        lines.append(f"| `{threat.__name__}` | " + " | ".join(cells) + " |")
-    return lines
+    return [*lines, "", "Every threat model, every question and every relaxation can be combined."]
 
 
 def _moves() -> list[str]:
@@ -68,12 +54,6 @@ def _moves() -> list[str]:
     rules = [kind.rules for kind in KINDS]
     lines += [f"| {r.moves} | {r.support} | {r.relaxed} | {r.exact} |" for r in rules]
     return lines
-
-
-def _cell(levels: tuple[Relaxation, ...]) -> str:
-    if levels == tuple(Relaxation):
-        return "all relaxations"
-    return ", ".join(f"`{level.value}`" for level in levels) or "no"
 
 
 def table() -> str:
@@ -87,7 +67,7 @@ def table() -> str:
     ]
     lines = ["| what | supported |", "|---|---|"]
     lines += [f"| {what} | {', '.join(f'`{n}`' for n in names)} |" for what, names in summary]
-    lines += ["", *_matrix(), "", *_moves()]
+    lines += ["", *_questions(), "", *_moves()]
     lines += ["", "| operation | how exact |", "|---|---|"]
     lines += [f"| `{key}` | {op.exactness} |" for key, op in operations().items()]
     lines += ["", "| loss | formula, mean over the batch |", "|---|---|"]

@@ -44,11 +44,6 @@ def test_every_operation_has_instances() -> None:
     assert len(names) == len(set(names))
 
 
-def test_every_operation_says_how_exact_it_is() -> None:
-    for op in non_leaves().values():
-        assert op.exactness
-
-
 @pytest.mark.parametrize("instance", BOUNDED, ids=str)
 @FAST
 @given(draw=draws())

@@ -109,7 +109,7 @@ class RunFile:
             ConfigurationError: see :func:`milp_agt.config.load_config`.
         """
         run = load_config(path).build()
-        return RunFile(path, len(run.training.batch_order(len(run.dataset.x_train))))
+        return RunFile(path, run.steps)
 
     @property
     def name(self) -> str:
@@ -121,4 +121,4 @@ class RunFile:
 
     def at(self, steps: int) -> Case:
         run = load_config(self.path).build()
-        return Case(run.model, (run.dataset.x_train, run.dataset.y_train), run.training, run.threat)
+        return Case(run.model, run.data, run.training, run.threat)

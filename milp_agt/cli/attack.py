@@ -51,7 +51,7 @@ def _attack(arguments: argparse.Namespace) -> int:
     with progress("objectives", arguments.quiet) as advance:
         parameters = attack(
             run.model,
-            (run.dataset.x_train, run.dataset.y_train),
+            run.data,
             run.training,
             run.threat,
             search=search,

@@ -133,22 +133,20 @@ def _stored(folder: Path) -> dict[str, Any]:
 
 
 def _certify(arguments: argparse.Namespace) -> int:
-    from milp_agt.certification import certify
     from milp_agt.config import load_config
-    from milp_agt.core.results import Limits
     from milp_agt.output import ResultFolder, run_header
     from milp_agt.verdicts import judge
 
     job = _Job.of(arguments)
     config = load_config(job.run)
     run = config.build()
-    options = _override(run.options, job.relaxation, job.window)
+    run = run._replace(options=_override(run.options, job.relaxation, job.window))
     checkpoint = job.checkpoint()
     before = (checkpoint.manifest or {"step": 0})["step"]
-    header = run_header(config, run.dataset) | {"options": options.model_dump(exclude_none=True)}
+    header = run_header(config, run.dataset) | {
+        "options": run.options.model_dump(exclude_none=True)
+    }
     folder = ResultFolder(job.folder, header, run.dataset.notes, before)
-    data = (run.dataset.x_train, run.dataset.y_train)
-    total = len(run.training.batch_order(len(run.dataset.x_train)))
     so_far: list[Result] = []
     with progress("steps", arguments.quiet, before) as advance:
 
@@ -158,31 +156,10 @@ def _certify(arguments: argparse.Namespace) -> int:
             advance(len(result.steps), steps, _state_of(result.steps[-1]))
 
         try:
-            result = certify(
-                run.model,
-                data,
-                run.training,
-                run.threat,
-                relaxation=options.relaxation,
-                window=total if options.window == "T" else options.window,
-                program_window=total if options.program_window == "T" else options.program_window,
-                inner_bounds=options.inner_bounds,
-                selections=options.selections,
-                alpha_steps=options.alpha_steps,
-                alpha_every=options.alpha_every,
-                solver=options.solver,
-                solve_limits=Limits(time=options.solve_time_limit),
-                strengthening=options.strengthening.build(),
-                workers=options.workers,
-                device=options.device,
-                memory=options.memory,
-                time_limit=options.time_limit,
-                on_step=on_step,
-                checkpoint=checkpoint,
-                attack=run.search if options.attack or arguments.attack else False,
-            )
+            attack = run.search if run.options.attack or arguments.attack else False
+            result = run.certify(on_step=on_step, checkpoint=checkpoint, attack=attack)
             result = result.watched(
-                lambda done, points: advance(total, total, f"test points {done}/{points}")
+                lambda done, points: advance(run.steps, run.steps, f"test points {done}/{points}")
             )
             verdicts = [v for asked in run.properties for v in judge(result, run.dataset, asked)]
             found = _suspects(result) if arguments.suspects else None
@@ -192,7 +169,7 @@ def _certify(arguments: argparse.Namespace) -> int:
                 raise
             folder.save(so_far[0], (), complete=False)
             print(
-                f"milp-agt: interrupted after {len(so_far[0].steps)} of {total} steps; "
+                f"milp-agt: interrupted after {len(so_far[0].steps)} of {run.steps} steps; "
                 f"the finished steps are in {folder.json_path}; "
                 f"go on with: milp-agt certify --resume {job.folder}",
                 file=sys.stderr,
@@ -200,7 +177,7 @@ def _certify(arguments: argparse.Namespace) -> int:
             return LIMIT_REACHED
         written = [folder.json_path, folder.npz_path]
         if not arguments.no_report:
-            advance(total, total, "test points and report")
+            advance(run.steps, run.steps, "test points and report")
             written += _report(result, verdicts, run, job.folder)
     checkpoint.clear()
     if not arguments.quiet:

@@ -79,7 +79,7 @@ def _compare(arguments: argparse.Namespace) -> int:
     with progress("rows", quiet=False) as advance:
         comparison = compare(
             run.model,
-            (dataset.x_train, dataset.y_train),
+            run.data,
             run.training,
             run.threat,
             relaxations=arguments.relaxations,

@@ -130,37 +130,13 @@ def _check(arguments: argparse.Namespace) -> None:
 
 def _certifier(run: Run, advance: Advance, limits: list[bool]) -> Callable[[ThreatModel], Result]:
     """The run as a function of its threat; notes whether limits were reached."""
-    from milp_agt.certification import certify
-    from milp_agt.core.results import Limits
-
-    options = run.options
-    data = (run.dataset.x_train, run.dataset.y_train)
-    total = len(run.training.batch_order(len(run.dataset.x_train)))
 
     def at(threat: ThreatModel) -> Result:
         radius = getattr(threat, "radius", None)
         named = f"run {len(limits) + 1}: budget {threat.budget}"
         named += f", radius {radius:g}" if isinstance(radius, (int, float)) else ""
-        result = certify(
-            run.model,
-            data,
-            run.training,
-            threat,
-            relaxation=options.relaxation,
-            window=total if options.window == "T" else options.window,
-            program_window=total if options.program_window == "T" else options.program_window,
-            inner_bounds=options.inner_bounds,
-            selections=options.selections,
-            alpha_steps=options.alpha_steps,
-            alpha_every=options.alpha_every,
-            solver=options.solver,
-            solve_limits=Limits(time=options.solve_time_limit),
-            strengthening=options.strengthening.build(),
-            workers=options.workers,
-            device=options.device,
-            memory=options.memory,
-            time_limit=options.time_limit,
-            on_step=lambda _result, step, steps: advance(step, steps, named),
+        result = run.certify(
+            threat, on_step=lambda _result, step, steps: advance(step, steps, named)
         )
         limits.append(result.limit_reached)
         return result
