@@ -11,12 +11,13 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
 
 from milp_agt.errors import InvalidInputError
+from milp_agt.kinds import array_of, at_least, is_at_least, listed, of_kind
 from milp_agt.projection import project
 from milp_agt.sources import DatasetUnavailableError, Reading, dataset_names, read
 
@@ -76,19 +77,23 @@ class Dataset:
         Raises:
             InvalidInputError: NaN, shapes that do not fit, labels that are no classes.
         """
+        of_kind(name, str, "The name of a data set", "give a text")
         asked = f"Make a data set of {name}"
-        x, y = _checked(
-            asked, "", np.array(np.asarray(x_train)), np.array(np.asarray(y_train)), task
-        )
+        of_kind(description, (str, type(None)), "A description", "give a text, or leave it out")
+        if feature_names is not None:
+            listed(feature_names, str, "feature_names", "give a text for each feature")
+        _check_task(asked, task)
+        x, y = _checked(asked, "", _copied(x_train, "x_train"), _copied(y_train, "y_train"), task)
         x_held, y_held = x[:0], y[:0]
         if x_test is not None and y_test is not None:
-            given = np.array(np.asarray(x_test)), np.array(np.asarray(y_test))
+            given = _copied(x_test, "x_test"), _copied(y_test, "y_test")
             x_held, y_held = _own_test_part(asked, x, y, *given, None)
         elif x_test is not None or y_test is not None:
             found = "y_test without x_test" if x_test is None else "x_test without y_test"
             raise InvalidInputError(asked, found, "give both, or neither")
         size = math.prod(x.shape[1:])
-        names = tuple(feature_names or (f"x{i}" for i in range(size)))
+        own = () if feature_names is None else tuple(feature_names)
+        names = own or tuple(f"x{i}" for i in range(size))
         if len(names) != size:
             raise InvalidInputError(
                 asked, f"{len(names)} names for {size} features", "give one name for each"
@@ -156,7 +161,16 @@ def load_dataset(
         DatasetUnavailableError: an optional package is needed and not installed.
     """
     asked = f"Load data set '{name_or_path}'"
+    of_kind(name_or_path, (str, Path), "A data set", "give its name, or the path of its file")
     _check_options(asked, samples, noise, test_fraction, seed)
+    _check_task(asked, task)
+    if pca is not None:
+        at_least(pca, 1, "pca", "give a count of components, or leave it out", whole=True)
+    for option, value in (
+        ("standardise", standardise),
+        ("standardise_targets", standardise_targets),
+    ):
+        of_kind(value, bool, option, "give True or False")
     source = read(asked, name_or_path, Reading(samples, noise, target, image_size, crop, seed))
     notes = list(source.notes)
     if source.x.dtype == np.float32 or source.y.dtype == np.float32:
@@ -214,16 +228,27 @@ def load_dataset(
 def _check_options(
     asked: str, samples: int | None, noise: float | None, test_fraction: float | None, seed: int
 ) -> None:
-    if samples is not None and samples < 2:
-        raise InvalidInputError(asked, f"samples = {samples}", "ask for at least 2 samples")
-    if noise is not None and not (math.isfinite(noise) and noise >= 0):
-        raise InvalidInputError(asked, f"noise = {noise}", "give a finite number >= 0")
-    if test_fraction is not None and not 0 <= test_fraction < 1:
+    if samples is not None and not is_at_least(samples, 2, whole=True):
+        raise InvalidInputError(asked, f"samples = {samples!r:.60}", "ask for at least 2 samples")
+    if noise is not None and not (is_at_least(noise, 0.0) and noise < math.inf):
+        raise InvalidInputError(asked, f"noise = {noise!r:.60}", "give a finite number >= 0")
+    share = test_fraction
+    if share is not None and not (is_at_least(share, 0.0) and share < 1):
         raise InvalidInputError(
-            asked, f"test_fraction = {test_fraction}", "give a number in [0, 1), for instance 0.2"
+            asked, f"test_fraction = {share!r:.60}", "give a number in [0, 1), for instance 0.2"
         )
-    if seed < 0:
-        raise InvalidInputError(asked, f"seed = {seed}", "give an integer >= 0")
+    if not is_at_least(seed, 0, whole=True):
+        raise InvalidInputError(asked, f"seed = {seed!r:.60}", "give an integer >= 0")
+
+
+def _check_task(asked: str, task: object) -> None:
+    if task is not None and (not isinstance(task, str) or task not in get_args(Task)):
+        known = " or ".join(map(repr, get_args(Task)))
+        raise InvalidInputError(asked, f"task = {task!r:.60}", f"use {known}, or leave it out")
+
+
+def _copied(values: npt.ArrayLike, what: str) -> Array:
+    return np.array(array_of(values, what, "give one row of numbers for each sample"))
 
 
 def _split(

@@ -16,6 +16,7 @@ from milp_agt.core.interval import Interval
 from milp_agt.errors import InvalidInputError, InvalidThreatModelError
 from milp_agt.formulations.loss import Loss
 from milp_agt.kinds import callable_of as callable_of
+from milp_agt.kinds import listed as listed
 from milp_agt.kinds import of_kind as of_kind
 from milp_agt.tracing import StepGraph
 from milp_agt.training import Training

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
 
 from milp_agt.errors import InvalidInputError
 
@@ -45,3 +49,37 @@ def listed(value: object, kind: type | tuple[type, ...], what: str, remedy: str)
         )
     for entry in value:
         of_kind(entry, kind, f"An entry of {what}", remedy)
+
+
+def is_at_least(value: object, lowest: float, *, whole: bool = False) -> bool:
+    """Whether this is a real number (whole, if it counts) that is not too small; NaN never is."""
+    kinds = (int, np.integer) if whole else (int, float, np.integer, np.floating)
+    fits = isinstance(value, kinds) and not isinstance(value, bool)
+    return fits and bool(value >= lowest)  # type: ignore[operator]
+
+
+def at_least(value: object, lowest: float, what: str, remedy: str, *, whole: bool = False) -> None:
+    """See that an argument is a real number (infinity included) that is not too small.
+
+    Raises:
+        InvalidInputError: no number, a truth value, NaN, a fraction where it counts, or less.
+    """
+    if not is_at_least(value, lowest, whole=whole):
+        wanted = "a whole number" if whole else "a number"
+        raise InvalidInputError(
+            f"{what} must be {wanted} >= {lowest:g}",
+            f"{type(value).__name__} {value!r:.60}",
+            remedy,
+        )
+
+
+def array_of(value: object, what: str, remedy: str) -> npt.NDArray[Any]:
+    """An argument as an array of numpy.
+
+    Raises:
+        InvalidInputError: rows of several lengths, or what torch does not hand over.
+    """
+    try:
+        return np.asarray(value)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InvalidInputError(f"{what} must be an array", str(error), remedy) from None

@@ -123,8 +123,10 @@ class Result(Questions):
         """The same with attacks on all parameters beside the reachable set.
 
         Raises:
+            InvalidInputError: no attacker.
             SoundnessError: an attack outside it.
         """
+        of_kind(attacker, Attacker, "An attacker", "give the one of agt.attack(...).attacker")
         found = replace(self, attack=attacker.attack(Envelope(), incumbents=self._incumbents))
         assert found.sandwich is not None
         return found
@@ -142,8 +144,10 @@ class Result(Questions):
         ``objective`` is the property in ``milp_agt.attacks``, for instance ``Accuracy(x, y)``.
 
         Raises:
+            InvalidInputError: no objective, or no bounds.
             SoundnessError: an attack outside the bounds.
         """
+        of_kind(bounds, Bounds, "The bounds of a property", "give result.accuracy(x, y), say")
         if self.attack is None:
             return None
         reached = self.attack.towards(objective, self._incumbents)

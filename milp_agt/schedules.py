@@ -7,7 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol, SupportsFloat, get_args
 
+import numpy as np
+
 from milp_agt.errors import InvalidInputError
+from milp_agt.kinds import listed
 
 Unit = Literal["step", "epoch"]
 
@@ -84,7 +87,9 @@ class Milestones:
     unit: Unit = "step"
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "at", tuple(self.at))
+        remedy = "give steps or epochs, (30, 60), say"
+        listed(self.at, (int, np.integer), "The times of Milestones", remedy)
+        object.__setattr__(self, "at", tuple(int(time) for time in self.at))
         _check(self, factor=self.factor)
         _check_times(self, "at", self.at)
 
@@ -178,7 +183,11 @@ def rates_of(
 
 def _listed(schedule: Sequence[float], steps: int) -> list[float]:
     rates = [float(r) if isinstance(r, SupportsFloat) else math.nan for r in schedule][:steps]
-    if len(rates) < steps or not all(math.isfinite(r) and r > 0 for r in rates):
+    if (
+        isinstance(schedule, bytes)
+        or len(rates) < steps
+        or not all(math.isfinite(r) and r > 0 for r in rates)
+    ):
         raise InvalidInputError(
             f"A schedule needs a rate > 0 for each of {steps} steps",
             f"{len(rates)} rates: {rates[:5]} ...",
@@ -202,10 +211,10 @@ def _check(schedule: Schedule, **numbers: float) -> None:
             raise InvalidInputError(
                 f"{asked} {name} >= 0", f"{name} = {value!r}", "give a number >= 0"
             )
-    if schedule.unit not in get_args(Unit):
+    if not isinstance(schedule.unit, str) or schedule.unit not in get_args(Unit):
         raise InvalidInputError(
             f"{asked} time in steps or epochs",
-            f"unit = {schedule.unit!r}",
+            f"unit = {schedule.unit!r:.60}",
             "use 'step' or 'epoch'",
         )
 

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from milp_agt.errors import InvalidInputError, UnsupportedOperationError
+from milp_agt.kinds import of_kind
 from milp_agt.schedules import Schedule, rates_of
 
 # Steps that divide by the size of past gradients.
@@ -83,7 +84,9 @@ class UpdateRule:
 
 
 def _is_real(value: object) -> bool:
-    number = isinstance(value, (int, float, np.number)) and not isinstance(value, bool)
+    number = isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(
+        value, bool
+    )
     return number and math.isfinite(value)  # type: ignore[arg-type]
 
 
@@ -175,6 +178,13 @@ class Training:
     projection: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
+        for name, kind, say in (
+            ("loss", str, "give 'cross_entropy', for instance"),
+            ("optimizer", str, "use 'sgd'"),
+            ("clip_mode", str, "use 'norm' or 'clamp'"),
+            ("nesterov", bool, "give True or False"),
+        ):
+            of_kind(getattr(self, name), kind, f"{name} of a training", say)
         _check_optimizer(self.optimizer)
         for name, lowest in (("momentum", 0.0), ("weight_decay", 0.0), ("l1", 0.0)):
             value = getattr(self, name)
@@ -188,8 +198,8 @@ class Training:
             wanted = "a whole number >= 1, or None for the full data set"
             raise _refused("batch_size", self.batch_size, wanted)
         seed = self.shuffle_seed
-        if seed is not None and (
-            seed is True or seed is False or (not _is_count(seed) and seed != 0)
+        if seed is not None and not (
+            isinstance(seed, (int, np.integer)) and not isinstance(seed, bool) and seed >= 0
         ):
             raise _refused("shuffle_seed", seed, "a whole number >= 0, or None for no shuffling")
         if self.clip is not None and not (_is_real(self.clip) and self.clip >= SMALLEST_CLIP):
@@ -266,11 +276,12 @@ class Training:
         Raises:
             InvalidInputError: see :func:`milp_agt.schedules.rates_of`.
         """
-        rates = rates_of(self.schedule, self.learning_rate, steps, self.epochs)
+        rates = rates_of(self.schedule, float(self.learning_rate), steps, self.epochs)
         box = self.projection
         ends = None if box is None else (float(box[0]), float(box[1]))
-        l1 = float(self.l1)
+        # Scalars of numpy would round what is computed with them to their own precision.
+        momentum, decay, l1 = float(self.momentum), float(self.weight_decay), float(self.l1)
         return tuple(
-            UpdateRule(rate, self.momentum, self.weight_decay, self.nesterov, l1, ends)
+            UpdateRule(float(rate), momentum, decay, bool(self.nesterov), l1, ends)
             for rate in rates
         )

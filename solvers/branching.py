@@ -14,6 +14,7 @@ WHOLE = 1e-6  # distance from an integer that is left alone
 NARROW = 1e-9  # width of a column, of that at the root, below which it is not cut
 MIDDLE = 0.2  # a cut leaves at least this share of a column on either side
 _UNPAID = 1e-3  # weight of a violation that no multiplier pays for
+_LARGEST = 1e50  # multiplier that counts in full
 
 
 @dataclass(frozen=True)
@@ -44,11 +45,12 @@ class Branching:
 
         Args:
             node: with the bounds of the box.
-            point: of the relaxation, (columns,), finite.
+            point: of the relaxation, (columns,), within the box.
             multipliers: of its rows, (rows,), finite.
             gap: what the bound of the box may be off by.
         """
-        paid = _UNPAID + abs(node.matrix.T) @ np.abs(multipliers)
+        # A solver that has lost its way may name any numbers.
+        paid = _UNPAID + abs(node.matrix.T) @ np.minimum(np.abs(multipliers), _LARGEST)
         with np.errstate(invalid="ignore", divide="ignore"):
             share = np.where(self._width > 0.0, (node.upper - node.lower) / self._width, 0.0)
         found = [

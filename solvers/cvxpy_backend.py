@@ -15,7 +15,7 @@ from milp_agt.core.results import Limits, Termination
 from milp_agt.errors import SolverUnavailableError
 from milp_agt.solvers.base import BackEnd, Capability
 from milp_agt.solvers.elastic import farkas_ray
-from milp_agt.solvers.session import Answer, ProgramSession, without_tiny
+from milp_agt.solvers.session import Answer, ProgramSession, without_extremes
 from milp_agt.solvers.tree import Tree
 
 # cvxpy's own words; one that is not listed is FAILED. Columns are bounded, so 'unbounded' is a
@@ -101,7 +101,7 @@ class CvxpySession(ProgramSession):
         super().__init__(program)
         self._cvxpy: Any = import_module("cvxpy")
         self._inner = inner
-        self._matrix, self._lower, self._upper = without_tiny(program, _TINY)
+        self._matrix, self._lower, self._upper = without_extremes(program, _TINY)
         self._equal = np.isfinite(self._lower) & (self._lower == self._upper)
         self._below = np.isfinite(self._lower) & ~self._equal
         self._above = np.isfinite(self._upper) & ~self._equal

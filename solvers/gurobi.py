@@ -11,7 +11,7 @@ from milp_agt.core.program import Array, Function, Program
 from milp_agt.core.results import Limits, Termination
 from milp_agt.errors import EncodingError, SolverUnavailableError
 from milp_agt.solvers.base import BackEnd, Capability
-from milp_agt.solvers.session import Answer, ProgramSession, loosened, without_tiny
+from milp_agt.solvers.session import Answer, ProgramSession, loosened, without_extremes
 
 # A status that is not listed is FAILED. SUBOPTIMAL, limits and interrupts keep a valid dual bound.
 # Columns are bounded, so INF_OR_UNBD means infeasible and UNBOUNDED is a numerical failure.
@@ -76,7 +76,7 @@ class GurobiSession(ProgramSession):
         self._env: Any = None
         self._lp: Any = None
         self._tree: Any = None
-        self._matrix, self._lower, self._upper = without_tiny(program, _TINY)
+        self._matrix, self._lower, self._upper = without_extremes(program, _TINY)
         self._below = np.isfinite(self._lower)
         self._above = np.isfinite(self._upper)
         self._equal = self._below & self._above & (self._lower == self._upper)

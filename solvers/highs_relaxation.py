@@ -13,7 +13,7 @@ import scipy.sparse as sp
 from milp_agt.core.program import Array, Index, Program
 from milp_agt.core.results import Termination
 from milp_agt.errors import EncodingError
-from milp_agt.solvers.session import Answer, without_tiny
+from milp_agt.solvers.session import Answer, without_extremes
 
 # A status that is not listed is FAILED. kUnknown (residual infeasibilities) keeps the safe bound of
 # its multipliers. Columns are bounded, so kUnbounded is a numerical failure and
@@ -70,7 +70,7 @@ class HighsRelaxation:
         self._highspy: Any = import_module("highspy")
         self._columns = np.arange(program.lower.size, dtype=np.int32)
         self._program = program
-        self._matrix, self._lower, self._upper = without_tiny(program, _TINY)
+        self._matrix, self._lower, self._upper = without_extremes(program, _TINY)
         self._held = ~program.lazy
         self._order: Index = np.flatnonzero(self._held)  # rows of the model, in its order
         self._large = self._order.size > LARGE
@@ -102,7 +102,7 @@ class HighsRelaxation:
         """Take the bounds of a program with as many rows and columns, and the coefficients that differ."""
         before, self._program = self._program, program
         if program.matrix is not before.matrix:
-            self._rewrite(*without_tiny(program, _TINY))
+            self._rewrite(*without_extremes(program, _TINY))
         if self._model is not None:
             ends = program.lower, program.upper
             self._model.changeColsBounds(self._columns.size, self._columns, *ends)

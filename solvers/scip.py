@@ -11,7 +11,7 @@ import numpy as np
 from milp_agt.core.program import Array, Function, Program
 from milp_agt.core.results import Limits, Termination
 from milp_agt.solvers.base import BackEnd, Capability
-from milp_agt.solvers.session import Answer, ProgramSession, loosened, without_tiny
+from milp_agt.solvers.session import Answer, ProgramSession, loosened, without_extremes
 
 # A status that is not listed is FAILED. Columns are bounded, so 'inforunbd' means infeasible and
 # 'unbounded' is a numerical failure.
@@ -66,7 +66,7 @@ class ScipSession(ProgramSession):
     def __init__(self, program: Program) -> None:
         super().__init__(program)
         self._scip: Any = import_module("pyscipopt")
-        self._matrix, self._lower, self._upper = without_tiny(program, _EPSILON)
+        self._matrix, self._lower, self._upper = without_extremes(program, _EPSILON)
         self._lp: Any = None
 
     def solve_lp(self, costs: Array, time: float | None) -> Answer:

@@ -11,7 +11,7 @@ from typing import ClassVar
 import numpy as np
 import scipy.sparse as sp
 
-from milp_agt.core.program import Array, Program
+from milp_agt.core.program import Array, Index, Program
 from milp_agt.core.results import Limits, SolveResult, Termination
 from milp_agt.solvers.safe import checked_objective, clip_multipliers, safe_bound
 
@@ -19,6 +19,7 @@ from milp_agt.solvers.safe import checked_objective, clip_multipliers, safe_boun
 # rounding, presolve, propagation and heuristics of solvers have cut off what they must not (SCIP 10.0: bounds
 # of a logistic run wrong by a third of the range; HiGHS 1.15: by 0.08).
 LOOSER = 1e-8
+HUGE = 1e15  # HiGHS takes no larger coefficient
 POINT_TOLERANCE = 1e-6  # relative violation up to which a point is reported as an incumbent
 
 
@@ -261,21 +262,30 @@ def scale_exponent(objective: Array) -> int:
     return math.frexp(largest)[1] - 1 if largest > 0.0 else 0
 
 
-def without_tiny(program: Program, threshold: float) -> tuple[sp.csr_matrix, Array, Array]:
-    """Rows without coefficients ``0 < |a_ij| <= threshold``, relaxed so that no point is lost.
+def without_extremes(program: Program, threshold: float) -> tuple[sp.csr_matrix, Array, Array]:
+    """Rows without coefficients ``0 < |a_ij| <= threshold`` or ``|a_ij| >= HUGE``: no point is lost.
 
     Solvers drop such coefficients silently, which can cut off points or make a feasible program
     infeasible. Here ``A x = A' x + t`` with ``|t_i| <= sum_j |a_ij| max(|l_j|, |u_j|)`` over the
-    dropped j, and the sides of row i move outwards by that sum, rounded up.
+    dropped j, and the sides of row i move outwards by that sum, rounded up. A row with a huge
+    coefficient, which solvers refuse with the whole program, becomes a row that says nothing.
 
     Returns:
         (matrix, row_lower, row_upper) with the shapes of the program, without explicit zeros.
     """
     matrix = program.matrix.copy()
     matrix.sum_duplicates()
+    row_lower, row_upper = program.row_lower, program.row_upper
+    huge = np.abs(matrix.data) >= HUGE
+    if huge.any():
+        free = np.bincount(_rows_of(matrix)[huge], minlength=row_lower.size) > 0
+        matrix.data = np.where(free[_rows_of(matrix)], 0.0, matrix.data)
+        matrix.eliminate_zeros()
+        row_lower = np.where(free, -np.inf, row_lower)
+        row_upper = np.where(free, np.inf, row_upper)
     tiny = np.abs(matrix.data) <= threshold
     if not tiny.any():
-        return matrix, program.row_lower, program.row_upper
+        return matrix, row_lower, row_upper
     dropped = matrix.copy()
     dropped.data = np.where(tiny, np.abs(matrix.data), 0.0)
     matrix.data = np.where(tiny, 0.0, matrix.data)
@@ -283,13 +293,18 @@ def without_tiny(program: Program, threshold: float) -> tuple[sp.csr_matrix, Arr
     # 1e-9 is far above the relative rounding error of the sum, 1e-300 above an underflow
     moved = dropped @ np.maximum(np.abs(program.lower), np.abs(program.upper)) * (1.0 + 1e-9)
     moved = np.where(moved > 0.0, moved + 1e-300, 0.0)
-    lower = np.where(moved > 0.0, np.nextafter(program.row_lower - moved, -np.inf), 0.0)
-    upper = np.where(moved > 0.0, np.nextafter(program.row_upper + moved, np.inf), 0.0)
+    lower = np.where(moved > 0.0, np.nextafter(row_lower - moved, -np.inf), 0.0)
+    upper = np.where(moved > 0.0, np.nextafter(row_upper + moved, np.inf), 0.0)
     return (
         matrix,
-        np.where(moved > 0.0, lower, program.row_lower),
-        np.where(moved > 0.0, upper, program.row_upper),
+        np.where(moved > 0.0, lower, row_lower),
+        np.where(moved > 0.0, upper, row_upper),
     )
+
+
+def _rows_of(matrix: sp.csr_matrix) -> Index:
+    """The row of every entry."""
+    return np.repeat(np.arange(matrix.shape[0]), np.diff(matrix.indptr))
 
 
 def loosened(matrix: sp.csr_matrix, lower: Array, upper: Array) -> tuple[Array, Array]:

@@ -128,9 +128,10 @@ class Tree:
                 return
             multipliers = np.zeros_like(multipliers)
         bound = max(known, safe_bound(node, self._costs, multipliers))
-        middle = 0.5 * lower + 0.5 * upper
         said = answer.point
-        point = middle if said is None or not np.isfinite(said).all() else said
+        if said is None or not np.isfinite(said).all():
+            said = 0.5 * lower + 0.5 * upper
+        point = np.clip(said, lower, upper)
         split = self._branching.split(node, point, multipliers, self._gap())
         if split is None and answer.termination is Termination.OPTIMAL:
             value = float(self._costs @ point)

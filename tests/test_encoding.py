@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import scipy.sparse as sp
 import torch
 from checks_encoding import (
     check_encoded_step,
@@ -126,6 +127,26 @@ def test_on_off_rows_are_the_formula() -> None:
         ):
             point = np.concatenate([[s, s], value])
             assert (built.violation(point) <= 1e-12) is feasible
+
+
+@pytest.mark.parametrize("side", ["below", "above"])
+def test_an_error_that_grows_on_one_side_only_is_mapped_like_any_other(side: str) -> None:
+    """Its other side reads no selection: a matrix without columns, which used to stop the program."""
+    encoder = Encoder(exact_phases=False)
+    encoder.selection = Selection.of(encoder.columns(np.zeros(2), np.ones(2)))
+    x = encoder.columns(np.full(2, -10.0), np.full(2, 10.0))
+    low, high = _point([[-1.0, -1.0]] * 2), _point([[1.0, 1.0]] * 2)
+    if side == "below":
+        low[1] = -3.0
+    else:
+        high[1] = 3.0
+    mapped = encoder.spread(x, Interval(low, high)).apply(sp.csr_matrix([[1.0, -1.0]]), (1,))
+    for s in ([0.0, 0.0], [1.0, 0.0], [0.0, 1.0]):
+        at = np.array([*s, 0.5, 0.25])
+        down = 2.0 * s[0 if side == "below" else 1]
+        up = 2.0 * s[1 if side == "below" else 0]
+        ends = [float((end.matrix @ at + end.constant)[0]) for end in (mapped.below, mapped.above)]
+        assert ends == pytest.approx([0.25 - 2.0 - down, 0.25 + 2.0 + up])
 
 
 def test_without_selection_the_worst_offset_counts() -> None:

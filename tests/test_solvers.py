@@ -203,6 +203,16 @@ def test_small_coefficients_cut_off_nothing(back_end: str) -> None:
         assert result.dual_bound <= optimum
 
 
+def test_a_row_with_a_huge_coefficient_is_left_out(back_end: str) -> None:
+    """HiGHS refuses the whole program for one of them: a run with a rate of 1e16 had no bound."""
+    rows = [[1, 1], [1, -1], [1e16, 1]]
+    p = program([-10, -10], [10, 10], rows, [-1, 2, -1e18], [1, 3, 1e18])
+    objective = [1.0, 0.5]
+    plain, found = (minimise(back_end, each, objective) for each in (RANGES, p))
+    assert found.dual_bound is not None
+    assert found.dual_bound == pytest.approx(plain.dual_bound, abs=1e-3)
+
+
 def test_unlisted_status_is_failed(back_end: str, monkeypatch: pytest.MonkeyPatch) -> None:
     module, _ = _REGISTRY[back_end.partition(":")[0]]
     if back_end == "highs":

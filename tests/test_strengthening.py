@@ -386,9 +386,9 @@ def test_options_are_checked_and_read_from_files() -> None:
     with pytest.raises(InvalidInputError) as caught:
         Strengthening(pieces=0)
     text = str(caught.value)
-    assert "at least one piece" in text
-    assert "pieces = 0" in text
-    assert "pieces=1" in text
+    assert "pieces of a strengthening" in text
+    assert ">= 1. Found: int 0" in text
+    assert "give 1" in text
     table = CertifyTable.model_validate(
         {"strengthening": {"pieces": 3, "obbt_seconds": 2.5, "influence": False}}
     )

@@ -114,8 +114,8 @@ def test_a_lying_solver_cannot_break_a_bound(seed: int) -> None:
         rows = rng.normal(size=node.row_lower.size) * 10.0 ** rng.integers(-3, 4)
         said = rng.choice(np.array(list(Termination), dtype=object))
         guess = node.lower + (node.upper - node.lower) * rng.normal(size=point.size)
-        rows[rng.random(rows.size) < 0.05] = rng.choice([np.nan, np.inf, -np.inf])
-        guess[rng.random(guess.size) < 0.05] = rng.choice([np.nan, np.inf])
+        rows[rng.random(rows.size) < 0.05] = rng.choice([np.nan, np.inf, -np.inf, 1e200, -1e305])
+        guess[rng.random(guess.size) < 0.05] = rng.choice([np.nan, np.inf, 1e300])
         return Answer(said, "a lie", rows, bound=1e9, point=guess)
 
     answer = Tree(program, lie, costs, Limits(nodes=40)).search()

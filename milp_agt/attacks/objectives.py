@@ -17,8 +17,9 @@ from milp_agt.attacks.predictions import Predictions, Region
 from milp_agt.attacks.trained import GraphModels
 from milp_agt.attacks.unrolled import Unrolled
 from milp_agt.errors import InvalidInputError
+from milp_agt.kinds import array_of, listed
 from milp_agt.properties.targeted import Targets, unsafe_box, unsafe_classes
-from milp_agt.properties.triggers import Trigger
+from milp_agt.properties.triggers import Trigger, check_trigger
 from milp_agt.tracing import FEATURES, StepGraph
 
 Direction = Literal["max", "min"]
@@ -36,10 +37,10 @@ class Objective(ABC):
     two_sided: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        if self.direction not in ("max", "min"):
+        if not isinstance(self.direction, str) or self.direction not in ("max", "min"):
             raise InvalidInputError(
                 "An objective has a direction",
-                f"direction = {self.direction!r}",
+                f"direction = {self.direction!r:.60}",
                 "use 'max' or 'min'",
             )
 
@@ -83,6 +84,8 @@ class Functional(Objective):
     coefficients: Mapping[str, inputs.ArrayLike]
 
     def bind(self, unrolled: Unrolled) -> Goal:
+        given_as = "give coefficients by name: {'0.bias': c}"
+        inputs.of_kind(self.coefficients, Mapping, "A functional", given_as)
         graph = unrolled.step_graph
         known = {*graph.parameters, *graph.frozen, *graph.aliases}
         unknown = sorted(set(self.coefficients) - known)
@@ -105,12 +108,16 @@ class Functional(Objective):
         return LinearForm("c . theta", flat, constant)
 
     def _checked(self, name: str, values: inputs.ArrayLike, shape: tuple[int, ...]) -> Tensor:
-        given = np.asarray(values, dtype=np.float64)
+        what, remedy = f"Coefficients of '{name}'", "match the shape of the parameter"
+        given = array_of(values, what, remedy)
+        if given.dtype.kind not in "fiub":
+            raise InvalidInputError(f"{what} are numbers", f"type {given.dtype}", remedy)
+        given = given.astype(np.float64)
         if given.shape != shape or not np.isfinite(given).all():
             raise InvalidInputError(
-                f"Coefficients of '{name}' need shape {tuple(shape)} and finite numbers",
+                f"{what} need shape {tuple(shape)} and finite numbers",
                 f"shape {given.shape}",
-                "match the shape of the parameter",
+                remedy,
             )
         return torch.from_numpy(given)
 
@@ -123,6 +130,7 @@ class Parameter(Objective):
     index: tuple[int, ...]
 
     def bind(self, unrolled: Unrolled) -> Goal:
+        listed(self.index, (int, np.integer), "The index of a parameter", "give (0, 1), say")
         names = parameter_names(unrolled.step_graph)
         asked = f"{self.name}[{', '.join(map(str, self.index))}]"
         if asked not in names:
@@ -212,6 +220,7 @@ class Backdoor(Objective):
     two_sided: ClassVar[bool] = False
 
     def bind(self, unrolled: Unrolled) -> Goal:
+        check_trigger(self.trigger)
         graph = unrolled.step_graph
         x = _features(self.features, graph)
         own = _labelled(self.labels, len(x), graph)

@@ -20,7 +20,7 @@ from milp_agt.core.strengthening import DEFAULT, Strengthening
 from milp_agt.errors import InvalidInputError, SolverUnavailableError
 from milp_agt.formulations.loss import get_loss
 from milp_agt.inputs import check_run, features_of
-from milp_agt.kinds import callable_of, listed
+from milp_agt.kinds import at_least, callable_of, listed, of_kind
 from milp_agt.reachable import Bounds
 from milp_agt.result import Result
 from milp_agt.threats import ThreatModel
@@ -86,7 +86,7 @@ def compare(
         raise InvalidInputError(
             "Compare relaxations on test data", "only one of X_test and y_test", "give both"
         )
-    _check_kinds(relaxations, windows, solvers, on_row)
+    _check_kinds(relaxations, windows, program_window, solvers, on_row)
     check_run(model, data, training, threat)
     total = len(training.batch_order(len(features_of(data[0]))))
     cases = list(dict.fromkeys(_cases(relaxations, windows, solvers, total)))
@@ -204,10 +204,17 @@ def _row(
     )
 
 
-def _check_kinds(relaxations: object, windows: object, solvers: object, on_row: object) -> None:
+def _check_kinds(
+    relaxations: object, windows: object, program_window: object, solvers: object, on_row: object
+) -> None:
     listed(relaxations, str, "relaxations", "give names: ('interval', 'linear')")
     listed(windows, (int, str), "windows", "give counts of steps, or 'T' for the whole run")
-    listed(solvers, (str, type(None)), "solvers", "give names, or None to have one picked")
+    if program_window is not None and not isinstance(program_window, str):
+        remedy = "give a count of steps, 'T' for the whole run, or None"
+        at_least(program_window, 1, "program_window", remedy, whole=True)
+    names = "give names, or None to have one picked"
+    of_kind(solvers, Sequence, "solvers", names)
+    listed(solvers, (str, type(None)), "solvers", names)
     if on_row is not None:
         callable_of(on_row, "on_row", "give a function (row, number, rows), or leave it out")
 
@@ -220,10 +227,7 @@ def _cases(
 ) -> Iterator[_Case]:
     for relaxation, window in itertools.product(relaxations, windows):
         steps = total if window == "T" else window
-        if steps < 1:
-            raise InvalidInputError(
-                "Compare relaxations over windows", f"a window of {steps} steps", "give >= 1"
-            )
+        at_least(steps, 1, "A window of a comparison", "give 1 or more, or 'T'", whole=True)
         walked = 0 if relaxation == "interval" else min(steps, total)
         solves = relaxation == "auto" or Relaxation.parse(relaxation).uses_programs
         for solver in solvers if solves else solvers[:1]:

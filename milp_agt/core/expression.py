@@ -41,8 +41,8 @@ class Spread:
         rounding = (abs(linear_map) @ size) * gamma(2 * terms + 16) + TINY
         return (
             Spread(
-                sp.csr_matrix(positive @ self.below + negative @ self.above),
-                sp.csr_matrix(positive @ self.above + negative @ self.below),
+                _summed([positive @ self.below, negative @ self.above]),
+                _summed([positive @ self.above, negative @ self.below]),
                 positive @ self.low + negative @ self.high,
                 positive @ self.high + negative @ self.low,
             ),

@@ -8,6 +8,8 @@ from enum import Enum
 import numpy as np
 import numpy.typing as npt
 
+from milp_agt.kinds import at_least
+
 
 class Termination(Enum):
     """Why a solve ended, mapped from the raw status of the solver."""
@@ -28,11 +30,22 @@ class Limits:
         time: seconds; None for no limit.
         gap: relative distance of bound and incumbent at which a tree may stop.
         nodes: of a tree; None for no limit.
+
+    Raises:
+        InvalidInputError: no numbers, or numbers below 0.
     """
 
     time: float | None = None
     gap: float = 1e-6
     nodes: int | None = None
+
+    def __post_init__(self) -> None:
+        remedy = "give agt.Limits(time=10.0, gap=1e-6, nodes=1000), say; None is no limit"
+        if self.time is not None:
+            at_least(self.time, 0.0, "The time of a solve", remedy)
+        at_least(self.gap, 0.0, "The gap of a solve", remedy)
+        if self.nodes is not None:
+            at_least(self.nodes, 0.0, "The count of nodes of a solve", remedy, whole=True)
 
 
 @dataclass(frozen=True)

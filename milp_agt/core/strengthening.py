@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from milp_agt.errors import InvalidInputError
+from milp_agt.kinds import at_least, of_kind
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Strengthening:
             bounded itself; 0 for none. What is done in that time depends on the machine.
 
     Raises:
-        InvalidInputError: a count below 1, or negative seconds.
+        InvalidInputError: a switch that is neither True nor False, a count below 1, negative seconds.
     """
 
     on_off: bool = True
@@ -55,20 +55,15 @@ class Strengthening:
     obbt_seconds: float = 0.0
 
     def __post_init__(self) -> None:
-        numbers = (self.pieces, self.pieced, self.obbt_seconds)
-        if not all(isinstance(number, (int, float)) for number in numbers):
-            raise InvalidInputError(
-                "Pieces and seconds of a strengthening are numbers",
-                f"{numbers}",
-                "give pieces=1 and obbt_seconds=0 to leave both out",
-            )
-        if self.pieces < 1 or self.pieced < 1 or not self.obbt_seconds >= 0.0:
-            raise InvalidInputError(
-                "Programs are strengthened by at least one piece of one product, in no negative time",
-                f"pieces = {self.pieces}, pieced = {self.pieced}, "
-                f"obbt_seconds = {self.obbt_seconds}",
-                "give pieces=1 and obbt_seconds=0 to leave both out",
-            )
+        for name, default in vars(type(self)).items():
+            if isinstance(default, bool):
+                what = f"The switch {name} of a strengthening"
+                of_kind(getattr(self, name), bool, what, "give True or False")
+        for name in ("pieces", "pieced"):
+            what = f"{name} of a strengthening"
+            at_least(getattr(self, name), 1, what, "give 1 to leave pieces out", whole=True)
+        what = "obbt_seconds of a strengthening"
+        at_least(self.obbt_seconds, 0.0, what, "give 0 to leave ranges as they are")
 
 
 DEFAULT = Strengthening()

@@ -76,7 +76,7 @@ def is_whole(value: object) -> bool:
 
 def is_number(value: object) -> bool:
     """Whether this is a real number, and not a truth value."""
-    return isinstance(value, (int, float, np.number)) and not isinstance(value, bool)
+    return isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
 
 
 def radius_text(radius: Radius) -> str:

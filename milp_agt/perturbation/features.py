@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence, Sized
+from collections.abc import Iterable, Mapping, Sequence, Sized
 from dataclasses import dataclass
 
 import numpy as np
@@ -131,19 +131,20 @@ class FeatureMoves:
             )
 
     def _columns(self, what: str, given: Sequence[int], size: int) -> tuple[int, ...]:
-        columns = list(given)
+        columns = list(given) if isinstance(given, Iterable) else [given]
         bad = [c for c in columns if not is_whole(c) or not 0 <= c < size]
         if bad or len(set(columns)) != len(columns):
             raise InvalidThreatModelError(
                 f"{self.name} needs distinct {what} columns out of 0..{size - 1}",
-                f"{columns[:8]}",
-                f"correct {what}=",
+                f"{columns[:8]!r:.60}",
+                f"correct {what}=, a list of columns",
             )
         return tuple(int(c) for c in columns)
 
     def _groups(self, flat: Tensor, mask: Tensor) -> list[tuple[int, ...]]:
         """The one-hot groups, checked: disjoint, and one 1 in each open sample."""
-        if not all(isinstance(group, Sequence) for group in self.categorical):
+        listed = isinstance(self.categorical, Iterable)
+        if not listed or not all(isinstance(group, Sequence) for group in self.categorical):
             raise InvalidThreatModelError(
                 f"{self.name} needs a list of columns for each categorical group",
                 f"categorical = {self.categorical!r:.60}",

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from torch import Tensor
@@ -77,13 +78,14 @@ class LabelMoves:
         vertices = loss.vertices(labels.shape[1]).to(labels)
         if self.target is None:
             return Vertices(vertices[None] - labels[:, None])
-        single = isinstance(self.target, (int, np.integer, float, str))
-        wanted = [self.target] if single else list(self.target)  # type: ignore[arg-type]
-        bad = [t for t in wanted if not is_whole(t) or not 0 <= t < len(vertices)]  # type: ignore[operator]
+        given: Any = self.target
+        several = isinstance(given, Iterable) and not isinstance(given, str)
+        wanted: list[Any] = list(given) if several else [given]
+        bad = [t for t in wanted if not is_whole(t) or not 0 <= t < len(vertices)]
         if bad or not wanted or len(set(wanted)) != len(wanted):
             raise InvalidThreatModelError(
                 f"{self.name} flips labels to classes out of 0..{len(vertices) - 1}",
-                f"target = {self.target!r}",
+                f"target = {self.target!r:.60}",
                 "name a class that exists, or several distinct ones",
             )
         return Vertices(vertices[wanted][None] - labels[:, None])

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Protocol
 
-import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
 from milp_agt.core.interval import Interval
 from milp_agt.errors import InvalidInputError
+from milp_agt.kinds import array_of
 from milp_agt.properties.answer import Answer, Scores, summarise
 from milp_agt.properties.models import Models, OutputForms
 
@@ -87,11 +87,12 @@ def groups_of(groups: object, count: int) -> npt.NDArray[Any] | None:
     """
     if groups is None:
         return None
-    names = np.asarray(groups)
+    remedy = f"give an array ({count},) of texts or whole numbers"
+    names = array_of(groups, "Subgroups", remedy)
     if names.shape != (count,) or names.dtype.kind not in "iuUb":
         raise InvalidInputError(
             f"Subgroups need one name for each of {count} test points",
             f"shape {names.shape} of type {names.dtype}",
-            f"give an array ({count},) of texts or whole numbers",
+            remedy,
         )
     return names

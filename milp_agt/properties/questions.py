@@ -21,7 +21,7 @@ from milp_agt.properties.predictions import Predictions
 from milp_agt.properties.question import ask, ask_scores, groups_of
 from milp_agt.properties.stable import Stability
 from milp_agt.properties.targeted import Targets, targeted
-from milp_agt.properties.triggers import BallTrigger, Trigger, Values
+from milp_agt.properties.triggers import BallTrigger, Trigger, Values, check_trigger
 from milp_agt.reachable import Bounds
 from milp_agt.tracing import FEATURES
 
@@ -184,6 +184,7 @@ class Questions:
         if trigger is None:
             assert radius is not None
             trigger = BallTrigger(radius)
+        check_trigger(trigger)
         x, y = self._test_data(features, labels, "backdoor")
         question = Backdoor.of(self.models, x, y, trigger, target)
         return ask(self.models, question, groups_of(groups, len(x)))
@@ -205,9 +206,12 @@ class Questions:
         Raises:
             InvalidInputError: no radii; and as :meth:`backdoor`.
         """
+        remedy = "give radii=(0.01, 0.05)"
+        kinds = (int, float, np.integer, np.floating)
+        inputs.listed(radii, kinds, "radii of a backdoor curve", remedy)
         rising = sorted(set(radii))
         if not rising:
-            raise InvalidInputError("A backdoor curve", "no radii", "give radii=(0.01, 0.05)")
+            raise InvalidInputError("A backdoor curve", "no radii", remedy)
         answers = [self.backdoor(features, labels, r, target=target, groups=groups) for r in rising]
         return dict(zip(rising, nested(answers), strict=True))
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from milp_agt.core.interval import Interval
 from milp_agt.errors import InvalidInputError
+from milp_agt.kinds import array_of
 
 Values = float | Sequence[Any] | npt.NDArray[Any] | Tensor
 Coordinates = Sequence[Any] | npt.NDArray[Any] | Tensor
@@ -28,6 +29,20 @@ class Trigger(Protocol):
     def describe(self) -> str:
         """The trigger in words."""
         ...
+
+
+def check_trigger(trigger: object) -> None:
+    """See that an argument is a trigger.
+
+    Raises:
+        InvalidInputError: an object that is none.
+    """
+    if isinstance(trigger, type) or not callable(getattr(trigger, "inputs", None)):
+        raise InvalidInputError(
+            "A trigger says what may be done to a test input",
+            f"{type(trigger).__name__} {trigger!r:.60}",
+            "give agt.BallTrigger(radius), for instance",
+        )
 
 
 @dataclass(frozen=True)
@@ -156,7 +171,8 @@ def _spread(values: Values, features: Tensor, what: str) -> Tensor:
 def _mask(coordinates: Coordinates, features: Tensor) -> Tensor:
     """Mask of one input, (*shape)."""
     shape = tuple(features.shape[1:])
-    array = np.asarray(coordinates)
+    remedy = "match the shape of one test input"
+    array = array_of(coordinates, "The coordinates of a trigger", remedy)
     if array.dtype == np.bool_ and array.shape == shape:
         mask = torch.from_numpy(array.copy())
     elif array.dtype.kind in "iu" and array.ndim == 1 and len(shape) == 1:
@@ -174,7 +190,7 @@ def _mask(coordinates: Coordinates, features: Tensor) -> Tensor:
             f"The coordinates of a trigger are a mask of bools of shape {shape}"
             + (", or a list of positions" if len(shape) == 1 else ""),
             f"shape {array.shape} of type {array.dtype}",
-            "match the shape of one test input",
+            remedy,
         )
     if not bool(mask.any()):
         raise InvalidInputError(

@@ -52,7 +52,7 @@ def report(
         ReportUnavailableError: jinja2 or matplotlib is missing; all other files are written.
         SoundnessError: an attack outside its bounds.
     """
-    _check_kinds(result, dataset, folder, properties)
+    _check_kinds(result, dataset, folder, properties, suspects)
     folder = Path(folder)
     _check_data(result, dataset)
     asked = _default(dataset) if properties is None else properties
@@ -72,7 +72,9 @@ def report(
     return write_page(folder)
 
 
-def _check_kinds(result: object, dataset: object, folder: object, properties: object) -> None:
+def _check_kinds(
+    result: object, dataset: object, folder: object, properties: object, suspects: object
+) -> None:
     of_kind(folder, (str, Path), "The folder of a report", "give a path")
     if not callable(getattr(result, "suspects", None)):
         raise InvalidInputError(
@@ -86,6 +88,7 @@ def _check_kinds(result: object, dataset: object, folder: object, properties: ob
             f"{type(dataset).__name__} {dataset!r:.60}",
             "give agt.Dataset.of(x_train, y_train, x_test, y_test)",
         )
+    of_kind(suspects, bool, "suspects of a report", "give True or False")
     if properties is not None:
         listed(properties, dict, "properties", "give tables: [{'kind': 'accuracy'}]")
 

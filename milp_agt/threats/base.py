@@ -50,9 +50,11 @@ class Budgeted:
             raise InvalidThreatModelError(
                 f"{name} is static or not", f"static = {static!r}", "give True or False"
             )
-        if scope not in SCOPES:
+        if not isinstance(scope, str) or scope not in SCOPES:
             raise InvalidThreatModelError(
-                f"{name} needs a scope out of {SCOPES}", f"scope = {scope!r}", "choose one of them"
+                f"{name} needs a scope out of {SCOPES}",
+                f"scope = {scope!r:.60}",
+                "choose one of them",
             )
         if samples is None:
             if self.budget > count:
