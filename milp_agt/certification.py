@@ -99,7 +99,7 @@ def certify(
             result says what ended. Refinements that are left to this function (``inner_bounds`` and
             ``selections`` None) are made where they are predicted to take less than a minute, or than
             half of the limit.
-        solve_limits: limits of each solve of a program.
+        solve_limits: limits of each solve of a program; None for a minute each (``agt.Limits()``).
         strengthening: what makes programs tighter than their plain encoding: tightened ranges
             (``obbt_seconds``), piecewise envelopes (``pieces``), and switches of rows.
         workers: processes that solve programs, by joblib; inside ``joblib.parallel_config`` its backend

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ import torch
 from attacks import network
 from hypothesis import given
 from hypothesis import strategies as st
+from test_cases import problem
 from test_questions import OUTPUTS, certified, one_hot, outputs
 from test_questions_brute import LABELS, TEST, TRAINING, X, Y, trained
 from test_questions_brute import THREATS as TINY_THREATS
@@ -18,6 +20,9 @@ from torch import Tensor
 
 import milp_agt as agt
 from milp_agt.core.interval import Interval
+from milp_agt.engines.program import questions
+from milp_agt.engines.program.asked import sums_of_box
+from milp_agt.errors import SoundnessError
 from milp_agt.formulations.loss import get_loss
 from milp_agt.formulations.loss_planes import LossPlanes
 from milp_agt.properties import models as room
@@ -143,7 +148,7 @@ def test_sums_over_points_are_exact_where_models_are_linear() -> None:
     forms = room.OutputForms(Interval.point(TEST.unsqueeze(0)), one, 0.5 * one[..., 0])
     weights = torch.tensor([[1.0, 1.0, 1.0, 1.0, 1.0], [2.0, -1.0, 0.0, 3.0, -0.5]])[..., None]
     weights = weights.to(torch.float64)
-    found = known.bound_sums(forms, weights)[0]
+    found = known.bound_sums(forms, weights, known.bound(forms))[0]
     total = weights[..., 0] @ torch.cat([TEST, torch.ones(len(TEST), 1)], 1)
     truth = total @ centre - total.abs() @ radius + 0.5 * weights.sum((1, 2))
     assert (found <= truth).all()
@@ -164,9 +169,10 @@ def test_weights_that_cancel_on_an_output_are_charged_for_their_rounding() -> No
     forms = room.OutputForms(point, coefficients, torch.zeros(1, 2, dtype=torch.float64))
     weights = torch.tensor([[[1.0, 1.0 - 2.0**-52]]], dtype=torch.float64)
     truth = 2.0**-52 * (1e8 * float(centre[:2].sum()) + float(centre[2]))
-    assert float(known.bound_sums(forms, weights)[0, 0]) <= truth - 1e-8
+    each = known.bound(forms)
+    assert float(known.bound_sums(forms, weights, each)[0, 0]) <= truth - 1e-8
     exact = torch.ones(1, 1, 2, dtype=torch.float64)
-    assert float(known.bound_sums(forms, exact)[0, 0]) <= 0.0
+    assert float(known.bound_sums(forms, exact, each)[0, 0]) <= 0.0
 
 
 @pytest.mark.parametrize(
@@ -228,13 +234,88 @@ def test_a_sum_one_percent_too_tight_is_caught(monkeypatch: pytest.MonkeyPatch) 
     """Enumerated flips end in points: hardly any room is left between the bound and the worst of them."""
     real = room.Models.bound_sums
 
-    def mutant(self: room.Models, forms: room.OutputForms, weights: Tensor) -> Tensor:
-        found = real(self, forms, weights)
+    def mutant(
+        self: room.Models, forms: room.OutputForms, weights: Tensor, known: Interval
+    ) -> Tensor:
+        found = real(self, forms, weights, known)
         return found + 0.01 * (self.at_nominal(forms) * weights).sum((1, 2)).abs()
 
     monkeypatch.setattr(room.Models, "bound_sums", mutant)
     with pytest.raises((AssertionError, agt.MilpAgtError)):
         test_the_mean_of_every_reached_model_is_inside("one flip", "enumerated")
+
+
+@pytest.mark.parametrize("at_once", [128, 2], ids=["together", "in parts"])
+@pytest.mark.parametrize("selections", ["joint", "enumerated"])
+def test_the_mean_is_an_objective_of_programs(
+    selections: str, at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All poisons of a tiny run lie inside, and nothing is looser than without the programs of the sum."""
+    monkeypatch.setattr(questions, "COUNTED_AT_ONCE", at_once)
+    result = agt.certify(
+        network([2, 2, 1], seed=5),
+        (X, Y),
+        TRAINING,
+        TINY_THREATS["features"],
+        relaxation="lp",
+        program_window=2,
+        selections=selections,
+    )
+    rule, y = get_loss("bce"), LABELS[:, None].double()
+    means = [float(rule.value(m(TEST).detach(), y).mean()) for m in trained("features")]
+    answer = result.loss(TEST, LABELS)
+    assert answer.lower <= min(means)
+    assert max(means) <= answer.upper
+    program = result.models.program
+    assert program is not None
+    count = len(program.reports)
+    monkeypatch.setattr(
+        questions.WindowProgram, "bound_sums", lambda *_: torch.tensor([[-torch.inf]]).double()
+    )
+    without = result.loss(TEST, LABELS)
+    assert len(program.reports) < 2 * count
+    assert without.lower <= answer.lower
+    assert answer.upper <= without.upper
+    if selections == "joint" and at_once > 2:
+        assert answer.upper - answer.lower < 0.999 * (without.upper - without.lower)
+
+
+def test_a_sum_of_programs_that_excludes_a_run_is_found_out(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A bound above the sum of the nominal model, by one percent of the way from what is proved."""
+    case = problem(agt.LabelPoisoning(2, 0.1), "mse", (), samples=5, epochs=1)
+    result, _ = case.certify(relaxation="lp", selections="joint")
+    result.loss(*case.data)
+    real = questions.minimise_leaves
+
+    def lying(known: Any, gain: Any, build: Any, options: Any) -> Any:
+        found = real(known, gain, build, options)
+        return replace(found, bounds=known + 1.01 * gain)
+
+    question = MeanLoss.of(result.models, *map(torch.as_tensor, case.data))
+    each = result.models.bound(question.on_outputs)
+    monkeypatch.setattr(questions, "minimise_leaves", lying)
+    weights = torch.ones(1, *question.on_outputs.constant.shape, dtype=torch.float64)
+    with pytest.raises(SoundnessError, match="sum over test points"):
+        result.models.bound_sums(question.on_outputs, weights, each)
+
+
+@given(seed=st.integers(0, 10**6), size=st.sampled_from([1e-6, 1.0, 1e6]))
+def test_sums_of_a_box_hold_and_are_met(seed: int, size: float) -> None:
+    """In rational arithmetic, at the corner that the weights favour."""
+    rng = np.random.default_rng(seed)
+    low = torch.from_numpy(size * rng.normal(size=(2, 3, 2)))
+    box = Interval(low, low + size * torch.from_numpy(rng.random(low.shape)))
+    weights = torch.from_numpy(rng.normal(size=(4, 3, 2)))
+    found = sums_of_box(weights, box)
+    for case in range(2):
+        for row in range(4):
+            ends = torch.where(weights[row] > 0, box.lower[case], box.upper[case])
+            pairs = zip(weights[row].flatten().tolist(), ends.flatten().tolist(), strict=True)
+            truth = sum((Fraction(w) * Fraction(e) for w, e in pairs), Fraction(0))
+            assert Fraction(float(found[case, row])) <= truth
+            assert float(truth) - float(found[case, row]) <= 1e-12 * size * 100
 
 
 def test_a_run_that_has_blown_up_is_unbounded_and_no_error() -> None:

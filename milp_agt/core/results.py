@@ -27,7 +27,8 @@ class Limits:
     """Limits of one solve of a program. A limit loosens bounds and never breaks them.
 
     Attributes:
-        time: seconds; None for no limit.
+        time: seconds, a minute unless said otherwise; None for no limit. Trees over bilinear terms may
+            take as long as they are given: their dual bound counts whenever they end.
         gap: relative distance of bound and incumbent at which a tree may stop.
         nodes: of a tree; None for no limit.
 
@@ -35,7 +36,7 @@ class Limits:
         InvalidInputError: no numbers, or numbers below 0.
     """
 
-    time: float | None = None
+    time: float | None = 60.0
     gap: float = 1e-6
     nodes: int | None = None
 

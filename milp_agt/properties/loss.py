@@ -102,7 +102,7 @@ def _together(
     planes = _of_all_cases(question.loss, bounds)
     member = parts.unsqueeze(-1)
     slopes = torch.cat([member * planes.slope_lower[0], -member * planes.slope_upper[0]])
-    sums = models.bound_sums(question.on_outputs, slopes)
+    sums = models.bound_sums(question.on_outputs, slopes, bounds)
     found = []
     for low, offset in zip(sums.chunk(2, 1), (planes.lower, -planes.upper), strict=True):
         known = torch.isfinite(offset)

@@ -244,14 +244,27 @@ class Models:
         points = len(forms)
         return base.reshape(-1, points).T, dev.reshape(-1, points, dev.shape[1]).transpose(0, 1)
 
-    def bound_sums(self, forms: OutputForms, weights: Tensor) -> Tensor:
+    def bound_sums(self, forms: OutputForms, weights: Tensor, known: Interval) -> Tensor:
         """Lower bounds of ``sum_i weights_i . form_i`` over all reachable models, (cases, rows).
 
-        ``weights`` is (rows, n, forms). The points face one and the same model: the sums are forms of
-        the parameters, walked through the window as one, so that what cancels between points does.
+        The points face one and the same model: the sums are forms of the parameters, walked through the
+        window as one, so that what cancels between points does. Where the run was bounded by programs
+        they are objectives on top of the last ones, too.
+
+        Args:
+            weights: (rows, n, forms).
+            known: bounds of the forms of single points, as :meth:`bound` gives them.
         """
         pieces = [self._summed(reached, forms, weights) for reached in self.reached]
-        return torch.cat([self._walked(r, p).T for r, p in zip(self.reached, pieces, strict=True)])
+        walked = torch.cat(
+            [self._walked(r, p).T for r, p in zip(self.reached, pieces, strict=True)]
+        )
+        if self.program is None:
+            return walked
+        nominal = self.at_nominal(forms)
+        return torch.maximum(
+            walked, self.program.bound_sums(self.asked(forms), weights, known, nominal)
+        )
 
     def _summed(self, reached: Reached, forms: OutputForms, weights: Tensor) -> Forms:
         """Forms on the state that are at most the weighted sums."""

@@ -23,8 +23,6 @@ from milp_agt.solvers.base import Capability, Solver, choose
 
 # Counts are whole: a bound is rounded down, after what a solver may miss by its tolerances.
 COUNT_TOLERANCE = 1e-4
-# Seconds for a count where no limit is set.
-COUNT_TIME = 60.0
 
 
 @dataclass(frozen=True)
@@ -110,15 +108,15 @@ class Reach:
     def most(self, encoder: Encoder, options: SolveOptions) -> int:
         """The dual bound of the number of points, and never more than there are."""
         objectives = Objectives.of(encoder.finish(), self.total, np.ones(1))
-        solved = minimise(objectives, within_a_minute(options))
+        solved = minimise(objectives, counting(options))
         return int(counted(solved.bounds, self.points)[0])
 
 
-def within_a_minute(options: SolveOptions) -> SolveOptions:
-    """The same with an end: the dual bound counts that is known then."""
-    if options.limits.time is not None or options.deadline is not None:
+def counting(options: SolveOptions) -> SolveOptions:
+    """The same for a count, which has the time of one solve for all of its programs."""
+    if options.limits.time is None or options.deadline is not None:
         return options
-    return replace(options, deadline=time.monotonic() + COUNT_TIME)
+    return replace(options, deadline=time.monotonic() + options.limits.time)
 
 
 def counted(bounds: Array, points: int) -> Array:

@@ -12,20 +12,19 @@ import torch
 from torch import Tensor
 
 from milp_agt.core.encoder import Encoder, as_arrays
-from milp_agt.core.evaluate import evaluate
 from milp_agt.core.expression import Array, Expression, add, stacked
-from milp_agt.core.graph import Node
 from milp_agt.core.interval import Interval
 from milp_agt.core.rounding import TINY, gamma
+from milp_agt.engines.program.asked import Asked, sums_of_box
 from milp_agt.engines.program.bounds import ProgramReport
 from milp_agt.engines.program.choices import Choices, Encoding, Span
-from milp_agt.engines.program.collective import Reach, counted, within_a_minute
+from milp_agt.engines.program.collective import Reach, counted, counting
 from milp_agt.engines.program.incumbents import EncodedBatch, Incumbents
 from milp_agt.engines.program.leaves import minimise_leaves
 from milp_agt.engines.program.objectives import Objectives, SolveOptions
 from milp_agt.engines.program.window import RANGE_LIMIT, curved_inputs
 from milp_agt.engines.program.witness import Witness
-from milp_agt.engines.step import State, union
+from milp_agt.engines.step import union
 from milp_agt.errors import SolverUnavailableError
 from milp_agt.tracing import FEATURES
 
@@ -34,52 +33,6 @@ POINTS_AT_ONCE = 32
 # Points that are counted together; what one poisoning does to points of two programs is not known.
 COUNTED_AT_ONCE = 128
 READY = 16  # windows that wait for the next question
-
-
-@dataclass(frozen=True)
-class Asked:
-    """Forms ``coefficients . f(x) + constant`` of the outputs f at test inputs x.
-
-    Attributes:
-        forward: the forward pass, in topological order.
-        inputs: box of each test input, (1, n, *shape).
-        coefficients, constant: (n, forms, outputs) and (n, forms).
-    """
-
-    forward: Sequence[Node]
-    inputs: Interval
-    coefficients: Tensor
-    constant: Tensor
-
-    def __len__(self) -> int:
-        return len(self.constant)
-
-    def part(self, points: Tensor) -> Asked:
-        """The forms of some of the test points."""
-        inputs = Interval(self.inputs.lower[:, points], self.inputs.upper[:, points])
-        return Asked(self.forward, inputs, self.coefficients[points], self.constant[points])
-
-    def boxes(self, state: State) -> dict[str, Interval]:
-        """Ranges of all nodes of the forward pass over a box of the parameters."""
-        boxes = dict(state) | {FEATURES: self.inputs}
-        for node in self.forward:
-            if node.name not in boxes:
-                boxes[node.name] = node.op.interval(*(boxes[i] for i in node.inputs))
-        return boxes
-
-    def at(self, states: Mapping[str, Tensor], output: str) -> tuple[Tensor, Tensor]:
-        """Values for models (models, *shape) at the centres of the inputs, (models, n, forms).
-
-        And what rounding they may carry: outputs count as the float run computes them, the form on top
-        of them is charged.
-        """
-        models = len(next(iter(states.values())))
-        points = self.inputs.centre[0].expand(models, *self.inputs.lower.shape[1:])
-        found = evaluate(self.forward, {**states, FEATURES: points})[output]
-        value = torch.einsum("nfo,mno->mnf", self.coefficients, found) + self.constant
-        size = torch.einsum("nfo,mno->mnf", self.coefficients.abs(), found.abs())
-        size = size + self.constant.abs()
-        return value, gamma(2 * self.coefficients.shape[-1] + 16) * size + TINY
 
 
 @dataclass(frozen=True)
@@ -198,7 +151,65 @@ class WindowProgram:
     def _encoded(self, choice: int, asked: Asked) -> tuple[Encoder, Expression]:
         """The window with forms of the outputs at its end, flat over (n, forms)."""
         encoder, outputs = self._outputs(choice, asked)
-        return encoder, _forms(outputs, asked.coefficients, asked.constant)
+        return encoder, asked.forms_of(outputs)
+
+    def bound_sums(self, asked: Asked, weights: Tensor, known: Interval, nominal: Tensor) -> Tensor:
+        """Lower bounds of ``sum_i weights_i . form_i``: one model faces all test points.
+
+        Points are taken ``COUNTED_AT_ONCE`` at a time, and what is proved of each part adds up.
+
+        Args:
+            weights: (rows, n, forms).
+            known: what is proved of the forms, (choices, n, forms), as for :meth:`bound`.
+            nominal: the forms of the nominal model, (n, forms), which say how much there is to gain.
+
+        Returns:
+            (choices, rows).
+        """
+        known = self._by_choice(known)
+        parts = torch.arange(len(asked)).split(COUNTED_AT_ONCE)
+        least = [
+            sums_of_box(weights[:, part], Interval(known.lower[:, part], known.upper[:, part]))
+            for part in parts
+        ]
+        why = self._beyond(asked)
+        if why is None:
+            try:
+                for number, part in enumerate(parts):
+                    some, before = weights[:, part], least[number]
+                    gain = torch.einsum("rnf,nf->r", some, nominal[part]) - before.amin(0)
+                    least[number] = self._summed(asked.part(part), some, before, gain)
+            except SolverUnavailableError as error:
+                why = str(error)
+        if why is not None:
+            self.notes.append(
+                f"the sum over {len(asked)} test points was left to cheaper bounds: {why}"
+            )
+        every = torch.stack(least)
+        total = every.sum(0) - gamma(len(parts)) * every.abs().sum(0)
+        if self.witness is not None:
+            value, room = asked.at(self.witness.states, self.encoding.step_graph.output)
+            summed = torch.einsum("rnf,mnf->mr", weights, value)
+            room = room + gamma(2 * weights[0].numel() + 16) * value.abs()
+            room = torch.einsum("rnf,mnf->mr", weights.abs(), room)
+            ends = Interval(total.amin(0), torch.full_like(total[0], torch.inf))
+            self.witness.check_forms("sum over test points", summed, room, ends, self._name)
+        return total
+
+    def _summed(self, asked: Asked, weights: Tensor, known: Tensor, gain: Tensor) -> Tensor:
+        started = time.monotonic()
+
+        def build(choice: int) -> Objectives:
+            encoder, outputs = self._outputs(choice, asked)
+            boxes = asked.boxes(self._ready[choice].span.state)
+            largest = boxes[self.encoding.step_graph.output].magnitude.amax(0)
+            sums = asked.sums_of(outputs, largest, weights)
+            batches = self._ready[choice].batches
+            return Objectives.of(encoder.finish(), sums, gain.cpu().numpy(), batches)
+
+        found = minimise_leaves(known.cpu().numpy(), gain.cpu().numpy(), build, self.options)
+        self.reports.append(ProgramReport.of(found, time.monotonic() - started))
+        return torch.from_numpy(found.bounds).to(known)
 
     def most_at_once(self, asked: Asked, groups: Tensor, known: Interval) -> int:
         """How many test points can be reached by one run through the window.
@@ -246,7 +257,7 @@ class WindowProgram:
             return Objectives.of(encoder.finish(), opened.total, gain, batches)
 
         started = time.monotonic()
-        options = within_a_minute(self.options)
+        options = counting(self.options)
         found = minimise_leaves(-reach.counts(able)[:, None], gain, build, options)
         self.reports.append(ProgramReport.of(found, time.monotonic() - started))
         return counted(found.bounds[:, 0], len(asked))
@@ -333,15 +344,3 @@ class WindowProgram:
                 expression = encoder.bounded(expression, boxes[node.name])
             known[node.name] = expression
         return encoder, known[output]
-
-
-def _forms(outputs: Expression, coefficients: Tensor, constant: Tensor) -> Expression:
-    """The forms of each test point as one flat expression, rounding charged."""
-    weights = coefficients.detach().cpu().numpy()
-    points, count, width = weights.shape
-    blocks = sp.csr_matrix(sp.block_diag(list(weights), format="csr"))
-    flat = outputs.reshape((points * width,)).apply(blocks, (points * count,))
-    shift = constant.detach().cpu().numpy().reshape(-1)
-    moved = add([flat, Expression.of(shift)])
-    rounding = 2.0**-50 * (np.abs(shift) + np.abs(moved.constant))
-    return moved.blur(rounding)
