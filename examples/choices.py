@@ -5,8 +5,7 @@ steps bounds both ends of every parameter: from the sets of all choices jointly 
 those of each choice, the loosest choice first ("by choice"). --points asks for the margins of test points
 instead, as objectives on top of the same programs. A gain is what the mean width shrinks by, of that of
 linear bounds of single choices.
---case FILE.npz takes the run from a file: x_train, y_train, x_test, y_test, W0, b0, W1, b1, lr (cross
-entropy), or X, y, W1, b1, w2, b2 (binary cross entropy, rate 0.5). Without it: 12 samples of two moons.
+--case FILE.npz takes a recorded run (models/recorded.py). Without it: 12 samples of two moons.
 """
 
 from __future__ import annotations
@@ -15,10 +14,8 @@ import argparse
 import time
 from dataclasses import dataclass, replace
 
-import numpy as np
-import numpy.typing as npt
 import torch
-from torch import Tensor, nn
+from models.recorded import Array, Recorded, dense
 
 import milp_agt as agt
 from milp_agt.core.restriction import UNRESTRICTED
@@ -30,52 +27,14 @@ from milp_agt.engines.recorder import MemoryRecorder
 from milp_agt.engines.relaxed import RelaxedStep
 from milp_agt.solvers import get_solver
 
-Pair = tuple[Tensor, Tensor]
-Array = npt.NDArray[np.float64]
+Pair = tuple[Array, Array]
 
 
-@dataclass(frozen=True)
-class Case:
-    model: nn.Module
-    data: Pair
-    test: Pair
-    loss: str
-    rate: float
-
-
-def network(weights: list[tuple[Array, Array]]) -> nn.Module:
-    layers: list[nn.Module] = []
-    for weight, bias in weights:
-        layer = nn.Linear(weight.shape[1], weight.shape[0]).double()
-        with torch.no_grad():
-            layer.weight.copy_(torch.from_numpy(weight))
-            layer.bias.copy_(torch.from_numpy(np.reshape(bias, -1)))
-        layers += [layer, nn.ReLU()]
-    return nn.Sequential(*layers[:-1])
-
-
-def pair(x: Array, y: Array) -> Pair:
-    return torch.from_numpy(x), torch.from_numpy(y).long()
-
-
-def from_file(path: str) -> Case:
-    case = np.load(path)
-    if "x_train" in case:
-        model = network([(case["W0"], case["b0"]), (case["W1"], case["b1"])])
-        data = pair(case["x_train"], case["y_train"])
-        test = pair(case["x_test"], case["y_test"])
-        return Case(model, data, test, "cross_entropy", float(case["lr"]))
-    model = network([(case["W1"], case["b1"]), (case["w2"].reshape(1, -1), case["b2"])])
-    data = pair(case["X"], case["y"])
-    return Case(model, data, data, "bce", 0.5)
-
-
-def generated() -> Case:
+def generated() -> Recorded:
     torch.manual_seed(7)
     moons = load_dataset("moons", samples=15, noise=0.1, seed=0, test_fraction=0.2)
-    model = nn.Sequential(nn.Linear(2, 4), nn.ReLU(), nn.Linear(4, 1)).double()
-    data, test = pair(moons.x_train, moons.y_train), pair(moons.x_test, moons.y_test)
-    return Case(model, data, test, "bce", 0.5)
+    data, test = (moons.x_train, moons.y_train), (moons.x_test, moons.y_test)
+    return Recorded(dense(2, 4, 1), data, test, "bce", 0.5, 10)
 
 
 @dataclass(frozen=True)
@@ -87,13 +46,13 @@ class Bounded:
     steps: list[RelaxedStep]
 
     @staticmethod
-    def of(case: Case, steps: int, budget: int, radius: float) -> Bounded:
+    def of(case: Recorded, steps: int, budget: int, radius: float) -> Bounded:
         recorder = MemoryRecorder()
         joint, apart = (
             agt.certify(
                 case.model,
-                case.data,
-                agt.Training(loss=case.loss, learning_rate=case.rate, epochs=steps),
+                case.train,
+                case.training(steps),
                 agt.FeaturePoisoning(budget, radius),
                 inner_bounds="linear",
                 selections=selections,
@@ -150,7 +109,7 @@ def mean_width(result: agt.Result, test: Pair | None) -> float:
 
 
 def measure(
-    case: Case, steps: list[int], windows: list[int], budget: int, test: Pair | None
+    case: Recorded, steps: list[int], windows: list[int], budget: int, test: Pair | None
 ) -> None:
     print(
         "step  window  level   choices      mean width     gain  cpu s/end  solves  columns    rows"
@@ -194,7 +153,7 @@ def main() -> None:
     parser.add_argument("--windows", type=int, nargs="+", default=[1, 3])
     parser.add_argument("--points", type=int, help="bound the margins of so many test points")
     arguments = parser.parse_args()
-    case = from_file(arguments.case) if arguments.case else generated()
+    case = Recorded.load(arguments.case) if arguments.case else generated()
     steps, windows = ([2], [1]) if arguments.small else (arguments.steps, arguments.windows)
     count = arguments.points
     test = None if count is None else (case.test[0][:count], case.test[1][:count])

@@ -2,8 +2,8 @@
 
 The experiment of Sosnin et al. 2024: coordinates, their squares and cubes; a 6-128-2 relu network; four
 steps on the full batch at a learning rate that decays from 2. The table has the mean width of the reachable
-set by each level, then comes the certified accuracy. --case FILE.npz takes the run from a file (x_train,
-y_train, x_test, y_test, W0, b0, W1, b1, lr, lr_decay, lr_min, steps).
+set by each level, then comes the certified accuracy. --case FILE.npz takes a recorded
+run (models/recorded.py).
 """
 
 from __future__ import annotations
@@ -11,73 +11,35 @@ from __future__ import annotations
 import argparse
 import resource
 import time
-from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 import torch
-from torch import nn
+from models.recorded import Array, Recorded, dense
 
 import milp_agt as agt
 from milp_agt.data import load_dataset
 from milp_agt.schedules import InverseTimeDecay
 
-Array = npt.NDArray[np.float64]
-Classes = npt.NDArray[np.int64]
 
-
-@dataclass(frozen=True)
-class Case:
-    model: nn.Module
-    training: tuple[Array, Classes]
-    test: tuple[Array, Classes]
-    run: agt.Training
-
-
-def run_of(rate: float, decay: float, lowest: float, steps: int) -> agt.Training:
-    return agt.Training(
-        loss="cross_entropy",
-        learning_rate=rate,
-        epochs=steps,
-        schedule=InverseTimeDecay(decay, lowest),
-    )
-
-
-def network(hidden: int) -> nn.Sequential:
-    return nn.Sequential(nn.Linear(6, hidden), nn.ReLU(), nn.Linear(hidden, 2)).double()
-
-
-def generated(samples: int, hidden: int) -> Case:
+def generated(samples: int, hidden: int) -> Recorded:
     torch.manual_seed(0)
     data = load_dataset("moons", samples=samples, noise=0.1, seed=0, test_fraction=0.2)
 
     def lifted(x: Array) -> Array:
         return np.concatenate([x, x**2, x**3], 1)
 
-    return Case(
-        network(hidden),
-        (lifted(data.x_train), data.y_train.astype(np.int64)),
-        (lifted(data.x_test), data.y_test.astype(np.int64)),
-        run_of(0.5, 0.6, 1e-3, 4),
+    return Recorded(
+        dense(6, hidden, 2),
+        (lifted(data.x_train), data.y_train),
+        (lifted(data.x_test), data.y_test),
+        "cross_entropy",
+        0.5,
+        4,
+        InverseTimeDecay(0.6, 1e-3),
     )
 
 
-def from_file(path: str) -> Case:
-    case = np.load(path)
-    model = network(len(case["b0"]))
-    with torch.no_grad():
-        for parameter, key in zip(model.parameters(), ("W0", "b0", "W1", "b1"), strict=True):
-            parameter.copy_(torch.from_numpy(case[key]))
-    rate, decay, lowest = (float(case[key]) for key in ("lr", "lr_decay", "lr_min"))
-    return Case(
-        model,
-        (case["x_train"], case["y_train"].astype(np.int64)),
-        (case["x_test"], case["y_test"].astype(np.int64)),
-        run_of(rate, decay, lowest, int(case["steps"])),
-    )
-
-
-def measure(case: Case, threat: agt.LabelPoisoning | agt.FeaturePoisoning, memory: str) -> None:
+def measure(case: Recorded, threat: agt.LabelPoisoning | agt.FeaturePoisoning, memory: str) -> None:
     begun = time.process_time()
 
     def spent() -> str:
@@ -90,8 +52,8 @@ def measure(case: Case, threat: agt.LabelPoisoning | agt.FeaturePoisoning, memor
     print("step  interval    linear     cpu s")
     result = agt.certify(
         case.model,
-        case.training,
-        case.run,
+        case.train,
+        case.training(),
         threat,
         relaxation="linear",
         selections="joint",
@@ -117,7 +79,7 @@ def main() -> None:
     if arguments.small:
         case = generated(60, 8)
     else:
-        case = from_file(arguments.case) if arguments.case else generated(1250, 64)
+        case = Recorded.load(arguments.case) if arguments.case else generated(1250, 64)
     if arguments.features is None:
         budget = 1 if arguments.labels is None else arguments.labels
         measure(case, agt.LabelPoisoning(budget), arguments.memory)

@@ -4,7 +4,7 @@ Two moons, 40 samples, a 2-4-1 relu network, full batch; two samples may move by
 through the whole run give the sets; at some steps a program over the last w of them bounds the
 parameters again, milp on top of lp. The table says by how much the mean width shrinks and how long one
 objective takes, in seconds of one core.
---case FILE.npz takes the data (X, y) and the weights (W1, b1, w2, b2) from a file.
+--case FILE.npz takes a recorded run (models/recorded.py).
 """
 
 from __future__ import annotations
@@ -14,10 +14,8 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-import numpy as np
-import numpy.typing as npt
 import torch
-from torch import nn
+from models.recorded import Recorded, dense
 
 import milp_agt as agt
 from milp_agt.core.interval import Interval
@@ -32,28 +30,14 @@ from milp_agt.engines.relaxed import RelaxedStep, relax_step
 from milp_agt.properties.models import Models
 from milp_agt.solvers import get_solver
 
-BUDGET, RADIUS, RATE = 2, 0.01, 0.5
-Case = tuple[nn.Module, npt.NDArray[np.float64], npt.NDArray[np.int64]]
+BUDGET, RADIUS = 2, 0.01
 
 
-def generated() -> Case:
+def generated() -> Recorded:
     torch.manual_seed(7)
-    data = load_dataset("moons", samples=50, noise=0.1, seed=0, test_fraction=0.2)
-    model = nn.Sequential(nn.Linear(2, 4), nn.ReLU(), nn.Linear(4, 1)).double()
-    return model, data.x_train, data.y_train.astype(np.int64)
-
-
-def from_file(path: str) -> Case:
-    case = np.load(path)
-    hidden, features = case["W1"].shape
-    model = nn.Sequential(nn.Linear(features, hidden), nn.ReLU(), nn.Linear(hidden, 1)).double()
-    shapes = [(hidden, features), (hidden,), (1, hidden), (1,)]
-    with torch.no_grad():
-        for parameter, key, shape in zip(
-            model.parameters(), ("W1", "b1", "w2", "b2"), shapes, strict=True
-        ):
-            parameter.copy_(torch.from_numpy(np.asarray(case[key]).reshape(shape)))
-    return model, case["X"], case["y"].astype(np.int64)
+    moons = load_dataset("moons", samples=50, noise=0.1, seed=0, test_fraction=0.2)
+    data, test = (moons.x_train, moons.y_train), (moons.x_test, moons.y_test)
+    return Recorded(dense(2, 4, 1), data, test, "bce", 0.5, 30)
 
 
 def widths(state: Mapping[str, Interval]) -> torch.Tensor:
@@ -73,13 +57,12 @@ class Bounded:
     states: list[Mapping[str, Interval]]
 
     @staticmethod
-    def of(case: Case, steps: int) -> Bounded:
-        model, x, y = case
+    def of(case: Recorded, steps: int) -> Bounded:
         recorder = MemoryRecorder()
         result = agt.certify(
-            model,
-            (x, y),
-            agt.Training(loss="bce", learning_rate=RATE, epochs=steps),
+            case.model,
+            case.train,
+            case.training(steps),
             agt.FeaturePoisoning(budget=BUDGET, radius=RADIUS),
             relaxation="linear",
             inner_bounds="linear",
@@ -148,7 +131,7 @@ class Bounded:
 
 
 def measure(
-    case: Case,
+    case: Recorded,
     steps: Sequence[int],
     windows: Sequence[int],
     trees: int,
@@ -200,7 +183,7 @@ SWITCHES = {
 }
 
 
-def compare_switches(case: Case, step: int, windows: Sequence[int], seconds: float) -> None:
+def compare_switches(case: Recorded, step: int, windows: Sequence[int], seconds: float) -> None:
     """What every switch gains over the linear engine by itself."""
     bounded = Bounded.of(case, step)
     linear = bounded.states[step - 1]
@@ -226,7 +209,7 @@ def main() -> None:
     parser.add_argument("--widest", type=int, help="bound only so many parameters, the widest ones")
     parser.add_argument("--switches", action="store_true", help="what each switch gains at step 10")
     arguments = parser.parse_args()
-    case = from_file(arguments.case) if arguments.case else generated()
+    case = Recorded.load(arguments.case) if arguments.case else generated()
     if arguments.switches:
         few = arguments.small
         compare_switches(case, 2 if few else 10, [1] if few else [1, 3], arguments.seconds)

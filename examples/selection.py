@@ -5,7 +5,7 @@ sample at once are wider than linear bounds made choice by choice. Programs over
 ends of parameters where that gap is largest: from the sets of the first, with all choices in one program, and
 from the sets of the second, one choice after the other, the loosest first. The table says what share of
 the gap they close (beyond 100 %: tighter than linear bounds of single choices), and at which price.
---case FILE.npz takes the run from a file (x_train, y_train, W0, b0, W1, b1, lr).
+--case FILE.npz takes a recorded run (models/recorded.py).
 """
 
 from __future__ import annotations
@@ -16,9 +16,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-import numpy.typing as npt
 import torch
-from torch import nn
+from models.recorded import Recorded, dense
 
 import milp_agt as agt
 from milp_agt.core.expression import Array, Index, stacked
@@ -38,36 +37,19 @@ from milp_agt.properties.models import Models
 from milp_agt.solvers import get_solver
 
 
-@dataclass(frozen=True)
-class Case:
-    model: nn.Module
-    x: Array
-    y: npt.NDArray[np.int64]
-    rate: float
-
-
-def generated(samples: int) -> Case:
+def generated(samples: int) -> Recorded:
     torch.manual_seed(0)
-    data = load_dataset("moons", samples=samples, noise=0.1, seed=0, test_fraction=0.2)
-    model = nn.Sequential(nn.Linear(2, 8), nn.ReLU(), nn.Linear(8, 2)).double()
-    return Case(model, data.x_train, data.y_train.astype(np.int64), 0.5)
+    moons = load_dataset("moons", samples=samples, noise=0.1, seed=0, test_fraction=0.2)
+    data, test = (moons.x_train, moons.y_train), (moons.x_test, moons.y_test)
+    return Recorded(dense(2, 8, 2), data, test, "cross_entropy", 0.5, 10)
 
 
-def from_file(path: str) -> Case:
-    case = np.load(path)
-    model = nn.Sequential(nn.Linear(2, 8), nn.ReLU(), nn.Linear(8, 2)).double()
-    with torch.no_grad():
-        for parameter, key in zip(model.parameters(), ("W0", "b0", "W1", "b1"), strict=True):
-            parameter.copy_(torch.from_numpy(case[key]))
-    return Case(model, case["x_train"], case["y_train"].astype(np.int64), float(case["lr"]))
-
-
-def certified(case: Case, steps: int, selections: str) -> tuple[agt.Result, MemoryRecorder]:
+def certified(case: Recorded, steps: int, selections: str) -> tuple[agt.Result, MemoryRecorder]:
     recorder = MemoryRecorder()
     result = agt.certify(
         case.model,
-        (case.x, case.y),
-        agt.Training(loss="cross_entropy", learning_rate=case.rate, epochs=steps),
+        case.train,
+        case.training(steps),
         agt.FeaturePoisoning(budget=1, radius=0.01),
         relaxation="linear",
         inner_bounds="linear",
@@ -84,7 +66,7 @@ def ends(state: State) -> Array:
     return np.asarray(torch.cat([low, -high]).numpy())
 
 
-def measure(case: Case, steps: int, window: int, count: int, seconds: float) -> None:
+def measure(case: Recorded, steps: int, window: int, count: int, seconds: float) -> None:
     result, recorder = certified(case, steps, "joint")
     _, apart = certified(case, steps, "enumerated")
     run, states = result.models, recorder.states["linear"][-1]
@@ -213,7 +195,7 @@ def main() -> None:
     if arguments.small:
         measure(generated(12), 3, 2, 2, 0.5)
         return
-    case = from_file(arguments.case) if arguments.case else generated(125)
+    case = Recorded.load(arguments.case) if arguments.case else generated(125)
     measure(case, arguments.steps, arguments.window, arguments.objectives, arguments.seconds)
 
 

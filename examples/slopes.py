@@ -2,7 +2,7 @@
 
 Some samples of a data set may move; linear bounds through the whole run, first with default slopes, then
 with slopes optimised after the last step. Without --case: two moons with a 2-4-1 relu network. A case is
-an .npz file with x_train, y_train, loss, lr, and W0, b0, W1, b1 of the linear layers of a relu network.
+a recorded run (models/recorded.py).
 
     python examples/slopes.py --steps 15 --moves 0 5 10
 """
@@ -12,37 +12,18 @@ from __future__ import annotations
 import argparse
 import time
 
-import numpy as np
 import torch
-from torch import nn
+from models.recorded import Recorded, dense
 
 import milp_agt as agt
 from milp_agt.data import load_dataset
 
 
-def generated() -> tuple[nn.Module, tuple[np.ndarray, np.ndarray], str, float]:
+def generated() -> Recorded:
     torch.manual_seed(0)
-    data = load_dataset("moons", samples=50, noise=0.1, seed=0, test_fraction=0.2)
-    model = nn.Sequential(nn.Linear(2, 4), nn.ReLU(), nn.Linear(4, 1)).double()
-    return model, (data.x_train, data.y_train), "bce", 0.5
-
-
-def from_file(path: str) -> tuple[nn.Module, tuple[np.ndarray, np.ndarray], str, float]:
-    case = np.load(path)
-    layers: list[nn.Module] = []
-    for number in range(sum(name.startswith("W") for name in case.files)):
-        weight, bias = (torch.from_numpy(case[f"{kind}{number}"]) for kind in "Wb")
-        layer = nn.Linear(weight.shape[1], weight.shape[0]).double()
-        with torch.no_grad():
-            layer.weight.copy_(weight)
-            layer.bias.copy_(bias.flatten())
-        layers += [nn.ReLU(), layer] if layers else [layer]
-    return (
-        nn.Sequential(*layers),
-        (case["x_train"], case["y_train"]),
-        str(case["loss"]),
-        float(case["lr"]),
-    )
+    moons = load_dataset("moons", samples=50, noise=0.1, seed=0, test_fraction=0.2)
+    data, test = (moons.x_train, moons.y_train), (moons.x_test, moons.y_test)
+    return Recorded(dense(2, 4, 1), data, test, "bce", 0.5, 10)
 
 
 def main() -> None:
@@ -59,14 +40,14 @@ def main() -> None:
     asked = parser.parse_args()
     if asked.small:
         asked.steps, asked.moves = 3, [0, 1]
-    model, data, loss, rate = generated() if asked.case is None else from_file(asked.case)
-    training = agt.Training(loss=loss, learning_rate=rate, epochs=asked.steps)
+    case = generated() if asked.case is None else Recorded.load(asked.case)
+    training = case.training(asked.steps)
     threat = agt.FeaturePoisoning(budget=asked.budget, radius=asked.radius)
     print(f"{'moves':>6s} {'mean width':>11s} {'max width':>10s} {'CPU s':>7s}")
     for moves in asked.moves:
         begun = time.process_time()
         result = agt.certify(
-            model, data, training, threat, selections=asked.selections, alpha_steps=moves
+            case.model, case.train, training, threat, selections=asked.selections, alpha_steps=moves
         )
         seconds, reached = time.process_time() - begun, result.reachable
         print(f"{moves:6d} {reached.mean_width:11.6f} {reached.max_width:10.5f} {seconds:7.1f}")
