@@ -10,18 +10,18 @@ import hashlib
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, Self
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
-from pydantic import BaseModel, Field, PrivateAttr, ValidationError, model_validator
+from pydantic import BaseModel, Field, PrivateAttr, ValidationError
 
 from milp_agt.config_attack import AttackTable
+from milp_agt.config_certify import CertifyTable
+from milp_agt.config_data import DataTable, ModelTable
 from milp_agt.config_errors import explain
 from milp_agt.config_properties import PROPERTY_TABLES, AnyProperty, PropertyTable, kind_of
-from milp_agt.config_table import Count, Index, NonNegative, Positive, Table, problem
+from milp_agt.config_table import Table
 from milp_agt.config_threat import THREAT_TABLES, ThreatTable
 from milp_agt.config_training import SCHEDULE_TABLES, TrainingTable
-from milp_agt.core.relaxation import Relaxation
-from milp_agt.core.strengthening import DEFAULT, Strengthening
 from milp_agt.data import Array, Dataset, Task, load_dataset
 from milp_agt.errors import ConfigurationError, MilpAgtError
 
@@ -34,111 +34,6 @@ if TYPE_CHECKING:
     from milp_agt.result import Result
     from milp_agt.threats import ThreatModel
     from milp_agt.training import Training
-
-RELAXATIONS = (*(level.value for level in Relaxation), "auto")
-Window = Count | Literal["T"]
-
-
-class DataTable(Table):
-    """[data]: a built-in ``name`` or the ``path`` of a file, and how it is split and scaled."""
-
-    name: str | None = None
-    path: str | None = None
-    samples: Count | None = None
-    noise: NonNegative | None = None
-    target: str | None = None
-    test_fraction: Annotated[float, Field(ge=0, lt=1)] | None = None
-    seed: Index = 0
-    standardise: bool = False
-    standardise_targets: bool = False
-    pca: Count | None = None
-    image_size: Annotated[list[Count], Field(min_length=2, max_length=2)] | None = None
-    crop: Annotated[list[Index], Field(min_length=2, max_length=2)] | None = None
-
-    @model_validator(mode="after")
-    def _one_source(self) -> Self:
-        if (self.name is None) == (self.path is None):
-            found = "neither 'name' nor 'path'" if self.name is None else "both 'name' and 'path'"
-            raise problem(found, "give a built-in name, or the path of a file")
-        return self
-
-
-class ModelTable(Table):
-    """[model]: ``layers``, or a ``factory`` in a Python file; ``state`` loads saved parameters."""
-
-    layers: Annotated[list[Count], Field(min_length=2)] | None = None
-    activation: Literal["relu", "leaky_relu", "sigmoid", "tanh"] = "relu"
-    bias: bool = True
-    seed: Index = 0
-    state: str | None = None
-    factory: str | None = None
-
-    @model_validator(mode="after")
-    def _one_architecture(self) -> Self:
-        if (self.layers is None) == (self.factory is None):
-            found = (
-                "neither 'layers' nor 'factory'"
-                if self.layers is None
-                else "'layers' and 'factory'"
-            )
-            raise problem(found, "give one of layers = [4, 8, 3] and factory = 'file.py:function'")
-        if self.factory is not None:
-            idle = sorted(self.model_fields_set & {"activation", "bias"})
-            if idle:
-                raise problem(
-                    f"{' and '.join(idle)} beside 'factory', which builds the whole module",
-                    f"drop {' and '.join(idle)}",
-                )
-        return self
-
-
-class StrengtheningTable(Table):
-    """[certify.strengthening]: what makes programs tighter than their plain encoding."""
-
-    on_off: bool = DEFAULT.on_off
-    influence: bool = DEFAULT.influence
-    cuts: bool = DEFAULT.cuts
-    phases: bool = DEFAULT.phases
-    rlt: bool = DEFAULT.rlt
-    symmetry: bool = DEFAULT.symmetry
-    selection_first: bool = DEFAULT.selection_first
-    by_choice: bool = DEFAULT.by_choice
-    identity: bool = DEFAULT.identity
-    pieces: Annotated[int, Field(ge=1)] = DEFAULT.pieces
-    pieced: Annotated[int, Field(ge=1)] = DEFAULT.pieced
-    obbt_seconds: Annotated[float, Field(ge=0.0, allow_inf_nan=False)] = DEFAULT.obbt_seconds
-
-    def build(self) -> Strengthening:
-        return Strengthening(**self.model_dump())
-
-
-class CertifyTable(Table):
-    """[certify]: which relaxation, over which window, with which means."""
-
-    relaxation: str = "linear"
-    window: Window | None = None
-    program_window: Window | None = None
-    inner_bounds: Literal["interval", "linear"] | None = None
-    selections: Literal["joint", "charged", "enumerated"] | None = None
-    alpha_steps: Index = 0
-    alpha_every: Annotated[int, Field(ge=1)] | None = None
-    solver: str | None = None
-    solve_time_limit: Positive | None = None
-    strengthening: StrengtheningTable = StrengtheningTable()
-    workers: Annotated[int, Field(ge=1)] = 1
-    device: str = "cpu"
-    memory: str = "4GiB"
-    time_limit: Positive | None = None
-    attack: bool = False
-
-    @model_validator(mode="after")
-    def _known_relaxation(self) -> Self:
-        if self.relaxation not in RELAXATIONS:
-            raise problem(
-                f"relaxation = '{self.relaxation}'",
-                f"relaxation should be one of {', '.join(RELAXATIONS)}",
-            )
-        return self
 
 
 class _PropertiesTable(Table):
@@ -176,7 +71,6 @@ class Run(NamedTuple):
     ) -> Result:
         """Certify the run with its options, under another threat if there is one."""
         from milp_agt.certification import certify
-        from milp_agt.core.results import Limits
 
         options, total = self.options, self.steps
         return certify(
@@ -192,7 +86,7 @@ class Run(NamedTuple):
             alpha_steps=options.alpha_steps,
             alpha_every=options.alpha_every,
             solver=options.solver,
-            solve_limits=Limits(time=options.solve_time_limit),
+            solve_limits=options.limits(),
             strengthening=options.strengthening.build(),
             workers=options.workers,
             device=options.device,
@@ -210,11 +104,16 @@ class RunConfig(Table):
     data: DataTable
     model: ModelTable
     training: TrainingTable
-    threat: ThreatTable
+    threat: ThreatTable = Field(
+        description="What the adversary may change, and how often; `kind` says what."
+    )
     certify: CertifyTable = CertifyTable()
     attack: AttackTable = AttackTable()
     properties: Annotated[tuple[PropertyTable, ...], Field(strict=False)] = Field(
-        default=(), alias="property"
+        default=(),
+        alias="property",
+        description="What is asked of the trained models: as many of these tables as you like, each "
+        "about one quantity that `kind` names.",
     )
     _path: Path = PrivateAttr()
     _sha256: str = PrivateAttr()

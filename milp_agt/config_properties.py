@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import Field, model_validator
 
-from milp_agt.config_table import Index, NonNegative, Table, problem
+from milp_agt.config_table import KIND, Index, NonNegative, Table, problem
 from milp_agt.data import Dataset
 from milp_agt.errors import InvalidInputError
 from milp_agt.reachable import Bounds
@@ -35,8 +35,15 @@ class PickedPoints(NamedTuple):
 class _PropertyTable(Table):
     """Keys of every kind; without a threshold a property is only reported."""
 
-    at_least: float | None = None
-    at_most: float | None = None
+    at_least: float | None = Field(
+        default=None,
+        description="PROVED if the certified lower bound is at least this, in each subgroup as well; "
+        "only reported without a threshold.",
+    )
+    at_most: float | None = Field(
+        default=None,
+        description="PROVED if the certified upper bound is at most this, in place of `at_least`.",
+    )
 
     @model_validator(mode="after")
     def _one_threshold(self) -> Self:
@@ -51,15 +58,19 @@ class _PropertyTable(Table):
 
 
 class _PointsTable(_PropertyTable):
-    """Keys of the kinds that ask about test points.
+    """Keys of the kinds that ask about test points."""
 
-    ``points`` picks some of them by position. With ``groups`` ("class", or one name for each picked
-    point) every subgroup is bounded as well, and a threshold must hold in each of them.
-    """
-
-    on: Literal["test", "train"] = "test"
-    points: Annotated[list[Index], Field(min_length=1)] | None = None
-    groups: Literal["class"] | list[str | int] | None = None
+    on: Literal["test", "train"] = Field(
+        default="test", description="The part of the data that is asked about."
+    )
+    points: Annotated[list[Index], Field(min_length=1)] | None = Field(
+        default=None, description="Points of that part by position; all unless given."
+    )
+    groups: Literal["class"] | list[str | int] | None = Field(
+        default=None,
+        description="Bound every subgroup as well: each class, or the subgroups made by one name for "
+        "each point that is asked about.",
+    )
 
     def pick(self, dataset: Dataset) -> PickedPoints:
         """The points of a data set.
@@ -92,9 +103,9 @@ class _PointsTable(_PropertyTable):
 
 
 class AccuracyTable(_PointsTable):
-    """kind = "accuracy": share of points with the right class."""
+    """Share of points with the right class."""
 
-    kind: Literal["accuracy"]
+    kind: Literal["accuracy"] = Field(description=KIND)
 
     def ask(self, result: Result, at: PickedPoints) -> Answer:
         return result.accuracy(at.features, at.labels, groups=at.groups)
@@ -106,9 +117,9 @@ class AccuracyTable(_PointsTable):
 
 
 class CollectiveTable(_PointsTable):
-    """kind = "collective": accuracy, where all points face the same poisoning."""
+    """Share of points with the right class, where all points face the same poisoning."""
 
-    kind: Literal["collective"]
+    kind: Literal["collective"] = Field(description=KIND)
 
     def ask(self, result: Result, at: PickedPoints) -> Answer:
         return result.collective(at.features, at.labels, groups=at.groups)
@@ -120,9 +131,9 @@ class CollectiveTable(_PointsTable):
 
 
 class LossTable(_PointsTable):
-    """kind = "loss": mean loss."""
+    """Mean loss."""
 
-    kind: Literal["loss"]
+    kind: Literal["loss"] = Field(description=KIND)
 
     def ask(self, result: Result, at: PickedPoints) -> Answer:
         return result.loss(at.features, at.labels, groups=at.groups)
@@ -134,9 +145,9 @@ class LossTable(_PointsTable):
 
 
 class StableTable(_PointsTable):
-    """kind = "stable": share of points with the class of the nominal run."""
+    """Share of points with the class that the run on the data as given predicts."""
 
-    kind: Literal["stable"]
+    kind: Literal["stable"] = Field(description=KIND)
 
     def ask(self, result: Result, at: PickedPoints) -> Answer:
         return result.stable(at.features, groups=at.groups)
@@ -148,18 +159,25 @@ class StableTable(_PointsTable):
 
 
 class TargetedTable(_PointsTable):
-    """kind = "targeted": share of points that the adversary can push into unsafe outputs.
+    """Share of points that the adversary can push into unsafe outputs: `unsafe`, `targets`, or `low`
+    and `high` say which."""
 
-    Classes: ``unsafe`` (a class, or a list of classes, for every point), or ``targets`` (for each
-    point a class or a list). Regression: outputs from ``low`` to ``high`` are unsafe; one of them alone
-    makes a half-line.
-    """
-
-    kind: Literal["targeted"]
-    unsafe: Index | Annotated[list[Index], Field(min_length=1)] | None = None
-    targets: list[Index | list[Index]] | None = None
-    low: float | None = None
-    high: float | None = None
+    kind: Literal["targeted"] = Field(description=KIND)
+    unsafe: Index | Annotated[list[Index], Field(min_length=1)] | None = Field(
+        default=None, description="Class, or classes, that are unsafe for every point."
+    )
+    targets: list[Index | list[Index]] | None = Field(
+        default=None,
+        description="For each point the class, or the classes, that are unsafe for it.",
+    )
+    low: float | None = Field(
+        default=None,
+        description="Least unsafe output of a regression; unless given, all outputs up to `high` are.",
+    )
+    high: float | None = Field(
+        default=None,
+        description="Largest unsafe output of a regression; unless given, all outputs from `low` are.",
+    )
 
     @model_validator(mode="after")
     def _one_target(self) -> Self:
@@ -203,20 +221,35 @@ class TargetedTable(_PointsTable):
 
 
 class BackdoorTable(_PointsTable):
-    """kind = "backdoor": success rate of a trigger in the test inputs, at most so much.
+    """Success rate of a trigger in the test inputs: a ball (`radius`), free `coordinates` from `low` to
+    `high`, or a patch (`coordinates` with `values`)."""
 
-    The trigger: ``radius`` (an l_inf ball; ``low`` and ``high`` are then the input domain);
-    ``coordinates`` with ``low`` and ``high`` (free in this range); or ``coordinates`` with ``values``
-    (a fixed patch). ``target`` is the class wanted; without it any wrong one counts.
-    """
-
-    kind: Literal["backdoor"]
-    radius: NonNegative | list[NonNegative] | None = None
-    coordinates: Annotated[list[Index], Field(min_length=1)] | None = None
-    low: Numbers | None = None
-    high: Numbers | None = None
-    values: Numbers | None = None
-    target: Index | None = None
+    kind: Literal["backdoor"] = Field(description=KIND)
+    radius: NonNegative | list[NonNegative] | None = Field(
+        default=None,
+        description="Largest move of each feature of a test input, one number or one for each.",
+    )
+    coordinates: Annotated[list[Index], Field(min_length=1)] | None = Field(
+        default=None, description="Features that the trigger sets, by position."
+    )
+    low: Numbers | None = Field(
+        default=None,
+        description="Low end of the free `coordinates`, or of the input domain beside a `radius`: one "
+        "number, or one for each feature.",
+    )
+    high: Numbers | None = Field(
+        default=None,
+        description="High end of the free `coordinates`, or of the input domain beside a `radius`: one "
+        "number, or one for each feature.",
+    )
+    values: Numbers | None = Field(
+        default=None,
+        description="What the patch writes into its `coordinates`: one number, or one for each feature "
+        "of the input.",
+    )
+    target: Index | None = Field(
+        default=None, description="The class that the trigger is after; any wrong one unless given."
+    )
 
     @model_validator(mode="after")
     def _one_trigger(self) -> Self:
@@ -268,13 +301,13 @@ class BackdoorTable(_PointsTable):
 
 
 class FunctionalTable(_PropertyTable):
-    """kind = "functional": one linear functional of the parameters.
+    """One linear functional of the parameters."""
 
-    ``coefficients`` holds nested lists of the shapes of the parameters, by name.
-    """
-
-    kind: Literal["functional"]
-    coefficients: Annotated[dict[str, list[Any]], Field(min_length=1)]
+    kind: Literal["functional"] = Field(description=KIND)
+    coefficients: Annotated[dict[str, list[Any]], Field(min_length=1)] = Field(
+        description="Coefficients by the name of a parameter, as nested lists of its shape; parameters "
+        "that are left out have none."
+    )
 
     @property
     def detail(self) -> str:

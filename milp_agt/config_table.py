@@ -11,6 +11,9 @@ Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
 Count = Annotated[int, Field(ge=1)]
 Index = Annotated[int, Field(ge=0)]
+Seconds = Annotated[float, Field(gt=0, json_schema_extra={"x-unit": "seconds"})]
+Memory = Annotated[str, Field(examples=["4GiB"])]
+KIND = "The kind of this table, which decides what other keys it has."
 
 
 class Table(BaseModel):

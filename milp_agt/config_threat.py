@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import Field, model_validator
 
-from milp_agt.config_table import Count, Index, NonNegative, Table, problem
+from milp_agt.config_table import KIND, Count, Index, NonNegative, Table, problem
 from milp_agt.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -20,19 +20,46 @@ Length = Annotated[float, Field(ge=0, allow_inf_nan=True)]
 Radius = Length | list[Length] | list[list[Length]]
 Ends = float | list[float]
 AnyNorm = Literal["inf", "2", "1", "0", 2, 1, 0]
-LabelNorm = Literal["inf", "2", "1", 2, 1]
-Target = Index | Annotated[list[Index], Field(min_length=1)]
+LabelRadius = Annotated[
+    Radius | None,
+    Field(
+        description="For a regression, the largest move of the targets: one number, one for each output, "
+        "for each sample, or for both; leave it out for classes, whose labels flip."
+    ),
+]
+LabelNorm = Annotated[
+    Literal["inf", "2", "1", 2, 1],
+    Field(description="For a regression, the norm of a move over the outputs of one sample."),
+]
+Target = Annotated[
+    Index | Annotated[list[Index], Field(min_length=1)] | None,
+    Field(description="Class, or classes, that labels may flip to; any unless given."),
+]
 
-
-Scope = Literal["dataset", "batch"]
+Static = Annotated[
+    bool,
+    Field(
+        description="`true`: the data are poisoned once, before training; `false`: anew in every step."
+    ),
+]
+Scope = Annotated[
+    Literal["dataset", "batch"],
+    Field(description="Whether the budget is that of the whole run or that of every batch."),
+]
 
 
 class _Budgeted(Table):
     """``samples`` or ``classes`` are those that are not trusted; all, unless told."""
 
-    budget: Index
-    samples: Annotated[list[Index], Field(min_length=1)] | None = None
-    classes: Annotated[list[Index], Field(min_length=1)] | None = None
+    budget: Index = Field(description="Samples that the adversary may choose, at most.")
+    samples: Annotated[list[Index], Field(min_length=1)] | None = Field(
+        default=None,
+        description="The training samples that are not trusted, by position; all unless given.",
+    )
+    classes: Annotated[list[Index], Field(min_length=1)] | None = Field(
+        default=None,
+        description="The classes whose training samples are not trusted, in place of `samples`.",
+    )
 
     @model_validator(mode="after")
     def _one_choice(self) -> Self:
@@ -63,22 +90,53 @@ class _Budgeted(Table):
 
 
 class _ThreatTable(_Budgeted):
-    static: bool = True
+    static: Static = True
     scope: Scope = "dataset"
 
 
 class _FeatureTable(_Budgeted):
-    """The moves of features: ``rows`` and ``row_limits`` are A and b of ``A @ move <= b``."""
+    """The moves of features."""
 
-    radius: Radius
-    norm: AnyNorm = "inf"
-    coordinates: Count | None = None
-    domain: Annotated[list[Ends], Field(min_length=2, max_length=2)] | None = None
-    integer: list[Index] | None = None
-    categorical: list[list[Index]] | None = None
-    missing: float | dict[str, float] | None = None
-    rows: Annotated[list[list[float]], Field(min_length=1)] | None = None
-    row_limits: list[NonNegative] | list[list[NonNegative]] | None = None
+    radius: Radius = Field(
+        description="Largest move: one number, one for each feature, for each sample, or for both; `inf` "
+        "only with a `domain` and the norms inf and 0."
+    )
+    norm: AnyNorm = Field(
+        default="inf",
+        description="Each feature within its radius (inf), `move / radius` at most 1 in the norm 1 or 2, "
+        "or at most `coordinates` features that move (0).",
+    )
+    coordinates: Count | None = Field(
+        default=None,
+        description="Features of a sample that may move, for the norm 0 alone, which needs it; a "
+        "categorical group counts as one.",
+    )
+    domain: Annotated[list[Ends], Field(min_length=2, max_length=2)] | None = Field(
+        default=None,
+        description="Lowest and highest value, each one number or one for each feature, inside which "
+        "poisoned features stay.",
+    )
+    integer: list[Index] | None = Field(
+        default=None, description="Columns that move by whole numbers only."
+    )
+    categorical: list[list[Index]] | None = Field(
+        default=None,
+        description="Groups of one-hot columns, each of which may change to any other category.",
+    )
+    missing: float | dict[str, float] | None = Field(
+        default=None,
+        description="The value that training reads where an entry is missing, or `{ column = value }`: "
+        "the adversary may blank entries (norms inf and 0).",
+    )
+    rows: Annotated[list[list[float]], Field(min_length=1)] | None = Field(
+        default=None,
+        description="The matrix A of further conditions `A @ move <= b`, with `row_limits`; kept by `lp` "
+        "and above, left out by the others, as the result then says.",
+    )
+    row_limits: list[NonNegative] | list[list[NonNegative]] | None = Field(
+        default=None,
+        description="The limits b of `rows`: one for each row, or for each sample and row.",
+    )
 
     @model_validator(mode="after")
     def _agree(self) -> Self:
@@ -134,11 +192,11 @@ class _FeatureTable(_Budgeted):
 
 
 class _LabelTable(_Budgeted):
-    """Flips of a class, or moves of at most ``radius``."""
+    """Flips of a class, or moves of the targets of a regression."""
 
-    radius: Radius | None = None
+    radius: LabelRadius = None
     norm: LabelNorm = "inf"
-    target: Target | None = None
+    target: Target = None
 
     def of_labels(self, static: bool, scope: Scope) -> LabelPoisoning:
         from milp_agt.threats import LabelPoisoning
@@ -155,30 +213,30 @@ class _LabelTable(_Budgeted):
 
 
 class FeatureThreatTable(_FeatureTable, _ThreatTable):
-    """[threat] kind = "features"."""
+    """Features of some samples are moved."""
 
-    kind: Literal["features"]
+    kind: Literal["features"] = Field(description=KIND)
 
     def build(self) -> ThreatModel:
         return self.of_features(self.static, self.scope)
 
 
 class LabelThreatTable(_LabelTable, _ThreatTable):
-    """[threat] kind = "labels"."""
+    """Labels of some samples flip, or targets move."""
 
-    kind: Literal["labels"]
+    kind: Literal["labels"] = Field(description=KIND)
 
     def build(self) -> ThreatModel:
         return self.of_labels(self.static, self.scope)
 
 
 class SeparateThreatTable(Table):
-    """[threat] kind = "separate": [threat.features] and [threat.labels], each with its own budget."""
+    """Features of some samples and labels of others, or of the same ones, each with a budget."""
 
-    kind: Literal["separate"]
-    features: _FeatureTable
-    labels: _LabelTable
-    static: bool = True
+    kind: Literal["separate"] = Field(description=KIND)
+    features: _FeatureTable = Field(description="What may be done to features, and to how many.")
+    labels: _LabelTable = Field(description="What may be done to labels, and to how many.")
+    static: Static = True
     scope: Scope = "dataset"
 
     def resolved(self, labels: npt.NDArray[Any]) -> Self:
@@ -195,12 +253,12 @@ class SeparateThreatTable(Table):
 
 
 class FeatureLabelThreatTable(_FeatureTable, _ThreatTable):
-    """[threat] kind = "both": features and labels of the same samples."""
+    """Features and labels of the same samples are changed."""
 
-    kind: Literal["both"]
-    label_radius: Radius | None = None
+    kind: Literal["both"] = Field(description=KIND)
+    label_radius: LabelRadius = None
     label_norm: LabelNorm = "inf"
-    target: Target | None = None
+    target: Target = None
 
     def build(self) -> ThreatModel:
         from milp_agt.threats import FeatureLabelPoisoning
@@ -225,9 +283,9 @@ class FeatureLabelThreatTable(_FeatureTable, _ThreatTable):
 
 
 class SubstitutionTable(_ThreatTable):
-    """[threat] kind = "substitution": samples give way to any others; needs clipping."""
+    """Samples give way to any others; needs `clip` in [training]."""
 
-    kind: Literal["substitution"]
+    kind: Literal["substitution"] = Field(description=KIND)
 
     def build(self) -> ThreatModel:
         from milp_agt.threats import Substitution
@@ -236,9 +294,9 @@ class SubstitutionTable(_ThreatTable):
 
 
 class RemovalTable(_Budgeted):
-    """[threat] kind = "removal": training without some of the samples."""
+    """Training without some of the samples, taken out once, before it begins."""
 
-    kind: Literal["removal"]
+    kind: Literal["removal"] = Field(description=KIND)
     scope: Scope = "dataset"
 
     def build(self) -> ThreatModel:
@@ -248,10 +306,10 @@ class RemovalTable(_Budgeted):
 
 
 class InsertionTable(Table):
-    """[threat] kind = "insertion": further samples in every batch; needs clipping."""
+    """Further samples of any kind join every batch; needs `clip` in [training]."""
 
-    kind: Literal["insertion"]
-    budget: Index
+    kind: Literal["insertion"] = Field(description=KIND)
+    budget: Index = Field(description="Samples that join every batch, at most.")
 
     def resolved(self, labels: npt.NDArray[Any]) -> Self:
         return self  # whoever inserts samples touches none of the data set

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from milp_agt.config_table import Count, Index, NonNegative, Positive, Table
+from milp_agt.config_table import KIND, Count, Index, NonNegative, Positive, Table
 from milp_agt.schedules import (
     CosineDecay,
     ExponentialDecay,
@@ -19,58 +19,69 @@ from milp_agt.training import Training
 
 
 class _ScheduleTable(Table):
-    unit: Literal["step", "epoch"] = "step"
+    unit: Literal["step", "epoch"] = Field(
+        default="step", description="What time t = 0, 1, 2, ... is counted in."
+    )
 
 
 class InverseTimeTable(_ScheduleTable):
-    """learning_rate / (1 + decay * time), never below the floor."""
+    """The rate at time t is `learning_rate / (1 + decay t)`, and never below the floor."""
 
-    kind: Literal["inverse_time"]
-    decay: NonNegative
-    floor: NonNegative = 0.0
+    kind: Literal["inverse_time"] = Field(description=KIND)
+    decay: NonNegative = Field(description="How fast the rate falls.")
+    floor: NonNegative = Field(default=0.0, description="The least rate.")
 
     def build(self) -> Schedule:
         return InverseTimeDecay(self.decay, self.floor, self.unit)
 
 
 class StepTable(_ScheduleTable):
-    """learning_rate times ``factor`` after every so many steps or epochs."""
+    """The rate at time t is `learning_rate * factor^floor(t / every)`, as torch's StepLR."""
 
-    kind: Literal["step"]
-    every: Count
-    factor: NonNegative = 0.1
+    kind: Literal["step"] = Field(description=KIND)
+    every: Count = Field(description="Steps, or epochs, from one drop to the next.")
+    factor: NonNegative = Field(
+        default=0.1, description="What the rate is multiplied by at each drop."
+    )
 
     def build(self) -> Schedule:
         return StepDecay(self.every, self.factor, self.unit)
 
 
 class MilestonesTable(_ScheduleTable):
-    """learning_rate times ``factor`` at each milestone."""
+    """The rate is multiplied by `factor` at each milestone, as by torch's MultiStepLR."""
 
-    kind: Literal["milestones"]
-    at: list[Count]
-    factor: NonNegative = 0.1
+    kind: Literal["milestones"] = Field(description=KIND)
+    at: list[Count] = Field(description="The times of the drops.")
+    factor: NonNegative = Field(
+        default=0.1, description="What the rate is multiplied by at each drop."
+    )
 
     def build(self) -> Schedule:
         return Milestones(self.at, self.factor, self.unit)
 
 
 class ExponentialTable(_ScheduleTable):
-    """learning_rate * factor^time."""
+    """The rate at time t is `learning_rate * factor^t`, as torch's ExponentialLR."""
 
-    kind: Literal["exponential"]
-    factor: NonNegative
+    kind: Literal["exponential"] = Field(description=KIND)
+    factor: NonNegative = Field(
+        description="What the rate is multiplied by after every step, or epoch."
+    )
 
     def build(self) -> Schedule:
         return ExponentialDecay(self.factor, self.unit)
 
 
 class CosineTable(_ScheduleTable):
-    """Half a cosine from learning_rate down to the floor."""
+    """The rate at time t is `floor + (learning_rate - floor) (1 + cos(pi t / period)) / 2`, then `floor`."""
 
-    kind: Literal["cosine"]
-    floor: NonNegative = 0.0
-    period: Count | None = None
+    kind: Literal["cosine"] = Field(description=KIND)
+    floor: NonNegative = Field(default=0.0, description="The last rate.")
+    period: Count | None = Field(
+        default=None,
+        description="Steps, or epochs, after which the floor is reached; the whole run unless given.",
+    )
 
     def build(self) -> Schedule:
         return CosineDecay(self.floor, self.period, self.unit)
@@ -86,24 +97,74 @@ SCHEDULE_TABLES: dict[str, type[Table]] = {
 }
 
 
-class TrainingTable(Table):
-    """[training]: gradient descent as torch.optim.SGD does it."""
+def _with_losses(schema: dict[str, Any]) -> None:
+    """The names of the registry, which torch takes a while to fill."""
+    from milp_agt.formulations.loss import losses
 
-    loss: str
-    learning_rate: Positive
-    epochs: Count = 1
-    batch_size: Count | None = None
-    batches: list[list[Index]] | None = None
-    shuffle_seed: Index | None = None
-    momentum: NonNegative = 0.0
-    nesterov: bool = False
-    weight_decay: NonNegative = 0.0
-    schedule: list[NonNegative] | Annotated[_AnySchedule, Field(discriminator="kind")] | None = None
-    clip: Positive | None = None
-    clip_mode: Literal["norm", "clamp"] = "norm"
-    optimizer: str = "sgd"
-    l1: NonNegative = 0.0
-    projection: Annotated[list[float], Field(min_length=2, max_length=2)] | None = None
+    schema["enum"] = list(losses())
+
+
+class TrainingTable(Table):
+    """Gradient descent on the mean loss, as `torch.optim.SGD` runs it."""
+
+    loss: str = Field(
+        description="What training minimises; `mse` for real targets, the others for classes.",
+        json_schema_extra=_with_losses,
+    )
+    learning_rate: Positive = Field(description="The base rate, which a `schedule` changes.")
+    epochs: Count = Field(default=1, description="Passes over the data.")
+    batch_size: Count | None = Field(
+        default=None,
+        description="Samples in a batch, all of them unless given; an incomplete last batch is used "
+        "with its own size.",
+    )
+    batches: list[list[Index]] | None = Field(
+        default=None,
+        description="Recorded batches, the samples of each step by position, in place of `epochs`, "
+        "`batch_size` and `shuffle_seed`.",
+    )
+    shuffle_seed: Index | None = Field(
+        default=None,
+        description="Seed of a new order of the samples in each epoch; unless given, they keep the order "
+        "of the data.",
+    )
+    momentum: NonNegative = Field(default=0.0, description="Momentum, without dampening.")
+    nesterov: bool = Field(
+        default=False, description="Nesterov momentum, which needs `momentum` above 0."
+    )
+    weight_decay: NonNegative = Field(
+        default=0.0,
+        description="Times the parameters, added to the gradient after clipping.",
+    )
+    schedule: list[Positive] | Annotated[_AnySchedule, Field(discriminator="kind")] | None = Field(
+        default=None,
+        description="Learning rates: one for each step, or a rule whose `kind` says how the rate "
+        "falls; constant unless given.",
+    )
+    clip: Positive | None = Field(
+        default=None,
+        description="Largest gradient of every single sample before the mean over the batch, as "
+        "`clip_mode` measures it; no clipping unless given.",
+    )
+    clip_mode: Literal["norm", "clamp"] = Field(
+        default="norm",
+        description="`norm` scales a gradient down to the 2-norm `clip`, over all trainable parameters; "
+        "`clamp` cuts each coordinate off at `-clip` and `clip`.",
+    )
+    optimizer: str = Field(
+        default="sgd",
+        description="Gradient descent; others are refused with the reason.",
+        json_schema_extra={"enum": ["sgd"]},
+    )
+    l1: NonNegative = Field(
+        default=0.0,
+        description="Weight of the penalty, the sum of the absolute values of all trainable parameters.",
+    )
+    projection: Annotated[list[float], Field(min_length=2, max_length=2)] | None = Field(
+        default=None,
+        description="Lowest and highest value, to which every trainable parameter is clamped after each "
+        "step.",
+    )
 
     def build(self) -> Training:
         """The run.

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from milp_agt.formulations.base import operations
+from milp_agt.options import markdown
 from milp_agt.support import table
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -15,7 +16,8 @@ README = ROOT / "README.md"
 TIGHTNESS = ROOT / "formulations" / "README.md"
 PROGRAMS = ROOT / "solvers" / "README.md"
 EXAMPLES = ROOT / "examples" / "README.md"
-PAGES = [README, TIGHTNESS, PROGRAMS, EXAMPLES, ROOT / "examples" / "full" / "README.md"]
+RUNFILE = ROOT / "examples" / "RUNFILE.md"
+PAGES = [README, TIGHTNESS, PROGRAMS, EXAMPLES, RUNFILE, ROOT / "examples" / "full" / "README.md"]
 
 
 def section(page: Path, name: str) -> str:
@@ -27,6 +29,11 @@ def section(page: Path, name: str) -> str:
 
 def test_the_table_of_what_is_supported_is_the_generated_one() -> None:
     assert section(TIGHTNESS, "support") == table()
+
+
+def test_the_options_of_a_run_file_are_the_generated_ones() -> None:
+    """``python -m milp_agt.options`` prints them."""
+    assert section(RUNFILE, "options") == markdown()
 
 
 def test_every_operation_says_how_exact_it_is() -> None:

@@ -18,7 +18,7 @@ from test_nesting import case as problem_case
 from torch import Tensor
 
 import milp_agt as agt
-from milp_agt.config import CertifyTable
+from milp_agt.config_certify import CertifyTable
 from milp_agt.core.encoder import Encoder
 from milp_agt.core.interval import Interval
 from milp_agt.core.restriction import UNRESTRICTED

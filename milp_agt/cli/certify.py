@@ -17,7 +17,8 @@ from milp_agt.tables import format_number, format_table
 if TYPE_CHECKING:
     from milp_agt.checkpoint import Checkpoint
     from milp_agt.cli.common import Commands
-    from milp_agt.config import CertifyTable, Run
+    from milp_agt.config import Run
+    from milp_agt.config_certify import CertifyTable
     from milp_agt.properties.suspects import Suspects
     from milp_agt.reachable import StepRecord
     from milp_agt.result import Result

@@ -67,7 +67,6 @@ def _compare(arguments: argparse.Namespace) -> int:
     from milp_agt.comparison import compare
     from milp_agt.comparison.plot import write_plot
     from milp_agt.config import load_config
-    from milp_agt.core.results import Limits
     from milp_agt.output import make_folder
     from milp_agt.solvers import get_solver
 
@@ -92,7 +91,7 @@ def _compare(arguments: argparse.Namespace) -> int:
             alpha_steps=options.alpha_steps,
             alpha_every=options.alpha_every,
             solvers=arguments.solvers or (options.solver,),
-            solve_limits=Limits(time=options.solve_time_limit),
+            solve_limits=options.limits(),
             strengthening=options.strengthening.build(),
             workers=options.workers,
             attack=arguments.attack,
