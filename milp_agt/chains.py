@@ -13,8 +13,7 @@ from milp_agt.engines.exposure import Exposure
 from milp_agt.engines.relaxed import RelaxedStep
 from milp_agt.engines.shortcut import Past, Shortcut
 from milp_agt.engines.slopes import Slopes
-from milp_agt.engines.step import State, Step, union
-from milp_agt.engines.update import UpdateGraph
+from milp_agt.engines.step import State, union
 
 CHARGED = "linear, charged to samples"
 ENUMERATED = "linear, each selection"
@@ -115,19 +114,6 @@ class Chain:
             for part, state in zip(self.parts, states, strict=True)
         ]
         return union(hulls)
-
-
-def after_step(
-    part: Part, update: UpdateGraph, step: Step, before: State, looser: Sequence[State]
-) -> State:
-    """The state of a part at the end of a step: projected, or as it was where all samples are removed."""
-    new, empty = update.projected(part.state), part.exposure.emptied(step)
-    if empty is None:
-        return new
-    new = empty.merged(before, new)
-    for state in looser:
-        new = {n: b.meet(state[n], f"'{n}' by two chains") for n, b in new.items()}
-    return new
 
 
 def pack_past(past: Past) -> dict[str, Any]:

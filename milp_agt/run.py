@@ -14,7 +14,7 @@ from milp_agt import cost
 from milp_agt.allowance import Allowance
 from milp_agt.bounding import Bounder
 from milp_agt.carried import Carried
-from milp_agt.chains import OPTIMISED, Chain, after_step, pack_past, unpack_past
+from milp_agt.chains import OPTIMISED, Chain, pack_past, unpack_past
 from milp_agt.checkpoint import Snapshot, pack, unpack
 from milp_agt.core.interval import Interval
 from milp_agt.core.relaxation import Relaxation
@@ -40,6 +40,7 @@ from milp_agt.identity import settings
 from milp_agt.journal import Journal, Remarks
 from milp_agt.optimising import Optimiser
 from milp_agt.poison import Poison
+from milp_agt.proved import Proved
 from milp_agt.reachable import StepRecord
 from milp_agt.result import Result
 from milp_agt.solvers.base import Solver
@@ -123,50 +124,22 @@ class Run:
         if index == self.plan.first_optimised:
             self._begin_optimising()
         step = self._step(index, batch)
+        update = UpdateGraph.of(self.schedule.gradients, step)
+        proved = Proved(step, update, {part.name: part.state for part in self.carried.parts})
         used, widths = Relaxation.INTERVAL, {}
         report: program.ProgramReport | None = None
-        states: dict[str, State] = {}  # before the projection, if there is one
-        update = UpdateGraph.of(self.schedule.gradients, step)
-        before = {part.name: part.state for part in self.carried.parts}
-        after: dict[str, State] = {}  # at the end of the step, by chains and by their parts
-        settled: State = {}
         for chain in list(self.carried):
             if chain not in self.carried or self._is_out_of_time(chain, index):
                 continue
-            begun = time.perf_counter()
-            until = self.allowance.spend_until(self.carried.cheaper(chain), index)
-            for part in chain.parts:
-                state, solved = self.bounder.bound(chain, part, step, until, self.carried.listed)
-                report = solved or report
-                if part.exposure.emptied(step) is None:  # else after_step meets them
-                    state = chain.within(states, state)
-                part.state = state
-            if chain.name == OPTIMISED:
-                self.optimiser.improve(chain, step, until)
-            self.allowance.note(chain.name, index, time.perf_counter() - begun)
-            states[chain.name] = outer = chain.within(states, chain.state)
+            solved = self._bound(chain, proved)
+            report = solved or report
             used = chain.level if solved or not chain.level.uses_programs else used
-            if solved is not None:  # programs of single selections have made their boxes smaller
-                for part in self.carried.listed:
-                    if part.exposure.emptied(step) is None:
-                        own = after_step(part, update, step, before[part.name], ())
-                        after[part.key(index)] = own
-            for part in chain.parts:
-                looser = [after[name] for name in chain.looser if name in after]
-                after[part.key(index)] = after_step(part, update, step, before[part.name], looser)
-            settled = chain.outer([after[part.key(index)] for part in chain.parts])
-            after[chain.name] = settled = chain.within(after, settled)
-            self.recorder.state(index, chain.name, settled)
-            widths[chain.name] = self._mean_width(settled)
-            if chain.tells_apart and not self._is_tame(outer):
-                self.journal.fall_back(
-                    f"step {index + 1}: a selection leads to parameters beyond {TAME:.0e}; from here "
-                    "on selections are bounded jointly"
-                )
-                self.carried.end(chain)
-        self._settle(update, step, after)
-        self._advance_nominal(step, settled)
-        flat = torch.cat([settled[n].width.flatten() for n in self.step_graph.parameters])
+            self.recorder.state(index, chain.name, proved.newest)
+            widths[chain.name] = self._mean_width(proved.newest)
+            self._end_if_wild(chain, proved)
+        self._settle(proved)
+        self._advance_nominal(step, proved.newest)
+        flat = torch.cat([proved.newest[n].width.flatten() for n in self.step_graph.parameters])
         self.records.append(
             StepRecord(
                 step=index + 1,
@@ -181,12 +154,38 @@ class Run:
             )
         )
 
-    def _settle(self, update: UpdateGraph, step: Step, after: Mapping[str, State]) -> None:
+    def _bound(self, chain: Chain, proved: Proved) -> program.ProgramReport | None:
+        """Bound a step by one chain; how its programs were solved, if it has any."""
+        begun, step = time.perf_counter(), proved.step
+        until = self.allowance.spend_until(self.carried.cheaper(chain), step.index)
+        report: program.ProgramReport | None = None
+        for part in chain.parts:
+            state, solved = self.bounder.bound(chain, part, step, until, self.carried.listed)
+            report = solved or report
+            part.state = proved.within(chain, part, state)
+        if chain.name == OPTIMISED:
+            self.optimiser.improve(chain, step, until)
+        self.allowance.note(chain.name, step.index, time.perf_counter() - begun)
+        # Programs of single selections have made their boxes smaller.
+        proved.add(chain, () if report is None else self.carried.listed)
+        return report
+
+    def _end_if_wild(self, chain: Chain, proved: Proved) -> None:
+        if not chain.tells_apart or self._is_tame(proved.updated[chain.name]):
+            return
+        self.journal.fall_back(
+            f"step {proved.step.index + 1}: a selection leads to parameters beyond {TAME:.0e}; from here "
+            "on selections are bounded jointly"
+        )
+        self.carried.end(chain)
+
+    def _settle(self, proved: Proved) -> None:
         """End the step, now that all levels have bounded it."""
+        step = proved.step
         for part in self.carried.parts:
-            if update.projections and part.window:
+            if proved.update.projections and part.window:
                 part.window[-1] = settle(part.window[-1], part.state, part.exposure.cases)
-            part.state = after[part.key(step.index)]
+            part.state = proved.end_of(part)
             if part.exposure.emptied(step) is not None:
                 part.end_past()
                 self._note_skip(step)
