@@ -162,6 +162,7 @@ def certify(
         time_limit,
         alpha_steps,
         alpha_every,
+        given=raw.tensors,
     )
     initial_box = inputs.initial_box(step_graph, initial)
     solvers = _solvers(plan, solver)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from torch import Tensor
+
 from milp_agt.core.relaxation import Relaxation
 from milp_agt.core.restriction import Restriction
 from milp_agt.engines.linear import CACHED_ELEMENTS
@@ -115,8 +117,9 @@ def plan(
     time_limit: float | None,
     alpha_steps: int = 0,
     alpha_every: int | None = None,
+    given: Sequence[Tensor] = (),
 ) -> Plan:
-    """Settle the options of a run.
+    """Settle the options of a run. ``given`` are data that it keeps beside the poison.
 
     Raises:
         InvalidInputError: an unknown relaxation, a window below 1, a limit that is not positive,
@@ -196,7 +199,8 @@ def plan(
         line = "slopes are optimised for all selections jointly; charged ones keep default slopes"
         remarks += Remarks(fallbacks=(line,))
     kept = 0 if level is Relaxation.INTERVAL else walked * sizes.kept(poison.states)
-    room, told = _room(budget, poison, kept + (in_cuts if cuts else 0))
+    data = stored([*poison.tensors, *given])
+    room, told = _room(budget, data, kept + (in_cuts if cuts else 0))
     remarks += told
     boxed = max(1, sizes.per_sample if told_apart.splits else sizes.made)
     per_sample = FLOAT * LIVE_BOXES * boxed
@@ -247,9 +251,18 @@ def plan(
     )
 
 
-def _room(budget: int, poison: Poison, kept: int) -> tuple[int, Remarks]:
+def stored(tensors: Sequence[Tensor]) -> int:
+    """Bytes that tensors take: what several of them are views of counts once."""
+    sizes: dict[int, int] = {}
+    for tensor in tensors:
+        storage = tensor.untyped_storage()
+        own = min(storage.nbytes(), tensor.numel() * tensor.element_size())
+        sizes[storage.data_ptr()] = max(own, sizes.get(storage.data_ptr(), 0))
+    return sum(sizes.values())
+
+
+def _room(budget: int, data: int, kept: int) -> tuple[int, Remarks]:
     """Bytes that pieces of work may take, beside what is there however the work is cut."""
-    data = 2 * FLOAT * (poison.features.numel() + poison.labels.numel())
     fixed = BASELINE + data + kept
     least = budget // LEAST_ROOM
     if budget - fixed >= least:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import platform
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import fields, is_dataclass
 from importlib import metadata
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from torch import Tensor
 
 from milp_agt.core.interval import Interval
@@ -23,6 +24,7 @@ from milp_agt.solvers.base import Solver
 from milp_agt.tracing import StepGraph
 from milp_agt.training import Batch, Training
 
+BLOCK = 2**20  # bytes that are hashed at once
 PACKAGES = ("milp_agt", "torch", "numpy", "scipy", "highspy")
 
 
@@ -125,13 +127,23 @@ def digest(*values: object) -> str:
     return collected.hexdigest()[:16]
 
 
+def _blocks(array: npt.NDArray[Any]) -> Iterator[npt.NDArray[Any]]:
+    """An array in pieces of rows: as bytes, a large one would take as much memory again."""
+    if array.ndim == 0 or array.size == 0:
+        yield array
+        return
+    rows = max(1, BLOCK // array[0].nbytes)
+    yield from (array[first : first + rows] for first in range(0, len(array), rows))
+
+
 def _feed(collected: Any, value: object) -> None:
     if isinstance(value, Tensor):
         value = value.detach().cpu().numpy()
     collected.update(type(value).__name__.encode())
     if isinstance(value, np.ndarray):
         collected.update(f"{value.dtype.str}{value.shape}".encode())
-        collected.update(np.ascontiguousarray(value).tobytes())
+        for part in _blocks(value):
+            collected.update(np.ascontiguousarray(part).reshape(-1))
     elif is_dataclass(value):
         for each in fields(value):
             collected.update(each.name.encode())

@@ -129,6 +129,20 @@ class Poison:
         """No sample of the data set can be poisoned; others may still be inserted."""
         return all(quota.is_void for quota in self.quotas)
 
+    @property
+    def tensors(self) -> list[Tensor]:
+        """The data and what their moves are made of."""
+        found = [self.features, self.labels]
+
+        def note(tensor: Tensor) -> Tensor:
+            found.append(tensor)
+            return tensor
+
+        for moves in (self.feature_moves, self.label_moves):
+            if moves is not None:
+                moves.on(note)
+        return found
+
     def take(self, samples: Tensor) -> Poison:
         """The part of the data set with these indices, (n,)."""
         quota = self.label_quota

@@ -58,8 +58,8 @@ class Sizes:
 
     def form(self, fragment: int, window: int) -> int:
         """Bytes of one row of a walk: coefficients of one fragment, moves of all samples met that can
-        be poisoned, and those of a batch."""
-        met = max(self.batch, min(self.batch * window, self.exposed))
+        be poisoned, or of a batch; without a window only the former."""
+        met = max(self.batch, min(self.batch * window, self.exposed)) if window else 0
         own = max(1, self.walked // self.batch) * fragment
         return FLOAT * LIVE_COEFFICIENTS * (own + met * self.moved)
 

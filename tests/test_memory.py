@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import hashlib
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 from attacks import network
 
 import milp_agt as agt
-from milp_agt import cost
+from milp_agt import cost, identity
+from milp_agt.formulations.mse import MeanSquaredError
 from milp_agt.inputs import bytes_of
+from milp_agt.poison import Poison
+from milp_agt.sizes import Sizes
+from milp_agt.tracing import trace
 
 
 def certify(memory: str, **options: object) -> agt.Result:
@@ -41,8 +47,8 @@ def test_what_a_window_holds_is_left_out_of_the_pieces(
     rooms: list[int] = []
     honest = cost._room
 
-    def room(budget: int, poison: object, kept: int) -> object:
-        found = honest(budget, poison, kept)  # type: ignore[arg-type]
+    def room(budget: int, data: int, kept: int) -> object:
+        found = honest(budget, data, kept)
         rooms.append(bytes_of("1GiB") - found[0] - cost.BASELINE)
         return found
 
@@ -60,6 +66,55 @@ def test_what_a_window_holds_is_left_out_of_the_pieces(
     )
     # Two ends, offsets and slopes of 8 units in six nodes, for each sample and step.
     assert rooms[0] > window * 3000 * 8 * 6 * 8 * 11
+
+
+def bound(radius: object, label_radius: object = 0.1) -> Poison:
+    x, y = torch.randn(1000, 4, dtype=torch.float64), torch.randn(1000, 1, dtype=torch.float64)
+    threat = agt.FeatureLabelPoisoning(3, radius, label_radius=label_radius)  # type: ignore[arg-type]
+    return threat.bind(x, y, MeanSquaredError())
+
+
+@pytest.mark.parametrize("radius", [0.1, [0.1, 0.2, 0.0, 0.3]], ids=["one", "by feature"])
+def test_moves_that_are_the_same_for_all_samples_are_stored_once(radius: object) -> None:
+    alike = bound(radius)
+    every = bound(np.broadcast_to(np.asarray(radius), (1000, 4)).copy())
+    data = alike.features.nbytes + alike.labels.nbytes
+    few = 2 * 4 * 8 + 2 * alike.labels.nbytes  # two ends for each feature, two of each target
+    assert cost.stored(alike.tensors) <= data + few
+    assert cost.stored(every.tensors) >= data + 2 * every.features.nbytes
+    assert alike.feature_moves is not None
+    assert every.feature_moves is not None
+    assert torch.equal(alike.feature_moves.lower, every.feature_moves.lower)
+    assert torch.equal(alike.feature_moves.upper, every.feature_moves.upper)
+    index = torch.tensor([3, 999])
+    one, other = alike.feature_moves.take(index), every.feature_moves.take(index)
+    assert torch.equal(one.upper, other.upper)
+
+
+def test_what_is_stored_counts_once() -> None:
+    whole = torch.zeros(10, 3, dtype=torch.float64)
+    assert cost.stored([whole, whole.T, whole[2:]]) == 240
+    assert cost.stored([whole, whole.clone()]) == 480
+    assert cost.stored([whole[:2]]) == 48
+    assert cost.stored([whole[:1].expand(10, 3)]) <= 240
+
+
+def test_a_walk_has_room_for_the_moves_of_samples_that_can_be_poisoned() -> None:
+    graph = trace(network((9, 8, 1), seed=0), "mse", (9,))
+    few, all_ = (Sizes(graph, 100, exposed, momentum=False) for exposed in (150, 10**6))
+    assert few.form(8, 0) == all_.form(8, 0) < few.form(8, 1) == all_.form(8, 1)
+    assert few.form(8, 3) < all_.form(8, 2) < all_.form(8, 3)
+
+
+def test_hashes_are_those_of_whole_arrays(monkeypatch: pytest.MonkeyPatch) -> None:
+    array = np.random.default_rng(0).normal(size=(70, 3, 2))
+    expected = hashlib.sha256(b"ndarray" + f"{array.dtype.str}{array.shape}".encode())
+    expected.update(array.tobytes())
+    for block in (1, 100, 2**20):
+        monkeypatch.setattr(identity, "BLOCK", block)
+        assert identity.digest(array) == expected.hexdigest()[:16]
+    assert identity.digest(np.float64(1.0) * np.ones(())) != identity.digest(np.zeros(()))
+    assert identity.digest(np.zeros((0, 3))) != identity.digest(np.zeros((3, 0)))
 
 
 @pytest.mark.slow

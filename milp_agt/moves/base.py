@@ -144,6 +144,8 @@ class MoveSet(ABC):
 
     def only(self, mask: Tensor) -> Self:
         """The same sets for samples in ``mask`` (N,), and no move at all for the others."""
+        if bool(mask.all()):
+            return self
         return self.on(
             lambda tensor: torch.where(mask.reshape(-1, *[1] * (tensor.dim() - 1)), tensor, 0.0)
         )

@@ -39,6 +39,8 @@ def radii(
 ) -> Tensor:
     """A radius for each entry of ``like`` (N, *shape): one, one per entry, per sample, or for both.
 
+    The same radius for all samples is stored once, as a view.
+
     Raises:
         InvalidThreatModelError: no numbers, below 0, NaN, or a shape that fits nothing or twice.
     """
@@ -66,7 +68,7 @@ def radii(
         )
     if found == (count,) and found != shape:
         values = values.reshape(per_sample)
-    return values.expand(like.shape).clone()
+    return values.expand(like.shape)
 
 
 def is_whole(value: object) -> bool:

@@ -68,8 +68,11 @@ class FeatureMoves:
         self._whole_numbers(flat, mask, integer)
         limits = self._limits(features, mask)
         fills = self._fills(flat.shape[1], grouped)
-        low, high = _ends(flat, radius, limits, integer)
-        if not bool(torch.isfinite(high - low)[mask].all()):
+        # Without a domain, moves that are the same for all samples are stored once.
+        alike = limits is None and radius.stride(0) == 0
+        ends = _ends(flat, radius[:1] if alike else radius, limits, integer)
+        low, high = (end.expand(flat.shape) for end in ends)
+        if limits is not None and not bool(torch.isfinite(high - low)[mask].all()):
             raise InvalidThreatModelError(
                 f"{self.name} with an infinite radius needs a domain with finite ends",
                 "a feature without a finite range",
@@ -232,7 +235,8 @@ class FeatureMoves:
         """The moves of the columns ``alone``, the numeric ones."""
         at = {column: position for position, column in enumerate(alone)}
         whole = tuple(at[c] for c in integer)
-        low, high, radius = low[:, alone], high[:, alone], radius[:, alone]
+        if len(alone) < flat.shape[1]:
+            low, high, radius = low[:, alone], high[:, alone], radius[:, alone]
         if order in (1, 2):
             capped = bool(((low > -radius) | (high < radius)).any())
             return Ball(int(order), radius, low, high, capped, whole)
