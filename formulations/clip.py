@@ -10,16 +10,17 @@ from torch import Tensor
 
 from milp_agt.core.encoder import Encoder, as_arrays
 from milp_agt.core.expression import Array, Expression, add
-from milp_agt.core.interval import CLEAN, Interval
+from milp_agt.core.interval import Interval
 from milp_agt.errors import EncodingError
 from milp_agt.formulations.base import register
+from milp_agt.formulations.hull_edges import HullEdges
 from milp_agt.formulations.step import restricted, scatter
-from milp_agt.formulations.univariate import Univariate, on_line
+from milp_agt.formulations.univariate import on_line
 
 
 @register
 @dataclass(frozen=True)
-class Clip(Univariate):
+class Clip(HullEdges):
     """``f(x) = min(max(x, low), high)`` with low < high: increasing, slope 1 between the kinks.
 
     Planes: below, the line through ``p = max(l, low)`` and the upper end of the range, or the constant
@@ -34,6 +35,7 @@ class Clip(Univariate):
     high: float
     key = "clip"
     exactness = "exact on one piece; hull edges (lp), a phase binary for each kink (milp)"
+    piece_slopes = (0.0, 1.0)
 
     def __post_init__(self) -> None:
         if not self.low < self.high:
@@ -45,13 +47,6 @@ class Clip(Univariate):
 
     def value(self, *inputs: Tensor) -> Tensor:
         return inputs[0].clamp(self.low, self.high)
-
-    def rounding(self, argument: Tensor, value: Tensor) -> Tensor:
-        """Comparisons are exact."""
-        return torch.zeros_like(value)
-
-    def interval(self, *inputs: Interval) -> Interval:
-        return Interval(self.value(inputs[0].lower), self.value(inputs[0].upper))
 
     def is_linear_on(self, box: Interval) -> Tensor:
         inside = (box.lower >= self.low) & (box.upper <= self.high)
@@ -76,29 +71,12 @@ class Clip(Univariate):
         inside = ((low >= self.low) & (high <= self.high)).to(low.dtype)
         return torch.where(narrow, inside, secant)
 
-    def _edges(self, box: Interval) -> tuple[Tensor, Tensor]:
-        """Slopes of the sloped edges of the hull below and above the graph."""
+    def edges(self, box: Interval) -> tuple[Tensor, Tensor]:
         low, high = box.lower, box.upper
         return (
             self._chord(torch.minimum(low.clamp(min=self.low), high), high),
             self._chord(low, torch.maximum(high.clamp(max=self.high), low)),
         )
-
-    def slopes(self, clean: Interval) -> tuple[Tensor, Tensor]:
-        below, above = self._edges(clean)
-        flat_below = (clean.lower < self.low) & (clean.centre < self.low)
-        flat_above = (clean.upper > self.high) & (clean.centre > self.high)
-        zero = torch.zeros_like(below)
-        return torch.where(flat_below, zero, below), torch.where(flat_above, zero, above)
-
-    def program_slopes(self, box: Interval) -> tuple[list[Tensor], list[Tensor]]:
-        zero = torch.zeros_like(box.lower[CLEAN])
-        lower, upper = [zero, zero + 1.0], [zero, zero + 1.0]
-        for each in (Interval(box.lower[CLEAN], box.upper[CLEAN]), box.hull()):
-            below, above = self._edges(each)
-            lower.append(below)
-            upper.append(above)
-        return lower, upper
 
     def encode(
         self, encoder: Encoder, inputs: tuple[Expression, ...], ranges: tuple[Interval, ...]

@@ -10,15 +10,16 @@ from torch import Tensor
 
 from milp_agt.core.encoder import Encoder
 from milp_agt.core.expression import Expression, add
-from milp_agt.core.interval import CLEAN, Interval
+from milp_agt.core.interval import Interval
 from milp_agt.formulations.base import register
+from milp_agt.formulations.hull_edges import HullEdges
 from milp_agt.formulations.step import STEEPEST, restricted, scatter
-from milp_agt.formulations.univariate import Univariate, on_line
+from milp_agt.formulations.univariate import on_line
 
 
 @register
 @dataclass(frozen=True)
-class Sign(Univariate):
+class Sign(HullEdges):
     """``f(x) = 1`` for x > 0, 0 for x = 0, -1 for x < 0; exact where the range has one sign.
 
     Planes over l < 0 < u: below, the line through ``(0-, -1)`` and ``(u, 1)``, or the constant -1 where
@@ -29,17 +30,13 @@ class Sign(Univariate):
 
     key = "sign"
     exactness = "exact for one sign; hull edges (lp), a phase binary for each sign (milp)"
-    kinks = (0.0,)
+
+    @property
+    def kinks(self) -> tuple[float, ...]:
+        return (0.0,)
 
     def value(self, *inputs: Tensor) -> Tensor:
         return torch.sign(inputs[0])
-
-    def rounding(self, argument: Tensor, value: Tensor) -> Tensor:
-        """A comparison is exact."""
-        return torch.zeros_like(value)
-
-    def interval(self, *inputs: Interval) -> Interval:
-        return Interval(self.value(inputs[0].lower), self.value(inputs[0].upper))
 
     def is_linear_on(self, box: Interval) -> Tensor:
         return (box.lower > 0) | (box.upper < 0) | (box.lower == box.upper)
@@ -59,8 +56,8 @@ class Sign(Univariate):
             upper = torch.where(inside, upper.clamp(min=value), upper)
         return Interval(lower, upper)
 
-    def _edges(self, box: Interval) -> tuple[Tensor, Tensor]:
-        """Slopes of the sloped edges of the hull below and above the graph; 0 for one sign."""
+    def edges(self, box: Interval) -> tuple[Tensor, Tensor]:
+        """0 for one sign."""
         low, high = box.lower, box.upper
         rise_below = torch.where(low < 0, 2.0, 1.0)
         rise_above = torch.where(high > 0, 2.0, 1.0)
@@ -71,22 +68,6 @@ class Sign(Univariate):
             torch.where(below, rise_below / torch.where(below, high, 1.0), zero),
             torch.where(above, rise_above / torch.where(above, -low, 1.0), zero),
         )
-
-    def slopes(self, clean: Interval) -> tuple[Tensor, Tensor]:
-        below, above = self._edges(clean)
-        zero = torch.zeros_like(below)
-        flat_below = (clean.lower < 0) & (clean.centre < 0)
-        flat_above = (clean.upper > 0) & (clean.centre > 0)
-        return torch.where(flat_below, zero, below), torch.where(flat_above, zero, above)
-
-    def program_slopes(self, box: Interval) -> tuple[list[Tensor], list[Tensor]]:
-        zero = torch.zeros_like(box.lower[CLEAN])
-        lower, upper = [zero], [zero]
-        for each in (Interval(box.lower[CLEAN], box.upper[CLEAN]), box.hull()):
-            below, above = self._edges(each)
-            lower.append(below)
-            upper.append(above)
-        return lower, upper
 
     def encode(
         self, encoder: Encoder, inputs: tuple[Expression, ...], ranges: tuple[Interval, ...]

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from milp_agt.core.interval import Interval
-from milp_agt.engines.adversary import largest, worst_sum
 from milp_agt.engines.joint import Masks, PoisonedSum
+from milp_agt.engines.largest import largest, worst_sum
 
 SAMPLES = 120
 

@@ -13,7 +13,7 @@ from attacks import (
 from problems import caught, problem
 
 from milp_agt.engines import adversary, joint, relaxed
-from milp_agt.engines.adversary import worst_sum
+from milp_agt.engines.largest import worst_sum
 from milp_agt.errors import SoundnessError
 from milp_agt.reachable import ReachableSet
 

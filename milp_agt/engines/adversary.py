@@ -9,84 +9,42 @@ from torch import Tensor
 
 from milp_agt.core.interval import CLEAN
 from milp_agt.core.restriction import Restriction
+from milp_agt.engines.largest import worst_sum
 from milp_agt.engines.separate import contenders, worst_of_both
 from milp_agt.engines.step import Step
 from milp_agt.poison import Poison
 
-# What equal values are told apart by: nothing beside any number that counts.
-SMALLEST = 1e-290
 
+class BudgetDebt(ABC):
+    """A debt (:class:`milp_agt.engines.exposure.Debt`) of one case, within the budgets of a threat.
 
-def worst_sum(hurt: Tensor, budget: int) -> Tensor:
-    """The most that ``budget`` samples can add up to: top-k sum of ``hurt >= 0`` (n, ...) on axis 0."""
-    if budget <= 0 or len(hurt) == 0:
-        return torch.zeros_like(hurt.sum(0))
-    if budget >= len(hurt):
-        return hurt.sum(0)
-    return hurt.amax(0) if budget == 1 else largest(hurt, budget).sum(0)
-
-
-def largest(values: Tensor, count: int) -> Tensor:
-    """The ``count`` largest of each column of ``values`` (n, ...), in any order, (count, ...)."""
-    if values.is_cuda or values.requires_grad:
-        return values.topk(count, dim=0, sorted=False).values
-    columns = values.flatten(1) if values.dim() > 1 else values.unsqueeze(1)
-    rows = most(columns.T.clone(memory_format=torch.contiguous_format), count)
-    return rows.T.reshape(count, *values.shape[1:])
-
-
-def most(values: Tensor, count: int) -> Tensor:
-    """The ``count`` largest along the last axis, in any order; a contiguous tensor is overwritten.
-
-    They come at most n * 1e-290 too large, for n values in a row. On a CPU numpy selects several times
-    faster than torch, unless many values are equal (units that are off): so these are told apart.
-    """
-    if count == 0 or values.is_cuda:
-        return values.topk(count, dim=-1, sorted=False).values
-    rows = values.contiguous()
-    size = rows.shape[-1]
-    rows.sub_(SMALLEST * torch.arange(size, dtype=torch.float64))
-    rows.numpy().partition(size - count, axis=-1)
-    return rows[..., -count:] + SMALLEST * size
-
-
-class Debt(ABC):
-    """Collects, over the steps of a window, how much poison can lower each of ``rows`` forms.
-
-    The poisoned sample i lowers a form by at most ``dev_i``: the support function of its admissible
-    moves plus the charges of the relaxations that hold with a smaller offset if i is poisoned. The
-    adversary is worth the sum of the ``budget`` largest ``dev_i``. Where features and labels have budgets
-    apart there is a ``dev_i`` for each of the three states in which the sample is poisoned, and the
-    adversary is worth :func:`milp_agt.engines.separate.worst_of_both`.
+    The adversary is worth the sum of the ``budget`` largest ``dev_i``. Where features and labels have
+    budgets apart there is a ``dev_i`` for each of the three states in which the sample is poisoned, and
+    the adversary is worth :func:`milp_agt.engines.separate.worst_of_both`.
     """
 
     @abstractmethod
     def add(
         self, step: Step, features: Tensor | None, labels: Tensor | None, charges: Tensor | None
-    ) -> None:
-        """Add one step: coefficients on the moves of the batch (rows, n, ...), and charges.
-
-        Charges are (rows, n, states - 1), one for each state in which a sample is poisoned.
-        """
+    ) -> None: ...
 
     @abstractmethod
     def add_own(
         self, step: Step, features: Tensor | None, labels: Tensor | None, charges: Tensor | None
-    ) -> None:
-        """Add the step of a node of one sample: each row has entries at its own sample only."""
+    ) -> None: ...
+
+    @abstractmethod
+    def worst(self) -> Tensor:
+        """The most that the adversary can lower each form, (rows,)."""
 
     @abstractmethod
     def worst_given(self, own: Tensor, state: int) -> Tensor:
-        """The same if the state of sample ``own[r]`` of the data set is known, (rows,).
+        """:meth:`worst` if the state of sample ``own[r]`` of the data set is known, (rows,).
 
         Clean: the ``budget`` worst of the others. Poisoned: its own debt in full and the
         ``budget - 1`` worst of the others. With a fresh selection in every batch this is known of
         the own step only.
         """
-
-    @abstractmethod
-    def worst(self) -> Tensor:
-        """The most that the adversary can lower each form, (rows,)."""
 
     @abstractmethod
     def by_sample(self) -> Tensor:
@@ -106,7 +64,7 @@ class Debt(ABC):
         """States of a sample."""
 
 
-def open_debt(poison: Poison, rows: int, restriction: Restriction) -> Debt:
+def open_debt(poison: Poison, rows: int, restriction: Restriction) -> BudgetDebt:
     """The right kind of debt for a threat model bound to the whole data set."""
     if poison.is_clean:
         return _NoDebt(poison, rows)
@@ -115,7 +73,7 @@ def open_debt(poison: Poison, rows: int, restriction: Restriction) -> Debt:
     return PerSampleDebt(poison, rows, restriction)
 
 
-class _NoDebt(Debt):
+class _NoDebt(BudgetDebt):
     def __init__(self, poison: Poison, rows: int) -> None:
         self._zero = torch.zeros(rows, dtype=torch.float64, device=poison.features.device)
         self._count = len(poison.features)
@@ -144,7 +102,7 @@ class _NoDebt(Debt):
         return self._zero
 
 
-class _PerStepDebt(Debt):
+class _PerStepDebt(BudgetDebt):
     """Adaptive adversary, budget in each batch: top-k in each step, then the sum over steps."""
 
     def __init__(self, poison: Poison, rows: int, restriction: Restriction) -> None:
@@ -187,7 +145,7 @@ class _PerStepDebt(Debt):
         return self._total + self._own[:, state - 1] if state else self._total
 
 
-class PerSampleDebt(Debt):
+class PerSampleDebt(BudgetDebt):
     """One account for each sample that may be poisoned and that the window has met.
 
     Static adversary: coefficients on the same move are added over the steps before the support

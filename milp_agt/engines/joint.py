@@ -10,9 +10,10 @@ from torch import Tensor
 from milp_agt.core.interval import CLEAN, POISONED, Interval
 from milp_agt.core.restriction import UNRESTRICTED, Restriction
 from milp_agt.core.rounding import TINY, gamma
-from milp_agt.engines.adversary import Debt, largest, open_debt, worst_sum
+from milp_agt.engines.adversary import open_debt
 from milp_agt.engines.arithmetic import APART, Arithmetic
-from milp_agt.engines.exposure import Emptied, SampleSum
+from milp_agt.engines.exposure import Debt, Emptied, SampleSum
+from milp_agt.engines.largest import largest, worst_sum
 from milp_agt.engines.outer_sum import OuterSum
 from milp_agt.engines.separate import SeparateSum
 from milp_agt.engines.step import Step

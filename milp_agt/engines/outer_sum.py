@@ -9,7 +9,7 @@ from torch import Tensor
 
 from milp_agt.core.interval import CLEAN, POISONED, Interval
 from milp_agt.core.rounding import TINY, gamma
-from milp_agt.engines.adversary import most
+from milp_agt.engines.largest import most
 from milp_agt.formulations.interval_products import corner_products
 
 # Ends of operands that are held before they are multiplied, and products that are made at once.
