@@ -50,7 +50,7 @@ class AttackTable(Table):
         description="Ends (of parameters, say) that are followed by gradient, drawn at random where there "
         "are more; the others keep the best that any run reached.",
     )
-    seed: Index | None = Field(default=None, description="Of everything that is drawn.")
+    seed: Index | None = Field(default=None, description="Seed of everything that is drawn.")
     memory: Memory | None = Field(
         default=None,
         description="Memory for the tensors of one pass, in B, KB, MB, GB, KiB, MiB or GiB.",

@@ -43,7 +43,7 @@ class DataTable(Table):
         "0.2 unless given, and at 0 the order of the samples is kept.",
     )
     seed: Index = Field(
-        default=0, description="Fixes the drawing of moons, the subset and the split."
+        default=0, description="Seed of the drawing of moons, of the subset and of the split."
     )
     standardise: bool = Field(
         default=False,
@@ -83,11 +83,11 @@ class ModelTable(Table):
         description="Sizes of dense layers, from the features to the outputs; either this or `factory`.",
     )
     activation: Literal["relu", "leaky_relu", "sigmoid", "tanh"] = Field(
-        default="relu", description="Between the `layers`."
+        default="relu", description="Activation between the `layers`."
     )
     bias: bool = Field(default=True, description="Whether the `layers` have biases.")
     seed: Index = Field(
-        default=0, description="Of torch, for the initial parameters and for the `factory`."
+        default=0, description="Seed of torch for the initial parameters and for the `factory`."
     )
     state: str | None = Field(
         default=None,

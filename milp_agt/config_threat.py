@@ -44,21 +44,24 @@ Static = Annotated[
 ]
 Scope = Annotated[
     Literal["dataset", "batch"],
-    Field(description="Whether the budget is that of the whole run or that of every batch."),
+    Field(
+        description="`dataset`: one choice of samples for the whole run; `batch`: one for every batch, "
+        "each within the budget."
+    ),
 ]
 
 
 class _Budgeted(Table):
     """``samples`` or ``classes`` are those that are not trusted; all, unless told."""
 
-    budget: Index = Field(description="Samples that the adversary may choose, at most.")
+    budget: Index = Field(description="Training samples that the adversary may choose, at most.")
     samples: Annotated[list[Index], Field(min_length=1)] | None = Field(
         default=None,
-        description="The training samples that are not trusted, by position; all unless given.",
+        description="The training samples that may be chosen, by position; all unless given.",
     )
     classes: Annotated[list[Index], Field(min_length=1)] | None = Field(
         default=None,
-        description="The classes whose training samples are not trusted, in place of `samples`.",
+        description="The classes whose training samples may be chosen, in place of `samples`.",
     )
 
     @model_validator(mode="after")

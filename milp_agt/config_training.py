@@ -134,7 +134,7 @@ class TrainingTable(Table):
     )
     weight_decay: NonNegative = Field(
         default=0.0,
-        description="Times the parameters, added to the gradient after clipping.",
+        description="This times the parameters is added to the gradient, after clipping.",
     )
     schedule: list[Positive] | Annotated[_AnySchedule, Field(discriminator="kind")] | None = Field(
         default=None,

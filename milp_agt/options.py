@@ -21,14 +21,14 @@ class Option:
 
     Attributes:
         key: its name.
-        kind: which values it takes, in words.
+        values: which ones it takes, in words.
         default: as it would be written in the file; "required", or "not given".
         meaning: one sentence.
         kinds: values of ``kind`` with which the table has it; empty in tables without kinds.
     """
 
     key: str
-    kind: str
+    values: str
     default: str
     meaning: str
     kinds: tuple[str, ...] = ()
@@ -122,13 +122,13 @@ def _options(name: str, parts: Sequence[Schema], known: Mapping[str, Schema]) ->
             default = REQUIRED if key in part.get("required", ()) else ABSENT
             if "default" in field:
                 default = literal(field["default"])
-            value = f"table [{name}.{key}]"
-            row = (key, in_words(field, value), default, _meaning(field, known))
+            inner = f"table [{name}.{key}]"
+            row = (key, in_words(field, inner), default, _meaning(field, known))
             kinds.setdefault(row, []).append(_kind(part))
     if "kind" in parts[0]["properties"]:
         field = parts[0]["properties"]["kind"]
-        values = {"enum": [_kind(part) for part in parts]}
-        yield Option("kind", in_words(values, ""), REQUIRED, field["description"])
+        known_kinds = {"enum": [_kind(part) for part in parts]}
+        yield Option("kind", in_words(known_kinds, ""), REQUIRED, field["description"])
     for row, of in kinds.items():
         yield Option(*row, tuple(filter(None, of)))
 
@@ -139,7 +139,8 @@ def _kind(part: Schema) -> str:
 
 def _meaning(field: Schema, known: Mapping[str, Schema]) -> str:
     """The description of a key, or of the table that it opens."""
-    return _sentence(field.get("description") or known[_parts(field)[0]]["description"])
+    of_table = (known[part]["description"] for part in _parts(field))
+    return _sentence(field.get("description") or next(of_table, ""))
 
 
 def _sentence(description: str) -> str:
@@ -160,7 +161,7 @@ def _section(table: OptionTable) -> str:
     else:
         lines += ["| key | value | default | meaning |", "|---|---|---|---|"]
     for option in table.options:
-        cells = [f"`{option.key}`", option.kind, _code(option.default), option.meaning]
+        cells = [f"`{option.key}`", option.values, _code(option.default), option.meaning]
         if table.kinds:
             cells.insert(1, _with(table, option))
         lines.append("| " + " | ".join(map(_cell, cells)) + " |")
@@ -200,7 +201,7 @@ def text(table: OptionTable, width: int = 100) -> str:
             default = f"default {default}"
         only = _with(table, option) if table.kinds else "all"
         of = "" if only == "all" else f"; kind {only}"
-        lines += ["", option.key, wrapped(f"{option.kind}; {default}{of}", "    ")]
+        lines += ["", option.key, wrapped(f"{option.values}; {default}{of}", "    ")]
         lines.append(wrapped(option.meaning, "    "))
     return "\n".join(lines)
 

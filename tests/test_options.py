@@ -111,14 +111,14 @@ def option(table: str, key: str, kind: str = "") -> Option:
     ],
 )
 def test_values_in_words(table: str, key: str, kind: str, words: str) -> None:
-    assert option(table, key, kind).kind == words
+    assert option(table, key, kind).values == words
 
 
 def test_names_come_from_the_registries() -> None:
     from milp_agt.formulations.loss import losses
 
-    assert re.findall(r'"(\w+)"', option("training", "loss").kind) == list(losses())
-    assert re.findall(r'"(\w+)"', option("data", "name").kind) == list(agt.data.dataset_names())
+    assert re.findall(r'"(\w+)"', option("training", "loss").values) == list(losses())
+    assert re.findall(r'"(\w+)"', option("data", "name").values) == list(agt.data.dataset_names())
 
 
 @pytest.mark.parametrize(

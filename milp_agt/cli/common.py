@@ -16,7 +16,9 @@ PROVED, NOT_PROVED, BAD_INPUT, LIMIT_REACHED = 0, 1, 2, 4
 RELAXATIONS = (*(level.value for level in Relaxation), "auto")
 
 
-RUN_FILE = "a run file: data, model, training, threat, and what is to be proved"
+RUN_FILE = (
+    "a run file: data, model, training, threat, what is to be proved (see 'milp-agt options')"
+)
 
 
 def window(text: str) -> int | str:
