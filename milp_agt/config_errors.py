@@ -21,7 +21,7 @@ def explain(error: ValidationError, raw: Mapping[str, Any], fields: Fields) -> P
     unknown = list(_unknown_keys(raw, fields))
     misspelt = {remedy.replace("use ", "add ", 1) for _, remedy in unknown}
     others = [problem for problem in _others(error, raw) if problem[1] not in misspelt]
-    problems = unknown + others
+    problems = unknown + others or list(_plainly(error, raw))
     found = dict.fromkeys(problem[0] for problem in problems)
     remedies = dict.fromkeys(problem[1] for problem in problems)
     return "; ".join(found), "; ".join(remedies)
@@ -107,6 +107,21 @@ def _others(error: ValidationError, raw: Mapping[str, Any]) -> Iterator[Problem]
             wanted = dict.fromkeys(_wanted(item) for item in items)
             subject = key if key is not None else where
             yield found, f"{subject} should be {' or '.join(wanted)}"
+
+
+def _plainly(error: ValidationError, raw: Mapping[str, Any]) -> Iterator[Problem]:
+    """What pydantic says, where nothing better is known: a table in place of a list, say."""
+    for item in error.errors(include_url=False):
+        where, key = _place(_real_path(item["loc"], item["type"], raw))
+        name = where if key is None else key
+        found = f"{where} = " if key is None else f"{where} {key} = "
+        unknown = item["type"] == "extra_forbidden"
+        yield (
+            f"{found}{item['input']!r:.60}",
+            f"drop '{name}', which is not known"
+            if unknown
+            else f"{name} should be {_wanted(dict(item))}",
+        )
 
 
 def _real_path(location: tuple[str | int, ...], kind: str, raw: Any) -> tuple[str | int, ...]:

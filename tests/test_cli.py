@@ -412,12 +412,13 @@ def test_solvers_lists_every_back_end(capsys: pytest.CaptureFixture[str]) -> Non
         ("certify a --out b --window 0", "'0' is neither", "milp-agt certify --help"),
         ("attack a", "required: --out", "for example: milp-agt attack examples/"),
         ("solvers x", "unrecognized arguments: x", "milp-agt COMMAND --help"),
+        ("solvers ", "unrecognized arguments: ", "milp-agt COMMAND --help"),
     ],
 )
 def test_a_mistyped_command_is_told_in_three_parts(
     command: str, found: str, remedy: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(command.split()) == 2
+    assert main(command.split(" ")) == 2
     err = capsys.readouterr().err
     assert err.startswith("milp-agt: Run 'milp-agt")
     assert found in err.partition("Found: ")[2].partition("What to do: ")[0]

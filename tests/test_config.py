@@ -166,6 +166,10 @@ def test_unknown_keys_name_table_key_and_nearest(
          "add the table [model]"),
         ("data = 3\n" + GOOD.replace("[data]", "[certify]").replace('path = "d.npz"', "")
          .replace("test_fraction = 0.25", ""), "[data] = 3", "[data] should be a table"),
+        (GOOD.replace("[2, 3, 2]", "{ a = 1 }"), "[model] layers = {'a': 1}",
+         "layers should be a valid list"),
+        (GOOD + "[certify]\nstrengthening = { a = 1 }\n", "[certify] strengthening.a = 1",
+         "drop 'strengthening.a', which is not known"),
     ],
 )  # fmt: skip
 def test_wrong_values(tmp_path: Path, text: str, found: str, remedy: str) -> None:

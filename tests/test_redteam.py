@@ -8,19 +8,19 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from attacks import Problem, Replay, assert_inside, assert_torch_agrees
+from attacks import Problem
+from drawn_runs import assert_attacked, problems, programs
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor, nn
+from torch import Tensor
 
-import milp_agt as agt
+from milp_agt import cost
 from milp_agt.core.encoder import Encoder
 from milp_agt.core.influence import Influence
 from milp_agt.core.interval import Interval
 from milp_agt.core.results import Limits
-from milp_agt.engines.cases import count_cases
-from milp_agt.engines.charged import can_be_charged
-from milp_agt.errors import InvalidInputError
+from milp_agt.engines import linear, outer_sum
+from milp_agt.formulations import interval_products
 from milp_agt.formulations.exponential import Exponential
 from milp_agt.formulations.quadratic import Quadratic
 from milp_agt.formulations.relu import Relu
@@ -31,139 +31,53 @@ from milp_agt.formulations.univariate import Univariate
 from milp_agt.solvers import Capability, available_solvers, get_solver
 
 EXACT = [n for n in available_solvers() if Capability.FUNCTIONS in get_solver(n).capabilities]
-ACTIVATIONS = (nn.ReLU, nn.Sigmoid, nn.Tanh, nn.Identity, lambda: nn.LeakyReLU(0.2))
-OUTPUTS = {"mse": (1, 2), "bce": (1,), "hinge": (1,), "cross_entropy": (2, 3)}
-
-
-def _model(draw: Any, width: int, outputs: int) -> nn.Sequential:
-    sizes = [width, *draw(st.lists(st.integers(1, 4), max_size=2)), outputs]
-    layers: list[nn.Module] = []
-    for first, second in itertools.pairwise(sizes):
-        bias = draw(st.booleans())
-        layers += [nn.Linear(first, second, bias=bias), draw(st.sampled_from(ACTIVATIONS))()]
-    model = nn.Sequential(*layers[:-1]).double()
-    if draw(st.integers(0, 4)) == 0:  # ties and kinks at zero
-        with torch.no_grad():
-            for parameter in model.parameters():
-                parameter.copy_(parameter.sign().round() * (torch.rand(parameter.shape) > 0.3))
-    return model
-
-
-def _data(draw: Any, loss: str, samples: int, width: int, outputs: int) -> tuple[Tensor, Tensor]:
-    """On a grid or not, with rows of zeros and with samples that are there twice."""
-    x = torch.randn(samples, width, dtype=torch.float64)
-    x = x.round() if draw(st.booleans()) else x
-    x = x * 10.0 ** draw(st.sampled_from((0, 0, 0, -6, 3)))
-    x[0] = x[-1] if draw(st.booleans()) else 0.0
-    if loss == "mse":
-        return x, torch.randn(samples, outputs, dtype=torch.float64)
-    return x, torch.randint(max(2, outputs), (samples,))
-
-
-def _training(draw: Any, loss: str, samples: int, scale: float, clipped: bool) -> agt.Training:
-    rate = draw(st.sampled_from((0.1, 0.5))) / max(1.0, scale**2)
-    options: dict[str, Any] = {
-        "batch_size": draw(st.one_of(st.none(), st.integers(1, samples))),
-        "shuffle_seed": draw(st.one_of(st.none(), st.integers(0, 3))),
-        "weight_decay": draw(st.sampled_from((0.0, 0.0, 0.1, 1.5 / rate))),
-        "momentum": draw(st.sampled_from((0.0, 0.0, 0.5, 1.1))),
-    }
-    if options["momentum"]:
-        options["nesterov"] = draw(st.booleans())
-    if clipped:
-        options |= {"clip": 0.1, "clip_mode": draw(st.sampled_from(("norm", "clamp")))}
-    elif draw(st.integers(0, 6)) == 0:
-        options |= {"l1": 0.01, "projection": (-1.0, 0.5)}
-    return agt.Training(loss, learning_rate=rate, epochs=draw(st.integers(1, 3)), **options)
-
-
-def _threat(draw: Any, loss: str, samples: int, scale: float) -> Any:
-    budget = draw(st.integers(0, samples))
-    who = {
-        "static": draw(st.booleans()),
-        "scope": draw(st.sampled_from(("dataset", "dataset", "batch"))),
-    }
-    radius = scale * draw(st.sampled_from((0.0, 1e-3, 0.1, 1.0)))
-    how = {"norm": draw(st.sampled_from(("inf", 1, 2)))}
-    target = 0.3 if loss == "mse" else None
-    features = agt.FeaturePoisoning(budget, radius, **who, **how)
-    labels = agt.LabelPoisoning(min(1, samples), target, **who)
-    return draw(
-        st.sampled_from(
-            (
-                features,
-                agt.LabelPoisoning(budget, target, **who),
-                agt.FeatureLabelPoisoning(budget, radius, label_radius=target, **who, **how),
-                agt.SeparatePoisoning(features, labels),
-                agt.Substitution(budget, **who),
-                agt.Removal(budget, scope=who["scope"]),
-            )
-        )
-    )
-
-
-@st.composite
-def problems(draw: Any) -> tuple[Problem, dict[str, Any]]:
-    """A run with a threat, and a way to bound it."""
-    torch.manual_seed(draw(st.integers(0, 10**6)))
-    loss = draw(st.sampled_from(sorted(OUTPUTS)))
-    outputs, width = draw(st.sampled_from(OUTPUTS[loss])), draw(st.integers(1, 3))
-    samples = draw(st.integers(1, 7))
-    x, y = _data(draw, loss, samples, width, outputs)
-    scale = max(float(x.abs().max()), 1e-6)
-    threat = _threat(draw, loss, samples, scale)
-    clipped = isinstance(threat, agt.Substitution)
-    training = _training(draw, loss, samples, scale, clipped)
-    problem = Problem(_model(draw, width, outputs), x, y, training, threat)
-    options = {
-        "relaxation": "linear",
-        "window": draw(st.sampled_from((1, None))),
-        "inner_bounds": draw(st.sampled_from(("interval", "linear"))),
-    }
-    poison = Replay(problem).poison
-    plain = not clipped and training.projection is None and training.clip is None
-    ways: list[dict[str, Any]] = [{"selections": "joint"}, {"alpha_steps": 2}]
-    if plain and can_be_charged(poison, problem.restriction):
-        ways += [{"selections": "charged"}] * 3
-    if count_cases(poison) < 40:
-        ways += [{"selections": "enumerated"}]
-    return problem, options | draw(st.sampled_from(ways))
-
-
-def _attacked(problem: Problem, options: dict[str, Any]) -> None:
-    """No random, extreme or gradient poisoning leaves the set of any step, and intervals are looser."""
-    try:
-        _, boxes = problem.certify(**options)
-    except InvalidInputError as error:
-        if "stay finite" not in str(error):
-            raise
-        return  # momentum and decay diverge without any poison
-    _, looser = problem.certify(relaxation="interval")
-    for box, outer in zip(boxes, looser, strict=True):
-        for name in box.lower:
-            assert (outer.lower[name] <= box.lower[name]).all()
-            assert (box.upper[name] <= outer.upper[name]).all()
-    replay, generator = Replay(problem), torch.Generator().manual_seed(0)
-    attacks = [replay.random(32, generator, corners) for corners in (False, True)]
-    if not replay.poison.is_clean:
-        objective, rows = replay.objectives(problem.features[:2], problem.labels[:2], 6, generator)
-        attacks += replay.by_gradient(objective, rows, generator, 3)
-    for attack in attacks:
-        assert_inside(boxes, replay.run(attack))
-    assert_torch_agrees(replay, attacks[-1], boxes, [0, 1])
+# Sizes at which work is cut into pieces or done in another way: here all of it is, on the smallest runs.
+PIECES: tuple[tuple[Any, str, tuple[Any, ...]], ...] = (
+    (cost, "THREADED_ELEMENTS", (1,)),
+    (cost, "_pays", (lambda sizes, moved, window, memory: window > 1, lambda *_: False)),
+    (cost, "FEWEST_SAMPLES", (1, 2)),
+    (cost, "SAMPLES_OF_UNITS", (2,)),
+    (cost, "BOXED_ELEMENTS", (1, 50)),
+    (cost, "ROWS_AT_ONCE", (1, 5)),
+    (cost, "PAST_SECONDS", (0.0, 100.0)),
+    (linear, "CACHED_ELEMENTS", (1, 64)),
+    (linear, "ROWS_OF_SHORTCUTS", (3,)),
+    (interval_products, "THICK", (0,)),
+    (interval_products, "EXACT_PRODUCTS_LIMIT", (0, 8, 64)),
+    (outer_sum, "HELD", (1, 40)),
+    (outer_sum, "AT_ONCE", (1, 7)),
+)
 
 
 @given(problems())
 @settings(max_examples=6, deadline=None, derandomize=True)
 def test_no_attack_leaves_any_set(drawn: tuple[Problem, dict[str, Any]]) -> None:
-    _attacked(*drawn)
+    assert_attacked(*drawn)
+
+
+@given(problems(), st.data())
+@settings(max_examples=3, deadline=None, derandomize=True)
+def test_no_attack_leaves_any_set_that_is_made_in_pieces(
+    drawn: tuple[Problem, dict[str, Any]], data: st.DataObject
+) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        for room, name, sizes in PIECES:
+            patch.setattr(room, name, data.draw(st.sampled_from(sizes)))
+        assert_attacked(*drawn)
 
 
 @pytest.mark.slow
 @given(problems())
 @settings(max_examples=60, deadline=None)
 def test_no_attack_leaves_any_set_in_many_runs(drawn: tuple[Problem, dict[str, Any]]) -> None:
-    _attacked(*drawn)
+    assert_attacked(*drawn)
+
+
+@pytest.mark.slow
+@given(programs())
+@settings(max_examples=20, deadline=None)
+def test_no_attack_leaves_any_set_of_many_programs(drawn: tuple[Problem, dict[str, Any]]) -> None:
+    assert_attacked(*drawn)
 
 
 # --------------------------------------------------------------- influences, point by point

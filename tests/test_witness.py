@@ -6,6 +6,7 @@ import re
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from attacks import Problem, Replay, with_all_ranges
@@ -18,6 +19,7 @@ from milp_agt.core.program import Array, Program
 from milp_agt.core.restriction import UNRESTRICTED, Restriction
 from milp_agt.core.results import Limits, SolveResult
 from milp_agt.engines import program
+from milp_agt.engines.program.witness import check
 from milp_agt.engines.recorder import MemoryRecorder
 from milp_agt.engines.step import State, is_velocity
 from milp_agt.errors import SoundnessError
@@ -220,3 +222,17 @@ def test_scip_keeps_what_is_feasible_where_rows_hold_with_equality() -> None:
     box: State = recorder.states["linear"][-1]
     options = program.SolveOptions(get_solver("scip"), Limits(time=20.0))
     program.bound_state(encoded, box, options, _witnesses(case).after(1))
+
+
+def test_runs_that_overflow_show_nothing_and_hide_nothing() -> None:
+    bounds, lost = np.array([0.0, -np.inf, 1.0]), [-np.inf, np.inf, np.nan]
+    error = np.array([[np.inf, np.inf, 0.0]])
+    check(bounds, np.array([lost]), error, str, "liar")
+    with pytest.raises(SoundnessError, match="liar"):
+        check(
+            bounds,
+            np.array([lost, [1.0, 1.0, 0.5]]),
+            np.vstack([error, np.zeros((1, 3))]),
+            str,
+            "liar",
+        )

@@ -31,7 +31,8 @@ class Parser(argparse.ArgumentParser):
             known = choice["all"].replace("'", "")
             remedy = f"{_nearest(choice['word'], known.split(', '))}choose from {known}"
         elif unknown := UNKNOWN.fullmatch(message):
-            remedy = _nearest(unknown["words"].split()[0], list(self._options()))
+            first = unknown["words"].partition(" ")[0]  # an argument may be empty
+            remedy = _nearest(first, list(self._options()))
             remedy += f"'{self.prog} COMMAND --help' lists all arguments"
         elif self.epilog:
             remedy = f"{self.epilog[0].lower()}{self.epilog[1:]}; '{self.prog} --help' says more"

@@ -129,7 +129,8 @@ def check(
     Raises:
         SoundnessError: a value below its bound.
     """
-    excess = bounds - (values + error)
+    with np.errstate(invalid="ignore", over="ignore"):  # runs that overflow show nothing
+        excess = np.nan_to_num(bounds - (values + error), nan=-np.inf)
     if not excess.size or not (excess > 0.0).any():
         return
     run, number = np.unravel_index(int(np.argmax(excess)), excess.shape)
