@@ -118,8 +118,7 @@ def main() -> None:
     print(data.description)
     x, y = torch.from_numpy(data.x_train), torch.from_numpy(data.y_train)
     half = len(x) // 2
-    layers = 2 if options.state is None else 1
-    body, head = pretrained(x[:half], y[:half], 40 if options.small else 60, dense_layers=layers)
+    body, head = pretrained(x[:half], y[:half], 40 if options.small else 60, dense_layers=2)
     model = nn.Sequential(body, head)
     if options.state is not None:
         torch.save(model.state_dict(), options.state)

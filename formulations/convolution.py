@@ -110,16 +110,7 @@ class Convolution(Operation):
             if self.bias is not None:
                 size = size + self.bias.abs()[:, None, None]
             return Interval.point(self.value(box.lower)).widen(size * self._gamma() + TINY)
-        positive, negative = self.kernel.clamp(min=0.0), self.kernel.clamp(max=0.0)
-
-        def image(with_positive: Tensor, with_negative: Tensor) -> Tensor:
-            return self._map(with_positive, positive, self.transposed) + self._map(
-                with_negative, negative, self.transposed
-            )
-
-        lower, upper = image(box.lower, box.upper), image(box.upper, box.lower)
-        size_lower = image(box.lower.abs(), -box.upper.abs())
-        size_upper = image(box.upper.abs(), -box.lower.abs())
+        lower, upper, size_lower, size_upper = self._ends(box)
         if self.bias is not None:
             size = self.bias.abs()[:, None, None]
             size_lower, size_upper = size_lower + size, size_upper + size
@@ -127,6 +118,33 @@ class Convolution(Operation):
         return Interval(self._shifted(lower), self._shifted(upper)).widen(
             size_lower * factor + TINY, size_upper * factor + TINY
         )
+
+    def _ends(self, box: Interval) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Ends of the linear part over a box, and the sums of the sizes of their terms.
+
+        With K+ and K- for the positive and the negative part of the kernel, the lower end is
+        ``K+ l + K- u``. Boxes of what is never negative, and boxes around 0, need half as many products
+        or less.
+        """
+        if torch.equal(box.lower, -box.upper):
+            upper = self._map(box.upper, self.kernel.abs(), self.transposed)
+            return -upper, upper, upper, upper
+        positive, negative = self.kernel.clamp(min=0.0), self.kernel.clamp(max=0.0)
+
+        def parts(with_positive: Tensor, with_negative: Tensor) -> tuple[Tensor, Tensor]:
+            return (
+                self._map(with_positive, positive, self.transposed),
+                self._map(with_negative, negative, self.transposed),
+            )
+
+        low, high = parts(box.lower, box.upper), parts(box.upper, box.lower)
+        if bool((box.lower >= 0).all()):
+            small, large = low, high
+        else:
+            small = parts(box.lower.abs(), box.upper.abs())
+            large = parts(box.upper.abs(), box.lower.abs())
+        sizes = small[0] - small[1], large[0] - large[1]
+        return low[0] + low[1], high[0] + high[1], *sizes
 
     def transpose(
         self, coefficients: Tensor, samples: int, diagonal: bool = False

@@ -164,7 +164,8 @@ def _bounded(
     """Nominal features of some samples, the ends of their moves, and the rounding error."""
     nominal = body.value(poison.features)
     box = poison.feature_box()
-    worst = Interval(box.lower[-1:], box.upper[-1:])
+    moves = poison.feature_moves is not None
+    worst = Interval(box.lower[-1:], box.upper[-1:]) if moves else box
     boxes = body.boxes(worst)
     error = body.rounding(boxes)
     reached = boxes[body.output.name]

@@ -16,6 +16,8 @@ import milp_agt as agt
 from milp_agt.core.evaluate import evaluate
 from milp_agt.core.interval import Interval
 from milp_agt.errors import InvalidInputError, UnsupportedOperationError
+from milp_agt.formulations.convolution import Convolution
+from milp_agt.formulations.windows import Windows
 from milp_agt.tracing import FEATURES, trace
 from milp_agt.training import Training
 
@@ -237,3 +239,30 @@ def test_statistics_must_be_finite() -> None:
     norm.running_var[2] = torch.nan
     with pytest.raises(InvalidInputError, match=r"'0.running_var' must be finite"):
         trace(nn.Sequential(norm, *HEAD).double(), "mse", (4,))
+
+
+@pytest.mark.parametrize("transposed", [False, True], ids=["forward", "transposed"])
+@pytest.mark.parametrize("sign", ["any", "never negative", "around 0"])
+def test_boxes_of_convolutions_are_those_of_all_terms(sign: str, transposed: bool) -> None:
+    """What is left out for boxes of one sign, or around 0, changes no end by more than its rounding."""
+    draw = torch.Generator().manual_seed(0)
+    kernel = torch.randn(3, 2, 3, 2, generator=draw, dtype=torch.float64)
+    windows = Windows((2, 7, 6), (3, 2), (2, 1))
+    op = Convolution(windows, kernel, transposed=transposed)
+    shape = (1, 5, *((3, *windows.out) if transposed else windows.image))
+    ends = torch.randn(2, *shape, generator=draw, dtype=torch.float64).sort(0).values
+    lower, upper = ends.abs().sort(0).values if sign == "never negative" else ends
+    box = Interval(-upper.abs(), upper.abs()) if sign == "around 0" else Interval(lower, upper)
+    found = op.interval(box)
+    centre = op._map(box.centre, kernel, transposed)
+    radius = op._map(0.5 * (box.upper - box.lower), kernel.abs(), transposed)
+    assert torch.allclose(found.lower, centre - radius, rtol=0, atol=1e-12)
+    assert torch.allclose(found.upper, centre + radius, rtol=0, atol=1e-12)
+    # The corner that attains each end lies inside, whatever the order of its sum.
+    for n, out, row, column in () if transposed else ((0, 1, 1, 2), (4, 0, 2, 3)):
+        patch = box.lower[0, n, :, 2 * row : 2 * row + 3, column : column + 2]
+        high = box.upper[0, n, :, 2 * row : 2 * row + 3, column : column + 2]
+        worst = (kernel[out] * torch.where(kernel[out] > 0, patch, high)).flatten().flip(0).sum()
+        best = (kernel[out] * torch.where(kernel[out] > 0, high, patch)).flatten().flip(0).sum()
+        assert found.lower[0, n, out, row, column] <= worst
+        assert found.upper[0, n, out, row, column] >= best
