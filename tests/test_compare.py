@@ -131,22 +131,22 @@ def test_files_hold_what_the_rows_hold() -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "found"),
+    ("options", "asked", "found"),
     [
-        ({"relaxations": ()}, "relaxations ()"),
-        ({"windows": ()}, "windows ()"),
-        ({"windows": (0,)}, "a window of 0 steps"),
-        ({"y_test": None}, "only one of X_test and y_test"),
+        ({"relaxations": ()}, "Compare relaxations", "relaxations ()"),
+        ({"windows": ()}, "Compare relaxations", "windows ()"),
+        ({"windows": (0,)}, "A window of a comparison", "int 0"),
+        ({"y_test": None}, "Compare relaxations", "only one of X_test and y_test"),
     ],
 )
-def test_bad_input(options: dict[str, Any], found: str) -> None:
+def test_bad_input(options: dict[str, Any], asked: str, found: str) -> None:
     x, y = np.eye(2), np.array([0, 1])
     arguments: dict[str, Any] = {"X_test": x, "y_test": y, **options}
     training = agt.Training(loss="cross_entropy", learning_rate=0.2)
     threat = agt.FeaturePoisoning(budget=1, radius=0.01)
     with pytest.raises(InvalidInputError) as error:
         agt.compare(torch.nn.Linear(2, 2).double(), (x, y), training, threat, **arguments)
-    assert "Compare relaxations" in error.value.asked
+    assert asked in error.value.asked
     assert found in error.value.found
     assert error.value.remedy
 
