@@ -3,7 +3,8 @@
 Two moons, 40 samples, a 2-4-1 relu network, full batch; two samples may move by 0.01. Linear bounds
 through the whole run give the sets; at some steps a program over the last w of them bounds the
 parameters again, milp on top of lp. The table says by how much the mean width shrinks and how long one
-objective takes, in seconds of one core.
+objective takes, in seconds of one core. The last row of each step is the mean width that attacks reach; they
+start from what the programs had their adversary do, among others.
 --case FILE.npz takes a recorded run (models/recorded.py).
 """
 
@@ -18,6 +19,8 @@ import torch
 from models.recorded import Recorded, dense
 
 import milp_agt as agt
+from milp_agt.attacks import Attacker, Envelope, Search
+from milp_agt.attacks.unrolled import Unrolled
 from milp_agt.core.interval import Interval
 from milp_agt.core.restriction import UNRESTRICTED
 from milp_agt.core.results import Limits
@@ -52,6 +55,7 @@ def mean_width(state: Mapping[str, Interval]) -> float:
 class Bounded:
     """A run bounded by linear forms, ready for programs over any window."""
 
+    case: Recorded
     run: Models
     steps: list[RelaxedStep]
     states: list[Mapping[str, Interval]]
@@ -76,7 +80,7 @@ class Bounded:
             replace(r, ranges=interval.completed(run.schedule, r.state, r.step, joint, r.ranges))
             for r in recorder.steps["linear"]
         ]
-        return Bounded(run, whole, list(recorder.states["linear"]))
+        return Bounded(case, run, whole, list(recorder.states["linear"]))
 
     def solve(
         self,
@@ -110,6 +114,15 @@ class Bounded:
         options = program.SolveOptions(solver, Limits(time=seconds), worth)
         found, report = program.bound_state(encoded, dict(state), options)
         return found, report, (time.process_time() - begun) / max(report.solves, 1)
+
+    def attacked(
+        self, step: int, incumbents: Sequence[Sequence[program.Incumbents]]
+    ) -> torch.Tensor:
+        """Widths that attacks on the first steps reach, in the order of the state."""
+        run = self.run
+        unrolled = Unrolled.of(run.step_graph, self.case.training(step), run.poison)
+        found = Attacker(unrolled, Search()).attack(Envelope(), incumbents=incumbents)
+        return torch.from_numpy(found.widths)
 
     def _tightened(
         self,
@@ -149,6 +162,7 @@ def measure(
         worth = 0.0 if count == len(known) else float(known[chosen[count]])
         linear = float(known[chosen[:count]].mean())
         print(f"{step:4}       -  linear  {linear:.4e}       -")
+        incumbents: list[Sequence[program.Incumbents]] = []
         for window in windows:
             state = bounded.states[step - 1]
             for level, exact in (("lp", False), ("milp", True)):
@@ -158,11 +172,14 @@ def measure(
                 state, report, each = bounded.solve(step, window, exact, state, limit, worth=worth)
                 stopped = f"{report.limited} of {report.solves} stopped" if exact else "optimal"
                 width = float(widths(state)[chosen[:count]].mean())
+                incumbents += report.incumbents
                 print(
                     f"{step:4}  {window:6}  {level:6}  {width:.4e}  {1 - width / linear:6.2%}  "
                     f"{each:11.3f}  {stopped:>16}  {report.size['columns']:7} {report.size['rows']:7}",
                     flush=True,
                 )
+        reached = float(bounded.attacked(step, incumbents)[chosen[:count]].mean())
+        print(f"{step:4}       -  attacks {reached:.4e}  {1 - reached / linear:6.2%}", flush=True)
 
 
 PLAIN = agt.Strengthening(on_off=False, influence=False, selection_first=False)
@@ -204,6 +221,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--small", action="store_true", help="two steps, windows of 1 and 2")
     parser.add_argument("--case", metavar="FILE.npz", help="data and initial weights")
+    parser.add_argument("--steps", type=int, nargs="+", default=[10, 20, 30])
+    parser.add_argument("--windows", type=int, nargs="+", default=[1, 3, 10])
     parser.add_argument("--trees", type=int, default=3, help="longest window for milp")
     parser.add_argument("--seconds", type=float, default=2.0, help="limit of one milp objective")
     parser.add_argument("--widest", type=int, help="bound only so many parameters, the widest ones")
@@ -216,8 +235,8 @@ def main() -> None:
     elif arguments.small:
         measure(case, [2], [1, 2], 1, 0.05, arguments.widest)
     else:
-        steps, windows = [10, 20, 30], [1, 3, 10]
-        measure(case, steps, windows, arguments.trees, arguments.seconds, arguments.widest)
+        chosen = arguments.steps, arguments.windows
+        measure(case, *chosen, arguments.trees, arguments.seconds, arguments.widest)
 
 
 if __name__ == "__main__":
