@@ -1,4 +1,4 @@
-"""Linear programs choice by choice, all choices at once, and linear bounds: widths, and what they cost.
+"""Programs choice by choice, all choices at once, and linear bounds: widths, and what they cost.
 
 At some steps of a run whose selections of poisoned samples are enumerated, a program over the last w
 steps bounds both ends of every parameter: from the sets of all choices jointly ("all at once"), and from
@@ -11,6 +11,7 @@ linear bounds of single choices.
 from __future__ import annotations
 
 import argparse
+import itertools
 import time
 from dataclasses import dataclass, replace
 
@@ -68,13 +69,13 @@ class Bounded:
         ]
         return Bounded(joint, apart, kept)
 
-    def all_at_once(self, window: int) -> agt.Result:
+    def all_at_once(self, window: int, exact: bool, seconds: float) -> agt.Result:
         """With one program over the last steps of all choices jointly."""
         models, past = self.joint.models, self.steps[:-window]
         span = program.Span(self.steps[-window:], models.state, models.poison, UNRESTRICTED, past)
-        return with_program(self.joint, program.Together(span))
+        return with_program(self.joint, program.Together(span), exact, seconds)
 
-    def by_choice(self, window: int) -> agt.Result:
+    def by_choice(self, window: int, exact: bool, seconds: float) -> agt.Result:
         """With a program over the last steps of each choice."""
         models, groups = self.apart.models, []
         for reached in models.reached:
@@ -83,13 +84,16 @@ class Bounded:
             groups.append(program.Group(reached.exposure, last, reached.state))
         outer = [relaxed.state for relaxed in self.steps[-window:]]
         choices = program.OneByOne(models.schedule, groups, outer, models.state)
-        return with_program(self.apart, choices)
+        return with_program(self.apart, choices, exact, seconds)
 
 
-def with_program(result: agt.Result, choices: program.Choices) -> agt.Result:
+def with_program(
+    result: agt.Result, choices: program.Choices, exact: bool, seconds: float
+) -> agt.Result:
     models = result.models
-    encoding = program.Encoding(models.step_graph, models.schedule, exact_phases=False)
-    asked = program.WindowProgram(encoding, choices, program.SolveOptions(get_solver("highs")))
+    encoding = program.Encoding(models.step_graph, models.schedule, exact_phases=exact)
+    options = program.SolveOptions(get_solver("highs"), agt.Limits(time=seconds))
+    asked = program.WindowProgram(encoding, choices, options)
     return replace(result, models=replace(models, program=asked))
 
 
@@ -109,10 +113,16 @@ def mean_width(result: agt.Result, test: Pair | None) -> float:
 
 
 def measure(
-    case: Recorded, steps: list[int], windows: list[int], budget: int, test: Pair | None
+    case: Recorded,
+    steps: list[int],
+    windows: list[int],
+    levels: list[str],
+    seconds: float,
+    budget: int,
+    test: Pair | None,
 ) -> None:
     print(
-        "step  window  level   choices      mean width     gain  cpu s/end  solves  columns    rows"
+        "step  window  level   choices      mean width     gain  cpu s/end  solves  stopped  columns    rows"
     )
     for step in steps:
         bounded = Bounded.of(case, step, budget, 0.01)
@@ -122,14 +132,15 @@ def measure(
             ("by choice", linear),
         ):
             print(f"{step:4}       -  linear  {name:11}  {width:.4e}  {1 - width / linear:7.2%}")
-        for window in windows:
+        for window, level in itertools.product(windows, levels):
+            how = window, level == "milp", seconds
             for name, result in (
-                ("all at once", bounded.all_at_once(window)),
-                ("by choice", bounded.by_choice(window)),
+                ("all at once", bounded.all_at_once(*how)),
+                ("by choice", bounded.by_choice(*how)),
             ):
                 begun = time.process_time()
                 width = mean_width(result, test)
-                seconds = time.process_time() - begun
+                spent = time.process_time() - begun
                 assert result.models.program is not None
                 reports = result.models.program.reports
                 ends = 2 * (
@@ -137,9 +148,9 @@ def measure(
                 )
                 size = reports[0].size
                 print(
-                    f"{step:4}  {window:6}  lp      {name:11}  {width:.4e}  {1 - width / linear:7.2%}  "
-                    f"{seconds / ends:9.2f}  {sum(r.solves for r in reports):6}  "
-                    f"{size['columns']:7}  {size['rows']:6}",
+                    f"{step:4}  {window:6}  {level:6}  {name:11}  {width:.4e}  {1 - width / linear:7.2%}  "
+                    f"{spent / ends:9.2f}  {sum(r.solves for r in reports):6}  "
+                    f"{sum(r.limited for r in reports):7}  {size['columns']:7}  {size['rows']:6}",
                     flush=True,
                 )
 
@@ -151,13 +162,16 @@ def main() -> None:
     parser.add_argument("--budget", type=int, default=1)
     parser.add_argument("--steps", type=int, nargs="+", default=[10])
     parser.add_argument("--windows", type=int, nargs="+", default=[1, 3])
+    parser.add_argument("--levels", choices=["lp", "milp"], nargs="+", default=["lp"])
+    parser.add_argument("--seconds", type=float, default=60.0, help="limit of one solve")
     parser.add_argument("--points", type=int, help="bound the margins of so many test points")
     arguments = parser.parse_args()
     case = Recorded.load(arguments.case) if arguments.case else generated()
     steps, windows = ([2], [1]) if arguments.small else (arguments.steps, arguments.windows)
     count = arguments.points
     test = None if count is None else (case.test[0][:count], case.test[1][:count])
-    measure(case, steps, windows, arguments.budget, test)
+    how = windows, arguments.levels, arguments.seconds
+    measure(case, steps, *how, arguments.budget, test)
 
 
 if __name__ == "__main__":
