@@ -34,7 +34,8 @@ class Highs(BackEnd):
 class HighsSession(ProgramSession):
     """The relaxation, warm-started from the basis of the previous objective or node.
 
-    Nodes of a program with bilinear terms have rows of their own, so they get a second model.
+    Nodes of a program with bilinear terms have rows of their own, and large ones are solved in another way
+    than the objectives of the relaxation: they get a second model.
     """
 
     knows_functions: ClassVar[bool] = True
@@ -57,10 +58,10 @@ class HighsSession(ProgramSession):
         return answer
 
     def _node(self, node: Program) -> HighsRelaxation:
-        if node.is_linear:
+        if node.is_linear and not self._relaxation.large:
             return self._relaxation.over(node)
         if self._nodes is None:
-            self._nodes = HighsRelaxation(node)
+            self._nodes = HighsRelaxation(node, warm=True)
         return self._nodes.over(node)
 
     def close(self) -> None:
