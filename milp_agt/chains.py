@@ -1,4 +1,10 @@
-"""The reachable sets that a run carries side by side, one chain for each level."""
+"""The reachable sets that a run carries side by side, one chain for each level.
+
+Every chain holds all runs by itself, and is met with the looser ones after each step. Beside the levels
+that were asked for, ``linear`` may be carried in three more ways: charged, for each selection (a chain of
+several parts, whose union counts), and with optimised slopes. A part is one exposure with its boxes: all
+selections jointly, a group of enumerated ones, or one of these alone.
+"""
 
 from __future__ import annotations
 
