@@ -151,8 +151,8 @@ def parts_of(case: Problem, size: int, monkeypatch: pytest.MonkeyPatch) -> Any:
 
     honest = certification.cost.plan
 
-    def plan(*arguments: Any) -> Any:
-        found = honest(*arguments)
+    def plan(*arguments: Any, **named: Any) -> Any:
+        found = honest(*arguments, **named)
         count = int(count_cases(arguments[2])) - 1
         return replace(found, selections=replace(found.selections, groups=-(-count // size)))
 

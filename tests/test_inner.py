@@ -420,7 +420,7 @@ def test_walks_in_pieces_give_the_same_ranges(
     monkeypatch.setattr(inner, "sample_forms", spy)
     settled = cost.plan
     monkeypatch.setattr(
-        cost, "plan", lambda *a: replace(settled(*a), inner_pairs=pairs, inner_chunk=7)
+        cost, "plan", lambda *a, **k: replace(settled(*a, **k), inner_pairs=pairs, inner_chunk=7)
     )
     cut, cut_boxes = certified(case, inner_bounds="linear")
     assert taken
@@ -447,8 +447,8 @@ def test_the_plan_holds_inner_walks_to_the_memory(
 
     settled = cost.plan
 
-    def stop(*options: Any) -> cost.Plan:
-        plans.append(settled(*options))
+    def stop(*options: Any, **named: Any) -> cost.Plan:
+        plans.append(settled(*options, **named))
         raise Planned
 
     monkeypatch.setattr(cost, "plan", stop)
