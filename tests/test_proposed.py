@@ -106,10 +106,10 @@ def test_whatever_a_program_says_the_data_are_admissible(
 
 
 # No sample of the data set is poisoned by insertions; where a step may be skipped programs begin anew.
-PROPOSED = [name for name in RUNS if name not in ("insertion", "left out")]
+PROPOSED = [name for name in RUNS if name not in ("insertion", "left out", "batches")]
 
 
-@pytest.mark.parametrize("name", [*PROPOSED, "norm 2", "norm 0", "two of a batch"])
+@pytest.mark.parametrize("name", [*PROPOSED, "norm 2"])
 def test_what_programs_propose_changes_something_and_stays_in_the_set(name: str) -> None:
     case = small(name)
     result, boxes = case.certify(relaxation="lp", program_window=2, selections="joint")
