@@ -169,6 +169,7 @@ def attack_summary(result: Result) -> dict[str, Any] | None:
         "max_width": attack.max_width,
         "ratio": sandwich.ratio,
         "trained": attack.trained,
+        "proposed": attack.proposed,
         "exhaustive": attack.exhaustive,
         "seed": attack.seed,
         "seconds": attack.seconds,
