@@ -21,7 +21,7 @@ from milp_agt.engines.program import Incumbents, WindowProgram
 from milp_agt.engines.step import Schedule, State
 from milp_agt.errors import InvalidInputError
 from milp_agt.journal import Remarks
-from milp_agt.kinds import of_kind
+from milp_agt.kinds import callable_of, of_kind
 from milp_agt.poison import Poison
 from milp_agt.properties.models import Models, Reached, Watch
 from milp_agt.properties.questions import Questions
@@ -105,7 +105,12 @@ class Result(Questions):
         )
 
     def watched(self, watch: Watch) -> Result:
-        """The same, where ``watch`` is told how many of the test points of a question are bounded."""
+        """The same, where ``watch`` is told how many of how many test points of a question are bounded.
+
+        Raises:
+            InvalidInputError: a watch that cannot be called.
+        """
+        callable_of(watch, "watch", "give a function (done, points)")
         return replace(self, models=replace(self.models, watch=watch))
 
     @property

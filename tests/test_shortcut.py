@@ -214,8 +214,8 @@ def planned(samples: int, sizes: tuple[int, ...], training: agt.Training, **opti
 
     settled = cost.plan
 
-    def stop(*given: Any) -> cost.Plan:
-        plans.append(settled(*given))
+    def stop(*options: Any, **named: Any) -> cost.Plan:
+        plans.append(settled(*options, **named))
         raise Planned
 
     x = torch.zeros(samples, sizes[0], dtype=torch.float64)

@@ -261,7 +261,7 @@ def test_components_are_fitted_on_samples_that_training_does_not_use(tmp_path: P
     assert np.allclose(np.abs(data.x_train), np.abs(centred @ leading), atol=1e-9)
 
 
-@pytest.mark.parametrize("components", [0, 7, 13])
+@pytest.mark.parametrize("components", [7, 13])
 def test_too_many_components_are_refused(tmp_path: Path, components: int) -> None:
     path = tmp_path / "d.npz"
     np.savez(path, X=np.random.default_rng(0).normal(size=(60, 6)), y=np.arange(60) % 2)
