@@ -43,10 +43,10 @@ def small(name: str) -> Problem:
 
 
 def made_up(replay: Replay, seed: int, points: int = 5) -> list[Incumbents]:
-    """What no program would say: shares and data from anywhere, of every step."""
+    """What no program would say: shares and data from anywhere, of every step but the first."""
     rng = np.random.default_rng(seed)
     own, window = replay.poison, []
-    for step, batch in enumerate(replay.batches):
+    for step, batch in list(enumerate(replay.batches))[1:]:
         places = np.flatnonzero(batch.numpy() < len(own.features))
         count = places.size
         gates = rng.random((points, count, len(own.quotas)))
@@ -58,7 +58,7 @@ def made_up(replay: Replay, seed: int, points: int = 5) -> list[Incumbents]:
 
 
 def assert_admissible(replay: Replay, restriction: Restriction, data: Any) -> None:
-    """Nobody but open samples, within all budgets, by moves of the set."""
+    """Nobody but open samples, within all budgets, by moves of the set; who must be gone is gone."""
     run, poison = replay.unrolled, replay.unrolled.poison
     changed = run.changed(data)
     for leaf, (own, cover) in enumerate(zip(run.leaf_poisons, run.covers, strict=True)):
@@ -78,6 +78,9 @@ def assert_admissible(replay: Replay, restriction: Restriction, data: Any) -> No
                 assert int(changed[leaf][kind].sum(1).max()) <= quota.budget
             hidden = torch.isin(cover, torch.tensor(sorted(restriction.outside)))
             assert not changed[leaf][kind][:, hidden].any()
+            surely = torch.isin(cover, torch.tensor(sorted(restriction.inside)))
+            if data.there and run.middle is None:  # removals
+                assert changed[leaf][kind][:, surely].all()
     touched = torch.zeros(len(data), len(poison.features), 2, dtype=torch.bool)
     for cover, both in zip(run.covers, changed, strict=True):
         for kind, own_changed in enumerate(both):

@@ -54,8 +54,12 @@ def poisoning_of(selector: Selector, window: Sequence[Incumbents]) -> Poisoning:
         for values, given, gate in (ends, (target.labels[leaf], batch.labels, gates[..., -1])):
             if values.shape[2:] == given.shape[2:]:
                 values[:, index] = _enlarged(values[:, index], given, gate)
-    chosen = zip(selector.choose(tuple(scores)), scores, strict=True)
-    masks = tuple(mask & (score > 0.0) for mask, score in chosen)
+    chosen = zip(selector.choose(tuple(scores)), scores, unrolled.covers, strict=True)
+    surely = torch.tensor(sorted(selector.restriction.inside), dtype=torch.int64)
+    masks = tuple(
+        mask & ((score > 0.0) | torch.isin(cover, surely.to(cover.device))[:, None])
+        for mask, score, cover in chosen
+    )
     leaves = zip(unrolled.leaf_poisons, target.features, target.labels, strict=True)
     near = [own.project(x, y) for own, x, y in leaves]
     drawn = random_moves(unrolled, masks, torch.Generator().manual_seed(0))
