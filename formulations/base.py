@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
-from milp_agt.core.operation import Operation
+from milp_agt.core.graph import Operation
 from milp_agt.errors import UnsupportedOperationError
 
 _OPERATIONS: dict[str, type[Operation]] = {}

@@ -10,13 +10,12 @@ import scipy.sparse as sp
 import torch
 from torch import Tensor
 
-from milp_agt.core.cause import Cause
 from milp_agt.core.encoder import Encoder
 from milp_agt.core.expression import Array, Expression, Index
-from milp_agt.core.graph import Graph, Node, Signature
+from milp_agt.core.graph import Cause, Graph, Node, Operation, Signature
 from milp_agt.core.influence import Influence, charge_of
 from milp_agt.core.interval import CLEAN, Interval
-from milp_agt.core.operation import FreeSlope, Operation, Relaxed
+from milp_agt.core.linear_bounds import FreeSlope, Relaxed
 from milp_agt.core.rounding import TINY, UNIT_ROUNDOFF, gamma
 from milp_agt.errors import EncodingError
 from milp_agt.formulations.base import register

@@ -9,9 +9,9 @@ from torch import Tensor
 
 from milp_agt.core.encoder import Encoder
 from milp_agt.core.expression import Expression
-from milp_agt.core.graph import Signature
+from milp_agt.core.graph import Operation, Signature
 from milp_agt.core.interval import Interval
-from milp_agt.core.operation import Operation, Relaxed
+from milp_agt.core.linear_bounds import Relaxed
 from milp_agt.core.rounding import TINY, gamma
 from milp_agt.errors import EncodingError
 from milp_agt.formulations.base import ElementwisePlanes, register

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -11,12 +11,17 @@ from torch import Tensor
 from milp_agt.core.influence import Influence, charge_of
 from milp_agt.core.interval import CLEAN, Interval
 
-if TYPE_CHECKING:
-    from milp_agt.formulations.univariate import Univariate
+
+class HasSecants(Protocol):
+    """A univariate function whose errors can be charged."""
+
+    def secants(self, base: Interval, down: Tensor, up: Tensor) -> tuple[Interval, Interval]: ...
+
+    def residual(self, slope: Tensor | float, box: Interval) -> Interval: ...
 
 
 def charged(
-    op: Univariate, argument: Influence, slope_lower: Tensor, slope_upper: Tensor
+    op: HasSecants, argument: Influence, slope_lower: Tensor, slope_upper: Tensor
 ) -> tuple[Influence, Influence]:
     """Lower side of ``f(x) - slope_lower x`` and upper side of ``f(x) - slope_upper x``, charged.
 

@@ -12,9 +12,9 @@ from torch.nn import functional
 
 from milp_agt.core.encoder import Encoder
 from milp_agt.core.expression import Array, Expression
-from milp_agt.core.graph import Graph, Node, Signature
+from milp_agt.core.graph import Graph, Node, Operation, Signature
 from milp_agt.core.interval import Interval
-from milp_agt.core.operation import Operation, Relaxed
+from milp_agt.core.linear_bounds import Relaxed
 from milp_agt.core.rounding import TINY, gamma
 from milp_agt.errors import EncodingError
 from milp_agt.formulations.base import register

@@ -9,8 +9,9 @@ import numpy as np
 from torch import Tensor
 
 from milp_agt.core.expression import Array
+from milp_agt.core.graph import Operation
 from milp_agt.core.influence import Influence
-from milp_agt.core.operation import Operation, Relaxed
+from milp_agt.core.linear_bounds import Relaxed
 
 Scale = float | Tensor
 # Roundings in a row of a linear map of at most this many terms, besides those of longer sums.

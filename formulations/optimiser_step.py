@@ -9,7 +9,7 @@ from torch import Tensor
 
 from milp_agt.core.expression import Array
 from milp_agt.core.interval import Interval
-from milp_agt.core.operation import Relaxed
+from milp_agt.core.linear_bounds import Relaxed
 from milp_agt.core.rounding import TINY, gamma
 from milp_agt.formulations.base import register
 from milp_agt.formulations.linear import Combine

@@ -10,12 +10,11 @@ import scipy.sparse as sp
 import torch
 from torch import Tensor
 
-from milp_agt.core.cause import Cause
 from milp_agt.core.encoder import Encoder
 from milp_agt.core.expression import Expression, add
-from milp_agt.core.graph import Signature
+from milp_agt.core.graph import Cause, Operation, Signature
 from milp_agt.core.interval import CLEAN, Interval
-from milp_agt.core.operation import Operation, Relaxed
+from milp_agt.core.linear_bounds import Relaxed
 from milp_agt.core.rounding import TINY, gamma
 from milp_agt.errors import EncodingError
 from milp_agt.formulations.base import register

@@ -10,13 +10,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from milp_agt.core.cause import Cause
 from milp_agt.core.encoder import Encoder
 from milp_agt.core.expression import Expression, Index, add
-from milp_agt.core.graph import Signature
+from milp_agt.core.graph import Cause, Operation, Signature
 from milp_agt.core.influence import Influence
 from milp_agt.core.interval import CLEAN, Interval
-from milp_agt.core.operation import FreeSlope, Operation, Relaxed
+from milp_agt.core.linear_bounds import FreeSlope, Relaxed
 from milp_agt.core.rounding import ELEMENTARY, TINY, UNIT_ROUNDOFF, gamma
 from milp_agt.errors import EncodingError
 from milp_agt.formulations.base import ElementwisePlanes

@@ -13,8 +13,8 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
+from milp_agt.core.graph import Operation
 from milp_agt.core.interval import Interval
-from milp_agt.core.operation import Operation
 from milp_agt.core.restriction import Restriction
 from milp_agt.core.results import Limits
 from milp_agt.core.strengthening import Strengthening

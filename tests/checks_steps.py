@@ -21,10 +21,10 @@ from milp_agt.core.rounding import TINY, gamma
 from milp_agt.engines import interval as interval_engine
 from milp_agt.engines import linear as linear_engine
 from milp_agt.engines.adversary import open_debt
+from milp_agt.engines.forms import Forms
 from milp_agt.engines.joint import Joint
 from milp_agt.engines.relaxed import RelaxedStep, relax_step
 from milp_agt.engines.step import Schedule, State, Step, initial_state, step_at_points, velocity_of
-from milp_agt.engines.walker import Forms
 from milp_agt.inputs import labels_of
 from milp_agt.poison import Poison
 from milp_agt.threats import ThreatModel

@@ -18,9 +18,8 @@ from instances import (
 )
 from torch import Tensor
 
-from milp_agt.core.graph import Signature
+from milp_agt.core.graph import Operation, Signature
 from milp_agt.core.interval import CLEAN, Interval
-from milp_agt.core.operation import Operation
 from milp_agt.formulations.base import operations
 from milp_agt.formulations.clip import Clip
 from milp_agt.formulations.clip_factor import ClipFactor

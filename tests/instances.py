@@ -10,8 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from milp_agt.core.graph import Signature
-from milp_agt.core.operation import Operation
+from milp_agt.core.graph import Operation, Signature
 from milp_agt.formulations.bilinear import Einsum
 from milp_agt.formulations.blur import Blur
 from milp_agt.formulations.channel_bias import ChannelBias

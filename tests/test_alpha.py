@@ -17,7 +17,7 @@ import milp_agt as agt
 from milp_agt.chains import OPTIMISED
 from milp_agt.cli import main
 from milp_agt.config import load_config
-from milp_agt.core.evaluate import evaluate
+from milp_agt.core.graph import evaluate
 from milp_agt.engines import alpha
 from milp_agt.engines.ends import boxes_of, forms_of_ends
 from milp_agt.engines.joint import Joint

@@ -16,7 +16,7 @@ from mutants import MutantPlanes, is_caught, moderate
 from torch import Tensor
 
 from milp_agt.core.interval import Interval
-from milp_agt.core.operation import Relaxed
+from milp_agt.core.linear_bounds import Relaxed
 from milp_agt.engines.offsets import Offsets
 from milp_agt.engines.slopes import RowOffsets
 

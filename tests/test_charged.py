@@ -19,7 +19,7 @@ from torch import Tensor
 import milp_agt as agt
 from milp_agt.core.influence import Influence, worst_of
 from milp_agt.core.interval import Interval
-from milp_agt.core.operation import Relaxed
+from milp_agt.core.linear_bounds import Relaxed
 from milp_agt.engines import charged
 from milp_agt.engines.arithmetic import Added
 from milp_agt.formulations import bilinear, charges

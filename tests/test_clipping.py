@@ -18,8 +18,7 @@ from torch import Tensor, nn
 import milp_agt as agt
 from milp_agt import inputs
 from milp_agt.clipping import clip_gradients
-from milp_agt.core.evaluate import evaluate
-from milp_agt.core.graph import Graph
+from milp_agt.core.graph import Graph, evaluate
 from milp_agt.core.interval import Interval
 from milp_agt.engines.step import Schedule
 from milp_agt.errors import InvalidInputError, UnsupportedOperationError

@@ -9,7 +9,7 @@ from checks_steps import mlp
 from draws import TOL
 from same_run import MODELS, data_for, shared_module, shared_parameter
 
-from milp_agt.core.evaluate import evaluate
+from milp_agt.core.graph import evaluate
 from milp_agt.engines.step import Schedule
 from milp_agt.errors import EncodingError
 from milp_agt.formulations.leaves import Features

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 import milp_agt as agt
 from milp_agt import cost
 from milp_agt.attacks.pool import all_ways
-from milp_agt.core.evaluate import evaluate
+from milp_agt.core.graph import evaluate
 from milp_agt.core.interval import CLEAN, POISONED
 from milp_agt.core.restriction import UNRESTRICTED, Restriction
 from milp_agt.engines import adversary, inner

@@ -13,7 +13,7 @@ from same_run import assert_same_run
 from torch import Tensor, nn
 
 import milp_agt as agt
-from milp_agt.core.evaluate import evaluate
+from milp_agt.core.graph import evaluate
 from milp_agt.core.interval import Interval
 from milp_agt.errors import InvalidInputError, UnsupportedOperationError
 from milp_agt.formulations.convolution import Convolution

@@ -77,7 +77,7 @@ def test_softmax_box_is_exact(classes: int, kind: str) -> None:
 @pytest.mark.parametrize("classes", [2, 3, 5])
 def test_softmax_formula(classes: int) -> None:
     """``p_j = 1 / (1 + sum_{k != j} exp(f_k - f_j))``; the gradient is ``softmax(f) - onehot(y)``."""
-    from milp_agt.core.evaluate import evaluate
+    from milp_agt.core.graph import evaluate
 
     rng = np.random.default_rng(0)
     f = torch.from_numpy(rng.normal(size=(6, classes)) * 5)
@@ -92,7 +92,7 @@ def test_softmax_formula(classes: int) -> None:
 
 
 def test_gradients_of_the_other_losses_are_the_formulas() -> None:
-    from milp_agt.core.evaluate import evaluate
+    from milp_agt.core.graph import evaluate
 
     f = torch.linspace(-3, 3, 13, dtype=torch.float64).reshape(-1, 1)
     y = (torch.arange(13) % 2).double().reshape(-1, 1)

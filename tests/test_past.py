@@ -13,7 +13,7 @@ from torch import nn
 
 import milp_agt as agt
 from milp_agt import cost
-from milp_agt.engines.walker import Forms
+from milp_agt.engines.forms import Forms
 from milp_agt.errors import SoundnessError
 
 THREATS = {

@@ -91,7 +91,7 @@ def test_relu_value_and_the_derivative_at_the_kink(k: float) -> None:
     source = graph.add(Features((4,)))
     one = graph.add(Labels((4,)))
     (pulled,) = Relu(k).vjp(graph, graph.add(Relu(k), source), one, (True,))
-    from milp_agt.core.evaluate import evaluate
+    from milp_agt.core.graph import evaluate
 
     found = evaluate(graph, {source.name: z[None], one.name: torch.ones(1, 4).double()})
     assert found[pulled.name][0].tolist() == pytest.approx([k, k, k, 1.0], abs=1e-15)

@@ -11,11 +11,11 @@ from attacks import Problem, network
 
 import milp_agt as agt
 from milp_agt.bounding import Bounder
-from milp_agt.core.cause import Cause
+from milp_agt.core.graph import Cause
 from milp_agt.engines.causes import Window
+from milp_agt.engines.forms import Forms
 from milp_agt.engines.linear import bound_forms
 from milp_agt.engines.relaxed import RelaxedStep
-from milp_agt.engines.walker import Forms
 
 
 def problem(threat, **run) -> Problem:

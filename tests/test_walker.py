@@ -15,7 +15,7 @@ from milp_agt.engines import ends, linear, relaxed, walker
 from milp_agt.engines.joint import Joint
 from milp_agt.engines.offsets import Offsets, SummedOffsets
 from milp_agt.engines.recorder import MemoryRecorder
-from milp_agt.engines.relaxed import Cut
+from milp_agt.engines.shortcut import Cut
 from milp_agt.engines.walker import Strip
 
 LOSSES = {"bce": 1, "cross_entropy": 2, "three": 3, "mse": 1}

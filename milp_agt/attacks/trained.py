@@ -9,7 +9,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from milp_agt.core.evaluate import evaluate
+from milp_agt.core.graph import evaluate
 from milp_agt.tracing import FEATURES, StepGraph
 
 

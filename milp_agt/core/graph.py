@@ -1,19 +1,29 @@
-"""The symbolic graph of a training step: a networkx DAG of named nodes."""
+"""The symbolic graph of a training step: a networkx DAG of named nodes, and what an operation says of each.
+
+An operation knows its rules at every level, and its gradient as nodes of the same graph, so the two
+stand in one file.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from enum import StrEnum
+from typing import TYPE_CHECKING, ClassVar
 
 import networkx as nx
+import torch
+from torch import Tensor
 
-from milp_agt.errors import EncodingError
+from milp_agt.core.influence import Influence
+from milp_agt.core.interval import Interval
+from milp_agt.core.linear_bounds import FreeSlope, Relaxed
+from milp_agt.errors import EncodingError, UnsupportedOperationError
 
 if TYPE_CHECKING:
-    import torch
-
-    from milp_agt.core.operation import Operation
+    from milp_agt.core.encoder import Encoder
+    from milp_agt.core.expression import Expression
 
 
 @dataclass(frozen=True)
@@ -29,6 +39,100 @@ class Signature:
         for extent in self.shape:
             size *= extent
         return size
+
+
+class Cause(StrEnum):
+    """Why a bound is not the nominal value; every operation of the graph says what its planes cost."""
+
+    MOVES = "moves"  # what poisoned samples do through all operations as they are linearised
+    FLIPS = "flips"  # kinks: relu and its phase, clipping, pooling
+    PRODUCTS = "products"  # bilinear terms
+    CURVATURE = "curvature"  # smooth functions
+    SELECTION = "selection"  # every objective has poisoned samples of its own
+    START = "start box"  # what came before the window
+    ROUNDING = "rounding"
+
+
+class Operation(ABC):
+    """One operation of the step graph; all its rules stand in one file of ``formulations/``.
+
+    Values and ranges may carry any leading axes (states, many attacks at once); the sample axis, if
+    any, comes right before the node's own axes.
+    """
+
+    key: ClassVar[str]
+    exactness: ClassVar[str] = ""  # one line for the table: what is exact and what is relaxed
+    cause: ClassVar[Cause] = Cause.ROUNDING  # what its planes lose
+    has_influence: ClassVar[bool] = False  # whether :meth:`influence` and what follows it are there
+
+    @abstractmethod
+    def infer(self, *inputs: Signature) -> Signature:
+        """Signature of the result; raises EncodingError where the inputs do not fit."""
+
+    @abstractmethod
+    def value(self, *inputs: Tensor) -> Tensor:
+        """The exact function, evaluated in float64, differentiable by torch where it is."""
+
+    @abstractmethod
+    def interval(self, *inputs: Interval) -> Interval:
+        """A box that holds ``fl(f(u))`` for all ``u`` in the boxes, however the run sums it up."""
+
+    @abstractmethod
+    def relax(self, *inputs: Interval) -> Relaxed:
+        """Linear bounds that hold on the given ranges, with the default slopes."""
+
+    def free_slopes(self, *inputs: Interval) -> tuple[FreeSlope, ...]:
+        """The slopes of :meth:`relax` that may be chosen at will, as :meth:`relax_with` takes them.
+
+        None for operations that are linear, or have planes without a choice.
+        """
+        return ()
+
+    def relax_with(self, slopes: Sequence[Tensor], *inputs: Interval) -> Relaxed:
+        """Linear bounds that hold on the given ranges, with any slopes.
+
+        Slopes, and then offsets and magnitudes, may have a leading axis of rows: row r of the
+        coefficients is bounded with its own planes. Offsets are differentiable by torch in the slopes.
+        """
+        return self.relax(*inputs)
+
+    def influence(self, *inputs: Influence) -> Influence:
+        """How far each poisoned sample can move the result, given how far it can move the inputs."""
+        raise self._no_influence()
+
+    def relax_influence(self, *inputs: Influence) -> Relaxed:
+        """Linear bounds with default slopes, whose errors are charged to the samples that cause them.
+
+        Offsets have a leading axis (1 + columns): those of the base, and those moved by one sample.
+        """
+        raise self._no_influence()
+
+    def _no_influence(self) -> UnsupportedOperationError:
+        return UnsupportedOperationError(
+            f"Influences of single samples through operation '{self.key}' were asked for",
+            "no such rule",
+            "use selections='joint' or 'enumerated'",
+        )
+
+    @abstractmethod
+    def encode(
+        self, encoder: Encoder, inputs: tuple[Expression, ...], ranges: tuple[Interval, ...]
+    ) -> Expression:
+        """Columns and rows of a program that hold for the same values as :meth:`relax`."""
+
+    def to(self, device: torch.device) -> Operation:
+        """The same operation with its constant tensors on a device."""
+        return self
+
+    def vjp(
+        self, graph: Graph, node: Node, cotangent: Node, wanted: tuple[bool, ...]
+    ) -> tuple[Node | None, ...]:
+        """Nodes for the vector-Jacobian products with the wanted inputs; None for the others."""
+        raise UnsupportedOperationError(
+            f"The gradient of operation '{self.key}' was asked for",
+            f"node '{node.name}'",
+            "operations without a vjp may only stand where no trainable parameter lies before them",
+        )
 
 
 @dataclass(frozen=True)
@@ -118,3 +222,16 @@ class Graph:
         for name in outputs:
             wanted |= {name} | nx.ancestors(self.nx, name)
         return tuple(node for node in self if node.name in wanted)
+
+
+def evaluate(nodes: Iterable[Node], leaves: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Values of ``nodes`` (in topological order) and of ``leaves``, by name.
+
+    Parameters have shape (..., *shape), features and labels (..., samples, *shape), with the same
+    leading axes.
+    """
+    values = dict(leaves)
+    for node in nodes:
+        if node.name not in values:
+            values[node.name] = node.op.value(*(values[name] for name in node.inputs))
+    return values

@@ -16,15 +16,15 @@ from types import MappingProxyType
 import torch
 from torch import Tensor
 
-from milp_agt.core.operation import FreeSlope
+from milp_agt.core.linear_bounds import FreeSlope
 from milp_agt.engines.ascent import Free, Variables, has_choice
 from milp_agt.engines.ends import forms_of_ends
 from milp_agt.engines.exposure import Exposure
+from milp_agt.engines.forms import Forms
 from milp_agt.engines.linear import bound_forms
 from milp_agt.engines.relaxed import RelaxedStep
 from milp_agt.engines.slopes import Slopes, free_slopes, with_slopes
 from milp_agt.engines.step import Schedule
-from milp_agt.engines.walker import Forms
 
 # Moves without a gain of this share of the gap between both ends after which an ascent stops.
 PATIENCE, GAIN = 8, 1e-4

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -13,10 +13,8 @@ from torch import Tensor
 from milp_agt.core.graph import Node
 from milp_agt.core.influence import Influence, charge_of, worst_of
 from milp_agt.core.interval import Interval
-from milp_agt.core.operation import Relaxed
-
-if TYPE_CHECKING:
-    from milp_agt.engines.walker import Forms
+from milp_agt.core.linear_bounds import Relaxed
+from milp_agt.engines.forms import Forms
 
 
 class Arithmetic(Protocol):

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from milp_agt.core.operation import FreeSlope
+from milp_agt.core.linear_bounds import FreeSlope
 from milp_agt.engines.slopes import Place, Slopes
 
 # Length of the first move, as a share of the range of a slope, how it shrinks with every move that the

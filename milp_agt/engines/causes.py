@@ -19,15 +19,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from milp_agt.core.cause import Cause
-from milp_agt.core.evaluate import evaluate
-from milp_agt.core.graph import Node
+from milp_agt.core.graph import Cause, Node, evaluate
 from milp_agt.engines.arithmetic import Arithmetic
 from milp_agt.engines.exposure import Exposure
+from milp_agt.engines.forms import Forms
 from milp_agt.engines.linear import walk
 from milp_agt.engines.relaxed import Fragment, RelaxedStep
 from milp_agt.engines.step import Schedule, Step, step_at_points
-from milp_agt.engines.walker import Forms, Walker
+from milp_agt.engines.walker import Walker
 from milp_agt.tracing import FEATURES, LABELS, SELECTION, StepGraph
 
 Values = Mapping[str, Tensor]  # by node, (1 or cases, [n], *shape)

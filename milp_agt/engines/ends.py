@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from milp_agt.core.interval import Interval
+from milp_agt.engines.forms import Forms
 from milp_agt.engines.step import State
-from milp_agt.engines.walker import Forms
 
 
 def count_of(state: State) -> int:

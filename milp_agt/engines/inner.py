@@ -10,7 +10,7 @@ from torch import Tensor
 
 from milp_agt.core.graph import Node
 from milp_agt.core.interval import Interval
-from milp_agt.core.operation import Relaxed
+from milp_agt.core.linear_bounds import Relaxed
 from milp_agt.engines import interval
 from milp_agt.engines.arithmetic import better
 from milp_agt.engines.exposure import Exposure

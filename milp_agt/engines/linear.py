@@ -11,18 +11,19 @@ from torch import Tensor
 
 from milp_agt.core.graph import Node
 from milp_agt.core.interval import CLEAN, Interval
-from milp_agt.core.operation import Relaxed
+from milp_agt.core.linear_bounds import Relaxed
 from milp_agt.engines.arithmetic import Arithmetic, better
 from milp_agt.engines.ball import regained
 from milp_agt.engines.charged import Charged
 from milp_agt.engines.ends import boxes_of, count_of, forms_in_pieces
 from milp_agt.engines.exposure import Creditor, Debt, Exposure
+from milp_agt.engines.forms import Forms
 from milp_agt.engines.offsets import Offsets, per_sample
 from milp_agt.engines.passes import Passes
 from milp_agt.engines.relaxed import Fragment, RelaxedStep
 from milp_agt.engines.shortcut import Collected, Past
 from milp_agt.engines.step import Schedule, State
-from milp_agt.engines.walker import Forms, SampleForms, Walker, cut_of, sample_forms
+from milp_agt.engines.walker import SampleForms, Walker, cut_of, sample_forms
 from milp_agt.formulations.linear import Affine, Combine, Reshape
 from milp_agt.poison import Poison
 from milp_agt.tracing import FEATURES, StepGraph

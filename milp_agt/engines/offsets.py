@@ -9,7 +9,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from milp_agt.core.operation import Relaxed
+from milp_agt.core.linear_bounds import Relaxed
 
 Spent = tuple[Tensor | None, Tensor, Tensor | None]
 

@@ -4,26 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from milp_agt.core.interval import Interval
-from milp_agt.core.operation import Pulling, Relaxed
+from milp_agt.core.linear_bounds import Pulling, Relaxed
 from milp_agt.engines.arithmetic import Arithmetic
 from milp_agt.engines.exposure import Exposure
 from milp_agt.engines.interval import Ranges
 from milp_agt.engines.offsets import Offsets, Spendable, SummedOffsets
+from milp_agt.engines.shortcut import Cut, Shortcut
 from milp_agt.engines.step import Schedule, State, Step
 from milp_agt.engines.update import UpdateGraph
 from milp_agt.formulations.product_planes import BilinearPlanes
 from milp_agt.formulations.sum_samples import SumSamples
 from milp_agt.poison import Poison
 from milp_agt.tracing import FEATURES, LABELS
-
-if TYPE_CHECKING:
-    from milp_agt.engines.shortcut import Shortcut
 
 
 @dataclass(frozen=True)
@@ -36,64 +33,6 @@ class Fragment:
     offsets: Mapping[str, Spendable]
     leaves: Mapping[str, Tensor]  # largest magnitudes of features and labels
     nominal: Mapping[str, Tensor]  # points that moves are counted from, (1 or cases, n, *shape)
-
-
-@dataclass(frozen=True)
-class Cut:
-    """Forms on the parameters that bound one node, sample by sample, for all walks through a step.
-
-    Where a batch is large, the part of a walk before a narrow node (the outputs, say) is the same for
-    every row up to a factor for each sample: it is walked once for every element and sign, and each
-    row takes a matrix product with the result.
-
-    Attributes:
-        node: name of the node v with k elements.
-        forms: a column for each element, sign and sample, of lower bounds of v, then of -v,
-            (numbers, 2 k n): coefficients on the parameters, the constants of the cases, the magnitude.
-        shapes: of the parameters, in the order of their coefficients.
-        features, charges: on the moves of the samples, (2 k, n, *shape), and (2 k, n, states - 1); or None.
-        operations: roundings in a row.
-    """
-
-    node: str
-    forms: Tensor
-    shapes: Mapping[str, torch.Size]
-    features: Tensor | None
-    charges: Tensor | None
-    operations: float
-
-    @staticmethod
-    def of(
-        node: str,
-        coefficients: Mapping[str, Tensor],
-        constant: Tensor,
-        magnitude: Tensor,
-        features: Tensor | None,
-        charges: Tensor | None,
-        operations: float,
-    ) -> Cut:
-        """From forms of single samples: coefficients (2 k, n, *shape), constants (2 k, n, cases)."""
-        numbers = [on.flatten(0, 1).flatten(1).T for on in coefficients.values()]
-        rows = [*numbers, constant.flatten(0, 1).T, magnitude.flatten().unsqueeze(0)]
-        shapes = {name: on.shape[2:] for name, on in coefficients.items()}
-        return Cut(node, torch.cat(rows), shapes, features, charges, operations)
-
-    @property
-    def columns(self) -> int:
-        return self.forms.shape[1]
-
-    def combined(self, weights: Tensor) -> tuple[dict[str, Tensor], Tensor, Tensor]:
-        """Coefficients, constants (rows, cases) and magnitudes (rows,) of sums with weights (rows, 2 k n)."""
-        found = weights @ self.forms.T
-        sizes = [shape.numel() for shape in self.shapes.values()]
-        *parts, constant, magnitude = found.split(
-            [*sizes, found.shape[1] - sum(sizes) - 1, 1], dim=1
-        )
-        coefficients = {
-            name: part.reshape(len(found), *shape)
-            for (name, shape), part in zip(self.shapes.items(), parts, strict=True)
-        }
-        return coefficients, constant, magnitude.squeeze(1)
 
 
 @dataclass(frozen=True)

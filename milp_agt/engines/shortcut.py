@@ -10,8 +10,66 @@ from torch import Tensor
 
 from milp_agt.core.interval import Interval
 from milp_agt.engines.exposure import Creditor
+from milp_agt.engines.forms import Forms
 from milp_agt.engines.step import Step
-from milp_agt.engines.walker import Forms
+
+
+@dataclass(frozen=True)
+class Cut:
+    """Forms on the parameters that bound one node, sample by sample, for all walks through a step.
+
+    Where a batch is large, the part of a walk before a narrow node (the outputs, say) is the same for
+    every row up to a factor for each sample: it is walked once for every element and sign, and each
+    row takes a matrix product with the result.
+
+    Attributes:
+        node: name of the node v with k elements.
+        forms: a column for each element, sign and sample, of lower bounds of v, then of -v,
+            (numbers, 2 k n): coefficients on the parameters, the constants of the cases, the magnitude.
+        shapes: of the parameters, in the order of their coefficients.
+        features, charges: on the moves of the samples, (2 k, n, *shape), and (2 k, n, states - 1); or None.
+        operations: roundings in a row.
+    """
+
+    node: str
+    forms: Tensor
+    shapes: Mapping[str, torch.Size]
+    features: Tensor | None
+    charges: Tensor | None
+    operations: float
+
+    @staticmethod
+    def of(
+        node: str,
+        coefficients: Mapping[str, Tensor],
+        constant: Tensor,
+        magnitude: Tensor,
+        features: Tensor | None,
+        charges: Tensor | None,
+        operations: float,
+    ) -> Cut:
+        """From forms of single samples: coefficients (2 k, n, *shape), constants (2 k, n, cases)."""
+        numbers = [on.flatten(0, 1).flatten(1).T for on in coefficients.values()]
+        rows = [*numbers, constant.flatten(0, 1).T, magnitude.flatten().unsqueeze(0)]
+        shapes = {name: on.shape[2:] for name, on in coefficients.items()}
+        return Cut(node, torch.cat(rows), shapes, features, charges, operations)
+
+    @property
+    def columns(self) -> int:
+        return self.forms.shape[1]
+
+    def combined(self, weights: Tensor) -> tuple[dict[str, Tensor], Tensor, Tensor]:
+        """Coefficients, constants (rows, cases) and magnitudes (rows,) of sums with weights (rows, 2 k n)."""
+        found = weights @ self.forms.T
+        sizes = [shape.numel() for shape in self.shapes.values()]
+        *parts, constant, magnitude = found.split(
+            [*sizes, found.shape[1] - sum(sizes) - 1, 1], dim=1
+        )
+        coefficients = {
+            name: part.reshape(len(found), *shape)
+            for (name, shape), part in zip(self.shapes.items(), parts, strict=True)
+        }
+        return coefficients, constant, magnitude.squeeze(1)
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from milp_agt.core.graph import Node
 from milp_agt.core.interval import Interval
-from milp_agt.core.operation import FreeSlope, Relaxed
+from milp_agt.core.linear_bounds import FreeSlope, Relaxed
 from milp_agt.engines.offsets import Spendable
 from milp_agt.engines.relaxed import Fragment, RelaxedStep
 from milp_agt.engines.step import Schedule

@@ -10,8 +10,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from milp_agt.core.evaluate import evaluate
-from milp_agt.core.graph import Node
+from milp_agt.core.graph import Node, evaluate
 from milp_agt.core.interval import Interval
 from milp_agt.formulations.bilinear import Einsum
 from milp_agt.formulations.sum_samples import SumSamples

@@ -10,86 +10,15 @@ from torch import Tensor
 
 from milp_agt.core.graph import Node
 from milp_agt.core.interval import Interval
-from milp_agt.core.operation import Narrowable, Pulling
-from milp_agt.core.rounding import TINY, gamma
+from milp_agt.core.linear_bounds import Narrowable, Pulling
+from milp_agt.engines.forms import Forms
 from milp_agt.engines.offsets import per_sample
-from milp_agt.engines.relaxed import Cut, Fragment
+from milp_agt.engines.relaxed import Fragment
+from milp_agt.engines.shortcut import Cut
 from milp_agt.tracing import FEATURES, LABELS, SELECTION
 
 # Coefficients are cut down to a strip if that is at most this part of them.
 NARROW = 2
-
-
-@dataclass
-class Forms:
-    """Lower bounds ``coefficients . state + constant - error`` of some quantities, row by row.
-
-    Attributes:
-        coefficients: on the tensors of a state, (rows, *shape) each.
-        constant: for each case, (rows, cases or 1).
-        magnitude: sum of the absolute values of all terms met on the way, (rows,); rounding errors
-            are at most ``gamma(operations) * magnitude``.
-        operations: bound of the length of any chain of roundings so far.
-    """
-
-    coefficients: dict[str, Tensor]
-    constant: Tensor
-    magnitude: Tensor
-    operations: float = 0.0
-
-    @staticmethod
-    def start(coefficients: dict[str, Tensor], constant: Tensor | None = None) -> Forms:
-        first = next(iter(coefficients.values()))
-        zero = first.new_zeros(first.shape[0])
-        start = zero if constant is None else constant
-        return Forms(coefficients, start.unsqueeze(1), start.abs())
-
-    @property
-    def rows(self) -> int:
-        return len(self.constant)
-
-    def plus(self, other: Forms) -> Forms:
-        """The sums, row by row, with the same tensors of the state."""
-        return Forms(
-            {name: on + other.coefficients[name] for name, on in self.coefficients.items()},
-            self.constant + other.constant,
-            self.magnitude + other.magnitude,
-            max(self.operations, other.operations),
-        )
-
-    def paying(self, owed: Tensor) -> Forms:
-        """The forms less what they owe, (rows, cases)."""
-        magnitude = self.magnitude + owed.amax(1)
-        return Forms(self.coefficients, self.constant - owed, magnitude, self.operations + 1.0)
-
-    def part(self, rows: Tensor) -> Forms:
-        """Some of the rows."""
-        return Forms(
-            {name: on[rows] for name, on in self.coefficients.items()},
-            self.constant[rows],
-            self.magnitude[rows],
-            self.operations,
-        )
-
-    def concretise(self, state: Mapping[str, Interval], owed: Tensor) -> Tensor:
-        """Lower bounds over the boxes of a state, less what is owed, (rows, cases or states).
-
-        ``owed`` is (rows, cases), or (rows, states) where the one case is seen by a single sample.
-        Rounding is subtracted; a bound that is no number becomes -inf.
-        """
-        bound, magnitude, terms = self.constant, self.magnitude, 0
-        for name, coefficient in self.coefficients.items():
-            box = state[name]
-            flat = coefficient.flatten(1)
-            positive = flat.clamp(min=0.0)
-            low, high = box.lower.flatten(1), box.upper.flatten(1)
-            bound = bound + positive @ low.T + (flat - positive) @ high.T
-            magnitude = magnitude + flat.abs() @ box.magnitude.amax(0).flatten()
-            terms += flat.shape[1]
-        size = magnitude.unsqueeze(1) + owed
-        error = gamma(self.operations + terms + 64) * 4.0 * size + TINY
-        bound = bound - owed - error
-        return torch.where(torch.isnan(bound), -torch.inf, bound)
 
 
 @dataclass(frozen=True, eq=False)

@@ -9,8 +9,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from milp_agt.core.graph import Graph, Node
-from milp_agt.core.operation import Operation
+from milp_agt.core.graph import Graph, Node, Operation
 from milp_agt.errors import InvalidInputError, UnsupportedOperationError
 from milp_agt.formulations.leaves import Features, Parameter
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from milp_agt.core.evaluate import evaluate
+from milp_agt.core.graph import evaluate
 from milp_agt.core.interval import CLEAN, Interval
 from milp_agt.errors import InvalidInputError
 from milp_agt.properties.answer import Scores

@@ -7,13 +7,13 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from milp_agt.core.cause import Cause
+from milp_agt.core.graph import Cause
 from milp_agt.engines.cases import Enumerated
 from milp_agt.engines.causes import Account, Gaps, Window
 from milp_agt.engines.charged import Charged
+from milp_agt.engines.forms import Forms
 from milp_agt.engines.joint import Joint
 from milp_agt.engines.passes import in_passes
-from milp_agt.engines.walker import Forms
 from milp_agt.poison import Poison
 from milp_agt.properties.models import Models, Reached
 

@@ -8,13 +8,13 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from milp_agt.core.evaluate import evaluate
-from milp_agt.core.graph import Node
+from milp_agt.core.graph import Node, evaluate
 from milp_agt.core.interval import CLEAN, Interval
 from milp_agt.core.rounding import TINY, gamma
 from milp_agt.engines.arithmetic import better
 from milp_agt.engines.charged import Charged
 from milp_agt.engines.exposure import Exposure
+from milp_agt.engines.forms import Forms
 from milp_agt.engines.joint import Joint
 from milp_agt.engines.linear import (
     bound_by_sample,
@@ -27,7 +27,6 @@ from milp_agt.engines.program import Asked, WindowProgram
 from milp_agt.engines.relaxed import RelaxedStep
 from milp_agt.engines.shortcut import Past
 from milp_agt.engines.step import Schedule, State, union
-from milp_agt.engines.walker import Forms
 from milp_agt.poison import Poison
 from milp_agt.tracing import FEATURES, StepGraph
 

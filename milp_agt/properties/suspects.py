@@ -9,12 +9,12 @@ from typing import Any, overload
 import torch
 from torch import Tensor
 
-from milp_agt.core.cause import Cause
+from milp_agt.core.graph import Cause
 from milp_agt.engines.cases import Enumerated
 from milp_agt.engines.charged import Charged
+from milp_agt.engines.forms import Forms
 from milp_agt.engines.linear import influence
 from milp_agt.engines.passes import in_passes
-from milp_agt.engines.walker import Forms
 from milp_agt.errors import InvalidInputError
 from milp_agt.properties.gap import split
 from milp_agt.properties.models import Models, Reached

@@ -10,9 +10,8 @@ import scipy.sparse as sp
 import torch
 from torch import Tensor
 
-from milp_agt.core.evaluate import evaluate
 from milp_agt.core.expression import Expression, add
-from milp_agt.core.graph import Node
+from milp_agt.core.graph import Node, evaluate
 from milp_agt.core.interval import Interval
 from milp_agt.core.rounding import TINY, gamma
 from milp_agt.engines.step import State

@@ -12,12 +12,12 @@ import torch
 from milp_agt.core.encoder import Encoder
 from milp_agt.core.expression import Array, Expression, add, stacked
 from milp_agt.core.restriction import Restriction
+from milp_agt.engines.forms import Forms
 from milp_agt.engines.joint import Joint
 from milp_agt.engines.linear import bound_by_sample
 from milp_agt.engines.program.moves import Moves
 from milp_agt.engines.relaxed import RelaxedStep
 from milp_agt.engines.step import Schedule, State
-from milp_agt.engines.walker import Forms
 from milp_agt.poison import Poison
 
 NEGLIGIBLE = 1e-9  # of the largest debt of a row
