@@ -12,7 +12,7 @@ import json
 from pathlib import Path
 
 from milp_agt.cli import main as milp_agt
-from milp_agt.data import load_dataset
+from milp_agt.data.dataset import load_dataset
 
 # What an auditor asks: any two of the records may be false, each measurement by up to 0.02 standard
 # deviations. Is the classifier that comes out of training still right for 80 % of the test patients?

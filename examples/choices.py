@@ -19,13 +19,14 @@ import torch
 from models.recorded import Array, Recorded, dense
 
 import milp_agt as agt
+from milp_agt.bounds import program
+from milp_agt.bounds.adversary.enumerated import Enumerated
+from milp_agt.bounds.adversary.joint import Joint
+from milp_agt.bounds.interval import propagation
+from milp_agt.bounds.linear.linearized_step import RelaxedStep
+from milp_agt.certification.recorder import MemoryRecorder
 from milp_agt.core.restriction import UNRESTRICTED
-from milp_agt.data import load_dataset
-from milp_agt.engines import interval, program
-from milp_agt.engines.cases import Enumerated
-from milp_agt.engines.joint import Joint
-from milp_agt.engines.recorder import MemoryRecorder
-from milp_agt.engines.relaxed import RelaxedStep
+from milp_agt.data.dataset import load_dataset
 from milp_agt.solvers import get_solver
 
 Pair = tuple[Array, Array]
@@ -64,7 +65,7 @@ class Bounded:
         # Linear bounds keep the ranges that they stand on; programs need those of all nodes.
         exposure, schedule = Joint(joint.models.poison), joint.models.schedule
         kept = [
-            replace(r, ranges=interval.completed(schedule, r.state, r.step, exposure, r.ranges))
+            replace(r, ranges=propagation.completed(schedule, r.state, r.step, exposure, r.ranges))
             for r in recorder.steps["linear"]
         ]
         return Bounded(joint, apart, kept)

@@ -16,12 +16,13 @@ import torch
 from torch import nn
 
 import milp_agt as agt
+from milp_agt.bounds import program
+from milp_agt.bounds.adversary.joint import Joint
+from milp_agt.bounds.interval import propagation
+from milp_agt.bounds.step import State
+from milp_agt.certification.recorder import MemoryRecorder
 from milp_agt.core.results import Limits
-from milp_agt.data import load_dataset
-from milp_agt.engines import interval, program
-from milp_agt.engines.joint import Joint
-from milp_agt.engines.recorder import MemoryRecorder
-from milp_agt.engines.step import State
+from milp_agt.data.dataset import load_dataset
 from milp_agt.solvers import get_solver
 
 LEVELS = {"lp": (False, False), "milp": (True, False), "qcqp": (False, True), "miqp": (True, True)}
@@ -48,7 +49,7 @@ def measure(steps: int, windows: list[int], count: int, seconds: float, radius: 
     schedule, poison = models.schedule, models.poison
     # Linear bounds keep the ranges that they stand on; programs need those of all nodes.
     kept = [
-        replace(r, ranges=interval.completed(schedule, r.state, r.step, Joint(poison), r.ranges))
+        replace(r, ranges=propagation.completed(schedule, r.state, r.step, Joint(poison), r.ranges))
         for r in recorder.steps["linear"]
     ]
     known = recorder.states["linear"][-1]

@@ -17,8 +17,8 @@ import torch
 from models.recorded import Array, Recorded, dense
 
 import milp_agt as agt
-from milp_agt.data import load_dataset
-from milp_agt.schedules import InverseTimeDecay
+from milp_agt.data.dataset import load_dataset
+from milp_agt.training.schedules import InverseTimeDecay
 
 
 def generated(samples: int, hidden: int) -> Recorded:

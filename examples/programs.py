@@ -21,15 +21,16 @@ from models.recorded import Recorded, dense
 import milp_agt as agt
 from milp_agt.attacks import Attacker, Envelope, Search
 from milp_agt.attacks.unrolled import Unrolled
+from milp_agt.bounds import program
+from milp_agt.bounds.adversary.joint import Joint
+from milp_agt.bounds.interval import propagation
+from milp_agt.bounds.linear.linearized_step import RelaxedStep, relax_step
+from milp_agt.certification.recorder import MemoryRecorder
 from milp_agt.core.interval import Interval
 from milp_agt.core.restriction import UNRESTRICTED
 from milp_agt.core.results import Limits
 from milp_agt.core.strengthening import DEFAULT
-from milp_agt.data import load_dataset
-from milp_agt.engines import interval, program
-from milp_agt.engines.joint import Joint
-from milp_agt.engines.recorder import MemoryRecorder
-from milp_agt.engines.relaxed import RelaxedStep, relax_step
+from milp_agt.data.dataset import load_dataset
 from milp_agt.properties.models import Models
 from milp_agt.solvers import get_solver
 
@@ -77,7 +78,7 @@ class Bounded:
         # Linear bounds keep the ranges that they stand on; programs need those of all nodes.
         joint = Joint(run.poison)
         whole = [
-            replace(r, ranges=interval.completed(run.schedule, r.state, r.step, joint, r.ranges))
+            replace(r, ranges=propagation.completed(run.schedule, r.state, r.step, joint, r.ranges))
             for r in recorder.steps["linear"]
         ]
         return Bounded(case, run, whole, list(recorder.states["linear"]))

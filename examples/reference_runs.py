@@ -19,7 +19,7 @@ import torch
 from models.recorded import Recorded, dense
 
 import milp_agt as agt
-from milp_agt.data import load_dataset
+from milp_agt.data.dataset import load_dataset
 from milp_agt.threats import ThreatModel
 
 HEADER = "threat                        accuracy  nominal  mean width    attacks  ratio    cpu s"

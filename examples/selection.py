@@ -20,19 +20,21 @@ import torch
 from models.recorded import Recorded, dense
 
 import milp_agt as agt
+from milp_agt.bounds import program
+from milp_agt.bounds.adversary.box_algebra import APART
+from milp_agt.bounds.adversary.enumerated import Enumerated, enumerate_cases
+from milp_agt.bounds.adversary.joint import Joint
+from milp_agt.bounds.interval import propagation
+from milp_agt.bounds.linear import linear_bounds
+from milp_agt.bounds.linear.linearized_step import RelaxedStep
+from milp_agt.bounds.program import by_choice
+from milp_agt.bounds.program.solves import Objectives, minimise
+from milp_agt.bounds.program.state_bounds import both_ends, ends_of
+from milp_agt.bounds.step import State
+from milp_agt.certification.recorder import MemoryRecorder
 from milp_agt.core.expression import Array, Index, stacked
 from milp_agt.core.results import Limits
-from milp_agt.data import load_dataset
-from milp_agt.engines import interval, linear, program
-from milp_agt.engines.arithmetic import APART
-from milp_agt.engines.cases import Enumerated, enumerate_cases
-from milp_agt.engines.joint import Joint
-from milp_agt.engines.program import leaves
-from milp_agt.engines.program.bounds import both_ends, ends_of
-from milp_agt.engines.program.objectives import Objectives, minimise
-from milp_agt.engines.recorder import MemoryRecorder
-from milp_agt.engines.relaxed import RelaxedStep
-from milp_agt.engines.step import State
+from milp_agt.data.dataset import load_dataset
 from milp_agt.properties.models import Models
 from milp_agt.solvers import get_solver
 
@@ -80,7 +82,7 @@ def measure(case: Recorded, steps: int, window: int, count: int, seconds: float)
     joint = Joint(run.poison)
     # Linear bounds keep the ranges that they stand on; programs need those of all nodes.
     kept = [
-        replace(r, ranges=interval.completed(run.schedule, r.state, r.step, joint, r.ranges))
+        replace(r, ranges=propagation.completed(run.schedule, r.state, r.step, joint, r.ranges))
         for r in recorder.steps["linear"][-window:]
     ]
     past = recorder.steps["linear"][:-window]
@@ -157,18 +159,20 @@ class Choices:
         steps = recorder.steps["linear, each selection"]
         last = recorder.states["linear, each selection"]
         names = list(last[-1])
-        walked = linear.bound_state(run.schedule, steps, exposure, 64)
+        walked = linear_bounds.bound_state(run.schedule, steps, exposure, 64)
         known = np.maximum(ends_of(walked, names), ends_of(last[-1], names))
         outer = [{n: APART.hull(b) for n, b in r.state.items()} for r in steps[-window:]]
         return Choices(run, exposure, steps[-window:], outer, known, names)
 
-    def bounds(self, exact_phases: bool, chosen: Index, limits: Limits) -> leaves.Branched:
+    def bounds(self, exact_phases: bool, chosen: Index, limits: Limits) -> by_choice.Branched:
         """Both ends of the chosen entries, by programs of single choices."""
         gain = np.zeros(self.known.shape[1])
         gain[chosen] = 1.0
 
         def build(choice: int) -> Objectives:
-            leaf = leaves.Leaf.of(self.run.schedule, self.exposure, choice, self.window, self.outer)
+            leaf = by_choice.Leaf.of(
+                self.run.schedule, self.exposure, choice, self.window, self.outer
+            )
             encoded = program.encode_window(
                 self.run.step_graph,
                 self.run.schedule,
@@ -180,7 +184,7 @@ class Choices:
             return both_ends(encoded, self.names, gain)
 
         options = program.SolveOptions(get_solver("highs"), limits)
-        return leaves.minimise_leaves(self.known, gain, build, options)
+        return by_choice.minimise_leaves(self.known, gain, build, options)
 
 
 def main() -> None:

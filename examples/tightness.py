@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 import milp_agt as agt
-from milp_agt.data import load_dataset
+from milp_agt.data.dataset import load_dataset
 
 LEVELS: dict[str, dict[str, object]] = {
     "interval": {"relaxation": "interval"},

@@ -18,11 +18,11 @@ from milp_agt.core.interval import CLEAN, Interval
 from milp_agt.core.linear_bounds import FreeSlope, Relaxed
 from milp_agt.core.rounding import TINY, UNIT_ROUNDOFF, gamma
 from milp_agt.errors import EncodingError
-from milp_agt.formulations.base import register
 from milp_agt.formulations.einsum import Letters, aligned, contracted, einsum, full_index, terms
 from milp_agt.formulations.interval_products import box_of_products
 from milp_agt.formulations.product_planes import BilinearPlanes, ProductPlanes, extremes
 from milp_agt.formulations.products import Products
+from milp_agt.formulations.registry import register
 from milp_agt.formulations.sum_samples import SumSamples
 
 

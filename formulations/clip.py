@@ -12,9 +12,9 @@ from milp_agt.core.encoder import Encoder, as_arrays
 from milp_agt.core.expression import Array, Expression, add
 from milp_agt.core.interval import Interval
 from milp_agt.errors import EncodingError
-from milp_agt.formulations.base import register
+from milp_agt.formulations.heaviside import restricted, scatter
 from milp_agt.formulations.hull_edges import HullEdges
-from milp_agt.formulations.step import restricted, scatter
+from milp_agt.formulations.registry import register
 from milp_agt.formulations.univariate import on_line
 
 

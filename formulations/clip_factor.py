@@ -12,9 +12,9 @@ from milp_agt.core.encoder import Encoder
 from milp_agt.core.expression import Expression
 from milp_agt.core.interval import CLEAN, Interval
 from milp_agt.core.rounding import TINY, gamma
-from milp_agt.formulations.base import register
 from milp_agt.formulations.bilinear import Einsum
 from milp_agt.formulations.product_planes import BilinearPlanes
+from milp_agt.formulations.registry import register
 from milp_agt.formulations.univariate import Smooth
 
 

@@ -17,8 +17,8 @@ from milp_agt.core.interval import Interval
 from milp_agt.core.linear_bounds import Relaxed
 from milp_agt.core.rounding import TINY, gamma
 from milp_agt.errors import EncodingError
-from milp_agt.formulations.base import register
 from milp_agt.formulations.linear_map import LinearPlanes
+from milp_agt.formulations.registry import register
 from milp_agt.formulations.windows import Windows
 
 

@@ -17,7 +17,7 @@ from milp_agt.core.interval import CLEAN, Interval
 from milp_agt.core.linear_bounds import Relaxed
 from milp_agt.core.rounding import TINY, gamma
 from milp_agt.errors import EncodingError
-from milp_agt.formulations.base import register
+from milp_agt.formulations.registry import register
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +123,7 @@ class Substitute(Exchange):
     """Any gradient that clipping admits: ``kappa_i`` in ``[-bound, bound]`` in every coordinate.
 
     With ``ball`` the gradients of all parameters together have no norm above ``bound``, and so has
-    kappa; the box does not know that, walks do (:mod:`milp_agt.engines.ball`).
+    kappa; the box does not know that, walks do (:mod:`milp_agt.bounds.linear.clipped_ball`).
 
     A *substituted* sample has s_i = 1. *Inserted* samples, j <= k of them beside the n of the batch,
     are a share of every sample: the mean over n + j samples is ``(1 - rho) g + rho kappa`` with

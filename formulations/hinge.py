@@ -8,10 +8,10 @@ from torch import Tensor
 from milp_agt.core.graph import Graph, Node
 from milp_agt.core.interval import Interval
 from milp_agt.formulations.bilinear import Einsum
+from milp_agt.formulations.heaviside import Step
 from milp_agt.formulations.linear import Combine
 from milp_agt.formulations.loss import Loss, register_loss, single_output
 from milp_agt.formulations.loss_planes import LossPlanes, convex_planes
-from milp_agt.formulations.step import Step
 
 
 @register_loss

@@ -13,7 +13,7 @@ from milp_agt.core.graph import Graph, Node, Operation, Signature
 from milp_agt.core.interval import Interval
 from milp_agt.core.linear_bounds import Relaxed
 from milp_agt.errors import EncodingError
-from milp_agt.formulations.base import register
+from milp_agt.formulations.registry import register
 
 
 @dataclass(frozen=True)

@@ -93,7 +93,7 @@ def register_loss(loss: type[Loss]) -> type[Loss]:
 
 def losses() -> dict[str, Loss]:
     """Every registered loss by name."""
-    from milp_agt.formulations.base import operations
+    from milp_agt.formulations.registry import operations
 
     operations()  # imports every module of the package
     return dict(sorted(_LOSSES.items()))

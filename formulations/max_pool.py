@@ -15,7 +15,7 @@ from milp_agt.core.graph import Cause, Operation, Signature
 from milp_agt.core.interval import CLEAN, Interval
 from milp_agt.core.rounding import TINY, gamma
 from milp_agt.errors import EncodingError
-from milp_agt.formulations.base import register
+from milp_agt.formulations.registry import register
 from milp_agt.formulations.windows import Windows
 
 

@@ -11,9 +11,9 @@ from milp_agt.core.expression import Array
 from milp_agt.core.interval import Interval
 from milp_agt.core.linear_bounds import Relaxed
 from milp_agt.core.rounding import TINY, gamma
-from milp_agt.formulations.base import register
 from milp_agt.formulations.linear import Combine
 from milp_agt.formulations.linear_map import LinearPlanes, as_array
+from milp_agt.formulations.registry import register
 
 
 @register

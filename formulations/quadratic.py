@@ -12,7 +12,7 @@ from milp_agt.core.encoder import Encoder, as_arrays
 from milp_agt.core.expression import Expression, Index, add
 from milp_agt.core.interval import Interval
 from milp_agt.core.rounding import TINY, gamma
-from milp_agt.formulations.base import register
+from milp_agt.formulations.registry import register
 from milp_agt.formulations.univariate import Smooth
 
 

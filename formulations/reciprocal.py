@@ -12,8 +12,8 @@ from milp_agt.core.encoder import Encoder
 from milp_agt.core.expression import Expression, Index
 from milp_agt.core.interval import Interval
 from milp_agt.core.rounding import TINY, gamma
-from milp_agt.formulations.base import register
 from milp_agt.formulations.charges import unknown_where
+from milp_agt.formulations.registry import register
 from milp_agt.formulations.univariate import Smooth
 
 

@@ -12,11 +12,11 @@ from milp_agt.core.encoder import Encoder, as_arrays
 from milp_agt.core.expression import Array, Expression, add
 from milp_agt.core.graph import Graph, Node
 from milp_agt.core.interval import CLEAN, Interval
-from milp_agt.formulations.base import register
 from milp_agt.formulations.bilinear import Einsum
 from milp_agt.formulations.charges import between
+from milp_agt.formulations.heaviside import Step, restricted, scatter
 from milp_agt.formulations.linear import Combine
-from milp_agt.formulations.step import Step, restricted, scatter
+from milp_agt.formulations.registry import register
 from milp_agt.formulations.univariate import Univariate
 
 

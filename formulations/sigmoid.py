@@ -12,9 +12,9 @@ from milp_agt.core.expression import Expression, Index
 from milp_agt.core.graph import Graph, Node
 from milp_agt.core.interval import Interval
 from milp_agt.core.program import Function
-from milp_agt.formulations.base import register
 from milp_agt.formulations.bilinear import Einsum
 from milp_agt.formulations.quadratic import Quadratic
+from milp_agt.formulations.registry import register
 from milp_agt.formulations.univariate import Sigmoidal
 
 

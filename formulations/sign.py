@@ -11,9 +11,9 @@ from torch import Tensor
 from milp_agt.core.encoder import Encoder
 from milp_agt.core.expression import Expression, add
 from milp_agt.core.interval import Interval
-from milp_agt.formulations.base import register
+from milp_agt.formulations.heaviside import STEEPEST, restricted, scatter
 from milp_agt.formulations.hull_edges import HullEdges
-from milp_agt.formulations.step import STEEPEST, restricted, scatter
+from milp_agt.formulations.registry import register
 from milp_agt.formulations.univariate import on_line
 
 

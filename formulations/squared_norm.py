@@ -17,7 +17,7 @@ from milp_agt.core.interval import CLEAN, Interval
 from milp_agt.core.linear_bounds import Relaxed
 from milp_agt.core.rounding import TINY, gamma
 from milp_agt.errors import EncodingError
-from milp_agt.formulations.base import register
+from milp_agt.formulations.registry import register
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,8 +16,8 @@ from milp_agt.core.interval import Interval
 from milp_agt.core.linear_bounds import Relaxed
 from milp_agt.core.rounding import gamma
 from milp_agt.errors import EncodingError
-from milp_agt.formulations.base import register
 from milp_agt.formulations.linear_map import FEW_TERMS, LinearPlanes, as_array
+from milp_agt.formulations.registry import register
 
 
 @register

@@ -18,8 +18,8 @@ from milp_agt.core.interval import CLEAN, Interval
 from milp_agt.core.linear_bounds import FreeSlope, Relaxed
 from milp_agt.core.rounding import ELEMENTARY, TINY, UNIT_ROUNDOFF, gamma
 from milp_agt.errors import EncodingError
-from milp_agt.formulations.base import ElementwisePlanes
 from milp_agt.formulations.charges import between, charged
+from milp_agt.formulations.registry import ElementwisePlanes
 
 
 def on_line(slope: Tensor | float, x: Tensor) -> Tensor:

@@ -10,29 +10,24 @@ if TYPE_CHECKING:
     from milp_agt.attacks import Attack as Attack
     from milp_agt.attacks import Search as Search
     from milp_agt.attacks import attack as attack
-    from milp_agt.bisection import by_point as by_point
-    from milp_agt.bisection import largest as largest
-    from milp_agt.certification import certify as certify
-    from milp_agt.comparison import compare as compare
+    from milp_agt.certification.certify import certify as certify
+    from milp_agt.certification.result import Result as Result
+    from milp_agt.certification.result import load as load
+    from milp_agt.core.reachable import Bounds as Bounds
     from milp_agt.core.results import Limits as Limits
     from milp_agt.core.strengthening import Strengthening as Strengthening
     from milp_agt.data import Dataset as Dataset
     from milp_agt.data import load_dataset as load_dataset
     from milp_agt.errors import MilpAgtError as MilpAgtError
+    from milp_agt.experiments.compare import compare as compare
+    from milp_agt.experiments.largest import by_point as by_point
+    from milp_agt.experiments.largest import largest as largest
+    from milp_agt.experiments.sweep import sweep as sweep
     from milp_agt.properties.answer import Answer as Answer
     from milp_agt.properties.triggers import BallTrigger as BallTrigger
     from milp_agt.properties.triggers import FreeTrigger as FreeTrigger
     from milp_agt.properties.triggers import PatchTrigger as PatchTrigger
-    from milp_agt.reachable import Bounds as Bounds
     from milp_agt.reports.folder import report as report
-    from milp_agt.result import Result as Result
-    from milp_agt.result import load as load
-    from milp_agt.schedules import CosineDecay as CosineDecay
-    from milp_agt.schedules import ExponentialDecay as ExponentialDecay
-    from milp_agt.schedules import InverseTimeDecay as InverseTimeDecay
-    from milp_agt.schedules import Milestones as Milestones
-    from milp_agt.schedules import StepDecay as StepDecay
-    from milp_agt.sweeps import sweep as sweep
     from milp_agt.threats import FeatureLabelPoisoning as FeatureLabelPoisoning
     from milp_agt.threats import FeaturePoisoning as FeaturePoisoning
     from milp_agt.threats import Insertion as Insertion
@@ -40,7 +35,12 @@ if TYPE_CHECKING:
     from milp_agt.threats import Removal as Removal
     from milp_agt.threats import SeparatePoisoning as SeparatePoisoning
     from milp_agt.threats import Substitution as Substitution
-    from milp_agt.training import Training as Training
+    from milp_agt.training.schedules import CosineDecay as CosineDecay
+    from milp_agt.training.schedules import ExponentialDecay as ExponentialDecay
+    from milp_agt.training.schedules import InverseTimeDecay as InverseTimeDecay
+    from milp_agt.training.schedules import Milestones as Milestones
+    from milp_agt.training.schedules import StepDecay as StepDecay
+    from milp_agt.training.training import Training as Training
 
 __version__ = "0.1.0"
 
@@ -49,48 +49,54 @@ _HOMES = {
     "Answer": "properties.answer",
     "Attack": "attacks",
     "BallTrigger": "properties.triggers",
-    "Bounds": "reachable",
-    "CosineDecay": "schedules",
+    "Bounds": "core.reachable",
+    "CosineDecay": "training.schedules",
     "Dataset": "data",
-    "ExponentialDecay": "schedules",
+    "ExponentialDecay": "training.schedules",
     "FeatureLabelPoisoning": "threats",
     "FeaturePoisoning": "threats",
     "FreeTrigger": "properties.triggers",
     "Insertion": "threats",
-    "InverseTimeDecay": "schedules",
+    "InverseTimeDecay": "training.schedules",
     "LabelPoisoning": "threats",
     "Limits": "core.results",
-    "Milestones": "schedules",
+    "Milestones": "training.schedules",
     "MilpAgtError": "errors",
     "PatchTrigger": "properties.triggers",
     "Removal": "threats",
-    "Result": "result",
+    "Result": "certification.result",
     "Search": "attacks",
     "SeparatePoisoning": "threats",
-    "StepDecay": "schedules",
+    "StepDecay": "training.schedules",
     "Strengthening": "core.strengthening",
     "Substitution": "threats",
-    "Training": "training",
+    "Training": "training.training",
     "attack": "attacks",
-    "by_point": "bisection",
-    "certify": "certification",
-    "compare": "comparison",
-    "largest": "bisection",
-    "load": "result",
+    "by_point": "experiments.largest",
+    "certify": "certification.certify",
+    "compare": "experiments.compare",
+    "largest": "experiments.largest",
+    "load": "certification.result",
     "load_dataset": "data",
     "report": "reports.folder",
-    "sweep": "sweeps",
+    "sweep": "experiments.sweep",
 }
 
 # Modules that users read names from: agt.attacks.Accuracy, agt.errors.SoundnessError.
-_ROOMS = ("attacks", "data", "errors", "schedules", "threats")
+_ROOMS = {
+    "attacks": "attacks",
+    "data": "data",
+    "errors": "errors",
+    "schedules": "training.schedules",
+    "threats": "threats",
+}
 
 __all__ = [*_HOMES, "__version__"]
 
 
 def __getattr__(name: str) -> object:
     if name in _ROOMS:
-        return importlib.import_module(f"milp_agt.{name}")
+        return importlib.import_module(f"milp_agt.{_ROOMS[name]}")
     if name not in _HOMES:
         near = difflib.get_close_matches(name, [*_HOMES, *_ROOMS], 1)
         hint = f"; did you mean '{near[0]}'?" if near else ""

@@ -5,7 +5,7 @@ from __future__ import annotations
 if __name__ != "milp_agt.solvers":
     raise ImportError(f"This package is milp_agt.solvers; it was imported as {__name__!r}.")
 
-from milp_agt.solvers.base import (
+from milp_agt.solvers.solver import (
     Capability,
     Session,
     Solver,

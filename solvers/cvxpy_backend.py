@@ -13,9 +13,9 @@ import numpy as np
 from milp_agt.core.program import Array, Program
 from milp_agt.core.results import Limits, Termination
 from milp_agt.errors import SolverUnavailableError
-from milp_agt.solvers.base import BackEnd, Capability
 from milp_agt.solvers.elastic import farkas_ray
 from milp_agt.solvers.session import Answer, ProgramSession, without_extremes
+from milp_agt.solvers.solver import BackEnd, Capability
 from milp_agt.solvers.tree import Tree
 
 # cvxpy's own words; one that is not listed is FAILED. Columns are bounded, so 'unbounded' is a

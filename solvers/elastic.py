@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import scipy.sparse as sp
 
-from milp_agt.core.lean import activity
+from milp_agt.core.presolve import activity
 from milp_agt.core.program import Array, Program
 
 Multipliers = Callable[[Program, Array], Array | None]

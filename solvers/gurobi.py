@@ -10,8 +10,8 @@ import numpy as np
 from milp_agt.core.program import Array, Function, Program
 from milp_agt.core.results import Limits, Termination
 from milp_agt.errors import EncodingError, SolverUnavailableError
-from milp_agt.solvers.base import BackEnd, Capability
 from milp_agt.solvers.session import Answer, ProgramSession, loosened, without_extremes
+from milp_agt.solvers.solver import BackEnd, Capability
 
 # A status that is not listed is FAILED. SUBOPTIMAL, limits and interrupts keep a valid dual bound.
 # Columns are bounded, so INF_OR_UNBD means infeasible and UNBOUNDED is a numerical failure.

@@ -7,10 +7,10 @@ from typing import ClassVar
 
 from milp_agt.core.program import Array, Program
 from milp_agt.core.results import Limits, Termination
-from milp_agt.solvers.base import BackEnd, Capability
 from milp_agt.solvers.elastic import farkas_ray
 from milp_agt.solvers.highs_relaxation import HighsRelaxation
 from milp_agt.solvers.session import Answer, ProgramSession
+from milp_agt.solvers.solver import BackEnd, Capability
 from milp_agt.solvers.tree import Tree
 
 

@@ -10,8 +10,8 @@ import numpy as np
 
 from milp_agt.core.program import Array, Function, Program
 from milp_agt.core.results import Limits, Termination
-from milp_agt.solvers.base import BackEnd, Capability
 from milp_agt.solvers.session import Answer, ProgramSession, loosened, without_extremes
+from milp_agt.solvers.solver import BackEnd, Capability
 
 # A status that is not listed is FAILED. Columns are bounded, so 'inforunbd' means infeasible and
 # 'unbounded' is a numerical failure.

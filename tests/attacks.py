@@ -17,7 +17,6 @@ import torch
 from torch import Tensor, nn
 
 import milp_agt as agt
-from milp_agt import inputs
 from milp_agt.attacks.moves import merged, steepest, stepped
 from milp_agt.attacks.pool import random_poisoning
 from milp_agt.attacks.replay import clipped_mean as clipped_mean
@@ -27,16 +26,17 @@ from milp_agt.attacks.replay import replay as train_in_torch
 from milp_agt.attacks.selection import Selector
 from milp_agt.attacks.trained import GraphModels
 from milp_agt.attacks.unrolled import Poisoning, State, Unrolled
+from milp_agt.bounds.adversary.joint import Joint
+from milp_agt.bounds.interval import propagation
+from milp_agt.bounds.linear.linearized_step import RelaxedStep
+from milp_agt.certification.result import Result
+from milp_agt.core.reachable import ReachableSet
 from milp_agt.core.restriction import UNRESTRICTED, Restriction
-from milp_agt.engines import interval
-from milp_agt.engines.joint import Joint
-from milp_agt.engines.relaxed import RelaxedStep
 from milp_agt.formulations.loss import get_loss
 from milp_agt.properties.models import Models
-from milp_agt.reachable import ReachableSet
-from milp_agt.result import Result
-from milp_agt.tracing import trace
-from milp_agt.training import Training
+from milp_agt.training import inputs
+from milp_agt.training.tracing import trace
+from milp_agt.training.training import Training
 
 torch.set_num_threads(1)
 
@@ -234,7 +234,7 @@ def with_all_ranges(models: Models, steps: Sequence[RelaxedStep]) -> list[Relaxe
     """Steps of a linear chain, which keeps some ranges only, with those that programs need."""
     joint = Joint(models.poison)
     return [
-        replace(r, ranges=interval.completed(models.schedule, r.state, r.step, joint, r.ranges))
+        replace(r, ranges=propagation.completed(models.schedule, r.state, r.step, joint, r.ranges))
         for r in steps
     ]
 

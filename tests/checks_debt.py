@@ -19,12 +19,12 @@ from instances import (
 )
 from torch import Tensor
 
+from milp_agt.bounds.adversary.worst_case import open_debt
+from milp_agt.bounds.step import Step
 from milp_agt.core.restriction import UNRESTRICTED, Restriction
-from milp_agt.engines.adversary import open_debt
-from milp_agt.engines.step import Step
-from milp_agt.moves import Box, Vertices
-from milp_agt.poison import Poison
-from milp_agt.training import UpdateRule
+from milp_agt.threats.poison import Poison
+from milp_agt.threats.sets import Box, Vertices
+from milp_agt.training.training import UpdateRule
 
 
 @dataclass(frozen=True)

@@ -24,17 +24,17 @@ from instances import (
 )
 from torch import Tensor
 
+from milp_agt.bounds import program as program_engine
+from milp_agt.bounds.program import EncodedWindow
+from milp_agt.bounds.program import window as window_room
 from milp_agt.core.encoder import Encoder, Selection, as_arrays
 from milp_agt.core.expression import Expression, widened
 from milp_agt.core.interval import CLEAN, Interval
 from milp_agt.core.program import Program
-from milp_agt.engines import program as program_engine
-from milp_agt.engines.program import EncodedWindow
-from milp_agt.engines.program import window as window_room
 from milp_agt.formulations.clip import Clip
+from milp_agt.formulations.heaviside import Step as StepFunction
 from milp_agt.formulations.relu import Relu
 from milp_agt.formulations.sign import Sign
-from milp_agt.formulations.step import Step as StepFunction
 
 
 class Watched:

@@ -12,7 +12,7 @@ import scipy.sparse as sp
 from milp_agt.core.program import Array, Program
 from milp_agt.core.results import Limits, SolveResult
 from milp_agt.solvers import get_solver
-from milp_agt.solvers.base import _REGISTRY
+from milp_agt.solvers.solver import _REGISTRY
 
 # Tolerances, all relative to max(1, |optimum|) unless said otherwise. A dual bound has none: it is
 # compared exactly.

@@ -28,17 +28,17 @@ from instances import (
 )
 from torch import Tensor
 
+from milp_agt.bounds.adversary.joint import Masks, PoisonedSum
 from milp_agt.core.interval import CLEAN, Interval
 from milp_agt.core.rounding import TINY, gamma
-from milp_agt.engines.joint import Masks, PoisonedSum
-from milp_agt.formulations.blur import Blur
 from milp_agt.formulations.clip import Clip
 from milp_agt.formulations.exponential import CAP
+from milp_agt.formulations.heaviside import Step as StepFunction
 from milp_agt.formulations.relu import Relu
+from milp_agt.formulations.rounding_error import Blur
 from milp_agt.formulations.sign import Sign
-from milp_agt.formulations.step import Step as StepFunction
 from milp_agt.formulations.univariate import Univariate
-from milp_agt.poison import Poison
+from milp_agt.threats.poison import Poison
 
 
 def check_interval(

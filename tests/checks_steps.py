@@ -15,21 +15,21 @@ import torch
 from checks_rules import dot
 from torch import Tensor, nn
 
+from milp_agt.bounds.adversary.joint import Joint
+from milp_agt.bounds.adversary.worst_case import open_debt
+from milp_agt.bounds.forms import Forms
+from milp_agt.bounds.interval import propagation as interval_engine
+from milp_agt.bounds.linear import linear_bounds as linear_engine
+from milp_agt.bounds.linear.linearized_step import RelaxedStep, relax_step
+from milp_agt.bounds.step import Schedule, State, Step, initial_state, step_at_points, velocity_of
 from milp_agt.core.interval import Interval
 from milp_agt.core.restriction import UNRESTRICTED
 from milp_agt.core.rounding import TINY, gamma
-from milp_agt.engines import interval as interval_engine
-from milp_agt.engines import linear as linear_engine
-from milp_agt.engines.adversary import open_debt
-from milp_agt.engines.forms import Forms
-from milp_agt.engines.joint import Joint
-from milp_agt.engines.relaxed import RelaxedStep, relax_step
-from milp_agt.engines.step import Schedule, State, Step, initial_state, step_at_points, velocity_of
-from milp_agt.inputs import labels_of
-from milp_agt.poison import Poison
 from milp_agt.threats import ThreatModel
-from milp_agt.tracing import StepGraph, trace
-from milp_agt.training import Training
+from milp_agt.threats.poison import Poison
+from milp_agt.training.inputs import labels_of
+from milp_agt.training.tracing import StepGraph, trace
+from milp_agt.training.training import Training
 
 
 @dataclass(frozen=True)

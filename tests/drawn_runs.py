@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import milp_agt as agt
-from milp_agt.engines.cases import count_cases
-from milp_agt.engines.charged import can_be_charged
+from milp_agt.bounds.adversary.charged import can_be_charged
+from milp_agt.bounds.adversary.enumerated import count_cases
 from milp_agt.errors import InvalidInputError
 
 ACTIVATIONS = (nn.ReLU, nn.Sigmoid, nn.Tanh, nn.Identity, lambda: nn.LeakyReLU(0.2))

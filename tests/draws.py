@@ -20,21 +20,21 @@ from torch import Tensor
 
 from milp_agt.core.graph import Operation, Signature
 from milp_agt.core.interval import CLEAN, Interval
-from milp_agt.formulations.base import operations
 from milp_agt.formulations.clip import Clip
 from milp_agt.formulations.clip_factor import ClipFactor
 from milp_agt.formulations.exponential import CAP, Exponential
+from milp_agt.formulations.heaviside import Step as StepFunction
 from milp_agt.formulations.leaves import _Leaf
 from milp_agt.formulations.quadratic import Quadratic
 from milp_agt.formulations.reciprocal import Reciprocal
+from milp_agt.formulations.registry import operations
 from milp_agt.formulations.relu import Relu
 from milp_agt.formulations.sigmoid import Sigmoid
 from milp_agt.formulations.sign import Sign
-from milp_agt.formulations.step import Step as StepFunction
 from milp_agt.formulations.tanh import Tanh
 from milp_agt.formulations.univariate import Univariate
-from milp_agt.moves import Box, MoveSet, Vertices
-from milp_agt.poison import Poison
+from milp_agt.threats.poison import Poison
+from milp_agt.threats.sets import Box, MoveSet, Vertices
 
 torch.set_num_threads(1)
 

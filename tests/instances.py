@@ -12,23 +12,23 @@ from torch import Tensor
 
 from milp_agt.core.graph import Operation, Signature
 from milp_agt.formulations.bilinear import Einsum
-from milp_agt.formulations.blur import Blur
 from milp_agt.formulations.channel_bias import ChannelBias
 from milp_agt.formulations.clip import Clip
 from milp_agt.formulations.clip_factor import ClipFactor, Shorten
 from milp_agt.formulations.convolution import Convolution
 from milp_agt.formulations.exchange import Remove, Substitute
 from milp_agt.formulations.exponential import Exponential
+from milp_agt.formulations.heaviside import Step as StepFunction
 from milp_agt.formulations.linear import Affine, Combine, Reshape
 from milp_agt.formulations.max_pool import MaxPool
 from milp_agt.formulations.optimiser_step import OptimiserStep
 from milp_agt.formulations.quadratic import Quadratic
 from milp_agt.formulations.reciprocal import Reciprocal
 from milp_agt.formulations.relu import Relu
+from milp_agt.formulations.rounding_error import Blur
 from milp_agt.formulations.sigmoid import Sigmoid
 from milp_agt.formulations.sign import Sign
 from milp_agt.formulations.squared_norm import SquaredNorm
-from milp_agt.formulations.step import Step as StepFunction
 from milp_agt.formulations.sum_samples import SumSamples
 from milp_agt.formulations.tanh import Tanh
 from milp_agt.formulations.unfold import Unfold

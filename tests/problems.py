@@ -15,7 +15,7 @@ from attacks import (
 from torch import nn
 
 import milp_agt as agt
-from milp_agt.training import Training
+from milp_agt.training.training import Training
 
 OUTPUTS = {"mse": 2, "bce": 1, "hinge": 1, "cross_entropy": 3}
 

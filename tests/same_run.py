@@ -11,10 +11,10 @@ from draws import TOL
 from torch import Tensor, nn
 from torch.nn import functional
 
-from milp_agt.engines.step import Schedule, step_at_points, velocity_of
-from milp_agt.inputs import labels_of
-from milp_agt.tracing import StepGraph, trace
-from milp_agt.training import Training
+from milp_agt.bounds.step import Schedule, step_at_points, velocity_of
+from milp_agt.training.inputs import labels_of
+from milp_agt.training.tracing import StepGraph, trace
+from milp_agt.training.training import Training
 
 Batches = Sequence[Sequence[int]]
 

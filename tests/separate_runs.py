@@ -11,14 +11,14 @@ from attacks import Problem, network
 from torch import Tensor
 
 import milp_agt as agt
+from milp_agt.bounds.adversary.two_budgets import SeparateSum
+from milp_agt.bounds.adversary.worst_case import open_debt
+from milp_agt.bounds.step import Step
 from milp_agt.core.interval import Interval
 from milp_agt.core.restriction import UNRESTRICTED, Restriction
-from milp_agt.engines.adversary import open_debt
-from milp_agt.engines.separate import SeparateSum
-from milp_agt.engines.step import Step
 from milp_agt.formulations.loss import get_loss
-from milp_agt.poison import Poison
-from milp_agt.training import UpdateRule
+from milp_agt.threats.poison import Poison
+from milp_agt.training.training import UpdateRule
 
 States = tuple[int, ...]  # of each sample: bit 0 for features, bit 1 for labels
 

@@ -9,8 +9,8 @@ import pytest
 from attacks import network
 
 import milp_agt as agt
-from milp_agt import allowance
-from milp_agt.allowance import Allowance
+from milp_agt.certification import time_limit
+from milp_agt.certification.time_limit import Allowance
 
 STEPS = 4
 
@@ -19,7 +19,7 @@ STEPS = 4
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """A clock that stands still; tests move it."""
     now = [monotonic()]
-    monkeypatch.setattr(allowance, "monotonic", lambda: now[0])
+    monkeypatch.setattr(time_limit, "monotonic", lambda: now[0])
     return now
 
 

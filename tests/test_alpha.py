@@ -14,23 +14,23 @@ from attacks import Problem, Replay, assert_inside, assert_sound, network
 from torch import Tensor
 
 import milp_agt as agt
-from milp_agt.chains import OPTIMISED
+from milp_agt.bounds.adversary.joint import Joint
+from milp_agt.bounds.adversary.two_budgets import worst_of_both
+from milp_agt.bounds.linear import alpha
+from milp_agt.bounds.linear.backward import sample_forms
+from milp_agt.bounds.linear.linear_bounds import bound_forms
+from milp_agt.bounds.linear.linearized_step import RelaxedStep
+from milp_agt.bounds.linear.slopes import Slopes, free_slopes, with_slopes
+from milp_agt.bounds.signed_entries import boxes_of, forms_of_ends
+from milp_agt.bounds.step import State
+from milp_agt.certification.chains import OPTIMISED
+from milp_agt.certification.recorder import MemoryRecorder
 from milp_agt.cli import main
-from milp_agt.config import load_config
 from milp_agt.core.graph import evaluate
-from milp_agt.engines import alpha
-from milp_agt.engines.ends import boxes_of, forms_of_ends
-from milp_agt.engines.joint import Joint
-from milp_agt.engines.linear import bound_forms
-from milp_agt.engines.recorder import MemoryRecorder
-from milp_agt.engines.relaxed import RelaxedStep
-from milp_agt.engines.separate import worst_of_both
-from milp_agt.engines.slopes import Slopes, free_slopes, with_slopes
-from milp_agt.engines.step import State
-from milp_agt.engines.walker import sample_forms
+from milp_agt.core.reachable import ReachableSet
 from milp_agt.errors import ConfigurationError, InvalidInputError
-from milp_agt.reachable import ReachableSet
-from milp_agt.tracing import FEATURES
+from milp_agt.runfile.run_file import load_config
+from milp_agt.training.tracing import FEATURES
 
 STARTS = {"features": agt.FeaturePoisoning(2, 0.1), "both": agt.FeatureLabelPoisoning(2, 0.05)}
 

@@ -15,10 +15,10 @@ from instances import Instance
 from mutants import MutantPlanes, is_caught, moderate
 from torch import Tensor
 
+from milp_agt.bounds.linear.intercepts import Offsets
+from milp_agt.bounds.linear.slopes import RowOffsets
 from milp_agt.core.interval import Interval
 from milp_agt.core.linear_bounds import Relaxed
-from milp_agt.engines.offsets import Offsets
-from milp_agt.engines.slopes import RowOffsets
 
 MUTATED = ("layer", "dot", "shorten", "relu-0.0", "step", "sigmoid", "clip")
 

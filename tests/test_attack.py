@@ -12,7 +12,7 @@ from torch import Tensor
 
 import milp_agt as agt
 from milp_agt.formulations.loss import get_loss
-from milp_agt.poison import Poison
+from milp_agt.threats.poison import Poison
 
 Made = Callable[[Tensor, Tensor], Poison]
 

@@ -11,8 +11,8 @@ import torch
 
 import milp_agt as agt
 from milp_agt.cli import main
-from milp_agt.config import load_config
 from milp_agt.errors import ConfigurationError
+from milp_agt.runfile.run_file import load_config
 
 RUN = """
 [data]

@@ -20,8 +20,8 @@ from milp_agt.attacks.replay import confirm, mean_loss, replay
 from milp_agt.attacks.unrolled import Unrolled
 from milp_agt.errors import InvalidInputError, SoundnessError, UnsupportedOperationError
 from milp_agt.formulations.loss import get_loss
-from milp_agt.poison import Poison
 from milp_agt.properties.triggers import BallTrigger, PatchTrigger
+from milp_agt.threats.poison import Poison
 
 QUICK = Search(pool=64, restarts=2, rounds=1, iterations=3)
 TRAINING = agt.Training(loss="bce", learning_rate=0.5, epochs=3)

@@ -26,8 +26,8 @@ from milp_agt.cli import main
 from milp_agt.errors import InvalidThreatModelError, SoundnessError
 from milp_agt.formulations import exchange
 from milp_agt.formulations.loss import get_loss
-from milp_agt.tracing import trace
-from milp_agt.training import Training
+from milp_agt.training.tracing import trace
+from milp_agt.training.training import Training
 
 QUICK = Search(pool=128, restarts=2, rounds=1, iterations=3)
 RUN = {"learning_rate": 0.4, "epochs": 3}

@@ -8,8 +8,8 @@ from checks_steps import mlp
 from same_run import Batches, assert_same_run, data_for
 
 from milp_agt.errors import InvalidInputError
-from milp_agt.schedules import InverseTimeDecay
-from milp_agt.training import Training
+from milp_agt.training.schedules import InverseTimeDecay
+from milp_agt.training.training import Training
 
 
 def test_incomplete_last_batch_has_its_own_size() -> None:

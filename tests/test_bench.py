@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 
 from milp_agt.attacks import Search
-from milp_agt.benchmark import Benchmark, Moons, RunFile, Sweep, bench
-from milp_agt.benchmark.plot import draw, series
-from milp_agt.benchmark.table import Row
 from milp_agt.cli import main
 from milp_agt.errors import InvalidInputError
+from milp_agt.experiments.bench import Benchmark, Moons, RunFile, Sweep, bench
+from milp_agt.experiments.bench.bench_table import Row
+from milp_agt.experiments.bench.plot import draw, series
 
 TINY = Search(pool=8, restarts=1, rounds=0)
 LINEAR, WINDOW = "linear, whole run", "linear, window 1"

@@ -12,11 +12,11 @@ import torch
 from attacks import Problem, Replay, assert_inside, assert_sound, network
 
 import milp_agt as agt
+from milp_agt.bounds.adversary import enumerated
+from milp_agt.bounds.adversary.enumerated import Enumerated, count_cases, enumerate_cases
 from milp_agt.core.interval import Interval
 from milp_agt.core.restriction import UNRESTRICTED, Restriction
-from milp_agt.engines import cases
-from milp_agt.engines.cases import Enumerated, count_cases, enumerate_cases
-from milp_agt.poison import Poison
+from milp_agt.threats.poison import Poison
 
 
 def problem(
@@ -147,7 +147,7 @@ def test_flipped_labels_are_bounded_exactly() -> None:
 
 
 def parts_of(case: Problem, size: int, monkeypatch: pytest.MonkeyPatch) -> Any:
-    import milp_agt.certification as certification
+    import milp_agt.certification.certify as certification
 
     honest = certification.cost.plan
 
@@ -212,9 +212,9 @@ def test_mutants_are_found(what: str, monkeypatch: pytest.MonkeyPatch) -> None:
             return boxes | {"features": Interval(centre - radius, centre + radius)}
 
         monkeypatch.setattr(Enumerated, "leaves", narrow)
-        monkeypatch.setattr(cases._CaseDebt, "owed", _scaled(cases._CaseDebt.owed, 0.99))
+        monkeypatch.setattr(enumerated._CaseDebt, "owed", _scaled(enumerated._CaseDebt.owed, 0.99))
     if what == "debt":
-        monkeypatch.setattr(cases._CaseDebt, "owed", _scaled(cases._CaseDebt.owed, 0.99))
+        monkeypatch.setattr(enumerated._CaseDebt, "owed", _scaled(enumerated._CaseDebt.owed, 0.99))
     if what == "labels":
         labels = Enumerated.labels
 
@@ -230,15 +230,15 @@ def test_mutants_are_found(what: str, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_case_left_out_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     """The sample that pushes some parameter furthest must be in the list."""
     case = problem(agt.FeaturePoisoning(1, 1e-3), samples=3, epochs=1)
-    honest, found = cases.enumerate_cases, 0
+    honest, found = enumerated.enumerate_cases, 0
     for left in ([0, 1, 2], [0, 1, 3], [0, 2, 3]):
 
         def fewer(
             poison: Poison, restriction: Restriction = UNRESTRICTED, left: list[int] = left
-        ) -> cases.Cases:
-            return cases.Cases(honest(poison, restriction).members[left], None)
+        ) -> enumerated.Cases:
+            return enumerated.Cases(honest(poison, restriction).members[left], None)
 
-        monkeypatch.setattr("milp_agt.carried.enumerate_cases", fewer)
+        monkeypatch.setattr("milp_agt.certification.chain_list.enumerate_cases", fewer)
         try:
             assert_holds_strong_attacks(case)
         except AssertionError:

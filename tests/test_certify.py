@@ -12,11 +12,12 @@ from attacks import network
 from torch import nn
 
 import milp_agt as agt
-from milp_agt import archive, bounding, certification
+from milp_agt.certification import bound_step, saved
+from milp_agt.certification import certify as certification
 from milp_agt.core.results import SolveResult, Termination
 from milp_agt.errors import EncodingError, InvalidInputError
 from milp_agt.solvers import Capability, choose
-from milp_agt.training import Training
+from milp_agt.training.training import Training
 
 X = np.random.default_rng(0).normal(size=(4, 2))
 Y = np.array([0, 1, 0, 1])
@@ -145,7 +146,7 @@ def test_an_infeasible_program_is_an_encoding_error(monkeypatch) -> None:
 
 
 def test_ranges_beyond_a_solver_are_left_to_the_linear_bounds(monkeypatch) -> None:
-    monkeypatch.setattr(bounding, "PROGRAM_RANGE_LIMIT", 1e-3)
+    monkeypatch.setattr(bound_step, "PROGRAM_RANGE_LIMIT", 1e-3)
     result = certify(relaxation="lp", window=1)
     assert same_box(result, certify(relaxation="linear", window=1))
     assert len([text for text in result.fallbacks if "beyond" in text]) == 3
@@ -173,9 +174,9 @@ def test_a_note_is_no_fallback_and_an_old_file_has_none(tmp_path) -> None:
     result.save(tmp_path / "run")
     loaded = agt.load(tmp_path / "run")
     assert (loaded.notes, loaded.fallbacks) == (result.notes, result.fallbacks)
-    arrays, about = archive.read(tmp_path / "run")
+    arrays, about = saved.read(tmp_path / "run")
     del about["notes"]
-    archive.write(tmp_path / "old", arrays, about)
+    saved.write(tmp_path / "old", arrays, about)
     old = agt.load(tmp_path / "old")
     assert (old.notes, old.fallbacks) == ((), result.fallbacks)
 
@@ -408,7 +409,7 @@ def test_small_runs_use_one_thread_and_give_the_others_back() -> None:
 
 @pytest.mark.parametrize("asked", [None, "interval", "linear"])
 def test_inner_bounds_that_are_too_dear_are_left_out_and_said_so(asked, monkeypatch) -> None:
-    monkeypatch.setattr("milp_agt.cost.INNER_TIME", 0.0)
+    monkeypatch.setattr("milp_agt.certification.plan.INNER_TIME", 0.0)
     result = agt.certify(
         nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 1)).double(),
         (np.eye(4, 2), np.array([0, 1, 0, 1])),

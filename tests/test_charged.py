@@ -17,16 +17,16 @@ from test_cases import MOVED, THREATS, problem
 from torch import Tensor
 
 import milp_agt as agt
+from milp_agt.bounds.adversary import charged
+from milp_agt.bounds.adversary.box_algebra import Added
 from milp_agt.core.influence import Influence, worst_of
 from milp_agt.core.interval import Interval
 from milp_agt.core.linear_bounds import Relaxed
-from milp_agt.engines import charged
-from milp_agt.engines.arithmetic import Added
 from milp_agt.formulations import bilinear, charges
 from milp_agt.formulations.bilinear import Einsum
+from milp_agt.formulations.heaviside import Step
 from milp_agt.formulations.linear_map import LinearPlanes
 from milp_agt.formulations.product_planes import BilinearPlanes
-from milp_agt.formulations.step import Step
 from milp_agt.formulations.sum_samples import SumSamples
 
 COLUMNS, BUDGET, SAMPLES = 5, 3, 3
@@ -282,9 +282,10 @@ def test_charges_are_carried_unasked_where_a_list_is_too_long() -> None:
 
 
 def test_a_time_limit_pays_for_linear_inner_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("milp_agt.selections.MOST_LISTED", 1)
+    monkeypatch.setattr("milp_agt.certification.selection_plan.MOST_LISTED", 1)
     monkeypatch.setattr(
-        "milp_agt.selections._Work.charging", lambda work, columns, inner: 100.0 if inner else 10.0
+        "milp_agt.certification.selection_plan._Work.charging",
+        lambda work, columns, inner: 100.0 if inner else 10.0,
     )
     case = moons(8, 0.05, 2)
     widths = []

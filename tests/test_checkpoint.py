@@ -14,11 +14,11 @@ import pytest
 import torch
 
 import milp_agt as agt
-from milp_agt import checkpoint
-from milp_agt.checkpoint import MANIFEST, Checkpoint
-from milp_agt.engines.recorder import MemoryRecorder
+from milp_agt.certification import checkpoint
+from milp_agt.certification.checkpoint import MANIFEST, Checkpoint
+from milp_agt.certification.recorder import MemoryRecorder
+from milp_agt.certification.result import Result
 from milp_agt.errors import InvalidInputError
-from milp_agt.result import Result
 
 STEPS = 6
 TRAINING = agt.Training(

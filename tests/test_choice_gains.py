@@ -12,8 +12,8 @@ from test_cases import problem
 from test_leaves import OPTIONS, _attacked
 
 import milp_agt as agt
-from milp_agt.chains import ENUMERATED
-from milp_agt.engines.program import bounds
+from milp_agt.bounds.program import state_bounds
+from milp_agt.certification.chains import ENUMERATED
 from milp_agt.properties.models import Reached
 
 
@@ -53,13 +53,13 @@ def test_boxes_of_selections_gain_and_hold_their_attacks(run: dict[str, Any]) ->
 
 def test_gains_of_the_wrong_selection_are_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     """Rows of the choices in another order: boxes miss the attacks of their samples, or exclude others."""
-    original = bounds.minimise_leaves
+    original = state_bounds.minimise_leaves
 
     def mixed(*given: Any) -> Any:
         found = original(*given)
         return replace(found, bounds=found.bounds[::-1].copy())
 
-    monkeypatch.setattr(bounds, "minimise_leaves", mixed)
+    monkeypatch.setattr(state_bounds, "minimise_leaves", mixed)
     one = case()
     try:
         result, _ = one.certify(relaxation="lp", **OPTIONS)

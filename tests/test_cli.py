@@ -20,8 +20,8 @@ import numpy as np
 import pytest
 
 from milp_agt.cli import COMMANDS, _parser, main
-from milp_agt.output import ResultFolder
-from milp_agt.verdicts import decide
+from milp_agt.reports.result_folder import ResultFolder
+from milp_agt.runfile.verdicts import decide
 
 RUN = """
 [data]

@@ -16,11 +16,9 @@ from same_run import MODELS, shared_module, shared_parameter
 from torch import Tensor, nn
 
 import milp_agt as agt
-from milp_agt import inputs
-from milp_agt.clipping import clip_gradients
+from milp_agt.bounds.step import Schedule
 from milp_agt.core.graph import Graph, evaluate
 from milp_agt.core.interval import Interval
-from milp_agt.engines.step import Schedule
 from milp_agt.errors import InvalidInputError, UnsupportedOperationError
 from milp_agt.formulations import clip, clip_factor
 from milp_agt.formulations.clip import Clip
@@ -29,8 +27,10 @@ from milp_agt.formulations.leaves import Features, Parameter
 from milp_agt.formulations.sigmoid import Sigmoid
 from milp_agt.formulations.squared_norm import SquaredNorm
 from milp_agt.formulations.sum_samples import SumSamples
-from milp_agt.tracing import FEATURES, LABELS, trace
-from milp_agt.training import Clipping, Training
+from milp_agt.training import inputs
+from milp_agt.training.clipping import clip_gradients
+from milp_agt.training.tracing import FEATURES, LABELS, trace
+from milp_agt.training.training import Clipping, Training
 
 MODES = ("norm", "clamp")
 

@@ -11,8 +11,8 @@ from attacks import Problem, Replay, network, torch_loss
 from torch import Tensor, nn
 
 import milp_agt as agt
-from milp_agt.engines.step import step_at_points, velocity_of
-from milp_agt.training import Training
+from milp_agt.bounds.step import step_at_points, velocity_of
+from milp_agt.training.training import Training
 
 ONE_STEP = 1e-9
 MANY_STEPS = 1e-6

@@ -12,12 +12,12 @@ from attacks import network
 from test_questions_brute import LABELS, TEST, THREATS, TRAINING, X, Y, logits
 
 import milp_agt as agt
+from milp_agt.bounds.program import counts as engine
 from milp_agt.cli import main
 from milp_agt.core.restriction import Restriction
-from milp_agt.data import load_dataset
-from milp_agt.engines.program import collective as engine
+from milp_agt.data.dataset import load_dataset
 from milp_agt.errors import InvalidInputError, SolverUnavailableError
-from milp_agt.poison import Poison
+from milp_agt.threats.poison import Poison
 
 # Points along the line between the classes: a poisoning pushes it one way or the other.
 ANGLES = torch.linspace(0.0, 2.0 * torch.pi, 17, dtype=torch.float64)[:-1]

@@ -14,9 +14,9 @@ import pytest
 import torch
 
 import milp_agt as agt
-from milp_agt.comparison import Comparison, ComparisonRow
-from milp_agt.comparison.plot import draw, write_plot
 from milp_agt.errors import InvalidInputError
+from milp_agt.experiments.compare import Comparison, ComparisonRow
+from milp_agt.experiments.compare.figure import draw, write_plot
 from milp_agt.solvers import Capability, available_solvers
 from milp_agt.solvers.highs import Highs
 
@@ -205,7 +205,7 @@ def test_plots_are_written_in_both_formats(tmp_path: Path) -> None:
 
 
 def test_a_missing_matplotlib_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr("milp_agt.drawing.find_spec", lambda name: None)
+    monkeypatch.setattr("milp_agt.io.drawing.find_spec", lambda name: None)
     with pytest.raises(InvalidInputError) as error:
         write_plot(Comparison(()), tmp_path)
     assert "drawn" in error.value.asked

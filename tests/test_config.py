@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from milp_agt.config import Run, RunConfig, load_config
 from milp_agt.errors import ConfigurationError, InvalidInputError, MilpAgtError
+from milp_agt.runfile.run_file import Run, RunConfig, load_config
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 

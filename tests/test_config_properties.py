@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from milp_agt.cli import main
-from milp_agt.config import load_config, table_fields
 from milp_agt.errors import ConfigurationError
+from milp_agt.runfile.run_file import load_config, table_fields
 
 RUN = """
 [data]

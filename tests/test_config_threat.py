@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 import milp_agt as agt
-from milp_agt.config import Run, load_config
 from milp_agt.errors import ConfigurationError
+from milp_agt.runfile.run_file import Run, load_config
 
 BASE = """
 [data]

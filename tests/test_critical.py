@@ -14,16 +14,17 @@ from test_alpha import problem
 from torch import Tensor
 
 import milp_agt as agt
-from milp_agt import critical, optimising
-from milp_agt.chains import ENUMERATED, OPTIMISED, Part
+from milp_agt.bounds.adversary.enumerated import Cases, Enumerated
+from milp_agt.bounds.linear import alpha
+from milp_agt.bounds.signed_entries import bounds_of, forms_of_ends
+from milp_agt.certification import critical
+from milp_agt.certification import optimised as optimising
+from milp_agt.certification.chains import ENUMERATED, OPTIMISED, Part
+from milp_agt.certification.critical import Union
+from milp_agt.certification.recorder import MemoryRecorder
 from milp_agt.core.interval import Interval
-from milp_agt.critical import Union
-from milp_agt.engines import alpha
-from milp_agt.engines.cases import Cases, Enumerated
-from milp_agt.engines.ends import bounds_of, forms_of_ends
-from milp_agt.engines.recorder import MemoryRecorder
+from milp_agt.core.reachable import ReachableSet
 from milp_agt.errors import SoundnessError
-from milp_agt.reachable import ReachableSet
 
 FEATURES = agt.FeaturePoisoning(1, 0.15)
 CASES: dict[str, Problem] = {
@@ -192,11 +193,11 @@ def test_a_resumed_run_goes_on(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_groups_of_selections_share_one_union(monkeypatch: pytest.MonkeyPatch) -> None:
     """Critical selections are sought in all groups together."""
-    from milp_agt import selections
+    from milp_agt.certification import selection_plan
 
     case = CASES["features"]
     whole, _ = case.certify(alpha_steps=2, **options("features"))
-    monkeypatch.setattr(selections, "MOST_CASES", 3)
+    monkeypatch.setattr(selection_plan, "MOST_CASES", 3)
     cut, _ = case.certify(alpha_steps=2, **options("features"))
     assert len(cut.models.reached) > 1
     for name, low in whole.reachable.lower.items():

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import torch
 
-from milp_agt.data import Dataset, DatasetUnavailableError, dataset_names, load_dataset
+from milp_agt.data.dataset import Dataset, DatasetUnavailableError, dataset_names, load_dataset
+from milp_agt.data.sources.bundled import MEDMNIST
 from milp_agt.errors import InvalidInputError
-from milp_agt.sources.bundled import MEDMNIST
 
 BUILTIN = {
     "moons": ((80, 2), (20, 2), "classification"),

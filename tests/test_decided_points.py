@@ -12,7 +12,7 @@ import torch
 from attacks import Problem, network
 
 import milp_agt as agt
-from milp_agt.engines import linear
+from milp_agt.bounds.linear import linear_bounds
 from milp_agt.properties import models as models_room
 from milp_agt.properties.accuracy import Accuracy
 from milp_agt.properties.question import bounds_of
@@ -57,13 +57,13 @@ def test_only_open_points_are_walked(monkeypatch: pytest.MonkeyPatch) -> None:
     box = question.evaluate([result.models.bound_in_box(question.decision.forms)]).value
     open_ = int((box.lower != box.upper).any(0).sum())
     rows: list[int] = []
-    walk = linear.walk
+    walk = linear_bounds.walk
 
     def counted(*arguments: Any, **named: Any) -> Any:
         rows.append(arguments[2].rows)
         return walk(*arguments, **named)
 
-    monkeypatch.setattr(linear, "walk", counted)
+    monkeypatch.setattr(linear_bounds, "walk", counted)
     bounds_of(result.models, question)
     steps = len(result.models.reached[0].window)
     assert 0 < open_ < TEST
@@ -74,13 +74,13 @@ def test_walks_keep_to_the_rows_that_memory_has_room_for(monkeypatch: pytest.Mon
     result, x, y = certified("joint")
     few = replace(result, models=replace(result.models, rows=3))
     rows: list[int] = []
-    walk = linear.walk
+    walk = linear_bounds.walk
 
     def counted(*arguments: Any, **named: Any) -> Any:
         rows.append(arguments[2].rows)
         return walk(*arguments, **named)
 
-    monkeypatch.setattr(linear, "walk", counted)
+    monkeypatch.setattr(linear_bounds, "walk", counted)
     margins = few.margins(x[:4], y[:4])
     few.functional({"0.weight": np.ones((4, 3))})
     assert max(rows) == 3

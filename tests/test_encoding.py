@@ -19,18 +19,20 @@ from draws import MODERATE, TOL, all_instances, make_boxes, univariate_instances
 from instances import Instance
 
 import milp_agt as agt
+from milp_agt.bounds import program
+from milp_agt.bounds.adversary.joint import Joint
+from milp_agt.bounds.interval import propagation
+from milp_agt.bounds.linear import linear_bounds
 from milp_agt.core.encoder import Encoder, Selection
 from milp_agt.core.expression import Expression, add
 from milp_agt.core.interval import Interval
-from milp_agt.core.lean import lean
+from milp_agt.core.presolve import lean
 from milp_agt.core.results import Limits
-from milp_agt.engines import interval, linear, program
-from milp_agt.engines.joint import Joint
 from milp_agt.errors import EncodingError
+from milp_agt.formulations.heaviside import Step
 from milp_agt.formulations.relu import Relu
-from milp_agt.formulations.step import Step
 from milp_agt.solvers import get_solver
-from milp_agt.training import Training
+from milp_agt.training.training import Training
 
 PALETTES = {
     "straddle": ("straddle",),
@@ -299,7 +301,7 @@ def test_solved_bounds_are_nested_and_hold_runs(name: str) -> None:
     """runs within milp within lp, lp within the linear bounds of the slopes that it contains."""
     case = _case(name, width=0.02)
     args = case.step_graph, case.schedule, [case.relaxed], case.poison
-    walked = linear.bound_state(*args[1:3], Joint(case.poison), chunk=64)
+    walked = linear_bounds.bound_state(*args[1:3], Joint(case.poison), chunk=64)
     # A vacuous box to start from, so that the programs prove all there is.
     wide = {n: Interval(b.lower - 10.0, b.upper + 10.0) for n, b in walked.items()}
     solver = program.SolveOptions(get_solver("highs"), Limits(gap=1e-9))
@@ -318,7 +320,7 @@ def test_solved_bounds_are_nested_and_hold_runs(name: str) -> None:
         assert bool((milp.lower >= lp.lower - slack).all())
         assert bool((milp.upper <= lp.upper + slack).all())
         assert milp.contains(after[entry])
-    inside = interval.update(case.step_graph, case.state, case.relaxed.ranges, case.step)
+    inside = propagation.update(case.step_graph, case.state, case.relaxed.ranges, case.step)
     for entry, box in found[True].items():
         box.meet(inside[entry])
 

@@ -14,11 +14,11 @@ from scipy.optimize import minimize
 from torch import Tensor, nn
 
 import milp_agt as agt
+from milp_agt.bounds import program
+from milp_agt.certification.recorder import MemoryRecorder
 from milp_agt.core.interval import Interval
 from milp_agt.core.restriction import UNRESTRICTED
 from milp_agt.core.results import Limits
-from milp_agt.engines import program
-from milp_agt.engines.recorder import MemoryRecorder
 from milp_agt.solvers import available_solvers, get_solver
 
 # Local search stops within this of a local optimum, and the tree within its gap and tolerances.

@@ -13,15 +13,16 @@ from test_layers import FEATURE_LAYERS, FROZEN_LAYERS, SHAPE, images, network
 from torch import Tensor, nn
 
 import milp_agt as agt
-from milp_agt import cost, frozen
+from milp_agt.bounds.frozen import body as frozen
+from milp_agt.bounds.step import Schedule
+from milp_agt.certification import plan
 from milp_agt.core.interval import Interval
-from milp_agt.engines.step import Schedule
 from milp_agt.errors import SoundnessError
-from milp_agt.formulations.blur import Blur
-from milp_agt.inputs import labels_of
-from milp_agt.poison import Poison
-from milp_agt.tracing import FEATURES, StepGraph, trace
-from milp_agt.training import Training
+from milp_agt.formulations.rounding_error import Blur
+from milp_agt.threats.poison import Poison
+from milp_agt.training.inputs import labels_of
+from milp_agt.training.tracing import FEATURES, StepGraph, trace
+from milp_agt.training.training import Training
 
 BODIES = [
     *("convolution", "two-convolutions", "average", "average-border", "norm", "max"),
@@ -265,8 +266,8 @@ def test_predictions_hold_the_outputs_of_attacked_models() -> None:
 
 def test_large_batches_jump_over_the_head_only(monkeypatch: pytest.MonkeyPatch) -> None:
     """Forms of the outputs that all rows share end at the frozen features, not before them."""
-    monkeypatch.setattr(cost, "THREADED_ELEMENTS", 0)
-    monkeypatch.setattr(cost, "SAMPLES_OF_UNITS", 3)
+    monkeypatch.setattr(plan, "THREADED_ELEMENTS", 0)
+    monkeypatch.setattr(plan, "SAMPLES_OF_UNITS", 3)
     case = Problem(
         network(body_of("two-convolutions"), outputs=2, freeze=True),
         images(6, *SHAPE),

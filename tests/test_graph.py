@@ -9,12 +9,12 @@ from checks_steps import mlp
 from draws import TOL
 from same_run import MODELS, data_for, shared_module, shared_parameter
 
+from milp_agt.bounds.step import Schedule
 from milp_agt.core.graph import evaluate
-from milp_agt.engines.step import Schedule
 from milp_agt.errors import EncodingError
 from milp_agt.formulations.leaves import Features
 from milp_agt.formulations.relu import Relu
-from milp_agt.tracing import FEATURES, LABELS, trace
+from milp_agt.training.tracing import FEATURES, LABELS, trace
 
 NAMES = [
     "features",

@@ -14,20 +14,21 @@ from draws import poison_of
 from torch import Tensor, nn
 
 import milp_agt as agt
-from milp_agt import cost
 from milp_agt.attacks.pool import all_ways
+from milp_agt.bounds.adversary import worst_case
+from milp_agt.bounds.linear import intermediate
+from milp_agt.bounds.linear.linearized_step import RelaxedStep
+from milp_agt.bounds.step import Step
+from milp_agt.certification import plan as cost
+from milp_agt.certification.recorder import MemoryRecorder
 from milp_agt.core.graph import evaluate
 from milp_agt.core.interval import CLEAN, POISONED
+from milp_agt.core.reachable import ReachableSet
 from milp_agt.core.restriction import UNRESTRICTED, Restriction
-from milp_agt.engines import adversary, inner
-from milp_agt.engines.recorder import MemoryRecorder
-from milp_agt.engines.relaxed import RelaxedStep
-from milp_agt.engines.step import Step
 from milp_agt.errors import SoundnessError
-from milp_agt.inputs import bytes_of
-from milp_agt.reachable import ReachableSet
-from milp_agt.tracing import FEATURES, LABELS
-from milp_agt.training import Training, UpdateRule
+from milp_agt.training.inputs import bytes_of
+from milp_agt.training.tracing import FEATURES, LABELS
+from milp_agt.training.training import Training, UpdateRule
 
 # ------------------------------------------------------------ what is owed, against enumeration
 
@@ -79,7 +80,7 @@ def test_samples_that_cannot_be_poisoned_have_no_account(static: bool, per_batch
     )
     case = own_debt_case(poison, ((1,), (0, 1, 2)), 4, 0)
     assert check_debt_given(case, UNRESTRICTED, tight=True) > 0
-    debt = adversary.open_debt(poison, 4, UNRESTRICTED)
+    debt = worst_case.open_debt(poison, 4, UNRESTRICTED)
     samples = torch.tensor([1])
     step = Step(0, samples, poison.take(samples), UpdateRule(0.1, 0.0, 0.0, False), False)
     debt.add(step, case.features[0], case.labels[0], case.charges[0])
@@ -89,7 +90,7 @@ def test_samples_that_cannot_be_poisoned_have_no_account(static: bool, per_batch
 
 
 def test_nobody_owes_anything_without_a_budget() -> None:
-    debt = adversary.open_debt(poison_of(0, True, False, "xv"), 3, UNRESTRICTED)
+    debt = worst_case.open_debt(poison_of(0, True, False, "xv"), 3, UNRESTRICTED)
     for poisoned in (False, True):
         assert torch.equal(debt.worst_given(torch.arange(3), poisoned), torch.zeros(3).double())
 
@@ -234,7 +235,9 @@ def test_linear_ranges_are_tighter_and_conditional(kind) -> None:
     for mode in ("interval", "linear"):
         steps = recorded(case, inner_bounds=mode)
         boxes = [
-            k.ranges.boxes[n.name] for k in steps for n in inner.targets(Replay(case).schedule)
+            k.ranges.boxes[n.name]
+            for k in steps
+            for n in intermediate.targets(Replay(case).schedule)
         ]
         widths[mode] = [float(b.width.expand(2, *b.width.shape[1:])[CLEAN].sum()) for b in boxes]
     pairs = list(zip(widths["linear"], widths["interval"], strict=True))
@@ -341,7 +344,7 @@ MUTANTS = {
 def test_enumeration_catches_mutants(method, mutant, per_batch, monkeypatch) -> None:
     case = own_debt_case(poison_of(2, True, per_batch, "xv"), FULL, 10, 0)
     check_debt_given(case, UNRESTRICTED, True)
-    debt = adversary.PerSampleDebt
+    debt = worst_case.PerSampleDebt
     monkeypatch.setattr(debt, method, mutant(getattr(debt, method)))
     with pytest.raises(AssertionError, match="debt below an attack"):
         check_debt_given(case, UNRESTRICTED, False)
@@ -351,7 +354,7 @@ def test_enumeration_catches_mutants(method, mutant, per_batch, monkeypatch) -> 
 def test_enumeration_catches_mutants_of_a_fresh_selection(poisoned, monkeypatch) -> None:
     """Adaptive with the budget in each batch: the own debt dropped, or the past forgotten."""
     case = own_debt_case(poison_of(2, False, True, "xv"), FULL, 10, 0)
-    debt = adversary._PerStepDebt
+    debt = worst_case._PerStepDebt
     honest = debt.worst_given
 
     def worst_given(self: Any, own: Tensor, state: bool) -> Tensor:
@@ -379,7 +382,7 @@ def test_flipped_labels_catch_mutants(method, mutant, monkeypatch) -> None:
     case, _, _ = problem(training={"epochs": 2})
     replay, flips = Replay(case), every_flip(case, 2)
     assert escapes(replay, recorded(case, inner_bounds="linear"), [flips]) == []
-    debt = adversary.PerSampleDebt
+    debt = worst_case.PerSampleDebt
     monkeypatch.setattr(debt, method, mutant(getattr(debt, method)))
     try:
         steps = recorded(case, inner_bounds="linear")
@@ -409,7 +412,7 @@ def test_walks_in_pieces_give_the_same_ranges(
     )
     whole, boxes = certified(case, inner_bounds="linear")
     taken: list[int] = []
-    walk_back = inner.sample_forms
+    walk_back = intermediate.sample_forms
 
     def spy(nodes: Any, fragment: Any, target: str, coefficients: Tensor) -> Any:
         forms = walk_back(nodes, fragment, target, coefficients)
@@ -417,7 +420,7 @@ def test_walks_in_pieces_give_the_same_ranges(
         assert all(on.shape[:2] == coefficients.shape[:2] for on in forms.coefficients.values())
         return forms
 
-    monkeypatch.setattr(inner, "sample_forms", spy)
+    monkeypatch.setattr(intermediate, "sample_forms", spy)
     settled = cost.plan
     monkeypatch.setattr(
         cost, "plan", lambda *a, **k: replace(settled(*a, **k), inner_pairs=pairs, inner_chunk=7)
@@ -426,7 +429,7 @@ def test_walks_in_pieces_give_the_same_ranges(
     assert taken
     assert max(taken) <= pairs
     for one, other in zip(whole, cut, strict=True):
-        for node in inner.targets(Replay(case).schedule):
+        for node in intermediate.targets(Replay(case).schedule):
             first, second = one.ranges.boxes[node.name], other.ranges.boxes[node.name]
             assert torch.allclose(first.lower, second.lower, rtol=1e-12, atol=1e-14)
             assert torch.allclose(first.upper, second.upper, rtol=1e-12, atol=1e-14)

@@ -23,7 +23,7 @@ from milp_agt.errors import (
     SolverUnavailableError,
     UnsupportedOperationError,
 )
-from milp_agt.training import Training
+from milp_agt.training.training import Training
 
 X = np.random.default_rng(0).normal(size=(4, 2))
 Y = np.array([0, 1, 0, 1])
@@ -385,7 +385,7 @@ def test_a_disk_that_is_full_leaves_the_saved_result_as_it_was(
     def full(_: int) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr("milp_agt.files.os.fsync", full)
+    monkeypatch.setattr("milp_agt.io.files.os.fsync", full)
     with pytest.raises(InvalidInputError) as caught:
         result.save(path)
     assert "run.npz" in caught.value.asked

@@ -18,8 +18,8 @@ from milp_agt.core.interval import Interval
 from milp_agt.errors import InvalidInputError, UnsupportedOperationError
 from milp_agt.formulations.convolution import Convolution
 from milp_agt.formulations.windows import Windows
-from milp_agt.tracing import FEATURES, trace
-from milp_agt.training import Training
+from milp_agt.training.tracing import FEATURES, trace
+from milp_agt.training.training import Training
 
 Layers = Callable[[], list[nn.Module]]
 

@@ -11,8 +11,8 @@ import scipy.sparse as sp
 from hypothesis import given
 from hypothesis import strategies as st
 
-from milp_agt.core import lean as room
-from milp_agt.core.lean import lean
+from milp_agt.core import presolve as room
+from milp_agt.core.presolve import lean
 from milp_agt.core.program import Program
 from milp_agt.core.results import Limits
 from milp_agt.solvers import get_solver

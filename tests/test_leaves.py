@@ -14,12 +14,12 @@ from attacks import Problem, Replay, assert_inside
 from test_cases import THREATS, problem
 
 import milp_agt as agt
+from milp_agt.bounds.program import by_choice
+from milp_agt.bounds.program.solves import Objectives, SolveOptions
+from milp_agt.certification.recorder import MemoryRecorder
 from milp_agt.core.expression import Array
 from milp_agt.core.program import Program
 from milp_agt.core.strengthening import Strengthening
-from milp_agt.engines.program import leaves
-from milp_agt.engines.program.objectives import Objectives, SolveOptions
-from milp_agt.engines.recorder import MemoryRecorder
 from milp_agt.errors import SoundnessError
 from milp_agt.solvers import get_solver
 from milp_agt.solvers.safe import safe_bound
@@ -105,7 +105,7 @@ def test_choices_that_move_one_percent_less_are_caught(monkeypatch: pytest.Monke
     """From a point, one step and a small radius: the programs are almost exact."""
     loss, _ = CASES["features"]
     case = problem(agt.FeaturePoisoning(1, 1e-4), loss, (2,), samples=4, epochs=1)
-    original = leaves._poison_of
+    original = by_choice._poison_of
 
     def timid(own: Any) -> Any:
         poison = original(own)
@@ -116,7 +116,7 @@ def test_choices_that_move_one_percent_less_are_caught(monkeypatch: pytest.Monke
         return replace(poison, feature_moves=less)
 
     _attacked(case, case.certify(relaxation="lp", **OPTIONS)[1])
-    monkeypatch.setattr(leaves, "_poison_of", timid)
+    monkeypatch.setattr(by_choice, "_poison_of", timid)
     with pytest.raises(SoundnessError, match="must hold for every training run"):
         case.certify(relaxation="lp", **OPTIONS)
 
@@ -157,7 +157,7 @@ def test_only_choices_that_can_be_the_worst_are_solved() -> None:
         built.append(choice)
         return programs[choice]
 
-    found = leaves.minimise_leaves(known, np.ones(2), build, HIGHS)
+    found = by_choice.minimise_leaves(known, np.ones(2), build, HIGHS)
     assert found.least == pytest.approx(truth.min(0), abs=1e-9)
     assert (found.least <= truth.min(0)).all()
     # x_0: choice 1 rises from -1 to 2, choice 0 from 0 to 1, which stays below choice 2.
@@ -175,10 +175,10 @@ def test_limits_keep_what_is_known() -> None:
     truth, known = np.array([[1.0, 4.0], [2.0, 2.0]]), np.array([[0.0, 3.5], [-1.0, 1.0]])
     programs = _boxes(truth)
     late = replace(HIGHS, deadline=time.monotonic() - 1.0)
-    found = leaves.minimise_leaves(known, np.ones(2), programs.__getitem__, late)
+    found = by_choice.minimise_leaves(known, np.ones(2), programs.__getitem__, late)
     assert found.least.tolist() == known.min(0).tolist()
     assert (found.solves, found.limited) == (0, 2)
-    idle = leaves.minimise_leaves(known, np.zeros(2), programs.__getitem__, HIGHS)
+    idle = by_choice.minimise_leaves(known, np.zeros(2), programs.__getitem__, HIGHS)
     assert idle.least.tolist() == known.min(0).tolist()
     assert (idle.solves, idle.skipped, idle.limited) == (0, 2, 0)
 
@@ -200,7 +200,7 @@ def test_phases_of_a_choice_are_branched_on() -> None:
         asked = Objectives(held, unit, np.zeros(1), np.zeros(1), np.ones(1))
         loose = replace(asked, program=replace(held, integer=np.zeros(3, dtype=bool)))
         for objectives, value in ((loose, relaxed), (asked, 1.0)):
-            found = leaves.minimise_leaves(
+            found = by_choice.minimise_leaves(
                 np.full((1, 1), -9.0), np.ones(1), lambda _, o=objectives: o, HIGHS
             )
             assert found.least == pytest.approx([value], abs=1e-7)

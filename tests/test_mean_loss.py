@@ -19,9 +19,9 @@ from test_questions_brute import THREATS as TINY_THREATS
 from torch import Tensor
 
 import milp_agt as agt
+from milp_agt.bounds.program import final_window
+from milp_agt.bounds.program.output_forms import sums_of_box
 from milp_agt.core.interval import Interval
-from milp_agt.engines.program import questions
-from milp_agt.engines.program.asked import sums_of_box
 from milp_agt.errors import SoundnessError
 from milp_agt.formulations.loss import get_loss
 from milp_agt.formulations.loss_planes import LossPlanes
@@ -250,7 +250,7 @@ def test_the_mean_is_an_objective_of_programs(
     selections: str, at_once: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """All poisons of a tiny run lie inside, and nothing is looser than without the programs of the sum."""
-    monkeypatch.setattr(questions, "COUNTED_AT_ONCE", at_once)
+    monkeypatch.setattr(final_window, "COUNTED_AT_ONCE", at_once)
     result = agt.certify(
         network([2, 2, 1], seed=5),
         (X, Y),
@@ -269,7 +269,7 @@ def test_the_mean_is_an_objective_of_programs(
     assert program is not None
     count = len(program.reports)
     monkeypatch.setattr(
-        questions.WindowProgram, "bound_sums", lambda *_: torch.tensor([[-torch.inf]]).double()
+        final_window.WindowProgram, "bound_sums", lambda *_: torch.tensor([[-torch.inf]]).double()
     )
     without = result.loss(TEST, LABELS)
     assert len(program.reports) < 2 * count
@@ -286,7 +286,7 @@ def test_a_sum_of_programs_that_excludes_a_run_is_found_out(
     case = problem(agt.LabelPoisoning(2, 0.1), "mse", (), samples=5, epochs=1)
     result, _ = case.certify(relaxation="lp", selections="joint")
     result.loss(*case.data)
-    real = questions.minimise_leaves
+    real = final_window.minimise_leaves
 
     def lying(known: Any, gain: Any, build: Any, options: Any) -> Any:
         found = real(known, gain, build, options)
@@ -294,7 +294,7 @@ def test_a_sum_of_programs_that_excludes_a_run_is_found_out(
 
     question = MeanLoss.of(result.models, *map(torch.as_tensor, case.data))
     each = result.models.bound(question.on_outputs)
-    monkeypatch.setattr(questions, "minimise_leaves", lying)
+    monkeypatch.setattr(final_window, "minimise_leaves", lying)
     weights = torch.ones(1, *question.on_outputs.constant.shape, dtype=torch.float64)
     with pytest.raises(SoundnessError, match="sum over test points"):
         result.models.bound_sums(question.on_outputs, weights, each)

@@ -12,12 +12,12 @@ import torch
 from attacks import network
 
 import milp_agt as agt
-from milp_agt import cost, identity
+from milp_agt.certification import fingerprint, plan
+from milp_agt.certification.sizes import Sizes
 from milp_agt.formulations.mse import MeanSquaredError
-from milp_agt.inputs import bytes_of
-from milp_agt.poison import Poison
-from milp_agt.sizes import Sizes
-from milp_agt.tracing import trace
+from milp_agt.threats.poison import Poison
+from milp_agt.training.inputs import bytes_of
+from milp_agt.training.tracing import trace
 
 
 def certify(memory: str, **options: object) -> agt.Result:
@@ -45,14 +45,14 @@ def test_what_a_window_holds_is_left_out_of_the_pieces(
     window: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rooms: list[int] = []
-    honest = cost._room
+    honest = plan._room
 
     def room(budget: int, data: int, kept: int) -> object:
         found = honest(budget, data, kept)
-        rooms.append(bytes_of("1GiB") - found[0] - cost.BASELINE)
+        rooms.append(bytes_of("1GiB") - found[0] - plan.BASELINE)
         return found
 
-    monkeypatch.setattr(cost, "_room", room)
+    monkeypatch.setattr(plan, "_room", room)
     data = torch.randn(3000, 9, dtype=torch.float64), torch.randn(3000, 1, dtype=torch.float64)
     agt.certify(
         network((9, 8, 1), seed=0),
@@ -80,8 +80,8 @@ def test_moves_that_are_the_same_for_all_samples_are_stored_once(radius: object)
     every = bound(np.broadcast_to(np.asarray(radius), (1000, 4)).copy())
     data = alike.features.nbytes + alike.labels.nbytes
     few = 2 * 4 * 8 + 2 * alike.labels.nbytes  # two ends for each feature, two of each target
-    assert cost.stored(alike.tensors) <= data + few
-    assert cost.stored(every.tensors) >= data + 2 * every.features.nbytes
+    assert plan.stored(alike.tensors) <= data + few
+    assert plan.stored(every.tensors) >= data + 2 * every.features.nbytes
     assert alike.feature_moves is not None
     assert every.feature_moves is not None
     assert torch.equal(alike.feature_moves.lower, every.feature_moves.lower)
@@ -93,10 +93,10 @@ def test_moves_that_are_the_same_for_all_samples_are_stored_once(radius: object)
 
 def test_what_is_stored_counts_once() -> None:
     whole = torch.zeros(10, 3, dtype=torch.float64)
-    assert cost.stored([whole, whole.T, whole[2:]]) == 240
-    assert cost.stored([whole, whole.clone()]) == 480
-    assert cost.stored([whole[:2]]) == 48
-    assert cost.stored([whole[:1].expand(10, 3)]) <= 240
+    assert plan.stored([whole, whole.T, whole[2:]]) == 240
+    assert plan.stored([whole, whole.clone()]) == 480
+    assert plan.stored([whole[:2]]) == 48
+    assert plan.stored([whole[:1].expand(10, 3)]) <= 240
 
 
 def test_a_walk_has_room_for_the_moves_of_samples_that_can_be_poisoned() -> None:
@@ -111,10 +111,10 @@ def test_hashes_are_those_of_whole_arrays(monkeypatch: pytest.MonkeyPatch) -> No
     expected = hashlib.sha256(b"ndarray" + f"{array.dtype.str}{array.shape}".encode())
     expected.update(array.tobytes())
     for block in (1, 100, 2**20):
-        monkeypatch.setattr(identity, "BLOCK", block)
-        assert identity.digest(array) == expected.hexdigest()[:16]
-    assert identity.digest(np.float64(1.0) * np.ones(())) != identity.digest(np.zeros(()))
-    assert identity.digest(np.zeros((0, 3))) != identity.digest(np.zeros((3, 0)))
+        monkeypatch.setattr(fingerprint, "BLOCK", block)
+        assert fingerprint.digest(array) == expected.hexdigest()[:16]
+    assert fingerprint.digest(np.float64(1.0) * np.ones(())) != fingerprint.digest(np.zeros(()))
+    assert fingerprint.digest(np.zeros((0, 3))) != fingerprint.digest(np.zeros((3, 0)))
 
 
 @pytest.mark.slow

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from milp_agt.errors import InvalidInputError, UnsupportedOperationError
 from milp_agt.formulations.loss import losses
-from milp_agt.tracing import supported_layers, trace
+from milp_agt.training.tracing import supported_layers, trace
 
 
 def test_the_model_is_copied() -> None:

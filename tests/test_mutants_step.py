@@ -32,18 +32,19 @@ from mutants import SHARE, is_caught, shrunk
 from torch import Tensor
 
 import milp_agt as agt
+from milp_agt.bounds.adversary import joint, worst_case
+from milp_agt.bounds.adversary.joint import Joint, Masks, PoisonedSum
+from milp_agt.bounds.linear import linear_bounds
+from milp_agt.bounds.linear.linearized_step import relax_step
+from milp_agt.bounds.program import window
+from milp_agt.bounds.step import Step
 from milp_agt.core.encoder import Encoder
 from milp_agt.core.expression import Expression
 from milp_agt.core.interval import Interval
-from milp_agt.engines import adversary, joint, linear
-from milp_agt.engines.joint import Joint, Masks, PoisonedSum
-from milp_agt.engines.program import window
-from milp_agt.engines.relaxed import relax_step
-from milp_agt.engines.step import Step
 from milp_agt.formulations import optimiser_step, univariate
-from milp_agt.moves import Box, Vertices
-from milp_agt.poison import Poison
-from milp_agt.training import Training
+from milp_agt.threats.poison import Poison
+from milp_agt.threats.sets import Box, Vertices
+from milp_agt.training.training import Training
 
 
 def _terms(seed: int) -> Interval:
@@ -91,17 +92,17 @@ def test_debt_mutants(
         check_debt(debt_case(poison_of(2, static, per_batch, "xv"), batches, 3, seed), tight=False)
 
     check(0)
-    worst_sum, dev, support = adversary.worst_sum, adversary._dev, Poison.support
+    worst_sum, dev, support = worst_case.worst_sum, worst_case._dev, Poison.support
     if kind == "worst":
-        monkeypatch.setattr(adversary, "worst_sum", lambda h, k: (1.0 - SHARE) * worst_sum(h, k))
+        monkeypatch.setattr(worst_case, "worst_sum", lambda h, k: (1.0 - SHARE) * worst_sum(h, k))
     elif kind == "budget":
-        monkeypatch.setattr(adversary, "worst_sum", lambda h, k: worst_sum(h, k - 1))
+        monkeypatch.setattr(worst_case, "worst_sum", lambda h, k: worst_sum(h, k - 1))
     elif kind == "charges":
 
         def without(poison: Poison, x: Any, y: Any, charges: Tensor | None) -> Tensor | None:
             return dev(poison, x, y, None if x is None else torch.zeros_like(charges))
 
-        monkeypatch.setattr(adversary, "_dev", without)
+        monkeypatch.setattr(worst_case, "_dev", without)
     elif kind == "support":
         monkeypatch.setattr(Poison, "support", lambda p, x, y: (1.0 - SHARE) * support(p, x, y))
     else:
@@ -198,9 +199,9 @@ def test_dropped_charges_of_a_walk(loss: str, monkeypatch: pytest.MonkeyPatch) -
         check_walk_of_update(case, np.random.default_rng(seed), count=128)
 
     check(0)
-    charges = linear.Offsets._charges
+    charges = linear_bounds.Offsets._charges
     monkeypatch.setattr(
-        linear.Offsets, "_charges", lambda own, *args: torch.zeros_like(charges(own, *args))
+        linear_bounds.Offsets, "_charges", lambda own, *args: torch.zeros_like(charges(own, *args))
     )
     assert is_caught(check)
 
@@ -215,7 +216,9 @@ def test_walk_without_adversary(labels: bool, monkeypatch: pytest.MonkeyPatch) -
     check(0)
     monkeypatch.setattr(Poison, "support", lambda poison, x, y: torch.zeros(()))
     monkeypatch.setattr(
-        linear.Offsets, "_charges", lambda own, c, *args: c.new_zeros(len(c), case.step.size, 1)
+        linear_bounds.Offsets,
+        "_charges",
+        lambda own, c, *args: c.new_zeros(len(c), case.step.size, 1),
     )
     assert is_caught(check)
 
@@ -223,12 +226,12 @@ def test_walk_without_adversary(labels: bool, monkeypatch: pytest.MonkeyPatch) -
 def test_linear_state_mutant(monkeypatch: pytest.MonkeyPatch) -> None:
     """The end of the walk: a box of states that is one per cent too small."""
     case = _case(labels=True)
-    concretise = linear.Forms.concretise
+    concretise = linear_bounds.Forms.concretise
 
-    def mutant(forms: linear.Forms, state: dict[str, Interval], debt: Any) -> Tensor:
+    def mutant(forms: linear_bounds.Forms, state: dict[str, Interval], debt: Any) -> Tensor:
         return concretise(forms, {n: shrunk(b) for n, b in state.items()}, debt)
 
-    monkeypatch.setattr(linear.Forms, "concretise", mutant)
+    monkeypatch.setattr(linear_bounds.Forms, "concretise", mutant)
     assert is_caught(lambda seed: check_step_linear(case, np.random.default_rng(seed), count=4096))
 
 

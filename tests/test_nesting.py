@@ -12,16 +12,18 @@ from attacks import Problem, Replay, network
 from torch import nn
 
 import milp_agt as agt
+from milp_agt.bounds import program
+from milp_agt.bounds.adversary.joint import Joint
+from milp_agt.bounds.interval import propagation
+from milp_agt.bounds.linear import linear_bounds, linearized_step
+from milp_agt.bounds.linear.composed import Collected, Past
+from milp_agt.bounds.step import State, Step, initial_state
+from milp_agt.certification.recorder import MemoryRecorder
 from milp_agt.core.interval import Interval
 from milp_agt.core.relaxation import Relaxation
-from milp_agt.engines import interval, linear, program, relaxed
-from milp_agt.engines.joint import Joint
-from milp_agt.engines.recorder import MemoryRecorder
-from milp_agt.engines.shortcut import Collected, Past
-from milp_agt.engines.step import State, Step, initial_state
 from milp_agt.solvers import Capability, choose
 from milp_agt.solvers.safe import safe_bound
-from milp_agt.training import Training
+from milp_agt.training.training import Training
 
 # Feasibility tolerance of the solver, paid back by the safe dual bound.
 SOLVER = 1e-7
@@ -143,7 +145,9 @@ def test_linear_lies_in_interval_for_every_window(hidden, activation) -> None:
             assert_within(a, b)
 
 
-def one_step(problem: Problem, width: float) -> tuple[Replay, relaxed.RelaxedStep, State, State]:
+def one_step(
+    problem: Problem, width: float
+) -> tuple[Replay, linearized_step.RelaxedStep, State, State]:
     """One step from a box, with its relaxation, the interval box and the bare linear box after it."""
     replay = Replay(problem)
     start = {
@@ -155,10 +159,12 @@ def one_step(problem: Problem, width: float) -> tuple[Replay, relaxed.RelaxedSte
     has_velocity = problem.training.momentum > 0
     step = Step(0, batch, replay.poison.take(batch), replay.updates[0], has_velocity)
     joint = Joint(replay.poison)
-    ranges = interval.propagate(replay.schedule, state, step, joint, keep=replay.schedule.batched)
-    boxed = interval.update(replay.step_graph, state, ranges, step)
-    kept = relaxed.relax_step(replay.schedule, state, step, ranges, joint)
-    walked = linear.bound_state(replay.schedule, [kept], joint, 64)
+    ranges = propagation.propagate(
+        replay.schedule, state, step, joint, keep=replay.schedule.batched
+    )
+    boxed = propagation.update(replay.step_graph, state, ranges, step)
+    kept = linearized_step.relax_step(replay.schedule, state, step, ranges, joint)
+    walked = linear_bounds.bound_state(replay.schedule, [kept], joint, 64)
     return replay, kept, boxed, walked
 
 
@@ -204,14 +210,14 @@ def test_programs_dominate_the_linear_engine_at_one_step(loss, kind, width) -> N
 def recorded(problem: Problem, **options: Any) -> tuple[MemoryRecorder, Replay, int, Any]:
     recorder = MemoryRecorder()
     chunks: list[int] = []
-    honest = linear.bound_state
+    honest = linear_bounds.bound_state
 
     def spy(*arguments: Any, **named: Any) -> State:
         chunks.append(arguments[3])
         return honest(*arguments, **named)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(linear, "bound_state", spy)
+        patch.setattr(linear_bounds, "bound_state", spy)
         result = agt.certify(
             problem.model,
             problem.data,
@@ -238,11 +244,11 @@ def test_recorded_planes_replay_the_very_same_bounds(window, static) -> None:
         part = steps[max(0, t + 1 - (window or len(steps))) : t + 1]
         before = [own for own in past if own.index < part[0].step.index]
         ends = Collected(2 * sum(box.lower.numel() for box in kept.state.values()))
-        again = linear.bound_state(
+        again = linear_bounds.bound_state(
             replay.schedule, part, Joint(replay.poison), chunk, past=before, collected=ends
         )
         past.append(Past(t, kept.state, ends.shortcut(kept.state)))
-        boxed = interval.update(replay.step_graph, kept.state, kept.ranges, kept.step)
+        boxed = propagation.update(replay.step_graph, kept.state, kept.ranges, kept.step)
         for name, box in again.items():
             met = boxed[name].meet(box).meet(looser[t][name])
             assert torch.equal(met.lower, states[t][name].lower)
@@ -266,7 +272,7 @@ def test_a_stronger_adversary_over_the_same_planes(weaker, stronger, kind) -> No
     recorder, replay, chunk, _ = recorded(problem, relaxation="linear")
     steps = recorder.steps["linear"]
     inner, outer = (
-        linear.bound_state(
+        linear_bounds.bound_state(
             replay.schedule,
             steps,
             Joint(replace(replay.poison, static=static, per_batch=scope == "batch")),
@@ -320,7 +326,7 @@ def test_linear_grows_with_the_budget_over_the_same_planes() -> None:
     recorder, replay, chunk, _ = recorded(problem, relaxation="linear")
     steps = recorder.steps["linear"]
     boxes = [
-        linear.bound_state(
+        linear_bounds.bound_state(
             replay.schedule,
             steps,
             Joint(replace(replay.poison, budget=k)),

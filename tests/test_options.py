@@ -16,12 +16,20 @@ import pytest
 import milp_agt as agt
 from milp_agt.attacks import Search
 from milp_agt.cli import main
-from milp_agt.config import RunConfig, table_fields
-from milp_agt.config_certify import CertifyTable
-from milp_agt.config_table import Table
 from milp_agt.core.program import Array, Program
 from milp_agt.core.results import SolveResult
-from milp_agt.options import ABSENT, REQUIRED, Option, json_schema, markdown, option_tables, text
+from milp_agt.runfile.certify_table import CertifyTable
+from milp_agt.runfile.reference import (
+    ABSENT,
+    REQUIRED,
+    Option,
+    json_schema,
+    markdown,
+    option_tables,
+    text,
+)
+from milp_agt.runfile.run_file import RunConfig, table_fields
+from milp_agt.runfile.table import Table
 from milp_agt.solvers.highs import Highs
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"

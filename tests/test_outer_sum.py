@@ -7,11 +7,12 @@ import pytest
 import torch
 
 import milp_agt as agt
+from milp_agt.bounds.adversary import outer_sum
+from milp_agt.bounds.adversary.joint import Masks, PoisonedSum
+from milp_agt.bounds.adversary.outer_sum import OuterSum
+from milp_agt.bounds.interval import propagation
 from milp_agt.core.interval import Interval
 from milp_agt.core.restriction import Restriction
-from milp_agt.engines import interval, outer_sum
-from milp_agt.engines.joint import Masks, PoisonedSum
-from milp_agt.engines.outer_sum import OuterSum
 from milp_agt.formulations import interval_products
 from milp_agt.formulations.bilinear import Einsum
 from milp_agt.formulations.interval_products import (
@@ -124,14 +125,14 @@ def test_a_run_is_that_of_single_products(
     def state(fused: bool) -> dict[str, np.ndarray]:
         calls: list[str] = []
         with pytest.MonkeyPatch.context() as patch:
-            honest = interval._outer_products
+            honest = propagation._outer_products
 
             def products(*arguments: object) -> object:
                 found = honest(*arguments) if fused else {}  # type: ignore[arg-type]
                 calls.extend(found)
                 return found
 
-            patch.setattr(interval, "_outer_products", products)
+            patch.setattr(propagation, "_outer_products", products)
             result = agt.certify(
                 model.double(),
                 (x, y),

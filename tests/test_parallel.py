@@ -13,12 +13,12 @@ import scipy.sparse as sp
 from test_nesting import assert_within, case
 
 import milp_agt as agt
+from milp_agt.bounds.program.solves import Objectives, SolveOptions, minimise
 from milp_agt.core.program import Array, Program
 from milp_agt.core.results import Limits, SolveResult
-from milp_agt.engines.program.objectives import Objectives, SolveOptions, minimise
 from milp_agt.errors import EncodingError, InvalidInputError, SolverUnavailableError
 from milp_agt.solvers import Capability, get_solver
-from milp_agt.solvers.base import Session
+from milp_agt.solvers.solver import Session
 
 joblib = pytest.importorskip("joblib", reason="joblib is not installed")
 
@@ -187,7 +187,7 @@ class TooSmall:
 def test_a_licence_that_is_too_small_leaves_the_linear_bounds(workers, monkeypatch) -> None:
     problem = case("bce", count=3, epochs=2)
     linear = problem.certify(relaxation="linear", window=1)[1]
-    monkeypatch.setattr("milp_agt.certification.choose", lambda name, needed: TooSmall())
+    monkeypatch.setattr("milp_agt.certification.certify.choose", lambda name, needed: TooSmall())
     result, boxes = problem.certify(relaxation="lp", window=1, workers=workers)
     for a, b in zip(boxes, linear, strict=True):
         assert_within(a, b)

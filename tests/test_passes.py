@@ -10,8 +10,8 @@ import torch
 from attacks import network
 
 import milp_agt as agt
-from milp_agt.engines import inner, linear
-from milp_agt.engines.passes import Passes, is_out_of_memory
+from milp_agt.bounds.linear import intermediate, linear_bounds
+from milp_agt.bounds.passes import Passes, is_out_of_memory
 from milp_agt.errors import InvalidInputError
 
 CPU = "[enforce fail at alloc_cpu.cpp:121] err == 0. DefaultCPUAllocator: can't allocate memory"
@@ -89,7 +89,7 @@ def test_a_run_goes_on_with_fewer_rows(
     options = {"selections": selections, "inner_bounds": "linear"}
     plain = certified(**options)
     assert not plain.notes
-    walk, failed = linear.walk, []
+    walk, failed = linear_bounds.walk, []
 
     def starved(*arguments, **named):
         forms = arguments[2]
@@ -98,8 +98,8 @@ def test_a_run_goes_on_with_fewer_rows(
             raise error
         return walk(*arguments, **named)
 
-    monkeypatch.setattr(linear, "walk", starved)
-    monkeypatch.setattr(inner, "walk", starved)
+    monkeypatch.setattr(linear_bounds, "walk", starved)
+    monkeypatch.setattr(intermediate, "walk", starved)
     result = certified(**options)
     for name, low in plain.reachable.lower.items():
         assert np.allclose(result.reachable.lower[name], low, rtol=1e-12, atol=1e-14)
@@ -118,14 +118,14 @@ def test_questions_warn_when_memory_runs_out(monkeypatch: pytest.MonkeyPatch) ->
     result = certified(selections="joint")
     x, y = torch.eye(2, dtype=torch.float64), torch.tensor([0, 1])
     plain, suspects = result.margins(x, y), result.suspects()
-    walk = linear.walk
+    walk = linear_bounds.walk
 
     def starved(*arguments, **named):
         if arguments[2].rows > 1:
             raise MemoryError
         return walk(*arguments, **named)
 
-    monkeypatch.setattr(linear, "walk", starved)
+    monkeypatch.setattr(linear_bounds, "walk", starved)
     with pytest.warns(UserWarning, match="Memory ran out with 4 rows in a pass; 1 shared one"):
         margins = result.margins(x, y)
     assert np.allclose(margins, plain, rtol=1e-12)

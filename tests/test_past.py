@@ -12,8 +12,8 @@ from attacks import Problem, assert_sound, network
 from torch import nn
 
 import milp_agt as agt
-from milp_agt import cost
-from milp_agt.engines.forms import Forms
+from milp_agt.bounds.forms import Forms
+from milp_agt.certification import plan as cost
 from milp_agt.errors import SoundnessError
 
 THREATS = {

@@ -9,11 +9,12 @@ import torch
 from torch import Tensor, nn
 
 import milp_agt as agt
-from milp_agt import frozen, patches
+from milp_agt.bounds.frozen import body as frozen
+from milp_agt.bounds.frozen import patches
 from milp_agt.core.interval import Interval
 from milp_agt.formulations.linear import Reshape
-from milp_agt.poison import Poison
-from milp_agt.tracing import FEATURES, trace
+from milp_agt.threats.poison import Poison
+from milp_agt.training.tracing import FEATURES, trace
 
 SHAPE = (2, 11, 14)
 LIMIT = 2**40

@@ -17,7 +17,7 @@ from milp_agt.core.interval import Interval
 from milp_agt.errors import InvalidInputError, SoundnessError
 from milp_agt.formulations.clip import Clip
 from milp_agt.formulations.sign import Sign
-from milp_agt.training import Training
+from milp_agt.training.training import Training
 
 BOX = (-0.5, 0.4)
 OPTIONS: dict[str, dict[str, Any]] = {

@@ -13,13 +13,13 @@ from test_nesting import case as problem_case
 from test_strengthening import OFF, OPTIONS, _attacked, _run, _width, least_slack
 
 import milp_agt as agt
+from milp_agt.bounds import program
+from milp_agt.bounds.program import phases, symmetry
+from milp_agt.bounds.program.move_columns import Moves
 from milp_agt.core.encoder import Encoder
 from milp_agt.core.interval import Interval
 from milp_agt.core.restriction import UNRESTRICTED
 from milp_agt.core.strengthening import Strengthening
-from milp_agt.engines import program
-from milp_agt.engines.program import phases, symmetry
-from milp_agt.engines.program.moves import Moves
 
 EVERY = Strengthening(cuts=True, phases=True, rlt=True, symmetry=True, selection_first=True)
 

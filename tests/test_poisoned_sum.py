@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from milp_agt.bounds.adversary.joint import Masks, PoisonedSum
+from milp_agt.bounds.adversary.top_k import largest, worst_sum
 from milp_agt.core.interval import Interval
-from milp_agt.engines.joint import Masks, PoisonedSum
-from milp_agt.engines.largest import largest, worst_sum
 
 SAMPLES = 120
 

@@ -11,7 +11,7 @@ from attacks import Replay
 from test_nesting import case
 
 import milp_agt as agt
-from milp_agt.engines.program import questions
+from milp_agt.bounds.program import final_window
 from milp_agt.errors import SolverUnavailableError
 
 THREAT = agt.FeaturePoisoning(1, 0.1)
@@ -72,7 +72,7 @@ def test_without_a_licence_the_linear_bound_stays(bounded, monkeypatch) -> None:
     def refused(*_: object) -> None:
         raise SolverUnavailableError("a solver", "too small", "another")
 
-    monkeypatch.setattr(questions, "minimise_leaves", refused)
+    monkeypatch.setattr(final_window, "minimise_leaves", refused)
     answers = result.functional(rows)
     assert [(a.lower, a.upper) for a in answers] == [(a.lower, a.upper) for a in linear]
     assert "functionals were left" in result.models.program.notes[-1]

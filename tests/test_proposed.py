@@ -16,16 +16,16 @@ from test_cases import problem
 from test_witness import RUNS, Liar
 
 import milp_agt as agt
-from milp_agt import bounding, certification, witnesses
 from milp_agt.attacks import Search
 from milp_agt.attacks.packed import Packed
 from milp_agt.attacks.proposed import packed_of, poisoning_of
+from milp_agt.bounds.program import Incumbents
+from milp_agt.bounds.program.incumbents import incumbents_of
+from milp_agt.bounds.program.move_columns import Moves
+from milp_agt.certification import bound_step, certify, witnesses
+from milp_agt.certification.recorder import MemoryRecorder
 from milp_agt.core.encoder import Encoder
 from milp_agt.core.restriction import UNRESTRICTED, Restriction
-from milp_agt.engines.program import Incumbents
-from milp_agt.engines.program.incumbents import incumbents_of
-from milp_agt.engines.program.moves import Moves
-from milp_agt.engines.recorder import MemoryRecorder
 from milp_agt.errors import SoundnessError
 
 NOTHING_ELSE = Search(pool=0, restarts=0, rounds=0, enumerate=0)
@@ -234,8 +234,8 @@ def test_attacks_on_a_question_start_from_its_own_programs() -> None:
 
 def test_runs_of_incumbents_find_out_what_others_miss(monkeypatch: pytest.MonkeyPatch) -> None:
     """With the run on clean data for a witness alone, a bound too tight is seen by its own proposal."""
-    lies, honest = [0.0], certification.choose
-    monkeypatch.setattr(certification, "choose", lambda *args: Liar(honest(*args), lies))
+    lies, honest = [0.0], certify.choose
+    monkeypatch.setattr(certify, "choose", lambda *args: Liar(honest(*args), lies))
     monkeypatch.setattr(
         witnesses, "random_poisoning", lambda selector, *_: selector.unrolled.nominal(1)
     )
@@ -250,7 +250,7 @@ def test_runs_of_incumbents_find_out_what_others_miss(monkeypatch: pytest.Monkey
     lies[0] = 0.01
     with pytest.raises(SoundnessError, match="solver 'liar' must hold"):
         case.certify(**options)
-    monkeypatch.setattr(bounding.Bounder, "_confirm", lambda *_: None)
+    monkeypatch.setattr(bound_step.Bounder, "_confirm", lambda *_: None)
     case.certify(**options)
 
 

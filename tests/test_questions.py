@@ -206,8 +206,8 @@ def test_what_is_surely_reached_is_reached(loss: str, threat: str) -> None:
     result, replay, states, x, y = certified(loss, threat)
     answer = result.backdoor(x, y, 0.2)
     classes = max(2, OUTPUTS[loss])
-    from milp_agt import inputs
     from milp_agt.properties.backdoor import Backdoor
+    from milp_agt.training import inputs
 
     encoded = inputs.labels_of(y, len(y), result.models.step_graph.loss, OUTPUTS[loss])
     question = Backdoor.of(result.models, x, encoded, agt.BallTrigger(0.2), None)

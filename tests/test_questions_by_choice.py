@@ -15,9 +15,10 @@ from test_leaves import OPTIONS
 from test_questions_brute import LABELS, TEST, THREATS, TRAINING, X, Y, logits, poisons, trained
 
 import milp_agt as agt
+from milp_agt.bounds.program import OneByOne, Together
+from milp_agt.bounds.program import by_choice as leaves
+from milp_agt.bounds.program.final_window import WindowProgram
 from milp_agt.core.strengthening import Strengthening
-from milp_agt.engines.program import OneByOne, Together, leaves
-from milp_agt.engines.program.questions import WindowProgram
 from milp_agt.errors import SoundnessError
 
 

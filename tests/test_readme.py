@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from milp_agt.formulations.base import operations
-from milp_agt.options import markdown
-from milp_agt.support import table
+from milp_agt.formulations.registry import operations
+from milp_agt.reports.supported import table
+from milp_agt.runfile.reference import markdown
 
 ROOT = Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"
@@ -32,7 +32,7 @@ def test_the_table_of_what_is_supported_is_the_generated_one() -> None:
 
 
 def test_the_options_of_a_run_file_are_the_generated_ones() -> None:
-    """``python -m milp_agt.options`` prints them."""
+    """``python -m milp_agt.runfile.reference`` prints them."""
     assert section(RUNFILE, "options") == markdown()
 
 

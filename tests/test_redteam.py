@@ -14,18 +14,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from milp_agt import cost
+from milp_agt.bounds.adversary import outer_sum
+from milp_agt.bounds.linear import linear_bounds
+from milp_agt.certification import plan
 from milp_agt.core.encoder import Encoder
 from milp_agt.core.influence import Influence
 from milp_agt.core.interval import Interval
 from milp_agt.core.results import Limits
-from milp_agt.engines import linear, outer_sum
 from milp_agt.formulations import interval_products
 from milp_agt.formulations.exponential import Exponential
+from milp_agt.formulations.heaviside import Step
 from milp_agt.formulations.quadratic import Quadratic
 from milp_agt.formulations.relu import Relu
 from milp_agt.formulations.sigmoid import Sigmoid
-from milp_agt.formulations.step import Step
 from milp_agt.formulations.tanh import Tanh
 from milp_agt.formulations.univariate import Univariate
 from milp_agt.solvers import Capability, available_solvers, get_solver
@@ -33,15 +34,15 @@ from milp_agt.solvers import Capability, available_solvers, get_solver
 EXACT = [n for n in available_solvers() if Capability.FUNCTIONS in get_solver(n).capabilities]
 # Sizes at which work is cut into pieces or done in another way: here all of it is, on the smallest runs.
 PIECES: tuple[tuple[Any, str, tuple[Any, ...]], ...] = (
-    (cost, "THREADED_ELEMENTS", (1,)),
-    (cost, "_pays", (lambda sizes, moved, window, memory: window > 1, lambda *_: False)),
-    (cost, "FEWEST_SAMPLES", (1, 2)),
-    (cost, "SAMPLES_OF_UNITS", (2,)),
-    (cost, "BOXED_ELEMENTS", (1, 50)),
-    (cost, "ROWS_AT_ONCE", (1, 5)),
-    (cost, "PAST_SECONDS", (0.0, 100.0)),
-    (linear, "CACHED_ELEMENTS", (1, 64)),
-    (linear, "ROWS_OF_SHORTCUTS", (3,)),
+    (plan, "THREADED_ELEMENTS", (1,)),
+    (plan, "_pays", (lambda sizes, moved, window, memory: window > 1, lambda *_: False)),
+    (plan, "FEWEST_SAMPLES", (1, 2)),
+    (plan, "SAMPLES_OF_UNITS", (2,)),
+    (plan, "BOXED_ELEMENTS", (1, 50)),
+    (plan, "ROWS_AT_ONCE", (1, 5)),
+    (plan, "PAST_SECONDS", (0.0, 100.0)),
+    (linear_bounds, "CACHED_ELEMENTS", (1, 64)),
+    (linear_bounds, "ROWS_OF_SHORTCUTS", (3,)),
     (interval_products, "THICK", (0,)),
     (interval_products, "EXACT_PRODUCTS_LIMIT", (0, 8, 64)),
     (outer_sum, "HELD", (1, 40)),

@@ -9,7 +9,7 @@ import pytest
 
 from milp_agt.errors import SolverUnavailableError
 from milp_agt.solvers import Capability, available_solvers, choose, solver_table
-from milp_agt.solvers.base import _REGISTRY
+from milp_agt.solvers.solver import _REGISTRY
 
 
 def test_choose() -> None:
@@ -26,7 +26,7 @@ def test_choose() -> None:
 
 
 def test_choose_without_any_solver(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("milp_agt.solvers.base.find_spec", lambda module: None)
+    monkeypatch.setattr("milp_agt.solvers.solver.find_spec", lambda module: None)
     assert available_solvers() == ()
     with pytest.raises(SolverUnavailableError, match="pip install highspy"):
         choose(None, Capability.LP)

@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from milp_agt.checkpoint import Checkpoint
+from milp_agt.certification.checkpoint import Checkpoint
 from milp_agt.cli import main
-from milp_agt.output import ResultFolder
+from milp_agt.reports.result_folder import ResultFolder
 
 RUN = """
 [data]

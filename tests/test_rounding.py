@@ -16,9 +16,9 @@ from torch import Tensor, nn
 
 import milp_agt as agt
 from milp_agt.core.interval import Interval
+from milp_agt.core.reachable import ReachableSet
 from milp_agt.errors import InvalidInputError, MilpAgtError, SoundnessError
-from milp_agt.reachable import ReachableSet
-from milp_agt.training import Training
+from milp_agt.training.training import Training
 
 NOBODY = agt.FeaturePoisoning(0, 0.0)
 

@@ -19,12 +19,12 @@ from milp_agt.core.rounding import gamma
 from milp_agt.errors import EncodingError, SoundnessError
 from milp_agt.formulations.bilinear import Einsum
 from milp_agt.formulations.exponential import Exponential
+from milp_agt.formulations.heaviside import STEEPEST, Step
 from milp_agt.formulations.leaves import Features, Labels
 from milp_agt.formulations.quadratic import Quadratic
 from milp_agt.formulations.reciprocal import Reciprocal
 from milp_agt.formulations.relu import Relu
 from milp_agt.formulations.sigmoid import Sigmoid
-from milp_agt.formulations.step import STEEPEST, Step
 from milp_agt.formulations.sum_samples import SumSamples
 from milp_agt.formulations.tanh import Tanh
 

@@ -12,10 +12,10 @@ from draws import TOL
 from same_run import LOSSES, MODELS, assert_same_run, data_for, dense, graph_states, torch_loss
 from torch import nn
 
-from milp_agt.engines.step import Schedule, step_at_points
+from milp_agt.bounds.step import Schedule, step_at_points
 from milp_agt.formulations.loss import get_loss, losses
-from milp_agt.tracing import trace
-from milp_agt.training import Training
+from milp_agt.training.tracing import trace
+from milp_agt.training.training import Training
 
 
 @pytest.mark.parametrize("loss", ["mse", "bce"])

@@ -15,8 +15,8 @@ from torch import Tensor
 import milp_agt as agt
 from milp_agt.attacks import Accuracy, Backdoor, Loss, Sandwich, Search, Stable
 from milp_agt.attacks.sandwich import ParameterSandwich
+from milp_agt.core.reachable import ReachableSet
 from milp_agt.errors import SoundnessError
-from milp_agt.reachable import ReachableSet
 
 QUICK = Search(pool=64, restarts=2, rounds=1, iterations=3)
 

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 
 import milp_agt as agt
 from milp_agt.errors import InvalidInputError, MilpAgtError, UnsupportedOperationError
-from milp_agt.schedules import Schedule
+from milp_agt.training.schedules import Schedule
 
 EPOCHS, BATCH, SAMPLES = 4, 3, 7  # three steps in an epoch, the last with one sample
 Build = Callable[[torch.optim.Optimizer], lr_scheduler.LRScheduler]

@@ -13,14 +13,14 @@ from attacks import Attacks, Problem, Replay, assert_inside, assert_sound, netwo
 from separate_runs import admissible, problem, separately
 
 import milp_agt as agt
-from milp_agt import selections
 from milp_agt.attacks.unrolled import Poisoning
-from milp_agt.chains import CHARGED
+from milp_agt.bounds.adversary.enumerated import Enumerated, count_cases, enumerate_cases
+from milp_agt.certification import selection_plan as selections
+from milp_agt.certification.chains import CHARGED
+from milp_agt.core.remarks import Remarks
 from milp_agt.core.restriction import UNRESTRICTED, Restriction
-from milp_agt.engines.cases import Enumerated, count_cases, enumerate_cases
 from milp_agt.errors import InvalidThreatModelError
-from milp_agt.journal import Remarks
-from milp_agt.sweeps import resized
+from milp_agt.experiments.sweep import resized
 
 
 @pytest.mark.parametrize("relaxation", ["interval", "linear"])

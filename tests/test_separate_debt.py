@@ -11,8 +11,8 @@ from scipy.optimize import linprog
 from separate_runs import States, admissible, check_debt_apart, check_sum
 from torch import Tensor
 
+from milp_agt.bounds.adversary.two_budgets import contenders, worst_of_both
 from milp_agt.core.restriction import Restriction
-from milp_agt.engines.separate import contenders, worst_of_both
 
 BUDGETS = [(1, 1), (2, 1), (1, 2), (2, 2), (5, 1), (5, 5)]
 

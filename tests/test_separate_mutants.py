@@ -11,12 +11,13 @@ from attacks import assert_sound
 from separate_runs import check_debt_apart, check_sum, problem, separately
 from torch import Tensor
 
+from milp_agt.bounds.adversary import two_budgets, worst_case
+from milp_agt.bounds.adversary.two_budgets import worst_of_both
+from milp_agt.bounds.linear import linearized_step
 from milp_agt.core.interval import Interval
 from milp_agt.core.restriction import UNRESTRICTED
-from milp_agt.engines import adversary, relaxed, separate
-from milp_agt.engines.separate import worst_of_both
 from milp_agt.errors import SoundnessError
-from milp_agt.poison import Poison
+from milp_agt.threats.poison import Poison
 
 
 def caught(check: Any, seeds: int = 8) -> bool:
@@ -37,9 +38,9 @@ def _shrunk(honest: Any) -> Any:
 def test_debts_and_sums_one_per_cent_too_small_are_caught(
     budgets: tuple[int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(adversary, "worst_of_both", _shrunk(worst_of_both))
+    monkeypatch.setattr(worst_case, "worst_of_both", _shrunk(worst_of_both))
     assert caught(lambda seed: check_debt_apart(budgets, True, "dataset", UNRESTRICTED, seed))
-    monkeypatch.setattr(separate, "worst_of_both", _shrunk(worst_of_both))
+    monkeypatch.setattr(two_budgets, "worst_of_both", _shrunk(worst_of_both))
     assert caught(lambda seed: check_sum(seed, budgets, UNRESTRICTED))
 
 
@@ -47,7 +48,7 @@ def test_debts_and_sums_one_per_cent_too_small_are_caught(
 def test_charges_of_one_state_one_per_cent_too_small_are_caught(
     state: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    honest = adversary._dev_apart
+    honest = worst_case._dev_apart
 
     def small(*arguments: Any) -> Tensor:
         hurt = honest(*arguments).clone()
@@ -56,7 +57,7 @@ def test_charges_of_one_state_one_per_cent_too_small_are_caught(
             hurt[..., 2] = 0.0  # otherwise both at once hides that one alone is too cheap
         return hurt
 
-    monkeypatch.setattr(adversary, "_dev_apart", small)
+    monkeypatch.setattr(worst_case, "_dev_apart", small)
     assert caught(lambda seed: check_debt_apart((1, 1), True, "dataset", UNRESTRICTED, seed), 16)
 
 
@@ -75,9 +76,9 @@ def test_attacks_catch_a_threat_that_is_too_small(
     elif (
         kind == "both as one"
     ):  # whoever poisons features must poison the labels of the same sample
-        spend = adversary._spend_apart
+        spend = worst_case._spend_apart
         monkeypatch.setattr(
-            adversary,
+            worst_case,
             "_spend_apart",
             lambda hurt, budgets, inside: spend(
                 torch.stack([0 * hurt[0], 0 * hurt[1], hurt[2]]), budgets, inside
@@ -97,8 +98,10 @@ def _tight(box: Interval) -> Interval:
 
 
 def test_attacks_catch_dropped_charges(monkeypatch: pytest.MonkeyPatch) -> None:
-    honest = relaxed.Offsets._charges
-    monkeypatch.setattr(relaxed.Offsets, "_charges", lambda *a: torch.zeros_like(honest(*a)))
+    honest = linearized_step.Offsets._charges
+    monkeypatch.setattr(
+        linearized_step.Offsets, "_charges", lambda *a: torch.zeros_like(honest(*a))
+    )
 
     def check(seed: int) -> None:
         case, test, labels = problem("bce", separately((2, 1), 0.5), seed=seed, learning_rate=1.0)

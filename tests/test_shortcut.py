@@ -21,11 +21,11 @@ from checks_steps import (
 )
 
 import milp_agt as agt
-from milp_agt import cost
-from milp_agt.engines import linear
-from milp_agt.engines.joint import Joint
-from milp_agt.engines.shortcut import Shortcut
-from milp_agt.engines.step import State
+from milp_agt.bounds.adversary.joint import Joint
+from milp_agt.bounds.linear import linear_bounds
+from milp_agt.bounds.linear.composed import Shortcut
+from milp_agt.bounds.step import State
+from milp_agt.certification import plan as cost
 
 OUTPUTS = {"bce": 1, "cross_entropy": 2, "three": 3, "mse": 1}
 
@@ -120,7 +120,7 @@ def test_little_is_lost_where_errors_are_of_second_order(loss: str, taken: list[
 
 
 def with_shortcut(case: StepCase) -> StepCase:
-    return replace(case, relaxed=linear.with_shortcut(case.schedule, case.relaxed, 5))
+    return replace(case, relaxed=linear_bounds.with_shortcut(case.schedule, case.relaxed, 5))
 
 
 def own_case(loss: str, threat: Any, *sizes: int, seed: int = 0) -> StepCase:
@@ -133,7 +133,7 @@ def test_a_single_step_is_bounded_as_by_its_walk() -> None:
     """Ends of the state are the rows of a shortcut: every walk of them goes through one form."""
     case = own_case("bce", agt.FeatureLabelPoisoning(2, 0.03), 2, 4, 1)
     boxes: list[State] = [
-        linear.bound_state(one.schedule, [one.relaxed], Joint(one.poison), chunk=64)
+        linear_bounds.bound_state(one.schedule, [one.relaxed], Joint(one.poison), chunk=64)
         for one in (case, with_shortcut(case))
     ]
     for name, box in boxes[0].items():

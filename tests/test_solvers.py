@@ -29,9 +29,9 @@ from milp_agt.core.program import Array, Curve, Function, Program
 from milp_agt.core.results import Limits, Termination
 from milp_agt.errors import EncodingError, SolverUnavailableError
 from milp_agt.solvers import get_solver
-from milp_agt.solvers.base import _REGISTRY
 from milp_agt.solvers.safe import clip_multipliers, safe_bound
 from milp_agt.solvers.session import Answer, ProgramSession, scale_exponent
+from milp_agt.solvers.solver import _REGISTRY
 
 
 @dataclass(frozen=True)

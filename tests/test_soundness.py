@@ -17,7 +17,7 @@ from problems import EXPENSIVE, problem
 from torch import nn
 
 import milp_agt as agt
-from milp_agt import bounding
+from milp_agt.certification import bound_step
 from milp_agt.core.restriction import Restriction
 from milp_agt.formulations import interval_products
 
@@ -110,13 +110,13 @@ def test_fragments_of_a_batch_change_nothing(loss, samples, static, monkeypatch)
     # The walks of inner bounds go through the fragments of past steps, too.
     options = {"relaxation": "linear", "inner_bounds": "linear" if loss == "bce" else "interval"}
     whole, _ = case.certify(**options)
-    honest, sizes = bounding.relax_step, []
+    honest, sizes = bound_step.relax_step, []
 
     def cut(*arguments: Any) -> Any:
         sizes.append(len(honest(*arguments[:-1], 2).fragments))
         return honest(*arguments[:-1], 2)
 
-    monkeypatch.setattr(bounding, "relax_step", cut)
+    monkeypatch.setattr(bound_step, "relax_step", cut)
     pieces = assert_sound(case, test, labels, attacks=24, iterations=2, **options)
     assert set(sizes) == {3}
     for name, low in whole.reachable.lower.items():

@@ -15,7 +15,7 @@ from problems import EXPENSIVE, problem
 from torch import nn
 
 import milp_agt as agt
-from milp_agt.training import Training
+from milp_agt.training.training import Training
 
 MORE_EXPENSIVE = pytest.param("milp", marks=pytest.mark.slow)
 EDGES = {

@@ -12,10 +12,11 @@ from attacks import (
 )
 from problems import caught, problem
 
-from milp_agt.engines import adversary, joint, relaxed
-from milp_agt.engines.largest import worst_sum
+from milp_agt.bounds.adversary import joint, worst_case
+from milp_agt.bounds.adversary.top_k import worst_sum
+from milp_agt.bounds.linear import linearized_step
+from milp_agt.core.reachable import ReachableSet
 from milp_agt.errors import SoundnessError
-from milp_agt.reachable import ReachableSet
 
 
 def shrunk(box: ReachableSet, share: float) -> Any:
@@ -45,8 +46,8 @@ def test_attacks_catch_a_dropped_charge(monkeypatch) -> None:
     def uncharged(self: Any, *arguments: Any) -> Any:
         return torch.zeros_like(honest(self, *arguments))
 
-    honest = relaxed.Offsets._charges
-    monkeypatch.setattr(relaxed.Offsets, "_charges", uncharged)
+    honest = linearized_step.Offsets._charges
+    monkeypatch.setattr(linearized_step.Offsets, "_charges", uncharged)
     escaped = False
     for seed in range(6):
         case, test, labels = problem(
@@ -62,7 +63,7 @@ def test_attacks_catch_a_dropped_charge(monkeypatch) -> None:
 
 def test_attacks_catch_a_budget_one_too_small(monkeypatch) -> None:
     case, test, labels = regression("labels")
-    monkeypatch.setattr(adversary, "worst_sum", lambda hurt, budget: worst_sum(hurt, budget - 1))
+    monkeypatch.setattr(worst_case, "worst_sum", lambda hurt, budget: worst_sum(hurt, budget - 1))
     monkeypatch.setattr(joint, "worst_sum", lambda hurt, budget: worst_sum(hurt, budget - 1))
     _, boxes = case.certify(relaxation="linear")
     assert caught(case, boxes, test, labels)

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from test_data import check_three_parts
 
-from milp_agt.config import load_config
-from milp_agt.data import load_dataset
+from milp_agt.data.dataset import load_dataset
+from milp_agt.data.sources import DatasetUnavailableError
 from milp_agt.errors import InvalidInputError
-from milp_agt.sources import DatasetUnavailableError
+from milp_agt.runfile.run_file import load_config
 
 HOURLY = Path(__file__).parent.parent / "examples" / "data" / "household_power_hourly.csv.gz"
 

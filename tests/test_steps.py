@@ -30,11 +30,11 @@ from hypothesis import strategies as st
 from instances import per_sample
 
 import milp_agt as agt
+from milp_agt.bounds.adversary.joint import Masks
 from milp_agt.core.interval import Interval
-from milp_agt.engines.joint import Masks
-from milp_agt.moves import Vertices
-from milp_agt.schedules import InverseTimeDecay
-from milp_agt.training import Training, UpdateRule
+from milp_agt.threats.sets import Vertices
+from milp_agt.training.schedules import InverseTimeDecay
+from milp_agt.training.training import Training, UpdateRule
 
 
 @pytest.mark.parametrize("masked", [False, True])

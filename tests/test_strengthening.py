@@ -18,18 +18,19 @@ from test_nesting import case as problem_case
 from torch import Tensor
 
 import milp_agt as agt
-from milp_agt.config_certify import CertifyTable
+from milp_agt.bounds import program
+from milp_agt.bounds.adversary.joint import Joint
+from milp_agt.bounds.interval import propagation
+from milp_agt.bounds.linear.linearized_step import RelaxedStep, relax_step
+from milp_agt.bounds.program import selection_rows, tightening
+from milp_agt.certification.recorder import MemoryRecorder
 from milp_agt.core.encoder import Encoder
 from milp_agt.core.interval import Interval
 from milp_agt.core.restriction import UNRESTRICTED
 from milp_agt.core.results import Limits
 from milp_agt.core.strengthening import Strengthening
-from milp_agt.engines import interval, program
-from milp_agt.engines.joint import Joint
-from milp_agt.engines.program import influence, tightening
-from milp_agt.engines.recorder import MemoryRecorder
-from milp_agt.engines.relaxed import RelaxedStep, relax_step
 from milp_agt.errors import InvalidInputError
+from milp_agt.runfile.certify_table import CertifyTable
 from milp_agt.solvers import get_solver
 from milp_agt.threats import SeparatePoisoning
 
@@ -111,7 +112,9 @@ def _run(threat: Any, steps: int) -> tuple[Any, list[RelaxedStep]]:
 def _slack_of_influence(threat: Any, share: float) -> float:
     """The least of ``sign * theta - constant + share * sum_{i in S} dev_i`` over attacks with known S."""
     models, steps = _run(threat, 3)
-    found = influence.influence_on(models.schedule, steps[:2], steps[2].state, Joint(models.poison))
+    found = selection_rows.influence_on(
+        models.schedule, steps[:2], steps[2].state, Joint(models.poison)
+    )
     replay = Replay(problem_case("bce", threat, count=5, epochs=2))
 
     def state_of(attacks: Attacks) -> Tensor:
@@ -122,7 +125,10 @@ def _slack_of_influence(threat: Any, share: float) -> float:
 
 
 def least_slack(
-    replay: Replay, found: influence.Influence, values: Callable[[Attacks], Tensor], share: float
+    replay: Replay,
+    found: selection_rows.Influence,
+    values: Callable[[Attacks], Tensor],
+    share: float,
 ) -> float:
     """The least of ``+-value - constant + share * sum_{i in S} dev_i`` over attacks with known S.
 
@@ -162,7 +168,7 @@ def test_influence_that_charges_one_percent_less_is_caught() -> None:
 def test_influence_is_as_tight_as_the_walk() -> None:
     models, steps = _run(agt.FeaturePoisoning(2, 0.1), 4)
     state = steps[3].state
-    found = influence.influence_on(models.schedule, steps[:3], state, Joint(models.poison))
+    found = selection_rows.influence_on(models.schedule, steps[:3], state, Joint(models.poison))
     budget = np.sort(found.devs, axis=1)[:, -2:].sum(1)
     ends = torch.cat([b.lower.flatten() for b in state.values()])
     ends = torch.cat([ends, -torch.cat([b.upper.flatten() for b in state.values()])]).numpy()
@@ -403,7 +409,7 @@ def test_completed_ranges_hold_all_nodes() -> None:
     result, _ = problem.certify(relaxation="linear", inner_bounds="linear", recorder=recorder)
     models, last = result.models, recorder.steps["linear"][-1]
     joint = Joint(models.poison)
-    ranges = interval.completed(models.schedule, last.state, last.step, joint, last.ranges)
+    ranges = propagation.completed(models.schedule, last.state, last.step, joint, last.ranges)
     for name, box in last.ranges.boxes.items():
         found = ranges.boxes[name]
         known = box.expand_states(len(found.lower))

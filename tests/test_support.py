@@ -15,7 +15,7 @@ from whole import Trainer, subsets
 
 import milp_agt as agt
 from milp_agt.core.relaxation import Relaxation
-from milp_agt.support import QUESTIONS
+from milp_agt.reports.supported import QUESTIONS
 from milp_agt.threats import THREATS
 
 EXAMPLES: dict[str, Any] = {

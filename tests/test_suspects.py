@@ -10,12 +10,12 @@ import torch
 from attacks import Problem, network
 
 import milp_agt as agt
-from milp_agt.bounding import Bounder
+from milp_agt.bounds.forms import Forms
+from milp_agt.bounds.linear.gaps import Window
+from milp_agt.bounds.linear.linear_bounds import bound_forms
+from milp_agt.bounds.linear.linearized_step import RelaxedStep
+from milp_agt.certification.bound_step import Bounder
 from milp_agt.core.graph import Cause
-from milp_agt.engines.causes import Window
-from milp_agt.engines.forms import Forms
-from milp_agt.engines.linear import bound_forms
-from milp_agt.engines.relaxed import RelaxedStep
 
 
 def problem(threat, **run) -> Problem:

@@ -19,8 +19,8 @@ from attacks import Problem, Replay, network
 
 import milp_agt as agt
 from milp_agt.cli import main
+from milp_agt.experiments.sweep import resized
 from milp_agt.properties.answer import meet
-from milp_agt.sweeps import resized
 
 X = torch.randn(18, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 Y = (X[:, 0] + 0.3 * X[:, 1] > 0).long()
@@ -94,7 +94,7 @@ TRIGGERS = (0.0, 0.05, 0.3, 1.0)
 @functools.cache
 def moons() -> tuple[Any, ...]:
     """A sweep over budget, radius and trigger, with the data that it is about."""
-    from milp_agt.data import load_dataset
+    from milp_agt.data.dataset import load_dataset
 
     data = load_dataset("moons", samples=40, noise=0.1, test_fraction=0.4, seed=0)
     model = network([2, 4, 1], seed=1)

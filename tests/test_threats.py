@@ -14,7 +14,7 @@ from attacks import Problem, Replay, assert_inside, assert_sound, network
 import milp_agt as agt
 from milp_agt.attacks import Search
 from milp_agt.errors import InvalidInputError, InvalidThreatModelError, MilpAgtError
-from milp_agt.training import Training
+from milp_agt.training.training import Training
 
 INF, NAN = float("inf"), float("nan")
 # Two numbers, a count, and a one-hot feature of three categories.

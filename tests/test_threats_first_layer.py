@@ -11,15 +11,15 @@ from test_threats import FEATURES, data, problem, widths
 from torch import Tensor
 
 import milp_agt as agt
+from milp_agt.bounds.adversary.box_algebra import APART
+from milp_agt.bounds.interval import first_layer, propagation
+from milp_agt.bounds.interval.first_layer import sharpened
+from milp_agt.bounds.step import Schedule
 from milp_agt.core.graph import Node
 from milp_agt.core.interval import POISONED, Interval
-from milp_agt.engines import first_layer, interval
-from milp_agt.engines.arithmetic import APART
-from milp_agt.engines.first_layer import sharpened
-from milp_agt.engines.step import Schedule
-from milp_agt.poison import Poison
-from milp_agt.tracing import FEATURES as LEAF
-from milp_agt.tracing import trace
+from milp_agt.threats.poison import Poison
+from milp_agt.training.tracing import FEATURES as LEAF
+from milp_agt.training.tracing import trace
 
 JOINT = [name for name, o in FEATURES.items() if "norm" in o or "categorical" in o]
 
@@ -92,7 +92,7 @@ def test_bounds_of_a_point_are_reached(name: str) -> None:
 def test_intervals_are_tighter_with_it(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     threat = agt.FeaturePoisoning(2, **FEATURES[name])
     with_it = widths(threat, "interval")
-    monkeypatch.setattr(interval, "sharpened", lambda node, box, *rest: box)
+    monkeypatch.setattr(propagation, "sharpened", lambda node, box, *rest: box)
     assert with_it < 0.9 * widths(threat, "interval")
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from milp_agt.core.encoder import Encoder
 from milp_agt.core.expression import Expression
-from milp_agt.moves import (
+from milp_agt.threats.sets import (
     KINDS,
     Ball,
     Box,

@@ -14,7 +14,7 @@ from test_threats import COUNT, DOMAIN, GROUP, data
 
 import milp_agt as agt
 from milp_agt.formulations.loss import get_loss
-from milp_agt.poison import Poison
+from milp_agt.threats.poison import Poison
 
 SAMPLES, SIZE, ROUNDING = 7, 6, 1e-12
 OPEN = [0, 2, 3, 6]

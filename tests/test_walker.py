@@ -10,13 +10,14 @@ import torch
 from attacks import Problem, Replay, assert_sound, network
 
 import milp_agt as agt
-from milp_agt import cost
-from milp_agt.engines import ends, linear, relaxed, walker
-from milp_agt.engines.joint import Joint
-from milp_agt.engines.offsets import Offsets, SummedOffsets
-from milp_agt.engines.recorder import MemoryRecorder
-from milp_agt.engines.shortcut import Cut
-from milp_agt.engines.walker import Strip
+from milp_agt.bounds import signed_entries
+from milp_agt.bounds.adversary.joint import Joint
+from milp_agt.bounds.linear import backward, linear_bounds, linearized_step
+from milp_agt.bounds.linear.backward import Strip
+from milp_agt.bounds.linear.composed import Cut
+from milp_agt.bounds.linear.intercepts import Offsets, SummedOffsets
+from milp_agt.certification import plan
+from milp_agt.certification.recorder import MemoryRecorder
 
 LOSSES = {"bce": 1, "cross_entropy": 2, "three": 3, "mse": 1}
 
@@ -45,7 +46,7 @@ def recorded(case: Problem, **options: Any) -> tuple[MemoryRecorder, Any]:
 @pytest.mark.parametrize("loss", LOSSES)
 def test_strips_change_nothing(loss, hidden, monkeypatch: pytest.MonkeyPatch) -> None:
     case = problem(loss, hidden, momentum=0.4)
-    monkeypatch.setattr(cost, "ROWS_AT_ONCE", 3)
+    monkeypatch.setattr(plan, "ROWS_AT_ONCE", 3)
     stripped, _ = recorded(case)
     used = []
     honest = Strip.of
@@ -72,17 +73,17 @@ def test_a_strip_is_where_coefficients_are(axis: int) -> None:
 
 def with_cuts(monkeypatch: pytest.MonkeyPatch) -> list[Cut]:
     """Every network counts as large."""
-    monkeypatch.setattr(cost, "THREADED_ELEMENTS", 0)
-    monkeypatch.setattr(cost, "SAMPLES_OF_UNITS", 3)
-    monkeypatch.setattr(cost, "_pays", lambda *given: False)  # walks visit their nodes
+    monkeypatch.setattr(plan, "THREADED_ELEMENTS", 0)
+    monkeypatch.setattr(plan, "SAMPLES_OF_UNITS", 3)
+    monkeypatch.setattr(plan, "_pays", lambda *given: False)  # walks visit their nodes
     taken: list[Cut] = []
-    jump = walker.Walker._jump
+    jump = backward.Walker._jump
 
-    def spy(self: walker.Walker, cut: Cut, coefficient: torch.Tensor) -> None:
+    def spy(self: backward.Walker, cut: Cut, coefficient: torch.Tensor) -> None:
         taken.append(cut)
         jump(self, cut, coefficient)
 
-    monkeypatch.setattr(walker.Walker, "_jump", spy)
+    monkeypatch.setattr(backward.Walker, "_jump", spy)
     return taken
 
 
@@ -128,7 +129,7 @@ def test_mutants_of_a_cut_are_found(part: str, monkeypatch: pytest.MonkeyPatch) 
     recorder, _ = recorded(case)
     step = recorder.steps["linear"][-1]
     run = Replay(case)
-    honest = linear.bound_state(run.schedule, [step], Joint(run.poison), 64)
+    honest = linear_bounds.bound_state(run.schedule, [step], Joint(run.poison), 64)
     cuts = []
     for one in step.cuts:
         numbers = sum(shape.numel() for shape in one.shapes.values())
@@ -139,13 +140,13 @@ def test_mutants_of_a_cut_are_found(part: str, monkeypatch: pytest.MonkeyPatch) 
             cuts.append(replace(one, forms=forms))
         else:
             cuts.append(replace(one, **{part: 0.95 * getattr(one, part)}))
-    wrong = linear.bound_state(
+    wrong = linear_bounds.bound_state(
         run.schedule, [replace(step, cuts=tuple(cuts))], Joint(run.poison), 64
     )
     assert any(not torch.equal(honest[n].lower, wrong[n].lower) for n in honest)
 
 
-def of_sums(step: relaxed.RelaxedStep) -> list[SummedOffsets]:
+def of_sums(step: linearized_step.RelaxedStep) -> list[SummedOffsets]:
     offsets = (own for fragment in step.fragments for own in fragment.offsets.values())
     return [own for own in offsets if isinstance(own, SummedOffsets)]
 
@@ -159,7 +160,7 @@ def test_sums_of_products_are_as_tight_as_the_products(
     chain = list(summed.steps)[-1]
     assert of_sums(summed.steps[chain][-1])
     keep = staticmethod(lambda planes, cases: Offsets.of(planes, True, cases))
-    monkeypatch.setattr(relaxed.SummedOffsets, "of", keep)
+    monkeypatch.setattr(linearized_step.SummedOffsets, "of", keep)
     single, _ = recorded(case, selections=selections)
     for few, many in zip(summed.states[chain], single.states[chain], strict=True):
         for name, box in few.items():
@@ -173,7 +174,7 @@ def test_mutants_of_sums_of_products_are_found(part: str) -> None:
     case = problem("mse")
     recorder, _ = recorded(case)
     step, run = recorder.steps["linear"][-1], Replay(case)
-    honest = linear.bound_state(run.schedule, [step], Joint(run.poison), 64)
+    honest = linear_bounds.bound_state(run.schedule, [step], Joint(run.poison), 64)
 
     def off(own: Any) -> Any:
         if not isinstance(own, SummedOffsets):
@@ -185,7 +186,7 @@ def test_mutants_of_sums_of_products_are_found(part: str) -> None:
         for f in step.fragments
     )
     mutant = replace(step, fragments=fragments)
-    wrong = linear.bound_state(run.schedule, [mutant], Joint(run.poison), 64)
+    wrong = linear_bounds.bound_state(run.schedule, [mutant], Joint(run.poison), 64)
     same = (
         torch.equal(box.lower, wrong[n].lower) and torch.equal(box.upper, wrong[n].upper)
         for n, box in honest.items()
@@ -196,32 +197,32 @@ def test_mutants_of_sums_of_products_are_found(part: str) -> None:
 def test_rows_come_by_units_and_every_row_once() -> None:
     shapes = [torch.Size(s) for s in ((6, 9), (6,), (2, 6), (2,), ())]
     total = sum(shape.numel() for shape in shapes)
-    units = list(ends._units(shapes))
+    units = list(signed_entries._units(shapes))
     assert sorted(torch.cat(units).tolist()) == list(range(2 * total))
     # A unit of the layer: 9 weights, a bias, and a weight for each of 2 outputs, from both sides.
     assert [len(u) for u in units] == [2 * 12] * 6 + [2] * 2 + [2]
     for chunk, enough in ((5, 5), (24, 16), (64, 16), (64, 64)):
-        pieces = list(ends._packed(iter(units), chunk, enough))
+        pieces = list(signed_entries._packed(iter(units), chunk, enough))
         assert torch.equal(torch.cat(pieces), torch.cat(units))
         assert max(map(len, pieces)) <= chunk
-    assert len(next(iter(ends._packed(iter(units), 64, 16)))) == 24
-    assert len(next(iter(ends._packed(iter(units), 64, 64)))) == 48
+    assert len(next(iter(signed_entries._packed(iter(units), 64, 16)))) == 24
+    assert len(next(iter(signed_entries._packed(iter(units), 64, 64)))) == 48
 
 
 def test_strips_of_the_same_units_meet_without_being_filled(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Weights into and out of one unit share a piece; where their coefficients meet, strips stay."""
-    monkeypatch.setattr(cost, "ROWS_AT_ONCE", 8)
+    monkeypatch.setattr(plan, "ROWS_AT_ONCE", 8)
     met: list[str] = []
-    owe = walker.Walker._owe
+    owe = backward.Walker._owe
 
-    def meeting(self: walker.Walker, name: str, on: torch.Tensor, strip: Strip | None) -> None:
+    def meeting(self: backward.Walker, name: str, on: torch.Tensor, strip: Strip | None) -> None:
         if name in self.strips and strip is not None:
             met.append(name)
             assert strip.fits(self.strips[name])
         owe(self, name, on, strip)
 
-    monkeypatch.setattr(walker.Walker, "_owe", meeting)
+    monkeypatch.setattr(backward.Walker, "_owe", meeting)
     recorded(problem("mse", (12,)))
     assert met

@@ -10,9 +10,9 @@ from attacks import assert_inside
 from whole_runs import problem, truth
 
 import milp_agt as agt
+from milp_agt.bounds.program import OneByOne
+from milp_agt.certification.recorder import MemoryRecorder
 from milp_agt.core.strengthening import Strengthening
-from milp_agt.engines.program import OneByOne
-from milp_agt.engines.recorder import MemoryRecorder
 from milp_agt.formulations.exchange import Remove
 
 RUN: dict[str, Any] = {"selections": "enumerated", "program_window": 2, "relaxation": "lp"}

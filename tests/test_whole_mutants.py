@@ -84,7 +84,7 @@ def _fails(selections: str) -> bool:
 def test_mutant_of_the_ball(monkeypatch: pytest.MonkeyPatch) -> None:
     """With more taken back than the ball allows, the closed form is missed."""
     original = torch.linalg.vector_norm
-    from milp_agt.engines import ball
+    from milp_agt.bounds.linear import clipped_ball
 
     class Shrunk:
         @staticmethod
@@ -95,13 +95,13 @@ def test_mutant_of_the_ball(monkeypatch: pytest.MonkeyPatch) -> None:
         linalg = Shrunk
         cat = staticmethod(torch.cat)
 
-    monkeypatch.setattr(ball, "torch", Torch)
+    monkeypatch.setattr(clipped_ball, "torch", Torch)
     with pytest.raises((AssertionError, MilpAgtError)):
         assert_form_meets_the_ball("substitution", "norm")
 
 
 def test_mutant_without_the_skipped_step(monkeypatch: pytest.MonkeyPatch) -> None:
-    from milp_agt.engines.joint import Joint
+    from milp_agt.bounds.adversary.joint import Joint
 
     monkeypatch.setattr(Joint, "emptied", lambda self, step: None)
     case = problem("removal", 2, samples=3, batch_size=1, epochs=1)

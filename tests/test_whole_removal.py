@@ -15,7 +15,7 @@ from whole_runs import X, Y, problem, share
 import milp_agt as agt
 from milp_agt.core.interval import Interval
 from milp_agt.formulations.exchange import Remove
-from milp_agt.training import Training
+from milp_agt.training.training import Training
 
 
 @pytest.mark.parametrize(("budget", "least"), [(1, 0.99), (2, 0.98)])

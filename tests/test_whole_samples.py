@@ -27,9 +27,10 @@ from whole_runs import (
 )
 
 import milp_agt as agt
-from milp_agt import cost, whole_samples
+from milp_agt.certification import plan
 from milp_agt.errors import InvalidThreatModelError, MilpAgtError
 from milp_agt.formulations.exchange import Remove
+from milp_agt.training import exchange
 
 
 @pytest.mark.parametrize("relaxation", ["interval", "linear", "lp", "milp"])
@@ -123,9 +124,9 @@ def test_fresh_substitutes_in_every_step(static: bool, scope: str, relaxation: s
 @pytest.mark.parametrize("kind", KINDS)
 def test_batches_in_pieces(kind: str, mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Walks cut at the outputs and over two samples at a time; removals keep their batch whole."""
-    monkeypatch.setattr(cost, "THREADED_ELEMENTS", 0)
-    monkeypatch.setattr(cost, "SAMPLES_OF_UNITS", 2)
-    monkeypatch.setattr(cost, "FEWEST_SAMPLES", 1)
+    monkeypatch.setattr(plan, "THREADED_ELEMENTS", 0)
+    monkeypatch.setattr(plan, "SAMPLES_OF_UNITS", 2)
+    monkeypatch.setattr(plan, "FEWEST_SAMPLES", 1)
     case = problem(kind, 2, samples=5, **({} if kind == "removal" else {"clip_mode": mode}))
     result, boxes = case.certify()
     (reached,) = result.models.reached
@@ -223,10 +224,10 @@ def test_claims_say_what_happens() -> None:
 
 def test_graphs_without_exchange_stay_as_they_are() -> None:
     case = problem("insertion", 1)
-    from milp_agt.tracing import trace
+    from milp_agt.training.tracing import trace
 
     graph = trace(case.model, "bce", (2,))
     encoded = Trainer(case).encoded(case.labels)
     poison = agt.LabelPoisoning(1).bind(case.features, encoded, graph.loss)
-    assert whole_samples.with_exchanges(graph, poison) is graph
+    assert exchange.with_exchanges(graph, poison) is graph
     assert Remove(1).budget == 1

@@ -13,19 +13,19 @@ from attacks import Problem, Replay, with_all_ranges
 from test_cases import THREATS, problem
 
 import milp_agt as agt
-from milp_agt import certification
+from milp_agt.bounds import program
+from milp_agt.bounds.program.witness import check
+from milp_agt.bounds.step import State, is_velocity
+from milp_agt.certification import certify
+from milp_agt.certification.recorder import MemoryRecorder
+from milp_agt.certification.witnesses import Witnesses
 from milp_agt.core.interval import Interval
 from milp_agt.core.program import Array, Program
 from milp_agt.core.restriction import UNRESTRICTED, Restriction
 from milp_agt.core.results import Limits, SolveResult
-from milp_agt.engines import program
-from milp_agt.engines.program.witness import check
-from milp_agt.engines.recorder import MemoryRecorder
-from milp_agt.engines.step import State, is_velocity
 from milp_agt.errors import SoundnessError
 from milp_agt.solvers import available_solvers, get_solver
-from milp_agt.solvers.base import Session, Solver
-from milp_agt.witnesses import Witnesses
+from milp_agt.solvers.solver import Session, Solver
 
 RUNS: dict[str, tuple[str, Any, dict[str, Any]]] = {
     "features": ("bce", agt.FeaturePoisoning(1, 0.05), {}),
@@ -153,8 +153,8 @@ class LyingSession:
 @pytest.fixture
 def share(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """How far the solvers of a certification lie."""
-    lies, honest = [0.0], certification.choose
-    monkeypatch.setattr(certification, "choose", lambda *args: Liar(honest(*args), lies))
+    lies, honest = [0.0], certify.choose
+    monkeypatch.setattr(certify, "choose", lambda *args: Liar(honest(*args), lies))
     return lies
 
 

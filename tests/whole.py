@@ -11,9 +11,9 @@ from attacks import Problem
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
-from milp_agt import inputs
 from milp_agt.attacks.replay import mean_loss
 from milp_agt.formulations.loss import get_loss
+from milp_agt.training import inputs
 
 State = dict[str, Tensor]
 # Features and encoded labels of the batch of one step, and 1 for the samples that are there.

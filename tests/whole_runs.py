@@ -12,7 +12,7 @@ from torch import Tensor
 from whole import State, Trainer, subsets
 
 import milp_agt as agt
-from milp_agt.training import Training
+from milp_agt.training.training import Training
 
 X = torch.tensor(
     [[1.0, 0.2], [-0.8, 0.5], [0.3, -1.0], [-0.4, -0.6], [0.7, 0.9]], dtype=torch.float64

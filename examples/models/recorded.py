@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 import milp_agt as agt
-from milp_agt.schedules import InverseTimeDecay
+from milp_agt.training.schedules import InverseTimeDecay
 
 Array = npt.NDArray[Any]
 

@@ -12,7 +12,6 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from milp_agt import inputs
 from milp_agt.attacks.goals import Goal
 from milp_agt.attacks.objectives import Direction, Envelope, Objective
 from milp_agt.attacks.packed import Packed
@@ -20,13 +19,14 @@ from milp_agt.attacks.proposed import packed_of
 from milp_agt.attacks.replay import ModuleModels, confirm, replay, state_dict_of
 from milp_agt.attacks.search import Aim, Hunt, Search
 from milp_agt.attacks.unrolled import Poisoning, State, Unrolled
+from milp_agt.bounds.program import Incumbents
 from milp_agt.core.restriction import UNRESTRICTED, Restriction
-from milp_agt.engines.program import Incumbents
 from milp_agt.errors import InvalidInputError, UnsupportedOperationError
 from milp_agt.threats import ThreatModel
-from milp_agt.tracing import trace
-from milp_agt.training import Training
-from milp_agt.whole_samples import check_clipping
+from milp_agt.training import inputs
+from milp_agt.training.exchange import check_clipping
+from milp_agt.training.tracing import trace
+from milp_agt.training.training import Training
 
 Array = npt.NDArray[np.float64]
 

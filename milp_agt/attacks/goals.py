@@ -9,7 +9,7 @@ from torch import Tensor
 
 from milp_agt.attacks.trained import Models
 from milp_agt.formulations.loss import Loss
-from milp_agt.tracing import StepGraph
+from milp_agt.training.tracing import StepGraph
 
 
 class Goal(Protocol):

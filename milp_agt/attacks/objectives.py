@@ -11,16 +11,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from milp_agt import inputs
 from milp_agt.attacks.goals import Goal, LinearForm, MeanLoss, Parameters, parameter_names
 from milp_agt.attacks.predictions import Predictions, Region
 from milp_agt.attacks.trained import GraphModels
 from milp_agt.attacks.unrolled import Unrolled
+from milp_agt.core.arguments import array_of, listed
 from milp_agt.errors import InvalidInputError
-from milp_agt.kinds import array_of, listed
 from milp_agt.properties.targeted import Targets, unsafe_box, unsafe_classes
 from milp_agt.properties.triggers import Trigger, check_trigger
-from milp_agt.tracing import FEATURES, StepGraph
+from milp_agt.training import inputs
+from milp_agt.training.tracing import FEATURES, StepGraph
 
 Direction = Literal["max", "min"]
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from milp_agt.attacks.moves import random_moves
 from milp_agt.attacks.selection import Selector
 from milp_agt.attacks.unrolled import Poisoning, Unrolled
-from milp_agt.moves import MoveSet, Vertices
+from milp_agt.threats.sets import MoveSet, Vertices
 
 
 def random_poisoning(

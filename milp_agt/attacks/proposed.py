@@ -11,8 +11,8 @@ from milp_agt.attacks.moves import merged, random_moves
 from milp_agt.attacks.packed import Packed
 from milp_agt.attacks.selection import Selector
 from milp_agt.attacks.unrolled import Poisoning, Unrolled
+from milp_agt.bounds.program import Incumbents
 from milp_agt.core.expression import Array
-from milp_agt.engines.program import Incumbents
 
 # A sample that is poisoned by less gets its moves enlarged only up to the inverse of this.
 SMALLEST_GATE = 1e-3

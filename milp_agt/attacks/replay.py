@@ -14,8 +14,8 @@ from torch.nn import functional
 from milp_agt.attacks.unrolled import Poisoning, State, Unrolled
 from milp_agt.errors import SoundnessError
 from milp_agt.formulations.loss import Loss
-from milp_agt.tracing import FEATURES, StepGraph
-from milp_agt.training import ClipMode
+from milp_agt.training.tracing import FEATURES, StepGraph
+from milp_agt.training.training import ClipMode
 
 MeanLoss = Callable[[Tensor, Tensor], Tensor]
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from milp_agt.attacks.attacker import Attack
+from milp_agt.core.reachable import Array, Bounds, ReachableSet
 from milp_agt.errors import SoundnessError
-from milp_agt.reachable import Array, Bounds, ReachableSet
 
 
 class Extent(Protocol):

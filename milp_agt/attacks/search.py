@@ -7,7 +7,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from milp_agt import inputs
 from milp_agt.attacks.goals import Goal
 from milp_agt.attacks.moves import merged, moved, random_moves, steepest, stepped
 from milp_agt.attacks.packed import Packed
@@ -17,6 +16,7 @@ from milp_agt.attacks.trained import GraphModels
 from milp_agt.attacks.unrolled import Poisoning, State, Unrolled
 from milp_agt.core.restriction import UNRESTRICTED, Restriction
 from milp_agt.errors import InvalidInputError
+from milp_agt.training import inputs
 
 LARGEST_CHUNK = 4096  # attacks in one pass
 ENTERING, LEAVING = 4, 2  # candidates of an exchange by gradient

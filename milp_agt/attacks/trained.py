@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from milp_agt.core.graph import evaluate
-from milp_agt.tracing import FEATURES, StepGraph
+from milp_agt.training.tracing import FEATURES, StepGraph
 
 
 class Models(Protocol):

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from milp_agt.attacks.whole import Exchanged
-from milp_agt.engines.step import Schedule, step_at_points, velocity_of
-from milp_agt.poison import Poison
-from milp_agt.tracing import StepGraph
-from milp_agt.training import Training, UpdateRule
+from milp_agt.bounds.step import Schedule, step_at_points, velocity_of
+from milp_agt.threats.poison import Poison
+from milp_agt.training.tracing import StepGraph
+from milp_agt.training.training import Training, UpdateRule
 
 State = dict[str, Tensor]  # parameters and velocities of many runs, (attacks, *shape)
 

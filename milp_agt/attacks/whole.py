@@ -8,10 +8,10 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from milp_agt.moves import Box, MoveSet, Vertices
-from milp_agt.poison import Poison, Whole
-from milp_agt.tracing import StepGraph
-from milp_agt.whole_samples import with_absences
+from milp_agt.threats.poison import Poison, Whole
+from milp_agt.threats.sets import Box, MoveSet, Vertices
+from milp_agt.training.exchange import with_absences
+from milp_agt.training.tracing import StepGraph
 
 # New samples lie within the data's largest distance from their middle, times this. They may be
 # anything; clipping makes of farther ones only other directions of the same length.

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING
 
 from milp_agt.cli.common import PROVED, RUN_FILE
 from milp_agt.cli.progress import progress
-from milp_agt.tables import format_number, format_table
+from milp_agt.io.tables import format_number, format_table
 
 if TYPE_CHECKING:
     from milp_agt.attacks import Attack, Objective
     from milp_agt.cli.common import Commands
-    from milp_agt.config import Run
+    from milp_agt.runfile.run_file import Run
 
 
 def add(commands: Commands) -> None:
@@ -36,9 +36,9 @@ def add(commands: Commands) -> None:
 
 
 def _attack(arguments: argparse.Namespace) -> int:
-    from milp_agt.attack_folder import AttackFolder
     from milp_agt.attacks import attack
-    from milp_agt.config import load_config
+    from milp_agt.reports.attack_folder import AttackFolder
+    from milp_agt.runfile.run_file import load_config
 
     config = load_config(arguments.run)
     run = config.build()
@@ -82,7 +82,7 @@ def _attack(arguments: argparse.Namespace) -> int:
 
 def _aims(run: Run) -> list[tuple[str, Objective]]:
     """The properties of the file as objectives."""
-    from milp_agt.config_properties import FunctionalTable
+    from milp_agt.runfile.property_tables import FunctionalTable
 
     aims: list[tuple[str, Objective]] = []
     for asked in run.properties:

@@ -75,9 +75,9 @@ def _relaxations(text: str) -> tuple[str, ...]:
 
 
 def _bench(arguments: argparse.Namespace) -> int:
-    from milp_agt.benchmark import Sweep, bench
-    from milp_agt.benchmark.plot import write_plot
-    from milp_agt.output import make_folder, write_json
+    from milp_agt.experiments.bench import Sweep, bench
+    from milp_agt.experiments.bench.plot import write_plot
+    from milp_agt.reports.result_folder import make_folder, write_json
 
     given = {
         name: value

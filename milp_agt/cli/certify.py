@@ -12,17 +12,17 @@ from typing import TYPE_CHECKING, Any
 from milp_agt.cli.common import LIMIT_REACHED, NOT_PROVED, PROVED, RELAXATIONS, RUN_FILE, window
 from milp_agt.cli.progress import progress
 from milp_agt.errors import InvalidInputError
-from milp_agt.tables import format_number, format_table
+from milp_agt.io.tables import format_number, format_table
 
 if TYPE_CHECKING:
-    from milp_agt.checkpoint import Checkpoint
+    from milp_agt.certification.checkpoint import Checkpoint
+    from milp_agt.certification.result import Result
     from milp_agt.cli.common import Commands
-    from milp_agt.config import Run
-    from milp_agt.config_certify import CertifyTable
+    from milp_agt.core.reachable import StepRecord
     from milp_agt.properties.suspects import Suspects
-    from milp_agt.reachable import StepRecord
-    from milp_agt.result import Result
-    from milp_agt.verdicts import Verdict
+    from milp_agt.runfile.certify_table import CertifyTable
+    from milp_agt.runfile.run_file import Run
+    from milp_agt.runfile.verdicts import Verdict
 
 SHOWN_STEPS = 40
 CHECKPOINT = "checkpoint"  # folder inside the result folder, while the run is not at its end
@@ -103,7 +103,7 @@ class _Job:
         )
 
     def checkpoint(self) -> Checkpoint:
-        from milp_agt.checkpoint import Checkpoint
+        from milp_agt.certification.checkpoint import Checkpoint
 
         note = {
             "run": str(self.run.absolute()),
@@ -119,7 +119,7 @@ def _stored(folder: Path) -> dict[str, Any]:
     Raises:
         InvalidInputError: there is none.
     """
-    from milp_agt.checkpoint import Checkpoint
+    from milp_agt.certification.checkpoint import Checkpoint
 
     stored = Checkpoint(folder / CHECKPOINT).manifest
     if stored is None:
@@ -134,9 +134,9 @@ def _stored(folder: Path) -> dict[str, Any]:
 
 
 def _certify(arguments: argparse.Namespace) -> int:
-    from milp_agt.config import load_config
-    from milp_agt.output import ResultFolder, run_header
-    from milp_agt.verdicts import judge
+    from milp_agt.reports.result_folder import ResultFolder, run_header
+    from milp_agt.runfile.run_file import load_config
+    from milp_agt.runfile.verdicts import judge
 
     job = _Job.of(arguments)
     config = load_config(job.run)
@@ -206,8 +206,7 @@ def _suspects(result: Result) -> Suspects | None:
 
 def _report(result: Result, verdicts: Sequence[Verdict], run: Run, folder: Path) -> list[Path]:
     """Bounds of the test points and the page; what stands in the way of a page is no failure."""
-    from milp_agt import evidence
-    from milp_agt.reports import ReportUnavailableError, write_page
+    from milp_agt.reports import ReportUnavailableError, evidence, write_page
 
     written = []
     try:

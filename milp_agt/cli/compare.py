@@ -64,10 +64,10 @@ def _solvers(text: str) -> tuple[str, ...]:
 
 
 def _compare(arguments: argparse.Namespace) -> int:
-    from milp_agt.comparison import compare
-    from milp_agt.comparison.plot import write_plot
-    from milp_agt.config import load_config
-    from milp_agt.output import make_folder
+    from milp_agt.experiments.compare import compare
+    from milp_agt.experiments.compare.figure import write_plot
+    from milp_agt.reports.result_folder import make_folder
+    from milp_agt.runfile.run_file import load_config
     from milp_agt.solvers import get_solver
 
     for name in arguments.solvers or ():

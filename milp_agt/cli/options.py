@@ -14,7 +14,7 @@ from milp_agt.errors import InvalidInputError
 
 if TYPE_CHECKING:
     from milp_agt.cli.common import Commands
-    from milp_agt.options import OptionTable
+    from milp_agt.runfile.reference import OptionTable
 
 WIDEST = 100  # characters of a line
 
@@ -37,7 +37,7 @@ def add(commands: Commands) -> None:
 
 
 def _options(arguments: argparse.Namespace) -> int:
-    from milp_agt.options import json_schema, option_tables, text
+    from milp_agt.runfile.reference import json_schema, option_tables, text
 
     if arguments.schema:
         print(json.dumps(json_schema(), indent=2))

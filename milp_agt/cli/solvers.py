@@ -6,7 +6,7 @@ import argparse
 from typing import TYPE_CHECKING
 
 from milp_agt.cli.common import PROVED
-from milp_agt.tables import format_table
+from milp_agt.io.tables import format_table
 
 if TYPE_CHECKING:
     from milp_agt.cli.common import Commands

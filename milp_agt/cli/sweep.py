@@ -13,12 +13,12 @@ from milp_agt.cli.progress import Advance, progress
 from milp_agt.errors import InvalidInputError
 
 if TYPE_CHECKING:
-    from milp_agt.bisection import Largest
+    from milp_agt.certification.result import Result
     from milp_agt.cli.common import Commands
-    from milp_agt.config import Run
-    from milp_agt.reachable import Bounds
-    from milp_agt.result import Result
-    from milp_agt.sweeps import Sweep
+    from milp_agt.core.reachable import Bounds
+    from milp_agt.experiments.largest import Largest
+    from milp_agt.experiments.sweep import Sweep
+    from milp_agt.runfile.run_file import Run
     from milp_agt.threats import ThreatModel
 
 # Which end of a point's row certifies it: its quantity is surely 1, or surely 0.
@@ -70,8 +70,8 @@ def _sizes(text: str) -> tuple[float, ...]:
 
 
 def _sweep(arguments: argparse.Namespace) -> int:
-    from milp_agt.config import load_config
-    from milp_agt.output import make_folder
+    from milp_agt.reports.result_folder import make_folder
+    from milp_agt.runfile.run_file import load_config
 
     _check(arguments)
     config = load_config(arguments.run)
@@ -147,9 +147,9 @@ def _certifier(run: Run, advance: Advance, limits: list[bool]) -> Callable[[Thre
 def _curves(
     run: Run, arguments: argparse.Namespace, certify: Callable[[ThreatModel], Result]
 ) -> Sweep:
-    from milp_agt.config_properties import BackdoorTable
-    from milp_agt.sweeps import sweep
-    from milp_agt.verdicts import answers, trigger_curve
+    from milp_agt.experiments.sweep import sweep
+    from milp_agt.runfile.property_tables import BackdoorTable
+    from milp_agt.runfile.verdicts import answers, trigger_curve
 
     balls = [p for p in run.properties if isinstance(p, BackdoorTable) and p.radius is not None]
     if arguments.triggers is None:
@@ -175,8 +175,8 @@ def _curves(
 def _largest(
     run: Run, arguments: argparse.Namespace, certify: Callable[[ThreatModel], Result]
 ) -> Largest:
-    from milp_agt.bisection import largest
-    from milp_agt.verdicts import judge
+    from milp_agt.experiments.largest import largest
+    from milp_agt.runfile.verdicts import judge
 
     if not arguments.points and all(p.at_least is p.at_most is None for p in run.properties):
         raise InvalidInputError(

@@ -8,7 +8,7 @@ from enum import Enum
 import numpy as np
 import numpy.typing as npt
 
-from milp_agt.kinds import at_least
+from milp_agt.core.arguments import at_least
 
 
 class Termination(Enum):

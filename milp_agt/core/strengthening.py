@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from milp_agt.kinds import at_least, of_kind
+from milp_agt.core.arguments import at_least, of_kind
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from milp_agt.core.interval import Interval
+from milp_agt.core.reachable import Bounds
 from milp_agt.core.rounding import gamma
-from milp_agt.reachable import Bounds
 
 Array = npt.NDArray[np.float64]
 GroupName = str | int

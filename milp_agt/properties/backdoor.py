@@ -15,7 +15,7 @@ from milp_agt.properties.answer import Scores
 from milp_agt.properties.decision import Decision, classes_of, only, reached
 from milp_agt.properties.models import Models, OutputForms
 from milp_agt.properties.triggers import Trigger
-from milp_agt.tracing import FEATURES
+from milp_agt.training.tracing import FEATURES
 
 # Signed gradient steps of the trigger that is tried on the nominal model.
 TRIGGER_STEPS = 8

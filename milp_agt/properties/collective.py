@@ -11,15 +11,15 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from milp_agt.bounds.adversary.joint import Joint
+from milp_agt.bounds.program.counts import most_by_selection
 from milp_agt.core.interval import Interval
+from milp_agt.core.reachable import Bounds
 from milp_agt.core.restriction import UNRESTRICTED
-from milp_agt.engines.joint import Joint
-from milp_agt.engines.program.collective import most_by_selection
 from milp_agt.properties.accuracy import Accuracy
 from milp_agt.properties.answer import Answer, GroupName, summarise
 from milp_agt.properties.models import Models
 from milp_agt.properties.question import bounds_of
-from milp_agt.reachable import Bounds
 
 
 def collective(

@@ -9,11 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from milp_agt.core.reachable import Bounds
 from milp_agt.core.rounding import TINY, gamma
 from milp_agt.errors import InvalidInputError
-from milp_agt.inputs import ArrayLike, of_kind
 from milp_agt.properties.models import Models
-from milp_agt.reachable import Bounds
+from milp_agt.training.inputs import ArrayLike, of_kind
 
 
 @dataclass(frozen=True)

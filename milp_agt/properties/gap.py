@@ -7,22 +7,22 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from milp_agt.bounds.adversary.charged import Charged
+from milp_agt.bounds.adversary.enumerated import Enumerated
+from milp_agt.bounds.adversary.joint import Joint
+from milp_agt.bounds.forms import Forms
+from milp_agt.bounds.linear.gaps import Account, Gaps, Window
+from milp_agt.bounds.passes import in_passes
 from milp_agt.core.graph import Cause
-from milp_agt.engines.cases import Enumerated
-from milp_agt.engines.causes import Account, Gaps, Window
-from milp_agt.engines.charged import Charged
-from milp_agt.engines.forms import Forms
-from milp_agt.engines.joint import Joint
-from milp_agt.engines.passes import in_passes
-from milp_agt.poison import Poison
 from milp_agt.properties.models import Models, Reached
+from milp_agt.threats.poison import Poison
 
 
 def split(models: Models) -> dict[Cause, float]:
     """What adds up to the mean width that linear forms prove by the window alone.
 
     The forms of both ends of every parameter are walked back, each to its best stop, and all that is
-    lost on the way is told apart (:mod:`milp_agt.engines.causes`):
+    lost on the way is told apart (:mod:`milp_agt.bounds.linear.gaps`):
 
     - moves: what the poisoned samples of *one fixed* selection do through the operations as they are
       linearised; with flipped labels enumerated, how far that one flipped run ends from the clean one;
@@ -31,7 +31,7 @@ def split(models: Models) -> dict[Cause, float]:
     - selection: what is left of the debt, because every end has poisoned samples of its own. The
       fixed selection is the one that is worth most to all ends together;
     - start box: the spread over the box where a walk stops; forms that go on before the window
-      (:class:`milp_agt.engines.shortcut.Past`) prove more, which is not told apart;
+      (:class:`milp_agt.bounds.linear.composed.Past`) prove more, which is not told apart;
     - rounding: what is subtracted for it, and the planes of linear operations.
 
     Each is >= 0 up to rounding, and their sum is the mean over the trainable parameters of the distance

@@ -12,13 +12,13 @@ import torch
 from torch import Tensor
 
 from milp_agt.core.interval import Interval
+from milp_agt.core.reachable import Bounds
 from milp_agt.core.rounding import TINY, gamma
 from milp_agt.errors import InvalidInputError
 from milp_agt.formulations.loss import Loss
 from milp_agt.formulations.loss_planes import LossPlanes
 from milp_agt.properties.answer import Answer, GroupName, Scores, summarise
 from milp_agt.properties.models import Models, OutputForms
-from milp_agt.reachable import Bounds
 
 
 @dataclass(frozen=True)

@@ -8,27 +8,27 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from milp_agt.core.graph import Node, evaluate
-from milp_agt.core.interval import CLEAN, Interval
-from milp_agt.core.rounding import TINY, gamma
-from milp_agt.engines.arithmetic import better
-from milp_agt.engines.charged import Charged
-from milp_agt.engines.exposure import Exposure
-from milp_agt.engines.forms import Forms
-from milp_agt.engines.joint import Joint
-from milp_agt.engines.linear import (
+from milp_agt.bounds.adversary.box_algebra import better
+from milp_agt.bounds.adversary.charged import Charged
+from milp_agt.bounds.adversary.joint import Joint
+from milp_agt.bounds.adversary.model import Exposure
+from milp_agt.bounds.forms import Forms
+from milp_agt.bounds.linear.composed import Past
+from milp_agt.bounds.linear.linear_bounds import (
     bound_by_sample,
     bound_forms,
     forms_of_outputs,
     rows_at_once,
 )
-from milp_agt.engines.passes import in_passes
-from milp_agt.engines.program import Asked, WindowProgram
-from milp_agt.engines.relaxed import RelaxedStep
-from milp_agt.engines.shortcut import Past
-from milp_agt.engines.step import Schedule, State, union
-from milp_agt.poison import Poison
-from milp_agt.tracing import FEATURES, StepGraph
+from milp_agt.bounds.linear.linearized_step import RelaxedStep
+from milp_agt.bounds.passes import in_passes
+from milp_agt.bounds.program import Asked, WindowProgram
+from milp_agt.bounds.step import Schedule, State, union
+from milp_agt.core.graph import Node, evaluate
+from milp_agt.core.interval import CLEAN, Interval
+from milp_agt.core.rounding import TINY, gamma
+from milp_agt.threats.poison import Poison
+from milp_agt.training.tracing import FEATURES, StepGraph
 
 # Test points, forms of the parameters, and numbers of all their coefficients that share one pass.
 POINTS_AT_ONCE = 64

@@ -8,9 +8,9 @@ from typing import Any, Protocol
 import numpy.typing as npt
 from torch import Tensor
 
+from milp_agt.core.arguments import array_of
 from milp_agt.core.interval import Interval
 from milp_agt.errors import InvalidInputError
-from milp_agt.kinds import array_of
 from milp_agt.properties.answer import Answer, Scores, summarise
 from milp_agt.properties.models import Models, OutputForms
 

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
-from milp_agt import inputs
+from milp_agt.core.reachable import Bounds
 from milp_agt.errors import InvalidInputError
 from milp_agt.properties.accuracy import Accuracy
 from milp_agt.properties.answer import Answer, nested
@@ -22,8 +22,8 @@ from milp_agt.properties.question import ask, ask_scores, groups_of
 from milp_agt.properties.stable import Stability
 from milp_agt.properties.targeted import Targets, targeted
 from milp_agt.properties.triggers import BallTrigger, Trigger, Values, check_trigger
-from milp_agt.reachable import Bounds
-from milp_agt.tracing import FEATURES
+from milp_agt.training import inputs
+from milp_agt.training.tracing import FEATURES
 
 Groups = inputs.ArrayLike | Sequence[str | int]
 

@@ -9,16 +9,16 @@ from typing import Any, overload
 import torch
 from torch import Tensor
 
+from milp_agt.bounds.adversary.charged import Charged
+from milp_agt.bounds.adversary.enumerated import Enumerated
+from milp_agt.bounds.forms import Forms
+from milp_agt.bounds.linear.linear_bounds import influence
+from milp_agt.bounds.passes import in_passes
 from milp_agt.core.graph import Cause
-from milp_agt.engines.cases import Enumerated
-from milp_agt.engines.charged import Charged
-from milp_agt.engines.forms import Forms
-from milp_agt.engines.linear import influence
-from milp_agt.engines.passes import in_passes
 from milp_agt.errors import InvalidInputError
+from milp_agt.io.tables import format_number, format_table
 from milp_agt.properties.gap import split
 from milp_agt.properties.models import Models, Reached
-from milp_agt.tables import format_number, format_table
 
 
 @dataclass(frozen=True)

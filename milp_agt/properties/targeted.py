@@ -12,11 +12,11 @@ from torch import Tensor
 
 from milp_agt.core.interval import Interval
 from milp_agt.errors import InvalidInputError
-from milp_agt.inputs import ArrayLike
 from milp_agt.properties.answer import Scores
 from milp_agt.properties.decision import Decision, reached
 from milp_agt.properties.models import Models, OutputForms
 from milp_agt.properties.question import Question
+from milp_agt.training.inputs import ArrayLike
 
 Targets = int | ArrayLike | Sequence[Collection[int]]
 

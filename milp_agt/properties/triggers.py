@@ -11,9 +11,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from milp_agt.core.arguments import array_of
 from milp_agt.core.interval import Interval
 from milp_agt.errors import InvalidInputError
-from milp_agt.kinds import array_of
 
 Values = float | Sequence[Any] | npt.NDArray[Any] | Tensor
 Coordinates = Sequence[Any] | npt.NDArray[Any] | Tensor

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from milp_agt import evidence
 from milp_agt.errors import InvalidInputError
-from milp_agt.files import DAMAGE
+from milp_agt.io.files import DAMAGE
+from milp_agt.reports import evidence
 
 Array = npt.NDArray[Any]
 

@@ -14,11 +14,11 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from milp_agt.io.tables import format_number
 from milp_agt.reports.colours import BLACK, BLUE, CLASSES, LINES, MARKERS, RED, SKY
 from milp_agt.reports.content import Content, Property
 from milp_agt.reports.points import margins, predictions
 from milp_agt.reports.words import between
-from milp_agt.tables import format_number
 
 FALLING = ("accuracy", "collective", "stable")  # certified from below; other questions from above
 STYLE: Any = {

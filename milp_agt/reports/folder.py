@@ -8,17 +8,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from milp_agt import archive, evidence
-from milp_agt.config import parse_properties
-from milp_agt.data import Dataset
+from milp_agt.certification import saved
+from milp_agt.core.arguments import listed, of_kind
+from milp_agt.data.dataset import Dataset
 from milp_agt.errors import InvalidInputError
-from milp_agt.kinds import listed, of_kind
-from milp_agt.output import ResultFolder, header
-from milp_agt.reports import write_page
-from milp_agt.verdicts import judge
+from milp_agt.reports import evidence, write_page
+from milp_agt.reports.result_folder import ResultFolder, header
+from milp_agt.runfile.run_file import parse_properties
+from milp_agt.runfile.verdicts import judge
 
 if TYPE_CHECKING:
-    from milp_agt.result import Result
+    from milp_agt.certification.result import Result
 
 
 def report(
@@ -100,7 +100,7 @@ def _default(dataset: Dataset) -> list[dict[str, Any]]:
 
 def _described(result: Result) -> dict[str, Any]:
     """Model and settings as far as a result knows them."""
-    return {"model": archive.describe(result.models.step_graph.model), **result.settings}
+    return {"model": saved.describe(result.models.step_graph.model), **result.settings}
 
 
 def _check_data(result: Result, dataset: Dataset) -> None:

@@ -16,11 +16,11 @@ import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from milp_agt.errors import InvalidInputError
-from milp_agt.files import replace
+from milp_agt.io.files import replace
+from milp_agt.io.tables import format_number
 from milp_agt.reports import words
 from milp_agt.reports.content import Array, Content, Points, Predictions
 from milp_agt.reports.figures import Picture, pictures
-from milp_agt.tables import format_number
 
 TEMPLATES = Path(__file__).parent / "templates"
 PAGE, FIGURES = "report.html", "figures"

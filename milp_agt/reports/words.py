@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from decimal import ROUND_CEILING, ROUND_FLOOR, ROUND_HALF_EVEN, Context, Decimal
 
+from milp_agt.io.tables import format_number
 from milp_agt.reports.content import Content, Property
-from milp_agt.tables import format_number
 
 RELAXATIONS = {
     "interval": "a box for every quantity inside training; fast, and soon too wide",

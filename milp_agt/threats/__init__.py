@@ -1,13 +1,13 @@
 """Threat models: what the adversary may change, and how often."""
 
-from milp_agt.threats.base import ThreatModel
 from milp_agt.threats.samples import (
     FeatureLabelPoisoning,
     FeaturePoisoning,
     LabelPoisoning,
     SeparatePoisoning,
 )
-from milp_agt.threats.whole import Insertion, Removal, Substitution
+from milp_agt.threats.threat_model import ThreatModel
+from milp_agt.threats.whole_samples import Insertion, Removal, Substitution
 
 __all__ = [
     "THREATS",

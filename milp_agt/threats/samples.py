@@ -9,9 +9,11 @@ from torch import Tensor
 
 from milp_agt.errors import InvalidThreatModelError
 from milp_agt.formulations.loss import Loss
-from milp_agt.perturbation import FeatureMoves, LabelMoves, Numbers, Radius, Rows
-from milp_agt.poison import Poison, Quota
-from milp_agt.threats.base import Budgeted, samples_in_words, times_in_words
+from milp_agt.threats.checks import Numbers, Radius, Rows
+from milp_agt.threats.features import FeatureMoves
+from milp_agt.threats.labels import LabelMoves
+from milp_agt.threats.poison import Poison, Quota
+from milp_agt.threats.threat_model import Budgeted, samples_in_words, times_in_words
 
 
 @dataclass(frozen=True)

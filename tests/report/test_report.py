@@ -11,12 +11,11 @@ import pytest
 from pages import LOSS, RUN, certify, copied, document, page, trained, visible
 
 import milp_agt as agt
-from milp_agt import evidence
 from milp_agt.cli import main
 from milp_agt.errors import InvalidInputError, SoundnessError
-from milp_agt.reports import words
+from milp_agt.io.tables import format_number
+from milp_agt.reports import evidence, words
 from milp_agt.reports.content import read
-from milp_agt.tables import format_number
 
 QUICK = "[attack]\npool = 64\nrounds = 1\nrestarts = 1\n"
 

@@ -13,9 +13,9 @@ import pytest
 from pages import document, page, trained, visible
 
 import milp_agt as agt
+from milp_agt.io.tables import format_number
 from milp_agt.reports import words
 from milp_agt.reports.content import read
-from milp_agt.tables import format_number
 
 CHROMIUM = next(
     (p for n in ("chromium", "chromium-browser", "google-chrome") if (p := shutil.which(n))), ""

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 from pages import LOSS, RUN, certify, copied, document, page, visible
 
-from milp_agt import evidence, reports
+from milp_agt import reports
 from milp_agt.cli import main
 from milp_agt.errors import InvalidInputError
+from milp_agt.reports import evidence
 
 
 @pytest.mark.usefixtures("undrawn")

@@ -9,8 +9,9 @@ import pytest
 from pages import document, page, trained, visible
 
 import milp_agt as agt
-from milp_agt import evidence, reports
+from milp_agt import reports
 from milp_agt.errors import InvalidInputError
+from milp_agt.reports import evidence
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from pages import copied, document, page, visible
 
 from milp_agt import reports
-from milp_agt.chains import CHARGED, ENUMERATED, OPTIMISED
+from milp_agt.certification.chains import CHARGED, ENUMERATED, OPTIMISED
 from milp_agt.cli import main
 from milp_agt.core.relaxation import Relaxation
 from milp_agt.formulations.loss import losses

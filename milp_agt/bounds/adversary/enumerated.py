@@ -1,0 +1,313 @@
+"""Selections one by one: every choice of poisoned samples is a case with a box of its own."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from milp_agt.bounds.adversary.box_algebra import APART, Arithmetic
+from milp_agt.bounds.adversary.model import Debt, Emptied, PlainSum, SampleSum
+from milp_agt.bounds.adversary.worst_case import PerSampleDebt
+from milp_agt.bounds.step import Step
+from milp_agt.core.interval import CLEAN, Interval
+from milp_agt.core.restriction import UNRESTRICTED, Restriction
+from milp_agt.threats.poison import Poison, Whole
+from milp_agt.threats.sets import Vertices
+from milp_agt.training.tracing import FEATURES, LABELS, SELECTION
+
+
+@dataclass(frozen=True)
+class Cases:
+    """A list of choices that together cover everything an adversary may do.
+
+    In case c at most the samples ``members[c]`` are poisoned, or have their features poisoned and those
+    of ``label_members[c]`` their labels; where labels move to vertices, each of them takes exactly
+    the move ``label_moves[c]``. Case 0 poisons nobody.
+
+    Attributes:
+        members: indices of samples, (cases, budget), -1 for none.
+        label_moves: moves of their encoded labels, (cases, budget of the labels, width); None where
+            labels are clean or move within a radius.
+        label_members: the samples with poisoned labels, where these have a budget of their own.
+    """
+
+    members: Tensor
+    label_moves: Tensor | None
+    label_members: Tensor | None = None
+
+    @property
+    def labelled(self) -> Tensor:
+        """The samples whose labels are poisoned, (cases, budget of the labels)."""
+        return self.members if self.label_members is None else self.label_members
+
+    def __len__(self) -> int:
+        return len(self.members)
+
+    def single(self, case: int) -> Cases:
+        """One case by itself, so that slopes are made for it and not for the clean run."""
+
+        def of(tensor: Tensor | None) -> Tensor | None:
+            return None if tensor is None else tensor[case : case + 1]
+
+        return Cases(self.members[case : case + 1], of(self.label_moves), of(self.label_members))
+
+    def part(self, chosen: slice) -> Cases:
+        """Case 0 and some of the others."""
+
+        def of(tensor: Tensor | None) -> Tensor | None:
+            return None if tensor is None else torch.cat([tensor[:1], tensor[1:][chosen]])
+
+        members = of(self.members)
+        assert members is not None
+        return Cases(members, of(self.label_moves), of(self.label_members))
+
+
+def count_cases(poison: Poison, restriction: Restriction = UNRESTRICTED) -> float:
+    """How many cases :func:`enumerate_cases` lists; infinite where selections cannot be listed.
+
+    A selection made anew in every batch, or one for each batch, is not a choice for the whole run.
+    """
+    if poison.is_clean or poison.per_batch:
+        return math.inf
+    if poison.label_quota is not None:
+        x, y = (count_cases(part, _loosened(restriction)) for part in _apart(poison))
+        return 1 + (x - 1) * y
+    inside, free = _samples(poison, restriction)
+    left = min(poison.budget - len(inside), len(free))
+    if left < 0:
+        return math.inf
+    options = _label_options(poison, _exact(poison, inside))
+    # Elementary symmetric polynomials: selections of k samples, each with one of its options.
+    chosen = [math.prod(float(len(options[i])) for i in inside)] + [0.0] * left
+    for sample in free:
+        for k in range(left, 0, -1):
+            chosen[k] += len(options[sample]) * chosen[k - 1]
+    return sum(chosen) if _exact(poison, inside) else 1 + chosen[left]
+
+
+def enumerate_cases(poison: Poison, restriction: Restriction = UNRESTRICTED) -> Cases:
+    """All selections of a budget for the whole data set, and all labels that they may take.
+
+    Where samples only move within sets that contain "no move", the largest selections suffice. Where
+    only labels flip, every selection up to the budget is listed with labels that differ, so that
+    each case is one data set; so it is with samples that are removed. Where features and labels have
+    budgets apart, every choice of the features is paired with every one of the labels.
+    """
+    if poison.label_quota is not None:
+        return _paired(poison, restriction)
+    inside, free = _samples(poison, restriction)
+    left = min(poison.budget - len(inside), len(free))
+    exact = _exact(poison, inside)
+    sizes = range(left + 1) if exact else (left,)
+    options = _label_options(poison, exact)
+    listed = [
+        (picked, labels)
+        for size in sizes
+        for more in itertools.combinations(free, size)
+        if (picked := (*inside, *more))
+        for labels in itertools.product(*(options[i] for i in picked))
+    ]
+    width = max([len(picked) for picked, _ in listed], default=0) or 1
+    members = torch.full((len(listed) + 1, width), -1, dtype=torch.int64)
+    for row, (picked, _) in enumerate(listed):
+        members[row + 1, : len(picked)] = torch.tensor(picked, dtype=torch.int64)
+    members = members.to(poison.features.device)
+    vertices = _vertices(poison)
+    if vertices is None:
+        return Cases(members, None)
+    moves = vertices.new_zeros(len(members), width, vertices.shape[2])
+    for row, (picked, labels) in enumerate(listed):
+        for slot, (sample, label) in enumerate(zip(picked, labels, strict=True)):
+            if label is not None:
+                moves[row + 1, slot] = vertices[sample, label]
+    return Cases(members, moves)
+
+
+def _apart(poison: Poison) -> tuple[Poison, Poison]:
+    """The threat to features and the one to labels, each with its own budget."""
+    quota = poison.label_quota
+    assert quota is not None
+    return (
+        replace(poison, label_moves=None, label_quota=None),
+        replace(poison, feature_moves=None, open=quota.open, budget=quota.budget, label_quota=None),
+    )
+
+
+def _loosened(restriction: Restriction) -> Restriction:
+    """A sample that is surely poisoned may be so in its features or in its labels."""
+    return Restriction(outside=restriction.outside)
+
+
+def _paired(poison: Poison, restriction: Restriction) -> Cases:
+    """Every case that poisons features with every one of the labels; the first has neither."""
+    x, y = (enumerate_cases(part, _loosened(restriction)) for part in _apart(poison))
+    pairs = torch.cartesian_prod(torch.arange(1, len(x)), torch.arange(len(y)))
+    first, second = torch.cat([pairs.new_zeros(1, 2), pairs]).to(x.members.device).unbind(1)
+    moves = None if y.label_moves is None else y.label_moves[second]
+    return Cases(x.members[first], moves, y.members[second])
+
+
+def _exact(poison: Poison, inside: tuple[int, ...]) -> bool:
+    """A case is one data set. A sample that is surely poisoned may still keep its label."""
+    if poison.whole is Whole.REMOVED:
+        return True
+    return _vertices(poison) is not None and poison.feature_moves is None and not inside
+
+
+def _vertices(poison: Poison) -> Tensor | None:
+    """The finite moves of encoded labels, (N, moves, width); None where they are not finite.
+
+    An adaptive adversary has no one label for the whole run either.
+    """
+    moves = poison.label_moves
+    return moves.points if poison.static and isinstance(moves, Vertices) else None
+
+
+def _samples(poison: Poison, restriction: Restriction) -> tuple[tuple[int, ...], list[int]]:
+    """Samples that are surely poisoned, and those that may be."""
+    inside = tuple(sorted(restriction.inside))
+    known = restriction.inside | restriction.outside
+    return inside, [i for i in poison.open.nonzero()[:, 0].tolist() if i not in known]
+
+
+def _label_options(poison: Poison, exact: bool) -> list[list[int | None]]:
+    """For each sample, the moves of its label that are listed; None is "no move"."""
+    vertices = _vertices(poison)
+    if vertices is None:
+        return [[None]] * len(poison.open)
+    stay: list[int | None] = [] if exact else [None]
+    moving = (vertices.abs().amax(-1) > 0).tolist()
+    return [stay + [v for v, moves in enumerate(row) if moves] for row in moving]
+
+
+@dataclass(frozen=True)
+class Enumerated:
+    """Each case with its own boxes, all with the slopes of case 0, the clean run.
+
+    A linear bound may take any slope, so that one walk serves all cases: its coefficients are
+    shared, and only constants differ, which costs one matrix product. In a case there is nothing to
+    sort: the debt of its members is paid in full, no other sample has any.
+    """
+
+    poison: Poison
+    listed: Cases
+
+    @property
+    def cases(self) -> int:
+        return len(self.listed)
+
+    @property
+    def states(self) -> int:
+        return len(self.listed)
+
+    @cached_property
+    def mask(self) -> Tensor:
+        """Which samples are poisoned in which case, (cases, N); of budgets apart, their features."""
+        return self._mask(self.listed.members)
+
+    @cached_property
+    def label_mask(self) -> Tensor:
+        """Whose labels are poisoned in which case, (cases, N)."""
+        return self._mask(self.listed.labelled)
+
+    def _mask(self, members: Tensor) -> Tensor:
+        count = len(self.poison.features)
+        mask = torch.zeros(self.cases, count + 1, dtype=torch.bool, device=members.device)
+        mask.scatter_(1, torch.where(members < 0, count, members), True)
+        return mask[:, :count]
+
+    @cached_property
+    def movable(self) -> Poison:
+        """What is left to the adversary within a case."""
+        if self.listed.label_moves is None:
+            return self.poison
+        return replace(self.poison, label_moves=None, label_quota=None)
+
+    @property
+    def arithmetic(self) -> Arithmetic:
+        return APART
+
+    def leaves(self, step: Step, part: slice | None = None) -> dict[str, Interval]:
+        samples = step.samples if part is None else step.samples[part]
+        data = self.movable.take(samples)
+        if self.listed.label_moves is None:
+            labels = self._chosen(data.label_box(), self.label_mask[:, samples])
+        else:
+            labels = Interval.point(self.labels(samples))
+        boxes = {FEATURES: self._chosen(data.feature_box(), self.mask[:, samples]), LABELS: labels}
+        if data.whole is not None:
+            boxes[SELECTION] = data.selection_box(self.mask[:, samples], step.size)
+        return boxes
+
+    def _chosen(self, box: Interval, mask: Tensor) -> Interval:
+        """The state of each sample in each case: the last one moves whatever moves."""
+        if len(box.lower) == 1:
+            return box
+        mask = mask.reshape(self.cases, -1, *[1] * (box.lower.dim() - 2))
+        return Interval(
+            torch.where(mask, box.lower[-1], box.lower[CLEAN]),
+            torch.where(mask, box.upper[-1], box.upper[CLEAN]),
+        )
+
+    def labels(self, samples: Tensor) -> Tensor:
+        """Labels of some samples in each case, (cases, n, width)."""
+        moves, members = self.listed.label_moves, self.listed.labelled
+        assert moves is not None
+        nominal = self.poison.labels[samples]
+        slots = torch.full((len(self.poison.labels) + 1,), len(samples), device=members.device)
+        slots[samples] = torch.arange(len(samples), device=members.device)
+        shift = moves.new_zeros(self.cases, len(samples) + 1, moves.shape[2])
+        at = slots[members].unsqueeze(-1).expand(moves.shape)
+        shift.scatter_add_(1, at, moves)
+        return nominal + shift[:, : len(samples)]
+
+    def emptied(self, step: Step) -> Emptied | None:
+        if self.poison.whole is not Whole.REMOVED:
+            return None
+        lost = self.mask[:, step.samples].all(1)
+        return Emptied(lost, lost) if bool(lost.any()) else None
+
+    def nominal(self, step: Step) -> dict[str, Tensor]:
+        labels = step.poison.labels.unsqueeze(0)
+        if self.listed.label_moves is not None:
+            labels = self.labels(step.samples)
+        return {FEATURES: step.poison.features.unsqueeze(0), LABELS: labels}
+
+    def total(self, step: Step) -> SampleSum:
+        return PlainSum(self.cases)
+
+    def open_debt(self, rows: int) -> Debt:
+        return _CaseDebt(self, rows)
+
+
+class _CaseDebt(PerSampleDebt):
+    """What the members of each case can do; the moves of enumerated labels are no debt."""
+
+    def __init__(self, exposure: Enumerated, rows: int) -> None:
+        super().__init__(exposure.movable, rows, UNRESTRICTED)
+        self._exposure = exposure
+
+    def add(
+        self, step: Step, features: Tensor | None, labels: Tensor | None, charges: Tensor | None
+    ) -> None:
+        if self._exposure.listed.label_moves is not None:
+            labels = None
+        if self._exposure.movable.feature_moves is None:
+            features = None
+        step = replace(step, poison=self._exposure.movable.take(step.samples))
+        super().add(step, features, labels, None)
+
+    def owed(self) -> Tensor:
+        hurt, samples = self._hurt()
+        masks = (self._exposure.mask, self._exposure.label_mask)[: len(self._poison.quotas)]
+        # Within a case what features and labels can do adds up: states 1 and 2 of budgets apart.
+        owed = [hurt[..., p] @ m[:, samples].to(hurt.dtype).T for p, m in enumerate(masks)]
+        return sum(owed[1:], owed[0])
+
+    def owed_given(self, own: Tensor) -> Tensor:
+        return self.owed()

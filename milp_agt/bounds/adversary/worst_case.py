@@ -1,0 +1,347 @@
+"""What a linear form owes to the adversary: coefficients on moves and charges, sample by sample."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor
+
+from milp_agt.bounds.adversary.top_k import worst_sum
+from milp_agt.bounds.adversary.two_budgets import contenders, worst_of_both
+from milp_agt.bounds.step import Step
+from milp_agt.core.interval import CLEAN
+from milp_agt.core.restriction import Restriction
+from milp_agt.threats.poison import Poison
+
+
+class BudgetDebt(ABC):
+    """A debt (:class:`milp_agt.bounds.adversary.model.Debt`) of one case, within the budgets of a threat.
+
+    The adversary is worth the sum of the ``budget`` largest ``dev_i``. Where features and labels have
+    budgets apart there is a ``dev_i`` for each of the three states in which the sample is poisoned, and
+    the adversary is worth :func:`milp_agt.bounds.adversary.two_budgets.worst_of_both`.
+    """
+
+    @abstractmethod
+    def add(
+        self, step: Step, features: Tensor | None, labels: Tensor | None, charges: Tensor | None
+    ) -> None: ...
+
+    @abstractmethod
+    def add_own(
+        self, step: Step, features: Tensor | None, labels: Tensor | None, charges: Tensor | None
+    ) -> None: ...
+
+    @abstractmethod
+    def worst(self) -> Tensor:
+        """The most that the adversary can lower each form, (rows,)."""
+
+    @abstractmethod
+    def worst_given(self, own: Tensor, state: int) -> Tensor:
+        """:meth:`worst` if the state of sample ``own[r]`` of the data set is known, (rows,).
+
+        Clean: the ``budget`` worst of the others. Poisoned: its own debt in full and the
+        ``budget - 1`` worst of the others. With a fresh selection in every batch this is known of
+        the own step only.
+        """
+
+    @abstractmethod
+    def by_sample(self) -> Tensor:
+        """``dev_i`` of every sample of the data set, (rows, N)."""
+
+    def owed(self) -> Tensor:
+        """:meth:`worst` for the one case that there is, (rows, 1)."""
+        return self.worst().unsqueeze(1)
+
+    def owed_given(self, own: Tensor) -> Tensor:
+        """:meth:`worst_given` for each state, (rows, states)."""
+        return torch.stack([self.worst_given(own, state) for state in range(self.states)], 1)
+
+    @property
+    @abstractmethod
+    def states(self) -> int:
+        """States of a sample."""
+
+
+def open_debt(poison: Poison, rows: int, restriction: Restriction) -> BudgetDebt:
+    """The right kind of debt for a threat model bound to the whole data set."""
+    if poison.is_clean:
+        return _NoDebt(poison, rows)
+    if not poison.static and poison.per_batch:
+        return _PerStepDebt(poison, rows, restriction)
+    return PerSampleDebt(poison, rows, restriction)
+
+
+class _NoDebt(BudgetDebt):
+    def __init__(self, poison: Poison, rows: int) -> None:
+        self._zero = torch.zeros(rows, dtype=torch.float64, device=poison.features.device)
+        self._count = len(poison.features)
+
+    @property
+    def states(self) -> int:
+        return 1
+
+    def add(
+        self, step: Step, features: Tensor | None, labels: Tensor | None, charges: Tensor | None
+    ) -> None:
+        return
+
+    def worst(self) -> Tensor:
+        return self._zero
+
+    def by_sample(self) -> Tensor:
+        return self._zero.unsqueeze(1).expand(-1, self._count)
+
+    def add_own(
+        self, step: Step, features: Tensor | None, labels: Tensor | None, charges: Tensor | None
+    ) -> None:
+        return
+
+    def worst_given(self, own: Tensor, state: int) -> Tensor:
+        return self._zero
+
+
+class _PerStepDebt(BudgetDebt):
+    """Adaptive adversary, budget in each batch: top-k in each step, then the sum over steps."""
+
+    def __init__(self, poison: Poison, rows: int, restriction: Restriction) -> None:
+        self._poison, self._restriction = poison, restriction
+        self._total = torch.zeros(rows, dtype=torch.float64, device=poison.features.device)
+        self._own = self._total.new_zeros(rows, poison.states - 1)
+        self._met: list[tuple[Tensor, Tensor]] = []  # samples of each step, and their dev
+
+    def add(
+        self, step: Step, features: Tensor | None, labels: Tensor | None, charges: Tensor | None
+    ) -> None:
+        hurt = _dev(step.poison, features, labels, charges)
+        if hurt is not None:
+            self._met.append((step.samples, hurt))
+            self._total = self._total + _spend(
+                hurt, step.samples, step.poison.budgets_given(CLEAN), self._restriction
+            )
+
+    @property
+    def states(self) -> int:
+        return self._poison.states
+
+    def worst(self) -> Tensor:
+        return self._total + self._own.amax(-1)
+
+    def by_sample(self) -> Tensor:
+        total = self._total.new_zeros(len(self._total), len(self._poison.features))
+        for samples, hurt in self._met:
+            total.index_add_(1, samples, hurt.amax(-1))
+        return total
+
+    def add_own(
+        self, step: Step, features: Tensor | None, labels: Tensor | None, charges: Tensor | None
+    ) -> None:
+        hurt = _dev(step.poison, features, labels, charges)
+        if hurt is not None:
+            self._own = hurt.sum(1)
+
+    def worst_given(self, own: Tensor, state: int) -> Tensor:
+        return self._total + self._own[:, state - 1] if state else self._total
+
+
+class PerSampleDebt(BudgetDebt):
+    """One account for each sample that may be poisoned and that the window has met.
+
+    Static adversary: coefficients on the same move are added over the steps before the support
+    function is taken, so that what a perturbation gains in one step it may lose in another.
+    Adaptive with one poisoned set for the run: the support function is taken in each step.
+
+    With the budget counted in each batch (and a static adversary), the samples are parted by the
+    first batch of the window that held them; each part lies within one batch, so at most ``budget``
+    of it are poisoned.
+    """
+
+    def __init__(self, poison: Poison, rows: int, restriction: Restriction) -> None:
+        self._poison, self._restriction = poison, restriction
+        self._rows = rows
+        device = poison.features.device
+        self._exposed = poison.exposed
+        self._slots = torch.full((len(poison.features),), -1, dtype=torch.int64, device=device)
+        self._group_of = self._slots.clone()
+        self._samples = self._slots[:0]
+        self._features: Tensor | None = None
+        self._labels: Tensor | None = None
+        self._charges: Tensor | None = None
+        self._batches = 0
+        size = (rows, 0, poison.states - 1)
+        self._devs = torch.zeros(size, dtype=torch.float64, device=device)
+
+    def add(
+        self, step: Step, features: Tensor | None, labels: Tensor | None, charges: Tensor | None
+    ) -> None:
+        if not self._poison.static:
+            charges, features, labels = _dev(step.poison, features, labels, charges), None, None
+        at = self._exposed[step.samples].nonzero()[:, 0]
+        if len(at) < step.size:
+            features, labels, charges = (_at(t, at) for t in (features, labels, charges))
+        slots = self._slots_of(step.samples, step.samples[at])
+        self._features = self._accumulated(self._features, features, slots)
+        self._labels = self._accumulated(self._labels, labels, slots)
+        self._charges = self._accumulated(self._charges, charges, slots)
+        totals = (_at(t, slots) for t in (self._features, self._labels, self._charges))
+        # Only accounts of this batch have changed.
+        changed = _dev(self._poison.take(step.samples[at]), *totals)
+        self._devs = _padded(self._devs, len(self._samples))
+        if changed is not None:
+            self._devs = self._devs.index_copy(1, slots, changed)
+
+    def _slots_of(self, batch: Tensor, samples: Tensor) -> Tensor:
+        """The accounts of ``samples``, those of the ``batch`` that may be poisoned; new ones are opened."""
+        self._batches += 1
+        met = self._group_of[batch]
+        group = self._batches if self._poison.per_batch else 0
+        self._group_of[batch] = torch.where(met < 0, group, met)
+        new = samples[self._slots[samples] < 0]
+        first = len(self._samples)
+        self._slots[new] = torch.arange(first, first + len(new), device=new.device)
+        self._samples = torch.cat([self._samples, new])
+        return self._slots[samples]
+
+    def _accumulated(
+        self, total: Tensor | None, new: Tensor | None, slots: Tensor
+    ) -> Tensor | None:
+        """The totals of all accounts with a batch added; they are this debt's own and change in place."""
+        if total is None and new is None:
+            return None
+        if total is None:
+            assert new is not None
+            total = new.new_zeros((self._rows, 0, *new.shape[2:]))
+        total = _padded(total, len(self._samples))
+        return total if new is None else total.index_add_(1, slots, new)
+
+    def add_own(
+        self, step: Step, features: Tensor | None, labels: Tensor | None, charges: Tensor | None
+    ) -> None:
+        self.add(step, features, labels, charges)
+
+    def _hurt(self) -> tuple[Tensor, Tensor]:
+        """``dev`` of every account, (rows, accounts, states - 1), and the samples that they belong to."""
+        return self._devs, self._samples
+
+    @property
+    def states(self) -> int:
+        return self._poison.states
+
+    def _spent(self, hurt: Tensor, samples: Tensor, budgets: tuple[int, ...]) -> dict[int, Tensor]:
+        """The worst of each group of samples that has budgets of its own, (rows,) each."""
+        if not self._poison.per_batch:
+            return {0: _spend(hurt, samples, budgets, self._restriction)}
+        spent, groups = {}, self._group_of[samples]
+        for group in groups.unique().tolist():
+            part = groups == group
+            spent[group] = _spend(hurt[:, part], samples[part], budgets, self._restriction)
+        return spent
+
+    def by_sample(self) -> Tensor:
+        hurt, samples = self._hurt()
+        total = hurt.new_zeros(self._rows, len(self._poison.features))
+        return total.index_add(1, samples, hurt.amax(-1))
+
+    def worst(self) -> Tensor:
+        hurt, samples = self._hurt()
+        zero = torch.zeros(self._rows, dtype=torch.float64, device=hurt.device)
+        return sum(self._spent(hurt, samples, self._poison.budgets_given(CLEAN)).values(), zero)
+
+    def worst_given(self, own: Tensor, state: int) -> Tensor:
+        hurt, samples = self._hurt()
+        slots = self._slots[own]
+        rows = (slots >= 0).nonzero()[:, 0]  # of the others nothing is paid
+        at = (rows, slots[rows])
+        paid = hurt.new_zeros(len(own), hurt.shape[2]).index_put((rows,), hurt[at])
+        others = hurt.index_put(at, hurt.new_zeros(()))
+        spent = self._spent(others, samples, self._poison.budgets_given(CLEAN))
+        if not state:
+            return sum(spent.values(), hurt.new_zeros(len(own)))
+        fewer = self._spent(others, samples, self._poison.budgets_given(state))
+        home = self._group_of[own]
+        # A sample that is known to be inside has used up its part of the budget in _spend already.
+        inside = sorted(self._restriction.inside)
+        known = torch.isin(own, torch.tensor(inside, dtype=own.dtype, device=own.device))
+        total = paid[:, state - 1]
+        for group, full in spent.items():
+            total = total + torch.where((home == group) & ~known, fewer[group], full)
+        return total
+
+
+def _at(tensor: Tensor | None, samples: Tensor) -> Tensor | None:
+    return None if tensor is None else tensor.index_select(1, samples)
+
+
+def _padded(accounts: Tensor, count: int) -> Tensor:
+    """The same accounts and new ones with nothing in them, (rows, count, ...)."""
+    if accounts.shape[1] == count:
+        return accounts
+    extra = accounts.new_zeros((accounts.shape[0], count - accounts.shape[1], *accounts.shape[2:]))
+    return torch.cat([accounts, extra], 1)
+
+
+def _dev(
+    poison: Poison, features: Tensor | None, labels: Tensor | None, charges: Tensor | None
+) -> Tensor | None:
+    """``dev_i >= 0`` of each sample in each state but CLEAN, (rows, n, states - 1); None for nothing."""
+    if features is None and labels is None and charges is None:
+        return None
+    if poison.label_quota is not None:
+        return _dev_apart(poison, features, labels, charges)
+    if features is None and labels is None:
+        assert charges is not None
+        hurt = charges
+    else:
+        support = poison.support(features, labels).unsqueeze(-1)
+        hurt = support if charges is None else support + charges
+    return torch.where(poison.open[:, None], hurt, 0.0).clamp(min=0.0)
+
+
+def _dev_apart(
+    poison: Poison, features: Tensor | None, labels: Tensor | None, charges: Tensor | None
+) -> Tensor:
+    """The same where features, labels or both are poisoned: the support of what moves, and its charge."""
+    of_features, of_labels = (
+        0.0 if on is None else poison.support(*pair)
+        for on, pair in ((features, (features, None)), (labels, (None, labels)))
+    )
+    moved = [of_features, of_labels, of_features + of_labels]
+    given = [m for m in (*moved, charges) if isinstance(m, Tensor)]
+    size = given[-1].shape[:2]
+    hurt = torch.stack([given[0].new_zeros(size) + m for m in moved], -1)
+    hurt = hurt if charges is None else hurt + charges
+    x, y = (quota.open for quota in poison.quotas)
+    return torch.where(torch.stack([x, y, x & y], -1), hurt, 0.0).clamp(min=0.0)
+
+
+def _spend(
+    hurt: Tensor, samples: Tensor, budgets: tuple[int, ...], restriction: Restriction
+) -> Tensor:
+    """The worst of ``hurt`` (rows, n, states - 1) within budgets, under what is known of the selection."""
+
+    def known(chosen: frozenset[int]) -> Tensor:
+        return torch.isin(samples, torch.tensor(sorted(chosen), device=samples.device))
+
+    if restriction.outside:
+        hurt = torch.where(known(restriction.outside)[:, None], 0.0, hurt)
+    if len(budgets) > 1:
+        inside = known(restriction.inside) if restriction.inside else None
+        return _spend_apart(hurt.permute(2, 1, 0), (budgets[0], budgets[1]), inside)
+    (budget,), hurt = budgets, hurt[..., 0]
+    if not restriction.inside:
+        return worst_sum(hurt.T, budget)
+    inside = known(restriction.inside)
+    paid = hurt[:, inside].sum(1)
+    return paid + worst_sum(hurt[:, ~inside].T, budget - int(inside.sum()))
+
+
+def _spend_apart(hurt: Tensor, budgets: tuple[int, int], inside: Tensor | None) -> Tensor:
+    """Two budgets on hurts (3, n, rows); ``inside``, (n,), are known to be poisoned in some way."""
+    if inside is None:
+        return worst_of_both(contenders(hurt, sum(budgets)), budgets)
+    free = contenders(hurt[:, ~inside], sum(budgets))
+    both = torch.cat([free, hurt[:, inside]], 1)
+    forced = torch.zeros_like(both[0], dtype=torch.bool)
+    forced[free.shape[1] :] = True
+    return worst_of_both(both, budgets, forced)

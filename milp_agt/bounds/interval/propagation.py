@@ -1,0 +1,177 @@
+"""Interval bound propagation through a training step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from milp_agt.bounds.adversary.box_algebra import APART, Arithmetic
+from milp_agt.bounds.adversary.model import Exposure, SampleSum, SumOfProducts
+from milp_agt.bounds.interval.first_layer import sharpened
+from milp_agt.bounds.interval.update import UpdateGraph
+from milp_agt.bounds.step import Schedule, State, Step
+from milp_agt.core.graph import Node
+from milp_agt.core.interval import Interval
+from milp_agt.training.tracing import StepGraph
+
+
+@dataclass
+class Ranges:
+    """Boxes of the nodes of one step, over a box of states.
+
+    ``sums`` bounds ``sum_i |term_i|`` of each sum over samples: rounding is charged to it.
+    """
+
+    boxes: dict[str, Interval] = field(default_factory=dict)
+    sums: dict[str, Tensor] = field(default_factory=dict)
+
+
+# The box of a node, given all boxes of a fragment up to its own by intervals.
+Refine = Callable[[Node, Mapping[str, Interval]], Interval]
+
+
+def propagate(
+    schedule: Schedule,
+    state: Mapping[str, Interval],
+    step: Step,
+    exposure: Exposure,
+    fragment: int | None = None,
+    keep: Collection[str] = (),
+    refine: Callable[[slice], Refine] | None = None,
+) -> Ranges:
+    """Boxes of the nodes of a step for all states in a box and all admissible poisonings of the batch.
+
+    Args:
+        exposure: how poison reaches the batch; says what the leading axis of boxes means.
+        fragment: samples at once, so that memory stays bounded; None for the whole batch.
+        keep: nodes with a sample axis whose boxes the other engines need.
+        refine: makes, for each fragment, what may cut its boxes down before others stand on them.
+
+    Raises:
+        SoundnessError: a box with lower > upper (never expected).
+    """
+    size = fragment or step.size
+    ranges, arithmetic = Ranges(), exposure.arithmetic
+    fixed: dict[str, Interval] = dict(state)
+    for node in schedule.before:
+        if not node.batched and node.name not in fixed:
+            fixed[node.name] = arithmetic.image(node, [fixed[i] for i in node.inputs], step.samples)
+    pieces: dict[str, list[Interval]] = {}
+    totals = {node.name: exposure.total(step) for node in schedule.sums}
+    terms = {node.name: node.inputs[0] for node in schedule.sums}
+    outer = _outer_products(schedule, totals, keep)
+    unmade = {product.name for product, _ in outer.values()}
+    for start in range(0, step.size, size):
+        part = slice(start, min(start + size, step.size))
+        whole = part == slice(0, step.size)
+        boxes = fixed | exposure.leaves(step, None if whole else part)
+        index = torch.arange(part.start, part.stop, device=step.samples.device)
+        poison = step.poison if whole else step.poison.take(index)
+        refined = None if refine is None else refine(part)
+        for node in schedule.before:
+            if node.name not in boxes and node.name not in unmade:
+                inputs = [boxes[i] for i in node.inputs]
+                box = arithmetic.image(node, inputs, step.samples[part])
+                boxes[node.name] = sharpened(node, box, boxes, poison, arithmetic.outer)
+                if refined is not None:
+                    boxes[node.name] = refined(node, boxes)
+        for name, total in totals.items():
+            if name in outer:
+                product, summed = outer[name]
+                a, b = (boxes[i] for i in product.inputs)
+                summed.add_outer(a, b, step.samples[part])
+            else:
+                total.add(boxes[terms[name]], step.samples[part])
+        for name in keep:
+            pieces.setdefault(name, []).append(boxes[name])
+    ranges.boxes = fixed
+    for name in list(pieces):
+        parts = pieces.pop(name)  # freed one by one
+        ranges.boxes[name] = parts[0] if len(parts) == 1 else _concatenate(parts)
+        del parts
+    for node in schedule.sums:
+        ranges.boxes[node.name], ranges.sums[node.name] = totals[node.name].result()
+    for node in schedule.after:
+        inputs = [ranges.boxes[i] for i in node.inputs]
+        ranges.boxes[node.name] = arithmetic.image(node, inputs, step.samples)
+    return ranges
+
+
+def _outer_products(
+    schedule: Schedule, totals: Mapping[str, SampleSum], keep: Collection[str]
+) -> dict[str, tuple[Node, SumOfProducts]]:
+    """Sums that take the operands of outer products, with these products: no box of them is made."""
+    found = {}
+    for name, product in schedule.outer_products.items():
+        total = totals[name]
+        if product.name not in keep and isinstance(total, SumOfProducts):
+            found[name] = product, total
+    return found
+
+
+def completed(
+    schedule: Schedule, state: State, step: Step, exposure: Exposure, ranges: Ranges
+) -> Ranges:
+    """All boxes of a step of which only some were kept, as programs need them."""
+    whole = propagate(schedule, state, step, exposure, keep=schedule.batched)
+    known = {}
+    for name, box in ranges.boxes.items():
+        if name in whole.boxes:
+            states = max(len(box.lower), len(whole.boxes[name].lower))
+            full = whole.boxes[name].expand_states(states)
+            known[name] = full.meet(box.expand_states(states), f"'{name}' by two engines")
+    return narrowed(schedule, step, exposure, whole, known)
+
+
+def narrowed(
+    schedule: Schedule,
+    step: Step,
+    exposure: Exposure,
+    ranges: Ranges,
+    known: Mapping[str, Interval],
+) -> Ranges:
+    """The ranges of a step where some boxes are known to be smaller, carried on through the step.
+
+    Raises:
+        SoundnessError: a box with lower > upper (never expected).
+    """
+    boxes = {**ranges.boxes, **known}
+
+    def again(node: Node) -> Interval:
+        found = node.op.interval(*(boxes[i] for i in node.inputs))
+        old = boxes[node.name]
+        states = max(len(old.lower), len(found.lower))
+        return old.expand_states(states).meet(found.expand_states(states), f"'{node.name}' again")
+
+    for node in schedule.before:
+        if node.inputs:
+            boxes[node.name] = again(node)
+    sums = dict(ranges.sums)
+    for node in schedule.sums:
+        total = exposure.total(step)
+        total.add(boxes[node.inputs[0]], step.samples)
+        found, sums[node.name] = total.result()
+        boxes[node.name] = boxes[node.name].meet(found, f"'{node.name}' again")
+    for node in schedule.after:
+        boxes[node.name] = again(node)
+    return Ranges(boxes, sums)
+
+
+def _concatenate(parts: list[Interval]) -> Interval:
+    return Interval(torch.cat([p.lower for p in parts], 1), torch.cat([p.upper for p in parts], 1))
+
+
+def update(
+    step_graph: StepGraph,
+    state: State,
+    ranges: Ranges,
+    step: Step,
+    arithmetic: Arithmetic = APART,
+) -> State:
+    """Box of the next state before any projection: the optimiser step in interval arithmetic."""
+    built = UpdateGraph.of(step_graph.gradient_nodes, step)
+    boxes = built.boxes(state, ranges.boxes, arithmetic)
+    return {name: boxes[node] for name, node in built.outputs.items()}

@@ -1,0 +1,82 @@
+"""The optimiser step as a small graph: from the state and the summed gradients to the next state."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from milp_agt.bounds.adversary.box_algebra import APART, Arithmetic
+from milp_agt.bounds.step import State, Step, velocity_of
+from milp_agt.core.graph import Graph, Node
+from milp_agt.core.interval import Interval
+from milp_agt.formulations.clip import Clip
+from milp_agt.formulations.leaves import Parameter
+from milp_agt.formulations.optimiser_step import OptimiserStep
+from milp_agt.formulations.sign import Sign
+
+
+@dataclass(frozen=True)
+class UpdateGraph:
+    """What an optimiser does after the gradients are summed; none of its nodes has a sample axis.
+
+    A new kind of step is built here, from operations that have all their rules.
+
+    Attributes:
+        nodes: from old state and sums to the new state before projection.
+        outputs: for each tensor of the state, the node with its new value before projection.
+        projections: for each parameter that is projected, the node that does it. It comes last and
+            acts on every entry alone, so that it maps a box to a box: engines bound what comes before it,
+            and relax it on that, once it is settled, for the steps that come after.
+    """
+
+    nodes: tuple[Node, ...]
+    outputs: Mapping[str, str]
+    projections: Mapping[str, Node] = field(default_factory=dict)
+
+    @staticmethod
+    def of(gradients: Sequence[tuple[str, Node]], step: Step) -> UpdateGraph:
+        """The update of a step; ``gradients`` are the nodes of the sums by parameter."""
+        graph, outputs, projections = Graph(), {}, {}
+        nodes: list[Node] = []
+        for name, gradient in gradients:
+            operands = [_leaf(graph, name, gradient.shape)]
+            if step.has_velocity:
+                operands.append(_leaf(graph, velocity_of(name), gradient.shape))
+            operands.append(_leaf(graph, gradient.name, gradient.shape))
+            if step.update.l1:
+                operands.append(graph.add(Sign(), operands[0], name=f"{name}:sign"))
+                nodes.append(operands[-1])
+            rank = len(gradient.shape)
+            rules = [(name, step.theta_scalars, step.theta_sizes)]
+            if step.has_velocity:
+                rules.append((velocity_of(name), step.velocity_scalars, step.velocity_scalars))
+            for target, scales, sizes in rules:
+                op = OptimiserStep.of(scales, sizes, rank)
+                nodes.append(graph.add(op, *operands, name=f"{target}:next"))
+                outputs[target] = nodes[-1].name
+            if step.update.projection is not None:
+                projections[name] = graph.add(
+                    Clip(*step.update.projection), graph[outputs[name]], name=f"{name}:projected"
+                )
+        return UpdateGraph(tuple(nodes), outputs, projections)
+
+    def boxes(
+        self, state: State, ranges: Mapping[str, Interval], arithmetic: Arithmetic = APART
+    ) -> dict[str, Interval]:
+        """Boxes of the old state, of the sums in ``ranges``, and of all nodes before projection."""
+        known = {**ranges, **state}
+        for node in self.nodes:
+            inputs = [known[name] for name in node.inputs]
+            known[node.name] = arithmetic.image(node, inputs, None)
+        return known
+
+    def projected(self, state: State) -> State:
+        """The box of the next state from its box before projection: exact, entry by entry."""
+        return {
+            name: self.projections[name].op.interval(box) if name in self.projections else box
+            for name, box in state.items()
+        }
+
+
+def _leaf(graph: Graph, name: str, shape: tuple[int, ...]) -> Node:
+    return graph[name] if name in graph else graph.add(Parameter(shape), name=name)

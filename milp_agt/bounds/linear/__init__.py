@@ -1,0 +1,1 @@
+"""Linear bounds by a backward pass through the steps of a window."""

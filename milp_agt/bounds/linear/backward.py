@@ -1,0 +1,323 @@
+"""The walk through the nodes of a batch: coefficients handed from every node to its inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from milp_agt.bounds.forms import Forms
+from milp_agt.bounds.linear.composed import Cut
+from milp_agt.bounds.linear.intercepts import per_sample
+from milp_agt.bounds.linear.linearized_step import Fragment
+from milp_agt.core.graph import Node
+from milp_agt.core.interval import Interval
+from milp_agt.core.linear_bounds import Narrowable, Pulling
+from milp_agt.training.tracing import FEATURES, LABELS, SELECTION
+
+# Coefficients are cut down to a strip if that is at most this part of them.
+NARROW = 2
+
+
+@dataclass(frozen=True, eq=False)
+class Strip:
+    """Where coefficients can differ from 0: at ``index`` of ``extent`` along ``axis`` (from the right)."""
+
+    axis: int
+    index: Tensor
+    extent: int
+
+    @staticmethod
+    def of(coefficients: Tensor) -> Strip | None:
+        """The narrowest strip that holds all coefficients, (rows, *shape); None if none is narrow."""
+        best: Strip | None = None
+        used = (coefficients != 0).any(0)
+        for axis in range(-used.dim(), 0):
+            others = [a for a in range(-used.dim(), 0) if a != axis]
+            index = (used.any(others) if others else used).nonzero()[:, 0]
+            extent = used.shape[axis]
+            narrow = NARROW * len(index) <= extent
+            if narrow and (best is None or len(index) * best.extent < len(best.index) * extent):
+                best = Strip(axis, index, extent)
+        return best
+
+    def cut(self, coefficients: Tensor) -> Tensor:
+        return coefficients.index_select(self.axis, self.index)
+
+    def fill(self, coefficients: Tensor) -> Tensor:
+        """Zeros outside the strip."""
+        shape = list(coefficients.shape)
+        shape[self.axis] = self.extent
+        return coefficients.new_zeros(shape).index_copy_(
+            coefficients.dim() + self.axis, self.index, coefficients
+        )
+
+    def along(self, axis: int | None) -> Strip | None:
+        return None if axis is None else Strip(axis, self.index, self.extent)
+
+    def fits(self, other: Strip | None) -> bool:
+        return other is not None and other.axis == self.axis and other.index is self.index
+
+
+class Walker:
+    """The state of one walk through the nodes of one fragment."""
+
+    def __init__(
+        self,
+        fragment: Fragment,
+        constant: Tensor,
+        magnitude: Tensor,
+        pending: dict[str, Tensor],
+        strips: Mapping[str, Strip] | None = None,
+        cut: Cut | None = None,
+        diagonal: bool = False,
+    ) -> None:
+        self.fragment, self.cut, self.diagonal = fragment, cut, diagonal
+        self.constant, self.magnitude = constant, magnitude
+        self.pending, self.strips = pending, dict(strips or {})
+        self.charges: Tensor | None = None
+        self.on_features: Tensor | None = None
+        self.on_labels: Tensor | None = None
+
+    def replace(self, node: Node) -> None:
+        """Exchange a node for its inputs."""
+        if node.name not in self.pending:
+            return
+        coefficient, strip = self.pending.pop(node.name), self.strips.pop(node.name, None)
+        planes = self.fragment.planes.get(node.name)
+        narrow = None
+        if strip is not None:
+            narrow = _narrowed(planes, strip)
+        if strip is not None and narrow is None:
+            coefficient, strip = strip.fill(coefficient), None
+        if planes is None:
+            self._leaf(node, coefficient)
+            return
+        if self.cut is not None and self.cut.node == node.name:
+            self._jump(self.cut, strip.fill(coefficient) if strip else coefficient)
+            return
+        offsets = self.fragment.offsets[node.name]
+        axes: tuple[int | None, ...] = (None,) * len(node.inputs)
+        if strip is not None and narrow is not None:
+            offsets = offsets.narrow(strip.axis, strip.index)
+            planes, axes = narrow
+        spend = offsets.spend_diagonal if self.diagonal else offsets.spend
+        constant, magnitude, charges = spend(coefficient)
+        self._spent(constant, magnitude, charges)
+        pulled = planes.pull(coefficient, self.diagonal)
+        for name, own, axis in zip(node.inputs, pulled, axes, strict=True):
+            self._owe(name, own, None if strip is None else strip.along(axis))
+
+    def strip(self) -> None:
+        """Drop coefficients that are 0 throughout, and cut sparse ones down to strips."""
+        found = {name: on for name, on in self.pending.items() if bool((on != 0).any())}
+        self.strips = _shared({n: s for n, on in found.items() if (s := Strip.of(on)) is not None})
+        self.pending = {
+            name: self.strips[name].cut(on) if name in self.strips else on
+            for name, on in found.items()
+        }
+
+    def _spent(self, constant: Tensor | None, magnitude: Tensor, charges: Tensor | None) -> None:
+        self.magnitude = self.magnitude + magnitude
+        if constant is not None:
+            self.constant = self.constant + constant
+        if charges is not None:
+            self.charges = charges if self.charges is None else self.charges + charges
+
+    def _owe(self, name: str, coefficient: Tensor, strip: Strip | None) -> None:
+        """Add coefficients on a node."""
+        known, before = self.pending.get(name), self.strips.pop(name, None)
+        if known is not None and not (strip is not None and strip.fits(before)):
+            known = before.fill(known) if before else known
+            coefficient = strip.fill(coefficient) if strip else coefficient
+            strip = None
+        self.pending[name] = coefficient if known is None else known + coefficient
+        if strip is not None:
+            self.strips[name] = strip
+
+    def _jump(self, cut: Cut, coefficient: Tensor) -> None:
+        """Exchange the node of a cut for the parameters."""
+        count = cut.columns // (2 * coefficient[0, 0].numel())
+        flat = coefficient.expand(-1, count, *coefficient.shape[2:]).flatten(2).transpose(1, 2)
+        weights = torch.cat([flat.clamp(min=0.0), (-flat).clamp(min=0.0)], 1)  # (rows, 2 k, n)
+        coefficients, constant, magnitude = cut.combined(weights.flatten(1))
+        charges = None if cut.charges is None else _summed(weights, cut.charges)
+        self._spent(constant, magnitude, charges)
+        if cut.features is not None:
+            self.on_features = _summed(weights, cut.features)
+        for name, own in coefficients.items():
+            self._owe(name, own, None)
+
+    def coefficients(self) -> dict[str, Tensor]:
+        """What is left in the end: coefficients on the parameters."""
+        return {
+            name: self.strips[name].fill(c) if name in self.strips else c
+            for name, c in self.pending.items()
+        }
+
+    def _leaf(self, node: Node, coefficient: Tensor) -> None:
+        if node.name == FEATURES:
+            own = self._from_nominal(coefficient, FEATURES)
+            self.on_features = own if self.on_features is None else self.on_features + own
+        elif node.name == LABELS:
+            self.on_labels = self._from_nominal(coefficient, LABELS)
+        elif node.name != SELECTION:  # planes have slope 0 on it
+            value = node.op.value()
+            axes = coefficient.dim() - value.dim()
+            self._spend((coefficient * value).flatten(axes))
+
+    def _spend(self, terms: Tensor) -> None:
+        """Add terms, (rows, ..., elements), to the constant of every case."""
+        self.constant = self.constant + terms.sum(-1, keepdim=True)
+        self.magnitude = self.magnitude + terms.abs().sum(-1)
+
+    def _from_nominal(self, coefficient: Tensor, leaf: str) -> Tensor:
+        """Put the nominal value into the constant; returns the coefficients on the moves."""
+        nominal, size = self.fragment.nominal[leaf], self.fragment.leaves[leaf]
+        full = coefficient.expand(-1, *nominal.shape[1:])
+        if self.diagonal:
+            self.constant = self.constant + per_sample(full, nominal)
+            self.magnitude = self.magnitude + (full.abs() * size).flatten(2).sum(-1)
+        else:
+            flat = full.flatten(1)
+            self.constant = self.constant + flat @ nominal.flatten(1).T
+            self.magnitude = self.magnitude + flat.abs() @ size.flatten()
+        return full
+
+
+def _shared(strips: Mapping[str, Strip]) -> dict[str, Strip]:
+    """The same strips, of which equal ones have one index, so that they fit where nodes meet."""
+    shared: dict[str, Strip] = {}
+    for name, strip in strips.items():
+        known = (s for s in shared.values() if s.extent == strip.extent)
+        same = next((s for s in known if torch.equal(s.index, strip.index)), strip)
+        shared[name] = Strip(strip.axis, same.index, strip.extent)
+    return shared
+
+
+def _summed(weights: Tensor, values: Tensor) -> Tensor:
+    """Sums over the middle: (rows, k, n) with (k, n, *shape) -> (rows, n, *shape).
+
+    (As an einsum it would become a tiny matrix product for each sample.)
+    """
+    wide = weights.reshape(*weights.shape, *[1] * (values.dim() - 2))
+    total = wide[:, 0] * values[0]
+    for k in range(1, len(values)):
+        total.addcmul_(wide[:, k], values[k])
+    return total
+
+
+def _narrowed(
+    planes: Pulling | None, strip: Strip
+) -> tuple[Pulling, tuple[int | None, ...]] | None:
+    # By attribute: isinstance with a protocol is slow.
+    own: Narrowable | None = planes if hasattr(planes, "narrow") else None  # type: ignore[assignment]
+    return None if own is None else own.narrow(strip.axis, strip.index)
+
+
+@dataclass
+class SampleForms:
+    """Lower bounds of quantities of single samples, one row for each pair (form, sample).
+
+    ``(form, i)`` is bounded by ``coefficients . state + constant + moves of sample i - charge`` where
+    moves and charge count only if sample i is poisoned.
+
+    Attributes:
+        coefficients: on the parameters, (forms, n, *shape).
+        constant: for each case, (forms, n, cases or 1).
+        magnitude: (forms, n).
+        features, labels: on the moves of the sample itself, (forms, n, ...); None where there are none.
+        charges: (forms, n, states - 1), or None.
+        operations: as in :class:`Forms`.
+    """
+
+    coefficients: dict[str, Tensor]
+    constant: Tensor
+    magnitude: Tensor
+    features: Tensor | None
+    labels: Tensor | None
+    charges: Tensor | None
+    operations: float
+
+    def rows(self, part: Tensor, state: Mapping[str, Interval]) -> Forms:
+        """The rows with flat indices ``part`` over (forms, n), as forms on a state."""
+
+        def on(name: str, box: Interval) -> Tensor:
+            own = self.coefficients.get(name)
+            if own is None:
+                return box.lower.new_zeros(len(part), *box.lower.shape[1:])
+            return own.flatten(0, 1)[part]
+
+        return Forms(
+            {name: on(name, box) for name, box in state.items()},
+            self.constant.flatten(0, 1)[part],
+            self.magnitude.flatten()[part],
+            self.operations,
+        )
+
+    def moves(
+        self, part: Tensor, at: Tensor, samples: int
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """Features, labels and charges of rows ``part``, (rows, samples, ...).
+
+        Row r is about the sample at position ``at[r]`` of a batch of ``samples``.
+        """
+
+        def spread(tensor: Tensor | None) -> Tensor | None:
+            if tensor is None:
+                return None
+            picked = tensor.flatten(0, 1)[part]
+            full = picked.new_zeros(len(part), samples, *picked.shape[1:])
+            full[torch.arange(len(part)), at] = picked
+            return full
+
+        return spread(self.features), spread(self.labels), spread(self.charges)
+
+
+def sample_forms(
+    nodes: Sequence[Node], fragment: Fragment, target: str, coefficients: Tensor
+) -> SampleForms:
+    """Walk forms of one node back to the parameters, every sample by itself.
+
+    Args:
+        nodes: nodes with a sample axis up to the target, in topological order, with their planes in
+            ``fragment``, which holds the whole batch.
+        target: the node that the forms are about.
+        coefficients: on the target, (forms, n, *shape).
+    """
+    zero = coefficients.new_zeros(coefficients.shape[:2])
+    walker = Walker(fragment, zero.unsqueeze(-1), zero, {target: coefficients}, diagonal=True)
+    for node in reversed(nodes):
+        walker.replace(node)
+    largest = max(node.signature.size for node in nodes)
+    return SampleForms(
+        walker.pending,
+        walker.constant,
+        walker.magnitude,
+        walker.on_features,
+        walker.on_labels,
+        walker.charges,
+        2.0 * largest + 16.0 * len(nodes) + 64.0,
+    )
+
+
+def cut_of(nodes: Sequence[Node], fragment: Fragment, target: Node) -> Cut:
+    """The forms of both signs of every element of one node, in a fragment of the batch.
+
+    ``nodes`` are those with a sample axis that lead to the target, which is the last of them.
+    """
+    size, count = target.signature.size, fragment.samples.stop - fragment.samples.start
+    unit = torch.eye(size, dtype=torch.float64, device=fragment.poison.features.device)
+    both = torch.cat([unit, -unit]).reshape(2 * size, 1, *target.shape)
+    forms = sample_forms(nodes, fragment, target.name, both.expand(-1, count, *target.shape))
+    return Cut.of(
+        target.name,
+        forms.coefficients,
+        forms.constant,
+        forms.magnitude,
+        None if fragment.poison.feature_moves is None else forms.features,
+        forms.charges,
+        forms.operations,
+    )

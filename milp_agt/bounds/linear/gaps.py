@@ -1,0 +1,292 @@
+"""Why a linear bound is not the nominal value: every node's share of the gap.
+
+A walk exchanges nodes for their inputs, ``c . v >= sum_j pull_j(c) . u_j + offset(c)``. At a run that
+lies within all ranges, with values ``v*`` and ``u*``, what one exchange costs is
+
+    c . v* - sum_j pull_j(c) . u_j* - offset(c)  >=  0,
+
+and these gaps telescope: together with what the form owes to the adversary, its spread over the box
+where it stops, and the rounding that is subtracted, they add up to the distance between the value of
+the form in that run and its bound.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from milp_agt.bounds.adversary.box_algebra import Arithmetic
+from milp_agt.bounds.adversary.model import Exposure
+from milp_agt.bounds.forms import Forms
+from milp_agt.bounds.linear.backward import Walker
+from milp_agt.bounds.linear.linear_bounds import walk
+from milp_agt.bounds.linear.linearized_step import Fragment, RelaxedStep
+from milp_agt.bounds.step import Schedule, Step, step_at_points
+from milp_agt.core.graph import Cause, Node, evaluate
+from milp_agt.training.tracing import FEATURES, LABELS, SELECTION, StepGraph
+
+Values = Mapping[str, Tensor]  # by node, (1 or cases, [n], *shape)
+
+
+@dataclass(frozen=True)
+class Account:
+    """What each sample can do to some forms: directly, and through the charges of relaxations.
+
+    Attributes:
+        worth: by cause, (rows, N); beside :attr:`Gaps.gaps`, which hold for clean samples.
+        groups: (N,); of one group at most ``budget`` samples are poisoned, of the group -1 none.
+    """
+
+    worth: dict[Cause, Tensor]
+    groups: Tensor
+
+
+@dataclass(frozen=True)
+class Gaps:
+    """Forms of the state after a window, bounded from below at the best stop of their walk.
+
+    For every row and case ``reference - bound`` is the sum of ``gaps`` and ``owed``.
+
+    Attributes:
+        reference: value in the run from the middle of the window's first box on data as given, or
+            with the labels of the case, (rows, cases).
+        bound: (rows, cases).
+        owed: the worst that the adversary can do, (rows, cases).
+        gaps: by cause, (rows, cases) each, >= 0.
+        accounts: who can do it; several where every batch has a selection of its own.
+    """
+
+    reference: Tensor
+    bound: Tensor
+    owed: Tensor
+    gaps: dict[Cause, Tensor]
+    accounts: tuple[Account, ...]
+
+
+@dataclass(frozen=True)
+class Window:
+    """A window with a run through it: the values of all nodes are known at every step.
+
+    Walks visit every node, so that each can be told what it costs.
+    """
+
+    step_graph: StepGraph
+    schedule: Schedule
+    steps: Sequence[RelaxedStep]
+    exposure: Exposure
+    path: Sequence[dict[str, Tensor]]  # the state before every step and after the last
+
+    @staticmethod
+    def of(
+        step_graph: StepGraph,
+        schedule: Schedule,
+        steps: Sequence[RelaxedStep],
+        exposure: Exposure,
+    ) -> Window:
+        """The run starts in the middle of the first box: the nominal run where that is a point."""
+        state = {name: box.centre for name, box in steps[0].state.items()}
+        path = [state]
+        for relaxed in steps:
+            data = exposure.nominal(relaxed.step)
+            state = step_at_points(
+                step_graph, schedule, state, data[FEATURES], data[LABELS], relaxed.step.update
+            )
+            path.append(state)
+        nodes = [replace(relaxed, cuts=(), shortcut=None) for relaxed in steps]
+        return Window(step_graph, schedule, nodes, exposure, path)
+
+    def values(self, number: int) -> Values:
+        """All nodes of a step, those of the update included."""
+        relaxed = self.steps[number]
+        data = self.exposure.nominal(relaxed.step)
+        leaves = {**self.path[number], **data}
+        leaves[SELECTION] = torch.zeros_like(data[LABELS][..., :1])
+        known = evaluate(self.schedule.all, leaves)
+        update = relaxed.update
+        return evaluate((*update.nodes, *update.projections.values()), known)
+
+    def gaps(self, forms: Forms) -> Gaps:
+        """Bound forms on the state after the window, and say what the bounds are made of."""
+        ledger = _Ledger(self, forms.rows)
+        reference = _at(forms, self.path[-1])
+        best: Gaps | None = None
+        for number in reversed(range(len(self.steps))):
+            relaxed = self.steps[number]
+            ledger.enter(relaxed.step, self.values(number))
+            forms = walk(self.schedule, relaxed, forms, ledger, ledger.walker)
+            here = self._stop(forms, ledger, number, reference)
+            best = here if best is None else _better(self.exposure.arithmetic, best, here)
+        assert best is not None
+        return best
+
+    def _stop(self, forms: Forms, ledger: _Ledger, number: int, reference: Tensor) -> Gaps:
+        """The gaps of a walk that stops before a step."""
+        state = self.steps[number].state
+        owed = ledger.owed()
+        bound = self.exposure.arithmetic.concretise(forms, state, owed)
+        lowest = forms.constant
+        for name, coefficient in forms.coefficients.items():
+            flat, box = coefficient.flatten(1), state[name]
+            positive = flat.clamp(min=0.0)
+            lowest = lowest + positive @ box.lower.flatten(1).T
+            lowest = lowest + (flat - positive) @ box.upper.flatten(1).T
+        gaps = dict(ledger.gaps)
+        gaps[Cause.START] = _at(forms, self.path[number]) - lowest
+        gaps[Cause.ROUNDING] = gaps.get(Cause.ROUNDING, 0.0) + (lowest - owed - bound)
+        shape = bound.shape
+        return Gaps(
+            reference.expand(shape),
+            bound,
+            owed.expand(shape),
+            {cause: gap.expand(shape) for cause, gap in gaps.items()},
+            ledger.accounts(),
+        )
+
+
+def _at(forms: Forms, state: Values) -> Tensor:
+    """The value of forms at a state of each case, (rows, cases)."""
+    value = forms.constant
+    for name, coefficient in forms.coefficients.items():
+        value = value + coefficient.flatten(1) @ state[name].flatten(1).T
+    return value
+
+
+def _better(arithmetic: Arithmetic, old: Gaps, new: Gaps) -> Gaps:
+    """Row by row and case by case, the gaps of the better bound."""
+    better = arithmetic.wins(old.bound, new.bound).expand(new.bound.shape)
+
+    def pick(first: Tensor, second: Tensor) -> Tensor:
+        return torch.where(better if first.shape == better.shape else better[:, :1], second, first)
+
+    zero = torch.zeros_like(new.bound)
+    accounts = []
+    for number, account in enumerate(new.accounts):
+        known = old.accounts[number].worth if number < len(old.accounts) else {}
+        worth = {c: pick(known.get(c, torch.zeros_like(w)), w) for c, w in account.worth.items()}
+        accounts.append(Account(worth, account.groups))
+    return Gaps(
+        new.reference,
+        pick(old.bound, new.bound),
+        pick(old.owed, new.owed),
+        {c: pick(old.gaps.get(c, zero), gap) for c, gap in new.gaps.items()},
+        tuple(accounts),
+    )
+
+
+class _Ledger:
+    """A debt that also keeps what single nodes cost, and to whom it is charged; of one budget."""
+
+    def __init__(self, window: Window, rows: int) -> None:
+        self.gaps: dict[Cause, Tensor] = {}
+        self._exposure, self._poison = window.exposure, window.exposure.poison
+        self._batched = {n.name for n in window.schedule.before if n.batched}
+        self._owed = self._exposure.open_debt(rows)
+        self._direct = self._exposure.open_debt(rows)
+        features = self._poison.features
+        self._nothing = torch.zeros(
+            rows, len(features), dtype=torch.float64, device=features.device
+        )
+        self._groups = torch.full((len(features),), -1, device=features.device)
+        self._charges: dict[Cause, Tensor] = {}
+        self._closed: list[Account] = []
+        self._step: Step | None = None
+        self._values: Values = {}
+
+    def enter(self, step: Step, values: Values) -> None:
+        """The walk goes through this step from now on."""
+        self._step, self._values = step, values
+
+    def walker(self, fragment: Fragment, *arguments: Any) -> Walker:
+        """A walker that tells this ledger of every node."""
+        return _Accountant(self, fragment, *arguments)
+
+    def note(self, node: Node, fragment: Fragment, coefficient: Tensor) -> None:
+        """What the exchange of a node costs, and the charges that come with it."""
+        cause = node.op.cause
+        constant, _, charges = fragment.offsets[node.name].spend(coefficient)
+        gap = self._value(node.name, coefficient, fragment)
+        pulled = fragment.planes[node.name].pull(coefficient)
+        for name, own in zip(node.inputs, pulled, strict=True):
+            gap = gap - self._value(name, own, fragment)
+        if constant is not None:
+            gap = gap - constant
+        self.gaps[cause] = self.gaps.get(cause, 0.0) + gap
+        if charges is not None:
+            assert self._step is not None
+            samples = self._step.samples[fragment.samples]
+            charged = torch.where(fragment.poison.open, charges[..., 0], 0.0)
+            known = self._charges.get(cause, self._nothing)
+            self._charges[cause] = known.index_add(1, samples, charged)
+
+    def _value(self, name: str, coefficient: Tensor, fragment: Fragment) -> Tensor:
+        """``c . v*`` in every case, (rows, 1 or cases)."""
+        value = self._values[name]
+        if value.dim() < coefficient.dim():  # a constant
+            value = value.unsqueeze(0)
+        if name in self._batched:
+            if fragment.samples.stop:
+                value = value[:, fragment.samples]
+            coefficient = coefficient.expand(-1, *value.shape[1:])
+        return coefficient.flatten(1) @ value.flatten(1).T
+
+    def add(
+        self, step: Step, features: Tensor | None, labels: Tensor | None, charges: Tensor | None
+    ) -> None:
+        self._owed.add(step, features, labels, charges)
+        if not self._poison.static and self._poison.per_batch:
+            self._close(step, features, labels)
+            return
+        self._direct.add(step, features, labels, None)
+        new = step.samples[self._groups[step.samples] < 0]
+        # The first batch of the walk that holds a sample counts it, as in PerSampleDebt.
+        self._groups = self._groups.index_fill(0, new, step.index if self._poison.per_batch else 0)
+
+    def _close(self, step: Step, features: Tensor | None, labels: Tensor | None) -> None:
+        """The account of a step that has a selection of its own."""
+        direct = self._exposure.open_debt(len(self._nothing))
+        direct.add(step, features, labels, None)
+        groups = torch.full_like(self._groups, -1).index_fill(0, step.samples, 0)
+        self._closed.append(Account({Cause.MOVES: direct.by_sample(), **self._charges}, groups))
+        self._charges = {}
+
+    def accounts(self) -> tuple[Account, ...]:
+        if self._exposure.cases > 1:
+            return ()  # a case pays for its members; there is nothing to choose
+        if self._closed:
+            return tuple(self._closed)
+        worth = {Cause.MOVES: self._direct.by_sample(), **self._charges}
+        return (Account(worth, self._groups),)
+
+    def add_own(
+        self, step: Step, features: Tensor | None, labels: Tensor | None, charges: Tensor | None
+    ) -> None:
+        self._owed.add_own(step, features, labels, charges)
+
+    def owed(self) -> Tensor:
+        return self._owed.owed()
+
+    def by_sample(self) -> Tensor:
+        return self._owed.by_sample()
+
+    def owed_given(self, own: Tensor) -> Tensor:
+        return self._owed.owed_given(own)
+
+
+class _Accountant(Walker):
+    """A walker that tells a ledger of every node before it exchanges it."""
+
+    def __init__(self, ledger: _Ledger, fragment: Fragment, *arguments: Any) -> None:
+        super().__init__(fragment, *arguments)
+        self._ledger = ledger
+
+    def replace(self, node: Node) -> None:
+        strip = self.strips.pop(node.name, None)
+        if strip is not None:
+            self.pending[node.name] = strip.fill(self.pending[node.name])
+        if node.name in self.pending and node.name in self.fragment.planes:
+            self._ledger.note(node, self.fragment, self.pending[node.name])
+        super().replace(node)

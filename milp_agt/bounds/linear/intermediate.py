@@ -1,0 +1,214 @@
+"""Inner bounds by linear forms: the ranges that relaxations stand on, walked through the window."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from milp_agt.bounds.adversary.box_algebra import better
+from milp_agt.bounds.adversary.model import Exposure
+from milp_agt.bounds.interval import propagation
+from milp_agt.bounds.interval.propagation import Ranges
+from milp_agt.bounds.linear.backward import SampleForms, sample_forms
+from milp_agt.bounds.linear.intercepts import Offsets
+from milp_agt.bounds.linear.linear_bounds import walk
+from milp_agt.bounds.linear.linearized_step import Fragment, RelaxedStep
+from milp_agt.bounds.passes import Passes
+from milp_agt.bounds.step import Schedule, State, Step
+from milp_agt.core.graph import Node
+from milp_agt.core.interval import Interval
+from milp_agt.core.linear_bounds import Relaxed
+from milp_agt.formulations.clip import Clip
+from milp_agt.formulations.univariate import Univariate
+from milp_agt.threats.poison import Whole
+from milp_agt.training.tracing import FEATURES, LABELS
+
+
+def targets(schedule: Schedule) -> tuple[Node, ...]:
+    """Nodes whose ranges are worth a walk: sums and products that a univariate function reads.
+
+    Their images are exact by intervals; operands of products gain little more. Gradients that are
+    clipped coordinate by coordinate are left out: there are as many for each sample as parameters.
+    """
+    read = {
+        name
+        for node in schedule.before
+        if isinstance(node.op, Univariate) and not isinstance(node.op, Clip)
+        for name in node.inputs
+    }
+    return tuple(
+        node
+        for node in schedule.before
+        if node.name in read
+        and node.batched
+        and node.inputs
+        and not isinstance(node.op, Univariate)
+    )
+
+
+@dataclass(frozen=True)
+class Walks:
+    """What inner walks need besides the step: the past of the window and how to cut the work.
+
+    Attributes:
+        widest: most elements of a node whose ranges are walked; None for no limit.
+        chunk: rows of a walk through the window at once.
+        pairs: pairs of a form and a sample whose coefficients on the parameters are held at once.
+        passes: how many rows memory has room for, remembered over the steps.
+    """
+
+    schedule: Schedule
+    window: Sequence[RelaxedStep]
+    exposure: Exposure
+    chunk: int
+    pairs: int
+    passes: Passes = field(default_factory=Passes)
+    widest: int | None = None
+
+    @property
+    def targets(self) -> tuple[Node, ...]:
+        """Nodes whose ranges are walked."""
+        return tuple(
+            node
+            for node in targets(self.schedule)
+            if self.widest is None or node.signature.size <= self.widest
+        )
+
+    def samples_at_once(self, step: Step) -> int:
+        """Samples of a fragment, so that all forms of a node fit; the elements are cut below one."""
+        if step.poison.whole is Whole.REMOVED:
+            return step.size  # the mean of the samples that are left needs all of them
+        largest = max((n.signature.size for n in self.targets), default=1)
+        return max(1, min(step.size, self.pairs // (2 * largest)))
+
+
+def propagate(walks: Walks, state: State, step: Step, keep: Collection[str]) -> Ranges:
+    """Boxes of the nodes of a step, where the targets are met with linear forms.
+
+    Node by node in topological order, so that each form stands on the ranges tightened before it.
+    The forms of a sample i go back through the current step to theta_t and on through the window.
+    Ranges are *conditional*: if i is not poisoned, the budget is spent on the others; if it is, its
+    own debt is paid in full and one less is left for the others. Both hold for every admissible
+    poisoning in that state, so that the meet with intervals, and sums over samples with the budget
+    of the batch, stay sound. No form of one sample depends on another, so fragments change nothing.
+    """
+    return propagation.propagate(
+        walks.schedule,
+        state,
+        step,
+        walks.exposure,
+        walks.samples_at_once(step),
+        keep,
+        lambda part: _Refined(walks, state, step, part),
+    )
+
+
+class _Refined:
+    """The boxes of one fragment while they are made: planes so far, and walks of the targets."""
+
+    def __init__(self, walks: Walks, state: State, step: Step, part: slice) -> None:
+        self.walks, self.state, self.step, self.part = walks, state, step, part
+        self.chosen = {node.name for node in walks.targets}
+        self.planes: dict[str, Relaxed] = {}
+        self.offsets: dict[str, Offsets] = {}
+        self.nodes = [n for n in walks.schedule.before if n.batched and not n.inputs]
+
+    def __call__(self, node: Node, boxes: Mapping[str, Interval]) -> Interval:
+        box = boxes[node.name]
+        if not node.batched:
+            return box
+        self.nodes.append(node)
+        samples = self.step.samples[self.part]
+        inputs = [boxes[name] for name in node.inputs]
+        planes = self.walks.exposure.arithmetic.relax(node, inputs, samples)
+        self.planes[node.name] = planes
+        self.offsets[node.name] = Offsets.of(planes, True, self.walks.exposure.cases)
+        return self._met(node, box, boxes) if node.name in self.chosen else box
+
+    def _fragment(self, boxes: Mapping[str, Interval]) -> Fragment:
+        part, nominal = self.part, self.walks.exposure.nominal(self.step)
+        index = torch.arange(part.start, part.stop, device=self.step.samples.device)
+        return Fragment(
+            part,
+            self.step.poison.take(index),
+            self.planes,
+            self.offsets,
+            {name: boxes[name].magnitude.amax(0) for name in (FEATURES, LABELS)},
+            {name: points[:, part] for name, points in nominal.items()},
+        )
+
+    def _met(self, node: Node, box: Interval, boxes: Mapping[str, Interval]) -> Interval:
+        """The meet of a box with linear bounds of every element, some elements at a time."""
+        size, count = node.signature.size, self.part.stop - self.part.start
+        states = self.walks.exposure.states
+        bounds = box.lower.new_full((states, 2, size, count), -torch.inf)
+        worth = _worth(self.walks, node, box)
+        fragment = self._fragment(boxes)
+        signed = torch.arange(2 * size, device=worth.device)
+        for forms in signed.split(max(1, self.walks.pairs // count)):
+            rows = worth[forms].flatten().nonzero()[:, 0]
+            if len(rows):
+                found = bounds.new_full((states, len(forms) * count), -torch.inf)
+                own = sample_forms(self.nodes, fragment, node.name, _units(node, forms, count))
+
+                def bound(some: Tensor, own: SampleForms = own) -> Tensor:
+                    return self._bound_rows(own, some, count)
+
+                for some, low in self.walks.passes.run(rows, self.walks.chunk, bound):
+                    found[:, some] = low
+                bounds.flatten(1, 2)[:, forms] = found.reshape(states, len(forms), count)
+        lower, upper = bounds.transpose(2, 3).unbind(1)
+        shape = (states, count, *node.shape)
+        walked = Interval(lower.reshape(shape), -upper.reshape(shape))
+        return self.walks.exposure.arithmetic.meet(
+            box.expand_states(max(states, box.lower.shape[0])),
+            walked,
+            f"'{node.name}' by intervals and by linear forms",
+        )
+
+    def _bound_rows(self, own: SampleForms, rows: Tensor, count: int) -> Tensor:
+        """Lower bounds of some rows in each state, (states, rows): the best of all stops of the walk."""
+        walks, step = self.walks, self.step
+        forms = own.rows(rows, self.state)
+        debt = walks.exposure.open_debt(forms.rows)
+        at = self.part.start + rows % count
+        samples = step.samples[at]
+        if not walks.exposure.poison.is_clean:
+            debt.add_own(step, *own.moves(rows, at, step.size))
+        arithmetic = walks.exposure.arithmetic
+        best = arithmetic.concretise(forms, self.state, debt.owed_given(samples))
+        for relaxed in reversed(walks.window):
+            forms = walk(walks.schedule, relaxed, forms, debt)
+            stop = arithmetic.concretise(forms, relaxed.state, debt.owed_given(samples))
+            best = better(arithmetic, best, stop)
+        return best.T
+
+
+def _units(node: Node, forms: Tensor, count: int) -> Tensor:
+    """Coefficients of forms, numbered over (2 signs, elements): (forms, count, *shape)."""
+    size = node.signature.size
+    one = torch.zeros(len(forms), size, dtype=torch.float64, device=forms.device)
+    one[torch.arange(len(forms)), forms % size] = torch.where(forms < size, 1.0, -1.0).to(one)
+    return one.reshape(-1, 1, *node.shape).expand(-1, count, *node.shape)
+
+
+def _worth(walks: Walks, node: Node, box: Interval) -> Tensor:
+    """Mask over (2 signs x elements, samples) of the rows that are worth a walk.
+
+    Where every function that reads the node is linear on the box by intervals, its relaxation is
+    exact already, and where boxes stand alone little is gained for others.
+    """
+    if not walks.exposure.arithmetic.exact_images_suffice:
+        every = torch.ones_like(box.lower[0], dtype=torch.bool).flatten(1).T
+        return torch.cat([every, every])
+    outer = walks.exposure.arithmetic.hull(box)
+    hull = Interval(outer.lower[0], outer.upper[0])
+    settled = torch.ones_like(hull.lower, dtype=torch.bool)
+    for reader in walks.schedule.before:
+        if node.name in reader.inputs and isinstance(reader.op, Univariate):
+            settled &= reader.op.is_linear_on(hull)
+    mask = ~settled.flatten(1).T
+    return torch.cat([mask, mask])

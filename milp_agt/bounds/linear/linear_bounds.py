@@ -1,0 +1,365 @@
+"""Bounds through training: linear forms walked backwards through the steps of a window."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from itertools import chain
+
+import torch
+from torch import Tensor
+
+from milp_agt.bounds.adversary.box_algebra import Arithmetic, better
+from milp_agt.bounds.adversary.charged import Charged
+from milp_agt.bounds.adversary.model import Creditor, Debt, Exposure
+from milp_agt.bounds.forms import Forms
+from milp_agt.bounds.linear.backward import SampleForms, Walker, cut_of, sample_forms
+from milp_agt.bounds.linear.clipped_ball import regained
+from milp_agt.bounds.linear.composed import Collected, Past
+from milp_agt.bounds.linear.intercepts import Offsets, per_sample
+from milp_agt.bounds.linear.linearized_step import Fragment, RelaxedStep
+from milp_agt.bounds.passes import Passes
+from milp_agt.bounds.signed_entries import boxes_of, count_of, forms_in_pieces
+from milp_agt.bounds.step import Schedule, State
+from milp_agt.core.graph import Node
+from milp_agt.core.interval import CLEAN, Interval
+from milp_agt.core.linear_bounds import Relaxed
+from milp_agt.formulations.linear import Affine, Combine, Reshape
+from milp_agt.threats.poison import Poison
+from milp_agt.training.tracing import FEATURES, StepGraph
+
+# Elements of one coefficient tensor of a walk: small enough for a processor's cache.
+CACHED_ELEMENTS = 2**18
+# Rows of a piece where walks jump to the parameters at the outputs: few units, many samples.
+ROWS_OF_UNITS = 16
+# Rows of a pass through shortcuts: fewer than they have, so that what these fit into suffices.
+ROWS_OF_SHORTCUTS = 128
+
+WalkerFactory = Callable[..., Walker]  # with the arguments of Walker
+
+
+def walk(
+    schedule: Schedule,
+    relaxed: RelaxedStep,
+    forms: Forms,
+    debt: Creditor,
+    make: WalkerFactory = Walker,
+) -> Forms:
+    """Carry forms on the state after a step to forms on the state before it.
+
+    Every node is replaced by its lower or upper plane according to the sign of its coefficient; the
+    clean offsets go into the constant, the difference to the poisoned offsets is charged to the
+    sample (one slope, two offsets).
+    """
+    step = relaxed.step
+    if relaxed.shortcut is not None:
+        return relaxed.shortcut.walk(step, forms, debt)
+    shared = _through_update(relaxed, forms, make)
+    before = {name: shared.pending.pop(name) for name in relaxed.state}
+    shared.strip()
+    for node in reversed((*schedule.sums, *schedule.after)):
+        shared.replace(node)
+    constant, magnitude = shared.constant, shared.magnitude
+    more, fewer_charges = regained(schedule, relaxed, shared.coefficients())
+    if more is not None:
+        constant = constant + more
+    pieces = []
+    for index, fragment in enumerate(relaxed.fragments):
+        cut = relaxed.cuts[index] if relaxed.cuts else None
+        walker = make(fragment, constant, magnitude, dict(shared.pending), shared.strips, cut)
+        for node in reversed(schedule.before):
+            if node.batched:
+                walker.replace(node)
+        constant, magnitude = walker.constant, walker.magnitude
+        for name, total in walker.coefficients().items():
+            before[name] = before[name] + total if name in before else total
+        pieces.append(walker)
+    rest = make(relaxed.shared, constant, magnitude, before)
+    for node in reversed(schedule.before):
+        if not node.batched and node.name not in relaxed.state:
+            rest.replace(node)
+    if not step.poison.is_clean:
+        charges = _joined([w.charges for w in pieces])
+        if charges is not None and fewer_charges is not None:
+            charges = charges - fewer_charges
+        movable = step.poison.feature_moves is not None
+        debt.add(
+            step,
+            _joined([w.on_features for w in pieces]) if movable else None,
+            _joined([w.on_labels for w in pieces]),
+            charges,
+        )
+    return Forms(
+        {name: rest.pending[name] for name in relaxed.state},
+        rest.constant,
+        rest.magnitude,
+        forms.operations + _operations(schedule, relaxed),
+    )
+
+
+def _joined(parts: Sequence[Tensor | None]) -> Tensor | None:
+    """Fragments one after the other along the sample axis."""
+    present = [p for p in parts if p is not None]
+    if not present:
+        return None
+    return present[0] if len(present) == 1 else torch.cat(present, 1)
+
+
+def _operations(schedule: Schedule, relaxed: RelaxedStep) -> float:
+    """Bound of the chain of roundings that one step adds to any number of the walk.
+
+    The longest sum is over all elements of one node, and every exchange adds a few operations.
+    """
+    samples, update = relaxed.step.size, relaxed.update
+    largest = max(n.signature.size * (samples if n.batched else 1) for n in schedule.all)
+    nodes = len(schedule.all) + len(update.nodes) + len(update.projections)
+    cuts = sum(2.0 * cut.columns + cut.operations + 64.0 for cut in relaxed.cuts)
+    return 2.0 * largest + 16.0 * nodes + 64.0 + cuts
+
+
+def _through_update(relaxed: RelaxedStep, forms: Forms, make: WalkerFactory) -> Walker:
+    """Forms on the new state as forms on the old one and on the summed gradients."""
+    on_new = {relaxed.new(name): c for name, c in forms.coefficients.items()}
+    walker = make(relaxed.shared, forms.constant, forms.magnitude, on_new)
+    for node in (*relaxed.update.projections.values(), *reversed(relaxed.update.nodes)):
+        walker.replace(node)
+    return walker
+
+
+def with_cuts(step_graph: StepGraph, schedule: Schedule, relaxed: RelaxedStep) -> RelaxedStep:
+    """The same step with its narrowest node before the loss walked once for all rows."""
+    target = _narrowest(step_graph, schedule)
+    needed = {target.name}
+    for node in reversed(schedule.before):
+        if node.name in needed:
+            needed.update(node.inputs)
+    nodes = [n for n in schedule.before if n.batched and n.name in needed]
+    return replace(relaxed, cuts=tuple(cut_of(nodes, f, target) for f in relaxed.fragments))
+
+
+def with_shortcut(
+    schedule: Schedule,
+    relaxed: RelaxedStep,
+    chunk: int,
+    passes: Passes | None = None,
+) -> RelaxedStep:
+    """The same step with the forms of all ends of its new state, for the walks of all others."""
+    passes = passes or Passes()
+    collected = Collected(count_of(relaxed.state))
+    enough = ROWS_OF_UNITS if relaxed.cuts else chunk
+    for part, forms in forms_in_pieces(relaxed.state, passes.limit(chunk), enough):
+
+        def pulled(own: Tensor, forms: Forms = forms) -> Forms:
+            some = forms if len(own) == forms.rows else forms.part(own)
+            return walk(schedule, relaxed, some, collected)
+
+        for own, walked in passes.run(torch.arange(len(part)), chunk, pulled):
+            collected.keep(part[own.to(part.device)], walked)
+    return replace(relaxed, shortcut=collected.shortcut(relaxed.state))
+
+
+def _narrowest(step_graph: StepGraph, schedule: Schedule) -> Node:
+    """The outputs, or what alone is made of them (the difference of two logits)."""
+    node = step_graph.graph[step_graph.output]
+    while True:
+        readers = [n for n in schedule.before if node.name in n.inputs]
+        if len(readers) != 1 or not isinstance(readers[0].op, (Affine, Combine, Reshape)):
+            return node
+        if len(readers[0].inputs) > 1 or readers[0].signature.size > node.signature.size:
+            return node
+        node = readers[0]
+
+
+def forms_of_outputs(
+    step_graph: StepGraph,
+    nodes: Sequence[Node],
+    state: State,
+    features: Interval,
+    coefficients: Tensor,
+    arithmetic: Arithmetic,
+) -> SampleForms:
+    """Forms on the parameters that bound forms of the outputs of test points from below.
+
+    Over a box of inputs with centre x and radius r, ``c . x'`` is at least ``c . x - |c| . r``: the
+    support of the box is paid here, point by point, because no training step shares these inputs.
+
+    Args:
+        nodes: the forward pass, in topological order.
+        state: box of the parameters on which the linear bounds must hold.
+        features: boxes of the inputs, (1, n, *shape); points where nobody touches them.
+        coefficients: on the model's outputs, (forms, n, outputs).
+        arithmetic: of the boxes of the parameters.
+    """
+    boxes = dict(state) | {FEATURES: features}
+    planes: dict[str, Relaxed] = {}
+    for node in nodes:
+        if node.name in boxes:
+            continue
+        inputs = [boxes[i] for i in node.inputs]
+        boxes[node.name] = arithmetic.image(node, inputs, None)
+        planes[node.name] = arithmetic.relax(node, inputs, None)
+    centre = features.centre[CLEAN]
+    radius = torch.maximum(features.upper[CLEAN] - centre, centre - features.lower[CLEAN])
+    radius = torch.where(radius > 0, torch.nextafter(radius, radius + torch.inf), radius)
+    clean = Poison.none(centre, centre.new_zeros(len(centre), step_graph.outputs))
+    cases = len(next(iter(state.values())).lower)
+    fragment = Fragment(
+        slice(0, len(centre)),
+        clean,
+        planes,
+        {name: Offsets.of(p, True, cases) for name, p in planes.items()},
+        {FEATURES: centre.abs() + radius},
+        {FEATURES: centre.unsqueeze(0)},
+    )
+    forward = [n for n in nodes if n.batched]
+    forms = sample_forms(forward, fragment, step_graph.output, coefficients)
+    if forms.features is not None:
+        forms.constant = forms.constant - per_sample(forms.features.abs(), radius.unsqueeze(0))
+    return forms
+
+
+def rows_at_once(schedule: Schedule, window: Sequence[RelaxedStep]) -> int:
+    """Rows of dense coefficients whose tensors stay in the processor's cache; more by shortcuts,
+    which every pass reads as a whole."""
+    if all(relaxed.shortcut is not None for relaxed in window):
+        return ROWS_OF_SHORTCUTS
+    summed = {n.inputs[0] for n in schedule.sums}  # one coefficient for all samples
+    sizes = [n.signature.size for n in schedule.before if n.batched and n.name not in summed]
+    widest = max(sizes, default=1)
+    samples = max(
+        (f.samples.stop - f.samples.start for r in window for f in r.fragments), default=1
+    )
+    return max(8, CACHED_ELEMENTS // (widest * samples))
+
+
+def bound_forms(
+    schedule: Schedule,
+    window: Sequence[RelaxedStep],
+    forms: Forms,
+    exposure: Exposure,
+    past: Sequence[Past] = (),
+    newest: Callable[[Forms], None] | None = None,
+) -> Tensor:
+    """Lower bounds of forms on the state after the window, (rows, cases).
+
+    The forms are walked back step by step; at every stop they are concretised on the box of that
+    step, and the best bound counts. From the first step of the window they go on through the ``past``,
+    the steps right before it. ``newest`` is told the forms on the state before the last step, less
+    what they owe there.
+    """
+    debt, arithmetic = exposure.open_debt(forms.rows), exposure.arithmetic
+    best: Tensor | None = None
+    owed = torch.zeros_like(forms.constant)
+    for relaxed in reversed(window):
+        forms = walk(schedule, relaxed, forms, debt)
+        owed = debt.owed()
+        bound = arithmetic.concretise(forms, relaxed.state, owed)
+        if best is None and newest is not None:
+            newest(forms.paying(owed))
+        best = bound if best is None else better(arithmetic, best, bound)
+    assert best is not None
+    if past:
+        forms = forms.paying(owed)
+    for before in reversed(past):
+        forms = before.ends.carried(forms)
+        bound = arithmetic.concretise(forms, before.state, torch.zeros_like(owed))
+        best = better(arithmetic, best, bound)
+    return best
+
+
+def influence(
+    schedule: Schedule,
+    window: Sequence[RelaxedStep],
+    exposure: Exposure,
+    forms: Forms,
+) -> Tensor:
+    """How much each sample alone can lower forms on the state after the window, (rows, N)."""
+    debt = exposure.open_debt(forms.rows)
+    for relaxed in reversed(window):
+        forms = walk(schedule, relaxed, forms, debt)
+    return debt.by_sample()
+
+
+def bound_by_sample(
+    schedule: Schedule,
+    window: Sequence[RelaxedStep],
+    forms: Forms,
+    exposure: Exposure,
+    within: tuple[Debt, State] | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Bounds of forms on the state after the window that know who is poisoned.
+
+    For every set S of samples that the adversary may choose for the whole run (a budget for the data
+    set), each form is at least ``base - sum_{i in S} dev_i``. Rounding is covered.
+
+    Args:
+        within: for forms that come from the step after the window: what they owe in it, and the box of
+            the state that they are on.
+
+    Returns:
+        ``base`` (rows,) and ``dev`` (rows, N), of the stop with the best bound over all S.
+    """
+    if isinstance(exposure, Charged) and within is None:
+        columns = bound_forms(schedule, window, forms, exposure)
+        return columns[:, 0], exposure.by_sample(columns)
+    debt = exposure.open_debt(forms.rows) if within is None else within[0]
+    best = forms.magnitude.new_full((forms.rows, 1), -torch.inf)
+    base, dev = best[:, 0], debt.by_sample()
+    stops = _stops(schedule, window, forms, debt)
+    if within is not None:
+        stops = chain([(forms, within[1])], stops)
+    for stopped, state in stops:
+        owed = debt.owed()
+        bound = stopped.concretise(state, owed)
+        free = (bound + owed - 2.0**-50 * (bound.abs() + owed))[:, 0]
+        wins = (bound > best) & torch.isfinite(owed)
+        best = torch.where(wins, bound, best)
+        base = torch.where(wins[:, 0], free, base)
+        dev = torch.where(wins, debt.by_sample(), dev)
+    return base, dev
+
+
+def _stops(
+    schedule: Schedule, window: Sequence[RelaxedStep], forms: Forms, debt: Debt
+) -> Iterator[tuple[Forms, State]]:
+    """Forms on the state before each step of a walk, with its box; the debt is that of the walk so far."""
+    for relaxed in reversed(window):
+        forms = walk(schedule, relaxed, forms, debt)
+        yield forms, relaxed.state
+
+
+def bound_state(
+    schedule: Schedule,
+    window: Sequence[RelaxedStep],
+    exposure: Exposure,
+    chunk: int,
+    passes: Passes | None = None,
+    past: Sequence[Past] = (),
+    collected: Collected | None = None,
+) -> State:
+    """Boxes of the state after the window: every entry bounded from both sides, ``chunk`` rows at once.
+
+    ``passes`` remembers over the steps how many rows memory has room for. ``collected`` keeps the forms
+    of all ends on the state before the last step, less what they owe there.
+    """
+    passes = passes or Passes()
+    state = window[-1].state
+    device = exposure.poison.features.device
+    bounds = torch.empty(exposure.cases, count_of(state), dtype=torch.float64, device=device)
+    visited = [relaxed for relaxed in window if relaxed.shortcut is None]
+    chunk = chunk if visited else max(chunk, ROWS_OF_SHORTCUTS)
+    enough = ROWS_OF_UNITS if any(relaxed.cuts for relaxed in visited) else chunk
+    for part, forms in forms_in_pieces(state, passes.limit(chunk), enough):
+
+        def bound(own: Tensor, forms: Forms = forms) -> tuple[Tensor, list[Forms]]:
+            some = forms if len(own) == forms.rows else forms.part(own)
+            paid: list[Forms] = []
+            newest = None if collected is None else paid.append
+            return bound_forms(schedule, window, some, exposure, past, newest), paid
+
+        for own, (low, paid) in passes.run(torch.arange(len(part), device=device), chunk, bound):
+            bounds[:, part[own]] = low.T
+            for forms_before in paid:
+                assert collected is not None
+                collected.keep(part[own], forms_before)
+    return boxes_of(state, bounds)

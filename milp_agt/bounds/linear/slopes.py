@@ -1,0 +1,162 @@
+"""A relaxed step with other slopes: what may be chosen freely, and the planes that follow from it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torch import Tensor
+
+from milp_agt.bounds.linear.intercepts import Spendable
+from milp_agt.bounds.linear.linearized_step import Fragment, RelaxedStep
+from milp_agt.bounds.step import Schedule
+from milp_agt.core.graph import Node
+from milp_agt.core.interval import Interval
+from milp_agt.core.linear_bounds import FreeSlope, Relaxed
+
+# Where a node stands in a step: the fragment of the batch, -1 for nodes without a sample axis.
+Place = tuple[int, str]
+SHARED = -1
+Slopes = Mapping[Place, tuple[Tensor, ...]]
+
+
+@dataclass(frozen=True)
+class RowOffsets:
+    """Offsets of planes that every row has of its own; see :class:`~.intercepts.Offsets`.
+
+    Attributes:
+        size: (rows, [n], *shape).
+        lower, upper: (rows, cases, [n], *shape).
+        charge_positive, charge_all: (rows, states - 1, n, *shape), or None where no state is charged.
+    """
+
+    size: Tensor
+    lower: Tensor
+    upper: Tensor
+    charge_positive: Tensor | None = None
+    charge_all: Tensor | None = None
+
+    @staticmethod
+    def of(planes: Relaxed, batched: bool, cases: int) -> RowOffsets:
+        size, lower, upper = planes.magnitude, planes.lower, planes.upper
+        assert lower is not None
+        assert upper is not None
+        if not (cases == 1 and batched and max(lower.shape[1], upper.shape[1]) > 1):
+            return RowOffsets(size, lower, upper)
+        shape = (-1, max(lower.shape[1], upper.shape[1]), *size.shape[1:])
+        lower, upper = lower.expand(shape), upper.expand(shape)
+        up, down = upper[:, :1] - upper[:, 1:], lower[:, :1] - lower[:, 1:]
+        return RowOffsets(size, lower[:, :1], upper[:, :1], down - up, up)
+
+    def narrow(self, axis: int, index: Tensor) -> RowOffsets:
+        """The offsets of some indices of one axis, counted from the right."""
+
+        def of(tensor: Tensor | None) -> Tensor | None:
+            return None if tensor is None else tensor.index_select(axis, index)
+
+        return RowOffsets(
+            self.size.index_select(axis, index),
+            self.lower.index_select(axis, index),
+            self.upper.index_select(axis, index),
+            of(self.charge_positive),
+            of(self.charge_all),
+        )
+
+    def spend(self, coefficients: Tensor) -> tuple[Tensor | None, Tensor, Tensor | None]:
+        """Constant (rows, cases), magnitude (rows,) and charges (rows, n, states - 1) of rows."""
+        magnitude = (coefficients.detach().abs() * self.size).flatten(1).sum(1)
+        positive = coefficients.clamp(min=0.0).unsqueeze(1)
+        constant = positive * self.lower + (coefficients.unsqueeze(1) - positive) * self.upper
+        return constant.flatten(2).sum(-1), magnitude, self._charges(coefficients, positive)
+
+    def spend_diagonal(self, coefficients: Tensor) -> tuple[Tensor | None, Tensor, Tensor | None]:
+        """The same for one row per pair (form, sample): (forms, n, cases), (forms, n), (forms, n, ...)."""
+        magnitude = (coefficients.detach().abs() * self.size).flatten(2).sum(-1)
+        positive = coefficients.clamp(min=0.0).unsqueeze(1)
+        constant = positive * self.lower + (coefficients.unsqueeze(1) - positive) * self.upper
+        constant = constant.flatten(3).sum(-1).transpose(1, 2)
+        return constant, magnitude, self._charges(coefficients, positive)
+
+    def _charges(self, coefficients: Tensor, positive: Tensor) -> Tensor | None:
+        if self.charge_positive is None or self.charge_all is None:
+            return None
+        charges = positive * self.charge_positive + coefficients.unsqueeze(1) * self.charge_all
+        return charges.flatten(3).sum(-1).transpose(1, 2)
+
+
+def pack_slopes(index: int, slopes: Slopes) -> list[Any]:
+    """The slopes of a training step as plain values: its index, then each place with its tensors."""
+    return [index, [[*place, list(values)] for place, values in slopes.items()]]
+
+
+def unpack_slopes(plain: Sequence[Any]) -> tuple[int, Slopes]:
+    """What :func:`pack_slopes` packed."""
+    index, places = plain
+    return index, {(at, name): tuple(values) for at, name, values in places}
+
+
+def free_slopes(schedule: Schedule, relaxed: RelaxedStep) -> dict[Place, tuple[FreeSlope, ...]]:
+    """The slopes of a step that may be chosen; nodes without any are left out."""
+    found = {
+        place: node.op.free_slopes(*inputs) for place, node, inputs in _sites(schedule, relaxed)
+    }
+    return {place: slopes for place, slopes in found.items() if slopes}
+
+
+def with_slopes(schedule: Schedule, relaxed: RelaxedStep, slopes: Slopes) -> RelaxedStep:
+    """The same step with planes of these slopes, each with a leading axis of rows.
+
+    Forms walked through it must have as many rows.
+    """
+    planes: dict[Place, Relaxed] = {
+        place: node.op.relax_with(slopes[place], *inputs)
+        for place, node, inputs in _sites(schedule, relaxed)
+        if place in slopes
+    }
+    cases = len(next(iter(relaxed.state.values())).lower)
+
+    def changed(index: int, fragment: Fragment) -> Fragment:
+        own = {name: p for (at, name), p in planes.items() if at == index}
+        offsets: dict[str, Spendable] = {
+            n: RowOffsets.of(p, index != SHARED, cases) for n, p in own.items()
+        }
+        return replace(
+            fragment,
+            planes={**fragment.planes, **own},
+            offsets={**fragment.offsets, **offsets},
+        )
+
+    return replace(
+        relaxed,
+        shared=changed(SHARED, relaxed.shared),
+        fragments=tuple(changed(k, f) for k, f in enumerate(relaxed.fragments)),
+        cuts=(),
+        shortcut=None,
+    )
+
+
+def _sites(
+    schedule: Schedule, relaxed: RelaxedStep
+) -> Iterator[tuple[Place, Node, tuple[Interval, ...]]]:
+    """Every relaxed node with the boxes of its inputs."""
+    boxes, size = relaxed.ranges.boxes, relaxed.step.size
+    batched = {node.name for node in schedule.before if node.batched}
+    for index, fragment in enumerate(relaxed.fragments):
+        part = fragment.samples
+        whole = part == slice(0, size)
+
+        def box(name: str, part: slice = part, whole: bool = whole) -> Interval:
+            full = boxes[name]
+            if whole or name not in batched:
+                return full
+            return Interval(full.lower[:, part], full.upper[:, part])
+
+        for node in schedule.before:
+            if node.name in fragment.planes:
+                yield (index, node.name), node, tuple(box(i) for i in node.inputs)
+    known = {**boxes, **relaxed.update.boxes(relaxed.state, boxes)}
+    other = (*schedule.before, *schedule.after, *relaxed.update.nodes)
+    for node in (*other, *relaxed.update.projections.values()):
+        if node.name in relaxed.planes:
+            yield (SHARED, node.name), node, tuple(known[i] for i in node.inputs)

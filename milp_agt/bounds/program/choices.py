@@ -1,0 +1,168 @@
+"""What a program is about: all choices of the adversary at once, or one after the other."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from milp_agt.bounds.adversary.enumerated import Enumerated
+from milp_agt.bounds.linear.linearized_step import RelaxedStep
+from milp_agt.bounds.program.by_choice import Leaf
+from milp_agt.bounds.program.window import (
+    EncodedSteps,
+    EncodedWindow,
+    affords_envelopes,
+    encode_steps,
+)
+from milp_agt.bounds.step import Schedule, State
+from milp_agt.core.encoder import Encoder
+from milp_agt.core.interval import Interval
+from milp_agt.core.restriction import Restriction
+from milp_agt.core.strengthening import DEFAULT, Strengthening
+from milp_agt.threats.poison import Poison
+from milp_agt.training.tracing import StepGraph
+
+
+@dataclass(frozen=True)
+class Span:
+    """The steps of a program, and what is known beside them.
+
+    Attributes:
+        window: the steps.
+        state: a box that holds the state after them, (1, *shape) each.
+        poison, restriction: the moves that are left to the adversary.
+        past: the steps before the window, as far as they are known.
+    """
+
+    window: Sequence[RelaxedStep]
+    state: State
+    poison: Poison
+    restriction: Restriction
+    past: Sequence[RelaxedStep] = ()
+
+
+class Choices(Protocol):
+    """Spans that together hold every run: a bound that holds in each of them holds."""
+
+    def __len__(self) -> int: ...
+
+    def span(self, choice: int) -> Span:
+        """The steps of one choice."""
+        ...
+
+    @property
+    def states(self) -> Sequence[State]:
+        """Boxes of the state after the steps with an axis of choices, in their order."""
+        ...
+
+    @property
+    def largest(self) -> float:
+        """The largest number in the ranges of the steps."""
+        ...
+
+
+@dataclass(frozen=True)
+class Together:
+    """All choices in one program."""
+
+    whole: Span
+
+    def __len__(self) -> int:
+        return 1
+
+    def span(self, choice: int) -> Span:
+        return self.whole
+
+    @property
+    def states(self) -> Sequence[State]:
+        return [self.whole.state]
+
+    @property
+    def largest(self) -> float:
+        return largest_of(self.whole.window)
+
+
+@dataclass(frozen=True)
+class Group:
+    """Some enumerated selections with the steps that they have taken, a box for each."""
+
+    exposure: Enumerated
+    window: Sequence[RelaxedStep]
+    state: State
+
+
+@dataclass(frozen=True)
+class OneByOne:
+    """A program for each enumerated selection, counted through all groups.
+
+    Attributes:
+        outer: for each step of the window a box that holds the state before it in all cases.
+        state: likewise for the state after it.
+    """
+
+    schedule: Schedule
+    groups: Sequence[Group]
+    outer: Sequence[State]
+    state: State
+
+    def __len__(self) -> int:
+        return sum(group.exposure.cases for group in self.groups)
+
+    def span(self, choice: int) -> Span:
+        case, group = choice, self.groups[0]
+        for group in self.groups:
+            if case < group.exposure.cases:
+                break
+            case -= group.exposure.cases
+        leaf = Leaf.of(self.schedule, group.exposure, case, group.window, self.outer)
+        own = {n: Interval(b.lower[[case]], b.upper[[case]]) for n, b in group.state.items()}
+        return Span(leaf.window, self._met(own), leaf.poison, leaf.restriction)
+
+    @property
+    def states(self) -> Sequence[State]:
+        return [self._met(group.state) for group in self.groups]
+
+    def _met(self, own: State) -> State:
+        return {n: b.meet(self.state[n], f"'{n}' of one choice and of all") for n, b in own.items()}
+
+    @property
+    def largest(self) -> float:
+        return max(largest_of(group.window) for group in self.groups)
+
+
+def largest_of(window: Sequence[RelaxedStep]) -> float:
+    """The largest number in the ranges of a window."""
+    boxes = (box for relaxed in window for box in relaxed.ranges.boxes.values())
+    return max(float(box.magnitude.max()) for box in boxes)
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """How a span becomes a program; see :func:`encode_window`."""
+
+    step_graph: StepGraph
+    schedule: Schedule
+    exact_phases: bool
+    exact_products: bool = False
+    strengthening: Strengthening = DEFAULT
+
+    def steps(self, span: Span) -> tuple[Encoder, EncodedSteps]:
+        """The columns and rows of the steps, to be built upon."""
+        envelopes = affords_envelopes(self.schedule, span.window)
+        encoder = Encoder(self.exact_phases, self.exact_products, envelopes, self.strengthening)
+        steps = encode_steps(
+            self.step_graph,
+            self.schedule,
+            span.window,
+            span.poison,
+            span.restriction,
+            encoder,
+            span.past,
+        )
+        return encoder, steps
+
+    def window(self, span: Span) -> EncodedWindow:
+        """The program of the steps alone."""
+        encoder, steps = self.steps(span)
+        return EncodedWindow(encoder.finish(), steps.state, steps.batches)

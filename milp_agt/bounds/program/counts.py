@@ -1,0 +1,188 @@
+"""How many test points can be reached at the same time: one binary for each way to reach a point.
+
+A point is reached if all forms of one of its groups are <= 0 (all scores of safe classes are at most
+that of one unsafe class, say). Binary z_g = 1 asks that of group g; their sum is maximised.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, replace
+
+import numpy as np
+import scipy.sparse as sp
+import torch
+from torch import Tensor
+
+from milp_agt.bounds.program.solves import Objectives, SolveOptions, minimise
+from milp_agt.core.encoder import Encoder
+from milp_agt.core.expression import Array, Expression, Index, add
+from milp_agt.errors import SolverUnavailableError
+from milp_agt.solvers.solver import Capability, Solver, choose
+from milp_agt.threats.poison import Poison
+
+# Counts are whole: a bound is rounded down, after what a solver may miss by its tolerances.
+COUNT_TOLERANCE = 1e-4
+
+
+@dataclass(frozen=True)
+class Reach:
+    """The ways to reach some points.
+
+    Attributes:
+        way: for each form, flat over (n, forms), the number of its group among all groups.
+        point: the point of each group, (groups,).
+        points: how many there are.
+        columns: the binary of each group, once they are encoded.
+    """
+
+    way: Index
+    point: Index
+    points: int
+    columns: Expression | None = None
+
+    @staticmethod
+    def of(groups: Tensor) -> Reach:
+        """From the groups of the forms of each point, (n, forms)."""
+        names = groups.cpu().numpy()
+        own = names + np.arange(len(names))[:, None] * (names.max(initial=0) + 1)
+        known, way = np.unique(own, return_inverse=True)
+        return Reach(way.reshape(-1), known // (names.max(initial=0) + 1), len(names))
+
+    def able(self, lower: Tensor) -> Tensor:
+        """The groups that lower bounds of the forms, (choices, n, forms), leave, (choices, groups)."""
+        over = (lower > 0.0).flatten(1).to(torch.int8)
+        index = torch.from_numpy(self.way).to(over.device).expand(over.shape)
+        groups = over.new_zeros(len(over), len(self.point))
+        return groups.scatter_reduce(1, index, over, "amax") == 0
+
+    def counts(self, able: Tensor) -> Array:
+        """How many points have a group that is left, (choices,)."""
+        index = torch.from_numpy(self.point).to(able.device).expand(able.shape)
+        points = torch.zeros(len(able), self.points, dtype=torch.int8, device=able.device)
+        hit = points.scatter_reduce(1, index, able.to(torch.int8), "amax")
+        return np.asarray(hit.sum(1).cpu().numpy(), dtype=np.float64)
+
+    def opened(self, encoder: Encoder, solver: Solver, able: Tensor | None = None) -> Reach:
+        """With fresh columns; at most one way for each point. Integral where the solver is able to.
+
+        ``able`` is a mask of the groups that may be reached, all of them by default.
+        """
+        encoder.selection = None
+        encoder.origin = "collective"
+        integer = Capability.MIP in solver.capabilities
+        count = len(self.point)
+        upper = np.ones(count) if able is None else able.cpu().numpy().astype(np.float64)
+        columns = encoder.columns(np.zeros(count), upper, integer=integer)
+        one = sp.csr_matrix((np.ones(count), (self.point, np.arange(count))))
+        encoder.rows(columns.apply(one, (one.shape[0],)), -np.inf, 1.0)
+        return Reach(self.way, self.point, self.points, columns)
+
+    def encode(
+        self,
+        encoder: Encoder,
+        forms: Expression,
+        upper: Tensor,
+        solver: Solver,
+        able: Tensor | None = None,
+    ) -> Reach:
+        """Rows ``form <= upper (1 - z)`` for all forms of every group.
+
+        ``forms`` and ``upper`` hold for the same values, flat over (n, forms). A form that is never
+        above 0 asks nothing.
+        """
+        opened = self.opened(encoder, solver, able)
+        assert opened.columns is not None
+        largest = np.maximum(upper.cpu().numpy().reshape(-1), 0.0)
+        on = opened.columns.take(self.way).scale(largest)
+        encoder.rows(add([forms, on]), -np.inf, largest)
+        return opened
+
+    @property
+    def total(self) -> Expression:
+        """Less the number of ways that are taken, to be minimised."""
+        assert self.columns is not None
+        count = len(self.point)
+        return self.columns.apply(sp.csr_matrix(-np.ones((1, count))), (1,))
+
+    def most(self, encoder: Encoder, options: SolveOptions) -> int:
+        """The dual bound of the number of points, and never more than there are."""
+        objectives = Objectives.of(encoder.finish(), self.total, np.ones(1))
+        solved = minimise(objectives, counting(options))
+        return int(counted(solved.bounds, self.points)[0])
+
+
+def counting(options: SolveOptions) -> SolveOptions:
+    """The same for a count, which has the time of one solve for all of its programs."""
+    if options.limits.time is None or options.deadline is not None:
+        return options
+    return replace(options, deadline=time.monotonic() + options.limits.time)
+
+
+def counted(bounds: Array, points: int) -> Array:
+    """Whole numbers from lower bounds of their negatives; all points where nothing is proved."""
+    known = np.where(np.isnan(bounds), -np.inf, bounds)
+    return np.minimum(np.floor(-known + COUNT_TOLERANCE), float(points))
+
+
+def most_by_selection(
+    base: Tensor,
+    dev: Tensor,
+    groups: Tensor,
+    poison: Poison,
+    inside: frozenset[int],
+    outside: frozenset[int],
+) -> int:
+    """How many points one choice of poisoned samples can reach.
+
+    Every form is at least ``base - sum_{i in S} dev_i`` for the set S of poisoned samples, so that a
+    group can be reached only if ``sum_{i in S} dev_i >= base`` for all of its forms. With one sample to
+    choose, each is tried; else it is a program with a binary for each sample. Where no solver is able
+    to, every point counts.
+
+    Args:
+        base, dev: (n, forms) and (n, forms, N), see :meth:`Models.by_sample`.
+        groups: of the forms of each point, (n, forms).
+        inside, outside: samples that are known to be poisoned, or not.
+    """
+    reach = Reach.of(groups)
+    # What is no number proves nothing.
+    worth = torch.where(torch.isnan(dev), torch.inf, dev).flatten(0, 1).cpu().numpy()
+    least = torch.where(torch.isnan(base), -torch.inf, base).flatten().cpu().numpy()
+    free = poison.open.cpu().numpy().copy()
+    free[sorted(outside)] = False
+    if poison.budget == 1 and not inside:
+        return _most_of_one(reach, least, worth[:, free])
+    try:
+        solver = choose(None, Capability.MIP)
+    except SolverUnavailableError:
+        return reach.points
+    encoder = Encoder(exact_phases=True)
+    opened = reach.opened(encoder, solver)
+    assert opened.columns is not None
+    known = np.isin(np.arange(len(free)), sorted(inside))
+    chosen = encoder.columns(known.astype(np.float64), (free | known).astype(np.float64), True)
+    encoder.rows(
+        chosen.apply(sp.csr_matrix(np.ones((1, len(free)))), (1,)), -np.inf, float(poison.budget)
+    )
+    asks = np.flatnonzero(least > 0.0)
+    # Rounded up, and cut at what one sample needs to do alone.
+    finite = np.isfinite(least[asks, None])  # a form that is above 0 for certain is never paid for
+    ratio = np.divide(worth[asks], least[asks, None], where=finite, out=np.zeros_like(worth[asks]))
+    part = np.minimum(ratio * (1.0 + 2.0**-40), 1.0)
+    paid = chosen.apply(sp.csr_matrix(part), (len(asks),))
+    ways = opened.columns.take(reach.way[asks]).scale(-1.0)
+    encoder.rows(add([paid, ways]), 0.0, np.inf)
+    return opened.most(encoder, SolveOptions(solver))
+
+
+def _most_of_one(reach: Reach, least: Array, worth: Array) -> int:
+    """The most points that one sample, or none, reaches."""
+    alone = np.concatenate([np.zeros((len(least), 1)), worth], 1) * (1.0 + 2.0**-40)
+    able = torch.from_numpy(alone >= least[:, None])
+    ways = torch.ones(len(reach.point), able.shape[1], dtype=torch.bool)
+    index = torch.from_numpy(reach.way)[:, None].expand(able.shape)
+    ways = ways.to(torch.int8).scatter_reduce(0, index, able.to(torch.int8), "amin")
+    hit = torch.zeros(reach.points, able.shape[1], dtype=torch.int8)
+    at = torch.from_numpy(reach.point)[:, None].expand(ways.shape)
+    return int(hit.scatter_reduce(0, at, ways, "amax").sum(0).max())

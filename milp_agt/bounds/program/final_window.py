@@ -1,0 +1,346 @@
+"""Questions on top of a window: forms of the outputs of the trained model as objectives."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import scipy.sparse as sp
+import torch
+from torch import Tensor
+
+from milp_agt.bounds.program.by_choice import minimise_leaves
+from milp_agt.bounds.program.choices import Choices, Encoding, Span
+from milp_agt.bounds.program.counts import Reach, counted, counting
+from milp_agt.bounds.program.incumbents import EncodedBatch, Incumbents
+from milp_agt.bounds.program.output_forms import Asked, sums_of_box
+from milp_agt.bounds.program.solves import Objectives, SolveOptions
+from milp_agt.bounds.program.state_bounds import ProgramReport
+from milp_agt.bounds.program.window import RANGE_LIMIT, curved_inputs
+from milp_agt.bounds.program.witness import Witness
+from milp_agt.bounds.step import union
+from milp_agt.core.encoder import Encoder, as_arrays
+from milp_agt.core.expression import Array, Expression, add, stacked
+from milp_agt.core.interval import Interval
+from milp_agt.core.rounding import TINY, gamma
+from milp_agt.errors import SolverUnavailableError
+from milp_agt.training.tracing import FEATURES
+
+# Test points in one program: the window is encoded once for all of them, and solved with each.
+POINTS_AT_ONCE = 32
+# Points that are counted together; what one poisoning does to points of two programs is not known.
+COUNTED_AT_ONCE = 128
+READY = 16  # windows that wait for the next question
+
+
+@dataclass(frozen=True)
+class Ready:
+    """The window of a choice, to be built upon."""
+
+    span: Span
+    encoder: Encoder
+    state: dict[str, Expression]
+    batches: tuple[EncodedBatch, ...]
+
+
+@dataclass(frozen=True)
+class WindowProgram:
+    """The last steps of a run as programs, for questions about the model that they end in.
+
+    Attributes:
+        encoding: what of the steps is kept, as in the run.
+        choices: what each program is about; they are solved loosest first (:func:`minimise_leaves`).
+        options: how to solve.
+        witness: where real runs end, which every answer has to admit.
+        of_state: what the programs that bounded the state after the steps had their adversaries do.
+        reports: what each question took, in the order in which they were asked.
+        notes: questions that were left to the cheaper bounds, and why.
+    """
+
+    encoding: Encoding
+    choices: Choices
+    options: SolveOptions
+    witness: Witness | None = None
+    of_state: tuple[Sequence[Incumbents], ...] = ()
+    reports: list[ProgramReport] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    _ready: dict[int, Ready] = field(default_factory=dict, repr=False)
+
+    def bound(self, asked: Asked, known: Interval) -> Interval:
+        """Dual bounds of forms of the outputs over all runs through the window.
+
+        Args:
+            known: what is proved already, (choices, n, forms): the widest gap is closed first. Where one
+                program holds all choices, any count of cases that hold all runs.
+
+        Returns:
+            A box (choices, n, forms), as known where a solver proved nothing better.
+        """
+        known = self._by_choice(known)
+        lower, upper = known.lower.clone(), known.upper.clone()
+        for part in torch.arange(len(asked)).split(POINTS_AT_ONCE):
+            own = asked.part(part)
+            box = Interval(known.lower[:, part], known.upper[:, part])
+            why = self._beyond(own)
+            if why is None:
+                try:
+                    box = self._piece(own, box)
+                except SolverUnavailableError as error:  # a licence that is too small, say
+                    why = str(error)
+            if why is not None:
+                self.notes.append(f"{len(part)} test points were left to the cheaper bounds: {why}")
+            lower[:, part], upper[:, part] = box.lower, box.upper
+        if self.witness is not None:
+            value, room = asked.at(self.witness.states, self.encoding.step_graph.output)
+            ends = Interval(lower.amin(0), upper.amax(0))
+            self.witness.check_forms("form of the outputs", value, room, ends, self._name)
+        return Interval(lower, upper)
+
+    @property
+    def incumbents(self) -> tuple[Sequence[Incumbents], ...]:
+        """The same of the state and of the questions so far."""
+        asked = (own for report in self.reports for own in report.incumbents)
+        return (*self.of_state, *asked)
+
+    @property
+    def _name(self) -> str:
+        return self.options.solver.name
+
+    def _by_choice(self, known: Interval) -> Interval:
+        """One box where there is one program."""
+        if len(self.choices) == 1:
+            return Interval(known.lower.amin(0, keepdim=True), known.upper.amax(0, keepdim=True))
+        assert len(known.lower) == len(self.choices)
+        return known
+
+    def _beyond(self, asked: Asked) -> str | None:
+        """Why no solver can take the ranges of a question; None if one can."""
+        boxes = asked.boxes(union(self.choices.states))
+        largest = max(float(box.magnitude.max()) for box in boxes.values())
+        if largest <= RANGE_LIMIT:
+            return None
+        return f"ranges up to {largest:.1e} are beyond what a solver can take"
+
+    def _piece(self, asked: Asked, known: Interval) -> Interval:
+        def forms(choice: int) -> tuple[Encoder, Expression]:
+            encoder, own = self._encoded(choice, asked)
+            return encoder, stacked([own, own.scale(-1.0)], (-1,))
+
+        return self._minimised(forms, known)
+
+    def _minimised(
+        self, forms: Callable[[int], tuple[Encoder, Expression]], known: Interval
+    ) -> Interval:
+        """Bounds of each choice, (choices, *shape), from forms whose minima are lower ends and negative
+        upper ends."""
+        started = time.monotonic()
+        ends = torch.cat([known.lower.flatten(1), -known.upper.flatten(1)], 1).cpu().numpy()
+        gain = np.tile((known.upper.amax(0) - known.lower.amin(0)).flatten().cpu().numpy(), 2)
+
+        def build(choice: int) -> Objectives:
+            encoder, both = forms(choice)
+            return Objectives.of(encoder.finish(), both, gain, self._ready[choice].batches)
+
+        found = minimise_leaves(ends, gain, build, self.options)
+        self.reports.append(ProgramReport.of(found, time.monotonic() - started))
+        low, high = torch.from_numpy(found.bounds).to(known.lower).chunk(2, 1)
+        return Interval(low.reshape(known.lower.shape), -high.reshape(known.lower.shape))
+
+    def _encoded(self, choice: int, asked: Asked) -> tuple[Encoder, Expression]:
+        """The window with forms of the outputs at its end, flat over (n, forms)."""
+        encoder, outputs = self._outputs(choice, asked)
+        return encoder, asked.forms_of(outputs)
+
+    def bound_sums(self, asked: Asked, weights: Tensor, known: Interval, nominal: Tensor) -> Tensor:
+        """Lower bounds of ``sum_i weights_i . form_i``: one model faces all test points.
+
+        Points are taken ``COUNTED_AT_ONCE`` at a time, and what is proved of each part adds up.
+
+        Args:
+            weights: (rows, n, forms).
+            known: what is proved of the forms, (choices, n, forms), as for :meth:`bound`.
+            nominal: the forms of the nominal model, (n, forms), which say how much there is to gain.
+
+        Returns:
+            (choices, rows).
+        """
+        known = self._by_choice(known)
+        parts = torch.arange(len(asked)).split(COUNTED_AT_ONCE)
+        least = [
+            sums_of_box(weights[:, part], Interval(known.lower[:, part], known.upper[:, part]))
+            for part in parts
+        ]
+        why = self._beyond(asked)
+        if why is None:
+            try:
+                for number, part in enumerate(parts):
+                    some, before = weights[:, part], least[number]
+                    gain = torch.einsum("rnf,nf->r", some, nominal[part]) - before.amin(0)
+                    least[number] = self._summed(asked.part(part), some, before, gain)
+            except SolverUnavailableError as error:
+                why = str(error)
+        if why is not None:
+            self.notes.append(
+                f"the sum over {len(asked)} test points was left to cheaper bounds: {why}"
+            )
+        every = torch.stack(least)
+        total = every.sum(0) - gamma(len(parts)) * every.abs().sum(0)
+        if self.witness is not None:
+            value, room = asked.at(self.witness.states, self.encoding.step_graph.output)
+            summed = torch.einsum("rnf,mnf->mr", weights, value)
+            room = room + gamma(2 * weights[0].numel() + 16) * value.abs()
+            room = torch.einsum("rnf,mnf->mr", weights.abs(), room)
+            ends = Interval(total.amin(0), torch.full_like(total[0], torch.inf))
+            self.witness.check_forms("sum over test points", summed, room, ends, self._name)
+        return total
+
+    def _summed(self, asked: Asked, weights: Tensor, known: Tensor, gain: Tensor) -> Tensor:
+        started = time.monotonic()
+
+        def build(choice: int) -> Objectives:
+            encoder, outputs = self._outputs(choice, asked)
+            boxes = asked.boxes(self._ready[choice].span.state)
+            largest = boxes[self.encoding.step_graph.output].magnitude.amax(0)
+            sums = asked.sums_of(outputs, largest, weights)
+            batches = self._ready[choice].batches
+            return Objectives.of(encoder.finish(), sums, gain.cpu().numpy(), batches)
+
+        found = minimise_leaves(known.cpu().numpy(), gain.cpu().numpy(), build, self.options)
+        self.reports.append(ProgramReport.of(found, time.monotonic() - started))
+        return torch.from_numpy(found.bounds).to(known)
+
+    def most_at_once(self, asked: Asked, groups: Tensor, known: Interval) -> int:
+        """How many test points can be reached by one run through the window.
+
+        A point is reached if for one of its groups all forms are <= 0. Points are taken
+        ``COUNTED_AT_ONCE`` at a time, by the choice that reaches most; what no solver proves counts
+        as reached.
+
+        Args:
+            groups: of the forms of each point, (n, forms).
+            known: what is proved of the forms, (choices, n, forms): forms above 0 reach nothing, and the
+                upper ends are the big-M of the rows.
+        """
+        known = self._by_choice(known)
+        total = np.zeros(len(self.choices))
+        for part in torch.arange(len(asked)).split(COUNTED_AT_ONCE):
+            own, reach = asked.part(part), Reach.of(groups[part])
+            upper, able = known.upper[:, part], reach.able(known.lower[:, part])
+            why = self._beyond(own)
+            if why is None and not float(upper.max()) <= RANGE_LIMIT:
+                why = f"bounds up to {float(upper.max()):.1e} are beyond what a solver can take"
+            counts = reach.counts(able)
+            if why is None:
+                try:
+                    counts = self._counted(own, reach, able, upper)
+                except SolverUnavailableError as error:
+                    why = str(error)
+            if why is not None:
+                self.notes.append(f"{len(part)} test points were counted one by one: {why}")
+            total += counts
+        most = int(total.max())
+        if self.witness is not None:
+            value, room = asked.at(self.witness.states, self.encoding.step_graph.output)
+            self.witness.check_count(value, room, groups, most, self._name)
+        return most
+
+    def _counted(self, asked: Asked, reach: Reach, able: Tensor, upper: Tensor) -> Array:
+        """How many points each choice can reach, (choices,)."""
+        solver, gain = self.options.solver, np.ones(1)
+
+        def build(choice: int) -> Objectives:
+            encoder, forms = self._encoded(choice, asked)
+            opened = reach.encode(encoder, forms, upper[choice], solver, able[choice])
+            batches = self._ready[choice].batches
+            return Objectives.of(encoder.finish(), opened.total, gain, batches)
+
+        started = time.monotonic()
+        options = counting(self.options)
+        found = minimise_leaves(-reach.counts(able)[:, None], gain, build, options)
+        self.reports.append(ProgramReport.of(found, time.monotonic() - started))
+        return counted(found.bounds[:, 0], len(asked))
+
+    def bound_parameters(self, coefficients: Mapping[str, Tensor], known: Interval) -> Interval:
+        """Dual bounds of linear forms of the parameters after the window.
+
+        Args:
+            coefficients: (rows, *shape) by name of the parameter.
+            known: what is proved already, (choices, rows), as for :meth:`bound`.
+
+        Returns:
+            A box (choices, rows), as known where a solver proved nothing better.
+        """
+
+        def forms(choice: int) -> tuple[Encoder, Expression]:
+            encoder, own = self._forms_of_state(choice, coefficients)
+            return encoder, stacked([own.below, own.above.scale(-1.0)], (-1,))
+
+        known = self._by_choice(known)
+        try:
+            found = self._minimised(forms, known)
+        except SolverUnavailableError as error:  # a licence that is too small, say
+            self.notes.append(
+                f"{known.lower.shape[1]} functionals were left to the cheaper bounds: {error}"
+            )
+            return known
+        if self.witness is not None:
+            value, room = self.witness.at(coefficients)
+            ends = Interval(found.lower.amin(0), found.upper.amax(0))
+            self.witness.check_forms("functional", value, room, ends, self._name)
+        return found
+
+    def _forms_of_state(
+        self, choice: int, coefficients: Mapping[str, Tensor]
+    ) -> tuple[Encoder, Expression]:
+        """Linear forms of the state, (rows,), rounding charged."""
+        ready = self._state(choice)
+        span, encoder, state = ready.span, ready.encoder, ready.state
+        parts, size, terms = [], 0.0, 0
+        for name, on in coefficients.items():
+            flat = on.detach().cpu().flatten(1).numpy()
+            entries = state[name].reshape((flat.shape[1],))
+            parts.append(entries.apply(sp.csr_matrix(flat), (len(flat),)))
+            largest = span.state[name].magnitude.amax(0).flatten().cpu().numpy()
+            size = size + np.abs(flat) @ largest
+            terms += flat.shape[1]
+        return encoder, add(parts).blur(gamma(2 * terms + 16) * size + TINY)
+
+    def _state(self, choice: int) -> Ready:
+        """The window of a choice and the state after it, to be built upon; samples are told apart no more."""
+        if choice not in self._ready:
+            if len(self._ready) == READY:
+                del self._ready[next(iter(self._ready))]
+            span = self.choices.span(choice)
+            encoder, steps = self.encoding.steps(span)
+            encoder.selection, encoder.envelopes = None, True
+            encoder.origin = "model: state"
+            state = {n: encoder.bounded(steps.state[n], box) for n, box in span.state.items()}
+            self._ready[choice] = Ready(span, encoder, state, steps.batches)
+        ready = self._ready[choice]
+        return replace(ready, encoder=ready.encoder.fork(), state=dict(ready.state))
+
+    def _outputs(self, choice: int, asked: Asked) -> tuple[Encoder, Expression]:
+        """Outputs of the trained model at the test inputs, (n, outputs)."""
+        ready = self._state(choice)
+        encoder, known = ready.encoder, ready.state
+        boxes = asked.boxes(ready.span.state)
+        if bool((asked.inputs.lower == asked.inputs.upper).all()):
+            known[FEATURES] = Expression.of(asked.inputs.lower[0].cpu().numpy())
+        else:
+            encoder.origin = f"model: {FEATURES}"
+            shape = tuple(asked.inputs.lower.shape[1:])
+            known[FEATURES] = encoder.columns(*as_arrays(asked.inputs.hull(), shape))
+        output = self.encoding.step_graph.output
+        curved = curved_inputs(asked.forward) | {output}
+        for node in asked.forward:
+            if node.name in known:
+                continue
+            encoder.origin = f"model: {node.name}"
+            ranges = tuple(boxes[name] for name in node.inputs)
+            expression = node.op.encode(encoder, tuple(known[i] for i in node.inputs), ranges)
+            if node.name in curved or expression.spread is not None:
+                expression = encoder.bounded(expression, boxes[node.name])
+            known[node.name] = expression
+        return encoder, known[output]

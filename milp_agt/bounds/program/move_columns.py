@@ -1,0 +1,175 @@
+"""What the adversary decides: columns of selections and perturbations, shared as its powers demand."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import numpy as np
+import numpy.typing as npt
+import scipy.sparse as sp
+import torch
+from torch import Tensor
+
+from milp_agt.bounds.program.incumbents import EncodedBatch
+from milp_agt.bounds.step import Step
+from milp_agt.core.encoder import Encoder, Selection
+from milp_agt.core.expression import Expression, add, stacked
+from milp_agt.core.interval import Interval
+from milp_agt.core.program import SHARED
+from milp_agt.core.restriction import Restriction
+from milp_agt.threats.poison import Poison
+from milp_agt.threats.sets import MoveSet
+
+
+class Moves:
+    """Selection and perturbation columns, shared over the steps as the adversary's powers demand.
+
+    A sample has a column for each state but the clean one, at most one of which is 1; what a state
+    costs of each budget is given by its bits (:attr:`milp_agt.threats.poison.Poison.quotas`).
+    """
+
+    def __init__(self, encoder: Encoder, poison: Poison, restriction: Restriction) -> None:
+        self.encoder, self.poison, self.restriction = encoder, poison, restriction
+        self._selection: dict[int, Expression] = {}
+        self._features: dict[int, Expression] = {}
+        self._labels: dict[int, Expression] = {}
+        self._budgeted: list[Expression] = []
+
+    def select(self, step: Step) -> Selection:
+        """Columns ``s_i`` of a batch; zero for what samples cannot be."""
+        parts = self._parts(step.samples.tolist(), step.poison)
+        every = stacked(parts, (len(parts), self.poison.states - 1))
+        self.encoder.branch_first(every)
+        if self.poison.per_batch:
+            self._limit(parts)
+        index = np.arange(every.size).reshape(every.shape)
+        return Selection(tuple(every.take(own) for own in index.T))
+
+    def of_all(self) -> Expression:
+        """How far each sample of the data set is poisoned in any way, (samples,), if that is decided once."""
+        parts = self._parts(range(len(self.poison.features)), self.poison)
+        any_state = sp.csr_matrix(np.ones((1, self.poison.states - 1)))
+        return stacked([part.apply(any_state, (1,)) for part in parts], (len(parts),))
+
+    def _parts(self, samples: Sequence[int], poison: Poison) -> list[Expression]:
+        """Columns of some samples, (states - 1,) each; ``poison`` is theirs."""
+        shared = self.poison.static or not self.poison.per_batch
+        known = self._selection if shared else {}
+        opened = torch.stack([quota.open for quota in poison.quotas], 1).tolist()
+        for sample, is_open in zip(samples, opened, strict=True):
+            if sample not in known:
+                known[sample] = self._columns(sample, is_open)
+                if any(is_open) and not self.poison.per_batch:
+                    self._budgeted.append(known[sample])
+        return [known[sample] for sample in samples]
+
+    def _columns(self, sample: int, is_open: Sequence[bool]) -> Expression:
+        """One column for each state but the clean one, (states - 1,), constants 0 where it cannot be."""
+        states = range(1, self.poison.states)
+        closed = sum(1 << quota for quota, free in enumerate(is_open) if not free)
+        possible = np.array([not state & closed for state in states])
+        if sample in self.restriction.outside or not possible.any():
+            return Expression.of(np.zeros(len(states)))
+        surely = sample in self.restriction.inside
+        low = np.full(1, 1.0 if surely and len(states) == 1 else 0.0)
+        column = [
+            self.encoder.columns(low, np.ones(1), integer=self.encoder.exact_phases)
+            if may
+            else Expression.of(np.zeros(1))
+            for may in possible
+        ]
+        own = stacked(column, (len(states),))
+        if len(states) > 1:
+            with self._shared():
+                total = own.apply(sp.csr_matrix(np.ones((1, len(states)))), (1,))
+                self.encoder.rows(total, 1.0 if surely else -np.inf, 1.0)
+        return own
+
+    def _limit(self, selected: Sequence[Expression]) -> None:
+        """The budget rows over some samples."""
+        total = stacked(selected, (-1,))
+        states = np.arange(1, self.poison.states)
+        with self._shared():
+            for p, quota in enumerate(self.poison.quotas):
+                costs = np.tile(states >> p & 1, len(selected)).astype(np.float64)
+                spent = total.apply(sp.csr_matrix(costs[None]), (1,))
+                self.encoder.rows(spent, -np.inf, float(quota.budget))
+
+    @contextmanager
+    def _shared(self) -> Iterator[None]:
+        """Rows that belong to no step."""
+        origin, self.encoder.origin = self.encoder.origin, SHARED
+        try:
+            yield
+        finally:
+            self.encoder.origin = origin
+
+    def close(self) -> None:
+        """The budget rows over the data set."""
+        if self._budgeted:
+            self._limit(self._budgeted)
+
+    def _gates(self, selection: Selection, quota: int) -> Expression:
+        """How far each sample is poisoned at the cost of a quota, (n,)."""
+        costing = [s for state, s in enumerate(selection.states, 1) if state >> quota & 1]
+        return costing[0] if len(costing) == 1 else add(costing)
+
+    def batch(
+        self, step: Step, selection: Selection, features: Expression, labels: Expression
+    ) -> EncodedBatch:
+        """The data of a step, and what they cost of each quota."""
+        gates = tuple(self._gates(selection, quota) for quota in range(len(step.poison.quotas)))
+        return EncodedBatch(step.index, step.samples.cpu().numpy(), gates, features, labels)
+
+    def features(self, step: Step, selection: Selection) -> Expression:
+        """Nominal features plus admissible moves of the selected samples."""
+        poison = step.poison
+        moves, box = poison.feature_moves, poison.feature_box()
+        gates = self._gates(selection, 0)
+        return self._moved(poison.features, moves, box, self._features, step, gates)
+
+    def labels(self, step: Step, selection: Selection) -> Expression:
+        """Nominal encoded labels plus admissible moves of the selected samples."""
+        poison = step.poison
+        moves, box = poison.label_moves, poison.label_box()
+        gates = self._gates(selection, len(poison.quotas) - 1)
+        return self._moved(poison.labels, moves, box, self._labels, step, gates)
+
+    def _moved(
+        self,
+        nominal: Tensor,
+        moves: MoveSet | None,
+        box: Interval,
+        known: dict[int, Expression],
+        step: Step,
+        gates: Expression,
+    ) -> Expression:
+        """Nominal values plus moves; a static adversary moves each sample once."""
+        values = Expression.of(nominal.cpu().numpy())
+        if moves is None:
+            return values
+        if not self.poison.static:
+            known.clear()
+        samples = step.samples.tolist()
+        for row in np.flatnonzero(_never(gates)):  # a clean sample gets no columns
+            known[samples[row]] = Expression.of(np.zeros(values.size // len(samples)))
+        new = np.array([row for row, s in enumerate(samples) if s not in known], dtype=np.int64)
+        if new.size:
+            fresh = moves.take(torch.from_numpy(new).to(nominal.device)).encode(
+                self.encoder, gates.take(new)
+            )
+            parts = np.arange(fresh.size).reshape(new.size, -1)
+            known.update(
+                {samples[row]: fresh.take(part) for row, part in zip(new, parts, strict=True)}
+            )
+        # x + e is rounded in the run.
+        rounding = 2.0**-52 * box.magnitude.amax(0).cpu().numpy()
+        return add([values, stacked([known[s] for s in samples], values.shape)]).blur(rounding)
+
+
+def _never(gates: Expression) -> npt.NDArray[np.bool_]:
+    """Mask of the samples that cannot be poisoned: no column, and the constant 0."""
+    empty: npt.NDArray[np.bool_] = np.diff(gates.matrix.indptr) == 0
+    never: npt.NDArray[np.bool_] = empty & (gates.constant == 0.0)
+    return never

@@ -1,0 +1,90 @@
+"""What poison did to a state before it came into a window: rows that tie it to the selection."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import scipy.sparse as sp
+import torch
+
+from milp_agt.bounds.adversary.joint import Joint
+from milp_agt.bounds.forms import Forms
+from milp_agt.bounds.linear.linear_bounds import bound_by_sample
+from milp_agt.bounds.linear.linearized_step import RelaxedStep
+from milp_agt.bounds.program.move_columns import Moves
+from milp_agt.bounds.step import Schedule, State
+from milp_agt.core.encoder import Encoder
+from milp_agt.core.expression import Array, Expression, add, stacked
+from milp_agt.core.restriction import Restriction
+from milp_agt.threats.poison import Poison
+
+NEGLIGIBLE = 1e-9  # of the largest debt of a row
+
+
+@dataclass(frozen=True)
+class Influence:
+    """Forms of a state that hold for every admissible set S of poisoned samples: ``sign * state[name][e]
+    >= constant - sum_{i in S} dev_i``, one row for each entry and sign.
+
+    They are the forms of the walk through the steps before the state, concretised on the box where they
+    bound most (DESIGN: one slope, two offsets; a poisoned sample is charged in full). The sum over S
+    is what a walk replaces by its ``budget`` largest terms; a program keeps it.
+
+    Attributes:
+        constant: (2 * entries,): all entries from below, then all from above; rounding is subtracted.
+        devs: (2 * entries, samples of the data set), at least 0.
+    """
+
+    constant: Array
+    devs: Array
+
+    def without_tiny(self) -> Influence:
+        """Debts of no account are paid for sure: fewer entries, and none that a solver drops."""
+        tiny = self.devs <= NEGLIGIBLE * self.devs.max(1, initial=0.0, keepdims=True)
+        paid = np.where(tiny, self.devs, 0.0).sum(1) * (1.0 + 1e-9)
+        constant = np.nextafter(self.constant - paid, -np.inf)
+        return Influence(constant, np.where(tiny, 0.0, self.devs))
+
+
+def admitted(poison: Poison, restriction: Restriction) -> bool:
+    """Whether a selection is one for the whole run, so that what it did before is tied to it.
+
+    Not where it is made already, as in the program of one choice: nothing is left to be tied to, and
+    the forms of its steps are about all choices.
+    """
+    free = torch.stack([quota.open for quota in poison.quotas]).any(0)
+    free[sorted(restriction.inside)] = False
+    return not poison.is_clean and not poison.per_batch and bool(free.any())
+
+
+def influence_on(
+    schedule: Schedule,
+    past: Sequence[RelaxedStep],
+    state: State,
+    joint: Joint,
+) -> Influence:
+    """Influence rows of a state at the end of ``past``, which is not empty."""
+    names = list(state)
+    shapes = [state[name].lower.shape[1:] for name in names]
+    sizes = [shape.numel() for shape in shapes]
+    unit = torch.eye(sum(sizes), dtype=torch.float64, device=joint.poison.features.device)
+    parts = torch.cat([unit, -unit]).split(sizes, 1)
+    forms = Forms.start(
+        {n: p.reshape(-1, *s) for n, p, s in zip(names, parts, shapes, strict=True)}
+    )
+    base, dev = bound_by_sample(schedule, past, forms, joint)
+    return Influence(np.asarray(base.cpu().numpy()), np.asarray(dev.cpu().numpy()))
+
+
+def encode_influence(
+    encoder: Encoder, moves: Moves, influence: Influence, state: Sequence[Expression]
+) -> None:
+    """``sign * state + sum_i dev_i s_i >= constant`` for the entries of a state, one after the other."""
+    flat = [e.reshape((e.size,)) for e in state]
+    ends = stacked([*flat, *(e.scale(-1.0) for e in flat)], (-1,))
+    selection = moves.of_all()
+    known = influence.without_tiny()
+    owed = selection.apply(sp.csr_matrix(known.devs), (ends.size,))
+    encoder.rows(add([ends, owed]), known.constant, np.inf)

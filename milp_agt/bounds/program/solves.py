@@ -1,0 +1,232 @@
+"""Many objectives over one program: in order of what they may gain, on one process or on many."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from importlib import import_module
+from importlib.util import find_spec
+from typing import Any
+
+import numpy as np
+import scipy.sparse as sp
+
+from milp_agt.bounds.program.incumbents import EncodedBatch
+from milp_agt.core.expression import Array, Expression, Index, widened
+from milp_agt.core.presolve import lean
+from milp_agt.core.program import Program
+from milp_agt.core.results import Limits, SolveResult, Termination
+from milp_agt.errors import EncodingError, InvalidInputError, MilpAgtError
+from milp_agt.solvers.solver import Solver
+
+ROUNDING = 2.0**-50  # of a bound and of the constant that is added to it, relative to both
+
+
+@dataclass(frozen=True)
+class SolveOptions:
+    """How a program engine solves.
+
+    Attributes:
+        solver: the back end.
+        limits: of each solve.
+        worth: what an objective must be able to gain; others are left to the cheaper bound.
+        deadline: a time of ``time.monotonic`` at which the whole run ends; None for none.
+        workers: processes of joblib (its loky, or what ``joblib.parallel_config`` chooses, a dask
+            cluster say); 1 solves in this process.
+    """
+
+    solver: Solver
+    limits: Limits = field(default_factory=Limits)
+    worth: float = 0.0
+    deadline: float | None = None
+    workers: int = 1
+
+
+@dataclass(frozen=True)
+class Objectives:
+    """Forms ``matrix @ columns + constant`` to be bounded from below, each within ``error``.
+
+    Attributes:
+        matrix: (objectives, columns).
+        constant, error: (objectives,).
+        gain: the most that a bound can gain over what is known, (objectives,).
+        batches: the data of the steps over the columns of the program.
+    """
+
+    program: Program
+    matrix: sp.csr_matrix
+    constant: Array
+    error: Array
+    gain: Array
+    batches: tuple[EncodedBatch, ...] = ()
+
+    @staticmethod
+    def of(
+        program: Program, forms: Expression, gain: Array, batches: Sequence[EncodedBatch] = ()
+    ) -> Objectives:
+        """Forms over the columns of a program, and the least of it that bounds them."""
+        wanted = np.unique(forms.matrix.indices).astype(np.int64)
+        matrix = widened(forms.matrix, program.lower.size)
+        part, kept = program.needed_for(wanted)
+        matrix = sp.csr_matrix(matrix[:, kept])
+        least, left = lean(part, np.unique(matrix.indices).astype(np.int64))
+        matrix = sp.csr_matrix(matrix[:, left])
+        still = np.clip(0.0, program.lower, program.upper)  # of columns that say nothing here
+        data = tuple(batch.over(kept[left], still) for batch in batches)
+        return Objectives(least, matrix, forms.constant, forms.error, gain, data)
+
+
+@dataclass(frozen=True)
+class Solved:
+    """Lower bounds of objectives, (objectives,); ``-inf`` where nothing was proved.
+
+    Attributes:
+        solves: objectives that a solver has seen.
+        skipped: too little to gain.
+        limited: met a limit, of their own or of the run.
+        lost: their worker died twice.
+        multipliers: row multipliers of each objective whose bound rests on them, by its number: the
+            bound is ``safe_bound(program, objective, multipliers)``, whoever computes it.
+        points: of the program, where attacks may be looked for; no bound rests on them.
+    """
+
+    bounds: Array
+    solves: int
+    skipped: int
+    limited: int
+    lost: int
+    multipliers: dict[int, Array]
+    points: tuple[Array, ...] = ()
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What bounds rest on: a program with its objectives, and their row multipliers (:class:`Solved`).
+
+    ``choice`` is the number of the choice of poisoned samples that the program is about; 0 where one
+    program is about all.
+    """
+
+    choice: int
+    objectives: Objectives
+    multipliers: Mapping[int, Array]
+
+
+def minimise(objectives: Objectives, options: SolveOptions) -> Solved:
+    """Bound every objective that is worth it, the one with most to gain first.
+
+    Raises:
+        EncodingError: the program is infeasible, although the nominal run is feasible.
+        SolverUnavailableError: the solver refuses the program.
+        InvalidInputError: several workers without joblib.
+    """
+    order = np.argsort(-objectives.gain, kind="stable")
+    order = order[objectives.gain[order] > options.worth]
+    if options.workers > 1:
+        found, lost = _in_parallel(objectives, order, options)
+    else:
+        found, lost = _solve(objectives, order, options.solver, options.limits, _left(options)), 0
+    bounds = np.full(objectives.gain.size, -np.inf)
+    multipliers: dict[int, Array] = {}
+    limited = order.size - len(found) - lost
+    for number, outcome in found.items():
+        if outcome.termination is Termination.INFEASIBLE:
+            raise EncodingError(
+                "The program of a training step must be feasible",
+                f"'{outcome.raw_status}' for objective {number}",
+                "please report this run: the nominal training is a feasible point",
+            )
+        limited += outcome.termination is not Termination.OPTIMAL
+        if outcome.dual_bound is None or np.isnan(outcome.dual_bound):
+            continue
+        constant = float(objectives.constant[number])
+        slack = objectives.error[number] + ROUNDING * (abs(constant) + abs(outcome.dual_bound))
+        bounds[number] = outcome.dual_bound + constant - slack
+        if outcome.multipliers is not None:
+            multipliers[number] = outcome.multipliers
+    skipped = objectives.gain.size - order.size
+    points = tuple(o.hint for o in found.values() if o.hint is not None)
+    return Solved(bounds, len(found), skipped, limited, lost, multipliers, points)
+
+
+def _left(options: SolveOptions) -> float | None:
+    return None if options.deadline is None else options.deadline - time.monotonic()
+
+
+def _solve(
+    objectives: Objectives, numbers: Index, solver: Solver, limits: Limits, seconds: float | None
+) -> dict[int, SolveResult]:
+    """Solve some objectives one after the other; those that no time is left for are missing.
+
+    ``seconds`` rather than a time: the clocks of two machines differ.
+    """
+    deadline = None if seconds is None else time.monotonic() + seconds
+    found: dict[int, SolveResult] = {}
+    if not numbers.size:
+        return found
+    session = solver.open(objectives.program)
+    try:
+        for number in numbers.tolist():
+            own = limits
+            if deadline is not None:
+                left = deadline - time.monotonic()
+                if left <= 0.0:
+                    break
+                own = replace(limits, time=left if limits.time is None else min(left, limits.time))
+            found[number] = session.minimise(objectives.matrix[[number]].toarray()[0], own)
+    finally:
+        session.close()
+    return found
+
+
+def _in_parallel(
+    objectives: Objectives, order: Index, options: SolveOptions
+) -> tuple[dict[int, SolveResult], int]:
+    """The same on many processes, and how many objectives were lost with their workers.
+
+    A worker that dies takes the others of its pool along: what is missing then is tried once more,
+    one pool for each piece, so that only the piece that kills its worker is lost.
+    """
+    if find_spec("joblib") is None:
+        raise InvalidInputError(
+            f"{options.workers} workers were asked for",
+            "no module joblib",
+            "pip install 'milp_agt[parallel]', or workers=1",
+        )
+    pieces = [order[k :: options.workers] for k in range(min(options.workers, order.size))]
+    found: dict[int, SolveResult] = {}
+    if not _collect(objectives, pieces, options, found):
+        for piece in pieces:
+            rest = np.array([n for n in piece.tolist() if n not in found], dtype=np.int64)
+            if rest.size:
+                _collect(objectives, [rest], options, found)
+    done = _left(options)
+    over = done is not None and done <= 0.0
+    lost = 0 if over else sum(n not in found for n in order.tolist())
+    return found, lost
+
+
+def _collect(
+    objectives: Objectives,
+    pieces: Sequence[Index],
+    options: SolveOptions,
+    found: dict[int, SolveResult],
+) -> bool:
+    """Solve pieces on workers and put what returns into ``found``; False if a worker died."""
+    joblib: Any = import_module("joblib")
+    left = _left(options)
+    jobs = (
+        joblib.delayed(_solve)(objectives, piece, options.solver, options.limits, left)
+        for piece in pieces
+    )
+    pool = joblib.Parallel(n_jobs=options.workers, return_as="generator_unordered")
+    try:
+        answers: Iterable[dict[int, SolveResult]] = pool(jobs)
+        for answer in answers:
+            found.update(answer)
+    except MilpAgtError:
+        raise
+    except Exception:  # whatever the chosen backend says of a worker that is gone
+        return False
+    return True

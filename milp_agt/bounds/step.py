@@ -1,0 +1,219 @@
+"""What a training step is made of: its batch, its optimiser scalars, and the boxes of its nodes."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from milp_agt.core.graph import Node, evaluate
+from milp_agt.core.interval import Interval
+from milp_agt.formulations.bilinear import Einsum
+from milp_agt.formulations.sum_samples import SumSamples
+from milp_agt.threats.poison import Poison
+from milp_agt.training.tracing import FEATURES, LABELS, SELECTION, StepGraph
+from milp_agt.training.training import UpdateRule
+
+VELOCITY = "velocity:"
+State = dict[str, Interval]  # parameters by name, and velocities under velocity_of(name)
+
+
+def velocity_of(parameter: str) -> str:
+    """Name of the velocity of a parameter in a state."""
+    return f"{VELOCITY}{parameter}"
+
+
+def is_velocity(name: str) -> bool:
+    """Whether a tensor of a state is a velocity."""
+    return name.startswith(VELOCITY)
+
+
+@dataclass(frozen=True)
+class Step:
+    """One training step: which samples, which moves of them, which optimiser scalars.
+
+    Attributes:
+        index: number of the step, from 0.
+        samples: indices of the batch in the data set, (n,).
+        poison: admissible moves of the batch.
+        update: scalars of the optimiser.
+        has_velocity: True if the state holds velocities.
+    """
+
+    index: int
+    samples: Tensor
+    poison: Poison
+    update: UpdateRule
+    has_velocity: bool
+
+    @property
+    def size(self) -> int:
+        return len(self.samples)
+
+    @property
+    def theta_scalars(self) -> tuple[float, ...]:
+        """Scalars of theta, (velocity,) the summed gradient and (sign of theta) in ``theta'``."""
+        return self._scalars(self.update.theta_from)
+
+    @property
+    def velocity_scalars(self) -> tuple[float, ...]:
+        """Scalars of theta, velocity, the summed gradient and (sign of theta) in ``v'``."""
+        return self._scalars(self.update.velocity_from)
+
+    @property
+    def theta_sizes(self) -> tuple[float, ...]:
+        """Sizes of the terms of ``theta'`` before anything cancels: rounding is charged to them."""
+        return self._scalars(self.update.theta_sizes)
+
+    def _scalars(self, of_mean: tuple[float, float, float]) -> tuple[float, ...]:
+        theta, velocity, gradient = of_mean
+        own = (theta, velocity) if self.has_velocity else (theta,)
+        penalty = (gradient * self.update.l1,) if self.update.l1 else ()
+        return (*own, gradient / self.size, *penalty)
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """The nodes of a step graph in the order in which engines visit them.
+
+    ``sums`` are the sums over samples; ``before`` is all that they need (and itself has no sum
+    before it), ``after`` comes later and has no sample axis. ``gradients`` are the nodes of the summed
+    gradients with the names of their parameters.
+    """
+
+    before: tuple[Node, ...]
+    sums: tuple[Node, ...]
+    after: tuple[Node, ...]
+    gradients: tuple[tuple[str, Node], ...]
+
+    @staticmethod
+    def of(step_graph: StepGraph) -> Schedule:
+        nodes = step_graph.graph.needed_for(step_graph.gradients.values())
+        sums = tuple(n for n in nodes if isinstance(n.op, SumSamples))
+        summed = {n.name for n in sums}
+        late = set(summed)
+        after = []
+        for node in nodes:
+            if node.name not in summed and late & set(node.inputs):
+                late.add(node.name)
+                after.append(node)
+        before = tuple(n for n in nodes if n.name not in late)
+        return Schedule(before, sums, tuple(after), step_graph.gradient_nodes)
+
+    @property
+    def all(self) -> tuple[Node, ...]:
+        return (*self.before, *self.sums, *self.after)
+
+    @cached_property
+    def batched(self) -> frozenset[str]:
+        """All nodes with a sample axis."""
+        return frozenset(n.name for n in self.before if n.batched)
+
+    @cached_property
+    def supports(self) -> frozenset[str]:
+        """Nodes with a sample axis on whose ranges the linear bounds of others stand."""
+        read = {name for node in self.before for name in node.inputs}
+        leaves = {node.name for node in self.before if not node.inputs}
+        return self.batched & (read | leaves)
+
+    @cached_property
+    def summed_products(self) -> dict[str, Node]:
+        """Products of each sample that nothing but one sum reads, by the name of the sum."""
+        read = Counter(name for node in self.all for name in node.inputs)
+        products = {n.name: n for n in self.before if isinstance(n.op, Einsum) and n.batched}
+        return {
+            node.name: products[node.inputs[0]]
+            for node in self.sums
+            if node.inputs[0] in products and read[node.inputs[0]] == 1
+        }
+
+    @cached_property
+    def outer_products(self) -> dict[str, Node]:
+        """Those that multiply every number of one operand with every one of the other."""
+        found = self.summed_products
+        return {n: p for n, p in found.items() if isinstance(p.op, Einsum) and p.op.is_outer}
+
+    def values(self, leaves: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """All that the parameter gradients need, at points; summed products only as their sums."""
+        skipped = {node.name for node in self.summed_products.values()}
+        values = evaluate((n for n in self.before if n.name not in skipped), leaves)
+        for name, product in self.summed_products.items():
+            assert isinstance(product.op, Einsum)
+            values[name] = product.op.summed_value(*(values[i] for i in product.inputs))
+        return evaluate((*self.sums, *self.after), values)
+
+
+def step_at_points(
+    step_graph: StepGraph,
+    schedule: Schedule,
+    state: Mapping[str, Tensor],
+    features: Tensor,
+    labels: Tensor,
+    update: UpdateRule,
+    present: Tensor | None = None,
+) -> dict[str, Tensor]:
+    """One optimiser step at points; leading axes (many attacks at once) are allowed throughout.
+
+    ``present``, (attacks, n), is 1 for the samples of the batch that are there and 0 for the others, on a
+    graph of :func:`milp_agt.training.exchange.with_absences`: the mean is that over those that are there,
+    and a batch without any skips its step. None: all are there.
+    """
+    leaves = dict(state) | {FEATURES: features, LABELS: labels}
+    absent = torch.zeros_like(labels[..., 0]) if present is None else 1.0 - present
+    leaves[SELECTION] = absent.unsqueeze(-1)
+    values = schedule.values(leaves)
+    left = None if present is None else present.sum(-1)
+    new: dict[str, Tensor] = {}
+    for name in step_graph.parameters:
+        total = values[step_graph.gradients[name]]
+        if left is None:
+            gradient = total / labels.shape[-2]
+        else:
+            gradient = total / left.clamp(min=1.0).reshape(-1, *[1] * (total.dim() - 1))
+        if update.l1:
+            gradient = gradient + update.l1 * torch.sign(state[name])
+        gradient = gradient + update.weight_decay * state[name]
+        direction = gradient
+        if velocity_of(name) in state:
+            velocity = update.momentum * state[velocity_of(name)] + gradient
+            new[velocity_of(name)] = velocity
+            direction = gradient + update.momentum * velocity if update.nesterov else velocity
+        new[name] = state[name] - update.rate * direction
+        if update.projection is not None:
+            new[name] = new[name].clamp(*update.projection)
+    return new if left is None else _unless_empty(left, new, state)
+
+
+def _unless_empty(
+    left: Tensor, new: Mapping[str, Tensor], old: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """The new state, or the old one where no sample is left, (attacks,)."""
+    return {
+        name: torch.where((left > 0).reshape(-1, *[1] * (value.dim() - 1)), value, old[name])
+        for name, value in new.items()
+    }
+
+
+def initial_state(step_graph: StepGraph, box: Mapping[str, Interval], momentum: bool) -> State:
+    """The box of theta_0, with velocities 0 if there is momentum."""
+    state: State = {name: box[name] for name in step_graph.parameters}
+    if momentum:
+        for name in step_graph.parameters:
+            state[velocity_of(name)] = Interval.point(torch.zeros_like(box[name].lower))
+    return state
+
+
+def union(states: Sequence[State]) -> State:
+    """One box, (1, *shape) for each name, that holds all cases of all states."""
+    hulls = {name: [state[name].hull() for state in states] for name in states[0]}
+    return {
+        name: Interval(
+            torch.stack([h.lower for h in each]).amin(0, keepdim=True),
+            torch.stack([h.upper for h in each]).amax(0, keepdim=True),
+        )
+        for name, each in hulls.items()
+    }

@@ -1,0 +1,333 @@
+"""One step by one level: ranges, linear forms and programs over the box of a chain."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from milp_agt.bounds import program
+from milp_agt.bounds.adversary.box_algebra import APART
+from milp_agt.bounds.adversary.charged import Charged
+from milp_agt.bounds.adversary.enumerated import Enumerated
+from milp_agt.bounds.adversary.model import Exposure
+from milp_agt.bounds.interval import propagation
+from milp_agt.bounds.linear import intermediate, linear_bounds
+from milp_agt.bounds.linear.composed import Collected, Past
+from milp_agt.bounds.linear.linearized_step import RelaxedStep, relax_step
+from milp_agt.bounds.passes import Passes
+from milp_agt.bounds.signed_entries import count_of
+from milp_agt.bounds.step import Schedule, State, Step
+from milp_agt.certification import plan as cost
+from milp_agt.certification.chains import Chain, Part
+from milp_agt.certification.recorder import Recorder
+from milp_agt.certification.witnesses import Witnesses
+from milp_agt.core.relaxation import Relaxation
+from milp_agt.core.remarks import Journal
+from milp_agt.core.restriction import Restriction
+from milp_agt.core.results import Limits
+from milp_agt.core.strengthening import DEFAULT, Strengthening
+from milp_agt.errors import SolverUnavailableError
+from milp_agt.solvers.solver import Solver
+from milp_agt.threats.poison import Poison
+from milp_agt.training.tracing import StepGraph
+
+# Ranges beyond this are left to the cheaper relaxation.
+PROGRAM_RANGE_LIMIT = program.RANGE_LIMIT
+
+
+@dataclass
+class Bounder:
+    """Bounds single steps by any level; what it could not do stands in the journal."""
+
+    step_graph: StepGraph
+    schedule: Schedule
+    plan: cost.Plan
+    poison: Poison
+    restriction: Restriction
+    solvers: Mapping[Relaxation, Solver]
+    solve_limits: Limits
+    workers: int
+    recorder: Recorder
+    journal: Journal
+    strengthening: Strengthening = DEFAULT
+    witnesses: Witnesses | None = None
+    passes: Passes = field(default_factory=Passes)
+    inner_passes: Passes = field(default_factory=Passes)
+    incumbents: tuple[Sequence[program.Incumbents], ...] = ()  # of the newest programs
+
+    def bound(
+        self,
+        chain: Chain,
+        part: Part,
+        step: Step,
+        until: float | None,
+        listed: Sequence[Part] = (),
+    ) -> tuple[State, program.ProgramReport | None]:
+        """The box of the next state by one level, before the meet with looser chains.
+
+        Solves end at ``until``, a time of ``time.monotonic``. ``listed`` are enumerated selections that
+        have taken this step, so that programs can go through them; what these prove of a selection makes its
+        own box smaller.
+        """
+        part.forget(self.plan.longest_window - 1)
+        ranges = self.ranges(chain, part, step)
+        if chain.level is Relaxation.INTERVAL:
+            return self._updated(part, step, ranges), None
+        kept = self.relax(part.exposure, part.state, step, ranges)
+        part.window = [*part.window, kept]
+        tightening = program.Tightening()
+        if chain.level.uses_programs and self.strengthening.obbt_seconds > 0.0:
+            kept, tightening = self._tightened(part, step, until)
+            part.window[-1] = kept
+        self.recorder.step(chain.name, kept)
+        state = self.walked(part, step, ranges)
+        if not chain.level.uses_programs:
+            return state, None
+        state, report = self._solve(chain, part, step, state, until, listed)
+        return state, report and replace(report, tightening=tightening)
+
+    def walked(self, part: Part, step: Step, ranges: propagation.Ranges) -> State:
+        """The box after the window of a part, whose last step this is, by forms and by intervals."""
+        window = part.window[-self.plan.window :]
+        collected = self._collected(part)
+        found = linear_bounds.bound_state(
+            self.schedule,
+            window,
+            part.exposure,
+            self.plan.chunk,
+            self.passes,
+            part.before(window),
+            collected,
+        )
+        if collected is not None:
+            before = window[-1].state
+            newest = Past(step.index, before, collected.shortcut(before))
+            kept = [past for past in part.past if past.index < step.index]
+            part.past = [*kept, newest][-self.plan.past :]
+        self._tell_of_memory(step)
+        boxes, meet = self._updated(part, step, ranges), part.exposure.arithmetic.meet
+        return {  # in the order of the state before the step, by which ends are numbered
+            name: meet(boxes[name], found[name], f"'{name}' by interval and linear")
+            for name in part.state
+        }
+
+    def _collected(self, part: Part) -> Collected | None:
+        """Where the ends of the next state are kept for steps whose window begins later."""
+        if not self.plan.past or part.exposure.arithmetic is not APART:
+            return None
+        return Collected(count_of(part.state))
+
+    def _updated(self, part: Part, step: Step, ranges: propagation.Ranges) -> State:
+        return propagation.update(
+            self.step_graph, part.state, ranges, step, part.exposure.arithmetic
+        )
+
+    def _tightened(
+        self, part: Part, step: Step, until: float | None
+    ) -> tuple[RelaxedStep, program.Tightening]:
+        """The newest step on ranges that linear programs made smaller."""
+        window, past = self._split(part)
+        last = window[-1]
+        if not program.largest_of(window) <= PROGRAM_RANGE_LIMIT:
+            return last, program.Tightening()
+        tightener = program.Tightener(
+            self.step_graph,
+            self.schedule,
+            self.poison,
+            self.restriction,
+            part.exposure,
+            past,
+            self.strengthening,
+        )
+        deadline = time.monotonic() + self.strengthening.obbt_seconds
+        if until is not None:
+            deadline = min(deadline, until)
+        options = program.SolveOptions(
+            self.solvers[Relaxation.LP], self.solve_limits, deadline=deadline, workers=self.workers
+        )
+
+        def relax(ranges: propagation.Ranges) -> RelaxedStep:
+            return self.relax(part.exposure, last.state, step, ranges)
+
+        try:
+            return tightener.tighten(window, relax, options)
+        except SolverUnavailableError as error:  # a licence that is too small, say
+            self.journal.fall_back(
+                f"step {step.index + 1}: ranges were not tightened by programs: {error}"
+            )
+            return last, program.Tightening()
+
+    def _split(self, part: Part) -> tuple[list[RelaxedStep], list[RelaxedStep]]:
+        """The steps that a program spans, and those before them."""
+        count = self.plan.program_window
+        return part.window[-count:], part.window[:-count]
+
+    def _tell_of_memory(self, step: Step) -> None:
+        for name, passes in (("", self.passes), ("inner ", self.inner_passes)):
+            for before, after in passes.told():
+                self.journal.note(
+                    f"step {step.index + 1}: memory ran out with {before} {name}rows in a pass; from here "
+                    f"on {after} share one"
+                )
+
+    def ranges(self, chain: Chain, part: Part, step: Step) -> propagation.Ranges:
+        level = chain.level
+        keep: frozenset[str] = frozenset()
+        if level.uses_programs:
+            keep = self.schedule.batched
+        elif level is not Relaxation.INTERVAL:
+            keep = self.schedule.supports
+        if level is not Relaxation.INTERVAL and self._walks_inside(part.exposure):
+            past = part.window[max(0, len(part.window) - self.plan.window + 1) :]
+            walks = intermediate.Walks(
+                self.schedule,
+                past,
+                part.exposure,
+                self.plan.inner_chunk,
+                self.plan.inner_pairs,
+                self.inner_passes,
+                self.plan.inner_widest,
+            )
+            return intermediate.propagate(walks, part.state, step, keep)
+        return propagation.propagate(
+            self.schedule, part.state, step, part.exposure, self.plan.fragment, keep
+        )
+
+    def _walks_inside(self, exposure: Exposure) -> bool:
+        """Whether inner bounds go through the window, too."""
+        if isinstance(exposure, Charged):
+            return self.plan.selections.charged_inner
+        one_by_one = isinstance(exposure, Enumerated) and exposure.cases > 1
+        return self.plan.selections.enumerated_inner if one_by_one else self.plan.linear_inner
+
+    def _solve(
+        self,
+        chain: Chain,
+        part: Part,
+        step: Step,
+        state: State,
+        until: float | None,
+        listed: Sequence[Part],
+    ) -> tuple[State, program.ProgramReport | None]:
+        choices = self._choices(part, state, listed)
+        largest = choices.largest
+        if not largest <= PROGRAM_RANGE_LIMIT:
+            self.journal.fall_back(
+                f"step {step.index + 1}: ranges up to {largest:.1e} are beyond what a solver "
+                f"can take; '{chain.level.value}' was left to the linear bounds"
+            )
+            return state, None
+        options = program.SolveOptions(
+            self.solvers[chain.level],
+            self.solve_limits,
+            deadline=until,
+            workers=self.workers,
+        )
+        try:
+            encoding = self._encoding(chain)
+            state, report = program.bound_choices(
+                state,
+                choices.states,
+                lambda n: encoding.window(choices.span(n)),
+                options,
+                self._witness(step),
+            )
+        except SolverUnavailableError as error:  # a licence that is too small, say
+            self.journal.fall_back(
+                f"step {step.index + 1}: '{chain.level.value}' was left to the cheaper bounds: {error}",
+                limit=True,
+            )
+            return state, None
+        self._confirm(step, state, report, options.solver)
+        if isinstance(choices, program.OneByOne):
+            for own, box in zip(listed, report.listed, strict=True):
+                own.state = box
+        self.recorder.program(step.index, chain.name, report)
+        if report.lost:
+            self.journal.fall_back(
+                f"step {step.index + 1}: {report.lost} objectives of '{chain.level.value}' were lost with "
+                "workers that died twice; they keep the cheaper bound",
+                limit=True,
+            )
+        if report.limited:
+            self.journal.fall_back(
+                f"step {step.index + 1}: {report.limited} of {report.solves + report.limited} solves by "
+                f"'{chain.level.value}' met a limit; their best dual bound counts, or the linear one",
+                limit=True,
+            )
+        return state, report
+
+    def _encoding(self, chain: Chain) -> program.Encoding:
+        level = chain.level
+        return program.Encoding(
+            self.step_graph,
+            self.schedule,
+            level.exact_phases,
+            level.exact_products,
+            self.strengthening,
+        )
+
+    def _choices(self, part: Part, state: State, listed: Sequence[Part]) -> program.Choices:
+        """What programs are about: one enumerated selection after the other, or all at once.
+
+        ``state`` holds the state after the steps of ``part``, whose boxes hold those of all selections.
+        """
+        window, past = self._split(part)
+        if not self.strengthening.by_choice or not self._have_gone(listed, window):
+            span = program.Span(window, state, self.poison, self.restriction, past)
+            return program.Together(span)
+        groups = []
+        for own in listed:
+            assert isinstance(own.exposure, Enumerated)
+            groups.append(program.Group(own.exposure, self._split(own)[0], own.state))
+        return program.OneByOne(self.schedule, groups, [r.state for r in window], state)
+
+    def _have_gone(self, listed: Sequence[Part], window: Sequence[RelaxedStep]) -> bool:
+        """Whether selections have taken the steps of a window, in none of which a batch was emptied."""
+        steps = [relaxed.step.index for relaxed in window]
+        return bool(listed) and all(
+            [relaxed.step.index for relaxed in self._split(own)[0]] == steps
+            and own.exposure.emptied(window[-1].step) is None
+            for own in listed
+        )
+
+    def relax(
+        self, exposure: Exposure, state: State, step: Step, ranges: propagation.Ranges
+    ) -> RelaxedStep:
+        kept = relax_step(self.schedule, state, step, ranges, exposure, self.plan.walk_fragment)
+        if self.plan.cuts:
+            kept = linear_bounds.with_cuts(self.step_graph, self.schedule, kept)
+        if self.plan.shortcuts:
+            kept = linear_bounds.with_shortcut(self.schedule, kept, self.plan.chunk, self.passes)
+        return kept
+
+    def last_program(self, chain: Chain, listed: Sequence[Part]) -> program.WindowProgram | None:
+        """The programs over the window that ends now, for questions; None for levels without."""
+        part = chain.parts[0]
+        if not chain.level.uses_programs or not part.window:
+            return None
+        return program.WindowProgram(
+            self._encoding(chain),
+            self._choices(part, chain.state, listed),
+            program.SolveOptions(
+                self.solvers[chain.level], self.solve_limits, workers=self.workers
+            ),
+            self._witness(part.window[-1].step),
+            self.incumbents,
+        )
+
+    def _confirm(
+        self, step: Step, state: State, report: program.ProgramReport, solver: Solver
+    ) -> None:
+        """Hold the bounds against real runs on what the programs themselves had the adversary do."""
+        self.incumbents = report.incumbents
+        if self.witnesses is None or not report.incumbents:
+            return
+        runs = self.witnesses.propose(step.index, report.incumbents)
+        names = list(state)
+        runs.check_state(names, program.ends_of(state, names)[0], solver.name)
+
+    def _witness(self, step: Step) -> program.Witness | None:
+        """Real runs after a step, which no bound of a program may exclude."""
+        return None if self.witnesses is None else self.witnesses.after(step.index)

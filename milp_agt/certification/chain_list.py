@@ -1,0 +1,115 @@
+"""The chains that a run carries side by side: which there are, in which order, and when they end."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from milp_agt.bounds.adversary.charged import Charged
+from milp_agt.bounds.adversary.enumerated import Enumerated, enumerate_cases
+from milp_agt.bounds.adversary.joint import Joint
+from milp_agt.bounds.adversary.model import Exposure
+from milp_agt.bounds.step import State
+from milp_agt.certification.chains import CHARGED, ENUMERATED, OPTIMISED, Chain, Part
+from milp_agt.certification.plan import Plan
+from milp_agt.core.relaxation import Relaxation
+from milp_agt.core.restriction import Restriction
+from milp_agt.properties.models import Reached
+from milp_agt.threats.poison import Poison
+
+
+class Carried:
+    """Chains from the loosest to the tightest; iterating gives those that are carried at that time."""
+
+    def __init__(self, plan: Plan, poison: Poison, restriction: Restriction, start: State) -> None:
+        joint = Joint(poison, restriction)
+        self.chains = [
+            Chain(level.value, level, [Part(level.value, joint, start)])
+            for level in plan.relaxation.chain()
+        ]
+        if plan.selections.groups:
+            parts = _enumerated(poison, restriction, plan.selections.groups, start)
+            self.chains.insert(2, Chain(ENUMERATED, Relaxation.LINEAR, parts))
+        if plan.selections.charged:
+            charged = [_part("charged", Charged(poison), start)]
+            self.chains.insert(2, Chain(CHARGED, Relaxation.LINEAR, charged))
+
+    def __iter__(self) -> Iterator[Chain]:
+        return iter(self.chains)
+
+    def __contains__(self, chain: Chain) -> bool:
+        return chain in self.chains
+
+    @property
+    def parts(self) -> Iterator[Part]:
+        for chain in self.chains:
+            yield from chain.parts
+
+    @property
+    def tightest(self) -> Chain:
+        return self.chains[-1]
+
+    @property
+    def listed(self) -> Sequence[Part]:
+        """The enumerated selections that are carried along, in groups, by their tightest chain."""
+        listed = (c.parts for c in reversed(self.chains) if c.lists_selections)
+        return next(listed, ())
+
+    def cheaper(self, chain: Chain) -> list[str]:
+        """Names of the chains that come before one."""
+        return [other.name for other in self.chains[: self.chains.index(chain)]]
+
+    def begin_optimising(self) -> Chain | None:
+        """A chain with slopes to be optimised, from the selections one by one, or else all jointly, on.
+
+        None where the linear bounds have ended.
+        """
+        known = {chain.name: chain for chain in self.chains}
+        source = known.get(ENUMERATED, known.get(Relaxation.LINEAR.value))
+        if source is None:
+            return None
+        chain = source.fork(OPTIMISED, "optimised")
+        self.chains.insert(sum(not c.level.uses_programs for c in self.chains), chain)
+        return chain
+
+    def end(self, chain: Chain) -> list[Chain]:
+        """Carry a chain no longer, nor those that lie within it; which these are, itself first."""
+        within = [c for c in self.chains if chain.level in c.level.chain()]
+        ended = [chain] if chain.name in (CHARGED, ENUMERATED, OPTIMISED) else within
+        self.chains = [c for c in self.chains if c not in ended]
+        return ended
+
+    def keep(self, parts: Sequence[str]) -> None:
+        """Only the chains whose parts have these names."""
+        self.chains = [c for c in self.chains if c.parts[0].name in parts]
+
+    def reached(self, window: int) -> Iterator[Reached]:
+        """The boxes of the tightest chain; each selection's own where there are any."""
+        last = self.tightest
+        outer = last.state
+        for chain in self.chains:
+            outer = {n: b.meet(outer[n], f"'{n}' of two chains") for n, b in chain.state.items()}
+            if chain.tells_apart:
+                last = chain
+        for part in last.parts:
+            state = {n: b.meet(outer[n], f"'{n}' of two chains") for n, b in part.state.items()}
+            steps = tuple(part.window[-window:])
+            yield Reached(state, steps, part.exposure, outer, part.before(steps))
+
+
+def _enumerated(poison: Poison, restriction: Restriction, groups: int, start: State) -> list[Part]:
+    """A box for every selection, in groups that fit the memory budget."""
+    listed = enumerate_cases(poison, restriction)
+    count = len(listed) - 1
+    size = max(1, -(-count // groups))
+    return [
+        _part(
+            f"selections-{number}",
+            Enumerated(poison, listed.part(slice(first, first + size))),
+            start,
+        )
+        for number, first in enumerate(range(0, count, size))
+    ]
+
+
+def _part(name: str, exposure: Exposure, start: State) -> Part:
+    return Part(name, exposure, {n: b.expand_states(exposure.cases) for n, b in start.items()})

@@ -1,0 +1,111 @@
+"""Which selections carry the width of a union, and what working on them brings."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from milp_agt.bounds.signed_entries import bounds_of, boxes_of
+from milp_agt.certification.chains import Part
+
+# Selections that are bounded by themselves, and the share of the width of the union that a selection has
+# to carry to be worked on.
+MOST = 12
+WORTH = 0.02
+
+
+@dataclass
+class Union:
+    """Bounds of all ends by selections; the least of each column is that of the union.
+
+    Attributes:
+        parts: each with some of the selections.
+        bounds: lower bounds of the ends, (selections, ends): of all parts one after the other.
+        centre: of the clean run, (ends,).
+        wanted: ends that count, (ends,).
+        tried: ends whose slopes were optimised, (ends,) for each selection that was bounded by itself.
+    """
+
+    parts: Sequence[Part]
+    bounds: Tensor
+    centre: Tensor
+    wanted: Tensor
+    tried: dict[int, Tensor] = field(default_factory=dict)
+
+    @staticmethod
+    def of(parts: Sequence[Part], wanted: Tensor) -> Union:
+        """The ends with these numbers are wanted."""
+        bounds = torch.cat([bounds_of(part.state) for part in parts])
+        low, high = bounds[0].chunk(2)
+        middle = 0.5 * (low - high)
+        counted = torch.zeros_like(bounds[0], dtype=torch.bool)
+        counted[wanted] = True
+        return Union(parts, bounds, torch.cat([middle, -middle]), counted)
+
+    @property
+    def widths(self) -> Tensor:
+        """From the clean run to the bound of the union, (ends,); 0 for what does not count."""
+        return torch.where(self.wanted, self.centre - self.bounds.amin(0), 0.0)
+
+    def improve(
+        self,
+        alone: Callable[[int], Tensor],
+        optimised: Callable[[int, Tensor], Tensor],
+        is_late: Callable[[], bool],
+    ) -> bool:
+        """Work on the selections that carry the union, the heaviest first.
+
+        Args:
+            alone: bounds of all ends, (ends,), of a selection that is bounded by itself.
+            optimised: bounds of some ends of such a selection, by their numbers.
+            is_late: whether the time is up.
+
+        Returns:
+            Whether it ended because the time was up.
+        """
+        while (number := self._next()) is not None:
+            if is_late():
+                return True
+            own = self.bounds[number]
+            if number not in self.tried:
+                self.tried[number] = torch.zeros_like(self.wanted)
+                torch.maximum(own, alone(number), out=own)
+            else:
+                mine = (self.bounds.argmin(0) == number) & self.wanted & ~self.tried[number]
+                self.tried[number] |= mine
+                ends = mine.nonzero()[:, 0]
+                own[ends] = torch.maximum(own[ends], optimised(number, ends))
+        return False
+
+    def _next(self) -> int | None:
+        """The selection with most left to work on; None where the rest is not worth it."""
+        widths, worst = self.widths, self.bounds.argmin(0)
+        left = widths
+        for number, tried in self.tried.items():
+            left = torch.where((worst == number) & tried, 0.0, left)
+        carried = left.new_zeros(len(self.bounds)).index_add(0, worst, left)
+        if len(self.tried) >= MOST:
+            known = torch.tensor(list(self.tried), device=carried.device)
+            carried = torch.zeros_like(carried).index_copy(0, known, carried[known])
+        number = int(carried.argmax())
+        return number if float(carried[number]) > WORTH * float(widths.sum()) else None
+
+    def place(self, number: int) -> tuple[Part, int]:
+        """The part with a selection, and its case there."""
+        for part in self.parts:
+            if number < part.exposure.cases:
+                return part, number
+            number -= part.exposure.cases
+        raise IndexError(number)
+
+    def settle(self) -> None:
+        """Hand the bounds to the parts."""
+        pieces = self.bounds.split([part.exposure.cases for part in self.parts])
+        for part, bounds in zip(self.parts, pieces, strict=True):
+            found = boxes_of(part.state, bounds)
+            part.state = {
+                n: b.meet(found[n], f"'{n}' of selections") for n, b in part.state.items()
+            }

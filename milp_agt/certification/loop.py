@@ -1,0 +1,344 @@
+"""A certification in progress: one training step after the other, every level carrying the looser ones."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from milp_agt.bounds import program
+from milp_agt.bounds.adversary.model import Exposure
+from milp_agt.bounds.interval import propagation
+from milp_agt.bounds.interval.update import UpdateGraph
+from milp_agt.bounds.linear.linearized_step import RelaxedStep, settle
+from milp_agt.bounds.linear.slopes import pack_slopes, unpack_slopes
+from milp_agt.bounds.step import Schedule, State, Step, initial_state, step_at_points, velocity_of
+from milp_agt.certification import plan as cost
+from milp_agt.certification.bound_step import Bounder
+from milp_agt.certification.chain_list import Carried
+from milp_agt.certification.chains import OPTIMISED, Chain, pack_past, unpack_past
+from milp_agt.certification.checkpoint import Snapshot, pack, unpack
+from milp_agt.certification.fingerprint import settings
+from milp_agt.certification.optimised import Optimiser
+from milp_agt.certification.recorder import Recorder
+from milp_agt.certification.result import Result
+from milp_agt.certification.step_sets import Proved
+from milp_agt.certification.time_limit import Allowance
+from milp_agt.certification.witnesses import Witnesses
+from milp_agt.core.interval import Interval
+from milp_agt.core.reachable import StepRecord
+from milp_agt.core.relaxation import Relaxation
+from milp_agt.core.remarks import Journal, Remarks
+from milp_agt.core.restriction import UNRESTRICTED, Restriction
+from milp_agt.core.results import Limits
+from milp_agt.core.strengthening import DEFAULT, Strengthening
+from milp_agt.errors import InvalidInputError, SoundnessError
+from milp_agt.solvers.solver import Solver
+from milp_agt.threats.poison import Poison
+from milp_agt.training.tracing import StepGraph
+from milp_agt.training.training import Batch, Training
+
+# Cases share the rounding errors of their largest: beyond this they would spoil each other.
+TAME = 1e6
+
+
+class Run:
+    """A certification in progress: one call of :meth:`advance` for each training step."""
+
+    def __init__(
+        self,
+        *,
+        step_graph: StepGraph,
+        head: StepGraph,
+        remarks: Remarks,
+        training: Training,
+        poison: Poison,
+        plan: cost.Plan,
+        solvers: Mapping[Relaxation, Solver],
+        initial: Mapping[str, Interval],
+        claim: str,
+        deadline: float | None,
+        solve_limits: Limits,
+        workers: int,
+        restriction: Restriction,
+        recorder: Recorder,
+        strengthening: Strengthening = DEFAULT,
+        witnesses: Witnesses | None = None,
+    ) -> None:
+        self.step_graph, self.training, self.poison, self.plan = step_graph, training, poison, plan
+        self.schedule = Schedule.of(head)
+        self.restriction, self.recorder, self.claim = restriction, recorder, claim
+        device = poison.features.device
+        start = initial_state(step_graph, initial, training.momentum > 0)
+        self.carried = Carried(plan, poison, restriction, start)
+        self.nominal: dict[str, Tensor] = {n: v.to(device) for n, v in step_graph.initial.items()}
+        if training.momentum > 0:
+            for name in step_graph.parameters:
+                self.nominal[velocity_of(name)] = torch.zeros_like(self.nominal[name])
+        self.updates = training.update_rules(plan.steps)
+        self.records: list[StepRecord] = []
+        dropped = Remarks(fallbacks=poison.left_out(plan.relaxation.uses_programs))
+        self.journal = Journal.of(remarks + plan.remarks + dropped)
+        self.allowance = Allowance(deadline, plan.steps, plan.longest_window)
+        self.bounder = Bounder(
+            step_graph,
+            self.schedule,
+            plan,
+            poison,
+            restriction,
+            solvers,
+            solve_limits,
+            workers,
+            recorder,
+            self.journal,
+            strengthening,
+            witnesses,
+        )
+        self.optimiser = Optimiser(self.bounder)
+
+    def _begin_optimising(self) -> None:
+        chain = self.carried.begin_optimising()
+        parts = () if chain is None else chain.parts
+        for relaxed in (relaxed for part in parts for relaxed in part.window):
+            self.recorder.step(OPTIMISED, relaxed)
+
+    def advance(self, batch: Tensor) -> None:
+        """Bound one more step.
+
+        Raises:
+            SoundnessError: an empty meet, or the nominal run outside its box.
+            EncodingError: an infeasible program.
+        """
+        started = time.perf_counter()
+        index = len(self.records)
+        if index == self.plan.first_optimised:
+            self._begin_optimising()
+        step = self._step(index, batch)
+        update = UpdateGraph.of(self.schedule.gradients, step)
+        proved = Proved(step, update, {part.name: part.state for part in self.carried.parts})
+        used, widths = Relaxation.INTERVAL, {}
+        report: program.ProgramReport | None = None
+        for chain in list(self.carried):
+            if chain not in self.carried or self._is_out_of_time(chain, index):
+                continue
+            solved = self._bound(chain, proved)
+            report = solved or report
+            used = chain.level if solved or not chain.level.uses_programs else used
+            self.recorder.state(index, chain.name, proved.newest)
+            widths[chain.name] = self._mean_width(proved.newest)
+            self._end_if_wild(chain, proved)
+        self._settle(proved)
+        self._advance_nominal(step, proved.newest)
+        flat = torch.cat([proved.newest[n].width.flatten() for n in self.step_graph.parameters])
+        self.records.append(
+            StepRecord(
+                step=index + 1,
+                mean_width=float(flat.mean()),
+                max_width=float(flat.max()),
+                seconds=time.perf_counter() - started,
+                relaxation=used.value,
+                adversary=self._adversary(),
+                batch=step.size,
+                chains=widths,
+                program=_counts(report),
+            )
+        )
+
+    def _bound(self, chain: Chain, proved: Proved) -> program.ProgramReport | None:
+        """Bound a step by one chain; how its programs were solved, if it has any."""
+        begun, step = time.perf_counter(), proved.step
+        until = self.allowance.spend_until(self.carried.cheaper(chain), step.index)
+        report: program.ProgramReport | None = None
+        for part in chain.parts:
+            state, solved = self.bounder.bound(chain, part, step, until, self.carried.listed)
+            report = solved or report
+            part.state = proved.within(chain, part, state)
+        if chain.name == OPTIMISED:
+            self.optimiser.improve(chain, step, until)
+        self.allowance.note(chain.name, step.index, time.perf_counter() - begun)
+        # Programs of single selections have made their boxes smaller.
+        proved.add(chain, () if report is None else self.carried.listed)
+        return report
+
+    def _end_if_wild(self, chain: Chain, proved: Proved) -> None:
+        if not chain.tells_apart or self._is_tame(proved.updated[chain.name]):
+            return
+        self.journal.fall_back(
+            f"step {proved.step.index + 1}: a selection leads to parameters beyond {TAME:.0e}; from here "
+            "on selections are bounded jointly"
+        )
+        self.carried.end(chain)
+
+    def _settle(self, proved: Proved) -> None:
+        """End the step, now that all levels have bounded it."""
+        step = proved.step
+        for part in self.carried.parts:
+            if proved.update.projections and part.window:
+                part.window[-1] = settle(part.window[-1], part.state, part.exposure.cases)
+            part.state = proved.end_of(part)
+            if part.exposure.emptied(step) is not None:
+                part.end_past()
+                self._note_skip(step)
+
+    def _note_skip(self, step: Step) -> None:
+        line = (
+            "batches that may lose all their samples skip their steps then: linear forms and programs "
+            f"start anew after each (first at step {step.index + 1})"
+        )
+        self.journal.fall_back_once(line)
+
+    def _step(self, index: int, batch: Tensor) -> Step:
+        return Step(
+            index, batch, self.poison.take(batch), self.updates[index], self.training.momentum > 0
+        )
+
+    @staticmethod
+    def _is_tame(state: State) -> bool:
+        return all(bool((box.magnitude <= TAME).all()) for box in state.values())
+
+    def _is_out_of_time(self, chain: Chain, index: int) -> bool:
+        """Whether a chain ends before this step, and with it those that lie within it."""
+        if chain.level is Relaxation.INTERVAL:
+            return False
+        why = self.allowance.refusal(chain.name, self.carried.cheaper(chain), index)
+        if why is None:
+            return False
+        others = ", ".join(f"'{c.name}'" for c in self.carried.end(chain)[1:])
+        self.journal.fall_back(why + (f"; with it {others}" if others else ""), limit=True)
+        return True
+
+    def _advance_nominal(self, step: Step, box: State) -> None:
+        data = step.poison
+        self.nominal = step_at_points(
+            self.step_graph, self.schedule, self.nominal, data.features, data.labels, step.update
+        )
+        if not all(bool(torch.isfinite(v).all()) for v in self.nominal.values()):
+            raise InvalidInputError(
+                "The nominal training run must stay finite",
+                f"a parameter that is infinite or not a number after step {step.index + 1}",
+                "lower the learning rate or scale the data",
+            )
+        for name, value in self.nominal.items():
+            if self.restriction is UNRESTRICTED and not box[name].contains(value.unsqueeze(0)):
+                raise SoundnessError(
+                    f"The nominal run must stay inside the reachable set at step {step.index + 1}",
+                    f"'{name}' outside its box",
+                    "please report this run",
+                )
+
+    def _mean_width(self, state: State) -> float:
+        parts = [state[n].width.flatten() for n in self.step_graph.parameters]
+        return float(torch.cat(parts).mean())
+
+    def _adversary(self) -> str:
+        when = "static" if self.poison.static else "adaptive"
+        return f"{when}, {'batch' if self.poison.per_batch else 'dataset'}"
+
+    def snapshot(self) -> Snapshot:
+        """What :meth:`restore` needs to go on from here; holds references, copies nothing."""
+        parts = {
+            part.key(relaxed.step.index): {
+                "state": pack(relaxed.state),
+                "boxes": pack(relaxed.ranges.boxes),
+                "sums": dict(relaxed.ranges.sums),
+            }
+            for part in self.carried.parts
+            for relaxed in part.window
+        }
+        for part in self.carried.parts:
+            parts |= {part.key(past.index, "past"): pack_past(past) for past in part.past}
+        state = {
+            "chains": {
+                part.name: {
+                    "state": pack(part.state),
+                    "window": [relaxed.step.index for relaxed in part.window],
+                    "past": [past.index for past in part.past],
+                    "slopes": [pack_slopes(index, own) for index, own in part.slopes.items()],
+                }
+                for part in self.carried.parts
+            },
+            "nominal": dict(self.nominal),
+            "records": [asdict(record) for record in self.records],
+            **asdict(self.journal),
+            "measured": {name: list(last) for name, last in self.allowance.measured.items()},
+        }
+        return Snapshot(len(self.records), state, parts)
+
+    def restore(self, snapshot: Snapshot, batches: Sequence[Batch]) -> None:
+        """Go on from a snapshot of this very run: the same boxes, and the same planes made anew."""
+        state = snapshot.state
+        if "optimised-0" in state["chains"]:
+            self._begin_optimising()
+        self.carried.keep(list(state["chains"]))
+        for part in self.carried.parts:
+            kept = state["chains"][part.name]
+            part.state = unpack(kept["state"])
+            part.window = [
+                self._relaxed(snapshot.parts[part.key(index)], part.exposure, index, batches)
+                for index in kept["window"]
+            ]
+            part.past = [
+                unpack_past(index, snapshot.parts[part.key(index, "past")])
+                for index in kept["past"]
+            ]
+            part.slopes = dict(unpack_slopes(plain) for plain in kept["slopes"])
+        self.nominal = dict(state["nominal"])
+        self.records = [StepRecord(**record) for record in state["records"]]
+        self.journal.restore(state)
+        self.allowance.measured = {
+            n: (at, spent) for n, (at, spent) in state.get("measured", {}).items()
+        }
+        if self.allowance.deadline is not None:
+            self.allowance.deadline -= sum(record.seconds for record in self.records)
+
+    def _relaxed(
+        self, kept: Mapping[str, Any], exposure: Exposure, index: int, batches: Sequence[Batch]
+    ) -> RelaxedStep:
+        """A step of a window from its ranges: slopes and offsets follow from them."""
+        step = self._step(index, torch.from_numpy(batches[index]).to(self.poison.features.device))
+        ranges = propagation.Ranges(unpack(kept["boxes"]), dict(kept["sums"]))
+        state = unpack(kept["state"])
+        return self.bounder.relax(exposure, state, step, ranges)
+
+    def _program(self) -> program.WindowProgram | None:
+        """The last program of the tightest chain, for questions about the model."""
+        chain = self.carried.tightest
+        if not self.records or self.records[-1].relaxation != chain.level.value:
+            return None  # the last step was left to cheaper bounds, and so are questions
+        return self.bounder.last_program(chain, self.carried.listed)
+
+    def result(self) -> Result:
+        """What is proved so far."""
+        return Result.of(
+            step_graph=self.step_graph,
+            schedule=self.schedule,
+            reached=tuple(self.carried.reached(self.plan.window)),
+            program=self._program(),
+            rows=self.plan.rows,
+            nominal=self.nominal,
+            steps=tuple(self.records),
+            total_steps=self.plan.steps,
+            relaxation=self.plan.asked,
+            remarks=self.journal.remarks,
+            limit_reached=self.journal.limit_reached,
+            threat=self.claim,
+            settings=settings(self.training, self.plan),
+        )
+
+
+def _counts(report: program.ProgramReport | None) -> Mapping[str, int] | None:
+    if report is None:
+        return None
+    return {
+        **report.size,
+        "solves": report.solves,
+        "skipped": report.skipped,
+        "limited": report.limited,
+        "lost": report.lost,
+        "tightened": report.tightening.tightened,
+        "fixed": report.tightening.fixed,
+    }

@@ -1,0 +1,358 @@
+"""Predicts what each level costs and cuts the work into pieces that fit a memory budget."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from milp_agt.bounds.linear.linear_bounds import CACHED_ELEMENTS
+from milp_agt.certification.selection_plan import Selections, selections_of
+from milp_agt.certification.sizes import (
+    BOUNDED_PER_SECOND,
+    FLOAT,
+    MULTIPLIED_PER_SECOND,
+    WALKED_PER_SECOND,
+    Sizes,
+)
+from milp_agt.core.relaxation import Relaxation
+from milp_agt.core.remarks import Remarks
+from milp_agt.core.restriction import Restriction
+from milp_agt.errors import InvalidInputError
+from milp_agt.threats.poison import Poison, Whole
+from milp_agt.training.inputs import bytes_of, of_kind
+from milp_agt.training.tracing import StepGraph
+from milp_agt.training.training import Batch, Training
+
+# Boxes and temporaries that are alive at once for an element of a node in interval arithmetic.
+LIVE_BOXES = 12
+# What Python, torch and their libraries take themselves, and the least share of the memory for pieces.
+BASELINE = 288 * 2**20
+LEAST_ROOM = 8
+# Rows of a walk.
+ROWS_AT_ONCE = 128
+INNER_ROWS = 2048
+# Where walks jump to the parameters at the outputs, rows of few units and many samples share a pass.
+ROWS_OF_UNITS = 32
+SAMPLES_OF_UNITS = 2048
+FEWEST_SAMPLES = 8
+# Elements of the boxes of a fragment: few enough for a processor's last cache, many for each call.
+BOXED_ELEMENTS = 2**19
+# Below this count of elements in a batch a second thread gains nothing, and on a busy machine the
+# threads wait for each other: measured 3 times slower for iris, 2 times faster for 6-128-2 on 3,000.
+THREADED_ELEMENTS = 10**5
+# The same for steps by intervals alone, which take half a second here.
+THREADED_BOXES = 2 * 10**7
+# Seconds of one warm-started solve for each row of the program.
+SECONDS_PER_ROW = 1e-5
+ROWS_PER_ELEMENT = 8
+AUTO_TIME = 120.0
+# Seconds for which inner bounds are walked through the window unasked.
+INNER_TIME = 60.0
+# Seconds of a step that forms may be carried on beyond their window in any case.
+PAST_SECONDS = 0.05
+# Share of a time limit that each of the refinements that nobody asked for may be predicted to take.
+SPARE = 0.5
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What will be run: the level, the windows, the pieces, and remarks for the result.
+
+    ``past`` counts the steps whose ends are kept, for forms that have reached the beginning of their
+    window. ``rows`` of a walk have room in memory, ``chunk`` of them share one of the run.
+    """
+
+    asked: str
+    relaxation: Relaxation
+    steps: int
+    window: int
+    program_window: int
+    rows: int
+    chunk: int
+    fragment: int
+    walk_fragment: int
+    inner_chunk: int
+    inner_pairs: int
+    inner_widest: int | None
+    linear_inner: bool
+    selections: Selections
+    cuts: bool
+    shortcuts: bool
+    past: int
+    alpha_steps: int
+    alpha_every: int
+    alpha_memory: int
+    single_thread: bool
+    remarks: Remarks
+
+    @property
+    def longest_window(self) -> int:
+        return max(self.window, self.program_window)
+
+    def is_optimised(self, index: int) -> bool:
+        """Whether slopes are optimised after the step of this index."""
+        last = index + 1 == self.steps
+        return self.alpha_steps > 0 and (last or (index + 1) % self.alpha_every == 0)
+
+    @property
+    def first_optimised(self) -> int | None:
+        """Index of the first step after which slopes are optimised; None for never."""
+        return self.alpha_every - 1 if self.alpha_steps else None
+
+
+def plan(
+    step_graph: StepGraph,
+    batches: Sequence[Batch],
+    poison: Poison,
+    training: Training,
+    relaxation: str,
+    window: int | None,
+    program_window: int | None,
+    inner_bounds: str | None,
+    selections: str | None,
+    restriction: Restriction,
+    memory: str | int,
+    time_limit: float | None,
+    alpha_steps: int = 0,
+    alpha_every: int | None = None,
+    given: Sequence[Tensor] = (),
+) -> Plan:
+    """Settle the options of a run. ``given`` are data that it keeps beside the poison.
+
+    Raises:
+        InvalidInputError: an unknown relaxation, a window below 1, a limit that is not positive,
+            slopes to be optimised where there are none.
+    """
+    for name, value in (
+        ("window", window),
+        ("program_window", program_window),
+        ("alpha_every", alpha_every),
+    ):
+        if value is not None and (
+            not isinstance(value, int) or isinstance(value, bool) or value < 1
+        ):
+            raise InvalidInputError(
+                f"{name} counts steps, at least 1",
+                f"{name} = {value}",
+                f"give 1 or more, or leave {name} out",
+            )
+    if time_limit is not None:
+        of_kind(time_limit, (int, float), "A time limit", "give seconds, or leave it out")
+    if time_limit is not None and not time_limit >= 0:
+        raise InvalidInputError("A time limit is >= 0 seconds", f"{time_limit}", "leave it out")
+    if inner_bounds not in (None, "interval", "linear"):
+        raise InvalidInputError(
+            "inner_bounds is 'interval', 'linear' or None",
+            f"{inner_bounds!r}",
+            "choose one of them",
+        )
+    steps = len(batches)
+    walked = min(window or steps, steps)
+    solved = min(program_window or window or 1, steps)
+    budget = bytes_of(memory)
+    exposed = int(poison.exposed.sum())
+    sizes = Sizes(step_graph, max(len(b) for b in batches), exposed, training.momentum > 0)
+    if relaxation == "auto":
+        level, remarks = _choose(
+            sizes, steps, walked, budget, AUTO_TIME if time_limit is None else time_limit, solved
+        )
+    else:
+        level, remarks = Relaxation.parse(relaxation), Remarks()
+    alpha_steps, idle = _alpha_steps(alpha_steps, level, relaxation == "auto")
+    remarks += idle
+    seconds = sizes.inner(steps, walked)
+    spare = 0.0 if time_limit is None else SPARE * time_limit
+    cheap = max(INNER_TIME, spare)
+    in_cuts = 2 * FLOAT * step_graph.outputs * step_graph.parameter_count * sizes.batch * walked
+    cuts = sizes.walked >= THREADED_ELEMENTS and in_cuts <= budget // 4
+    moved = _moved(poison)
+    shortcuts = cuts and _pays(sizes, moved, walked, budget) and training.projection is None
+    inner_widest: int | None = None
+    linear_inner = level is not Relaxation.INTERVAL and inner_bounds != "interval"
+    if linear_inner and inner_bounds is None and seconds > cheap:
+        narrow = sizes.narrow_inner(steps, walked, moved)
+        linear_inner = shortcuts and narrow <= cheap
+        inner_widest = step_graph.outputs if linear_inner else None
+        but = f" but those of nodes with at most {inner_widest} elements" if linear_inner else ""
+        line = (
+            f"inner bounds by intervals{but}: linear ones would take about {seconds:.3g} s, more than "
+            f"{cheap:g} s; ask for inner_bounds='linear' to have them"
+        )
+        remarks += Remarks(notes=(line,))
+    told_apart, more = selections_of(
+        sizes,
+        level,
+        selections,
+        poison,
+        restriction,
+        training,
+        steps,
+        walked,
+        inner_bounds,
+        budget,
+        spare,
+    )
+    remarks += more
+    if alpha_steps and told_apart.charged:
+        line = "slopes are optimised for all selections jointly; charged ones keep default slopes"
+        remarks += Remarks(fallbacks=(line,))
+    kept = 0 if level is Relaxation.INTERVAL else walked * sizes.kept(poison.states)
+    data = stored([*poison.tensors, *given])
+    room, told = _room(budget, data, kept + (in_cuts if cuts else 0))
+    remarks += told
+    boxed = max(1, sizes.per_sample if told_apart.splits else sizes.made)
+    per_sample = FLOAT * LIVE_BOXES * boxed
+    at_once = CACHED_ELEMENTS if told_apart.splits else BOXED_ELEMENTS
+    # The mean of the samples that are left needs all of them at hand.
+    whole = sizes.batch if poison.whole is Whole.REMOVED else 1
+    many = SAMPLES_OF_UNITS if cuts else FEWEST_SAMPLES
+    fitting = room // (ROWS_OF_UNITS * sizes.form(1, 0))
+    fewest = max(whole, min(many, max(FEWEST_SAMPLES, fitting)))
+    chunk = max(1, min(2 * sizes.state, ROWS_AT_ONCE, room // sizes.form(fewest, walked)))
+    cached = 0 if cuts else CACHED_ELEMENTS // (chunk * sizes.widest)
+    walk_fragment = max(fewest, cached)
+    rows = max(1, room // sizes.form(walk_fragment, walked))
+    return Plan(
+        asked=relaxation,
+        relaxation=level,
+        steps=steps,
+        window=walked,
+        program_window=solved,
+        rows=rows,
+        chunk=chunk,
+        fragment=max(
+            whole,
+            min(room // (2 * per_sample), max(64, at_once // boxed)),
+        ),
+        walk_fragment=walk_fragment,
+        inner_chunk=max(
+            1,
+            min(
+                INNER_ROWS,
+                max(32, 4 * CACHED_ELEMENTS // max(sizes.walked, 1)),
+                room // (2 * sizes.form(walk_fragment, walked)),
+            ),
+        ),
+        inner_pairs=max(1, room // (2 * sizes.pair)),
+        inner_widest=inner_widest,
+        linear_inner=linear_inner,
+        selections=told_apart,
+        cuts=cuts,
+        shortcuts=shortcuts,
+        past=0 if training.projection else _past(sizes, steps, walked, room),
+        alpha_steps=alpha_steps,
+        alpha_every=min(alpha_every or steps, steps),
+        alpha_memory=budget // 2 if alpha_steps else 0,
+        single_thread=sizes.walked < THREADED_ELEMENTS
+        or (level is Relaxation.INTERVAL and sizes.boxes < THREADED_BOXES),
+        remarks=remarks,
+    )
+
+
+def stored(tensors: Sequence[Tensor]) -> int:
+    """Bytes that tensors take: what several of them are views of counts once."""
+    sizes: dict[int, int] = {}
+    for tensor in tensors:
+        storage = tensor.untyped_storage()
+        own = min(storage.nbytes(), tensor.numel() * tensor.element_size())
+        sizes[storage.data_ptr()] = max(own, sizes.get(storage.data_ptr(), 0))
+    return sum(sizes.values())
+
+
+def _room(budget: int, data: int, kept: int) -> tuple[int, Remarks]:
+    """Bytes that pieces of work may take, beside what is there however the work is cut."""
+    fixed = BASELINE + data + kept
+    least = budget // LEAST_ROOM
+    if budget - fixed >= least:
+        return budget - fixed, Remarks()
+    line = (
+        f"memory {_mib(budget)} cannot be kept: {_mib(fixed)} are needed however the work is cut "
+        f"(libraries {_mib(BASELINE)}, data {_mib(data)}, steps of the window {_mib(kept)}), and "
+        f"{_mib(least)} are taken for pieces of it; give more memory, or take a shorter window, smaller "
+        "batches or relaxation='interval'"
+    )
+    return max(1, least), Remarks(fallbacks=(line,))
+
+
+def _mib(count: int) -> str:
+    return f"{count / 2**20:.4g} MiB"
+
+
+def _moved(poison: Poison) -> int:
+    """Coefficients on the moves of one sample, and its charge."""
+    moves = ((poison.features, poison.feature_moves), (poison.labels, poison.label_moves))
+    return 1 + sum(data[0].numel() for data, own in moves if own is not None)
+
+
+def _pays(sizes: Sizes, moved: int, window: int, memory: int) -> bool:
+    """Whether walks through earlier steps are cheaper by shortcuts, which fit into memory."""
+    elements = sizes.shortcut(moved)
+    cheaper = elements / MULTIPLIED_PER_SECOND < sizes.walked / WALKED_PER_SECOND
+    return window > 1 and cheaper and FLOAT * elements * window <= memory // 2
+
+
+def _past(sizes: Sizes, steps: int, window: int, room: int) -> int:
+    """Steps before the window through which forms of all ends are carried by matrix products.
+
+    They cost no more than the walk through the window, or next to nothing, and a quarter of the room.
+    """
+    ends = 2 * sizes.state
+    seconds = ends * ends * sizes.state / MULTIPLIED_PER_SECOND
+    walk = ends * sizes.walked * window / WALKED_PER_SECOND
+    fitting = room // 4 // (FLOAT * ends * (sizes.state + 2))
+    # The newest step is kept for the next one's window.
+    wanted = steps - 1 if window < steps else 0
+    return min(wanted, fitting, int((walk + PAST_SECONDS) / seconds))
+
+
+def _alpha_steps(asked: int, level: Relaxation, chosen: bool) -> tuple[int, Remarks]:
+    """How many moves slopes are optimised by, and what to say of it."""
+    if not isinstance(asked, int) or asked < 0:
+        raise InvalidInputError(
+            "alpha_steps counts moves of an optimisation of slopes, at least 0",
+            f"alpha_steps = {asked!r}",
+            "give 0 for the default slopes, or 5 to 20 for tighter bounds",
+        )
+    if asked == 0 or level is not Relaxation.INTERVAL:
+        return asked, Remarks()
+    if chosen:
+        line = "alpha_steps is idle: auto picked 'interval', which has no slopes"
+        return 0, Remarks(fallbacks=(line,))
+    raise InvalidInputError(
+        f"Slopes are to be optimised by alpha_steps = {asked}",
+        f"relaxation '{level.value}', which has no slopes",
+        "use relaxation 'linear' or above, or leave alpha_steps out",
+    )
+
+
+def _choose(
+    sizes: Sizes, steps: int, window: int, memory: int, seconds: float, solved: int
+) -> tuple[Relaxation, Remarks]:
+    """The tightest level below milp whose predicted time and memory fit, and why."""
+    walks = sum(min(t + 1, window) for t in range(steps))
+    linear = 2 * sizes.state * sizes.walked * walks / WALKED_PER_SECOND
+    rows = ROWS_PER_ELEMENT * sizes.curved * solved
+    predicted = {
+        Relaxation.INTERVAL: 2 * sizes.boxes * steps / BOUNDED_PER_SECOND,
+        Relaxation.LINEAR: 2 * linear,
+        Relaxation.LP: 3 * linear + 2 * sizes.state * steps * rows * SECONDS_PER_ROW,
+    }
+    needed = {
+        Relaxation.INTERVAL: 0,
+        Relaxation.LINEAR: FLOAT * LIVE_BOXES * sizes.boxes * window,
+        Relaxation.LP: 2 * FLOAT * LIVE_BOXES * sizes.boxes * window + 200 * rows,
+    }
+    fitting = [r for r in predicted if predicted[r] <= seconds and needed[r] <= memory] or [
+        Relaxation.INTERVAL
+    ]
+    chosen = fitting[-1]
+    table = ", ".join(
+        f"{r.value} {predicted[r]:.3g} s / {needed[r] / 2**20:.3g} MiB" for r in predicted
+    )
+    note = (
+        f"auto picked '{chosen.value}': predicted {table}; allowed {seconds:.3g} s / "
+        f"{memory / 2**20:.3g} MiB; milp is never picked unasked"
+    )
+    return chosen, Remarks(notes=(note,))

@@ -1,0 +1,318 @@
+"""The result of a certification: reachable set, records, claim, and properties on demand."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from milp_agt.attacks import Attack, Attacker, Envelope, Objective, ParameterSandwich, Sandwich
+from milp_agt.bounds.adversary.joint import Joint
+from milp_agt.bounds.program import Incumbents, WindowProgram
+from milp_agt.bounds.step import Schedule, State
+from milp_agt.certification import saved
+from milp_agt.core.arguments import callable_of, of_kind
+from milp_agt.core.interval import Interval
+from milp_agt.core.reachable import Bounds, ReachableSet, StepRecord
+from milp_agt.core.relaxation import Relaxation
+from milp_agt.core.remarks import Remarks
+from milp_agt.errors import InvalidInputError
+from milp_agt.properties.models import Models, Reached, Watch
+from milp_agt.properties.questions import Questions
+from milp_agt.properties.suspects import Suspects, suspects
+from milp_agt.threats.poison import Poison
+from milp_agt.training.tracing import FEATURES, StepGraph, trace
+
+ASSUMPTIONS = (
+    "The initial parameters, the order of the batches and the optimiser are fixed as given.",
+    "Preprocessing (scaling, feature selection, splits) was fitted on data that the adversary does "
+    "not touch.",
+    "No early stopping or model selection looks at poisoned data.",
+    "Training runs in float64 with IEEE arithmetic, sums in any order, and elementary functions "
+    "(exp, tanh, sigmoid) are accurate to 16 units in the last place; rounding is covered by the "
+    "bounds under this assumption.",
+)
+
+
+@dataclass(frozen=True)
+class Result(Questions):
+    """What is proved about one training run.
+
+    Attributes:
+        reachable: a box that holds the parameters of every admissible run.
+        steps: one record for each finished step.
+        total_steps: steps of the whole run; fewer records mean that it was interrupted.
+        relaxation: the level that was asked for.
+        notes: what was chosen where the options left it open; no bound is looser than asked for it.
+        fallbacks: where less than what was asked for could be done, and why; never silent.
+        limit_reached: True if a time or solve limit was met.
+        threat: what the adversary may do, in words.
+        assumptions: what is assumed and not modelled.
+        attack: what an adversary really reaches, if that was asked for; not kept by :meth:`save`.
+        settings: how the run was trained and bounded, as plain values for files.
+    """
+
+    reachable: ReachableSet
+    steps: tuple[StepRecord, ...]
+    total_steps: int
+    relaxation: str
+    fallbacks: tuple[str, ...]
+    limit_reached: bool
+    threat: str
+    assumptions: tuple[str, ...] = ASSUMPTIONS
+    models: Models = field(repr=False, kw_only=True)
+    notes: tuple[str, ...] = field(default=(), kw_only=True)
+    attack: Attack | None = field(default=None, repr=False, kw_only=True)
+    settings: Mapping[str, Any] = field(default_factory=dict, repr=False, kw_only=True)
+
+    @staticmethod
+    def of(
+        *,
+        step_graph: StepGraph,
+        schedule: Schedule,
+        reached: Sequence[Reached],
+        program: WindowProgram | None = None,
+        rows: int | None = None,
+        nominal: Mapping[str, Tensor],
+        steps: tuple[StepRecord, ...],
+        total_steps: int,
+        relaxation: str,
+        remarks: Remarks,
+        limit_reached: bool,
+        threat: str,
+        settings: Mapping[str, Any],
+    ) -> Result:
+        """Collect what the loop knows after some steps."""
+        point = {n: nominal[n] for n in step_graph.parameters}
+        models = Models(step_graph, schedule, point, reached, program, rows)
+        return Result(
+            reachable=_reachable(step_graph, models.state, nominal),
+            steps=steps,
+            total_steps=total_steps,
+            relaxation=relaxation,
+            notes=remarks.notes,
+            fallbacks=remarks.fallbacks,
+            limit_reached=limit_reached,
+            threat=threat,
+            models=models,
+            settings=settings,
+        )
+
+    def watched(self, watch: Watch) -> Result:
+        """The same, where ``watch`` is told how many of how many test points of a question are bounded.
+
+        Raises:
+            InvalidInputError: a watch that cannot be called.
+        """
+        callable_of(watch, "watch", "give a function (done, points)")
+        return replace(self, models=replace(self.models, watch=watch))
+
+    @property
+    def claim(self) -> str:
+        """The certificate in words."""
+        count = self.models.step_graph.parameter_count
+        return (
+            f"With {self.threat}, training for {len(self.steps)} of {self.total_steps} steps on the "
+            f"'{self.models.step_graph.loss.key}' loss ends with all {count} trainable parameters inside the "
+            f"reachable set (mean width {self.reachable.mean_width:.4g}, max "
+            f"{self.reachable.max_width:.4g})."
+        )
+
+    def attacked(self, attacker: Attacker) -> Result:
+        """The same with attacks on all parameters beside the reachable set.
+
+        Raises:
+            InvalidInputError: no attacker.
+            SoundnessError: an attack outside it.
+        """
+        of_kind(attacker, Attacker, "An attacker", "give the one of agt.attack(...).attacker")
+        found = replace(self, attack=attacker.attack(Envelope(), incumbents=self._incumbents))
+        assert found.sandwich is not None
+        return found
+
+    @property
+    def sandwich(self) -> ParameterSandwich | None:
+        """Widths that attacks reached and that are certified; None where nothing was attacked."""
+        if self.attack is None:
+            return None
+        return ParameterSandwich.of(self.reachable, self.attack)
+
+    def against(self, objective: Objective, bounds: Bounds) -> Sandwich | None:
+        """The bounds of a property with what attacks aimed at it reach; None likewise.
+
+        ``objective`` is the property in ``milp_agt.attacks``, for instance ``Accuracy(x, y)``.
+
+        Raises:
+            InvalidInputError: no objective, or no bounds.
+            SoundnessError: an attack outside the bounds.
+        """
+        of_kind(bounds, Bounds, "The bounds of a property", "give result.accuracy(x, y), say")
+        if self.attack is None:
+            return None
+        reached = self.attack.towards(objective, self._incumbents)
+        return Sandwich.of_property(bounds, reached, objective.two_sided)
+
+    @property
+    def _incumbents(self) -> Sequence[Sequence[Incumbents]]:
+        """What programs had their adversaries do, of the final state and of the questions so far."""
+        return () if self.models.program is None else self.models.program.incumbents
+
+    def suspects(self, count: int = 10) -> Suspects:
+        """The training samples that carry the bound, the heaviest first, and its width by cause.
+
+        They are where the adversary, or the looseness of the bounds, has most to gain: the first
+        ones to look at, or to trust and leave out of ``samples=``. ``print`` shows both as tables.
+
+        Raises:
+            InvalidInputError: a loaded result, or one by relaxation 'interval'.
+        """
+        return suspects(self.models, count)
+
+    def save(self, path: str | Path) -> None:
+        """Write everything but the steps of the window to one .npz file (suffix added if missing).
+
+        A loaded result bounds properties from the final box only, which may be looser.
+
+        Raises:
+            InvalidInputError: no such folder, or one that takes no files.
+        """
+        of_kind(path, (str, Path), "The path of a result", "give the path of a file")
+        if not Path(path).name:
+            raise InvalidInputError("A result is saved under a name", f"{path!r}", "give a file")
+        graph = self.models.step_graph
+        arrays = {
+            f"{end}:{name}": array
+            for end in ("lower", "upper", "nominal")
+            for name, array in getattr(self.reachable, end).items()
+        }
+        about = {
+            "layers": saved.describe(graph.model),
+            "loss": graph.loss.key,
+            "feature_shape": list(graph.graph[FEATURES].shape),
+            "steps": [asdict(record) for record in self.steps],
+            "total_steps": self.total_steps,
+            "relaxation": self.relaxation,
+            "notes": self.notes,
+            "fallbacks": self.fallbacks,
+            "limit_reached": self.limit_reached,
+            "threat": self.threat,
+            "assumptions": self.assumptions,
+            "settings": self.settings,
+        }
+        saved.write(Path(path), arrays, about)
+
+
+def _reachable(step_graph: StepGraph, state: State, nominal: Mapping[str, Tensor]) -> ReachableSet:
+    lower: dict[str, npt.NDArray[np.float64]] = {}
+    upper: dict[str, npt.NDArray[np.float64]] = {}
+    centre: dict[str, npt.NDArray[np.float64]] = {}
+    for name in step_graph.parameters:
+        lower[name] = state[name].lower[0].cpu().numpy()
+        upper[name] = state[name].upper[0].cpu().numpy()
+        centre[name] = nominal[name].cpu().numpy()
+    for name, value in step_graph.frozen.items():
+        lower[name] = upper[name] = centre[name] = value.cpu().numpy()
+    for alias, name in step_graph.aliases.items():
+        lower[alias], upper[alias], centre[alias] = lower[name], upper[name], centre[name]
+    return ReachableSet(lower, upper, centre, step_graph.parameters)
+
+
+def load(path: str | Path) -> Result:
+    """Read a result that :meth:`Result.save` wrote; see there for what is not kept.
+
+    Args:
+        path: of the .npz file; the suffix may be left out.
+
+    Raises:
+        InvalidInputError: a missing or damaged file, or another version of the format.
+    """
+    of_kind(path, (str, Path), "The path of a result", "give the path of the .npz file")
+    arrays, about = saved.read(Path(path))
+    try:
+        return _restore(arrays, about)
+    except (KeyError, TypeError, RuntimeError) as error:
+        raise InvalidInputError(
+            f"A saved result was to be read from {path}",
+            f"contents that do not fit together: {error}",
+            "save the result again",
+        ) from None
+
+
+def _restore(arrays: Mapping[str, npt.NDArray[Any]], about: Mapping[str, Any]) -> Result:
+    model = saved.rebuild(about["layers"])
+    nominal = {n.partition(":")[2]: v for n, v in arrays.items() if n.startswith("nominal:")}
+    model.load_state_dict({n: torch.from_numpy(v) for n, v in nominal.items()})
+    step_graph = trace(model, about["loss"], tuple(about["feature_shape"]))
+    state = {
+        name: Interval(
+            torch.from_numpy(arrays[f"lower:{name}"]).unsqueeze(0),
+            torch.from_numpy(arrays[f"upper:{name}"]).unsqueeze(0),
+        )
+        for name in step_graph.parameters
+    }
+    return _from_box(
+        step_graph,
+        state,
+        tuple(about["feature_shape"]),
+        steps=tuple(StepRecord(**record) for record in about["steps"]),
+        total_steps=about["total_steps"],
+        relaxation=about["relaxation"],
+        remarks=Remarks(tuple(about.get("notes", ())), tuple(about["fallbacks"])),
+        limit_reached=about["limit_reached"],
+        threat=about["threat"],
+        settings=about.get("settings", {}),
+    )
+
+
+def untrained(model: nn.Module, loss: str, feature_shape: tuple[int, ...]) -> Result:
+    """The model as it is, before the first step: every question can be asked of it."""
+    step_graph = trace(model, loss, feature_shape)
+    return _from_box(
+        step_graph,
+        {n: Interval.point(v.unsqueeze(0)) for n, v in step_graph.initial.items()},
+        feature_shape,
+        steps=(),
+        total_steps=0,
+        relaxation=Relaxation.INTERVAL.value,
+        remarks=Remarks(),
+        limit_reached=False,
+        threat="no sample poisoned",
+        settings={},
+    )
+
+
+def _from_box(
+    step_graph: StepGraph,
+    state: State,
+    feature_shape: tuple[int, ...],
+    *,
+    steps: tuple[StepRecord, ...],
+    total_steps: int,
+    relaxation: str,
+    remarks: Remarks,
+    limit_reached: bool,
+    threat: str,
+    settings: Mapping[str, Any],
+) -> Result:
+    """A result of which only the final box is known."""
+    nothing = torch.zeros(0, *feature_shape, dtype=torch.float64)
+    poison = Poison.none(nothing, torch.zeros(0, step_graph.outputs, dtype=torch.float64))
+    return Result.of(
+        step_graph=step_graph,
+        schedule=Schedule.of(step_graph),
+        reached=(Reached(state, (), Joint(poison)),),
+        nominal=dict(step_graph.initial),
+        steps=steps,
+        total_steps=total_steps,
+        relaxation=relaxation,
+        remarks=remarks,
+        limit_reached=limit_reached,
+        threat=threat,
+        settings=settings,
+    )

@@ -1,0 +1,136 @@
+"""Files: arrays with a versioned description beside them, and architectures as plain data."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from torch import nn
+
+from milp_agt.errors import InvalidInputError
+from milp_agt.io.files import DAMAGE, replace
+
+VERSION = 1
+_ABOUT = "about"
+
+
+def write(path: Path, arrays: Mapping[str, npt.NDArray[Any]], about: Mapping[str, Any]) -> None:
+    """Write an .npz file at once: a half-written file never takes the place of a good one.
+
+    Raises:
+        InvalidInputError: no such folder, or one that takes no files.
+    """
+    path = path if path.suffix == ".npz" else path.with_name(path.name + ".npz")
+    text = json.dumps({"version": VERSION, **about})
+    if not path.parent.is_dir():
+        raise InvalidInputError(
+            f"A result was to be saved as {path}", "no such folder", "make the folder first"
+        )
+    named = {_ABOUT: np.array(text), **arrays}
+    try:
+        replace(path, lambda stream: np.savez_compressed(stream, allow_pickle=False, **named))
+    except OSError as error:
+        raise InvalidInputError(
+            f"A result was to be saved as {path}",
+            error.strerror or str(error),
+            "make room, or save it elsewhere; a file that was there is as it was",
+        ) from error
+
+
+def read(path: Path) -> tuple[dict[str, npt.NDArray[Any]], dict[str, Any]]:
+    """Read what :func:`write` wrote.
+
+    Raises:
+        InvalidInputError: a missing or damaged file, or another version.
+    """
+    path = path if path.exists() or path.suffix == ".npz" else path.with_name(path.name + ".npz")
+    try:
+        with open(path, "rb") as stream:
+            stored = np.load(stream, allow_pickle=False)
+            if not isinstance(stored, np.lib.npyio.NpzFile):
+                raise ValueError("a single array")
+            arrays = {name: stored[name] for name in stored.files}
+        about: dict[str, Any] = json.loads(str(arrays.pop(_ABOUT)))
+        if not isinstance(about, dict):
+            raise ValueError("a description that is no table")
+    except DAMAGE as error:
+        raise InvalidInputError(
+            f"A saved result was to be read from {path}", str(error), "save the result again"
+        ) from None
+    if about.get("version") != VERSION:
+        raise InvalidInputError(
+            f"A saved result of version {VERSION} is needed",
+            f"version {about.get('version')} in {path}",
+            "certify again with this version of milp_agt",
+        )
+    return arrays, about
+
+
+# Arguments of each supported layer, which are attributes of it under the same names.
+_POOL = ("kernel_size", "stride", "padding", "ceil_mode")
+_NORM = ("num_features", "eps", "momentum", "affine")
+_OPTIONS: dict[type[nn.Module], tuple[str, ...]] = {
+    nn.Linear: ("in_features", "out_features", "bias"),
+    nn.ReLU: (),
+    nn.LeakyReLU: ("negative_slope",),
+    nn.Sigmoid: (),
+    nn.Tanh: (),
+    nn.Flatten: ("start_dim", "end_dim"),
+    nn.Identity: (),
+    nn.Dropout: ("p",),
+    nn.Dropout1d: ("p",),
+    nn.Dropout2d: ("p",),
+    nn.Conv2d: (
+        *("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation"),
+        *("groups", "bias"),
+    ),
+    nn.AvgPool2d: (*_POOL, "count_include_pad", "divisor_override"),
+    nn.AdaptiveAvgPool2d: ("output_size",),
+    nn.MaxPool2d: (*_POOL, "dilation"),
+    nn.BatchNorm1d: _NORM,
+    nn.BatchNorm2d: _NORM,
+}
+
+
+def describe(model: nn.Module, seen: dict[int, int] | None = None) -> dict[str, Any]:
+    """A model of supported layers as plain data; a module that occurs twice is named once."""
+    seen = {} if seen is None else seen
+    if id(model) in seen:
+        return {"type": "Shared", "number": seen[id(model)]}
+    seen[id(model)] = len(seen)
+    kind = type(model).__name__
+    frozen = [n for n, p in model.named_parameters(recurse=False) if not p.requires_grad]
+    about: dict[str, Any] = {"type": kind, "frozen": frozen}
+    if isinstance(model, nn.Sequential):
+        children = {n: describe(c, seen) for n, c in model._modules.items() if c is not None}
+        return about | {"children": children}
+    options = {name: getattr(model, name) for name in _OPTIONS.get(type(model), ())}
+    if "bias" in options:
+        options["bias"] = options["bias"] is not None
+    return about | {"options": options}
+
+
+def rebuild(about: Mapping[str, Any], seen: list[nn.Module] | None = None) -> nn.Module:
+    """The model that :func:`describe` described, float64, with fresh weights."""
+    seen = [] if seen is None else seen
+    if about["type"] == "Shared":
+        shared: nn.Module = seen[about["number"]]
+        return shared
+    if about["type"] == "Sequential":
+        model = nn.Sequential()
+        seen.append(model)
+        for name, child in about["children"].items():
+            model.add_module(name, rebuild(child, seen))
+        return model
+    kinds = {kind.__name__: kind for kind in _OPTIONS}
+    # Evaluation mode: a training mode that changes anything is refused by the tracer.
+    module = kinds[about["type"]](**about["options"]).eval()
+    module.double()
+    seen.append(module)
+    for name, parameter in module.named_parameters(recurse=False):
+        parameter.requires_grad_(name not in about["frozen"])
+    return module

@@ -1,0 +1,200 @@
+"""How the choices of an adversary are told apart: listed one by one, charged to samples, or not at all."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from milp_agt.bounds.adversary.charged import can_be_charged, without_influence
+from milp_agt.bounds.adversary.enumerated import count_cases
+from milp_agt.certification.sizes import BOUNDED_PER_SECOND, FLOAT, WALKED_PER_SECOND, Sizes
+from milp_agt.core.relaxation import Relaxation
+from milp_agt.core.remarks import Remarks
+from milp_agt.core.restriction import Restriction
+from milp_agt.errors import InvalidInputError
+from milp_agt.threats.poison import Poison
+from milp_agt.training.training import Training
+
+# Boxes and offsets of one case that are kept for an element of a node with a sample axis, cases that
+# share a walk, products that a core does in a second, and seconds for which cases are carried unasked.
+LIVE_CASE_BOXES = 4
+MOST_CASES = 1024
+FLOPS = 2e10
+CASES_TIME = 60.0
+MOST_LISTED = 1e5
+# Share of the rows of inner walks that are left where those with an exact image are not walked.
+SETTLED = 0.25
+# Operations on an element of a box for its influences: sorting, secants, two choices of slopes.
+INFLUENCE_WORK = 16
+
+
+@dataclass(frozen=True)
+class Selections:
+    """What is carried beside the joint bounds.
+
+    Attributes:
+        groups: pieces in which selections are enumerated; 0 for not at all.
+        enumerated_inner: whether those have linear inner bounds.
+        charged: whether errors are charged to the samples that can cause them.
+        charged_inner: whether that has linear inner bounds.
+    """
+
+    groups: int = 0
+    enumerated_inner: bool = False
+    charged: bool = False
+    charged_inner: bool = False
+
+    @property
+    def splits(self) -> bool:
+        """Whether boxes have more than the states of a sample."""
+        return self.charged or self.groups > 0
+
+
+def selections_of(
+    sizes: Sizes,
+    level: Relaxation,
+    asked: str | None,
+    poison: Poison,
+    restriction: Restriction,
+    training: Training,
+    steps: int,
+    window: int,
+    inner_bounds: str | None,
+    memory: int,
+    spare: float,
+) -> tuple[Selections, Remarks]:
+    """What was asked for; unasked, the listing where that is cheap, else charges where those are.
+
+    ``spare`` is how many seconds a time limit leaves for what was not asked for: cheap is what takes
+    less, or a minute.
+
+    Raises:
+        InvalidInputError: an unknown word, or something that this run cannot have.
+    """
+    if asked not in (None, "joint", "charged", "enumerated"):
+        raise InvalidInputError(
+            "selections is 'joint', 'charged', 'enumerated' or None",
+            f"{asked!r}",
+            "choose one of them",
+        )
+    if asked in ("charged", "enumerated") and level is Relaxation.INTERVAL:
+        raise InvalidInputError(
+            "Selections that are told apart need linear forms",
+            f"relaxation '{level.value}'",
+            "use relaxation 'linear' or above",
+        )
+    if asked == "joint" or level is Relaxation.INTERVAL:
+        return Selections(), Remarks()
+    work = _Work(sizes, steps, window, inner_bounds, memory, max(CASES_TIME, spare))
+    if asked == "charged":
+        _check_charges(sizes, poison, restriction, training, steps)
+        return work.charged(poison), Remarks()
+    cases = count_cases(poison, restriction)
+    if asked == "enumerated" and math.isinf(cases):
+        raise InvalidInputError(
+            "Selections can be enumerated where one of them holds for the whole run",
+            "a budget in each batch, or nothing that can be poisoned",
+            "use scope='dataset', or selections='joint'",
+        )
+    listed, remarks = work.listed(cases, asked)
+    if listed.groups or not can_be_charged(poison, restriction):
+        return listed, remarks
+    if without_influence(sizes.schedule, training.update_rules(steps)[0]) is not None:
+        return listed, remarks
+    count = float(poison.open.sum()) + 1
+    if work.charging(count, False) > work.seconds or work.fitting < count:
+        return listed, remarks
+    found = work.charged(poison)
+    remarks += Remarks(notes=("errors are charged to the samples that can cause them",))
+    if found.charged_inner or inner_bounds == "interval":
+        return found, remarks
+    seconds = work.charging(count, True)
+    dear = (
+        f"they have inner bounds by intervals: linear ones would take about {seconds:.3g} s; ask "
+        "for inner_bounds='linear', or give a time_limit of more than twice that, to have them"
+    )
+    return found, remarks + Remarks(notes=(dear,))
+
+
+def _check_charges(
+    sizes: Sizes, poison: Poison, restriction: Restriction, training: Training, steps: int
+) -> None:
+    if not can_be_charged(poison, restriction):
+        raise InvalidInputError(
+            "Errors can be charged to samples where features or labels of one set of them are "
+            "poisoned for the whole run",
+            "a budget in each batch, budgets of features and labels apart, whole samples, a restriction, "
+            "or nothing that can be poisoned",
+            "use scope='dataset', or selections='joint'",
+        )
+    missing = without_influence(sizes.schedule, training.update_rules(steps)[0])
+    if missing is not None:
+        raise InvalidInputError(
+            "Errors can be charged to samples through operations that have a rule for it",
+            f"operation '{missing}', which has none",
+            "use selections='joint' or 'enumerated'",
+        )
+
+
+@dataclass(frozen=True)
+class _Work:
+    """Predicts seconds and memory of carrying many cases at once."""
+
+    sizes: Sizes
+    steps: int
+    window: int
+    inner_bounds: str | None
+    memory: int
+    seconds: float
+
+    @property
+    def fitting(self) -> int:
+        """Cases whose boxes and offsets of every step in the window fit the memory."""
+        one = 2 * FLOAT * LIVE_CASE_BOXES * self.sizes.boxes * self.window
+        return max(1, int(self.memory // one))
+
+    def listing(self, cases: float, groups: int, linear_inner: bool) -> float:
+        """Seconds for cases in groups that share their walks."""
+        return self._walking(cases, groups, SETTLED * self.sizes.inner_rows * linear_inner)
+
+    def _walking(self, cases: float, groups: int, inner_rows: float) -> float:
+        sizes = self.sizes
+        walks = sum(min(t + 1, self.window) for t in range(self.steps))
+        rows = 2 * sizes.state + inner_rows
+        flops = 4.0 * rows * sizes.boxes * walks * cases
+        return flops / FLOPS + groups * rows * sizes.walked * walks / WALKED_PER_SECOND
+
+    def charging(self, columns: float, linear_inner: bool) -> float:
+        """Seconds for influences of that many samples."""
+        boxes = INFLUENCE_WORK * self.sizes.boxes * columns * self.steps / BOUNDED_PER_SECOND
+        return boxes + self._walking(columns, 1, self.sizes.inner_rows * linear_inner)
+
+    def charged(self, poison: Poison) -> Selections:
+        dear = self.charging(float(poison.open.sum()) + 1, True) > self.seconds
+        inner = self.inner_bounds == "linear" or (self.inner_bounds is None and not dear)
+        return Selections(charged=True, charged_inner=inner)
+
+    def listed(self, cases: float, asked: str | None) -> tuple[Selections, Remarks]:
+        """Cases one by one, if asked for or cheap."""
+        if math.isinf(cases):
+            return Selections(), Remarks()
+        groups = -(-int(min(cases, 1e9)) // min(self.fitting, MOST_CASES))
+        dear = self.listing(cases, groups, True) > self.seconds
+        if asked == "enumerated":
+            inner = self.inner_bounds == "linear" or (self.inner_bounds is None and not dear)
+            return Selections(groups, inner), Remarks()
+        bare = self.listing(cases, groups, False)
+        if bare > self.seconds or cases > MOST_LISTED:
+            note = (
+                f"selections are not listed: {cases:.3g} of them one by one would take about "
+                f"{bare:.3g} s, more than {self.seconds:g} s; ask for selections='enumerated' to "
+                "have them"
+            )
+            return Selections(), Remarks(notes=(note,) if cases <= MOST_LISTED else ())
+        if self.inner_bounds == "linear" and dear:
+            note = (
+                f"selections have inner bounds by intervals: linear ones would take about "
+                f"{self.listing(cases, groups, True):.3g} s; ask for selections='enumerated' to have them"
+            )
+            return Selections(groups), Remarks(fallbacks=(note,))
+        return Selections(groups, self.inner_bounds != "interval" and not dear), Remarks()

@@ -1,0 +1,93 @@
+"""Counts of elements from which costs are predicted, and the rates at which they are worked off."""
+
+from __future__ import annotations
+
+from milp_agt.bounds.linear.intermediate import targets
+from milp_agt.bounds.step import Schedule
+from milp_agt.formulations.bilinear import Einsum
+from milp_agt.formulations.exchange import Exchange
+from milp_agt.formulations.univariate import Univariate
+from milp_agt.training.tracing import FEATURES, LABELS, StepGraph
+
+FLOAT = 8  # bytes
+# Tensors of the size of a coefficient that are alive at once in a walk.
+LIVE_COEFFICIENTS = 6
+# Elements of coefficients that one core walks in a second, and elements of boxes that it bounds.
+# Measured on one core of a 2020s server with relu networks; only `auto` and defaults depend on them.
+WALKED_PER_SECOND = 5e7
+BOUNDED_PER_SECOND = 2e7
+# Products and sums of matrix products in a second of one core.
+MULTIPLIED_PER_SECOND = 5e9
+
+
+class Sizes:
+    """Counts of elements from which costs are predicted."""
+
+    def __init__(self, step_graph: StepGraph, batch: int, exposed: int, momentum: bool) -> None:
+        self.schedule = schedule = Schedule.of(step_graph)
+        self.batch, self.exposed = batch, exposed
+        batched = [n for n in schedule.before if n.batched]
+        self.state = step_graph.parameter_count * (2 if momentum else 1)
+        self.per_sample = sum(n.signature.size for n in batched)
+        self.boxes = self.per_sample * batch
+        # Boxes of outer products are made of a few entries at a time.
+        outer = schedule.outer_products.values()
+        self.made = self.per_sample - sum(p.signature.size for p in outer)
+        # Gradients of single samples enter a walk with one coefficient for all samples.
+        summed = {n.inputs[0] for n in schedule.sums}
+        exchanged = [n for n in batched if isinstance(n.op, Exchange)]
+        summed |= {n.inputs[0] for n in exchanged}
+        self.walked = sum(n.signature.size for n in batched if n.name not in summed) * batch
+        own = [n.signature.size for n in batched if n.name not in summed]
+        self.widest = max(own, default=1)
+        self.inner_rows = 2 * batch * sum(n.signature.size for n in targets(schedule))
+        self.narrow_inner_rows = (
+            2
+            * batch
+            * sum(
+                n.signature.size
+                for n in targets(schedule)
+                if n.signature.size <= step_graph.outputs
+            )
+        )
+        leaves = (FEATURES, LABELS)
+        self.moved = 1 + sum(n.signature.size for n in batched if n.name in leaves)
+        self.curved = batch * sum(
+            n.signature.size for n in batched if isinstance(n.op, (Einsum, Univariate))
+        )
+
+    def form(self, fragment: int, window: int) -> int:
+        """Bytes of one row of a walk: coefficients of one fragment, moves of all samples met that can
+        be poisoned, or of a batch; without a window only the former."""
+        met = max(self.batch, min(self.batch * window, self.exposed)) if window else 0
+        own = max(1, self.walked // self.batch) * fragment
+        return FLOAT * LIVE_COEFFICIENTS * (own + met * self.moved)
+
+    def kept(self, states: int) -> int:
+        """Bytes of the boxes and planes of a step that a window holds.
+
+        Of a number: two ends in each state, two slopes, two offsets in each state and a magnitude; of a
+        summed product only what is charged to single samples.
+        """
+        own = self.walked // self.batch
+        numbers = own * (4 * states + 3) + (self.per_sample - own) * 2 * (states - 1)
+        return FLOAT * self.batch * numbers
+
+    @property
+    def pair(self) -> int:
+        """Bytes of a form of one sample: coefficients on its nodes, its data and the parameters."""
+        return FLOAT * LIVE_COEFFICIENTS * (self.walked // self.batch + self.state + self.moved)
+
+    def inner(self, steps: int, window: int) -> float:
+        """Predicted seconds of all inner walks."""
+        walks = sum(min(t, window - 1) + 0.5 for t in range(steps))
+        return self.inner_rows * self.walked * walks / WALKED_PER_SECOND
+
+    def narrow_inner(self, steps: int, window: int, moved: int) -> float:
+        """Predicted seconds of the inner walks of nodes no wider than the outputs, by shortcuts."""
+        walks = sum(min(t, window - 1) for t in range(steps))
+        return self.narrow_inner_rows * self.shortcut(moved) * walks / MULTIPLIED_PER_SECOND
+
+    def shortcut(self, moved: int) -> int:
+        """Elements of the forms of all ends of a state after a step, ``moved`` for each sample."""
+        return 2 * self.state * (self.state + self.batch * moved)

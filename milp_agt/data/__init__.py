@@ -1,0 +1,5 @@
+"""Data sets: where they come from, how they are split and scaled."""
+
+from milp_agt.data.dataset import Array, Dataset, Task, load_dataset
+
+__all__ = ["Array", "Dataset", "Task", "load_dataset"]

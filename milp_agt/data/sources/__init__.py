@@ -1,0 +1,88 @@
+"""Where data sets come from: one file for each format, before any split or scaling."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from milp_agt.data.sources.bundled import BUILTIN, MEDMNIST, medmnist_file, moons
+from milp_agt.data.sources.driving import LOG, read_driving_log
+from milp_agt.data.sources.household import is_household_power, read_household_power
+from milp_agt.data.sources.images import is_medmnist, read_medmnist
+from milp_agt.data.sources.source import DatasetUnavailableError, Reading, Source
+from milp_agt.data.sources.table_files import read_csv, read_npz
+from milp_agt.errors import InvalidInputError
+
+__all__ = ["DatasetUnavailableError", "Reading", "Source", "dataset_names", "read"]
+
+_APPLIES: Mapping[str, tuple[str, Callable[[str], bool]]] = {
+    "noise": ("the generated set 'moons'", lambda kind: kind == "moons"),
+    "target": ("a .csv file", lambda kind: kind == "csv"),
+    "image_size": ("a driving log", lambda kind: kind == "driving"),
+    "crop": ("a driving log", lambda kind: kind == "driving"),
+}
+
+
+def dataset_names() -> tuple[str, ...]:
+    """The names of the built-in data sets."""
+    return ("moons", *BUILTIN, *MEDMNIST)
+
+
+def read(asked: str, name_or_path: str | Path, reading: Reading) -> Source:
+    """Find out what a data set is, and read it.
+
+    Raises:
+        InvalidInputError: nothing of that name, an unreadable file, an option that does not apply.
+        DatasetUnavailableError: an optional package is needed and not installed.
+    """
+    name, path = str(name_or_path), Path(name_or_path)
+    kind = _kind(asked, name, path)
+    for option, (owner, applies) in _APPLIES.items():
+        value = getattr(reading, option)
+        if value is not None and not applies(kind):
+            shown = f"'{value}'" if isinstance(value, str) else value
+            raise InvalidInputError(
+                asked, f"{option} = {shown}, which only {owner} has", "drop the option"
+            )
+    match kind:
+        case "moons":
+            return moons(reading)
+        case "bundled":
+            return BUILTIN[name]()
+        case "medmnist":
+            return read_medmnist(asked, medmnist_file(asked, name), reading)
+        case "household":
+            return read_household_power(asked, path)
+        case "driving":
+            return read_driving_log(asked, path, reading)
+        case "npz" if is_medmnist(path):
+            return read_medmnist(asked, path, reading)
+        case "npz":
+            return read_npz(asked, path)
+        case _:
+            return read_csv(asked, path, reading.target)
+
+
+def _kind(asked: str, name: str, path: Path) -> str:
+    if name == "moons":
+        return "moons"
+    if name in BUILTIN:
+        return "bundled"
+    if name in MEDMNIST:
+        return "medmnist"
+    suffix = path.suffix.lower()
+    if path.name == LOG or (path / LOG).is_file():
+        return "driving"
+    if suffix in (".csv", ".txt", ".gz") and is_household_power(path):
+        return "household"
+    if suffix in (".npz", ".csv"):
+        return suffix[1:]
+    near = difflib.get_close_matches(name, dataset_names(), 1)
+    raise InvalidInputError(
+        asked,
+        "neither a built-in name nor a file of a known format",
+        (f"did you mean '{near[0]}'? " if near else "")
+        + f"built-in names are {', '.join(dataset_names())}; formats are .npz, .csv, MedMNIST .npz, "
+        f"household power .txt or .csv.gz, and a folder with {LOG}",
+    )

@@ -1,0 +1,1 @@
+"""Many certificates side by side: comparisons, sweeps, the largest threat, benchmarks."""

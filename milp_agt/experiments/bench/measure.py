@@ -1,0 +1,133 @@
+"""One certification in a process of its own: widths, seconds and peak memory; and its attacks."""
+
+from __future__ import annotations
+
+import multiprocessing
+import sys
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+
+from milp_agt.attacks import Search, attack
+from milp_agt.certification.certify import certify
+from milp_agt.certification.result import Result
+from milp_agt.core.reachable import Array, ReachableSet
+from milp_agt.experiments.bench.cases import Source
+
+
+@dataclass(frozen=True)
+class Level:
+    """How a run is bounded: the arguments of ``certify`` of these names; ``window`` 0 is the whole run."""
+
+    relaxation: str
+    window: int = 0
+    selections: str | None = None
+    device: str = "cpu"
+
+    @property
+    def name(self) -> str:
+        if self.relaxation == "interval":
+            return self.relaxation
+        return f"{self.relaxation}, {f'window {self.window}' if self.window else 'whole run'}"
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One certification at the marks of its source.
+
+    Attributes:
+        reachable: the set after each mark.
+        seconds: of a step, in the mean from the first to the mark.
+        peak_bytes: the most memory up to the mark, beyond what the process had before; on a GPU, of its
+            tensors. None where the system does not tell.
+        parameters: how many are trained.
+    """
+
+    reachable: tuple[ReachableSet, ...]
+    seconds: tuple[float, ...]
+    peak_bytes: tuple[int | None, ...]
+    parameters: int
+
+
+def certified(source: Source, level: Level) -> Measured:
+    """Certify a run to its last mark."""
+    case = source.at(source.marks[-1])
+    on_gpu = level.device != "cpu" and torch.cuda.is_available()
+    before = peak_bytes(on_gpu)
+    sets: list[ReachableSet] = []
+    peaks: list[int | None] = []
+
+    def keep(result: Result, done: int, total: int) -> None:
+        if done in source.marks:
+            after = peak_bytes(on_gpu)
+            peaks.append(None if before is None or after is None else after - before)
+            sets.append(result.reachable)
+
+    result = certify(
+        case.model,
+        case.data,
+        case.training,
+        case.threat,
+        relaxation=level.relaxation,
+        window=level.window or None,
+        selections=level.selections,
+        device=level.device,
+        on_step=keep,
+    )
+    seconds = [record.seconds for record in result.steps]
+    return Measured(
+        tuple(sets),
+        tuple(sum(seconds[:mark]) / mark for mark in source.marks),
+        tuple(peaks),
+        result.models.step_graph.parameter_count,
+    )
+
+
+@dataclass(frozen=True)
+class Attacked:
+    """Boxes that real poisoned runs span by a step: a lower bound on every reachable set."""
+
+    lower: Mapping[str, Array]
+    upper: Mapping[str, Array]
+    mean_width: float
+    max_width: float
+
+
+def attacked(source: Source, step: int, search: Search) -> Attacked:
+    """Attack a run that is cut off after a mark; on one thread, which suits small runs best."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        found = attack(*source.at(step), search=search)
+    finally:
+        torch.set_num_threads(threads)
+    return Attacked(found.lower, found.upper, found.mean_width, found.max_width)
+
+
+def peak_bytes(on_gpu: bool) -> int | None:
+    """The most memory that this process has held so far; None where the system does not tell."""
+    if on_gpu:
+        return torch.cuda.max_memory_allocated()
+    try:
+        import resource
+    except ImportError:
+        return None
+    unit = 1 if sys.platform == "darwin" else 1024
+    return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+@contextmanager
+def processes() -> Iterator[ProcessPoolExecutor]:
+    """A process for each task, one after the other, so that no task pays for what another left.
+
+    Where the system can, each is a copy of one that has imported everything and done nothing yet.
+    """
+    able = multiprocessing.get_all_start_methods()
+    context = multiprocessing.get_context("forkserver" if "forkserver" in able else "spawn")
+    if "forkserver" in able:
+        context.set_forkserver_preload(["milp_agt.experiments.bench.measure", "sklearn.datasets"])
+    with ProcessPoolExecutor(1, mp_context=context, max_tasks_per_child=1) as pool:
+        yield pool

@@ -1,0 +1,154 @@
+"""What a comparison found: rows as text, CSV and JSON."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from milp_agt.io.tables import format_number, format_table
+
+SCHEMA_VERSION = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class ComparisonRow:
+    """One certification: what was asked, how wide the parameters are after the last step.
+
+    Attributes:
+        relaxation, window, program_window, solver: what was asked. ``window`` counts the steps that
+            linear forms walk through, ``program_window`` the steps of one program; 0 where there is
+            neither, None where auto decides. ``solver`` is None where nothing is solved or it was left
+            open.
+        used: the relaxations that the steps really used.
+        mean_width, max_width: of the parameter box after the last step.
+        attack_ratio: certified over attacked mean width; None without attacks.
+        measure: "accuracy", or "loss" for regression, on the test data; ``lower`` and ``upper`` bound it
+            for every admissible poisoning. All four are None without test data.
+        columns, rows, integers, products: the largest program of a step; 0 without programs.
+        solves, skipped, limited: objectives solved, closed by the cheaper bound, and stopped by a limit.
+        seconds: wall-clock time of the certification.
+        limit_reached: whether a limit was met anywhere.
+        widths, elapsed: mean width after each step, and seconds from the start.
+    """
+
+    relaxation: str
+    window: int
+    program_window: int | None = 0
+    solver: str | None = None
+    used: str = ""
+    mean_width: float
+    max_width: float
+    attack_ratio: float | None = None
+    measure: str | None = None
+    lower: float | None = None
+    nominal: float | None = None
+    upper: float | None = None
+    columns: int = 0
+    rows: int = 0
+    integers: int = 0
+    products: int = 0
+    solves: int = 0
+    skipped: int = 0
+    limited: int = 0
+    seconds: float
+    limit_reached: bool = False
+    widths: tuple[float, ...] = ()
+    elapsed: tuple[float, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """What was asked, in a few words."""
+        parts = [self.relaxation]
+        if self.window:
+            parts.append(f"window {self.window}")
+        if self.solver:
+            parts.append(self.solver)
+        return ", ".join(parts)
+
+
+_SERIES = ("widths", "elapsed")
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Rows in the order asked: each relaxation over each window by each solver.
+
+    ``notes`` say what was left out and why, a solver that does not know bilinear terms, say.
+    """
+
+    rows: tuple[ComparisonRow, ...]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def limit_reached(self) -> bool:
+        """Whether any row met a limit."""
+        return any(row.limit_reached for row in self.rows)
+
+    def table(self) -> str:
+        """The rows as text: widths and the property, then what the programs took, then notes."""
+        parts = [self._bounds()]
+        if any(row.solves or row.limited for row in self.rows):
+            parts.append(self._programs())
+        if self.notes:
+            parts.append("\n".join(f"left out: {note}" for note in self.notes))
+        return "\n\n".join(parts)
+
+    def _bounds(self) -> str:
+        measure = next((row.measure for row in self.rows if row.measure), "measure")
+        widths = ("relaxation", "window", "program", "solver", "used", "mean width", "max width")
+        headers = (*widths, "/ attack", f"{measure}: lower", "nominal", "upper", "seconds")
+        cells = [
+            (
+                row.relaxation,
+                str(row.window),
+                "-" if row.program_window is None else str(row.program_window),
+                row.solver or "-",
+                row.used + (" (limit reached)" if row.limit_reached else ""),
+                format_number(row.mean_width),
+                format_number(row.max_width),
+                format_number(row.attack_ratio),
+                format_number(row.lower),
+                format_number(row.nominal),
+                format_number(row.upper),
+                f"{row.seconds:.3f}",
+            )
+            for row in self.rows
+        ]
+        return format_table(headers, cells)
+
+    def _programs(self) -> str:
+        sizes = ("columns", "rows", "integers", "products", "solves", "skipped", "limited")
+        cells = [
+            (row.name, *(str(getattr(row, size)) for size in sizes))
+            for row in self.rows
+            if row.solves or row.limited
+        ]
+        return format_table(("largest program", *sizes), cells)
+
+    def to_csv(self) -> str:
+        """The rows as comma-separated text with a header; an absent value is empty. The series over
+        the steps are in the JSON document."""
+        names = [field.name for field in fields(ComparisonRow) if field.name not in _SERIES]
+        stream = io.StringIO()
+        writer = csv.DictWriter(stream, names, lineterminator="\n", extrasaction="ignore")
+        writer.writeheader()
+        writer.writerows(asdict(row) for row in self.rows)
+        return stream.getvalue()
+
+    def to_json(self) -> str:
+        """Rows and notes as a JSON document; infinite or undefined numbers as "inf" and "nan"."""
+        rows = [{key: _plain(value) for key, value in asdict(row).items()} for row in self.rows]
+        document = {"schema_version": SCHEMA_VERSION, "rows": rows, "notes": list(self.notes)}
+        return json.dumps(document, indent=2, allow_nan=False) + "\n"
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return [_plain(each) for each in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return repr(value)
+    return value

@@ -1,0 +1,241 @@
+"""Certifies one training run once for each relaxation, window and solver."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Literal, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from milp_agt.attacks import Attack, ParameterSandwich, Search
+from milp_agt.certification.certify import certify
+from milp_agt.certification.result import Result
+from milp_agt.core.arguments import at_least, callable_of, listed, of_kind
+from milp_agt.core.reachable import Bounds
+from milp_agt.core.relaxation import Relaxation
+from milp_agt.core.results import Limits
+from milp_agt.core.strengthening import DEFAULT, Strengthening
+from milp_agt.errors import InvalidInputError, SolverUnavailableError
+from milp_agt.experiments.compare.comparison import Comparison, ComparisonRow
+from milp_agt.formulations.loss import get_loss
+from milp_agt.threats import ThreatModel
+from milp_agt.training.inputs import check_run, features_of
+from milp_agt.training.training import Training
+
+ArrayLike = npt.NDArray[np.generic] | torch.Tensor
+
+
+class _Case(NamedTuple):
+    """One row that was asked for."""
+
+    relaxation: str
+    window: int
+    solver: str | None
+
+
+def compare(
+    model: torch.nn.Module,
+    data: tuple[ArrayLike, ArrayLike],
+    training: Training,
+    threat: ThreatModel,
+    relaxations: Sequence[str] = ("interval", "linear", "lp"),
+    windows: Sequence[int | Literal["T"]] = (1,),
+    X_test: ArrayLike | None = None,
+    y_test: ArrayLike | None = None,
+    *,
+    program_window: int | Literal["T"] | None = None,
+    inner_bounds: str | None = None,
+    selections: str | None = None,
+    alpha_steps: int = 0,
+    alpha_every: int | None = None,
+    solvers: Sequence[str | None] = (None,),
+    solve_limits: Limits | None = None,
+    strengthening: Strengthening = DEFAULT,
+    workers: int = 1,
+    device: str = "cpu",
+    memory: str = "4GiB",
+    time_limit: float | None = None,
+    attack: bool | Search = False,
+    on_row: Callable[[ComparisonRow, int, int], None] | None = None,
+) -> Comparison:
+    """Certify the same run with each relaxation over each window by each solver.
+
+    Args:
+        model, data, training, threat: as for :func:`milp_agt.certify`.
+        relaxations: names of relaxations. ``interval`` keeps no past step and gets one row.
+        windows: how many past steps linear forms walk back through; "T" is the whole run. Programs
+            span as many steps unless ``program_window`` says otherwise.
+        X_test, y_test: test data; with them each row bounds the accuracy (regression: the loss).
+        solvers: back ends of the relaxations that solve programs; None picks one. What a solver is not
+            able to do, or is not installed for, is left out and stands in the notes.
+        attack: attack the run once, so that each row says how far it is from what attacks reach.
+        program_window, inner_bounds, selections, solve_limits, strengthening, workers, device, memory,
+        time_limit: as for :func:`milp_agt.certify`; the time limit holds for each row.
+        alpha_steps, alpha_every: likewise, for all relaxations but ``interval``.
+        on_row: called after every row with the row, its number from 1, and the number of rows.
+
+    Raises:
+        InvalidInputError: no relaxation or no window, a window below 1, or only one of X_test and
+            y_test; and whatever :func:`milp_agt.certify` raises.
+    """
+    if (X_test is None) != (y_test is None):
+        raise InvalidInputError(
+            "Compare relaxations on test data", "only one of X_test and y_test", "give both"
+        )
+    _check_kinds(relaxations, windows, program_window, solvers, on_row)
+    check_run(model, data, training, threat)
+    total = len(training.batch_order(len(features_of(data[0]))))
+    cases = list(dict.fromkeys(_cases(relaxations, windows, solvers, total)))
+    if not cases:
+        raise InvalidInputError(
+            "Compare relaxations",
+            f"relaxations {tuple(relaxations)}, windows {tuple(windows)}, solvers {tuple(solvers)}",
+            "give at least one of each",
+        )
+    measure = "accuracy" if get_loss(training.loss).is_classification else "loss"
+    solved = total if program_window == "T" else program_window
+    rows: list[ComparisonRow] = []
+    notes: list[str] = []
+    reached: Attack | None = None
+    for number, case in enumerate(cases, 1):
+        begun = time.perf_counter()
+        try:
+            result = certify(
+                model,
+                data,
+                training,
+                threat,
+                relaxation=case.relaxation,
+                window=case.window or None,
+                program_window=solved,
+                inner_bounds=inner_bounds,
+                selections=selections,
+                alpha_steps=0 if case.relaxation == "interval" else alpha_steps,
+                alpha_every=alpha_every,
+                solver=case.solver,
+                solve_limits=solve_limits,
+                strengthening=strengthening,
+                workers=workers,
+                device=device,
+                memory=memory,
+                time_limit=time_limit,
+            )
+        except SolverUnavailableError as error:
+            notes.append(f"{case.relaxation} by {case.solver or 'any solver'}: {error}")
+            continue
+        seconds = time.perf_counter() - begun
+        if attack is not False and reached is None:
+            reached = _attack(model, data, training, threat, attack)
+        bounds = None
+        if X_test is not None and y_test is not None:
+            score = result.accuracy if measure == "accuracy" else result.loss
+            bounds = score(X_test, y_test)
+        spanned = _program_window(case.relaxation, case.window, solved, total)
+        rows.append(_row(case, result, spanned, seconds, measure, bounds, reached))
+        if on_row is not None:
+            on_row(rows[-1], number, len(cases))
+    return Comparison(tuple(rows), tuple(notes))
+
+
+def _attack(
+    model: torch.nn.Module,
+    data: tuple[ArrayLike, ArrayLike],
+    training: Training,
+    threat: ThreatModel,
+    attack: bool | Search,
+) -> Attack:
+    """What attacks reach; the bounds that they are checked against are the cheapest."""
+    result = certify(model, data, training, threat, relaxation="interval", attack=attack)
+    assert result.attack is not None
+    return result.attack
+
+
+def _row(
+    case: _Case,
+    result: Result,
+    spanned: int | None,
+    seconds: float,
+    measure: str,
+    bounds: Bounds | None,
+    reached: Attack | None,
+) -> ComparisonRow:
+    """
+    Raises:
+        SoundnessError: an attack outside the reachable set.
+    """
+    programs = [step.program for step in result.steps if step.program]
+
+    def largest(size: str) -> int:
+        return max((program[size] for program in programs), default=0)
+
+    def total(count: str) -> int:
+        return sum(program[count] for program in programs)
+
+    return ComparisonRow(
+        relaxation=case.relaxation,
+        window=case.window,
+        program_window=spanned,
+        solver=case.solver,
+        used=", ".join(dict.fromkeys(step.relaxation for step in result.steps)),
+        mean_width=float(result.reachable.mean_width),
+        max_width=float(result.reachable.max_width),
+        attack_ratio=None
+        if reached is None
+        else ParameterSandwich.of(result.reachable, reached).ratio,
+        measure=None if bounds is None else measure,
+        lower=None if bounds is None else bounds.lower,
+        nominal=None if bounds is None else bounds.nominal,
+        upper=None if bounds is None else bounds.upper,
+        columns=largest("columns"),
+        rows=largest("rows"),
+        integers=largest("integers"),
+        products=largest("products"),
+        solves=total("solves"),
+        skipped=total("skipped"),
+        limited=total("limited"),
+        seconds=seconds,
+        limit_reached=result.limit_reached,
+        widths=tuple(step.mean_width for step in result.steps),
+        elapsed=tuple(itertools.accumulate(step.seconds for step in result.steps)),
+    )
+
+
+def _check_kinds(
+    relaxations: object, windows: object, program_window: object, solvers: object, on_row: object
+) -> None:
+    listed(relaxations, str, "relaxations", "give names: ('interval', 'linear')")
+    listed(windows, (int, str), "windows", "give counts of steps, or 'T' for the whole run")
+    if program_window is not None and not isinstance(program_window, str):
+        remedy = "give a count of steps, 'T' for the whole run, or None"
+        at_least(program_window, 1, "program_window", remedy, whole=True)
+    names = "give names, or None to have one picked"
+    of_kind(solvers, Sequence, "solvers", names)
+    listed(solvers, (str, type(None)), "solvers", names)
+    if on_row is not None:
+        callable_of(on_row, "on_row", "give a function (row, number, rows), or leave it out")
+
+
+def _cases(
+    relaxations: Sequence[str],
+    windows: Sequence[int | Literal["T"]],
+    solvers: Sequence[str | None],
+    total: int,
+) -> Iterator[_Case]:
+    for relaxation, window in itertools.product(relaxations, windows):
+        steps = total if window == "T" else window
+        at_least(steps, 1, "A window of a comparison", "give 1 or more, or 'T'", whole=True)
+        walked = 0 if relaxation == "interval" else min(steps, total)
+        solves = relaxation == "auto" or Relaxation.parse(relaxation).uses_programs
+        for solver in solvers if solves else solvers[:1]:
+            yield _Case(relaxation, walked, solver if solves else None)
+
+
+def _program_window(relaxation: str, window: int, solved: int | None, total: int) -> int | None:
+    if relaxation == "auto":
+        return None
+    uses_programs = Relaxation.parse(relaxation).uses_programs
+    return min(solved or window, total) if uses_programs else 0

@@ -1,0 +1,236 @@
+"""The largest budget or radius that is still certified, by bisection over many questions at once."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from milp_agt.core.arguments import callable_of, listed, of_kind
+from milp_agt.errors import InvalidInputError
+from milp_agt.experiments.sweep import Certify, plain, resized
+from milp_agt.io.tables import format_number, format_table
+
+if TYPE_CHECKING:
+    from milp_agt.certification.result import Result
+    from milp_agt.threats import ThreatModel
+
+Holds = Callable[["Result"], Mapping[str, bool]]
+
+
+@dataclass(frozen=True)
+class Bracket:
+    """Between which threats a statement stops being proved.
+
+    Attributes:
+        proved: the largest value that was proved; None if not even the smallest was.
+        unproved: the smallest value above it that was tried and not proved; None if the largest
+            value was proved.
+    """
+
+    proved: float | None
+    unproved: float | None
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One certification: the value, how many statements it proved, what it cost."""
+
+    value: float
+    proved: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Largest:
+    """Brackets of every statement, and the runs that found them, in their order.
+
+    What is proved for one value holds for all smaller ones: the statement is certified up to and
+    including ``proved``. Above ``unproved`` it may still be provable by tighter means.
+    """
+
+    what: str
+    brackets: Mapping[str, Bracket]
+    trials: tuple[Trial, ...]
+
+    def __getitem__(self, name: str) -> Bracket:
+        return self.brackets[name]
+
+    def table(self) -> str:
+        """Brackets and runs as text."""
+        rows = [
+            (name, format_number(b.proved), format_number(b.unproved))
+            for name, b in self.brackets.items()
+        ]
+        runs = [
+            (format_number(t.value), f"{t.proved} of {len(self.brackets)}", f"{t.seconds:.2f}")
+            for t in self.trials
+        ]
+        found = format_table(("statement", f"largest {self.what} proved", "not proved"), rows)
+        return f"{found}\n\n{format_table((self.what, 'proved', 'seconds'), runs)}"
+
+    def to_csv(self) -> str:
+        """The brackets as comma-separated text with a header; an absent value is empty."""
+        stream = io.StringIO()
+        writer = csv.writer(stream, lineterminator="\n")
+        writer.writerow(("statement", "over", "proved", "unproved"))
+        for name, b in self.brackets.items():
+            writer.writerow((name, self.what, b.proved, b.unproved))
+        return stream.getvalue()
+
+    def to_json(self) -> str:
+        """Brackets and runs as a JSON document."""
+        document: dict[str, Any] = {
+            "schema_version": 1,
+            "over": self.what,
+            "brackets": {
+                name: {"proved": plain(b.proved), "unproved": plain(b.unproved)}
+                for name, b in self.brackets.items()
+            },
+            "runs": [
+                {"value": t.value, "proved": t.proved, "seconds": t.seconds} for t in self.trials
+            ],
+        }
+        return json.dumps(document, indent=2, allow_nan=False) + "\n"
+
+
+def largest(
+    certify: Certify,
+    threat: ThreatModel,
+    holds: Holds,
+    *,
+    budgets: tuple[int, int] | None = None,
+    radii: tuple[float, float] | None = None,
+    precision: float = 1.1,
+    on_trial: Callable[[Trial], None] | None = None,
+) -> Largest:
+    """The largest budget, or radius, for which each statement is proved.
+
+    Every certification answers all statements at once, and its verdicts narrow all brackets: the
+    next value halves the bracket that most of the open statements share.
+
+    Args:
+        certify: the run, for instance ``lambda threat: agt.certify(model, data, training, threat)``.
+        threat: the threat whose budget or radius is replaced.
+        holds: the statements by name and whether they are proved, for instance
+            ``lambda result: {"90 %": result.accuracy(X, y).lower >= 0.9}``; for test points
+            :func:`by_point` makes them.
+        budgets: smallest and largest count of samples; found exactly.
+        radii: smallest (above 0) and largest radius; found up to the factor ``precision``.
+        precision: ratio of unproved and proved radius at which the search ends, above 1.
+        on_trial: called after every certification.
+
+    Raises:
+        InvalidInputError: not exactly one of budgets and radii, an empty range, a precision of 1 or less.
+    """
+    callable_of(
+        certify, "certify", "give lambda threat: agt.certify(model, data, training, threat)"
+    )
+    callable_of(holds, "holds", "give lambda result: {'90 %': result.accuracy(X, y).lower >= 0.9}")
+    if on_trial is not None:
+        callable_of(on_trial, "on_trial", "give a function (trial), or leave it out")
+    scale = _scale(budgets, radii, precision)
+    trials: list[Trial] = []
+    verdicts: dict[float, Mapping[str, bool]] = {}
+
+    def attempt(value: float) -> None:
+        begun = time.perf_counter()
+        changed = resized(threat, *((int(value), None) if scale.whole else (None, value)))
+        verdicts[value] = dict(holds(certify(changed)))
+        proved = sum(verdicts[value].values())
+        trials.append(Trial(value, proved, time.perf_counter() - begun))
+        if on_trial is not None:
+            on_trial(trials[-1])
+
+    attempt(scale.high)
+    if not all(verdicts[scale.high].values()) and scale.low < scale.high:
+        attempt(scale.low)
+    while True:
+        brackets = {name: _bracket(name, verdicts) for name in verdicts[scale.high]}
+        value = _next(scale, list(brackets.values()))
+        if value is None:
+            return Largest("budget" if scale.whole else "radius", brackets, tuple(trials))
+        attempt(value)
+
+
+def by_point(name: str, certified: Sequence[bool]) -> dict[str, bool]:
+    """Statements about test points for :func:`largest`: ``name[0]``, ``name[1]``, ...
+
+    Args:
+        name: of the property.
+        certified: for each test point, whether it is proved, for instance ``result.accuracy(X,
+            y).points.lower == 1``.
+
+    Raises:
+        TypeError: ``certified`` that is no sequence.
+    """
+    return {f"{name}[{point}]": bool(proved) for point, proved in enumerate(certified)}
+
+
+@dataclass(frozen=True)
+class _Scale:
+    """The range of values, and where a bracket is cut."""
+
+    low: float
+    high: float
+    whole: bool
+    precision: float
+
+    def middle(self, proved: float, unproved: float) -> float | None:
+        """A value inside the bracket; None if it is narrow enough."""
+        if self.whole:
+            return (proved + unproved) // 2 if unproved - proved > 1 else None
+        return math.sqrt(proved * unproved) if unproved > self.precision * proved else None
+
+
+def _scale(
+    budgets: tuple[int, int] | None, radii: tuple[float, float] | None, precision: float
+) -> _Scale:
+    asked = "Search the largest certified threat"
+    if (budgets is None) == (radii is None):
+        raise InvalidInputError(
+            asked,
+            "neither budgets nor radii" if budgets is None else "both budgets and radii",
+            "give one range, for instance budgets=(1, 20) or radii=(1e-4, 0.1)",
+        )
+    of_kind(precision, (int, float), "precision", "give a ratio above 1, say 1.1")
+    ends = budgets if budgets is not None else radii
+    kinds = int if budgets is not None else (int, float)
+    listed(ends, kinds, "The range", "give a smallest and a largest value")
+    if ends is None or len(ends) != 2:
+        raise InvalidInputError(asked, f"the range {ends!r:.60}", "give two values, both ends")
+    low, high = ends
+    whole = budgets is not None
+    if not (0 if whole else 5e-324) <= low <= high < math.inf:
+        raise InvalidInputError(
+            asked,
+            f"the range {low} to {high}",
+            "give a smallest value " + (">= 0" if whole else "> 0") + " and a largest one above it",
+        )
+    if not precision > 1:
+        raise InvalidInputError(asked, f"precision {precision}", "give a ratio above 1, say 1.1")
+    return _Scale(low, high, whole, precision)
+
+
+def _bracket(name: str, verdicts: Mapping[float, Mapping[str, bool]]) -> Bracket:
+    """From all trials: a proof at one value settles all smaller ones."""
+    proved = max((value for value, found in verdicts.items() if found[name]), default=None)
+    failed = [value for value, found in verdicts.items() if not found[name]]
+    above = [value for value in failed if proved is None or value > proved]
+    return Bracket(proved, min(above, default=None))
+
+
+def _next(scale: _Scale, brackets: Sequence[Bracket]) -> float | None:
+    """The value that halves the most common open bracket."""
+    votes: dict[float, int] = {}
+    for bracket in brackets:
+        if bracket.proved is not None and bracket.unproved is not None:
+            value = scale.middle(bracket.proved, bracket.unproved)
+            if value is not None:
+                votes[value] = votes.get(value, 0) + 1
+    return max(votes, key=lambda value: votes[value]) if votes else None

@@ -1,0 +1,206 @@
+"""Curves: the same questions under many budgets and radii, and what holds for all smaller threats."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+import itertools
+import json
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from milp_agt.core.arguments import callable_of, listed
+from milp_agt.core.reachable import Bounds
+from milp_agt.errors import InvalidInputError
+from milp_agt.io.tables import format_number, format_table
+
+if TYPE_CHECKING:
+    from milp_agt.certification.result import Result
+    from milp_agt.threats import ThreatModel
+
+Certify = Callable[["ThreatModel"], "Result"]
+Ask = Callable[["Result"], Mapping[str, Bounds]]
+
+
+@dataclass(frozen=True)
+class SweepCell:
+    """The answers under one threat.
+
+    Attributes:
+        budget, radius: of the threat; no radius where it is not swept.
+        answers: bounds by name of the question, after the meet with all larger threats.
+        seconds: of the certification and its questions; None where nothing was run, because the
+            bounds of a larger threat left nothing to gain.
+    """
+
+    budget: int
+    radius: float | None
+    answers: Mapping[str, Bounds]
+    seconds: float | None
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """Cells by rising budget, then rising radius."""
+
+    cells: tuple[SweepCell, ...]
+
+    def rows(self) -> Iterator[dict[str, Any]]:
+        """One row for each cell and question."""
+        for cell in self.cells:
+            for name, bounds in cell.answers.items():
+                yield {
+                    "question": name,
+                    "budget": cell.budget,
+                    "radius": cell.radius,
+                    "lower": bounds.lower,
+                    "nominal": bounds.nominal,
+                    "upper": bounds.upper,
+                    "seconds": cell.seconds,
+                }
+
+    def curve(self, question: str, budget: int) -> tuple[tuple[float | None, Bounds], ...]:
+        """Radius and bounds of one question under one budget, by rising radius."""
+        return tuple((c.radius, c.answers[question]) for c in self.cells if c.budget == budget)
+
+    def table(self) -> str:
+        """The rows as text; no seconds where a larger threat left nothing to gain."""
+        cells = [
+            (
+                row["question"],
+                str(row["budget"]),
+                format_number(row["radius"]),
+                *(format_number(row[end]) for end in ("lower", "nominal", "upper")),
+                "-" if row["seconds"] is None else f"{row['seconds']:.2f}",
+            )
+            for row in self.rows()
+        ]
+        headers = ("question", "budget", "radius", "lower", "nominal", "upper", "seconds")
+        return format_table(headers, cells)
+
+    def to_csv(self) -> str:
+        """The rows as comma-separated text with a header; an absent value is empty."""
+        stream = io.StringIO()
+        names = ("question", "budget", "radius", "lower", "nominal", "upper", "seconds")
+        writer = csv.DictWriter(stream, names, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(self.rows())
+        return stream.getvalue()
+
+    def to_json(self) -> str:
+        """The rows as a JSON document; infinite numbers as "inf"."""
+        rows = [{name: plain(value) for name, value in row.items()} for row in self.rows()]
+        return json.dumps({"schema_version": 1, "rows": rows}, indent=2, allow_nan=False) + "\n"
+
+
+def sweep(
+    certify: Certify,
+    threat: ThreatModel,
+    ask: Ask,
+    *,
+    budgets: Sequence[int],
+    radii: Sequence[float] | None = None,
+    on_cell: Callable[[SweepCell, int, int], None] | None = None,
+) -> Sweep:
+    """Certify a run under every budget and radius, from the largest threat to the smallest.
+
+    What is proved for a larger threat holds for a smaller one, so every cell is met with the cells
+    of larger budget and larger radius: bounds never get worse as the threat shrinks, although one
+    run by itself may be looser than a run under a larger threat. A cell that has nothing to
+    gain (every lower bound equals its upper bound already) is not run.
+
+    Args:
+        certify: the run, for instance ``lambda threat: agt.certify(model, data, training, threat)``.
+        threat: the threat whose ``budget`` and ``radius`` are replaced.
+        ask: the questions, for instance ``lambda result: {"accuracy": result.accuracy(X, y)}``.
+        budgets: counts of samples.
+        radii: None to leave the radius as it is.
+        on_cell: called after every cell with the cell, its number from 1, and the number of cells.
+
+    Raises:
+        InvalidInputError: no budgets or no radii, or a threat without a radius.
+        SoundnessError: bounds of two threats that do not meet.
+    """
+    callable_of(
+        certify, "certify", "give lambda threat: agt.certify(model, data, training, threat)"
+    )
+    callable_of(ask, "ask", "give lambda result: {'accuracy': result.accuracy(X, y)}")
+    if on_cell is not None:
+        callable_of(on_cell, "on_cell", "give a function (cell, number, cells), or leave it out")
+    listed(budgets, int, "budgets", "give counts of samples: budgets=[1, 2, 5]")
+    if radii is not None:
+        listed(radii, (int, float), "radii", "give numbers: radii=[0.01, 0.1]")
+    falling = sorted(set(budgets), reverse=True)
+    sizes: Sequence[float | None] = (None,) if radii is None else sorted(set(radii), reverse=True)
+    if not falling or not sizes:
+        raise InvalidInputError(
+            "Sweep over budgets and radii",
+            f"{len(falling)} budgets and {len(sizes)} radii",
+            "give at least one of each",
+        )
+    found: dict[tuple[int, float | None], SweepCell] = {}
+    grid = list(itertools.product(range(len(falling)), range(len(sizes))))
+    for number, (i, j) in enumerate(grid, 1):
+        larger = [
+            found[falling[a], sizes[b]].answers
+            for a, b in ((i - 1, j), (i, j - 1))
+            if a >= 0 and b >= 0
+        ]
+        budget, radius = falling[i], sizes[j]
+        answers, seconds = _answers(certify, resized(threat, budget, radius), ask, larger)
+        cell = found[budget, radius] = SweepCell(budget, radius, answers, seconds)
+        if on_cell is not None:
+            on_cell(cell, number, len(grid))
+    return Sweep(tuple(reversed(found.values())))
+
+
+def resized(threat: ThreatModel, budget: int | None, radius: float | None) -> ThreatModel:
+    """The same threat with another budget, another radius, or both.
+
+    Raises:
+        InvalidInputError: the threat has no radius.
+    """
+    if not hasattr(type(threat), "__dataclass_fields__"):
+        raise InvalidInputError(
+            "A threat whose budget and radius can be replaced",
+            f"{type(threat).__name__} {threat!r:.60}",
+            "give agt.FeaturePoisoning(budget, radius), for instance",
+        )
+    fields = {f.name for f in dataclasses.fields(threat)}  # type: ignore[arg-type]
+    changes = {"budget": budget, "radius": radius}
+    wanted = {name: value for name, value in changes.items() if value is not None}
+    missing = sorted(set(wanted) - fields)
+    if missing or (radius is not None and getattr(threat, "radius", None) is None):
+        raise InvalidInputError(
+            f"Another {' and '.join(sorted(wanted))} for {type(threat).__name__}",
+            f"a threat without a {missing[0] if missing else 'radius'}",
+            "leave it out, or choose a threat that has one",
+        )
+    changed: ThreatModel = dataclasses.replace(threat, **wanted)  # type: ignore[type-var]
+    return changed
+
+
+def _answers(
+    certify: Certify, threat: ThreatModel, ask: Ask, larger: Sequence[Mapping[str, Bounds]]
+) -> tuple[Mapping[str, Bounds], float | None]:
+    """What holds under a threat, given the answers under larger ones, and the seconds it took."""
+    from milp_agt.properties.answer import meet
+
+    known = dict(larger[0]) if larger else {}
+    for answers in larger[1:]:
+        known = {name: meet(bounds, answers[name]) for name, bounds in known.items()}
+    if known and all(bounds.lower == bounds.upper for bounds in known.values()):
+        return known, None
+    begun = time.perf_counter()
+    own = ask(certify(threat))
+    seconds = time.perf_counter() - begun
+    return {n: meet(b, known[n]) if n in known else b for n, b in own.items()}, seconds
+
+
+def plain(value: Any) -> Any:
+    """Numbers that JSON cannot hold as text."""
+    return repr(value) if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,1 @@
+"""Files on disk, tables of text and figures."""

@@ -1,0 +1,73 @@
+"""The folder of one attack: ``attack.json`` and the poisoned data in ``attack.npz``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from milp_agt.io.files import replace
+from milp_agt.reports.result_folder import make_folder, run_header, write_json
+
+if TYPE_CHECKING:
+    from milp_agt.attacks import Attack, Search
+    from milp_agt.data.dataset import Dataset
+    from milp_agt.runfile.run_file import RunConfig
+
+
+class AttackFolder:
+    """Writes what attacks reached, with the data that reach it.
+
+    ``attack.npz`` holds for objective number i the arrays ``i/features/t`` and ``i/labels/t`` of each
+    leaf t (one data set, or one batch for each step of an adaptive adversary), ``i/poisoned``, and
+    the trained model under ``i/state/NAME``; and the envelope under ``lower/NAME`` and ``upper/NAME``.
+
+    Raises:
+        InvalidInputError: the folder cannot be made or written to.
+    """
+
+    def __init__(self, folder: Path, config: RunConfig, dataset: Dataset, search: Search) -> None:
+        self.json_path, self.npz_path = folder / "attack.json", folder / "attack.npz"
+        self._header = run_header(config, dataset) | {"search": asdict(search)}
+        make_folder(folder)
+
+    def save(self, found: Mapping[str, Attack]) -> None:
+        """Write both files; the first attack is the one on all parameters."""
+        arrays: dict[str, Any] = {}
+        objectives: list[dict[str, Any]] = []
+        for number, (name, attack) in enumerate(found.items()):
+            best = attack.best
+            leaves = [(attack.features, attack.labels)] if attack.is_static else best.batches
+            for leaf, (features, labels) in enumerate(leaves):
+                arrays[f"{number}/features/{leaf}"] = features
+                arrays[f"{number}/labels/{leaf}"] = labels
+            arrays[f"{number}/poisoned"] = np.asarray(best.poisoned, dtype=np.int64)
+            for parameter, value in best.state_dict.items():
+                arrays[f"{number}/state/{parameter}"] = value.numpy()
+            objectives.append(
+                {
+                    "name": name,
+                    "objective": attack.objective,
+                    "value": attack.value,
+                    "nominal": attack.nominal,
+                    "reached": attack.reached,
+                    "poisoned": best.poisoned,
+                    "trained": attack.trained,
+                    "exhaustive": attack.exhaustive,
+                    "seconds": attack.seconds,
+                }
+            )
+        envelope = next(iter(found.values()))
+        for parameter in envelope.lower:
+            arrays[f"lower/{parameter}"] = envelope.lower[parameter]
+            arrays[f"upper/{parameter}"] = envelope.upper[parameter]
+        document = {
+            **self._header,
+            "parameters": {"mean_width": envelope.mean_width, "max_width": envelope.max_width},
+            "objectives": objectives,
+        }
+        replace(self.npz_path, lambda stream: np.savez_compressed(stream, **arrays))
+        write_json(self.json_path, document)

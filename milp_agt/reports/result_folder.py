@@ -1,0 +1,226 @@
+"""The folder of one certification: ``result.json`` and ``reachable.npz``, never half written."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+import platform
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from milp_agt.certification.fingerprint import versions
+from milp_agt.data.dataset import Dataset
+from milp_agt.errors import InvalidInputError
+from milp_agt.io.files import replace
+from milp_agt.runfile.run_file import RunConfig
+from milp_agt.runfile.verdicts import Verdict
+
+if TYPE_CHECKING:
+    from milp_agt.certification.result import Result
+    from milp_agt.properties.suspects import Suspects
+
+SCHEMA_VERSION = 1
+WRITING_SHARE = 0.05  # at most this share of the run goes into saving finished steps
+
+
+class ResultFolder:
+    """Saves the finished steps while a certification runs, and everything at its end.
+
+    Both files are replaced as a whole, so a reader or an interrupt never meets half a file. What an
+    earlier run left there stays until the first step of this one is finished.
+    Numbers that JSON cannot hold are written as the strings "inf", "-inf" and "nan".
+
+    ``header`` says what run this is, ``notes`` what its data went through before; ``steps_before``
+    counts the steps that were taken before now.
+
+    Raises:
+        InvalidInputError: the folder cannot be made or written to.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        header: Mapping[str, Any],
+        notes: Sequence[str] = (),
+        steps_before: int = 0,
+    ) -> None:
+        self.folder = folder
+        self.json_path, self.npz_path = folder / "result.json", folder / "reachable.npz"
+        self._header, self._notes, self._steps_before = dict(header), notes, steps_before
+        self._started = self._written = time.perf_counter()
+        self._cost = 0.0
+        make_folder(folder)
+
+    def save_step(self, result: Result) -> None:
+        """Save what is finished so far; put off where saving would take a share of the run."""
+        since = time.perf_counter() - self._written
+        if self._cost <= WRITING_SHARE * since:
+            self.save(result, (), complete=False)
+
+    def save(
+        self,
+        result: Result,
+        verdicts: Sequence[Verdict],
+        *,
+        complete: bool,
+        suspects: Suspects | None = None,
+    ) -> None:
+        """Write both files now."""
+        begun = time.perf_counter()
+        reachable = result.reachable
+        arrays: dict[str, Any] = {}
+        parameters: dict[str, Any] = {}
+        for name in reachable.lower:
+            arrays[f"lower/{name}"] = reachable.lower[name]
+            arrays[f"nominal/{name}"] = reachable.nominal[name]
+            arrays[f"upper/{name}"] = reachable.upper[name]
+            width = np.asarray(reachable.upper[name]) - np.asarray(reachable.lower[name])
+            parameters[name] = {
+                "shape": list(width.shape),
+                "mean_width": float(width.mean()) if width.size else 0.0,
+                "max_width": float(width.max(initial=0.0)),
+            }
+        document = {
+            **self._header,
+            "complete": complete,
+            "total_steps": result.total_steps,
+            "claim": result.claim,
+            "threat": result.threat,
+            "assumptions": [*result.assumptions, *self._notes],
+            "relaxation": {
+                "asked": result.relaxation,
+                "used": list(dict.fromkeys(step.relaxation for step in result.steps)),
+                "notes": list(result.notes),
+                "fallbacks": list(result.fallbacks),
+                "limit_reached": result.limit_reached,
+            },
+            "parameters": {
+                "mean_width": float(reachable.mean_width),
+                "max_width": float(reachable.max_width),
+                "mean_size": reachable.mean_size,
+                "by_name": parameters,
+            },
+            "attack": attack_summary(result),
+            "suspects": None if suspects is None else suspects.to_dict(),
+            "steps": [asdict(step) for step in result.steps],
+            "properties": [{**asdict(v), "name": v.name} for v in verdicts],
+            "seconds": begun
+            - self._started
+            + sum(step.seconds for step in result.steps[: self._steps_before]),
+        }
+        try:
+            replace(self.npz_path, lambda stream: np.savez_compressed(stream, **arrays))
+            write_json(self.json_path, document)
+        except OSError as error:
+            raise InvalidInputError(
+                f"Write the result of {len(result.steps)} steps to {self.folder}",
+                error.strerror or str(error),
+                "make room or give the folder back its rights, then go on with "
+                f"milp-agt certify --resume {self.folder}",
+            ) from error
+        self._written = time.perf_counter()
+        self._cost = self._written - begun
+
+
+def write_json(path: Path, document: Mapping[str, Any]) -> None:
+    """A JSON file, replaced as a whole; numbers that JSON cannot hold are written as text."""
+    text = json.dumps(_plain(document), indent=2, allow_nan=False) + "\n"
+    replace(path, lambda stream: stream.write(text.encode()))
+
+
+def run_header(config: RunConfig, dataset: Dataset) -> dict[str, Any]:
+    """What a file says of the run file that it is about."""
+    run = config.model_dump(by_alias=True, exclude_none=True, mode="json")
+    return header(run, {"config": config.sha256}, dataset)
+
+
+def header(run: Mapping[str, Any], sha256: Mapping[str, str], dataset: Dataset) -> dict[str, Any]:
+    """What a file says of the run that it is about: as it was asked for, on what, and with what."""
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "run": dict(run),
+        "sha256": {**sha256, "data": dataset.sha256},
+        "data": {
+            "name": Path(dataset.name).name,
+            "description": dataset.description,
+            "train": list(dataset.x_train.shape),
+            "test": list(dataset.x_test.shape),
+        },
+        "versions": versions(),
+        "platform": platform.platform(),
+        "hardware": hardware(),
+    }
+
+
+def attack_summary(result: Result) -> dict[str, Any] | None:
+    """Both sides of the parameters' widths; None where nothing was attacked."""
+    attack, sandwich = result.attack, result.sandwich
+    if attack is None or sandwich is None:
+        return None
+    return {
+        "mean_width": sandwich.reached,
+        "max_width": attack.max_width,
+        "ratio": sandwich.ratio,
+        "trained": attack.trained,
+        "proposed": attack.proposed,
+        "exhaustive": attack.exhaustive,
+        "seed": attack.seed,
+        "seconds": attack.seconds,
+    }
+
+
+def make_folder(folder: Path) -> Path:
+    """Make the folder with its parents, and see that files can be written there.
+
+    Raises:
+        InvalidInputError: it cannot be made or written to.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / ".partial"
+        probe.touch()
+        probe.unlink()
+    except (FileExistsError, NotADirectoryError):
+        raise InvalidInputError(
+            f"Write the result to the folder {folder}", "a file there", "give another name"
+        ) from None
+    except OSError as error:
+        raise InvalidInputError(
+            f"Write the result to {folder}",
+            error.strerror or str(error),
+            "give a folder that can be written to",
+        ) from error
+    return folder
+
+
+def hardware() -> dict[str, Any]:
+    """What the seconds in a result depend on."""
+    found: dict[str, Any] = {"machine": platform.machine(), "cores": os.cpu_count()}
+    with contextlib.suppress(OSError, StopIteration):  # no /proc outside Linux
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        found["processor"] = next(
+            line.partition(":")[2].strip() for line in lines if line.startswith("model name")
+        )
+    return found
+
+
+def _plain(value: Any) -> Any:
+    """The value with JSON's own types only."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if isinstance(value, np.ndarray):
+        return _plain(value.tolist())
+    if isinstance(value, np.generic):
+        return _plain(value.item())
+    if isinstance(value, float) and not math.isfinite(value):
+        return repr(value)
+    return value

@@ -1,0 +1,79 @@
+"""The table of what is supported, generated from the registries: ``python -m milp_agt.reports.supported``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from milp_agt.core.relaxation import Relaxation
+from milp_agt.formulations.loss import Loss, losses
+from milp_agt.formulations.registry import operations
+from milp_agt.solvers import solver_table
+from milp_agt.threats import THREATS
+from milp_agt.threats.sets import KINDS
+from milp_agt.training.tracing import supported_layers
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A question of a result: its method, what is bounded, and whether it needs classes."""
+
+    name: str
+    what: str
+    needs_classes: bool
+
+    def fits(self, loss: Loss) -> bool:
+        """Whether it can be asked of a model trained on this loss."""
+        return loss.is_classification or not self.needs_classes
+
+
+QUESTIONS = (
+    Asked("accuracy", "untargeted: share of test points that are right", True),
+    Asked("collective", "untargeted: share that is right when all points face one poisoning", True),
+    Asked("loss", "untargeted: mean loss, and the loss of each test point", False),
+    Asked(
+        "targeted", "share of test points pushed into classes, or outputs, that are unsafe", False
+    ),
+    Asked("backdoor", "success rate of a trigger: ball, free coordinates or patch", True),
+    Asked("stable", "share of predictions that are those of the nominal run", True),
+    Asked("functional", "linear functionals of the parameters", False),
+)
+
+
+def _questions() -> list[str]:
+    """What is bounded, and for which losses."""
+    lines = ["| question | what is bounded | losses |", "|---|---|---|"]
+    for asked in QUESTIONS:
+        fitting = ", ".join(f"`{key}`" for key, loss in losses().items() if asked.fits(loss))
+        lines.append(f"| `{asked.name}` | {asked.what} | {fitting} |")
+    return [*lines, "", "Every threat model, every question and every relaxation can be combined."]
+
+
+def _moves() -> list[str]:
+    """Sets of moves: what each kind of bound knows of them."""
+    lines = ["| moves of a sample | `linear` | `lp` | `milp` and above |", "|---|---|---|---|"]
+    rules = [kind.rules for kind in KINDS]
+    lines += [f"| {r.moves} | {r.support} | {r.relaxed} | {r.exact} |" for r in rules]
+    return lines
+
+
+def table() -> str:
+    """Markdown: layers, losses, threat models, relaxations, solvers, and the rules of each operation."""
+    summary = [
+        ("layers", supported_layers()),
+        ("losses", tuple(losses())),
+        ("threat models", tuple(t.__name__ for t in THREATS)),
+        ("relaxations", (*(r.value for r in Relaxation), "auto")),
+        ("solvers", tuple(row.name for row in solver_table())),
+    ]
+    lines = ["| what | supported |", "|---|---|"]
+    lines += [f"| {what} | {', '.join(f'`{n}`' for n in names)} |" for what, names in summary]
+    lines += ["", *_questions(), "", *_moves()]
+    lines += ["", "| operation | how exact |", "|---|---|"]
+    lines += [f"| `{key}` | {op.exactness} |" for key, op in operations().items()]
+    lines += ["", "| loss | formula, mean over the batch |", "|---|---|"]
+    lines += [f"| `{key}` | {loss.formula} |" for key, loss in losses().items()]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    print(table())

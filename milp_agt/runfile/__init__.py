@@ -1,0 +1,1 @@
+"""RUN.toml: its tables, and what they are turned into."""

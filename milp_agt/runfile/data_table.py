@@ -1,0 +1,120 @@
+"""[data] and [model] of a RUN.toml: where samples and parameters come from."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from milp_agt.data.dataset import dataset_names
+from milp_agt.runfile.table import Count, Index, NonNegative, Table, problem
+
+
+class DataTable(Table):
+    """A built-in `name` or the `path` of a file, and how the samples are split and scaled."""
+
+    name: str | None = Field(
+        default=None,
+        description="A built-in data set; either this or `path`.",
+        json_schema_extra={"enum": list(dataset_names())},
+    )
+    path: str | None = Field(
+        default=None,
+        description="A file, relative to the run file: `.npz` (arrays x_train, y_train and perhaps x_test, "
+        "y_test; or X, y; or those of MedMNIST), `.csv` with a header, household power data, or the "
+        "folder of a driving simulator.",
+    )
+    samples: Annotated[int, Field(ge=2)] | None = Field(
+        default=None,
+        description="How many samples to use in all, drawn anew for moons and at random "
+        "elsewhere; unless given, 100 of moons and all of others.",
+    )
+    noise: NonNegative | None = Field(
+        default=None,
+        description="Standard deviation of the noise of moons, for which it is 0.1 unless given.",
+    )
+    target: str | None = Field(
+        default=None,
+        description="Target column of a `.csv`, which needs it; whole numbers are classes.",
+    )
+    test_fraction: Annotated[float, Field(ge=0, lt=1)] | None = Field(
+        default=None,
+        description="Share of the samples held out for testing, where the file brings no test part; "
+        "0.2 unless given, and at 0 the order of the samples is kept.",
+    )
+    seed: Index = Field(
+        default=0, description="Seed of the drawing of moons, of the subset and of the split."
+    )
+    standardise: bool = Field(
+        default=False,
+        description="Subtract the mean of each feature and divide by its standard deviation, both of "
+        "the training part.",
+    )
+    standardise_targets: bool = Field(
+        default=False, description="The same for the targets of a regression."
+    )
+    pca: Count | None = Field(
+        default=None,
+        description="Project the features on so many principal components, fitted on a fifth of the "
+        "training part that training then leaves out.",
+    )
+    image_size: Annotated[list[Count], Field(min_length=2, max_length=2)] | None = Field(
+        default=None,
+        description="Height and width to which the frames of a driving log are scaled.",
+    )
+    crop: Annotated[list[Index], Field(min_length=2, max_length=2)] | None = Field(
+        default=None,
+        description="Rows that are cut off the frames of a driving log at the top and at the bottom.",
+    )
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        if (self.name is None) == (self.path is None):
+            found = "neither 'name' nor 'path'" if self.name is None else "both 'name' and 'path'"
+            raise problem(found, "give a built-in name, or the path of a file")
+        return self
+
+
+class ModelTable(Table):
+    """The network and its initial parameters: `layers`, or a `factory` in a Python file."""
+
+    layers: Annotated[list[Count], Field(min_length=2)] | None = Field(
+        default=None,
+        description="Sizes of dense layers, from the features to the outputs; either this or `factory`.",
+    )
+    activation: Literal["relu", "leaky_relu", "sigmoid", "tanh"] = Field(
+        default="relu", description="Activation between the `layers`."
+    )
+    bias: bool = Field(default=True, description="Whether the `layers` have biases.")
+    seed: Index = Field(
+        default=0, description="Seed of torch for the initial parameters and for the `factory`."
+    )
+    state: str | None = Field(
+        default=None,
+        description="File with the initial parameters, as `torch.save(model.state_dict(), path)` writes "
+        "it, relative to the run file; unless given, they are drawn.",
+    )
+    factory: str | None = Field(
+        default=None,
+        description="A function without arguments that returns a torch module, in a file relative to "
+        "the run file; either this or `layers`.",
+        examples=["file.py:function"],
+    )
+
+    @model_validator(mode="after")
+    def _one_architecture(self) -> Self:
+        if (self.layers is None) == (self.factory is None):
+            found = (
+                "neither 'layers' nor 'factory'"
+                if self.layers is None
+                else "'layers' and 'factory'"
+            )
+            raise problem(found, "give one of layers = [4, 8, 3] and factory = 'file.py:function'")
+        if self.factory is not None:
+            idle = sorted(self.model_fields_set & {"activation", "bias"})
+            if idle:
+                raise problem(
+                    f"{' and '.join(idle)} beside 'factory', which builds the whole module",
+                    f"drop {' and '.join(idle)}",
+                )
+        return self

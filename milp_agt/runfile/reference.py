@@ -1,0 +1,210 @@
+"""What may stand in a RUN.toml, generated from its tables: ``python -m milp_agt.runfile.reference``."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic.json_schema import GenerateJsonSchema
+
+from milp_agt.runfile.run_file import RunConfig
+from milp_agt.runfile.schema_words import Schema, in_words, literal
+
+REQUIRED, ABSENT = "required", "not given"
+
+
+@dataclass(frozen=True)
+class Option:
+    """One key of a table.
+
+    Attributes:
+        key: its name.
+        values: which ones it takes, in words.
+        default: as it would be written in the file; "required", or "not given".
+        meaning: one sentence.
+        kinds: values of ``kind`` with which the table has it; empty in tables without kinds.
+    """
+
+    key: str
+    values: str
+    default: str
+    meaning: str
+    kinds: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class OptionTable:
+    """One table of the file.
+
+    Attributes:
+        name: as the file writes it, without brackets, such as ``certify.strengthening``.
+        header: with them; double ones where the table may be repeated.
+        about: one sentence.
+        kinds: what each value of ``kind`` stands for; empty for tables without kinds.
+        options: its keys.
+    """
+
+    name: str
+    header: str
+    about: str
+    kinds: Mapping[str, str]
+    options: tuple[Option, ...]
+
+
+class _RunFileSchema(GenerateJsonSchema):
+    """TOML has no null, and keys in a file have no titles: what editors show is what can be written."""
+
+    def nullable_schema(self, schema: Any) -> dict[str, Any]:
+        return self.generate_inner(schema["schema"])
+
+    def default_schema(self, schema: Any) -> dict[str, Any]:
+        found = super().default_schema(schema)
+        if found.get("default") is None or isinstance(found["default"], (dict, list)):
+            found.pop("default", None)
+        return found
+
+    def field_title_should_be_set(self, schema: Any) -> bool:
+        return False
+
+
+def json_schema() -> dict[str, Any]:
+    """The JSON schema of a run file."""
+    found = RunConfig.model_json_schema(schema_generator=_RunFileSchema)
+    return {"$schema": _RunFileSchema.schema_dialect, **found, "title": "RUN.toml of milp_agt"}
+
+
+def option_tables() -> tuple[OptionTable, ...]:
+    """All tables of a run file, each before the tables inside it."""
+    schema = json_schema()
+    found: list[OptionTable] = []
+    for name, field in schema["properties"].items():
+        found += _tables(name, field, schema["$defs"])
+    return tuple(found)
+
+
+def _tables(name: str, field: Schema, known: Mapping[str, Schema]) -> Iterator[OptionTable]:
+    """The table that a key opens, and those inside it; none for a key with a plain value."""
+    parts = [known[part] for part in _parts(field)]
+    if not parts:
+        return
+    kinds = {_kind(p): _sentence(p["description"]) for p in parts if "kind" in p["properties"]}
+    yield OptionTable(
+        name,
+        f"[[{name}]]" if field.get("type") == "array" else f"[{name}]",
+        _meaning(field, known),
+        kinds,
+        tuple(_options(name, parts, known)),
+    )
+    for part in parts:
+        for key, inner in part["properties"].items():
+            yield from _tables(f"{name}.{key}", inner, known)
+
+
+def _parts(field: Schema) -> tuple[str, ...]:
+    """Names of the definitions of the tables that may stand at a key."""
+    if "$ref" in field:
+        return (field["$ref"].rpartition("/")[2],)
+    inside = [*field.get("anyOf", ()), *field.get("oneOf", ()), *field.get("allOf", ())]
+    if "items" in field:
+        inside.append(field["items"])
+    return tuple(part for each in inside for part in _parts(each))
+
+
+def _options(name: str, parts: Sequence[Schema], known: Mapping[str, Schema]) -> Iterator[Option]:
+    """The keys of a table; one that means the same with several kinds is one option."""
+    kinds: dict[tuple[str, str, str, str], list[str]] = {}
+    for part in parts:
+        for key, field in part["properties"].items():
+            if key == "kind":
+                continue
+            default = REQUIRED if key in part.get("required", ()) else ABSENT
+            if "default" in field:
+                default = literal(field["default"])
+            inner = f"table [{name}.{key}]"
+            row = (key, in_words(field, inner), default, _meaning(field, known))
+            kinds.setdefault(row, []).append(_kind(part))
+    if "kind" in parts[0]["properties"]:
+        field = parts[0]["properties"]["kind"]
+        known_kinds = {"enum": [_kind(part) for part in parts]}
+        yield Option("kind", in_words(known_kinds, ""), REQUIRED, field["description"])
+    for row, of in kinds.items():
+        yield Option(*row, tuple(filter(None, of)))
+
+
+def _kind(part: Schema) -> str:
+    return str(part["properties"].get("kind", {}).get("const", ""))
+
+
+def _meaning(field: Schema, known: Mapping[str, Schema]) -> str:
+    """The description of a key, or of the table that it opens."""
+    of_table = (known[part]["description"] for part in _parts(field))
+    return _sentence(field.get("description") or next(of_table, ""))
+
+
+def _sentence(description: str) -> str:
+    return " ".join(description.split())
+
+
+def markdown() -> str:
+    """The page: one section for each table."""
+    return "\n\n".join(_section(table) for table in option_tables())
+
+
+def _section(table: OptionTable) -> str:
+    lines = [f"### `{table.header}`", "", table.about, ""]
+    if table.kinds:
+        lines += ["| `kind` | what it is |", "|---|---|"]
+        lines += [f'| `"{kind}"` | {_cell(about)} |' for kind, about in table.kinds.items()]
+        lines += ["", "| key | with `kind` | value | default | meaning |", "|---|---|---|---|---|"]
+    else:
+        lines += ["| key | value | default | meaning |", "|---|---|---|---|"]
+    for option in table.options:
+        cells = [f"`{option.key}`", option.values, _code(option.default), option.meaning]
+        if table.kinds:
+            cells.insert(1, _with(table, option))
+        lines.append("| " + " | ".join(map(_cell, cells)) + " |")
+    return "\n".join(lines)
+
+
+def _with(table: OptionTable, option: Option) -> str:
+    others = [kind for kind in table.kinds if kind not in option.kinds]
+    if not option.kinds or not others:
+        return "all"
+    if len(others) == 1 < len(option.kinds):
+        return f"all but {others[0]}"
+    return ", ".join(option.kinds)
+
+
+def _code(default: str) -> str:
+    return default if default in (REQUIRED, ABSENT) else f"`{default}`"
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|")
+
+
+def text(table: OptionTable, width: int = 100) -> str:
+    """The same for a terminal."""
+
+    def wrapped(line: str, indent: str) -> str:
+        return textwrap.fill(line, width, initial_indent=indent, subsequent_indent=indent)
+
+    lines = [table.header, wrapped(table.about, "")]
+    if table.kinds:
+        lines.append("")
+        lines += [wrapped(f'kind = "{kind}": {about}', "  ") for kind, about in table.kinds.items()]
+    for option in table.options:
+        default = option.default
+        if default not in (REQUIRED, ABSENT):
+            default = f"default {default}"
+        only = _with(table, option) if table.kinds else "all"
+        of = "" if only == "all" else f"; kind {only}"
+        lines += ["", option.key, wrapped(f"{option.values}; {default}{of}", "    ")]
+        lines.append(wrapped(option.meaning, "    "))
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    print(markdown())

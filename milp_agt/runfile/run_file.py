@@ -1,0 +1,273 @@
+"""RUN.toml: one training run, one threat and what is to be proved, checked before any work.
+
+Every table refuses unknown keys, and every option that is accepted is used. All problems of a file
+are reported at once. Paths inside the file are relative to it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+
+from pydantic import BaseModel, Field, PrivateAttr, ValidationError
+
+from milp_agt.data.dataset import Array, Dataset, Task, load_dataset
+from milp_agt.errors import ConfigurationError, MilpAgtError
+from milp_agt.runfile.attack_table import AttackTable
+from milp_agt.runfile.certify_table import CertifyTable
+from milp_agt.runfile.data_table import DataTable, ModelTable
+from milp_agt.runfile.problems import explain
+from milp_agt.runfile.property_tables import PROPERTY_TABLES, AnyProperty, PropertyTable, kind_of
+from milp_agt.runfile.table import Table
+from milp_agt.runfile.threat_tables import THREAT_TABLES, ThreatTable
+from milp_agt.runfile.training_table import SCHEDULE_TABLES, TrainingTable
+
+if TYPE_CHECKING:
+    import torch
+
+    from milp_agt.attacks import Search
+    from milp_agt.certification.certify import OnStep
+    from milp_agt.certification.checkpoint import Checkpoint
+    from milp_agt.certification.result import Result
+    from milp_agt.threats import ThreatModel
+    from milp_agt.training.training import Training
+
+
+class _PropertiesTable(Table):
+    properties: Annotated[tuple[PropertyTable, ...], Field(strict=False)] = Field(alias="property")
+
+
+class Run(NamedTuple):
+    """Everything that one certification needs, built and checked."""
+
+    model: torch.nn.Module
+    dataset: Dataset
+    training: Training
+    threat: ThreatModel
+    options: CertifyTable
+    properties: tuple[AnyProperty, ...]
+    search: Search
+
+    @property
+    def data(self) -> tuple[Array, Array]:
+        """The training part of the data set."""
+        return self.dataset.x_train, self.dataset.y_train
+
+    @property
+    def steps(self) -> int:
+        """Training steps."""
+        return len(self.training.batch_order(len(self.dataset.x_train)))
+
+    def certify(
+        self,
+        threat: ThreatModel | None = None,
+        *,
+        on_step: OnStep | None = None,
+        checkpoint: Checkpoint | None = None,
+        attack: bool | Search = False,
+    ) -> Result:
+        """Certify the run with its options, under another threat if there is one."""
+        from milp_agt.certification.certify import certify
+
+        options, total = self.options, self.steps
+        return certify(
+            self.model,
+            self.data,
+            self.training,
+            self.threat if threat is None else threat,
+            relaxation=options.relaxation,
+            window=total if options.window == "T" else options.window,
+            program_window=total if options.program_window == "T" else options.program_window,
+            inner_bounds=options.inner_bounds,
+            selections=options.selections,
+            alpha_steps=options.alpha_steps,
+            alpha_every=options.alpha_every,
+            solver=options.solver,
+            solve_limits=options.limits(),
+            strengthening=options.strengthening.build(),
+            workers=options.workers,
+            device=options.device,
+            memory=options.memory,
+            time_limit=options.time_limit,
+            on_step=on_step,
+            checkpoint=checkpoint,
+            attack=attack,
+        )
+
+
+class RunConfig(Table):
+    """The whole file; ``load_config`` makes it, ``build`` turns it into objects."""
+
+    data: DataTable
+    model: ModelTable
+    training: TrainingTable
+    threat: ThreatTable = Field(
+        description="What the adversary may change, and how often; `kind` says what."
+    )
+    certify: CertifyTable = CertifyTable()
+    attack: AttackTable = AttackTable()
+    properties: Annotated[tuple[PropertyTable, ...], Field(strict=False)] = Field(
+        default=(),
+        alias="property",
+        description="What is asked of the trained models: as many of these tables as you like, each "
+        "about one quantity that `kind` names.",
+    )
+    _path: Path = PrivateAttr()
+    _sha256: str = PrivateAttr()
+
+    @property
+    def path(self) -> Path:
+        """The file that this was read from."""
+        return self._path
+
+    @property
+    def sha256(self) -> str:
+        """Hash of the bytes of the file."""
+        return self._sha256
+
+    def build(self) -> Run:
+        """Load the data, build model, training and threat.
+
+        Raises:
+            InvalidInputError: data, weights or options that do not fit each other.
+            UnsupportedOperationError: an unknown loss.
+            ConfigurationError: a state file or factory that cannot be used.
+        """
+        from milp_agt.formulations.loss import get_loss
+
+        folder = self.path.parent
+        task: Task = (
+            "classification" if get_loss(self.training.loss).is_classification else "regression"
+        )
+        source = self.data.name
+        if source is None:
+            assert self.data.path is not None
+            source = str(folder / self.data.path)
+        dataset = load_dataset(
+            source,
+            samples=self.data.samples,
+            noise=self.data.noise,
+            target=self.data.target,
+            test_fraction=self.data.test_fraction,
+            seed=self.data.seed,
+            standardise=self.data.standardise,
+            standardise_targets=self.data.standardise_targets,
+            pca=self.data.pca,
+            image_size=_pair(self.data.image_size),
+            crop=_pair(self.data.crop),
+            task=task,
+        )
+        model = self._model(dataset)
+        self._check_properties(model, dataset)
+        training = self.training.build()
+        return Run(
+            model,
+            dataset,
+            training,
+            self.threat.resolved(dataset.y_train).build(),
+            self.certify,
+            self.properties,
+            self.attack.search(),
+        )
+
+    def _check_properties(self, model: torch.nn.Module, dataset: Dataset) -> None:
+        """Ask everything of the untrained model: what cannot be answered is refused before any work."""
+        from milp_agt.certification.result import untrained
+        from milp_agt.runfile.verdicts import judge
+        from milp_agt.training.inputs import labels_of
+
+        before = untrained(model, self.training.loss, dataset.x_train.shape[1:])
+        for number, table in enumerate(self.properties, 1):
+            try:
+                judge(before, dataset, table)
+            except MilpAgtError as error:
+                raise ConfigurationError(
+                    f"Prove property {number} ({table.kind}): {error.asked}",
+                    error.found,
+                    error.remedy,
+                ) from error
+        if len(dataset.x_test):
+            graph = before.models.step_graph
+            count = len(dataset.x_test)
+            labels_of(dataset.y_test, count, graph.loss, graph.outputs, "Test labels")
+
+    def _model(self, dataset: Dataset) -> torch.nn.Module:
+        from milp_agt.runfile.networks import dense_network, factory_network, load_state
+
+        table, folder = self.model, self.path.parent
+        model: torch.nn.Module
+        if table.factory is not None:
+            model = factory_network(table.factory, folder, table.seed)
+        else:
+            assert table.layers is not None
+            shape = dataset.x_train.shape[1:]
+            model = dense_network(table.layers, table.activation, table.bias, table.seed, shape)
+        if table.state is not None:
+            load_state(model, folder / table.state)
+        return model
+
+
+def load_config(path: str | Path) -> RunConfig:
+    """Read and check a RUN.toml.
+
+    Raises:
+        ConfigurationError: a file that is absent or not TOML; or all that is wrong inside it: for
+            an unknown key the table, the key and the nearest known one.
+    """
+    path = Path(path)
+    asked = f"Read the run file {path}"
+    try:
+        raw = path.read_bytes()
+        tables = tomllib.loads(raw.decode("utf-8"))
+    except OSError as error:
+        raise ConfigurationError(
+            asked, error.strerror or str(error), "give the path of a RUN.toml"
+        ) from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigurationError(
+            asked, f"a file that is not TOML ({error})", "correct the syntax there"
+        ) from error
+    try:
+        config = RunConfig.model_validate(tables)
+    except ValidationError as error:
+        found, remedy = explain(error, tables, table_fields())
+        raise ConfigurationError(asked, found, remedy) from None
+    config._path = path.absolute()
+    config._sha256 = hashlib.sha256(raw).hexdigest()
+    return config
+
+
+def parse_properties(tables: Sequence[Mapping[str, Any]]) -> tuple[AnyProperty, ...]:
+    """Tables with the keys of [[property]], checked.
+
+    Raises:
+        ConfigurationError: all that is wrong inside them, as in a run file.
+    """
+    raw = {"property": [dict(table) for table in tables]}
+    try:
+        return _PropertiesTable.model_validate(raw).properties
+    except ValidationError as error:
+        found, remedy = explain(error, raw, table_fields())
+        raise ConfigurationError("Read properties", found, remedy) from None
+
+
+def _pair(values: list[int] | None) -> tuple[int, int] | None:
+    return None if values is None else (values[0], values[1])
+
+
+def table_fields() -> dict[str, tuple[str, ...]]:
+    """The known keys of every table, the kinds of threats apart as ``threat.KIND``."""
+    tables: dict[str, type[BaseModel]] = {
+        "data": DataTable,
+        "model": ModelTable,
+        "training": TrainingTable,
+        **{f"training.schedule.{kind}": table for kind, table in SCHEDULE_TABLES.items()},
+        **{f"threat.{kind}": table for kind, table in THREAT_TABLES.items()},
+        "certify": CertifyTable,
+        "attack": AttackTable,
+        **{f"property.{kind_of(table)}": table for table in PROPERTY_TABLES},
+    }
+    return {name: tuple(table.model_fields) for name, table in tables.items()}

@@ -1,0 +1,150 @@
+"""From bounds and thresholds to verdicts: what was asked of the trained model, and is it proved."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from milp_agt.core.reachable import Bounds
+from milp_agt.data.dataset import Dataset
+from milp_agt.runfile.property_tables import AnyProperty, BackdoorTable, FunctionalTable
+
+if TYPE_CHECKING:
+    from milp_agt.attacks import Sandwich
+    from milp_agt.certification.result import Result
+
+Status = Literal["PROVED", "NOT PROVED", "REPORTED"]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """One property: its bounds over the reachable set, and whether they meet the threshold.
+
+    ``lower`` and ``upper`` hold for every admissible poisoning, ``nominal`` for the data as given.
+    A property without a threshold is REPORTED. ``points`` is the table of the test points, column by
+    column; None for parameters and for subgroups. ``reached`` are the least and largest value of
+    attacks aimed at the property and ``ratio`` the certified width over theirs; None for subgroups, and
+    where nothing was attacked.
+    """
+
+    kind: str
+    on: str
+    lower: float
+    nominal: float
+    upper: float
+    at_least: float | None
+    at_most: float | None
+    status: Status
+    detail: str = ""
+    group: str | None = None
+    points: Mapping[str, list[Any]] | None = None
+    reached: tuple[float, float] | None = None
+    ratio: float | None = None
+
+    @property
+    def name(self) -> str:
+        """The kind and the part of the data, for instance ``backdoor (radius 0.1) on test``."""
+        kind = f"{self.kind} ({self.detail})" if self.detail else self.kind
+        group = "" if self.group is None else f", {self.group}"
+        return f"{kind} on {self.on}{group}"
+
+    @property
+    def threshold(self) -> str:
+        """The threshold with its direction, for instance ``>= 0.9``; a dash without one."""
+        if self.at_least is not None:
+            return f">= {self.at_least:g}"
+        if self.at_most is not None:
+            return f"<= {self.at_most:g}"
+        return "-"
+
+
+def answers(result: Result, dataset: Dataset, asked: Sequence[AnyProperty]) -> dict[str, Bounds]:
+    """The bounds of every property by its name, without thresholds; a repeated one has a number."""
+    found: dict[str, Bounds] = {}
+    for number, table in enumerate(asked, 1):
+        if isinstance(table, FunctionalTable):
+            on, bounds = "parameters", table.ask(result)
+        else:
+            on, bounds = table.on, table.ask(result, table.pick(dataset))
+        name = _verdict(table, on, bounds).name
+        found[f"{name} ({number})" if name in found else name] = bounds
+    return found
+
+
+def trigger_curve(
+    result: Result, dataset: Dataset, asked: BackdoorTable, radii: Sequence[float]
+) -> dict[str, Bounds]:
+    """A backdoor for balls of several radii by name, met with each other: no larger ball reaches less."""
+    from milp_agt.properties.answer import nested
+
+    at = asked.pick(dataset)
+    tables = [asked.model_copy(update={"radius": radius}) for radius in sorted(set(radii))]
+    curve = nested([table.ask(result, at) for table in tables])
+    return {
+        _verdict(table, table.on, answer).name: answer
+        for table, answer in zip(tables, curve, strict=True)
+    }
+
+
+def judge(result: Result, dataset: Dataset, asked: AnyProperty) -> tuple[Verdict, ...]:
+    """Bound one property and compare it with its threshold, in each subgroup as well.
+
+    A NaN proves nothing.
+
+    Raises:
+        InvalidInputError: the property does not fit the loss or the data.
+        SoundnessError: an attack outside the bounds.
+    """
+    if isinstance(asked, FunctionalTable):
+        bounds = asked.ask(result)
+        both = result.against(asked.aim(), bounds)
+        return (_verdict(asked, "parameters", bounds, both=both),)
+    at = asked.pick(dataset)
+    answer = asked.ask(result, at)
+    positions = at.positions[answer.points.index].tolist()
+    points = {**answer.points.columns(), "index": positions}
+    both = result.against(asked.aim(at), answer)
+    what = "class" if asked.groups == "class" else "group"
+    return (
+        _verdict(asked, asked.on, answer, points=points, both=both),
+        *(
+            _verdict(asked, asked.on, bounds, group=f"{what} {name}")
+            for name, bounds in answer.groups.items()
+        ),
+    )
+
+
+def _verdict(
+    asked: AnyProperty,
+    on: str,
+    bounds: Bounds,
+    *,
+    group: str | None = None,
+    points: Mapping[str, list[Any]] | None = None,
+    both: Sandwich | None = None,
+) -> Verdict:
+    return Verdict(
+        asked.kind,
+        on,
+        bounds.lower,
+        bounds.nominal,
+        bounds.upper,
+        asked.at_least,
+        asked.at_most,
+        decide(bounds.lower, bounds.upper, asked.at_least, asked.at_most),
+        asked.detail,
+        group,
+        points,
+        None if both is None else both.reached,
+        None if both is None else both.ratio,
+    )
+
+
+def decide(lower: float, upper: float, at_least: float | None, at_most: float | None) -> Status:
+    """PROVED only if the bound on the right side is a number that meets the threshold."""
+    if at_least is not None:
+        return "PROVED" if lower >= at_least else "NOT PROVED"
+    if at_most is not None:
+        return "PROVED" if upper <= at_most else "NOT PROVED"
+    return "REPORTED"

@@ -1,0 +1,325 @@
+"""Moves of the features of one sample."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence, Sized
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from milp_agt.core.interval import Interval
+from milp_agt.errors import InvalidThreatModelError
+from milp_agt.threats.checks import (
+    Numbers,
+    Radius,
+    Rows,
+    is_number,
+    is_whole,
+    norm_of,
+    radii,
+    radius_text,
+)
+from milp_agt.threats.sets import (
+    Ball,
+    Box,
+    BoxOrFill,
+    Halfspaces,
+    MoveSet,
+    Product,
+    Sparse,
+    Vertices,
+)
+
+
+@dataclass(frozen=True)
+class FeatureMoves:
+    """Moves of the features of one sample; columns are positions in the flattened sample.
+
+    Attributes:
+        name: of the threat model, for messages.
+        radius, norm, coordinates, domain, integer, categorical, missing, rows: as in
+            :class:`milp_agt.threats.FeaturePoisoning`.
+    """
+
+    name: str
+    radius: Radius
+    norm: str | float = "inf"
+    coordinates: int | None = None
+    domain: tuple[Numbers, Numbers] | None = None
+    integer: Sequence[int] = ()
+    categorical: Sequence[Sequence[int]] = ()
+    missing: float | Mapping[int, float] | None = None
+    rows: Rows | None = None
+
+    def bind(self, features: Tensor, mask: Tensor) -> tuple[MoveSet, Interval | None]:
+        """The moves of the samples in ``mask`` (N,), and the domain of the features, (*shape).
+
+        Raises:
+            InvalidThreatModelError: options that contradict each other or do not fit the data.
+        """
+        order = norm_of(self.name, self.norm)
+        self._check_options(order)
+        flat = features.flatten(1)
+        unbounded = self.domain is not None and order in (0, math.inf)
+        radius = radii(self.name, self.radius, features, unbounded).flatten(1)
+        groups = self._groups(flat, mask)
+        integer = self._columns("integer", self.integer, flat.shape[1])
+        grouped = {column for group in groups for column in group}
+        if grouped & set(integer):
+            raise InvalidThreatModelError(
+                f"{self.name} has integer and categorical columns",
+                f"columns {sorted(grouped & set(integer))[:5]} in both",
+                "name each column once",
+            )
+        self._whole_numbers(flat, mask, integer)
+        limits = self._limits(features, mask)
+        fills = self._fills(flat.shape[1], grouped)
+        # Without a domain, moves that are the same for all samples are stored once.
+        alike = limits is None and radius.stride(0) == 0
+        ends = _ends(flat, radius[:1] if alike else radius, limits, integer)
+        low, high = (end.expand(flat.shape) for end in ends)
+        if limits is not None and not bool(torch.isfinite(high - low)[mask].all()):
+            raise InvalidThreatModelError(
+                f"{self.name} with an infinite radius needs a domain with finite ends",
+                "a feature without a finite range",
+                "give a finite radius, or finite ends to every feature",
+            )
+        alone = [c for c in range(flat.shape[1]) if c not in grouped]
+        moves = self._without_groups(order, flat, radius, low, high, alone, integer, fills)
+        parts: list[MoveSet] = [moves] if alone else []
+        columns = [tuple(alone)] if alone else []
+        for group in groups:
+            hot = torch.eye(len(group), dtype=flat.dtype)
+            parts.append(Vertices(hot[None] - flat[:, None, list(group)]))
+            columns.append(group)
+        whole: MoveSet = Product(tuple(columns), tuple(parts)) if groups else moves
+        if order == 0:
+            whole = self._sparse(whole)
+        if self.rows is not None:
+            whole = self._halfspaces(whole, len(flat))
+        return whole.only(mask), _reach(features, limits, fills)
+
+    def describe(self) -> str:
+        """What may happen to the features of a poisoned sample, after "the features of ... "."""
+        order = norm_of(self.name, self.norm)
+        size = radius_text(self.radius)
+        if order == math.inf:
+            text = f"moved by at most {size} in every coordinate"
+        elif order == 0:
+            text = f"moved in at most {self.coordinates} coordinates, by at most {size} in each"
+        else:
+            text = f"moved by at most {size} in the norm {order:g}"
+        extra = []
+        if self.domain is not None:
+            extra.append("inside their domain")
+        if len(self.integer):
+            extra.append(f"by whole numbers in {_count(self.integer, 'column')}")
+        if len(self.categorical):
+            extra.append(f"{_count(self.categorical, 'categorical feature')} to any category")
+        if self.missing is not None:
+            extra.append("or replaced by the value that stands for a missing one")
+        if self.rows is not None:
+            extra.append(f"under {_count(self.rows[0], 'linear row')}")
+        return ", ".join([text, *extra])
+
+    def _check_options(self, order: float) -> None:
+        if (order == 0) != (self.coordinates is not None):
+            found = (
+                "no 'coordinates'" if order == 0 else f"coordinates = {self.coordinates} beside it"
+            )
+            raise InvalidThreatModelError(
+                f"{self.name} in norm {self.norm!r}",
+                found,
+                "the norm 0 needs coordinates=, the count of features that may move; others have none",
+            )
+        if self.missing is not None and order in (1, 2):
+            raise InvalidThreatModelError(
+                f"{self.name} with missing values in norm {order:g}",
+                "a norm that does not say what a missing value costs",
+                "use norm 'inf', or norm 0, which counts it as one coordinate",
+            )
+
+    def _columns(self, what: str, given: Sequence[int], size: int) -> tuple[int, ...]:
+        columns = list(given) if isinstance(given, Iterable) else [given]
+        bad = [c for c in columns if not is_whole(c) or not 0 <= c < size]
+        if bad or len(set(columns)) != len(columns):
+            raise InvalidThreatModelError(
+                f"{self.name} needs distinct {what} columns out of 0..{size - 1}",
+                f"{columns[:8]!r:.60}",
+                f"correct {what}=, a list of columns",
+            )
+        return tuple(int(c) for c in columns)
+
+    def _groups(self, flat: Tensor, mask: Tensor) -> list[tuple[int, ...]]:
+        """The one-hot groups, checked: disjoint, and one 1 in each open sample."""
+        listed = isinstance(self.categorical, Iterable)
+        if not listed or not all(isinstance(group, Sequence) for group in self.categorical):
+            raise InvalidThreatModelError(
+                f"{self.name} needs a list of columns for each categorical group",
+                f"categorical = {self.categorical!r:.60}",
+                "give [[0, 1, 2]] for one feature with three categories",
+            )
+        every = [c for group in self.categorical for c in group]
+        self._columns("categorical", every, flat.shape[1])
+        groups = [tuple(int(c) for c in group) for group in self.categorical]
+        for group in groups:
+            values = flat[:, list(group)]
+            one_hot = ((values == 0) | (values == 1)).all(1) & (values.sum(1) == 1)
+            bad = (mask & ~one_hot).nonzero()[:, 0].tolist()
+            if len(group) < 2 or bad:
+                raise InvalidThreatModelError(
+                    f"{self.name} needs one-hot columns in each categorical group",
+                    f"columns {list(group)}, which are not one-hot in {len(bad)} samples {bad[:5]}",
+                    "name the columns of one feature together, and leave them unscaled",
+                )
+        return groups
+
+    def _whole_numbers(self, flat: Tensor, mask: Tensor, integer: tuple[int, ...]) -> None:
+        values = flat[:, list(integer)]
+        bad = (mask & (values != values.round()).any(1)).nonzero()[:, 0].tolist()
+        if bad:
+            raise InvalidThreatModelError(
+                f"{self.name} needs whole numbers in integer columns",
+                f"fractions in {len(bad)} samples {bad[:5]}",
+                "drop these columns from integer=, and leave integer columns unscaled",
+            )
+
+    def _limits(self, features: Tensor, mask: Tensor) -> Interval | None:
+        """The domain, (*shape)."""
+        if self.domain is None:
+            return None
+        shape, asked = tuple(features.shape[1:]), f"{self.name} needs a domain (lowest, highest)"
+        remedy = f"give two numbers, or two arrays of shape {shape}, with lowest <= highest"
+        try:
+            low, high = (torch.from_numpy(np.array(end, dtype=np.float64)) for end in self.domain)
+        except (TypeError, ValueError) as error:
+            raise InvalidThreatModelError(asked, str(error), remedy) from None
+        for end in (low, high):
+            if end.dim() and tuple(end.shape) != shape:
+                raise InvalidThreatModelError(asked, f"shape {tuple(end.shape)}", remedy)
+        if not bool((low <= high).all()):
+            raise InvalidThreatModelError(asked, "an end that is crossed or not a number", remedy)
+        outside = ((features < low) | (features > high)).flatten(1).any(1)
+        bad = (mask & outside).nonzero()[:, 0].tolist()
+        if bad:
+            raise InvalidThreatModelError(
+                f"{self.name} keeps features inside their domain",
+                f"{len(bad)} samples outside it before any poisoning: {bad[:5]}",
+                "widen the domain, or clip the data",
+            )
+        return Interval(low.expand(shape), high.expand(shape))
+
+    def _fills(self, size: int, grouped: set[int]) -> dict[int, float]:
+        """The value that stands for a missing one, by column."""
+        if self.missing is None:
+            return {}
+        if isinstance(self.missing, Mapping):
+            fills = dict(self.missing)
+            self._columns("missing", list(fills), size)
+        else:
+            fills = {column: self.missing for column in range(size) if column not in grouped}
+        bad = [v for v in fills.values() if not is_number(v) or not math.isfinite(v)]
+        if bad or grouped & set(fills):
+            raise InvalidThreatModelError(
+                f"{self.name} needs a finite value for missing entries of numeric columns",
+                f"values {bad[:3]}, categorical columns {sorted(grouped & set(fills))[:5]}",
+                "correct missing=; a category is free to change already",
+            )
+        return {column: float(value) for column, value in fills.items()}
+
+    def _without_groups(
+        self,
+        order: float,
+        flat: Tensor,
+        radius: Tensor,
+        low: Tensor,
+        high: Tensor,
+        alone: list[int],
+        integer: tuple[int, ...],
+        fills: dict[int, float],
+    ) -> MoveSet:
+        """The moves of the columns ``alone``, the numeric ones."""
+        at = {column: position for position, column in enumerate(alone)}
+        whole = tuple(at[c] for c in integer)
+        if len(alone) < flat.shape[1]:
+            low, high, radius = low[:, alone], high[:, alone], radius[:, alone]
+        if order in (1, 2):
+            capped = bool(((low > -radius) | (high < radius)).any())
+            return Ball(int(order), radius, low, high, capped, whole)
+        box = Box(low, high, whole)
+        if not fills:
+            return box
+        jumps = torch.zeros_like(low)
+        for column, value in fills.items():
+            jumps[:, at[column]] = value - flat[:, column]
+        return BoxOrFill(box, jumps)
+
+    def _sparse(self, moves: MoveSet) -> Sparse:
+        count = self.coordinates
+        if not is_whole(count) or count is None or not 1 <= count <= moves.blocks:
+            raise InvalidThreatModelError(
+                f"{self.name} in norm 0 moves some of {moves.blocks} features",
+                f"coordinates = {count}",
+                f"give a count from 1 to {moves.blocks}",
+            )
+        return Sparse(moves, int(count))
+
+    def _halfspaces(self, moves: MoveSet, count: int) -> Halfspaces:
+        assert self.rows is not None
+        asked = f"{self.name} needs rows (A, b) with A @ move <= b"
+        remedy = (
+            f"give A of shape (rows, {moves.size}), b of shape (rows,) or ({count}, rows), b >= 0"
+        )
+        try:
+            matrix, limits = (np.asarray(part, dtype=np.float64) for part in self.rows)
+        except (TypeError, ValueError) as error:
+            raise InvalidThreatModelError(asked, str(error), remedy) from None
+        fits = matrix.ndim == 2 and matrix.shape[1] == moves.size and len(matrix)
+        if not fits or limits.shape not in ((len(matrix),), (count, len(matrix))):
+            raise InvalidThreatModelError(
+                asked, f"shapes {matrix.shape} and {limits.shape}", remedy
+            )
+        if not (np.isfinite(matrix).all() and np.isfinite(limits).all() and (limits >= 0).all()):
+            raise InvalidThreatModelError(
+                asked, "a limit below 0, which forbids no move at all, or no finite number", remedy
+            )
+        every = np.broadcast_to(limits, (count, len(matrix))).copy()
+        return Halfspaces(moves, matrix, torch.from_numpy(every))
+
+
+def _ends(
+    flat: Tensor, radius: Tensor, limits: Interval | None, integer: tuple[int, ...]
+) -> tuple[Tensor, Tensor]:
+    """The least and the largest move of each feature, (N, size): rounded outwards, whole where asked."""
+    low, high = -radius, radius
+    if limits is not None:
+        down, up = (
+            torch.nextafter(end.flatten() - flat, torch.tensor(side, dtype=flat.dtype))
+            for end, side in ((limits.lower, -torch.inf), (limits.upper, torch.inf))
+        )
+        at_low, at_high = flat == limits.lower.flatten(), flat == limits.upper.flatten()
+        low = torch.maximum(low, torch.where(at_low, 0.0, down))
+        high = torch.minimum(high, torch.where(at_high, 0.0, up))
+    if integer:
+        columns = list(integer)
+        low, high = low.clone(), high.clone()
+        low[:, columns], high[:, columns] = low[:, columns].ceil(), high[:, columns].floor()
+    return low, high
+
+
+def _reach(features: Tensor, limits: Interval | None, fills: dict[int, float]) -> Interval | None:
+    """The domain together with the values that stand for missing ones."""
+    if limits is None or not fills:
+        return limits
+    low, high = limits.lower.flatten().clone(), limits.upper.flatten().clone()
+    for column, value in fills.items():
+        low[column], high[column] = min(float(low[column]), value), max(float(high[column]), value)
+    shape = features.shape[1:]
+    return Interval(low.reshape(shape), high.reshape(shape))
+
+
+def _count(items: Sized, what: str) -> str:
+    return f"{len(items)} {what}{'s' if len(items) != 1 else ''}"

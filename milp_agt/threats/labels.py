@@ -1,0 +1,91 @@
+"""Moves of the label of one sample."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from milp_agt.errors import InvalidThreatModelError
+from milp_agt.formulations.loss import Loss
+from milp_agt.threats.checks import Radius, is_whole, norm_of, radii, radius_text
+from milp_agt.threats.sets import Ball, Box, MoveSet, Vertices
+
+
+@dataclass(frozen=True)
+class LabelMoves:
+    """Moves of the encoded label of one sample: flips of a class, or a ball around a target.
+
+    Attributes:
+        name: of the threat model, for messages.
+        radius, norm, target: as in :class:`milp_agt.threats.LabelPoisoning`.
+    """
+
+    name: str
+    radius: Radius | None = None
+    norm: str | float = "inf"
+    target: int | Sequence[int] | None = None
+
+    def bind(self, labels: Tensor, loss: Loss, mask: Tensor) -> MoveSet:
+        """The moves of the samples in ``mask`` (N,).
+
+        Raises:
+            InvalidThreatModelError: options that contradict each other or do not fit the loss.
+        """
+        order = norm_of(self.name, self.norm)
+        if loss.is_classification:
+            return self._flips(labels, loss, order).only(mask)
+        if self.target is not None or order == 0:
+            raise InvalidThreatModelError(
+                f"{self.name} for loss '{loss.key}' moves real targets",
+                "norm 0" if order == 0 else f"target = {self.target}",
+                "drop target=, and use norm 'inf', 1 or 2",
+            )
+        if self.radius is None:
+            raise InvalidThreatModelError(
+                f"{self.name} needs a finite label radius >= 0 for loss '{loss.key}'",
+                "none",
+                "give the largest move of a target",
+            )
+        radius = radii(self.name, self.radius, labels, False, "output")
+        if order == math.inf:
+            return Box(-radius, radius).only(mask)
+        return Ball(int(order), radius, -radius, radius, False).only(mask)
+
+    def describe(self) -> str:
+        """What may happen to the label of a poisoned sample, after "the labels of ... "."""
+        if self.radius is not None:
+            order = norm_of(self.name, self.norm)
+            where = "" if order == math.inf else f" in the norm {order:g}"
+            return f"moved by at most {radius_text(self.radius)}{where}"
+        if self.target is None:
+            return "replaced by any class"
+        if isinstance(self.target, (int, np.integer)):
+            return f"replaced by class {self.target}"
+        return f"replaced by one of the classes {', '.join(str(t) for t in self.target)}"
+
+    def _flips(self, labels: Tensor, loss: Loss, order: float) -> Vertices:
+        if self.radius is not None or order != math.inf:
+            raise InvalidThreatModelError(
+                f"{self.name} with a label radius or norm is for regression",
+                f"loss '{loss.key}' with radius {self.radius}, norm {self.norm!r}",
+                "leave both out: labels flip to a class",
+            )
+        vertices = loss.vertices(labels.shape[1]).to(labels)
+        if self.target is None:
+            return Vertices(vertices[None] - labels[:, None])
+        given: Any = self.target
+        several = isinstance(given, Iterable) and not isinstance(given, str)
+        wanted: list[Any] = list(given) if several else [given]
+        bad = [t for t in wanted if not is_whole(t) or not 0 <= t < len(vertices)]
+        if bad or not wanted or len(set(wanted)) != len(wanted):
+            raise InvalidThreatModelError(
+                f"{self.name} flips labels to classes out of 0..{len(vertices) - 1}",
+                f"target = {self.target!r:.60}",
+                "name a class that exists, or several distinct ones",
+            )
+        return Vertices(vertices[wanted][None] - labels[:, None])

@@ -1,0 +1,297 @@
+"""A threat model bound to a data set: per-sample moves, their support function, and attacks."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from enum import Enum
+
+import torch
+from torch import Tensor
+
+from milp_agt.core.interval import Interval
+from milp_agt.threats.sets import Halfspaces, MoveSet
+
+
+class Whole(Enum):
+    """What happens to whole samples, as a word of the claim."""
+
+    SUBSTITUTED = "substituted"  # others, of any features and labels, take their places
+    REMOVED = "removed"  # the mean is that of the samples that are left
+    INSERTED = "inserted"  # further samples join a batch; those of the data set stay as they are
+
+
+@dataclass(frozen=True)
+class Quota:
+    """How many samples may be poisoned at once, out of which: ``open``, a mask (N,)."""
+
+    open: Tensor
+    budget: int
+
+    @property
+    def is_void(self) -> bool:
+        return self.budget == 0 or not bool(self.open.any())
+
+
+@dataclass(frozen=True)
+class Steepest:
+    """The best admissible data of every sample for a linear form, whichever samples are poisoned.
+
+    Attributes:
+        features: (attacks, N, *shape), each sample at the move that the form favours.
+        labels: (attacks, N, width).
+        feature_gain, label_gain: how much the form gains over the nominal sample, (attacks, N), >= 0.
+    """
+
+    features: Tensor
+    labels: Tensor
+    feature_gain: Tensor
+    label_gain: Tensor
+
+
+@dataclass(frozen=True)
+class Poison:
+    """The admissible moves of every sample; the set of moves of each always contains "no move".
+
+    Attributes:
+        features: nominal features, (N, *shape), float64.
+        labels: nominal encoded labels, (N, width), float64.
+        open: mask of the samples that can be poisoned, (N,).
+        budget: how many samples can be poisoned at once.
+        static: one perturbation for the whole run, instead of a fresh one in every step.
+        per_batch: the budget counts in each batch, instead of over the data set.
+        feature_moves: moves of the flat features of each sample; None if features are clean.
+        label_moves: moves of the encoded label of each sample; None if labels are clean.
+        whole: what happens to whole samples, which then have no moves; None if nothing does.
+        label_quota: where labels have a budget of their own: how many samples may have their labels
+            changed, and which. ``open`` and ``budget`` are then those of the features. None: a sample
+            that is poisoned may have both changed.
+        domain: ends of the poisoned features, (*shape) each, or None. Moves keep to it up to
+            rounding, poisoned features exactly (where values may go missing, up to rounding too: the
+            domain here then reaches to the value that stands for them).
+    """
+
+    features: Tensor
+    labels: Tensor
+    open: Tensor
+    budget: int
+    static: bool
+    per_batch: bool
+    feature_moves: MoveSet | None = None
+    label_moves: MoveSet | None = None
+    domain: Interval | None = None
+    whole: Whole | None = None
+    label_quota: Quota | None = None
+
+    @staticmethod
+    def none(features: Tensor, labels: Tensor) -> Poison:
+        """Data that nobody poisons."""
+        mask = torch.zeros(len(features), dtype=torch.bool, device=features.device)
+        return Poison(features, labels, mask, budget=0, static=True, per_batch=False)
+
+    def to(self, device: torch.device) -> Poison:
+        domain, quota = self.domain, self.label_quota
+        return replace(
+            self,
+            features=self.features.to(device),
+            labels=self.labels.to(device),
+            open=self.open.to(device),
+            feature_moves=None if self.feature_moves is None else self.feature_moves.to(device),
+            label_moves=None if self.label_moves is None else self.label_moves.to(device),
+            domain=None
+            if domain is None
+            else Interval(domain.lower.to(device), domain.upper.to(device)),
+            label_quota=None if quota is None else replace(quota, open=quota.open.to(device)),
+        )
+
+    @property
+    def quotas(self) -> tuple[Quota, ...]:
+        """One quota of samples, or one of features and one of labels."""
+        own = Quota(self.open, self.budget)
+        return (own,) if self.label_quota is None else (own, self.label_quota)
+
+    @property
+    def exposed(self) -> Tensor:
+        """Mask of the samples that can be poisoned at the cost of some quota, (N,)."""
+        return torch.stack([quota.open for quota in self.quotas]).any(0)
+
+    @property
+    def states(self) -> int:
+        """States of a sample: bit p says whether it is poisoned at the cost of quota p."""
+        return 1 if self.is_clean else 2 ** len(self.quotas)
+
+    def budgets_given(self, state: int) -> tuple[int, ...]:
+        """What of each budget is left for the other samples if one is in this state."""
+        return tuple(q.budget - (int(state) >> p & 1) for p, q in enumerate(self.quotas))
+
+    @property
+    def is_clean(self) -> bool:
+        """No sample of the data set can be poisoned; others may still be inserted."""
+        return all(quota.is_void for quota in self.quotas)
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """The data and what their moves are made of."""
+        found = [self.features, self.labels]
+
+        def note(tensor: Tensor) -> Tensor:
+            found.append(tensor)
+            return tensor
+
+        for moves in (self.feature_moves, self.label_moves):
+            if moves is not None:
+                moves.on(note)
+        return found
+
+    def take(self, samples: Tensor) -> Poison:
+        """The part of the data set with these indices, (n,)."""
+        quota = self.label_quota
+        return replace(
+            self,
+            features=self.features[samples],
+            labels=self.labels[samples],
+            open=self.open[samples],
+            feature_moves=None if self.feature_moves is None else self.feature_moves.take(samples),
+            label_moves=None if self.label_moves is None else self.label_moves.take(samples),
+            label_quota=None if quota is None else replace(quota, open=quota.open[samples]),
+        )
+
+    def feature_box(self) -> Interval:
+        """The features in each state, (states, N, *shape); one state if they are clean."""
+        return self._box(self.features, self.feature_moves, 0)
+
+    def label_box(self) -> Interval:
+        """The encoded labels in each state, (states, N, width); one state if they are clean."""
+        return self._box(self.labels, self.label_moves, len(self.quotas) - 1)
+
+    def _box(self, nominal: Tensor, moves: MoveSet | None, quota: int) -> Interval:
+        if moves is None or self.is_clean:
+            return Interval.point(nominal.unsqueeze(0))
+        low, high = moves.lower.reshape(nominal.shape), moves.upper.reshape(nominal.shape)
+        # Ends are rounded outwards: x + e in the run is rounded to nearest.
+        lower = torch.nextafter(nominal + low, torch.full_like(nominal, -torch.inf))
+        upper = torch.nextafter(nominal + high, torch.full_like(nominal, torch.inf))
+        lower = torch.where(low < 0, lower, nominal)
+        upper = torch.where(high > 0, upper, nominal)
+        moved = [bool(state >> quota & 1) for state in range(self.states)]
+        return Interval(
+            torch.stack([lower if m else nominal for m in moved]),
+            torch.stack([upper if m else nominal for m in moved]),
+        )
+
+    def selection_box(self, chosen: Tensor, batch: int) -> Interval:
+        """How much of each sample is exchanged, (states, n, 1), for masks ``chosen`` (states, n).
+
+        A chosen sample is removed in the whole run, while a substitute may be what it was. Insertions
+        into a batch of ``batch`` samples are a share of all of them, rounded up.
+        """
+        upper = chosen.to(torch.float64).unsqueeze(-1)
+        if self.whole is Whole.INSERTED:
+            share = math.nextafter(self.budget / (batch + self.budget), math.inf)
+            upper = torch.full_like(upper, share if self.budget else 0.0)
+        return Interval(upper if self.whole is Whole.REMOVED else torch.zeros_like(upper), upper)
+
+    def support(self, on_features: Tensor | None, on_labels: Tensor | None) -> Tensor:
+        """How far each sample can lower a linear form: ``max over moves of -(c . move)``, (rows, N).
+
+        Moves are those of features and labels together, whatever their budgets. ``on_features``
+        (rows, N, *shape) and ``on_labels`` (rows, N, width) are the coefficients c.
+        """
+        reference = on_features if on_features is not None else on_labels
+        assert reference is not None
+        total = torch.zeros(reference.shape[:2], dtype=torch.float64, device=reference.device)
+        if self.feature_moves is not None and on_features is not None:
+            total = total + self.feature_moves.support(-on_features.flatten(2))
+        if self.label_moves is not None and on_labels is not None:
+            total = total + self.label_moves.support(-on_labels)
+        return total
+
+    def left_out(self, programs: bool) -> tuple[str, ...]:
+        """What of the threat the bounds leave out; ``programs`` says whether programs are solved."""
+        if self.is_clean or programs:
+            return ()
+        found = []
+        for what, moves in (("features", self.feature_moves), ("labels", self.label_moves)):
+            if isinstance(moves, Halfspaces):
+                found.append(
+                    f"the {len(moves.matrix)} linear rows on the moves of {what} are left out: only "
+                    "'lp' and 'milp' keep them (the bounds hold for the larger threat)"
+                )
+        return tuple(found)
+
+    def sample_selection(self, generator: torch.Generator, attacks: int) -> Tensor:
+        """Masks of poisoned samples, (attacks, N, quotas): up to the budget, uniformly drawn."""
+        masks = []
+        for quota in self.quotas:
+            may = quota.open.cpu()
+            scores = torch.rand(attacks, len(may), generator=generator, dtype=torch.float64)
+            scores = torch.where(may, scores, -1.0)
+            ranks = scores.argsort(dim=1, descending=True).argsort(dim=1)
+            masks.append((ranks < quota.budget) & may)
+        return torch.stack(masks, -1).to(self.features.device)
+
+    def sample_moves(
+        self, generator: torch.Generator, selection: Tensor, corners: bool
+    ) -> tuple[Tensor, Tensor]:
+        """Poisoned features (attacks, N, *shape) and labels (attacks, N, width) for selections.
+
+        ``selection`` is (attacks, N, quotas); ``corners`` takes extreme moves, otherwise they come from
+        all over the set.
+        """
+
+        attacks = len(selection)
+        features = self.features.expand(attacks, *self.features.shape)
+        labels = self.labels.expand(attacks, *self.labels.shape)
+        if self.feature_moves is not None:
+            moves = self.feature_moves.sample(generator, attacks, corners)
+            at = selection[..., 0].reshape(*features.shape[:2], *[1] * (features.dim() - 2))
+            moved = self._kept(features + moves.reshape(features.shape))
+            features = torch.where(at, moved, features)
+        if self.label_moves is not None:
+            moves = self.label_moves.sample(generator, attacks, corners)
+            labels = torch.where(selection[..., -1:], labels + moves, labels)
+        return features, labels
+
+    def steepest(self, on_features: Tensor, on_labels: Tensor) -> Steepest:
+        """Data that raise the form ``on_features . x + on_labels . y`` most, sample by sample.
+
+        Coefficients are (attacks, N, *shape) and (attacks, N, width). The gains add up to the
+        support function of the opposite form, ``support(-on_features, -on_labels)``, where it is exact.
+        """
+        features, feature_gain = self._raised(self.features, self.feature_moves, on_features)
+        labels, label_gain = self._raised(self.labels, self.label_moves, on_labels)
+        return Steepest(self._kept(features), labels, feature_gain, label_gain)
+
+    def _raised(self, nominal: Tensor, moves: MoveSet | None, on: Tensor) -> tuple[Tensor, Tensor]:
+        flat, nominal = on.flatten(2), nominal.expand(on.shape)
+        if moves is None:
+            return nominal, torch.zeros_like(flat[..., 0])
+        best = moves.maximise(flat)
+        gain = (flat * best).sum(-1)
+        best = torch.where((gain > 0)[..., None], best, 0.0)
+        return nominal + best.reshape(on.shape), gain.clamp(min=0.0)
+
+    def project(self, features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Admissible data near the given ones, sample by sample, whichever samples are poisoned.
+
+        Shapes (attacks, N, *shape) and (attacks, N, width). Boxes, balls of one radius, and finite
+        sets of moves have their nearest point; admissible data stay as they are up to rounding.
+        """
+        near = self._near(self.features, self.feature_moves, features)
+        return self._kept(near), self._near(self.labels, self.label_moves, labels)
+
+    def _near(self, nominal: Tensor, moves: MoveSet | None, given: Tensor) -> Tensor:
+        if moves is None:
+            return nominal.expand(given.shape)
+        asked = (given - nominal).flatten(2)
+        near = moves.project(asked)
+        stays = (near == asked).reshape(given.shape)
+        return torch.where(stays, given, nominal + near.reshape(given.shape))
+
+    def _kept(self, features: Tensor) -> Tensor:
+        """Features inside the domain, where rounding took them out of it."""
+        if self.domain is None:
+            return features
+        inside = torch.minimum(torch.maximum(features, self.domain.lower), self.domain.upper)
+        # The moves of closed samples are none, whether they lie in the domain or not.
+        return torch.where(features == self.features, features, inside)

@@ -1,0 +1,162 @@
+"""Coordinates that move independently: a box, and a box with a value for missing entries."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Self
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from milp_agt.core.encoder import Encoder
+from milp_agt.core.expression import Expression, add
+from milp_agt.threats.sets.move_set import (
+    MoveSet,
+    Rules,
+    as_array,
+    extent,
+    gated_columns,
+    truncated,
+)
+
+
+@dataclass(frozen=True)
+class Box(MoveSet):
+    """``low <= e <= high``, coordinate by coordinate, and whole numbers in the coordinates ``whole``.
+
+    Support function: ``sum_j max(c_j high_j, c_j low_j)``. ``low`` and ``high`` have shape (N, size)
+    and are whole numbers where the moves are.
+    """
+
+    rules = Rules(
+        "norm inf: each coordinate within its radius and domain; whole numbers",
+        "exact",
+        "hull",
+        "exact",
+    )
+
+    low: Tensor
+    high: Tensor
+    whole: tuple[int, ...] = ()
+
+    @property
+    def lower(self) -> Tensor:
+        return self.low
+
+    @property
+    def upper(self) -> Tensor:
+        return self.high
+
+    @property
+    def block_of(self) -> Tensor:
+        return torch.arange(self.low.shape[-1], device=self.low.device)
+
+    @property
+    def is_box(self) -> bool:
+        return True
+
+    @property
+    def is_convex(self) -> bool:
+        return not self.whole
+
+    def gains(self, coefficients: Tensor) -> Tensor:
+        return coefficients.abs() * extent(coefficients, self.low, self.high)
+
+    def spreads(self, radius: Tensor) -> Tensor:
+        return radius * self.reach
+
+    def support(self, coefficients: Tensor) -> Tensor:
+        return torch.maximum(coefficients * self.high, coefficients * self.low).sum(-1)
+
+    def maximise(self, coefficients: Tensor) -> Tensor:
+        return torch.where(coefficients >= 0, self.high, self.low)
+
+    def project(self, moves: Tensor) -> Tensor:
+        return truncated(torch.minimum(torch.maximum(moves, self.low), self.high), self.whole)
+
+    def excess(self, moves: Tensor) -> Tensor:
+        outside = torch.maximum(moves - self.high, self.low - moves).clamp(min=0.0)
+        fraction = (moves - truncated(moves, self.whole)).abs()
+        return torch.maximum(outside, fraction).amax(-1)
+
+    def on(self, change: Callable[[Tensor], Tensor]) -> Self:
+        return replace(self, low=change(self.low), high=change(self.high))
+
+    def add_to(self, encoder: Encoder, gates: Expression) -> Expression:
+        low, high = as_array(self.low), as_array(self.high)
+        return gated_columns(encoder, low, high, gates, self.whole)
+
+
+@dataclass(frozen=True)
+class BoxOrFill(MoveSet):
+    """Each coordinate moves within a box, or jumps to the value that stands for a missing entry.
+
+    Support function: ``sum_j max(c_j high_j, c_j low_j, c_j fill_j)``. ``fill`` (N, size) is the move
+    to that value, 0 where a coordinate cannot go missing.
+    """
+
+    rules = Rules("missing values: or the value that stands for one", "exact", "hull", "exact")
+
+    box: Box
+    fill: Tensor
+
+    @property
+    def lower(self) -> Tensor:
+        return torch.minimum(self.box.low, self._jump(-torch.inf))
+
+    @property
+    def upper(self) -> Tensor:
+        return torch.maximum(self.box.high, self._jump(torch.inf))
+
+    def _jump(self, towards: float) -> Tensor:
+        """The jumps, rounded outwards: ``fill`` is a rounded difference."""
+        outwards = torch.nextafter(self.fill, torch.full_like(self.fill, towards))
+        return torch.where(self.fill == 0.0, 0.0, outwards)
+
+    @property
+    def block_of(self) -> Tensor:
+        return self.box.block_of
+
+    @property
+    def is_box(self) -> bool:
+        return True
+
+    @property
+    def is_convex(self) -> bool:
+        return False
+
+    def spreads(self, radius: Tensor) -> Tensor:
+        return radius * self.reach
+
+    def gains(self, coefficients: Tensor) -> Tensor:
+        return torch.maximum(self.box.gains(coefficients), coefficients * self.fill)
+
+    def maximise(self, coefficients: Tensor) -> Tensor:
+        jumps = coefficients * self.fill > self.box.gains(coefficients)
+        return torch.where(jumps, self.fill, self.box.maximise(coefficients))
+
+    def project(self, moves: Tensor) -> Tensor:
+        inside = self.box.project(moves)
+        nearer = (moves - self.fill).abs() < (moves - inside).abs()
+        return torch.where(nearer, self.fill, inside)
+
+    def excess(self, moves: Tensor) -> Tensor:
+        box = self.box
+        outside = torch.maximum(moves - box.high, box.low - moves).clamp(min=0.0)
+        fraction = (moves - truncated(moves, box.whole)).abs()
+        each = torch.minimum(torch.maximum(outside, fraction), (moves - self.fill).abs())
+        return each.amax(-1)
+
+    def on(self, change: Callable[[Tensor], Tensor]) -> Self:
+        return replace(self, box=self.box.on(change), fill=change(self.fill))
+
+    def add_to(self, encoder: Encoder, gates: Expression) -> Expression:
+        fill = as_array(self.fill)
+        jump = encoder.columns(
+            np.zeros(fill.shape), (fill != 0.0).astype(np.float64), integer=encoder.exact_phases
+        )
+        left = add([gates, jump.scale(-1.0)])
+        encoder.rows(left, 0.0, np.inf)
+        return add([self.box.add_to(encoder, left), jump.scale(fill)])

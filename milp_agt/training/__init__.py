@@ -1,0 +1,1 @@
+"""A training run: its options, its inputs, and the symbolic graph of one step."""

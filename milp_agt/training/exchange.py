@@ -1,0 +1,81 @@
+"""Threats to whole samples in the graph of a step: exchanges between the gradients and their sums."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from milp_agt.core.rounding import gamma
+from milp_agt.errors import InvalidThreatModelError
+from milp_agt.formulations.exchange import Exchange, Remove, Substitute
+from milp_agt.formulations.leaves import Selection
+from milp_agt.formulations.sum_samples import SumSamples
+from milp_agt.threats.poison import Poison, Whole
+from milp_agt.training.clipping import per_sample
+from milp_agt.training.tracing import SELECTION, StepGraph
+
+
+def with_exchanges(step_graph: StepGraph, poison: Poison) -> StepGraph:
+    """The step graph under a threat to whole samples; as it is under any other.
+
+    Between the gradient of each sample (clipped, if there is clipping) and the sum over the batch an
+    exchange is put, see :mod:`milp_agt.formulations.exchange`. It costs one more entry for each
+    sample and parameter.
+
+    Raises:
+        InvalidThreatModelError: new samples whose gradients are not bounded by clipping.
+        UnsupportedOperationError: a gradient that is no linear function of sums over the samples.
+    """
+    if poison.whole is None:
+        return step_graph
+    op = _operation(step_graph, poison, poison.whole)
+    graph, sums = step_graph.graph, {}
+    selection = graph.add(Selection((1,)), name=SELECTION)
+    for name, gradient in step_graph.gradients.items():
+        own = per_sample(graph, graph[gradient])
+        exchanged = graph.add(op, own, selection, name=f"{name}:exchanged")
+        sums[name] = graph.add(SumSamples(len(own.shape)), exchanged).name
+    return replace(step_graph, gradients=sums)
+
+
+def check_clipping(step_graph: StepGraph, poison: Poison) -> None:
+    """Refuse new samples that clipping does not bound.
+
+    Raises:
+        InvalidThreatModelError: training without clipping.
+    """
+    new = poison.whole in (Whole.SUBSTITUTED, Whole.INSERTED)
+    if new and poison.whole is not None and step_graph.clipping is None:
+        raise InvalidThreatModelError(
+            f"Samples may be {poison.whole.value} without limit on what they are",
+            "training without gradient clipping: the gradient of one such sample can be as large as "
+            "the adversary likes, and no bound is finite",
+            "set clip= in Training, or bound the changes with FeaturePoisoning or LabelPoisoning",
+        )
+
+
+def with_absences(step_graph: StepGraph) -> StepGraph:
+    """The step graph of runs without some samples, for points only: ``SELECTION`` is 1 for those.
+
+    The sums are over the samples that are there; who reads them divides by their count.
+    """
+    graph, sums = step_graph.graph, {}
+    selection = (
+        graph[SELECTION] if SELECTION in graph else graph.add(Selection((1,)), name=SELECTION)
+    )
+    for name, gradient in step_graph.gradients.items():
+        own = per_sample(graph, graph[gradient])
+        present = graph.add(Substitute(0, 0.0), own, selection, name=f"{name}:present")
+        sums[name] = graph.add(SumSamples(len(own.shape)), present).name
+    return replace(step_graph, gradients=sums)
+
+
+def _operation(step_graph: StepGraph, poison: Poison, whole: Whole) -> Exchange:
+    if whole is Whole.REMOVED:
+        return Remove(poison.budget)
+    check_clipping(step_graph, poison)
+    clipping = step_graph.clipping
+    assert clipping is not None
+    # Clipped gradients keep the bound up to the rounding of norm, root and quotient.
+    ball = clipping.mode == "norm"
+    cap = clipping.bound * (1.0 + gamma(4 * step_graph.parameter_count + 64) if ball else 1.0)
+    return Substitute(poison.budget, cap, ball)

@@ -1,0 +1,248 @@
+"""Checks and conversions of what a user hands in: data, initial boxes, sizes, devices."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from milp_agt.core.arguments import callable_of as callable_of
+from milp_agt.core.arguments import listed as listed
+from milp_agt.core.arguments import of_kind as of_kind
+from milp_agt.core.interval import Interval
+from milp_agt.errors import InvalidInputError, InvalidThreatModelError
+from milp_agt.formulations.loss import Loss
+from milp_agt.training.tracing import StepGraph
+from milp_agt.training.training import Training
+
+ArrayLike = npt.NDArray[Any] | Tensor
+
+
+def check_run(model: object, data: object, training: object, threat: object) -> None:
+    """See that a run is made of a model, a pair of arrays, a training and a threat.
+
+    Raises:
+        InvalidInputError, InvalidThreatModelError: something else.
+    """
+    of_kind(model, nn.Module, "The model", "give a torch.nn.Module")
+    of_kind(training, Training, "The training", "give agt.Training(loss=...)")
+    of_kind(data, (tuple, list), "The data", "give a pair (features, labels)")
+    assert isinstance(data, (tuple, list))
+    if len(data) != 2:
+        raise InvalidInputError(
+            "The data are a pair (features, labels)", f"{len(data)} entries", "give these two"
+        )
+    if not callable(getattr(threat, "bind", None)):
+        raise InvalidThreatModelError(
+            "A threat model says what an adversary may do",
+            f"{type(threat).__name__} {threat!r:.60}",
+            "give agt.FeaturePoisoning(budget, radius), for instance",
+        )
+
+
+def features_of(values: ArrayLike, what: str = "Features") -> Tensor:
+    """Features as (n, *shape) float64.
+
+    Raises:
+        InvalidInputError: fewer than two axes, no samples, NaN or infinity.
+    """
+    tensor = _tensor(values, what)
+    if tensor.dim() < 2 or len(tensor) == 0:
+        raise InvalidInputError(
+            f"{what} must have a sample axis and at least one more",
+            f"shape {tuple(tensor.shape)}",
+            "give an array of shape (samples, features)",
+        )
+    tensor = tensor.to(torch.float64)
+    _finite(tensor, what)
+    return tensor
+
+
+def warn_of_float32(model: nn.Module, features: ArrayLike) -> None:
+    """Say once that single precision is converted: the claim is about the float64 run."""
+    single = [n for n, p in model.named_parameters() if p.dtype != torch.float64]
+    data = str(getattr(features, "dtype", "")).endswith("float32")
+    if not single and not data:
+        return
+    what = [f"{len(single)} parameter tensors of the model"] * bool(single) + [
+        "the features"
+    ] * data
+    warnings.warn(
+        f"{' and '.join(what)} are not float64 (float32, say); they are converted, and the "
+        "claim is about the float64 run that starts from these values.",
+        UserWarning,
+        stacklevel=3,
+    )
+
+
+def labels_of(
+    values: ArrayLike, count: int, loss: Loss, outputs: int, what: str = "Labels"
+) -> Tensor:
+    """Encoded labels, (n, width) float64.
+
+    Raises:
+        InvalidInputError: another count than the features, classes out of range, NaN or infinity,
+            targets that do not fit the outputs.
+    """
+    tensor = _tensor(values, what)
+    if len(tensor) != count:
+        raise InvalidInputError(
+            f"{what} must match the features",
+            f"{len(tensor)} labels for {count} samples",
+            "give one label for each sample",
+        )
+    _finite(tensor.to(torch.float64), what)
+    if not loss.is_classification:
+        encoded = loss.encode(tensor, outputs)
+        if encoded.shape[1] != outputs:
+            raise InvalidInputError(
+                f"{what} for loss '{loss.key}' need one target for each of {outputs} outputs",
+                f"shape {tuple(tensor.shape)}",
+                "match the last layer of the model",
+            )
+        return encoded
+    flat = tensor.reshape(count, -1)
+    classes = loss.classes(outputs)
+    if flat.shape[1] != 1 or not bool((flat == flat.round()).all()):
+        raise InvalidInputError(
+            f"{what} for loss '{loss.key}' are whole class numbers",
+            f"shape {tuple(tensor.shape)}, for example {flat[0].tolist()}",
+            f"give an array ({count},) of classes 0..{classes - 1}",
+        )
+    flat = flat[:, 0].to(torch.int64)
+    if bool(((flat < 0) | (flat >= classes)).any()):
+        raise InvalidInputError(
+            f"{what} must be classes 0..{classes - 1}",
+            f"values from {int(flat.min())} to {int(flat.max())}",
+            "renumber the classes, or give the model more outputs",
+        )
+    return loss.encode(flat, outputs)
+
+
+def initial_box(
+    step_graph: StepGraph, given: Mapping[str, tuple[ArrayLike, ArrayLike]] | None
+) -> dict[str, Interval]:
+    """The box of theta_0: the model's parameters, or the boxes given for some of them by name.
+
+    Raises:
+        InvalidInputError: an unknown name, a wrong shape, lower > upper, a box without the model's
+            own value.
+    """
+    boxes = {n: Interval.point(v.unsqueeze(0)) for n, v in step_graph.initial.items()}
+    remedy = "give {name: (lower, upper)}"
+    of_kind({} if given is None else given, Mapping, "Boxes of initial parameters", remedy)
+    for name, box in (given or {}).items():
+        if name not in boxes:
+            raise InvalidInputError(
+                f"A box for parameter '{name}' was given",
+                f"trainable parameters {sorted(boxes)}",
+                "use the names of model.state_dict()",
+            )
+        what = f"The box of '{name}'"
+        of_kind(box, (tuple, list), what, remedy)
+        if len(box) != 2:
+            raise InvalidInputError(f"{what} has two ends", f"{len(box)} of them", remedy)
+        low, high = box
+        lower = _tensor(low, what).to(torch.float64)
+        upper = _tensor(high, what).to(torch.float64)
+        value = step_graph.initial[name]
+        if lower.shape != value.shape or upper.shape != value.shape:
+            raise InvalidInputError(
+                f"The box of '{name}' needs shape {tuple(value.shape)}",
+                f"{tuple(lower.shape)} and {tuple(upper.shape)}",
+                "match the shape of the parameter",
+            )
+        if not bool(((lower <= value) & (value <= upper)).all()):
+            raise InvalidInputError(
+                f"The box of '{name}' must hold the model's own value",
+                f"distance {float(torch.maximum(lower - value, value - upper).max()):.3g} outside",
+                "widen the box or load other weights",
+            )
+        boxes[name] = Interval(lower.unsqueeze(0), upper.unsqueeze(0))
+    return boxes
+
+
+def bytes_of(memory: str | int) -> int:
+    """``"4GiB"``, ``"500 MB"`` or a count of bytes.
+
+    Raises:
+        InvalidInputError: anything else.
+    """
+    if isinstance(memory, int) and not isinstance(memory, bool) and memory > 0:
+        return memory
+    units = {
+        "B": 1,
+        "KB": 10**3,
+        "MB": 10**6,
+        "GB": 10**9,
+        "KIB": 2**10,
+        "MIB": 2**20,
+        "GIB": 2**30,
+    }
+    match = re.fullmatch(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*([A-Za-z]+)\s*", str(memory))
+    if match is None or match[2].upper() not in units or float(match[1]) <= 0:
+        raise InvalidInputError(
+            "A memory budget is a count of bytes or a text like '4GiB'",
+            f"{memory!r}",
+            "use B, KB, MB, GB, KiB, MiB or GiB",
+        )
+    return int(float(match[1]) * units[match[2].upper()])
+
+
+def device_of(name: str) -> torch.device:
+    """``"cpu"``, ``"cuda"`` (or another torch device), or ``"auto"``: the GPU if there is one.
+
+    Raises:
+        InvalidInputError: an unknown device, or a GPU that torch cannot see.
+    """
+    of_kind(name, str, "A device", "use 'cpu' or 'auto'")
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        if device.type == "meta":
+            raise RuntimeError("a device without values")
+        torch.empty(1, dtype=torch.float64, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise InvalidInputError(
+            f"Device {name!r} was asked for", reason, "use 'cpu' or 'auto'"
+        ) from None
+    return device
+
+
+def _tensor(values: ArrayLike, what: str) -> Tensor:
+    """Real numbers with at least one axis, on the CPU."""
+    try:
+        found = values.detach().cpu() if isinstance(values, Tensor) else np.asarray(values)
+        tensor = torch.as_tensor(found)
+    except (TypeError, ValueError) as error:
+        raise InvalidInputError(
+            f"{what} must be an array of numbers", str(error), "convert text columns to numbers"
+        ) from None
+    if tensor.is_complex() or tensor.dim() == 0:
+        raise InvalidInputError(
+            f"{what} must be an array of real numbers",
+            f"{tensor.dtype}, shape {tuple(tensor.shape)}",
+            "give one entry for each sample",
+        )
+    return tensor
+
+
+def _finite(tensor: Tensor, what: str) -> None:
+    bad = ~torch.isfinite(tensor)
+    if bool(bad.any()):
+        first = tuple(int(i) for i in bad.nonzero()[0])
+        samples = bad.reshape(len(bad), -1).any(1).nonzero()[:, 0].tolist()
+        named = ", ".join(str(s) for s in samples[:8]) + (", ..." if len(samples) > 8 else "")
+        raise InvalidInputError(
+            f"{what} must be finite",
+            f"{int(bad.sum())} NaN or infinite entries in samples {named}, the first at {first}",
+            "drop or impute these samples before training",
+        )

@@ -1,0 +1,229 @@
+"""Learning-rate schedules: the rate of every step as a formula, fixed before the run."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol, SupportsFloat, get_args
+
+import numpy as np
+
+from milp_agt.core.arguments import listed
+from milp_agt.errors import InvalidInputError
+
+Unit = Literal["step", "epoch"]
+
+
+class Schedule(Protocol):
+    """The learning rate as a function of time, which is counted in steps or in finished epochs."""
+
+    @property
+    def unit(self) -> Unit: ...
+
+    def rate(self, base: float, time: int, end: int) -> float:
+        """The rate >= 0 at ``time`` = 0, 1, ..., ``end`` - 1; ``base`` is the training's own rate."""
+        ...
+
+
+@dataclass(frozen=True)
+class InverseTimeDecay:
+    """``max(lr / (1 + decay * t), floor)`` at time t.
+
+    Attributes:
+        decay: >= 0.
+        floor: the least rate, >= 0.
+        unit: "step" or "epoch", in which t is counted.
+
+    Raises:
+        InvalidInputError: a value out of range, in this schedule and in all others.
+    """
+
+    decay: float
+    floor: float = 0.0
+    unit: Unit = "step"
+
+    def __post_init__(self) -> None:
+        _check(self, decay=self.decay, floor=self.floor)
+
+    def rate(self, base: float, time: int, end: int) -> float:
+        return max(base / (1.0 + self.decay * time), self.floor)
+
+
+@dataclass(frozen=True)
+class StepDecay:
+    """``lr * factor^floor(t / every)``, as torch's StepLR(step_size=every, gamma=factor).
+
+    Attributes:
+        every: steps, or epochs, from one drop to the next.
+        factor: of each drop.
+        unit: "step" or "epoch", in which t is counted.
+    """
+
+    every: int
+    factor: float = 0.1
+    unit: Unit = "step"
+
+    def __post_init__(self) -> None:
+        _check(self, factor=self.factor)
+        _check_times(self, "every", [self.every])
+
+    def rate(self, base: float, time: int, end: int) -> float:
+        return base * _power(self.factor, time // self.every)
+
+
+@dataclass(frozen=True)
+class Milestones:
+    """``lr * factor^(milestones <= t)``, as torch's MultiStepLR(milestones=at, gamma=factor).
+
+    Attributes:
+        at: the times of the drops.
+        factor: of each drop.
+        unit: "step" or "epoch", in which t is counted.
+    """
+
+    at: Sequence[int]
+    factor: float = 0.1
+    unit: Unit = "step"
+
+    def __post_init__(self) -> None:
+        remedy = "give steps or epochs, (30, 60), say"
+        listed(self.at, (int, np.integer), "The times of Milestones", remedy)
+        object.__setattr__(self, "at", tuple(int(time) for time in self.at))
+        _check(self, factor=self.factor)
+        _check_times(self, "at", self.at)
+
+    def rate(self, base: float, time: int, end: int) -> float:
+        return base * _power(self.factor, sum(milestone <= time for milestone in self.at))
+
+
+@dataclass(frozen=True)
+class ExponentialDecay:
+    """``lr * factor^t``, as torch's ExponentialLR(gamma=factor).
+
+    Attributes:
+        factor: of every step, or epoch.
+        unit: "step" or "epoch", in which t is counted.
+    """
+
+    factor: float
+    unit: Unit = "step"
+
+    def __post_init__(self) -> None:
+        _check(self, factor=self.factor)
+
+    def rate(self, base: float, time: int, end: int) -> float:
+        return base * _power(self.factor, time)
+
+
+@dataclass(frozen=True)
+class CosineDecay:
+    """``floor + (lr - floor) (1 + cos(pi t / T)) / 2`` for t < T, then ``floor``.
+
+    T is ``period``, or the whole run; as torch's CosineAnnealingLR(T_max=T, eta_min=floor) up to T
+    (Loshchilov and Hutter 2017).
+
+    Attributes:
+        floor: the last rate, >= 0.
+        period: T, a count of steps or epochs; None for the whole run.
+        unit: "step" or "epoch", in which t is counted.
+    """
+
+    floor: float = 0.0
+    period: int | None = None
+    unit: Unit = "step"
+
+    def __post_init__(self) -> None:
+        _check(self, floor=self.floor)
+        if self.period is not None:
+            _check_times(self, "period", [self.period])
+
+    def rate(self, base: float, time: int, end: int) -> float:
+        share = min(time / (self.period or end), 1.0)
+        return self.floor + (base - self.floor) * 0.5 * (1.0 + math.cos(math.pi * share))
+
+
+def rates_of(
+    schedule: Schedule | Sequence[float] | None, base: float, steps: int, epochs: int
+) -> list[float]:
+    """The rate of each of ``steps`` steps, which make up ``epochs`` epochs of equal length.
+
+    Raises:
+        InvalidInputError: a list that is too short or holds a rate <= 0; a schedule by epochs for
+            steps that are no whole epochs; a rate that is negative or not finite.
+    """
+    if schedule is None:
+        return [base] * steps
+    if isinstance(schedule, Sequence):
+        return _listed(schedule, steps)
+    if not callable(getattr(schedule, "rate", None)):
+        raise InvalidInputError(
+            "A schedule is a list of rates, or one of milp_agt.training.schedules",
+            f"{type(schedule).__name__} {schedule!r:.60}",
+            "give agt.InverseTimeDecay(...), for instance, or None",
+        )
+    each, end = 1, steps
+    if schedule.unit == "epoch":
+        if epochs < 1 or steps % epochs:
+            raise InvalidInputError(
+                f"{type(schedule).__name__} was to change the rate after each of {epochs} epochs",
+                f"{steps} steps, which are no {epochs} epochs of one length",
+                "count in steps (unit='step'), or run whole epochs",
+            )
+        each, end = steps // epochs, epochs
+    rates = [schedule.rate(base, t // each, end) for t in range(steps)]
+    if not all(math.isfinite(rate) and rate >= 0 for rate in rates):
+        raise InvalidInputError(
+            "A schedule needs finite rates >= 0",
+            f"{type(schedule).__name__} gave {next(r for r in rates if not r >= 0 or math.isinf(r))}",
+            "change its options",
+        )
+    return rates
+
+
+def _listed(schedule: Sequence[float], steps: int) -> list[float]:
+    rates = [float(r) if isinstance(r, SupportsFloat) else math.nan for r in schedule][:steps]
+    if (
+        isinstance(schedule, bytes)
+        or len(rates) < steps
+        or not all(math.isfinite(r) and r > 0 for r in rates)
+    ):
+        raise InvalidInputError(
+            f"A schedule needs a rate > 0 for each of {steps} steps",
+            f"{len(rates)} rates: {rates[:5]} ...",
+            "extend the list or use fewer epochs",
+        )
+    return rates
+
+
+def _power(factor: float, count: int) -> float:
+    try:
+        return float(factor**count)
+    except OverflowError:
+        return math.inf
+
+
+def _check(schedule: Schedule, **numbers: float) -> None:
+    asked = f"{type(schedule).__name__} needs"
+    for name, value in numbers.items():
+        real = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if not (real and math.isfinite(value) and value >= 0):
+            raise InvalidInputError(
+                f"{asked} {name} >= 0", f"{name} = {value!r}", "give a number >= 0"
+            )
+    if not isinstance(schedule.unit, str) or schedule.unit not in get_args(Unit):
+        raise InvalidInputError(
+            f"{asked} time in steps or epochs",
+            f"unit = {schedule.unit!r:.60}",
+            "use 'step' or 'epoch'",
+        )
+
+
+def _check_times(schedule: Schedule, name: str, times: Sequence[int]) -> None:
+    for value in times:
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise InvalidInputError(
+                f"{type(schedule).__name__} needs {name} to be whole, at least 1",
+                f"{name} = {value!r}",
+                f"change {name}",
+            )
