@@ -14,6 +14,7 @@ from attacks import Problem, Replay, assert_inside, assert_sound, network
 import milp_agt as agt
 from milp_agt.bounds.adversary import enumerated
 from milp_agt.bounds.adversary.enumerated import Enumerated, count_cases, enumerate_cases
+from milp_agt.certification import certify
 from milp_agt.core.interval import Interval
 from milp_agt.core.restriction import UNRESTRICTED, Restriction
 from milp_agt.threats.poison import Poison
@@ -147,9 +148,8 @@ def test_flipped_labels_are_bounded_exactly() -> None:
 
 
 def parts_of(case: Problem, size: int, monkeypatch: pytest.MonkeyPatch) -> Any:
-    import milp_agt.certification.certify as certification
 
-    honest = certification.cost.plan
+    honest = certify.planning.make_plan
 
     def plan(*arguments: Any, **named: Any) -> Any:
         found = honest(*arguments, **named)
@@ -157,7 +157,7 @@ def parts_of(case: Problem, size: int, monkeypatch: pytest.MonkeyPatch) -> Any:
         return replace(found, selections=replace(found.selections, groups=-(-count // size)))
 
     with monkeypatch.context() as patch:
-        patch.setattr(certification.cost, "plan", plan)
+        patch.setattr(certify.planning, "make_plan", plan)
         return case.certify(selections="enumerated")[0]
 
 

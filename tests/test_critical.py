@@ -17,8 +17,7 @@ import milp_agt as agt
 from milp_agt.bounds.adversary.enumerated import Cases, Enumerated
 from milp_agt.bounds.linear import alpha
 from milp_agt.bounds.signed_entries import bounds_of, forms_of_ends
-from milp_agt.certification import critical
-from milp_agt.certification import optimised as optimising
+from milp_agt.certification import critical, optimising
 from milp_agt.certification.chains import ENUMERATED, OPTIMISED, Part
 from milp_agt.certification.critical import Union
 from milp_agt.certification.recorder import MemoryRecorder

@@ -13,9 +13,9 @@ from test_layers import FEATURE_LAYERS, FROZEN_LAYERS, SHAPE, images, network
 from torch import Tensor, nn
 
 import milp_agt as agt
-from milp_agt.bounds.frozen import body as frozen
+from milp_agt.bounds.frozen import frozen_body
 from milp_agt.bounds.step import Schedule
-from milp_agt.certification import plan
+from milp_agt.certification import planning
 from milp_agt.core.interval import Interval
 from milp_agt.errors import SoundnessError
 from milp_agt.formulations.rounding_error import Blur
@@ -43,7 +43,7 @@ def bound(
     x = scale * images(count, *SHAPE)
     y = labels_of(torch.arange(count) % 2, count, step_graph.loss, 2)
     poison = threat.bind(x, y, step_graph.loss)
-    head, features, _ = frozen.split(step_graph, poison)
+    head, features, _ = frozen_body.split(step_graph, poison)
     return step_graph, poison, head, features
 
 
@@ -53,7 +53,7 @@ def test_moves_hold_what_poisoned_inputs_reach(name: str, norm: str) -> None:
     step_graph, poison, head, features = bound(
         name, agt.FeaturePoisoning(2, 0.1, norm=norm, samples=[0, 2, 3])
     )
-    body = frozen.Body.of(step_graph)
+    body = frozen_body.Body.of(step_graph)
     assert body is not None
     generator = torch.Generator().manual_seed(0)
     everyone = poison.open.unsqueeze(-1).expand(200, -1, -1)
@@ -76,7 +76,7 @@ def test_the_granted_rounding_holds_torch_in_any_batch(name: str, scale: float) 
     """The layers in torch, on one sample or many at once, stay within the grant, which is small."""
     count = 40
     step_graph, _, head, features = bound(name, agt.LabelPoisoning(1), count, scale)
-    body = frozen.Body.of(step_graph)
+    body = frozen_body.Body.of(step_graph)
     assert body is not None
     (blur,) = (node for node in head.graph if isinstance(node.op, Blur))
     assert isinstance(blur.op, Blur)
@@ -156,7 +156,7 @@ def test_labels_alone_cost_nothing_but_rounding() -> None:
 def test_forms_through_the_layers_tighten_their_boxes(monkeypatch: pytest.MonkeyPatch) -> None:
     threat = agt.FeaturePoisoning(2, 0.05)
     _, _, _, tight = bound("two-convolutions", threat)
-    monkeypatch.setattr(frozen, "WALKED_ELEMENTS", 0)
+    monkeypatch.setattr(frozen_body, "WALKED_ELEMENTS", 0)
     _, _, _, loose = bound("two-convolutions", threat)
     widths = [float((p.feature_moves.upper - p.feature_moves.lower).mean()) for p in (tight, loose)]
     assert widths[0] < 0.95 * widths[1]
@@ -165,7 +165,7 @@ def test_forms_through_the_layers_tighten_their_boxes(monkeypatch: pytest.Monkey
 def test_samples_in_parts_give_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     threat = agt.FeaturePoisoning(2, 0.05)
     _, _, _, whole = bound("max", threat)
-    monkeypatch.setattr(frozen, "BOXED_ELEMENTS", 1)
+    monkeypatch.setattr(frozen_body, "BOXED_ELEMENTS", 1)
     _, _, _, parts = bound("max", threat)
     assert torch.allclose(whole.feature_moves.upper, parts.feature_moves.upper, atol=1e-12)
     assert torch.allclose(whole.features, parts.features, atol=1e-12)
@@ -174,9 +174,9 @@ def test_samples_in_parts_give_the_same(monkeypatch: pytest.MonkeyPatch) -> None
 def test_dense_and_trainable_fronts_stay_in_the_graph() -> None:
     dense = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 1)).double()
     dense[0].requires_grad_(False)
-    assert frozen.Body.of(trace(dense, "mse", (2,))) is None
+    assert frozen_body.Body.of(trace(dense, "mse", (2,))) is None
     trainable = network(FEATURE_LAYERS["convolution"]())
-    assert frozen.Body.of(trace(trainable, "mse", SHAPE)) is None
+    assert frozen_body.Body.of(trace(trainable, "mse", SHAPE)) is None
 
 
 def test_nodes_keep_their_names() -> None:
@@ -196,7 +196,7 @@ def test_a_box_of_features_that_is_too_tight_is_seen(
     end: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Moves one per cent too small miss a corner of the inputs of a linear body."""
-    original = frozen._bounded
+    original = frozen_body._bounded
 
     def mutant(*args: Any) -> tuple[Tensor, ...]:
         nominal, low, high, error = original(*args)
@@ -205,25 +205,25 @@ def test_a_box_of_features_that_is_too_tight_is_seen(
 
     def escapes() -> bool:
         step_graph, poison, _, features = bound("average-border", agt.FeaturePoisoning(5, 0.1))
-        body = frozen.Body.of(step_graph)
+        body = frozen_body.Body.of(step_graph)
         sign = torch.ones(SHAPE, dtype=torch.float64) * (1 if end == "upper" else -1)
         reached = body.value(poison.features + 0.1 * sign)
         box = features.feature_box()
         return not bool((box.lower[-1].le(reached) & box.upper[-1].ge(reached)).all())
 
     assert not escapes()
-    monkeypatch.setattr(frozen, "_bounded", mutant)
+    monkeypatch.setattr(frozen_body, "_bounded", mutant)
     assert escapes()
 
 
 def test_walked_forms_that_are_wrong_are_seen(monkeypatch: pytest.MonkeyPatch) -> None:
-    wrong = frozen.Body.walked
+    wrong = frozen_body.Body.walked
 
-    def shifted(body: frozen.Body, *args: Any) -> Interval:
+    def shifted(body: frozen_body.Body, *args: Any) -> Interval:
         box = wrong(body, *args)
         return Interval(box.lower + 10.0, box.upper + 10.0)
 
-    monkeypatch.setattr(frozen.Body, "walked", shifted)
+    monkeypatch.setattr(frozen_body.Body, "walked", shifted)
     with pytest.raises(SoundnessError):
         bound("two-convolutions", agt.FeaturePoisoning(1, 0.01))
 
@@ -266,8 +266,8 @@ def test_predictions_hold_the_outputs_of_attacked_models() -> None:
 
 def test_large_batches_jump_over_the_head_only(monkeypatch: pytest.MonkeyPatch) -> None:
     """Forms of the outputs that all rows share end at the frozen features, not before them."""
-    monkeypatch.setattr(plan, "THREADED_ELEMENTS", 0)
-    monkeypatch.setattr(plan, "SAMPLES_OF_UNITS", 3)
+    monkeypatch.setattr(planning, "THREADED_ELEMENTS", 0)
+    monkeypatch.setattr(planning, "SAMPLES_OF_UNITS", 3)
     case = Problem(
         network(body_of("two-convolutions"), outputs=2, freeze=True),
         images(6, *SHAPE),

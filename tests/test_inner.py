@@ -19,7 +19,7 @@ from milp_agt.bounds.adversary import worst_case
 from milp_agt.bounds.linear import intermediate
 from milp_agt.bounds.linear.linearized_step import RelaxedStep
 from milp_agt.bounds.step import Step
-from milp_agt.certification import plan as cost
+from milp_agt.certification import planning
 from milp_agt.certification.recorder import MemoryRecorder
 from milp_agt.core.graph import evaluate
 from milp_agt.core.interval import CLEAN, POISONED
@@ -421,9 +421,11 @@ def test_walks_in_pieces_give_the_same_ranges(
         return forms
 
     monkeypatch.setattr(intermediate, "sample_forms", spy)
-    settled = cost.plan
+    settled = planning.make_plan
     monkeypatch.setattr(
-        cost, "plan", lambda *a, **k: replace(settled(*a, **k), inner_pairs=pairs, inner_chunk=7)
+        planning,
+        "make_plan",
+        lambda *a, **k: replace(settled(*a, **k), inner_pairs=pairs, inner_chunk=7),
     )
     cut, cut_boxes = certified(case, inner_bounds="linear")
     assert taken
@@ -443,18 +445,18 @@ def test_the_plan_holds_inner_walks_to_the_memory(
     memory: str, batch: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Bytes of the coefficients: 64 units from both sides, 10,000 samples, 705 parameters each."""
-    plans: list[cost.Plan] = []
+    plans: list[planning.Plan] = []
 
     class Planned(Exception):
         pass
 
-    settled = cost.plan
+    settled = planning.make_plan
 
-    def stop(*options: Any, **named: Any) -> cost.Plan:
+    def stop(*options: Any, **named: Any) -> planning.Plan:
         plans.append(settled(*options, **named))
         raise Planned
 
-    monkeypatch.setattr(cost, "plan", stop)
+    monkeypatch.setattr(planning, "make_plan", stop)
     model = network((9, 64, 1), seed=0)
     data = torch.zeros(batch, 9, dtype=torch.float64), torch.zeros(batch, 1, dtype=torch.float64)
     threat = agt.FeaturePoisoning(10, 0.01, static=False, scope="batch")

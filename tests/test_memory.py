@@ -12,7 +12,7 @@ import torch
 from attacks import network
 
 import milp_agt as agt
-from milp_agt.certification import fingerprint, plan
+from milp_agt.certification import fingerprint, planning
 from milp_agt.certification.sizes import Sizes
 from milp_agt.formulations.mse import MeanSquaredError
 from milp_agt.threats.poison import Poison
@@ -45,14 +45,14 @@ def test_what_a_window_holds_is_left_out_of_the_pieces(
     window: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rooms: list[int] = []
-    honest = plan._room
+    honest = planning._room
 
     def room(budget: int, data: int, kept: int) -> object:
         found = honest(budget, data, kept)
-        rooms.append(bytes_of("1GiB") - found[0] - plan.BASELINE)
+        rooms.append(bytes_of("1GiB") - found[0] - planning.BASELINE)
         return found
 
-    monkeypatch.setattr(plan, "_room", room)
+    monkeypatch.setattr(planning, "_room", room)
     data = torch.randn(3000, 9, dtype=torch.float64), torch.randn(3000, 1, dtype=torch.float64)
     agt.certify(
         network((9, 8, 1), seed=0),
@@ -80,8 +80,8 @@ def test_moves_that_are_the_same_for_all_samples_are_stored_once(radius: object)
     every = bound(np.broadcast_to(np.asarray(radius), (1000, 4)).copy())
     data = alike.features.nbytes + alike.labels.nbytes
     few = 2 * 4 * 8 + 2 * alike.labels.nbytes  # two ends for each feature, two of each target
-    assert plan.stored(alike.tensors) <= data + few
-    assert plan.stored(every.tensors) >= data + 2 * every.features.nbytes
+    assert planning.stored(alike.tensors) <= data + few
+    assert planning.stored(every.tensors) >= data + 2 * every.features.nbytes
     assert alike.feature_moves is not None
     assert every.feature_moves is not None
     assert torch.equal(alike.feature_moves.lower, every.feature_moves.lower)
@@ -93,10 +93,10 @@ def test_moves_that_are_the_same_for_all_samples_are_stored_once(radius: object)
 
 def test_what_is_stored_counts_once() -> None:
     whole = torch.zeros(10, 3, dtype=torch.float64)
-    assert plan.stored([whole, whole.T, whole[2:]]) == 240
-    assert plan.stored([whole, whole.clone()]) == 480
-    assert plan.stored([whole[:2]]) == 48
-    assert plan.stored([whole[:1].expand(10, 3)]) <= 240
+    assert planning.stored([whole, whole.T, whole[2:]]) == 240
+    assert planning.stored([whole, whole.clone()]) == 480
+    assert planning.stored([whole[:2]]) == 48
+    assert planning.stored([whole[:1].expand(10, 3)]) <= 240
 
 
 def test_a_walk_has_room_for_the_moves_of_samples_that_can_be_poisoned() -> None:

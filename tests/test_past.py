@@ -13,7 +13,7 @@ from torch import nn
 
 import milp_agt as agt
 from milp_agt.bounds.forms import Forms
-from milp_agt.certification import plan as cost
+from milp_agt.certification import planning
 from milp_agt.errors import SoundnessError
 
 THREATS = {
@@ -45,13 +45,13 @@ def case(
 
 def planned(past: int, patch: pytest.MonkeyPatch) -> None:
     """Have all runs keep this many steps of the past at most."""
-    honest = cost.plan
+    honest = planning.make_plan
 
-    def plan(*arguments: Any, **named: Any) -> cost.Plan:
+    def plan(*arguments: Any, **named: Any) -> planning.Plan:
         found = honest(*arguments, **named)
         return replace(found, past=min(past, found.past))
 
-    patch.setattr(cost, "plan", plan)
+    patch.setattr(planning, "make_plan", plan)
 
 
 @pytest.mark.parametrize("scope", ["dataset", "batch"])
@@ -84,14 +84,14 @@ def test_a_past_only_tightens_and_every_step_of_it_counts(
 
 
 def test_a_run_through_all_of_its_steps_needs_no_past(monkeypatch: pytest.MonkeyPatch) -> None:
-    plans: list[cost.Plan] = []
-    honest = cost.plan
+    plans: list[planning.Plan] = []
+    honest = planning.make_plan
 
-    def plan(*arguments: Any, **named: Any) -> cost.Plan:
+    def plan(*arguments: Any, **named: Any) -> planning.Plan:
         plans.append(honest(*arguments, **named))
         return plans[-1]
 
-    monkeypatch.setattr(cost, "plan", plan)
+    monkeypatch.setattr(planning, "make_plan", plan)
     problem, *_ = case(epochs=2)
     for options in ({"window": None}, {"window": 1}, {"window": 1, "memory": 1024}):
         problem.certify(relaxation="linear", **options)

@@ -9,8 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import milp_agt as agt
-from milp_agt.bounds.frozen import body as frozen
-from milp_agt.bounds.frozen import patches
+from milp_agt.bounds.frozen import frozen_body, patches
 from milp_agt.core.interval import Interval
 from milp_agt.formulations.linear import Reshape
 from milp_agt.threats.poison import Poison
@@ -41,7 +40,9 @@ BODIES: dict[str, list[nn.Module]] = {
 }
 
 
-def of(layers: list[nn.Module], radius: float, count: int = 3) -> tuple[frozen.Body, Poison, Any]:
+def of(
+    layers: list[nn.Module], radius: float, count: int = 3
+) -> tuple[frozen_body.Body, Poison, Any]:
     torch.manual_seed(2)
     for layer in layers:
         for parameter in layer.parameters():
@@ -52,13 +53,13 @@ def of(layers: list[nn.Module], radius: float, count: int = 3) -> tuple[frozen.B
     model = nn.Sequential(body.requires_grad_(False), nn.Linear(body(x).shape[1], 1).double())
     graph = trace(model, "mse", SHAPE)
     raw = agt.FeaturePoisoning(1, radius).bind(x, torch.zeros(count, 1).double(), graph.loss)
-    found = frozen.Body.of(graph)
+    found = frozen_body.Body.of(graph)
     assert found is not None
     box = raw.feature_box()
     return found, raw, found.boxes(Interval(box.lower[-1:], box.upper[-1:]))
 
 
-def values(body: frozen.Body, x: Tensor) -> dict[str, Tensor]:
+def values(body: frozen_body.Body, x: Tensor) -> dict[str, Tensor]:
     found = {FEATURES: x}
     for node in body.nodes[1:]:
         found[node.name] = node.op.value(*(found[i] for i in node.inputs))
@@ -121,7 +122,7 @@ def test_where_kinks_are_far_the_bounds_are_reached() -> None:
     with torch.no_grad():
         layers[0].bias += 50.0  # type: ignore[operator]
     graph = trace(nn.Sequential(*layers, nn.Flatten(), nn.Linear(40, 1).double()), "mse", SHAPE)
-    found = frozen.Body.of(graph)
+    found = frozen_body.Body.of(graph)
     assert found is not None
     body = found
     box = poison.feature_box()
@@ -170,5 +171,5 @@ def test_a_run_on_frozen_convolutions_is_tighter_for_it(monkeypatch: pytest.Monk
     training = agt.Training(loss="mse", learning_rate=0.1, epochs=2)
     run = (model, (x, torch.zeros(6, 1)), training, agt.FeaturePoisoning(1, 0.05))
     tight = agt.certify(*run).reachable.mean_width
-    monkeypatch.setattr(frozen, "REFINED_ELEMENTS", 0)
+    monkeypatch.setattr(frozen_body, "REFINED_ELEMENTS", 0)
     assert tight < 0.9 * agt.certify(*run).reachable.mean_width

@@ -15,8 +15,7 @@ from test_leaves import OPTIONS
 from test_questions_brute import LABELS, TEST, THREATS, TRAINING, X, Y, logits, poisons, trained
 
 import milp_agt as agt
-from milp_agt.bounds.program import OneByOne, Together
-from milp_agt.bounds.program import by_choice as leaves
+from milp_agt.bounds.program import OneByOne, Together, by_choice
 from milp_agt.bounds.program.final_window import WindowProgram
 from milp_agt.core.strengthening import Strengthening
 from milp_agt.errors import SoundnessError
@@ -143,7 +142,7 @@ def test_choices_that_move_one_percent_less_are_caught(monkeypatch: pytest.Monke
 
     low, high = bounds()
     assert ((low <= values) & (values <= high)).all()
-    original = leaves._poison_of
+    original = by_choice._poison_of
 
     def timid(own: Any) -> Any:
         poison = original(own)
@@ -152,7 +151,7 @@ def test_choices_that_move_one_percent_less_are_caught(monkeypatch: pytest.Monke
             poison, feature_moves=replace(moves, low=0.99 * moves.low, high=0.99 * moves.high)
         )
 
-    monkeypatch.setattr(leaves, "_poison_of", timid)
+    monkeypatch.setattr(by_choice, "_poison_of", timid)
     try:
         low, high = bounds()
     except SoundnessError:  # a run that is held against the bounds lies outside

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from milp_agt.bounds.adversary import outer_sum
 from milp_agt.bounds.linear import linear_bounds
-from milp_agt.certification import plan
+from milp_agt.certification import planning
 from milp_agt.core.encoder import Encoder
 from milp_agt.core.influence import Influence
 from milp_agt.core.interval import Interval
@@ -34,13 +34,13 @@ from milp_agt.solvers import Capability, available_solvers, get_solver
 EXACT = [n for n in available_solvers() if Capability.FUNCTIONS in get_solver(n).capabilities]
 # Sizes at which work is cut into pieces or done in another way: here all of it is, on the smallest runs.
 PIECES: tuple[tuple[Any, str, tuple[Any, ...]], ...] = (
-    (plan, "THREADED_ELEMENTS", (1,)),
-    (plan, "_pays", (lambda sizes, moved, window, memory: window > 1, lambda *_: False)),
-    (plan, "FEWEST_SAMPLES", (1, 2)),
-    (plan, "SAMPLES_OF_UNITS", (2,)),
-    (plan, "BOXED_ELEMENTS", (1, 50)),
-    (plan, "ROWS_AT_ONCE", (1, 5)),
-    (plan, "PAST_SECONDS", (0.0, 100.0)),
+    (planning, "THREADED_ELEMENTS", (1,)),
+    (planning, "_pays", (lambda sizes, moved, window, memory: window > 1, lambda *_: False)),
+    (planning, "FEWEST_SAMPLES", (1, 2)),
+    (planning, "SAMPLES_OF_UNITS", (2,)),
+    (planning, "BOXED_ELEMENTS", (1, 50)),
+    (planning, "ROWS_AT_ONCE", (1, 5)),
+    (planning, "PAST_SECONDS", (0.0, 100.0)),
     (linear_bounds, "CACHED_ELEMENTS", (1, 64)),
     (linear_bounds, "ROWS_OF_SHORTCUTS", (3,)),
     (interval_products, "THICK", (0,)),

@@ -15,7 +15,7 @@ from separate_runs import admissible, problem, separately
 import milp_agt as agt
 from milp_agt.attacks.unrolled import Poisoning
 from milp_agt.bounds.adversary.enumerated import Enumerated, count_cases, enumerate_cases
-from milp_agt.certification import selection_plan as selections
+from milp_agt.certification import selection_plan
 from milp_agt.certification.chains import CHARGED
 from milp_agt.core.remarks import Remarks
 from milp_agt.core.restriction import UNRESTRICTED, Restriction
@@ -257,8 +257,8 @@ def test_two_budgets_are_never_charged_as_one(monkeypatch: pytest.MonkeyPatch) -
     with pytest.raises(agt.MilpAgtError, match="budgets of features and labels apart"):
         case.certify(selections="charged")
     # As if they were too many to list, which is where one budget is charged unasked.
-    none = selections.Selections(), Remarks()
-    monkeypatch.setattr(selections._Work, "listed", lambda *_arguments: none)
+    none = selection_plan.Selections(), Remarks()
+    monkeypatch.setattr(selection_plan._Work, "listed", lambda *_arguments: none)
     result = assert_sound(case, test, labels, selections=None)
     assert not any("charged" in note for note in (*result.notes, *result.fallbacks))
     assert CHARGED not in result.steps[-1].chains

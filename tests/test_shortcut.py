@@ -25,7 +25,7 @@ from milp_agt.bounds.adversary.joint import Joint
 from milp_agt.bounds.linear import linear_bounds
 from milp_agt.bounds.linear.composed import Shortcut
 from milp_agt.bounds.step import State
-from milp_agt.certification import plan as cost
+from milp_agt.certification import planning
 
 OUTPUTS = {"bce": 1, "cross_entropy": 2, "three": 3, "mse": 1}
 
@@ -33,9 +33,9 @@ OUTPUTS = {"bce": 1, "cross_entropy": 2, "three": 3, "mse": 1}
 @pytest.fixture
 def taken(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Every network counts as large; the steps whose shortcuts are walked."""
-    monkeypatch.setattr(cost, "THREADED_ELEMENTS", 0)
-    monkeypatch.setattr(cost, "SAMPLES_OF_UNITS", 4)
-    monkeypatch.setattr(cost, "_pays", lambda sizes, moved, window, memory: window > 1)
+    monkeypatch.setattr(planning, "THREADED_ELEMENTS", 0)
+    monkeypatch.setattr(planning, "SAMPLES_OF_UNITS", 4)
+    monkeypatch.setattr(planning, "_pays", lambda sizes, moved, window, memory: window > 1)
     steps: list[int] = []
     walk = Shortcut.walk
 
@@ -104,7 +104,7 @@ def test_where_a_run_is_affine_in_the_poison_nothing_is_lost(taken: list[int]) -
     composed = last_width(case)
     assert taken
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cost, "_pays", lambda *given: False)
+        patch.setattr(planning, "_pays", lambda *given: False)
         assert composed == pytest.approx(last_width(case), rel=1e-9)
 
 
@@ -113,7 +113,7 @@ def test_little_is_lost_where_errors_are_of_second_order(loss: str, taken: list[
     case = problem(loss, threat=agt.LabelPoisoning(1), learning_rate=0.05, epochs=4)
     composed, alone = last_width(case), last_width(case, window=1)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cost, "_pays", lambda *given: False)
+        patch.setattr(planning, "_pays", lambda *given: False)
         walked = last_width(case)
     assert composed < 1.05 * walked
     assert composed < alone
@@ -207,21 +207,21 @@ def test_a_run_goes_on_to_the_same_numbers(tmp_path: Path, taken: list[int]) -> 
 
 
 def planned(samples: int, sizes: tuple[int, ...], training: agt.Training, **options: Any) -> Any:
-    plans: list[cost.Plan] = []
+    plans: list[planning.Plan] = []
 
     class Planned(Exception):
         pass
 
-    settled = cost.plan
+    settled = planning.make_plan
 
-    def stop(*options: Any, **named: Any) -> cost.Plan:
+    def stop(*options: Any, **named: Any) -> planning.Plan:
         plans.append(settled(*options, **named))
         raise Planned
 
     x = torch.zeros(samples, sizes[0], dtype=torch.float64)
     y = torch.arange(samples) % 2
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cost, "plan", stop)
+        patch.setattr(planning, "make_plan", stop)
         with pytest.raises(Planned):
             agt.certify(network(sizes, seed=0), (x, y), training, agt.LabelPoisoning(5), **options)
     return plans[0]
@@ -245,7 +245,7 @@ def test_narrow_nodes_are_walked_inside_where_wide_ones_are_too_many(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     training = agt.Training(loss="cross_entropy", learning_rate=0.1, epochs=4)
-    monkeypatch.setattr(cost, "INNER_TIME", 3600.0)
+    monkeypatch.setattr(planning, "INNER_TIME", 3600.0)
     plan = planned(3000, (6, 128, 2), training)
     assert plan.linear_inner
     assert plan.inner_widest == 2
@@ -258,7 +258,7 @@ def test_narrow_inner_walks_tighten_and_hold(
     case = problem("bce", threat=agt.LabelPoisoning(1), epochs=4)
     bare = last_width(case, inner_bounds="interval")
     monkeypatch.setattr(
-        cost.Sizes, "inner", lambda self, steps, window: float("inf")
+        planning.Sizes, "inner", lambda self, steps, window: float("inf")
     )  # too many rows for all nodes
     assert last_width(case) < bare
     result = assert_sound(case, case.features, case.labels, in_torch=False)

@@ -16,7 +16,7 @@ from milp_agt.bounds.linear import backward, linear_bounds, linearized_step
 from milp_agt.bounds.linear.backward import Strip
 from milp_agt.bounds.linear.composed import Cut
 from milp_agt.bounds.linear.intercepts import Offsets, SummedOffsets
-from milp_agt.certification import plan
+from milp_agt.certification import planning
 from milp_agt.certification.recorder import MemoryRecorder
 
 LOSSES = {"bce": 1, "cross_entropy": 2, "three": 3, "mse": 1}
@@ -46,7 +46,7 @@ def recorded(case: Problem, **options: Any) -> tuple[MemoryRecorder, Any]:
 @pytest.mark.parametrize("loss", LOSSES)
 def test_strips_change_nothing(loss, hidden, monkeypatch: pytest.MonkeyPatch) -> None:
     case = problem(loss, hidden, momentum=0.4)
-    monkeypatch.setattr(plan, "ROWS_AT_ONCE", 3)
+    monkeypatch.setattr(planning, "ROWS_AT_ONCE", 3)
     stripped, _ = recorded(case)
     used = []
     honest = Strip.of
@@ -73,9 +73,9 @@ def test_a_strip_is_where_coefficients_are(axis: int) -> None:
 
 def with_cuts(monkeypatch: pytest.MonkeyPatch) -> list[Cut]:
     """Every network counts as large."""
-    monkeypatch.setattr(plan, "THREADED_ELEMENTS", 0)
-    monkeypatch.setattr(plan, "SAMPLES_OF_UNITS", 3)
-    monkeypatch.setattr(plan, "_pays", lambda *given: False)  # walks visit their nodes
+    monkeypatch.setattr(planning, "THREADED_ELEMENTS", 0)
+    monkeypatch.setattr(planning, "SAMPLES_OF_UNITS", 3)
+    monkeypatch.setattr(planning, "_pays", lambda *given: False)  # walks visit their nodes
     taken: list[Cut] = []
     jump = backward.Walker._jump
 
@@ -213,7 +213,7 @@ def test_strips_of_the_same_units_meet_without_being_filled(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Weights into and out of one unit share a piece; where their coefficients meet, strips stay."""
-    monkeypatch.setattr(plan, "ROWS_AT_ONCE", 8)
+    monkeypatch.setattr(planning, "ROWS_AT_ONCE", 8)
     met: list[str] = []
     owe = backward.Walker._owe
 

@@ -27,7 +27,7 @@ from whole_runs import (
 )
 
 import milp_agt as agt
-from milp_agt.certification import plan
+from milp_agt.certification import planning
 from milp_agt.errors import InvalidThreatModelError, MilpAgtError
 from milp_agt.formulations.exchange import Remove
 from milp_agt.training import exchange
@@ -124,9 +124,9 @@ def test_fresh_substitutes_in_every_step(static: bool, scope: str, relaxation: s
 @pytest.mark.parametrize("kind", KINDS)
 def test_batches_in_pieces(kind: str, mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Walks cut at the outputs and over two samples at a time; removals keep their batch whole."""
-    monkeypatch.setattr(plan, "THREADED_ELEMENTS", 0)
-    monkeypatch.setattr(plan, "SAMPLES_OF_UNITS", 2)
-    monkeypatch.setattr(plan, "FEWEST_SAMPLES", 1)
+    monkeypatch.setattr(planning, "THREADED_ELEMENTS", 0)
+    monkeypatch.setattr(planning, "SAMPLES_OF_UNITS", 2)
+    monkeypatch.setattr(planning, "FEWEST_SAMPLES", 1)
     case = problem(kind, 2, samples=5, **({} if kind == "removal" else {"clip_mode": mode}))
     result, boxes = case.certify()
     (reached,) = result.models.reached

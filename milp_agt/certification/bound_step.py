@@ -18,7 +18,7 @@ from milp_agt.bounds.linear.linearized_step import RelaxedStep, relax_step
 from milp_agt.bounds.passes import Passes
 from milp_agt.bounds.signed_entries import count_of
 from milp_agt.bounds.step import Schedule, State, Step
-from milp_agt.certification import plan as cost
+from milp_agt.certification import planning
 from milp_agt.certification.chains import Chain, Part
 from milp_agt.certification.recorder import Recorder
 from milp_agt.certification.witnesses import Witnesses
@@ -42,7 +42,7 @@ class Bounder:
 
     step_graph: StepGraph
     schedule: Schedule
-    plan: cost.Plan
+    plan: planning.Plan
     poison: Poison
     restriction: Restriction
     solvers: Mapping[Relaxation, Solver]

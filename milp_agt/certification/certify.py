@@ -12,8 +12,8 @@ from torch import nn
 
 from milp_agt.attacks import Attacker, Search
 from milp_agt.attacks.unrolled import Unrolled
-from milp_agt.bounds.frozen import body
-from milp_agt.certification import plan as cost
+from milp_agt.bounds.frozen import frozen_body
+from milp_agt.certification import planning
 from milp_agt.certification.checkpoint import Checkpoint
 from milp_agt.certification.fingerprint import identity
 from milp_agt.certification.loop import Run
@@ -147,9 +147,9 @@ def certify(
     labels = inputs.labels_of(data[1], len(features), traced.loss, traced.outputs)
     raw = threat.bind(features, labels, traced.loss)
     step_graph = with_exchanges(traced, raw)
-    head, poison, frozen_layers = body.split(step_graph, raw)
+    head, poison, frozen_layers = frozen_body.split(step_graph, raw)
     batches = training.batch_order(len(features))
-    plan = cost.plan(
+    plan = planning.make_plan(
         head,
         batches,
         poison,
@@ -275,7 +275,7 @@ def _threads(single: bool) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _solvers(plan: cost.Plan, name: str | None) -> dict[Relaxation, Solver]:
+def _solvers(plan: planning.Plan, name: str | None) -> dict[Relaxation, Solver]:
     """A solver for each level of the chain that solves; unasked, the first that is able to."""
     if name is not None and not plan.relaxation.uses_programs and plan.asked != "auto":
         raise InvalidInputError(

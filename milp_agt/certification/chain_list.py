@@ -10,7 +10,7 @@ from milp_agt.bounds.adversary.joint import Joint
 from milp_agt.bounds.adversary.model import Exposure
 from milp_agt.bounds.step import State
 from milp_agt.certification.chains import CHARGED, ENUMERATED, OPTIMISED, Chain, Part
-from milp_agt.certification.plan import Plan
+from milp_agt.certification.planning import Plan
 from milp_agt.core.relaxation import Relaxation
 from milp_agt.core.restriction import Restriction
 from milp_agt.properties.models import Reached

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
-from milp_agt.certification.plan import Plan
+from milp_agt.certification.planning import Plan
 from milp_agt.core.graph import Operation
 from milp_agt.core.interval import Interval
 from milp_agt.core.restriction import Restriction

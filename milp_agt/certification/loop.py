@@ -17,13 +17,13 @@ from milp_agt.bounds.interval.update import UpdateGraph
 from milp_agt.bounds.linear.linearized_step import RelaxedStep, settle
 from milp_agt.bounds.linear.slopes import pack_slopes, unpack_slopes
 from milp_agt.bounds.step import Schedule, State, Step, initial_state, step_at_points, velocity_of
-from milp_agt.certification import plan as cost
+from milp_agt.certification import planning
 from milp_agt.certification.bound_step import Bounder
 from milp_agt.certification.chain_list import Carried
 from milp_agt.certification.chains import OPTIMISED, Chain, pack_past, unpack_past
 from milp_agt.certification.checkpoint import Snapshot, pack, unpack
 from milp_agt.certification.fingerprint import settings
-from milp_agt.certification.optimised import Optimiser
+from milp_agt.certification.optimising import Optimiser
 from milp_agt.certification.recorder import Recorder
 from milp_agt.certification.result import Result
 from milp_agt.certification.step_sets import Proved
@@ -57,7 +57,7 @@ class Run:
         remarks: Remarks,
         training: Training,
         poison: Poison,
-        plan: cost.Plan,
+        plan: planning.Plan,
         solvers: Mapping[Relaxation, Solver],
         initial: Mapping[str, Interval],
         claim: str,

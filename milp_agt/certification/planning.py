@@ -102,7 +102,7 @@ class Plan:
         return self.alpha_every - 1 if self.alpha_steps else None
 
 
-def plan(
+def make_plan(
     step_graph: StepGraph,
     batches: Sequence[Batch],
     poison: Poison,
