@@ -22,8 +22,8 @@ import milp_agt as agt
 from milp_agt.bounds import program
 from milp_agt.bounds.adversary.enumerated import Enumerated
 from milp_agt.bounds.adversary.joint import Joint
-from milp_agt.bounds.interval import propagation
-from milp_agt.bounds.linear.linearized_step import RelaxedStep
+from milp_agt.bounds.interval import bound_propagation
+from milp_agt.bounds.linear.linearized_step import LinearizedStep
 from milp_agt.certification.recorder import MemoryRecorder
 from milp_agt.core.restriction import UNRESTRICTED
 from milp_agt.data.dataset import load_dataset
@@ -45,7 +45,7 @@ class Bounded:
 
     joint: agt.Result
     apart: agt.Result
-    steps: list[RelaxedStep]
+    steps: list[LinearizedStep]
 
     @staticmethod
     def of(case: Recorded, steps: int, budget: int, radius: float) -> Bounded:
@@ -63,9 +63,12 @@ class Bounded:
             for selections in ("joint", "enumerated")
         )
         # Linear bounds keep the ranges that they stand on; programs need those of all nodes.
-        exposure, schedule = Joint(joint.models.poison), joint.models.schedule
+        adversary, schedule = Joint(joint.models.poison), joint.models.schedule
         kept = [
-            replace(r, ranges=propagation.completed(schedule, r.state, r.step, exposure, r.ranges))
+            replace(
+                r,
+                ranges=bound_propagation.completed(schedule, r.state, r.step, adversary, r.ranges),
+            )
             for r in recorder.steps["linear"]
         ]
         return Bounded(joint, apart, kept)
@@ -80,9 +83,9 @@ class Bounded:
         """With a program over the last steps of each choice."""
         models, groups = self.apart.models, []
         for reached in models.reached:
-            assert isinstance(reached.exposure, Enumerated)
+            assert isinstance(reached.adversary, Enumerated)
             last = reached.window[-window:]
-            groups.append(program.Group(reached.exposure, last, reached.state))
+            groups.append(program.Group(reached.adversary, last, reached.state))
         outer = [relaxed.state for relaxed in self.steps[-window:]]
         choices = program.OneByOne(models.schedule, groups, outer, models.state)
         return with_program(self.apart, choices, exact, seconds)
@@ -94,7 +97,7 @@ def with_program(
     models = result.models
     encoding = program.Encoding(models.step_graph, models.schedule, exact_phases=exact)
     options = program.SolveOptions(get_solver("highs"), agt.Limits(time=seconds))
-    asked = program.WindowProgram(encoding, choices, options)
+    asked = program.FinalWindow(encoding, choices, options)
     return replace(result, models=replace(models, program=asked))
 
 

@@ -18,7 +18,7 @@ from torch import nn
 import milp_agt as agt
 from milp_agt.bounds import program
 from milp_agt.bounds.adversary.joint import Joint
-from milp_agt.bounds.interval import propagation
+from milp_agt.bounds.interval import bound_propagation
 from milp_agt.bounds.step import State
 from milp_agt.certification.recorder import MemoryRecorder
 from milp_agt.core.results import Limits
@@ -49,7 +49,10 @@ def measure(steps: int, windows: list[int], count: int, seconds: float, radius: 
     schedule, poison = models.schedule, models.poison
     # Linear bounds keep the ranges that they stand on; programs need those of all nodes.
     kept = [
-        replace(r, ranges=propagation.completed(schedule, r.state, r.step, Joint(poison), r.ranges))
+        replace(
+            r,
+            ranges=bound_propagation.completed(schedule, r.state, r.step, Joint(poison), r.ranges),
+        )
         for r in recorder.steps["linear"]
     ]
     known = recorder.states["linear"][-1]

@@ -23,15 +23,15 @@ from milp_agt.attacks import Attacker, Envelope, Search
 from milp_agt.attacks.unrolled import Unrolled
 from milp_agt.bounds import program
 from milp_agt.bounds.adversary.joint import Joint
-from milp_agt.bounds.interval import propagation
-from milp_agt.bounds.linear.linearized_step import RelaxedStep, relax_step
+from milp_agt.bounds.interval import bound_propagation
+from milp_agt.bounds.linear.linearized_step import LinearizedStep, linearize_step
 from milp_agt.certification.recorder import MemoryRecorder
 from milp_agt.core.interval import Interval
 from milp_agt.core.restriction import UNRESTRICTED
 from milp_agt.core.results import Limits
 from milp_agt.core.strengthening import DEFAULT
 from milp_agt.data.dataset import load_dataset
-from milp_agt.properties.models import Models
+from milp_agt.properties.models import ReachableModels
 from milp_agt.solvers import get_solver
 
 BUDGET, RADIUS = 2, 0.01
@@ -57,8 +57,8 @@ class Bounded:
     """A run bounded by linear forms, ready for programs over any window."""
 
     case: Recorded
-    run: Models
-    steps: list[RelaxedStep]
+    run: ReachableModels
+    steps: list[LinearizedStep]
     states: list[Mapping[str, Interval]]
 
     @staticmethod
@@ -78,7 +78,10 @@ class Bounded:
         # Linear bounds keep the ranges that they stand on; programs need those of all nodes.
         joint = Joint(run.poison)
         whole = [
-            replace(r, ranges=propagation.completed(run.schedule, r.state, r.step, joint, r.ranges))
+            replace(
+                r,
+                ranges=bound_propagation.completed(run.schedule, r.state, r.step, joint, r.ranges),
+            )
             for r in recorder.steps["linear"]
         ]
         return Bounded(case, run, whole, list(recorder.states["linear"]))
@@ -127,10 +130,10 @@ class Bounded:
 
     def _tightened(
         self,
-        past: Sequence[RelaxedStep],
-        steps: Sequence[RelaxedStep],
+        past: Sequence[LinearizedStep],
+        steps: Sequence[LinearizedStep],
         strengthening: agt.Strengthening,
-    ) -> RelaxedStep:
+    ) -> LinearizedStep:
         run, joint, last = self.run, Joint(self.run.poison), steps[-1]
         tightener = program.Tightener(
             run.step_graph, run.schedule, run.poison, UNRESTRICTED, joint, past, strengthening
@@ -138,7 +141,7 @@ class Bounded:
         deadline = time.monotonic() + strengthening.obbt_seconds
         options = program.SolveOptions(get_solver("highs"), Limits(), deadline=deadline)
         tightened, did = tightener.tighten(
-            steps, lambda r: relax_step(run.schedule, last.state, last.step, r, joint), options
+            steps, lambda r: linearize_step(run.schedule, last.state, last.step, r, joint), options
         )
         print(f"      ({did.tightened} ends tightened, {did.fixed} phases fixed)")
         return tightened

@@ -21,12 +21,12 @@ from models.recorded import Recorded, dense
 
 import milp_agt as agt
 from milp_agt.bounds import program
-from milp_agt.bounds.adversary.box_algebra import APART
-from milp_agt.bounds.adversary.enumerated import Enumerated, enumerate_cases
+from milp_agt.bounds.adversary.box_algebra import SEPARATE
+from milp_agt.bounds.adversary.enumerated import Enumerated, list_selections
 from milp_agt.bounds.adversary.joint import Joint
-from milp_agt.bounds.interval import propagation
-from milp_agt.bounds.linear import linear_bounds
-from milp_agt.bounds.linear.linearized_step import RelaxedStep
+from milp_agt.bounds.interval import bound_propagation
+from milp_agt.bounds.linear import window_bounds
+from milp_agt.bounds.linear.linearized_step import LinearizedStep
 from milp_agt.bounds.program import by_choice
 from milp_agt.bounds.program.solves import Objectives, minimise
 from milp_agt.bounds.program.state_bounds import both_ends, ends_of
@@ -35,7 +35,7 @@ from milp_agt.certification.recorder import MemoryRecorder
 from milp_agt.core.expression import Array, Index, stacked
 from milp_agt.core.results import Limits
 from milp_agt.data.dataset import load_dataset
-from milp_agt.properties.models import Models
+from milp_agt.properties.models import ReachableModels
 from milp_agt.solvers import get_solver
 
 
@@ -82,7 +82,9 @@ def measure(case: Recorded, steps: int, window: int, count: int, seconds: float)
     joint = Joint(run.poison)
     # Linear bounds keep the ranges that they stand on; programs need those of all nodes.
     kept = [
-        replace(r, ranges=propagation.completed(run.schedule, r.state, r.step, joint, r.ranges))
+        replace(
+            r, ranges=bound_propagation.completed(run.schedule, r.state, r.step, joint, r.ranges)
+        )
         for r in recorder.steps["linear"][-window:]
     ]
     past = recorder.steps["linear"][:-window]
@@ -145,9 +147,9 @@ def tell(
 class Choices:
     """The last steps of a run with a box for every choice, and the linear bounds of each choice."""
 
-    run: Models
-    exposure: Enumerated
-    window: Sequence[RelaxedStep]
+    run: ReachableModels
+    adversary: Enumerated
+    window: Sequence[LinearizedStep]
     outer: Sequence[State]
     known: Array
     names: Sequence[str]
@@ -155,14 +157,14 @@ class Choices:
     @staticmethod
     def of(result: agt.Result, recorder: MemoryRecorder, window: int) -> Choices:
         run = result.models
-        exposure = Enumerated(run.poison, enumerate_cases(run.poison))
+        adversary = Enumerated(run.poison, list_selections(run.poison))
         steps = recorder.steps["linear, each selection"]
         last = recorder.states["linear, each selection"]
         names = list(last[-1])
-        walked = linear_bounds.bound_state(run.schedule, steps, exposure, 64)
+        walked = window_bounds.bound_state(run.schedule, steps, adversary, 64)
         known = np.maximum(ends_of(walked, names), ends_of(last[-1], names))
-        outer = [{n: APART.hull(b) for n, b in r.state.items()} for r in steps[-window:]]
-        return Choices(run, exposure, steps[-window:], outer, known, names)
+        outer = [{n: SEPARATE.hull(b) for n, b in r.state.items()} for r in steps[-window:]]
+        return Choices(run, adversary, steps[-window:], outer, known, names)
 
     def bounds(self, exact_phases: bool, chosen: Index, limits: Limits) -> by_choice.Branched:
         """Both ends of the chosen entries, by programs of single choices."""
@@ -171,7 +173,7 @@ class Choices:
 
         def build(choice: int) -> Objectives:
             leaf = by_choice.Leaf.of(
-                self.run.schedule, self.exposure, choice, self.window, self.outer
+                self.run.schedule, self.adversary, choice, self.window, self.outer
             )
             encoded = program.encode_window(
                 self.run.step_graph,

@@ -9,13 +9,13 @@ from torch.nn import functional
 from milp_agt.core.graph import Graph, Node
 from milp_agt.core.interval import Interval
 from milp_agt.formulations.linear import Combine
-from milp_agt.formulations.loss import Loss, register_loss, single_output
+from milp_agt.formulations.loss import LossFunction, register_loss, single_output
 from milp_agt.formulations.loss_planes import LossPlanes, convex_planes
 from milp_agt.formulations.sigmoid import Sigmoid
 
 
 @register_loss
-class BinaryCrossEntropy(Loss):
+class BinaryCrossEntropy(LossFunction):
     """``loss = log(1 + exp(f)) - y f`` with y in {0, 1}, gradient ``sigmoid(f) - y``."""
 
     key = "bce"

@@ -15,7 +15,7 @@ from milp_agt.core.expression import Array, Expression, Index
 from milp_agt.core.graph import Cause, Graph, Node, Operation, Signature
 from milp_agt.core.influence import Influence, charge_of
 from milp_agt.core.interval import CLEAN, Interval
-from milp_agt.core.linear_bounds import FreeSlope, Relaxed
+from milp_agt.core.planes import FreeSlope, LinearBounds
 from milp_agt.core.rounding import TINY, UNIT_ROUNDOFF, gamma
 from milp_agt.errors import EncodingError
 from milp_agt.formulations.einsum import Letters, aligned, contracted, einsum, full_index, terms
@@ -146,7 +146,7 @@ class Einsum(Operation):
         a, b = (self._full(box.lower[CLEAN], j) for j, box in enumerate(inputs))
         return torch.Size(np.broadcast_shapes(a.shape, b.shape))
 
-    def relax_with(self, slopes: Sequence[Tensor], *inputs: Interval) -> Relaxed:
+    def relax_with(self, slopes: Sequence[Tensor], *inputs: Interval) -> LinearBounds:
         a, b = (
             Interval(self._full(box.lower, j), self._full(box.upper, j))
             for j, box in enumerate(inputs)

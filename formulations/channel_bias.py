@@ -13,7 +13,7 @@ from milp_agt.core.encoder import Encoder
 from milp_agt.core.expression import Array, Expression, add
 from milp_agt.core.graph import Graph, Node, Operation, Signature
 from milp_agt.core.interval import Interval
-from milp_agt.core.linear_bounds import Relaxed
+from milp_agt.core.planes import LinearBounds
 from milp_agt.core.rounding import TINY, gamma
 from milp_agt.errors import EncodingError
 from milp_agt.formulations.linear import Affine, Reshape
@@ -69,7 +69,7 @@ class ChannelBias(Operation):
         on_bias = on_bias.sum(-2)
         return coefficients, on_bias * repeats if repeats > 1 else on_bias
 
-    def relax(self, *inputs: Interval) -> Relaxed:
+    def relax(self, *inputs: Interval) -> LinearBounds:
         images, bias = (box.magnitude.amax(0) for box in inputs)
         size = images + self._spread(bias)
         return LinearPlanes(self, size.shape[-len(self.extents) - 2], None, None, size)

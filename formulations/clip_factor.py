@@ -81,7 +81,7 @@ class ShortenPlanes(BilinearPlanes):
     def narrow(self, axis: int, index: Tensor) -> None:
         return None
 
-    def pull(self, coefficients: Tensor, diagonal: bool = False) -> tuple[Tensor, ...]:
+    def backward(self, coefficients: Tensor, diagonal: bool = False) -> tuple[Tensor, ...]:
         ones = [1] * (self.centre_a.dim() - 1)
         gradient = self.centre_a.flatten(1)
         flat = coefficients.flatten(2)

@@ -14,7 +14,7 @@ from milp_agt.core.encoder import Encoder
 from milp_agt.core.expression import Array, Expression
 from milp_agt.core.graph import Graph, Node, Operation, Signature
 from milp_agt.core.interval import Interval
-from milp_agt.core.linear_bounds import Relaxed
+from milp_agt.core.planes import LinearBounds
 from milp_agt.core.rounding import TINY, gamma
 from milp_agt.errors import EncodingError
 from milp_agt.formulations.linear_map import LinearPlanes
@@ -151,7 +151,7 @@ class Convolution(Operation):
     ) -> tuple[Tensor, ...]:
         return (self._map(coefficients, self.kernel, not self.transposed),)
 
-    def relax(self, *inputs: Interval) -> Relaxed:
+    def relax(self, *inputs: Interval) -> LinearBounds:
         size = self._map(inputs[0].magnitude.amax(0), self.kernel.abs(), self.transposed)
         offset = None
         if self.bias is not None:

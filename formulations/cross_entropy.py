@@ -11,14 +11,14 @@ from milp_agt.errors import InvalidInputError
 from milp_agt.formulations.bce import softplus
 from milp_agt.formulations.exponential import Exponential
 from milp_agt.formulations.linear import Affine, Combine
-from milp_agt.formulations.loss import Loss, margin_forms, register_loss
+from milp_agt.formulations.loss import LossFunction, margin_forms, register_loss
 from milp_agt.formulations.loss_planes import LossPlanes, convex_planes, log_sum_exp_planes
 from milp_agt.formulations.reciprocal import Reciprocal
 from milp_agt.formulations.sigmoid import Sigmoid
 
 
 @register_loss
-class CrossEntropy(Loss):
+class CrossEntropy(LossFunction):
     """``loss = log sum_k exp(f_k) - f_y``, gradient ``softmax(f) - onehot(y)``.
 
     Two classes: the sigmoid of the difference of the logits, one node for both outputs. More:

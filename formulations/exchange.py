@@ -14,7 +14,7 @@ from milp_agt.core.encoder import Encoder
 from milp_agt.core.expression import Expression
 from milp_agt.core.graph import Operation, Signature
 from milp_agt.core.interval import CLEAN, Interval
-from milp_agt.core.linear_bounds import Relaxed
+from milp_agt.core.planes import LinearBounds
 from milp_agt.core.rounding import TINY, gamma
 from milp_agt.errors import EncodingError
 from milp_agt.formulations.registry import register
@@ -32,7 +32,7 @@ class ExchangePlanes:
     upper: Tensor
     magnitude: Tensor
 
-    def pull(self, coefficients: Tensor, diagonal: bool = False) -> tuple[Tensor, ...]:
+    def backward(self, coefficients: Tensor, diagonal: bool = False) -> tuple[Tensor, ...]:
         rows, samples = coefficients.shape[:2]
         on_source = coefficients
         if not (isinstance(self.slope, float) and self.slope == 1.0):
@@ -86,7 +86,7 @@ class Exchange(Operation):
         error = gamma(4 * self.budget + 64) * size + TINY
         return torch.where(selection.upper == 0.0, torch.zeros_like(error), error)
 
-    def relax(self, *inputs: Interval) -> Relaxed:
+    def relax(self, *inputs: Interval) -> LinearBounds:
         gradients, selection = inputs[0], _aligned(*inputs)
         others = self.others(*inputs)
         slope = 1.0 - selection.upper[CLEAN]

@@ -24,7 +24,7 @@ STEEPEST = 1e6
 
 @register
 @dataclass(frozen=True)
-class Step(Univariate):
+class Heaviside(Univariate):
     """``f(z) = 1`` iff z > 0 (as torch's relu). Stable on iff l > 0, stable off iff u <= 0.
 
     Planes on an ambiguous range l <= 0 < u: ``a >= z / (2u)`` and ``a <= 1 - z / (2l)``; slope zero

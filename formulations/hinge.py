@@ -8,14 +8,14 @@ from torch import Tensor
 from milp_agt.core.graph import Graph, Node
 from milp_agt.core.interval import Interval
 from milp_agt.formulations.bilinear import Einsum
-from milp_agt.formulations.heaviside import Step
+from milp_agt.formulations.heaviside import Heaviside
 from milp_agt.formulations.linear import Combine
-from milp_agt.formulations.loss import Loss, register_loss, single_output
+from milp_agt.formulations.loss import LossFunction, register_loss, single_output
 from milp_agt.formulations.loss_planes import LossPlanes, convex_planes
 
 
 @register_loss
-class Hinge(Loss):
+class Hinge(LossFunction):
     """``loss = max(0, 1 - y f)`` with labels 0/1 mapped to y in {-1, 1}.
 
     The gradient is ``-y step(1 - y f)``, zero at the kink as that of ``torch.relu(1 - y f)``
@@ -37,8 +37,8 @@ class Hinge(Loss):
 
     def gradient(self, graph: Graph, prediction: Node, labels: Node) -> Node:
         one = torch.ones(1, dtype=torch.float64)
-        below = graph.add(Step(), Combine.build(graph, [(-1.0, prediction)], one))
-        above = graph.add(Step(), Combine.build(graph, [(1.0, prediction)], one))
+        below = graph.add(Heaviside(), Combine.build(graph, [(-1.0, prediction)], one))
+        above = graph.add(Heaviside(), Combine.build(graph, [(1.0, prediction)], one))
         other = Combine.build(graph, [(-1.0, labels)], one)
         positive = graph.add(Einsum("na,na->na"), labels, below)
         negative = graph.add(Einsum("na,na->na"), other, above)

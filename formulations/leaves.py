@@ -11,7 +11,7 @@ from milp_agt.core.encoder import Encoder
 from milp_agt.core.expression import Expression
 from milp_agt.core.graph import Graph, Node, Operation, Signature
 from milp_agt.core.interval import Interval
-from milp_agt.core.linear_bounds import Relaxed
+from milp_agt.core.planes import LinearBounds
 from milp_agt.errors import EncodingError
 from milp_agt.formulations.registry import register
 
@@ -34,7 +34,7 @@ class _Leaf(Operation):
     def interval(self, *inputs: Interval) -> Interval:
         raise EncodingError(f"A leaf '{self.key}' was bounded", "no box bound to it")
 
-    def relax(self, *inputs: Interval) -> Relaxed:
+    def relax(self, *inputs: Interval) -> LinearBounds:
         raise EncodingError(f"A leaf '{self.key}' was relaxed", "leaves end the walk")
 
     def encode(
@@ -50,7 +50,7 @@ class _Leaf(Operation):
 
 @register
 @dataclass(frozen=True)
-class Parameter(_Leaf):
+class ParameterLeaf(_Leaf):
     """A trainable tensor at the start of the step; its box is part of the reachable set."""
 
     key = "parameter"
@@ -79,7 +79,7 @@ class Labels(_Leaf):
 
 @register
 @dataclass(frozen=True)
-class Selection(_Leaf):
+class SelectionLeaf(_Leaf):
     """How much of each sample of the batch is exchanged for something else, in [0, 1]: (n, 1)."""
 
     key = "selection"

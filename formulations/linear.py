@@ -14,7 +14,7 @@ from milp_agt.core.encoder import Encoder
 from milp_agt.core.expression import Array, Expression, add
 from milp_agt.core.graph import Graph, Node, Signature
 from milp_agt.core.interval import Interval
-from milp_agt.core.linear_bounds import Relaxed
+from milp_agt.core.planes import LinearBounds
 from milp_agt.core.rounding import TINY, gamma
 from milp_agt.errors import EncodingError
 from milp_agt.formulations.linear_map import LinearMap, LinearPlanes, Scale, as_array
@@ -111,7 +111,7 @@ class Combine(LinearMap):
             pulled.append(term)
         return tuple(pulled)
 
-    def relax(self, *inputs: Interval) -> Relaxed:
+    def relax(self, *inputs: Interval) -> LinearBounds:
         size: Tensor | None = None
         for j, (scale, box) in enumerate(zip(self.scales, inputs, strict=True)):
             term = self._aligned(_size(scale) * box.magnitude.amax(0), j)
@@ -215,7 +215,7 @@ class Affine(LinearMap):
     ) -> tuple[Tensor, ...]:
         return (coefficients @ self.matrix,)
 
-    def relax(self, *inputs: Interval) -> Relaxed:
+    def relax(self, *inputs: Interval) -> LinearBounds:
         size = inputs[0].magnitude.amax(0) @ self.matrix.abs().T
         offset = None
         if self.bias is not None:
@@ -269,7 +269,7 @@ class Reshape(LinearMap):
         lead = coefficients.shape[: coefficients.dim() - len(self.after)]
         return (coefficients.reshape(*lead, *self.before),)
 
-    def relax(self, *inputs: Interval) -> Relaxed:
+    def relax(self, *inputs: Interval) -> LinearBounds:
         return LinearPlanes(self, 1, None, None, self.value(inputs[0].magnitude.amax(0)))
 
     def encode(

@@ -11,7 +11,7 @@ from torch import Tensor
 from milp_agt.core.expression import Array
 from milp_agt.core.graph import Operation
 from milp_agt.core.influence import Influence
-from milp_agt.core.linear_bounds import Relaxed
+from milp_agt.core.planes import LinearBounds
 
 Scale = float | Tensor
 # Roundings in a row of a linear map of at most this many terms, besides those of longer sums.
@@ -34,7 +34,7 @@ class LinearMap(Operation):
         moved = Influence.of(columns, inputs[0].budget, own)
         return moved.settled(size, 8.0 * self.terms() + FEW_TERMS)
 
-    def relax_influence(self, *inputs: Influence) -> Relaxed:
+    def relax_influence(self, *inputs: Influence) -> LinearBounds:
         return self.relax(*(i.hull() for i in inputs))
 
 
@@ -59,7 +59,7 @@ class LinearPlanes:
     magnitude: Tensor
     elementwise: int = 0
 
-    def pull(self, coefficients: Tensor, diagonal: bool = False) -> tuple[Tensor, ...]:
+    def backward(self, coefficients: Tensor, diagonal: bool = False) -> tuple[Tensor, ...]:
         return self.op.transpose(coefficients, self.samples, diagonal)
 
     def narrow(

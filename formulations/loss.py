@@ -13,10 +13,10 @@ from milp_agt.core.interval import Interval
 from milp_agt.errors import InvalidInputError, UnsupportedOperationError
 from milp_agt.formulations.loss_planes import LossPlanes
 
-_LOSSES: dict[str, Loss] = {}
+_LOSSES: dict[str, LossFunction] = {}
 
 
-class Loss(ABC):
+class LossFunction(ABC):
     """A per-sample loss ``loss(f, y)``; the training run minimises its mean over the batch."""
 
     key: ClassVar[str]
@@ -83,7 +83,7 @@ def single_output(loss: str, outputs: int) -> int:
     return 2
 
 
-def register_loss(loss: type[Loss]) -> type[Loss]:
+def register_loss(loss: type[LossFunction]) -> type[LossFunction]:
     """Class decorator: enter a loss under its key."""
     if loss.key in _LOSSES:
         raise UnsupportedOperationError(f"Loss '{loss.key}' was registered twice", "", "rename it")
@@ -91,7 +91,7 @@ def register_loss(loss: type[Loss]) -> type[Loss]:
     return loss
 
 
-def losses() -> dict[str, Loss]:
+def losses() -> dict[str, LossFunction]:
     """Every registered loss by name."""
     from milp_agt.formulations.registry import operations
 
@@ -99,7 +99,7 @@ def losses() -> dict[str, Loss]:
     return dict(sorted(_LOSSES.items()))
 
 
-def get_loss(name: str) -> Loss:
+def get_loss(name: str) -> LossFunction:
     """Look a loss up; raises UnsupportedOperationError that lists the supported ones."""
     found = losses().get(name)
     if found is None:

@@ -33,7 +33,7 @@ class MaxPlanes:
     upper: Tensor
     magnitude: Tensor
 
-    def pull(self, coefficients: Tensor, diagonal: bool = False) -> tuple[Tensor, ...]:
+    def backward(self, coefficients: Tensor, diagonal: bool = False) -> tuple[Tensor, ...]:
         flat = coefficients.flatten(-2).unsqueeze(-2)
         positive = flat.clamp(min=0.0)
         inside = positive * self.slope_lower + (flat - positive) * self.slope_upper

@@ -8,12 +8,12 @@ from torch import Tensor
 from milp_agt.core.graph import Graph, Node
 from milp_agt.core.interval import Interval
 from milp_agt.formulations.linear import Combine
-from milp_agt.formulations.loss import Loss, register_loss
+from milp_agt.formulations.loss import LossFunction, register_loss
 from milp_agt.formulations.loss_planes import LossPlanes, convex_planes
 
 
 @register_loss
-class MeanSquaredError(Loss):
+class MeanSquaredError(LossFunction):
     """``loss_i = mean_j (f_ij - y_ij)^2`` over the outputs j, gradient ``2 (f - y) / outputs``."""
 
     key = "mse"

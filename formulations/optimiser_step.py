@@ -9,7 +9,7 @@ from torch import Tensor
 
 from milp_agt.core.expression import Array
 from milp_agt.core.interval import Interval
-from milp_agt.core.linear_bounds import Relaxed
+from milp_agt.core.planes import LinearBounds
 from milp_agt.core.rounding import TINY, gamma
 from milp_agt.formulations.linear import Combine
 from milp_agt.formulations.linear_map import LinearPlanes, as_array
@@ -62,7 +62,7 @@ class OptimiserStep(Combine):
         assert upper is not None
         return Interval(lower, upper)
 
-    def relax(self, *inputs: Interval) -> Relaxed:
+    def relax(self, *inputs: Interval) -> LinearBounds:
         return LinearPlanes(self, 1, None, None, self._size(inputs).amax(0))
 
     def _rounding(self, ranges: tuple[Interval, ...]) -> Array:

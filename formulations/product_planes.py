@@ -20,7 +20,7 @@ class BilinearSlopes:
     centre_a: Tensor
     centre_b: Tensor
 
-    def pull(self, coefficients: Tensor, diagonal: bool = False) -> tuple[Tensor, ...]:
+    def backward(self, coefficients: Tensor, diagonal: bool = False) -> tuple[Tensor, ...]:
         a, b, out = self.letters
         to_a, to_b = (
             "n" + x if diagonal and out.startswith("n") and not x.startswith("n") else x
@@ -91,7 +91,7 @@ class ProductPlanes:
     upper: Tensor
     magnitude: Tensor
 
-    def pull(self, coefficients: Tensor, diagonal: bool = False) -> tuple[Tensor, ...]:
+    def backward(self, coefficients: Tensor, diagonal: bool = False) -> tuple[Tensor, ...]:
         first, second, out = self.letters
         pulled = []
         for slopes, letters in ((self.on_a, first), (self.on_b, second)):

@@ -49,7 +49,7 @@ class ElementwisePlanes:
     upper: Tensor
     magnitude: Tensor
 
-    def pull(self, coefficients: Tensor, diagonal: bool = False) -> tuple[Tensor, ...]:
+    def backward(self, coefficients: Tensor, diagonal: bool = False) -> tuple[Tensor, ...]:
         if self.slope_lower is self.slope_upper:
             return (coefficients * self.slope_lower,)
         positive = coefficients.clamp(min=0.0)

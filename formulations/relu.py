@@ -14,7 +14,7 @@ from milp_agt.core.graph import Graph, Node
 from milp_agt.core.interval import CLEAN, Interval
 from milp_agt.formulations.bilinear import Einsum
 from milp_agt.formulations.charges import between
-from milp_agt.formulations.heaviside import Step, restricted, scatter
+from milp_agt.formulations.heaviside import Heaviside, restricted, scatter
 from milp_agt.formulations.linear import Combine
 from milp_agt.formulations.registry import register
 from milp_agt.formulations.univariate import Univariate
@@ -163,7 +163,7 @@ class Relu(Univariate):
     ) -> tuple[Node | None, ...]:
         """``f'(z) = k + (1 - k) step(z)``; torch takes the negative slope at z = 0, and so do we."""
         (argument,) = graph.inputs(node)
-        step = graph.add(Step(), argument)
+        step = graph.add(Heaviside(), argument)
         k = self.negative_slope
         slope = step
         if k != 0.0:

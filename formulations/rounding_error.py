@@ -11,7 +11,7 @@ from milp_agt.core.encoder import Encoder
 from milp_agt.core.expression import Expression
 from milp_agt.core.graph import Operation, Signature
 from milp_agt.core.interval import Interval
-from milp_agt.core.linear_bounds import Relaxed
+from milp_agt.core.planes import LinearBounds
 from milp_agt.core.rounding import TINY, gamma
 from milp_agt.errors import EncodingError
 from milp_agt.formulations.registry import ElementwisePlanes, register
@@ -19,7 +19,7 @@ from milp_agt.formulations.registry import ElementwisePlanes, register
 
 @register
 @dataclass(frozen=True, eq=False)
-class Blur(Operation):
+class RoundingError(Operation):
     """``v = u + d`` with an unknown ``|d| <= error``, elementwise, anew for each sample and step.
 
     ``error`` has the shape of u without the sample axis. The nominal value is u.
@@ -29,8 +29,8 @@ class Blur(Operation):
     key = "blur"
     exactness = "exact"
 
-    def to(self, device: torch.device) -> Blur:
-        return Blur(self.error.to(device))
+    def to(self, device: torch.device) -> RoundingError:
+        return RoundingError(self.error.to(device))
 
     def infer(self, *inputs: Signature) -> Signature:
         if inputs[0].shape != tuple(self.error.shape):
@@ -44,7 +44,7 @@ class Blur(Operation):
         # The ends are rounded themselves.
         return inputs[0].widen(self.error + (inputs[0].magnitude + self.error) * gamma(2) + TINY)
 
-    def relax(self, *inputs: Interval) -> Relaxed:
+    def relax(self, *inputs: Interval) -> LinearBounds:
         size = inputs[0].magnitude.amax(0)
         one = torch.ones_like(size)
         error = self.error.expand(size.shape).unsqueeze(0)

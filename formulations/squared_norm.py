@@ -14,7 +14,7 @@ from milp_agt.core.encoder import Encoder
 from milp_agt.core.expression import Expression, add
 from milp_agt.core.graph import Cause, Operation, Signature
 from milp_agt.core.interval import CLEAN, Interval
-from milp_agt.core.linear_bounds import Relaxed
+from milp_agt.core.planes import LinearBounds
 from milp_agt.core.rounding import TINY, gamma
 from milp_agt.errors import EncodingError
 from milp_agt.formulations.registry import register
@@ -33,7 +33,7 @@ class TangentPlanes:
     upper: Tensor
     magnitude: Tensor
 
-    def pull(self, coefficients: Tensor, diagonal: bool = False) -> tuple[Tensor, ...]:
+    def backward(self, coefficients: Tensor, diagonal: bool = False) -> tuple[Tensor, ...]:
         return tuple(_spread(coefficients, a) * (2.0 * a) for a in self.points)
 
 
@@ -102,7 +102,7 @@ class SquaredNorm(Operation):
         slack = (self._summed(terms) + square) * self._gamma(inputs) + TINY
         return Interval(away.lower - square - slack, away.upper - square + slack)
 
-    def relax(self, *inputs: Interval) -> Relaxed:
+    def relax(self, *inputs: Interval) -> LinearBounds:
         points = tuple(box.centre[CLEAN] for box in inputs)
         offsets = self._offsets(inputs, points)
         size = self._summed(

@@ -13,7 +13,7 @@ from milp_agt.core.expression import Expression
 from milp_agt.core.graph import Operation, Signature
 from milp_agt.core.influence import Influence
 from milp_agt.core.interval import Interval
-from milp_agt.core.linear_bounds import Relaxed
+from milp_agt.core.planes import LinearBounds
 from milp_agt.core.rounding import gamma
 from milp_agt.errors import EncodingError
 from milp_agt.formulations.linear_map import FEW_TERMS, LinearPlanes, as_array
@@ -56,7 +56,7 @@ class SumSamples(Operation):
         size = own.hull().magnitude[0].sum(0)
         return moved.settled(size, 8.0 * own.base.lower.shape[1] + FEW_TERMS)
 
-    def relax_influence(self, *inputs: Influence) -> Relaxed:
+    def relax_influence(self, *inputs: Influence) -> LinearBounds:
         return self.relax(inputs[0].hull())
 
     def transpose(
@@ -64,7 +64,7 @@ class SumSamples(Operation):
     ) -> tuple[Tensor, ...]:
         return (coefficients.unsqueeze(1),)
 
-    def relax(self, *inputs: Interval) -> Relaxed:
+    def relax(self, *inputs: Interval) -> LinearBounds:
         return self.planes(inputs[0].magnitude.amax(0).sum(0))
 
     def planes(self, magnitude: Tensor) -> LinearPlanes:

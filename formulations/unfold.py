@@ -12,7 +12,7 @@ from milp_agt.core.encoder import Encoder
 from milp_agt.core.expression import Array, Expression
 from milp_agt.core.graph import Graph, Node, Operation, Signature
 from milp_agt.core.interval import Interval
-from milp_agt.core.linear_bounds import Relaxed
+from milp_agt.core.planes import LinearBounds
 from milp_agt.core.rounding import TINY, gamma
 from milp_agt.errors import EncodingError
 from milp_agt.formulations.linear_map import LinearPlanes
@@ -68,7 +68,7 @@ class Unfold(Operation):
     ) -> tuple[Tensor, ...]:
         return (replace(self, transposed=not self.transposed).value(coefficients),)
 
-    def relax(self, *inputs: Interval) -> Relaxed:
+    def relax(self, *inputs: Interval) -> LinearBounds:
         return LinearPlanes(self, 1, None, None, self.value(inputs[0].magnitude.amax(0)))
 
     def encode(

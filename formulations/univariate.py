@@ -15,7 +15,7 @@ from milp_agt.core.expression import Expression, Index, add
 from milp_agt.core.graph import Cause, Operation, Signature
 from milp_agt.core.influence import Influence
 from milp_agt.core.interval import CLEAN, Interval
-from milp_agt.core.linear_bounds import FreeSlope, Relaxed
+from milp_agt.core.planes import FreeSlope, LinearBounds
 from milp_agt.core.rounding import ELEMENTARY, TINY, UNIT_ROUNDOFF, gamma
 from milp_agt.errors import EncodingError
 from milp_agt.formulations.charges import between, charged
@@ -77,7 +77,7 @@ class Univariate(Operation):
             self.rounding(low.abs(), lower.abs()), self.rounding(high.abs(), upper.abs())
         )
 
-    def relax(self, *inputs: Interval) -> Relaxed:
+    def relax(self, *inputs: Interval) -> LinearBounds:
         (box,) = inputs
         return self.relax_with(self.slopes(Interval(box.lower[CLEAN], box.upper[CLEAN])), box)
 
@@ -94,7 +94,7 @@ class Univariate(Operation):
             found.append(FreeSlope(slope, slope - reach, slope + reach))
         return tuple(found)
 
-    def relax_with(self, slopes: Sequence[Tensor], *inputs: Interval) -> Relaxed:
+    def relax_with(self, slopes: Sequence[Tensor], *inputs: Interval) -> LinearBounds:
         (box,), (slope_lower, slope_upper) = inputs, slopes
         parallel = slope_lower is slope_upper
         rank = box.lower.dim() - 1
@@ -137,7 +137,7 @@ class Univariate(Operation):
         moved = Influence(box.widen(slack), lower.down, upper.up, argument.budget, argument.own)
         return moved.settled(value[CLEAN], 64.0)
 
-    def relax_influence(self, *inputs: Influence) -> Relaxed:
+    def relax_influence(self, *inputs: Influence) -> LinearBounds:
         """The better of two choices of slopes: those of the base, those of all that can be reached."""
         (argument,) = inputs
         first, second = (

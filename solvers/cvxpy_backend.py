@@ -14,7 +14,7 @@ from milp_agt.core.program import Array, Program
 from milp_agt.core.results import Limits, Termination
 from milp_agt.errors import SolverUnavailableError
 from milp_agt.solvers.elastic import farkas_ray
-from milp_agt.solvers.session import Answer, ProgramSession, without_extremes
+from milp_agt.solvers.session import ProgramSession, SolverAnswer, without_extremes
 from milp_agt.solvers.solver import BackEnd, Capability
 from milp_agt.solvers.tree import Tree
 
@@ -107,19 +107,19 @@ class CvxpySession(ProgramSession):
         self._above = np.isfinite(self._upper) & ~self._equal
         self._problem: Compiled | None = None
 
-    def solve_lp(self, costs: Array, time: float | None) -> Answer:
+    def solve_lp(self, costs: Array, time: float | None) -> SolverAnswer:
         raw, point, rows = self._solve(self._inner or "CLARABEL", costs, time)
         duals = np.zeros(self.program.row_lower.size)
         for mask, constraint, sign in rows:
             if constraint.dual_value is None:
-                return Answer(STATUS.get(raw, Termination.FAILED), raw, None, point=point)
+                return SolverAnswer(STATUS.get(raw, Termination.FAILED), raw, None, point=point)
             duals[mask] += sign * np.ravel(constraint.dual_value)
-        return Answer(STATUS.get(raw, Termination.FAILED), raw, duals, point=point)
+        return SolverAnswer(STATUS.get(raw, Termination.FAILED), raw, duals, point=point)
 
-    def solve_tree(self, costs: Array, limits: Limits) -> Answer:
+    def solve_tree(self, costs: Array, limits: Limits) -> SolverAnswer:
         return Tree(self.program, self._solve_node, costs, limits).search()
 
-    def _solve_node(self, node: Program, costs: Array, time: float) -> Answer:
+    def _solve_node(self, node: Program, costs: Array, time: float) -> SolverAnswer:
         answer = CvxpySession(node, self._inner).solve_lp(costs, time)
         if answer.termination is Termination.INFEASIBLE:
             return replace(answer, multipliers=farkas_ray(node, self._alone))

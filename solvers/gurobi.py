@@ -10,7 +10,7 @@ import numpy as np
 from milp_agt.core.program import Array, Function, Program
 from milp_agt.core.results import Limits, Termination
 from milp_agt.errors import EncodingError, SolverUnavailableError
-from milp_agt.solvers.session import Answer, ProgramSession, loosened, without_extremes
+from milp_agt.solvers.session import ProgramSession, SolverAnswer, loosened, without_extremes
 from milp_agt.solvers.solver import BackEnd, Capability
 
 # A status that is not listed is FAILED. SUBOPTIMAL, limits and interrupts keep a valid dual bound.
@@ -105,7 +105,7 @@ class GurobiSession(ProgramSession):
             self.close()
             raise self._refused(error) from error
 
-    def solve_lp(self, costs: Array, time: float | None) -> Answer:
+    def solve_lp(self, costs: Array, time: float | None) -> SolverAnswer:
         raw, point = self._run(self._lp, costs, time)
         duals = None
         try:
@@ -114,9 +114,9 @@ class GurobiSession(ProgramSession):
             duals = self._fold(pi)
         except (AttributeError, self._gp.GurobiError):
             pass  # no duals after a limit: the session falls back on the bound of the box
-        return Answer(STATUS.get(raw, Termination.FAILED), raw, duals, point=point)
+        return SolverAnswer(STATUS.get(raw, Termination.FAILED), raw, duals, point=point)
 
-    def solve_tree(self, costs: Array, limits: Limits) -> Answer:
+    def solve_tree(self, costs: Array, limits: Limits) -> SolverAnswer:
         if self._tree is None:
             self._tree = self._model(integer=True)
         self._tree.Params.MIPGap = limits.gap
@@ -131,7 +131,7 @@ class GurobiSession(ProgramSession):
             bound = -np.inf
         if raw != "OPTIMAL" and not self.program.is_linear:
             bound = -np.inf  # bounds of stopped spatial trees have been above the optimum (by 1e-5)
-        return Answer(STATUS.get(raw, Termination.FAILED), raw, bound=bound, point=point)
+        return SolverAnswer(STATUS.get(raw, Termination.FAILED), raw, bound=bound, point=point)
 
     def close(self) -> None:
         for held in (self._lp, self._tree, self._env):

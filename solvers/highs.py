@@ -9,7 +9,7 @@ from milp_agt.core.program import Array, Program
 from milp_agt.core.results import Limits, Termination
 from milp_agt.solvers.elastic import farkas_ray
 from milp_agt.solvers.highs_relaxation import HighsRelaxation
-from milp_agt.solvers.session import Answer, ProgramSession
+from milp_agt.solvers.session import ProgramSession, SolverAnswer
 from milp_agt.solvers.solver import BackEnd, Capability
 from milp_agt.solvers.tree import Tree
 
@@ -45,13 +45,13 @@ class HighsSession(ProgramSession):
         self._relaxation = HighsRelaxation(program)
         self._nodes: HighsRelaxation | None = None
 
-    def solve_lp(self, costs: Array, time: float | None) -> Answer:
+    def solve_lp(self, costs: Array, time: float | None) -> SolverAnswer:
         return self._relaxation.over(self.program).solve(costs, time)
 
-    def solve_tree(self, costs: Array, limits: Limits) -> Answer:
+    def solve_tree(self, costs: Array, limits: Limits) -> SolverAnswer:
         return Tree(self.program, self._solve_node, costs, limits).search()
 
-    def _solve_node(self, node: Program, costs: Array, time: float) -> Answer:
+    def _solve_node(self, node: Program, costs: Array, time: float) -> SolverAnswer:
         answer = self._node(node).solve(costs, time)
         if answer.termination is Termination.INFEASIBLE and answer.multipliers is None:
             return replace(answer, multipliers=farkas_ray(node, _multipliers))

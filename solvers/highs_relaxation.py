@@ -13,7 +13,7 @@ import scipy.sparse as sp
 from milp_agt.core.program import Array, Index, Program
 from milp_agt.core.results import Termination
 from milp_agt.errors import EncodingError
-from milp_agt.solvers.session import Answer, without_extremes
+from milp_agt.solvers.session import SolverAnswer, without_extremes
 
 # A status that is not listed is FAILED. kUnknown (residual infeasibilities) keeps the safe bound of
 # its multipliers. Columns are bounded, so kUnbounded is a numerical failure and
@@ -88,7 +88,7 @@ class HighsRelaxation:
         self._usual = 0  # simplex iterations of the longest solve so far
         self._model: Any = None
 
-    def solve(self, costs: Array, time: float | None) -> Answer:
+    def solve(self, costs: Array, time: float | None) -> SolverAnswer:
         """Bound ``min costs.x`` from below; the rows of a large program are those that the last
         objectives needed. An INFEASIBLE answer has the multipliers of a ray where there is one."""
         deadline = None if time is None else perf_counter() + time
@@ -161,7 +161,7 @@ class HighsRelaxation:
         self._held[rows] = True
         self._order = np.concatenate([self._order, rows])
 
-    def _solve(self, costs: Array, time: float | None) -> Answer:
+    def _solve(self, costs: Array, time: float | None) -> SolverAnswer:
         if self._model is None:
             self._model = self._new_model()
         model = self._model
@@ -175,11 +175,11 @@ class HighsRelaxation:
             model.setOptionValue("presolve", "on" if self.large else "off")
             termination = STATUS.get(raw, Termination.FAILED)
         if termination is Termination.INFEASIBLE:
-            return Answer(termination, raw, self._of_rows(self._ray()))
+            return SolverAnswer(termination, raw, self._of_rows(self._ray()))
         solution = model.getSolution()
         duals = self._of_rows(solution.row_dual) if solution.dual_valid else None
         point = np.array(solution.col_value) if solution.value_valid else None
-        return Answer(termination, raw, duals, point=point)
+        return SolverAnswer(termination, raw, duals, point=point)
 
     def _by_simplex(self, costs: Array, time: float | None) -> str:
         raw = self._run(costs, time, 2 * self._usual if self._usual else None)

@@ -10,7 +10,7 @@ import numpy as np
 
 from milp_agt.core.program import Array, Function, Program
 from milp_agt.core.results import Limits, Termination
-from milp_agt.solvers.session import Answer, ProgramSession, loosened, without_extremes
+from milp_agt.solvers.session import ProgramSession, SolverAnswer, loosened, without_extremes
 from milp_agt.solvers.solver import BackEnd, Capability
 
 # A status that is not listed is FAILED. Columns are bounded, so 'inforunbd' means infeasible and
@@ -69,7 +69,7 @@ class ScipSession(ProgramSession):
         self._matrix, self._lower, self._upper = without_extremes(program, _EPSILON)
         self._lp: Any = None
 
-    def solve_lp(self, costs: Array, time: float | None) -> Answer:
+    def solve_lp(self, costs: Array, time: float | None) -> SolverAnswer:
         """SCIP's LP interface has no status word: it is optimal, or infeasible with a Farkas ray,
         or stopped, and then the multipliers so far are used."""
         if self._lp is None:
@@ -88,14 +88,14 @@ class ScipSession(ProgramSession):
         if lp.isOptimal():
             raw = "optimal"
         elif lp.getDualRay() is not None:
-            return Answer(STATUS.get("infeasible", Termination.FAILED), "infeasible")
+            return SolverAnswer(STATUS.get("infeasible", Termination.FAILED), "infeasible")
         else:
             raw = "stopped"
         duals = np.array(lp.getDual(), dtype=np.float64)
         point = np.array(lp.getPrimal(), dtype=np.float64)
-        return Answer(STATUS.get(raw, Termination.FAILED), raw, duals, point=point)
+        return SolverAnswer(STATUS.get(raw, Termination.FAILED), raw, duals, point=point)
 
-    def solve_tree(self, costs: Array, limits: Limits) -> Answer:
+    def solve_tree(self, costs: Array, limits: Limits) -> SolverAnswer:
         # A model that has been solved for other objectives has cut off optima (a bound of 0.024 where
         # 0.080 is reached, PySCIPOpt 6): every objective gets a new one.
         model, variables = self._model()
@@ -125,7 +125,7 @@ class ScipSession(ProgramSession):
         if model.getNSols() > 0:
             best = model.getBestSol()
             point = np.array([model.getSolVal(best, v) for v in variables])
-        return Answer(STATUS.get(raw, Termination.FAILED), raw, bound=bound, point=point)
+        return SolverAnswer(STATUS.get(raw, Termination.FAILED), raw, bound=bound, point=point)
 
     def close(self) -> None:
         self._lp = None

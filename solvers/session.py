@@ -24,7 +24,7 @@ POINT_TOLERANCE = 1e-6  # relative violation up to which a point is reported as 
 
 
 @dataclass(frozen=True)
-class Answer:
+class SolverAnswer:
     """What a back end says about one solve, untrusted.
 
     Attributes:
@@ -66,11 +66,11 @@ class ProgramSession(ABC):
         self.program = program
 
     @abstractmethod
-    def solve_lp(self, costs: Array, time: float | None) -> Answer:
+    def solve_lp(self, costs: Array, time: float | None) -> SolverAnswer:
         """Solve the LP relaxation with the scaled ``costs`` (columns,) in ``time`` seconds."""
 
     @abstractmethod
-    def solve_tree(self, costs: Array, limits: Limits) -> Answer:
+    def solve_tree(self, costs: Array, limits: Limits) -> SolverAnswer:
         """Solve the program, integral columns and bilinear terms included, with the scaled ``costs``."""
 
     @abstractmethod
@@ -108,7 +108,7 @@ class ProgramSession(ABC):
         highest = -safe_bound(self.program, -c)  # of c.x over the box, rounded up
         if dual > highest:
             # proved: no point of the box satisfies the rows
-            return self._nothing(Answer(Termination.INFEASIBLE, answer.raw_status), start)
+            return self._nothing(SolverAnswer(Termination.INFEASIBLE, answer.raw_status), start)
         multipliers: Array | None = y
         relaxed = answer
         if self.needs_tree:
@@ -119,9 +119,11 @@ class ProgramSession(ABC):
                 if answer.termination is Termination.INFEASIBLE:
                     return self._nothing(answer, start)
                 if answer.termination is Termination.FAILED:  # the relaxation's bound stands
-                    answer = Answer(Termination.BOUND_ONLY, answer.raw_status, point=answer.point)
+                    answer = SolverAnswer(
+                        Termination.BOUND_ONLY, answer.raw_status, point=answer.point
+                    )
             elif answer.termination is Termination.OPTIMAL:
-                answer = Answer(Termination.BOUND_ONLY, answer.raw_status, point=answer.point)
+                answer = SolverAnswer(Termination.BOUND_ONLY, answer.raw_status, point=answer.point)
         point, value = self._checked_point(answer.point, c)
         if self.needs_tree and answer is not relaxed:
             tree = (
@@ -133,7 +135,7 @@ class ProgramSession(ABC):
                 dual, multipliers = tree, None
         if not math.isfinite(dual):
             return self._nothing(
-                Answer(Termination.FAILED, f"{answer.raw_status}: overflow"), start
+                SolverAnswer(Termination.FAILED, f"{answer.raw_status}: overflow"), start
             )
         return SolveResult(
             termination=answer.termination,
@@ -158,7 +160,7 @@ class ProgramSession(ABC):
         """Solvers disagree about a program without columns: it is feasible if each row admits 0."""
         p = self.program
         if ((p.row_lower > 0.0) | (p.row_upper < 0.0)).any():
-            return self._nothing(Answer(Termination.INFEASIBLE, "no columns"), start)
+            return self._nothing(SolverAnswer(Termination.INFEASIBLE, "no columns"), start)
         seconds = perf_counter() - start
         y, point = np.zeros_like(p.row_lower), np.zeros(0)
         return SolveResult(Termination.OPTIMAL, 0.0, 0.0, point, y, "no columns", seconds)
@@ -235,7 +237,7 @@ class ProgramSession(ABC):
         return (point, value) if good and math.isfinite(value) else (None, None)
 
     @staticmethod
-    def _nothing(answer: Answer, start: float) -> SolveResult:
+    def _nothing(answer: SolverAnswer, start: float) -> SolveResult:
         seconds = perf_counter() - start
         return SolveResult(answer.termination, None, None, None, None, answer.raw_status, seconds)
 

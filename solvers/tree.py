@@ -16,15 +16,15 @@ from milp_agt.solvers.branching import Branching, Split
 from milp_agt.solvers.envelopes import Envelopes
 from milp_agt.solvers.propagation import Propagation
 from milp_agt.solvers.safe import clip_multipliers, safe_bound
-from milp_agt.solvers.session import Answer
+from milp_agt.solvers.session import SolverAnswer
 
-Relax = Callable[[Program, Array, float], Answer]
+Relax = Callable[[Program, Array, float], SolverAnswer]
 
 ABSOLUTE_GAP = 1e-9  # in units of the scaled objective
 
 
 @dataclass(frozen=True, order=True)
-class Node:
+class TreeNode:
     """A box that is not settled yet.
 
     Attributes:
@@ -71,12 +71,12 @@ class Tree:
         self._branching = Branching(program)
         self._seconds = math.inf if limits.time is None else limits.time
         self._began = perf_counter()
-        self._open: list[Node] = []
+        self._open: list[TreeNode] = []
         self._point: Array | None = None
         self._value = math.inf  # of the best point
         self._made = 0
 
-    def search(self) -> Answer:
+    def search(self) -> SolverAnswer:
         """The least bound over all boxes, proved; INFEASIBLE if all of them are proved to be empty."""
         ended = Termination.OPTIMAL
         self._visit(self._program.lower, self._program.upper, -math.inf)
@@ -96,8 +96,8 @@ class Tree:
                 self._visit(lower, upper, top.bound)
         word = f"{self._made} nodes, {len(self._open)} open"
         if not self._open:
-            return Answer(Termination.INFEASIBLE, word, proved=True)
-        return Answer(ended, word, bound=self._open[0].bound, point=self._point, proved=True)
+            return SolverAnswer(Termination.INFEASIBLE, word, proved=True)
+        return SolverAnswer(ended, word, bound=self._open[0].bound, point=self._point, proved=True)
 
     def _left(self) -> float:
         return self._seconds - (perf_counter() - self._began)
@@ -106,7 +106,7 @@ class Tree:
         best = self._value
         return ABSOLUTE_GAP + (self._limits.gap * abs(best) if math.isfinite(best) else 0.0)
 
-    def _halves(self, node: Node, split: Split) -> list[tuple[Array, Array]]:
+    def _halves(self, node: TreeNode, split: Split) -> list[tuple[Array, Array]]:
         lower, upper = self._program.lower.copy(), self._program.upper.copy()
         lower[node.changed], upper[node.changed] = node.lower, node.upper
         below, above = upper.copy(), lower.copy()
@@ -144,4 +144,4 @@ class Tree:
             else Termination.BOUND_ONLY
         )
         ends = lower[changed], upper[changed]
-        heapq.heappush(self._open, Node(bound, -self._made, split, ended, changed, *ends))
+        heapq.heappush(self._open, TreeNode(bound, -self._made, split, ended, changed, *ends))

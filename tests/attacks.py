@@ -27,13 +27,13 @@ from milp_agt.attacks.selection import Selector
 from milp_agt.attacks.trained import GraphModels
 from milp_agt.attacks.unrolled import Poisoning, State, Unrolled
 from milp_agt.bounds.adversary.joint import Joint
-from milp_agt.bounds.interval import propagation
-from milp_agt.bounds.linear.linearized_step import RelaxedStep
+from milp_agt.bounds.interval import bound_propagation
+from milp_agt.bounds.linear.linearized_step import LinearizedStep
 from milp_agt.certification.result import Result
 from milp_agt.core.reachable import ReachableSet
 from milp_agt.core.restriction import UNRESTRICTED, Restriction
 from milp_agt.formulations.loss import get_loss
-from milp_agt.properties.models import Models
+from milp_agt.properties.models import ReachableModels
 from milp_agt.training import inputs
 from milp_agt.training.tracing import trace
 from milp_agt.training.training import Training
@@ -230,11 +230,15 @@ class Replay:
         yield from self.by_gradient(objective, rows, generator, iterations)
 
 
-def with_all_ranges(models: Models, steps: Sequence[RelaxedStep]) -> list[RelaxedStep]:
+def with_all_ranges(
+    models: ReachableModels, steps: Sequence[LinearizedStep]
+) -> list[LinearizedStep]:
     """Steps of a linear chain, which keeps some ranges only, with those that programs need."""
     joint = Joint(models.poison)
     return [
-        replace(r, ranges=propagation.completed(models.schedule, r.state, r.step, joint, r.ranges))
+        replace(
+            r, ranges=bound_propagation.completed(models.schedule, r.state, r.step, joint, r.ranges)
+        )
         for r in steps
     ]
 

@@ -19,7 +19,7 @@ from instances import (
 )
 from torch import Tensor
 
-from milp_agt.bounds.adversary.worst_case import open_debt
+from milp_agt.bounds.adversary.worst_case import open_worst_case
 from milp_agt.bounds.step import Step
 from milp_agt.core.restriction import UNRESTRICTED, Restriction
 from milp_agt.threats.poison import Poison
@@ -103,14 +103,14 @@ def _drop(case: DebtCase, row: int, sample: int, steps: Sequence[int]) -> Long:
 def check_debt(case: DebtCase, tight: bool) -> None:
     """``worst`` is at least what any admissible adversary takes; equal to the best where ``tight``."""
     poison = case.poison
-    debt = open_debt(poison, case.rows, UNRESTRICTED)
+    perturbation = open_worst_case(poison, case.rows, UNRESTRICTED)
     for t, batch in enumerate(case.batches):
         samples = torch.tensor(batch)
         step = Step(t, samples, poison.take(samples), UpdateRule(0.1, 0.0, 0.0, False), False)
         on_x = case.features[t] if poison.feature_moves is not None else None
         has_labels = poison.label_moves is not None
-        debt.add(step, on_x, case.labels[t] if has_labels else None, case.charges[t])
-    worst = debt.worst().numpy()
+        perturbation.add(step, on_x, case.labels[t] if has_labels else None, case.charges[t])
+    worst = perturbation.worst().numpy()
     best = np.zeros(case.rows, dtype=Long)
     for picked in _selections(case):
         for row in range(case.rows):
@@ -194,7 +194,7 @@ def check_debt_given(case: DebtCase, restriction: Restriction, tight: bool) -> i
     Returns how many comparisons there were.
     """
     poison, seen = case.poison, 0
-    debt = open_debt(poison, case.rows, restriction)
+    perturbation = open_worst_case(poison, case.rows, restriction)
     own = torch.tensor([case.batches[0][r % len(case.batches[0])] for r in range(case.rows)])
     has_labels = poison.label_moves is not None
     for t, batch in enumerate(case.batches):
@@ -202,15 +202,17 @@ def check_debt_given(case: DebtCase, restriction: Restriction, tight: bool) -> i
         step = Step(t, samples, poison.take(samples), UpdateRule(0.1, 0.0, 0.0, False), False)
         on_x = case.features[t] if poison.feature_moves is not None else None
         on_y = case.labels[t] if has_labels else None
-        (debt.add if t else debt.add_own)(step, on_x, on_y, case.charges[t])
+        (perturbation.add if t else perturbation.add_own)(step, on_x, on_y, case.charges[t])
         for poisoned in (False, True):
-            owed = debt.worst_given(own, poisoned).numpy()
+            worst_case = perturbation.worst_given(own, poisoned).numpy()
             best = best_given(case, restriction, t + 1, poisoned)
             some = np.isfinite(best)
             slack = 1e-13 * (1.0 + np.abs(best[some]))
-            what = f"step {t}, poisoned {poisoned}: {owed[some]}, best {best[some]}"
-            assert (owed[some] >= best[some] - slack).all(), f"debt below an attack: {what}"
+            what = f"step {t}, poisoned {poisoned}: {worst_case[some]}, best {best[some]}"
+            assert (worst_case[some] >= best[some] - slack).all(), f"debt below an attack: {what}"
             if tight:
-                assert (owed[some] <= best[some] + slack).all(), f"debt above the best: {what}"
+                assert (worst_case[some] <= best[some] + slack).all(), (
+                    f"debt above the best: {what}"
+                )
             seen += int(some.sum())
     return seen

@@ -27,12 +27,12 @@ from torch import Tensor
 from milp_agt.bounds import program as program_engine
 from milp_agt.bounds.program import EncodedWindow
 from milp_agt.bounds.program import window as window_room
-from milp_agt.core.encoder import Encoder, Selection, as_arrays
+from milp_agt.core.encoder import Encoder, SelectionColumns, as_arrays
 from milp_agt.core.expression import Expression, widened
 from milp_agt.core.interval import CLEAN, Interval
 from milp_agt.core.program import Program
 from milp_agt.formulations.clip import Clip
-from milp_agt.formulations.heaviside import Step as StepFunction
+from milp_agt.formulations.heaviside import Heaviside as StepFunction
 from milp_agt.formulations.relu import Relu
 from milp_agt.formulations.sign import Sign
 
@@ -156,7 +156,7 @@ def encode_operation(
     encoder = Encoder(exact) if encoder is None else encoder
     if states_of(boxes) > 1:
         columns = encoder.columns(np.zeros(SAMPLES), np.ones(SAMPLES), integer=exact)
-        encoder.selection = Selection.of(columns)
+        encoder.selection = SelectionColumns.of(columns)
     inputs = []
     for box in boxes:
         hull = box.hull()
@@ -200,7 +200,7 @@ def check_encoding(
 def linear_minimum(instance: Instance, boxes: Sequence[Interval], c: Tensor) -> float:
     """The least value of the linear bound of ``c.v`` over the boxes and all patterns of states."""
     planes = instance.op.relax(*boxes)
-    pulled = planes.pull(c.unsqueeze(0))
+    pulled = planes.backward(c.unsqueeze(0))
     total, states = 0.0, states_of(boxes)
     each = np.zeros((states, SAMPLES))
     positive, negative = c.clamp(min=0.0), c.clamp(max=0.0)

@@ -33,9 +33,9 @@ from milp_agt.core.interval import CLEAN, Interval
 from milp_agt.core.rounding import TINY, gamma
 from milp_agt.formulations.clip import Clip
 from milp_agt.formulations.exponential import CAP
-from milp_agt.formulations.heaviside import Step as StepFunction
+from milp_agt.formulations.heaviside import Heaviside as StepFunction
 from milp_agt.formulations.relu import Relu
-from milp_agt.formulations.rounding_error import Blur
+from milp_agt.formulations.rounding_error import RoundingError
 from milp_agt.formulations.sign import Sign
 from milp_agt.formulations.univariate import Univariate
 from milp_agt.threats.poison import Poison
@@ -107,7 +107,7 @@ def check_relax(
     op, out = instance.op, instance.out
     planes = op.relax(*boxes)
     c = random_coefficients(instance, rows, uniform, rng)
-    pulled = planes.pull(c)
+    pulled = planes.backward(c)
     magnitude = planes.magnitude.numpy()
     largest = max(s.size for s in (*instance.inputs, out)) * SAMPLES
     forgiven = 4.0 * gamma(2.0 * largest + 64.0)
@@ -161,7 +161,7 @@ def widening(instance: Instance, boxes: Sequence[Interval]) -> Tensor:
         return op.rounding(boxes[0].magnitude, exact.magnitude).amax(0)
     terms = max(s.size for s in instance.inputs)
     size = op.relax(*boxes).magnitude
-    error = op.error if isinstance(op, Blur) else 0.0
+    error = op.error if isinstance(op, RoundingError) else 0.0
     return size * gamma(4 * terms + 16) + TINY + error
 
 

@@ -16,12 +16,12 @@ from checks_rules import dot
 from torch import Tensor, nn
 
 from milp_agt.bounds.adversary.joint import Joint
-from milp_agt.bounds.adversary.worst_case import open_debt
+from milp_agt.bounds.adversary.worst_case import open_worst_case
 from milp_agt.bounds.forms import Forms
-from milp_agt.bounds.interval import propagation as interval_engine
-from milp_agt.bounds.linear import linear_bounds as linear_engine
-from milp_agt.bounds.linear.linearized_step import RelaxedStep, relax_step
-from milp_agt.bounds.step import Schedule, State, Step, initial_state, step_at_points, velocity_of
+from milp_agt.bounds.interval import bound_propagation as interval_engine
+from milp_agt.bounds.linear import window_bounds as linear_engine
+from milp_agt.bounds.linear.linearized_step import LinearizedStep, linearize_step
+from milp_agt.bounds.step import NodeOrder, State, Step, initial_state, step_at_points, velocity_of
 from milp_agt.core.interval import Interval
 from milp_agt.core.restriction import UNRESTRICTED
 from milp_agt.core.rounding import TINY, gamma
@@ -37,11 +37,11 @@ class StepCase:
     """One training step over a box of parameters, ready for every engine."""
 
     step_graph: StepGraph
-    schedule: Schedule
+    schedule: NodeOrder
     poison: Poison
     state: State
     step: Step
-    relaxed: RelaxedStep
+    relaxed: LinearizedStep
 
     def attacks(self, count: int, seed: int, corners: bool) -> tuple[Tensor, Tensor]:
         """Admissible data of the batch; the first attack is none."""
@@ -79,7 +79,7 @@ def step_case(
     """The first step of a run from a box of parameters (and velocities) of the given half-width."""
     features, raw = data
     step_graph = trace(model, training.loss, tuple(features.shape[1:]), training.clipping)
-    schedule = Schedule.of(step_graph)
+    schedule = NodeOrder.of(step_graph)
     labels = labels_of(raw, len(features), step_graph.loss, step_graph.outputs)
     poison = threat.bind(features, labels, step_graph.loss)
     box = {
@@ -97,7 +97,12 @@ def step_case(
     joint = Joint(poison)
     ranges = interval_engine.propagate(schedule, state, step, joint, keep=schedule.batched)
     return StepCase(
-        step_graph, schedule, poison, state, step, relax_step(schedule, state, step, ranges, joint)
+        step_graph,
+        schedule,
+        poison,
+        state,
+        step,
+        linearize_step(schedule, state, step, ranges, joint),
     )
 
 
@@ -153,8 +158,10 @@ def check_walk_of_update(
         n: torch.from_numpy(rng.normal(size=(rows, *b.lower.shape[1:])))
         for n, b in case.state.items()
     }
-    debt = open_debt(case.poison, rows, UNRESTRICTED)
-    forms = linear_engine.walk(case.schedule, case.relaxed, Forms.start(c), debt)
+    perturbation = open_worst_case(case.poison, rows, UNRESTRICTED)
+    forms = linear_engine.propagate_backward(
+        case.schedule, case.relaxed, Forms.start(c), perturbation
+    )
     states = case.states(count, rng)
     features, labels = case.attacks(count, int(rng.integers(2**30)), True)
     after = case.after(states, features, labels)
@@ -162,10 +169,12 @@ def check_walk_of_update(
     right = forms.constant.numpy() + sum(
         dot(forms.coefficients[n].numpy(), states[n].numpy()) for n in case.state
     )
-    owed = debt.worst().numpy()[:, None]
-    error = 4.0 * gamma(forms.operations + 256) * (forms.magnitude.numpy()[:, None] + owed) + TINY
-    assert (left >= right - owed - error).all(), (
-        f"walk above a run by {np.max(right - owed - left)}"
+    worst_case = perturbation.worst().numpy()[:, None]
+    error = (
+        4.0 * gamma(forms.operations + 256) * (forms.magnitude.numpy()[:, None] + worst_case) + TINY
+    )
+    assert (left >= right - worst_case - error).all(), (
+        f"walk above a run by {np.max(right - worst_case - left)}"
     )
 
 

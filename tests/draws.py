@@ -23,7 +23,7 @@ from milp_agt.core.interval import CLEAN, Interval
 from milp_agt.formulations.clip import Clip
 from milp_agt.formulations.clip_factor import ClipFactor
 from milp_agt.formulations.exponential import CAP, Exponential
-from milp_agt.formulations.heaviside import Step as StepFunction
+from milp_agt.formulations.heaviside import Heaviside as StepFunction
 from milp_agt.formulations.leaves import _Leaf
 from milp_agt.formulations.quadratic import Quadratic
 from milp_agt.formulations.reciprocal import Reciprocal

@@ -18,14 +18,14 @@ from milp_agt.formulations.clip_factor import ClipFactor, Shorten
 from milp_agt.formulations.convolution import Convolution
 from milp_agt.formulations.exchange import Remove, Substitute
 from milp_agt.formulations.exponential import Exponential
-from milp_agt.formulations.heaviside import Step as StepFunction
+from milp_agt.formulations.heaviside import Heaviside as StepFunction
 from milp_agt.formulations.linear import Affine, Combine, Reshape
 from milp_agt.formulations.max_pool import MaxPool
 from milp_agt.formulations.optimiser_step import OptimiserStep
 from milp_agt.formulations.quadratic import Quadratic
 from milp_agt.formulations.reciprocal import Reciprocal
 from milp_agt.formulations.relu import Relu
-from milp_agt.formulations.rounding_error import Blur
+from milp_agt.formulations.rounding_error import RoundingError
 from milp_agt.formulations.sigmoid import Sigmoid
 from milp_agt.formulations.sign import Sign
 from milp_agt.formulations.squared_norm import SquaredNorm
@@ -93,7 +93,7 @@ INSTANCES: dict[str, list[Instance]] = {
         Instance("matrices", Einsum("ab,bc->ac"), (shared(1, 2), shared(2, 2))),
         Instance("dot", Einsum("nd,nd->n"), (per_sample(2), per_sample(2))),
     ],
-    "blur": [Instance("blur", Blur(_tensor(0.0, 1e-18)), _U)],
+    "blur": [Instance("blur", RoundingError(_tensor(0.0, 1e-18)), _U)],
     "channel_bias": [
         Instance("bias-of-images", ChannelBias((1, 2)), (per_sample(2, 1, 2), shared(2))),
         Instance("bias-of-vectors", ChannelBias(()), (per_sample(2), shared(2))),

@@ -80,8 +80,8 @@ class MutantPlanes:
     def upper(self) -> Tensor | None:
         return self._offset("upper")
 
-    def pull(self, coefficients: Tensor) -> tuple[Tensor, ...]:
-        pulled = self.planes.pull(coefficients)
+    def backward(self, coefficients: Tensor) -> tuple[Tensor, ...]:
+        pulled = self.planes.backward(coefficients)
         if self.kind == "slope":
             return ((1.0 + SHARE) * pulled[0], *pulled[1:])
         return pulled

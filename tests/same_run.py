@@ -11,7 +11,7 @@ from draws import TOL
 from torch import Tensor, nn
 from torch.nn import functional
 
-from milp_agt.bounds.step import Schedule, step_at_points, velocity_of
+from milp_agt.bounds.step import NodeOrder, step_at_points, velocity_of
 from milp_agt.training.inputs import labels_of
 from milp_agt.training.tracing import StepGraph, trace
 from milp_agt.training.training import Training
@@ -61,7 +61,7 @@ def torch_states(
 def graph_states(
     step_graph: StepGraph, data: tuple[Tensor, Tensor], training: Training
 ) -> list[dict[str, Tensor]]:
-    schedule = Schedule.of(step_graph)
+    schedule = NodeOrder.of(step_graph)
     labels = labels_of(data[1], len(data[0]), step_graph.loss, step_graph.outputs)
     batches = training.batch_order(len(data[0]))
     state = dict(step_graph.initial)

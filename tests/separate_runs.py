@@ -12,7 +12,7 @@ from torch import Tensor
 
 import milp_agt as agt
 from milp_agt.bounds.adversary.two_budgets import SeparateSum
-from milp_agt.bounds.adversary.worst_case import open_debt
+from milp_agt.bounds.adversary.worst_case import open_worst_case
 from milp_agt.bounds.step import Step
 from milp_agt.core.interval import Interval
 from milp_agt.core.restriction import UNRESTRICTED, Restriction
@@ -101,7 +101,7 @@ def check_debt_apart(
     batches = ((0, 1, 2), (3, 4), (2, 0, 4))
     rng = np.random.default_rng(seed)
     rows, count = 3, 5
-    debt = open_debt(poison, rows, restriction)
+    perturbation = open_worst_case(poison, rows, restriction)
     own = torch.tensor([0, 1, 2])
     taken = np.zeros((len(batches), rows, count, 4))  # by the samples in each state
     on_x, on_y = np.zeros((rows, count, 2)), np.zeros((rows, count, 1))
@@ -114,7 +114,7 @@ def check_debt_apart(
         if t == 0:
             eye = torch.eye(3, dtype=torch.float64)[..., None]
             x, y, charges = x * eye, y * eye, charges * eye
-        (debt.add if t else debt.add_own)(step, x, y, charges)
+        (perturbation.add if t else perturbation.add_own)(step, x, y, charges)
         taken[t][:, list(batch), 1:] += charges.numpy()
         on_x[:, list(batch)] += x.numpy()
         on_y[:, list(batch)] += y.numpy()
@@ -140,7 +140,7 @@ def check_debt_apart(
             best[row, state] = max(best[row, state], gain[row])
     if scope == "batch" and not static:  # a fresh choice in every batch
         best = sum(_best_of_batch(taken[t], b, budgets, own, t == 0) for t, b in enumerate(batches))
-    given, worst = debt.owed_given(own).numpy(), debt.worst().numpy()
+    given, worst = perturbation.worst_case_given(own).numpy(), perturbation.worst().numpy()
     assert given.shape == (rows, 4)
     assert (worst >= best[:, 4] - 1e-12).all()
     assert (given >= best[:, :4] - 1e-12).all()

@@ -10,7 +10,7 @@ from attacks import network
 
 import milp_agt as agt
 from milp_agt.certification import time_limit
-from milp_agt.certification.time_limit import Allowance
+from milp_agt.certification.time_limit import TimeLimit
 
 STEPS = 4
 
@@ -24,7 +24,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
 
 def test_predictions_grow_with_the_walk_until_the_window_is_full() -> None:
-    spent = Allowance(None, steps=10, window=4)
+    spent = TimeLimit(None, steps=10, window=4)
     assert spent.predicted("linear", 0) == 0.0
     spent.note("linear", 1, 3.0)
     assert [spent.predicted("linear", t) for t in (0, 1, 2, 3, 9)] == [1.5, 3.0, 4.5, 6.0, 6.0]
@@ -34,7 +34,7 @@ def test_predictions_grow_with_the_walk_until_the_window_is_full() -> None:
 
 def test_dear_levels_end_when_what_is_left_belongs_to_cheaper_ones(clock: list[float]) -> None:
     start = clock[0]
-    spent = Allowance(start + 30.0, steps=10, window=1)
+    spent = TimeLimit(start + 30.0, steps=10, window=1)
     for chain, seconds in (("interval", 0.5), ("linear", 2.0), ("lp", 6.0)):
         spent.note(chain, 0, seconds)
     cheaper = ["interval", "linear"]
@@ -72,11 +72,11 @@ def test_programs_end_first_and_linear_forms_go_on(
     """By the clock a step of programs takes 5 s and one of linear forms 1 s; there are 17 s."""
     seconds = {"interval": 0.0, "linear": 1.0, "linear, each selection": 0.0, "lp": 5.0}
 
-    def note(self: Allowance, chain: str, step: int, measured: float) -> None:
+    def note(self: TimeLimit, chain: str, step: int, measured: float) -> None:
         clock[0] += seconds[chain]
         self.measured[chain] = (max(step, 1), seconds[chain])
 
-    monkeypatch.setattr(Allowance, "note", note)
+    monkeypatch.setattr(TimeLimit, "note", note)
     limited = run(relaxation="lp", selections=selections, inner_bounds="interval", time_limit=17.0)
     used = [record.relaxation for record in limited.steps]
     assert limited.limit_reached

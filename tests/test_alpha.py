@@ -18,10 +18,10 @@ from milp_agt.bounds.adversary.joint import Joint
 from milp_agt.bounds.adversary.two_budgets import worst_of_both
 from milp_agt.bounds.linear import alpha
 from milp_agt.bounds.linear.backward import sample_forms
-from milp_agt.bounds.linear.linear_bounds import bound_forms
-from milp_agt.bounds.linear.linearized_step import RelaxedStep
+from milp_agt.bounds.linear.linearized_step import LinearizedStep
 from milp_agt.bounds.linear.slopes import Slopes, free_slopes, with_slopes
-from milp_agt.bounds.signed_entries import boxes_of, forms_of_ends
+from milp_agt.bounds.linear.window_bounds import bound_forms
+from milp_agt.bounds.signed_entries import entry_boxes, forms_of_entries
 from milp_agt.bounds.step import State
 from milp_agt.certification.chains import OPTIMISED
 from milp_agt.certification.recorder import MemoryRecorder
@@ -137,7 +137,9 @@ def recorded(case: Problem, **options: Any) -> tuple[MemoryRecorder, Replay]:
     return recorder, Replay(case)
 
 
-def random_slopes(run: Replay, window: Sequence[RelaxedStep], rows: int, seed: int) -> list[Slopes]:
+def random_slopes(
+    run: Replay, window: Sequence[LinearizedStep], rows: int, seed: int
+) -> list[Slopes]:
     generator = torch.Generator().manual_seed(seed)
     chosen: list[Slopes] = []
     for relaxed in window:
@@ -158,7 +160,7 @@ def random_slopes(run: Replay, window: Sequence[RelaxedStep], rows: int, seed: i
 
 def boxes_with(
     run: Replay,
-    window: Sequence[RelaxedStep],
+    window: Sequence[LinearizedStep],
     chosen: Sequence[Slopes],
     ends: Tensor | None = None,
 ) -> State:
@@ -168,9 +170,9 @@ def boxes_with(
     ends = torch.arange(rows) if ends is None else ends
     bounds = torch.full((1, rows), -torch.inf, dtype=torch.float64)
     sloped = [with_slopes(run.schedule, r, s) for r, s in zip(window, chosen, strict=True)]
-    exposure, forms = Joint(run.poison), forms_of_ends(state, ends)
-    bounds[:, ends] = bound_forms(run.schedule, sloped, forms, exposure).T
-    return boxes_of(state, bounds)
+    adversary, forms = Joint(run.poison), forms_of_entries(state, ends)
+    bounds[:, ends] = bound_forms(run.schedule, sloped, forms, adversary).T
+    return entry_boxes(state, bounds)
 
 
 def reached(run: Replay, case: Problem) -> list[dict[str, Tensor]]:
@@ -286,11 +288,11 @@ def test_forms_of_single_samples_walk_through_sloped_planes() -> None:
     recorder, run = recorded(case)
     relaxed = recorder.steps["linear"][-1]
     chosen = random_slopes(run, [relaxed], 1, 0)[0]
-    fragment = with_slopes(run.schedule, relaxed, chosen).fragments[0]
+    sample_chunk = with_slopes(run.schedule, relaxed, chosen).chunks[0]
     graph, output = run.step_graph.graph, run.step_graph.output
     forward = graph.needed_for([output])
     ones = torch.ones(1, 6, 1, dtype=torch.float64)
-    own = sample_forms([n for n in forward if n.batched], fragment, output, ones)
+    own = sample_forms([n for n in forward if n.batched], sample_chunk, output, ones)
     assert own.charges is not None
     assert own.features is not None
     attack = run.random(64, torch.Generator().manual_seed(0), corners=True)

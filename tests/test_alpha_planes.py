@@ -15,10 +15,10 @@ from instances import Instance
 from mutants import MutantPlanes, is_caught, moderate
 from torch import Tensor
 
-from milp_agt.bounds.linear.intercepts import Offsets
-from milp_agt.bounds.linear.slopes import RowOffsets
+from milp_agt.bounds.linear.intercepts import Intercepts
+from milp_agt.bounds.linear.slopes import RowIntercepts
 from milp_agt.core.interval import Interval
-from milp_agt.core.linear_bounds import Relaxed
+from milp_agt.core.planes import LinearBounds
 
 MUTATED = ("layer", "dot", "shorten", "relu-0.0", "step", "sigmoid", "clip")
 
@@ -42,8 +42,8 @@ class WithSlopes:
             chosen.append(slope.lower + (share - 1.5) * (slope.upper - slope.lower))
         return chosen
 
-    def relax(self, *boxes: Interval) -> Relaxed:
-        planes: Relaxed = self.op.relax_with(self.choose(*boxes), *boxes)
+    def relax(self, *boxes: Interval) -> LinearBounds:
+        planes: LinearBounds = self.op.relax_with(self.choose(*boxes), *boxes)
         return planes
 
 
@@ -81,7 +81,7 @@ def test_slopes_start_where_the_default_planes_are(instance: Instance) -> None:
         size = float(same.magnitude.max())
         assert torch.allclose(getattr(default, end), getattr(same, end), atol=1e-12 * size)
     c = torch.randn(3, *default.lower.shape[1:], dtype=torch.float64)
-    for one, other in zip(default.pull(c), same.pull(c), strict=True):
+    for one, other in zip(default.backward(c), same.backward(c), strict=True):
         assert torch.allclose(one, other)
     for slope in free:
         assert bool(((slope.lower <= slope.start) & (slope.start <= slope.upper)).all())
@@ -94,13 +94,13 @@ def test_every_row_has_its_own_planes(instance: Instance) -> None:
     stacked = [torch.stack(each) for each in zip(*chosen, strict=True)]
     rows = instance.op.relax_with(stacked, *boxes)
     c = torch.randn(3, *rows.lower.shape[2:], dtype=torch.float64)
-    pulled = rows.pull(c)
+    pulled = rows.backward(c)
     for r, own in enumerate(chosen):
         alone = instance.op.relax_with(own, *boxes)
         assert torch.allclose(rows.lower[r], alone.lower)
         assert torch.allclose(rows.upper[r], alone.upper)
         assert torch.allclose(rows.magnitude[r], alone.magnitude)
-        for all_rows, one in zip(pulled, alone.pull(c[r : r + 1]), strict=True):
+        for all_rows, one in zip(pulled, alone.backward(c[r : r + 1]), strict=True):
             assert torch.allclose(all_rows[r], one[0])
 
 
@@ -143,11 +143,11 @@ def test_offsets_of_rows_are_spent_like_those_of_all(states: int, one: bool) -> 
         magnitude: Tensor
 
     rows: Any = Planes(low, low + width, 2.0 + low[:, 0])
-    mine = RowOffsets.of(rows, True, 1).spend(coefficients)
+    mine = RowIntercepts.of(rows, True, 1).apply(coefficients)
     for r in range(3):
         alone: Any = Planes(low[r], low[r] + width[r], 2.0 + low[r, 0])
         for found, own in zip(
-            mine, Offsets.of(alone, True, 1).spend(coefficients[r : r + 1]), strict=True
+            mine, Intercepts.of(alone, True, 1).apply(coefficients[r : r + 1]), strict=True
         ):
             assert (found is None) == (own is None)
             assert found is None or torch.allclose(found[r], own[0], rtol=1e-13)

@@ -13,7 +13,7 @@ import pytest
 from milp_agt.attacks import Search
 from milp_agt.cli import main
 from milp_agt.errors import InvalidInputError
-from milp_agt.experiments.bench import Benchmark, Moons, RunFile, Sweep, bench
+from milp_agt.experiments.bench import Benchmark, Moons, RunFile, Series, bench
 from milp_agt.experiments.bench.bench_table import Row
 from milp_agt.experiments.bench.plot import draw, series
 
@@ -23,12 +23,14 @@ LINEAR, WINDOW = "linear, whole run", "linear, window 1"
 
 @pytest.fixture(scope="module")
 def tiny() -> Benchmark:
-    sweep = Sweep(windows=(0, 1), samples=(6,), hidden=(2,), marks=(3, 1), radius=0.05, search=TINY)
+    sweep = Series(
+        windows=(0, 1), samples=(6,), hidden=(2,), marks=(3, 1), radius=0.05, search=TINY
+    )
     return bench(sweep)
 
 
 def test_one_axis_varies_at_a_time() -> None:
-    sweep = Sweep(windows=(0, 1), samples=(6, 8), hidden=(2, 3), marks=(3, 1), seeds=(5,))
+    sweep = Series(windows=(0, 1), samples=(6, 8), hidden=(2, 3), marks=(3, 1), seeds=(5,))
     base, more, wider = sweep.sources()
     sizes = [(s.samples, s.hidden, s.seed, s.marks) for s in (base, more, wider)]
     assert sizes == [(n, h, 5, (1, 3)) for n, h in ((6, 2), (8, 2), (6, 3))]
@@ -167,7 +169,7 @@ def test_bad_input(
 
 def test_an_empty_axis_is_refused() -> None:
     with pytest.raises(InvalidInputError) as error:
-        Sweep(seeds=())
+        Series(seeds=())
     assert "each axis" in error.value.asked
     assert "'seeds'" in error.value.found
     assert "leave them out" in error.value.remedy

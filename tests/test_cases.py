@@ -13,7 +13,7 @@ from attacks import Problem, Replay, assert_inside, assert_sound, network
 
 import milp_agt as agt
 from milp_agt.bounds.adversary import enumerated
-from milp_agt.bounds.adversary.enumerated import Enumerated, count_cases, enumerate_cases
+from milp_agt.bounds.adversary.enumerated import Enumerated, count_cases, list_selections
 from milp_agt.certification import certify
 from milp_agt.core.interval import Interval
 from milp_agt.core.restriction import UNRESTRICTED, Restriction
@@ -64,11 +64,11 @@ def test_the_list_is_complete(loss: str, name: str, restriction: tuple[int, ...]
     """Every admissible choice of samples and labels lies in a case."""
     poison = bound(problem(threat_of(loss, name), loss))
     limits = Restriction(frozenset(restriction[:1]), frozenset(restriction[1:]))
-    listed = enumerate_cases(poison, limits)
-    exposure = Enumerated(poison, listed)
+    listed = list_selections(poison, limits)
+    adversary = Enumerated(poison, listed)
     assert len(listed) == count_cases(poison, limits)
-    assert not exposure.mask[0].any()
-    labels = exposure.labels(torch.arange(6)) if listed.label_moves is not None else None
+    assert not adversary.mask[0].any()
+    labels = adversary.labels(torch.arange(6)) if listed.label_moves is not None else None
     generator = torch.Generator().manual_seed(0)
     picked = poison.sample_selection(generator, 200)[..., 0]
     inside = list(limits.inside)
@@ -77,11 +77,11 @@ def test_the_list_is_complete(loss: str, name: str, restriction: tuple[int, ...]
     _, moved = poison.sample_moves(generator, picked[..., None], True)
     for chosen, own in zip(picked, moved, strict=True):
         if labels is None:
-            fits = (exposure.mask | ~chosen).all(1)
+            fits = (adversary.mask | ~chosen).all(1)
         elif poison.feature_moves is None:
             fits = (labels == own).all(-1).all(-1)
         else:
-            fits = (exposure.mask | ~chosen).all(1) & (labels == own).all(-1).all(-1)
+            fits = (adversary.mask | ~chosen).all(1) & (labels == own).all(-1).all(-1)
         assert bool(fits.any())
 
 
@@ -196,7 +196,7 @@ def test_budget_one_against_runs_with_the_sample_fixed() -> None:
     assert whole.mean_width <= 1.02 * union.mean()
 
 
-@pytest.mark.parametrize("what", ["radius", "debt", "labels"])
+@pytest.mark.parametrize("what", ["radius", "perturbation", "labels"])
 def test_mutants_are_found(what: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A bound that is 1 % too tight lets an attack out."""
     threat = agt.LabelPoisoning(1) if what == "labels" else agt.FeaturePoisoning(1, 1e-3)
@@ -212,9 +212,17 @@ def test_mutants_are_found(what: str, monkeypatch: pytest.MonkeyPatch) -> None:
             return boxes | {"features": Interval(centre - radius, centre + radius)}
 
         monkeypatch.setattr(Enumerated, "leaves", narrow)
-        monkeypatch.setattr(enumerated._CaseDebt, "owed", _scaled(enumerated._CaseDebt.owed, 0.99))
+        monkeypatch.setattr(
+            enumerated._SelectionWorstCase,
+            "worst_case",
+            _scaled(enumerated._SelectionWorstCase.worst_case, 0.99),
+        )
     if what == "debt":
-        monkeypatch.setattr(enumerated._CaseDebt, "owed", _scaled(enumerated._CaseDebt.owed, 0.99))
+        monkeypatch.setattr(
+            enumerated._SelectionWorstCase,
+            "worst_case",
+            _scaled(enumerated._SelectionWorstCase.worst_case, 0.99),
+        )
     if what == "labels":
         labels = Enumerated.labels
 
@@ -230,13 +238,13 @@ def test_mutants_are_found(what: str, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_case_left_out_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     """The sample that pushes some parameter furthest must be in the list."""
     case = problem(agt.FeaturePoisoning(1, 1e-3), samples=3, epochs=1)
-    honest, found = enumerated.enumerate_cases, 0
+    honest, found = enumerated.list_selections, 0
     for left in ([0, 1, 2], [0, 1, 3], [0, 2, 3]):
 
         def fewer(
             poison: Poison, restriction: Restriction = UNRESTRICTED, left: list[int] = left
-        ) -> enumerated.Cases:
-            return enumerated.Cases(honest(poison, restriction).members[left], None)
+        ) -> enumerated.ListedSelections:
+            return enumerated.ListedSelections(honest(poison, restriction).members[left], None)
 
         monkeypatch.setattr("milp_agt.certification.chain_list.enumerate_cases", fewer)
         try:

@@ -18,13 +18,13 @@ from torch import Tensor
 
 import milp_agt as agt
 from milp_agt.bounds.adversary import charged
-from milp_agt.bounds.adversary.box_algebra import Added
+from milp_agt.bounds.adversary.box_algebra import AddedInfluences
 from milp_agt.core.influence import Influence, worst_of
 from milp_agt.core.interval import Interval
-from milp_agt.core.linear_bounds import Relaxed
+from milp_agt.core.planes import LinearBounds
 from milp_agt.formulations import bilinear, charges
 from milp_agt.formulations.bilinear import Einsum
-from milp_agt.formulations.heaviside import Step
+from milp_agt.formulations.heaviside import Heaviside
 from milp_agt.formulations.linear_map import LinearPlanes
 from milp_agt.formulations.product_planes import BilinearPlanes
 from milp_agt.formulations.sum_samples import SumSamples
@@ -120,7 +120,9 @@ def check_planes(instance: Instance, seed: int) -> None:
         assert bool((values - slack <= above + high).all())
 
 
-def _planes_at(instance: Instance, planes: Relaxed, points: list[Tensor]) -> tuple[Tensor, Tensor]:
+def _planes_at(
+    instance: Instance, planes: LinearBounds, points: list[Tensor]
+) -> tuple[Tensor, Tensor]:
     """The linear parts of the lower and of the upper plane."""
     if isinstance(planes, BilinearPlanes):
         op = instance.op
@@ -195,7 +197,7 @@ def test_a_flip_is_charged_by_the_distance_to_the_kink() -> None:
     def step(budget: int, *moves: float) -> Influence:
         down = torch.tensor(moves).double().unsqueeze(1)
         base = Interval.point(torch.tensor([[1.0]]).double())
-        return Step().influence(Influence(base, down, torch.zeros_like(down), budget))
+        return Heaviside().influence(Influence(base, down, torch.zeros_like(down), budget))
 
     alone = step(1, 1.2, 0.6, 0.1)
     assert alone.down[:, 0].tolist() == pytest.approx([1.0, 0.0, 0.0])
@@ -397,11 +399,15 @@ def test_mutants_of_whole_runs_are_found(what: str, monkeypatch: pytest.MonkeyPa
     case = problem(agt.FeaturePoisoning(2, 1e-3), samples=3, epochs=1)
     assert_holds_strong_attacks(case)
     if what == "debt":
-        honest = charged._ColumnDebt.owed
-        monkeypatch.setattr(charged._ColumnDebt, "owed", lambda self: 0.99 * honest(self))
+        honest = charged._ColumnWorstCase.worst_case
+        monkeypatch.setattr(
+            charged._ColumnWorstCase, "worst_case", lambda self: 0.99 * honest(self)
+        )
     else:
         monkeypatch.setattr(
-            Added, "hull", lambda self, box: _less(self._of(box)) if what == "hull" else box
+            AddedInfluences,
+            "hull",
+            lambda self, box: _less(self._of(box)) if what == "hull" else box,
         )
     with pytest.raises((AssertionError, agt.errors.SoundnessError)):
         assert_holds_strong_attacks(case)

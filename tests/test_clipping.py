@@ -16,14 +16,14 @@ from same_run import MODELS, shared_module, shared_parameter
 from torch import Tensor, nn
 
 import milp_agt as agt
-from milp_agt.bounds.step import Schedule
+from milp_agt.bounds.step import NodeOrder
 from milp_agt.core.graph import Graph, evaluate
 from milp_agt.core.interval import Interval
 from milp_agt.errors import InvalidInputError, UnsupportedOperationError
 from milp_agt.formulations import clip, clip_factor
 from milp_agt.formulations.clip import Clip
 from milp_agt.formulations.clip_factor import ClipFactor, Shorten
-from milp_agt.formulations.leaves import Features, Parameter
+from milp_agt.formulations.leaves import Features, ParameterLeaf
 from milp_agt.formulations.sigmoid import Sigmoid
 from milp_agt.formulations.squared_norm import SquaredNorm
 from milp_agt.formulations.sum_samples import SumSamples
@@ -40,7 +40,7 @@ def gradients_of_graph(model: nn.Module, loss: str, x: Tensor, y: Tensor, clippi
     step_graph = trace(model, loss, tuple(x.shape[1:]), clipping)
     labels = inputs.labels_of(y, len(x), step_graph.loss, step_graph.outputs)
     values = evaluate(
-        Schedule.of(step_graph).all, dict(step_graph.initial) | {FEATURES: x, LABELS: labels}
+        NodeOrder.of(step_graph).all, dict(step_graph.initial) | {FEATURES: x, LABELS: labels}
     )
     graph = step_graph.graph
     sums = {n: values[g] for n, g in step_graph.gradients.items()}
@@ -88,9 +88,9 @@ def test_a_module_used_twice_is_clipped_as_one() -> None:
     for model in (shared_module(), shared_parameter()):
         step_graph = trace(model, "bce", (2,), Clipping(0.5))
         graph = step_graph.graph
-        sums = Schedule.of(step_graph).sums
+        sums = NodeOrder.of(step_graph).sums
         assert len(sums) == len(step_graph.parameters)
-        assert Schedule.of(step_graph).after == ()
+        assert NodeOrder.of(step_graph).after == ()
         (square,) = (n for n in graph if isinstance(n.op, SquaredNorm))
         assert len(square.inputs) == len(step_graph.parameters)
 
@@ -104,7 +104,7 @@ def test_linear_operations_after_a_sum_move_before_it() -> None:
     for side in ("ab,bc->ac", "bc,ab->ac"):
         graph = Graph()
         x = graph.add(Features((2, 2)), name="x")
-        w = graph.add(Parameter((2, 2)), name="w")
+        w = graph.add(ParameterLeaf((2, 2)), name="w")
         total = graph.add(SumSamples(2), x)
         pair = (total, w) if side.startswith("ab") else (w, total)
         product = graph.add(Einsum(side), *pair)

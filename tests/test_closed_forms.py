@@ -159,13 +159,13 @@ def test_regression_over_many_steps_is_affine_in_the_labels(options, adversary) 
     result, _ = case.certify(relaxation="linear")
     replay = Replay(case)
     for name in replay.step_graph.parameters:
-        pull = jacobian(replay, name)
+        backward = jacobian(replay, name)
         if adversary == "static":
-            reach = top(pull.sum(1).abs().T, budget)
+            reach = top(backward.sum(1).abs().T, budget)
         elif adversary == "adaptive":
-            reach = top(pull.abs().sum(1).T, budget)
+            reach = top(backward.abs().sum(1).T, budget)
         else:
-            reach = top(pull.abs().permute(2, 0, 1), budget).sum(-1)
+            reach = top(backward.abs().permute(2, 0, 1), budget).sum(-1)
         width = torch.from_numpy(result.reachable.upper[name] - result.reachable.lower[name])
         exact = 2 * radius * reach.reshape(width.shape)
         assert ((width - exact).abs() <= MANY_STEPS * exact).all()
@@ -203,7 +203,7 @@ def test_a_random_fixed_feature_layer_keeps_regression_exact() -> None:
     case = Problem(model, x, y, Training("mse", 0.1, epochs=6), threat)
     result, _ = case.certify(relaxation="linear")
     replay = Replay(case)
-    pull = jacobian(replay, "2.weight")
-    exact = 2 * 0.3 * top(pull.sum(1).abs().T, 2)
+    backward = jacobian(replay, "2.weight")
+    exact = 2 * 0.3 * top(backward.sum(1).abs().T, 2)
     width = (result.reachable.upper["2.weight"] - result.reachable.lower["2.weight"]).reshape(-1)
     assert (abs(width - exact.numpy()) <= MANY_STEPS * exact.numpy()).all()

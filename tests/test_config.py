@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from milp_agt.errors import ConfigurationError, InvalidInputError, MilpAgtError
-from milp_agt.runfile.run_file import Run, RunConfig, load_config
+from milp_agt.runfile.run_file import LoadedRun, RunConfig, load_config
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 
@@ -44,7 +44,7 @@ def load(tmp_path: Path, text: str) -> RunConfig:
     return load_config(path)
 
 
-def build(tmp_path: Path, text: str) -> Run:
+def build(tmp_path: Path, text: str) -> LoadedRun:
     return load(tmp_path, text).build()
 
 

@@ -10,7 +10,7 @@ import pytest
 
 import milp_agt as agt
 from milp_agt.errors import ConfigurationError
-from milp_agt.runfile.run_file import Run, load_config
+from milp_agt.runfile.run_file import LoadedRun, load_config
 
 BASE = """
 [data]
@@ -27,7 +27,7 @@ budget = 1
 """
 
 
-def load(tmp_path: Path, threat: str, loss: str = "cross_entropy") -> Run:
+def load(tmp_path: Path, threat: str, loss: str = "cross_entropy") -> LoadedRun:
     rng = np.random.default_rng(0)
     x = np.concatenate([rng.random((8, 2)), rng.integers(0, 3, (8, 1)), np.eye(2)[[0, 1] * 4]], 1)
     y = np.arange(8) % 2 if loss == "cross_entropy" else rng.random((8, 2))
@@ -145,7 +145,7 @@ target = 1
 """
 
 
-def load_separate(tmp_path: Path, shared: str = "", more: str = "") -> Run:
+def load_separate(tmp_path: Path, shared: str = "", more: str = "") -> LoadedRun:
     text = BASE.replace("[threat]\nbudget = 1\n", SEPARATE)
     np.savez(tmp_path / "d.npz", X=np.eye(5)[[0, 1, 3, 3, 4, 4]], y=np.arange(6) % 2)
     path = tmp_path / "run.toml"

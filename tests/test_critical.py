@@ -14,12 +14,12 @@ from test_alpha import problem
 from torch import Tensor
 
 import milp_agt as agt
-from milp_agt.bounds.adversary.enumerated import Cases, Enumerated
+from milp_agt.bounds.adversary.enumerated import Enumerated, ListedSelections
 from milp_agt.bounds.linear import alpha
-from milp_agt.bounds.signed_entries import bounds_of, forms_of_ends
+from milp_agt.bounds.signed_entries import entry_bounds, forms_of_entries
 from milp_agt.certification import critical, optimising
-from milp_agt.certification.chains import ENUMERATED, OPTIMISED, Part
-from milp_agt.certification.critical import Union
+from milp_agt.certification.chains import ENUMERATED, OPTIMISED, ChainPart
+from milp_agt.certification.critical import CriticalSelections
 from milp_agt.certification.recorder import MemoryRecorder
 from milp_agt.core.interval import Interval
 from milp_agt.core.reachable import ReachableSet
@@ -118,15 +118,17 @@ def test_ends_are_numbered_alike_with_momentum() -> None:
 
 def test_the_wrong_selection_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     """A mutant: the boxes of one selection are taken from another."""
-    honest = Cases.single
-    monkeypatch.setattr(Cases, "single", lambda own, case: honest(own, 1 + case % (len(own) - 1)))
+    honest = ListedSelections.single
+    monkeypatch.setattr(
+        ListedSelections, "single", lambda own, case: honest(own, 1 + case % (len(own) - 1))
+    )
     with pytest.raises((AssertionError, SoundnessError)):
         assert_each_holds(CASES["features"], alpha_steps=2)
 
 
 def test_bounds_that_are_too_tight_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
     """A mutant: 1 % less than one flipped label, whose run is one point, moves the parameters."""
-    honest = bounds_of
+    honest = entry_bounds
 
     def mutant(state: Any) -> Tensor:
         ends = honest(state)
@@ -152,17 +154,17 @@ def test_the_recorded_slopes_replay_the_bounds() -> None:
     result, _ = case.certify(alpha_steps=3, recorder=recorder, **options("features"))
     run = Replay(case)
     (reached,) = result.models.reached
-    assert isinstance(reached.exposure, Enumerated)
+    assert isinstance(reached.adversary, Enumerated)
     labels = [name for name in recorder.optimised if name != OPTIMISED]
     assert labels
     met = 0
     for label in labels:
         number = int(label.split()[-1])
-        exposure = Enumerated(reached.exposure.poison, reached.exposure.listed.single(number))
-        found = alpha.Problem(run.schedule, recorder.steps[label], exposure)
+        adversary = Enumerated(reached.adversary.poison, reached.adversary.listed.single(number))
+        found = alpha.Problem(run.schedule, recorder.steps[label], adversary)
         for ends, slopes in recorder.optimised[label][3]:
-            bound = found.bound(forms_of_ends(reached.state, ends), slopes)[:, 0]
-            kept = bounds_of(reached.state)[number, ends]
+            bound = found.bound(forms_of_entries(reached.state, ends), slopes)[:, 0]
+            kept = entry_bounds(reached.state)[number, ends]
             assert bool((kept >= bound).all())
             met += int((kept == bound).sum())
     assert met > 3
@@ -206,12 +208,12 @@ def test_groups_of_selections_share_one_union(monkeypatch: pytest.MonkeyPatch) -
 # ---------------------------------------------------------------------------------- what is worked on
 
 
-def union_of(bounds: list[list[float]]) -> Union:
+def union_of(bounds: list[list[float]]) -> CriticalSelections:
     """Selections with these lower and upper ends of parameters around a clean run at 0."""
     table = torch.tensor(bounds, dtype=torch.float64)
     low, high = table.chunk(2, 1)
-    part = Part("all", _Cases(len(table)), {"w": Interval(low, high)})  # type: ignore[arg-type]
-    return Union.of([part], torch.arange(table.shape[1]))
+    part = ChainPart("all", _Cases(len(table)), {"w": Interval(low, high)})  # type: ignore[arg-type]
+    return CriticalSelections.of([part], torch.arange(table.shape[1]))
 
 
 class _Cases:

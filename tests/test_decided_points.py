@@ -12,9 +12,9 @@ import torch
 from attacks import Problem, network
 
 import milp_agt as agt
-from milp_agt.bounds.linear import linear_bounds
+from milp_agt.bounds.linear import window_bounds
 from milp_agt.properties import models as models_room
-from milp_agt.properties.accuracy import Accuracy
+from milp_agt.properties.accuracy import AccuracyQuestion
 from milp_agt.properties.question import bounds_of
 
 N, TEST = 20, 40
@@ -53,17 +53,17 @@ def test_answers_are_those_of_walking_every_point(selections: str) -> None:
 
 def test_only_open_points_are_walked(monkeypatch: pytest.MonkeyPatch) -> None:
     result, x, y = certified("joint")
-    question = Accuracy.of(result.models, x, torch.eye(2).double()[y])
+    question = AccuracyQuestion.of(result.models, x, torch.eye(2).double()[y])
     box = question.evaluate([result.models.bound_in_box(question.decision.forms)]).value
     open_ = int((box.lower != box.upper).any(0).sum())
     rows: list[int] = []
-    walk = linear_bounds.walk
+    walk = window_bounds.propagate_backward
 
     def counted(*arguments: Any, **named: Any) -> Any:
         rows.append(arguments[2].rows)
         return walk(*arguments, **named)
 
-    monkeypatch.setattr(linear_bounds, "walk", counted)
+    monkeypatch.setattr(window_bounds, "propagate_backward", counted)
     bounds_of(result.models, question)
     steps = len(result.models.reached[0].window)
     assert 0 < open_ < TEST
@@ -74,13 +74,13 @@ def test_walks_keep_to_the_rows_that_memory_has_room_for(monkeypatch: pytest.Mon
     result, x, y = certified("joint")
     few = replace(result, models=replace(result.models, rows=3))
     rows: list[int] = []
-    walk = linear_bounds.walk
+    walk = window_bounds.propagate_backward
 
     def counted(*arguments: Any, **named: Any) -> Any:
         rows.append(arguments[2].rows)
         return walk(*arguments, **named)
 
-    monkeypatch.setattr(linear_bounds, "walk", counted)
+    monkeypatch.setattr(window_bounds, "propagate_backward", counted)
     margins = few.margins(x[:4], y[:4])
     few.functional({"0.weight": np.ones((4, 3))})
     assert max(rows) == 3

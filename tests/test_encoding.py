@@ -21,15 +21,15 @@ from instances import Instance
 import milp_agt as agt
 from milp_agt.bounds import program
 from milp_agt.bounds.adversary.joint import Joint
-from milp_agt.bounds.interval import propagation
-from milp_agt.bounds.linear import linear_bounds
-from milp_agt.core.encoder import Encoder, Selection
+from milp_agt.bounds.interval import bound_propagation
+from milp_agt.bounds.linear import window_bounds
+from milp_agt.core.encoder import Encoder, SelectionColumns
 from milp_agt.core.expression import Expression, add
 from milp_agt.core.interval import Interval
 from milp_agt.core.presolve import lean
 from milp_agt.core.results import Limits
 from milp_agt.errors import EncodingError
-from milp_agt.formulations.heaviside import Step
+from milp_agt.formulations.heaviside import Heaviside
 from milp_agt.formulations.relu import Relu
 from milp_agt.solvers import get_solver
 from milp_agt.training.training import Training
@@ -113,7 +113,7 @@ def _point(values: list[list[float]]) -> torch.Tensor:
 def test_on_off_rows_are_the_formula() -> None:
     """``expression >= clean - (clean - poisoned) s``, and the mirror image for upper ends."""
     encoder = Encoder(exact_phases=False)
-    encoder.selection = Selection.of(encoder.columns(np.zeros(2), np.ones(2)))
+    encoder.selection = SelectionColumns.of(encoder.columns(np.zeros(2), np.ones(2)))
     x = encoder.columns(np.full(2, -10.0), np.full(2, 10.0))
     encoder.at_least(x, _point([[1.0, 2.0], [-3.0, 2.5]]))
     encoder.at_most(x, _point([[5.0, 6.0], [7.0, 6.0]]))
@@ -135,7 +135,7 @@ def test_on_off_rows_are_the_formula() -> None:
 def test_an_error_that_grows_on_one_side_only_is_mapped_like_any_other(side: str) -> None:
     """Its other side reads no selection: a matrix without columns, which used to stop the program."""
     encoder = Encoder(exact_phases=False)
-    encoder.selection = Selection.of(encoder.columns(np.zeros(2), np.ones(2)))
+    encoder.selection = SelectionColumns.of(encoder.columns(np.zeros(2), np.ones(2)))
     x = encoder.columns(np.full(2, -10.0), np.full(2, 10.0))
     low, high = _point([[-1.0, -1.0]] * 2), _point([[1.0, 1.0]] * 2)
     if side == "below":
@@ -165,7 +165,7 @@ def test_relu_and_step_share_one_phase() -> None:
     box = Interval(_point([[-1.0, 1.0, -2.0]]), _point([[1.0, 2.0, 3.0]]))
     z = encoder.columns(box.lower[0].numpy(), box.upper[0].numpy())
     Relu().encode(encoder, (z,), (box,))
-    Step().encode(encoder, (z,), (box,))
+    Heaviside().encode(encoder, (z,), (box,))
     assert encoder.finish().size["integers"] == 2
 
 
@@ -173,7 +173,7 @@ def test_the_closure_admits_both_phases_at_the_kink() -> None:
     encoder = Encoder(exact_phases=True)
     box = Interval(_point([[-1.0]]), _point([[1.0]]))
     z = encoder.columns(box.lower[0].numpy(), box.upper[0].numpy())
-    Step().encode(encoder, (z,), (box,))
+    Heaviside().encode(encoder, (z,), (box,))
     built = encoder.finish()
     for point, feasible in (
         ((0.0, 0.0), True),
@@ -301,7 +301,7 @@ def test_solved_bounds_are_nested_and_hold_runs(name: str) -> None:
     """runs within milp within lp, lp within the linear bounds of the slopes that it contains."""
     case = _case(name, width=0.02)
     args = case.step_graph, case.schedule, [case.relaxed], case.poison
-    walked = linear_bounds.bound_state(*args[1:3], Joint(case.poison), chunk=64)
+    walked = window_bounds.bound_state(*args[1:3], Joint(case.poison), chunk=64)
     # A vacuous box to start from, so that the programs prove all there is.
     wide = {n: Interval(b.lower - 10.0, b.upper + 10.0) for n, b in walked.items()}
     solver = program.SolveOptions(get_solver("highs"), Limits(gap=1e-9))
@@ -320,7 +320,7 @@ def test_solved_bounds_are_nested_and_hold_runs(name: str) -> None:
         assert bool((milp.lower >= lp.lower - slack).all())
         assert bool((milp.upper <= lp.upper + slack).all())
         assert milp.contains(after[entry])
-    inside = propagation.update(case.step_graph, case.state, case.relaxed.ranges, case.step)
+    inside = bound_propagation.update(case.step_graph, case.state, case.relaxed.ranges, case.step)
     for entry, box in found[True].items():
         box.meet(inside[entry])
 

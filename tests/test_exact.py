@@ -233,7 +233,7 @@ def test_a_question_on_top_of_the_run_is_exact_too(solver: str, steps: int) -> N
     points = torch.tensor([[0.25], [-0.9]], dtype=torch.float64)
     window = with_all_ranges(models, recorder.steps["linear"])
     span = program.Span(window, recorder.states["linear"][-1], models.poison, UNRESTRICTED)
-    question = program.WindowProgram(
+    question = program.FinalWindow(
         program.Encoding(models.step_graph, models.schedule, True, True),
         program.Together(span),
         program.SolveOptions(get_solver(solver), Limits(gap=0.0)),
@@ -241,7 +241,7 @@ def test_a_question_on_top_of_the_run_is_exact_too(solver: str, steps: int) -> N
     known = Interval(torch.full((1, 2, 1), -9.0).double(), torch.full((1, 2, 1), 9.0).double())
     ones, zeros = torch.ones(2, 1, 1).double(), torch.zeros(2, 1).double()
     inputs = Interval.point(points.unsqueeze(0))
-    found = question.bound(program.Asked(models.forward, inputs, ones, zeros), known)
+    found = question.bound(program.OutputObjectives(models.forward, inputs, ones, zeros), known)
     assert question.reports[0].limited == 0
     for row, at in enumerate(points[:, 0].tolist()):
         least = case.reach(lambda final, at=at: case.predict(final, at))

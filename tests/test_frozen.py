@@ -14,11 +14,11 @@ from torch import Tensor, nn
 
 import milp_agt as agt
 from milp_agt.bounds.frozen import frozen_body
-from milp_agt.bounds.step import Schedule
+from milp_agt.bounds.step import NodeOrder
 from milp_agt.certification import planning
 from milp_agt.core.interval import Interval
 from milp_agt.errors import SoundnessError
-from milp_agt.formulations.rounding_error import Blur
+from milp_agt.formulations.rounding_error import RoundingError
 from milp_agt.threats.poison import Poison
 from milp_agt.training.inputs import labels_of
 from milp_agt.training.tracing import FEATURES, StepGraph, trace
@@ -78,8 +78,8 @@ def test_the_granted_rounding_holds_torch_in_any_batch(name: str, scale: float) 
     step_graph, _, head, features = bound(name, agt.LabelPoisoning(1), count, scale)
     body = frozen_body.Body.of(step_graph)
     assert body is not None
-    (blur,) = (node for node in head.graph if isinstance(node.op, Blur))
-    assert isinstance(blur.op, Blur)
+    (blur,) = (node for node in head.graph if isinstance(node.op, RoundingError))
+    assert isinstance(blur.op, RoundingError)
     x = scale * images(count, *SHAPE)
     layers = step_graph.model[: len(step_graph.model) - 1]
     shape = head.graph[FEATURES].shape
@@ -186,8 +186,8 @@ def test_nodes_keep_their_names() -> None:
     names = {node.name for node in step_graph.graph}
     assert {node.name for node in head.graph} <= names
     assert len(head.graph) < len(step_graph.graph)
-    assert {n.name for n in Schedule.of(head).sums} == {
-        n.name for n in Schedule.of(step_graph).sums
+    assert {n.name for n in NodeOrder.of(head).sums} == {
+        n.name for n in NodeOrder.of(step_graph).sums
     }
 
 
@@ -231,10 +231,10 @@ def test_walked_forms_that_are_wrong_are_seen(monkeypatch: pytest.MonkeyPatch) -
 def test_a_blur_holds_every_error() -> None:
     error = torch.tensor([0.0, 0.5, 2.0], dtype=torch.float64)
     box = Interval(-torch.ones(1, 4, 3).double(), torch.ones(1, 4, 3).double())
-    found = Blur(error).interval(box)
+    found = RoundingError(error).interval(box)
     assert bool((found.lower <= -1.0 - error).all())
     assert bool((found.upper >= 1.0 + error).all())
-    planes = Blur(error).relax(box)
+    planes = RoundingError(error).relax(box)
     assert torch.equal(planes.lower, -error.expand(1, 4, 3))
     assert torch.equal(planes.upper, error.expand(1, 4, 3))
 

@@ -9,7 +9,7 @@ from checks_steps import mlp
 from draws import TOL
 from same_run import MODELS, data_for, shared_module, shared_parameter
 
-from milp_agt.bounds.step import Schedule
+from milp_agt.bounds.step import NodeOrder
 from milp_agt.core.graph import evaluate
 from milp_agt.errors import EncodingError
 from milp_agt.formulations.leaves import Features
@@ -99,7 +99,7 @@ def test_shapes_agree_with_values() -> None:
 
 def test_schedule_parts_the_nodes_at_the_sums() -> None:
     step_graph = trace(mlp(2, 3, 1), "bce", (2,))
-    schedule = Schedule.of(step_graph)
+    schedule = NodeOrder.of(step_graph)
     assert len(schedule.sums) == 4
     assert not any(n.op.key == "sum_samples" for n in (*schedule.before, *schedule.after))
     assert {step_graph.gradients[p] for p in step_graph.parameters} <= {

@@ -17,7 +17,7 @@ import milp_agt as agt
 from milp_agt.attacks.pool import all_ways
 from milp_agt.bounds.adversary import worst_case
 from milp_agt.bounds.linear import intermediate
-from milp_agt.bounds.linear.linearized_step import RelaxedStep
+from milp_agt.bounds.linear.linearized_step import LinearizedStep
 from milp_agt.bounds.step import Step
 from milp_agt.certification import planning
 from milp_agt.certification.recorder import MemoryRecorder
@@ -80,19 +80,23 @@ def test_samples_that_cannot_be_poisoned_have_no_account(static: bool, per_batch
     )
     case = own_debt_case(poison, ((1,), (0, 1, 2)), 4, 0)
     assert check_debt_given(case, UNRESTRICTED, tight=True) > 0
-    debt = worst_case.open_debt(poison, 4, UNRESTRICTED)
+    perturbation = worst_case.open_worst_case(poison, 4, UNRESTRICTED)
     samples = torch.tensor([1])
     step = Step(0, samples, poison.take(samples), UpdateRule(0.1, 0.0, 0.0, False), False)
-    debt.add(step, case.features[0], case.labels[0], case.charges[0])
+    perturbation.add(step, case.features[0], case.labels[0], case.charges[0])
     for state in (0, 1):
-        assert torch.equal(debt.worst_given(samples.expand(4), state), torch.zeros(4).double())
-    assert torch.equal(debt.worst(), torch.zeros(4).double())
+        assert torch.equal(
+            perturbation.worst_given(samples.expand(4), state), torch.zeros(4).double()
+        )
+    assert torch.equal(perturbation.worst(), torch.zeros(4).double())
 
 
 def test_nobody_owes_anything_without_a_budget() -> None:
-    debt = worst_case.open_debt(poison_of(0, True, False, "xv"), 3, UNRESTRICTED)
+    perturbation = worst_case.open_worst_case(poison_of(0, True, False, "xv"), 3, UNRESTRICTED)
     for poisoned in (False, True):
-        assert torch.equal(debt.worst_given(torch.arange(3), poisoned), torch.zeros(3).double())
+        assert torch.equal(
+            perturbation.worst_given(torch.arange(3), poisoned), torch.zeros(3).double()
+        )
 
 
 # ----------------------------------------------------------------- ranges, against real runs
@@ -131,13 +135,13 @@ def problem(
     return Problem(model, x[:count], y[:count], run, threat), x[count:], y[count:]
 
 
-def certified(case: Problem, **options: Any) -> tuple[list[RelaxedStep], list[ReachableSet]]:
+def certified(case: Problem, **options: Any) -> tuple[list[LinearizedStep], list[ReachableSet]]:
     recorder = MemoryRecorder()
     _, boxes = case.certify(relaxation="linear", recorder=recorder, **options)
     return recorder.steps["linear"], boxes
 
 
-def recorded(case: Problem, **options: Any) -> list[RelaxedStep]:
+def recorded(case: Problem, **options: Any) -> list[LinearizedStep]:
     return certified(case, **options)[0]
 
 
@@ -155,7 +159,7 @@ def poisoned_samples(replay: Replay, attack: Attacks) -> list[Tensor]:
     return [ever[:, batch] for batch in replay.batches]
 
 
-def escapes(replay: Replay, steps: list[RelaxedStep], attacks: Iterable[Attacks]) -> list[str]:
+def escapes(replay: Replay, steps: list[LinearizedStep], attacks: Iterable[Attacks]) -> list[str]:
     """Nodes and states of which some value of an attack lies outside its range; no tolerance."""
     found = []
     for attack in attacks:
@@ -298,9 +302,9 @@ def test_programs_on_linear_inner_bounds(kind, scope) -> None:
 def _one_fewer(honest: Any) -> Any:
     """The poisoned state leaves budget - 2 for the others."""
 
-    def spent(debt: Any, hurt: Tensor, samples: Tensor, budgets: tuple[int, ...]) -> Any:
-        fewer = tuple(k - 1 if k < debt._poison.budget else k for k in budgets)
-        return honest(debt, hurt, samples, fewer)
+    def spent(perturbation: Any, hurt: Tensor, samples: Tensor, budgets: tuple[int, ...]) -> Any:
+        fewer = tuple(k - 1 if k < perturbation._poison.budget else k for k in budgets)
+        return honest(perturbation, hurt, samples, fewer)
 
     return spent
 
@@ -309,8 +313,8 @@ def _given(change: Any) -> Any:
     """``worst_given`` with one thing wrong."""
 
     def make(honest: Any) -> Any:
-        def worst_given(debt: Any, own: Tensor, poisoned: bool) -> Tensor:
-            return change(lambda state: honest(debt, own, state), poisoned)
+        def worst_given(perturbation: Any, own: Tensor, poisoned: bool) -> Tensor:
+            return change(lambda state: honest(perturbation, own, state), poisoned)
 
         return worst_given
 
@@ -319,22 +323,31 @@ def _given(change: Any) -> Any:
 
 MUTANTS = {
     "poisoned: budget - 2 for the others": ("_spent", _one_fewer),
-    "poisoned: as if clean": ("worst_given", _given(lambda owed, _poisoned: owed(False))),
+    "poisoned: as if clean": (
+        "worst_given",
+        _given(lambda worst_case, _poisoned: worst_case(False)),
+    ),
     "poisoned: its own debt only": (
         "worst_given",
         _given(
-            lambda owed, poisoned: (
-                (owed(True) - owed(False)).clamp(min=0) if poisoned else owed(False)
+            lambda worst_case, poisoned: (
+                (worst_case(True) - worst_case(False)).clamp(min=0)
+                if poisoned
+                else worst_case(False)
             )
         ),
     ),
     "clean: drops the others' debt": (
         "worst_given",
-        _given(lambda owed, poisoned: owed(poisoned) if poisoned else 0.0 * owed(False)),
+        _given(
+            lambda worst_case, poisoned: (
+                worst_case(poisoned) if poisoned else 0.0 * worst_case(False)
+            )
+        ),
     ),
     "one per cent too little": (
         "worst_given",
-        _given(lambda owed, poisoned: 0.99 * owed(poisoned)),
+        _given(lambda worst_case, poisoned: 0.99 * worst_case(poisoned)),
     ),
 }
 
@@ -344,8 +357,8 @@ MUTANTS = {
 def test_enumeration_catches_mutants(method, mutant, per_batch, monkeypatch) -> None:
     case = own_debt_case(poison_of(2, True, per_batch, "xv"), FULL, 10, 0)
     check_debt_given(case, UNRESTRICTED, True)
-    debt = worst_case.PerSampleDebt
-    monkeypatch.setattr(debt, method, mutant(getattr(debt, method)))
+    perturbation = worst_case.PerSampleWorstCase
+    monkeypatch.setattr(perturbation, method, mutant(getattr(perturbation, method)))
     with pytest.raises(AssertionError, match="debt below an attack"):
         check_debt_given(case, UNRESTRICTED, False)
 
@@ -354,15 +367,15 @@ def test_enumeration_catches_mutants(method, mutant, per_batch, monkeypatch) -> 
 def test_enumeration_catches_mutants_of_a_fresh_selection(poisoned, monkeypatch) -> None:
     """Adaptive with the budget in each batch: the own debt dropped, or the past forgotten."""
     case = own_debt_case(poison_of(2, False, True, "xv"), FULL, 10, 0)
-    debt = worst_case._PerStepDebt
-    honest = debt.worst_given
+    perturbation = worst_case._PerStepWorstCase
+    honest = perturbation.worst_given
 
     def worst_given(self: Any, own: Tensor, state: bool) -> Tensor:
         if poisoned and state:
             return honest(self, own, False)
         return honest(self, own, state) if poisoned else 0.0 * honest(self, own, state)
 
-    monkeypatch.setattr(debt, "worst_given", worst_given)
+    monkeypatch.setattr(perturbation, "worst_given", worst_given)
     with pytest.raises(AssertionError, match="debt below an attack"):
         check_debt_given(case, UNRESTRICTED, False)
 
@@ -382,8 +395,8 @@ def test_flipped_labels_catch_mutants(method, mutant, monkeypatch) -> None:
     case, _, _ = problem(training={"epochs": 2})
     replay, flips = Replay(case), every_flip(case, 2)
     assert escapes(replay, recorded(case, inner_bounds="linear"), [flips]) == []
-    debt = worst_case.PerSampleDebt
-    monkeypatch.setattr(debt, method, mutant(getattr(debt, method)))
+    perturbation = worst_case.PerSampleWorstCase
+    monkeypatch.setattr(perturbation, method, mutant(getattr(perturbation, method)))
     try:
         steps = recorded(case, inner_bounds="linear")
     except SoundnessError:
@@ -414,8 +427,8 @@ def test_walks_in_pieces_give_the_same_ranges(
     taken: list[int] = []
     walk_back = intermediate.sample_forms
 
-    def spy(nodes: Any, fragment: Any, target: str, coefficients: Tensor) -> Any:
-        forms = walk_back(nodes, fragment, target, coefficients)
+    def spy(nodes: Any, sample_chunk: Any, target: str, coefficients: Tensor) -> Any:
+        forms = walk_back(nodes, sample_chunk, target, coefficients)
         taken.append(coefficients.shape[0] * coefficients.shape[1])
         assert all(on.shape[:2] == coefficients.shape[:2] for on in forms.coefficients.values())
         return forms

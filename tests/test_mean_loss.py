@@ -20,13 +20,13 @@ from torch import Tensor
 
 import milp_agt as agt
 from milp_agt.bounds.program import final_window
-from milp_agt.bounds.program.output_forms import sums_of_box
+from milp_agt.bounds.program.output_objectives import sums_of_box
 from milp_agt.core.interval import Interval
 from milp_agt.errors import SoundnessError
 from milp_agt.formulations.loss import get_loss
 from milp_agt.formulations.loss_planes import LossPlanes
 from milp_agt.properties import models as room
-from milp_agt.properties.loss import MeanLoss, mean_loss
+from milp_agt.properties.mean_loss import MeanLoss, mean_loss
 
 FORMS = {"mse": 2, "hinge": 1, "bce": 1, "cross_entropy": 3}
 Exact = np.longdouble
@@ -127,7 +127,7 @@ def test_large_losses_are_bounded_to_the_last_digits(name: str) -> None:
     assert (np.abs(found - truth) <= 1e-14 * size).all()
 
 
-def boxed(radius: float) -> tuple[room.Models, Tensor, Tensor]:
+def boxed(radius: float) -> tuple[room.ReachableModels, Tensor, Tensor]:
     """All linear models within a box around one, and its centre and radius, weights before bias."""
     model = network([2, 1], seed=2)
     known = agt.certify(
@@ -232,15 +232,15 @@ def test_the_mean_of_every_reached_model_is_inside(threat: str, selections: str)
 
 def test_a_sum_one_percent_too_tight_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     """Enumerated flips end in points: hardly any room is left between the bound and the worst of them."""
-    real = room.Models.bound_sums
+    real = room.ReachableModels.bound_sums
 
     def mutant(
-        self: room.Models, forms: room.OutputForms, weights: Tensor, known: Interval
+        self: room.ReachableModels, forms: room.OutputForms, weights: Tensor, known: Interval
     ) -> Tensor:
         found = real(self, forms, weights, known)
         return found + 0.01 * (self.at_nominal(forms) * weights).sum((1, 2)).abs()
 
-    monkeypatch.setattr(room.Models, "bound_sums", mutant)
+    monkeypatch.setattr(room.ReachableModels, "bound_sums", mutant)
     with pytest.raises((AssertionError, agt.MilpAgtError)):
         test_the_mean_of_every_reached_model_is_inside("one flip", "enumerated")
 
@@ -269,7 +269,7 @@ def test_the_mean_is_an_objective_of_programs(
     assert program is not None
     count = len(program.reports)
     monkeypatch.setattr(
-        final_window.WindowProgram, "bound_sums", lambda *_: torch.tensor([[-torch.inf]]).double()
+        final_window.FinalWindow, "bound_sums", lambda *_: torch.tensor([[-torch.inf]]).double()
     )
     without = result.loss(TEST, LABELS)
     assert len(program.reports) < 2 * count

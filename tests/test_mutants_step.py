@@ -34,8 +34,8 @@ from torch import Tensor
 import milp_agt as agt
 from milp_agt.bounds.adversary import joint, worst_case
 from milp_agt.bounds.adversary.joint import Joint, Masks, PoisonedSum
-from milp_agt.bounds.linear import linear_bounds
-from milp_agt.bounds.linear.linearized_step import relax_step
+from milp_agt.bounds.linear import window_bounds
+from milp_agt.bounds.linear.linearized_step import linearize_step
 from milp_agt.bounds.program import window
 from milp_agt.bounds.step import Step
 from milp_agt.core.encoder import Encoder
@@ -158,7 +158,7 @@ def test_update_mutants(engine: str, which: str, monkeypatch: pytest.MonkeyPatch
 
         with monkeypatch.context() as patch:
             patch.setattr(Step, which, property(mutant))
-            relaxed = relax_step(
+            relaxed = linearize_step(
                 case.schedule, case.state, case.step, case.relaxed.ranges, Joint(case.poison)
             )
             wrong = replace(case, relaxed=relaxed)
@@ -199,9 +199,9 @@ def test_dropped_charges_of_a_walk(loss: str, monkeypatch: pytest.MonkeyPatch) -
         check_walk_of_update(case, np.random.default_rng(seed), count=128)
 
     check(0)
-    charges = linear_bounds.Offsets._charges
+    charges = window_bounds.Offsets._charges
     monkeypatch.setattr(
-        linear_bounds.Offsets, "_charges", lambda own, *args: torch.zeros_like(charges(own, *args))
+        window_bounds.Offsets, "_charges", lambda own, *args: torch.zeros_like(charges(own, *args))
     )
     assert is_caught(check)
 
@@ -216,7 +216,7 @@ def test_walk_without_adversary(labels: bool, monkeypatch: pytest.MonkeyPatch) -
     check(0)
     monkeypatch.setattr(Poison, "support", lambda poison, x, y: torch.zeros(()))
     monkeypatch.setattr(
-        linear_bounds.Offsets,
+        window_bounds.Offsets,
         "_charges",
         lambda own, c, *args: c.new_zeros(len(c), case.step.size, 1),
     )
@@ -226,12 +226,12 @@ def test_walk_without_adversary(labels: bool, monkeypatch: pytest.MonkeyPatch) -
 def test_linear_state_mutant(monkeypatch: pytest.MonkeyPatch) -> None:
     """The end of the walk: a box of states that is one per cent too small."""
     case = _case(labels=True)
-    concretise = linear_bounds.Forms.concretise
+    concretise = window_bounds.Forms.concretise
 
-    def mutant(forms: linear_bounds.Forms, state: dict[str, Interval], debt: Any) -> Tensor:
-        return concretise(forms, {n: shrunk(b) for n, b in state.items()}, debt)
+    def mutant(forms: window_bounds.Forms, state: dict[str, Interval], perturbation: Any) -> Tensor:
+        return concretise(forms, {n: shrunk(b) for n, b in state.items()}, perturbation)
 
-    monkeypatch.setattr(linear_bounds.Forms, "concretise", mutant)
+    monkeypatch.setattr(window_bounds.Forms, "concretise", mutant)
     assert is_caught(lambda seed: check_step_linear(case, np.random.default_rng(seed), count=4096))
 
 

@@ -14,9 +14,9 @@ from torch import nn
 import milp_agt as agt
 from milp_agt.bounds import program
 from milp_agt.bounds.adversary.joint import Joint
-from milp_agt.bounds.interval import propagation
-from milp_agt.bounds.linear import linear_bounds, linearized_step
-from milp_agt.bounds.linear.composed import Collected, Past
+from milp_agt.bounds.interval import bound_propagation
+from milp_agt.bounds.linear import linearized_step, window_bounds
+from milp_agt.bounds.linear.composed import Collected, PastStep
 from milp_agt.bounds.step import State, Step, initial_state
 from milp_agt.certification.recorder import MemoryRecorder
 from milp_agt.core.interval import Interval
@@ -147,7 +147,7 @@ def test_linear_lies_in_interval_for_every_window(hidden, activation) -> None:
 
 def one_step(
     problem: Problem, width: float
-) -> tuple[Replay, linearized_step.RelaxedStep, State, State]:
+) -> tuple[Replay, linearized_step.LinearizedStep, State, State]:
     """One step from a box, with its relaxation, the interval box and the bare linear box after it."""
     replay = Replay(problem)
     start = {
@@ -159,12 +159,12 @@ def one_step(
     has_velocity = problem.training.momentum > 0
     step = Step(0, batch, replay.poison.take(batch), replay.updates[0], has_velocity)
     joint = Joint(replay.poison)
-    ranges = propagation.propagate(
+    ranges = bound_propagation.propagate(
         replay.schedule, state, step, joint, keep=replay.schedule.batched
     )
-    boxed = propagation.update(replay.step_graph, state, ranges, step)
-    kept = linearized_step.relax_step(replay.schedule, state, step, ranges, joint)
-    walked = linear_bounds.bound_state(replay.schedule, [kept], joint, 64)
+    boxed = bound_propagation.update(replay.step_graph, state, ranges, step)
+    kept = linearized_step.linearize_step(replay.schedule, state, step, ranges, joint)
+    walked = window_bounds.bound_state(replay.schedule, [kept], joint, 64)
     return replay, kept, boxed, walked
 
 
@@ -210,14 +210,14 @@ def test_programs_dominate_the_linear_engine_at_one_step(loss, kind, width) -> N
 def recorded(problem: Problem, **options: Any) -> tuple[MemoryRecorder, Replay, int, Any]:
     recorder = MemoryRecorder()
     chunks: list[int] = []
-    honest = linear_bounds.bound_state
+    honest = window_bounds.bound_state
 
     def spy(*arguments: Any, **named: Any) -> State:
         chunks.append(arguments[3])
         return honest(*arguments, **named)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(linear_bounds, "bound_state", spy)
+        patch.setattr(window_bounds, "bound_state", spy)
         result = agt.certify(
             problem.model,
             problem.data,
@@ -239,16 +239,16 @@ def test_recorded_planes_replay_the_very_same_bounds(window, static) -> None:
     steps = recorder.steps["linear"]
     states = recorder.states["linear"]
     looser = recorder.states["interval"]
-    past: list[Past] = []
+    past: list[PastStep] = []
     for t, kept in enumerate(steps):
         part = steps[max(0, t + 1 - (window or len(steps))) : t + 1]
         before = [own for own in past if own.index < part[0].step.index]
         ends = Collected(2 * sum(box.lower.numel() for box in kept.state.values()))
-        again = linear_bounds.bound_state(
+        again = window_bounds.bound_state(
             replay.schedule, part, Joint(replay.poison), chunk, past=before, collected=ends
         )
-        past.append(Past(t, kept.state, ends.shortcut(kept.state)))
-        boxed = propagation.update(replay.step_graph, kept.state, kept.ranges, kept.step)
+        past.append(PastStep(t, kept.state, ends.composed(kept.state)))
+        boxed = bound_propagation.update(replay.step_graph, kept.state, kept.ranges, kept.step)
         for name, box in again.items():
             met = boxed[name].meet(box).meet(looser[t][name])
             assert torch.equal(met.lower, states[t][name].lower)
@@ -272,7 +272,7 @@ def test_a_stronger_adversary_over_the_same_planes(weaker, stronger, kind) -> No
     recorder, replay, chunk, _ = recorded(problem, relaxation="linear")
     steps = recorder.steps["linear"]
     inner, outer = (
-        linear_bounds.bound_state(
+        window_bounds.bound_state(
             replay.schedule,
             steps,
             Joint(replace(replay.poison, static=static, per_batch=scope == "batch")),
@@ -326,7 +326,7 @@ def test_linear_grows_with_the_budget_over_the_same_planes() -> None:
     recorder, replay, chunk, _ = recorded(problem, relaxation="linear")
     steps = recorder.steps["linear"]
     boxes = [
-        linear_bounds.bound_state(
+        window_bounds.bound_state(
             replay.schedule,
             steps,
             Joint(replace(replay.poison, budget=k)),

@@ -29,7 +29,7 @@ from instances import INSTANCES, SAMPLES, Instance, per_sample
 
 from milp_agt.errors import EncodingError
 from milp_agt.formulations import interval_products
-from milp_agt.formulations.leaves import Constant, Features, Labels, Parameter
+from milp_agt.formulations.leaves import Constant, Features, Labels, ParameterLeaf
 
 FAST = settings(max_examples=15, deadline=None, derandomize=True)
 BOUNDED = [i for i in all_instances() if i.has_interval]
@@ -87,8 +87,8 @@ def test_uniform_coefficients_pull_like_repeated_ones(instance: Instance) -> Non
     boxes = make_boxes(instance, MODERATE, ("nested",), rng)
     planes = instance.op.relax(*boxes)
     c = random_coefficients(instance, 4, True, rng)
-    repeated = planes.pull(c.expand(-1, SAMPLES, *instance.out.shape).contiguous())
-    for uniform, each, signature in zip(planes.pull(c), repeated, instance.inputs, strict=True):
+    repeated = planes.backward(c.expand(-1, SAMPLES, *instance.out.shape).contiguous())
+    for uniform, each, signature in zip(planes.backward(c), repeated, instance.inputs, strict=True):
         target = (4, SAMPLES, *signature.shape) if signature.batched else (4, *signature.shape)
         size = 1e-12 * (1.0 + each.abs())
         assert bool(((uniform.expand(target) - each.expand(target)).abs() <= size).all())
@@ -133,7 +133,7 @@ def test_exponential_has_a_kink_at_its_cap() -> None:
 def test_a_leaf_has_no_rules_but_the_constant() -> None:
     constant = Constant.of(torch.tensor([1.0, 2.0]))
     assert constant.interval().contains(constant.value())
-    for leaf in (Parameter((2,)), Features((2,)), Labels((2,))):
+    for leaf in (ParameterLeaf((2,)), Features((2,)), Labels((2,))):
         for rule in (leaf.value, leaf.interval, leaf.relax):
             with pytest.raises(EncodingError):
                 rule()

@@ -10,7 +10,7 @@ import milp_agt as agt
 from milp_agt.bounds.adversary import outer_sum
 from milp_agt.bounds.adversary.joint import Masks, PoisonedSum
 from milp_agt.bounds.adversary.outer_sum import OuterSum
-from milp_agt.bounds.interval import propagation
+from milp_agt.bounds.interval import bound_propagation
 from milp_agt.core.interval import Interval
 from milp_agt.core.restriction import Restriction
 from milp_agt.formulations import interval_products
@@ -125,14 +125,14 @@ def test_a_run_is_that_of_single_products(
     def state(fused: bool) -> dict[str, np.ndarray]:
         calls: list[str] = []
         with pytest.MonkeyPatch.context() as patch:
-            honest = propagation._outer_products
+            honest = bound_propagation._outer_products
 
             def products(*arguments: object) -> object:
                 found = honest(*arguments) if fused else {}  # type: ignore[arg-type]
                 calls.extend(found)
                 return found
 
-            patch.setattr(propagation, "_outer_products", products)
+            patch.setattr(bound_propagation, "_outer_products", products)
             result = agt.certify(
                 model.double(),
                 (x, y),

@@ -10,7 +10,7 @@ import torch
 from attacks import network
 
 import milp_agt as agt
-from milp_agt.bounds.linear import intermediate, linear_bounds
+from milp_agt.bounds.linear import intermediate, window_bounds
 from milp_agt.bounds.passes import Passes, is_out_of_memory
 from milp_agt.errors import InvalidInputError
 
@@ -89,7 +89,7 @@ def test_a_run_goes_on_with_fewer_rows(
     options = {"selections": selections, "inner_bounds": "linear"}
     plain = certified(**options)
     assert not plain.notes
-    walk, failed = linear_bounds.walk, []
+    walk, failed = window_bounds.propagate_backward, []
 
     def starved(*arguments, **named):
         forms = arguments[2]
@@ -98,7 +98,7 @@ def test_a_run_goes_on_with_fewer_rows(
             raise error
         return walk(*arguments, **named)
 
-    monkeypatch.setattr(linear_bounds, "walk", starved)
+    monkeypatch.setattr(window_bounds, "propagate_backward", starved)
     monkeypatch.setattr(intermediate, "walk", starved)
     result = certified(**options)
     for name, low in plain.reachable.lower.items():
@@ -118,14 +118,14 @@ def test_questions_warn_when_memory_runs_out(monkeypatch: pytest.MonkeyPatch) ->
     result = certified(selections="joint")
     x, y = torch.eye(2, dtype=torch.float64), torch.tensor([0, 1])
     plain, suspects = result.margins(x, y), result.suspects()
-    walk = linear_bounds.walk
+    walk = window_bounds.propagate_backward
 
     def starved(*arguments, **named):
         if arguments[2].rows > 1:
             raise MemoryError
         return walk(*arguments, **named)
 
-    monkeypatch.setattr(linear_bounds, "walk", starved)
+    monkeypatch.setattr(window_bounds, "propagate_backward", starved)
     with pytest.warns(UserWarning, match="Memory ran out with 4 rows in a pass; 1 shared one"):
         margins = result.margins(x, y)
     assert np.allclose(margins, plain, rtol=1e-12)

@@ -102,8 +102,8 @@ def test_a_run_through_all_of_its_steps_needs_no_past(monkeypatch: pytest.Monkey
 def test_mutants_of_the_past_are_caught(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     honest = Forms.paying
 
-    def paying(forms: Forms, owed: torch.Tensor) -> Forms:
-        return honest(forms, (0.0 if kind == "unpaid" else 0.3) * owed)
+    def paying(forms: Forms, worst_case: torch.Tensor) -> Forms:
+        return honest(forms, (0.0 if kind == "unpaid" else 0.3) * worst_case)
 
     monkeypatch.setattr(Forms, "paying", paying)
     problem, test, labels = case("labels", epochs=6, static=False, scope="batch")

@@ -15,7 +15,7 @@ from test_strengthening import OFF, OPTIONS, _attacked, _run, _width, least_slac
 import milp_agt as agt
 from milp_agt.bounds import program
 from milp_agt.bounds.program import phases, symmetry
-from milp_agt.bounds.program.move_columns import Moves
+from milp_agt.bounds.program.move_columns import MoveColumns
 from milp_agt.core.encoder import Encoder
 from milp_agt.core.interval import Interval
 from milp_agt.core.restriction import UNRESTRICTED
@@ -95,7 +95,7 @@ def _slack(threat: Any, share: float) -> float:
     z = next(n for n in models.schedule.before if n.name == node.inputs[0])
     last = steps[2]
     count = last.step.size * z.signature.size
-    moves = Moves(Encoder(False), models.poison, UNRESTRICTED)
+    moves = MoveColumns(Encoder(False), models.poison, UNRESTRICTED)
     found = phases.influence_inside(models.schedule, steps[:2], last, z, np.arange(count), moves)
     replay = Replay(problem_case("bce", threat, count=5, epochs=3))
 

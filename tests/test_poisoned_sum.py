@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from milp_agt.bounds.adversary.joint import Masks, PoisonedSum
-from milp_agt.bounds.adversary.top_k import largest, worst_sum
+from milp_agt.bounds.adversary.top_k import top_k, worst_sum
 from milp_agt.core.interval import Interval
 
 SAMPLES = 120
@@ -66,7 +66,7 @@ def test_the_largest_are_found_and_the_values_stay(shape: tuple[int, ...], count
     turned = values.flatten(1).T if values.dim() > 1 else values
     for given in (values, turned.contiguous().T if values.dim() > 1 else turned):
         before = given.clone()
-        found = largest(given, count)
+        found = top_k(given, count)
         known = given.sort(dim=0, descending=True).values[:count]
         assert torch.equal(found.sort(dim=0, descending=True).values, known)
         assert torch.equal(given, before)

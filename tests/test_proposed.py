@@ -21,7 +21,7 @@ from milp_agt.attacks.packed import Packed
 from milp_agt.attacks.proposed import packed_of, poisoning_of
 from milp_agt.bounds.program import Incumbents
 from milp_agt.bounds.program.incumbents import incumbents_of
-from milp_agt.bounds.program.move_columns import Moves
+from milp_agt.bounds.program.move_columns import MoveColumns
 from milp_agt.certification import bound_step, certify, witnesses
 from milp_agt.certification.recorder import MemoryRecorder
 from milp_agt.core.encoder import Encoder
@@ -176,7 +176,7 @@ def test_columns_say_what_the_data_are() -> None:
     result, _ = replay.problem.certify(relaxation="lp", selections="joint")
     models = result.models
     encoder = Encoder(True)
-    moves = Moves(encoder, models.poison, UNRESTRICTED)
+    moves = MoveColumns(encoder, models.poison, UNRESTRICTED)
     (step, *_) = (
         relaxed.step for reached in models.reached for relaxed in getattr(reached, "window", ())
     )

@@ -206,11 +206,11 @@ def test_what_is_surely_reached_is_reached(loss: str, threat: str) -> None:
     result, replay, states, x, y = certified(loss, threat)
     answer = result.backdoor(x, y, 0.2)
     classes = max(2, OUTPUTS[loss])
-    from milp_agt.properties.backdoor import Backdoor
+    from milp_agt.properties.backdoor import BackdoorQuestion
     from milp_agt.training import inputs
 
     encoded = inputs.labels_of(y, len(y), result.models.step_graph.loss, OUTPUTS[loss])
-    question = Backdoor.of(result.models, x, encoded, agt.BallTrigger(0.2), None)
+    question = BackdoorQuestion.of(result.models, x, encoded, agt.BallTrigger(0.2), None)
     found = question.tried.forms.inputs.lower[0]
     assert ((found - x).abs() <= 0.2 + 1e-12).all()
     margin = margins(result, outputs(replay, states, found), ~one_hot(y, classes))

@@ -15,7 +15,7 @@ from test_questions import test_support_of_the_trigger_is_exact_for_a_linear_mod
 from torch import Tensor
 
 import milp_agt as agt
-from milp_agt.bounds.linear import linear_bounds
+from milp_agt.bounds.linear import window_bounds
 from milp_agt.core.interval import Interval
 from milp_agt.properties import decision, models, triggers
 
@@ -167,13 +167,13 @@ def test_forms_over_a_box_of_inputs_are_exact() -> None:
 
 
 def test_a_support_one_percent_too_small_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
-    real = linear_bounds.per_sample
+    real = window_bounds.per_sample
 
     def cheap(values: Tensor, weights: Tensor) -> Tensor:
         support = bool((values >= 0).all()) and bool((weights >= 0).all())
         return (0.99 if support else 1.0) * real(values, weights)
 
-    monkeypatch.setattr(linear_bounds, "per_sample", cheap)
+    monkeypatch.setattr(window_bounds, "per_sample", cheap)
     found, truth = forms_over_a_box()
     assert not (found <= truth).all()
 

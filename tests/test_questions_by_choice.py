@@ -16,7 +16,7 @@ from test_questions_brute import LABELS, TEST, THREATS, TRAINING, X, Y, logits, 
 
 import milp_agt as agt
 from milp_agt.bounds.program import OneByOne, Together, by_choice
-from milp_agt.bounds.program.final_window import WindowProgram
+from milp_agt.bounds.program.final_window import FinalWindow
 from milp_agt.core.strengthening import Strengthening
 from milp_agt.errors import SoundnessError
 
@@ -37,7 +37,7 @@ def certified(threat: str, by_choice: bool = True) -> agt.Result:
     return certify(THREATS[threat], by_choice)
 
 
-def program_of(result: agt.Result) -> WindowProgram:
+def program_of(result: agt.Result) -> FinalWindow:
     found = result.models.program
     assert found is not None
     return found

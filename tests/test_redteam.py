@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from milp_agt.bounds.adversary import outer_sum
-from milp_agt.bounds.linear import linear_bounds
+from milp_agt.bounds.linear import window_bounds
 from milp_agt.certification import planning
 from milp_agt.core.encoder import Encoder
 from milp_agt.core.influence import Influence
@@ -23,7 +23,7 @@ from milp_agt.core.interval import Interval
 from milp_agt.core.results import Limits
 from milp_agt.formulations import interval_products
 from milp_agt.formulations.exponential import Exponential
-from milp_agt.formulations.heaviside import Step
+from milp_agt.formulations.heaviside import Heaviside
 from milp_agt.formulations.quadratic import Quadratic
 from milp_agt.formulations.relu import Relu
 from milp_agt.formulations.sigmoid import Sigmoid
@@ -41,8 +41,8 @@ PIECES: tuple[tuple[Any, str, tuple[Any, ...]], ...] = (
     (planning, "BOXED_ELEMENTS", (1, 50)),
     (planning, "ROWS_AT_ONCE", (1, 5)),
     (planning, "PAST_SECONDS", (0.0, 100.0)),
-    (linear_bounds, "CACHED_ELEMENTS", (1, 64)),
-    (linear_bounds, "ROWS_OF_SHORTCUTS", (3,)),
+    (window_bounds, "CACHED_ELEMENTS", (1, 64)),
+    (window_bounds, "ROWS_OF_SHORTCUTS", (3,)),
     (interval_products, "THICK", (0,)),
     (interval_products, "EXACT_PRODUCTS_LIMIT", (0, 8, 64)),
     (outer_sum, "HELD", (1, 40)),
@@ -85,7 +85,7 @@ def test_no_attack_leaves_any_set_of_many_programs(drawn: tuple[Problem, dict[st
 
 UNIVARIATE = (
     *(Relu(slope) for slope in (0.0, 0.2, 1.7, -0.5)),
-    *(Step(), Sigmoid(), Tanh(), Exponential(), Quadratic(-1.0, 1.0, 0.0)),
+    *(Heaviside(), Sigmoid(), Tanh(), Exponential(), Quadratic(-1.0, 1.0, 0.0)),
 )
 
 
@@ -137,7 +137,10 @@ def test_influences_hold_for_every_choice_of_samples(op: Univariate) -> None:
                 # Evaluated here, planes are rounded as well.
                 size_of = value.abs() + planes.magnitude + most.abs() + least.abs()
                 one = torch.ones_like(x)
-                steepest, flattest = planes.pull(one[None])[0][0], -planes.pull(-one[None])[0][0]
+                steepest, flattest = (
+                    planes.backward(one[None])[0][0],
+                    -planes.backward(-one[None])[0][0],
+                )
                 assert (steepest * x + least <= value + 2.0**-50 * size_of).all()
                 assert (value <= flattest * x + most + 2.0**-50 * size_of).all()
 

@@ -134,11 +134,11 @@ def test_correctly_rounded_sums_lie_inside(relaxation) -> None:
             math.fsum([w[0] * r[0], w[1] * r[1], b, -t])
             for r, t in zip(x.tolist(), y.tolist(), strict=True)
         ]
-        pull = [
+        backward = [
             math.fsum(2 * e * r[j] for e, r in zip(residual, x.tolist(), strict=True)) / 400
             for j in range(2)
         ]
-        w = [v - 0.01 * g for v, g in zip(w, pull, strict=True)]
+        w = [v - 0.01 * g for v, g in zip(w, backward, strict=True)]
         b = b - 0.01 * math.fsum(2 * e for e in residual) / 400
         state = {
             "0.weight": torch.tensor([w], dtype=torch.float64),

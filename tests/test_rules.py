@@ -19,7 +19,7 @@ from milp_agt.core.rounding import gamma
 from milp_agt.errors import EncodingError, SoundnessError
 from milp_agt.formulations.bilinear import Einsum
 from milp_agt.formulations.exponential import Exponential
-from milp_agt.formulations.heaviside import STEEPEST, Step
+from milp_agt.formulations.heaviside import STEEPEST, Heaviside
 from milp_agt.formulations.leaves import Features, Labels
 from milp_agt.formulations.quadratic import Quadratic
 from milp_agt.formulations.reciprocal import Reciprocal
@@ -37,13 +37,13 @@ def _box(*pairs: tuple[float, float]) -> Interval:
 def test_step_at_its_kink() -> None:
     """Stable on iff l > 0, stable off iff u <= 0; l = 0 < u is ambiguous."""
     tiny = 5e-324
-    found = Step().interval(
+    found = Heaviside().interval(
         _box((0.0, 0.0), (0.0, 1.0), (-1.0, 0.0), (tiny, 1.0), (-1.0, tiny), (0.0, tiny))
     )
     assert found.lower.tolist() == [[0.0, 0.0, 0.0, 1.0, 0.0, 0.0]]
     assert found.upper.tolist() == [[0.0, 1.0, 0.0, 1.0, 1.0, 1.0]]
     points = torch.tensor([0.0, -0.0, tiny, -tiny], dtype=torch.float64)
-    assert Step().value(points).tolist() == [0, 0, 1, 0]
+    assert Heaviside().value(points).tolist() == [0, 0, 1, 0]
 
 
 def test_step_planes_are_the_lines_through_the_kink() -> None:
@@ -52,17 +52,17 @@ def test_step_planes_are_the_lines_through_the_kink() -> None:
         torch.tensor([-2.0, 0.0, 0.5, -3.0]).double(),
         torch.tensor([4.0, 1.0, 1.0, 0.0]).double(),
     )
-    below, above = Step().slopes(Interval(low, high))
+    below, above = Heaviside().slopes(Interval(low, high))
     assert below.tolist() == [0.125, 0.5, 0.0, 0.0]
     assert above.tolist() == [0.25, 0.0, 0.0, 0.0]
-    planes = Step().relax(Interval(low[None], high[None]))
+    planes = Heaviside().relax(Interval(low[None], high[None]))
     assert planes.lower[0].tolist() == pytest.approx([0.0, 0.0, 1.0, 0.0], abs=1e-14)
     assert planes.upper[0].tolist() == pytest.approx([1.0, 1.0, 1.0, 0.0], abs=1e-14)
 
 
 def test_step_slopes_stay_below_their_limit() -> None:
     edge = torch.tensor([1e-300, 1e-9, 1e-6, 1e-5]).double()
-    for slopes in Step().slopes(Interval(-edge, edge)):
+    for slopes in Heaviside().slopes(Interval(-edge, edge)):
         assert float(slopes.abs().max()) <= STEEPEST
 
 

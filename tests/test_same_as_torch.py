@@ -12,7 +12,7 @@ from draws import TOL
 from same_run import LOSSES, MODELS, assert_same_run, data_for, dense, graph_states, torch_loss
 from torch import nn
 
-from milp_agt.bounds.step import Schedule, step_at_points
+from milp_agt.bounds.step import NodeOrder, step_at_points
 from milp_agt.formulations.loss import get_loss, losses
 from milp_agt.training.tracing import trace
 from milp_agt.training.training import Training
@@ -117,7 +117,7 @@ def test_an_all_zero_relu_network_stays_where_torch_leaves_it() -> None:
 def test_many_attacks_at_once_equal_one_at_a_time() -> None:
     model = mlp(2, 3, 3, activation=nn.Tanh)
     step_graph = trace(model, "cross_entropy", (2,))
-    schedule = Schedule.of(step_graph)
+    schedule = NodeOrder.of(step_graph)
     rng = np.random.default_rng(0)
     x = torch.from_numpy(rng.normal(size=(2, 4, 5, 2)))
     y = get_loss("cross_entropy").encode(torch.from_numpy(rng.integers(0, 3, (2 * 4 * 5))), 3)

@@ -14,7 +14,7 @@ from separate_runs import admissible, problem, separately
 
 import milp_agt as agt
 from milp_agt.attacks.unrolled import Poisoning
-from milp_agt.bounds.adversary.enumerated import Enumerated, count_cases, enumerate_cases
+from milp_agt.bounds.adversary.enumerated import Enumerated, count_cases, list_selections
 from milp_agt.certification import selection_plan
 from milp_agt.certification.chains import CHARGED
 from milp_agt.core.remarks import Remarks
@@ -166,21 +166,21 @@ def test_the_list_of_cases_is_complete(loss: str, static: bool) -> None:
     case, _, _ = problem(loss, separately((1, 2), loss=loss, static=static))
     poison = Replay(case).poison
     for limits in (UNRESTRICTED, Restriction(outside=frozenset([2]))):
-        listed = enumerate_cases(poison, limits)
+        listed = list_selections(poison, limits)
         assert len(listed) == count_cases(poison, limits)
-        exposure = Enumerated(poison, listed)
-        assert not exposure.mask[0].any()
-        assert not exposure.label_mask[0].any()
+        adversary = Enumerated(poison, listed)
+        assert not adversary.mask[0].any()
+        assert not adversary.label_mask[0].any()
         generator = torch.Generator().manual_seed(0)
         picked = poison.sample_selection(generator, 100)
         picked = picked[~picked[:, list(limits.outside)].flatten(1).any(1)]
         _, moved = poison.sample_moves(generator, picked, True)
         for chosen, own in zip(picked, moved, strict=True):
-            fits = (exposure.mask | ~chosen[:, 0]).all(1)
+            fits = (adversary.mask | ~chosen[:, 0]).all(1)
             if listed.label_moves is None:
-                fits &= (exposure.label_mask | ~chosen[:, 1]).all(1)
+                fits &= (adversary.label_mask | ~chosen[:, 1]).all(1)
             else:
-                fits &= (exposure.labels(torch.arange(6)) == own).all(-1).all(-1)
+                fits &= (adversary.labels(torch.arange(6)) == own).all(-1).all(-1)
             assert bool(fits.any())
 
 

@@ -76,11 +76,11 @@ def test_attacks_catch_a_threat_that_is_too_small(
     elif (
         kind == "both as one"
     ):  # whoever poisons features must poison the labels of the same sample
-        spend = worst_case._spend_apart
+        apply = worst_case._spend_apart
         monkeypatch.setattr(
             worst_case,
             "_spend_apart",
-            lambda hurt, budgets, inside: spend(
+            lambda hurt, budgets, inside: apply(
                 torch.stack([0 * hurt[0], 0 * hurt[1], hurt[2]]), budgets, inside
             ),
         )

@@ -22,8 +22,8 @@ from checks_steps import (
 
 import milp_agt as agt
 from milp_agt.bounds.adversary.joint import Joint
-from milp_agt.bounds.linear import linear_bounds
-from milp_agt.bounds.linear.composed import Shortcut
+from milp_agt.bounds.linear import window_bounds
+from milp_agt.bounds.linear.composed import ComposedStep
 from milp_agt.bounds.step import State
 from milp_agt.certification import planning
 
@@ -37,13 +37,13 @@ def taken(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     monkeypatch.setattr(planning, "SAMPLES_OF_UNITS", 4)
     monkeypatch.setattr(planning, "_pays", lambda sizes, moved, window, memory: window > 1)
     steps: list[int] = []
-    walk = Shortcut.walk
+    walk = ComposedStep.walk
 
-    def spy(self: Shortcut, step: Any, *others: Any) -> Any:
+    def spy(self: ComposedStep, step: Any, *others: Any) -> Any:
         steps.append(step.index)
         return walk(self, step, *others)
 
-    monkeypatch.setattr(Shortcut, "walk", spy)
+    monkeypatch.setattr(ComposedStep, "walk", spy)
     return steps
 
 
@@ -120,7 +120,7 @@ def test_little_is_lost_where_errors_are_of_second_order(loss: str, taken: list[
 
 
 def with_shortcut(case: StepCase) -> StepCase:
-    return replace(case, relaxed=linear_bounds.with_shortcut(case.schedule, case.relaxed, 5))
+    return replace(case, relaxed=window_bounds.with_shortcut(case.schedule, case.relaxed, 5))
 
 
 def own_case(loss: str, threat: Any, *sizes: int, seed: int = 0) -> StepCase:
@@ -133,7 +133,7 @@ def test_a_single_step_is_bounded_as_by_its_walk() -> None:
     """Ends of the state are the rows of a shortcut: every walk of them goes through one form."""
     case = own_case("bce", agt.FeatureLabelPoisoning(2, 0.03), 2, 4, 1)
     boxes: list[State] = [
-        linear_bounds.bound_state(one.schedule, [one.relaxed], Joint(one.poison), chunk=64)
+        window_bounds.bound_state(one.schedule, [one.relaxed], Joint(one.poison), chunk=64)
         for one in (case, with_shortcut(case))
     ]
     for name, box in boxes[0].items():
@@ -164,12 +164,12 @@ def test_mutants_of_a_shortcut_are_caught(part: str) -> None:
     else:
         case = own_case("mse", agt.LabelPoisoning(6, radius=0.3), 2, 1)
     case = with_shortcut(case)
-    shortcut = case.relaxed.shortcut
-    assert shortcut is not None
-    value, share = getattr(shortcut, part), 0.0 if part in ("features", "charges") else 0.99
+    composed = case.relaxed.composed
+    assert composed is not None
+    value, share = getattr(composed, part), 0.0 if part in ("features", "charges") else 0.99
     mutant = {n: share * v for n, v in value.items()} if part == "coefficients" else share * value
     wrong = replace(
-        case, relaxed=replace(case.relaxed, shortcut=replace(shortcut, **{part: mutant}))
+        case, relaxed=replace(case.relaxed, composed=replace(composed, **{part: mutant}))
     )
 
     def caught(one: StepCase) -> bool:
@@ -231,14 +231,14 @@ def test_shortcuts_are_taken_where_they_are_cheaper_and_fit() -> None:
     training = agt.Training(loss="cross_entropy", learning_rate=0.1, epochs=4)
     large = 3000, (6, 128, 2)
     plan = planned(*large, training)
-    assert plan.shortcuts
+    assert plan.composed_steps
     assert not plan.linear_inner
     assert any("inner bounds by intervals" in note for note in plan.remarks.notes)
-    assert not planned(*large, training, window=1).shortcuts  # nothing to walk through
-    assert not planned(*large, training, memory="512MiB").shortcuts
-    assert not planned(*large, replace(training, projection=(-3.0, 3.0))).shortcuts
-    assert not planned(100, (2, 8, 2), training).shortcuts
-    assert not planned(1400, (64, 64, 10), training).shortcuts  # more parameters than units
+    assert not planned(*large, training, window=1).composed_steps  # nothing to walk through
+    assert not planned(*large, training, memory="512MiB").composed_steps
+    assert not planned(*large, replace(training, projection=(-3.0, 3.0))).composed_steps
+    assert not planned(100, (2, 8, 2), training).composed_steps
+    assert not planned(1400, (64, 64, 10), training).composed_steps  # more parameters than units
 
 
 def test_narrow_nodes_are_walked_inside_where_wide_ones_are_too_many(

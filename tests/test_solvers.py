@@ -30,7 +30,7 @@ from milp_agt.core.results import Limits, Termination
 from milp_agt.errors import EncodingError, SolverUnavailableError
 from milp_agt.solvers import get_solver
 from milp_agt.solvers.safe import clip_multipliers, safe_bound
-from milp_agt.solvers.session import Answer, ProgramSession, scale_exponent
+from milp_agt.solvers.session import ProgramSession, SolverAnswer, scale_exponent
 from milp_agt.solvers.solver import _REGISTRY
 
 
@@ -284,14 +284,14 @@ class Lying(ProgramSession):
     primal_tolerance = 1e-9
     dual_tolerance = 1e-9
 
-    def __init__(self, p: Program, lp: Answer, tree: Answer) -> None:
+    def __init__(self, p: Program, lp: SolverAnswer, tree: SolverAnswer) -> None:
         super().__init__(p)
         self.lp, self.tree = lp, tree
 
-    def solve_lp(self, costs: Array, time: float | None) -> Answer:
+    def solve_lp(self, costs: Array, time: float | None) -> SolverAnswer:
         return self.lp
 
-    def solve_tree(self, costs: Array, limits: Limits) -> Answer:
+    def solve_tree(self, costs: Array, limits: Limits) -> SolverAnswer:
         return replace(self.tree, bound=float(np.ldexp(self.tree.bound, -scale_exponent(C))))
 
     def close(self) -> None: ...
@@ -306,8 +306,8 @@ def test_answers_are_not_trusted(
     case = next(c for c in CASES if c.name == "integers")
     multipliers = None if y is None else np.array(y)
     point = None if x is None else np.array(x, dtype=float)
-    lp = Answer(Termination.OPTIMAL, "optimal", multipliers)
-    tree = Answer(Termination.OPTIMAL, "optimal", bound=bound, point=point)
+    lp = SolverAnswer(Termination.OPTIMAL, "optimal", multipliers)
+    tree = SolverAnswer(Termination.OPTIMAL, "optimal", bound=bound, point=point)
     result = Lying(case.program, lp, tree).minimise(C, Limits())
     assert result.dual_bound is not None
     assert result.dual_bound <= 9.5
@@ -327,8 +327,8 @@ def test_answers_are_not_trusted(
 
 def test_a_tree_is_capped_by_its_incumbent() -> None:
     case = next(c for c in CASES if c.name == "integers")
-    lp = Answer(Termination.OPTIMAL, "optimal", np.array([1 / 3]))
-    tree = Answer(Termination.OPTIMAL, "optimal", bound=12.0, point=np.array([0.0, 1.0, 1.0]))
+    lp = SolverAnswer(Termination.OPTIMAL, "optimal", np.array([1 / 3]))
+    tree = SolverAnswer(Termination.OPTIMAL, "optimal", bound=12.0, point=np.array([0.0, 1.0, 1.0]))
     result = Lying(case.program, lp, tree).minimise(C, Limits())
     assert result.dual_bound is not None
     assert 9.5 - LOOSE <= result.dual_bound < 9.5
@@ -337,7 +337,7 @@ def test_a_tree_is_capped_by_its_incumbent() -> None:
 def test_multipliers_that_prove_infeasibility() -> None:
     p = program([0, 0], [1, 1], [[1, 1]], [3], [INF])
     for y, termination in ((10.0, Termination.INFEASIBLE), (0.1, Termination.BOUND_ONLY)):
-        stopped = Answer(Termination.BOUND_ONLY, "limit", np.array([y]))
+        stopped = SolverAnswer(Termination.BOUND_ONLY, "limit", np.array([y]))
         result = Lying(p, stopped, stopped).minimise(np.ones(2), Limits())
         assert result.termination is termination
 

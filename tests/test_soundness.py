@@ -113,7 +113,7 @@ def test_fragments_of_a_batch_change_nothing(loss, samples, static, monkeypatch)
     honest, sizes = bound_step.relax_step, []
 
     def cut(*arguments: Any) -> Any:
-        sizes.append(len(honest(*arguments[:-1], 2).fragments))
+        sizes.append(len(honest(*arguments[:-1], 2).chunks))
         return honest(*arguments[:-1], 2)
 
     monkeypatch.setattr(bound_step, "relax_step", cut)

@@ -20,8 +20,8 @@ from torch import Tensor
 import milp_agt as agt
 from milp_agt.bounds import program
 from milp_agt.bounds.adversary.joint import Joint
-from milp_agt.bounds.interval import propagation
-from milp_agt.bounds.linear.linearized_step import RelaxedStep, relax_step
+from milp_agt.bounds.interval import bound_propagation
+from milp_agt.bounds.linear.linearized_step import LinearizedStep, linearize_step
 from milp_agt.bounds.program import selection_rows, tightening
 from milp_agt.certification.recorder import MemoryRecorder
 from milp_agt.core.encoder import Encoder
@@ -101,7 +101,7 @@ def _width(state: Any) -> float:
     return float(sum(box.width.sum() for box in state.values()))
 
 
-def _run(threat: Any, steps: int) -> tuple[Any, list[RelaxedStep]]:
+def _run(threat: Any, steps: int) -> tuple[Any, list[LinearizedStep]]:
     recorder = MemoryRecorder()
     problem = problem_case("bce", threat, count=5, epochs=steps)
     result, _ = problem.certify(relaxation="linear", inner_bounds="linear", recorder=recorder)
@@ -126,7 +126,7 @@ def _slack_of_influence(threat: Any, share: float) -> float:
 
 def least_slack(
     replay: Replay,
-    found: selection_rows.Influence,
+    found: selection_rows.SelectionRows,
     values: Callable[[Attacks], Tensor],
     share: float,
 ) -> float:
@@ -244,7 +244,7 @@ def test_mutants_of_pieces_are_caught(kind: str) -> None:
 # ------------------------------------------------------------------------------ bound tightening
 
 
-Case = tuple[Problem, Any, list[RelaxedStep]]
+Case = tuple[Problem, Any, list[LinearizedStep]]
 
 
 def _case(threat: Any, **options: Any) -> Case:
@@ -256,21 +256,21 @@ def _case(threat: Any, **options: Any) -> Case:
     return problem, result.models, recorder.steps["lp"]
 
 
-def _tightened(case: Case, seconds: float | None = None) -> tuple[RelaxedStep, Any]:
+def _tightened(case: Case, seconds: float | None = None) -> tuple[LinearizedStep, Any]:
     _, models, steps = case
     joint = Joint(models.poison)
     tightener = program.Tightener(
         models.step_graph, models.schedule, models.poison, UNRESTRICTED, joint, [], Strengthening()
     )
 
-    def relax(ranges: Any) -> RelaxedStep:
-        return relax_step(models.schedule, steps[-1].state, steps[-1].step, ranges, joint)
+    def relax(ranges: Any) -> LinearizedStep:
+        return linearize_step(models.schedule, steps[-1].state, steps[-1].step, ranges, joint)
 
     deadline = None if seconds is None else tightening.time.monotonic() + seconds
     return tightener.tighten(steps, relax, replace(OPTIONS, deadline=deadline))
 
 
-def _outside(case: Case, relaxed: RelaxedStep) -> int:
+def _outside(case: Case, relaxed: LinearizedStep) -> int:
     """How many values of nodes in the last step of attacked runs lie outside the ranges of their states."""
     problem, models, _ = case
     replay, generator = Replay(problem), torch.Generator().manual_seed(3)
@@ -409,7 +409,7 @@ def test_completed_ranges_hold_all_nodes() -> None:
     result, _ = problem.certify(relaxation="linear", inner_bounds="linear", recorder=recorder)
     models, last = result.models, recorder.steps["linear"][-1]
     joint = Joint(models.poison)
-    ranges = propagation.completed(models.schedule, last.state, last.step, joint, last.ranges)
+    ranges = bound_propagation.completed(models.schedule, last.state, last.step, joint, last.ranges)
     for name, box in last.ranges.boxes.items():
         found = ranges.boxes[name]
         known = box.expand_states(len(found.lower))

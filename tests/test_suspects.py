@@ -12,8 +12,8 @@ from attacks import Problem, network
 import milp_agt as agt
 from milp_agt.bounds.forms import Forms
 from milp_agt.bounds.linear.gaps import Window
-from milp_agt.bounds.linear.linear_bounds import bound_forms
-from milp_agt.bounds.linear.linearized_step import RelaxedStep
+from milp_agt.bounds.linear.linearized_step import LinearizedStep
+from milp_agt.bounds.linear.window_bounds import bound_forms
 from milp_agt.certification.bound_step import Bounder
 from milp_agt.core.graph import Cause
 
@@ -112,13 +112,13 @@ def test_the_pieces_of_every_form_add_up_to_its_distance_from_the_nominal(name: 
     for reached in models.reached:
         start = Forms.start(models.on_parameters(reached, models.parameter_rows(reached)))
         steps = (models.step_graph, models.schedule, reached.window)
-        window = Window.of(*steps, reached.exposure)
+        window = Window.of(*steps, reached.adversary)
         found = window.gaps(start)
-        bounds = bound_forms(*steps[1:], start, reached.exposure)
+        bounds = bound_forms(*steps[1:], start, reached.adversary)
         assert torch.allclose(found.bound, bounds, rtol=1e-9, atol=1e-12)
         pieces = torch.stack(list(found.gaps.values()))
         assert pieces.min() >= -1e-12
-        total = pieces.sum(0) + found.owed
+        total = pieces.sum(0) + found.worst_case
         assert torch.allclose(total, found.reference - found.bound, rtol=1e-9, atol=1e-12)
         if name not in ("short window", "each label"):
             nominal = torch.cat([models.nominal[n].flatten() for n in models.step_graph.parameters])
@@ -137,8 +137,8 @@ def test_the_causes_add_up_to_the_width_that_forms_prove(name: str) -> None:
     for reached in models.reached:
         start = Forms.start(models.on_parameters(reached, models.parameter_rows(reached)))
         steps = (models.step_graph, models.schedule, reached.window)
-        bounds = bound_forms(*steps[1:], start, reached.exposure)
-        ends.append(reached.exposure.arithmetic.outcome(bounds).amin(1))
+        bounds = bound_forms(*steps[1:], start, reached.adversary)
+        ends.append(reached.adversary.algebra.outcome(bounds).amin(1))
     low, negated = torch.stack(ends).amin(0).chunk(2)
     assert found.total == pytest.approx(float((-negated - low).mean()), rel=1e-9)
     assert found.total >= result.reachable.mean_width * (1 - 1e-9)
@@ -202,14 +202,14 @@ def test_fragments_strips_and_cuts_change_nothing(monkeypatch: pytest.MonkeyPatc
     plain = case.certify()[0].suspects().causes
     relax = Bounder.relax
 
-    def cut(bounder: Bounder, *arguments) -> RelaxedStep:
+    def cut(bounder: Bounder, *arguments) -> LinearizedStep:
         bounder.plan = dataclasses.replace(bounder.plan, walk_fragment=3, cuts=True)
         return relax(bounder, *arguments)
 
     monkeypatch.setattr(Bounder, "relax", cut)
     result, _ = case.certify()
     window = result.models.reached[0].window
-    assert all(len(r.fragments) == 3 and len(r.cuts) == 3 for r in window)
+    assert all(len(r.chunks) == 3 and len(r.cuts) == 3 for r in window)
     found = result.suspects().causes
     assert found is not None
     for cause in Cause:

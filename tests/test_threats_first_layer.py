@@ -11,10 +11,10 @@ from test_threats import FEATURES, data, problem, widths
 from torch import Tensor
 
 import milp_agt as agt
-from milp_agt.bounds.adversary.box_algebra import APART
-from milp_agt.bounds.interval import first_layer, propagation
-from milp_agt.bounds.interval.first_layer import sharpened
-from milp_agt.bounds.step import Schedule
+from milp_agt.bounds.adversary.box_algebra import SEPARATE
+from milp_agt.bounds.interval import bound_propagation, first_layer
+from milp_agt.bounds.interval.first_layer import meet_jointly
+from milp_agt.bounds.step import NodeOrder
 from milp_agt.core.graph import Node
 from milp_agt.core.interval import POISONED, Interval
 from milp_agt.threats.poison import Poison
@@ -30,7 +30,7 @@ def first_product(threat: Any, width: float) -> tuple[Node, dict[str, Interval],
     graph = trace(network((6, 3, 1)), "bce", (6,))
     labels = torch.zeros(len(x), 1, dtype=torch.float64)
     poison = threat.bind(x, labels, graph.loss)
-    (node,) = [n for n in Schedule.of(graph).before if LEAF in n.inputs and "bias" not in n.name][
+    (node,) = [n for n in NodeOrder.of(graph).before if LEAF in n.inputs and "bias" not in n.name][
         :1
     ]
     assert node.inputs[1] == LEAF
@@ -70,7 +70,7 @@ def reached(boxes: dict[str, Interval], node: Node, poison: Poison) -> Tensor:
 def test_everything_reached_lies_inside(name: str, width: float) -> None:
     node, boxes, poison = first_product(agt.FeaturePoisoning(2, **FEATURES[name]), width)
     plain = node.op.interval(*(boxes[i] for i in node.inputs))
-    box = sharpened(node, plain, boxes, poison, APART.outer)
+    box = meet_jointly(node, plain, boxes, poison, SEPARATE.outer)
     values = reached(boxes, node, poison)
     assert bool((box.lower[POISONED] <= values).all() and (values <= box.upper[POISONED]).all())
     assert bool((plain.lower <= box.lower).all() and (box.upper <= plain.upper).all())
@@ -81,7 +81,7 @@ def test_bounds_of_a_point_are_reached(name: str) -> None:
     """One per cent less would be too little."""
     node, boxes, poison = first_product(agt.FeaturePoisoning(2, **FEATURES[name]), 0.0)
     plain = node.op.interval(*(boxes[i] for i in node.inputs))
-    box = sharpened(node, plain, boxes, poison, APART.outer)
+    box = meet_jointly(node, plain, boxes, poison, SEPARATE.outer)
     values = reached(boxes, node, poison)
     clean = torch.einsum("hd,nd->nh", boxes[node.inputs[0]].lower[0], poison.features)
     assert bool((values.amax(0) - clean >= 0.99 * (box.upper[POISONED] - clean)).all())
@@ -92,7 +92,7 @@ def test_bounds_of_a_point_are_reached(name: str) -> None:
 def test_intervals_are_tighter_with_it(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     threat = agt.FeaturePoisoning(2, **FEATURES[name])
     with_it = widths(threat, "interval")
-    monkeypatch.setattr(propagation, "sharpened", lambda node, box, *rest: box)
+    monkeypatch.setattr(bound_propagation, "sharpened", lambda node, box, *rest: box)
     assert with_it < 0.9 * widths(threat, "interval")
 
 

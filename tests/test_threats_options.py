@@ -114,17 +114,17 @@ def test_poisoned_data_are_what_the_options_say(case: Case, seed: int) -> None:
     steepest = poison.steepest(on, torch.zeros(20, SAMPLES, 1).double())
     far = data() + torch.randn(20, SAMPLES, SIZE, generator=generator, dtype=torch.float64)
     near, _ = poison.project(far, poison.labels.expand(20, SAMPLES, 1))
-    owed = poison.support(-on, None)
+    worst_case = poison.support(-on, None)
     box = poison.feature_box()
     for poisoned in (*drawn, steepest.features, near):
         assert_as_said(case, poisoned)
         gained = (on * (poisoned - poison.features)).sum(-1)
-        assert bool((gained <= owed + 1e-12 * (1 + owed)).all())
+        assert bool((gained <= worst_case + 1e-12 * (1 + worst_case)).all())
         assert bool((box.lower[-1] <= poisoned).all() and (poisoned <= box.upper[-1]).all())
-    assert bool((steepest.feature_gain <= owed + 1e-12 * (1 + owed)).all())
+    assert bool((steepest.feature_gain <= worst_case + 1e-12 * (1 + worst_case)).all())
     assert poison.feature_moves is not None
     if poison.feature_moves.is_exact:
-        assert torch.allclose(steepest.feature_gain, owed, rtol=1e-9, atol=1e-9)
+        assert torch.allclose(steepest.feature_gain, worst_case, rtol=1e-9, atol=1e-9)
 
 
 @settings(max_examples=15, deadline=None, derandomize=True)

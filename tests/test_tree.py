@@ -24,7 +24,7 @@ from milp_agt.solvers.envelopes import Envelopes
 from milp_agt.solvers.highs_relaxation import HighsRelaxation
 from milp_agt.solvers.propagation import Propagation
 from milp_agt.solvers.safe import safe_bound
-from milp_agt.solvers.session import Answer
+from milp_agt.solvers.session import SolverAnswer
 from milp_agt.solvers.tree import Tree
 
 pytest.importorskip("highspy")
@@ -79,8 +79,8 @@ def value(costs: Array, point: Array) -> Fraction:
     return sum((Fraction(c) * Fraction(x) for c, x in zip(costs, point, strict=True)), Fraction(0))
 
 
-def by_highs(program: Program) -> Callable[[Program, Array, float], Answer]:
-    def relax(node: Program, costs: Array, time: float) -> Answer:
+def by_highs(program: Program) -> Callable[[Program, Array, float], SolverAnswer]:
+    def relax(node: Program, costs: Array, time: float) -> SolverAnswer:
         relaxation = HighsRelaxation(node)
         answer = relaxation.solve(costs, time)
         relaxation.close()
@@ -110,13 +110,13 @@ def test_a_lying_solver_cannot_break_a_bound(seed: int) -> None:
     program, point = drawn(rng)
     costs = dyadic(rng, point.size)
 
-    def lie(node: Program, _: Array, __: float) -> Answer:
+    def lie(node: Program, _: Array, __: float) -> SolverAnswer:
         rows = rng.normal(size=node.row_lower.size) * 10.0 ** rng.integers(-3, 4)
         said = rng.choice(np.array(list(Termination), dtype=object))
         guess = node.lower + (node.upper - node.lower) * rng.normal(size=point.size)
         rows[rng.random(rows.size) < 0.05] = rng.choice([np.nan, np.inf, -np.inf, 1e200, -1e305])
         guess[rng.random(guess.size) < 0.05] = rng.choice([np.nan, np.inf, 1e300])
-        return Answer(said, "a lie", rows, bound=1e9, point=guess)
+        return SolverAnswer(said, "a lie", rows, bound=1e9, point=guess)
 
     answer = Tree(program, lie, costs, Limits(nodes=40)).search()
     assert answer.termination is not Termination.INFEASIBLE
@@ -314,7 +314,7 @@ def test_an_empty_box_counts_only_if_that_is_proved() -> None:
     )
     whole = by_highs(program)
 
-    def silent(node: Program, costs: Array, time: float) -> Answer:
+    def silent(node: Program, costs: Array, time: float) -> SolverAnswer:
         answer = whole(node, costs, time)
         hide = answer.termination is Termination.INFEASIBLE
         return replace(answer, multipliers=None) if hide else answer

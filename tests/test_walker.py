@@ -12,10 +12,10 @@ from attacks import Problem, Replay, assert_sound, network
 import milp_agt as agt
 from milp_agt.bounds import signed_entries
 from milp_agt.bounds.adversary.joint import Joint
-from milp_agt.bounds.linear import backward, linear_bounds, linearized_step
+from milp_agt.bounds.linear import backward, linearized_step, window_bounds
 from milp_agt.bounds.linear.backward import Strip
-from milp_agt.bounds.linear.composed import Cut
-from milp_agt.bounds.linear.intercepts import Offsets, SummedOffsets
+from milp_agt.bounds.linear.composed import ComposedHead
+from milp_agt.bounds.linear.intercepts import Intercepts, SummedIntercepts
 from milp_agt.certification import planning
 from milp_agt.certification.recorder import MemoryRecorder
 
@@ -71,19 +71,19 @@ def test_a_strip_is_where_coefficients_are(axis: int) -> None:
     assert Strip.of(torch.ones(3, dtype=torch.float64)) is None
 
 
-def with_cuts(monkeypatch: pytest.MonkeyPatch) -> list[Cut]:
+def with_cuts(monkeypatch: pytest.MonkeyPatch) -> list[ComposedHead]:
     """Every network counts as large."""
     monkeypatch.setattr(planning, "THREADED_ELEMENTS", 0)
     monkeypatch.setattr(planning, "SAMPLES_OF_UNITS", 3)
     monkeypatch.setattr(planning, "_pays", lambda *given: False)  # walks visit their nodes
-    taken: list[Cut] = []
-    jump = backward.Walker._jump
+    taken: list[ComposedHead] = []
+    jump = backward.BackwardPass._jump
 
-    def spy(self: backward.Walker, cut: Cut, coefficient: torch.Tensor) -> None:
+    def spy(self: backward.BackwardPass, cut: ComposedHead, coefficient: torch.Tensor) -> None:
         taken.append(cut)
         jump(self, cut, coefficient)
 
-    monkeypatch.setattr(backward.Walker, "_jump", spy)
+    monkeypatch.setattr(backward.BackwardPass, "_jump", spy)
     return taken
 
 
@@ -129,7 +129,7 @@ def test_mutants_of_a_cut_are_found(part: str, monkeypatch: pytest.MonkeyPatch) 
     recorder, _ = recorded(case)
     step = recorder.steps["linear"][-1]
     run = Replay(case)
-    honest = linear_bounds.bound_state(run.schedule, [step], Joint(run.poison), 64)
+    honest = window_bounds.bound_state(run.schedule, [step], Joint(run.poison), 64)
     cuts = []
     for one in step.cuts:
         numbers = sum(shape.numel() for shape in one.shapes.values())
@@ -140,15 +140,15 @@ def test_mutants_of_a_cut_are_found(part: str, monkeypatch: pytest.MonkeyPatch) 
             cuts.append(replace(one, forms=forms))
         else:
             cuts.append(replace(one, **{part: 0.95 * getattr(one, part)}))
-    wrong = linear_bounds.bound_state(
+    wrong = window_bounds.bound_state(
         run.schedule, [replace(step, cuts=tuple(cuts))], Joint(run.poison), 64
     )
     assert any(not torch.equal(honest[n].lower, wrong[n].lower) for n in honest)
 
 
-def of_sums(step: linearized_step.RelaxedStep) -> list[SummedOffsets]:
-    offsets = (own for fragment in step.fragments for own in fragment.offsets.values())
-    return [own for own in offsets if isinstance(own, SummedOffsets)]
+def of_sums(step: linearized_step.LinearizedStep) -> list[SummedIntercepts]:
+    offsets = (own for sample_chunk in step.chunks for own in sample_chunk.offsets.values())
+    return [own for own in offsets if isinstance(own, SummedIntercepts)]
 
 
 @pytest.mark.parametrize("selections", ["joint", "enumerated"])
@@ -159,7 +159,7 @@ def test_sums_of_products_are_as_tight_as_the_products(
     summed, _ = recorded(case, selections=selections)
     chain = list(summed.steps)[-1]
     assert of_sums(summed.steps[chain][-1])
-    keep = staticmethod(lambda planes, cases: Offsets.of(planes, True, cases))
+    keep = staticmethod(lambda planes, cases: Intercepts.of(planes, True, cases))
     monkeypatch.setattr(linearized_step.SummedOffsets, "of", keep)
     single, _ = recorded(case, selections=selections)
     for few, many in zip(summed.states[chain], single.states[chain], strict=True):
@@ -174,19 +174,18 @@ def test_mutants_of_sums_of_products_are_found(part: str) -> None:
     case = problem("mse")
     recorder, _ = recorded(case)
     step, run = recorder.steps["linear"][-1], Replay(case)
-    honest = linear_bounds.bound_state(run.schedule, [step], Joint(run.poison), 64)
+    honest = window_bounds.bound_state(run.schedule, [step], Joint(run.poison), 64)
 
     def off(own: Any) -> Any:
-        if not isinstance(own, SummedOffsets):
+        if not isinstance(own, SummedIntercepts):
             return own
         return replace(own, **{part: 0.95 * getattr(own, part)})
 
-    fragments = tuple(
-        replace(f, offsets={name: off(own) for name, own in f.offsets.items()})
-        for f in step.fragments
+    chunks = tuple(
+        replace(f, offsets={name: off(own) for name, own in f.offsets.items()}) for f in step.chunks
     )
-    mutant = replace(step, fragments=fragments)
-    wrong = linear_bounds.bound_state(run.schedule, [mutant], Joint(run.poison), 64)
+    mutant = replace(step, chunks=chunks)
+    wrong = window_bounds.bound_state(run.schedule, [mutant], Joint(run.poison), 64)
     same = (
         torch.equal(box.lower, wrong[n].lower) and torch.equal(box.upper, wrong[n].upper)
         for n, box in honest.items()
@@ -215,14 +214,16 @@ def test_strips_of_the_same_units_meet_without_being_filled(
     """Weights into and out of one unit share a piece; where their coefficients meet, strips stay."""
     monkeypatch.setattr(planning, "ROWS_AT_ONCE", 8)
     met: list[str] = []
-    owe = backward.Walker._owe
+    owe = backward.BackwardPass._owe
 
-    def meeting(self: backward.Walker, name: str, on: torch.Tensor, strip: Strip | None) -> None:
+    def meeting(
+        self: backward.BackwardPass, name: str, on: torch.Tensor, strip: Strip | None
+    ) -> None:
         if name in self.strips and strip is not None:
             met.append(name)
             assert strip.fits(self.strips[name])
         owe(self, name, on, strip)
 
-    monkeypatch.setattr(backward.Walker, "_owe", meeting)
+    monkeypatch.setattr(backward.BackwardPass, "_owe", meeting)
     recorded(problem("mse", (12,)))
     assert met

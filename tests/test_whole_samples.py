@@ -30,7 +30,7 @@ import milp_agt as agt
 from milp_agt.certification import planning
 from milp_agt.errors import InvalidThreatModelError, MilpAgtError
 from milp_agt.formulations.exchange import Remove
-from milp_agt.training import exchange
+from milp_agt.training import exchanged
 
 
 @pytest.mark.parametrize("relaxation", ["interval", "linear", "lp", "milp"])
@@ -131,7 +131,7 @@ def test_batches_in_pieces(kind: str, mode: str, monkeypatch: pytest.MonkeyPatch
     result, boxes = case.certify()
     (reached,) = result.models.reached
     assert reached.window[-1].cuts
-    assert len(reached.window[-1].fragments) == (1 if kind == "removal" else 3)
+    assert len(reached.window[-1].chunks) == (1 if kind == "removal" else 3)
     assert_inside(boxes, truth(case))
     pieces, boxes = case.certify(relaxation="interval", memory=1024)
     assert_inside(boxes, truth(case))
@@ -229,5 +229,5 @@ def test_graphs_without_exchange_stay_as_they_are() -> None:
     graph = trace(case.model, "bce", (2,))
     encoded = Trainer(case).encoded(case.labels)
     poison = agt.LabelPoisoning(1).bind(case.features, encoded, graph.loss)
-    assert exchange.with_exchanges(graph, poison) is graph
+    assert exchanged.with_exchanges(graph, poison) is graph
     assert Remove(1).budget == 1

@@ -24,7 +24,7 @@ from milp_agt.core.restriction import UNRESTRICTED, Restriction
 from milp_agt.errors import InvalidInputError, UnsupportedOperationError
 from milp_agt.threats import ThreatModel
 from milp_agt.training import inputs
-from milp_agt.training.exchange import check_clipping
+from milp_agt.training.exchanged import check_clipping
 from milp_agt.training.tracing import trace
 from milp_agt.training.training import Training
 

@@ -7,8 +7,8 @@ from typing import Protocol
 import numpy as np
 from torch import Tensor
 
-from milp_agt.attacks.trained import Models
-from milp_agt.formulations.loss import Loss
+from milp_agt.attacks.trained import TrainedModels
+from milp_agt.formulations.loss import LossFunction
 from milp_agt.training.tracing import StepGraph
 
 
@@ -25,11 +25,13 @@ class Goal(Protocol):
         """How many test points every model is evaluated on."""
         ...
 
-    def values(self, models: Models) -> Tensor:
+    def values(self, models: TrainedModels) -> Tensor:
         """Exact values, (attacks, quantities)."""
         ...
 
-    def surrogate(self, models: Models, quantity: Tensor, sign: Tensor, trial: Tensor) -> Tensor:
+    def surrogate(
+        self, models: TrainedModels, quantity: Tensor, sign: Tensor, trial: Tensor
+    ) -> Tensor:
         """Differentiable, larger where ``sign * quantity`` is (or soon will be), (attacks,).
 
         Attack a aims at ``quantity[a]``; ``trial[a]`` numbers its attempts, for scales to vary.
@@ -45,10 +47,12 @@ class Parameters:
     def __init__(self, names: tuple[str, ...]) -> None:
         self.names = names
 
-    def values(self, models: Models) -> Tensor:
+    def values(self, models: TrainedModels) -> Tensor:
         return models.parameters
 
-    def surrogate(self, models: Models, quantity: Tensor, sign: Tensor, trial: Tensor) -> Tensor:
+    def surrogate(
+        self, models: TrainedModels, quantity: Tensor, sign: Tensor, trial: Tensor
+    ) -> Tensor:
         return sign * models.parameters.gather(1, quantity[:, None])[:, 0]
 
 
@@ -60,29 +64,33 @@ class LinearForm:
     def __init__(self, name: str, coefficients: Tensor, constant: float = 0.0) -> None:
         self.names, self.coefficients, self.constant = (name,), coefficients, constant
 
-    def values(self, models: Models) -> Tensor:
+    def values(self, models: TrainedModels) -> Tensor:
         theta = models.parameters
         return (theta @ self.coefficients.to(theta) + self.constant)[:, None]
 
-    def surrogate(self, models: Models, quantity: Tensor, sign: Tensor, trial: Tensor) -> Tensor:
+    def surrogate(
+        self, models: TrainedModels, quantity: Tensor, sign: Tensor, trial: Tensor
+    ) -> Tensor:
         return sign * self.values(models)[:, 0]
 
 
-class MeanLoss:
+class MeanLossGoal:
     """Mean loss over test points with encoded labels (n, width)."""
 
     names = ("loss",)
 
-    def __init__(self, loss: Loss, features: Tensor, encoded: Tensor) -> None:
+    def __init__(self, loss: LossFunction, features: Tensor, encoded: Tensor) -> None:
         self.loss, self.features, self.encoded = loss, features, encoded
         self.points = len(features)
 
-    def values(self, models: Models) -> Tensor:
+    def values(self, models: TrainedModels) -> Tensor:
         out = models.outputs(self.features.to(models.parameters))
         encoded = self.encoded.to(out).expand(len(out), *self.encoded.shape)
         return self.loss.value(out, encoded).mean(-1, keepdim=True)
 
-    def surrogate(self, models: Models, quantity: Tensor, sign: Tensor, trial: Tensor) -> Tensor:
+    def surrogate(
+        self, models: TrainedModels, quantity: Tensor, sign: Tensor, trial: Tensor
+    ) -> Tensor:
         return sign * self.values(models)[:, 0]
 
 

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from milp_agt.attacks.goals import Goal, LinearForm, MeanLoss, Parameters, parameter_names
-from milp_agt.attacks.predictions import Predictions, Region
+from milp_agt.attacks.goals import Goal, LinearForm, MeanLossGoal, Parameters, parameter_names
+from milp_agt.attacks.prediction_goals import PredictionGoal, Region
 from milp_agt.attacks.trained import GraphModels
 from milp_agt.attacks.unrolled import Unrolled
 from milp_agt.core.arguments import array_of, listed
@@ -155,7 +155,7 @@ class Loss(Objective):
         graph = unrolled.step_graph
         x = _features(self.features, graph)
         encoded = inputs.labels_of(self.labels, len(x), graph.loss, graph.outputs, "Test labels")
-        return MeanLoss(graph.loss, x, encoded)
+        return MeanLossGoal(graph.loss, x, encoded)
 
 
 @dataclass(frozen=True, eq=False)
@@ -168,7 +168,7 @@ class Accuracy(Objective):
 
     def bind(self, unrolled: Unrolled) -> Goal:
         x = _features(self.features, unrolled.step_graph)
-        return Predictions("accuracy", x, _labelled(self.labels, len(x), unrolled.step_graph))
+        return PredictionGoal("accuracy", x, _labelled(self.labels, len(x), unrolled.step_graph))
 
 
 @dataclass(frozen=True, eq=False)
@@ -187,7 +187,7 @@ class Stable(Objective):
             outputs = models.outputs(x.to(models.parameters))[0].cpu()
         single = outputs.shape[-1] == 1
         predicted = (outputs[:, 0] > 0).long() if single else outputs.argmax(-1)
-        return Predictions("stable", x, torch.eye(classes, dtype=torch.bool)[predicted])
+        return PredictionGoal("stable", x, torch.eye(classes, dtype=torch.bool)[predicted])
 
 
 @dataclass(frozen=True, eq=False)
@@ -201,7 +201,9 @@ class Targeted(Objective):
         graph = unrolled.step_graph
         x = _features(self.features, graph)
         if graph.loss.is_classification:
-            return Predictions("targeted", x, unsafe_classes(self.targets, len(x), _classes(graph)))
+            return PredictionGoal(
+                "targeted", x, unsafe_classes(self.targets, len(x), _classes(graph))
+            )
         return Region("targeted", x, *unsafe_box(self.targets, len(x), graph.outputs))
 
 
@@ -225,7 +227,7 @@ class Backdoor(Objective):
         x = _features(self.features, graph)
         own = _labelled(self.labels, len(x), graph)
         if self.target is None:
-            return Predictions("backdoor", x, ~own, self.trigger.inputs(x))
+            return PredictionGoal("backdoor", x, ~own, self.trigger.inputs(x))
         wanted = unsafe_classes(self.target, len(x), own.shape[1])
         others = ~own[:, self.target]
         if not bool(others.any()):
@@ -235,7 +237,7 @@ class Backdoor(Objective):
                 "add points of other classes, or choose another target",
             )
         x = x[others]
-        return Predictions("backdoor", x, wanted[others], self.trigger.inputs(x))
+        return PredictionGoal("backdoor", x, wanted[others], self.trigger.inputs(x))
 
 
 def _features(values: inputs.ArrayLike, step_graph: StepGraph) -> Tensor:

@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from milp_agt.attacks.unrolled import Poisoning, State, Unrolled
 from milp_agt.errors import SoundnessError
-from milp_agt.formulations.loss import Loss
+from milp_agt.formulations.loss import LossFunction
 from milp_agt.training.tracing import FEATURES, StepGraph
 from milp_agt.training.training import ClipMode
 
@@ -198,7 +198,7 @@ def confirm(replayed: State, expected: State) -> None:
             )
 
 
-def mean_loss(loss: Loss) -> MeanLoss:
+def mean_loss(loss: LossFunction) -> MeanLoss:
     """The loss as a user of torch writes it, on outputs (n, outputs) and encoded labels (n, width)."""
     known: dict[str, MeanLoss] = {
         "mse": functional.mse_loss,

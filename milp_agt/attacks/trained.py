@@ -13,7 +13,7 @@ from milp_agt.core.graph import evaluate
 from milp_agt.training.tracing import FEATURES, StepGraph
 
 
-class Models(Protocol):
+class TrainedModels(Protocol):
     """The ends of many training runs."""
 
     @property

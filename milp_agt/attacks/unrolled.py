@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from milp_agt.attacks.whole import Exchanged
-from milp_agt.bounds.step import Schedule, step_at_points, velocity_of
+from milp_agt.bounds.step import NodeOrder, step_at_points, velocity_of
 from milp_agt.threats.poison import Poison
 from milp_agt.training.tracing import StepGraph
 from milp_agt.training.training import Training, UpdateRule
@@ -86,8 +86,8 @@ class Unrolled:
         return Unrolled(own.step_graph, own.poison, own.batches, updates, own.present, own.middle)
 
     @cached_property
-    def schedule(self) -> Schedule:
-        return Schedule.of(self.step_graph)
+    def schedule(self) -> NodeOrder:
+        return NodeOrder.of(self.step_graph)
 
     @cached_property
     def covers(self) -> tuple[Tensor, ...]:

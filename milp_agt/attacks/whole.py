@@ -10,7 +10,7 @@ from torch import Tensor
 
 from milp_agt.threats.poison import Poison, Whole
 from milp_agt.threats.sets import Box, MoveSet, Vertices
-from milp_agt.training.exchange import with_absences
+from milp_agt.training.exchanged import with_absences
 from milp_agt.training.tracing import StepGraph
 
 # New samples lie within the data's largest distance from their middle, times this. They may be

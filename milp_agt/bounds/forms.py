@@ -49,10 +49,12 @@ class Forms:
             max(self.operations, other.operations),
         )
 
-    def paying(self, owed: Tensor) -> Forms:
+    def paying(self, worst_case: Tensor) -> Forms:
         """The forms less what they owe, (rows, cases)."""
-        magnitude = self.magnitude + owed.amax(1)
-        return Forms(self.coefficients, self.constant - owed, magnitude, self.operations + 1.0)
+        magnitude = self.magnitude + worst_case.amax(1)
+        return Forms(
+            self.coefficients, self.constant - worst_case, magnitude, self.operations + 1.0
+        )
 
     def part(self, rows: Tensor) -> Forms:
         """Some of the rows."""
@@ -63,10 +65,10 @@ class Forms:
             self.operations,
         )
 
-    def concretise(self, state: Mapping[str, Interval], owed: Tensor) -> Tensor:
+    def concretise(self, state: Mapping[str, Interval], worst_case: Tensor) -> Tensor:
         """Lower bounds over the boxes of a state, less what is owed, (rows, cases or states).
 
-        ``owed`` is (rows, cases), or (rows, states) where the one case is seen by a single sample.
+        ``worst_case`` is (rows, cases), or (rows, states) where the one case is seen by a single sample.
         Rounding is subtracted; a bound that is no number becomes -inf.
         """
         bound, magnitude, terms = self.constant, self.magnitude, 0
@@ -78,7 +80,7 @@ class Forms:
             bound = bound + positive @ low.T + (flat - positive) @ high.T
             magnitude = magnitude + flat.abs() @ box.magnitude.amax(0).flatten()
             terms += flat.shape[1]
-        size = magnitude.unsqueeze(1) + owed
+        size = magnitude.unsqueeze(1) + worst_case
         error = gamma(self.operations + terms + 64) * 4.0 * size + TINY
-        bound = bound - owed - error
+        bound = bound - worst_case - error
         return torch.where(torch.isnan(bound), -torch.inf, bound)

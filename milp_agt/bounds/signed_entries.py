@@ -21,13 +21,13 @@ def count_of(state: State) -> int:
     return 2 * sum(_shapes(state)[1])
 
 
-def bounds_of(state: State) -> Tensor:
+def entry_bounds(state: State) -> Tensor:
     """Lower bounds of all ends, (cases, ends)."""
     lower = [box.lower.flatten(1) for box in state.values()]
     return torch.cat([*lower, *(-box.upper.flatten(1) for box in state.values())], 1)
 
 
-def boxes_of(state: State, bounds: Tensor) -> State:
+def entry_boxes(state: State, bounds: Tensor) -> State:
     """The inverse of :func:`bounds_of`: boxes of tensors as in ``state``."""
     shapes, sizes = _shapes(state)
     total = sum(sizes)
@@ -38,7 +38,7 @@ def boxes_of(state: State, bounds: Tensor) -> State:
     }
 
 
-def forms_of_ends(state: State, ends: Tensor) -> Forms:
+def forms_of_entries(state: State, ends: Tensor) -> Forms:
     """Forms of the ends with these numbers."""
     shapes, sizes = _shapes(state)
     total = sum(sizes)
@@ -63,7 +63,7 @@ def forms_in_pieces(state: State, chunk: int, enough: int) -> Iterator[tuple[Ten
     device = next(iter(state.values())).lower.device
     for rows in _packed(_units(_shapes(state)[0]), chunk, enough):
         ends = rows.to(device)
-        yield ends, forms_of_ends(state, ends)
+        yield ends, forms_of_entries(state, ends)
 
 
 def _shapes(state: State) -> tuple[list[torch.Size], list[int]]:

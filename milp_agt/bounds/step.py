@@ -77,7 +77,7 @@ class Step:
 
 
 @dataclass(frozen=True)
-class Schedule:
+class NodeOrder:
     """The nodes of a step graph in the order in which engines visit them.
 
     ``sums`` are the sums over samples; ``before`` is all that they need (and itself has no sum
@@ -91,7 +91,7 @@ class Schedule:
     gradients: tuple[tuple[str, Node], ...]
 
     @staticmethod
-    def of(step_graph: StepGraph) -> Schedule:
+    def of(step_graph: StepGraph) -> NodeOrder:
         nodes = step_graph.graph.needed_for(step_graph.gradients.values())
         sums = tuple(n for n in nodes if isinstance(n.op, SumSamples))
         summed = {n.name for n in sums}
@@ -102,7 +102,7 @@ class Schedule:
                 late.add(node.name)
                 after.append(node)
         before = tuple(n for n in nodes if n.name not in late)
-        return Schedule(before, sums, tuple(after), step_graph.gradient_nodes)
+        return NodeOrder(before, sums, tuple(after), step_graph.gradient_nodes)
 
     @property
     def all(self) -> tuple[Node, ...]:
@@ -149,7 +149,7 @@ class Schedule:
 
 def step_at_points(
     step_graph: StepGraph,
-    schedule: Schedule,
+    schedule: NodeOrder,
     state: Mapping[str, Tensor],
     features: Tensor,
     labels: Tensor,
@@ -159,7 +159,7 @@ def step_at_points(
     """One optimiser step at points; leading axes (many attacks at once) are allowed throughout.
 
     ``present``, (attacks, n), is 1 for the samples of the batch that are there and 0 for the others, on a
-    graph of :func:`milp_agt.training.exchange.with_absences`: the mean is that over those that are there,
+    graph of :func:`milp_agt.training.exchanged.with_absences`: the mean is that over those that are there,
     and a batch without any skips its step. None: all are there.
     """
     leaves = dict(state) | {FEATURES: features, LABELS: labels}

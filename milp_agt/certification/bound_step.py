@@ -7,23 +7,23 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from milp_agt.bounds import program
-from milp_agt.bounds.adversary.box_algebra import APART
+from milp_agt.bounds.adversary.box_algebra import SEPARATE
 from milp_agt.bounds.adversary.charged import Charged
 from milp_agt.bounds.adversary.enumerated import Enumerated
-from milp_agt.bounds.adversary.model import Exposure
-from milp_agt.bounds.interval import propagation
-from milp_agt.bounds.linear import intermediate, linear_bounds
-from milp_agt.bounds.linear.composed import Collected, Past
-from milp_agt.bounds.linear.linearized_step import RelaxedStep, relax_step
+from milp_agt.bounds.adversary.model import AdversaryModel
+from milp_agt.bounds.interval import bound_propagation
+from milp_agt.bounds.linear import intermediate, window_bounds
+from milp_agt.bounds.linear.composed import Collected, PastStep
+from milp_agt.bounds.linear.linearized_step import LinearizedStep, linearize_step
 from milp_agt.bounds.passes import Passes
 from milp_agt.bounds.signed_entries import count_of
-from milp_agt.bounds.step import Schedule, State, Step
+from milp_agt.bounds.step import NodeOrder, State, Step
 from milp_agt.certification import planning
-from milp_agt.certification.chains import Chain, Part
+from milp_agt.certification.chains import Chain, ChainPart
 from milp_agt.certification.recorder import Recorder
 from milp_agt.certification.witnesses import Witnesses
 from milp_agt.core.relaxation import Relaxation
-from milp_agt.core.remarks import Journal
+from milp_agt.core.remarks import Notes
 from milp_agt.core.restriction import Restriction
 from milp_agt.core.results import Limits
 from milp_agt.core.strengthening import DEFAULT, Strengthening
@@ -41,7 +41,7 @@ class Bounder:
     """Bounds single steps by any level; what it could not do stands in the journal."""
 
     step_graph: StepGraph
-    schedule: Schedule
+    schedule: NodeOrder
     plan: planning.Plan
     poison: Poison
     restriction: Restriction
@@ -49,7 +49,7 @@ class Bounder:
     solve_limits: Limits
     workers: int
     recorder: Recorder
-    journal: Journal
+    journal: Notes
     strengthening: Strengthening = DEFAULT
     witnesses: Witnesses | None = None
     passes: Passes = field(default_factory=Passes)
@@ -59,10 +59,10 @@ class Bounder:
     def bound(
         self,
         chain: Chain,
-        part: Part,
+        part: ChainPart,
         step: Step,
         until: float | None,
-        listed: Sequence[Part] = (),
+        listed: Sequence[ChainPart] = (),
     ) -> tuple[State, program.ProgramReport | None]:
         """The box of the next state by one level, before the meet with looser chains.
 
@@ -74,7 +74,7 @@ class Bounder:
         ranges = self.ranges(chain, part, step)
         if chain.level is Relaxation.INTERVAL:
             return self._updated(part, step, ranges), None
-        kept = self.relax(part.exposure, part.state, step, ranges)
+        kept = self.relax(part.adversary, part.state, step, ranges)
         part.window = [*part.window, kept]
         tightening = program.Tightening()
         if chain.level.uses_programs and self.strengthening.obbt_seconds > 0.0:
@@ -87,14 +87,14 @@ class Bounder:
         state, report = self._solve(chain, part, step, state, until, listed)
         return state, report and replace(report, tightening=tightening)
 
-    def walked(self, part: Part, step: Step, ranges: propagation.Ranges) -> State:
+    def walked(self, part: ChainPart, step: Step, ranges: bound_propagation.Ranges) -> State:
         """The box after the window of a part, whose last step this is, by forms and by intervals."""
         window = part.window[-self.plan.window :]
         collected = self._collected(part)
-        found = linear_bounds.bound_state(
+        found = window_bounds.bound_state(
             self.schedule,
             window,
-            part.exposure,
+            part.adversary,
             self.plan.chunk,
             self.passes,
             part.before(window),
@@ -102,30 +102,30 @@ class Bounder:
         )
         if collected is not None:
             before = window[-1].state
-            newest = Past(step.index, before, collected.shortcut(before))
+            newest = PastStep(step.index, before, collected.composed(before))
             kept = [past for past in part.past if past.index < step.index]
             part.past = [*kept, newest][-self.plan.past :]
         self._tell_of_memory(step)
-        boxes, meet = self._updated(part, step, ranges), part.exposure.arithmetic.meet
+        boxes, meet = self._updated(part, step, ranges), part.adversary.algebra.meet
         return {  # in the order of the state before the step, by which ends are numbered
             name: meet(boxes[name], found[name], f"'{name}' by interval and linear")
             for name in part.state
         }
 
-    def _collected(self, part: Part) -> Collected | None:
+    def _collected(self, part: ChainPart) -> Collected | None:
         """Where the ends of the next state are kept for steps whose window begins later."""
-        if not self.plan.past or part.exposure.arithmetic is not APART:
+        if not self.plan.past or part.adversary.algebra is not SEPARATE:
             return None
         return Collected(count_of(part.state))
 
-    def _updated(self, part: Part, step: Step, ranges: propagation.Ranges) -> State:
-        return propagation.update(
-            self.step_graph, part.state, ranges, step, part.exposure.arithmetic
+    def _updated(self, part: ChainPart, step: Step, ranges: bound_propagation.Ranges) -> State:
+        return bound_propagation.update(
+            self.step_graph, part.state, ranges, step, part.adversary.algebra
         )
 
     def _tightened(
-        self, part: Part, step: Step, until: float | None
-    ) -> tuple[RelaxedStep, program.Tightening]:
+        self, part: ChainPart, step: Step, until: float | None
+    ) -> tuple[LinearizedStep, program.Tightening]:
         """The newest step on ranges that linear programs made smaller."""
         window, past = self._split(part)
         last = window[-1]
@@ -136,7 +136,7 @@ class Bounder:
             self.schedule,
             self.poison,
             self.restriction,
-            part.exposure,
+            part.adversary,
             past,
             self.strengthening,
         )
@@ -147,8 +147,8 @@ class Bounder:
             self.solvers[Relaxation.LP], self.solve_limits, deadline=deadline, workers=self.workers
         )
 
-        def relax(ranges: propagation.Ranges) -> RelaxedStep:
-            return self.relax(part.exposure, last.state, step, ranges)
+        def relax(ranges: bound_propagation.Ranges) -> LinearizedStep:
+            return self.relax(part.adversary, last.state, step, ranges)
 
         try:
             return tightener.tighten(window, relax, options)
@@ -158,7 +158,7 @@ class Bounder:
             )
             return last, program.Tightening()
 
-    def _split(self, part: Part) -> tuple[list[RelaxedStep], list[RelaxedStep]]:
+    def _split(self, part: ChainPart) -> tuple[list[LinearizedStep], list[LinearizedStep]]:
         """The steps that a program spans, and those before them."""
         count = self.plan.program_window
         return part.window[-count:], part.window[:-count]
@@ -171,44 +171,44 @@ class Bounder:
                     f"on {after} share one"
                 )
 
-    def ranges(self, chain: Chain, part: Part, step: Step) -> propagation.Ranges:
+    def ranges(self, chain: Chain, part: ChainPart, step: Step) -> bound_propagation.Ranges:
         level = chain.level
         keep: frozenset[str] = frozenset()
         if level.uses_programs:
             keep = self.schedule.batched
         elif level is not Relaxation.INTERVAL:
             keep = self.schedule.supports
-        if level is not Relaxation.INTERVAL and self._walks_inside(part.exposure):
+        if level is not Relaxation.INTERVAL and self._walks_inside(part.adversary):
             past = part.window[max(0, len(part.window) - self.plan.window + 1) :]
-            walks = intermediate.Walks(
+            walks = intermediate.BackwardPasses(
                 self.schedule,
                 past,
-                part.exposure,
+                part.adversary,
                 self.plan.inner_chunk,
                 self.plan.inner_pairs,
                 self.inner_passes,
                 self.plan.inner_widest,
             )
             return intermediate.propagate(walks, part.state, step, keep)
-        return propagation.propagate(
-            self.schedule, part.state, step, part.exposure, self.plan.fragment, keep
+        return bound_propagation.propagate(
+            self.schedule, part.state, step, part.adversary, self.plan.sample_chunk, keep
         )
 
-    def _walks_inside(self, exposure: Exposure) -> bool:
+    def _walks_inside(self, adversary: AdversaryModel) -> bool:
         """Whether inner bounds go through the window, too."""
-        if isinstance(exposure, Charged):
+        if isinstance(adversary, Charged):
             return self.plan.selections.charged_inner
-        one_by_one = isinstance(exposure, Enumerated) and exposure.cases > 1
+        one_by_one = isinstance(adversary, Enumerated) and adversary.cases > 1
         return self.plan.selections.enumerated_inner if one_by_one else self.plan.linear_inner
 
     def _solve(
         self,
         chain: Chain,
-        part: Part,
+        part: ChainPart,
         step: Step,
         state: State,
         until: float | None,
-        listed: Sequence[Part],
+        listed: Sequence[ChainPart],
     ) -> tuple[State, program.ProgramReport | None]:
         choices = self._choices(part, state, listed)
         largest = choices.largest
@@ -268,7 +268,9 @@ class Bounder:
             self.strengthening,
         )
 
-    def _choices(self, part: Part, state: State, listed: Sequence[Part]) -> program.Choices:
+    def _choices(
+        self, part: ChainPart, state: State, listed: Sequence[ChainPart]
+    ) -> program.Choices:
         """What programs are about: one enumerated selection after the other, or all at once.
 
         ``state`` holds the state after the steps of ``part``, whose boxes hold those of all selections.
@@ -279,35 +281,37 @@ class Bounder:
             return program.Together(span)
         groups = []
         for own in listed:
-            assert isinstance(own.exposure, Enumerated)
-            groups.append(program.Group(own.exposure, self._split(own)[0], own.state))
+            assert isinstance(own.adversary, Enumerated)
+            groups.append(program.Group(own.adversary, self._split(own)[0], own.state))
         return program.OneByOne(self.schedule, groups, [r.state for r in window], state)
 
-    def _have_gone(self, listed: Sequence[Part], window: Sequence[RelaxedStep]) -> bool:
+    def _have_gone(self, listed: Sequence[ChainPart], window: Sequence[LinearizedStep]) -> bool:
         """Whether selections have taken the steps of a window, in none of which a batch was emptied."""
         steps = [relaxed.step.index for relaxed in window]
         return bool(listed) and all(
             [relaxed.step.index for relaxed in self._split(own)[0]] == steps
-            and own.exposure.emptied(window[-1].step) is None
+            and own.adversary.emptied(window[-1].step) is None
             for own in listed
         )
 
     def relax(
-        self, exposure: Exposure, state: State, step: Step, ranges: propagation.Ranges
-    ) -> RelaxedStep:
-        kept = relax_step(self.schedule, state, step, ranges, exposure, self.plan.walk_fragment)
+        self, adversary: AdversaryModel, state: State, step: Step, ranges: bound_propagation.Ranges
+    ) -> LinearizedStep:
+        kept = linearize_step(
+            self.schedule, state, step, ranges, adversary, self.plan.walk_fragment
+        )
         if self.plan.cuts:
-            kept = linear_bounds.with_cuts(self.step_graph, self.schedule, kept)
-        if self.plan.shortcuts:
-            kept = linear_bounds.with_shortcut(self.schedule, kept, self.plan.chunk, self.passes)
+            kept = window_bounds.with_cuts(self.step_graph, self.schedule, kept)
+        if self.plan.composed_steps:
+            kept = window_bounds.with_shortcut(self.schedule, kept, self.plan.chunk, self.passes)
         return kept
 
-    def last_program(self, chain: Chain, listed: Sequence[Part]) -> program.WindowProgram | None:
+    def last_program(self, chain: Chain, listed: Sequence[ChainPart]) -> program.FinalWindow | None:
         """The programs over the window that ends now, for questions; None for levels without."""
         part = chain.parts[0]
         if not chain.level.uses_programs or not part.window:
             return None
-        return program.WindowProgram(
+        return program.FinalWindow(
             self._encoding(chain),
             self._choices(part, chain.state, listed),
             program.SolveOptions(

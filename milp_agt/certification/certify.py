@@ -15,8 +15,8 @@ from milp_agt.attacks.unrolled import Unrolled
 from milp_agt.bounds.frozen import frozen_body
 from milp_agt.certification import planning
 from milp_agt.certification.checkpoint import Checkpoint
-from milp_agt.certification.fingerprint import identity
-from milp_agt.certification.loop import Run
+from milp_agt.certification.fingerprint import fingerprint
+from milp_agt.certification.loop import BoundedRun
 from milp_agt.certification.recorder import NullRecorder, Recorder
 from milp_agt.certification.result import Result
 from milp_agt.certification.witnesses import Witnesses
@@ -30,7 +30,7 @@ from milp_agt.solvers import Capability, choose
 from milp_agt.solvers.solver import Solver
 from milp_agt.threats import ThreatModel
 from milp_agt.training import inputs
-from milp_agt.training.exchange import with_exchanges
+from milp_agt.training.exchanged import with_exchanges
 from milp_agt.training.tracing import trace
 from milp_agt.training.training import Batch, Training
 
@@ -173,7 +173,7 @@ def certify(
     unrolled: Unrolled | None = None
     if solvers or attack is not False:
         unrolled = Unrolled.of(traced.to(target), training, raw.to(target))
-    run = Run(
+    run = BoundedRun(
         step_graph=step_graph.to(target),
         head=head.to(target),
         remarks=frozen_layers,
@@ -195,7 +195,7 @@ def certify(
     if checkpoint is not None:
         keeper = checkpoint if isinstance(checkpoint, Checkpoint) else Checkpoint(checkpoint)
         stored = keeper.open(
-            identity(
+            fingerprint(
                 step_graph=step_graph,
                 poison=poison,
                 threat=threat.describe(),
@@ -246,7 +246,7 @@ def _check_kinds(
 
 
 def _finish(
-    run: Run, batches: Sequence[Batch], keeper: Checkpoint | None, on_step: OnStep | None
+    run: BoundedRun, batches: Sequence[Batch], keeper: Checkpoint | None, on_step: OnStep | None
 ) -> Result:
     """Take all steps that are left, and keep each before the next begins."""
     try:

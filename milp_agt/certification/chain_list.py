@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from milp_agt.bounds.adversary.charged import Charged
-from milp_agt.bounds.adversary.enumerated import Enumerated, enumerate_cases
+from milp_agt.bounds.adversary.enumerated import Enumerated, list_selections
 from milp_agt.bounds.adversary.joint import Joint
-from milp_agt.bounds.adversary.model import Exposure
+from milp_agt.bounds.adversary.model import AdversaryModel
 from milp_agt.bounds.step import State
-from milp_agt.certification.chains import CHARGED, ENUMERATED, OPTIMISED, Chain, Part
+from milp_agt.certification.chains import CHARGED, ENUMERATED, OPTIMISED, Chain, ChainPart
 from milp_agt.certification.planning import Plan
 from milp_agt.core.relaxation import Relaxation
 from milp_agt.core.restriction import Restriction
@@ -17,13 +17,13 @@ from milp_agt.properties.models import Reached
 from milp_agt.threats.poison import Poison
 
 
-class Carried:
+class Chains:
     """Chains from the loosest to the tightest; iterating gives those that are carried at that time."""
 
     def __init__(self, plan: Plan, poison: Poison, restriction: Restriction, start: State) -> None:
         joint = Joint(poison, restriction)
         self.chains = [
-            Chain(level.value, level, [Part(level.value, joint, start)])
+            Chain(level.value, level, [ChainPart(level.value, joint, start)])
             for level in plan.relaxation.chain()
         ]
         if plan.selections.groups:
@@ -40,7 +40,7 @@ class Carried:
         return chain in self.chains
 
     @property
-    def parts(self) -> Iterator[Part]:
+    def parts(self) -> Iterator[ChainPart]:
         for chain in self.chains:
             yield from chain.parts
 
@@ -49,7 +49,7 @@ class Carried:
         return self.chains[-1]
 
     @property
-    def listed(self) -> Sequence[Part]:
+    def listed(self) -> Sequence[ChainPart]:
         """The enumerated selections that are carried along, in groups, by their tightest chain."""
         listed = (c.parts for c in reversed(self.chains) if c.lists_selections)
         return next(listed, ())
@@ -93,12 +93,14 @@ class Carried:
         for part in last.parts:
             state = {n: b.meet(outer[n], f"'{n}' of two chains") for n, b in part.state.items()}
             steps = tuple(part.window[-window:])
-            yield Reached(state, steps, part.exposure, outer, part.before(steps))
+            yield Reached(state, steps, part.adversary, outer, part.before(steps))
 
 
-def _enumerated(poison: Poison, restriction: Restriction, groups: int, start: State) -> list[Part]:
+def _enumerated(
+    poison: Poison, restriction: Restriction, groups: int, start: State
+) -> list[ChainPart]:
     """A box for every selection, in groups that fit the memory budget."""
-    listed = enumerate_cases(poison, restriction)
+    listed = list_selections(poison, restriction)
     count = len(listed) - 1
     size = max(1, -(-count // groups))
     return [
@@ -111,5 +113,7 @@ def _enumerated(poison: Poison, restriction: Restriction, groups: int, start: St
     ]
 
 
-def _part(name: str, exposure: Exposure, start: State) -> Part:
-    return Part(name, exposure, {n: b.expand_states(exposure.cases) for n, b in start.items()})
+def _part(name: str, adversary: AdversaryModel, start: State) -> ChainPart:
+    return ChainPart(
+        name, adversary, {n: b.expand_states(adversary.cases) for n, b in start.items()}
+    )

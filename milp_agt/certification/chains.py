@@ -13,9 +13,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from milp_agt.bounds.adversary.enumerated import Enumerated
-from milp_agt.bounds.adversary.model import Exposure
-from milp_agt.bounds.linear.composed import Past, Shortcut
-from milp_agt.bounds.linear.linearized_step import RelaxedStep
+from milp_agt.bounds.adversary.model import AdversaryModel
+from milp_agt.bounds.linear.composed import ComposedStep, PastStep
+from milp_agt.bounds.linear.linearized_step import LinearizedStep
 from milp_agt.bounds.linear.slopes import Slopes
 from milp_agt.bounds.step import State, union
 from milp_agt.certification.checkpoint import pack, unpack
@@ -27,7 +27,7 @@ OPTIMISED = "linear, optimised slopes"
 
 
 @dataclass
-class Part:
+class ChainPart:
     """Boxes that one exposure leads to, with the steps that its window keeps.
 
     ``slopes`` are those that an optimisation ended with, by the index of the training step: where the
@@ -36,21 +36,21 @@ class Part:
     """
 
     name: str
-    exposure: Exposure
+    adversary: AdversaryModel
     state: State
-    window: list[RelaxedStep] = field(default_factory=list)
+    window: list[LinearizedStep] = field(default_factory=list)
     slopes: dict[int, Slopes] = field(default_factory=dict)
-    past: list[Past] = field(default_factory=list)
+    past: list[PastStep] = field(default_factory=list)
 
     def key(self, step: int, kind: str = "") -> str:
         """Name of a step of the window, or of the past, in a snapshot."""
         return "-".join(filter(None, (self.name, kind, f"{step + 1:06d}")))
 
-    def fork(self, name: str) -> Part:
+    def fork(self, name: str) -> ChainPart:
         """A part that goes on from here by itself."""
-        return Part(name, self.exposure, self.state, list(self.window), past=list(self.past))
+        return ChainPart(name, self.adversary, self.state, list(self.window), past=list(self.past))
 
-    def before(self, window: Sequence[RelaxedStep]) -> tuple[Past, ...]:
+    def before(self, window: Sequence[LinearizedStep]) -> tuple[PastStep, ...]:
         """The past of the steps before a window."""
         return tuple(past for past in self.past if window and past.index < window[0].step.index)
 
@@ -71,7 +71,7 @@ class Chain:
 
     name: str
     level: Relaxation
-    parts: list[Part]
+    parts: list[ChainPart]
 
     def fork(self, name: str, part: str) -> Chain:
         """A chain that goes on from here by itself, within this one."""
@@ -81,12 +81,12 @@ class Chain:
     @property
     def tells_apart(self) -> bool:
         """Whether there are boxes for selections, listed or charged."""
-        return any(part.exposure.cases > 1 for part in self.parts)
+        return any(part.adversary.cases > 1 for part in self.parts)
 
     @property
     def lists_selections(self) -> bool:
         """Whether each case is a selection of its own."""
-        return all(isinstance(part.exposure, Enumerated) for part in self.parts)
+        return all(isinstance(part.adversary, Enumerated) for part in self.parts)
 
     @property
     def looser(self) -> tuple[str, ...]:
@@ -116,13 +116,13 @@ class Chain:
     def outer(self, states: Sequence[State]) -> State:
         """One box, (1, *shape) for each name, for the states of all parts."""
         hulls = [
-            {name: part.exposure.arithmetic.hull(box) for name, box in state.items()}
+            {name: part.adversary.algebra.hull(box) for name, box in state.items()}
             for part, state in zip(self.parts, states, strict=True)
         ]
         return union(hulls)
 
 
-def pack_past(past: Past) -> dict[str, Any]:
+def pack_past(past: PastStep) -> dict[str, Any]:
     """Plain values, for a checkpoint."""
     ends = past.ends
     return {
@@ -134,7 +134,7 @@ def pack_past(past: Past) -> dict[str, Any]:
     }
 
 
-def unpack_past(index: int, plain: Mapping[str, Any]) -> Past:
+def unpack_past(index: int, plain: Mapping[str, Any]) -> PastStep:
     """What :func:`pack_past` packed."""
     numbers = (plain[name] for name in ("coefficients", "constant", "magnitude", "operations"))
-    return Past(index, unpack(plain["state"]), Shortcut(*numbers))
+    return PastStep(index, unpack(plain["state"]), ComposedStep(*numbers))

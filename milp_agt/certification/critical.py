@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from milp_agt.bounds.signed_entries import bounds_of, boxes_of
-from milp_agt.certification.chains import Part
+from milp_agt.bounds.signed_entries import entry_bounds, entry_boxes
+from milp_agt.certification.chains import ChainPart
 
 # Selections that are bounded by themselves, and the share of the width of the union that a selection has
 # to carry to be worked on.
@@ -18,7 +18,7 @@ WORTH = 0.02
 
 
 @dataclass
-class Union:
+class CriticalSelections:
     """Bounds of all ends by selections; the least of each column is that of the union.
 
     Attributes:
@@ -29,21 +29,21 @@ class Union:
         tried: ends whose slopes were optimised, (ends,) for each selection that was bounded by itself.
     """
 
-    parts: Sequence[Part]
+    parts: Sequence[ChainPart]
     bounds: Tensor
     centre: Tensor
     wanted: Tensor
     tried: dict[int, Tensor] = field(default_factory=dict)
 
     @staticmethod
-    def of(parts: Sequence[Part], wanted: Tensor) -> Union:
+    def of(parts: Sequence[ChainPart], wanted: Tensor) -> CriticalSelections:
         """The ends with these numbers are wanted."""
-        bounds = torch.cat([bounds_of(part.state) for part in parts])
+        bounds = torch.cat([entry_bounds(part.state) for part in parts])
         low, high = bounds[0].chunk(2)
         middle = 0.5 * (low - high)
         counted = torch.zeros_like(bounds[0], dtype=torch.bool)
         counted[wanted] = True
-        return Union(parts, bounds, torch.cat([middle, -middle]), counted)
+        return CriticalSelections(parts, bounds, torch.cat([middle, -middle]), counted)
 
     @property
     def widths(self) -> Tensor:
@@ -93,19 +93,19 @@ class Union:
         number = int(carried.argmax())
         return number if float(carried[number]) > WORTH * float(widths.sum()) else None
 
-    def place(self, number: int) -> tuple[Part, int]:
+    def place(self, number: int) -> tuple[ChainPart, int]:
         """The part with a selection, and its case there."""
         for part in self.parts:
-            if number < part.exposure.cases:
+            if number < part.adversary.cases:
                 return part, number
-            number -= part.exposure.cases
+            number -= part.adversary.cases
         raise IndexError(number)
 
     def settle(self) -> None:
         """Hand the bounds to the parts."""
-        pieces = self.bounds.split([part.exposure.cases for part in self.parts])
+        pieces = self.bounds.split([part.adversary.cases for part in self.parts])
         for part, bounds in zip(self.parts, pieces, strict=True):
-            found = boxes_of(part.state, bounds)
+            found = entry_boxes(part.state, bounds)
             part.state = {
                 n: b.meet(found[n], f"'{n}' of selections") for n, b in part.state.items()
             }

@@ -39,7 +39,7 @@ def versions() -> dict[str, str]:
     return found
 
 
-def identity(
+def fingerprint(
     *,
     step_graph: StepGraph,
     poison: Poison,

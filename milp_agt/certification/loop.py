@@ -11,28 +11,28 @@ import torch
 from torch import Tensor
 
 from milp_agt.bounds import program
-from milp_agt.bounds.adversary.model import Exposure
-from milp_agt.bounds.interval import propagation
+from milp_agt.bounds.adversary.model import AdversaryModel
+from milp_agt.bounds.interval import bound_propagation
 from milp_agt.bounds.interval.update import UpdateGraph
-from milp_agt.bounds.linear.linearized_step import RelaxedStep, settle
+from milp_agt.bounds.linear.linearized_step import LinearizedStep, settle
 from milp_agt.bounds.linear.slopes import pack_slopes, unpack_slopes
-from milp_agt.bounds.step import Schedule, State, Step, initial_state, step_at_points, velocity_of
+from milp_agt.bounds.step import NodeOrder, State, Step, initial_state, step_at_points, velocity_of
 from milp_agt.certification import planning
 from milp_agt.certification.bound_step import Bounder
-from milp_agt.certification.chain_list import Carried
+from milp_agt.certification.chain_list import Chains
 from milp_agt.certification.chains import OPTIMISED, Chain, pack_past, unpack_past
 from milp_agt.certification.checkpoint import Snapshot, pack, unpack
 from milp_agt.certification.fingerprint import settings
 from milp_agt.certification.optimising import Optimiser
 from milp_agt.certification.recorder import Recorder
 from milp_agt.certification.result import Result
-from milp_agt.certification.step_sets import Proved
-from milp_agt.certification.time_limit import Allowance
+from milp_agt.certification.step_sets import StepSets
+from milp_agt.certification.time_limit import TimeLimit
 from milp_agt.certification.witnesses import Witnesses
 from milp_agt.core.interval import Interval
 from milp_agt.core.reachable import StepRecord
 from milp_agt.core.relaxation import Relaxation
-from milp_agt.core.remarks import Journal, Remarks
+from milp_agt.core.remarks import Notes, Remarks
 from milp_agt.core.restriction import UNRESTRICTED, Restriction
 from milp_agt.core.results import Limits
 from milp_agt.core.strengthening import DEFAULT, Strengthening
@@ -43,10 +43,10 @@ from milp_agt.training.tracing import StepGraph
 from milp_agt.training.training import Batch, Training
 
 # Cases share the rounding errors of their largest: beyond this they would spoil each other.
-TAME = 1e6
+LARGEST_PARAMETER = 1e6
 
 
-class Run:
+class BoundedRun:
     """A certification in progress: one call of :meth:`advance` for each training step."""
 
     def __init__(
@@ -70,11 +70,11 @@ class Run:
         witnesses: Witnesses | None = None,
     ) -> None:
         self.step_graph, self.training, self.poison, self.plan = step_graph, training, poison, plan
-        self.schedule = Schedule.of(head)
+        self.schedule = NodeOrder.of(head)
         self.restriction, self.recorder, self.claim = restriction, recorder, claim
         device = poison.features.device
         start = initial_state(step_graph, initial, training.momentum > 0)
-        self.carried = Carried(plan, poison, restriction, start)
+        self.carried = Chains(plan, poison, restriction, start)
         self.nominal: dict[str, Tensor] = {n: v.to(device) for n, v in step_graph.initial.items()}
         if training.momentum > 0:
             for name in step_graph.parameters:
@@ -82,8 +82,8 @@ class Run:
         self.updates = training.update_rules(plan.steps)
         self.records: list[StepRecord] = []
         dropped = Remarks(fallbacks=poison.left_out(plan.relaxation.uses_programs))
-        self.journal = Journal.of(remarks + plan.remarks + dropped)
-        self.allowance = Allowance(deadline, plan.steps, plan.longest_window)
+        self.journal = Notes.of(remarks + plan.remarks + dropped)
+        self.allowance = TimeLimit(deadline, plan.steps, plan.longest_window)
         self.bounder = Bounder(
             step_graph,
             self.schedule,
@@ -119,7 +119,7 @@ class Run:
             self._begin_optimising()
         step = self._step(index, batch)
         update = UpdateGraph.of(self.schedule.gradients, step)
-        proved = Proved(step, update, {part.name: part.state for part in self.carried.parts})
+        proved = StepSets(step, update, {part.name: part.state for part in self.carried.parts})
         used, widths = Relaxation.INTERVAL, {}
         report: program.ProgramReport | None = None
         for chain in list(self.carried):
@@ -148,7 +148,7 @@ class Run:
             )
         )
 
-    def _bound(self, chain: Chain, proved: Proved) -> program.ProgramReport | None:
+    def _bound(self, chain: Chain, proved: StepSets) -> program.ProgramReport | None:
         """Bound a step by one chain; how its programs were solved, if it has any."""
         begun, step = time.perf_counter(), proved.step
         until = self.allowance.spend_until(self.carried.cheaper(chain), step.index)
@@ -164,23 +164,23 @@ class Run:
         proved.add(chain, () if report is None else self.carried.listed)
         return report
 
-    def _end_if_wild(self, chain: Chain, proved: Proved) -> None:
+    def _end_if_wild(self, chain: Chain, proved: StepSets) -> None:
         if not chain.tells_apart or self._is_tame(proved.updated[chain.name]):
             return
         self.journal.fall_back(
-            f"step {proved.step.index + 1}: a selection leads to parameters beyond {TAME:.0e}; from here "
+            f"step {proved.step.index + 1}: a selection leads to parameters beyond {LARGEST_PARAMETER:.0e}; from here "
             "on selections are bounded jointly"
         )
         self.carried.end(chain)
 
-    def _settle(self, proved: Proved) -> None:
+    def _settle(self, proved: StepSets) -> None:
         """End the step, now that all levels have bounded it."""
         step = proved.step
         for part in self.carried.parts:
             if proved.update.projections and part.window:
-                part.window[-1] = settle(part.window[-1], part.state, part.exposure.cases)
+                part.window[-1] = settle(part.window[-1], part.state, part.adversary.cases)
             part.state = proved.end_of(part)
-            if part.exposure.emptied(step) is not None:
+            if part.adversary.emptied(step) is not None:
                 part.end_past()
                 self._note_skip(step)
 
@@ -198,7 +198,7 @@ class Run:
 
     @staticmethod
     def _is_tame(state: State) -> bool:
-        return all(bool((box.magnitude <= TAME).all()) for box in state.values())
+        return all(bool((box.magnitude <= LARGEST_PARAMETER).all()) for box in state.values())
 
     def _is_out_of_time(self, chain: Chain, index: int) -> bool:
         """Whether a chain ends before this step, and with it those that lie within it."""
@@ -278,7 +278,7 @@ class Run:
             kept = state["chains"][part.name]
             part.state = unpack(kept["state"])
             part.window = [
-                self._relaxed(snapshot.parts[part.key(index)], part.exposure, index, batches)
+                self._relaxed(snapshot.parts[part.key(index)], part.adversary, index, batches)
                 for index in kept["window"]
             ]
             part.past = [
@@ -296,15 +296,19 @@ class Run:
             self.allowance.deadline -= sum(record.seconds for record in self.records)
 
     def _relaxed(
-        self, kept: Mapping[str, Any], exposure: Exposure, index: int, batches: Sequence[Batch]
-    ) -> RelaxedStep:
+        self,
+        kept: Mapping[str, Any],
+        adversary: AdversaryModel,
+        index: int,
+        batches: Sequence[Batch],
+    ) -> LinearizedStep:
         """A step of a window from its ranges: slopes and offsets follow from them."""
         step = self._step(index, torch.from_numpy(batches[index]).to(self.poison.features.device))
-        ranges = propagation.Ranges(unpack(kept["boxes"]), dict(kept["sums"]))
+        ranges = bound_propagation.Ranges(unpack(kept["boxes"]), dict(kept["sums"]))
         state = unpack(kept["state"])
-        return self.bounder.relax(exposure, state, step, ranges)
+        return self.bounder.relax(adversary, state, step, ranges)
 
-    def _program(self) -> program.WindowProgram | None:
+    def _program(self) -> program.FinalWindow | None:
         """The last program of the tightest chain, for questions about the model."""
         chain = self.carried.tightest
         if not self.records or self.records[-1].relaxation != chain.level.value:

@@ -13,11 +13,11 @@ from milp_agt.bounds.adversary.enumerated import Enumerated
 from milp_agt.bounds.linear import alpha
 from milp_agt.bounds.linear.linearized_step import settle
 from milp_agt.bounds.linear.slopes import Slopes
-from milp_agt.bounds.signed_entries import bounds_of, boxes_of
+from milp_agt.bounds.signed_entries import entry_bounds, entry_boxes
 from milp_agt.bounds.step import State, Step
 from milp_agt.certification.bound_step import Bounder
-from milp_agt.certification.chains import Chain, Part
-from milp_agt.certification.critical import Union
+from milp_agt.certification.chains import Chain, ChainPart
+from milp_agt.certification.critical import CriticalSelections
 from milp_agt.core.interval import Interval
 
 
@@ -29,12 +29,12 @@ class Optimiser:
 
     def improve(self, chain: Chain, step: Step, until: float | None) -> None:
         """Optimise slopes, if the plan has this step in it; moves end at ``until``."""
-        empties = any(part.exposure.emptied(step) is not None for part in chain.parts)
+        empties = any(part.adversary.emptied(step) is not None for part in chain.parts)
         if empties or not self.bounder.plan.is_optimised(step.index):
             return
         for part in chain.parts:
             assert list(part.state) == list(part.window[-1].state)  # ends are numbered alike
-        told_apart = isinstance(chain.parts[0].exposure, Enumerated)
+        told_apart = isinstance(chain.parts[0].adversary, Enumerated)
         work = self._each if told_apart else self._all
         if work(chain, step, until):
             self.bounder.journal.fall_back(
@@ -62,23 +62,23 @@ class Optimiser:
         found = self._optimised(chain.name, part, ends, start, until)
         indices = (relaxed.step.index for relaxed in part.window[-self.bounder.plan.window :])
         part.slopes = dict(zip(indices, found.slopes, strict=True))
-        bounds = bounds_of(part.state)
+        bounds = entry_bounds(part.state)
         bounds[:, ends] = found.bounds
-        better = boxes_of(part.state, bounds)
+        better = entry_boxes(part.state, bounds)
         part.state = {n: b.meet(better[n], f"'{n}' by two slopes") for n, b in part.state.items()}
         return found.late
 
     def _each(self, chain: Chain, step: Step, until: float | None) -> bool:
         """The selections that carry the union one by one; whether time was up."""
-        union = Union.of(chain.parts, self._ends(chain.parts[0].state, step))
-        alone: dict[int, Part] = {}
+        union = CriticalSelections.of(chain.parts, self._ends(chain.parts[0].state, step))
+        alone: dict[int, ChainPart] = {}
         late = False
 
         def bounded(number: int) -> Tensor:
             alone[number] = self._alone(chain, *union.place(number))
             for relaxed in alone[number].window:
                 self.bounder.recorder.step(_label(chain, number), relaxed)
-            return bounds_of(alone[number].state)[0]
+            return entry_bounds(alone[number].state)[0]
 
         def optimised(number: int, ends: Tensor) -> Tensor:
             nonlocal late
@@ -99,14 +99,14 @@ class Optimiser:
     def _optimised(
         self,
         name: str,
-        part: Part,
+        part: ChainPart,
         ends: Tensor,
         start: Mapping[int, Slopes],
         until: float | None,
     ) -> alpha.Optimised:
         plan = self.bounder.plan
         window = part.window[-plan.window :]
-        problem = alpha.Problem(self.bounder.schedule, window, part.exposure)
+        problem = alpha.Problem(self.bounder.schedule, window, part.adversary)
         found = alpha.optimise_ends(
             problem, ends, plan.alpha_steps, plan.alpha_memory, start, until
         )
@@ -120,22 +120,24 @@ class Optimiser:
             )
         return found
 
-    def _alone(self, chain: Chain, part: Part, case: int) -> Part:
+    def _alone(self, chain: Chain, part: ChainPart, case: int) -> ChainPart:
         """One case through the steps of a window, within the boxes it has, with slopes of its own.
 
         The state is the one after the window, before a projection.
         """
-        bounder, exposure = self.bounder, part.exposure
-        assert isinstance(exposure, Enumerated)
+        bounder, adversary = self.bounder, part.adversary
+        assert isinstance(adversary, Enumerated)
         first = _case_of(part.window[0].state, case)
-        own = Part(part.name, Enumerated(exposure.poison, exposure.listed.single(case)), first)
+        own = ChainPart(
+            part.name, Enumerated(adversary.poison, adversary.listed.single(case)), first
+        )
         states = [*(relaxed.state for relaxed in part.window[1:]), part.state]
         for known, after in zip(part.window, states, strict=True):
             ranges = bounder.ranges(chain, own, known.step)
             for name, box in _case_of(known.ranges.boxes, case).items():
                 if name in ranges.boxes:
                     ranges.boxes[name] = ranges.boxes[name].meet(box, f"'{name}' by itself")
-            relaxed = bounder.relax(own.exposure, own.state, known.step, ranges)
+            relaxed = bounder.relax(own.adversary, own.state, known.step, ranges)
             own.window = [*own.window, relaxed]
             own.state = bounder.walked(own, known.step, ranges)
             if after is not part.state:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from milp_agt.bounds.linear.linear_bounds import CACHED_ELEMENTS
+from milp_agt.bounds.linear.window_bounds import CACHED_ELEMENTS
 from milp_agt.certification.selection_plan import Selections, selections_of
 from milp_agt.certification.sizes import (
     BOUNDED_PER_SECOND,
@@ -71,7 +71,7 @@ class Plan:
     program_window: int
     rows: int
     chunk: int
-    fragment: int
+    sample_chunk: int
     walk_fragment: int
     inner_chunk: int
     inner_pairs: int
@@ -79,7 +79,7 @@ class Plan:
     linear_inner: bool
     selections: Selections
     cuts: bool
-    shortcuts: bool
+    composed_steps: bool
     past: int
     alpha_steps: int
     alpha_every: int
@@ -168,12 +168,12 @@ def make_plan(
     in_cuts = 2 * FLOAT * step_graph.outputs * step_graph.parameter_count * sizes.batch * walked
     cuts = sizes.walked >= THREADED_ELEMENTS and in_cuts <= budget // 4
     moved = _moved(poison)
-    shortcuts = cuts and _pays(sizes, moved, walked, budget) and training.projection is None
+    composed_steps = cuts and _pays(sizes, moved, walked, budget) and training.projection is None
     inner_widest: int | None = None
     linear_inner = level is not Relaxation.INTERVAL and inner_bounds != "interval"
     if linear_inner and inner_bounds is None and seconds > cheap:
         narrow = sizes.narrow_inner(steps, walked, moved)
-        linear_inner = shortcuts and narrow <= cheap
+        linear_inner = composed_steps and narrow <= cheap
         inner_widest = step_graph.outputs if linear_inner else None
         but = f" but those of nodes with at most {inner_widest} elements" if linear_inner else ""
         line = (
@@ -222,7 +222,7 @@ def make_plan(
         program_window=solved,
         rows=rows,
         chunk=chunk,
-        fragment=max(
+        sample_chunk=max(
             whole,
             min(room // (2 * per_sample), max(64, at_once // boxed)),
         ),
@@ -240,7 +240,7 @@ def make_plan(
         linear_inner=linear_inner,
         selections=told_apart,
         cuts=cuts,
-        shortcuts=shortcuts,
+        composed_steps=composed_steps,
         past=0 if training.projection else _past(sizes, steps, walked, room),
         alpha_steps=alpha_steps,
         alpha_every=min(alpha_every or steps, steps),
@@ -288,7 +288,7 @@ def _moved(poison: Poison) -> int:
 
 def _pays(sizes: Sizes, moved: int, window: int, memory: int) -> bool:
     """Whether walks through earlier steps are cheaper by shortcuts, which fit into memory."""
-    elements = sizes.shortcut(moved)
+    elements = sizes.composed(moved)
     cheaper = elements / MULTIPLIED_PER_SECOND < sizes.walked / WALKED_PER_SECOND
     return window > 1 and cheaper and FLOAT * elements * window <= memory // 2
 

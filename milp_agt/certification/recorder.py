@@ -8,7 +8,7 @@ from typing import Protocol
 
 from torch import Tensor
 
-from milp_agt.bounds.linear.linearized_step import RelaxedStep
+from milp_agt.bounds.linear.linearized_step import LinearizedStep
 from milp_agt.bounds.linear.slopes import Slopes
 from milp_agt.bounds.program import ProgramReport
 from milp_agt.bounds.step import State
@@ -17,7 +17,7 @@ from milp_agt.bounds.step import State
 class Recorder(Protocol):
     """Receives evidence in the order of the run, for each chain (a level, or its cases) apart."""
 
-    def step(self, chain: str, relaxed: RelaxedStep) -> None:
+    def step(self, chain: str, relaxed: LinearizedStep) -> None:
         """Boxes, slopes and offsets of one step, before any bound is made from them."""
         ...
 
@@ -46,7 +46,7 @@ class Recorder(Protocol):
 class NullRecorder:
     """Keeps nothing."""
 
-    def step(self, chain: str, relaxed: RelaxedStep) -> None:
+    def step(self, chain: str, relaxed: LinearizedStep) -> None:
         return
 
     def slopes(self, index: int, chain: str, ends: Tensor, slopes: Sequence[Slopes]) -> None:
@@ -63,7 +63,7 @@ class NullRecorder:
 class MemoryRecorder:
     """Keeps everything in memory: enough to walk the same planes again and get the same bounds."""
 
-    steps: dict[str, list[RelaxedStep]] = field(default_factory=dict)
+    steps: dict[str, list[LinearizedStep]] = field(default_factory=dict)
     states: dict[str, list[State]] = field(default_factory=dict)
     programs: dict[str, dict[int, ProgramReport]] = field(default_factory=dict)
     optimised: dict[str, dict[int, list[tuple[Tensor, Sequence[Slopes]]]]] = field(
@@ -76,7 +76,7 @@ class MemoryRecorder:
     def program(self, index: int, chain: str, report: ProgramReport) -> None:
         self.programs.setdefault(chain, {})[index] = report
 
-    def step(self, chain: str, relaxed: RelaxedStep) -> None:
+    def step(self, chain: str, relaxed: LinearizedStep) -> None:
         self.steps.setdefault(chain, []).append(relaxed)
 
     def state(self, index: int, chain: str, state: State) -> None:

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from milp_agt.attacks import Attack, Attacker, Envelope, Objective, ParameterSandwich, Sandwich
 from milp_agt.bounds.adversary.joint import Joint
-from milp_agt.bounds.program import Incumbents, WindowProgram
-from milp_agt.bounds.step import Schedule, State
+from milp_agt.bounds.program import FinalWindow, Incumbents
+from milp_agt.bounds.step import NodeOrder, State
 from milp_agt.certification import saved
 from milp_agt.core.arguments import callable_of, of_kind
 from milp_agt.core.interval import Interval
@@ -23,7 +23,7 @@ from milp_agt.core.reachable import Bounds, ReachableSet, StepRecord
 from milp_agt.core.relaxation import Relaxation
 from milp_agt.core.remarks import Remarks
 from milp_agt.errors import InvalidInputError
-from milp_agt.properties.models import Models, Reached, Watch
+from milp_agt.properties.models import ReachableModels, Reached, Watch
 from milp_agt.properties.questions import Questions
 from milp_agt.properties.suspects import Suspects, suspects
 from milp_agt.threats.poison import Poison
@@ -66,7 +66,7 @@ class Result(Questions):
     limit_reached: bool
     threat: str
     assumptions: tuple[str, ...] = ASSUMPTIONS
-    models: Models = field(repr=False, kw_only=True)
+    models: ReachableModels = field(repr=False, kw_only=True)
     notes: tuple[str, ...] = field(default=(), kw_only=True)
     attack: Attack | None = field(default=None, repr=False, kw_only=True)
     settings: Mapping[str, Any] = field(default_factory=dict, repr=False, kw_only=True)
@@ -75,9 +75,9 @@ class Result(Questions):
     def of(
         *,
         step_graph: StepGraph,
-        schedule: Schedule,
+        schedule: NodeOrder,
         reached: Sequence[Reached],
-        program: WindowProgram | None = None,
+        program: FinalWindow | None = None,
         rows: int | None = None,
         nominal: Mapping[str, Tensor],
         steps: tuple[StepRecord, ...],
@@ -90,7 +90,7 @@ class Result(Questions):
     ) -> Result:
         """Collect what the loop knows after some steps."""
         point = {n: nominal[n] for n in step_graph.parameters}
-        models = Models(step_graph, schedule, point, reached, program, rows)
+        models = ReachableModels(step_graph, schedule, point, reached, program, rows)
         return Result(
             reachable=_reachable(step_graph, models.state, nominal),
             steps=steps,
@@ -305,7 +305,7 @@ def _from_box(
     poison = Poison.none(nothing, torch.zeros(0, step_graph.outputs, dtype=torch.float64))
     return Result.of(
         step_graph=step_graph,
-        schedule=Schedule.of(step_graph),
+        schedule=NodeOrder.of(step_graph),
         reached=(Reached(state, (), Joint(poison)),),
         nominal=dict(step_graph.initial),
         steps=steps,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from milp_agt.bounds.linear.intermediate import targets
-from milp_agt.bounds.step import Schedule
+from milp_agt.bounds.step import NodeOrder
 from milp_agt.formulations.bilinear import Einsum
 from milp_agt.formulations.exchange import Exchange
 from milp_agt.formulations.univariate import Univariate
@@ -24,7 +24,7 @@ class Sizes:
     """Counts of elements from which costs are predicted."""
 
     def __init__(self, step_graph: StepGraph, batch: int, exposed: int, momentum: bool) -> None:
-        self.schedule = schedule = Schedule.of(step_graph)
+        self.schedule = schedule = NodeOrder.of(step_graph)
         self.batch, self.exposed = batch, exposed
         batched = [n for n in schedule.before if n.batched]
         self.state = step_graph.parameter_count * (2 if momentum else 1)
@@ -56,11 +56,11 @@ class Sizes:
             n.signature.size for n in batched if isinstance(n.op, (Einsum, Univariate))
         )
 
-    def form(self, fragment: int, window: int) -> int:
+    def form(self, sample_chunk: int, window: int) -> int:
         """Bytes of one row of a walk: coefficients of one fragment, moves of all samples met that can
         be poisoned, or of a batch; without a window only the former."""
         met = max(self.batch, min(self.batch * window, self.exposed)) if window else 0
-        own = max(1, self.walked // self.batch) * fragment
+        own = max(1, self.walked // self.batch) * sample_chunk
         return FLOAT * LIVE_COEFFICIENTS * (own + met * self.moved)
 
     def kept(self, states: int) -> int:
@@ -86,8 +86,8 @@ class Sizes:
     def narrow_inner(self, steps: int, window: int, moved: int) -> float:
         """Predicted seconds of the inner walks of nodes no wider than the outputs, by shortcuts."""
         walks = sum(min(t, window - 1) for t in range(steps))
-        return self.narrow_inner_rows * self.shortcut(moved) * walks / MULTIPLIED_PER_SECOND
+        return self.narrow_inner_rows * self.composed(moved) * walks / MULTIPLIED_PER_SECOND
 
-    def shortcut(self, moved: int) -> int:
+    def composed(self, moved: int) -> int:
         """Elements of the forms of all ends of a state after a step, ``moved`` for each sample."""
         return 2 * self.state * (self.state + self.batch * moved)

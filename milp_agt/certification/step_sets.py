@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 
 from milp_agt.bounds.interval.update import UpdateGraph
 from milp_agt.bounds.step import State, Step
-from milp_agt.certification.chains import Chain, Part
+from milp_agt.certification.chains import Chain, ChainPart
 
 
 @dataclass
-class Proved:
+class StepSets:
     """Sets of the state after a step: where its update leads, and where it ends.
 
     The end of a step is behind the projection of the parameters, if there is one, and the same as its
@@ -31,19 +31,19 @@ class Proved:
     ended: dict[str, State] = field(default_factory=dict)
     newest: State = field(default_factory=dict)
 
-    def within(self, chain: Chain, part: Part, state: State) -> State:
+    def within(self, chain: Chain, part: ChainPart, state: State) -> State:
         """What a part reaches by the update, within the looser chains.
 
         Where the batch may be emptied these are met at the end of the step.
         """
-        emptied = part.exposure.emptied(self.step) is not None
+        emptied = part.adversary.emptied(self.step) is not None
         return state if emptied else chain.within(self.updated, state)
 
-    def add(self, chain: Chain, smaller: Sequence[Part]) -> None:
+    def add(self, chain: Chain, smaller: Sequence[ChainPart]) -> None:
         """A chain has bounded its parts, and on the way made those of another one ``smaller``."""
         self.updated[chain.name] = chain.within(self.updated, chain.state)
         for part in smaller:
-            if part.exposure.emptied(self.step) is None:
+            if part.adversary.emptied(self.step) is None:
                 self._end(part, ())
         looser = [self.ended[name] for name in chain.looser if name in self.ended]
         for part in chain.parts:
@@ -51,13 +51,13 @@ class Proved:
         outer = chain.outer([self.end_of(part) for part in chain.parts])
         self.ended[chain.name] = self.newest = chain.within(self.ended, outer)
 
-    def end_of(self, part: Part) -> State:
+    def end_of(self, part: ChainPart) -> State:
         """The set of a part at the end of the step."""
         return self.ended[part.key(self.step.index)]
 
-    def _end(self, part: Part, looser: Sequence[State]) -> None:
+    def _end(self, part: ChainPart, looser: Sequence[State]) -> None:
         """Project what a part reaches, or keep what it was where all samples are removed."""
-        new, empty = self.update.projected(part.state), part.exposure.emptied(self.step)
+        new, empty = self.update.projected(part.state), part.adversary.emptied(self.step)
         if empty is not None:
             new = empty.merged(self.before[part.name], new)
             for state in looser:

@@ -8,7 +8,7 @@ from time import monotonic
 
 
 @dataclass
-class Allowance:
+class TimeLimit:
     """Decides which chains still fit into a time limit, from the seconds that they took.
 
     A chain may bound step t if its predicted seconds for that step, and those of all cheaper chains

@@ -14,7 +14,7 @@ from milp_agt.io.tables import format_number, format_table
 if TYPE_CHECKING:
     from milp_agt.attacks import Attack, Objective
     from milp_agt.cli.common import Commands
-    from milp_agt.runfile.run_file import Run
+    from milp_agt.runfile.run_file import LoadedRun
 
 
 def add(commands: Commands) -> None:
@@ -80,7 +80,7 @@ def _attack(arguments: argparse.Namespace) -> int:
     return PROVED
 
 
-def _aims(run: Run) -> list[tuple[str, Objective]]:
+def _aims(run: LoadedRun) -> list[tuple[str, Objective]]:
     """The properties of the file as objectives."""
     from milp_agt.runfile.property_tables import FunctionalTable
 

@@ -75,17 +75,17 @@ def _relaxations(text: str) -> tuple[str, ...]:
 
 
 def _bench(arguments: argparse.Namespace) -> int:
-    from milp_agt.experiments.bench import Sweep, bench
+    from milp_agt.experiments.bench import Series, bench
     from milp_agt.experiments.bench.plot import write_plot
     from milp_agt.reports.result_folder import make_folder, write_json
 
     given = {
         name: value
         for name, value in vars(arguments).items()
-        if name in Sweep.__dataclass_fields__ and value is not None
+        if name in Series.__dataclass_fields__ and value is not None
     }
     _check_case(given)
-    sweep = Sweep(**given)
+    sweep = Series(**given)
     folder = make_folder(arguments.out)
     with progress("rows", arguments.quiet) as advance:
         found = bench(sweep, lambda row, done, total: advance(done, total, row.method))

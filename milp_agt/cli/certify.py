@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from milp_agt.core.reachable import StepRecord
     from milp_agt.properties.suspects import Suspects
     from milp_agt.runfile.certify_table import CertifyTable
-    from milp_agt.runfile.run_file import Run
+    from milp_agt.runfile.run_file import LoadedRun
     from milp_agt.runfile.verdicts import Verdict
 
 SHOWN_STEPS = 40
@@ -204,7 +204,9 @@ def _suspects(result: Result) -> Suspects | None:
         return None
 
 
-def _report(result: Result, verdicts: Sequence[Verdict], run: Run, folder: Path) -> list[Path]:
+def _report(
+    result: Result, verdicts: Sequence[Verdict], run: LoadedRun, folder: Path
+) -> list[Path]:
     """Bounds of the test points and the page; what stands in the way of a page is no failure."""
     from milp_agt.reports import ReportUnavailableError, evidence, write_page
 
@@ -233,7 +235,7 @@ def _override(
     return options.model_copy(update={k: v for k, v in changes.items() if v is not None})
 
 
-def _print_run(run: Run, result: Result) -> None:
+def _print_run(run: LoadedRun, result: Result) -> None:
     print(f"Data: {run.dataset.description}; {len(run.dataset.x_train)} training samples")
     print(f"\nClaim: {result.claim}\n")
     for assumption in (*result.assumptions, *run.dataset.notes):

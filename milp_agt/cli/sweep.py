@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from milp_agt.core.reachable import Bounds
     from milp_agt.experiments.largest import Largest
     from milp_agt.experiments.sweep import Sweep
-    from milp_agt.runfile.run_file import Run
+    from milp_agt.runfile.run_file import LoadedRun
     from milp_agt.threats import ThreatModel
 
 # Which end of a point's row certifies it: its quantity is surely 1, or surely 0.
@@ -128,7 +128,9 @@ def _check(arguments: argparse.Namespace) -> None:
         )
 
 
-def _certifier(run: Run, advance: Advance, limits: list[bool]) -> Callable[[ThreatModel], Result]:
+def _certifier(
+    run: LoadedRun, advance: Advance, limits: list[bool]
+) -> Callable[[ThreatModel], Result]:
     """The run as a function of its threat; notes whether limits were reached."""
 
     def at(threat: ThreatModel) -> Result:
@@ -145,7 +147,7 @@ def _certifier(run: Run, advance: Advance, limits: list[bool]) -> Callable[[Thre
 
 
 def _curves(
-    run: Run, arguments: argparse.Namespace, certify: Callable[[ThreatModel], Result]
+    run: LoadedRun, arguments: argparse.Namespace, certify: Callable[[ThreatModel], Result]
 ) -> Sweep:
     from milp_agt.experiments.sweep import sweep
     from milp_agt.runfile.property_tables import BackdoorTable
@@ -173,7 +175,7 @@ def _curves(
 
 
 def _largest(
-    run: Run, arguments: argparse.Namespace, certify: Callable[[ThreatModel], Result]
+    run: LoadedRun, arguments: argparse.Namespace, certify: Callable[[ThreatModel], Result]
 ) -> Largest:
     from milp_agt.experiments.largest import largest
     from milp_agt.runfile.verdicts import judge

@@ -26,7 +26,7 @@ EXACT_WITHIN = {
 
 
 @dataclass(frozen=True, eq=False)
-class Selection:
+class SelectionColumns:
     """In which state each of some elements is: columns in [0, 1], at most one of which is 1.
 
     Attributes:
@@ -36,16 +36,16 @@ class Selection:
     states: tuple[Expression, ...]
 
     @staticmethod
-    def of(*states: Expression) -> Selection:
-        return Selection(states)
+    def of(*states: Expression) -> SelectionColumns:
+        return SelectionColumns(states)
 
     @property
     def size(self) -> int:
         return self.states[0].size
 
-    def take(self, index: Index) -> Selection:
+    def take(self, index: Index) -> SelectionColumns:
         """Elements by index."""
-        return Selection(tuple(state.take(index) for state in self.states))
+        return SelectionColumns(tuple(state.take(index) for state in self.states))
 
     def paid(self, charges: Array) -> list[Expression]:
         """``charge * s_i`` for each state, for charges (states - 1, elements) that come sample by sample."""
@@ -85,7 +85,7 @@ class Encoder:
         self.envelopes = envelopes
         self.strengthening = strengthening
         self.pieced: dict[str, Index] = {}
-        self.selection: Selection | None = None
+        self.selection: SelectionColumns | None = None
         self.origin = ""
         self._lower: list[Array] = []
         self._upper: list[Array] = []

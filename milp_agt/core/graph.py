@@ -18,7 +18,7 @@ from torch import Tensor
 
 from milp_agt.core.influence import Influence
 from milp_agt.core.interval import Interval
-from milp_agt.core.linear_bounds import FreeSlope, Relaxed
+from milp_agt.core.planes import FreeSlope, LinearBounds
 from milp_agt.errors import EncodingError, UnsupportedOperationError
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ class Operation(ABC):
         """A box that holds ``fl(f(u))`` for all ``u`` in the boxes, however the run sums it up."""
 
     @abstractmethod
-    def relax(self, *inputs: Interval) -> Relaxed:
+    def relax(self, *inputs: Interval) -> LinearBounds:
         """Linear bounds that hold on the given ranges, with the default slopes."""
 
     def free_slopes(self, *inputs: Interval) -> tuple[FreeSlope, ...]:
@@ -88,7 +88,7 @@ class Operation(ABC):
         """
         return ()
 
-    def relax_with(self, slopes: Sequence[Tensor], *inputs: Interval) -> Relaxed:
+    def relax_with(self, slopes: Sequence[Tensor], *inputs: Interval) -> LinearBounds:
         """Linear bounds that hold on the given ranges, with any slopes.
 
         Slopes, and then offsets and magnitudes, may have a leading axis of rows: row r of the
@@ -100,7 +100,7 @@ class Operation(ABC):
         """How far each poisoned sample can move the result, given how far it can move the inputs."""
         raise self._no_influence()
 
-    def relax_influence(self, *inputs: Influence) -> Relaxed:
+    def relax_influence(self, *inputs: Influence) -> LinearBounds:
         """Linear bounds with default slopes, whose errors are charged to the samples that cause them.
 
         Offsets have a leading axis (1 + columns): those of the base, and those moved by one sample.

@@ -26,7 +26,7 @@ class Remarks:
 
 
 @dataclass
-class Journal:
+class Notes:
     """Remarks while a run goes on, and whether a limit was the reason for any of them."""
 
     notes: list[str] = field(default_factory=list)
@@ -34,8 +34,8 @@ class Journal:
     limit_reached: bool = False
 
     @staticmethod
-    def of(remarks: Remarks) -> Journal:
-        return Journal(list(remarks.notes), list(remarks.fallbacks))
+    def of(remarks: Remarks) -> Notes:
+        return Notes(list(remarks.notes), list(remarks.fallbacks))
 
     def restore(self, kept: Mapping[str, Any]) -> None:
         """Go on from what ``asdict`` made of another journal."""

@@ -11,11 +11,11 @@ from torch import Tensor
 from milp_agt.core.interval import Interval
 from milp_agt.properties.answer import Scores
 from milp_agt.properties.decision import Decision, classes_of, only, safe
-from milp_agt.properties.models import Models, OutputForms
+from milp_agt.properties.models import OutputForms, ReachableModels
 
 
 @dataclass(frozen=True)
-class Accuracy:
+class AccuracyQuestion:
     """Share of points whose prediction is the label: every other class is unsafe.
 
     A tie counts as wrong in the lower bound and in the nominal run, and as possibly right.
@@ -25,13 +25,13 @@ class Accuracy:
     decision: Decision
 
     @staticmethod
-    def of(models: Models, features: Tensor, labels: Tensor) -> Accuracy:
+    def of(models: ReachableModels, features: Tensor, labels: Tensor) -> AccuracyQuestion:
         """For features (n, *shape) and encoded labels (n, width)."""
         classes = models.step_graph.loss.classes(models.step_graph.outputs)
         wrong = ~only(classes_of(models, labels), classes)
         inputs = Interval.point(features.unsqueeze(0))
         index = torch.arange(len(features), device=features.device)
-        return Accuracy(index, Decision.of(models, inputs, wrong))
+        return AccuracyQuestion(index, Decision.of(models, inputs, wrong))
 
     @property
     def forms(self) -> tuple[OutputForms, ...]:

@@ -13,7 +13,7 @@ from milp_agt.core.interval import CLEAN, Interval
 from milp_agt.errors import InvalidInputError
 from milp_agt.properties.answer import Scores
 from milp_agt.properties.decision import Decision, classes_of, only, reached
-from milp_agt.properties.models import Models, OutputForms
+from milp_agt.properties.models import OutputForms, ReachableModels
 from milp_agt.properties.triggers import Trigger
 from milp_agt.training.tracing import FEATURES
 
@@ -22,7 +22,7 @@ TRIGGER_STEPS = 8
 
 
 @dataclass(frozen=True)
-class Backdoor:
+class BackdoorQuestion:
     """Share of points for which some input of the trigger's set is misclassified (or hits a target).
 
     The trigger is chosen anew for each point and each model, at the time of prediction, and is no part of the
@@ -42,8 +42,12 @@ class Backdoor:
 
     @staticmethod
     def of(
-        models: Models, features: Tensor, labels: Tensor, trigger: Trigger, target: int | None
-    ) -> Backdoor:
+        models: ReachableModels,
+        features: Tensor,
+        labels: Tensor,
+        trigger: Trigger,
+        target: int | None,
+    ) -> BackdoorQuestion:
         """For features (n, *shape), encoded labels (n, width) and a target class or None.
 
         Raises:
@@ -68,7 +72,7 @@ class Backdoor:
         inputs = trigger.inputs(features[index])
         over_box = Decision.of(models, inputs, unsafe)
         found = _search(models, over_box)
-        return Backdoor(
+        return BackdoorQuestion(
             index, over_box, Decision.of(models, Interval.point(found.unsqueeze(0)), unsafe)
         )
 
@@ -97,7 +101,7 @@ def _check_target(target: object, classes: int) -> None:
         )
 
 
-def _search(models: Models, decision: Decision) -> Tensor:
+def _search(models: ReachableModels, decision: Decision) -> Tensor:
     """Inputs in the boxes with small nominal margins, (n, *shape): signed gradient steps, best kept."""
     box = decision.forms.inputs
     current, low, high = box.centre[CLEAN], box.lower[CLEAN], box.upper[CLEAN]

@@ -16,14 +16,14 @@ from milp_agt.bounds.program.counts import most_by_selection
 from milp_agt.core.interval import Interval
 from milp_agt.core.reachable import Bounds
 from milp_agt.core.restriction import UNRESTRICTED
-from milp_agt.properties.accuracy import Accuracy
+from milp_agt.properties.accuracy import AccuracyQuestion
 from milp_agt.properties.answer import Answer, GroupName, summarise
-from milp_agt.properties.models import Models
+from milp_agt.properties.models import ReachableModels
 from milp_agt.properties.question import bounds_of
 
 
 def collective(
-    models: Models, question: Accuracy, groups: npt.NDArray[Any] | None = None
+    models: ReachableModels, question: AccuracyQuestion, groups: npt.NDArray[Any] | None = None
 ) -> Answer:
     """The accuracy, with the points bounded together: at least as tight as point by point.
 
@@ -63,17 +63,19 @@ def collective(
     return replace(answer, lower=better(answer, everything), groups=parts)
 
 
-def _most(models: Models, question: Accuracy, known: Interval, points: Tensor) -> int:
+def _most(
+    models: ReachableModels, question: AccuracyQuestion, known: Interval, points: Tensor
+) -> int:
     """How many of some points can be wrong at once."""
     decision = question.decision
     forms, groups = decision.forms.part(points), decision.unsafe_of[points]
     most = len(points)
-    found, exposure = models.by_sample(forms), models.reached[0].exposure
+    found, adversary = models.sample_influences(forms), models.reached[0].adversary
     if found is not None:
         # What is proved of a form alone holds as well.
         lower = known.lower.amin(0)[points]
         base = torch.where(lower > 0, torch.inf, found[0])
-        restriction = exposure.restriction if isinstance(exposure, Joint) else UNRESTRICTED
+        restriction = adversary.restriction if isinstance(adversary, Joint) else UNRESTRICTED
         most = most_by_selection(
             base, found[1], groups, models.poison, restriction.inside, restriction.outside
         )

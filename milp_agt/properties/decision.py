@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from milp_agt.core.interval import Interval
-from milp_agt.properties.models import Models, OutputForms
+from milp_agt.properties.models import OutputForms, ReachableModels
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Decision:
     forms: OutputForms
 
     @staticmethod
-    def of(models: Models, inputs: Interval, unsafe: Tensor) -> Decision:
+    def of(models: ReachableModels, inputs: Interval, unsafe: Tensor) -> Decision:
         """The decision on test inputs (1, n, *shape) with unsafe classes (n, classes)."""
         safe_of, unsafe_of = _pairs(unsafe)
         scores = class_scores(models).to(inputs.lower)
@@ -60,7 +60,7 @@ class Decision:
         )
 
 
-def class_scores(models: Models) -> Tensor:
+def class_scores(models: ReachableModels) -> Tensor:
     """The score of each class as a form of the outputs, (classes, outputs)."""
     outputs = models.step_graph.outputs
     if outputs == 1:
@@ -68,7 +68,7 @@ def class_scores(models: Models) -> Tensor:
     return torch.eye(outputs, dtype=torch.float64)
 
 
-def classes_of(models: Models, labels: Tensor) -> Tensor:
+def classes_of(models: ReachableModels, labels: Tensor) -> Tensor:
     """Classes (n,) of encoded labels (n, width)."""
     vertices = models.step_graph.loss.vertices(models.step_graph.outputs).to(labels)
     return (labels[:, None] == vertices).all(-1).to(torch.int64).argmax(-1)

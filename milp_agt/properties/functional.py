@@ -12,12 +12,12 @@ from torch import Tensor
 from milp_agt.core.reachable import Bounds
 from milp_agt.core.rounding import TINY, gamma
 from milp_agt.errors import InvalidInputError
-from milp_agt.properties.models import Models
+from milp_agt.properties.models import ReachableModels
 from milp_agt.training.inputs import ArrayLike, of_kind
 
 
 @dataclass(frozen=True)
-class Functional:
+class FunctionalQuestion:
     """Rows of coefficients on the trainable parameters, and what the frozen ones contribute.
 
     Attributes:
@@ -30,7 +30,7 @@ class Functional:
     error: Tensor
 
     @staticmethod
-    def of(models: Models, given: Mapping[str, ArrayLike]) -> Functional:
+    def of(models: ReachableModels, given: Mapping[str, ArrayLike]) -> FunctionalQuestion:
         """From arrays by parameter name: each (*shape) for one row, or (rows, *shape).
 
         Raises:
@@ -63,9 +63,9 @@ class Functional:
                 products = (value * graph.frozen[own].to(device)).flatten(1)
                 constant, size = constant + products.sum(1), size + products.abs().sum(1)
                 terms += products.shape[1]
-        return Functional(coefficients, constant, gamma(2 * terms + 8) * size + TINY)
+        return FunctionalQuestion(coefficients, constant, gamma(2 * terms + 8) * size + TINY)
 
-    def answer(self, models: Models) -> tuple[Bounds, ...]:
+    def answer(self, models: ReachableModels) -> tuple[Bounds, ...]:
         """Bounds of every row: the worst over all cases."""
         box = models.bound_parameters(self.coefficients)
         lower, upper = box.lower.amin(0) + self.constant, box.upper.amax(0) + self.constant

@@ -14,11 +14,11 @@ from milp_agt.bounds.forms import Forms
 from milp_agt.bounds.linear.gaps import Account, Gaps, Window
 from milp_agt.bounds.passes import in_passes
 from milp_agt.core.graph import Cause
-from milp_agt.properties.models import Models, Reached
+from milp_agt.properties.models import ReachableModels, Reached
 from milp_agt.threats.poison import Poison
 
 
-def split(models: Models) -> dict[Cause, float]:
+def split(models: ReachableModels) -> dict[Cause, float]:
     """What adds up to the mean width that linear forms prove by the window alone.
 
     The forms of both ends of every parameter are walked back, each to its best stop, and all that is
@@ -31,7 +31,7 @@ def split(models: Models) -> dict[Cause, float]:
     - selection: what is left of the debt, because every end has poisoned samples of its own. The
       fixed selection is the one that is worth most to all ends together;
     - start box: the spread over the box where a walk stops; forms that go on before the window
-      (:class:`milp_agt.bounds.linear.composed.Past`) prove more, which is not told apart;
+      (:class:`milp_agt.bounds.linear.composed.PastStep`) prove more, which is not told apart;
     - rounding: what is subtracted for it, and the planes of linear operations.
 
     Each is >= 0 up to rounding, and their sum is the mean over the trainable parameters of the distance
@@ -40,27 +40,27 @@ def split(models: Models) -> dict[Cause, float]:
     otherwise it starts in the middle of the window's first box.
     """
     found = [_gaps(models, reached) for reached in models.reached]
-    if isinstance(models.reached[0].exposure, Enumerated):
+    if isinstance(models.reached[0].adversary, Enumerated):
         return _of_cases([pieces for pieces, _ in found])
-    if isinstance(models.reached[0].exposure, Charged):
-        return _of_columns(found[0][0], models.reached[0].exposure)
-    (pieces, accounts), exposure = found[0], models.reached[0].exposure
+    if isinstance(models.reached[0].adversary, Charged):
+        return _of_columns(found[0][0], models.reached[0].adversary)
+    (pieces, accounts), adversary = found[0], models.reached[0].adversary
     ends = len(pieces.bound)
     total = {cause: float(gap.sum()) for cause, gap in pieces.gaps.items()}
-    owed = float(pieces.owed.sum())
+    worst_case = float(pieces.worst_case.sum())
     for account in accounts:
-        chosen = _chosen(account, exposure)
+        chosen = _chosen(account, adversary)
         for cause, worth in account.worth.items():
             paid = float(worth[0, chosen].sum())
             total[cause] = total.get(cause, 0.0) + paid
-            owed -= paid
-    total[Cause.SELECTION] = owed
+            worst_case -= paid
+    total[Cause.SELECTION] = worst_case
     return _means(total, ends)
 
 
-def _gaps(models: Models, reached: Reached) -> tuple[Gaps, tuple[Account, ...]]:
+def _gaps(models: ReachableModels, reached: Reached) -> tuple[Gaps, tuple[Account, ...]]:
     """The gaps of both ends of every parameter, and the accounts summed over them, (1, N) each."""
-    window = Window.of(models.step_graph, models.schedule, reached.window, reached.exposure)
+    window = Window.of(models.step_graph, models.schedule, reached.window, reached.adversary)
     rows = models.parameter_rows(reached)
 
     def gaps(some: Tensor) -> Gaps:
@@ -90,7 +90,7 @@ def _joined(pieces: list[Gaps]) -> Gaps:
     return Gaps(
         torch.cat([p.reference for p in pieces]),
         torch.cat([p.bound for p in pieces]),
-        torch.cat([p.owed for p in pieces]),
+        torch.cat([p.worst_case for p in pieces]),
         {
             cause: torch.cat([p.gaps.get(cause, torch.zeros_like(p.bound)) for p in pieces])
             for cause in causes
@@ -99,13 +99,13 @@ def _joined(pieces: list[Gaps]) -> Gaps:
     )
 
 
-def _chosen(account: Account, exposure: object) -> Tensor:
+def _chosen(account: Account, adversary: object) -> Tensor:
     """The samples of the selection that is worth most to all ends together."""
-    assert isinstance(exposure, Joint)
-    poison: Poison = exposure.poison
+    assert isinstance(adversary, Joint)
+    poison: Poison = adversary.poison
     worth = torch.stack(list(account.worth.values())).sum((0, 1))
     worth = torch.where(poison.open, worth, -torch.inf)
-    known = exposure.restriction
+    known = adversary.restriction
     worth[sorted(known.outside)] = -torch.inf
     worth[sorted(known.inside)] = torch.inf
     picked = []
@@ -118,25 +118,25 @@ def _chosen(account: Account, exposure: object) -> Tensor:
     return torch.cat(picked) if picked else torch.zeros(0, dtype=torch.int64)
 
 
-def _of_columns(pieces: Gaps, exposure: Charged) -> dict[Cause, float]:
+def _of_columns(pieces: Gaps, adversary: Charged) -> dict[Cause, float]:
     """The base, and what the selection adds that is worth most to all ends together."""
     bound = pieces.bound
-    worth = exposure.by_sample(bound).sum(0)[exposure.columns]
-    chosen = 1 + worth.argsort(descending=True)[: exposure.poison.budget]
+    worth = adversary.sample_influences(bound).sum(0)[adversary.columns]
+    chosen = 1 + worth.argsort(descending=True)[: adversary.poison.budget]
 
     def paid(part: Tensor) -> float:
         return float(part[:, 0].sum() + (part[:, chosen] - part[:, :1]).sum())
 
     total = {cause: paid(gap) for cause, gap in pieces.gaps.items()}
-    total[Cause.MOVES] = total.get(Cause.MOVES, 0.0) + paid(pieces.owed)
-    outcome = exposure.arithmetic.outcome(bound)
+    total[Cause.MOVES] = total.get(Cause.MOVES, 0.0) + paid(pieces.worst_case)
+    outcome = adversary.algebra.outcome(bound)
     distance = float((pieces.reference[:, :1] - outcome).sum())
     total[Cause.SELECTION] = distance - sum(total.values())
     return _means(total, len(bound))
 
 
 @dataclass(frozen=True)
-class _Case:
+class _GapCase:
     """One case of one group: how far it pushes every end beyond the clean run, (rows,)."""
 
     group: Gaps
@@ -154,7 +154,7 @@ class _Case:
 
 def _of_cases(groups: list[Gaps]) -> dict[Cause, float]:
     """Everything is paid in one fixed case, or, for ends that it moves away from, in the clean one."""
-    cases = [_Case(group, j) for group in groups for j in range(group.bound.shape[1])]
+    cases = [_GapCase(group, j) for group in groups for j in range(group.bound.shape[1])]
     clean = cases[0]
     worst = torch.stack([case.distance for case in cases]).amax(0)
     fixed = max(cases, key=lambda case: float(torch.maximum(case.distance, clean.distance).sum()))
@@ -163,7 +163,9 @@ def _of_cases(groups: list[Gaps]) -> dict[Cause, float]:
         cause: _picked(hurt, gap[:, fixed.number], clean.group.gaps[cause][:, 0])
         for cause, gap in fixed.group.gaps.items()
     }
-    moves = _picked(hurt, fixed.group.owed[:, fixed.number] + fixed.drift, clean.group.owed[:, 0])
+    moves = _picked(
+        hurt, fixed.group.worst_case[:, fixed.number] + fixed.drift, clean.group.worst_case[:, 0]
+    )
     paid = _picked(hurt, fixed.distance, clean.distance)
     total[Cause.MOVES] = moves
     total[Cause.SELECTION] = float(worst.sum()) - paid

@@ -11,19 +11,19 @@ from torch import Tensor
 from milp_agt.bounds.adversary.box_algebra import better
 from milp_agt.bounds.adversary.charged import Charged
 from milp_agt.bounds.adversary.joint import Joint
-from milp_agt.bounds.adversary.model import Exposure
+from milp_agt.bounds.adversary.model import AdversaryModel
 from milp_agt.bounds.forms import Forms
-from milp_agt.bounds.linear.composed import Past
-from milp_agt.bounds.linear.linear_bounds import (
+from milp_agt.bounds.linear.composed import PastStep
+from milp_agt.bounds.linear.linearized_step import LinearizedStep
+from milp_agt.bounds.linear.window_bounds import (
     bound_by_sample,
     bound_forms,
     forms_of_outputs,
     rows_at_once,
 )
-from milp_agt.bounds.linear.linearized_step import RelaxedStep
 from milp_agt.bounds.passes import in_passes
-from milp_agt.bounds.program import Asked, WindowProgram
-from milp_agt.bounds.step import Schedule, State, union
+from milp_agt.bounds.program import FinalWindow, OutputObjectives
+from milp_agt.bounds.step import NodeOrder, State, union
 from milp_agt.core.graph import Node, evaluate
 from milp_agt.core.interval import CLEAN, Interval
 from milp_agt.core.rounding import TINY, gamma
@@ -71,23 +71,23 @@ class Reached:
     """
 
     state: State
-    window: Sequence[RelaxedStep]
-    exposure: Exposure
+    window: Sequence[LinearizedStep]
+    adversary: AdversaryModel
     outer: State | None = None
-    past: Sequence[Past] = ()
+    past: Sequence[PastStep] = ()
 
     @property
     def boxes(self) -> State:
         """The boxes of the parameters, each of which holds by itself."""
-        arithmetic = self.exposure.arithmetic
-        boxes = {name: arithmetic.outer(box) for name, box in self.state.items()}
+        algebra = self.adversary.algebra
+        boxes = {name: algebra.outer(box) for name, box in self.state.items()}
         if self.outer is None:
             return boxes
         return {n: b.meet(self.outer[n], f"'{n}' of two chains") for n, b in boxes.items()}
 
 
 @dataclass(frozen=True)
-class Models:
+class ReachableModels:
     """All that is known of the reachable models: every one lies in a case of ``reached``.
 
     ``program`` holds every run through its window; None where the run was not bounded by programs.
@@ -96,16 +96,16 @@ class Models:
     """
 
     step_graph: StepGraph
-    schedule: Schedule
+    schedule: NodeOrder
     nominal: dict[str, Tensor]
     reached: Sequence[Reached]
-    program: WindowProgram | None = None
+    program: FinalWindow | None = None
     rows: int | None = None
     watch: Watch | None = None
 
     @property
     def poison(self) -> Poison:
-        return self.reached[0].exposure.poison
+        return self.reached[0].adversary.poison
 
     @property
     def state(self) -> State:
@@ -190,16 +190,16 @@ class Models:
         parts: Sequence[Tensor] = torch.arange(len(forms), device=forms.constant.device).split(size)
         return parts
 
-    def rows_at_once(self, window: Sequence[RelaxedStep]) -> int:
+    def rows_at_once(self, window: Sequence[LinearizedStep]) -> int:
         """Rows that share a walk through a window: as many as are fast and fit into memory."""
         fast = rows_at_once(self.schedule, window)
         return fast if self.rows is None else min(fast, self.rows)
 
-    def asked(self, forms: OutputForms) -> Asked:
+    def asked(self, forms: OutputForms) -> OutputObjectives:
         """The forms as a question to programs."""
-        return Asked(self.forward, forms.inputs, forms.coefficients, forms.constant)
+        return OutputObjectives(self.forward, forms.inputs, forms.coefficients, forms.constant)
 
-    def by_sample(self, forms: OutputForms) -> tuple[Tensor, Tensor] | None:
+    def sample_influences(self, forms: OutputForms) -> tuple[Tensor, Tensor] | None:
         """Lower bounds that know who is poisoned: ``form >= base - sum_{i in S} dev_i`` for every set S
         of samples that the adversary may choose.
 
@@ -208,7 +208,7 @@ class Models:
             made anew in every batch, have two budgets, or no forms are kept.
         """
         reached = self.reached[0]
-        joint = isinstance(reached.exposure, (Joint, Charged)) and not self.poison.is_clean
+        joint = isinstance(reached.adversary, (Joint, Charged)) and not self.poison.is_clean
         apart = self.poison.label_quota is not None
         if not joint or apart or self.poison.per_batch or not reached.window:
             return None
@@ -224,7 +224,7 @@ class Models:
             reached.state,
             forms.inputs,
             turned,
-            reached.exposure.arithmetic,
+            reached.adversary.algebra,
         )
         own.constant = own.constant + forms.constant.T.unsqueeze(-1)
         own.magnitude = own.magnitude + forms.constant.T.abs()
@@ -234,7 +234,7 @@ class Models:
                 self.schedule,
                 reached.window,
                 own.rows(rows.to(turned.device), reached.state),
-                reached.exposure,
+                reached.adversary,
             )
 
         size = self.rows_at_once(reached.window)
@@ -277,7 +277,7 @@ class Models:
                 reached.state,
                 some.inputs,
                 on_outputs,
-                reached.exposure.arithmetic,
+                reached.adversary.algebra,
             )
             shifts = (own * some.constant).flatten(1)
             terms = torch.einsum("rnf,nfo->rno", own.abs(), some.coefficients.abs())
@@ -322,31 +322,31 @@ class Models:
     def _walked(self, reached: Reached, start: Forms) -> Tensor:
         """The best lower bounds of forms of the final state, (rows, cases): on its box, or through
         the window."""
-        arithmetic = reached.exposure.arithmetic
-        best = arithmetic.concretise(start, reached.state, torch.zeros_like(start.constant))
+        algebra = reached.adversary.algebra
+        best = algebra.concretise(start, reached.state, torch.zeros_like(start.constant))
         if not reached.window:
-            return arithmetic.outcome(best)
+            return algebra.outcome(best)
 
         def bound(rows: Tensor) -> Tensor:
             return bound_forms(
                 self.schedule,
                 reached.window,
                 start.part(rows.to(best.device)),
-                reached.exposure,
+                reached.adversary,
                 reached.past,
             )
 
         pieces = in_passes(start.rows, self.rows_at_once(reached.window), bound)
-        return arithmetic.outcome(better(arithmetic, best, torch.cat(pieces)))
+        return algebra.outcome(better(algebra, best, torch.cat(pieces)))
 
     def _bound_piece(self, reached: Reached, forms: OutputForms) -> Interval:
         """Bounds for one group of cases, (cases, n, forms)."""
-        arithmetic = reached.exposure.arithmetic
+        algebra = reached.adversary.algebra
         boxed = self._by_intervals(reached.boxes, forms)
         coefficients, constant = forms.coefficients, forms.constant
         both = torch.cat([coefficients, -coefficients], 1).transpose(0, 1)
         own = forms_of_outputs(
-            self.step_graph, self.forward, reached.state, forms.inputs, both, arithmetic
+            self.step_graph, self.forward, reached.state, forms.inputs, both, algebra
         )
         own.constant = own.constant + torch.cat([constant, -constant], 1).T.unsqueeze(-1)
         own.magnitude = own.magnitude + torch.cat([constant, constant], 1).T.abs()

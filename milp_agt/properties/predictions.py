@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from milp_agt.core.interval import Interval
-from milp_agt.properties.models import Models, OutputForms
+from milp_agt.properties.models import OutputForms, ReachableModels
 
 Array = npt.NDArray[np.float64]
 
@@ -27,7 +27,7 @@ class Predictions:
     upper: Array
 
     @staticmethod
-    def of(models: Models, features: Tensor) -> Predictions:
+    def of(models: ReachableModels, features: Tensor) -> Predictions:
         """For test features (n, *shape)."""
         count, outputs = len(features), models.step_graph.outputs
         unit = torch.eye(outputs, dtype=torch.float64, device=features.device)

@@ -12,7 +12,7 @@ from milp_agt.core.arguments import array_of
 from milp_agt.core.interval import Interval
 from milp_agt.errors import InvalidInputError
 from milp_agt.properties.answer import Answer, Scores, summarise
-from milp_agt.properties.models import Models, OutputForms
+from milp_agt.properties.models import OutputForms, ReachableModels
 
 
 class Question(Protocol):
@@ -41,7 +41,9 @@ class Question(Protocol):
         ...
 
 
-def ask(models: Models, question: Question, groups: npt.NDArray[Any] | None = None) -> Answer:
+def ask(
+    models: ReachableModels, question: Question, groups: npt.NDArray[Any] | None = None
+) -> Answer:
     """The answer over all reachable models; ``groups`` names the subgroup of every given point.
 
     Guarantee: the mean of every reachable model lies in the bounds, that of a subgroup in the bounds
@@ -50,7 +52,7 @@ def ask(models: Models, question: Question, groups: npt.NDArray[Any] | None = No
     return _answer(models, question, bounds_of(models, question), groups)
 
 
-def bounds_of(models: Models, question: Question) -> list[Interval]:
+def bounds_of(models: ReachableModels, question: Question) -> list[Interval]:
     """Bounds of the forms of a question, with points walked through training where that may decide.
 
     Points whose quantity follows from the box of the parameters are not walked: the quantity cannot
@@ -63,13 +65,13 @@ def bounds_of(models: Models, question: Question) -> list[Interval]:
     return [models.refine(forms, known, open_) for forms, known in pairs]
 
 
-def ask_scores(models: Models, question: Question) -> Answer:
+def ask_scores(models: ReachableModels, question: Question) -> Answer:
     """The same with every point walked, for the tightest scores."""
     return _answer(models, question, [models.bound(forms) for forms in question.forms], None)
 
 
 def _answer(
-    models: Models,
+    models: ReachableModels,
     question: Question,
     bounds: Sequence[Interval],
     groups: npt.NDArray[Any] | None,

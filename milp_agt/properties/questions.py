@@ -10,16 +10,16 @@ from torch import Tensor
 
 from milp_agt.core.reachable import Bounds
 from milp_agt.errors import InvalidInputError
-from milp_agt.properties.accuracy import Accuracy
+from milp_agt.properties.accuracy import AccuracyQuestion
 from milp_agt.properties.answer import Answer, nested
-from milp_agt.properties.backdoor import Backdoor
+from milp_agt.properties.backdoor import BackdoorQuestion
 from milp_agt.properties.collective import collective
-from milp_agt.properties.functional import Functional
-from milp_agt.properties.loss import MeanLoss, mean_loss
-from milp_agt.properties.models import Models
+from milp_agt.properties.functional import FunctionalQuestion
+from milp_agt.properties.mean_loss import MeanLoss, mean_loss
+from milp_agt.properties.models import ReachableModels
 from milp_agt.properties.predictions import Predictions
 from milp_agt.properties.question import ask, ask_scores, groups_of
-from milp_agt.properties.stable import Stability
+from milp_agt.properties.stable import StableQuestion
 from milp_agt.properties.targeted import Targets, targeted
 from milp_agt.properties.triggers import BallTrigger, Trigger, Values, check_trigger
 from milp_agt.training import inputs
@@ -38,7 +38,7 @@ class Questions:
         models: the reachable models.
     """
 
-    models: Models
+    models: ReachableModels
 
     def accuracy(
         self,
@@ -57,7 +57,7 @@ class Questions:
             InvalidInputError: a regression loss, or data that do not fit.
         """
         x, y = self._test_data(features, labels, "accuracy")
-        return ask(self.models, Accuracy.of(self.models, x, y), groups_of(groups, len(x)))
+        return ask(self.models, AccuracyQuestion.of(self.models, x, y), groups_of(groups, len(x)))
 
     def collective(
         self,
@@ -77,7 +77,7 @@ class Questions:
             InvalidInputError: a regression loss, or data that do not fit.
         """
         x, y = self._test_data(features, labels, "collective")
-        question = Accuracy.of(self.models, x, y)
+        question = AccuracyQuestion.of(self.models, x, y)
         return collective(self.models, question, groups_of(groups, len(x)))
 
     def margins(
@@ -91,7 +91,7 @@ class Questions:
             InvalidInputError: as :meth:`accuracy`.
         """
         x, y = self._test_data(features, labels, "margins")
-        points = ask_scores(self.models, Accuracy.of(self.models, x, y)).points
+        points = ask_scores(self.models, AccuracyQuestion.of(self.models, x, y)).points
         return points.score_lower, points.score_upper
 
     def loss(
@@ -125,7 +125,7 @@ class Questions:
         """
         self._classification("stable")
         x = self._features(features)
-        return ask(self.models, Stability.of(self.models, x), groups_of(groups, len(x)))
+        return ask(self.models, StableQuestion.of(self.models, x), groups_of(groups, len(x)))
 
     def targeted(
         self,
@@ -186,7 +186,7 @@ class Questions:
             trigger = BallTrigger(radius)
         check_trigger(trigger)
         x, y = self._test_data(features, labels, "backdoor")
-        question = Backdoor.of(self.models, x, y, trigger, target)
+        question = BackdoorQuestion.of(self.models, x, y, trigger, target)
         return ask(self.models, question, groups_of(groups, len(x)))
 
     def backdoor_curve(
@@ -234,7 +234,7 @@ class Questions:
         Raises:
             InvalidInputError: an unknown parameter, or a shape that does not fit.
         """
-        return Functional.of(self.models, coefficients).answer(self.models)
+        return FunctionalQuestion.of(self.models, coefficients).answer(self.models)
 
     def _features(self, features: inputs.ArrayLike) -> Tensor:
         x = inputs.features_of(features, "Test features")

@@ -11,11 +11,11 @@ from torch import Tensor
 from milp_agt.core.interval import Interval
 from milp_agt.properties.answer import Scores
 from milp_agt.properties.decision import Decision, class_scores, only, safe
-from milp_agt.properties.models import Models, OutputForms
+from milp_agt.properties.models import OutputForms, ReachableModels
 
 
 @dataclass(frozen=True)
-class Stability:
+class StableQuestion:
     """Share of points that a model classifies as the nominal model does; no labels are needed.
 
     The nominal run is one of the reachable models, so that nominal and upper value are one.
@@ -25,13 +25,13 @@ class Stability:
     decision: Decision
 
     @staticmethod
-    def of(models: Models, features: Tensor) -> Stability:
+    def of(models: ReachableModels, features: Tensor) -> StableQuestion:
         """For features (n, *shape)."""
         scores = models.outputs(features) @ class_scores(models).to(features).T
         changed = ~only(scores.argmax(-1), scores.shape[-1])
         inputs = Interval.point(features.unsqueeze(0))
         index = torch.arange(len(features), device=features.device)
-        return Stability(index, Decision.of(models, inputs, changed))
+        return StableQuestion(index, Decision.of(models, inputs, changed))
 
     @property
     def forms(self) -> tuple[OutputForms, ...]:

@@ -12,13 +12,13 @@ from torch import Tensor
 from milp_agt.bounds.adversary.charged import Charged
 from milp_agt.bounds.adversary.enumerated import Enumerated
 from milp_agt.bounds.forms import Forms
-from milp_agt.bounds.linear.linear_bounds import influence
+from milp_agt.bounds.linear.window_bounds import influence
 from milp_agt.bounds.passes import in_passes
 from milp_agt.core.graph import Cause
 from milp_agt.errors import InvalidInputError
 from milp_agt.io.tables import format_number, format_table
 from milp_agt.properties.gap import split
-from milp_agt.properties.models import Models, Reached
+from milp_agt.properties.models import ReachableModels, Reached
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ class Suspects(Sequence[Suspect]):
         return "\n\n".join(parts)
 
 
-def suspects(models: Models, count: int) -> Suspects:
+def suspects(models: ReachableModels, count: int) -> Suspects:
     """The ``count`` samples that carry the bound, the heaviest first; those that can do nothing are
     left out.
 
@@ -121,41 +121,41 @@ def suspects(models: Models, count: int) -> Suspects:
     return Suspects(heaviest, split(models) if _splits(models) else None, mean)
 
 
-def _splits(models: Models) -> bool:
+def _splits(models: ReachableModels) -> bool:
     """Whether the width can be told apart by cause."""
-    enumerated = isinstance(models.reached[0].exposure, Enumerated)
+    enumerated = isinstance(models.reached[0].adversary, Enumerated)
     return models.poison.whole is None and (models.poison.label_quota is None or enumerated)
 
 
-def _widths(models: Models, reached: Reached) -> Tensor:
+def _widths(models: ReachableModels, reached: Reached) -> Tensor:
     """The width that is granted to each sample, (N,)."""
-    if isinstance(reached.exposure, Enumerated):
-        return _of_cases(models, reached, reached.exposure)
-    if isinstance(reached.exposure, Charged):
-        return _of_columns(models, reached, reached.exposure)
+    if isinstance(reached.adversary, Enumerated):
+        return _of_cases(models, reached, reached.adversary)
+    if isinstance(reached.adversary, Charged):
+        return _of_columns(models, reached, reached.adversary)
     rows = models.parameter_rows(reached)
 
     def worth(some: Tensor) -> Tensor:
         start = Forms.start(models.on_parameters(reached, rows[some]))
-        owed = influence(models.schedule, reached.window, reached.exposure, start)
-        return owed.sum(0)
+        worst_case = influence(models.schedule, reached.window, reached.adversary, start)
+        return worst_case.sum(0)
 
     pieces = in_passes(len(rows), models.rows_at_once(reached.window), worth)
     return torch.stack(pieces).sum(0) / (len(rows) // 2)
 
 
-def _of_columns(models: Models, reached: Reached, exposure: Charged) -> Tensor:
+def _of_columns(models: ReachableModels, reached: Reached, adversary: Charged) -> Tensor:
     """The influence of each sample on both ends of the parameters, charges included."""
     boxes = [reached.state[name] for name in models.step_graph.parameters]
     ends = torch.cat([e.flatten(1) for b in boxes for e in (b.lower, -b.upper)], 1)
-    return 2.0 * exposure.by_sample(ends.T).mean(0)
+    return 2.0 * adversary.sample_influences(ends.T).mean(0)
 
 
-def _of_cases(models: Models, reached: Reached, exposure: Enumerated) -> Tensor:
+def _of_cases(models: ReachableModels, reached: Reached, adversary: Enumerated) -> Tensor:
     """The widest hull of a case that holds the sample with case 0, the clean run."""
     names = models.step_graph.parameters
     low = torch.cat([reached.state[n].lower.flatten(1) for n in names], 1)
     high = torch.cat([reached.state[n].upper.flatten(1) for n in names], 1)
     width = (torch.maximum(high, high[:1]) - torch.minimum(low, low[:1])).mean(1)
-    poisoned = exposure.mask | exposure.label_mask
+    poisoned = adversary.mask | adversary.label_mask
     return (poisoned[1:] * width[1:, None]).amax(0)

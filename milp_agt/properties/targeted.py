@@ -14,7 +14,7 @@ from milp_agt.core.interval import Interval
 from milp_agt.errors import InvalidInputError
 from milp_agt.properties.answer import Scores
 from milp_agt.properties.decision import Decision, reached
-from milp_agt.properties.models import Models, OutputForms
+from milp_agt.properties.models import OutputForms, ReachableModels
 from milp_agt.properties.question import Question
 from milp_agt.training.inputs import ArrayLike
 
@@ -22,7 +22,7 @@ Targets = int | ArrayLike | Sequence[Collection[int]]
 
 
 @dataclass(frozen=True)
-class Targeted:
+class TargetedQuestion:
     """Share of points whose prediction is one of the unsafe classes of the point."""
 
     index: Tensor
@@ -87,7 +87,7 @@ class UnsafeRegion:
         return (margin.upper <= 0).double(), margin.upper
 
 
-def targeted(models: Models, features: Tensor, targets: Targets) -> Question:
+def targeted(models: ReachableModels, features: Tensor, targets: Targets) -> Question:
     """The question for features (n, *shape) and what is unsafe at each of them.
 
     ``targets``, classification: one class for all points, a class for each (n,), a collection of
@@ -103,7 +103,7 @@ def targeted(models: Models, features: Tensor, targets: Targets) -> Question:
     classes = models.step_graph.loss.classes(outputs)
     if classes:
         unsafe = unsafe_classes(targets, len(features), classes).to(features.device)
-        return Targeted(index, Decision.of(models, inputs, unsafe))
+        return TargetedQuestion(index, Decision.of(models, inputs, unsafe))
     low, high = unsafe_box(targets, len(features), outputs)
     eye = torch.eye(outputs, dtype=torch.float64, device=features.device)
     forms = OutputForms(

@@ -59,7 +59,7 @@ class Property:
 
 
 @dataclass(frozen=True)
-class Points:
+class PointTable:
     """Bounds of each test point, most at risk first: of the margin of the true class, (n,) each.
 
     Above 0 is right, below 0 is wrong. ``reached`` are the ends that attacks reached; None where nothing
@@ -90,11 +90,11 @@ class Points:
 
 
 @dataclass(frozen=True)
-class Predictions:
+class PredictionMap:
     """Certified intervals of the predictions of a regression, widest first, (n,) each.
 
     A row for each test point and output. ``loss`` is the largest loss of the point that any admissible
-    poisoning can cause, over all outputs. ``reached`` and ``total`` are as in :class:`Points`.
+    poisoning can cause, over all outputs. ``reached`` and ``total`` are as in :class:`PointTable`.
     """
 
     on: str
@@ -147,7 +147,7 @@ class Map:
 
 
 @dataclass(frozen=True)
-class Curve:
+class PlottedCurve:
     """Bounds of one question over the size of the threat, for one budget; (m,) each.
 
     ``size`` is the radius; the budget where no radius was swept, and then ``budget`` is None.
@@ -223,7 +223,7 @@ class Content:
         return found
 
     @cached_property
-    def points(self) -> Points | None:
+    def points(self) -> PointTable | None:
         """Margins of each point; None for a regression."""
         if "points/predicted" not in self.arrays or "outputs/lower" in self.arrays:
             return None
@@ -232,7 +232,7 @@ class Content:
             name: self.arrays[f"points/{name}"][order]
             for name in ("index", "label", "predicted", "lower", "nominal", "upper")
         }
-        return Points(
+        return PointTable(
             on=str(self.arrays["points/on"]),
             total=int(self.arrays["points/total"]),
             **columns,
@@ -240,14 +240,14 @@ class Content:
         )
 
     @cached_property
-    def predictions(self) -> Predictions | None:
+    def predictions(self) -> PredictionMap | None:
         """Predictions at each point; None for a classifier."""
         if "outputs/lower" not in self.arrays:
             return None
         ends = {n: self.arrays[f"outputs/{n}"].ravel() for n in ("lower", "nominal", "upper")}
         count, outputs = self.arrays["outputs/lower"].shape
         order = np.argsort(ends["lower"] - ends["upper"], kind="stable")
-        return Predictions(
+        return PredictionMap(
             on=str(self.arrays["points/on"]),
             total=int(self.arrays["points/total"]),
             outputs=outputs,
@@ -302,7 +302,7 @@ class Content:
         )
 
     @cached_property
-    def curves(self) -> tuple[Curve, ...]:
+    def curves(self) -> tuple[PlottedCurve, ...]:
         """The rows of the sweep, by question and budget."""
         groups: dict[tuple[str, int | None], list[tuple[float, ...]]] = {}
         for row in self.sweep:
@@ -312,7 +312,7 @@ class Content:
             ends = (float(row[end]) for end in ("lower", "nominal", "upper"))
             groups.setdefault(key, []).append((size, *ends))
         return tuple(
-            Curve(question, budget, *np.array(sorted(rows)).T)
+            PlottedCurve(question, budget, *np.array(sorted(rows)).T)
             for (question, budget), rows in groups.items()
         )
 

@@ -19,7 +19,7 @@ from milp_agt.errors import InvalidInputError
 from milp_agt.io.files import replace
 from milp_agt.io.tables import format_number
 from milp_agt.reports import words
-from milp_agt.reports.content import Array, Content, Points, Predictions
+from milp_agt.reports.content import Array, Content, PointTable, PredictionMap
 from milp_agt.reports.figures import Picture, pictures
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -116,7 +116,7 @@ def _plain(value: object) -> str:
 def _point_rows(content: Content) -> list[dict[str, Any]]:
     """Rows of the table of margins, or of predictions; as many as are shown."""
     columns: dict[str, Sequence[Any]]
-    found: Points | Predictions
+    found: PointTable | PredictionMap
     if content.points is not None:
         found = content.points
         columns = {

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from milp_agt.core.relaxation import Relaxation
-from milp_agt.formulations.loss import Loss, losses
+from milp_agt.formulations.loss import LossFunction, losses
 from milp_agt.formulations.registry import operations
 from milp_agt.solvers import solver_table
 from milp_agt.threats import THREATS
@@ -14,28 +14,32 @@ from milp_agt.training.tracing import supported_layers
 
 
 @dataclass(frozen=True)
-class Asked:
+class SupportedQuestion:
     """A question of a result: its method, what is bounded, and whether it needs classes."""
 
     name: str
     what: str
     needs_classes: bool
 
-    def fits(self, loss: Loss) -> bool:
+    def fits(self, loss: LossFunction) -> bool:
         """Whether it can be asked of a model trained on this loss."""
         return loss.is_classification or not self.needs_classes
 
 
 QUESTIONS = (
-    Asked("accuracy", "untargeted: share of test points that are right", True),
-    Asked("collective", "untargeted: share that is right when all points face one poisoning", True),
-    Asked("loss", "untargeted: mean loss, and the loss of each test point", False),
-    Asked(
+    SupportedQuestion("accuracy", "untargeted: share of test points that are right", True),
+    SupportedQuestion(
+        "collective", "untargeted: share that is right when all points face one poisoning", True
+    ),
+    SupportedQuestion("loss", "untargeted: mean loss, and the loss of each test point", False),
+    SupportedQuestion(
         "targeted", "share of test points pushed into classes, or outputs, that are unsafe", False
     ),
-    Asked("backdoor", "success rate of a trigger: ball, free coordinates or patch", True),
-    Asked("stable", "share of predictions that are those of the nominal run", True),
-    Asked("functional", "linear functionals of the parameters", False),
+    SupportedQuestion(
+        "backdoor", "success rate of a trigger: ball, free coordinates or patch", True
+    ),
+    SupportedQuestion("stable", "share of predictions that are those of the nominal run", True),
+    SupportedQuestion("functional", "linear functionals of the parameters", False),
 )
 
 

@@ -40,7 +40,7 @@ class _PropertiesTable(Table):
     properties: Annotated[tuple[PropertyTable, ...], Field(strict=False)] = Field(alias="property")
 
 
-class Run(NamedTuple):
+class LoadedRun(NamedTuple):
     """Everything that one certification needs, built and checked."""
 
     model: torch.nn.Module
@@ -128,7 +128,7 @@ class RunConfig(Table):
         """Hash of the bytes of the file."""
         return self._sha256
 
-    def build(self) -> Run:
+    def build(self) -> LoadedRun:
         """Load the data, build model, training and threat.
 
         Raises:
@@ -163,7 +163,7 @@ class RunConfig(Table):
         model = self._model(dataset)
         self._check_properties(model, dataset)
         training = self.training.build()
-        return Run(
+        return LoadedRun(
             model,
             dataset,
             training,

@@ -11,7 +11,7 @@ import numpy as np
 from torch import Tensor
 
 from milp_agt.errors import InvalidThreatModelError
-from milp_agt.formulations.loss import Loss
+from milp_agt.formulations.loss import LossFunction
 from milp_agt.threats.checks import Radius, is_whole, norm_of, radii, radius_text
 from milp_agt.threats.sets import Ball, Box, MoveSet, Vertices
 
@@ -30,7 +30,7 @@ class LabelMoves:
     norm: str | float = "inf"
     target: int | Sequence[int] | None = None
 
-    def bind(self, labels: Tensor, loss: Loss, mask: Tensor) -> MoveSet:
+    def bind(self, labels: Tensor, loss: LossFunction, mask: Tensor) -> MoveSet:
         """The moves of the samples in ``mask`` (N,).
 
         Raises:
@@ -68,7 +68,7 @@ class LabelMoves:
             return f"replaced by class {self.target}"
         return f"replaced by one of the classes {', '.join(str(t) for t in self.target)}"
 
-    def _flips(self, labels: Tensor, loss: Loss, order: float) -> Vertices:
+    def _flips(self, labels: Tensor, loss: LossFunction, order: float) -> Vertices:
         if self.radius is not None or order != math.inf:
             raise InvalidThreatModelError(
                 f"{self.name} with a label radius or norm is for regression",

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from torch import Tensor
 
 from milp_agt.errors import InvalidThreatModelError
-from milp_agt.formulations.loss import Loss
+from milp_agt.formulations.loss import LossFunction
 from milp_agt.threats.checks import Numbers, Radius, Rows
 from milp_agt.threats.features import FeatureMoves
 from milp_agt.threats.labels import LabelMoves
@@ -61,7 +61,7 @@ class FeaturePoisoning(Budgeted):
     missing: float | Mapping[int, float] | None = None
     rows: Rows | None = None
 
-    def bind(self, features: Tensor, labels: Tensor, loss: Loss) -> Poison:
+    def bind(self, features: Tensor, labels: Tensor, loss: LossFunction) -> Poison:
         mask = self._mask(self.samples, self.scope, len(features))
         moves, domain = self._moves().bind(features, mask)
         return Poison(
@@ -103,7 +103,7 @@ class LabelPoisoning(Budgeted):
     norm: str | float = "inf"
     target: int | Sequence[int] | None = None
 
-    def bind(self, features: Tensor, labels: Tensor, loss: Loss) -> Poison:
+    def bind(self, features: Tensor, labels: Tensor, loss: LossFunction) -> Poison:
         mask = self._mask(self.samples, self.scope, len(features))
         return Poison(
             features=features,
@@ -151,7 +151,7 @@ class FeatureLabelPoisoning(Budgeted):
     label_norm: str | float = "inf"
     target: int | Sequence[int] | None = None
 
-    def bind(self, features: Tensor, labels: Tensor, loss: Loss) -> Poison:
+    def bind(self, features: Tensor, labels: Tensor, loss: LossFunction) -> Poison:
         mask = self._mask(self.samples, self.scope, len(features))
         moves, domain = self._feature_moves().bind(features, mask)
         return Poison(
@@ -235,7 +235,7 @@ class SeparatePoisoning:
         """How many samples can be poisoned in one way or the other."""
         return self.features.budget + self.labels.budget
 
-    def bind(self, features: Tensor, labels: Tensor, loss: Loss) -> Poison:
+    def bind(self, features: Tensor, labels: Tensor, loss: LossFunction) -> Poison:
         moved = self.features.bind(features, labels, loss)
         flipped = self.labels.bind(features, labels, loss)
         if flipped.is_clean:

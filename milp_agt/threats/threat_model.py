@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from milp_agt.errors import InvalidThreatModelError
-from milp_agt.formulations.loss import Loss
+from milp_agt.formulations.loss import LossFunction
 from milp_agt.threats.checks import is_whole
 from milp_agt.threats.poison import Poison
 
@@ -23,7 +23,7 @@ class ThreatModel(Protocol):
     @property
     def budget(self) -> int: ...
 
-    def bind(self, features: Tensor, labels: Tensor, loss: Loss) -> Poison:
+    def bind(self, features: Tensor, labels: Tensor, loss: LossFunction) -> Poison:
         """Admissible moves for encoded data: features (N, *shape), labels (N, width), float64."""
         ...
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from milp_agt.errors import InvalidThreatModelError
-from milp_agt.formulations.loss import Loss
+from milp_agt.formulations.loss import LossFunction
 from milp_agt.threats.checks import is_whole
 from milp_agt.threats.poison import Poison, Whole
 from milp_agt.threats.threat_model import Budgeted, samples_in_words, times_in_words
@@ -31,7 +31,7 @@ class Substitution(Budgeted):
     static: bool = True
     scope: str = "dataset"
 
-    def bind(self, features: Tensor, labels: Tensor, loss: Loss) -> Poison:
+    def bind(self, features: Tensor, labels: Tensor, loss: LossFunction) -> Poison:
         return Poison(
             features=features,
             labels=labels,
@@ -69,7 +69,7 @@ class Removal(Budgeted):
     samples: Sequence[int] | None = None
     scope: str = "dataset"
 
-    def bind(self, features: Tensor, labels: Tensor, loss: Loss) -> Poison:
+    def bind(self, features: Tensor, labels: Tensor, loss: LossFunction) -> Poison:
         return Poison(
             features=features,
             labels=labels,
@@ -97,7 +97,7 @@ class Insertion(Budgeted):
     Needs ``clip=`` in the training, as :class:`Substitution` does.
     """
 
-    def bind(self, features: Tensor, labels: Tensor, loss: Loss) -> Poison:
+    def bind(self, features: Tensor, labels: Tensor, loss: LossFunction) -> Poison:
         if not is_whole(self.budget) or self.budget < 0:
             raise InvalidThreatModelError(
                 "Insertion needs a whole budget >= 0", f"budget = {self.budget}", "give a count"

@@ -17,7 +17,7 @@ from milp_agt.core.arguments import listed as listed
 from milp_agt.core.arguments import of_kind as of_kind
 from milp_agt.core.interval import Interval
 from milp_agt.errors import InvalidInputError, InvalidThreatModelError
-from milp_agt.formulations.loss import Loss
+from milp_agt.formulations.loss import LossFunction
 from milp_agt.training.tracing import StepGraph
 from milp_agt.training.training import Training
 
@@ -82,7 +82,7 @@ def warn_of_float32(model: nn.Module, features: ArrayLike) -> None:
 
 
 def labels_of(
-    values: ArrayLike, count: int, loss: Loss, outputs: int, what: str = "Labels"
+    values: ArrayLike, count: int, loss: LossFunction, outputs: int, what: str = "Labels"
 ) -> Tensor:
     """Encoded labels, (n, width) float64.
 

@@ -13,7 +13,7 @@ from milp_agt.core.graph import Graph, Node
 from milp_agt.errors import InvalidInputError
 from milp_agt.formulations.leaves import Labels
 from milp_agt.formulations.linear import Combine
-from milp_agt.formulations.loss import Loss, get_loss
+from milp_agt.formulations.loss import LossFunction, get_loss
 from milp_agt.training.clipping import clip_gradients
 from milp_agt.training.layers.builder import FEATURES, Builder, supported_layers
 from milp_agt.training.training import Clipping
@@ -43,7 +43,7 @@ class StepGraph:
     """
 
     graph: Graph
-    loss: Loss
+    loss: LossFunction
     parameters: tuple[str, ...]
     gradients: Mapping[str, str]
     output: str

@@ -14,10 +14,10 @@ from milp_agt.bounds.forms import Forms
 from milp_agt.core.graph import Node
 from milp_agt.core.influence import Influence, charge_of, worst_of
 from milp_agt.core.interval import Interval
-from milp_agt.core.linear_bounds import Relaxed
+from milp_agt.core.planes import LinearBounds
 
 
-class Arithmetic(Protocol):
+class BoxAlgebra(Protocol):
     """How engines compute with boxes.
 
     ``samples`` are the indices of the batch in the data set, None for test points.
@@ -32,11 +32,11 @@ class Arithmetic(Protocol):
         """The box of a node from those of its inputs."""
         ...
 
-    def relax(self, node: Node, inputs: Sequence[Interval], samples: Tensor | None) -> Relaxed:
+    def relax(self, node: Node, inputs: Sequence[Interval], samples: Tensor | None) -> LinearBounds:
         """Linear bounds of a node on the boxes of its inputs."""
         ...
 
-    def concretise(self, forms: Forms, state: Mapping[str, Interval], owed: Tensor) -> Tensor:
+    def concretise(self, forms: Forms, state: Mapping[str, Interval], worst_case: Tensor) -> Tensor:
         """Lower bounds of forms over the boxes of a state, (rows, leading)."""
         ...
 
@@ -62,7 +62,7 @@ class Arithmetic(Protocol):
 
 
 @dataclass(frozen=True)
-class Apart:
+class SeparateBoxes:
     """Boxes of states or cases, each by itself."""
 
     exact_images_suffice = True
@@ -70,11 +70,11 @@ class Apart:
     def image(self, node: Node, inputs: Sequence[Interval], samples: Tensor | None) -> Interval:
         return node.op.interval(*inputs)
 
-    def relax(self, node: Node, inputs: Sequence[Interval], samples: Tensor | None) -> Relaxed:
+    def relax(self, node: Node, inputs: Sequence[Interval], samples: Tensor | None) -> LinearBounds:
         return node.op.relax(*inputs)
 
-    def concretise(self, forms: Forms, state: Mapping[str, Interval], owed: Tensor) -> Tensor:
-        return forms.concretise(state, owed)
+    def concretise(self, forms: Forms, state: Mapping[str, Interval], worst_case: Tensor) -> Tensor:
+        return forms.concretise(state, worst_case)
 
     def wins(self, first: Tensor, second: Tensor) -> Tensor:
         return second > first
@@ -93,16 +93,16 @@ class Apart:
         return box
 
 
-APART = Apart()
+SEPARATE = SeparateBoxes()
 
 
-def better(arithmetic: Arithmetic, first: Tensor, second: Tensor) -> Tensor:
+def better(algebra: BoxAlgebra, first: Tensor, second: Tensor) -> Tensor:
     """The better of two lower bounds of each row, (rows, leading)."""
-    return torch.where(arithmetic.wins(first, second), second, first)
+    return torch.where(algebra.wins(first, second), second, first)
 
 
 @dataclass(frozen=True)
-class Added:
+class AddedInfluences:
     """Boxes as columns of :class:`Influence`: the base, then the base moved by each sample alone.
 
     Attributes:
@@ -135,17 +135,17 @@ class Added:
             return node.op.interval()
         return node.op.influence(*self._inputs(node, inputs, samples)).columns()
 
-    def relax(self, node: Node, inputs: Sequence[Interval], samples: Tensor | None) -> Relaxed:
+    def relax(self, node: Node, inputs: Sequence[Interval], samples: Tensor | None) -> LinearBounds:
         return node.op.relax_influence(*self._inputs(node, inputs, samples))
 
-    def concretise(self, forms: Forms, state: Mapping[str, Interval], owed: Tensor) -> Tensor:
+    def concretise(self, forms: Forms, state: Mapping[str, Interval], worst_case: Tensor) -> Tensor:
         """Columns are moved by one sample; rounding has to cover ``budget`` of them at once.
 
         If ``|v_0|`` and all ``|v_0 + d_j|`` are at most M, then ``|v_0 + sum d_j| <= (2 budget + 1) M``.
         """
         terms = sum(on[0].numel() for on in forms.coefficients.values())
         operations = (2.0 * self.budget + 1.0) * (forms.operations + terms + 64.0)
-        return replace(forms, operations=operations).concretise(state, owed)
+        return replace(forms, operations=operations).concretise(state, worst_case)
 
     def wins(self, first: Tensor, second: Tensor) -> Tensor:
         """Row by row: the influences of two bounds cannot be mixed."""

@@ -8,10 +8,10 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from milp_agt.bounds.adversary.box_algebra import Added, Arithmetic
-from milp_agt.bounds.adversary.model import Debt, Emptied, SampleSum
-from milp_agt.bounds.adversary.worst_case import PerSampleDebt
-from milp_agt.bounds.step import Schedule, Step
+from milp_agt.bounds.adversary.box_algebra import AddedInfluences, BoxAlgebra
+from milp_agt.bounds.adversary.model import Emptied, SampleSum, WorstCase
+from milp_agt.bounds.adversary.worst_case import PerSampleWorstCase
+from milp_agt.bounds.step import NodeOrder, Step
 from milp_agt.core.influence import Influence, charge_of
 from milp_agt.core.interval import CLEAN, POISONED, Interval
 from milp_agt.core.restriction import UNRESTRICTED, Restriction
@@ -36,7 +36,7 @@ def can_be_charged(poison: Poison, restriction: Restriction) -> bool:
     return restriction == UNRESTRICTED
 
 
-def without_influence(schedule: Schedule, update: UpdateRule) -> str | None:
+def without_influence(schedule: NodeOrder, update: UpdateRule) -> str | None:
     """The key of an operation that has no rule for influences; None where all have one."""
     if update.l1:
         return Sign.key
@@ -70,10 +70,10 @@ class Charged:
         return self.cases
 
     @cached_property
-    def arithmetic(self) -> Arithmetic:
+    def algebra(self) -> BoxAlgebra:
         column_of = torch.full_like(self.poison.open, -1, dtype=torch.int64)
         column_of[self.columns] = torch.arange(len(self.columns), device=column_of.device)
-        return Added(self.poison.budget, column_of)
+        return AddedInfluences(self.poison.budget, column_of)
 
     def leaves(self, step: Step, part: slice | None = None) -> dict[str, Interval]:
         samples = step.samples if part is None else step.samples[part]
@@ -100,10 +100,10 @@ class Charged:
     def total(self, step: Step) -> SampleSum:
         return _InfluenceSum(self.poison.budget)
 
-    def open_debt(self, rows: int) -> Debt:
-        return _ColumnDebt(self, rows)
+    def open_worst_case(self, rows: int) -> WorstCase:
+        return _ColumnWorstCase(self, rows)
 
-    def by_sample(self, bounds: Tensor) -> Tensor:
+    def sample_influences(self, bounds: Tensor) -> Tensor:
         """How much each sample lowers forms with these bounds, (rows, cases) to (rows, N)."""
         alone = charge_of(bounds[:, :1] - bounds[:, 1:])
         none = alone.new_zeros(len(alone), len(self.poison.open))
@@ -138,16 +138,16 @@ class _InfluenceSum:
         return total.columns(), self._size
 
 
-class _ColumnDebt(PerSampleDebt):
+class _ColumnWorstCase(PerSampleWorstCase):
     """What every sample alone can do to each form: one column for each, none for the base."""
 
-    def __init__(self, exposure: Charged, rows: int) -> None:
-        super().__init__(exposure.poison, rows, UNRESTRICTED)
-        self._columns = exposure.columns
+    def __init__(self, adversary: Charged, rows: int) -> None:
+        super().__init__(adversary.poison, rows, UNRESTRICTED)
+        self._columns = adversary.columns
 
-    def owed(self) -> Tensor:
-        alone = self.by_sample()[:, self._columns]
+    def worst_case(self) -> Tensor:
+        alone = self.sample_influences()[:, self._columns]
         return torch.cat([torch.zeros_like(alone[:, :1]), alone], 1)
 
-    def owed_given(self, own: Tensor) -> Tensor:
-        return self.owed()
+    def worst_case_given(self, own: Tensor) -> Tensor:
+        return self.worst_case()

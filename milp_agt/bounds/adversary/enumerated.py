@@ -10,9 +10,9 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from milp_agt.bounds.adversary.box_algebra import APART, Arithmetic
-from milp_agt.bounds.adversary.model import Debt, Emptied, PlainSum, SampleSum
-from milp_agt.bounds.adversary.worst_case import PerSampleDebt
+from milp_agt.bounds.adversary.box_algebra import SEPARATE, BoxAlgebra
+from milp_agt.bounds.adversary.model import Emptied, PlainSum, SampleSum, WorstCase
+from milp_agt.bounds.adversary.worst_case import PerSampleWorstCase
 from milp_agt.bounds.step import Step
 from milp_agt.core.interval import CLEAN, Interval
 from milp_agt.core.restriction import UNRESTRICTED, Restriction
@@ -22,7 +22,7 @@ from milp_agt.training.tracing import FEATURES, LABELS, SELECTION
 
 
 @dataclass(frozen=True)
-class Cases:
+class ListedSelections:
     """A list of choices that together cover everything an adversary may do.
 
     In case c at most the samples ``members[c]`` are poisoned, or have their features poisoned and those
@@ -48,15 +48,17 @@ class Cases:
     def __len__(self) -> int:
         return len(self.members)
 
-    def single(self, case: int) -> Cases:
+    def single(self, case: int) -> ListedSelections:
         """One case by itself, so that slopes are made for it and not for the clean run."""
 
         def of(tensor: Tensor | None) -> Tensor | None:
             return None if tensor is None else tensor[case : case + 1]
 
-        return Cases(self.members[case : case + 1], of(self.label_moves), of(self.label_members))
+        return ListedSelections(
+            self.members[case : case + 1], of(self.label_moves), of(self.label_members)
+        )
 
-    def part(self, chosen: slice) -> Cases:
+    def part(self, chosen: slice) -> ListedSelections:
         """Case 0 and some of the others."""
 
         def of(tensor: Tensor | None) -> Tensor | None:
@@ -64,7 +66,7 @@ class Cases:
 
         members = of(self.members)
         assert members is not None
-        return Cases(members, of(self.label_moves), of(self.label_members))
+        return ListedSelections(members, of(self.label_moves), of(self.label_members))
 
 
 def count_cases(poison: Poison, restriction: Restriction = UNRESTRICTED) -> float:
@@ -90,7 +92,7 @@ def count_cases(poison: Poison, restriction: Restriction = UNRESTRICTED) -> floa
     return sum(chosen) if _exact(poison, inside) else 1 + chosen[left]
 
 
-def enumerate_cases(poison: Poison, restriction: Restriction = UNRESTRICTED) -> Cases:
+def list_selections(poison: Poison, restriction: Restriction = UNRESTRICTED) -> ListedSelections:
     """All selections of a budget for the whole data set, and all labels that they may take.
 
     Where samples only move within sets that contain "no move", the largest selections suffice. Where
@@ -119,13 +121,13 @@ def enumerate_cases(poison: Poison, restriction: Restriction = UNRESTRICTED) -> 
     members = members.to(poison.features.device)
     vertices = _vertices(poison)
     if vertices is None:
-        return Cases(members, None)
+        return ListedSelections(members, None)
     moves = vertices.new_zeros(len(members), width, vertices.shape[2])
     for row, (picked, labels) in enumerate(listed):
         for slot, (sample, label) in enumerate(zip(picked, labels, strict=True)):
             if label is not None:
                 moves[row + 1, slot] = vertices[sample, label]
-    return Cases(members, moves)
+    return ListedSelections(members, moves)
 
 
 def _apart(poison: Poison) -> tuple[Poison, Poison]:
@@ -143,13 +145,13 @@ def _loosened(restriction: Restriction) -> Restriction:
     return Restriction(outside=restriction.outside)
 
 
-def _paired(poison: Poison, restriction: Restriction) -> Cases:
+def _paired(poison: Poison, restriction: Restriction) -> ListedSelections:
     """Every case that poisons features with every one of the labels; the first has neither."""
-    x, y = (enumerate_cases(part, _loosened(restriction)) for part in _apart(poison))
+    x, y = (list_selections(part, _loosened(restriction)) for part in _apart(poison))
     pairs = torch.cartesian_prod(torch.arange(1, len(x)), torch.arange(len(y)))
     first, second = torch.cat([pairs.new_zeros(1, 2), pairs]).to(x.members.device).unbind(1)
     moves = None if y.label_moves is None else y.label_moves[second]
-    return Cases(x.members[first], moves, y.members[second])
+    return ListedSelections(x.members[first], moves, y.members[second])
 
 
 def _exact(poison: Poison, inside: tuple[int, ...]) -> bool:
@@ -195,7 +197,7 @@ class Enumerated:
     """
 
     poison: Poison
-    listed: Cases
+    listed: ListedSelections
 
     @property
     def cases(self) -> int:
@@ -229,8 +231,8 @@ class Enumerated:
         return replace(self.poison, label_moves=None, label_quota=None)
 
     @property
-    def arithmetic(self) -> Arithmetic:
-        return APART
+    def algebra(self) -> BoxAlgebra:
+        return SEPARATE
 
     def leaves(self, step: Step, part: slice | None = None) -> dict[str, Interval]:
         samples = step.samples if part is None else step.samples[part]
@@ -281,16 +283,16 @@ class Enumerated:
     def total(self, step: Step) -> SampleSum:
         return PlainSum(self.cases)
 
-    def open_debt(self, rows: int) -> Debt:
-        return _CaseDebt(self, rows)
+    def open_worst_case(self, rows: int) -> WorstCase:
+        return _SelectionWorstCase(self, rows)
 
 
-class _CaseDebt(PerSampleDebt):
+class _SelectionWorstCase(PerSampleWorstCase):
     """What the members of each case can do; the moves of enumerated labels are no debt."""
 
-    def __init__(self, exposure: Enumerated, rows: int) -> None:
-        super().__init__(exposure.movable, rows, UNRESTRICTED)
-        self._exposure = exposure
+    def __init__(self, adversary: Enumerated, rows: int) -> None:
+        super().__init__(adversary.movable, rows, UNRESTRICTED)
+        self._exposure = adversary
 
     def add(
         self, step: Step, features: Tensor | None, labels: Tensor | None, charges: Tensor | None
@@ -302,12 +304,12 @@ class _CaseDebt(PerSampleDebt):
         step = replace(step, poison=self._exposure.movable.take(step.samples))
         super().add(step, features, labels, None)
 
-    def owed(self) -> Tensor:
+    def worst_case(self) -> Tensor:
         hurt, samples = self._hurt()
         masks = (self._exposure.mask, self._exposure.label_mask)[: len(self._poison.quotas)]
         # Within a case what features and labels can do adds up: states 1 and 2 of budgets apart.
-        owed = [hurt[..., p] @ m[:, samples].to(hurt.dtype).T for p, m in enumerate(masks)]
-        return sum(owed[1:], owed[0])
+        worst_case = [hurt[..., p] @ m[:, samples].to(hurt.dtype).T for p, m in enumerate(masks)]
+        return sum(worst_case[1:], worst_case[0])
 
-    def owed_given(self, own: Tensor) -> Tensor:
-        return self.owed()
+    def worst_case_given(self, own: Tensor) -> Tensor:
+        return self.worst_case()

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from milp_agt.bounds.adversary.box_algebra import APART, Arithmetic
-from milp_agt.bounds.adversary.model import Debt, Emptied, SampleSum
+from milp_agt.bounds.adversary.box_algebra import SEPARATE, BoxAlgebra
+from milp_agt.bounds.adversary.model import Emptied, SampleSum, WorstCase
 from milp_agt.bounds.adversary.outer_sum import OuterSum
-from milp_agt.bounds.adversary.top_k import largest, worst_sum
+from milp_agt.bounds.adversary.top_k import top_k, worst_sum
 from milp_agt.bounds.adversary.two_budgets import SeparateSum
-from milp_agt.bounds.adversary.worst_case import open_debt
+from milp_agt.bounds.adversary.worst_case import open_worst_case
 from milp_agt.bounds.step import Step
 from milp_agt.core.interval import CLEAN, POISONED, Interval
 from milp_agt.core.restriction import UNRESTRICTED, Restriction
@@ -91,7 +91,7 @@ class PoisonedSum:
         if sum(map(len, self._largest[0])) >= 4 * self.budget:
             keep = self.budget
             self._largest = [
-                [h if len(h) <= keep else largest(h, keep)] for h in map(torch.cat, self._largest)
+                [h if len(h) <= keep else top_k(h, keep)] for h in map(torch.cat, self._largest)
             ]
 
     def result(self, inside: int = 0) -> tuple[Interval, Tensor]:
@@ -170,8 +170,8 @@ class Joint:
         return self.poison.states
 
     @property
-    def arithmetic(self) -> Arithmetic:
-        return APART
+    def algebra(self) -> BoxAlgebra:
+        return SEPARATE
 
     def leaves(self, step: Step, part: slice | None = None) -> dict[str, Interval]:
         poison = step.poison if part is None else step.poison.take(_indices(part, step))
@@ -187,8 +187,8 @@ class Joint:
             return _JointSeparateSum((quotas[0].budget, quotas[1].budget), self.restriction)
         return _JointSum(step, self.restriction)
 
-    def open_debt(self, rows: int) -> Debt:
-        return open_debt(self.poison, rows, self.restriction)
+    def open_worst_case(self, rows: int) -> WorstCase:
+        return open_worst_case(self.poison, rows, self.restriction)
 
     def emptied(self, step: Step) -> Emptied | None:
         poison = step.poison

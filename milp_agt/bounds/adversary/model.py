@@ -8,7 +8,7 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from milp_agt.bounds.adversary.box_algebra import Arithmetic
+from milp_agt.bounds.adversary.box_algebra import BoxAlgebra
 from milp_agt.bounds.step import State, Step
 from milp_agt.core.interval import Interval
 from milp_agt.core.rounding import TINY, gamma
@@ -36,7 +36,7 @@ class SumOfProducts(SampleSum, Protocol):
         ...
 
 
-class Creditor(Protocol):
+class PerturbationTerms(Protocol):
     """Whoever is told, step by step, what forms owe to the moves and charges of samples."""
 
     def add(
@@ -46,7 +46,7 @@ class Creditor(Protocol):
         ...
 
 
-class Debt(Creditor, Protocol):
+class WorstCase(PerturbationTerms, Protocol):
     """Collects, over the steps of a window, how much poison can lower each of ``rows`` forms.
 
     The poisoned sample i lowers a form by at most ``dev_i``: the support function of its admissible
@@ -60,15 +60,15 @@ class Debt(Creditor, Protocol):
         """Add the step of a node of one sample: each row has entries at its own sample only."""
         ...
 
-    def owed(self) -> Tensor:
+    def worst_case(self) -> Tensor:
         """The most that the adversary can lower each form, (rows, cases)."""
         ...
 
-    def by_sample(self) -> Tensor:
+    def sample_influences(self) -> Tensor:
         """How much each sample of the data set alone can lower each form, ``dev_i``, (rows, N)."""
         ...
 
-    def owed_given(self, own: Tensor) -> Tensor:
+    def worst_case_given(self, own: Tensor) -> Tensor:
         """The same for each state that the boxes of sample ``own[r]`` distinguish, (rows, states)."""
         ...
 
@@ -104,7 +104,7 @@ class Emptied:
         return {name: both(name) for name in new}
 
 
-class Exposure(Protocol):
+class AdversaryModel(Protocol):
     """A threat model as the engines see it: boxes of the data, sums over samples, debts.
 
     Boxes of nodes with a sample axis have a leading axis of *states*, those of nodes without one an
@@ -128,7 +128,7 @@ class Exposure(Protocol):
         ...
 
     @property
-    def arithmetic(self) -> Arithmetic:
+    def algebra(self) -> BoxAlgebra:
         """How boxes with these states and cases are computed with."""
         ...
 
@@ -144,7 +144,7 @@ class Exposure(Protocol):
         """An empty sum over the batch."""
         ...
 
-    def open_debt(self, rows: int) -> Debt:
+    def open_worst_case(self, rows: int) -> WorstCase:
         """An empty account for forms."""
         ...
 

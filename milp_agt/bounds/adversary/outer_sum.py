@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from milp_agt.bounds.adversary.top_k import most
+from milp_agt.bounds.adversary.top_k import top_k_of_rows
 from milp_agt.core.interval import CLEAN, POISONED, Interval
 from milp_agt.core.rounding import TINY, gamma
 from milp_agt.formulations.interval_products import corner_products
@@ -147,7 +147,7 @@ class OuterSum:
         else:
             self._worst.append([])
         if self.budget < hurt[0].shape[-1]:
-            hurt = [most(h, self.budget) for h in hurt]
+            hurt = [top_k_of_rows(h, self.budget) for h in hurt]
         self._worst[number] = [h.sum(-1, keepdim=True) for h in hurt] if last else hurt
 
 

@@ -15,19 +15,19 @@ def worst_sum(hurt: Tensor, budget: int) -> Tensor:
         return torch.zeros_like(hurt.sum(0))
     if budget >= len(hurt):
         return hurt.sum(0)
-    return hurt.amax(0) if budget == 1 else largest(hurt, budget).sum(0)
+    return hurt.amax(0) if budget == 1 else top_k(hurt, budget).sum(0)
 
 
-def largest(values: Tensor, count: int) -> Tensor:
+def top_k(values: Tensor, count: int) -> Tensor:
     """The ``count`` largest of each column of ``values`` (n, ...), in any order, (count, ...)."""
     if values.is_cuda or values.requires_grad:
         return values.topk(count, dim=0, sorted=False).values
     columns = values.flatten(1) if values.dim() > 1 else values.unsqueeze(1)
-    rows = most(columns.T.clone(memory_format=torch.contiguous_format), count)
+    rows = top_k_of_rows(columns.T.clone(memory_format=torch.contiguous_format), count)
     return rows.T.reshape(count, *values.shape[1:])
 
 
-def most(values: Tensor, count: int) -> Tensor:
+def top_k_of_rows(values: Tensor, count: int) -> Tensor:
     """The ``count`` largest along the last axis, in any order; a contiguous tensor is overwritten.
 
     They come at most n * 1e-290 too large, for n values in a row. On a CPU numpy selects several times

@@ -15,8 +15,8 @@ from milp_agt.core.restriction import Restriction
 from milp_agt.threats.poison import Poison
 
 
-class BudgetDebt(ABC):
-    """A debt (:class:`milp_agt.bounds.adversary.model.Debt`) of one case, within the budgets of a threat.
+class BudgetWorstCase(ABC):
+    """A debt (:class:`milp_agt.bounds.adversary.model.WorstCase`) of one case, within the budgets of a threat.
 
     The adversary is worth the sum of the ``budget`` largest ``dev_i``. Where features and labels have
     budgets apart there is a ``dev_i`` for each of the three states in which the sample is poisoned, and
@@ -47,14 +47,14 @@ class BudgetDebt(ABC):
         """
 
     @abstractmethod
-    def by_sample(self) -> Tensor:
+    def sample_influences(self) -> Tensor:
         """``dev_i`` of every sample of the data set, (rows, N)."""
 
-    def owed(self) -> Tensor:
+    def worst_case(self) -> Tensor:
         """:meth:`worst` for the one case that there is, (rows, 1)."""
         return self.worst().unsqueeze(1)
 
-    def owed_given(self, own: Tensor) -> Tensor:
+    def worst_case_given(self, own: Tensor) -> Tensor:
         """:meth:`worst_given` for each state, (rows, states)."""
         return torch.stack([self.worst_given(own, state) for state in range(self.states)], 1)
 
@@ -64,16 +64,16 @@ class BudgetDebt(ABC):
         """States of a sample."""
 
 
-def open_debt(poison: Poison, rows: int, restriction: Restriction) -> BudgetDebt:
+def open_worst_case(poison: Poison, rows: int, restriction: Restriction) -> BudgetWorstCase:
     """The right kind of debt for a threat model bound to the whole data set."""
     if poison.is_clean:
-        return _NoDebt(poison, rows)
+        return _NoPerturbation(poison, rows)
     if not poison.static and poison.per_batch:
-        return _PerStepDebt(poison, rows, restriction)
-    return PerSampleDebt(poison, rows, restriction)
+        return _PerStepWorstCase(poison, rows, restriction)
+    return PerSampleWorstCase(poison, rows, restriction)
 
 
-class _NoDebt(BudgetDebt):
+class _NoPerturbation(BudgetWorstCase):
     def __init__(self, poison: Poison, rows: int) -> None:
         self._zero = torch.zeros(rows, dtype=torch.float64, device=poison.features.device)
         self._count = len(poison.features)
@@ -90,7 +90,7 @@ class _NoDebt(BudgetDebt):
     def worst(self) -> Tensor:
         return self._zero
 
-    def by_sample(self) -> Tensor:
+    def sample_influences(self) -> Tensor:
         return self._zero.unsqueeze(1).expand(-1, self._count)
 
     def add_own(
@@ -102,7 +102,7 @@ class _NoDebt(BudgetDebt):
         return self._zero
 
 
-class _PerStepDebt(BudgetDebt):
+class _PerStepWorstCase(BudgetWorstCase):
     """Adaptive adversary, budget in each batch: top-k in each step, then the sum over steps."""
 
     def __init__(self, poison: Poison, rows: int, restriction: Restriction) -> None:
@@ -128,7 +128,7 @@ class _PerStepDebt(BudgetDebt):
     def worst(self) -> Tensor:
         return self._total + self._own.amax(-1)
 
-    def by_sample(self) -> Tensor:
+    def sample_influences(self) -> Tensor:
         total = self._total.new_zeros(len(self._total), len(self._poison.features))
         for samples, hurt in self._met:
             total.index_add_(1, samples, hurt.amax(-1))
@@ -145,7 +145,7 @@ class _PerStepDebt(BudgetDebt):
         return self._total + self._own[:, state - 1] if state else self._total
 
 
-class PerSampleDebt(BudgetDebt):
+class PerSampleWorstCase(BudgetWorstCase):
     """One account for each sample that may be poisoned and that the window has met.
 
     Static adversary: coefficients on the same move are added over the steps before the support
@@ -238,7 +238,7 @@ class PerSampleDebt(BudgetDebt):
             spent[group] = _spend(hurt[:, part], samples[part], budgets, self._restriction)
         return spent
 
-    def by_sample(self) -> Tensor:
+    def sample_influences(self) -> Tensor:
         hurt, samples = self._hurt()
         total = hurt.new_zeros(self._rows, len(self._poison.features))
         return total.index_add(1, samples, hurt.amax(-1))

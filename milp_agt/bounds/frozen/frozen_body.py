@@ -23,7 +23,7 @@ from milp_agt.formulations.leaves import Features
 from milp_agt.formulations.linear import Affine, Combine, Reshape
 from milp_agt.formulations.max_pool import MaxPool
 from milp_agt.formulations.relu import Relu
-from milp_agt.formulations.rounding_error import Blur
+from milp_agt.formulations.rounding_error import RoundingError
 from milp_agt.formulations.sigmoid import Sigmoid
 from milp_agt.formulations.tanh import Tanh
 from milp_agt.threats.poison import Poison
@@ -191,7 +191,7 @@ def _headed(step_graph: StepGraph, body: Body, error: Tensor) -> Graph:
     inside = {node.name for node in body.nodes}
     graph = Graph()
     leaf = graph.add(Features(body.output.shape), name=FEATURES)
-    graph.add(Blur(error), leaf, name=body.output.name)
+    graph.add(RoundingError(error), leaf, name=body.output.name)
     for node in step_graph.graph:
         if node.name not in inside:
             graph.add(node.op, *(graph[name] for name in node.inputs), name=node.name)

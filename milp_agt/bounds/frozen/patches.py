@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from milp_agt.bounds.linear.backward import sample_forms
-from milp_agt.bounds.linear.intercepts import Offsets
-from milp_agt.bounds.linear.linearized_step import Fragment
+from milp_agt.bounds.linear.intercepts import Intercepts
+from milp_agt.bounds.linear.linearized_step import SampleChunk
 from milp_agt.core.graph import Graph, Node
 from milp_agt.core.interval import Interval
 from milp_agt.core.rounding import TINY, gamma
@@ -45,17 +45,19 @@ def walked(nodes: Sequence[Node], poison: Poison, boxes: Mapping[str, Interval])
     output = nodes[-1]
     count, size = len(poison.features), output.signature.size
     planes = {node.name: node.op.relax(*(boxes[i] for i in node.inputs)) for node in nodes[1:]}
-    offsets = {name: Offsets.of(p, True, 1) for name, p in planes.items()}
+    offsets = {name: Intercepts.of(p, True, 1) for name, p in planes.items()}
     leaves = {FEATURES: boxes[FEATURES].magnitude.amax(0)}
     points = {FEATURES: poison.features.unsqueeze(0)}
-    fragment = Fragment(slice(0, count), poison, planes, offsets, leaves, points)
+    sample_chunk = SampleChunk(slice(0, count), poison, planes, offsets, leaves, points)
     unit = torch.eye(size, dtype=torch.float64, device=poison.features.device)
     unit = unit.reshape(size, 1, *output.shape).expand(size, count, *output.shape)
-    forms = sample_forms(nodes, fragment, output.name, torch.cat([unit, -unit]))
+    forms = sample_forms(nodes, sample_chunk, output.name, torch.cat([unit, -unit]))
     assert forms.features is not None
-    owed = poison.support(forms.features, None)
+    worst_case = poison.support(forms.features, None)
     terms = gamma(forms.operations + 4.0 * poison.features[0].numel() + 64)
-    bound = forms.constant[..., 0] - owed - 4.0 * terms * (forms.magnitude + owed) - TINY
+    bound = (
+        forms.constant[..., 0] - worst_case - 4.0 * terms * (forms.magnitude + worst_case) - TINY
+    )
     low, high = bound.reshape(2, size, count).transpose(1, 2).reshape(2, count, size).unbind(0)
     shape = (1, count, *output.shape)
     return Interval(

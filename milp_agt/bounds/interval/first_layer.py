@@ -19,7 +19,7 @@ from milp_agt.training.tracing import FEATURES
 ELEMENTS = 2**22
 
 
-def sharpened(
+def meet_jointly(
     node: Node,
     box: Interval,
     boxes: Mapping[str, Interval],

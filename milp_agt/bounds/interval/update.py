@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from milp_agt.bounds.adversary.box_algebra import APART, Arithmetic
+from milp_agt.bounds.adversary.box_algebra import SEPARATE, BoxAlgebra
 from milp_agt.bounds.step import State, Step, velocity_of
 from milp_agt.core.graph import Graph, Node
 from milp_agt.core.interval import Interval
 from milp_agt.formulations.clip import Clip
-from milp_agt.formulations.leaves import Parameter
+from milp_agt.formulations.leaves import ParameterLeaf
 from milp_agt.formulations.optimiser_step import OptimiserStep
 from milp_agt.formulations.sign import Sign
 
@@ -61,13 +61,13 @@ class UpdateGraph:
         return UpdateGraph(tuple(nodes), outputs, projections)
 
     def boxes(
-        self, state: State, ranges: Mapping[str, Interval], arithmetic: Arithmetic = APART
+        self, state: State, ranges: Mapping[str, Interval], algebra: BoxAlgebra = SEPARATE
     ) -> dict[str, Interval]:
         """Boxes of the old state, of the sums in ``ranges``, and of all nodes before projection."""
         known = {**ranges, **state}
         for node in self.nodes:
             inputs = [known[name] for name in node.inputs]
-            known[node.name] = arithmetic.image(node, inputs, None)
+            known[node.name] = algebra.image(node, inputs, None)
         return known
 
     def projected(self, state: State) -> State:
@@ -79,4 +79,4 @@ class UpdateGraph:
 
 
 def _leaf(graph: Graph, name: str, shape: tuple[int, ...]) -> Node:
-    return graph[name] if name in graph else graph.add(Parameter(shape), name=name)
+    return graph[name] if name in graph else graph.add(ParameterLeaf(shape), name=name)

@@ -16,15 +16,15 @@ from types import MappingProxyType
 import torch
 from torch import Tensor
 
-from milp_agt.bounds.adversary.model import Exposure
+from milp_agt.bounds.adversary.model import AdversaryModel
 from milp_agt.bounds.forms import Forms
 from milp_agt.bounds.linear.ascent import Free, Variables, has_choice
-from milp_agt.bounds.linear.linear_bounds import bound_forms
-from milp_agt.bounds.linear.linearized_step import RelaxedStep
+from milp_agt.bounds.linear.linearized_step import LinearizedStep
 from milp_agt.bounds.linear.slopes import Slopes, free_slopes, with_slopes
-from milp_agt.bounds.signed_entries import forms_of_ends
-from milp_agt.bounds.step import Schedule
-from milp_agt.core.linear_bounds import FreeSlope
+from milp_agt.bounds.linear.window_bounds import bound_forms
+from milp_agt.bounds.signed_entries import forms_of_entries
+from milp_agt.bounds.step import NodeOrder
+from milp_agt.core.planes import FreeSlope
 
 # Moves without a gain of this share of the gap between both ends after which an ascent stops.
 PATIENCE, GAIN = 8, 1e-4
@@ -37,9 +37,9 @@ FLOAT = 8
 class Problem:
     """What is optimised: forms on the state after a window."""
 
-    schedule: Schedule
-    window: Sequence[RelaxedStep]
-    exposure: Exposure
+    schedule: NodeOrder
+    window: Sequence[LinearizedStep]
+    adversary: AdversaryModel
 
     def bound(self, forms: Forms, slopes: Sequence[Slopes]) -> Tensor:
         """Lower bounds of forms with slopes for each step of the window, (rows, cases)."""
@@ -47,7 +47,7 @@ class Problem:
             with_slopes(self.schedule, relaxed, own) if own else relaxed
             for relaxed, own in zip(self.window, slopes, strict=True)
         ]
-        return bound_forms(self.schedule, window, forms, self.exposure)
+        return bound_forms(self.schedule, window, forms, self.adversary)
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,7 @@ def optimise_ends(
             for index, own in zip(indices, free, strict=True)
         ]
         variables = Variables.of(free, first, made)
-        forms = forms_of_ends(state, ends[rows])
+        forms = forms_of_entries(state, ends[rows])
         if variables.each:
             late |= _ascend(problem, forms, variables, moves, until)
         with torch.no_grad():

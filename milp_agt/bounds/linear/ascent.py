@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from milp_agt.bounds.linear.slopes import Place, Slopes
-from milp_agt.core.linear_bounds import FreeSlope
+from milp_agt.core.planes import FreeSlope
 
 # Length of the first move, as a share of the range of a slope, how it shrinks with every move that the
 # slopes of a training step have made, and how short it gets.

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from milp_agt.bounds.forms import Forms
-from milp_agt.bounds.linear.composed import Cut
+from milp_agt.bounds.linear.composed import ComposedHead
 from milp_agt.bounds.linear.intercepts import per_sample
-from milp_agt.bounds.linear.linearized_step import Fragment
+from milp_agt.bounds.linear.linearized_step import SampleChunk
 from milp_agt.core.graph import Node
 from milp_agt.core.interval import Interval
-from milp_agt.core.linear_bounds import Narrowable, Pulling
+from milp_agt.core.planes import BackwardSlopes, NarrowableSlopes
 from milp_agt.training.tracing import FEATURES, LABELS, SELECTION
 
 # Coefficients are cut down to a strip if that is at most this part of them.
@@ -61,20 +61,20 @@ class Strip:
         return other is not None and other.axis == self.axis and other.index is self.index
 
 
-class Walker:
+class BackwardPass:
     """The state of one walk through the nodes of one fragment."""
 
     def __init__(
         self,
-        fragment: Fragment,
+        sample_chunk: SampleChunk,
         constant: Tensor,
         magnitude: Tensor,
         pending: dict[str, Tensor],
         strips: Mapping[str, Strip] | None = None,
-        cut: Cut | None = None,
+        cut: ComposedHead | None = None,
         diagonal: bool = False,
     ) -> None:
-        self.fragment, self.cut, self.diagonal = fragment, cut, diagonal
+        self.sample_chunk, self.cut, self.diagonal = sample_chunk, cut, diagonal
         self.constant, self.magnitude = constant, magnitude
         self.pending, self.strips = pending, dict(strips or {})
         self.charges: Tensor | None = None
@@ -86,7 +86,7 @@ class Walker:
         if node.name not in self.pending:
             return
         coefficient, strip = self.pending.pop(node.name), self.strips.pop(node.name, None)
-        planes = self.fragment.planes.get(node.name)
+        planes = self.sample_chunk.planes.get(node.name)
         narrow = None
         if strip is not None:
             narrow = _narrowed(planes, strip)
@@ -98,15 +98,15 @@ class Walker:
         if self.cut is not None and self.cut.node == node.name:
             self._jump(self.cut, strip.fill(coefficient) if strip else coefficient)
             return
-        offsets = self.fragment.offsets[node.name]
+        offsets = self.sample_chunk.offsets[node.name]
         axes: tuple[int | None, ...] = (None,) * len(node.inputs)
         if strip is not None and narrow is not None:
             offsets = offsets.narrow(strip.axis, strip.index)
             planes, axes = narrow
-        spend = offsets.spend_diagonal if self.diagonal else offsets.spend
-        constant, magnitude, charges = spend(coefficient)
+        apply = offsets.apply_diagonal if self.diagonal else offsets.apply
+        constant, magnitude, charges = apply(coefficient)
         self._spent(constant, magnitude, charges)
-        pulled = planes.pull(coefficient, self.diagonal)
+        pulled = planes.backward(coefficient, self.diagonal)
         for name, own, axis in zip(node.inputs, pulled, axes, strict=True):
             self._owe(name, own, None if strip is None else strip.along(axis))
 
@@ -137,7 +137,7 @@ class Walker:
         if strip is not None:
             self.strips[name] = strip
 
-    def _jump(self, cut: Cut, coefficient: Tensor) -> None:
+    def _jump(self, cut: ComposedHead, coefficient: Tensor) -> None:
         """Exchange the node of a cut for the parameters."""
         count = cut.columns // (2 * coefficient[0, 0].numel())
         flat = coefficient.expand(-1, count, *coefficient.shape[2:]).flatten(2).transpose(1, 2)
@@ -175,7 +175,7 @@ class Walker:
 
     def _from_nominal(self, coefficient: Tensor, leaf: str) -> Tensor:
         """Put the nominal value into the constant; returns the coefficients on the moves."""
-        nominal, size = self.fragment.nominal[leaf], self.fragment.leaves[leaf]
+        nominal, size = self.sample_chunk.nominal[leaf], self.sample_chunk.leaves[leaf]
         full = coefficient.expand(-1, *nominal.shape[1:])
         if self.diagonal:
             self.constant = self.constant + per_sample(full, nominal)
@@ -210,10 +210,10 @@ def _summed(weights: Tensor, values: Tensor) -> Tensor:
 
 
 def _narrowed(
-    planes: Pulling | None, strip: Strip
-) -> tuple[Pulling, tuple[int | None, ...]] | None:
+    planes: BackwardSlopes | None, strip: Strip
+) -> tuple[BackwardSlopes, tuple[int | None, ...]] | None:
     # By attribute: isinstance with a protocol is slow.
-    own: Narrowable | None = planes if hasattr(planes, "narrow") else None  # type: ignore[assignment]
+    own: NarrowableSlopes | None = planes if hasattr(planes, "narrow") else None  # type: ignore[assignment]
     return None if own is None else own.narrow(strip.axis, strip.index)
 
 
@@ -277,18 +277,20 @@ class SampleForms:
 
 
 def sample_forms(
-    nodes: Sequence[Node], fragment: Fragment, target: str, coefficients: Tensor
+    nodes: Sequence[Node], sample_chunk: SampleChunk, target: str, coefficients: Tensor
 ) -> SampleForms:
     """Walk forms of one node back to the parameters, every sample by itself.
 
     Args:
         nodes: nodes with a sample axis up to the target, in topological order, with their planes in
-            ``fragment``, which holds the whole batch.
+            ``sample_chunk``, which holds the whole batch.
         target: the node that the forms are about.
         coefficients: on the target, (forms, n, *shape).
     """
     zero = coefficients.new_zeros(coefficients.shape[:2])
-    walker = Walker(fragment, zero.unsqueeze(-1), zero, {target: coefficients}, diagonal=True)
+    walker = BackwardPass(
+        sample_chunk, zero.unsqueeze(-1), zero, {target: coefficients}, diagonal=True
+    )
     for node in reversed(nodes):
         walker.replace(node)
     largest = max(node.signature.size for node in nodes)
@@ -303,21 +305,21 @@ def sample_forms(
     )
 
 
-def cut_of(nodes: Sequence[Node], fragment: Fragment, target: Node) -> Cut:
+def cut_of(nodes: Sequence[Node], sample_chunk: SampleChunk, target: Node) -> ComposedHead:
     """The forms of both signs of every element of one node, in a fragment of the batch.
 
     ``nodes`` are those with a sample axis that lead to the target, which is the last of them.
     """
-    size, count = target.signature.size, fragment.samples.stop - fragment.samples.start
-    unit = torch.eye(size, dtype=torch.float64, device=fragment.poison.features.device)
+    size, count = target.signature.size, sample_chunk.samples.stop - sample_chunk.samples.start
+    unit = torch.eye(size, dtype=torch.float64, device=sample_chunk.poison.features.device)
     both = torch.cat([unit, -unit]).reshape(2 * size, 1, *target.shape)
-    forms = sample_forms(nodes, fragment, target.name, both.expand(-1, count, *target.shape))
-    return Cut.of(
+    forms = sample_forms(nodes, sample_chunk, target.name, both.expand(-1, count, *target.shape))
+    return ComposedHead.of(
         target.name,
         forms.coefficients,
         forms.constant,
         forms.magnitude,
-        None if fragment.poison.feature_moves is None else forms.features,
+        None if sample_chunk.poison.feature_moves is None else forms.features,
         forms.charges,
         forms.operations,
     )

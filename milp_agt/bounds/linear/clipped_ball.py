@@ -7,8 +7,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from milp_agt.bounds.linear.linearized_step import RelaxedStep
-from milp_agt.bounds.step import Schedule
+from milp_agt.bounds.linear.linearized_step import LinearizedStep
+from milp_agt.bounds.step import NodeOrder
 from milp_agt.core.interval import CLEAN, POISONED
 from milp_agt.core.rounding import gamma
 from milp_agt.formulations.exchange import Substitute
@@ -16,7 +16,7 @@ from milp_agt.training.tracing import SELECTION
 
 
 def regained(
-    schedule: Schedule, relaxed: RelaxedStep, on_terms: Mapping[str, Tensor]
+    schedule: NodeOrder, relaxed: LinearizedStep, on_terms: Mapping[str, Tensor]
 ) -> tuple[Tensor | None, Tensor | None]:
     """How much less an exchanged gradient can lower forms than its box says.
 

@@ -8,14 +8,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from milp_agt.bounds.adversary.model import Creditor
+from milp_agt.bounds.adversary.model import PerturbationTerms
 from milp_agt.bounds.forms import Forms
 from milp_agt.bounds.step import Step
 from milp_agt.core.interval import Interval
 
 
 @dataclass(frozen=True)
-class Cut:
+class ComposedHead:
     """Forms on the parameters that bound one node, sample by sample, for all walks through a step.
 
     Where a batch is large, the part of a walk before a narrow node (the outputs, say) is the same for
@@ -47,12 +47,12 @@ class Cut:
         features: Tensor | None,
         charges: Tensor | None,
         operations: float,
-    ) -> Cut:
+    ) -> ComposedHead:
         """From forms of single samples: coefficients (2 k, n, *shape), constants (2 k, n, cases)."""
         numbers = [on.flatten(0, 1).flatten(1).T for on in coefficients.values()]
         rows = [*numbers, constant.flatten(0, 1).T, magnitude.flatten().unsqueeze(0)]
         shapes = {name: on.shape[2:] for name, on in coefficients.items()}
-        return Cut(node, torch.cat(rows), shapes, features, charges, operations)
+        return ComposedHead(node, torch.cat(rows), shapes, features, charges, operations)
 
     @property
     def columns(self) -> int:
@@ -73,7 +73,7 @@ class Cut:
 
 
 @dataclass(frozen=True)
-class Shortcut:
+class ComposedStep:
     """Lower bounds of every end of the state after a step: of ``theta_p``, then of ``-theta_p``.
 
     End e is at least ``coefficients[e] . state + constant[e] + moves[e] - charges[e]``, errors of all
@@ -100,7 +100,7 @@ class Shortcut:
     labels: Tensor | None = None
     charges: Tensor | None = None
 
-    def walk(self, step: Step, forms: Forms, debt: Creditor) -> Forms:
+    def walk(self, step: Step, forms: Forms, perturbation: PerturbationTerms) -> Forms:
         """Carry forms on the state after the step to forms on the state before it."""
         weights = self._weights(forms)
 
@@ -108,7 +108,7 @@ class Shortcut:
             return None if ends is None else _weighed(weights, ends)
 
         if not step.poison.is_clean:
-            debt.add(step, moved(self.features), moved(self.labels), moved(self.charges))
+            perturbation.add(step, moved(self.features), moved(self.labels), moved(self.charges))
         return self._combined(weights, forms)
 
     def carried(self, forms: Forms) -> Forms:
@@ -134,7 +134,7 @@ def _weighed(weights: Tensor, ends: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Past:
+class PastStep:
     """What a step before the window has proved of the state after it, whoever was poisoned in it.
 
     Every end of the state is bounded by a form on the state before the step, of which all that poison
@@ -150,7 +150,7 @@ class Past:
 
     index: int
     state: dict[str, Interval]
-    ends: Shortcut
+    ends: ComposedStep
 
 
 class Collected:
@@ -184,7 +184,7 @@ class Collected:
             self._tensors[name][ends] = rows
         self._operations = max(self._operations, forms.operations)
 
-    def shortcut(self, state: Mapping[str, Interval]) -> Shortcut:
+    def composed(self, state: Mapping[str, Interval]) -> ComposedStep:
         """All ends, of a step from a state in these boxes."""
         coefficients = {name: self._tensors[f"on {name}"] for name in state}
         magnitude = self._tensors["magnitude"]
@@ -192,7 +192,7 @@ class Collected:
             # Sums of ends cancel: their rounding goes by the terms, not by what is left of them.
             size = state[name].magnitude.amax(0).flatten()
             magnitude = magnitude + on.flatten(1).abs() @ size
-        return Shortcut(
+        return ComposedStep(
             coefficients,
             self._tensors["constant"],
             magnitude,

@@ -19,13 +19,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from milp_agt.bounds.adversary.box_algebra import Arithmetic
-from milp_agt.bounds.adversary.model import Exposure
+from milp_agt.bounds.adversary.box_algebra import BoxAlgebra
+from milp_agt.bounds.adversary.model import AdversaryModel
 from milp_agt.bounds.forms import Forms
-from milp_agt.bounds.linear.backward import Walker
-from milp_agt.bounds.linear.linear_bounds import walk
-from milp_agt.bounds.linear.linearized_step import Fragment, RelaxedStep
-from milp_agt.bounds.step import Schedule, Step, step_at_points
+from milp_agt.bounds.linear.backward import BackwardPass
+from milp_agt.bounds.linear.linearized_step import LinearizedStep, SampleChunk
+from milp_agt.bounds.linear.window_bounds import propagate_backward
+from milp_agt.bounds.step import NodeOrder, Step, step_at_points
 from milp_agt.core.graph import Cause, Node, evaluate
 from milp_agt.training.tracing import FEATURES, LABELS, SELECTION, StepGraph
 
@@ -49,7 +49,7 @@ class Account:
 class Gaps:
     """Forms of the state after a window, bounded from below at the best stop of their walk.
 
-    For every row and case ``reference - bound`` is the sum of ``gaps`` and ``owed``.
+    For every row and case ``reference - bound`` is the sum of ``gaps`` and ``worst_case``.
 
     Attributes:
         reference: value in the run from the middle of the window's first box on data as given, or
@@ -62,7 +62,7 @@ class Gaps:
 
     reference: Tensor
     bound: Tensor
-    owed: Tensor
+    worst_case: Tensor
     gaps: dict[Cause, Tensor]
     accounts: tuple[Account, ...]
 
@@ -75,34 +75,34 @@ class Window:
     """
 
     step_graph: StepGraph
-    schedule: Schedule
-    steps: Sequence[RelaxedStep]
-    exposure: Exposure
+    schedule: NodeOrder
+    steps: Sequence[LinearizedStep]
+    adversary: AdversaryModel
     path: Sequence[dict[str, Tensor]]  # the state before every step and after the last
 
     @staticmethod
     def of(
         step_graph: StepGraph,
-        schedule: Schedule,
-        steps: Sequence[RelaxedStep],
-        exposure: Exposure,
+        schedule: NodeOrder,
+        steps: Sequence[LinearizedStep],
+        adversary: AdversaryModel,
     ) -> Window:
         """The run starts in the middle of the first box: the nominal run where that is a point."""
         state = {name: box.centre for name, box in steps[0].state.items()}
         path = [state]
         for relaxed in steps:
-            data = exposure.nominal(relaxed.step)
+            data = adversary.nominal(relaxed.step)
             state = step_at_points(
                 step_graph, schedule, state, data[FEATURES], data[LABELS], relaxed.step.update
             )
             path.append(state)
-        nodes = [replace(relaxed, cuts=(), shortcut=None) for relaxed in steps]
-        return Window(step_graph, schedule, nodes, exposure, path)
+        nodes = [replace(relaxed, cuts=(), composed=None) for relaxed in steps]
+        return Window(step_graph, schedule, nodes, adversary, path)
 
     def values(self, number: int) -> Values:
         """All nodes of a step, those of the update included."""
         relaxed = self.steps[number]
-        data = self.exposure.nominal(relaxed.step)
+        data = self.adversary.nominal(relaxed.step)
         leaves = {**self.path[number], **data}
         leaves[SELECTION] = torch.zeros_like(data[LABELS][..., :1])
         known = evaluate(self.schedule.all, leaves)
@@ -117,17 +117,17 @@ class Window:
         for number in reversed(range(len(self.steps))):
             relaxed = self.steps[number]
             ledger.enter(relaxed.step, self.values(number))
-            forms = walk(self.schedule, relaxed, forms, ledger, ledger.walker)
+            forms = propagate_backward(self.schedule, relaxed, forms, ledger, ledger.walker)
             here = self._stop(forms, ledger, number, reference)
-            best = here if best is None else _better(self.exposure.arithmetic, best, here)
+            best = here if best is None else _better(self.adversary.algebra, best, here)
         assert best is not None
         return best
 
     def _stop(self, forms: Forms, ledger: _Ledger, number: int, reference: Tensor) -> Gaps:
         """The gaps of a walk that stops before a step."""
         state = self.steps[number].state
-        owed = ledger.owed()
-        bound = self.exposure.arithmetic.concretise(forms, state, owed)
+        worst_case = ledger.worst_case()
+        bound = self.adversary.algebra.concretise(forms, state, worst_case)
         lowest = forms.constant
         for name, coefficient in forms.coefficients.items():
             flat, box = coefficient.flatten(1), state[name]
@@ -136,12 +136,12 @@ class Window:
             lowest = lowest + (flat - positive) @ box.upper.flatten(1).T
         gaps = dict(ledger.gaps)
         gaps[Cause.START] = _at(forms, self.path[number]) - lowest
-        gaps[Cause.ROUNDING] = gaps.get(Cause.ROUNDING, 0.0) + (lowest - owed - bound)
+        gaps[Cause.ROUNDING] = gaps.get(Cause.ROUNDING, 0.0) + (lowest - worst_case - bound)
         shape = bound.shape
         return Gaps(
             reference.expand(shape),
             bound,
-            owed.expand(shape),
+            worst_case.expand(shape),
             {cause: gap.expand(shape) for cause, gap in gaps.items()},
             ledger.accounts(),
         )
@@ -155,9 +155,9 @@ def _at(forms: Forms, state: Values) -> Tensor:
     return value
 
 
-def _better(arithmetic: Arithmetic, old: Gaps, new: Gaps) -> Gaps:
+def _better(algebra: BoxAlgebra, old: Gaps, new: Gaps) -> Gaps:
     """Row by row and case by case, the gaps of the better bound."""
-    better = arithmetic.wins(old.bound, new.bound).expand(new.bound.shape)
+    better = algebra.wins(old.bound, new.bound).expand(new.bound.shape)
 
     def pick(first: Tensor, second: Tensor) -> Tensor:
         return torch.where(better if first.shape == better.shape else better[:, :1], second, first)
@@ -171,7 +171,7 @@ def _better(arithmetic: Arithmetic, old: Gaps, new: Gaps) -> Gaps:
     return Gaps(
         new.reference,
         pick(old.bound, new.bound),
-        pick(old.owed, new.owed),
+        pick(old.worst_case, new.worst_case),
         {c: pick(old.gaps.get(c, zero), gap) for c, gap in new.gaps.items()},
         tuple(accounts),
     )
@@ -182,10 +182,10 @@ class _Ledger:
 
     def __init__(self, window: Window, rows: int) -> None:
         self.gaps: dict[Cause, Tensor] = {}
-        self._exposure, self._poison = window.exposure, window.exposure.poison
+        self._exposure, self._poison = window.adversary, window.adversary.poison
         self._batched = {n.name for n in window.schedule.before if n.batched}
-        self._owed = self._exposure.open_debt(rows)
-        self._direct = self._exposure.open_debt(rows)
+        self._owed = self._exposure.open_worst_case(rows)
+        self._direct = self._exposure.open_worst_case(rows)
         features = self._poison.features
         self._nothing = torch.zeros(
             rows, len(features), dtype=torch.float64, device=features.device
@@ -200,36 +200,36 @@ class _Ledger:
         """The walk goes through this step from now on."""
         self._step, self._values = step, values
 
-    def walker(self, fragment: Fragment, *arguments: Any) -> Walker:
+    def walker(self, sample_chunk: SampleChunk, *arguments: Any) -> BackwardPass:
         """A walker that tells this ledger of every node."""
-        return _Accountant(self, fragment, *arguments)
+        return _Accountant(self, sample_chunk, *arguments)
 
-    def note(self, node: Node, fragment: Fragment, coefficient: Tensor) -> None:
+    def note(self, node: Node, sample_chunk: SampleChunk, coefficient: Tensor) -> None:
         """What the exchange of a node costs, and the charges that come with it."""
         cause = node.op.cause
-        constant, _, charges = fragment.offsets[node.name].spend(coefficient)
-        gap = self._value(node.name, coefficient, fragment)
-        pulled = fragment.planes[node.name].pull(coefficient)
+        constant, _, charges = sample_chunk.offsets[node.name].apply(coefficient)
+        gap = self._value(node.name, coefficient, sample_chunk)
+        pulled = sample_chunk.planes[node.name].backward(coefficient)
         for name, own in zip(node.inputs, pulled, strict=True):
-            gap = gap - self._value(name, own, fragment)
+            gap = gap - self._value(name, own, sample_chunk)
         if constant is not None:
             gap = gap - constant
         self.gaps[cause] = self.gaps.get(cause, 0.0) + gap
         if charges is not None:
             assert self._step is not None
-            samples = self._step.samples[fragment.samples]
-            charged = torch.where(fragment.poison.open, charges[..., 0], 0.0)
+            samples = self._step.samples[sample_chunk.samples]
+            charged = torch.where(sample_chunk.poison.open, charges[..., 0], 0.0)
             known = self._charges.get(cause, self._nothing)
             self._charges[cause] = known.index_add(1, samples, charged)
 
-    def _value(self, name: str, coefficient: Tensor, fragment: Fragment) -> Tensor:
+    def _value(self, name: str, coefficient: Tensor, sample_chunk: SampleChunk) -> Tensor:
         """``c . v*`` in every case, (rows, 1 or cases)."""
         value = self._values[name]
         if value.dim() < coefficient.dim():  # a constant
             value = value.unsqueeze(0)
         if name in self._batched:
-            if fragment.samples.stop:
-                value = value[:, fragment.samples]
+            if sample_chunk.samples.stop:
+                value = value[:, sample_chunk.samples]
             coefficient = coefficient.expand(-1, *value.shape[1:])
         return coefficient.flatten(1) @ value.flatten(1).T
 
@@ -247,10 +247,12 @@ class _Ledger:
 
     def _close(self, step: Step, features: Tensor | None, labels: Tensor | None) -> None:
         """The account of a step that has a selection of its own."""
-        direct = self._exposure.open_debt(len(self._nothing))
+        direct = self._exposure.open_worst_case(len(self._nothing))
         direct.add(step, features, labels, None)
         groups = torch.full_like(self._groups, -1).index_fill(0, step.samples, 0)
-        self._closed.append(Account({Cause.MOVES: direct.by_sample(), **self._charges}, groups))
+        self._closed.append(
+            Account({Cause.MOVES: direct.sample_influences(), **self._charges}, groups)
+        )
         self._charges = {}
 
     def accounts(self) -> tuple[Account, ...]:
@@ -258,7 +260,7 @@ class _Ledger:
             return ()  # a case pays for its members; there is nothing to choose
         if self._closed:
             return tuple(self._closed)
-        worth = {Cause.MOVES: self._direct.by_sample(), **self._charges}
+        worth = {Cause.MOVES: self._direct.sample_influences(), **self._charges}
         return (Account(worth, self._groups),)
 
     def add_own(
@@ -266,27 +268,27 @@ class _Ledger:
     ) -> None:
         self._owed.add_own(step, features, labels, charges)
 
-    def owed(self) -> Tensor:
-        return self._owed.owed()
+    def worst_case(self) -> Tensor:
+        return self._owed.worst_case()
 
-    def by_sample(self) -> Tensor:
-        return self._owed.by_sample()
+    def sample_influences(self) -> Tensor:
+        return self._owed.sample_influences()
 
-    def owed_given(self, own: Tensor) -> Tensor:
-        return self._owed.owed_given(own)
+    def worst_case_given(self, own: Tensor) -> Tensor:
+        return self._owed.worst_case_given(own)
 
 
-class _Accountant(Walker):
+class _Accountant(BackwardPass):
     """A walker that tells a ledger of every node before it exchanges it."""
 
-    def __init__(self, ledger: _Ledger, fragment: Fragment, *arguments: Any) -> None:
-        super().__init__(fragment, *arguments)
+    def __init__(self, ledger: _Ledger, sample_chunk: SampleChunk, *arguments: Any) -> None:
+        super().__init__(sample_chunk, *arguments)
         self._ledger = ledger
 
     def replace(self, node: Node) -> None:
         strip = self.strips.pop(node.name, None)
         if strip is not None:
             self.pending[node.name] = strip.fill(self.pending[node.name])
-        if node.name in self.pending and node.name in self.fragment.planes:
-            self._ledger.note(node, self.fragment, self.pending[node.name])
+        if node.name in self.pending and node.name in self.sample_chunk.planes:
+            self._ledger.note(node, self.sample_chunk, self.pending[node.name])
         super().replace(node)

@@ -9,29 +9,29 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from milp_agt.core.linear_bounds import Relaxed
+from milp_agt.core.planes import LinearBounds
 
 Spent = tuple[Tensor | None, Tensor, Tensor | None]
 
 
-class Spendable(Protocol):
+class HasIntercepts(Protocol):
     """Offsets of one node's planes, as a walk spends them on rows of coefficients."""
 
-    def narrow(self, axis: int, index: Tensor) -> Spendable:
+    def narrow(self, axis: int, index: Tensor) -> HasIntercepts:
         """The offsets of some indices of one axis, counted from the right."""
         ...
 
-    def spend(self, coefficients: Tensor) -> Spent:
+    def apply(self, coefficients: Tensor) -> Spent:
         """Constant (rows, cases), magnitude (rows,) and charges (rows, n, states - 1) of rows."""
         ...
 
-    def spend_diagonal(self, coefficients: Tensor) -> Spent:
+    def apply_diagonal(self, coefficients: Tensor) -> Spent:
         """The same for one row per pair (form, sample): (forms, n, cases), (forms, n), (forms, n, ...)."""
         ...
 
 
 @dataclass(frozen=True)
-class Offsets:
+class Intercepts:
     """The offsets of one node's planes, arranged for rows of coefficients ``c``.
 
     With ``p = max(c, 0)`` the constant of a row is ``p . lower + (c - p) . upper``, once for each case;
@@ -52,21 +52,21 @@ class Offsets:
     charged: bool = False
 
     @staticmethod
-    def of(planes: Relaxed, batched: bool, cases: int) -> Offsets:
+    def of(planes: LinearBounds, batched: bool, cases: int) -> Intercepts:
         size, lower, upper = planes.magnitude, planes.lower, planes.upper
         if lower is None or upper is None:
-            return Offsets(size, batched)
+            return Intercepts(size, batched)
         charged = cases == 1 and batched and max(len(lower), len(upper)) > 1
         full = (max(len(lower), len(upper)) if charged else -1, *size.shape)
-        return Offsets(size, batched, lower.expand(full), upper.expand(full), charged)
+        return Intercepts(size, batched, lower.expand(full), upper.expand(full), charged)
 
-    def narrow(self, axis: int, index: Tensor) -> Offsets:
+    def narrow(self, axis: int, index: Tensor) -> Intercepts:
         """The offsets of some indices of one axis, counted from the right."""
 
         def of(tensor: Tensor | None) -> Tensor | None:
             return None if tensor is None else tensor.index_select(axis, index)
 
-        return Offsets(
+        return Intercepts(
             self.size.index_select(axis, index),
             self.batched,
             of(self.lower),
@@ -89,7 +89,7 @@ class Offsets:
             return None
         return (self.lower[:1], self.upper[:1]) if self.charged else (self.lower, self.upper)
 
-    def spend(self, coefficients: Tensor) -> Spent:
+    def apply(self, coefficients: Tensor) -> Spent:
         """Constant (rows, cases), magnitude (rows,) and charges (rows, n, states - 1) of rows."""
         one = self.batched and coefficients.shape[1] == 1 and self.size.shape[0] != 1
         size, ends = (self.uniform[0], self.uniform[1:]) if one else (self.size, self._ends)
@@ -101,7 +101,7 @@ class Offsets:
             return constant, magnitude, None
         return constant, magnitude, self._charges(coefficients, positive, one)
 
-    def spend_diagonal(self, coefficients: Tensor) -> Spent:
+    def apply_diagonal(self, coefficients: Tensor) -> Spent:
         """The same for one row per pair (form, sample): (forms, n, cases), (forms, n), (forms, n, ...)."""
         magnitude, ends = (coefficients.abs() * self.size).flatten(2).sum(-1), self._ends
         if ends is None:
@@ -127,7 +127,7 @@ class Offsets:
 
 
 @dataclass(frozen=True)
-class SummedOffsets:
+class SummedIntercepts:
     """Offsets of products of single samples that nothing but a sum over the samples reads.
 
     They would be as many for each sample as there are parameters. All samples have one coefficient, so
@@ -136,7 +136,7 @@ class SummedOffsets:
     Attributes:
         size: sum over the samples, (*shape).
         lower, upper: sums over the samples, (cases, *shape).
-        above, everywhere: as :meth:`Offsets._charges` takes them, (states - 1, n, *shape); None where no
+        above, everywhere: as :meth:`Intercepts._charges` takes them, (states - 1, n, *shape); None where no
             state is charged.
     """
 
@@ -147,15 +147,15 @@ class SummedOffsets:
     everywhere: Tensor | None = None
 
     @staticmethod
-    def of(planes: Relaxed, cases: int) -> SummedOffsets:
-        full = Offsets.of(planes, True, cases)
+    def of(planes: LinearBounds, cases: int) -> SummedIntercepts:
+        full = Intercepts.of(planes, True, cases)
         if not full.charged:
-            return SummedOffsets(*full.uniform)
+            return SummedIntercepts(*full.uniform)
         assert full.lower is not None
         assert full.upper is not None
-        return SummedOffsets(*full.uniform, *_charged(full.lower, full.upper))
+        return SummedIntercepts(*full.uniform, *_charged(full.lower, full.upper))
 
-    def narrow(self, axis: int, index: Tensor) -> SummedOffsets:
+    def narrow(self, axis: int, index: Tensor) -> SummedIntercepts:
         """The offsets of some indices of one axis, counted from the right."""
         size, lower, upper = (
             t.index_select(axis, index) for t in (self.size, self.lower, self.upper)
@@ -164,10 +164,10 @@ class SummedOffsets:
             None if t is None else t.index_select(axis, index)
             for t in (self.above, self.everywhere)
         )
-        return SummedOffsets(size, lower, upper, above, everywhere)
+        return SummedIntercepts(size, lower, upper, above, everywhere)
 
-    def spend(self, coefficients: Tensor) -> Spent:
-        """As :meth:`Offsets.spend`, of coefficients (rows, 1, *shape)."""
+    def apply(self, coefficients: Tensor) -> Spent:
+        """As :meth:`Intercepts.spend`, of coefficients (rows, 1, *shape)."""
         positive = coefficients.clamp(min=0.0)
         constant, magnitude = _spent(coefficients, positive, self.size, self.lower, self.upper)
         if self.above is None or self.everywhere is None:
@@ -178,7 +178,7 @@ class SummedOffsets:
         ]
         return constant, magnitude, torch.stack(charges, -1)
 
-    def spend_diagonal(self, coefficients: Tensor) -> Spent:
+    def apply_diagonal(self, coefficients: Tensor) -> Spent:
         raise AssertionError("no form of a single sample stands on what only a sum reads")
 
 

@@ -9,25 +9,25 @@ import torch
 from torch import Tensor
 
 from milp_agt.bounds.adversary.box_algebra import better
-from milp_agt.bounds.adversary.model import Exposure
-from milp_agt.bounds.interval import propagation
-from milp_agt.bounds.interval.propagation import Ranges
+from milp_agt.bounds.adversary.model import AdversaryModel
+from milp_agt.bounds.interval import bound_propagation
+from milp_agt.bounds.interval.bound_propagation import Ranges
 from milp_agt.bounds.linear.backward import SampleForms, sample_forms
-from milp_agt.bounds.linear.intercepts import Offsets
-from milp_agt.bounds.linear.linear_bounds import walk
-from milp_agt.bounds.linear.linearized_step import Fragment, RelaxedStep
+from milp_agt.bounds.linear.intercepts import Intercepts
+from milp_agt.bounds.linear.linearized_step import LinearizedStep, SampleChunk
+from milp_agt.bounds.linear.window_bounds import propagate_backward
 from milp_agt.bounds.passes import Passes
-from milp_agt.bounds.step import Schedule, State, Step
+from milp_agt.bounds.step import NodeOrder, State, Step
 from milp_agt.core.graph import Node
 from milp_agt.core.interval import Interval
-from milp_agt.core.linear_bounds import Relaxed
+from milp_agt.core.planes import LinearBounds
 from milp_agt.formulations.clip import Clip
 from milp_agt.formulations.univariate import Univariate
 from milp_agt.threats.poison import Whole
 from milp_agt.training.tracing import FEATURES, LABELS
 
 
-def targets(schedule: Schedule) -> tuple[Node, ...]:
+def targets(schedule: NodeOrder) -> tuple[Node, ...]:
     """Nodes whose ranges are worth a walk: sums and products that a univariate function reads.
 
     Their images are exact by intervals; operands of products gain little more. Gradients that are
@@ -50,7 +50,7 @@ def targets(schedule: Schedule) -> tuple[Node, ...]:
 
 
 @dataclass(frozen=True)
-class Walks:
+class BackwardPasses:
     """What inner walks need besides the step: the past of the window and how to cut the work.
 
     Attributes:
@@ -60,9 +60,9 @@ class Walks:
         passes: how many rows memory has room for, remembered over the steps.
     """
 
-    schedule: Schedule
-    window: Sequence[RelaxedStep]
-    exposure: Exposure
+    schedule: NodeOrder
+    window: Sequence[LinearizedStep]
+    adversary: AdversaryModel
     chunk: int
     pairs: int
     passes: Passes = field(default_factory=Passes)
@@ -85,7 +85,7 @@ class Walks:
         return max(1, min(step.size, self.pairs // (2 * largest)))
 
 
-def propagate(walks: Walks, state: State, step: Step, keep: Collection[str]) -> Ranges:
+def propagate(walks: BackwardPasses, state: State, step: Step, keep: Collection[str]) -> Ranges:
     """Boxes of the nodes of a step, where the targets are met with linear forms.
 
     Node by node in topological order, so that each form stands on the ranges tightened before it.
@@ -95,11 +95,11 @@ def propagate(walks: Walks, state: State, step: Step, keep: Collection[str]) -> 
     poisoning in that state, so that the meet with intervals, and sums over samples with the budget
     of the batch, stay sound. No form of one sample depends on another, so fragments change nothing.
     """
-    return propagation.propagate(
+    return bound_propagation.propagate(
         walks.schedule,
         state,
         step,
-        walks.exposure,
+        walks.adversary,
         walks.samples_at_once(step),
         keep,
         lambda part: _Refined(walks, state, step, part),
@@ -109,11 +109,11 @@ def propagate(walks: Walks, state: State, step: Step, keep: Collection[str]) -> 
 class _Refined:
     """The boxes of one fragment while they are made: planes so far, and walks of the targets."""
 
-    def __init__(self, walks: Walks, state: State, step: Step, part: slice) -> None:
+    def __init__(self, walks: BackwardPasses, state: State, step: Step, part: slice) -> None:
         self.walks, self.state, self.step, self.part = walks, state, step, part
         self.chosen = {node.name for node in walks.targets}
-        self.planes: dict[str, Relaxed] = {}
-        self.offsets: dict[str, Offsets] = {}
+        self.planes: dict[str, LinearBounds] = {}
+        self.offsets: dict[str, Intercepts] = {}
         self.nodes = [n for n in walks.schedule.before if n.batched and not n.inputs]
 
     def __call__(self, node: Node, boxes: Mapping[str, Interval]) -> Interval:
@@ -123,15 +123,15 @@ class _Refined:
         self.nodes.append(node)
         samples = self.step.samples[self.part]
         inputs = [boxes[name] for name in node.inputs]
-        planes = self.walks.exposure.arithmetic.relax(node, inputs, samples)
+        planes = self.walks.adversary.algebra.relax(node, inputs, samples)
         self.planes[node.name] = planes
-        self.offsets[node.name] = Offsets.of(planes, True, self.walks.exposure.cases)
+        self.offsets[node.name] = Intercepts.of(planes, True, self.walks.adversary.cases)
         return self._met(node, box, boxes) if node.name in self.chosen else box
 
-    def _fragment(self, boxes: Mapping[str, Interval]) -> Fragment:
-        part, nominal = self.part, self.walks.exposure.nominal(self.step)
+    def _fragment(self, boxes: Mapping[str, Interval]) -> SampleChunk:
+        part, nominal = self.part, self.walks.adversary.nominal(self.step)
         index = torch.arange(part.start, part.stop, device=self.step.samples.device)
-        return Fragment(
+        return SampleChunk(
             part,
             self.step.poison.take(index),
             self.planes,
@@ -143,16 +143,16 @@ class _Refined:
     def _met(self, node: Node, box: Interval, boxes: Mapping[str, Interval]) -> Interval:
         """The meet of a box with linear bounds of every element, some elements at a time."""
         size, count = node.signature.size, self.part.stop - self.part.start
-        states = self.walks.exposure.states
+        states = self.walks.adversary.states
         bounds = box.lower.new_full((states, 2, size, count), -torch.inf)
         worth = _worth(self.walks, node, box)
-        fragment = self._fragment(boxes)
+        sample_chunk = self._fragment(boxes)
         signed = torch.arange(2 * size, device=worth.device)
         for forms in signed.split(max(1, self.walks.pairs // count)):
             rows = worth[forms].flatten().nonzero()[:, 0]
             if len(rows):
                 found = bounds.new_full((states, len(forms) * count), -torch.inf)
-                own = sample_forms(self.nodes, fragment, node.name, _units(node, forms, count))
+                own = sample_forms(self.nodes, sample_chunk, node.name, _units(node, forms, count))
 
                 def bound(some: Tensor, own: SampleForms = own) -> Tensor:
                     return self._bound_rows(own, some, count)
@@ -163,7 +163,7 @@ class _Refined:
         lower, upper = bounds.transpose(2, 3).unbind(1)
         shape = (states, count, *node.shape)
         walked = Interval(lower.reshape(shape), -upper.reshape(shape))
-        return self.walks.exposure.arithmetic.meet(
+        return self.walks.adversary.algebra.meet(
             box.expand_states(max(states, box.lower.shape[0])),
             walked,
             f"'{node.name}' by intervals and by linear forms",
@@ -173,17 +173,17 @@ class _Refined:
         """Lower bounds of some rows in each state, (states, rows): the best of all stops of the walk."""
         walks, step = self.walks, self.step
         forms = own.rows(rows, self.state)
-        debt = walks.exposure.open_debt(forms.rows)
+        perturbation = walks.adversary.open_worst_case(forms.rows)
         at = self.part.start + rows % count
         samples = step.samples[at]
-        if not walks.exposure.poison.is_clean:
-            debt.add_own(step, *own.moves(rows, at, step.size))
-        arithmetic = walks.exposure.arithmetic
-        best = arithmetic.concretise(forms, self.state, debt.owed_given(samples))
+        if not walks.adversary.poison.is_clean:
+            perturbation.add_own(step, *own.moves(rows, at, step.size))
+        algebra = walks.adversary.algebra
+        best = algebra.concretise(forms, self.state, perturbation.worst_case_given(samples))
         for relaxed in reversed(walks.window):
-            forms = walk(walks.schedule, relaxed, forms, debt)
-            stop = arithmetic.concretise(forms, relaxed.state, debt.owed_given(samples))
-            best = better(arithmetic, best, stop)
+            forms = propagate_backward(walks.schedule, relaxed, forms, perturbation)
+            stop = algebra.concretise(forms, relaxed.state, perturbation.worst_case_given(samples))
+            best = better(algebra, best, stop)
         return best.T
 
 
@@ -195,16 +195,16 @@ def _units(node: Node, forms: Tensor, count: int) -> Tensor:
     return one.reshape(-1, 1, *node.shape).expand(-1, count, *node.shape)
 
 
-def _worth(walks: Walks, node: Node, box: Interval) -> Tensor:
+def _worth(walks: BackwardPasses, node: Node, box: Interval) -> Tensor:
     """Mask over (2 signs x elements, samples) of the rows that are worth a walk.
 
     Where every function that reads the node is linear on the box by intervals, its relaxation is
     exact already, and where boxes stand alone little is gained for others.
     """
-    if not walks.exposure.arithmetic.exact_images_suffice:
+    if not walks.adversary.algebra.exact_images_suffice:
         every = torch.ones_like(box.lower[0], dtype=torch.bool).flatten(1).T
         return torch.cat([every, every])
-    outer = walks.exposure.arithmetic.hull(box)
+    outer = walks.adversary.algebra.hull(box)
     hull = Interval(outer.lower[0], outer.upper[0])
     settled = torch.ones_like(hull.lower, dtype=torch.bool)
     for reader in walks.schedule.before:

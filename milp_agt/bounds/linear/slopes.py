@@ -8,12 +8,12 @@ from typing import Any
 
 from torch import Tensor
 
-from milp_agt.bounds.linear.intercepts import Spendable
-from milp_agt.bounds.linear.linearized_step import Fragment, RelaxedStep
-from milp_agt.bounds.step import Schedule
+from milp_agt.bounds.linear.intercepts import HasIntercepts
+from milp_agt.bounds.linear.linearized_step import LinearizedStep, SampleChunk
+from milp_agt.bounds.step import NodeOrder
 from milp_agt.core.graph import Node
 from milp_agt.core.interval import Interval
-from milp_agt.core.linear_bounds import FreeSlope, Relaxed
+from milp_agt.core.planes import FreeSlope, LinearBounds
 
 # Where a node stands in a step: the fragment of the batch, -1 for nodes without a sample axis.
 Place = tuple[int, str]
@@ -22,8 +22,8 @@ Slopes = Mapping[Place, tuple[Tensor, ...]]
 
 
 @dataclass(frozen=True)
-class RowOffsets:
-    """Offsets of planes that every row has of its own; see :class:`~.intercepts.Offsets`.
+class RowIntercepts:
+    """Offsets of planes that every row has of its own; see :class:`~.intercepts.Intercepts`.
 
     Attributes:
         size: (rows, [n], *shape).
@@ -38,24 +38,24 @@ class RowOffsets:
     charge_all: Tensor | None = None
 
     @staticmethod
-    def of(planes: Relaxed, batched: bool, cases: int) -> RowOffsets:
+    def of(planes: LinearBounds, batched: bool, cases: int) -> RowIntercepts:
         size, lower, upper = planes.magnitude, planes.lower, planes.upper
         assert lower is not None
         assert upper is not None
         if not (cases == 1 and batched and max(lower.shape[1], upper.shape[1]) > 1):
-            return RowOffsets(size, lower, upper)
+            return RowIntercepts(size, lower, upper)
         shape = (-1, max(lower.shape[1], upper.shape[1]), *size.shape[1:])
         lower, upper = lower.expand(shape), upper.expand(shape)
         up, down = upper[:, :1] - upper[:, 1:], lower[:, :1] - lower[:, 1:]
-        return RowOffsets(size, lower[:, :1], upper[:, :1], down - up, up)
+        return RowIntercepts(size, lower[:, :1], upper[:, :1], down - up, up)
 
-    def narrow(self, axis: int, index: Tensor) -> RowOffsets:
+    def narrow(self, axis: int, index: Tensor) -> RowIntercepts:
         """The offsets of some indices of one axis, counted from the right."""
 
         def of(tensor: Tensor | None) -> Tensor | None:
             return None if tensor is None else tensor.index_select(axis, index)
 
-        return RowOffsets(
+        return RowIntercepts(
             self.size.index_select(axis, index),
             self.lower.index_select(axis, index),
             self.upper.index_select(axis, index),
@@ -63,14 +63,14 @@ class RowOffsets:
             of(self.charge_all),
         )
 
-    def spend(self, coefficients: Tensor) -> tuple[Tensor | None, Tensor, Tensor | None]:
+    def apply(self, coefficients: Tensor) -> tuple[Tensor | None, Tensor, Tensor | None]:
         """Constant (rows, cases), magnitude (rows,) and charges (rows, n, states - 1) of rows."""
         magnitude = (coefficients.detach().abs() * self.size).flatten(1).sum(1)
         positive = coefficients.clamp(min=0.0).unsqueeze(1)
         constant = positive * self.lower + (coefficients.unsqueeze(1) - positive) * self.upper
         return constant.flatten(2).sum(-1), magnitude, self._charges(coefficients, positive)
 
-    def spend_diagonal(self, coefficients: Tensor) -> tuple[Tensor | None, Tensor, Tensor | None]:
+    def apply_diagonal(self, coefficients: Tensor) -> tuple[Tensor | None, Tensor, Tensor | None]:
         """The same for one row per pair (form, sample): (forms, n, cases), (forms, n), (forms, n, ...)."""
         magnitude = (coefficients.detach().abs() * self.size).flatten(2).sum(-1)
         positive = coefficients.clamp(min=0.0).unsqueeze(1)
@@ -96,7 +96,7 @@ def unpack_slopes(plain: Sequence[Any]) -> tuple[int, Slopes]:
     return index, {(at, name): tuple(values) for at, name, values in places}
 
 
-def free_slopes(schedule: Schedule, relaxed: RelaxedStep) -> dict[Place, tuple[FreeSlope, ...]]:
+def free_slopes(schedule: NodeOrder, relaxed: LinearizedStep) -> dict[Place, tuple[FreeSlope, ...]]:
     """The slopes of a step that may be chosen; nodes without any are left out."""
     found = {
         place: node.op.free_slopes(*inputs) for place, node, inputs in _sites(schedule, relaxed)
@@ -104,46 +104,46 @@ def free_slopes(schedule: Schedule, relaxed: RelaxedStep) -> dict[Place, tuple[F
     return {place: slopes for place, slopes in found.items() if slopes}
 
 
-def with_slopes(schedule: Schedule, relaxed: RelaxedStep, slopes: Slopes) -> RelaxedStep:
+def with_slopes(schedule: NodeOrder, relaxed: LinearizedStep, slopes: Slopes) -> LinearizedStep:
     """The same step with planes of these slopes, each with a leading axis of rows.
 
     Forms walked through it must have as many rows.
     """
-    planes: dict[Place, Relaxed] = {
+    planes: dict[Place, LinearBounds] = {
         place: node.op.relax_with(slopes[place], *inputs)
         for place, node, inputs in _sites(schedule, relaxed)
         if place in slopes
     }
     cases = len(next(iter(relaxed.state.values())).lower)
 
-    def changed(index: int, fragment: Fragment) -> Fragment:
+    def changed(index: int, sample_chunk: SampleChunk) -> SampleChunk:
         own = {name: p for (at, name), p in planes.items() if at == index}
-        offsets: dict[str, Spendable] = {
-            n: RowOffsets.of(p, index != SHARED, cases) for n, p in own.items()
+        offsets: dict[str, HasIntercepts] = {
+            n: RowIntercepts.of(p, index != SHARED, cases) for n, p in own.items()
         }
         return replace(
-            fragment,
-            planes={**fragment.planes, **own},
-            offsets={**fragment.offsets, **offsets},
+            sample_chunk,
+            planes={**sample_chunk.planes, **own},
+            offsets={**sample_chunk.offsets, **offsets},
         )
 
     return replace(
         relaxed,
         shared=changed(SHARED, relaxed.shared),
-        fragments=tuple(changed(k, f) for k, f in enumerate(relaxed.fragments)),
+        chunks=tuple(changed(k, f) for k, f in enumerate(relaxed.chunks)),
         cuts=(),
-        shortcut=None,
+        composed=None,
     )
 
 
 def _sites(
-    schedule: Schedule, relaxed: RelaxedStep
+    schedule: NodeOrder, relaxed: LinearizedStep
 ) -> Iterator[tuple[Place, Node, tuple[Interval, ...]]]:
     """Every relaxed node with the boxes of its inputs."""
     boxes, size = relaxed.ranges.boxes, relaxed.step.size
     batched = {node.name for node in schedule.before if node.batched}
-    for index, fragment in enumerate(relaxed.fragments):
-        part = fragment.samples
+    for index, sample_chunk in enumerate(relaxed.chunks):
+        part = sample_chunk.samples
         whole = part == slice(0, size)
 
         def box(name: str, part: slice = part, whole: bool = whole) -> Interval:
@@ -153,7 +153,7 @@ def _sites(
             return Interval(full.lower[:, part], full.upper[:, part])
 
         for node in schedule.before:
-            if node.name in fragment.planes:
+            if node.name in sample_chunk.planes:
                 yield (index, node.name), node, tuple(box(i) for i in node.inputs)
     known = {**boxes, **relaxed.update.boxes(relaxed.state, boxes)}
     other = (*schedule.before, *schedule.after, *relaxed.update.nodes)

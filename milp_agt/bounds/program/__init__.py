@@ -23,9 +23,9 @@ from milp_agt.bounds.program.choices import (
     Together,
     largest_of,
 )
-from milp_agt.bounds.program.final_window import WindowProgram
+from milp_agt.bounds.program.final_window import FinalWindow
 from milp_agt.bounds.program.incumbents import Incumbents
-from milp_agt.bounds.program.output_forms import Asked
+from milp_agt.bounds.program.output_objectives import OutputObjectives
 from milp_agt.bounds.program.solves import SolveOptions
 from milp_agt.bounds.program.state_bounds import ProgramReport, bound_choices, bound_state, ends_of
 from milp_agt.bounds.program.tightening import Tightener, Tightening
@@ -34,20 +34,20 @@ from milp_agt.bounds.program.witness import Witness
 
 __all__ = [
     "RANGE_LIMIT",
-    "Asked",
     "Choices",
     "EncodedWindow",
     "Encoding",
+    "FinalWindow",
     "Group",
     "Incumbents",
     "OneByOne",
+    "OutputObjectives",
     "ProgramReport",
     "SolveOptions",
     "Span",
     "Tightener",
     "Tightening",
     "Together",
-    "WindowProgram",
     "Witness",
     "bound_choices",
     "bound_state",

@@ -10,13 +10,13 @@ from functools import lru_cache
 import numpy as np
 import torch
 
-from milp_agt.bounds.adversary.enumerated import Cases, Enumerated
-from milp_agt.bounds.interval import propagation
-from milp_agt.bounds.interval.propagation import Ranges
-from milp_agt.bounds.linear.linearized_step import RelaxedStep
+from milp_agt.bounds.adversary.enumerated import Enumerated, ListedSelections
+from milp_agt.bounds.interval import bound_propagation
+from milp_agt.bounds.interval.bound_propagation import Ranges
+from milp_agt.bounds.linear.linearized_step import LinearizedStep
 from milp_agt.bounds.program.incumbents import Incumbents, incumbents_of
 from milp_agt.bounds.program.solves import Evidence, Objectives, Solved, SolveOptions, minimise
-from milp_agt.bounds.step import Schedule, State
+from milp_agt.bounds.step import NodeOrder, State
 from milp_agt.core.expression import Array
 from milp_agt.core.interval import Interval
 from milp_agt.core.restriction import Restriction
@@ -37,14 +37,14 @@ class Leaf:
 
     poison: Poison
     restriction: Restriction
-    window: tuple[RelaxedStep, ...]
+    window: tuple[LinearizedStep, ...]
 
     @staticmethod
     def of(
-        schedule: Schedule,
-        exposure: Enumerated,
+        schedule: NodeOrder,
+        adversary: Enumerated,
         case: int,
-        window: Sequence[RelaxedStep],
+        window: Sequence[LinearizedStep],
         outer: Sequence[State],
     ) -> Leaf:
         """Case ``case`` of an enumeration, with the ranges of all nodes.
@@ -53,7 +53,7 @@ class Leaf:
             window: the steps with a box for every case.
             outer: for each step a state that holds those of all cases: both count.
         """
-        own = _alone(exposure, case)
+        own = _alone(adversary, case)
         poison = _poison_of(own)
         steps = [
             _step_of(schedule, own, poison, case, relaxed, state)
@@ -64,11 +64,11 @@ class Leaf:
         return Leaf(poison, Restriction(inside=inside), tuple(steps))
 
 
-def _alone(exposure: Enumerated, case: int) -> Enumerated:
-    listed, row = exposure.listed, slice(case, case + 1)
+def _alone(adversary: Enumerated, case: int) -> Enumerated:
+    listed, row = adversary.listed, slice(case, case + 1)
     return Enumerated(
-        exposure.poison,
-        Cases(
+        adversary.poison,
+        ListedSelections(
             listed.members[row],
             None if listed.label_moves is None else listed.label_moves[row],
             None if listed.label_members is None else listed.label_members[row],
@@ -91,13 +91,13 @@ def _poison_of(own: Enumerated) -> Poison:
 
 
 def _step_of(
-    schedule: Schedule,
+    schedule: NodeOrder,
     own: Enumerated,
     poison: Poison,
     case: int,
-    relaxed: RelaxedStep,
+    relaxed: LinearizedStep,
     outer: State,
-) -> RelaxedStep:
+) -> LinearizedStep:
     def of(box: Interval) -> Interval:
         row = slice(case, case + 1) if len(box.lower) > 1 else slice(0, 1)
         return Interval(box.lower[row], box.upper[row])
@@ -108,7 +108,7 @@ def _step_of(
     }
     boxes = {name: of(box) for name, box in relaxed.ranges.boxes.items()}
     known = Ranges(boxes, relaxed.ranges.sums)
-    whole = propagation.completed(schedule, state, relaxed.step, own, known)
+    whole = bound_propagation.completed(schedule, state, relaxed.step, own, known)
     step = replace(relaxed.step, poison=poison.take(relaxed.step.samples))
     ranges = Ranges({**boxes, **whole.boxes}, whole.sums)
     return replace(relaxed, step=step, state=state, ranges=ranges)

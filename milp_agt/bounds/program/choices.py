@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from milp_agt.bounds.adversary.enumerated import Enumerated
-from milp_agt.bounds.linear.linearized_step import RelaxedStep
+from milp_agt.bounds.linear.linearized_step import LinearizedStep
 from milp_agt.bounds.program.by_choice import Leaf
 from milp_agt.bounds.program.window import (
     EncodedSteps,
@@ -15,7 +15,7 @@ from milp_agt.bounds.program.window import (
     affords_envelopes,
     encode_steps,
 )
-from milp_agt.bounds.step import Schedule, State
+from milp_agt.bounds.step import NodeOrder, State
 from milp_agt.core.encoder import Encoder
 from milp_agt.core.interval import Interval
 from milp_agt.core.restriction import Restriction
@@ -35,11 +35,11 @@ class Span:
         past: the steps before the window, as far as they are known.
     """
 
-    window: Sequence[RelaxedStep]
+    window: Sequence[LinearizedStep]
     state: State
     poison: Poison
     restriction: Restriction
-    past: Sequence[RelaxedStep] = ()
+    past: Sequence[LinearizedStep] = ()
 
 
 class Choices(Protocol):
@@ -87,8 +87,8 @@ class Together:
 class Group:
     """Some enumerated selections with the steps that they have taken, a box for each."""
 
-    exposure: Enumerated
-    window: Sequence[RelaxedStep]
+    adversary: Enumerated
+    window: Sequence[LinearizedStep]
     state: State
 
 
@@ -101,21 +101,21 @@ class OneByOne:
         state: likewise for the state after it.
     """
 
-    schedule: Schedule
+    schedule: NodeOrder
     groups: Sequence[Group]
     outer: Sequence[State]
     state: State
 
     def __len__(self) -> int:
-        return sum(group.exposure.cases for group in self.groups)
+        return sum(group.adversary.cases for group in self.groups)
 
     def span(self, choice: int) -> Span:
         case, group = choice, self.groups[0]
         for group in self.groups:
-            if case < group.exposure.cases:
+            if case < group.adversary.cases:
                 break
-            case -= group.exposure.cases
-        leaf = Leaf.of(self.schedule, group.exposure, case, group.window, self.outer)
+            case -= group.adversary.cases
+        leaf = Leaf.of(self.schedule, group.adversary, case, group.window, self.outer)
         own = {n: Interval(b.lower[[case]], b.upper[[case]]) for n, b in group.state.items()}
         return Span(leaf.window, self._met(own), leaf.poison, leaf.restriction)
 
@@ -131,7 +131,7 @@ class OneByOne:
         return max(largest_of(group.window) for group in self.groups)
 
 
-def largest_of(window: Sequence[RelaxedStep]) -> float:
+def largest_of(window: Sequence[LinearizedStep]) -> float:
     """The largest number in the ranges of a window."""
     boxes = (box for relaxed in window for box in relaxed.ranges.boxes.values())
     return max(float(box.magnitude.max()) for box in boxes)
@@ -142,7 +142,7 @@ class Encoding:
     """How a span becomes a program; see :func:`encode_window`."""
 
     step_graph: StepGraph
-    schedule: Schedule
+    schedule: NodeOrder
     exact_phases: bool
     exact_products: bool = False
     strengthening: Strengthening = DEFAULT

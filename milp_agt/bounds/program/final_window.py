@@ -15,7 +15,7 @@ from milp_agt.bounds.program.by_choice import minimise_leaves
 from milp_agt.bounds.program.choices import Choices, Encoding, Span
 from milp_agt.bounds.program.counts import Reach, counted, counting
 from milp_agt.bounds.program.incumbents import EncodedBatch, Incumbents
-from milp_agt.bounds.program.output_forms import Asked, sums_of_box
+from milp_agt.bounds.program.output_objectives import OutputObjectives, sums_of_box
 from milp_agt.bounds.program.solves import Objectives, SolveOptions
 from milp_agt.bounds.program.state_bounds import ProgramReport
 from milp_agt.bounds.program.window import RANGE_LIMIT, curved_inputs
@@ -46,7 +46,7 @@ class Ready:
 
 
 @dataclass(frozen=True)
-class WindowProgram:
+class FinalWindow:
     """The last steps of a run as programs, for questions about the model that they end in.
 
     Attributes:
@@ -68,7 +68,7 @@ class WindowProgram:
     notes: list[str] = field(default_factory=list)
     _ready: dict[int, Ready] = field(default_factory=dict, repr=False)
 
-    def bound(self, asked: Asked, known: Interval) -> Interval:
+    def bound(self, asked: OutputObjectives, known: Interval) -> Interval:
         """Dual bounds of forms of the outputs over all runs through the window.
 
         Args:
@@ -115,7 +115,7 @@ class WindowProgram:
         assert len(known.lower) == len(self.choices)
         return known
 
-    def _beyond(self, asked: Asked) -> str | None:
+    def _beyond(self, asked: OutputObjectives) -> str | None:
         """Why no solver can take the ranges of a question; None if one can."""
         boxes = asked.boxes(union(self.choices.states))
         largest = max(float(box.magnitude.max()) for box in boxes.values())
@@ -123,7 +123,7 @@ class WindowProgram:
             return None
         return f"ranges up to {largest:.1e} are beyond what a solver can take"
 
-    def _piece(self, asked: Asked, known: Interval) -> Interval:
+    def _piece(self, asked: OutputObjectives, known: Interval) -> Interval:
         def forms(choice: int) -> tuple[Encoder, Expression]:
             encoder, own = self._encoded(choice, asked)
             return encoder, stacked([own, own.scale(-1.0)], (-1,))
@@ -148,12 +148,14 @@ class WindowProgram:
         low, high = torch.from_numpy(found.bounds).to(known.lower).chunk(2, 1)
         return Interval(low.reshape(known.lower.shape), -high.reshape(known.lower.shape))
 
-    def _encoded(self, choice: int, asked: Asked) -> tuple[Encoder, Expression]:
+    def _encoded(self, choice: int, asked: OutputObjectives) -> tuple[Encoder, Expression]:
         """The window with forms of the outputs at its end, flat over (n, forms)."""
         encoder, outputs = self._outputs(choice, asked)
         return encoder, asked.forms_of(outputs)
 
-    def bound_sums(self, asked: Asked, weights: Tensor, known: Interval, nominal: Tensor) -> Tensor:
+    def bound_sums(
+        self, asked: OutputObjectives, weights: Tensor, known: Interval, nominal: Tensor
+    ) -> Tensor:
         """Lower bounds of ``sum_i weights_i . form_i``: one model faces all test points.
 
         Points are taken ``COUNTED_AT_ONCE`` at a time, and what is proved of each part adds up.
@@ -196,7 +198,9 @@ class WindowProgram:
             self.witness.check_forms("sum over test points", summed, room, ends, self._name)
         return total
 
-    def _summed(self, asked: Asked, weights: Tensor, known: Tensor, gain: Tensor) -> Tensor:
+    def _summed(
+        self, asked: OutputObjectives, weights: Tensor, known: Tensor, gain: Tensor
+    ) -> Tensor:
         started = time.monotonic()
 
         def build(choice: int) -> Objectives:
@@ -211,7 +215,7 @@ class WindowProgram:
         self.reports.append(ProgramReport.of(found, time.monotonic() - started))
         return torch.from_numpy(found.bounds).to(known)
 
-    def most_at_once(self, asked: Asked, groups: Tensor, known: Interval) -> int:
+    def most_at_once(self, asked: OutputObjectives, groups: Tensor, known: Interval) -> int:
         """How many test points can be reached by one run through the window.
 
         A point is reached if for one of its groups all forms are <= 0. Points are taken
@@ -246,7 +250,7 @@ class WindowProgram:
             self.witness.check_count(value, room, groups, most, self._name)
         return most
 
-    def _counted(self, asked: Asked, reach: Reach, able: Tensor, upper: Tensor) -> Array:
+    def _counted(self, asked: OutputObjectives, reach: Reach, able: Tensor, upper: Tensor) -> Array:
         """How many points each choice can reach, (choices,)."""
         solver, gain = self.options.solver, np.ones(1)
 
@@ -321,7 +325,7 @@ class WindowProgram:
         ready = self._ready[choice]
         return replace(ready, encoder=ready.encoder.fork(), state=dict(ready.state))
 
-    def _outputs(self, choice: int, asked: Asked) -> tuple[Encoder, Expression]:
+    def _outputs(self, choice: int, asked: OutputObjectives) -> tuple[Encoder, Expression]:
         """Outputs of the trained model at the test inputs, (n, outputs)."""
         ready = self._state(choice)
         encoder, known = ready.encoder, ready.state

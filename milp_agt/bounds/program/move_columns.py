@@ -13,7 +13,7 @@ from torch import Tensor
 
 from milp_agt.bounds.program.incumbents import EncodedBatch
 from milp_agt.bounds.step import Step
-from milp_agt.core.encoder import Encoder, Selection
+from milp_agt.core.encoder import Encoder, SelectionColumns
 from milp_agt.core.expression import Expression, add, stacked
 from milp_agt.core.interval import Interval
 from milp_agt.core.program import SHARED
@@ -22,7 +22,7 @@ from milp_agt.threats.poison import Poison
 from milp_agt.threats.sets import MoveSet
 
 
-class Moves:
+class MoveColumns:
     """Selection and perturbation columns, shared over the steps as the adversary's powers demand.
 
     A sample has a column for each state but the clean one, at most one of which is 1; what a state
@@ -36,7 +36,7 @@ class Moves:
         self._labels: dict[int, Expression] = {}
         self._budgeted: list[Expression] = []
 
-    def select(self, step: Step) -> Selection:
+    def select(self, step: Step) -> SelectionColumns:
         """Columns ``s_i`` of a batch; zero for what samples cannot be."""
         parts = self._parts(step.samples.tolist(), step.poison)
         every = stacked(parts, (len(parts), self.poison.states - 1))
@@ -44,7 +44,7 @@ class Moves:
         if self.poison.per_batch:
             self._limit(parts)
         index = np.arange(every.size).reshape(every.shape)
-        return Selection(tuple(every.take(own) for own in index.T))
+        return SelectionColumns(tuple(every.take(own) for own in index.T))
 
     def of_all(self) -> Expression:
         """How far each sample of the data set is poisoned in any way, (samples,), if that is decided once."""
@@ -110,26 +110,26 @@ class Moves:
         if self._budgeted:
             self._limit(self._budgeted)
 
-    def _gates(self, selection: Selection, quota: int) -> Expression:
+    def _gates(self, selection: SelectionColumns, quota: int) -> Expression:
         """How far each sample is poisoned at the cost of a quota, (n,)."""
         costing = [s for state, s in enumerate(selection.states, 1) if state >> quota & 1]
         return costing[0] if len(costing) == 1 else add(costing)
 
     def batch(
-        self, step: Step, selection: Selection, features: Expression, labels: Expression
+        self, step: Step, selection: SelectionColumns, features: Expression, labels: Expression
     ) -> EncodedBatch:
         """The data of a step, and what they cost of each quota."""
         gates = tuple(self._gates(selection, quota) for quota in range(len(step.poison.quotas)))
         return EncodedBatch(step.index, step.samples.cpu().numpy(), gates, features, labels)
 
-    def features(self, step: Step, selection: Selection) -> Expression:
+    def features(self, step: Step, selection: SelectionColumns) -> Expression:
         """Nominal features plus admissible moves of the selected samples."""
         poison = step.poison
         moves, box = poison.feature_moves, poison.feature_box()
         gates = self._gates(selection, 0)
         return self._moved(poison.features, moves, box, self._features, step, gates)
 
-    def labels(self, step: Step, selection: Selection) -> Expression:
+    def labels(self, step: Step, selection: SelectionColumns) -> Expression:
         """Nominal encoded labels plus admissible moves of the selected samples."""
         poison = step.poison
         moves, box = poison.label_moves, poison.label_box()

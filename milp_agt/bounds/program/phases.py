@@ -10,24 +10,24 @@ import torch
 
 from milp_agt.bounds.adversary.joint import Joint
 from milp_agt.bounds.linear.backward import sample_forms
-from milp_agt.bounds.linear.linear_bounds import bound_by_sample
-from milp_agt.bounds.linear.linearized_step import RelaxedStep
-from milp_agt.bounds.program.move_columns import Moves
-from milp_agt.bounds.program.selection_rows import Influence
-from milp_agt.bounds.step import Schedule
+from milp_agt.bounds.linear.linearized_step import LinearizedStep
+from milp_agt.bounds.linear.window_bounds import bound_by_sample
+from milp_agt.bounds.program.move_columns import MoveColumns
+from milp_agt.bounds.program.selection_rows import SelectionRows
+from milp_agt.bounds.step import NodeOrder
 from milp_agt.core.encoder import Encoder
 from milp_agt.core.expression import Array, Expression, Index, add
 from milp_agt.core.graph import Node
-from milp_agt.formulations.heaviside import Step as Phase
+from milp_agt.formulations.heaviside import Heaviside as Phase
 from milp_agt.formulations.relu import Relu
 
 
 def encode_phases(
-    schedule: Schedule,
-    past: Sequence[RelaxedStep],
-    relaxed: RelaxedStep,
+    schedule: NodeOrder,
+    past: Sequence[LinearizedStep],
+    relaxed: LinearizedStep,
     encoder: Encoder,
-    moves: Moves,
+    moves: MoveColumns,
     known: Mapping[str, Expression],
 ) -> None:
     """Rows for every unit of a step whose phase is open, once its nodes are encoded.
@@ -57,13 +57,13 @@ def encode_phases(
 
 
 def influence_inside(
-    schedule: Schedule,
-    past: Sequence[RelaxedStep],
-    relaxed: RelaxedStep,
+    schedule: NodeOrder,
+    past: Sequence[LinearizedStep],
+    relaxed: LinearizedStep,
     node: Node,
     element: Index,
-    moves: Moves,
-) -> Influence:
+    moves: MoveColumns,
+) -> SelectionRows:
     """Influence rows of elements of a node inside a step, flat over samples and units: from below all of
     them, then from above."""
     joint, step, size = Joint(moves.poison, moves.restriction), relaxed.step, node.signature.size
@@ -73,26 +73,28 @@ def influence_inside(
     both = torch.cat([unit, -unit]).reshape(2 * size, 1, *node.shape)
     constant = np.zeros(2 * element.size)
     devs = np.zeros((2 * element.size, len(moves.poison.features)))
-    for fragment in relaxed.fragments:
-        first, last = fragment.samples.start, fragment.samples.stop
+    for sample_chunk in relaxed.chunks:
+        first, last = sample_chunk.samples.start, sample_chunk.samples.stop
         own = np.flatnonzero((element >= first * size) & (element < last * size))
         if not own.size:
             continue
         sample, of = np.divmod(element[own] - first * size, size)
         row = np.concatenate([of, of + size]) * (last - first) + np.tile(sample, 2)
         part = torch.from_numpy(row).to(step.samples.device)
-        forms = sample_forms(nodes, fragment, node.name, both.expand(-1, last - first, *node.shape))
+        forms = sample_forms(
+            nodes, sample_chunk, node.name, both.expand(-1, last - first, *node.shape)
+        )
         at = torch.from_numpy(np.tile(sample, 2) + first).to(part)
-        debt = joint.open_debt(len(part))
-        debt.add_own(step, *forms.moves(part, at, step.size))
+        perturbation = joint.open_worst_case(len(part))
+        perturbation.add_own(step, *forms.moves(part, at, step.size))
         on_state = forms.rows(part, relaxed.state)
-        base, dev = bound_by_sample(schedule, past, on_state, joint, (debt, relaxed.state))
+        base, dev = bound_by_sample(schedule, past, on_state, joint, (perturbation, relaxed.state))
         places = np.concatenate([own, own + element.size])
         constant[places], devs[places] = base.cpu().numpy(), dev.cpu().numpy()
-    return Influence(constant, devs)
+    return SelectionRows(constant, devs)
 
 
-def _tied(encoder: Encoder, moves: Moves, found: Influence, phase: Expression) -> None:
+def _tied(encoder: Encoder, moves: MoveColumns, found: SelectionRows, phase: Expression) -> None:
     """``a + sum_i w_i s_i >= 1`` where z > 0 unless poisoned, ``-a + sum_i w_i s_i >= 0`` where z < 0."""
     distance = found.constant
     sure = np.flatnonzero(distance > 0.0)
@@ -101,16 +103,16 @@ def _tied(encoder: Encoder, moves: Moves, found: Influence, phase: Expression) -
     count = phase.size
     share = np.nextafter(found.devs[sure] / distance[sure, None], np.inf)
     weight = np.where(found.devs[sure] > 0.0, np.minimum(1.0, share), 0.0)
-    owed = moves.of_all().apply(sp.csr_matrix(weight), (sure.size,))
+    worst_case = moves.of_all().apply(sp.csr_matrix(weight), (sure.size,))
     sign = np.where(sure < count, 1.0, -1.0)
     own = phase.take(sure % count).scale(sign)
-    encoder.rows(add([own, owed]), np.where(sure < count, 1.0, 0.0), np.inf)
+    encoder.rows(add([own, worst_case]), np.where(sure < count, 1.0, 0.0), np.inf)
 
 
 def _multiplied(
     encoder: Encoder,
-    moves: Moves,
-    found: Influence,
+    moves: MoveColumns,
+    found: SelectionRows,
     phase: Expression,
     z: Expression,
     h: Expression,

@@ -11,10 +11,10 @@ import torch
 
 from milp_agt.bounds.adversary.joint import Joint
 from milp_agt.bounds.forms import Forms
-from milp_agt.bounds.linear.linear_bounds import bound_by_sample
-from milp_agt.bounds.linear.linearized_step import RelaxedStep
-from milp_agt.bounds.program.move_columns import Moves
-from milp_agt.bounds.step import Schedule, State
+from milp_agt.bounds.linear.linearized_step import LinearizedStep
+from milp_agt.bounds.linear.window_bounds import bound_by_sample
+from milp_agt.bounds.program.move_columns import MoveColumns
+from milp_agt.bounds.step import NodeOrder, State
 from milp_agt.core.encoder import Encoder
 from milp_agt.core.expression import Array, Expression, add, stacked
 from milp_agt.core.restriction import Restriction
@@ -24,7 +24,7 @@ NEGLIGIBLE = 1e-9  # of the largest debt of a row
 
 
 @dataclass(frozen=True)
-class Influence:
+class SelectionRows:
     """Forms of a state that hold for every admissible set S of poisoned samples: ``sign * state[name][e]
     >= constant - sum_{i in S} dev_i``, one row for each entry and sign.
 
@@ -40,12 +40,12 @@ class Influence:
     constant: Array
     devs: Array
 
-    def without_tiny(self) -> Influence:
+    def without_tiny(self) -> SelectionRows:
         """Debts of no account are paid for sure: fewer entries, and none that a solver drops."""
         tiny = self.devs <= NEGLIGIBLE * self.devs.max(1, initial=0.0, keepdims=True)
         paid = np.where(tiny, self.devs, 0.0).sum(1) * (1.0 + 1e-9)
         constant = np.nextafter(self.constant - paid, -np.inf)
-        return Influence(constant, np.where(tiny, 0.0, self.devs))
+        return SelectionRows(constant, np.where(tiny, 0.0, self.devs))
 
 
 def admitted(poison: Poison, restriction: Restriction) -> bool:
@@ -60,11 +60,11 @@ def admitted(poison: Poison, restriction: Restriction) -> bool:
 
 
 def influence_on(
-    schedule: Schedule,
-    past: Sequence[RelaxedStep],
+    schedule: NodeOrder,
+    past: Sequence[LinearizedStep],
     state: State,
     joint: Joint,
-) -> Influence:
+) -> SelectionRows:
     """Influence rows of a state at the end of ``past``, which is not empty."""
     names = list(state)
     shapes = [state[name].lower.shape[1:] for name in names]
@@ -75,16 +75,16 @@ def influence_on(
         {n: p.reshape(-1, *s) for n, p, s in zip(names, parts, shapes, strict=True)}
     )
     base, dev = bound_by_sample(schedule, past, forms, joint)
-    return Influence(np.asarray(base.cpu().numpy()), np.asarray(dev.cpu().numpy()))
+    return SelectionRows(np.asarray(base.cpu().numpy()), np.asarray(dev.cpu().numpy()))
 
 
 def encode_influence(
-    encoder: Encoder, moves: Moves, influence: Influence, state: Sequence[Expression]
+    encoder: Encoder, moves: MoveColumns, influence: SelectionRows, state: Sequence[Expression]
 ) -> None:
     """``sign * state + sum_i dev_i s_i >= constant`` for the entries of a state, one after the other."""
     flat = [e.reshape((e.size,)) for e in state]
     ends = stacked([*flat, *(e.scale(-1.0) for e in flat)], (-1,))
     selection = moves.of_all()
     known = influence.without_tiny()
-    owed = selection.apply(sp.csr_matrix(known.devs), (ends.size,))
-    encoder.rows(add([ends, owed]), known.constant, np.inf)
+    worst_case = selection.apply(sp.csr_matrix(known.devs), (ends.size,))
+    encoder.rows(add([ends, worst_case]), known.constant, np.inf)

@@ -8,7 +8,7 @@ from dataclasses import fields, is_dataclass
 import numpy as np
 import torch
 
-from milp_agt.bounds.program.move_columns import Moves
+from milp_agt.bounds.program.move_columns import MoveColumns
 from milp_agt.bounds.step import Step
 from milp_agt.core.encoder import Encoder
 from milp_agt.core.expression import Index, add
@@ -16,7 +16,7 @@ from milp_agt.core.program import SHARED
 from milp_agt.threats.poison import Poison
 
 
-def order_equals(encoder: Encoder, moves: Moves, steps: Sequence[Step]) -> None:
+def order_equals(encoder: Encoder, moves: MoveColumns, steps: Sequence[Step]) -> None:
     """``s_i >= s_j`` for i < j that are equal in data, admissible moves and batches of the whole run.
 
     Exchanging the roles of i and j in an attack gives another admissible one, whose training differs in

@@ -9,14 +9,14 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from milp_agt.bounds.adversary.model import Exposure
-from milp_agt.bounds.interval import propagation
-from milp_agt.bounds.interval.propagation import Ranges
+from milp_agt.bounds.adversary.model import AdversaryModel
+from milp_agt.bounds.interval import bound_propagation
+from milp_agt.bounds.interval.bound_propagation import Ranges
 from milp_agt.bounds.linear.intermediate import targets
-from milp_agt.bounds.linear.linearized_step import RelaxedStep
+from milp_agt.bounds.linear.linearized_step import LinearizedStep
 from milp_agt.bounds.program.solves import Objectives, SolveOptions, minimise
 from milp_agt.bounds.program.window import EncodedSteps, affords_envelopes, encode_steps, origin_of
-from milp_agt.bounds.step import Schedule
+from milp_agt.bounds.step import NodeOrder
 from milp_agt.core.encoder import Encoder
 from milp_agt.core.expression import Array, Expression, Index, add, stacked
 from milp_agt.core.graph import Node
@@ -28,7 +28,7 @@ from milp_agt.threats.poison import Poison
 from milp_agt.training.tracing import StepGraph
 
 GAINED = 1e-9  # of a range: less does not count as tightened
-Relax = Callable[[Ranges], RelaxedStep]
+Relax = Callable[[Ranges], LinearizedStep]
 
 
 @dataclass(frozen=True)
@@ -60,16 +60,16 @@ class Tightener:
     """
 
     step_graph: StepGraph
-    schedule: Schedule
+    schedule: NodeOrder
     poison: Poison
     restriction: Restriction
-    exposure: Exposure
-    past: Sequence[RelaxedStep]
+    adversary: AdversaryModel
+    past: Sequence[LinearizedStep]
     strengthening: Strengthening
 
     def tighten(
-        self, window: Sequence[RelaxedStep], relax: Relax, options: SolveOptions
-    ) -> tuple[RelaxedStep, Tightening]:
+        self, window: Sequence[LinearizedStep], relax: Relax, options: SolveOptions
+    ) -> tuple[LinearizedStep, Tightening]:
         """The last step of ``window`` on tighter ranges, until the deadline of the options.
 
         Args:
@@ -96,8 +96,8 @@ class Tightener:
             )
             settled = self._worth(node, met).size
             done = replace(done, fixed=done.fixed + element.size - settled)
-            ranges = propagation.narrowed(
-                self.schedule, last.step, self.exposure, last.ranges, {node.name: met}
+            ranges = bound_propagation.narrowed(
+                self.schedule, last.step, self.adversary, last.ranges, {node.name: met}
             )
             last = relax(ranges)
         return last, done
@@ -112,7 +112,7 @@ class Tightener:
         return np.flatnonzero(~settled.flatten().cpu().numpy())
 
     def _bounded(
-        self, window: Sequence[RelaxedStep], node: Node, element: Index, options: SolveOptions
+        self, window: Sequence[LinearizedStep], node: Node, element: Index, options: SolveOptions
     ) -> tuple[Interval, Tightening]:
         """Bounds of some elements of a node of the last step, -inf and inf elsewhere."""
         plain = replace(self.strengthening, pieces=1)
@@ -139,7 +139,7 @@ class Tightener:
         did = Tightening(solved.solves, tightened, limited=solved.limited)
         return self._possible(found, window[-1]), did
 
-    def _possible(self, found: Interval, last: RelaxedStep) -> Interval:
+    def _possible(self, found: Interval, last: LinearizedStep) -> Interval:
         """No bounds for a state that a restriction rules out: they could be empty."""
         if len(found.lower) == 1:
             return found

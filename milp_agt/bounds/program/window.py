@@ -9,14 +9,14 @@ import numpy as np
 import numpy.typing as npt
 
 from milp_agt.bounds.adversary.joint import Joint
-from milp_agt.bounds.linear.linearized_step import RelaxedStep
+from milp_agt.bounds.linear.linearized_step import LinearizedStep
 from milp_agt.bounds.program.incumbents import EncodedBatch
-from milp_agt.bounds.program.move_columns import Moves
+from milp_agt.bounds.program.move_columns import MoveColumns
 from milp_agt.bounds.program.phases import encode_phases
 from milp_agt.bounds.program.selection_rows import admitted, encode_influence, influence_on
 from milp_agt.bounds.program.symmetry import order_equals
-from milp_agt.bounds.step import Schedule
-from milp_agt.core.encoder import Encoder, Selection, as_arrays
+from milp_agt.bounds.step import NodeOrder
+from milp_agt.core.encoder import Encoder, SelectionColumns, as_arrays
 from milp_agt.core.expression import Expression
 from milp_agt.core.graph import Node
 from milp_agt.core.program import Program
@@ -55,19 +55,19 @@ class EncodedSteps:
 
     state: dict[str, Expression]
     known: dict[str, Expression]
-    selection: Selection | None
+    selection: SelectionColumns | None
     batches: tuple[EncodedBatch, ...]
 
 
 def encode_window(
     step_graph: StepGraph,
-    schedule: Schedule,
-    window: Sequence[RelaxedStep],
+    schedule: NodeOrder,
+    window: Sequence[LinearizedStep],
     poison: Poison,
     exact_phases: bool,
     restriction: Restriction = UNRESTRICTED,
     exact_products: bool = False,
-    past: Sequence[RelaxedStep] = (),
+    past: Sequence[LinearizedStep] = (),
     strengthening: Strengthening = DEFAULT,
 ) -> EncodedWindow:
     """The program of the last steps: w copies of the step graph joined at the states.
@@ -87,20 +87,20 @@ def encode_window(
 
 def encode_steps(
     step_graph: StepGraph,
-    schedule: Schedule,
-    window: Sequence[RelaxedStep],
+    schedule: NodeOrder,
+    window: Sequence[LinearizedStep],
     poison: Poison,
     restriction: Restriction,
     encoder: Encoder,
-    past: Sequence[RelaxedStep] = (),
+    past: Sequence[LinearizedStep] = (),
 ) -> EncodedSteps:
     """Columns and rows of a window."""
-    moves = Moves(encoder, poison, restriction)
+    moves = MoveColumns(encoder, poison, restriction)
     if encoder.exact_phases and encoder.strengthening.pieces > 1:
         encoder.pieced = _widest(schedule, window, encoder.strengthening.pieced)
     state: dict[str, Expression] | None = None
     known: dict[str, Expression] = {}
-    selection: Selection | None = None
+    selection: SelectionColumns | None = None
     batches: list[EncodedBatch] = []
     undecided = admitted(poison, restriction)
     tied = undecided and poison.whole is None
@@ -135,7 +135,7 @@ def encode_steps(
 
 
 def _widest(
-    schedule: Schedule, window: Sequence[RelaxedStep], count: int
+    schedule: NodeOrder, window: Sequence[LinearizedStep], count: int
 ) -> dict[str, npt.NDArray[np.int64]]:
     """The scalar products of a window with the largest gap, by the origin of their node."""
     nodes = [(r, n) for r in window for n in schedule.all if isinstance(n.op, Einsum)]
@@ -154,28 +154,28 @@ def _widest(
     return found
 
 
-def _gaps(node: Node, relaxed: RelaxedStep) -> npt.NDArray[np.float64]:
+def _gaps(node: Node, relaxed: LinearizedStep) -> npt.NDArray[np.float64]:
     assert isinstance(node.op, Einsum)
     return node.op.gaps(*(relaxed.ranges.boxes[name] for name in node.inputs))
 
 
-def origin_of(relaxed: RelaxedStep, node: Node) -> str:
+def origin_of(relaxed: LinearizedStep, node: Node) -> str:
     return f"step {relaxed.step.index}: {node.name}"
 
 
-def affords_envelopes(schedule: Schedule, window: Sequence[RelaxedStep]) -> bool:
+def affords_envelopes(schedule: NodeOrder, window: Sequence[LinearizedStep]) -> bool:
     """Whether the products of a window are few enough for a column each."""
     each = sum(n.signature.size for n in schedule.all if isinstance(n.op, Einsum) and n.batched)
     return sum(each * relaxed.step.size for relaxed in window) <= ENVELOPES
 
 
 def _encode_nodes(
-    schedule: Schedule,
-    relaxed: RelaxedStep,
+    schedule: NodeOrder,
+    relaxed: LinearizedStep,
     encoder: Encoder,
-    moves: Moves,
+    moves: MoveColumns,
     state: dict[str, Expression],
-) -> tuple[dict[str, Expression], Selection | None]:
+) -> tuple[dict[str, Expression], SelectionColumns | None]:
     """Expressions of all nodes of a step, and the selection of its batch."""
     step, boxes = relaxed.step, relaxed.ranges.boxes
     known = dict(state)
@@ -215,7 +215,7 @@ def curved_inputs(nodes: Sequence[Node]) -> set[str]:
     }
 
 
-def _only_summed(schedule: Schedule) -> set[str]:
+def _only_summed(schedule: NodeOrder) -> set[str]:
     """Nodes that lead to the gradients through sums over samples and combinations only."""
     readers: dict[str, list[Node]] = {}
     for node in schedule.all:
@@ -233,7 +233,7 @@ def _only_summed(schedule: Schedule) -> set[str]:
 
 
 def _encode_update(
-    step_graph: StepGraph, relaxed: RelaxedStep, encoder: Encoder, known: dict[str, Expression]
+    step_graph: StepGraph, relaxed: LinearizedStep, encoder: Encoder, known: dict[str, Expression]
 ) -> dict[str, Expression]:
     """The new state; projected where the projection is relaxed already."""
     update = relaxed.update

@@ -3,6 +3,6 @@
 from milp_agt.experiments.bench.bench_table import Benchmark, Row
 from milp_agt.experiments.bench.cases import Moons, RunFile
 from milp_agt.experiments.bench.measure import Level
-from milp_agt.experiments.bench.series import Sweep, bench
+from milp_agt.experiments.bench.series import Series, bench
 
-__all__ = ["Benchmark", "Level", "Moons", "Row", "RunFile", "Sweep", "bench"]
+__all__ = ["Benchmark", "Level", "Moons", "Row", "RunFile", "Series", "bench"]

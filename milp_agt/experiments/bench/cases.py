@@ -32,7 +32,7 @@ class Case(NamedTuple):
     threat: ThreatModel
 
 
-class Source(Protocol):
+class CaseSource(Protocol):
     """Where a case comes from."""
 
     @property
@@ -55,7 +55,7 @@ class Moons:
     Attributes:
         seed: of the moons and of the initial parameters.
         samples, hidden: n and h.
-        marks: see :class:`Source`.
+        marks: see :class:`CaseSource`.
         budget, radius: so many samples move by so much in each feature (static adversary).
 
     Raises:

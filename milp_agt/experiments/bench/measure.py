@@ -15,7 +15,7 @@ from milp_agt.attacks import Search, attack
 from milp_agt.certification.certify import certify
 from milp_agt.certification.result import Result
 from milp_agt.core.reachable import Array, ReachableSet
-from milp_agt.experiments.bench.cases import Source
+from milp_agt.experiments.bench.cases import CaseSource
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Measured:
     parameters: int
 
 
-def certified(source: Source, level: Level) -> Measured:
+def certified(source: CaseSource, level: Level) -> Measured:
     """Certify a run to its last mark."""
     case = source.at(source.marks[-1])
     on_gpu = level.device != "cpu" and torch.cuda.is_available()
@@ -96,7 +96,7 @@ class Attacked:
     max_width: float
 
 
-def attacked(source: Source, step: int, search: Search) -> Attacked:
+def attacked(source: CaseSource, step: int, search: Search) -> Attacked:
     """Attack a run that is cut off after a mark; on one thread, which suits small runs best."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

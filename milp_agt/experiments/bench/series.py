@@ -9,7 +9,7 @@ from pathlib import Path
 from milp_agt.attacks import ParameterSandwich, Search
 from milp_agt.errors import InvalidInputError
 from milp_agt.experiments.bench.bench_table import Benchmark, Row
-from milp_agt.experiments.bench.cases import Moons, RunFile, Source
+from milp_agt.experiments.bench.cases import CaseSource, Moons, RunFile
 from milp_agt.experiments.bench.measure import (
     Attacked,
     Level,
@@ -25,7 +25,7 @@ OnRow = Callable[[Row, int, int], None]
 
 
 @dataclass(frozen=True)
-class Sweep:
+class Series:
     """What is measured. The first entry of each axis is its base; one axis varies at a time.
 
     Attributes:
@@ -69,7 +69,7 @@ class Sweep:
                 "A window counts steps; 0 is the whole run", f"{min(self.windows)}", "give >= 0"
             )
 
-    def sources(self) -> list[Source]:
+    def sources(self) -> list[CaseSource]:
         """The base run of each seed, followed by those with another size."""
         if self.case is not None:
             return [RunFile.of(self.case)]
@@ -83,7 +83,7 @@ class Sweep:
             for n, h in dict.fromkeys(sizes)
         ]
 
-    def levels(self, source: Source) -> list[Level]:
+    def levels(self, source: CaseSource) -> list[Level]:
         """How a source is bounded: over all windows at the base sizes, else over the first."""
         at_base = not isinstance(source, Moons) or (
             (source.samples, source.hidden) == (self.samples[0], self.hidden[0])
@@ -99,7 +99,7 @@ class Sweep:
         return None if relaxation == "interval" else self.selections
 
 
-def bench(sweep: Sweep, on_row: OnRow | None = None) -> Benchmark:
+def bench(sweep: Series, on_row: OnRow | None = None) -> Benchmark:
     """Measure everything that a sweep asks for, each certification in a process of its own.
 
     Raises:
@@ -122,7 +122,7 @@ def bench(sweep: Sweep, on_row: OnRow | None = None) -> Benchmark:
 
 
 def _rows(
-    source: Source, level: Level, measured: Measured, reached: Sequence[Attacked]
+    source: CaseSource, level: Level, measured: Measured, reached: Sequence[Attacked]
 ) -> list[Row]:
     """One row for each mark.
 

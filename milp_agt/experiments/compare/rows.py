@@ -29,7 +29,7 @@ from milp_agt.training.training import Training
 ArrayLike = npt.NDArray[np.generic] | torch.Tensor
 
 
-class _Case(NamedTuple):
+class _ComparedCase(NamedTuple):
     """One row that was asked for."""
 
     relaxation: str
@@ -155,7 +155,7 @@ def _attack(
 
 
 def _row(
-    case: _Case,
+    case: _ComparedCase,
     result: Result,
     spanned: int | None,
     seconds: float,
@@ -224,14 +224,14 @@ def _cases(
     windows: Sequence[int | Literal["T"]],
     solvers: Sequence[str | None],
     total: int,
-) -> Iterator[_Case]:
+) -> Iterator[_ComparedCase]:
     for relaxation, window in itertools.product(relaxations, windows):
         steps = total if window == "T" else window
         at_least(steps, 1, "A window of a comparison", "give 1 or more, or 'T'", whole=True)
         walked = 0 if relaxation == "interval" else min(steps, total)
         solves = relaxation == "auto" or Relaxation.parse(relaxation).uses_programs
         for solver in solvers if solves else solvers[:1]:
-            yield _Case(relaxation, walked, solver if solves else None)
+            yield _ComparedCase(relaxation, walked, solver if solves else None)
 
 
 def _program_window(relaxation: str, window: int, solved: int | None, total: int) -> int | None:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from milp_agt.core.graph import Graph, Node, Operation
 from milp_agt.errors import InvalidInputError, UnsupportedOperationError
-from milp_agt.formulations.leaves import Features, Parameter
+from milp_agt.formulations.leaves import Features, ParameterLeaf
 
 FEATURES = "features"
 
@@ -69,7 +69,7 @@ class Builder:
         if name in self.graph:
             return self.graph[name]
         self.initial[name] = value
-        return self.graph.add(Parameter(tuple(value.shape)), name=name)
+        return self.graph.add(ParameterLeaf(tuple(value.shape)), name=name)
 
     def optional_weight(self, parameter: Tensor | None) -> Node | Tensor | None:
         return None if parameter is None else self.weight(parameter)

@@ -8,10 +8,10 @@ from typing import Protocol, runtime_checkable
 from torch import Tensor
 
 
-class Pulling(Protocol):
+class BackwardSlopes(Protocol):
     """The slopes of linear bounds of one node."""
 
-    def pull(self, coefficients: Tensor, diagonal: bool = False) -> tuple[Tensor, ...]:
+    def backward(self, coefficients: Tensor, diagonal: bool = False) -> tuple[Tensor, ...]:
         """Coefficients on the inputs, one tensor for each: (rows, [samples or 1], *input shape).
 
         With ``diagonal`` there is one row for each pair of a first index and a sample: nothing is
@@ -20,7 +20,7 @@ class Pulling(Protocol):
         ...
 
 
-class Relaxed(Pulling, Protocol):
+class LinearBounds(BackwardSlopes, Protocol):
     """Linear bounds of one node ``v`` in its inputs ``u_j``, valid on the ranges they were made for.
 
     For every row of coefficients ``c`` (rows first, then the axes of the node without its states)
@@ -47,13 +47,15 @@ class Relaxed(Pulling, Protocol):
 
 
 @runtime_checkable
-class Narrowable(Pulling, Protocol):
+class NarrowableSlopes(BackwardSlopes, Protocol):
     """Planes that can be cut down to some indices of one axis, where all other coefficients are 0."""
 
-    def narrow(self, axis: int, index: Tensor) -> tuple[Pulling, tuple[int | None, ...]] | None:
+    def narrow(
+        self, axis: int, index: Tensor
+    ) -> tuple[BackwardSlopes, tuple[int | None, ...]] | None:
         """Planes for coefficients on ``index`` along ``axis`` (from the right) alone.
 
-        Also says along which axis the coefficients that :meth:`Relaxed.pull` returns for each input
+        Also says along which axis the coefficients that :meth:`LinearBounds.pull` returns for each input
         are cut down to the same indices; None for all of them. None: not possible.
         """
         ...

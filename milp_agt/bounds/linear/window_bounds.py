@@ -9,21 +9,21 @@ from itertools import chain
 import torch
 from torch import Tensor
 
-from milp_agt.bounds.adversary.box_algebra import Arithmetic, better
+from milp_agt.bounds.adversary.box_algebra import BoxAlgebra, better
 from milp_agt.bounds.adversary.charged import Charged
-from milp_agt.bounds.adversary.model import Creditor, Debt, Exposure
+from milp_agt.bounds.adversary.model import AdversaryModel, PerturbationTerms, WorstCase
 from milp_agt.bounds.forms import Forms
-from milp_agt.bounds.linear.backward import SampleForms, Walker, cut_of, sample_forms
+from milp_agt.bounds.linear.backward import BackwardPass, SampleForms, cut_of, sample_forms
 from milp_agt.bounds.linear.clipped_ball import regained
-from milp_agt.bounds.linear.composed import Collected, Past
-from milp_agt.bounds.linear.intercepts import Offsets, per_sample
-from milp_agt.bounds.linear.linearized_step import Fragment, RelaxedStep
+from milp_agt.bounds.linear.composed import Collected, PastStep
+from milp_agt.bounds.linear.intercepts import Intercepts, per_sample
+from milp_agt.bounds.linear.linearized_step import LinearizedStep, SampleChunk
 from milp_agt.bounds.passes import Passes
-from milp_agt.bounds.signed_entries import boxes_of, count_of, forms_in_pieces
-from milp_agt.bounds.step import Schedule, State
+from milp_agt.bounds.signed_entries import count_of, entry_boxes, forms_in_pieces
+from milp_agt.bounds.step import NodeOrder, State
 from milp_agt.core.graph import Node
 from milp_agt.core.interval import CLEAN, Interval
-from milp_agt.core.linear_bounds import Relaxed
+from milp_agt.core.planes import LinearBounds
 from milp_agt.formulations.linear import Affine, Combine, Reshape
 from milp_agt.threats.poison import Poison
 from milp_agt.training.tracing import FEATURES, StepGraph
@@ -35,15 +35,15 @@ ROWS_OF_UNITS = 16
 # Rows of a pass through shortcuts: fewer than they have, so that what these fit into suffices.
 ROWS_OF_SHORTCUTS = 128
 
-WalkerFactory = Callable[..., Walker]  # with the arguments of Walker
+WalkerFactory = Callable[..., BackwardPass]  # with the arguments of Walker
 
 
-def walk(
-    schedule: Schedule,
-    relaxed: RelaxedStep,
+def propagate_backward(
+    schedule: NodeOrder,
+    relaxed: LinearizedStep,
     forms: Forms,
-    debt: Creditor,
-    make: WalkerFactory = Walker,
+    perturbation: PerturbationTerms,
+    make: WalkerFactory = BackwardPass,
 ) -> Forms:
     """Carry forms on the state after a step to forms on the state before it.
 
@@ -52,8 +52,8 @@ def walk(
     sample (one slope, two offsets).
     """
     step = relaxed.step
-    if relaxed.shortcut is not None:
-        return relaxed.shortcut.walk(step, forms, debt)
+    if relaxed.composed is not None:
+        return relaxed.composed.walk(step, forms, perturbation)
     shared = _through_update(relaxed, forms, make)
     before = {name: shared.pending.pop(name) for name in relaxed.state}
     shared.strip()
@@ -64,9 +64,9 @@ def walk(
     if more is not None:
         constant = constant + more
     pieces = []
-    for index, fragment in enumerate(relaxed.fragments):
+    for index, sample_chunk in enumerate(relaxed.chunks):
         cut = relaxed.cuts[index] if relaxed.cuts else None
-        walker = make(fragment, constant, magnitude, dict(shared.pending), shared.strips, cut)
+        walker = make(sample_chunk, constant, magnitude, dict(shared.pending), shared.strips, cut)
         for node in reversed(schedule.before):
             if node.batched:
                 walker.replace(node)
@@ -83,7 +83,7 @@ def walk(
         if charges is not None and fewer_charges is not None:
             charges = charges - fewer_charges
         movable = step.poison.feature_moves is not None
-        debt.add(
+        perturbation.add(
             step,
             _joined([w.on_features for w in pieces]) if movable else None,
             _joined([w.on_labels for w in pieces]),
@@ -105,7 +105,7 @@ def _joined(parts: Sequence[Tensor | None]) -> Tensor | None:
     return present[0] if len(present) == 1 else torch.cat(present, 1)
 
 
-def _operations(schedule: Schedule, relaxed: RelaxedStep) -> float:
+def _operations(schedule: NodeOrder, relaxed: LinearizedStep) -> float:
     """Bound of the chain of roundings that one step adds to any number of the walk.
 
     The longest sum is over all elements of one node, and every exchange adds a few operations.
@@ -117,7 +117,7 @@ def _operations(schedule: Schedule, relaxed: RelaxedStep) -> float:
     return 2.0 * largest + 16.0 * nodes + 64.0 + cuts
 
 
-def _through_update(relaxed: RelaxedStep, forms: Forms, make: WalkerFactory) -> Walker:
+def _through_update(relaxed: LinearizedStep, forms: Forms, make: WalkerFactory) -> BackwardPass:
     """Forms on the new state as forms on the old one and on the summed gradients."""
     on_new = {relaxed.new(name): c for name, c in forms.coefficients.items()}
     walker = make(relaxed.shared, forms.constant, forms.magnitude, on_new)
@@ -126,7 +126,9 @@ def _through_update(relaxed: RelaxedStep, forms: Forms, make: WalkerFactory) -> 
     return walker
 
 
-def with_cuts(step_graph: StepGraph, schedule: Schedule, relaxed: RelaxedStep) -> RelaxedStep:
+def with_cuts(
+    step_graph: StepGraph, schedule: NodeOrder, relaxed: LinearizedStep
+) -> LinearizedStep:
     """The same step with its narrowest node before the loss walked once for all rows."""
     target = _narrowest(step_graph, schedule)
     needed = {target.name}
@@ -134,15 +136,15 @@ def with_cuts(step_graph: StepGraph, schedule: Schedule, relaxed: RelaxedStep) -
         if node.name in needed:
             needed.update(node.inputs)
     nodes = [n for n in schedule.before if n.batched and n.name in needed]
-    return replace(relaxed, cuts=tuple(cut_of(nodes, f, target) for f in relaxed.fragments))
+    return replace(relaxed, cuts=tuple(cut_of(nodes, f, target) for f in relaxed.chunks))
 
 
 def with_shortcut(
-    schedule: Schedule,
-    relaxed: RelaxedStep,
+    schedule: NodeOrder,
+    relaxed: LinearizedStep,
     chunk: int,
     passes: Passes | None = None,
-) -> RelaxedStep:
+) -> LinearizedStep:
     """The same step with the forms of all ends of its new state, for the walks of all others."""
     passes = passes or Passes()
     collected = Collected(count_of(relaxed.state))
@@ -151,14 +153,14 @@ def with_shortcut(
 
         def pulled(own: Tensor, forms: Forms = forms) -> Forms:
             some = forms if len(own) == forms.rows else forms.part(own)
-            return walk(schedule, relaxed, some, collected)
+            return propagate_backward(schedule, relaxed, some, collected)
 
         for own, walked in passes.run(torch.arange(len(part)), chunk, pulled):
             collected.keep(part[own.to(part.device)], walked)
-    return replace(relaxed, shortcut=collected.shortcut(relaxed.state))
+    return replace(relaxed, composed=collected.composed(relaxed.state))
 
 
-def _narrowest(step_graph: StepGraph, schedule: Schedule) -> Node:
+def _narrowest(step_graph: StepGraph, schedule: NodeOrder) -> Node:
     """The outputs, or what alone is made of them (the difference of two logits)."""
     node = step_graph.graph[step_graph.output]
     while True:
@@ -176,7 +178,7 @@ def forms_of_outputs(
     state: State,
     features: Interval,
     coefficients: Tensor,
-    arithmetic: Arithmetic,
+    algebra: BoxAlgebra,
 ) -> SampleForms:
     """Forms on the parameters that bound forms of the outputs of test points from below.
 
@@ -191,53 +193,51 @@ def forms_of_outputs(
         arithmetic: of the boxes of the parameters.
     """
     boxes = dict(state) | {FEATURES: features}
-    planes: dict[str, Relaxed] = {}
+    planes: dict[str, LinearBounds] = {}
     for node in nodes:
         if node.name in boxes:
             continue
         inputs = [boxes[i] for i in node.inputs]
-        boxes[node.name] = arithmetic.image(node, inputs, None)
-        planes[node.name] = arithmetic.relax(node, inputs, None)
+        boxes[node.name] = algebra.image(node, inputs, None)
+        planes[node.name] = algebra.relax(node, inputs, None)
     centre = features.centre[CLEAN]
     radius = torch.maximum(features.upper[CLEAN] - centre, centre - features.lower[CLEAN])
     radius = torch.where(radius > 0, torch.nextafter(radius, radius + torch.inf), radius)
     clean = Poison.none(centre, centre.new_zeros(len(centre), step_graph.outputs))
     cases = len(next(iter(state.values())).lower)
-    fragment = Fragment(
+    sample_chunk = SampleChunk(
         slice(0, len(centre)),
         clean,
         planes,
-        {name: Offsets.of(p, True, cases) for name, p in planes.items()},
+        {name: Intercepts.of(p, True, cases) for name, p in planes.items()},
         {FEATURES: centre.abs() + radius},
         {FEATURES: centre.unsqueeze(0)},
     )
     forward = [n for n in nodes if n.batched]
-    forms = sample_forms(forward, fragment, step_graph.output, coefficients)
+    forms = sample_forms(forward, sample_chunk, step_graph.output, coefficients)
     if forms.features is not None:
         forms.constant = forms.constant - per_sample(forms.features.abs(), radius.unsqueeze(0))
     return forms
 
 
-def rows_at_once(schedule: Schedule, window: Sequence[RelaxedStep]) -> int:
+def rows_at_once(schedule: NodeOrder, window: Sequence[LinearizedStep]) -> int:
     """Rows of dense coefficients whose tensors stay in the processor's cache; more by shortcuts,
     which every pass reads as a whole."""
-    if all(relaxed.shortcut is not None for relaxed in window):
+    if all(relaxed.composed is not None for relaxed in window):
         return ROWS_OF_SHORTCUTS
     summed = {n.inputs[0] for n in schedule.sums}  # one coefficient for all samples
     sizes = [n.signature.size for n in schedule.before if n.batched and n.name not in summed]
     widest = max(sizes, default=1)
-    samples = max(
-        (f.samples.stop - f.samples.start for r in window for f in r.fragments), default=1
-    )
+    samples = max((f.samples.stop - f.samples.start for r in window for f in r.chunks), default=1)
     return max(8, CACHED_ELEMENTS // (widest * samples))
 
 
 def bound_forms(
-    schedule: Schedule,
-    window: Sequence[RelaxedStep],
+    schedule: NodeOrder,
+    window: Sequence[LinearizedStep],
     forms: Forms,
-    exposure: Exposure,
-    past: Sequence[Past] = (),
+    adversary: AdversaryModel,
+    past: Sequence[PastStep] = (),
     newest: Callable[[Forms], None] | None = None,
 ) -> Tensor:
     """Lower bounds of forms on the state after the window, (rows, cases).
@@ -247,45 +247,45 @@ def bound_forms(
     the steps right before it. ``newest`` is told the forms on the state before the last step, less
     what they owe there.
     """
-    debt, arithmetic = exposure.open_debt(forms.rows), exposure.arithmetic
+    perturbation, algebra = adversary.open_worst_case(forms.rows), adversary.algebra
     best: Tensor | None = None
-    owed = torch.zeros_like(forms.constant)
+    worst_case = torch.zeros_like(forms.constant)
     for relaxed in reversed(window):
-        forms = walk(schedule, relaxed, forms, debt)
-        owed = debt.owed()
-        bound = arithmetic.concretise(forms, relaxed.state, owed)
+        forms = propagate_backward(schedule, relaxed, forms, perturbation)
+        worst_case = perturbation.worst_case()
+        bound = algebra.concretise(forms, relaxed.state, worst_case)
         if best is None and newest is not None:
-            newest(forms.paying(owed))
-        best = bound if best is None else better(arithmetic, best, bound)
+            newest(forms.paying(worst_case))
+        best = bound if best is None else better(algebra, best, bound)
     assert best is not None
     if past:
-        forms = forms.paying(owed)
+        forms = forms.paying(worst_case)
     for before in reversed(past):
         forms = before.ends.carried(forms)
-        bound = arithmetic.concretise(forms, before.state, torch.zeros_like(owed))
-        best = better(arithmetic, best, bound)
+        bound = algebra.concretise(forms, before.state, torch.zeros_like(worst_case))
+        best = better(algebra, best, bound)
     return best
 
 
 def influence(
-    schedule: Schedule,
-    window: Sequence[RelaxedStep],
-    exposure: Exposure,
+    schedule: NodeOrder,
+    window: Sequence[LinearizedStep],
+    adversary: AdversaryModel,
     forms: Forms,
 ) -> Tensor:
     """How much each sample alone can lower forms on the state after the window, (rows, N)."""
-    debt = exposure.open_debt(forms.rows)
+    perturbation = adversary.open_worst_case(forms.rows)
     for relaxed in reversed(window):
-        forms = walk(schedule, relaxed, forms, debt)
-    return debt.by_sample()
+        forms = propagate_backward(schedule, relaxed, forms, perturbation)
+    return perturbation.sample_influences()
 
 
 def bound_by_sample(
-    schedule: Schedule,
-    window: Sequence[RelaxedStep],
+    schedule: NodeOrder,
+    window: Sequence[LinearizedStep],
     forms: Forms,
-    exposure: Exposure,
-    within: tuple[Debt, State] | None = None,
+    adversary: AdversaryModel,
+    within: tuple[WorstCase, State] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Bounds of forms on the state after the window that know who is poisoned.
 
@@ -299,42 +299,42 @@ def bound_by_sample(
     Returns:
         ``base`` (rows,) and ``dev`` (rows, N), of the stop with the best bound over all S.
     """
-    if isinstance(exposure, Charged) and within is None:
-        columns = bound_forms(schedule, window, forms, exposure)
-        return columns[:, 0], exposure.by_sample(columns)
-    debt = exposure.open_debt(forms.rows) if within is None else within[0]
+    if isinstance(adversary, Charged) and within is None:
+        columns = bound_forms(schedule, window, forms, adversary)
+        return columns[:, 0], adversary.sample_influences(columns)
+    perturbation = adversary.open_worst_case(forms.rows) if within is None else within[0]
     best = forms.magnitude.new_full((forms.rows, 1), -torch.inf)
-    base, dev = best[:, 0], debt.by_sample()
-    stops = _stops(schedule, window, forms, debt)
+    base, dev = best[:, 0], perturbation.sample_influences()
+    stops = _stops(schedule, window, forms, perturbation)
     if within is not None:
         stops = chain([(forms, within[1])], stops)
     for stopped, state in stops:
-        owed = debt.owed()
-        bound = stopped.concretise(state, owed)
-        free = (bound + owed - 2.0**-50 * (bound.abs() + owed))[:, 0]
-        wins = (bound > best) & torch.isfinite(owed)
+        worst_case = perturbation.worst_case()
+        bound = stopped.concretise(state, worst_case)
+        free = (bound + worst_case - 2.0**-50 * (bound.abs() + worst_case))[:, 0]
+        wins = (bound > best) & torch.isfinite(worst_case)
         best = torch.where(wins, bound, best)
         base = torch.where(wins[:, 0], free, base)
-        dev = torch.where(wins, debt.by_sample(), dev)
+        dev = torch.where(wins, perturbation.sample_influences(), dev)
     return base, dev
 
 
 def _stops(
-    schedule: Schedule, window: Sequence[RelaxedStep], forms: Forms, debt: Debt
+    schedule: NodeOrder, window: Sequence[LinearizedStep], forms: Forms, perturbation: WorstCase
 ) -> Iterator[tuple[Forms, State]]:
     """Forms on the state before each step of a walk, with its box; the debt is that of the walk so far."""
     for relaxed in reversed(window):
-        forms = walk(schedule, relaxed, forms, debt)
+        forms = propagate_backward(schedule, relaxed, forms, perturbation)
         yield forms, relaxed.state
 
 
 def bound_state(
-    schedule: Schedule,
-    window: Sequence[RelaxedStep],
-    exposure: Exposure,
+    schedule: NodeOrder,
+    window: Sequence[LinearizedStep],
+    adversary: AdversaryModel,
     chunk: int,
     passes: Passes | None = None,
-    past: Sequence[Past] = (),
+    past: Sequence[PastStep] = (),
     collected: Collected | None = None,
 ) -> State:
     """Boxes of the state after the window: every entry bounded from both sides, ``chunk`` rows at once.
@@ -344,9 +344,9 @@ def bound_state(
     """
     passes = passes or Passes()
     state = window[-1].state
-    device = exposure.poison.features.device
-    bounds = torch.empty(exposure.cases, count_of(state), dtype=torch.float64, device=device)
-    visited = [relaxed for relaxed in window if relaxed.shortcut is None]
+    device = adversary.poison.features.device
+    bounds = torch.empty(adversary.cases, count_of(state), dtype=torch.float64, device=device)
+    visited = [relaxed for relaxed in window if relaxed.composed is None]
     chunk = chunk if visited else max(chunk, ROWS_OF_SHORTCUTS)
     enough = ROWS_OF_UNITS if any(relaxed.cuts for relaxed in visited) else chunk
     for part, forms in forms_in_pieces(state, passes.limit(chunk), enough):
@@ -355,11 +355,11 @@ def bound_state(
             some = forms if len(own) == forms.rows else forms.part(own)
             paid: list[Forms] = []
             newest = None if collected is None else paid.append
-            return bound_forms(schedule, window, some, exposure, past, newest), paid
+            return bound_forms(schedule, window, some, adversary, past, newest), paid
 
         for own, (low, paid) in passes.run(torch.arange(len(part), device=device), chunk, bound):
             bounds[:, part[own]] = low.T
             for forms_before in paid:
                 assert collected is not None
                 collected.keep(part[own], forms_before)
-    return boxes_of(state, bounds)
+    return entry_boxes(state, bounds)

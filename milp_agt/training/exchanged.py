@@ -7,7 +7,7 @@ from dataclasses import replace
 from milp_agt.core.rounding import gamma
 from milp_agt.errors import InvalidThreatModelError
 from milp_agt.formulations.exchange import Exchange, Remove, Substitute
-from milp_agt.formulations.leaves import Selection
+from milp_agt.formulations.leaves import SelectionLeaf
 from milp_agt.formulations.sum_samples import SumSamples
 from milp_agt.threats.poison import Poison, Whole
 from milp_agt.training.clipping import per_sample
@@ -29,7 +29,7 @@ def with_exchanges(step_graph: StepGraph, poison: Poison) -> StepGraph:
         return step_graph
     op = _operation(step_graph, poison, poison.whole)
     graph, sums = step_graph.graph, {}
-    selection = graph.add(Selection((1,)), name=SELECTION)
+    selection = graph.add(SelectionLeaf((1,)), name=SELECTION)
     for name, gradient in step_graph.gradients.items():
         own = per_sample(graph, graph[gradient])
         exchanged = graph.add(op, own, selection, name=f"{name}:exchanged")
@@ -60,7 +60,7 @@ def with_absences(step_graph: StepGraph) -> StepGraph:
     """
     graph, sums = step_graph.graph, {}
     selection = (
-        graph[SELECTION] if SELECTION in graph else graph.add(Selection((1,)), name=SELECTION)
+        graph[SELECTION] if SELECTION in graph else graph.add(SelectionLeaf((1,)), name=SELECTION)
     )
     for name, gradient in step_graph.gradients.items():
         own = per_sample(graph, graph[gradient])

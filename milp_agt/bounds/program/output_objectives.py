@@ -19,7 +19,7 @@ from milp_agt.training.tracing import FEATURES
 
 
 @dataclass(frozen=True)
-class Asked:
+class OutputObjectives:
     """Forms ``coefficients . f(x) + constant`` of the outputs f at test inputs x.
 
     Attributes:
@@ -36,10 +36,12 @@ class Asked:
     def __len__(self) -> int:
         return len(self.constant)
 
-    def part(self, points: Tensor) -> Asked:
+    def part(self, points: Tensor) -> OutputObjectives:
         """The forms of some of the test points."""
         inputs = Interval(self.inputs.lower[:, points], self.inputs.upper[:, points])
-        return Asked(self.forward, inputs, self.coefficients[points], self.constant[points])
+        return OutputObjectives(
+            self.forward, inputs, self.coefficients[points], self.constant[points]
+        )
 
     def boxes(self, state: State) -> dict[str, Interval]:
         """Ranges of all nodes of the forward pass over a box of the parameters."""

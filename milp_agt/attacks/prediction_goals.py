@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor
 
-from milp_agt.attacks.trained import Models
+from milp_agt.attacks.trained import TrainedModels
 from milp_agt.core.interval import Interval
 
 # Width of the smooth step that stands for "is hit", in units of the mean margin.
@@ -29,14 +29,16 @@ class Share(ABC):
         self.points = len(features)
 
     @abstractmethod
-    def margins(self, models: Models, features: Tensor) -> Tensor:
+    def margins(self, models: TrainedModels, features: Tensor) -> Tensor:
         """(attacks, n), from features (n, *shape) or (attacks, n, *shape)."""
 
-    def values(self, models: Models) -> Tensor:
+    def values(self, models: TrainedModels) -> Tensor:
         margins = self.margins(models, self._inputs(models))
         return (margins > 0).to(torch.float64).mean(-1, keepdim=True)
 
-    def surrogate(self, models: Models, quantity: Tensor, sign: Tensor, trial: Tensor) -> Tensor:
+    def surrogate(
+        self, models: TrainedModels, quantity: Tensor, sign: Tensor, trial: Tensor
+    ) -> Tensor:
         """Mean of smooth steps of the margins; every trial has its own width of the step."""
         margins = self.margins(models, self._inputs(models))
         sharpness = torch.tensor(SHARPNESS, dtype=torch.float64).to(margins)
@@ -44,7 +46,7 @@ class Share(ABC):
         width = size * sharpness[trial % len(SHARPNESS)]
         return sign * torch.sigmoid(margins / width[:, None]).mean(-1)
 
-    def _inputs(self, models: Models) -> Tensor:
+    def _inputs(self, models: TrainedModels) -> Tensor:
         """The test inputs, (n, *shape), or the best triggers found, (attacks, n, *shape)."""
         theta = models.parameters.detach()
         if self.box is None:
@@ -57,9 +59,9 @@ class Share(ABC):
         for step in range(TRIGGER_STEPS):
             leaf = current.detach().clone().requires_grad_()
             with torch.enable_grad():
-                (pull,) = torch.autograd.grad(self.margins(models, leaf).sum(), leaf)
+                (backward,) = torch.autograd.grad(self.margins(models, leaf).sum(), leaf)
             stride = 0.5**step * (high - low)
-            current = current + stride * torch.sign(torch.nan_to_num(pull))
+            current = current + stride * torch.sign(torch.nan_to_num(backward))
             current = torch.minimum(torch.maximum(current, low), high)
             with torch.no_grad():
                 margin = self.margins(models, current)
@@ -69,7 +71,7 @@ class Share(ABC):
         return best.detach()
 
 
-class Predictions(Share):
+class PredictionGoal(Share):
     """Share of test points whose predicted class is in a set.
 
     The margin is the best score in the set less the best outside it, so that a tie never counts.
@@ -81,7 +83,7 @@ class Predictions(Share):
         super().__init__(name, features, box)
         self.wanted = wanted  # (n, classes) bool
 
-    def margins(self, models: Models, features: Tensor) -> Tensor:
+    def margins(self, models: TrainedModels, features: Tensor) -> Tensor:
         scores = models.outputs(features)
         if scores.shape[-1] == 1:
             scores = torch.cat([torch.zeros_like(scores), scores], -1)
@@ -97,6 +99,6 @@ class Region(Share):
         super().__init__(name, features)
         self.low, self.high = low, high
 
-    def margins(self, models: Models, features: Tensor) -> Tensor:
+    def margins(self, models: TrainedModels, features: Tensor) -> Tensor:
         out = models.outputs(features)
         return torch.minimum(out - self.low.to(out), self.high.to(out) - out).amin(-1)

@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from milp_agt.bounds.adversary.box_algebra import APART, Arithmetic
-from milp_agt.bounds.adversary.model import Exposure, SampleSum, SumOfProducts
-from milp_agt.bounds.interval.first_layer import sharpened
+from milp_agt.bounds.adversary.box_algebra import SEPARATE, BoxAlgebra
+from milp_agt.bounds.adversary.model import AdversaryModel, SampleSum, SumOfProducts
+from milp_agt.bounds.interval.first_layer import meet_jointly
 from milp_agt.bounds.interval.update import UpdateGraph
-from milp_agt.bounds.step import Schedule, State, Step
+from milp_agt.bounds.step import NodeOrder, State, Step
 from milp_agt.core.graph import Node
 from milp_agt.core.interval import Interval
 from milp_agt.training.tracing import StepGraph
@@ -34,11 +34,11 @@ Refine = Callable[[Node, Mapping[str, Interval]], Interval]
 
 
 def propagate(
-    schedule: Schedule,
+    schedule: NodeOrder,
     state: Mapping[str, Interval],
     step: Step,
-    exposure: Exposure,
-    fragment: int | None = None,
+    adversary: AdversaryModel,
+    sample_chunk: int | None = None,
     keep: Collection[str] = (),
     refine: Callable[[slice], Refine] | None = None,
 ) -> Ranges:
@@ -53,29 +53,29 @@ def propagate(
     Raises:
         SoundnessError: a box with lower > upper (never expected).
     """
-    size = fragment or step.size
-    ranges, arithmetic = Ranges(), exposure.arithmetic
+    size = sample_chunk or step.size
+    ranges, algebra = Ranges(), adversary.algebra
     fixed: dict[str, Interval] = dict(state)
     for node in schedule.before:
         if not node.batched and node.name not in fixed:
-            fixed[node.name] = arithmetic.image(node, [fixed[i] for i in node.inputs], step.samples)
+            fixed[node.name] = algebra.image(node, [fixed[i] for i in node.inputs], step.samples)
     pieces: dict[str, list[Interval]] = {}
-    totals = {node.name: exposure.total(step) for node in schedule.sums}
+    totals = {node.name: adversary.total(step) for node in schedule.sums}
     terms = {node.name: node.inputs[0] for node in schedule.sums}
     outer = _outer_products(schedule, totals, keep)
     unmade = {product.name for product, _ in outer.values()}
     for start in range(0, step.size, size):
         part = slice(start, min(start + size, step.size))
         whole = part == slice(0, step.size)
-        boxes = fixed | exposure.leaves(step, None if whole else part)
+        boxes = fixed | adversary.leaves(step, None if whole else part)
         index = torch.arange(part.start, part.stop, device=step.samples.device)
         poison = step.poison if whole else step.poison.take(index)
         refined = None if refine is None else refine(part)
         for node in schedule.before:
             if node.name not in boxes and node.name not in unmade:
                 inputs = [boxes[i] for i in node.inputs]
-                box = arithmetic.image(node, inputs, step.samples[part])
-                boxes[node.name] = sharpened(node, box, boxes, poison, arithmetic.outer)
+                box = algebra.image(node, inputs, step.samples[part])
+                boxes[node.name] = meet_jointly(node, box, boxes, poison, algebra.outer)
                 if refined is not None:
                     boxes[node.name] = refined(node, boxes)
         for name, total in totals.items():
@@ -96,12 +96,12 @@ def propagate(
         ranges.boxes[node.name], ranges.sums[node.name] = totals[node.name].result()
     for node in schedule.after:
         inputs = [ranges.boxes[i] for i in node.inputs]
-        ranges.boxes[node.name] = arithmetic.image(node, inputs, step.samples)
+        ranges.boxes[node.name] = algebra.image(node, inputs, step.samples)
     return ranges
 
 
 def _outer_products(
-    schedule: Schedule, totals: Mapping[str, SampleSum], keep: Collection[str]
+    schedule: NodeOrder, totals: Mapping[str, SampleSum], keep: Collection[str]
 ) -> dict[str, tuple[Node, SumOfProducts]]:
     """Sums that take the operands of outer products, with these products: no box of them is made."""
     found = {}
@@ -113,23 +113,23 @@ def _outer_products(
 
 
 def completed(
-    schedule: Schedule, state: State, step: Step, exposure: Exposure, ranges: Ranges
+    schedule: NodeOrder, state: State, step: Step, adversary: AdversaryModel, ranges: Ranges
 ) -> Ranges:
     """All boxes of a step of which only some were kept, as programs need them."""
-    whole = propagate(schedule, state, step, exposure, keep=schedule.batched)
+    whole = propagate(schedule, state, step, adversary, keep=schedule.batched)
     known = {}
     for name, box in ranges.boxes.items():
         if name in whole.boxes:
             states = max(len(box.lower), len(whole.boxes[name].lower))
             full = whole.boxes[name].expand_states(states)
             known[name] = full.meet(box.expand_states(states), f"'{name}' by two engines")
-    return narrowed(schedule, step, exposure, whole, known)
+    return narrowed(schedule, step, adversary, whole, known)
 
 
 def narrowed(
-    schedule: Schedule,
+    schedule: NodeOrder,
     step: Step,
-    exposure: Exposure,
+    adversary: AdversaryModel,
     ranges: Ranges,
     known: Mapping[str, Interval],
 ) -> Ranges:
@@ -151,7 +151,7 @@ def narrowed(
             boxes[node.name] = again(node)
     sums = dict(ranges.sums)
     for node in schedule.sums:
-        total = exposure.total(step)
+        total = adversary.total(step)
         total.add(boxes[node.inputs[0]], step.samples)
         found, sums[node.name] = total.result()
         boxes[node.name] = boxes[node.name].meet(found, f"'{node.name}' again")
@@ -169,9 +169,9 @@ def update(
     state: State,
     ranges: Ranges,
     step: Step,
-    arithmetic: Arithmetic = APART,
+    algebra: BoxAlgebra = SEPARATE,
 ) -> State:
     """Box of the next state before any projection: the optimiser step in interval arithmetic."""
     built = UpdateGraph.of(step_graph.gradient_nodes, step)
-    boxes = built.boxes(state, ranges.boxes, arithmetic)
+    boxes = built.boxes(state, ranges.boxes, algebra)
     return {name: boxes[node] for name, node in built.outputs.items()}

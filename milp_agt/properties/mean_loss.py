@@ -15,10 +15,10 @@ from milp_agt.core.interval import Interval
 from milp_agt.core.reachable import Bounds
 from milp_agt.core.rounding import TINY, gamma
 from milp_agt.errors import InvalidInputError
-from milp_agt.formulations.loss import Loss
+from milp_agt.formulations.loss import LossFunction
 from milp_agt.formulations.loss_planes import LossPlanes
 from milp_agt.properties.answer import Answer, GroupName, Scores, summarise
-from milp_agt.properties.models import Models, OutputForms
+from milp_agt.properties.models import OutputForms, ReachableModels
 
 
 @dataclass(frozen=True)
@@ -26,11 +26,11 @@ class MeanLoss:
     """Mean of the training loss over test points: the exact function of the float64 outputs."""
 
     index: Tensor
-    loss: Loss
+    loss: LossFunction
     on_outputs: OutputForms
 
     @staticmethod
-    def of(models: Models, features: Tensor, labels: Tensor) -> MeanLoss:
+    def of(models: ReachableModels, features: Tensor, labels: Tensor) -> MeanLoss:
         """For features (n, *shape) and encoded labels (n, width)."""
         loss = models.step_graph.loss
         coefficients, constant = loss.forms(labels.cpu(), models.step_graph.outputs)
@@ -66,7 +66,9 @@ class MeanLoss:
         return each, each
 
 
-def mean_loss(models: Models, question: MeanLoss, groups: npt.NDArray[Any] | None = None) -> Answer:
+def mean_loss(
+    models: ReachableModels, question: MeanLoss, groups: npt.NDArray[Any] | None = None
+) -> Answer:
     """The mean loss, with the points bounded together as well as one by one; the better bound counts.
 
     Bounds ``[l_i, u_i]`` of the forms m_i of each point give planes
@@ -96,7 +98,7 @@ def mean_loss(models: Models, question: MeanLoss, groups: npt.NDArray[Any] | Non
 
 
 def _together(
-    models: Models, question: MeanLoss, bounds: Interval, parts: Tensor
+    models: ReachableModels, question: MeanLoss, bounds: Interval, parts: Tensor
 ) -> tuple[list[float], list[float]]:
     """Bounds of the mean loss over each part, a row of ones and zeros, (rows, n)."""
     planes = _of_all_cases(question.loss, bounds)
@@ -116,7 +118,7 @@ def _together(
     return found[0].clamp(min=0.0).tolist(), (-found[1]).tolist()
 
 
-def _of_all_cases(loss: Loss, bounds: Interval) -> LossPlanes:
+def _of_all_cases(loss: LossFunction, bounds: Interval) -> LossPlanes:
     """Planes of every case, (cases, n), with the slopes of one box that holds all of them."""
     hull = bounds.hull()
     outer = loss.planes(Interval(hull.lower.unsqueeze(0), hull.upper.unsqueeze(0)))
