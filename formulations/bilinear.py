@@ -258,7 +258,7 @@ class Einsum(Operation):
             (index_a, index_b),
             self.letters[2].startswith("n"),
         )
-        return products.encode().apply(total, shape).blur(self._rounding(*ranges))
+        return products.encode().apply(total, shape).plus_error(self._rounding(*ranges))
 
     def gaps(self, a: Interval, b: Interval) -> Array:
         """How far the envelope of each scalar product is from it at worst, in the order of the program."""

@@ -81,7 +81,7 @@ class ChannelBias(Operation):
         samples, positions = images.shape[0], math.prod(self.extents)
         index = np.repeat(np.arange(bias.size), positions)
         spread = bias.take(np.tile(index, samples).reshape(images.shape))
-        return add([images, spread]).blur(self._rounding(ranges))
+        return add([images, spread]).plus_error(self._rounding(ranges))
 
     def _rounding(self, ranges: tuple[Interval, ...]) -> Array:
         error = self.relax(*ranges).magnitude * gamma(12)

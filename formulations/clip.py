@@ -112,7 +112,7 @@ class Clip(HullEdges):
         surely, maybe = (low >= self.low).astype(np.float64), (high > self.high).astype(np.float64)
         above_low = encoder.columns(surely, np.ones_like(surely), integer)
         above_high = encoder.columns(np.zeros_like(maybe), maybe, integer)
-        excess = add([column, x.scale(-1.0)]).blur(2.0**-50 * (np.abs(low) + np.abs(high)))
+        excess = add([column, x.scale(-1.0)]).plus_error(2.0**-50 * (np.abs(low) + np.abs(high)))
         reach = np.minimum(high, self.high) - self.low
         fall = self.high - np.maximum(low, self.low)
         slack = 2.0**-50 * (abs(self.low) + abs(self.high) + np.abs(low) + np.abs(high))

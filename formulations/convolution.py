@@ -171,7 +171,7 @@ class Convolution(Operation):
         result = expression.apply(sp.csr_matrix(linear_map), (*lead, *after))
         if self.bias is not None:
             result = result.shift(self.bias.cpu().numpy()[:, None, None])
-        return result.blur(_as_array(self.relax(*ranges).magnitude * self._gamma()))
+        return result.plus_error(_as_array(self.relax(*ranges).magnitude * self._gamma()))
 
     def _matrix(self) -> sp.csr_matrix:
         """The map as a sparse matrix over flattened images."""

@@ -113,8 +113,8 @@ class Exchange(Operation):
         planes = self.relax(*ranges)
         assert isinstance(planes, ExchangePlanes)
         slope = planes.slope if isinstance(planes.slope, float) else planes.slope.cpu().numpy()
-        kept = inputs[0].scale(slope).blur((planes.magnitude * gamma(8)).cpu().numpy())
-        return encoder.spread(kept, Interval(planes.lower, planes.upper))
+        kept = inputs[0].scale(slope).plus_error((planes.magnitude * gamma(8)).cpu().numpy())
+        return encoder.with_slack(kept, Interval(planes.lower, planes.upper))
 
 
 @register
@@ -198,7 +198,7 @@ class Remove(Exchange):
         size = left @ gradients.magnitude.amax(0).flatten(1).cpu().numpy()
         error = gamma(8 * (len(gone) + self.budget) + 128) * size + TINY
         blur = np.where(gone[:, None], error, 0.0).reshape(inputs[0].shape)
-        return inputs[0].apply(matrix, inputs[0].shape).blur(blur)
+        return inputs[0].apply(matrix, inputs[0].shape).plus_error(blur)
 
     def _means(self, gradients: Interval, selection: Interval) -> Interval:
         """Box of the mean of those that are left, for each sample that is removed, (1, n, *shape)."""

@@ -141,7 +141,7 @@ class Combine(LinearMap):
         total = add(terms)
         if self.constant is not None:
             total = total.shift(as_array(self.constant))
-        return total.blur(self._rounding(ranges))
+        return total.plus_error(self._rounding(ranges))
 
     def _rounding(self, ranges: tuple[Interval, ...]) -> Array:
         return as_array(self.relax(*ranges).magnitude * gamma(2 * len(ranges) + 8))
@@ -233,7 +233,7 @@ class Affine(LinearMap):
         result = expression.apply(sp.csr_matrix(linear_map), (*expression.shape[:-1], out))
         if self.bias is not None:
             result = result.shift(self.bias.cpu().numpy())
-        return result.blur(as_array(self.relax(*ranges).magnitude * self._gamma()))
+        return result.plus_error(as_array(self.relax(*ranges).magnitude * self._gamma()))
 
     def vjp(
         self, graph: Graph, node: Node, cotangent: Node, wanted: tuple[bool, ...]

@@ -66,7 +66,7 @@ def encode_pieces(
     ):
         plane = add([part_b.scale(at_a), own_a.scale(at_b), own.scale(-at_a * at_b)])
         total = plane.apply(_sums(count, pieces), (count,))
-        form = add([result.reshape((count,)), total.scale(-1.0)]).blur(slack)
+        form = add([result.reshape((count,)), total.scale(-1.0)]).plus_error(slack)
         encoder.rows(form, 0.0 if is_lower else -np.inf, np.inf if is_lower else 0.0)
 
 

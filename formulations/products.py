@@ -84,7 +84,7 @@ class Products:
 
     def _samples(self, part: Index, form: Expression, offsets: Interval) -> Expression:
         with self._selection(part):
-            return self.encoder.spread(form, offsets)
+            return self.encoder.with_slack(form, offsets)
 
     @contextmanager
     def _selection(self, part: Index) -> Iterator[None]:

@@ -55,5 +55,5 @@ class Quadratic(Smooth):
         encoder.product(squares.matrix.indices.astype(np.int64), argument, argument)
         slack = self.rounding(hull.magnitude, hull.magnitude)
         form = add([column, squares.scale(-self.a), root.scale(-self.b)])
-        encoder.rows(form.blur(np.asarray(slack.cpu().numpy())), self.c, self.c)
+        encoder.rows(form.plus_error(np.asarray(slack.cpu().numpy())), self.c, self.c)
         return column

@@ -114,7 +114,7 @@ class Relu(Univariate):
         ambiguous = (low <= 0) & (high > 0)
         slope = np.where(low > 0, 1.0, self.negative_slope) * ~ambiguous
         error = np.abs(self.negative_slope) * np.maximum(np.abs(low), np.abs(high)) * 2.0**-52
-        stable = argument.scale(slope).blur(error * ~ambiguous)
+        stable = argument.scale(slope).plus_error(error * ~ambiguous)
         if not ambiguous.any():
             return stable
         some, z, at = restricted(encoder, argument, box, ambiguous)
@@ -152,7 +152,7 @@ class Relu(Univariate):
         sign = 1.0 if k <= 1.0 else -1.0
         spread = abs(1.0 - k)
         rounding = 2.0**-50 * (1.0 + abs(k)) * np.maximum(np.abs(low), np.abs(high))
-        from_off, from_on = from_off.blur(rounding), from_on.blur(rounding)
+        from_off, from_on = from_off.plus_error(rounding), from_on.plus_error(rounding)
         off = add([from_off.scale(sign), phase.scale(-spread * high)])
         on = add([from_on.scale(sign), phase.scale(-spread * low)])
         encoder.rows(off, -np.inf, 0.0)

@@ -53,4 +53,4 @@ class RoundingError(Operation):
     def encode(
         self, encoder: Encoder, inputs: tuple[Expression, ...], ranges: tuple[Interval, ...]
     ) -> Expression:
-        return inputs[0].blur(self.error.cpu().numpy())
+        return inputs[0].plus_error(self.error.cpu().numpy())

@@ -79,4 +79,4 @@ class SumSamples(Operation):
         size = expression.size // samples
         linear_map = sp.kron(np.ones((1, samples)), sp.eye_array(size), format="csr")
         rounding = self.relax(*ranges).magnitude * gamma(2 * samples + 8)
-        return expression.apply(sp.csr_matrix(linear_map), shape).blur(as_array(rounding))
+        return expression.apply(sp.csr_matrix(linear_map), shape).plus_error(as_array(rounding))

@@ -85,7 +85,7 @@ class Unfold(Operation):
         linear_map = sp.kron(sp.eye_array(blocks), own, format="csr")
         lead = expression.shape[: len(expression.shape) - len(before)]
         result = expression.apply(sp.csr_matrix(linear_map), (*lead, *after))
-        return result.blur(self._rounding(ranges)) if self.transposed else result
+        return result.plus_error(self._rounding(ranges)) if self.transposed else result
 
     def _rounding(self, ranges: tuple[Interval, ...]) -> Array:
         error = self.relax(*ranges).magnitude * self._gamma()

@@ -216,7 +216,7 @@ class Univariate(Operation):
         hull = box.hull()
         value = self.interval(box).hull().magnitude
         rounding = self.rounding(hull.magnitude, value)
-        return column.blur(np.asarray(rounding.cpu().numpy(), dtype=np.float64))
+        return column.plus_error(np.asarray(rounding.cpu().numpy(), dtype=np.float64))
 
     def encode_rows(
         self, encoder: Encoder, column: Expression, argument: Expression, box: Interval

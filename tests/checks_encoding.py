@@ -42,8 +42,8 @@ class Watched:
 
     def __init__(self, program: Program, expressions: Sequence[Expression]) -> None:
         columns, rows = program.lower.size, program.row_lower.size
-        # A value lies between the two ends of its spread: [0] is watched from above, [1] from below.
-        ends = [[e.below, e.above] if e.spread is not None else [e] for e in expressions]
+        # A value lies between the two ends of its slack: [0] is watched from above, [1] from below.
+        ends = [[e.below, e.above] if e.slack is not None else [e] for e in expressions]
         self._ends = ends
         blocks = [program.matrix, *(widened(e.matrix, columns) for pair in ends for e in pair)]
         matrix = sp.csr_matrix(sp.vstack(blocks, format="csr"))
@@ -166,7 +166,7 @@ def encode_operation(
     if hasattr(encoder, "armed"):
         encoder.armed = True
     out = instance.op.encode(encoder, tuple(inputs), tuple(boxes))
-    if out.spread is not None:  # an error without a column: give the result one
+    if out.slack is not None:  # an error without a column: give the result one
         out = encoder.bounded(out, instance.op.interval(*boxes))
     selection = None if encoder.selection is None else encoder.selection.states[0]
     return Encoded(encoder.finish(), inputs, selection, out)

@@ -120,12 +120,12 @@ class MutantEncoder(Encoder):
         dropped = self.armed and self.kind == "charge"
         super().at_least(expression, offsets[:1] if dropped else offsets, lazy)
 
-    def spread(self, expression: Expression, offsets: Interval) -> Expression:
+    def with_slack(self, expression: Expression, offsets: Interval) -> Expression:
         if self.armed and self.kind == "charge":
             offsets = offsets.clean
-        elif self.armed and self.kind == "spread":
+        elif self.armed and self.kind == "slack":
             offsets = shrunk(offsets)
-        return super().spread(expression, offsets)
+        return super().with_slack(expression, offsets)
 
     def _reach(self, expression: Expression) -> Array:
         """How far the expression can move within the bounds of its columns."""

@@ -26,7 +26,7 @@ from milp_agt.bounds.linear import window_bounds
 from milp_agt.core.encoder import Encoder, SelectionColumns
 from milp_agt.core.expression import Expression, add
 from milp_agt.core.interval import Interval
-from milp_agt.core.presolve import lean
+from milp_agt.core.presolve import presolve
 from milp_agt.core.results import Limits
 from milp_agt.errors import EncodingError
 from milp_agt.formulations.heaviside import Heaviside
@@ -142,7 +142,7 @@ def test_an_error_that_grows_on_one_side_only_is_mapped_like_any_other(side: str
         low[1] = -3.0
     else:
         high[1] = 3.0
-    mapped = encoder.spread(x, Interval(low, high)).apply(sp.csr_matrix([[1.0, -1.0]]), (1,))
+    mapped = encoder.with_slack(x, Interval(low, high)).apply(sp.csr_matrix([[1.0, -1.0]]), (1,))
     for s in ([0.0, 0.0], [1.0, 0.0], [0.0, 1.0]):
         at = np.array([*s, 0.5, 0.25])
         down = 2.0 * s[0 if side == "below" else 1]
@@ -219,7 +219,7 @@ def test_expressions_follow_linear_algebra() -> None:
     assert np.allclose(at(add([x.scale(scale), y.shift(3.0)])), a * scale + b + 3.0)
     assert np.allclose(at(y.take(np.array([[5, 0]]))), b.reshape(-1)[[5, 0]])
     assert np.allclose(at(x.reshape((3, 2))), a.reshape(3, 2))
-    blurred = add([x.blur(1e-3), y.blur(2e-3)]).scale(-2.0)
+    blurred = add([x.plus_error(1e-3), y.plus_error(2e-3)]).scale(-2.0)
     assert blurred.error.tolist() == pytest.approx([6e-3] * 6)
     assert not blurred.is_single_columns
     assert x.shift(1.0).is_single_columns
@@ -350,7 +350,7 @@ def _lean(name: str, exact_products: bool) -> dict[str, int]:
     ends = [end for e in window.state.values() for end in (e.below, e.above)]
     wanted = np.unique(np.concatenate([e.matrix.indices for e in ends])).astype(np.int64)
     part, kept = window.program.needed_for(wanted)
-    return lean(part, np.flatnonzero(np.isin(kept, wanted)))[0].size
+    return presolve(part, np.flatnonzero(np.isin(kept, wanted)))[0].size
 
 
 def test_sizes_of_small_programs_are_pinned() -> None:

@@ -172,7 +172,7 @@ def test_nothing_beats_the_support_and_the_best_move_attains_it(name: str, seed:
 def test_spread_is_the_best_support_of_coefficients_within_a_radius(name: str, seed: int) -> None:
     moves = SETS[name](seed)
     radius = coefficients(moves, seed).abs()
-    spread = moves.spread(radius)
+    spread = moves.radius_support(radius)
     slack = 1e-13 * (1 + spread)
     rng = _numbers(seed)
     signs = torch.from_numpy(rng.choice([-1.0, 1.0], size=(2**7, 1, *radius.shape[1:])))
@@ -185,7 +185,7 @@ def test_spread_is_the_best_support_of_coefficients_within_a_radius(name: str, s
     signed = torch.where(moves.upper >= -moves.lower, radius, -radius)
     if name not in ("vertices", "product") and "groups" not in name:
         assert bool((moves.support(signed) >= spread - 1e-12 * (1 + spread)).all())
-    assert bool((moves.spread(radius * 0) == 0).all())
+    assert bool((moves.radius_support(radius * 0) == 0).all())
 
 
 @EVERY

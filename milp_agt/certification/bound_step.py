@@ -38,7 +38,7 @@ PROGRAM_RANGE_LIMIT = program.RANGE_LIMIT
 
 @dataclass
 class Bounder:
-    """Bounds single steps by any level; what it could not do stands in the journal."""
+    """Bounds single steps by any level; what it could not do stands in the notes."""
 
     step_graph: StepGraph
     schedule: NodeOrder
@@ -49,7 +49,7 @@ class Bounder:
     solve_limits: Limits
     workers: int
     recorder: Recorder
-    journal: Notes
+    notes: Notes
     strengthening: Strengthening = DEFAULT
     witnesses: Witnesses | None = None
     passes: Passes = field(default_factory=Passes)
@@ -153,7 +153,7 @@ class Bounder:
         try:
             return tightener.tighten(window, relax, options)
         except SolverUnavailableError as error:  # a licence that is too small, say
-            self.journal.fall_back(
+            self.notes.fall_back(
                 f"step {step.index + 1}: ranges were not tightened by programs: {error}"
             )
             return last, program.Tightening()
@@ -166,7 +166,7 @@ class Bounder:
     def _tell_of_memory(self, step: Step) -> None:
         for name, passes in (("", self.passes), ("inner ", self.inner_passes)):
             for before, after in passes.told():
-                self.journal.note(
+                self.notes.note(
                     f"step {step.index + 1}: memory ran out with {before} {name}rows in a pass; from here "
                     f"on {after} share one"
                 )
@@ -213,7 +213,7 @@ class Bounder:
         choices = self._choices(part, state, listed)
         largest = choices.largest
         if not largest <= PROGRAM_RANGE_LIMIT:
-            self.journal.fall_back(
+            self.notes.fall_back(
                 f"step {step.index + 1}: ranges up to {largest:.1e} are beyond what a solver "
                 f"can take; '{chain.level.value}' was left to the linear bounds"
             )
@@ -234,7 +234,7 @@ class Bounder:
                 self._witness(step),
             )
         except SolverUnavailableError as error:  # a licence that is too small, say
-            self.journal.fall_back(
+            self.notes.fall_back(
                 f"step {step.index + 1}: '{chain.level.value}' was left to the cheaper bounds: {error}",
                 limit=True,
             )
@@ -245,13 +245,13 @@ class Bounder:
                 own.state = box
         self.recorder.program(step.index, chain.name, report)
         if report.lost:
-            self.journal.fall_back(
+            self.notes.fall_back(
                 f"step {step.index + 1}: {report.lost} objectives of '{chain.level.value}' were lost with "
                 "workers that died twice; they keep the cheaper bound",
                 limit=True,
             )
         if report.limited:
-            self.journal.fall_back(
+            self.notes.fall_back(
                 f"step {step.index + 1}: {report.limited} of {report.solves + report.limited} solves by "
                 f"'{chain.level.value}' met a limit; their best dual bound counts, or the linear one",
                 limit=True,

@@ -74,7 +74,7 @@ class BoundedRun:
         self.restriction, self.recorder, self.claim = restriction, recorder, claim
         device = poison.features.device
         start = initial_state(step_graph, initial, training.momentum > 0)
-        self.carried = Chains(plan, poison, restriction, start)
+        self.chains = Chains(plan, poison, restriction, start)
         self.nominal: dict[str, Tensor] = {n: v.to(device) for n, v in step_graph.initial.items()}
         if training.momentum > 0:
             for name in step_graph.parameters:
@@ -82,8 +82,8 @@ class BoundedRun:
         self.updates = training.update_rules(plan.steps)
         self.records: list[StepRecord] = []
         dropped = Remarks(fallbacks=poison.left_out(plan.relaxation.uses_programs))
-        self.journal = Notes.of(remarks + plan.remarks + dropped)
-        self.allowance = TimeLimit(deadline, plan.steps, plan.longest_window)
+        self.notes = Notes.of(remarks + plan.remarks + dropped)
+        self.time_limit = TimeLimit(deadline, plan.steps, plan.longest_window)
         self.bounder = Bounder(
             step_graph,
             self.schedule,
@@ -94,14 +94,14 @@ class BoundedRun:
             solve_limits,
             workers,
             recorder,
-            self.journal,
+            self.notes,
             strengthening,
             witnesses,
         )
         self.optimiser = Optimiser(self.bounder)
 
     def _begin_optimising(self) -> None:
-        chain = self.carried.begin_optimising()
+        chain = self.chains.begin_optimising()
         parts = () if chain is None else chain.parts
         for relaxed in (relaxed for part in parts for relaxed in part.window):
             self.recorder.step(OPTIMISED, relaxed)
@@ -119,21 +119,21 @@ class BoundedRun:
             self._begin_optimising()
         step = self._step(index, batch)
         update = UpdateGraph.of(self.schedule.gradients, step)
-        proved = StepSets(step, update, {part.name: part.state for part in self.carried.parts})
+        sets = StepSets(step, update, {part.name: part.state for part in self.chains.parts})
         used, widths = Relaxation.INTERVAL, {}
         report: program.ProgramReport | None = None
-        for chain in list(self.carried):
-            if chain not in self.carried or self._is_out_of_time(chain, index):
+        for chain in list(self.chains):
+            if chain not in self.chains or self._is_out_of_time(chain, index):
                 continue
-            solved = self._bound(chain, proved)
+            solved = self._bound(chain, sets)
             report = solved or report
             used = chain.level if solved or not chain.level.uses_programs else used
-            self.recorder.state(index, chain.name, proved.newest)
-            widths[chain.name] = self._mean_width(proved.newest)
-            self._end_if_wild(chain, proved)
-        self._settle(proved)
-        self._advance_nominal(step, proved.newest)
-        flat = torch.cat([proved.newest[n].width.flatten() for n in self.step_graph.parameters])
+            self.recorder.state(index, chain.name, sets.newest)
+            widths[chain.name] = self._mean_width(sets.newest)
+            self._end_if_diverged(chain, sets)
+        self._settle(sets)
+        self._advance_nominal(step, sets.newest)
+        flat = torch.cat([sets.newest[n].width.flatten() for n in self.step_graph.parameters])
         self.records.append(
             StepRecord(
                 step=index + 1,
@@ -148,38 +148,38 @@ class BoundedRun:
             )
         )
 
-    def _bound(self, chain: Chain, proved: StepSets) -> program.ProgramReport | None:
+    def _bound(self, chain: Chain, sets: StepSets) -> program.ProgramReport | None:
         """Bound a step by one chain; how its programs were solved, if it has any."""
-        begun, step = time.perf_counter(), proved.step
-        until = self.allowance.spend_until(self.carried.cheaper(chain), step.index)
+        begun, step = time.perf_counter(), sets.step
+        until = self.time_limit.spend_until(self.chains.cheaper(chain), step.index)
         report: program.ProgramReport | None = None
         for part in chain.parts:
-            state, solved = self.bounder.bound(chain, part, step, until, self.carried.listed)
+            state, solved = self.bounder.bound(chain, part, step, until, self.chains.listed)
             report = solved or report
-            part.state = proved.within(chain, part, state)
+            part.state = sets.within(chain, part, state)
         if chain.name == OPTIMISED:
             self.optimiser.improve(chain, step, until)
-        self.allowance.note(chain.name, step.index, time.perf_counter() - begun)
+        self.time_limit.note(chain.name, step.index, time.perf_counter() - begun)
         # Programs of single selections have made their boxes smaller.
-        proved.add(chain, () if report is None else self.carried.listed)
+        sets.add(chain, () if report is None else self.chains.listed)
         return report
 
-    def _end_if_wild(self, chain: Chain, proved: StepSets) -> None:
-        if not chain.tells_apart or self._is_tame(proved.updated[chain.name]):
+    def _end_if_diverged(self, chain: Chain, sets: StepSets) -> None:
+        if not chain.tells_apart or self._is_bounded(sets.updated[chain.name]):
             return
-        self.journal.fall_back(
-            f"step {proved.step.index + 1}: a selection leads to parameters beyond {LARGEST_PARAMETER:.0e}; from here "
-            "on selections are bounded jointly"
+        self.notes.fall_back(
+            f"step {sets.step.index + 1}: a selection leads to parameters beyond "
+            f"{LARGEST_PARAMETER:.0e}; from here on selections are bounded jointly"
         )
-        self.carried.end(chain)
+        self.chains.end(chain)
 
-    def _settle(self, proved: StepSets) -> None:
+    def _settle(self, sets: StepSets) -> None:
         """End the step, now that all levels have bounded it."""
-        step = proved.step
-        for part in self.carried.parts:
-            if proved.update.projections and part.window:
+        step = sets.step
+        for part in self.chains.parts:
+            if sets.update.projections and part.window:
                 part.window[-1] = settle(part.window[-1], part.state, part.adversary.cases)
-            part.state = proved.end_of(part)
+            part.state = sets.end_of(part)
             if part.adversary.emptied(step) is not None:
                 part.end_past()
                 self._note_skip(step)
@@ -189,7 +189,7 @@ class BoundedRun:
             "batches that may lose all their samples skip their steps then: linear forms and programs "
             f"start anew after each (first at step {step.index + 1})"
         )
-        self.journal.fall_back_once(line)
+        self.notes.fall_back_once(line)
 
     def _step(self, index: int, batch: Tensor) -> Step:
         return Step(
@@ -197,18 +197,18 @@ class BoundedRun:
         )
 
     @staticmethod
-    def _is_tame(state: State) -> bool:
+    def _is_bounded(state: State) -> bool:
         return all(bool((box.magnitude <= LARGEST_PARAMETER).all()) for box in state.values())
 
     def _is_out_of_time(self, chain: Chain, index: int) -> bool:
         """Whether a chain ends before this step, and with it those that lie within it."""
         if chain.level is Relaxation.INTERVAL:
             return False
-        why = self.allowance.refusal(chain.name, self.carried.cheaper(chain), index)
+        why = self.time_limit.refusal(chain.name, self.chains.cheaper(chain), index)
         if why is None:
             return False
-        others = ", ".join(f"'{c.name}'" for c in self.carried.end(chain)[1:])
-        self.journal.fall_back(why + (f"; with it {others}" if others else ""), limit=True)
+        others = ", ".join(f"'{c.name}'" for c in self.chains.end(chain)[1:])
+        self.notes.fall_back(why + (f"; with it {others}" if others else ""), limit=True)
         return True
 
     def _advance_nominal(self, step: Step, box: State) -> None:
@@ -246,10 +246,10 @@ class BoundedRun:
                 "boxes": pack(relaxed.ranges.boxes),
                 "sums": dict(relaxed.ranges.sums),
             }
-            for part in self.carried.parts
+            for part in self.chains.parts
             for relaxed in part.window
         }
-        for part in self.carried.parts:
+        for part in self.chains.parts:
             parts |= {part.key(past.index, "past"): pack_past(past) for past in part.past}
         state = {
             "chains": {
@@ -259,12 +259,12 @@ class BoundedRun:
                     "past": [past.index for past in part.past],
                     "slopes": [pack_slopes(index, own) for index, own in part.slopes.items()],
                 }
-                for part in self.carried.parts
+                for part in self.chains.parts
             },
             "nominal": dict(self.nominal),
             "records": [asdict(record) for record in self.records],
-            **asdict(self.journal),
-            "measured": {name: list(last) for name, last in self.allowance.measured.items()},
+            **asdict(self.notes),
+            "measured": {name: list(last) for name, last in self.time_limit.measured.items()},
         }
         return Snapshot(len(self.records), state, parts)
 
@@ -273,8 +273,8 @@ class BoundedRun:
         state = snapshot.state
         if "optimised-0" in state["chains"]:
             self._begin_optimising()
-        self.carried.keep(list(state["chains"]))
-        for part in self.carried.parts:
+        self.chains.keep(list(state["chains"]))
+        for part in self.chains.parts:
             kept = state["chains"][part.name]
             part.state = unpack(kept["state"])
             part.window = [
@@ -288,12 +288,12 @@ class BoundedRun:
             part.slopes = dict(unpack_slopes(plain) for plain in kept["slopes"])
         self.nominal = dict(state["nominal"])
         self.records = [StepRecord(**record) for record in state["records"]]
-        self.journal.restore(state)
-        self.allowance.measured = {
+        self.notes.restore(state)
+        self.time_limit.measured = {
             n: (at, spent) for n, (at, spent) in state.get("measured", {}).items()
         }
-        if self.allowance.deadline is not None:
-            self.allowance.deadline -= sum(record.seconds for record in self.records)
+        if self.time_limit.deadline is not None:
+            self.time_limit.deadline -= sum(record.seconds for record in self.records)
 
     def _relaxed(
         self,
@@ -310,25 +310,25 @@ class BoundedRun:
 
     def _program(self) -> program.FinalWindow | None:
         """The last program of the tightest chain, for questions about the model."""
-        chain = self.carried.tightest
+        chain = self.chains.tightest
         if not self.records or self.records[-1].relaxation != chain.level.value:
             return None  # the last step was left to cheaper bounds, and so are questions
-        return self.bounder.last_program(chain, self.carried.listed)
+        return self.bounder.last_program(chain, self.chains.listed)
 
     def result(self) -> Result:
         """What is proved so far."""
         return Result.of(
             step_graph=self.step_graph,
             schedule=self.schedule,
-            reached=tuple(self.carried.reached(self.plan.window)),
+            reached=tuple(self.chains.reached(self.plan.window)),
             program=self._program(),
             rows=self.plan.rows,
             nominal=self.nominal,
             steps=tuple(self.records),
             total_steps=self.plan.steps,
             relaxation=self.plan.asked,
-            remarks=self.journal.remarks,
-            limit_reached=self.journal.limit_reached,
+            remarks=self.notes.remarks,
+            limit_reached=self.notes.limit_reached,
             threat=self.claim,
             settings=settings(self.training, self.plan),
         )

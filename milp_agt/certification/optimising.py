@@ -37,7 +37,7 @@ class Optimiser:
         told_apart = isinstance(chain.parts[0].adversary, Enumerated)
         work = self._each if told_apart else self._all
         if work(chain, step, until):
-            self.bounder.journal.fall_back(
+            self.bounder.notes.fall_back(
                 f"step {step.index + 1}: time limit, slopes were optimised by fewer than alpha_steps = "
                 f"{self.bounder.plan.alpha_steps} moves",
                 limit=True,
@@ -90,7 +90,7 @@ class Optimiser:
         late |= union.improve(bounded, optimised, lambda: until is not None and monotonic() > until)
         union.settle()
         share = 1.0 - float(union.widths.sum()) / before if before > 0 else 0.0
-        self.bounder.journal.note(
+        self.bounder.notes.note(
             f"step {step.index + 1}: slopes were optimised for the {len(alone)} of {len(union.bounds)} "
             f"selections that carry the union, which became {100 * share:.3g} % narrower"
         )
@@ -113,7 +113,7 @@ class Optimiser:
         index = window[-1].step.index
         self.bounder.recorder.slopes(index, name, ends, found.slopes)
         if found.steps < len(window):
-            self.bounder.journal.fall_back_once(
+            self.bounder.notes.fall_back_once(
                 "the memory budget has room for the gradients of no more than the last steps of the "
                 f"window: slopes before those are not optimised (first {found.steps} of "
                 f"{len(window)}, at step {index + 1})"

@@ -10,7 +10,7 @@ import numpy.typing as npt
 import scipy.sparse as sp
 from torch import Tensor
 
-from milp_agt.core.expression import Array, Expression, Index, Spread, add, widened
+from milp_agt.core.expression import Array, Expression, Index, Slack, add, widened
 from milp_agt.core.interval import CLEAN, Interval
 from milp_agt.core.program import Curve, Function, Program
 from milp_agt.core.strengthening import DEFAULT, Strengthening
@@ -143,7 +143,7 @@ class Encoder:
 
         ``lazy`` rows sharpen what other rows say already: a solver may wait until they are violated.
         """
-        if expression.spread is not None:
+        if expression.slack is not None:
             self.rows(expression.above, lower, np.inf, lazy)
             self.rows(expression.below, -np.inf, upper, lazy)
             return
@@ -205,14 +205,14 @@ class Encoder:
         is_column = np.zeros(flat.size, dtype=np.bool_)
         is_column[one] = flat.matrix.data[own] == 1.0
         is_column &= (flat.constant == 0.0) & (flat.error == 0.0)
-        rest = np.arange(flat.size) if flat.spread is not None else np.flatnonzero(~is_column)
+        rest = np.arange(flat.size) if flat.slack is not None else np.flatnonzero(~is_column)
         if rest.size:
             fresh = self.columns(low.reshape(-1)[rest], high.reshape(-1)[rest])
             self.rows(add([fresh, flat.take(rest).scale(-1.0)]), 0.0, 0.0)
             index[rest] = fresh.matrix.indices
         return index
 
-    def spread(self, expression: Expression, offsets: Interval) -> Expression:
+    def with_slack(self, expression: Expression, offsets: Interval) -> Expression:
         """``expression`` plus an error in ``offsets`` (states, *shape), of each sample by its state.
 
         The same as a column for the error with the rows of :meth:`conditional`, as long as every
@@ -225,7 +225,7 @@ class Encoder:
             np.zeros(expression.size),
             np.zeros(expression.size),
             expression.shape,
-            Spread(below, above, low, -high),
+            Slack(below, above, low, -high),
         )
         return add([expression, error])
 

@@ -16,7 +16,7 @@ Index = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, eq=False)
-class Spread:
+class Slack:
     """What an expression may be off by: ``[low + below @ columns, high + above @ columns]``.
 
     The columns are selections ``s_i`` in [0, 1]: an error that is small for a clean sample and larger
@@ -28,10 +28,10 @@ class Spread:
     low: Array
     high: Array
 
-    def take(self, flat: Index) -> Spread:
-        return Spread(self.below[flat], self.above[flat], self.low[flat], self.high[flat])
+    def take(self, flat: Index) -> Slack:
+        return Slack(self.below[flat], self.above[flat], self.low[flat], self.high[flat])
 
-    def apply(self, linear_map: sp.csr_matrix) -> tuple[Spread, Array]:
+    def apply(self, linear_map: sp.csr_matrix) -> tuple[Slack, Array]:
         """The sum of ``linear_map`` times independent errors, and a bound of its own rounding."""
         positive = sp.csr_matrix(linear_map.maximum(0.0))
         negative = sp.csr_matrix(linear_map.minimum(0.0))
@@ -40,7 +40,7 @@ class Spread:
         terms = int(np.diff(linear_map.indptr).max(initial=0))
         rounding = (abs(linear_map) @ size) * gamma(2 * terms + 16) + TINY
         return (
-            Spread(
+            Slack(
                 _summed([positive @ self.below, negative @ self.above]),
                 _summed([positive @ self.above, negative @ self.below]),
                 positive @ self.low + negative @ self.high,
@@ -57,7 +57,7 @@ class Expression:
     ``shape`` includes the sample axis where there is one. Linear operations of the graph are folded
     into the matrix, so they cost neither columns nor rows of the program. ``error`` bounds how far
     the value in the float64 run, and the float64 coefficients here, may be from exact arithmetic;
-    every row that reads the expression is loosened by it. ``spread`` is a further error, one that
+    every row that reads the expression is loosened by it. ``slack`` is a further error, one that
     depends on which samples are poisoned.
     """
 
@@ -65,7 +65,7 @@ class Expression:
     constant: Array
     error: Array
     shape: tuple[int, ...]
-    spread: Spread | None = None
+    slack: Slack | None = None
 
     @staticmethod
     def of(constant: Array) -> Expression:
@@ -95,37 +95,37 @@ class Expression:
     @property
     def is_single_columns(self) -> bool:
         """True where every element is one column or a constant, so that new columns gain nothing."""
-        return self.spread is None and bool((np.diff(self.matrix.indptr) <= 1).all())
+        return self.slack is None and bool((np.diff(self.matrix.indptr) <= 1).all())
 
     @property
     def below(self) -> Expression:
-        """The expression with the lower end of its spread: at most the value."""
-        if self.spread is None:
+        """The expression with the lower end of its slack: at most the value."""
+        if self.slack is None:
             return self
-        return self._with(self.spread.below, self.spread.low)
+        return self._with(self.slack.below, self.slack.low)
 
     @property
     def above(self) -> Expression:
-        """The expression with the upper end of its spread: at least the value."""
-        if self.spread is None:
+        """The expression with the upper end of its slack: at least the value."""
+        if self.slack is None:
             return self
-        return self._with(self.spread.above, self.spread.high)
+        return self._with(self.slack.above, self.slack.high)
 
     def _with(self, matrix: sp.csr_matrix, offset: Array) -> Expression:
         end = Expression(matrix, offset, np.zeros(self.size), self.shape)
         bare = Expression(self.matrix, self.constant, self.error, self.shape)
         rounding = gamma(4) * (np.abs(self.constant) + np.abs(offset) + _row_sums(matrix))
-        return add([bare, end]).blur(rounding.reshape(self.shape))
+        return add([bare, end]).plus_error(rounding.reshape(self.shape))
 
     def reshape(self, shape: tuple[int, ...]) -> Expression:
-        return Expression(self.matrix, self.constant, self.error, shape, self.spread)
+        return Expression(self.matrix, self.constant, self.error, shape, self.slack)
 
     def take(self, index: Index) -> Expression:
         """Elements by flat index; the result has the shape of ``index``."""
         flat = index.reshape(-1)
-        spread = None if self.spread is None else self.spread.take(flat)
+        slack = None if self.slack is None else self.slack.take(flat)
         return Expression(
-            self.matrix[flat], self.constant[flat], self.error[flat], index.shape, spread
+            self.matrix[flat], self.constant[flat], self.error[flat], index.shape, slack
         )
 
     def scale(self, factor: Array | float) -> Expression:
@@ -140,12 +140,12 @@ class Expression:
 
     def shift(self, offset: Array | float) -> Expression:
         moved = self.constant + np.broadcast_to(offset, self.shape).reshape(-1)
-        return Expression(self.matrix, moved, self.error, self.shape, self.spread)
+        return Expression(self.matrix, moved, self.error, self.shape, self.slack)
 
-    def blur(self, error: Array | float) -> Expression:
+    def plus_error(self, error: Array | float) -> Expression:
         """Grant a further rounding error to every element."""
         total = self.error + np.broadcast_to(error, self.shape).reshape(-1)
-        return Expression(self.matrix, self.constant, total, self.shape, self.spread)
+        return Expression(self.matrix, self.constant, total, self.shape, self.slack)
 
     def apply(self, linear_map: sp.csr_matrix, shape: tuple[int, ...]) -> Expression:
         """A linear map of the flattened elements, ``linear_map`` of shape (new size, size).
@@ -161,12 +161,12 @@ class Expression:
         return self._carry(mapped, linear_map)
 
     def _carry(self, mapped: Expression, linear_map: sp.csr_matrix) -> Expression:
-        """Give the image of an expression under a linear map the image of its spread."""
-        if self.spread is None:
+        """Give the image of an expression under a linear map the image of its slack."""
+        if self.slack is None:
             return mapped
-        spread, rounding = self.spread.apply(linear_map)
+        slack, rounding = self.slack.apply(linear_map)
         error = mapped.error + rounding
-        return Expression(mapped.matrix, mapped.constant, error, mapped.shape, spread)
+        return Expression(mapped.matrix, mapped.constant, error, mapped.shape, slack)
 
 
 def add(terms: Sequence[Expression]) -> Expression:
@@ -176,31 +176,29 @@ def add(terms: Sequence[Expression]) -> Expression:
     for term in terms[1:]:
         constant = constant + term.constant
         error = error + term.error
-    spreads = [t.spread for t in terms if t.spread is not None]
-    if not spreads:
+    slacks = [t.slack for t in terms if t.slack is not None]
+    if not slacks:
         return Expression(matrix, constant, error, terms[0].shape)
-    if len(spreads) == 1:
-        return Expression(matrix, constant, error, terms[0].shape, spreads[0])
-    spread = Spread(
-        _summed([s.below for s in spreads]),
-        _summed([s.above for s in spreads]),
-        np.sum([s.low for s in spreads], axis=0),
-        np.sum([s.high for s in spreads], axis=0),
+    if len(slacks) == 1:
+        return Expression(matrix, constant, error, terms[0].shape, slacks[0])
+    slack = Slack(
+        _summed([s.below for s in slacks]),
+        _summed([s.above for s in slacks]),
+        np.sum([s.low for s in slacks], axis=0),
+        np.sum([s.high for s in slacks], axis=0),
     )
-    size = np.sum([np.abs(s.low) + np.abs(s.high) for s in spreads], axis=0)
-    size = size + np.sum([_row_sums(s.below) + _row_sums(s.above) for s in spreads], axis=0)
-    return Expression(
-        matrix, constant, error + gamma(2 * len(terms)) * size, terms[0].shape, spread
-    )
+    size = np.sum([np.abs(s.low) + np.abs(s.high) for s in slacks], axis=0)
+    size = size + np.sum([_row_sums(s.below) + _row_sums(s.above) for s in slacks], axis=0)
+    return Expression(matrix, constant, error + gamma(2 * len(terms)) * size, terms[0].shape, slack)
 
 
 def stacked(parts: Sequence[Expression], shape: tuple[int, ...]) -> Expression:
     """Expressions one after the other as one tensor."""
     size = sum(p.size for p in parts)
-    spread = None
-    if any(p.spread is not None for p in parts):
-        ends = [p.spread or _no_spread(p.size) for p in parts]
-        spread = Spread(
+    slack = None
+    if any(p.slack is not None for p in parts):
+        ends = [p.slack or _no_slack(p.size) for p in parts]
+        slack = Slack(
             _stacked([e.below for e in ends]),
             _stacked([e.above for e in ends]),
             np.concatenate([e.low for e in ends]),
@@ -211,7 +209,7 @@ def stacked(parts: Sequence[Expression], shape: tuple[int, ...]) -> Expression:
         np.concatenate([p.constant for p in parts]),
         np.concatenate([p.error for p in parts]),
         shape if -1 not in shape else (size,),
-        spread,
+        slack,
     )
 
 
@@ -244,9 +242,9 @@ def _stacked(matrices: Sequence[sp.csr_matrix]) -> sp.csr_matrix:
     return sp.csr_matrix(sp.vstack(blocks, format="csr"))
 
 
-def _no_spread(size: int) -> Spread:
+def _no_slack(size: int) -> Slack:
     empty, zero = sp.csr_matrix((size, 0)), np.zeros(size)
-    return Spread(empty, empty, zero, zero)
+    return Slack(empty, empty, zero, zero)
 
 
 def _row_sums(matrix: sp.csr_matrix) -> Array:

@@ -18,7 +18,7 @@ FLAT = 2.0**-42
 ROUNDS = 3  # one round rarely leaves anything to the next
 
 
-def lean(program: Program, wanted: Index) -> tuple[Program, Index]:
+def presolve(program: Program, wanted: Index) -> tuple[Program, Index]:
     """Rows of one column become bounds, constants leave their rows, implied and equal rows go.
 
     Bounds only shrink by what a row proves, divided and rounded

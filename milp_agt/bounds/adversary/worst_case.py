@@ -16,7 +16,7 @@ from milp_agt.threats.poison import Poison
 
 
 class BudgetWorstCase(ABC):
-    """A debt (:class:`milp_agt.bounds.adversary.model.WorstCase`) of one case, within the budgets of a threat.
+    """The worst case (:class:`~.model.WorstCase`) of one case, within the budgets of a threat.
 
     The adversary is worth the sum of the ``budget`` largest ``dev_i``. Where features and labels have
     budgets apart there is a ``dev_i`` for each of the three states in which the sample is poisoned, and

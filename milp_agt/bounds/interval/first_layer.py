@@ -69,5 +69,5 @@ def _multiplies_features(node: Node) -> bool:
 def _deviations(moves: MoveSet, centre: Tensor, radius: Tensor, samples: int) -> Tensor:
     """How far ``W e`` may lie below and above 0 for rows of W, (2, rows, n)."""
     rows = centre[:, None].expand(-1, samples, -1)
-    spread = moves.spread(radius[:, None].expand(-1, samples, -1))
+    spread = moves.radius_support(radius[:, None].expand(-1, samples, -1))
     return torch.stack([moves.support(-rows) + spread, moves.support(rows) + spread])

@@ -309,7 +309,7 @@ class FinalWindow:
             largest = span.state[name].magnitude.amax(0).flatten().cpu().numpy()
             size = size + np.abs(flat) @ largest
             terms += flat.shape[1]
-        return encoder, add(parts).blur(gamma(2 * terms + 16) * size + TINY)
+        return encoder, add(parts).plus_error(gamma(2 * terms + 16) * size + TINY)
 
     def _state(self, choice: int) -> Ready:
         """The window of a choice and the state after it, to be built upon; samples are told apart no more."""
@@ -344,7 +344,7 @@ class FinalWindow:
             encoder.origin = f"model: {node.name}"
             ranges = tuple(boxes[name] for name in node.inputs)
             expression = node.op.encode(encoder, tuple(known[i] for i in node.inputs), ranges)
-            if node.name in curved or expression.spread is not None:
+            if node.name in curved or expression.slack is not None:
                 expression = encoder.bounded(expression, boxes[node.name])
             known[node.name] = expression
         return encoder, known[output]

@@ -165,7 +165,9 @@ class MoveColumns:
             )
         # x + e is rounded in the run.
         rounding = 2.0**-52 * box.magnitude.amax(0).cpu().numpy()
-        return add([values, stacked([known[s] for s in samples], values.shape)]).blur(rounding)
+        return add([values, stacked([known[s] for s in samples], values.shape)]).plus_error(
+            rounding
+        )
 
 
 def _never(gates: Expression) -> npt.NDArray[np.bool_]:

@@ -74,7 +74,7 @@ class OutputObjectives:
         shift = self.constant.detach().cpu().numpy().reshape(-1)
         moved = add([flat, Expression.of(shift)])
         rounding = 2.0**-50 * (np.abs(shift) + np.abs(moved.constant))
-        return moved.blur(rounding)
+        return moved.plus_error(rounding)
 
     def sums_of(self, outputs: Expression, largest: Tensor, weights: Tensor) -> Expression:
         """Weighted sums of the forms, one for each row of ``weights`` (rows, n, forms), rounding charged.
@@ -86,7 +86,7 @@ class OutputObjectives:
         error = gamma(2 * self.coefficients.numel() + 16) * (rows.abs() @ size.flatten()) + TINY
         linear_map = sp.csr_matrix(rows.cpu().numpy())
         summed = self.forms_of(outputs).apply(linear_map, (len(rows),))
-        return summed.blur(error.cpu().numpy())
+        return summed.plus_error(error.cpu().numpy())
 
 
 def sums_of_box(weights: Tensor, box: Interval) -> Tensor:

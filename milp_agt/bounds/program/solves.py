@@ -14,7 +14,7 @@ import scipy.sparse as sp
 
 from milp_agt.bounds.program.incumbents import EncodedBatch
 from milp_agt.core.expression import Array, Expression, Index, widened
-from milp_agt.core.presolve import lean
+from milp_agt.core.presolve import presolve
 from milp_agt.core.program import Program
 from milp_agt.core.results import Limits, SolveResult, Termination
 from milp_agt.errors import EncodingError, InvalidInputError, MilpAgtError
@@ -70,7 +70,7 @@ class Objectives:
         matrix = widened(forms.matrix, program.lower.size)
         part, kept = program.needed_for(wanted)
         matrix = sp.csr_matrix(matrix[:, kept])
-        least, left = lean(part, np.unique(matrix.indices).astype(np.int64))
+        least, left = presolve(part, np.unique(matrix.indices).astype(np.int64))
         matrix = sp.csr_matrix(matrix[:, left])
         still = np.clip(0.0, program.lower, program.upper)  # of columns that say nothing here
         data = tuple(batch.over(kept[left], still) for batch in batches)

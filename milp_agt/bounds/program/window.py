@@ -200,8 +200,8 @@ def _encode_nodes(
         inputs = tuple(known[name] for name in node.inputs)
         ranges = tuple(boxes[name] for name in node.inputs)
         expression = node.op.encode(encoder, inputs, ranges)
-        # Errors of a spread count as independent: that is exact where each is read once, by a sum.
-        scattered = expression.spread is not None and node.name not in summed
+        # Errors of a slack count as independent: that is exact where each is read once, by a sum.
+        scattered = expression.slack is not None and node.name not in summed
         if node.name in curved or scattered:
             expression = encoder.bounded(expression, boxes[node.name])
         known[node.name] = expression

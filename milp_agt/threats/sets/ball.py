@@ -91,7 +91,7 @@ class Ball(MoveSet):
         caps = self._caps(coefficients) if self.capped else None
         return self._value(coefficients.abs() * self.radius, caps)
 
-    def spreads(self, radius: Tensor) -> Tensor:
+    def radius_supports(self, radius: Tensor) -> Tensor:
         caps = self._shares(self.reach).expand(radius.shape) if self.capped else None
         return self._value(radius * self.radius, caps)
 

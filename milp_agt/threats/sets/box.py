@@ -64,7 +64,7 @@ class Box(MoveSet):
     def gains(self, coefficients: Tensor) -> Tensor:
         return coefficients.abs() * extent(coefficients, self.low, self.high)
 
-    def spreads(self, radius: Tensor) -> Tensor:
+    def radius_supports(self, radius: Tensor) -> Tensor:
         return radius * self.reach
 
     def support(self, coefficients: Tensor) -> Tensor:
@@ -127,7 +127,7 @@ class BoxOrFill(MoveSet):
     def is_convex(self) -> bool:
         return False
 
-    def spreads(self, radius: Tensor) -> Tensor:
+    def radius_supports(self, radius: Tensor) -> Tensor:
         return radius * self.reach
 
     def gains(self, coefficients: Tensor) -> Tensor:

@@ -69,8 +69,8 @@ class Halfspaces(MoveSet):
     def gains(self, coefficients: Tensor) -> Tensor:
         return self.base.support(coefficients)[..., None]
 
-    def spreads(self, radius: Tensor) -> Tensor:
-        return self.base.spread(radius)[..., None]
+    def radius_supports(self, radius: Tensor) -> Tensor:
+        return self.base.radius_support(radius)[..., None]
 
     def maximise(self, coefficients: Tensor) -> Tensor:
         return self._near(self.base.maximise(coefficients))

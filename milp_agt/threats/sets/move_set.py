@@ -85,15 +85,15 @@ class MoveSet(ABC):
         return self.gains(coefficients).sum(-1)
 
     @abstractmethod
-    def spreads(self, radius: Tensor) -> Tensor:
+    def radius_supports(self, radius: Tensor) -> Tensor:
         """``max over moves and |v| <= radius of v . e`` in each block, from radii (rows, N, size) >= 0.
 
         A bound of what coefficients that are known up to a radius can add to the support function.
         """
 
-    def spread(self, radius: Tensor) -> Tensor:
+    def radius_support(self, radius: Tensor) -> Tensor:
         """The same over all blocks, (rows, N)."""
-        return self.spreads(radius).sum(-1)
+        return self.radius_supports(radius).sum(-1)
 
     @abstractmethod
     def maximise(self, coefficients: Tensor) -> Tensor:

@@ -59,8 +59,8 @@ class Product(MoveSet):
     def gains(self, coefficients: Tensor) -> Tensor:
         return torch.cat([p.gains(c) for p, c in self._split(coefficients)], -1)
 
-    def spreads(self, radius: Tensor) -> Tensor:
-        return torch.cat([p.spreads(r) for p, r in self._split(radius)], -1)
+    def radius_supports(self, radius: Tensor) -> Tensor:
+        return torch.cat([p.radius_supports(r) for p, r in self._split(radius)], -1)
 
     def support(self, coefficients: Tensor) -> Tensor:
         supports = [p.support(c) for p, c in self._split(coefficients)]

@@ -53,8 +53,8 @@ class Sparse(MoveSet):
         gains = self.base.gains(coefficients)
         return gains.topk(self.limit, dim=-1, sorted=False).values.sum(-1, keepdim=True)
 
-    def spreads(self, radius: Tensor) -> Tensor:
-        spreads = self.base.spreads(radius)
+    def radius_supports(self, radius: Tensor) -> Tensor:
+        spreads = self.base.radius_supports(radius)
         return spreads.topk(self.limit, dim=-1, sorted=False).values.sum(-1, keepdim=True)
 
     def maximise(self, coefficients: Tensor) -> Tensor:

@@ -47,7 +47,7 @@ class Vertices(MoveSet):
         values = torch.einsum("rnd,nld->rnl", coefficients, self.points)
         return values.amax(-1, keepdim=True).clamp(min=0.0)
 
-    def spreads(self, radius: Tensor) -> Tensor:
+    def radius_supports(self, radius: Tensor) -> Tensor:
         values = torch.einsum("rnd,nld->rnl", radius, self.points.abs())
         return values.amax(-1, keepdim=True)
 

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from milp_agt.core import presolve as room
-from milp_agt.core.presolve import lean
+from milp_agt.core.presolve import presolve
 from milp_agt.core.program import Program
 from milp_agt.core.results import Limits
 from milp_agt.solvers import get_solver
@@ -72,7 +72,7 @@ def _holds(program: Program, point: Array) -> bool:
 def test_no_point_is_lost(seed: int) -> None:
     program, point = _instance(seed)
     assert _holds(program, point)
-    least, kept = lean(program, np.arange(0))
+    least, kept = presolve(program, np.arange(0))
     assert _holds(least, point[kept])
 
 
@@ -84,7 +84,7 @@ def test_a_charge_that_is_left_out_loses_points(monkeypatch: pytest.MonkeyPatch)
     assert not all(
         _holds(least, point[kept])
         for program, point in found
-        for least, kept in [lean(program, np.arange(0))]
+        for least, kept in [presolve(program, np.arange(0))]
     )
 
 
@@ -92,7 +92,7 @@ def test_a_charge_that_is_left_out_loses_points(monkeypatch: pytest.MonkeyPatch)
 def test_no_bound_is_lost(seed: int) -> None:
     program, _ = _instance(seed)
     columns = np.arange(program.lower.size)
-    least, kept = lean(program, columns)
+    least, kept = presolve(program, columns)
     assert (kept == columns).all()
     costs = np.random.default_rng(seed).normal(size=columns.size)
     solver = get_solver("highs")
@@ -114,7 +114,7 @@ def test_what_goes() -> None:
         row_upper=np.array([np.inf, 3.5, 9.0, np.inf, 1.0, np.inf]),
         lazy=np.array([False, False, False, True, False, True]),
     )
-    least, kept = lean(program, np.array([0, 1]))
+    least, kept = presolve(program, np.array([0, 1]))
     assert kept.tolist() == [0, 1]
     # x >= 0.25 and y <= 0.5, both rounded outwards; one of three equal rows, with their best sides.
     assert least.lower[0] == pytest.approx(0.25)
