@@ -245,7 +245,7 @@ def test_moves_mutants(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
         check_encoded_step(case, False, np.random.default_rng(seed), count=2)
 
     check(0)
-    moves = window.Moves
+    moves = window.MoveColumns
     if kind == "budget":
         limit = moves._limit
 
