@@ -16,7 +16,7 @@ from torch import Tensor
 from milp_agt.attacks.packed import Packed, PackedLeaf
 from milp_agt.attacks.selection import Selector
 from milp_agt.attacks.unrolled import State, Unrolled
-from milp_agt.core.evaluate import evaluate
+from milp_agt.core.graph import evaluate
 from milp_agt.formulations.univariate import Univariate
 from milp_agt.training.tracing import FEATURES, StepGraph
 
