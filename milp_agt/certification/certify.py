@@ -1,4 +1,4 @@
-"""The front door: from a model, its data and its training to a result."""
+"""The entry point :func:`certify`: from a model, its data and its training to a result."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def certify(
     """Bound all parameters that training could reach under a threat model.
 
     Guarantee: the parameters of every float64 training run on data that the threat model admits lie
-    in ``result.reachable``; what is assumed stands in ``result.assumptions``.
+    in ``result.reachable``, under the assumptions in ``result.assumptions``.
 
     Args:
         model: a torch module of supported layers; copied, never changed.
@@ -67,14 +67,14 @@ def certify(
         initial: boxes of theta_0 by parameter name, where it is not a point.
         on_step: called with (result so far, finished steps, all steps) after every step.
         restriction: bound only the attacks that a node of branch and bound admits.
-        recorder: receives what every bound was made of.
-        checkpoint: a folder in which the run is kept after every step. Where it holds a checkpoint of
-            this very run, the run goes on from there, to the same numbers bit for bit on the same
-            machine with as many threads; of another run, it is refused.
-        attack: True, or the settings of a search: when the bounds are done, attack the run as well, so
-            that ``result.attack`` and ``result.sandwich`` say what an adversary really reaches.
-        solve_limits: ``agt.Limits``, in place of the three options of the same kind.
-        options: all of those that follow, as one object; what is given by name replaces them.
+        recorder: receives the evidence for every bound.
+        checkpoint: a folder in which the run is saved after every step. If it holds a checkpoint of
+            this run, the run resumes from there, with bit-identical numbers on the same machine and
+            number of threads; a checkpoint of another run is refused.
+        attack: True, or the settings of a search: attack the run after bounding it, so that
+            ``result.attack`` and ``result.sandwich`` show what an adversary really reaches.
+        solve_limits: ``agt.Limits``, in place of the three ``solve_`` options.
+        options: all options below as one object; options given by name replace its values.
 
     Raises:
         InvalidInputError, InvalidThreatModelError, UnsupportedOperationError,
@@ -166,7 +166,7 @@ def certify(
 def _finish(
     run: BoundedRun, batches: Sequence[Batch], keeper: Checkpoint | None, on_step: OnStep | None
 ) -> Result:
-    """Take all steps that are left, and keep each before the next begins."""
+    """Bound all remaining steps, and save each before the next begins."""
     try:
         for index in range(len(run.records), len(batches)):
             with _threads(run.plan.single_thread):
@@ -183,7 +183,7 @@ def _finish(
 
 @contextmanager
 def _threads(single: bool) -> Iterator[None]:
-    """Small tensors on one thread; what the caller had set comes back."""
+    """One thread if tensors are small; restores the caller's setting."""
     before = torch.get_num_threads()
     if single:
         torch.set_num_threads(1)
@@ -194,7 +194,7 @@ def _threads(single: bool) -> Iterator[None]:
 
 
 def _solvers(plan: planning.Plan, name: str | None) -> dict[Relaxation, Solver]:
-    """A solver for each level of the chain that solves; unasked, the first that is able to."""
+    """A solver for each level that uses programs; by default, the first capable one."""
     if name is not None and not plan.relaxation.uses_programs and plan.asked != "auto":
         raise InvalidInputError(
             f"Solver '{name}' was asked for",

@@ -1,4 +1,4 @@
-"""What every table of options shares: strict keys, the kinds of numbers, problems of its own."""
+"""The base of all option tables: strict keys, kinds of numbers, and custom problems."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ STRICT = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=Fals
 
 
 class Table(BaseModel):
-    """A table that refuses unknown keys, conversions and numbers that are not finite."""
+    """A table that refuses unknown keys, type conversions and non-finite numbers."""
 
     model_config = STRICT
 
 
 def problem(found: str, remedy: str) -> PydanticCustomError:
-    """A problem with its own words, in the two parts that end a message."""
+    """A problem with its own text: the last two parts of a message."""
     return PydanticCustomError("milp_agt", "{found}", {"found": found, "remedy": remedy})
