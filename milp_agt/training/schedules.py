@@ -1,4 +1,4 @@
-"""Learning-rate schedules: the rate of every step as a formula, fixed before the run."""
+"""Learning-rate schedules: the rate of every step by a formula, fixed before the run."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Unit = Literal["step", "epoch"]
 
 
 class Schedule(Protocol):
-    """The learning rate as a function of time, which is counted in steps or in finished epochs."""
+    """The learning rate as a function of time, counted in steps or in finished epochs."""
 
     @property
     def unit(self) -> Unit: ...
@@ -36,7 +36,7 @@ class InverseTimeDecay:
         unit: "step" or "epoch", in which t is counted.
 
     Raises:
-        InvalidInputError: a value out of range, in this schedule and in all others.
+        InvalidInputError: a value out of range, as in all other schedules.
     """
 
     decay: float
@@ -55,7 +55,7 @@ class StepDecay:
     """``lr * factor^floor(t / every)``, as torch's StepLR(step_size=every, gamma=factor).
 
     Attributes:
-        every: steps, or epochs, from one drop to the next.
+        every: steps, or epochs, between drops.
         factor: of each drop.
         unit: "step" or "epoch", in which t is counted.
     """
@@ -146,11 +146,11 @@ class CosineDecay:
 def rates_of(
     schedule: Schedule | Sequence[float] | None, base: float, steps: int, epochs: int
 ) -> list[float]:
-    """The rate of each of ``steps`` steps, which make up ``epochs`` epochs of equal length.
+    """The rate of each of ``steps`` steps, which form ``epochs`` epochs of equal length.
 
     Raises:
-        InvalidInputError: a list that is too short or holds a rate <= 0; a schedule by epochs for
-            steps that are no whole epochs; a rate that is negative or not finite.
+        InvalidInputError: a list that is too short or contains a rate <= 0; a schedule by epochs for
+            steps that are not whole epochs; a negative or non-finite rate.
     """
     if schedule is None:
         return [base] * steps

@@ -1,4 +1,4 @@
-"""The training run that is certified: optimiser, batches and schedule, all fixed in advance."""
+"""The certified training run: optimiser, batches and schedule, all fixed in advance."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from milp_agt.core.arguments import of_kind
 from milp_agt.errors import InvalidInputError, UnsupportedOperationError
 from milp_agt.training.schedules import Schedule, rates_of
 
-# Steps that divide by the size of past gradients.
+# Optimisers that divide by the size of past gradients.
 _ADAPTIVE = (
     *("adadelta", "adafactor", "adagrad", "adam", "adamax", "adamw"),
     *("lamb", "lars", "nadam", "radam", "rmsprop", "rprop", "sparseadam"),
@@ -43,12 +43,12 @@ class UpdateRule:
 
     ``v' = momentum * v + g + weight_decay * theta`` and ``theta' = theta - rate * d`` with ``d = v'``,
     or ``d = g + weight_decay * theta + momentum * v'`` for Nesterov. Without momentum ``d`` is
-    ``g + weight_decay * theta`` and there is no v. The first velocity is 0, so that v' is the
-    gradient, as torch's first buffer.
+    ``g + weight_decay * theta`` and there is no v. The first velocity is 0, so that the first v' is the
+    gradient, like torch's first buffer.
 
     With an ``l1`` penalty, ``l1 * sign(theta)`` is part of g (sign(0) = 0, as torch differentiates
     ``l1 * theta.abs().sum()``). With a ``projection`` (low, high), every entry of theta' is clamped to it
-    at the end of the step; velocities are not.
+    at the end of the step; velocities are not clamped.
     """
 
     rate: float
@@ -68,9 +68,9 @@ class UpdateRule:
 
     @property
     def theta_sizes(self) -> tuple[float, float, float]:
-        """Absolute sums of the terms that each scalar of ``theta_from`` adds up.
+        """For each scalar of ``theta_from``, the sum of the absolute values of its terms.
 
-        The run never forms ``1 - rate * weight_decay``: it rounds both terms, however much cancels.
+        The run never computes ``1 - rate * weight_decay``: it rounds both terms, even if they cancel.
         """
         lr, mu, wd = self.rate, self.momentum, self.weight_decay
         if self.nesterov:
@@ -108,7 +108,7 @@ def _check_projection(box: Sequence[object]) -> None:
 
 
 def _check_optimizer(name: object) -> None:
-    """Refuse all but gradient descent, and say why.
+    """Refuse all optimisers but gradient descent, with the reason.
 
     Raises:
         UnsupportedOperationError: another optimiser.
@@ -138,27 +138,27 @@ class Training:
         loss: name of a registered loss: mse, bce, cross_entropy or hinge.
         learning_rate: base rate, > 0.
         epochs: passes over the data, >= 1.
-        batch_size: samples in a batch; None is the full data set. An incomplete last batch is used
+        batch_size: samples in a batch; None for the full data set. An incomplete last batch is used
             with its own size.
         batches: recorded batches (indices of the samples of each step) instead of epochs and
             batch_size.
-        shuffle_seed: a new order in each epoch, one ``permutation`` after the other of one
-            ``numpy.random.default_rng(seed)``, cut as torch's DataLoader cuts (drop_last=False); None
-            keeps the order of the data. The order of a DataLoader is recorded by iterating one over
-            ``range(n)`` and passing what it gives as ``batches``.
+        shuffle_seed: a new order in each epoch, by successive ``permutation`` calls of one
+            ``numpy.random.default_rng(seed)``, split as by torch's DataLoader (drop_last=False); None
+            keeps the order of the data. To record the order of a DataLoader, iterate one over
+            ``range(n)`` and pass its batches as ``batches``.
         momentum, nesterov, weight_decay: as in torch.optim.SGD, without dampening.
-        clip, clip_mode: per-sample gradient clipping, see :class:`Clipping`; None does not clip. Weight
-            decay is added after it.
+        clip, clip_mode: per-sample gradient clipping, see :class:`Clipping`; None for no clipping.
+            Weight decay is added after it.
         l1: weight of the penalty ``l1 * sum |theta|`` on all trainable parameters, added to the loss.
-        projection: (low, high), to which every trainable parameter is clamped after each step.
+        projection: (low, high); every trainable parameter is clamped to it after each step.
         optimizer: "sgd"; Adam and others that divide by the size of past gradients are refused.
         schedule: None (constant), one learning rate for each step, or a :class:`Schedule` of
             :mod:`milp_agt.training.schedules`: InverseTimeDecay, StepDecay, Milestones, ExponentialDecay,
             CosineDecay, counted in steps or in epochs.
 
     Raises:
-        InvalidInputError: a value out of range, or options that contradict each other.
-        UnsupportedOperationError: another optimizer than "sgd".
+        InvalidInputError: a value out of range, or contradictory options.
+        UnsupportedOperationError: an optimizer other than "sgd".
     """
 
     loss: str
@@ -229,7 +229,7 @@ class Training:
 
     @property
     def clipping(self) -> Clipping | None:
-        """What is done to the gradient of each sample; None for nothing."""
+        """How the gradient of each sample is clipped; None for no clipping."""
         return None if self.clip is None else Clipping(float(self.clip), self.clip_mode)
 
     def batch_order(self, samples: int) -> tuple[Batch, ...]:
@@ -279,7 +279,7 @@ class Training:
         rates = rates_of(self.schedule, float(self.learning_rate), steps, self.epochs)
         box = self.projection
         ends = None if box is None else (float(box[0]), float(box[1]))
-        # Scalars of numpy would round what is computed with them to their own precision.
+        # Numpy scalars would round results to their own precision.
         momentum, decay, l1 = float(self.momentum), float(self.weight_decay), float(self.l1)
         return tuple(
             UpdateRule(float(rate), momentum, decay, bool(self.nesterov), l1, ends)

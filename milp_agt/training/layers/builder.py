@@ -20,7 +20,7 @@ _HANDLERS: dict[type[nn.Module], Handler] = {}
 
 
 def handles(*kinds: type[nn.Module]) -> Callable[[Handler], Handler]:
-    """Decorator: enter a function that appends the nodes of such layers."""
+    """Decorator: register a function that appends the nodes of such layers."""
 
     def enter(handler: Handler) -> Handler:
         for kind in kinds:
@@ -75,7 +75,7 @@ class Builder:
         return None if parameter is None else self.weight(parameter)
 
     def buffer(self, value: Tensor, name: str) -> Tensor:
-        """A constant that the model keeps beside its parameters."""
+        """A constant of the model that is not a parameter."""
         self.frozen[name] = self._finite(value, f"Buffer '{name}'", "run the model on finite data")
         return self.frozen[name]
 
@@ -108,7 +108,7 @@ class Builder:
         """Append the nodes of a layer.
 
         Raises:
-            UnsupportedOperationError: no rule for it, or hooks whose effect the graph cannot see.
+            UnsupportedOperationError: no rule for the layer, or hooks that the graph cannot represent.
             InvalidInputError: sizes that do not fit.
         """
         if layer._forward_hooks or layer._forward_pre_hooks or "forward" in layer.__dict__:
