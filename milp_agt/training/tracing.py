@@ -17,6 +17,7 @@ from milp_agt.formulations.loss import LossFunction, get_loss
 from milp_agt.training.clipping import clip_gradients
 from milp_agt.training.hidden_changes import refuse_hidden_changes
 from milp_agt.training.layers.builder import FEATURES, Builder, supported_layers
+from milp_agt.training.output_layer import check_last_layer, check_output, last_layer
 from milp_agt.training.training import Clipping
 
 __all__ = ["FEATURES", "LABELS", "SELECTION", "StepGraph", "supported_layers", "trace"]
@@ -86,9 +87,11 @@ def trace(
     Raises:
         UnsupportedOperationError: a layer or loss without a rule; hooks and whatever else changes a
             gradient or a call (:func:`refuse_hidden_changes`).
-        InvalidInputError: sizes that do not fit, NaN weights, nothing to train.
+        InvalidInputError: sizes that do not fit, NaN weights, nothing to train; an activation at the
+            end that contradicts the loss (:mod:`milp_agt.training.output_layer`).
     """
     refuse_hidden_changes(model)
+    check_last_layer(last_layer(model), loss)
     tracer = Builder(_copy(model), feature_shape)
     tracer.layer(tracer.model, "")
     graph, output = tracer.graph, tracer.current
@@ -106,6 +109,7 @@ def trace(
         )
     chosen = get_loss(loss)
     chosen.classes(output.shape[0])
+    check_output(graph, output, loss)
     forward = tuple(graph)
     width = output.shape[0]
     labels = graph.add(Labels((width,)), name=LABELS)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal, get_args
 
 import numpy as np
@@ -12,14 +13,16 @@ import numpy.typing as npt
 
 from milp_agt.core.arguments import of_kind
 from milp_agt.errors import InvalidInputError, UnsupportedOperationError
-from milp_agt.training.schedules import Schedule, rates_of
+from milp_agt.training.batches import Batch as Batch
+from milp_agt.training.batches import Recorded
+from milp_agt.training.schedules import Schedule, check_schedule, rates_of
+from milp_agt.training.torch_names import is_of_torch, loss_remedy, name_of, optimizer_remedy
 
 # Steps that divide by the size of past gradients.
 _ADAPTIVE = (
     *("adadelta", "adafactor", "adagrad", "adam", "adamax", "adamw"),
     *("lamb", "lars", "nadam", "radam", "rmsprop", "rprop", "sparseadam"),
 )
-Batch = npt.NDArray[np.int64]
 ClipMode = Literal["norm", "clamp"]
 # The square of a clipping norm must not underflow.
 SMALLEST_CLIP = 1e-100
@@ -107,14 +110,25 @@ def _check_projection(box: Sequence[object]) -> None:
         raise _refused("projection", box, "a pair (low, high) of numbers with low < high, or None")
 
 
-def _check_optimizer(name: object) -> None:
+def _check_optimizer(given: object) -> None:
     """Refuse all but gradient descent, and say why.
 
     Raises:
+        InvalidInputError: no name.
         UnsupportedOperationError: another optimiser.
     """
-    if name == "sgd":
+    if isinstance(given, str) and given == "sgd":
         return
+    name = name_of(given) if is_of_torch(given) else given
+    if not isinstance(given, str) and is_of_torch(given) and name == "SGD":
+        raise InvalidInputError(
+            "The optimizer of a training is named by a text",
+            f"an object or a class of torch, {name_of(given)}",
+            optimizer_remedy(given),
+        )
+    of_kind(name, str, "optimizer of a training", "use 'sgd'")
+    if str(name).lower() == "sgd":
+        raise InvalidInputError("Optimisers are named in lower case", f"{name!r}", "use 'sgd'")
     asked = f"Training was asked for with optimizer = {name!r}"
     found = "no rule for its step"
     if str(name).lower() in _ADAPTIVE:
@@ -130,6 +144,28 @@ def _check_optimizer(name: object) -> None:
     )
 
 
+def _check_loss(given: object) -> None:
+    """See that a loss is one of the registry.
+
+    Raises:
+        InvalidInputError: no name.
+        UnsupportedOperationError: a name that nothing goes by.
+    """
+    from milp_agt.formulations.loss import losses
+
+    known = tuple(losses())
+    if isinstance(given, str) and given in known:
+        return
+    if isinstance(given, str):
+        raise UnsupportedOperationError(
+            f"Loss '{given}' was asked for", "no such loss", loss_remedy(given, known)
+        )
+    shown = name_of(given) if is_of_torch(given) else f"{type(given).__name__} {given!r:.60}"
+    raise InvalidInputError(
+        "The loss of a training is named by a text", shown, loss_remedy(given, known)
+    )
+
+
 @dataclass(frozen=True)
 class Training:
     """Gradient descent on the mean loss, as ``torch.optim.SGD`` runs it.
@@ -141,14 +177,15 @@ class Training:
         batch_size: samples in a batch; None is the full data set. An incomplete last batch is used
             with its own size.
         batches: recorded batches (indices of the samples of each step) instead of epochs and
-            batch_size.
+            batch_size; or a list of epochs, each a list of batches, which a schedule by epochs needs.
         shuffle_seed: a new order in each epoch, one ``permutation`` after the other of one
             ``numpy.random.default_rng(seed)``, cut as torch's DataLoader cuts (drop_last=False); None
             keeps the order of the data. The order of a DataLoader is recorded by iterating one over
-            ``range(n)`` and passing what it gives as ``batches``.
+            ``range(n)``: ``batches=[[b.tolist() for b in loader] for _ in range(epochs)]``.
         momentum, nesterov, weight_decay: as in torch.optim.SGD, without dampening.
         clip, clip_mode: per-sample gradient clipping, see :class:`Clipping`; None does not clip. Weight
-            decay is added after it.
+            decay is added after it. Clipping the gradient of the whole batch, as torch's
+            ``clip_grad_norm_`` and ``clip_grad_value_`` do, is another run, which is not supported.
         l1: weight of the penalty ``l1 * sum |theta|`` on all trainable parameters, added to the loss.
         projection: (low, high), to which every trainable parameter is clamped after each step.
         optimizer: "sgd"; Adam and others that divide by the size of past gradients are refused.
@@ -165,7 +202,9 @@ class Training:
     learning_rate: float = 0.1
     epochs: int = 1
     batch_size: int | None = None
-    batches: Sequence[Sequence[int]] | npt.NDArray[np.int64] | None = None
+    batches: (
+        Sequence[Sequence[int]] | Sequence[Sequence[Sequence[int]]] | npt.NDArray[np.int64] | None
+    ) = None
     shuffle_seed: int | None = None
     momentum: float = 0.0
     nesterov: bool = False
@@ -179,13 +218,13 @@ class Training:
 
     def __post_init__(self) -> None:
         for name, kind, say in (
-            ("loss", str, "give 'cross_entropy', for instance"),
-            ("optimizer", str, "use 'sgd'"),
             ("clip_mode", str, "use 'norm' or 'clamp'"),
             ("nesterov", bool, "give True or False"),
         ):
             of_kind(getattr(self, name), kind, f"{name} of a training", say)
+        _check_loss(self.loss)
         _check_optimizer(self.optimizer)
+        check_schedule(self.schedule)
         for name, lowest in (("momentum", 0.0), ("weight_decay", 0.0), ("l1", 0.0)):
             value = getattr(self, name)
             if not _is_real(value) or value < lowest:
@@ -207,7 +246,12 @@ class Training:
         if self.projection is not None:
             _check_projection(self.projection)
         if self.clip_mode not in get_args(ClipMode):
-            raise _refused("clip_mode", self.clip_mode, "'norm' or 'clamp'")
+            raise InvalidInputError(
+                "Training needs clip_mode to be 'norm' or 'clamp', both of the gradient of each sample",
+                f"clip_mode = {self.clip_mode!r}",
+                "use one of these; clipping the gradient of the whole batch (clip_grad_norm_, "
+                "clip_grad_value_) is not supported",
+            )
         if self.clip is None and self.clip_mode != "norm":
             raise InvalidInputError(
                 f"Gradients were to be clipped with clip_mode = '{self.clip_mode}'",
@@ -224,8 +268,19 @@ class Training:
             raise InvalidInputError(
                 "Batches are either recorded or made from epochs, batch_size and shuffle_seed",
                 "batches= together with one of the others",
-                "leave out the others",
+                "leave out the others; for several epochs, give batches as a list of epochs: "
+                "[[batch, ...], [batch, ...], ...]",
             )
+        self._recorded  # noqa: B018 - read now, so that what is wrong with it is refused now
+
+    @cached_property
+    def _recorded(self) -> Recorded | None:
+        return None if self.batches is None else Recorded.of(self.batches)
+
+    @property
+    def recorded_epochs(self) -> tuple[int, ...] | None:
+        """Steps of each epoch of recorded batches; None where they came without epochs, or are none."""
+        return None if self._recorded is None else self._recorded.epochs
 
     @property
     def clipping(self) -> Clipping | None:
@@ -239,29 +294,8 @@ class Training:
             InvalidInputError: recorded batches that are empty, repeat a sample within a batch, or
                 point outside the data.
         """
-        if self.batches is not None:
-            if not isinstance(self.batches, (Sequence, np.ndarray)):
-                raise _refused("batches", self.batches, "a list of lists of indices, or None")
-            given = tuple(np.asarray(b) for b in self.batches)
-            if not given:
-                raise InvalidInputError(
-                    "Recorded batches need at least one step", "an empty list", "leave out batches="
-                )
-            for t, batch in enumerate(given):
-                whole = batch.ndim == 1 and np.issubdtype(batch.dtype, np.integer)
-                if (
-                    not whole
-                    or batch.size == 0
-                    or batch.min() < 0
-                    or batch.max() >= samples
-                    or np.unique(batch).size != batch.size
-                ):
-                    raise InvalidInputError(
-                        f"Batch {t} must hold distinct indices of the {samples} samples",
-                        f"shape {batch.shape}, values {batch.reshape(-1)[:5].tolist()} ...",
-                        "correct batches=",
-                    )
-            return tuple(batch.astype(np.int64) for batch in given)
+        if self._recorded is not None:
+            return self._recorded.within(samples)
         size = samples if self.batch_size is None else min(self.batch_size, samples)
         generator = None if self.shuffle_seed is None else np.random.default_rng(self.shuffle_seed)
         order_list: list[Batch] = []
@@ -276,7 +310,8 @@ class Training:
         Raises:
             InvalidInputError: see :func:`milp_agt.training.schedules.rates_of`.
         """
-        rates = rates_of(self.schedule, float(self.learning_rate), steps, self.epochs)
+        epochs = self.epochs if self._recorded is None else self._recorded.epochs
+        rates = rates_of(self.schedule, float(self.learning_rate), steps, epochs)
         box = self.projection
         ends = None if box is None else (float(box[0]), float(box[1]))
         # Scalars of numpy would round what is computed with them to their own precision.
