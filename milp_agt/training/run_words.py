@@ -7,6 +7,7 @@ from dataclasses import fields, is_dataclass
 
 import numpy as np
 
+from milp_agt.formulations.loss import get_loss
 from milp_agt.training.schedules import Schedule
 from milp_agt.training.training import Clipping, Training
 
@@ -18,21 +19,24 @@ def run_in_words(training: Training, steps: int) -> str:
         InvalidInputError: see :meth:`Training.update_rules`.
     """
     optimiser = (
-        f"torch.optim.SGD(lr={float(training.learning_rate):g}, "
-        f"momentum={float(training.momentum):g}, dampening=0, "
-        f"weight_decay={float(training.weight_decay):g}, nesterov={bool(training.nesterov)})"
+        f"torch.optim.SGD(lr={float(training.learning_rate)!r}, "
+        f"momentum={float(training.momentum)!r}, dampening=0, "
+        f"weight_decay={float(training.weight_decay)!r}, nesterov={bool(training.nesterov)})"
     )
+    loss = get_loss(training.loss)
     parts = [
-        f"{optimiser} on the mean of the loss '{training.loss}' over each batch",
+        f"{optimiser} on the mean over each batch of the loss '{loss.key}', {loss.formula}",
         _batches(training, steps),
         _rates(training, steps),
         _clipping(training.clipping),
     ]
     if training.l1:
-        parts.append(f"a penalty of {float(training.l1):g} times the sum of |parameters|")
+        parts.append(f"a penalty of {float(training.l1)!r} times the sum of |parameters|")
     if training.projection is not None:
         low, high = training.projection
-        parts.append(f"every parameter clamped to [{low:g}, {high:g}] after each step")
+        parts.append(
+            f"every parameter clamped to [{float(low)!r}, {float(high)!r}] after each step"
+        )
     return "; ".join(parts)
 
 
@@ -76,12 +80,12 @@ def _clipping(clipping: Clipping | None) -> str:
         return "gradients are not clipped"
     if clipping.mode == "norm":
         return (
-            f"the gradient of every single sample is scaled down to the 2-norm {clipping.bound:g} before "
+            f"the gradient of every single sample is scaled down to the 2-norm {clipping.bound!r} before "
             "the mean over the batch (that is not clip_grad_norm_, which clips the gradient of the whole "
             "batch and is not supported)"
         )
     return (
-        f"every coordinate of the gradient of every single sample is clamped to +-{clipping.bound:g} "
+        f"every coordinate of the gradient of every single sample is clamped to +-{clipping.bound!r} "
         "before the mean over the batch (that is not clip_grad_value_, which clamps the gradient of the "
         "whole batch and is not supported)"
     )

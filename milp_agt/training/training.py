@@ -2,30 +2,21 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal, get_args
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from milp_agt.core.arguments import of_kind
-from milp_agt.errors import InvalidInputError, UnsupportedOperationError
 from milp_agt.training.batches import Batch as Batch
 from milp_agt.training.batches import Recorded
-from milp_agt.training.schedules import Schedule, check_schedule, rates_of
-from milp_agt.training.torch_names import is_of_torch, loss_remedy, name_of, optimizer_remedy
+from milp_agt.training.schedules import Schedule, rates_of
+from milp_agt.training.training_checks import SMALLEST_CLIP as SMALLEST_CLIP
+from milp_agt.training.training_checks import check_training
 
-# Steps that divide by the size of past gradients.
-_ADAPTIVE = (
-    *("adadelta", "adafactor", "adagrad", "adam", "adamax", "adamw"),
-    *("lamb", "lars", "nadam", "radam", "rmsprop", "rprop", "sparseadam"),
-)
 ClipMode = Literal["norm", "clamp"]
-# The square of a clipping norm must not underflow.
-SMALLEST_CLIP = 1e-100
 
 
 @dataclass(frozen=True)
@@ -86,86 +77,6 @@ class UpdateRule:
         return self.weight_decay, self.momentum, 1.0
 
 
-def _is_real(value: object) -> bool:
-    number = isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(
-        value, bool
-    )
-    return number and math.isfinite(value)  # type: ignore[arg-type]
-
-
-def _is_count(value: object) -> bool:
-    whole = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
-    return whole and value >= 1  # type: ignore[operator]
-
-
-def _refused(name: str, value: object, wanted: str) -> InvalidInputError:
-    return InvalidInputError(
-        f"Training needs {name} to be {wanted}", f"{name} = {value!r}", f"change {name}"
-    )
-
-
-def _check_projection(box: Sequence[object]) -> None:
-    pair = isinstance(box, Sequence) and len(box) == 2 and all(_is_real(end) for end in box)
-    if not pair or not box[0] < box[1]:  # type: ignore[operator]
-        raise _refused("projection", box, "a pair (low, high) of numbers with low < high, or None")
-
-
-def _check_optimizer(given: object) -> None:
-    """Refuse all but gradient descent, and say why.
-
-    Raises:
-        InvalidInputError: no name.
-        UnsupportedOperationError: another optimiser.
-    """
-    if isinstance(given, str) and given == "sgd":
-        return
-    name = name_of(given) if is_of_torch(given) else given
-    if not isinstance(given, str) and is_of_torch(given) and name == "SGD":
-        raise InvalidInputError(
-            "The optimizer of a training is named by a text",
-            f"an object or a class of torch, {name_of(given)}",
-            optimizer_remedy(given),
-        )
-    of_kind(name, str, "optimizer of a training", "use 'sgd'")
-    if str(name).lower() == "sgd":
-        raise InvalidInputError("Optimisers are named in lower case", f"{name!r}", "use 'sgd'")
-    asked = f"Training was asked for with optimizer = {name!r}"
-    found = "no rule for its step"
-    if str(name).lower() in _ADAPTIVE:
-        found = (
-            "a step that divides by the size of past gradients, sqrt(v): where a gradient may be near 0, "
-            "the first step is the learning rate with either sign however small the poison, so that "
-            "bounds on it grow by about the learning rate in every step and prove nothing"
-        )
-    if str(name).lower() == "lbfgs":
-        found = "a line search, whose number of evaluations depends on the data"
-    raise UnsupportedOperationError(
-        asked, found, "use optimizer = 'sgd' with momentum, a schedule and clip="
-    )
-
-
-def _check_loss(given: object) -> None:
-    """See that a loss is one of the registry.
-
-    Raises:
-        InvalidInputError: no name.
-        UnsupportedOperationError: a name that nothing goes by.
-    """
-    from milp_agt.formulations.loss import losses
-
-    known = tuple(losses())
-    if isinstance(given, str) and given in known:
-        return
-    if isinstance(given, str):
-        raise UnsupportedOperationError(
-            f"Loss '{given}' was asked for", "no such loss", loss_remedy(given, known)
-        )
-    shown = name_of(given) if is_of_torch(given) else f"{type(given).__name__} {given!r:.60}"
-    raise InvalidInputError(
-        "The loss of a training is named by a text", shown, loss_remedy(given, known)
-    )
-
-
 @dataclass(frozen=True)
 class Training:
     """Gradient descent on the mean loss, as ``torch.optim.SGD`` runs it.
@@ -217,61 +128,7 @@ class Training:
     projection: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
-        for name, kind, say in (
-            ("clip_mode", str, "use 'norm' or 'clamp'"),
-            ("nesterov", bool, "give True or False"),
-        ):
-            of_kind(getattr(self, name), kind, f"{name} of a training", say)
-        _check_loss(self.loss)
-        _check_optimizer(self.optimizer)
-        check_schedule(self.schedule)
-        for name, lowest in (("momentum", 0.0), ("weight_decay", 0.0), ("l1", 0.0)):
-            value = getattr(self, name)
-            if not _is_real(value) or value < lowest:
-                raise _refused(name, value, f"a number >= {lowest:g}")
-        if not _is_real(self.learning_rate) or self.learning_rate <= 0:
-            raise _refused("learning_rate", self.learning_rate, "a number > 0")
-        if not _is_count(self.epochs):
-            raise _refused("epochs", self.epochs, "a whole number >= 1")
-        if self.batch_size is not None and not _is_count(self.batch_size):
-            wanted = "a whole number >= 1, or None for the full data set"
-            raise _refused("batch_size", self.batch_size, wanted)
-        seed = self.shuffle_seed
-        if seed is not None and not (
-            isinstance(seed, (int, np.integer)) and not isinstance(seed, bool) and seed >= 0
-        ):
-            raise _refused("shuffle_seed", seed, "a whole number >= 0, or None for no shuffling")
-        if self.clip is not None and not (_is_real(self.clip) and self.clip >= SMALLEST_CLIP):
-            raise _refused("clip", self.clip, "a number > 0, or None for no clipping")
-        if self.projection is not None:
-            _check_projection(self.projection)
-        if self.clip_mode not in get_args(ClipMode):
-            raise InvalidInputError(
-                "Training needs clip_mode to be 'norm' or 'clamp', both of the gradient of each sample",
-                f"clip_mode = {self.clip_mode!r}",
-                "use one of these; clipping the gradient of the whole batch (clip_grad_norm_, "
-                "clip_grad_value_) is not supported",
-            )
-        if self.clip is None and self.clip_mode != "norm":
-            raise InvalidInputError(
-                f"Gradients were to be clipped with clip_mode = '{self.clip_mode}'",
-                "clip = None",
-                "say how far with clip=, or leave clip_mode out",
-            )
-        if self.nesterov and self.momentum == 0:
-            raise InvalidInputError(
-                "Nesterov momentum was asked for", "momentum = 0", "set momentum > 0"
-            )
-        if self.batches is not None and (
-            self.batch_size is not None or self.shuffle_seed is not None or self.epochs != 1
-        ):
-            raise InvalidInputError(
-                "Batches are either recorded or made from epochs, batch_size and shuffle_seed",
-                "batches= together with one of the others",
-                "leave out the others; for several epochs, give batches as a list of epochs: "
-                "[[batch, ...], [batch, ...], ...]",
-            )
-        self._recorded  # noqa: B018 - read now, so that what is wrong with it is refused now
+        check_training(self)
 
     @cached_property
     def _recorded(self) -> Recorded | None:
@@ -281,6 +138,11 @@ class Training:
     def recorded_epochs(self) -> tuple[int, ...] | None:
         """Steps of each epoch of recorded batches; None where they came without epochs, or are none."""
         return None if self._recorded is None else self._recorded.epochs
+
+    @property
+    def recorded_steps(self) -> int | None:
+        """Steps of recorded batches; None where batches are made."""
+        return None if self._recorded is None else len(self._recorded.batches)
 
     @property
     def clipping(self) -> Clipping | None:
