@@ -197,13 +197,18 @@ def _forms(location: tuple[str | int, ...], raw: Any) -> list[tuple[tuple[str | 
     path: tuple[str | int, ...] = ()
     current: Any = raw
     for part in location:
-        if isinstance(current, dict) and part in current:
-            current, path = current[part], (*path, part)
-        elif isinstance(current, list) and isinstance(part, int) and part < len(current):
+        if _is_in(part, current):
             current, path = current[part], (*path, part)
         else:
             found.append((path, str(part)))
     return found
+
+
+def _is_in(part: str | int, current: object) -> bool:
+    """Whether this is a key of a table, or a place of a list."""
+    if isinstance(current, dict):
+        return part in current
+    return isinstance(current, list) and isinstance(part, int) and part < len(current)
 
 
 # What pydantic says of a value that is no table, where one may stand.
@@ -240,10 +245,7 @@ def _real_path(location: tuple[str | int, ...], kind: str, raw: Any) -> tuple[st
     path: list[str | int] = []
     current: Any = raw
     for position, part in enumerate(location):
-        inside = (isinstance(current, dict) and part in current) or (
-            isinstance(current, list) and isinstance(part, int) and part < len(current)
-        )
-        if inside:
+        if _is_in(part, current):
             current = current[part]
             path.append(part)
         elif position == len(location) - 1 and kind == "missing":

@@ -67,13 +67,12 @@ def refuse_hidden_changes(model: nn.Module) -> None:
     if not found:
         found = list(_in_tensors(model))
     if found:
-        places: dict[str, list[str]] = {}
+        places: dict[tuple[str, str], list[str]] = {}
         for each in found:
-            places.setdefault(each.found, []).append(each.place)
-        raise UnsupportedOperationError(
+            places.setdefault((each.found, each.remedy), []).append(each.place)
+        raise UnsupportedOperationError.of(
             "A certificate is about what the layers of the model compute and how SGD trains them",
-            "; ".join(f"{_listed(where)}: {what}" for what, where in places.items()),
-            "; ".join(dict.fromkeys(each.remedy for each in found)),
+            [(f"{_listed(at)}: {what}", remedy) for (what, remedy), at in places.items()],
         )
 
 
