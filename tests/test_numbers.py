@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import numpy as np
@@ -87,6 +88,12 @@ def with_gap() -> np.ndarray:
     return gap
 
 
+def nested() -> torch.Tensor:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # nested tensors are a prototype
+        return torch.nested.nested_tensor([torch.ones(3).double(), torch.ones(2).double()])
+
+
 REFUSED: dict[str, tuple[dict[str, Any], str, str]] = {
     "sparse": ({"x": torch.from_numpy(X).to_sparse()}, "a sparse tensor", ".to_dense()"),
     "sparse of scipy": ({"x": sparse.csr_matrix(X)}, "a sparse csr_matrix", ".toarray()"),
@@ -96,11 +103,11 @@ REFUSED: dict[str, tuple[dict[str, Any], str, str]] = {
         ".toarray()",
     ),
     "nested": (
-        {"x": torch.nested.nested_tensor([torch.ones(3), torch.ones(2)])},
+        {"x": nested()},
         "a nested tensor",
         "rows of one length",
     ),
-    "without values": ({"x": torch.ones(6, 3, device="meta")}, "without values", "the data"),
+    "without values": ({"x": torch.ones(6, 3, dtype=torch.float64, device="meta")}, "without values", "the data"),
     "masked": ({"x": np.ma.masked_less(X, 0.0)}, "masked values", "drop or impute"),
     "text": ({"x": X.astype(str)}, "text", "leave text columns out"),
     "a column of text": ({"x": FRAME.assign(c=list("abcdef"))}, "column 'c'", "leave text columns"),
