@@ -107,7 +107,11 @@ REFUSED: dict[str, tuple[dict[str, Any], str, str]] = {
         "a nested tensor",
         "rows of one length",
     ),
-    "without values": ({"x": torch.ones(6, 3, dtype=torch.float64, device="meta")}, "without values", "the data"),
+    "without values": (
+        {"x": torch.ones(6, 3, dtype=torch.float64, device="meta")},
+        "without values",
+        "the data",
+    ),
     "masked": ({"x": np.ma.masked_less(X, 0.0)}, "masked values", "drop or impute"),
     "text": ({"x": X.astype(str)}, "text", "leave text columns out"),
     "a column of text": ({"x": FRAME.assign(c=list("abcdef"))}, "column 'c'", "leave text columns"),

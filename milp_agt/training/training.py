@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -14,9 +13,8 @@ from milp_agt.training.batches import Batch as Batch
 from milp_agt.training.batches import Recorded
 from milp_agt.training.schedules import Schedule, rates_of
 from milp_agt.training.training_checks import SMALLEST_CLIP as SMALLEST_CLIP
+from milp_agt.training.training_checks import ClipMode as ClipMode
 from milp_agt.training.training_checks import check_training
-
-ClipMode = Literal["norm", "clamp"]
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 
@@ -13,9 +13,9 @@ from milp_agt.errors import InvalidInputError, MilpAgtError, UnsupportedOperatio
 from milp_agt.training.schedules import check_schedule
 from milp_agt.training.torch_names import is_of_torch, loss_remedy, name_of, optimizer_remedy
 
-if TYPE_CHECKING:
-    from milp_agt.training.training import Training
-
+# A Training, whose module imports this one.
+Options = Any
+ClipMode = Literal["norm", "clamp"]
 # Steps that divide by the size of past gradients.
 _ADAPTIVE = (
     *("adadelta", "adafactor", "adagrad", "adam", "adamax", "adamw"),
@@ -27,7 +27,7 @@ _SCALARS = ("momentum", "weight_decay", "l1", "nesterov", "projection")
 SMALLEST_CLIP = 1e-100
 
 
-def check_training(training: Training) -> None:
+def check_training(training: Options) -> None:
     """See that the options of a run are what they are called and go together.
 
     Raises:
@@ -49,7 +49,7 @@ def check_training(training: Training) -> None:
         raise InvalidInputError.of("The options of a training run", problems)
 
 
-def _failure(check: Callable[[Training], None], training: Training) -> MilpAgtError | None:
+def _failure(check: Callable[[Options], None], training: Options) -> MilpAgtError | None:
     try:
         check(training)
     except MilpAgtError as error:
@@ -75,7 +75,7 @@ def _refused(name: str, value: object, wanted: str) -> InvalidInputError:
     )
 
 
-def _loss(training: Training) -> None:
+def _loss(training: Options) -> None:
     from milp_agt.formulations.loss import losses
 
     given: object = training.loss
@@ -92,7 +92,7 @@ def _loss(training: Training) -> None:
     )
 
 
-def _optimizer(training: Training) -> None:
+def _optimizer(training: Options) -> None:
     """Refuse all but gradient descent, and say why."""
     given: object = training.optimizer
     if isinstance(given, str) and given == "sgd":
@@ -122,8 +122,8 @@ def _optimizer(training: Training) -> None:
     )
 
 
-def _at_least_zero(name: str) -> Callable[[Training], None]:
-    def check(training: Training) -> None:
+def _at_least_zero(name: str) -> Callable[[Options], None]:
+    def check(training: Options) -> None:
         value = getattr(training, name)
         if not _is_real(value) or value < 0:
             raise _refused(name, value, "a number >= 0")
@@ -131,42 +131,40 @@ def _at_least_zero(name: str) -> Callable[[Training], None]:
     return check
 
 
-def _learning_rate(training: Training) -> None:
+def _learning_rate(training: Options) -> None:
     if not _is_real(training.learning_rate) or training.learning_rate <= 0:
         raise _refused("learning_rate", training.learning_rate, "a number > 0")
 
 
-def _nesterov(training: Training) -> None:
+def _nesterov(training: Options) -> None:
     of_kind(training.nesterov, bool, "nesterov of a training", "give True or False")
 
 
-def _epochs(training: Training) -> None:
+def _epochs(training: Options) -> None:
     if not _is_count(training.epochs):
         raise _refused("epochs", training.epochs, "a whole number >= 1")
 
 
-def _batch_size(training: Training) -> None:
+def _batch_size(training: Options) -> None:
     if training.batch_size is not None and not _is_count(training.batch_size):
         wanted = "a whole number >= 1, or None for the full data set"
         raise _refused("batch_size", training.batch_size, wanted)
 
 
-def _seed(training: Training) -> None:
+def _seed(training: Options) -> None:
     seed: object = training.shuffle_seed
     whole = isinstance(seed, (int, np.integer)) and not isinstance(seed, bool)
     if seed is not None and not (whole and seed >= 0):  # type: ignore[operator]
         raise _refused("shuffle_seed", seed, "a whole number >= 0, or None for no shuffling")
 
 
-def _clip(training: Training) -> None:
+def _clip(training: Options) -> None:
     clip = training.clip
     if clip is not None and not (_is_real(clip) and clip >= SMALLEST_CLIP):
         raise _refused("clip", clip, "a number > 0, or None for no clipping")
 
 
-def _clip_mode(training: Training) -> None:
-    from milp_agt.training.training import ClipMode
-
+def _clip_mode(training: Options) -> None:
     mode: object = training.clip_mode
     of_kind(mode, str, "clip_mode of a training", "use 'norm' or 'clamp'")
     if mode not in get_args(ClipMode):
@@ -178,7 +176,7 @@ def _clip_mode(training: Training) -> None:
         )
 
 
-def _projection(training: Training) -> None:
+def _projection(training: Options) -> None:
     box: object = training.projection
     if box is None:
         return
@@ -187,15 +185,15 @@ def _projection(training: Training) -> None:
         raise _refused("projection", box, "a pair (low, high) of numbers with low < high, or None")
 
 
-def _schedule(training: Training) -> None:
+def _schedule(training: Options) -> None:
     check_schedule(training.schedule)
 
 
-def _recorded(training: Training) -> None:
+def _recorded(training: Options) -> None:
     training.recorded_epochs  # noqa: B018 - reads the batches, and refuses what cannot be read
 
 
-def _mode_without_clip(training: Training) -> None:
+def _mode_without_clip(training: Options) -> None:
     if training.clip is None and training.clip_mode != "norm":
         raise InvalidInputError(
             f"Gradients were to be clipped with clip_mode = '{training.clip_mode}'",
@@ -204,14 +202,14 @@ def _mode_without_clip(training: Training) -> None:
         )
 
 
-def _nesterov_without_momentum(training: Training) -> None:
+def _nesterov_without_momentum(training: Options) -> None:
     if training.nesterov and training.momentum == 0:
         raise InvalidInputError(
             "Nesterov momentum was asked for", "momentum = 0", "set momentum > 0"
         )
 
 
-def _recorded_or_made(training: Training) -> None:
+def _recorded_or_made(training: Options) -> None:
     made = (
         training.batch_size is not None or training.shuffle_seed is not None or training.epochs != 1
     )
@@ -224,13 +222,13 @@ def _recorded_or_made(training: Training) -> None:
         )
 
 
-def _rates_of_recorded(training: Training) -> None:
+def _rates_of_recorded(training: Options) -> None:
     """Where batches are recorded, the count of the steps is known, and so are the rates."""
     if training.recorded_steps is not None:
         training.update_rules(training.recorded_steps)
 
 
-_ALONE: dict[str, Callable[[Training], None]] = {
+_ALONE: dict[str, Callable[[Options], None]] = {
     "loss": _loss,
     "optimizer": _optimizer,
     "schedule": _schedule,
@@ -248,7 +246,7 @@ _ALONE: dict[str, Callable[[Training], None]] = {
     "projection": _projection,
 }
 # Checks of several options, and which.
-_BESIDE: tuple[tuple[Callable[[Training], None], frozenset[str]], ...] = (
+_BESIDE: tuple[tuple[Callable[[Options], None], frozenset[str]], ...] = (
     (_mode_without_clip, frozenset({"clip", "clip_mode"})),
     (_nesterov_without_momentum, frozenset({"nesterov", "momentum"})),
     (_recorded_or_made, frozenset({"batches", "epochs", "batch_size", "shuffle_seed"})),
