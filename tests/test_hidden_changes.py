@@ -222,6 +222,9 @@ def replaced(home: Any, name: str) -> Iterator[None]:
         (nn.Module, "__call__", "nn.Module.__call__"),
         (nn.functional, "relu", "torch.nn.functional.relu"),
         (nn.functional, "cross_entropy", "torch.nn.functional.cross_entropy"),
+        (torch, "sigmoid", "torch.sigmoid"),
+        (torch.Tensor, "backward", "torch.Tensor.backward"),
+        (torch.optim.SGD, "step", "torch.optim.SGD.step"),
     ],
 )
 def test_code_of_torch_that_was_replaced(home: Any, name: str, named: str) -> None:
@@ -242,6 +245,7 @@ def test_wrapped_models_name_the_module_to_give() -> None:
         (nn.Sequential(scripted), "load_state_dict(scripted.state_dict())"),
         (compiled, "model._orig_mod"),
         (nn.DataParallel(net()), "model.module"),
+        (torch.fx.symbolic_trace(net()), "the module that was traced"),
         (nn.Sequential(nn.LazyLinear(2, dtype=torch.float64)), "run one batch"),
     ):
         assert remedy in refused(wrapped).remedy

@@ -50,10 +50,21 @@ _CALLS = (
     *("__call__", "_call_impl", "_wrapped_call_impl", "__getattr__", "__getattribute__"),
     *("parameters", "named_parameters", "modules", "named_modules", "__deepcopy__"),
 )
-_FUNCTIONS = (
-    *("linear", "relu", "leaky_relu", "sigmoid", "tanh", "conv2d", "batch_norm", "dropout"),
-    *("max_pool2d", "avg_pool2d", "adaptive_avg_pool2d"),
-    *("mse_loss", "cross_entropy", "binary_cross_entropy_with_logits"),
+# What layers, losses and steps are computed by.
+_FUNCTIONS: tuple[tuple[str, object, tuple[str, ...]], ...] = (
+    (
+        "torch.nn.functional",
+        functional,
+        (
+            *("linear", "relu", "leaky_relu", "sigmoid", "tanh", "conv2d", "batch_norm", "dropout"),
+            *("max_pool2d", "avg_pool2d", "adaptive_avg_pool2d"),
+            *("mse_loss", "cross_entropy", "binary_cross_entropy_with_logits"),
+        ),
+    ),
+    ("torch", torch, ("relu", "sigmoid", "tanh")),
+    ("torch.Tensor", Tensor, ("backward", "flatten")),
+    ("torch.autograd", torch.autograd, ("backward", "grad")),
+    ("torch.optim.SGD", torch.optim.SGD, ("step", "zero_grad")),
 )
 
 
@@ -91,10 +102,15 @@ def _everywhere() -> Iterator[Hidden]:
     for attribute in ("_global_optimizer_pre_hooks", "_global_optimizer_post_hooks"):
         for hook in _hooks(torch_optimizers, attribute):
             yield Hidden("all optimisers", f"a hook on every step, {_called(hook)}", _REMOVE)
-    replaced = [n for n in _FUNCTIONS if not _of_torch(getattr(functional, n))]
+    replaced = [
+        f"{where}.{name}"
+        for where, home, names in _FUNCTIONS
+        for name in names
+        if not _of_torch(getattr(home, name))
+    ]
     if replaced:
-        names = ", ".join(f"torch.nn.functional.{name}" for name in replaced)
-        yield Hidden("torch", f"{names} replaced by other code", "put torch's own functions back")
+        found = f"{', '.join(replaced)} replaced by other code"
+        yield Hidden("torch", found, "put torch's own functions back")
 
 
 def _in_modules(model: nn.Module) -> Iterator[Hidden]:
@@ -130,6 +146,8 @@ def _wrapper(module: nn.Module) -> tuple[str, str] | None:
         )
     if kind.__name__ == "OptimizedModule" and kind.__module__.startswith("torch._dynamo"):
         return "a module compiled by torch.compile", "give the module inside, model._orig_mod"
+    if isinstance(module, torch.fx.GraphModule):
+        return "a graph made by torch.fx, with code of its own", "give the module that was traced"
     if kind.__name__ in ("DataParallel", "DistributedDataParallel"):
         return f"a module inside {kind.__name__}", "give the module inside, model.module"
     if isinstance(module, LazyModuleMixin) and module.has_uninitialized_params():

@@ -145,9 +145,9 @@ def _renumbering(labels: Tensor, classes: int) -> str:
     """How to get from these whole numbers to 0..classes-1."""
     found = torch.unique(labels)
     if found.tolist() == [-1, 1]:
-        return "give (labels + 1) // 2: class 0 stands for -1"
+        return "renumber the classes: give (labels + 1) // 2, where class 0 stands for -1"
     if int(found[-1] - found[0]) < classes:
-        return f"give labels - {int(found[0])}"
+        return f"renumber the classes: give labels - {int(found[0])}"
     if len(found) <= classes:
         return "renumber the classes: np.unique(labels, return_inverse=True)[1]"
     return f"renumber the classes, or give the model {len(found)} outputs"
