@@ -38,6 +38,7 @@ from milp_agt.core.restriction import UNRESTRICTED, Restriction
 from milp_agt.errors import InvalidInputError, SoundnessError
 from milp_agt.solvers.solver import Solver
 from milp_agt.threats.poison import Poison
+from milp_agt.training.run_words import run_in_words
 from milp_agt.training.tracing import StepGraph
 from milp_agt.training.training import Batch, Training
 
@@ -327,6 +328,7 @@ class BoundedRun:
             limit_reached=self.notes.limit_reached,
             threat=self.claim,
             settings=settings(self.training, self.plan),
+            run=run_in_words(self.training, self.plan.steps),
         )
 
 

@@ -53,6 +53,7 @@ class Result(Questions):
         fallbacks: where the run did less than requested, and why; never silent.
         limit_reached: True if a time or solve limit was reached.
         threat: what the adversary may do, in words.
+        run: how the model was trained, in words: optimiser, batches, schedule and clipping.
         assumptions: what is assumed and not modelled.
         attack: what an adversary really reaches, if requested; not kept by :meth:`save`.
         settings: how the run was trained and bounded, as plain values for files.
@@ -70,6 +71,7 @@ class Result(Questions):
     notes: tuple[str, ...] = field(default=(), kw_only=True)
     attack: Attack | None = field(default=None, repr=False, kw_only=True)
     settings: Mapping[str, Any] = field(default_factory=dict, repr=False, kw_only=True)
+    run: str = field(default="", kw_only=True)
 
     @staticmethod
     def of(
@@ -87,6 +89,7 @@ class Result(Questions):
         limit_reached: bool,
         threat: str,
         settings: Mapping[str, Any],
+        run: str = "",
     ) -> Result:
         """The result from the state of the loop after some steps."""
         point = {n: nominal[n] for n in step_graph.parameters}
@@ -102,6 +105,7 @@ class Result(Questions):
             threat=threat,
             models=models,
             settings=settings,
+            run=run,
         )
 
     def watched(self, watch: Watch) -> Result:
@@ -117,11 +121,12 @@ class Result(Questions):
     def claim(self) -> str:
         """The certificate in words."""
         count = self.models.step_graph.parameter_count
+        run = f" The run: {self.run}." if self.run else ""
         return (
             f"With {self.threat}, training for {len(self.steps)} of {self.total_steps} steps on the "
             f"'{self.models.step_graph.loss.key}' loss ends with all {count} trainable parameters inside the "
             f"reachable set (mean width {self.reachable.mean_width:.4g}, max "
-            f"{self.reachable.max_width:.4g})."
+            f"{self.reachable.max_width:.4g}).{run}"
         )
 
     def attacked(self, attacker: Attacker) -> Result:
@@ -204,6 +209,7 @@ class Result(Questions):
             "threat": self.threat,
             "assumptions": self.assumptions,
             "settings": self.settings,
+            "run": self.run,
         }
         saved.write(Path(path), arrays, about)
 
@@ -267,6 +273,7 @@ def _restore(arrays: Mapping[str, npt.NDArray[Any]], about: Mapping[str, Any]) -
         limit_reached=about["limit_reached"],
         threat=about["threat"],
         settings=about.get("settings", {}),
+        run=about.get("run", ""),
     )
 
 
@@ -299,6 +306,7 @@ def _from_box(
     limit_reached: bool,
     threat: str,
     settings: Mapping[str, Any],
+    run: str = "",
 ) -> Result:
     """A result that has only the final box."""
     nothing = torch.zeros(0, *feature_shape, dtype=torch.float64)
@@ -315,4 +323,5 @@ def _from_box(
         limit_reached=limit_reached,
         threat=threat,
         settings=settings,
+        run=run,
     )

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from milp_agt.errors import ConfigurationError
+from milp_agt.runfile.state_names import difference, is_state, no_state
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {
     "relu": nn.ReLU,
@@ -126,19 +127,11 @@ def load_state(model: nn.Module, path: Path) -> None:
             "write it with torch.save(model.state_dict(), path)",
         ) from error
     wanted = {name: tuple(value.shape) for name, value in model.state_dict().items()}
-    if not isinstance(state, dict) or not all(isinstance(v, torch.Tensor) for v in state.values()):
-        raise ConfigurationError(
-            asked,
-            f"an object of type {type(state).__name__} that is not a state_dict",
-            "write it with torch.save(model.state_dict(), path)",
-        )
+    if not is_state(state):
+        raise ConfigurationError(asked, *no_state(state))
     found = {name: tuple(value.shape) for name, value in state.items()}
     if found != wanted:
-        raise ConfigurationError(
-            asked,
-            f"{_describe(found)}, where the model has {_describe(wanted)}",
-            "let [model] describe the architecture that was saved",
-        )
+        raise ConfigurationError(asked, *difference(found, wanted))
     if any(value.dtype != torch.float64 for value in state.values()):
         warnings.warn(
             f"The parameters in {path.name} are not float64; they are converted, and the claim is "
@@ -147,7 +140,3 @@ def load_state(model: nn.Module, path: Path) -> None:
             stacklevel=2,
         )
     model.load_state_dict(state)
-
-
-def _describe(shapes: dict[str, tuple[int, ...]]) -> str:
-    return ", ".join(f"{name} {shape}" for name, shape in shapes.items()) or "no parameters"

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, Self
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import Field, model_validator
+from pydantic import Field
 
-from milp_agt.core.option_table import KIND, Index, NonNegative, Table, problem
+from milp_agt.core.option_table import KIND, Index, NonNegative, Table
 from milp_agt.core.reachable import Bounds
 from milp_agt.data.dataset import Dataset
-from milp_agt.errors import InvalidInputError
+from milp_agt.errors import InvalidInputError, Problem
 
 if TYPE_CHECKING:
     from milp_agt.attacks import Objective
@@ -45,11 +46,19 @@ class _PropertyTable(Table):
         description="PROVED if the certified upper bound is at most this, in place of `at_least`.",
     )
 
-    @model_validator(mode="after")
-    def _one_threshold(self) -> Self:
-        if self.at_least is not None and self.at_most is not None:
-            raise problem("both 'at_least' and 'at_most'", "split it into two properties")
-        return self
+    is_share: ClassVar[bool] = False
+
+    @classmethod
+    def contradictions(cls, given: Mapping[str, Any]) -> Iterator[Problem]:
+        yield from super().contradictions(given)
+        if "at_least" in given and "at_most" in given:
+            yield "both 'at_least' and 'at_most'", "split it into two properties"
+        for key in ("at_least", "at_most") if cls.is_share else ():
+            value = given.get(key)
+            if isinstance(value, (int, float)) and not 0 <= value <= 1:
+                found = f"{key} = {value:g} for a share, which lies between 0 and 1"
+                percent = f"{key} = {value / 100:g}, if {value:g} % is meant"
+                yield found, f"give {percent}" if 1 < value <= 100 else "give a number from 0 to 1"
 
     @property
     def detail(self) -> str:
@@ -105,6 +114,7 @@ class _PointsTable(_PropertyTable):
 class AccuracyTable(_PointsTable):
     """Share of points with the right class."""
 
+    is_share: ClassVar[bool] = True
     kind: Literal["accuracy"] = Field(description=KIND)
 
     def ask(self, result: Result, at: PickedPoints) -> Answer:
@@ -119,6 +129,7 @@ class AccuracyTable(_PointsTable):
 class CollectiveTable(_PointsTable):
     """Share of points with the right class, where all points face the same poisoning."""
 
+    is_share: ClassVar[bool] = True
     kind: Literal["collective"] = Field(description=KIND)
 
     def ask(self, result: Result, at: PickedPoints) -> Answer:
@@ -147,6 +158,7 @@ class LossTable(_PointsTable):
 class StableTable(_PointsTable):
     """Share of points with the class that the run on the data as given predicts."""
 
+    is_share: ClassVar[bool] = True
     kind: Literal["stable"] = Field(description=KIND)
 
     def ask(self, result: Result, at: PickedPoints) -> Answer:
@@ -162,6 +174,7 @@ class TargetedTable(_PointsTable):
     """Share of points that the adversary can push into unsafe outputs: `unsafe`, `targets`, or `low`
     and `high` say which."""
 
+    is_share: ClassVar[bool] = True
     kind: Literal["targeted"] = Field(description=KIND)
     unsafe: Index | Annotated[list[Index], Field(min_length=1)] | None = Field(
         default=None, description="Class, or classes, that are unsafe for every point."
@@ -179,17 +192,16 @@ class TargetedTable(_PointsTable):
         description="Largest unsafe output of a regression; unless given, all outputs from `low` are.",
     )
 
-    @model_validator(mode="after")
-    def _one_target(self) -> Self:
-        interval = self.low is not None or self.high is not None
-        given = [self.unsafe is not None, self.targets is not None, interval]
-        if sum(given) != 1:
-            found = [n for n, g in zip(("unsafe", "targets", "low/high"), given, strict=True) if g]
-            raise problem(
+    @classmethod
+    def contradictions(cls, given: Mapping[str, Any]) -> Iterator[Problem]:
+        yield from super().contradictions(given)
+        found = [name for name in ("unsafe", "targets") if name in given]
+        found += ["low/high"] * bool({"low", "high"} & given.keys())
+        if len(found) != 1:
+            yield (
                 " beside ".join(f"'{n}'" for n in found) or "no unsafe outputs",
                 "give one of unsafe = 1, targets = [1, 0], or low and high (regression)",
             )
-        return self
 
     @property
     def detail(self) -> str:
@@ -224,6 +236,7 @@ class BackdoorTable(_PointsTable):
     """Success rate of a trigger in the test inputs: a ball (`radius`), free `coordinates` from `low` to
     `high`, or a patch (`coordinates` with `values`)."""
 
+    is_share: ClassVar[bool] = True
     kind: Literal["backdoor"] = Field(description=KIND)
     radius: NonNegative | list[NonNegative] | None = Field(
         default=None,
@@ -251,18 +264,18 @@ class BackdoorTable(_PointsTable):
         default=None, description="The class that the trigger is after; any wrong one unless given."
     )
 
-    @model_validator(mode="after")
-    def _one_trigger(self) -> Self:
+    @classmethod
+    def contradictions(cls, given: Mapping[str, Any]) -> Iterator[Problem]:
+        yield from super().contradictions(given)
         keys = ("radius", "coordinates", "low", "high", "values")
-        given = {key for key in keys if getattr(self, key) is not None}
+        told = {key for key in keys if key in given}
         kinds = ({"coordinates", "low", "high"}, {"coordinates", "values"})
-        if given not in kinds and not (given <= {"radius", "low", "high"} and "radius" in given):
-            named = [f"'{key}'" for key in keys if key in given]
-            raise problem(
+        if told not in kinds and not (told <= {"radius", "low", "high"} and "radius" in told):
+            named = [f"'{key}'" for key in keys if key in told]
+            yield (
                 f"a trigger of {' and '.join(named)}" if named else "no trigger",
                 "give radius; or coordinates with low and high; or coordinates with values",
             )
-        return self
 
     @property
     def detail(self) -> str:

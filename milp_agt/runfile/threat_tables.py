@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import Field, model_validator
+from pydantic import Field
 
-from milp_agt.core.option_table import KIND, Count, Index, NonNegative, Table, problem
-from milp_agt.errors import ConfigurationError
+from milp_agt.core.option_table import KIND, WRONG, Count, Index, NonNegative, Table
+from milp_agt.errors import ConfigurationError, Problem
 
 if TYPE_CHECKING:
     from milp_agt.threats import FeaturePoisoning, LabelPoisoning, ThreatModel
@@ -64,11 +65,11 @@ class _Budgeted(Table):
         description="The classes whose training samples may be chosen, in place of `samples`.",
     )
 
-    @model_validator(mode="after")
-    def _one_choice(self) -> Self:
-        if self.samples is not None and self.classes is not None:
-            raise problem("'samples' and 'classes'", "name the untrusted ones by one of them")
-        return self
+    @classmethod
+    def contradictions(cls, given: Mapping[str, Any]) -> Iterator[Problem]:
+        yield from super().contradictions(given)
+        if "samples" in given and "classes" in given:
+            yield "'samples' and 'classes'", "name the untrusted ones by one of them"
 
     def resolved(self, labels: npt.NDArray[Any]) -> Self:
         """The same table with the samples of its ``classes`` by their indices.
@@ -141,23 +142,21 @@ class _FeatureTable(_Budgeted):
         description="The limits b of `rows`: one for each row, or for each sample and row.",
     )
 
-    @model_validator(mode="after")
-    def _agree(self) -> Self:
-        if (self.rows is None) != (self.row_limits is None):
-            lone = "rows" if self.row_limits is None else "row_limits"
-            raise problem(
-                f"'{lone}' alone", "give rows = [[...], ...] and row_limits = [...] together"
-            )
-        if (self.norm in ("0", 0)) != (self.coordinates is not None):
-            raise problem(
-                f"norm = {self.norm!r} with coordinates = {self.coordinates}",
+    @classmethod
+    def contradictions(cls, given: Mapping[str, Any]) -> Iterator[Problem]:
+        yield from super().contradictions(given)
+        if ("rows" in given) != ("row_limits" in given):
+            lone = "rows" if "rows" in given else "row_limits"
+            yield f"'{lone}' alone", "give rows = [[...], ...] and row_limits = [...] together"
+        norm, coordinates = given.get("norm", "inf"), given.get("coordinates")
+        if WRONG not in (norm, coordinates) and (norm in ("0", 0)) != (coordinates is not None):
+            yield (
+                f"norm = {norm!r} with coordinates = {coordinates}",
                 "norm = 0 needs coordinates, the count of features that may move; others have none",
             )
-        if isinstance(self.missing, dict) and not all(key.isdecimal() for key in self.missing):
-            raise problem(
-                f"missing = {self.missing}", "missing should be a value, or { column = value }"
-            )
-        return self
+        missing = given.get("missing")
+        if isinstance(missing, dict) and not all(key.isdecimal() for key in missing):
+            yield f"missing = {missing}", "missing should be a value, or { column = value }"
 
     @property
     def ends(self) -> tuple[Numbers, Numbers] | None:
