@@ -21,6 +21,7 @@ from milp_agt.attacks.search import Aim, Hunt, Search
 from milp_agt.attacks.unrolled import Poisoning, State, Unrolled
 from milp_agt.bounds.program import Incumbents
 from milp_agt.core.restriction import UNRESTRICTED, Restriction
+from milp_agt.core.torch_modes import own_modes
 from milp_agt.errors import InvalidInputError, UnsupportedOperationError
 from milp_agt.threats import ThreatModel
 from milp_agt.training import inputs
@@ -219,6 +220,7 @@ class Attacker:
     search: Search
     restriction: Restriction = UNRESTRICTED
 
+    @own_modes()
     def attack(
         self,
         objective: Objective,
@@ -316,6 +318,7 @@ class Attacker:
         return Runs(self.unrolled, data, state)
 
 
+@own_modes()
 def attack(
     model: nn.Module,
     data: tuple[inputs.ArrayLike, inputs.ArrayLike],

@@ -25,6 +25,7 @@ from milp_agt.core.relaxation import Relaxation
 from milp_agt.core.restriction import UNRESTRICTED, Restriction
 from milp_agt.core.results import Limits
 from milp_agt.core.strengthening import DEFAULT, Strengthening
+from milp_agt.core.torch_modes import own_modes
 from milp_agt.errors import InvalidInputError
 from milp_agt.solvers import Capability, choose
 from milp_agt.solvers.solver import Solver
@@ -37,6 +38,7 @@ from milp_agt.training.training import Batch, Training
 OnStep = Callable[[Result, int, int], None]
 
 
+@own_modes()
 def certify(
     model: nn.Module,
     data: tuple[inputs.ArrayLike, inputs.ArrayLike],

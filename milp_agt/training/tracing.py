@@ -15,6 +15,7 @@ from milp_agt.formulations.leaves import Labels
 from milp_agt.formulations.linear import Combine
 from milp_agt.formulations.loss import LossFunction, get_loss
 from milp_agt.training.clipping import clip_gradients
+from milp_agt.training.hidden_changes import refuse_hidden_changes
 from milp_agt.training.layers.builder import FEATURES, Builder, supported_layers
 from milp_agt.training.training import Clipping
 
@@ -83,10 +84,12 @@ def trace(
     sample if ``clipping`` is given.
 
     Raises:
-        UnsupportedOperationError: a layer or loss without a rule; lists what is supported.
+        UnsupportedOperationError: a layer or loss without a rule; hooks and whatever else changes a
+            gradient or a call (:func:`refuse_hidden_changes`).
         InvalidInputError: sizes that do not fit, NaN weights, nothing to train.
     """
-    tracer = Builder(copy.deepcopy(model), feature_shape)
+    refuse_hidden_changes(model)
+    tracer = Builder(_copy(model), feature_shape)
     tracer.layer(tracer.model, "")
     graph, output = tracer.graph, tracer.current
     if not tracer.initial:
@@ -122,6 +125,23 @@ def trace(
         model=tracer.model,
         clipping=clipping,
     )
+
+
+def _copy(model: nn.Module) -> nn.Module:
+    """A copy that shares nothing with the caller's model.
+
+    Raises:
+        InvalidInputError: a model that cannot be copied.
+    """
+    try:
+        return copy.deepcopy(model)
+    except Exception as error:  # whatever a module keeps beside its parameters
+        raise InvalidInputError(
+            "The model is copied before it is traced",
+            f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error) else ''}",
+            "keep only layers and parameters in it: no open files, locks, or tensors that hang on "
+            "earlier computations (store these with detach())",
+        ) from error
 
 
 def _reverse_mode(

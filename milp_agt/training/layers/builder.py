@@ -61,6 +61,13 @@ class Builder:
 
     def weight(self, parameter: Tensor) -> Node | Tensor:
         """The node of a trainable parameter, or the value of a frozen one."""
+        if id(parameter) not in self.names:
+            raise UnsupportedOperationError(
+                "Every weight of a layer is a parameter of the model",
+                f"a tensor of shape {tuple(parameter.shape)} in the place of one, which no optimiser "
+                "is given",
+                "store it as nn.Parameter, with requires_grad=False where it is not trained",
+            )
         name = self.names[id(parameter)]
         value = self._finite(parameter, f"Parameter '{name}'", "initialise the model anew")
         if not parameter.requires_grad:
@@ -108,15 +115,9 @@ class Builder:
         """Append the nodes of a layer.
 
         Raises:
-            UnsupportedOperationError: no rule for it, or hooks whose effect the graph cannot see.
+            UnsupportedOperationError: no rule for it.
             InvalidInputError: sizes that do not fit.
         """
-        if layer._forward_hooks or layer._forward_pre_hooks or "forward" in layer.__dict__:
-            raise UnsupportedOperationError(
-                f"Layer '{path or 'model'}' was to be traced",
-                "a forward hook or a replaced forward, whose effect the graph cannot see",
-                "remove it from the model",
-            )
         if type(layer).forward is nn.Sequential.forward:
             assert isinstance(layer, nn.Sequential)
             for name, child in layer._modules.items():
