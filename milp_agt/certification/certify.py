@@ -26,10 +26,12 @@ from milp_agt.core.restriction import UNRESTRICTED, Restriction
 from milp_agt.core.results import Limits
 from milp_agt.core.strengthening import DEFAULT, Strengthening
 from milp_agt.core.torch_modes import own_modes
+from milp_agt.data import Dataset
 from milp_agt.errors import InvalidInputError
 from milp_agt.solvers import Capability, choose
 from milp_agt.solvers.solver import Solver
 from milp_agt.threats import ThreatModel
+from milp_agt.threats.units import fitted_on_poison
 from milp_agt.training import inputs
 from milp_agt.training.exchanged import with_exchanges
 from milp_agt.training.tracing import trace
@@ -41,7 +43,7 @@ OnStep = Callable[[Result, int, int], None]
 @own_modes()
 def certify(
     model: nn.Module,
-    data: tuple[inputs.ArrayLike, inputs.ArrayLike],
+    data: tuple[inputs.ArrayLike, inputs.ArrayLike] | Dataset,
     training: Training,
     threat: ThreatModel,
     *,
@@ -73,7 +75,10 @@ def certify(
 
     Args:
         model: a torch module of supported layers; copied, never changed.
-        data: features (n, *shape) and labels: classes (n,), or targets (n,) or (n, outputs).
+        data: features (n, *shape) and labels: classes (n,), or targets (n,) or (n, outputs). Or a
+            :class:`milp_agt.Dataset`, whose training part is trained on: the threat then names samples by
+            rows of the user's file (or by ids), radii may be in its units, and claim, suspects and
+            attacks speak of these rows.
         training: the run.
         threat: what the adversary may change.
         relaxation: interval, linear, lp, milp, qcqp, miqp, or auto (the tightest whose predicted cost fits
@@ -124,6 +129,7 @@ def certify(
         SolverUnavailableError: see the message.
         SoundnessError, EncodingError: a bug; the run is stopped rather than certified.
     """
+    data, threat, origin = inputs.located(data, threat)
     inputs.check_run(model, data, training, threat)
     inputs.of_kind(attack, (bool, Search), "attack", "give True, or agt.attacks.Search(...)")
     inputs.of_kind(restriction, Restriction, "A restriction", "give a Restriction, or leave it out")
@@ -185,6 +191,8 @@ def certify(
         solvers=solvers,
         initial=start,
         claim=threat.describe(),
+        origin=origin,
+        caution=fitted_on_poison(threat, origin),
         deadline=None if time_limit is None else time.monotonic() + time_limit,
         solve_limits=solve_limits,
         workers=_workers(workers),
@@ -226,7 +234,7 @@ def certify(
         return result
     search = Search() if attack is True else attack
     with _threads(plan.single_thread):
-        return result.attacked(Attacker(unrolled, search, restriction))
+        return result.attacked(Attacker(unrolled, search, restriction, origin))
 
 
 def _check_kinds(

@@ -36,6 +36,7 @@ from milp_agt.core.remarks import Notes, Remarks
 from milp_agt.core.restriction import UNRESTRICTED, Restriction
 from milp_agt.core.results import Limits
 from milp_agt.core.strengthening import DEFAULT, Strengthening
+from milp_agt.data.origin import Origin
 from milp_agt.errors import InvalidInputError, SoundnessError
 from milp_agt.solvers.solver import Solver
 from milp_agt.threats.poison import Poison
@@ -61,6 +62,8 @@ class BoundedRun:
         solvers: Mapping[Relaxation, Solver],
         initial: Mapping[str, Interval],
         claim: str,
+        origin: Origin | None = None,
+        caution: str = "",
         deadline: float | None,
         solve_limits: Limits,
         workers: int,
@@ -72,6 +75,7 @@ class BoundedRun:
         self.step_graph, self.training, self.poison, self.plan = step_graph, training, poison, plan
         self.schedule = NodeOrder.of(head)
         self.restriction, self.recorder, self.claim = restriction, recorder, claim
+        self.origin, self.caution = origin, caution
         device = poison.features.device
         start = initial_state(step_graph, initial, training.momentum > 0)
         self.chains = Chains(plan, poison, restriction, start)
@@ -330,6 +334,8 @@ class BoundedRun:
             remarks=self.notes.remarks,
             limit_reached=self.notes.limit_reached,
             threat=self.claim,
+            origin=self.origin,
+            caution=self.caution,
             settings=settings(self.training, self.plan),
         )
 

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from milp_agt.core.arguments import real_array
 from milp_agt.core.missing import all_finite
+from milp_agt.core.numbers import numbers_of
 from milp_agt.errors import InvalidInputError
 
 Array = npt.NDArray[Any]
@@ -82,9 +82,15 @@ def exact(asked: str, what: str, values: Array) -> Array:
 
 
 def copied(values: object, what: str) -> Array:
-    """An own copy of an object's numbers.
+    """An own copy of the numbers in an array, a tensor, a DataFrame or lists.
 
     Raises:
-        InvalidInputError: no array of numbers; see :func:`milp_agt.core.arguments.real_array`.
+        InvalidInputError: no numbers, missing or masked ones, or a sparse form.
     """
-    return np.array(real_array(values, what, "give one row of numbers for each sample"))
+    if callable(getattr(values, "detach", None)) and not getattr(values, "is_sparse", False):
+        values = values.detach().cpu()  # type: ignore[attr-defined]
+        if str(values.dtype) == "torch.bfloat16":
+            values = values.double()  # exact, and numpy has no such type
+        if str(values.layout) == "torch.strided" and not (values.is_nested or values.is_quantized):
+            values = values.numpy()
+    return np.array(numbers_of(values, what))

@@ -75,7 +75,7 @@ class LoadedRun(NamedTuple):
         options, total = self.options, self.steps
         return certify(
             self.model,
-            self.data,
+            self.dataset,
             self.training,
             self.threat if threat is None else threat,
             relaxation=options.relaxation,
@@ -137,6 +137,7 @@ class RunConfig(Table):
             ConfigurationError: a state file or factory that cannot be used.
         """
         from milp_agt.formulations.loss import get_loss
+        from milp_agt.threats.units import located
 
         folder = self.path.parent
         task: Task = (
@@ -151,6 +152,7 @@ class RunConfig(Table):
             samples=self.data.samples,
             noise=self.data.noise,
             target=self.data.target,
+            id=self.data.id,
             test_fraction=self.data.test_fraction,
             seed=self.data.seed,
             standardise=self.data.standardise,
@@ -167,7 +169,7 @@ class RunConfig(Table):
             model,
             dataset,
             training,
-            self.threat.resolved(dataset.y_train).build(),
+            located(self.threat.resolved(dataset.y_train).build(), dataset.origin),
             self.certify,
             self.properties,
             self.attack.search(),

@@ -19,11 +19,12 @@ from milp_agt.core.reachable import Bounds
 from milp_agt.core.relaxation import Relaxation
 from milp_agt.core.results import Limits
 from milp_agt.core.strengthening import DEFAULT, Strengthening
+from milp_agt.data import Dataset
 from milp_agt.errors import InvalidInputError, SolverUnavailableError
 from milp_agt.experiments.compare.comparison import Comparison, ComparisonRow
 from milp_agt.formulations.loss import get_loss
 from milp_agt.threats import ThreatModel
-from milp_agt.training.inputs import check_run, features_of
+from milp_agt.training.inputs import check_run, features_of, located
 from milp_agt.training.training import Training
 
 ArrayLike = npt.NDArray[np.generic] | torch.Tensor
@@ -39,7 +40,7 @@ class _ComparedCase(NamedTuple):
 
 def compare(
     model: torch.nn.Module,
-    data: tuple[ArrayLike, ArrayLike],
+    data: tuple[ArrayLike, ArrayLike] | Dataset,
     training: Training,
     threat: ThreatModel,
     relaxations: Sequence[str] = ("interval", "linear", "lp"),
@@ -87,8 +88,9 @@ def compare(
             "Compare relaxations on test data", "only one of X_test and y_test", "give both"
         )
     _check_kinds(relaxations, windows, program_window, solvers, on_row)
-    check_run(model, data, training, threat)
-    total = len(training.batch_order(len(features_of(data[0]))))
+    arrays, bound, _ = located(data, threat)
+    check_run(model, arrays, training, bound)
+    total = len(training.batch_order(len(features_of(arrays[0]))))
     cases = list(dict.fromkeys(_cases(relaxations, windows, solvers, total)))
     if not cases:
         raise InvalidInputError(
@@ -143,7 +145,7 @@ def compare(
 
 def _attack(
     model: torch.nn.Module,
-    data: tuple[ArrayLike, ArrayLike],
+    data: tuple[ArrayLike, ArrayLike] | Dataset,
     training: Training,
     threat: ThreatModel,
     attack: bool | Search,
