@@ -39,9 +39,8 @@ class PoisonedRun:
     """One training run on poisoned data.
 
     Attributes:
-        poisoned: samples that were changed or removed, at any step: rows of the file where a data set
-            was attacked, else positions in the arrays. Samples that were inserted are counted from the
-            size of the file, or of the arrays, on.
+        poisoned: samples that were changed or removed, at any step: rows of the file of a data set, else
+            positions in the arrays. Inserted samples are counted on from the size of either.
         positions: the same by position in the training part.
         batches: features and labels (classes, or targets) that each step trained on.
         state_dict: the trained model, for ``load_state_dict``.
@@ -115,14 +114,7 @@ class Runs:
 
     def _row(self, position: int) -> int:
         """The row of a sample in the user's file; its position without one."""
-        if self.origin is None:
-            return position
-        rows = self.origin.rows.train
-        return (
-            int(rows[position])
-            if position < len(rows)
-            else self.origin.total + position - len(rows)
-        )
+        return position if self.origin is None else self.origin.row(position)
 
     def _trained_on(self, whole: Poisoning, step: int) -> tuple[Tensor, Tensor]:
         """Features and encoded labels of the samples of a batch that are there."""
@@ -373,17 +365,17 @@ def attack(
         InvalidInputError, InvalidThreatModelError, UnsupportedOperationError: see the message.
         SoundnessError: plain torch does not confirm a run; a bug.
     """
-    data, threat, origin = inputs.located(data, threat)
-    inputs.check_run(model, data, training, threat)
+    arrays, threat, origin = inputs.located(data, threat)
+    inputs.check_run(model, arrays, training, threat)
     if search is not None:
         inputs.of_kind(search, Search, "A search", "give agt.attacks.Search(...)")
     if objective is not None:
         _check_objective(objective)
     target = inputs.device_of(device)
-    inputs.warn_of_float32(model, data[0])
-    features = inputs.features_of(data[0])
+    inputs.warn_of_float32(model, arrays[0])
+    features = inputs.features_of(arrays[0])
     step_graph = trace(model, training.loss, tuple(features.shape[1:]), training.clipping)
-    labels = inputs.labels_of(data[1], len(features), step_graph.loss, step_graph.outputs)
+    labels = inputs.labels_of(arrays[1], len(features), step_graph.loss, step_graph.outputs)
     poison = threat.bind(features, labels, step_graph.loss).to(target)
     check_clipping(step_graph, poison)
     unrolled = Unrolled.of(step_graph.to(target), training, poison)

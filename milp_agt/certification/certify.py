@@ -129,8 +129,8 @@ def certify(
         SolverUnavailableError: see the message.
         SoundnessError, EncodingError: a bug; the run is stopped rather than certified.
     """
-    data, threat, origin = inputs.located(data, threat)
-    inputs.check_run(model, data, training, threat)
+    arrays, threat, origin = inputs.located(data, threat)
+    inputs.check_run(model, arrays, training, threat)
     inputs.of_kind(attack, (bool, Search), "attack", "give True, or agt.attacks.Search(...)")
     inputs.of_kind(restriction, Restriction, "A restriction", "give a Restriction, or leave it out")
     inputs.of_kind(
@@ -149,10 +149,10 @@ def certify(
             "give a MemoryRecorder(), or leave it out",
         )
     target = inputs.device_of(device)
-    inputs.warn_of_float32(model, data[0])
-    features = inputs.features_of(data[0])
+    inputs.warn_of_float32(model, arrays[0])
+    features = inputs.features_of(arrays[0])
     traced = trace(model, training.loss, tuple(features.shape[1:]), training.clipping)
-    labels = inputs.labels_of(data[1], len(features), traced.loss, traced.outputs)
+    labels = inputs.labels_of(arrays[1], len(features), traced.loss, traced.outputs)
     raw = threat.bind(features, labels, traced.loss)
     step_graph = with_exchanges(traced, raw)
     head, poison, frozen_layers = frozen_body.split(step_graph, raw)

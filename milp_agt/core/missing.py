@@ -54,7 +54,7 @@ def all_finite(
             "leave these columns out, or see why they are empty (a division by 0, a failed join)"
         )
     elif len(columns) <= max(1, flat.shape[1] // 4) or len(rows) > SHOWN:
-        where = f"in {_columns(columns, names)}, in {len(rows)} of {len(flat)} samples, the first {first}"
+        where = f"in {_columns(columns, names)} of {len(rows)} samples: {_some(rows)}, the first {first}"
         remedy = "impute these columns, or drop these samples"
     else:
         at = tuple(int(i) for i in np.argwhere(bad)[0])

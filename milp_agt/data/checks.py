@@ -81,14 +81,14 @@ def exact(asked: str, what: str, values: Array) -> Array:
     return converted
 
 
-def copied(values: object, what: str) -> Array:
+def copied(values: Any, what: str) -> Array:
     """An own copy of the numbers in an array, a tensor, a DataFrame or lists.
 
     Raises:
         InvalidInputError: no numbers, missing or masked ones, or a sparse form.
     """
     if callable(getattr(values, "detach", None)) and not getattr(values, "is_sparse", False):
-        values = values.detach().cpu()  # type: ignore[attr-defined]
+        values = values.detach().cpu()
         if str(values.dtype) == "torch.bfloat16":
             values = values.double()  # exact, and numpy has no such type
         if str(values.layout) == "torch.strided" and not (values.is_nested or values.is_quantized):

@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from milp_agt.core.arguments import at_least, columns_of, is_at_least, listed, of_kind
 from milp_agt.data.checks import checked, copied
-from milp_agt.data.origin import Origin, Parts, Scaling
+from milp_agt.data.origin import UNKNOWN, Origin, Parts, Scaling
 from milp_agt.data.parts import ids_of, own_test_part, scale, split
 from milp_agt.data.projection import project
 from milp_agt.data.sources import DatasetUnavailableError, Reading, dataset_names, read
@@ -56,10 +56,10 @@ class Dataset:
     feature_names: tuple[str, ...]
     description: str
     notes: tuple[str, ...] = ()
-    origin: Origin = field(default=None, repr=False)  # type: ignore[assignment]
+    origin: Origin = field(default=UNKNOWN, repr=False)
 
     def __post_init__(self) -> None:
-        if self.origin is None:
+        if self.origin is UNKNOWN:
             plain = Origin.of_arrays(len(self.x_train), len(self.x_test), self.feature_names, None)
             object.__setattr__(self, "origin", plain)
 

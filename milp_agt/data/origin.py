@@ -198,6 +198,11 @@ class Origin:
             "test_fraction = 0 holds nothing out"
         )
 
+    def row(self, position: int) -> int:
+        """The row of a training sample; samples beyond these are counted on from the end of the file."""
+        own = self.rows.train
+        return int(own[position]) if position < len(own) else self.total + position - len(own)
+
     def name(self, position: int, part: Part = "train") -> str:
         """A sample for people: its row, and its id if it has one."""
         row = int(self.rows.of(part)[position])
@@ -229,3 +234,7 @@ class Origin:
 
 def _word(part: Part) -> str:
     return "training" if part == "train" else "test"
+
+
+# A data set that was made without one counts its samples by their positions.
+UNKNOWN = Origin.of_arrays(0, 0, (), None)
