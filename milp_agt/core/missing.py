@@ -54,7 +54,8 @@ def all_finite(
             "leave these columns out, or see why they are empty (a division by 0, a failed join)"
         )
     elif len(columns) <= max(1, flat.shape[1] // 4) or len(rows) > SHOWN:
-        where = f"in {_columns(columns, names)} of {len(rows)} samples: {_some(rows)}, the first {first}"
+        where = f"in {_columns(columns, names)} of samples {_some(rows)}"
+        where += f" ({len(rows)} of {len(flat)}), the first {first}" if len(rows) > SHOWN else ""
         remedy = "impute these columns, or drop these samples"
     else:
         at = tuple(int(i) for i in np.argwhere(bad)[0])

@@ -22,8 +22,9 @@ class AttackFolder:
     """Writes what attacks reached, with the data that reach it.
 
     ``attack.npz`` holds for objective number i the arrays ``i/features/t`` and ``i/labels/t`` of each
-    leaf t (one data set, or one batch for each step of an adaptive adversary), ``i/poisoned``
-    (rows of the file), ``i/positions`` (where these stand in ``i/features``), and the trained model under ``i/state/NAME``; and the envelope under ``lower/NAME`` and ``upper/NAME``.
+    leaf t (one data set, or one batch for each step of an adaptive adversary), ``i/poisoned`` (rows of
+    the file), ``i/positions`` (where these samples stand in ``i/features``), and the trained model under
+    ``i/state/NAME``; and the envelope under ``lower/NAME`` and ``upper/NAME``.
 
     Raises:
         InvalidInputError: the folder cannot be made or written to.
