@@ -270,7 +270,7 @@ def _check_exact(
     asked: str, columns: dict[str, list[str]], values: Array, lines: list[int]
 ) -> None:
     """Whole numbers that float64 would round are names, not quantities."""
-    for row, j in np.argwhere(np.abs(values) > EXACT).tolist():
+    for row, j in np.argwhere(np.abs(values) >= EXACT).tolist():
         name = list(columns)[j]
         cell = columns[name][row]
         if is_whole(cell) and int(values[row, j]) != int(cell):

@@ -135,17 +135,18 @@ def _refuse_width(
     digits = sum(cell.strip().lstrip("+-").isdecimal() for cell in cells)
     mark = SEPARATORS.get(separator, repr(separator))
     remedy = f"separate the columns with {mark} and give every line all of them"
-    if more > 0 and separator == "," and digits > more:
+    names = "give the header a name for every column, the one that numbers the rows included"
+    if more == 1 and not cells[-1].strip():
+        remedy = "take off the separator at the end of the line, or put one at the end of the header"
+    elif more == 1 and number(cells[0]) is None:
+        remedy = names
+    elif more > 0 and separator == "," and digits > more:
         remedy = (
             "if these are decimal commas, write decimals with a point (0.25), or separate the columns "
-            "with semicolons"
-        )
-    elif more == 1 and not cells[-1].strip():
-        remedy = (
-            "take off the separator at the end of the line, or put one at the end of the header"
+            "with semicolons" + (f"; else {names}" if more == 1 else "")
         )
     elif more == 1:
-        remedy = "give the header a name for every column, the one that numbers the rows included"
+        remedy = names
     raise InvalidInputError(
         asked,
         f"{len(cells)} cells in {place(row, line)}, {len(columns)} columns in the header "
