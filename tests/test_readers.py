@@ -1,4 +1,4 @@
-"""Files as people keep them: read rightly, or refused with a cause and a remedy; never read as something else."""
+"""Files as people keep them: read rightly, or refused with a cause and a remedy."""
 
 from __future__ import annotations
 
@@ -73,9 +73,9 @@ REFUSED = {
     "the header of scikit-learn": ("150,4,setosa,virginica\n5,3,1,0\n", "150, 4, setosa", "each column"),
     "two numbers from 0": ("0,1\n1,0\n", "no header?", "first line"),
     "a comment in front": ("# a,y\n1,0\n2,1\n", "behind '#'", "take the '#' off"),
-    "decimal commas between commas": ("a,b,y\n0,5,1,5,0\n0,1,0,2,1\n", "5 cells in row 0 (line 2), 3", "0.25"),
+    "decimal commas between commas": ("a,b,y\n0,5,1,5,0\n0,1,0,2,1\n", "5 cells in row 0 (line 2)", "0.25"),
     "thousands or decimals": ("a;y\n1,234;0\n5,678;1\n", "'1,234' in column 'a' of row 0", "point"),
-    "commas and points": ("a;b;y\n1,5;2.5;0\n1,0;3.5;1\n", "'2.5 elsewhere'", "point"),
+    "commas and points": ("a;b;y\n1,5;2.5;0\n1,0;3.5;1\n", "'2.5' elsewhere", "point"),
     "two separators": ("a,b;y\n1,2;0\n3,4;1\n", "2 columns by commas or 2 columns by semicolons", "one"),
     "row names of R": ("a,b,y\nr1,1,2,0\nr2,3,4,1\n", "4 cells in row 0 (line 2)", "a name for every"),
     "a separator too many": ("a,y\n1,0,\n2,1,\n", "3 cells in row 0 (line 2)", "at the end of the line"),
@@ -89,7 +89,7 @@ REFUSED = {
     "percents": ("a,y\n5%,0\n2%,1\n", "'5%' in 'a'", "plain numbers"),
     "other digits": ("a,y\n١,0\n2,1\n", "text in the columns a", "numbers"),
     "too large": ("a,y\n1e999,0\n2,1\n", "1 infinite values, all in column 'a'", "drop"),
-    "Excel's missing value": ("a,b,y\n1,#DIV/0!,0\n2,3,1\n", "missing values, all in column 'b', the first in row 0", "impute"),
+    "Excel's missing value": ("a,b,y\n1,#DIV/0!,0\n2,3,1\n", "all in column 'b', the first in row 0", "impute"),
     "an empty column": ("a,b,y\n1,,0\n2,,1\n", "2 missing values, all in column 'b'", "drop column 'b'"),
 }  # fmt: skip
 

@@ -219,7 +219,7 @@ def _has_decimal_commas(
     several = next((c for _, _, c in found if c.count(",") > 1), None)
     if pointed is None and not grouped and several is None:
         return True
-    other = f", and '{pointed or several} elsewhere'" if pointed or several else ""
+    other = f", and '{pointed or several}' elsewhere" if pointed or several else ""
     raise InvalidInputError(
         asked,
         f"'{cell}' in column '{name}' of {place(row, lines[row])}{other}: a comma that may be a decimal "

@@ -137,7 +137,9 @@ def _refuse_width(
     remedy = f"separate the columns with {mark} and give every line all of them"
     names = "give the header a name for every column, the one that numbers the rows included"
     if more == 1 and not cells[-1].strip():
-        remedy = "take off the separator at the end of the line, or put one at the end of the header"
+        remedy = (
+            "take off the separator at the end of the line, or put one at the end of the header"
+        )
     elif more == 1 and number(cells[0]) is None:
         remedy = names
     elif more > 0 and separator == "," and digits > more:
