@@ -89,7 +89,7 @@ REFUSED = {
     "percents": ("a,y\n5%,0\n2%,1\n", "'5%' in 'a'", "plain numbers"),
     "other digits": ("a,y\n١,0\n2,1\n", "text in the columns a", "numbers"),
     "too large": ("a,y\n1e999,0\n2,1\n", "1 infinite values, all in column 'a'", "drop"),
-    "Excel's missing value": ("a,b,y\n1,#DIV/0!,0\n2,3,1\n", "all in column 'b', the first in row 0", "impute"),
+    "Excel's missing value": ("a,b,y\n1,#DIV/0!,0\n2,3,1\n", "all in column 'b', the first", "impute"),
     "an empty column": ("a,b,y\n1,,0\n2,,1\n", "2 missing values, all in column 'b'", "drop column 'b'"),
 }  # fmt: skip
 

@@ -41,7 +41,7 @@ def all_finite(
     kind = "NaN" if np.isnan(values[bad]).all() else "NaN or infinite"
     first = f"sample {rows[0]}" + ("" if lines is None else f" (line {int(lines[rows[0]])})")
     whole = np.flatnonzero(flat.all(0))
-    if flat.shape[1] == 1:
+    if flat.shape[1] == 1 and not names:
         where = f"in samples {_some(rows)}"
         remedy = "drop or impute these samples before training"
     elif len(whole):

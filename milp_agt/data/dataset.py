@@ -16,7 +16,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 import numpy.typing as npt
 
-from milp_agt.core.arguments import at_least, columns_of, is_at_least, listed, of_kind
+from milp_agt.core.arguments import at_least, columns_of, is_at_least, listed, of_kind, same_rows
 from milp_agt.data.checks import checked, copied
 from milp_agt.data.origin import UNKNOWN, Origin, Parts, Scaling
 from milp_agt.data.parts import ids_of, own_test_part, scale, split
@@ -100,6 +100,8 @@ class Dataset:
             listed(feature_names, str, "feature_names", "give a text for each feature")
         _check_task(asked, task)
         own = columns_of(x_train) if feature_names is None else tuple(feature_names)
+        same_rows(x_train, y_train, asked)
+        same_rows(x_test, y_test, asked)
         given_x, given_y = copied(x_train, "x_train"), copied(y_train, "y_train")
         x, y = checked(
             asked,

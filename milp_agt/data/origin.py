@@ -79,7 +79,7 @@ class Scaling:
     def beside(self, radius: object, raw: bool) -> str:
         """The other unit of a radius in words, for the first columns."""
         per = self.size.reshape(-1)
-        one = isinstance(radius, (int, float))
+        one = np.ndim(radius) == 0  # type: ignore[arg-type]
         value = float(radius) if one else 1.0  # type: ignore[arg-type]
         sizes = [value / s if raw else value * s for s in per[:NAMED]]
         lead = "" if one else ("1 in these units is " if raw else f"1{self.unit[:-1]} is ")

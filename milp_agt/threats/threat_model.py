@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -93,10 +94,14 @@ class Budgeted:
         bad = [s for s in chosen if not is_whole(s) or not 0 <= s < count]
         if not chosen or bad or len(set(chosen)) != len(chosen):
             what = f"rows ({self.origin.where})" if by_rows and self.origin else way
+            mask = len(chosen) > 0 and all(isinstance(s, (bool, np.bool_)) for s in chosen)
+            twice = [] if bad else [s for s in chosen if chosen.count(s) > 1]
             raise InvalidThreatModelError(
                 f"{name} needs distinct {what} out of 0..{count - 1}",
-                f"{len(chosen)} {way}, no index of the data: {bad[:5]}",
-                f"correct {way}=",
+                f"{twice[0]} more than once"
+                if twice
+                else f"{len(chosen)} {way}, no index of the data: {bad[:5]}",
+                f"give {way}=np.flatnonzero(mask)" if mask else f"correct {way}=, a list",
             )
         if not by_rows or self.origin is None:
             return [int(s) for s in chosen]

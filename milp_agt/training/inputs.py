@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from milp_agt.core.arguments import callable_of as callable_of
-from milp_agt.core.arguments import columns_of
+from milp_agt.core.arguments import columns_of, same_rows
 from milp_agt.core.arguments import listed as listed
 from milp_agt.core.arguments import of_kind as of_kind
 from milp_agt.core.interval import Interval
@@ -51,6 +51,7 @@ def check_run(model: object, data: object, training: object, threat: object) -> 
         raise InvalidInputError(
             "The data are a pair (features, labels)", f"{len(data)} entries", "give these two"
         )
+    same_rows(data[0], data[1], "The data are a pair (features, labels)")
     if not callable(getattr(threat, "bind", None)):
         raise InvalidThreatModelError(
             "A threat model says what an adversary may do",

@@ -31,6 +31,8 @@ NUMBERING = re.compile(
     re.IGNORECASE,
 )
 CAMEL_ID = re.compile(r".*[a-z]I[dD]")
+DATE = re.compile(r"\d{1,4}[-/.]\d{1,2}[-/.]\d{2,4}\b")
+LEADING_ZERO = re.compile(r"0\d+")
 SENTINELS = frozenset({"-999", "-9999", "-99999", "-999.0", "-9999.0"})
 
 
@@ -58,6 +60,10 @@ def read_csv(asked: str, path: Path, reading: Reading) -> Source:
     _check_names(asked, [header[j] for j in columns])
     names = {header[j]: j for j in columns}
     ids = None
+    if reading.id is not None and reading.id == reading.target:
+        raise InvalidInputError(
+            asked, f"'{reading.id}' both as id and as target", "name two columns"
+        )
     if reading.id is not None:
         ids = _ids(
             asked, columns.pop(_column(asked, names, reading.id, "id")), lines_of, reading.id
@@ -68,7 +74,7 @@ def read_csv(asked: str, path: Path, reading: Reading) -> Source:
     values, said = _parse(asked, {n: columns[j] for n, j in names.items()}, lines_of)
     position = list(names.values()).index(target)
     y: Array = values[:, position]
-    if all(map(is_whole, columns[target])):
+    if all(is_whole(cell) or cell.lower() in TRUTH for cell in columns[target]):
         y = y.astype(np.int64)
     return Source(
         np.delete(values, position, axis=1),
@@ -120,7 +126,15 @@ def _column(asked: str, names: dict[str, int], wanted: str | None, option: str) 
     """Where a column is that an option names."""
     if wanted is not None and wanted in names:
         return names[wanted]
-    near = difflib.get_close_matches(wanted or "", names, 1)
+    lower = {name.lower(): name for name in names}
+    near = [lower[n] for n in difflib.get_close_matches((wanted or "").lower(), lower, 1)]
+    only = next(iter(names), "")
+    if len(names) == 1 and len(only.split()) > 1:
+        raise InvalidInputError(
+            asked,
+            f"a single column, '{only:.60}'",
+            "separate the columns with commas, semicolons or tabs",
+        )
     raise InvalidInputError(
         asked,
         (f"no {option} column named" if wanted is None else f"no column '{wanted}'")
@@ -189,6 +203,9 @@ def _parse(
             odd[name] = [row for row in odd[name] if not DECIMAL_COMMA.fullmatch(cells[row])]
     _refuse_odd(asked, columns, odd, lines)
     _check_exact(asked, columns, values, lines)
+    codes = [n for n, cells in columns.items() if any(map(LEADING_ZERO.fullmatch, cells))]
+    if codes:
+        notes.append(f"leading zeros in {_listed(codes)} were dropped: they were read as numbers")
     marked = [name for name, cells in columns.items() if SENTINELS & set(cells)]
     if marked:
         notes.append(f"-999 and the like in {_listed(marked)} were read as numbers, not as missing")
@@ -239,7 +256,11 @@ def _refuse_odd(
     if text:
         name, rows = next(iter(text.items()))
         remedy = "encode these columns as numbers (classes as 0, 1, 2, ...) or drop them"
-        if not columns[name][rows[0]].strip("0123456789+-_.,%$€ "):
+        if DATE.match(columns[name][rows[0]]):
+            remedy = (
+                "give dates as numbers, for instance of days since the first; or drop the columns"
+            )
+        elif not columns[name][rows[0]].strip("0123456789+-_.,%$€ \u00a0\u202f"):
             remedy = "write plain numbers: digits, a point, perhaps an exponent"
         raise InvalidInputError(
             asked,

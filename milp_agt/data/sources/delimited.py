@@ -50,7 +50,7 @@ def opened(asked: str, path: Path) -> Iterator[TextIO]:
         raise InvalidInputError(
             asked,
             f"a file that cannot be read ({error})",
-            "store it as text in UTF-8, with quotes that close, or download it again",
+            "store it as text in UTF-8 (in Excel: CSV UTF-8), with quotes that close, or download it again",
         ) from error
 
 
@@ -95,6 +95,7 @@ def header_and_lines(asked: str, stream: TextIO) -> tuple[str, Line, Iterator[Li
     A first line ``sep=;``, which Excel writes, names the separator.
     """
     first = list(islice(stream, LOOKED_AT))
+    _refuse_other_files(asked, first[0].lstrip() if first else "")
     named = re.fullmatch(r'"?sep=(.)"?\s*', first[0]) if first else None
     skipped = 1 if named else 0
     separator = named[1] if named else separator_of(asked, first)
@@ -107,10 +108,24 @@ def header_and_lines(asked: str, stream: TextIO) -> tuple[str, Line, Iterator[Li
     return separator, next(lines, (1, [])), lines
 
 
+def _refuse_other_files(asked: str, first: str) -> None:
+    """Files under the name of a table that hold something else."""
+    kinds = {
+        "version https://git-lfs": ("a pointer of Git LFS", "fetch the file: git lfs pull"),
+        "<": ("a web page", "download the file itself, not the page about it"),
+        "{": ("JSON", "store it as a table: pandas.read_json(path).to_csv(..., index=False)"),
+        "@relation": ("ARFF", "store it as a table with a header, columns separated by commas"),
+        "PK": ("an archive or a workbook", "unpack it, or save the sheet as CSV"),
+    }
+    for start, (found, remedy) in kinds.items():
+        if first.lower().startswith(start.lower()):
+            raise InvalidInputError(asked, f"{found} in place of a table", remedy)
+
+
 def _split(text: Iterable[str], separator: str, before: int) -> Iterator[Line]:
     reader = csv.reader(text, delimiter=separator, strict=True)
     for cells in reader:
-        if cells:
+        if len(cells) > 1 or (cells and cells[0].strip()):
             yield before + reader.line_num, cells
 
 

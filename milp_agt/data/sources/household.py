@@ -94,6 +94,12 @@ def read_household_power(asked: str, path: Path) -> Source:
                 values.extend(found)
                 stamps.extend((hour, weekday))
                 kept.append(row)
+    if not kept:
+        raise InvalidInputError(
+            asked,
+            f"{row + 1} rows, none of them without missing values",
+            "give a file with measurements in every column",
+        )
     table = np.frombuffer(values, dtype=np.float64).reshape(-1, 1 + len(MEASUREMENTS))
     time_of = np.frombuffer(stamps, dtype=np.float64).reshape(-1, 2)
     angles = 2.0 * math.pi * time_of / np.array([24.0, 7.0])
