@@ -22,6 +22,8 @@ from milp_agt.attacks.unrolled import Poisoning, State, Unrolled
 from milp_agt.bounds.program import Incumbents
 from milp_agt.core.restriction import UNRESTRICTED, Restriction
 from milp_agt.core.torch_modes import own_modes
+from milp_agt.data import Dataset
+from milp_agt.data.origin import Origin
 from milp_agt.errors import InvalidInputError, UnsupportedOperationError
 from milp_agt.threats import ThreatModel
 from milp_agt.training import inputs
@@ -37,8 +39,9 @@ class PoisonedRun:
     """One training run on poisoned data.
 
     Attributes:
-        poisoned: indices of the samples that were changed or removed, at any step; samples that were
-            inserted are counted from the size of the data set on.
+        poisoned: samples that were changed or removed, at any step: rows of the file of a data set, else
+            positions in the arrays. Inserted samples are counted on from the size of either.
+        positions: the same by position in the training part.
         batches: features and labels (classes, or targets) that each step trained on.
         state_dict: the trained model, for ``load_state_dict``.
     """
@@ -46,6 +49,7 @@ class PoisonedRun:
     poisoned: tuple[int, ...]
     batches: tuple[tuple[Array, npt.NDArray[Any]], ...]
     state_dict: Mapping[str, Tensor]
+    positions: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -56,11 +60,13 @@ class Runs:
         unrolled: the training run that was attacked.
         data: what each run changed.
         state: trained parameters by name, (runs, *shape).
+        origin: rows of the samples in the user's file; None for plain arrays.
     """
 
     unrolled: Unrolled
     data: Packed
     state: State
+    origin: Origin | None = None
 
     @property
     def models(self) -> ModuleModels:
@@ -100,10 +106,15 @@ class Runs:
         for leaf, cover in zip(part.leaves, self.unrolled.covers, strict=True):
             changed |= set(cover[leaf.index[leaf.index >= 0]].tolist())
         return PoisonedRun(
-            poisoned=tuple(sorted(changed)),
+            poisoned=tuple(sorted(map(self._row, changed))),
             batches=tuple((x.cpu().numpy(), self._decoded(y)) for x, y in batches),
             state_dict=state_dict_of(self.unrolled.step_graph, self.state, index),
+            positions=tuple(sorted(changed)),
         )
+
+    def _row(self, position: int) -> int:
+        """The row of a sample in the user's file; its position without one."""
+        return position if self.origin is None else self.origin.row(position)
 
     def _trained_on(self, whole: Poisoning, step: int) -> tuple[Tensor, Tensor]:
         """Features and encoded labels of the samples of a batch that are there."""
@@ -193,7 +204,7 @@ class Attack:
 
     @property
     def poisoned(self) -> tuple[int, ...]:
-        """Samples that the best run changed."""
+        """Samples that the best run changed: rows of the file of a data set, positions in arrays."""
         return self.best.poisoned
 
     @property
@@ -219,6 +230,7 @@ class Attacker:
     unrolled: Unrolled
     search: Search
     restriction: Restriction = UNRESTRICTED
+    origin: Origin | None = None
 
     @own_modes()
     def attack(
@@ -316,13 +328,13 @@ class Attacker:
             states.append(final)
             confirm(states[-1], expected)
         state = {n: torch.cat([s[n] for s in states]) for n in states[0]}
-        return Runs(self.unrolled, data, state)
+        return Runs(self.unrolled, data, state, self.origin)
 
 
 @own_modes()
 def attack(
     model: nn.Module,
-    data: tuple[inputs.ArrayLike, inputs.ArrayLike],
+    data: tuple[inputs.ArrayLike, inputs.ArrayLike] | Dataset,
     training: Training,
     threat: ThreatModel,
     *,
@@ -343,7 +355,7 @@ def attack(
 
     Args:
         model: a torch module of supported layers; copied, never changed.
-        data: features (n, *shape) and labels, as in ``certify``.
+        data: features (n, *shape) and labels, or a data set, as in ``certify``.
         training: the run.
         threat: what the adversary may change.
         objective: from ``milp_agt.attacks``; None for :class:`Envelope`, every parameter from both
@@ -355,20 +367,21 @@ def attack(
         InvalidInputError, InvalidThreatModelError, UnsupportedOperationError: see the message.
         SoundnessError: plain torch does not confirm a run; a bug.
     """
-    inputs.check_run(model, data, training, threat)
+    arrays, threat, origin = inputs.located(data, threat)
+    inputs.check_run(model, arrays, training, threat)
     if search is not None:
         inputs.of_kind(search, Search, "A search", "give agt.attacks.Search(...)")
     if objective is not None:
         _check_objective(objective)
     target = inputs.device_of(device)
-    inputs.warn_of_float32(model, data[0])
-    features = inputs.features_of(data[0])
+    inputs.warn_of_float32(model, arrays[0])
+    features = inputs.features_of(arrays[0])
     step_graph = trace(model, training.loss, tuple(features.shape[1:]), training.clipping)
-    labels = inputs.labels_of(data[1], len(features), step_graph.loss, step_graph.outputs)
+    labels = inputs.labels_of(arrays[1], len(features), step_graph.loss, step_graph.outputs)
     poison = threat.bind(features, labels, step_graph.loss).to(target)
     check_clipping(step_graph, poison)
     unrolled = Unrolled.of(step_graph.to(target), training, poison)
-    return Attacker(unrolled, search or Search()).attack(objective or Envelope())
+    return Attacker(unrolled, search or Search(), origin=origin).attack(objective or Envelope())
 
 
 def _check_objective(objective: object) -> None:

@@ -23,8 +23,8 @@ class DataTable(Table):
     path: str | None = Field(
         default=None,
         description="A file, relative to the run file: `.npz` (arrays x_train, y_train and perhaps x_test, "
-        "y_test; or X, y; or those of MedMNIST), `.csv` with a header, household power data, or the "
-        "folder of a driving simulator.",
+        "y_test; or X, y; or those of MedMNIST), `.csv` or `.tsv` with a header (commas, semicolons, tabs "
+        "or bars), household power data, or the folder of a driving simulator.",
     )
     samples: Annotated[int, Field(ge=2)] | None = Field(
         default=None,
@@ -38,6 +38,11 @@ class DataTable(Table):
     target: str | None = Field(
         default=None,
         description="Target column of a `.csv`, which needs it; whole numbers are classes.",
+    )
+    id: str | None = Field(
+        default=None,
+        description="Column of a `.csv` (array of an `.npz`) that says who a sample is: no feature, but a "
+        "name by which `ids` of threats and properties find it.",
     )
     test_fraction: Annotated[float, Field(ge=0, lt=1)] | None = Field(
         default=None,

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import importlib.util
+import io
 import itertools
 import math
 import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
 
 import torch
@@ -71,12 +74,22 @@ def factory_network(reference: str, folder: Path, seed: int) -> nn.Module:
         )
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
+    said = io.StringIO()
     try:
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=[]), _as_a_script(path, said):
             torch.manual_seed(seed)
             spec.loader.exec_module(module)
             make = getattr(module, function, None)
             built = make() if callable(make) else None
+    except SystemExit as error:
+        told = said.getvalue().strip().splitlines()
+        raise ConfigurationError(
+            asked,
+            f"{path.name} ends the program while it is read (exit {error.code})"
+            + (f": {told[-1]:.200}" if told else ""),
+            "put what a script does, arguments of the command line included, under "
+            f"if __name__ == '__main__': so that '{function}' can be called without it",
+        ) from error
     except Exception as error:
         raise ConfigurationError(
             asked,
@@ -104,6 +117,22 @@ def factory_network(reference: str, folder: Path, seed: int) -> nn.Module:
             stacklevel=2,
         )
     return built.double()
+
+
+@contextmanager
+def _as_a_script(path: Path, said: io.StringIO) -> Iterator[None]:
+    """Read a file as ``python FILE`` would: no arguments of ours, its own folder to import from.
+
+    What it writes to stderr goes to ``said``, and to stderr where it does not end the program.
+    """
+    arguments, folders = sys.argv, sys.path
+    sys.argv, sys.path = [str(path)], [str(path.parent), *sys.path]
+    try:
+        with redirect_stderr(said):
+            yield
+        sys.stderr.write(said.getvalue())
+    finally:
+        sys.argv, sys.path = arguments, folders
 
 
 def load_state(model: nn.Module, path: Path) -> None:

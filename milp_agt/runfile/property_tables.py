@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import numpy.typing as npt
 from pydantic import Field
 
-from milp_agt.core.option_table import KIND, Index, NonNegative, Table
+from milp_agt.core.option_table import KIND, Index, NonNegative
 from milp_agt.core.reachable import Bounds
-from milp_agt.data.dataset import Dataset
 from milp_agt.errors import InvalidInputError, Problem
+from milp_agt.runfile.points_table import PickedPoints, TableOfPoints, TableOfProperty
 
 if TYPE_CHECKING:
     from milp_agt.attacks import Objective
@@ -24,94 +24,7 @@ Array = npt.NDArray[Any]
 Numbers = float | list[float]
 
 
-class PickedPoints(NamedTuple):
-    """The points that a property is about: positions in their part of the data, and their names."""
-
-    positions: Array
-    features: Array
-    labels: Array
-    groups: Array | None
-
-
-class _PropertyTable(Table):
-    """Keys of every kind; without a threshold a property is only reported."""
-
-    at_least: float | None = Field(
-        default=None,
-        description="PROVED if the certified lower bound is at least this, in each subgroup as well; "
-        "only reported without a threshold.",
-    )
-    at_most: float | None = Field(
-        default=None,
-        description="PROVED if the certified upper bound is at most this, in place of `at_least`.",
-    )
-
-    is_share: ClassVar[bool] = False
-
-    @classmethod
-    def contradictions(cls, given: Mapping[str, Any]) -> Iterator[Problem]:
-        yield from super().contradictions(given)
-        if "at_least" in given and "at_most" in given:
-            yield "both 'at_least' and 'at_most'", "split it into two properties"
-        for key in ("at_least", "at_most") if cls.is_share else ():
-            value = given.get(key)
-            if isinstance(value, (int, float)) and not 0 <= value <= 1:
-                found = f"{key} = {value:g} for a share, which lies between 0 and 1"
-                percent = f"{key} = {value / 100:g}, if {value:g} % is meant"
-                yield found, f"give {percent}" if 1 < value <= 100 else "give a number from 0 to 1"
-
-    @property
-    def detail(self) -> str:
-        """What tells this property from others of its kind."""
-        return ""
-
-
-class _PointsTable(_PropertyTable):
-    """Keys of the kinds that ask about test points."""
-
-    on: Literal["test", "train"] = Field(
-        default="test", description="The part of the data that is asked about."
-    )
-    points: Annotated[list[Index], Field(min_length=1)] | None = Field(
-        default=None, description="Points of that part by position; all unless given."
-    )
-    groups: Literal["class"] | list[str | int] | None = Field(
-        default=None,
-        description="Bound every subgroup as well: each class, or the subgroups made by one name for "
-        "each point that is asked about.",
-    )
-
-    def pick(self, dataset: Dataset) -> PickedPoints:
-        """The points of a data set.
-
-        Raises:
-            InvalidInputError: an empty part, positions outside it, a regression by classes.
-        """
-        test = self.on == "test"
-        x = dataset.x_test if test else dataset.x_train
-        y = dataset.y_test if test else dataset.y_train
-        if len(x) == 0:
-            raise InvalidInputError(
-                f"A property of the {self.on} part",
-                f"'{dataset.name}' without a {self.on} part",
-                "hold samples out with test_fraction, or set on = 'train'",
-            )
-        index = np.arange(len(x)) if self.points is None else np.asarray(self.points)
-        if index.max() >= len(x):
-            raise InvalidInputError(
-                f"points = positions 0..{len(x) - 1} of the {self.on} part",
-                f"position {int(index.max())}",
-                "correct 'points'",
-            )
-        if self.groups == "class" and dataset.task == "regression":
-            raise InvalidInputError(
-                "groups = 'class' needs classes", "real targets", "name a group for each point"
-            )
-        names = y[index] if self.groups == "class" else self.groups
-        return PickedPoints(index, x[index], y[index], None if names is None else np.asarray(names))
-
-
-class AccuracyTable(_PointsTable):
+class AccuracyTable(TableOfPoints):
     """Share of points with the right class."""
 
     is_share: ClassVar[bool] = True
@@ -126,7 +39,7 @@ class AccuracyTable(_PointsTable):
         return Accuracy(at.features, at.labels)
 
 
-class CollectiveTable(_PointsTable):
+class CollectiveTable(TableOfPoints):
     """Share of points with the right class, where all points face the same poisoning."""
 
     is_share: ClassVar[bool] = True
@@ -141,7 +54,7 @@ class CollectiveTable(_PointsTable):
         return Accuracy(at.features, at.labels)
 
 
-class LossTable(_PointsTable):
+class LossTable(TableOfPoints):
     """Mean loss."""
 
     kind: Literal["loss"] = Field(description=KIND)
@@ -155,7 +68,7 @@ class LossTable(_PointsTable):
         return Loss(at.features, at.labels)
 
 
-class StableTable(_PointsTable):
+class StableTable(TableOfPoints):
     """Share of points with the class that the run on the data as given predicts."""
 
     is_share: ClassVar[bool] = True
@@ -170,7 +83,7 @@ class StableTable(_PointsTable):
         return Stable(at.features)
 
 
-class TargetedTable(_PointsTable):
+class TargetedTable(TableOfPoints):
     """Share of points that the adversary can push into unsafe outputs: `unsafe`, `targets`, or `low`
     and `high` say which."""
 
@@ -181,7 +94,8 @@ class TargetedTable(_PointsTable):
     )
     targets: list[Index | list[Index]] | None = Field(
         default=None,
-        description="For each point the class, or the classes, that are unsafe for it.",
+        description="For each point the class, or the classes, that are unsafe for it, in the order of "
+        "`points`, or of the rows in the file.",
     )
     low: float | None = Field(
         default=None,
@@ -232,7 +146,7 @@ class TargetedTable(_PointsTable):
         return np.array((low, np.inf if self.high is None else self.high))
 
 
-class BackdoorTable(_PointsTable):
+class BackdoorTable(TableOfPoints):
     """Success rate of a trigger in the test inputs: a ball (`radius`), free `coordinates` from `low` to
     `high`, or a patch (`coordinates` with `values`)."""
 
@@ -313,7 +227,7 @@ class BackdoorTable(_PointsTable):
         return Backdoor(at.features, at.labels, self.trigger, self.target)
 
 
-class FunctionalTable(_PropertyTable):
+class FunctionalTable(TableOfProperty):
     """One linear functional of the parameters."""
 
     kind: Literal["functional"] = Field(description=KIND)

@@ -77,7 +77,7 @@ class LoadedRun(NamedTuple):
 
         return certify(
             self.model,
-            self.data,
+            self.dataset,
             self.training,
             self.threat if threat is None else threat,
             options=self.options,
@@ -151,6 +151,8 @@ class RunConfig(Table):
             UnsupportedOperationError: an unknown loss.
             ConfigurationError: a state file or factory that cannot be used; or several of these at once.
         """
+        from milp_agt.threats.units import located
+
         errors = _Errors()
         training = errors.of(self.training.build)
         dataset = errors.of(self._dataset)
@@ -160,7 +162,9 @@ class RunConfig(Table):
                 errors.found.append(ConfigurationError("Build the model", found, remedy))
             raise errors.all(self.path)
         model = errors.of(lambda: self._model(dataset))
-        threat = errors.of(lambda: self.threat.resolved(dataset.y_train).build())
+        threat = errors.of(
+            lambda: located(self.threat.resolved(dataset.y_train).build(), dataset.origin)
+        )
         if model is not None and training is not None:
             self._check_properties(model, dataset, errors)
         if errors.found or model is None or training is None or threat is None:
@@ -186,6 +190,7 @@ class RunConfig(Table):
             samples=self.data.samples,
             noise=self.data.noise,
             target=self.data.target,
+            id=self.data.id,
             test_fraction=self.data.test_fraction,
             seed=self.data.seed,
             standardise=self.data.standardise,

@@ -12,16 +12,29 @@ import torch
 from torch import Tensor, nn
 
 from milp_agt.core.arguments import callable_of as callable_of
+from milp_agt.core.arguments import columns_of, same_rows
 from milp_agt.core.arguments import listed as listed
 from milp_agt.core.arguments import of_kind as of_kind
 from milp_agt.core.interval import Interval
+from milp_agt.core.missing import all_finite
 from milp_agt.core.numbers import numbers_of
+from milp_agt.data import Dataset
+from milp_agt.data.checks import exact
+from milp_agt.data.origin import Origin
 from milp_agt.errors import InvalidInputError, InvalidThreatModelError
 from milp_agt.formulations.loss import LossFunction
+from milp_agt.threats.units import located as by_origin
 from milp_agt.training.tracing import StepGraph
 from milp_agt.training.training import Training
 
 ArrayLike = npt.NDArray[Any] | Tensor
+
+
+def located(data: Any, threat: Any) -> tuple[Any, Any, Origin | None]:
+    """Arrays, threat and origin of a run: of a data set its training part, and the threat by its rows."""
+    if not isinstance(data, Dataset):
+        return data, threat, None
+    return (data.x_train, data.y_train), by_origin(threat, data.origin), data.origin
 
 
 def check_run(model: object, data: object, training: object, threat: object) -> None:
@@ -38,6 +51,7 @@ def check_run(model: object, data: object, training: object, threat: object) -> 
         raise InvalidInputError(
             "The data are a pair (features, labels)", f"{len(data)} entries", "give these two"
         )
+    same_rows(data[0], data[1], "The data are a pair (features, labels)")
     if not callable(getattr(threat, "bind", None)):
         raise InvalidThreatModelError(
             "A threat model says what an adversary may do",
@@ -55,9 +69,7 @@ def _as_arrays(data: object) -> str:
             "give a pair (features, labels) of all samples, and the order of the loader as "
             "Training(batches=...)"
         )
-    if hasattr(data, "x_train"):
-        return "give a pair (features, labels): (dataset.x_train, dataset.y_train)"
-    return "give a pair (features, labels)"
+    return "give a pair (features, labels), or a data set of agt.load_dataset(...)"
 
 
 def features_of(values: ArrayLike, what: str = "Features") -> Tensor:
@@ -73,9 +85,8 @@ def features_of(values: ArrayLike, what: str = "Features") -> Tensor:
             f"shape {tuple(tensor.shape)}",
             "give an array of shape (samples, features)",
         )
-    with torch.inference_mode(False):
-        tensor = tensor.to(torch.float64)
-    _finite(tensor, what)
+    tensor = _double(tensor, what)
+    _finite(tensor, what, columns_of(values))
     return tensor
 
 
@@ -289,14 +300,19 @@ def _strided(values: Tensor, what: str) -> Tensor:
     return plain.clone() if plain.is_inference() else plain
 
 
-def _finite(tensor: Tensor, what: str) -> None:
-    bad = ~torch.isfinite(tensor)
-    if bool(bad.any()):
-        first = tuple(int(i) for i in bad.nonzero()[0])
-        samples = bad.reshape(len(bad), -1).any(1).nonzero()[:, 0].tolist()
-        named = ", ".join(str(s) for s in samples[:8]) + (", ..." if len(samples) > 8 else "")
-        raise InvalidInputError(
-            f"{what} must be finite",
-            f"{int(bad.sum())} NaN or infinite entries in samples {named}, the first at {first}",
-            "drop or impute these samples before training",
-        )
+def _double(tensor: Tensor, what: str) -> Tensor:
+    """Numbers as float64, where none is rounded by that.
+
+    Raises:
+        InvalidInputError: whole numbers beyond 2^53 that would be.
+    """
+    with torch.inference_mode(False):
+        if not tensor.is_floating_point():
+            exact(f"{what} must be float64", what.lower(), tensor.numpy())
+        return tensor.to(torch.float64)
+
+
+def _finite(tensor: Tensor, what: str, names: tuple[str, ...] = ()) -> None:
+    numbers = tensor.numpy()
+    names = names if numbers.ndim == 2 and numbers.shape[1] == len(names) else ()
+    all_finite(f"{what} must be finite", f"the {what.lower()}", numbers, names)
