@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from milp_agt.attacks.goals import Goal
 from milp_agt.attacks.objectives import Direction, Envelope, Objective
 from milp_agt.attacks.packed import Packed
-from milp_agt.attacks.proposed import packed_of
+from milp_agt.attacks.proposed import Favoured, packed_of
 from milp_agt.attacks.replay import ModuleModels, confirm, replay, state_dict_of
 from milp_agt.attacks.search import Aim, Hunt, Search
 from milp_agt.attacks.unrolled import Poisoning, State, Unrolled
@@ -134,7 +134,7 @@ class Attack:
         reached: least and largest value that any kept run has; for the envelope of its widths.
         lower, upper: ends of each trainable parameter over the kept runs and the nominal one.
         trained: models that were trained in the search.
-        proposed: how many of them are what programs of the certificate had their adversary do.
+        proposed: how many of them are what programs (or duals) of the certificate had their adversary do.
         exhaustive: whether every admissible poisoning was tried, so that ``value`` is the optimum (of
             a backdoor: for the triggers that were found).
         seed, seconds: of the search.
@@ -157,11 +157,11 @@ class Attack:
     attacker: Attacker = field(repr=False)
 
     def towards(
-        self, objective: Objective, incumbents: Sequence[Sequence[Incumbents]] = ()
+        self, objective: Objective, incumbents: Sequence[Sequence[Incumbents] | Favoured] = ()
     ) -> Attack:
         """Both ends of another objective of the same run, starting from the runs found here.
 
-        And from ``incumbents``, what programs had their adversaries do.
+        And from ``incumbents``, what programs had their adversaries do, or forms that a dual favours.
         """
         _check_objective(objective)
         return self.attacker.attack(objective, ("min", "max"), self.runs, incumbents)
@@ -226,7 +226,7 @@ class Attacker:
         objective: Objective,
         directions: tuple[Direction, ...] | None = None,
         known: Runs | None = None,
-        incumbents: Sequence[Sequence[Incumbents]] = (),
+        incumbents: Sequence[Sequence[Incumbents] | Favoured] = (),
     ) -> Attack:
         """Search for the worst poisoning.
 
@@ -234,7 +234,8 @@ class Attacker:
             objective: what to reach.
             directions: which ends, in place of those of the objective.
             known: runs of an earlier search, from which this one starts as well.
-            incumbents: likewise, what programs had their adversaries do, window by window.
+            incumbents: likewise, what programs had their adversaries do, window by window, or forms of
+                the data that a dual bound maximises.
 
         Raises:
             InvalidInputError: an objective that does not fit the model.
@@ -331,9 +332,10 @@ def attack(
 ) -> Attack:
     """Attack a training run: find admissible poisoned data that move an objective as far as possible.
 
-    Random and extreme poisonings, gradient ascent through the unrolled run, and exchanges of poisoned
-    samples, all for many attacks at once; label flips and removals are tried one and all where they are
-    few. New samples (``Substitution``, ``Insertion``) are searched within some distance of the data.
+    Random and extreme poisonings, samples by themselves at the moves that flip units of theirs and the best
+    of them together, gradient ascent through the unrolled run, exchanges of poisoned samples and local moves
+    of them, all for many attacks at once; label flips and removals are tried one and all where they are few.
+    New samples (``Substitution``, ``Insertion``) are searched within some distance of the data.
 
     Guarantee: every number of the result is reached by a float64 training run on data that the threat
     model admits, and was confirmed by training in plain torch. Nothing is claimed about what stronger

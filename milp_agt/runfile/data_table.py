@@ -7,9 +7,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
+from milp_agt.core.option_table import Count, Index, NonNegative, Table
 from milp_agt.data.dataset import dataset_names
 from milp_agt.errors import Problem
-from milp_agt.runfile.table import Count, Index, NonNegative, Table
 
 
 class DataTable(Table):

@@ -8,8 +8,8 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
+from milp_agt.core.option_table import WRONG, Table
 from milp_agt.errors import Problem
-from milp_agt.runfile.table import WRONG, Table
 
 Fields = Mapping[str, tuple[str, ...]]  # the known keys of every table
 Tables = Mapping[str, type[BaseModel]]  # every table by its name, kinds apart: "threat.labels"
@@ -129,7 +129,7 @@ def _unknown_in(
 def _others(error: ValidationError, raw: Mapping[str, Any]) -> Iterator[Problem]:
     grouped: dict[tuple[str | int, ...], list[dict[str, Any]]] = {}
     for item in _of_nearest_form(error.errors(include_url=False), raw):
-        if item["type"] == "extra_forbidden":
+        if item["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
             continue
         if _is_other_form(item["type"], item["input"]):
             continue
@@ -231,7 +231,7 @@ def _plainly(error: ValidationError, raw: Mapping[str, Any]) -> Iterator[Problem
         where, key = _place(_real_path(item["loc"], item["type"], raw))
         name = where if key is None else key
         found = f"{where} = " if key is None else f"{where} {key} = "
-        unknown = item["type"] == "extra_forbidden"
+        unknown = item["type"] in ("extra_forbidden", "unexpected_keyword_argument")
         yield (
             f"{found}{item['input']!r:.60}",
             f"drop '{name}', which is not known"

@@ -9,10 +9,10 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import Field
 
+from milp_agt.core.option_table import KIND, Index, NonNegative, Table
 from milp_agt.core.reachable import Bounds
 from milp_agt.data.dataset import Dataset
 from milp_agt.errors import InvalidInputError, Problem
-from milp_agt.runfile.table import KIND, Index, NonNegative, Table
 
 if TYPE_CHECKING:
     from milp_agt.attacks import Objective

@@ -9,8 +9,8 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import Field
 
+from milp_agt.core.option_table import KIND, WRONG, Count, Index, NonNegative, Table
 from milp_agt.errors import ConfigurationError, Problem
-from milp_agt.runfile.table import KIND, WRONG, Count, Index, NonNegative, Table
 
 if TYPE_CHECKING:
     from milp_agt.threats import FeaturePoisoning, LabelPoisoning, ThreatModel

@@ -7,8 +7,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
+from milp_agt.core.option_table import KIND, WRONG, Count, Index, NonNegative, Positive, Table
 from milp_agt.errors import MilpAgtError, Problem
-from milp_agt.runfile.table import KIND, WRONG, Count, Index, NonNegative, Positive, Table
 from milp_agt.training.schedules import (
     CosineDecay,
     ExponentialDecay,

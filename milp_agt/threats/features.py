@@ -58,7 +58,7 @@ class FeatureMoves:
         """The moves of the samples in ``mask`` (N,), and the domain of the features, (*shape).
 
         Raises:
-            InvalidThreatModelError: options that contradict each other or do not fit the data.
+            InvalidThreatModelError: contradictory options, or options that do not fit the data.
         """
         order = norm_of(self.name, self.norm)
         self._check_options(order)
@@ -77,7 +77,7 @@ class FeatureMoves:
         self._whole_numbers(flat, mask, integer)
         limits = self._limits(features, mask)
         fills = self._fills(flat.shape[1], grouped)
-        # Without a domain, moves that are the same for all samples are stored once.
+        # Without a domain, moves that are equal for all samples are stored once.
         alike = limits is None and radius.stride(0) == 0
         ends = _ends(flat, radius[:1] if alike else radius, limits, integer)
         low, high = (end.expand(flat.shape) for end in ends)
@@ -103,7 +103,7 @@ class FeatureMoves:
         return whole.only(mask), _reach(features, limits, fills)
 
     def describe(self) -> str:
-        """What may happen to the features of a poisoned sample, after "the features of ... "."""
+        """The possible changes of a poisoned sample's features, to follow "the features of ... "."""
         order = norm_of(self.name, self.norm)
         size = radius_text(self.radius)
         if order == math.inf:
@@ -154,7 +154,7 @@ class FeatureMoves:
         return tuple(int(c) for c in columns)
 
     def _groups(self, flat: Tensor, mask: Tensor) -> list[tuple[int, ...]]:
-        """The one-hot groups, checked: disjoint, and one 1 in each open sample."""
+        """The one-hot groups, checked to be disjoint and to have one 1 in each open sample."""
         listed = isinstance(self.categorical, Iterable)
         if not listed or not all(isinstance(group, Sequence) for group in self.categorical):
             raise InvalidThreatModelError(
@@ -213,7 +213,7 @@ class FeatureMoves:
         return Interval(low.expand(shape), high.expand(shape))
 
     def _fills(self, size: int, grouped: set[int]) -> dict[int, float]:
-        """The value that stands for a missing one, by column."""
+        """The value of a missing entry, by column."""
         if self.missing is None:
             return {}
         if isinstance(self.missing, Mapping):
@@ -293,7 +293,7 @@ class FeatureMoves:
 def _ends(
     flat: Tensor, radius: Tensor, limits: Interval | None, integer: tuple[int, ...]
 ) -> tuple[Tensor, Tensor]:
-    """The least and the largest move of each feature, (N, size): rounded outwards, whole where asked."""
+    """The least and largest move of each feature, (N, size): rounded outwards; whole if ``integer``."""
     low, high = -radius, radius
     if limits is not None:
         down, up = (
@@ -311,7 +311,7 @@ def _ends(
 
 
 def _reach(features: Tensor, limits: Interval | None, fills: dict[int, float]) -> Interval | None:
-    """The domain together with the values that stand for missing ones."""
+    """The domain, extended to the values of missing entries."""
     if limits is None or not fills:
         return limits
     low, high = limits.lower.flatten().clone(), limits.upper.flatten().clone()

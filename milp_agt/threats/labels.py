@@ -34,7 +34,7 @@ class LabelMoves:
         """The moves of the samples in ``mask`` (N,).
 
         Raises:
-            InvalidThreatModelError: options that contradict each other or do not fit the loss.
+            InvalidThreatModelError: contradictory options, or options that do not fit the loss.
         """
         order = norm_of(self.name, self.norm)
         if loss.is_classification:
@@ -57,7 +57,7 @@ class LabelMoves:
         return Ball(int(order), radius, -radius, radius, False).only(mask)
 
     def describe(self) -> str:
-        """What may happen to the label of a poisoned sample, after "the labels of ... "."""
+        """The possible changes of a poisoned sample's label, to follow "the labels of ... "."""
         if self.radius is not None:
             order = norm_of(self.name, self.norm)
             where = "" if order == math.inf else f" in the norm {order:g}"

@@ -1,4 +1,4 @@
-"""Threats that change samples: their features, their labels, both at one cost or at two."""
+"""Threats that change samples: features, labels, or both, with one budget or with two."""
 
 from __future__ import annotations
 
@@ -23,27 +23,27 @@ class FeaturePoisoning(Budgeted):
     Columns are positions in the flattened sample.
 
     Attributes:
-        budget: count of samples.
+        budget: number of samples.
         radius: largest move: one number, one for each feature (*shape), for each sample (N,), or
-            for both (N, *shape). Where features have radii of their own, the norms 1 and 2 are those
-            of ``move / radius``, and at most 1. May be ``inf`` under a domain, in the norms inf and 0.
+            for both (N, *shape). If features have different radii, the norms 1 and 2 are those of
+            ``move / radius``, at most 1. May be ``inf`` with a domain, in the norms inf and 0.
         norm: "inf" (each feature within its radius), 2, 1, or 0: at most ``coordinates`` features
             move, each within its radius.
         samples: indices of the samples that can be poisoned; None for all.
-        static: True if the data are poisoned once, before training; False for a fresh perturbation
+        static: True if the data are poisoned once, before training; False for a new perturbation
             in every step (adaptive).
-        scope: "dataset", one poisoned set for the whole run, or "batch", up to ``budget`` of each
-            batch (of a smaller batch all).
+        scope: "dataset", one poisoned set for the whole run, or "batch", up to ``budget`` samples of
+            each batch (all of a smaller batch).
         coordinates: for the norm 0; a categorical group counts as one.
         domain: (lowest, highest) value, numbers or arrays (*shape); poisoned features stay inside.
         integer: columns that move by whole numbers. Linear bounds are exact for the norms inf and 0;
-            for 1 and 2 they hold for the moves without this condition.
-        categorical: groups of one-hot columns; each may change to any other category, whatever the
-            radius (and the norms 1 and 2, which count the other columns).
-        missing: the value that training sees where an entry is missing: the adversary may blank any
-            entry, which then reads as this value (it need not lie in the domain). One value for all
-            numeric columns, or a mapping from columns to their values. Norms inf and 0 only. NaN in
-            the data themselves is refused.
+            for 1 and 2 they ignore this condition, which is sound.
+        categorical: groups of one-hot columns; each may change to any other category, regardless of
+            the radius (and of the norms 1 and 2, which count only the other columns).
+        missing: the value that training sees for a missing entry: the adversary may blank any entry,
+            which then has this value (it need not lie in the domain). One value for all numeric
+            columns, or a mapping from columns to values. Norms inf and 0 only. NaN in the data
+            themselves is refused.
         rows: (A, b) with further conditions ``A @ move <= b`` for each sample, A (rows, size), b
             (rows,) or (N, rows), >= 0. Kept by ``lp`` and ``milp``; the other relaxations bound the
             larger threat without them, and the result says so.
@@ -88,7 +88,7 @@ class LabelPoisoning(Budgeted):
     """Up to ``budget`` samples have other labels.
 
     Attributes:
-        budget: count of samples.
+        budget: number of samples.
         radius: None for classification; for regression the largest move of the targets: one number,
             one for each output, for each sample (N,), or for both (N, outputs).
         samples, static, scope: as in :class:`FeaturePoisoning`.
@@ -128,10 +128,10 @@ class FeatureLabelPoisoning(Budgeted):
     """Up to ``budget`` samples have both their features and their labels changed.
 
     Attributes:
-        budget: count of samples.
-        radius, norm, coordinates, domain, integer, categorical, missing, rows: what features may do, as
-            in :class:`FeaturePoisoning`.
-        label_radius, label_norm, target: what labels may do: radius, norm and target of
+        budget: number of samples.
+        radius, norm, coordinates, domain, integer, categorical, missing, rows: of feature moves, as in
+            :class:`FeaturePoisoning`.
+        label_radius, label_norm, target: of label changes: radius, norm and target of
             :class:`LabelPoisoning`.
         samples, static, scope: as in :class:`FeaturePoisoning`.
     """
@@ -196,18 +196,18 @@ def _feature_moves(threat: FeaturePoisoning | FeatureLabelPoisoning) -> FeatureM
 
 @dataclass(frozen=True)
 class SeparatePoisoning:
-    """Features of some samples and labels of others, or of the same ones: two budgets, spent apart.
+    """Features of some samples and labels of others, or of the same ones, with separate budgets.
 
     Up to ``features.budget`` samples have their features moved and up to ``labels.budget`` their labels
-    changed. It holds the threat of :class:`FeatureLabelPoisoning` with the smaller of the two
-    budgets, and both threats that it is made of; with one budget 0 it is the other one.
+    changed. It includes :class:`FeatureLabelPoisoning` with the smaller of the two budgets, and each of
+    its two parts; with one budget 0 it equals the other part.
 
     Attributes:
-        features, labels: what either may do, each with its own ``samples``. ``static`` and ``scope`` must
-            be the same.
+        features, labels: the two parts, each with its own ``samples``. ``static`` and ``scope`` must be
+            the same.
 
     Raises:
-        InvalidThreatModelError: parts of other kinds, or that disagree on ``static`` or ``scope``.
+        InvalidThreatModelError: parts of other types, or with different ``static`` or ``scope``.
     """
 
     features: FeaturePoisoning
@@ -232,7 +232,7 @@ class SeparatePoisoning:
 
     @property
     def budget(self) -> int:
-        """How many samples can be poisoned in one way or the other."""
+        """The most samples that can be poisoned in some way."""
         return self.features.budget + self.labels.budget
 
     def bind(self, features: Tensor, labels: Tensor, loss: LossFunction) -> Poison:

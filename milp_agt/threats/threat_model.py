@@ -1,4 +1,4 @@
-"""What every threat model says, and what most share: a budget, the samples, the times."""
+"""The interface of threat models, and the parts most share: a budget, the samples, the times."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SCOPES = ("dataset", "batch")
 
 
 class ThreatModel(Protocol):
-    """Anything that can say, for a data set, which moves each sample admits."""
+    """Defines, for a data set, the admissible moves of each sample."""
 
     @property
     def budget(self) -> int: ...
@@ -28,13 +28,13 @@ class ThreatModel(Protocol):
         ...
 
     def describe(self) -> str:
-        """What the adversary may do, as a sentence of the claim."""
+        """What the adversary may do, as a part of the claim."""
         ...
 
 
 @dataclass(frozen=True)
 class Budgeted:
-    """Common part: how many samples, which ones, when."""
+    """Common part: how many samples, which, and when."""
 
     budget: int
 

@@ -1,4 +1,4 @@
-"""Checks and conversions of what a user hands in: data, initial boxes, sizes, devices."""
+"""Checks and conversions of user inputs: data, initial boxes, sizes, devices."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ ArrayLike = npt.NDArray[Any] | Tensor
 
 
 def check_run(model: object, data: object, training: object, threat: object) -> None:
-    """See that a run is made of a model, a pair of arrays, a training and a threat.
+    """Check that the inputs of a run are a model, a pair of arrays, a training and a threat.
 
     Raises:
-        InvalidInputError, InvalidThreatModelError: something else.
+        InvalidInputError, InvalidThreatModelError: any other object.
     """
     of_kind(model, nn.Module, "The model", "give a torch.nn.Module")
     of_kind(training, Training, "The training", "give agt.Training(loss=...)")
@@ -80,7 +80,7 @@ def features_of(values: ArrayLike, what: str = "Features") -> Tensor:
 
 
 def warn_of_float32(model: nn.Module, features: ArrayLike) -> None:
-    """Say once that single precision is converted: the claim is about the float64 run."""
+    """Warn once that single precision is converted: the claim is about the float64 run."""
     single = [n for n, p in model.named_parameters() if p.dtype != torch.float64]
     data = str(getattr(features, "dtype", "")).endswith("float32")
     if not single and not data:
@@ -102,8 +102,8 @@ def labels_of(
     """Encoded labels, (n, width) float64.
 
     Raises:
-        InvalidInputError: another count than the features, classes out of range, NaN or infinity,
-            targets that do not fit the outputs.
+        InvalidInputError: a number of labels other than that of the features, classes out of range,
+            NaN or infinity, targets that do not fit the outputs.
     """
     tensor = _tensor(values, what)
     if len(tensor) != count:
@@ -159,8 +159,8 @@ def initial_box(
     """The box of theta_0: the model's parameters, or the boxes given for some of them by name.
 
     Raises:
-        InvalidInputError: an unknown name, a wrong shape, lower > upper, a box without the model's
-            own value.
+        InvalidInputError: an unknown name, a wrong shape, lower > upper, a box that does not contain
+            the model's own value.
     """
     boxes = {n: Interval.point(v.unsqueeze(0)) for n, v in step_graph.initial.items()}
     remedy = "give {name: (lower, upper)}"
@@ -197,7 +197,7 @@ def initial_box(
 
 
 def bytes_of(memory: str | int) -> int:
-    """``"4GiB"``, ``"500 MB"`` or a count of bytes.
+    """Bytes of ``"4GiB"``, ``"500 MB"`` or a number of bytes.
 
     Raises:
         InvalidInputError: anything else.

@@ -1,4 +1,4 @@
-"""Learning-rate schedules: the rate of every step as a formula, fixed before the run."""
+"""Learning-rate schedules: the rate of every step by a formula, fixed before the run."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Unit = Literal["step", "epoch"]
 
 
 class Schedule(Protocol):
-    """The learning rate as a function of time, which is counted in steps or in finished epochs."""
+    """The learning rate as a function of time, counted in steps or in finished epochs."""
 
     @property
     def unit(self) -> Unit: ...
@@ -37,7 +37,7 @@ class InverseTimeDecay:
         unit: "step" or "epoch", in which t is counted.
 
     Raises:
-        InvalidInputError: a value out of range, in this schedule and in all others.
+        InvalidInputError: a value out of range, as in all other schedules.
     """
 
     decay: float
@@ -56,7 +56,7 @@ class StepDecay:
     """``lr * factor^floor(t / every)``, as torch's StepLR(step_size=every, gamma=factor).
 
     Attributes:
-        every: steps, or epochs, from one drop to the next.
+        every: steps, or epochs, between drops.
         factor: of each drop.
         unit: "step" or "epoch", in which t is counted.
     """

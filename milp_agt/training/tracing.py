@@ -1,4 +1,4 @@
-"""From a torch model and a loss name to the graph of one training step."""
+"""Tracing: from a torch model and a loss name to the graph of one training step."""
 
 from __future__ import annotations
 
@@ -31,17 +31,17 @@ class StepGraph:
     """Forward pass, loss gradient and parameter gradients of one step, as one graph.
 
     Attributes:
-        graph: all nodes; the sample axis is open, so one graph serves batches of any size.
-        loss: the loss whose gradient stands in the graph.
+        graph: all nodes; the size of the sample axis is open, so one graph serves all batch sizes.
+        loss: the loss whose gradient is in the graph.
         parameters: names of the trainable parameters (as in ``state_dict``), each a leaf of the graph.
         gradients: for each parameter, the node with the *sum* over the batch of its gradients.
         output: name of the node with the model's output.
         initial: initial values of the trainable parameters, float64.
         aliases: further names in ``state_dict`` of a shared parameter -> its name here.
         model: a copy of the traced model.
-        clipping: how the gradient of each sample is clipped before the sums, or None. With it, the
-            inputs of the sums of ``gradients`` have no norm (no coordinate) above ``clipping.bound``.
-        frozen: parameters that are constants, under their names in ``state_dict``.
+        clipping: how the gradient of each sample is clipped before the sums, or None. If set, the
+            inputs of the sums of ``gradients`` have a norm (coordinates) of at most ``clipping.bound``.
+        frozen: constant parameters, under their names in ``state_dict``.
     """
 
     graph: Graph
@@ -56,7 +56,7 @@ class StepGraph:
     clipping: Clipping | None = None
 
     def to(self, device: torch.device) -> StepGraph:
-        """The same graph with its constants on a device; initial values stay where they are."""
+        """The same graph with its constants on a device; initial values are not moved."""
         return replace(self, graph=self.graph.to(device))
 
     @property

@@ -1,4 +1,4 @@
-"""The training run that is certified: optimiser, batches and schedule, all fixed in advance."""
+"""The certified training run: optimiser, batches and schedule, all fixed in advance."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ class UpdateRule:
 
     ``v' = momentum * v + g + weight_decay * theta`` and ``theta' = theta - rate * d`` with ``d = v'``,
     or ``d = g + weight_decay * theta + momentum * v'`` for Nesterov. Without momentum ``d`` is
-    ``g + weight_decay * theta`` and there is no v. The first velocity is 0, so that v' is the
-    gradient, as torch's first buffer.
+    ``g + weight_decay * theta`` and there is no v. The first velocity is 0, so that the first v' is the
+    gradient, like torch's first buffer.
 
     With an ``l1`` penalty, ``l1 * sign(theta)`` is part of g (sign(0) = 0, as torch differentiates
     ``l1 * theta.abs().sum()``). With a ``projection`` (low, high), every entry of theta' is clamped to it
-    at the end of the step; velocities are not.
+    at the end of the step; velocities are not clamped.
     """
 
     rate: float
@@ -60,9 +60,9 @@ class UpdateRule:
 
     @property
     def theta_sizes(self) -> tuple[float, float, float]:
-        """Absolute sums of the terms that each scalar of ``theta_from`` adds up.
+        """For each scalar of ``theta_from``, the sum of the absolute values of its terms.
 
-        The run never forms ``1 - rate * weight_decay``: it rounds both terms, however much cancels.
+        The run never computes ``1 - rate * weight_decay``: it rounds both terms, even if they cancel.
         """
         lr, mu, wd = self.rate, self.momentum, self.weight_decay
         if self.nesterov:
@@ -83,7 +83,7 @@ class Training:
         loss: name of a registered loss: mse, bce, cross_entropy or hinge.
         learning_rate: base rate, > 0.
         epochs: passes over the data, >= 1.
-        batch_size: samples in a batch; None is the full data set. An incomplete last batch is used
+        batch_size: samples in a batch; None for the full data set. An incomplete last batch is used
             with its own size.
         batches: recorded batches (indices of the samples of each step) instead of epochs and
             batch_size; or a list of epochs, each a list of batches, which a schedule by epochs needs.
@@ -96,15 +96,15 @@ class Training:
             decay is added after it. Clipping the gradient of the whole batch, as torch's
             ``clip_grad_norm_`` and ``clip_grad_value_`` do, is another run, which is not supported.
         l1: weight of the penalty ``l1 * sum |theta|`` on all trainable parameters, added to the loss.
-        projection: (low, high), to which every trainable parameter is clamped after each step.
+        projection: (low, high); every trainable parameter is clamped to it after each step.
         optimizer: "sgd"; Adam and others that divide by the size of past gradients are refused.
         schedule: None (constant), one learning rate for each step, or a :class:`Schedule` of
             :mod:`milp_agt.training.schedules`: InverseTimeDecay, StepDecay, Milestones, ExponentialDecay,
             CosineDecay, counted in steps or in epochs.
 
     Raises:
-        InvalidInputError: a value out of range, or options that contradict each other.
-        UnsupportedOperationError: another optimizer than "sgd".
+        InvalidInputError: a value out of range, or contradictory options.
+        UnsupportedOperationError: an optimizer other than "sgd".
     """
 
     loss: str
@@ -144,7 +144,7 @@ class Training:
 
     @property
     def clipping(self) -> Clipping | None:
-        """What is done to the gradient of each sample; None for nothing."""
+        """How the gradient of each sample is clipped; None for no clipping."""
         return None if self.clip is None else Clipping(float(self.clip), self.clip_mode)
 
     def batch_order(self, samples: int) -> tuple[Batch, ...]:
@@ -174,7 +174,7 @@ class Training:
         rates = rates_of(self.schedule, float(self.learning_rate), steps, epochs)
         box = self.projection
         ends = None if box is None else (float(box[0]), float(box[1]))
-        # Scalars of numpy would round what is computed with them to their own precision.
+        # Numpy scalars would round results to their own precision.
         momentum, decay, l1 = float(self.momentum), float(self.weight_decay), float(self.l1)
         return tuple(
             UpdateRule(float(rate), momentum, decay, bool(self.nesterov), l1, ends)

@@ -96,7 +96,7 @@ class Builder:
         return None if parameter is None else self.weight(parameter)
 
     def buffer(self, value: Tensor, name: str) -> Tensor:
-        """A constant that the model keeps beside its parameters."""
+        """A constant of the model that is not a parameter."""
         self.frozen[name] = self._finite(value, f"Buffer '{name}'", "run the model on finite data")
         return self.frozen[name]
 

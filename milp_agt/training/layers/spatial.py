@@ -19,7 +19,7 @@ from milp_agt.training.layers.builder import Builder, handles
 
 @handles(nn.Conv2d)
 def convolution(builder: Builder, layer: nn.Module, path: str) -> None:
-    """Frozen weights: a linear map. Trainable ones: a product with the unfolded image."""
+    """Frozen weights give a linear map, trainable ones a product with the unfolded image."""
     assert isinstance(layer, nn.Conv2d)
     if layer.padding_mode != "zeros":
         raise UnsupportedOperationError(

@@ -1,4 +1,4 @@
-"""What every table of a RUN.toml shares: strict keys, the kinds of numbers, problems of its own."""
+"""The base of all option tables: strict keys, kinds of numbers, and custom problems."""
 
 from __future__ import annotations
 
@@ -19,10 +19,13 @@ Memory = Annotated[str, Field(examples=["4GiB"])]
 KIND = "The kind of this table, which decides what other keys it has."
 
 
-class Table(BaseModel):
-    """A table that refuses unknown keys, conversions and numbers that are not finite."""
+STRICT = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+
+class Table(BaseModel):
+    """A table that refuses unknown keys, type conversions and non-finite numbers."""
+
+    model_config = STRICT
 
     @classmethod
     def contradictions(cls, given: Mapping[str, Any]) -> Iterator[Problem]:
@@ -62,4 +65,6 @@ def problem(found: str, remedy: str) -> PydanticCustomError:
 def problems(found: Sequence[Problem]) -> PydanticCustomError:
     """Several problems of one table."""
     told = "; ".join(each for each, _ in found)
-    return PydanticCustomError("milp_agt", "{found}", {"found": told, "problems": tuple(found)})
+    remedy = "; ".join(each for _, each in found)
+    context = {"found": told, "remedy": remedy, "problems": tuple(found)}
+    return PydanticCustomError("milp_agt", "{found}", context)
