@@ -48,7 +48,7 @@ SAME: dict[str, dict[str, Any]] = {
     "a frame with truth values": {"x": FRAME},
     "a frame with nullable types": {
         "x": FRAME.astype({"smoker": "boolean", "a": "Float64"}),
-        "y": pd.Series(Y, index=range(10, 16), dtype="Int64"),
+        "y": pd.Series(Y, dtype="Int64"),
     },
     "a masked array without a mask": {"x": np.ma.array(X)},
     "lists": {"x": X.tolist(), "y": Y.tolist()},
@@ -163,7 +163,6 @@ def test_pairs_that_are_handed_in_as_something_else() -> None:
     for data, remedy in (
         (pair, "dataset.tensors"),
         (torch.utils.data.DataLoader(pair), "Training(batches=...)"),
-        (agt.load_dataset("moons", samples=8), "(dataset.x_train, dataset.y_train)"),
         ({"x": X}, "a pair (features, labels)"),
     ):
         with pytest.raises(InvalidInputError) as error:
