@@ -328,7 +328,7 @@ def _given(change: Any) -> Any:
 
 
 MUTANTS = {
-    "poisoned: budget - 2 for the others": ("_spent", _one_fewer),
+    "poisoned: budget - 2 for the others": ("_worst_by_group", _one_fewer),
     "poisoned: as if clean": (
         "worst_given",
         _given(lambda worst_case, _poisoned: worst_case(False)),

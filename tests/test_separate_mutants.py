@@ -50,7 +50,7 @@ def test_worst_cases_and_sums_one_per_cent_too_small_are_caught(
 def test_charges_of_one_state_one_per_cent_too_small_are_caught(
     state: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    honest = worst_case._dev_apart
+    honest = worst_case._dev_separate
 
     def small(*arguments: Any) -> Tensor:
         hurt = honest(*arguments).clone()
@@ -59,7 +59,7 @@ def test_charges_of_one_state_one_per_cent_too_small_are_caught(
             hurt[..., 2] = 0.0  # otherwise both at once hides that one alone is too cheap
         return hurt
 
-    monkeypatch.setattr(worst_case, "_dev_apart", small)
+    monkeypatch.setattr(worst_case, "_dev_separate", small)
     assert caught(
         lambda seed: check_separate_worst_case((1, 1), True, "dataset", UNRESTRICTED, seed), 16
     )
@@ -80,10 +80,10 @@ def test_attacks_catch_a_threat_that_is_too_small(
     elif (
         kind == "both as one"
     ):  # whoever poisons features must poison the labels of the same sample
-        apply = worst_case._spend_apart
+        apply = worst_case._worst_within_two
         monkeypatch.setattr(
             worst_case,
-            "_spend_apart",
+            "_worst_within_two",
             lambda hurt, budgets, inside: apply(
                 torch.stack([0 * hurt[0], 0 * hurt[1], hurt[2]]), budgets, inside
             ),
