@@ -52,7 +52,7 @@ Scope = Annotated[
 
 
 class _Budgeted(Table):
-    """``samples`` or ``classes`` are those that are not trusted; all, unless told."""
+    """``samples`` or ``classes`` are those that are not trusted (default: all)."""
 
     budget: Index = Field(description="Training samples that the adversary may choose, at most.")
     samples: Annotated[list[Index], Field(min_length=1)] | None = Field(
