@@ -25,10 +25,13 @@ from milp_agt.core.interval import Interval
 from milp_agt.core.relaxation import Relaxation
 from milp_agt.core.restriction import UNRESTRICTED, Restriction
 from milp_agt.core.results import Limits
+from milp_agt.core.torch_modes import own_modes
+from milp_agt.data import Dataset
 from milp_agt.errors import InvalidInputError
 from milp_agt.solvers import Capability, choose
 from milp_agt.solvers.solver import Solver
 from milp_agt.threats import ThreatModel
+from milp_agt.threats.units import fitted_on_poison
 from milp_agt.training import inputs
 from milp_agt.training.exchanged import with_exchanges
 from milp_agt.training.tracing import trace
@@ -38,9 +41,10 @@ OnStep = Callable[[Result, int, int], None]
 
 
 @takes_options()
+@own_modes()
 def certify(
     model: nn.Module,
-    data: tuple[inputs.ArrayLike, inputs.ArrayLike],
+    data: tuple[inputs.ArrayLike, inputs.ArrayLike] | Dataset,
     training: Training,
     threat: ThreatModel,
     *,
@@ -61,7 +65,10 @@ def certify(
 
     Args:
         model: a torch module of supported layers; copied, never changed.
-        data: features (n, *shape) and labels: classes (n,), or targets (n,) or (n, outputs).
+        data: features (n, *shape) and labels: classes (n,), or targets (n,) or (n, outputs). Or a
+            :class:`milp_agt.Dataset`, whose training part is trained on: the threat then names samples by
+            rows of the user's file (or by ids), radii may be in its units, and claim, suspects and
+            attacks speak of these rows.
         training: the run.
         threat: what the adversary may change.
         initial: boxes of theta_0 by parameter name, where it is not a point.
@@ -81,7 +88,8 @@ def certify(
         SolverUnavailableError: see the message.
         SoundnessError, EncodingError: a bug; the run is stopped rather than certified.
     """
-    inputs.check_run(model, data, training, threat)
+    arrays, threat, origin = inputs.located(data, threat)
+    inputs.check_run(model, arrays, training, threat)
     inputs.of_kind(attack, (bool, Search), "attack", "give True, or agt.attacks.Search(...)")
     inputs.of_kind(restriction, Restriction, "A restriction", "give a Restriction, or leave it out")
     if checkpoint is not None:
@@ -96,10 +104,10 @@ def certify(
             "give a MemoryRecorder(), or leave it out",
         )
     target = inputs.device_of(options.device)
-    inputs.warn_of_float32(model, data[0])
-    features = inputs.features_of(data[0])
+    inputs.warn_of_float32(model, arrays[0])
+    features = inputs.features_of(arrays[0])
     traced = trace(model, training.loss, tuple(features.shape[1:]), training.clipping)
-    labels = inputs.labels_of(data[1], len(features), traced.loss, traced.outputs)
+    labels = inputs.labels_of(arrays[1], len(features), traced.loss, traced.outputs)
     raw = threat.bind(features, labels, traced.loss)
     step_graph = with_exchanges(traced, raw)
     head, poison, frozen_layers = frozen_body.split(step_graph, raw)
@@ -124,6 +132,8 @@ def certify(
         initial=start,
         claim=threat.describe(),
         options=options,
+        origin=origin,
+        caution=fitted_on_poison(threat, origin),
         restriction=restriction,
         recorder=recorder or NullRecorder(),
         witnesses=Witnesses(unrolled, restriction, start) if unrolled and solvers else None,
@@ -160,7 +170,7 @@ def certify(
         return result
     search = Search() if attack is True else attack
     with _threads(plan.single_thread):
-        return result.attacked(Attacker(unrolled, search, restriction))
+        return result.attacked(Attacker(unrolled, search, restriction, origin))
 
 
 def _finish(

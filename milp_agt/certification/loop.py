@@ -35,9 +35,11 @@ from milp_agt.core.reachable import StepRecord
 from milp_agt.core.relaxation import Relaxation
 from milp_agt.core.remarks import Notes, Remarks
 from milp_agt.core.restriction import UNRESTRICTED, Restriction
+from milp_agt.data.origin import Origin
 from milp_agt.errors import InvalidInputError, SoundnessError
 from milp_agt.solvers.solver import Solver
 from milp_agt.threats.poison import Poison
+from milp_agt.training.run_words import run_in_words
 from milp_agt.training.tracing import StepGraph
 from milp_agt.training.training import Batch, Training
 
@@ -61,6 +63,8 @@ class BoundedRun:
         initial: Mapping[str, Interval],
         claim: str,
         options: CertifyOptions,
+        origin: Origin | None = None,
+        caution: str = "",
         restriction: Restriction,
         recorder: Recorder,
         witnesses: Witnesses | None = None,
@@ -68,6 +72,7 @@ class BoundedRun:
         self.step_graph, self.training, self.poison, self.plan = step_graph, training, poison, plan
         self.schedule = NodeOrder.of(head)
         self.restriction, self.recorder, self.claim = restriction, recorder, claim
+        self.origin, self.caution = origin, caution
         device = poison.features.device
         start = initial_state(step_graph, initial, training.momentum > 0)
         self.chains = Chains(plan, poison, restriction, start)
@@ -326,7 +331,10 @@ class BoundedRun:
             remarks=self.notes.remarks,
             limit_reached=self.notes.limit_reached,
             threat=self.claim,
+            origin=self.origin,
+            caution=self.caution,
             settings=settings(self.training, self.plan),
+            run=run_in_words(self.training, self.plan.steps),
         )
 
 

@@ -192,8 +192,9 @@ def _refusal(error: ValidationError, table: type[CertifyOptions]) -> InvalidInpu
             found[name] = f"no option '{name}'"
             wanted[name] = [f"did you mean '{near[0]}'?" if near else f"the options are {known}"]
         elif item["type"] == "milp_agt":
-            found[name] = item["ctx"]["found"]
-            wanted[name] = [item["ctx"]["remedy"]]
+            pairs = item["ctx"]["problems"]
+            found[name] = "; ".join(each for each, _ in pairs)
+            wanted[name] = ["; ".join(remedy for _, remedy in pairs)]
         else:
             value = item["input"]
             found[name] = f"{name} = {value!r:.60} of type {type(value).__name__}"
@@ -201,11 +202,8 @@ def _refusal(error: ValidationError, table: type[CertifyOptions]) -> InvalidInpu
             wanted.setdefault(name, [f"{name} should be {wish}"])
             if name in wanted and f"{name} should be {wish}" not in wanted[name]:
                 wanted[name].append(f"or {wish}")
-    return InvalidInputError(
-        "Certify with the options that were given",
-        "; ".join(found.values()),
-        "; ".join(" ".join(wishes) for wishes in wanted.values()),
-    )
+    problems = [(found[name], " ".join(wishes)) for name, wishes in wanted.items()]
+    return InvalidInputError.of("Certify with the options that were given", problems)
 
 
 def _names(table: type[CertifyOptions]) -> set[str]:

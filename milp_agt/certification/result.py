@@ -22,6 +22,7 @@ from milp_agt.core.interval import Interval
 from milp_agt.core.reachable import Bounds, ReachableSet, StepRecord
 from milp_agt.core.relaxation import Relaxation
 from milp_agt.core.remarks import Remarks
+from milp_agt.data.origin import Origin
 from milp_agt.errors import InvalidInputError
 from milp_agt.properties.models import ReachableModels, Reached, Watch
 from milp_agt.properties.questions import Questions
@@ -29,10 +30,13 @@ from milp_agt.properties.suspects import Suspects, suspects
 from milp_agt.threats.poison import Poison
 from milp_agt.training.tracing import FEATURES, StepGraph, trace
 
+PREPROCESSING = (
+    "Preprocessing (scaling, feature selection, splits) was fitted on data that the adversary does "
+    "not touch."
+)
 ASSUMPTIONS = (
     "The initial parameters, the order of the batches and the optimiser are fixed as given.",
-    "Preprocessing (scaling, feature selection, splits) was fitted on data that the adversary does "
-    "not touch.",
+    PREPROCESSING,
     "No early stopping or model selection looks at poisoned data.",
     "Training runs in float64 with IEEE arithmetic, sums in any order, and elementary functions "
     "(exp, tanh, sigmoid) are accurate to 16 units in the last place; rounding is covered by the "
@@ -53,6 +57,11 @@ class Result(Questions):
         fallbacks: where the run did less than requested, and why; never silent.
         limit_reached: True if a time or solve limit was reached.
         threat: what the adversary may do, in words.
+        run: how the model was trained, in words: optimiser, batches, schedule and clipping.
+        caution: what has to be known before the claim: of a scaler that was fitted on data that the
+            adversary may change; empty where there is nothing.
+        origin: rows, ids and units of the data set that was certified; None for plain arrays, and in a
+            loaded result.
         assumptions: what is assumed and not modelled.
         attack: what an adversary really reaches, if requested; not kept by :meth:`save`.
         settings: how the run was trained and bounded, as plain values for files.
@@ -70,6 +79,9 @@ class Result(Questions):
     notes: tuple[str, ...] = field(default=(), kw_only=True)
     attack: Attack | None = field(default=None, repr=False, kw_only=True)
     settings: Mapping[str, Any] = field(default_factory=dict, repr=False, kw_only=True)
+    run: str = field(default="", kw_only=True)
+    caution: str = field(default="", kw_only=True)
+    origin: Origin | None = field(default=None, repr=False, kw_only=True)
 
     @staticmethod
     def of(
@@ -87,6 +99,9 @@ class Result(Questions):
         limit_reached: bool,
         threat: str,
         settings: Mapping[str, Any],
+        run: str = "",
+        caution: str = "",
+        origin: Origin | None = None,
     ) -> Result:
         """The result from the state of the loop after some steps."""
         point = {n: nominal[n] for n in step_graph.parameters}
@@ -100,8 +115,12 @@ class Result(Questions):
             fallbacks=remarks.fallbacks,
             limit_reached=limit_reached,
             threat=threat,
+            assumptions=_assumptions(caution),
             models=models,
             settings=settings,
+            run=run,
+            caution=caution,
+            origin=origin,
         )
 
     def watched(self, watch: Watch) -> Result:
@@ -117,11 +136,13 @@ class Result(Questions):
     def claim(self) -> str:
         """The certificate in words."""
         count = self.models.step_graph.parameter_count
+        run = f" The run: {self.run}." if self.run else ""
+        lead = f"{self.caution} " if self.caution else ""
         return (
-            f"With {self.threat}, training for {len(self.steps)} of {self.total_steps} steps on the "
+            f"{lead}With {self.threat}, training for {len(self.steps)} of {self.total_steps} steps on the "
             f"'{self.models.step_graph.loss.key}' loss ends with all {count} trainable parameters inside the "
             f"reachable set (mean width {self.reachable.mean_width:.4g}, max "
-            f"{self.reachable.max_width:.4g})."
+            f"{self.reachable.max_width:.4g}).{run}"
         )
 
     def attacked(self, attacker: Attacker) -> Result:
@@ -172,7 +193,7 @@ class Result(Questions):
         Raises:
             InvalidInputError: a loaded result, or one by relaxation 'interval'.
         """
-        return suspects(self.models, count)
+        return suspects(self.models, count, self.origin)
 
     def save(self, path: str | Path) -> None:
         """Write everything except the steps of the window to one .npz file (suffix added if missing).
@@ -202,10 +223,24 @@ class Result(Questions):
             "fallbacks": self.fallbacks,
             "limit_reached": self.limit_reached,
             "threat": self.threat,
+            "caution": self.caution,
             "assumptions": self.assumptions,
             "settings": self.settings,
+            "run": self.run,
         }
         saved.write(Path(path), arrays, about)
+
+
+def _assumptions(caution: str) -> tuple[str, ...]:
+    """What is assumed; the scaler that a caution names is not assumed to be out of reach."""
+    if not caution:
+        return ASSUMPTIONS
+    other = (
+        "The means and deviations by which data were standardised stay as they are, although they were "
+        "computed from samples that may be poisoned. All other preprocessing (feature selection, splits) "
+        "was fitted on data that the adversary does not touch."
+    )
+    return tuple(other if text == PREPROCESSING else text for text in ASSUMPTIONS)
 
 
 def _reachable(step_graph: StepGraph, state: State, nominal: Mapping[str, Tensor]) -> ReachableSet:
@@ -267,6 +302,8 @@ def _restore(arrays: Mapping[str, npt.NDArray[Any]], about: Mapping[str, Any]) -
         limit_reached=about["limit_reached"],
         threat=about["threat"],
         settings=about.get("settings", {}),
+        run=about.get("run", ""),
+        caution=about.get("caution", ""),
     )
 
 
@@ -299,6 +336,8 @@ def _from_box(
     limit_reached: bool,
     threat: str,
     settings: Mapping[str, Any],
+    run: str = "",
+    caution: str = "",
 ) -> Result:
     """A result that has only the final box."""
     nothing = torch.zeros(0, *feature_shape, dtype=torch.float64)
@@ -315,4 +354,6 @@ def _from_box(
         limit_reached=limit_reached,
         threat=threat,
         settings=settings,
+        run=run,
+        caution=caution,
     )

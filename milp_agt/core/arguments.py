@@ -83,3 +83,30 @@ def array_of(value: object, what: str, remedy: str) -> npt.NDArray[Any]:
         return np.asarray(value)
     except (TypeError, ValueError, RuntimeError) as error:
         raise InvalidInputError(f"{what} must be an array", str(error), remedy) from None
+
+
+def same_rows(features: object, labels: object, asked: str) -> None:
+    """See that the rows of two tables of pandas carry the same labels in the same order.
+
+    Raises:
+        InvalidInputError: other labels; by position they would be joined to the wrong samples.
+    """
+    first: Any = getattr(features, "index", None)
+    second: Any = getattr(labels, "index", None)
+    if not hasattr(first, "equals") or not hasattr(second, "equals") or len(first) != len(second):
+        return
+    if not first.equals(second):
+        at = next(i for i, (a, b) in enumerate(zip(first, second, strict=True)) if a != b)
+        raise InvalidInputError(
+            asked,
+            f"features and labels whose indices differ: {first[at]!r} and {second[at]!r} at position {at}",
+            "give y.loc[X.index] if rows of one name belong together, y.to_numpy() if those in one place do",
+        )
+
+
+def columns_of(value: object) -> tuple[str, ...]:
+    """The names of the columns of a DataFrame; none for anything else."""
+    columns = getattr(value, "columns", None)
+    if columns is None or not hasattr(value, "dtypes"):
+        return ()
+    return tuple(str(name) for name in columns)

@@ -10,7 +10,7 @@ from milp_agt.formulations.registry import operations
 from milp_agt.solvers import solver_table
 from milp_agt.threats import THREATS
 from milp_agt.threats.sets import KINDS
-from milp_agt.training.tracing import supported_layers
+from milp_agt.training.layers.builder import frozen_only_layers, supported_layers
 
 
 @dataclass(frozen=True)
@@ -64,6 +64,7 @@ def table() -> str:
     """Markdown: layers, losses, threat models, relaxations, solvers, and the rules of each operation."""
     summary = [
         ("layers", supported_layers()),
+        ("of these only behind layers that are not trained", frozen_only_layers()),
         ("losses", tuple(losses())),
         ("threat models", tuple(t.__name__ for t in THREATS)),
         ("relaxations", (*(r.value for r in Relaxation), "auto")),

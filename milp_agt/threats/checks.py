@@ -83,7 +83,7 @@ def is_number(value: object) -> bool:
 
 def radius_text(radius: Radius) -> str:
     """A radius in words."""
-    if isinstance(radius, (int, float)):
-        return f"{radius:g}"
+    if np.ndim(radius) == 0:
+        return f"{float(radius):g}"  # type: ignore[arg-type]
     values = np.asarray(radius)
     return f"a radius between {values.min():g} and {values.max():g}"

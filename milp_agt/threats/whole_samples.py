@@ -12,7 +12,7 @@ from milp_agt.errors import InvalidThreatModelError
 from milp_agt.formulations.loss import LossFunction
 from milp_agt.threats.checks import is_whole
 from milp_agt.threats.poison import Poison, Whole
-from milp_agt.threats.threat_model import Budgeted, samples_in_words, times_in_words
+from milp_agt.threats.threat_model import Budgeted, times_in_words
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Substitution(Budgeted):
         return Poison(
             features=features,
             labels=labels,
-            open=self._mask(self.samples, self.scope, len(features)),
+            open=self._mask(self.scope, len(features)),
             budget=int(self.budget),
             static=self.static,
             per_batch=self.scope == "batch",
@@ -43,7 +43,7 @@ class Substitution(Budgeted):
         )
 
     def describe(self) -> str:
-        who = samples_in_words(self.budget, self.samples, self.scope)
+        who = self._who(self.scope)
         return (
             f"{who} replaced by samples of any features and labels whose gradients are finite, "
             f"{times_in_words(self.static)}"
@@ -73,7 +73,7 @@ class Removal(Budgeted):
         return Poison(
             features=features,
             labels=labels,
-            open=self._mask(self.samples, self.scope, len(features)),
+            open=self._mask(self.scope, len(features)),
             budget=int(self.budget),
             static=True,
             per_batch=self.scope == "batch",
@@ -81,7 +81,7 @@ class Removal(Budgeted):
         )
 
     def describe(self) -> str:
-        who = samples_in_words(self.budget, self.samples, self.scope)
+        who = self._who(self.scope)
         return (
             f"{who} removed, once, before training; the mean is that over the samples left in a batch, "
             "the others keep their batches, and a batch without samples skips its step"
@@ -101,6 +101,12 @@ class Insertion(Budgeted):
         if not is_whole(self.budget) or self.budget < 0:
             raise InvalidThreatModelError(
                 "Insertion needs a whole budget >= 0", f"budget = {self.budget}", "give a count"
+            )
+        if self.ids is not None or self.positions is not None:
+            raise InvalidThreatModelError(
+                "Insertion adds samples and touches none of the data",
+                "ids=" if self.ids is not None else "positions=",
+                "leave it out, or use Substitution",
             )
         return Poison(
             features=features,

@@ -15,7 +15,9 @@ from milp_agt.formulations.leaves import Labels
 from milp_agt.formulations.linear import Combine
 from milp_agt.formulations.loss import LossFunction, get_loss
 from milp_agt.training.clipping import clip_gradients
+from milp_agt.training.hidden_changes import refuse_hidden_changes
 from milp_agt.training.layers.builder import FEATURES, Builder, supported_layers
+from milp_agt.training.output_layer import check_last_layer, check_output, last_layer
 from milp_agt.training.training import Clipping
 
 __all__ = ["FEATURES", "LABELS", "SELECTION", "StepGraph", "supported_layers", "trace"]
@@ -83,10 +85,14 @@ def trace(
     sample if ``clipping`` is given.
 
     Raises:
-        UnsupportedOperationError: a layer or loss without a rule; the message lists the supported ones.
-        InvalidInputError: sizes that do not fit, NaN weights, no trainable parameter.
+        UnsupportedOperationError: a layer or loss without a rule; hooks and whatever else changes a
+            gradient or a call (:func:`refuse_hidden_changes`).
+        InvalidInputError: sizes that do not fit, NaN weights, nothing to train; an activation at the
+            end that contradicts the loss (:mod:`milp_agt.training.output_layer`).
     """
-    tracer = Builder(copy.deepcopy(model), feature_shape)
+    refuse_hidden_changes(model)
+    check_last_layer(last_layer(model), loss)
+    tracer = Builder(_copy(model), feature_shape)
     tracer.layer(tracer.model, "")
     graph, output = tracer.graph, tracer.current
     if not tracer.initial:
@@ -103,6 +109,7 @@ def trace(
         )
     chosen = get_loss(loss)
     chosen.classes(output.shape[0])
+    check_output(graph, output, loss)
     forward = tuple(graph)
     width = output.shape[0]
     labels = graph.add(Labels((width,)), name=LABELS)
@@ -122,6 +129,23 @@ def trace(
         model=tracer.model,
         clipping=clipping,
     )
+
+
+def _copy(model: nn.Module) -> nn.Module:
+    """A copy that shares nothing with the caller's model.
+
+    Raises:
+        InvalidInputError: a model that cannot be copied.
+    """
+    try:
+        return copy.deepcopy(model)
+    except Exception as error:  # whatever a module keeps beside its parameters
+        raise InvalidInputError(
+            "The model is copied before it is traced",
+            f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error) else ''}",
+            "keep only layers and parameters in it: no open files, locks, or tensors that hang on "
+            "earlier computations (store these with detach())",
+        ) from error
 
 
 def _reverse_mode(

@@ -119,7 +119,7 @@ def _average(builder: Builder, windows: Windows, divisor: int | None, count_padd
     builder.current = Combine.build(builder.graph, [(scale, total)])
 
 
-@handles(nn.MaxPool2d)
+@handles(nn.MaxPool2d, frozen_only=True)
 def max_pool(builder: Builder, layer: nn.Module, path: str) -> None:
     assert isinstance(layer, nn.MaxPool2d)
     _floor_mode(layer.ceil_mode, path, "MaxPool2d")
