@@ -393,12 +393,12 @@ def test_sums_one_per_cent_too_small_are_found(monkeypatch: pytest.MonkeyPatch) 
     assert caught(check_image, of_key("sum_samples"))
 
 
-@pytest.mark.parametrize("what", ["debt", "one only", "hull"])
+@pytest.mark.parametrize("what", ["worst case", "one only", "hull"])
 def test_mutants_of_whole_runs_are_found(what: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A bound that is 1 % too tight lets an attack out, and so does one that lets a single sample act."""
     case = problem(agt.FeaturePoisoning(2, 1e-3), samples=3, epochs=1)
     assert_holds_strong_attacks(case)
-    if what == "debt":
+    if what == "worst case":
         honest = charged._ColumnWorstCase.worst_case
         monkeypatch.setattr(
             charged._ColumnWorstCase, "worst_case", lambda self: 0.99 * honest(self)

@@ -86,7 +86,7 @@ class Dataset:
                 numbers, or targets (n,) or (n, outputs).
             x_test, y_test: the same for the test part; None for none.
             name, description: for files and people.
-            feature_names: one for each feature; the columns of a DataFrame, else x0, x1, ... unless told.
+            feature_names: one for each feature (default: the columns of a DataFrame, else x0, x1, ...).
             ids, test_ids: who each sample is, by which threats and questions can name it.
             task: as in :func:`load_dataset`.
 
@@ -190,13 +190,13 @@ def load_dataset(
             (commas, semicolons, tabs or bars; packed as ``.gz`` or not) has a header row and numeric
             columns. Also: the household power data of the UCI repository (``.txt``, ``.csv``), and the
             folder of a driving simulator.
-        samples: how many samples to use in all: drawn anew for moons (100 unless told), a random
-            subset elsewhere (all unless told).
-        noise: standard deviation of the noise of moons (0.1 unless told); only for moons.
+        samples: how many samples to use in all: drawn anew for moons (default: 100), a random
+            subset elsewhere (default: all).
+        noise: standard deviation of the noise of moons (default: 0.1); only for moons.
         target: name of the target column; needed for ``.csv``, only for ``.csv``.
         id: name of the column of a ``.csv`` (or of the array of an ``.npz``) that says who a sample is. It
             is no feature; threats and questions can name samples by it.
-        test_fraction: share of the samples held out, in [0, 1); 0.2 unless told. At 0 nothing is
+        test_fraction: share of the samples held out, in [0, 1) (default: 0.2). At 0 nothing is
             held out and the order of the samples is kept. Only where the file brings no test part.
         seed: fixes the drawing of moons, the subset and the split.
         standardise: subtract the mean and divide by the standard deviation of each feature, both

@@ -60,7 +60,7 @@ Scope = Annotated[
 
 
 class _Budgeted(Table):
-    """``samples``, ``ids``, ``positions`` or ``classes`` are those that are not trusted; all, unless told."""
+    """``samples``, ``ids``, ``positions`` or ``classes`` are those not trusted (default: all)."""
 
     budget: Index = Field(description="Training samples that the adversary may choose, at most.")
     samples: Annotated[list[Index], Field(min_length=1)] | None = Field(

@@ -77,7 +77,7 @@ def count_cases(poison: Poison, restriction: Restriction = UNRESTRICTED) -> floa
     if poison.is_clean or poison.per_batch:
         return math.inf
     if poison.label_quota is not None:
-        x, y = (count_cases(part, _loosened(restriction)) for part in _apart(poison))
+        x, y = (count_cases(part, _loosened(restriction)) for part in _separate(poison))
         return 1 + (x - 1) * y
     inside, free = _samples(poison, restriction)
     left = min(poison.budget - len(inside), len(free))
@@ -130,7 +130,7 @@ def list_selections(poison: Poison, restriction: Restriction = UNRESTRICTED) -> 
     return ListedSelections(members, moves)
 
 
-def _apart(poison: Poison) -> tuple[Poison, Poison]:
+def _separate(poison: Poison) -> tuple[Poison, Poison]:
     """The threat to features and the threat to labels, each with its own budget."""
     quota = poison.label_quota
     assert quota is not None
@@ -147,7 +147,7 @@ def _loosened(restriction: Restriction) -> Restriction:
 
 def _paired(poison: Poison, restriction: Restriction) -> ListedSelections:
     """Every selection for features with every selection for labels; the first has neither."""
-    x, y = (list_selections(part, _loosened(restriction)) for part in _apart(poison))
+    x, y = (list_selections(part, _loosened(restriction)) for part in _separate(poison))
     pairs = torch.cartesian_prod(torch.arange(1, len(x)), torch.arange(len(y)))
     first, second = torch.cat([pairs.new_zeros(1, 2), pairs]).to(x.members.device).unbind(1)
     moves = None if y.label_moves is None else y.label_moves[second]
@@ -292,21 +292,21 @@ class _SelectionWorstCase(PerSampleWorstCase):
 
     def __init__(self, adversary: Enumerated, rows: int) -> None:
         super().__init__(adversary.movable, rows, UNRESTRICTED)
-        self._exposure = adversary
+        self._adversary = adversary
 
     def add(
         self, step: Step, features: Tensor | None, labels: Tensor | None, charges: Tensor | None
     ) -> None:
-        if self._exposure.listed.label_moves is not None:
+        if self._adversary.listed.label_moves is not None:
             labels = None
-        if self._exposure.movable.feature_moves is None:
+        if self._adversary.movable.feature_moves is None:
             features = None
-        step = replace(step, poison=self._exposure.movable.take(step.samples))
+        step = replace(step, poison=self._adversary.movable.take(step.samples))
         super().add(step, features, labels, None)
 
     def worst_case(self) -> Tensor:
         hurt, samples = self._hurt()
-        masks = (self._exposure.mask, self._exposure.label_mask)[: len(self._poison.quotas)]
+        masks = (self._adversary.mask, self._adversary.label_mask)[: len(self._poison.quotas)]
         # Within a case, features and labels add up: states 1 and 2 of separate budgets.
         worst_case = [hurt[..., p] @ m[:, samples].to(hurt.dtype).T for p, m in enumerate(masks)]
         return sum(worst_case[1:], worst_case[0])

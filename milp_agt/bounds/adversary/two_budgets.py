@@ -88,15 +88,15 @@ class _Dual:
         more = (torch.maximum(x, both - multiplier) - without).clamp(min=0.0)
         best = more.topk(self.top, dim=0, sorted=False)
         terms = torch.cat([without, best.values])
-        spent = self.labels * multiplier
+        paid = self.labels * multiplier
         count = terms.shape[0] + 8
         # Every term carries a few roundings of the multiplier and of itself.
-        error = gamma(2.0 * count) * (spent + terms.abs().sum(0) + count * multiplier) + TINY
+        error = gamma(2.0 * count) * (paid + terms.abs().sum(0) + count * multiplier) + TINY
         chosen = torch.zeros_like(more, dtype=torch.bool)
         chosen = chosen.scatter(0, best.indices, best.values > 0)
         poisoned = torch.where(chosen, both - multiplier > x, y - multiplier > self.floor)
         slope = self.labels - poisoned.sum(0)
-        return spent + terms.sum(0) + error, slope.to(multiplier.dtype)
+        return paid + terms.sum(0) + error, slope.to(multiplier.dtype)
 
 
 def contenders(hurt: Tensor, count: int) -> Tensor:

@@ -117,7 +117,7 @@ class _PerStepWorstCase(BudgetWorstCase):
         hurt = _dev(step.poison, features, labels, charges)
         if hurt is not None:
             self._met.append((step.samples, hurt))
-            self._total = self._total + _spend(
+            self._total = self._total + _worst_within(
                 hurt, step.samples, step.poison.budgets_given(CLEAN), self._restriction
             )
 
@@ -228,15 +228,17 @@ class PerSampleWorstCase(BudgetWorstCase):
     def states(self) -> int:
         return self._poison.states
 
-    def _spent(self, hurt: Tensor, samples: Tensor, budgets: tuple[int, ...]) -> dict[int, Tensor]:
+    def _worst_by_group(
+        self, hurt: Tensor, samples: Tensor, budgets: tuple[int, ...]
+    ) -> dict[int, Tensor]:
         """The worst case of each group of samples with its own budgets, (rows,) each."""
         if not self._poison.per_batch:
-            return {0: _spend(hurt, samples, budgets, self._restriction)}
-        spent, groups = {}, self._group_of[samples]
+            return {0: _worst_within(hurt, samples, budgets, self._restriction)}
+        worst, groups = {}, self._group_of[samples]
         for group in groups.unique().tolist():
             part = groups == group
-            spent[group] = _spend(hurt[:, part], samples[part], budgets, self._restriction)
-        return spent
+            worst[group] = _worst_within(hurt[:, part], samples[part], budgets, self._restriction)
+        return worst
 
     def sample_influences(self) -> Tensor:
         hurt, samples = self._hurt()
@@ -246,7 +248,9 @@ class PerSampleWorstCase(BudgetWorstCase):
     def worst(self) -> Tensor:
         hurt, samples = self._hurt()
         zero = torch.zeros(self._rows, dtype=torch.float64, device=hurt.device)
-        return sum(self._spent(hurt, samples, self._poison.budgets_given(CLEAN)).values(), zero)
+        return sum(
+            self._worst_by_group(hurt, samples, self._poison.budgets_given(CLEAN)).values(), zero
+        )
 
     def worst_given(self, own: Tensor, state: int) -> Tensor:
         hurt, samples = self._hurt()
@@ -255,16 +259,16 @@ class PerSampleWorstCase(BudgetWorstCase):
         at = (rows, slots[rows])
         paid = hurt.new_zeros(len(own), hurt.shape[2]).index_put((rows,), hurt[at])
         others = hurt.index_put(at, hurt.new_zeros(()))
-        spent = self._spent(others, samples, self._poison.budgets_given(CLEAN))
+        worst = self._worst_by_group(others, samples, self._poison.budgets_given(CLEAN))
         if not state:
-            return sum(spent.values(), hurt.new_zeros(len(own)))
-        fewer = self._spent(others, samples, self._poison.budgets_given(state))
+            return sum(worst.values(), hurt.new_zeros(len(own)))
+        fewer = self._worst_by_group(others, samples, self._poison.budgets_given(state))
         home = self._group_of[own]
-        # _spend has already taken samples known to be poisoned out of the budget.
+        # _worst_within has already taken samples known to be poisoned out of the budget.
         inside = sorted(self._restriction.inside)
         known = torch.isin(own, torch.tensor(inside, dtype=own.dtype, device=own.device))
         total = paid[:, state - 1]
-        for group, full in spent.items():
+        for group, full in worst.items():
             total = total + torch.where((home == group) & ~known, fewer[group], full)
         return total
 
@@ -273,12 +277,12 @@ def _at(tensor: Tensor | None, samples: Tensor) -> Tensor | None:
     return None if tensor is None else tensor.index_select(1, samples)
 
 
-def _padded(accounts: Tensor, count: int) -> Tensor:
+def _padded(totals: Tensor, count: int) -> Tensor:
     """The same totals, with zeros for new slots, (rows, count, ...)."""
-    if accounts.shape[1] == count:
-        return accounts
-    extra = accounts.new_zeros((accounts.shape[0], count - accounts.shape[1], *accounts.shape[2:]))
-    return torch.cat([accounts, extra], 1)
+    if totals.shape[1] == count:
+        return totals
+    extra = totals.new_zeros((totals.shape[0], count - totals.shape[1], *totals.shape[2:]))
+    return torch.cat([totals, extra], 1)
 
 
 def _dev(
@@ -288,7 +292,7 @@ def _dev(
     if features is None and labels is None and charges is None:
         return None
     if poison.label_quota is not None:
-        return _dev_apart(poison, features, labels, charges)
+        return _dev_separate(poison, features, labels, charges)
     if features is None and labels is None:
         assert charges is not None
         hurt = charges
@@ -298,7 +302,7 @@ def _dev(
     return torch.where(poison.open[:, None], hurt, 0.0).clamp(min=0.0)
 
 
-def _dev_apart(
+def _dev_separate(
     poison: Poison, features: Tensor | None, labels: Tensor | None, charges: Tensor | None
 ) -> Tensor:
     """:func:`_dev` with separate budgets: the support of features, labels or both, plus the charge."""
@@ -315,7 +319,7 @@ def _dev_apart(
     return torch.where(torch.stack([x, y, x & y], -1), hurt, 0.0).clamp(min=0.0)
 
 
-def _spend(
+def _worst_within(
     hurt: Tensor, samples: Tensor, budgets: tuple[int, ...], restriction: Restriction
 ) -> Tensor:
     """The worst sum of ``hurt`` (rows, n, states - 1) within budgets and under a restriction."""
@@ -327,7 +331,7 @@ def _spend(
         hurt = torch.where(known(restriction.outside)[:, None], 0.0, hurt)
     if len(budgets) > 1:
         inside = known(restriction.inside) if restriction.inside else None
-        return _spend_apart(hurt.permute(2, 1, 0), (budgets[0], budgets[1]), inside)
+        return _worst_within_two(hurt.permute(2, 1, 0), (budgets[0], budgets[1]), inside)
     (budget,), hurt = budgets, hurt[..., 0]
     if not restriction.inside:
         return worst_sum(hurt.T, budget)
@@ -336,8 +340,8 @@ def _spend(
     return paid + worst_sum(hurt[:, ~inside].T, budget - int(inside.sum()))
 
 
-def _spend_apart(hurt: Tensor, budgets: tuple[int, int], inside: Tensor | None) -> Tensor:
-    """:func:`_spend` with two budgets, (3, n, rows); ``inside``, (n,): known to be poisoned in some way."""
+def _worst_within_two(hurt: Tensor, budgets: tuple[int, int], inside: Tensor | None) -> Tensor:
+    """:func:`_worst_within` with two budgets, (3, n, rows); ``inside`` (n,) are known to be poisoned."""
     if inside is None:
         return worst_of_both(contenders(hurt, sum(budgets)), budgets)
     free = contenders(hurt[:, ~inside], sum(budgets))

@@ -96,7 +96,7 @@ class BackwardPass:
             self._leaf(node, coefficient)
             return
         if self.cut is not None and self.cut.node == node.name:
-            self._jump(self.cut, strip.fill(coefficient) if strip else coefficient)
+            self._replace_by_head(self.cut, strip.fill(coefficient) if strip else coefficient)
             return
         offsets = self.sample_chunk.offsets[node.name]
         axes: tuple[int | None, ...] = (None,) * len(node.inputs)
@@ -105,10 +105,10 @@ class BackwardPass:
             planes, axes = narrow
         apply = offsets.apply_diagonal if self.diagonal else offsets.apply
         constant, magnitude, charges = apply(coefficient)
-        self._spent(constant, magnitude, charges)
-        pulled = planes.backward(coefficient, self.diagonal)
-        for name, own, axis in zip(node.inputs, pulled, axes, strict=True):
-            self._owe(name, own, None if strip is None else strip.along(axis))
+        self._add_terms(constant, magnitude, charges)
+        on_inputs = planes.backward(coefficient, self.diagonal)
+        for name, own, axis in zip(node.inputs, on_inputs, axes, strict=True):
+            self._add_coefficients(name, own, None if strip is None else strip.along(axis))
 
     def strip(self) -> None:
         """Drop coefficients that are all 0, and narrow sparse ones to strips."""
@@ -119,14 +119,16 @@ class BackwardPass:
             for name, on in found.items()
         }
 
-    def _spent(self, constant: Tensor | None, magnitude: Tensor, charges: Tensor | None) -> None:
+    def _add_terms(
+        self, constant: Tensor | None, magnitude: Tensor, charges: Tensor | None
+    ) -> None:
         self.magnitude = self.magnitude + magnitude
         if constant is not None:
             self.constant = self.constant + constant
         if charges is not None:
             self.charges = charges if self.charges is None else self.charges + charges
 
-    def _owe(self, name: str, coefficient: Tensor, strip: Strip | None) -> None:
+    def _add_coefficients(self, name: str, coefficient: Tensor, strip: Strip | None) -> None:
         """Add coefficients on a node."""
         known, before = self.pending.get(name), self.strips.pop(name, None)
         if known is not None and not (strip is not None and strip.fits(before)):
@@ -137,18 +139,18 @@ class BackwardPass:
         if strip is not None:
             self.strips[name] = strip
 
-    def _jump(self, cut: ComposedHead, coefficient: Tensor) -> None:
+    def _replace_by_head(self, cut: ComposedHead, coefficient: Tensor) -> None:
         """Replace the node of a composed head by its forms on the parameters."""
         count = cut.columns // (2 * coefficient[0, 0].numel())
         flat = coefficient.expand(-1, count, *coefficient.shape[2:]).flatten(2).transpose(1, 2)
         weights = torch.cat([flat.clamp(min=0.0), (-flat).clamp(min=0.0)], 1)  # (rows, 2 k, n)
         coefficients, constant, magnitude = cut.combined(weights.flatten(1))
         charges = None if cut.charges is None else _summed(weights, cut.charges)
-        self._spent(constant, magnitude, charges)
+        self._add_terms(constant, magnitude, charges)
         if cut.features is not None:
             self.on_features = _summed(weights, cut.features)
         for name, own in coefficients.items():
-            self._owe(name, own, None)
+            self._add_coefficients(name, own, None)
 
     def coefficients(self) -> dict[str, Tensor]:
         """The remaining coefficients, with zeros outside their strips."""
@@ -166,9 +168,9 @@ class BackwardPass:
         elif node.name != SELECTION:  # planes have slope 0 on it
             value = node.op.value()
             axes = coefficient.dim() - value.dim()
-            self._spend((coefficient * value).flatten(axes))
+            self._add_constants((coefficient * value).flatten(axes))
 
-    def _spend(self, terms: Tensor) -> None:
+    def _add_constants(self, terms: Tensor) -> None:
         """Add terms, (rows, ..., elements), to the constant of every case."""
         self.constant = self.constant + terms.sum(-1, keepdim=True)
         self.magnitude = self.magnitude + terms.abs().sum(-1)
@@ -288,19 +290,19 @@ def sample_forms(
         coefficients: on the target, (forms, n, *shape).
     """
     zero = coefficients.new_zeros(coefficients.shape[:2])
-    walker = BackwardPass(
+    backward = BackwardPass(
         sample_chunk, zero.unsqueeze(-1), zero, {target: coefficients}, diagonal=True
     )
     for node in reversed(nodes):
-        walker.replace(node)
+        backward.replace(node)
     largest = max(node.signature.size for node in nodes)
     return SampleForms(
-        walker.pending,
-        walker.constant,
-        walker.magnitude,
-        walker.on_features,
-        walker.on_labels,
-        walker.charges,
+        backward.pending,
+        backward.constant,
+        backward.magnitude,
+        backward.on_features,
+        backward.on_labels,
+        backward.charges,
         2.0 * largest + 16.0 * len(nodes) + 64.0,
     )
 

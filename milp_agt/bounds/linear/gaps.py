@@ -111,22 +111,24 @@ class Window:
 
     def gaps(self, forms: Forms) -> Gaps:
         """Bound forms on the state after the window and split each bound by cause."""
-        ledger = _Ledger(self, forms.rows)
+        recorder = _GapRecorder(self, forms.rows)
         reference = _at(forms, self.path[-1])
         best: Gaps | None = None
         for number in reversed(range(len(self.steps))):
             relaxed = self.steps[number]
-            ledger.enter(relaxed.step, self.values(number))
-            forms = propagate_backward(self.schedule, relaxed, forms, ledger, ledger.walker)
-            here = self._stop(forms, ledger, number, reference)
+            recorder.enter(relaxed.step, self.values(number))
+            forms = propagate_backward(
+                self.schedule, relaxed, forms, recorder, recorder.backward_pass
+            )
+            here = self._stop(forms, recorder, number, reference)
             best = here if best is None else _better(self.adversary.algebra, best, here)
         assert best is not None
         return best
 
-    def _stop(self, forms: Forms, ledger: _Ledger, number: int, reference: Tensor) -> Gaps:
+    def _stop(self, forms: Forms, recorder: _GapRecorder, number: int, reference: Tensor) -> Gaps:
         """The gaps of a backward pass that stops before a step."""
         state = self.steps[number].state
-        worst_case = ledger.worst_case()
+        worst_case = recorder.worst_case()
         bound = self.adversary.algebra.concretise(forms, state, worst_case)
         lowest = forms.constant
         for name, coefficient in forms.coefficients.items():
@@ -134,7 +136,7 @@ class Window:
             positive = flat.clamp(min=0.0)
             lowest = lowest + positive @ box.lower.flatten(1).T
             lowest = lowest + (flat - positive) @ box.upper.flatten(1).T
-        gaps = dict(ledger.gaps)
+        gaps = dict(recorder.gaps)
         gaps[Cause.START] = _at(forms, self.path[number]) - lowest
         gaps[Cause.ROUNDING] = gaps.get(Cause.ROUNDING, 0.0) + (lowest - worst_case - bound)
         shape = bound.shape
@@ -143,7 +145,7 @@ class Window:
             bound,
             worst_case.expand(shape),
             {cause: gap.expand(shape) for cause, gap in gaps.items()},
-            ledger.accounts(),
+            recorder.accounts(),
         )
 
 
@@ -177,15 +179,15 @@ def _better(algebra: BoxAlgebra, old: Gaps, new: Gaps) -> Gaps:
     )
 
 
-class _Ledger:
+class _GapRecorder:
     """A worst case that also records the cost of each node and the samples charged; for one budget."""
 
     def __init__(self, window: Window, rows: int) -> None:
         self.gaps: dict[Cause, Tensor] = {}
-        self._exposure, self._poison = window.adversary, window.adversary.poison
+        self._adversary, self._poison = window.adversary, window.adversary.poison
         self._batched = {n.name for n in window.schedule.before if n.batched}
-        self._owed = self._exposure.open_worst_case(rows)
-        self._direct = self._exposure.open_worst_case(rows)
+        self._worst_case = self._adversary.open_worst_case(rows)
+        self._direct = self._adversary.open_worst_case(rows)
         features = self._poison.features
         self._nothing = torch.zeros(
             rows, len(features), dtype=torch.float64, device=features.device
@@ -200,17 +202,17 @@ class _Ledger:
         """Start the backward pass through this step."""
         self._step, self._values = step, values
 
-    def walker(self, sample_chunk: SampleChunk, *arguments: Any) -> BackwardPass:
-        """A backward pass that reports every node to this ledger."""
-        return _Accountant(self, sample_chunk, *arguments)
+    def backward_pass(self, sample_chunk: SampleChunk, *arguments: Any) -> BackwardPass:
+        """A backward pass that reports every node to this recorder."""
+        return _RecordingPass(self, sample_chunk, *arguments)
 
     def note(self, node: Node, sample_chunk: SampleChunk, coefficient: Tensor) -> None:
         """Record the cost of replacing a node, and its charges."""
         cause = node.op.cause
         constant, _, charges = sample_chunk.offsets[node.name].apply(coefficient)
         gap = self._value(node.name, coefficient, sample_chunk)
-        pulled = sample_chunk.planes[node.name].backward(coefficient)
-        for name, own in zip(node.inputs, pulled, strict=True):
+        on_inputs = sample_chunk.planes[node.name].backward(coefficient)
+        for name, own in zip(node.inputs, on_inputs, strict=True):
             gap = gap - self._value(name, own, sample_chunk)
         if constant is not None:
             gap = gap - constant
@@ -236,7 +238,7 @@ class _Ledger:
     def add(
         self, step: Step, features: Tensor | None, labels: Tensor | None, charges: Tensor | None
     ) -> None:
-        self._owed.add(step, features, labels, charges)
+        self._worst_case.add(step, features, labels, charges)
         if not self._poison.static and self._poison.per_batch:
             self._close(step, features, labels)
             return
@@ -247,7 +249,7 @@ class _Ledger:
 
     def _close(self, step: Step, features: Tensor | None, labels: Tensor | None) -> None:
         """Close the account of a step that has its own selection."""
-        direct = self._exposure.open_worst_case(len(self._nothing))
+        direct = self._adversary.open_worst_case(len(self._nothing))
         direct.add(step, features, labels, None)
         groups = torch.full_like(self._groups, -1).index_fill(0, step.samples, 0)
         self._closed.append(
@@ -256,7 +258,7 @@ class _Ledger:
         self._charges = {}
 
     def accounts(self) -> tuple[Account, ...]:
-        if self._exposure.cases > 1:
+        if self._adversary.cases > 1:
             return ()  # a case takes all its members; there is nothing to choose
         if self._closed:
             return tuple(self._closed)
@@ -266,29 +268,29 @@ class _Ledger:
     def add_own(
         self, step: Step, features: Tensor | None, labels: Tensor | None, charges: Tensor | None
     ) -> None:
-        self._owed.add_own(step, features, labels, charges)
+        self._worst_case.add_own(step, features, labels, charges)
 
     def worst_case(self) -> Tensor:
-        return self._owed.worst_case()
+        return self._worst_case.worst_case()
 
     def sample_influences(self) -> Tensor:
-        return self._owed.sample_influences()
+        return self._worst_case.sample_influences()
 
     def worst_case_given(self, own: Tensor) -> Tensor:
-        return self._owed.worst_case_given(own)
+        return self._worst_case.worst_case_given(own)
 
 
-class _Accountant(BackwardPass):
-    """A backward pass that reports every node to a ledger before replacing it."""
+class _RecordingPass(BackwardPass):
+    """A backward pass that reports every node to a recorder before replacing it."""
 
-    def __init__(self, ledger: _Ledger, sample_chunk: SampleChunk, *arguments: Any) -> None:
+    def __init__(self, recorder: _GapRecorder, sample_chunk: SampleChunk, *arguments: Any) -> None:
         super().__init__(sample_chunk, *arguments)
-        self._ledger = ledger
+        self._recorder = recorder
 
     def replace(self, node: Node) -> None:
         strip = self.strips.pop(node.name, None)
         if strip is not None:
             self.pending[node.name] = strip.fill(self.pending[node.name])
         if node.name in self.pending and node.name in self.sample_chunk.planes:
-            self._ledger.note(node, self.sample_chunk, self.pending[node.name])
+            self._recorder.note(node, self.sample_chunk, self.pending[node.name])
         super().replace(node)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from milp_agt.core.planes import LinearBounds
 
-Spent = tuple[Tensor | None, Tensor, Tensor | None]
+Applied = tuple[Tensor | None, Tensor, Tensor | None]
 
 
 class HasIntercepts(Protocol):
@@ -21,11 +21,11 @@ class HasIntercepts(Protocol):
         """The intercepts of some indices of one axis, counted from the right."""
         ...
 
-    def apply(self, coefficients: Tensor) -> Spent:
+    def apply(self, coefficients: Tensor) -> Applied:
         """Constant (rows, cases), magnitude (rows,) and charges (rows, n, states - 1) of rows."""
         ...
 
-    def apply_diagonal(self, coefficients: Tensor) -> Spent:
+    def apply_diagonal(self, coefficients: Tensor) -> Applied:
         """The same for one row per pair (form, sample): (forms, n, cases), (forms, n), (forms, n, ...)."""
         ...
 
@@ -89,19 +89,19 @@ class Intercepts:
             return None
         return (self.lower[:1], self.upper[:1]) if self.charged else (self.lower, self.upper)
 
-    def apply(self, coefficients: Tensor) -> Spent:
+    def apply(self, coefficients: Tensor) -> Applied:
         """Constant (rows, cases), magnitude (rows,) and charges (rows, n, states - 1) of rows."""
         one = self.batched and coefficients.shape[1] == 1 and self.size.shape[0] != 1
         size, ends = (self.uniform[0], self.uniform[1:]) if one else (self.size, self._ends)
         positive = coefficients.clamp(min=0.0)
         if self.lower is None or ends is None:
             return None, coefficients.flatten(1).abs() @ size.flatten(), None
-        constant, magnitude = _spent(coefficients, positive, size, *ends)
+        constant, magnitude = _constant_and_magnitude(coefficients, positive, size, *ends)
         if not self.charged:
             return constant, magnitude, None
         return constant, magnitude, self._charges(coefficients, positive, one)
 
-    def apply_diagonal(self, coefficients: Tensor) -> Spent:
+    def apply_diagonal(self, coefficients: Tensor) -> Applied:
         """The same for one row per pair (form, sample): (forms, n, cases), (forms, n), (forms, n, ...)."""
         magnitude, ends = (coefficients.abs() * self.size).flatten(2).sum(-1), self._ends
         if ends is None:
@@ -166,10 +166,12 @@ class SummedIntercepts:
         )
         return SummedIntercepts(size, lower, upper, above, everywhere)
 
-    def apply(self, coefficients: Tensor) -> Spent:
+    def apply(self, coefficients: Tensor) -> Applied:
         """As :meth:`Intercepts.apply`, for coefficients (rows, 1, *shape)."""
         positive = coefficients.clamp(min=0.0)
-        constant, magnitude = _spent(coefficients, positive, self.size, self.lower, self.upper)
+        constant, magnitude = _constant_and_magnitude(
+            coefficients, positive, self.size, self.lower, self.upper
+        )
         if self.above is None or self.everywhere is None:
             return constant, magnitude, None
         charges = [
@@ -178,11 +180,11 @@ class SummedIntercepts:
         ]
         return constant, magnitude, torch.stack(charges, -1)
 
-    def apply_diagonal(self, coefficients: Tensor) -> Spent:
+    def apply_diagonal(self, coefficients: Tensor) -> Applied:
         raise AssertionError("no form of a single sample stands on what only a sum reads")
 
 
-def _spent(
+def _constant_and_magnitude(
     coefficients: Tensor, positive: Tensor, size: Tensor, lower: Tensor, upper: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Constants (rows, cases) and magnitudes (rows,) of rows."""

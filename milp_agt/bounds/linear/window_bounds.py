@@ -65,27 +65,29 @@ def propagate_backward(
     pieces = []
     for index, sample_chunk in enumerate(relaxed.chunks):
         cut = relaxed.cuts[index] if relaxed.cuts else None
-        walker = make(sample_chunk, constant, magnitude, dict(shared.pending), shared.strips, cut)
+        chunk_pass = make(
+            sample_chunk, constant, magnitude, dict(shared.pending), shared.strips, cut
+        )
         for node in reversed(schedule.before):
             if node.batched:
-                walker.replace(node)
-        constant, magnitude = walker.constant, walker.magnitude
-        for name, total in walker.coefficients().items():
+                chunk_pass.replace(node)
+        constant, magnitude = chunk_pass.constant, chunk_pass.magnitude
+        for name, total in chunk_pass.coefficients().items():
             before[name] = before[name] + total if name in before else total
-        pieces.append(walker)
+        pieces.append(chunk_pass)
     rest = make(relaxed.shared, constant, magnitude, before)
     for node in reversed(schedule.before):
         if not node.batched and node.name not in relaxed.state:
             rest.replace(node)
     if not step.poison.is_clean:
-        charges = _joined([w.charges for w in pieces])
+        charges = _joined([p.charges for p in pieces])
         if charges is not None and fewer_charges is not None:
             charges = charges - fewer_charges
         movable = step.poison.feature_moves is not None
         perturbation.add(
             step,
-            _joined([w.on_features for w in pieces]) if movable else None,
-            _joined([w.on_labels for w in pieces]),
+            _joined([p.on_features for p in pieces]) if movable else None,
+            _joined([p.on_labels for p in pieces]),
             charges,
         )
     return Forms(
@@ -119,10 +121,10 @@ def _operations(schedule: NodeOrder, relaxed: LinearizedStep) -> float:
 def _through_update(relaxed: LinearizedStep, forms: Forms, make: PassFactory) -> BackwardPass:
     """Forms on the new state as forms on the old one and on the summed gradients."""
     on_new = {relaxed.new(name): c for name, c in forms.coefficients.items()}
-    walker = make(relaxed.shared, forms.constant, forms.magnitude, on_new)
+    update_pass = make(relaxed.shared, forms.constant, forms.magnitude, on_new)
     for node in (*relaxed.update.projections.values(), *reversed(relaxed.update.nodes)):
-        walker.replace(node)
-    return walker
+        update_pass.replace(node)
+    return update_pass
 
 
 def with_cuts(
@@ -150,12 +152,12 @@ def with_shortcut(
     enough = ROWS_OF_UNITS if relaxed.cuts else chunk
     for part, forms in forms_in_pieces(relaxed.state, passes.limit(chunk), enough):
 
-        def pulled(own: Tensor, forms: Forms = forms) -> Forms:
+        def propagated(own: Tensor, forms: Forms = forms) -> Forms:
             some = forms if len(own) == forms.rows else forms.part(own)
             return propagate_backward(schedule, relaxed, some, collected)
 
-        for own, walked in passes.run(torch.arange(len(part)), chunk, pulled):
-            collected.keep(part[own.to(part.device)], walked)
+        for own, found in passes.run(torch.arange(len(part)), chunk, propagated):
+            collected.keep(part[own.to(part.device)], found)
     return replace(relaxed, composed=collected.composed(relaxed.state))
 
 

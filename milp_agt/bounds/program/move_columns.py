@@ -92,8 +92,8 @@ class MoveColumns:
         with self._shared():
             for p, quota in enumerate(self.poison.quotas):
                 costs = np.tile(states >> p & 1, len(selected)).astype(np.float64)
-                spent = total.apply(sp.csr_matrix(costs[None]), (1,))
-                self.encoder.rows(spent, -np.inf, float(quota.budget))
+                used = total.apply(sp.csr_matrix(costs[None]), (1,))
+                self.encoder.rows(used, -np.inf, float(quota.budget))
 
     @contextmanager
     def _shared(self) -> Iterator[None]:

@@ -28,7 +28,7 @@ def read_driving_log(asked: str, path: Path, reading: Reading) -> Source:
     ``path`` is the folder, or the log inside it. Images are looked for under the path in the log,
     then by name in the folder ``IMG`` beside the log (the simulator writes absolute paths of the
     machine that recorded). ``reading.crop`` rows are cut off at the top and at the bottom, then the
-    image is scaled to ``reading.image_size`` (66 x 200 unless told).
+    image is scaled to ``reading.image_size`` (default: 66 x 200).
 
     Raises:
         InvalidInputError: a missing log, column or image, an angle that is no number.
