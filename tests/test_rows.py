@@ -478,3 +478,27 @@ def test_a_target_for_each_point_follows_the_rows(path: Path, tmp_path: Path) ->
     assert main(["certify", str(run), "--out", str(out), "--quiet", "--no-report"]) == 0
     table = json.loads((out / "result.json").read_text())["properties"][0]["points"]
     assert table["group"] == [f"row {row}" for row in table["row"]]
+
+
+def test_rows_of_other_samples_are_refused(path: Path) -> None:
+    found = data(path, seed=3)
+    with pytest.raises(InvalidInputError, match=r"\(8, 4\) samples, and rows of \(16, 4\)"):
+        dataclasses.replace(found, x_train=found.x_train[:8], y_train=found.y_train[:8])
+    threat = located(agt.LabelPoisoning(1, samples=[int(found.rows.train[0])]), found.origin)
+    with pytest.raises(InvalidThreatModelError, match="16 training samples there, 8 samples here"):
+        agt.certify(network(), (found.x_train[:8], found.y_train[:8]), TRAINING, threat)
+
+
+def test_tables_of_pandas_are_joined_by_nothing_but_their_order(path: Path) -> None:
+    pandas = pytest.importorskip("pandas")
+    frame = pandas.DataFrame(data(path, test_fraction=0).x_train, columns=["a", "b", "c"])
+    labels = pandas.Series(np.arange(COUNT) % 2)
+    mixed = frame.sample(frac=1, random_state=0)
+    for refuse in (
+        lambda: agt.Dataset.of(mixed, labels),
+        lambda: agt.certify(network(), (mixed, labels), TRAINING, agt.LabelPoisoning(1)),
+    ):
+        with pytest.raises(InvalidInputError, match="indices differ") as error:
+            refuse()
+        assert "y.loc[X.index]" in error.value.remedy
+    assert agt.Dataset.of(mixed, labels[mixed.index]).y_train.tolist() == (mixed.index % 2).tolist()

@@ -91,7 +91,8 @@ def same_rows(features: object, labels: object, asked: str) -> None:
     Raises:
         InvalidInputError: other labels; by position they would be joined to the wrong samples.
     """
-    first, second = getattr(features, "index", None), getattr(labels, "index", None)
+    first: Any = getattr(features, "index", None)
+    second: Any = getattr(labels, "index", None)
     if not hasattr(first, "equals") or not hasattr(second, "equals") or len(first) != len(second):
         return
     if not first.equals(second):
