@@ -62,6 +62,13 @@ class Dataset:
         if self.origin is UNKNOWN:
             plain = Origin.of_arrays(len(self.x_train), len(self.x_test), self.feature_names, None)
             object.__setattr__(self, "origin", plain)
+        rows, counts = self.origin.rows, (len(self.x_train), len(self.x_test))
+        if (len(rows.train), len(rows.test)) != counts:
+            raise InvalidInputError(
+                f"Make a data set of {self.name}",
+                f"{counts} samples, and rows of {(len(rows.train), len(rows.test))}",
+                "make parts of a data set by Dataset.of(x_train, y_train, ..., ids=)",
+            )
 
     @staticmethod
     def of(

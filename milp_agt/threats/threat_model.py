@@ -130,6 +130,12 @@ class Budgeted:
                 f"scope = {scope!r:.60}",
                 "choose one of them",
             )
+        if self.origin is not None and len(self.origin.rows.train) != count:
+            raise InvalidThreatModelError(
+                f"{name} by the rows of a data set",
+                f"{len(self.origin.rows.train)} training samples there, {count} samples here",
+                "certify that data set, or make the threat anew for these arrays",
+            )
         chosen = self._open(count)
         if chosen is None:
             if self.budget > count:
