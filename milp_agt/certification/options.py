@@ -197,7 +197,8 @@ def _refusal(error: ValidationError, table: type[CertifyOptions]) -> InvalidInpu
             wanted[name] = ["; ".join(remedy for _, remedy in pairs)]
         else:
             value = item["input"]
-            found[name] = f"{name} = {value!r:.60} of type {type(value).__name__}"
+            kind = f" of type {type(value).__name__}" if item["type"].endswith("_type") else ""
+            found[name] = f"{name} = {value!r:.60}{kind}"
             wish = item["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
             wanted.setdefault(name, [f"{name} should be {wish}"])
             if name in wanted and f"{name} should be {wish}" not in wanted[name]:
