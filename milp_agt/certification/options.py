@@ -204,7 +204,8 @@ def _refusal(error: ValidationError, table: type[CertifyOptions]) -> InvalidInpu
             if name in wanted and f"{name} should be {wish}" not in wanted[name]:
                 wanted[name].append(f"or {wish}")
     problems = [(found[name], " ".join(wishes)) for name, wishes in wanted.items()]
-    return InvalidInputError.of("Certify with the options that were given", problems)
+    asked = f"Certify with {', '.join(f'{name}=' for name in wanted)}"
+    return InvalidInputError.of(asked, problems)
 
 
 def _names(table: type[CertifyOptions]) -> set[str]:
