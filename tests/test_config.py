@@ -148,7 +148,7 @@ def test_unknown_keys_name_table_key_and_nearest(
         (GOOD + "[certify]\nwindow = 0\n", "[certify] window = 0",
          "window should be greater than or equal to 1 or 'T'"),
         (GOOD + "[certify]\nrelaxation = 'crown'\n", "[certify] relaxation = 'crown'",
-         "relaxation should be one of interval, linear, lp, milp, qcqp, miqp, auto"),
+         "relaxation should be one of interval, zonotope, linear, lp, milp, qcqp, miqp, auto"),
         (GOOD + "[property]\nkind = 'loss'\n", "[[property]] = {'kind': 'loss'}",
          "[[property]] should be a list of tables"),
         (GOOD + "[[property]]\nkind = 'loss'\nat_least = 0\nat_most = 1\n",

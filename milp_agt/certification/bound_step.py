@@ -68,6 +68,9 @@ class Bounder:
         bounds tighten the box of each selection.
         """
         part.forget(self.plan.longest_window - 1)
+        if part.forward is not None:
+            part.forward = part.forward.advanced(step, last=step.index + 1 == self.plan.steps)
+            return part.forward.updated(), None
         ranges = self.ranges(chain, part, step)
         if chain.level is Relaxation.INTERVAL:
             return self._updated(part, step, ranges), None
@@ -175,9 +178,9 @@ class Bounder:
         keep: frozenset[str] = frozenset()
         if level.uses_programs:
             keep = self.schedule.batched
-        elif level is not Relaxation.INTERVAL:
+        elif level.walks:
             keep = self.schedule.supports
-        if level is not Relaxation.INTERVAL and self._walks_inside(part.adversary):
+        if level.walks and self._walks_inside(part.adversary):
             past = part.window[max(0, len(part.window) - self.plan.window + 1) :]
             walks = intermediate.BackwardPasses(
                 self.schedule,

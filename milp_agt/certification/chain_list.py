@@ -93,7 +93,8 @@ class Chains:
         for part in last.parts:
             state = {n: b.meet(outer[n], f"'{n}' of two chains") for n, b in part.state.items()}
             steps = tuple(part.window[-window:])
-            yield Reached(state, steps, part.adversary, outer, part.before(steps))
+            before = part.before(steps)
+            yield Reached(state, steps, part.adversary, outer, before, part.forward)
 
 
 def _enumerated(

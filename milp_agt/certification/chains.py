@@ -18,6 +18,7 @@ from milp_agt.bounds.linear.composed import ComposedStep, PastStep
 from milp_agt.bounds.linear.linearized_step import LinearizedStep
 from milp_agt.bounds.linear.slopes import Slopes
 from milp_agt.bounds.step import State, union
+from milp_agt.bounds.zonotope import Forward
 from milp_agt.certification.checkpoint import pack, unpack
 from milp_agt.core.relaxation import Relaxation
 
@@ -32,6 +33,7 @@ class ChainPart:
 
     ``slopes`` are the results of the last optimisation, by the index of the training step: the next one
     starts from them. ``past`` holds bounds of earlier steps without their samples, oldest first.
+    ``forward`` is the set as a hybrid zonotope, for the level of that name.
     """
 
     name: str
@@ -40,6 +42,7 @@ class ChainPart:
     window: list[LinearizedStep] = field(default_factory=list)
     slopes: dict[int, Slopes] = field(default_factory=dict)
     past: list[PastStep] = field(default_factory=list)
+    forward: Forward | None = None
 
     def key(self, step: int, kind: str = "") -> str:
         """Name of a step of the window or of the past in a snapshot."""

@@ -17,6 +17,7 @@ from milp_agt.bounds.interval.update import UpdateGraph
 from milp_agt.bounds.linear.linearized_step import LinearizedStep, settle
 from milp_agt.bounds.linear.slopes import pack_slopes, unpack_slopes
 from milp_agt.bounds.step import NodeOrder, State, Step, initial_state, step_at_points, velocity_of
+from milp_agt.bounds.zonotope import WILD, Forward, check_supported, pack_forward, unpack_forward
 from milp_agt.certification import planning
 from milp_agt.certification.bound_step import Bounder
 from milp_agt.certification.chain_list import Chains
@@ -75,12 +76,13 @@ class BoundedRun:
         self.origin, self.caution = origin, caution
         device = poison.features.device
         start = initial_state(step_graph, initial, training.momentum > 0)
+        self.updates = training.update_rules(plan.steps)
         self.chains = Chains(plan, poison, restriction, start)
+        self._begin_zonotope(start)
         self.nominal: dict[str, Tensor] = {n: v.to(device) for n, v in step_graph.initial.items()}
         if training.momentum > 0:
             for name in step_graph.parameters:
                 self.nominal[velocity_of(name)] = torch.zeros_like(self.nominal[name])
-        self.updates = training.update_rules(plan.steps)
         self.records: list[StepRecord] = []
         dropped = Remarks(fallbacks=poison.left_out(plan.relaxation.uses_programs))
         self.notes = Notes.of(remarks + plan.remarks + dropped)
@@ -100,6 +102,16 @@ class BoundedRun:
             witnesses,
         )
         self.optimiser = Optimiser(self.bounder)
+
+    def _begin_zonotope(self, start: State) -> None:
+        batches = self.training.batch_order(len(self.poison.features))
+        for chain in self.chains:
+            if chain.level is Relaxation.ZONOTOPE:
+                check_supported(self.schedule, self.poison, batches, self.restriction)
+                (part,) = chain.parts
+                part.forward = Forward.begin(
+                    self.schedule, start, self.step_graph.parameters, self.poison
+                )
 
     def _begin_optimising(self) -> None:
         chain = self.chains.begin_optimising()
@@ -166,6 +178,13 @@ class BoundedRun:
         return report
 
     def _end_if_diverged(self, chain: Chain, sets: StepSets) -> None:
+        if any(part.forward is not None and not part.forward.is_bounded for part in chain.parts):
+            self.notes.fall_back(
+                f"step {sets.step.index + 1}: the zonotope reaches beyond {WILD:.0e}; from "
+                "here on the run is bounded by intervals"
+            )
+            self.chains.end(chain)
+            return
         if not chain.tells_apart or self._is_bounded(sets.updated[chain.name]):
             return
         self.notes.fall_back(
@@ -258,6 +277,7 @@ class BoundedRun:
                     "state": pack(part.state),
                     "window": [relaxed.step.index for relaxed in part.window],
                     "past": [past.index for past in part.past],
+                    "forward": None if part.forward is None else pack_forward(part.forward),
                     "slopes": [pack_slopes(index, own) for index, own in part.slopes.items()],
                 }
                 for part in self.chains.parts
@@ -286,6 +306,8 @@ class BoundedRun:
                 unpack_past(index, snapshot.parts[part.key(index, "past")])
                 for index in kept["past"]
             ]
+            if part.forward is not None:
+                part.forward = unpack_forward(part.forward, kept["forward"])
             part.slopes = dict(unpack_slopes(plain) for plain in kept["slopes"])
         self.nominal = dict(state["nominal"])
         self.records = [StepRecord(**record) for record in state["records"]]

@@ -35,7 +35,7 @@ class CertifyOptions(Table):
     relaxation: str = Field(
         default="linear",
         description="How the run is bounded, from cheap and loose to dear and tight; `auto` takes the "
-        "tightest of the first three whose predicted cost fits `time_limit` and `memory`.",
+        "tightest of interval, linear and lp whose predicted cost fits `time_limit` and `memory`.",
         json_schema_extra={"enum": list(LEVELS)},
     )
     window: Window | None = Field(

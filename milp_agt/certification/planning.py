@@ -142,7 +142,7 @@ def make_plan(
     moved = _moved(poison)
     composed_steps = cuts and _pays(sizes, moved, walked, budget) and training.projection is None
     inner_widest: int | None = None
-    linear_inner = level is not Relaxation.INTERVAL and inner_bounds != "interval"
+    linear_inner = level.walks and inner_bounds != "interval"
     if linear_inner and inner_bounds is None and seconds > cheap:
         narrow = sizes.narrow_inner(steps, walked, moved)
         linear_inner = composed_steps and narrow <= cheap
@@ -170,7 +170,7 @@ def make_plan(
     if alpha_steps and told_apart.charged:
         line = "slopes are optimised for all selections jointly; charged ones keep default slopes"
         remarks += Remarks(fallbacks=(line,))
-    kept = 0 if level is Relaxation.INTERVAL else walked * sizes.kept(poison.states)
+    kept = walked * sizes.kept(poison.states) if level.walks else 0
     data = stored([*poison.tensors, *given])
     room, told = _room(budget, data, kept + (in_cuts if cuts else 0))
     remarks += told
@@ -288,7 +288,7 @@ def _alpha_steps(asked: int, level: Relaxation, chosen: bool) -> tuple[int, Rema
             f"alpha_steps = {asked!r}",
             "give 0 for the default slopes, or 5 to 20 for tighter bounds",
         )
-    if asked == 0 or level is not Relaxation.INTERVAL:
+    if asked == 0 or level.walks:
         return asked, Remarks()
     if chosen:
         line = "alpha_steps is idle: auto picked 'interval', which has no slopes"

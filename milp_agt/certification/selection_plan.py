@@ -77,13 +77,13 @@ def selections_of(
             f"{asked!r}",
             "choose one of them",
         )
-    if asked in ("charged", "enumerated") and level is Relaxation.INTERVAL:
+    if asked in ("charged", "enumerated") and not level.walks:
         raise InvalidInputError(
             "Selections that are told apart need linear forms",
             f"relaxation '{level.value}'",
             "use relaxation 'linear' or above",
         )
-    if asked == "joint" or level is Relaxation.INTERVAL:
+    if asked == "joint" or not level.walks:
         return Selections(), Remarks()
     work = _Work(sizes, steps, window, inner_bounds, memory, max(CASES_TIME, spare))
     if asked == "charged":

@@ -11,6 +11,7 @@ class Relaxation(Enum):
     """A relaxation level. A run at one level also computes the chains of all looser levels."""
 
     INTERVAL = "interval"  # boxes of all nodes; the gradient is concretised before it meets theta
+    ZONOTOPE = "zonotope"  # generators of moves and flips passed forward, bounds by dual ascent
     LINEAR = "linear"  # backward bound propagation through a window of steps
     LP = "lp"  # program of a window; bilinear terms and phases relaxed
     MILP = "milp"  # the same with binary phases and selection
@@ -32,7 +33,12 @@ class Relaxation(Enum):
 
     @property
     def uses_programs(self) -> bool:
-        return self not in (Relaxation.INTERVAL, Relaxation.LINEAR)
+        return self.walks and self is not Relaxation.LINEAR
+
+    @property
+    def walks(self) -> bool:
+        """Whether linear forms are walked back through a window of steps."""
+        return self not in (Relaxation.INTERVAL, Relaxation.ZONOTOPE)
 
     @property
     def exact_phases(self) -> bool:
@@ -60,6 +66,7 @@ class Relaxation(Enum):
 
 _LOOSER: dict[Relaxation, tuple[Relaxation, ...]] = {
     Relaxation.INTERVAL: (),
+    Relaxation.ZONOTOPE: (Relaxation.INTERVAL,),
     Relaxation.LINEAR: (Relaxation.INTERVAL,),
     Relaxation.LP: (Relaxation.LINEAR,),
     Relaxation.MILP: (Relaxation.LP,),

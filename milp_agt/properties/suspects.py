@@ -14,6 +14,7 @@ from milp_agt.bounds.adversary.enumerated import Enumerated
 from milp_agt.bounds.forms import Forms
 from milp_agt.bounds.linear.window_bounds import influence
 from milp_agt.bounds.passes import in_passes
+from milp_agt.bounds.zonotope import least_by_sample
 from milp_agt.core.graph import Cause
 from milp_agt.data.origin import Origin
 from milp_agt.errors import InvalidInputError
@@ -117,7 +118,7 @@ def suspects(models: ReachableModels, count: int, origin: Origin | None = None) 
         raise InvalidInputError(
             "suspects() counts the samples that it names", f"{count!r}", "give a whole number >= 0"
         )
-    if not all(reached.window for reached in models.reached):
+    if not all(reached.keeps_forms for reached in models.reached):
         raise InvalidInputError(
             "Which samples carry the bound was asked",
             "a result that keeps no linear forms (loaded from a file, or relaxation 'interval')",
@@ -140,6 +141,8 @@ def _suspect(position: int, width: float, mean: float, origin: Origin | None) ->
 def _splits(models: ReachableModels) -> bool:
     """Whether the width can be told apart by cause."""
     enumerated = isinstance(models.reached[0].adversary, Enumerated)
+    if any(reached.forward is not None for reached in models.reached):
+        return False
     return models.poison.whole is None and (models.poison.label_quota is None or enumerated)
 
 
@@ -150,6 +153,9 @@ def _widths(models: ReachableModels, reached: Reached) -> Tensor:
     if isinstance(reached.adversary, Charged):
         return _of_columns(models, reached, reached.adversary)
     rows = models.parameter_rows(reached)
+    if reached.forward is not None:
+        _, dev = least_by_sample(reached.forward, models.on_parameters(reached, rows))
+        return dev.sum(0) / (len(rows) // 2)
 
     def worth(some: Tensor) -> Tensor:
         start = Forms.start(models.on_parameters(reached, rows[some]))
