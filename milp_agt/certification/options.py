@@ -86,7 +86,7 @@ class CertifyOptions(Table):
         description="Relative distance of the bound to the best point found at which the tree of a "
         "solve may stop (`milp` and above).",
     )
-    solve_nodes: Count | None = Field(
+    solve_nodes: Index | None = Field(
         default=EACH_SOLVE.nodes,
         description="Nodes of the tree of each solve, at most (`milp` and above); no limit unless given.",
     )
