@@ -19,6 +19,7 @@ from milp_agt.formulations.convolution import Convolution
 from milp_agt.formulations.elu import Elu, EluSlope
 from milp_agt.formulations.exchange import Remove, Substitute
 from milp_agt.formulations.exponential import Exponential
+from milp_agt.formulations.gather import Gather
 from milp_agt.formulations.gelu import Gelu, GeluSlope
 from milp_agt.formulations.gelu_tanh import GeluTanh, GeluTanhSlope
 from milp_agt.formulations.hardtanh import Hardtanh
@@ -156,6 +157,12 @@ INSTANCES: dict[str, list[Instance]] = {
     "elu": [Instance(f"elu-{a}", Elu(a), _U) for a in (1.0, 0.3, 2.5)],
     "elu_slope": [Instance("elu-slope", EluSlope(), _U)],
     "exponential": [Instance("exponential", Exponential(), _U, "exponent")],
+    "gather": [
+        Instance("gather", Gather((3, 0, 3), (2, 2), (3, 1)), (per_sample(2, 2),)),
+        Instance("gather-parameter", Gather((2, 0, 1), (3,), (3,)), (shared(3),)),
+        Instance("gather-turned", Gather((2, 0), (4,), (1, 2), True), (per_sample(1, 2),)),
+        Instance("gather-summed", Gather((1, 0, 1, 1), (3,), (2, 2), True), (per_sample(2, 2),)),
+    ],
     "gelu": [Instance("gelu", Gelu(), _U)],
     "gelu_slope": [Instance("gelu-slope", GeluSlope(), _U)],
     "gelu_tanh": [Instance("gelu-tanh", GeluTanh(), _U)],
@@ -288,6 +295,10 @@ def in_other_orders(op: Operation, points: Sequence[Tensor]) -> Iterator[Tensor]
         unit = torch.eye(int(np.prod(op._shapes[0])), dtype=torch.float64)
         matrix = op.value(unit.reshape(-1, *op._shapes[0])).flatten(1).T
         yield _reversed_product(points[0], matrix, op._shapes[1])
+    if isinstance(op, Gather) and op.transposed:
+        unit = torch.eye(int(np.prod(op.after)), dtype=torch.float64)
+        matrix = op.value(unit.reshape(-1, *op.after)).flatten(1).T
+        yield _reversed_product(points[0], matrix, op.before)
     if isinstance(op, MaxPool):
         inside = torch.where(op._inside(), 0.0, -torch.inf)
         best = (op._elements(points[0]) + inside).amax(-2)
