@@ -157,11 +157,12 @@ class Curved(Smooth):
         )
 
     def _by_range(self, monotone: Interval, start: Tensor, end: Tensor) -> Interval:
+        start, end = torch.broadcast_tensors(start, end)
         slopes = [self.derivative(start), self.derivative(end)]
         turning = torch.zeros_like(start, dtype=torch.bool)
         for turn in self.turns:
             inside = (start <= turn) & (turn <= end)
-            turning |= inside
+            turning = turning | inside
             for side in (turn, math.nextafter(turn, math.inf)):
                 at_turn = self.derivative(torch.full_like(start, side))
                 slopes.append(torch.where(inside, at_turn, slopes[0]))
