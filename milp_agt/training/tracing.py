@@ -15,6 +15,7 @@ from milp_agt.formulations.leaves import Labels
 from milp_agt.formulations.linear import Combine
 from milp_agt.formulations.loss import LossFunction, get_loss
 from milp_agt.training.clipping import clip_gradients
+from milp_agt.training.forward import build_forward
 from milp_agt.training.layers.builder import FEATURES, Builder, supported_layers
 from milp_agt.training.training import Clipping
 
@@ -40,6 +41,7 @@ class StepGraph:
         clipping: how the gradient of each sample is clipped before the sums, or None. With it, the
             inputs of the sums of ``gradients`` have no norm (no coordinate) above ``clipping.bound``.
         frozen: parameters that are constants, under their names in ``state_dict``.
+        own_forward: whether some module has a forward of the user's own, traced by torch.fx.
     """
 
     graph: Graph
@@ -52,6 +54,7 @@ class StepGraph:
     frozen: Mapping[str, Tensor] = field(default_factory=dict)
     model: nn.Module = field(default_factory=nn.Sequential, repr=False)
     clipping: Clipping | None = None
+    own_forward: bool = False
 
     def to(self, device: torch.device) -> StepGraph:
         """The same graph with its constants on a device; initial values stay where they are."""
@@ -86,8 +89,11 @@ def trace(
         UnsupportedOperationError: a layer or loss without a rule; lists what is supported.
         InvalidInputError: sizes that do not fit, NaN weights, nothing to train.
     """
-    tracer = Builder(copy.deepcopy(model), feature_shape)
+    tracer = Builder(copy.deepcopy(model), feature_shape, build_forward)
     tracer.layer(tracer.model, "")
+    tracer.finish()
+    if tracer.own_forward:
+        tracer.keep_the_rest()
     graph, output = tracer.graph, tracer.current
     if not tracer.initial:
         raise InvalidInputError(
@@ -121,6 +127,7 @@ def trace(
         frozen=tracer.frozen,
         model=tracer.model,
         clipping=clipping,
+        own_forward=tracer.own_forward,
     )
 
 

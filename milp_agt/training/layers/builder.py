@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import pkgutil
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from milp_agt.core.graph import Graph, Node, Operation
 from milp_agt.errors import InvalidInputError, UnsupportedOperationError
 from milp_agt.formulations.leaves import Features, ParameterLeaf
+from milp_agt.training.replacements import replacement
 
 FEATURES = "features"
 
@@ -43,10 +45,32 @@ def supported_layers() -> tuple[str, ...]:
     return ("Sequential", *sorted(kind.__name__ for kind in handlers()))
 
 
-class Builder:
-    """Walks the layers of a model and appends their nodes; ``current`` is the last one."""
+@dataclass(frozen=True)
+class Unknown:
+    """A value that something without a rule gave; what is computed from it is unknown, too."""
 
-    def __init__(self, model: nn.Module, feature_shape: tuple[int, ...]) -> None:
+    source: str
+
+
+class Builder:
+    """Walks the layers of a model and appends their nodes; ``current`` is the last one.
+
+    What has no rule is noted, and the walk goes on with an unknown value (``lost``), so that
+    :meth:`finish` can say everything at once. ``forward`` builds modules with a forward of their own.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        feature_shape: tuple[int, ...],
+        forward: Callable[[Builder, nn.Module, str], None],
+    ) -> None:
+        self.forward = forward
+        self.lost = False
+        self.place = ""
+        self.own_forward = False
+        self.problems: list[tuple[str, str]] = []
+        self.errors: list[UnsupportedOperationError] = []
         self.graph = Graph()
         self.model = model
         self.current = self.graph.add(Features(feature_shape), name=FEATURES)
@@ -79,6 +103,15 @@ class Builder:
         self.frozen[name] = self._finite(value, f"Buffer '{name}'", "run the model on finite data")
         return self.frozen[name]
 
+    def keep_the_rest(self) -> None:
+        """Frozen parameters and buffers of the model that its forward does not read."""
+        for name, parameter in self.model.named_parameters():
+            if not parameter.requires_grad and name not in self.frozen:
+                self.weight(parameter)
+        named = dict(self.model.named_buffers())
+        for name in self.model.state_dict().keys() & named.keys() - self.frozen.keys():
+            self.buffer(named[name], name)
+
     @staticmethod
     def _finite(tensor: Tensor, what: str, remedy: str) -> Tensor:
         value = tensor.detach().to(torch.float64).clone()
@@ -104,30 +137,77 @@ class Builder:
             candidate = f"{name}#{copies}"
         return candidate
 
-    def layer(self, layer: nn.Module, path: str) -> None:
-        """Append the nodes of a layer.
+    def note(self, what: str, remedy: str, error: UnsupportedOperationError | None = None) -> None:
+        """Keep a problem for :meth:`finish`; the value of the place is lost."""
+        self.problems.append((what, remedy))
+        self.errors += [error] if error else []
+        self.lost = True
+
+    def finish(self) -> None:
+        """See that everything had a rule.
 
         Raises:
-            UnsupportedOperationError: no rule for it, or hooks whose effect the graph cannot see.
+            UnsupportedOperationError: all that had none, each with what may stand in its place.
+        """
+        if not self.problems:
+            return
+        if len(self.problems) == 1 and self.errors:
+            raise self.errors[0]
+        lines = [
+            f"\n  - {what}" + (f"; {remedy}" if remedy else "") for what, remedy in self.problems
+        ]
+        raise UnsupportedOperationError(
+            "The model was to be traced",
+            f"{len(lines)} thing{'s' * (len(lines) > 1)} without a rule:" + "".join(lines) + "\n",
+            f"layers with rules: {', '.join(supported_layers())}",
+        )
+
+    def layer(self, layer: nn.Module, path: str, line: str = "") -> None:
+        """Append the nodes of a layer; what has no rule is noted.
+
+        Raises:
+            UnsupportedOperationError: hooks whose effect the graph cannot see.
             InvalidInputError: sizes that do not fit.
         """
+        try:
+            self._layer(layer, path, line)
+        except UnsupportedOperationError as error:
+            self.note(f"{error.asked}: {error.found}", error.remedy, error)
+
+    def _layer(self, layer: nn.Module, path: str, line: str) -> None:
+        self._see_no_hooks(layer, path)
+        if type(layer).forward is nn.Sequential.forward:
+            assert isinstance(layer, nn.Sequential)
+            for name, child in layer._modules.items():
+                if child is not None:
+                    self.layer(child, f"{path}.{name}" if path else name, line)
+            return
+        handler = handlers().get(type(layer))
+        if handler is None and not type(layer).__module__.startswith("torch."):
+            self.own_forward = True
+            for name, part in layer.named_modules():
+                self._see_no_hooks(part, ".".join(filter(None, [path, name])))
+            if not self.lost:
+                self.forward(self, layer, path)
+            return
+        if handler is None:
+            kind = type(layer).__name__
+            instead = replacement(kind)
+            raise UnsupportedOperationError(
+                f"Layer '{path or 'model'}' of type {kind}{line} was to be traced",
+                "no rule for it",
+                f"{instead}; layers with rules: " * bool(instead)
+                + f"{'use ' * (not instead)}{', '.join(supported_layers())}, or a module with a forward "
+                "of functions that are supported",
+            )
+        if not self.lost:
+            handler(self, layer, path)
+
+    @staticmethod
+    def _see_no_hooks(layer: nn.Module, path: str) -> None:
         if layer._forward_hooks or layer._forward_pre_hooks or "forward" in layer.__dict__:
             raise UnsupportedOperationError(
                 f"Layer '{path or 'model'}' was to be traced",
                 "a forward hook or a replaced forward, whose effect the graph cannot see",
                 "remove it from the model",
             )
-        if type(layer).forward is nn.Sequential.forward:
-            assert isinstance(layer, nn.Sequential)
-            for name, child in layer._modules.items():
-                if child is not None:
-                    self.layer(child, f"{path}.{name}" if path else name)
-            return
-        handler = handlers().get(type(layer))
-        if handler is None:
-            raise UnsupportedOperationError(
-                f"Layer '{path or 'model'}' of type {type(layer).__name__} was to be traced",
-                "no rule for it",
-                f"use nn.Sequential of {', '.join(supported_layers())}",
-            )
-        handler(self, layer, path)
