@@ -97,6 +97,8 @@ INSTANCES: dict[str, list[Instance]] = {
         Instance("outer", Einsum("nh,nd->nhd"), (per_sample(2), per_sample(2))),
         Instance("back", Einsum("nh,hd->nd"), (per_sample(2), shared(2, 2))),
         Instance("elementwise", Einsum("na,na->na"), (per_sample(2), per_sample(2))),
+        Instance("gain", Einsum("na,a->na"), (per_sample(2), shared(2))),
+        Instance("gain-in-front", Einsum("a,na->na"), (shared(2), per_sample(2))),
         Instance("matrices", Einsum("ab,bc->ac"), (shared(1, 2), shared(2, 2))),
         Instance("dot", Einsum("nd,nd->n"), (per_sample(2), per_sample(2))),
     ],

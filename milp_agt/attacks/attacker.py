@@ -25,6 +25,7 @@ from milp_agt.errors import InvalidInputError, UnsupportedOperationError
 from milp_agt.threats import ThreatModel
 from milp_agt.training import inputs
 from milp_agt.training.exchanged import check_clipping
+from milp_agt.training.same_forward import check_forward
 from milp_agt.training.tracing import trace
 from milp_agt.training.training import Training
 
@@ -359,6 +360,7 @@ def attack(
     inputs.warn_of_float32(model, data[0])
     features = inputs.features_of(data[0])
     step_graph = trace(model, training.loss, tuple(features.shape[1:]), training.clipping)
+    check_forward(step_graph, model, features)
     labels = inputs.labels_of(data[1], len(features), step_graph.loss, step_graph.outputs)
     poison = threat.bind(features, labels, step_graph.loss).to(target)
     check_clipping(step_graph, poison)

@@ -31,6 +31,7 @@ from milp_agt.solvers.solver import Solver
 from milp_agt.threats import ThreatModel
 from milp_agt.training import inputs
 from milp_agt.training.exchanged import with_exchanges
+from milp_agt.training.same_forward import check_forward
 from milp_agt.training.tracing import trace
 from milp_agt.training.training import Batch, Training
 
@@ -99,6 +100,7 @@ def certify(
     inputs.warn_of_float32(model, data[0])
     features = inputs.features_of(data[0])
     traced = trace(model, training.loss, tuple(features.shape[1:]), training.clipping)
+    check_forward(traced, model, features)
     labels = inputs.labels_of(data[1], len(features), traced.loss, traced.outputs)
     raw = threat.bind(features, labels, traced.loss)
     step_graph = with_exchanges(traced, raw)

@@ -10,6 +10,7 @@ from milp_agt.formulations.registry import operations
 from milp_agt.solvers import solver_table
 from milp_agt.threats import THREATS
 from milp_agt.threats.sets import KINDS
+from milp_agt.training.layers.functions import supported_functions
 from milp_agt.training.tracing import supported_layers
 
 
@@ -64,6 +65,7 @@ def table() -> str:
     """Markdown: layers, losses, threat models, relaxations, solvers, and the rules of each operation."""
     summary = [
         ("layers", supported_layers()),
+        ("functions in a forward of one's own", supported_functions()),
         ("losses", tuple(losses())),
         ("threat models", tuple(t.__name__ for t in THREATS)),
         ("relaxations", (*(r.value for r in Relaxation), "auto")),

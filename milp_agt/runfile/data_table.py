@@ -82,7 +82,10 @@ class ModelTable(Table):
         default=None,
         description="Sizes of dense layers, from the features to the outputs; either this or `factory`.",
     )
-    activation: Literal["relu", "leaky_relu", "sigmoid", "tanh"] = Field(
+    activation: Literal[
+        *("relu", "leaky_relu", "sigmoid", "tanh", "gelu", "silu"),
+        *("elu", "softplus", "hardtanh", "relu6"),
+    ] = Field(
         default="relu", description="Activation between the `layers`."
     )
     bias: bool = Field(default=True, description="Whether the `layers` have biases.")

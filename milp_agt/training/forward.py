@@ -23,6 +23,10 @@ from milp_agt.training.replacements import replacement
 CALLS = "_traced_calls"
 Call = dict[str, Any]
 EXAMPLES = 3
+_LIMITS = (
+    "a forward may not branch on values or on the number of samples, loop over them, or turn them into "
+    "numbers; write it with functions of torch on one tensor, such as relu and clamp"
+)
 
 
 class _Proxy(fx.Proxy):
@@ -164,15 +168,14 @@ def traced(module: nn.Module, shape: tuple[int, ...], name: str) -> list[Call]:
         raise UnsupportedOperationError(
             f"The forward of '{name}' ({kind}) was to be traced",
             f"{error}" + _where(tracer, error),
-            "a forward may not branch on values, loop over them, or turn them into numbers; use "
-            "relu, clamp or another function of the list, and sizes of fixed axes only",
+            _LIMITS,
         ) from None
     except Exception as error:
         raise UnsupportedOperationError(
             f"The forward of '{name}' ({kind}) was to be traced",
             f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
             + _where(tracer, error),
-            "write it with functions of torch on one tensor",
+            _LIMITS,
         ) from None
     placeholders = [n for n in graph.nodes if n.op == "placeholder"]
     if len([n for n in placeholders if n.users]) != 1 or not placeholders[0].users:

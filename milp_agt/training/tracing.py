@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from milp_agt.core.graph import Graph, Node
-from milp_agt.errors import InvalidInputError
+from milp_agt.errors import EncodingError, InvalidInputError
 from milp_agt.formulations.leaves import Labels
 from milp_agt.formulations.linear import Combine
 from milp_agt.formulations.loss import LossFunction, get_loss
@@ -107,6 +107,9 @@ def trace(
             f"an output of shape {output.shape}",
             "end it with nn.Flatten() and nn.Linear",
         )
+    lonely = [n.name for n in graph if n.inputs and not n.batched]
+    if lonely:  # bounds on single samples are walked back through nodes with a sample axis
+        raise EncodingError("Values of a forward have a sample axis", f"{lonely} have none")
     chosen = get_loss(loss)
     chosen.classes(output.shape[0])
     forward = tuple(graph)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib
 import pkgutil
 from collections.abc import Callable
@@ -172,7 +173,23 @@ class Builder:
         try:
             self._layer(layer, path, line)
         except UnsupportedOperationError as error:
+            before = self.lost
             self.note(f"{error.asked}: {error.found}", error.remedy, error)
+            if not before:
+                self._stand_in(layer)
+
+    def _stand_in(self, layer: nn.Module) -> None:
+        """A leaf of the shape that a layer without a rule gives, so that what follows is looked at."""
+        example = torch.zeros(2, *self.current.shape, dtype=torch.float64)
+        try:
+            with torch.no_grad():
+                found = copy.deepcopy(layer).double().eval()(example)
+        except Exception:
+            return
+        if isinstance(found, Tensor) and found.shape[:1] == (2,):
+            shape = tuple(found.shape[1:])
+            self.current = self.graph.add(Features(shape), name=self.free_name("unknown"))
+            self.lost = False
 
     def _layer(self, layer: nn.Module, path: str, line: str) -> None:
         self._see_no_hooks(layer, path)

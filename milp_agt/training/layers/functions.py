@@ -17,14 +17,20 @@ from torch.nn import functional
 from milp_agt.core.graph import Node
 from milp_agt.errors import UnsupportedOperationError
 from milp_agt.formulations.bilinear import Einsum
-from milp_agt.formulations.channel_bias import ChannelBias
 from milp_agt.formulations.gather import Gather
 from milp_agt.formulations.linear import Affine, Combine, Reshape
-from milp_agt.training.layers.builder import Builder, handlers
+from milp_agt.training.layers.builder import FEATURES, Builder, handlers
 
 
 class Batch:
     """The number of samples, which a forward may only hand to view and reshape."""
+
+
+@dataclass(frozen=True)
+class Turned:
+    """The transpose of a trainable matrix, which only products know."""
+
+    weight: Node
 
 
 BATCH = Batch()
@@ -187,10 +193,10 @@ def _reshape(builder: Builder, x: Any, *shape: Any) -> Any:
         raise _refused(
             f"A view of shape {x.shape} as {after}", "another number of elements", "match the sizes"
         )
-    return x if after == x.shape else builder.graph.add(Reshape(x.shape, after), x)
+    return _reshaped(builder, x, after)
 
 
-calls("view", torch.reshape, "view", "reshape")(_reshape)
+calls("view", torch.Tensor.reshape, torch.reshape, "view", "reshape")(_reshape)
 
 
 def _axis(x: Node, dim: int) -> int:
@@ -214,12 +220,32 @@ def _picked(builder: Builder, x: Any, pick: Callable[[Tensor], Tensor]) -> Any:
     chosen = pick(numbers)
     if chosen.numel() == 0:
         raise _refused("A part of a value", "no elements", "take at least one")
+    if not x.batched:
+        # The parameter itself comes back, whole and of its own shape.
+        if chosen.shape == x.shape and torch.equal(chosen, numbers):
+            return x
+        x = _lifted(builder, x)
     if torch.equal(chosen.flatten(), numbers.flatten()):
         return x if chosen.shape == x.shape else _reshaped(builder, x, tuple(chosen.shape))
     return builder.graph.add(Gather.of(chosen, x.shape), x)
 
 
+def _lifted(builder: Builder, x: Any) -> Any:
+    """A parameter repeated for every sample, ``0 * (one feature) + parameter``.
+
+    Whatever is computed from it then has a sample axis: bounds on single samples are walked back
+    through nodes with a sample axis to the parameters themselves.
+    """
+    if not isinstance(x, Node) or x.batched:
+        return x
+    graph = builder.graph
+    features = graph[FEATURES]
+    picked = Gather((0,) * math.prod(x.shape), features.shape, x.shape)
+    return Combine.build(graph, [(0.0, graph.add(picked, features)), (1.0, x)])
+
+
 def _reshaped(builder: Builder, x: Node, shape: tuple[int, ...]) -> Node:
+    x = x if x.shape == shape else _lifted(builder, x)
     return x if x.shape == shape else builder.graph.add(Reshape(x.shape, shape), x)
 
 
@@ -247,7 +273,7 @@ def _getitem(builder: Builder, x: Any, index: Any) -> Any:
     return _picked(builder, x, lambda t: t[tuple(parts)])
 
 
-@calls("permute", torch.permute, "permute")
+@calls("permute", torch.Tensor.permute, torch.permute, "permute")
 def _permute(builder: Builder, x: Any, *dims: Any) -> Any:
     axes = list(dims[0]) if len(dims) == 1 and isinstance(dims[0], (tuple, list)) else [*dims]
     if not _is_sample(x):
@@ -268,7 +294,9 @@ def _transpose(builder: Builder, x: Any, dim0: int, dim1: int) -> Any:
 def _t(builder: Builder, x: Any) -> Any:
     if _is_sample(x):
         raise _refused("The transpose of a batch", "a moved sample axis", "transpose a weight")
-    return _picked(builder, x, lambda t: t.t())
+    if isinstance(x, Node):
+        return x if len(x.shape) < 2 else Turned(x)
+    return x.t()
 
 
 @calls("unsqueeze", torch.unsqueeze, "unsqueeze")
@@ -390,11 +418,8 @@ def _sum(builder: Builder, a: Any, b: Any, alpha: float = 1.0, sign: float = 1.0
     if not isinstance(a, Node) and not isinstance(b, Node):
         return a + sign * alpha * b
     scale = sign * float(alpha)
-    channels = _channels(a, b)
-    if channels is not None and scale == 1.0:
-        image, bias = channels
-        extents = image.shape[1:]
-        return builder.graph.add(ChannelBias(extents), image, _reshaped(builder, bias, bias.shape[:1]))
+    if not (_is_sample(a) or _is_sample(b)):
+        a, b = _lifted(builder, a), _lifted(builder, b)
     a, b = _common(builder, a, b)
     if isinstance(a, Node) and isinstance(b, Node):
         return Combine.build(builder.graph, [(1.0, a), (scale, b)])
@@ -403,34 +428,35 @@ def _sum(builder: Builder, a: Any, b: Any, alpha: float = 1.0, sign: float = 1.0
     return Combine.build(builder.graph, [(scale, b)], a)
 
 
-def _channels(a: Any, b: Any) -> tuple[Node, Node] | None:
-    """Images and a trainable bias of each channel, (channels, 1, 1)."""
-    for image, bias in ((a, b), (b, a)):
-        fits = _is_sample(image) and isinstance(bias, Node) and not bias.batched
-        if fits and len(image.shape) == 3 and bias.shape == (image.shape[0], 1, 1):
-            return image, bias
-    return None
+def _plus(a: Any, b: Any, alpha: float = 1.0) -> Any:
+    return a + (b if alpha == 1.0 else alpha * b)
 
 
-@calls("add", torch.add, operator.add, operator.iadd, "add", "add_")
+def _minus(a: Any, b: Any, alpha: float = 1.0) -> Any:
+    return a - (b if alpha == 1.0 else alpha * b)
+
+
+@calls("add", _plus, torch.add, operator.add, operator.iadd, "add", "add_")
 def _add(builder: Builder, a: Any, b: Any, alpha: float = 1.0) -> Any:
     return _sum(builder, a, b, alpha)
 
 
-@calls("sub", torch.sub, operator.sub, operator.isub, torch.subtract, "sub", "sub_")
+@calls("sub", _minus, torch.sub, operator.sub, operator.isub, torch.subtract, "sub", "sub_")
 def _sub(builder: Builder, a: Any, b: Any, alpha: float = 1.0) -> Any:
     return _sum(builder, a, b, alpha, -1.0)
 
 
-@calls("neg", torch.neg, operator.neg, torch.negative, "neg")
+@calls("neg", operator.neg, torch.neg, torch.negative, "neg")
 def _neg(builder: Builder, a: Any) -> Any:
-    return Combine.build(builder.graph, [(-1.0, a)]) if isinstance(a, Node) else -a
+    return Combine.build(builder.graph, [(-1.0, _lifted(builder, a))]) if isinstance(a, Node) else -a
 
 
-@calls("mul", torch.mul, operator.mul, operator.imul, torch.multiply, "mul", "mul_")
+@calls("mul", operator.mul, torch.mul, operator.imul, torch.multiply, "mul", "mul_")
 def _mul(builder: Builder, a: Any, b: Any) -> Any:
     if not isinstance(a, Node) and not isinstance(b, Node):
         return a * b
+    if not (_is_sample(a) or _is_sample(b)):
+        a, b = _lifted(builder, a), _lifted(builder, b)
     a, b = _common(builder, a, b)
     if isinstance(a, Node) and isinstance(b, Node):
         axes = "abcdefg"[: len(a.shape)]
@@ -441,7 +467,7 @@ def _mul(builder: Builder, a: Any, b: Any) -> Any:
     return Combine.build(builder.graph, [(constant, node)])
 
 
-@calls("div", torch.div, operator.truediv, operator.itruediv, torch.true_divide, "div", "div_")
+@calls("div", operator.truediv, torch.div, operator.itruediv, torch.true_divide, "div", "div_")
 def _div(builder: Builder, a: Any, b: Any, rounding_mode: None = None) -> Any:
     if rounding_mode is not None:
         raise _refused("A division that rounds", f"rounding_mode={rounding_mode}", "leave it out")
@@ -464,7 +490,7 @@ def _square(builder: Builder, a: Any) -> Any:
     return _mul(builder, a, a)
 
 
-@calls("pow", torch.pow, operator.pow, "pow")
+@calls("pow", operator.pow, torch.pow, "pow")
 def _pow(builder: Builder, a: Any, exponent: Any) -> Any:
     if not isinstance(a, Node) and not isinstance(exponent, Node):
         return a**exponent
@@ -486,6 +512,8 @@ def _dims(x: Node, dim: Any) -> list[int]:
 def _total(builder: Builder, x: Any, dim: Any = None, keepdim: bool = False) -> Any:
     if not isinstance(x, Node):
         return x.sum() if dim is None else x.sum(dim, keepdim)
+    if not x.batched:
+        raise _refused("A sum over a parameter", "no rule for it", "sum values of samples")
     axes = _dims(x, dim)
     kept = [1 if a in axes else e for a, e in enumerate(x.shape)]
     numbers = torch.arange(math.prod(kept)).reshape(kept).expand(x.shape)
@@ -507,6 +535,8 @@ def _mean(builder: Builder, x: Any, dim: Any = None, keepdim: bool = False) -> A
 
 @calls("matmul", torch.matmul, operator.matmul, torch.mm, "matmul", "mm")
 def _matmul(builder: Builder, a: Any, b: Any) -> Any:
+    if isinstance(b, Turned):
+        return _linear(builder, a, b.weight)
     if not isinstance(a, Node) and not isinstance(b, Node):
         return a @ b
     fits = _is_sample(a) and not _is_sample(b) and len(a.shape) == 1 and len(b.shape) == 2
@@ -524,6 +554,9 @@ def _matmul(builder: Builder, a: Any, b: Any) -> Any:
 
 @calls("linear", functional.linear)
 def _linear(builder: Builder, x: Any, weight: Any, bias: Any = None) -> Any:
+    if isinstance(weight, Turned):
+        product = _matmul(builder, x, weight.weight)
+        return product if bias is None else _sum(builder, product, bias)
     if not _is_sample(x) or _is_sample(weight) or len(x.shape) != 1:
         raise _refused(
             "linear needs a vector for each sample and a weight",
