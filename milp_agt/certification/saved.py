@@ -1,4 +1,4 @@
-"""Files: arrays with a versioned description beside them, and architectures as plain data."""
+"""Files of results: arrays with a versioned description, and architectures as plain data."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ _ABOUT = "about"
 
 
 def write(path: Path, arrays: Mapping[str, npt.NDArray[Any]], about: Mapping[str, Any]) -> None:
-    """Write an .npz file at once: a half-written file never takes the place of a good one.
+    """Write an .npz file atomically: a half-written file never replaces a good one.
 
     Raises:
-        InvalidInputError: no such folder, or one that takes no files.
+        InvalidInputError: no such folder, or one that cannot be written.
     """
     path = path if path.suffix == ".npz" else path.with_name(path.name + ".npz")
     text = json.dumps({"version": VERSION, **about})
@@ -44,7 +44,7 @@ def write(path: Path, arrays: Mapping[str, npt.NDArray[Any]], about: Mapping[str
 
 
 def read(path: Path) -> tuple[dict[str, npt.NDArray[Any]], dict[str, Any]]:
-    """Read what :func:`write` wrote.
+    """Read a file written by :func:`write`.
 
     Raises:
         InvalidInputError: a missing or damaged file, or another version.
@@ -72,7 +72,7 @@ def read(path: Path) -> tuple[dict[str, npt.NDArray[Any]], dict[str, Any]]:
     return arrays, about
 
 
-# Arguments of each supported layer, which are attributes of it under the same names.
+# Constructor arguments of each supported layer; it has attributes of the same names.
 _POOL = ("kernel_size", "stride", "padding", "ceil_mode")
 _NORM = ("num_features", "eps", "momentum", "affine")
 _OPTIONS: dict[type[nn.Module], tuple[str, ...]] = {
@@ -167,7 +167,7 @@ def _rebuild_own(about: Mapping[str, Any], seen: list[nn.Module]) -> nn.Module:
 
 
 def rebuild(about: Mapping[str, Any], seen: list[nn.Module] | None = None) -> nn.Module:
-    """The model that :func:`describe` described, float64, with fresh weights."""
+    """The inverse of :func:`describe`: a float64 model with fresh weights."""
     seen = [] if seen is None else seen
     if about["type"] == "Shared":
         shared: nn.Module = seen[about["number"]]
@@ -181,7 +181,7 @@ def rebuild(about: Mapping[str, Any], seen: list[nn.Module] | None = None) -> nn
     if about["type"] == "Forward":
         return _rebuild_own(about, seen)
     kinds = {kind.__name__: kind for kind in _OPTIONS}
-    # Evaluation mode: a training mode that changes anything is refused by the tracer.
+    # Evaluation mode, because the tracer refuses a training mode that changes anything.
     module = kinds[about["type"]](**about["options"]).eval()
     module.double()
     seen.append(module)

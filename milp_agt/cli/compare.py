@@ -87,7 +87,7 @@ def _compare(arguments: argparse.Namespace) -> int:
     with progress("rows", quiet=False) as advance:
         comparison = compare(
             run.model,
-            run.data,
+            run.dataset,
             run.training,
             run.threat,
             relaxations=arguments.relaxations,

@@ -15,6 +15,7 @@ from milp_agt.bounds.forms import Forms
 from milp_agt.bounds.linear.window_bounds import influence
 from milp_agt.bounds.passes import in_passes
 from milp_agt.core.graph import Cause
+from milp_agt.data.origin import Origin
 from milp_agt.errors import InvalidInputError
 from milp_agt.io.tables import format_number, format_table
 from milp_agt.properties.gap import split
@@ -26,7 +27,9 @@ class Suspect:
     """A training sample and what it is worth to the adversary.
 
     Attributes:
-        sample: its index in the data set.
+        sample: its row in the file of the data set that was certified; its position in plain arrays.
+        position: its position in the training part.
+        id: who it is, where ``load_dataset(id=)`` says so; None elsewhere.
         width: mean over the trainable parameters of the width that the certificate grants to this
             sample alone. Enumerated selections: the hull of its cases and of the clean run. Bounded
             jointly: what the forms of both ends of the parameter owe to it (``dev_i``).
@@ -36,6 +39,8 @@ class Suspect:
     sample: int
     width: float
     share: float
+    position: int
+    id: str | None = None
 
 
 @dataclass(frozen=True)
@@ -85,7 +90,14 @@ class Suspects(Sequence[Suspect]):
 
     def __str__(self) -> str:
         """Two tables: the samples, and the causes."""
-        rows = [(str(s.sample), format_number(s.width, 4), f"{s.share:.1%}") for s in self.samples]
+        rows = [
+            (
+                str(s.sample) if s.id is None else f"{s.sample} ({s.id})",
+                format_number(s.width, 4),
+                f"{s.share:.1%}",
+            )
+            for s in self.samples
+        ]
         parts = [format_table(("sample", "width alone", "of the whole"), rows)]
         if self.causes is not None and self.total is not None:
             shares = [(c, w, w / self.total if self.total else 0.0) for c, w in self.causes.items()]
@@ -94,9 +106,9 @@ class Suspects(Sequence[Suspect]):
         return "\n\n".join(parts)
 
 
-def suspects(models: ReachableModels, count: int) -> Suspects:
+def suspects(models: ReachableModels, count: int, origin: Origin | None = None) -> Suspects:
     """The ``count`` samples that carry the bound, the heaviest first; those that can do nothing are
-    left out.
+    left out. Rows and ids are those of ``origin``.
 
     Raises:
         InvalidInputError: a result without the steps that led to it (loaded, or interval bounds).
@@ -115,10 +127,14 @@ def suspects(models: ReachableModels, count: int) -> Suspects:
     whole = torch.cat([models.state[n].width.flatten() for n in models.step_graph.parameters])
     mean = float(whole.mean())
     order = widths.argsort(descending=True)[:count].tolist()
-    heaviest = tuple(
-        Suspect(i, float(widths[i]), float(widths[i]) / mean) for i in order if widths[i] > 0
-    )
+    heaviest = tuple(_suspect(i, float(widths[i]), mean, origin) for i in order if widths[i] > 0)
     return Suspects(heaviest, split(models) if _splits(models) else None, mean)
+
+
+def _suspect(position: int, width: float, mean: float, origin: Origin | None) -> Suspect:
+    row = position if origin is None else int(origin.rows.train[position])
+    known = None if origin is None or origin.ids is None else str(origin.ids.train[position])
+    return Suspect(row, width, width / mean, position, known)
 
 
 def _splits(models: ReachableModels) -> bool:

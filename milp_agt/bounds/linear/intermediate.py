@@ -1,4 +1,4 @@
-"""Inner bounds by linear forms: the ranges that relaxations stand on, walked through the window."""
+"""Intermediate bounds: ranges of nodes by backward passes through the window, for their relaxations."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ from milp_agt.training.tracing import FEATURES, LABELS
 
 
 def targets(schedule: NodeOrder) -> tuple[Node, ...]:
-    """Nodes whose ranges are worth a walk: sums and products that a univariate function reads.
+    """Nodes whose ranges are worth a backward pass: sums and products that a univariate function reads.
 
-    Their images are exact by intervals; operands of products gain little more. Gradients that are
-    clipped coordinate by coordinate are left out: there are as many for each sample as parameters.
+    Interval images of univariate functions are exact; operands of products gain little more. Gradients
+    that are clipped coordinate by coordinate are left out: each sample has as many as parameters.
     """
     read = {
         name
@@ -51,13 +51,13 @@ def targets(schedule: NodeOrder) -> tuple[Node, ...]:
 
 @dataclass(frozen=True)
 class BackwardPasses:
-    """What inner walks need besides the step: the past of the window and how to cut the work.
+    """The input of intermediate bounds besides the step: the window before it and how to split the work.
 
     Attributes:
-        widest: most elements of a node whose ranges are walked; None for no limit.
-        chunk: rows of a walk through the window at once.
-        pairs: pairs of a form and a sample whose coefficients on the parameters are held at once.
-        passes: how many rows memory has room for, remembered over the steps.
+        widest: most elements of a node with intermediate bounds; None for no limit.
+        chunk: rows of a backward pass through the window at once.
+        pairs: pairs of a form and a sample whose coefficients on the parameters are kept at once.
+        passes: how many rows fit into memory, remembered over the steps.
     """
 
     schedule: NodeOrder
@@ -70,7 +70,7 @@ class BackwardPasses:
 
     @property
     def targets(self) -> tuple[Node, ...]:
-        """Nodes whose ranges are walked."""
+        """Nodes with intermediate bounds."""
         return tuple(
             node
             for node in targets(self.schedule)
@@ -78,22 +78,22 @@ class BackwardPasses:
         )
 
     def samples_at_once(self, step: Step) -> int:
-        """Samples of a fragment, so that all forms of a node fit; the elements are cut below one."""
+        """Samples of a chunk, so that all forms of a node fit; elements are split if not even one fits."""
         if step.poison.whole is Whole.REMOVED:
-            return step.size  # the mean of the samples that are left needs all of them
+            return step.size  # the mean of the remaining samples needs the whole batch
         largest = max((n.signature.size for n in self.targets), default=1)
         return max(1, min(step.size, self.pairs // (2 * largest)))
 
 
 def propagate(walks: BackwardPasses, state: State, step: Step, keep: Collection[str]) -> Ranges:
-    """Boxes of the nodes of a step, where the targets are met with linear forms.
+    """Boxes of the nodes of a step, where those of the targets are met with linear bounds.
 
-    Node by node in topological order, so that each form stands on the ranges tightened before it.
+    Nodes come in topological order, so that each form uses the ranges tightened before it.
     The forms of a sample i go back through the current step to theta_t and on through the window.
-    Ranges are *conditional*: if i is not poisoned, the budget is spent on the others; if it is, its
-    own debt is paid in full and one less is left for the others. Both hold for every admissible
+    Ranges are *conditional*: if i is clean, the budget goes to the other samples; if i is poisoned, it
+    counts in full and the others have a budget of one less. Both hold for every admissible
     poisoning in that state, so that the meet with intervals, and sums over samples with the budget
-    of the batch, stay sound. No form of one sample depends on another, so fragments change nothing.
+    of the batch, stay sound. Forms of one sample do not depend on others, so chunks change nothing.
     """
     return bound_propagation.propagate(
         walks.schedule,
@@ -107,7 +107,7 @@ def propagate(walks: BackwardPasses, state: State, step: Step, keep: Collection[
 
 
 class _Refined:
-    """The boxes of one fragment while they are made: planes so far, and walks of the targets."""
+    """Tightens the boxes of one sample chunk: keeps the planes so far and bounds the targets."""
 
     def __init__(self, walks: BackwardPasses, state: State, step: Step, part: slice) -> None:
         self.walks, self.state, self.step, self.part = walks, state, step, part
@@ -141,7 +141,7 @@ class _Refined:
         )
 
     def _met(self, node: Node, box: Interval, boxes: Mapping[str, Interval]) -> Interval:
-        """The meet of a box with linear bounds of every element, some elements at a time."""
+        """The meet of a box with linear bounds of each element, some elements at a time."""
         size, count = node.signature.size, self.part.stop - self.part.start
         states = self.walks.adversary.states
         bounds = box.lower.new_full((states, 2, size, count), -torch.inf)
@@ -170,7 +170,7 @@ class _Refined:
         )
 
     def _bound_rows(self, own: SampleForms, rows: Tensor, count: int) -> Tensor:
-        """Lower bounds of some rows in each state, (states, rows): the best of all stops of the walk."""
+        """Lower bounds of some rows in each state, (states, rows): the best stop of the backward pass."""
         walks, step = self.walks, self.step
         forms = own.rows(rows, self.state)
         perturbation = walks.adversary.open_worst_case(forms.rows)
@@ -196,10 +196,10 @@ def _units(node: Node, forms: Tensor, count: int) -> Tensor:
 
 
 def _worth(walks: BackwardPasses, node: Node, box: Interval) -> Tensor:
-    """Mask over (2 signs x elements, samples) of the rows that are worth a walk.
+    """Mask over (2 signs x elements, samples) of the rows that are worth a backward pass.
 
-    Where every function that reads the node is linear on the box by intervals, its relaxation is
-    exact already, and where boxes stand alone little is gained for others.
+    Where every function that reads the node is linear on the interval box, its relaxation is already
+    exact; with separate boxes, other nodes then gain little from a smaller one.
     """
     if not walks.adversary.algebra.exact_images_suffice:
         every = torch.ones_like(box.lower[0], dtype=torch.bool).flatten(1).T

@@ -20,14 +20,22 @@ FEATURES = "features"
 
 Handler = Callable[["Builder", nn.Module, str], None]
 _HANDLERS: dict[type[nn.Module], Handler] = {}
+# What stands in for a layer that has no gradient.
+_SMOOTHER = {"MaxPool2d": "AvgPool2d, or a convolution with a stride,"}
+_FROZEN_ONLY: set[type[nn.Module]] = set()
 
 
-def handles(*kinds: type[nn.Module]) -> Callable[[Handler], Handler]:
-    """Decorator: enter a function that appends the nodes of such layers."""
+def handles(*kinds: type[nn.Module], frozen_only: bool = False) -> Callable[[Handler], Handler]:
+    """Decorator: enter a function that appends the nodes of such layers.
+
+    With ``frozen_only`` they have no gradient, and stand where nothing before them is trained.
+    """
 
     def enter(handler: Handler) -> Handler:
         for kind in kinds:
             _HANDLERS[kind] = handler
+        if frozen_only:
+            _FROZEN_ONLY.update(kinds)
         return handler
 
     return enter
@@ -44,6 +52,12 @@ def handlers() -> dict[type[nn.Module], Handler]:
 
 def supported_layers() -> tuple[str, ...]:
     return ("Sequential", *sorted(kind.__name__ for kind in handlers()))
+
+
+def frozen_only_layers() -> tuple[str, ...]:
+    """Names of the layers behind which nothing may be trained, where they stand."""
+    handlers()
+    return tuple(sorted(kind.__name__ for kind in _FROZEN_ONLY))
 
 
 @dataclass(frozen=True)
@@ -86,6 +100,13 @@ class Builder:
 
     def weight(self, parameter: Tensor) -> Node | Tensor:
         """The node of a trainable parameter, or the value of a frozen one."""
+        if id(parameter) not in self.names:
+            raise UnsupportedOperationError(
+                "Every weight of a layer is a parameter of the model",
+                f"a tensor of shape {tuple(parameter.shape)} in the place of one, which no optimiser "
+                "is given",
+                "store it as nn.Parameter, with requires_grad=False where it is not trained",
+            )
         name = self.names[id(parameter)]
         value = self._finite(parameter, f"Parameter '{name}'", "initialise the model anew")
         if not parameter.requires_grad:
@@ -100,7 +121,7 @@ class Builder:
         return None if parameter is None else self.weight(parameter)
 
     def buffer(self, value: Tensor, name: str) -> Tensor:
-        """A constant that the model keeps beside its parameters."""
+        """A constant of the model that is not a parameter."""
         self.frozen[name] = self._finite(value, f"Buffer '{name}'", "run the model on finite data")
         return self.frozen[name]
 
@@ -167,7 +188,6 @@ class Builder:
         """Append the nodes of a layer; what has no rule is noted.
 
         Raises:
-            UnsupportedOperationError: hooks whose effect the graph cannot see.
             InvalidInputError: sizes that do not fit.
         """
         try:
@@ -192,7 +212,6 @@ class Builder:
             self.lost = False
 
     def _layer(self, layer: nn.Module, path: str, line: str) -> None:
-        self._see_no_hooks(layer, path)
         if type(layer).forward is nn.Sequential.forward:
             assert isinstance(layer, nn.Sequential)
             for name, child in layer._modules.items():
@@ -202,8 +221,6 @@ class Builder:
         handler = handlers().get(type(layer))
         if handler is None and not type(layer).__module__.startswith("torch."):
             self.own_forward = True
-            for name, part in layer.named_modules():
-                self._see_no_hooks(part, ".".join(filter(None, [path, name])))
             if not self.lost:
                 self.forward(self, layer, path)
             return
@@ -217,14 +234,23 @@ class Builder:
                 + f"{'use ' * (not instead)}{', '.join(supported_layers())}, or a module with a forward "
                 "of functions that are supported",
             )
-        if not self.lost:
-            handler(self, layer, path)
+        if self.lost:
+            return
+        if type(layer) in _FROZEN_ONLY:
+            self._refuse_trained(layer, path)
+        handler(self, layer, path)
 
-    @staticmethod
-    def _see_no_hooks(layer: nn.Module, path: str) -> None:
-        if layer._forward_hooks or layer._forward_pre_hooks or "forward" in layer.__dict__:
+    def _refuse_trained(self, layer: nn.Module, path: str) -> None:
+        trained = [
+            node.name
+            for node in self.graph.needed_for([self.current.name])
+            if isinstance(node.op, ParameterLeaf)
+        ]
+        if trained:
+            name = type(layer).__name__
             raise UnsupportedOperationError(
-                f"Layer '{path or 'model'}' was to be traced",
-                "a forward hook or a replaced forward, whose effect the graph cannot see",
-                "remove it from the model",
+                f"Layer '{path or 'model'}' of type {name} was to be traced behind layers that are trained",
+                f"trainable parameters {', '.join(trained)} before it, and no rule for its gradient",
+                f"use {_SMOOTHER.get(name, 'another layer')} in its place, or freeze what comes before "
+                "it: layer.requires_grad_(False)",
             )

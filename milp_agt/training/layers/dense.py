@@ -1,4 +1,4 @@
-"""Dense layers, changes of shape, activations, and layers that do nothing in evaluation."""
+"""Dense layers, changes of shape, activations, and layers without effect in evaluation mode."""
 
 from __future__ import annotations
 
@@ -133,7 +133,7 @@ def identity(builder: Builder, layer: nn.Module, path: str) -> None:
 
 @handles(nn.Dropout, nn.Dropout1d, nn.Dropout2d)
 def dropout(builder: Builder, layer: nn.Module, path: str) -> None:
-    """Nothing in evaluation mode; training with dropout is random and has no reachable set."""
+    """No effect in evaluation mode; training with dropout is random and has no reachable set."""
     assert isinstance(layer, (nn.Dropout, nn.Dropout1d, nn.Dropout2d))
     if layer.training and layer.p > 0:
         raise UnsupportedOperationError(
