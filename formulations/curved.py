@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from abc import abstractmethod
 
@@ -59,12 +60,14 @@ class Curved(Smooth):
         return tuple(found)
 
     def residual(self, slope: Tensor | float, box: Interval) -> Interval:
-        slope = torch.as_tensor(slope, dtype=box.lower.dtype, device=box.lower.device)
+        line = torch.as_tensor(slope, dtype=box.lower.dtype, device=box.lower.device)
         low, high = box.lower.clamp(-HUGE, HUGE), box.upper.clamp(-HUGE, HUGE)
-        flat = slope.detach()
-        points: list[tuple[Tensor, Tensor | float]] = [(low, 0.0), (high, 0.0)]
+        flat = line.detach()
+        points: list[tuple[Tensor, Tensor]] = []
+        none = torch.zeros_like(low)
+        points += [(low, none), (high, none)]
         for turn in self.turns:
-            points.append((torch.full_like(low, turn).maximum(low).minimum(high), 0.0))
+            points.append((torch.full_like(low, turn).maximum(low).minimum(high), none))
         slack = torch.zeros_like(low)
         for first, last in self._pieces(low, high):
             point, own, _ = self._bracketed(flat, first, last)
@@ -72,7 +75,7 @@ class Curved(Smooth):
             points.append((point, own))
         lower = upper = None
         for x, own in points:
-            value = self.value(x) - on_line(slope, x)
+            value = self.value(x) - on_line(line, x)
             below, above = value - own, value + own
             lower = below if lower is None else torch.minimum(lower, below)
             upper = above if upper is None else torch.maximum(upper, above)
@@ -95,7 +98,7 @@ class Curved(Smooth):
         """The box cut at the turns; a piece that misses it is a point of it."""
         cuts = [-math.inf, *self.turns, math.inf]
         pieces = []
-        for before, after in zip(cuts[:-1], cuts[1:], strict=True):
+        for before, after in itertools.pairwise(cuts):
             # One float beyond a turn: where f' jumps there, this piece has the value on its side.
             start = before if math.isinf(before) else math.nextafter(before, math.inf)
             last = high.clamp(max=after).maximum(low)

@@ -27,7 +27,8 @@ def density(x: Tensor) -> Tensor:
 
 def distribution(x: Tensor) -> Tensor:
     """``Phi(x)``, accurate in the left tail, too."""
-    return 0.5 * torch.special.erfc(-x / math.sqrt(2.0))
+    tail: Tensor = torch.special.erfc(-x / math.sqrt(2.0))
+    return 0.5 * tail
 
 
 @register

@@ -87,7 +87,9 @@ class GeluTanhSlope(Curved):
 
     def derivative(self, x: Tensor) -> Tensor:
         z, rate, share, bell = _parts(x)
-        return bell * (4.0 * rate + 12.0 * _K * _C * z * z - 4.0 * z * rate**2 * (2.0 * share - 1.0))
+        return bell * (
+            4.0 * rate + 12.0 * _K * _C * z * z - 4.0 * z * rate**2 * (2.0 * share - 1.0)
+        )
 
     def derivative_error(self, x: Tensor) -> Tensor:
         z, rate, _, bell = _parts(x)

@@ -245,7 +245,9 @@ def check_residual(instance: Instance, low: Array, high: Array, grid: int = 1501
         grid_error = 0.15 * second * smooth + rounding
         if isinstance(op, Curved):
             # Granted on top: what the error of the computed derivative can hide on the whole box.
-            error = op.derivative_error(torch.from_numpy(np.stack([low, high, *bends]))).numpy().max(0)
+            error = (
+                op.derivative_error(torch.from_numpy(np.stack([low, high, *bends]))).numpy().max(0)
+            )
             grid_error = grid_error + (4.0 * error + gamma(4) * np.abs(slope)) * (high - low)
         if isinstance(op, Softplus | SoftplusSlope):
             grid_error = grid_error + 2.0 * op.jump * (op.beta * high > 0.99 * op.threshold)

@@ -66,7 +66,9 @@ def test_unsupported_layers_are_refused_by_name_with_the_list(name: str) -> None
 def test_subclasses_with_a_forward_of_their_own_are_traced(model: nn.Module) -> None:
     step_graph = trace(nn.Sequential(Doubled(), model).double(), "bce", (2,))
     x = torch.tensor([[0.3, -0.7], [1.0, 2.0]], dtype=torch.float64)
-    values = evaluate(step_graph.graph.needed_for([step_graph.output]), {**step_graph.initial, "features": x})
+    values = evaluate(
+        step_graph.graph.needed_for([step_graph.output]), {**step_graph.initial, "features": x}
+    )
     assert torch.allclose(values[step_graph.output], model.double()(2.0 * x), rtol=1e-14)
 
 

@@ -13,7 +13,7 @@ from torch import nn
 
 from milp_agt.errors import InvalidInputError
 from milp_agt.io.files import DAMAGE, replace
-from milp_agt.training.forward import CALLS, unpacked
+from milp_agt.training.plain_calls import CALLS, unpacked
 from milp_agt.training.rebuilt import Forward, Group
 
 VERSION = 1

@@ -89,11 +89,17 @@ class ModelTable(Table):
         description="Sizes of dense layers, from the features to the outputs; either this or `factory`.",
     )
     activation: Literal[
-        *("relu", "leaky_relu", "sigmoid", "tanh", "gelu", "silu"),
-        *("elu", "softplus", "hardtanh", "relu6"),
-    ] = Field(
-        default="relu", description="Activation between the `layers`."
-    )
+        "relu",
+        "leaky_relu",
+        "relu6",
+        "hardtanh",
+        "sigmoid",
+        "tanh",
+        "gelu",
+        "silu",
+        "elu",
+        "softplus",
+    ] = Field(default="relu", description="Activation between the `layers`.")
     bias: bool = Field(default=True, description="Whether the `layers` have biases.")
     seed: Index = Field(
         default=0, description="Seed of torch for the initial parameters and for the `factory`."

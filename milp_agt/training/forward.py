@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from types import EllipsisType
 from typing import Any
 
 import torch
@@ -16,12 +15,10 @@ from torch.fx.proxy import TraceError
 from milp_agt.core.graph import Node
 from milp_agt.errors import EncodingError, InvalidInputError, UnsupportedOperationError
 from milp_agt.training.layers.builder import Builder, Unknown, handlers
-from milp_agt.training.layers.functions import FUNCTIONS, key_of
+from milp_agt.training.layers.functions import FUNCTIONS, key_of, supported_functions
+from milp_agt.training.plain_calls import CALLS, Call, packed, unpacked
 from milp_agt.training.replacements import replacement
 
-# The attribute of a traced module under which its calls are kept.
-CALLS = "_traced_calls"
-Call = dict[str, Any]
 EXAMPLES = 3
 _LIMITS = (
     "a forward may not branch on values or on the number of samples, loop over them, or turn them into "
@@ -41,7 +38,7 @@ class _Proxy(fx.Proxy):
 
     @property
     def shape(self) -> tuple[Any, ...]:
-        return self.size()
+        return tuple(self.size())
 
     @property
     def ndim(self) -> int:
@@ -273,55 +270,19 @@ def _recorded(node: fx.Node, root: nn.Module, module: nn.Module) -> Call:
     call |= {"line": node.meta.get("line", ""), "path": node.meta.get("path", "")}
     if node.op == "get_attr" and not _has(module, str(node.target)):
         value = _attribute(root, str(node.target))
-        return call | {"op": "constant", "value": _packed(value)}
+        return call | {"op": "constant", "value": packed(value)}
     if node.op in ("call_function", "call_method"):
         key = key_of(node.target)
         call["op"] = "function" if key else "unknown"
         call["target"] = key or getattr(node.target, "__name__", str(node.target))
-    call["args"] = [_packed(a) for a in node.args]
-    call["kwargs"] = {n: _packed(v) for n, v in node.kwargs.items()}
+    call["args"] = [packed(a) for a in node.args]
+    call["kwargs"] = {n: packed(v) for n, v in node.kwargs.items()}
     return call
 
 
 def _has(module: nn.Module, path: str) -> bool:
     names = {n for n, _ in module.named_parameters(remove_duplicate=False)}
     return path in names | {n for n, _ in module.named_buffers(remove_duplicate=False)}
-
-
-def _packed(value: Any) -> Any:
-    if isinstance(value, fx.Node):
-        return {"node": value.name}
-    if isinstance(value, slice):
-        return {"slice": [_packed(v) for v in (value.start, value.stop, value.step)]}
-    if isinstance(value, EllipsisType):
-        return {"ellipsis": True}
-    if isinstance(value, Tensor):
-        whole = not value.dtype.is_floating_point
-        return {"tensor": value.tolist(), "whole": whole}
-    if isinstance(value, (tuple, list)):
-        return {"items": [_packed(v) for v in value]}
-    if value is None or isinstance(value, (bool, int, float, str)):
-        return value
-    return {"unknown": str(value)}
-
-
-def unpacked(value: Any, get: Callable[[str], Any]) -> Any:
-    """An argument from its plain form; ``get`` gives the value of an earlier call."""
-    if not isinstance(value, dict):
-        return value
-    if "node" in value:
-        return get(value["node"])
-    if "slice" in value:
-        return slice(*(unpacked(v, get) for v in value["slice"]))
-    if "items" in value:
-        return tuple(unpacked(v, get) for v in value["items"])
-    if "tensor" in value:
-        return torch.tensor(
-            value["tensor"], dtype=torch.int64 if value["whole"] else torch.float64
-        )
-    if "ellipsis" in value:
-        return ...
-    return Unknown(value["unknown"])
 
 
 class _Walk:
@@ -367,7 +328,8 @@ class _Walk:
         if call["op"] == "unknown":
             self.builder.note(
                 f"'{call['target']}' in the forward of '{where}'{line}: no rule for it",
-                replacement(call["target"]),
+                replacement(call["target"])
+                or f"use one of {', '.join(supported_functions())}, or layers",
             )
             return Unknown(call["target"])
         if _unknown(args) or _unknown(list(kwargs.values())):
@@ -412,6 +374,4 @@ class _Walk:
 
 
 def _unknown(values: Sequence[Any]) -> bool:
-    return any(
-        isinstance(v, Unknown) or (isinstance(v, tuple) and _unknown(v)) for v in values
-    )
+    return any(isinstance(v, Unknown) or (isinstance(v, tuple) and _unknown(v)) for v in values)

@@ -215,8 +215,7 @@ def _rates(fitted: Any, samples: int, steps: int) -> list[float]:
     if fitted.learning_rate == "constant":
         return [base] * steps
     rates = [base] + [
-        base / (samples * epoch + 1) ** float(fitted.power_t)
-        for epoch in range(1, fitted.max_iter)
+        base / (samples * epoch + 1) ** float(fitted.power_t) for epoch in range(1, fitted.max_iter)
     ]
     return [rate for rate in rates for _ in range(each)]
 

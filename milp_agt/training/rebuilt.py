@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from milp_agt.training.forward import CALLS, Call, unpacked
 from milp_agt.training.layers.functions import FUNCTIONS
+from milp_agt.training.plain_calls import CALLS, Call, unpacked
 
 
 class Group(nn.Module):

@@ -175,14 +175,7 @@ class Builder:
             return
         if len(self.problems) == 1 and self.errors:
             raise self.errors[0]
-        lines = [
-            f"\n  - {what}" + (f"; {remedy}" if remedy else "") for what, remedy in self.problems
-        ]
-        raise UnsupportedOperationError(
-            "The model was to be traced",
-            f"{len(lines)} thing{'s' * (len(lines) > 1)} without a rule:" + "".join(lines) + "\n",
-            f"layers with rules: {', '.join(supported_layers())}",
-        )
+        raise UnsupportedOperationError.of("The model was to be traced", self.problems)
 
     def layer(self, layer: nn.Module, path: str, line: str = "") -> None:
         """Append the nodes of a layer; what has no rule is noted.
@@ -230,7 +223,8 @@ class Builder:
             raise UnsupportedOperationError(
                 f"Layer '{path or 'model'}' of type {kind}{line} was to be traced",
                 "no rule for it",
-                f"{instead}; layers with rules: " * bool(instead)
+                f"{instead}; layers with rules: "
+                * bool(instead)
                 + f"{'use ' * (not instead)}{', '.join(supported_layers())}, or a module with a forward "
                 "of functions that are supported",
             )

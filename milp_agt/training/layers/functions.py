@@ -16,9 +16,8 @@ from torch.nn import functional
 
 from milp_agt.core.graph import Node
 from milp_agt.errors import UnsupportedOperationError
-from milp_agt.formulations.bilinear import Einsum
 from milp_agt.formulations.gather import Gather
-from milp_agt.formulations.linear import Affine, Combine, Reshape
+from milp_agt.formulations.linear import Combine, Reshape
 from milp_agt.training.layers.builder import FEATURES, Builder, handlers
 
 
@@ -70,21 +69,26 @@ def key_of(target: Any) -> str | None:
 
 
 def supported_functions() -> tuple[str, ...]:
+    handlers()
     return tuple(sorted(FUNCTIONS))
 
 
-def _refused(what: str, found: str, remedy: str) -> UnsupportedOperationError:
+def refused(what: str, found: str, remedy: str) -> UnsupportedOperationError:
     return UnsupportedOperationError(what, found, remedy)
 
 
-def _is_sample(value: Any) -> TypeGuard[Node]:
+def is_sample(value: Any) -> TypeGuard[Node]:
     return isinstance(value, Node) and value.batched
 
 
 # ------------------------------------------------------------------ functions that are layers
 
 _AS_LAYERS: dict[str, tuple[type[nn.Module], Callable[..., Any], tuple[Any, ...]]] = {
-    "relu": (nn.ReLU, functional.relu, (torch.relu, torch.relu_, functional.relu_, "relu", "relu_")),
+    "relu": (
+        nn.ReLU,
+        functional.relu,
+        (torch.relu, torch.relu_, functional.relu_, "relu", "relu_"),
+    ),
     "relu6": (nn.ReLU6, functional.relu6, ()),
     "hardtanh": (nn.Hardtanh, functional.hardtanh, (functional.hardtanh_,)),
     "leaky_relu": (nn.LeakyReLU, functional.leaky_relu, (functional.leaky_relu_,)),
@@ -105,8 +109,8 @@ def _as_layer(kind: type[nn.Module]) -> Build:
     accepted = inspect.signature(kind.__init__).parameters
 
     def build(builder: Builder, x: Any, *args: Any, **kwargs: Any) -> Node:
-        if not _is_sample(x):
-            raise _refused(
+        if not is_sample(x):
+            raise refused(
                 f"{kind.__name__} of something that is no value of a sample",
                 "a parameter or a constant",
                 "compute it beforehand, or apply it to the features",
@@ -130,8 +134,8 @@ def _clamp(builder: Builder, x: Any, min: Any = None, max: Any = None) -> Node:
     from milp_agt.formulations.hardtanh import Hardtanh
 
     bounds = [isinstance(v, (int, float)) and math.isfinite(v) for v in (min, max)]
-    if not _is_sample(x) or not all(bounds) or not min < max:
-        raise _refused(
+    if not is_sample(x) or not all(bounds) or not min < max:
+        raise refused(
             "clamp needs two numbers min < max",
             f"min = {min!r:.30}, max = {max!r:.30}",
             "give both, or use relu for one end",
@@ -145,7 +149,7 @@ def _dropout(
     builder: Builder, x: Any, p: float = 0.5, training: bool = True, inplace: bool = False
 ) -> Any:
     if training and p > 0:
-        raise _refused(
+        raise refused(
             f"dropout(p={p:g}) in training mode",
             "a random run, where a certificate is about one deterministic training run",
             "train without it (p=0), or call model.eval()",
@@ -163,11 +167,11 @@ def _same(builder: Builder, x: Any, **_: Any) -> Any:
 
 @calls("size", torch.Tensor.size, "size")
 def _size(builder: Builder, x: Any, dim: int | None = None) -> Any:
-    shape = _shape(x)
+    shape = shape_of(x)
     return shape if dim is None else shape[dim]
 
 
-def _shape(x: Any) -> tuple[Any, ...]:
+def shape_of(x: Any) -> tuple[Any, ...]:
     if isinstance(x, Node):
         return (BATCH, *x.shape) if x.batched else x.shape
     return tuple(x.shape)
@@ -181,7 +185,7 @@ def _reshape(builder: Builder, x: Any, *shape: Any) -> Any:
     count = math.prod(x.shape)
     if x.batched:
         if not own or not (sizes[0] is BATCH or sizes[0] == -1) or BATCH in sizes[1:]:
-            raise _refused(
+            raise refused(
                 f"A view of shape {x.shape} for each sample as {tuple(map(str, sizes))}",
                 "a shape that does not keep the sample axis in front",
                 "use x.view(x.shape[0], ...), or x.flatten(1)",
@@ -190,21 +194,21 @@ def _reshape(builder: Builder, x: Any, *shape: Any) -> Any:
     known = math.prod(s for s in own if s != -1)
     after = tuple(count // max(known, 1) if s == -1 else int(s) for s in own)
     if math.prod(after) != count:
-        raise _refused(
+        raise refused(
             f"A view of shape {x.shape} as {after}", "another number of elements", "match the sizes"
         )
-    return _reshaped(builder, x, after)
+    return reshaped(builder, x, after)
 
 
 calls("view", torch.Tensor.reshape, torch.reshape, "view", "reshape")(_reshape)
 
 
-def _axis(x: Node, dim: int) -> int:
+def axis_of(x: Node, dim: int) -> int:
     """An axis of a node behind the sample axis."""
     rank = len(x.shape) + x.batched
     axis = dim + rank if dim < 0 else dim
     if x.batched and axis == 0:
-        raise _refused(
+        raise refused(
             "An operation along the sample axis (dim 0)",
             "samples that would depend on each other",
             "work on the axes behind it",
@@ -212,25 +216,25 @@ def _axis(x: Node, dim: int) -> int:
     return axis - x.batched
 
 
-def _picked(builder: Builder, x: Any, pick: Callable[[Tensor], Tensor]) -> Any:
+def picked(builder: Builder, x: Any, pick: Callable[[Tensor], Tensor]) -> Any:
     """Elements of a value, told by what happens to their numbers."""
     if not isinstance(x, Node):
         return pick(x)
     numbers = torch.arange(math.prod(x.shape)).reshape(x.shape)
     chosen = pick(numbers)
     if chosen.numel() == 0:
-        raise _refused("A part of a value", "no elements", "take at least one")
+        raise refused("A part of a value", "no elements", "take at least one")
     if not x.batched:
         # The parameter itself comes back, whole and of its own shape.
         if chosen.shape == x.shape and torch.equal(chosen, numbers):
             return x
-        x = _lifted(builder, x)
+        x = lifted(builder, x)
     if torch.equal(chosen.flatten(), numbers.flatten()):
-        return x if chosen.shape == x.shape else _reshaped(builder, x, tuple(chosen.shape))
+        return x if chosen.shape == x.shape else reshaped(builder, x, tuple(chosen.shape))
     return builder.graph.add(Gather.of(chosen, x.shape), x)
 
 
-def _lifted(builder: Builder, x: Any) -> Any:
+def lifted(builder: Builder, x: Any) -> Any:
     """A parameter repeated for every sample, ``0 * (one feature) + parameter``.
 
     Whatever is computed from it then has a sample axis: bounds on single samples are walked back
@@ -240,12 +244,12 @@ def _lifted(builder: Builder, x: Any) -> Any:
         return x
     graph = builder.graph
     features = graph[FEATURES]
-    picked = Gather((0,) * math.prod(x.shape), features.shape, x.shape)
-    return Combine.build(graph, [(0.0, graph.add(picked, features)), (1.0, x)])
+    one = Gather((0,) * math.prod(x.shape), features.shape, x.shape)
+    return Combine.build(graph, [(0.0, graph.add(one, features)), (1.0, x)])
 
 
-def _reshaped(builder: Builder, x: Node, shape: tuple[int, ...]) -> Node:
-    x = x if x.shape == shape else _lifted(builder, x)
+def reshaped(builder: Builder, x: Node, shape: tuple[int, ...]) -> Node:
+    x = x if x.shape == shape else lifted(builder, x)
     return x if x.shape == shape else builder.graph.add(Reshape(x.shape, shape), x)
 
 
@@ -255,45 +259,45 @@ def _getitem(builder: Builder, x: Any, index: Any) -> Any:
         return x[index]
     parts = list(index) if isinstance(index, tuple) else [index]
     if any(isinstance(p, (Node, Batch)) for p in parts):
-        raise _refused("An index that depends on values", "no rule for it", "use fixed indices")
-    if _is_sample(x):
+        raise refused("An index that depends on values", "no rule for it", "use fixed indices")
+    if is_sample(x):
         if isinstance(parts[0], EllipsisType):
             own = parts
             if len([p for p in parts if p is not None and p is not ...]) > len(x.shape):
-                raise _refused("An index of the sample axis", "no rule for it", "use x[:, ...]")
+                raise refused("An index of the sample axis", "no rule for it", "use x[:, ...]")
         elif parts[0] == slice(None):
             own = parts[1:]
         else:
-            raise _refused(
+            raise refused(
                 f"Samples picked by {parts[0]!r:.40}",
                 "a model whose samples depend on each other",
                 "index the axes behind the samples: x[:, ...]",
             )
-        return _picked(builder, x, lambda t: t[tuple(own)]) if own else x
-    return _picked(builder, x, lambda t: t[tuple(parts)])
+        return picked(builder, x, lambda t: t[tuple(own)]) if own else x
+    return picked(builder, x, lambda t: t[tuple(parts)])
 
 
 @calls("permute", torch.Tensor.permute, torch.permute, "permute")
 def _permute(builder: Builder, x: Any, *dims: Any) -> Any:
     axes = list(dims[0]) if len(dims) == 1 and isinstance(dims[0], (tuple, list)) else [*dims]
-    if not _is_sample(x):
-        return _picked(builder, x, lambda t: t.permute(axes))
+    if not is_sample(x):
+        return picked(builder, x, lambda t: t.permute(axes))
     if axes[0] != 0:
-        raise _refused("A permutation of axes", "a moved sample axis", "leave axis 0 in front")
-    return _picked(builder, x, lambda t: t.permute([_axis(x, d) for d in axes[1:]]))
+        raise refused("A permutation of axes", "a moved sample axis", "leave axis 0 in front")
+    return picked(builder, x, lambda t: t.permute([axis_of(x, d) for d in axes[1:]]))
 
 
 @calls("transpose", torch.transpose, torch.swapaxes, "transpose", "swapaxes")
 def _transpose(builder: Builder, x: Any, dim0: int, dim1: int) -> Any:
     if not isinstance(x, Node):
         return x.transpose(dim0, dim1)
-    return _picked(builder, x, lambda t: t.transpose(_axis(x, dim0), _axis(x, dim1)))
+    return picked(builder, x, lambda t: t.transpose(axis_of(x, dim0), axis_of(x, dim1)))
 
 
 @calls("t", torch.t, "t")
 def _t(builder: Builder, x: Any) -> Any:
-    if _is_sample(x):
-        raise _refused("The transpose of a batch", "a moved sample axis", "transpose a weight")
+    if is_sample(x):
+        raise refused("The transpose of a batch", "a moved sample axis", "transpose a weight")
     if isinstance(x, Node):
         return x if len(x.shape) < 2 else Turned(x)
     return x.t()
@@ -306,8 +310,8 @@ def _unsqueeze(builder: Builder, x: Any, dim: int) -> Any:
     rank = len(x.shape) + x.batched + 1
     axis = (dim + rank if dim < 0 else dim) - x.batched
     if axis < 0:
-        raise _refused("An axis in front of the samples", "unsqueeze(0)", "use unsqueeze(1)")
-    return _reshaped(builder, x, (*x.shape[:axis], 1, *x.shape[axis:]))
+        raise refused("An axis in front of the samples", "unsqueeze(0)", "use unsqueeze(1)")
+    return reshaped(builder, x, (*x.shape[:axis], 1, *x.shape[axis:]))
 
 
 @calls("squeeze", torch.squeeze, "squeeze")
@@ -315,42 +319,42 @@ def _squeeze(builder: Builder, x: Any, dim: int | None = None) -> Any:
     if not isinstance(x, Node):
         return x.squeeze() if dim is None else x.squeeze(dim)
     if dim is None:
-        raise _refused("squeeze() of all axes", "a batch of one would lose its axis", "name dim=")
-    axis = _axis(x, dim)
+        raise refused("squeeze() of all axes", "a batch of one would lose its axis", "name dim=")
+    axis = axis_of(x, dim)
     if x.shape[axis] != 1:
         return x
-    return _reshaped(builder, x, (*x.shape[:axis], *x.shape[axis + 1 :]))
+    return reshaped(builder, x, (*x.shape[:axis], *x.shape[axis + 1 :]))
 
 
 @calls("chunk", torch.chunk, "chunk")
 def _chunk(builder: Builder, x: Any, chunks: int, dim: int = 0) -> tuple[Any, ...]:
-    axis = _axis(x, dim) if isinstance(x, Node) else dim
+    axis = axis_of(x, dim) if isinstance(x, Node) else dim
     numbers = torch.arange(x.shape[axis])
     return tuple(_along(builder, x, axis, part) for part in numbers.chunk(chunks))
 
 
 @calls("split", torch.split, "split")
 def _split(builder: Builder, x: Any, size: Any, dim: int = 0) -> tuple[Any, ...]:
-    axis = _axis(x, dim) if isinstance(x, Node) else dim
+    axis = axis_of(x, dim) if isinstance(x, Node) else dim
     numbers = torch.arange(x.shape[axis])
     return tuple(_along(builder, x, axis, part) for part in numbers.split(size))
 
 
 def _along(builder: Builder, x: Any, axis: int, part: Tensor) -> Any:
-    return _picked(builder, x, lambda t: t.index_select(axis, part))
+    return picked(builder, x, lambda t: t.index_select(axis, part))
 
 
 @calls("cat", torch.cat, torch.concat, torch.concatenate)
 def _cat(builder: Builder, tensors: Sequence[Any], dim: int = 0) -> Any:
     if not any(isinstance(t, Node) for t in tensors):
         return torch.cat(list(tensors), dim)
-    if not all(_is_sample(t) for t in tensors):
-        raise _refused(
+    if not all(is_sample(t) for t in tensors):
+        raise refused(
             "A concatenation of values of samples with parameters or constants",
             "no rule for it",
             "concatenate values of samples only",
         )
-    axis = _axis(tensors[0], dim)
+    axis = axis_of(tensors[0], dim)
     extents = [t.shape[axis] for t in tensors]
     shape = list(tensors[0].shape)
     shape[axis] = sum(extents)
@@ -358,215 +362,8 @@ def _cat(builder: Builder, tensors: Sequence[Any], dim: int = 0) -> Any:
     terms: list[tuple[float, Node]] = []
     for tensor, part in zip(tensors, numbers.split(extents, axis), strict=True):
         if part.shape != tensor.shape:
-            raise _refused("A concatenation", f"shapes {[t.shape for t in tensors]}", "match them")
+            raise refused("A concatenation", f"shapes {[t.shape for t in tensors]}", "match them")
         index = tuple(part.flatten().tolist())
         placed = Gather(index, tuple(shape), tensor.shape, transposed=True)
         terms.append((1.0, builder.graph.add(placed, tensor)))
     return Combine.build(builder.graph, terms)
-
-
-# ------------------------------------------------------------------ sums and products
-
-
-def _spread(builder: Builder, x: Any, shape: tuple[int, ...]) -> Any:
-    """A parameter, a constant or a value of samples, repeated along axes to the shape of a sample."""
-    if _is_sample(x):
-        if x.shape == shape:
-            return x
-        if len(x.shape) != len(shape):
-            raise _refused(
-                "Values of samples of different ranks together",
-                f"shapes {x.shape} and {shape} for each sample",
-                "bring them to one shape with unsqueeze or view",
-            )
-        return _picked(builder, x, lambda t: t.expand(shape))
-    own = tuple(x.shape)
-    if len(own) == len(shape) + 1 and own[:1] == (1,):
-        x = _reshaped(builder, x, own[1:]) if isinstance(x, Node) else x[0]
-    if len(x.shape) > len(shape):
-        raise _refused(
-            f"A parameter or constant of shape {own} with a value of shape {shape}",
-            "one that would need as many entries as there are samples",
-            "give it the shape of one sample",
-        )
-    if not isinstance(x, Node):
-        return x.to(torch.float64).expand(shape)
-    return x if x.shape == shape else _picked(builder, x, lambda t: t.expand(shape))
-
-
-def _common(builder: Builder, a: Any, b: Any) -> tuple[Any, Any]:
-    """Two operands in one shape; plain numbers stay numbers."""
-    a, b = (
-        torch.tensor(v, dtype=torch.float64) if isinstance(v, (int, float)) else v for v in (a, b)
-    )
-    for value in (a, b):
-        if not isinstance(value, (Node, Tensor)):
-            raise _refused(
-                "Arithmetic on something that is no number and no value",
-                f"{type(value).__name__}",
-                "use constants for sizes",
-            )
-    shapes = [tuple(v.shape) for v in (a, b) if _is_sample(v)] or [tuple(v.shape) for v in (a, b)]
-    try:
-        shape = tuple(torch.broadcast_shapes(*shapes))
-    except RuntimeError:
-        raise _refused("Values together", f"shapes {shapes}", "match them") from None
-    return _spread(builder, a, shape), _spread(builder, b, shape)
-
-
-def _sum(builder: Builder, a: Any, b: Any, alpha: float = 1.0, sign: float = 1.0) -> Any:
-    if not isinstance(a, Node) and not isinstance(b, Node):
-        return a + sign * alpha * b
-    scale = sign * float(alpha)
-    if not (_is_sample(a) or _is_sample(b)):
-        a, b = _lifted(builder, a), _lifted(builder, b)
-    a, b = _common(builder, a, b)
-    if isinstance(a, Node) and isinstance(b, Node):
-        return Combine.build(builder.graph, [(1.0, a), (scale, b)])
-    if isinstance(a, Node):
-        return Combine.build(builder.graph, [(1.0, a)], scale * b)
-    return Combine.build(builder.graph, [(scale, b)], a)
-
-
-def _plus(a: Any, b: Any, alpha: float = 1.0) -> Any:
-    return a + (b if alpha == 1.0 else alpha * b)
-
-
-def _minus(a: Any, b: Any, alpha: float = 1.0) -> Any:
-    return a - (b if alpha == 1.0 else alpha * b)
-
-
-@calls("add", _plus, torch.add, operator.add, operator.iadd, "add", "add_")
-def _add(builder: Builder, a: Any, b: Any, alpha: float = 1.0) -> Any:
-    return _sum(builder, a, b, alpha)
-
-
-@calls("sub", _minus, torch.sub, operator.sub, operator.isub, torch.subtract, "sub", "sub_")
-def _sub(builder: Builder, a: Any, b: Any, alpha: float = 1.0) -> Any:
-    return _sum(builder, a, b, alpha, -1.0)
-
-
-@calls("neg", operator.neg, torch.neg, torch.negative, "neg")
-def _neg(builder: Builder, a: Any) -> Any:
-    return Combine.build(builder.graph, [(-1.0, _lifted(builder, a))]) if isinstance(a, Node) else -a
-
-
-@calls("mul", operator.mul, torch.mul, operator.imul, torch.multiply, "mul", "mul_")
-def _mul(builder: Builder, a: Any, b: Any) -> Any:
-    if not isinstance(a, Node) and not isinstance(b, Node):
-        return a * b
-    if not (_is_sample(a) or _is_sample(b)):
-        a, b = _lifted(builder, a), _lifted(builder, b)
-    a, b = _common(builder, a, b)
-    if isinstance(a, Node) and isinstance(b, Node):
-        axes = "abcdefg"[: len(a.shape)]
-        first, second = ("n" * v.batched + axes for v in (a, b))
-        out = "n" * (a.batched or b.batched) + axes
-        return builder.graph.add(Einsum(f"{first},{second}->{out}"), a, b)
-    node, constant = (a, b) if isinstance(a, Node) else (b, a)
-    return Combine.build(builder.graph, [(constant, node)])
-
-
-@calls("div", operator.truediv, torch.div, operator.itruediv, torch.true_divide, "div", "div_")
-def _div(builder: Builder, a: Any, b: Any, rounding_mode: None = None) -> Any:
-    if rounding_mode is not None:
-        raise _refused("A division that rounds", f"rounding_mode={rounding_mode}", "leave it out")
-    if isinstance(b, Node):
-        raise _refused(
-            "A division by a value that depends on samples or parameters",
-            "no rule for it",
-            "divide by constants; normalise with fixed statistics (nn.BatchNorm1d in eval())",
-        )
-    if not isinstance(a, Node):
-        return a / b
-    inverse = 1.0 / torch.as_tensor(b, dtype=torch.float64)
-    if not bool(torch.isfinite(inverse).all()):
-        raise _refused("A division by a constant", "zero or NaN", "divide by other numbers")
-    return _mul(builder, a, inverse)
-
-
-@calls("square", torch.square, "square")
-def _square(builder: Builder, a: Any) -> Any:
-    return _mul(builder, a, a)
-
-
-@calls("pow", operator.pow, torch.pow, "pow")
-def _pow(builder: Builder, a: Any, exponent: Any) -> Any:
-    if not isinstance(a, Node) and not isinstance(exponent, Node):
-        return a**exponent
-    if exponent not in (1, 2, 3):
-        raise _refused("A power", f"exponent {exponent!r:.30}", "use the exponents 1, 2 or 3")
-    result = a
-    for _ in range(int(exponent) - 1):
-        result = _mul(builder, result, a)
-    return result
-
-
-def _dims(x: Node, dim: Any) -> list[int]:
-    if dim is None:
-        raise _refused("A sum over all axes", "samples that are added up", "name dim=")
-    return [_axis(x, d) for d in (dim if isinstance(dim, (tuple, list)) else [dim])]
-
-
-@calls("sum", torch.sum, "sum")
-def _total(builder: Builder, x: Any, dim: Any = None, keepdim: bool = False) -> Any:
-    if not isinstance(x, Node):
-        return x.sum() if dim is None else x.sum(dim, keepdim)
-    if not x.batched:
-        raise _refused("A sum over a parameter", "no rule for it", "sum values of samples")
-    axes = _dims(x, dim)
-    kept = [1 if a in axes else e for a, e in enumerate(x.shape)]
-    numbers = torch.arange(math.prod(kept)).reshape(kept).expand(x.shape)
-    index = tuple(numbers.flatten().tolist())
-    total = builder.graph.add(Gather(index, tuple(kept), x.shape, transposed=True), x)
-    if keepdim:
-        return total
-    return _reshaped(builder, total, tuple(e for a, e in enumerate(x.shape) if a not in axes))
-
-
-@calls("mean", torch.mean, "mean")
-def _mean(builder: Builder, x: Any, dim: Any = None, keepdim: bool = False) -> Any:
-    if not isinstance(x, Node):
-        return x.mean() if dim is None else x.mean(dim, keepdim)
-    count = math.prod(x.shape[a] for a in _dims(x, dim))
-    total = _total(builder, x, dim, keepdim)
-    return Combine.build(builder.graph, [(1.0 / count, total)])
-
-
-@calls("matmul", torch.matmul, operator.matmul, torch.mm, "matmul", "mm")
-def _matmul(builder: Builder, a: Any, b: Any) -> Any:
-    if isinstance(b, Turned):
-        return _linear(builder, a, b.weight)
-    if not isinstance(a, Node) and not isinstance(b, Node):
-        return a @ b
-    fits = _is_sample(a) and not _is_sample(b) and len(a.shape) == 1 and len(b.shape) == 2
-    if not fits or a.shape[0] != b.shape[0]:
-        shapes = [tuple(map(str, _shape(v))) for v in (a, b)]
-        raise _refused(
-            "A matrix product",
-            f"shapes {shapes[0]} and {shapes[1]}",
-            "multiply vectors of samples (n, d) by a matrix (d, h)",
-        )
-    if isinstance(b, Node):
-        return builder.graph.add(Einsum("nd,dh->nh"), a, b)
-    return builder.graph.add(Affine(b.to(torch.float64).T.contiguous()), a)
-
-
-@calls("linear", functional.linear)
-def _linear(builder: Builder, x: Any, weight: Any, bias: Any = None) -> Any:
-    if isinstance(weight, Turned):
-        product = _matmul(builder, x, weight.weight)
-        return product if bias is None else _sum(builder, product, bias)
-    if not _is_sample(x) or _is_sample(weight) or len(x.shape) != 1:
-        raise _refused(
-            "linear needs a vector for each sample and a weight",
-            f"shape {_shape(x)[1:]}",
-            "flatten the value first: x.flatten(1)",
-        )
-    if weight.shape[1] != x.shape[0]:
-        raise _refused("linear", f"{x.shape[0]} inputs for {weight.shape[1]}", "match the sizes")
-    if isinstance(weight, Node):
-        product = builder.graph.add(Einsum("hd,nd->nh"), weight, x)
-    else:
-        product = builder.graph.add(Affine(weight.to(torch.float64)), x)
-    return product if bias is None else _sum(builder, product, bias)
