@@ -126,7 +126,20 @@ class Builder:
         return self.frozen[name]
 
     def keep_the_rest(self) -> None:
-        """Frozen parameters and buffers of the model that its forward does not read."""
+        """Frozen parameters and buffers of the model that its forward does not read.
+
+        Raises:
+            InvalidInputError: a trainable parameter that it does not read.
+        """
+        unread = [
+            n for n, p in self.model.named_parameters() if p.requires_grad and n not in self.initial
+        ]
+        if unread:
+            raise InvalidInputError(
+                "Every trainable parameter must influence the output",
+                f"{', '.join(unread)}, which the forward does not read",
+                "freeze them with requires_grad_(False), or take them out of the model",
+            )
         for name, parameter in self.model.named_parameters():
             if not parameter.requires_grad and name not in self.frozen:
                 self.weight(parameter)
