@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -76,7 +78,7 @@ class Nested(nn.Module):
         return self.head(functional.softplus(pooled) - functional.elu(x))
 
 
-def own(kind: type[nn.Module], seed: int = 0, **options: int) -> nn.Module:
+def own(kind: type[nn.Module], seed: int = 0, **options: Any) -> nn.Module:
     torch.manual_seed(seed)
     return kind(**options).double()
 

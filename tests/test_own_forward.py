@@ -214,6 +214,43 @@ def test_forwards_that_no_graph_tells_are_refused_by_name(kind: type[nn.Module])
     assert error.value.remedy
 
 
+class WithMask(nn.Module):
+    """A second input that nobody gives, and a layer called by keyword."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(2, 1)
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        if mask is not None:
+            x = x * mask
+        return self.head(input=x)
+
+
+class Number(WithMask):
+    def __init__(self, shape: tuple[int, ...] = ()) -> None:
+        super().__init__()
+        self.gain = nn.Parameter(torch.ones(shape))
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        return self.head(x) * self.gain
+
+
+class Squeezed(WithMask):
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        return self.head(x).squeeze(-1)
+
+
+def test_inputs_at_their_defaults_and_numbers_without_an_axis() -> None:
+    x, y, _, _ = data("bce")
+    for model in (own(WithMask), own(Number, shape=(1,))):
+        assert_same_run(model, (x, y), Training(loss="bce", learning_rate=0.1, epochs=2))
+    with pytest.raises(UnsupportedOperationError, match=r"'gain'.*nn\.Parameter\(torch\.ones\(1"):
+        trace(own(Number), "bce", (2,))
+    with pytest.raises(UnsupportedOperationError, match="keep the axis"):
+        trace(own(Squeezed), "bce", (2,))
+
+
 class Many(Base):
     def forward(self, x: Tensor) -> Tensor:
         x = self.norm(torch.exp(self.inner(x)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -160,7 +161,7 @@ def traced(module: nn.Module, shape: tuple[int, ...], name: str) -> list[Call]:
     tracer = _Tracer(example, module)
     try:
         with torch.random.fork_rng(devices=[]):
-            graph = tracer.trace(root)
+            graph = tracer.trace(root, _defaults(module))
     except TraceError as error:
         raise UnsupportedOperationError(
             f"The forward of '{name}' ({kind}) was to be traced",
@@ -174,14 +175,23 @@ def traced(module: nn.Module, shape: tuple[int, ...], name: str) -> list[Call]:
             + _where(tracer, error),
             _LIMITS,
         ) from None
-    placeholders = [n for n in graph.nodes if n.op == "placeholder"]
-    if len([n for n in placeholders if n.users]) != 1 or not placeholders[0].users:
+    kept = [n for n in graph.nodes if not getattr(n.target, "__name__", "").startswith("_assert")]
+    placeholders = [n for n in kept if n.op == "placeholder"]
+    used = [n for n in placeholders if set(n.users) & set(kept)]
+    if used != placeholders[:1]:
         raise UnsupportedOperationError(
             f"The forward of '{name}' ({kind}) was to be traced",
             f"inputs {[str(n.target) for n in placeholders]}",
             "a forward has one input that counts: the batch of features",
         )
-    return [_recorded(node, root, module) for node in graph.nodes]
+    return [_recorded(node, root, module) for node in kept]
+
+
+def _defaults(module: nn.Module) -> dict[str, Any] | None:
+    """Further inputs of a forward, at their defaults: nobody gives them in a training run."""
+    inputs = list(inspect.signature(type(module).forward).parameters.values())[2:]
+    found = {p.name: p.default for p in inputs if p.default is not inspect.Parameter.empty}
+    return found or None
 
 
 def _where(tracer: _Tracer, error: BaseException) -> str:
@@ -299,7 +309,8 @@ class _Walk:
                 result = unpacked(call["args"][0], self.values.__getitem__)
                 self._finish(result)
                 return
-            self.values[call["name"]] = source if call["op"] == "placeholder" else self._call(call)
+            placeholder = call["op"] == "placeholder"
+            self.values[call["name"]] = source if placeholder else self._call(call)
 
     def _finish(self, result: Any) -> None:
         if isinstance(result, Unknown):
@@ -348,14 +359,20 @@ class _Walk:
 
     def _kept(self, name: str) -> Any:
         value = _attribute(self.module, name)
-        if isinstance(value, nn.Parameter):
-            return self.builder.weight(value)
         full = f"{self.path}.{name}" if self.path else name
+        if isinstance(value, nn.Parameter):
+            if value.requires_grad and not value.shape:
+                what = f"parameter '{full}': a trainable number without an axis, shape ()"
+                self.builder.note(what, "give it the shape (1,): nn.Parameter(torch.ones(1))")
+                return Unknown(name)
+            return self.builder.weight(value)
         return self.builder.buffer(value, full)
 
     def _layer(self, name: str, args: list[Any], kwargs: dict[str, Any], line: str) -> Any:
         layer = self.module.get_submodule(name)
         path = f"{self.path}.{name}" if self.path else name
+        if not args and len(kwargs) == 1:
+            args, kwargs = [*kwargs.values()], {}
         if len(args) != 1 or kwargs:
             self.builder.note(
                 f"layer '{path}' ({type(layer).__name__}){line}: called with {len(args)} inputs",

@@ -216,12 +216,22 @@ def axis_of(x: Node, dim: int) -> int:
     return axis - x.batched
 
 
+def _see_an_axis(shape: tuple[int, ...]) -> None:
+    if not shape:
+        raise refused(
+            "A single number for each sample without an axis",
+            "shape (n,)",
+            "keep the axis: x[:, 0:1], keepdim=True, and no squeeze",
+        )
+
+
 def picked(builder: Builder, x: Any, pick: Callable[[Tensor], Tensor]) -> Any:
     """Elements of a value, told by what happens to their numbers."""
     if not isinstance(x, Node):
         return pick(x)
     numbers = torch.arange(math.prod(x.shape)).reshape(x.shape)
     chosen = pick(numbers)
+    _see_an_axis(tuple(chosen.shape))
     if chosen.numel() == 0:
         raise refused("A part of a value", "no elements", "take at least one")
     if not x.batched:
@@ -249,6 +259,7 @@ def lifted(builder: Builder, x: Any) -> Any:
 
 
 def reshaped(builder: Builder, x: Node, shape: tuple[int, ...]) -> Node:
+    _see_an_axis(shape)
     x = x if x.shape == shape else lifted(builder, x)
     return x if x.shape == shape else builder.graph.add(Reshape(x.shape, shape), x)
 
