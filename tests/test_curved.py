@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import mpmath
 import numpy as np
 import pytest
@@ -41,7 +43,7 @@ def test_the_derivative_is_that_of_the_function(op: Curved) -> None:
 @pytest.mark.parametrize("op", CURVED, ids=repr)
 def test_the_derivative_is_monotone_between_its_turns(op: Curved) -> None:
     ends = [-12.0, *op.turns, 12.0]
-    for low, high in zip(ends[:-1], ends[1:], strict=True):
+    for low, high in itertools.pairwise(ends):
         x = torch.linspace(float(np.nextafter(low, np.inf)), high, 4001, dtype=torch.float64)
         change = op.derivative(x).diff()
         error = 2.0 * op.derivative_error(x)[1:]
