@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from milp_agt.threats import Removal as Removal
     from milp_agt.threats import SeparatePoisoning as SeparatePoisoning
     from milp_agt.threats import Substitution as Substitution
+    from milp_agt.training.from_sklearn import from_sklearn as from_sklearn
     from milp_agt.training.schedules import CosineDecay as CosineDecay
     from milp_agt.training.schedules import ExponentialDecay as ExponentialDecay
     from milp_agt.training.schedules import InverseTimeDecay as InverseTimeDecay
@@ -77,6 +78,7 @@ _HOMES = {
     "by_point": "experiments.largest",
     "certify": "certification.certify",
     "compare": "experiments.compare",
+    "from_sklearn": "training.from_sklearn",
     "largest": "experiments.largest",
     "load": "certification.result",
     "load_dataset": "data",

@@ -28,6 +28,7 @@ from milp_agt.errors import InvalidInputError, UnsupportedOperationError
 from milp_agt.threats import ThreatModel
 from milp_agt.training import inputs
 from milp_agt.training.exchanged import check_clipping
+from milp_agt.training.same_forward import check_forward, check_names
 from milp_agt.training.tracing import trace
 from milp_agt.training.training import Training
 
@@ -377,6 +378,8 @@ def attack(
     inputs.warn_of_float32(model, arrays[0])
     features = inputs.features_of(arrays[0])
     step_graph = trace(model, training.loss, tuple(features.shape[1:]), training.clipping)
+    check_forward(step_graph, model, features)
+    check_names(step_graph, training)
     labels = inputs.labels_of(arrays[1], len(features), step_graph.loss, step_graph.outputs)
     poison = threat.bind(features, labels, step_graph.loss).to(target)
     check_clipping(step_graph, poison)

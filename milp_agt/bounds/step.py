@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
@@ -53,6 +53,10 @@ class Step:
     @property
     def size(self) -> int:
         return len(self.samples)
+
+    def of(self, name: str) -> Step:
+        """The step as one parameter takes it."""
+        return replace(self, update=self.update.of(name))
 
     @property
     def theta_scalars(self) -> tuple[float, ...]:
@@ -176,7 +180,7 @@ def step_at_points(
             gradient = total / left.clamp(min=1.0).reshape(-1, *[1] * (total.dim() - 1))
         if update.l1:
             gradient = gradient + update.l1 * torch.sign(state[name])
-        gradient = gradient + update.weight_decay * state[name]
+        gradient = gradient + update.of(name).weight_decay * state[name]
         direction = gradient
         if velocity_of(name) in state:
             velocity = update.momentum * state[velocity_of(name)] + gradient

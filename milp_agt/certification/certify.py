@@ -34,6 +34,7 @@ from milp_agt.threats import ThreatModel
 from milp_agt.threats.units import fitted_on_poison
 from milp_agt.training import inputs
 from milp_agt.training.exchanged import with_exchanges
+from milp_agt.training.same_forward import check_forward, check_names
 from milp_agt.training.tracing import trace
 from milp_agt.training.training import Batch, Training
 
@@ -107,6 +108,8 @@ def certify(
     inputs.warn_of_float32(model, arrays[0])
     features = inputs.features_of(arrays[0])
     traced = trace(model, training.loss, tuple(features.shape[1:]), training.clipping)
+    check_forward(traced, model, features)
+    check_names(traced, training)
     labels = inputs.labels_of(arrays[1], len(features), traced.loss, traced.outputs)
     raw = threat.bind(features, labels, traced.loss)
     step_graph = with_exchanges(traced, raw)

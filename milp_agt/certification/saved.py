@@ -13,6 +13,8 @@ from torch import nn
 
 from milp_agt.errors import InvalidInputError
 from milp_agt.io.files import DAMAGE, replace
+from milp_agt.training.plain_calls import CALLS, unpacked
+from milp_agt.training.rebuilt import Forward, Group
 
 VERSION = 1
 _ABOUT = "about"
@@ -79,6 +81,12 @@ _OPTIONS: dict[type[nn.Module], tuple[str, ...]] = {
     nn.LeakyReLU: ("negative_slope",),
     nn.Sigmoid: (),
     nn.Tanh: (),
+    nn.GELU: ("approximate",),
+    nn.SiLU: (),
+    nn.ELU: ("alpha",),
+    nn.Softplus: ("beta", "threshold"),
+    nn.Hardtanh: ("min_val", "max_val"),
+    nn.ReLU6: (),
     nn.Flatten: ("start_dim", "end_dim"),
     nn.Identity: (),
     nn.Dropout: ("p",),
@@ -105,13 +113,57 @@ def describe(model: nn.Module, seen: dict[int, int] | None = None) -> dict[str, 
     kind = type(model).__name__
     frozen = [n for n, p in model.named_parameters(recurse=False) if not p.requires_grad]
     about: dict[str, Any] = {"type": kind, "frozen": frozen}
-    if isinstance(model, nn.Sequential):
+    if type(model) not in _OPTIONS:
         children = {n: describe(c, seen) for n, c in model._modules.items() if c is not None}
-        return about | {"children": children}
+        if type(model).forward is nn.Sequential.forward:
+            return about | {"type": "Sequential", "children": children}
+        return about | {"type": "Forward", "children": children} | _own(model)
     options = {name: getattr(model, name) for name in _OPTIONS.get(type(model), ())}
     if "bias" in options:
         options["bias"] = options["bias"] is not None
     return about | {"options": options}
+
+
+def _own(model: nn.Module) -> dict[str, Any]:
+    """Calls, parameters and buffers of a module with a forward of its own, or of a part of one.
+
+    Names that share a parameter are named once; ``ties`` says which are the others.
+    """
+    first: dict[int, str] = {}
+    ties: dict[str, str] = {}
+    parameters: dict[str, Any] = {}
+    for name, parameter in model._parameters.items():
+        if parameter is None:
+            continue
+        if first.setdefault(id(parameter), name) != name:
+            ties[name] = first[id(parameter)]
+            continue
+        parameters[name] = [list(parameter.shape), parameter.requires_grad]
+    buffers = {
+        name: list(value.shape)
+        for name, value in model._buffers.items()
+        if value is not None and name not in model._non_persistent_buffers_set
+    }
+    fixed = {
+        name: {"tensor": value.tolist(), "whole": not value.dtype.is_floating_point}
+        for name, value in model._buffers.items()
+        if value is not None and name in model._non_persistent_buffers_set
+    }
+    own = {"parameters": parameters, "buffers": buffers, "ties": ties, "fixed": fixed}
+    return own | {"calls": getattr(model, CALLS, None)}
+
+
+def _rebuild_own(about: Mapping[str, Any], seen: list[nn.Module]) -> nn.Module:
+    kept = (about["parameters"], about["buffers"])
+    model = Group(*kept) if about["calls"] is None else Forward(about["calls"], *kept)
+    seen.append(model)
+    for name, other in about["ties"].items():
+        model.register_parameter(name, model._parameters[other])
+    for name, value in about["fixed"].items():
+        model.register_buffer(name, unpacked(value, str), persistent=False)
+    for name, child in about["children"].items():
+        model.add_module(name, rebuild(child, seen))
+    return model
 
 
 def rebuild(about: Mapping[str, Any], seen: list[nn.Module] | None = None) -> nn.Module:
@@ -126,6 +178,8 @@ def rebuild(about: Mapping[str, Any], seen: list[nn.Module] | None = None) -> nn
         for name, child in about["children"].items():
             model.add_module(name, rebuild(child, seen))
         return model
+    if about["type"] == "Forward":
+        return _rebuild_own(about, seen)
     kinds = {kind.__name__: kind for kind in _OPTIONS}
     # Evaluation mode, because the tracer refuses a training mode that changes anything.
     module = kinds[about["type"]](**about["options"]).eval()

@@ -11,6 +11,7 @@ from milp_agt.solvers import solver_table
 from milp_agt.threats import THREATS
 from milp_agt.threats.sets import KINDS
 from milp_agt.training.layers.builder import frozen_only_layers, supported_layers
+from milp_agt.training.layers.functions import supported_functions
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,7 @@ def table() -> str:
     summary = [
         ("layers", supported_layers()),
         ("of these only behind layers that are not trained", frozen_only_layers()),
+        ("functions in a forward of one's own", supported_functions()),
         ("losses", tuple(losses())),
         ("threat models", tuple(t.__name__ for t in THREATS)),
         ("relaxations", (*(r.value for r in Relaxation), "auto")),

@@ -88,9 +88,18 @@ class ModelTable(Table):
         default=None,
         description="Sizes of dense layers, from the features to the outputs; either this or `factory`.",
     )
-    activation: Literal["relu", "leaky_relu", "sigmoid", "tanh"] = Field(
-        default="relu", description="Activation between the `layers`."
-    )
+    activation: Literal[
+        "relu",
+        "leaky_relu",
+        "relu6",
+        "hardtanh",
+        "sigmoid",
+        "tanh",
+        "gelu",
+        "silu",
+        "elu",
+        "softplus",
+    ] = Field(default="relu", description="Activation between the `layers`.")
     bias: bool = Field(default=True, description="Whether the `layers` have biases.")
     seed: Index = Field(
         default=0, description="Seed of torch for the initial parameters and for the `factory`."

@@ -30,6 +30,8 @@ def run_in_words(training: Training, steps: int) -> str:
         _rates(training, steps),
         _clipping(training.clipping),
     ]
+    if training.undecayed and training.weight_decay:
+        parts.append(f"no weight decay on {', '.join(sorted(training.undecayed))}")
     if training.l1:
         parts.append(f"a penalty of {float(training.l1)!r} times the sum of |parameters|")
     if training.projection is not None:

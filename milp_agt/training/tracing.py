@@ -10,11 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from milp_agt.core.graph import Graph, Node
-from milp_agt.errors import InvalidInputError
+from milp_agt.errors import EncodingError, InvalidInputError
 from milp_agt.formulations.leaves import Labels
 from milp_agt.formulations.linear import Combine
 from milp_agt.formulations.loss import LossFunction, get_loss
 from milp_agt.training.clipping import clip_gradients
+from milp_agt.training.forward import build_forward
 from milp_agt.training.hidden_changes import refuse_hidden_changes
 from milp_agt.training.layers.builder import FEATURES, Builder, supported_layers
 from milp_agt.training.output_layer import check_last_layer, check_output, last_layer
@@ -42,6 +43,7 @@ class StepGraph:
         clipping: how the gradient of each sample is clipped before the sums, or None. If set, the
             inputs of the sums of ``gradients`` have a norm (coordinates) of at most ``clipping.bound``.
         frozen: constant parameters, under their names in ``state_dict``.
+        own_forward: whether some module has a forward of the user's own, traced by torch.fx.
     """
 
     graph: Graph
@@ -54,6 +56,7 @@ class StepGraph:
     frozen: Mapping[str, Tensor] = field(default_factory=dict)
     model: nn.Module = field(default_factory=nn.Sequential, repr=False)
     clipping: Clipping | None = None
+    own_forward: bool = False
 
     def to(self, device: torch.device) -> StepGraph:
         """The same graph with its constants on a device; initial values are not moved."""
@@ -92,8 +95,11 @@ def trace(
     """
     refuse_hidden_changes(model)
     check_last_layer(last_layer(model), loss)
-    tracer = Builder(_copy(model), feature_shape)
+    tracer = Builder(_copy(model), feature_shape, build_forward)
     tracer.layer(tracer.model, "")
+    tracer.finish()
+    if tracer.own_forward:
+        tracer.keep_the_rest()
     graph, output = tracer.graph, tracer.current
     if not tracer.initial:
         raise InvalidInputError(
@@ -107,6 +113,9 @@ def trace(
             f"an output of shape {output.shape}",
             "end it with nn.Flatten() and nn.Linear",
         )
+    lonely = [n.name for n in graph if n.inputs and not n.batched]
+    if lonely:  # bounds on single samples are walked back through nodes with a sample axis
+        raise EncodingError("Values of a forward have a sample axis", f"{lonely} have none")
     chosen = get_loss(loss)
     chosen.classes(output.shape[0])
     check_output(graph, output, loss)
@@ -128,6 +137,7 @@ def trace(
         frozen=tracer.frozen,
         model=tracer.model,
         clipping=clipping,
+        own_forward=tracer.own_forward,
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -49,6 +49,11 @@ class UpdateRule:
     nesterov: bool
     l1: float = 0.0
     projection: tuple[float, float] | None = None
+    undecayed: frozenset[str] = frozenset()
+
+    def of(self, name: str) -> UpdateRule:
+        """The rule of one parameter: without decay where its name is among ``undecayed``."""
+        return replace(self, weight_decay=0.0) if name in self.undecayed else self
 
     @property
     def theta_from(self) -> tuple[float, float, float]:
@@ -95,6 +100,8 @@ class Training:
         clip, clip_mode: per-sample gradient clipping, see :class:`Clipping`; None does not clip. Weight
             decay is added after it. Clipping the gradient of the whole batch, as torch's
             ``clip_grad_norm_`` and ``clip_grad_value_`` do, is another run, which is not supported.
+        undecayed: names of parameters (as in ``state_dict``) that weight decay leaves alone, biases for
+            instance: a group of torch's optimiser with ``weight_decay=0``.
         l1: weight of the penalty ``l1 * sum |theta|`` on all trainable parameters, added to the loss.
         projection: (low, high); every trainable parameter is clamped to it after each step.
         optimizer: "sgd"; Adam and others that divide by the size of past gradients are refused.
@@ -124,6 +131,7 @@ class Training:
     optimizer: str = "sgd"
     l1: float = 0.0
     projection: tuple[float, float] | None = None
+    undecayed: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         check_training(self)
@@ -176,7 +184,8 @@ class Training:
         ends = None if box is None else (float(box[0]), float(box[1]))
         # Numpy scalars would round results to their own precision.
         momentum, decay, l1 = float(self.momentum), float(self.weight_decay), float(self.l1)
+        apart = frozenset(self.undecayed)
         return tuple(
-            UpdateRule(float(rate), momentum, decay, bool(self.nesterov), l1, ends)
+            UpdateRule(float(rate), momentum, decay, bool(self.nesterov), l1, ends, apart)
             for rate in rates
         )

@@ -228,6 +228,13 @@ def _rates_of_recorded(training: Options) -> None:
         training.update_rules(training.recorded_steps)
 
 
+def _undecayed(training: Options) -> None:
+    names: object = training.undecayed
+    listed = isinstance(names, (tuple, list)) and all(isinstance(n, str) for n in names)
+    if not listed:
+        raise _refused("undecayed", names, "a list of names of parameters")
+
+
 _ALONE: dict[str, Callable[[Options], None]] = {
     "loss": _loss,
     "optimizer": _optimizer,
@@ -244,6 +251,7 @@ _ALONE: dict[str, Callable[[Options], None]] = {
     "shuffle_seed": _seed,
     "clip": _clip,
     "projection": _projection,
+    "undecayed": _undecayed,
 }
 # Checks of several options, and which.
 _BESIDE: tuple[tuple[Callable[[Options], None], frozenset[str]], ...] = (

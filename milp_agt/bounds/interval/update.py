@@ -47,9 +47,10 @@ class UpdateGraph:
                 operands.append(graph.add(Sign(), operands[0], name=f"{name}:sign"))
                 nodes.append(operands[-1])
             rank = len(gradient.shape)
-            rules = [(name, step.theta_scalars, step.theta_sizes)]
-            if step.has_velocity:
-                rules.append((velocity_of(name), step.velocity_scalars, step.velocity_scalars))
+            own = step.of(name)
+            rules = [(name, own.theta_scalars, own.theta_sizes)]
+            if own.has_velocity:
+                rules.append((velocity_of(name), own.velocity_scalars, own.velocity_scalars))
             for target, scales, sizes in rules:
                 op = OptimiserStep.of(scales, sizes, rank)
                 nodes.append(graph.add(op, *operands, name=f"{target}:next"))

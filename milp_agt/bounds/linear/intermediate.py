@@ -36,7 +36,7 @@ def targets(schedule: NodeOrder) -> tuple[Node, ...]:
     read = {
         name
         for node in schedule.before
-        if isinstance(node.op, Univariate) and not isinstance(node.op, Clip)
+        if isinstance(node.op, Univariate) and type(node.op) is not Clip
         for name in node.inputs
     }
     return tuple(
