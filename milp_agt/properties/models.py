@@ -84,10 +84,6 @@ class Reached:
         """Whether more than boxes is known."""
         return bool(self.window) or self.forward is not None
 
-    def boxed(self) -> Reached:
-        """The boxes alone."""
-        return replace(self, window=(), past=(), forward=None)
-
     @property
     def boxes(self) -> State:
         """The boxes of the parameters, each of which holds by itself."""
@@ -172,7 +168,9 @@ class ReachableModels:
 
     def bound_in_box(self, forms: OutputForms) -> Interval:
         """The same from the boxes of the parameters alone, by intervals and linear forms: no walk."""
-        return self._bounded([r.boxed() for r in self.reached], forms)
+        return self._bounded(
+            [replace(r, window=(), past=(), forward=None) for r in self.reached], forms
+        )
 
     def refine(self, forms: OutputForms, known: Interval, points: Tensor) -> Interval:
         """Bounds ``known`` from boxes, with those of some points as :meth:`bound` has them."""

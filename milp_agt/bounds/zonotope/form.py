@@ -53,8 +53,9 @@ class Form:
 
     @property
     def is_phase(self) -> bool:
-        """Whether nothing but flips of its own sample moves it."""
-        return self.on_phase is not None and self.on_state is None and self.on_moves is None
+        """Whether nothing but flips of its own sample, and rounding, moves it."""
+        others = (self.on_state, self.on_moves, self.on_bend, self.charge)
+        return self.on_phase is not None and all(part is None for part in others)
 
     def scaled(self, factor: Tensor) -> Form:
         """Elementwise product with constants, but for the centre, which stays; ([n], *shape)."""

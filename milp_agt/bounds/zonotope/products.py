@@ -117,7 +117,8 @@ def _times_flips(
     further = torch.einsum(equation, weight * possible, (poisoned - clean).clamp(min=0.0)).sum(0)
     grow = 1.0 + gamma(64)
     more = torch.stack([torch.zeros_like(further), further * grow])
-    return Interval(-more, more), (anyway + alone) * grow
+    rest = box_of_products(letters, phase.form.rest, other.away)  # what is no flip
+    return _sum(rest, Interval(-more, more)), (anyway + alone) * grow
 
 
 def _by_sample(letters: Letters, first: Operand, second: Operand) -> Letters:
