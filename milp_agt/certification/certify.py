@@ -22,8 +22,10 @@ from milp_agt.certification.result import Result
 from milp_agt.certification.witnesses import Witnesses
 from milp_agt.core.interval import Interval
 from milp_agt.core.relaxation import Relaxation
+from milp_agt.core.remarks import Remarks
 from milp_agt.core.restriction import UNRESTRICTED, Restriction
 from milp_agt.core.results import Limits
+from milp_agt.core.rounding import FLOAT64, precision_of
 from milp_agt.core.strengthening import DEFAULT, Strengthening
 from milp_agt.errors import InvalidInputError
 from milp_agt.solvers import Capability, choose
@@ -31,6 +33,7 @@ from milp_agt.solvers.solver import Solver
 from milp_agt.threats import ThreatModel
 from milp_agt.training import inputs
 from milp_agt.training.exchanged import with_exchanges
+from milp_agt.training.precision import check_float32, in_precision
 from milp_agt.training.tracing import trace
 from milp_agt.training.training import Batch, Training
 
@@ -63,11 +66,12 @@ def certify(
     recorder: Recorder | None = None,
     checkpoint: str | Path | Checkpoint | None = None,
     attack: bool | Search = False,
+    precision: str = "float64",
 ) -> Result:
     """Bound all parameters that training could reach under a threat model.
 
-    Guarantee: the parameters of every float64 training run on data that the threat model admits lie
-    in ``result.reachable``; what is assumed stands in ``result.assumptions``.
+    Guarantee: the parameters of every training run in ``precision`` on data that the threat model admits
+    lie in ``result.reachable``; what is assumed stands in ``result.assumptions``.
 
     Args:
         model: a torch module of supported layers; copied, never changed.
@@ -115,7 +119,13 @@ def certify(
             this very run, the run goes on from there, to the same numbers bit for bit on the same
             machine with as many threads; of another run, it is refused.
         attack: True, or the settings of a search: when the bounds are done, attack the run as well, so
-            that ``result.attack`` and ``result.sandwich`` say what an adversary really reaches.
+            that ``result.attack`` and ``result.sandwich`` say what an adversary really reaches (in
+            float64, whose runs lie within the bounds of either precision).
+        precision: of the run that is certified, "float64" or "float32". Bounds are computed in float64 in
+            either case; for "float32" they cover what rounding to float32 does to every number of
+            the run, and model, data and limits have to be float32 numbers. Dense layers, their
+            activations, BatchNorm with kept statistics and clipping are covered; convolutions and
+            threats to whole samples are refused, and so are TF32, float16, bfloat16 and mixed precision.
 
     Raises:
         InvalidInputError, InvalidThreatModelError, UnsupportedOperationError,
@@ -141,14 +151,22 @@ def certify(
             "give a MemoryRecorder(), or leave it out",
         )
     target = inputs.device_of(device)
-    inputs.warn_of_float32(model, data[0])
+    arithmetic = precision_of(precision)
+    if arithmetic == FLOAT64:
+        inputs.warn_of_float32(model, data[0])
     features = inputs.features_of(data[0])
-    traced = trace(model, training.loss, tuple(features.shape[1:]), training.clipping)
+    shape = tuple(features.shape[1:])
+    traced = trace(model, training.loss, shape, training.clipping, arithmetic)
     labels = inputs.labels_of(data[1], len(features), traced.loss, traced.outputs)
     raw = threat.bind(features, labels, traced.loss)
-    step_graph = with_exchanges(traced, raw)
-    head, poison, frozen_layers = frozen_body.split(step_graph, raw)
     batches = training.batch_order(len(features))
+    if arithmetic == FLOAT64:
+        step_graph = with_exchanges(traced, raw)
+        head, poison, frozen_layers = frozen_body.split(step_graph, raw)
+    else:
+        check_float32(traced, training, features, labels, raw)
+        step_graph = in_precision(traced, arithmetic, max(map(len, batches)))
+        head, poison, frozen_layers = step_graph, raw, Remarks()
     plan = planning.make_plan(
         head,
         batches,

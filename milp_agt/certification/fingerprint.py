@@ -64,6 +64,7 @@ def fingerprint(
         "threat": f"{threat} ({digest(poison)})",
         "training": digest(training.loss, batches, training.update_rules(len(batches))),
         "initial box": digest(initial),
+        "precision": step_graph.precision.name,
         **{name: str(value) for name, value in options.items()},
         "solver": "none" if solver is None else f"{solver.name} {solver.version()}".strip(),
         "limits": repr(limits),

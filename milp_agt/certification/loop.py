@@ -118,7 +118,7 @@ class BoundedRun:
         if index == self.plan.first_optimised:
             self._begin_optimising()
         step = self._step(index, batch)
-        update = UpdateGraph.of(self.schedule.gradients, step)
+        update = UpdateGraph.of(self.schedule.gradients, step, self.schedule.precision)
         sets = StepSets(step, update, {part.name: part.state for part in self.chains.parts})
         used, widths = Relaxation.INTERVAL, {}
         report: program.ProgramReport | None = None

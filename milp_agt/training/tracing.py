@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from milp_agt.core.graph import Graph, Node
+from milp_agt.core.rounding import FLOAT64, Precision
 from milp_agt.errors import InvalidInputError
 from milp_agt.formulations.leaves import Labels
 from milp_agt.formulations.linear import Combine
@@ -21,6 +22,7 @@ from milp_agt.training.training import Clipping
 __all__ = ["FEATURES", "LABELS", "SELECTION", "StepGraph", "supported_layers", "trace"]
 
 LABELS = "labels"
+LOSS_GRADIENT = "loss_gradient"
 SELECTION = "selection"
 
 
@@ -39,6 +41,8 @@ class StepGraph:
         model: a copy of the traced model.
         clipping: how the gradient of each sample is clipped before the sums, or None. With it, the
             inputs of the sums of ``gradients`` have no norm (no coordinate) above ``clipping.bound``.
+        precision: of the run; other than float64 the graph has its roundings as nodes
+            (:func:`milp_agt.training.precision.in_precision`).
         frozen: parameters that are constants, under their names in ``state_dict``.
     """
 
@@ -52,6 +56,7 @@ class StepGraph:
     frozen: Mapping[str, Tensor] = field(default_factory=dict)
     model: nn.Module = field(default_factory=nn.Sequential, repr=False)
     clipping: Clipping | None = None
+    precision: Precision = FLOAT64
 
     def to(self, device: torch.device) -> StepGraph:
         """The same graph with its constants on a device; initial values stay where they are."""
@@ -76,11 +81,12 @@ def trace(
     loss: str,
     feature_shape: tuple[int, ...],
     clipping: Clipping | None = None,
+    precision: Precision = FLOAT64,
 ) -> StepGraph:
     """The graph of one training step of ``model`` (copied, never changed).
 
     The gradient is built by reverse mode over the nodes of the forward pass, and clipped sample by
-    sample if ``clipping`` is given.
+    sample if ``clipping`` is given; a run of ``precision`` clips up to its own rounding.
 
     Raises:
         UnsupportedOperationError: a layer or loss without a rule; lists what is supported.
@@ -109,7 +115,7 @@ def trace(
     cotangents = {output.name: chosen.gradient(graph, output, labels)}
     gradients = _reverse_mode(graph, forward, cotangents, set(tracer.initial))
     if clipping is not None:
-        gradients = clip_gradients(graph, {n: gradients[n] for n in tracer.initial}, clipping)
+        gradients = clip_gradients(graph, {n: gradients[n] for n in tracer.initial}, clipping, precision)
     return StepGraph(
         graph=graph,
         loss=chosen,

@@ -108,7 +108,8 @@ class BackwardPass:
         self._spent(constant, magnitude, charges)
         pulled = planes.backward(coefficient, self.diagonal)
         for name, own, axis in zip(node.inputs, pulled, axes, strict=True):
-            self._owe(name, own, None if strip is None else strip.along(axis))
+            if own is not None:
+                self._owe(name, own, None if strip is None else strip.along(axis))
 
     def strip(self) -> None:
         """Drop coefficients that are 0 throughout, and cut sparse ones down to strips."""
