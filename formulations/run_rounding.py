@@ -12,12 +12,11 @@ from milp_agt.core.encoder import Encoder
 from milp_agt.core.expression import Expression
 from milp_agt.core.graph import Operation, Signature
 from milp_agt.core.influence import Influence
-from milp_agt.core.interval import CLEAN, Interval
+from milp_agt.core.interval import Interval
 from milp_agt.core.planes import BackwardSlopes, LinearBounds
-from milp_agt.core.rounding import FLOAT32, Precision
+from milp_agt.core.rounding import Precision
 from milp_agt.formulations.linear_map import as_array
 from milp_agt.formulations.registry import register
-from milp_agt.formulations.relu import Relu
 
 
 class RunError(Protocol):
@@ -35,9 +34,7 @@ class RoundedPlanes:
     upper: Tensor
     magnitude: Tensor
 
-    def backward(
-        self, coefficients: Tensor, diagonal: bool = False
-    ) -> tuple[Tensor | None, ...]:
+    def backward(self, coefficients: Tensor, diagonal: bool = False) -> tuple[Tensor | None, ...]:
         return (coefficients, *[None] * self.others)
 
     def narrow(self, axis: int, index: Tensor) -> tuple[BackwardSlopes, tuple[int | None, ...]]:
@@ -65,8 +62,8 @@ class RunRounding(Operation):
         factor: how many times as large it may be, where a sum goes on over the samples in any order.
     """
 
-    rule: RunError = Relu(-1.0)  # noqa: RUF009
-    precision: Precision = FLOAT32
+    rule: RunError
+    precision: Precision
     factor: float = 1.0
     key = "run_rounding"
     exactness = "exact up to the rounding of a run in reduced precision, by the sizes of all terms"

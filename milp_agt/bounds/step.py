@@ -104,7 +104,9 @@ class NodeOrder:
                 late.add(node.name)
                 after.append(node)
         before = tuple(n for n in nodes if n.name not in late)
-        return NodeOrder(before, sums, tuple(after), step_graph.gradient_nodes, step_graph.precision)
+        return NodeOrder(
+            before, sums, tuple(after), step_graph.gradient_nodes, step_graph.precision
+        )
 
     @property
     def all(self) -> tuple[Node, ...]:

@@ -191,5 +191,3 @@ def rounded_to(tensor: Tensor, precision: Precision) -> Tensor:
             "scale the features",
         )
     return found
-
-

@@ -115,7 +115,9 @@ def trace(
     cotangents = {output.name: chosen.gradient(graph, output, labels)}
     gradients = _reverse_mode(graph, forward, cotangents, set(tracer.initial))
     if clipping is not None:
-        gradients = clip_gradients(graph, {n: gradients[n] for n in tracer.initial}, clipping, precision)
+        gradients = clip_gradients(
+            graph, {n: gradients[n] for n in tracer.initial}, clipping, precision
+        )
     return StepGraph(
         graph=graph,
         loss=chosen,

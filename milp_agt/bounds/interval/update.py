@@ -36,9 +36,7 @@ class UpdateGraph:
     projections: Mapping[str, Node] = field(default_factory=dict)
 
     @staticmethod
-    def of(
-        gradients: Sequence[tuple[str, Node]], step: Step, precision: Precision
-    ) -> UpdateGraph:
+    def of(gradients: Sequence[tuple[str, Node]], step: Step, precision: Precision) -> UpdateGraph:
         """The update of a step; ``gradients`` are the nodes of the sums by parameter.
 
         In a run of reduced ``precision`` a node with its rounding comes after each new value.
