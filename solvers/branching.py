@@ -29,16 +29,13 @@ class Split:
 class Branching:
     """The cut with the largest violation, weighed by what the multipliers pay for its column.
 
-    Columns to branch on first come before all others. Violations that cost less than the gap, all of a
-    kind together, are left alone.
+    Violations that cost less than the gap, all of a kind together, are left alone.
     """
 
     def __init__(self, program: Program) -> None:
         self._integer = np.flatnonzero(program.integer)
         self._curves = Curves(program.curves)
         self._width = program.upper - program.lower
-        self._first = np.zeros(program.lower.size)
-        self._first[program.first] = math.inf
 
     def split(self, node: Program, point: Array, multipliers: Array, gap: float) -> Split | None:
         """None where the point violates nothing that is worth a cut.
@@ -66,8 +63,7 @@ class Branching:
             return None
         values = point[self._integer]
         fraction = np.abs(values - np.round(values))
-        score = fraction * paid[self._integer] + self._first[self._integer]
-        score = np.where(fraction > WHOLE, score, 0.0)
+        score = np.where(fraction > WHOLE, fraction * paid[self._integer], 0.0)
         best = int(score.argmax())
         if score[best] <= 0.0:
             return None

@@ -162,10 +162,6 @@ class GurobiSession(ProgramSession):
             model.Params.Method = 1  # dual simplex, which starts from the basis of the last solve
         elif not p.is_linear:
             self._add_exact(model, x)
-        if integer and p.first.size:
-            variables = x.tolist()
-            for column in p.first.tolist():
-                variables[column].BranchPriority = 1
         model.update()
         return model
 

@@ -177,8 +177,6 @@ class ScipSession(ProgramSession):
             model.addCons(x[first] * x[second] - x[result] == 0.0)
         for curve in p.curves:
             model.addCons(self._value(curve.function, x[curve.argument]) - x[curve.result] == 0.0)
-        for column in p.first.tolist():
-            model.chgVarBranchPriority(x[column], 1)
         return model, x
 
     def _value(self, function: Function, z: Any) -> Any:

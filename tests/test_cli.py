@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 import errno
 import json
 import math
@@ -19,6 +20,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+import milp_agt as agt
 from milp_agt.cli import COMMANDS, _parser, main
 from milp_agt.reports.result_folder import ResultFolder
 from milp_agt.runfile.verdicts import decide
@@ -66,6 +68,15 @@ def certify(run: Path, *options: str) -> int:
 def document(run: Path) -> dict[str, Any]:
     loaded: dict[str, Any] = json.loads((run.parent / "out" / "result.json").read_text())
     return loaded
+
+
+@pytest.mark.filterwarnings("always")
+def test_a_switch_that_is_gone_is_a_note(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write(run.parent, RUN + "[certify.strengthening]\nphases = true\n" + ACCURACY.format(0.0))
+    assert certify(run, "--quiet") == 0
+    (note,) = capsys.readouterr().err.splitlines()
+    assert note.startswith("milp-agt: note: [certify.strengthening] 'phases' has no effect: ")
+    assert document(run)["options"]["strengthening"] == dataclasses.asdict(agt.Strengthening())
 
 
 def test_certify_prints_and_writes_everything(

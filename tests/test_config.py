@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+import milp_agt as agt
 from milp_agt.errors import ConfigurationError, InvalidInputError, MilpAgtError
 from milp_agt.runfile.run_file import LoadedRun, RunConfig, load_config
 
@@ -183,6 +184,36 @@ def test_all_problems_at_once(tmp_path: Path) -> None:
     error = failure(tmp_path, text)
     assert error.found == "[training] unknown key 'leaning_rate'; [model] layers = 2"
     assert error.remedy == "use 'learning_rate'; layers should be a valid list"
+
+
+REMOVED_SWITCHES = {
+    "phases": "programs do without it",
+    "rlt": "programs do without it",
+    "symmetry": "programs do without it",
+    "selection_first": "programs do without it",
+    "cuts": "programs do without it",
+    "on_off": "programs always do it",
+    "influence": "programs always do it",
+    "by_choice": "programs always do it",
+    "identity": "'qcqp' always does it",
+}
+
+
+def test_switches_of_older_files_are_read_and_told(tmp_path: Path) -> None:
+    """Each key that is gone is left out with one line of what holds; the others count."""
+    keys = "".join(f"{key} = true\n" for key in REMOVED_SWITCHES)
+    table = f"[certify.strengthening]\n{keys}pieces = 3\n"
+    with pytest.warns(UserWarning, match="has no effect") as caught:
+        config = load(tmp_path, GOOD + table)
+    assert config.certify.strengthening.build() == agt.Strengthening(pieces=3)
+    told = [str(warning.message) for warning in caught]
+    assert len(told) == len(REMOVED_SWITCHES)
+    for (key, holds), text in zip(REMOVED_SWITCHES.items(), told, strict=True):
+        assert text.startswith(f"[certify.strengthening] '{key}' has no effect")
+        assert holds in text
+    with pytest.warns(UserWarning, match="'cuts'"):
+        error = failure(tmp_path, GOOD + "[certify.strengthening]\ncuts = true\npieces = 0\n")
+    assert error.found == "[certify] strengthening.pieces = 0"
 
 
 def test_unreadable_files(tmp_path: Path) -> None:

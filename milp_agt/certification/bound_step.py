@@ -138,7 +138,6 @@ class Bounder:
             self.restriction,
             part.adversary,
             past,
-            self.strengthening,
         )
         deadline = time.monotonic() + self.strengthening.obbt_seconds
         if until is not None:
@@ -276,7 +275,7 @@ class Bounder:
         ``state`` holds the state after the steps of ``part``, whose boxes hold those of all selections.
         """
         window, past = self._split(part)
-        if not self.strengthening.by_choice or not self._have_gone(listed, window):
+        if not self._have_gone(listed, window):
             span = program.Span(window, state, self.poison, self.restriction, past)
             return program.Together(span)
         groups = []

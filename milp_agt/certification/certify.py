@@ -106,8 +106,8 @@ def certify(
             ``selections`` None) are made where they are predicted to take less than a minute, or than
             half of the limit.
         solve_limits: limits of each solve of a program; None for a minute each (``agt.Limits()``).
-        strengthening: what makes programs tighter than their plain encoding: tightened ranges
-            (``obbt_seconds``), piecewise envelopes (``pieces``), and switches of rows.
+        strengthening: what may make programs tighter, at further cost: tightened ranges
+            (``obbt_seconds``) and piecewise envelopes (``pieces``).
         workers: processes that solve programs, by joblib; inside ``joblib.parallel_config`` its backend
             (dask, ray) spreads them over machines. What a worker that dies twice leaves open keeps the
             cheaper bound.

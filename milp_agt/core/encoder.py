@@ -67,7 +67,7 @@ class Encoder:
             (``qcqp``, ``miqp``).
         envelopes: True gives scalar products a column with McCormick rows, False the planes of the
             walk, which cost neither.
-        strengthening: switches of the rows beyond the plain encoding.
+        strengthening: how finely products are cut.
         selection: the states of the samples of the batch that is being encoded; None where no
             sample of it can be poisoned.
         pieced: scalar products that get piecewise envelopes, by the origin of their node: indices.
@@ -98,7 +98,6 @@ class Encoder:
         self._lazy: list[npt.NDArray[np.bool_]] = []
         self._products: list[Index] = []
         self._curves: list[Curve] = []
-        self._first: list[Index] = []
         self._columns = 0
         self._row_count = 0
         self._phases: dict[int, tuple[Expression, Expression]] = {}
@@ -187,11 +186,6 @@ class Encoder:
         pairs = zip(result[near].tolist(), argument[near].tolist(), strict=True)
         self._curves += [Curve(function, r, a) for r, a in pairs]
 
-    def branch_first(self, expression: Expression) -> None:
-        """Columns that decide most: a tree branches on them before all others."""
-        if self.strengthening.selection_first:
-            self._first.append(expression.matrix.indices.astype(np.int64))
-
     def pure(self, expression: Expression, box: Interval) -> Index:
         """For each element a column that equals it, fresh where the element is more than a column."""
         flat = expression.reshape((expression.size,))
@@ -236,7 +230,7 @@ class Encoder:
         """
         values = offsets.detach().cpu().numpy()
         values = values.reshape(len(values), -1)
-        if self.selection is None or not self.strengthening.on_off:
+        if self.selection is None:
             return values.min(0), np.zeros((0, values.shape[1]))
         # Rounded up, so that clean - charge is at most the poisoned offset.
         difference = values[CLEAN] - values[1:]
@@ -316,7 +310,6 @@ class Encoder:
             products=np.concatenate([np.zeros((0, 3), dtype=np.int64), *self._products]),
             curves=tuple(self._curves),
             lazy=np.concatenate([np.zeros(0, dtype=np.bool_), *self._lazy]),
-            first=np.concatenate([np.zeros(0, dtype=np.int64), *self._first]),
         )
 
 

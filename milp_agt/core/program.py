@@ -64,7 +64,6 @@ class Program:
         curves: exact functions; the rows relax them too, so a solver without them loses nothing but
             tightness.
         lazy: rows that a solver may leave out until a point violates them, (rows,); empty for none.
-        first: columns to branch on before all others, indices.
 
     Raises:
         EncodingError: shapes that disagree, an infinite or crossed column bound, a NaN.
@@ -81,7 +80,6 @@ class Program:
     products: Index = field(default_factory=_no_products)
     curves: tuple[Curve, ...] = ()
     lazy: npt.NDArray[np.bool_] = field(default_factory=_no_rows)
-    first: Index = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
 
     def __post_init__(self) -> None:
         rows, columns = self.matrix.shape
@@ -184,7 +182,6 @@ class Program:
                 for c in self.curves
                 if columns[c.result]
             ),
-            first=place[self.first[columns[self.first]]],
         )
 
     def needed_for(self, wanted: Index) -> tuple[Program, Index]:

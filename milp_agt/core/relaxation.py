@@ -14,7 +14,7 @@ class Relaxation(Enum):
     LINEAR = "linear"  # linear forms walked back through a window of steps
     LP = "lp"  # program of a window; bilinear terms and phases relaxed
     MILP = "milp"  # the same with binary phases and selection
-    QCQP = "qcqp"  # bilinear terms and functions kept, phases and selection relaxed
+    QCQP = "qcqp"  # bilinear terms (relu, too) and functions kept, selection relaxed
     MIQP = "miqp"  # both kept: exact over its window, up to the boxes at its start
 
     @staticmethod

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+import warnings
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -14,55 +15,19 @@ from milp_agt.runfile.table import Count, Index, Memory, NonNegative, Seconds, T
 RELAXATIONS = (*(level.value for level in Relaxation), "auto")
 EACH_SOLVE = Limits()
 Window = Count | Literal["T"]
+_GONE = "it gained nothing that was worth its cost, and programs do without it"
+_ALWAYS = "programs always do it"
+# Switches of older run files: such files go on working, and one line says what holds.
+REMOVED = {
+    **dict.fromkeys(("cuts", "phases", "rlt", "symmetry", "selection_first"), _GONE),
+    **dict.fromkeys(("on_off", "influence", "by_choice"), _ALWAYS),
+    "identity": "'qcqp' always does it, the other levels never",
+}
 
 
 class StrengtheningTable(Table):
-    """What makes the programs of `lp` and above tighter than their plain encoding."""
+    """What may make the programs of `lp` and above tighter, at further cost."""
 
-    on_off: bool = Field(
-        default=DEFAULT.on_off,
-        description="Rows of a sample are tight while it is clean and give way as it is poisoned; "
-        "`false`: one row for both states.",
-    )
-    influence: bool = Field(
-        default=DEFAULT.influence,
-        description="Tie the state that a window begins with to the choice of poisoned samples "
-        "(budgets for the data set).",
-    )
-    cuts: bool = Field(
-        default=DEFAULT.cuts,
-        description="Tie the state that a window ends with to the choice of poisoned samples "
-        "(budgets for the data set).",
-    )
-    phases: bool = Field(
-        default=DEFAULT.phases,
-        description="Tie the phases of units to the choice of poisoned samples: who must be poisoned "
-        "before a unit changes sides (budgets for the data set).",
-    )
-    rlt: bool = Field(
-        default=DEFAULT.rlt,
-        description="With `phases`: add the linearised products of the budget and of its rows with "
-        "each phase of a relu.",
-    )
-    symmetry: bool = Field(
-        default=DEFAULT.symmetry,
-        description="Of samples that are equal in data, moves and batches, poison the first ones "
-        "(trees, with all steps of the run in reach).",
-    )
-    selection_first: bool = Field(
-        default=DEFAULT.selection_first,
-        description="Trees branch on the choice of poisoned samples before all phases (solvers with "
-        "priorities).",
-    )
-    by_choice: bool = Field(
-        default=DEFAULT.by_choice,
-        description="Where selections are enumerated, solve programs of single choices of poisoned "
-        "samples, the loosest first, until the bound rests on choices that are solved.",
-    )
-    identity: bool = Field(
-        default=DEFAULT.identity,
-        description="Add `relu(z) = step(z) z` as a bilinear term to `qcqp` and `miqp`.",
-    )
     pieces: Count = Field(
         default=DEFAULT.pieces,
         description="Pieces of the range of one operand of a chosen product, each with McCormick "
@@ -77,6 +42,21 @@ class StrengtheningTable(Table):
         description="Time in which every step of `lp` and above may tighten the ranges inside it by "
         "linear programs before it is bounded itself; 0 for none.",
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_removed(cls, table: Any) -> Any:
+        """Switches that are gone are left out, with a warning for each."""
+        if not isinstance(table, dict):
+            return table
+        for key in [key for key in table if key in REMOVED]:
+            warnings.warn(
+                f"[certify.strengthening] '{key}' has no effect: the switch was removed, "
+                f"{REMOVED[key]}; drop the line",
+                UserWarning,
+                stacklevel=2,
+            )
+        return {key: value for key, value in table.items() if key not in REMOVED}
 
     def build(self) -> Strengthening:
         return Strengthening(**self.model_dump())

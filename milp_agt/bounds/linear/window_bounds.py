@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from itertools import chain
 
 import torch
 from torch import Tensor
@@ -285,30 +284,22 @@ def bound_by_sample(
     window: Sequence[LinearizedStep],
     forms: Forms,
     adversary: AdversaryModel,
-    within: tuple[WorstCase, State] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Bounds of forms on the state after the window that know who is poisoned.
 
     For every set S of samples that the adversary may choose for the whole run (a budget for the data
     set), each form is at least ``base - sum_{i in S} dev_i``. Rounding is covered.
 
-    Args:
-        within: for forms that come from the step after the window: what they owe in it, and the box of
-            the state that they are on.
-
     Returns:
         ``base`` (rows,) and ``dev`` (rows, N), of the stop with the best bound over all S.
     """
-    if isinstance(adversary, Charged) and within is None:
+    if isinstance(adversary, Charged):
         columns = bound_forms(schedule, window, forms, adversary)
         return columns[:, 0], adversary.sample_influences(columns)
-    perturbation = adversary.open_worst_case(forms.rows) if within is None else within[0]
+    perturbation = adversary.open_worst_case(forms.rows)
     best = forms.magnitude.new_full((forms.rows, 1), -torch.inf)
     base, dev = best[:, 0], perturbation.sample_influences()
-    stops = _stops(schedule, window, forms, perturbation)
-    if within is not None:
-        stops = chain([(forms, within[1])], stops)
-    for stopped, state in stops:
+    for stopped, state in _stops(schedule, window, forms, perturbation):
         worst_case = perturbation.worst_case()
         bound = stopped.concretise(state, worst_case)
         free = (bound + worst_case - 2.0**-50 * (bound.abs() + worst_case))[:, 0]

@@ -6,7 +6,7 @@ How a bound comes about, from what is asked to what is proved:
    on. :class:`Together` has one span for all choices of poisoned samples, :class:`OneByOne` one for each.
 2. ``window``: :class:`Encoding` makes of a span an :class:`EncodedWindow`, columns and rows of a program
    that no solver has seen. Operations encode themselves; ``moves`` are the columns of the adversary,
-   ``influence``, ``phases`` and ``symmetry`` further rows, ``tightening`` smaller ranges beforehand.
+   ``influence`` ties the start of a window to who is poisoned, ``tightening`` makes ranges smaller first.
 3. ``bounds`` (the state after the window) and ``questions`` (forms of the model's outputs: ``asked``, and
    counts of test points: ``collective``) put forms on top: ``Objectives``, with what they need of it.
 4. ``leaves``: the loosest choice is solved first, until the bound rests on choices that are solved.

@@ -40,7 +40,6 @@ class MoveColumns:
         """Columns ``s_i`` of a batch; zero for what samples cannot be."""
         parts = self._parts(step.samples.tolist(), step.poison)
         every = stacked(parts, (len(parts), self.poison.states - 1))
-        self.encoder.branch_first(every)
         if self.poison.per_batch:
             self._limit(parts)
         index = np.arange(every.size).reshape(every.shape)

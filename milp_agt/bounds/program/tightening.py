@@ -22,7 +22,6 @@ from milp_agt.core.expression import Array, Expression, Index, add, stacked
 from milp_agt.core.graph import Node
 from milp_agt.core.interval import CLEAN, Interval
 from milp_agt.core.restriction import Restriction
-from milp_agt.core.strengthening import Strengthening
 from milp_agt.formulations.univariate import Univariate
 from milp_agt.threats.poison import Poison
 from milp_agt.training.tracing import StepGraph
@@ -65,7 +64,6 @@ class Tightener:
     restriction: Restriction
     adversary: AdversaryModel
     past: Sequence[LinearizedStep]
-    strengthening: Strengthening
 
     def tighten(
         self, window: Sequence[LinearizedStep], relax: Relax, options: SolveOptions
@@ -115,9 +113,8 @@ class Tightener:
         self, window: Sequence[LinearizedStep], node: Node, element: Index, options: SolveOptions
     ) -> tuple[Interval, Tightening]:
         """Bounds of some elements of a node of the last step, -inf and inf elsewhere."""
-        plain = replace(self.strengthening, pieces=1)
         envelopes = affords_envelopes(self.schedule, window)
-        encoder = Encoder(False, envelopes=envelopes, strengthening=plain)
+        encoder = Encoder(False, envelopes=envelopes)
         steps = encode_steps(
             self.step_graph,
             self.schedule,

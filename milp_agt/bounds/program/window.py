@@ -12,9 +12,7 @@ from milp_agt.bounds.adversary.joint import Joint
 from milp_agt.bounds.linear.linearized_step import LinearizedStep
 from milp_agt.bounds.program.incumbents import EncodedBatch
 from milp_agt.bounds.program.move_columns import MoveColumns
-from milp_agt.bounds.program.phases import encode_phases
 from milp_agt.bounds.program.selection_rows import admitted, encode_influence, influence_on
-from milp_agt.bounds.program.symmetry import order_equals
 from milp_agt.bounds.step import NodeOrder
 from milp_agt.core.encoder import Encoder, SelectionColumns, as_arrays
 from milp_agt.core.expression import Expression
@@ -103,8 +101,7 @@ def encode_steps(
     selection: SelectionColumns | None = None
     batches: list[EncodedBatch] = []
     undecided = admitted(poison, restriction)
-    tied = undecided and poison.whole is None
-    for number, relaxed in enumerate(window):
+    for relaxed in window:
         encoder.origin = f"step {relaxed.step.index}: state"
         columns: dict[str, Expression] = {}
         for name, box in relaxed.state.items():
@@ -113,23 +110,15 @@ def encode_steps(
                 columns[name] = encoder.columns(*as_arrays(box.hull(), shape))
             else:
                 columns[name] = encoder.bounded(state[name], box)
-        if state is None and past and encoder.strengthening.influence and undecided:
+        if state is None and past and undecided:
             joint = Joint(poison, restriction)
             rows = influence_on(schedule, past, relaxed.state, joint)
             encode_influence(encoder, moves, rows, list(columns.values()))
         known, selection = _encode_nodes(schedule, relaxed, encoder, moves, columns)
         if selection is not None:
             batches.append(moves.batch(relaxed.step, selection, known[FEATURES], known[LABELS]))
-        if tied and encoder.strengthening.phases:
-            encode_phases(schedule, [*past, *window[:number]], relaxed, encoder, moves, known)
         state = _encode_update(step_graph, relaxed, encoder, dict(known))
     assert state is not None
-    if undecided and encoder.strengthening.cuts:
-        every = [*past, *window]
-        rows = influence_on(schedule, every, window[-1].state, Joint(poison, restriction))
-        encode_influence(encoder, moves, rows, [state[name] for name in window[-1].state])
-    if tied and encoder.exact_phases and encoder.strengthening.symmetry:
-        order_equals(encoder, moves, [relaxed.step for relaxed in (*past, *window)])
     moves.close()
     return EncodedSteps(state, known, selection, tuple(batches))
 
