@@ -15,7 +15,7 @@ import highspy
 import numpy as np
 import pytest
 import scipy.sparse as sp
-from checks_rules import dot, random_coefficients, state_patterns
+from checks_rules import dot, no_nones, random_coefficients, state_patterns
 from checks_steps import StepCase
 from draws import TOL, Array, sample_points, say, states_of
 from instances import (
@@ -200,7 +200,7 @@ def check_encoding(
 def linear_minimum(instance: Instance, boxes: Sequence[Interval], c: Tensor) -> float:
     """The least value of the linear bound of ``c.v`` over the boxes and all patterns of states."""
     planes = instance.op.relax(*boxes)
-    pulled = planes.backward(c.unsqueeze(0))
+    pulled = no_nones(planes.backward(c.unsqueeze(0)), c.unsqueeze(0), instance)
     total, states = 0.0, states_of(boxes)
     each = np.zeros((states, SAMPLES))
     positive, negative = c.clamp(min=0.0), c.clamp(max=0.0)

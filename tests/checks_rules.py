@@ -36,6 +36,7 @@ from milp_agt.formulations.exponential import CAP
 from milp_agt.formulations.heaviside import Heaviside as StepFunction
 from milp_agt.formulations.relu import Relu
 from milp_agt.formulations.rounding_error import RoundingError
+from milp_agt.formulations.run_rounding import RunRounding
 from milp_agt.formulations.sign import Sign
 from milp_agt.formulations.univariate import Univariate
 from milp_agt.threats.poison import Poison
@@ -66,6 +67,29 @@ def state_patterns(boxes: Sequence[Interval], rng: np.random.Generator) -> list[
         return [np.zeros(SAMPLES, dtype=np.int64)]
     patterns = [np.full(SAMPLES, s) for s in range(states)]
     return [*patterns, rng.integers(0, states, size=SAMPLES)]
+
+
+def values_at(op: Operation, points: Sequence[Tensor], rng: np.random.Generator) -> Tensor:
+    """Values at points (points, n, *shape); for a rounding, off by all that a run may be off."""
+    value = op.value(*points)
+    if not isinstance(op, RunRounding):
+        return value
+    error = op.error(*(Interval.point(p) for p in points))
+    sign = torch.from_numpy(rng.choice([-1.0, 1.0], size=tuple(value.shape)))
+    return value + (1.0 - 1e-12) * sign * error
+
+
+def no_nones(
+    pulled: Sequence[Tensor | None], coefficients: Tensor, instance: Instance
+) -> tuple[Tensor, ...]:
+    """What planes pull, with zeros on inputs that get none."""
+    rows = len(coefficients)
+    return tuple(
+        coefficients.new_zeros(rows, *([1] * signature.batched), *signature.shape)
+        if term is None
+        else term
+        for term, signature in zip(pulled, instance.inputs, strict=True)
+    )
 
 
 def random_coefficients(
@@ -107,7 +131,7 @@ def check_relax(
     op, out = instance.op, instance.out
     planes = op.relax(*boxes)
     c = random_coefficients(instance, rows, uniform, rng)
-    pulled = planes.backward(c)
+    pulled = no_nones(planes.backward(c), c, instance)
     magnitude = planes.magnitude.numpy()
     largest = max(s.size for s in (*instance.inputs, out)) * SAMPLES
     forgiven = 4.0 * gamma(2.0 * largest + 64.0)
@@ -161,7 +185,9 @@ def widening(instance: Instance, boxes: Sequence[Interval]) -> Tensor:
         return op.rounding(boxes[0].magnitude, exact.magnitude).amax(0)
     terms = max(s.size for s in instance.inputs)
     size = op.relax(*boxes).magnitude
-    error = op.error if isinstance(op, RoundingError) else 0.0
+    error: Tensor | float = op.error if isinstance(op, RoundingError) else 0.0
+    if isinstance(op, RunRounding):
+        error = op.error(*boxes).amax(0)
     return size * gamma(4 * terms + 16) + TINY + error
 
 
