@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from milp_agt.attacks import Search as Search
     from milp_agt.attacks import attack as attack
     from milp_agt.certification.certify import certify as certify
+    from milp_agt.certification.options import CertifyOptions as CertifyOptions
     from milp_agt.certification.result import Result as Result
     from milp_agt.certification.result import load as load
     from milp_agt.core.reachable import Bounds as Bounds
@@ -50,6 +51,7 @@ _HOMES = {
     "Attack": "attacks",
     "BallTrigger": "properties.triggers",
     "Bounds": "core.reachable",
+    "CertifyOptions": "certification.options",
     "CosineDecay": "training.schedules",
     "Dataset": "data",
     "ExponentialDecay": "training.schedules",

@@ -309,7 +309,7 @@ def check_rows_exactly(
             assert found == 0.0, say(instance, "a row cuts the float value off by", found)
 
 
-class RecordedMoves(window_room.Moves):
+class RecordedMoves(window_room.MoveColumns):
     """The moves of the adversary, kept so that a test can fix them."""
 
     last: RecordedMoves
@@ -349,7 +349,7 @@ class EncodedStep:
 
 def encode_step(case: StepCase, exact: bool) -> EncodedStep:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(window_room, "Moves", RecordedMoves)
+        patch.setattr(window_room, "MoveColumns", RecordedMoves)
         window = program_engine.encode_window(
             case.step_graph, case.schedule, [case.relaxed], case.poison, exact
         )

@@ -205,7 +205,7 @@ def test_switches_of_older_files_are_read_and_told(tmp_path: Path) -> None:
     table = f"[certify.strengthening]\n{keys}pieces = 3\n"
     with pytest.warns(UserWarning, match="has no effect") as caught:
         config = load(tmp_path, GOOD + table)
-    assert config.certify.strengthening.build() == agt.Strengthening(pieces=3)
+    assert config.certify.strengthening == agt.Strengthening(pieces=3)
     told = [str(warning.message) for warning in caught]
     assert len(told) == len(REMOVED_SWITCHES)
     for (key, holds), text in zip(REMOVED_SWITCHES.items(), told, strict=True):

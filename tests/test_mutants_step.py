@@ -199,9 +199,11 @@ def test_dropped_charges_of_a_walk(loss: str, monkeypatch: pytest.MonkeyPatch) -
         check_walk_of_update(case, np.random.default_rng(seed), count=128)
 
     check(0)
-    charges = window_bounds.Offsets._charges
+    charges = window_bounds.Intercepts._charges
     monkeypatch.setattr(
-        window_bounds.Offsets, "_charges", lambda own, *args: torch.zeros_like(charges(own, *args))
+        window_bounds.Intercepts,
+        "_charges",
+        lambda own, *args: torch.zeros_like(charges(own, *args)),
     )
     assert is_caught(check)
 
@@ -216,7 +218,7 @@ def test_walk_without_adversary(labels: bool, monkeypatch: pytest.MonkeyPatch) -
     check(0)
     monkeypatch.setattr(Poison, "support", lambda poison, x, y: torch.zeros(()))
     monkeypatch.setattr(
-        window_bounds.Offsets,
+        window_bounds.Intercepts,
         "_charges",
         lambda own, c, *args: c.new_zeros(len(c), case.step.size, 1),
     )
@@ -245,7 +247,7 @@ def test_moves_mutants(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
         check_encoded_step(case, False, np.random.default_rng(seed), count=2)
 
     check(0)
-    moves = window.Moves
+    moves = window.MoveColumns
     if kind == "budget":
         limit = moves._limit
 

@@ -98,9 +98,9 @@ def _tight(box: Interval) -> Interval:
 
 
 def test_attacks_catch_dropped_charges(monkeypatch: pytest.MonkeyPatch) -> None:
-    honest = linearized_step.Offsets._charges
+    honest = linearized_step.Intercepts._charges
     monkeypatch.setattr(
-        linearized_step.Offsets, "_charges", lambda *a: torch.zeros_like(honest(*a))
+        linearized_step.Intercepts, "_charges", lambda *a: torch.zeros_like(honest(*a))
     )
 
     def check(seed: int) -> None:

@@ -110,13 +110,13 @@ def test_fragments_of_a_batch_change_nothing(loss, samples, static, monkeypatch)
     # The walks of inner bounds go through the fragments of past steps, too.
     options = {"relaxation": "linear", "inner_bounds": "linear" if loss == "bce" else "interval"}
     whole, _ = case.certify(**options)
-    honest, sizes = bound_step.relax_step, []
+    honest, sizes = bound_step.linearize_step, []
 
     def cut(*arguments: Any) -> Any:
         sizes.append(len(honest(*arguments[:-1], 2).chunks))
         return honest(*arguments[:-1], 2)
 
-    monkeypatch.setattr(bound_step, "relax_step", cut)
+    monkeypatch.setattr(bound_step, "linearize_step", cut)
     pieces = assert_sound(case, test, labels, attacks=24, iterations=2, **options)
     assert set(sizes) == {3}
     for name, low in whole.reachable.lower.items():

@@ -348,8 +348,8 @@ def test_a_strengthening_is_checked_and_read_from_files() -> None:
     assert ">= 1. Found: int 0" in text
     assert "give 1" in text
     table = CertifyTable.model_validate({"strengthening": {"pieces": 3, "obbt_seconds": 2.5}})
-    assert table.strengthening.build() == Strengthening(pieces=3, obbt_seconds=2.5)
-    assert CertifyTable().strengthening.build() == Strengthening()
+    assert table.strengthening == Strengthening(pieces=3, obbt_seconds=2.5)
+    assert CertifyTable().strengthening == Strengthening()
 
 
 def test_completed_ranges_hold_all_nodes() -> None:

@@ -160,7 +160,7 @@ def test_sums_of_products_are_as_tight_as_the_products(
     chain = list(summed.steps)[-1]
     assert of_sums(summed.steps[chain][-1])
     keep = staticmethod(lambda planes, cases: Intercepts.of(planes, True, cases))
-    monkeypatch.setattr(linearized_step.SummedOffsets, "of", keep)
+    monkeypatch.setattr(linearized_step.SummedIntercepts, "of", keep)
     single, _ = recorded(case, selections=selections)
     for few, many in zip(summed.states[chain], single.states[chain], strict=True):
         for name, box in few.items():

@@ -28,7 +28,7 @@ def entry_bounds(state: State) -> Tensor:
 
 
 def entry_boxes(state: State, bounds: Tensor) -> State:
-    """The inverse of :func:`bounds_of`: boxes of tensors as in ``state``."""
+    """The inverse of :func:`entry_bounds`: boxes of tensors as in ``state``."""
     shapes, sizes = _shapes(state)
     total = sum(sizes)
     lower, upper = bounds[:, :total].split(sizes, 1), (-bounds[:, total:]).split(sizes, 1)

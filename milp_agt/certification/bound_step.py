@@ -20,13 +20,12 @@ from milp_agt.bounds.signed_entries import count_of
 from milp_agt.bounds.step import NodeOrder, State, Step
 from milp_agt.certification import planning
 from milp_agt.certification.chains import Chain, ChainPart
+from milp_agt.certification.options import CertifyOptions
 from milp_agt.certification.recorder import Recorder
 from milp_agt.certification.witnesses import Witnesses
 from milp_agt.core.relaxation import Relaxation
 from milp_agt.core.remarks import Notes
 from milp_agt.core.restriction import Restriction
-from milp_agt.core.results import Limits
-from milp_agt.core.strengthening import DEFAULT, Strengthening
 from milp_agt.errors import SolverUnavailableError
 from milp_agt.solvers.solver import Solver
 from milp_agt.threats.poison import Poison
@@ -46,11 +45,9 @@ class Bounder:
     poison: Poison
     restriction: Restriction
     solvers: Mapping[Relaxation, Solver]
-    solve_limits: Limits
-    workers: int
+    options: CertifyOptions
     recorder: Recorder
     notes: Notes
-    strengthening: Strengthening = DEFAULT
     witnesses: Witnesses | None = None
     passes: Passes = field(default_factory=Passes)
     inner_passes: Passes = field(default_factory=Passes)
@@ -77,7 +74,7 @@ class Bounder:
         kept = self.relax(part.adversary, part.state, step, ranges)
         part.window = [*part.window, kept]
         tightening = program.Tightening()
-        if chain.level.uses_programs and self.strengthening.obbt_seconds > 0.0:
+        if chain.level.uses_programs and self.options.strengthening.obbt_seconds > 0.0:
             kept, tightening = self._tightened(part, step, until)
             part.window[-1] = kept
         self.recorder.step(chain.name, kept)
@@ -139,11 +136,14 @@ class Bounder:
             part.adversary,
             past,
         )
-        deadline = time.monotonic() + self.strengthening.obbt_seconds
+        deadline = time.monotonic() + self.options.strengthening.obbt_seconds
         if until is not None:
             deadline = min(deadline, until)
         options = program.SolveOptions(
-            self.solvers[Relaxation.LP], self.solve_limits, deadline=deadline, workers=self.workers
+            self.solvers[Relaxation.LP],
+            self.options.solve_limits,
+            deadline=deadline,
+            workers=self.options.workers,
         )
 
         def relax(ranges: bound_propagation.Ranges) -> LinearizedStep:
@@ -219,9 +219,9 @@ class Bounder:
             return state, None
         options = program.SolveOptions(
             self.solvers[chain.level],
-            self.solve_limits,
+            self.options.solve_limits,
             deadline=until,
-            workers=self.workers,
+            workers=self.options.workers,
         )
         try:
             encoding = self._encoding(chain)
@@ -264,7 +264,7 @@ class Bounder:
             self.schedule,
             level.exact_phases,
             level.exact_products,
-            self.strengthening,
+            self.options.strengthening,
         )
 
     def _choices(
@@ -314,7 +314,7 @@ class Bounder:
             self._encoding(chain),
             self._choices(part, chain.state, listed),
             program.SolveOptions(
-                self.solvers[chain.level], self.solve_limits, workers=self.workers
+                self.solvers[chain.level], self.options.solve_limits, workers=self.options.workers
             ),
             self._witness(part.window[-1].step),
             self.incumbents,

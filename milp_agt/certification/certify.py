@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -17,6 +17,7 @@ from milp_agt.certification import planning
 from milp_agt.certification.checkpoint import Checkpoint
 from milp_agt.certification.fingerprint import fingerprint
 from milp_agt.certification.loop import BoundedRun
+from milp_agt.certification.options import CertifyOptions, options_of, takes_options
 from milp_agt.certification.recorder import NullRecorder, Recorder
 from milp_agt.certification.result import Result
 from milp_agt.certification.witnesses import Witnesses
@@ -25,8 +26,7 @@ from milp_agt.core.relaxation import Relaxation
 from milp_agt.core.remarks import Remarks
 from milp_agt.core.restriction import UNRESTRICTED, Restriction
 from milp_agt.core.results import Limits
-from milp_agt.core.rounding import FLOAT64, precision_of
-from milp_agt.core.strengthening import DEFAULT, Strengthening
+from milp_agt.core.rounding import FLOAT64, PRECISIONS
 from milp_agt.errors import InvalidInputError
 from milp_agt.solvers import Capability, choose
 from milp_agt.solvers.solver import Solver
@@ -40,33 +40,22 @@ from milp_agt.training.training import Batch, Training
 OnStep = Callable[[Result, int, int], None]
 
 
+@takes_options()
 def certify(
     model: nn.Module,
     data: tuple[inputs.ArrayLike, inputs.ArrayLike],
     training: Training,
     threat: ThreatModel,
     *,
-    relaxation: str = "linear",
-    window: int | None = None,
-    program_window: int | None = None,
-    inner_bounds: str | None = None,
-    selections: str | None = None,
-    alpha_steps: int = 0,
-    alpha_every: int | None = None,
-    solver: str | None = None,
-    device: str = "cpu",
-    memory: str | int = "4GiB",
-    time_limit: float | None = None,
-    solve_limits: Limits | None = None,
-    strengthening: Strengthening = DEFAULT,
-    workers: int = 1,
     initial: Mapping[str, tuple[inputs.ArrayLike, inputs.ArrayLike]] | None = None,
     on_step: OnStep | None = None,
     restriction: Restriction = UNRESTRICTED,
     recorder: Recorder | None = None,
     checkpoint: str | Path | Checkpoint | None = None,
     attack: bool | Search = False,
-    precision: str = "float64",
+    solve_limits: Limits | None = None,
+    options: CertifyOptions | None = None,
+    **changes: Any,
 ) -> Result:
     """Bound all parameters that training could reach under a threat model.
 
@@ -78,39 +67,6 @@ def certify(
         data: features (n, *shape) and labels: classes (n,), or targets (n,) or (n, outputs).
         training: the run.
         threat: what the adversary may change.
-        relaxation: interval, linear, lp, milp, qcqp, miqp, or auto (the tightest whose predicted cost fits
-            ``time_limit`` and ``memory``; what was picked and why stands in ``result.notes``).
-        window: past steps that linear forms are walked through; None for all.
-        program_window: steps in one program; None for ``window`` if that is given, else 1.
-        inner_bounds: how the ranges inside a step are bounded in linear and above: "interval", "linear"
-            (through the window, conditional on the sample being poisoned), or None, linear where its
-            predicted cost is small.
-        selections: "joint" bounds all choices of poisoned samples at once, "enumerated" carries a box for
-            each choice beside it and takes the union, "charged" charges every error to the samples that
-            can cause it, so that one choice has to pay for all (both linear and above; budgets for the
-            data set); None enumerates where that is predicted to be cheap, else charges where that is.
-        alpha_steps: moves by which the slopes of all linear bounds are optimised by gradient ascent, for
-            each end of each parameter apart. The box by default slopes is carried beside, so that
-            bounds never get looser. 0 for none; 10 to 30 are worth trying (linear and above).
-        alpha_every: after how many training steps slopes are optimised, each time from those of the last
-            time on; None for the end of the run alone, which is all that ``result.reachable`` and
-            questions about the final model need.
-        solver: back end of programs; None picks the first that is able to for each level.
-        device: "cpu", "cuda" or "auto".
-        memory: of the process; rows and samples are cut into pieces by it, and a fallback says where it
-            cannot be kept.
-        time_limit: seconds for the whole run. A level goes on as long as its next step is predicted to
-            fit beside what the cheaper levels need for all steps that are left: programs end first,
-            then optimised slopes and enumerated selections, then linear forms; intervals stay. The
-            result says what ended. Refinements that are left to this function (``inner_bounds`` and
-            ``selections`` None) are made where they are predicted to take less than a minute, or than
-            half of the limit.
-        solve_limits: limits of each solve of a program; None for a minute each (``agt.Limits()``).
-        strengthening: what may make programs tighter, at further cost: tightened ranges
-            (``obbt_seconds``) and piecewise envelopes (``pieces``).
-        workers: processes that solve programs, by joblib; inside ``joblib.parallel_config`` its backend
-            (dask, ray) spreads them over machines. What a worker that dies twice leaves open keeps the
-            cheaper bound.
         initial: boxes of theta_0 by parameter name, where it is not a point.
         on_step: called with (result so far, finished steps, all steps) after every step.
         restriction: bound only the attacks that a node of branch and bound admits.
@@ -121,11 +77,8 @@ def certify(
         attack: True, or the settings of a search: when the bounds are done, attack the run as well, so
             that ``result.attack`` and ``result.sandwich`` say what an adversary really reaches (in
             float64, whose runs lie within the bounds of either precision).
-        precision: of the run that is certified, "float64" or "float32". Bounds are computed in float64 in
-            either case; for "float32" they cover what rounding to float32 does to every number of
-            the run, and model, data and limits have to be float32 numbers. Dense layers, their
-            activations, BatchNorm with kept statistics and clipping are covered; convolutions and
-            threats to whole samples are refused, and so are TF32, float16, bfloat16 and mixed precision.
+        solve_limits: ``agt.Limits``, in place of the three options of the same kind.
+        options: all of those that follow, as one object; what is given by name replaces them.
 
     Raises:
         InvalidInputError, InvalidThreatModelError, UnsupportedOperationError,
@@ -135,13 +88,9 @@ def certify(
     inputs.check_run(model, data, training, threat)
     inputs.of_kind(attack, (bool, Search), "attack", "give True, or agt.attacks.Search(...)")
     inputs.of_kind(restriction, Restriction, "A restriction", "give a Restriction, or leave it out")
-    inputs.of_kind(
-        strengthening,
-        Strengthening,
-        "strengthening",
-        "give agt.Strengthening(...), or leave it out",
-    )
-    _check_kinds(relaxation, inner_bounds, selections, solve_limits, checkpoint)
+    if checkpoint is not None:
+        inputs.of_kind(checkpoint, (str, Path, Checkpoint), "checkpoint", "give a folder")
+    options = options_of(options, {"solve_limits": solve_limits, **changes})
     if on_step is not None:
         inputs.callable_of(on_step, "on_step", "give a function (result, step, steps), or None")
     if recorder is not None and not callable(getattr(recorder, "program", None)):
@@ -150,43 +99,28 @@ def certify(
             f"{type(recorder).__name__} {recorder!r:.60}",
             "give a MemoryRecorder(), or leave it out",
         )
-    target = inputs.device_of(device)
-    arithmetic = precision_of(precision)
-    if arithmetic == FLOAT64:
+    target = inputs.device_of(options.device)
+    precision = PRECISIONS[options.precision]
+    if precision == FLOAT64:
         inputs.warn_of_float32(model, data[0])
     features = inputs.features_of(data[0])
     shape = tuple(features.shape[1:])
-    traced = trace(model, training.loss, shape, training.clipping, arithmetic)
+    traced = trace(model, training.loss, shape, training.clipping, precision)
     labels = inputs.labels_of(data[1], len(features), traced.loss, traced.outputs)
     raw = threat.bind(features, labels, traced.loss)
     batches = training.batch_order(len(features))
-    if arithmetic == FLOAT64:
+    if precision == FLOAT64:
         step_graph = with_exchanges(traced, raw)
         head, poison, frozen_layers = frozen_body.split(step_graph, raw)
     else:
         check_float32(traced, training, features, labels, raw)
-        step_graph = in_precision(traced, arithmetic, max(map(len, batches)))
+        step_graph = in_precision(traced, precision, max(map(len, batches)))
         head, poison, frozen_layers = step_graph, raw, Remarks()
     plan = planning.make_plan(
-        head,
-        batches,
-        poison,
-        training,
-        relaxation,
-        window,
-        program_window,
-        inner_bounds,
-        selections,
-        restriction,
-        memory,
-        time_limit,
-        alpha_steps,
-        alpha_every,
-        given=raw.tensors,
+        head, batches, poison, training, options, restriction, given=raw.tensors
     )
     initial_box = inputs.initial_box(step_graph, initial)
-    solvers = _solvers(plan, solver)
-    solve_limits = solve_limits or Limits()
+    solvers = _solvers(plan, options.solver)
     start = {n: Interval(b.lower.to(target), b.upper.to(target)) for n, b in initial_box.items()}
     unrolled: Unrolled | None = None
     if solvers or attack is not False:
@@ -201,12 +135,9 @@ def certify(
         solvers=solvers,
         initial=start,
         claim=threat.describe(),
-        deadline=None if time_limit is None else time.monotonic() + time_limit,
-        solve_limits=solve_limits,
-        workers=_workers(workers),
+        options=options,
         restriction=restriction,
         recorder=recorder or NullRecorder(),
-        strengthening=strengthening,
         witnesses=Witnesses(unrolled, restriction, start) if unrolled and solvers else None,
     )
     keeper: Checkpoint | None = None
@@ -222,8 +153,7 @@ def certify(
                 initial=initial_box,
                 plan=plan,
                 solver=solvers.get(plan.relaxation),
-                limits=solve_limits,
-                strengthening=strengthening,
+                options=options,
                 restriction=restriction,
                 device=str(target),
             ),
@@ -243,24 +173,6 @@ def certify(
     search = Search() if attack is True else attack
     with _threads(plan.single_thread):
         return result.attacked(Attacker(unrolled, search, restriction))
-
-
-def _check_kinds(
-    relaxation: object,
-    inner_bounds: object,
-    selections: object,
-    solve_limits: object,
-    checkpoint: object,
-) -> None:
-    """See that words are texts, limits are limits, and a checkpoint is a folder."""
-    inputs.of_kind(relaxation, str, "relaxation", "choose 'linear', for instance")
-    for name, word in (("inner_bounds", inner_bounds), ("selections", selections)):
-        if word is not None:
-            inputs.of_kind(word, str, name, f"give a word, or leave {name} out")
-    if solve_limits is not None:
-        inputs.of_kind(solve_limits, Limits, "solve_limits", "give agt.Limits(time=10.0), say")
-    if checkpoint is not None:
-        inputs.of_kind(checkpoint, (str, Path, Checkpoint), "checkpoint", "give a folder")
 
 
 def _finish(
@@ -306,15 +218,6 @@ def _solvers(plan: planning.Plan, name: str | None) -> dict[Relaxation, Solver]:
         for level in plan.relaxation.chain()
         if level.uses_programs
     }
-
-
-def _workers(count: int) -> int:
-    inputs.of_kind(count, int, "workers", "give a whole number of processes")
-    if count < 1:
-        raise InvalidInputError(
-            "Programs are solved by at least one worker", f"workers = {count}", "give workers=1"
-        )
-    return count
 
 
 def _needed(level: Relaxation) -> Capability:

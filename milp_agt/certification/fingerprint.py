@@ -13,12 +13,11 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
+from milp_agt.certification.options import CertifyOptions
 from milp_agt.certification.planning import Plan
 from milp_agt.core.graph import Operation
 from milp_agt.core.interval import Interval
 from milp_agt.core.restriction import Restriction
-from milp_agt.core.results import Limits
-from milp_agt.core.strengthening import Strengthening
 from milp_agt.solvers.solver import Solver
 from milp_agt.threats.poison import Poison
 from milp_agt.training.tracing import StepGraph
@@ -49,15 +48,14 @@ def fingerprint(
     initial: Mapping[str, Interval],
     plan: Plan,
     solver: Solver | None,
-    limits: Limits,
-    strengthening: Strengthening,
+    options: CertifyOptions,
     restriction: Restriction,
     device: str,
 ) -> dict[str, str]:
     """Everything that decides the result of a run, by name; data and weights as hashes."""
     nodes = [(n.name, n.op.key, n.inputs, n.shape, _constants(n.op)) for n in step_graph.graph]
-    options = {field.name: getattr(plan, field.name) for field in fields(plan)}
-    del options["remarks"]  # they say in words what the others decide
+    planned = {field.name: getattr(plan, field.name) for field in fields(plan)}
+    del planned["remarks"]  # they say in words what the others decide
     return {
         "model": digest(nodes, step_graph.initial, step_graph.frozen),
         "data": digest(poison.features, poison.labels),
@@ -65,10 +63,10 @@ def fingerprint(
         "training": digest(training.loss, batches, training.update_rules(len(batches))),
         "initial box": digest(initial),
         "precision": step_graph.precision.name,
-        **{name: str(value) for name, value in options.items()},
+        **{name: str(value) for name, value in planned.items()},
         "solver": "none" if solver is None else f"{solver.name} {solver.version()}".strip(),
-        "limits": repr(limits),
-        "strengthening": repr(strengthening),
+        "limits": repr(options.solve_limits),
+        "strengthening": repr(options.strengthening),
         "restriction": digest(restriction),
         "device": device,
         **versions(),

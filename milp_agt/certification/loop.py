@@ -24,6 +24,7 @@ from milp_agt.certification.chains import OPTIMISED, Chain, pack_past, unpack_pa
 from milp_agt.certification.checkpoint import Snapshot, pack, unpack
 from milp_agt.certification.fingerprint import settings
 from milp_agt.certification.optimising import Optimiser
+from milp_agt.certification.options import CertifyOptions
 from milp_agt.certification.recorder import Recorder
 from milp_agt.certification.result import Result
 from milp_agt.certification.step_sets import StepSets
@@ -34,8 +35,6 @@ from milp_agt.core.reachable import StepRecord
 from milp_agt.core.relaxation import Relaxation
 from milp_agt.core.remarks import Notes, Remarks
 from milp_agt.core.restriction import UNRESTRICTED, Restriction
-from milp_agt.core.results import Limits
-from milp_agt.core.strengthening import DEFAULT, Strengthening
 from milp_agt.errors import InvalidInputError, SoundnessError
 from milp_agt.solvers.solver import Solver
 from milp_agt.threats.poison import Poison
@@ -61,12 +60,9 @@ class BoundedRun:
         solvers: Mapping[Relaxation, Solver],
         initial: Mapping[str, Interval],
         claim: str,
-        deadline: float | None,
-        solve_limits: Limits,
-        workers: int,
+        options: CertifyOptions,
         restriction: Restriction,
         recorder: Recorder,
-        strengthening: Strengthening = DEFAULT,
         witnesses: Witnesses | None = None,
     ) -> None:
         self.step_graph, self.training, self.poison, self.plan = step_graph, training, poison, plan
@@ -83,6 +79,8 @@ class BoundedRun:
         self.records: list[StepRecord] = []
         dropped = Remarks(fallbacks=poison.left_out(plan.relaxation.uses_programs))
         self.notes = Notes.of(remarks + plan.remarks + dropped)
+        limit = options.time_limit
+        deadline = None if limit is None else time.monotonic() + limit
         self.time_limit = TimeLimit(deadline, plan.steps, plan.longest_window)
         self.bounder = Bounder(
             step_graph,
@@ -91,11 +89,9 @@ class BoundedRun:
             poison,
             restriction,
             solvers,
-            solve_limits,
-            workers,
+            options,
             recorder,
             self.notes,
-            strengthening,
             witnesses,
         )
         self.optimiser = Optimiser(self.bounder)

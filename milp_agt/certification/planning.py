@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from milp_agt.bounds.linear.window_bounds import CACHED_ELEMENTS
+from milp_agt.certification.options import CertifyOptions
 from milp_agt.certification.selection_plan import Selections, selections_of
 from milp_agt.certification.sizes import (
     BOUNDED_PER_SECOND,
@@ -21,7 +22,7 @@ from milp_agt.core.remarks import Remarks
 from milp_agt.core.restriction import Restriction
 from milp_agt.errors import InvalidInputError
 from milp_agt.threats.poison import Poison, Whole
-from milp_agt.training.inputs import bytes_of, of_kind
+from milp_agt.training.inputs import bytes_of
 from milp_agt.training.tracing import StepGraph
 from milp_agt.training.training import Batch, Training
 
@@ -107,60 +108,31 @@ def make_plan(
     batches: Sequence[Batch],
     poison: Poison,
     training: Training,
-    relaxation: str,
-    window: int | None,
-    program_window: int | None,
-    inner_bounds: str | None,
-    selections: str | None,
+    options: CertifyOptions,
     restriction: Restriction,
-    memory: str | int,
-    time_limit: float | None,
-    alpha_steps: int = 0,
-    alpha_every: int | None = None,
     given: Sequence[Tensor] = (),
 ) -> Plan:
     """Settle the options of a run. ``given`` are data that it keeps beside the poison.
 
     Raises:
-        InvalidInputError: an unknown relaxation, a window below 1, a limit that is not positive,
-            slopes to be optimised where there are none.
+        InvalidInputError: slopes to be optimised where there are none, a memory that is no size.
     """
-    for name, value in (
-        ("window", window),
-        ("program_window", program_window),
-        ("alpha_every", alpha_every),
-    ):
-        if value is not None and (
-            not isinstance(value, int) or isinstance(value, bool) or value < 1
-        ):
-            raise InvalidInputError(
-                f"{name} counts steps, at least 1",
-                f"{name} = {value}",
-                f"give 1 or more, or leave {name} out",
-            )
-    if time_limit is not None:
-        of_kind(time_limit, (int, float), "A time limit", "give seconds, or leave it out")
-    if time_limit is not None and not time_limit >= 0:
-        raise InvalidInputError("A time limit is >= 0 seconds", f"{time_limit}", "leave it out")
-    if inner_bounds not in (None, "interval", "linear"):
-        raise InvalidInputError(
-            "inner_bounds is 'interval', 'linear' or None",
-            f"{inner_bounds!r}",
-            "choose one of them",
-        )
     steps = len(batches)
+    time_limit, inner_bounds = options.time_limit, options.inner_bounds
+    window = options.steps_of(options.window, steps)
+    program_window = options.steps_of(options.program_window, steps)
     walked = min(window or steps, steps)
     solved = min(program_window or window or 1, steps)
-    budget = bytes_of(memory)
+    budget = bytes_of(options.memory)
     exposed = int(poison.exposed.sum())
     sizes = Sizes(step_graph, max(len(b) for b in batches), exposed, training.momentum > 0)
-    if relaxation == "auto":
+    if options.relaxation == "auto":
         level, remarks = _choose(
             sizes, steps, walked, budget, AUTO_TIME if time_limit is None else time_limit, solved
         )
     else:
-        level, remarks = Relaxation.parse(relaxation), Remarks()
-    alpha_steps, idle = _alpha_steps(alpha_steps, level, relaxation == "auto")
+        level, remarks = Relaxation.parse(options.relaxation), Remarks()
+    alpha_steps, idle = _alpha_steps(options.alpha_steps, level, options.relaxation == "auto")
     remarks += idle
     seconds = sizes.inner(steps, walked)
     spare = 0.0 if time_limit is None else SPARE * time_limit
@@ -184,7 +156,7 @@ def make_plan(
     told_apart, more = selections_of(
         sizes,
         level,
-        selections,
+        options.selections,
         poison,
         restriction,
         training,
@@ -215,7 +187,7 @@ def make_plan(
     walk_fragment = max(fewest, cached)
     rows = max(1, room // sizes.form(walk_fragment, walked))
     return Plan(
-        asked=relaxation,
+        asked=options.relaxation,
         relaxation=level,
         steps=steps,
         window=walked,
@@ -243,7 +215,7 @@ def make_plan(
         composed_steps=composed_steps,
         past=0 if training.projection else _past(sizes, steps, walked, room),
         alpha_steps=alpha_steps,
-        alpha_every=min(alpha_every or steps, steps),
+        alpha_every=min(options.alpha_every or steps, steps),
         alpha_memory=budget // 2 if alpha_steps else 0,
         single_thread=sizes.walked < THREADED_ELEMENTS
         or (level is Relaxation.INTERVAL and sizes.boxes < THREADED_BOXES),

@@ -22,7 +22,7 @@ from milp_agt.core.interval import Interval
 from milp_agt.core.reachable import Bounds, ReachableSet, StepRecord
 from milp_agt.core.relaxation import Relaxation
 from milp_agt.core.remarks import Remarks
-from milp_agt.core.rounding import FLOAT64, precision_of
+from milp_agt.core.rounding import FLOAT64, PRECISIONS
 from milp_agt.errors import InvalidInputError
 from milp_agt.properties.models import ReachableModels, Reached, Watch
 from milp_agt.properties.questions import Questions
@@ -275,7 +275,7 @@ def _restore(arrays: Mapping[str, npt.NDArray[Any]], about: Mapping[str, Any]) -
     # A loaded result takes no steps: that batches have one sample says nothing about its forward pass.
     step_graph = in_precision(
         trace(model, about["loss"], tuple(about["feature_shape"])),
-        precision_of(about.get("precision", FLOAT64.name)),
+        PRECISIONS[about.get("precision", FLOAT64.name)],
         batch=1,
     )
     state = {

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from milp_agt.cli.common import LIMIT_REACHED, PROVED, RUN_FILE
+from milp_agt.cli.common import LIMIT_REACHED, PROVED, RUN_FILE, add_options, given_options
 from milp_agt.cli.progress import Advance, progress
 from milp_agt.errors import InvalidInputError
 
@@ -52,6 +52,7 @@ def add(commands: Commands) -> None:
         "--points", action="store_true", help="with --largest: every test point too"
     )
     parser.add_argument("--out", metavar="DIR", type=Path, help="folder for the table as files")
+    add_options(parser)
     parser.set_defaults(command=_sweep)
 
 
@@ -76,6 +77,7 @@ def _sweep(arguments: argparse.Namespace) -> int:
     _check(arguments)
     config = load_config(arguments.run)
     run = config.build()
+    run = run._replace(options=run.options.changed(given_options(arguments)))
     if not run.properties:
         raise InvalidInputError(
             f"Sweep the properties of {arguments.run}",

@@ -66,3 +66,6 @@ _LOOSER: dict[Relaxation, tuple[Relaxation, ...]] = {
     Relaxation.QCQP: (Relaxation.LP,),
     Relaxation.MIQP: (Relaxation.MILP, Relaxation.QCQP),
 }
+
+# What users may ask for: a level, or the tightest that fits.
+LEVELS = (*(level.value for level in Relaxation), "auto")

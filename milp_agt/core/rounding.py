@@ -11,8 +11,6 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from milp_agt.errors import UnsupportedOperationError
-
 UNIT_ROUNDOFF = 2.0**-53
 
 # Absolute error that underflow can add to one operation, with room for 1e10 of them.
@@ -75,19 +73,13 @@ _REDUCED = {
 }
 
 
-def precision_of(name: object) -> Precision:
-    """The precision of that name.
+USE_FLOAT32 = (
+    "train in float32 under torch.set_float32_matmul_precision('highest') and without autocast, and certify "
+    "with precision = 'float32', or in float64 with precision = 'float64'"
+)
 
-    Raises:
-        UnsupportedOperationError: another one than float64 and float32; says what it is.
-    """
-    found = PRECISIONS.get(name) if isinstance(name, str) else None
-    if found is not None:
-        return found
-    what = _REDUCED.get(str(name).lower().replace("torch.", ""), "no such precision")
-    raise UnsupportedOperationError(
-        f"A run with precision = {name!r} was to be certified",
-        what,
-        "train in float32 with torch.set_float32_matmul_precision('highest') and precision='float32', "
-        "or in float64 with precision='float64'",
-    )
+
+def what_is_wrong_with(name: str) -> str:
+    """Why runs in a precision, by its name, cannot be certified."""
+    known = name.lower().removeprefix("torch.").replace("-", "").replace("_", "")
+    return _REDUCED.get(known, f"which is none of {', '.join(PRECISIONS)}")

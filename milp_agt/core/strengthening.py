@@ -3,32 +3,69 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated, ClassVar
+
+from pydantic import ConfigDict, Field
 
 from milp_agt.core.arguments import at_least
+
+_GONE = "it gained nothing that was worth its cost, and programs do without it"
+_ALWAYS = "programs always do it"
+# Switches of older run files, and what holds now.
+REMOVED = {
+    **dict.fromkeys(("cuts", "phases", "rlt", "symmetry", "selection_first"), _GONE),
+    **dict.fromkeys(("on_off", "influence", "by_choice"), _ALWAYS),
+    "identity": "'qcqp' always does it, the other levels never",
+}
 
 
 @dataclass(frozen=True)
 class Strengthening:
-    """Work that the programs of ``lp`` and above do beyond their plain encoding.
+    """Work that the programs of `lp` and above do beyond their plain encoding.
 
     Any choice gives sound bounds. By default none of it is done: it gained little on the instances of
     ``solvers/README.md``.
 
     Attributes:
-        pieces: pieces of the range of one operand of a chosen product, each with McCormick envelopes of
-            its own and a binary (``milp`` and ``miqp``; Bergamini et al. 2005); 1 for none.
-        pieced: how many products of a window are chosen: those with the largest gap.
-        obbt_seconds: seconds that every step of ``lp`` and above may spend on tightening the ranges
-            inside the step by linear programs (optimisation-based bound tightening), before it is
-            bounded itself; 0 for none. What is done in that time depends on the machine.
+        pieces: of each chosen product (``milp`` and ``miqp``; Bergamini et al. 2005).
+        pieced: how many products of a window are chosen.
+        obbt_seconds: of optimisation-based bound tightening in every step. What is done in that time
+            depends on the machine.
 
     Raises:
         InvalidInputError: a count below 1, negative seconds.
     """
 
-    pieces: int = 1
-    pieced: int = 8
-    obbt_seconds: float = 0.0
+    # A table of a file is no object yet, so that only its numbers are strict.
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+    pieces: Annotated[
+        int,
+        Field(
+            ge=1,
+            strict=True,
+            description="Pieces of the range of one operand of a chosen product, each with McCormick "
+            "envelopes and a binary of its own (`milp` and `miqp`); 1 for none.",
+        ),
+    ] = 1
+    pieced: Annotated[
+        int,
+        Field(
+            ge=1,
+            strict=True,
+            description="Products of a window that are cut into `pieces`: those with the largest gap.",
+        ),
+    ] = 8
+    obbt_seconds: Annotated[
+        float,
+        Field(
+            ge=0,
+            strict=True,
+            description="Time in which every step of `lp` and above may tighten the ranges inside it by "
+            "linear programs before it is bounded itself; 0 for none.",
+            json_schema_extra={"x-unit": "seconds"},
+        ),
+    ] = 0.0
 
     def __post_init__(self) -> None:
         for name in ("pieces", "pieced"):

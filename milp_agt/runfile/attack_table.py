@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ConfigDict, Field
 
-from milp_agt.runfile.table import Index, Memory, Table
+from milp_agt.core.option_table import Index, Memory, Table
 
 if TYPE_CHECKING:
     from milp_agt.attacks import Search

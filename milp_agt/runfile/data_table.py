@@ -6,8 +6,8 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
+from milp_agt.core.option_table import Count, Index, NonNegative, Table, problem
 from milp_agt.data.dataset import dataset_names
-from milp_agt.runfile.table import Count, Index, NonNegative, Table, problem
 
 
 class DataTable(Table):

@@ -78,7 +78,7 @@ def _unknown_in(
 def _others(error: ValidationError, raw: Mapping[str, Any]) -> Iterator[Problem]:
     grouped: dict[tuple[str | int, ...], list[dict[str, Any]]] = {}
     for item in error.errors(include_url=False):
-        if item["type"] == "extra_forbidden":
+        if item["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
             continue
         if item["type"] == "list_type" and isinstance(item["input"], dict):
             continue  # a table where a list or a table may stand: the table is what is wrong
@@ -115,7 +115,7 @@ def _plainly(error: ValidationError, raw: Mapping[str, Any]) -> Iterator[Problem
         where, key = _place(_real_path(item["loc"], item["type"], raw))
         name = where if key is None else key
         found = f"{where} = " if key is None else f"{where} {key} = "
-        unknown = item["type"] == "extra_forbidden"
+        unknown = item["type"] in ("extra_forbidden", "unexpected_keyword_argument")
         yield (
             f"{found}{item['input']!r:.60}",
             f"drop '{name}', which is not known"

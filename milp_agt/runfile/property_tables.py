@@ -8,10 +8,10 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import Field, model_validator
 
+from milp_agt.core.option_table import KIND, Index, NonNegative, Table, problem
 from milp_agt.core.reachable import Bounds
 from milp_agt.data.dataset import Dataset
 from milp_agt.errors import InvalidInputError
-from milp_agt.runfile.table import KIND, Index, NonNegative, Table, problem
 
 if TYPE_CHECKING:
     from milp_agt.attacks import Objective

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 from pydantic import BaseModel, Field, PrivateAttr, ValidationError
 
+from milp_agt.core.option_table import Table
 from milp_agt.data.dataset import Array, Dataset, Task, load_dataset
 from milp_agt.errors import ConfigurationError, MilpAgtError
 from milp_agt.runfile.attack_table import AttackTable
@@ -21,7 +22,6 @@ from milp_agt.runfile.certify_table import CertifyTable
 from milp_agt.runfile.data_table import DataTable, ModelTable
 from milp_agt.runfile.problems import explain
 from milp_agt.runfile.property_tables import PROPERTY_TABLES, AnyProperty, PropertyTable, kind_of
-from milp_agt.runfile.table import Table
 from milp_agt.runfile.threat_tables import THREAT_TABLES, ThreatTable
 from milp_agt.runfile.training_table import SCHEDULE_TABLES, TrainingTable
 
@@ -72,26 +72,12 @@ class LoadedRun(NamedTuple):
         """Certify the run with its options, under another threat if there is one."""
         from milp_agt.certification.certify import certify
 
-        options, total = self.options, self.steps
         return certify(
             self.model,
             self.data,
             self.training,
             self.threat if threat is None else threat,
-            relaxation=options.relaxation,
-            window=total if options.window == "T" else options.window,
-            program_window=total if options.program_window == "T" else options.program_window,
-            inner_bounds=options.inner_bounds,
-            selections=options.selections,
-            alpha_steps=options.alpha_steps,
-            alpha_every=options.alpha_every,
-            solver=options.solver,
-            solve_limits=options.limits(),
-            strengthening=options.strengthening.build(),
-            workers=options.workers,
-            device=options.device,
-            memory=options.memory,
-            time_limit=options.time_limit,
+            options=self.options,
             on_step=on_step,
             checkpoint=checkpoint,
             attack=attack,

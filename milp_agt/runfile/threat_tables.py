@@ -8,8 +8,8 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import Field, model_validator
 
+from milp_agt.core.option_table import KIND, Count, Index, NonNegative, Table, problem
 from milp_agt.errors import ConfigurationError
-from milp_agt.runfile.table import KIND, Count, Index, NonNegative, Table, problem
 
 if TYPE_CHECKING:
     from milp_agt.threats import FeaturePoisoning, LabelPoisoning, ThreatModel

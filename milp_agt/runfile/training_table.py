@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from milp_agt.runfile.table import KIND, Count, Index, NonNegative, Positive, Table
+from milp_agt.core.option_table import KIND, Count, Index, NonNegative, Positive, Table
 from milp_agt.training.schedules import (
     CosineDecay,
     ExponentialDecay,

@@ -70,7 +70,7 @@ class ListedSelections:
 
 
 def count_cases(poison: Poison, restriction: Restriction = UNRESTRICTED) -> float:
-    """How many cases :func:`enumerate_cases` lists; infinite where selections cannot be listed.
+    """How many cases :func:`list_selections` lists; infinite where selections cannot be listed.
 
     A selection made anew in every batch, or one for each batch, is not a choice for the whole run.
     """

@@ -243,7 +243,7 @@ class _Ledger:
             return
         self._direct.add(step, features, labels, None)
         new = step.samples[self._groups[step.samples] < 0]
-        # The first batch of the walk that holds a sample counts it, as in PerSampleDebt.
+        # The first batch of the walk that holds a sample counts it, as in PerSampleWorstCase.
         self._groups = self._groups.index_fill(0, new, step.index if self._poison.per_batch else 0)
 
     def _close(self, step: Step, features: Tensor | None, labels: Tensor | None) -> None:

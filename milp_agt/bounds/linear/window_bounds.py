@@ -34,7 +34,7 @@ ROWS_OF_UNITS = 16
 # Rows of a pass through shortcuts: fewer than they have, so that what these fit into suffices.
 ROWS_OF_SHORTCUTS = 128
 
-WalkerFactory = Callable[..., BackwardPass]  # with the arguments of Walker
+PassFactory = Callable[..., BackwardPass]  # with the arguments of BackwardPass
 
 
 def propagate_backward(
@@ -42,7 +42,7 @@ def propagate_backward(
     relaxed: LinearizedStep,
     forms: Forms,
     perturbation: PerturbationTerms,
-    make: WalkerFactory = BackwardPass,
+    make: PassFactory = BackwardPass,
 ) -> Forms:
     """Carry forms on the state after a step to forms on the state before it.
 
@@ -116,7 +116,7 @@ def _operations(schedule: NodeOrder, relaxed: LinearizedStep) -> float:
     return 2.0 * largest + 16.0 * nodes + 64.0 + cuts
 
 
-def _through_update(relaxed: LinearizedStep, forms: Forms, make: WalkerFactory) -> BackwardPass:
+def _through_update(relaxed: LinearizedStep, forms: Forms, make: PassFactory) -> BackwardPass:
     """Forms on the new state as forms on the old one and on the summed gradients."""
     on_new = {relaxed.new(name): c for name, c in forms.coefficients.items()}
     walker = make(relaxed.shared, forms.constant, forms.magnitude, on_new)

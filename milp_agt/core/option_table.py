@@ -1,4 +1,4 @@
-"""What every table of a RUN.toml shares: strict keys, the kinds of numbers, problems of its own."""
+"""What every table of options shares: strict keys, the kinds of numbers, problems of its own."""
 
 from __future__ import annotations
 
@@ -16,10 +16,13 @@ Memory = Annotated[str, Field(examples=["4GiB"])]
 KIND = "The kind of this table, which decides what other keys it has."
 
 
+STRICT = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+
+
 class Table(BaseModel):
     """A table that refuses unknown keys, conversions and numbers that are not finite."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+    model_config = STRICT
 
 
 def problem(found: str, remedy: str) -> PydanticCustomError:
