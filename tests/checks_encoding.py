@@ -17,7 +17,7 @@ import pytest
 import scipy.sparse as sp
 from checks_rules import dot, no_nones, random_coefficients, state_patterns
 from checks_steps import StepCase
-from draws import TOL, Array, sample_points, say, states_of
+from draws import TOL, Array, sample_points, say, states_of, values_at
 from instances import (
     SAMPLES,
     Instance,
@@ -186,7 +186,7 @@ def check_encoding(
     assert encoded.out.shape == shape
     for states in state_patterns(boxes, rng):
         points = sample_points(boxes, instance.inputs, states, count, rng)
-        values = instance.op.value(*points)
+        values = values_at(instance.op, points, rng)
         for k in range(count):
             fixed: list[Array | None] = [values[k].numpy(), *(p[k].numpy() for p in points)]
             if encoded.selection is not None:

@@ -326,7 +326,7 @@ class BoundedRun:
             remarks=self.notes.remarks,
             limit_reached=self.notes.limit_reached,
             threat=self.claim,
-            settings=settings(self.training, self.plan),
+            settings=settings(self.training, self.plan, self.step_graph.precision),
         )
 
 
