@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 from attacks import Attacks, Problem, Replay
-from draws import Array
 from drawn_runs import drawn_problem
+from draws import Array
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional
@@ -64,9 +64,7 @@ def poisoned_data(problem: Problem, attacks: Attacks) -> Iterator[tuple[Tensor, 
     """
     features, labels = (t.double() for t in (problem.features, attacks.unrolled.poison.labels))
     grid = grid_of(features)
-    for batch, x, y in zip(
-        attacks.unrolled.batches, attacks.features, attacks.labels, strict=True
-    ):
+    for batch, x, y in zip(attacks.unrolled.batches, attacks.features, attacks.labels, strict=True):
         index = torch.as_tensor(batch)
         moved = features[index] + on_grid(x - features[index], grid)
         target = labels[index] + on_grid(y - labels[index], 2.0**-14)
