@@ -15,7 +15,7 @@ from milp_agt.core.expression import Array, Expression, add
 from milp_agt.core.graph import Graph, Node, Signature
 from milp_agt.core.interval import Interval
 from milp_agt.core.planes import LinearBounds
-from milp_agt.core.rounding import TINY, gamma
+from milp_agt.core.rounding import TINY, Precision, gamma
 from milp_agt.errors import EncodingError
 from milp_agt.formulations.linear_map import LinearMap, LinearPlanes, Scale, as_array
 from milp_agt.formulations.registry import register
@@ -96,6 +96,17 @@ class Combine(LinearMap):
             size_lower, size_upper = size_lower + size, size_upper + size
         factor = gamma(2 * len(inputs) + 8)
         return Interval(lower, upper).widen(size_lower * factor + TINY, size_upper * factor + TINY)
+
+    def rounds_in_run(self) -> bool:
+        return True
+
+    def run_error(self, precision: Precision, *inputs: Interval) -> Tensor:
+        """Scales and constants are made by the run: some roundings for each term besides the sum's."""
+        size: Tensor | float = 0.0 if self.constant is None else self.constant.abs()
+        for j, (scale, box) in enumerate(zip(self.scales, inputs, strict=True)):
+            size = size + self._aligned(_size(scale) * box.magnitude, j)
+        assert isinstance(size, Tensor)
+        return size * precision.gamma(2 * len(inputs) + 16) + precision.tiny
 
     def transpose(
         self, coefficients: Tensor, samples: int, diagonal: bool = False
@@ -204,6 +215,15 @@ class Affine(LinearMap):
         factor = self._gamma()
         return Interval(lower, upper).widen(size_lower * factor + TINY, size_upper * factor + TINY)
 
+    def rounds_in_run(self) -> bool:
+        return True
+
+    def run_error(self, precision: Precision, *inputs: Interval) -> Tensor:
+        size = inputs[0].magnitude @ self.matrix.abs().T
+        if self.bias is not None:
+            size = size + self.bias.abs()
+        return size * precision.gamma(self.terms() + 8) + precision.tiny
+
     def terms(self) -> int:
         return self.matrix.shape[1]
 
@@ -255,6 +275,9 @@ class Reshape(LinearMap):
         if inputs[0].shape != self.before:
             raise EncodingError(f"A reshape from {self.before}", f"shape {inputs[0].shape}")
         return Signature(self.after, inputs[0].batched)
+
+    def rounds_in_run(self) -> bool:
+        return False
 
     def value(self, *inputs: Tensor) -> Tensor:
         lead = inputs[0].shape[: inputs[0].dim() - len(self.before)]

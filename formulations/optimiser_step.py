@@ -10,7 +10,7 @@ from torch import Tensor
 from milp_agt.core.expression import Array
 from milp_agt.core.interval import Interval
 from milp_agt.core.planes import LinearBounds
-from milp_agt.core.rounding import TINY, gamma
+from milp_agt.core.rounding import TINY, Precision, gamma
 from milp_agt.formulations.linear import Combine
 from milp_agt.formulations.linear_map import LinearPlanes, as_array
 from milp_agt.formulations.registry import register
@@ -44,6 +44,14 @@ class OptimiserStep(Combine):
             total = term if total is None else total + term
         assert total is not None
         return total
+
+    def run_error(self, precision: Precision, *inputs: Interval) -> Tensor:
+        """Scalars are rounded to the precision of the run, then products and sums in any order.
+
+        The longest chain has less than 24: mean, penalty, weight decay, momentum, Nesterov and rate,
+        each the conversion of a scalar, a product and a sum, fused or not.
+        """
+        return self._size(inputs) * precision.gamma(32) + precision.tiny
 
     def interval(self, *inputs: Interval) -> Interval:
         error = self._size(inputs) * gamma(24) + TINY

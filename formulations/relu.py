@@ -12,6 +12,7 @@ from milp_agt.core.encoder import Encoder, as_arrays
 from milp_agt.core.expression import Array, Expression, add
 from milp_agt.core.graph import Graph, Node
 from milp_agt.core.interval import CLEAN, Interval
+from milp_agt.core.rounding import Precision
 from milp_agt.formulations.bilinear import Einsum
 from milp_agt.formulations.charges import between
 from milp_agt.formulations.heaviside import Heaviside, restricted, scatter
@@ -41,6 +42,14 @@ class Relu(Univariate):
         (z,) = inputs
         k = self.negative_slope
         return torch.relu(z) if k == 0.0 else torch.where(z > 0, z, k * z)
+
+    def rounds_in_run(self) -> bool:
+        return self.negative_slope not in (0.0, 1.0)
+
+    def run_error(self, precision: Precision, *inputs: Interval) -> Tensor:
+        """One product with a slope that is rounded itself."""
+        below = (-inputs[0].lower).clamp(min=0.0)
+        return abs(self.negative_slope) * below * precision.gamma(4) + precision.tiny
 
     def interval(self, *inputs: Interval) -> Interval:
         """Increasing for k >= 0; relu itself is a comparison and a copy, without rounding."""

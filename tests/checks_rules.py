@@ -20,6 +20,7 @@ from draws import (
     sample_points,
     say,
     states_of,
+    values_at,
 )
 from instances import (
     SAMPLES,
@@ -37,6 +38,7 @@ from milp_agt.formulations.exponential import CAP
 from milp_agt.formulations.heaviside import Heaviside as StepFunction
 from milp_agt.formulations.relu import Relu
 from milp_agt.formulations.rounding_error import RoundingError
+from milp_agt.formulations.run_rounding import RunRounding
 from milp_agt.formulations.sign import Sign
 from milp_agt.formulations.softplus import Softplus, SoftplusSlope
 from milp_agt.formulations.univariate import Univariate
@@ -55,7 +57,7 @@ def check_interval(
         points = sample_points(boxes, instance.inputs, states, count, rng)
         low = at_states(out.lower, states, instance.out.batched)
         high = at_states(out.upper, states, instance.out.batched)
-        for value in evaluations(instance.op, points):
+        for value in (*evaluations(instance.op, points), values_at(instance.op, points, rng)):
             gap = torch.maximum(low - value, value - high)
             assert bool(((low <= value) & (value <= high)).all()), say(
                 instance, "value outside its box by", float(gap.max())
@@ -68,6 +70,19 @@ def state_patterns(boxes: Sequence[Interval], rng: np.random.Generator) -> list[
         return [np.zeros(SAMPLES, dtype=np.int64)]
     patterns = [np.full(SAMPLES, s) for s in range(states)]
     return [*patterns, rng.integers(0, states, size=SAMPLES)]
+
+
+def no_nones(
+    pulled: Sequence[Tensor | None], coefficients: Tensor, instance: Instance
+) -> tuple[Tensor, ...]:
+    """What planes pull, with zeros on inputs that get none."""
+    rows = len(coefficients)
+    return tuple(
+        coefficients.new_zeros(rows, *([1] * signature.batched), *signature.shape)
+        if term is None
+        else term
+        for term, signature in zip(pulled, instance.inputs, strict=True)
+    )
 
 
 def random_coefficients(
@@ -109,7 +124,7 @@ def check_relax(
     op, out = instance.op, instance.out
     planes = op.relax(*boxes)
     c = random_coefficients(instance, rows, uniform, rng)
-    pulled = planes.backward(c)
+    pulled = no_nones(planes.backward(c), c, instance)
     magnitude = planes.magnitude.numpy()
     largest = max(s.size for s in (*instance.inputs, out)) * SAMPLES
     forgiven = 4.0 * gamma(2.0 * largest + 64.0)
@@ -128,7 +143,7 @@ def check_relax(
             )
     for states in state_patterns(boxes, rng):
         points = sample_points(boxes, instance.inputs, states, count, rng)
-        value = op.value(*points).numpy()
+        value = values_at(op, points, rng).numpy()
         assert (np.abs(value) <= magnitude * (1 + 1e-15)).all(), say(
             instance, "value above magnitude", np.max(np.abs(value) - magnitude)
         )
@@ -166,7 +181,9 @@ def widening(instance: Instance, boxes: Sequence[Interval]) -> Tensor:
         return op.rounding(boxes[0].magnitude, exact.magnitude).amax(0) + jump
     terms = max(s.size for s in instance.inputs)
     size = op.relax(*boxes).magnitude
-    error = op.error if isinstance(op, RoundingError) else 0.0
+    error: Tensor | float = op.error if isinstance(op, RoundingError) else 0.0
+    if isinstance(op, RunRounding):
+        error = op.error(*boxes).amax(0)
     return size * gamma(4 * terms + 16) + TINY + error
 
 

@@ -86,7 +86,7 @@ def _threat(draw: Any, loss: str, samples: int, scale: float) -> Any:
     )
 
 
-def _problem(draw: Any, most: int, hidden: int) -> Problem:
+def drawn_problem(draw: Any, most: int, hidden: int) -> Problem:
     """A run of at most so many samples, with a threat."""
     torch.manual_seed(draw(st.integers(0, 10**6)))
     loss = draw(st.sampled_from(sorted(OUTPUTS)))
@@ -102,7 +102,7 @@ def _problem(draw: Any, most: int, hidden: int) -> Problem:
 @st.composite
 def problems(draw: Any) -> tuple[Problem, dict[str, Any]]:
     """A run with a threat, and a way to bound it by linear forms."""
-    problem = _problem(draw, most=7, hidden=4)
+    problem = drawn_problem(draw, most=7, hidden=4)
     training = problem.training
     options = {
         "relaxation": "linear",
@@ -122,7 +122,7 @@ def problems(draw: Any) -> tuple[Problem, dict[str, Any]]:
 @st.composite
 def programs(draw: Any) -> tuple[Problem, dict[str, Any]]:
     """A tiny run with a threat, and any program for it, with or without pieces, by trees of our own."""
-    problem = _problem(draw, most=3, hidden=2)
+    problem = drawn_problem(draw, most=3, hidden=2)
     options = {
         "relaxation": draw(st.sampled_from(("lp", "milp", "milp", "qcqp", "miqp"))),
         "window": draw(st.sampled_from((1, 2, None))),

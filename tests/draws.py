@@ -32,6 +32,7 @@ from milp_agt.formulations.quadratic import Quadratic
 from milp_agt.formulations.reciprocal import Reciprocal
 from milp_agt.formulations.registry import operations
 from milp_agt.formulations.relu import Relu
+from milp_agt.formulations.run_rounding import RunRounding
 from milp_agt.formulations.sigmoid import Sigmoid
 from milp_agt.formulations.sign import Sign
 from milp_agt.formulations.silu import Silu, SiluSlope
@@ -322,6 +323,16 @@ def evaluations(op: Operation, points: Sequence[Tensor]) -> Iterator[Tensor]:
     if isinstance(op, Univariate):
         # Rounded to float64 after the fact: a correctly rounded run is a run as well.
         yield torch.from_numpy(exact_univariate(op, points[0].numpy()).astype(np.float64))
+
+
+def values_at(op: Operation, points: Sequence[Tensor], rng: np.random.Generator) -> Tensor:
+    """Values at points (points, n, *shape); for a rounding, off by all that a run may be off."""
+    value = op.value(*points)
+    if not isinstance(op, RunRounding):
+        return value
+    error = op.error(*(Interval.point(p) for p in points))
+    sign = torch.from_numpy(rng.choice([-1.0, 1.0], size=tuple(value.shape)))
+    return value + (1.0 - 1e-12) * sign * error
 
 
 def say(instance: Instance, what: str, detail: object) -> str:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from milp_agt.core.graph import Operation, Signature
+from milp_agt.core.rounding import FLOAT32
 from milp_agt.formulations.bilinear import Einsum
 from milp_agt.formulations.channel_bias import ChannelBias
 from milp_agt.formulations.clip import Clip
@@ -31,6 +32,7 @@ from milp_agt.formulations.quadratic import Quadratic
 from milp_agt.formulations.reciprocal import Reciprocal
 from milp_agt.formulations.relu import Relu
 from milp_agt.formulations.rounding_error import RoundingError
+from milp_agt.formulations.run_rounding import RunRounding
 from milp_agt.formulations.sigmoid import Sigmoid
 from milp_agt.formulations.sign import Sign
 from milp_agt.formulations.silu import Silu, SiluSlope
@@ -106,6 +108,14 @@ INSTANCES: dict[str, list[Instance]] = {
     "channel_bias": [
         Instance("bias-of-images", ChannelBias((1, 2)), (per_sample(2, 1, 2), shared(2))),
         Instance("bias-of-vectors", ChannelBias(()), (per_sample(2), shared(2))),
+    ],
+    "run_rounding": [
+        Instance("rounded", RunRounding(Quadratic(-1.0, 1.0, 0.0), FLOAT32), _U * 2),
+        Instance(
+            "rounded-layer",
+            RunRounding(Einsum("hd,nd->nh"), FLOAT32, 3.0),
+            (per_sample(2), shared(2, 2), per_sample(2)),
+        ),
     ],
     "clip": [
         Instance("clip", Clip(-0.5, 0.5), _U),

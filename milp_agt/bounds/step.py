@@ -12,6 +12,7 @@ from torch import Tensor
 
 from milp_agt.core.graph import Node, evaluate
 from milp_agt.core.interval import Interval
+from milp_agt.core.rounding import FLOAT64, Precision
 from milp_agt.formulations.bilinear import Einsum
 from milp_agt.formulations.sum_samples import SumSamples
 from milp_agt.threats.poison import Poison
@@ -86,13 +87,14 @@ class NodeOrder:
 
     ``sums`` are the sums over samples; ``before`` holds the nodes that depend on no sum, ``after`` those
     that depend on one and have no sample axis. ``gradients`` are the nodes of the summed gradients with
-    the names of their parameters.
+    the names of their parameters; ``precision`` is that of the run.
     """
 
     before: tuple[Node, ...]
     sums: tuple[Node, ...]
     after: tuple[Node, ...]
     gradients: tuple[tuple[str, Node], ...]
+    precision: Precision = FLOAT64
 
     @staticmethod
     def of(step_graph: StepGraph) -> NodeOrder:
@@ -106,7 +108,9 @@ class NodeOrder:
                 late.add(node.name)
                 after.append(node)
         before = tuple(n for n in nodes if n.name not in late)
-        return NodeOrder(before, sums, tuple(after), step_graph.gradient_nodes)
+        return NodeOrder(
+            before, sums, tuple(after), step_graph.gradient_nodes, step_graph.precision
+        )
 
     @property
     def all(self) -> tuple[Node, ...]:

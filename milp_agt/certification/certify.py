@@ -23,8 +23,10 @@ from milp_agt.certification.result import Result
 from milp_agt.certification.witnesses import Witnesses
 from milp_agt.core.interval import Interval
 from milp_agt.core.relaxation import Relaxation
+from milp_agt.core.remarks import Remarks
 from milp_agt.core.restriction import UNRESTRICTED, Restriction
 from milp_agt.core.results import Limits
+from milp_agt.core.rounding import FLOAT64, PRECISIONS
 from milp_agt.core.torch_modes import own_modes
 from milp_agt.data import Dataset
 from milp_agt.errors import InvalidInputError
@@ -34,6 +36,7 @@ from milp_agt.threats import ThreatModel
 from milp_agt.threats.units import fitted_on_poison
 from milp_agt.training import inputs
 from milp_agt.training.exchanged import with_exchanges
+from milp_agt.training.precision import check_float32, in_precision
 from milp_agt.training.same_forward import check_forward, check_names
 from milp_agt.training.tracing import trace
 from milp_agt.training.training import Batch, Training
@@ -61,8 +64,8 @@ def certify(
 ) -> Result:
     """Bound all parameters that training could reach under a threat model.
 
-    Guarantee: the parameters of every float64 training run on data that the threat model admits lie
-    in ``result.reachable``, under the assumptions in ``result.assumptions``.
+    Guarantee: the parameters of every training run in ``precision`` on data that the threat model admits
+    lie in ``result.reachable``; what is assumed stands in ``result.assumptions``.
 
     Args:
         model: a torch module of supported layers; copied, never changed.
@@ -80,7 +83,8 @@ def certify(
             this run, the run resumes from there, with bit-identical numbers on the same machine and
             number of threads; a checkpoint of another run is refused.
         attack: True, or the settings of a search: attack the run after bounding it, so that
-            ``result.attack`` and ``result.sandwich`` show what an adversary really reaches.
+            ``result.attack`` and ``result.sandwich`` show what an adversary really reaches (in
+            float64, whose runs lie within the bounds of either precision).
         solve_limits: ``agt.Limits``, in place of the three ``solve_`` options.
         options: all options below as one object; options given by name replace its values.
 
@@ -105,16 +109,24 @@ def certify(
             "give a MemoryRecorder(), or leave it out",
         )
     target = inputs.device_of(options.device)
-    inputs.warn_of_float32(model, arrays[0])
+    precision = PRECISIONS[options.precision]
+    if precision == FLOAT64:
+        inputs.warn_of_float32(model, arrays[0])
     features = inputs.features_of(arrays[0])
-    traced = trace(model, training.loss, tuple(features.shape[1:]), training.clipping)
+    shape = tuple(features.shape[1:])
+    traced = trace(model, training.loss, shape, training.clipping, precision)
     check_forward(traced, model, features)
     check_names(traced, training)
     labels = inputs.labels_of(arrays[1], len(features), traced.loss, traced.outputs)
     raw = threat.bind(features, labels, traced.loss)
-    step_graph = with_exchanges(traced, raw)
-    head, poison, frozen_layers = frozen_body.split(step_graph, raw)
     batches = training.batch_order(len(features))
+    if precision == FLOAT64:
+        step_graph = with_exchanges(traced, raw)
+        head, poison, frozen_layers = frozen_body.split(step_graph, raw)
+    else:
+        check_float32(traced, training, features, labels, raw)
+        step_graph = in_precision(traced, precision, max(map(len, batches)))
+        head, poison, frozen_layers = step_graph, raw, Remarks()
     plan = planning.make_plan(
         head, batches, poison, training, options, restriction, given=raw.tensors
     )

@@ -18,6 +18,7 @@ from milp_agt.certification.planning import Plan
 from milp_agt.core.graph import Operation
 from milp_agt.core.interval import Interval
 from milp_agt.core.restriction import Restriction
+from milp_agt.core.rounding import Precision
 from milp_agt.solvers.solver import Solver
 from milp_agt.threats.poison import Poison
 from milp_agt.training.tracing import StepGraph
@@ -62,6 +63,7 @@ def fingerprint(
         "threat": f"{threat} ({digest(poison)})",
         "training": digest(training.loss, batches, training.update_rules(len(batches))),
         "initial box": digest(initial),
+        "precision": step_graph.precision.name,
         **{name: str(value) for name, value in planned.items()},
         "solver": "none" if solver is None else f"{solver.name} {solver.version()}".strip(),
         "limits": repr(options.solve_limits),
@@ -72,7 +74,7 @@ def fingerprint(
     }
 
 
-def settings(training: Training, plan: Plan) -> dict[str, Any]:
+def settings(training: Training, plan: Plan, precision: Precision) -> dict[str, Any]:
     """How a run is trained and bounded, as plain values for files and readers, not for comparing runs.
 
     Recorded batches are counted, not listed.
@@ -96,6 +98,7 @@ def settings(training: Training, plan: Plan) -> dict[str, Any]:
             "selections": ", ".join(name for name, used in told.items() if used),
             "alpha_steps": plan.alpha_steps,
             "alpha_every": plan.alpha_every,
+            "precision": precision.name,
         },
     }
 

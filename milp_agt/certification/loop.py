@@ -131,7 +131,7 @@ class BoundedRun:
         if index == self.plan.first_optimised:
             self._begin_optimising()
         step = self._step(index, batch)
-        update = UpdateGraph.of(self.schedule.gradients, step)
+        update = UpdateGraph.of(self.schedule.gradients, step, self.schedule.precision)
         sets = StepSets(step, update, {part.name: part.state for part in self.chains.parts})
         used, widths = Relaxation.INTERVAL, {}
         report: program.ProgramReport | None = None
@@ -355,7 +355,7 @@ class BoundedRun:
             threat=self.claim,
             origin=self.origin,
             caution=self.caution,
-            settings=settings(self.training, self.plan),
+            settings=settings(self.training, self.plan, self.step_graph.precision),
             run=run_in_words(self.training, self.plan.steps),
         )
 

@@ -20,6 +20,7 @@ from milp_agt.core.arguments import of_kind
 from milp_agt.core.option_table import Count, Index, Memory, NonNegative, Table, problem
 from milp_agt.core.relaxation import LEVELS
 from milp_agt.core.results import Limits
+from milp_agt.core.rounding import PRECISIONS, USE_FLOAT32, what_is_wrong_with
 from milp_agt.core.strengthening import REMOVED, Strengthening
 from milp_agt.errors import InvalidInputError
 
@@ -115,6 +116,24 @@ class CertifyOptions(Table):
         "beside what cheaper levels need for the steps that are left, programs before linear forms, and "
         "intervals go on to the end; no limit unless given.",
     )
+
+    precision: str = Field(
+        default="float64",
+        description="Of the training run that is certified, `float64` or `float32`. Bounds are computed in "
+        "float64 in either case; for `float32` they cover what rounding to float32 does to every "
+        "number of the run, and model, data and limits have to be float32 numbers. Dense layers, their "
+        "activations, batch normalisation with kept statistics and clipping of single gradients are "
+        "covered; convolutions and threats to whole samples are refused, as are TF32, float16, bfloat16 "
+        "and mixed precision.",
+        json_schema_extra={"enum": list(PRECISIONS)},
+    )
+
+    @field_validator("precision")
+    @classmethod
+    def _covered_precision(cls, name: str) -> str:
+        if name not in PRECISIONS:
+            raise problem(f"precision = '{name}', {what_is_wrong_with(name)}", USE_FLOAT32)
+        return name
 
     @field_validator("relaxation")
     @classmethod

@@ -22,25 +22,41 @@ from milp_agt.core.interval import Interval
 from milp_agt.core.reachable import Bounds, ReachableSet, StepRecord
 from milp_agt.core.relaxation import Relaxation
 from milp_agt.core.remarks import Remarks
+from milp_agt.core.rounding import FLOAT64, PRECISIONS, Precision
 from milp_agt.data.origin import Origin
 from milp_agt.errors import InvalidInputError
 from milp_agt.properties.models import ReachableModels, Reached, Watch
 from milp_agt.properties.questions import Questions
 from milp_agt.properties.suspects import Suspects, suspects
 from milp_agt.threats.poison import Poison
+from milp_agt.training.precision import in_precision
 from milp_agt.training.tracing import FEATURES, StepGraph, trace
 
 PREPROCESSING = (
     "Preprocessing (scaling, feature selection, splits) was fitted on data that the adversary does "
     "not touch."
 )
-ASSUMPTIONS = (
+_GIVEN = (
     "The initial parameters, the order of the batches and the optimiser are fixed as given.",
     PREPROCESSING,
     "No early stopping or model selection looks at poisoned data.",
+)
+ASSUMPTIONS = (
+    *_GIVEN,
     "Training runs in float64 with IEEE arithmetic, sums in any order, and elementary functions "
     "(exp, tanh, sigmoid) are accurate to 16 units in the last place; rounding is covered by the "
     "bounds under this assumption.",
+)
+ASSUMPTIONS_OF_FLOAT32 = (
+    *_GIVEN,
+    "Training and prediction run in float32 with IEEE arithmetic (underflow may go to zero): model, data, "
+    "poisoned data and test inputs are float32 numbers, every product, sum and scalar of the optimiser "
+    "(plain, foreach or fused) is rounded to float32 or better, sums come in any order, elementary "
+    "functions (exp, log, tanh, sigmoid) are accurate to 16 units in the last place, and the gradient of "
+    "the loss is that of torch's own function on the outputs. Kernels are deterministic, matrix "
+    "products are sums of products (no TF32, bfloat16, mixed precision or fast algorithms such as "
+    "Winograd's). Rounding is covered by the bounds under this assumption; nominal values are those of "
+    "the float64 run, and losses in questions are exact functions of the float32 outputs.",
 )
 
 
@@ -62,7 +78,7 @@ class Result(Questions):
             adversary may change; empty where there is nothing.
         origin: rows, ids and units of the data set that was certified; None for plain arrays, and in a
             loaded result.
-        assumptions: what is assumed and not modelled.
+        assumptions: what is assumed and not modelled; of the arithmetic of ``precision``.
         attack: what an adversary really reaches, if requested; not kept by :meth:`save`.
         settings: how the run was trained and bounded, as plain values for files.
     """
@@ -115,13 +131,18 @@ class Result(Questions):
             fallbacks=remarks.fallbacks,
             limit_reached=limit_reached,
             threat=threat,
-            assumptions=_assumptions(caution),
+            assumptions=_assumptions(caution, step_graph.precision),
             models=models,
             settings=settings,
             run=run,
             caution=caution,
             origin=origin,
         )
+
+    @property
+    def precision(self) -> str:
+        """Of the run that is certified: "float64" or "float32"."""
+        return self.models.step_graph.precision.name
 
     def watched(self, watch: Watch) -> Result:
         """A copy that reports progress: ``watch(done, total)`` per batch of test points of a question.
@@ -138,9 +159,10 @@ class Result(Questions):
         count = self.models.step_graph.parameter_count
         run = f" The run: {self.run}." if self.run else ""
         lead = f"{self.caution} " if self.caution else ""
+        single = "" if self.precision == FLOAT64.name else f" in {self.precision}"
         return (
-            f"{lead}With {self.threat}, training for {len(self.steps)} of {self.total_steps} steps on the "
-            f"'{self.models.step_graph.loss.key}' loss ends with all {count} trainable parameters inside the "
+            f"{lead}With {self.threat}, training{single} for {len(self.steps)} of {self.total_steps} "
+            f"steps on the '{self.models.step_graph.loss.key}' loss ends with all {count} trainable parameters inside the "
             f"reachable set (mean width {self.reachable.mean_width:.4g}, max "
             f"{self.reachable.max_width:.4g}).{run}"
         )
@@ -215,6 +237,7 @@ class Result(Questions):
         about = {
             "layers": saved.describe(graph.model),
             "loss": graph.loss.key,
+            "precision": graph.precision.name,
             "feature_shape": list(graph.graph[FEATURES].shape),
             "steps": [asdict(record) for record in self.steps],
             "total_steps": self.total_steps,
@@ -231,16 +254,17 @@ class Result(Questions):
         saved.write(Path(path), arrays, about)
 
 
-def _assumptions(caution: str) -> tuple[str, ...]:
+def _assumptions(caution: str, precision: Precision) -> tuple[str, ...]:
     """What is assumed; the scaler that a caution names is not assumed to be out of reach."""
+    assumed = ASSUMPTIONS if precision == FLOAT64 else ASSUMPTIONS_OF_FLOAT32
     if not caution:
-        return ASSUMPTIONS
+        return assumed
     other = (
         "The means and deviations by which data were standardised stay as they are, although they were "
         "computed from samples that may be poisoned. All other preprocessing (feature selection, splits) "
         "was fitted on data that the adversary does not touch."
     )
-    return tuple(other if text == PREPROCESSING else text for text in ASSUMPTIONS)
+    return tuple(other if text == PREPROCESSING else text for text in assumed)
 
 
 def _reachable(step_graph: StepGraph, state: State, nominal: Mapping[str, Tensor]) -> ReachableSet:
@@ -283,7 +307,12 @@ def _restore(arrays: Mapping[str, npt.NDArray[Any]], about: Mapping[str, Any]) -
     model = saved.rebuild(about["layers"])
     nominal = {n.partition(":")[2]: v for n, v in arrays.items() if n.startswith("nominal:")}
     model.load_state_dict({n: torch.from_numpy(v) for n, v in nominal.items()})
-    step_graph = trace(model, about["loss"], tuple(about["feature_shape"]))
+    # A loaded result takes no steps: that batches have one sample says nothing about its forward pass.
+    step_graph = in_precision(
+        trace(model, about["loss"], tuple(about["feature_shape"])),
+        PRECISIONS[about.get("precision", FLOAT64.name)],
+        batch=1,
+    )
     state = {
         name: Interval(
             torch.from_numpy(arrays[f"lower:{name}"]).unsqueeze(0),

@@ -18,6 +18,7 @@ from torch import Tensor
 from milp_agt.core.influence import Influence
 from milp_agt.core.interval import Interval
 from milp_agt.core.planes import FreeSlope, LinearBounds
+from milp_agt.core.rounding import Precision
 from milp_agt.errors import EncodingError, UnsupportedOperationError
 
 if TYPE_CHECKING:
@@ -118,6 +119,26 @@ class Operation(ABC):
         self, encoder: Encoder, inputs: tuple[Expression, ...], ranges: tuple[Interval, ...]
     ) -> Expression:
         """Columns and rows of a program that are valid for the same values as :meth:`relax`."""
+
+    def rounds_in_run(self) -> bool | None:
+        """Whether a run in reduced precision rounds the value; None where no bound of that is known.
+
+        False for comparisons, copies and leaves: ``fl(f(u)) = f(u)`` whatever the precision.
+        """
+        return None
+
+    def run_error(self, precision: Precision, *inputs: Interval) -> Tensor:
+        """Bound of ``|fl(f(u)) - f(u)|`` for all ``u`` in the boxes, states and all, in a run of a precision.
+
+        Sums come in any order, with or without fused products. The bound leaves room for one more
+        operation of that precision at least, so that what float64 rounds here is covered, too. Only
+        where :meth:`rounds_in_run`.
+        """
+        raise UnsupportedOperationError(
+            f"The rounding of operation '{self.key}' in {precision.name} was asked for",
+            "no bound of it",
+            "certify the run in float64",
+        )
 
     def to(self, device: torch.device) -> Operation:
         """The same operation with its constant tensors on a device."""

@@ -11,8 +11,9 @@ from torch import Tensor
 class BackwardSlopes(Protocol):
     """The slopes of linear bounds of one node."""
 
-    def backward(self, coefficients: Tensor, diagonal: bool = False) -> tuple[Tensor, ...]:
-        """Coefficients on the inputs, one tensor each: (rows, [samples or 1], *input shape).
+    def backward(self, coefficients: Tensor, diagonal: bool = False) -> tuple[Tensor | None, ...]:
+        """Coefficients on the inputs, one tensor each: (rows, [samples or 1], *input shape); None for an
+        input without any.
 
         With ``diagonal`` each pair of a first index and a sample is a row: nothing is summed over the
         samples, and inputs without a sample axis get coefficients with one.

@@ -24,6 +24,7 @@ from milp_agt.properties.stable import StableQuestion
 from milp_agt.properties.targeted import Targets, targeted
 from milp_agt.properties.triggers import BallTrigger, Trigger, Values, check_trigger
 from milp_agt.training import inputs
+from milp_agt.training.precision import rounded_to
 from milp_agt.training.tracing import FEATURES
 
 Groups = inputs.ArrayLike | Sequence[str | int]
@@ -256,6 +257,7 @@ class Questions:
                 f"{tuple(x.shape[1:])}",
                 "use the features that the model was trained on",
             )
+        x = rounded_to(x, self.models.step_graph.precision)
         return x.to(self.models.poison.features.device)
 
     def _test_data(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from milp_agt.core.graph import Graph, Node
-from milp_agt.core.rounding import gamma
+from milp_agt.core.rounding import FLOAT64, Precision
 from milp_agt.errors import UnsupportedOperationError
 from milp_agt.formulations.bilinear import Einsum
 from milp_agt.formulations.clip import Clip
@@ -17,7 +17,10 @@ from milp_agt.training.training import Clipping
 
 
 def clip_gradients(
-    graph: Graph, gradients: Mapping[str, str], clipping: Clipping
+    graph: Graph,
+    gradients: Mapping[str, str],
+    clipping: Clipping,
+    precision: Precision = FLOAT64,
 ) -> dict[str, str]:
     """Append nodes that clip the gradient of every sample; returns the names of the new sums.
 
@@ -38,17 +41,19 @@ def clip_gradients(
         clip = Clip(-clipping.bound, clipping.bound)
         short = {n: graph.add(clip, g, name=f"{n}:clipped") for n, g in own.items()}
     else:
-        short = _shortened(graph, own, clipping.bound)
+        short = _shortened(graph, own, clipping.bound, precision)
     return {n: graph.add(SumSamples(len(g.shape)), g).name for n, g in short.items()}
 
 
-def _shortened(graph: Graph, own: Mapping[str, Node], bound: float) -> dict[str, Node]:
+def _shortened(
+    graph: Graph, own: Mapping[str, Node], bound: float, precision: Precision
+) -> dict[str, Node]:
     ranks = tuple(len(g.shape) for g in own.values())
     square = graph.add(SquaredNorm(ranks), *own.values(), name="clip:squared_norm")
     factor = graph.add(ClipFactor(bound), square, name="clip:factor")
     # |g_j| min(1, clip / |g|) <= clip, up to the rounding of the norm, the root and the quotient.
     size = sum(g.signature.size for g in own.values())
-    cap = bound * (1.0 + gamma(4 * size + 64))
+    cap = bound * (1.0 + precision.gamma(4 * size + 64))
     short = {}
     for name, gradient in own.items():
         axes = "n" + "abcdef"[: len(gradient.shape)]

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from milp_agt.core.graph import Graph, Node
+from milp_agt.core.rounding import FLOAT64, Precision
 from milp_agt.errors import EncodingError, InvalidInputError
 from milp_agt.formulations.leaves import Labels
 from milp_agt.formulations.linear import Combine
@@ -24,6 +25,7 @@ from milp_agt.training.training import Clipping
 __all__ = ["FEATURES", "LABELS", "SELECTION", "StepGraph", "supported_layers", "trace"]
 
 LABELS = "labels"
+LOSS_GRADIENT = "loss_gradient"
 SELECTION = "selection"
 
 
@@ -42,6 +44,8 @@ class StepGraph:
         model: a copy of the traced model.
         clipping: how the gradient of each sample is clipped before the sums, or None. If set, the
             inputs of the sums of ``gradients`` have a norm (coordinates) of at most ``clipping.bound``.
+        precision: of the run; other than float64 the graph has its roundings as nodes
+            (:func:`milp_agt.training.precision.in_precision`).
         frozen: constant parameters, under their names in ``state_dict``.
         own_forward: whether some module has a forward of the user's own, traced by torch.fx.
     """
@@ -57,6 +61,7 @@ class StepGraph:
     model: nn.Module = field(default_factory=nn.Sequential, repr=False)
     clipping: Clipping | None = None
     own_forward: bool = False
+    precision: Precision = FLOAT64
 
     def to(self, device: torch.device) -> StepGraph:
         """The same graph with its constants on a device; initial values are not moved."""
@@ -81,11 +86,12 @@ def trace(
     loss: str,
     feature_shape: tuple[int, ...],
     clipping: Clipping | None = None,
+    precision: Precision = FLOAT64,
 ) -> StepGraph:
     """The graph of one training step of ``model`` (copied, never changed).
 
     The gradient is built by reverse mode over the nodes of the forward pass, and clipped sample by
-    sample if ``clipping`` is given.
+    sample if ``clipping`` is given; a run of ``precision`` clips up to its own rounding.
 
     Raises:
         UnsupportedOperationError: a layer or loss without a rule; hooks and whatever else changes a
@@ -125,7 +131,9 @@ def trace(
     cotangents = {output.name: chosen.gradient(graph, output, labels)}
     gradients = _reverse_mode(graph, forward, cotangents, set(tracer.initial))
     if clipping is not None:
-        gradients = clip_gradients(graph, {n: gradients[n] for n in tracer.initial}, clipping)
+        gradients = clip_gradients(
+            graph, {n: gradients[n] for n in tracer.initial}, clipping, precision
+        )
     return StepGraph(
         graph=graph,
         loss=chosen,

@@ -15,6 +15,7 @@ from milp_agt.bounds.interval.update import UpdateGraph
 from milp_agt.bounds.step import NodeOrder, State, Step
 from milp_agt.core.graph import Node
 from milp_agt.core.interval import Interval
+from milp_agt.formulations.sum_samples import SumSamples
 from milp_agt.training.tracing import StepGraph
 
 
@@ -93,7 +94,7 @@ def propagate(
         ranges.boxes[name] = parts[0] if len(parts) == 1 else _concatenate(parts)
         del parts
     for node in schedule.sums:
-        ranges.boxes[node.name], ranges.sums[node.name] = totals[node.name].result()
+        ranges.boxes[node.name], ranges.sums[node.name] = _summed(node, totals[node.name])
     for node in schedule.after:
         inputs = [ranges.boxes[i] for i in node.inputs]
         ranges.boxes[node.name] = algebra.image(node, inputs, step.samples)
@@ -153,11 +154,18 @@ def narrowed(
     for node in schedule.sums:
         total = adversary.total(step)
         total.add(boxes[node.inputs[0]], step.samples)
-        found, sums[node.name] = total.result()
+        found, sums[node.name] = _summed(node, total)
         boxes[node.name] = boxes[node.name].meet(found, f"'{node.name}' again")
     for node in schedule.after:
         boxes[node.name] = again(node)
     return Ranges(boxes, sums)
+
+
+def _summed(node: Node, total: SampleSum) -> tuple[Interval, Tensor]:
+    """The box of a sum over the samples in the precision of the run, and ``sum_i max|term_i|``."""
+    box, size = total.result()
+    assert isinstance(node.op, SumSamples)
+    return node.op.widened(box, size), size
 
 
 def _concatenate(parts: list[Interval]) -> Interval:
@@ -172,6 +180,6 @@ def update(
     algebra: BoxAlgebra = SEPARATE,
 ) -> State:
     """Box of the next state before any projection: the optimiser step in interval arithmetic."""
-    built = UpdateGraph.of(step_graph.gradient_nodes, step)
+    built = UpdateGraph.of(step_graph.gradient_nodes, step, step_graph.precision)
     boxes = built.boxes(state, ranges.boxes, algebra)
     return {name: boxes[node] for name, node in built.outputs.items()}

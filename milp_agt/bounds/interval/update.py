@@ -9,9 +9,11 @@ from milp_agt.bounds.adversary.box_algebra import SEPARATE, BoxAlgebra
 from milp_agt.bounds.step import State, Step, velocity_of
 from milp_agt.core.graph import Graph, Node
 from milp_agt.core.interval import Interval
+from milp_agt.core.rounding import FLOAT64, Precision
 from milp_agt.formulations.clip import Clip
 from milp_agt.formulations.leaves import ParameterLeaf
 from milp_agt.formulations.optimiser_step import OptimiserStep
+from milp_agt.formulations.run_rounding import RunRounding
 from milp_agt.formulations.sign import Sign
 
 
@@ -34,8 +36,11 @@ class UpdateGraph:
     projections: Mapping[str, Node] = field(default_factory=dict)
 
     @staticmethod
-    def of(gradients: Sequence[tuple[str, Node]], step: Step) -> UpdateGraph:
-        """The update of a step; ``gradients`` are the nodes of the sums by parameter."""
+    def of(gradients: Sequence[tuple[str, Node]], step: Step, precision: Precision) -> UpdateGraph:
+        """The update of a step; ``gradients`` are the nodes of the sums by parameter.
+
+        In a run of reduced ``precision`` a node with its rounding comes after each new value.
+        """
         graph, outputs, projections = Graph(), {}, {}
         nodes: list[Node] = []
         for name, gradient in gradients:
@@ -54,6 +59,10 @@ class UpdateGraph:
             for target, scales, sizes in rules:
                 op = OptimiserStep.of(scales, sizes, rank)
                 nodes.append(graph.add(op, *operands, name=f"{target}:next"))
+                if precision != FLOAT64:
+                    name_rounded = f"{target}:next:{precision.name}"
+                    rounding = RunRounding(op, precision)
+                    nodes.append(graph.add(rounding, nodes[-1], *operands, name=name_rounded))
                 outputs[target] = nodes[-1].name
             if step.update.projection is not None:
                 projections[name] = graph.add(

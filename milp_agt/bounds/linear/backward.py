@@ -108,7 +108,8 @@ class BackwardPass:
         self._add_terms(constant, magnitude, charges)
         on_inputs = planes.backward(coefficient, self.diagonal)
         for name, own, axis in zip(node.inputs, on_inputs, axes, strict=True):
-            self._add_coefficients(name, own, None if strip is None else strip.along(axis))
+            if own is not None:
+                self._add_coefficients(name, own, None if strip is None else strip.along(axis))
 
     def strip(self) -> None:
         """Drop coefficients that are all 0, and narrow sparse ones to strips."""

@@ -213,7 +213,8 @@ class _GapRecorder:
         gap = self._value(node.name, coefficient, sample_chunk)
         on_inputs = sample_chunk.planes[node.name].backward(coefficient)
         for name, own in zip(node.inputs, on_inputs, strict=True):
-            gap = gap - self._value(name, own, sample_chunk)
+            if own is not None:
+                gap = gap - self._value(name, own, sample_chunk)
         if constant is not None:
             gap = gap - constant
         self.gaps[cause] = self.gaps.get(cause, 0.0) + gap

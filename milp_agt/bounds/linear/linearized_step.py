@@ -104,7 +104,7 @@ def linearize_step(
         elif node.inputs and not node.batched:
             inputs = [ranges.boxes[i] for i in node.inputs]
             planes[node.name] = adversary.algebra.relax(node, inputs, step.samples)
-    update = UpdateGraph.of(schedule.gradients, step)
+    update = UpdateGraph.of(schedule.gradients, step, schedule.precision)
     planes |= _planes_of_update(update, state, ranges, adversary.algebra)
     offsets = {name: Intercepts.of(p, False, adversary.cases) for name, p in planes.items()}
     shared = SampleChunk(slice(0, 0), step.poison, planes, offsets, {}, {})
