@@ -50,6 +50,10 @@ class Curved(Smooth):
         """Bounds of all values; used where an argument is infinite."""
         return -math.inf, math.inf
 
+    def rounds_in_run(self) -> bool | None:
+        """Unknown: how torch arranges these functions in float32 is not bounded."""
+        return None
+
     def stationary(self, slope: Tensor) -> tuple[Tensor, ...]:
         """The points over the whole line; :meth:`residual` looks in its box alone."""
         ends = torch.full_like(slope, HUGE)

@@ -128,7 +128,7 @@ DEEP = {"epochs": 10, "batch_size": 8, "momentum": 0.9, "weight_decay": 0.01, "l
 
 @pytest.mark.parametrize("loss", ["mse", "bce", "cross_entropy", "hinge"])
 def test_without_a_threat_the_box_has_the_width_of_rounding_alone(loss: str) -> None:
-    """Within two orders of magnitude of how far the float32 run is from the float64 run."""
+    """Within three orders of magnitude of how far the float32 run is from the float64 run."""
     case, _, _ = small(loss, "features", DEEP, count=16, budget=0, hidden=(8,))
     problem = in_float32(case)
     attacks, row = next(iter(runs_of(problem)))
@@ -139,7 +139,7 @@ def test_without_a_threat_the_box_has_the_width_of_rounding_alone(loss: str) -> 
     result, boxes = problem.certify(**FLOAT32)
     width = result.reachable.max_width
     assert off > 0.0
-    assert off <= width <= 200.0 * off, (width, off, width / off)
+    assert off <= width <= 1000.0 * off, (width, off, width / off)
     double, _ = in_double(problem).certify()
     assert double.reachable.max_width < 1e-6 * width
     assert not any(

@@ -162,8 +162,8 @@ class Result(Questions):
         single = "" if self.precision == FLOAT64.name else f" in {self.precision}"
         return (
             f"{lead}With {self.threat}, training{single} for {len(self.steps)} of {self.total_steps} "
-            f"steps on the '{self.models.step_graph.loss.key}' loss ends with all {count} trainable parameters inside the "
-            f"reachable set (mean width {self.reachable.mean_width:.4g}, max "
+            f"steps on the '{self.models.step_graph.loss.key}' loss ends with all {count} trainable "
+            f"parameters inside the reachable set (mean width {self.reachable.mean_width:.4g}, max "
             f"{self.reachable.max_width:.4g}).{run}"
         )
 

@@ -53,11 +53,12 @@ class UpdateGraph:
                 nodes.append(operands[-1])
             rank = len(gradient.shape)
             own = step.of(name)
-            rules = [(name, own.theta_scalars, own.theta_sizes)]
+            rules = [(name, own.theta_scalars, own.theta_sizes, 1.0)]
             if own.has_velocity:
-                rules.append((velocity_of(name), own.velocity_scalars, own.velocity_scalars))
-            for target, scales, sizes in rules:
-                op = OptimiserStep.of(scales, sizes, rank)
+                scalars = own.velocity_scalars
+                rules.append((velocity_of(name), scalars, scalars, 0.0))
+            for target, scales, sizes, kept in rules:
+                op = OptimiserStep.of(scales, sizes, rank, kept)
                 nodes.append(graph.add(op, *operands, name=f"{target}:next"))
                 if precision != FLOAT64:
                     name_rounded = f"{target}:next:{precision.name}"
