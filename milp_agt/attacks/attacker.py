@@ -22,6 +22,7 @@ from milp_agt.attacks.unrolled import Poisoning, State, Unrolled
 from milp_agt.bounds.program import Incumbents
 from milp_agt.core.restriction import UNRESTRICTED, Restriction
 from milp_agt.errors import InvalidInputError, UnsupportedOperationError
+from milp_agt.recording import RecordedRun, Recording, of_recording
 from milp_agt.threats import ThreatModel
 from milp_agt.training import inputs
 from milp_agt.training.exchanged import check_clipping
@@ -317,10 +318,10 @@ class Attacker:
 
 
 def attack(
-    model: nn.Module,
-    data: tuple[inputs.ArrayLike, inputs.ArrayLike],
-    training: Training,
-    threat: ThreatModel,
+    model: nn.Module | Recording | RecordedRun,
+    data: tuple[inputs.ArrayLike, inputs.ArrayLike] | ThreatModel,
+    training: Training | None = None,
+    threat: ThreatModel | None = None,
     *,
     objective: Objective | None = None,
     search: Search | None = None,
@@ -337,7 +338,8 @@ def attack(
     attacks reach; that is what :func:`milp_agt.certify` bounds.
 
     Args:
-        model: a torch module of supported layers; copied, never changed.
+        model: a torch module of supported layers; copied, never changed. Or a recorded run, which is
+            called as ``attack(run, threat)``.
         data: features (n, *shape) and labels, as in ``certify``.
         training: the run.
         threat: what the adversary may change.
@@ -350,6 +352,7 @@ def attack(
         InvalidInputError, InvalidThreatModelError, UnsupportedOperationError: see the message.
         SoundnessError: plain torch does not confirm a run; a bug.
     """
+    model, data, training, threat, _ = of_recording(model, data, training, threat)
     inputs.check_run(model, data, training, threat)
     if search is not None:
         inputs.of_kind(search, Search, "A search", "give agt.attacks.Search(...)")

@@ -68,7 +68,12 @@ def replay(unrolled: Unrolled, poisoning: Poisoning, start: State | None = None)
     )
     gradients = vmap(_mean_gradient(graph, poisoning.labels[0].device, bool(poisoning.there)))
     for step, update in enumerate(unrolled.updates):
-        optimiser.param_groups[0]["lr"] = update.rate
+        optimiser.param_groups[0] |= {
+            "lr": update.rate,
+            "momentum": update.momentum,
+            "weight_decay": update.weight_decay,
+            "nesterov": update.nesterov,
+        }
         x, y = unrolled.batch_data(poisoning, step)
         there = unrolled.batch_present(poisoning, step)
         before = None if there is None else _snapshot(stacked, optimiser)

@@ -26,6 +26,7 @@ from milp_agt.core.restriction import UNRESTRICTED, Restriction
 from milp_agt.core.results import Limits
 from milp_agt.core.strengthening import DEFAULT, Strengthening
 from milp_agt.errors import InvalidInputError
+from milp_agt.recording import RecordedRun, Recording, of_recording
 from milp_agt.solvers import Capability, choose
 from milp_agt.solvers.solver import Solver
 from milp_agt.threats import ThreatModel
@@ -38,10 +39,10 @@ OnStep = Callable[[Result, int, int], None]
 
 
 def certify(
-    model: nn.Module,
-    data: tuple[inputs.ArrayLike, inputs.ArrayLike],
-    training: Training,
-    threat: ThreatModel,
+    model: nn.Module | Recording | RecordedRun,
+    data: tuple[inputs.ArrayLike, inputs.ArrayLike] | ThreatModel,
+    training: Training | None = None,
+    threat: ThreatModel | None = None,
     *,
     relaxation: str = "linear",
     window: int | None = None,
@@ -70,7 +71,8 @@ def certify(
     in ``result.reachable``; what is assumed stands in ``result.assumptions``.
 
     Args:
-        model: a torch module of supported layers; copied, never changed.
+        model: a torch module of supported layers; copied, never changed. Or a recorded run, which is
+            called as ``certify(run, threat)``.
         data: features (n, *shape) and labels: classes (n,), or targets (n,) or (n, outputs).
         training: the run.
         threat: what the adversary may change.
@@ -122,7 +124,9 @@ def certify(
         SolverUnavailableError: see the message.
         SoundnessError, EncodingError: a bug; the run is stopped rather than certified.
     """
+    model, data, training, threat, recorded = of_recording(model, data, training, threat)
     inputs.check_run(model, data, training, threat)
+    nominal_check = None if recorded is None else recorded.nominal_check()
     inputs.of_kind(attack, (bool, Search), "attack", "give True, or agt.attacks.Search(...)")
     inputs.of_kind(restriction, Restriction, "A restriction", "give a Restriction, or leave it out")
     inputs.of_kind(
@@ -220,6 +224,8 @@ def certify(
                 )
             run.restore(stored, batches)
     result = _finish(run, batches, keeper, on_step)
+    if recorded is not None and nominal_check is not None:
+        result = result.recorded(nominal_check, recorded.assumptions)
     if attack is False or unrolled is None:
         return result
     search = Search() if attack is True else attack

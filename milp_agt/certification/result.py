@@ -26,6 +26,7 @@ from milp_agt.errors import InvalidInputError
 from milp_agt.properties.models import ReachableModels, Reached, Watch
 from milp_agt.properties.questions import Questions
 from milp_agt.properties.suspects import Suspects, suspects
+from milp_agt.recording import NominalCheck
 from milp_agt.threats.poison import Poison
 from milp_agt.training.tracing import FEATURES, StepGraph, trace
 
@@ -56,6 +57,7 @@ class Result(Questions):
         assumptions: what is assumed and not modelled.
         attack: what an adversary really reaches, if that was asked for; not kept by :meth:`save`.
         settings: how the run was trained and bounded, as plain values for files.
+        nominal_check: of a recorded run, how far the user's own model is from the nominal run.
     """
 
     reachable: ReachableSet
@@ -70,6 +72,7 @@ class Result(Questions):
     notes: tuple[str, ...] = field(default=(), kw_only=True)
     attack: Attack | None = field(default=None, repr=False, kw_only=True)
     settings: Mapping[str, Any] = field(default_factory=dict, repr=False, kw_only=True)
+    nominal_check: NominalCheck | None = field(default=None, kw_only=True)
 
     @staticmethod
     def of(
@@ -123,6 +126,14 @@ class Result(Questions):
             f"reachable set (mean width {self.reachable.mean_width:.4g}, max "
             f"{self.reachable.max_width:.4g})."
         )
+
+    def recorded(self, check: NominalCheck, assumptions: tuple[str, ...]) -> Result:
+        """The same of a recorded run: what was checked of it, and what is assumed beside the rest."""
+        told = (
+            f"The claim is about the float64 run of the recorded steps: {check}.",
+            *assumptions,
+        )
+        return replace(self, nominal_check=check, assumptions=(*self.assumptions, *told))
 
     def attacked(self, attacker: Attacker) -> Result:
         """The same with attacks on all parameters beside the reachable set.

@@ -107,7 +107,7 @@ def _check_projection(box: Sequence[object]) -> None:
         raise _refused("projection", box, "a pair (low, high) of numbers with low < high, or None")
 
 
-def _check_optimizer(name: object) -> None:
+def check_optimizer(name: object) -> None:
     """Refuse all but gradient descent, and say why.
 
     Raises:
@@ -185,7 +185,7 @@ class Training:
             ("nesterov", bool, "give True or False"),
         ):
             of_kind(getattr(self, name), kind, f"{name} of a training", say)
-        _check_optimizer(self.optimizer)
+        check_optimizer(self.optimizer)
         for name, lowest in (("momentum", 0.0), ("weight_decay", 0.0), ("l1", 0.0)):
             value = getattr(self, name)
             if not _is_real(value) or value < lowest:
