@@ -42,7 +42,9 @@ def kind(node: Node) -> str:
 
 def meaning(node: Node) -> str:
     """What a node that should not be there stands for, in words."""
-    return _MEANINGS.get(kind(node), f"an operation that the run is not known to have ({kind(node)})")
+    return _MEANINGS.get(
+        kind(node), f"an operation that the run is not known to have ({kind(node)})"
+    )
 
 
 def is_reached_by_reshapes(start: Node, end: Node) -> Node | None:

@@ -22,7 +22,7 @@ _GLOBAL = {
 }
 
 
-def hooks_of(model: nn.Module, own: frozenset[int]) -> Iterator[str]:
+def hooks_of(model: nn.Module, own: frozenset[int] = frozenset()) -> Iterator[str]:
     """Every hook on a model, its parameters and all modules of the process, in words.
 
     Args:
@@ -45,7 +45,9 @@ def hooks_of(model: nn.Module, own: frozenset[int]) -> Iterator[str]:
             yield f"{kind} on all modules (torch.nn.modules.module)"
 
 
-def hooks_of_optimizer(optimizer: torch.optim.Optimizer, own: frozenset[int]) -> Iterator[str]:
+def hooks_of_optimizer(
+    optimizer: torch.optim.Optimizer, own: frozenset[int] = frozenset()
+) -> Iterator[str]:
     """Every hook on the step of an optimiser, and a step that was replaced, in words."""
     from torch.optim import optimizer as optimizers
 

@@ -69,7 +69,8 @@ def rule_of(optimizer: torch.optim.SGD) -> UpdateRule:
         )
     if len(rules) != 1:
         told = "; ".join(
-            f"lr {r.rate:g}, momentum {r.momentum:g}, weight decay {r.weight_decay:g}" for r in rules
+            f"lr {r.rate:g}, momentum {r.momentum:g}, weight decay {r.weight_decay:g}"
+            for r in rules
         )
         raise UnsupportedOperationError(
             ASKED,
@@ -109,7 +110,9 @@ class Reference:
                 size = size * (1.0 + rule.momentum)
             self.parameters[name] = theta - rule.rate * direction
             eps = torch.finfo(theta.dtype).eps
-            slack[name] = 16 * eps * (theta.abs() + rule.rate * size) + torch.finfo(theta.dtype).tiny
+            slack[name] = (
+                16 * eps * (theta.abs() + rule.rate * size) + torch.finfo(theta.dtype).tiny
+            )
         return slack
 
     def outside(

@@ -211,9 +211,9 @@ class Twin:
 def _copy_values(source: nn.Module, target: nn.Module) -> None:
     """Parameters, buffers and modes of one model in its copy."""
     with torch.no_grad():
-        for one, other in zip(source.parameters(), target.parameters(), strict=True):
-            other.copy_(one)
-        for one, other in zip(source.buffers(), target.buffers(), strict=True):
-            other.copy_(one)
+        for parameter, own in zip(source.parameters(), target.parameters(), strict=True):
+            own.copy_(parameter)
+        for buffer, kept in zip(source.buffers(), target.buffers(), strict=True):
+            kept.copy_(buffer)
     for layer, copied in zip(source.modules(), target.modules(), strict=True):
         copied.training = layer.training

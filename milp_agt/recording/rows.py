@@ -97,12 +97,13 @@ def _equal(one: Tensor, other: Tensor) -> bool:
 @contextmanager
 def _generators_kept() -> Iterator[None]:
     """Reading samples draws nothing from the generators that the user's loop draws from."""
-    of_python, of_numpy, of_torch = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    of_python, of_torch = random.getstate(), torch.get_rng_state()
+    of_numpy = np.random.get_state()  # noqa: NPY002 - users may draw from the global generator
     try:
         yield
     finally:
         random.setstate(of_python)
-        np.random.set_state(of_numpy)
+        np.random.set_state(of_numpy)  # noqa: NPY002
         torch.set_rng_state(of_torch)
 
 
@@ -223,7 +224,9 @@ class Rows:
 
 def _bytes_of(features: Tensor, labels: Tensor) -> list[bytes]:
     """The numbers of each sample as bytes; -0 counts as 0."""
-    parts = (part.detach().cpu().to(torch.float64).flatten(1) for part in _with_axis(features, labels))
+    parts = (
+        part.detach().cpu().to(torch.float64).flatten(1) for part in _with_axis(features, labels)
+    )
     table = torch.cat(list(parts), 1) + 0.0
     return [row.tobytes() for row in table.numpy()]
 

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
 from milp_agt.bounds.step import NodeOrder, step_at_points, velocity_of
-from milp_agt.errors import UnsupportedOperationError
+from milp_agt.errors import InvalidInputError, UnsupportedOperationError
+from milp_agt.recording import files
 from milp_agt.training import inputs
 from milp_agt.training.tracing import trace
 from milp_agt.training.training import Batch, Training, UpdateRule
@@ -150,9 +154,23 @@ class RecordedRun:
         Raises:
             InvalidInputError: no such folder, or one that takes no files.
         """
-        from milp_agt.recording.files import save_run
-
-        save_run(self, Path(path))
+        batches = self.batches
+        arrays = {
+            "features": self.features.numpy(),
+            "labels": self.labels.numpy(),
+            "batches": np.concatenate(batches),
+            "sizes": np.array([len(batch) for batch in batches]),
+        }
+        for prefix, state in (("initial:", self.model.state_dict()), ("final:", self.final)):
+            arrays |= {prefix + name: value.cpu().numpy() for name, value in state.items()}
+        about = {
+            "loss": self.training.loss,
+            "rules": [asdict(rule) for rule in self.training.rules],
+            "dtype": self.dtype,
+            "assumed": self.assumed,
+            "trained": [n for n, p in self.model.named_parameters() if p.requires_grad],
+        }
+        files.write(Path(path), arrays, about)
 
 
 def recorded_run(
@@ -180,3 +198,62 @@ def recorded_run(
         rules=rules,
     )
     return RecordedRun(model, features, labels, training, final, dtype, assumed)
+
+
+def load_run(path: str | Path, model: nn.Module) -> RecordedRun:
+    """Read a run that :meth:`RecordedRun.save` wrote.
+
+    Args:
+        path: of the .npz file; the suffix may be left out.
+        model: a module of the same architecture; it is copied, and its values do not matter.
+
+    Raises:
+        InvalidInputError: a missing or damaged file, another version of the format, or a model whose
+            parameters have other names or shapes.
+    """
+    inputs.of_kind(
+        path, (str, Path), "The path of a recorded run", "give the path of the .npz file"
+    )
+    inputs.of_kind(
+        model, nn.Module, "The model", "give a module of the architecture that was recorded"
+    )
+    arrays, about = files.read(Path(path))
+    asked = f"A recorded run was to be read from {path}"
+    try:
+        own = {name: tuple(value.shape) for name, value in model.state_dict().items()}
+        initial = _state(arrays, "initial:")
+        found = {name: tuple(value.shape) for name, value in initial.items()}
+        if own != found:
+            raise InvalidInputError(
+                asked,
+                f"parameters {found}, where the model has {own}",
+                "give the architecture that was recorded",
+            )
+        started = copy.deepcopy(model).to(getattr(torch, about["dtype"]))
+        started.load_state_dict(initial)
+        for name, parameter in started.named_parameters():
+            parameter.requires_grad_(name in about["trained"])
+        ends = np.cumsum(arrays["sizes"])[:-1]
+        return recorded_run(
+            model=started,
+            features=torch.from_numpy(arrays["features"]),
+            labels=torch.from_numpy(arrays["labels"]),
+            loss=about["loss"],
+            batches=tuple(tuple(b.tolist()) for b in np.split(arrays["batches"], ends)),
+            rules=tuple(UpdateRule(**rule) for rule in about["rules"]),
+            final=_state(arrays, "final:"),
+            dtype=about["dtype"],
+            assumed=tuple(about["assumed"]),
+        )
+    except (KeyError, TypeError, AttributeError) as error:
+        raise InvalidInputError(
+            asked, f"contents that do not fit together: {error}", "save the run again"
+        ) from None
+
+
+def _state(arrays: Mapping[str, npt.NDArray[Any]], prefix: str) -> dict[str, Tensor]:
+    return {
+        name.removeprefix(prefix): torch.from_numpy(value)
+        for name, value in arrays.items()
+        if name.startswith(prefix)
+    }
