@@ -29,6 +29,7 @@ _MEANINGS = {
     "NativeDropout": "dropout in training mode",
     "BackwardHook": "a hook on a module's backward pass",
     "NllLoss": "a loss of the user's own (nll_loss)",
+    "Neg": "a loss of the user's own (its sign was changed)",
     "Mean": "a loss of the user's own (a mean)",
     "Sum": "a loss of the user's own (a sum)",
 }

@@ -119,8 +119,9 @@ class Watch(TorchFunctionMode):
         name = getattr(func, "__name__", "")
         changes = (name.endswith("_") and not name.endswith("__")) or name in _ASSIGNS
         targets: list[Tensor] = []
-        if changes and name not in _HARMLESS and args:
-            targets = list(_tensors(args[0]))
+        if changes and name not in _HARMLESS:
+            # Functions of torch.nn.init name all of their arguments.
+            targets = _tensors(args[0] if args else next(iter(kwargs.values()), None))
         if kwargs.get("out") is not None:
             targets += _tensors(kwargs["out"])
         if targets:
