@@ -48,6 +48,7 @@ class Script:
     after_backward: Callable[[Script], object] = lambda script: None
     after_step: Callable[[Script, Tensor], object] = lambda script, loss: None
     after_epoch: Callable[[Script, Tensor], bool | None] = lambda script, loss: None
+    hard: bool = False
     recorded: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -72,6 +73,10 @@ class Script:
                 for x, y in self.loader:
                     self.opt.zero_grad()
                     x, y = self.batch(x, y)
+                    if self.hard:
+                        with torch.no_grad():
+                            order = self.model(x)[:, 0].argsort()[:5]
+                        x, y = x[order], y[order]
                     self.seen.append((x.clone(), y.clone()))
                     with self.context():
                         loss = self.loss_fn(self.output(self.model(x)), y)
@@ -571,6 +576,48 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
             }
         },
         "step 2: a sample that occurs twice",
+    ),
+    "rate by the loss": (
+        {"after_step": lambda s, loss: s.opt.param_groups[0].update(lr=0.1 / (1.0 + loss.item()))},
+        "step 2: lr = .*computed from tensors",
+    ),
+    "hard examples": ({"hard": True}, "samples or labels that were computed or chosen"),
+    "a label left out": (
+        {"loss_fn": nn.CrossEntropyLoss(ignore_index=1)},
+        "labels that are left out",
+    ),
+    "a slope that changes": (
+        {
+            "model": nn.Sequential(nn.Linear(30, 8), nn.LeakyReLU(0.1), nn.Linear(8, 2)),
+            "after_epoch": lambda s, loss: setattr(s.model[1], "negative_slope", 0.2),
+        },
+        "step 4: .*LeakyRelu.*other options",
+    ),
+    "a layer that is replaced": (
+        {"after_epoch": lambda s, loss: s.model.__setitem__(1, nn.Tanh())},
+        "step 4: .*Tanh",
+    ),
+    "a parameter that is replaced": (
+        {"after_epoch": lambda s, loss: setattr(s.model[0], "bias", nn.Parameter(torch.ones(8)))},
+        "step 4: ",
+    ),
+    "unfreezing": (
+        {"after_epoch": lambda s, loss: s.model[0].requires_grad_(False) and None},
+        "step 4: ",
+    ),
+    "noise on gradients": (
+        {"after_backward": lambda s: [p.grad.add_(1e-9) for p in s.model.parameters()]},
+        "gradients that are changed by add_",
+    ),
+    "two losses": (
+        {"loss": lambda s, loss: loss + s.loss_fn(s.model(X[:5]), Y[:5])},
+        "another term",
+    ),
+    "adversarial training": (
+        {
+            "batch": lambda x, y: (x + 1e-3 * x.sign(), y),
+        },
+        "are not|is not",
     ),
     "another loss": (
         {"loss_fn": lambda out, y: functional.mse_loss(out, functional.one_hot(y, 2).float())},

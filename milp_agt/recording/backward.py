@@ -85,11 +85,24 @@ def difference(
             name = names.get(id(one.variable), "a tensor that is no parameter of the model")
             if name != expected_names.get(id(other.variable)):
                 return f"a gradient of {name}"
+        if _options(one) != _options(other):
+            return f"{meaning(one)}, with other options"
         first, second = one.next_functions, other.next_functions
         if len(first) != len(second):
             return meaning(one)
         pairs.extend((a, b) for (a, _), (b, _) in zip(first, second, strict=True))
     return None
+
+
+def _options(node: Node) -> dict[str, object]:
+    """The numbers and words that a node keeps for its backward pass: slopes, bounds, axes."""
+    kept: dict[str, object] = {}
+    for name in dir(node):
+        if name.startswith("_saved_"):
+            value = getattr(node, name)
+            if isinstance(value, (bool, int, float, str, tuple)):
+                kept[name] = value
+    return kept
 
 
 def gradients(model: nn.Module, loss: Tensor, wanted: tuple[str, ...]) -> dict[str, Tensor]:

@@ -29,6 +29,7 @@ class Loop:
         problem: why the run cannot be certified, if it cannot.
         deaf: True where nothing is listened to: inside a step of the optimiser, and after a problem.
         batches, rules: the samples of each finished step, and what the optimiser did.
+        depends: whether a tensor was computed from parameters.
         assumed: what is assumed of the loop, in words (a set that keeps its order).
     """
 
@@ -43,6 +44,7 @@ class Loop:
         self.problem: MilpAgtError | None = None
         self.deaf = True
         self.in_forward = False
+        self.depends: Callable[[Tensor], bool] = lambda tensor: False
         self.batches: list[tuple[int, ...]] = []
         self.rules: list[UpdateRule] = []
         self.assumed: dict[str, None] = {}
@@ -167,6 +169,14 @@ class Loop:
                 "zero_grad())",
                 "take one step after each backward pass, on the batches joined, and clear gradients "
                 "in between",
+            )
+        if any(self.depends(f.features) for f in self._forwards) or any(
+            self.depends(call.target) for call in self._losses
+        ):
+            raise differs(
+                "samples or labels that were computed or chosen with the model (hard examples, "
+                "pseudo-labels, adversarial training)",
+                "choose them before the recording, whatever the values of the data",
             )
         found = self._twin.examine(self._model, self._forwards, self._losses, tensors[0])
         assert self._twin.step_graph is not None

@@ -75,7 +75,7 @@ class LossCall:
                     f"outputs of shape {tuple(self.prediction.shape)}",
                     "give outputs (n, classes)",
                 )
-            elif bool((self.target == self.options.get("ignore_index", -100)).any()):
+            elif self.options.get("ignore_index", -100) >= 0:
                 yield "labels that are left out (ignore_index)", "drop these samples"
         elif self.prediction.shape != self.target.shape:
             yield (

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from milp_agt.errors import InvalidInputError, UnsupportedOperationError
+from milp_agt.recording.watched_numbers import is_watched
 from milp_agt.training.training import UpdateRule, check_optimizer
 
 ASKED = "A run was to be recorded with its optimiser"
@@ -26,7 +27,7 @@ def check(optimizer: object, model: nn.Module) -> tuple[str, ...]:
         )
     if type(optimizer) is not torch.optim.SGD:
         name = type(optimizer).__name__
-        check_optimizer(name)
+        check_optimizer(name if name != "sgd" else "a subclass of SGD")
     names = {id(p): name for name, p in model.named_parameters()}
     own = [p for group in optimizer.param_groups for p in group["params"]]
     foreign = sum(id(p) not in names for p in own)
@@ -54,6 +55,13 @@ def rule_of(optimizer: torch.optim.SGD) -> UpdateRule:
     """
     rules = set()
     for group in optimizer.param_groups:
+        for option in ("lr", "momentum", "weight_decay"):
+            if not isinstance(group[option], (int, float)) or is_watched(group[option]):
+                raise UnsupportedOperationError(
+                    ASKED,
+                    f"{option} = {group[option]!r:.60}, which was computed from tensors of the training",
+                    "give numbers that are fixed beforehand",
+                )
         for option in ("maximize", "dampening"):
             if group.get(option):
                 raise UnsupportedOperationError(

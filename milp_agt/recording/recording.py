@@ -68,6 +68,7 @@ class Recording:
         self._began = True
         self._undo = [watch_loader(self._loader, self._rows.drew), *self._loop.begin()]
         watch = Watch(self._loop)
+        self._loop.depends = watch.depends_on_training
         watched = ExitStack()
         watched.enter_context(watch)
         self._undo.append(watched.close)

@@ -6,8 +6,9 @@ from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from milp_agt.recording.losses import FUNCTIONS, LossCall, loss_call
 from milp_agt.recording.places import called_by_torch, place
@@ -62,6 +63,7 @@ class Watch(TorchFunctionMode):
     def __init__(self, listener: Listener) -> None:
         super().__init__()
         self._listener = listener
+        self._dependent = WeakTensorKeyDictionary()
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
@@ -75,6 +77,7 @@ class Watch(TorchFunctionMode):
             options = dict(kwargs) | {str(n): v for n, v in enumerate(args[1:])}
             return listener.backward(lambda: func(*args, **kwargs), tensors, options)
         result = func(*args, **kwargs)
+        self._follow(args, kwargs, result)
         if func in FUNCTIONS:
             listener.lost(loss_call(func, args, kwargs, result, str(place())))
         elif func in _HOOKS:
@@ -86,6 +89,20 @@ class Watch(TorchFunctionMode):
         else:
             self._in_place(func, args, kwargs)
         return result
+
+    def _follow(self, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
+        """What is computed from parameters, or from what was, depends on the training."""
+        results = _tensors(result if result is not None else args[:1])
+        if not results:
+            return
+        given = _tensors((*args, *kwargs.values()))
+        if any(isinstance(each, nn.Parameter) or each in self._dependent for each in given):
+            for each in results:
+                self._dependent[each] = None
+
+    def depends_on_training(self, tensor: Tensor) -> bool:
+        """Whether a tensor was computed from parameters of a model, in calls that were seen."""
+        return tensor in self._dependent
 
     def _value(self, func: Any, result: Any) -> Any:
         """A number or a truth leaves torch."""

@@ -44,6 +44,11 @@ def watched(value: object, report: Callable[[], None]) -> Any:
     return found
 
 
+def is_watched(value: object) -> bool:
+    """Whether a number was read from a tensor, or computed from one that was."""
+    return isinstance(value, (WatchedFloat, WatchedInt))
+
+
 def _arithmetic(base: type, name: str) -> Callable[..., Any]:
     plain = getattr(base, f"__{name}__")
 
