@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from milp_agt.properties.triggers import BallTrigger as BallTrigger
     from milp_agt.properties.triggers import FreeTrigger as FreeTrigger
     from milp_agt.properties.triggers import PatchTrigger as PatchTrigger
+    from milp_agt.recording import load_run as load_run
+    from milp_agt.recording import record as record
     from milp_agt.reports.folder import report as report
     from milp_agt.threats import FeatureLabelPoisoning as FeatureLabelPoisoning
     from milp_agt.threats import FeaturePoisoning as FeaturePoisoning
@@ -82,6 +84,8 @@ _HOMES = {
     "largest": "experiments.largest",
     "load": "certification.result",
     "load_dataset": "data",
+    "load_run": "recording",
+    "record": "recording",
     "report": "reports.folder",
     "sweep": "experiments.sweep",
 }

@@ -123,7 +123,7 @@ LADDER = (
     {"bounds.interval"},
     {"bounds.zonotope", "bounds.linear"},
     {"bounds.program", "bounds.frozen"},
-    {"properties"},
+    {"properties", "recording"},
     {"attacks"},
     {"certification"},
     {"runfile"},

@@ -25,6 +25,7 @@ from milp_agt.core.torch_modes import own_modes
 from milp_agt.data import Dataset
 from milp_agt.data.origin import Origin
 from milp_agt.errors import InvalidInputError, UnsupportedOperationError
+from milp_agt.recording import RecordedRun, Recording, of_recording
 from milp_agt.threats import ThreatModel
 from milp_agt.training import inputs
 from milp_agt.training.exchanged import check_clipping
@@ -334,10 +335,10 @@ class Attacker:
 
 @own_modes()
 def attack(
-    model: nn.Module,
-    data: tuple[inputs.ArrayLike, inputs.ArrayLike] | Dataset,
-    training: Training,
-    threat: ThreatModel,
+    model: nn.Module | Recording | RecordedRun,
+    data: tuple[inputs.ArrayLike, inputs.ArrayLike] | Dataset | ThreatModel,
+    training: Training | None = None,
+    threat: ThreatModel | None = None,
     *,
     objective: Objective | None = None,
     search: Search | None = None,
@@ -355,7 +356,8 @@ def attack(
     attacks reach; that is what :func:`milp_agt.certify` bounds.
 
     Args:
-        model: a torch module of supported layers; copied, never changed.
+        model: a torch module of supported layers; copied, never changed. Or a recorded run, which is
+            called as ``attack(run, threat)``.
         data: features (n, *shape) and labels, or a data set, as in ``certify``.
         training: the run.
         threat: what the adversary may change.
@@ -368,7 +370,8 @@ def attack(
         InvalidInputError, InvalidThreatModelError, UnsupportedOperationError: see the message.
         SoundnessError: plain torch does not confirm a run; a bug.
     """
-    arrays, threat, origin = inputs.located(data, threat)
+    model, given, training, threat, _ = of_recording(model, data, training, threat)
+    arrays, threat, origin = inputs.located(given, threat)
     inputs.check_run(model, arrays, training, threat)
     if search is not None:
         inputs.of_kind(search, Search, "A search", "give agt.attacks.Search(...)")

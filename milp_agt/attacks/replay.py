@@ -70,8 +70,13 @@ def replay(unrolled: Unrolled, poisoning: Poisoning, start: State | None = None)
     )
     gradients = vmap(_mean_gradient(graph, poisoning.labels[0].device, bool(poisoning.there)))
     for step, update in enumerate(unrolled.updates):
-        for group in optimiser.param_groups:
-            group["lr"] = update.rate
+        for (name, _), group in zip(stacked.items(), optimiser.param_groups, strict=True):
+            group |= {
+                "lr": update.rate,
+                "momentum": update.momentum,
+                "weight_decay": update.of(name).weight_decay,
+                "nesterov": update.nesterov,
+            }
         x, y = unrolled.batch_data(poisoning, step)
         there = unrolled.batch_present(poisoning, step)
         before = None if there is None else _snapshot(stacked, optimiser)

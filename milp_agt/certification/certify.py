@@ -19,7 +19,7 @@ from milp_agt.certification.fingerprint import fingerprint
 from milp_agt.certification.loop import BoundedRun
 from milp_agt.certification.options import CertifyOptions, options_of, takes_options
 from milp_agt.certification.recorder import NullRecorder, Recorder
-from milp_agt.certification.result import Result
+from milp_agt.certification.result import Result, with_recording
 from milp_agt.certification.witnesses import Witnesses
 from milp_agt.core.interval import Interval
 from milp_agt.core.relaxation import Relaxation
@@ -30,6 +30,7 @@ from milp_agt.core.rounding import FLOAT64, PRECISIONS
 from milp_agt.core.torch_modes import own_modes
 from milp_agt.data import Dataset
 from milp_agt.errors import InvalidInputError
+from milp_agt.recording import RecordedRun, Recording, of_recording
 from milp_agt.solvers import Capability, choose
 from milp_agt.solvers.solver import Solver
 from milp_agt.threats import ThreatModel
@@ -47,10 +48,10 @@ OnStep = Callable[[Result, int, int], None]
 @takes_options()
 @own_modes()
 def certify(
-    model: nn.Module,
-    data: tuple[inputs.ArrayLike, inputs.ArrayLike] | Dataset,
-    training: Training,
-    threat: ThreatModel,
+    model: nn.Module | Recording | RecordedRun,
+    data: tuple[inputs.ArrayLike, inputs.ArrayLike] | Dataset | ThreatModel,
+    training: Training | None = None,
+    threat: ThreatModel | None = None,
     *,
     initial: Mapping[str, tuple[inputs.ArrayLike, inputs.ArrayLike]] | None = None,
     on_step: OnStep | None = None,
@@ -68,7 +69,8 @@ def certify(
     lie in ``result.reachable``; what is assumed stands in ``result.assumptions``.
 
     Args:
-        model: a torch module of supported layers; copied, never changed.
+        model: a torch module of supported layers; copied, never changed. Or a recorded run, which is
+            called as ``certify(run, threat)``.
         data: features (n, *shape) and labels: classes (n,), or targets (n,) or (n, outputs). Or a
             :class:`milp_agt.Dataset`, whose training part is trained on: the threat then names samples by
             rows of the user's file (or by ids), radii may be in its units, and claim, suspects and
@@ -93,12 +95,16 @@ def certify(
         SolverUnavailableError: see the message.
         SoundnessError, EncodingError: a bug; the run is stopped rather than certified.
     """
-    arrays, threat, origin = inputs.located(data, threat)
+    model, given, training, threat, recorded = of_recording(model, data, training, threat)
+    arrays, threat, origin = inputs.located(given, threat)
     inputs.check_run(model, arrays, training, threat)
+    nominal_check = None if recorded is None else recorded.nominal_check()
     inputs.of_kind(attack, (bool, Search), "attack", "give True, or agt.attacks.Search(...)")
     inputs.of_kind(restriction, Restriction, "A restriction", "give a Restriction, or leave it out")
     if checkpoint is not None:
         inputs.of_kind(checkpoint, (str, Path, Checkpoint), "checkpoint", "give a folder")
+    if recorded is not None and options is None:
+        changes = {"precision": recorded.dtype, **changes}
     options = options_of(options, {"solve_limits": solve_limits, **changes})
     if on_step is not None:
         inputs.callable_of(on_step, "on_step", "give a function (result, step, steps), or None")
@@ -181,6 +187,8 @@ def certify(
                 )
             run.restore(stored, batches)
     result = _finish(run, batches, keeper, on_step)
+    if recorded is not None and nominal_check is not None:
+        result = with_recording(result, nominal_check, recorded.assumptions)
     if attack is False or unrolled is None:
         return result
     search = Search() if attack is True else attack

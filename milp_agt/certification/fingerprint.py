@@ -79,7 +79,7 @@ def settings(training: Training, plan: Plan, precision: Precision) -> dict[str, 
 
     Recorded batches are counted, not listed.
     """
-    trained = {each.name: getattr(training, each.name) for each in fields(training)}
+    trained = {each.name: getattr(training, each.name) for each in fields(training) if each.repr}
     if training.batches is not None:
         trained["batches"] = f"{plan.steps} recorded"
     chosen = plan.selections

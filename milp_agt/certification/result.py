@@ -28,6 +28,7 @@ from milp_agt.errors import InvalidInputError
 from milp_agt.properties.models import ReachableModels, Reached, Watch
 from milp_agt.properties.questions import Questions
 from milp_agt.properties.suspects import Suspects, suspects
+from milp_agt.recording import NominalCheck
 from milp_agt.threats.poison import Poison
 from milp_agt.training.precision import in_precision
 from milp_agt.training.tracing import FEATURES, StepGraph, trace
@@ -81,6 +82,7 @@ class Result(Questions):
         assumptions: what is assumed and not modelled; of the arithmetic of ``precision``.
         attack: what an adversary really reaches, if requested; not kept by :meth:`save`.
         settings: how the run was trained and bounded, as plain values for files.
+        nominal_check: of a recorded run, how far the user's own model is from the nominal run.
     """
 
     reachable: ReachableSet
@@ -98,6 +100,7 @@ class Result(Questions):
     run: str = field(default="", kw_only=True)
     caution: str = field(default="", kw_only=True)
     origin: Origin | None = field(default=None, repr=False, kw_only=True)
+    nominal_check: NominalCheck | None = field(default=None, kw_only=True)
 
     @staticmethod
     def of(
@@ -386,3 +389,12 @@ def _from_box(
         run=run,
         caution=caution,
     )
+
+
+def with_recording(result: Result, check: NominalCheck, assumptions: tuple[str, ...]) -> Result:
+    """The result of a recorded run: what was checked of it, and what is assumed besides."""
+    told = (
+        f"The claim is about the {result.precision} run of the recorded steps: {check}.",
+        *assumptions,
+    )
+    return replace(result, nominal_check=check, assumptions=(*result.assumptions, *told))

@@ -60,10 +60,19 @@ def _batches(training: Training, steps: int) -> str:
 
 
 def _rates(training: Training, steps: int) -> str:
+    rules = training.update_rules(steps)
+    rates = [rule.rate for rule in rules]
+    ends = f"from {rates[0]:g} in the first step to {rates[-1]:g} in the last" if rates else ""
     if training.schedule is None:
-        return "the learning rate is constant"
-    rates = [rule.rate for rule in training.update_rules(steps)]
-    ends = f"from {rates[0]:g} in the first step to {rates[-1]:g} in the last"
+        told = "the learning rate is constant"
+        if len(set(rates)) > 1:
+            told = f"a learning rate read off the optimiser in every step, {ends}"
+        moved = [
+            option
+            for option in ("momentum", "weight_decay", "nesterov")
+            if len({getattr(rule, option) for rule in rules}) > 1
+        ]
+        return told + (f"; {', '.join(moved)} read off it as well" if moved else "")
     if isinstance(training.schedule, (Sequence, np.ndarray)):
         return f"a learning rate given for every step, {ends}"
     return f"learning rate by {_schedule(training.schedule)}, {ends}"

@@ -107,17 +107,22 @@ def _optimizer(training: Options) -> None:
     of_kind(name, str, "optimizer of a training", "use 'sgd'")
     if str(name).lower() == "sgd":
         raise InvalidInputError("Optimisers are named in lower case", f"{name!r}", "use 'sgd'")
+    raise no_rule_for(str(name))
+
+
+def no_rule_for(name: str) -> UnsupportedOperationError:
+    """Why an optimiser of this name is not certified."""
     asked = f"Training was asked for with optimizer = {name!r}"
     found = "no rule for its step"
-    if str(name).lower() in _ADAPTIVE:
+    if name.lower() in _ADAPTIVE:
         found = (
             "a step that divides by the size of past gradients, sqrt(v): where a gradient may be near 0, "
             "the first step is the learning rate with either sign however small the poison, so that "
             "bounds on it grow by about the learning rate in every step and prove nothing"
         )
-    if str(name).lower() == "lbfgs":
+    if name.lower() == "lbfgs":
         found = "a line search, whose number of evaluations depends on the data"
-    raise UnsupportedOperationError(
+    return UnsupportedOperationError(
         asked, found, "use optimizer = 'sgd' with momentum, a schedule and clip="
     )
 
