@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -225,7 +226,8 @@ def certify(
             run.restore(stored, batches)
     result = _finish(run, batches, keeper, on_step)
     if recorded is not None and nominal_check is not None:
-        result = result.recorded(nominal_check, recorded.assumptions)
+        told = (*result.assumptions, nominal_check.claim, *recorded.assumptions)
+        result = replace(result, nominal_check=nominal_check, assumptions=told)
     if attack is False or unrolled is None:
         return result
     search = Search() if attack is True else attack

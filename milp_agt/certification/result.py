@@ -127,14 +127,6 @@ class Result(Questions):
             f"{self.reachable.max_width:.4g})."
         )
 
-    def recorded(self, check: NominalCheck, assumptions: tuple[str, ...]) -> Result:
-        """The same of a recorded run: what was checked of it, and what is assumed beside the rest."""
-        told = (
-            f"The claim is about the float64 run of the recorded steps: {check}.",
-            *assumptions,
-        )
-        return replace(self, nominal_check=check, assumptions=(*self.assumptions, *told))
-
     def attacked(self, attacker: Attacker) -> Result:
         """The same with attacks on all parameters beside the reachable set.
 
@@ -215,6 +207,7 @@ class Result(Questions):
             "threat": self.threat,
             "assumptions": self.assumptions,
             "settings": self.settings,
+            "nominal_check": None if self.nominal_check is None else asdict(self.nominal_check),
         }
         saved.write(Path(path), arrays, about)
 
@@ -267,7 +260,7 @@ def _restore(arrays: Mapping[str, npt.NDArray[Any]], about: Mapping[str, Any]) -
         )
         for name in step_graph.parameters
     }
-    return _from_box(
+    found = _from_box(
         step_graph,
         state,
         tuple(about["feature_shape"]),
@@ -278,6 +271,12 @@ def _restore(arrays: Mapping[str, npt.NDArray[Any]], about: Mapping[str, Any]) -
         limit_reached=about["limit_reached"],
         threat=about["threat"],
         settings=about.get("settings", {}),
+    )
+    check = about.get("nominal_check")
+    return replace(
+        found,
+        assumptions=tuple(about["assumptions"]),
+        nominal_check=None if check is None else NominalCheck(**check),
     )
 
 

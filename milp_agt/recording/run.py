@@ -64,6 +64,11 @@ class NominalCheck:
         """Whether both are one run up to rounding; every step was compared when it was recorded."""
         return self.difference <= self.tolerance
 
+    @property
+    def claim(self) -> str:
+        """What the certificate is about, as a sentence."""
+        return f"The claim is about the float64 run of the recorded steps: {self}."
+
     def __str__(self) -> str:
         return f"your model is the nominal run up to {self.difference:.2g} ({self.dtype})"
 
@@ -198,6 +203,15 @@ def recorded_run(
         rules=rules,
     )
     return RecordedRun(model, features, labels, training, final, dtype, assumed)
+
+
+def loss_in(path: str | Path) -> str:
+    """Name of the loss of a saved run.
+
+    Raises:
+        InvalidInputError: a missing or damaged file, or another version of the format.
+    """
+    return str(files.read(Path(path))[1].get("loss"))
 
 
 def load_run(path: str | Path, model: nn.Module) -> RecordedRun:

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
-from pydantic import BaseModel, Field, PrivateAttr, ValidationError
+from pydantic import BaseModel, Discriminator, Field, PrivateAttr, Tag, ValidationError
 
 from milp_agt.data.dataset import Array, Dataset, Task, load_dataset
 from milp_agt.errors import ConfigurationError, MilpAgtError
@@ -21,6 +21,7 @@ from milp_agt.runfile.certify_table import CertifyTable
 from milp_agt.runfile.data_table import DataTable, ModelTable
 from milp_agt.runfile.problems import explain
 from milp_agt.runfile.property_tables import PROPERTY_TABLES, AnyProperty, PropertyTable, kind_of
+from milp_agt.runfile.record_table import RecordTable, which
 from milp_agt.runfile.table import Table
 from milp_agt.runfile.threat_tables import THREAT_TABLES, ThreatTable
 from milp_agt.runfile.training_table import SCHEDULE_TABLES, TrainingTable
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from milp_agt.certification.certify import OnStep
     from milp_agt.certification.checkpoint import Checkpoint
     from milp_agt.certification.result import Result
+    from milp_agt.recording import RecordedRun
     from milp_agt.threats import ThreatModel
     from milp_agt.training.training import Training
 
@@ -50,10 +52,14 @@ class LoadedRun(NamedTuple):
     options: CertifyTable
     properties: tuple[AnyProperty, ...]
     search: Search
+    recorded: RecordedRun | None = None
 
     @property
     def data(self) -> tuple[Array, Array]:
-        """The training part of the data set."""
+        """The training part of the data set, in the precision of a recorded run."""
+        if self.recorded is not None:
+            features, labels = self.recorded.data
+            return features.numpy(), labels.numpy()
         return self.dataset.x_train, self.dataset.y_train
 
     @property
@@ -73,11 +79,13 @@ class LoadedRun(NamedTuple):
         from milp_agt.certification.certify import certify
 
         options, total = self.options, self.steps
+        threat = self.threat if threat is None else threat
+        recorded = self.recorded is not None
         return certify(
-            self.model,
-            self.data,
-            self.training,
-            self.threat if threat is None else threat,
+            self.recorded or self.model,
+            threat if recorded else self.data,
+            None if recorded else self.training,
+            None if recorded else threat,
             relaxation=options.relaxation,
             window=total if options.window == "T" else options.window,
             program_window=total if options.program_window == "T" else options.program_window,
@@ -103,7 +111,13 @@ class RunConfig(Table):
 
     data: DataTable
     model: ModelTable
-    training: TrainingTable
+    training: Annotated[
+        Annotated[TrainingTable, Tag("options")] | Annotated[RecordTable, Tag("record")],
+        Discriminator(which),
+    ] = Field(
+        description="Gradient descent on the mean loss, as `torch.optim.SGD` runs it; or a recorded run, "
+        "with the key `record` alone."
+    )
     threat: ThreatTable = Field(
         description="What the adversary may change, and how often; `kind` says what."
     )
@@ -139,9 +153,7 @@ class RunConfig(Table):
         from milp_agt.formulations.loss import get_loss
 
         folder = self.path.parent
-        task: Task = (
-            "classification" if get_loss(self.training.loss).is_classification else "regression"
-        )
+        task: Task = "classification" if get_loss(self._loss()).is_classification else "regression"
         source = self.data.name
         if source is None:
             assert self.data.path is not None
@@ -162,7 +174,13 @@ class RunConfig(Table):
         )
         model = self._model(dataset)
         self._check_properties(model, dataset)
-        training = self.training.build()
+        recorded = None
+        training: Training
+        if isinstance(self.training, RecordTable):
+            recorded = self.training.load(folder, model, dataset)
+            model, training = recorded.initial, recorded.training
+        else:
+            training = self.training.build()
         return LoadedRun(
             model,
             dataset,
@@ -171,7 +189,12 @@ class RunConfig(Table):
             self.certify,
             self.properties,
             self.attack.search(),
+            recorded,
         )
+
+    def _loss(self) -> str:
+        table = self.training
+        return table.loss(self.path.parent) if isinstance(table, RecordTable) else table.loss
 
     def _check_properties(self, model: torch.nn.Module, dataset: Dataset) -> None:
         """Ask everything of the untrained model: what cannot be answered is refused before any work."""
@@ -179,7 +202,7 @@ class RunConfig(Table):
         from milp_agt.runfile.verdicts import judge
         from milp_agt.training.inputs import labels_of
 
-        before = untrained(model, self.training.loss, dataset.x_train.shape[1:])
+        before = untrained(model, self._loss(), dataset.x_train.shape[1:])
         for number, table in enumerate(self.properties, 1):
             try:
                 judge(before, dataset, table)
@@ -270,4 +293,5 @@ def table_fields() -> dict[str, tuple[str, ...]]:
         "attack": AttackTable,
         **{f"property.{kind_of(table)}": table for table in PROPERTY_TABLES},
     }
-    return {name: tuple(table.model_fields) for name, table in tables.items()}
+    fields = {name: tuple(table.model_fields) for name, table in tables.items()}
+    return fields | {"training": (*fields["training"], *RecordTable.model_fields)}
