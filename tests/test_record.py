@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 import milp_agt as agt
 from milp_agt.errors import InvalidInputError, MilpAgtError, UnsupportedOperationError
 from milp_agt.recording import Recording
+from milp_agt.runfile.run_file import load_config
 
 CANCER = agt.load_dataset("breast_cancer", test_fraction=0.8, seed=0, standardise=True)
 X = torch.from_numpy(CANCER.x_train).float()
@@ -807,3 +808,67 @@ def test_a_layer_that_reads_values_while_the_model_is_called(
     script = Script()
     with pytest.raises(UnsupportedOperationError, match=r"ReLU\.forward of torch replaced"):
         script.train()
+
+
+RUN_FILE = """
+[data]
+name = "breast_cancer"
+test_fraction = 0.8
+standardise = true
+
+[model]
+layers = [30, 8, 2]
+
+[training]
+record = "run.npz"
+
+[threat]
+kind = "features"
+budget = 1
+radius = 0.01
+
+[certify]
+relaxation = "interval"
+
+[[property]]
+kind = "accuracy"
+at_least = 0.1
+"""
+
+
+def test_a_record_in_a_run_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from milp_agt.cli import main
+
+    run = Script().train()
+    run.save(tmp_path / "run.npz")
+    path = tmp_path / "run.toml"
+    path.write_text(RUN_FILE)
+    built = load_config(path).build()
+    one, other = built.certify(), certified(run)
+    for name in one.reachable.lower:
+        assert np.array_equal(one.reachable.lower[name], other.reachable.lower[name])
+    assert one.nominal_check == other.nominal_check
+    assert main(["certify", str(path), "--out", str(tmp_path / "out")]) == 0
+    assert "your model is the nominal run up to" in capsys.readouterr().out
+    assert main(["attack", str(path), "--out", str(tmp_path / "attack")]) == 0
+    one.save(tmp_path / "result")
+    saved = agt.load(tmp_path / "result")
+    assert saved.assumptions == one.assumptions == other.assumptions
+    assert saved.nominal_check == one.nominal_check
+
+
+def test_a_record_of_other_data_or_beside_options(tmp_path: Path) -> None:
+    Script().train().save(tmp_path / "run.npz")
+    path = tmp_path / "run.toml"
+    path.write_text(RUN_FILE.replace("standardise = true", "standardise = true\nseed = 1"))
+    with pytest.raises(InvalidInputError, match=r"in the same order; or certify in Python"):
+        load_config(path).build()
+    path.write_text(RUN_FILE.replace("[training]", '[training]\nloss = "mse"'))
+    with pytest.raises(InvalidInputError, match=r"'loss' beside 'record'.*the record holds all"):
+        load_config(path)
+    path.write_text(RUN_FILE.replace("run.npz", "none.npz"))
+    with pytest.raises(InvalidInputError, match="No such file"):
+        load_config(path).build()
+    path.write_text(RUN_FILE.replace('record = "run.npz"', ""))
+    with pytest.raises(InvalidInputError, match="without the key 'loss'"):
+        load_config(path)

@@ -103,8 +103,6 @@ def certify(
     inputs.of_kind(restriction, Restriction, "A restriction", "give a Restriction, or leave it out")
     if checkpoint is not None:
         inputs.of_kind(checkpoint, (str, Path, Checkpoint), "checkpoint", "give a folder")
-    if recorded is not None and options is None:
-        changes = {"precision": recorded.dtype, **changes}
     options = options_of(options, {"solve_limits": solve_limits, **changes})
     if on_step is not None:
         inputs.callable_of(on_step, "on_step", "give a function (result, step, steps), or None")
@@ -115,7 +113,8 @@ def certify(
             "give a MemoryRecorder(), or leave it out",
         )
     target = inputs.device_of(options.device)
-    precision = PRECISIONS[options.precision]
+    own = FLOAT64.name if recorded is None else recorded.dtype
+    precision = PRECISIONS[options.precision or own]
     if precision == FLOAT64:
         inputs.warn_of_float32(model, arrays[0])
     features = inputs.features_of(arrays[0])

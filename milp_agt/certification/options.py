@@ -117,9 +117,10 @@ class CertifyOptions(Table):
         "intervals go on to the end; no limit unless given.",
     )
 
-    precision: str = Field(
-        default="float64",
-        description="Of the training run that is certified, `float64` or `float32`. Bounds are computed in "
+    precision: str | None = Field(
+        default=None,
+        description="Of the training run that is certified, `float64` or `float32`; unless given, that of a "
+        "recorded run, else float64. Bounds are computed in "
         "float64 in either case; for `float32` they cover what rounding to float32 does to every "
         "number of the run, and model, data and limits have to be float32 numbers. Dense layers, their "
         "activations, batch normalisation with kept statistics and clipping of single gradients are "
@@ -130,8 +131,8 @@ class CertifyOptions(Table):
 
     @field_validator("precision")
     @classmethod
-    def _covered_precision(cls, name: str) -> str:
-        if name not in PRECISIONS:
+    def _covered_precision(cls, name: str | None) -> str | None:
+        if name is not None and name not in PRECISIONS:
             raise problem(f"precision = '{name}', {what_is_wrong_with(name)}", USE_FLOAT32)
         return name
 

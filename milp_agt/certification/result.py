@@ -253,6 +253,7 @@ class Result(Questions):
             "assumptions": self.assumptions,
             "settings": self.settings,
             "run": self.run,
+            "nominal_check": None if self.nominal_check is None else asdict(self.nominal_check),
         }
         saved.write(Path(path), arrays, about)
 
@@ -323,7 +324,7 @@ def _restore(arrays: Mapping[str, npt.NDArray[Any]], about: Mapping[str, Any]) -
         )
         for name in step_graph.parameters
     }
-    return _from_box(
+    found = _from_box(
         step_graph,
         state,
         tuple(about["feature_shape"]),
@@ -336,6 +337,12 @@ def _restore(arrays: Mapping[str, npt.NDArray[Any]], about: Mapping[str, Any]) -
         settings=about.get("settings", {}),
         run=about.get("run", ""),
         caution=about.get("caution", ""),
+    )
+    check = about.get("nominal_check")
+    return replace(
+        found,
+        assumptions=tuple(about["assumptions"]),
+        nominal_check=None if check is None else NominalCheck(**check),
     )
 
 

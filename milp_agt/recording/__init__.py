@@ -2,7 +2,7 @@
 
 from milp_agt.recording.arguments import of_recording
 from milp_agt.recording.recording import Recording, record
-from milp_agt.recording.run import NominalCheck, RecordedRun, RecordedTraining, load_run
+from milp_agt.recording.run import NominalCheck, RecordedRun, RecordedTraining, load_run, loss_in
 
 __all__ = [
     "NominalCheck",
@@ -10,6 +10,7 @@ __all__ = [
     "RecordedTraining",
     "Recording",
     "load_run",
+    "loss_in",
     "of_recording",
     "record",
 ]

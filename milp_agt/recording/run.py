@@ -200,6 +200,15 @@ def recorded_run(
     return RecordedRun(model, features, labels, training, final, dtype, assumed)
 
 
+def loss_in(path: str | Path) -> str:
+    """Name of the loss of a saved run.
+
+    Raises:
+        InvalidInputError: a missing or damaged file, or another version of the format.
+    """
+    return str(files.read(Path(path))[1].get("loss"))
+
+
 def load_run(path: str | Path, model: nn.Module) -> RecordedRun:
     """Read a run that :meth:`RecordedRun.save` wrote.
 

@@ -168,7 +168,10 @@ def _of_nearest_form(items: Sequence[Any], raw: Mapping[str, Any]) -> Iterator[A
     wrong with each. Meant is the form that the value fits farthest: errors inside it, fewest, deepest.
     """
     forms: dict[tuple[str | int, ...], dict[str, list[int]]] = {}
-    labelled = [_forms(item["loc"], raw) for item in items]
+    labelled = [
+        _forms(item["loc"][:-1] if item["type"] == "missing" else item["loc"], raw)
+        for item in items  # the end of the path of a missing key is that key
+    ]
     depths = [len(_real_path(item["loc"], item["type"], raw)) for item in items]
     for number, labels in enumerate(labelled):
         for place, label in labels:

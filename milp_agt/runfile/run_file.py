@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, TypeVar
 
-from pydantic import BaseModel, Field, PrivateAttr, ValidationError
+from pydantic import BaseModel, Discriminator, Field, PrivateAttr, Tag, ValidationError
 
 from milp_agt.core.option_table import Table
 from milp_agt.data.dataset import Array, Dataset, Task, load_dataset
@@ -22,6 +22,7 @@ from milp_agt.runfile.certify_table import CertifyTable
 from milp_agt.runfile.data_table import DataTable, ModelTable
 from milp_agt.runfile.problems import explain
 from milp_agt.runfile.property_tables import PROPERTY_TABLES, AnyProperty, PropertyTable, kind_of
+from milp_agt.runfile.record_table import RecordTable, which
 from milp_agt.runfile.threat_tables import THREAT_TABLES, ThreatTable
 from milp_agt.runfile.training_table import SCHEDULE_TABLES, TrainingTable
 
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from milp_agt.certification.certify import OnStep
     from milp_agt.certification.checkpoint import Checkpoint
     from milp_agt.certification.result import Result
+    from milp_agt.recording import RecordedRun
     from milp_agt.threats import ThreatModel
     from milp_agt.training.training import Training
 
@@ -53,10 +55,14 @@ class LoadedRun(NamedTuple):
     options: CertifyTable
     properties: tuple[AnyProperty, ...]
     search: Search
+    recorded: RecordedRun | None = None
 
     @property
     def data(self) -> tuple[Array, Array]:
-        """The training part of the data set."""
+        """The training part of the data set, in the precision of a recorded run."""
+        if self.recorded is not None:
+            features, labels = self.recorded.data
+            return features.numpy(), labels.numpy()
         return self.dataset.x_train, self.dataset.y_train
 
     @property
@@ -75,11 +81,13 @@ class LoadedRun(NamedTuple):
         """Certify the run with its options, under another threat if there is one."""
         from milp_agt.certification.certify import certify
 
+        recorded = self.recorded is not None
+        threat = self.threat if threat is None else threat
         return certify(
-            self.model,
-            self.dataset,
-            self.training,
-            self.threat if threat is None else threat,
+            self.recorded or self.model,
+            threat if recorded else self.dataset,
+            None if recorded else self.training,
+            None if recorded else threat,
             options=self.options,
             on_step=on_step,
             checkpoint=checkpoint,
@@ -118,7 +126,13 @@ class RunConfig(Table):
 
     data: DataTable
     model: ModelTable
-    training: TrainingTable
+    training: Annotated[
+        Annotated[TrainingTable, Tag("options")] | Annotated[RecordTable, Tag("record")],
+        Discriminator(which),
+    ] = Field(
+        description="Gradient descent on the mean loss, as `torch.optim.SGD` runs it; or a recorded run, "
+        "with the key `record` alone."
+    )
     threat: ThreatTable = Field(
         description="What the adversary may change, and how often; `kind` says what."
     )
@@ -154,7 +168,9 @@ class RunConfig(Table):
         from milp_agt.threats.units import located
 
         errors = _Errors()
-        training = errors.of(self.training.build)
+        table = self.training
+        options = table if isinstance(table, TrainingTable) else None
+        training = None if options is None else errors.of(options.build)
         dataset = errors.of(self._dataset)
         if dataset is None:
             given = {"model": self.model.model_dump(exclude_none=True)}
@@ -165,19 +181,26 @@ class RunConfig(Table):
         threat = errors.of(
             lambda: located(self.threat.resolved(dataset.y_train).build(), dataset.origin)
         )
+        recorded = None
+        if isinstance(table, RecordTable) and model is not None:
+            started, folder = model, self.path.parent
+            recorded = errors.of(lambda: table.load(folder, started, dataset))
+            if recorded is not None:
+                model, training = recorded.initial, recorded.training
         if model is not None and training is not None:
             self._check_properties(model, dataset, errors)
         if errors.found or model is None or training is None or threat is None:
             raise errors.all(self.path)
+        search = self.attack.search()
         return LoadedRun(
-            model, dataset, training, threat, self.certify, self.properties, self.attack.search()
+            model, dataset, training, threat, self.certify, self.properties, search, recorded
         )
 
     def _dataset(self) -> Dataset:
         from milp_agt.formulations.loss import losses
 
         folder = self.path.parent
-        loss = losses().get(self.training.loss)
+        loss = losses().get(self._loss())
         task: Task | None = None  # an unknown loss is another problem
         if loss is not None:
             task = "classification" if loss.is_classification else "regression"
@@ -201,13 +224,17 @@ class RunConfig(Table):
             task=task,
         )
 
+    def _loss(self) -> str:
+        table = self.training
+        return table.loss(self.path.parent) if isinstance(table, RecordTable) else table.loss
+
     def _check_properties(self, model: torch.nn.Module, dataset: Dataset, errors: _Errors) -> None:
         """Ask everything of the untrained model: what cannot be answered is refused before any work."""
         from milp_agt.certification.result import untrained
         from milp_agt.runfile.verdicts import judge
         from milp_agt.training.inputs import labels_of
 
-        before = errors.of(lambda: untrained(model, self.training.loss, dataset.x_train.shape[1:]))
+        before = errors.of(lambda: untrained(model, self._loss(), dataset.x_train.shape[1:]))
         if before is None:
             return
         for number, table in enumerate(self.properties, 1):
@@ -310,7 +337,8 @@ def _absent_files(
 
 def table_fields() -> dict[str, tuple[str, ...]]:
     """The known keys of every table."""
-    return {name: tuple(table.model_fields) for name, table in table_types().items()}
+    fields = {name: tuple(table.model_fields) for name, table in table_types().items()}
+    return fields | {"training": (*fields["training"], *RecordTable.model_fields)}
 
 
 def table_types() -> dict[str, type[BaseModel]]:
