@@ -283,7 +283,7 @@ def test_bad_input_is_one_message_and_exit_code_2(
         (["certify", "run.toml"], "--out"),
         (
             ["certify", "run.toml", "--out", "o", "--relaxation", "crown"],
-            "choose from interval, linear",
+            "choose from interval, zonotope, linear",
         ),
         (
             ["certify", "run.toml", "--out", "o", "--window", "0"],

@@ -50,7 +50,11 @@ def _questions() -> list[str]:
     for asked in QUESTIONS:
         fitting = ", ".join(f"`{key}`" for key, loss in losses().items() if asked.fits(loss))
         lines.append(f"| `{asked.name}` | {asked.what} | {fitting} |")
-    return [*lines, "", "Every threat model, every question and every relaxation can be combined."]
+    combined = (
+        "Every threat model, every question and every relaxation can be combined, but that `zonotope` "
+        "refuses adaptive adversaries, two budgets, and threats to whole samples."
+    )
+    return [*lines, "", combined]
 
 
 def _moves() -> list[str]:
