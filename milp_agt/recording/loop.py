@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -55,6 +56,7 @@ class Loop:
         self._forwards: list[Forward] = []
         self._losses: list[LossCall] = []
         self._passes: list[tuple[Pass, dict[str, Tensor], dict[str, int]]] = []
+        self._joined: tuple[int, ...] = ()
         self._pending: UpdateRule | None = None
 
     def begin(self) -> list[Callable[[], object]]:
@@ -132,12 +134,18 @@ class Loop:
             return
         device = output.device.type
         hooked = torch._C._autograd._top_saved_tensors_default_hooks(True) is not None
-        found = Forward(args[0], output, torch.is_autocast_enabled(device), hooked)
+        found = Forward(args[0], output, output.grad_fn, torch.is_autocast_enabled(device), hooked)
         self._forwards.append(found)
 
     def lost(self, call: LossCall) -> None:
-        if isinstance(call.result, Tensor) and call.result.grad_fn is not None:
+        if call.node is not None:
             self._losses.append(call)
+
+    def scaled(self, source: Tensor, factor: float, result: Tensor) -> None:
+        for call in self._losses:
+            if call.node is source.grad_fn:
+                self._losses.append(replace(call, node=result.grad_fn, scale=call.scale * factor))
+                return
 
     def backward(
         self, run: Callable[[], object], tensors: list[Tensor], options: dict[str, Any]
@@ -162,14 +170,7 @@ class Loop:
         for layer in random_layers(self._model):
             raise differs(layer, "switch it to evaluation mode, layer.eval(), or leave it out")
         self.check_values("before this step")
-        earlier = [n for n, g in self._gradients().items() if g is not None and bool(g.any())]
-        if self._passes or earlier:
-            raise differs(
-                "gradients of more than one backward pass in one step (gradient accumulation, or no "
-                "zero_grad())",
-                "take one step after each backward pass, on the batches joined, and clear gradients "
-                "in between",
-            )
+        self._check_earlier()
         if any(self.depends(f.features) for f in self._forwards) or any(
             self.depends(call.target) for call in self._losses
         ):
@@ -185,6 +186,29 @@ class Loop:
             raise differs(f"the loss '{key}', where agt.record was given '{self._key}'", "give it")
         return found
 
+    def _check_earlier(self) -> None:
+        """Gradients before a pass are none, or those that earlier passes of this step have left."""
+        if not any(g is not None and bool(g.any()) for g in self._gradients().values()):
+            self._passes = []
+        elif self._passes:
+            self._check_gradients()
+        else:
+            raise differs(
+                "gradients of more than one backward pass: those of an earlier step were not cleared",
+                "call optimizer.zero_grad() after each step",
+            )
+
+    def _check_gradients(self) -> None:
+        """Nothing has changed the gradients since the last backward pass."""
+        _, kept, versions = self._passes[-1]
+        for name, gradient in self._gradients().items():
+            same = gradient is not None and torch.equal(gradient, kept[name])
+            if gradient is None or not same or gradient._version != versions[name]:
+                raise differs(
+                    f"a gradient of '{name}' that was changed between backward pass and step",
+                    LEAVE_OUT,
+                )
+
     def _compare(self, found: Pass) -> None:
         """The gradients that the backward pass left are those of the model alone."""
         left = self._gradients()
@@ -194,7 +218,10 @@ class Loop:
                 f"no gradient of parameter '{missing[0]}'", "freeze it: requires_grad=False"
             )
         kept = {n: g.detach().clone() for n, g in left.items() if g is not None}
-        worst, apart, size = largest_difference(kept, found.gradients)
+        expected = dict(found.gradients)
+        if self._passes:
+            expected = {n: g + self._passes[-1][1][n] for n, g in expected.items()}
+        worst, apart, size = largest_difference(kept, expected)
         eps = torch.finfo(next(iter(kept.values())).dtype).eps
         if not apart <= 1024 * eps * size:
             raise differs(
@@ -292,25 +319,42 @@ class Loop:
         self.deaf = True
 
     def _check_step(self) -> None:
-        if len(self._passes) != 1:
+        if not self._passes:
             raise differs(
                 "a step of the optimiser without a backward pass before it",
                 "call loss.backward() once before each step",
             )
+        self._joined = self._join()
         if optimizers.check_names(self._optimizer, self._model) != self._twin.trained:
             raise differs("other parameters in the optimiser", "keep them as they were")
         for hook in self._hooks():
             raise differs(hook, "remove it")
-        _, kept, versions = self._passes[0]
-        for name, gradient in self._gradients().items():
-            same = gradient is not None and torch.equal(gradient, kept[name])
-            if gradient is None or not same or gradient._version != versions[name]:
-                raise differs(
-                    f"a gradient of '{name}' that was changed between backward pass and step",
-                    LEAVE_OUT,
-                )
+        self._check_gradients()
         self.check_values("before this step")
-        self._pending = optimizers.rule_of(self._optimizer)
+        self._pending = optimizers.rule_of(self._optimizer, not self.rules)
+
+    def _join(self) -> tuple[int, ...]:
+        """The samples of all backward passes of a step, whose sum must be the mean over them.
+
+        Each pass gives ``scale`` times the mean over its own samples.
+        """
+        passes = [each for each, _, _ in self._passes]
+        joined = tuple(sample for each in passes for sample in each.samples)
+        shares = [each.scale * len(joined) / len(each.samples) for each in passes]
+        if any(abs(share - 1.0) > 1e-12 for share in shares):
+            told = ", ".join(f"{each.scale:g} * mean of {len(each.samples)}" for each in passes)
+            raise differs(
+                f"a gradient that is no mean over samples (gradient accumulation, or a weight): {told}",
+                "multiply the mean loss of each backward pass by its share of the samples of the step, and "
+                "otherwise scale the learning rate",
+            )
+        if len(set(joined)) != len(joined):
+            raise differs("a sample that occurs twice in one step", "join distinct samples")
+        if len(passes) > 1:
+            self.assumed[
+                "A step may join several backward passes; a batch is what one step is made of."
+            ] = None
+        return joined
 
     def _after_step(self, optimizer: object, args: object, kwargs: object) -> None:
         self.attempt(self._check_update)
@@ -320,7 +364,7 @@ class Loop:
     def _check_update(self) -> None:
         if self._pending is None:
             raise differs("a step that was not seen to begin", "call optimizer.step()")
-        found, kept, _ = self._passes[0]
+        _, kept, _ = self._passes[-1]
         rule, parameters = self._pending, self._parameters()
         if self.rules and (rule.momentum > 0) != (self.rules[0].momentum > 0):
             raise differs("momentum that is switched on or off", "keep momentum above 0, or at 0")
@@ -338,4 +382,4 @@ class Loop:
         )
         self._pending = None
         self.rules.append(rule)
-        self.batches.append(found.samples)
+        self.batches.append(self._joined)

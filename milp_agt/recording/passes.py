@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -31,10 +31,11 @@ CLOSE = 1e-9
 
 @dataclass(frozen=True)
 class Forward:
-    """One call of the model: what it was given and what came out."""
+    """One call of the model: what it was given, what came out, and at which node of torch's graph."""
 
     features: Tensor
     output: Tensor
+    node: Any
     autocast: bool
     saved_tensors_hooked: bool
 
@@ -45,10 +46,12 @@ class Pass:
 
     Attributes:
         samples: rows of the data set.
+        scale: number by which the mean loss of these samples was multiplied.
         gradients: what the model alone gives at these parameters, in their own precision.
     """
 
     samples: tuple[int, ...]
+    scale: float
     gradients: Mapping[str, Tensor]
 
 
@@ -102,11 +105,11 @@ class Twin:
             )
         own = self._gradients(self._twin, model, forward, call)
         self._check_graph(model, forward, call, samples)
-        return Pass(samples, own)
+        return Pass(samples, call.scale, own)
 
     def _loss_of(self, losses: list[LossCall], root: Tensor) -> LossCall:
         for call in losses:
-            if call.result.grad_fn is root.grad_fn and root.grad_fn is not None:
+            if call.node is root.grad_fn:
                 return call
         if root.grad_fn is None:
             raise differs("a backward pass from a tensor without a graph", "call loss.backward()")
@@ -117,10 +120,9 @@ class Twin:
         )
 
     def _forward_of(self, forwards: list[Forward], call: LossCall) -> Forward:
-        start = call.prediction.grad_fn
         strange = None
         for forward in reversed(forwards):
-            node = is_reached_by_reshapes(start, forward.output.grad_fn)
+            node = is_reached_by_reshapes(call.start, forward.node)
             if node is None:
                 if forward.output.numel() != call.prediction.numel():
                     raise differs("a loss on some of the model's outputs", "use all of them")
@@ -160,10 +162,10 @@ class Twin:
         _copy_values(model, twin)
         with torch.enable_grad():
             output: Tensor = twin(forward.features)
-            loss = call.again(output.reshape(call.prediction.shape))
+            loss = call.scale * call.again(output.reshape(call.prediction.shape))
         names = {id(p): name for name, p in model.named_parameters()}
         twins = {id(p): name for name, p in twin.named_parameters()}
-        found = difference(forward.output.grad_fn, output.grad_fn, names, twins)
+        found = difference(forward.node, output.grad_fn, names, twins)
         if found is not None:
             raise differs(
                 f"a call of the model that does more than the model: {found}",
@@ -182,9 +184,7 @@ class Twin:
             output = self._double(forward.features.double())
             prediction = output.reshape(call.prediction.shape)
             target = call.target.double() if call.target.is_floating_point() else call.target
-            loss = LossCall(call.key, prediction, target, call.options, output, call.at).again(
-                prediction
-            )
+            loss = replace(call, target=target).again(prediction)
         expected = gradients(self._double, loss, self.trained)
         values = dict(self._double.named_parameters())
         leaves: dict[str, Any] = {n: values[n].detach().cpu() for n in self.step_graph.parameters}

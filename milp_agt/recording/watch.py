@@ -12,7 +12,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from milp_agt.recording.losses import FUNCTIONS, LossCall, loss_call
 from milp_agt.recording.places import called_by_torch, place
-from milp_agt.recording.watched_numbers import watched
+from milp_agt.recording.watched_numbers import is_watched, watched
 
 _READS = {Tensor.item}
 _TRUTHS = {Tensor.__bool__, torch.equal, Tensor.equal, torch.allclose, Tensor.allclose}
@@ -24,6 +24,8 @@ _BACKWARDS = {Tensor.backward, torch.autograd.backward}
 _HARMLESS = {"requires_grad_", "detach_", "share_memory_", "rename_"}
 _ZEROS = {"zero_", "_foreach_zero_"}
 _ASSIGNS = {f"__i{name}__" for name in ("add", "sub", "mul", "div", "truediv", "floordiv", "pow")}
+_PRODUCTS = {"mul", "multiply", "__mul__", "__rmul__"}
+_QUOTIENTS = {"div", "divide", "true_divide", "__truediv__", "__div__"}
 _ASSIGNS |= {"__imod__", "__iand__", "__ior__", "__ixor__", "__setitem__"}
 
 
@@ -35,6 +37,9 @@ class Listener(Protocol):
 
     def lost(self, call: LossCall) -> None:
         """A loss was computed."""
+
+    def scaled(self, source: Tensor, factor: float, result: Tensor) -> None:
+        """A tensor was multiplied by a number that is no tensor's."""
 
     def backward(
         self, run: Callable[[], object], tensors: list[Tensor], options: dict[str, Any]
@@ -87,8 +92,23 @@ class Watch(TorchFunctionMode):
         elif (attribute := _attribute(func)) is not None:
             self._assigned(func.__name__, attribute, args)
         else:
+            self._scaled(func, args, kwargs, result)
             self._in_place(func, args, kwargs)
         return result
+
+    def _scaled(
+        self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any
+    ) -> None:
+        name = getattr(func, "__name__", "")
+        if name not in _PRODUCTS | _QUOTIENTS or len(args) != 2 or kwargs:
+            return
+        source, number = args
+        if name in _PRODUCTS and not isinstance(source, Tensor):
+            source, number = number, source
+        plain = isinstance(number, (int, float)) and not is_watched(number)
+        if isinstance(source, Tensor) and plain and number:
+            factor = float(number) if name in _PRODUCTS else 1.0 / float(number)
+            self._listener.scaled(source, factor, result)
 
     def _follow(self, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
         """What is computed from parameters, or from what was, depends on the training."""
