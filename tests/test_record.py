@@ -570,8 +570,11 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "weights loaded": ({"after_epoch": _load}, "parameters that are changed by .*copy_"),
     "weights clamped": ({"after_step": _clamp_weights}, "parameters that are changed by clamp_"),
     "second optimiser": ({"after_step": _second_optimizer}, "step 2: parameters that are changed"),
-    "noise on batches": ({"batch": _noise}, "data augmentation"),
-    "labels changed": ({"batch": lambda x, y: (x, 1 - y)}, "labels that were changed"),
+    "noise on batches": ({"batch": _noise}, r"by add\(\) \(data augmentation"),
+    "labels changed": (
+        {"batch": lambda x, y: (x, 1 - y)},
+        "labels that were computed or chosen inside the loop",
+    ),
     "outputs scaled": (
         {"output": lambda out: out * 1.0},
         "between the model's output and its loss",
@@ -595,7 +598,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         {"after_step": lambda s, loss: s.opt.param_groups[0].update(lr=0.1 / (1.0 + loss.item()))},
         "step 2: lr = .*computed from tensors",
     ),
-    "hard examples": ({"hard": True}, "samples or labels that were computed or chosen"),
+    "hard examples": ({"hard": True}, "features that were computed or chosen with the model"),
     "a label left out": (
         {"loss_fn": nn.CrossEntropyLoss(ignore_index=1)},
         "labels that are left out",
@@ -631,11 +634,38 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         {
             "batch": lambda x, y: (x + 1e-3 * x.sign(), y),
         },
-        "are not|is not",
+        "features that were computed",
+    ),
+    "features clamped": (
+        {"batch": lambda x, y: (x.clamp(-1e3, 1e3), y)},
+        r"features that were computed or chosen inside the loop, by clamp\(\)",
+    ),
+    "features as whole numbers": (
+        {
+            "dataset": TensorDataset(X.round(), Y),
+            "batch": lambda x, y: (x.int().float(), y),
+        },
+        "features that were .* by a conversion to fewer digits",
+    ),
+    "noise by numpy": (
+        {"batch": lambda x, y: (torch.from_numpy(x.numpy() + np.float32(1e-3)), y)},
+        r"row 0 of the batch \(40 of 40 rows\) is not: data augmentation",
+    ),
+    "outliers left out": (
+        {"batch": lambda x, y: (x[x.abs().amax(1) < 1e3], y)},
+        "features that were computed or chosen inside the loop",
+    ),
+    "labels by formula": (
+        {"batch": lambda x, y: (x, (y > 0.5).long())},
+        "labels that were computed or chosen inside the loop",
+    ),
+    "labels clamped in place": (
+        {"batch": lambda x, y: (x, y.clamp_(0, 1))},
+        r"labels that were computed or chosen inside the loop, by clamp_\(\)",
     ),
     "another loss": (
         {"loss_fn": lambda out, y: functional.mse_loss(out, functional.one_hot(y, 2).float())},
-        "labels that were changed on the way",
+        r"labels that were .* by one_hot\(\)",
     ),
     "a loss of their own": (
         {"loss_fn": lambda out, y: -functional.log_softmax(out, 1)[torch.arange(len(y)), y].mean()},

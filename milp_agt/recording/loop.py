@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -16,6 +17,7 @@ from milp_agt.recording import optimizer as optimizers
 from milp_agt.recording.backward import largest_difference
 from milp_agt.recording.hooks import hooks_of, hooks_of_optimizer, random_layers
 from milp_agt.recording.losses import LossCall, shares_storage
+from milp_agt.recording.origins import Origins
 from milp_agt.recording.passes import Forward, Pass, Twin, differs
 from milp_agt.recording.places import place
 from milp_agt.training.training import UpdateRule
@@ -30,7 +32,7 @@ class Loop:
         problem: why the run cannot be certified, if it cannot.
         deaf: True where nothing is listened to: inside a step of the optimiser, and after a problem.
         batches, rules: the samples of each finished step, and what the optimiser did.
-        depends: whether a tensor was computed from parameters.
+        origins: where the tensors of the loop come from.
         assumed: what is assumed of the loop, in words (a set that keeps its order).
     """
 
@@ -45,7 +47,7 @@ class Loop:
         self.problem: MilpAgtError | None = None
         self.deaf = True
         self.in_forward = False
-        self.depends: Callable[[Tensor], bool] = lambda tensor: False
+        self.origins = Origins()
         self.batches: list[tuple[int, ...]] = []
         self.rules: list[UpdateRule] = []
         self.assumed: dict[str, None] = {}
@@ -70,6 +72,15 @@ class Loop:
         self._own = frozenset(handle.id for handle in handles)
         self.deaf = False
         return [self._watch_plateau(), *(handle.remove for handle in handles)]
+
+    @contextmanager
+    def quiet(self) -> Iterator[None]:
+        """What is done inside is nobody's business: a loader reads its samples."""
+        before, self.deaf = self.deaf, True
+        try:
+            yield
+        finally:
+            self.deaf = before or self.problem is not None
 
     def end(self, check: Callable[[], object]) -> None:
         """Listen no longer, and check what is to be checked of the whole."""
@@ -171,15 +182,9 @@ class Loop:
             raise differs(layer, "switch it to evaluation mode, layer.eval(), or leave it out")
         self.check_values("before this step")
         self._check_earlier()
-        if any(self.depends(f.features) for f in self._forwards) or any(
-            self.depends(call.target) for call in self._losses
-        ):
-            raise differs(
-                "samples or labels that were computed or chosen with the model (hard examples, "
-                "pseudo-labels, adversarial training)",
-                "choose them before the recording, whatever the values of the data",
-            )
-        found = self._twin.examine(self._model, self._forwards, self._losses, tensors[0])
+        found = self._twin.examine(
+            self._model, self._forwards, self._losses, tensors[0], self.origins
+        )
         assert self._twin.step_graph is not None
         key = self._twin.step_graph.loss.key
         if self._key is not None and key != self._key:

@@ -20,6 +20,7 @@ from milp_agt.recording.backward import (
     meaning,
 )
 from milp_agt.recording.losses import LossCall
+from milp_agt.recording.origins import MODEL, ROUNDED, Origins
 from milp_agt.recording.rows import Rows
 from milp_agt.training import inputs
 from milp_agt.training.tracing import FEATURES, LABELS, StepGraph, trace
@@ -82,7 +83,12 @@ class Twin:
         self._labels = torch.empty(0)
 
     def examine(
-        self, model: nn.Module, forwards: list[Forward], losses: list[LossCall], root: Tensor
+        self,
+        model: nn.Module,
+        forwards: list[Forward],
+        losses: list[LossCall],
+        root: Tensor,
+        origins: Origins,
     ) -> Pass:
         """See that a backward pass from ``root`` is the model's own on samples of the data set.
 
@@ -94,6 +100,11 @@ class Twin:
         for found, remedy in call.differences():
             raise differs(f"a loss with {found} at {call.at}", remedy)
         forward = self._forward_of(forwards, call)
+        _check_origin("features", origins.of(forward.features))
+        of_labels = origins.of(call.target)
+        # Classes are whole numbers, however they are kept.
+        if of_labels != ROUNDED or call.key == "mse":
+            _check_origin("labels", of_labels)
         samples = self.rows.locate(forward.features, call.target)
         if self.step_graph is None:
             self._trace(forward.features.shape[1:], call.key)
@@ -206,6 +217,22 @@ class Twin:
                 f"'{worst}' differs by {apart:.3g}, where gradients are up to {size:.3g}",
                 "please report this run",
             )
+
+
+def _check_origin(what: str, origin: str | None) -> None:
+    """See that a batch was taken from the samples, and not computed from them."""
+    if origin == MODEL:
+        raise differs(
+            f"{what} that were computed or chosen with the model (hard examples, pseudo-labels, "
+            "adversarial training)",
+            "choose them before the recording, whatever the values of the data",
+        )
+    if origin is not None:
+        raise differs(
+            f"{what} that were computed or chosen inside the loop, by {origin} (data augmentation, noise, a "
+            "filter, another code): poisoned data may come out as others",
+            "do it in the data set, before the recording, or make it a layer of the model",
+        )
 
 
 def _copy_values(source: nn.Module, target: nn.Module) -> None:

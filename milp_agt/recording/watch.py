@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.overrides import TorchFunctionMode
-from torch.utils.weak import WeakTensorKeyDictionary
 
 from milp_agt.recording.losses import FUNCTIONS, LossCall, loss_call
+from milp_agt.recording.origins import Origins, tensors_in
 from milp_agt.recording.places import called_by_torch, place
 from milp_agt.recording.watched_numbers import is_watched, watched
 
@@ -63,26 +63,30 @@ class Listener(Protocol):
 
 
 class Watch(TorchFunctionMode):
-    """Tells a listener of every call that can make a run another run."""
+    """Tells a listener of every call that can make a run another run.
+
+    Attributes:
+        origins: where the tensors come from that calls have given.
+    """
 
     def __init__(self, listener: Listener) -> None:
         super().__init__()
         self._listener = listener
-        self._dependent = WeakTensorKeyDictionary()
+        self.origins = Origins()
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
         listener = self._listener
-        if listener.deaf:
+        if listener.deaf or torch.compiler.is_compiling():
             return func(*args, **kwargs)
         if func in _BACKWARDS:
             tensors = _tensors(args[0] if args else kwargs.get("tensors", kwargs.get("self")))
             options = dict(kwargs) | {str(n): v for n, v in enumerate(args[1:])}
             return listener.backward(lambda: func(*args, **kwargs), tensors, options)
         result = func(*args, **kwargs)
-        self._follow(args, kwargs, result)
+        self.origins.follow(getattr(func, "__name__", ""), args, kwargs, result)
         if func in FUNCTIONS:
             listener.lost(loss_call(func, args, kwargs, result, str(place())))
         elif func in _HOOKS:
@@ -109,20 +113,6 @@ class Watch(TorchFunctionMode):
         if isinstance(source, Tensor) and plain and number:
             factor = float(number) if name in _PRODUCTS else 1.0 / float(number)
             self._listener.scaled(source, factor, result)
-
-    def _follow(self, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
-        """What is computed from parameters, or from what was, depends on the training."""
-        results = _tensors(result if result is not None else args[:1])
-        if not results:
-            return
-        given = _tensors((*args, *kwargs.values()))
-        if any(isinstance(each, nn.Parameter) or each in self._dependent for each in given):
-            for each in results:
-                self._dependent[each] = None
-
-    def depends_on_training(self, tensor: Tensor) -> bool:
-        """Whether a tensor was computed from parameters of a model, in calls that were seen."""
-        return tensor in self._dependent
 
     def _value(self, func: Any, result: Any) -> Any:
         """A number or a truth leaves torch."""
@@ -173,12 +163,4 @@ def _attribute(func: Any) -> str | None:
 
 
 def _tensors(value: object) -> list[Tensor]:
-    return list(_each(value))
-
-
-def _each(value: object) -> Iterator[Tensor]:
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, (list, tuple)):
-        for part in value:
-            yield from _each(part)
+    return list(tensors_in(value))
