@@ -531,10 +531,23 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         {"loss": lambda s, loss: torch.amp.GradScaler("cpu").scale(loss)},
         "GradScaler",
     ),
-    "scaled loss": ({"loss": lambda s, loss: 1024.0 * loss}, "GradScaler"),
+    "scaled loss": ({"loss": lambda s, loss: 1024.0 * loss}, r"1024 \* mean of 40"),
     "divided loss": ({"loss": lambda s, loss: loss / 2}, "gradient accumulation"),
     "second term": ({"loss": _penalty}, "another term"),
     "clamped loss": ({"loss": lambda s, loss: loss.clamp(max=1e6)}, "the loss was clamped"),
+    "term added in place": (
+        {"loss": lambda s, loss: loss.add_(0.0 * s.model[0].weight.abs().sum())},
+        "another term",
+    ),
+    "loss clamped in place": ({"loss": lambda s, loss: loss.clamp_(max=1e6)}, "was clamped"),
+    "outputs clamped in place": (
+        {"output": lambda out: out.clamp_(-1e6, 1e6)},
+        "between the model's output and its loss: the loss was clamped|Clamp|clamped",
+    ),
+    "loss scaled by itself": (
+        {"loss": lambda s, loss: loss * (1.0 / (1.0 + loss.item()))},
+        "multiplied",
+    ),
     "gradients kept": (
         {"loss": _no_zero_grad},
         "step 2: gradients of more than one backward pass",
@@ -557,8 +570,11 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "weights loaded": ({"after_epoch": _load}, "parameters that are changed by .*copy_"),
     "weights clamped": ({"after_step": _clamp_weights}, "parameters that are changed by clamp_"),
     "second optimiser": ({"after_step": _second_optimizer}, "step 2: parameters that are changed"),
-    "noise on batches": ({"batch": _noise}, "data augmentation"),
-    "labels changed": ({"batch": lambda x, y: (x, 1 - y)}, "labels that were changed"),
+    "noise on batches": ({"batch": _noise}, r"by add\(\) \(data augmentation"),
+    "labels changed": (
+        {"batch": lambda x, y: (x, 1 - y)},
+        "labels that were computed or chosen inside the loop",
+    ),
     "outputs scaled": (
         {"output": lambda out: out * 1.0},
         "between the model's output and its loss",
@@ -582,7 +598,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         {"after_step": lambda s, loss: s.opt.param_groups[0].update(lr=0.1 / (1.0 + loss.item()))},
         "step 2: lr = .*computed from tensors",
     ),
-    "hard examples": ({"hard": True}, "samples or labels that were computed or chosen"),
+    "hard examples": ({"hard": True}, "features that were computed or chosen with the model"),
     "a label left out": (
         {"loss_fn": nn.CrossEntropyLoss(ignore_index=1)},
         "labels that are left out",
@@ -618,17 +634,106 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         {
             "batch": lambda x, y: (x + 1e-3 * x.sign(), y),
         },
-        "are not|is not",
+        "features that were computed",
+    ),
+    "features clamped": (
+        {"batch": lambda x, y: (x.clamp(-1e3, 1e3), y)},
+        r"features that were computed or chosen inside the loop, by clamp\(\)",
+    ),
+    "features as whole numbers": (
+        {
+            "dataset": TensorDataset(X.round(), Y),
+            "batch": lambda x, y: (x.int().float(), y),
+        },
+        "features that were .* by a conversion to fewer digits",
+    ),
+    "noise by numpy": (
+        {"batch": lambda x, y: (torch.from_numpy(x.numpy() + np.float32(1e-3)), y)},
+        r"row 0 of the batch \(40 of 40 rows\) is not: data augmentation",
+    ),
+    "outliers left out": (
+        {"batch": lambda x, y: (x[x.abs().amax(1) < 1e3], y)},
+        "features that were computed or chosen inside the loop",
+    ),
+    "labels by formula": (
+        {"batch": lambda x, y: (x, (y > 0.5).long())},
+        "labels that were computed or chosen inside the loop",
+    ),
+    "labels clamped in place": (
+        {"batch": lambda x, y: (x, y.clamp_(0, 1))},
+        r"labels that were computed or chosen inside the loop, by clamp_\(\)",
     ),
     "another loss": (
         {"loss_fn": lambda out, y: functional.mse_loss(out, functional.one_hot(y, 2).float())},
-        "labels that were changed on the way",
+        r"labels that were .* by one_hot\(\)",
     ),
     "a loss of their own": (
         {"loss_fn": lambda out, y: -functional.log_softmax(out, 1)[torch.arange(len(y)), y].mean()},
         "does not begin at a known loss: a loss of the user's own",
     ),
 }
+
+
+@pytest.mark.parametrize("level", ["interval", "linear", "lp"])
+def test_dampening_is_followed(level: str) -> None:
+    torch.manual_seed(0)
+    x, y = X[:6, :2].double(), Y[:6]
+    model = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 2)).double()
+    options = {"momentum": 0.8, "dampening": 0.3, "weight_decay": 0.1}
+    opt = torch.optim.SGD(model.parameters(), lr=0.3, **options)
+    with agt.record(model, opt, nn.CrossEntropyLoss(), (x, y)) as run:
+        for _ in range(3):
+            opt.zero_grad()
+            functional.cross_entropy(model(x), y).backward()
+            opt.step()
+    assert [r.dampening for r in run.finished().training.rules] == [0.0, 0.3, 0.3]
+    threat = agt.FeaturePoisoning(budget=1, radius=0.05)
+    result = agt.certify(run, threat, relaxation=level)
+    assert result.nominal_check.difference < 1e-14
+    attack = agt.attack(run, threat, search=agt.attacks.Search(pool=64, restarts=1, rounds=1))
+    for name, lower in attack.lower.items():
+        assert (result.reachable.lower[name] <= lower).all()
+        assert (result.reachable.upper[name] >= attack.upper[name]).all()
+    assert attack.mean_width > 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_accumulated_gradients_are_one_step_on_the_batches_joined(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    x = X.to(dtype)
+    model = nn.Sequential(nn.Linear(30, 4), nn.ReLU(), nn.Linear(4, 2)).to(dtype)
+    opt = torch.optim.SGD(model.parameters(), lr=0.3, momentum=0.5)
+    order = torch.randperm(len(x))[:90]
+    with agt.record(model, opt, nn.CrossEntropyLoss(), (x, Y)) as run:
+        for i, part in enumerate(order.split(15)):
+            (functional.cross_entropy(model(x[part]), Y[part]) / 3).backward()
+            if i % 3 == 2:
+                opt.step()
+                opt.zero_grad()
+    assert [b.tolist() for b in run.finished().batches] == order.reshape(2, 45).tolist()
+    assert certified(run).nominal_check.difference < 20 * torch.finfo(dtype).eps
+    assert "several backward passes" in " ".join(run.finished().assumptions)
+
+
+def test_accumulation_with_other_weights_or_of_one_sample_twice() -> None:
+    for parts, factor, message in (
+        (
+            (range(10), range(10, 20)),
+            1.0,
+            r"no mean over samples.*1 \* mean of 10, 1 \* mean of 10",
+        ),
+        ((range(10), range(10, 15)), 0.5, r"no mean over samples"),
+        ((range(10), range(5, 15)), 0.5, "twice in one step"),
+    ):
+        model = nn.Sequential(nn.Linear(30, 2))
+        opt = torch.optim.SGD(model.parameters(), lr=0.3)
+        with agt.record(model, opt, nn.CrossEntropyLoss(), (X, Y)) as run:
+            for part in map(list, parts):
+                (factor * functional.cross_entropy(model(X[part]), Y[part])).backward()
+            with pytest.warns(UserWarning, match=message):
+                opt.step()
+        with pytest.raises(UnsupportedOperationError, match=message):
+            run.finished()
 
 
 @pytest.mark.parametrize("name", REFUSED)

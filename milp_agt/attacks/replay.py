@@ -76,6 +76,7 @@ def replay(unrolled: Unrolled, poisoning: Poisoning, start: State | None = None)
                 "momentum": update.momentum,
                 "weight_decay": update.of(name).weight_decay,
                 "nesterov": update.nesterov,
+                "dampening": update.dampening,
             }
         x, y = unrolled.batch_data(poisoning, step)
         there = unrolled.batch_present(poisoning, step)

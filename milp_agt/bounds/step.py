@@ -187,7 +187,8 @@ def step_at_points(
         gradient = gradient + update.of(name).weight_decay * state[name]
         direction = gradient
         if velocity_of(name) in state:
-            velocity = update.momentum * state[velocity_of(name)] + gradient
+            kept = 1.0 - update.dampening
+            velocity = update.momentum * state[velocity_of(name)] + kept * gradient
             new[velocity_of(name)] = velocity
             direction = gradient + update.momentum * velocity if update.nesterov else velocity
         new[name] = state[name] - update.rate * direction

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 from torch.utils.data import DataLoader
 
 Drew = Callable[[Sequence[int], object], None]
+Quiet = Callable[[], AbstractContextManager[None]]
 
 
 class _Indices:
@@ -38,17 +40,21 @@ class _Indices:
 class _Batches:
     """One pass over a loader that says, with every batch, what it is made of."""
 
-    def __init__(self, inner: Iterator[Any], drawn: list[Sequence[int]], drew: Drew) -> None:
-        self._inner, self._drawn, self._drew = inner, drawn, drew
+    def __init__(
+        self, inner: Iterator[Any], drawn: list[Sequence[int]] | None, drew: Drew, quiet: Quiet
+    ) -> None:
+        self._inner, self._drawn, self._drew, self._quiet = inner, drawn, drew, quiet
         self._given = 0
 
     def __iter__(self) -> _Batches:
         return self
 
     def __next__(self) -> Any:
-        batch = next(self._inner)
-        features = batch[0] if isinstance(batch, (tuple, list)) and batch else None
-        self._drew(self._drawn[self._given], features)
+        with self._quiet():
+            batch = next(self._inner)
+        if self._drawn is not None:
+            features = batch[0] if isinstance(batch, (tuple, list)) and batch else None
+            self._drew(self._drawn[self._given], features)
         self._given += 1
         return batch
 
@@ -56,27 +62,28 @@ class _Batches:
         return len(self._inner)  # type: ignore[arg-type]
 
 
-def watch_loader(loader: object, drew: Drew) -> Callable[[], None]:
+def watch_loader(loader: object, drew: Drew, quiet: Quiet) -> Callable[[], None]:
     """Have a DataLoader report its batches; returns what undoes it. Other objects are left alone.
 
     Batches of workers come in the order in which they were drawn, so that the n-th batch of a pass is
     made of the n-th draw. Loaders that give batches out of order, or draw no batches, report nothing.
+    Samples are read inside ``quiet()``.
     """
-    if not isinstance(loader, DataLoader) or loader.batch_sampler is None:
-        return lambda: None
-    if not getattr(loader, "in_order", True):
+    if not isinstance(loader, DataLoader):
         return lambda: None
     kind, sampler = type(loader), loader.batch_sampler
-    indices = _Indices(sampler)
+    indices: _Indices | None = None
+    if sampler is not None and getattr(loader, "in_order", True):
+        indices = _Indices(sampler)
+        loader.__dict__["batch_sampler"] = indices  # torch forbids setting it; it is put back
 
     class Watched(kind):  # type: ignore[misc, valid-type]
         def __iter__(self) -> Any:
-            inner = super().__iter__()
-            return _Batches(inner, indices.passes[-1], drew)
+            with quiet():
+                inner = super().__iter__()
+            return _Batches(inner, None if indices is None else indices.passes[-1], drew, quiet)
 
     Watched.__name__, Watched.__qualname__ = kind.__name__, kind.__qualname__
-    # torch forbids setting either on a finished loader; both are put back.
-    loader.__dict__["batch_sampler"] = indices
     loader.__class__ = Watched
 
     def undo() -> None:

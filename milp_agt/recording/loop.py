@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -15,6 +17,7 @@ from milp_agt.recording import optimizer as optimizers
 from milp_agt.recording.backward import largest_difference
 from milp_agt.recording.hooks import hooks_of, hooks_of_optimizer, random_layers
 from milp_agt.recording.losses import LossCall, shares_storage
+from milp_agt.recording.origins import Origins
 from milp_agt.recording.passes import Forward, Pass, Twin, differs
 from milp_agt.recording.places import place
 from milp_agt.training.training import UpdateRule
@@ -29,7 +32,7 @@ class Loop:
         problem: why the run cannot be certified, if it cannot.
         deaf: True where nothing is listened to: inside a step of the optimiser, and after a problem.
         batches, rules: the samples of each finished step, and what the optimiser did.
-        depends: whether a tensor was computed from parameters.
+        origins: where the tensors of the loop come from.
         assumed: what is assumed of the loop, in words (a set that keeps its order).
     """
 
@@ -44,7 +47,7 @@ class Loop:
         self.problem: MilpAgtError | None = None
         self.deaf = True
         self.in_forward = False
-        self.depends: Callable[[Tensor], bool] = lambda tensor: False
+        self.origins = Origins()
         self.batches: list[tuple[int, ...]] = []
         self.rules: list[UpdateRule] = []
         self.assumed: dict[str, None] = {}
@@ -55,6 +58,7 @@ class Loop:
         self._forwards: list[Forward] = []
         self._losses: list[LossCall] = []
         self._passes: list[tuple[Pass, dict[str, Tensor], dict[str, int]]] = []
+        self._joined: tuple[int, ...] = ()
         self._pending: UpdateRule | None = None
 
     def begin(self) -> list[Callable[[], object]]:
@@ -68,6 +72,15 @@ class Loop:
         self._own = frozenset(handle.id for handle in handles)
         self.deaf = False
         return [self._watch_plateau(), *(handle.remove for handle in handles)]
+
+    @contextmanager
+    def quiet(self) -> Iterator[None]:
+        """What is done inside is nobody's business: a loader reads its samples."""
+        before, self.deaf = self.deaf, True
+        try:
+            yield
+        finally:
+            self.deaf = before or self.problem is not None
 
     def end(self, check: Callable[[], object]) -> None:
         """Listen no longer, and check what is to be checked of the whole."""
@@ -132,12 +145,18 @@ class Loop:
             return
         device = output.device.type
         hooked = torch._C._autograd._top_saved_tensors_default_hooks(True) is not None
-        found = Forward(args[0], output, torch.is_autocast_enabled(device), hooked)
+        found = Forward(args[0], output, output.grad_fn, torch.is_autocast_enabled(device), hooked)
         self._forwards.append(found)
 
     def lost(self, call: LossCall) -> None:
-        if isinstance(call.result, Tensor) and call.result.grad_fn is not None:
+        if call.node is not None:
             self._losses.append(call)
+
+    def scaled(self, source: Tensor, factor: float, result: Tensor) -> None:
+        for call in self._losses:
+            if call.node is source.grad_fn:
+                self._losses.append(replace(call, node=result.grad_fn, scale=call.scale * factor))
+                return
 
     def backward(
         self, run: Callable[[], object], tensors: list[Tensor], options: dict[str, Any]
@@ -162,28 +181,38 @@ class Loop:
         for layer in random_layers(self._model):
             raise differs(layer, "switch it to evaluation mode, layer.eval(), or leave it out")
         self.check_values("before this step")
-        earlier = [n for n, g in self._gradients().items() if g is not None and bool(g.any())]
-        if self._passes or earlier:
-            raise differs(
-                "gradients of more than one backward pass in one step (gradient accumulation, or no "
-                "zero_grad())",
-                "take one step after each backward pass, on the batches joined, and clear gradients "
-                "in between",
-            )
-        if any(self.depends(f.features) for f in self._forwards) or any(
-            self.depends(call.target) for call in self._losses
-        ):
-            raise differs(
-                "samples or labels that were computed or chosen with the model (hard examples, "
-                "pseudo-labels, adversarial training)",
-                "choose them before the recording, whatever the values of the data",
-            )
-        found = self._twin.examine(self._model, self._forwards, self._losses, tensors[0])
+        self._check_earlier()
+        found = self._twin.examine(
+            self._model, self._forwards, self._losses, tensors[0], self.origins
+        )
         assert self._twin.step_graph is not None
         key = self._twin.step_graph.loss.key
         if self._key is not None and key != self._key:
             raise differs(f"the loss '{key}', where agt.record was given '{self._key}'", "give it")
         return found
+
+    def _check_earlier(self) -> None:
+        """Gradients before a pass are none, or those that earlier passes of this step have left."""
+        if not any(g is not None and bool(g.any()) for g in self._gradients().values()):
+            self._passes = []
+        elif self._passes:
+            self._check_gradients()
+        else:
+            raise differs(
+                "gradients of more than one backward pass: those of an earlier step were not cleared",
+                "call optimizer.zero_grad() after each step",
+            )
+
+    def _check_gradients(self) -> None:
+        """Nothing has changed the gradients since the last backward pass."""
+        _, kept, versions = self._passes[-1]
+        for name, gradient in self._gradients().items():
+            same = gradient is not None and torch.equal(gradient, kept[name])
+            if gradient is None or not same or gradient._version != versions[name]:
+                raise differs(
+                    f"a gradient of '{name}' that was changed between backward pass and step",
+                    LEAVE_OUT,
+                )
 
     def _compare(self, found: Pass) -> None:
         """The gradients that the backward pass left are those of the model alone."""
@@ -194,7 +223,10 @@ class Loop:
                 f"no gradient of parameter '{missing[0]}'", "freeze it: requires_grad=False"
             )
         kept = {n: g.detach().clone() for n, g in left.items() if g is not None}
-        worst, apart, size = largest_difference(kept, found.gradients)
+        expected = dict(found.gradients)
+        if self._passes:
+            expected = {n: g + self._passes[-1][1][n] for n, g in expected.items()}
+        worst, apart, size = largest_difference(kept, expected)
         eps = torch.finfo(next(iter(kept.values())).dtype).eps
         if not apart <= 1024 * eps * size:
             raise differs(
@@ -292,25 +324,42 @@ class Loop:
         self.deaf = True
 
     def _check_step(self) -> None:
-        if len(self._passes) != 1:
+        if not self._passes:
             raise differs(
                 "a step of the optimiser without a backward pass before it",
                 "call loss.backward() once before each step",
             )
+        self._joined = self._join()
         if optimizers.check_names(self._optimizer, self._model) != self._twin.trained:
             raise differs("other parameters in the optimiser", "keep them as they were")
         for hook in self._hooks():
             raise differs(hook, "remove it")
-        _, kept, versions = self._passes[0]
-        for name, gradient in self._gradients().items():
-            same = gradient is not None and torch.equal(gradient, kept[name])
-            if gradient is None or not same or gradient._version != versions[name]:
-                raise differs(
-                    f"a gradient of '{name}' that was changed between backward pass and step",
-                    LEAVE_OUT,
-                )
+        self._check_gradients()
         self.check_values("before this step")
-        self._pending = optimizers.rule_of(self._optimizer)
+        self._pending = optimizers.rule_of(self._optimizer, not self.rules)
+
+    def _join(self) -> tuple[int, ...]:
+        """The samples of all backward passes of a step, whose sum must be the mean over them.
+
+        Each pass gives ``scale`` times the mean over its own samples.
+        """
+        passes = [each for each, _, _ in self._passes]
+        joined = tuple(sample for each in passes for sample in each.samples)
+        shares = [each.scale * len(joined) / len(each.samples) for each in passes]
+        if any(abs(share - 1.0) > 1e-12 for share in shares):
+            told = ", ".join(f"{each.scale:g} * mean of {len(each.samples)}" for each in passes)
+            raise differs(
+                f"a gradient that is no mean over samples (gradient accumulation, or a weight): {told}",
+                "multiply the mean loss of each backward pass by its share of the samples of the step, and "
+                "otherwise scale the learning rate",
+            )
+        if len(set(joined)) != len(joined):
+            raise differs("a sample that occurs twice in one step", "join distinct samples")
+        if len(passes) > 1:
+            self.assumed[
+                "A step may join several backward passes; a batch is what one step is made of."
+            ] = None
+        return joined
 
     def _after_step(self, optimizer: object, args: object, kwargs: object) -> None:
         self.attempt(self._check_update)
@@ -320,7 +369,7 @@ class Loop:
     def _check_update(self) -> None:
         if self._pending is None:
             raise differs("a step that was not seen to begin", "call optimizer.step()")
-        found, kept, _ = self._passes[0]
+        _, kept, _ = self._passes[-1]
         rule, parameters = self._pending, self._parameters()
         if self.rules and (rule.momentum > 0) != (self.rules[0].momentum > 0):
             raise differs("momentum that is switched on or off", "keep momentum above 0, or at 0")
@@ -338,4 +387,4 @@ class Loop:
         )
         self._pending = None
         self.rules.append(rule)
-        self.batches.append(found.samples)
+        self.batches.append(self._joined)

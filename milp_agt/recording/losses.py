@@ -36,14 +36,22 @@ _INSTEAD: dict[str, str] = {
 
 @dataclass(frozen=True)
 class LossCall:
-    """One call of a loss: what it was given, with which options, and what came out."""
+    """One call of a loss: what it was given, with which options, and what came out.
+
+    Attributes:
+        start, node: of torch's graph, where the outputs and where the loss stood at the time of the
+            call; operations in place move tensors on to other nodes.
+        scale: number by which the loss was multiplied afterwards.
+    """
 
     key: str
     prediction: Tensor
     target: Tensor
     options: Mapping[str, Any]
-    result: Tensor
+    start: Any
+    node: Any
     at: str
+    scale: float = 1.0
 
     def again(self, prediction: Tensor) -> Tensor:
         """The loss of other outputs on the same target."""
@@ -95,7 +103,8 @@ def loss_call(
     """The call of one of :data:`FUNCTIONS`, its arguments by name."""
     bound = inspect.signature(function).bind(*args, **kwargs).arguments
     prediction, target = bound.pop("input"), bound.pop("target")
-    return LossCall(FUNCTIONS[function], prediction, target, bound, result, at)
+    key, start = FUNCTIONS[function], prediction.grad_fn
+    return LossCall(key, prediction, target, bound, start, result.grad_fn, at)
 
 
 def loss_of(loss: object) -> str | None:

@@ -48,32 +48,30 @@ def check(optimizer: object, model: nn.Module) -> tuple[str, ...]:
     return tuple(name for name, p in model.named_parameters() if id(p) in trained)
 
 
-def rule_of(optimizer: torch.optim.SGD) -> UpdateRule:
-    """The step that the optimiser is about to take.
+def rule_of(optimizer: torch.optim.SGD, is_first: bool) -> UpdateRule:
+    """The step that the optimiser is about to take; torch does not dampen the first one.
 
     Raises:
         UnsupportedOperationError: options that have no rule, or groups that differ.
     """
     rules = set()
     for group in optimizer.param_groups:
-        for option in ("lr", "momentum", "weight_decay"):
+        for option in ("lr", "momentum", "weight_decay", "dampening"):
             if not isinstance(group[option], (int, float)) or is_watched(group[option]):
                 raise UnsupportedOperationError(
                     ASKED,
                     f"{option} = {group[option]!r:.60}, which was computed from tensors of the training",
                     "give numbers that are fixed beforehand",
                 )
-        for option in ("maximize", "dampening"):
-            if group.get(option):
-                raise UnsupportedOperationError(
-                    ASKED, f"{option} = {group[option]}", f"leave {option} out"
-                )
+        if group.get("maximize"):
+            raise UnsupportedOperationError(ASKED, "maximize = True", "leave maximize out")
         rules.add(
             UpdateRule(
                 rate=float(group["lr"]),
                 momentum=float(group["momentum"]),
                 weight_decay=float(group["weight_decay"]),
                 nesterov=bool(group["nesterov"]),
+                dampening=0.0 if is_first or not group["momentum"] else float(group["dampening"]),
             )
         )
     if len(rules) != 1:
@@ -112,8 +110,9 @@ class Reference:
             direction = gradient
             if rule.momentum:
                 old = self._velocity.get(name, torch.zeros_like(theta))
-                velocity = rule.momentum * old + gradient
-                size = size + rule.momentum * old.abs()
+                kept = 1.0 - rule.dampening
+                velocity = rule.momentum * old + kept * gradient
+                size = abs(kept) * size + rule.momentum * old.abs()
                 self._velocity[name] = velocity
                 direction = gradient + rule.momentum * velocity if rule.nesterov else velocity
                 size = size * (1.0 + rule.momentum)

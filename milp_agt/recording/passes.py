@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -20,6 +20,7 @@ from milp_agt.recording.backward import (
     meaning,
 )
 from milp_agt.recording.losses import LossCall
+from milp_agt.recording.origins import MODEL, ROUNDED, Origins
 from milp_agt.recording.rows import Rows
 from milp_agt.training import inputs
 from milp_agt.training.tracing import FEATURES, LABELS, StepGraph, trace
@@ -31,10 +32,11 @@ CLOSE = 1e-9
 
 @dataclass(frozen=True)
 class Forward:
-    """One call of the model: what it was given and what came out."""
+    """One call of the model: what it was given, what came out, and at which node of torch's graph."""
 
     features: Tensor
     output: Tensor
+    node: Any
     autocast: bool
     saved_tensors_hooked: bool
 
@@ -45,10 +47,12 @@ class Pass:
 
     Attributes:
         samples: rows of the data set.
+        scale: number by which the mean loss of these samples was multiplied.
         gradients: what the model alone gives at these parameters, in their own precision.
     """
 
     samples: tuple[int, ...]
+    scale: float
     gradients: Mapping[str, Tensor]
 
 
@@ -79,7 +83,12 @@ class Twin:
         self._labels = torch.empty(0)
 
     def examine(
-        self, model: nn.Module, forwards: list[Forward], losses: list[LossCall], root: Tensor
+        self,
+        model: nn.Module,
+        forwards: list[Forward],
+        losses: list[LossCall],
+        root: Tensor,
+        origins: Origins,
     ) -> Pass:
         """See that a backward pass from ``root`` is the model's own on samples of the data set.
 
@@ -91,6 +100,11 @@ class Twin:
         for found, remedy in call.differences():
             raise differs(f"a loss with {found} at {call.at}", remedy)
         forward = self._forward_of(forwards, call)
+        _check_origin("features", origins.of(forward.features))
+        of_labels = origins.of(call.target)
+        # Classes are whole numbers, however they are kept.
+        if of_labels != ROUNDED or call.key == "mse":
+            _check_origin("labels", of_labels)
         samples = self.rows.locate(forward.features, call.target)
         if self.step_graph is None:
             self._trace(forward.features.shape[1:], call.key)
@@ -102,11 +116,11 @@ class Twin:
             )
         own = self._gradients(self._twin, model, forward, call)
         self._check_graph(model, forward, call, samples)
-        return Pass(samples, own)
+        return Pass(samples, call.scale, own)
 
     def _loss_of(self, losses: list[LossCall], root: Tensor) -> LossCall:
         for call in losses:
-            if call.result.grad_fn is root.grad_fn and root.grad_fn is not None:
+            if call.node is root.grad_fn:
                 return call
         if root.grad_fn is None:
             raise differs("a backward pass from a tensor without a graph", "call loss.backward()")
@@ -117,10 +131,9 @@ class Twin:
         )
 
     def _forward_of(self, forwards: list[Forward], call: LossCall) -> Forward:
-        start = call.prediction.grad_fn
         strange = None
         for forward in reversed(forwards):
-            node = is_reached_by_reshapes(start, forward.output.grad_fn)
+            node = is_reached_by_reshapes(call.start, forward.node)
             if node is None:
                 if forward.output.numel() != call.prediction.numel():
                     raise differs("a loss on some of the model's outputs", "use all of them")
@@ -160,10 +173,10 @@ class Twin:
         _copy_values(model, twin)
         with torch.enable_grad():
             output: Tensor = twin(forward.features)
-            loss = call.again(output.reshape(call.prediction.shape))
+            loss = call.scale * call.again(output.reshape(call.prediction.shape))
         names = {id(p): name for name, p in model.named_parameters()}
         twins = {id(p): name for name, p in twin.named_parameters()}
-        found = difference(forward.output.grad_fn, output.grad_fn, names, twins)
+        found = difference(forward.node, output.grad_fn, names, twins)
         if found is not None:
             raise differs(
                 f"a call of the model that does more than the model: {found}",
@@ -182,9 +195,7 @@ class Twin:
             output = self._double(forward.features.double())
             prediction = output.reshape(call.prediction.shape)
             target = call.target.double() if call.target.is_floating_point() else call.target
-            loss = LossCall(call.key, prediction, target, call.options, output, call.at).again(
-                prediction
-            )
+            loss = replace(call, target=target).again(prediction)
         expected = gradients(self._double, loss, self.trained)
         values = dict(self._double.named_parameters())
         leaves: dict[str, Any] = {n: values[n].detach().cpu() for n in self.step_graph.parameters}
@@ -206,6 +217,22 @@ class Twin:
                 f"'{worst}' differs by {apart:.3g}, where gradients are up to {size:.3g}",
                 "please report this run",
             )
+
+
+def _check_origin(what: str, origin: str | None) -> None:
+    """See that a batch was taken from the samples, and not computed from them."""
+    if origin == MODEL:
+        raise differs(
+            f"{what} that were computed or chosen with the model (hard examples, pseudo-labels, "
+            "adversarial training)",
+            "choose them before the recording, whatever the values of the data",
+        )
+    if origin is not None:
+        raise differs(
+            f"{what} that were computed or chosen inside the loop, by {origin} (data augmentation, noise, a "
+            "filter, another code): poisoned data may come out as others",
+            "do it in the data set, before the recording, or make it a layer of the model",
+        )
 
 
 def _copy_values(source: nn.Module, target: nn.Module) -> None:

@@ -66,9 +66,12 @@ class Recording:
                 "A recording is one block", "a second one", "call agt.record(...) again"
             )
         self._began = True
-        self._undo = [watch_loader(self._loader, self._rows.drew), *self._loop.begin()]
+        self._undo = [
+            watch_loader(self._loader, self._rows.drew, self._loop.quiet),
+            *self._loop.begin(),
+        ]
         watch = Watch(self._loop)
-        self._loop.depends = watch.depends_on_training
+        self._loop.origins = watch.origins
         watched = ExitStack()
         watched.enter_context(watch)
         self._undo.append(watched.close)

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.overrides import TorchFunctionMode
-from torch.utils.weak import WeakTensorKeyDictionary
 
 from milp_agt.recording.losses import FUNCTIONS, LossCall, loss_call
+from milp_agt.recording.origins import Origins, tensors_in
 from milp_agt.recording.places import called_by_torch, place
-from milp_agt.recording.watched_numbers import watched
+from milp_agt.recording.watched_numbers import is_watched, watched
 
 _READS = {Tensor.item}
 _TRUTHS = {Tensor.__bool__, torch.equal, Tensor.equal, torch.allclose, Tensor.allclose}
@@ -24,6 +24,8 @@ _BACKWARDS = {Tensor.backward, torch.autograd.backward}
 _HARMLESS = {"requires_grad_", "detach_", "share_memory_", "rename_"}
 _ZEROS = {"zero_", "_foreach_zero_"}
 _ASSIGNS = {f"__i{name}__" for name in ("add", "sub", "mul", "div", "truediv", "floordiv", "pow")}
+_PRODUCTS = {"mul", "multiply", "__mul__", "__rmul__"}
+_QUOTIENTS = {"div", "divide", "true_divide", "__truediv__", "__div__"}
 _ASSIGNS |= {"__imod__", "__iand__", "__ior__", "__ixor__", "__setitem__"}
 
 
@@ -35,6 +37,9 @@ class Listener(Protocol):
 
     def lost(self, call: LossCall) -> None:
         """A loss was computed."""
+
+    def scaled(self, source: Tensor, factor: float, result: Tensor) -> None:
+        """A tensor was multiplied by a number that is no tensor's."""
 
     def backward(
         self, run: Callable[[], object], tensors: list[Tensor], options: dict[str, Any]
@@ -58,26 +63,30 @@ class Listener(Protocol):
 
 
 class Watch(TorchFunctionMode):
-    """Tells a listener of every call that can make a run another run."""
+    """Tells a listener of every call that can make a run another run.
+
+    Attributes:
+        origins: where the tensors come from that calls have given.
+    """
 
     def __init__(self, listener: Listener) -> None:
         super().__init__()
         self._listener = listener
-        self._dependent = WeakTensorKeyDictionary()
+        self.origins = Origins()
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
         listener = self._listener
-        if listener.deaf:
+        if listener.deaf or torch.compiler.is_compiling():
             return func(*args, **kwargs)
         if func in _BACKWARDS:
             tensors = _tensors(args[0] if args else kwargs.get("tensors", kwargs.get("self")))
             options = dict(kwargs) | {str(n): v for n, v in enumerate(args[1:])}
             return listener.backward(lambda: func(*args, **kwargs), tensors, options)
         result = func(*args, **kwargs)
-        self._follow(args, kwargs, result)
+        self.origins.follow(getattr(func, "__name__", ""), args, kwargs, result)
         if func in FUNCTIONS:
             listener.lost(loss_call(func, args, kwargs, result, str(place())))
         elif func in _HOOKS:
@@ -87,22 +96,23 @@ class Watch(TorchFunctionMode):
         elif (attribute := _attribute(func)) is not None:
             self._assigned(func.__name__, attribute, args)
         else:
+            self._scaled(func, args, kwargs, result)
             self._in_place(func, args, kwargs)
         return result
 
-    def _follow(self, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
-        """What is computed from parameters, or from what was, depends on the training."""
-        results = _tensors(result if result is not None else args[:1])
-        if not results:
+    def _scaled(
+        self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any
+    ) -> None:
+        name = getattr(func, "__name__", "")
+        if name not in _PRODUCTS | _QUOTIENTS or len(args) != 2 or kwargs:
             return
-        given = _tensors((*args, *kwargs.values()))
-        if any(isinstance(each, nn.Parameter) or each in self._dependent for each in given):
-            for each in results:
-                self._dependent[each] = None
-
-    def depends_on_training(self, tensor: Tensor) -> bool:
-        """Whether a tensor was computed from parameters of a model, in calls that were seen."""
-        return tensor in self._dependent
+        source, number = args
+        if name in _PRODUCTS and not isinstance(source, Tensor):
+            source, number = number, source
+        plain = isinstance(number, (int, float)) and not is_watched(number)
+        if isinstance(source, Tensor) and plain and number:
+            factor = float(number) if name in _PRODUCTS else 1.0 / float(number)
+            self._listener.scaled(source, factor, result)
 
     def _value(self, func: Any, result: Any) -> Any:
         """A number or a truth leaves torch."""
@@ -153,12 +163,4 @@ def _attribute(func: Any) -> str | None:
 
 
 def _tensors(value: object) -> list[Tensor]:
-    return list(_each(value))
-
-
-def _each(value: object) -> Iterator[Tensor]:
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, (list, tuple)):
-        for part in value:
-            yield from _each(part)
+    return list(tensors_in(value))

@@ -2,7 +2,8 @@
 
 A loop that reads ``loss.item()`` may print it, or may stop, skip a step or change a rate by it. The
 numbers below behave as the floats and ints that they are; arithmetic keeps them watched, and a
-comparison, or a test for truth, is reported. Conversions (``float(x)``, numpy) lose the watch.
+comparison, or a test for truth, is reported. Conversions (``float(x)``, numpy) lose the watch, and so do
+whole numbers to the right of a plain float (``1.0 < x``, ``1.0 * x``), which Python asks first.
 """
 
 from __future__ import annotations

@@ -69,7 +69,7 @@ def _rates(training: Training, steps: int) -> str:
             told = f"a learning rate read off the optimiser in every step, {ends}"
         moved = [
             option
-            for option in ("momentum", "weight_decay", "nesterov")
+            for option in ("momentum", "weight_decay", "nesterov", "dampening")
             if len({getattr(rule, option) for rule in rules}) > 1
         ]
         return told + (f"; {', '.join(moved)} read off it as well" if moved else "")

@@ -38,6 +38,9 @@ class UpdateRule:
     ``g + weight_decay * theta`` and there is no v. The first velocity is 0, so that the first v' is the
     gradient, like torch's first buffer.
 
+    With ``dampening`` tau, v' is ``momentum * v + (1 - tau) (g + weight_decay * theta)``; torch does not
+    dampen the first step of a run, whose rule has tau = 0.
+
     With an ``l1`` penalty, ``l1 * sign(theta)`` is part of g (sign(0) = 0, as torch differentiates
     ``l1 * theta.abs().sum()``). With a ``projection`` (low, high), every entry of theta' is clamped to it
     at the end of the step; velocities are not clamped.
@@ -50,6 +53,7 @@ class UpdateRule:
     l1: float = 0.0
     projection: tuple[float, float] | None = None
     undecayed: frozenset[str] = frozenset()
+    dampening: float = 0.0
 
     def of(self, name: str) -> UpdateRule:
         """The rule of one parameter: without decay where its name is among ``undecayed``."""
@@ -61,7 +65,8 @@ class UpdateRule:
         lr, mu, wd = self.rate, self.momentum, self.weight_decay
         if self.nesterov:
             return 1.0 - lr * wd * (1.0 + mu), -lr * mu * mu, -lr * (1.0 + mu)
-        return 1.0 - lr * wd, -lr * mu, -lr
+        kept = 1.0 - self.dampening
+        return 1.0 - lr * kept * wd, -lr * mu, -lr * kept
 
     @property
     def theta_sizes(self) -> tuple[float, float, float]:
@@ -72,12 +77,14 @@ class UpdateRule:
         lr, mu, wd = self.rate, self.momentum, self.weight_decay
         if self.nesterov:
             return 1.0 + lr * wd * (1.0 + mu), lr * mu * mu, lr * (1.0 + mu)
-        return 1.0 + lr * wd, lr * mu, lr
+        kept = abs(1.0 - self.dampening)
+        return 1.0 + lr * kept * wd, lr * mu, lr * kept
 
     @property
     def velocity_from(self) -> tuple[float, float, float]:
         """``v' = a theta + b v + c g``: (a, b, c)."""
-        return self.weight_decay, self.momentum, 1.0
+        kept = 1.0 - self.dampening
+        return kept * self.weight_decay, self.momentum, kept
 
 
 @dataclass(frozen=True)
