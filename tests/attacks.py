@@ -25,7 +25,7 @@ from milp_agt.attacks.replay import confirm, mean_loss, state_dict_of
 from milp_agt.attacks.replay import per_sample_gradients as gradients_in_torch
 from milp_agt.attacks.replay import replay as train_in_torch
 from milp_agt.attacks.selection import Masks, Selector
-from milp_agt.attacks.teams import Table
+from milp_agt.attacks.teams import SingleGains
 from milp_agt.attacks.trained import GraphModels
 from milp_agt.attacks.unrolled import Poisoning, State, Unrolled
 from milp_agt.bounds.adversary.joint import Joint
@@ -199,7 +199,7 @@ class Replay:
             return
         picked = torch.randperm(self.step_graph.parameter_count, generator=generator)[:largest]
         aims = torch.arange(2 * len(picked))
-        table = Table.of(self.unrolled, corners, aims)
+        table = SingleGains.of(self.unrolled, corners, aims)
         start = self.start(1, generator)
 
         def attacking(masks: Masks, target: Poisoning) -> Attacks:

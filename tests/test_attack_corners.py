@@ -19,7 +19,7 @@ import milp_agt as agt
 from milp_agt import attacks
 from milp_agt.attacks import Search
 from milp_agt.attacks.attacker import Attacker
-from milp_agt.attacks.corners import Units, corners_of
+from milp_agt.attacks.corners import HiddenUnits, corners_of
 from milp_agt.attacks.local import shrunk, turned
 from milp_agt.attacks.proposed import Favoured, favoured_data
 from milp_agt.attacks.search import Aim, Best, Hunt
@@ -147,7 +147,7 @@ def test_units_and_slopes_are_those_of_torch() -> None:
     for kind in NETWORKS:
         model, x, y, radius = asleep(kind, 2)
         replay = Replay(Problem(model, x, y, agt.Training("bce"), agt.FeaturePoisoning(1, radius)))
-        units = Units.of(replay.step_graph)
+        units = HiddenUnits.of(replay.step_graph)
         state = replay.unrolled.start(1)
         before = model[: 2 if kind == "frozen" else 1](x).flatten(1)
         torch.testing.assert_close(units.values(state, x), before.detach())

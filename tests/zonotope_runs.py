@@ -11,7 +11,7 @@ from torch import Tensor
 
 from milp_agt.attacks.unrolled import Poisoning, State
 from milp_agt.bounds.step import NodeOrder, Step, initial_state
-from milp_agt.bounds.zonotope import Effort, Forward
+from milp_agt.bounds.zonotope import Effort, ZonotopePass
 from milp_agt.bounds.zonotope.kinks import kink_of
 from milp_agt.core.graph import evaluate
 from milp_agt.training import inputs
@@ -26,7 +26,7 @@ class Passed:
     """A run passed forward: the set before the first step, and after each step."""
 
     replay: Replay
-    sets: Sequence[Forward]
+    sets: Sequence[ZonotopePass]
 
     @staticmethod
     def of(case: Problem, effort: Effort | None = None) -> Passed:
@@ -35,7 +35,7 @@ class Passed:
         schedule = NodeOrder.of(graph)
         box = inputs.initial_box(graph, case.initial)
         start = initial_state(graph, box, training.momentum > 0)
-        sets = [Forward.begin(schedule, start, graph.parameters, replay.poison, effort)]
+        sets = [ZonotopePass.begin(schedule, start, graph.parameters, replay.poison, effort)]
         for index, batch in enumerate(replay.batches):
             own = torch.as_tensor(batch)
             step = Step(
@@ -45,7 +45,7 @@ class Passed:
         return Passed(replay, sets)
 
     @property
-    def last(self) -> Forward:
+    def last(self) -> ZonotopePass:
         return self.sets[-1]
 
 

@@ -24,17 +24,17 @@ TIMES = 4  # steps at whose parameters directions are taken, the first among the
 
 
 @dataclass(frozen=True)
-class Units:
+class HiddenUnits:
     """The hidden units of a network: inputs of its univariate operations, one after the other."""
 
     step_graph: StepGraph
     names: tuple[str, ...]
 
     @staticmethod
-    def of(step_graph: StepGraph) -> Units:
+    def of(step_graph: StepGraph) -> HiddenUnits:
         nodes = step_graph.graph.needed_for([step_graph.output])
         bent = (n for n in nodes if n.batched and isinstance(n.op, Univariate))
-        return Units(step_graph, tuple(dict.fromkeys(node.inputs[0] for node in bent)))
+        return HiddenUnits(step_graph, tuple(dict.fromkeys(node.inputs[0] for node in bent)))
 
     def values(self, state: Mapping[str, Tensor], features: Tensor) -> Tensor:
         """Pre-activations (n, units) of samples (n, *shape) at one model (1, *shape) of ``state``."""
@@ -90,7 +90,7 @@ def corners_of(
 
     None where features do not move, samples come, go or are replaced, or the network has no units.
     """
-    run, units = selector.unrolled, Units.of(selector.unrolled.step_graph)
+    run, units = selector.unrolled, HiddenUnits.of(selector.unrolled.step_graph)
     still = run.poison.feature_moves is None or run.present is not None or run.middle is not None
     if still or not units.names or not most:
         return None
@@ -119,7 +119,12 @@ def _open(selector: Selector) -> Tensor:
 
 
 def _nearest(
-    run: Unrolled, units: Units, states: Sequence[State], samples: Tensor, most: int, chunk: int
+    run: Unrolled,
+    units: HiddenUnits,
+    states: Sequence[State],
+    samples: Tensor,
+    most: int,
+    chunk: int,
 ) -> tuple[Tensor, Tensor]:
     """Pairs of a sample and a unit with the smallest ``min over steps of |z| / rms(z)``, (pairs,) each."""
     features = run.poison.features
@@ -140,7 +145,7 @@ def _nearest(
     return torch.cat([*at_sample, samples[:0]])[order], torch.cat([*at_unit, samples[:0]])[order]
 
 
-def _root_mean_square(units: Units, state: State, features: Tensor, chunk: int) -> Tensor:
+def _root_mean_square(units: HiddenUnits, state: State, features: Tensor, chunk: int) -> Tensor:
     total = sum(units.values(state, x).square().sum(0) for x in features.split(chunk))
     return (torch.as_tensor(total) / len(features)).sqrt().clamp(min=1e-300)
 
@@ -150,7 +155,7 @@ class _Pairs:
     """Pairs of a sample and a unit of it, (pairs,) each."""
 
     run: Unrolled
-    units: Units
+    units: HiddenUnits
     sample: Tensor
     unit: Tensor
     chunk: int

@@ -14,7 +14,7 @@ from milp_agt.attacks.moves import merged, moved, random_moves, steepest, steppe
 from milp_agt.attacks.packed import Packed
 from milp_agt.attacks.pool import all_ways, random_poisoning
 from milp_agt.attacks.selection import Masks, Selector
-from milp_agt.attacks.teams import Table
+from milp_agt.attacks.teams import SingleGains
 from milp_agt.attacks.trained import GraphModels
 from milp_agt.attacks.unrolled import Poisoning, State, Unrolled
 from milp_agt.core.restriction import UNRESTRICTED, Restriction
@@ -203,11 +203,11 @@ class Hunt:
             self._evaluate(ways.poisoning(self.unrolled, part))
         return True
 
-    def _together(self, corners: Corners | None, aims: Tensor) -> Table | None:
+    def _together(self, corners: Corners | None, aims: Tensor) -> SingleGains | None:
         """Train every corner alone, then the best of them together; what each gains for the aims."""
         if corners is None or not len(aims):
             return None
-        table = Table.of(self.unrolled, corners, aims)
+        table = SingleGains.of(self.unrolled, corners, aims)
         before = self._scored(self.unrolled.nominal(1), aims)
         for part in torch.arange(len(corners), device=aims.device).split(self.chunk):
             moved = corners.data.rows(part).unpacked(self.unrolled)
@@ -228,7 +228,7 @@ class Hunt:
         self._offer(state, poisoning)
         return (scores[:, self.best.aim.quantity[aims]] * self.best.aim.sign[aims]).T
 
-    def _vary(self, table: Table, aims: Tensor) -> None:
+    def _vary(self, table: SingleGains, aims: Tensor) -> None:
         """Swap a poisoned sample of each best run, give it another corner, flip its signs, shrink it."""
         again = max(VARIANTS, FEWEST_VARIANTS // len(aims))
         for part in torch.arange(len(aims), device=aims.device).repeat(again).split(self.chunk):

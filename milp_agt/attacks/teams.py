@@ -13,7 +13,7 @@ from milp_agt.attacks.unrolled import Poisoning, Unrolled
 
 
 @dataclass
-class Table:
+class SingleGains:
     """The best attack on each single sample for every aim.
 
     Attributes:
@@ -34,10 +34,12 @@ class Table:
     best: Tensor
 
     @staticmethod
-    def of(unrolled: Unrolled, corners: Corners, aims: Tensor) -> Table:
+    def of(unrolled: Unrolled, corners: Corners, aims: Tensor) -> SingleGains:
         who, slot = corners.sample.unique(return_inverse=True)
         gain = torch.full((len(aims), len(who)), -torch.inf, dtype=torch.float64, device=who.device)
-        return Table(unrolled, corners, who, slot, gain, torch.zeros_like(gain, dtype=torch.int64))
+        return SingleGains(
+            unrolled, corners, who, slot, gain, torch.zeros_like(gain, dtype=torch.int64)
+        )
 
     def note(self, part: Tensor, gains: Tensor) -> None:
         """What the attacks ``part`` (m,) gain for each aim, (aims, m)."""

@@ -285,7 +285,7 @@ class Bounder:
         groups = []
         for own in listed:
             assert isinstance(own.adversary, Enumerated)
-            groups.append(program.Group(own.adversary, self._split(own)[0], own.state))
+            groups.append(program.SelectionGroup(own.adversary, self._split(own)[0], own.state))
         return program.OneByOne(self.schedule, groups, [r.state for r in window], state)
 
     def _have_gone(self, listed: Sequence[ChainPart], window: Sequence[LinearizedStep]) -> bool:

@@ -18,7 +18,7 @@ from milp_agt.bounds.linear.composed import ComposedStep, PastStep
 from milp_agt.bounds.linear.linearized_step import LinearizedStep
 from milp_agt.bounds.linear.slopes import Slopes
 from milp_agt.bounds.step import State, union
-from milp_agt.bounds.zonotope import Forward
+from milp_agt.bounds.zonotope import ZonotopePass
 from milp_agt.certification.checkpoint import pack, unpack
 from milp_agt.core.relaxation import Relaxation
 
@@ -42,7 +42,7 @@ class ChainPart:
     window: list[LinearizedStep] = field(default_factory=list)
     slopes: dict[int, Slopes] = field(default_factory=dict)
     past: list[PastStep] = field(default_factory=list)
-    forward: Forward | None = None
+    forward: ZonotopePass | None = None
 
     def key(self, step: int, kind: str = "") -> str:
         """Name of a step of the window or of the past in a snapshot."""

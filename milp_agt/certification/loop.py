@@ -17,7 +17,13 @@ from milp_agt.bounds.interval.update import UpdateGraph
 from milp_agt.bounds.linear.linearized_step import LinearizedStep, settle
 from milp_agt.bounds.linear.slopes import pack_slopes, unpack_slopes
 from milp_agt.bounds.step import NodeOrder, State, Step, initial_state, step_at_points, velocity_of
-from milp_agt.bounds.zonotope import WILD, Forward, check_supported, pack_forward, unpack_forward
+from milp_agt.bounds.zonotope import (
+    WILD,
+    ZonotopePass,
+    check_supported,
+    pack_forward,
+    unpack_forward,
+)
 from milp_agt.certification import planning
 from milp_agt.certification.bound_step import Bounder
 from milp_agt.certification.chain_list import Chains
@@ -109,7 +115,7 @@ class BoundedRun:
             if chain.level is Relaxation.ZONOTOPE:
                 check_supported(self.schedule, self.poison, batches, self.restriction)
                 (part,) = chain.parts
-                part.forward = Forward.begin(
+                part.forward = ZonotopePass.begin(
                     self.schedule, start, self.step_graph.parameters, self.poison
                 )
 

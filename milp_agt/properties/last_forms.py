@@ -9,17 +9,17 @@ from torch import Tensor
 
 from milp_agt.bounds.forms import Forms
 from milp_agt.bounds.step import State
-from milp_agt.bounds.zonotope import Forward, least, least_by_sample
+from milp_agt.bounds.zonotope import ZonotopePass, least, least_by_sample
 from milp_agt.core.rounding import TINY, gamma
 
 
-def least_of_forms(forward: Forward, forms: Forms, state: State) -> Tensor:
+def least_of_forms(forward: ZonotopePass, forms: Forms, state: State) -> Tensor:
     """Lower bounds of forms over a hybrid zonotope, (rows, 1)."""
     found = least(forward, forms.coefficients).unsqueeze(1) + forms.constant
     return _known(found - _rounding(forms, found, state))
 
 
-def by_sample_of_forms(forward: Forward, forms: Forms, state: State) -> tuple[Tensor, Tensor]:
+def by_sample_of_forms(forward: ZonotopePass, forms: Forms, state: State) -> tuple[Tensor, Tensor]:
     """The same for every set of poisoned samples: ``base`` (rows,) and ``dev`` (rows, N)."""
     base, dev = least_by_sample(forward, forms.coefficients)
     found = base.unsqueeze(1) + forms.constant

@@ -24,7 +24,7 @@ from milp_agt.bounds.linear.window_bounds import (
 from milp_agt.bounds.passes import in_passes
 from milp_agt.bounds.program import FinalWindow, OutputObjectives
 from milp_agt.bounds.step import NodeOrder, State, union
-from milp_agt.bounds.zonotope import Forward
+from milp_agt.bounds.zonotope import ZonotopePass
 from milp_agt.core.graph import Node, evaluate
 from milp_agt.core.interval import CLEAN, Interval
 from milp_agt.core.rounding import TINY, gamma
@@ -77,7 +77,7 @@ class Reached:
     adversary: AdversaryModel
     outer: State | None = None
     past: Sequence[PastStep] = ()
-    forward: Forward | None = None
+    forward: ZonotopePass | None = None
 
     @property
     def keeps_forms(self) -> bool:

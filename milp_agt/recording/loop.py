@@ -18,7 +18,7 @@ from milp_agt.recording.backward import largest_difference
 from milp_agt.recording.hooks import hooks_of, hooks_of_optimizer, random_layers
 from milp_agt.recording.losses import LossCall, shares_storage
 from milp_agt.recording.origins import Origins
-from milp_agt.recording.passes import Forward, Pass, Twin, differs
+from milp_agt.recording.passes import Pass, RecordedForward, Twin, differs
 from milp_agt.recording.places import place
 from milp_agt.training.training import UpdateRule
 
@@ -55,7 +55,7 @@ class Loop:
         self._values_only_logged = values_only_logged
         self._own: frozenset[int] = frozenset()
         self._reference = optimizers.Reference(self._parameters())
-        self._forwards: list[Forward] = []
+        self._forwards: list[RecordedForward] = []
         self._losses: list[LossCall] = []
         self._passes: list[tuple[Pass, dict[str, Tensor], dict[str, int]]] = []
         self._joined: tuple[int, ...] = ()
@@ -145,7 +145,9 @@ class Loop:
             return
         device = output.device.type
         hooked = torch._C._autograd._top_saved_tensors_default_hooks(True) is not None
-        found = Forward(args[0], output, output.grad_fn, torch.is_autocast_enabled(device), hooked)
+        found = RecordedForward(
+            args[0], output, output.grad_fn, torch.is_autocast_enabled(device), hooked
+        )
         self._forwards.append(found)
 
     def lost(self, call: LossCall) -> None:

@@ -21,7 +21,7 @@ from milp_agt.recording.backward import (
 )
 from milp_agt.recording.losses import LossCall
 from milp_agt.recording.origins import MODEL, ROUNDED, Origins
-from milp_agt.recording.rows import Rows
+from milp_agt.recording.rows import DataRows
 from milp_agt.training import inputs
 from milp_agt.training.tracing import FEATURES, LABELS, StepGraph, trace
 
@@ -31,7 +31,7 @@ CLOSE = 1e-9
 
 
 @dataclass(frozen=True)
-class Forward:
+class RecordedForward:
     """One call of the model: what it was given, what came out, and at which node of torch's graph."""
 
     features: Tensor
@@ -71,7 +71,7 @@ class Twin:
         step_graph: the graph of a step, once a first batch has told shape and loss.
     """
 
-    def __init__(self, model: nn.Module, rows: Rows, trained: tuple[str, ...]) -> None:
+    def __init__(self, model: nn.Module, rows: DataRows, trained: tuple[str, ...]) -> None:
         self.rows, self.trained = rows, trained
         self.initial = copy.deepcopy(model)
         for name, parameter in self.initial.named_parameters():
@@ -85,7 +85,7 @@ class Twin:
     def examine(
         self,
         model: nn.Module,
-        forwards: list[Forward],
+        forwards: list[RecordedForward],
         losses: list[LossCall],
         root: Tensor,
         origins: Origins,
@@ -130,7 +130,7 @@ class Twin:
             "the optimiser",
         )
 
-    def _forward_of(self, forwards: list[Forward], call: LossCall) -> Forward:
+    def _forward_of(self, forwards: list[RecordedForward], call: LossCall) -> RecordedForward:
         strange = None
         for forward in reversed(forwards):
             node = is_reached_by_reshapes(call.start, forward.node)
@@ -167,7 +167,7 @@ class Twin:
         )
 
     def _gradients(
-        self, twin: nn.Module, model: nn.Module, forward: Forward, call: LossCall
+        self, twin: nn.Module, model: nn.Module, forward: RecordedForward, call: LossCall
     ) -> dict[str, Tensor]:
         """Gradients of the model alone; its graph of operations must be that of the user's pass."""
         _copy_values(model, twin)
@@ -185,7 +185,7 @@ class Twin:
         return gradients(twin, loss, self.trained)
 
     def _check_graph(
-        self, model: nn.Module, forward: Forward, call: LossCall, samples: tuple[int, ...]
+        self, model: nn.Module, forward: RecordedForward, call: LossCall, samples: tuple[int, ...]
     ) -> None:
         """The step graph gives the gradients of torch, both in float64."""
         assert self.step_graph is not None

@@ -17,7 +17,7 @@ from milp_agt.recording.loader import watch_loader
 from milp_agt.recording.loop import Loop
 from milp_agt.recording.losses import loss_of
 from milp_agt.recording.passes import Twin, differs
-from milp_agt.recording.rows import Rows, samples_of
+from milp_agt.recording.rows import DataRows, samples_of
 from milp_agt.recording.run import RecordedRun, recorded_run
 from milp_agt.recording.watch import Watch
 from milp_agt.training.tracing import trace
@@ -52,7 +52,7 @@ class Recording:
         for found in (*hooks_of(model), *hooks_of_optimizer(optimizer)):
             raise differs(found, "remove it before the recording")
         self._model, self._loader = model, loader
-        self._rows = Rows(features, labels)
+        self._rows = DataRows(features, labels)
         self._twin = Twin(model, self._rows, trained)
         self._trace_early(key or "mse", tuple(features.shape[1:]))
         self._loop = Loop(model, optimizer, self._twin, key, values_only_logged)

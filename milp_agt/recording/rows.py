@@ -107,7 +107,7 @@ def _generators_kept() -> Iterator[None]:
         torch.set_rng_state(of_torch)
 
 
-class Rows:
+class DataRows:
     """Finds the samples of batches by value, and by what the loader drew where values are equal.
 
     Attributes:

@@ -84,7 +84,7 @@ class Together:
 
 
 @dataclass(frozen=True)
-class Group:
+class SelectionGroup:
     """Some listed selections with their linearised steps, a box for each."""
 
     adversary: Enumerated
@@ -102,7 +102,7 @@ class OneByOne:
     """
 
     schedule: NodeOrder
-    groups: Sequence[Group]
+    groups: Sequence[SelectionGroup]
     outer: Sequence[State]
     state: State
 

@@ -7,7 +7,7 @@ choice of poisoned samples, so that nobody has to be listed. See ``dual.py`` for
 for the rows, ``transformer.py`` for the steps in between, and ``state.py`` for order reduction.
 """
 
-from milp_agt.bounds.zonotope.engine import WILD, Effort, Forward
+from milp_agt.bounds.zonotope.engine import WILD, Effort, ZonotopePass
 from milp_agt.bounds.zonotope.keeping import pack_forward, unpack_forward
 from milp_agt.bounds.zonotope.questions import least, least_by_sample
 from milp_agt.bounds.zonotope.supported import check_supported
@@ -15,7 +15,7 @@ from milp_agt.bounds.zonotope.supported import check_supported
 __all__ = [
     "WILD",
     "Effort",
-    "Forward",
+    "ZonotopePass",
     "check_supported",
     "least",
     "least_by_sample",

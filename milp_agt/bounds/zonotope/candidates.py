@@ -13,7 +13,7 @@ from milp_agt.bounds.zonotope.bounds import StateBounds
 from milp_agt.bounds.zonotope.dual import Bound, ascend, bound, starts
 from milp_agt.bounds.zonotope.flips import Flips
 from milp_agt.bounds.zonotope.form import Form
-from milp_agt.bounds.zonotope.rows import Rows, Slots, rows_of, with_flips
+from milp_agt.bounds.zonotope.rows import FlipRows, Slots, rows_of, with_flips
 from milp_agt.bounds.zonotope.samples import SampleGenerators
 from milp_agt.bounds.zonotope.state import HybridZonotope
 from milp_agt.bounds.zonotope.work import Work
@@ -66,7 +66,7 @@ def new_flips(
     return known
 
 
-def _of_rows(search: _Search, rows: Rows, known: Flips) -> Flips:
+def _of_rows(search: _Search, rows: FlipRows, known: Flips) -> Flips:
     """The flips among some elements: with rows the most important ones, loose the others."""
     zonotope, samples = search.zonotope, search.zonotope.samples
     centre = search.form.centre.flatten(1)[rows.samples, rows.elements]
@@ -142,7 +142,7 @@ class _Candidates:
     """Rows that may be flips, bounded towards the kink and away from it."""
 
     def __init__(
-        self, search: _Search, rows: Rows, on: Tensor, margin: Tensor, index: Tensor
+        self, search: _Search, rows: FlipRows, on: Tensor, margin: Tensor, index: Tensor
     ) -> None:
         self.zonotope, self.index = search.zonotope, index
         self.on, self.margin = on[index], margin[index]

@@ -44,7 +44,7 @@ class Effort:
 
 
 @dataclass(frozen=True)
-class Forward:
+class ZonotopePass:
     """The set of states after some steps, and what is proved of it.
 
     Every state that float64 training can reach, in any order of summation, is in ``zonotope``.
@@ -64,7 +64,7 @@ class Forward:
         parameters: Sequence[str],
         poison: Poison,
         effort: Effort | None = None,
-    ) -> Forward:
+    ) -> ZonotopePass:
         """The set before the first step.
 
         Args:
@@ -80,7 +80,7 @@ class Forward:
         zonotope = HybridZonotope.of_box(SampleGenerators.of(poison), lower, upper)
         effort = effort or Effort()
         bounds = StateBounds.of(zonotope, None, effort.state)
-        return Forward(schedule, layout, zonotope, bounds, effort)
+        return ZonotopePass(schedule, layout, zonotope, bounds, effort)
 
     @property
     def is_bounded(self) -> bool:
@@ -96,7 +96,7 @@ class Forward:
         """The same before the projection that the step ended with, if there was one."""
         return self.state() if self.unprojected is None else self.layout.boxes(self.unprojected)
 
-    def advanced(self, step: Step, last: bool = False) -> Forward:
+    def advanced(self, step: Step, last: bool = False) -> ZonotopePass:
         """The set after one more step."""
         transformer = Transformer(
             self.schedule, step, self.zonotope, self.bounds, self.layout, self.effort.candidates

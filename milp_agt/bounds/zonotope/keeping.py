@@ -11,12 +11,12 @@ from milp_agt.bounds.zonotope.flips import Flips
 from milp_agt.bounds.zonotope.state import Noise
 
 if TYPE_CHECKING:
-    from milp_agt.bounds.zonotope.engine import Forward
+    from milp_agt.bounds.zonotope.engine import ZonotopePass
 
 OWN = ("centre", "on_moves", "on_phase", "on_bend")
 
 
-def pack_forward(forward: Forward) -> dict[str, Any]:
+def pack_forward(forward: ZonotopePass) -> dict[str, Any]:
     """Plain values; what follows from the run itself is left out."""
     zonotope = forward.zonotope
     return {
@@ -27,7 +27,7 @@ def pack_forward(forward: Forward) -> dict[str, Any]:
     }
 
 
-def unpack_forward(begun: Forward, plain: Mapping[str, Any]) -> Forward:
+def unpack_forward(begun: ZonotopePass, plain: Mapping[str, Any]) -> ZonotopePass:
     """What :func:`pack_forward` packed, of a run that has just begun."""
     zonotope = replace(
         begun.zonotope,

@@ -12,13 +12,13 @@ from milp_agt.bounds.zonotope.dual import ascend, bound
 from milp_agt.core.rounding import TINY, gamma
 
 if TYPE_CHECKING:
-    from milp_agt.bounds.zonotope.engine import Forward
+    from milp_agt.bounds.zonotope.engine import ZonotopePass
 
 # Numbers of one tensor of coefficients (rows, m, width) or (rows, f) at once.
 AT_ONCE = 2**21
 
 
-def least(forward: Forward, coefficients: Mapping[str, Tensor]) -> Tensor:
+def least(forward: ZonotopePass, coefficients: Mapping[str, Tensor]) -> Tensor:
     """Lower bounds of linear forms of the state over all that training reaches, (rows,).
 
     Coefficients by tensor of the state, (rows, *shape). Rounding of this bound is covered.
@@ -27,7 +27,9 @@ def least(forward: Forward, coefficients: Mapping[str, Tensor]) -> Tensor:
     return torch.cat(pieces)
 
 
-def least_by_sample(forward: Forward, coefficients: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+def least_by_sample(
+    forward: ZonotopePass, coefficients: Mapping[str, Tensor]
+) -> tuple[Tensor, Tensor]:
     """Lower bounds that know who is poisoned: each form is at least ``base - sum_{i in S} dev_i`` for
     every set S within the budget. ``base`` (rows,), ``dev`` (rows, N) over the samples of the data set.
     """
@@ -42,7 +44,7 @@ def least_by_sample(forward: Forward, coefficients: Mapping[str, Tensor]) -> tup
 
 
 def _pieces(
-    forward: Forward, coefficients: Mapping[str, Tensor]
+    forward: ZonotopePass, coefficients: Mapping[str, Tensor]
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """For some rows at a time: the bound, its part without samples, and what each sample may take."""
     zonotope, samples = forward.zonotope, forward.zonotope.samples

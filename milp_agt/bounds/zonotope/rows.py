@@ -64,7 +64,7 @@ class Slots:
 
 
 @dataclass(frozen=True)
-class Rows:
+class FlipRows:
     """Some elements of a node.
 
     Attributes:
@@ -82,9 +82,9 @@ class Rows:
     spread: Spread
     plain: Spread
 
-    def take(self, index: Tensor) -> Rows:
+    def take(self, index: Tensor) -> FlipRows:
         """Some of them."""
-        return Rows(
+        return FlipRows(
             self.samples[index],
             self.elements[index],
             self.own[index],
@@ -111,7 +111,7 @@ def rows_of(
     columns: Tensor,
     slots: Slots,
     keep: Tensor | None = None,
-) -> Iterator[Rows]:
+) -> Iterator[FlipRows]:
     """All elements of a node with a sample axis, some at a time, ordered by elements, then samples.
 
     ``keep`` (n, *shape) is a mask of those that are wanted; None for all.
@@ -149,7 +149,7 @@ def rows_of(
         spread = plain
         if more is not None:
             spread = _with_noise(plain, more[0][:, index], more[1][:, index], at, column)
-        yield Rows(sample, index // samples, own, jacobian[index], spread, plain)
+        yield FlipRows(sample, index // samples, own, jacobian[index], spread, plain)
 
 
 def _with_noise(spread: Spread, low: Tensor, high: Tensor, at: Tensor, column: Tensor) -> Spread:
@@ -168,7 +168,7 @@ def _with_noise(spread: Spread, low: Tensor, high: Tensor, at: Tensor, column: T
 
 
 def with_flips(
-    spread: Spread, rows: Rows, form: Form, slots: Slots, before: Flips, known: Flips
+    spread: Spread, rows: FlipRows, form: Form, slots: Slots, before: Flips, known: Flips
 ) -> Spread:
     """The plain spread of rows where the flips of their own samples, this step's, are generators.
 
@@ -211,7 +211,7 @@ def with_flips(
     )
 
 
-def _at(part: Tensor, slot: Tensor, rows: Rows, row: Tensor) -> Tensor:
+def _at(part: Tensor, slot: Tensor, rows: FlipRows, row: Tensor) -> Tensor:
     """Coefficients (slots, n, *shape) of some rows on some slots."""
     return (
         part.flatten(2)[slot, rows.samples[row], rows.elements[row]]

@@ -37,14 +37,14 @@ Build = Callable[..., Any]
 
 
 @dataclass(frozen=True)
-class Function:
+class SupportedFunction:
     """One function: how torch computes it, and how its nodes are built."""
 
     run: Callable[..., Any]
     build: Build
 
 
-FUNCTIONS: dict[str, Function] = {}
+FUNCTIONS: dict[str, SupportedFunction] = {}
 _KEYS: dict[Any, str] = {}
 
 
@@ -52,7 +52,7 @@ def calls(key: str, run: Callable[..., Any], *targets: Any) -> Callable[[Build],
     """Decorator: a handler of a function that fx records as one of ``targets`` (methods by name)."""
 
     def enter(build: Build) -> Build:
-        FUNCTIONS[key] = Function(run, build)
+        FUNCTIONS[key] = SupportedFunction(run, build)
         for target in (run, *targets):
             _KEYS[target] = key
         return build
