@@ -2,8 +2,7 @@
 
 Six samples of two moons, one of which may move by 0.4; a 2-2-1 relu network, hinge loss, four steps. Linear
 forms through the whole run give the sets; programs over the last one or two steps bound both ends of the
-widest parameters again, each level from the box that linear bounds leave. The table has their mean width,
-with relu(z) = step(z) z beside its rows ("identity") and without.
+widest parameters again, each level from the box that linear bounds leave. The table has their mean width.
 """
 
 from __future__ import annotations
@@ -60,37 +59,31 @@ def measure(steps: int, windows: list[int], count: int, seconds: float, radius: 
     chosen = sizes.argsort(descending=True)[:count]
     least = float(sizes.sort(descending=True).values[count])
     linear = float(sizes[chosen].mean())
-    print(
-        "window  level  identity  mean width     gain  cpu s/objective        solves  binaries  products"
-    )
-    print(f"     -  linear            {linear:.4e}")
+    print("window  level  mean width     gain  cpu s/objective        solves  binaries  products")
+    print(f"     -  linear {linear:.4e}")
     for window in windows:
         for level, (phases, products) in LEVELS.items():
-            for identity in (False, True) if products else (False,):
-                encoded = program.encode_window(
-                    models.step_graph,
-                    schedule,
-                    kept[-window:],
-                    poison,
-                    phases,
-                    exact_products=products,
-                    past=kept[:-window],
-                    strengthening=agt.Strengthening(identity=identity),
-                )
-                options = program.SolveOptions(
-                    get_solver("scip"), Limits(time=seconds), worth=least
-                )
-                begun = time.process_time()
-                state, report = program.bound_state(encoded, known, options)
-                each = (time.process_time() - begun) / max(report.solves, 1)
-                width = float(widths(state)[chosen].mean())
-                stopped = f"{report.limited:2} of {report.solves:2} stopped"
-                print(
-                    f"{window:6}  {level:5}  {'yes' if identity else 'no':8}  {width:.4e}  "
-                    f"{1 - width / linear:7.2%}  {each:15.2f}  {stopped}  "
-                    f"{report.size['integers']:8}  {report.size['products']:8}",
-                    flush=True,
-                )
+            encoded = program.encode_window(
+                models.step_graph,
+                schedule,
+                kept[-window:],
+                poison,
+                phases,
+                exact_products=products,
+                past=kept[:-window],
+            )
+            options = program.SolveOptions(get_solver("scip"), Limits(time=seconds), worth=least)
+            begun = time.process_time()
+            state, report = program.bound_state(encoded, known, options)
+            each = (time.process_time() - begun) / max(report.solves, 1)
+            width = float(widths(state)[chosen].mean())
+            stopped = f"{report.limited:2} of {report.solves:2} stopped"
+            print(
+                f"{window:6}  {level:5}  {width:.4e}  "
+                f"{1 - width / linear:7.2%}  {each:15.2f}  {stopped}  "
+                f"{report.size['integers']:8}  {report.size['products']:8}",
+                flush=True,
+            )
 
 
 def main() -> None:

@@ -105,7 +105,7 @@ class Bounded:
         solver = get_solver("highs")
         begun = time.process_time()
         if strengthening.obbt_seconds:
-            steps = [*steps[:-1], self._tightened(past, steps, strengthening)]
+            steps = [*steps[:-1], self._tightened(past, steps, strengthening.obbt_seconds)]
         encoded = program.encode_window(
             run.step_graph,
             run.schedule,
@@ -132,13 +132,13 @@ class Bounded:
         self,
         past: Sequence[LinearizedStep],
         steps: Sequence[LinearizedStep],
-        strengthening: agt.Strengthening,
+        seconds: float,
     ) -> LinearizedStep:
         run, joint, last = self.run, Joint(self.run.poison), steps[-1]
         tightener = program.Tightener(
-            run.step_graph, run.schedule, run.poison, UNRESTRICTED, joint, past, strengthening
+            run.step_graph, run.schedule, run.poison, UNRESTRICTED, joint, past
         )
-        deadline = time.monotonic() + strengthening.obbt_seconds
+        deadline = time.monotonic() + seconds
         options = program.SolveOptions(get_solver("highs"), Limits(), deadline=deadline)
         tightened, did = tightener.tighten(
             steps, lambda r: linearize_step(run.schedule, last.state, last.step, r, joint), options
@@ -186,17 +186,8 @@ def measure(
         print(f"{step:4}       -  attacks {reached:.4e}  {1 - reached / linear:6.2%}", flush=True)
 
 
-PLAIN = agt.Strengthening(on_off=False, influence=False, selection_first=False)
 SWITCHES = {
-    "plain": (False, PLAIN),
-    "on_off": (False, replace(PLAIN, on_off=True)),
-    "influence": (False, replace(PLAIN, influence=True)),
-    "cuts": (False, replace(PLAIN, cuts=True)),
-    "phases": (False, replace(PLAIN, phases=True)),
-    "phases, rlt": (False, replace(PLAIN, phases=True, rlt=True)),
     "default": (False, DEFAULT),
-    "default, phases": (False, replace(DEFAULT, phases=True)),
-    "default, rlt": (False, replace(DEFAULT, phases=True, rlt=True)),
     "obbt, 10 s": (False, replace(DEFAULT, obbt_seconds=10.0)),
     "milp": (True, DEFAULT),
     "milp, pieces=2": (True, replace(DEFAULT, pieces=2)),
@@ -205,10 +196,10 @@ SWITCHES = {
 
 
 def compare_switches(case: Recorded, step: int, windows: Sequence[int], seconds: float) -> None:
-    """What every switch gains over the linear engine by itself."""
+    """What each kind of strengthening gains over the linear engine."""
     bounded = Bounded.of(case, step)
     linear = bounded.states[step - 1]
-    print("window  switch             gain over linear  cpu s/objective     rows  binaries")
+    print("window  strengthening       gain over linear  cpu s/objective     rows  binaries")
     for window in windows:
         for name, (exact, switches) in SWITCHES.items():
             limit = seconds if exact else None
@@ -230,7 +221,9 @@ def main() -> None:
     parser.add_argument("--trees", type=int, default=3, help="longest window for milp")
     parser.add_argument("--seconds", type=float, default=2.0, help="limit of one milp objective")
     parser.add_argument("--widest", type=int, help="bound only so many parameters, the widest ones")
-    parser.add_argument("--switches", action="store_true", help="what each switch gains at step 10")
+    parser.add_argument(
+        "--switches", action="store_true", help="what strengthening gains at step 10"
+    )
     arguments = parser.parse_args()
     case = Recorded.load(arguments.case) if arguments.case else generated()
     if arguments.switches:

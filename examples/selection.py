@@ -92,15 +92,14 @@ def measure(case: Recorded, steps: int, window: int, count: int, seconds: float)
         "level  choices                        gap closed  cpu s/objective  solves  stopped  columns    rows"
     )
     best = known
-    for level, influence in (("lp", False), ("lp", True)):
+    for level, tied in (("lp", False), ("lp", True)):
         encoded = program.encode_window(
             run.step_graph,
             run.schedule,
             kept,
             run.poison,
             level == "milp",
-            past=past,
-            strengthening=agt.Strengthening(influence=influence),
+            past=past if tied else (),
         )
         new = list(encoded.state.values())
         forms = stacked([e.reshape((e.size,)) for e in new], (-1,))
@@ -113,7 +112,7 @@ def measure(case: Recorded, steps: int, window: int, count: int, seconds: float)
         # As in a run, each level carries the looser ones.
         best = np.maximum(best, solved.bounds)
         won = (best - known)[chosen].sum() / gap[chosen].sum()
-        name = "all at once, tied to the past" if influence else "all at once"
+        name = "all at once, tied to the past" if tied else "all at once"
         tell(level, name, won, each, solved.solves, solved.limited, objectives.program.size)
     single = Choices.of(result, apart, window)
     for level in ("lp", "milp"):

@@ -8,6 +8,7 @@ from torch.nn import functional
 
 from milp_agt.core.graph import Graph, Node
 from milp_agt.core.interval import Interval
+from milp_agt.core.rounding import ELEMENTARY, Precision
 from milp_agt.formulations.linear import Combine
 from milp_agt.formulations.loss import LossFunction, register_loss, single_output
 from milp_agt.formulations.loss_planes import LossPlanes, convex_planes
@@ -31,6 +32,21 @@ class BinaryCrossEntropy(LossFunction):
     def gradient(self, graph: Graph, prediction: Node, labels: Node) -> Node:
         probability = graph.add(Sigmoid(), prediction, name="probability")
         return Combine.build(graph, [(1.0, probability), (-1.0, labels)], name="loss_gradient")
+
+    def rounds_in_run(self) -> bool:
+        return True
+
+    def run_error(self, precision: Precision, *inputs: Interval) -> Tensor:
+        """``p = sigmoid(f)`` as any elementary function, a difference, and the division by the batch.
+
+        Where the gradient is put together from that of ``log sigmoid`` instead, it has terms of the size
+        of 1 that cancel.
+        """
+        prediction, labels = inputs
+        probability = torch.sigmoid(prediction.upper).clamp(min=precision.unit)
+        own = probability * (precision.unit * (2.0 * ELEMENTARY + 4.0 * prediction.magnitude))
+        size = 1.0 + labels.magnitude
+        return own + size * precision.gamma(6) + precision.tiny
 
     def value(self, prediction: Tensor, labels: Tensor) -> Tensor:
         # As softplus of the negative margin: nothing cancels for large logits.

@@ -14,7 +14,7 @@ from milp_agt.core.expression import Array, Expression, add
 from milp_agt.core.graph import Graph, Node, Operation, Signature
 from milp_agt.core.interval import Interval
 from milp_agt.core.planes import LinearBounds
-from milp_agt.core.rounding import TINY, gamma
+from milp_agt.core.rounding import TINY, Precision, gamma
 from milp_agt.errors import EncodingError
 from milp_agt.formulations.linear import Affine, Reshape
 from milp_agt.formulations.linear_map import LinearPlanes
@@ -47,6 +47,13 @@ class ChannelBias(Operation):
 
     def value(self, *inputs: Tensor) -> Tensor:
         return inputs[0] + self._spread(inputs[1])
+
+    def rounds_in_run(self) -> bool:
+        return True
+
+    def run_error(self, precision: Precision, *inputs: Interval) -> Tensor:
+        images, bias = (box.magnitude for box in inputs)
+        return (images + self._spread(bias)) * precision.gamma(2) + precision.tiny
 
     def interval(self, *inputs: Interval) -> Interval:
         images, bias = inputs

@@ -11,7 +11,7 @@ from torch import Tensor
 from milp_agt.core.encoder import Encoder
 from milp_agt.core.expression import Expression
 from milp_agt.core.interval import CLEAN, Interval
-from milp_agt.core.rounding import TINY, gamma
+from milp_agt.core.rounding import TINY, Precision, gamma
 from milp_agt.formulations.bilinear import Einsum
 from milp_agt.formulations.product_planes import BilinearPlanes
 from milp_agt.formulations.registry import register
@@ -43,6 +43,10 @@ class ClipFactor(Smooth):
     def rounding(self, argument: Tensor, value: Tensor) -> Tensor:
         """A square root, a quotient, and the same from a norm that was not squared in between."""
         return value * gamma(16) + TINY
+
+    def run_error(self, precision: Precision, *inputs: Interval) -> Tensor:
+        """The clipping norm is rounded, then a root and a quotient."""
+        return self.interval(*inputs).magnitude * precision.gamma(8) + precision.tiny
 
     def derivative(self, x: Tensor) -> Tensor:
         return torch.where(x > self.kinks[0], -0.5 * self.value(x) / x, 0.0)

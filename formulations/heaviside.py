@@ -37,6 +37,9 @@ class Heaviside(Univariate):
     def value(self, *inputs: Tensor) -> Tensor:
         return (inputs[0] > 0).to(inputs[0].dtype)
 
+    def rounds_in_run(self) -> bool:
+        return False
+
     def rounding(self, argument: Tensor, value: Tensor) -> Tensor:
         """A comparison is exact."""
         return torch.zeros_like(value)

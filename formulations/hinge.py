@@ -7,6 +7,7 @@ from torch import Tensor
 
 from milp_agt.core.graph import Graph, Node
 from milp_agt.core.interval import Interval
+from milp_agt.core.rounding import Precision
 from milp_agt.formulations.bilinear import Einsum
 from milp_agt.formulations.heaviside import Heaviside
 from milp_agt.formulations.linear import Combine
@@ -43,6 +44,14 @@ class Hinge(LossFunction):
         positive = graph.add(Einsum("na,na->na"), labels, below)
         negative = graph.add(Einsum("na,na->na"), other, above)
         return Combine.build(graph, [(1.0, negative), (-1.0, positive)], name="loss_gradient")
+
+    def rounds_in_run(self) -> bool:
+        return True
+
+    def run_error(self, precision: Precision, *inputs: Interval) -> Tensor:
+        """``1 - y f`` has the sign of the exact difference, so that only the division by the size of the
+        batch is rounded: of -1, 0 and 1."""
+        return torch.full_like(inputs[0].lower, precision.gamma(6) + precision.tiny)
 
     def value(self, prediction: Tensor, labels: Tensor) -> Tensor:
         return (1.0 - (2.0 * labels - 1.0) * prediction).clamp(min=0.0).squeeze(-1)

@@ -30,6 +30,9 @@ class HullEdges(Univariate):
     def edges(self, box: Interval) -> tuple[Tensor, Tensor]:
         """Slopes of the sloped edges of the hull below and above the graph."""
 
+    def rounds_in_run(self) -> bool:
+        return False
+
     def rounding(self, argument: Tensor, value: Tensor) -> Tensor:
         """Comparisons are exact."""
         return torch.zeros_like(value)

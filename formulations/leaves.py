@@ -28,6 +28,9 @@ class _Leaf(Operation):
             raise EncodingError(f"A leaf '{self.key}' has no inputs", f"{len(inputs)} inputs")
         return Signature(self.shape, self.batched)
 
+    def rounds_in_run(self) -> bool:
+        return False
+
     def value(self, *inputs: Tensor) -> Tensor:
         raise EncodingError(f"A leaf '{self.key}' was evaluated", "no value bound to it")
 

@@ -15,7 +15,7 @@ from milp_agt.core.expression import Array, Expression, add
 from milp_agt.core.graph import Graph, Node, Signature
 from milp_agt.core.interval import Interval
 from milp_agt.core.planes import LinearBounds
-from milp_agt.core.rounding import TINY, gamma
+from milp_agt.core.rounding import TINY, Precision, gamma
 from milp_agt.errors import EncodingError
 from milp_agt.formulations.linear_map import LinearMap, LinearPlanes, Scale, as_array
 from milp_agt.formulations.registry import register
@@ -96,6 +96,23 @@ class Combine(LinearMap):
             size_lower, size_upper = size_lower + size, size_upper + size
         factor = gamma(2 * len(inputs) + 8)
         return Interval(lower, upper).widen(size_lower * factor + TINY, size_upper * factor + TINY)
+
+    def rounds_in_run(self) -> bool:
+        return True
+
+    def run_error(self, precision: Precision, *inputs: Interval) -> Tensor:
+        """A plain sum; else scales and constants are made by the run, with up to 16 roundings for each.
+
+        Batch normalisation needs most: ``1 / sqrt(variance + eps)`` takes four with that of eps, its
+        products with weight and mean two, and the affine function itself two for each term.
+        """
+        plain = self.constant is None and all(s == 1.0 for s in self.scales if _is_number(s))
+        plain = plain and all(map(_is_number, self.scales))
+        size: Tensor | float = 0.0 if self.constant is None else self.constant.abs()
+        for j, (scale, box) in enumerate(zip(self.scales, inputs, strict=True)):
+            size = size + self._aligned(_size(scale) * box.magnitude, j)
+        assert isinstance(size, Tensor)
+        return size * precision.gamma(len(inputs) + (0 if plain else 17)) + precision.tiny
 
     def transpose(
         self, coefficients: Tensor, samples: int, diagonal: bool = False
@@ -204,6 +221,15 @@ class Affine(LinearMap):
         factor = self._gamma()
         return Interval(lower, upper).widen(size_lower * factor + TINY, size_upper * factor + TINY)
 
+    def rounds_in_run(self) -> bool:
+        return True
+
+    def run_error(self, precision: Precision, *inputs: Interval) -> Tensor:
+        size = inputs[0].magnitude @ self.matrix.abs().T
+        if self.bias is not None:
+            size = size + self.bias.abs()
+        return size * precision.gamma(self.terms() + 2) + precision.tiny
+
     def terms(self) -> int:
         return self.matrix.shape[1]
 
@@ -256,6 +282,9 @@ class Reshape(LinearMap):
             raise EncodingError(f"A reshape from {self.before}", f"shape {inputs[0].shape}")
         return Signature(self.after, inputs[0].batched)
 
+    def rounds_in_run(self) -> bool:
+        return False
+
     def value(self, *inputs: Tensor) -> Tensor:
         lead = inputs[0].shape[: inputs[0].dim() - len(self.before)]
         return inputs[0].reshape(*lead, *self.after)
@@ -292,6 +321,10 @@ def _scaled(scale: Scale, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]
         return (scale * lower, scale * upper) if scale >= 0 else (scale * upper, scale * lower)
     first, second = scale * lower, scale * upper
     return torch.minimum(first, second), torch.maximum(first, second)
+
+
+def _is_number(scale: Scale) -> bool:
+    return isinstance(scale, float)
 
 
 def _size(scale: Scale) -> Scale:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from milp_agt.core.graph import Graph, Node
 from milp_agt.core.interval import Interval
+from milp_agt.core.rounding import Precision
 from milp_agt.errors import InvalidInputError, UnsupportedOperationError
 from milp_agt.formulations.loss_planes import LossPlanes
 
@@ -38,6 +39,23 @@ class LossFunction(ABC):
     @abstractmethod
     def gradient(self, graph: Graph, prediction: Node, labels: Node) -> Node:
         """Append ``d loss_i / d f_i`` for each sample i and return it."""
+
+    def rounds_in_run(self) -> bool:
+        """Whether :meth:`run_error` is there: whether runs in reduced precision can be bounded."""
+        return False
+
+    def run_error(self, precision: Precision, *inputs: Interval) -> Tensor:
+        """Bound of the error of the gradient of the loss in a run of a precision, from outputs and labels.
+
+        As torch computes it from outputs as they are, in one piece (log softmax, then backward), or by
+        autograd from the formula; division by the size of the batch included. The bound leaves room
+        for one more operation, and is for gradients before that division. Only where :meth:`rounds_in_run`.
+        """
+        raise UnsupportedOperationError(
+            f"The rounding of loss '{self.key}' in {precision.name} was asked for",
+            "no bound of it",
+            "certify the run in float64",
+        )
 
     @abstractmethod
     def value(self, prediction: Tensor, labels: Tensor) -> Tensor:

@@ -72,6 +72,9 @@ class MaxPool(Operation):
         found = functional.max_pool2d(flat, w.size, w.stride, w.padding, w.dilation)
         return found.reshape(*images.shape[:-3], *found.shape[1:])
 
+    def rounds_in_run(self) -> bool:
+        return False
+
     def interval(self, *inputs: Interval) -> Interval:
         return Interval(self.value(inputs[0].lower), self.value(inputs[0].upper))
 

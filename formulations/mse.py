@@ -7,6 +7,7 @@ from torch import Tensor
 
 from milp_agt.core.graph import Graph, Node
 from milp_agt.core.interval import Interval
+from milp_agt.core.rounding import Precision
 from milp_agt.formulations.linear import Combine
 from milp_agt.formulations.loss import LossFunction, register_loss
 from milp_agt.formulations.loss_planes import LossPlanes, convex_planes
@@ -29,6 +30,15 @@ class MeanSquaredError(LossFunction):
     def gradient(self, graph: Graph, prediction: Node, labels: Node) -> Node:
         scale = 2.0 / prediction.shape[0]
         return Combine.build(graph, [(scale, prediction), (-scale, labels)], name="loss_gradient")
+
+    def rounds_in_run(self) -> bool:
+        return True
+
+    def run_error(self, precision: Precision, *inputs: Interval) -> Tensor:
+        """A difference, doubled and divided by the outputs and the samples."""
+        prediction, labels = (box.magnitude for box in inputs)
+        size = (prediction + labels) * (2.0 / prediction.shape[-1])
+        return size * precision.gamma(6) + precision.tiny
 
     def value(self, prediction: Tensor, labels: Tensor) -> Tensor:
         return ((prediction - labels) ** 2).mean(-1)

@@ -11,7 +11,7 @@ from torch import Tensor
 from milp_agt.core.encoder import Encoder, as_arrays
 from milp_agt.core.expression import Expression, Index, add
 from milp_agt.core.interval import Interval
-from milp_agt.core.rounding import TINY, gamma
+from milp_agt.core.rounding import TINY, Precision, gamma
 from milp_agt.formulations.registry import register
 from milp_agt.formulations.univariate import Smooth
 
@@ -41,6 +41,12 @@ class Quadratic(Smooth):
     def rounding(self, argument: Tensor, value: Tensor) -> Tensor:
         size = (abs(self.a) * argument + abs(self.b)) * argument + abs(self.c)
         return torch.as_tensor(size * gamma(8) + TINY)
+
+    def run_error(self, precision: Precision, *inputs: Interval) -> Tensor:
+        """By the sizes of all terms: nothing is said of how a run arranges them."""
+        size = inputs[0].magnitude
+        total = (abs(self.a) * size + abs(self.b)) * size + abs(self.c)
+        return total * precision.gamma(4) + precision.tiny
 
     def encode_exactly(
         self, encoder: Encoder, column: Expression, argument: Index, box: Interval

@@ -12,6 +12,7 @@ from milp_agt.core.encoder import Encoder, as_arrays
 from milp_agt.core.expression import Array, Expression, add
 from milp_agt.core.graph import Graph, Node
 from milp_agt.core.interval import CLEAN, Interval
+from milp_agt.core.rounding import Precision
 from milp_agt.formulations.bilinear import Einsum
 from milp_agt.formulations.charges import between
 from milp_agt.formulations.heaviside import Heaviside, restricted, scatter
@@ -28,17 +29,27 @@ class Relu(Univariate):
     Planes on an ambiguous range l < 0 < u: the chord ``(u - k l) / (u - l)`` on one side, a line
     through the kink on the other (slope 1 if u > -l, else k; Zhang et al. 2018). Which side is the
     chord depends on k <= 1. Stable ranges are exact. Triangle rows: Ehlers (2017); big-M rows:
-    Tjeng et al. (2019).
+    Tjeng et al. (2019). ``qcqp`` adds ``f(z) = step(z) z`` for k = 0.
     """
 
     negative_slope: float = 0.0
     key = "relu"
-    exactness = "exact where stable; triangle (lp), big-M with a phase binary (milp)"
+    exactness = (
+        "exact where stable; triangle (lp), big-M with a phase binary (milp), product (qcqp)"
+    )
 
     def value(self, *inputs: Tensor) -> Tensor:
         (z,) = inputs
         k = self.negative_slope
         return torch.relu(z) if k == 0.0 else torch.where(z > 0, z, k * z)
+
+    def rounds_in_run(self) -> bool:
+        return self.negative_slope not in (0.0, 1.0)
+
+    def run_error(self, precision: Precision, *inputs: Interval) -> Tensor:
+        """One product with a slope that is rounded itself."""
+        below = (-inputs[0].lower).clamp(min=0.0)
+        return abs(self.negative_slope) * below * precision.gamma(4) + precision.tiny
 
     def interval(self, *inputs: Interval) -> Interval:
         """Increasing for k >= 0; relu itself is a comparison and a copy, without rounding."""
@@ -132,9 +143,12 @@ class Relu(Univariate):
         return add([stable, scatter(column, ambiguous)])
 
     def _is_product(self, encoder: Encoder) -> bool:
-        """Whether ``v = a z`` is kept; with a slope below the kink its rounding would have to be too."""
-        wanted = encoder.exact_products and encoder.strengthening.identity
-        return wanted and self.negative_slope == 0.0
+        """Whether ``v = a z`` is kept, which makes relaxed phases exact (``qcqp``); integral ones are.
+
+        With a slope below the kink its rounding would have to be kept, too.
+        """
+        relaxed = encoder.exact_products and not encoder.exact_phases
+        return relaxed and self.negative_slope == 0.0
 
     def _big_m(
         self,

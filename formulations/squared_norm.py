@@ -15,7 +15,7 @@ from milp_agt.core.expression import Expression, add
 from milp_agt.core.graph import Cause, Operation, Signature
 from milp_agt.core.interval import CLEAN, Interval
 from milp_agt.core.planes import LinearBounds
-from milp_agt.core.rounding import TINY, gamma
+from milp_agt.core.rounding import TINY, Precision, gamma
 from milp_agt.errors import EncodingError
 from milp_agt.formulations.registry import register
 
@@ -71,13 +71,23 @@ class SquaredNorm(Operation):
     def value(self, *inputs: Tensor) -> Tensor:
         return self._summed([u * u for u in inputs])
 
-    def _gamma(self, inputs: Sequence[Interval]) -> float:
-        """Covers the run's own sum, in any order and from norms of the parts, and ours."""
-        terms = sum(
+    def rounds_in_run(self) -> bool:
+        return True
+
+    def run_error(self, precision: Precision, *inputs: Interval) -> Tensor:
+        """Also as the norm of norms: a root for each input, and its square, for two more sums in all."""
+        size = self._summed([box.magnitude.square() for box in inputs])
+        return size * precision.gamma(2 * self._terms(inputs) + 8) + precision.tiny
+
+    def _terms(self, inputs: Sequence[Interval]) -> int:
+        return sum(
             box.lower.shape[box.lower.dim() - rank :].numel()
             for rank, box in zip(self.ranks, inputs, strict=True)
         )
-        return gamma(4 * terms + 32)
+
+    def _gamma(self, inputs: Sequence[Interval]) -> float:
+        """Covers the run's own sum, in any order and from norms of the parts, and ours."""
+        return gamma(4 * self._terms(inputs) + 32)
 
     def interval(self, *inputs: Interval) -> Interval:
         exact = self._distances(inputs, [torch.zeros(())] * len(inputs))

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import scipy.sparse as sp
+import torch
 from torch import Tensor
 
 from milp_agt.core.encoder import Encoder
@@ -14,7 +15,7 @@ from milp_agt.core.graph import Operation, Signature
 from milp_agt.core.influence import Influence
 from milp_agt.core.interval import Interval
 from milp_agt.core.planes import LinearBounds
-from milp_agt.core.rounding import gamma
+from milp_agt.core.rounding import FLOAT64, Precision, gamma
 from milp_agt.errors import EncodingError
 from milp_agt.formulations.linear_map import FEW_TERMS, LinearPlanes, as_array
 from milp_agt.formulations.registry import register
@@ -27,9 +28,16 @@ class SumSamples(Operation):
 
     The box of the sum under a budget is the engine's business (the k samples that hurt most); the
     walk and the programs see a plain sum.
+
+    Attributes:
+        precision: of the run, and the most samples of a batch. A run in reduced precision is off by
+            ``gamma(samples + 2) sum_i |u_i|`` of its own unit besides what every rule grants anyway.
+            That covers the product that each term may be, so that no node of it is needed.
     """
 
     rank: int
+    precision: Precision = FLOAT64
+    largest: int = 0
     key = "sum_samples"
     exactness = (
         "exact; interval: the sum of the `budget` largest poisoning differences (SEMin/SEMax)"
@@ -40,6 +48,23 @@ class SumSamples(Operation):
         if not source.batched:
             raise EncodingError("A sum over samples needs a sample axis", f"shape {source.shape}")
         return Signature(source.shape, False)
+
+    def rounds_in_run(self) -> bool:
+        """Not beyond what its own rules say: :meth:`within` a precision they cover it."""
+        return False
+
+    def within(self, precision: Precision, largest: int) -> SumSamples:
+        """The same sum of at most ``largest`` samples in a run of a precision."""
+        return SumSamples(self.rank, precision, largest)
+
+    def widened(self, box: Interval, size: Tensor) -> Interval:
+        """The box of a sum of terms of which ``sum_i |u_i| <= size``, with the rounding of the run."""
+        return box if self.precision == FLOAT64 else box.widen(self._run_error(size))
+
+    def _run_error(self, size: Tensor) -> Tensor:
+        precision = self.precision
+        error = size * precision.gamma(self.largest + 2) + precision.tiny
+        return torch.where(size <= precision.largest, error, torch.inf)
 
     def value(self, *inputs: Tensor) -> Tensor:
         return inputs[0].sum(inputs[0].dim() - self.rank - 1)
@@ -54,7 +79,8 @@ class SumSamples(Operation):
         total = Interval(own.base.lower.sum(1), own.base.upper.sum(1))
         moved = Influence(total, own.down.sum(1), own.up.sum(1), own.budget)
         size = own.hull().magnitude[0].sum(0)
-        return moved.settled(size, 8.0 * own.base.lower.shape[1] + FEW_TERMS)
+        settled = moved.settled(size, 8.0 * own.base.lower.shape[1] + FEW_TERMS)
+        return replace(settled, base=self.widened(settled.base, size))
 
     def relax_influence(self, *inputs: Influence) -> LinearBounds:
         return self.relax(inputs[0].hull())
@@ -69,7 +95,10 @@ class SumSamples(Operation):
 
     def planes(self, magnitude: Tensor) -> LinearPlanes:
         """Planes where sums of absolute values are known to be at most ``magnitude``."""
-        return LinearPlanes(self, 1, None, None, magnitude, elementwise=1)
+        if self.precision == FLOAT64:
+            return LinearPlanes(self, 1, None, None, magnitude, elementwise=1)
+        error = self._run_error(magnitude).unsqueeze(0)
+        return LinearPlanes(self, 1, -error, error, magnitude + error[0], elementwise=1)
 
     def encode(
         self, encoder: Encoder, inputs: tuple[Expression, ...], ranges: tuple[Interval, ...]
@@ -78,5 +107,8 @@ class SumSamples(Operation):
         samples, shape = expression.shape[0], expression.shape[1:]
         size = expression.size // samples
         linear_map = sp.kron(np.ones((1, samples)), sp.eye_array(size), format="csr")
-        rounding = self.relax(*ranges).magnitude * gamma(2 * samples + 8)
+        sizes = ranges[0].magnitude.amax(0).sum(0)
+        rounding = sizes * gamma(2 * samples + 8)
+        if self.precision != FLOAT64:
+            rounding = rounding + self._run_error(sizes)
         return expression.apply(sp.csr_matrix(linear_map), shape).plus_error(as_array(rounding))

@@ -16,7 +16,7 @@ from milp_agt.core.graph import Cause, Operation, Signature
 from milp_agt.core.influence import Influence
 from milp_agt.core.interval import CLEAN, Interval
 from milp_agt.core.planes import FreeSlope, LinearBounds
-from milp_agt.core.rounding import ELEMENTARY, TINY, UNIT_ROUNDOFF, gamma
+from milp_agt.core.rounding import ELEMENTARY, TINY, UNIT_ROUNDOFF, Precision, gamma
 from milp_agt.errors import EncodingError
 from milp_agt.formulations.charges import between, charged
 from milp_agt.formulations.registry import ElementwisePlanes
@@ -253,6 +253,15 @@ class Smooth(Univariate):
     @abstractmethod
     def stationary(self, slope: Tensor) -> tuple[Tensor, ...]:
         """All x with ``f'(x) = slope``; NaN or infinite where there is none."""
+
+    def rounds_in_run(self) -> bool | None:
+        return True
+
+    def run_error(self, precision: Precision, *inputs: Interval) -> Tensor:
+        """Elementary functions: the same grant in units of the run."""
+        size = self.interval(*inputs).magnitude
+        grant = precision.unit * (ELEMENTARY + 4.0 * inputs[0].magnitude)
+        return size * grant + precision.tiny
 
     def rounding(self, argument: Tensor, value: Tensor) -> Tensor:
         """Elementary functions: a grant that grows with the argument, as range reduction does."""

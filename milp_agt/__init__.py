@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from milp_agt.attacks import Search as Search
     from milp_agt.attacks import attack as attack
     from milp_agt.certification.certify import certify as certify
+    from milp_agt.certification.options import CertifyOptions as CertifyOptions
     from milp_agt.certification.result import Result as Result
     from milp_agt.certification.result import load as load
     from milp_agt.core.reachable import Bounds as Bounds
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from milp_agt.threats import Removal as Removal
     from milp_agt.threats import SeparatePoisoning as SeparatePoisoning
     from milp_agt.threats import Substitution as Substitution
+    from milp_agt.training.from_sklearn import from_sklearn as from_sklearn
     from milp_agt.training.schedules import CosineDecay as CosineDecay
     from milp_agt.training.schedules import ExponentialDecay as ExponentialDecay
     from milp_agt.training.schedules import InverseTimeDecay as InverseTimeDecay
@@ -52,6 +54,7 @@ _HOMES = {
     "Attack": "attacks",
     "BallTrigger": "properties.triggers",
     "Bounds": "core.reachable",
+    "CertifyOptions": "certification.options",
     "CosineDecay": "training.schedules",
     "Dataset": "data",
     "ExponentialDecay": "training.schedules",
@@ -77,6 +80,7 @@ _HOMES = {
     "by_point": "experiments.largest",
     "certify": "certification.certify",
     "compare": "experiments.compare",
+    "from_sklearn": "training.from_sklearn",
     "largest": "experiments.largest",
     "load": "certification.result",
     "load_dataset": "data",

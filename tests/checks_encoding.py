@@ -15,9 +15,9 @@ import highspy
 import numpy as np
 import pytest
 import scipy.sparse as sp
-from checks_rules import dot, random_coefficients, state_patterns
+from checks_rules import dot, no_nones, random_coefficients, state_patterns
 from checks_steps import StepCase
-from draws import TOL, Array, sample_points, say, states_of
+from draws import TOL, Array, sample_points, say, states_of, values_at
 from instances import (
     SAMPLES,
     Instance,
@@ -186,7 +186,7 @@ def check_encoding(
     assert encoded.out.shape == shape
     for states in state_patterns(boxes, rng):
         points = sample_points(boxes, instance.inputs, states, count, rng)
-        values = instance.op.value(*points)
+        values = values_at(instance.op, points, rng)
         for k in range(count):
             fixed: list[Array | None] = [values[k].numpy(), *(p[k].numpy() for p in points)]
             if encoded.selection is not None:
@@ -200,7 +200,7 @@ def check_encoding(
 def linear_minimum(instance: Instance, boxes: Sequence[Interval], c: Tensor) -> float:
     """The least value of the linear bound of ``c.v`` over the boxes and all patterns of states."""
     planes = instance.op.relax(*boxes)
-    pulled = planes.backward(c.unsqueeze(0))
+    pulled = no_nones(planes.backward(c.unsqueeze(0)), c.unsqueeze(0), instance)
     total, states = 0.0, states_of(boxes)
     each = np.zeros((states, SAMPLES))
     positive, negative = c.clamp(min=0.0), c.clamp(max=0.0)
@@ -309,7 +309,7 @@ def check_rows_exactly(
             assert found == 0.0, say(instance, "a row cuts the float value off by", found)
 
 
-class RecordedMoves(window_room.Moves):
+class RecordedMoves(window_room.MoveColumns):
     """The moves of the adversary, kept so that a test can fix them."""
 
     last: RecordedMoves
@@ -349,7 +349,7 @@ class EncodedStep:
 
 def encode_step(case: StepCase, exact: bool) -> EncodedStep:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(window_room, "Moves", RecordedMoves)
+        patch.setattr(window_room, "MoveColumns", RecordedMoves)
         window = program_engine.encode_window(
             case.step_graph, case.schedule, [case.relaxed], case.poison, exact
         )

@@ -17,7 +17,6 @@ from milp_agt.errors import InvalidInputError
 
 ACTIVATIONS = (nn.ReLU, nn.Sigmoid, nn.Tanh, nn.Identity, lambda: nn.LeakyReLU(0.2))
 OUTPUTS = {"mse": (1, 2), "bce": (1,), "hinge": (1,), "cross_entropy": (2, 3)}
-SWITCHES = [n for n, value in vars(agt.Strengthening()).items() if isinstance(value, bool)]
 
 
 def _model(draw: Any, width: int, outputs: int, hidden: int) -> nn.Sequential:
@@ -87,7 +86,7 @@ def _threat(draw: Any, loss: str, samples: int, scale: float) -> Any:
     )
 
 
-def _problem(draw: Any, most: int, hidden: int) -> Problem:
+def drawn_problem(draw: Any, most: int, hidden: int) -> Problem:
     """A run of at most so many samples, with a threat."""
     torch.manual_seed(draw(st.integers(0, 10**6)))
     loss = draw(st.sampled_from(sorted(OUTPUTS)))
@@ -103,7 +102,7 @@ def _problem(draw: Any, most: int, hidden: int) -> Problem:
 @st.composite
 def problems(draw: Any) -> tuple[Problem, dict[str, Any]]:
     """A run with a threat, and a way to bound it by linear forms."""
-    problem = _problem(draw, most=7, hidden=4)
+    problem = drawn_problem(draw, most=7, hidden=4)
     training = problem.training
     options = {
         "relaxation": "linear",
@@ -122,17 +121,15 @@ def problems(draw: Any) -> tuple[Problem, dict[str, Any]]:
 
 @st.composite
 def programs(draw: Any) -> tuple[Problem, dict[str, Any]]:
-    """A tiny run with a threat, and any strengthening of any program, by trees of our own."""
-    problem = _problem(draw, most=3, hidden=2)
-    switches = {name: draw(st.booleans()) for name in SWITCHES}
-    pieces = draw(st.sampled_from((1, 1, 2, 3)))
+    """A tiny run with a threat, and any program for it, with or without pieces, by trees of our own."""
+    problem = drawn_problem(draw, most=3, hidden=2)
     options = {
         "relaxation": draw(st.sampled_from(("lp", "milp", "milp", "qcqp", "miqp"))),
         "window": draw(st.sampled_from((1, 2, None))),
         "program_window": draw(st.sampled_from((1, 1, 2))),
         "selections": draw(st.sampled_from(("joint", None))),
         "inner_bounds": draw(st.sampled_from(("interval", "linear"))),
-        "strengthening": agt.Strengthening(**switches, pieces=pieces),
+        "strengthening": agt.Strengthening(pieces=draw(st.sampled_from((1, 1, 2, 3)))),
         "solve_limits": agt.Limits(nodes=draw(st.sampled_from((1, 5, 30)))),
     }
     return problem, options

@@ -217,7 +217,7 @@ def test_mutants_are_found(what: str, monkeypatch: pytest.MonkeyPatch) -> None:
             "worst_case",
             _scaled(enumerated._SelectionWorstCase.worst_case, 0.99),
         )
-    if what == "debt":
+    if what == "perturbation":
         monkeypatch.setattr(
             enumerated._SelectionWorstCase,
             "worst_case",
@@ -246,7 +246,7 @@ def test_a_case_left_out_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
         ) -> enumerated.ListedSelections:
             return enumerated.ListedSelections(honest(poison, restriction).members[left], None)
 
-        monkeypatch.setattr("milp_agt.certification.chain_list.enumerate_cases", fewer)
+        monkeypatch.setattr("milp_agt.certification.chain_list.list_selections", fewer)
         try:
             assert_holds_strong_attacks(case)
         except AssertionError:

@@ -387,14 +387,14 @@ def test_small_runs_use_one_thread_and_give_the_others_back() -> None:
     before, seen = torch.get_num_threads(), []
     torch.set_num_threads(2)
     try:
-        honest = certification.Run.advance
+        honest = certification.BoundedRun.advance
 
         def watched(self, batch) -> None:
             seen.append(torch.get_num_threads())
             honest(self, batch)
 
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(certification.Run, "advance", watched)
+            patch.setattr(certification.BoundedRun, "advance", watched)
             agt.certify(
                 torch.nn.Sequential(torch.nn.Linear(2, 1)).double(),
                 (np.eye(4, 2), np.array([0, 1, 0, 1])),

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+import milp_agt as agt
 from milp_agt.errors import ConfigurationError, InvalidInputError, MilpAgtError
 from milp_agt.runfile.run_file import LoadedRun, RunConfig, load_config
 
@@ -147,7 +148,7 @@ def test_unknown_keys_name_table_key_and_nearest(
         (GOOD + "[certify]\nwindow = 0\n", "[certify] window = 0",
          "window should be greater than or equal to 1 or 'T'"),
         (GOOD + "[certify]\nrelaxation = 'crown'\n", "[certify] relaxation = 'crown'",
-         "relaxation should be one of interval, linear, lp, milp, qcqp, miqp, auto"),
+         "relaxation should be one of interval, zonotope, linear, lp, milp, qcqp, miqp, auto"),
         (GOOD + "[property]\nkind = 'loss'\n", "[[property]] = {'kind': 'loss'}",
          "[[property]] should be a list of tables"),
         (GOOD + "[[property]]\nkind = 'loss'\nat_least = 0\nat_most = 1\n",
@@ -183,6 +184,36 @@ def test_all_problems_at_once(tmp_path: Path) -> None:
     error = failure(tmp_path, text)
     assert error.found == "[training] unknown key 'leaning_rate'; [model] layers = 2"
     assert error.remedy == "use 'learning_rate'; layers should be a valid list"
+
+
+REMOVED_SWITCHES = {
+    "phases": "programs do without it",
+    "rlt": "programs do without it",
+    "symmetry": "programs do without it",
+    "selection_first": "programs do without it",
+    "cuts": "programs do without it",
+    "on_off": "programs always do it",
+    "influence": "programs always do it",
+    "by_choice": "programs always do it",
+    "identity": "'qcqp' always does it",
+}
+
+
+def test_switches_of_older_files_are_read_and_told(tmp_path: Path) -> None:
+    """Each key that is gone is left out with one line of what holds; the others count."""
+    keys = "".join(f"{key} = true\n" for key in REMOVED_SWITCHES)
+    table = f"[certify.strengthening]\n{keys}pieces = 3\n"
+    with pytest.warns(UserWarning, match="has no effect") as caught:
+        config = load(tmp_path, GOOD + table)
+    assert config.certify.strengthening == agt.Strengthening(pieces=3)
+    told = [str(warning.message) for warning in caught]
+    assert len(told) == len(REMOVED_SWITCHES)
+    for (key, holds), text in zip(REMOVED_SWITCHES.items(), told, strict=True):
+        assert text.startswith(f"[certify.strengthening] '{key}' has no effect")
+        assert holds in text
+    with pytest.warns(UserWarning, match="'cuts'"):
+        error = failure(tmp_path, GOOD + "[certify.strengthening]\ncuts = true\npieces = 0\n")
+    assert error.found == "[certify] strengthening.pieces = 0"
 
 
 def test_unreadable_files(tmp_path: Path) -> None:
@@ -317,7 +348,7 @@ def test_state_file(tmp_path: Path) -> None:
 def test_bad_state_files(tmp_path: Path) -> None:
     text = with_line("model", 'state = "state.pt"')
     cases: list[tuple[Any, str, str]] = [
-        ({"0.weight": torch.zeros(2, 2)}, "0.weight (2, 2), where the model has 0.weight (3, 2)",
+        ({"0.weight": torch.zeros(2, 2)}, "0.weight (2, 2) where the model has (3, 2)",
          "the architecture that was saved"),
         ([1, 2], "an object of type list that is not a state_dict", "torch.save"),
         (torch.nn.Linear(2, 3), "cannot load with weights_only", "torch.save"),

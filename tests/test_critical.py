@@ -141,7 +141,7 @@ def test_bounds_that_are_too_tight_are_found(monkeypatch: pytest.MonkeyPatch) ->
     case = CASES["labels"]
     nominal, _ = case.certify(selections="enumerated")
     centre = torch.cat([torch.from_numpy(v).flatten() for v in nominal.reachable.nominal.values()])
-    monkeypatch.setattr(optimising, "bounds_of", mutant)
+    monkeypatch.setattr(optimising, "entry_bounds", mutant)
     with pytest.raises((AssertionError, SoundnessError)):
         assert_sound(
             case, case.features, case.labels, attacks=64, alpha_steps=1, selections="enumerated"

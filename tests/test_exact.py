@@ -1,24 +1,34 @@
-"""miqp over a whole run is exact: brute force over selections and phases, with local search inside."""
+"""miqp over a whole run is exact: brute force over selections and phases, with local search inside; so is
+relu as a product, and trees keep runs on the boundary."""
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from attacks import with_all_ranges
+from attacks import Replay, assert_inside, with_all_ranges
 from scipy.optimize import minimize
+from test_nesting import case as problem_case
 from torch import Tensor, nn
 
 import milp_agt as agt
 from milp_agt.bounds import program
+from milp_agt.bounds.adversary.joint import Joint
+from milp_agt.bounds.program import selection_rows
+from milp_agt.bounds.program.window import encode_steps
 from milp_agt.certification.recorder import MemoryRecorder
+from milp_agt.core.encoder import Encoder
+from milp_agt.core.expression import add
 from milp_agt.core.interval import Interval
 from milp_agt.core.restriction import UNRESTRICTED
 from milp_agt.core.results import Limits
+from milp_agt.formulations.relu import Relu
 from milp_agt.solvers import available_solvers, get_solver
 
 # Local search stops within this of a local optimum, and the tree within its gap and tolerances.
@@ -280,3 +290,72 @@ def test_questions_of_a_run_by_programs_are_objectives_of_the_last_one(selection
                 margin = (2.0 * y[row] - 1.0) * case.predict(final, float(x[row, 0]))
                 assert low[row] <= margin <= high[row]
     assert agt.certify(*arguments, relaxation="linear").models.program is None
+
+
+# ------------------------------------------------------------------------ relu as a product
+
+
+@pytest.mark.parametrize(
+    ("slope", "phases", "products", "least", "kept"),
+    [
+        (0.0, False, False, 0.5, 0),
+        (0.0, False, True, 1.0, 1),
+        (0.0, True, True, 1.0, 0),
+        (0.2, False, True, 0.5, 0),
+    ],
+)
+def test_relu_is_a_product_where_phases_are_relaxed(
+    slope: float, phases: bool, products: bool, least: float, kept: int
+) -> None:
+    """The least phase for z = 1 in [-1, 2]: 1/2 by rows, and 1 where ``v = a z`` or a is integral."""
+    encoder = Encoder(phases, products)
+    z = encoder.columns(np.full(1, -1.0), np.full(1, 2.0))
+    box = Interval(torch.full((1, 1), -1.0).double(), torch.full((1, 1), 2.0).double())
+    Relu(slope).encode(encoder, (z,), (box,))
+    encoder.rows(z, 1.0, 1.0)
+    phase = encoder.phase(z, np.ones(1, dtype=bool))
+    built = encoder.finish()
+    assert len(built.products) == kept
+    costs = np.zeros(built.lower.size)
+    costs[phase.matrix.indices] = 1.0
+    found = get_solver("highs").open(built).minimise(costs, Limits()).dual_bound
+    assert found == pytest.approx(least, abs=1e-5)
+    assert found <= least
+
+
+def test_attacks_stay_inside_where_relu_is_a_product() -> None:
+    problem = problem_case("hinge", agt.FeaturePoisoning(1, 0.05), count=2, epochs=1)
+    result, boxes = problem.certify(relaxation="qcqp")
+    replay, generator = Replay(problem), torch.Generator().manual_seed(0)
+    for corners in (True, False):
+        assert_inside(boxes, replay.run(replay.random(100, generator, corners)))
+    assert result.steps[-1].program is not None
+    assert result.steps[-1].program["products"] > 0
+
+
+@SOLVERS
+def test_trees_keep_runs_where_rows_hold_with_equality(solver: str) -> None:
+    """From a point, influence rows on the state after a step are met by attacks to the last digits; a tree
+    by HiGHS with presolve, and rows as they are, cut such runs off."""
+    problem = problem_case("bce", agt.FeatureLabelPoisoning(1, 0.2), epochs=1)
+    recorder = MemoryRecorder()
+    models = problem.certify(relaxation="lp", selections="joint", recorder=recorder)[0].models
+    steps, encoder = recorder.steps["lp"], Encoder(True)
+    run = (models.step_graph, models.schedule, steps, models.poison)
+    encoded = encode_steps(*run, UNRESTRICTED, encoder)
+    after = recorder.states["lp"][-1]
+    rows = selection_rows.influence_on(models.schedule, steps, after, Joint(models.poison))
+    assert encoded.selection is not None
+    poisoned = add(list(encoded.selection.states))
+    moves: Any = SimpleNamespace(of_all=lambda: poisoned)
+    selection_rows.encode_influence(encoder, moves, rows, [encoded.state[name] for name in after])
+    window = program.EncodedWindow(encoder.finish(), encoded.state, encoded.batches)
+    wide = {n: Interval(b.lower - 10.0, b.upper + 10.0) for n, b in after.items()}
+    options = program.SolveOptions(get_solver(solver), Limits())
+    found, _ = program.bound_state(window, wide, options)
+    replay, generator = Replay(problem), torch.Generator().manual_seed(0)
+    for corners in (True, False):
+        reached = replay.run(replay.random(200, generator, corners))[-1]
+        for name, box in found.items():
+            assert bool((box.lower <= reached[name]).all())
+            assert bool((reached[name] <= box.upper).all())

@@ -61,7 +61,6 @@ THREAT = {
     "budget": (1.5, ARRAY, True),
 }
 FEATURES = THREAT | {"integer": (3, RAGGED), "categorical": (3, [3]), "radius": (RAGGED, "x", None)}
-SWITCHES = [n for n, value in vars(agt.Strengthening()).items() if isinstance(value, bool)]
 SWEEP = {"certify": _certify, "threat": RUN["threat"], "ask": _ask, "budgets": [1]}
 LARGEST = {
     "certify": _certify,
@@ -157,7 +156,6 @@ CALLS: dict[str, tuple[Callable[..., Any], dict[str, Any], dict[str, tuple[Any, 
         agt.Strengthening,
         {},
         {
-            **dict.fromkeys(SWITCHES, (1, "yes", None, ARRAY)),
             "pieces": (0, 1.5, float("nan"), True, "x"),
             "pieced": (0, 1.5, ARRAY),
             "obbt_seconds": (-1.0, float("nan"), None, "x"),

@@ -19,7 +19,6 @@ from milp_agt.bounds.program.solves import Objectives, SolveOptions
 from milp_agt.certification.recorder import MemoryRecorder
 from milp_agt.core.expression import Array
 from milp_agt.core.program import Program
-from milp_agt.core.strengthening import Strengthening
 from milp_agt.errors import SoundnessError
 from milp_agt.solvers import get_solver
 from milp_agt.solvers.safe import safe_bound
@@ -78,9 +77,7 @@ def test_choices_are_tighter_than_all_at_once_and_than_their_linear_bounds() -> 
     case = _case("features", epochs=3)
     recorder = MemoryRecorder()
     result, _ = case.certify(relaxation="lp", recorder=recorder, **OPTIONS)
-    joint, _ = case.certify(
-        relaxation="lp", strengthening=Strengthening(by_choice=False), **OPTIONS
-    )
+    joint, _ = case.certify(relaxation="lp", **(OPTIONS | {"selections": "joint"}))
     linear, _ = case.certify(relaxation="linear", **OPTIONS)
     widths = [r.reachable.mean_width for r in (result, joint, linear)]
     assert widths[0] < 0.99 * widths[1]
@@ -89,16 +86,6 @@ def test_choices_are_tighter_than_all_at_once_and_than_their_linear_bounds() -> 
     report = recorder.programs["lp"][2]
     assert report.solves == sum(len(e.multipliers) for e in report.evidence)
     assert {e.choice for e in report.evidence} <= set(range(5))
-
-
-@pytest.mark.parametrize(("switch", "samples"), [("cuts", (0, 1)), ("phases", None)])
-def test_nothing_is_tied_to_a_choice_that_is_made(switch: str, samples: Any) -> None:
-    """Rows that tie steps to the selection read forms of all choices: of as many as there are samples,
-    they gave bounds of the clean run, and an error otherwise."""
-    threat = agt.FeaturePoisoning(1, 0.3, samples=samples)
-    case = problem(threat, "bce", (2,), samples=3, epochs=2)
-    rows = agt.Strengthening(**{switch: True})
-    _attacked(case, case.certify(relaxation="lp", strengthening=rows, **OPTIONS)[1])
 
 
 def test_choices_that_move_one_percent_less_are_caught(monkeypatch: pytest.MonkeyPatch) -> None:

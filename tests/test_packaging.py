@@ -121,7 +121,7 @@ LADDER = (
     {"bounds"},
     {"bounds.adversary"},
     {"bounds.interval"},
-    {"bounds.linear"},
+    {"bounds.zonotope", "bounds.linear"},
     {"bounds.program", "bounds.frozen"},
     {"properties", "recording"},
     {"attacks"},

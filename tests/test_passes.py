@@ -99,7 +99,7 @@ def test_a_run_goes_on_with_fewer_rows(
         return walk(*arguments, **named)
 
     monkeypatch.setattr(window_bounds, "propagate_backward", starved)
-    monkeypatch.setattr(intermediate, "walk", starved)
+    monkeypatch.setattr(intermediate, "propagate_backward", starved)
     result = certified(**options)
     for name, low in plain.reachable.lower.items():
         assert np.allclose(result.reachable.lower[name], low, rtol=1e-12, atol=1e-14)

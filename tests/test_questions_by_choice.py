@@ -17,24 +17,17 @@ from test_questions_brute import LABELS, TEST, THREATS, TRAINING, X, Y, logits, 
 import milp_agt as agt
 from milp_agt.bounds.program import OneByOne, Together, by_choice
 from milp_agt.bounds.program.final_window import FinalWindow
-from milp_agt.core.strengthening import Strengthening
 from milp_agt.errors import SoundnessError
 
 
-def certify(threat: Any, by_choice: bool = True, **options: Any) -> agt.Result:
-    return agt.certify(
-        network([2, 2, 1], seed=5),
-        (X, Y),
-        TRAINING,
-        threat,
-        strengthening=Strengthening(by_choice=by_choice),
-        **({"relaxation": "lp", **OPTIONS} | options),
-    )
+def certify(threat: Any, **options: Any) -> agt.Result:
+    run = (network([2, 2, 1], seed=5), (X, Y), TRAINING, threat)
+    return agt.certify(*run, **({"relaxation": "lp", **OPTIONS} | options))
 
 
 @functools.cache
-def certified(threat: str, by_choice: bool = True) -> agt.Result:
-    return certify(THREATS[threat], by_choice)
+def certified(threat: str, selections: str = "enumerated") -> agt.Result:
+    return certify(THREATS[threat], selections=selections)
 
 
 def program_of(result: agt.Result) -> FinalWindow:
@@ -91,7 +84,7 @@ def test_brute_force_stays_inside_every_answer(threat: str) -> None:
 
 @pytest.mark.parametrize("threat", ["features", SLOW[1]])
 def test_choices_are_tighter_than_all_at_once(threat: str) -> None:
-    apart, joint = certified(threat), certified(threat, by_choice=False)
+    apart, joint = certified(threat), certified(threat, "joint")
     assert isinstance(program_of(joint).choices, Together)
     widths = []
     for result in (apart, joint):
@@ -116,7 +109,7 @@ def test_linear_bounds_of_each_choice_are_where_programs_begin() -> None:
 @pytest.mark.parametrize("threat", ["features", "two flips"])
 def test_the_worst_choice_counts(threat: str) -> None:
     """What is counted by choice is no worse than point by point, nor than by one program of all."""
-    result, joint = certified(threat), certified(threat, by_choice=False)
+    result, joint = certified(threat), certified(threat, "joint")
     alone, together = result.accuracy(RING, RING_LABELS), result.collective(RING, RING_LABELS)
     right = (logits(threat, RING) > 0) == (RING_LABELS == 1)
     assert alone.lower <= together.lower <= float(right.double().mean(-1).min())

@@ -58,7 +58,7 @@ OPTIMISERS = {
     "decay with momentum": {"weight_decay": 4.0, "momentum": 0.6, "nesterov": True},
     "decay at 1 / rate": {"learning_rate": 0.1, "weight_decay": 10.0},
     "inverse time": {"schedule": agt.InverseTimeDecay(0.5, 0.1)},
-    "listed rates": {"schedule": [0.5, 0.1, 0.7, 0.2, 0.3, 0.1]},
+    "listed rates": {"schedule": [0.5, 0.1, 0.7, 0.2, 0.3, 0.1], "epochs": 6},
     "mini-batches": {"batch_size": 4, "epochs": 2, "momentum": 0.9},
     "recorded batches": {"batches": [[0, 2, 4], [5], [1, 2, 3, 0]], "epochs": 1},
 }
@@ -110,13 +110,13 @@ def test_fragments_of_a_batch_change_nothing(loss, samples, static, monkeypatch)
     # The walks of inner bounds go through the fragments of past steps, too.
     options = {"relaxation": "linear", "inner_bounds": "linear" if loss == "bce" else "interval"}
     whole, _ = case.certify(**options)
-    honest, sizes = bound_step.relax_step, []
+    honest, sizes = bound_step.linearize_step, []
 
     def cut(*arguments: Any) -> Any:
         sizes.append(len(honest(*arguments[:-1], 2).chunks))
         return honest(*arguments[:-1], 2)
 
-    monkeypatch.setattr(bound_step, "relax_step", cut)
+    monkeypatch.setattr(bound_step, "linearize_step", cut)
     pieces = assert_sound(case, test, labels, attacks=24, iterations=2, **options)
     assert set(sizes) == {3}
     for name, low in whole.reachable.lower.items():

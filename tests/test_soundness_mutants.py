@@ -46,8 +46,8 @@ def test_attacks_catch_a_dropped_charge(monkeypatch) -> None:
     def uncharged(self: Any, *arguments: Any) -> Any:
         return torch.zeros_like(honest(self, *arguments))
 
-    honest = linearized_step.Offsets._charges
-    monkeypatch.setattr(linearized_step.Offsets, "_charges", uncharged)
+    honest = linearized_step.Intercepts._charges
+    monkeypatch.setattr(linearized_step.Intercepts, "_charges", uncharged)
     escaped = False
     for seed in range(6):
         case, test, labels = problem(

@@ -1,21 +1,19 @@
-"""Switches of programs: each is sound against attacks, none makes bounds looser, mutants are caught."""
+"""Rows that tie programs to their past, pieces and tightened ranges: sound, never looser, mutants caught."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from attacks import Attacks, Problem, Replay, assert_inside, with_all_ranges
+from attacks import Problem, Replay, assert_inside, with_all_ranges
 from checks_encoding import check_encoding, encode_operation
 from checks_rules import random_coefficients
 from instances import INSTANCES
 from mutants import MutantEncoder, moderate
 from test_nesting import case as problem_case
-from torch import Tensor
 
 import milp_agt as agt
 from milp_agt.bounds import program
@@ -34,7 +32,6 @@ from milp_agt.runfile.certify_table import CertifyTable
 from milp_agt.solvers import get_solver
 from milp_agt.threats import SeparatePoisoning
 
-OFF = Strengthening(on_off=False, influence=False, selection_first=False)
 TIGHT = Strengthening(obbt_seconds=60.0)
 OPTIONS = program.SolveOptions(get_solver("highs"), Limits())
 
@@ -48,12 +45,11 @@ def _attacked(problem: Problem, boxes: Any, attacks: int = 200) -> None:
 @pytest.mark.parametrize(
     ("level", "strengthening"),
     [
-        ("lp", OFF),
         ("lp", Strengthening()),
         ("lp", TIGHT),
         ("milp", Strengthening(pieces=2, pieced=4)),
     ],
-    ids=["off", "default", "obbt", "pieces"],
+    ids=["default", "obbt", "pieces"],
 )
 @pytest.mark.parametrize(
     "threat",
@@ -67,34 +63,20 @@ def test_attacks_stay_inside(level: str, strengthening: Strengthening, threat: A
     assert result.steps[-1].program is not None
 
 
-def test_switches_only_help() -> None:
-    """From one reachable set each switch gives bounds within the plain ones."""
-    case, past = _run(agt.FeaturePoisoning(1, 0.1), 4)
-    wide = {n: Interval(b.lower - 10.0, b.upper + 10.0) for n, b in past[-1].state.items()}
-    bounds = {}
-    for name, switches in {
-        "off": OFF,
-        "on_off": replace(OFF, on_off=True),
-        "influence": replace(OFF, influence=True),
-        "all": Strengthening(),
-    }.items():
-        encoded = program.encode_window(
-            case.step_graph,
-            case.schedule,
-            past[3:],
-            case.poison,
-            False,
-            past=past[:3],
-            strengthening=switches,
-        )
-        found, report = program.bound_state(encoded, wide, OPTIONS)
+def test_rows_of_the_past_only_help() -> None:
+    """From one reachable set, a window that is tied to the steps before it lies within one that is not."""
+    case, steps = _run(agt.FeaturePoisoning(1, 0.1), 4)
+    wide = {n: Interval(b.lower - 10.0, b.upper + 10.0) for n, b in steps[-1].state.items()}
+    run = (case.step_graph, case.schedule, steps[3:], case.poison, False)
+    bounds = []
+    for past in ([], steps[:3]):
+        found, report = program.bound_state(program.encode_window(*run, past=past), wide, OPTIONS)
         assert report.solves == report.evidence[0].objectives.gain.size
-        bounds[name] = found
-    for looser, tighter in (("off", "on_off"), ("off", "influence"), ("influence", "all")):
-        for name, box in bounds[tighter].items():
-            assert bool((box.lower >= bounds[looser][name].lower - 1e-8).all())
-            assert bool((box.upper <= bounds[looser][name].upper + 1e-8).all())
-        assert _width(bounds[tighter]) < _width(bounds[looser]) - 1e-6, (looser, tighter)
+        bounds.append(found)
+    for name, box in bounds[1].items():
+        assert bool((box.lower >= bounds[0][name].lower - 1e-8).all())
+        assert bool((box.upper <= bounds[0][name].upper + 1e-8).all())
+    assert _width(bounds[1]) < _width(bounds[0]) - 1e-6
 
 
 def _width(state: Any) -> float:
@@ -110,37 +92,20 @@ def _run(threat: Any, steps: int) -> tuple[Any, list[LinearizedStep]]:
 
 
 def _slack_of_influence(threat: Any, share: float) -> float:
-    """The least of ``sign * theta - constant + share * sum_{i in S} dev_i`` over attacks with known S."""
+    """The least of ``+-theta - constant + share * sum_{i in S} dev_i`` over attacks with known S."""
     models, steps = _run(threat, 3)
     found = selection_rows.influence_on(
         models.schedule, steps[:2], steps[2].state, Joint(models.poison)
     )
     replay = Replay(problem_case("bce", threat, count=5, epochs=2))
-
-    def state_of(attacks: Attacks) -> Tensor:
-        state = replay.run(attacks)[-1]
-        return torch.cat([state[n].flatten(1) for n in steps[2].state], 1)
-
-    return least_slack(replay, found, state_of, share)
-
-
-def least_slack(
-    replay: Replay,
-    found: selection_rows.SelectionRows,
-    values: Callable[[Attacks], Tensor],
-    share: float,
-) -> float:
-    """The least of ``+-value - constant + share * sum_{i in S} dev_i`` over attacks with known S.
-
-    ``values`` are what the rows are about, (attacks, elements).
-    """
     generator, least = torch.Generator().manual_seed(1), np.inf
     for corners in (True, False):
         attacks = replay.random(1000, generator, corners)
         chosen = torch.zeros(1000, 5, dtype=torch.bool)
         for x, y in zip(attacks.features, attacks.labels, strict=True):
             chosen |= (x != replay.poison.features).any(-1) | (y != replay.poison.labels).any(-1)
-        flat = values(attacks).numpy()
+        state = replay.run(attacks)[-1]
+        flat = torch.cat([state[n].flatten(1) for n in steps[2].state], 1).numpy()
         paid = share * (chosen.numpy().astype(float) @ found.devs.T)
         least = min(least, float((np.concatenate([flat, -flat], 1) - found.constant + paid).min()))
     return least
@@ -260,7 +225,7 @@ def _tightened(case: Case, seconds: float | None = None) -> tuple[LinearizedStep
     _, models, steps = case
     joint = Joint(models.poison)
     tightener = program.Tightener(
-        models.step_graph, models.schedule, models.poison, UNRESTRICTED, joint, [], Strengthening()
+        models.step_graph, models.schedule, models.poison, UNRESTRICTED, joint, []
     )
 
     def relax(ranges: Any) -> LinearizedStep:
@@ -375,31 +340,16 @@ def test_counts_are_in_the_result() -> None:
 # ---------------------------------------------------------------------------------- the options
 
 
-def test_the_identity_of_relu_is_sound_and_kept() -> None:
-    problem = problem_case("hinge", agt.FeaturePoisoning(1, 0.05), count=2, epochs=1)
-    products = []
-    for identity in (False, True):
-        result, boxes = problem.certify(
-            relaxation="qcqp", strengthening=Strengthening(identity=identity)
-        )
-        _attacked(problem, boxes, 100)
-        assert result.steps[-1].program is not None
-        products.append(result.steps[-1].program["products"])
-    assert products[1] >= products[0]
-
-
-def test_options_are_checked_and_read_from_files() -> None:
+def test_a_strengthening_is_checked_and_read_from_files() -> None:
     with pytest.raises(InvalidInputError) as caught:
         Strengthening(pieces=0)
     text = str(caught.value)
     assert "pieces of a strengthening" in text
     assert ">= 1. Found: int 0" in text
     assert "give 1" in text
-    table = CertifyTable.model_validate(
-        {"strengthening": {"pieces": 3, "obbt_seconds": 2.5, "influence": False}}
-    )
-    assert table.strengthening.build() == Strengthening(pieces=3, obbt_seconds=2.5, influence=False)
-    assert CertifyTable().strengthening.build() == Strengthening()
+    table = CertifyTable.model_validate({"strengthening": {"pieces": 3, "obbt_seconds": 2.5}})
+    assert table.strengthening == Strengthening(pieces=3, obbt_seconds=2.5)
+    assert CertifyTable().strengthening == Strengthening()
 
 
 def test_completed_ranges_hold_all_nodes() -> None:

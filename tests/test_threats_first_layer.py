@@ -92,7 +92,7 @@ def test_bounds_of_a_point_are_reached(name: str) -> None:
 def test_intervals_are_tighter_with_it(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     threat = agt.FeaturePoisoning(2, **FEATURES[name])
     with_it = widths(threat, "interval")
-    monkeypatch.setattr(bound_propagation, "sharpened", lambda node, box, *rest: box)
+    monkeypatch.setattr(bound_propagation, "meet_jointly", lambda node, box, *rest: box)
     assert with_it < 0.9 * widths(threat, "interval")
 
 

@@ -17,7 +17,6 @@ from hypothesis import strategies as st
 from milp_agt.core.program import Array, Curve, Function, Program
 from milp_agt.core.results import Limits, Termination
 from milp_agt.solvers import Capability, get_solver
-from milp_agt.solvers.branching import Branching, Split
 from milp_agt.solvers.curves import Curves
 from milp_agt.solvers.elastic import farkas_ray
 from milp_agt.solvers.envelopes import Envelopes
@@ -356,21 +355,6 @@ def test_limits_leave_a_bound_that_more_nodes_raise() -> None:
     assert bounds == sorted(bounds)
     assert bounds[-1] == pytest.approx(exact, rel=1e-9)
     assert bounds[-1] <= exact
-
-
-def test_columns_to_branch_on_first_are_split_first() -> None:
-    program = Program(
-        np.zeros(3),
-        np.ones(3),
-        np.ones(3, dtype=bool),
-        sp.csr_matrix(np.array([[2.0, 2.0, 2.0]])),
-        np.array([3.0]),
-        np.array([INF]),
-    )
-    point, multipliers = np.array([0.5, 0.9, 0.7]), np.array([1.0])
-    for first, column in ((np.array([2]), 2), (np.array([], dtype=np.int64), 0)):
-        split = Branching(replace(program, first=first)).split(program, point, multipliers, 1e-9)
-        assert split == Split(column, 0.0, 1.0)
 
 
 @pytest.mark.parametrize("name", ["scip", "gurobi"])

@@ -12,7 +12,6 @@ from whole_runs import problem, truth
 import milp_agt as agt
 from milp_agt.bounds.program import OneByOne
 from milp_agt.certification.recorder import MemoryRecorder
-from milp_agt.core.strengthening import Strengthening
 from milp_agt.formulations.exchange import Remove
 
 RUN: dict[str, Any] = {"selections": "enumerated", "program_window": 2, "relaxation": "lp"}
@@ -47,7 +46,7 @@ def test_choices_are_tighter_than_all_at_once_and_than_linear_bounds() -> None:
     """Of substitutes: removals enumerated are almost points by linear bounds already."""
     case = problem("substitution", 1, samples=3, epochs=2)
     apart, _ = case.certify(**RUN)
-    joint, _ = case.certify(strengthening=Strengthening(by_choice=False), **RUN)
+    joint, _ = case.certify(**(RUN | {"selections": "joint"}))
     linear, _ = case.certify(**(RUN | {"relaxation": "linear"}))
     widths = [r.reachable.mean_width for r in (apart, joint, linear)]
     assert widths[0] < widths[1]

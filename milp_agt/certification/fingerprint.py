@@ -1,4 +1,4 @@
-"""What a run is made of, as short texts: equal for two runs only if both give the same result."""
+"""The identity of a run as short texts: equal for two runs only if both give the same result."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
+from milp_agt.certification.options import CertifyOptions
 from milp_agt.certification.planning import Plan
 from milp_agt.core.graph import Operation
 from milp_agt.core.interval import Interval
 from milp_agt.core.restriction import Restriction
-from milp_agt.core.results import Limits
-from milp_agt.core.strengthening import Strengthening
+from milp_agt.core.rounding import Precision
 from milp_agt.solvers.solver import Solver
 from milp_agt.threats.poison import Poison
 from milp_agt.training.tracing import StepGraph
@@ -29,7 +29,7 @@ PACKAGES = ("milp_agt", "torch", "numpy", "scipy", "highspy")
 
 
 def versions() -> dict[str, str]:
-    """Versions of what a number in the result can depend on."""
+    """Versions of all software that numbers in the result can depend on."""
     found = {"python": platform.python_version()}
     for package in PACKAGES:
         try:
@@ -49,33 +49,33 @@ def fingerprint(
     initial: Mapping[str, Interval],
     plan: Plan,
     solver: Solver | None,
-    limits: Limits,
-    strengthening: Strengthening,
+    options: CertifyOptions,
     restriction: Restriction,
     device: str,
 ) -> dict[str, str]:
-    """Everything that decides the result of a run, by name; data and weights as hashes."""
+    """Everything that determines the result of a run, by name; data and weights as hashes."""
     nodes = [(n.name, n.op.key, n.inputs, n.shape, _constants(n.op)) for n in step_graph.graph]
-    options = {field.name: getattr(plan, field.name) for field in fields(plan)}
-    del options["remarks"]  # they say in words what the others decide
+    planned = {field.name: getattr(plan, field.name) for field in fields(plan)}
+    del planned["remarks"]  # words about the other fields
     return {
         "model": digest(nodes, step_graph.initial, step_graph.frozen),
         "data": digest(poison.features, poison.labels),
         "threat": f"{threat} ({digest(poison)})",
         "training": digest(training.loss, batches, training.update_rules(len(batches))),
         "initial box": digest(initial),
-        **{name: str(value) for name, value in options.items()},
+        "precision": step_graph.precision.name,
+        **{name: str(value) for name, value in planned.items()},
         "solver": "none" if solver is None else f"{solver.name} {solver.version()}".strip(),
-        "limits": repr(limits),
-        "strengthening": repr(strengthening),
+        "limits": repr(options.solve_limits),
+        "strengthening": repr(options.strengthening),
         "restriction": digest(restriction),
         "device": device,
         **versions(),
     }
 
 
-def settings(training: Training, plan: Plan) -> dict[str, Any]:
-    """How a run is trained and bounded, as plain values: for files and people, not for comparing runs.
+def settings(training: Training, plan: Plan, precision: Precision) -> dict[str, Any]:
+    """How a run is trained and bounded, as plain values for files and readers, not for comparing runs.
 
     Recorded batches are counted, not listed.
     """
@@ -98,12 +98,13 @@ def settings(training: Training, plan: Plan) -> dict[str, Any]:
             "selections": ", ".join(name for name, used in told.items() if used),
             "alpha_steps": plan.alpha_steps,
             "alpha_every": plan.alpha_every,
+            "precision": precision.name,
         },
     }
 
 
 def _plain(value: object) -> object:
-    """Numbers and texts as they are, sequences of them as lists, anything else as its text."""
+    """Numbers and texts unchanged, sequences as lists, anything else as text."""
     if isinstance(value, np.generic):
         value = value.item()
     if isinstance(value, (bool, int, float, str)):
@@ -114,13 +115,13 @@ def _plain(value: object) -> object:
 
 
 def _constants(op: Operation) -> dict[str, object]:
-    """What is fixed inside an operation: weights, scalars, shapes."""
+    """The constants of an operation: weights, scalars, shapes."""
     plain = (Tensor, int, float, str, tuple)
     return {name: value for name, value in vars(op).items() if isinstance(value, plain)}
 
 
 def digest(*values: object) -> str:
-    """SHA-256 of values with everything inside them: dataclasses, tables, sequences, arrays."""
+    """SHA-256 of values and everything inside them: dataclasses, mappings, sequences, arrays."""
     collected = hashlib.sha256()
     for value in values:
         _feed(collected, value)
@@ -128,7 +129,7 @@ def digest(*values: object) -> str:
 
 
 def _blocks(array: npt.NDArray[Any]) -> Iterator[npt.NDArray[Any]]:
-    """An array in pieces of rows: as bytes, a large one would take as much memory again."""
+    """An array in pieces of rows, because a copy of a large one as bytes would double its memory."""
     if array.ndim == 0 or array.size == 0:
         yield array
         return

@@ -8,8 +8,9 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from milp_agt.cli.common import PROVED, RELAXATIONS, window
+from milp_agt.cli.common import PROVED, window
 from milp_agt.cli.progress import progress
+from milp_agt.core.relaxation import LEVELS
 from milp_agt.errors import InvalidInputError
 
 if TYPE_CHECKING:
@@ -69,8 +70,8 @@ def _windows(text: str) -> tuple[int, ...]:
 def _relaxations(text: str) -> tuple[str, ...]:
     names = tuple(part.strip() for part in text.split(","))
     for name in names:
-        if name not in RELAXATIONS:
-            raise argparse.ArgumentTypeError(f"'{name}' is not one of {', '.join(RELAXATIONS)}")
+        if name not in LEVELS:
+            raise argparse.ArgumentTypeError(f"'{name}' is not one of {', '.join(LEVELS)}")
     return names
 
 

@@ -9,7 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from milp_agt.cli.common import LIMIT_REACHED, NOT_PROVED, PROVED, RELAXATIONS, RUN_FILE, window
+from milp_agt.cli.common import (
+    LIMIT_REACHED,
+    NOT_PROVED,
+    PROVED,
+    RUN_FILE,
+    add_options,
+    given_options,
+)
 from milp_agt.cli.progress import progress
 from milp_agt.errors import InvalidInputError
 from milp_agt.io.tables import format_number, format_table
@@ -20,7 +27,6 @@ if TYPE_CHECKING:
     from milp_agt.cli.common import Commands
     from milp_agt.core.reachable import StepRecord
     from milp_agt.properties.suspects import Suspects
-    from milp_agt.runfile.certify_table import CertifyTable
     from milp_agt.runfile.run_file import LoadedRun
     from milp_agt.runfile.verdicts import Verdict
 
@@ -46,13 +52,6 @@ def add(commands: Commands) -> None:
         type=Path,
         help="go on with the run that was cut off in this result folder",
     )
-    parser.add_argument("--relaxation", choices=RELAXATIONS, help="in place of the file's")
-    parser.add_argument(
-        "--window",
-        metavar="W",
-        type=window,
-        help="steps that bounds are followed through, or T, in place of the file's",
-    )
     parser.add_argument(
         "--no-report", action="store_true", help="bounds only: no test points, no report.html"
     )
@@ -68,6 +67,7 @@ def add(commands: Commands) -> None:
     parser.add_argument(
         "--points", action="store_true", help="print every property test point by test point"
     )
+    add_options(parser)
     parser.set_defaults(command=_certify)
 
 
@@ -77,8 +77,7 @@ class _Job:
 
     run: Path
     folder: Path
-    relaxation: str | None
-    window: int | str | None
+    options: dict[str, Any]
 
     @staticmethod
     def of(arguments: argparse.Namespace) -> _Job:
@@ -87,7 +86,7 @@ class _Job:
                 raise InvalidInputError(
                     "Certify a run", "no RUN.toml", "milp-agt certify RUN.toml --out DIR"
                 )
-            return _Job(arguments.run, arguments.out, arguments.relaxation, arguments.window)
+            return _Job(arguments.run, arguments.out, given_options(arguments))
         note = _stored(arguments.resume).get("note", {})
         if arguments.run is None and "run" not in note:
             raise InvalidInputError(
@@ -98,18 +97,13 @@ class _Job:
         return _Job(
             arguments.run or Path(note["run"]),
             arguments.resume,
-            arguments.relaxation or note.get("relaxation"),
-            arguments.window or note.get("window"),
+            note.get("options", {}) | given_options(arguments),
         )
 
     def checkpoint(self) -> Checkpoint:
         from milp_agt.certification.checkpoint import Checkpoint
 
-        note = {
-            "run": str(self.run.absolute()),
-            "relaxation": self.relaxation,
-            "window": self.window,
-        }
+        note = {"run": str(self.run.absolute()), "options": self.options}
         return Checkpoint(self.folder / CHECKPOINT, note)
 
 
@@ -141,7 +135,7 @@ def _certify(arguments: argparse.Namespace) -> int:
     job = _Job.of(arguments)
     config = load_config(job.run)
     run = config.build()
-    run = run._replace(options=_override(run.options, job.relaxation, job.window))
+    run = run._replace(options=run.options.changed(job.options))
     checkpoint = job.checkpoint()
     before = (checkpoint.manifest or {"step": 0})["step"]
     header = run_header(config, run.dataset) | {
@@ -226,13 +220,6 @@ def _state_of(step: StepRecord) -> str:
         f"{step.relaxation}, width {step.mean_width:.3g} (max {step.max_width:.3g}), "
         f"{step.seconds:.2f} s/step"
     )
-
-
-def _override(
-    options: CertifyTable, relaxation: str | None, window: int | str | None
-) -> CertifyTable:
-    changes = {"relaxation": relaxation, "window": window}
-    return options.model_copy(update={k: v for k, v in changes.items() if v is not None})
 
 
 def _print_run(run: LoadedRun, result: Result) -> None:

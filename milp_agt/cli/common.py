@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import argparse
-from typing import TYPE_CHECKING
-
-from milp_agt.core.relaxation import Relaxation
+import tomllib
+from typing import TYPE_CHECKING, Any, get_args
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Sequence
+
+    from pydantic.fields import FieldInfo
+
     from milp_agt.cli.parser import Parser
 
     Commands = argparse._SubParsersAction[Parser]
 
 PROVED, NOT_PROVED, BAD_INPUT, LIMIT_REACHED = 0, 1, 2, 4
-RELAXATIONS = (*(level.value for level in Relaxation), "auto")
-
+OPTION = "option_"  # before the names of options among the arguments
 
 RUN_FILE = (
     "a run file: data, model, training, threat, what is to be proved (see 'milp-agt options')"
@@ -27,3 +29,66 @@ def window(text: str) -> int | str:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"'{text}' is neither a number of steps >= 1 nor T")
     return int(text)
+
+
+def add_options(parser: Parser, without: Collection[str] = ()) -> None:
+    """A flag for every option of ``certify`` that is one value."""
+    from milp_agt.certification.options import CertifyOptions
+
+    group = parser.add_argument_group(
+        "options of [certify]", "in place of the file's (see 'milp-agt options certify')"
+    )
+    for name, field in CertifyOptions.model_fields.items():
+        if name not in ("strengthening", *without):
+            words = _choices(field)
+            group.add_argument(
+                f"--{name.replace('_', '-')}",
+                dest=f"{OPTION}{name}",
+                metavar="VALUE",
+                type=str if words else _reader(name),
+                choices=words,
+                help=(field.description or "").replace("`", "").replace("%", "%%"),
+            )
+
+
+def given_options(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The options of ``certify`` that stand on the command line."""
+    named = {k: v for k, v in vars(arguments).items() if k.startswith(OPTION) and v is not None}
+    return {name.removeprefix(OPTION): value for name, value in named.items()}
+
+
+def _choices(field: FieldInfo) -> Sequence[str] | None:
+    """The words that an option takes, if it takes nothing else."""
+    extra = field.json_schema_extra
+    listed = extra.get("enum") if isinstance(extra, dict) else None
+    if isinstance(listed, list):
+        return [str(word) for word in listed]
+    inner = [part for part in get_args(field.annotation) if part is not type(None)]
+    words = get_args(inner[0]) if len(inner) == 1 else ()
+    return words if words and all(isinstance(word, str) for word in words) else None
+
+
+def _reader(name: str) -> Callable[[str], Any]:
+    """Reads the value of an option, and has it checked."""
+
+    def read(text: str) -> Any:
+        from milp_agt.certification.options import CertifyOptions
+        from milp_agt.errors import InvalidInputError
+
+        value = _value(text)
+        try:
+            CertifyOptions().changed({name: value})
+        except InvalidInputError as error:
+            raise argparse.ArgumentTypeError(f"{error.found}; {error.remedy}") from None
+        return value
+
+    return read
+
+
+def _value(text: str) -> Any:
+    """A value as TOML would read it; text needs no quotes."""
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+    return value if isinstance(value, (bool, int, float, str)) else text

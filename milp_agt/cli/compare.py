@@ -7,8 +7,16 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from milp_agt.cli.common import LIMIT_REACHED, PROVED, RELAXATIONS, RUN_FILE, window
+from milp_agt.cli.common import (
+    LIMIT_REACHED,
+    PROVED,
+    RUN_FILE,
+    add_options,
+    given_options,
+    window,
+)
 from milp_agt.cli.progress import progress
+from milp_agt.core.relaxation import LEVELS
 from milp_agt.errors import InvalidInputError
 
 if TYPE_CHECKING:
@@ -30,20 +38,21 @@ def add(commands: Commands) -> None:
         metavar="A,B",
         type=_relaxations,
         default=("interval", "linear", "lp"),
-        help="interval,linear,lp unless told",
+        help="relaxations to compare (default: interval,linear,lp)",
     )
     parser.add_argument(
         "--windows",
         metavar="1,3,T",
         type=_windows,
         default=(1,),
-        help="steps that bounds are followed through, T for all; 1 unless told",
+        help="steps that bounds are followed through, T for all (default: 1)",
     )
     parser.add_argument(
         "--solvers", metavar="A,B", type=_solvers, help="for relaxations that solve programs"
     )
     parser.add_argument("--attack", action="store_true", help="how far is each row from attacks?")
     parser.add_argument("--out", metavar="DIR", type=Path, help="folder for the table as files")
+    add_options(parser, without=("relaxation", "window", "solver"))
     parser.set_defaults(command=_compare)
 
 
@@ -54,8 +63,8 @@ def _windows(text: str) -> tuple[int | str, ...]:
 def _relaxations(text: str) -> tuple[str, ...]:
     names = tuple(part.strip() for part in text.split(","))
     for name in names:
-        if name not in RELAXATIONS:
-            raise argparse.ArgumentTypeError(f"'{name}' is not one of {', '.join(RELAXATIONS)}")
+        if name not in LEVELS:
+            raise argparse.ArgumentTypeError(f"'{name}' is not one of {', '.join(LEVELS)}")
     return names
 
 
@@ -73,31 +82,21 @@ def _compare(arguments: argparse.Namespace) -> int:
     for name in arguments.solvers or ():
         get_solver(name)  # an unknown name is an error before any work
     run = load_config(arguments.run).build()
-    dataset, options = run.dataset, run.options
+    dataset, options = run.dataset, run.options.changed(given_options(arguments))
     folder = None if arguments.out is None else make_folder(arguments.out)
     with progress("rows", quiet=False) as advance:
         comparison = compare(
             run.model,
-            run.data,
+            run.dataset,
             run.training,
             run.threat,
             relaxations=arguments.relaxations,
             windows=arguments.windows,
             X_test=dataset.x_test if len(dataset.x_test) else None,
             y_test=dataset.y_test if len(dataset.x_test) else None,
-            program_window=options.program_window,
-            inner_bounds=options.inner_bounds,
-            selections=options.selections,
-            alpha_steps=options.alpha_steps,
-            alpha_every=options.alpha_every,
             solvers=arguments.solvers or (options.solver,),
-            solve_limits=options.limits(),
-            strengthening=options.strengthening.build(),
-            workers=options.workers,
             attack=arguments.attack,
-            device=options.device,
-            memory=options.memory,
-            time_limit=options.time_limit,
+            options=options,
             on_row=lambda row, count, total: advance(count, total, row.name),
         )
     print(comparison.table())

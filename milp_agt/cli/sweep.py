@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from milp_agt.cli.common import LIMIT_REACHED, PROVED, RUN_FILE
+from milp_agt.cli.common import LIMIT_REACHED, PROVED, RUN_FILE, add_options, given_options
 from milp_agt.cli.progress import Advance, progress
 from milp_agt.errors import InvalidInputError
 
@@ -52,6 +52,7 @@ def add(commands: Commands) -> None:
         "--points", action="store_true", help="with --largest: every test point too"
     )
     parser.add_argument("--out", metavar="DIR", type=Path, help="folder for the table as files")
+    add_options(parser)
     parser.set_defaults(command=_sweep)
 
 
@@ -76,6 +77,7 @@ def _sweep(arguments: argparse.Namespace) -> int:
     _check(arguments)
     config = load_config(arguments.run)
     run = config.build()
+    run = run._replace(options=run.options.changed(given_options(arguments)))
     if not run.properties:
         raise InvalidInputError(
             f"Sweep the properties of {arguments.run}",
@@ -198,8 +200,8 @@ def _largest(
                 ends = verdict.points["lower" if verdict.kind in GOOD else "upper"]
                 if verdict.kind in (*GOOD, *BAD):
                     wanted = 1.0 if verdict.kind in GOOD else 0.0
-                    for point, end in zip(verdict.points["index"], ends, strict=True):
-                        found[f"{verdict.name}: point {point}"] = end == wanted
+                    for row, end in zip(verdict.points["row"], ends, strict=True):
+                        found[f"{verdict.name}: row {row}"] = end == wanted
         return found
 
     low, high = arguments.between

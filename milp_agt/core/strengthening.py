@@ -1,64 +1,73 @@
-"""What makes programs tighter than their plain encoding."""
+"""Options that tighten programs at additional cost."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated, ClassVar
 
-from milp_agt.core.arguments import at_least, of_kind
+from pydantic import ConfigDict, Field
+
+from milp_agt.core.arguments import at_least
+
+_GONE = "it gained nothing that was worth its cost, and programs do without it"
+_ALWAYS = "programs always do it"
+# Switches of older run files, and the current behaviour.
+REMOVED = {
+    **dict.fromkeys(("cuts", "phases", "rlt", "symmetry", "selection_first"), _GONE),
+    **dict.fromkeys(("on_off", "influence", "by_choice"), _ALWAYS),
+    "identity": "'qcqp' always does it, the other levels never",
+}
 
 
 @dataclass(frozen=True)
 class Strengthening:
-    """Switches of the programs of ``lp`` and above; each holds by itself, so each can be measured.
+    """Work of the programs of `lp` and above beyond their plain encoding.
 
-    Any choice gives sound bounds. What has gained little or nothing on the instances of README is off.
+    Any choice gives sound bounds. By default all of it is off: it gained little on the instances of
+    ``solvers/README.md``.
 
     Attributes:
-        on_off: rows of a sample are tight while it is clean, and give way as its selection grows.
-            False: one row for both states.
-        influence: the state that a window begins with is tied to the selection by the forms of the walk
-            through the steps before it (budgets for the data set).
-        cuts: the state that a window ends with is tied to the selection in the same way.
-        phases: phases of units inside the steps are tied to the selection: who must be poisoned before a
-            unit changes sides (budgets for the data set).
-        rlt: with ``phases``, products of the budget and of these rows with each phase of a relu, linearised
-            (Sherali and Adams 1990): a column for each phase and sample.
-        symmetry: of samples that are equal in data, moves and batches, the first ones are poisoned (trees,
-            with all steps of the run in reach).
-        selection_first: trees branch on the selection before all phases (solvers with priorities).
-        by_choice: where selections are enumerated, the programs of a step, and those of questions about
-            the model in the end, are about one choice of poisoned samples each, the loosest first, until the
-            bound rests on choices that are solved: exact branching on the selection.
-        identity: ``relu(z) = step(z) z`` as a bilinear term in ``qcqp`` and ``miqp``.
-        pieces: pieces of the range of one operand of a chosen product, each with McCormick envelopes of
-            its own and a binary (``milp`` and ``miqp``; Bergamini et al. 2005); 1 for none.
-        pieced: how many products of a window are chosen: those with the largest gap.
-        obbt_seconds: seconds that every step of ``lp`` and above may spend on tightening the ranges
-            inside the step by linear programs (optimisation-based bound tightening), before it is
-            bounded itself; 0 for none. What is done in that time depends on the machine.
+        pieces: of each chosen product (``milp`` and ``miqp``; Bergamini et al. 2005).
+        pieced: how many products of a window are chosen.
+        obbt_seconds: of optimisation-based bound tightening in every step. How much is done in that
+            time depends on the machine.
 
     Raises:
-        InvalidInputError: a switch that is neither True nor False, a count below 1, negative seconds.
+        InvalidInputError: a count below 1, negative seconds.
     """
 
-    on_off: bool = True
-    influence: bool = True
-    cuts: bool = False
-    phases: bool = False
-    rlt: bool = False
-    symmetry: bool = False
-    selection_first: bool = False
-    by_choice: bool = True
-    identity: bool = False
-    pieces: int = 1
-    pieced: int = 8
-    obbt_seconds: float = 0.0
+    # A table in a file is not an object of this class yet, so only its numbers are strict.
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+    pieces: Annotated[
+        int,
+        Field(
+            ge=1,
+            strict=True,
+            description="Pieces of the range of one operand of a chosen product, each with McCormick "
+            "envelopes and a binary of its own (`milp` and `miqp`); 1 for none.",
+        ),
+    ] = 1
+    pieced: Annotated[
+        int,
+        Field(
+            ge=1,
+            strict=True,
+            description="Products of a window that are cut into `pieces`: those with the largest gap.",
+        ),
+    ] = 8
+    obbt_seconds: Annotated[
+        float,
+        Field(
+            ge=0,
+            strict=True,
+            description="Time in which every step of `lp` and above may tighten the ranges inside it by "
+            "linear programs before it is bounded itself; 0 for none.",
+            json_schema_extra={"x-unit": "seconds"},
+        ),
+    ] = 0.0
 
     def __post_init__(self) -> None:
-        for name, default in vars(type(self)).items():
-            if isinstance(default, bool):
-                what = f"The switch {name} of a strengthening"
-                of_kind(getattr(self, name), bool, what, "give True or False")
         for name in ("pieces", "pieced"):
             what = f"{name} of a strengthening"
             at_least(getattr(self, name), 1, what, "give 1 to leave pieces out", whole=True)

@@ -1,5 +1,19 @@
 """Data sets: where they come from, how they are split and scaled."""
 
-from milp_agt.data.dataset import Array, Dataset, Task, load_dataset
+from milp_agt.data.dataset import (
+    Array,
+    Dataset,
+    DatasetUnavailableError,
+    Task,
+    dataset_names,
+    load_dataset,
+)
 
-__all__ = ["Array", "Dataset", "Task", "load_dataset"]
+__all__ = [
+    "Array",
+    "Dataset",
+    "DatasetUnavailableError",
+    "Task",
+    "dataset_names",
+    "load_dataset",
+]

@@ -15,6 +15,7 @@ from milp_agt.properties.answer import Scores
 from milp_agt.properties.decision import Decision, classes_of, only, reached
 from milp_agt.properties.models import OutputForms, ReachableModels
 from milp_agt.properties.triggers import Trigger
+from milp_agt.training.precision import rounded_to
 from milp_agt.training.tracing import FEATURES
 
 # Signed gradient steps of the trigger that is tried on the nominal model.
@@ -69,9 +70,12 @@ class BackdoorQuestion:
                     f"{len(features)} points, all of class {target}",
                     "add points of other classes, or choose another target",
                 )
-        inputs = trigger.inputs(features[index])
+        precision = models.step_graph.precision
+        box = trigger.inputs(features[index])
+        # A triggered input is rounded to the precision of the model, which keeps the order of numbers.
+        inputs = Interval(rounded_to(box.lower, precision), rounded_to(box.upper, precision))
         over_box = Decision.of(models, inputs, unsafe)
-        found = _search(models, over_box)
+        found = rounded_to(_search(models, over_box), precision)
         return BackdoorQuestion(
             index, over_box, Decision.of(models, Interval.point(found.unsqueeze(0)), unsafe)
         )

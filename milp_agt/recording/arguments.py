@@ -6,13 +6,14 @@ from typing import Any
 
 from torch import nn
 
+from milp_agt.data import Dataset
 from milp_agt.errors import InvalidInputError
 from milp_agt.recording.recording import Recording
 from milp_agt.recording.run import RecordedRun
 from milp_agt.threats import ThreatModel
 from milp_agt.training.training import Training
 
-Data = tuple[Any, Any]
+Data = tuple[Any, Any] | Dataset
 Runnable = nn.Module | Recording | RecordedRun
 
 

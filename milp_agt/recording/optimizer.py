@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from milp_agt.errors import InvalidInputError, UnsupportedOperationError
 from milp_agt.recording.watched_numbers import is_watched
-from milp_agt.training.training import UpdateRule, check_optimizer
+from milp_agt.training.training import UpdateRule
+from milp_agt.training.training_checks import no_rule_for
 
 ASKED = "A run was to be recorded with its optimiser"
 
@@ -27,7 +28,7 @@ def check(optimizer: object, model: nn.Module) -> tuple[str, ...]:
         )
     if type(optimizer) is not torch.optim.SGD:
         name = type(optimizer).__name__
-        check_optimizer(name if name != "sgd" else "a subclass of SGD")
+        raise no_rule_for(name if name != "sgd" else "a subclass of SGD")
     names = {id(p): name for name, p in model.named_parameters()}
     own = [p for group in optimizer.param_groups for p in group["params"]]
     foreign = sum(id(p) not in names for p in own)

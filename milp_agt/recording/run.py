@@ -64,11 +64,6 @@ class NominalCheck:
         """Whether both are one run up to rounding; every step was compared when it was recorded."""
         return self.difference <= self.tolerance
 
-    @property
-    def claim(self) -> str:
-        """What the certificate is about, as a sentence."""
-        return f"The claim is about the float64 run of the recorded steps: {self}."
-
     def __str__(self) -> str:
         return f"your model is the nominal run up to {self.difference:.2g} ({self.dtype})"
 
@@ -170,7 +165,7 @@ class RecordedRun:
             arrays |= {prefix + name: value.cpu().numpy() for name, value in state.items()}
         about = {
             "loss": self.training.loss,
-            "rules": [asdict(rule) for rule in self.training.rules],
+            "rules": [asdict(r) | {"undecayed": sorted(r.undecayed)} for r in self.training.rules],
             "dtype": self.dtype,
             "assumed": self.assumed,
             "trained": [n for n, p in self.model.named_parameters() if p.requires_grad],
@@ -254,7 +249,10 @@ def load_run(path: str | Path, model: nn.Module) -> RecordedRun:
             labels=torch.from_numpy(arrays["labels"]),
             loss=about["loss"],
             batches=tuple(tuple(b.tolist()) for b in np.split(arrays["batches"], ends)),
-            rules=tuple(UpdateRule(**rule) for rule in about["rules"]),
+            rules=tuple(
+                UpdateRule(**{**rule, "undecayed": frozenset(rule["undecayed"])})
+                for rule in about["rules"]
+            ),
             final=_state(arrays, "final:"),
             dtype=about["dtype"],
             assumed=tuple(about["assumed"]),

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ConfigDict, Field
 
-from milp_agt.runfile.table import Index, Memory, Table
+from milp_agt.core.option_table import Index, Memory, Table
 
 if TYPE_CHECKING:
     from milp_agt.attacks import Search
@@ -28,6 +28,11 @@ class AttackTable(Table):
     pool: Index | None = Field(
         default=None,
         description="Random poisonings that serve every objective, half of them at full strength.",
+    )
+    corners: Index | None = Field(
+        default=None,
+        description="Samples that are moved by themselves, at most so often, so that units of theirs flip; "
+        "the best for each end are then tried together.",
     )
     enumerate: Index | None = Field(
         default=None,

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field, model_validator
 
+from milp_agt.core.option_table import Table, problem
 from milp_agt.data.dataset import Dataset
 from milp_agt.errors import ConfigurationError
-from milp_agt.runfile.table import Table, problem
 
 if TYPE_CHECKING:
     import torch

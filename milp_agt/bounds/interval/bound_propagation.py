@@ -15,6 +15,7 @@ from milp_agt.bounds.interval.update import UpdateGraph
 from milp_agt.bounds.step import NodeOrder, State, Step
 from milp_agt.core.graph import Node
 from milp_agt.core.interval import Interval
+from milp_agt.formulations.sum_samples import SumSamples
 from milp_agt.training.tracing import StepGraph
 
 
@@ -22,14 +23,14 @@ from milp_agt.training.tracing import StepGraph
 class Ranges:
     """Boxes of the nodes of one step, over a box of states.
 
-    ``sums`` bounds ``sum_i |term_i|`` of each sum over samples: rounding is charged to it.
+    ``sums`` bounds ``sum_i |term_i|`` of each sum over samples; rounding errors grow with it.
     """
 
     boxes: dict[str, Interval] = field(default_factory=dict)
     sums: dict[str, Tensor] = field(default_factory=dict)
 
 
-# The box of a node, given all boxes of a fragment up to its own by intervals.
+# The box of a node, given all boxes of a sample chunk up to its own interval image.
 Refine = Callable[[Node, Mapping[str, Interval]], Interval]
 
 
@@ -45,10 +46,10 @@ def propagate(
     """Boxes of the nodes of a step for all states in a box and all admissible poisonings of the batch.
 
     Args:
-        exposure: how poison reaches the batch; says what the leading axis of boxes means.
-        fragment: samples at once, so that memory stays bounded; None for the whole batch.
+        adversary: how poison reaches the batch; defines the meaning of the leading axis of boxes.
+        sample_chunk: samples at once, to bound memory; None for the whole batch.
         keep: nodes with a sample axis whose boxes the other engines need.
-        refine: makes, for each fragment, what may cut its boxes down before others stand on them.
+        refine: makes, for each sample chunk, a function that may tighten each box before others use it.
 
     Raises:
         SoundnessError: a box with lower > upper (never expected).
@@ -93,7 +94,7 @@ def propagate(
         ranges.boxes[name] = parts[0] if len(parts) == 1 else _concatenate(parts)
         del parts
     for node in schedule.sums:
-        ranges.boxes[node.name], ranges.sums[node.name] = totals[node.name].result()
+        ranges.boxes[node.name], ranges.sums[node.name] = _summed(node, totals[node.name])
     for node in schedule.after:
         inputs = [ranges.boxes[i] for i in node.inputs]
         ranges.boxes[node.name] = algebra.image(node, inputs, step.samples)
@@ -103,7 +104,7 @@ def propagate(
 def _outer_products(
     schedule: NodeOrder, totals: Mapping[str, SampleSum], keep: Collection[str]
 ) -> dict[str, tuple[Node, SumOfProducts]]:
-    """Sums that take the operands of outer products, with these products: no box of them is made."""
+    """Sums that take the operands of outer products, with these products, whose boxes are not needed."""
     found = {}
     for name, product in schedule.outer_products.items():
         total = totals[name]
@@ -115,7 +116,7 @@ def _outer_products(
 def completed(
     schedule: NodeOrder, state: State, step: Step, adversary: AdversaryModel, ranges: Ranges
 ) -> Ranges:
-    """All boxes of a step of which only some were kept, as programs need them."""
+    """All boxes of a step, as programs need them, where only some were kept."""
     whole = propagate(schedule, state, step, adversary, keep=schedule.batched)
     known = {}
     for name, box in ranges.boxes.items():
@@ -133,7 +134,7 @@ def narrowed(
     ranges: Ranges,
     known: Mapping[str, Interval],
 ) -> Ranges:
-    """The ranges of a step where some boxes are known to be smaller, carried on through the step.
+    """The ranges of a step after some boxes became smaller, propagated through the step.
 
     Raises:
         SoundnessError: a box with lower > upper (never expected).
@@ -153,11 +154,18 @@ def narrowed(
     for node in schedule.sums:
         total = adversary.total(step)
         total.add(boxes[node.inputs[0]], step.samples)
-        found, sums[node.name] = total.result()
+        found, sums[node.name] = _summed(node, total)
         boxes[node.name] = boxes[node.name].meet(found, f"'{node.name}' again")
     for node in schedule.after:
         boxes[node.name] = again(node)
     return Ranges(boxes, sums)
+
+
+def _summed(node: Node, total: SampleSum) -> tuple[Interval, Tensor]:
+    """The box of a sum over the samples in the precision of the run, and ``sum_i max|term_i|``."""
+    box, size = total.result()
+    assert isinstance(node.op, SumSamples)
+    return node.op.widened(box, size), size
 
 
 def _concatenate(parts: list[Interval]) -> Interval:
@@ -172,6 +180,6 @@ def update(
     algebra: BoxAlgebra = SEPARATE,
 ) -> State:
     """Box of the next state before any projection: the optimiser step in interval arithmetic."""
-    built = UpdateGraph.of(step_graph.gradient_nodes, step)
+    built = UpdateGraph.of(step_graph.gradient_nodes, step, step_graph.precision)
     boxes = built.boxes(state, ranges.boxes, algebra)
     return {name: boxes[node] for name, node in built.outputs.items()}

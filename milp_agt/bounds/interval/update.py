@@ -1,4 +1,4 @@
-"""The optimiser step as a small graph: from the state and the summed gradients to the next state."""
+"""The optimiser step as a small graph from the state and the summed gradients to the next state."""
 
 from __future__ import annotations
 
@@ -9,24 +9,26 @@ from milp_agt.bounds.adversary.box_algebra import SEPARATE, BoxAlgebra
 from milp_agt.bounds.step import State, Step, velocity_of
 from milp_agt.core.graph import Graph, Node
 from milp_agt.core.interval import Interval
+from milp_agt.core.rounding import FLOAT64, Precision
 from milp_agt.formulations.clip import Clip
 from milp_agt.formulations.leaves import ParameterLeaf
 from milp_agt.formulations.optimiser_step import OptimiserStep
+from milp_agt.formulations.run_rounding import RunRounding
 from milp_agt.formulations.sign import Sign
 
 
 @dataclass(frozen=True)
 class UpdateGraph:
-    """What an optimiser does after the gradients are summed; none of its nodes has a sample axis.
+    """The optimiser step after the gradients are summed; none of its nodes has a sample axis.
 
     A new kind of step is built here, from operations that have all their rules.
 
     Attributes:
         nodes: from old state and sums to the new state before projection.
         outputs: for each tensor of the state, the node with its new value before projection.
-        projections: for each parameter that is projected, the node that does it. It comes last and
-            acts on every entry alone, so that it maps a box to a box: engines bound what comes before it,
-            and relax it on that, once it is settled, for the steps that come after.
+        projections: for each projected parameter, the node that projects it. It comes last and acts on
+            each entry separately, so it maps a box to a box. Engines bound the state before it; once
+            that box is final, they relax the projection on it for later steps.
     """
 
     nodes: tuple[Node, ...]
@@ -34,8 +36,11 @@ class UpdateGraph:
     projections: Mapping[str, Node] = field(default_factory=dict)
 
     @staticmethod
-    def of(gradients: Sequence[tuple[str, Node]], step: Step) -> UpdateGraph:
-        """The update of a step; ``gradients`` are the nodes of the sums by parameter."""
+    def of(gradients: Sequence[tuple[str, Node]], step: Step, precision: Precision) -> UpdateGraph:
+        """The update of a step; ``gradients`` are the nodes of the sums by parameter.
+
+        In a run of reduced ``precision`` a node with its rounding comes after each new value.
+        """
         graph, outputs, projections = Graph(), {}, {}
         nodes: list[Node] = []
         for name, gradient in gradients:
@@ -47,12 +52,18 @@ class UpdateGraph:
                 operands.append(graph.add(Sign(), operands[0], name=f"{name}:sign"))
                 nodes.append(operands[-1])
             rank = len(gradient.shape)
-            rules = [(name, step.theta_scalars, step.theta_sizes)]
-            if step.has_velocity:
-                rules.append((velocity_of(name), step.velocity_scalars, step.velocity_scalars))
-            for target, scales, sizes in rules:
-                op = OptimiserStep.of(scales, sizes, rank)
+            own = step.of(name)
+            rules = [(name, own.theta_scalars, own.theta_sizes, 1.0)]
+            if own.has_velocity:
+                scalars = own.velocity_scalars
+                rules.append((velocity_of(name), scalars, scalars, 0.0))
+            for target, scales, sizes, kept in rules:
+                op = OptimiserStep.of(scales, sizes, rank, kept)
                 nodes.append(graph.add(op, *operands, name=f"{target}:next"))
+                if precision != FLOAT64:
+                    name_rounded = f"{target}:next:{precision.name}"
+                    rounding = RunRounding(op, precision)
+                    nodes.append(graph.add(rounding, nodes[-1], *operands, name=name_rounded))
                 outputs[target] = nodes[-1].name
             if step.update.projection is not None:
                 projections[name] = graph.add(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -13,17 +13,17 @@ import torch
 
 from milp_agt.attacks import Attack, ParameterSandwich, Search
 from milp_agt.certification.certify import certify
+from milp_agt.certification.options import CertifyOptions, options_of, takes_options
 from milp_agt.certification.result import Result
 from milp_agt.core.arguments import at_least, callable_of, listed, of_kind
 from milp_agt.core.reachable import Bounds
 from milp_agt.core.relaxation import Relaxation
-from milp_agt.core.results import Limits
-from milp_agt.core.strengthening import DEFAULT, Strengthening
+from milp_agt.data import Dataset
 from milp_agt.errors import InvalidInputError, SolverUnavailableError
 from milp_agt.experiments.compare.comparison import Comparison, ComparisonRow
 from milp_agt.formulations.loss import get_loss
 from milp_agt.threats import ThreatModel
-from milp_agt.training.inputs import check_run, features_of
+from milp_agt.training.inputs import check_run, features_of, located
 from milp_agt.training.training import Training
 
 ArrayLike = npt.NDArray[np.generic] | torch.Tensor
@@ -36,10 +36,20 @@ class _ComparedCase(NamedTuple):
     window: int
     solver: str | None
 
+    def options(self, others: CertifyOptions) -> dict[str, Any]:
+        """What this row has of its own."""
+        return {
+            "relaxation": self.relaxation,
+            "window": self.window or None,
+            "solver": self.solver,
+            "alpha_steps": 0 if self.relaxation == "interval" else others.alpha_steps,
+        }
 
+
+@takes_options("relaxation", "window", "solver")
 def compare(
     model: torch.nn.Module,
-    data: tuple[ArrayLike, ArrayLike],
+    data: tuple[ArrayLike, ArrayLike] | Dataset,
     training: Training,
     threat: ThreatModel,
     relaxations: Sequence[str] = ("interval", "linear", "lp"),
@@ -47,20 +57,11 @@ def compare(
     X_test: ArrayLike | None = None,
     y_test: ArrayLike | None = None,
     *,
-    program_window: int | Literal["T"] | None = None,
-    inner_bounds: str | None = None,
-    selections: str | None = None,
-    alpha_steps: int = 0,
-    alpha_every: int | None = None,
     solvers: Sequence[str | None] = (None,),
-    solve_limits: Limits | None = None,
-    strengthening: Strengthening = DEFAULT,
-    workers: int = 1,
-    device: str = "cpu",
-    memory: str = "4GiB",
-    time_limit: float | None = None,
     attack: bool | Search = False,
     on_row: Callable[[ComparisonRow, int, int], None] | None = None,
+    options: CertifyOptions | None = None,
+    **changes: Any,
 ) -> Comparison:
     """Certify the same run with each relaxation over each window by each solver.
 
@@ -73,10 +74,9 @@ def compare(
         solvers: back ends of the relaxations that solve programs; None picks one. What a solver is not
             able to do, or is not installed for, is left out and stands in the notes.
         attack: attack the run once, so that each row says how far it is from what attacks reach.
-        program_window, inner_bounds, selections, solve_limits, strengthening, workers, device, memory,
-        time_limit: as for :func:`milp_agt.certify`; the time limit holds for each row.
-        alpha_steps, alpha_every: likewise, for all relaxations but ``interval``.
         on_row: called after every row with the row, its number from 1, and the number of rows.
+        options: all of those that follow, as one object; what is given by name replaces them. The time
+            limit holds for each row; slopes are optimised in all relaxations but ``interval``.
 
     Raises:
         InvalidInputError: no relaxation or no window, a window below 1, or only one of X_test and
@@ -86,9 +86,11 @@ def compare(
         raise InvalidInputError(
             "Compare relaxations on test data", "only one of X_test and y_test", "give both"
         )
-    _check_kinds(relaxations, windows, program_window, solvers, on_row)
-    check_run(model, data, training, threat)
-    total = len(training.batch_order(len(features_of(data[0]))))
+    _check_kinds(relaxations, windows, solvers, on_row)
+    options = options_of(options, changes)
+    arrays, bound, _ = located(data, threat)
+    check_run(model, arrays, training, bound)
+    total = len(training.batch_order(len(features_of(arrays[0]))))
     cases = list(dict.fromkeys(_cases(relaxations, windows, solvers, total)))
     if not cases:
         raise InvalidInputError(
@@ -97,7 +99,7 @@ def compare(
             "give at least one of each",
         )
     measure = "accuracy" if get_loss(training.loss).is_classification else "loss"
-    solved = total if program_window == "T" else program_window
+    solved = options.steps_of(options.program_window, total)
     rows: list[ComparisonRow] = []
     notes: list[str] = []
     reached: Attack | None = None
@@ -109,20 +111,7 @@ def compare(
                 data,
                 training,
                 threat,
-                relaxation=case.relaxation,
-                window=case.window or None,
-                program_window=solved,
-                inner_bounds=inner_bounds,
-                selections=selections,
-                alpha_steps=0 if case.relaxation == "interval" else alpha_steps,
-                alpha_every=alpha_every,
-                solver=case.solver,
-                solve_limits=solve_limits,
-                strengthening=strengthening,
-                workers=workers,
-                device=device,
-                memory=memory,
-                time_limit=time_limit,
+                options=options.changed(case.options(options)),
             )
         except SolverUnavailableError as error:
             notes.append(f"{case.relaxation} by {case.solver or 'any solver'}: {error}")
@@ -143,7 +132,7 @@ def compare(
 
 def _attack(
     model: torch.nn.Module,
-    data: tuple[ArrayLike, ArrayLike],
+    data: tuple[ArrayLike, ArrayLike] | Dataset,
     training: Training,
     threat: ThreatModel,
     attack: bool | Search,
@@ -204,14 +193,9 @@ def _row(
     )
 
 
-def _check_kinds(
-    relaxations: object, windows: object, program_window: object, solvers: object, on_row: object
-) -> None:
+def _check_kinds(relaxations: object, windows: object, solvers: object, on_row: object) -> None:
     listed(relaxations, str, "relaxations", "give names: ('interval', 'linear')")
     listed(windows, (int, str), "windows", "give counts of steps, or 'T' for the whole run")
-    if program_window is not None and not isinstance(program_window, str):
-        remedy = "give a count of steps, 'T' for the whole run, or None"
-        at_least(program_window, 1, "program_window", remedy, whole=True)
     names = "give names, or None to have one picked"
     of_kind(solvers, Sequence, "solvers", names)
     listed(solvers, (str, type(None)), "solvers", names)

@@ -1,0 +1,265 @@
+"""The options of ``certify``: each is defined here once, with its default and description.
+
+Python, run files, the command line, ``compare``, the JSON schema and ``examples/RUNFILE.md`` read them here.
+"""
+
+from __future__ import annotations
+
+import inspect
+import textwrap
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import fields
+from difflib import get_close_matches
+from typing import Annotated, Any, Literal, Self, TypeVar
+
+import numpy as np
+from pydantic import Field, ValidationError, field_validator
+
+from milp_agt.core.arguments import of_kind
+from milp_agt.core.option_table import Count, Index, Memory, NonNegative, Table, problem
+from milp_agt.core.relaxation import LEVELS
+from milp_agt.core.results import Limits
+from milp_agt.core.rounding import PRECISIONS, USE_FLOAT32, what_is_wrong_with
+from milp_agt.core.strengthening import REMOVED, Strengthening
+from milp_agt.errors import InvalidInputError
+
+Window = Count | Literal["T"]
+Time = Annotated[NonNegative, Field(json_schema_extra={"x-unit": "seconds"})]
+EACH_SOLVE = Limits()
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+class CertifyOptions(Table):
+    """Which relaxation, over which window, with which means."""
+
+    relaxation: str = Field(
+        default="linear",
+        description="How the run is bounded, from cheap and loose to dear and tight; `auto` takes the "
+        "tightest of interval, linear and lp whose predicted cost fits `time_limit` and `memory`.",
+        json_schema_extra={"enum": list(LEVELS)},
+    )
+    window: Window | None = Field(
+        default=None,
+        description='Past steps that linear forms are followed back through; `"T"`, or leaving it out, '
+        "is the whole run.",
+    )
+    program_window: Window | None = Field(
+        default=None,
+        description='Steps in one program of `lp` and above, `"T"` for the whole run; unless given, '
+        "as many as `window` says, and 1 without either.",
+    )
+    inner_bounds: Literal["interval", "linear"] | None = Field(
+        default=None,
+        description="How intermediate nodes of a step are bounded in `linear` and above: by intervals, or "
+        "by linear forms through the window; unless given, linear where its predicted cost is small.",
+    )
+    selections: Literal["joint", "charged", "enumerated"] | None = Field(
+        default=None,
+        description="Bound all choices of poisoned samples at once, charge every error to the samples "
+        "that can cause it, or carry a box for each choice (`linear` and above, budgets for the data "
+        "set); unless given, enumerated where that is predicted to be cheap, else charged where that "
+        "is, else joint.",
+    )
+    alpha_steps: Index = Field(
+        default=0,
+        description="Steps of the gradient ascent that optimises the slopes of linear bounds, for each "
+        "end of each parameter (`linear` and above); the box by default slopes is carried beside, so "
+        "that bounds never get looser; 0 for none, 10 to 30 are worth trying.",
+    )
+    alpha_every: Count | None = Field(
+        default=None,
+        description="After how many training steps slopes are optimised, each time from the last ones "
+        "on; unless given, at the end of the run alone.",
+    )
+    solver: str | None = Field(
+        default=None,
+        description="Back end of programs: `highs`, `scip`, `gurobi`, `cvxpy`, or `cvxpy:NAME` for a "
+        "solver that cvxpy reaches; unless given, the first of them that is installed and able.",
+        examples=["highs"],
+    )
+    solve_time_limit: Time | None = Field(
+        default=EACH_SOLVE.time,
+        description="Time for each solve of a program; a limit loosens bounds and never breaks them.",
+    )
+    solve_gap: NonNegative = Field(
+        default=EACH_SOLVE.gap,
+        description="Relative distance of the bound to the best point found at which the tree of a "
+        "solve may stop (`milp` and above).",
+    )
+    solve_nodes: Index | None = Field(
+        default=EACH_SOLVE.nodes,
+        description="Nodes of the tree of each solve, at most (`milp` and above); no limit unless given.",
+    )
+    strengthening: Strengthening = Field(
+        default=Strengthening(),
+        description="What may make the programs of `lp` and above tighter, at further cost.",
+    )
+    workers: Count = Field(
+        default=1,
+        description="Processes that solve programs, by joblib (extra `parallel` for more than one); inside "
+        "`joblib.parallel_config` its backend (dask, ray) spreads them over machines.",
+    )
+    device: str = Field(
+        default="cpu",
+        description="`cpu`, `cuda` or another device of torch, or `auto`, the GPU if there is one.",
+        examples=["cuda"],
+    )
+    memory: Memory | Count = Field(
+        default="4GiB",
+        description="Memory of the process, in B, KB, MB, GB, KiB, MiB or GiB; work is cut into pieces "
+        "that fit, and a fallback says where it cannot be kept.",
+    )
+    time_limit: Time | None = Field(
+        default=None,
+        description="Time for the whole run: a level ends where its next step is predicted not to fit "
+        "beside what cheaper levels need for the steps that are left, programs before linear forms, and "
+        "intervals go on to the end; no limit unless given.",
+    )
+
+    precision: str | None = Field(
+        default=None,
+        description="Of the training run that is certified, `float64` or `float32`; unless given, that of a "
+        "recorded run, else float64. Bounds are computed in "
+        "float64 in either case; for `float32` they cover what rounding to float32 does to every "
+        "number of the run, and model, data and limits have to be float32 numbers. Dense layers, their "
+        "activations, batch normalisation with kept statistics and clipping of single gradients are "
+        "covered; convolutions and threats to whole samples are refused, as are TF32, float16, bfloat16 "
+        "and mixed precision.",
+        json_schema_extra={"enum": list(PRECISIONS)},
+    )
+
+    @field_validator("precision")
+    @classmethod
+    def _covered_precision(cls, name: str | None) -> str | None:
+        if name is not None and name not in PRECISIONS:
+            raise problem(f"precision = '{name}', {what_is_wrong_with(name)}", USE_FLOAT32)
+        return name
+
+    @field_validator("relaxation")
+    @classmethod
+    def _known_relaxation(cls, name: str) -> str:
+        if name not in LEVELS:
+            raise problem(
+                f"relaxation = '{name}'", f"relaxation should be one of {', '.join(LEVELS)}"
+            )
+        return name
+
+    @field_validator("strengthening", mode="before")
+    @classmethod
+    def _without_removed(cls, table: object) -> object:
+        """Older run files keep working: removed switches are dropped, with a warning for each."""
+        if not isinstance(table, dict):
+            return table
+        for key in [key for key in table if key in REMOVED]:
+            warnings.warn(
+                f"[certify.strengthening] '{key}' has no effect: the switch was removed, "
+                f"{REMOVED[key]}; drop the line",
+                UserWarning,
+                stacklevel=2,
+            )
+        return {key: value for key, value in table.items() if key not in REMOVED}
+
+    @property
+    def solve_limits(self) -> Limits:
+        """The limits of each solve of a program."""
+        return Limits(self.solve_time_limit, self.solve_gap, self.solve_nodes)
+
+    def steps_of(self, window: Window | None, total: int) -> int | None:
+        """A window as a count of steps, of a run of ``total`` steps."""
+        return total if window == "T" else window
+
+    def changed(self, given: Mapping[str, Any]) -> Self:
+        """These options with some replaced; ``solve_limits=agt.Limits(...)`` stands for three of them.
+
+        Raises:
+            InvalidInputError: an unknown name, or a value that the option does not take.
+        """
+        changes = {k: v.item() if isinstance(v, np.generic) else v for k, v in given.items()}
+        limits = changes.pop("solve_limits", None)
+        if limits is not None:
+            of_kind(limits, Limits, "solve_limits", "give agt.Limits(time=10.0), say")
+            changes |= {"solve_time_limit": limits.time, "solve_gap": limits.gap}
+            changes |= {"solve_nodes": limits.nodes}
+        try:
+            return self.model_validate({**dict(self), **changes})
+        except ValidationError as error:
+            raise _refusal(error, type(self)) from None
+
+
+def options_of(options: object, changes: Mapping[str, Any]) -> CertifyOptions:
+    """The options given as one object, or the defaults, with those given by name replaced.
+
+    Raises:
+        InvalidInputError: another object, an unknown name, or a value that its option does not take.
+    """
+    known = CertifyOptions() if options is None else options
+    of_kind(known, CertifyOptions, "options", "give agt.CertifyOptions(...), or leave it out")
+    assert isinstance(known, CertifyOptions)
+    return known.changed(changes)
+
+
+def _refusal(error: ValidationError, table: type[CertifyOptions]) -> InvalidInputError:
+    """All problems of options given in Python, as one error."""
+    found: dict[str, str] = {}
+    wanted: dict[str, list[str]] = {}
+    for item in error.errors(include_url=False):
+        name = ".".join(str(part) for part in item["loc"] if part in _names(table))
+        if item["type"] == "extra_forbidden":
+            name = str(item["loc"][-1])
+            near = get_close_matches(name, table.model_fields, 1)
+            known = ", ".join(table.model_fields)
+            found[name] = f"no option '{name}'"
+            wanted[name] = [f"did you mean '{near[0]}'?" if near else f"the options are {known}"]
+        elif item["type"] == "milp_agt":
+            pairs = item["ctx"]["problems"]
+            found[name] = "; ".join(each for each, _ in pairs)
+            wanted[name] = ["; ".join(remedy for _, remedy in pairs)]
+        else:
+            value = item["input"]
+            kind = f" of type {type(value).__name__}" if item["type"].endswith("_type") else ""
+            found[name] = f"{name} = {value!r:.60}{kind}"
+            wish = item["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
+            wanted.setdefault(name, [f"{name} should be {wish}"])
+            if name in wanted and f"{name} should be {wish}" not in wanted[name]:
+                wanted[name].append(f"or {wish}")
+    problems = [(found[name], " ".join(wishes)) for name, wishes in wanted.items()]
+    asked = f"Certify with {', '.join(f'{name}=' for name in wanted)}"
+    return InvalidInputError.of(asked, problems)
+
+
+def _names(table: type[CertifyOptions]) -> set[str]:
+    """Names that may occur in the path of a problem; the rest of it is pydantic's."""
+    return {*table.model_fields, *(field.name for field in fields(Strengthening))}
+
+
+def takes_options(*without: str) -> Callable[[Function], Function]:
+    """Decorator of functions with ``**options``: signature and docstring list every option.
+
+    Args:
+        without: options that the function takes in another form.
+    """
+
+    def completed(function: Function) -> Function:
+        own = inspect.signature(function)
+        kept = [p for p in own.parameters.values() if p.kind is not p.VAR_KEYWORD]
+        known = {n: f for n, f in CertifyOptions.model_fields.items() if n not in without}
+        options = [
+            inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=field.default)
+            for name, field in known.items()
+        ]
+        function.__dict__["__signature__"] = own.replace(parameters=[*kept, *options])
+        if function.__doc__ is not None:
+            lines = [_line(name, field.description or "") for name, field in known.items()]
+            before, raises, after = function.__doc__.partition("\n    Raises:")
+            function.__doc__ = f"{before.rstrip()}\n" + "".join(lines) + f"\n{raises[1:]}{after}"
+        return function
+
+    return completed
+
+
+def _line(name: str, description: str) -> str:
+    """One option as a line under ``Args:``."""
+    text = f"{name}: {description[:1].lower()}{description[1:]}".replace("`", "``")
+    inside = " " * 8
+    return textwrap.fill(text, 110, initial_indent=inside, subsequent_indent=f"{inside}    ") + "\n"
