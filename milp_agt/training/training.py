@@ -52,8 +52,8 @@ class UpdateRule:
     nesterov: bool
     l1: float = 0.0
     projection: tuple[float, float] | None = None
-    dampening: float = 0.0
     undecayed: frozenset[str] = frozenset()
+    dampening: float = 0.0
 
     def of(self, name: str) -> UpdateRule:
         """The rule of one parameter: without decay where its name is among ``undecayed``."""
