@@ -18,7 +18,12 @@ from torch.nn import functional
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 import milp_agt as agt
-from milp_agt.errors import InvalidInputError, MilpAgtError, UnsupportedOperationError
+from milp_agt.errors import (
+    InvalidInputError,
+    MilpAgtError,
+    SoundnessError,
+    UnsupportedOperationError,
+)
 from milp_agt.recording import Recording
 from milp_agt.runfile.run_file import load_config
 
@@ -138,28 +143,82 @@ def test_shuffled_loader_momentum_decay_and_schedule(dtype: torch.dtype) -> None
     assert {(r.momentum, r.weight_decay, r.nesterov) for r in rules} == {(0.9, 1e-3, False)}
 
 
-def test_poisoned_runs_of_plain_torch_lie_inside() -> None:
-    script = Script()
-    result = certified(script.train())
-    slack = result.nominal_check.tolerance  # float32 runs, a float64 certificate
+def assert_inside(result: agt.Result, model: nn.Module) -> None:
+    """Without a tolerance, and elsewhere than the nominal run."""
+    for name, value in model.state_dict().items():
+        assert (value.double().numpy() >= result.reachable.lower[name]).all()
+        assert (value.double().numpy() <= result.reachable.upper[name]).all()
+        assert not np.array_equal(value.double().numpy(), result.reachable.nominal[name])
+
+
+def poisoned_data(seed: int, radius: float = 0.0099) -> Tensor:
+    """The features with those of one sample moved, in float32."""
+    rng = np.random.default_rng(seed)
+    moved = X.clone()
+    moved[int(rng.integers(len(X)))] += (
+        radius * torch.from_numpy(rng.choice([-1.0, 1.0], 30)).float()
+    )
+    return moved
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_poisoned_runs_of_plain_torch_lie_inside(dtype: torch.dtype) -> None:
+    result = certified(Script(dtype).train())
     for seed in range(3):
-        rng = np.random.default_rng(seed)
-        moved = X.clone()
-        who = int(rng.integers(len(X)))
-        moved[who] += 0.0099 * torch.from_numpy(rng.choice([-1.0, 1.0], 30)).float()
-        other = Script(dataset=TensorDataset(moved, Y))
-        with torch.no_grad():
-            pass
+        other = Script(dtype, dataset=TensorDataset(poisoned_data(seed).to(dtype), Y))
         for _ in range(2):
             for x, y in other.loader:
                 other.opt.zero_grad()
                 other.loss_fn(other.model(x), y).backward()
                 other.opt.step()
             other.scheduler.step()
-        for name, value in other.model.state_dict().items():
-            assert (value.double().numpy() >= result.reachable.lower[name] - slack).all()
-            assert (value.double().numpy() <= result.reachable.upper[name] + slack).all()
-            assert not np.array_equal(value.double().numpy(), result.reachable.nominal[name])
+        assert_inside(result, other.model)
+
+
+def unusual_run(x: Tensor, watch: Any = None) -> tuple[nn.Module, Any]:
+    """Dampening and accumulated gradients, in the precision of the data."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(30, 3), nn.ReLU(), nn.Linear(3, 2)).to(x.dtype)
+    opt = torch.optim.SGD(model.parameters(), lr=0.2, momentum=0.7, dampening=0.4, weight_decay=0.1)
+    order = torch.randperm(len(x))[:63]
+    context = (
+        nullcontext() if watch is None else agt.record(model, opt, nn.CrossEntropyLoss(), (x, Y))
+    )
+    with context as run:
+        for i, part in enumerate(order.split(7)):
+            (functional.cross_entropy(model(x[part]), Y[part]) / 3).backward()
+            if i % 3 == 2:
+                opt.step()
+                opt.zero_grad()
+    return model, run
+
+
+@pytest.mark.parametrize("level", ["interval", "linear"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_poisoned_runs_with_dampening_and_accumulation_lie_inside(
+    dtype: torch.dtype, level: str
+) -> None:
+    _, run = unusual_run(X.to(dtype), True)
+    assert [len(b) for b in run.finished().batches] == [21, 21, 21]
+    for radius in (0.0, 0.01):
+        threat = agt.FeaturePoisoning(budget=1, radius=max(radius, 1e-30))
+        result = agt.certify(run, threat, relaxation=level)
+        for seed in range(4 if radius else 1):
+            model, _ = unusual_run(poisoned_data(seed, 0.99 * radius).to(dtype))
+            for name, value in model.state_dict().items():
+                assert (value.double().numpy() >= result.reachable.lower[name]).all()
+                assert (value.double().numpy() <= result.reachable.upper[name]).all()
+        if not radius:
+            assert result.reachable.max_width < 2e4 * torch.finfo(dtype).eps
+
+
+def test_nesterov_and_dampening_exclude_each_other() -> None:
+    def both(script: Script, loss: Tensor) -> None:
+        script.opt.param_groups[0].update(nesterov=True, dampening=0.1)
+
+    script = Script(after_step=both)
+    with pytest.warns(UserWarning, match=r"step 2: nesterov with dampening = 0\.1"):
+        script.train()
 
 
 LOADERS: dict[str, dict[str, Any]] = {
@@ -716,6 +775,12 @@ def test_accumulated_gradients_are_one_step_on_the_batches_joined(dtype: torch.d
 
 
 def test_accumulation_with_other_weights_or_of_one_sample_twice() -> None:
+    model = nn.Sequential(nn.Linear(30, 2))
+    opt = torch.optim.SGD(model.parameters(), lr=0.3)
+    with agt.record(model, opt, nn.CrossEntropyLoss(), (X, Y)) as run:
+        loss = functional.cross_entropy(model(X), Y) * 2.0 * 2.0 * 0.25
+        with pytest.warns(UserWarning, match="multiplied 3 times"):
+            loss.backward()
     for parts, factor, message in (
         (
             (range(10), range(10, 20)),
@@ -977,3 +1042,16 @@ def test_a_record_of_other_data_or_beside_options(tmp_path: Path) -> None:
     path.write_text(RUN_FILE.replace('record = "run.npz"', ""))
     with pytest.raises(InvalidInputError, match="without the key 'loss'"):
         load_config(path)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_users_own_model_must_lie_inside(dtype: torch.dtype) -> None:
+    """One that is off by less than the nominal check grants, and by more than rounding."""
+    run = Script(dtype).train()
+    assert certified(run).reachable.contains(run.finished().final)
+    off = next(iter(run.finished().final.values()))
+    width = 0.4 * run.finished().nominal_check().tolerance
+    off[0] += width
+    still = agt.FeaturePoisoning(budget=1, radius=1e-30)
+    with pytest.raises(SoundnessError, match="must lie in its reachable set"):
+        agt.certify(run, still, relaxation="linear")

@@ -18,8 +18,9 @@ from milp_agt.certification.checkpoint import Checkpoint
 from milp_agt.certification.fingerprint import fingerprint
 from milp_agt.certification.loop import BoundedRun
 from milp_agt.certification.options import CertifyOptions, options_of, takes_options
+from milp_agt.certification.recorded import with_recording
 from milp_agt.certification.recorder import NullRecorder, Recorder
-from milp_agt.certification.result import Result, with_recording
+from milp_agt.certification.result import Result
 from milp_agt.certification.witnesses import Witnesses
 from milp_agt.core.interval import Interval
 from milp_agt.core.relaxation import Relaxation
@@ -187,7 +188,7 @@ def certify(
             run.restore(stored, batches)
     result = _finish(run, batches, keeper, on_step)
     if recorded is not None and nominal_check is not None:
-        result = with_recording(result, nominal_check, recorded.assumptions)
+        result = with_recording(result, nominal_check, recorded, restriction == UNRESTRICTED)
     if attack is False or unrolled is None:
         return result
     search = Search() if attack is True else attack

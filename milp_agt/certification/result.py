@@ -396,12 +396,3 @@ def _from_box(
         run=run,
         caution=caution,
     )
-
-
-def with_recording(result: Result, check: NominalCheck, assumptions: tuple[str, ...]) -> Result:
-    """The result of a recorded run: what was checked of it, and what is assumed besides."""
-    told = (
-        f"The claim is about the {result.precision} run of the recorded steps: {check}.",
-        *assumptions,
-    )
-    return replace(result, nominal_check=check, assumptions=(*result.assumptions, *told))

@@ -157,7 +157,14 @@ class Loop:
     def scaled(self, source: Tensor, factor: float, result: Tensor) -> None:
         for call in self._losses:
             if call.node is source.grad_fn:
-                self._losses.append(replace(call, node=result.grad_fn, scale=call.scale * factor))
+                self._losses.append(
+                    replace(
+                        call,
+                        node=result.grad_fn,
+                        scale=call.scale * factor,
+                        scalings=call.scalings + 1,
+                    )
+                )
                 return
 
     def backward(

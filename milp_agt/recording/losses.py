@@ -41,7 +41,7 @@ class LossCall:
     Attributes:
         start, node: of torch's graph, where the outputs and where the loss stood at the time of the
             call; operations in place move tensors on to other nodes.
-        scale: number by which the loss was multiplied afterwards.
+        scale: number by which the loss was multiplied afterwards, in ``scalings`` operations.
     """
 
     key: str
@@ -52,6 +52,7 @@ class LossCall:
     node: Any
     at: str
     scale: float = 1.0
+    scalings: int = 0
 
     def again(self, prediction: Tensor) -> Tensor:
         """The loss of other outputs on the same target."""

@@ -63,6 +63,10 @@ def rule_of(optimizer: torch.optim.SGD, is_first: bool) -> UpdateRule:
                     f"{option} = {group[option]!r:.60}, which was computed from tensors of the training",
                     "give numbers that are fixed beforehand",
                 )
+        if group["nesterov"] and group["dampening"]:
+            raise UnsupportedOperationError(
+                ASKED, f"nesterov with dampening = {group['dampening']}", "leave one of them out"
+            )
         if group.get("maximize"):
             raise UnsupportedOperationError(ASKED, "maximize = True", "leave maximize out")
         rules.add(

@@ -28,6 +28,8 @@ from milp_agt.training.tracing import FEATURES, LABELS, StepGraph, trace
 ASKED = "Every step of a recorded run must be one that the graph of its model knows"
 # Two float64 evaluations of one gradient, by other orders of summation.
 CLOSE = 1e-9
+# Each rounds a scalar and a product, for which the optimiser's step has room in its rounding.
+MOST_SCALINGS = 2
 
 
 @dataclass(frozen=True)
@@ -99,6 +101,10 @@ class Twin:
         call = self._loss_of(losses, root)
         for found, remedy in call.differences():
             raise differs(f"a loss with {found} at {call.at}", remedy)
+        if call.scalings > MOST_SCALINGS:
+            raise differs(
+                f"a loss that was multiplied {call.scalings} times", "multiply it by one number"
+            )
         forward = self._forward_of(forwards, call)
         _check_origin("features", origins.of(forward.features))
         of_labels = origins.of(call.target)
