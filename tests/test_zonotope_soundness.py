@@ -27,6 +27,14 @@ RUNS = {
         (4,),
         {},
     ),
+    "biases without decay": (
+        "bce",
+        "features",
+        {"momentum": 0.5, "weight_decay": 0.8, "epochs": 4, "undecayed": ("0.bias", "2.bias")},
+        (4,),
+        {},
+    ),
+    "listed rates": ("bce", "features", {"schedule": [0.6, 0.1, 0.4], "epochs": 3}, (4,), {}),
     "norm 2": ("bce", "features", {}, (4,), {"norm": 2}),
     "norm 1": ("bce", "features", {}, (4,), {"norm": 1}),
     "clipped norms": ("bce", "features", {"clip": 0.4}, (3,), {}),
@@ -53,7 +61,10 @@ def test_attacks_stay_inside(name: str, radius: float) -> None:
             assert_generators(passed, attacks)
 
 
-@pytest.mark.parametrize("activation", [nn.LeakyReLU, nn.Tanh, nn.Sigmoid])
+ACTIVATIONS = [nn.LeakyReLU, nn.Tanh, nn.Sigmoid, nn.GELU, nn.SiLU, nn.Softplus, nn.ELU]
+
+
+@pytest.mark.parametrize("activation", [*ACTIVATIONS, nn.Hardtanh, nn.ReLU6])
 def test_attacks_stay_inside_with_other_activations(activation: type[nn.Module]) -> None:
     case, _, _ = problem("bce", "features", {"epochs": 4}, (4,), activation, radius=0.1)
     passed = Passed.of(case)

@@ -148,12 +148,13 @@ def _updated(transformer: Transformer, gradients: Mapping[str, SummedForm]) -> H
     for name in gradients:
         part = layout.slices[name]
         own = torch.arange(part.start, part.stop, device=scale.device)
-        targets = [(own, step.theta_scalars, step.theta_sizes)]
+        rule = step.of(name)
+        targets = [(own, rule.theta_scalars, rule.theta_sizes)]
         sources = [own]
         if step.has_velocity:
             velocity = layout.slices[velocity_of(name)]
             sources.append(torch.arange(velocity.start, velocity.stop, device=scale.device))
-            targets.append((sources[1], step.velocity_scalars, step.velocity_scalars))
+            targets.append((sources[1], rule.velocity_scalars, rule.velocity_scalars))
         for at, scalars, of_terms in targets:
             for source, share, term in zip(sources, scalars, of_terms, strict=False):
                 carry[at, source] += share
