@@ -1,0 +1,493 @@
+"""What makes another run of a recorded loop is refused by name."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from recorded_script import (
+    THREAT,
+    Script,
+    X,
+    Y,
+    assert_right,
+    certified,
+)
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils.data import DataLoader, Dataset, TensorDataset
+
+import milp_agt as agt
+from milp_agt.errors import (
+    InvalidInputError,
+    MilpAgtError,
+    UnsupportedOperationError,
+)
+
+
+def _hook(script: Script) -> None:
+    for parameter in script.model.parameters():
+        parameter.register_hook(lambda g: g.clamp(-1e3, 1e3))  # never reached
+
+
+def _fourth(action: Callable[[Script], object]) -> Callable[[Script], object]:
+    """An action that is taken in the fourth step."""
+
+    def act(script: Script) -> None:
+        if len(script.seen) == 4:
+            action(script)
+
+    return act
+
+
+def _clip(script: Script) -> None:
+    nn.utils.clip_grad_norm_(script.model.parameters(), 1e6)  # never reached
+
+
+def _clip_value(script: Script) -> None:
+    nn.utils.clip_grad_value_(script.model.parameters(), 1e6)
+
+
+def _reinitialise(script: Script) -> None:
+    for layer in script.model:
+        if isinstance(layer, nn.Linear):
+            layer.reset_parameters()
+
+
+def _clamp_weights(script: Script, loss: Tensor) -> None:
+    for parameter in script.model.parameters():
+        parameter.data.clamp_(-100.0, 100.0)  # never reached, and no version counts it
+
+
+def _penalty(script: Script, loss: Tensor) -> Tensor:
+    return loss + 0.0 * sum(p.abs().sum() for p in script.model.parameters())
+
+
+def _stop(script: Script, loss: Tensor) -> bool:
+    return loss.item() < 1e-9
+
+
+def _stop_by_tensor(script: Script, loss: Tensor) -> bool:
+    return bool(loss < 1e-9)
+
+
+def _stop_by_mean(script: Script, loss: Tensor) -> bool:
+    total = 0.0
+    for _ in range(2):
+        total += loss.item()
+    return min(total / 2, 1.0) < 1e-9
+
+
+def _second_optimizer(script: Script, loss: Tensor) -> None:
+    torch.optim.SGD(script.model.parameters(), lr=1e-3).step()
+
+
+def _load(script: Script, loss: Tensor) -> bool:
+    script.model.load_state_dict(script.model.state_dict())
+    return False
+
+
+def _plateau(script: Script, loss: Tensor) -> bool:
+    torch.optim.lr_scheduler.ReduceLROnPlateau(script.opt).step(loss.item())
+    return False
+
+
+def _no_zero_grad(script: Script, loss: Tensor) -> Tensor:
+    script.opt.zero_grad = lambda *_, **__: None
+    return loss
+
+
+def _dropout() -> nn.Module:
+    return nn.Sequential(nn.Linear(30, 4), nn.ReLU(), nn.Dropout(0.2), nn.Linear(4, 2)).eval()
+
+
+class _Branching(nn.Linear):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) if float(x.sum()) < 1e9 else x[:, :8]
+
+
+class _Augmented(Dataset[Any]):
+    def __len__(self) -> int:
+        return len(X)
+
+    def __getitem__(self, i: int) -> tuple[Tensor, Tensor]:
+        return X[i] + 1e-3 * torch.randn(30), Y[i]
+
+
+class _Scale(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return gradient.clamp(-1e6, 1e6)
+
+
+def _autocast() -> AbstractContextManager[object]:
+    return torch.autocast("cpu", torch.bfloat16)
+
+
+def _packed() -> AbstractContextManager[object]:
+    return torch.autograd.graph.saved_tensors_hooks(lambda t: t, lambda t: t)
+
+
+def _noise(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    return x + 1e-3 * torch.randn_like(x), y
+
+
+def _graph_hook(script: Script, loss: Tensor) -> Tensor:
+    loss.grad_fn.register_hook(lambda inputs, outputs: None)
+    return loss
+
+
+REFUSED: dict[str, tuple[dict[str, Any], str]] = {
+    "hook on parameters": ({"start": _hook}, "a hook on a tensor"),
+    "hook in the middle": ({"after_backward": _fourth(_hook)}, "step 4: a hook on a tensor"),
+    "hook on the loss": (
+        {"loss": lambda s, loss: (loss.register_hook(lambda g: g), loss)[1]},
+        "a hook on a tensor",
+    ),
+    "hook on a module": (
+        {"start": lambda s: s.model[1].register_full_backward_hook(lambda *a: None)},
+        "a backward hook on layer '1'",
+    ),
+    "hook on all modules": (
+        {
+            "start": lambda s: setattr(
+                s, "undo", nn.modules.module.register_module_forward_hook(lambda *a: None)
+            ),
+            "after_epoch": lambda s, loss: s.undo.remove(),
+        },
+        "a forward hook on all modules",
+    ),
+    "hook on the optimiser": (
+        {"start": lambda s: s.opt.register_step_pre_hook(lambda *a: None)},
+        "a hook on the optimiser's step",
+    ),
+    "hook on a node": ({"loss": _graph_hook}, "a node of the gradient's graph"),
+    "label smoothing": (
+        {"loss_fn": nn.CrossEntropyLoss(label_smoothing=0.1)},
+        r"label smoothing \(0.1\)",
+    ),
+    "class weights": (
+        {"loss_fn": nn.CrossEntropyLoss(weight=torch.ones(2))},
+        "class or sample weights",
+    ),
+    "sum": ({"loss_fn": nn.CrossEntropyLoss(reduction="sum")}, "reduction = 'sum'"),
+    "clip_grad_norm_": (
+        {"after_backward": _clip},
+        "step 1: gradients that are changed.*clip_grad_norm_",
+    ),
+    "clip in step 4": ({"after_backward": _fourth(_clip)}, "step 4: .*clip_grad_norm_"),
+    "clip_grad_value_": ({"after_backward": _clip_value}, "clip_grad_value_"),
+    "gradient by hand": (
+        {"after_backward": lambda s: [p.grad.data.mul_(1.0) for p in s.model.parameters()]},
+        "gradients that are changed by mul_",
+    ),
+    "gradient assigned": (
+        {
+            "after_backward": lambda s: setattr(
+                s.model[0].weight, "grad", s.model[0].weight.grad + 0
+            )
+        },
+        "gradients that are changed by grad was assigned",
+    ),
+    "autocast": ({"context": _autocast}, "autocast"),
+    "saved tensors packed": ({"context": _packed}, "saved for the backward pass"),
+    "GradScaler": (
+        {"loss": lambda s, loss: torch.amp.GradScaler("cpu").scale(loss)},
+        "GradScaler",
+    ),
+    "scaled loss": ({"loss": lambda s, loss: 1024.0 * loss}, r"1024 \* mean of 40"),
+    "divided loss": ({"loss": lambda s, loss: loss / 2}, "gradient accumulation"),
+    "second term": ({"loss": _penalty}, "another term"),
+    "clamped loss": ({"loss": lambda s, loss: loss.clamp(max=1e6)}, "the loss was clamped"),
+    "term added in place": (
+        {"loss": lambda s, loss: loss.add_(0.0 * s.model[0].weight.abs().sum())},
+        "another term",
+    ),
+    "loss clamped in place": ({"loss": lambda s, loss: loss.clamp_(max=1e6)}, "was clamped"),
+    "outputs clamped in place": (
+        {"output": lambda out: out.clamp_(-1e6, 1e6)},
+        "between the model's output and its loss: the loss was clamped|Clamp|clamped",
+    ),
+    "loss scaled by itself": (
+        {"loss": lambda s, loss: loss * (1.0 / (1.0 + loss.item()))},
+        "multiplied",
+    ),
+    "gradients kept": (
+        {"loss": _no_zero_grad},
+        "step 2: gradients of more than one backward pass",
+    ),
+    "early stopping": (
+        {"after_epoch": _stop},
+        "a number of the training is compared at test_record",
+    ),
+    "early stopping by tensor": ({"after_epoch": _stop_by_tensor}, "is compared at test_record"),
+    "early stopping by mean": ({"after_epoch": _stop_by_mean}, "is compared at test_record"),
+    "plateau": ({"after_epoch": _plateau}, "ReduceLROnPlateau"),
+    "dropout left on": (
+        {"model": _dropout(), "start": lambda s: s.model.train()},
+        r"Dropout\(p=0.2\) in training mode, layer '2'",
+    ),
+    "weights re-initialised": (
+        {"start": _reinitialise},
+        "parameters that are changed by .*uniform_",
+    ),
+    "weights loaded": ({"after_epoch": _load}, "parameters that are changed by .*copy_"),
+    "weights clamped": ({"after_step": _clamp_weights}, "parameters that are changed by clamp_"),
+    "second optimiser": ({"after_step": _second_optimizer}, "step 2: parameters that are changed"),
+    "noise on batches": ({"batch": _noise}, r"by add\(\) \(data augmentation"),
+    "labels changed": (
+        {"batch": lambda x, y: (x, 1 - y)},
+        "labels that were computed or chosen inside the loop",
+    ),
+    "outputs scaled": (
+        {"output": lambda out: out * 1.0},
+        "between the model's output and its loss",
+    ),
+    "custom function": (
+        {"output": _Scale.apply},
+        "between the model's output and its loss: .*Scale",
+    ),
+    "repeated samples": (
+        {
+            "loader_options": {
+                "shuffle": None,
+                "generator": None,
+                "batch_size": 1,
+                "batch_sampler": [[0, 1, 2], [3, 4, 3]],
+            }
+        },
+        "step 2: a sample that occurs twice",
+    ),
+    "rate by the loss": (
+        {"after_step": lambda s, loss: s.opt.param_groups[0].update(lr=0.1 / (1.0 + loss.item()))},
+        "step 2: lr = .*computed from tensors",
+    ),
+    "hard examples": ({"hard": True}, "features that were computed or chosen with the model"),
+    "a label left out": (
+        {"loss_fn": nn.CrossEntropyLoss(ignore_index=1)},
+        "labels that are left out",
+    ),
+    "a slope that changes": (
+        {
+            "model": nn.Sequential(nn.Linear(30, 8), nn.LeakyReLU(0.1), nn.Linear(8, 2)),
+            "after_epoch": lambda s, loss: setattr(s.model[1], "negative_slope", 0.2),
+        },
+        "step 4: .*LeakyRelu.*other options",
+    ),
+    "a layer that is replaced": (
+        {"after_epoch": lambda s, loss: s.model.__setitem__(1, nn.Tanh())},
+        "step 4: .*Tanh",
+    ),
+    "a parameter that is replaced": (
+        {"after_epoch": lambda s, loss: setattr(s.model[0], "bias", nn.Parameter(torch.ones(8)))},
+        "step 4: ",
+    ),
+    "unfreezing": (
+        {"after_epoch": lambda s, loss: s.model[0].requires_grad_(False) and None},
+        "step 4: ",
+    ),
+    "noise on gradients": (
+        {"after_backward": lambda s: [p.grad.add_(1e-9) for p in s.model.parameters()]},
+        "gradients that are changed by add_",
+    ),
+    "two losses": (
+        {"loss": lambda s, loss: loss + s.loss_fn(s.model(X[:5]), Y[:5])},
+        "another term",
+    ),
+    "adversarial training": (
+        {
+            "batch": lambda x, y: (x + 1e-3 * x.sign(), y),
+        },
+        "features that were computed",
+    ),
+    "features clamped": (
+        {"batch": lambda x, y: (x.clamp(-1e3, 1e3), y)},
+        r"features that were computed or chosen inside the loop, by clamp\(\)",
+    ),
+    "features as whole numbers": (
+        {
+            "dataset": TensorDataset(X.round(), Y),
+            "batch": lambda x, y: (x.int().float(), y),
+        },
+        "features that were .* by a conversion to fewer digits",
+    ),
+    "noise by numpy": (
+        {"batch": lambda x, y: (torch.from_numpy(x.numpy() + np.float32(1e-3)), y)},
+        r"row 0 of the batch \(40 of 40 rows\) is not: data augmentation",
+    ),
+    "outliers left out": (
+        {"batch": lambda x, y: (x[x.abs().amax(1) < 1e3], y)},
+        "features that were computed or chosen inside the loop",
+    ),
+    "labels by formula": (
+        {"batch": lambda x, y: (x, (y > 0.5).long())},
+        "labels that were computed or chosen inside the loop",
+    ),
+    "labels clamped in place": (
+        {"batch": lambda x, y: (x, y.clamp_(0, 1))},
+        r"labels that were computed or chosen inside the loop, by clamp_\(\)",
+    ),
+    "another loss": (
+        {"loss_fn": lambda out, y: functional.mse_loss(out, functional.one_hot(y, 2).float())},
+        r"labels that were .* by one_hot\(\)",
+    ),
+    "a loss of their own": (
+        {"loss_fn": lambda out, y: -functional.log_softmax(out, 1)[torch.arange(len(y)), y].mean()},
+        "does not begin at a known loss: a loss of the user's own",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_run_that_is_another_is_refused_by_name(name: str) -> None:
+    quirks, message = REFUSED[name]
+    script = Script(**copy.deepcopy(quirks) if "model" in quirks else quirks)
+    with pytest.warns(UserWarning, match="This run cannot be certified"):
+        run = script.train()
+    with pytest.raises(MilpAgtError, match=message) as found:
+        certified(run)
+    assert found.value.asked
+    assert found.value.remedy
+    with pytest.raises(type(found.value)):
+        agt.attack(run, THREAT)
+    assert_clean(script)
+
+
+def assert_clean(script: Script) -> None:
+    """Nothing of the recording is left behind."""
+    assert script.model is not None
+    assert script.loader.__class__ is DataLoader
+    assert torch.overrides._get_current_function_mode() is None
+    modules = script.model.modules()
+    assert not any("Loop" in repr(h) for m in modules for h in m._forward_hooks.values())
+    assert not any("Loop" in repr(h) for m in modules for h in m._forward_pre_hooks.values())
+    for table in ("_optimizer_step_pre_hooks", "_optimizer_step_post_hooks"):
+        assert not any("Loop" in repr(h) for h in getattr(script.opt, table).values())
+    assert torch.optim.lr_scheduler.ReduceLROnPlateau.step.__module__ == "torch.optim.lr_scheduler"
+
+
+AT_ENTRY: dict[str, tuple[dict[str, Any], str]] = {
+    "adam": ({"optimizer": torch.optim.Adam, "options": {}}, "past gradients"),
+    "lbfgs": ({"optimizer": torch.optim.LBFGS, "options": {}}, "line search"),
+    "hooks before": ({"before": _hook}, "a gradient hook on parameter '0.weight'"),
+    "bce on probabilities": ({"loss_fn": nn.BCELoss()}, "Sigmoid"),
+    "a loss without a rule": ({"loss_fn": nn.L1Loss()}, "L1Loss"),
+    "augmentation in the data set": ({"dataset": _Augmented()}, "data augmentation"),
+    "dropout": ({"model": _dropout().train()}, "ropout"),
+    "half precision": ({"dtype": torch.bfloat16}, "bfloat16"),
+    "own forward that branches": (
+        {"model": nn.Sequential(_Branching(30, 8), nn.Linear(8, 2))},
+        "_Branching",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", AT_ENTRY)
+def test_what_can_be_known_before_the_loop_is_refused_there(name: str) -> None:
+    quirks, message = AT_ENTRY[name]
+    script = Script(**quirks)
+    with pytest.raises(MilpAgtError, match=message):
+        script.train()
+    assert script.seen == []
+    assert_clean(script)
+
+
+def test_an_optimiser_of_another_model_or_with_a_past() -> None:
+    script, other = Script(), Script()
+    with pytest.raises(InvalidInputError, match="4 parameters that are not the model's"):
+        agt.record(other.model, script.opt, script.loss_fn, script.loader)
+    script.train()
+    with pytest.raises(InvalidInputError, match="momentum buffers of earlier steps"):
+        agt.record(script.model, script.opt, script.loss_fn, script.loader)
+
+
+def test_comparisons_that_only_log_stand_in_the_claim() -> None:
+    script = Script(after_epoch=_stop, recorded={"values_only_logged": True})
+    run = script.train()
+    assert_right(script, run)
+    told = [a for a in run.finished().assumptions if "test_record_refused.py" in a]
+    assert len(told) == 1
+    assert "decides neither" in told[0]
+    assert told[0] in certified(run).assumptions
+
+
+def test_reading_and_printing_values_is_nobodys_business(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def report(script: Script, loss: Tensor) -> None:
+        script.model.eval()
+        with torch.no_grad():
+            accuracy = (script.model(X).argmax(1) == Y).float().mean().item()
+        script.model.train()
+        print(f"{loss.item():.3f} {100 * accuracy:.1f} {round(sum([accuracy, 1.0]), 2)}", loss)
+
+    script = Script(after_step=report)
+    assert_right(script, script.train())
+    assert len(capsys.readouterr().out.splitlines()) == 6
+
+
+def test_an_error_in_the_loop_goes_through_and_leaves_nothing_behind(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fail(script: Script, loss: Tensor) -> None:
+        raise RuntimeError("out of luck")
+
+    script = Script(after_step=fail)
+    recording = agt.record(script.model, script.opt, script.loss_fn, script.loader)
+    monkeypatch.setattr(agt, "record", lambda *_, **__: recording)
+    with pytest.raises(RuntimeError, match="out of luck"):
+        script.train()
+    assert_clean(script)
+    with pytest.raises(MilpAgtError, match="ended with RuntimeError: out of luck"):
+        certified(recording)
+
+
+def test_a_run_without_steps_and_a_block_that_has_not_ended() -> None:
+    script = Script(epochs=0)
+    with pytest.warns(UserWarning, match="no step"):
+        run = script.train()
+    with pytest.raises(InvalidInputError, match="no step"):
+        certified(run)
+    open_one = agt.record(script.model, script.opt, script.loss_fn, script.loader)
+    with pytest.raises(InvalidInputError, match="has not ended"):
+        certified(open_one)
+    with pytest.raises(InvalidInputError, match="certify\\(run, threat\\)"):
+        agt.certify(run, THREAT, agt.Training(loss="mse"), THREAT)
+
+
+def test_weights_changed_after_the_last_step_or_by_value_are_found() -> None:
+    """Through a view of numpy, which no call of torch shows."""
+
+    def by_numpy(script: Script, loss: Tensor) -> bool:
+        script.model[0].bias.detach().numpy()[0] += 1e-3
+        return False
+
+    for epochs, when in ((1, "after the last step"), (2, "step 4: .*before this step")):
+        script = Script(after_epoch=by_numpy, epochs=epochs)
+        with pytest.warns(UserWarning, match=when):
+            run = script.train()
+        with pytest.raises(MilpAgtError, match=r"other values of parameter '0\.bias'"):
+            certified(run)
+
+
+def test_a_layer_that_reads_values_while_the_model_is_called(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    plain = nn.ReLU.forward
+
+    def branching(layer: nn.ReLU, x: Tensor) -> Tensor:
+        return plain(layer, x) if x.sum() < 1e9 else x
+
+    monkeypatch.setattr(nn.ReLU, "forward", branching)
+    script = Script()
+    with pytest.raises(UnsupportedOperationError, match=r"ReLU\.forward of torch replaced"):
+        script.train()
