@@ -4,8 +4,8 @@
     python examples/reference_runs.py --case A_moons_282_ce.npz --features 1:0.01 --features 5:0.01 --labels 1
 
 A case is a recorded run (models/recorded.py). Without --case: two moons and a small network. All options of
-the certificate are the defaults unless --window, --inner-bounds, --selections or --alpha-steps say
-otherwise; seconds are those of the processor.
+the certificate are the defaults unless --relaxation, --window, --inner-bounds, --selections or --alpha-steps
+say otherwise; seconds are those of the processor.
 """
 
 from __future__ import annotations
@@ -66,6 +66,7 @@ def main() -> None:
     parser.add_argument("--small", action="store_true", help="few samples, steps and attacks")
     parser.add_argument("--features", metavar="BUDGET:RADIUS", action="append", default=[])
     parser.add_argument("--labels", metavar="BUDGET[:RADIUS]", action="append", default=[])
+    parser.add_argument("--relaxation")
     parser.add_argument("--window", type=int)
     parser.add_argument("--inner-bounds")
     parser.add_argument("--selections")
@@ -79,7 +80,7 @@ def main() -> None:
         )
     asked = {
         key: getattr(arguments, key)
-        for key in ("window", "inner_bounds", "selections", "alpha_steps")
+        for key in ("relaxation", "window", "inner_bounds", "selections", "alpha_steps")
         if getattr(arguments, key) is not None
     }
     print(HEADER)
