@@ -46,7 +46,7 @@ class BinaryCrossEntropy(LossFunction):
         probability = torch.sigmoid(prediction.upper).clamp(min=precision.unit)
         own = probability * (precision.unit * (2.0 * ELEMENTARY + 4.0 * prediction.magnitude))
         size = 1.0 + labels.magnitude
-        return own + size * precision.gamma(12) + precision.tiny
+        return own + size * precision.gamma(6) + precision.tiny
 
     def value(self, prediction: Tensor, labels: Tensor) -> Tensor:
         # As softplus of the negative margin: nothing cancels for large logits.

@@ -108,7 +108,7 @@ class Einsum(Operation):
     def run_error(self, precision: Precision, *inputs: Interval) -> Tensor:
         """``gamma(terms)`` of the sums of absolute products, in any order; no fast matrix products."""
         a, b = (box.magnitude for box in inputs)
-        factor = precision.gamma(terms(self.letters, a, b) + 8)
+        factor = precision.gamma(terms(self.letters, a, b) + 1)
         return self._einsum(a, b) * factor + precision.tiny
 
     def interval(self, *inputs: Interval) -> Interval:

@@ -53,7 +53,7 @@ class ChannelBias(Operation):
 
     def run_error(self, precision: Precision, *inputs: Interval) -> Tensor:
         images, bias = (box.magnitude for box in inputs)
-        return (images + self._spread(bias)) * precision.gamma(16) + precision.tiny
+        return (images + self._spread(bias)) * precision.gamma(2) + precision.tiny
 
     def interval(self, *inputs: Interval) -> Interval:
         images, bias = inputs

@@ -45,8 +45,8 @@ class ClipFactor(Smooth):
         return value * gamma(16) + TINY
 
     def run_error(self, precision: Precision, *inputs: Interval) -> Tensor:
-        """As in float64, and the clipping norm is rounded, too."""
-        return self.interval(*inputs).magnitude * precision.gamma(20) + precision.tiny
+        """The clipping norm is rounded, then a root and a quotient."""
+        return self.interval(*inputs).magnitude * precision.gamma(8) + precision.tiny
 
     def derivative(self, x: Tensor) -> Tensor:
         return torch.where(x > self.kinks[0], -0.5 * self.value(x) / x, 0.0)

@@ -74,14 +74,13 @@ class CrossEntropy(LossFunction):
     def run_error(self, precision: Precision, *inputs: Interval) -> Tensor:
         """Of ``exp(d_j - log S) - y_j`` with ``d_j = f_j - max f``, ``S = sum_k exp(d_k)``, and the division.
 
-        With u the unit roundoff, e = 16 u + 4 u |x| the grant of an elementary function at x, and C
-        classes: ``d`` is off by ``u |d|``, each term of S by ``(e + u |d|) exp(d)``, which is at most
-        ``(16 + 5/e_) u`` since ``|d| exp(d) <= 1/e_``, so that S >= 1 is off by a factor
-        ``1 +- (18 C + C) u``, log S <= log C by ``19 C u + 20 u log C``, and the exponent by
-        ``u (19 C + 22 log C + 3 |d_j|)``. p_j is off by the factor that this makes and by the grant of
-        its own exp, at ``|x| <= |d_j| + log C``: in all by ``(19 C + 16 + 26 log C + 7 |d_j|) u p_j``,
-        with terms of second order at most twice that. Where ``max f + log S`` is added up first, another
-        ``u max|f|`` enters the exponent.
+        With u the unit roundoff and the grant ``u (16 + 4 |x|)`` for an elementary function at x, in units
+        of u, for C classes: ``d_k`` is off by ``|d_k|``, so that a term of S is off by the share
+        ``16 + 5 |d_k|`` of it. Since ``S >= 1`` and ``|d| exp(d) <= 0.37``, S is off by a share of
+        ``16 + 1.9 (C - 1)``, and ``C - 1`` more for its sum; log S by that and ``16 log C``. The exponent
+        ``d_j - log S`` then is off by ``16 + 2.9 (C - 1) + 17 log C + 2 |d_j|``, and p_j by that share and
+        ``16 + 4 |d_j| + 4 log C`` of its own exp. A tenth covers second order (beyond it, p_j is 0 to all
+        digits). Where ``max f + log S`` is added up first, another ``2 max|f|`` enters the exponent.
         """
         prediction, labels = inputs
         classes = prediction.lower.shape[-1]
@@ -90,11 +89,12 @@ class CrossEntropy(LossFunction):
         # p_j <= 1 / (1 + exp(f_k - f_j)) for the largest of the others; 1 is always right.
         highest = prediction.lower.amax(-1, keepdim=True)
         probability = torch.exp((prediction.upper - highest).clamp(max=0.0))
-        grant = 2.0 * precision.unit * (19.0 * classes + 26.0 * math.log(classes) + 16.0)
+        terms = 32.0 + 2.9 * (classes - 1) + 21.0 * math.log(classes)
         largest = prediction.magnitude.amax(-1, keepdim=True)
-        own = probability * (grant + precision.unit * (14.0 * spread + 4.0 * largest))
+        share = 1.1 * precision.unit * (terms + 6.0 * spread + 2.0 * largest)
+        own = probability * share
         size = probability + labels.magnitude
-        return own + size * precision.gamma(12) + precision.tiny
+        return own + size * precision.gamma(6) + precision.tiny
 
     def value(self, prediction: Tensor, labels: Tensor) -> Tensor:
         return -(labels * torch.log_softmax(prediction, -1)).sum(-1)

@@ -38,7 +38,7 @@ class MeanSquaredError(LossFunction):
         """A difference, doubled and divided by the outputs and the samples."""
         prediction, labels = (box.magnitude for box in inputs)
         size = (prediction + labels) * (2.0 / prediction.shape[-1])
-        return size * precision.gamma(12) + precision.tiny
+        return size * precision.gamma(6) + precision.tiny
 
     def value(self, prediction: Tensor, labels: Tensor) -> Tensor:
         return ((prediction - labels) ** 2).mean(-1)

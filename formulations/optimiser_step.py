@@ -23,16 +23,21 @@ class OptimiserStep(Combine):
 
     Each operand stands once, with its scale in front, so that its box is used once: a negative
     ``1 - rate * weight_decay`` turns it around. The run never forms such a scale: it rounds both terms,
-    however much cancels, so that rounding is charged to ``sizes``.
+    however much cancels, so that rounding is charged to ``sizes``. ``kept`` of the first operand enters
+    in the last sum of the run only, as it is: 1 for a parameter, 0 for a velocity.
     """
 
     sizes: tuple[float, ...] = ()
+    kept: float = 0.0
     key = "optimiser_step"
     exactness = "exact up to rounding"
 
     @staticmethod
-    def of(scales: tuple[float, ...], sizes: tuple[float, ...], rank: int) -> OptimiserStep:
-        return OptimiserStep(scales, None, (False,) * len(scales), rank, tuple(map(abs, sizes)))
+    def of(
+        scales: tuple[float, ...], sizes: tuple[float, ...], rank: int, kept: float = 0.0
+    ) -> OptimiserStep:
+        absolute = tuple(map(abs, sizes))
+        return OptimiserStep(scales, None, (False,) * len(scales), rank, absolute, kept)
 
     def to(self, device: torch.device) -> OptimiserStep:
         return self
@@ -46,12 +51,18 @@ class OptimiserStep(Combine):
         return total
 
     def run_error(self, precision: Precision, *inputs: Interval) -> Tensor:
-        """Scalars are rounded to the precision of the run, then products and sums in any order.
+        """``gamma(2)`` of what is kept and ``gamma(16)`` of all other terms.
 
-        The longest chain has less than 24: mean, penalty, weight decay, momentum, Nesterov and rate,
-        each the conversion of a scalar, a product and a sum, fused or not.
+        Scalars are rounded to the precision of the run; products and sums may be fused. The longest chain
+        is that of the penalty: the scalar, its product with the sign, the sum with the mean gradient, with
+        weight decay, and with the momentum, scalar, product and sum of Nesterov, scalar and product of the
+        rate, and the last sum, 11 in all. The gradient comes next, with two for the mean instead of the
+        first three. The old parameter is rounded in the last sum alone, but for its weight decay.
         """
-        return self._size(inputs) * precision.gamma(32) + precision.tiny
+        whole = self._size(inputs)
+        kept = min(self.kept, self.sizes[0]) * inputs[0].magnitude
+        rest = (whole - kept).clamp(min=0.0) + whole * 2.0**-50
+        return kept * precision.gamma(2) + rest * precision.gamma(16) + precision.tiny
 
     def interval(self, *inputs: Interval) -> Interval:
         error = self._size(inputs) * gamma(24) + TINY

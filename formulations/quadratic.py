@@ -46,7 +46,7 @@ class Quadratic(Smooth):
         """By the sizes of all terms: nothing is said of how a run arranges them."""
         size = inputs[0].magnitude
         total = (abs(self.a) * size + abs(self.b)) * size + abs(self.c)
-        return total * precision.gamma(8) + precision.tiny
+        return total * precision.gamma(4) + precision.tiny
 
     def encode_exactly(
         self, encoder: Encoder, column: Expression, argument: Index, box: Interval

@@ -75,8 +75,9 @@ class SquaredNorm(Operation):
         return True
 
     def run_error(self, precision: Precision, *inputs: Interval) -> Tensor:
+        """Also as the norm of norms: a root for each input, and its square, for two more sums in all."""
         size = self._summed([box.magnitude.square() for box in inputs])
-        return size * precision.gamma(4 * self._terms(inputs) + 32) + precision.tiny
+        return size * precision.gamma(2 * self._terms(inputs) + 8) + precision.tiny
 
     def _terms(self, inputs: Sequence[Interval]) -> int:
         return sum(

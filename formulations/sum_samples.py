@@ -31,7 +31,7 @@ class SumSamples(Operation):
 
     Attributes:
         precision: of the run, and the most samples of a batch. A run in reduced precision is off by
-            ``gamma(samples + 16) sum_i |u_i|`` of its own unit besides what every rule grants anyway.
+            ``gamma(samples + 2) sum_i |u_i|`` of its own unit besides what every rule grants anyway.
             That covers the product that each term may be, so that no node of it is needed.
     """
 
@@ -63,7 +63,7 @@ class SumSamples(Operation):
 
     def _run_error(self, size: Tensor) -> Tensor:
         precision = self.precision
-        error = size * precision.gamma(self.largest + 16) + precision.tiny
+        error = size * precision.gamma(self.largest + 2) + precision.tiny
         return torch.where(size <= precision.largest, error, torch.inf)
 
     def value(self, *inputs: Tensor) -> Tensor:

@@ -124,28 +124,30 @@ def size_of(op: Operation, inputs: Sequence[Tensor]) -> tuple[Tensor, float]:
             dict(zip("".join(op.letters[:2]), [*inputs[0].shape, *inputs[1].shape], strict=True))[x]
             for x in op.contracted
         )
-        return op.value(first, inputs[1].abs()), terms + 8
+        return op.value(first, inputs[1].abs()), terms + 1
     if isinstance(op, Affine):
         bias = 0.0 if op.bias is None else op.bias.abs()
-        return first @ op.matrix.abs().T + bias, op.matrix.shape[1] + 8
+        return first @ op.matrix.abs().T + bias, op.matrix.shape[1] + 2
     if isinstance(op, OptimiserStep):
         total = sum(s * x.abs() for s, x in zip(op.sizes, inputs, strict=True))
         assert isinstance(total, Tensor)
-        return total, 32
+        kept = min(op.kept, op.sizes[0]) * first
+        return total - kept + kept * FLOAT32.gamma(2) / FLOAT32.gamma(16), 16
     if isinstance(op, Combine):
         scales = tuple(abs(s) if isinstance(s, float) else s.abs() for s in op.scales)
         constant = None if op.constant is None else op.constant.abs()
         absolute = replace(op, scales=scales, constant=constant)
-        return absolute.value(*(x.abs() for x in inputs)), 2 * len(inputs) + 16
+        plain = constant is None and all(isinstance(s, float) and s == 1.0 for s in op.scales)
+        return absolute.value(*(x.abs() for x in inputs)), len(inputs) + (0 if plain else 17)
     if isinstance(op, ChannelBias):
-        return op.value(first, inputs[1].abs()), 16
+        return op.value(first, inputs[1].abs()), 2
     if isinstance(op, SquaredNorm):
         terms = sum(x[0].numel() for x in inputs)
-        return op.value(*inputs), 4 * terms + 32
+        return op.value(*inputs), 2 * terms + 8
     if isinstance(op, ClipFactor):
-        return op.interval(Interval.point(inputs[0])).magnitude, 20
+        return op.interval(Interval.point(inputs[0])).magnitude, 8
     if isinstance(op, Quadratic):
-        return (abs(op.a) * first + abs(op.b)) * first + abs(op.c), 8
+        return (abs(op.a) * first + abs(op.b)) * first + abs(op.c), 4
     if isinstance(op, Relu):
         return abs(op.negative_slope) * (-inputs[0]).clamp(min=0.0), 4
     assert isinstance(op, Smooth)
@@ -213,7 +215,7 @@ def test_sums_in_the_worst_order_need_what_is_granted() -> None:
 def test_sums_over_samples_widen_at_every_level() -> None:
     size = torch.tensor([3.0, 0.0]).double()
     op = SumSamples(1).within(FLOAT32, 10)
-    error = size * FLOAT32.gamma(26) + FLOAT32.tiny
+    error = size * FLOAT32.gamma(12) + FLOAT32.tiny
     box = op.widened(Interval.point(torch.zeros(1, 2).double()), size)
     assert torch.equal(box.upper[0], error)
     assert torch.equal(box.lower[0], -error)
@@ -225,14 +227,14 @@ def test_sums_over_samples_widen_at_every_level() -> None:
     range_ = Interval(torch.tensor([[[0.0, 0.0]] * 3]).double(), torch.ones(1, 3, 2).double())
     encoder = Encoder(False)
     column = encoder.columns(np.zeros((3, 2)), np.ones((3, 2)))
-    for rule, extra in ((op, 3.0 * FLOAT32.gamma(26)), (SumSamples(1), 0.0)):
+    for rule, extra in ((op, 3.0 * FLOAT32.gamma(12)), (SumSamples(1), 0.0)):
         total = rule.encode(encoder, (column,), (range_,))
         assert (total.error >= extra).all()
         assert (total.error <= extra + 1e-13).all()
     columns = Interval(torch.zeros(3, 4, 2).double(), torch.ones(3, 4, 2).double())
     own = Influence.of(columns, 1, None)
     single, double = op.influence(own).base, SumSamples(1).influence(own).base
-    assert bool((double.lower - single.lower >= 4.0 * FLOAT32.gamma(26)).all())
+    assert bool((double.lower - single.lower >= 4.0 * FLOAT32.gamma(12)).all())
     assert SumSamples(1).widened(box, size) is box
 
 
@@ -333,14 +335,14 @@ def test_the_grants_of_losses_are_those_of_their_proofs(loss: str) -> None:
     if loss in ("bce", "hinge"):
         f, y = f[:, :1], y[:, :1]
     found = get_loss(loss).run_error(FLOAT32, *(Interval.point(t[None]) for t in (f, y)))[0, 0]
-    twelve = FLOAT32.gamma(12)
+    six = FLOAT32.gamma(6)
     p = torch.tensor([1.0, math.exp(-3.0)], dtype=torch.float64)
-    logs = 2.0 * (19.0 * 2 + 26.0 * math.log(2) + 16.0)
+    terms = 32.0 + 2.9 + 21.0 * math.log(2)
     expected = {
-        "mse": (f.abs() + y)[0] * twelve,
+        "mse": (f.abs() + y)[0] * six,
         "hinge": torch.tensor([FLOAT32.gamma(6)], dtype=torch.float64),
-        "bce": torch.sigmoid(f[0]) * U * (2 * ELEMENTARY + 8.0) + 2.0 * twelve,
-        "cross_entropy": p * U * (logs + 14.0 * (2.0 - f[0]) + 8.0) + (p + y[0]) * twelve,
+        "bce": torch.sigmoid(f[0]) * U * (2 * ELEMENTARY + 8.0) + 2.0 * six,
+        "cross_entropy": p * 1.1 * U * (terms + 6.0 * (2.0 - f[0]) + 4.0) + (p + y[0]) * six,
     }[loss]
     assert torch.allclose(found, expected + FLOAT32.tiny, rtol=1e-9, atol=0.0)
 

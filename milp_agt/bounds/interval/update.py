@@ -52,11 +52,12 @@ class UpdateGraph:
                 operands.append(graph.add(Sign(), operands[0], name=f"{name}:sign"))
                 nodes.append(operands[-1])
             rank = len(gradient.shape)
-            rules = [(name, step.theta_scalars, step.theta_sizes)]
+            rules = [(name, step.theta_scalars, step.theta_sizes, 1.0)]
             if step.has_velocity:
-                rules.append((velocity_of(name), step.velocity_scalars, step.velocity_scalars))
-            for target, scales, sizes in rules:
-                op = OptimiserStep.of(scales, sizes, rank)
+                scalars = step.velocity_scalars
+                rules.append((velocity_of(name), scalars, scalars, 0.0))
+            for target, scales, sizes, kept in rules:
+                op = OptimiserStep.of(scales, sizes, rank, kept)
                 nodes.append(graph.add(op, *operands, name=f"{target}:next"))
                 if precision != FLOAT64:
                     name_rounded = f"{target}:next:{precision.name}"
