@@ -85,7 +85,7 @@ class Bounded:
         for reached in models.reached:
             assert isinstance(reached.adversary, Enumerated)
             last = reached.window[-window:]
-            groups.append(program.Group(reached.adversary, last, reached.state))
+            groups.append(program.SelectionGroup(reached.adversary, last, reached.state))
         outer = [relaxed.state for relaxed in self.steps[-window:]]
         choices = program.OneByOne(models.schedule, groups, outer, models.state)
         return with_program(self.apart, choices, exact, seconds)

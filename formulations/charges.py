@@ -26,14 +26,14 @@ def charged(
     """Lower side of ``f(x) - slope_lower x`` and upper side of ``f(x) - slope_upper x``, charged.
 
     With ``x = c + d``, c in the base, the error moves by ``(s - m) d`` where s is a secant slope of f
-    from c; ``|d|`` is at most the sum of the influences of S towards that side, so that sample j is
-    charged ``max((s_right - m)^+ up_j, (m - s_left)^+ down_j)`` at the top, the steepest secants within
-    its reach counting, and never more than the whole error; at the bottom alike. A flip at distance m
+    from c; ``|d|`` is at most the sum of the influences of S towards that side. So sample j is charged
+    ``max((s_right - m)^+ up_j, (m - s_left)^+ down_j)`` at the top, with the steepest secants within
+    its reach, and never more than the whole error; at the bottom alike. A flip at distance m
     from the kink costs ``min(1, up_j / m)``.
 
-    Where charges cost more than the error itself (many samples near a kink), the extreme over all that
-    can be reached goes into the base, but for what only the sample's own poison can reach. Only the
-    lower end of the first result and the upper end of the second are meant to be used.
+    Where charges cost more than the error itself (many samples near a kink), the extreme over all
+    reachable points goes into the base, except the part that only the sample's own poison can reach. Only
+    the lower end of the first result and the upper end of the second are meant to be used.
     """
     base, down, up = argument.base, argument.down, argument.up
     left, right = op.secants(base, argument.reach(down), argument.reach(up))
@@ -53,13 +53,18 @@ def charged(
 def _cheaper(
     argument: Influence, charge: Tensor, nobody: Tensor, others: Tensor, anybody: Tensor
 ) -> Influence:
-    """The extreme of an error if nobody is poisoned, and charges; or all but the own part absorbed.
+    """The extreme of an error as an influence, in the cheaper of two forms, chosen for each element.
 
-    ``others`` and ``anybody`` are the extremes over the sets without the own sample, and over all.
+    Charged: the base is ``nobody``, the extreme without poison, and every sample has its charge. Absorbed:
+    the base is ``others``, the extreme over the sets without the own sample, and only the own sample is
+    charged, up to ``anybody``, the extreme over all sets. Both are valid.
+
+    Example with two samples, budget 2, no own sample, ``nobody`` = 0 and ``others`` = ``anybody`` = 1:
+    charges (0.3, 0.4) cost at most 0.7 and are kept; (0.9, 0.8) would cost 1.7, so 1 is absorbed.
     """
     own = charge_of(anybody - others)
     charge = torch.minimum(charge, charge_of(anybody - nobody))
-    # A comparison with a number that is none is false: what is unknown is absorbed.
+    # NaN compares false, so unknown errors fall back to the absorbed bound.
     absorbed = (1.0 + 1e-9) * (others - nobody + own)[CLEAN]  # a tie is charged
     charged_is_less = argument.worst(charge) <= absorbed
     alone = torch.zeros_like(charge)
@@ -71,12 +76,12 @@ def _cheaper(
 
 
 def _times(slope: Tensor, influence: Tensor) -> Tensor:
-    """``max(slope, 0) * influence``, and 0 where there is no influence, however steep."""
+    """``max(slope, 0) * influence``, and 0 for no influence, however steep the slope."""
     return torch.where(influence > 0, charge_of(slope) * influence, 0.0)
 
 
 def between(*slopes: Tensor) -> Interval:
-    """The smallest range of slopes that holds all of these; unknown where one is no number."""
+    """The smallest range of slopes that contains all of these; infinite where one is NaN."""
     stacked = torch.stack(torch.broadcast_tensors(*slopes))
     bad = torch.isnan(stacked).any(0)
     return Interval(
@@ -85,7 +90,7 @@ def between(*slopes: Tensor) -> Interval:
 
 
 def unknown_where(mask: Tensor, slopes: Interval) -> Interval:
-    """Slopes of which nothing is known where the mask holds."""
+    """Slopes with infinite ranges where the mask holds."""
     return Interval(
         torch.where(mask, -torch.inf, slopes.lower), torch.where(mask, torch.inf, slopes.upper)
     )

@@ -57,7 +57,9 @@ class OptimiserStep(Combine):
         is that of the penalty: the scalar, its product with the sign, the sum with the mean gradient, with
         weight decay, and with the momentum, scalar, product and sum of Nesterov, scalar and product of the
         rate, and the last sum, 11 in all. The gradient comes next, with two for the mean instead of the
-        first three. The old parameter is rounded in the last sum alone, but for its weight decay.
+        first three, and at most four for scales of losses whose gradients are accumulated: 14. Dampening
+        takes two, where Nesterov's three are not. The old parameter is rounded in the last sum alone, but
+        for its weight decay.
         """
         whole = self._size(inputs)
         kept = min(self.kept, self.sizes[0]) * inputs[0].magnitude

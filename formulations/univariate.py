@@ -254,7 +254,7 @@ class Smooth(Univariate):
     def stationary(self, slope: Tensor) -> tuple[Tensor, ...]:
         """All x with ``f'(x) = slope``; NaN or infinite where there is none."""
 
-    def rounds_in_run(self) -> bool:
+    def rounds_in_run(self) -> bool | None:
         return True
 
     def run_error(self, precision: Precision, *inputs: Interval) -> Tensor:

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from milp_agt.properties.triggers import BallTrigger as BallTrigger
     from milp_agt.properties.triggers import FreeTrigger as FreeTrigger
     from milp_agt.properties.triggers import PatchTrigger as PatchTrigger
+    from milp_agt.recording import load_run as load_run
+    from milp_agt.recording import record as record
     from milp_agt.reports.folder import report as report
     from milp_agt.threats import FeatureLabelPoisoning as FeatureLabelPoisoning
     from milp_agt.threats import FeaturePoisoning as FeaturePoisoning
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
     from milp_agt.threats import Removal as Removal
     from milp_agt.threats import SeparatePoisoning as SeparatePoisoning
     from milp_agt.threats import Substitution as Substitution
+    from milp_agt.training.from_sklearn import from_sklearn as from_sklearn
     from milp_agt.training.schedules import CosineDecay as CosineDecay
     from milp_agt.training.schedules import ExponentialDecay as ExponentialDecay
     from milp_agt.training.schedules import InverseTimeDecay as InverseTimeDecay
@@ -77,9 +80,12 @@ _HOMES = {
     "by_point": "experiments.largest",
     "certify": "certification.certify",
     "compare": "experiments.compare",
+    "from_sklearn": "training.from_sklearn",
     "largest": "experiments.largest",
     "load": "certification.result",
     "load_dataset": "data",
+    "load_run": "recording",
+    "record": "recording",
     "report": "reports.folder",
     "sweep": "experiments.sweep",
 }

@@ -2,16 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Self
+
+Problem = tuple[str, str]  # what was found, what to do
+
 
 class MilpAgtError(Exception):
     """Base of every error that this library raises on purpose.
 
     The message has three parts, in this order: what was asked, what was found (names, shapes,
-    numbers) and what to do next.
+    numbers) and what to do next. An error about several things at once names each of ``problems`` on
+    a line of its own, beside what to do about it.
     """
 
-    def __init__(self, asked: str, found: str = "", remedy: str = "") -> None:
+    def __init__(
+        self, asked: str, found: str = "", remedy: str = "", problems: Sequence[Problem] = ()
+    ) -> None:
         self.asked, self.found, self.remedy = asked, found, remedy
+        self.problems = tuple(problems) or ((found, remedy),)
+        if len(self.problems) > 1:
+            lines = (_line(found, remedy) for found, remedy in self.problems)
+            super().__init__("\n  - ".join([asked.rstrip(".") + ".", *lines]))
+            return
         parts = [asked.rstrip(".") + "."]
         if found:
             parts.append(f"Found: {found.rstrip('.')}.")
@@ -20,7 +33,19 @@ class MilpAgtError(Exception):
         super().__init__(" ".join(parts))
 
     def __reduce__(self) -> tuple[object, ...]:
-        return type(self), (self.asked, self.found, self.remedy)
+        return type(self), (self.asked, self.found, self.remedy, self.problems)
+
+    @classmethod
+    def of(cls, asked: str, problems: Sequence[Problem]) -> Self:
+        """One error about all of them; ``found`` and ``remedy`` hold them side by side."""
+        distinct = tuple(dict.fromkeys(problems))
+        found = dict.fromkeys(found for found, _ in distinct)
+        remedies = dict.fromkeys(remedy for _, remedy in distinct)
+        return cls(asked, "; ".join(found), "; ".join(remedies), distinct)
+
+
+def _line(found: str, remedy: str) -> str:
+    return f"Found: {found.rstrip('.')}. What to do: {remedy.rstrip('.')}."
 
 
 class InvalidInputError(MilpAgtError, ValueError):

@@ -1,4 +1,4 @@
-"""Solvers: back ends that bound a program from below. Importing this imports none of them."""
+"""Solvers: back ends that bound a program from below. Importing this package imports no solver."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where a box is cut in two: at a fraction, at a violated bilinear term, at a violated function."""
+"""Branching: where a box is split, at a fraction, a violated bilinear term or a violated function."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ import numpy as np
 from milp_agt.core.program import Array, Program
 from milp_agt.solvers.curves import Curves
 
-WHOLE = 1e-6  # distance from an integer that is left alone
-NARROW = 1e-9  # width of a column, of that at the root, below which it is not cut
-MIDDLE = 0.2  # a cut leaves at least this share of a column on either side
-_UNPAID = 1e-3  # weight of a violation that no multiplier pays for
-_LARGEST = 1e50  # multiplier that counts in full
+WHOLE = 1e-6  # values this close to an integer count as integers
+NARROW = 1e-9  # columns with at most this share of their width at the root are not split
+MIDDLE = 0.2  # a split leaves at least this share of a column on either side
+_UNPAID = 1e-3  # weight of a violation in a column without multipliers
+_LARGEST = 1e50  # larger multipliers are capped
 
 
 @dataclass(frozen=True)
 class Split:
-    """A column and the ends of its halves."""
+    """A column, the upper end of its left half and the lower end of its right half."""
 
     column: int
     left: float
@@ -27,9 +27,9 @@ class Split:
 
 
 class Branching:
-    """The cut with the largest violation, weighed by what the multipliers pay for its column.
+    """Finds the split with the largest violation, weighted by the multipliers in its column.
 
-    Violations that cost less than the gap, all of a kind together, are left alone.
+    Violations of a kind that together cost less than the gap are ignored.
     """
 
     def __init__(self, program: Program) -> None:
@@ -38,15 +38,15 @@ class Branching:
         self._width = program.upper - program.lower
 
     def split(self, node: Program, point: Array, multipliers: Array, gap: float) -> Split | None:
-        """None where the point violates nothing that is worth a cut.
+        """The split of a box; None if the point has no violation that is worth one.
 
         Args:
-            node: with the bounds of the box.
+            node: the program with the bounds of the box.
             point: of the relaxation, (columns,), within the box.
             multipliers: of its rows, (rows,), finite.
-            gap: what the bound of the box may be off by.
+            gap: the error allowed in the bound of the box.
         """
-        # A solver that has lost its way may name any numbers.
+        # After numerical trouble a solver may return any numbers.
         paid = _UNPAID + abs(node.matrix.T) @ np.minimum(np.abs(multipliers), _LARGEST)
         with np.errstate(invalid="ignore", divide="ignore"):
             share = np.where(self._width > 0.0, (node.upper - node.lower) / self._width, 0.0)
@@ -100,7 +100,7 @@ class Branching:
 
 
 def _worth(score: Array, share: Array, gap: float) -> Array:
-    """Scores, 0 where a column is narrow or where all together cost no more than the gap."""
+    """Scores, 0 where a column is narrow or where all such terms together cost at most the gap."""
     return np.where((share <= NARROW) | (score <= gap / score.size), 0.0, score)
 
 

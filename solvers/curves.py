@@ -17,8 +17,10 @@ Map = Callable[[Array], Array]
 
 @dataclass(frozen=True)
 class _Smooth:
-    """An increasing function, its derivative, and a point where the derivative is m; ``odd`` functions
-    (up to a constant) have another one at the opposite argument."""
+    """An increasing function, its derivative, and a point where the derivative is m.
+
+    ``odd`` functions (up to a constant) have another such point at the opposite argument.
+    """
 
     value: Map
     derivative: Map
@@ -107,8 +109,11 @@ class Curves:
 
 
 def _residual(smooth: _Smooth, m: Array, a: Array, b: Array) -> tuple[Array, Array]:
-    """Bounds of ``f(x) - m x`` over ``[a, b]``; a stationary point that is a little off, or that the
-    box cuts off, costs nothing: the extreme is of second order there, or at an end."""
+    """Bounds of ``f(x) - m x`` over ``[a, b]``.
+
+    A stationary point that is slightly off, or outside the box, does no harm: the extreme is of second
+    order there, or at an end.
+    """
     with np.errstate(all="ignore"):
         found = smooth.stationary(m)
     points = [found, -found] if smooth.odd else [found]
@@ -121,5 +126,5 @@ def _residual(smooth: _Smooth, m: Array, a: Array, b: Array) -> tuple[Array, Arr
 
 
 def _slack(x: Array, value: Array) -> Array:
-    """What an elementary function may be off by, as everywhere in this library."""
+    """The assumed error of an elementary function, as everywhere in this library."""
     return np.abs(value) * (UNIT_ROUNDOFF * (ELEMENTARY + 4.0 * np.abs(x))) + TINY

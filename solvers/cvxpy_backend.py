@@ -1,4 +1,4 @@
-"""Any solver of cvxpy: a second opinion. Its answers are only used as multipliers."""
+"""Any solver of cvxpy, as an independent check. Only the multipliers of its answers are used."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from milp_agt.solvers.session import ProgramSession, SolverAnswer, without_extre
 from milp_agt.solvers.solver import BackEnd, Capability
 from milp_agt.solvers.tree import Tree
 
-# cvxpy's own words; one that is not listed is FAILED. Columns are bounded, so 'unbounded' is a
-# numerical failure; 'infeasible_inaccurate' is left out because its caller would raise.
+# Statuses of cvxpy; any other is FAILED. Columns are bounded, so 'unbounded' is a numerical failure;
+# 'infeasible_inaccurate' is not listed because its caller would raise.
 STATUS: dict[str, Termination] = {
     "optimal": Termination.OPTIMAL,
     "optimal_inaccurate": Termination.BOUND_ONLY,
@@ -85,15 +85,15 @@ class Cvxpy(BackEnd):
         return CvxpySession(program, self.inner)
 
 
-# Blocks of rows, (mask, constraint, sign): our multipliers are the sign times cvxpy's, whose
-# equalities pull the other way.
+# Blocks of rows, (mask, constraint, sign): our multipliers are the sign times cvxpy's, which has the
+# opposite sign for equalities.
 Rows = list[tuple[Any, Any, float]]
 Compiled = tuple[Any, Any, Any, Rows]  # problem, variable, parameter of the costs, rows
 
 
 class CvxpySession(ProgramSession):
-    """The constraints are kept, the objective is a parameter: cvxpy compiles once for a program, and
-    once for each node of a tree."""
+    """Constraints are fixed and the objective is a parameter, so cvxpy compiles once per program, and
+    once per node of a tree."""
 
     knows_functions: ClassVar[bool] = True
 
@@ -135,7 +135,7 @@ class CvxpySession(ProgramSession):
         if self._problem is not None:
             return self._problem
         cp, p, n = self._cvxpy, self.program, self.program.lower.size
-        # Columns are bounded by rows: not every inner solver takes bounds of variables.
+        # Columns are bounded by rows, because not every inner solver takes bounds of variables.
         x, costs = cp.Variable(n), cp.Parameter(n)
         rows: Rows = []
         for mask, sign in ((self._equal, -1.0), (self._below, 1.0), (self._above, -1.0)):
@@ -158,14 +158,14 @@ class CvxpySession(ProgramSession):
     ) -> tuple[str, Array | None, Rows]:
         """(raw status, point, rows)."""
         if time is not None and time <= 0.0:
-            return "user_limit", None, []  # not every inner solver ends at once
+            return "user_limit", None, []  # not every inner solver stops at once
         problem, x, parameter, rows = self._compiled()
         parameter.value = costs
         options = dict(_OPTIONS.get(inner, {}))
         if time is not None and math.isfinite(time) and inner in _TIME:
             options[_TIME[inner]] = time
         for variable in (x, *(row[1].dual_variables[0] for row in rows)):
-            variable.save_value(None)  # nothing of the last objective may pass for an answer
+            variable.save_value(None)  # values of the last objective must not look like an answer
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")

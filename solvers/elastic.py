@@ -1,4 +1,4 @@
-"""Which rows of a program contradict each other: the multipliers of the least violation."""
+"""Proofs of infeasibility: row multipliers from the program of least violation."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ Multipliers = Callable[[Program, Array], Array | None]
 def farkas_ray(program: Program, solve: Multipliers) -> Array | None:
     """Row multipliers whose bound of the objective 0 is positive if the relaxation is infeasible.
 
-    They are those of ``min sum_i t_i / w_i`` over ``A x + t`` instead of ``A x`` with ``t`` of either
-    sign and ``w_i = max_j |a_ij|``, which is positive where no x satisfies all rows.
+    They are the multipliers of ``min sum_i |t_i| / w_i`` with ``A x + t`` in place of ``A x`` and
+    ``w_i = max_j |a_ij|``; the minimum is positive if no x satisfies all rows.
 
     Args:
-        solve: gives row multipliers of a program for costs (columns,), None where it fails.
+        solve: returns row multipliers of a program for costs (columns,), None if it fails.
 
     Returns:
-        Multipliers (rows,) of ``program``; whether they prove anything is for ``safe_bound`` to say.
+        Multipliers (rows,) of ``program``; ``safe_bound`` decides whether they prove anything.
     """
     rows, columns = program.matrix.shape
     least, most = activity(program)
     weight = np.maximum(abs(program.matrix).max(axis=1).toarray().reshape(-1), 1e-12)
-    # enough to reach the side from anywhere in the box
+    # large enough to reach the side from any point of the box
     reach = [
         np.maximum(np.where(np.isfinite(gap), gap, 0.0), 0.0) * 1.01
         for gap in (program.row_lower - least, most - program.row_upper)

@@ -1,4 +1,4 @@
-"""Rows that relax bilinear terms and functions over boxes that change: those of the nodes of a tree."""
+"""Rows that relax bilinear terms and functions over the boxes of the nodes of a tree."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ SIDES = 4  # rows of a bilinear term
 
 
 class Envelopes:
-    """A program with four rows more for each bilinear term and each function, anew for every box.
+    """A program with rows for each bilinear term (four) and function, recomputed for every box.
 
     For ``z = x y`` with x in [a, b] and y in [c, d] (McCormick 1976)::
 
@@ -22,8 +22,8 @@ class Envelopes:
         z - d x - b y >= -b d        -z + c x + b y >= b c
 
     These hold for every point of the box: coefficients are the bounds themselves, and sides are
-    rounded outwards. A square adds its two coefficients, and pays for their rounding. The rows of
-    a function are those of :meth:`Curves.lines`.
+    rounded outwards. A square adds its two coefficients, and its sides cover the rounding of the sum.
+    The rows of a function are those of :meth:`Curves.lines`.
     """
 
     def __init__(self, program: Program) -> None:
@@ -33,7 +33,7 @@ class Envelopes:
         self._operands = left, right
         self._square = left == right
         self._kept = np.ones((len(left), SIDES, 3), dtype=np.bool_)
-        self._kept[self._square, :, 2] = False  # the second factor stands in the first's place
+        self._kept[self._square, :, 2] = False  # both factors share one entry
         of_terms = np.broadcast_to(program.products[:, None, :], self._kept.shape)[self._kept]
         of_curves = np.stack([self._curves.result, self._curves.argument], axis=-1)
         of_curves = np.repeat(of_curves, SLOPES, axis=0).reshape(-1)
@@ -47,7 +47,7 @@ class Envelopes:
         self._lazy = np.concatenate([program.lazy, np.ones(len(counts), dtype=np.bool_)])
 
     def over(self, lower: Array, upper: Array) -> Program:
-        """The program on a smaller box, (columns,) each, with the rows of this box as lazy ones."""
+        """The program on a smaller box, (columns,) each, with the rows of this box as lazy rows."""
         p = self._program
         if p.is_linear:
             return replace(p, lower=lower, upper=upper)
@@ -77,7 +77,7 @@ class Envelopes:
         square = self._square[:, None]
         with_x = np.where(square, with_x + with_y, with_x)
         reach = np.maximum(np.abs(a), np.abs(b))[:, None]
-        # a sum of two coefficients errs by half a unit in the last place, eps / 2 of itself
+        # a sum of two coefficients has an error of half a unit in the last place, eps / 2 of itself
         lost = np.where(square, np.finfo(np.float64).eps * np.abs(with_x) * reach, 0.0)
         sides = np.where(lost > 0.0, np.nextafter(sides - lost, -np.inf), sides)
         results = np.broadcast_to(signs, with_x.shape)

@@ -13,7 +13,7 @@ from milp_agt.errors import EncodingError, SolverUnavailableError
 from milp_agt.solvers.session import ProgramSession, SolverAnswer, loosened, without_extremes
 from milp_agt.solvers.solver import BackEnd, Capability
 
-# A status that is not listed is FAILED. SUBOPTIMAL, limits and interrupts keep a valid dual bound.
+# Any other status is FAILED. SUBOPTIMAL, limits and interrupts leave a valid dual bound.
 # Columns are bounded, so INF_OR_UNBD means infeasible and UNBOUNDED is a numerical failure.
 STATUS: dict[str, Termination] = {
     "OPTIMAL": Termination.OPTIMAL,
@@ -57,7 +57,7 @@ class Gurobi(BackEnd):
 
 
 class GurobiSession(ProgramSession):
-    """Two models in one environment: the relaxation, warm-started, and the tree, made when needed.
+    """Two models in one environment: the warm-started relaxation, and the tree, created when needed.
 
     Raises:
         SolverUnavailableError: no valid licence, or one that is too small for the program.
@@ -91,7 +91,7 @@ class GurobiSession(ProgramSession):
             self._env.start()
             self._lp = self._model(integer=False)
             if max(program.matrix.shape) > FREE_LIMIT // 2:
-                # The licence is only asked by a solve: rather now, while the caller can choose
+                # Only a solve checks the licence: do that now, while the caller can still choose
                 # another solver. Half the limit, because a row with two sides counts twice.
                 self._lp.Params.TimeLimit = 0.0
                 self._lp.optimize()
@@ -113,7 +113,7 @@ class GurobiSession(ProgramSession):
             pi = np.array(self._lp.getAttr("Pi", rows), dtype=np.float64)
             duals = self._fold(pi)
         except (AttributeError, self._gp.GurobiError):
-            pass  # no duals after a limit: the session falls back on the bound of the box
+            pass  # no duals after a limit: the session then uses the bound of the box
         return SolverAnswer(STATUS.get(raw, Termination.FAILED), raw, duals, point=point)
 
     def solve_tree(self, costs: Array, limits: Limits) -> SolverAnswer:
@@ -140,8 +140,10 @@ class GurobiSession(ProgramSession):
         self._lp = self._tree = self._env = None
 
     def _model(self, integer: bool) -> Any:
-        """Rows in the order: equalities, lower sides, upper sides (Gurobi knows no ranges). Those of a
-        tree give way, so that it has no equalities."""
+        """Rows in the order: equalities, lower sides, upper sides (Gurobi has no ranged rows).
+
+        The rows of a tree are loosened, so it has no equalities.
+        """
         gp, p = self._gp, self.program
         low, high = self._lower, self._upper
         equal, below, above = self._equal, self._below, self._above
@@ -166,7 +168,7 @@ class GurobiSession(ProgramSession):
         return model
 
     def _add_exact(self, model: Any, x: Any) -> None:
-        """Bilinear terms and functions; both are branched on in space."""
+        """Add bilinear terms and functions; Gurobi handles both by spatial branching."""
         p, known = self.program, import_module("gurobipy.nlfunc")
         model.Params.NonConvex = 2
         if len(p.products):

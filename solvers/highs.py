@@ -16,7 +16,7 @@ from milp_agt.solvers.tree import Tree
 
 class Highs(BackEnd):
     """LP by HiGHS (Huangfu and Hall 2018), MIT licence; programs with integer columns, bilinear
-    terms and functions by a :class:`Tree` of LPs, whose bounds do not rest on its tolerances."""
+    terms and functions by a :class:`Tree` of LPs, whose bounds do not depend on its tolerances."""
 
     name: ClassVar[str] = "highs"
     capabilities: ClassVar[Capability] = (
@@ -34,8 +34,8 @@ class Highs(BackEnd):
 class HighsSession(ProgramSession):
     """The relaxation, warm-started from the basis of the previous objective or node.
 
-    Nodes of a program with bilinear terms have rows of their own, and large ones are solved in another way
-    than the objectives of the relaxation: they get a second model.
+    Nodes of a program with bilinear terms have their own rows, and large nodes are solved by another
+    method than the objectives of the relaxation, so nodes get a second model.
     """
 
     knows_functions: ClassVar[bool] = True

@@ -1,4 +1,4 @@
-"""The LP relaxation of a program in HiGHS: warm-started, with rows added as points violate them."""
+"""The LP relaxation of a program in HiGHS: warm-started, with lazy rows added once they are violated."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from milp_agt.core.results import Termination
 from milp_agt.errors import EncodingError
 from milp_agt.solvers.session import SolverAnswer, without_extremes
 
-# A status that is not listed is FAILED. kUnknown (residual infeasibilities) keeps the safe bound of
+# Any other status is FAILED. kUnknown (residual infeasibilities) keeps the safe bound of
 # its multipliers. Columns are bounded, so kUnbounded is a numerical failure and
 # kUnboundedOrInfeasible means infeasible.
 STATUS: dict[str, Termination] = {
@@ -34,12 +34,12 @@ STATUS: dict[str, Termination] = {
 }
 
 _TINY = 1e-12  # HiGHS drops coefficients up to small_matrix_value; this is the least it allows
-_VIOLATED = 1e-9  # a lazy row beyond this joins the program
-_IMPROVED = 1e-8  # a round that gains less (in units of the scaled objective) is the last one
+_VIOLATED = 1e-9  # lazy rows violated by more than this are added
+_IMPROVED = 1e-8  # stop after a round that gains less (in units of the scaled objective)
 # Dual simplex without presolve is the fastest from the basis of the previous objective: 0.02 to
 # 0.03 s on one-step programs of 2,000 columns, against 0.06 s for primal simplex and for presolve.
 _SIMPLEX: dict[str, object] = {"solver": "simplex", "simplex_strategy": 1, "presolve": "off"}
-# From this many rows on, interior point without crossover: a basis of the last objective then is worth
+# Above this many rows, interior point without crossover: there, the basis of the last objective saves
 # less than it costs. (m40, window 3, 4,000 rows: 3.4 s by simplex, 0.5 s by interior point.)
 LARGE = 2000
 _INTERIOR: dict[str, object] = {
@@ -49,9 +49,9 @@ _INTERIOR: dict[str, object] = {
     "ipm_optimality_tolerance": 1e-8,
     "kkt_tolerance": 1e-7,
 }
-# Nodes of a large program differ in a few bounds: dual simplex from the basis of the last one, which
-# crossover makes after the first, takes 0.01 to 0.4 s where interior point takes 0.6 s (m40, window 10,
-# 4,800 rows). Beyond so many iterations interior point and crossover are faster.
+# Nodes of a large program differ in a few bounds: dual simplex from the basis of the last node (by
+# crossover after the first) takes 0.01 to 0.4 s, interior point 0.6 s (m40, window 10, 4,800 rows).
+# Beyond this many iterations interior point with crossover is faster.
 WARM_ITERATIONS = 1000
 _CROSSOVER: dict[str, object] = _INTERIOR | {"run_crossover": "on"}
 _COMMON: dict[str, object] = {
@@ -67,11 +67,11 @@ _COMMON: dict[str, object] = {
 class HighsRelaxation:
     """One model, whose bounds and coefficients may change between solves; its rows stay the same.
 
-    Lazy rows join the model when a point violates them, and stay for the solves to come. Multipliers
-    of rows that were not needed are 0, so a stop at any time leaves valid ones.
+    Lazy rows are added when a point violates them, and stay for later solves. Multipliers of rows that
+    were not added are 0, so multipliers are valid whenever the solve stops.
 
     Args:
-        warm: solves in a row have the same costs, and differ in bounds: the nodes of a tree.
+        warm: consecutive solves have the same costs and differ in bounds, as the nodes of a tree do.
     """
 
     def __init__(self, program: Program, warm: bool = False) -> None:
@@ -83,14 +83,17 @@ class HighsRelaxation:
         self._order: Index = np.flatnonzero(self._held)  # rows of the model, in its order
         self.large = self._order.size > LARGE
         self._warm = warm
-        self._costs: Array | None = None  # of the basis that the model holds, where it is large
-        self._crossed = False  # the basis is by crossover
+        self._costs: Array | None = None  # of the current basis of a large model
+        self._crossed = False  # whether the basis is from crossover
         self._usual = 0  # simplex iterations of the longest solve so far
         self._model: Any = None
 
     def solve(self, costs: Array, time: float | None) -> SolverAnswer:
-        """Bound ``min costs.x`` from below; the rows of a large program are those that the last
-        objectives needed. An INFEASIBLE answer has the multipliers of a ray where there is one."""
+        """Bound ``min costs.x`` from below.
+
+        A large program has the lazy rows that earlier objectives needed. An INFEASIBLE answer has the
+        multipliers of a ray if there is one.
+        """
         deadline = None if time is None else perf_counter() + time
         last = -np.inf
         while True:
@@ -111,7 +114,7 @@ class HighsRelaxation:
                 return replace(answer, termination=Termination.BOUND_ONLY)
 
     def over(self, program: Program) -> HighsRelaxation:
-        """Take the bounds of a program with as many rows and columns, and the coefficients that differ."""
+        """Take over the bounds, and changed coefficients, of a program of the same shape."""
         before, self._program = self._program, program
         if program.matrix is not before.matrix:
             self._rewrite(*without_extremes(program, _TINY))
@@ -140,7 +143,7 @@ class HighsRelaxation:
         self._matrix, self._lower, self._upper = matrix, lower, upper
 
     def _violated(self, point: Array) -> Index:
-        """Waiting rows that the point violates."""
+        """Lazy rows, not yet in the model, that the point violates."""
         waiting = np.flatnonzero(~self._held)
         activity = self._matrix[waiting] @ point
         gap = np.maximum(self._lower[waiting] - activity, activity - self._upper[waiting])
@@ -168,7 +171,7 @@ class HighsRelaxation:
         raw = self._by_either(costs, time) if self.large else self._by_simplex(costs, time)
         termination = STATUS.get(raw, Termination.FAILED)
         if raw == "kUnknown" or termination is Termination.FAILED:
-            # once more from scratch: a basis carried over many objectives can be ill-conditioned
+            # again from scratch: a basis kept over many objectives can be ill-conditioned
             model.clearSolver()
             model.setOptionValue("presolve", "on")
             raw = self._run(costs, time)
@@ -184,14 +187,14 @@ class HighsRelaxation:
     def _by_simplex(self, costs: Array, time: float | None) -> str:
         raw = self._run(costs, time, 2 * self._usual if self._usual else None)
         if raw == "kIterationLimit":
-            # stuck among degenerate vertices: a start without a basis is faster than the rest of the way
+            # stuck at degenerate vertices: a start without a basis is faster than going on
             self._model.clearSolver()
             raw = self._run(costs, time)
         self._usual = max(self._usual, int(self._model.getInfo().simplex_iteration_count))
         return raw
 
     def _by_either(self, costs: Array, time: float | None) -> str:
-        """Interior point, or simplex where a basis for these costs is at hand and near enough."""
+        """Interior point, or simplex if there is a basis for these costs that is close enough."""
         if not self._warm:
             return self._run(costs, time)
         begun = perf_counter()
@@ -207,8 +210,8 @@ class HighsRelaxation:
         return self._run(costs, None if time is None else time - (perf_counter() - begun))
 
     def _take_basis(self) -> None:
-        """Begin anew from the basis that crossover made: on top of what an earlier simplex has left behind,
-        HiGHS 1.15 corrupts its memory."""
+        """Restart from the basis of the crossover: on top of the state of an earlier simplex, HiGHS 1.15
+        corrupts its memory."""
         if self._crossed:
             basis = self._model.getBasis()
             self._model.clearSolver()
@@ -216,7 +219,7 @@ class HighsRelaxation:
             self._crossed = False
 
     def _of_rows(self, values: Any) -> Array | None:
-        """Values of the rows of the model as values of the rows of the program."""
+        """Values of the model's rows as values of the program's rows; 0 for rows not in the model."""
         if values is None or len(values) != self._order.size:
             return None
         found = np.zeros(self._program.row_lower.size)
@@ -224,7 +227,7 @@ class HighsRelaxation:
         return found
 
     def _ray(self) -> Any:
-        """Multipliers that show that the rows admit no point of the box; None if there are none."""
+        """Multipliers that prove that the rows admit no point of the box; None if there are none."""
         _, known, ray = self._model.getDualRay()
         return ray if known else None
 
@@ -261,8 +264,10 @@ class HighsRelaxation:
                 )
 
     def _run(self, costs: Array, time: float | None, iterations: int | None = None) -> str:
-        """Solve and return the raw status. The clock of a model runs on over its solves, so a
-        limit is put on top of what it shows."""
+        """Solve and return the raw status.
+
+        The clock of a model is not reset between solves, so a limit is added to its current value.
+        """
         h, model = self._highspy, self._model
         most = h.kHighsIInf if iterations is None else iterations
         model.setOptionValue("simplex_iteration_limit", most)
@@ -271,7 +276,7 @@ class HighsRelaxation:
         model.changeColsCost(costs.size, self._columns, costs)
         status = model.run()
         if status == h.HighsStatus.kError and model.getModelStatus() == h.HighsModelStatus.kNotset:
-            # another model of this process started the shared scheduler with more threads
+            # another model in this process started the shared scheduler with more threads
             model.setOptionValue("threads", 0)
             model.run()
         return str(model.getModelStatus().name)

@@ -9,7 +9,7 @@ from milp_agt.core.rounding import TINY, gamma
 from milp_agt.solvers.curves import Curves
 
 ROUNDS = 3
-WORTH = 0.02  # of a column's width: a smaller gain is left out
+WORTH = 0.02  # share of a column's width; smaller gains are dropped
 _EPS = 2.0**-52
 
 
@@ -17,8 +17,8 @@ class Propagation:
     """Feasibility-based bound tightening over one set of rows (Belotti et al. 2009).
 
     From ``L <= sum_j a_j x_j <= U`` follows ``a_j x_j <= U - sum of the least a_k x_k over k != j``, and
-    from ``z = x y`` the ranges of all three by interval arithmetic. Sums are charged with their
-    rounding and quotients rounded outwards, so no point of the program is lost, whatever the rows.
+    from ``z = x y`` the ranges of all three by interval arithmetic. Bounds cover the rounding of sums, and
+    quotients are rounded outwards, so no point of the program is lost, whatever the rows.
     """
 
     def __init__(self, program: Program) -> None:
@@ -39,7 +39,7 @@ class Propagation:
         self._sides = program.row_lower, program.row_upper
 
     def tightened(self, lower: Array, upper: Array) -> tuple[Array, Array] | None:
-        """Smaller bounds (columns,) that hold for every point in the box; None if there is none."""
+        """Smaller bounds (columns,) that hold for every point in the box; None if the box has no point."""
         for _ in range(ROUNDS):
             low, high = lower, upper
             for rule in (self._by_rows, self._by_terms, self._by_curves, self._whole):

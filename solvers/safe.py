@@ -15,9 +15,9 @@ _LAMBDA = 2.0**-1074  # smallest subnormal; a product that underflows errs by at
 
 
 def clip_multipliers(program: Program, multipliers: Array | None) -> Array:
-    """Multipliers that any row admits: finite, and zero where they would meet an infinite side.
+    """Admissible multipliers: finite, and zero where they would meet an infinite side.
 
-    ``y_i > 0`` is paid with ``row_lower_i``, ``y_i < 0`` with ``row_upper_i``; where that side is
+    ``y_i > 0`` uses the side ``row_lower_i``, ``y_i < 0`` uses ``row_upper_i``; if that side is
     infinite, or ``y_i`` is NaN or infinite, ``y_i`` becomes 0.
 
     Args:
@@ -50,7 +50,7 @@ def safe_bound(program: Program, objective: Array, multipliers: Array | None = N
         c.x = y.(A x) + d.x >= sum_i y_i b_i + sum_j min(d_j l_j, d_j u_j)
 
     where ``b_i`` is the lower side of row i if ``y_i > 0`` and the upper side if ``y_i < 0``. The
-    float that is returned is at most the exact value of the right-hand side, so it holds for any
+    returned float is at most the exact value of the right-hand side, so it is valid for any
     multipliers; good ones only make it tighter. None means ``y = 0`` (the bound of the box).
 
     *Proof of the rounding.* Arithmetic is IEEE 754 binary64, to nearest, with gradual underflow
@@ -58,7 +58,7 @@ def safe_bound(program: Program, objective: Array, multipliers: Array | None = N
     non-zero multiplier, ``S = sum |a_ij y_i|``, ``S'`` its computed value, ``p'`` the computed
     ``sum a_ij y_i``, summed in any order, fused or not, and ``d' = fl(c_j - p')``.
 
-    1. A product errs by at most ``u`` of itself plus ``lam/2``, a sum by ``u`` of itself. Hence
+    1. A product has an error of at most ``u`` of itself plus ``lam/2``, a sum of ``u`` of itself. Hence
        ``|p' - p| <= g S + k lam`` and ``S <= (S' + k lam)/(1 - g)``, with ``g = ku/(1 - ku)``; and
        ``|d' - (c_j - p')| <= u |d'|``.
     2. So ``|d' - d| <= 1.01 k u S' + 1.01 k lam + u |d'|`` for ``k < 2**40``. The radius
@@ -69,7 +69,7 @@ def safe_bound(program: Program, objective: Array, multipliers: Array | None = N
        nearest, also if it underflows. The same holds for each ``y_i b_i``.
     4. ``math.fsum`` rounds the exact sum of these terms once; ``prev`` of it is below the sum.
 
-    An overflow anywhere makes a term infinite or NaN: then the result is ``-inf``, never a NaN.
+    An overflow anywhere makes a term infinite or NaN; the result is then ``-inf``, never NaN.
 
     Args:
         program: columns (bounds finite), rows and their sides.

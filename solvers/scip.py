@@ -1,4 +1,4 @@
-"""SCIP through PySCIPOpt: open source, an independent tree search."""
+"""SCIP through PySCIPOpt: open source, with its own tree search."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from milp_agt.core.results import Limits, Termination
 from milp_agt.solvers.session import ProgramSession, SolverAnswer, loosened, without_extremes
 from milp_agt.solvers.solver import BackEnd, Capability
 
-# A status that is not listed is FAILED. Columns are bounded, so 'inforunbd' means infeasible and
+# Any other status is FAILED. Columns are bounded, so 'inforunbd' means infeasible and
 # 'unbounded' is a numerical failure.
 STATUS: dict[str, Termination] = {
     "optimal": Termination.OPTIMAL,
     "infeasible": Termination.INFEASIBLE,
     "inforunbd": Termination.INFEASIBLE,
-    "gaplimit": Termination.OPTIMAL,  # closed to the gap that was asked for
+    "gaplimit": Termination.OPTIMAL,  # closed up to the requested gap
     "timelimit": Termination.BOUND_ONLY,
     "nodelimit": Termination.BOUND_ONLY,
     "totalnodelimit": Termination.BOUND_ONLY,
@@ -35,7 +35,7 @@ STATUS: dict[str, Termination] = {
     "stopped": Termination.BOUND_ONLY,  # the LP interface: at its limit, or numerically stuck
 }
 
-_EPSILON = 1e-10  # SCIP takes smaller coefficients for zero
+_EPSILON = 1e-10  # SCIP treats smaller coefficients as zero
 _INFINITY = 1e20
 
 
@@ -70,8 +70,8 @@ class ScipSession(ProgramSession):
         self._lp: Any = None
 
     def solve_lp(self, costs: Array, time: float | None) -> SolverAnswer:
-        """SCIP's LP interface has no status word: it is optimal, or infeasible with a Farkas ray,
-        or stopped, and then the multipliers so far are used."""
+        """SCIP's LP interface has no status: the LP is optimal, infeasible with a Farkas ray, or
+        stopped, in which case the multipliers so far are used."""
         if self._lp is None:
             self._lp = self._relaxation()
         lp = self._lp
@@ -81,7 +81,7 @@ class ScipSession(ProgramSession):
             lp.chgObj(column, cost)
         lp.solve(dual=True)
         if not (lp.isOptimal() or lp.getDualRay() is not None) and time != 0.0:
-            # once more from scratch: a basis carried over many objectives can be ill-conditioned
+            # again from scratch: a basis kept over many objectives can be ill-conditioned
             lp.setIntParam(self._scip.SCIP_LPPARAM.FROMSCRATCH, 1)
             lp.solve(dual=True)
             lp.setIntParam(self._scip.SCIP_LPPARAM.FROMSCRATCH, 0)
@@ -96,8 +96,8 @@ class ScipSession(ProgramSession):
         return SolverAnswer(STATUS.get(raw, Termination.FAILED), raw, duals, point=point)
 
     def solve_tree(self, costs: Array, limits: Limits) -> SolverAnswer:
-        # A model that has been solved for other objectives has cut off optima (a bound of 0.024 where
-        # 0.080 is reached, PySCIPOpt 6): every objective gets a new one.
+        # A model already solved for other objectives has cut off optima (a bound of 0.024 although
+        # 0.080 is reached, PySCIPOpt 6), so every objective gets a new model.
         model, variables = self._model()
         expression = self._scip.Expr(
             {
@@ -113,7 +113,7 @@ class ScipSession(ProgramSession):
         model.setParam("limits/nodes", -1 if limits.nodes is None else limits.nodes)
         model.optimize()
         if model.getStatus() == "infeasible":
-            # once more as it was given: presolve substitutes columns that are fixed up to its epsilon
+            # again without presolve, which substitutes columns that are fixed up to its epsilon
             model.freeTransform()
             model.setParam("presolving/maxrounds", 0)
             model.optimize()
@@ -180,7 +180,7 @@ class ScipSession(ProgramSession):
         return model, x
 
     def _value(self, function: Function, z: Any) -> Any:
-        """The function in the terms that SCIP knows."""
+        """The function in SCIP's expressions."""
         exp = self._scip.exp
         if function is Function.EXP:
             return exp(z)

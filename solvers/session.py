@@ -1,4 +1,4 @@
-"""What all sessions share: scaling, safe bounds, widening and the check of points, in one place."""
+"""The base of all sessions: scaling, safe bounds, widening, and the check of points."""
 
 from __future__ import annotations
 
@@ -15,25 +15,25 @@ from milp_agt.core.program import Array, Index, Program
 from milp_agt.core.results import Limits, SolveResult, Termination
 from milp_agt.solvers.safe import checked_objective, clip_multipliers, safe_bound
 
-# Rows of a trusted tree give way by so much of their largest coefficient: where rows hold with equality up to
-# rounding, presolve, propagation and heuristics of solvers have cut off what they must not (SCIP 10.0: bounds
-# of a logistic run wrong by a third of the range; HiGHS 1.15: by 0.08).
+# Rows of a trusted tree are loosened by this share of their largest coefficient: where rows hold with
+# equality up to rounding, presolve, propagation and heuristics of solvers have cut off feasible points
+# (SCIP 10.0: bounds of a logistic run wrong by a third of the range; HiGHS 1.15: by 0.08).
 LOOSER = 1e-8
-HUGE = 1e15  # HiGHS takes no larger coefficient
+HUGE = 1e15  # HiGHS refuses larger coefficients
 POINT_TOLERANCE = 1e-6  # relative violation up to which a point is reported as an incumbent
 
 
 @dataclass(frozen=True)
 class SolverAnswer:
-    """What a back end says about one solve, untrusted.
+    """The untrusted answer of a back end to one solve.
 
     Attributes:
         termination: from the status table of the back end.
-        raw_status: the solver's own word.
-        multipliers: row multipliers of an LP, None when there are none.
-        bound: the dual bound of a tree, ``-inf`` when there is none.
-        point: the solver's best point, None when there is none.
-        proved: the bound, or that there is no point, holds whatever the solver did (:class:`Tree`).
+        raw_status: the status in the solver's own words.
+        multipliers: row multipliers of an LP, None if there are none.
+        bound: the dual bound of a tree, ``-inf`` if there is none.
+        point: the solver's best point, None if there is none.
+        proved: whether the bound, or infeasibility, holds whatever the solver did (:class:`Tree`).
     """
 
     termination: Termination
@@ -45,14 +45,14 @@ class SolverAnswer:
 
 
 class ProgramSession(ABC):
-    """One program held by a back end, which only has to implement :meth:`solve_lp` and
-    :meth:`solve_tree`; every number that is reported passes through here.
+    """One program in a back end, which only has to implement :meth:`solve_lp` and :meth:`solve_tree`;
+    every reported number passes through this class.
 
-    An LP's dual bound is recomputed from its multipliers by :func:`safe_bound`, so it holds
+    An LP's dual bound is recomputed from its multipliers by :func:`safe_bound`, so it is valid
     whatever the solver did. A mixed-integer program is bounded twice: by its LP relaxation in the
     same way, and by the solver's tree, whose dual bound is *trusted* after it has been capped by
-    the incumbent's value and widened by :meth:`widening`; the larger one is reported. Hence
-    a tree is never looser than its relaxation, and a limit of any kind costs tightness only.
+    the incumbent's value and widened by :meth:`widening`; the larger bound is reported. Hence
+    a tree is never looser than its relaxation, and a limit of any kind only costs tightness.
 
     Objectives are scaled by a power of two to ``max |c_j|`` in [1, 2), so that the absolute
     tolerances of a solver are relative to the objective.
@@ -71,11 +71,11 @@ class ProgramSession(ABC):
 
     @abstractmethod
     def solve_tree(self, costs: Array, limits: Limits) -> SolverAnswer:
-        """Solve the program, integral columns and bilinear terms included, with the scaled ``costs``."""
+        """Solve the program, including integer columns and bilinear terms, with the scaled ``costs``."""
 
     @abstractmethod
     def close(self) -> None:
-        """Free what the solver holds. The session cannot be used afterwards."""
+        """Free the solver's resources. The session cannot be used afterwards."""
 
     def minimise(self, objective: Array, limits: Limits) -> SolveResult:
         """Bound ``min objective.x`` from below.
@@ -85,11 +85,11 @@ class ProgramSession(ABC):
             limits: seconds, relative gap and nodes; the seconds cover relaxation and tree.
 
         Returns:
-            ``dual_bound`` is None exactly when the termination is INFEASIBLE or FAILED; a limit
-            that stops the solver before it has any multipliers leaves the bound of the box.
+            ``dual_bound`` is None exactly if the termination is INFEASIBLE or FAILED; if a limit stops
+            the solver before it has any multipliers, it is the bound of the box.
 
         Raises:
-            EncodingError: an objective of a wrong shape or with a NaN or an infinity.
+            EncodingError: an objective of a wrong shape, or with a NaN or an infinity.
         """
         start = perf_counter()
         c = checked_objective(self.program, objective)
@@ -118,7 +118,7 @@ class ProgramSession(ABC):
                 answer = self.solve_tree(costs, rest)
                 if answer.termination is Termination.INFEASIBLE:
                     return self._nothing(answer, start)
-                if answer.termination is Termination.FAILED:  # the relaxation's bound stands
+                if answer.termination is Termination.FAILED:  # the relaxation's bound remains valid
                     answer = SolverAnswer(
                         Termination.BOUND_ONLY, answer.raw_status, point=answer.point
                     )
@@ -131,7 +131,7 @@ class ProgramSession(ABC):
                 if answer.proved
                 else self._tree_bound(answer.bound, value, costs, y, exponent)
             )
-            if dual < tree <= highest:  # beyond the box it is no bound of a feasible program
+            if dual < tree <= highest:  # a larger one is not a bound of a feasible program
                 dual, multipliers = tree, None
         if not math.isfinite(dual):
             return self._nothing(
@@ -150,14 +150,14 @@ class ProgramSession(ABC):
 
     @property
     def needs_tree(self) -> bool:
-        """The rows are only a relaxation of what this solver can keep."""
+        """Whether the LP relaxation drops something that this solver can handle exactly."""
         p = self.program
         if p.is_mixed_integer or len(p.products):
             return True
         return self.knows_functions and bool(p.curves)
 
     def _no_columns(self, start: float) -> SolveResult:
-        """Solvers disagree about a program without columns: it is feasible if each row admits 0."""
+        """Result for a program without columns: feasible if each row admits 0. Solvers disagree on it."""
         p = self.program
         if ((p.row_lower > 0.0) | (p.row_upper < 0.0)).any():
             return self._nothing(SolverAnswer(Termination.INFEASIBLE, "no columns"), start)
@@ -166,7 +166,7 @@ class ProgramSession(ABC):
         return SolveResult(Termination.OPTIMAL, 0.0, 0.0, point, y, "no columns", seconds)
 
     def widening(self, costs: Array, y: Array) -> float:
-        """What the tolerances of a tree may cost its dual bound, in the units of ``costs``.
+        """The error of a tree's dual bound due to its tolerances, in the units of ``costs``.
 
         With n columns, ``reach_j = |l_j| + |u_j|``, the activity range ``rho_i`` of row i (at most
         ``row_upper_i - row_lower_i``), multipliers ``y`` of the relaxation and ``d = c - A^T y``::
@@ -177,9 +177,9 @@ class ProgramSession(ABC):
         The first term bounds the error of one LP whose optimal basis has reduced costs of the
         wrong sign up to the tolerance: at most n variables, structural or slack, are non-basic. The
         second is the first-order effect of bounds and rows that hold, or are tightened by presolve
-        and propagation, up to the tolerance; bilinear terms and functions pay for theirs with all
-        that the multipliers move through the column of their result. What is not covered is the
-        floating-point arithmetic of the solver's cuts and presolve: a tree's bound rests on it.
+        and propagation, up to the tolerance; for bilinear terms and functions it is the tolerance times
+        all multiplier flow through the column of their result. The floating-point arithmetic of the
+        solver's cuts and presolve is not covered: a tree's bound depends on it.
         """
         p = self.program
         reach = np.abs(p.lower) + np.abs(p.upper)
@@ -243,7 +243,7 @@ class ProgramSession(ABC):
 
 
 def _finite(point: Array | None, like: Array) -> Array | None:
-    """The point if it is one."""
+    """The point, or None if it has a wrong shape or non-finite entries."""
     if point is None or point.shape != like.shape or not np.isfinite(point).all():
         return None
     return point
@@ -267,10 +267,10 @@ def scale_exponent(objective: Array) -> int:
 def without_extremes(program: Program, threshold: float) -> tuple[sp.csr_matrix, Array, Array]:
     """Rows without coefficients ``0 < |a_ij| <= threshold`` or ``|a_ij| >= HUGE``: no point is lost.
 
-    Solvers drop such coefficients silently, which can cut off points or make a feasible program
+    Solvers drop tiny coefficients silently, which can cut off points or make a feasible program
     infeasible. Here ``A x = A' x + t`` with ``|t_i| <= sum_j |a_ij| max(|l_j|, |u_j|)`` over the
     dropped j, and the sides of row i move outwards by that sum, rounded up. A row with a huge
-    coefficient, which solvers refuse with the whole program, becomes a row that says nothing.
+    coefficient, for which solvers refuse the whole program, becomes a free row.
 
     Returns:
         (matrix, row_lower, row_upper) with the shapes of the program, without explicit zeros.
@@ -305,12 +305,12 @@ def without_extremes(program: Program, threshold: float) -> tuple[sp.csr_matrix,
 
 
 def _rows_of(matrix: sp.csr_matrix) -> Index:
-    """The row of every entry."""
+    """The row index of every entry."""
     return np.repeat(np.arange(matrix.shape[0]), np.diff(matrix.indptr))
 
 
 def loosened(matrix: sp.csr_matrix, lower: Array, upper: Array) -> tuple[Array, Array]:
-    """Sides of rows moved outwards by ``LOOSER`` of the largest coefficient, or side if that is larger."""
+    """Row sides moved outwards by ``LOOSER`` times the largest coefficient, or side if that is larger."""
     if not matrix.shape[0]:
         return lower, upper
     room = np.asarray(abs(matrix).max(axis=1).todense()).ravel()

@@ -1,4 +1,4 @@
-"""The door of this room: what a solver is, what it can, and how one is chosen."""
+"""The interface of solvers, their capabilities, and the choice of one."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ class Capability(Flag):
 
     LP = auto()
     MIP = auto()
-    QCP = auto()  # bilinear terms, not convex, to global optimality
+    QCP = auto()  # nonconvex bilinear terms, to global optimality
     FUNCTIONS = auto()  # exp, sigmoid and tanh, to global optimality
 
 
 class Session(Protocol):
-    """One program held by a solver; objectives are exchanged in place, so a basis is reused."""
+    """One program in a solver; objectives are changed in place, so that a basis is reused."""
 
     def minimise(self, objective: Array, limits: Limits) -> SolveResult:
         """Bound ``min objective.x`` from below. ``objective`` has shape (columns,), float64."""
@@ -34,7 +34,7 @@ class Session(Protocol):
 
 
 class Solver(Protocol):
-    """A back end. Asking ``available`` neither imports the solver nor takes a licence."""
+    """A back end. Calling ``available`` neither imports the solver nor takes a licence."""
 
     name: ClassVar[str]
     capabilities: ClassVar[Capability]
@@ -53,7 +53,7 @@ class BackEnd(ABC):
     name: ClassVar[str]
     capabilities: ClassVar[Capability]
     requires: ClassVar[tuple[str, ...]]
-    distribution: ClassVar[str]  # the name on PyPI, which knows the version
+    distribution: ClassVar[str]  # the name on PyPI, for the version
     note: ClassVar[str] = ""  # licence and limits, one line
     install: ClassVar[str] = "pip install milp_agt"
 
@@ -62,7 +62,7 @@ class BackEnd(ABC):
         return all(find_spec(module) is not None for module in self.requires)
 
     def version(self) -> str:
-        """The installed version from its metadata, '' when it is not installed."""
+        """The installed version from its metadata, '' if it is not installed."""
         try:
             return metadata.version(self.distribution)
         except metadata.PackageNotFoundError:
@@ -82,10 +82,10 @@ class BackEnd(ABC):
 
     @abstractmethod
     def open(self, program: Program) -> Session:
-        """Hand a program to the solver.
+        """Pass a program to the solver.
 
         Raises:
-            SolverUnavailableError: not installed, or the licence does not admit this program.
+            SolverUnavailableError: not installed, or the licence does not allow this program.
             EncodingError: coefficients that the solver refuses.
         """
 
@@ -101,7 +101,7 @@ class SolverRow:
     note: str
 
 
-# In the order of preference of 'auto'; imported on demand, so that a missing solver costs nothing.
+# In the order of preference of 'auto'; imported on demand, so that a missing solver does no harm.
 _REGISTRY: dict[str, tuple[str, str]] = {
     "highs": ("milp_agt.solvers.highs", "Highs"),
     "scip": ("milp_agt.solvers.scip", "Scip"),
@@ -130,19 +130,19 @@ def get_solver(name: str) -> BackEnd:
 
 
 def available_solvers() -> tuple[str, ...]:
-    """Names of the back ends that are installed, in the order of preference of 'auto'."""
+    """Names of the installed back ends, in the order of preference of 'auto'."""
     return tuple(name for name in _REGISTRY if get_solver(name).available())
 
 
 def choose(name: str | None, needed: Capability) -> BackEnd:
-    """The solver of this name, or for None and 'auto' the first installed one that is able.
+    """The solver of this name, or for None and 'auto' the first installed one that is capable.
 
     Args:
         name: 'highs', 'scip', 'gurobi', 'cvxpy', 'cvxpy:INNER', 'auto' or None.
-        needed: what it must be able to do.
+        needed: the capabilities it must have.
 
     Raises:
-        SolverUnavailableError: unknown, not installed, or not able.
+        SolverUnavailableError: unknown, not installed, or without these capabilities.
     """
     if not isinstance(name, (str, type(None))):
         raise SolverUnavailableError(

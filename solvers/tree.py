@@ -1,4 +1,4 @@
-"""Branch and bound in which every bound is proved: no tolerance of a solver can break it."""
+"""Branch and bound in which every bound is proved, independently of the tolerances of any solver."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ ABSOLUTE_GAP = 1e-9  # in units of the scaled objective
 
 @dataclass(frozen=True, order=True)
 class TreeNode:
-    """A box that is not settled yet.
+    """An open box.
 
     Attributes:
         bound: proved for every point of the program in the box.
-        number: of its making, negative: the newest comes first among equals.
-        split: None where there is nothing left to branch on.
-        ended: how the relaxation did.
+        number: minus the number of its creation, so that the newest comes first among equals.
+        split: None if there is nothing left to branch on.
+        ended: termination of its relaxation.
         changed, lower, upper: columns whose bounds differ from the root's, and these bounds.
     """
 
@@ -45,21 +45,20 @@ class TreeNode:
 
 
 class Tree:
-    """Best-first search over boxes of the columns, cut at fractions, at violated bilinear terms and at
+    """Best-first search over boxes of the columns, split at fractions, violated bilinear terms and
     violated functions.
 
-    The bound of a box is :func:`safe_bound` of its relaxation (the rows of the program, and those of
-    :class:`Envelopes` over the box), or that of the box it was cut from. A box is dropped
-    only where it is proved empty: by propagation with outward rounding, or by multipliers whose safe
-    bound for the objective 0 is positive (Farkas). So the least bound of all boxes that are left
-    holds whatever the solver of the relaxations says: its word decides where to branch and when
-    to stop, and nothing else.
+    The bound of a box is the larger of the :func:`safe_bound` of its relaxation (the rows of the program,
+    and those of :class:`Envelopes` over the box) and the bound of its parent box. A box is dropped only if
+    it is proved empty: by propagation with outward rounding, or by multipliers whose safe bound for
+    the objective 0 is positive (Farkas). So the least bound of all remaining boxes is valid whatever
+    the solver of the relaxations reports: its answers only decide where to branch and when to stop.
 
     Args:
-        program: columns may be integer, terms bilinear, and there may be functions.
-        relax: solves the relaxation of a node for costs (columns,), in so many seconds: its rows and
-            bounds, with integer columns taken for real ones.
-            The multipliers of an INFEASIBLE answer are a ray that shows it.
+        program: may have integer columns, bilinear terms and functions.
+        relax: solves the relaxation of a node (its rows and bounds, with integer columns relaxed) for
+            costs (columns,), within a number of seconds. The multipliers of an INFEASIBLE answer are a
+            ray that proves it.
         costs: (columns,), scaled so that the largest is about 1.
         limits: seconds, relative gap and nodes.
     """
@@ -77,7 +76,7 @@ class Tree:
         self._made = 0
 
     def search(self) -> SolverAnswer:
-        """The least bound over all boxes, proved; INFEASIBLE if all of them are proved to be empty."""
+        """The proved least bound over all boxes; INFEASIBLE if all of them are proved to be empty."""
         ended = Termination.OPTIMAL
         self._visit(self._program.lower, self._program.upper, -math.inf)
         while self._open:
@@ -114,7 +113,7 @@ class Tree:
         return [(lower, below), (above, upper)]
 
     def _visit(self, lower: Array, upper: Array, known: float) -> None:
-        """Bound a box and keep it, unless it is proved to be empty."""
+        """Bound a box and keep it unless it is proved to be empty."""
         self._made += 1
         box = self._propagation.tightened(lower, upper)
         if box is None:

@@ -17,13 +17,15 @@ import torch
 from torch import Tensor, nn
 
 import milp_agt as agt
+from milp_agt.attacks.corners import corners_of
 from milp_agt.attacks.moves import merged, steepest, stepped
 from milp_agt.attacks.pool import random_poisoning
 from milp_agt.attacks.replay import clipped_mean as clipped_mean
 from milp_agt.attacks.replay import confirm, mean_loss, state_dict_of
 from milp_agt.attacks.replay import per_sample_gradients as gradients_in_torch
 from milp_agt.attacks.replay import replay as train_in_torch
-from milp_agt.attacks.selection import Selector
+from milp_agt.attacks.selection import Masks, Selector
+from milp_agt.attacks.teams import SingleGains
 from milp_agt.attacks.trained import GraphModels
 from milp_agt.attacks.unrolled import Poisoning, State, Unrolled
 from milp_agt.bounds.adversary.joint import Joint
@@ -186,6 +188,39 @@ class Replay:
             attack = Attacks(self.unrolled, data, attack.start)
             yield attack
 
+    def by_units(self, attacks: int, generator: torch.Generator, largest: int) -> Iterator[Attacks]:
+        """Samples by themselves at moves that flip their units, and the best of them together.
+
+        Together for both ends of at most ``largest`` parameters, drawn at random. Nothing where features
+        do not move.
+        """
+        corners = corners_of(self.selector, attacks, 2**24, generator)
+        if corners is None:
+            return
+        picked = torch.randperm(self.step_graph.parameter_count, generator=generator)[:largest]
+        aims = torch.arange(2 * len(picked))
+        table = SingleGains.of(self.unrolled, corners, aims)
+        start = self.start(1, generator)
+
+        def attacking(masks: Masks, target: Poisoning) -> Attacks:
+            count = len(target)
+            same = {n: v.expand(count, *v.shape[1:]) for n, v in start.items()}
+            return Attacks(self.unrolled, merged(masks, target, self.unrolled.nominal(count)), same)
+
+        def reached(attack: Attacks) -> Tensor:
+            final = self.run(attack)[-1]
+            flat = torch.cat([final[n].flatten(1) for n in self.step_graph.parameters], 1)
+            return torch.cat([flat[:, picked], -flat[:, picked]], 1).T
+
+        everyone = torch.arange(len(corners))
+        alone = self.selector.choose(table.alone(everyone))
+        single = attacking(alone, corners.data.unpacked(self.unrolled))
+        yield single
+        nobody = tuple(torch.zeros_like(mask[:1]) for mask in alone)
+        nominal = attacking(nobody, self.unrolled.nominal(1))
+        table.note(everyone, reached(single) - reached(nominal))
+        yield attacking(self.selector.choose(table.worth(aims)), table.at_best(aims))
+
     def objectives(
         self, test: Tensor, test_labels: Tensor, largest: int, generator: torch.Generator
     ) -> tuple[Callable[[State], Tensor], int]:
@@ -223,11 +258,12 @@ class Replay:
         iterations: int = 4,
         largest: int = 12,
     ) -> Iterator[Attacks]:
-        """Random, corner and gradient attacks."""
+        """Random, corner and gradient attacks, and flips of the samples' own units."""
         yield self.random(attacks, generator, corners=False)
         yield self.random(attacks, generator, corners=True)
         objective, rows = self.objectives(test, test_labels, largest, generator)
         yield from self.by_gradient(objective, rows, generator, iterations)
+        yield from self.by_units(attacks, generator, largest)
 
 
 def with_all_ranges(

@@ -33,12 +33,14 @@ from milp_agt.bounds.adversary.joint import Masks, PoisonedSum
 from milp_agt.core.interval import CLEAN, Interval
 from milp_agt.core.rounding import TINY, gamma
 from milp_agt.formulations.clip import Clip
+from milp_agt.formulations.curved import Curved
 from milp_agt.formulations.exponential import CAP
 from milp_agt.formulations.heaviside import Heaviside as StepFunction
 from milp_agt.formulations.relu import Relu
 from milp_agt.formulations.rounding_error import RoundingError
 from milp_agt.formulations.run_rounding import RunRounding
 from milp_agt.formulations.sign import Sign
+from milp_agt.formulations.softplus import Softplus, SoftplusSlope
 from milp_agt.formulations.univariate import Univariate
 from milp_agt.threats.poison import Poison
 
@@ -173,7 +175,10 @@ def widening(instance: Instance, boxes: Sequence[Interval]) -> Tensor:
     op = instance.op
     if isinstance(op, Univariate):
         exact = op.residual(0.0, boxes[0])
-        return op.rounding(boxes[0].magnitude, exact.magnitude).amax(0)
+        jump = 0.0
+        if isinstance(op, Softplus | SoftplusSlope):
+            jump = op.jump * (op.beta * boxes[0].upper > 0.99 * op.threshold).amax(0)
+        return op.rounding(boxes[0].magnitude, exact.magnitude).amax(0) + jump
     terms = max(s.size for s in instance.inputs)
     size = op.relax(*boxes).magnitude
     error: Tensor | float = op.error if isinstance(op, RoundingError) else 0.0
@@ -240,7 +245,9 @@ def check_residual(instance: Instance, low: Array, high: Array, grid: int = 1501
     even = np.clip(even, low, high)
     own: tuple[float, ...] = getattr(op, "kinks", ())
     kinks = [np.clip(k, low, high) for k in (0.0, 5e-324, -5e-324, CAP, *own)]
-    table = np.concatenate([even, np.stack([*kinks, low, high])])
+    # Where the functions of these tests bend, however wide the box.
+    bends = np.clip(np.linspace(-8.0, 8.0, 641)[:, None], low, high)
+    table = np.concatenate([even, bends, np.stack([*kinks, low, high])])
     for slope in slopes_to_try(op, low, high):
         found = op.residual(torch.from_numpy(slope), box)
         with np.errstate(all="ignore"):
@@ -253,6 +260,14 @@ def check_residual(instance: Instance, low: Array, high: Array, grid: int = 1501
         rounding = op.rounding(torch.from_numpy(size), torch.from_numpy(value)).numpy()
         rounding = rounding + gamma(8) * (value + np.abs(slope) * size) + 1e-300
         grid_error = 0.15 * second * smooth + rounding
+        if isinstance(op, Curved):
+            # Granted on top: what the error of the computed derivative can hide on the whole box.
+            error = (
+                op.derivative_error(torch.from_numpy(np.stack([low, high, *bends]))).numpy().max(0)
+            )
+            grid_error = grid_error + (4.0 * error + gamma(4) * np.abs(slope)) * (high - low)
+        if isinstance(op, Softplus | SoftplusSlope):
+            grid_error = grid_error + 2.0 * op.jump * (op.beta * high > 0.99 * op.threshold)
         for end, extreme, sign in (
             (found.lower[0].numpy(), values.min(0), 1.0),
             (found.upper[0].numpy(), values.max(0), -1.0),

@@ -22,7 +22,10 @@ from milp_agt.core.graph import Operation, Signature
 from milp_agt.core.interval import CLEAN, Interval
 from milp_agt.formulations.clip import Clip
 from milp_agt.formulations.clip_factor import ClipFactor
+from milp_agt.formulations.elu import Elu, EluSlope
 from milp_agt.formulations.exponential import CAP, Exponential
+from milp_agt.formulations.gelu import Gelu, GeluSlope
+from milp_agt.formulations.gelu_tanh import GeluTanh, GeluTanhSlope
 from milp_agt.formulations.heaviside import Heaviside as StepFunction
 from milp_agt.formulations.leaves import _Leaf
 from milp_agt.formulations.quadratic import Quadratic
@@ -32,6 +35,8 @@ from milp_agt.formulations.relu import Relu
 from milp_agt.formulations.run_rounding import RunRounding
 from milp_agt.formulations.sigmoid import Sigmoid
 from milp_agt.formulations.sign import Sign
+from milp_agt.formulations.silu import Silu, SiluSlope
+from milp_agt.formulations.softplus import Softplus, SoftplusSlope
 from milp_agt.formulations.tanh import Tanh
 from milp_agt.formulations.univariate import Univariate
 from milp_agt.threats.poison import Poison
@@ -228,6 +233,35 @@ def sample_points(
     return points
 
 
+_PI = 2 * np.arcsin(Long(1))
+
+
+def _logistic(x: Array) -> Array:
+    small = np.exp(-np.abs(x))
+    return np.where(x >= 0, 1 / (1 + small), small / (1 + small))
+
+
+def _normal_density(x: Array) -> Array:
+    near = np.clip(x, Long(-120), Long(120))
+    return np.exp(-near * near / 2) / np.sqrt(2 * _PI)
+
+
+def _normal_distribution(x: Array) -> Array:
+    """Phi in 80 bits: a series of positive terms near 0, Laplace's continued fraction beyond."""
+    near = np.clip(x, Long(-4), Long(4))
+    term, total = near.copy(), near.copy()
+    for k in range(1, 90):
+        term = term * near * near / (2 * k + 1)
+        total = total + term
+    far = np.clip(np.abs(x), Long(3), Long(120))
+    fraction = far
+    for k in range(200, 0, -1):
+        fraction = far + k / fraction
+    tail = _normal_density(far) / fraction
+    outside = np.where(x > 0, 1 - tail, tail)
+    return np.where(np.abs(x) < 3.5, Long(0.5) + total * _normal_density(near), outside)
+
+
 def exact_univariate(op: Univariate, x: Array) -> Array:
     """``f(x)`` in 80 bits, from the formula in the docstring of the operation."""
     x = x.astype(Long)
@@ -254,6 +288,31 @@ def exact_univariate(op: Univariate, x: Array) -> Array:
         return np.where(x > clip * clip, clip / np.sqrt(np.maximum(x, clip * clip)), 1)
     if isinstance(op, Quadratic):
         return Long(op.a) * x * x + Long(op.b) * x + Long(op.c)
+    if isinstance(op, Elu | EluSlope):
+        below = np.minimum(x, Long(0))
+        if isinstance(op, EluSlope):
+            return np.exp(below)
+        return np.where(x > 0, x, Long(op.alpha) * np.expm1(below))
+    if isinstance(op, Softplus | SoftplusSlope):
+        y = Long(op.beta) * x
+        if isinstance(op, SoftplusSlope):
+            return np.where(y > op.threshold, Long(1), _logistic(y))
+        smooth = np.maximum(y, Long(0)) + np.log1p(np.exp(-np.abs(y)))
+        return np.where(y > op.threshold, x, smooth / Long(op.beta))
+    if isinstance(op, Silu | SiluSlope):
+        share = _logistic(x)
+        return x * share if isinstance(op, Silu) else share * (1 + x * _logistic(-x))
+    if isinstance(op, Gelu | GeluSlope):
+        share = _normal_distribution(x)
+        return x * share if isinstance(op, Gelu) else share + x * _normal_density(x)
+    if isinstance(op, GeluTanh | GeluTanhSlope):
+        constant, root = Long("0.044715"), np.sqrt(2 / _PI)
+        z = np.clip(x, Long(-1e3), Long(1e3))
+        share = _logistic(2 * root * (z + constant * z**3))
+        if isinstance(op, GeluTanh):
+            return x * share
+        rate = root * (1 + 3 * constant * z**2)
+        return share + 2 * z * rate * share * _logistic(-2 * root * (z + constant * z**3))
     raise AssertionError(f"no reference formula for {op}: add it here")
 
 

@@ -17,8 +17,13 @@ from milp_agt.formulations.channel_bias import ChannelBias
 from milp_agt.formulations.clip import Clip
 from milp_agt.formulations.clip_factor import ClipFactor, Shorten
 from milp_agt.formulations.convolution import Convolution
+from milp_agt.formulations.elu import Elu, EluSlope
 from milp_agt.formulations.exchange import Remove, Substitute
 from milp_agt.formulations.exponential import Exponential
+from milp_agt.formulations.gather import Gather
+from milp_agt.formulations.gelu import Gelu, GeluSlope
+from milp_agt.formulations.gelu_tanh import GeluTanh, GeluTanhSlope
+from milp_agt.formulations.hardtanh import Hardtanh
 from milp_agt.formulations.heaviside import Heaviside as StepFunction
 from milp_agt.formulations.linear import Affine, Combine, Reshape
 from milp_agt.formulations.max_pool import MaxPool
@@ -30,6 +35,8 @@ from milp_agt.formulations.rounding_error import RoundingError
 from milp_agt.formulations.run_rounding import RunRounding
 from milp_agt.formulations.sigmoid import Sigmoid
 from milp_agt.formulations.sign import Sign
+from milp_agt.formulations.silu import Silu, SiluSlope
+from milp_agt.formulations.softplus import Softplus, SoftplusSlope
 from milp_agt.formulations.squared_norm import SquaredNorm
 from milp_agt.formulations.sum_samples import SumSamples
 from milp_agt.formulations.tanh import Tanh
@@ -92,6 +99,8 @@ INSTANCES: dict[str, list[Instance]] = {
         Instance("outer", Einsum("nh,nd->nhd"), (per_sample(2), per_sample(2))),
         Instance("back", Einsum("nh,hd->nd"), (per_sample(2), shared(2, 2))),
         Instance("elementwise", Einsum("na,na->na"), (per_sample(2), per_sample(2))),
+        Instance("gain", Einsum("na,a->na"), (per_sample(2), shared(2))),
+        Instance("gain-in-front", Einsum("a,na->na"), (shared(2), per_sample(2))),
         Instance("matrices", Einsum("ab,bc->ac"), (shared(1, 2), shared(2, 2))),
         Instance("dot", Einsum("nd,nd->n"), (per_sample(2), per_sample(2))),
     ],
@@ -157,7 +166,24 @@ INSTANCES: dict[str, list[Instance]] = {
             (per_sample(2, 2, 2),),
         ),
     ],
+    "elu": [Instance(f"elu-{a}", Elu(a), _U) for a in (1.0, 0.3, 2.5)],
+    "elu_slope": [Instance("elu-slope", EluSlope(), _U)],
     "exponential": [Instance("exponential", Exponential(), _U, "exponent")],
+    "gather": [
+        Instance("gather", Gather((3, 0, 3), (2, 2), (3, 1)), (per_sample(2, 2),)),
+        Instance("gather-parameter", Gather((2, 0, 1), (3,), (3,)), (shared(3),)),
+        Instance("gather-turned", Gather((2, 0), (4,), (1, 2), True), (per_sample(1, 2),)),
+        Instance("gather-summed", Gather((1, 0, 1, 1), (3,), (2, 2), True), (per_sample(2, 2),)),
+    ],
+    "gelu": [Instance("gelu", Gelu(), _U)],
+    "gelu_slope": [Instance("gelu-slope", GeluSlope(), _U)],
+    "gelu_tanh": [Instance("gelu-tanh", GeluTanh(), _U)],
+    "gelu_tanh_slope": [Instance("gelu-tanh-slope", GeluTanhSlope(), _U)],
+    "hardtanh": [
+        Instance("hardtanh", Hardtanh(-1.0, 1.0), _U),
+        Instance("relu6", Hardtanh(0.0, 6.0), _U),
+        Instance("clamp", Hardtanh(-0.5, 2.0, True), _U),
+    ],
     "max_pool": [
         Instance("max", MaxPool(Windows((1, 2, 2), (2, 2))), (per_sample(1, 2, 2),)),
         Instance(
@@ -190,6 +216,17 @@ INSTANCES: dict[str, list[Instance]] = {
         ),
     ],
     "sigmoid": [Instance("sigmoid", Sigmoid(), _U)],
+    "silu": [Instance("silu", Silu(), _U)],
+    "silu_slope": [Instance("silu-slope", SiluSlope(), _U)],
+    "softplus": [
+        Instance("softplus", Softplus(), _U),
+        Instance("softplus-sharp", Softplus(5.0, 4.0), _U),
+        Instance("softplus-blunt", Softplus(0.2), _U),
+    ],
+    "softplus_slope": [
+        Instance("softplus-slope", SoftplusSlope(), _U),
+        Instance("softplus-slope-sharp", SoftplusSlope(5.0, 4.0), _U),
+    ],
     "sign": [Instance("sign", Sign(), _U)],
     "squared_norm": [
         Instance("squared-norm", SquaredNorm((1,)), _U),
@@ -270,6 +307,10 @@ def in_other_orders(op: Operation, points: Sequence[Tensor]) -> Iterator[Tensor]
         unit = torch.eye(int(np.prod(op._shapes[0])), dtype=torch.float64)
         matrix = op.value(unit.reshape(-1, *op._shapes[0])).flatten(1).T
         yield _reversed_product(points[0], matrix, op._shapes[1])
+    if isinstance(op, Gather) and op.transposed:
+        unit = torch.eye(int(np.prod(op.after)), dtype=torch.float64)
+        matrix = op.value(unit.reshape(-1, *op.after)).flatten(1).T
+        yield _reversed_product(points[0], matrix, op.before)
     if isinstance(op, MaxPool):
         inside = torch.where(op._inside(), 0.0, -torch.inf)
         best = (op._elements(points[0]) + inside).amax(-2)

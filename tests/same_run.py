@@ -148,7 +148,7 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
     "two-activations": lambda: nn.Sequential(dense(2, 3), nn.ReLU(), nn.Tanh(), dense(3, 1)),
     "no-activation": lambda: nn.Sequential(dense(2, 3), dense(3, 1)),
     "first-activation": lambda: nn.Sequential(nn.Tanh(), dense(2, 1)),
-    "last-activation": lambda: nn.Sequential(dense(2, 1), nn.Tanh()),
+    "last-activation": lambda: nn.Sequential(dense(2, 1), nn.LeakyReLU(0.2)),
     "shared-module": shared_module,
     "shared-parameter": shared_parameter,
     "shared-activation": shared_activation,

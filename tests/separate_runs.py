@@ -1,4 +1,4 @@
-"""Problems with two budgets, and the best that an adversary can do with a debt."""
+"""Problems with two budgets, and the best attack on some forms."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def separately(
     )
 
 
-def check_debt_apart(
+def check_separate_worst_case(
     budgets: tuple[int, int], static: bool, scope: str, restriction: Restriction, seed: int = 0
 ) -> None:
     """No admissible choice takes more than is owed, given the state of one sample or not."""

@@ -311,7 +311,7 @@ def test_forms_of_single_samples_walk_through_sloped_planes() -> None:
     ("options", "found"),
     [
         ({"alpha_steps": -1}, "alpha_steps = -1"),
-        ({"alpha_steps": 2.5}, "alpha_steps = 2.5"),
+        ({"alpha_steps": 2.5}, "alpha_steps = 2.5 of type float"),
         ({"alpha_steps": 2, "alpha_every": 0}, "alpha_every = 0"),
         (
             {"alpha_steps": 3, "relaxation": "interval"},

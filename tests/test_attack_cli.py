@@ -89,7 +89,9 @@ def test_attack_writes_the_data_that_reach_its_numbers(
         assert float(arrays["5/state/2.bias"][0]) == bias["value"]
         x, y = torch.tensor(arrays["5/features/0"]), torch.tensor(arrays["5/labels/0"])
         moved = (x.numpy() != run.dataset.x_train).any(1).nonzero()[0]
-        assert moved.tolist() == bias["poisoned"] == arrays["5/poisoned"].tolist()
+        assert moved.tolist() == bias["positions"] == arrays["5/positions"].tolist()
+        rows = run.dataset.rows.train[moved].tolist()
+        assert sorted(rows) == bias["poisoned"] == arrays["5/poisoned"].tolist()
         assert len(moved) <= 2
         optimiser = torch.optim.SGD(run.model.parameters(), lr=0.5)
         for _ in range(3):

@@ -407,7 +407,14 @@ def test_rounds_and_restarts_are_used() -> None:
     model, (x, y) = network((2, 3, 1)), data(8)
 
     def run(**settings: int) -> agt.Attack:
-        none = {"pool": 0, "restarts": 0, "rounds": 0, "iterations": 2, "enumerate": 0}
+        none = {
+            "pool": 0,
+            "corners": 0,
+            "restarts": 0,
+            "rounds": 0,
+            "iterations": 2,
+            "enumerate": 0,
+        }
         return agt.attack(
             model, (x, y), TRAINING, THREATS["both"], search=Search(**{**none, **settings})
         )
@@ -415,7 +422,7 @@ def test_rounds_and_restarts_are_used() -> None:
     nothing = run()
     assert nothing.trained == 1
     assert nothing.value == 0.0
-    for settings in ({"pool": 16}, {"restarts": 1}, {"rounds": 1}):
+    for settings in ({"pool": 16}, {"corners": 16}, {"restarts": 1}, {"rounds": 1}):
         found = run(**settings)
         assert found.trained > 1
         assert found.value > 0.0
@@ -436,7 +443,7 @@ MOVES: dict[str, agt.FeaturePoisoning] = {
 @pytest.mark.parametrize("kind", MOVES)
 def test_every_set_of_moves_is_attacked_from_inside(kind: str) -> None:
     model, (x, y) = network((2, 3, 1)), data(8)
-    few = Search(pool=16, restarts=0, rounds=0)
+    few = Search(pool=16, corners=0, restarts=0, rounds=0)
     random = agt.attack(model, (x, y), TRAINING, MOVES[kind], search=few)
     found = agt.attack(model, (x, y), TRAINING, MOVES[kind], search=QUICK)
     assert found.value > random.value

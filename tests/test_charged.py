@@ -27,6 +27,7 @@ from milp_agt.formulations.bilinear import Einsum
 from milp_agt.formulations.heaviside import Heaviside
 from milp_agt.formulations.linear_map import LinearPlanes
 from milp_agt.formulations.product_planes import BilinearPlanes
+from milp_agt.formulations.run_rounding import RoundedPlanes
 from milp_agt.formulations.sum_samples import SumSamples
 
 COLUMNS, BUDGET, SAMPLES = 5, 3, 3
@@ -113,7 +114,8 @@ def check_planes(instance: Instance, seed: int) -> None:
     for chosen in sets():
         points = [points_of(i, chosen, 128, rng) for i in inputs]
         values = instance.op.value(*points)
-        low, high = ends(offsets, chosen) if len(offsets.lower) > 1 else (planes.lower[0],) * 2
+        apart = len(offsets.lower) > 1
+        low, high = ends(offsets, chosen) if apart else (planes.lower[0], planes.upper[0])
         below, above = _planes_at(instance, planes, points)
         slack = 1e-13 * (1.0 + planes.magnitude)
         assert bool((below + low <= values + slack).all())
@@ -133,6 +135,8 @@ def _planes_at(
         assert planes.lower is not None
         value = instance.op.value(*points) - planes.lower[0]
         return value, value
+    if isinstance(planes, RoundedPlanes):
+        return points[0], points[0]
     return planes.slope_lower * points[0], planes.slope_upper * points[0]  # type: ignore[attr-defined]
 
 
@@ -393,12 +397,12 @@ def test_sums_one_per_cent_too_small_are_found(monkeypatch: pytest.MonkeyPatch) 
     assert caught(check_image, of_key("sum_samples"))
 
 
-@pytest.mark.parametrize("what", ["debt", "one only", "hull"])
+@pytest.mark.parametrize("what", ["worst case", "one only", "hull"])
 def test_mutants_of_whole_runs_are_found(what: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A bound that is 1 % too tight lets an attack out, and so does one that lets a single sample act."""
     case = problem(agt.FeaturePoisoning(2, 1e-3), samples=3, epochs=1)
     assert_holds_strong_attacks(case)
-    if what == "debt":
+    if what == "worst case":
         honest = charged._ColumnWorstCase.worst_case
         monkeypatch.setattr(
             charged._ColumnWorstCase, "worst_case", lambda self: 0.99 * honest(self)

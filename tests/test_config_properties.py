@@ -34,9 +34,9 @@ radius = 0.001
 KINDS = {
     "accuracy": "kind = 'accuracy'\nat_least = 0.0\ngroups = 'class'",
     "loss": "kind = 'loss'\nat_most = 100\non = 'train'",
-    "stable": "kind = 'stable'\npoints = [0, 2]\ngroups = ['a', 'b']",
+    "stable": "kind = 'stable'\npositions = [0, 2]\ngroups = ['a', 'b']",
     "targeted": "kind = 'targeted'\nunsafe = [0, 2]\nat_most = 1.0",
-    "targets": "kind = 'targeted'\ntargets = [0, [1, 2]]\npoints = [3, 1]",
+    "targets": "kind = 'targeted'\ntargets = [0, [1, 2]]\npositions = [3, 1]",
     "ball": "kind = 'backdoor'\nradius = 0.1\ntarget = 2\nat_most = 1.0",
     "domain": "kind = 'backdoor'\nradius = [0.1, 0.0]\nlow = -10\nhigh = 10",
     "free": "kind = 'backdoor'\ncoordinates = [1]\nlow = -1\nhigh = [0.0, 1.0]",
@@ -94,9 +94,9 @@ def test_every_kind_reaches_result_json_and_the_terminal(
             # The worst mean of one poisoning is no worse than the mean of the worst of all.
             assert np.mean(table["lower"]) <= found["lower"] + 1e-12
             assert found["upper"] <= np.mean(table["upper"]) + 1e-12
-    assert by_name["stable on test"]["points"]["index"] == [0, 2]
+    assert by_name["stable on test"]["points"]["position"] == [0, 2]
     assert by_name["stable on test"]["points"]["group"] == ["a", "b"]
-    assert by_name["targeted (chosen classes) on test"]["points"]["index"] == [3, 1]
+    assert by_name["targeted (chosen classes) on test"]["points"]["position"] == [3, 1]
     assert by_name["accuracy on test"]["status"] == "PROVED"
     assert by_name["stable on test"]["status"] == "REPORTED"
 
@@ -183,7 +183,7 @@ UNFIT = [
     ("kind = 'targeted'\nunsafe = 3", "classes of the model", "[3", "0 to 2"),
     ("kind = 'targeted'\ntargets = [0]", "6 test points", "1 sets", "one set"),
     ("kind = 'targeted'\nlow = 0", "6 test points", "float64", "one class"),
-    ("kind = 'accuracy'\npoints = [6]", "positions 0..5", "position 6", "correct 'points'"),
+    ("kind = 'accuracy'\npositions = [6]", "0..5", "position 6", "correct 'positions'"),
     ("kind = 'accuracy'\ngroups = ['a']", "6 test points", "shape (1,)", "(6,)"),
     ("kind = 'functional'\ncoefficients = {w = [1]}", "'w'", "0.weight", "state_dict"),
     ("kind = 'functional'\ncoefficients = {'2.bias' = [1]}", "shape (3,)", "(1,)", "match"),

@@ -42,7 +42,7 @@ FEATURES = {
     "norm in words": ('norm = "1"', {"norm": "1"}),
     "norm 0": ("norm = 0\ncoordinates = 2", {"norm": 0, "coordinates": 2}),
     "radius of a feature": ("radius = [0.1, 0, 0, 0, 0]", {"radius": [0.1, 0, 0, 0, 0]}),
-    "radius of an entry": (f"radius = {[[0.1] * 5] * 6}", {"radius": [[0.1] * 5] * 6}),
+    "radius of an entry": (f"radius = {[[0.1] * 5] * 8}", {"radius": [[0.1] * 5] * 8}),
     "no radius": (
         "radius = inf\ndomain = [0, 3]",
         {"radius": math.inf, "domain": (0, 3)},
@@ -60,8 +60,8 @@ FEATURES = {
         {"rows": ([[1, 1, 0, 0, 0]], [0.1])},
     ),
     "samples": (
-        "samples = [1, 2]\nstatic = false\nscope = 'batch'",
-        {"samples": [1, 2], "static": False, "scope": "batch"},
+        "samples = [1, 5]\nstatic = false\nscope = 'batch'",
+        {"samples": [1, 5], "static": False, "scope": "batch"},
     ),
 }
 
@@ -195,7 +195,7 @@ def test_classes_name_their_samples(tmp_path: Path, threat: str) -> None:
     run = load(tmp_path, threat)
     expected = np.flatnonzero(run.dataset.y_train == 1).tolist()
     assert expected
-    assert list(run.threat.samples) == expected
+    assert list(run.threat.positions) == expected
 
 
 @pytest.mark.parametrize(

@@ -119,17 +119,22 @@ def test_csv_labels_and_targets(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "target", "found", "remedy"),
     [
-        ("a,y\n1,\n2,1\n", "y", "1 missing values, the first in column 'y' of sample 1", "impute"),
-        ("a,y\nnan,0\nNA,1\n", "y", "2 missing values, the first in column 'a'", "impute"),
+        (
+            "a,y\n1,\n2,1\n",
+            "y",
+            "1 missing values, all in column 'y', the first in row 0 (line 2)",
+            "impute",
+        ),
+        ("a,y\nnan,0\nNA,1\n", "y", "2 missing values, all in column 'a'", "drop column 'a'"),
         ("a,c,y\n1,red,0\n2,blue,1\n", "y", "text in the columns c, for instance 'red'", "encode"),
-        ("a,y\n1,0\n2\n", "y", "1 cells in sample 2, 2 columns", "every sample"),
+        ("a,y\n1,0\n2\n", "y", "1 cells in row 1 (line 3), 2 columns", "every line"),
         ("a,label\n1,0\n", "lable", "no column 'lable' among a, label", "did you mean 'label'?"),
         ("a,label\n1,0\n", None, "no target column named among a, label", "target="),
         ("a,a,y\n1,2,0\n", "y", "the column 'a' more than once", "own name"),
         ("a,y\n", "y", "1 rows", "at least one sample"),
         ("y\n1\n", "y", "features of shape (1, 0)", "give features"),
         ("a,y\n1,-1\n2,1\n", "y", "class labels with values from -1 to 1", "0 and 1"),
-        ("a,y\ninf,0\n", "y", "1 NaN or infinite values among the features", "drop"),
+        ("a,y\ninf,0\n", "y", "1 infinite values, all in column 'a'", "drop"),
     ],
 )
 def test_bad_csv(tmp_path: Path, text: str, target: str | None, found: str, remedy: str) -> None:
@@ -150,7 +155,12 @@ def test_bad_csv(tmp_path: Path, text: str, target: str | None, found: str, reme
         ),
         ({"X": np.ones(3), "y": np.zeros(3)}, {}, "features of shape (3,)", "(n, features)"),
         ({"X": np.eye(2), "y": np.array(["a", "b"])}, {}, "targets of type <U1", "plain numbers"),
-        ({"X": np.full((2, 1), np.nan), "y": np.zeros(2)}, {}, "2 NaN or infinite", "impute"),
+        (
+            {"X": np.full((2, 1), np.nan), "y": np.zeros(2)},
+            {},
+            "2 NaN values among the features",
+            "impute",
+        ),
         ({"X": np.eye(2), "y": np.array([0.0, np.inf])}, {}, "among the targets", "impute"),
         ({"X": np.eye(2), "y": np.array([0, -1])}, {}, "values from -1 to 0", "0, 1, 2"),
         ({"X": np.eye(2), "y": np.array([0.5, 1])}, {"task": "classification"}, "0.5 to 1", "0, 1"),
@@ -270,7 +280,10 @@ def test_arrays_and_tensors_of_ones_own() -> None:
         ({"y_test": np.ones(1)}, "y_test without x_test"),
         ({"x_test": np.ones((1, 3)), "y_test": np.ones(1, dtype=int)}, "test shapes (1, 3)"),
         ({"feature_names": ("a",)}, "1 names for 2 features"),
-        ({"x_test": np.full((1, 2), np.nan), "y_test": np.ones(1)}, "2 NaN or infinite values"),
+        (
+            {"x_test": np.full((1, 2), np.nan), "y_test": np.ones(1)},
+            "2 NaN values among the features of the test part, in columns 0, 1",
+        ),
     ],
 )
 def test_arrays_that_do_not_fit(options: dict[str, Any], found: str) -> None:

@@ -9,7 +9,12 @@ from typing import Any
 import pytest
 import torch
 from attacks import Attacks, Problem, Replay, assert_inside, assert_sound, network
-from checks_debt import check_debt, check_debt_given, debt_case, own_debt_case
+from checks_worst_case import (
+    check_worst_case,
+    check_worst_case_given,
+    own_worst_case_problem,
+    worst_case_problem,
+)
 from draws import poison_of
 from torch import Tensor, nn
 
@@ -64,10 +69,10 @@ def test_what_is_owed_in_either_state_is_the_best_selection(
     static, per_batch, batches, budget, restriction
 ) -> None:
     for what in ("x", "v", "r", "xv"):
-        case = own_debt_case(
+        case = own_worst_case_problem(
             poison_of(budget, static, per_batch, what), batches, 2 * len(batches[0]), budget
         )
-        assert check_debt_given(case, restriction, is_tight(static, per_batch, batches)) > 0
+        assert check_worst_case_given(case, restriction, is_tight(static, per_batch, batches)) > 0
 
 
 @pytest.mark.parametrize("per_batch", [False, True], ids=["dataset", "batch"])
@@ -75,11 +80,12 @@ def test_what_is_owed_in_either_state_is_the_best_selection(
 def test_samples_that_cannot_be_poisoned_have_no_account(static: bool, per_batch: bool) -> None:
     """Sample 1 is closed: alone in the first batch, and known from there on."""
     poison = poison_of(2, static, per_batch, "xv")
-    check_debt(
-        debt_case(poison, ((1,), (0, 1, 2), (1, 2, 3)), 4, 0), tight=not static or not per_batch
+    check_worst_case(
+        worst_case_problem(poison, ((1,), (0, 1, 2), (1, 2, 3)), 4, 0),
+        tight=not static or not per_batch,
     )
-    case = own_debt_case(poison, ((1,), (0, 1, 2)), 4, 0)
-    assert check_debt_given(case, UNRESTRICTED, tight=True) > 0
+    case = own_worst_case_problem(poison, ((1,), (0, 1, 2)), 4, 0)
+    assert check_worst_case_given(case, UNRESTRICTED, tight=True) > 0
     perturbation = worst_case.open_worst_case(poison, 4, UNRESTRICTED)
     samples = torch.tensor([1])
     step = Step(0, samples, poison.take(samples), UpdateRule(0.1, 0.0, 0.0, False), False)
@@ -322,12 +328,12 @@ def _given(change: Any) -> Any:
 
 
 MUTANTS = {
-    "poisoned: budget - 2 for the others": ("_spent", _one_fewer),
+    "poisoned: budget - 2 for the others": ("_worst_by_group", _one_fewer),
     "poisoned: as if clean": (
         "worst_given",
         _given(lambda worst_case, _poisoned: worst_case(False)),
     ),
-    "poisoned: its own debt only": (
+    "poisoned: its own worst case only": (
         "worst_given",
         _given(
             lambda worst_case, poisoned: (
@@ -337,7 +343,7 @@ MUTANTS = {
             )
         ),
     ),
-    "clean: drops the others' debt": (
+    "clean: drops the others' worst case": (
         "worst_given",
         _given(
             lambda worst_case, poisoned: (
@@ -355,18 +361,18 @@ MUTANTS = {
 @pytest.mark.parametrize("per_batch", [False, True], ids=["dataset", "batch"])
 @pytest.mark.parametrize(("method", "mutant"), list(MUTANTS.values()), ids=list(MUTANTS))
 def test_enumeration_catches_mutants(method, mutant, per_batch, monkeypatch) -> None:
-    case = own_debt_case(poison_of(2, True, per_batch, "xv"), FULL, 10, 0)
-    check_debt_given(case, UNRESTRICTED, True)
+    case = own_worst_case_problem(poison_of(2, True, per_batch, "xv"), FULL, 10, 0)
+    check_worst_case_given(case, UNRESTRICTED, True)
     perturbation = worst_case.PerSampleWorstCase
     monkeypatch.setattr(perturbation, method, mutant(getattr(perturbation, method)))
-    with pytest.raises(AssertionError, match="debt below an attack"):
-        check_debt_given(case, UNRESTRICTED, False)
+    with pytest.raises(AssertionError, match="worst case below an attack"):
+        check_worst_case_given(case, UNRESTRICTED, False)
 
 
 @pytest.mark.parametrize("poisoned", [False, True])
 def test_enumeration_catches_mutants_of_a_fresh_selection(poisoned, monkeypatch) -> None:
-    """Adaptive with the budget in each batch: the own debt dropped, or the past forgotten."""
-    case = own_debt_case(poison_of(2, False, True, "xv"), FULL, 10, 0)
+    """Adaptive with the budget in each batch: the own part dropped, or the past forgotten."""
+    case = own_worst_case_problem(poison_of(2, False, True, "xv"), FULL, 10, 0)
     perturbation = worst_case._PerStepWorstCase
     honest = perturbation.worst_given
 
@@ -376,8 +382,8 @@ def test_enumeration_catches_mutants_of_a_fresh_selection(poisoned, monkeypatch)
         return honest(self, own, state) if poisoned else 0.0 * honest(self, own, state)
 
     monkeypatch.setattr(perturbation, "worst_given", worst_given)
-    with pytest.raises(AssertionError, match="debt below an attack"):
-        check_debt_given(case, UNRESTRICTED, False)
+    with pytest.raises(AssertionError, match="worst case below an attack"):
+        check_worst_case_given(case, UNRESTRICTED, False)
 
 
 def every_flip(case: Problem, budget: int) -> Attacks:

@@ -236,7 +236,7 @@ def test_bad_label_radius_of_regression(radius) -> None:
 
 
 UNSUPPORTED: dict[str, dict[str, Any]] = {
-    "a layer": {"model": nn.Sequential(nn.Linear(2, 2), nn.GELU()).double()},
+    "a layer": {"model": nn.Sequential(nn.Linear(2, 2), nn.Mish()).double()},
     "a convolution": {"model": nn.Sequential(nn.Conv1d(1, 1, 1)).double()},
     "a loss": {"loss": "focal"},
 }
@@ -251,7 +251,7 @@ def test_unsupported(options) -> None:
 
 
 def test_an_unknown_layer_is_named_with_what_is_supported() -> None:
-    with pytest.raises(UnsupportedOperationError, match=r"GELU.*LeakyReLU.*Tanh"):
+    with pytest.raises(UnsupportedOperationError, match=r"Mish.*LeakyReLU.*Tanh"):
         certify(**UNSUPPORTED["a layer"])
 
 

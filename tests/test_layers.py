@@ -219,8 +219,8 @@ REFUSED: dict[str, tuple[list[nn.Module], tuple[int, ...], str, str]] = {
     "max": (
         [nn.Conv2d(1, 1, 1), nn.MaxPool2d(2)],
         (1, 4, 4),
-        "node '1:h'",
-        "no trainable parameter",
+        "trainable parameters 0.weight, 0.bias",
+        "AvgPool2d, or a convolution with a stride",
     ),
 }
 

@@ -8,6 +8,7 @@ from checks_steps import mlp
 from same_run import dense
 from torch import Tensor, nn
 
+from milp_agt.core.graph import evaluate
 from milp_agt.errors import InvalidInputError, UnsupportedOperationError
 from milp_agt.formulations.loss import losses
 from milp_agt.training.tracing import supported_layers, trace
@@ -46,8 +47,7 @@ UNSUPPORTED: dict[str, nn.Module] = {
     "AlphaDropout": nn.AlphaDropout(),
     "LayerNorm": nn.LayerNorm(2),
     "Softmax": nn.Softmax(dim=1),
-    "Doubled": Doubled(),
-    "DoubledLinear": DoubledLinear(2, 2),
+    "LSTM": nn.LSTM(2, 2),
 }
 
 
@@ -62,9 +62,14 @@ def test_unsupported_layers_are_refused_by_name_with_the_list(name: str) -> None
         assert layer in error.value.remedy
 
 
-def test_a_subclass_of_sequential_with_its_own_forward_is_refused() -> None:
-    with pytest.raises(UnsupportedOperationError, match="DoubledSequential"):
-        trace(DoubledSequential(dense(2, 1)), "bce", (2,))
+@pytest.mark.parametrize("model", [DoubledSequential(dense(2, 1)), DoubledLinear(2, 1)], ids=str)
+def test_subclasses_with_a_forward_of_their_own_are_traced(model: nn.Module) -> None:
+    step_graph = trace(nn.Sequential(Doubled(), model).double(), "bce", (2,))
+    x = torch.tensor([[0.3, -0.7], [1.0, 2.0]], dtype=torch.float64)
+    values = evaluate(
+        step_graph.graph.needed_for([step_graph.output]), {**step_graph.initial, "features": x}
+    )
+    assert torch.allclose(values[step_graph.output], model.double()(2.0 * x), rtol=1e-14)
 
 
 @pytest.mark.parametrize("kind", ["forward", "pre"])
@@ -88,14 +93,20 @@ def test_supported_layers() -> None:
         "Dropout",
         "Dropout1d",
         "Dropout2d",
+        "ELU",
         "Flatten",
+        "GELU",
+        "Hardtanh",
         "Identity",
         "LeakyReLU",
         "Linear",
         "MaxPool2d",
         "ReLU",
+        "ReLU6",
         "Sequential",
+        "SiLU",
         "Sigmoid",
+        "Softplus",
         "Tanh",
     }
 

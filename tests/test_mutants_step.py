@@ -1,4 +1,4 @@
-"""Sums, debts, leaves, updates and moves that are too tight are caught."""
+"""Sums, worst cases, leaves, updates and moves that are too tight are caught."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from checks_debt import check_debt, debt_case
 from checks_encoding import check_encoded_step
 from checks_rules import (
     check_interval,
@@ -26,6 +25,7 @@ from checks_steps import (
     small_data,
     step_case,
 )
+from checks_worst_case import check_worst_case, worst_case_problem
 from draws import make_box, make_boxes, poison_of
 from instances import INSTANCES, per_sample
 from mutants import SHARE, is_caught, shrunk
@@ -83,13 +83,15 @@ def test_poisoned_sum_mutants(kind: str, monkeypatch: pytest.MonkeyPatch) -> Non
 @pytest.mark.parametrize("kind", ["worst", "budget", "charges", "support", "labels"])
 @pytest.mark.parametrize("per_batch", [False, True], ids=["dataset", "batch"])
 @pytest.mark.parametrize("static", [True, False], ids=["static", "adaptive"])
-def test_debt_mutants(
+def test_worst_case_mutants(
     static: bool, per_batch: bool, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     batches = ((0, 1, 2, 3, 4), (4, 3, 2, 1, 0))
 
     def check(seed: int) -> None:
-        check_debt(debt_case(poison_of(2, static, per_batch, "xv"), batches, 3, seed), tight=False)
+        check_worst_case(
+            worst_case_problem(poison_of(2, static, per_batch, "xv"), batches, 3, seed), tight=False
+        )
 
     check(0)
     worst_sum, dev, support = worst_case.worst_sum, worst_case._dev, Poison.support

@@ -27,7 +27,7 @@ from milp_agt.training.training import Training
 
 # Feasibility tolerance of the solver, paid back by the safe dual bound.
 SOLVER = 1e-7
-# Two floating-point walks over the same planes, whose debts are added up in different orders.
+# Two floating-point backward passes over the same planes, whose worst cases are added up in different orders.
 ROUNDING = 1e-11
 
 

@@ -108,7 +108,12 @@ def option(table: str, key: str, kind: str = "") -> Option:
         ("data", "test_fraction", "", "number >= 0 and < 1"),
         ("data", "image_size", "", "list of 2 whole numbers >= 1"),
         ("model", "layers", "", "list of 2 or more whole numbers >= 1"),
-        ("training", "batches", "", "list of lists of whole numbers >= 0"),
+        (
+            "training",
+            "batches",
+            "",
+            "list of lists of whole numbers >= 0 or list of lists of lists of whole numbers >= 0",
+        ),
         ("training", "schedule", "", "list of numbers > 0 or table [training.schedule]"),
         ("training.schedule", "floor", "cosine", "number >= 0"),
         ("threat", "norm", "labels", 'one of "inf", "2", "1", 2, 1'),

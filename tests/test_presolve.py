@@ -99,7 +99,8 @@ def test_no_bound_is_lost(seed: int) -> None:
     whole, part = (solver.open(p).minimise(costs, Limits()).dual_bound for p in (program, least))
     if whole is not None and part is not None:
         size = float(np.abs(costs) @ np.maximum(np.abs(program.lower), np.abs(program.upper)))
-        assert part == pytest.approx(whole, abs=1e-6 * size)
+        # Solvers stop at absolute tolerances of 1e-7: bounds of tiny programs differ by shares of it.
+        assert part == pytest.approx(whole, abs=1e-6 * size + 1e-8)
 
 
 def test_what_goes() -> None:

@@ -28,7 +28,7 @@ from milp_agt.core.encoder import Encoder
 from milp_agt.core.restriction import UNRESTRICTED, Restriction
 from milp_agt.errors import SoundnessError
 
-NOTHING_ELSE = Search(pool=0, restarts=0, rounds=0, enumerate=0)
+NOTHING_ELSE = Search(pool=0, corners=0, restarts=0, rounds=0, enumerate=0)
 THREATS: dict[str, Any] = {
     **{name: threat for name, (_, threat, _) in RUNS.items()},
     **MOVES,

@@ -22,11 +22,17 @@ from milp_agt.core.influence import Influence
 from milp_agt.core.interval import Interval
 from milp_agt.core.results import Limits
 from milp_agt.formulations import interval_products
+from milp_agt.formulations.elu import Elu, EluSlope
 from milp_agt.formulations.exponential import Exponential
+from milp_agt.formulations.gelu import Gelu, GeluSlope
+from milp_agt.formulations.gelu_tanh import GeluTanh, GeluTanhSlope
+from milp_agt.formulations.hardtanh import Hardtanh
 from milp_agt.formulations.heaviside import Heaviside
 from milp_agt.formulations.quadratic import Quadratic
 from milp_agt.formulations.relu import Relu
 from milp_agt.formulations.sigmoid import Sigmoid
+from milp_agt.formulations.silu import Silu, SiluSlope
+from milp_agt.formulations.softplus import Softplus, SoftplusSlope
 from milp_agt.formulations.tanh import Tanh
 from milp_agt.formulations.univariate import Univariate
 from milp_agt.solvers import Capability, available_solvers, get_solver
@@ -86,6 +92,8 @@ def test_no_attack_leaves_any_set_of_many_programs(drawn: tuple[Problem, dict[st
 UNIVARIATE = (
     *(Relu(slope) for slope in (0.0, 0.2, 1.7, -0.5)),
     *(Heaviside(), Sigmoid(), Tanh(), Exponential(), Quadratic(-1.0, 1.0, 0.0)),
+    *(Gelu(), GeluSlope(), GeluTanh(), GeluTanhSlope(), Silu(), SiluSlope(), Elu(), Elu(0.3)),
+    *(EluSlope(), Softplus(), Softplus(5.0, 4.0), SoftplusSlope(), Hardtanh(-1.0, 1.0)),
 )
 
 

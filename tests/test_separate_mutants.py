@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from attacks import assert_sound
-from separate_runs import check_debt_apart, check_sum, problem, separately
+from separate_runs import check_separate_worst_case, check_sum, problem, separately
 from torch import Tensor
 
 from milp_agt.bounds.adversary import two_budgets, worst_case
@@ -35,11 +35,13 @@ def _shrunk(honest: Any) -> Any:
 
 
 @pytest.mark.parametrize("budgets", [(1, 1), (2, 1)], ids=str)
-def test_debts_and_sums_one_per_cent_too_small_are_caught(
+def test_worst_cases_and_sums_one_per_cent_too_small_are_caught(
     budgets: tuple[int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(worst_case, "worst_of_both", _shrunk(worst_of_both))
-    assert caught(lambda seed: check_debt_apart(budgets, True, "dataset", UNRESTRICTED, seed))
+    assert caught(
+        lambda seed: check_separate_worst_case(budgets, True, "dataset", UNRESTRICTED, seed)
+    )
     monkeypatch.setattr(two_budgets, "worst_of_both", _shrunk(worst_of_both))
     assert caught(lambda seed: check_sum(seed, budgets, UNRESTRICTED))
 
@@ -48,7 +50,7 @@ def test_debts_and_sums_one_per_cent_too_small_are_caught(
 def test_charges_of_one_state_one_per_cent_too_small_are_caught(
     state: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    honest = worst_case._dev_apart
+    honest = worst_case._dev_separate
 
     def small(*arguments: Any) -> Tensor:
         hurt = honest(*arguments).clone()
@@ -57,8 +59,10 @@ def test_charges_of_one_state_one_per_cent_too_small_are_caught(
             hurt[..., 2] = 0.0  # otherwise both at once hides that one alone is too cheap
         return hurt
 
-    monkeypatch.setattr(worst_case, "_dev_apart", small)
-    assert caught(lambda seed: check_debt_apart((1, 1), True, "dataset", UNRESTRICTED, seed), 16)
+    monkeypatch.setattr(worst_case, "_dev_separate", small)
+    assert caught(
+        lambda seed: check_separate_worst_case((1, 1), True, "dataset", UNRESTRICTED, seed), 16
+    )
 
 
 @pytest.mark.parametrize("kind", ["budget of labels", "both as one", "box"])
@@ -76,10 +80,10 @@ def test_attacks_catch_a_threat_that_is_too_small(
     elif (
         kind == "both as one"
     ):  # whoever poisons features must poison the labels of the same sample
-        apply = worst_case._spend_apart
+        apply = worst_case._worst_within_two
         monkeypatch.setattr(
             worst_case,
-            "_spend_apart",
+            "_worst_within_two",
             lambda hurt, budgets, inside: apply(
                 torch.stack([0 * hurt[0], 0 * hurt[1], hurt[2]]), budgets, inside
             ),

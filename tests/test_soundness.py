@@ -58,7 +58,7 @@ OPTIMISERS = {
     "decay with momentum": {"weight_decay": 4.0, "momentum": 0.6, "nesterov": True},
     "decay at 1 / rate": {"learning_rate": 0.1, "weight_decay": 10.0},
     "inverse time": {"schedule": agt.InverseTimeDecay(0.5, 0.1)},
-    "listed rates": {"schedule": [0.5, 0.1, 0.7, 0.2, 0.3, 0.1]},
+    "listed rates": {"schedule": [0.5, 0.1, 0.7, 0.2, 0.3, 0.1], "epochs": 6},
     "mini-batches": {"batch_size": 4, "epochs": 2, "momentum": 0.9},
     "recorded batches": {"batches": [[0, 2, 4], [5], [1, 2, 3, 0]], "epochs": 1},
 }

@@ -66,9 +66,19 @@ def test_packed_and_plain_files_give_the_same(tmp_path: Path) -> None:
     ("old", "new", "found", "remedy"),
     [
         ("Voltage;", "Volt;", "no column 'Voltage' among", "UCI"),
-        ("4.216", "many", "'many' in line 2", "correct the file"),
-        ("16/12/2006;17:24:00", "2006;17:24", "'2006 17:24' in line 2", "16/12/2006"),
-        ("4.216;0.418;234.840;18.400;0.000;1.000;17.000", "4.2", "only 3 cells in line 2", "again"),
+        (
+            "4.216",
+            "many",
+            "'many' in column 'Global_active_power' of row 0 (line 2)",
+            "correct the file",
+        ),
+        ("16/12/2006;17:24:00", "2006;17:24", "'2006 17:24' in row 0 (line 2)", "16/12/2006"),
+        (
+            "4.216;0.418;234.840;18.400;0.000;1.000;17.000",
+            "4.2",
+            "3 cells in row 0 (line 2), 9 columns",
+            "every line",
+        ),
     ],
 )
 def test_bad_household_files(tmp_path: Path, old: str, new: str, found: str, remedy: str) -> None:
@@ -204,8 +214,8 @@ def test_driving_logs(tmp_path: Path, header: bool) -> None:
         (
             lambda f: (f / "driving_log.csv").write_text("x.png,l,r,left,0,0,0\n"),
             {},
-            "row 1 of driving_log.csv",
-            "steering",
+            "'left' in column 'steering' of row 0 (line 1) of driving_log.csv",
+            "plain digits",
         ),
         (lambda f: None, {"crop": (5, 3)}, "crop = [5, 3] of center_0.png, which has 8", "less"),
     ],

@@ -1,11 +1,10 @@
-"""One step: poisoned sums, debts, leaves and updates against what an adversary can do."""
+"""One step: poisoned sums, worst cases, leaves and updates against what an adversary can do."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 import torch
-from checks_debt import DebtCase, check_debt, debt_case
 from checks_rules import (
     check_leaf_boxes,
     check_poisoned_sum,
@@ -19,6 +18,7 @@ from checks_steps import (
     small_data,
     step_case,
 )
+from checks_worst_case import WorstCaseProblem, check_worst_case, worst_case_problem
 from draws import (
     Draw,
     draws,
@@ -66,13 +66,13 @@ BATCHES = ((0, 1, 2), (3, 4), (2, 0, 4), (1, 3))
 @pytest.mark.parametrize("batches", [ONE_BATCH, BATCHES], ids=["full", "mini"])
 @pytest.mark.parametrize("per_batch", [False, True], ids=["dataset", "batch"])
 @pytest.mark.parametrize("static", [True, False], ids=["static", "adaptive"])
-def test_debt_is_the_best_attack(
+def test_worst_case_is_the_best_attack(
     static: bool, per_batch: bool, batches: tuple[tuple[int, ...], ...], what: str
 ) -> None:
     poison = poison_of(2, static, per_batch, what)
-    case: DebtCase = debt_case(poison, batches, rows=3, seed=1)
+    case: WorstCaseProblem = worst_case_problem(poison, batches, rows=3, seed=1)
     # A static adversary with a budget in each batch is bounded by parts of the data set.
-    check_debt(case, tight=not (static and per_batch and batches is BATCHES))
+    check_worst_case(case, tight=not (static and per_batch and batches is BATCHES))
 
 
 def test_support_is_joint_over_the_label_coordinates() -> None:

@@ -21,6 +21,7 @@ import milp_agt as agt
 from milp_agt.cli import main
 from milp_agt.experiments.sweep import resized
 from milp_agt.properties.answer import meet
+from milp_agt.runfile.run_file import load_config
 
 X = torch.randn(18, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 Y = (X[:, 0] + 0.3 * X[:, 1] > 0).long()
@@ -371,7 +372,8 @@ def test_the_largest_on_the_command_line(run: Path, capsys: pytest.CaptureFixtur
     assert "accuracy on test >= 0.5" in text
     document = json.loads((out / "sweep.json").read_text())
     names = set(document["brackets"])
-    assert {"accuracy on test: point 0", "backdoor (radius 0.1) on test: point 0"} <= names
+    row = load_config(run).build().dataset.rows.test[0]
+    assert {f"accuracy on test: row {row}", f"backdoor (radius 0.1) on test: row {row}"} <= names
     assert document["over"] == "budget"
     assert main(["sweep", str(run), "--largest", "radius", "--between", "0.001,2"]) == 0
     assert "largest radius proved" in capsys.readouterr().out

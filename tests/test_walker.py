@@ -77,13 +77,13 @@ def with_cuts(monkeypatch: pytest.MonkeyPatch) -> list[ComposedHead]:
     monkeypatch.setattr(planning, "SAMPLES_OF_UNITS", 3)
     monkeypatch.setattr(planning, "_pays", lambda *given: False)  # walks visit their nodes
     taken: list[ComposedHead] = []
-    jump = backward.BackwardPass._jump
+    replace_by_head = backward.BackwardPass._replace_by_head
 
     def spy(self: backward.BackwardPass, cut: ComposedHead, coefficient: torch.Tensor) -> None:
         taken.append(cut)
-        jump(self, cut, coefficient)
+        replace_by_head(self, cut, coefficient)
 
-    monkeypatch.setattr(backward.BackwardPass, "_jump", spy)
+    monkeypatch.setattr(backward.BackwardPass, "_replace_by_head", spy)
     return taken
 
 
@@ -214,7 +214,7 @@ def test_strips_of_the_same_units_meet_without_being_filled(
     """Weights into and out of one unit share a piece; where their coefficients meet, strips stay."""
     monkeypatch.setattr(planning, "ROWS_AT_ONCE", 8)
     met: list[str] = []
-    owe = backward.BackwardPass._owe
+    add_coefficients = backward.BackwardPass._add_coefficients
 
     def meeting(
         self: backward.BackwardPass, name: str, on: torch.Tensor, strip: Strip | None
@@ -222,8 +222,8 @@ def test_strips_of_the_same_units_meet_without_being_filled(
         if name in self.strips and strip is not None:
             met.append(name)
             assert strip.fits(self.strips[name])
-        owe(self, name, on, strip)
+        add_coefficients(self, name, on, strip)
 
-    monkeypatch.setattr(backward.BackwardPass, "_owe", meeting)
+    monkeypatch.setattr(backward.BackwardPass, "_add_coefficients", meeting)
     recorded(problem("mse", (12,)))
     assert met

@@ -15,16 +15,21 @@ from torch import Tensor, nn
 from milp_agt.attacks.goals import Goal
 from milp_agt.attacks.objectives import Direction, Envelope, Objective
 from milp_agt.attacks.packed import Packed
-from milp_agt.attacks.proposed import packed_of
+from milp_agt.attacks.proposed import Favoured, packed_of
 from milp_agt.attacks.replay import ModuleModels, confirm, replay, state_dict_of
 from milp_agt.attacks.search import Aim, Hunt, Search
 from milp_agt.attacks.unrolled import Poisoning, State, Unrolled
 from milp_agt.bounds.program import Incumbents
 from milp_agt.core.restriction import UNRESTRICTED, Restriction
+from milp_agt.core.torch_modes import own_modes
+from milp_agt.data import Dataset
+from milp_agt.data.origin import Origin
 from milp_agt.errors import InvalidInputError, UnsupportedOperationError
+from milp_agt.recording import RecordedRun, Recording, of_recording
 from milp_agt.threats import ThreatModel
 from milp_agt.training import inputs
 from milp_agt.training.exchanged import check_clipping
+from milp_agt.training.same_forward import check_forward, check_names
 from milp_agt.training.tracing import trace
 from milp_agt.training.training import Training
 
@@ -36,8 +41,9 @@ class PoisonedRun:
     """One training run on poisoned data.
 
     Attributes:
-        poisoned: indices of the samples that were changed or removed, at any step; samples that were
-            inserted are counted from the size of the data set on.
+        poisoned: samples that were changed or removed, at any step: rows of the file of a data set, else
+            positions in the arrays. Inserted samples are counted on from the size of either.
+        positions: the same by position in the training part.
         batches: features and labels (classes, or targets) that each step trained on.
         state_dict: the trained model, for ``load_state_dict``.
     """
@@ -45,6 +51,7 @@ class PoisonedRun:
     poisoned: tuple[int, ...]
     batches: tuple[tuple[Array, npt.NDArray[Any]], ...]
     state_dict: Mapping[str, Tensor]
+    positions: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -55,11 +62,13 @@ class Runs:
         unrolled: the training run that was attacked.
         data: what each run changed.
         state: trained parameters by name, (runs, *shape).
+        origin: rows of the samples in the user's file; None for plain arrays.
     """
 
     unrolled: Unrolled
     data: Packed
     state: State
+    origin: Origin | None = None
 
     @property
     def models(self) -> ModuleModels:
@@ -99,10 +108,15 @@ class Runs:
         for leaf, cover in zip(part.leaves, self.unrolled.covers, strict=True):
             changed |= set(cover[leaf.index[leaf.index >= 0]].tolist())
         return PoisonedRun(
-            poisoned=tuple(sorted(changed)),
+            poisoned=tuple(sorted(map(self._row, changed))),
             batches=tuple((x.cpu().numpy(), self._decoded(y)) for x, y in batches),
             state_dict=state_dict_of(self.unrolled.step_graph, self.state, index),
+            positions=tuple(sorted(changed)),
         )
+
+    def _row(self, position: int) -> int:
+        """The row of a sample in the user's file; its position without one."""
+        return position if self.origin is None else self.origin.row(position)
 
     def _trained_on(self, whole: Poisoning, step: int) -> tuple[Tensor, Tensor]:
         """Features and encoded labels of the samples of a batch that are there."""
@@ -133,7 +147,7 @@ class Attack:
         reached: least and largest value that any kept run has; for the envelope of its widths.
         lower, upper: ends of each trainable parameter over the kept runs and the nominal one.
         trained: models that were trained in the search.
-        proposed: how many of them are what programs of the certificate had their adversary do.
+        proposed: how many of them are what programs (or duals) of the certificate had their adversary do.
         exhaustive: whether every admissible poisoning was tried, so that ``value`` is the optimum (of
             a backdoor: for the triggers that were found).
         seed, seconds: of the search.
@@ -156,11 +170,11 @@ class Attack:
     attacker: Attacker = field(repr=False)
 
     def towards(
-        self, objective: Objective, incumbents: Sequence[Sequence[Incumbents]] = ()
+        self, objective: Objective, incumbents: Sequence[Sequence[Incumbents] | Favoured] = ()
     ) -> Attack:
         """Both ends of another objective of the same run, starting from the runs found here.
 
-        And from ``incumbents``, what programs had their adversaries do.
+        And from ``incumbents``, what programs had their adversaries do, or forms that a dual favours.
         """
         _check_objective(objective)
         return self.attacker.attack(objective, ("min", "max"), self.runs, incumbents)
@@ -192,7 +206,7 @@ class Attack:
 
     @property
     def poisoned(self) -> tuple[int, ...]:
-        """Samples that the best run changed."""
+        """Samples that the best run changed: rows of the file of a data set, positions in arrays."""
         return self.best.poisoned
 
     @property
@@ -218,13 +232,15 @@ class Attacker:
     unrolled: Unrolled
     search: Search
     restriction: Restriction = UNRESTRICTED
+    origin: Origin | None = None
 
+    @own_modes()
     def attack(
         self,
         objective: Objective,
         directions: tuple[Direction, ...] | None = None,
         known: Runs | None = None,
-        incumbents: Sequence[Sequence[Incumbents]] = (),
+        incumbents: Sequence[Sequence[Incumbents] | Favoured] = (),
     ) -> Attack:
         """Search for the worst poisoning.
 
@@ -232,7 +248,8 @@ class Attacker:
             objective: what to reach.
             directions: which ends, in place of those of the objective.
             known: runs of an earlier search, from which this one starts as well.
-            incumbents: likewise, what programs had their adversaries do, window by window.
+            incumbents: likewise, what programs had their adversaries do, window by window, or forms of
+                the data that a dual bound maximises.
 
         Raises:
             InvalidInputError: an objective that does not fit the model.
@@ -313,14 +330,15 @@ class Attacker:
             states.append(final)
             confirm(states[-1], expected)
         state = {n: torch.cat([s[n] for s in states]) for n in states[0]}
-        return Runs(self.unrolled, data, state)
+        return Runs(self.unrolled, data, state, self.origin)
 
 
+@own_modes()
 def attack(
-    model: nn.Module,
-    data: tuple[inputs.ArrayLike, inputs.ArrayLike],
-    training: Training,
-    threat: ThreatModel,
+    model: nn.Module | Recording | RecordedRun,
+    data: tuple[inputs.ArrayLike, inputs.ArrayLike] | Dataset | ThreatModel,
+    training: Training | None = None,
+    threat: ThreatModel | None = None,
     *,
     objective: Objective | None = None,
     search: Search | None = None,
@@ -328,17 +346,19 @@ def attack(
 ) -> Attack:
     """Attack a training run: find admissible poisoned data that move an objective as far as possible.
 
-    Random and extreme poisonings, gradient ascent through the unrolled run, and exchanges of poisoned
-    samples, all for many attacks at once; label flips and removals are tried one and all where they are
-    few. New samples (``Substitution``, ``Insertion``) are searched within some distance of the data.
+    Random and extreme poisonings, samples by themselves at the moves that flip units of theirs and the best
+    of them together, gradient ascent through the unrolled run, exchanges of poisoned samples and local moves
+    of them, all for many attacks at once; label flips and removals are tried one and all where they are few.
+    New samples (``Substitution``, ``Insertion``) are searched within some distance of the data.
 
     Guarantee: every number of the result is reached by a float64 training run on data that the threat
     model admits, and was confirmed by training in plain torch. Nothing is claimed about what stronger
     attacks reach; that is what :func:`milp_agt.certify` bounds.
 
     Args:
-        model: a torch module of supported layers; copied, never changed.
-        data: features (n, *shape) and labels, as in ``certify``.
+        model: a torch module of supported layers; copied, never changed. Or a recorded run, which is
+            called as ``attack(run, threat)``.
+        data: features (n, *shape) and labels, or a data set, as in ``certify``.
         training: the run.
         threat: what the adversary may change.
         objective: from ``milp_agt.attacks``; None for :class:`Envelope`, every parameter from both
@@ -350,20 +370,24 @@ def attack(
         InvalidInputError, InvalidThreatModelError, UnsupportedOperationError: see the message.
         SoundnessError: plain torch does not confirm a run; a bug.
     """
-    inputs.check_run(model, data, training, threat)
+    model, given, training, threat, _ = of_recording(model, data, training, threat)
+    arrays, threat, origin = inputs.located(given, threat)
+    inputs.check_run(model, arrays, training, threat)
     if search is not None:
         inputs.of_kind(search, Search, "A search", "give agt.attacks.Search(...)")
     if objective is not None:
         _check_objective(objective)
     target = inputs.device_of(device)
-    inputs.warn_of_float32(model, data[0])
-    features = inputs.features_of(data[0])
+    inputs.warn_of_float32(model, arrays[0])
+    features = inputs.features_of(arrays[0])
     step_graph = trace(model, training.loss, tuple(features.shape[1:]), training.clipping)
-    labels = inputs.labels_of(data[1], len(features), step_graph.loss, step_graph.outputs)
+    check_forward(step_graph, model, features)
+    check_names(step_graph, training)
+    labels = inputs.labels_of(arrays[1], len(features), step_graph.loss, step_graph.outputs)
     poison = threat.bind(features, labels, step_graph.loss).to(target)
     check_clipping(step_graph, poison)
     unrolled = Unrolled.of(step_graph.to(target), training, poison)
-    return Attacker(unrolled, search or Search()).attack(objective or Envelope())
+    return Attacker(unrolled, search or Search(), origin=origin).attack(objective or Envelope())
 
 
 def _check_objective(objective: object) -> None:

@@ -29,6 +29,10 @@ class Goal(Protocol):
         """Exact values, (attacks, quantities)."""
         ...
 
+    def scores(self, models: TrainedModels) -> Tensor:
+        """What attacks are ranked by, (attacks, quantities): the values, or what tells more attacks apart."""
+        ...
+
     def surrogate(
         self, models: TrainedModels, quantity: Tensor, sign: Tensor, trial: Tensor
     ) -> Tensor:
@@ -50,6 +54,9 @@ class Parameters:
     def values(self, models: TrainedModels) -> Tensor:
         return models.parameters
 
+    def scores(self, models: TrainedModels) -> Tensor:
+        return self.values(models)
+
     def surrogate(
         self, models: TrainedModels, quantity: Tensor, sign: Tensor, trial: Tensor
     ) -> Tensor:
@@ -67,6 +74,9 @@ class LinearForm:
     def values(self, models: TrainedModels) -> Tensor:
         theta = models.parameters
         return (theta @ self.coefficients.to(theta) + self.constant)[:, None]
+
+    def scores(self, models: TrainedModels) -> Tensor:
+        return self.values(models)
 
     def surrogate(
         self, models: TrainedModels, quantity: Tensor, sign: Tensor, trial: Tensor
@@ -87,6 +97,9 @@ class MeanLossGoal:
         out = models.outputs(self.features.to(models.parameters))
         encoded = self.encoded.to(out).expand(len(out), *self.encoded.shape)
         return self.loss.value(out, encoded).mean(-1, keepdim=True)
+
+    def scores(self, models: TrainedModels) -> Tensor:
+        return self.values(models)
 
     def surrogate(
         self, models: TrainedModels, quantity: Tensor, sign: Tensor, trial: Tensor

@@ -36,6 +36,12 @@ class Share(ABC):
         margins = self.margins(models, self._inputs(models))
         return (margins > 0).to(torch.float64).mean(-1, keepdim=True)
 
+    def scores(self, models: TrainedModels) -> Tensor:
+        """Mean of smooth steps of the margins: attacks of one share differ in how near they are to more."""
+        margins = self.margins(models, self._inputs(models))
+        size = margins.abs().clamp(max=1e300).mean(-1, keepdim=True) + 1e-300
+        return torch.sigmoid(margins / (size * SHARPNESS[1])).mean(-1, keepdim=True)
+
     def surrogate(
         self, models: TrainedModels, quantity: Tensor, sign: Tensor, trial: Tensor
     ) -> Tensor:

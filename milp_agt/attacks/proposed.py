@@ -1,13 +1,14 @@
-"""Attacks that programs propose: the data of their incumbents, made admissible and trained on."""
+"""Attacks that bounds propose: incumbents of programs, forms of a dual, made admissible and trained on."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from milp_agt.attacks.moves import merged, random_moves
+from milp_agt.attacks.moves import merged, random_moves, steepest
 from milp_agt.attacks.packed import Packed
 from milp_agt.attacks.selection import Selector
 from milp_agt.attacks.unrolled import Poisoning, Unrolled
@@ -18,16 +19,71 @@ from milp_agt.core.expression import Array
 SMALLEST_GATE = 1e-3
 
 
+@dataclass(frozen=True)
+class Favoured:
+    """Linear forms of the data that a dual bound maximises: one proposal for each.
+
+    Attributes:
+        features: coefficients of the features of the data set, (proposals, N, *shape): the direction in
+            which each sample does most.
+        labels: of the encoded labels, (proposals, N, width).
+        worth: who, (proposals, N, quotas), the larger the sooner; None: who raises the form most.
+    """
+
+    features: Tensor
+    labels: Tensor
+    worth: Tensor | None = None
+
+    def rows(self, part: slice) -> Favoured:
+        """Some of the proposals only."""
+        worth = None if self.worth is None else self.worth[part]
+        return Favoured(self.features[part], self.labels[part], worth)
+
+
 def packed_of(
-    selector: Selector, programs: Sequence[Sequence[Incumbents]], chunk: int
+    selector: Selector, proposals: Sequence[Sequence[Incumbents] | Favoured], chunk: int
 ) -> Packed | None:
-    """The data of :func:`poisoning_of` for the incumbents of some programs; None where there are none."""
-    found = [
-        Packed.of(poisoning_of(selector, [batch.rows(part) for batch in window]), selector.unrolled)
-        for window in programs
-        for part in _parts(len(window[0].gates), chunk)
-    ]
-    return Packed.cat(found) if found else None
+    """The data of :func:`poisoning_of` or :func:`favoured_data`, one after the other; None of nothing."""
+    found = []
+    for proposal in proposals:
+        if isinstance(proposal, Favoured):
+            for part in _parts(len(proposal.features), chunk):
+                found.append(favoured_data(selector, proposal.rows(part)))
+        else:
+            for part in _parts(len(proposal[0].gates), chunk):
+                found.append(poisoning_of(selector, [batch.rows(part) for batch in proposal]))
+    return Packed.cat([Packed.of(data, selector.unrolled) for data in found]) if found else None
+
+
+def favoured_data(selector: Selector, forms: Favoured) -> Poisoning:
+    """Each form's samples, as many as the budget allows, at their best admissible moves for it.
+
+    An adaptive adversary repeats them in every step. Samples of no worth stay as they are. Places of
+    samples that may be inserted are none of the data set: they, and removals, have no coefficients.
+    """
+    run, count = selector.unrolled, len(forms.features)
+    nominal = run.nominal(count)
+
+    def padded(values: Tensor, like: Tensor) -> Tensor:
+        whole = values.new_zeros(count, len(like), *values.shape[2:])
+        whole[:, : values.shape[1]] = values
+        return whole
+
+    on_x, on_y = (
+        padded(forms.features, run.poison.features),
+        padded(forms.labels, run.poison.labels),
+    )
+    gradient = Poisoning(
+        tuple(on_x[:, cover] for cover in run.covers),
+        tuple(on_y[:, cover] for cover in run.covers),
+        tuple(torch.zeros_like(there) for there in nominal.there),
+    )
+    target, gain = steepest(run, gradient)
+    if forms.worth is not None:
+        worth = padded(forms.worth, run.poison.features)
+        gain = tuple(worth[:, cover] for cover in run.covers)
+    chosen = zip(selector.choose(gain), gain, strict=True)
+    return merged(tuple(mask & (own > 0) for mask, own in chosen), target, nominal)
 
 
 def poisoning_of(selector: Selector, window: Sequence[Incumbents]) -> Poisoning:

@@ -60,15 +60,24 @@ def replay(unrolled: Unrolled, poisoning: Poisoning, start: State | None = None)
     stacked = {n: nn.Parameter(begin[n].detach().clone()) for n in graph.parameters}
     first = unrolled.updates[0]
     optimiser = torch.optim.SGD(
-        stacked.values(),
+        [
+            {"params": [p], "weight_decay": first.of(name).weight_decay}
+            for name, p in stacked.items()
+        ],
         lr=first.rate,
         momentum=first.momentum,
-        weight_decay=first.weight_decay,
         nesterov=first.nesterov,
     )
     gradients = vmap(_mean_gradient(graph, poisoning.labels[0].device, bool(poisoning.there)))
     for step, update in enumerate(unrolled.updates):
-        optimiser.param_groups[0]["lr"] = update.rate
+        for (name, _), group in zip(stacked.items(), optimiser.param_groups, strict=True):
+            group |= {
+                "lr": update.rate,
+                "momentum": update.momentum,
+                "weight_decay": update.of(name).weight_decay,
+                "nesterov": update.nesterov,
+                "dampening": update.dampening,
+            }
         x, y = unrolled.batch_data(poisoning, step)
         there = unrolled.batch_present(poisoning, step)
         before = None if there is None else _snapshot(stacked, optimiser)

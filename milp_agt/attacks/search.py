@@ -7,11 +7,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from milp_agt.attacks.corners import Corners, corners_of
 from milp_agt.attacks.goals import Goal
+from milp_agt.attacks.local import shrunk, turned
 from milp_agt.attacks.moves import merged, moved, random_moves, steepest, stepped
 from milp_agt.attacks.packed import Packed
 from milp_agt.attacks.pool import all_ways, random_poisoning
 from milp_agt.attacks.selection import Masks, Selector
+from milp_agt.attacks.teams import SingleGains
 from milp_agt.attacks.trained import GraphModels
 from milp_agt.attacks.unrolled import Poisoning, State, Unrolled
 from milp_agt.core.restriction import UNRESTRICTED, Restriction
@@ -21,6 +24,11 @@ from milp_agt.training import inputs
 LARGEST_CHUNK = 4096  # attacks in one pass
 ENTERING, LEAVING = 4, 2  # candidates of an exchange by gradient
 MUTATIONS = 16  # random ones in a round
+TEAMS = 4  # of the best single samples, for each aim
+VARIANTS, FEWEST_VARIANTS = (
+    5,
+    64,
+)  # of each kind of local move in a round: for each aim, for all of them
 
 
 @dataclass(frozen=True)
@@ -29,6 +37,10 @@ class Search:
 
     Attributes:
         pool: random poisonings, half of them at full strength, that serve every objective.
+        corners: samples that are moved by themselves, at most so often, so that units of theirs flip, where
+            features move. Each trains once and serves every objective; the best for each aim then start
+            together, and every round ends with local moves: swap a sample, flip signs, shrink. They take
+            the place of half of ``pool``, of the starts and of the gradient steps (rounded up).
         enumerate: where moves are finitely many (labels that flip between classes), in at most so
             many ways, all of them are tried, and nothing else: the best is then the optimum.
         restarts: starts of the gradient ascent for each aim: the data as given, the best of the
@@ -46,6 +58,7 @@ class Search:
     """
 
     pool: int = 1024
+    corners: int = 2048
     enumerate: int = 4096
     restarts: int = 4
     rounds: int = 4
@@ -55,7 +68,16 @@ class Search:
     memory: str | int = "1GiB"
 
     def __post_init__(self) -> None:
-        for name in ("pool", "enumerate", "restarts", "rounds", "iterations", "aims", "seed"):
+        for name in (
+            "pool",
+            "corners",
+            "enumerate",
+            "restarts",
+            "rounds",
+            "iterations",
+            "aims",
+            "seed",
+        ):
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < 0:
                 raise InvalidInputError(
@@ -133,7 +155,7 @@ class Hunt:
         nominal = Packed.of(unrolled.nominal(len(aim)), unrolled)
         lowest = torch.full_like(aim.sign, -torch.inf)
         self.best = Best(aim, lowest, nominal, torch.zeros_like(aim.quantity))
-        self.exhaustive = False
+        self.exhaustive, self.halved = False, False
 
     def run(self, known: Packed | None = None) -> Best:
         """The best run for every aim; ``known`` runs are tried as well."""
@@ -144,13 +166,18 @@ class Hunt:
         if known is not None:
             for part in torch.arange(len(known)).split(self.chunk):
                 self._evaluate(known.rows(part).unpacked(self.unrolled))
-        for index in torch.arange(self.search.pool).split(self.chunk):
-            for corners in (False, True):
-                count = (len(index) + corners) // 2
-                self._evaluate(random_poisoning(self.selector, count, self.generator, corners))
+        corners = corners_of(
+            self.selector, self.search.corners, inputs.bytes_of(self.search.memory), self.generator
+        )
+        self.halved = corners is not None
+        for index in torch.arange(self._less(self.search.pool)).split(self.chunk):
+            for extreme in (False, True):
+                count = (len(index) + extreme) // 2
+                self._evaluate(random_poisoning(self.selector, count, self.generator, extreme))
         aims = torch.randperm(len(self.best.aim), generator=self.generator)[: self.search.aims]
         aims = aims.sort().values.to(self.best.value.device)
-        trials = torch.arange(self.search.restarts, device=aims.device)
+        table = self._together(corners, aims)
+        trials = torch.arange(self._less(self.search.restarts), device=aims.device)
         pairs = torch.cartesian_prod(aims, trials)
         for part in pairs.split(self.chunk) if len(pairs) else ():
             self._ascend(part[:, 0], part[:, 1])
@@ -159,7 +186,13 @@ class Hunt:
                 self._exchange(part, turn)
                 self._mutate(part)
                 self._refine(part, turn)
+            if table is not None:
+                self._vary(table, aims)
         return self.best
+
+    def _less(self, count: int) -> int:
+        """Half of a count, rounded up, where corners are tried as well."""
+        return (count + 1) // 2 if self.halved else count
 
     def _enumerated(self) -> bool:
         """Whether every admissible poisoning was tried."""
@@ -169,6 +202,46 @@ class Hunt:
         for part in torch.arange(len(ways)).split(self.chunk):
             self._evaluate(ways.poisoning(self.unrolled, part))
         return True
+
+    def _together(self, corners: Corners | None, aims: Tensor) -> SingleGains | None:
+        """Train every corner alone, then the best of them together; what each gains for the aims."""
+        if corners is None or not len(aims):
+            return None
+        table = SingleGains.of(self.unrolled, corners, aims)
+        before = self._scored(self.unrolled.nominal(1), aims)
+        for part in torch.arange(len(corners), device=aims.device).split(self.chunk):
+            moved = corners.data.rows(part).unpacked(self.unrolled)
+            alone = self.selector.choose(table.alone(part))
+            data = merged(alone, moved, self.unrolled.nominal(len(part)))
+            table.note(part, self._scored(data, aims) - before)
+        for part in torch.arange(len(aims), device=aims.device).repeat(TEAMS).split(self.chunk):
+            worth = tuple(w * (1.0 + self._noise(w)) for w in table.worth(part))
+            data, nominal = table.at_best(part), self.unrolled.nominal(len(part))
+            self._evaluate(merged(self.selector.choose(worth), data, nominal))
+        return table
+
+    def _scored(self, poisoning: Poisoning, aims: Tensor) -> Tensor:
+        """What attacks reach for some aims, (aims, attacks), by the scores of the goal."""
+        with torch.no_grad():
+            state = self.unrolled.run(poisoning)
+            scores = self.goal.scores(GraphModels(self.unrolled.step_graph, state))
+        self._offer(state, poisoning)
+        return (scores[:, self.best.aim.quantity[aims]] * self.best.aim.sign[aims]).T
+
+    def _vary(self, table: SingleGains, aims: Tensor) -> None:
+        """Swap a poisoned sample of each best run, give it another corner, flip its signs, shrink it."""
+        again = max(VARIANTS, FEWEST_VARIANTS // len(aims))
+        for part in torch.arange(len(aims), device=aims.device).repeat(again).split(self.chunk):
+            data = self.best.data.rows(aims[part]).unpacked(self.unrolled)
+            kept = moved(self.unrolled, data)
+            worth = tuple(w * self._noise(w) for w in table.worth(part))
+            self._try_exchange(data, table.at_best(part), kept, worth, 0, 0, 0)
+            scores = self._scores(kept, tuple(map(self._noise, kept)), None, 0, 0)
+            one = self._in_one_leaf(tuple(s < 0 for s in scores))
+            corner = table.drawn(len(part), self.generator).features
+            self._evaluate(merged(one, Poisoning(corner, data.labels, data.there), data))
+            self._evaluate(merged(one, turned(self.unrolled, data, self.generator), data))
+            self._evaluate(merged(one, shrunk(self.unrolled, data, self.generator), data))
 
     def _evaluate(self, poisoning: Poisoning) -> None:
         if not len(poisoning):
@@ -201,20 +274,21 @@ class Hunt:
         best = self.best.data.rows(aims).unpacked(self.unrolled)
         data = merged(self._whole(trials == 1), best, drawn)
         data = merged(self._whole(trials == 0), nominal, data)
-        for _ in range(self.search.iterations):
+        for _ in range(self._less(self.search.iterations)):
             target, gain = steepest(self.unrolled, self._gradient(data, aims, trials))
             data = merged(self.selector.choose(gain), target, nominal)
         self._evaluate(data)
 
     def _refine(self, aims: Tensor, turn: int) -> None:
         """Projected gradient steps of falling length from the best run of each aim."""
+        iterations = self._less(self.search.iterations)
         data = self.best.data.rows(aims).unpacked(self.unrolled)
         nominal = self.unrolled.nominal(len(aims))
-        for iteration in range(self.search.iterations):
+        for iteration in range(iterations):
             gradient = self._gradient(data, aims, torch.full_like(aims, turn))
             target, gain = steepest(self.unrolled, gradient)
             masks = self._choose_again(gain, moved(self.unrolled, data))
-            stride = 2.0 ** (1.0 - 6.0 * iteration / self.search.iterations)
+            stride = 2.0 ** (1.0 - 6.0 * iteration / iterations)
             data = merged(masks, stepped(self.unrolled, data, target, stride), nominal)
         self._evaluate(data)
 
@@ -233,7 +307,7 @@ class Hunt:
 
     def _mutate(self, aims: Tensor) -> None:
         """Give one poisoned sample, or another one in its place, a random extreme move."""
-        for trial in range(MUTATIONS):
+        for trial in range(MUTATIONS // (4 if self.halved else 1)):
             data = self.best.data.rows(aims).unpacked(self.unrolled)
             kept = moved(self.unrolled, data)
             everyone = tuple(map(torch.ones_like, kept))

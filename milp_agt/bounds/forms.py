@@ -1,4 +1,4 @@
-"""Lower bounds that are linear in a state, row by row, with the rounding that made them."""
+"""Lower bounds that are linear in a state, row by row, with the rounding they carry."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from milp_agt.core.rounding import TINY, gamma
 
 @dataclass
 class Forms:
-    """Lower bounds ``coefficients . state + constant - error`` of some quantities, row by row.
+    """Lower bounds ``coefficients . state + constant - error`` of some quantities, one per row.
 
     Attributes:
         coefficients: on the tensors of a state, (rows, *shape) each.
         constant: for each case, (rows, cases or 1).
-        magnitude: sum of the absolute values of all terms met on the way, (rows,); rounding errors
-            are at most ``gamma(operations) * magnitude``.
-        operations: bound of the length of any chain of roundings so far.
+        magnitude: sum of the absolute values of all terms so far, (rows,); rounding errors are at
+            most ``gamma(operations) * magnitude``.
+        operations: upper bound on the length of any chain of roundings so far.
     """
 
     coefficients: dict[str, Tensor]
@@ -50,14 +50,14 @@ class Forms:
         )
 
     def paying(self, worst_case: Tensor) -> Forms:
-        """The forms less what they owe, (rows, cases)."""
+        """The forms minus their worst case over the poisoned samples, (rows, cases)."""
         magnitude = self.magnitude + worst_case.amax(1)
         return Forms(
             self.coefficients, self.constant - worst_case, magnitude, self.operations + 1.0
         )
 
     def part(self, rows: Tensor) -> Forms:
-        """Some of the rows."""
+        """The forms of these rows only."""
         return Forms(
             {name: on[rows] for name, on in self.coefficients.items()},
             self.constant[rows],
@@ -66,10 +66,10 @@ class Forms:
         )
 
     def concretise(self, state: Mapping[str, Interval], worst_case: Tensor) -> Tensor:
-        """Lower bounds over the boxes of a state, less what is owed, (rows, cases or states).
+        """Lower bounds over the boxes of a state, minus the worst case, (rows, cases or states).
 
-        ``worst_case`` is (rows, cases), or (rows, states) where the one case is seen by a single sample.
-        Rounding is subtracted; a bound that is no number becomes -inf.
+        ``worst_case`` is (rows, cases), or (rows, states) for forms of a single sample with one case.
+        Rounding is subtracted; a NaN bound becomes -inf.
         """
         bound, magnitude, terms = self.constant, self.magnitude, 0
         for name, coefficient in self.coefficients.items():

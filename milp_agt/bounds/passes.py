@@ -1,4 +1,4 @@
-"""Rows that share a pass, fewer of them when memory runs out."""
+"""How many rows share a backward pass; fewer after memory has run out."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from milp_agt.errors import InvalidInputError
 
 T = TypeVar("T")
 
-# What torch's allocators say in a plain RuntimeError where they have no memory.
+# Messages of torch's allocators when they raise a plain RuntimeError for lack of memory.
 REFUSALS = ("can't allocate memory", "not enough memory", "out of memory")
 
 
@@ -30,24 +30,24 @@ class Passes:
     """How many rows share a pass; halved for good whenever a pass runs out of memory.
 
     Attributes:
-        most: the most rows that are tried; None as long as memory has sufficed.
-        halved: rows before and after each time that it did not, since they were last told.
+        most: the largest number of rows to try; None as long as memory has sufficed.
+        halved: rows before and after each halving since the last call of :meth:`told`.
     """
 
     most: int | None = None
     halved: list[tuple[int, int]] = field(default_factory=list)
 
     def limit(self, rows: int) -> int:
-        """``rows``, or what memory has room for."""
+        """``rows``, or fewer if memory has room for fewer."""
         return rows if self.most is None else min(rows, self.most)
 
     def run(
         self, rows: Tensor, chunk: int, work: Callable[[Tensor], T]
     ) -> Iterator[tuple[Tensor, T]]:
-        """Pieces of at most ``chunk`` rows with what ``work`` makes of them, in order.
+        """Yield pieces of at most ``chunk`` rows with the result of ``work`` on each, in order.
 
         Raises:
-            InvalidInputError: a single row is too much.
+            InvalidInputError: memory does not suffice for a single row.
         """
         waiting = list(rows.split(self.limit(chunk)))[::-1]
         while waiting:
@@ -62,7 +62,7 @@ class Passes:
                 if not is_out_of_memory(error):
                     raise
                 refused = str(error) or type(error).__name__
-            # Outside of the handler: the error keeps the tensors of the pass alive.
+            # Outside the handler, because the error keeps the tensors of the pass alive.
             if done is not None:
                 yield part, done
                 continue
@@ -82,13 +82,13 @@ class Passes:
             torch.cuda.empty_cache()
 
     def told(self) -> list[tuple[int, int]]:
-        """What happened since this was asked last."""
+        """The halvings since the last call."""
         found, self.halved = self.halved, []
         return found
 
 
 def in_passes(count: int, chunk: int, work: Callable[[Tensor], T]) -> list[T]:
-    """Work on ``count`` rows, ``chunk`` at once, for a question; fewer rows in a pass are a warning."""
+    """Results of ``work`` on ``count`` rows, ``chunk`` at once; warns if memory forced fewer rows."""
     passes = Passes()
     found = [done for _, done in passes.run(torch.arange(count), chunk, work)]
     if passes.most is not None:

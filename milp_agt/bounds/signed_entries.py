@@ -1,6 +1,7 @@
-"""Ends of a state: every entry from below, then every entry from above, as a lower bound of its negative.
+"""Signed entries of a state: every entry, then the negative of every entry.
 
-Ends are numbered over (2 signs, entries of all tensors), in the order of the state.
+A lower bound of the negative is an upper bound of the entry. Signed entries ("ends") are numbered over
+(2 signs, entries of all tensors), in the order of the state.
 """
 
 from __future__ import annotations
@@ -17,18 +18,18 @@ from milp_agt.core.interval import Interval
 
 
 def count_of(state: State) -> int:
-    """How many ends there are."""
+    """The number of signed entries."""
     return 2 * sum(_shapes(state)[1])
 
 
 def entry_bounds(state: State) -> Tensor:
-    """Lower bounds of all ends, (cases, ends)."""
+    """Lower bounds of all signed entries, (cases, ends)."""
     lower = [box.lower.flatten(1) for box in state.values()]
     return torch.cat([*lower, *(-box.upper.flatten(1) for box in state.values())], 1)
 
 
 def entry_boxes(state: State, bounds: Tensor) -> State:
-    """The inverse of :func:`entry_bounds`: boxes of tensors as in ``state``."""
+    """The inverse of :func:`entry_bounds`: boxes shaped as in ``state``."""
     shapes, sizes = _shapes(state)
     total = sum(sizes)
     lower, upper = bounds[:, :total].split(sizes, 1), (-bounds[:, total:]).split(sizes, 1)
@@ -39,7 +40,7 @@ def entry_boxes(state: State, bounds: Tensor) -> State:
 
 
 def forms_of_entries(state: State, ends: Tensor) -> Forms:
-    """Forms of the ends with these numbers."""
+    """Forms of the signed entries with these numbers."""
     shapes, sizes = _shapes(state)
     total = sum(sizes)
     one_hot = torch.zeros(len(ends), total, dtype=torch.float64, device=ends.device)
@@ -56,9 +57,9 @@ def forms_of_entries(state: State, ends: Tensor) -> Forms:
 
 
 def forms_in_pieces(state: State, chunk: int, enough: int) -> Iterator[tuple[Tensor, Forms]]:
-    """Forms of all ends of a state, ``chunk`` at once, with the numbers of these ends.
+    """Forms of all signed entries of a state with their numbers, at most ``chunk`` at once.
 
-    Those of one unit come together, and no further unit is begun where there are ``enough``.
+    Entries of one unit come together; a piece with ``enough`` rows takes no further unit.
     """
     device = next(iter(state.values())).lower.device
     for rows in _packed(_units(_shapes(state)[0]), chunk, enough):
@@ -67,15 +68,15 @@ def forms_in_pieces(state: State, chunk: int, enough: int) -> Iterator[tuple[Ten
 
 
 def _shapes(state: State) -> tuple[list[torch.Size], list[int]]:
-    """Shapes and sizes of the tensors, without cases."""
+    """Shapes and sizes of the tensors, without the axis of cases."""
     shapes = [box.lower.shape[1:] for box in state.values()]
     return shapes, [shape.numel() for shape in shapes]
 
 
 def _units(shapes: Sequence[torch.Size]) -> Iterator[Tensor]:
-    """Rows over (2 signs, entries of all tensors), those of one unit together: a strip of the nodes.
+    """Rows over (2 signs, entries of all tensors), unit by unit, so that coefficients stay in strips.
 
-    Units are counted along the axis whose extent most tensors share: that of a layer of the network.
+    Units are counted along the axis whose extent most tensors share: the width of a layer.
     """
     total = sum(shape.numel() for shape in shapes)
     indices = [
@@ -96,7 +97,7 @@ def _units(shapes: Sequence[torch.Size]) -> Iterator[Tensor]:
 
 
 def _packed(units: Iterable[Tensor], chunk: int, enough: int) -> Iterator[Tensor]:
-    """Pieces of at most ``chunk`` rows; further units are not begun where there are ``enough``."""
+    """Pieces of at most ``chunk`` rows; a piece with ``enough`` rows takes no further unit."""
     held: list[Tensor] = []
     for unit in units:
         for part in unit.split(chunk):

@@ -1,10 +1,10 @@
-"""What a training step is made of: its batch, its optimiser scalars, and the boxes of its nodes."""
+"""A training step: its batch, its optimiser scalars, the order of its nodes, and boxes of its state."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
@@ -35,7 +35,7 @@ def is_velocity(name: str) -> bool:
 
 @dataclass(frozen=True)
 class Step:
-    """One training step: which samples, which moves of them, which optimiser scalars.
+    """One training step: its samples, their admissible moves, its optimiser scalars.
 
     Attributes:
         index: number of the step, from 0.
@@ -55,6 +55,10 @@ class Step:
     def size(self) -> int:
         return len(self.samples)
 
+    def of(self, name: str) -> Step:
+        """The step as one parameter takes it."""
+        return replace(self, update=self.update.of(name))
+
     @property
     def theta_scalars(self) -> tuple[float, ...]:
         """Scalars of theta, (velocity,) the summed gradient and (sign of theta) in ``theta'``."""
@@ -67,7 +71,7 @@ class Step:
 
     @property
     def theta_sizes(self) -> tuple[float, ...]:
-        """Sizes of the terms of ``theta'`` before anything cancels: rounding is charged to them."""
+        """Sizes of the terms of ``theta'`` before they cancel; rounding grows with them."""
         return self._scalars(self.update.theta_sizes)
 
     def _scalars(self, of_mean: tuple[float, float, float]) -> tuple[float, ...]:
@@ -81,9 +85,9 @@ class Step:
 class NodeOrder:
     """The nodes of a step graph in the order in which engines visit them.
 
-    ``sums`` are the sums over samples; ``before`` is all that they need (and itself has no sum
-    before it), ``after`` comes later and has no sample axis. ``gradients`` are the nodes of the summed
-    gradients with the names of their parameters; ``precision`` is that of the run.
+    ``sums`` are the sums over samples; ``before`` holds the nodes that depend on no sum, ``after`` those
+    that depend on one and have no sample axis. ``gradients`` are the nodes of the summed gradients with
+    the names of their parameters; ``precision`` is that of the run.
     """
 
     before: tuple[Node, ...]
@@ -119,14 +123,14 @@ class NodeOrder:
 
     @cached_property
     def supports(self) -> frozenset[str]:
-        """Nodes with a sample axis on whose ranges the linear bounds of others stand."""
+        """Nodes with a sample axis whose ranges the linear bounds of other nodes need."""
         read = {name for node in self.before for name in node.inputs}
         leaves = {node.name for node in self.before if not node.inputs}
         return self.batched & (read | leaves)
 
     @cached_property
     def summed_products(self) -> dict[str, Node]:
-        """Products of each sample that nothing but one sum reads, by the name of the sum."""
+        """Products of each sample that only one sum reads, by the name of the sum."""
         read = Counter(name for node in self.all for name in node.inputs)
         products = {n.name: n for n in self.before if isinstance(n.op, Einsum) and n.batched}
         return {
@@ -137,12 +141,12 @@ class NodeOrder:
 
     @cached_property
     def outer_products(self) -> dict[str, Node]:
-        """Those that multiply every number of one operand with every one of the other."""
+        """Summed products that multiply every entry of one operand with every entry of the other."""
         found = self.summed_products
         return {n: p for n, p in found.items() if isinstance(p.op, Einsum) and p.op.is_outer}
 
     def values(self, leaves: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """All that the parameter gradients need, at points; summed products only as their sums."""
+        """Values of all nodes that the parameter gradients need; of summed products only the sums."""
         skipped = {node.name for node in self.summed_products.values()}
         values = evaluate((n for n in self.before if n.name not in skipped), leaves)
         for name, product in self.summed_products.items():
@@ -162,9 +166,9 @@ def step_at_points(
 ) -> dict[str, Tensor]:
     """One optimiser step at points; leading axes (many attacks at once) are allowed throughout.
 
-    ``present``, (attacks, n), is 1 for the samples of the batch that are there and 0 for the others, on a
-    graph of :func:`milp_agt.training.exchanged.with_absences`: the mean is that over those that are there,
-    and a batch without any skips its step. None: all are there.
+    ``present``, (attacks, n), is 1 for samples of the batch that are present and 0 for absent ones, on a
+    graph of :func:`milp_agt.training.exchanged.with_absences`: the mean is over the present samples,
+    and an empty batch skips its step. None: all are present.
     """
     leaves = dict(state) | {FEATURES: features, LABELS: labels}
     absent = torch.zeros_like(labels[..., 0]) if present is None else 1.0 - present
@@ -180,10 +184,11 @@ def step_at_points(
             gradient = total / left.clamp(min=1.0).reshape(-1, *[1] * (total.dim() - 1))
         if update.l1:
             gradient = gradient + update.l1 * torch.sign(state[name])
-        gradient = gradient + update.weight_decay * state[name]
+        gradient = gradient + update.of(name).weight_decay * state[name]
         direction = gradient
         if velocity_of(name) in state:
-            velocity = update.momentum * state[velocity_of(name)] + gradient
+            kept = 1.0 - update.dampening
+            velocity = update.momentum * state[velocity_of(name)] + kept * gradient
             new[velocity_of(name)] = velocity
             direction = gradient + update.momentum * velocity if update.nesterov else velocity
         new[name] = state[name] - update.rate * direction
@@ -203,7 +208,7 @@ def _unless_empty(
 
 
 def initial_state(step_graph: StepGraph, box: Mapping[str, Interval], momentum: bool) -> State:
-    """The box of theta_0, with velocities 0 if there is momentum."""
+    """The box of theta_0, with zero velocities if there is momentum."""
     state: State = {name: box[name] for name in step_graph.parameters}
     if momentum:
         for name in step_graph.parameters:
@@ -212,7 +217,7 @@ def initial_state(step_graph: StepGraph, box: Mapping[str, Interval], momentum: 
 
 
 def union(states: Sequence[State]) -> State:
-    """One box, (1, *shape) for each name, that holds all cases of all states."""
+    """One box, (1, *shape) for each name, that contains all cases of all states."""
     hulls = {name: [state[name].hull() for state in states] for name in states[0]}
     return {
         name: Interval(

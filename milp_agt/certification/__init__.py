@@ -1,1 +1,1 @@
-"""From a model, its data and its training to a result: the plan, the loop over the steps, the result."""
+"""``certify()``: its options, the plan, the loop over the training steps, and the result."""

@@ -1,4 +1,4 @@
-"""One step by one level: ranges, linear forms and programs over the box of a chain."""
+"""Bounds of one training step by one level: ranges, linear bounds and programs over the box of a chain."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ from milp_agt.solvers.solver import Solver
 from milp_agt.threats.poison import Poison
 from milp_agt.training.tracing import StepGraph
 
-# Ranges beyond this are left to the cheaper relaxation.
+# Steps with larger ranges keep the bounds of the cheaper relaxation.
 PROGRAM_RANGE_LIMIT = program.RANGE_LIMIT
 
 
 @dataclass
 class Bounder:
-    """Bounds single steps by any level; what it could not do stands in the notes."""
+    """Bounds single steps by any level; records in the notes what it could not do."""
 
     step_graph: StepGraph
     schedule: NodeOrder
@@ -63,11 +63,14 @@ class Bounder:
     ) -> tuple[State, program.ProgramReport | None]:
         """The box of the next state by one level, before the meet with looser chains.
 
-        Solves end at ``until``, a time of ``time.monotonic``. ``listed`` are enumerated selections that
-        have taken this step, so that programs can go through them; what these prove of a selection makes its
-        own box smaller.
+        Solves end at ``until``, a time of ``time.monotonic``. ``listed`` are the listed selections whose
+        boxes after this step are known; programs are then solved selection by selection, and their
+        bounds tighten the box of each selection.
         """
         part.forget(self.plan.longest_window - 1)
+        if part.forward is not None:
+            part.forward = part.forward.advanced(step, last=step.index + 1 == self.plan.steps)
+            return part.forward.updated(), None
         ranges = self.ranges(chain, part, step)
         if chain.level is Relaxation.INTERVAL:
             return self._updated(part, step, ranges), None
@@ -85,7 +88,7 @@ class Bounder:
         return state, report and replace(report, tightening=tightening)
 
     def walked(self, part: ChainPart, step: Step, ranges: bound_propagation.Ranges) -> State:
-        """The box after the window of a part, whose last step this is, by forms and by intervals."""
+        """The box after the window of a part that ends with this step, by backward pass and intervals."""
         window = part.window[-self.plan.window :]
         collected = self._collected(part)
         found = window_bounds.bound_state(
@@ -104,13 +107,13 @@ class Bounder:
             part.past = [*kept, newest][-self.plan.past :]
         self._tell_of_memory(step)
         boxes, meet = self._updated(part, step, ranges), part.adversary.algebra.meet
-        return {  # in the order of the state before the step, by which ends are numbered
+        return {  # in the order of the state before the step, which numbers the signed entries
             name: meet(boxes[name], found[name], f"'{name}' by interval and linear")
             for name in part.state
         }
 
     def _collected(self, part: ChainPart) -> Collected | None:
-        """Where the ends of the next state are kept for steps whose window begins later."""
+        """Collects the signed entries of the next state for steps whose window begins later."""
         if not self.plan.past or part.adversary.algebra is not SEPARATE:
             return None
         return Collected(count_of(part.state))
@@ -123,7 +126,7 @@ class Bounder:
     def _tightened(
         self, part: ChainPart, step: Step, until: float | None
     ) -> tuple[LinearizedStep, program.Tightening]:
-        """The newest step on ranges that linear programs made smaller."""
+        """The newest step, linearised on ranges that linear programs tightened."""
         window, past = self._split(part)
         last = window[-1]
         if not program.largest_of(window) <= PROGRAM_RANGE_LIMIT:
@@ -158,7 +161,7 @@ class Bounder:
             return last, program.Tightening()
 
     def _split(self, part: ChainPart) -> tuple[list[LinearizedStep], list[LinearizedStep]]:
-        """The steps that a program spans, and those before them."""
+        """The steps that a program spans, and the steps before them."""
         count = self.plan.program_window
         return part.window[-count:], part.window[:-count]
 
@@ -175,9 +178,9 @@ class Bounder:
         keep: frozenset[str] = frozenset()
         if level.uses_programs:
             keep = self.schedule.batched
-        elif level is not Relaxation.INTERVAL:
+        elif level.walks:
             keep = self.schedule.supports
-        if level is not Relaxation.INTERVAL and self._walks_inside(part.adversary):
+        if level.walks and self._walks_inside(part.adversary):
             past = part.window[max(0, len(part.window) - self.plan.window + 1) :]
             walks = intermediate.BackwardPasses(
                 self.schedule,
@@ -194,7 +197,7 @@ class Bounder:
         )
 
     def _walks_inside(self, adversary: AdversaryModel) -> bool:
-        """Whether inner bounds go through the window, too."""
+        """Whether intermediate bounds go through the window, too."""
         if isinstance(adversary, Charged):
             return self.plan.selections.charged_inner
         one_by_one = isinstance(adversary, Enumerated) and adversary.cases > 1
@@ -270,9 +273,10 @@ class Bounder:
     def _choices(
         self, part: ChainPart, state: State, listed: Sequence[ChainPart]
     ) -> program.Choices:
-        """What programs are about: one enumerated selection after the other, or all at once.
+        """The choices that programs cover: each listed selection by itself, or all at once.
 
-        ``state`` holds the state after the steps of ``part``, whose boxes hold those of all selections.
+        ``state`` is a box of the state after the steps of ``part``, whose boxes contain those of all
+        selections.
         """
         window, past = self._split(part)
         if not self._have_gone(listed, window):
@@ -281,11 +285,11 @@ class Bounder:
         groups = []
         for own in listed:
             assert isinstance(own.adversary, Enumerated)
-            groups.append(program.Group(own.adversary, self._split(own)[0], own.state))
+            groups.append(program.SelectionGroup(own.adversary, self._split(own)[0], own.state))
         return program.OneByOne(self.schedule, groups, [r.state for r in window], state)
 
     def _have_gone(self, listed: Sequence[ChainPart], window: Sequence[LinearizedStep]) -> bool:
-        """Whether selections have taken the steps of a window, in none of which a batch was emptied."""
+        """Whether selections have the same window, and its last batch cannot be emptied in any of them."""
         steps = [relaxed.step.index for relaxed in window]
         return bool(listed) and all(
             [relaxed.step.index for relaxed in self._split(own)[0]] == steps
@@ -306,7 +310,7 @@ class Bounder:
         return kept
 
     def last_program(self, chain: Chain, listed: Sequence[ChainPart]) -> program.FinalWindow | None:
-        """The programs over the window that ends now, for questions; None for levels without."""
+        """The programs over the current window, for questions; None for levels without programs."""
         part = chain.parts[0]
         if not chain.level.uses_programs or not part.window:
             return None
@@ -323,7 +327,7 @@ class Bounder:
     def _confirm(
         self, step: Step, state: State, report: program.ProgramReport, solver: Solver
     ) -> None:
-        """Hold the bounds against real runs on what the programs themselves had the adversary do."""
+        """Check the bounds against real runs on the adversary's choices in the programs' own points."""
         self.incumbents = report.incumbents
         if self.witnesses is None or not report.incumbents:
             return
@@ -332,5 +336,5 @@ class Bounder:
         runs.check_state(names, program.ends_of(state, names)[0], solver.name)
 
     def _witness(self, step: Step) -> program.Witness | None:
-        """Real runs after a step, which no bound of a program may exclude."""
+        """States of real runs after a step, which no bound of a program may exclude."""
         return None if self.witnesses is None else self.witnesses.after(step.index)

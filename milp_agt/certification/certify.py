@@ -1,4 +1,4 @@
-"""The front door: from a model, its data and its training to a result."""
+"""The entry point :func:`certify`: from a model, its data and its training to a result."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from milp_agt.certification.checkpoint import Checkpoint
 from milp_agt.certification.fingerprint import fingerprint
 from milp_agt.certification.loop import BoundedRun
 from milp_agt.certification.options import CertifyOptions, options_of, takes_options
+from milp_agt.certification.recorded import with_recording
 from milp_agt.certification.recorder import NullRecorder, Recorder
 from milp_agt.certification.result import Result
 from milp_agt.certification.witnesses import Witnesses
@@ -27,13 +28,18 @@ from milp_agt.core.remarks import Remarks
 from milp_agt.core.restriction import UNRESTRICTED, Restriction
 from milp_agt.core.results import Limits
 from milp_agt.core.rounding import FLOAT64, PRECISIONS
+from milp_agt.core.torch_modes import own_modes
+from milp_agt.data import Dataset
 from milp_agt.errors import InvalidInputError
+from milp_agt.recording import RecordedRun, Recording, of_recording
 from milp_agt.solvers import Capability, choose
 from milp_agt.solvers.solver import Solver
 from milp_agt.threats import ThreatModel
+from milp_agt.threats.units import fitted_on_poison
 from milp_agt.training import inputs
 from milp_agt.training.exchanged import with_exchanges
 from milp_agt.training.precision import check_float32, in_precision
+from milp_agt.training.same_forward import check_forward, check_names
 from milp_agt.training.tracing import trace
 from milp_agt.training.training import Batch, Training
 
@@ -41,11 +47,12 @@ OnStep = Callable[[Result, int, int], None]
 
 
 @takes_options()
+@own_modes()
 def certify(
-    model: nn.Module,
-    data: tuple[inputs.ArrayLike, inputs.ArrayLike],
-    training: Training,
-    threat: ThreatModel,
+    model: nn.Module | Recording | RecordedRun,
+    data: tuple[inputs.ArrayLike, inputs.ArrayLike] | Dataset | ThreatModel,
+    training: Training | None = None,
+    threat: ThreatModel | None = None,
     *,
     initial: Mapping[str, tuple[inputs.ArrayLike, inputs.ArrayLike]] | None = None,
     on_step: OnStep | None = None,
@@ -63,29 +70,36 @@ def certify(
     lie in ``result.reachable``; what is assumed stands in ``result.assumptions``.
 
     Args:
-        model: a torch module of supported layers; copied, never changed.
-        data: features (n, *shape) and labels: classes (n,), or targets (n,) or (n, outputs).
+        model: a torch module of supported layers; copied, never changed. Or a recorded run, which is
+            called as ``certify(run, threat)``.
+        data: features (n, *shape) and labels: classes (n,), or targets (n,) or (n, outputs). Or a
+            :class:`milp_agt.Dataset`, whose training part is trained on: the threat then names samples by
+            rows of the user's file (or by ids), radii may be in its units, and claim, suspects and
+            attacks speak of these rows.
         training: the run.
         threat: what the adversary may change.
         initial: boxes of theta_0 by parameter name, where it is not a point.
         on_step: called with (result so far, finished steps, all steps) after every step.
         restriction: bound only the attacks that a node of branch and bound admits.
-        recorder: receives what every bound was made of.
-        checkpoint: a folder in which the run is kept after every step. Where it holds a checkpoint of
-            this very run, the run goes on from there, to the same numbers bit for bit on the same
-            machine with as many threads; of another run, it is refused.
-        attack: True, or the settings of a search: when the bounds are done, attack the run as well, so
-            that ``result.attack`` and ``result.sandwich`` say what an adversary really reaches (in
+        recorder: receives the evidence for every bound.
+        checkpoint: a folder in which the run is saved after every step. If it holds a checkpoint of
+            this run, the run resumes from there, with bit-identical numbers on the same machine and
+            number of threads; a checkpoint of another run is refused.
+        attack: True, or the settings of a search: attack the run after bounding it, so that
+            ``result.attack`` and ``result.sandwich`` show what an adversary really reaches (in
             float64, whose runs lie within the bounds of either precision).
-        solve_limits: ``agt.Limits``, in place of the three options of the same kind.
-        options: all of those that follow, as one object; what is given by name replaces them.
+        solve_limits: ``agt.Limits``, in place of the three ``solve_`` options.
+        options: all options below as one object; options given by name replace its values.
 
     Raises:
         InvalidInputError, InvalidThreatModelError, UnsupportedOperationError,
         SolverUnavailableError: see the message.
         SoundnessError, EncodingError: a bug; the run is stopped rather than certified.
     """
-    inputs.check_run(model, data, training, threat)
+    model, given, training, threat, recorded = of_recording(model, data, training, threat)
+    arrays, threat, origin = inputs.located(given, threat)
+    inputs.check_run(model, arrays, training, threat)
+    nominal_check = None if recorded is None else recorded.nominal_check()
     inputs.of_kind(attack, (bool, Search), "attack", "give True, or agt.attacks.Search(...)")
     inputs.of_kind(restriction, Restriction, "A restriction", "give a Restriction, or leave it out")
     if checkpoint is not None:
@@ -100,13 +114,16 @@ def certify(
             "give a MemoryRecorder(), or leave it out",
         )
     target = inputs.device_of(options.device)
-    precision = PRECISIONS[options.precision]
+    own = FLOAT64.name if recorded is None else recorded.dtype
+    precision = PRECISIONS[options.precision or own]
     if precision == FLOAT64:
-        inputs.warn_of_float32(model, data[0])
-    features = inputs.features_of(data[0])
+        inputs.warn_of_float32(model, arrays[0])
+    features = inputs.features_of(arrays[0])
     shape = tuple(features.shape[1:])
     traced = trace(model, training.loss, shape, training.clipping, precision)
-    labels = inputs.labels_of(data[1], len(features), traced.loss, traced.outputs)
+    check_forward(traced, model, features)
+    check_names(traced, training)
+    labels = inputs.labels_of(arrays[1], len(features), traced.loss, traced.outputs)
     raw = threat.bind(features, labels, traced.loss)
     batches = training.batch_order(len(features))
     if precision == FLOAT64:
@@ -136,6 +153,8 @@ def certify(
         initial=start,
         claim=threat.describe(),
         options=options,
+        origin=origin,
+        caution=fitted_on_poison(threat, origin),
         restriction=restriction,
         recorder=recorder or NullRecorder(),
         witnesses=Witnesses(unrolled, restriction, start) if unrolled and solvers else None,
@@ -168,17 +187,19 @@ def certify(
                 )
             run.restore(stored, batches)
     result = _finish(run, batches, keeper, on_step)
+    if recorded is not None and nominal_check is not None:
+        result = with_recording(result, nominal_check, recorded, restriction == UNRESTRICTED)
     if attack is False or unrolled is None:
         return result
     search = Search() if attack is True else attack
     with _threads(plan.single_thread):
-        return result.attacked(Attacker(unrolled, search, restriction))
+        return result.attacked(Attacker(unrolled, search, restriction, origin))
 
 
 def _finish(
     run: BoundedRun, batches: Sequence[Batch], keeper: Checkpoint | None, on_step: OnStep | None
 ) -> Result:
-    """Take all steps that are left, and keep each before the next begins."""
+    """Bound all remaining steps, and save each before the next begins."""
     try:
         for index in range(len(run.records), len(batches)):
             with _threads(run.plan.single_thread):
@@ -195,7 +216,7 @@ def _finish(
 
 @contextmanager
 def _threads(single: bool) -> Iterator[None]:
-    """Small tensors on one thread; what the caller had set comes back."""
+    """One thread if tensors are small; restores the caller's setting."""
     before = torch.get_num_threads()
     if single:
         torch.set_num_threads(1)
@@ -206,7 +227,7 @@ def _threads(single: bool) -> Iterator[None]:
 
 
 def _solvers(plan: planning.Plan, name: str | None) -> dict[Relaxation, Solver]:
-    """A solver for each level of the chain that solves; unasked, the first that is able to."""
+    """A solver for each level that uses programs; by default, the first capable one."""
     if name is not None and not plan.relaxation.uses_programs and plan.asked != "auto":
         raise InvalidInputError(
             f"Solver '{name}' was asked for",

@@ -1,4 +1,4 @@
-"""The chains that a run carries side by side: which there are, in which order, and when they end."""
+"""The list of chains of a run: which there are, in which order, and when they end."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from milp_agt.threats.poison import Poison
 
 
 class Chains:
-    """Chains from the loosest to the tightest; iterating gives those that are carried at that time."""
+    """Chains from the loosest to the tightest; iterating yields the current ones."""
 
     def __init__(self, plan: Plan, poison: Poison, restriction: Restriction, start: State) -> None:
         joint = Joint(poison, restriction)
@@ -50,18 +50,18 @@ class Chains:
 
     @property
     def listed(self) -> Sequence[ChainPart]:
-        """The enumerated selections that are carried along, in groups, by their tightest chain."""
+        """The parts of the tightest chain with listed selections, in groups; empty if there is none."""
         listed = (c.parts for c in reversed(self.chains) if c.lists_selections)
         return next(listed, ())
 
     def cheaper(self, chain: Chain) -> list[str]:
-        """Names of the chains that come before one."""
+        """Names of the chains before this one."""
         return [other.name for other in self.chains[: self.chains.index(chain)]]
 
     def begin_optimising(self) -> Chain | None:
-        """A chain with slopes to be optimised, from the selections one by one, or else all jointly, on.
+        """A chain with slopes to optimise, forked from the listed selections, or else from the joint bounds.
 
-        None where the linear bounds have ended.
+        None if the linear bounds have ended.
         """
         known = {chain.name: chain for chain in self.chains}
         source = known.get(ENUMERATED, known.get(Relaxation.LINEAR.value))
@@ -72,18 +72,18 @@ class Chains:
         return chain
 
     def end(self, chain: Chain) -> list[Chain]:
-        """Carry a chain no longer, nor those that lie within it; which these are, itself first."""
+        """Drop a chain and all chains that lie within it; returns the dropped ones, the chain first."""
         within = [c for c in self.chains if chain.level in c.level.chain()]
         ended = [chain] if chain.name in (CHARGED, ENUMERATED, OPTIMISED) else within
         self.chains = [c for c in self.chains if c not in ended]
         return ended
 
     def keep(self, parts: Sequence[str]) -> None:
-        """Only the chains whose parts have these names."""
+        """Keep only the chains whose parts have these names."""
         self.chains = [c for c in self.chains if c.parts[0].name in parts]
 
     def reached(self, window: int) -> Iterator[Reached]:
-        """The boxes of the tightest chain; each selection's own where there are any."""
+        """The boxes of the tightest chain, or of each selection if a chain distinguishes them."""
         last = self.tightest
         outer = last.state
         for chain in self.chains:
@@ -93,13 +93,14 @@ class Chains:
         for part in last.parts:
             state = {n: b.meet(outer[n], f"'{n}' of two chains") for n, b in part.state.items()}
             steps = tuple(part.window[-window:])
-            yield Reached(state, steps, part.adversary, outer, part.before(steps))
+            before = part.before(steps)
+            yield Reached(state, steps, part.adversary, outer, before, part.forward)
 
 
 def _enumerated(
     poison: Poison, restriction: Restriction, groups: int, start: State
 ) -> list[ChainPart]:
-    """A box for every selection, in groups that fit the memory budget."""
+    """A box for every selection, in at most ``groups`` groups."""
     listed = list_selections(poison, restriction)
     count = len(listed) - 1
     size = max(1, -(-count // groups))

@@ -1,9 +1,9 @@
-"""The reachable sets that a run carries side by side, one chain for each level.
+"""The reachable sets of a run, one chain for each level.
 
-Every chain holds all runs by itself, and is met with the looser ones after each step. Beside the levels
-that were asked for, ``linear`` may be carried in three more ways: charged, for each selection (a chain of
-several parts, whose union counts), and with optimised slopes. A part is one exposure with its boxes: all
-selections jointly, a group of enumerated ones, or one of these alone.
+The boxes of every chain contain all runs; after each step they are met with those of the looser chains.
+Besides the requested levels, ``linear`` may have three more chains: charged to samples, for each selection
+(a chain of several parts, whose union counts), and with optimised slopes. A part is one adversary model
+with its boxes: all selections jointly, a group of listed ones, or a single listed one.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from milp_agt.bounds.linear.composed import ComposedStep, PastStep
 from milp_agt.bounds.linear.linearized_step import LinearizedStep
 from milp_agt.bounds.linear.slopes import Slopes
 from milp_agt.bounds.step import State, union
+from milp_agt.bounds.zonotope import ZonotopePass
 from milp_agt.certification.checkpoint import pack, unpack
 from milp_agt.core.relaxation import Relaxation
 
@@ -28,11 +29,11 @@ OPTIMISED = "linear, optimised slopes"
 
 @dataclass
 class ChainPart:
-    """Boxes that one exposure leads to, with the steps that its window keeps.
+    """Boxes under one adversary model, with the linearised steps of its window.
 
-    ``slopes`` are those that an optimisation ended with, by the index of the training step: where the
-    next one begins. ``past`` is what steps have proved without their samples, one after the other; it
-    ends with the newest.
+    ``slopes`` are the results of the last optimisation, by the index of the training step: the next one
+    starts from them. ``past`` holds bounds of earlier steps without their samples, oldest first.
+    ``forward`` is the set as a hybrid zonotope, for the level of that name.
     """
 
     name: str
@@ -41,25 +42,26 @@ class ChainPart:
     window: list[LinearizedStep] = field(default_factory=list)
     slopes: dict[int, Slopes] = field(default_factory=dict)
     past: list[PastStep] = field(default_factory=list)
+    forward: ZonotopePass | None = None
 
     def key(self, step: int, kind: str = "") -> str:
-        """Name of a step of the window, or of the past, in a snapshot."""
+        """Name of a step of the window or of the past in a snapshot."""
         return "-".join(filter(None, (self.name, kind, f"{step + 1:06d}")))
 
     def fork(self, name: str) -> ChainPart:
-        """A part that goes on from here by itself."""
+        """A copy that continues independently from here."""
         return ChainPart(name, self.adversary, self.state, list(self.window), past=list(self.past))
 
     def before(self, window: Sequence[LinearizedStep]) -> tuple[PastStep, ...]:
-        """The past of the steps before a window."""
+        """The past steps before a window."""
         return tuple(past for past in self.past if window and past.index < window[0].step.index)
 
     def end_past(self) -> None:
-        """Begin anew: forms do not reach beyond the state as it is."""
+        """Start again from the current state: backward passes do not go beyond it."""
         self.window, self.slopes, self.past = [], {}, []
 
     def forget(self, kept: int) -> None:
-        """Drop all steps of the window but the last ones, so that their memory serves the next."""
+        """Keep only the last ``kept`` steps of the window, to free memory for the next."""
         self.window = self.window[max(0, len(self.window) - kept) :]
         known = {relaxed.step.index for relaxed in self.window}
         self.slopes = {index: own for index, own in self.slopes.items() if index in known}
@@ -74,23 +76,23 @@ class Chain:
     parts: list[ChainPart]
 
     def fork(self, name: str, part: str) -> Chain:
-        """A chain that goes on from here by itself, within this one."""
+        """A chain that continues independently from here; its boxes lie within those of this one."""
         parts = [own.fork(f"{part}-{number}") for number, own in enumerate(self.parts)]
         return Chain(name, self.level, parts)
 
     @property
     def tells_apart(self) -> bool:
-        """Whether there are boxes for selections, listed or charged."""
+        """Whether boxes distinguish selections, listed or charged."""
         return any(part.adversary.cases > 1 for part in self.parts)
 
     @property
     def lists_selections(self) -> bool:
-        """Whether each case is a selection of its own."""
+        """Whether each case is one selection."""
         return all(isinstance(part.adversary, Enumerated) for part in self.parts)
 
     @property
     def looser(self) -> tuple[str, ...]:
-        """Chains whose boxes hold those of this one."""
+        """Chains whose boxes contain those of this one."""
         if self.name == CHARGED:
             return (Relaxation.LINEAR.value,)
         if self.name == ENUMERATED:
@@ -101,7 +103,7 @@ class Chain:
         return (*names, CHARGED, ENUMERATED, OPTIMISED) if self.level.uses_programs else names
 
     def within(self, looser: Mapping[str, State], state: State) -> State:
-        """The meet of a state with those of the looser chains that are there."""
+        """The meet of a state with those of the looser chains in ``looser``."""
         for name in self.looser:
             if name in looser:
                 what = f"by {self.name} and by {name}"
@@ -110,11 +112,11 @@ class Chain:
 
     @property
     def state(self) -> State:
-        """One box for everything that all parts reach."""
+        """One box that contains the boxes of all parts."""
         return self.outer([part.state for part in self.parts])
 
     def outer(self, states: Sequence[State]) -> State:
-        """One box, (1, *shape) for each name, for the states of all parts."""
+        """One box, (1, *shape) for each name, that contains the states of all parts."""
         hulls = [
             {name: part.adversary.algebra.hull(box) for name, box in state.items()}
             for part, state in zip(self.parts, states, strict=True)
@@ -135,6 +137,6 @@ def pack_past(past: PastStep) -> dict[str, Any]:
 
 
 def unpack_past(index: int, plain: Mapping[str, Any]) -> PastStep:
-    """What :func:`pack_past` packed."""
+    """The inverse of :func:`pack_past`."""
     numbers = (plain[name] for name in ("coefficients", "constant", "magnitude", "operations"))
     return PastStep(index, unpack(plain["state"]), ComposedStep(*numbers))

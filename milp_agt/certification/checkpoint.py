@@ -1,4 +1,4 @@
-"""Checkpoints of a run in progress: written whole after a step, checked by hash, never half there."""
+"""Checkpoints of a run in progress: written after a step, atomically, and checked by hash."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ from milp_agt.io.files import replace
 VERSION = 1
 MANIFEST = "checkpoint.json"
 # At most this share of the time goes into checkpoints; a step that takes longer than a few writes
-# (milliseconds for small runs) always has its own.
+# (milliseconds for small runs) always gets one.
 WRITING_SHARE = 0.2
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """All that a run needs to go on after ``step`` steps, as plain values.
+    """All that a run needs to resume after ``step`` steps, as plain values.
 
-    Plain are numbers, text, None, tensors, and lists and tables (with text as keys) of plain values.
-    ``state`` is written anew each time. ``parts`` never change under their names: each is written
-    once, and dropped with the first snapshot that does not name it.
+    Plain values are numbers, text, None, tensors, and lists and mappings (with text keys) of plain values.
+    ``state`` is written again each time. A part never changes under its name: each is written
+    once, and deleted with the first snapshot that does not name it.
     """
 
     step: int
@@ -44,19 +44,19 @@ def pack(boxes: Mapping[str, Interval]) -> dict[str, list[torch.Tensor]]:
 
 
 def unpack(plain: Mapping[str, list[torch.Tensor]]) -> dict[str, Interval]:
-    """What :func:`pack` packed, with the same strides, so that the same kernels run."""
+    """The inverse of :func:`pack`, with the same strides, so that the same kernels run."""
     return {name: Interval(lower, upper) for name, (lower, upper) in plain.items()}
 
 
 class Checkpoint:
     """A folder that holds the last snapshot of one run.
 
-    Files are written beside each other, flushed to the disk, and count only when the manifest
-    ``checkpoint.json``, replaced last and as a whole, names them with their hashes. Whatever happens
-    in between, the folder holds either the snapshot before or the one after.
+    Files are written beside each other and flushed to disk. They count only once the manifest
+    ``checkpoint.json``, replaced last and atomically, names them with their hashes. After a crash at
+    any point the folder holds either the previous or the new snapshot.
 
     Attributes:
-        folder: where it is; made when the first snapshot is written.
+        folder: its path; created when the first snapshot is written.
         note: plain JSON values of the caller, kept in the manifest.
     """
 
@@ -70,10 +70,10 @@ class Checkpoint:
 
     @property
     def manifest(self) -> dict[str, Any] | None:
-        """What the folder says of its snapshot; None where there is no checkpoint.
+        """The manifest of the snapshot in the folder; None if there is no checkpoint.
 
         Raises:
-            InvalidInputError: a manifest that cannot be read, or of another version.
+            InvalidInputError: an unreadable manifest, or one of another version.
         """
         path = self.folder / MANIFEST
         try:
@@ -93,7 +93,7 @@ class Checkpoint:
         return found
 
     def open(self, identity: Mapping[str, str], device: torch.device) -> Snapshot | None:
-        """The snapshot of the run with this identity; None where the folder holds none yet.
+        """The snapshot of the run with this identity; None if the folder holds none yet.
 
         Raises:
             InvalidInputError: the checkpoint of another run, or a damaged one.
@@ -109,7 +109,7 @@ class Checkpoint:
         return Snapshot(manifest["step"], state, parts)
 
     def step(self, snapshot: Snapshot) -> None:
-        """Write a snapshot, or put it off where writing would take too large a share of the time."""
+        """Write a snapshot, or defer it if writing would take too large a share of the time."""
         self._pending = snapshot
         if self._cost <= WRITING_SHARE * (time.monotonic() - self._written):
             self.flush()
@@ -118,7 +118,7 @@ class Checkpoint:
         """Write the last snapshot now, if it is not written yet.
 
         Raises:
-            InvalidInputError: the folder or the disk does not take it; what was there before stays.
+            InvalidInputError: the snapshot cannot be written; the previous checkpoint stays intact.
         """
         if self._pending is None:
             return
@@ -183,7 +183,7 @@ class Checkpoint:
 
 
 class _Hashing:
-    """A stream that hashes what passes through."""
+    """A stream that hashes the bytes written to it."""
 
     def __init__(self, stream: IO[bytes]) -> None:
         self._stream, self.digest = stream, hashlib.sha256()

@@ -1,4 +1,4 @@
-"""Which selections carry the width of a union, and what working on them brings."""
+"""The selections that determine the width of a union, and their refinement."""
 
 from __future__ import annotations
 
@@ -11,22 +11,21 @@ from torch import Tensor
 from milp_agt.bounds.signed_entries import entry_bounds, entry_boxes
 from milp_agt.certification.chains import ChainPart
 
-# Selections that are bounded by themselves, and the share of the width of the union that a selection has
-# to carry to be worked on.
+# At most MOST selections are refined; each must account for WORTH of the union's width.
 MOST = 12
 WORTH = 0.02
 
 
 @dataclass
 class CriticalSelections:
-    """Bounds of all ends by selections; the least of each column is that of the union.
+    """Bounds of all signed entries ("ends") per selection; the least of each column is that of the union.
 
     Attributes:
         parts: each with some of the selections.
-        bounds: lower bounds of the ends, (selections, ends): of all parts one after the other.
+        bounds: lower bounds of the ends, (selections, ends), of all parts concatenated.
         centre: of the clean run, (ends,).
-        wanted: ends that count, (ends,).
-        tried: ends whose slopes were optimised, (ends,) for each selection that was bounded by itself.
+        wanted: mask of the ends that count, (ends,).
+        tried: mask of the ends with optimised slopes, (ends,), for each selection bounded by itself.
     """
 
     parts: Sequence[ChainPart]
@@ -37,7 +36,7 @@ class CriticalSelections:
 
     @staticmethod
     def of(parts: Sequence[ChainPart], wanted: Tensor) -> CriticalSelections:
-        """The ends with these numbers are wanted."""
+        """From parts, and the numbers of the ends that count."""
         bounds = torch.cat([entry_bounds(part.state) for part in parts])
         low, high = bounds[0].chunk(2)
         middle = 0.5 * (low - high)
@@ -47,7 +46,7 @@ class CriticalSelections:
 
     @property
     def widths(self) -> Tensor:
-        """From the clean run to the bound of the union, (ends,); 0 for what does not count."""
+        """Distance from the clean run to the bound of the union, (ends,); 0 for ends that do not count."""
         return torch.where(self.wanted, self.centre - self.bounds.amin(0), 0.0)
 
     def improve(
@@ -56,15 +55,15 @@ class CriticalSelections:
         optimised: Callable[[int, Tensor], Tensor],
         is_late: Callable[[], bool],
     ) -> bool:
-        """Work on the selections that carry the union, the heaviest first.
+        """Refine the selections that determine the width of the union, the largest share first.
 
         Args:
-            alone: bounds of all ends, (ends,), of a selection that is bounded by itself.
+            alone: bounds of all ends, (ends,), of a selection bounded by itself.
             optimised: bounds of some ends of such a selection, by their numbers.
             is_late: whether the time is up.
 
         Returns:
-            Whether it ended because the time was up.
+            Whether it stopped because the time was up.
         """
         while (number := self._next()) is not None:
             if is_late():
@@ -81,7 +80,7 @@ class CriticalSelections:
         return False
 
     def _next(self) -> int | None:
-        """The selection with most left to work on; None where the rest is not worth it."""
+        """The selection with the largest share of the width left; None if it is below WORTH."""
         widths, worst = self.widths, self.bounds.argmin(0)
         left = widths
         for number, tried in self.tried.items():
@@ -94,7 +93,7 @@ class CriticalSelections:
         return number if float(carried[number]) > WORTH * float(widths.sum()) else None
 
     def place(self, number: int) -> tuple[ChainPart, int]:
-        """The part with a selection, and its case there."""
+        """The part that holds a selection, and its case there."""
         for part in self.parts:
             if number < part.adversary.cases:
                 return part, number
@@ -102,7 +101,7 @@ class CriticalSelections:
         raise IndexError(number)
 
     def settle(self) -> None:
-        """Hand the bounds to the parts."""
+        """Write the bounds back to the parts."""
         pieces = self.bounds.split([part.adversary.cases for part in self.parts])
         for part, bounds in zip(self.parts, pieces, strict=True):
             found = entry_boxes(part.state, bounds)

@@ -1,4 +1,4 @@
-"""What a run is made of, as short texts: equal for two runs only if both give the same result."""
+"""The identity of a run as short texts: equal for two runs only if both give the same result."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ PACKAGES = ("milp_agt", "torch", "numpy", "scipy", "highspy")
 
 
 def versions() -> dict[str, str]:
-    """Versions of what a number in the result can depend on."""
+    """Versions of all software that numbers in the result can depend on."""
     found = {"python": platform.python_version()}
     for package in PACKAGES:
         try:
@@ -53,10 +53,10 @@ def fingerprint(
     restriction: Restriction,
     device: str,
 ) -> dict[str, str]:
-    """Everything that decides the result of a run, by name; data and weights as hashes."""
+    """Everything that determines the result of a run, by name; data and weights as hashes."""
     nodes = [(n.name, n.op.key, n.inputs, n.shape, _constants(n.op)) for n in step_graph.graph]
     planned = {field.name: getattr(plan, field.name) for field in fields(plan)}
-    del planned["remarks"]  # they say in words what the others decide
+    del planned["remarks"]  # words about the other fields
     return {
         "model": digest(nodes, step_graph.initial, step_graph.frozen),
         "data": digest(poison.features, poison.labels),
@@ -75,11 +75,11 @@ def fingerprint(
 
 
 def settings(training: Training, plan: Plan, precision: Precision) -> dict[str, Any]:
-    """How a run is trained and bounded, as plain values: for files and people, not for comparing runs.
+    """How a run is trained and bounded, as plain values for files and readers, not for comparing runs.
 
     Recorded batches are counted, not listed.
     """
-    trained = {each.name: getattr(training, each.name) for each in fields(training)}
+    trained = {each.name: getattr(training, each.name) for each in fields(training) if each.repr}
     if training.batches is not None:
         trained["batches"] = f"{plan.steps} recorded"
     chosen = plan.selections
@@ -104,7 +104,7 @@ def settings(training: Training, plan: Plan, precision: Precision) -> dict[str, 
 
 
 def _plain(value: object) -> object:
-    """Numbers and texts as they are, sequences of them as lists, anything else as its text."""
+    """Numbers and texts unchanged, sequences as lists, anything else as text."""
     if isinstance(value, np.generic):
         value = value.item()
     if isinstance(value, (bool, int, float, str)):
@@ -115,13 +115,13 @@ def _plain(value: object) -> object:
 
 
 def _constants(op: Operation) -> dict[str, object]:
-    """What is fixed inside an operation: weights, scalars, shapes."""
+    """The constants of an operation: weights, scalars, shapes."""
     plain = (Tensor, int, float, str, tuple)
     return {name: value for name, value in vars(op).items() if isinstance(value, plain)}
 
 
 def digest(*values: object) -> str:
-    """SHA-256 of values with everything inside them: dataclasses, tables, sequences, arrays."""
+    """SHA-256 of values and everything inside them: dataclasses, mappings, sequences, arrays."""
     collected = hashlib.sha256()
     for value in values:
         _feed(collected, value)
@@ -129,7 +129,7 @@ def digest(*values: object) -> str:
 
 
 def _blocks(array: npt.NDArray[Any]) -> Iterator[npt.NDArray[Any]]:
-    """An array in pieces of rows: as bytes, a large one would take as much memory again."""
+    """An array in pieces of rows, because a copy of a large one as bytes would double its memory."""
     if array.ndim == 0 or array.size == 0:
         yield array
         return

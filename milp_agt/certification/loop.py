@@ -1,4 +1,4 @@
-"""A certification in progress: one training step after the other, every level carrying the looser ones."""
+"""The loop of a certification: one training step after the other, bounded by each chain in turn."""
 
 from __future__ import annotations
 
@@ -17,6 +17,13 @@ from milp_agt.bounds.interval.update import UpdateGraph
 from milp_agt.bounds.linear.linearized_step import LinearizedStep, settle
 from milp_agt.bounds.linear.slopes import pack_slopes, unpack_slopes
 from milp_agt.bounds.step import NodeOrder, State, Step, initial_state, step_at_points, velocity_of
+from milp_agt.bounds.zonotope import (
+    WILD,
+    ZonotopePass,
+    check_supported,
+    pack_forward,
+    unpack_forward,
+)
 from milp_agt.certification import planning
 from milp_agt.certification.bound_step import Bounder
 from milp_agt.certification.chain_list import Chains
@@ -35,13 +42,15 @@ from milp_agt.core.reachable import StepRecord
 from milp_agt.core.relaxation import Relaxation
 from milp_agt.core.remarks import Notes, Remarks
 from milp_agt.core.restriction import UNRESTRICTED, Restriction
+from milp_agt.data.origin import Origin
 from milp_agt.errors import InvalidInputError, SoundnessError
 from milp_agt.solvers.solver import Solver
 from milp_agt.threats.poison import Poison
+from milp_agt.training.run_words import run_in_words
 from milp_agt.training.tracing import StepGraph
 from milp_agt.training.training import Batch, Training
 
-# Cases share the rounding errors of their largest: beyond this they would spoil each other.
+# Rounding is charged to the largest case, so one diverged case would loosen all. Stop above this magnitude.
 LARGEST_PARAMETER = 1e6
 
 
@@ -61,6 +70,8 @@ class BoundedRun:
         initial: Mapping[str, Interval],
         claim: str,
         options: CertifyOptions,
+        origin: Origin | None = None,
+        caution: str = "",
         restriction: Restriction,
         recorder: Recorder,
         witnesses: Witnesses | None = None,
@@ -68,14 +79,16 @@ class BoundedRun:
         self.step_graph, self.training, self.poison, self.plan = step_graph, training, poison, plan
         self.schedule = NodeOrder.of(head)
         self.restriction, self.recorder, self.claim = restriction, recorder, claim
+        self.origin, self.caution = origin, caution
         device = poison.features.device
         start = initial_state(step_graph, initial, training.momentum > 0)
+        self.updates = training.update_rules(plan.steps)
         self.chains = Chains(plan, poison, restriction, start)
+        self._begin_zonotope(start)
         self.nominal: dict[str, Tensor] = {n: v.to(device) for n, v in step_graph.initial.items()}
         if training.momentum > 0:
             for name in step_graph.parameters:
                 self.nominal[velocity_of(name)] = torch.zeros_like(self.nominal[name])
-        self.updates = training.update_rules(plan.steps)
         self.records: list[StepRecord] = []
         dropped = Remarks(fallbacks=poison.left_out(plan.relaxation.uses_programs))
         self.notes = Notes.of(remarks + plan.remarks + dropped)
@@ -95,6 +108,16 @@ class BoundedRun:
             witnesses,
         )
         self.optimiser = Optimiser(self.bounder)
+
+    def _begin_zonotope(self, start: State) -> None:
+        batches = self.training.batch_order(len(self.poison.features))
+        for chain in self.chains:
+            if chain.level is Relaxation.ZONOTOPE:
+                check_supported(self.schedule, self.poison, batches, self.restriction)
+                (part,) = chain.parts
+                part.forward = ZonotopePass.begin(
+                    self.schedule, start, self.step_graph.parameters, self.poison
+                )
 
     def _begin_optimising(self) -> None:
         chain = self.chains.begin_optimising()
@@ -145,7 +168,7 @@ class BoundedRun:
         )
 
     def _bound(self, chain: Chain, sets: StepSets) -> program.ProgramReport | None:
-        """Bound a step by one chain; how its programs were solved, if it has any."""
+        """Bound a step by one chain; returns the report on its programs, if it has any."""
         begun, step = time.perf_counter(), sets.step
         until = self.time_limit.spend_until(self.chains.cheaper(chain), step.index)
         report: program.ProgramReport | None = None
@@ -156,11 +179,18 @@ class BoundedRun:
         if chain.name == OPTIMISED:
             self.optimiser.improve(chain, step, until)
         self.time_limit.note(chain.name, step.index, time.perf_counter() - begun)
-        # Programs of single selections have made their boxes smaller.
+        # Programs of single selections have tightened the boxes of these.
         sets.add(chain, () if report is None else self.chains.listed)
         return report
 
     def _end_if_diverged(self, chain: Chain, sets: StepSets) -> None:
+        if any(part.forward is not None and not part.forward.is_bounded for part in chain.parts):
+            self.notes.fall_back(
+                f"step {sets.step.index + 1}: the zonotope reaches beyond {WILD:.0e}; from "
+                "here on the run is bounded by intervals"
+            )
+            self.chains.end(chain)
+            return
         if not chain.tells_apart or self._is_bounded(sets.updated[chain.name]):
             return
         self.notes.fall_back(
@@ -170,7 +200,7 @@ class BoundedRun:
         self.chains.end(chain)
 
     def _settle(self, sets: StepSets) -> None:
-        """End the step, now that all levels have bounded it."""
+        """Finish the step after all levels have bounded it."""
         step = sets.step
         for part in self.chains.parts:
             if sets.update.projections and part.window:
@@ -197,7 +227,7 @@ class BoundedRun:
         return all(bool((box.magnitude <= LARGEST_PARAMETER).all()) for box in state.values())
 
     def _is_out_of_time(self, chain: Chain, index: int) -> bool:
-        """Whether a chain ends before this step, and with it those that lie within it."""
+        """Whether a chain ends before this step for lack of time; chains within it end with it."""
         if chain.level is Relaxation.INTERVAL:
             return False
         why = self.time_limit.refusal(chain.name, self.chains.cheaper(chain), index)
@@ -235,7 +265,7 @@ class BoundedRun:
         return f"{when}, {'batch' if self.poison.per_batch else 'dataset'}"
 
     def snapshot(self) -> Snapshot:
-        """What :meth:`restore` needs to go on from here; holds references, copies nothing."""
+        """All that :meth:`restore` needs to resume from here; holds references, copies nothing."""
         parts = {
             part.key(relaxed.step.index): {
                 "state": pack(relaxed.state),
@@ -253,6 +283,7 @@ class BoundedRun:
                     "state": pack(part.state),
                     "window": [relaxed.step.index for relaxed in part.window],
                     "past": [past.index for past in part.past],
+                    "forward": None if part.forward is None else pack_forward(part.forward),
                     "slopes": [pack_slopes(index, own) for index, own in part.slopes.items()],
                 }
                 for part in self.chains.parts
@@ -265,7 +296,7 @@ class BoundedRun:
         return Snapshot(len(self.records), state, parts)
 
     def restore(self, snapshot: Snapshot, batches: Sequence[Batch]) -> None:
-        """Go on from a snapshot of this very run: the same boxes, and the same planes made anew."""
+        """Resume from a snapshot of this run: the same boxes, and the same planes recomputed."""
         state = snapshot.state
         if "optimised-0" in state["chains"]:
             self._begin_optimising()
@@ -281,6 +312,8 @@ class BoundedRun:
                 unpack_past(index, snapshot.parts[part.key(index, "past")])
                 for index in kept["past"]
             ]
+            if part.forward is not None:
+                part.forward = unpack_forward(part.forward, kept["forward"])
             part.slopes = dict(unpack_slopes(plain) for plain in kept["slopes"])
         self.nominal = dict(state["nominal"])
         self.records = [StepRecord(**record) for record in state["records"]]
@@ -298,7 +331,7 @@ class BoundedRun:
         index: int,
         batches: Sequence[Batch],
     ) -> LinearizedStep:
-        """A step of a window from its ranges: slopes and offsets follow from them."""
+        """A linearised step of a window from its ranges; slopes and intercepts follow from them."""
         step = self._step(index, torch.from_numpy(batches[index]).to(self.poison.features.device))
         ranges = bound_propagation.Ranges(unpack(kept["boxes"]), dict(kept["sums"]))
         state = unpack(kept["state"])
@@ -308,11 +341,11 @@ class BoundedRun:
         """The last program of the tightest chain, for questions about the model."""
         chain = self.chains.tightest
         if not self.records or self.records[-1].relaxation != chain.level.value:
-            return None  # the last step was left to cheaper bounds, and so are questions
+            return None  # the last step has only cheaper bounds, and so have questions
         return self.bounder.last_program(chain, self.chains.listed)
 
     def result(self) -> Result:
-        """What is proved so far."""
+        """The result proved so far."""
         return Result.of(
             step_graph=self.step_graph,
             schedule=self.schedule,
@@ -326,7 +359,10 @@ class BoundedRun:
             remarks=self.notes.remarks,
             limit_reached=self.notes.limit_reached,
             threat=self.claim,
+            origin=self.origin,
+            caution=self.caution,
             settings=settings(self.training, self.plan, self.step_graph.precision),
+            run=run_in_words(self.training, self.plan.steps),
         )
 
 

@@ -1,4 +1,4 @@
-"""The chain of optimised slopes: all selections jointly, or those that carry the union one by one."""
+"""The chain with optimised slopes: all selections jointly, or each critical selection by itself."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ from milp_agt.core.interval import Interval
 
 @dataclass(frozen=True)
 class Optimiser:
-    """Makes the boxes of a chain tighter, after its parts were bounded with default slopes."""
+    """Tightens the boxes of a chain after its parts were bounded with default slopes."""
 
     bounder: Bounder
 
     def improve(self, chain: Chain, step: Step, until: float | None) -> None:
-        """Optimise slopes, if the plan has this step in it; moves end at ``until``."""
+        """Optimise slopes if the plan includes this step; moves end at ``until``."""
         empties = any(part.adversary.emptied(step) is not None for part in chain.parts)
         if empties or not self.bounder.plan.is_optimised(step.index):
             return
         for part in chain.parts:
-            assert list(part.state) == list(part.window[-1].state)  # ends are numbered alike
+            assert list(part.state) == list(part.window[-1].state)  # same numbering of ends
         told_apart = isinstance(chain.parts[0].adversary, Enumerated)
         work = self._each if told_apart else self._all
         if work(chain, step, until):
@@ -44,7 +44,7 @@ class Optimiser:
             )
 
     def _ends(self, state: State, step: Step) -> Tensor:
-        """Numbers of the ends that are wanted: after the last step nobody asks for velocities."""
+        """Numbers of the signed entries that are needed: no velocities after the last step."""
         sizes = [box.lower[0].numel() for box in state.values()]
         last = step.index + 1 == self.bounder.plan.steps
         asked = [not last or name in self.bounder.step_graph.initial for name in state]
@@ -52,7 +52,7 @@ class Optimiser:
         return mask.repeat(2).nonzero()[:, 0].to(self.bounder.poison.features.device)
 
     def _all(self, chain: Chain, step: Step, until: float | None) -> bool:
-        """All selections jointly, from the slopes of the last time on; whether time was up."""
+        """Optimise all selections jointly, starting from the last slopes; returns whether time was up."""
         (part,) = chain.parts
         ends = self._ends(part.state, step)
         start = {
@@ -69,7 +69,7 @@ class Optimiser:
         return found.late
 
     def _each(self, chain: Chain, step: Step, until: float | None) -> bool:
-        """The selections that carry the union one by one; whether time was up."""
+        """Optimise each critical selection by itself; returns whether time was up."""
         union = CriticalSelections.of(chain.parts, self._ends(chain.parts[0].state, step))
         alone: dict[int, ChainPart] = {}
         late = False
@@ -121,9 +121,9 @@ class Optimiser:
         return found
 
     def _alone(self, chain: Chain, part: ChainPart, case: int) -> ChainPart:
-        """One case through the steps of a window, within the boxes it has, with slopes of its own.
+        """One case bounded again through the steps of a window, within its boxes, with its own slopes.
 
-        The state is the one after the window, before a projection.
+        The state is the one after the window, before any projection.
         """
         bounder, adversary = self.bounder, part.adversary
         assert isinstance(adversary, Enumerated)
@@ -152,7 +152,7 @@ class Optimiser:
 
 
 def _case_of(boxes: Mapping[str, Interval], case: int) -> dict[str, Interval]:
-    """The boxes of one case; those that all cases share are its own, too."""
+    """The boxes of one case, including those that all cases share."""
     return {
         name: box if len(box.lower) == 1 else Interval(box.lower[case, None], box.upper[case, None])
         for name, box in boxes.items()

@@ -1,4 +1,4 @@
-"""The options of ``certify``: each stands here once, with its default and its meaning.
+"""The options of ``certify``: each is defined here once, with its default and description.
 
 Python, run files, the command line, ``compare``, the JSON schema and ``examples/RUNFILE.md`` read them here.
 """
@@ -36,7 +36,7 @@ class CertifyOptions(Table):
     relaxation: str = Field(
         default="linear",
         description="How the run is bounded, from cheap and loose to dear and tight; `auto` takes the "
-        "tightest of the first three whose predicted cost fits `time_limit` and `memory`.",
+        "tightest of interval, linear and lp whose predicted cost fits `time_limit` and `memory`.",
         json_schema_extra={"enum": list(LEVELS)},
     )
     window: Window | None = Field(
@@ -87,7 +87,7 @@ class CertifyOptions(Table):
         description="Relative distance of the bound to the best point found at which the tree of a "
         "solve may stop (`milp` and above).",
     )
-    solve_nodes: Count | None = Field(
+    solve_nodes: Index | None = Field(
         default=EACH_SOLVE.nodes,
         description="Nodes of the tree of each solve, at most (`milp` and above); no limit unless given.",
     )
@@ -117,9 +117,10 @@ class CertifyOptions(Table):
         "intervals go on to the end; no limit unless given.",
     )
 
-    precision: str = Field(
-        default="float64",
-        description="Of the training run that is certified, `float64` or `float32`. Bounds are computed in "
+    precision: str | None = Field(
+        default=None,
+        description="Of the training run that is certified, `float64` or `float32`; unless given, that of a "
+        "recorded run, else float64. Bounds are computed in "
         "float64 in either case; for `float32` they cover what rounding to float32 does to every "
         "number of the run, and model, data and limits have to be float32 numbers. Dense layers, their "
         "activations, batch normalisation with kept statistics and clipping of single gradients are "
@@ -130,8 +131,8 @@ class CertifyOptions(Table):
 
     @field_validator("precision")
     @classmethod
-    def _covered_precision(cls, name: str) -> str:
-        if name not in PRECISIONS:
+    def _covered_precision(cls, name: str | None) -> str | None:
+        if name is not None and name not in PRECISIONS:
             raise problem(f"precision = '{name}', {what_is_wrong_with(name)}", USE_FLOAT32)
         return name
 
@@ -147,7 +148,7 @@ class CertifyOptions(Table):
     @field_validator("strengthening", mode="before")
     @classmethod
     def _without_removed(cls, table: object) -> object:
-        """Switches of older run files are left out, with a warning for each: such files go on working."""
+        """Older run files keep working: removed switches are dropped, with a warning for each."""
         if not isinstance(table, dict):
             return table
         for key in [key for key in table if key in REMOVED]:
@@ -187,7 +188,7 @@ class CertifyOptions(Table):
 
 
 def options_of(options: object, changes: Mapping[str, Any]) -> CertifyOptions:
-    """What was given as one object, if anything, with what was given by name in its place.
+    """The options given as one object, or the defaults, with those given by name replaced.
 
     Raises:
         InvalidInputError: another object, an unknown name, or a value that its option does not take.
@@ -199,7 +200,7 @@ def options_of(options: object, changes: Mapping[str, Any]) -> CertifyOptions:
 
 
 def _refusal(error: ValidationError, table: type[CertifyOptions]) -> InvalidInputError:
-    """All that is wrong with options that were given in Python, as one error."""
+    """All problems of options given in Python, as one error."""
     found: dict[str, str] = {}
     wanted: dict[str, list[str]] = {}
     for item in error.errors(include_url=False):
@@ -211,24 +212,24 @@ def _refusal(error: ValidationError, table: type[CertifyOptions]) -> InvalidInpu
             found[name] = f"no option '{name}'"
             wanted[name] = [f"did you mean '{near[0]}'?" if near else f"the options are {known}"]
         elif item["type"] == "milp_agt":
-            found[name] = item["ctx"]["found"]
-            wanted[name] = [item["ctx"]["remedy"]]
+            pairs = item["ctx"]["problems"]
+            found[name] = "; ".join(each for each, _ in pairs)
+            wanted[name] = ["; ".join(remedy for _, remedy in pairs)]
         else:
             value = item["input"]
-            found[name] = f"{name} = {value!r:.60} of type {type(value).__name__}"
+            kind = f" of type {type(value).__name__}" if item["type"].endswith("_type") else ""
+            found[name] = f"{name} = {value!r:.60}{kind}"
             wish = item["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
             wanted.setdefault(name, [f"{name} should be {wish}"])
             if name in wanted and f"{name} should be {wish}" not in wanted[name]:
                 wanted[name].append(f"or {wish}")
-    return InvalidInputError(
-        "Certify with the options that were given",
-        "; ".join(found.values()),
-        "; ".join(" ".join(wishes) for wishes in wanted.values()),
-    )
+    problems = [(found[name], " ".join(wishes)) for name, wishes in wanted.items()]
+    asked = f"Certify with {', '.join(f'{name}=' for name in wanted)}"
+    return InvalidInputError.of(asked, problems)
 
 
 def _names(table: type[CertifyOptions]) -> set[str]:
-    """Names that may stand in the path of a problem; all else in it is pydantic's."""
+    """Names that may occur in the path of a problem; the rest of it is pydantic's."""
     return {*table.model_fields, *(field.name for field in fields(Strengthening))}
 
 
@@ -236,7 +237,7 @@ def takes_options(*without: str) -> Callable[[Function], Function]:
     """Decorator of functions with ``**options``: signature and docstring list every option.
 
     Args:
-        without: options that the function has in another form.
+        without: options that the function takes in another form.
     """
 
     def completed(function: Function) -> Function:
@@ -258,7 +259,7 @@ def takes_options(*without: str) -> Callable[[Function], Function]:
 
 
 def _line(name: str, description: str) -> str:
-    """One option as it stands under ``Args:``."""
+    """One option as a line under ``Args:``."""
     text = f"{name}: {description[:1].lower()}{description[1:]}".replace("`", "``")
     inside = " " * 8
     return textwrap.fill(text, 110, initial_indent=inside, subsequent_indent=f"{inside}    ") + "\n"

@@ -1,4 +1,4 @@
-"""Predicts what each level costs and cuts the work into pieces that fit a memory budget."""
+"""Predicts the cost of each level and splits the work into pieces that fit a memory budget."""
 
 from __future__ import annotations
 
@@ -26,43 +26,43 @@ from milp_agt.training.inputs import bytes_of
 from milp_agt.training.tracing import StepGraph
 from milp_agt.training.training import Batch, Training
 
-# Boxes and temporaries that are alive at once for an element of a node in interval arithmetic.
+# Boxes and temporaries alive at once for an element of a node in interval arithmetic.
 LIVE_BOXES = 12
-# What Python, torch and their libraries take themselves, and the least share of the memory for pieces.
+# Bytes of Python, torch and their libraries; 1 / LEAST_ROOM of the memory is the least for pieces.
 BASELINE = 288 * 2**20
 LEAST_ROOM = 8
-# Rows of a walk.
+# Most rows of a backward pass, and of one for intermediate bounds.
 ROWS_AT_ONCE = 128
 INNER_ROWS = 2048
-# Where walks jump to the parameters at the outputs, rows of few units and many samples share a pass.
+# With composed heads, chunk fewer rows and more samples.
 ROWS_OF_UNITS = 32
 SAMPLES_OF_UNITS = 2048
 FEWEST_SAMPLES = 8
-# Elements of the boxes of a fragment: few enough for a processor's last cache, many for each call.
+# Elements of the boxes of a sample chunk: few enough for a processor's last cache, many per call.
 BOXED_ELEMENTS = 2**19
-# Below this count of elements in a batch a second thread gains nothing, and on a busy machine the
+# Below this number of elements in a batch a second thread gains nothing, and on a busy machine the
 # threads wait for each other: measured 3 times slower for iris, 2 times faster for 6-128-2 on 3,000.
 THREADED_ELEMENTS = 10**5
-# The same for steps by intervals alone, which take half a second here.
+# The same for steps by intervals only, which take half a second at this size.
 THREADED_BOXES = 2 * 10**7
-# Seconds of one warm-started solve for each row of the program.
+# Seconds of one warm-started solve per row of the program.
 SECONDS_PER_ROW = 1e-5
 ROWS_PER_ELEMENT = 8
 AUTO_TIME = 120.0
-# Seconds for which inner bounds are walked through the window unasked.
+# By default, linear intermediate bounds are used if predicted to take at most this many seconds.
 INNER_TIME = 60.0
-# Seconds of a step that forms may be carried on beyond their window in any case.
+# Seconds per step that forms may always spend on steps before their window.
 PAST_SECONDS = 0.05
-# Share of a time limit that each of the refinements that nobody asked for may be predicted to take.
+# Largest predicted share of a time limit for each refinement that is on by default.
 SPARE = 0.5
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What will be run: the level, the windows, the pieces, and remarks for the result.
+    """The plan of a run: the level, the windows, the pieces, and remarks for the result.
 
-    ``past`` counts the steps whose ends are kept, for forms that have reached the beginning of their
-    window. ``rows`` of a walk have room in memory, ``chunk`` of them share one of the run.
+    ``past`` is the number of past steps kept for forms that have reached the beginning of their window.
+    ``rows`` of a backward pass fit into memory; ``chunk`` of them share a pass in the run.
     """
 
     asked: str
@@ -112,10 +112,10 @@ def make_plan(
     restriction: Restriction,
     given: Sequence[Tensor] = (),
 ) -> Plan:
-    """Settle the options of a run. ``given`` are data that it keeps beside the poison.
+    """The plan that follows from the options of a run. ``given`` are data kept besides the poison.
 
     Raises:
-        InvalidInputError: slopes to be optimised where there are none, a memory that is no size.
+        InvalidInputError: optimised slopes at a level without slopes, or an invalid memory size.
     """
     steps = len(batches)
     time_limit, inner_bounds = options.time_limit, options.inner_bounds
@@ -142,7 +142,7 @@ def make_plan(
     moved = _moved(poison)
     composed_steps = cuts and _pays(sizes, moved, walked, budget) and training.projection is None
     inner_widest: int | None = None
-    linear_inner = level is not Relaxation.INTERVAL and inner_bounds != "interval"
+    linear_inner = level.walks and inner_bounds != "interval"
     if linear_inner and inner_bounds is None and seconds > cheap:
         narrow = sizes.narrow_inner(steps, walked, moved)
         linear_inner = composed_steps and narrow <= cheap
@@ -170,14 +170,14 @@ def make_plan(
     if alpha_steps and told_apart.charged:
         line = "slopes are optimised for all selections jointly; charged ones keep default slopes"
         remarks += Remarks(fallbacks=(line,))
-    kept = 0 if level is Relaxation.INTERVAL else walked * sizes.kept(poison.states)
+    kept = walked * sizes.kept(poison.states) if level.walks else 0
     data = stored([*poison.tensors, *given])
     room, told = _room(budget, data, kept + (in_cuts if cuts else 0))
     remarks += told
     boxed = max(1, sizes.per_sample if told_apart.splits else sizes.made)
     per_sample = FLOAT * LIVE_BOXES * boxed
     at_once = CACHED_ELEMENTS if told_apart.splits else BOXED_ELEMENTS
-    # The mean of the samples that are left needs all of them at hand.
+    # The mean of the remaining samples needs the whole batch.
     whole = sizes.batch if poison.whole is Whole.REMOVED else 1
     many = SAMPLES_OF_UNITS if cuts else FEWEST_SAMPLES
     fitting = room // (ROWS_OF_UNITS * sizes.form(1, 0))
@@ -224,7 +224,7 @@ def make_plan(
 
 
 def stored(tensors: Sequence[Tensor]) -> int:
-    """Bytes that tensors take: what several of them are views of counts once."""
+    """Bytes that tensors take; storage shared by several of them counts once."""
     sizes: dict[int, int] = {}
     for tensor in tensors:
         storage = tensor.untyped_storage()
@@ -234,7 +234,7 @@ def stored(tensors: Sequence[Tensor]) -> int:
 
 
 def _room(budget: int, data: int, kept: int) -> tuple[int, Remarks]:
-    """Bytes that pieces of work may take, beside what is there however the work is cut."""
+    """Bytes for pieces of work, besides what any split of the work needs."""
     fixed = BASELINE + data + kept
     least = budget // LEAST_ROOM
     if budget - fixed >= least:
@@ -253,41 +253,42 @@ def _mib(count: int) -> str:
 
 
 def _moved(poison: Poison) -> int:
-    """Coefficients on the moves of one sample, and its charge."""
+    """Number of coefficients on the moves of one sample, plus 1 for its charge."""
     moves = ((poison.features, poison.feature_moves), (poison.labels, poison.label_moves))
     return 1 + sum(data[0].numel() for data, own in moves if own is not None)
 
 
 def _pays(sizes: Sizes, moved: int, window: int, memory: int) -> bool:
-    """Whether walks through earlier steps are cheaper by shortcuts, which fit into memory."""
+    """Whether composed steps make passes through earlier steps cheaper and fit into memory."""
     elements = sizes.composed(moved)
     cheaper = elements / MULTIPLIED_PER_SECOND < sizes.walked / WALKED_PER_SECOND
     return window > 1 and cheaper and FLOAT * elements * window <= memory // 2
 
 
 def _past(sizes: Sizes, steps: int, window: int, room: int) -> int:
-    """Steps before the window through which forms of all ends are carried by matrix products.
+    """Number of past steps through which forms of all signed entries go on by matrix products.
 
-    They cost no more than the walk through the window, or next to nothing, and a quarter of the room.
+    They cost at most as much as the backward pass through the window plus PAST_SECONDS, and a quarter of
+    the room.
     """
     ends = 2 * sizes.state
     seconds = ends * ends * sizes.state / MULTIPLIED_PER_SECOND
     walk = ends * sizes.walked * window / WALKED_PER_SECOND
     fitting = room // 4 // (FLOAT * ends * (sizes.state + 2))
-    # The newest step is kept for the next one's window.
+    # The newest step is kept for the window of the next.
     wanted = steps - 1 if window < steps else 0
     return min(wanted, fitting, int((walk + PAST_SECONDS) / seconds))
 
 
 def _alpha_steps(asked: int, level: Relaxation, chosen: bool) -> tuple[int, Remarks]:
-    """How many moves slopes are optimised by, and what to say of it."""
+    """The number of moves of slope optimisation, with a remark if it is idle."""
     if not isinstance(asked, int) or asked < 0:
         raise InvalidInputError(
             "alpha_steps counts moves of an optimisation of slopes, at least 0",
             f"alpha_steps = {asked!r}",
             "give 0 for the default slopes, or 5 to 20 for tighter bounds",
         )
-    if asked == 0 or level is not Relaxation.INTERVAL:
+    if asked == 0 or level.walks:
         return asked, Remarks()
     if chosen:
         line = "alpha_steps is idle: auto picked 'interval', which has no slopes"
@@ -302,7 +303,7 @@ def _alpha_steps(asked: int, level: Relaxation, chosen: bool) -> tuple[int, Rema
 def _choose(
     sizes: Sizes, steps: int, window: int, memory: int, seconds: float, solved: int
 ) -> tuple[Relaxation, Remarks]:
-    """The tightest level below milp whose predicted time and memory fit, and why."""
+    """The tightest level below milp whose predicted time and memory fit, with the reason as a remark."""
     walks = sum(min(t + 1, window) for t in range(steps))
     linear = 2 * sizes.state * sizes.walked * walks / WALKED_PER_SECOND
     rows = ROWS_PER_ELEMENT * sizes.curved * solved

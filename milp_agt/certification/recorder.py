@@ -1,4 +1,4 @@
-"""Where engines report what a bound was made of, so that it can be replayed without heuristics."""
+"""Recorders: engines report the evidence for each bound, so that it can be replayed without heuristics."""
 
 from __future__ import annotations
 
@@ -15,31 +15,31 @@ from milp_agt.bounds.step import State
 
 
 class Recorder(Protocol):
-    """Receives evidence in the order of the run, for each chain (a level, or its cases) apart."""
+    """Receives evidence in the order of the run, separately for each chain (a level, or its cases)."""
 
     def step(self, chain: str, relaxed: LinearizedStep) -> None:
-        """Boxes, slopes and offsets of one step, before any bound is made from them."""
+        """Boxes, slopes and intercepts of one step, before any bound is computed from them."""
         ...
 
     def slopes(self, index: int, chain: str, ends: Tensor, slopes: Sequence[Slopes]) -> None:
         """Optimised slopes for each step of the window that ends with step ``index``.
 
-        They have one row for each of some ends of the state, which are numbered: lower ends, then
-        upper ends. The box after the step is also met with the bounds that the walk makes of these.
-        A selection that was bounded by itself has steps of its own under the same name, each time
-        from the start of its window.
+        They have one row for each signed entry in ``ends``: lower ends are numbered first, then upper
+        ends. The box after the step is also met with the bounds that a backward pass computes from these.
+        A selection bounded by itself records its own steps under the same name, each time from the
+        start of its window.
         """
         ...
 
     def program(self, index: int, chain: str, report: ProgramReport) -> None:
-        """The program of step ``index`` with the row multipliers that its bounds rest on.
+        """The program of step ``index`` with the row multipliers that prove its bounds.
 
-        What programs of single selections prove goes into the boxes that these begin the next step with.
+        Bounds by programs of single selections enter the boxes of these before the next step.
         """
         ...
 
     def state(self, index: int, chain: str, state: State) -> None:
-        """The box after step ``index``, after the meets interval, linear, program, looser chain."""
+        """The box after step ``index``, met in the order interval, linear, program, looser chain."""
         ...
 
 
@@ -61,7 +61,7 @@ class NullRecorder:
 
 @dataclass
 class MemoryRecorder:
-    """Keeps everything in memory: enough to walk the same planes again and get the same bounds."""
+    """Keeps everything in memory: enough to repeat the backward passes and get the same bounds."""
 
     steps: dict[str, list[LinearizedStep]] = field(default_factory=dict)
     states: dict[str, list[State]] = field(default_factory=dict)

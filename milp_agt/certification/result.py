@@ -22,19 +22,24 @@ from milp_agt.core.interval import Interval
 from milp_agt.core.reachable import Bounds, ReachableSet, StepRecord
 from milp_agt.core.relaxation import Relaxation
 from milp_agt.core.remarks import Remarks
-from milp_agt.core.rounding import FLOAT64, PRECISIONS
+from milp_agt.core.rounding import FLOAT64, PRECISIONS, Precision
+from milp_agt.data.origin import Origin
 from milp_agt.errors import InvalidInputError
 from milp_agt.properties.models import ReachableModels, Reached, Watch
 from milp_agt.properties.questions import Questions
 from milp_agt.properties.suspects import Suspects, suspects
+from milp_agt.recording import NominalCheck
 from milp_agt.threats.poison import Poison
 from milp_agt.training.precision import in_precision
 from milp_agt.training.tracing import FEATURES, StepGraph, trace
 
+PREPROCESSING = (
+    "Preprocessing (scaling, feature selection, splits) was fitted on data that the adversary does "
+    "not touch."
+)
 _GIVEN = (
     "The initial parameters, the order of the batches and the optimiser are fixed as given.",
-    "Preprocessing (scaling, feature selection, splits) was fitted on data that the adversary does "
-    "not touch.",
+    PREPROCESSING,
     "No early stopping or model selection looks at poisoned data.",
 )
 ASSUMPTIONS = (
@@ -58,20 +63,26 @@ ASSUMPTIONS_OF_FLOAT32 = (
 
 @dataclass(frozen=True)
 class Result(Questions):
-    """What is proved about one training run.
+    """The certificate of one training run.
 
     Attributes:
-        reachable: a box that holds the parameters of every admissible run.
+        reachable: a box that contains the parameters of every admissible run.
         steps: one record for each finished step.
         total_steps: steps of the whole run; fewer records mean that it was interrupted.
-        relaxation: the level that was asked for.
-        notes: what was chosen where the options left it open; no bound is looser than asked for it.
-        fallbacks: where less than what was asked for could be done, and why; never silent.
-        limit_reached: True if a time or solve limit was met.
+        relaxation: the requested level.
+        notes: choices that the options left open; no bound is looser than requested because of them.
+        fallbacks: where the run did less than requested, and why; never silent.
+        limit_reached: True if a time or solve limit was reached.
         threat: what the adversary may do, in words.
+        run: how the model was trained, in words: optimiser, batches, schedule and clipping.
+        caution: what has to be known before the claim: of a scaler that was fitted on data that the
+            adversary may change; empty where there is nothing.
+        origin: rows, ids and units of the data set that was certified; None for plain arrays, and in a
+            loaded result.
         assumptions: what is assumed and not modelled; of the arithmetic of ``precision``.
-        attack: what an adversary really reaches, if that was asked for; not kept by :meth:`save`.
+        attack: what an adversary really reaches, if requested; not kept by :meth:`save`.
         settings: how the run was trained and bounded, as plain values for files.
+        nominal_check: of a recorded run, how far the user's own model is from the nominal run.
     """
 
     reachable: ReachableSet
@@ -86,6 +97,10 @@ class Result(Questions):
     notes: tuple[str, ...] = field(default=(), kw_only=True)
     attack: Attack | None = field(default=None, repr=False, kw_only=True)
     settings: Mapping[str, Any] = field(default_factory=dict, repr=False, kw_only=True)
+    run: str = field(default="", kw_only=True)
+    caution: str = field(default="", kw_only=True)
+    origin: Origin | None = field(default=None, repr=False, kw_only=True)
+    nominal_check: NominalCheck | None = field(default=None, kw_only=True)
 
     @staticmethod
     def of(
@@ -103,8 +118,11 @@ class Result(Questions):
         limit_reached: bool,
         threat: str,
         settings: Mapping[str, Any],
+        run: str = "",
+        caution: str = "",
+        origin: Origin | None = None,
     ) -> Result:
-        """Collect what the loop knows after some steps."""
+        """The result from the state of the loop after some steps."""
         point = {n: nominal[n] for n in step_graph.parameters}
         models = ReachableModels(step_graph, schedule, point, reached, program, rows)
         return Result(
@@ -116,9 +134,12 @@ class Result(Questions):
             fallbacks=remarks.fallbacks,
             limit_reached=limit_reached,
             threat=threat,
-            assumptions=ASSUMPTIONS if step_graph.precision == FLOAT64 else ASSUMPTIONS_OF_FLOAT32,
+            assumptions=_assumptions(caution, step_graph.precision),
             models=models,
             settings=settings,
+            run=run,
+            caution=caution,
+            origin=origin,
         )
 
     @property
@@ -127,10 +148,10 @@ class Result(Questions):
         return self.models.step_graph.precision.name
 
     def watched(self, watch: Watch) -> Result:
-        """The same, where ``watch`` is told how many of how many test points of a question are bounded.
+        """A copy that reports progress: ``watch(done, total)`` per batch of test points of a question.
 
         Raises:
-            InvalidInputError: a watch that cannot be called.
+            InvalidInputError: a watch that is not callable.
         """
         callable_of(watch, "watch", "give a function (done, points)")
         return replace(self, models=replace(self.models, watch=watch))
@@ -139,20 +160,22 @@ class Result(Questions):
     def claim(self) -> str:
         """The certificate in words."""
         count = self.models.step_graph.parameter_count
+        run = f" The run: {self.run}." if self.run else ""
+        lead = f"{self.caution} " if self.caution else ""
         single = "" if self.precision == FLOAT64.name else f" in {self.precision}"
         return (
-            f"With {self.threat}, training{single} for {len(self.steps)} of {self.total_steps} steps on the "
-            f"'{self.models.step_graph.loss.key}' loss ends with all {count} trainable parameters inside the "
-            f"reachable set (mean width {self.reachable.mean_width:.4g}, max "
-            f"{self.reachable.max_width:.4g})."
+            f"{lead}With {self.threat}, training{single} for {len(self.steps)} of {self.total_steps} "
+            f"steps on the '{self.models.step_graph.loss.key}' loss ends with all {count} trainable "
+            f"parameters inside the reachable set (mean width {self.reachable.mean_width:.4g}, max "
+            f"{self.reachable.max_width:.4g}).{run}"
         )
 
     def attacked(self, attacker: Attacker) -> Result:
-        """The same with attacks on all parameters beside the reachable set.
+        """A copy with attacks on all parameters next to the reachable set.
 
         Raises:
-            InvalidInputError: no attacker.
-            SoundnessError: an attack outside it.
+            InvalidInputError: not an attacker.
+            SoundnessError: an attack outside the reachable set.
         """
         of_kind(attacker, Attacker, "An attacker", "give the one of agt.attack(...).attacker")
         found = replace(self, attack=attacker.attack(Envelope(), incumbents=self._incumbents))
@@ -161,18 +184,18 @@ class Result(Questions):
 
     @property
     def sandwich(self) -> ParameterSandwich | None:
-        """Widths that attacks reached and that are certified; None where nothing was attacked."""
+        """Widths that attacks reached next to the certified ones; None without an attack."""
         if self.attack is None:
             return None
         return ParameterSandwich.of(self.reachable, self.attack)
 
     def against(self, objective: Objective, bounds: Bounds) -> Sandwich | None:
-        """The bounds of a property with what attacks aimed at it reach; None likewise.
+        """The bounds of a property next to what attacks on it reach; None without an attack.
 
         ``objective`` is the property in ``milp_agt.attacks``, for instance ``Accuracy(x, y)``.
 
         Raises:
-            InvalidInputError: no objective, or no bounds.
+            InvalidInputError: not an objective, or not bounds.
             SoundnessError: an attack outside the bounds.
         """
         of_kind(bounds, Bounds, "The bounds of a property", "give result.accuracy(x, y), say")
@@ -183,27 +206,27 @@ class Result(Questions):
 
     @property
     def _incumbents(self) -> Sequence[Sequence[Incumbents]]:
-        """What programs had their adversaries do, of the final state and of the questions so far."""
+        """The adversary's choices in points of programs, for the final state and the questions so far."""
         return () if self.models.program is None else self.models.program.incumbents
 
     def suspects(self, count: int = 10) -> Suspects:
-        """The training samples that carry the bound, the heaviest first, and its width by cause.
+        """The training samples with the largest share of the bound, largest first, and its width by cause.
 
-        They are where the adversary, or the looseness of the bounds, has most to gain: the first
-        ones to look at, or to trust and leave out of ``samples=``. ``print`` shows both as tables.
+        The adversary, or the looseness of the bounds, has most to gain there: inspect these samples
+        first, or trust them and leave them out of ``samples=``. ``print`` shows both as tables.
 
         Raises:
             InvalidInputError: a loaded result, or one by relaxation 'interval'.
         """
-        return suspects(self.models, count)
+        return suspects(self.models, count, self.origin)
 
     def save(self, path: str | Path) -> None:
-        """Write everything but the steps of the window to one .npz file (suffix added if missing).
+        """Write everything except the steps of the window to one .npz file (suffix added if missing).
 
         A loaded result bounds properties from the final box only, which may be looser.
 
         Raises:
-            InvalidInputError: no such folder, or one that takes no files.
+            InvalidInputError: no such folder, or one that cannot be written.
         """
         of_kind(path, (str, Path), "The path of a result", "give the path of a file")
         if not Path(path).name:
@@ -226,10 +249,26 @@ class Result(Questions):
             "fallbacks": self.fallbacks,
             "limit_reached": self.limit_reached,
             "threat": self.threat,
+            "caution": self.caution,
             "assumptions": self.assumptions,
             "settings": self.settings,
+            "run": self.run,
+            "nominal_check": None if self.nominal_check is None else asdict(self.nominal_check),
         }
         saved.write(Path(path), arrays, about)
+
+
+def _assumptions(caution: str, precision: Precision) -> tuple[str, ...]:
+    """What is assumed; the scaler that a caution names is not assumed to be out of reach."""
+    assumed = ASSUMPTIONS if precision == FLOAT64 else ASSUMPTIONS_OF_FLOAT32
+    if not caution:
+        return assumed
+    other = (
+        "The means and deviations by which data were standardised stay as they are, although they were "
+        "computed from samples that may be poisoned. All other preprocessing (feature selection, splits) "
+        "was fitted on data that the adversary does not touch."
+    )
+    return tuple(other if text == PREPROCESSING else text for text in assumed)
 
 
 def _reachable(step_graph: StepGraph, state: State, nominal: Mapping[str, Tensor]) -> ReachableSet:
@@ -248,10 +287,10 @@ def _reachable(step_graph: StepGraph, state: State, nominal: Mapping[str, Tensor
 
 
 def load(path: str | Path) -> Result:
-    """Read a result that :meth:`Result.save` wrote; see there for what is not kept.
+    """Read a result written by :meth:`Result.save`; see there for what is not kept.
 
     Args:
-        path: of the .npz file; the suffix may be left out.
+        path: of the .npz file; the suffix may be omitted.
 
     Raises:
         InvalidInputError: a missing or damaged file, or another version of the format.
@@ -285,7 +324,7 @@ def _restore(arrays: Mapping[str, npt.NDArray[Any]], about: Mapping[str, Any]) -
         )
         for name in step_graph.parameters
     }
-    return _from_box(
+    found = _from_box(
         step_graph,
         state,
         tuple(about["feature_shape"]),
@@ -296,11 +335,19 @@ def _restore(arrays: Mapping[str, npt.NDArray[Any]], about: Mapping[str, Any]) -
         limit_reached=about["limit_reached"],
         threat=about["threat"],
         settings=about.get("settings", {}),
+        run=about.get("run", ""),
+        caution=about.get("caution", ""),
+    )
+    check = about.get("nominal_check")
+    return replace(
+        found,
+        assumptions=tuple(about["assumptions"]),
+        nominal_check=None if check is None else NominalCheck(**check),
     )
 
 
 def untrained(model: nn.Module, loss: str, feature_shape: tuple[int, ...]) -> Result:
-    """The model as it is, before the first step: every question can be asked of it."""
+    """The result before the first step: questions can be asked about the given model."""
     step_graph = trace(model, loss, feature_shape)
     return _from_box(
         step_graph,
@@ -328,8 +375,10 @@ def _from_box(
     limit_reached: bool,
     threat: str,
     settings: Mapping[str, Any],
+    run: str = "",
+    caution: str = "",
 ) -> Result:
-    """A result of which only the final box is known."""
+    """A result that has only the final box."""
     nothing = torch.zeros(0, *feature_shape, dtype=torch.float64)
     poison = Poison.none(nothing, torch.zeros(0, step_graph.outputs, dtype=torch.float64))
     return Result.of(
@@ -344,4 +393,6 @@ def _from_box(
         limit_reached=limit_reached,
         threat=threat,
         settings=settings,
+        run=run,
+        caution=caution,
     )

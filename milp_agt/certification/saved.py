@@ -1,4 +1,4 @@
-"""Files: arrays with a versioned description beside them, and architectures as plain data."""
+"""Files of results: arrays with a versioned description, and architectures as plain data."""
 
 from __future__ import annotations
 
@@ -13,16 +13,18 @@ from torch import nn
 
 from milp_agt.errors import InvalidInputError
 from milp_agt.io.files import DAMAGE, replace
+from milp_agt.training.plain_calls import CALLS, unpacked
+from milp_agt.training.rebuilt import Forward, Group
 
 VERSION = 1
 _ABOUT = "about"
 
 
 def write(path: Path, arrays: Mapping[str, npt.NDArray[Any]], about: Mapping[str, Any]) -> None:
-    """Write an .npz file at once: a half-written file never takes the place of a good one.
+    """Write an .npz file atomically: a half-written file never replaces a good one.
 
     Raises:
-        InvalidInputError: no such folder, or one that takes no files.
+        InvalidInputError: no such folder, or one that cannot be written.
     """
     path = path if path.suffix == ".npz" else path.with_name(path.name + ".npz")
     text = json.dumps({"version": VERSION, **about})
@@ -42,7 +44,7 @@ def write(path: Path, arrays: Mapping[str, npt.NDArray[Any]], about: Mapping[str
 
 
 def read(path: Path) -> tuple[dict[str, npt.NDArray[Any]], dict[str, Any]]:
-    """Read what :func:`write` wrote.
+    """Read a file written by :func:`write`.
 
     Raises:
         InvalidInputError: a missing or damaged file, or another version.
@@ -70,7 +72,7 @@ def read(path: Path) -> tuple[dict[str, npt.NDArray[Any]], dict[str, Any]]:
     return arrays, about
 
 
-# Arguments of each supported layer, which are attributes of it under the same names.
+# Constructor arguments of each supported layer; it has attributes of the same names.
 _POOL = ("kernel_size", "stride", "padding", "ceil_mode")
 _NORM = ("num_features", "eps", "momentum", "affine")
 _OPTIONS: dict[type[nn.Module], tuple[str, ...]] = {
@@ -79,6 +81,12 @@ _OPTIONS: dict[type[nn.Module], tuple[str, ...]] = {
     nn.LeakyReLU: ("negative_slope",),
     nn.Sigmoid: (),
     nn.Tanh: (),
+    nn.GELU: ("approximate",),
+    nn.SiLU: (),
+    nn.ELU: ("alpha",),
+    nn.Softplus: ("beta", "threshold"),
+    nn.Hardtanh: ("min_val", "max_val"),
+    nn.ReLU6: (),
     nn.Flatten: ("start_dim", "end_dim"),
     nn.Identity: (),
     nn.Dropout: ("p",),
@@ -105,17 +113,61 @@ def describe(model: nn.Module, seen: dict[int, int] | None = None) -> dict[str, 
     kind = type(model).__name__
     frozen = [n for n, p in model.named_parameters(recurse=False) if not p.requires_grad]
     about: dict[str, Any] = {"type": kind, "frozen": frozen}
-    if isinstance(model, nn.Sequential):
+    if type(model) not in _OPTIONS:
         children = {n: describe(c, seen) for n, c in model._modules.items() if c is not None}
-        return about | {"children": children}
+        if type(model).forward is nn.Sequential.forward:
+            return about | {"type": "Sequential", "children": children}
+        return about | {"type": "Forward", "children": children} | _own(model)
     options = {name: getattr(model, name) for name in _OPTIONS.get(type(model), ())}
     if "bias" in options:
         options["bias"] = options["bias"] is not None
     return about | {"options": options}
 
 
+def _own(model: nn.Module) -> dict[str, Any]:
+    """Calls, parameters and buffers of a module with a forward of its own, or of a part of one.
+
+    Names that share a parameter are named once; ``ties`` says which are the others.
+    """
+    first: dict[int, str] = {}
+    ties: dict[str, str] = {}
+    parameters: dict[str, Any] = {}
+    for name, parameter in model._parameters.items():
+        if parameter is None:
+            continue
+        if first.setdefault(id(parameter), name) != name:
+            ties[name] = first[id(parameter)]
+            continue
+        parameters[name] = [list(parameter.shape), parameter.requires_grad]
+    buffers = {
+        name: list(value.shape)
+        for name, value in model._buffers.items()
+        if value is not None and name not in model._non_persistent_buffers_set
+    }
+    fixed = {
+        name: {"tensor": value.tolist(), "whole": not value.dtype.is_floating_point}
+        for name, value in model._buffers.items()
+        if value is not None and name in model._non_persistent_buffers_set
+    }
+    own = {"parameters": parameters, "buffers": buffers, "ties": ties, "fixed": fixed}
+    return own | {"calls": getattr(model, CALLS, None)}
+
+
+def _rebuild_own(about: Mapping[str, Any], seen: list[nn.Module]) -> nn.Module:
+    kept = (about["parameters"], about["buffers"])
+    model = Group(*kept) if about["calls"] is None else Forward(about["calls"], *kept)
+    seen.append(model)
+    for name, other in about["ties"].items():
+        model.register_parameter(name, model._parameters[other])
+    for name, value in about["fixed"].items():
+        model.register_buffer(name, unpacked(value, str), persistent=False)
+    for name, child in about["children"].items():
+        model.add_module(name, rebuild(child, seen))
+    return model
+
+
 def rebuild(about: Mapping[str, Any], seen: list[nn.Module] | None = None) -> nn.Module:
-    """The model that :func:`describe` described, float64, with fresh weights."""
+    """The inverse of :func:`describe`: a float64 model with fresh weights."""
     seen = [] if seen is None else seen
     if about["type"] == "Shared":
         shared: nn.Module = seen[about["number"]]
@@ -126,8 +178,10 @@ def rebuild(about: Mapping[str, Any], seen: list[nn.Module] | None = None) -> nn
         for name, child in about["children"].items():
             model.add_module(name, rebuild(child, seen))
         return model
+    if about["type"] == "Forward":
+        return _rebuild_own(about, seen)
     kinds = {kind.__name__: kind for kind in _OPTIONS}
-    # Evaluation mode: a training mode that changes anything is refused by the tracer.
+    # Evaluation mode, because the tracer refuses a training mode that changes anything.
     module = kinds[about["type"]](**about["options"]).eval()
     module.double()
     seen.append(module)

@@ -1,4 +1,4 @@
-"""How the choices of an adversary are told apart: listed one by one, charged to samples, or not at all."""
+"""Chooses how selections are bounded: listed one by one, charged to samples, or jointly."""
 
 from __future__ import annotations
 
@@ -15,28 +15,28 @@ from milp_agt.errors import InvalidInputError
 from milp_agt.threats.poison import Poison
 from milp_agt.training.training import Training
 
-# Boxes and offsets of one case that are kept for an element of a node with a sample axis, cases that
-# share a walk, products that a core does in a second, and seconds for which cases are carried unasked.
+# Boxes and intercepts of one case kept for an element of a node with a sample axis; most cases that share
+# a backward pass; products per second of one core; most predicted seconds of cases by default.
 LIVE_CASE_BOXES = 4
 MOST_CASES = 1024
 FLOPS = 2e10
 CASES_TIME = 60.0
 MOST_LISTED = 1e5
-# Share of the rows of inner walks that are left where those with an exact image are not walked.
+# Share of the rows of intermediate bounds that remain when nodes with an exact image are skipped.
 SETTLED = 0.25
-# Operations on an element of a box for its influences: sorting, secants, two choices of slopes.
+# Operations per element of a box for its influences: sorting, secants, two choices of slopes.
 INFLUENCE_WORK = 16
 
 
 @dataclass(frozen=True)
 class Selections:
-    """What is carried beside the joint bounds.
+    """The chains beside the joint bounds.
 
     Attributes:
-        groups: pieces in which selections are enumerated; 0 for not at all.
-        enumerated_inner: whether those have linear inner bounds.
+        groups: number of groups of listed selections; 0 if selections are not listed.
+        enumerated_inner: whether these have linear intermediate bounds.
         charged: whether errors are charged to the samples that can cause them.
-        charged_inner: whether that has linear inner bounds.
+        charged_inner: whether that chain has linear intermediate bounds.
     """
 
     groups: int = 0
@@ -46,7 +46,7 @@ class Selections:
 
     @property
     def splits(self) -> bool:
-        """Whether boxes have more than the states of a sample."""
+        """Whether boxes have cases or columns beyond the states of a sample."""
         return self.charged or self.groups > 0
 
 
@@ -63,13 +63,13 @@ def selections_of(
     memory: int,
     spare: float,
 ) -> tuple[Selections, Remarks]:
-    """What was asked for; unasked, the listing where that is cheap, else charges where those are.
+    """The requested selections; by default listed if that is cheap, else charged if that is.
 
-    ``spare`` is how many seconds a time limit leaves for what was not asked for: cheap is what takes
-    less, or a minute.
+    Cheap means predicted to take at most a minute, or ``spare`` seconds if that is more: the part of a
+    time limit for refinements that are on by default.
 
     Raises:
-        InvalidInputError: an unknown word, or something that this run cannot have.
+        InvalidInputError: an unknown word, or a kind that this run cannot have.
     """
     if asked not in (None, "joint", "charged", "enumerated"):
         raise InvalidInputError(
@@ -77,13 +77,13 @@ def selections_of(
             f"{asked!r}",
             "choose one of them",
         )
-    if asked in ("charged", "enumerated") and level is Relaxation.INTERVAL:
+    if asked in ("charged", "enumerated") and not level.walks:
         raise InvalidInputError(
             "Selections that are told apart need linear forms",
             f"relaxation '{level.value}'",
             "use relaxation 'linear' or above",
         )
-    if asked == "joint" or level is Relaxation.INTERVAL:
+    if asked == "joint" or not level.walks:
         return Selections(), Remarks()
     work = _Work(sizes, steps, window, inner_bounds, memory, max(CASES_TIME, spare))
     if asked == "charged":
@@ -138,7 +138,7 @@ def _check_charges(
 
 @dataclass(frozen=True)
 class _Work:
-    """Predicts seconds and memory of carrying many cases at once."""
+    """Predicts seconds and memory of many cases at once."""
 
     sizes: Sizes
     steps: int
@@ -149,12 +149,12 @@ class _Work:
 
     @property
     def fitting(self) -> int:
-        """Cases whose boxes and offsets of every step in the window fit the memory."""
+        """Number of cases whose boxes and intercepts of every step in the window fit into memory."""
         one = 2 * FLOAT * LIVE_CASE_BOXES * self.sizes.boxes * self.window
         return max(1, int(self.memory // one))
 
     def listing(self, cases: float, groups: int, linear_inner: bool) -> float:
-        """Seconds for cases in groups that share their walks."""
+        """Seconds for cases in groups; the cases of a group share their backward passes."""
         return self._walking(cases, groups, SETTLED * self.sizes.inner_rows * linear_inner)
 
     def _walking(self, cases: float, groups: int, inner_rows: float) -> float:
@@ -165,7 +165,7 @@ class _Work:
         return flops / FLOPS + groups * rows * sizes.walked * walks / WALKED_PER_SECOND
 
     def charging(self, columns: float, linear_inner: bool) -> float:
-        """Seconds for influences of that many samples."""
+        """Seconds for influences in this many columns."""
         boxes = INFLUENCE_WORK * self.sizes.boxes * columns * self.steps / BOUNDED_PER_SECOND
         return boxes + self._walking(columns, 1, self.sizes.inner_rows * linear_inner)
 
@@ -175,7 +175,7 @@ class _Work:
         return Selections(charged=True, charged_inner=inner)
 
     def listed(self, cases: float, asked: str | None) -> tuple[Selections, Remarks]:
-        """Cases one by one, if asked for or cheap."""
+        """Listed selections, if requested or cheap."""
         if math.isinf(cases):
             return Selections(), Remarks()
         groups = -(-int(min(cases, 1e9)) // min(self.fitting, MOST_CASES))

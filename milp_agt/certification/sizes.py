@@ -1,4 +1,4 @@
-"""Counts of elements from which costs are predicted, and the rates at which they are worked off."""
+"""Element counts for cost predictions, and the rates at which elements are processed."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from milp_agt.formulations.univariate import Univariate
 from milp_agt.training.tracing import FEATURES, LABELS, StepGraph
 
 FLOAT = 8  # bytes
-# Tensors of the size of a coefficient that are alive at once in a walk.
+# Tensors of the size of a coefficient alive at once in a backward pass.
 LIVE_COEFFICIENTS = 6
-# Elements of coefficients that one core walks in a second, and elements of boxes that it bounds.
+# Elements of coefficients that one core propagates per second, and elements of boxes that it bounds.
 # Measured on one core of a 2020s server with relu networks; only `auto` and defaults depend on them.
 WALKED_PER_SECOND = 5e7
 BOUNDED_PER_SECOND = 2e7
-# Products and sums of matrix products in a second of one core.
+# Multiply-adds of matrix products per second of one core.
 MULTIPLIED_PER_SECOND = 5e9
 
 
 class Sizes:
-    """Counts of elements from which costs are predicted."""
+    """Element counts for cost predictions."""
 
     def __init__(self, step_graph: StepGraph, batch: int, exposed: int, momentum: bool) -> None:
         self.schedule = schedule = NodeOrder.of(step_graph)
@@ -30,10 +30,10 @@ class Sizes:
         self.state = step_graph.parameter_count * (2 if momentum else 1)
         self.per_sample = sum(n.signature.size for n in batched)
         self.boxes = self.per_sample * batch
-        # Boxes of outer products are made of a few entries at a time.
+        # Boxes of outer products are computed a few entries at a time.
         outer = schedule.outer_products.values()
         self.made = self.per_sample - sum(p.signature.size for p in outer)
-        # Gradients of single samples enter a walk with one coefficient for all samples.
+        # Gradients of single samples enter a backward pass with one coefficient for all samples.
         summed = {n.inputs[0] for n in schedule.sums}
         exchanged = [n for n in batched if isinstance(n.op, Exchange)]
         summed |= {n.inputs[0] for n in exchanged}
@@ -57,17 +57,17 @@ class Sizes:
         )
 
     def form(self, sample_chunk: int, window: int) -> int:
-        """Bytes of one row of a walk: coefficients of one fragment, moves of all samples met that can
-        be poisoned, or of a batch; without a window only the former."""
+        """Bytes of one row of a backward pass: coefficients of one sample chunk and, with a window,
+        moves of the samples met that can be poisoned, at least of a batch."""
         met = max(self.batch, min(self.batch * window, self.exposed)) if window else 0
         own = max(1, self.walked // self.batch) * sample_chunk
         return FLOAT * LIVE_COEFFICIENTS * (own + met * self.moved)
 
     def kept(self, states: int) -> int:
-        """Bytes of the boxes and planes of a step that a window holds.
+        """Bytes of the boxes and planes of a step in a window.
 
-        Of a number: two ends in each state, two slopes, two offsets in each state and a magnitude; of a
-        summed product only what is charged to single samples.
+        Per number: two ends in each state, two slopes, two intercepts in each state and a magnitude; for
+        a summed product only the charges of single samples.
         """
         own = self.walked // self.batch
         numbers = own * (4 * states + 3) + (self.per_sample - own) * 2 * (states - 1)
@@ -79,15 +79,15 @@ class Sizes:
         return FLOAT * LIVE_COEFFICIENTS * (self.walked // self.batch + self.state + self.moved)
 
     def inner(self, steps: int, window: int) -> float:
-        """Predicted seconds of all inner walks."""
+        """Predicted seconds of all linear intermediate bounds."""
         walks = sum(min(t, window - 1) + 0.5 for t in range(steps))
         return self.inner_rows * self.walked * walks / WALKED_PER_SECOND
 
     def narrow_inner(self, steps: int, window: int, moved: int) -> float:
-        """Predicted seconds of the inner walks of nodes no wider than the outputs, by shortcuts."""
+        """Predicted seconds of intermediate bounds of nodes no wider than the outputs, by composed steps."""
         walks = sum(min(t, window - 1) for t in range(steps))
         return self.narrow_inner_rows * self.composed(moved) * walks / MULTIPLIED_PER_SECOND
 
     def composed(self, moved: int) -> int:
-        """Elements of the forms of all ends of a state after a step, ``moved`` for each sample."""
+        """Elements of the forms of all signed entries after a step, ``moved`` for each sample."""
         return 2 * self.state * (self.state + self.batch * moved)

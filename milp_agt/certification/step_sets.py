@@ -1,4 +1,4 @@
-"""What chains have proved of one step, while they bound it one after the other."""
+"""The sets of the state after one step, while chains bound it one after the other."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from milp_agt.certification.chains import Chain, ChainPart
 
 @dataclass
 class StepSets:
-    """Sets of the state after a step: where its update leads, and where it ends.
+    """Sets of the state after the update of a step, and at the end of the step.
 
-    The end of a step is behind the projection of the parameters, if there is one, and the same as its
-    beginning where a batch has lost all its samples.
+    The end comes after the projection of the parameters, if there is one. It equals the beginning if the
+    batch has lost all its samples.
 
     Attributes:
-        before: sets before the step, by the names of parts.
-        updated: after the update, by the names of chains.
-        ended: at the end, by the names of chains and the keys of their parts.
+        before: sets before the step, by part name.
+        updated: sets after the update, by chain name.
+        ended: sets at the end, by chain name and by the keys of parts.
         newest: the set of the last chain at the end.
     """
 
@@ -32,15 +32,15 @@ class StepSets:
     newest: State = field(default_factory=dict)
 
     def within(self, chain: Chain, part: ChainPart, state: State) -> State:
-        """What a part reaches by the update, within the looser chains.
+        """The set of a part after the update, met with the looser chains.
 
-        Where the batch may be emptied these are met at the end of the step.
+        If the batch may be emptied, it is met with these at the end of the step instead.
         """
         emptied = part.adversary.emptied(self.step) is not None
         return state if emptied else chain.within(self.updated, state)
 
     def add(self, chain: Chain, smaller: Sequence[ChainPart]) -> None:
-        """A chain has bounded its parts, and on the way made those of another one ``smaller``."""
+        """Add the sets of a chain, and the parts of another chain that it made ``smaller``."""
         self.updated[chain.name] = chain.within(self.updated, chain.state)
         for part in smaller:
             if part.adversary.emptied(self.step) is None:
@@ -56,7 +56,7 @@ class StepSets:
         return self.ended[part.key(self.step.index)]
 
     def _end(self, part: ChainPart, looser: Sequence[State]) -> None:
-        """Project what a part reaches, or keep what it was where all samples are removed."""
+        """Project the set of a part, or keep the old one where all samples are removed."""
         new, empty = self.update.projected(part.state), part.adversary.emptied(self.step)
         if empty is not None:
             new = empty.merged(self.before[part.name], new)

@@ -1,4 +1,4 @@
-"""The time of a run: what cheap levels need for all steps is set aside before dear ones spend it."""
+"""The time limit of a run: time for all steps of cheap levels is reserved before costly ones use it."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from time import monotonic
 
 @dataclass
 class TimeLimit:
-    """Decides which chains still fit into a time limit, from the seconds that they took.
+    """Decides which chains still fit into a time limit, from their measured seconds.
 
     A chain may bound step t if its predicted seconds for that step, and those of all cheaper chains
-    for all steps after t, fit into the time that is left. So programs go first, then enumerated
-    selections, then linear forms; intervals stay. Predictions are the last measured seconds of a
-    chain, in proportion to the steps that its walks go through: ``min(t + 1, window)``.
+    for all steps after t, fit into the remaining time. So programs end first, then listed
+    selections, then linear bounds; intervals stay. Predictions are the last measured seconds of a
+    chain, in proportion to the steps of its backward passes: ``min(t + 1, window)``.
 
     Attributes:
         deadline: a time of ``time.monotonic``; None for no limit.
         steps: of the whole run.
-        window: longest walk, in steps.
-        measured: last step that each chain bounded, and its seconds.
+        window: longest backward pass, in steps.
+        measured: the last step that each chain bounded, and its seconds.
     """
 
     deadline: float | None
@@ -32,14 +32,14 @@ class TimeLimit:
         self.measured[chain] = (step, seconds)
 
     def predicted(self, chain: str, step: int) -> float:
-        """Seconds that a chain will take for a step; 0 where nothing was measured yet."""
+        """Predicted seconds of a chain for a step; 0 if nothing was measured yet."""
         if chain not in self.measured:
             return 0.0
         last, seconds = self.measured[chain]
         return seconds * min(step + 1, self.window) / min(last + 1, self.window)
 
     def left(self, cheaper: Sequence[str], step: int) -> float:
-        """Seconds until the deadline, less what cheaper chains need for all steps after ``step``."""
+        """Seconds until the deadline, minus those that cheaper chains need for all steps after ``step``."""
         if self.deadline is None:
             return float("inf")
         rest = range(step + 1, self.steps)
@@ -47,11 +47,11 @@ class TimeLimit:
         return self.deadline - monotonic() - reserved
 
     def spend_until(self, cheaper: Sequence[str], step: int) -> float | None:
-        """The deadline of solves in a step; None for none."""
+        """The deadline of solves in a step; None for no limit."""
         return None if self.deadline is None else monotonic() + self.left(cheaper, step)
 
     def refusal(self, chain: str, cheaper: Sequence[str], step: int) -> str | None:
-        """Why a chain must not bound a step, in words; None where it may."""
+        """The reason why a chain must not bound a step; None if it may."""
         left, needed = self.left(cheaper, step), self.predicted(chain, step)
         if left > 0.0 and needed <= left:
             return None

@@ -1,4 +1,4 @@
-"""Real training runs on admissible data beside a certification: what its programs may never exclude."""
+"""Real training runs on admissible data: states that the programs of a certification may never exclude."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ from milp_agt.core.interval import Interval
 from milp_agt.core.restriction import UNRESTRICTED, Restriction
 
 CORNERS = 4  # random runs at full strength
-ENDS = 64  # ends of parameters that a run each is aimed at
-ASCENTS = 2  # times that the gradient names the poisoned samples and their moves
+ENDS = 64  # signed parameters, each the target of one run
+ASCENTS = 2  # how often the gradient chooses the poisoned samples and their moves
 MEMORY = 2**28  # bytes of one pass
 
 
 class Witnesses:
-    """A few runs, carried along step by step; anew where they have doubled their length.
+    """A few runs, advanced step by step; chosen again whenever their length has doubled.
 
-    One is the run on the data as given, some are random, some are what the gradient of the ends of single
-    parameters asks for, and the others what the last programs had their adversaries do. They see no
-    bound, and no bound rests on them.
+    One is the run on the data as given, some are random, some follow the gradient of single signed
+    parameters, and the others follow the adversary's choices in the last programs. They use no bound,
+    and no bound depends on them.
     """
 
     def __init__(
@@ -48,15 +48,15 @@ class Witnesses:
         self._proposed: Poisoning | None = None
 
     def after(self, step: int) -> Witness:
-        """Where the runs end after a step, counted from 0; those that skip this step are left out."""
+        """States of the runs after a step, counted from 0, without the runs that skip this step."""
         if step != self._step:
             self._advance(step)
         return self._witness(step)
 
     def propose(self, step: int, programs: Sequence[Sequence[Incumbents]]) -> Witness:
-        """Where runs end on what some programs had their adversaries do, among others.
+        """States of the runs, now including runs on the adversary's choices in some programs.
 
-        They stay until programs of a later step are told of. The points are taken evenly from all.
+        They stay until programs of a later step are proposed. Choices are taken evenly from all points.
         """
         found = packed_of(self._selector, programs, self.ends)
         assert found is not None
@@ -98,7 +98,7 @@ class Witnesses:
             )
 
     def _begin(self, steps: int) -> None:
-        """Runs of some steps from the start, and their data for the whole run."""
+        """Choose runs: their data for the whole run, and their states after some steps."""
         run, generator = self.unrolled, self._generator
         parts = [random_poisoning(self._selector, CORNERS, generator, True)]
         if self.restriction is UNRESTRICTED or run.present is None:
@@ -111,7 +111,7 @@ class Witnesses:
         self._after = self._run(self._data, steps)
 
     def _run(self, data: Poisoning, steps: int) -> State:
-        """The states after some steps from the start."""
+        """States after some steps from the start."""
         state = self._start(len(data))
         for step in range(steps):
             state = self._moved(data, state, step)
@@ -126,7 +126,7 @@ class Witnesses:
         return state
 
     def _aimed(self, steps: int) -> Poisoning:
-        """Data of runs that push ends of parameters outwards to first order, after some steps."""
+        """Data that push signed parameters outwards after some steps, to first order."""
         whole = self.unrolled
         run = replace(whole, batches=whole.batches[:steps], updates=whole.updates[:steps])
         both = 2 * whole.step_graph.parameter_count
@@ -139,7 +139,7 @@ class Witnesses:
             flat = GraphModels(run.step_graph, state).parameters
             return sign * flat.gather(1, entry[:, None])[:, 0]
 
-        # One poisoned set for the run keeps to the budgets of the batches that are still to come.
+        # One poisoned set for the run must respect the budgets of later batches, too.
         selector = Selector(whole if whole.poison.static else run, self.restriction)
         nominal = run.nominal(len(ends))
         data, start = nominal, self._start(len(ends))
@@ -148,7 +148,7 @@ class Witnesses:
             best, gains = steepest(run, gradient)
             data = merged(selector.choose(gains), best, nominal)
         rest = whole.nominal(len(ends))
-        count = len(data.labels)  # an adaptive adversary has a leaf for each step
+        count = len(data.labels)  # an adaptive adversary has one entry per step
         return Poisoning(
             data.features + rest.features[count:],
             data.labels + rest.labels[count:],

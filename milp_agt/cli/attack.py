@@ -51,7 +51,7 @@ def _attack(arguments: argparse.Namespace) -> int:
     with progress("objectives", arguments.quiet) as advance:
         parameters = attack(
             run.model,
-            run.data,
+            run.dataset,
             run.training,
             run.threat,
             search=search,

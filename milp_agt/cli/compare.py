@@ -38,14 +38,14 @@ def add(commands: Commands) -> None:
         metavar="A,B",
         type=_relaxations,
         default=("interval", "linear", "lp"),
-        help="interval,linear,lp unless told",
+        help="relaxations to compare (default: interval,linear,lp)",
     )
     parser.add_argument(
         "--windows",
         metavar="1,3,T",
         type=_windows,
         default=(1,),
-        help="steps that bounds are followed through, T for all; 1 unless told",
+        help="steps that bounds are followed through, T for all (default: 1)",
     )
     parser.add_argument(
         "--solvers", metavar="A,B", type=_solvers, help="for relaxations that solve programs"
@@ -87,7 +87,7 @@ def _compare(arguments: argparse.Namespace) -> int:
     with progress("rows", quiet=False) as advance:
         comparison = compare(
             run.model,
-            run.data,
+            run.dataset,
             run.training,
             run.threat,
             relaxations=arguments.relaxations,

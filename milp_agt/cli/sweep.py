@@ -200,8 +200,8 @@ def _largest(
                 ends = verdict.points["lower" if verdict.kind in GOOD else "upper"]
                 if verdict.kind in (*GOOD, *BAD):
                     wanted = 1.0 if verdict.kind in GOOD else 0.0
-                    for point, end in zip(verdict.points["index"], ends, strict=True):
-                        found[f"{verdict.name}: point {point}"] = end == wanted
+                    for row, end in zip(verdict.points["row"], ends, strict=True):
+                        found[f"{verdict.name}: row {row}"] = end == wanted
         return found
 
     low, high = arguments.between

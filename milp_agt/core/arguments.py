@@ -1,4 +1,4 @@
-"""Arguments of the wrong kind get one error in three parts, before anything is done with them."""
+"""Checks of arguments: one error in three parts, before anything is computed."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from milp_agt.errors import InvalidInputError
 
 
 def of_kind(value: object, kind: type | tuple[type, ...], what: str, remedy: str) -> None:
-    """See that an argument is what it is called.
+    """Check the type of an argument.
 
     Raises:
         InvalidInputError: an object of another kind.
@@ -26,10 +26,10 @@ def of_kind(value: object, kind: type | tuple[type, ...], what: str, remedy: str
 
 
 def callable_of(value: object, what: str, remedy: str) -> None:
-    """See that an argument can be called.
+    """Check that an argument is callable.
 
     Raises:
-        InvalidInputError: an object that cannot.
+        InvalidInputError: an object that is not.
     """
     if not callable(value):
         raise InvalidInputError(
@@ -38,10 +38,10 @@ def callable_of(value: object, what: str, remedy: str) -> None:
 
 
 def listed(value: object, kind: type | tuple[type, ...], what: str, remedy: str) -> None:
-    """See that an argument is a list (or another series, no text) of things of a kind.
+    """Check that an argument is a list (or another iterable, but not text) of objects of a kind.
 
     Raises:
-        InvalidInputError: an object that is none, or an entry of another kind.
+        InvalidInputError: another object, or an entry of another kind.
     """
     if isinstance(value, (str, bytes)) or not isinstance(value, Iterable):
         raise InvalidInputError(
@@ -52,17 +52,17 @@ def listed(value: object, kind: type | tuple[type, ...], what: str, remedy: str)
 
 
 def is_at_least(value: object, lowest: float, *, whole: bool = False) -> bool:
-    """Whether this is a real number (whole, if it counts) that is not too small; NaN never is."""
+    """Whether this is a real number (an integer if ``whole``) >= ``lowest``; False for NaN."""
     kinds = (int, np.integer) if whole else (int, float, np.integer, np.floating)
     fits = isinstance(value, kinds) and not isinstance(value, bool)
     return fits and bool(value >= lowest)  # type: ignore[operator]
 
 
 def at_least(value: object, lowest: float, what: str, remedy: str, *, whole: bool = False) -> None:
-    """See that an argument is a real number (infinity included) that is not too small.
+    """Check that an argument is a real number (an integer if ``whole``; infinity allowed) >= ``lowest``.
 
     Raises:
-        InvalidInputError: no number, a truth value, NaN, a fraction where it counts, or less.
+        InvalidInputError: not a number, a bool, NaN, a fraction if ``whole``, or a smaller number.
     """
     if not is_at_least(value, lowest, whole=whole):
         wanted = "a whole number" if whole else "a number"
@@ -74,12 +74,39 @@ def at_least(value: object, lowest: float, what: str, remedy: str, *, whole: boo
 
 
 def array_of(value: object, what: str, remedy: str) -> npt.NDArray[Any]:
-    """An argument as an array of numpy.
+    """An argument as a numpy array.
 
     Raises:
-        InvalidInputError: rows of several lengths, or what torch does not hand over.
+        InvalidInputError: rows of several lengths, or a tensor that torch cannot convert.
     """
     try:
         return np.asarray(value)
     except (TypeError, ValueError, RuntimeError) as error:
         raise InvalidInputError(f"{what} must be an array", str(error), remedy) from None
+
+
+def same_rows(features: object, labels: object, asked: str) -> None:
+    """See that the rows of two tables of pandas carry the same labels in the same order.
+
+    Raises:
+        InvalidInputError: other labels; by position they would be joined to the wrong samples.
+    """
+    first: Any = getattr(features, "index", None)
+    second: Any = getattr(labels, "index", None)
+    if not hasattr(first, "equals") or not hasattr(second, "equals") or len(first) != len(second):
+        return
+    if not first.equals(second):
+        at = next(i for i, (a, b) in enumerate(zip(first, second, strict=True)) if a != b)
+        raise InvalidInputError(
+            asked,
+            f"features and labels whose indices differ: {first[at]!r} and {second[at]!r} at position {at}",
+            "give y.loc[X.index] if rows of one name belong together, y.to_numpy() if those in one place do",
+        )
+
+
+def columns_of(value: object) -> tuple[str, ...]:
+    """The names of the columns of a DataFrame; none for anything else."""
+    columns = getattr(value, "columns", None)
+    if columns is None or not hasattr(value, "dtypes"):
+        return ()
+    return tuple(str(name) for name in columns)

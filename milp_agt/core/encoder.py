@@ -16,8 +16,8 @@ from milp_agt.core.program import Curve, Function, Program
 from milp_agt.core.strengthening import DEFAULT, Strengthening
 
 # Arguments for which solvers get functions exactly. They write sigmoid and tanh by exp(-z) and exp(2 z):
-# SCIP cuts off what leads beyond its infinity of 1e20, and where a function is almost level, a tolerance
-# of 1e-9 on its value is a large one on its argument. At these ends slopes are at least 3e-4.
+# SCIP cuts off points beyond its infinity of 1e20, and where a function is almost flat, a tolerance of
+# 1e-9 on its value is a large one on its argument. At these ends slopes are at least 3e-4.
 EXACT_WITHIN = {
     Function.EXP: (-8.0, 18.0),
     Function.SIGMOID: (-8.0, 8.0),
@@ -27,10 +27,10 @@ EXACT_WITHIN = {
 
 @dataclass(frozen=True, eq=False)
 class SelectionColumns:
-    """In which state each of some elements is: columns in [0, 1], at most one of which is 1.
+    """The state of each of some elements as columns in [0, 1], of which at most one is 1.
 
     Attributes:
-        states: for each state but CLEAN its column ``s_i``, (n,) each.
+        states: the columns ``s_i`` of each state but CLEAN, (n,) each.
     """
 
     states: tuple[Expression, ...]
@@ -48,7 +48,7 @@ class SelectionColumns:
         return SelectionColumns(tuple(state.take(index) for state in self.states))
 
     def paid(self, charges: Array) -> list[Expression]:
-        """``charge * s_i`` for each state, for charges (states - 1, elements) that come sample by sample."""
+        """``charge * s_i`` for each state, for charges (states - 1, elements) ordered by sample."""
         sample = np.repeat(np.arange(self.size), charges.shape[1] // self.size)
         return [
             state.take(sample).scale(charge)
@@ -61,16 +61,16 @@ class Encoder:
     """Collects the columns and rows of a :class:`Program`.
 
     Attributes:
-        exact_phases: True keeps the phases of relu and step integral (``milp``), False relaxes them
+        exact_phases: True keeps the phases of relu and step binary (``milp``), False relaxes them
             to [0, 1] (``lp``).
-        exact_products: True keeps bilinear terms and functions beside the rows that relax them
-            (``qcqp``, ``miqp``).
+        exact_products: True keeps bilinear terms and functions in addition to the rows that relax
+            them (``qcqp``, ``miqp``).
         envelopes: True gives scalar products a column with McCormick rows, False the planes of the
-            walk, which cost neither.
-        strengthening: how finely products are cut.
-        selection: the states of the samples of the batch that is being encoded; None where no
-            sample of it can be poisoned.
-        pieced: scalar products that get piecewise envelopes, by the origin of their node: indices.
+            linear bounds, which need neither column nor rows.
+        strengthening: the number of pieces of products.
+        selection: the states of the samples of the batch being encoded; None if no sample of it can
+            be poisoned.
+        pieced: indices of scalar products with piecewise envelopes, by the origin of their node.
     """
 
     def __init__(
@@ -103,7 +103,7 @@ class Encoder:
         self._phases: dict[int, tuple[Expression, Expression]] = {}
 
     def fork(self) -> Encoder:
-        """An encoder that goes on from here by itself; expressions made so far serve both."""
+        """A copy that continues independently; existing expressions are valid in both."""
         other = copy(self)
         for name, held in vars(self).items():
             if isinstance(held, (list, dict)):
@@ -113,7 +113,7 @@ class Encoder:
     def columns(
         self, lower: Array, upper: Array, integer: bool | npt.NDArray[np.bool_] = False
     ) -> Expression:
-        """Fresh columns with bounds; ``lower`` gives the shape, ``integer`` is for all or for each."""
+        """New columns with bounds; ``lower`` gives the shape, ``integer`` is for all or for each."""
         size = lower.size
         if size and (not self._column_origin or self._column_origin[-1][0] != self.origin):
             self._column_origin.append((self.origin, self._columns))
@@ -124,7 +124,7 @@ class Encoder:
         return self.of_columns(np.arange(first, first + size), lower.shape)
 
     def of_columns(self, index: Index, shape: tuple[int, ...]) -> Expression:
-        """The expression of columns that exist, by their indices."""
+        """The expression of existing columns, by their indices."""
         matrix = sp.csr_matrix(
             (np.ones(index.size), index.reshape(-1), np.arange(index.size + 1)),
             shape=(index.size, self._columns),
@@ -138,9 +138,9 @@ class Encoder:
         upper: Array | float,
         lazy: bool = False,
     ) -> None:
-        """Rows ``lower <= expression <= upper``; rows with two infinite sides are left out.
+        """Rows ``lower <= expression <= upper``; rows with two infinite sides are dropped.
 
-        ``lazy`` rows sharpen what other rows say already: a solver may wait until they are violated.
+        ``lazy`` rows only tighten other rows: a solver may add them once they are violated.
         """
         if expression.slack is not None:
             self.rows(expression.above, lower, np.inf, lazy)
@@ -158,7 +158,7 @@ class Encoder:
             return expression.error + eps * np.where(rounded, size, 0.0)
 
         low, high = low - slack(low), high + slack(high)
-        # A row without columns would only say that a constant lies within its rounding.
+        # A row without columns would only state that a constant lies within its rounding.
         filled = np.diff(expression.matrix.indptr) > 0
         keep = np.flatnonzero((np.isfinite(low) | np.isfinite(high)) & filled)
         if keep.size == 0:
@@ -178,7 +178,7 @@ class Encoder:
     def curve(self, function: Function, result: Index, argument: Index, box: Interval) -> None:
         """Exact functions ``result = function(argument)``, elementwise over columns.
 
-        Where the range of the argument, in ``box``, leaves :data:`EXACT_WITHIN`, only rows hold them.
+        Elements whose argument in ``box`` leaves :data:`EXACT_WITHIN` are only relaxed by rows.
         """
         least, most = EXACT_WITHIN[function]
         hull = box.hull()
@@ -187,7 +187,7 @@ class Encoder:
         self._curves += [Curve(function, r, a) for r, a in pairs]
 
     def pure(self, expression: Expression, box: Interval) -> Index:
-        """For each element a column that equals it, fresh where the element is more than a column."""
+        """A column equal to each element; new columns for elements that are not single columns."""
         flat = expression.reshape((expression.size,))
         hull = box.hull()
         low, high = as_arrays(hull, expression.shape)
@@ -207,9 +207,9 @@ class Encoder:
         return index
 
     def with_slack(self, expression: Expression, offsets: Interval) -> Expression:
-        """``expression`` plus an error in ``offsets`` (states, *shape), of each sample by its state.
+        """``expression`` plus an error in ``offsets`` (states, *shape), which depends on the sample's state.
 
-        The same as a column for the error with the rows of :meth:`conditional`, as long as every
+        Equivalent to a column for the error with the rows of :meth:`conditional`, as long as every
         element is read once.
         """
         (low, down), (high, up) = self._charged(offsets.lower), self._charged(-offsets.upper)
@@ -224,15 +224,15 @@ class Encoder:
         return add([expression, error])
 
     def _charged(self, offsets: Tensor) -> tuple[Array, Array]:
-        """The clean offset (elements,), and what a sample in each other state may take from it.
+        """The clean intercept (elements,), and how much lower it may be in each other state.
 
-        Charges are (states - 1, elements), rounded to be safe.
+        These charges are (states - 1, elements), rounded to the safe side.
         """
         values = offsets.detach().cpu().numpy()
         values = values.reshape(len(values), -1)
         if self.selection is None:
             return values.min(0), np.zeros((0, values.shape[1]))
-        # Rounded up, so that clean - charge is at most the poisoned offset.
+        # Rounded up, so that clean - charge is at most the poisoned intercept.
         difference = values[CLEAN] - values[1:]
         charges = np.where(difference == 0.0, 0.0, np.nextafter(difference, np.inf))
         return values[CLEAN], charges
@@ -241,15 +241,15 @@ class Encoder:
         """``charge * s_i`` for each element, as a matrix over the columns."""
         if self.selection is None or not charges.any():
             return sp.csr_matrix((expression.size, 0))
-        # A sample that cannot be poisoned has the selection 0: nothing is charged.
+        # A sample that cannot be poisoned has selection 0, so nothing is charged.
         return add(self.selection.paid(charges)).matrix
 
     def at_least(self, expression: Expression, offsets: Tensor, lazy: bool = False) -> None:
         """On/off rows ``expression >= clean - sum over the other states of (clean - offset) s_i``.
 
         ``offsets`` has shape (states, *expression.shape). Valid for ``s_i`` in {0, 1} if the clean
-        offset holds where all ``s_i = 0`` and each other one where its ``s_i = 1``; with relaxed ``s_i``
-        the rows are those of the convex hull of all.
+        offset holds where all ``s_i = 0`` and each other offset where its ``s_i = 1``; with relaxed
+        ``s_i`` the rows describe the convex hull of all states.
         """
         clean, charges = self._charged(offsets)
         flat = expression.reshape((expression.size,))
@@ -282,16 +282,16 @@ class Encoder:
             self.at_most(expression, box.upper, lazy=True)
 
     def phase(self, argument: Expression, ambiguous: npt.NDArray[np.bool_]) -> Expression:
-        """The phase ``a = [z > 0]`` of the ambiguous elements of ``z``, shared by all who ask.
+        """The phase ``a = [z > 0]`` of the ambiguous elements of ``z``, shared by all calls with ``z``.
 
-        Returns columns in [0, 1], shape (count of ambiguous elements,). On the kink both phases
+        Returns columns in [0, 1], shape (number of ambiguous elements,). At the kink both phases
         are admitted (closure).
         """
         known = self._phases.get(id(argument))
         if known is None:
             count = int(ambiguous.sum())
             columns = self.columns(np.zeros(count), np.ones(count), integer=self.exact_phases)
-            # The argument is kept so that its id stays taken.
+            # The argument is kept so that no other object can get its id.
             known = self._phases[id(argument)] = (argument, columns)
         return known[1]
 
@@ -314,7 +314,7 @@ class Encoder:
 
 
 def as_arrays(box: Interval, shape: tuple[int, ...]) -> tuple[Array, Array]:
-    """Both ends of a box without states as numpy arrays of ``shape``."""
+    """Lower and upper ends of a box without states as numpy arrays of ``shape``."""
     lower = box.lower.detach().cpu().numpy()
     upper = box.upper.detach().cpu().numpy()
     return np.broadcast_to(lower, shape).copy(), np.broadcast_to(upper, shape).copy()

@@ -17,10 +17,10 @@ Index = npt.NDArray[np.int64]
 
 @dataclass(frozen=True, eq=False)
 class Slack:
-    """What an expression may be off by: ``[low + below @ columns, high + above @ columns]``.
+    """An error range of an expression: ``[low + below @ columns, high + above @ columns]``.
 
     The columns are selections ``s_i`` in [0, 1]: an error that is small for a clean sample and larger
-    for a poisoned one costs neither columns nor rows until the expression is given a column.
+    for a poisoned one needs neither columns nor rows until the expression gets a column.
     """
 
     below: sp.csr_matrix
@@ -32,7 +32,7 @@ class Slack:
         return Slack(self.below[flat], self.above[flat], self.low[flat], self.high[flat])
 
     def apply(self, linear_map: sp.csr_matrix) -> tuple[Slack, Array]:
-        """The sum of ``linear_map`` times independent errors, and a bound of its own rounding."""
+        """The image under ``linear_map`` of independent errors, and a bound of the rounding in it."""
         positive = sp.csr_matrix(linear_map.maximum(0.0))
         negative = sp.csr_matrix(linear_map.minimum(0.0))
         size = np.maximum(np.abs(self.low), np.abs(self.high))
@@ -54,11 +54,11 @@ class Slack:
 class Expression:
     """``matrix @ columns + constant``, one row for each element of a tensor of ``shape`` (C order).
 
-    ``shape`` includes the sample axis where there is one. Linear operations of the graph are folded
-    into the matrix, so they cost neither columns nor rows of the program. ``error`` bounds how far
-    the value in the float64 run, and the float64 coefficients here, may be from exact arithmetic;
-    every row that reads the expression is loosened by it. ``slack`` is a further error, one that
-    depends on which samples are poisoned.
+    ``shape`` includes the sample axis if there is one. Linear operations of the graph are folded into
+    the matrix, so they need neither columns nor rows of the program. ``error`` bounds how far the value
+    in the float64 run, and the float64 coefficients here, may be from exact arithmetic; every row that
+    reads the expression is loosened by it. ``slack`` is a further error that depends on which samples
+    are poisoned.
     """
 
     matrix: sp.csr_matrix
@@ -85,7 +85,7 @@ class Expression:
         return np.asarray(values.reshape(len(points), *self.shape))
 
     def over(self, columns: Index, rest: Array) -> Expression:
-        """The same over some of the columns, renumbered, where all others have the values ``rest`` (all,)."""
+        """The same over some columns, renumbered; all others are fixed to their values in ``rest`` (all,)."""
         matrix = widened(self.matrix, rest.size)
         others = rest.copy()
         others[columns] = 0.0
@@ -94,7 +94,7 @@ class Expression:
 
     @property
     def is_single_columns(self) -> bool:
-        """True where every element is one column or a constant, so that new columns gain nothing."""
+        """Whether every element is one column or a constant, so that new columns gain nothing."""
         return self.slack is None and bool((np.diff(self.matrix.indptr) <= 1).all())
 
     @property
@@ -143,7 +143,7 @@ class Expression:
         return Expression(self.matrix, moved, self.error, self.shape, self.slack)
 
     def plus_error(self, error: Array | float) -> Expression:
-        """Grant a further rounding error to every element."""
+        """Add a rounding error to every element."""
         total = self.error + np.broadcast_to(error, self.shape).reshape(-1)
         return Expression(self.matrix, self.constant, total, self.shape, self.slack)
 
@@ -161,7 +161,7 @@ class Expression:
         return self._carry(mapped, linear_map)
 
     def _carry(self, mapped: Expression, linear_map: sp.csr_matrix) -> Expression:
-        """Give the image of an expression under a linear map the image of its slack."""
+        """Add the image of the slack to the image of an expression under a linear map."""
         if self.slack is None:
             return mapped
         slack, rounding = self.slack.apply(linear_map)
@@ -193,7 +193,7 @@ def add(terms: Sequence[Expression]) -> Expression:
 
 
 def stacked(parts: Sequence[Expression], shape: tuple[int, ...]) -> Expression:
-    """Expressions one after the other as one tensor."""
+    """Expressions concatenated to one tensor."""
     size = sum(p.size for p in parts)
     slack = None
     if any(p.slack is not None for p in parts):
@@ -222,7 +222,7 @@ def widened(matrix: sp.csr_matrix, columns: int) -> sp.csr_matrix:
 
 
 def _product(linear_map: sp.csr_matrix, matrix: sp.csr_matrix) -> sp.csr_matrix:
-    """The matrix product without stored zeros: a column with the factor 0 is not in a row."""
+    """The matrix product without stored zeros, so that a row does not list columns with factor 0."""
     product = sp.csr_matrix(linear_map @ matrix)
     product.eliminate_zeros()
     return product

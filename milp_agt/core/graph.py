@@ -1,7 +1,6 @@
-"""The symbolic graph of a training step: a networkx DAG of named nodes, and what an operation says of each.
+"""The symbolic graph of a training step: a networkx DAG of named nodes, and the interface of operations.
 
-An operation knows its rules at every level, and its gradient as nodes of the same graph, so the two
-stand in one file.
+An operation defines its gradient as nodes of the same graph, so graph and operation share one file.
 """
 
 from __future__ import annotations
@@ -43,19 +42,19 @@ class Signature:
 
 
 class Cause(StrEnum):
-    """Why a bound is not the nominal value; every operation of the graph says what its planes cost."""
+    """Why a bound differs from the nominal value; every operation names the cause of its planes' gap."""
 
-    MOVES = "moves"  # what poisoned samples do through all operations as they are linearised
+    MOVES = "moves"  # moves of poisoned samples through the linearised operations
     FLIPS = "flips"  # kinks: relu and its phase, clipping, pooling
     PRODUCTS = "products"  # bilinear terms
     CURVATURE = "curvature"  # smooth functions
-    SELECTION = "selection"  # every objective has poisoned samples of its own
-    START = "start box"  # what came before the window
+    SELECTION = "selection"  # every objective has its own poisoned samples
+    START = "start box"  # the box at the start of the window
     ROUNDING = "rounding"
 
 
 class Operation(ABC):
-    """One operation of the step graph; all its rules stand in one file of ``formulations/``.
+    """One operation of the step graph; all its rules are in one file of ``formulations/``.
 
     Values and ranges may carry any leading axes (states, many attacks at once); the sample axis, if
     any, comes right before the node's own axes.
@@ -63,37 +62,37 @@ class Operation(ABC):
 
     key: ClassVar[str]
     exactness: ClassVar[str] = ""  # one line for the table: what is exact and what is relaxed
-    cause: ClassVar[Cause] = Cause.ROUNDING  # what its planes lose
-    has_influence: ClassVar[bool] = False  # whether :meth:`influence` and what follows it are there
+    cause: ClassVar[Cause] = Cause.ROUNDING  # cause of the gap of its planes
+    has_influence: ClassVar[bool] = False  # whether the rules for influences exist
 
     @abstractmethod
     def infer(self, *inputs: Signature) -> Signature:
-        """Signature of the result; raises EncodingError where the inputs do not fit."""
+        """Signature of the result; raises EncodingError if the inputs do not fit."""
 
     @abstractmethod
     def value(self, *inputs: Tensor) -> Tensor:
-        """The exact function, evaluated in float64, differentiable by torch where it is."""
+        """The exact function, evaluated in float64; differentiable by torch wherever it is differentiable."""
 
     @abstractmethod
     def interval(self, *inputs: Interval) -> Interval:
-        """A box that holds ``fl(f(u))`` for all ``u`` in the boxes, however the run sums it up."""
+        """A box that contains ``fl(f(u))`` for all ``u`` in the boxes, for any order of summation."""
 
     @abstractmethod
     def relax(self, *inputs: Interval) -> LinearBounds:
         """Linear bounds that hold on the given ranges, with the default slopes."""
 
     def free_slopes(self, *inputs: Interval) -> tuple[FreeSlope, ...]:
-        """The slopes of :meth:`relax` that may be chosen at will, as :meth:`relax_with` takes them.
+        """The slopes of :meth:`relax` that may be chosen freely, in the order of :meth:`relax_with`.
 
-        None for operations that are linear, or have planes without a choice.
+        Empty for linear operations and for planes without a choice.
         """
         return ()
 
     def relax_with(self, slopes: Sequence[Tensor], *inputs: Interval) -> LinearBounds:
         """Linear bounds that hold on the given ranges, with any slopes.
 
-        Slopes, and then offsets and magnitudes, may have a leading axis of rows: row r of the
-        coefficients is bounded with its own planes. Offsets are differentiable by torch in the slopes.
+        Slopes, and then intercepts and magnitudes, may have a leading axis of rows: row r of the
+        coefficients is bounded with its own planes. Intercepts are differentiable by torch in the slopes.
         """
         return self.relax(*inputs)
 
@@ -102,9 +101,9 @@ class Operation(ABC):
         raise self._no_influence()
 
     def relax_influence(self, *inputs: Influence) -> LinearBounds:
-        """Linear bounds with default slopes, whose errors are charged to the samples that cause them.
+        """Linear bounds with default slopes, with errors charged to the samples that cause them.
 
-        Offsets have a leading axis (1 + columns): those of the base, and those moved by one sample.
+        Intercepts have a leading axis (1 + columns): those of the base, and those moved by one sample.
         """
         raise self._no_influence()
 
@@ -119,7 +118,7 @@ class Operation(ABC):
     def encode(
         self, encoder: Encoder, inputs: tuple[Expression, ...], ranges: tuple[Interval, ...]
     ) -> Expression:
-        """Columns and rows of a program that hold for the same values as :meth:`relax`."""
+        """Columns and rows of a program that are valid for the same values as :meth:`relax`."""
 
     def rounds_in_run(self) -> bool | None:
         """Whether a run in reduced precision rounds the value; None where no bound of that is known.
@@ -148,7 +147,7 @@ class Operation(ABC):
     def vjp(
         self, graph: Graph, node: Node, cotangent: Node, wanted: tuple[bool, ...]
     ) -> tuple[Node | None, ...]:
-        """Nodes for the vector-Jacobian products with the wanted inputs; None for the others."""
+        """Nodes of the vector-Jacobian products for the wanted inputs; None for the others."""
         raise UnsupportedOperationError(
             f"The gradient of operation '{self.key}' was asked for",
             f"node '{node.name}'",
@@ -176,9 +175,9 @@ class Node:
 
 
 class Graph:
-    """A DAG of nodes in topological order; ``graph.nx`` is the networkx view of it.
+    """A DAG of nodes in topological order; ``graph.nx`` is its networkx view.
 
-    Nodes are added after their inputs, so the order of insertion is a topological order.
+    Nodes are added after their inputs, so insertion order is a topological order.
     """
 
     def __init__(self) -> None:

@@ -1,4 +1,4 @@
-"""Boxes that know which samples can move them: influences that add up over the poisoned samples."""
+"""Boxes with influences: how far each poisoned sample moves them, added up over the poisoned samples."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ class Influence:
     """For every admissible set S of poisoned samples, ``v`` lies in ``base + sum_{j in S} [-down_j, up_j]``.
 
     S is any set of at most ``budget`` samples, one for the whole run. Interactions between samples are
-    part of the influences (a product of two deviations is shared out between the samples that cause
-    them), so that they simply add up and the worst S takes the ``budget`` largest. What no single
-    sample can be charged with sensibly stands in the base.
+    part of the influences (a product of two deviations is split between the samples that cause them),
+    so influences simply add up and the worst S takes the ``budget`` largest. Errors that cannot
+    sensibly be charged to single samples are in the base.
 
     Attributes:
-        base: box that holds if nobody is poisoned, (1, [n], *shape).
+        base: box that holds if no sample is poisoned, (1, [n], *shape).
         down, up: influences >= 0 of each sample that can be poisoned, (columns, [n], *shape).
         budget: largest size of S.
-        own: the column of each sample of the batch, (n,), -1 for samples that nobody can poison; None
+        own: the column of each sample of the batch, (n,), -1 for samples that cannot be poisoned; None
             for a node without a sample axis.
     """
 
@@ -55,7 +55,7 @@ class Influence:
         return self._moved(self.down, self.up)
 
     def hull_if_own_is_clean(self) -> Interval:
-        """The same over the sets S that do not hold the sample itself."""
+        """The box of v over the sets S that do not contain the sample itself."""
         if self.own is None:
             return self.hull()
         return self._moved(self._without_own(self.down), self._without_own(self.up))
@@ -70,14 +70,17 @@ class Influence:
 
     @property
     def is_own(self) -> Tensor:
-        """Mask of the entries (column, sample) where a sample meets its own column, (columns, n, 1...)."""
+        """Mask of the entries (column, sample) where the column is the sample's own, (columns, n, 1...)."""
         assert self.own is not None
         columns = torch.arange(len(self.down), device=self.own.device).unsqueeze(1)
         mask = columns == self.own
         return mask.reshape(*mask.shape, *[1] * (self.down.dim() - 2))
 
     def reach(self, influences: Tensor) -> Tensor:
-        """How far v may be moved if S holds column j: its influence and the worst of the others."""
+        """How far v may move if S contains column j: its influence plus the ``budget - 1`` worst others.
+
+        Example: influences (3, 1, 2) and budget 2 give (5, 4, 5).
+        """
         if self.budget == 1 or len(influences) == 1:
             return influences
         count = min(self.budget, len(influences))
@@ -91,15 +94,15 @@ class Influence:
         return alone * (1.0 + gamma(4 * count + 8))
 
     def settled(self, size: Tensor, operations: float) -> Influence:
-        """The same with rounding charged to the base.
+        """The same, with rounding added to the base.
 
         Args:
             size: sum of the sizes of all terms of the operation for any S, (*shape).
-            operations: roundings in a row, in the run and here.
+            operations: length of the chain of roundings, in the run and here.
         """
         moved = self.worst(torch.maximum(self.down, self.up))
         return Influence(
-            # Every change between ends and influences rounds once more for each poisoned sample.
+            # Each conversion between ends and influences rounds once more per poisoned sample.
             self.base.widen(gamma(operations + 8.0 * self.budget) * (size + 4.0 * moved) + TINY),
             self.down,
             self.up,
@@ -108,9 +111,10 @@ class Influence:
         )
 
     def better(self, other: Influence) -> Influence:
-        """Of two bounds of one node the one with the smaller hull, side by side and element by element.
+        """The bound of one node with the smaller hull, chosen for each element and side.
 
-        Two sets of influences cannot be mixed for one element: either holds for every S as a whole.
+        The two sets of influences of one element must not be mixed: each is valid only as a whole. For
+        instance ``base - 1 * [1 in S]`` and ``base - 1 * [2 in S]`` do not imply ``base`` for S = {1, 2}.
         """
         lower = other.base.lower - other.worst(other.down) > self.base.lower - self.worst(self.down)
         upper = other.base.upper + other.worst(other.up) < self.base.upper + self.worst(self.up)
@@ -140,5 +144,5 @@ def worst_of(influences: Tensor, budget: int) -> Tensor:
 
 
 def charge_of(difference: Tensor) -> Tensor:
-    """A difference of two ends as an influence; what is no number (of infinite ends) is unknown."""
+    """A difference of two ends as an influence; NaN (from infinite ends) becomes infinite."""
     return difference.nan_to_num(nan=torch.inf, posinf=torch.inf).clamp(min=0.0)

@@ -19,8 +19,8 @@ class Interval:
 
     Shapes: ``(states, samples, *shape)`` for a node with a sample axis and ``(1, *shape)`` for one
     without. State ``CLEAN`` holds if the sample is not poisoned, state ``POISONED`` if it may be;
-    a batch that no poison reaches has one state. Where features and labels have budgets apart there
-    are four: ``CLEAN``, features poisoned, labels poisoned, and both: bit 0 of a state stands for
+    a batch that cannot be poisoned has one state. With separate budgets for features and labels there
+    are four: ``CLEAN``, features poisoned, labels poisoned, and both; bit 0 of a state stands for
     features, bit 1 for labels. Infinite ends mean that nothing is known.
     """
 
@@ -50,11 +50,11 @@ class Interval:
         return Interval(self.lower[:1], self.upper[:1])
 
     def hull(self) -> Interval:
-        """The smallest box that holds every state, without the axis of states."""
+        """The smallest box that contains every state, without the axis of states."""
         return Interval(self.lower.amin(0), self.upper.amax(0))
 
     def widen(self, error: Tensor | float, upper_error: Tensor | float | None = None) -> Interval:
-        """Move the ends outwards by ``error >= 0``; an end that is no number becomes infinite.
+        """Move the ends outwards by ``error >= 0``; a NaN end becomes infinite.
 
         With ``upper_error`` the lower end moves by ``error`` and the upper end by ``upper_error``.
 
@@ -72,8 +72,8 @@ class Interval:
         """The intersection.
 
         Raises:
-            SoundnessError: the intersection is empty. Both boxes hold the true value, so one of
-                them is wrong.
+            SoundnessError: the intersection is empty. Both boxes must contain the true value, so
+                one of them is wrong.
         """
         lower = torch.maximum(self.lower, other.lower)
         upper = torch.minimum(self.upper, other.upper)

@@ -1,4 +1,4 @@
-"""Linear bounds of one node: what a backward pass asks of a relaxation."""
+"""Linear bounds of one node: the interface between relaxations and backward passes."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ class BackwardSlopes(Protocol):
     """The slopes of linear bounds of one node."""
 
     def backward(self, coefficients: Tensor, diagonal: bool = False) -> tuple[Tensor | None, ...]:
-        """Coefficients on the inputs, one tensor for each: (rows, [samples or 1], *input shape);
-        None for an input on which there is none.
+        """Coefficients on the inputs, one tensor each: (rows, [samples or 1], *input shape); None for an
+        input without any.
 
-        With ``diagonal`` there is one row for each pair of a first index and a sample: nothing is
-        summed over the samples, and inputs without a sample axis get coefficients with one.
+        With ``diagonal`` each pair of a first index and a sample is a row: nothing is summed over the
+        samples, and inputs without a sample axis get coefficients with one.
         """
         ...
 
@@ -26,15 +26,15 @@ class LinearBounds(BackwardSlopes, Protocol):
 
     For every row of coefficients ``c`` (rows first, then the axes of the node without its states)
 
-        c . v  >=  sum_j pull_j(c) . u_j  +  max(c, 0) . lower[s]  +  min(c, 0) . upper[s]
+        c . v  >=  sum_j backward_j(c) . u_j  +  max(c, 0) . lower[s]  +  min(c, 0) . upper[s]
 
-    where ``s`` is the poisoning state of the sample. One slope serves all states; the offsets differ.
+    where ``s`` is the poisoning state of the sample. All states share one slope; intercepts differ.
 
     Attributes:
-        lower, upper: offsets, shape (states, [samples], *shape), rounding errors included; None
-            where the operation is linear without a constant.
+        lower, upper: intercepts, shape (states, [samples], *shape), rounding errors included; None
+            if the operation is linear without a constant.
         magnitude: bound of ``|v|`` and of all terms that the right side adds up, without their
-            coefficients, shape ([samples], *shape). The walk's own rounding is charged to it.
+            coefficients, shape ([samples], *shape). The rounding of backward passes grows with it.
     """
 
     @property
@@ -49,24 +49,24 @@ class LinearBounds(BackwardSlopes, Protocol):
 
 @runtime_checkable
 class NarrowableSlopes(BackwardSlopes, Protocol):
-    """Planes that can be cut down to some indices of one axis, where all other coefficients are 0."""
+    """Planes that can be narrowed to some indices of one axis if all other coefficients are 0."""
 
     def narrow(
         self, axis: int, index: Tensor
     ) -> tuple[BackwardSlopes, tuple[int | None, ...]] | None:
-        """Planes for coefficients on ``index`` along ``axis`` (from the right) alone.
+        """Planes for coefficients on ``index`` along ``axis`` (counted from the right) only.
 
-        Also says along which axis the coefficients that :meth:`LinearBounds.pull` returns for each input
-        are cut down to the same indices; None for all of them. None: not possible.
+        Also returns, for each input, the axis along which the coefficients from :meth:`backward` are
+        narrowed to the same indices; None if they are not. Returns None if narrowing is not possible.
         """
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class FreeSlope:
-    """A slope of linear bounds that may be any number: where it starts, and where better ones may lie.
+    """A slope of linear bounds that may be any number: its start, and the range of possibly better values.
 
-    All three of the shape of the slope; ``lower == upper`` where no other slope could be better.
+    All three have the shape of the slope; ``lower == upper`` where no other slope can be better.
     """
 
     start: Tensor

@@ -1,4 +1,4 @@
-"""A program without what its bounds say already: the same feasible set, up to rounding, and fewer rows."""
+"""Presolve: the same feasible set, up to rounding, with fewer rows and tighter bounds."""
 
 from __future__ import annotations
 
@@ -13,25 +13,24 @@ from milp_agt.core.rounding import TINY, gamma
 
 Mask = npt.NDArray[np.bool_]
 
-# Entries that move their row by no more than this share of all that moves it count as constants.
+# Entries that move their row by at most this share of its range are treated as constants.
 FLAT = 2.0**-42
-ROUNDS = 3  # one round rarely leaves anything to the next
+ROUNDS = 3  # the first round usually suffices
 
 
 def presolve(program: Program, wanted: Index) -> tuple[Program, Index]:
-    """Rows of one column become bounds, constants leave their rows, implied and equal rows go.
+    """Rows of one column become bounds, constants leave their rows, implied and equal rows are dropped.
 
-    Bounds only shrink by what a row proves, divided and rounded
-    outwards, and every row that goes or is loosened makes the feasible set larger. So each point of
-    the program is a point of the result. In the other direction a side of a row moves by at most
-    ``FLAT`` of the row's range for each constant.
+    Bounds shrink only as far as a row proves, divided and rounded outwards, and every dropped or
+    loosened row enlarges the feasible set. So each point of the program is a point of the result. In
+    the other direction a side of a row moves by at most ``FLAT`` of the row's range for each constant.
 
     Returns:
-        The smaller program, and the columns of this one that it keeps, ascending: the wanted ones, and
-        those that a row, a bilinear term or a function reads.
+        The smaller program, and the columns that it keeps, ascending: the wanted ones, and those that a
+        row, a bilinear term or a function reads.
     """
     matrix = sp.csr_matrix(program.matrix, copy=True)
-    matrix.sum_duplicates()  # and sorted: entries are read in their order below
+    matrix.sum_duplicates()  # also sorts: the code below reads entries in order
     program = replace(program, matrix=matrix)
     for _ in range(ROUNDS):
         rows = program.row_lower.size
@@ -61,7 +60,7 @@ def _singles_as_bounds(program: Program) -> Program:
     lower, upper = program.lower.copy(), program.upper.copy()
     np.maximum.at(lower, column, low)
     np.minimum.at(upper, column, high)
-    # Crossed bounds mean that the program is infeasible: a solver shall say so.
+    # Crossed bounds mean that the program is infeasible: leave it to the solver to report that.
     crossed = lower > upper
     lower, upper = (
         np.where(crossed, old, new) for old, new in ((program.lower, lower), (program.upper, upper))
@@ -72,7 +71,7 @@ def _singles_as_bounds(program: Program) -> Program:
 
 
 def _without_constants(program: Program) -> Program:
-    """Entries that hardly move their row go to its sides, with all that they may differ by."""
+    """Move entries that hardly move their row to its sides, widened by their whole variation."""
     matrix = program.matrix
     width = program.upper - program.lower
     row = np.repeat(np.arange(matrix.shape[0]), np.diff(matrix.indptr))
@@ -89,7 +88,7 @@ def _without_constants(program: Program) -> Program:
     shift = picked @ (0.5 * program.lower + 0.5 * program.upper)
     size = abs(picked) @ np.maximum(np.abs(program.lower), np.abs(program.upper))
     terms = int(np.diff(picked.indptr).max(initial=0))
-    # The centre may be off by half of the width, and the sums by their rounding.
+    # The centre may be off by half of the width, the sums by their rounding.
     slack = _spread_of(picked, width) + gamma(2 * terms + 8) * size + TINY
 
     def side(values: Array, sign: float) -> Array:
@@ -99,7 +98,7 @@ def _without_constants(program: Program) -> Program:
         return np.where(finite, known - shift + sign * charge, values)
 
     lower, upper = side(program.row_lower, -1.0), side(program.row_upper, 1.0)
-    # A row without columns that admits 0 says nothing; another one is left to the solver.
+    # A row without columns that admits 0 is redundant; any other is left to the solver.
     empty = (np.diff(rest.indptr) == 0) & (lower <= 0.0) & (upper >= 0.0)
     return _kept(replace(program, matrix=rest, row_lower=lower, row_upper=upper), ~empty)
 
@@ -110,7 +109,7 @@ def _spread_of(picked: sp.csr_matrix, width: Array) -> Array:
 
 
 def _without_implied(program: Program) -> Program:
-    """No row, and no side of a row, that the box implies (up to rounding: leaving it out is safe)."""
+    """Drop rows and sides of rows that the box implies (up to rounding; dropping is always safe)."""
     low, high = activity(program)
     lower = np.where(low >= program.row_lower, -np.inf, program.row_lower)
     upper = np.where(high <= program.row_upper, np.inf, program.row_upper)
@@ -128,7 +127,7 @@ def activity(program: Program) -> tuple[Array, Array]:
 
 
 def _without_equals(program: Program) -> Program:
-    """One row for all that have the same coefficients; it takes their tightest sides."""
+    """Merge rows with the same coefficients into one with their tightest sides."""
     group = _groups(program.matrix)
     if group.size == 0 or int(group.max(initial=-1)) + 1 == group.size:
         return program
@@ -152,7 +151,7 @@ def _without_equals(program: Program) -> Program:
 
 
 def _groups(matrix: sp.csr_matrix) -> Index:
-    """A number for each row, the same for rows with exactly the same columns and coefficients."""
+    """A number for each row, equal for rows with exactly the same columns and coefficients."""
     counts = np.diff(matrix.indptr).astype(np.int64)
     group = np.zeros(counts.size, dtype=np.int64)
     begun = 0

@@ -1,4 +1,4 @@
-"""The solver-neutral program: columns, sparse rows, and nothing about any solver."""
+"""The solver-neutral program: columns, sparse rows, bilinear terms and functions."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ Index = npt.NDArray[np.int64]
 Origin = tuple[tuple[str, int], ...]  # names of blocks and where each begins
 
 SIZES = ("columns", "rows", "integers", "nonzeros", "products", "curves")
-SHARED = "shared"  # the origin of rows that tie columns of equal standing
+SHARED = "shared"  # the origin of rows that belong to all of their columns
 
 
 class Function(Enum):
-    """Functions of one column that a solver may know exactly."""
+    """Functions of one column that a solver may handle exactly."""
 
     EXP = "exp"
     SIGMOID = "sigmoid"
@@ -47,9 +47,9 @@ def _no_rows() -> npt.NDArray[np.bool_]:
 @dataclass(frozen=True)
 class Program:
     """The feasible set ``{x : lower <= x <= upper, row_lower <= A x <= row_upper, x_j integer for j in I}``
-    and, where there are any, ``x_p = x_a x_b`` and ``x_r = f(x_a)``.
+    and, if there are any, ``x_p = x_a x_b`` and ``x_r = f(x_a)``.
 
-    Every column has finite bounds, so that any row multipliers give a finite dual bound
+    Every column has finite bounds, so any row multipliers give a finite dual bound
     (Neumaier and Shcherbina 2004). Objectives are passed to the solver session one by one, because
     many of them share one feasible set.
 
@@ -58,15 +58,15 @@ class Program:
         integer: True for integer columns, shape (columns,), bool.
         matrix: rows A, shape (rows, columns), CSR, float64.
         row_lower, row_upper: row sides, shape (rows,), float64, +-inf allowed.
-        row_origin, column_origin: for each block of rows or columns, the graph node that it came from
-            and its first row or column.
+        row_origin, column_origin: for each block of rows or columns, the graph node it comes from and
+            its first row or column.
         products: bilinear terms, (terms, 3): columns p, a and b of ``x_p = x_a x_b``.
-        curves: exact functions; the rows relax them too, so a solver without them loses nothing but
+        curves: exact functions; the rows relax them too, so a solver without them only loses
             tightness.
-        lazy: rows that a solver may leave out until a point violates them, (rows,); empty for none.
+        lazy: rows that a solver may omit until a point violates them, (rows,); empty for none.
 
     Raises:
-        EncodingError: shapes that disagree, an infinite or crossed column bound, a NaN.
+        EncodingError: inconsistent shapes, an infinite or crossed column bound, a NaN.
     """
 
     lower: Array
@@ -133,7 +133,7 @@ class Program:
 
     @property
     def is_linear(self) -> bool:
-        """Rows and bounds say it all, but for integrality."""
+        """Whether the program has only rows and bounds, apart from integrality."""
         return not len(self.products) and not self.curves
 
     @property
@@ -154,7 +154,7 @@ class Program:
     def part(
         self, rows: npt.NDArray[np.bool_], columns: npt.NDArray[np.bool_] | None = None
     ) -> Program:
-        """A relaxation: the rows of a mask over the columns of another one, which they must not leave."""
+        """A relaxation: the masked rows over the masked columns, which must include all that they read."""
         matrix = sp.csr_matrix(self.matrix[np.flatnonzero(rows)])
         kept = replace(
             self,
@@ -185,15 +185,14 @@ class Program:
         )
 
     def needed_for(self, wanted: Index) -> tuple[Program, Index]:
-        """The part of the program that says something about the wanted columns.
+        """The part of the program that constrains the wanted columns.
 
-        A row belongs to those of its columns that were made together with it (of one origin), to the
-        newest if there is none, and to all if its origin is ``SHARED``. Rows that belong to no needed
-        column are left out (a relaxation, whatever the rows mean); the columns of the others are
-        needed as well.
+        A row belongs to those of its columns that have the same origin, to its newest column if there
+        is none, and to all its columns if its origin is ``SHARED``. Rows that belong to no needed
+        column are dropped (always a relaxation); all columns of the other rows are needed as well.
 
         Returns:
-            The smaller program, and the columns of this one that it keeps, ascending.
+            The smaller program, and the columns that it keeps, ascending.
         """
         owned, pattern = self._owners()
         alive = np.zeros(self.lower.size, dtype=np.bool_)
@@ -212,7 +211,7 @@ class Program:
         return self.part(seen, alive), np.flatnonzero(alive)
 
     def _owners(self) -> tuple[sp.csr_matrix, sp.csr_matrix]:
-        """Which rows belong to which columns, and which rows read which columns: 0/1 (rows, columns)."""
+        """Which rows belong to which columns, and which rows read which: 0/1 matrices (rows, columns)."""
         matrix = sp.csr_matrix(self.matrix, copy=True)
         matrix.sort_indices()
         counts = np.diff(matrix.indptr)
@@ -240,7 +239,7 @@ def _labelled(origin: Origin, size: int, names: dict[str, int]) -> Index:
 
 
 def _thinned(origin: Origin, left: npt.NDArray[np.bool_]) -> Origin:
-    """Blocks with their first positions when only the rows or columns in ``left`` stay."""
+    """Blocks with their first positions if only the rows or columns in ``left`` are kept."""
     if not origin:
         return ()
     position = np.concatenate([[0], np.cumsum(left)])

@@ -1,4 +1,4 @@
-"""Reachable sets and the bounds that follow from them, as numpy arrays for the user."""
+"""Reachable sets, bounds of quantities, and records of steps, as numpy arrays for the user."""
 
 from __future__ import annotations
 
@@ -40,11 +40,11 @@ class Bounds:
 
 @dataclass(frozen=True)
 class ReachableSet:
-    """A box that holds the parameters of every admissible training run, float64.
+    """A box that contains the parameters of every admissible training run, float64.
 
     Attributes:
         lower, upper: ends by the names of ``model.state_dict()``, shapes as there. Frozen parameters
-            are boxes of width zero; names of a shared parameter hold the same box.
+            have boxes of width zero; all names of a shared parameter have the same box.
         nominal: the parameters of the run on the data as given.
         trainable: names that count in the widths (each shared parameter once).
     """
@@ -66,12 +66,12 @@ class ReachableSet:
 
     @property
     def widths(self) -> Array:
-        """Widths of all trainable parameters, one after the other."""
+        """Widths of all trainable parameters, concatenated."""
         return np.concatenate([(self.upper[n] - self.lower[n]).reshape(-1) for n in self.trainable])
 
     @property
     def mean_width(self) -> float:
-        """Mean of :attr:`widths`: the number that relaxations are compared by."""
+        """Mean of :attr:`widths`: the number by which relaxations are compared."""
         return float(self.widths.mean())
 
     @property
@@ -81,7 +81,7 @@ class ReachableSet:
 
     @property
     def mean_size(self) -> float:
-        """Mean of |theta| over the trainable parameters of the nominal run: what a width compares to."""
+        """Mean of |theta| over the trainable parameters of the nominal run: the scale of widths."""
         sizes = [np.abs(self.nominal[n]).reshape(-1) for n in self.trainable]
         return float(np.concatenate(sizes).mean())
 
@@ -119,18 +119,18 @@ class ReachableSet:
 
 @dataclass(frozen=True)
 class StepRecord:
-    """What is known after one training step.
+    """The record of one training step.
 
     Attributes:
         step: number of finished steps.
         mean_width, max_width: of the parameter box.
         seconds: wall-clock time of the step, all chains together.
-        relaxation: the tightest level that was really used.
-        adversary: whose poisonings are covered, e.g. "static, dataset".
-        batch: samples in the batch.
+        relaxation: the tightest level actually used.
+        adversary: the kind of adversary covered, e.g. "static, dataset".
+        batch: number of samples in the batch.
         chains: mean width after each level, loosest first.
-        program: columns, rows, solves and limits of the program of this step, ends of ranges that were
-            tightened for it and phases that this fixed; None without one.
+        program: columns, rows, solves and limits of the program of this step, the number of tightened
+            ends of ranges, and of phases that these fixed; None without a program.
     """
 
     step: int

@@ -1,4 +1,4 @@
-"""The relaxations of a training step, from cheap to tight, as named sets of switches."""
+"""The relaxation levels of a training step, from cheap to tight."""
 
 from __future__ import annotations
 
@@ -8,18 +8,19 @@ from milp_agt.errors import InvalidInputError
 
 
 class Relaxation(Enum):
-    """What is kept of a step. Each level also carries the chains of all looser levels."""
+    """A relaxation level. A run at one level also computes the chains of all looser levels."""
 
     INTERVAL = "interval"  # boxes of all nodes; the gradient is concretised before it meets theta
-    LINEAR = "linear"  # linear forms walked back through a window of steps
+    ZONOTOPE = "zonotope"  # generators of moves and flips passed forward, bounds by dual ascent
+    LINEAR = "linear"  # backward bound propagation through a window of steps
     LP = "lp"  # program of a window; bilinear terms and phases relaxed
     MILP = "milp"  # the same with binary phases and selection
-    QCQP = "qcqp"  # bilinear terms (relu, too) and functions kept, selection relaxed
-    MIQP = "miqp"  # both kept: exact over its window, up to the boxes at its start
+    QCQP = "qcqp"  # bilinear terms (of relu, too) and functions exact, selection relaxed
+    MIQP = "miqp"  # both exact: exact over its window, up to the boxes at its start
 
     @staticmethod
     def parse(name: str) -> Relaxation:
-        """Look a relaxation up by name; raises InvalidInputError that lists them."""
+        """The relaxation with this name; raises an InvalidInputError that lists all names."""
         try:
             return Relaxation(name)
         except ValueError:
@@ -32,34 +33,40 @@ class Relaxation(Enum):
 
     @property
     def uses_programs(self) -> bool:
-        return self not in (Relaxation.INTERVAL, Relaxation.LINEAR)
+        return self.walks and self is not Relaxation.LINEAR
+
+    @property
+    def walks(self) -> bool:
+        """Whether linear forms are walked back through a window of steps."""
+        return self not in (Relaxation.INTERVAL, Relaxation.ZONOTOPE)
 
     @property
     def exact_phases(self) -> bool:
-        """Phases and selection are integral."""
+        """Whether phases and selection are binary."""
         return self in (Relaxation.MILP, Relaxation.MIQP)
 
     @property
     def exact_products(self) -> bool:
-        """Bilinear terms are kept beside their relaxation."""
+        """Whether programs keep bilinear terms in addition to their relaxation."""
         return self in (Relaxation.QCQP, Relaxation.MIQP)
 
     @property
     def looser(self) -> tuple[Relaxation, ...]:
-        """The levels right below this one, whose boxes hold its own at every step.
+        """The next looser levels, whose boxes contain those of this level at every step.
 
-        The order is partial: milp and qcqp both lie within lp, and miqp within both of them.
+        The order is partial: milp and qcqp both lie within lp, and miqp lies within both of them.
         """
         return _LOOSER[self]
 
     def chain(self) -> tuple[Relaxation, ...]:
-        """This level and all looser ones, every level after those that it lies within."""
+        """This level and all looser ones, each level after those that contain it."""
         below = {level for other in self.looser for level in other.chain()} | {self}
         return tuple(level for level in Relaxation if level in below)
 
 
 _LOOSER: dict[Relaxation, tuple[Relaxation, ...]] = {
     Relaxation.INTERVAL: (),
+    Relaxation.ZONOTOPE: (Relaxation.INTERVAL,),
     Relaxation.LINEAR: (Relaxation.INTERVAL,),
     Relaxation.LP: (Relaxation.LINEAR,),
     Relaxation.MILP: (Relaxation.LP,),
@@ -67,5 +74,5 @@ _LOOSER: dict[Relaxation, tuple[Relaxation, ...]] = {
     Relaxation.MIQP: (Relaxation.MILP, Relaxation.QCQP),
 }
 
-# What users may ask for: a level, or the tightest that fits.
+# Values of the option `relaxation`: a level, or auto for the tightest one that fits.
 LEVELS = (*(level.value for level in Relaxation), "auto")

@@ -1,4 +1,4 @@
-"""What a result says of how it was made: choices, and where less was done than was asked for."""
+"""Remarks of a result: choices that options left open, and where less was done than requested."""
 
 from __future__ import annotations
 
@@ -9,13 +9,12 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Remarks:
-    """Two lists of sentences; ``+`` puts one after the other.
+    """Two lists of sentences; ``+`` concatenates them.
 
     Attributes:
-        notes: what was chosen where the options left it open, and what else is worth knowing: no bound is
-            looser than what was asked for because of it.
-        fallbacks: where less than what was asked for could be done, and why: bounds hold, and may be
-            looser for it.
+        notes: choices that the options left open, and other useful facts; no bound is looser than
+            requested because of them.
+        fallbacks: where the run did less than requested, and why; bounds hold but may be looser.
     """
 
     notes: tuple[str, ...] = ()
@@ -27,7 +26,7 @@ class Remarks:
 
 @dataclass
 class Notes:
-    """Remarks while a run goes on, and whether a limit was the reason for any of them."""
+    """The remarks of a run in progress, and whether a limit was the reason for any of them."""
 
     notes: list[str] = field(default_factory=list)
     fallbacks: list[str] = field(default_factory=list)
@@ -38,7 +37,7 @@ class Notes:
         return Notes(list(remarks.notes), list(remarks.fallbacks))
 
     def restore(self, kept: Mapping[str, Any]) -> None:
-        """Go on from what ``asdict`` made of another journal."""
+        """Restore from ``asdict`` of other notes."""
         self.notes, self.fallbacks = list(kept.get("notes", ())), list(kept["fallbacks"])
         self.limit_reached = kept["limit_reached"]
 
@@ -50,11 +49,11 @@ class Notes:
         self.notes.append(line)
 
     def fall_back(self, line: str, *, limit: bool = False) -> None:
-        """Less was done than was asked for; ``limit`` says that a limit was the reason."""
+        """Record that less was done than requested; ``limit``: whether a limit was the reason."""
         self.fallbacks.append(line)
         self.limit_reached |= limit
 
     def fall_back_once(self, line: str) -> None:
-        """The same, unless a fallback that begins alike is there."""
+        """:meth:`fall_back`, unless there is already a fallback with the same first 40 characters."""
         if not any(known.startswith(line[:40]) for known in self.fallbacks):
             self.fall_back(line)

@@ -1,4 +1,4 @@
-"""A part of the adversary's choices: a node of branch and bound."""
+"""A restriction of the adversary's selections: a node of branch and bound."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ class Restriction:
     ``inside`` and avoids ``outside``. Samples are indices of the data set. The trivial restriction
     admits every attack.
 
-    Where the selection is made anew in every batch (adaptive, budget per batch), a sample that is
-    inside is poisoned in every batch that holds it, and one that is outside in none: the two sides
-    then do not cover all attacks, so that such adversaries are not branched on.
+    With a new selection in every batch (adaptive, budget per batch), an ``inside`` sample is poisoned
+    in every batch that contains it, and an ``outside`` sample in none: the two sides then do not cover
+    all attacks, so such adversaries are not branched on.
     """
 
     inside: frozenset[int] = frozenset()

@@ -1,4 +1,4 @@
-"""What a solver says: why it stopped, what it proved and what it found, kept apart."""
+"""The result of a solve: why it stopped, what it proved and what it found, kept separate."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ class Limits:
     """Limits of one solve of a program. A limit loosens bounds and never breaks them.
 
     Attributes:
-        time: seconds, a minute unless said otherwise; None for no limit. Trees over bilinear terms may
-            take as long as they are given: their dual bound counts whenever they end.
+        time: seconds (default: 60); None for no limit. Trees over bilinear terms may use all of it;
+            their dual bound is valid whenever they end.
         gap: relative distance of bound and incumbent at which a tree may stop.
         nodes: of a tree; None for no limit.
 
     Raises:
-        InvalidInputError: no numbers, or numbers below 0.
+        InvalidInputError: not numbers, or numbers below 0.
     """
 
     time: float | None = 60.0
@@ -55,15 +55,15 @@ class SolveResult:
 
     Attributes:
         termination: why the solver stopped.
-        dual_bound: a proved lower bound on the minimum, already widened to the safe side; None when
+        dual_bound: a proved lower bound on the minimum, already rounded to the safe side; None if
             nothing was proved. Only this value may enter a certificate.
-        primal_bound: value of the best point found (an incumbent), None when there is none. It is
-            not a bound on the minimum from below.
-        point: the best point found (columns,), None when there is none.
-        relaxed: where the linear relaxation has its minimum (columns,), None when that is not known.
-        multipliers: row multipliers (rows,) from which ``dual_bound`` was recomputed; None when
-            the bound is the solver's own (a mixed-integer tree).
-        raw_status: the solver's own word.
+        primal_bound: value of the best point found (an incumbent), None if there is none. It is not
+            a lower bound on the minimum.
+        point: the best point found (columns,), None if there is none.
+        relaxed: the minimum point of the linear relaxation (columns,), None if unknown.
+        multipliers: row multipliers (rows,) from which ``dual_bound`` was recomputed; None if the
+            bound is the solver's own (a mixed-integer tree).
+        raw_status: the status in the solver's own words.
         seconds: wall-clock time of the solve.
     """
 
@@ -78,5 +78,5 @@ class SolveResult:
 
     @property
     def hint(self) -> npt.NDArray[np.float64] | None:
-        """Where an attack may be looked for: the best point found, else that of the relaxation."""
+        """A start for attacks: the best point found, else the minimum point of the relaxation."""
         return self.relaxed if self.point is None else self.point

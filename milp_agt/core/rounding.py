@@ -1,4 +1,4 @@
-"""Running-error analysis: the constants by which every range is widened before it is used.
+"""Running-error analysis: the constants that widen every range before it is used.
 
 Notation of Higham, *Accuracy and Stability of Numerical Algorithms* (2002), section 3.1: with unit
 roundoff ``u = 2^-53`` a chain of ``k`` operations carries a relative error of at most
@@ -16,9 +16,9 @@ UNIT_ROUNDOFF = 2.0**-53
 # Absolute error that underflow can add to one operation, with room for 1e10 of them.
 TINY = 1e-290
 
-# Relative error, in units of u, that is granted to one evaluation of exp, tanh, sigmoid and their
-# like, in this library and in the training run. Measured errors of libm and of torch's vectorised
-# kernels are below 4; the grant is part of the claim.
+# Assumed relative error, in units of u, of one evaluation of exp, tanh, sigmoid and similar functions,
+# in this library and in the training run. Measured errors of libm and of torch's vectorised kernels
+# are below 4; the assumption is part of the claim.
 ELEMENTARY = 16.0
 
 

@@ -1,4 +1,4 @@
-"""What may make programs tighter at further cost."""
+"""Options that tighten programs at additional cost."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from milp_agt.core.arguments import at_least
 
 _GONE = "it gained nothing that was worth its cost, and programs do without it"
 _ALWAYS = "programs always do it"
-# Switches of older run files, and what holds now.
+# Switches of older run files, and the current behaviour.
 REMOVED = {
     **dict.fromkeys(("cuts", "phases", "rlt", "symmetry", "selection_first"), _GONE),
     **dict.fromkeys(("on_off", "influence", "by_choice"), _ALWAYS),
@@ -21,22 +21,22 @@ REMOVED = {
 
 @dataclass(frozen=True)
 class Strengthening:
-    """Work that the programs of `lp` and above do beyond their plain encoding.
+    """Work of the programs of `lp` and above beyond their plain encoding.
 
-    Any choice gives sound bounds. By default none of it is done: it gained little on the instances of
+    Any choice gives sound bounds. By default all of it is off: it gained little on the instances of
     ``solvers/README.md``.
 
     Attributes:
         pieces: of each chosen product (``milp`` and ``miqp``; Bergamini et al. 2005).
         pieced: how many products of a window are chosen.
-        obbt_seconds: of optimisation-based bound tightening in every step. What is done in that time
-            depends on the machine.
+        obbt_seconds: of optimisation-based bound tightening in every step. How much is done in that
+            time depends on the machine.
 
     Raises:
         InvalidInputError: a count below 1, negative seconds.
     """
 
-    # A table of a file is no object yet, so that only its numbers are strict.
+    # A table in a file is not an object of this class yet, so only its numbers are strict.
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid", allow_inf_nan=False)
 
     pieces: Annotated[

@@ -9,14 +9,17 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
 
-from milp_agt.core.arguments import array_of, at_least, is_at_least, listed, of_kind
+from milp_agt.core.arguments import at_least, columns_of, is_at_least, listed, of_kind, same_rows
+from milp_agt.data.checks import checked, copied
+from milp_agt.data.origin import UNKNOWN, Origin, Parts, Scaling
+from milp_agt.data.parts import ids_of, own_test_part, scale, split
 from milp_agt.data.projection import project
 from milp_agt.data.sources import DatasetUnavailableError, Reading, dataset_names, read
 from milp_agt.errors import InvalidInputError
@@ -40,7 +43,9 @@ class Dataset:
         x_test, y_test: the same for the test part, which may be empty.
         feature_names: one name for each feature column, in order.
         description: one sentence for people.
-        notes: what was done to the data before it got here, and is trusted by the claim.
+        notes: what was done to the data before it got here, or taken for granted of its file; trusted by
+            the claim.
+        origin: rows, names and units of the samples in the user's file; see :attr:`rows`, :attr:`ids`.
     """
 
     name: str
@@ -51,6 +56,19 @@ class Dataset:
     feature_names: tuple[str, ...]
     description: str
     notes: tuple[str, ...] = ()
+    origin: Origin = field(default=UNKNOWN, repr=False)
+
+    def __post_init__(self) -> None:
+        if self.origin is UNKNOWN:
+            plain = Origin.of_arrays(len(self.x_train), len(self.x_test), self.feature_names, None)
+            object.__setattr__(self, "origin", plain)
+        rows, counts = self.origin.rows, (len(self.x_train), len(self.x_test))
+        if (len(rows.train), len(rows.test)) != counts:
+            raise InvalidInputError(
+                f"Make a data set of {self.name}",
+                f"{counts} samples, and rows of {(len(rows.train), len(rows.test))}",
+                "make parts of a data set by Dataset.of(x_train, y_train, ..., ids=)",
+            )
 
     @staticmethod
     def of(
@@ -62,16 +80,21 @@ class Dataset:
         name: str = "arrays",
         description: str | None = None,
         feature_names: Sequence[str] | None = None,
+        ids: Sequence[object] | None = None,
+        test_ids: Sequence[object] | None = None,
         task: Task | None = None,
     ) -> Dataset:
-        """Arrays or tensors of your own, checked as files are; nothing is split, scaled or reordered.
+        """Arrays, tensors or DataFrames of your own, checked as files are.
+
+        Nothing is split, scaled or reordered.
 
         Args:
             x_train, y_train: what training sees: features (n, ...), and class labels (n,) as whole
                 numbers, or targets (n,) or (n, outputs).
             x_test, y_test: the same for the test part; None for none.
             name, description: for files and people.
-            feature_names: one for each feature; x0, x1, ... unless told.
+            feature_names: one for each feature (default: the columns of a DataFrame, else x0, x1, ...).
+            ids, test_ids: who each sample is, by which threats and questions can name it.
             task: as in :func:`load_dataset`.
 
         Raises:
@@ -83,23 +106,57 @@ class Dataset:
         if feature_names is not None:
             listed(feature_names, str, "feature_names", "give a text for each feature")
         _check_task(asked, task)
-        x, y = _checked(asked, "", _copied(x_train, "x_train"), _copied(y_train, "y_train"), task)
+        own = columns_of(x_train) if feature_names is None else tuple(feature_names)
+        same_rows(x_train, y_train, asked)
+        same_rows(x_test, y_test, asked)
+        given_x, given_y = copied(x_train, "x_train"), copied(y_train, "y_train")
+        x, y = checked(
+            asked,
+            "",
+            given_x,
+            given_y,
+            task,
+            own if given_x.ndim == 2 and len(own) == given_x.shape[1] else (),
+        )
         x_held, y_held = x[:0], y[:0]
         if x_test is not None and y_test is not None:
-            given = _copied(x_test, "x_test"), _copied(y_test, "y_test")
-            x_held, y_held = _own_test_part(asked, x, y, *given, None)
+            other = columns_of(x_test)
+            if own and other and other != own and feature_names is None:
+                raise InvalidInputError(
+                    asked,
+                    f"a test part with the columns {', '.join(other):.60}, "
+                    f"a training part with {', '.join(own):.60}",
+                    "give both the same columns in the same order: x_test[x_train.columns]",
+                )
+            given = copied(x_test, "x_test"), copied(y_test, "y_test")
+            x_held, y_held = own_test_part(asked, x, y, *given, None)
         elif x_test is not None or y_test is not None:
             found = "y_test without x_test" if x_test is None else "x_test without y_test"
             raise InvalidInputError(asked, found, "give both, or neither")
         size = math.prod(x.shape[1:])
-        own = () if feature_names is None else tuple(feature_names)
         names = own or tuple(f"x{i}" for i in range(size))
         if len(names) != size:
             raise InvalidInputError(
                 asked, f"{len(names)} names for {size} features", "give one name for each"
             )
         about = description or f"{name}: {len(x) + len(x_held)} samples, {size} features"
-        return Dataset(name, x, y, x_held, y_held, names, about)
+        own_ids = ids_of(asked, ids, test_ids, len(x), len(x_held))
+        origin = Origin.of_arrays(len(x), len(x_held), names, own_ids)
+        return Dataset(name, x, y, x_held, y_held, names, about, origin=origin)
+
+    @property
+    def rows(self) -> Parts:
+        """Rows of the samples in the user's file, ``rows.train`` (n,) and ``rows.test`` (m,), from 0.
+
+        Below the header, as ``pandas.read_csv`` counts; positions in arrays of one's own, where the test
+        part is counted apart.
+        """
+        return self.origin.rows
+
+    @property
+    def ids(self) -> Parts | None:
+        """Who the samples are, as text, by the column that ``id=`` named; None without one."""
+        return self.origin.ids
 
     @property
     def task(self) -> Task:
@@ -122,6 +179,7 @@ def load_dataset(
     samples: int | None = None,
     noise: float | None = None,
     target: str | None = None,
+    id: str | None = None,
     test_fraction: float | None = None,
     seed: int = 0,
     standardise: bool = False,
@@ -135,14 +193,17 @@ def load_dataset(
 
     Args:
         name_or_path: one of ``dataset_names()``, or a file. An ``.npz`` holds ``x_train,
-            y_train[, x_test, y_test]`` or ``X, y``, or the parts of MedMNIST. A ``.csv`` has a
-            header row and numeric columns. Also: the household power data of the UCI repository
-            (``.txt``, ``.csv``, packed as ``.gz``), and the folder of a driving simulator.
-        samples: how many samples to use in all: drawn anew for moons (100 unless told), a random
-            subset elsewhere (all unless told).
-        noise: standard deviation of the noise of moons (0.1 unless told); only for moons.
+            y_train[, x_test, y_test]`` or ``X, y``, or the parts of MedMNIST. A ``.csv`` or ``.tsv``
+            (commas, semicolons, tabs or bars; packed as ``.gz`` or not) has a header row and numeric
+            columns. Also: the household power data of the UCI repository (``.txt``, ``.csv``), and the
+            folder of a driving simulator.
+        samples: how many samples to use in all: drawn anew for moons (default: 100), a random
+            subset elsewhere (default: all).
+        noise: standard deviation of the noise of moons (default: 0.1); only for moons.
         target: name of the target column; needed for ``.csv``, only for ``.csv``.
-        test_fraction: share of the samples held out, in [0, 1); 0.2 unless told. At 0 nothing is
+        id: name of the column of a ``.csv`` (or of the array of an ``.npz``) that says who a sample is. It
+            is no feature; threats and questions can name samples by it.
+        test_fraction: share of the samples held out, in [0, 1) (default: 0.2). At 0 nothing is
             held out and the order of the samples is kept. Only where the file brings no test part.
         seed: fixes the drawing of moons, the subset and the split.
         standardise: subtract the mean and divide by the standard deviation of each feature, both
@@ -171,11 +232,15 @@ def load_dataset(
         ("standardise_targets", standardise_targets),
     ):
         of_kind(value, bool, option, "give True or False")
-    source = read(asked, name_or_path, Reading(samples, noise, target, image_size, crop, seed))
+    if id is not None:
+        of_kind(id, str, "id", "give the name of a column, or leave it out")
+    source = read(asked, name_or_path, Reading(samples, noise, target, id, image_size, crop, seed))
     notes = list(source.notes)
     if source.x.dtype == np.float32 or source.y.dtype == np.float32:
         notes.append("float32 values were converted to float64")
-    x, y = _checked(asked, "", source.x, source.y, task)
+    x, y = checked(asked, "", source.x, source.y, task, source.feature_names, source.lines)
+    rows = np.arange(len(x)) if source.rows is None else source.rows
+    at = np.arange(len(x))  # of each sample among those that were read
 
     generator = np.random.default_rng(seed)
     if samples is not None and samples != len(x):
@@ -183,36 +248,65 @@ def load_dataset(
             raise InvalidInputError(
                 asked, f"samples = {samples}, but the set has {len(x)}", f"ask for at most {len(x)}"
             )
-        chosen = np.sort(generator.permutation(len(x))[:samples])
-        x, y = x[chosen], y[chosen]
+        at = np.sort(generator.permutation(len(x))[:samples])
         notes.append(f"a subset of {samples} samples was drawn with seed {seed}")
+    held = at[:0]
+    apart = source.x_test is not None and source.y_test is not None
     if source.x_test is not None and source.y_test is not None:
-        x_test, y_test = _own_test_part(asked, x, y, source.x_test, source.y_test, test_fraction)
+        x_test, y_test = own_test_part(asked, x, y, source.x_test, source.y_test, test_fraction)
     else:
         fraction = DEFAULT_TEST_FRACTION if test_fraction is None else test_fraction
-        train, test = _split(asked, len(x), fraction, generator)
-        x, y, x_test, y_test = x[train], y[train], x[test], y[test]
-        if len(test):
-            notes.append(f"{len(test)} samples were held out for testing with seed {seed}")
+        train, test = split(asked, len(at), fraction, generator)
+        at, held = at[train], at[test]
+        x_test, y_test = x[held], y[held]
+        if len(held):
+            notes.append(f"{len(held)} samples were held out for testing with seed {seed}")
+    x, y = x[at], y[at]
 
     names = source.feature_names or tuple(f"x{i}" for i in range(math.prod(x.shape[1:])))
-    description = source.description
+    description, total = source.description, source.total or len(rows)
+    train_ids, divisor = source.ids, source.divisor
+    rows_test = np.arange(len(x_test)) if apart else rows[held]
+    ids_test = source.test_ids if apart else None if train_ids is None else train_ids[held]
     del source  # its arrays are as large as all that is made of them
     if pca is not None:
         projected = project(asked, x, y, x_test, pca, seed)
         x, y, x_test = projected.x, projected.y, projected.x_test
+        at, divisor = at[projected.kept], 1.0
         names = tuple(f"component{i + 1}" for i in range(pca))
         notes.append(projected.note)
+    ids = None
+    if train_ids is not None:
+        unnamed = np.full(len(x_test), "", dtype=np.str_)
+        ids = Parts(train_ids[at], unnamed if ids_test is None else ids_test)
+    features = targets = None
     if standardise:
-        x, x_test = _scale(x, x_test)
+        x, x_test, features = scale(x, x_test, divisor, names)
         notes.append("features were standardised by mean and deviation of the training part")
+    elif divisor != 1.0:
+        ones = np.ones(x.shape[1:])
+        features = Scaling(np.zeros_like(ones), ones, divisor, names, fitted=False)
     if standardise_targets:
         if y.dtype == np.int64:
             raise InvalidInputError(
                 asked, "standardise_targets = true on class labels", "use it for regression only"
             )
-        y, y_test = _scale(y, y_test)
+        outputs = (
+            (target or "target",) if y.ndim == 1 else tuple(f"target{j}" for j in range(y.shape[1]))
+        )
+        y, y_test, targets = scale(y, y_test, 1.0, outputs)
         notes.append("targets were standardised by mean and deviation of the training part")
+    origin = Origin(
+        where=f"rows of {Path(name_or_path).name}",
+        rows=Parts(rows[at], rows_test),
+        total=total,
+        names=names,
+        apart=apart,
+        ids=ids,
+        features=features,
+        targets=targets,
+        projected=pca is not None,
+    )
     return Dataset(
         name=str(name_or_path),
         x_train=x,
@@ -222,6 +316,7 @@ def load_dataset(
         feature_names=names,
         description=description,
         notes=tuple(notes),
+        origin=origin,
     )
 
 
@@ -245,90 +340,3 @@ def _check_task(asked: str, task: object) -> None:
     if task is not None and (not isinstance(task, str) or task not in get_args(Task)):
         known = " or ".join(map(repr, get_args(Task)))
         raise InvalidInputError(asked, f"task = {task!r:.60}", f"use {known}, or leave it out")
-
-
-def _copied(values: npt.ArrayLike, what: str) -> Array:
-    return np.array(array_of(values, what, "give one row of numbers for each sample"))
-
-
-def _split(
-    asked: str, count: int, fraction: float, generator: np.random.Generator
-) -> tuple[Array, Array]:
-    """Indices of the training and of the test part; in the given order if nothing is held out."""
-    held_out = round(fraction * count)
-    if held_out == 0:
-        return np.arange(count), np.arange(0)
-    if held_out >= count:
-        raise InvalidInputError(
-            asked,
-            f"{count} samples, of which test_fraction = {fraction} leaves none for training",
-            "hold out less",
-        )
-    order = generator.permutation(count)
-    return order[held_out:], order[:held_out]
-
-
-def _own_test_part(
-    asked: str, x: Array, y: Array, x_test: Array, y_test: Array, test_fraction: float | None
-) -> tuple[Array, Array]:
-    """The test part that a file brings along, checked against the training part."""
-    if test_fraction is not None:
-        raise InvalidInputError(
-            asked,
-            f"test_fraction = {test_fraction}, and a test part in the file already",
-            "drop test_fraction, or store the samples under the keys X and y",
-        )
-    task: Task = "classification" if y.dtype == np.int64 else "regression"
-    x_test, y_test = _checked(asked, " of the test part", x_test, y_test, task)
-    if x_test.shape[1:] != x.shape[1:] or y_test.shape[1:] != y.shape[1:]:
-        raise InvalidInputError(
-            asked,
-            f"training shapes {x.shape} and {y.shape}, test shapes {x_test.shape} and "
-            f"{y_test.shape}",
-            "give both parts the same features and outputs",
-        )
-    return x_test, y_test
-
-
-def _scale(train: Array, test: Array) -> tuple[Array, Array]:
-    mean, deviation = train.mean(axis=0), train.std(axis=0)
-    constant = train.max(axis=0) == train.min(axis=0)
-    deviation = np.where(constant, 1.0, deviation)
-    return (train - mean) / deviation, (test - mean) / deviation
-
-
-def _checked(asked: str, part: str, x: Array, y: Array, task: Task | None) -> tuple[Array, Array]:
-    """Features as float64 (n, ...), targets as int64 (n,) or float64 (n,) or (n, outputs)."""
-    for label, array in (("features", x), ("targets", y)):
-        if array.dtype.kind not in "fiub":
-            raise InvalidInputError(
-                asked, f"{label}{part} of type {array.dtype}", "store plain numbers"
-            )
-    if x.ndim < 2 or x.size == 0 or y.ndim not in (1, 2) or y.size == 0 or len(x) != len(y):
-        raise InvalidInputError(
-            asked,
-            f"features{part} of shape {x.shape} and targets of shape {y.shape}",
-            "give features (n, features) and targets (n,) or (n, outputs) with the same n >= 1",
-        )
-    for label, array in (("features", x), ("targets", y)):
-        bad = np.argwhere(~np.isfinite(array))
-        if len(bad):
-            raise InvalidInputError(
-                asked,
-                f"{len(bad)} NaN or infinite values among the {label}{part}, "
-                f"the first at index {tuple(int(i) for i in bad[0])}",
-                "drop or impute these samples before certifying",
-            )
-    x = x.astype(np.float64, copy=False)
-    if task == "regression" or (task is None and y.dtype.kind == "f"):
-        return x, y.astype(np.float64, copy=False)
-    if y.ndim == 2 and y.shape[1] == 1:
-        y = y[:, 0]
-    if y.ndim != 1 or (y != np.round(y)).any() or (y < 0).any():
-        found = f"shape {y.shape}" if y.ndim != 1 else f"values from {y.min()} to {y.max()}"
-        raise InvalidInputError(
-            asked,
-            f"class labels{part} with {found}",
-            "number the classes 0, 1, 2, ... (0 and 1 for two classes, hinge included)",
-        )
-    return x, y.astype(np.int64, copy=False)

@@ -19,11 +19,12 @@ SHARE = 0.2
 
 @dataclass(frozen=True, eq=False)
 class Projected:
-    """What is left for training after the fit, and what to say about it."""
+    """What is left for training after the fit, at which positions it stood, and what to say about it."""
 
     x: Array
     y: Array
     x_test: Array
+    kept: Array
     note: str
 
 
@@ -57,6 +58,7 @@ def project(asked: str, x: Array, y: Array, x_test: Array, components: int, seed
         (flat[kept] - mean) @ basis.T,
         y[kept],
         (flat_test - mean) @ basis.T,
+        kept,
         f"features were projected on {components} principal components, fitted on {aside} samples "
         "that were taken out of the training part and that the adversary does not touch",
     )

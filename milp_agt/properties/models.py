@@ -24,9 +24,11 @@ from milp_agt.bounds.linear.window_bounds import (
 from milp_agt.bounds.passes import in_passes
 from milp_agt.bounds.program import FinalWindow, OutputObjectives
 from milp_agt.bounds.step import NodeOrder, State, union
+from milp_agt.bounds.zonotope import ZonotopePass
 from milp_agt.core.graph import Node, evaluate
 from milp_agt.core.interval import CLEAN, Interval
 from milp_agt.core.rounding import TINY, gamma
+from milp_agt.properties.last_forms import by_sample_of_forms, least_of_forms, on_state
 from milp_agt.threats.poison import Poison
 from milp_agt.training.tracing import FEATURES, StepGraph
 
@@ -67,7 +69,7 @@ class Reached:
 
     ``window`` may be empty (a loaded result): then only the boxes count. ``outer`` is one box,
     (1, *shape), that is known to hold all of them, too. ``past`` is what the steps before the window
-    have proved.
+    have proved. ``forward`` is the set as a hybrid zonotope, where the run was bounded by one.
     """
 
     state: State
@@ -75,6 +77,12 @@ class Reached:
     adversary: AdversaryModel
     outer: State | None = None
     past: Sequence[PastStep] = ()
+    forward: ZonotopePass | None = None
+
+    @property
+    def keeps_forms(self) -> bool:
+        """Whether more than boxes is known."""
+        return bool(self.window) or self.forward is not None
 
     @property
     def boxes(self) -> State:
@@ -131,7 +139,7 @@ class ReachableModels:
             name: part.reshape(len(rows), *reached.state[name].lower.shape[1:])
             for name, part in parts.items()
         }
-        return _on_state(reached.state, named)
+        return on_state(reached.state, named)
 
     def outputs(self, features: Tensor) -> Tensor:
         """Outputs of the nominal model, (n, outputs)."""
@@ -160,11 +168,15 @@ class ReachableModels:
 
     def bound_in_box(self, forms: OutputForms) -> Interval:
         """The same from the boxes of the parameters alone, by intervals and linear forms: no walk."""
-        return self._bounded([replace(r, window=(), past=()) for r in self.reached], forms)
+        return self._bounded(
+            [replace(r, window=(), past=(), forward=None) for r in self.reached], forms
+        )
 
     def refine(self, forms: OutputForms, known: Interval, points: Tensor) -> Interval:
         """Bounds ``known`` from boxes, with those of some points as :meth:`bound` has them."""
-        if len(points) == 0 or (self.program is None and not any(r.window for r in self.reached)):
+        if len(points) == 0 or (
+            self.program is None and not any(r.keeps_forms for r in self.reached)
+        ):
             return known
         found = self.bound(forms.part(points))
         return Interval(
@@ -175,7 +187,7 @@ class ReachableModels:
     def _bounded(self, where: Sequence[Reached], forms: OutputForms) -> Interval:
         """Bounds by intervals and linear forms, some points at once."""
         found: list[Interval] = []
-        walked = any(reached.window for reached in where)
+        walked = any(reached.keeps_forms for reached in where)
         for part in self._parts(forms):
             some = forms.part(part)
             found.append(_joined([self._bound_piece(reached, some) for reached in where], 0))
@@ -210,7 +222,7 @@ class ReachableModels:
         reached = self.reached[0]
         joint = isinstance(reached.adversary, (Joint, Charged)) and not self.poison.is_clean
         apart = self.poison.label_quota is not None
-        if not joint or apart or self.poison.per_batch or not reached.window:
+        if not joint or apart or self.poison.per_batch or not reached.keeps_forms:
             return None
         pieces = [self._piece_by_sample(reached, forms.part(part)) for part in self._parts(forms)]
         base, dev = zip(*pieces, strict=True)
@@ -230,6 +242,9 @@ class ReachableModels:
         own.magnitude = own.magnitude + forms.constant.T.abs()
 
         def bound(rows: Tensor) -> tuple[Tensor, Tensor]:
+            if reached.forward is not None:
+                some = own.rows(rows.to(turned.device), reached.state)
+                return by_sample_of_forms(reached.forward, some, reached.state)
             return bound_by_sample(
                 self.schedule,
                 reached.window,
@@ -291,7 +306,7 @@ class ReachableModels:
             total = piece if total is None else total.plus(piece)
         assert total is not None
         return Forms(
-            _on_state(reached.state, total.coefficients),
+            on_state(reached.state, total.coefficients),
             total.constant,
             total.magnitude,
             total.operations + 2.0 * forms.coefficients.numel(),
@@ -316,7 +331,7 @@ class ReachableModels:
 
     def _bound_rows(self, reached: Reached, coefficients: Mapping[str, Tensor]) -> Interval:
         both = {n: torch.cat([c, -c]) for n, c in coefficients.items()}
-        low, high = self._walked(reached, Forms.start(_on_state(reached.state, both))).T.chunk(2, 1)
+        low, high = self._walked(reached, Forms.start(on_state(reached.state, both))).T.chunk(2, 1)
         return Interval(low, -high)
 
     def _walked(self, reached: Reached, start: Forms) -> Tensor:
@@ -324,6 +339,9 @@ class ReachableModels:
         the window."""
         algebra = reached.adversary.algebra
         best = algebra.concretise(start, reached.state, torch.zeros_like(start.constant))
+        if reached.forward is not None:
+            found = least_of_forms(reached.forward, start, reached.state)
+            return algebra.outcome(better(algebra, best, found))
         if not reached.window:
             return algebra.outcome(best)
 
@@ -372,15 +390,6 @@ class ReachableModels:
         size = (forms.coefficients.abs() * largest).sum(-1) + forms.constant.abs()
         terms = 4 * forms.coefficients.shape[-1] + 16
         return Interval(lower, upper).widen(size * gamma(terms) + TINY)
-
-
-def _on_state(state: State, coefficients: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The coefficients with zeros for what a form does not name."""
-    first = next(iter(coefficients.values()))
-    return {
-        name: coefficients.get(name, first.new_zeros(len(first), *box.lower.shape[1:]))
-        for name, box in state.items()
-    }
 
 
 def _joined(boxes: Sequence[Interval], axis: int) -> Interval:

@@ -9,6 +9,7 @@ import numpy.typing as npt
 from torch import Tensor
 
 from milp_agt.core.reachable import Bounds
+from milp_agt.core.torch_modes import own_modes
 from milp_agt.errors import InvalidInputError
 from milp_agt.properties.accuracy import AccuracyQuestion
 from milp_agt.properties.answer import Answer, nested
@@ -41,6 +42,7 @@ class Questions:
 
     models: ReachableModels
 
+    @own_modes()
     def accuracy(
         self,
         features: inputs.ArrayLike,
@@ -60,6 +62,7 @@ class Questions:
         x, y = self._test_data(features, labels, "accuracy")
         return ask(self.models, AccuracyQuestion.of(self.models, x, y), groups_of(groups, len(x)))
 
+    @own_modes()
     def collective(
         self,
         features: inputs.ArrayLike,
@@ -81,6 +84,7 @@ class Questions:
         question = AccuracyQuestion.of(self.models, x, y)
         return collective(self.models, question, groups_of(groups, len(x)))
 
+    @own_modes()
     def margins(
         self, features: inputs.ArrayLike, labels: inputs.ArrayLike
     ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
@@ -95,6 +99,7 @@ class Questions:
         points = ask_scores(self.models, AccuracyQuestion.of(self.models, x, y)).points
         return points.score_lower, points.score_upper
 
+    @own_modes()
     def loss(
         self,
         features: inputs.ArrayLike,
@@ -113,6 +118,7 @@ class Questions:
         x, y = self._test_data(features, labels, None)
         return mean_loss(self.models, MeanLoss.of(self.models, x, y), groups_of(groups, len(x)))
 
+    @own_modes()
     def stable(
         self,
         features: inputs.ArrayLike,
@@ -128,6 +134,7 @@ class Questions:
         x = self._features(features)
         return ask(self.models, StableQuestion.of(self.models, x), groups_of(groups, len(x)))
 
+    @own_modes()
     def targeted(
         self,
         features: inputs.ArrayLike,
@@ -148,6 +155,7 @@ class Questions:
         x = self._features(features)
         return ask(self.models, targeted(self.models, x, targets), groups_of(groups, len(x)))
 
+    @own_modes()
     def backdoor(
         self,
         features: inputs.ArrayLike,
@@ -190,6 +198,7 @@ class Questions:
         question = BackdoorQuestion.of(self.models, x, y, trigger, target)
         return ask(self.models, question, groups_of(groups, len(x)))
 
+    @own_modes()
     def backdoor_curve(
         self,
         features: inputs.ArrayLike,
@@ -216,6 +225,7 @@ class Questions:
         answers = [self.backdoor(features, labels, r, target=target, groups=groups) for r in rising]
         return dict(zip(rising, nested(answers), strict=True))
 
+    @own_modes()
     def predictions(self, features: inputs.ArrayLike) -> Predictions:
         """Bounds of every output of the model at each test point: certified intervals of a regression.
 
@@ -224,6 +234,7 @@ class Questions:
         """
         return Predictions.of(self.models, self._features(features))
 
+    @own_modes()
     def functional(self, coefficients: Mapping[str, inputs.ArrayLike]) -> tuple[Bounds, ...]:
         """Bounds of linear functionals of the parameters, one for each row of coefficients.
 

@@ -14,7 +14,9 @@ from milp_agt.bounds.adversary.enumerated import Enumerated
 from milp_agt.bounds.forms import Forms
 from milp_agt.bounds.linear.window_bounds import influence
 from milp_agt.bounds.passes import in_passes
+from milp_agt.bounds.zonotope import least_by_sample
 from milp_agt.core.graph import Cause
+from milp_agt.data.origin import Origin
 from milp_agt.errors import InvalidInputError
 from milp_agt.io.tables import format_number, format_table
 from milp_agt.properties.gap import split
@@ -26,7 +28,9 @@ class Suspect:
     """A training sample and what it is worth to the adversary.
 
     Attributes:
-        sample: its index in the data set.
+        sample: its row in the file of the data set that was certified; its position in plain arrays.
+        position: its position in the training part.
+        id: who it is, where ``load_dataset(id=)`` says so; None elsewhere.
         width: mean over the trainable parameters of the width that the certificate grants to this
             sample alone. Enumerated selections: the hull of its cases and of the clean run. Bounded
             jointly: what the forms of both ends of the parameter owe to it (``dev_i``).
@@ -36,6 +40,8 @@ class Suspect:
     sample: int
     width: float
     share: float
+    position: int
+    id: str | None = None
 
 
 @dataclass(frozen=True)
@@ -85,7 +91,14 @@ class Suspects(Sequence[Suspect]):
 
     def __str__(self) -> str:
         """Two tables: the samples, and the causes."""
-        rows = [(str(s.sample), format_number(s.width, 4), f"{s.share:.1%}") for s in self.samples]
+        rows = [
+            (
+                str(s.sample) if s.id is None else f"{s.sample} ({s.id})",
+                format_number(s.width, 4),
+                f"{s.share:.1%}",
+            )
+            for s in self.samples
+        ]
         parts = [format_table(("sample", "width alone", "of the whole"), rows)]
         if self.causes is not None and self.total is not None:
             shares = [(c, w, w / self.total if self.total else 0.0) for c, w in self.causes.items()]
@@ -94,9 +107,9 @@ class Suspects(Sequence[Suspect]):
         return "\n\n".join(parts)
 
 
-def suspects(models: ReachableModels, count: int) -> Suspects:
+def suspects(models: ReachableModels, count: int, origin: Origin | None = None) -> Suspects:
     """The ``count`` samples that carry the bound, the heaviest first; those that can do nothing are
-    left out.
+    left out. Rows and ids are those of ``origin``.
 
     Raises:
         InvalidInputError: a result without the steps that led to it (loaded, or interval bounds).
@@ -105,7 +118,7 @@ def suspects(models: ReachableModels, count: int) -> Suspects:
         raise InvalidInputError(
             "suspects() counts the samples that it names", f"{count!r}", "give a whole number >= 0"
         )
-    if not all(reached.window for reached in models.reached):
+    if not all(reached.keeps_forms for reached in models.reached):
         raise InvalidInputError(
             "Which samples carry the bound was asked",
             "a result that keeps no linear forms (loaded from a file, or relaxation 'interval')",
@@ -115,15 +128,21 @@ def suspects(models: ReachableModels, count: int) -> Suspects:
     whole = torch.cat([models.state[n].width.flatten() for n in models.step_graph.parameters])
     mean = float(whole.mean())
     order = widths.argsort(descending=True)[:count].tolist()
-    heaviest = tuple(
-        Suspect(i, float(widths[i]), float(widths[i]) / mean) for i in order if widths[i] > 0
-    )
+    heaviest = tuple(_suspect(i, float(widths[i]), mean, origin) for i in order if widths[i] > 0)
     return Suspects(heaviest, split(models) if _splits(models) else None, mean)
+
+
+def _suspect(position: int, width: float, mean: float, origin: Origin | None) -> Suspect:
+    row = position if origin is None else int(origin.rows.train[position])
+    known = None if origin is None or origin.ids is None else str(origin.ids.train[position])
+    return Suspect(row, width, width / mean, position, known)
 
 
 def _splits(models: ReachableModels) -> bool:
     """Whether the width can be told apart by cause."""
     enumerated = isinstance(models.reached[0].adversary, Enumerated)
+    if any(reached.forward is not None for reached in models.reached):
+        return False
     return models.poison.whole is None and (models.poison.label_quota is None or enumerated)
 
 
@@ -134,6 +153,9 @@ def _widths(models: ReachableModels, reached: Reached) -> Tensor:
     if isinstance(reached.adversary, Charged):
         return _of_columns(models, reached, reached.adversary)
     rows = models.parameter_rows(reached)
+    if reached.forward is not None:
+        _, dev = least_by_sample(reached.forward, models.on_parameters(reached, rows))
+        return dev.sum(0) / (len(rows) // 2)
 
     def worth(some: Tensor) -> Tensor:
         start = Forms.start(models.on_parameters(reached, rows[some]))

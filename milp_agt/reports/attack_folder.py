@@ -22,8 +22,9 @@ class AttackFolder:
     """Writes what attacks reached, with the data that reach it.
 
     ``attack.npz`` holds for objective number i the arrays ``i/features/t`` and ``i/labels/t`` of each
-    leaf t (one data set, or one batch for each step of an adaptive adversary), ``i/poisoned``, and
-    the trained model under ``i/state/NAME``; and the envelope under ``lower/NAME`` and ``upper/NAME``.
+    leaf t (one data set, or one batch for each step of an adaptive adversary), ``i/poisoned`` (rows of
+    the file), ``i/positions`` (where these samples stand in ``i/features``), and the trained model under
+    ``i/state/NAME``; and the envelope under ``lower/NAME`` and ``upper/NAME``.
 
     Raises:
         InvalidInputError: the folder cannot be made or written to.
@@ -45,6 +46,7 @@ class AttackFolder:
                 arrays[f"{number}/features/{leaf}"] = features
                 arrays[f"{number}/labels/{leaf}"] = labels
             arrays[f"{number}/poisoned"] = np.asarray(best.poisoned, dtype=np.int64)
+            arrays[f"{number}/positions"] = np.asarray(best.positions, dtype=np.int64)
             for parameter, value in best.state_dict.items():
                 arrays[f"{number}/state/{parameter}"] = value.numpy()
             objectives.append(
@@ -55,6 +57,7 @@ class AttackFolder:
                     "nominal": attack.nominal,
                     "reached": attack.reached,
                     "poisoned": best.poisoned,
+                    "positions": best.positions,
                     "trained": attack.trained,
                     "exhaustive": attack.exhaustive,
                     "seconds": attack.seconds,

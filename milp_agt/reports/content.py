@@ -63,12 +63,14 @@ class PointTable:
     """Bounds of each test point, most at risk first: of the margin of the true class, (n,) each.
 
     Above 0 is right, below 0 is wrong. ``reached`` are the ends that attacks reached; None where nothing
-    was attacked. ``total`` counts the points of this part of the data, bounded or not.
+    was attacked. ``total`` counts the points of this part of the data, bounded or not. ``name`` is the row
+    of each in the file, with its id; ``index`` its position in the part.
     """
 
     on: str
     total: int
     index: Array
+    name: Array
     label: Array
     predicted: Array
     lower: Array
@@ -101,6 +103,7 @@ class PredictionMap:
     total: int
     outputs: int
     index: Array
+    name: Array
     output: Array
     target: Array
     lower: Array
@@ -235,6 +238,7 @@ class Content:
         return PointTable(
             on=str(self.arrays["points/on"]),
             total=int(self.arrays["points/total"]),
+            name=self._names[order],
             **columns,
             reached=self._reached("points", order),
         )
@@ -252,6 +256,7 @@ class Content:
             total=int(self.arrays["points/total"]),
             outputs=outputs,
             index=np.repeat(self.arrays["points/index"], outputs)[order],
+            name=np.repeat(self._names, outputs)[order],
             output=np.tile(np.arange(outputs), count)[order],
             target=self.arrays["points/label"].ravel()[order],
             lower=ends["lower"][order],
@@ -260,6 +265,13 @@ class Content:
             loss=np.repeat(self.arrays["points/upper"], outputs)[order],
             reached=self._reached("outputs", order),
         )
+
+    @property
+    def _names(self) -> Array:
+        """What each point is called: its row, and its id where it has one."""
+        rows = self.arrays.get("points/row", self.arrays["points/index"])
+        ids = self.arrays.get("points/id", np.full(len(rows), ""))
+        return np.array([f"{r} ({i})" if i else f"{r}" for r, i in zip(rows, ids, strict=True)])
 
     def _reached(self, of: str, order: Array) -> tuple[Array, Array] | None:
         if f"{of}/reached_lower" not in self.arrays:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from milp_agt.attacks import Attack
     from milp_agt.certification.result import Result
     from milp_agt.data.dataset import Dataset
+    from milp_agt.data.origin import Part
     from milp_agt.runfile.verdicts import Verdict
 
 Array = npt.NDArray[Any]
@@ -39,8 +40,10 @@ def collect(result: Result, dataset: Dataset, verdicts: Sequence[Verdict] = ()) 
     ``points/index, label, lower, nominal, upper``: of the margin of the true class (classification) or
     of the loss (regression), (n,) each, taken from the verdicts where one has them, else bounded
     for the first points; ``points/total`` counts them all; ``points/predicted`` by the nominal model, (n,) or
-    (n, outputs). ``points/on`` names the part. A regression has ``outputs/lower, nominal, upper``,
-    (n, outputs) each: certified intervals of the predictions. Where the run was attacked,
+    (n, outputs). ``points/on`` names the part, ``points/row`` the rows of the points in the file,
+    ``points/id`` who they are; ``points/index`` is their position in the part. A regression has
+    ``outputs/lower, nominal, upper``, (n, outputs) each: certified intervals of the predictions. Where
+    the run was attacked,
     ``points/reached_lower, reached_upper`` (or ``outputs/...``) are the ends of the margins (or
     predictions) of the models that attacks trained. With two features and classes ``map/names`` (2,),
     ``map/x, y`` (m,), ``map/scores`` (m, m, classes) of the nominal model and ``map/lower``
@@ -52,7 +55,7 @@ def collect(result: Result, dataset: Dataset, verdicts: Sequence[Verdict] = ()) 
         InvalidInputError: a nominal loss that is not finite.
         SoundnessError: a model that attacks trained, outside the bounds of a point.
     """
-    on = "test" if len(dataset.x_test) else "train"
+    on: Part = "test" if len(dataset.x_test) else "train"
     x = dataset.x_test if on == "test" else dataset.x_train
     y = dataset.y_test if on == "test" else dataset.y_train
     margins = dataset.task == "classification"
@@ -65,10 +68,13 @@ def collect(result: Result, dataset: Dataset, verdicts: Sequence[Verdict] = ()) 
     arrays: dict[str, Array] = {
         "points/on": np.array(on),
         "points/total": np.array(len(dataset.x_test) or len(dataset.x_train)),
-        "points/index": np.asarray(columns["index"]),
+        "points/index": np.arange(len(x)),
+        "points/row": dataset.rows.of(on)[: len(x)],
         "points/label": y,
         "points/predicted": _scores(result, x).argmax(1) if margins else _outputs(result, x),
     }
+    if dataset.ids is not None:
+        arrays["points/id"] = dataset.ids.of(on)[: len(x)]
     for end in ENDS:
         arrays[f"points/{end}"] = np.asarray(columns[prefix + end], dtype=np.float64)
     shown = "points" if margins else "outputs"
@@ -90,7 +96,11 @@ def _judged(
 ) -> Mapping[str, list[Any]] | None:
     """The table of all points that a verdict has brought along; None without one."""
     tables = (v.points for v in verdicts if (v.kind, v.on) == (kind, on) and v.points is not None)
-    return next((table for table in tables if table["index"] == list(range(count))), None)
+    found = next((t for t in tables if sorted(t["position"]) == list(range(count))), None)
+    if found is None:
+        return None
+    order = np.argsort(found["position"])
+    return {name: [column[k] for k in order] for name, column in found.items()}
 
 
 def save(folder: Path, arrays: Arrays) -> Path:

@@ -134,7 +134,7 @@ def _point_rows(content: Content) -> list[dict[str, Any]]:
         }
     else:
         return []
-    for name in ("index", "lower", "nominal", "upper"):
+    for name in ("index", "name", "lower", "nominal", "upper"):
         columns[name] = getattr(found, name).tolist()
     low, high = ([None] * len(found.index),) * 2 if found.reached is None else found.reached
     columns |= {"reached_lower": list(low), "reached_upper": list(high)}

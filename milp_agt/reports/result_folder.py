@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from milp_agt.properties.suspects import Suspects
 
 SCHEMA_VERSION = 1
+LISTED_ROWS = 10_000  # rows of larger files follow from the seed and are not written down
 WRITING_SHARE = 0.05  # at most this share of the run goes into saving finished steps
 
 
@@ -92,6 +93,7 @@ class ResultFolder:
             "complete": complete,
             "total_steps": result.total_steps,
             "claim": result.claim,
+            "caution": result.caution,
             "threat": result.threat,
             "assumptions": [*result.assumptions, *self._notes],
             "relaxation": {
@@ -152,11 +154,23 @@ def header(run: Mapping[str, Any], sha256: Mapping[str, str], dataset: Dataset) 
             "description": dataset.description,
             "train": list(dataset.x_train.shape),
             "test": list(dataset.x_test.shape),
+            "rows": _rows(dataset),
         },
         "versions": versions(),
         "platform": platform.platform(),
         "hardware": hardware(),
     }
+
+
+def _rows(dataset: Dataset) -> dict[str, Any]:
+    """Where the samples stand in the user's file, and who they are; of large data sets only in what."""
+    found: dict[str, Any] = {"where": dataset.origin.where, "total": dataset.origin.total}
+    if dataset.origin.total > LISTED_ROWS:
+        return found
+    found |= {"train": dataset.rows.train, "test": dataset.rows.test}
+    if dataset.ids is not None:
+        found["ids"] = {"train": dataset.ids.train, "test": dataset.ids.test}
+    return found
 
 
 def attack_summary(result: Result) -> dict[str, Any] | None:

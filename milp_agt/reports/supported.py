@@ -10,7 +10,8 @@ from milp_agt.formulations.registry import operations
 from milp_agt.solvers import solver_table
 from milp_agt.threats import THREATS
 from milp_agt.threats.sets import KINDS
-from milp_agt.training.tracing import supported_layers
+from milp_agt.training.layers.builder import frozen_only_layers, supported_layers
+from milp_agt.training.layers.functions import supported_functions
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,11 @@ def _questions() -> list[str]:
     for asked in QUESTIONS:
         fitting = ", ".join(f"`{key}`" for key, loss in losses().items() if asked.fits(loss))
         lines.append(f"| `{asked.name}` | {asked.what} | {fitting} |")
-    return [*lines, "", "Every threat model, every question and every relaxation can be combined."]
+    combined = (
+        "Every threat model, every question and every relaxation can be combined, but that `zonotope` "
+        "refuses adaptive adversaries, two budgets, and threats to whole samples."
+    )
+    return [*lines, "", combined]
 
 
 def _moves() -> list[str]:
@@ -64,6 +69,8 @@ def table() -> str:
     """Markdown: layers, losses, threat models, relaxations, solvers, and the rules of each operation."""
     summary = [
         ("layers", supported_layers()),
+        ("of these only behind layers that are not trained", frozen_only_layers()),
+        ("functions in a forward of one's own", supported_functions()),
         ("losses", tuple(losses())),
         ("threat models", tuple(t.__name__ for t in THREATS)),
         ("relaxations", (*(r.value for r in Relaxation), "auto")),

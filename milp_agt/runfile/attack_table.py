@@ -29,6 +29,11 @@ class AttackTable(Table):
         default=None,
         description="Random poisonings that serve every objective, half of them at full strength.",
     )
+    corners: Index | None = Field(
+        default=None,
+        description="Samples that are moved by themselves, at most so often, so that units of theirs flip; "
+        "the best for each end are then tried together.",
+    )
     enumerate: Index | None = Field(
         default=None,
         description="Where the data can be poisoned in finitely many ways, at most so many, all of them "

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
-from milp_agt.core.option_table import Count, Index, NonNegative, Table, problem
+from milp_agt.core.option_table import Count, Index, NonNegative, Table
 from milp_agt.data.dataset import dataset_names
+from milp_agt.errors import Problem
 
 
 class DataTable(Table):
@@ -21,8 +23,8 @@ class DataTable(Table):
     path: str | None = Field(
         default=None,
         description="A file, relative to the run file: `.npz` (arrays x_train, y_train and perhaps x_test, "
-        "y_test; or X, y; or those of MedMNIST), `.csv` with a header, household power data, or the "
-        "folder of a driving simulator.",
+        "y_test; or X, y; or those of MedMNIST), `.csv` or `.tsv` with a header (commas, semicolons, tabs "
+        "or bars), household power data, or the folder of a driving simulator.",
     )
     samples: Annotated[int, Field(ge=2)] | None = Field(
         default=None,
@@ -36,6 +38,11 @@ class DataTable(Table):
     target: str | None = Field(
         default=None,
         description="Target column of a `.csv`, which needs it; whole numbers are classes.",
+    )
+    id: str | None = Field(
+        default=None,
+        description="Column of a `.csv` (array of an `.npz`) that says who a sample is: no feature, but a "
+        "name by which `ids` of threats and properties find it.",
     )
     test_fraction: Annotated[float, Field(ge=0, lt=1)] | None = Field(
         default=None,
@@ -67,12 +74,11 @@ class DataTable(Table):
         description="Rows that are cut off the frames of a driving log at the top and at the bottom.",
     )
 
-    @model_validator(mode="after")
-    def _one_source(self) -> Self:
-        if (self.name is None) == (self.path is None):
-            found = "neither 'name' nor 'path'" if self.name is None else "both 'name' and 'path'"
-            raise problem(found, "give a built-in name, or the path of a file")
-        return self
+    @classmethod
+    def contradictions(cls, given: Mapping[str, Any]) -> Iterator[Problem]:
+        if ("name" in given) == ("path" in given):
+            found = "both 'name' and 'path'" if "name" in given else "neither 'name' nor 'path'"
+            yield found, "give a built-in name, or the path of a file"
 
 
 class ModelTable(Table):
@@ -82,9 +88,18 @@ class ModelTable(Table):
         default=None,
         description="Sizes of dense layers, from the features to the outputs; either this or `factory`.",
     )
-    activation: Literal["relu", "leaky_relu", "sigmoid", "tanh"] = Field(
-        default="relu", description="Activation between the `layers`."
-    )
+    activation: Literal[
+        "relu",
+        "leaky_relu",
+        "relu6",
+        "hardtanh",
+        "sigmoid",
+        "tanh",
+        "gelu",
+        "silu",
+        "elu",
+        "softplus",
+    ] = Field(default="relu", description="Activation between the `layers`.")
     bias: bool = Field(default=True, description="Whether the `layers` have biases.")
     seed: Index = Field(
         default=0, description="Seed of torch for the initial parameters and for the `factory`."
@@ -101,20 +116,13 @@ class ModelTable(Table):
         examples=["file.py:function"],
     )
 
-    @model_validator(mode="after")
-    def _one_architecture(self) -> Self:
-        if (self.layers is None) == (self.factory is None):
+    @classmethod
+    def contradictions(cls, given: Mapping[str, Any]) -> Iterator[Problem]:
+        if ("layers" in given) == ("factory" in given):
             found = (
-                "neither 'layers' nor 'factory'"
-                if self.layers is None
-                else "'layers' and 'factory'"
+                "'layers' and 'factory'" if "layers" in given else "neither 'layers' nor 'factory'"
             )
-            raise problem(found, "give one of layers = [4, 8, 3] and factory = 'file.py:function'")
-        if self.factory is not None:
-            idle = sorted(self.model_fields_set & {"activation", "bias"})
-            if idle:
-                raise problem(
-                    f"{' and '.join(idle)} beside 'factory', which builds the whole module",
-                    f"drop {' and '.join(idle)}",
-                )
-        return self
+            yield found, "give one of layers = [4, 8, 3] and factory = 'file.py:function'"
+        idle = " and ".join(sorted(given.keys() & {"activation", "bias"}))
+        if "factory" in given and idle:
+            yield f"{idle} beside 'factory', which builds the whole module", f"drop {idle}"

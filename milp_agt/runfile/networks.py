@@ -3,22 +3,32 @@
 from __future__ import annotations
 
 import importlib.util
+import io
 import itertools
 import math
 import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
 
 import torch
 from torch import nn
 
 from milp_agt.errors import ConfigurationError
+from milp_agt.runfile.state_names import difference, is_state, no_state
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {
     "relu": nn.ReLU,
     "leaky_relu": nn.LeakyReLU,
     "sigmoid": nn.Sigmoid,
     "tanh": nn.Tanh,
+    "gelu": nn.GELU,
+    "silu": nn.SiLU,
+    "elu": nn.ELU,
+    "softplus": nn.Softplus,
+    "hardtanh": nn.Hardtanh,
+    "relu6": nn.ReLU6,
 }
 
 
@@ -70,12 +80,22 @@ def factory_network(reference: str, folder: Path, seed: int) -> nn.Module:
         )
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
+    said = io.StringIO()
     try:
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=[]), _as_a_script(path, said):
             torch.manual_seed(seed)
             spec.loader.exec_module(module)
             make = getattr(module, function, None)
             built = make() if callable(make) else None
+    except SystemExit as error:
+        told = said.getvalue().strip().splitlines()
+        raise ConfigurationError(
+            asked,
+            f"{path.name} ends the program while it is read (exit {error.code})"
+            + (f": {told[-1]:.200}" if told else ""),
+            "put what a script does, arguments of the command line included, under "
+            f"if __name__ == '__main__': so that '{function}' can be called without it",
+        ) from error
     except Exception as error:
         raise ConfigurationError(
             asked,
@@ -105,6 +125,22 @@ def factory_network(reference: str, folder: Path, seed: int) -> nn.Module:
     return built.double()
 
 
+@contextmanager
+def _as_a_script(path: Path, said: io.StringIO) -> Iterator[None]:
+    """Read a file as ``python FILE`` would: no arguments of ours, its own folder to import from.
+
+    What it writes to stderr goes to ``said``, and to stderr where it does not end the program.
+    """
+    arguments, folders = sys.argv, sys.path
+    sys.argv, sys.path = [str(path)], [str(path.parent), *sys.path]
+    try:
+        with redirect_stderr(said):
+            yield
+        sys.stderr.write(said.getvalue())
+    finally:
+        sys.argv, sys.path = arguments, folders
+
+
 def load_state(model: nn.Module, path: Path) -> None:
     """Copy a saved ``state_dict`` into ``model``; only tensors are read from the file.
 
@@ -126,19 +162,11 @@ def load_state(model: nn.Module, path: Path) -> None:
             "write it with torch.save(model.state_dict(), path)",
         ) from error
     wanted = {name: tuple(value.shape) for name, value in model.state_dict().items()}
-    if not isinstance(state, dict) or not all(isinstance(v, torch.Tensor) for v in state.values()):
-        raise ConfigurationError(
-            asked,
-            f"an object of type {type(state).__name__} that is not a state_dict",
-            "write it with torch.save(model.state_dict(), path)",
-        )
+    if not is_state(state):
+        raise ConfigurationError(asked, *no_state(state))
     found = {name: tuple(value.shape) for name, value in state.items()}
     if found != wanted:
-        raise ConfigurationError(
-            asked,
-            f"{_describe(found)}, where the model has {_describe(wanted)}",
-            "let [model] describe the architecture that was saved",
-        )
+        raise ConfigurationError(asked, *difference(found, wanted))
     if any(value.dtype != torch.float64 for value in state.values()):
         warnings.warn(
             f"The parameters in {path.name} are not float64; they are converted, and the claim is "
@@ -147,7 +175,3 @@ def load_state(model: nn.Module, path: Path) -> None:
             stacklevel=2,
         )
     model.load_state_dict(state)
-
-
-def _describe(shapes: dict[str, tuple[int, ...]]) -> str:
-    return ", ".join(f"{name} {shape}" for name, shape in shapes.items()) or "no parameters"

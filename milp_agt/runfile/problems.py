@@ -3,28 +3,79 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
-Problem = tuple[str, str]  # what was found, what to do
+from milp_agt.core.option_table import WRONG, Table
+from milp_agt.errors import Problem
+
 Fields = Mapping[str, tuple[str, ...]]  # the known keys of every table
+Tables = Mapping[str, type[BaseModel]]  # every table by its name, kinds apart: "threat.labels"
 
 
-def explain(error: ValidationError, raw: Mapping[str, Any], fields: Fields) -> Problem:
-    """Turn pydantic's list into the parts ``found`` and ``remedy`` of one message.
+def explain(error: ValidationError, raw: Mapping[str, Any], tables: Tables) -> list[Problem]:
+    """Turn pydantic's list into all that is wrong with a file, each with what to do.
 
     An unknown key names its table and the nearest known key; a key that is missing only because it
-    was misspelt is not reported a second time.
+    was misspelt is not reported a second time. What contradicts itself in a table with wrong values is
+    found as well.
     """
+    fields = {name: tuple(table.model_fields) for name, table in tables.items()}
     unknown = list(_unknown_keys(raw, fields))
     misspelt = {remedy.replace("use ", "add ", 1) for _, remedy in unknown}
     others = [problem for problem in _others(error, raw) if problem[1] not in misspelt]
-    problems = unknown + others or list(_plainly(error, raw))
-    found = dict.fromkeys(problem[0] for problem in problems)
-    remedies = dict.fromkeys(problem[1] for problem in problems)
-    return "; ".join(found), "; ".join(remedies)
+    more = _contradictions(error, raw, tables)
+    return list(dict.fromkeys([*unknown, *others, *more])) or list(_plainly(error, raw))
+
+
+def _contradictions(
+    error: ValidationError, raw: Mapping[str, Any], tables: Tables
+) -> Iterator[Problem]:
+    """What the tables find themselves: pydantic asks them only where every value is right."""
+    wrong = {
+        _real_path(item["loc"], item["type"], raw)
+        for item in error.errors(include_url=False)
+        if item["type"] != "milp_agt"
+    }
+    for path, name, item in _items(raw, tables):
+        table = tables[name]
+        if not issubclass(table, Table):
+            continue
+        given: dict[str, Any] = {}
+        for key, value in item.items():
+            near = key if key in table.model_fields else _nearest(key, tuple(table.model_fields))
+            broken = any(each[: len(path) + 1] == (*path, key) for each in wrong)
+            if near is not None:
+                given[near] = WRONG if broken else value
+        where, _ = _place((*path, "kind"))
+        if len(path) > 1 and isinstance(path[-1], str):
+            where = f"[{'.'.join(str(part) for part in path)}]"
+        for found, remedy in (*table.contradictions(given), *table.refusals(given)):
+            yield f"{where} {found}", remedy
+
+
+def _items(
+    raw: Mapping[str, Any], tables: Tables
+) -> Iterator[tuple[tuple[str | int, ...], str, Mapping[str, Any]]]:
+    """Every table of a file with its place and its name among ``tables``."""
+    for key, value in raw.items():
+        entries = list(enumerate(value)) if isinstance(value, list) else [(None, value)]
+        for number, item in entries:
+            if not isinstance(item, dict):
+                continue
+            path: tuple[str | int, ...] = (key,) if number is None else (key, number)
+            name = key if key in tables else f"{key}.{item.get('kind')}"
+            if name not in tables:
+                continue
+            yield path, name, item
+            for inner, part in item.items():
+                if isinstance(part, dict):
+                    of_kind = f"{name}.{inner}.{part.get('kind')}"
+                    inside = of_kind if of_kind in tables else f"{name}.{inner}"
+                    if inside in tables:
+                        yield (*path, inner), inside, part
 
 
 def _unknown_keys(raw: Mapping[str, Any], fields: Fields) -> Iterator[Problem]:
@@ -77,17 +128,18 @@ def _unknown_in(
 
 def _others(error: ValidationError, raw: Mapping[str, Any]) -> Iterator[Problem]:
     grouped: dict[tuple[str | int, ...], list[dict[str, Any]]] = {}
-    for item in error.errors(include_url=False):
+    for item in _of_nearest_form(error.errors(include_url=False), raw):
         if item["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
             continue
-        if item["type"] == "list_type" and isinstance(item["input"], dict):
-            continue  # a table where a list or a table may stand: the table is what is wrong
+        if _is_other_form(item["type"], item["input"]):
+            continue
         grouped.setdefault(_real_path(item["loc"], item["type"], raw), []).append(dict(item))
     for path, items in grouped.items():
         where, key = _place(path)
         first = items[0]
         if first["type"] == "milp_agt":
-            yield f"{where} {first['ctx']['found']}", first["ctx"]["remedy"]
+            for found, remedy in first["ctx"]["problems"]:
+                yield f"{where} {found}", remedy
         elif first["type"] in ("missing", "union_tag_not_found"):
             name = key
             if first["type"] == "union_tag_not_found":
@@ -107,6 +159,73 @@ def _others(error: ValidationError, raw: Mapping[str, Any]) -> Iterator[Problem]
             wanted = dict.fromkeys(_wanted(item) for item in items)
             subject = key if key is not None else where
             yield found, f"{subject} should be {' or '.join(wanted)}"
+
+
+def _of_nearest_form(items: Sequence[Any], raw: Mapping[str, Any]) -> Iterator[Any]:
+    """The errors without those of forms that a value does not have.
+
+    Where a key may have several forms (a number, a list, a list of lists), pydantic reports what is
+    wrong with each. Meant is the form that the value fits farthest: errors inside it, fewest, deepest.
+    """
+    forms: dict[tuple[str | int, ...], dict[str, list[int]]] = {}
+    labelled = [
+        _forms(item["loc"][:-1] if item["type"] == "missing" else item["loc"], raw)
+        for item in items  # the end of the path of a missing key is that key
+    ]
+    depths = [len(_real_path(item["loc"], item["type"], raw)) for item in items]
+    for number, labels in enumerate(labelled):
+        for place, label in labels:
+            forms.setdefault(place, {}).setdefault(label, []).append(number)
+    dropped: set[int] = set()
+    for place, branches in forms.items():
+        if len(branches) < 2:
+            continue
+
+        def fit(numbers: list[int], at: int = len(place)) -> tuple[bool, int, int]:
+            deepest = max(depths[n] for n in numbers)
+            return deepest <= at, len(numbers), -deepest
+
+        best = min(fit(numbers) for numbers in branches.values())
+        if best[0]:
+            continue  # none is fitted: every form is worth naming
+        for numbers in branches.values():
+            if fit(numbers) != best:
+                dropped.update(numbers)
+    yield from (item for number, item in enumerate(items) if number not in dropped)
+
+
+def _forms(location: tuple[str | int, ...], raw: Any) -> list[tuple[tuple[str | int, ...], str]]:
+    """The names of the forms that pydantic tried on the way, with their places in the file."""
+    found: list[tuple[tuple[str | int, ...], str]] = []
+    path: tuple[str | int, ...] = ()
+    current: Any = raw
+    for part in location:
+        if _is_in(part, current):
+            current, path = current[part], (*path, part)
+        else:
+            found.append((path, str(part)))
+    return found
+
+
+def _is_in(part: str | int, current: object) -> bool:
+    """Whether this is a key of a table, or a place of a list."""
+    if isinstance(current, dict):
+        return part in current
+    return isinstance(current, list) and isinstance(part, int) and part < len(current)
+
+
+# What pydantic says of a value that is no table, where one may stand.
+_NO_TABLE = ("model_type", "dict_type", "model_attributes_type", "union_tag_not_found")
+
+
+def _is_other_form(kind: str, value: object) -> bool:
+    """Whether pydantic also tried the other form of a key that may be a list or a table.
+
+    What is inside the list, or the table, is what is wrong.
+    """
+    if kind == "list_type" and isinstance(value, dict):
+        return True
+    return kind in _NO_TABLE and isinstance(value, list)
 
 
 def _plainly(error: ValidationError, raw: Mapping[str, Any]) -> Iterator[Problem]:
@@ -129,10 +248,7 @@ def _real_path(location: tuple[str | int, ...], kind: str, raw: Any) -> tuple[st
     path: list[str | int] = []
     current: Any = raw
     for position, part in enumerate(location):
-        inside = (isinstance(current, dict) and part in current) or (
-            isinstance(current, list) and isinstance(part, int) and part < len(current)
-        )
-        if inside:
+        if _is_in(part, current):
             current = current[part]
             path.append(part)
         elif position == len(location) - 1 and kind == "missing":

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, Self
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import Field, model_validator
+from pydantic import Field
 
-from milp_agt.core.option_table import KIND, Index, NonNegative, Table, problem
+from milp_agt.core.option_table import KIND, Index, NonNegative
 from milp_agt.core.reachable import Bounds
-from milp_agt.data.dataset import Dataset
-from milp_agt.errors import InvalidInputError
+from milp_agt.errors import InvalidInputError, Problem
+from milp_agt.runfile.points_table import PickedPoints, TableOfPoints, TableOfProperty
 
 if TYPE_CHECKING:
     from milp_agt.attacks import Objective
@@ -23,88 +24,10 @@ Array = npt.NDArray[Any]
 Numbers = float | list[float]
 
 
-class PickedPoints(NamedTuple):
-    """The points that a property is about: positions in their part of the data, and their names."""
-
-    positions: Array
-    features: Array
-    labels: Array
-    groups: Array | None
-
-
-class _PropertyTable(Table):
-    """Keys of every kind; without a threshold a property is only reported."""
-
-    at_least: float | None = Field(
-        default=None,
-        description="PROVED if the certified lower bound is at least this, in each subgroup as well; "
-        "only reported without a threshold.",
-    )
-    at_most: float | None = Field(
-        default=None,
-        description="PROVED if the certified upper bound is at most this, in place of `at_least`.",
-    )
-
-    @model_validator(mode="after")
-    def _one_threshold(self) -> Self:
-        if self.at_least is not None and self.at_most is not None:
-            raise problem("both 'at_least' and 'at_most'", "split it into two properties")
-        return self
-
-    @property
-    def detail(self) -> str:
-        """What tells this property from others of its kind."""
-        return ""
-
-
-class _PointsTable(_PropertyTable):
-    """Keys of the kinds that ask about test points."""
-
-    on: Literal["test", "train"] = Field(
-        default="test", description="The part of the data that is asked about."
-    )
-    points: Annotated[list[Index], Field(min_length=1)] | None = Field(
-        default=None, description="Points of that part by position; all unless given."
-    )
-    groups: Literal["class"] | list[str | int] | None = Field(
-        default=None,
-        description="Bound every subgroup as well: each class, or the subgroups made by one name for "
-        "each point that is asked about.",
-    )
-
-    def pick(self, dataset: Dataset) -> PickedPoints:
-        """The points of a data set.
-
-        Raises:
-            InvalidInputError: an empty part, positions outside it, a regression by classes.
-        """
-        test = self.on == "test"
-        x = dataset.x_test if test else dataset.x_train
-        y = dataset.y_test if test else dataset.y_train
-        if len(x) == 0:
-            raise InvalidInputError(
-                f"A property of the {self.on} part",
-                f"'{dataset.name}' without a {self.on} part",
-                "hold samples out with test_fraction, or set on = 'train'",
-            )
-        index = np.arange(len(x)) if self.points is None else np.asarray(self.points)
-        if index.max() >= len(x):
-            raise InvalidInputError(
-                f"points = positions 0..{len(x) - 1} of the {self.on} part",
-                f"position {int(index.max())}",
-                "correct 'points'",
-            )
-        if self.groups == "class" and dataset.task == "regression":
-            raise InvalidInputError(
-                "groups = 'class' needs classes", "real targets", "name a group for each point"
-            )
-        names = y[index] if self.groups == "class" else self.groups
-        return PickedPoints(index, x[index], y[index], None if names is None else np.asarray(names))
-
-
-class AccuracyTable(_PointsTable):
+class AccuracyTable(TableOfPoints):
     """Share of points with the right class."""
 
+    is_share: ClassVar[bool] = True
     kind: Literal["accuracy"] = Field(description=KIND)
 
     def ask(self, result: Result, at: PickedPoints) -> Answer:
@@ -116,9 +39,10 @@ class AccuracyTable(_PointsTable):
         return Accuracy(at.features, at.labels)
 
 
-class CollectiveTable(_PointsTable):
+class CollectiveTable(TableOfPoints):
     """Share of points with the right class, where all points face the same poisoning."""
 
+    is_share: ClassVar[bool] = True
     kind: Literal["collective"] = Field(description=KIND)
 
     def ask(self, result: Result, at: PickedPoints) -> Answer:
@@ -130,7 +54,7 @@ class CollectiveTable(_PointsTable):
         return Accuracy(at.features, at.labels)
 
 
-class LossTable(_PointsTable):
+class LossTable(TableOfPoints):
     """Mean loss."""
 
     kind: Literal["loss"] = Field(description=KIND)
@@ -144,9 +68,10 @@ class LossTable(_PointsTable):
         return Loss(at.features, at.labels)
 
 
-class StableTable(_PointsTable):
+class StableTable(TableOfPoints):
     """Share of points with the class that the run on the data as given predicts."""
 
+    is_share: ClassVar[bool] = True
     kind: Literal["stable"] = Field(description=KIND)
 
     def ask(self, result: Result, at: PickedPoints) -> Answer:
@@ -158,17 +83,19 @@ class StableTable(_PointsTable):
         return Stable(at.features)
 
 
-class TargetedTable(_PointsTable):
+class TargetedTable(TableOfPoints):
     """Share of points that the adversary can push into unsafe outputs: `unsafe`, `targets`, or `low`
     and `high` say which."""
 
+    is_share: ClassVar[bool] = True
     kind: Literal["targeted"] = Field(description=KIND)
     unsafe: Index | Annotated[list[Index], Field(min_length=1)] | None = Field(
         default=None, description="Class, or classes, that are unsafe for every point."
     )
     targets: list[Index | list[Index]] | None = Field(
         default=None,
-        description="For each point the class, or the classes, that are unsafe for it.",
+        description="For each point the class, or the classes, that are unsafe for it, in the order of "
+        "`points`, or of the rows in the file.",
     )
     low: float | None = Field(
         default=None,
@@ -179,17 +106,16 @@ class TargetedTable(_PointsTable):
         description="Largest unsafe output of a regression; unless given, all outputs from `low` are.",
     )
 
-    @model_validator(mode="after")
-    def _one_target(self) -> Self:
-        interval = self.low is not None or self.high is not None
-        given = [self.unsafe is not None, self.targets is not None, interval]
-        if sum(given) != 1:
-            found = [n for n, g in zip(("unsafe", "targets", "low/high"), given, strict=True) if g]
-            raise problem(
+    @classmethod
+    def contradictions(cls, given: Mapping[str, Any]) -> Iterator[Problem]:
+        yield from super().contradictions(given)
+        found = [name for name in ("unsafe", "targets") if name in given]
+        found += ["low/high"] * bool({"low", "high"} & given.keys())
+        if len(found) != 1:
+            yield (
                 " beside ".join(f"'{n}'" for n in found) or "no unsafe outputs",
                 "give one of unsafe = 1, targets = [1, 0], or low and high (regression)",
             )
-        return self
 
     @property
     def detail(self) -> str:
@@ -220,10 +146,11 @@ class TargetedTable(_PointsTable):
         return np.array((low, np.inf if self.high is None else self.high))
 
 
-class BackdoorTable(_PointsTable):
+class BackdoorTable(TableOfPoints):
     """Success rate of a trigger in the test inputs: a ball (`radius`), free `coordinates` from `low` to
     `high`, or a patch (`coordinates` with `values`)."""
 
+    is_share: ClassVar[bool] = True
     kind: Literal["backdoor"] = Field(description=KIND)
     radius: NonNegative | list[NonNegative] | None = Field(
         default=None,
@@ -251,18 +178,18 @@ class BackdoorTable(_PointsTable):
         default=None, description="The class that the trigger is after; any wrong one unless given."
     )
 
-    @model_validator(mode="after")
-    def _one_trigger(self) -> Self:
+    @classmethod
+    def contradictions(cls, given: Mapping[str, Any]) -> Iterator[Problem]:
+        yield from super().contradictions(given)
         keys = ("radius", "coordinates", "low", "high", "values")
-        given = {key for key in keys if getattr(self, key) is not None}
+        told = {key for key in keys if key in given}
         kinds = ({"coordinates", "low", "high"}, {"coordinates", "values"})
-        if given not in kinds and not (given <= {"radius", "low", "high"} and "radius" in given):
-            named = [f"'{key}'" for key in keys if key in given]
-            raise problem(
+        if told not in kinds and not (told <= {"radius", "low", "high"} and "radius" in told):
+            named = [f"'{key}'" for key in keys if key in told]
+            yield (
                 f"a trigger of {' and '.join(named)}" if named else "no trigger",
                 "give radius; or coordinates with low and high; or coordinates with values",
             )
-        return self
 
     @property
     def detail(self) -> str:
@@ -300,7 +227,7 @@ class BackdoorTable(_PointsTable):
         return Backdoor(at.features, at.labels, self.trigger, self.target)
 
 
-class FunctionalTable(_PropertyTable):
+class FunctionalTable(TableOfProperty):
     """One linear functional of the parameters."""
 
     kind: Literal["functional"] = Field(description=KIND)

@@ -119,7 +119,9 @@ def _options(name: str, parts: Sequence[Schema], known: Mapping[str, Schema]) ->
         for key, field in part["properties"].items():
             if key == "kind":
                 continue
-            default = REQUIRED if key in part.get("required", ()) else ABSENT
+            # A table without kinds that may stand in place of the first is a choice.
+            is_asked = part is parts[0] or "kind" in part["properties"]
+            default = REQUIRED if is_asked and key in part.get("required", ()) else ABSENT
             if "default" in field:
                 default = literal(field["default"])
             inner = f"table [{name}.{key}]"

@@ -8,20 +8,21 @@ from __future__ import annotations
 
 import hashlib
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, TypeVar
 
-from pydantic import BaseModel, Field, PrivateAttr, ValidationError
+from pydantic import BaseModel, Discriminator, Field, PrivateAttr, Tag, ValidationError
 
 from milp_agt.core.option_table import Table
 from milp_agt.data.dataset import Array, Dataset, Task, load_dataset
-from milp_agt.errors import ConfigurationError, MilpAgtError
+from milp_agt.errors import ConfigurationError, MilpAgtError, Problem
 from milp_agt.runfile.attack_table import AttackTable
 from milp_agt.runfile.certify_table import CertifyTable
 from milp_agt.runfile.data_table import DataTable, ModelTable
 from milp_agt.runfile.problems import explain
 from milp_agt.runfile.property_tables import PROPERTY_TABLES, AnyProperty, PropertyTable, kind_of
+from milp_agt.runfile.record_table import RecordTable, which
 from milp_agt.runfile.threat_tables import THREAT_TABLES, ThreatTable
 from milp_agt.runfile.training_table import SCHEDULE_TABLES, TrainingTable
 
@@ -32,8 +33,12 @@ if TYPE_CHECKING:
     from milp_agt.certification.certify import OnStep
     from milp_agt.certification.checkpoint import Checkpoint
     from milp_agt.certification.result import Result
+    from milp_agt.recording import RecordedRun
     from milp_agt.threats import ThreatModel
     from milp_agt.training.training import Training
+
+
+Built = TypeVar("Built")
 
 
 class _PropertiesTable(Table):
@@ -50,10 +55,14 @@ class LoadedRun(NamedTuple):
     options: CertifyTable
     properties: tuple[AnyProperty, ...]
     search: Search
+    recorded: RecordedRun | None = None
 
     @property
     def data(self) -> tuple[Array, Array]:
-        """The training part of the data set."""
+        """The training part of the data set, in the precision of a recorded run."""
+        if self.recorded is not None:
+            features, labels = self.recorded.data
+            return features.numpy(), labels.numpy()
         return self.dataset.x_train, self.dataset.y_train
 
     @property
@@ -72,11 +81,13 @@ class LoadedRun(NamedTuple):
         """Certify the run with its options, under another threat if there is one."""
         from milp_agt.certification.certify import certify
 
+        recorded = self.recorded is not None
+        threat = self.threat if threat is None else threat
         return certify(
-            self.model,
-            self.data,
-            self.training,
-            self.threat if threat is None else threat,
+            self.recorded or self.model,
+            threat if recorded else self.dataset,
+            None if recorded else self.training,
+            None if recorded else threat,
             options=self.options,
             on_step=on_step,
             checkpoint=checkpoint,
@@ -84,12 +95,44 @@ class LoadedRun(NamedTuple):
         )
 
 
+class _Errors:
+    """What is wrong with a run, collected while as much of it as possible is built."""
+
+    def __init__(self) -> None:
+        self.found: list[MilpAgtError] = []
+
+    def of(self, make: Callable[[], Built]) -> Built | None:
+        """What is made, or None and one more error."""
+        try:
+            return make()
+        except MilpAgtError as error:
+            self.found.append(error)
+            return None
+
+    def all(self, path: Path) -> MilpAgtError:
+        """The one error, or one that holds them all."""
+        if len(self.found) == 1:
+            return self.found[0]
+        problems = [
+            (f"{error.asked.rstrip('.')}: {found}", remedy)
+            for error in self.found
+            for found, remedy in error.problems
+        ]
+        return ConfigurationError.of(f"Build the run of {path}", problems)
+
+
 class RunConfig(Table):
     """The whole file; ``load_config`` makes it, ``build`` turns it into objects."""
 
     data: DataTable
     model: ModelTable
-    training: TrainingTable
+    training: Annotated[
+        Annotated[TrainingTable, Tag("options")] | Annotated[RecordTable, Tag("record")],
+        Discriminator(which),
+    ] = Field(
+        description="Gradient descent on the mean loss, as `torch.optim.SGD` runs it; or a recorded run, "
+        "with the key `record` alone."
+    )
     threat: ThreatTable = Field(
         description="What the adversary may change, and how often; `kind` says what."
     )
@@ -120,23 +163,57 @@ class RunConfig(Table):
         Raises:
             InvalidInputError: data, weights or options that do not fit each other.
             UnsupportedOperationError: an unknown loss.
-            ConfigurationError: a state file or factory that cannot be used.
+            ConfigurationError: a state file or factory that cannot be used; or several of these at once.
         """
-        from milp_agt.formulations.loss import get_loss
+        from milp_agt.threats.units import located
+
+        errors = _Errors()
+        table = self.training
+        options = table if isinstance(table, TrainingTable) else None
+        training = None if options is None else errors.of(options.build)
+        dataset = errors.of(self._dataset)
+        if dataset is None:
+            given = {"model": self.model.model_dump(exclude_none=True)}
+            for found, remedy in _absent_files(given, self.path.parent, ()):
+                errors.found.append(ConfigurationError("Build the model", found, remedy))
+            raise errors.all(self.path)
+        model = errors.of(lambda: self._model(dataset))
+        threat = errors.of(
+            lambda: located(self.threat.resolved(dataset.y_train).build(), dataset.origin)
+        )
+        recorded = None
+        if isinstance(table, RecordTable) and model is not None:
+            started, folder = model, self.path.parent
+            recorded = errors.of(lambda: table.load(folder, started, dataset))
+            if recorded is not None:
+                model, training = recorded.initial, recorded.training
+        if model is not None and training is not None:
+            self._check_properties(model, dataset, errors)
+        if errors.found or model is None or training is None or threat is None:
+            raise errors.all(self.path)
+        search = self.attack.search()
+        return LoadedRun(
+            model, dataset, training, threat, self.certify, self.properties, search, recorded
+        )
+
+    def _dataset(self) -> Dataset:
+        from milp_agt.formulations.loss import losses
 
         folder = self.path.parent
-        task: Task = (
-            "classification" if get_loss(self.training.loss).is_classification else "regression"
-        )
+        loss = losses().get(self._loss())
+        task: Task | None = None  # an unknown loss is another problem
+        if loss is not None:
+            task = "classification" if loss.is_classification else "regression"
         source = self.data.name
         if source is None:
             assert self.data.path is not None
             source = str(folder / self.data.path)
-        dataset = load_dataset(
+        return load_dataset(
             source,
             samples=self.data.samples,
             noise=self.data.noise,
             target=self.data.target,
+            id=self.data.id,
             test_fraction=self.data.test_fraction,
             seed=self.data.seed,
             standardise=self.data.standardise,
@@ -146,39 +223,32 @@ class RunConfig(Table):
             crop=_pair(self.data.crop),
             task=task,
         )
-        model = self._model(dataset)
-        self._check_properties(model, dataset)
-        training = self.training.build()
-        return LoadedRun(
-            model,
-            dataset,
-            training,
-            self.threat.resolved(dataset.y_train).build(),
-            self.certify,
-            self.properties,
-            self.attack.search(),
-        )
 
-    def _check_properties(self, model: torch.nn.Module, dataset: Dataset) -> None:
+    def _loss(self) -> str:
+        table = self.training
+        return table.loss(self.path.parent) if isinstance(table, RecordTable) else table.loss
+
+    def _check_properties(self, model: torch.nn.Module, dataset: Dataset, errors: _Errors) -> None:
         """Ask everything of the untrained model: what cannot be answered is refused before any work."""
         from milp_agt.certification.result import untrained
         from milp_agt.runfile.verdicts import judge
         from milp_agt.training.inputs import labels_of
 
-        before = untrained(model, self.training.loss, dataset.x_train.shape[1:])
+        before = errors.of(lambda: untrained(model, self._loss(), dataset.x_train.shape[1:]))
+        if before is None:
+            return
         for number, table in enumerate(self.properties, 1):
             try:
                 judge(before, dataset, table)
             except MilpAgtError as error:
-                raise ConfigurationError(
-                    f"Prove property {number} ({table.kind}): {error.asked}",
-                    error.found,
-                    error.remedy,
-                ) from error
-        if len(dataset.x_test):
-            graph = before.models.step_graph
-            count = len(dataset.x_test)
-            labels_of(dataset.y_test, count, graph.loss, graph.outputs, "Test labels")
+                asked = f"Prove property {number} ({table.kind}): {error.asked}"
+                about = ConfigurationError(asked, error.found, error.remedy, error.problems)
+                about.__cause__ = error
+                errors.found.append(about)
+        if len(dataset.x_test) and not errors.found:
+            graph, count = before.models.step_graph, len(dataset.x_test)
+            outputs = graph.outputs
+            errors.of(lambda: labels_of(dataset.y_test, count, graph.loss, outputs, "Test labels"))
 
     def _model(self, dataset: Dataset) -> torch.nn.Module:
         from milp_agt.runfile.networks import dense_network, factory_network, load_state
@@ -219,8 +289,9 @@ def load_config(path: str | Path) -> RunConfig:
     try:
         config = RunConfig.model_validate(tables)
     except ValidationError as error:
-        found, remedy = explain(error, tables, table_fields())
-        raise ConfigurationError(asked, found, remedy) from None
+        problems = explain(error, tables, table_types())
+        problems += _absent_files(tables, path.parent, problems)
+        raise ConfigurationError.of(asked, problems) from None
     config._path = path.absolute()
     config._sha256 = hashlib.sha256(raw).hexdigest()
     return config
@@ -236,17 +307,43 @@ def parse_properties(tables: Sequence[Mapping[str, Any]]) -> tuple[AnyProperty, 
     try:
         return _PropertiesTable.model_validate(raw).properties
     except ValidationError as error:
-        found, remedy = explain(error, raw, table_fields())
-        raise ConfigurationError("Read properties", found, remedy) from None
+        problems = explain(error, raw, table_types())
+        raise ConfigurationError.of("Read properties", problems) from None
 
 
 def _pair(values: list[int] | None) -> tuple[int, int] | None:
     return None if values is None else (values[0], values[1])
 
 
+def _absent_files(
+    raw: Mapping[str, Any], folder: Path, known: Sequence[Problem]
+) -> Iterator[Problem]:
+    """Files that a run file names and that are not there: said at once with its other problems.
+
+    Of a table with a problem of its own, files are left for later.
+    """
+    for table, key in (("data", "path"), ("model", "state"), ("model", "factory")):
+        inside = raw.get(table)
+        name = inside.get(key) if isinstance(inside, dict) else None
+        if not isinstance(name, str) or any(found.startswith(f"[{table}]") for found, _ in known):
+            continue
+        path = folder / (name.rpartition(":")[0] if key == "factory" else name)
+        if not path.exists():
+            yield (
+                f"[{table}] {key} = '{name}': no such file",
+                "give a path relative to the run file",
+            )
+
+
 def table_fields() -> dict[str, tuple[str, ...]]:
-    """The known keys of every table, the kinds of threats apart as ``threat.KIND``."""
-    tables: dict[str, type[BaseModel]] = {
+    """The known keys of every table."""
+    fields = {name: tuple(table.model_fields) for name, table in table_types().items()}
+    return fields | {"training": (*fields["training"], *RecordTable.model_fields)}
+
+
+def table_types() -> dict[str, type[BaseModel]]:
+    """Every table by its name, the kinds of threats apart as ``threat.KIND``."""
+    return {
         "data": DataTable,
         "model": ModelTable,
         "training": TrainingTable,
@@ -256,4 +353,3 @@ def table_fields() -> dict[str, tuple[str, ...]]:
         "attack": AttackTable,
         **{f"property.{kind_of(table)}": table for table in PROPERTY_TABLES},
     }
-    return {name: tuple(table.model_fields) for name, table in tables.items()}

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import Field, model_validator
+from pydantic import Field
 
-from milp_agt.core.option_table import KIND, Count, Index, NonNegative, Table, problem
-from milp_agt.errors import ConfigurationError
+from milp_agt.core.option_table import KIND, WRONG, Count, Index, NonNegative, Table
+from milp_agt.errors import ConfigurationError, Problem
 
 if TYPE_CHECKING:
     from milp_agt.threats import FeaturePoisoning, LabelPoisoning, ThreatModel
@@ -25,6 +26,13 @@ LabelRadius = Annotated[
     Field(
         description="For a regression, the largest move of the targets: one number, one for each output, "
         "for each sample, or for both; leave it out for classes, whose labels flip."
+    ),
+]
+RadiusIn = Annotated[
+    Literal["model", "raw"],
+    Field(
+        description="The units of every radius, and of `domain` and `missing`: those that training sees "
+        "(standard deviations, if [data] standardises), or `raw`, those of the file."
     ),
 ]
 LabelNorm = Annotated[
@@ -52,26 +60,42 @@ Scope = Annotated[
 
 
 class _Budgeted(Table):
-    """``samples`` or ``classes`` are those that are not trusted; all, unless told."""
+    """``samples``, ``ids``, ``positions`` or ``classes`` are those not trusted (default: all)."""
 
     budget: Index = Field(description="Training samples that the adversary may choose, at most.")
     samples: Annotated[list[Index], Field(min_length=1)] | None = Field(
         default=None,
-        description="The training samples that may be chosen, by position; all unless given.",
+        description="The training samples that may be chosen, by their rows in the file: from 0, below the "
+        "header; all unless given.",
+    )
+    ids: Annotated[list[str | int], Field(min_length=1)] | None = Field(
+        default=None,
+        description="The same by who they are, in place of `samples`: what stands in the column `id` of "
+        "[data].",
+    )
+    positions: Annotated[list[Index], Field(min_length=1)] | None = Field(
+        default=None,
+        description="The same by position in the training part after the split, in place of `samples`.",
     )
     classes: Annotated[list[Index], Field(min_length=1)] | None = Field(
         default=None,
         description="The classes whose training samples may be chosen, in place of `samples`.",
     )
 
-    @model_validator(mode="after")
-    def _one_choice(self) -> Self:
-        if self.samples is not None and self.classes is not None:
-            raise problem("'samples' and 'classes'", "name the untrusted ones by one of them")
-        return self
+    @classmethod
+    def contradictions(cls, given: Mapping[str, Any]) -> Iterator[Problem]:
+        yield from super().contradictions(given)
+        ways = ("samples", "ids", "positions", "classes")
+        named = [f"'{way}'" for way in ways if given.get(way) is not None]
+        if len(named) > 1:
+            yield " and ".join(named), "name the untrusted ones by one of them"
+
+    def chosen(self) -> dict[str, Any]:
+        """The arguments of a threat that say which samples may be chosen."""
+        return {"samples": self.samples, "ids": self.ids, "positions": self.positions}
 
     def resolved(self, labels: npt.NDArray[Any]) -> Self:
-        """The same table with the samples of its ``classes`` by their indices.
+        """The same table with the samples of its ``classes`` by their positions.
 
         Raises:
             ConfigurationError: a class without samples, or targets that are no classes.
@@ -89,7 +113,7 @@ class _Budgeted(Table):
                 f"name classes among {known}" if known else "give samples = [...] instead",
             )
         chosen = np.flatnonzero(np.isin(labels, self.classes)).tolist()
-        return self.model_copy(update={"samples": chosen, "classes": None})
+        return self.model_copy(update={"positions": chosen, "classes": None})
 
 
 class _ThreatTable(_Budgeted):
@@ -104,6 +128,7 @@ class _FeatureTable(_Budgeted):
         description="Largest move: one number, one for each feature, for each sample, or for both; `inf` "
         "only with a `domain` and the norms inf and 0."
     )
+    radius_in: RadiusIn = "model"
     norm: AnyNorm = Field(
         default="inf",
         description="Each feature within its radius (inf), `move / radius` at most 1 in the norm 1 or 2, "
@@ -141,23 +166,21 @@ class _FeatureTable(_Budgeted):
         description="The limits b of `rows`: one for each row, or for each sample and row.",
     )
 
-    @model_validator(mode="after")
-    def _agree(self) -> Self:
-        if (self.rows is None) != (self.row_limits is None):
-            lone = "rows" if self.row_limits is None else "row_limits"
-            raise problem(
-                f"'{lone}' alone", "give rows = [[...], ...] and row_limits = [...] together"
-            )
-        if (self.norm in ("0", 0)) != (self.coordinates is not None):
-            raise problem(
-                f"norm = {self.norm!r} with coordinates = {self.coordinates}",
+    @classmethod
+    def contradictions(cls, given: Mapping[str, Any]) -> Iterator[Problem]:
+        yield from super().contradictions(given)
+        if ("rows" in given) != ("row_limits" in given):
+            lone = "rows" if "rows" in given else "row_limits"
+            yield f"'{lone}' alone", "give rows = [[...], ...] and row_limits = [...] together"
+        norm, coordinates = given.get("norm", "inf"), given.get("coordinates")
+        if WRONG not in (norm, coordinates) and (norm in ("0", 0)) != (coordinates is not None):
+            yield (
+                f"norm = {norm!r} with coordinates = {coordinates}",
                 "norm = 0 needs coordinates, the count of features that may move; others have none",
             )
-        if isinstance(self.missing, dict) and not all(key.isdecimal() for key in self.missing):
-            raise problem(
-                f"missing = {self.missing}", "missing should be a value, or { column = value }"
-            )
-        return self
+        missing = given.get("missing")
+        if isinstance(missing, dict) and not all(key.isdecimal() for key in missing):
+            yield f"missing = {missing}", "missing should be a value, or { column = value }"
 
     @property
     def ends(self) -> tuple[Numbers, Numbers] | None:
@@ -182,7 +205,7 @@ class _FeatureTable(_Budgeted):
             budget=self.budget,
             radius=self.radius,
             norm=self.norm,
-            samples=self.samples,
+            **self.chosen(),
             static=static,
             scope=scope,
             coordinates=self.coordinates,
@@ -191,6 +214,7 @@ class _FeatureTable(_Budgeted):
             categorical=self.categorical or (),
             missing=self.fills,
             rows=self.halfspaces,
+            radius_in=self.radius_in,
         )
 
 
@@ -198,6 +222,7 @@ class _LabelTable(_Budgeted):
     """Flips of a class, or moves of the targets of a regression."""
 
     radius: LabelRadius = None
+    radius_in: RadiusIn = "model"
     norm: LabelNorm = "inf"
     target: Target = None
 
@@ -207,11 +232,12 @@ class _LabelTable(_Budgeted):
         return LabelPoisoning(
             budget=self.budget,
             radius=self.radius,
-            samples=self.samples,
+            **self.chosen(),
             static=static,
             scope=scope,
             norm=self.norm,
             target=self.target,
+            radius_in=self.radius_in,
         )
 
 
@@ -271,7 +297,7 @@ class FeatureLabelThreatTable(_FeatureTable, _ThreatTable):
             radius=self.radius,
             label_radius=self.label_radius,
             norm=self.norm,
-            samples=self.samples,
+            **self.chosen(),
             static=self.static,
             scope=self.scope,
             coordinates=self.coordinates,
@@ -280,6 +306,7 @@ class FeatureLabelThreatTable(_FeatureTable, _ThreatTable):
             categorical=self.categorical or (),
             missing=self.fills,
             rows=self.halfspaces,
+            radius_in=self.radius_in,
             label_norm=self.label_norm,
             target=self.target,
         )
@@ -293,7 +320,7 @@ class SubstitutionTable(_ThreatTable):
     def build(self) -> ThreatModel:
         from milp_agt.threats import Substitution
 
-        return Substitution(self.budget, self.samples, self.static, self.scope)
+        return Substitution(self.budget, static=self.static, scope=self.scope, **self.chosen())
 
 
 class RemovalTable(_Budgeted):
@@ -305,7 +332,7 @@ class RemovalTable(_Budgeted):
     def build(self) -> ThreatModel:
         from milp_agt.threats import Removal
 
-        return Removal(self.budget, self.samples, self.scope)
+        return Removal(self.budget, scope=self.scope, **self.chosen())
 
 
 class InsertionTable(Table):

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from milp_agt.core.option_table import KIND, Count, Index, NonNegative, Positive, Table
+from milp_agt.core.option_table import KIND, WRONG, Count, Index, NonNegative, Positive, Table
+from milp_agt.errors import MilpAgtError, Problem
 from milp_agt.training.schedules import (
     CosineDecay,
     ExponentialDecay,
@@ -104,6 +106,14 @@ def _with_losses(schema: dict[str, Any]) -> None:
     schema["enum"] = list(losses())
 
 
+# Options that are judged beside each other.
+_TOGETHER = (
+    {"nesterov", "momentum"},
+    {"clip", "clip_mode"},
+    {"batches", "epochs", "batch_size", "shuffle_seed", "schedule"},
+)
+
+
 class TrainingTable(Table):
     """Gradient descent on the mean loss, as `torch.optim.SGD` runs it."""
 
@@ -118,10 +128,11 @@ class TrainingTable(Table):
         description="Samples in a batch, all of them unless given; an incomplete last batch is used "
         "with its own size.",
     )
-    batches: list[list[Index]] | None = Field(
+    batches: list[list[Index]] | list[list[list[Index]]] | None = Field(
         default=None,
         description="Recorded batches, the samples of each step by position, in place of `epochs`, "
-        "`batch_size` and `shuffle_seed`.",
+        "`batch_size` and `shuffle_seed`; or a list of such lists, one for each epoch, which a schedule "
+        "by epochs needs.",
     )
     shuffle_seed: Index | None = Field(
         default=None,
@@ -165,6 +176,20 @@ class TrainingTable(Table):
         description="Lowest and highest value, to which every trainable parameter is clamped after each "
         "step.",
     )
+
+    @classmethod
+    def refusals(cls, given: Mapping[str, Any]) -> Iterator[Problem]:
+        dropped = {key for key, value in given.items() if value is WRONG or key == "schedule"}
+        for together in _TOGETHER:
+            if together & dropped:
+                dropped |= together
+        plain = {key: value for key, value in given.items() if key not in dropped}
+        # Whether these are there is another question.
+        options: dict[str, Any] = {"loss": "mse", "learning_rate": 1.0} | plain
+        try:
+            Training(**options)
+        except MilpAgtError as error:
+            yield from error.problems
 
     def build(self) -> Training:
         """The run.

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from milp_agt.core.reachable import Bounds
 from milp_agt.data.dataset import Dataset
+from milp_agt.data.origin import Part
 from milp_agt.runfile.property_tables import AnyProperty, BackdoorTable, FunctionalTable
 
 if TYPE_CHECKING:
@@ -23,9 +24,9 @@ class Verdict:
 
     ``lower`` and ``upper`` hold for every admissible poisoning, ``nominal`` for the data as given.
     A property without a threshold is REPORTED. ``points`` is the table of the test points, column by
-    column; None for parameters and for subgroups. ``reached`` are the least and largest value of
-    attacks aimed at the property and ``ratio`` the certified width over theirs; None for subgroups, and
-    where nothing was attacked.
+    column, with their rows in the file and their positions in the part; None for parameters and for
+    subgroups. ``reached`` are the least and largest value of attacks aimed at the property and ``ratio``
+    the certified width over theirs; None for subgroups, and where nothing was attacked.
     """
 
     kind: str
@@ -103,7 +104,7 @@ def judge(result: Result, dataset: Dataset, asked: AnyProperty) -> tuple[Verdict
     at = asked.pick(dataset)
     answer = asked.ask(result, at)
     positions = at.positions[answer.points.index].tolist()
-    points = {**answer.points.columns(), "index": positions}
+    points = _with_rows(answer.points.columns(), positions, dataset, asked.on)
     both = result.against(asked.aim(at), answer)
     what = "class" if asked.groups == "class" else "group"
     return (
@@ -113,6 +114,19 @@ def judge(result: Result, dataset: Dataset, asked: AnyProperty) -> tuple[Verdict
             for name, bounds in answer.groups.items()
         ),
     )
+
+
+def _with_rows(
+    columns: Mapping[str, list[Any]], positions: list[int], dataset: Dataset, on: Part
+) -> dict[str, list[Any]]:
+    """The table of points by their rows in the file, with ids where there are any."""
+    ids = None if dataset.ids is None else dataset.ids.of(on)[positions].tolist()
+    return {
+        "row": dataset.rows.of(on)[positions].tolist(),
+        **({} if ids is None else {"id": ids}),
+        "position": positions,
+        **{name: values for name, values in columns.items() if name != "index"},
+    }
 
 
 def _verdict(

@@ -1,4 +1,4 @@
-"""Norms and radii as users give them."""
+"""Checks of norms and radii given by users."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ NORMS = {"inf": math.inf, "2": 2.0, "1": 1.0, "0": 0.0}
 
 
 def norm_of(name: str, given: str | float) -> float:
-    """The order of a norm: inf, 2, 1 or 0, given as a number or a word.
+    """The order of a norm: inf, 2, 1 or 0, given as a number or a string.
 
     Raises:
-        InvalidThreatModelError: any other.
+        InvalidThreatModelError: any other value.
     """
     known = given if isinstance(given, (str, int, float)) and not isinstance(given, bool) else None
     for word, order in NORMS.items():
@@ -37,12 +37,12 @@ def norm_of(name: str, given: str | float) -> float:
 def radii(
     name: str, given: Radius, like: Tensor, may_be_infinite: bool, what: str = "feature"
 ) -> Tensor:
-    """A radius for each entry of ``like`` (N, *shape): one, one per entry, per sample, or for both.
+    """A radius for each entry of ``like`` (N, *shape), from one, one per entry, per sample, or for both.
 
     The same radius for all samples is stored once, as a view.
 
     Raises:
-        InvalidThreatModelError: no numbers, below 0, NaN, or a shape that fits nothing or twice.
+        InvalidThreatModelError: not numbers, below 0, NaN, or a shape that fits nowhere or is ambiguous.
     """
     asked = f"{name} needs one radius, or one for each {what} or sample"
     count, shape = len(like), tuple(like.shape[1:])
@@ -72,18 +72,18 @@ def radii(
 
 
 def is_whole(value: object) -> bool:
-    """Whether this is an integer, and not a truth value."""
+    """Whether this is an integer, and not a bool."""
     return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
 
 
 def is_number(value: object) -> bool:
-    """Whether this is a real number, and not a truth value."""
+    """Whether this is a real number, and not a bool."""
     return isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
 
 
 def radius_text(radius: Radius) -> str:
     """A radius in words."""
-    if isinstance(radius, (int, float)):
-        return f"{radius:g}"
+    if np.ndim(radius) == 0:
+        return f"{float(radius):g}"  # type: ignore[arg-type]
     values = np.asarray(radius)
     return f"a radius between {values.min():g} and {values.max():g}"

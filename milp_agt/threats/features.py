@@ -32,6 +32,7 @@ from milp_agt.threats.sets import (
     Sparse,
     Vertices,
 )
+from milp_agt.threats.units import PLAIN, Units
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,7 @@ class FeatureMoves:
         name: of the threat model, for messages.
         radius, norm, coordinates, domain, integer, categorical, missing, rows: as in
             :class:`milp_agt.threats.FeaturePoisoning`.
+        units: of radius, domain and missing.
     """
 
     name: str
@@ -53,18 +55,21 @@ class FeatureMoves:
     categorical: Sequence[Sequence[int]] = ()
     missing: float | Mapping[int, float] | None = None
     rows: Rows | None = None
+    units: Units = PLAIN
 
     def bind(self, features: Tensor, mask: Tensor) -> tuple[MoveSet, Interval | None]:
         """The moves of the samples in ``mask`` (N,), and the domain of the features, (*shape).
 
         Raises:
-            InvalidThreatModelError: options that contradict each other or do not fit the data.
+            InvalidThreatModelError: contradictory options, or options that do not fit the data.
         """
         order = norm_of(self.name, self.norm)
         self._check_options(order)
         flat = features.flatten(1)
         unbounded = self.domain is not None and order in (0, math.inf)
-        radius = radii(self.name, self.radius, features, unbounded).flatten(1)
+        given = self.units.per_sample(self.radius, tuple(features.shape[1:]))
+        radius = radii(self.name, given, features, unbounded)
+        radius = self.units.to_model(radius, features, order).flatten(1)
         groups = self._groups(flat, mask)
         integer = self._columns("integer", self.integer, flat.shape[1])
         grouped = {column for group in groups for column in group}
@@ -77,7 +82,7 @@ class FeatureMoves:
         self._whole_numbers(flat, mask, integer)
         limits = self._limits(features, mask)
         fills = self._fills(flat.shape[1], grouped)
-        # Without a domain, moves that are the same for all samples are stored once.
+        # Without a domain, moves that are equal for all samples are stored once.
         alike = limits is None and radius.stride(0) == 0
         ends = _ends(flat, radius[:1] if alike else radius, limits, integer)
         low, high = (end.expand(flat.shape) for end in ends)
@@ -103,15 +108,17 @@ class FeatureMoves:
         return whole.only(mask), _reach(features, limits, fills)
 
     def describe(self) -> str:
-        """What may happen to the features of a poisoned sample, after "the features of ... "."""
+        """The possible changes of a poisoned sample's features, to follow "the features of ... "."""
         order = norm_of(self.name, self.norm)
-        size = radius_text(self.radius)
+        unit, beside = self.units.words(self.radius)
+        size = radius_text(self.radius) + unit
         if order == math.inf:
             text = f"moved by at most {size} in every coordinate"
         elif order == 0:
             text = f"moved in at most {self.coordinates} coordinates, by at most {size} in each"
         else:
             text = f"moved by at most {size} in the norm {order:g}"
+        text += beside
         extra = []
         if self.domain is not None:
             extra.append("inside their domain")
@@ -126,6 +133,13 @@ class FeatureMoves:
         return ", ".join([text, *extra])
 
     def _check_options(self, order: float) -> None:
+        self.units.check()
+        if self.rows is not None and self.units.converts is not None:
+            raise InvalidThreatModelError(
+                f"{self.name} in raw units with rows=",
+                "conditions on moves, which are those that training sees",
+                "leave radius_in out, and give radius and rows in the units that training sees",
+            )
         if (order == 0) != (self.coordinates is not None):
             found = (
                 "no 'coordinates'" if order == 0 else f"coordinates = {self.coordinates} beside it"
@@ -154,7 +168,7 @@ class FeatureMoves:
         return tuple(int(c) for c in columns)
 
     def _groups(self, flat: Tensor, mask: Tensor) -> list[tuple[int, ...]]:
-        """The one-hot groups, checked: disjoint, and one 1 in each open sample."""
+        """The one-hot groups, checked to be disjoint and to have one 1 in each open sample."""
         listed = isinstance(self.categorical, Iterable)
         if not listed or not all(isinstance(group, Sequence) for group in self.categorical):
             raise InvalidThreatModelError(
@@ -172,7 +186,8 @@ class FeatureMoves:
             if len(group) < 2 or bad:
                 raise InvalidThreatModelError(
                     f"{self.name} needs one-hot columns in each categorical group",
-                    f"columns {list(group)}, which are not one-hot in {len(bad)} samples {bad[:5]}",
+                    f"columns {list(group)}, which are not one-hot in {len(bad)} samples "
+                    f"{self.units.shown(bad)}",
                     "name the columns of one feature together, and leave them unscaled",
                 )
         return groups
@@ -183,7 +198,7 @@ class FeatureMoves:
         if bad:
             raise InvalidThreatModelError(
                 f"{self.name} needs whole numbers in integer columns",
-                f"fractions in {len(bad)} samples {bad[:5]}",
+                f"fractions in {len(bad)} samples {self.units.shown(bad)}",
                 "drop these columns from integer=, and leave integer columns unscaled",
             )
 
@@ -202,18 +217,19 @@ class FeatureMoves:
                 raise InvalidThreatModelError(asked, f"shape {tuple(end.shape)}", remedy)
         if not bool((low <= high).all()):
             raise InvalidThreatModelError(asked, "an end that is crossed or not a number", remedy)
+        low, high = self.units.ends(low, high)
         outside = ((features < low) | (features > high)).flatten(1).any(1)
         bad = (mask & outside).nonzero()[:, 0].tolist()
         if bad:
             raise InvalidThreatModelError(
                 f"{self.name} keeps features inside their domain",
-                f"{len(bad)} samples outside it before any poisoning: {bad[:5]}",
+                f"{len(bad)} samples outside it before any poisoning: {self.units.shown(bad)}",
                 "widen the domain, or clip the data",
             )
         return Interval(low.expand(shape), high.expand(shape))
 
     def _fills(self, size: int, grouped: set[int]) -> dict[int, float]:
-        """The value that stands for a missing one, by column."""
+        """The value of a missing entry, by column."""
         if self.missing is None:
             return {}
         if isinstance(self.missing, Mapping):
@@ -228,7 +244,7 @@ class FeatureMoves:
                 f"values {bad[:3]}, categorical columns {sorted(grouped & set(fills))[:5]}",
                 "correct missing=; a category is free to change already",
             )
-        return {column: float(value) for column, value in fills.items()}
+        return {column: self.units.fill(column, float(value)) for column, value in fills.items()}
 
     def _without_groups(
         self,
@@ -275,6 +291,8 @@ class FeatureMoves:
         )
         try:
             matrix, limits = (np.asarray(part, dtype=np.float64) for part in self.rows)
+            if limits.ndim == 2:
+                limits = self.units.per_sample(limits, ())
         except (TypeError, ValueError) as error:
             raise InvalidThreatModelError(asked, str(error), remedy) from None
         fits = matrix.ndim == 2 and matrix.shape[1] == moves.size and len(matrix)
@@ -293,7 +311,7 @@ class FeatureMoves:
 def _ends(
     flat: Tensor, radius: Tensor, limits: Interval | None, integer: tuple[int, ...]
 ) -> tuple[Tensor, Tensor]:
-    """The least and the largest move of each feature, (N, size): rounded outwards, whole where asked."""
+    """The least and largest move of each feature, (N, size): rounded outwards; whole if ``integer``."""
     low, high = -radius, radius
     if limits is not None:
         down, up = (
@@ -311,7 +329,7 @@ def _ends(
 
 
 def _reach(features: Tensor, limits: Interval | None, fills: dict[int, float]) -> Interval | None:
-    """The domain together with the values that stand for missing ones."""
+    """The domain, extended to the values of missing entries."""
     if limits is None or not fills:
         return limits
     low, high = limits.lower.flatten().clone(), limits.upper.flatten().clone()

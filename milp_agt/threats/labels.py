@@ -14,6 +14,7 @@ from milp_agt.errors import InvalidThreatModelError
 from milp_agt.formulations.loss import LossFunction
 from milp_agt.threats.checks import Radius, is_whole, norm_of, radii, radius_text
 from milp_agt.threats.sets import Ball, Box, MoveSet, Vertices
+from milp_agt.threats.units import PLAIN, Units
 
 
 @dataclass(frozen=True)
@@ -23,20 +24,23 @@ class LabelMoves:
     Attributes:
         name: of the threat model, for messages.
         radius, norm, target: as in :class:`milp_agt.threats.LabelPoisoning`.
+        units: of the radius.
     """
 
     name: str
     radius: Radius | None = None
     norm: str | float = "inf"
     target: int | Sequence[int] | None = None
+    units: Units = PLAIN
 
     def bind(self, labels: Tensor, loss: LossFunction, mask: Tensor) -> MoveSet:
         """The moves of the samples in ``mask`` (N,).
 
         Raises:
-            InvalidThreatModelError: options that contradict each other or do not fit the loss.
+            InvalidThreatModelError: contradictory options, or options that do not fit the loss.
         """
         order = norm_of(self.name, self.norm)
+        self.units.check()
         if loss.is_classification:
             return self._flips(labels, loss, order).only(mask)
         if self.target is not None or order == 0:
@@ -51,17 +55,20 @@ class LabelMoves:
                 "none",
                 "give the largest move of a target",
             )
-        radius = radii(self.name, self.radius, labels, False, "output")
+        given = self.units.per_sample(self.radius, tuple(labels.shape[1:]))
+        radius = radii(self.name, given, labels, False, "output")
+        radius = self.units.to_model(radius, labels, order)
         if order == math.inf:
             return Box(-radius, radius).only(mask)
         return Ball(int(order), radius, -radius, radius, False).only(mask)
 
     def describe(self) -> str:
-        """What may happen to the label of a poisoned sample, after "the labels of ... "."""
+        """The possible changes of a poisoned sample's label, to follow "the labels of ... "."""
         if self.radius is not None:
             order = norm_of(self.name, self.norm)
             where = "" if order == math.inf else f" in the norm {order:g}"
-            return f"moved by at most {radius_text(self.radius)}{where}"
+            unit, beside = self.units.words(self.radius)
+            return f"moved by at most {radius_text(self.radius)}{unit}{where}{beside}"
         if self.target is None:
             return "replaced by any class"
         if isinstance(self.target, (int, np.integer)):

@@ -1,4 +1,4 @@
-"""A threat model bound to a data set: per-sample moves, their support function, and attacks."""
+"""A threat model bound to a data set: moves per sample, their support function, and attacks."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from milp_agt.threats.sets import Halfspaces, MoveSet
 
 
 class Whole(Enum):
-    """What happens to whole samples, as a word of the claim."""
+    """The kinds of threats to whole samples, as words of the claim."""
 
-    SUBSTITUTED = "substituted"  # others, of any features and labels, take their places
-    REMOVED = "removed"  # the mean is that of the samples that are left
-    INSERTED = "inserted"  # further samples join a batch; those of the data set stay as they are
+    SUBSTITUTED = "substituted"  # samples with any features and labels take their places
+    REMOVED = "removed"  # the mean is over the remaining samples
+    INSERTED = "inserted"  # further samples join a batch; those of the data set do not change
 
 
 @dataclass(frozen=True)
 class Quota:
-    """How many samples may be poisoned at once, out of which: ``open``, a mask (N,)."""
+    """How many samples may be poisoned at once, among those in the mask ``open`` (N,)."""
 
     open: Tensor
     budget: int
@@ -35,12 +35,12 @@ class Quota:
 
 @dataclass(frozen=True)
 class Steepest:
-    """The best admissible data of every sample for a linear form, whichever samples are poisoned.
+    """The admissible data of every sample that maximise a linear form, if it is poisoned.
 
     Attributes:
-        features: (attacks, N, *shape), each sample at the move that the form favours.
+        features: (attacks, N, *shape), each sample at its maximising move.
         labels: (attacks, N, width).
-        feature_gain, label_gain: how much the form gains over the nominal sample, (attacks, N), >= 0.
+        feature_gain, label_gain: gain of the form over the nominal sample, (attacks, N), >= 0.
     """
 
     features: Tensor
@@ -51,24 +51,24 @@ class Steepest:
 
 @dataclass(frozen=True)
 class Poison:
-    """The admissible moves of every sample; the set of moves of each always contains "no move".
+    """The admissible moves of every sample; each set of moves contains "no move".
 
     Attributes:
         features: nominal features, (N, *shape), float64.
         labels: nominal encoded labels, (N, width), float64.
         open: mask of the samples that can be poisoned, (N,).
         budget: how many samples can be poisoned at once.
-        static: one perturbation for the whole run, instead of a fresh one in every step.
+        static: one perturbation for the whole run, instead of a new one in every step.
         per_batch: the budget counts in each batch, instead of over the data set.
         feature_moves: moves of the flat features of each sample; None if features are clean.
         label_moves: moves of the encoded label of each sample; None if labels are clean.
-        whole: what happens to whole samples, which then have no moves; None if nothing does.
-        label_quota: where labels have a budget of their own: how many samples may have their labels
-            changed, and which. ``open`` and ``budget`` are then those of the features. None: a sample
-            that is poisoned may have both changed.
-        domain: ends of the poisoned features, (*shape) each, or None. Moves keep to it up to
-            rounding, poisoned features exactly (where values may go missing, up to rounding too: the
-            domain here then reaches to the value that stands for them).
+        whole: the threat to whole samples, which then have no moves; None if there is none.
+        label_quota: how many samples, and which, may have their labels changed if labels have their
+            own budget; ``open`` and ``budget`` are then those of the features. None: both the features
+            and the label of a poisoned sample may change.
+        domain: range of the poisoned features, (*shape) each, or None. Moves respect it up to
+            rounding, poisoned features exactly (with missing values, up to rounding too: the domain is
+            then extended to the value of missing entries).
     """
 
     features: Tensor
@@ -85,7 +85,7 @@ class Poison:
 
     @staticmethod
     def none(features: Tensor, labels: Tensor) -> Poison:
-        """Data that nobody poisons."""
+        """Data that cannot be poisoned."""
         mask = torch.zeros(len(features), dtype=torch.bool, device=features.device)
         return Poison(features, labels, mask, budget=0, static=True, per_batch=False)
 
@@ -112,26 +112,26 @@ class Poison:
 
     @property
     def exposed(self) -> Tensor:
-        """Mask of the samples that can be poisoned at the cost of some quota, (N,)."""
+        """Mask of the samples that can be poisoned within some quota, (N,)."""
         return torch.stack([quota.open for quota in self.quotas]).any(0)
 
     @property
     def states(self) -> int:
-        """States of a sample: bit p says whether it is poisoned at the cost of quota p."""
+        """Number of states of a sample: bit p of a state shows whether it counts in quota p."""
         return 1 if self.is_clean else 2 ** len(self.quotas)
 
     def budgets_given(self, state: int) -> tuple[int, ...]:
-        """What of each budget is left for the other samples if one is in this state."""
+        """The rest of each budget for the other samples if one sample is in this state."""
         return tuple(q.budget - (int(state) >> p & 1) for p, q in enumerate(self.quotas))
 
     @property
     def is_clean(self) -> bool:
-        """No sample of the data set can be poisoned; others may still be inserted."""
+        """Whether no sample of the data set can be poisoned; others may still be inserted."""
         return all(quota.is_void for quota in self.quotas)
 
     @property
     def tensors(self) -> list[Tensor]:
-        """The data and what their moves are made of."""
+        """The tensors of the data and of their moves."""
         found = [self.features, self.labels]
 
         def note(tensor: Tensor) -> Tensor:
@@ -168,7 +168,7 @@ class Poison:
         if moves is None or self.is_clean:
             return Interval.point(nominal.unsqueeze(0))
         low, high = moves.lower.reshape(nominal.shape), moves.upper.reshape(nominal.shape)
-        # Ends are rounded outwards: x + e in the run is rounded to nearest.
+        # Ends are rounded outwards, because x + e in the run is rounded to nearest.
         lower = torch.nextafter(nominal + low, torch.full_like(nominal, -torch.inf))
         upper = torch.nextafter(nominal + high, torch.full_like(nominal, torch.inf))
         lower = torch.where(low < 0, lower, nominal)
@@ -180,10 +180,10 @@ class Poison:
         )
 
     def selection_box(self, chosen: Tensor, batch: int) -> Interval:
-        """How much of each sample is exchanged, (states, n, 1), for masks ``chosen`` (states, n).
+        """The share of each sample that is exchanged, (states, n, 1), for masks ``chosen`` (states, n).
 
-        A chosen sample is removed in the whole run, while a substitute may be what it was. Insertions
-        into a batch of ``batch`` samples are a share of all of them, rounded up.
+        A chosen sample is removed for the whole run, while a substitute may equal the original.
+        Insertions into a batch of ``batch`` samples are a share of the enlarged batch, rounded up.
         """
         upper = chosen.to(torch.float64).unsqueeze(-1)
         if self.whole is Whole.INSERTED:
@@ -194,7 +194,7 @@ class Poison:
     def support(self, on_features: Tensor | None, on_labels: Tensor | None) -> Tensor:
         """How far each sample can lower a linear form: ``max over moves of -(c . move)``, (rows, N).
 
-        Moves are those of features and labels together, whatever their budgets. ``on_features``
+        Moves are those of features and labels together, regardless of budgets. ``on_features``
         (rows, N, *shape) and ``on_labels`` (rows, N, width) are the coefficients c.
         """
         reference = on_features if on_features is not None else on_labels
@@ -207,7 +207,7 @@ class Poison:
         return total
 
     def left_out(self, programs: bool) -> tuple[str, ...]:
-        """What of the threat the bounds leave out; ``programs`` says whether programs are solved."""
+        """The parts of the threat that bounds ignore; ``programs``: whether programs are solved."""
         if self.is_clean or programs:
             return ()
         found = []
@@ -220,7 +220,7 @@ class Poison:
         return tuple(found)
 
     def sample_selection(self, generator: torch.Generator, attacks: int) -> Tensor:
-        """Masks of poisoned samples, (attacks, N, quotas): up to the budget, uniformly drawn."""
+        """Masks of poisoned samples, (attacks, N, quotas): up to the budget, drawn uniformly."""
         masks = []
         for quota in self.quotas:
             may = quota.open.cpu()
@@ -235,8 +235,8 @@ class Poison:
     ) -> tuple[Tensor, Tensor]:
         """Poisoned features (attacks, N, *shape) and labels (attacks, N, width) for selections.
 
-        ``selection`` is (attacks, N, quotas); ``corners`` takes extreme moves, otherwise they come from
-        all over the set.
+        ``selection`` is (attacks, N, quotas). With ``corners`` moves are extreme, otherwise drawn from
+        the whole set.
         """
 
         attacks = len(selection)
@@ -272,10 +272,10 @@ class Poison:
         return nominal + best.reshape(on.shape), gain.clamp(min=0.0)
 
     def project(self, features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Admissible data near the given ones, sample by sample, whichever samples are poisoned.
+        """Admissible data near the given ones, sample by sample, as if all samples were poisoned.
 
-        Shapes (attacks, N, *shape) and (attacks, N, width). Boxes, balls of one radius, and finite
-        sets of moves have their nearest point; admissible data stay as they are up to rounding.
+        Shapes (attacks, N, *shape) and (attacks, N, width). For boxes, balls of one radius, and finite
+        sets of moves the nearest point is returned; admissible data do not change, up to rounding.
         """
         near = self._near(self.features, self.feature_moves, features)
         return self._kept(near), self._near(self.labels, self.label_moves, labels)
@@ -289,9 +289,9 @@ class Poison:
         return torch.where(stays, given, nominal + near.reshape(given.shape))
 
     def _kept(self, features: Tensor) -> Tensor:
-        """Features inside the domain, where rounding took them out of it."""
+        """Features, moved back into the domain where rounding left it."""
         if self.domain is None:
             return features
         inside = torch.minimum(torch.maximum(features, self.domain.lower), self.domain.upper)
-        # The moves of closed samples are none, whether they lie in the domain or not.
+        # Unmoved features stay, even outside the domain: closed samples may lie there.
         return torch.where(features == self.features, features, inside)

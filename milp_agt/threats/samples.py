@@ -1,9 +1,9 @@
-"""Threats that change samples: their features, their labels, both at one cost or at two."""
+"""Threats that change samples: features, labels, or both, with one budget or with two."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from torch import Tensor
 
@@ -13,7 +13,8 @@ from milp_agt.threats.checks import Numbers, Radius, Rows
 from milp_agt.threats.features import FeatureMoves
 from milp_agt.threats.labels import LabelMoves
 from milp_agt.threats.poison import Poison, Quota
-from milp_agt.threats.threat_model import Budgeted, samples_in_words, times_in_words
+from milp_agt.threats.threat_model import Budgeted, times_in_words
+from milp_agt.threats.units import Units
 
 
 @dataclass(frozen=True)
@@ -23,30 +24,34 @@ class FeaturePoisoning(Budgeted):
     Columns are positions in the flattened sample.
 
     Attributes:
-        budget: count of samples.
+        budget: number of samples.
         radius: largest move: one number, one for each feature (*shape), for each sample (N,), or
-            for both (N, *shape). Where features have radii of their own, the norms 1 and 2 are those
-            of ``move / radius``, and at most 1. May be ``inf`` under a domain, in the norms inf and 0.
+            for both (N, *shape). If features have different radii, the norms 1 and 2 are those of
+            ``move / radius``, at most 1. May be ``inf`` with a domain, in the norms inf and 0.
         norm: "inf" (each feature within its radius), 2, 1, or 0: at most ``coordinates`` features
             move, each within its radius.
-        samples: indices of the samples that can be poisoned; None for all.
-        static: True if the data are poisoned once, before training; False for a fresh perturbation
+        samples: the samples that can be poisoned, by position in the arrays; by row of the file where a
+            data set is certified. None for all.
+        static: True if the data are poisoned once, before training; False for a new perturbation
             in every step (adaptive).
-        scope: "dataset", one poisoned set for the whole run, or "batch", up to ``budget`` of each
-            batch (of a smaller batch all).
+        scope: "dataset", one poisoned set for the whole run, or "batch", up to ``budget`` samples of
+            each batch (all of a smaller batch).
         coordinates: for the norm 0; a categorical group counts as one.
         domain: (lowest, highest) value, numbers or arrays (*shape); poisoned features stay inside.
         integer: columns that move by whole numbers. Linear bounds are exact for the norms inf and 0;
-            for 1 and 2 they hold for the moves without this condition.
-        categorical: groups of one-hot columns; each may change to any other category, whatever the
-            radius (and the norms 1 and 2, which count the other columns).
-        missing: the value that training sees where an entry is missing: the adversary may blank any
-            entry, which then reads as this value (it need not lie in the domain). One value for all
-            numeric columns, or a mapping from columns to their values. Norms inf and 0 only. NaN in
-            the data themselves is refused.
+            for 1 and 2 they ignore this condition, which is sound.
+        categorical: groups of one-hot columns; each may change to any other category, regardless of
+            the radius (and of the norms 1 and 2, which count only the other columns).
+        missing: the value that training sees for a missing entry: the adversary may blank any entry,
+            which then has this value (it need not lie in the domain). One value for all numeric
+            columns, or a mapping from columns to values. Norms inf and 0 only. NaN in the data
+            themselves is refused.
         rows: (A, b) with further conditions ``A @ move <= b`` for each sample, A (rows, size), b
             (rows,) or (N, rows), >= 0. Kept by ``lp`` and ``milp``; the other relaxations bound the
             larger threat without them, and the result says so.
+        radius_in: "model", the numbers that training sees, or "raw", those of the user's file: the radius,
+            and with it domain and missing, goes through the scaler of the data set (only where certify
+            is given one).
     """
 
     radius: Radius
@@ -60,9 +65,14 @@ class FeaturePoisoning(Budgeted):
     categorical: Sequence[Sequence[int]] = ()
     missing: float | Mapping[int, float] | None = None
     rows: Rows | None = None
+    radius_in: str = field(default="model", kw_only=True)
+
+    @property
+    def touches(self) -> tuple[str, ...]:
+        return ("features",)
 
     def bind(self, features: Tensor, labels: Tensor, loss: LossFunction) -> Poison:
-        mask = self._mask(self.samples, self.scope, len(features))
+        mask = self._mask(self.scope, len(features))
         moves, domain = self._moves().bind(features, mask)
         return Poison(
             features=features,
@@ -76,7 +86,7 @@ class FeaturePoisoning(Budgeted):
         )
 
     def describe(self) -> str:
-        who = samples_in_words(self.budget, self.samples, self.scope)
+        who = self._who(self.scope)
         return f"the features of {who} {self._moves().describe()}, {times_in_words(self.static)}"
 
     def _moves(self) -> FeatureMoves:
@@ -88,12 +98,13 @@ class LabelPoisoning(Budgeted):
     """Up to ``budget`` samples have other labels.
 
     Attributes:
-        budget: count of samples.
+        budget: number of samples.
         radius: None for classification; for regression the largest move of the targets: one number,
             one for each output, for each sample (N,), or for both (N, outputs).
         samples, static, scope: as in :class:`FeaturePoisoning`.
         norm: for regression, over the outputs of one sample: "inf", 2 or 1.
         target: for classification, the class or classes that labels may flip to; None for any.
+        radius_in: as in :class:`FeaturePoisoning`, of the targets of a regression.
     """
 
     radius: Radius | None = None
@@ -102,9 +113,14 @@ class LabelPoisoning(Budgeted):
     scope: str = "dataset"
     norm: str | float = "inf"
     target: int | Sequence[int] | None = None
+    radius_in: str = field(default="model", kw_only=True)
+
+    @property
+    def touches(self) -> tuple[str, ...]:
+        return ("targets",)
 
     def bind(self, features: Tensor, labels: Tensor, loss: LossFunction) -> Poison:
-        mask = self._mask(self.samples, self.scope, len(features))
+        mask = self._mask(self.scope, len(features))
         return Poison(
             features=features,
             labels=labels,
@@ -116,11 +132,11 @@ class LabelPoisoning(Budgeted):
         )
 
     def describe(self) -> str:
-        who = samples_in_words(self.budget, self.samples, self.scope)
+        who = self._who(self.scope)
         return f"the labels of {who} {self._moves().describe()}, {times_in_words(self.static)}"
 
     def _moves(self) -> LabelMoves:
-        return LabelMoves(type(self).__name__, self.radius, self.norm, self.target)
+        return _label_moves(self, self.radius, self.norm)
 
 
 @dataclass(frozen=True)
@@ -128,12 +144,13 @@ class FeatureLabelPoisoning(Budgeted):
     """Up to ``budget`` samples have both their features and their labels changed.
 
     Attributes:
-        budget: count of samples.
-        radius, norm, coordinates, domain, integer, categorical, missing, rows: what features may do, as
-            in :class:`FeaturePoisoning`.
-        label_radius, label_norm, target: what labels may do: radius, norm and target of
+        budget: number of samples.
+        radius, norm, coordinates, domain, integer, categorical, missing, rows: of feature moves, as in
+            :class:`FeaturePoisoning`.
+        label_radius, label_norm, target: of label changes: radius, norm and target of
             :class:`LabelPoisoning`.
         samples, static, scope: as in :class:`FeaturePoisoning`.
+        radius_in: as in :class:`FeaturePoisoning`, of both radii.
     """
 
     radius: Radius
@@ -150,9 +167,10 @@ class FeatureLabelPoisoning(Budgeted):
     rows: Rows | None = None
     label_norm: str | float = "inf"
     target: int | Sequence[int] | None = None
+    radius_in: str = field(default="model", kw_only=True)
 
     def bind(self, features: Tensor, labels: Tensor, loss: LossFunction) -> Poison:
-        mask = self._mask(self.samples, self.scope, len(features))
+        mask = self._mask(self.scope, len(features))
         moves, domain = self._feature_moves().bind(features, mask)
         return Poison(
             features=features,
@@ -168,7 +186,7 @@ class FeatureLabelPoisoning(Budgeted):
 
     def describe(self) -> str:
         return (
-            f"the features of {samples_in_words(self.budget, self.samples, self.scope)} "
+            f"the features of {self._who(self.scope)} "
             f"{self._feature_moves().describe()}, and their labels "
             f"{self._label_moves().describe()}, {times_in_words(self.static)}"
         )
@@ -177,7 +195,7 @@ class FeatureLabelPoisoning(Budgeted):
         return _feature_moves(self)
 
     def _label_moves(self) -> LabelMoves:
-        return LabelMoves(type(self).__name__, self.label_radius, self.label_norm, self.target)
+        return _label_moves(self, self.label_radius, self.label_norm)
 
 
 def _feature_moves(threat: FeaturePoisoning | FeatureLabelPoisoning) -> FeatureMoves:
@@ -191,23 +209,32 @@ def _feature_moves(threat: FeaturePoisoning | FeatureLabelPoisoning) -> FeatureM
         threat.categorical,
         threat.missing,
         threat.rows,
+        Units(type(threat).__name__, threat.radius_in, threat.origin, "features"),
     )
+
+
+def _label_moves(
+    threat: LabelPoisoning | FeatureLabelPoisoning, radius: Radius | None, norm: str | float
+) -> LabelMoves:
+    name = type(threat).__name__
+    units = Units(name, threat.radius_in, threat.origin, "targets")
+    return LabelMoves(name, radius, norm, threat.target, units)
 
 
 @dataclass(frozen=True)
 class SeparatePoisoning:
-    """Features of some samples and labels of others, or of the same ones: two budgets, spent apart.
+    """Features of some samples and labels of others, or of the same ones, with separate budgets.
 
     Up to ``features.budget`` samples have their features moved and up to ``labels.budget`` their labels
-    changed. It holds the threat of :class:`FeatureLabelPoisoning` with the smaller of the two
-    budgets, and both threats that it is made of; with one budget 0 it is the other one.
+    changed. It includes :class:`FeatureLabelPoisoning` with the smaller of the two budgets, and each of
+    its two parts; with one budget 0 it equals the other part.
 
     Attributes:
-        features, labels: what either may do, each with its own ``samples``. ``static`` and ``scope`` must
-            be the same.
+        features, labels: the two parts, each with its own ``samples``. ``static`` and ``scope`` must be
+            the same.
 
     Raises:
-        InvalidThreatModelError: parts of other kinds, or that disagree on ``static`` or ``scope``.
+        InvalidThreatModelError: parts of other types, or with different ``static`` or ``scope``.
     """
 
     features: FeaturePoisoning
@@ -231,8 +258,14 @@ class SeparatePoisoning:
                 )
 
     @property
+    def touches(self) -> tuple[str, ...]:
+        """What of the training data the adversary may change."""
+        parts = {"features": self.features.budget, "targets": self.labels.budget}
+        return tuple(name for name, budget in parts.items() if budget)
+
+    @property
     def budget(self) -> int:
-        """How many samples can be poisoned in one way or the other."""
+        """The most samples that can be poisoned in some way."""
         return self.features.budget + self.labels.budget
 
     def bind(self, features: Tensor, labels: Tensor, loss: LossFunction) -> Poison:
@@ -250,7 +283,7 @@ class SeparatePoisoning:
 
     def describe(self) -> str:
         x, y = self.features, self.labels
-        moved, flipped = (samples_in_words(p.budget, p.samples, p.scope) for p in (x, y))
+        moved, flipped = (p._who(p.scope) for p in (x, y))
         return (
             f"the features of {moved} {x._moves().describe()}, and, chosen apart from them, the labels "
             f"of {flipped} {y._moves().describe()}, {times_in_words(x.static)}"

@@ -1,14 +1,16 @@
-"""What every threat model says, and what most share: a budget, the samples, the times."""
+"""The interface of threat models, and the parts most share: a budget, the samples, the times."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from milp_agt.data.origin import Origin
 from milp_agt.errors import InvalidThreatModelError
 from milp_agt.formulations.loss import LossFunction
 from milp_agt.threats.checks import is_whole
@@ -18,7 +20,7 @@ SCOPES = ("dataset", "batch")
 
 
 class ThreatModel(Protocol):
-    """Anything that can say, for a data set, which moves each sample admits."""
+    """Defines, for a data set, the admissible moves of each sample."""
 
     @property
     def budget(self) -> int: ...
@@ -28,17 +30,89 @@ class ThreatModel(Protocol):
         ...
 
     def describe(self) -> str:
-        """What the adversary may do, as a sentence of the claim."""
+        """What the adversary may do, as a part of the claim."""
         ...
 
 
 @dataclass(frozen=True)
 class Budgeted:
-    """Common part: how many samples, which ones, when."""
+    """Common part: how many samples, which ones, when.
+
+    Attributes:
+        ids: in place of ``samples``: the samples that can be poisoned by who they are, for a data set
+            whose ids are known (``load_dataset(id=)``).
+        positions: in place of ``samples``: positions in the training part, whatever row of the file
+            stands there.
+        origin: rows, ids and units of the data set; ``certify`` fills it in.
+    """
 
     budget: int
+    ids: Sequence[object] | None = field(default=None, kw_only=True)
+    positions: Sequence[int] | None = field(default=None, kw_only=True)
+    origin: Origin | None = field(default=None, kw_only=True, repr=False, compare=False)
 
-    def _mask(self, samples: Sequence[int] | None, scope: str, count: int) -> Tensor:
+    @property
+    def touches(self) -> tuple[str, ...]:
+        """What of the training data the adversary may change: "features", "targets", or both."""
+        return ("features", "targets")
+
+    def _open(self, count: int | None = None) -> list[int] | None:
+        """Positions of the samples that are named, out of ``count`` training samples; None for all.
+
+        Raises:
+            InvalidThreatModelError: named in two ways, or by what is no sample of the training part.
+        """
+        name, samples = type(self).__name__, getattr(self, "samples", None)
+        ways = {"samples": samples, "ids": self.ids, "positions": self.positions}
+        given = [way for way, value in ways.items() if value is not None]
+        if len(given) > 1:
+            raise InvalidThreatModelError(
+                f"{name} names the samples that can be poisoned",
+                " and ".join(f"{way}=" for way in given),
+                "name them in one way",
+            )
+        if not given:
+            return None
+        (way,), values = given, ways[given[0]]
+        chosen = [] if isinstance(values, str) or not isinstance(values, Iterable) else list(values)
+        if way == "ids" and chosen:
+            if self.origin is None:
+                raise InvalidThreatModelError(
+                    f"{name} with ids=",
+                    "plain arrays, whose samples have none",
+                    "give certify a data set with ids (load_dataset(id=), Dataset.of(ids=)), or samples=",
+                )
+            return self.origin.positions(
+                f"{name} with ids=", "train", ids=chosen, kind=InvalidThreatModelError
+            )
+        if count is None and self.origin is None:
+            return chosen  # only to be counted
+        by_rows = self.origin is not None and way == "samples"
+        if self.origin is not None:
+            count = self.origin.total if by_rows else len(self.origin.rows.train)
+        assert count is not None
+        bad = [s for s in chosen if not is_whole(s) or not 0 <= s < count]
+        if not chosen or bad or len(set(chosen)) != len(chosen):
+            what = f"rows ({self.origin.where})" if by_rows and self.origin else way
+            mask = len(chosen) > 0 and all(isinstance(s, (bool, np.bool_)) for s in chosen)
+            twice = [] if bad else [s for s in chosen if chosen.count(s) > 1]
+            raise InvalidThreatModelError(
+                f"{name} needs distinct {what} out of 0..{count - 1}",
+                f"{twice[0]} more than once"
+                if twice
+                else f"{len(chosen)} {way}, no index of the data: {bad[:5]}",
+                f"give {way}=np.flatnonzero(mask)" if mask else f"correct {way}=, a list",
+            )
+        if not by_rows or self.origin is None:
+            return [int(s) for s in chosen]
+        return self.origin.positions(
+            f"{name} with samples=, rows of training samples",
+            "train",
+            chosen,
+            kind=InvalidThreatModelError,
+        )
+
+    def _mask(self, scope: str, count: int) -> Tensor:
         """Mask of the samples that can be poisoned, (N,)."""
         name = type(self).__name__
         if not is_whole(self.budget) or self.budget < 0:
@@ -56,7 +130,14 @@ class Budgeted:
                 f"scope = {scope!r:.60}",
                 "choose one of them",
             )
-        if samples is None:
+        if self.origin is not None and len(self.origin.rows.train) != count:
+            raise InvalidThreatModelError(
+                f"{name} by the rows of a data set",
+                f"{len(self.origin.rows.train)} training samples there, {count} samples here",
+                "certify that data set, or make the threat anew for these arrays",
+            )
+        chosen = self._open(count)
+        if chosen is None:
             if self.budget > count:
                 raise InvalidThreatModelError(
                     f"{name} may poison {self.budget} samples",
@@ -64,14 +145,6 @@ class Budgeted:
                     f"choose a budget of at most {count}",
                 )
             return torch.ones(count, dtype=torch.bool)
-        chosen = list(samples) if isinstance(samples, Iterable) else []
-        bad = [s for s in chosen if not is_whole(s) or not 0 <= s < count]
-        if not chosen or bad or len(set(chosen)) != len(chosen):
-            raise InvalidThreatModelError(
-                f"{name} needs distinct samples out of 0..{count - 1}",
-                f"{len(chosen)} samples, no index of the data: {bad[:5]}",
-                "correct samples=",
-            )
         if self.budget > len(chosen):
             raise InvalidThreatModelError(
                 f"{name} may poison {self.budget} samples",
@@ -81,6 +154,15 @@ class Budgeted:
         mask = torch.zeros(count, dtype=torch.bool)
         mask[chosen] = True
         return mask
+
+    def _who(self, scope: str) -> str:
+        """How many samples, and out of which, in words; rows of the file where they are known."""
+        chosen = self._open()
+        text = samples_in_words(self.budget, chosen, scope)
+        if chosen is None or self.origin is None:
+            return text
+        named = f"named training samples ({self.origin.where}: {self.origin.in_words(chosen)})"
+        return text.replace("named training samples", named)
 
 
 def samples_in_words(budget: int, samples: Sequence[int] | None, scope: str) -> str:

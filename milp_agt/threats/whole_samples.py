@@ -1,4 +1,4 @@
-"""Threats to whole samples: replaced, removed, or added without limit on what they are."""
+"""Threats to whole samples: replaced, removed, or added, with any features and labels."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from milp_agt.errors import InvalidThreatModelError
 from milp_agt.formulations.loss import LossFunction
 from milp_agt.threats.checks import is_whole
 from milp_agt.threats.poison import Poison, Whole
-from milp_agt.threats.threat_model import Budgeted, samples_in_words, times_in_words
+from milp_agt.threats.threat_model import Budgeted, times_in_words
 
 
 @dataclass(frozen=True)
 class Substitution(Budgeted):
-    """Up to ``budget`` samples give way to others of any features and labels (unbounded adversary).
+    """Up to ``budget`` samples are replaced by others with any features and labels (unbounded adversary).
 
-    Needs ``clip=`` in the training: all that is known of the new samples is that their gradients are
-    finite, so that clipping bounds them.
+    Needs ``clip=`` in the training: new samples are only assumed to have finite gradients, which
+    clipping bounds.
 
     Attributes:
-        budget: count of samples.
+        budget: number of samples.
         samples, static, scope: as in :class:`FeaturePoisoning`.
     """
 
@@ -35,7 +35,7 @@ class Substitution(Budgeted):
         return Poison(
             features=features,
             labels=labels,
-            open=self._mask(self.samples, self.scope, len(features)),
+            open=self._mask(self.scope, len(features)),
             budget=int(self.budget),
             static=self.static,
             per_batch=self.scope == "batch",
@@ -43,7 +43,7 @@ class Substitution(Budgeted):
         )
 
     def describe(self) -> str:
-        who = samples_in_words(self.budget, self.samples, self.scope)
+        who = self._who(self.scope)
         return (
             f"{who} replaced by samples of any features and labels whose gradients are finite, "
             f"{times_in_words(self.static)}"
@@ -52,16 +52,16 @@ class Substitution(Budgeted):
 
 @dataclass(frozen=True)
 class Removal(Budgeted):
-    """Up to ``budget`` samples are taken out of the data set, once, before training.
+    """Up to ``budget`` samples are removed from the data set, once, before training.
 
     The result bounds how far the parameters can be from those trained without any j <= budget of
-    the samples: with ``selections="enumerated"``, run by run, a certificate for unlearning. The mean
-    of the gradients is that over the samples that are left; the others keep their batches, and a batch
-    that loses all its samples skips its step (no update, no momentum, no decay). Needs no clipping, but
-    the gradient of every sample, n times the parameters.
+    the samples; with ``selections="enumerated"``, for each such run: a certificate for unlearning. The
+    mean of the gradients is over the remaining samples, which stay in their batches; a batch that loses
+    all its samples skips its step (no update, no momentum, no decay). Needs no clipping, but the
+    gradient of every sample, n times the parameters.
 
     Attributes:
-        budget: count of samples.
+        budget: number of samples.
         samples: indices of the samples that can be removed; None for all.
         scope: "dataset", one removed set for the whole run, or "batch", up to ``budget`` of each batch.
     """
@@ -73,7 +73,7 @@ class Removal(Budgeted):
         return Poison(
             features=features,
             labels=labels,
-            open=self._mask(self.samples, self.scope, len(features)),
+            open=self._mask(self.scope, len(features)),
             budget=int(self.budget),
             static=True,
             per_batch=self.scope == "batch",
@@ -81,7 +81,7 @@ class Removal(Budgeted):
         )
 
     def describe(self) -> str:
-        who = samples_in_words(self.budget, self.samples, self.scope)
+        who = self._who(self.scope)
         return (
             f"{who} removed, once, before training; the mean is that over the samples left in a batch, "
             "the others keep their batches, and a batch without samples skips its step"
@@ -90,10 +90,10 @@ class Removal(Budgeted):
 
 @dataclass(frozen=True)
 class Insertion(Budgeted):
-    """Up to ``budget`` further samples, of any features and labels, join every batch.
+    """Up to ``budget`` further samples, with any features and labels, join every batch.
 
-    They may differ from step to step, so that ``budget`` samples added to the data set, in batches of
-    the adversary's choice, are covered. The mean of the gradients is that over the larger batch.
+    They may differ from step to step, so this covers ``budget`` samples added to the data set, in batches
+    of the adversary's choice. The mean of the gradients is over the enlarged batch.
     Needs ``clip=`` in the training, as :class:`Substitution` does.
     """
 
@@ -101,6 +101,12 @@ class Insertion(Budgeted):
         if not is_whole(self.budget) or self.budget < 0:
             raise InvalidThreatModelError(
                 "Insertion needs a whole budget >= 0", f"budget = {self.budget}", "give a count"
+            )
+        if self.ids is not None or self.positions is not None:
+            raise InvalidThreatModelError(
+                "Insertion adds samples and touches none of the data",
+                "ids=" if self.ids is not None else "positions=",
+                "leave it out, or use Substitution",
             )
         return Poison(
             features=features,

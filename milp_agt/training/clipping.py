@@ -1,4 +1,4 @@
-"""Clipping of per-sample gradients: nodes between the gradient of each sample and the sums."""
+"""Clipping of per-sample gradients: nodes between the gradients of samples and their sums."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def clip_gradients(
     clipping: Clipping,
     precision: Precision = FLOAT64,
 ) -> dict[str, str]:
-    """Append nodes that clip the gradient of every sample; returns the new sums by parameter.
+    """Append nodes that clip the gradient of every sample; returns the names of the new sums.
 
     With ``g_i`` the gradients of sample i for all parameters together:
 
@@ -30,11 +30,11 @@ def clip_gradients(
     * clamp: every coordinate of ``g_i`` to ``[-clip, clip]``.
 
     The inputs of the new sums are bounded by ``clip`` in every coordinate, whatever the data are.
-    They have one entry for each sample and parameter, n x P in all, in three nodes. Linear bounds of
-    them take about 200 MB for each million entries and step of the window, and walks three to five
-    times as long as without clipping, since coefficients differ from sample to sample: 300 samples on
-    257 parameters, 17 s for a step on one core (4 s without). Far beyond that there are intervals, which
-    cut the samples into fragments.
+    They have one entry for each sample and parameter, n x P in total, in three nodes. Linear bounds of
+    them take about 200 MB per million entries and step of the window, and backward passes three to five
+    times as long as without clipping, because coefficients differ between samples: 300 samples on 257
+    parameters, 17 s per step on one core (4 s without). For much larger problems use intervals, which
+    split the samples into chunks.
     """
     own = {name: per_sample(graph, graph[gradient]) for name, gradient in gradients.items()}
     if clipping.mode == "clamp":
@@ -63,9 +63,9 @@ def _shortened(
 
 
 def per_sample(graph: Graph, node: Node) -> Node:
-    """The node with a sample axis of which ``node`` is the sum over the samples.
+    """The node with a sample axis whose sum over the samples is ``node``.
 
-    What follows a sum in a gradient is linear, so that it may as well come before the sum.
+    Operations after a sum in a gradient are linear, so they can be moved before the sum.
     """
     op = node.op
     if isinstance(op, SumSamples):
@@ -85,7 +85,7 @@ def per_sample(graph: Graph, node: Node) -> Node:
 
 
 def _per_sample_product(graph: Graph, node: Node, op: Einsum) -> Node:
-    """A product of sums with something that has no sample axis."""
+    """A product of a sum with a node without a sample axis."""
     first, second = graph.inputs(node)
     a, b, out = op.letters
     if _has_sum(graph, first):

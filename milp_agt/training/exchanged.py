@@ -1,4 +1,4 @@
-"""Threats to whole samples in the graph of a step: exchanges between the gradients and their sums."""
+"""Threats to whole samples in the graph of a step: exchange nodes between gradients and their sums."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from milp_agt.training.tracing import SELECTION, StepGraph
 
 
 def with_exchanges(step_graph: StepGraph, poison: Poison) -> StepGraph:
-    """The step graph under a threat to whole samples; as it is under any other.
+    """The step graph under a threat to whole samples; unchanged under any other.
 
-    Between the gradient of each sample (clipped, if there is clipping) and the sum over the batch an
-    exchange is put, see :mod:`milp_agt.formulations.exchange`. It costs one more entry for each
-    sample and parameter.
+    An exchange node is put between the gradient of each sample (clipped, if there is clipping) and the
+    sum over the batch, see :mod:`milp_agt.formulations.exchange`. It adds one entry for each sample and
+    parameter.
 
     Raises:
         InvalidThreatModelError: new samples whose gradients are not bounded by clipping.
-        UnsupportedOperationError: a gradient that is no linear function of sums over the samples.
+        UnsupportedOperationError: a gradient that is not a linear function of sums over the samples.
     """
     if poison.whole is None:
         return step_graph
@@ -54,9 +54,9 @@ def check_clipping(step_graph: StepGraph, poison: Poison) -> None:
 
 
 def with_absences(step_graph: StepGraph) -> StepGraph:
-    """The step graph of runs without some samples, for points only: ``SELECTION`` is 1 for those.
+    """The step graph of runs without some samples, for points only; ``SELECTION`` is 1 for absent ones.
 
-    The sums are over the samples that are there; who reads them divides by their count.
+    The sums are over the present samples; the caller divides by their number.
     """
     graph, sums = step_graph.graph, {}
     selection = (
@@ -75,7 +75,7 @@ def _operation(step_graph: StepGraph, poison: Poison, whole: Whole) -> Exchange:
     check_clipping(step_graph, poison)
     clipping = step_graph.clipping
     assert clipping is not None
-    # Clipped gradients keep the bound up to the rounding of norm, root and quotient.
+    # Clipped gradients respect the bound up to the rounding of norm, root and quotient.
     ball = clipping.mode == "norm"
     cap = clipping.bound * (1.0 + gamma(4 * step_graph.parameter_count + 64) if ball else 1.0)
     return Substitute(poison.budget, cap, ball)

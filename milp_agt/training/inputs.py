@@ -1,4 +1,4 @@
-"""Checks and conversions of what a user hands in: data, initial boxes, sizes, devices."""
+"""Checks and conversions of user inputs: data, initial boxes, sizes, devices."""
 
 from __future__ import annotations
 
@@ -7,43 +7,69 @@ import warnings
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
 from milp_agt.core.arguments import callable_of as callable_of
+from milp_agt.core.arguments import columns_of, same_rows
 from milp_agt.core.arguments import listed as listed
 from milp_agt.core.arguments import of_kind as of_kind
 from milp_agt.core.interval import Interval
+from milp_agt.core.missing import all_finite
+from milp_agt.core.numbers import numbers_of
+from milp_agt.data import Dataset
+from milp_agt.data.checks import exact
+from milp_agt.data.origin import Origin
 from milp_agt.errors import InvalidInputError, InvalidThreatModelError
 from milp_agt.formulations.loss import LossFunction
+from milp_agt.threats.units import located as by_origin
 from milp_agt.training.tracing import StepGraph
 from milp_agt.training.training import Training
 
 ArrayLike = npt.NDArray[Any] | Tensor
 
 
+def located(data: Any, threat: Any) -> tuple[Any, Any, Origin | None]:
+    """Arrays, threat and origin of a run: of a data set its training part, and the threat by its rows."""
+    if not isinstance(data, Dataset):
+        return data, threat, None
+    return (data.x_train, data.y_train), by_origin(threat, data.origin), data.origin
+
+
 def check_run(model: object, data: object, training: object, threat: object) -> None:
-    """See that a run is made of a model, a pair of arrays, a training and a threat.
+    """Check that the inputs of a run are a model, a pair of arrays, a training and a threat.
 
     Raises:
-        InvalidInputError, InvalidThreatModelError: something else.
+        InvalidInputError, InvalidThreatModelError: any other object.
     """
     of_kind(model, nn.Module, "The model", "give a torch.nn.Module")
     of_kind(training, Training, "The training", "give agt.Training(loss=...)")
-    of_kind(data, (tuple, list), "The data", "give a pair (features, labels)")
+    of_kind(data, (tuple, list), "The data", _as_arrays(data))
     assert isinstance(data, (tuple, list))
     if len(data) != 2:
         raise InvalidInputError(
             "The data are a pair (features, labels)", f"{len(data)} entries", "give these two"
         )
+    same_rows(data[0], data[1], "The data are a pair (features, labels)")
     if not callable(getattr(threat, "bind", None)):
         raise InvalidThreatModelError(
             "A threat model says what an adversary may do",
             f"{type(threat).__name__} {threat!r:.60}",
             "give agt.FeaturePoisoning(budget, radius), for instance",
         )
+
+
+def _as_arrays(data: object) -> str:
+    """How to get a pair of arrays out of what is often handed in instead."""
+    if isinstance(data, torch.utils.data.TensorDataset):
+        return "give a pair (features, labels): dataset.tensors"
+    if isinstance(data, torch.utils.data.DataLoader):
+        return (
+            "give a pair (features, labels) of all samples, and the order of the loader as "
+            "Training(batches=...)"
+        )
+    return "give a pair (features, labels), or a data set of agt.load_dataset(...)"
 
 
 def features_of(values: ArrayLike, what: str = "Features") -> Tensor:
@@ -59,13 +85,13 @@ def features_of(values: ArrayLike, what: str = "Features") -> Tensor:
             f"shape {tuple(tensor.shape)}",
             "give an array of shape (samples, features)",
         )
-    tensor = tensor.to(torch.float64)
-    _finite(tensor, what)
+    tensor = _double(tensor, what)
+    _finite(tensor, what, columns_of(values))
     return tensor
 
 
 def warn_of_float32(model: nn.Module, features: ArrayLike) -> None:
-    """Say once that single precision is converted: the claim is about the float64 run."""
+    """Warn once that single precision is converted: the claim is about the float64 run."""
     single = [n for n, p in model.named_parameters() if p.dtype != torch.float64]
     data = str(getattr(features, "dtype", "")).endswith("float32")
     if not single and not data:
@@ -77,7 +103,7 @@ def warn_of_float32(model: nn.Module, features: ArrayLike) -> None:
         f"{' and '.join(what)} are not float64 (float32, say); they are converted, and the "
         "claim is about the float64 run that starts from these values.",
         UserWarning,
-        stacklevel=3,
+        stacklevel=4,
     )
 
 
@@ -87,8 +113,8 @@ def labels_of(
     """Encoded labels, (n, width) float64.
 
     Raises:
-        InvalidInputError: another count than the features, classes out of range, NaN or infinity,
-            targets that do not fit the outputs.
+        InvalidInputError: a number of labels other than that of the features, classes out of range,
+            NaN or infinity, targets that do not fit the outputs.
     """
     tensor = _tensor(values, what)
     if len(tensor) != count:
@@ -113,16 +139,29 @@ def labels_of(
         raise InvalidInputError(
             f"{what} for loss '{loss.key}' are whole class numbers",
             f"shape {tuple(tensor.shape)}, for example {flat[0].tolist()}",
-            f"give an array ({count},) of classes 0..{classes - 1}",
+            f"give an array ({count},) of classes 0..{classes - 1}"
+            + (", such as labels.argmax(1) of one-hot rows" if flat.shape[1] > 1 else ""),
         )
     flat = flat[:, 0].to(torch.int64)
     if bool(((flat < 0) | (flat >= classes)).any()):
         raise InvalidInputError(
             f"{what} must be classes 0..{classes - 1}",
             f"values from {int(flat.min())} to {int(flat.max())}",
-            "renumber the classes, or give the model more outputs",
+            _renumbering(flat, classes),
         )
     return loss.encode(flat, outputs)
+
+
+def _renumbering(labels: Tensor, classes: int) -> str:
+    """How to get from these whole numbers to 0..classes-1."""
+    found = torch.unique(labels)
+    if found.tolist() == [-1, 1]:
+        return "renumber the classes: give (labels + 1) // 2, where class 0 stands for -1"
+    if int(found[-1] - found[0]) < classes:
+        return f"renumber the classes: give labels - {int(found[0])}"
+    if len(found) <= classes:
+        return "renumber the classes: np.unique(labels, return_inverse=True)[1]"
+    return f"renumber the classes, or give the model {len(found)} outputs"
 
 
 def initial_box(
@@ -131,8 +170,8 @@ def initial_box(
     """The box of theta_0: the model's parameters, or the boxes given for some of them by name.
 
     Raises:
-        InvalidInputError: an unknown name, a wrong shape, lower > upper, a box without the model's
-            own value.
+        InvalidInputError: an unknown name, a wrong shape, lower > upper, a box that does not contain
+            the model's own value.
     """
     boxes = {n: Interval.point(v.unsqueeze(0)) for n, v in step_graph.initial.items()}
     remedy = "give {name: (lower, upper)}"
@@ -169,7 +208,7 @@ def initial_box(
 
 
 def bytes_of(memory: str | int) -> int:
-    """``"4GiB"``, ``"500 MB"`` or a count of bytes.
+    """Bytes of ``"4GiB"``, ``"500 MB"`` or a number of bytes.
 
     Raises:
         InvalidInputError: anything else.
@@ -218,31 +257,62 @@ def device_of(name: str) -> torch.device:
 
 
 def _tensor(values: ArrayLike, what: str) -> Tensor:
-    """Real numbers with at least one axis, on the CPU."""
-    try:
-        found = values.detach().cpu() if isinstance(values, Tensor) else np.asarray(values)
-        tensor = torch.as_tensor(found)
-    except (TypeError, ValueError) as error:
-        raise InvalidInputError(
-            f"{what} must be an array of numbers", str(error), "convert text columns to numbers"
-        ) from None
+    """Real numbers with at least one axis, on the CPU, recorded by no mode of the caller."""
+    given: object = values
+    if isinstance(given, (list, tuple)) and given and isinstance(given[0], Tensor):
+        given = [each.detach().cpu().numpy() for each in given]
+    with torch.inference_mode(False):
+        tensor = (
+            _strided(given, what)
+            if isinstance(given, Tensor)
+            else torch.as_tensor(numbers_of(given, what))
+        )
     if tensor.is_complex() or tensor.dim() == 0:
         raise InvalidInputError(
             f"{what} must be an array of real numbers",
             f"{tensor.dtype}, shape {tuple(tensor.shape)}",
             "give one entry for each sample",
         )
-    return tensor
+    # Small whole numbers and truth values lack most of torch's operations; the largest do not fit.
+    if tensor.dtype == torch.uint64:
+        return tensor.to(torch.float64)
+    return tensor if tensor.is_floating_point() else tensor.to(torch.int64)
 
 
-def _finite(tensor: Tensor, what: str) -> None:
-    bad = ~torch.isfinite(tensor)
-    if bool(bad.any()):
-        first = tuple(int(i) for i in bad.nonzero()[0])
-        samples = bad.reshape(len(bad), -1).any(1).nonzero()[:, 0].tolist()
-        named = ", ".join(str(s) for s in samples[:8]) + (", ..." if len(samples) > 8 else "")
-        raise InvalidInputError(
-            f"{what} must be finite",
-            f"{int(bad.sum())} NaN or infinite entries in samples {named}, the first at {first}",
-            "drop or impute these samples before training",
-        )
+def _strided(values: Tensor, what: str) -> Tensor:
+    """A tensor with an entry in every place of memory.
+
+    Raises:
+        InvalidInputError: sparse, nested or quantised tensors, or one without values.
+    """
+    found = remedy = ""
+    if values.is_nested:
+        found, remedy = "a nested tensor, of rows of several lengths", "give rows of one length"
+    elif values.layout is not torch.strided:
+        found, remedy = f"a sparse tensor ({values.layout})", "give it dense: .to_dense()"
+    elif values.is_quantized:
+        found, remedy = f"a quantised tensor ({values.dtype})", "give .dequantize()"
+    elif values.is_meta:
+        found, remedy = "a tensor without values (device 'meta')", "give the data themselves"
+    if found:
+        raise InvalidInputError(f"{what} must be an array of real numbers", found, remedy)
+    plain = values.detach().cpu().resolve_conj().resolve_neg()
+    return plain.clone() if plain.is_inference() else plain
+
+
+def _double(tensor: Tensor, what: str) -> Tensor:
+    """Numbers as float64, where none is rounded by that.
+
+    Raises:
+        InvalidInputError: whole numbers beyond 2^53 that would be.
+    """
+    with torch.inference_mode(False):
+        if not tensor.is_floating_point():
+            exact(f"{what} must be float64", what.lower(), tensor.numpy())
+        return tensor.to(torch.float64)
+
+
+def _finite(tensor: Tensor, what: str, names: tuple[str, ...] = ()) -> None:
+    numbers = tensor.numpy()
+    names = names if numbers.ndim == 2 and numbers.shape[1] == len(names) else ()
+    all_finite(f"{what} must be finite", f"the {what.lower()}", numbers, names)

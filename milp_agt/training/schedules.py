@@ -1,4 +1,4 @@
-"""Learning-rate schedules: the rate of every step as a formula, fixed before the run."""
+"""Learning-rate schedules: the rate of every step by a formula, fixed before the run."""
 
 from __future__ import annotations
 
@@ -11,12 +11,13 @@ import numpy as np
 
 from milp_agt.core.arguments import listed
 from milp_agt.errors import InvalidInputError
+from milp_agt.training.torch_names import name_of, schedule_remedy
 
 Unit = Literal["step", "epoch"]
 
 
 class Schedule(Protocol):
-    """The learning rate as a function of time, which is counted in steps or in finished epochs."""
+    """The learning rate as a function of time, counted in steps or in finished epochs."""
 
     @property
     def unit(self) -> Unit: ...
@@ -36,7 +37,7 @@ class InverseTimeDecay:
         unit: "step" or "epoch", in which t is counted.
 
     Raises:
-        InvalidInputError: a value out of range, in this schedule and in all others.
+        InvalidInputError: a value out of range, as in all other schedules.
     """
 
     decay: float
@@ -55,7 +56,7 @@ class StepDecay:
     """``lr * factor^floor(t / every)``, as torch's StepLR(step_size=every, gamma=factor).
 
     Attributes:
-        every: steps, or epochs, from one drop to the next.
+        every: steps, or epochs, between drops.
         factor: of each drop.
         unit: "step" or "epoch", in which t is counted.
     """
@@ -143,35 +144,54 @@ class CosineDecay:
         return self.floor + (base - self.floor) * 0.5 * (1.0 + math.cos(math.pi * share))
 
 
-def rates_of(
-    schedule: Schedule | Sequence[float] | None, base: float, steps: int, epochs: int
-) -> list[float]:
-    """The rate of each of ``steps`` steps, which make up ``epochs`` epochs of equal length.
+def check_schedule(schedule: object) -> None:
+    """See that this says the rate of every step, before anything is asked of it.
 
     Raises:
-        InvalidInputError: a list that is too short or holds a rate <= 0; a schedule by epochs for
-            steps that are no whole epochs; a rate that is negative or not finite.
+        InvalidInputError: anything but a list of numbers, a :class:`Schedule` or None.
     """
-    if schedule is None:
-        return [base] * steps
-    if isinstance(schedule, Sequence):
-        return _listed(schedule, steps)
-    if not callable(getattr(schedule, "rate", None)):
+    numbers = isinstance(schedule, (Sequence, np.ndarray)) and not isinstance(
+        schedule, (str, bytes)
+    )
+    by_rule = (
+        not isinstance(schedule, type)
+        and callable(getattr(schedule, "rate", None))
+        and getattr(schedule, "unit", None) in get_args(Unit)
+    )
+    if schedule is not None and not numbers and not by_rule:
         raise InvalidInputError(
             "A schedule is a list of rates, or one of milp_agt.training.schedules",
-            f"{type(schedule).__name__} {schedule!r:.60}",
-            "give agt.InverseTimeDecay(...), for instance, or None",
+            f"{name_of(schedule)} {schedule!r:.60}",
+            schedule_remedy(schedule),
         )
-    each, end = 1, steps
+
+
+def rates_of(
+    schedule: Schedule | Sequence[float] | None,
+    base: float,
+    steps: int,
+    epochs: int | Sequence[int] | None,
+) -> list[float]:
+    """The rate of each of ``steps`` steps.
+
+    ``epochs`` is the count of epochs, all of one length; or the steps of each; or None where recorded
+    batches do not say which steps make an epoch.
+
+    Raises:
+        InvalidInputError: a list of another length, or with a rate <= 0; a schedule by epochs for
+            steps that are no whole epochs; a rate that is negative or not finite.
+    """
+    check_schedule(schedule)
+    if schedule is None:
+        return [base] * steps
+    if isinstance(schedule, (Sequence, np.ndarray)):
+        return _listed(schedule, steps, epochs)
+    times, end = list(range(steps)), steps
     if schedule.unit == "epoch":
-        if epochs < 1 or steps % epochs:
-            raise InvalidInputError(
-                f"{type(schedule).__name__} was to change the rate after each of {epochs} epochs",
-                f"{steps} steps, which are no {epochs} epochs of one length",
-                "count in steps (unit='step'), or run whole epochs",
-            )
-        each, end = steps // epochs, epochs
-    rates = [schedule.rate(base, t // each, end) for t in range(steps)]
+        lengths = _lengths(schedule, steps, epochs)
+        times = [epoch for epoch, length in enumerate(lengths) for _ in range(length)]
+        end = len(lengths)
+    rates = [schedule.rate(base, time, end) for time in times]
     if not all(math.isfinite(rate) and rate >= 0 for rate in rates):
         raise InvalidInputError(
             "A schedule needs finite rates >= 0",
@@ -181,17 +201,49 @@ def rates_of(
     return rates
 
 
-def _listed(schedule: Sequence[float], steps: int) -> list[float]:
-    rates = [float(r) if isinstance(r, SupportsFloat) else math.nan for r in schedule][:steps]
-    if (
-        isinstance(schedule, bytes)
-        or len(rates) < steps
-        or not all(math.isfinite(r) and r > 0 for r in rates)
-    ):
+def _lengths(schedule: Schedule, steps: int, epochs: int | Sequence[int] | None) -> Sequence[int]:
+    """Steps of each epoch."""
+    name = type(schedule).__name__
+    if epochs is None:
+        raise InvalidInputError(
+            f"{name} was to change the rate after each epoch (unit='epoch')",
+            f"{steps} recorded batches that do not say which of them make an epoch",
+            "give them epoch by epoch, batches=[[batch, ...], [batch, ...], ...], or count in steps "
+            "(unit='step')",
+        )
+    if not isinstance(epochs, int):
+        return epochs
+    if epochs < 1 or steps % epochs:
+        raise InvalidInputError(
+            f"{name} was to change the rate after each of {epochs} epochs",
+            f"{steps} steps, which are no {epochs} epochs of one length",
+            "count in steps (unit='step'), or run whole epochs",
+        )
+    return [steps // epochs] * epochs
+
+
+def _listed(
+    schedule: Sequence[float], steps: int, epochs: int | Sequence[int] | None
+) -> list[float]:
+    rates = [
+        float(r)
+        if isinstance(r, SupportsFloat) and not isinstance(r, (bool, np.bool_))
+        else math.nan
+        for r in schedule
+    ]
+    remedy = "give a rate for each step"
+    count = epochs if isinstance(epochs, int) or epochs is None else len(epochs)
+    if len(rates) == count != steps:
+        remedy = (
+            "these look like one rate for each epoch: repeat each as often as its epoch has steps"
+        )
+    elif len(rates) != steps:
+        remedy = "extend the list or use fewer epochs" if len(rates) < steps else "cut the list"
+    if len(rates) != steps or not all(math.isfinite(r) and r > 0 for r in rates):
         raise InvalidInputError(
             f"A schedule needs a rate > 0 for each of {steps} steps",
-            f"{len(rates)} rates: {rates[:5]} ...",
-            "extend the list or use fewer epochs",
+            f"{len(rates)} rates: {rates[:5]}{' ...' if len(rates) > 5 else ''}",
+            remedy,
         )
     return rates
 

@@ -1,4 +1,4 @@
-"""From a torch model and a loss name to the graph of one training step."""
+"""Tracing: from a torch model and a loss name to the graph of one training step."""
 
 from __future__ import annotations
 
@@ -11,12 +11,15 @@ from torch import Tensor, nn
 
 from milp_agt.core.graph import Graph, Node
 from milp_agt.core.rounding import FLOAT64, Precision
-from milp_agt.errors import InvalidInputError
+from milp_agt.errors import EncodingError, InvalidInputError
 from milp_agt.formulations.leaves import Labels
 from milp_agt.formulations.linear import Combine
 from milp_agt.formulations.loss import LossFunction, get_loss
 from milp_agt.training.clipping import clip_gradients
+from milp_agt.training.forward import build_forward
+from milp_agt.training.hidden_changes import refuse_hidden_changes
 from milp_agt.training.layers.builder import FEATURES, Builder, supported_layers
+from milp_agt.training.output_layer import check_last_layer, check_output, last_layer
 from milp_agt.training.training import Clipping
 
 __all__ = ["FEATURES", "LABELS", "SELECTION", "StepGraph", "supported_layers", "trace"]
@@ -31,19 +34,20 @@ class StepGraph:
     """Forward pass, loss gradient and parameter gradients of one step, as one graph.
 
     Attributes:
-        graph: all nodes; the sample axis is open, so one graph serves batches of any size.
-        loss: the loss whose gradient stands in the graph.
+        graph: all nodes; the size of the sample axis is open, so one graph serves all batch sizes.
+        loss: the loss whose gradient is in the graph.
         parameters: names of the trainable parameters (as in ``state_dict``), each a leaf of the graph.
         gradients: for each parameter, the node with the *sum* over the batch of its gradients.
         output: name of the node with the model's output.
         initial: initial values of the trainable parameters, float64.
         aliases: further names in ``state_dict`` of a shared parameter -> its name here.
         model: a copy of the traced model.
-        clipping: how the gradient of each sample is clipped before the sums, or None. With it, the
-            inputs of the sums of ``gradients`` have no norm (no coordinate) above ``clipping.bound``.
+        clipping: how the gradient of each sample is clipped before the sums, or None. If set, the
+            inputs of the sums of ``gradients`` have a norm (coordinates) of at most ``clipping.bound``.
         precision: of the run; other than float64 the graph has its roundings as nodes
             (:func:`milp_agt.training.precision.in_precision`).
-        frozen: parameters that are constants, under their names in ``state_dict``.
+        frozen: constant parameters, under their names in ``state_dict``.
+        own_forward: whether some module has a forward of the user's own, traced by torch.fx.
     """
 
     graph: Graph
@@ -56,10 +60,11 @@ class StepGraph:
     frozen: Mapping[str, Tensor] = field(default_factory=dict)
     model: nn.Module = field(default_factory=nn.Sequential, repr=False)
     clipping: Clipping | None = None
+    own_forward: bool = False
     precision: Precision = FLOAT64
 
     def to(self, device: torch.device) -> StepGraph:
-        """The same graph with its constants on a device; initial values stay where they are."""
+        """The same graph with its constants on a device; initial values are not moved."""
         return replace(self, graph=self.graph.to(device))
 
     @property
@@ -89,11 +94,18 @@ def trace(
     sample if ``clipping`` is given; a run of ``precision`` clips up to its own rounding.
 
     Raises:
-        UnsupportedOperationError: a layer or loss without a rule; lists what is supported.
-        InvalidInputError: sizes that do not fit, NaN weights, nothing to train.
+        UnsupportedOperationError: a layer or loss without a rule; hooks and whatever else changes a
+            gradient or a call (:func:`refuse_hidden_changes`).
+        InvalidInputError: sizes that do not fit, NaN weights, nothing to train; an activation at the
+            end that contradicts the loss (:mod:`milp_agt.training.output_layer`).
     """
-    tracer = Builder(copy.deepcopy(model), feature_shape)
+    refuse_hidden_changes(model)
+    check_last_layer(last_layer(model), loss)
+    tracer = Builder(_copy(model), feature_shape, build_forward)
     tracer.layer(tracer.model, "")
+    tracer.finish()
+    if tracer.own_forward:
+        tracer.keep_the_rest()
     graph, output = tracer.graph, tracer.current
     if not tracer.initial:
         raise InvalidInputError(
@@ -107,8 +119,12 @@ def trace(
             f"an output of shape {output.shape}",
             "end it with nn.Flatten() and nn.Linear",
         )
+    lonely = [n.name for n in graph if n.inputs and not n.batched]
+    if lonely:  # bounds on single samples are walked back through nodes with a sample axis
+        raise EncodingError("Values of a forward have a sample axis", f"{lonely} have none")
     chosen = get_loss(loss)
     chosen.classes(output.shape[0])
+    check_output(graph, output, loss)
     forward = tuple(graph)
     width = output.shape[0]
     labels = graph.add(Labels((width,)), name=LABELS)
@@ -129,7 +145,25 @@ def trace(
         frozen=tracer.frozen,
         model=tracer.model,
         clipping=clipping,
+        own_forward=tracer.own_forward,
     )
+
+
+def _copy(model: nn.Module) -> nn.Module:
+    """A copy that shares nothing with the caller's model.
+
+    Raises:
+        InvalidInputError: a model that cannot be copied.
+    """
+    try:
+        return copy.deepcopy(model)
+    except Exception as error:  # whatever a module keeps beside its parameters
+        raise InvalidInputError(
+            "The model is copied before it is traced",
+            f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error) else ''}",
+            "keep only layers and parameters in it: no open files, locks, or tensors that hang on "
+            "earlier computations (store these with detach())",
+        ) from error
 
 
 def _reverse_mode(

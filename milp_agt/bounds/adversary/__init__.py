@@ -1,1 +1,1 @@
-"""How poison meets a batch: the adversary as the bounds see it, and what it can add up to."""
+"""The adversary model of the bounds: boxes of poisoned batches, sums over samples, worst cases."""

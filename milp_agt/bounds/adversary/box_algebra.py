@@ -1,4 +1,4 @@
-"""What the leading axis of boxes means: cases one by one, or influences that add up."""
+"""The meaning of the leading axis of boxes: separate cases, or influences that add up."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class BoxAlgebra(Protocol):
 
     @property
     def exact_images_suffice(self) -> bool:
-        """Whether a walk gains little for a node whose relaxations are exact on its box."""
+        """Whether a backward pass gains little for a node whose relaxations are exact on its box."""
         ...
 
     def image(self, node: Node, inputs: Sequence[Interval], samples: Tensor | None) -> Interval:
@@ -41,29 +41,29 @@ class BoxAlgebra(Protocol):
         ...
 
     def wins(self, first: Tensor, second: Tensor) -> Tensor:
-        """Where the second of two lower bounds, (rows, leading), is to be kept; (rows, leading or 1)."""
+        """Mask, (rows, leading or 1), of where the second of two lower bounds (rows, leading) is kept."""
         ...
 
     def meet(self, first: Interval, second: Interval, what: str) -> Interval:
-        """A box that holds what two boxes of one node hold."""
+        """A valid box of one node from two valid ones."""
         ...
 
     def outcome(self, bounds: Tensor) -> Tensor:
-        """What lower bounds say about the reachable models: (rows, leading) to (rows, cases)."""
+        """Lower bounds over the reachable models: (rows, leading) to (rows, cases)."""
         ...
 
     def hull(self, box: Interval) -> Interval:
-        """One box for everything, (1, *shape)."""
+        """One box that contains all states and cases, (1, *shape)."""
         ...
 
     def outer(self, box: Interval) -> Interval:
-        """A box each of whose states or cases holds by itself."""
+        """A box whose states or cases are each valid by themselves."""
         ...
 
 
 @dataclass(frozen=True)
 class SeparateBoxes:
-    """Boxes of states or cases, each by itself."""
+    """Boxes of states or cases, each valid by itself."""
 
     exact_images_suffice = True
 
@@ -106,13 +106,13 @@ class AddedInfluences:
     """Boxes as columns of :class:`Influence`: the base, then the base moved by each sample alone.
 
     Attributes:
-        budget: samples that are poisoned at once.
-        column_of: the column of every sample of the data set, (N,), -1 for those that stay clean.
+        budget: how many samples can be poisoned at once.
+        column_of: the column of every sample of the data set, (N,), -1 for samples that stay clean.
     """
 
     budget: int
     column_of: Tensor
-    exact_images_suffice = False  # products spend the influences of stable units, too
+    exact_images_suffice = False  # products read influences of stable units, too
 
     @cached_property
     def columns(self) -> int:
@@ -139,7 +139,7 @@ class AddedInfluences:
         return node.op.relax_influence(*self._inputs(node, inputs, samples))
 
     def concretise(self, forms: Forms, state: Mapping[str, Interval], worst_case: Tensor) -> Tensor:
-        """Columns are moved by one sample; rounding has to cover ``budget`` of them at once.
+        """Each column is moved by one sample; rounding must cover ``budget`` of them at once.
 
         If ``|v_0|`` and all ``|v_0 + d_j|`` are at most M, then ``|v_0 + sum d_j| <= (2 budget + 1) M``.
         """
@@ -148,11 +148,11 @@ class AddedInfluences:
         return replace(forms, operations=operations).concretise(state, worst_case)
 
     def wins(self, first: Tensor, second: Tensor) -> Tensor:
-        """Row by row: the influences of two bounds cannot be mixed."""
+        """Chosen row by row: a bound cannot mix the influences of two bounds."""
         return self.outcome(second) > self.outcome(first)
 
     def meet(self, first: Interval, second: Interval, what: str) -> Interval:
-        """The better of two sets of influences; the meet with a box that holds for every set."""
+        """The better of two sets of influences; the meet with a box that holds for every poisoned set."""
         if len(second.lower) == 1:
             return first.meet(second, what)
         return self._of(first).better(self._of(second)).columns()

@@ -1,4 +1,4 @@
-"""A budget that is too large to list: every error is charged to the samples that can cause it."""
+"""For budgets with too many selections to list: errors are charged to the samples that cause them."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ from milp_agt.training.training import UpdateRule
 
 
 def can_be_charged(poison: Poison, restriction: Restriction) -> bool:
-    """Whether one set of samples is poisoned for the whole run, and any of that size may be it.
+    """Whether one set of samples is poisoned for the whole run, and it may be any set of that size.
 
-    With budgets of features and of labels apart there are two such sets.
+    False with separate budgets for features and labels: then there are two such sets.
     """
     if poison.is_clean or poison.per_batch or poison.whole is not None:
         return False
@@ -37,7 +37,7 @@ def can_be_charged(poison: Poison, restriction: Restriction) -> bool:
 
 
 def without_influence(schedule: NodeOrder, update: UpdateRule) -> str | None:
-    """The key of an operation that has no rule for influences; None where all have one."""
+    """The key of an operation without a rule for influences; None if all have one."""
     if update.l1:
         return Sign.key
     if update.projection is not None:
@@ -47,11 +47,11 @@ def without_influence(schedule: NodeOrder, update: UpdateRule) -> str | None:
 
 @dataclass(frozen=True)
 class Charged:
-    """Boxes are influences: a base, and how far every sample that can be poisoned moves it.
+    """Boxes are influences: a base, and how far each sample that can be poisoned moves it.
 
     All bounds are ``base + sum_{j in S} influence_j`` for every admissible set S at once, errors of
-    relaxations included, and the adversary takes the ``budget`` largest *after* the walk. Jointly
-    bounded ranges let every node be hit by its own worst samples; here one set has to pay for all.
+    relaxations included, and the ``budget`` largest influences are taken *after* the backward pass.
+    Joint bounds take the worst samples of each node separately; here one set counts for all nodes.
     """
 
     poison: Poison
@@ -104,7 +104,7 @@ class Charged:
         return _ColumnWorstCase(self, rows)
 
     def sample_influences(self, bounds: Tensor) -> Tensor:
-        """How much each sample lowers forms with these bounds, (rows, cases) to (rows, N)."""
+        """How much each sample can lower forms with these bounds, (rows, cases) to (rows, N)."""
         alone = charge_of(bounds[:, :1] - bounds[:, 1:])
         none = alone.new_zeros(len(alone), len(self.poison.open))
         return none.index_copy(1, self.columns, alone * (1.0 + gamma(8)))
@@ -139,7 +139,7 @@ class _InfluenceSum:
 
 
 class _ColumnWorstCase(PerSampleWorstCase):
-    """What every sample alone can do to each form: one column for each, none for the base."""
+    """The most that each sample alone can lower each form, one column each; 0 for the base."""
 
     def __init__(self, adversary: Charged, rows: int) -> None:
         super().__init__(adversary.poison, rows, UNRESTRICTED)

@@ -1,4 +1,4 @@
-"""Selections one by one: every choice of poisoned samples is a case with a box of its own."""
+"""Listed selections: every choice of poisoned samples is a case with its own box."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ from milp_agt.training.tracing import FEATURES, LABELS, SELECTION
 
 @dataclass(frozen=True)
 class ListedSelections:
-    """A list of choices that together cover everything an adversary may do.
+    """A list of selections that together cover everything the adversary may do.
 
-    In case c at most the samples ``members[c]`` are poisoned, or have their features poisoned and those
-    of ``label_members[c]`` their labels; where labels move to vertices, each of them takes exactly
-    the move ``label_moves[c]``. Case 0 poisons nobody.
+    In case c at most the samples ``members[c]`` are poisoned. With separate budgets these may have
+    poisoned features and ``label_members[c]`` poisoned labels. Where labels move to vertices, each of
+    them takes exactly the move ``label_moves[c]``. Case 0 is the clean run: no sample is poisoned.
 
     Attributes:
         members: indices of samples, (cases, budget), -1 for none.
-        label_moves: moves of their encoded labels, (cases, budget of the labels, width); None where
+        label_moves: moves of their encoded labels, (cases, budget of the labels, width); None if
             labels are clean or move within a radius.
-        label_members: the samples with poisoned labels, where these have a budget of their own.
+        label_members: the samples with poisoned labels, if labels have their own budget.
     """
 
     members: Tensor
@@ -49,7 +49,7 @@ class ListedSelections:
         return len(self.members)
 
     def single(self, case: int) -> ListedSelections:
-        """One case by itself, so that slopes are made for it and not for the clean run."""
+        """One case by itself, so that slopes are computed for it and not for the clean run."""
 
         def of(tensor: Tensor | None) -> Tensor | None:
             return None if tensor is None else tensor[case : case + 1]
@@ -59,7 +59,7 @@ class ListedSelections:
         )
 
     def part(self, chosen: slice) -> ListedSelections:
-        """Case 0 and some of the others."""
+        """Case 0, the clean run, and some of the others."""
 
         def of(tensor: Tensor | None) -> Tensor | None:
             return None if tensor is None else torch.cat([tensor[:1], tensor[1:][chosen]])
@@ -70,21 +70,21 @@ class ListedSelections:
 
 
 def count_cases(poison: Poison, restriction: Restriction = UNRESTRICTED) -> float:
-    """How many cases :func:`list_selections` lists; infinite where selections cannot be listed.
+    """How many cases :func:`list_selections` lists; infinite if selections cannot be listed.
 
-    A selection made anew in every batch, or one for each batch, is not a choice for the whole run.
+    With a budget per batch there is no single selection for the whole run.
     """
     if poison.is_clean or poison.per_batch:
         return math.inf
     if poison.label_quota is not None:
-        x, y = (count_cases(part, _loosened(restriction)) for part in _apart(poison))
+        x, y = (count_cases(part, _loosened(restriction)) for part in _separate(poison))
         return 1 + (x - 1) * y
     inside, free = _samples(poison, restriction)
     left = min(poison.budget - len(inside), len(free))
     if left < 0:
         return math.inf
     options = _label_options(poison, _exact(poison, inside))
-    # Elementary symmetric polynomials: selections of k samples, each with one of its options.
+    # Elementary symmetric polynomials count selections of k samples, each with one of its options.
     chosen = [math.prod(float(len(options[i])) for i in inside)] + [0.0] * left
     for sample in free:
         for k in range(left, 0, -1):
@@ -93,12 +93,12 @@ def count_cases(poison: Poison, restriction: Restriction = UNRESTRICTED) -> floa
 
 
 def list_selections(poison: Poison, restriction: Restriction = UNRESTRICTED) -> ListedSelections:
-    """All selections of a budget for the whole data set, and all labels that they may take.
+    """All selections within a budget for the whole data set, and all labels that they may take.
 
-    Where samples only move within sets that contain "no move", the largest selections suffice. Where
+    If samples only move within sets that contain "no move", the largest selections suffice. If
     only labels flip, every selection up to the budget is listed with labels that differ, so that
-    each case is one data set; so it is with samples that are removed. Where features and labels have
-    budgets apart, every choice of the features is paired with every one of the labels.
+    each case is one data set; the same holds for removed samples. With separate budgets for features
+    and labels, every selection for features is paired with every one for labels.
     """
     if poison.label_quota is not None:
         return _paired(poison, restriction)
@@ -130,8 +130,8 @@ def list_selections(poison: Poison, restriction: Restriction = UNRESTRICTED) -> 
     return ListedSelections(members, moves)
 
 
-def _apart(poison: Poison) -> tuple[Poison, Poison]:
-    """The threat to features and the one to labels, each with its own budget."""
+def _separate(poison: Poison) -> tuple[Poison, Poison]:
+    """The threat to features and the threat to labels, each with its own budget."""
     quota = poison.label_quota
     assert quota is not None
     return (
@@ -141,13 +141,13 @@ def _apart(poison: Poison) -> tuple[Poison, Poison]:
 
 
 def _loosened(restriction: Restriction) -> Restriction:
-    """A sample that is surely poisoned may be so in its features or in its labels."""
+    """Without ``inside``: a sample known to be poisoned may be so in its features or in its label."""
     return Restriction(outside=restriction.outside)
 
 
 def _paired(poison: Poison, restriction: Restriction) -> ListedSelections:
-    """Every case that poisons features with every one of the labels; the first has neither."""
-    x, y = (list_selections(part, _loosened(restriction)) for part in _apart(poison))
+    """Every selection for features with every selection for labels; the first has neither."""
+    x, y = (list_selections(part, _loosened(restriction)) for part in _separate(poison))
     pairs = torch.cartesian_prod(torch.arange(1, len(x)), torch.arange(len(y)))
     first, second = torch.cat([pairs.new_zeros(1, 2), pairs]).to(x.members.device).unbind(1)
     moves = None if y.label_moves is None else y.label_moves[second]
@@ -155,30 +155,30 @@ def _paired(poison: Poison, restriction: Restriction) -> ListedSelections:
 
 
 def _exact(poison: Poison, inside: tuple[int, ...]) -> bool:
-    """A case is one data set. A sample that is surely poisoned may still keep its label."""
+    """Whether a case is one data set. A sample known to be poisoned may still keep its label."""
     if poison.whole is Whole.REMOVED:
         return True
     return _vertices(poison) is not None and poison.feature_moves is None and not inside
 
 
 def _vertices(poison: Poison) -> Tensor | None:
-    """The finite moves of encoded labels, (N, moves, width); None where they are not finite.
+    """The finite moves of encoded labels, (N, moves, width); None if there are not finitely many.
 
-    An adaptive adversary has no one label for the whole run either.
+    None for an adaptive adversary, too: it has no single label for the whole run.
     """
     moves = poison.label_moves
     return moves.points if poison.static and isinstance(moves, Vertices) else None
 
 
 def _samples(poison: Poison, restriction: Restriction) -> tuple[tuple[int, ...], list[int]]:
-    """Samples that are surely poisoned, and those that may be."""
+    """Samples known to be poisoned, and samples that may be."""
     inside = tuple(sorted(restriction.inside))
     known = restriction.inside | restriction.outside
     return inside, [i for i in poison.open.nonzero()[:, 0].tolist() if i not in known]
 
 
 def _label_options(poison: Poison, exact: bool) -> list[list[int | None]]:
-    """For each sample, the moves of its label that are listed; None is "no move"."""
+    """The listed moves of each sample's label; None is "no move"."""
     vertices = _vertices(poison)
     if vertices is None:
         return [[None]] * len(poison.open)
@@ -189,11 +189,11 @@ def _label_options(poison: Poison, exact: bool) -> list[list[int | None]]:
 
 @dataclass(frozen=True)
 class Enumerated:
-    """Each case with its own boxes, all with the slopes of case 0, the clean run.
+    """Each case has its own boxes; all share the slopes of case 0, the clean run.
 
-    A linear bound may take any slope, so that one walk serves all cases: its coefficients are
-    shared, and only constants differ, which costs one matrix product. In a case there is nothing to
-    sort: the debt of its members is paid in full, no other sample has any.
+    A linear bound may take any slope, so one backward pass serves all cases: its coefficients are
+    shared, and only constants differ, which costs one matrix product. Nothing is sorted within a
+    case: all its members count in full, no other sample counts.
     """
 
     poison: Poison
@@ -209,12 +209,12 @@ class Enumerated:
 
     @cached_property
     def mask(self) -> Tensor:
-        """Which samples are poisoned in which case, (cases, N); of budgets apart, their features."""
+        """Which samples are poisoned in which case, (cases, N); with separate budgets, their features."""
         return self._mask(self.listed.members)
 
     @cached_property
     def label_mask(self) -> Tensor:
-        """Whose labels are poisoned in which case, (cases, N)."""
+        """Which samples have poisoned labels in which case, (cases, N)."""
         return self._mask(self.listed.labelled)
 
     def _mask(self, members: Tensor) -> Tensor:
@@ -225,7 +225,7 @@ class Enumerated:
 
     @cached_property
     def movable(self) -> Poison:
-        """What is left to the adversary within a case."""
+        """The moves that are still open within a case."""
         if self.listed.label_moves is None:
             return self.poison
         return replace(self.poison, label_moves=None, label_quota=None)
@@ -247,7 +247,7 @@ class Enumerated:
         return boxes
 
     def _chosen(self, box: Interval, mask: Tensor) -> Interval:
-        """The state of each sample in each case: the last one moves whatever moves."""
+        """The box of each sample in each case: that of its last state (all moves) if it is poisoned."""
         if len(box.lower) == 1:
             return box
         mask = mask.reshape(self.cases, -1, *[1] * (box.lower.dim() - 2))
@@ -288,26 +288,26 @@ class Enumerated:
 
 
 class _SelectionWorstCase(PerSampleWorstCase):
-    """What the members of each case can do; the moves of enumerated labels are no debt."""
+    """Worst cases over the members of each case; listed label moves are in the boxes instead."""
 
     def __init__(self, adversary: Enumerated, rows: int) -> None:
         super().__init__(adversary.movable, rows, UNRESTRICTED)
-        self._exposure = adversary
+        self._adversary = adversary
 
     def add(
         self, step: Step, features: Tensor | None, labels: Tensor | None, charges: Tensor | None
     ) -> None:
-        if self._exposure.listed.label_moves is not None:
+        if self._adversary.listed.label_moves is not None:
             labels = None
-        if self._exposure.movable.feature_moves is None:
+        if self._adversary.movable.feature_moves is None:
             features = None
-        step = replace(step, poison=self._exposure.movable.take(step.samples))
+        step = replace(step, poison=self._adversary.movable.take(step.samples))
         super().add(step, features, labels, None)
 
     def worst_case(self) -> Tensor:
         hurt, samples = self._hurt()
-        masks = (self._exposure.mask, self._exposure.label_mask)[: len(self._poison.quotas)]
-        # Within a case what features and labels can do adds up: states 1 and 2 of budgets apart.
+        masks = (self._adversary.mask, self._adversary.label_mask)[: len(self._poison.quotas)]
+        # Within a case, features and labels add up: states 1 and 2 of separate budgets.
         worst_case = [hurt[..., p] @ m[:, samples].to(hurt.dtype).T for p, m in enumerate(masks)]
         return sum(worst_case[1:], worst_case[0])
 

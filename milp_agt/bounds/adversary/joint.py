@@ -1,4 +1,4 @@
-"""A budget spent jointly: a few states of every sample, and the worst samples found by sorting."""
+"""All selections jointly: a few states of every sample, and the worst samples found by sorting."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from milp_agt.training.tracing import FEATURES, LABELS, SELECTION
 
 @dataclass(frozen=True)
 class Masks:
-    """A restriction seen from one batch: (n,) masks, or None where it says nothing."""
+    """A restriction on one batch: (n,) masks, or None where it demands nothing."""
 
     inside: Tensor | None = None
     outside: Tensor | None = None
@@ -48,19 +48,19 @@ class PoisonedSum:
     """Box of ``sum_i term_i``, i < ``size``, where at most ``budget`` terms are in the state POISONED.
 
     Lower end: ``sum_i clean_i - topk_i max(0, clean_i - poisoned_i)``, upper end alike (SEMin and
-    SEMax of Sosnin et al. 2024, section 4). Terms come in fragments of the batch; only the largest
-    differences so far are kept, in between up to four times as many, so that few are selected twice.
+    SEMax of Sosnin et al. 2024, section 4). Terms come in chunks of the batch. Only the largest
+    differences so far are kept, temporarily up to four times as many, so that few are sorted twice.
     """
 
     def __init__(self, budget: int, size: int) -> None:
         self.budget, self.size = budget, size
         self._count = 0
         self._totals: list[Tensor] = []  # clean lower, clean upper, sum of magnitudes
-        self._paid: list[Tensor] = []  # differences of samples that are poisoned, or all may be
+        self._paid: list[Tensor] = []  # differences of samples that are poisoned, or may all be
         self._largest: list[list[Tensor]] = []  # pieces with the largest of the others: down, up
 
     def add(self, terms: Interval, masks: Masks) -> None:
-        """Add a fragment of terms, shape (states, n, *shape)."""
+        """Add a chunk of terms, shape (states, n, *shape)."""
         self._count += terms.lower.shape[1]
         totals = [
             terms.lower[CLEAN].sum(0),
@@ -85,7 +85,7 @@ class PoisonedSum:
             self._hold(hurt)
 
     def _hold(self, hurt: list[Tensor]) -> None:
-        """Keep the differences of a fragment, as long as they may be among the largest."""
+        """Keep the differences of a chunk that may be among the largest."""
         pieces = self._largest or [[], []]
         self._largest = [[*held, h] for held, h in zip(pieces, hurt, strict=True)]
         if sum(map(len, self._largest[0])) >= 4 * self.budget:
@@ -154,8 +154,8 @@ class _JointSeparateSum:
 class Joint:
     """All selections at once: ranges hold for every admissible poisoning of the whole data set.
 
-    A sample is in one of two states, clean or poisoned, or in one of four where features and labels
-    have budgets apart; sums over samples and debts of forms take the samples that hurt most.
+    A sample is in one of two states, clean or poisoned, or in one of four with separate budgets for
+    features and labels. Sums over samples and worst cases of forms take the samples that change most.
     """
 
     poison: Poison

@@ -1,4 +1,4 @@
-"""How poison meets a batch: the doors through which engines see a threat model."""
+"""The adversary model: the interface through which engines see a threat model."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from milp_agt.threats.poison import Poison
 
 
 class SampleSum(Protocol):
-    """Box of a sum over the samples of a batch, fed in fragments."""
+    """Box of a sum over the samples of a batch, which come in chunks."""
 
     def add(self, terms: Interval, samples: Tensor) -> None:
-        """Add a fragment of terms, (states, n, *shape), of the samples with these indices, (n,)."""
+        """Add a chunk of terms, (states, n, *shape), of the samples with these indices, (n,)."""
         ...
 
     def result(self) -> tuple[Interval, Tensor]:
@@ -29,15 +29,15 @@ class SampleSum(Protocol):
 
 @runtime_checkable
 class SumOfProducts(SampleSum, Protocol):
-    """One that can be fed the operands of outer products instead of their boxes."""
+    """A sample sum that accepts the operands of outer products instead of their boxes."""
 
     def add_outer(self, a: Interval, b: Interval, samples: Tensor) -> None:
-        """Add ``a_i (x) b_i`` of a fragment: boxes (states, n, p...) and (states, n, q...)."""
+        """Add ``a_i (x) b_i`` of a chunk: boxes (states, n, p...) and (states, n, q...)."""
         ...
 
 
 class PerturbationTerms(Protocol):
-    """Whoever is told, step by step, what forms owe to the moves and charges of samples."""
+    """Collects, per step, each form's coefficients on the moves of samples and its charges."""
 
     def add(
         self, step: Step, features: Tensor | None, labels: Tensor | None, charges: Tensor | None
@@ -49,15 +49,15 @@ class PerturbationTerms(Protocol):
 class WorstCase(PerturbationTerms, Protocol):
     """Collects, over the steps of a window, how much poison can lower each of ``rows`` forms.
 
-    The poisoned sample i lowers a form by at most ``dev_i``: the support function of its admissible
-    moves plus the charges of the relaxations that hold with a smaller offset if i is poisoned. Charges
+    A poisoned sample i lowers a form by at most ``dev_i``: the support function of its admissible
+    moves plus its charges, for the relaxations that need a lower intercept if i is poisoned. Charges
     are (rows, n, states - 1), one for each state in which a sample is poisoned.
     """
 
     def add_own(
         self, step: Step, features: Tensor | None, labels: Tensor | None, charges: Tensor | None
     ) -> None:
-        """Add the step of a node of one sample: each row has entries at its own sample only."""
+        """Add the step of a form of a single sample: each row has entries at its own sample only."""
         ...
 
     def worst_case(self) -> Tensor:
@@ -69,22 +69,22 @@ class WorstCase(PerturbationTerms, Protocol):
         ...
 
     def worst_case_given(self, own: Tensor) -> Tensor:
-        """The same for each state that the boxes of sample ``own[r]`` distinguish, (rows, states)."""
+        """:meth:`worst_case` for each state of the boxes of sample ``own[r]``, (rows, states)."""
         ...
 
 
 @dataclass(frozen=True)
 class Emptied:
-    """Masks (cases,) of the cases in which a batch may, and in which it does lose all its samples.
+    """Masks (cases,) of the cases in which a batch may lose all its samples, and in which it does.
 
-    Its step is then skipped: no update, and velocities stay.
+    Its step is then skipped: no update, and velocities do not change.
     """
 
     maybe: Tensor
     surely: Tensor
 
     def merged(self, old: State, new: State) -> State:
-        """Boxes that hold the state after the step, whether it was skipped or not."""
+        """Boxes of the state after the step, whether it was skipped or not."""
 
         def both(name: str) -> Interval:
             before, after = old[name].expand_states(len(self.maybe)), new[name]
@@ -105,13 +105,12 @@ class Emptied:
 
 
 class AdversaryModel(Protocol):
-    """A threat model as the engines see it: boxes of the data, sums over samples, debts.
+    """A threat model as the engines see it: boxes of the data, sums over samples, worst cases.
 
-    Boxes of nodes with a sample axis have a leading axis of *states*, those of nodes without one an
-    axis of *cases*. With a budget spent jointly there are two states, clean and poisoned (four with
-    budgets of features and of labels apart), and one case; where the choices of the adversary are
-    enumerated, states and cases are the same; where errors are charged to samples, both are the
-    columns of an :class:`Influence`.
+    Boxes of nodes with a sample axis have a leading axis of *states*, boxes of other nodes an axis of
+    *cases*. Joint bounds have two states, clean and poisoned (four with separate budgets for features
+    and labels), and one case. With listed selections, states and cases are the same; case 0 is the
+    clean run. With errors charged to samples, both are the columns of an :class:`Influence`.
     """
 
     @property
@@ -119,17 +118,17 @@ class AdversaryModel(Protocol):
 
     @property
     def cases(self) -> int:
-        """Boxes of theta that are carried apart."""
+        """Number of separate boxes of theta."""
         ...
 
     @property
     def states(self) -> int:
-        """States that boxes of a sample are told apart by."""
+        """Number of states that the boxes of a sample distinguish."""
         ...
 
     @property
     def algebra(self) -> BoxAlgebra:
-        """How boxes with these states and cases are computed with."""
+        """The operations on boxes with these states and cases."""
         ...
 
     def leaves(self, step: Step, part: slice | None = None) -> dict[str, Interval]:
@@ -137,7 +136,7 @@ class AdversaryModel(Protocol):
         ...
 
     def nominal(self, step: Step) -> dict[str, Tensor]:
-        """Points of features and labels that moves are counted from, (1 or cases, n, *shape)."""
+        """The features and labels from which moves start, (1 or cases, n, *shape)."""
         ...
 
     def total(self, step: Step) -> SampleSum:
@@ -145,16 +144,16 @@ class AdversaryModel(Protocol):
         ...
 
     def open_worst_case(self, rows: int) -> WorstCase:
-        """An empty account for forms."""
+        """A worst case of ``rows`` forms, with no step added yet."""
         ...
 
     def emptied(self, step: Step) -> Emptied | None:
-        """Where the removal of samples may leave none in the batch; None for nowhere."""
+        """The cases in which removals may leave an empty batch; None if there are none."""
         ...
 
 
 class PlainSum:
-    """Box of ``sum_i term_i``, every state by itself."""
+    """Box of ``sum_i term_i``, for every state separately."""
 
     def __init__(self, cases: int) -> None:
         self._cases = cases

@@ -1,4 +1,4 @@
-"""Sums over samples of outer products, multiplied a few entries at a time with the samples in a row."""
+"""Sums over samples of outer products, a few entries at a time, with samples along the last axis."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from milp_agt.core.interval import CLEAN, POISONED, Interval
 from milp_agt.core.rounding import TINY, gamma
 from milp_agt.formulations.interval_products import corner_products
 
-# Ends of operands that are held before they are multiplied, and products that are made at once.
+# Bounds of operands that are collected before they are multiplied, and products computed at once.
 HELD = 2**22
 AT_ONCE = 2**16
 
@@ -52,12 +52,12 @@ class OuterSum:
     """Box of ``sum_i a_i (x) b_i``, where at most ``budget`` samples are in the state POISONED.
 
     The same bound as :class:`milp_agt.bounds.adversary.joint.PoisonedSum` of the boxes of all products
-    (SEMin and SEMax of Sosnin et al. 2024, section 4). These would be as many for each sample as the
-    sum has entries; here only the operands are kept, and each entry's products come, are selected
-    from, and go.
+    (SEMin and SEMax of Sosnin et al. 2024, section 4). Those boxes would have as many entries for each
+    sample as the sum has. Here only the operands are kept; products are computed, selected from and
+    dropped a few entries at a time.
 
     Args:
-        budget: samples that are poisoned besides those that are known to be.
+        budget: how many samples are poisoned besides those known to be.
     """
 
     def __init__(self, budget: int) -> None:
@@ -68,14 +68,14 @@ class OuterSum:
         self._totals: Tensor | None = (
             None  # clean lower ends, clean upper ends and sizes, (3, p, q)
         )
-        self._paid: Tensor | None = None  # differences of samples that are known to be poisoned
+        self._paid: Tensor | None = None  # differences of samples known to be poisoned
         self._worst: list[list[Tensor]] = []  # the largest of the others, by piece: down, up
 
     def add(self, a: Interval, b: Interval, inside: Tensor | None, free: Tensor | None) -> None:
-        """Add operands (states, n, p...) and (states, n, q...) of the samples of a fragment.
+        """Add operands (states, n, p...) and (states, n, q...) of a chunk of samples.
 
-        The masks name those that are known to be poisoned, and those that may be; None for nobody and
-        for all.
+        ``inside`` masks the samples known to be poisoned, None for none; ``free`` those that may be,
+        None for all.
         """
         self._shape = (*a.lower.shape[2:], *b.lower.shape[2:])
         held = _Operands(_in_rows(a), _in_rows(b), inside, free)
@@ -94,14 +94,14 @@ class OuterSum:
         moved = torch.zeros_like(self._totals[:2]) if self._paid is None else self._paid
         for (rows, columns), pair in zip(self._pieces(), self._worst, strict=False):
             moved[:, rows, columns] += torch.stack([h.sum(-1) for h in pair])
-        # Roundings of the run's products and sums, and of the ones here, by the sizes of the terms.
+        # Covers roundings of the run's products and sums, and of those here, by the sizes of the terms.
         error = (size * gamma(4 * self._count + 64) + TINY).reshape(self._shape)
         lower, upper = (lower - moved[0])[None], (upper + moved[1])[None]
         box = Interval(lower.reshape(1, *self._shape), upper.reshape(1, *self._shape))
         return box.widen(error), size.reshape(self._shape)
 
     def _pieces(self) -> list[tuple[slice, slice]]:
-        """Rectangles of entries whose products of one batch stay in the processor's cache."""
+        """Rectangles of entries whose products over one batch fit into the processor's cache."""
         assert self._totals is not None
         p, q = self._totals.shape[1:]
         entries = max(1, AT_ONCE // self._first)
@@ -114,7 +114,7 @@ class OuterSum:
         ]
 
     def _multiply(self, last: bool) -> None:
-        """Work off what is held, piece by piece."""
+        """Multiply the collected operands, piece by piece."""
         held, self._held, self._ends = _Operands.joined(self._held), [], 0
         sizes = [box.magnitude.amax(0) for box in (held.a, held.b)]
         totals = (sizes[0] @ sizes[1].T).repeat(3, 1, 1)
@@ -141,7 +141,7 @@ class OuterSum:
             self._paid = paid if self._paid is None else self._paid + paid
 
     def _select(self, number: int, hurt: list[Tensor], last: bool) -> None:
-        """Keep the differences of a piece that are among the largest so far; at last, their sum."""
+        """Keep the largest differences of a piece so far; only their sum if this is the last call."""
         if number < len(self._worst):
             hurt = [torch.cat(pair, -1) for pair in zip(self._worst[number], hurt, strict=True)]
         else:

@@ -1,16 +1,16 @@
-"""The largest of many numbers, column by column: what the worst samples add up to."""
+"""The largest of many numbers, column by column: the sum over the worst samples."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-# What equal values are told apart by: nothing beside any number that counts.
+# Tells equal values apart; negligible beside any number that matters.
 SMALLEST = 1e-290
 
 
 def worst_sum(hurt: Tensor, budget: int) -> Tensor:
-    """The most that ``budget`` samples can add up to: top-k sum of ``hurt >= 0`` (n, ...) on axis 0."""
+    """The largest sum over ``budget`` samples: top-k sum of ``hurt >= 0`` (n, ...) on axis 0."""
     if budget <= 0 or len(hurt) == 0:
         return torch.zeros_like(hurt.sum(0))
     if budget >= len(hurt):
@@ -30,8 +30,8 @@ def top_k(values: Tensor, count: int) -> Tensor:
 def top_k_of_rows(values: Tensor, count: int) -> Tensor:
     """The ``count`` largest along the last axis, in any order; a contiguous tensor is overwritten.
 
-    They come at most n * 1e-290 too large, for n values in a row. On a CPU numpy selects several times
-    faster than torch, unless many values are equal (units that are off): so these are told apart.
+    They are at most n * 1e-290 too large, for n values in a row. On a CPU numpy selects several times
+    faster than torch, unless many values are equal (inactive units), so equal values are shifted apart.
     """
     if count == 0 or values.is_cuda:
         return values.topk(count, dim=-1, sorted=False).values

@@ -1,4 +1,4 @@
-"""Budgets of features and of labels apart: the most that both can add up to, by two multipliers."""
+"""Separate budgets for features and labels: the worst case over both, by two dual multipliers."""
 
 from __future__ import annotations
 
@@ -8,37 +8,37 @@ from torch import Tensor
 from milp_agt.core.interval import Interval
 from milp_agt.core.rounding import TINY, gamma
 
-# Points at which the dual is evaluated at most; every one of them gives a bound, most rows need few.
+# Most evaluations of the dual; every one gives a bound, and most rows need few.
 EVALUATIONS = 24
-# A bound within this share of the least dual value is good enough.
+# Stop once the bound is within this share of the least dual value.
 GAP = 1e-10
 
 
 def worst_of_both(hurt: Tensor, budgets: tuple[int, int], forced: Tensor | None = None) -> Tensor:
-    """A bound of the most that samples can add up to, where features and labels are poisoned apart.
+    """An upper bound of the worst sum over samples with separate budgets for features and labels.
 
-    Sample i adds ``x_i``, ``y_i`` or ``b_i`` if its features, its labels or both are poisoned, of at most
-    ``k_x`` samples the features and of at most ``k_y`` the labels. For all multipliers p, q >= 0 that is
-    no more than
+    Sample i adds ``x_i``, ``y_i`` or ``b_i`` if its features, its label or both are poisoned; at most
+    ``k_x`` samples have poisoned features and at most ``k_y`` poisoned labels. For all multipliers
+    p, q >= 0 the sum is at most
 
         p k_x + q k_y + sum_i max(0, x_i - p, y_i - q, b_i - p - q),
 
-    where the 0 is left out for a sample that is known to be poisoned in one way or another. The best
-    p for a given q leaves ``q k_y + sum_i a_i + sum of the k_x largest max(0, c_i - a_i)``,
-    ``a_i = max(0, y_i - q)``, ``c_i = max(x_i, b_i - q)``: a convex function of q, piecewise linear, whose
-    minimum is found by tangents (Kelley 1960). It is the value of the linear relaxation of the
-    choice, and never more than any split ``u_i >= x_i, v_i >= y_i, u_i + v_i >= b_i`` spent on two budgets.
+    where the 0 is left out for a sample known to be poisoned in some way. With the best p for a given q
+    this is ``q k_y + sum_i a_i + sum of the k_x largest max(0, c_i - a_i)``, with
+    ``a_i = max(0, y_i - q)`` and ``c_i = max(x_i, b_i - q)``: a convex, piecewise linear function of q,
+    whose minimum is found by tangents (Kelley 1960). The minimum is the value of the linear relaxation
+    of the choice. No split ``u_i >= x_i, v_i >= y_i, u_i + v_i >= b_i`` into two budgets gives less.
 
     Args:
-        hurt: x, y and b, all >= 0, (3, n, ...); -inf for what is impossible.
+        hurt: x, y and b, all >= 0, (3, n, ...); -inf for impossible choices.
         budgets: k_x and k_y.
-        forced: mask of the samples that are known to be poisoned, (n, ...).
+        forced: mask of the samples known to be poisoned, (n, ...).
 
     Returns:
         Bounds (...), rounding included; differentiable by torch in ``hurt``.
     """
     if hurt.requires_grad:
-        # At the best multiplier its own derivative does not count (Danskin 1967).
+        # At the best multiplier, the derivative with respect to it drops out (Danskin 1967).
         multiplier = _best_multiplier(hurt.detach(), budgets, forced)[0]
         return _Dual(hurt, budgets, forced)(multiplier)[0]
     return _best_multiplier(hurt, budgets, forced)[1]
@@ -47,7 +47,7 @@ def worst_of_both(hurt: Tensor, budgets: tuple[int, int], forced: Tensor | None 
 def _best_multiplier(
     hurt: Tensor, budgets: tuple[int, int], forced: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """The multiplier of the labels with the least dual value that was met, and that value, (...)."""
+    """The multiplier of the labels with the least dual value found, and that value, (...)."""
     if not hurt.shape[1]:
         return hurt.new_zeros(hurt.shape[2:]), hurt.new_zeros(hurt.shape[2:])
     dual = _Dual(hurt, budgets, forced)
@@ -73,7 +73,7 @@ def _best_multiplier(
 
 
 class _Dual:
-    """The bound as a function of the multiplier of the labels, and a subgradient of it."""
+    """The bound as a function of the multiplier of the labels, with a subgradient."""
 
     def __init__(self, hurt: Tensor, budgets: tuple[int, int], forced: Tensor | None) -> None:
         self.hurt = hurt
@@ -88,23 +88,23 @@ class _Dual:
         more = (torch.maximum(x, both - multiplier) - without).clamp(min=0.0)
         best = more.topk(self.top, dim=0, sorted=False)
         terms = torch.cat([without, best.values])
-        spent = self.labels * multiplier
+        paid = self.labels * multiplier
         count = terms.shape[0] + 8
-        # Every term is off by a few roundings of the multiplier and of itself.
-        error = gamma(2.0 * count) * (spent + terms.abs().sum(0) + count * multiplier) + TINY
+        # Every term carries a few roundings of the multiplier and of itself.
+        error = gamma(2.0 * count) * (paid + terms.abs().sum(0) + count * multiplier) + TINY
         chosen = torch.zeros_like(more, dtype=torch.bool)
         chosen = chosen.scatter(0, best.indices, best.values > 0)
         poisoned = torch.where(chosen, both - multiplier > x, y - multiplier > self.floor)
         slope = self.labels - poisoned.sum(0)
-        return spent + terms.sum(0) + error, slope.to(multiplier.dtype)
+        return paid + terms.sum(0) + error, slope.to(multiplier.dtype)
 
 
 def contenders(hurt: Tensor, count: int) -> Tensor:
-    """The samples that matter where at most ``count`` are poisoned: (3, at most 3 count, ...).
+    """The samples that matter if at most ``count`` are poisoned: (3, at most 3 count, ...).
 
-    The best choice, fractions of samples included, poisons in each of the three ways only the
-    ``count`` worst of that way: for any other sample one of those is left. A sample that is among the
-    worst in several ways is kept once; its other places are -inf.
+    A best choice, fractions of samples included, poisons in each of the three ways only the ``count``
+    worst samples of that way: any other sample can be exchanged for one of them that is unused. A
+    sample among the worst in several ways is kept once; its other places are -inf.
     """
     if 3 * count >= hurt.shape[1]:
         return hurt
@@ -117,10 +117,10 @@ def contenders(hurt: Tensor, count: int) -> Tensor:
 
 
 class SeparateSum:
-    """Box of ``sum_i term_i`` with terms in four states: at most k_x with features poisoned, k_y with labels.
+    """Box of ``sum_i term_i`` with terms in four states: at most k_x poisoned features, k_y poisoned labels.
 
-    Lower end: ``sum_i clean_i`` less :func:`worst_of_both` of ``max(0, clean_i - state_i)``, upper end
-    alike. Terms come in fragments of the batch; only contenders are kept.
+    Lower end: ``sum_i clean_i`` minus :func:`worst_of_both` of ``max(0, clean_i - state_i)``, upper end
+    alike. Terms come in chunks of the batch; only contenders are kept.
     """
 
     def __init__(self, budgets: tuple[int, int]) -> None:
@@ -131,7 +131,7 @@ class SeparateSum:
         self._forced: Tensor | None = None
 
     def add(self, terms: Interval, inside: Tensor | None, outside: Tensor | None) -> None:
-        """Add a fragment of terms, (states, n, *shape), with masks (n,) of what is known."""
+        """Add a chunk of terms, (states, n, *shape), with masks (n,) of samples known to be in or out."""
         self._count += terms.lower.shape[1]
         totals = torch.stack(
             [terms.lower[0].sum(0), terms.upper[0].sum(0), terms.magnitude.amax(0).sum(0)]

@@ -1,4 +1,4 @@
-"""What a linear form owes to the adversary: coefficients on moves and charges, sample by sample."""
+"""The worst case of linear forms over poisoned samples: coefficients on moves, and charges, per sample."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from milp_agt.threats.poison import Poison
 class BudgetWorstCase(ABC):
     """The worst case (:class:`~.model.WorstCase`) of one case, within the budgets of a threat.
 
-    The adversary is worth the sum of the ``budget`` largest ``dev_i``. Where features and labels have
-    budgets apart there is a ``dev_i`` for each of the three states in which the sample is poisoned, and
-    the adversary is worth :func:`milp_agt.bounds.adversary.two_budgets.worst_of_both`.
+    It is the sum of the ``budget`` largest ``dev_i``. With separate budgets for features and labels
+    there is a ``dev_i`` for each of the three states in which the sample is poisoned, and the worst case
+    is :func:`milp_agt.bounds.adversary.two_budgets.worst_of_both`.
     """
 
     @abstractmethod
@@ -39,11 +39,11 @@ class BudgetWorstCase(ABC):
 
     @abstractmethod
     def worst_given(self, own: Tensor, state: int) -> Tensor:
-        """:meth:`worst` if the state of sample ``own[r]`` of the data set is known, (rows,).
+        """:meth:`worst` given the state of sample ``own[r]`` of the data set, (rows,).
 
-        Clean: the ``budget`` worst of the others. Poisoned: its own debt in full and the
-        ``budget - 1`` worst of the others. With a fresh selection in every batch this is known of
-        the own step only.
+        Clean: the ``budget`` worst of the others. Poisoned: its own ``dev`` in full and the
+        ``budget - 1`` worst of the others. With a new selection in every batch, the state is known in
+        the sample's own step only.
         """
 
     @abstractmethod
@@ -51,7 +51,7 @@ class BudgetWorstCase(ABC):
         """``dev_i`` of every sample of the data set, (rows, N)."""
 
     def worst_case(self) -> Tensor:
-        """:meth:`worst` for the one case that there is, (rows, 1)."""
+        """:meth:`worst` for the only case, (rows, 1)."""
         return self.worst().unsqueeze(1)
 
     def worst_case_given(self, own: Tensor) -> Tensor:
@@ -65,7 +65,7 @@ class BudgetWorstCase(ABC):
 
 
 def open_worst_case(poison: Poison, rows: int, restriction: Restriction) -> BudgetWorstCase:
-    """The right kind of debt for a threat model bound to the whole data set."""
+    """The kind of worst case that fits a threat model bound to the whole data set."""
     if poison.is_clean:
         return _NoPerturbation(poison, rows)
     if not poison.static and poison.per_batch:
@@ -103,7 +103,7 @@ class _NoPerturbation(BudgetWorstCase):
 
 
 class _PerStepWorstCase(BudgetWorstCase):
-    """Adaptive adversary, budget in each batch: top-k in each step, then the sum over steps."""
+    """Adaptive adversary with a budget per batch: top-k in each step, then the sum over steps."""
 
     def __init__(self, poison: Poison, rows: int, restriction: Restriction) -> None:
         self._poison, self._restriction = poison, restriction
@@ -117,7 +117,7 @@ class _PerStepWorstCase(BudgetWorstCase):
         hurt = _dev(step.poison, features, labels, charges)
         if hurt is not None:
             self._met.append((step.samples, hurt))
-            self._total = self._total + _spend(
+            self._total = self._total + _worst_within(
                 hurt, step.samples, step.poison.budgets_given(CLEAN), self._restriction
             )
 
@@ -146,15 +146,15 @@ class _PerStepWorstCase(BudgetWorstCase):
 
 
 class PerSampleWorstCase(BudgetWorstCase):
-    """One account for each sample that may be poisoned and that the window has met.
+    """Running totals for each sample of the window that may be poisoned, one slot per sample.
 
     Static adversary: coefficients on the same move are added over the steps before the support
-    function is taken, so that what a perturbation gains in one step it may lose in another.
+    function is taken, so effects of one perturbation in different steps may cancel.
     Adaptive with one poisoned set for the run: the support function is taken in each step.
 
-    With the budget counted in each batch (and a static adversary), the samples are parted by the
-    first batch of the window that held them; each part lies within one batch, so at most ``budget``
-    of it are poisoned.
+    With a budget per batch (and a static adversary), the samples are grouped by the first batch that
+    the backward pass met them in. Each group lies within one batch, so at most ``budget`` of its
+    samples are poisoned.
     """
 
     def __init__(self, poison: Poison, rows: int, restriction: Restriction) -> None:
@@ -185,14 +185,14 @@ class PerSampleWorstCase(BudgetWorstCase):
         self._labels = self._accumulated(self._labels, labels, slots)
         self._charges = self._accumulated(self._charges, charges, slots)
         totals = (_at(t, slots) for t in (self._features, self._labels, self._charges))
-        # Only accounts of this batch have changed.
+        # Only slots of this batch have changed.
         changed = _dev(self._poison.take(step.samples[at]), *totals)
         self._devs = _padded(self._devs, len(self._samples))
         if changed is not None:
             self._devs = self._devs.index_copy(1, slots, changed)
 
     def _slots_of(self, batch: Tensor, samples: Tensor) -> Tensor:
-        """The accounts of ``samples``, those of the ``batch`` that may be poisoned; new ones are opened."""
+        """The slots of ``samples``, the part of ``batch`` that may be poisoned; opens new slots."""
         self._batches += 1
         met = self._group_of[batch]
         group = self._batches if self._poison.per_batch else 0
@@ -206,7 +206,7 @@ class PerSampleWorstCase(BudgetWorstCase):
     def _accumulated(
         self, total: Tensor | None, new: Tensor | None, slots: Tensor
     ) -> Tensor | None:
-        """The totals of all accounts with a batch added; they are this debt's own and change in place."""
+        """The totals of all slots with a batch added; they belong to this object and change in place."""
         if total is None and new is None:
             return None
         if total is None:
@@ -221,22 +221,24 @@ class PerSampleWorstCase(BudgetWorstCase):
         self.add(step, features, labels, charges)
 
     def _hurt(self) -> tuple[Tensor, Tensor]:
-        """``dev`` of every account, (rows, accounts, states - 1), and the samples that they belong to."""
+        """``dev`` of every slot, (rows, slots, states - 1), and the sample of each slot."""
         return self._devs, self._samples
 
     @property
     def states(self) -> int:
         return self._poison.states
 
-    def _spent(self, hurt: Tensor, samples: Tensor, budgets: tuple[int, ...]) -> dict[int, Tensor]:
-        """The worst of each group of samples that has budgets of its own, (rows,) each."""
+    def _worst_by_group(
+        self, hurt: Tensor, samples: Tensor, budgets: tuple[int, ...]
+    ) -> dict[int, Tensor]:
+        """The worst case of each group of samples with its own budgets, (rows,) each."""
         if not self._poison.per_batch:
-            return {0: _spend(hurt, samples, budgets, self._restriction)}
-        spent, groups = {}, self._group_of[samples]
+            return {0: _worst_within(hurt, samples, budgets, self._restriction)}
+        worst, groups = {}, self._group_of[samples]
         for group in groups.unique().tolist():
             part = groups == group
-            spent[group] = _spend(hurt[:, part], samples[part], budgets, self._restriction)
-        return spent
+            worst[group] = _worst_within(hurt[:, part], samples[part], budgets, self._restriction)
+        return worst
 
     def sample_influences(self) -> Tensor:
         hurt, samples = self._hurt()
@@ -246,25 +248,27 @@ class PerSampleWorstCase(BudgetWorstCase):
     def worst(self) -> Tensor:
         hurt, samples = self._hurt()
         zero = torch.zeros(self._rows, dtype=torch.float64, device=hurt.device)
-        return sum(self._spent(hurt, samples, self._poison.budgets_given(CLEAN)).values(), zero)
+        return sum(
+            self._worst_by_group(hurt, samples, self._poison.budgets_given(CLEAN)).values(), zero
+        )
 
     def worst_given(self, own: Tensor, state: int) -> Tensor:
         hurt, samples = self._hurt()
         slots = self._slots[own]
-        rows = (slots >= 0).nonzero()[:, 0]  # of the others nothing is paid
+        rows = (slots >= 0).nonzero()[:, 0]  # the others have no totals
         at = (rows, slots[rows])
         paid = hurt.new_zeros(len(own), hurt.shape[2]).index_put((rows,), hurt[at])
         others = hurt.index_put(at, hurt.new_zeros(()))
-        spent = self._spent(others, samples, self._poison.budgets_given(CLEAN))
+        worst = self._worst_by_group(others, samples, self._poison.budgets_given(CLEAN))
         if not state:
-            return sum(spent.values(), hurt.new_zeros(len(own)))
-        fewer = self._spent(others, samples, self._poison.budgets_given(state))
+            return sum(worst.values(), hurt.new_zeros(len(own)))
+        fewer = self._worst_by_group(others, samples, self._poison.budgets_given(state))
         home = self._group_of[own]
-        # A sample that is known to be inside has used up its part of the budget in _spend already.
+        # _worst_within has already taken samples known to be poisoned out of the budget.
         inside = sorted(self._restriction.inside)
         known = torch.isin(own, torch.tensor(inside, dtype=own.dtype, device=own.device))
         total = paid[:, state - 1]
-        for group, full in spent.items():
+        for group, full in worst.items():
             total = total + torch.where((home == group) & ~known, fewer[group], full)
         return total
 
@@ -273,22 +277,22 @@ def _at(tensor: Tensor | None, samples: Tensor) -> Tensor | None:
     return None if tensor is None else tensor.index_select(1, samples)
 
 
-def _padded(accounts: Tensor, count: int) -> Tensor:
-    """The same accounts and new ones with nothing in them, (rows, count, ...)."""
-    if accounts.shape[1] == count:
-        return accounts
-    extra = accounts.new_zeros((accounts.shape[0], count - accounts.shape[1], *accounts.shape[2:]))
-    return torch.cat([accounts, extra], 1)
+def _padded(totals: Tensor, count: int) -> Tensor:
+    """The same totals, with zeros for new slots, (rows, count, ...)."""
+    if totals.shape[1] == count:
+        return totals
+    extra = totals.new_zeros((totals.shape[0], count - totals.shape[1], *totals.shape[2:]))
+    return torch.cat([totals, extra], 1)
 
 
 def _dev(
     poison: Poison, features: Tensor | None, labels: Tensor | None, charges: Tensor | None
 ) -> Tensor | None:
-    """``dev_i >= 0`` of each sample in each state but CLEAN, (rows, n, states - 1); None for nothing."""
+    """``dev_i >= 0`` of each sample in each state but CLEAN, (rows, n, states - 1); None if all are 0."""
     if features is None and labels is None and charges is None:
         return None
     if poison.label_quota is not None:
-        return _dev_apart(poison, features, labels, charges)
+        return _dev_separate(poison, features, labels, charges)
     if features is None and labels is None:
         assert charges is not None
         hurt = charges
@@ -298,10 +302,10 @@ def _dev(
     return torch.where(poison.open[:, None], hurt, 0.0).clamp(min=0.0)
 
 
-def _dev_apart(
+def _dev_separate(
     poison: Poison, features: Tensor | None, labels: Tensor | None, charges: Tensor | None
 ) -> Tensor:
-    """The same where features, labels or both are poisoned: the support of what moves, and its charge."""
+    """:func:`_dev` with separate budgets: the support of features, labels or both, plus the charge."""
     of_features, of_labels = (
         0.0 if on is None else poison.support(*pair)
         for on, pair in ((features, (features, None)), (labels, (None, labels)))
@@ -315,10 +319,10 @@ def _dev_apart(
     return torch.where(torch.stack([x, y, x & y], -1), hurt, 0.0).clamp(min=0.0)
 
 
-def _spend(
+def _worst_within(
     hurt: Tensor, samples: Tensor, budgets: tuple[int, ...], restriction: Restriction
 ) -> Tensor:
-    """The worst of ``hurt`` (rows, n, states - 1) within budgets, under what is known of the selection."""
+    """The worst sum of ``hurt`` (rows, n, states - 1) within budgets and under a restriction."""
 
     def known(chosen: frozenset[int]) -> Tensor:
         return torch.isin(samples, torch.tensor(sorted(chosen), device=samples.device))
@@ -327,7 +331,7 @@ def _spend(
         hurt = torch.where(known(restriction.outside)[:, None], 0.0, hurt)
     if len(budgets) > 1:
         inside = known(restriction.inside) if restriction.inside else None
-        return _spend_apart(hurt.permute(2, 1, 0), (budgets[0], budgets[1]), inside)
+        return _worst_within_two(hurt.permute(2, 1, 0), (budgets[0], budgets[1]), inside)
     (budget,), hurt = budgets, hurt[..., 0]
     if not restriction.inside:
         return worst_sum(hurt.T, budget)
@@ -336,8 +340,8 @@ def _spend(
     return paid + worst_sum(hurt[:, ~inside].T, budget - int(inside.sum()))
 
 
-def _spend_apart(hurt: Tensor, budgets: tuple[int, int], inside: Tensor | None) -> Tensor:
-    """Two budgets on hurts (3, n, rows); ``inside``, (n,), are known to be poisoned in some way."""
+def _worst_within_two(hurt: Tensor, budgets: tuple[int, int], inside: Tensor | None) -> Tensor:
+    """:func:`_worst_within` with two budgets, (3, n, rows); ``inside`` (n,) are known to be poisoned."""
     if inside is None:
         return worst_of_both(contenders(hurt, sum(budgets)), budgets)
     free = contenders(hurt[:, ~inside], sum(budgets))

@@ -1,1 +1,1 @@
-"""Layers in front that do not train: bounded once, before the first step."""
+"""Frozen layers in front of the trainable ones, bounded once, before the first step."""

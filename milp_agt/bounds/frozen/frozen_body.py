@@ -1,8 +1,8 @@
 """Frozen layers in front of the trainable ones, bounded once for the whole run.
 
-A static perturbation of the input moves the features that such layers compute once and for all, so
-they need not be walked through in every step: the run is certified on the features, each in the box
-that the poisoned inputs can reach.
+A static perturbation of the input moves the outputs of these layers once for the whole run, so bounds
+need not pass through them in every step: the run is certified on their outputs as features, each in
+the box that the poisoned inputs can reach.
 """
 
 from __future__ import annotations
@@ -32,16 +32,16 @@ from milp_agt.training.tracing import FEATURES, StepGraph
 
 LINEAR = (Affine, Combine, Convolution, Reshape)
 CONTRACTING = (MaxPool, Sigmoid, Tanh)
-# Elements of boxes at once, and of coefficients over all samples beyond which forms are not walked.
+# Most elements of boxes at once; most elements of coefficients over all samples for linear bounds.
 BOXED_ELEMENTS = 2**24
 WALKED_ELEMENTS = 2**33
-# The same for each of the layers in between: up to five minutes of a core.
+# The latter for each layer in between: up to five minutes on one core.
 REFINED_ELEMENTS = 2**32
 
 
 @dataclass(frozen=True)
 class Body:
-    """The layers in front: nodes from the features of a sample to the last one without a parameter."""
+    """The frozen layers: nodes from the features of a sample to the last node without a parameter."""
 
     nodes: tuple[Node, ...]
     output: Node
@@ -50,8 +50,8 @@ class Body:
     def of(step_graph: StepGraph) -> Body | None:
         """The frozen layers of a graph if they hold a convolution or a pooling, else None.
 
-        Dense frozen layers are left in the graph: they cost little there, and forms that are walked
-        through them keep the shape of the set of moves, which a box of their outputs does not.
+        Dense frozen layers stay in the graph: they cost little there, and backward passes through them
+        keep the shape of the set of moves, which a box of their outputs loses.
         """
         graph = step_graph.graph
         inside = {FEATURES}
@@ -73,7 +73,7 @@ class Body:
         return Body(nodes, nodes[-1])
 
     def value(self, features: Tensor) -> Tensor:
-        """Features that the layers compute, (n, *shape)."""
+        """Outputs of the layers, (n, *shape)."""
         values = {FEATURES: features}
         for node in self.nodes[1:]:
             values[node.name] = node.op.value(*(values[i] for i in node.inputs))
@@ -89,9 +89,9 @@ class Body:
     def rounding(self, boxes: Mapping[str, Interval]) -> Tensor:
         """How far the float64 output may be from exact arithmetic at any point of the box, (n, *shape).
 
-        Node by node: a linear map passes ``|L| error`` on, read off the box of its image, and adds its
-        own rounding, which grows with the magnitude; the other functions do not stretch distances by
-        more than their Lipschitz constant.
+        Node by node: a linear map passes on ``|L| error``, read off the box of its image, and adds its
+        own rounding, which grows with the magnitude. Other functions stretch errors by at most their
+        Lipschitz constant.
         """
         error = torch.zeros_like(boxes[FEATURES].lower)
         for node in self.nodes[1:]:
@@ -112,7 +112,7 @@ class Body:
         return error[0]
 
     def walked(self, poison: Poison, boxes: Mapping[str, Interval]) -> Interval:
-        """Linear bounds of the output over the moves of each sample, walked back to the input."""
+        """Linear bounds of the output over the moves of each sample, by a backward pass to the input."""
         return walked(self.nodes, poison, boxes)
 
 
@@ -121,11 +121,11 @@ def _known() -> tuple[type, ...]:
 
 
 def split(step_graph: StepGraph, poison: Poison) -> tuple[StepGraph, Poison, Remarks]:
-    """The graph and the threat of a run on frozen features; unchanged where there are none.
+    """The graph and the threat of a run on the outputs of frozen layers; unchanged if there are none.
 
     Nodes keep their names. The moves of a sample become the box of all features that its admissible
-    inputs reach, by intervals and, where that is cheap, by linear forms; the rounding of the layers is
-    granted anew in every step. A note says how.
+    inputs reach, by intervals and, if that is cheap, by linear bounds. The rounding of the layers is
+    allowed again in every step. A note says how.
     """
     body = Body.of(step_graph)
     if body is None:
@@ -161,7 +161,7 @@ def split(step_graph: StepGraph, poison: Poison) -> tuple[StepGraph, Poison, Rem
 def _bounded(
     body: Body, poison: Poison, by_forms: bool, per_layer: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Nominal features of some samples, the ends of their moves, and the rounding error."""
+    """Nominal features of some samples, the lower and upper ends of their moves, and the rounding error."""
     nominal = body.value(poison.features)
     box = poison.feature_box()
     moves = poison.feature_moves is not None
@@ -187,7 +187,7 @@ def _bounded(
 
 
 def _headed(step_graph: StepGraph, body: Body, error: Tensor) -> Graph:
-    """The graph with features in place of the frozen layers, under the name of their output."""
+    """The graph with features in place of the frozen layers, named as their output."""
     inside = {node.name for node in body.nodes}
     graph = Graph()
     leaf = graph.add(Features(body.output.shape), name=FEATURES)

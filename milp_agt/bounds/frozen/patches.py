@@ -1,8 +1,8 @@
-"""Boxes of what frozen layers compute, by linear forms that are walked back to the input.
+"""Boxes of the outputs of frozen layers, by backward passes to the input.
 
-A unit of a convolution sees a patch of the image. The patches of all positions are taken for samples of
-their own: the same layers run on them, from a patch to one unit in each channel, and forms pass through as
-many elements as a patch has instead of those of the image.
+A unit of a convolution sees a patch of the image. The patches of all positions are treated as samples:
+the same layers run on them, from a patch to one unit in each channel, so that backward passes have as
+many elements as a patch instead of those of the image.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ Pair = tuple[int, int]
 def walked(nodes: Sequence[Node], poison: Poison, boxes: Mapping[str, Interval]) -> Interval:
     """Linear bounds of the last of some nodes over the moves of each sample, (1, n, *shape).
 
-    ``nodes`` begin with the features, ``boxes`` (1, n, *shape) hold all of them but the last.
+    ``nodes`` begin with the features; ``boxes`` (1, n, *shape) are those of all nodes but the last.
     """
     output = nodes[-1]
     count, size = len(poison.features), output.signature.size
@@ -68,11 +68,11 @@ def walked(nodes: Sequence[Node], poison: Poison, boxes: Mapping[str, Interval])
 
 @dataclass(frozen=True)
 class Patch:
-    """What one position of a convolution sees of the nodes before it.
+    """The receptive field of one position of a convolution in the nodes before it.
 
     Attributes:
         nodes: from the features to the convolution, on images of the size of a patch.
-        strides: how far the patches of neighbours are apart, by node.
+        strides: distance between the patches of neighbouring positions, by node.
         positions: of the convolution.
     """
 
@@ -82,8 +82,11 @@ class Patch:
 
     @staticmethod
     def of(nodes: Sequence[Node]) -> Patch | None:
-        """Of the last node, a convolution; None where others than plain convolutions and elementwise
-        functions, one after the other, lie before it, or where that is the features."""
+        """The receptive field of the last node, a convolution.
+
+        None unless the nodes after the features are a chain of plain convolutions and elementwise
+        functions.
+        """
         size, stride = (1, 1), (1, 1)
         sizes, strides = {}, {}
         for node, before in zip(nodes[:0:-1], nodes[-2::-1], strict=True):
@@ -113,7 +116,7 @@ class Patch:
 
     @property
     def work(self) -> int:
-        """Elements of coefficients of all units of one sample."""
+        """Elements of coefficients for all units of one sample."""
         rows = 2 * self.nodes[-1].signature.size * math.prod(self.positions)
         return rows * sum(node.signature.size for node in self.nodes)
 
@@ -154,10 +157,10 @@ class Patch:
 def refined(
     nodes: Sequence[Node], poison: Poison, boxes: Mapping[str, Interval], limit: int
 ) -> dict[str, Interval]:
-    """Boxes of all nodes, where what a nonlinear function reads is bounded by forms from the input.
+    """Boxes of all nodes; inputs of nonlinear functions are also bounded by backward passes to the input.
 
-    Layer by layer: the boxes of one are the ground that the forms of the next stand on. ``limit`` is the
-    most elements of coefficients that one layer may take for each sample; beyond it images of boxes stay.
+    Layer by layer, because the relaxations of each layer need the boxes before it. ``limit`` is the most
+    elements of coefficients per sample for one layer; layers beyond it keep their interval boxes.
     """
     found = {FEATURES: boxes[FEATURES]}
     chain, curved = True, False
@@ -181,7 +184,7 @@ def _refined(
     box: Interval,
     limit: int,
 ) -> Interval:
-    """The box of the last node met with its linear bounds, where these are cheap enough."""
+    """The box of the last node, met with its linear bounds if these are cheap enough."""
     node = nodes[-1]
     what = f"'{node.name}' by intervals and by linear forms"
     patch = Patch.of(nodes)
@@ -194,7 +197,7 @@ def _refined(
 
 
 def _moving(points: Tensor, box: Interval) -> Poison:
-    """Samples, each of which may be anywhere in its box."""
+    """Poisoned samples, each anywhere in its box."""
     infinity = torch.full_like(points, torch.inf)
     low = torch.nextafter(box.lower[0] - points, -infinity).clamp(max=0.0)
     high = torch.nextafter(box.upper[0] - points, infinity).clamp(min=0.0)

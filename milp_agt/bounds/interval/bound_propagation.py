@@ -23,14 +23,14 @@ from milp_agt.training.tracing import StepGraph
 class Ranges:
     """Boxes of the nodes of one step, over a box of states.
 
-    ``sums`` bounds ``sum_i |term_i|`` of each sum over samples: rounding is charged to it.
+    ``sums`` bounds ``sum_i |term_i|`` of each sum over samples; rounding errors grow with it.
     """
 
     boxes: dict[str, Interval] = field(default_factory=dict)
     sums: dict[str, Tensor] = field(default_factory=dict)
 
 
-# The box of a node, given all boxes of a fragment up to its own by intervals.
+# The box of a node, given all boxes of a sample chunk up to its own interval image.
 Refine = Callable[[Node, Mapping[str, Interval]], Interval]
 
 
@@ -46,10 +46,10 @@ def propagate(
     """Boxes of the nodes of a step for all states in a box and all admissible poisonings of the batch.
 
     Args:
-        exposure: how poison reaches the batch; says what the leading axis of boxes means.
-        fragment: samples at once, so that memory stays bounded; None for the whole batch.
+        adversary: how poison reaches the batch; defines the meaning of the leading axis of boxes.
+        sample_chunk: samples at once, to bound memory; None for the whole batch.
         keep: nodes with a sample axis whose boxes the other engines need.
-        refine: makes, for each fragment, what may cut its boxes down before others stand on them.
+        refine: makes, for each sample chunk, a function that may tighten each box before others use it.
 
     Raises:
         SoundnessError: a box with lower > upper (never expected).
@@ -104,7 +104,7 @@ def propagate(
 def _outer_products(
     schedule: NodeOrder, totals: Mapping[str, SampleSum], keep: Collection[str]
 ) -> dict[str, tuple[Node, SumOfProducts]]:
-    """Sums that take the operands of outer products, with these products: no box of them is made."""
+    """Sums that take the operands of outer products, with these products, whose boxes are not needed."""
     found = {}
     for name, product in schedule.outer_products.items():
         total = totals[name]
@@ -116,7 +116,7 @@ def _outer_products(
 def completed(
     schedule: NodeOrder, state: State, step: Step, adversary: AdversaryModel, ranges: Ranges
 ) -> Ranges:
-    """All boxes of a step of which only some were kept, as programs need them."""
+    """All boxes of a step, as programs need them, where only some were kept."""
     whole = propagate(schedule, state, step, adversary, keep=schedule.batched)
     known = {}
     for name, box in ranges.boxes.items():
@@ -134,7 +134,7 @@ def narrowed(
     ranges: Ranges,
     known: Mapping[str, Interval],
 ) -> Ranges:
-    """The ranges of a step where some boxes are known to be smaller, carried on through the step.
+    """The ranges of a step after some boxes became smaller, propagated through the step.
 
     Raises:
         SoundnessError: a box with lower > upper (never expected).

@@ -1,4 +1,4 @@
-"""Products of parameters and poisoned features: what is known of a move jointly, not by coordinates."""
+"""Products of parameters and poisoned features, bounded over the set of moves instead of its box."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ def meet_jointly(
     poison: Poison,
     outer: Callable[[Interval], Interval],
 ) -> Interval:
-    """The meet of a box of ``W x`` with ``W x_nominal`` and what a move can do to ``W e``.
+    """The meet of a box of ``W x`` with ``W x_nominal`` plus bounds of ``W e`` over the admissible moves e.
 
     For every W in its box, with centre C and radius R, and every admissible move e, ``W e`` is at most
-    ``max over e of C e + max over e, |V| <= R of V e``: the support function and the spread of the set.
+    ``max over e of C e + max over e, |V| <= R of V e``: the support and the radius support of the set.
     Intervals take the box around the set instead, which is larger for the norms 0, 1 and 2 and for
-    categories. Other nodes, and sets that are boxes, come back as they are.
+    categories. Other nodes, and sets that are boxes, are returned unchanged.
 
     Args:
         box: by intervals, (states, n, outputs).
         boxes: those of the inputs, by name.
         poison: of these n samples.
-        outer: makes a box whose states hold by themselves.
+        outer: makes a box whose states are each valid by themselves.
     """
     moves, nominal = poison.feature_moves, poison.features
     if moves is None or moves.is_box or poison.is_clean or not _multiplies_features(node):
@@ -51,7 +51,7 @@ def meet_jointly(
     chunk = max(1, ELEMENTS // nominal.numel())
     parts = zip(centre.split(chunk), radius.split(chunk), strict=True)
     deviations = torch.cat([_deviations(moves, c, r, len(nominal)) for c, r in parts], 1)
-    # Rounding of these sums, of x + e, and of the products of the run with the poisoned features.
+    # Covers rounding of these sums, of x + e, and of the run's products with the poisoned features.
     size = torch.einsum("hd,nd->nh", hull.magnitude, features.magnitude.amax(0))
     error = gamma(8 * nominal.shape[1] + 128) * (size + deviations.amax(0).T) + TINY
     clean = node.op.interval(weights, Interval.point(nominal.unsqueeze(0)))

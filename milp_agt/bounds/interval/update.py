@@ -1,4 +1,4 @@
-"""The optimiser step as a small graph: from the state and the summed gradients to the next state."""
+"""The optimiser step as a small graph from the state and the summed gradients to the next state."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from milp_agt.formulations.sign import Sign
 
 @dataclass(frozen=True)
 class UpdateGraph:
-    """What an optimiser does after the gradients are summed; none of its nodes has a sample axis.
+    """The optimiser step after the gradients are summed; none of its nodes has a sample axis.
 
     A new kind of step is built here, from operations that have all their rules.
 
     Attributes:
         nodes: from old state and sums to the new state before projection.
         outputs: for each tensor of the state, the node with its new value before projection.
-        projections: for each parameter that is projected, the node that does it. It comes last and
-            acts on every entry alone, so that it maps a box to a box: engines bound what comes before it,
-            and relax it on that, once it is settled, for the steps that come after.
+        projections: for each projected parameter, the node that projects it. It comes last and acts on
+            each entry separately, so it maps a box to a box. Engines bound the state before it; once
+            that box is final, they relax the projection on it for later steps.
     """
 
     nodes: tuple[Node, ...]
@@ -52,9 +52,10 @@ class UpdateGraph:
                 operands.append(graph.add(Sign(), operands[0], name=f"{name}:sign"))
                 nodes.append(operands[-1])
             rank = len(gradient.shape)
-            rules = [(name, step.theta_scalars, step.theta_sizes, 1.0)]
-            if step.has_velocity:
-                scalars = step.velocity_scalars
+            own = step.of(name)
+            rules = [(name, own.theta_scalars, own.theta_sizes, 1.0)]
+            if own.has_velocity:
+                scalars = own.velocity_scalars
                 rules.append((velocity_of(name), scalars, scalars, 0.0))
             for target, scales, sizes, kept in rules:
                 op = OptimiserStep.of(scales, sizes, rank, kept)

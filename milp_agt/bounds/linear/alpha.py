@@ -1,9 +1,9 @@
-"""Slopes of linear bounds optimised by gradient ascent: every end of the state gets planes of its own.
+"""Slopes of linear bounds optimised by gradient ascent: each signed entry of the state gets its own planes.
 
-The bound of a form is a function of the slopes of all planes that its walk meets, in every step of the
-window; *any* slopes give a bound (the offsets follow from them), so that an ascent may stop at any time
-and needs no proof of its own. It is the dual ascent of alpha-CROWN (Xu et al. 2021), from one network to
-a run of training, with slopes for products beside those of activations.
+The bound of a form is a function of the slopes of all planes in its backward pass, in every step of the
+window. *Any* slopes give a bound (the intercepts follow from them), so an ascent may stop at any time
+and needs no proof of its own. It is the dual ascent of alpha-CROWN (Xu et al. 2021), extended from one
+network to a training run, with slopes for products as well as activations.
 """
 
 from __future__ import annotations
@@ -26,23 +26,23 @@ from milp_agt.bounds.signed_entries import forms_of_entries
 from milp_agt.bounds.step import NodeOrder
 from milp_agt.core.planes import FreeSlope
 
-# Moves without a gain of this share of the gap between both ends after which an ascent stops.
+# An ascent stops after this many moves without a relative gain of at least GAIN in the sum of bounds.
 PATIENCE, GAIN = 8, 1e-4
-# Tensors of the size of all slopes that are alive at once while a gradient is taken.
+# Tensors of the size of all slopes that are alive at once during a gradient computation.
 LIVE_SLOPES = 40
 FLOAT = 8
 
 
 @dataclass(frozen=True)
 class Problem:
-    """What is optimised: forms on the state after a window."""
+    """The problem of an ascent: the window after whose last step forms are bounded."""
 
     schedule: NodeOrder
     window: Sequence[LinearizedStep]
     adversary: AdversaryModel
 
     def bound(self, forms: Forms, slopes: Sequence[Slopes]) -> Tensor:
-        """Lower bounds of forms with slopes for each step of the window, (rows, cases)."""
+        """Lower bounds of forms, with the given slopes for each step of the window, (rows, cases)."""
         window = [
             with_slopes(self.schedule, relaxed, own) if own else relaxed
             for relaxed, own in zip(self.window, slopes, strict=True)
@@ -52,14 +52,14 @@ class Problem:
 
 @dataclass(frozen=True)
 class Optimised:
-    """What an ascent ends with.
+    """The result of an ascent.
 
     Attributes:
-        bounds: lower bounds of the ends that were asked for, (cases, ends), by the slopes that are kept.
-        slopes: for each step of the window and each place in it, one row for each of the ends. Nothing
+        bounds: lower bounds of the requested signed entries, (cases, ends), with the kept slopes.
+        slopes: for each step of the window and each place in it, one row for each of the ends. Empty
             for steps with their default slopes.
         steps: how many steps of the window had slopes to choose.
-        late: whether the deadline was met.
+        late: whether the deadline stopped an ascent.
     """
 
     bounds: Tensor
@@ -76,18 +76,18 @@ def optimise_ends(
     start: Mapping[int, Slopes] = MappingProxyType({}),
     until: float | None = None,
 ) -> Optimised:
-    """Bounds of ends of the state after a window, with slopes optimised for each of them.
+    """Bounds of signed entries of the state after a window, with slopes optimised for each of them.
 
-    The bounds that are returned are made by the ordinary walk, without gradients, from the best
-    slopes that were met.
+    The returned bounds come from an ordinary backward pass, without gradients, with the best slopes
+    found.
 
     Args:
-        ends: numbers of the ends: all lower ends in the order of the state, then all upper ends.
-        moves: of each ascent, at most.
-        memory: bytes for gradients; where it does not suffice for all steps of the window, the first
+        ends: numbers of the signed entries: all lower ends in the order of the state, then all upper.
+        moves: the most moves of each ascent.
+        memory: bytes for gradients; if it does not suffice for all steps of the window, the first
             ones keep their default slopes.
-        start: slopes to begin with by the index of the training step, one row for each of the ends;
-            default ones elsewhere.
+        start: initial slopes by the index of the training step, one row for each of the ends;
+            default slopes elsewhere.
         until: a time of ``time.monotonic`` after which no move begins.
     """
     free = _affordable(problem, memory)
@@ -118,7 +118,7 @@ def optimise_ends(
 
 
 def _affordable(problem: Problem, memory: int) -> list[Free]:
-    """The slopes to choose, of as many of the last steps as gradients of one row have room for."""
+    """The slopes to choose, of as many of the last steps as memory for gradients of one row allows."""
     room = memory // (LIVE_SLOPES * FLOAT)
     free: list[Free] = []
     for relaxed in reversed(problem.window):
@@ -145,7 +145,7 @@ def _start(
 
 
 def _joined(parts: Sequence[list[Slopes]]) -> tuple[Slopes, ...]:
-    """The slopes of all ends from those of some after the others."""
+    """The slopes of all ends, concatenated from those of each part."""
     if len(parts) == 1:
         return tuple(parts[0])
     return tuple(
@@ -160,9 +160,9 @@ def _joined(parts: Sequence[list[Slopes]]) -> tuple[Slopes, ...]:
 def _ascend(
     problem: Problem, forms: Forms, variables: Variables, moves: int, until: float | None
 ) -> bool:
-    """Keep the best slopes of each row, all of which at least one move has changed.
+    """Run an ascent and keep the best slopes of each row, after at least one move.
 
-    Returns whether the deadline was met.
+    Returns whether the deadline stopped it.
     """
     best = forms.magnitude.new_full((forms.rows,), -torch.inf)
     last_gain, target = 0, -torch.inf

@@ -1,4 +1,4 @@
-"""Slopes on their way upwards: variables with ranges, moved by Adam and projected."""
+"""Slopes during an ascent: variables with ranges, moved by Adam and projected."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from torch import Tensor
 from milp_agt.bounds.linear.slopes import Place, Slopes
 from milp_agt.core.planes import FreeSlope
 
-# Length of the first move, as a share of the range of a slope, how it shrinks with every move that the
-# slopes of a training step have made, and how short it gets.
+# Length of the first move, as a share of the range of a slope; its factor per move that the slopes of a
+# training step have made; its least length.
 RATE, DECAY, SHORTEST = 0.1, 0.95, 0.01
-# Adam's averages (Kingma and Ba 2015), and the share of the steepest slope of a row below which
-# gradients are not scaled up: most slopes hardly matter, and kinks lie where they start.
+# Decay of Adam's averages (Kingma and Ba 2015). Gradients below FLOOR times the largest of a row are not
+# scaled up: most slopes hardly matter, and kinks lie at their start values.
 MEMORY = (0.5, 0.9)
 FLOOR = 0.03
 
@@ -23,7 +23,7 @@ Free = Mapping[Place, tuple[FreeSlope, ...]]
 
 
 def has_choice(slope: FreeSlope) -> bool:
-    """Whether any element may be chosen."""
+    """Whether any element has a range to choose from."""
     return bool((slope.upper > slope.lower).any())
 
 
@@ -51,7 +51,7 @@ class Variable:
         self.first, self.second = torch.zeros_like(self.value), torch.zeros_like(self.value)
 
     def learn(self, gradient: Tensor | None) -> Tensor:
-        """Take a gradient into the averages; returns the largest of the second one, (rows,)."""
+        """Add a gradient to the averages; returns the largest second moment of each row, (rows,)."""
         self.first.mul_(MEMORY[0])
         self.second.mul_(MEMORY[1])
         if gradient is not None:
@@ -72,7 +72,7 @@ class Variable:
 class Variables:
     """All free slopes of a window, for some rows.
 
-    ``made`` counts the moves that the slopes of each step have behind them.
+    ``made`` counts the moves that the slopes of each step have already made.
     """
 
     each: list[Variable]
@@ -92,15 +92,15 @@ class Variables:
         return Variables(each, [dict(own) for own in start], made)
 
     def leaves(self) -> list[Tensor]:
-        """The values, from here on the leaves of a graph of gradients."""
+        """The values, marked as leaves for gradients."""
         return [v.value.requires_grad_() for v in self.each]
 
     def now(self) -> list[Slopes]:
-        """The slopes of each step as they are."""
+        """The current slopes of each step."""
         return self._with([v.value for v in self.each])
 
     def best(self) -> list[Slopes]:
-        """The slopes of each step that were kept."""
+        """The kept slopes of each step."""
         return self._with([v.kept for v in self.each])
 
     def _with(self, values: Sequence[Tensor]) -> list[Slopes]:
@@ -110,13 +110,13 @@ class Variables:
         return [{place: tuple(own) for place, own in step.items()} for step in found]
 
     def keep(self, rows: Tensor) -> None:
-        """Keep the values of some rows, a mask."""
+        """Keep the current values of the rows in a mask."""
         for variable in self.each:
             variable.kept[rows] = variable.value.detach()[rows]
 
     @torch.no_grad()
     def move(self, gradients: Sequence[Tensor | None], before: int) -> None:
-        """One move upwards after so many others."""
+        """One move upwards, after ``before`` others."""
         self.count += 1
         decays = [1.0 - memory**self.count for memory in MEMORY]
         tops = [v.learn(g) for v, g in zip(self.each, gradients, strict=True)]
@@ -127,5 +127,5 @@ class Variables:
 
 
 def aligned(rows: Tensor, like: Tensor) -> Tensor:
-    """(rows,) with as many axes as another tensor."""
+    """(rows,) reshaped to broadcast against another tensor."""
     return rows.reshape(-1, *[1] * (like.dim() - 1))

@@ -1,4 +1,4 @@
-"""The walk through the nodes of a batch: coefficients handed from every node to its inputs."""
+"""Backward bound propagation through the nodes of a batch: coefficients pass from each node to its inputs."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from milp_agt.core.interval import Interval
 from milp_agt.core.planes import BackwardSlopes, NarrowableSlopes
 from milp_agt.training.tracing import FEATURES, LABELS, SELECTION
 
-# Coefficients are cut down to a strip if that is at most this part of them.
+# Coefficients are narrowed to a strip of at most 1 / NARROW of the extent.
 NARROW = 2
 
 
 @dataclass(frozen=True, eq=False)
 class Strip:
-    """Where coefficients can differ from 0: at ``index`` of ``extent`` along ``axis`` (from the right)."""
+    """Where coefficients can be nonzero: at ``index`` of ``extent`` along ``axis`` (from the right)."""
 
     axis: int
     index: Tensor
@@ -31,7 +31,7 @@ class Strip:
 
     @staticmethod
     def of(coefficients: Tensor) -> Strip | None:
-        """The narrowest strip that holds all coefficients, (rows, *shape); None if none is narrow."""
+        """The narrowest strip that contains all coefficients, (rows, *shape); None if none is narrow."""
         best: Strip | None = None
         used = (coefficients != 0).any(0)
         for axis in range(-used.dim(), 0):
@@ -47,7 +47,7 @@ class Strip:
         return coefficients.index_select(self.axis, self.index)
 
     def fill(self, coefficients: Tensor) -> Tensor:
-        """Zeros outside the strip."""
+        """The full coefficients, with zeros outside the strip."""
         shape = list(coefficients.shape)
         shape[self.axis] = self.extent
         return coefficients.new_zeros(shape).index_copy_(
@@ -62,7 +62,7 @@ class Strip:
 
 
 class BackwardPass:
-    """The state of one walk through the nodes of one fragment."""
+    """The state of one backward pass through the nodes of one sample chunk."""
 
     def __init__(
         self,
@@ -82,7 +82,7 @@ class BackwardPass:
         self.on_labels: Tensor | None = None
 
     def replace(self, node: Node) -> None:
-        """Exchange a node for its inputs."""
+        """Replace a node by its planes: its coefficients pass on to its inputs."""
         if node.name not in self.pending:
             return
         coefficient, strip = self.pending.pop(node.name), self.strips.pop(node.name, None)
@@ -96,7 +96,7 @@ class BackwardPass:
             self._leaf(node, coefficient)
             return
         if self.cut is not None and self.cut.node == node.name:
-            self._jump(self.cut, strip.fill(coefficient) if strip else coefficient)
+            self._replace_by_head(self.cut, strip.fill(coefficient) if strip else coefficient)
             return
         offsets = self.sample_chunk.offsets[node.name]
         axes: tuple[int | None, ...] = (None,) * len(node.inputs)
@@ -105,14 +105,14 @@ class BackwardPass:
             planes, axes = narrow
         apply = offsets.apply_diagonal if self.diagonal else offsets.apply
         constant, magnitude, charges = apply(coefficient)
-        self._spent(constant, magnitude, charges)
-        pulled = planes.backward(coefficient, self.diagonal)
-        for name, own, axis in zip(node.inputs, pulled, axes, strict=True):
+        self._add_terms(constant, magnitude, charges)
+        on_inputs = planes.backward(coefficient, self.diagonal)
+        for name, own, axis in zip(node.inputs, on_inputs, axes, strict=True):
             if own is not None:
-                self._owe(name, own, None if strip is None else strip.along(axis))
+                self._add_coefficients(name, own, None if strip is None else strip.along(axis))
 
     def strip(self) -> None:
-        """Drop coefficients that are 0 throughout, and cut sparse ones down to strips."""
+        """Drop coefficients that are all 0, and narrow sparse ones to strips."""
         found = {name: on for name, on in self.pending.items() if bool((on != 0).any())}
         self.strips = _shared({n: s for n, on in found.items() if (s := Strip.of(on)) is not None})
         self.pending = {
@@ -120,14 +120,16 @@ class BackwardPass:
             for name, on in found.items()
         }
 
-    def _spent(self, constant: Tensor | None, magnitude: Tensor, charges: Tensor | None) -> None:
+    def _add_terms(
+        self, constant: Tensor | None, magnitude: Tensor, charges: Tensor | None
+    ) -> None:
         self.magnitude = self.magnitude + magnitude
         if constant is not None:
             self.constant = self.constant + constant
         if charges is not None:
             self.charges = charges if self.charges is None else self.charges + charges
 
-    def _owe(self, name: str, coefficient: Tensor, strip: Strip | None) -> None:
+    def _add_coefficients(self, name: str, coefficient: Tensor, strip: Strip | None) -> None:
         """Add coefficients on a node."""
         known, before = self.pending.get(name), self.strips.pop(name, None)
         if known is not None and not (strip is not None and strip.fits(before)):
@@ -138,21 +140,21 @@ class BackwardPass:
         if strip is not None:
             self.strips[name] = strip
 
-    def _jump(self, cut: ComposedHead, coefficient: Tensor) -> None:
-        """Exchange the node of a cut for the parameters."""
+    def _replace_by_head(self, cut: ComposedHead, coefficient: Tensor) -> None:
+        """Replace the node of a composed head by its forms on the parameters."""
         count = cut.columns // (2 * coefficient[0, 0].numel())
         flat = coefficient.expand(-1, count, *coefficient.shape[2:]).flatten(2).transpose(1, 2)
         weights = torch.cat([flat.clamp(min=0.0), (-flat).clamp(min=0.0)], 1)  # (rows, 2 k, n)
         coefficients, constant, magnitude = cut.combined(weights.flatten(1))
         charges = None if cut.charges is None else _summed(weights, cut.charges)
-        self._spent(constant, magnitude, charges)
+        self._add_terms(constant, magnitude, charges)
         if cut.features is not None:
             self.on_features = _summed(weights, cut.features)
         for name, own in coefficients.items():
-            self._owe(name, own, None)
+            self._add_coefficients(name, own, None)
 
     def coefficients(self) -> dict[str, Tensor]:
-        """What is left in the end: coefficients on the parameters."""
+        """The remaining coefficients, with zeros outside their strips."""
         return {
             name: self.strips[name].fill(c) if name in self.strips else c
             for name, c in self.pending.items()
@@ -167,15 +169,15 @@ class BackwardPass:
         elif node.name != SELECTION:  # planes have slope 0 on it
             value = node.op.value()
             axes = coefficient.dim() - value.dim()
-            self._spend((coefficient * value).flatten(axes))
+            self._add_constants((coefficient * value).flatten(axes))
 
-    def _spend(self, terms: Tensor) -> None:
+    def _add_constants(self, terms: Tensor) -> None:
         """Add terms, (rows, ..., elements), to the constant of every case."""
         self.constant = self.constant + terms.sum(-1, keepdim=True)
         self.magnitude = self.magnitude + terms.abs().sum(-1)
 
     def _from_nominal(self, coefficient: Tensor, leaf: str) -> Tensor:
-        """Put the nominal value into the constant; returns the coefficients on the moves."""
+        """Add the nominal value to the constant; returns the coefficients on the moves."""
         nominal, size = self.sample_chunk.nominal[leaf], self.sample_chunk.leaves[leaf]
         full = coefficient.expand(-1, *nominal.shape[1:])
         if self.diagonal:
@@ -189,7 +191,7 @@ class BackwardPass:
 
 
 def _shared(strips: Mapping[str, Strip]) -> dict[str, Strip]:
-    """The same strips, of which equal ones have one index, so that they fit where nodes meet."""
+    """The same strips; equal ones share one index tensor, so that they fit where nodes meet."""
     shared: dict[str, Strip] = {}
     for name, strip in strips.items():
         known = (s for s in shared.values() if s.extent == strip.extent)
@@ -199,9 +201,9 @@ def _shared(strips: Mapping[str, Strip]) -> dict[str, Strip]:
 
 
 def _summed(weights: Tensor, values: Tensor) -> Tensor:
-    """Sums over the middle: (rows, k, n) with (k, n, *shape) -> (rows, n, *shape).
+    """Sums over the middle axis: (rows, k, n) with (k, n, *shape) -> (rows, n, *shape).
 
-    (As an einsum it would become a tiny matrix product for each sample.)
+    (An einsum would run a tiny matrix product for each sample.)
     """
     wide = weights.reshape(*weights.shape, *[1] * (values.dim() - 2))
     total = wide[:, 0] * values[0]
@@ -213,7 +215,7 @@ def _summed(weights: Tensor, values: Tensor) -> Tensor:
 def _narrowed(
     planes: BackwardSlopes | None, strip: Strip
 ) -> tuple[BackwardSlopes, tuple[int | None, ...]] | None:
-    # By attribute: isinstance with a protocol is slow.
+    # Tested by attribute, because isinstance with a protocol is slow.
     own: NarrowableSlopes | None = planes if hasattr(planes, "narrow") else None  # type: ignore[assignment]
     return None if own is None else own.narrow(strip.axis, strip.index)
 
@@ -222,14 +224,14 @@ def _narrowed(
 class SampleForms:
     """Lower bounds of quantities of single samples, one row for each pair (form, sample).
 
-    ``(form, i)`` is bounded by ``coefficients . state + constant + moves of sample i - charge`` where
+    ``(form, i)`` is at least ``coefficients . state + constant + moves of sample i - charge``, where
     moves and charge count only if sample i is poisoned.
 
     Attributes:
         coefficients: on the parameters, (forms, n, *shape).
         constant: for each case, (forms, n, cases or 1).
         magnitude: (forms, n).
-        features, labels: on the moves of the sample itself, (forms, n, ...); None where there are none.
+        features, labels: on the moves of the sample itself, (forms, n, ...); None if there are none.
         charges: (forms, n, states - 1), or None.
         operations: as in :class:`Forms`.
     """
@@ -263,7 +265,7 @@ class SampleForms:
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         """Features, labels and charges of rows ``part``, (rows, samples, ...).
 
-        Row r is about the sample at position ``at[r]`` of a batch of ``samples``.
+        Row r belongs to the sample at position ``at[r]`` of a batch of ``samples``.
         """
 
         def spread(tensor: Tensor | None) -> Tensor | None:
@@ -280,34 +282,34 @@ class SampleForms:
 def sample_forms(
     nodes: Sequence[Node], sample_chunk: SampleChunk, target: str, coefficients: Tensor
 ) -> SampleForms:
-    """Walk forms of one node back to the parameters, every sample by itself.
+    """Propagate forms of one node backward to the parameters, for every sample separately.
 
     Args:
         nodes: nodes with a sample axis up to the target, in topological order, with their planes in
-            ``sample_chunk``, which holds the whole batch.
-        target: the node that the forms are about.
+            ``sample_chunk``.
+        target: the node whose forms are propagated.
         coefficients: on the target, (forms, n, *shape).
     """
     zero = coefficients.new_zeros(coefficients.shape[:2])
-    walker = BackwardPass(
+    backward = BackwardPass(
         sample_chunk, zero.unsqueeze(-1), zero, {target: coefficients}, diagonal=True
     )
     for node in reversed(nodes):
-        walker.replace(node)
+        backward.replace(node)
     largest = max(node.signature.size for node in nodes)
     return SampleForms(
-        walker.pending,
-        walker.constant,
-        walker.magnitude,
-        walker.on_features,
-        walker.on_labels,
-        walker.charges,
+        backward.pending,
+        backward.constant,
+        backward.magnitude,
+        backward.on_features,
+        backward.on_labels,
+        backward.charges,
         2.0 * largest + 16.0 * len(nodes) + 64.0,
     )
 
 
 def cut_of(nodes: Sequence[Node], sample_chunk: SampleChunk, target: Node) -> ComposedHead:
-    """The forms of both signs of every element of one node, in a fragment of the batch.
+    """The composed head of one node in a sample chunk: forms of both signs of each of its elements.
 
     ``nodes`` are those with a sample axis that lead to the target, which is the last of them.
     """

@@ -1,4 +1,4 @@
-"""What walks know beyond boxes: an exchanged gradient that was clipped by its norm lies in a ball."""
+"""Backward passes through exchanged gradients that were clipped by their norm: a ball, not a box."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from milp_agt.training.tracing import SELECTION
 def regained(
     schedule: NodeOrder, relaxed: LinearizedStep, on_terms: Mapping[str, Tensor]
 ) -> tuple[Tensor | None, Tensor | None]:
-    """How much less an exchanged gradient can lower forms than its box says.
+    """How much less an exchanged gradient can lower forms than its box allows.
 
-    For coefficients c on the gradients of a sample, of all parameters together, the offsets in a box
-    ``[-b, b]`` allow ``-s_i b |c|_1``; the ball of radius b allows no more than ``-s_i b |c|_2``. The
-    coefficients are the same for all samples of the batch: nothing but the sums reads the terms.
+    For coefficients c on the gradients of a sample, of all parameters together, the intercepts of a box
+    ``[-b, b]`` allow ``-s_i b |c|_1``; the ball of radius b allows at most ``-s_i b |c|_2``. The
+    coefficients are the same for all samples of the batch, because only the sums read the terms.
 
     Returns:
-        What to add to the constants of the forms, (rows, cases), and to take from the charges of
-        the samples, (rows, n, 1); None for nothing.
+        An amount to add to the constants of the forms, (rows, cases), and one to subtract from the
+        charges of the samples, (rows, n, 1); None for 0.
     """
     nodes = [n for n in schedule.before if isinstance(n.op, Substitute) and n.op.ball]
     flat = [on_terms[n.name].flatten(1) for n in nodes if n.name in on_terms]
@@ -42,7 +42,7 @@ def regained(
     chosen = relaxed.ranges.boxes[SELECTION].upper.squeeze(-1)
     cases = len(next(iter(relaxed.state.values())).lower)
     if cases > 1 or len(chosen) == 1:
-        # Rounded down: the sum of the shares of n samples.
+        # The sum of the shares of n samples, rounded down.
         share = chosen.sum(1) * (1.0 - gamma(chosen.shape[1] + 8))
         return saved.unsqueeze(1) * share, None
     charged = (chosen[POISONED] - chosen[CLEAN]).clamp(min=0.0)

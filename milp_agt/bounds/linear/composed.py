@@ -1,4 +1,4 @@
-"""A whole training step as forms on the state before it, made once for all later walks."""
+"""A whole training step as forms on the state before it, computed once for all later backward passes."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from milp_agt.core.interval import Interval
 
 @dataclass(frozen=True)
 class ComposedHead:
-    """Forms on the parameters that bound one node, sample by sample, for all walks through a step.
+    """Forms on the parameters that bound one node per sample, for all backward passes through a step.
 
-    Where a batch is large, the part of a walk before a narrow node (the outputs, say) is the same for
-    every row up to a factor for each sample: it is walked once for every element and sign, and each
-    row takes a matrix product with the result.
+    Where a batch is large, the part of a backward pass before a narrow node (the outputs, say) is the
+    same for every row up to a factor for each sample. It is computed once for every element and sign;
+    each row is then a matrix product with the result.
 
     Attributes:
         node: name of the node v with k elements.
@@ -28,7 +28,7 @@ class ComposedHead:
             (numbers, 2 k n): coefficients on the parameters, the constants of the cases, the magnitude.
         shapes: of the parameters, in the order of their coefficients.
         features, charges: on the moves of the samples, (2 k, n, *shape), and (2 k, n, states - 1); or None.
-        operations: roundings in a row.
+        operations: length of the chain of roundings, as in :class:`Forms`.
     """
 
     node: str
@@ -74,21 +74,21 @@ class ComposedHead:
 
 @dataclass(frozen=True)
 class ComposedStep:
-    """Lower bounds of every end of the state after a step: of ``theta_p``, then of ``-theta_p``.
+    """Lower bounds of every signed entry of the state after a step: of ``theta_p``, then of ``-theta_p``.
 
-    End e is at least ``coefficients[e] . state + constant[e] + moves[e] - charges[e]``, errors of all
+    Entry e is at least ``coefficients[e] . state + constant[e] + moves[e] - charges[e]``, errors of all
     relaxations included. A form c of the new state with ``c+ = max(c, 0)`` and ``c- = max(-c, 0)`` is
-    then at least ``c+ . (ends of theta) + c- . (ends of -theta)``: a walk through the step is a matrix
-    product, whatever the number of samples and hidden units. Moves stay linear, so that those of a
-    static adversary are still added over the steps before their support is taken. What is lost is
-    that the errors of one node enter all ends with one sign only; they are of second order in the
+    then at least ``c+ . (bounds of theta) + c- . (bounds of -theta)``: a backward pass through the step is
+    one matrix product, for any number of samples and hidden units. Moves stay linear, so those of a
+    static adversary are still added over the steps before their support is taken. The loss: the
+    errors of one node enter all entries with one sign only. These errors are of second order in the
     width of the state.
 
     Attributes:
         coefficients: on the state before the step, (2 P, *shape) each, for P numbers of the state.
         constant: for each case, (2 P, cases or 1).
         magnitude: (2 P,), and operations: rounding as in :class:`Forms`.
-        features, labels: on the moves of the batch, (2 P, n, ...); None where there are none.
+        features, labels: on the moves of the batch, (2 P, n, ...); None if there are none.
         charges: (2 P, n, states - 1), or None.
     """
 
@@ -112,11 +112,11 @@ class ComposedStep:
         return self._combined(weights, forms)
 
     def carried(self, forms: Forms) -> Forms:
-        """The same where the ends have paid what they owe, and nothing is left to any debt."""
+        """:meth:`walk` if the worst case is already subtracted from every entry."""
         return self._combined(self._weights(forms), forms)
 
     def _weights(self, forms: Forms) -> Tensor:
-        """How often each end is taken, (rows, 2 P)."""
+        """The factor of each signed entry, (rows, 2 P)."""
         on_new = torch.cat([forms.coefficients[name].flatten(1) for name in self.coefficients], 1)
         return torch.cat([on_new.clamp(min=0.0), (-on_new).clamp(min=0.0)], 1)
 
@@ -135,17 +135,17 @@ def _weighed(weights: Tensor, ends: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class PastStep:
-    """What a step before the window has proved of the state after it, whoever was poisoned in it.
+    """Bounds of the state after a step before the window, valid for every poisoning of that step.
 
-    Every end of the state is bounded by a form on the state before the step, of which all that poison
-    can take in this step is subtracted. So no sample is needed any more, and forms that have reached
-    the beginning of their window go on to earlier boxes by matrix products: boxes in between no longer
-    add up what cancels along the way. Poison of the step is paid end by end, as if each end had its own.
+    Every signed entry of the state is bounded by a form on the state before the step, minus its worst
+    case in this step. So no sample is needed any more, and forms at the beginning of their window go
+    on to earlier boxes by matrix products: boxes in between no longer add up effects that cancel. The
+    worst case of the step is subtracted entry by entry, as if each entry had its own adversary.
 
     Attributes:
         index: of the step.
         state: boxes before it.
-        ends: without moves and charges.
+        ends: bounds of the signed entries, without moves and charges.
     """
 
     index: int
@@ -154,7 +154,7 @@ class PastStep:
 
 
 class Collected:
-    """The ends of a shortcut while they are walked through their step, some at a time."""
+    """Collects the forms of a composed step while its signed entries pass backward, some at a time."""
 
     def __init__(self, ends: int) -> None:
         self._ends = ends
@@ -165,11 +165,11 @@ class Collected:
     def add(
         self, step: Step, features: Tensor | None, labels: Tensor | None, charges: Tensor | None
     ) -> None:
-        """Take what a walk would add to a debt."""
+        """Store what a backward pass would add to a worst case."""
         self._moves = {"features": features, "labels": labels, "charges": charges}
 
     def keep(self, ends: Tensor, forms: Forms) -> None:
-        """Store forms that were walked through the step as these ends."""
+        """Store the forms of these signed entries on the state before the step."""
         found = {
             **{f"on {name}": on for name, on in forms.coefficients.items()},
             "constant": forms.constant,
@@ -185,11 +185,11 @@ class Collected:
         self._operations = max(self._operations, forms.operations)
 
     def composed(self, state: Mapping[str, Interval]) -> ComposedStep:
-        """All ends, of a step from a state in these boxes."""
+        """The composed step from a state in these boxes."""
         coefficients = {name: self._tensors[f"on {name}"] for name in state}
         magnitude = self._tensors["magnitude"]
         for name, on in coefficients.items():
-            # Sums of ends cancel: their rounding goes by the terms, not by what is left of them.
+            # Sums of entries cancel; their rounding grows with the terms, not with the result.
             size = state[name].magnitude.amax(0).flatten()
             magnitude = magnitude + on.flatten(1).abs() @ size
         return ComposedStep(

@@ -1,13 +1,13 @@
-"""Why a linear bound is not the nominal value: every node's share of the gap.
+"""The distance between a linear bound and the nominal value, split into each node's share.
 
-A walk exchanges nodes for their inputs, ``c . v >= sum_j pull_j(c) . u_j + offset(c)``. At a run that
-lies within all ranges, with values ``v*`` and ``u*``, what one exchange costs is
+A backward pass replaces nodes by their inputs, ``c . v >= sum_j back_j(c) . u_j + intercept(c)``. At a
+run inside all ranges, with values ``v*`` and ``u*``, one replacement costs
 
-    c . v* - sum_j pull_j(c) . u_j* - offset(c)  >=  0,
+    c . v* - sum_j back_j(c) . u_j* - intercept(c)  >=  0,
 
-and these gaps telescope: together with what the form owes to the adversary, its spread over the box
-where it stops, and the rounding that is subtracted, they add up to the distance between the value of
-the form in that run and its bound.
+and these gaps telescope: together with the worst case of the form, its range over the box where the
+pass stops, and the subtracted rounding, they add up to the distance between the value of the form in
+that run and its bound.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ Values = Mapping[str, Tensor]  # by node, (1 or cases, [n], *shape)
 
 @dataclass(frozen=True)
 class Account:
-    """What each sample can do to some forms: directly, and through the charges of relaxations.
+    """How much each sample can lower some forms: directly, and through the charges of relaxations.
 
     Attributes:
-        worth: by cause, (rows, N); beside :attr:`Gaps.gaps`, which hold for clean samples.
-        groups: (N,); of one group at most ``budget`` samples are poisoned, of the group -1 none.
+        worth: by cause, (rows, N); in addition to :attr:`Gaps.gaps`, which hold for clean samples.
+        groups: (N,); at most ``budget`` samples of one group are poisoned, none of group -1.
     """
 
     worth: dict[Cause, Tensor]
@@ -47,7 +47,7 @@ class Account:
 
 @dataclass(frozen=True)
 class Gaps:
-    """Forms of the state after a window, bounded from below at the best stop of their walk.
+    """Forms of the state after a window, bounded from below at the best stop of their backward pass.
 
     For every row and case ``reference - bound`` is the sum of ``gaps`` and ``worst_case``.
 
@@ -55,9 +55,9 @@ class Gaps:
         reference: value in the run from the middle of the window's first box on data as given, or
             with the labels of the case, (rows, cases).
         bound: (rows, cases).
-        owed: the worst that the adversary can do, (rows, cases).
+        worst_case: over the poisoned samples, (rows, cases).
         gaps: by cause, (rows, cases) each, >= 0.
-        accounts: who can do it; several where every batch has a selection of its own.
+        accounts: the share of each sample in the worst case; several if every batch has its own selection.
     """
 
     reference: Tensor
@@ -71,7 +71,7 @@ class Gaps:
 class Window:
     """A window with a run through it: the values of all nodes are known at every step.
 
-    Walks visit every node, so that each can be told what it costs.
+    Backward passes visit every node, so that the cost of each is known.
     """
 
     step_graph: StepGraph
@@ -87,7 +87,7 @@ class Window:
         steps: Sequence[LinearizedStep],
         adversary: AdversaryModel,
     ) -> Window:
-        """The run starts in the middle of the first box: the nominal run where that is a point."""
+        """The run starts in the middle of the first box; it is the nominal run if that box is a point."""
         state = {name: box.centre for name, box in steps[0].state.items()}
         path = [state]
         for relaxed in steps:
@@ -100,7 +100,7 @@ class Window:
         return Window(step_graph, schedule, nodes, adversary, path)
 
     def values(self, number: int) -> Values:
-        """All nodes of a step, those of the update included."""
+        """Values of all nodes of a step, including those of the update."""
         relaxed = self.steps[number]
         data = self.adversary.nominal(relaxed.step)
         leaves = {**self.path[number], **data}
@@ -110,23 +110,25 @@ class Window:
         return evaluate((*update.nodes, *update.projections.values()), known)
 
     def gaps(self, forms: Forms) -> Gaps:
-        """Bound forms on the state after the window, and say what the bounds are made of."""
-        ledger = _Ledger(self, forms.rows)
+        """Bound forms on the state after the window and split each bound by cause."""
+        recorder = _GapRecorder(self, forms.rows)
         reference = _at(forms, self.path[-1])
         best: Gaps | None = None
         for number in reversed(range(len(self.steps))):
             relaxed = self.steps[number]
-            ledger.enter(relaxed.step, self.values(number))
-            forms = propagate_backward(self.schedule, relaxed, forms, ledger, ledger.walker)
-            here = self._stop(forms, ledger, number, reference)
+            recorder.enter(relaxed.step, self.values(number))
+            forms = propagate_backward(
+                self.schedule, relaxed, forms, recorder, recorder.backward_pass
+            )
+            here = self._stop(forms, recorder, number, reference)
             best = here if best is None else _better(self.adversary.algebra, best, here)
         assert best is not None
         return best
 
-    def _stop(self, forms: Forms, ledger: _Ledger, number: int, reference: Tensor) -> Gaps:
-        """The gaps of a walk that stops before a step."""
+    def _stop(self, forms: Forms, recorder: _GapRecorder, number: int, reference: Tensor) -> Gaps:
+        """The gaps of a backward pass that stops before a step."""
         state = self.steps[number].state
-        worst_case = ledger.worst_case()
+        worst_case = recorder.worst_case()
         bound = self.adversary.algebra.concretise(forms, state, worst_case)
         lowest = forms.constant
         for name, coefficient in forms.coefficients.items():
@@ -134,7 +136,7 @@ class Window:
             positive = flat.clamp(min=0.0)
             lowest = lowest + positive @ box.lower.flatten(1).T
             lowest = lowest + (flat - positive) @ box.upper.flatten(1).T
-        gaps = dict(ledger.gaps)
+        gaps = dict(recorder.gaps)
         gaps[Cause.START] = _at(forms, self.path[number]) - lowest
         gaps[Cause.ROUNDING] = gaps.get(Cause.ROUNDING, 0.0) + (lowest - worst_case - bound)
         shape = bound.shape
@@ -143,12 +145,12 @@ class Window:
             bound,
             worst_case.expand(shape),
             {cause: gap.expand(shape) for cause, gap in gaps.items()},
-            ledger.accounts(),
+            recorder.accounts(),
         )
 
 
 def _at(forms: Forms, state: Values) -> Tensor:
-    """The value of forms at a state of each case, (rows, cases)."""
+    """The values of forms at one state for each case, (rows, cases)."""
     value = forms.constant
     for name, coefficient in forms.coefficients.items():
         value = value + coefficient.flatten(1) @ state[name].flatten(1).T
@@ -156,7 +158,7 @@ def _at(forms: Forms, state: Values) -> Tensor:
 
 
 def _better(algebra: BoxAlgebra, old: Gaps, new: Gaps) -> Gaps:
-    """Row by row and case by case, the gaps of the better bound."""
+    """The gaps of the better bound, for each row and case."""
     better = algebra.wins(old.bound, new.bound).expand(new.bound.shape)
 
     def pick(first: Tensor, second: Tensor) -> Tensor:
@@ -177,15 +179,15 @@ def _better(algebra: BoxAlgebra, old: Gaps, new: Gaps) -> Gaps:
     )
 
 
-class _Ledger:
-    """A debt that also keeps what single nodes cost, and to whom it is charged; of one budget."""
+class _GapRecorder:
+    """A worst case that also records the cost of each node and the samples charged; for one budget."""
 
     def __init__(self, window: Window, rows: int) -> None:
         self.gaps: dict[Cause, Tensor] = {}
-        self._exposure, self._poison = window.adversary, window.adversary.poison
+        self._adversary, self._poison = window.adversary, window.adversary.poison
         self._batched = {n.name for n in window.schedule.before if n.batched}
-        self._owed = self._exposure.open_worst_case(rows)
-        self._direct = self._exposure.open_worst_case(rows)
+        self._worst_case = self._adversary.open_worst_case(rows)
+        self._direct = self._adversary.open_worst_case(rows)
         features = self._poison.features
         self._nothing = torch.zeros(
             rows, len(features), dtype=torch.float64, device=features.device
@@ -197,20 +199,20 @@ class _Ledger:
         self._values: Values = {}
 
     def enter(self, step: Step, values: Values) -> None:
-        """The walk goes through this step from now on."""
+        """Start the backward pass through this step."""
         self._step, self._values = step, values
 
-    def walker(self, sample_chunk: SampleChunk, *arguments: Any) -> BackwardPass:
-        """A walker that tells this ledger of every node."""
-        return _Accountant(self, sample_chunk, *arguments)
+    def backward_pass(self, sample_chunk: SampleChunk, *arguments: Any) -> BackwardPass:
+        """A backward pass that reports every node to this recorder."""
+        return _RecordingPass(self, sample_chunk, *arguments)
 
     def note(self, node: Node, sample_chunk: SampleChunk, coefficient: Tensor) -> None:
-        """What the exchange of a node costs, and the charges that come with it."""
+        """Record the cost of replacing a node, and its charges."""
         cause = node.op.cause
         constant, _, charges = sample_chunk.offsets[node.name].apply(coefficient)
         gap = self._value(node.name, coefficient, sample_chunk)
-        pulled = sample_chunk.planes[node.name].backward(coefficient)
-        for name, own in zip(node.inputs, pulled, strict=True):
+        on_inputs = sample_chunk.planes[node.name].backward(coefficient)
+        for name, own in zip(node.inputs, on_inputs, strict=True):
             if own is not None:
                 gap = gap - self._value(name, own, sample_chunk)
         if constant is not None:
@@ -237,18 +239,18 @@ class _Ledger:
     def add(
         self, step: Step, features: Tensor | None, labels: Tensor | None, charges: Tensor | None
     ) -> None:
-        self._owed.add(step, features, labels, charges)
+        self._worst_case.add(step, features, labels, charges)
         if not self._poison.static and self._poison.per_batch:
             self._close(step, features, labels)
             return
         self._direct.add(step, features, labels, None)
         new = step.samples[self._groups[step.samples] < 0]
-        # The first batch of the walk that holds a sample counts it, as in PerSampleWorstCase.
+        # A sample belongs to the first batch that the pass meets it in, as in PerSampleWorstCase.
         self._groups = self._groups.index_fill(0, new, step.index if self._poison.per_batch else 0)
 
     def _close(self, step: Step, features: Tensor | None, labels: Tensor | None) -> None:
-        """The account of a step that has a selection of its own."""
-        direct = self._exposure.open_worst_case(len(self._nothing))
+        """Close the account of a step that has its own selection."""
+        direct = self._adversary.open_worst_case(len(self._nothing))
         direct.add(step, features, labels, None)
         groups = torch.full_like(self._groups, -1).index_fill(0, step.samples, 0)
         self._closed.append(
@@ -257,8 +259,8 @@ class _Ledger:
         self._charges = {}
 
     def accounts(self) -> tuple[Account, ...]:
-        if self._exposure.cases > 1:
-            return ()  # a case pays for its members; there is nothing to choose
+        if self._adversary.cases > 1:
+            return ()  # a case takes all its members; there is nothing to choose
         if self._closed:
             return tuple(self._closed)
         worth = {Cause.MOVES: self._direct.sample_influences(), **self._charges}
@@ -267,29 +269,29 @@ class _Ledger:
     def add_own(
         self, step: Step, features: Tensor | None, labels: Tensor | None, charges: Tensor | None
     ) -> None:
-        self._owed.add_own(step, features, labels, charges)
+        self._worst_case.add_own(step, features, labels, charges)
 
     def worst_case(self) -> Tensor:
-        return self._owed.worst_case()
+        return self._worst_case.worst_case()
 
     def sample_influences(self) -> Tensor:
-        return self._owed.sample_influences()
+        return self._worst_case.sample_influences()
 
     def worst_case_given(self, own: Tensor) -> Tensor:
-        return self._owed.worst_case_given(own)
+        return self._worst_case.worst_case_given(own)
 
 
-class _Accountant(BackwardPass):
-    """A walker that tells a ledger of every node before it exchanges it."""
+class _RecordingPass(BackwardPass):
+    """A backward pass that reports every node to a recorder before replacing it."""
 
-    def __init__(self, ledger: _Ledger, sample_chunk: SampleChunk, *arguments: Any) -> None:
+    def __init__(self, recorder: _GapRecorder, sample_chunk: SampleChunk, *arguments: Any) -> None:
         super().__init__(sample_chunk, *arguments)
-        self._ledger = ledger
+        self._recorder = recorder
 
     def replace(self, node: Node) -> None:
         strip = self.strips.pop(node.name, None)
         if strip is not None:
             self.pending[node.name] = strip.fill(self.pending[node.name])
         if node.name in self.pending and node.name in self.sample_chunk.planes:
-            self._ledger.note(node, self.sample_chunk, self.pending[node.name])
+            self._recorder.note(node, self.sample_chunk, self.pending[node.name])
         super().replace(node)

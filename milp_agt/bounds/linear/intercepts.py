@@ -1,4 +1,4 @@
-"""Offsets of linear bounds, as walks spend them on coefficients: constants, magnitudes and charges."""
+"""Intercepts of linear bounds, applied to rows of coefficients: constants, magnitudes and charges."""
 
 from __future__ import annotations
 
@@ -11,38 +11,38 @@ from torch import Tensor
 
 from milp_agt.core.planes import LinearBounds
 
-Spent = tuple[Tensor | None, Tensor, Tensor | None]
+Applied = tuple[Tensor | None, Tensor, Tensor | None]
 
 
 class HasIntercepts(Protocol):
-    """Offsets of one node's planes, as a walk spends them on rows of coefficients."""
+    """Intercepts of one node's planes, which a backward pass applies to rows of coefficients."""
 
     def narrow(self, axis: int, index: Tensor) -> HasIntercepts:
-        """The offsets of some indices of one axis, counted from the right."""
+        """The intercepts of some indices of one axis, counted from the right."""
         ...
 
-    def apply(self, coefficients: Tensor) -> Spent:
+    def apply(self, coefficients: Tensor) -> Applied:
         """Constant (rows, cases), magnitude (rows,) and charges (rows, n, states - 1) of rows."""
         ...
 
-    def apply_diagonal(self, coefficients: Tensor) -> Spent:
+    def apply_diagonal(self, coefficients: Tensor) -> Applied:
         """The same for one row per pair (form, sample): (forms, n, cases), (forms, n), (forms, n, ...)."""
         ...
 
 
 @dataclass(frozen=True)
 class Intercepts:
-    """The offsets of one node's planes, arranged for rows of coefficients ``c``.
+    """The intercepts of one node's planes, arranged for rows of coefficients ``c``.
 
     With ``p = max(c, 0)`` the constant of a row is ``p . lower + (c - p) . upper``, once for each case;
     the magnitude is ``|c| . size``. With one case, the difference between the state CLEAN and each
-    state in which sample i is poisoned is charged to it.
+    state in which sample i is poisoned is charged to sample i.
 
     Attributes:
         size: ([n], *shape).
         batched: whether the node has a sample axis.
-        lower, upper: (cases or states, [n], *shape); None where the planes are linear without a constant.
-        charged: whether their leading axis holds the states of a sample.
+        lower, upper: (cases or states, [n], *shape); None if the planes have no intercepts.
+        charged: whether the leading axis of ``lower`` and ``upper`` holds the states of a sample.
     """
 
     size: Tensor
@@ -61,7 +61,7 @@ class Intercepts:
         return Intercepts(size, batched, lower.expand(full), upper.expand(full), charged)
 
     def narrow(self, axis: int, index: Tensor) -> Intercepts:
-        """The offsets of some indices of one axis, counted from the right."""
+        """The intercepts of some indices of one axis, counted from the right."""
 
         def of(tensor: Tensor | None) -> Tensor | None:
             return None if tensor is None else tensor.index_select(axis, index)
@@ -76,7 +76,7 @@ class Intercepts:
 
     @cached_property
     def uniform(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Sums over the samples, for coefficients that are the same for every sample."""
+        """Sums over the samples, for coefficients that are equal for all samples."""
         ends = self._ends
         if ends is None:
             return self.size.sum(0), self.size, self.size
@@ -84,24 +84,24 @@ class Intercepts:
 
     @property
     def _ends(self) -> tuple[Tensor, Tensor] | None:
-        """The offsets that go into the constants of the cases."""
+        """The intercepts that go into the constants of the cases."""
         if self.lower is None or self.upper is None:
             return None
         return (self.lower[:1], self.upper[:1]) if self.charged else (self.lower, self.upper)
 
-    def apply(self, coefficients: Tensor) -> Spent:
+    def apply(self, coefficients: Tensor) -> Applied:
         """Constant (rows, cases), magnitude (rows,) and charges (rows, n, states - 1) of rows."""
         one = self.batched and coefficients.shape[1] == 1 and self.size.shape[0] != 1
         size, ends = (self.uniform[0], self.uniform[1:]) if one else (self.size, self._ends)
         positive = coefficients.clamp(min=0.0)
         if self.lower is None or ends is None:
             return None, coefficients.flatten(1).abs() @ size.flatten(), None
-        constant, magnitude = _spent(coefficients, positive, size, *ends)
+        constant, magnitude = _constant_and_magnitude(coefficients, positive, size, *ends)
         if not self.charged:
             return constant, magnitude, None
         return constant, magnitude, self._charges(coefficients, positive, one)
 
-    def apply_diagonal(self, coefficients: Tensor) -> Spent:
+    def apply_diagonal(self, coefficients: Tensor) -> Applied:
         """The same for one row per pair (form, sample): (forms, n, cases), (forms, n), (forms, n, ...)."""
         magnitude, ends = (coefficients.abs() * self.size).flatten(2).sum(-1), self._ends
         if ends is None:
@@ -113,7 +113,7 @@ class Intercepts:
         return constant, magnitude, self._charges(coefficients, positive, False)
 
     def _charges(self, coefficients: Tensor, positive: Tensor, one: bool) -> Tensor:
-        """``p . above + c . everywhere`` of every state in which a sample is poisoned."""
+        """``p . above + c . everywhere`` for each state in which a sample is poisoned."""
         assert self.lower is not None
         assert self.upper is not None
         charges = []
@@ -128,16 +128,16 @@ class Intercepts:
 
 @dataclass(frozen=True)
 class SummedIntercepts:
-    """Offsets of products of single samples that nothing but a sum over the samples reads.
+    """Intercepts of products of single samples that only a sum over the samples reads.
 
-    They would be as many for each sample as there are parameters. All samples have one coefficient, so
-    that the sums over them are kept, and what is charged to single samples.
+    Each sample would have as many as there are parameters. All samples share one coefficient, so only
+    the sums over the samples are kept, and the terms of the charges of single samples.
 
     Attributes:
         size: sum over the samples, (*shape).
         lower, upper: sums over the samples, (cases, *shape).
-        above, everywhere: as :meth:`Intercepts._charges` takes them, (states - 1, n, *shape); None where no
-            state is charged.
+        above, everywhere: as in :meth:`Intercepts._charges`, (states - 1, n, *shape); None if no state
+            is charged.
     """
 
     size: Tensor
@@ -156,7 +156,7 @@ class SummedIntercepts:
         return SummedIntercepts(*full.uniform, *_charged(full.lower, full.upper))
 
     def narrow(self, axis: int, index: Tensor) -> SummedIntercepts:
-        """The offsets of some indices of one axis, counted from the right."""
+        """The intercepts of some indices of one axis, counted from the right."""
         size, lower, upper = (
             t.index_select(axis, index) for t in (self.size, self.lower, self.upper)
         )
@@ -166,10 +166,12 @@ class SummedIntercepts:
         )
         return SummedIntercepts(size, lower, upper, above, everywhere)
 
-    def apply(self, coefficients: Tensor) -> Spent:
-        """As :meth:`Intercepts.spend`, of coefficients (rows, 1, *shape)."""
+    def apply(self, coefficients: Tensor) -> Applied:
+        """As :meth:`Intercepts.apply`, for coefficients (rows, 1, *shape)."""
         positive = coefficients.clamp(min=0.0)
-        constant, magnitude = _spent(coefficients, positive, self.size, self.lower, self.upper)
+        constant, magnitude = _constant_and_magnitude(
+            coefficients, positive, self.size, self.lower, self.upper
+        )
         if self.above is None or self.everywhere is None:
             return constant, magnitude, None
         charges = [
@@ -178,21 +180,21 @@ class SummedIntercepts:
         ]
         return constant, magnitude, torch.stack(charges, -1)
 
-    def apply_diagonal(self, coefficients: Tensor) -> Spent:
+    def apply_diagonal(self, coefficients: Tensor) -> Applied:
         raise AssertionError("no form of a single sample stands on what only a sum reads")
 
 
-def _spent(
+def _constant_and_magnitude(
     coefficients: Tensor, positive: Tensor, size: Tensor, lower: Tensor, upper: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Constants and magnitude of rows."""
+    """Constants (rows, cases) and magnitudes (rows,) of rows."""
     flat, above = coefficients.flatten(1), positive.flatten(1)
     constant = above @ lower.flatten(1).T + (flat - above) @ upper.flatten(1).T
     return constant, flat.abs() @ size.flatten()
 
 
 def _charged(lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
-    """What a sample is charged for each positive coefficient, and for each coefficient, by state."""
+    """The charge to a sample per positive coefficient, and per coefficient of any sign, by state."""
     everywhere = upper[:1] - upper[1:]
     return lower[:1] - lower[1:] - everywhere, everywhere
 
@@ -200,7 +202,7 @@ def _charged(lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
 def _uniform_charge(
     coefficients: Tensor, positive: Tensor, above: Tensor, everywhere: Tensor
 ) -> Tensor:
-    """The charge of each sample where all have one coefficient, (rows, n)."""
+    """The charge of each sample if all samples share one coefficient, (rows, n)."""
     on_above = positive.flatten(1) @ above.flatten(1).T
     return on_above + coefficients.flatten(1) @ everywhere.flatten(1).T
 

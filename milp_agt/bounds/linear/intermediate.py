@@ -1,4 +1,4 @@
-"""Inner bounds by linear forms: the ranges that relaxations stand on, walked through the window."""
+"""Intermediate bounds: ranges of nodes by backward passes through the window, for their relaxations."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ from milp_agt.training.tracing import FEATURES, LABELS
 
 
 def targets(schedule: NodeOrder) -> tuple[Node, ...]:
-    """Nodes whose ranges are worth a walk: sums and products that a univariate function reads.
+    """Nodes whose ranges are worth a backward pass: sums and products that a univariate function reads.
 
-    Their images are exact by intervals; operands of products gain little more. Gradients that are
-    clipped coordinate by coordinate are left out: there are as many for each sample as parameters.
+    Interval images of univariate functions are exact; operands of products gain little more. Gradients
+    that are clipped coordinate by coordinate are left out: each sample has as many as parameters.
     """
     read = {
         name
         for node in schedule.before
-        if isinstance(node.op, Univariate) and not isinstance(node.op, Clip)
+        if isinstance(node.op, Univariate) and type(node.op) is not Clip
         for name in node.inputs
     }
     return tuple(
@@ -51,13 +51,13 @@ def targets(schedule: NodeOrder) -> tuple[Node, ...]:
 
 @dataclass(frozen=True)
 class BackwardPasses:
-    """What inner walks need besides the step: the past of the window and how to cut the work.
+    """The input of intermediate bounds besides the step: the window before it and how to split the work.
 
     Attributes:
-        widest: most elements of a node whose ranges are walked; None for no limit.
-        chunk: rows of a walk through the window at once.
-        pairs: pairs of a form and a sample whose coefficients on the parameters are held at once.
-        passes: how many rows memory has room for, remembered over the steps.
+        widest: most elements of a node with intermediate bounds; None for no limit.
+        chunk: rows of a backward pass through the window at once.
+        pairs: pairs of a form and a sample whose coefficients on the parameters are kept at once.
+        passes: how many rows fit into memory, remembered over the steps.
     """
 
     schedule: NodeOrder
@@ -70,7 +70,7 @@ class BackwardPasses:
 
     @property
     def targets(self) -> tuple[Node, ...]:
-        """Nodes whose ranges are walked."""
+        """Nodes with intermediate bounds."""
         return tuple(
             node
             for node in targets(self.schedule)
@@ -78,43 +78,43 @@ class BackwardPasses:
         )
 
     def samples_at_once(self, step: Step) -> int:
-        """Samples of a fragment, so that all forms of a node fit; the elements are cut below one."""
+        """Samples of a chunk, so that all forms of a node fit; elements are split if not even one fits."""
         if step.poison.whole is Whole.REMOVED:
-            return step.size  # the mean of the samples that are left needs all of them
+            return step.size  # the mean of the remaining samples needs the whole batch
         largest = max((n.signature.size for n in self.targets), default=1)
         return max(1, min(step.size, self.pairs // (2 * largest)))
 
 
-def propagate(walks: BackwardPasses, state: State, step: Step, keep: Collection[str]) -> Ranges:
-    """Boxes of the nodes of a step, where the targets are met with linear forms.
+def propagate(context: BackwardPasses, state: State, step: Step, keep: Collection[str]) -> Ranges:
+    """Boxes of the nodes of a step, where those of the targets are met with linear bounds.
 
-    Node by node in topological order, so that each form stands on the ranges tightened before it.
+    Nodes come in topological order, so that each form uses the ranges tightened before it.
     The forms of a sample i go back through the current step to theta_t and on through the window.
-    Ranges are *conditional*: if i is not poisoned, the budget is spent on the others; if it is, its
-    own debt is paid in full and one less is left for the others. Both hold for every admissible
+    Ranges are *conditional*: if i is clean, the budget goes to the other samples; if i is poisoned, it
+    counts in full and the others have a budget of one less. Both hold for every admissible
     poisoning in that state, so that the meet with intervals, and sums over samples with the budget
-    of the batch, stay sound. No form of one sample depends on another, so fragments change nothing.
+    of the batch, stay sound. Forms of one sample do not depend on others, so chunks change nothing.
     """
     return bound_propagation.propagate(
-        walks.schedule,
+        context.schedule,
         state,
         step,
-        walks.adversary,
-        walks.samples_at_once(step),
+        context.adversary,
+        context.samples_at_once(step),
         keep,
-        lambda part: _Refined(walks, state, step, part),
+        lambda part: _Refined(context, state, step, part),
     )
 
 
 class _Refined:
-    """The boxes of one fragment while they are made: planes so far, and walks of the targets."""
+    """Tightens the boxes of one sample chunk: keeps the planes so far and bounds the targets."""
 
-    def __init__(self, walks: BackwardPasses, state: State, step: Step, part: slice) -> None:
-        self.walks, self.state, self.step, self.part = walks, state, step, part
-        self.chosen = {node.name for node in walks.targets}
+    def __init__(self, context: BackwardPasses, state: State, step: Step, part: slice) -> None:
+        self.context, self.state, self.step, self.part = context, state, step, part
+        self.chosen = {node.name for node in context.targets}
         self.planes: dict[str, LinearBounds] = {}
         self.offsets: dict[str, Intercepts] = {}
-        self.nodes = [n for n in walks.schedule.before if n.batched and not n.inputs]
+        self.nodes = [n for n in context.schedule.before if n.batched and not n.inputs]
 
     def __call__(self, node: Node, boxes: Mapping[str, Interval]) -> Interval:
         box = boxes[node.name]
@@ -123,13 +123,13 @@ class _Refined:
         self.nodes.append(node)
         samples = self.step.samples[self.part]
         inputs = [boxes[name] for name in node.inputs]
-        planes = self.walks.adversary.algebra.relax(node, inputs, samples)
+        planes = self.context.adversary.algebra.relax(node, inputs, samples)
         self.planes[node.name] = planes
-        self.offsets[node.name] = Intercepts.of(planes, True, self.walks.adversary.cases)
+        self.offsets[node.name] = Intercepts.of(planes, True, self.context.adversary.cases)
         return self._met(node, box, boxes) if node.name in self.chosen else box
 
-    def _fragment(self, boxes: Mapping[str, Interval]) -> SampleChunk:
-        part, nominal = self.part, self.walks.adversary.nominal(self.step)
+    def _sample_chunk(self, boxes: Mapping[str, Interval]) -> SampleChunk:
+        part, nominal = self.part, self.context.adversary.nominal(self.step)
         index = torch.arange(part.start, part.stop, device=self.step.samples.device)
         return SampleChunk(
             part,
@@ -141,14 +141,14 @@ class _Refined:
         )
 
     def _met(self, node: Node, box: Interval, boxes: Mapping[str, Interval]) -> Interval:
-        """The meet of a box with linear bounds of every element, some elements at a time."""
+        """The meet of a box with linear bounds of each element, some elements at a time."""
         size, count = node.signature.size, self.part.stop - self.part.start
-        states = self.walks.adversary.states
+        states = self.context.adversary.states
         bounds = box.lower.new_full((states, 2, size, count), -torch.inf)
-        worth = _worth(self.walks, node, box)
-        sample_chunk = self._fragment(boxes)
+        worth = _worth(self.context, node, box)
+        sample_chunk = self._sample_chunk(boxes)
         signed = torch.arange(2 * size, device=worth.device)
-        for forms in signed.split(max(1, self.walks.pairs // count)):
+        for forms in signed.split(max(1, self.context.pairs // count)):
             rows = worth[forms].flatten().nonzero()[:, 0]
             if len(rows):
                 found = bounds.new_full((states, len(forms) * count), -torch.inf)
@@ -157,31 +157,31 @@ class _Refined:
                 def bound(some: Tensor, own: SampleForms = own) -> Tensor:
                     return self._bound_rows(own, some, count)
 
-                for some, low in self.walks.passes.run(rows, self.walks.chunk, bound):
+                for some, low in self.context.passes.run(rows, self.context.chunk, bound):
                     found[:, some] = low
                 bounds.flatten(1, 2)[:, forms] = found.reshape(states, len(forms), count)
         lower, upper = bounds.transpose(2, 3).unbind(1)
         shape = (states, count, *node.shape)
-        walked = Interval(lower.reshape(shape), -upper.reshape(shape))
-        return self.walks.adversary.algebra.meet(
+        linear = Interval(lower.reshape(shape), -upper.reshape(shape))
+        return self.context.adversary.algebra.meet(
             box.expand_states(max(states, box.lower.shape[0])),
-            walked,
+            linear,
             f"'{node.name}' by intervals and by linear forms",
         )
 
     def _bound_rows(self, own: SampleForms, rows: Tensor, count: int) -> Tensor:
-        """Lower bounds of some rows in each state, (states, rows): the best of all stops of the walk."""
-        walks, step = self.walks, self.step
+        """Lower bounds of some rows in each state, (states, rows): the best stop of the backward pass."""
+        context, step = self.context, self.step
         forms = own.rows(rows, self.state)
-        perturbation = walks.adversary.open_worst_case(forms.rows)
+        perturbation = context.adversary.open_worst_case(forms.rows)
         at = self.part.start + rows % count
         samples = step.samples[at]
-        if not walks.adversary.poison.is_clean:
+        if not context.adversary.poison.is_clean:
             perturbation.add_own(step, *own.moves(rows, at, step.size))
-        algebra = walks.adversary.algebra
+        algebra = context.adversary.algebra
         best = algebra.concretise(forms, self.state, perturbation.worst_case_given(samples))
-        for relaxed in reversed(walks.window):
-            forms = propagate_backward(walks.schedule, relaxed, forms, perturbation)
+        for relaxed in reversed(context.window):
+            forms = propagate_backward(context.schedule, relaxed, forms, perturbation)
             stop = algebra.concretise(forms, relaxed.state, perturbation.worst_case_given(samples))
             best = better(algebra, best, stop)
         return best.T
@@ -195,19 +195,19 @@ def _units(node: Node, forms: Tensor, count: int) -> Tensor:
     return one.reshape(-1, 1, *node.shape).expand(-1, count, *node.shape)
 
 
-def _worth(walks: BackwardPasses, node: Node, box: Interval) -> Tensor:
-    """Mask over (2 signs x elements, samples) of the rows that are worth a walk.
+def _worth(context: BackwardPasses, node: Node, box: Interval) -> Tensor:
+    """Mask over (2 signs x elements, samples) of the rows that are worth a backward pass.
 
-    Where every function that reads the node is linear on the box by intervals, its relaxation is
-    exact already, and where boxes stand alone little is gained for others.
+    Where every function that reads the node is linear on the interval box, its relaxation is already
+    exact; with separate boxes, other nodes then gain little from a smaller one.
     """
-    if not walks.adversary.algebra.exact_images_suffice:
+    if not context.adversary.algebra.exact_images_suffice:
         every = torch.ones_like(box.lower[0], dtype=torch.bool).flatten(1).T
         return torch.cat([every, every])
-    outer = walks.adversary.algebra.hull(box)
+    outer = context.adversary.algebra.hull(box)
     hull = Interval(outer.lower[0], outer.upper[0])
     settled = torch.ones_like(hull.lower, dtype=torch.bool)
-    for reader in walks.schedule.before:
+    for reader in context.schedule.before:
         if node.name in reader.inputs and isinstance(reader.op, Univariate):
             settled &= reader.op.is_linear_on(hull)
     mask = ~settled.flatten(1).T

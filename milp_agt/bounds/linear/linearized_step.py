@@ -1,4 +1,4 @@
-"""A training step with linear bounds of all its nodes: what walks and programs stand on."""
+"""A training step with linear bounds of all its nodes, as backward passes and programs use it."""
 
 from __future__ import annotations
 
@@ -32,17 +32,17 @@ class SampleChunk:
     planes: Mapping[str, BackwardSlopes]
     offsets: Mapping[str, HasIntercepts]
     leaves: Mapping[str, Tensor]  # largest magnitudes of features and labels
-    nominal: Mapping[str, Tensor]  # points that moves are counted from, (1 or cases, n, *shape)
+    nominal: Mapping[str, Tensor]  # points from which moves start, (1 or cases, n, *shape)
 
 
 @dataclass(frozen=True)
 class LinearizedStep:
-    """A step with linear bounds of all its nodes: all that the walk needs, and no heuristics.
+    """A step with linear bounds of all its nodes: all that a backward pass needs, without heuristics.
 
-    Whoever keeps these (boxes, planes, in the order of the run) can replay the bound. ``shared``
-    holds the nodes without a sample axis, those of the update included; the batch is cut into
-    fragments, so that the tensors of a walk stay in the processor's cache. ``cuts`` holds one for each
-    fragment, or nothing. With a ``composed`` walks do not visit the nodes at all.
+    The bound can be replayed from these steps (boxes and planes, in the order of the run). ``shared``
+    holds the nodes without a sample axis, including those of the update. The batch is split into
+    ``chunks``, so that the tensors of a backward pass stay in the processor's cache. ``cuts`` holds a
+    composed head for each chunk, or nothing. With ``composed``, backward passes skip all nodes.
     """
 
     step: Step
@@ -60,16 +60,16 @@ class LinearizedStep:
         return self.shared.planes
 
     def new(self, name: str) -> str:
-        """The node with the new value of a tensor of the state, projected if that is relaxed yet."""
+        """The node with the new value of a tensor of the state, after projection if that is relaxed."""
         last = self.update.projections.get(name)
         settled = last is not None and last.name in self.planes
         return last.name if last is not None and settled else self.update.outputs[name]
 
 
 def settle(relaxed: LinearizedStep, state: State, cases: int) -> LinearizedStep:
-    """The same step with its projection relaxed on the box of the new state before it.
+    """The same step with its projection relaxed on the box of the new state before projection.
 
-    Until then forms are on the state before the projection.
+    Until then, forms are on the state before the projection.
     """
     planes: dict[str, LinearBounds] = {}
     for name, node in relaxed.update.projections.items():
@@ -94,7 +94,7 @@ def linearize_step(
 ) -> LinearizedStep:
     """Linear bounds of every node of a step with the default slopes, valid on ``ranges``.
 
-    ``sample_chunk`` is the count of samples in a piece; None for the whole batch.
+    ``sample_chunk`` is the number of samples in a chunk; None for the whole batch.
     """
     size = sample_chunk or step.size
     planes: dict[str, LinearBounds] = {}
@@ -126,7 +126,7 @@ def linearize_step(
 def _planes_of_update(
     update: UpdateGraph, state: State, ranges: Ranges, algebra: BoxAlgebra
 ) -> dict[str, LinearBounds]:
-    """Planes of the update, and of the projections whose range is settled."""
+    """Planes of the update, and of the projections whose range is already known."""
     boxes = update.boxes(state, ranges.boxes, algebra)
     planes = {n.name: algebra.relax(n, [boxes[i] for i in n.inputs], None) for n in update.nodes}
     for node in update.projections.values():

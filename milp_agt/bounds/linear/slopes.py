@@ -1,4 +1,4 @@
-"""A relaxed step with other slopes: what may be chosen freely, and the planes that follow from it."""
+"""A linearised step with other slopes: the free slopes, and the planes that follow from a choice."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from milp_agt.core.graph import Node
 from milp_agt.core.interval import Interval
 from milp_agt.core.planes import FreeSlope, LinearBounds
 
-# Where a node stands in a step: the fragment of the batch, -1 for nodes without a sample axis.
+# The place of a node in a step: its sample chunk (-1 for nodes without a sample axis) and its name.
 Place = tuple[int, str]
 SHARED = -1
 Slopes = Mapping[Place, tuple[Tensor, ...]]
@@ -23,12 +23,12 @@ Slopes = Mapping[Place, tuple[Tensor, ...]]
 
 @dataclass(frozen=True)
 class RowIntercepts:
-    """Offsets of planes that every row has of its own; see :class:`~.intercepts.Intercepts`.
+    """Intercepts of planes that differ from row to row; see :class:`~.intercepts.Intercepts`.
 
     Attributes:
         size: (rows, [n], *shape).
         lower, upper: (rows, cases, [n], *shape).
-        charge_positive, charge_all: (rows, states - 1, n, *shape), or None where no state is charged.
+        charge_positive, charge_all: (rows, states - 1, n, *shape), or None if no state is charged.
     """
 
     size: Tensor
@@ -50,7 +50,7 @@ class RowIntercepts:
         return RowIntercepts(size, lower[:, :1], upper[:, :1], down - up, up)
 
     def narrow(self, axis: int, index: Tensor) -> RowIntercepts:
-        """The offsets of some indices of one axis, counted from the right."""
+        """The intercepts of some indices of one axis, counted from the right."""
 
         def of(tensor: Tensor | None) -> Tensor | None:
             return None if tensor is None else tensor.index_select(axis, index)
@@ -91,7 +91,7 @@ def pack_slopes(index: int, slopes: Slopes) -> list[Any]:
 
 
 def unpack_slopes(plain: Sequence[Any]) -> tuple[int, Slopes]:
-    """What :func:`pack_slopes` packed."""
+    """The inverse of :func:`pack_slopes`."""
     index, places = plain
     return index, {(at, name): tuple(values) for at, name, values in places}
 
@@ -107,7 +107,7 @@ def free_slopes(schedule: NodeOrder, relaxed: LinearizedStep) -> dict[Place, tup
 def with_slopes(schedule: NodeOrder, relaxed: LinearizedStep, slopes: Slopes) -> LinearizedStep:
     """The same step with planes of these slopes, each with a leading axis of rows.
 
-    Forms walked through it must have as many rows.
+    Forms that pass backward through it must have as many rows.
     """
     planes: dict[Place, LinearBounds] = {
         place: node.op.relax_with(slopes[place], *inputs)
@@ -139,7 +139,7 @@ def with_slopes(schedule: NodeOrder, relaxed: LinearizedStep, slopes: Slopes) ->
 def _sites(
     schedule: NodeOrder, relaxed: LinearizedStep
 ) -> Iterator[tuple[Place, Node, tuple[Interval, ...]]]:
-    """Every relaxed node with the boxes of its inputs."""
+    """Every linearised node with the boxes of its inputs."""
     boxes, size = relaxed.ranges.boxes, relaxed.step.size
     batched = {node.name for node in schedule.before if node.batched}
     for index, sample_chunk in enumerate(relaxed.chunks):

@@ -1,4 +1,4 @@
-"""Bounds through training: linear forms walked backwards through the steps of a window."""
+"""Bounds through training: backward bound propagation through the steps of a window."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ from milp_agt.formulations.linear import Affine, Combine, Reshape
 from milp_agt.threats.poison import Poison
 from milp_agt.training.tracing import FEATURES, StepGraph
 
-# Elements of one coefficient tensor of a walk: small enough for a processor's cache.
+# Elements of one coefficient tensor of a backward pass: small enough for a processor's cache.
 CACHED_ELEMENTS = 2**18
-# Rows of a piece where walks jump to the parameters at the outputs: few units, many samples.
+# Rows of a piece with composed heads: few units, many samples.
 ROWS_OF_UNITS = 16
-# Rows of a pass through shortcuts: fewer than they have, so that what these fit into suffices.
+# Rows of a pass through composed steps: fewer than these have, so memory that holds them suffices.
 ROWS_OF_SHORTCUTS = 128
 
 PassFactory = Callable[..., BackwardPass]  # with the arguments of BackwardPass
@@ -44,11 +44,11 @@ def propagate_backward(
     perturbation: PerturbationTerms,
     make: PassFactory = BackwardPass,
 ) -> Forms:
-    """Carry forms on the state after a step to forms on the state before it.
+    """Propagate forms on the state after a step to forms on the state before it.
 
-    Every node is replaced by its lower or upper plane according to the sign of its coefficient; the
-    clean offsets go into the constant, the difference to the poisoned offsets is charged to the
-    sample (one slope, two offsets).
+    Every node is replaced by its lower or upper plane according to the sign of its coefficient. The
+    clean intercepts go into the constant; their difference to the poisoned intercepts is charged to
+    the sample (one slope, two intercepts).
     """
     step = relaxed.step
     if relaxed.composed is not None:
@@ -65,27 +65,29 @@ def propagate_backward(
     pieces = []
     for index, sample_chunk in enumerate(relaxed.chunks):
         cut = relaxed.cuts[index] if relaxed.cuts else None
-        walker = make(sample_chunk, constant, magnitude, dict(shared.pending), shared.strips, cut)
+        chunk_pass = make(
+            sample_chunk, constant, magnitude, dict(shared.pending), shared.strips, cut
+        )
         for node in reversed(schedule.before):
             if node.batched:
-                walker.replace(node)
-        constant, magnitude = walker.constant, walker.magnitude
-        for name, total in walker.coefficients().items():
+                chunk_pass.replace(node)
+        constant, magnitude = chunk_pass.constant, chunk_pass.magnitude
+        for name, total in chunk_pass.coefficients().items():
             before[name] = before[name] + total if name in before else total
-        pieces.append(walker)
+        pieces.append(chunk_pass)
     rest = make(relaxed.shared, constant, magnitude, before)
     for node in reversed(schedule.before):
         if not node.batched and node.name not in relaxed.state:
             rest.replace(node)
     if not step.poison.is_clean:
-        charges = _joined([w.charges for w in pieces])
+        charges = _joined([p.charges for p in pieces])
         if charges is not None and fewer_charges is not None:
             charges = charges - fewer_charges
         movable = step.poison.feature_moves is not None
         perturbation.add(
             step,
-            _joined([w.on_features for w in pieces]) if movable else None,
-            _joined([w.on_labels for w in pieces]),
+            _joined([p.on_features for p in pieces]) if movable else None,
+            _joined([p.on_labels for p in pieces]),
             charges,
         )
     return Forms(
@@ -97,7 +99,7 @@ def propagate_backward(
 
 
 def _joined(parts: Sequence[Tensor | None]) -> Tensor | None:
-    """Fragments one after the other along the sample axis."""
+    """Chunks concatenated along the sample axis."""
     present = [p for p in parts if p is not None]
     if not present:
         return None
@@ -105,9 +107,9 @@ def _joined(parts: Sequence[Tensor | None]) -> Tensor | None:
 
 
 def _operations(schedule: NodeOrder, relaxed: LinearizedStep) -> float:
-    """Bound of the chain of roundings that one step adds to any number of the walk.
+    """Bound on the chain of roundings that one step adds to any number of a backward pass.
 
-    The longest sum is over all elements of one node, and every exchange adds a few operations.
+    The longest sum is over all elements of one node; every replacement adds a few operations.
     """
     samples, update = relaxed.step.size, relaxed.update
     largest = max(n.signature.size * (samples if n.batched else 1) for n in schedule.all)
@@ -119,16 +121,16 @@ def _operations(schedule: NodeOrder, relaxed: LinearizedStep) -> float:
 def _through_update(relaxed: LinearizedStep, forms: Forms, make: PassFactory) -> BackwardPass:
     """Forms on the new state as forms on the old one and on the summed gradients."""
     on_new = {relaxed.new(name): c for name, c in forms.coefficients.items()}
-    walker = make(relaxed.shared, forms.constant, forms.magnitude, on_new)
+    update_pass = make(relaxed.shared, forms.constant, forms.magnitude, on_new)
     for node in (*relaxed.update.projections.values(), *reversed(relaxed.update.nodes)):
-        walker.replace(node)
-    return walker
+        update_pass.replace(node)
+    return update_pass
 
 
 def with_cuts(
     step_graph: StepGraph, schedule: NodeOrder, relaxed: LinearizedStep
 ) -> LinearizedStep:
-    """The same step with its narrowest node before the loss walked once for all rows."""
+    """The same step with composed heads: its narrowest node before the loss is bounded once for all rows."""
     target = _narrowest(step_graph, schedule)
     needed = {target.name}
     for node in reversed(schedule.before):
@@ -144,23 +146,23 @@ def with_shortcut(
     chunk: int,
     passes: Passes | None = None,
 ) -> LinearizedStep:
-    """The same step with the forms of all ends of its new state, for the walks of all others."""
+    """The same step as a composed step: forms of all signed entries of its new state, for later passes."""
     passes = passes or Passes()
     collected = Collected(count_of(relaxed.state))
     enough = ROWS_OF_UNITS if relaxed.cuts else chunk
     for part, forms in forms_in_pieces(relaxed.state, passes.limit(chunk), enough):
 
-        def pulled(own: Tensor, forms: Forms = forms) -> Forms:
+        def propagated(own: Tensor, forms: Forms = forms) -> Forms:
             some = forms if len(own) == forms.rows else forms.part(own)
             return propagate_backward(schedule, relaxed, some, collected)
 
-        for own, walked in passes.run(torch.arange(len(part)), chunk, pulled):
-            collected.keep(part[own.to(part.device)], walked)
+        for own, found in passes.run(torch.arange(len(part)), chunk, propagated):
+            collected.keep(part[own.to(part.device)], found)
     return replace(relaxed, composed=collected.composed(relaxed.state))
 
 
 def _narrowest(step_graph: StepGraph, schedule: NodeOrder) -> Node:
-    """The outputs, or what alone is made of them (the difference of two logits)."""
+    """The outputs, or a narrower node that alone reads them (the difference of two logits)."""
     node = step_graph.graph[step_graph.output]
     while True:
         readers = [n for n in schedule.before if node.name in n.inputs]
@@ -181,15 +183,15 @@ def forms_of_outputs(
 ) -> SampleForms:
     """Forms on the parameters that bound forms of the outputs of test points from below.
 
-    Over a box of inputs with centre x and radius r, ``c . x'`` is at least ``c . x - |c| . r``: the
-    support of the box is paid here, point by point, because no training step shares these inputs.
+    Over a box of inputs with centre x and radius r, ``c . x'`` is at least ``c . x - |c| . r``. This
+    support is subtracted here, point by point, because no training step shares these inputs.
 
     Args:
         nodes: the forward pass, in topological order.
         state: box of the parameters on which the linear bounds must hold.
-        features: boxes of the inputs, (1, n, *shape); points where nobody touches them.
+        features: boxes of the inputs, (1, n, *shape); points if inputs are not perturbed.
         coefficients: on the model's outputs, (forms, n, outputs).
-        arithmetic: of the boxes of the parameters.
+        algebra: of the boxes of the parameters.
     """
     boxes = dict(state) | {FEATURES: features}
     planes: dict[str, LinearBounds] = {}
@@ -220,8 +222,10 @@ def forms_of_outputs(
 
 
 def rows_at_once(schedule: NodeOrder, window: Sequence[LinearizedStep]) -> int:
-    """Rows of dense coefficients whose tensors stay in the processor's cache; more by shortcuts,
-    which every pass reads as a whole."""
+    """Rows of dense coefficients whose tensors stay in the processor's cache.
+
+    More with composed steps, which every pass reads as a whole.
+    """
     if all(relaxed.composed is not None for relaxed in window):
         return ROWS_OF_SHORTCUTS
     summed = {n.inputs[0] for n in schedule.sums}  # one coefficient for all samples
@@ -241,10 +245,10 @@ def bound_forms(
 ) -> Tensor:
     """Lower bounds of forms on the state after the window, (rows, cases).
 
-    The forms are walked back step by step; at every stop they are concretised on the box of that
-    step, and the best bound counts. From the first step of the window they go on through the ``past``,
-    the steps right before it. ``newest`` is told the forms on the state before the last step, less
-    what they owe there.
+    The forms go back step by step. At every stop they are concretised on the box before that step,
+    and the best bound counts. From the first step of the window they go on through the ``past``, the
+    steps right before it. ``newest`` receives the forms on the state before the last step, minus their
+    worst case there.
     """
     perturbation, algebra = adversary.open_worst_case(forms.rows), adversary.algebra
     best: Tensor | None = None
@@ -285,13 +289,13 @@ def bound_by_sample(
     forms: Forms,
     adversary: AdversaryModel,
 ) -> tuple[Tensor, Tensor]:
-    """Bounds of forms on the state after the window that know who is poisoned.
+    """Bounds of forms on the state after the window as a function of the poisoned samples.
 
     For every set S of samples that the adversary may choose for the whole run (a budget for the data
     set), each form is at least ``base - sum_{i in S} dev_i``. Rounding is covered.
 
     Returns:
-        ``base`` (rows,) and ``dev`` (rows, N), of the stop with the best bound over all S.
+        ``base`` (rows,) and ``dev`` (rows, N), at the stop with the best bound over all S.
     """
     if isinstance(adversary, Charged):
         columns = bound_forms(schedule, window, forms, adversary)
@@ -313,7 +317,7 @@ def bound_by_sample(
 def _stops(
     schedule: NodeOrder, window: Sequence[LinearizedStep], forms: Forms, perturbation: WorstCase
 ) -> Iterator[tuple[Forms, State]]:
-    """Forms on the state before each step of a walk, with its box; the debt is that of the walk so far."""
+    """Forms on the state before each step, with its box; ``perturbation`` covers the steps so far."""
     for relaxed in reversed(window):
         forms = propagate_backward(schedule, relaxed, forms, perturbation)
         yield forms, relaxed.state
@@ -328,10 +332,10 @@ def bound_state(
     past: Sequence[PastStep] = (),
     collected: Collected | None = None,
 ) -> State:
-    """Boxes of the state after the window: every entry bounded from both sides, ``chunk`` rows at once.
+    """Boxes of the state after the window: each entry bounded from both sides, ``chunk`` rows at once.
 
-    ``passes`` remembers over the steps how many rows memory has room for. ``collected`` keeps the forms
-    of all ends on the state before the last step, less what they owe there.
+    ``passes`` remembers over the steps how many rows fit into memory. ``collected`` keeps the forms of
+    all signed entries on the state before the last step, minus their worst case there.
     """
     passes = passes or Passes()
     state = window[-1].state

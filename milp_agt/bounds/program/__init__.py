@@ -1,24 +1,26 @@
 """Programs over a window of training steps: encode once, then one solve for each objective.
 
-How a bound comes about, from what is asked to what is proved:
+From the choices of the adversary to a proved bound:
 
-1. ``choices``: a :class:`Span` is the steps of one program, each with the ranges that its relaxations stand
-   on. :class:`Together` has one span for all choices of poisoned samples, :class:`OneByOne` one for each.
-2. ``window``: :class:`Encoding` makes of a span an :class:`EncodedWindow`, columns and rows of a program
-   that no solver has seen. Operations encode themselves; ``moves`` are the columns of the adversary,
-   ``influence`` ties the start of a window to who is poisoned, ``tightening`` makes ranges smaller first.
-3. ``bounds`` (the state after the window) and ``questions`` (forms of the model's outputs: ``asked``, and
-   counts of test points: ``collective``) put forms on top: ``Objectives``, with what they need of it.
-4. ``leaves``: the loosest choice is solved first, until the bound rests on choices that are solved.
-5. ``objectives``: solves in the order of what may be gained, here or on workers; dual bounds only.
-6. ``incumbents`` are what solvers find, for attacks; by ``witness`` real runs are held against every bound.
+1. ``choices``: a :class:`Span` is the steps of one program, each with the ranges that its relaxations need.
+   :class:`Together` has one span for all selections, :class:`OneByOne` one for each.
+2. ``window``: :class:`Encoding` turns a span into an :class:`EncodedWindow`, the columns and rows of a
+   solver-neutral program. Operations encode themselves; ``move_columns`` are the columns of the adversary,
+   ``selection_rows`` tie the start of a window to the selection, ``tightening`` tightens ranges first.
+3. ``state_bounds`` (the state after the window) and ``final_window`` (forms of the model's outputs:
+   ``output_objectives``, and counts of test points: ``counts``) add forms: ``Objectives``, with the part of
+   the program that they need.
+4. ``by_choice``: the loosest choice is solved first, until the worst choice of every objective is solved.
+5. ``solves``: solves ordered by possible gain, in this process or on workers; dual bounds only.
+6. ``incumbents``: points found by solvers, as starts for attacks; ``witness`` checks real runs against
+   every bound.
 """
 
 from milp_agt.bounds.program.choices import (
     Choices,
     Encoding,
-    Group,
     OneByOne,
+    SelectionGroup,
     Span,
     Together,
     largest_of,
@@ -38,11 +40,11 @@ __all__ = [
     "EncodedWindow",
     "Encoding",
     "FinalWindow",
-    "Group",
     "Incumbents",
     "OneByOne",
     "OutputObjectives",
     "ProgramReport",
+    "SelectionGroup",
     "SolveOptions",
     "Span",
     "Tightener",

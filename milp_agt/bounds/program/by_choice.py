@@ -1,4 +1,4 @@
-"""Programs choice by choice: exact branching on who is poisoned, the loosest choice first."""
+"""Programs choice by choice: exact branching on the selection, the loosest choice first."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ from milp_agt.core.interval import Interval
 from milp_agt.core.restriction import Restriction
 from milp_agt.threats.poison import Poison, Quota
 
-KEPT = 64  # programs that wait for their next objective
+KEPT = 64  # programs kept for further objectives
 
 
 @dataclass(frozen=True)
 class Leaf:
-    """One choice of the adversary: who is poisoned, and the steps that this can lead to.
+    """One choice of the adversary: a selection, and the steps under it.
 
     Attributes:
-        poison: the moves that are left once the choice is made; labels of listed moves are data.
-        restriction: the members, who are poisoned for sure.
+        poison: the moves that remain after the choice; labels of listed moves are data.
+        restriction: the members, which are known to be poisoned.
         window: the steps of a program, with one state in every box.
     """
 
@@ -51,7 +51,7 @@ class Leaf:
 
         Args:
             window: the steps with a box for every case.
-            outer: for each step a state that holds those of all cases: both count.
+            outer: for each step a state that contains those of all cases; boxes are met with it.
         """
         own = _alone(adversary, case)
         poison = _poison_of(own)
@@ -77,7 +77,7 @@ def _alone(adversary: Enumerated, case: int) -> Enumerated:
 
 
 def _poison_of(own: Enumerated) -> Poison:
-    """The moves of the members of the only case, who all fit the budgets."""
+    """The moves of the members of the only case, all within the budgets."""
     poison, mask, label_mask = own.movable, own.mask[0], own.label_mask[0]
     if own.listed.label_moves is not None:
         every = torch.arange(len(poison.labels), device=mask.device)
@@ -116,13 +116,13 @@ def _step_of(
 
 @dataclass(frozen=True)
 class Branched:
-    """Lower bounds over all choices, with what it took; see :class:`Solved`.
+    """Lower bounds over all choices, with counts of solves; see :class:`Solved`.
 
     Attributes:
         bounds: of each choice, (choices, objectives).
-        evidence: the programs that were solved, each with the multipliers of its objectives, by the
-            number of the choice; the other choices rest on what was known of them.
-        incumbents: for each of these programs the data that its solver has found, step by step.
+        evidence: the solved programs, each with the multipliers of its objectives and the number of its
+            choice; the other choices keep their known bounds.
+        incumbents: for each of these programs the data of the points found by its solver, step by step.
     """
 
     bounds: Array
@@ -135,7 +135,7 @@ class Branched:
 
     @property
     def least(self) -> Array:
-        """What holds for all choices, (objectives,)."""
+        """Lower bounds that hold for all choices, (objectives,)."""
         found: Array = self.bounds.min(0)
         return found
 
@@ -143,20 +143,20 @@ class Branched:
 def minimise_leaves(
     known: Array, gain: Array, build: Callable[[int], Objectives], options: SolveOptions
 ) -> Branched:
-    """``min over choices of max(known, dual bound)`` for every objective, in as few solves as that takes.
+    """``min over choices of max(known, dual bound)`` for every objective, in as few solves as possible.
 
-    An objective is only as good as its worst choice. So that one is solved first, then whichever is
-    the worst one then, until that has been solved already: all others are better by what is known of
-    them, and need no program. A limit of any kind leaves some choice with what is known of it.
+    The bound of an objective is that of its worst choice. So the worst choice is solved first, then the
+    next worst, until the worst one is already solved: all others have better known bounds and need no
+    program. With a limit of any kind, some choices keep their known bounds.
 
     Args:
-        known: lower bounds that are proved already, (choices, objectives).
-        gain: what the bound of each objective may gain, (objectives,).
+        known: lower bounds already proved, (choices, objectives).
+        gain: the most that the bound of each objective may gain, (objectives,).
         build: the program of a choice with all objectives, in their order.
 
     Raises:
-        EncodingError: the program of a choice is infeasible, although it holds the nominal run or
-            an attacked one.
+        EncodingError: the program of a choice is infeasible, although the nominal run or an attacked
+            one is feasible.
     """
     bounds, every = known.copy(), np.arange(gain.size)
     done = np.zeros(known.shape, dtype=np.bool_)
@@ -172,7 +172,7 @@ def minimise_leaves(
             break
         leaf = int(np.bincount(worst[left]).argmax())
         own = left & (worst == leaf)
-        # Those of no account to this choice are not worth a solve.
+        # Objectives whose worst choice is another one are not worth a solve here.
         asked = replace(program_of(leaf), gain=np.where(own, gain, -np.inf))
         solved = minimise(asked, options)
         bounds[leaf, own] = np.maximum(bounds[leaf, own], solved.bounds[own])

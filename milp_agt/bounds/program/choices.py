@@ -1,4 +1,4 @@
-"""What a program is about: all choices of the adversary at once, or one after the other."""
+"""The choices of the adversary that programs cover: all in one program, or one program each."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ from milp_agt.training.tracing import StepGraph
 
 @dataclass(frozen=True)
 class Span:
-    """The steps of a program, and what is known beside them.
+    """The input of one program.
 
     Attributes:
         window: the steps.
-        state: a box that holds the state after them, (1, *shape) each.
-        poison, restriction: the moves that are left to the adversary.
-        past: the steps before the window, as far as they are known.
+        state: a box of the state after them, (1, *shape) each.
+        poison, restriction: the remaining moves of the adversary.
+        past: the steps before the window, as far as they are kept.
     """
 
     window: Sequence[LinearizedStep]
@@ -43,7 +43,7 @@ class Span:
 
 
 class Choices(Protocol):
-    """Spans that together hold every run: a bound that holds in each of them holds."""
+    """Spans that together cover every run: a bound that is valid for each of them is valid."""
 
     def __len__(self) -> int: ...
 
@@ -53,7 +53,7 @@ class Choices(Protocol):
 
     @property
     def states(self) -> Sequence[State]:
-        """Boxes of the state after the steps with an axis of choices, in their order."""
+        """Boxes of the state after the steps, with an axis of choices in their order."""
         ...
 
     @property
@@ -84,8 +84,8 @@ class Together:
 
 
 @dataclass(frozen=True)
-class Group:
-    """Some enumerated selections with the steps that they have taken, a box for each."""
+class SelectionGroup:
+    """Some listed selections with their linearised steps, a box for each."""
 
     adversary: Enumerated
     window: Sequence[LinearizedStep]
@@ -94,15 +94,15 @@ class Group:
 
 @dataclass(frozen=True)
 class OneByOne:
-    """A program for each enumerated selection, counted through all groups.
+    """A program for each listed selection, numbered through all groups.
 
     Attributes:
-        outer: for each step of the window a box that holds the state before it in all cases.
-        state: likewise for the state after it.
+        outer: for each step of the window a box that contains the state before it in all cases.
+        state: a box that contains the state after the window in all cases.
     """
 
     schedule: NodeOrder
-    groups: Sequence[Group]
+    groups: Sequence[SelectionGroup]
     outer: Sequence[State]
     state: State
 
@@ -148,7 +148,7 @@ class Encoding:
     strengthening: Strengthening = DEFAULT
 
     def steps(self, span: Span) -> tuple[Encoder, EncodedSteps]:
-        """The columns and rows of the steps, to be built upon."""
+        """The columns and rows of the steps, for further rows on top."""
         envelopes = affords_envelopes(self.schedule, span.window)
         encoder = Encoder(self.exact_phases, self.exact_products, envelopes, self.strengthening)
         steps = encode_steps(
@@ -163,6 +163,6 @@ class Encoding:
         return encoder, steps
 
     def window(self, span: Span) -> EncodedWindow:
-        """The program of the steps alone."""
+        """The program of the steps only."""
         encoder, steps = self.steps(span)
         return EncodedWindow(encoder.finish(), steps.state, steps.batches)

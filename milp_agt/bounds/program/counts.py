@@ -1,7 +1,7 @@
-"""How many test points can be reached at the same time: one binary for each way to reach a point.
+"""How many test points one run can reach at once: one binary for each way to reach a point.
 
 A point is reached if all forms of one of its groups are <= 0 (all scores of safe classes are at most
-that of one unsafe class, say). Binary z_g = 1 asks that of group g; their sum is maximised.
+that of one unsafe class, say). Binary z_g = 1 demands that of group g; their sum is maximised.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from milp_agt.errors import SolverUnavailableError
 from milp_agt.solvers.solver import Capability, Solver, choose
 from milp_agt.threats.poison import Poison
 
-# Counts are whole: a bound is rounded down, after what a solver may miss by its tolerances.
+# Counts are integers: a bound is rounded down, after adding an allowance for the solver's tolerances.
 COUNT_TOLERANCE = 1e-4
 
 
@@ -32,8 +32,8 @@ class Reach:
     Attributes:
         way: for each form, flat over (n, forms), the number of its group among all groups.
         point: the point of each group, (groups,).
-        points: how many there are.
-        columns: the binary of each group, once they are encoded.
+        points: the number of points.
+        columns: the binary of each group, once encoded.
     """
 
     way: Index
@@ -50,21 +50,21 @@ class Reach:
         return Reach(way.reshape(-1), known // (names.max(initial=0) + 1), len(names))
 
     def able(self, lower: Tensor) -> Tensor:
-        """The groups that lower bounds of the forms, (choices, n, forms), leave, (choices, groups)."""
+        """Mask (choices, groups) of the groups that lower bounds of the forms (choices, n, forms) allow."""
         over = (lower > 0.0).flatten(1).to(torch.int8)
         index = torch.from_numpy(self.way).to(over.device).expand(over.shape)
         groups = over.new_zeros(len(over), len(self.point))
         return groups.scatter_reduce(1, index, over, "amax") == 0
 
     def counts(self, able: Tensor) -> Array:
-        """How many points have a group that is left, (choices,)."""
+        """How many points have an allowed group, (choices,)."""
         index = torch.from_numpy(self.point).to(able.device).expand(able.shape)
         points = torch.zeros(len(able), self.points, dtype=torch.int8, device=able.device)
         hit = points.scatter_reduce(1, index, able.to(torch.int8), "amax")
         return np.asarray(hit.sum(1).cpu().numpy(), dtype=np.float64)
 
     def opened(self, encoder: Encoder, solver: Solver, able: Tensor | None = None) -> Reach:
-        """With fresh columns; at most one way for each point. Integral where the solver is able to.
+        """A copy with new columns and at most one way for each point; binary if the solver supports that.
 
         ``able`` is a mask of the groups that may be reached, all of them by default.
         """
@@ -88,8 +88,8 @@ class Reach:
     ) -> Reach:
         """Rows ``form <= upper (1 - z)`` for all forms of every group.
 
-        ``forms`` and ``upper`` hold for the same values, flat over (n, forms). A form that is never
-        above 0 asks nothing.
+        ``forms`` and their upper bounds ``upper`` are flat over (n, forms). A form that is never above 0
+        demands nothing.
         """
         opened = self.opened(encoder, solver, able)
         assert opened.columns is not None
@@ -100,27 +100,27 @@ class Reach:
 
     @property
     def total(self) -> Expression:
-        """Less the number of ways that are taken, to be minimised."""
+        """Minus the number of ways taken, to be minimised."""
         assert self.columns is not None
         count = len(self.point)
         return self.columns.apply(sp.csr_matrix(-np.ones((1, count))), (1,))
 
     def most(self, encoder: Encoder, options: SolveOptions) -> int:
-        """The dual bound of the number of points, and never more than there are."""
+        """The dual bound of the number of points, at most the number of all points."""
         objectives = Objectives.of(encoder.finish(), self.total, np.ones(1))
         solved = minimise(objectives, counting(options))
         return int(counted(solved.bounds, self.points)[0])
 
 
 def counting(options: SolveOptions) -> SolveOptions:
-    """The same for a count, which has the time of one solve for all of its programs."""
+    """The options for a count, which gets the time of one solve for all its programs."""
     if options.limits.time is None or options.deadline is not None:
         return options
     return replace(options, deadline=time.monotonic() + options.limits.time)
 
 
 def counted(bounds: Array, points: int) -> Array:
-    """Whole numbers from lower bounds of their negatives; all points where nothing is proved."""
+    """Counts from lower bounds of their negatives; all points where nothing is proved."""
     known = np.where(np.isnan(bounds), -np.inf, bounds)
     return np.minimum(np.floor(-known + COUNT_TOLERANCE), float(points))
 
@@ -133,20 +133,20 @@ def most_by_selection(
     inside: frozenset[int],
     outside: frozenset[int],
 ) -> int:
-    """How many points one choice of poisoned samples can reach.
+    """How many points one set of poisoned samples can reach.
 
-    Every form is at least ``base - sum_{i in S} dev_i`` for the set S of poisoned samples, so that a
-    group can be reached only if ``sum_{i in S} dev_i >= base`` for all of its forms. With one sample to
-    choose, each is tried; else it is a program with a binary for each sample. Where no solver is able
-    to, every point counts.
+    Every form is at least ``base - sum_{i in S} dev_i`` for the set S of poisoned samples, so a group
+    can be reached only if ``sum_{i in S} dev_i >= base`` for all of its forms. With one sample to
+    choose, each is tried; otherwise a program has a binary for each sample. Without a capable solver
+    every point counts.
 
     Args:
         base, dev: (n, forms) and (n, forms, N), see :meth:`Models.by_sample`.
         groups: of the forms of each point, (n, forms).
-        inside, outside: samples that are known to be poisoned, or not.
+        inside, outside: samples known to be poisoned, and known not to be.
     """
     reach = Reach.of(groups)
-    # What is no number proves nothing.
+    # NaN proves nothing.
     worth = torch.where(torch.isnan(dev), torch.inf, dev).flatten(0, 1).cpu().numpy()
     least = torch.where(torch.isnan(base), -torch.inf, base).flatten().cpu().numpy()
     free = poison.open.cpu().numpy().copy()
@@ -166,8 +166,8 @@ def most_by_selection(
         chosen.apply(sp.csr_matrix(np.ones((1, len(free)))), (1,)), -np.inf, float(poison.budget)
     )
     asks = np.flatnonzero(least > 0.0)
-    # Rounded up, and cut at what one sample needs to do alone.
-    finite = np.isfinite(least[asks, None])  # a form that is above 0 for certain is never paid for
+    # Rounded up, and capped at 1: the share with which one sample alone reaches the form.
+    finite = np.isfinite(least[asks, None])  # no samples can reach a form with an infinite base
     ratio = np.divide(worth[asks], least[asks, None], where=finite, out=np.zeros_like(worth[asks]))
     part = np.minimum(ratio * (1.0 + 2.0**-40), 1.0)
     paid = chosen.apply(sp.csr_matrix(part), (len(asks),))
@@ -177,7 +177,7 @@ def most_by_selection(
 
 
 def _most_of_one(reach: Reach, least: Array, worth: Array) -> int:
-    """The most points that one sample, or none, reaches."""
+    """The most points that one sample, or none, can reach."""
     alone = np.concatenate([np.zeros((len(least), 1)), worth], 1) * (1.0 + 2.0**-40)
     able = torch.from_numpy(alone >= least[:, None])
     ways = torch.ones(len(reach.point), able.shape[1], dtype=torch.bool)

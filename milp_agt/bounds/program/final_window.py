@@ -1,4 +1,4 @@
-"""Questions on top of a window: forms of the outputs of the trained model as objectives."""
+"""Programs for questions about the trained model: forms of its outputs as objectives after a window."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ from milp_agt.training.tracing import FEATURES
 
 # Test points in one program: the window is encoded once for all of them, and solved with each.
 POINTS_AT_ONCE = 32
-# Points that are counted together; what one poisoning does to points of two programs is not known.
+# Points counted in one program; separate programs may assume different poisonings.
 COUNTED_AT_ONCE = 128
-READY = 16  # windows that wait for the next question
+READY = 16  # encoded windows kept for the next question
 
 
 @dataclass(frozen=True)
 class Ready:
-    """The window of a choice, to be built upon."""
+    """The encoded window of a choice, for further rows on top."""
 
     span: Span
     encoder: Encoder
@@ -47,16 +47,16 @@ class Ready:
 
 @dataclass(frozen=True)
 class FinalWindow:
-    """The last steps of a run as programs, for questions about the model that they end in.
+    """The last steps of a run as programs, for questions about the resulting model.
 
     Attributes:
-        encoding: what of the steps is kept, as in the run.
-        choices: what each program is about; they are solved loosest first (:func:`minimise_leaves`).
+        encoding: how steps are encoded, as in the run.
+        choices: the choices of the programs, solved loosest first (:func:`minimise_leaves`).
         options: how to solve.
-        witness: where real runs end, which every answer has to admit.
-        of_state: what the programs that bounded the state after the steps had their adversaries do.
-        reports: what each question took, in the order in which they were asked.
-        notes: questions that were left to the cheaper bounds, and why.
+        witness: final states of real runs, which every answer must admit.
+        of_state: the adversary's choices in the programs that bounded the state after the steps.
+        reports: one report per question, in the order of the questions.
+        notes: questions that kept their cheaper bounds, and why.
     """
 
     encoding: Encoding
@@ -72,11 +72,11 @@ class FinalWindow:
         """Dual bounds of forms of the outputs over all runs through the window.
 
         Args:
-            known: what is proved already, (choices, n, forms): the widest gap is closed first. Where one
-                program holds all choices, any count of cases that hold all runs.
+            known: bounds already proved, (choices, n, forms); the widest is improved first. If one program
+                covers all choices, any number of cases that together cover all runs.
 
         Returns:
-            A box (choices, n, forms), as known where a solver proved nothing better.
+            A box (choices, n, forms); the known one where a solver proved nothing better.
         """
         known = self._by_choice(known)
         lower, upper = known.lower.clone(), known.upper.clone()
@@ -100,7 +100,7 @@ class FinalWindow:
 
     @property
     def incumbents(self) -> tuple[Sequence[Incumbents], ...]:
-        """The same of the state and of the questions so far."""
+        """The adversary's choices in programs for the state and for the questions so far."""
         asked = (own for report in self.reports for own in report.incumbents)
         return (*self.of_state, *asked)
 
@@ -109,14 +109,14 @@ class FinalWindow:
         return self.options.solver.name
 
     def _by_choice(self, known: Interval) -> Interval:
-        """One box where there is one program."""
+        """Known bounds by choice: one box if there is one program."""
         if len(self.choices) == 1:
             return Interval(known.lower.amin(0, keepdim=True), known.upper.amax(0, keepdim=True))
         assert len(known.lower) == len(self.choices)
         return known
 
     def _beyond(self, asked: OutputObjectives) -> str | None:
-        """Why no solver can take the ranges of a question; None if one can."""
+        """Why the ranges of a question are too large for solvers; None if they are not."""
         boxes = asked.boxes(union(self.choices.states))
         largest = max(float(box.magnitude.max()) for box in boxes.values())
         if largest <= RANGE_LIMIT:
@@ -133,8 +133,7 @@ class FinalWindow:
     def _minimised(
         self, forms: Callable[[int], tuple[Encoder, Expression]], known: Interval
     ) -> Interval:
-        """Bounds of each choice, (choices, *shape), from forms whose minima are lower ends and negative
-        upper ends."""
+        """Bounds of each choice, (choices, *shape); minima of the forms are lower, then minus upper ends."""
         started = time.monotonic()
         ends = torch.cat([known.lower.flatten(1), -known.upper.flatten(1)], 1).cpu().numpy()
         gain = np.tile((known.upper.amax(0) - known.lower.amin(0)).flatten().cpu().numpy(), 2)
@@ -149,21 +148,21 @@ class FinalWindow:
         return Interval(low.reshape(known.lower.shape), -high.reshape(known.lower.shape))
 
     def _encoded(self, choice: int, asked: OutputObjectives) -> tuple[Encoder, Expression]:
-        """The window with forms of the outputs at its end, flat over (n, forms)."""
+        """The encoded window, with forms of the outputs after it, flat over (n, forms)."""
         encoder, outputs = self._outputs(choice, asked)
         return encoder, asked.forms_of(outputs)
 
     def bound_sums(
         self, asked: OutputObjectives, weights: Tensor, known: Interval, nominal: Tensor
     ) -> Tensor:
-        """Lower bounds of ``sum_i weights_i . form_i``: one model faces all test points.
+        """Lower bounds of ``sum_i weights_i . form_i``, with one model for all test points.
 
-        Points are taken ``COUNTED_AT_ONCE`` at a time, and what is proved of each part adds up.
+        Points are taken ``COUNTED_AT_ONCE`` at a time, and the bounds of the parts add up.
 
         Args:
             weights: (rows, n, forms).
-            known: what is proved of the forms, (choices, n, forms), as for :meth:`bound`.
-            nominal: the forms of the nominal model, (n, forms), which say how much there is to gain.
+            known: proved bounds of the forms, (choices, n, forms), as for :meth:`bound`.
+            nominal: the forms of the nominal model, (n, forms), which show the possible gain.
 
         Returns:
             (choices, rows).
@@ -218,13 +217,13 @@ class FinalWindow:
     def most_at_once(self, asked: OutputObjectives, groups: Tensor, known: Interval) -> int:
         """How many test points can be reached by one run through the window.
 
-        A point is reached if for one of its groups all forms are <= 0. Points are taken
-        ``COUNTED_AT_ONCE`` at a time, by the choice that reaches most; what no solver proves counts
-        as reached.
+        A point is reached if all forms of one of its groups are <= 0. Points are taken
+        ``COUNTED_AT_ONCE`` at a time, for the choice that reaches most in total; a point counts as
+        reached unless the contrary is proved.
 
         Args:
             groups: of the forms of each point, (n, forms).
-            known: what is proved of the forms, (choices, n, forms): forms above 0 reach nothing, and the
+            known: proved bounds of the forms, (choices, n, forms): forms above 0 reach nothing, and the
                 upper ends are the big-M of the rows.
         """
         known = self._by_choice(known)
@@ -271,10 +270,10 @@ class FinalWindow:
 
         Args:
             coefficients: (rows, *shape) by name of the parameter.
-            known: what is proved already, (choices, rows), as for :meth:`bound`.
+            known: bounds already proved, (choices, rows), as for :meth:`bound`.
 
         Returns:
-            A box (choices, rows), as known where a solver proved nothing better.
+            A box (choices, rows); the known one where a solver proved nothing better.
         """
 
         def forms(choice: int) -> tuple[Encoder, Expression]:
@@ -298,7 +297,7 @@ class FinalWindow:
     def _forms_of_state(
         self, choice: int, coefficients: Mapping[str, Tensor]
     ) -> tuple[Encoder, Expression]:
-        """Linear forms of the state, (rows,), rounding charged."""
+        """Linear forms of the state, (rows,), rounding included."""
         ready = self._state(choice)
         span, encoder, state = ready.span, ready.encoder, ready.state
         parts, size, terms = [], 0.0, 0
@@ -312,7 +311,7 @@ class FinalWindow:
         return encoder, add(parts).plus_error(gamma(2 * terms + 16) * size + TINY)
 
     def _state(self, choice: int) -> Ready:
-        """The window of a choice and the state after it, to be built upon; samples are told apart no more."""
+        """The encoded window of a choice and the state after it, which no longer depends on the selection."""
         if choice not in self._ready:
             if len(self._ready) == READY:
                 del self._ready[next(iter(self._ready))]

@@ -1,4 +1,4 @@
-"""What a program has its adversary do: data of real attacks may be near the points that solvers find."""
+"""The adversary's choices at points that solvers find: starts for real attacks."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 
 from milp_agt.core.expression import Array, Expression, Index
 
-# Samples that are poisoned by less than this share, in every point of a group, count as clean.
+# Samples poisoned by less than this share at every point of a group count as clean.
 LEAST_GATE = 1e-6
 
 
@@ -17,13 +17,13 @@ LEAST_GATE = 1e-6
 class Incumbents:
     """Data of one step of a window at some points of a program.
 
-    A relaxation may poison a sample by a part of 1: its moves are then smaller by as much.
+    A relaxation may poison a sample by a fraction of 1; its moves are then scaled by the same fraction.
 
     Attributes:
         step: index of the step in the run.
-        places: where in the batch the samples are that any of the points poisons, (m,).
+        places: positions in the batch of the samples that any of the points poisons, (m,).
         samples: their indices, (m,).
-        gates: how far each is poisoned at the cost of each quota, (points, m, quotas), 0 to 1.
+        gates: the fraction by which each is poisoned, for each quota, (points, m, quotas), 0 to 1.
         features: (points, m, *shape).
         labels: encoded, (points, m, width).
     """
@@ -36,19 +36,19 @@ class Incumbents:
     labels: Array
 
     def rows(self, points: slice) -> Incumbents:
-        """Some of the points only."""
+        """The data at some of the points."""
         values = self.gates[points], self.features[points], self.labels[points]
         return Incumbents(self.step, self.places, self.samples, *values)
 
 
 @dataclass(frozen=True, eq=False)
 class EncodedBatch:
-    """What a step of a window trains on, as expressions over the columns of a program.
+    """The training data of a step of a window, as expressions over the columns of a program.
 
     Attributes:
         step: index of the step in the run.
         samples: indices of the batch, (n,).
-        gates: how far each sample is poisoned at the cost of each quota, (n,) each.
+        gates: the fraction by which each sample is poisoned, (n,) for each quota.
         features, labels: (n, *shape) and (n, width).
     """
 
@@ -59,7 +59,7 @@ class EncodedBatch:
     labels: Expression
 
     def over(self, columns: Index, rest: Array) -> EncodedBatch:
-        """The same over some of the columns, where all others have the values ``rest`` (all,)."""
+        """The same over some columns; all others are fixed to their values in ``rest`` (all,)."""
         return EncodedBatch(
             self.step,
             self.samples,
@@ -87,7 +87,7 @@ class EncodedBatch:
 
 
 def incumbents_of(batches: Sequence[EncodedBatch], points: Sequence[Array]) -> list[Incumbents]:
-    """The data of all steps of a window at some points; empty where nobody is poisoned in any."""
+    """The data of all steps of a window at some points; empty if no sample is poisoned at any."""
     if not points or not batches:
         return []
     found = [batch.at(np.stack(points)) for batch in batches]

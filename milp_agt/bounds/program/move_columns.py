@@ -1,4 +1,4 @@
-"""What the adversary decides: columns of selections and perturbations, shared as its powers demand."""
+"""The adversary's columns: selections and perturbations, shared over steps as the threat model allows."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ from milp_agt.threats.sets import MoveSet
 
 
 class MoveColumns:
-    """Selection and perturbation columns, shared over the steps as the adversary's powers demand.
+    """Selection and perturbation columns, shared over the steps as the threat model allows.
 
-    A sample has a column for each state but the clean one, at most one of which is 1; what a state
-    costs of each budget is given by its bits (:attr:`milp_agt.threats.poison.Poison.quotas`).
+    A sample has a column for each state but the clean one, at most one of which is 1. The bits of a
+    state show which budgets it counts in (:attr:`milp_agt.threats.poison.Poison.quotas`).
     """
 
     def __init__(self, encoder: Encoder, poison: Poison, restriction: Restriction) -> None:
@@ -37,7 +37,7 @@ class MoveColumns:
         self._budgeted: list[Expression] = []
 
     def select(self, step: Step) -> SelectionColumns:
-        """Columns ``s_i`` of a batch; zero for what samples cannot be."""
+        """Columns ``s_i`` of a batch; zero for states that a sample cannot be in."""
         parts = self._parts(step.samples.tolist(), step.poison)
         every = stacked(parts, (len(parts), self.poison.states - 1))
         if self.poison.per_batch:
@@ -46,13 +46,13 @@ class MoveColumns:
         return SelectionColumns(tuple(every.take(own) for own in index.T))
 
     def of_all(self) -> Expression:
-        """How far each sample of the data set is poisoned in any way, (samples,), if that is decided once."""
+        """The fraction by which each sample is poisoned in any way, (samples,), if decided once per run."""
         parts = self._parts(range(len(self.poison.features)), self.poison)
         any_state = sp.csr_matrix(np.ones((1, self.poison.states - 1)))
         return stacked([part.apply(any_state, (1,)) for part in parts], (len(parts),))
 
     def _parts(self, samples: Sequence[int], poison: Poison) -> list[Expression]:
-        """Columns of some samples, (states - 1,) each; ``poison`` is theirs."""
+        """Columns of some samples, (states - 1,) each; ``poison`` is of these samples."""
         shared = self.poison.static or not self.poison.per_batch
         known = self._selection if shared else {}
         opened = torch.stack([quota.open for quota in poison.quotas], 1).tolist()
@@ -64,7 +64,7 @@ class MoveColumns:
         return [known[sample] for sample in samples]
 
     def _columns(self, sample: int, is_open: Sequence[bool]) -> Expression:
-        """One column for each state but the clean one, (states - 1,), constants 0 where it cannot be."""
+        """One column for each state but the clean one, (states - 1,); constant 0 for impossible states."""
         states = range(1, self.poison.states)
         closed = sum(1 << quota for quota, free in enumerate(is_open) if not free)
         possible = np.array([not state & closed for state in states])
@@ -92,12 +92,12 @@ class MoveColumns:
         with self._shared():
             for p, quota in enumerate(self.poison.quotas):
                 costs = np.tile(states >> p & 1, len(selected)).astype(np.float64)
-                spent = total.apply(sp.csr_matrix(costs[None]), (1,))
-                self.encoder.rows(spent, -np.inf, float(quota.budget))
+                used = total.apply(sp.csr_matrix(costs[None]), (1,))
+                self.encoder.rows(used, -np.inf, float(quota.budget))
 
     @contextmanager
     def _shared(self) -> Iterator[None]:
-        """Rows that belong to no step."""
+        """Mark rows as belonging to no step."""
         origin, self.encoder.origin = self.encoder.origin, SHARED
         try:
             yield
@@ -110,14 +110,14 @@ class MoveColumns:
             self._limit(self._budgeted)
 
     def _gates(self, selection: SelectionColumns, quota: int) -> Expression:
-        """How far each sample is poisoned at the cost of a quota, (n,)."""
+        """The fraction by which each sample is poisoned within a quota, (n,)."""
         costing = [s for state, s in enumerate(selection.states, 1) if state >> quota & 1]
         return costing[0] if len(costing) == 1 else add(costing)
 
     def batch(
         self, step: Step, selection: SelectionColumns, features: Expression, labels: Expression
     ) -> EncodedBatch:
-        """The data of a step, and what they cost of each quota."""
+        """The data of a step, with the gates of each quota."""
         gates = tuple(self._gates(selection, quota) for quota in range(len(step.poison.quotas)))
         return EncodedBatch(step.index, step.samples.cpu().numpy(), gates, features, labels)
 

@@ -1,4 +1,4 @@
-"""What is asked of a model at the end of a window: forms of its outputs at test inputs."""
+"""Objectives about the model after a window: forms of its outputs at test inputs."""
 
 from __future__ import annotations
 
@@ -54,8 +54,8 @@ class OutputObjectives:
     def at(self, states: Mapping[str, Tensor], output: str) -> tuple[Tensor, Tensor]:
         """Values for models (models, *shape) at the centres of the inputs, (models, n, forms).
 
-        And what rounding they may carry: outputs count as the float run computes them, the form on top
-        of them is charged.
+        Also bounds of their rounding errors: outputs are taken as the float64 run computes them, so only
+        the rounding of the forms counts.
         """
         models = len(next(iter(states.values())))
         points = self.inputs.centre[0].expand(models, *self.inputs.lower.shape[1:])
@@ -66,7 +66,7 @@ class OutputObjectives:
         return value, gamma(2 * self.coefficients.shape[-1] + 16) * size + TINY
 
     def forms_of(self, outputs: Expression) -> Expression:
-        """The forms of all test points as one flat expression of the outputs, rounding charged."""
+        """The forms of all test points as one flat expression of the outputs, rounding included."""
         weights = self.coefficients.detach().cpu().numpy()
         points, count, width = weights.shape
         blocks = sp.csr_matrix(sp.block_diag(list(weights), format="csr"))
@@ -77,7 +77,7 @@ class OutputObjectives:
         return moved.plus_error(rounding)
 
     def sums_of(self, outputs: Expression, largest: Tensor, weights: Tensor) -> Expression:
-        """Weighted sums of the forms, one for each row of ``weights`` (rows, n, forms), rounding charged.
+        """Weighted sums of the forms, one for each row of ``weights`` (rows, n, forms), rounding included.
 
         ``largest`` is the magnitude of the outputs, (n, outputs).
         """

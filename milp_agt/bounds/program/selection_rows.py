@@ -1,4 +1,4 @@
-"""What poison did to a state before it came into a window: rows that tie it to the selection."""
+"""Rows that tie the state at the start of a window to the selection of earlier steps."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ from milp_agt.core.expression import Array, Expression, add, stacked
 from milp_agt.core.restriction import Restriction
 from milp_agt.threats.poison import Poison
 
-NEGLIGIBLE = 1e-9  # of the largest debt of a row
+NEGLIGIBLE = 1e-9  # share of the largest influence of a row
 
 
 @dataclass(frozen=True)
 class SelectionRows:
-    """Forms of a state that hold for every admissible set S of poisoned samples: ``sign * state[name][e]
-    >= constant - sum_{i in S} dev_i``, one row for each entry and sign.
+    """Rows for a state that hold for every admissible set S of poisoned samples.
 
-    They are the forms of the walk through the steps before the state, concretised on the box where they
-    bound most (DESIGN: one slope, two offsets; a poisoned sample is charged in full). The sum over S
-    is what a walk replaces by its ``budget`` largest terms; a program keeps it.
+    ``sign * state[name][e] >= constant - sum_{i in S} dev_i``, one row for each entry and sign: the linear
+    bounds of the backward pass through the steps before the state, concretised on the box with the best
+    bound (one slope, two intercepts; a poisoned sample is charged in full). The backward pass replaces
+    the sum over S by its ``budget`` largest terms; a program keeps it.
 
     Attributes:
         constant: (2 * entries,): all entries from below, then all from above; rounding is subtracted.
@@ -41,7 +41,10 @@ class SelectionRows:
     devs: Array
 
     def without_tiny(self) -> SelectionRows:
-        """Debts of no account are paid for sure: fewer entries, and none that a solver drops."""
+        """Move negligible influences into the constant, which is sound and keeps the rows sparse.
+
+        The remaining entries are large enough that no solver drops them.
+        """
         tiny = self.devs <= NEGLIGIBLE * self.devs.max(1, initial=0.0, keepdims=True)
         paid = np.where(tiny, self.devs, 0.0).sum(1) * (1.0 + 1e-9)
         constant = np.nextafter(self.constant - paid, -np.inf)
@@ -49,10 +52,10 @@ class SelectionRows:
 
 
 def admitted(poison: Poison, restriction: Restriction) -> bool:
-    """Whether a selection is one for the whole run, so that what it did before is tied to it.
+    """Whether one selection holds for the whole run, so that rows can tie earlier steps to it.
 
-    Not where it is made already, as in the program of one choice: nothing is left to be tied to, and
-    the forms of its steps are about all choices.
+    False if the selection is already fixed, as in the program of one choice: there is nothing left to
+    tie, and the forms of its steps cover all choices.
     """
     free = torch.stack([quota.open for quota in poison.quotas]).any(0)
     free[sorted(restriction.inside)] = False
@@ -65,7 +68,7 @@ def influence_on(
     state: State,
     joint: Joint,
 ) -> SelectionRows:
-    """Influence rows of a state at the end of ``past``, which is not empty."""
+    """Selection rows of a state after the steps ``past``, which is not empty."""
     names = list(state)
     shapes = [state[name].lower.shape[1:] for name in names]
     sizes = [shape.numel() for shape in shapes]
@@ -81,7 +84,7 @@ def influence_on(
 def encode_influence(
     encoder: Encoder, moves: MoveColumns, influence: SelectionRows, state: Sequence[Expression]
 ) -> None:
-    """``sign * state + sum_i dev_i s_i >= constant`` for the entries of a state, one after the other."""
+    """Rows ``sign * state + sum_i dev_i s_i >= constant`` for all entries of a state."""
     flat = [e.reshape((e.size,)) for e in state]
     ends = stacked([*flat, *(e.scale(-1.0) for e in flat)], (-1,))
     selection = moves.of_all()

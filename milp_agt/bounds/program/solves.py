@@ -1,4 +1,4 @@
-"""Many objectives over one program: in order of what they may gain, on one process or on many."""
+"""Solves of many objectives over one program: ordered by possible gain, in one process or many."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from milp_agt.core.results import Limits, SolveResult, Termination
 from milp_agt.errors import EncodingError, InvalidInputError, MilpAgtError
 from milp_agt.solvers.solver import Solver
 
-ROUNDING = 2.0**-50  # of a bound and of the constant that is added to it, relative to both
+ROUNDING = 2.0**-50  # relative error of adding the constant to a bound, relative to both
 
 
 @dataclass(frozen=True)
@@ -30,10 +30,10 @@ class SolveOptions:
     Attributes:
         solver: the back end.
         limits: of each solve.
-        worth: what an objective must be able to gain; others are left to the cheaper bound.
-        deadline: a time of ``time.monotonic`` at which the whole run ends; None for none.
-        workers: processes of joblib (its loky, or what ``joblib.parallel_config`` chooses, a dask
-            cluster say); 1 solves in this process.
+        worth: the least possible gain of an objective to solve; others keep the cheaper bound.
+        deadline: a time of ``time.monotonic`` at which the whole run ends; None for no deadline.
+        workers: processes of joblib (loky, or the backend of ``joblib.parallel_config``, a dask cluster
+            for instance); 1 solves in this process.
     """
 
     solver: Solver
@@ -50,8 +50,8 @@ class Objectives:
     Attributes:
         matrix: (objectives, columns).
         constant, error: (objectives,).
-        gain: the most that a bound can gain over what is known, (objectives,).
-        batches: the data of the steps over the columns of the program.
+        gain: the most that a bound can gain over the known one, (objectives,).
+        batches: the data of the steps, over the columns of the program.
     """
 
     program: Program
@@ -65,14 +65,14 @@ class Objectives:
     def of(
         program: Program, forms: Expression, gain: Array, batches: Sequence[EncodedBatch] = ()
     ) -> Objectives:
-        """Forms over the columns of a program, and the least of it that bounds them."""
+        """Forms over the columns of a program, with the smallest part of it that bounds them."""
         wanted = np.unique(forms.matrix.indices).astype(np.int64)
         matrix = widened(forms.matrix, program.lower.size)
         part, kept = program.needed_for(wanted)
         matrix = sp.csr_matrix(matrix[:, kept])
         least, left = presolve(part, np.unique(matrix.indices).astype(np.int64))
         matrix = sp.csr_matrix(matrix[:, left])
-        still = np.clip(0.0, program.lower, program.upper)  # of columns that say nothing here
+        still = np.clip(0.0, program.lower, program.upper)  # for columns without influence here
         data = tuple(batch.over(kept[left], still) for batch in batches)
         return Objectives(least, matrix, forms.constant, forms.error, gain, data)
 
@@ -82,13 +82,13 @@ class Solved:
     """Lower bounds of objectives, (objectives,); ``-inf`` where nothing was proved.
 
     Attributes:
-        solves: objectives that a solver has seen.
-        skipped: too little to gain.
-        limited: met a limit, of their own or of the run.
-        lost: their worker died twice.
-        multipliers: row multipliers of each objective whose bound rests on them, by its number: the
-            bound is ``safe_bound(program, objective, multipliers)``, whoever computes it.
-        points: of the program, where attacks may be looked for; no bound rests on them.
+        solves: number of objectives given to a solver.
+        skipped: number with too little to gain.
+        limited: number that reached a limit, of their own or of the run.
+        lost: number whose worker died twice.
+        multipliers: row multipliers by objective number, for bounds that are proved by them: anyone can
+            recompute the bound as ``safe_bound(program, objective, multipliers)``.
+        points: points of the program, starts for attacks; no bound depends on them.
     """
 
     bounds: Array
@@ -102,10 +102,9 @@ class Solved:
 
 @dataclass(frozen=True)
 class Evidence:
-    """What bounds rest on: a program with its objectives, and their row multipliers (:class:`Solved`).
+    """The evidence for bounds: a program with its objectives, and their row multipliers (:class:`Solved`).
 
-    ``choice`` is the number of the choice of poisoned samples that the program is about; 0 where one
-    program is about all.
+    ``choice`` is the number of the program's choice of poisoned samples; 0 if one program covers all.
     """
 
     choice: int
@@ -114,7 +113,7 @@ class Evidence:
 
 
 def minimise(objectives: Objectives, options: SolveOptions) -> Solved:
-    """Bound every objective that is worth it, the one with most to gain first.
+    """Bound every objective that may gain more than ``worth``, the largest possible gain first.
 
     Raises:
         EncodingError: the program is infeasible, although the nominal run is feasible.
@@ -157,9 +156,9 @@ def _left(options: SolveOptions) -> float | None:
 def _solve(
     objectives: Objectives, numbers: Index, solver: Solver, limits: Limits, seconds: float | None
 ) -> dict[int, SolveResult]:
-    """Solve some objectives one after the other; those that no time is left for are missing.
+    """Solve some objectives one after the other; objectives after the time limit are missing.
 
-    ``seconds`` rather than a time: the clocks of two machines differ.
+    ``seconds`` instead of a deadline, because the clocks of two machines differ.
     """
     deadline = None if seconds is None else time.monotonic() + seconds
     found: dict[int, SolveResult] = {}
@@ -183,9 +182,9 @@ def _solve(
 def _in_parallel(
     objectives: Objectives, order: Index, options: SolveOptions
 ) -> tuple[dict[int, SolveResult], int]:
-    """The same on many processes, and how many objectives were lost with their workers.
+    """:func:`_solve` on many processes, and how many objectives were lost with their workers.
 
-    A worker that dies takes the others of its pool along: what is missing then is tried once more,
+    A worker that dies takes down the others of its pool: missing objectives are tried once more,
     one pool for each piece, so that only the piece that kills its worker is lost.
     """
     if find_spec("joblib") is None:
@@ -213,7 +212,7 @@ def _collect(
     options: SolveOptions,
     found: dict[int, SolveResult],
 ) -> bool:
-    """Solve pieces on workers and put what returns into ``found``; False if a worker died."""
+    """Solve pieces on workers and add the results to ``found``; False if a worker died."""
     joblib: Any = import_module("joblib")
     left = _left(options)
     jobs = (
@@ -227,6 +226,6 @@ def _collect(
             found.update(answer)
     except MilpAgtError:
         raise
-    except Exception:  # whatever the chosen backend says of a worker that is gone
+    except Exception:  # any error by which the chosen backend reports a dead worker
         return False
     return True

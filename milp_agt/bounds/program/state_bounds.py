@@ -1,4 +1,4 @@
-"""Dual bounds of every entry of the state over one program, met with what is known."""
+"""Dual bounds of every entry of the state by programs, met with the known box."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from milp_agt.core.program import SIZES
 
 @dataclass(frozen=True)
 class ProgramReport:
-    """What bounding by a program took: sizes, solves, and what was left to the cheaper bound.
+    """Report on bounds by programs: sizes, solves, and objectives that kept the cheaper bound.
 
-    ``evidence`` has every program that was solved; ``size`` is that of the largest. ``listed`` are the boxes
-    of the choices, where there are any, met with what was proved of each. ``tightening`` says what was done
-    to the ranges that programs stand on. ``incumbents`` are the data that solvers have found, from which
-    attacks may start, for each program step by step.
+    ``evidence`` has every solved program; ``size`` is that of the largest. ``listed`` are the boxes of
+    the choices, if there are any, met with the bounds proved for each. ``tightening`` reports on the ranges
+    of the programs. ``incumbents`` are the data of points found by solvers, as starts for attacks, for
+    each program step by step.
     """
 
     size: dict[str, int]
@@ -78,9 +78,9 @@ def bound_choices(
     options: SolveOptions,
     witness: Witness | None = None,
 ) -> tuple[State, ProgramReport]:
-    """The same, choice by choice: ``listed`` are boxes that together hold the state.
+    """:func:`bound_state`, choice by choice: ``listed`` are boxes that together contain the state.
 
-    Each has an axis of choices; ``build`` gives the program of a choice, counted through all of them.
+    Each has an axis of choices; ``build`` returns the program of a choice, numbered through all of them.
 
     Raises:
         EncodingError: the program of a choice is infeasible.
@@ -103,7 +103,7 @@ def bound_choices(
 
 
 def both_ends(encoded: EncodedWindow, names: Sequence[str], gain: Array) -> Objectives:
-    """Lower ends of all entries of the state after a window, then negative upper ends."""
+    """Objectives for the lower ends of all entries of the state after a window, then negative upper ends."""
     new = [encoded.state[name] for name in names]
     rows = stacked([e.reshape((e.size,)) for e in new], (-1,))
     # -theta is bounded from below by the negative upper end.

@@ -26,13 +26,13 @@ from milp_agt.formulations.univariate import Univariate
 from milp_agt.threats.poison import Poison
 from milp_agt.training.tracing import StepGraph
 
-GAINED = 1e-9  # of a range: less does not count as tightened
+GAINED = 1e-9  # share of a range; a smaller gain does not count as tightened
 Relax = Callable[[Ranges], LinearizedStep]
 
 
 @dataclass(frozen=True)
 class Tightening:
-    """What bound tightening did to one step: solves, ranges that shrank, phases that it settled."""
+    """Counts of bound tightening in one step: solves, tightened ends, fixed phases, limits reached."""
 
     solves: int = 0
     tightened: int = 0
@@ -50,12 +50,12 @@ class Tightening:
 
 @dataclass(frozen=True)
 class Tightener:
-    """Tightens the last step of a window in rounds, one node of it after the other.
+    """Tightens the last step of a window in rounds, one node per round.
 
     Each round encodes the window as a linear program (phases and selection relaxed), bounds the
-    elements of one node that a function still bends, those that are nearest to being settled first, and
-    carries what was gained through the rest of the step by intervals. Bounds are safe dual bounds, so a
-    round may stop anywhere.
+    elements of one node on which a function is not yet linear, those nearest to it first, and
+    propagates the gain through the rest of the step by intervals. Bounds are safe dual bounds, so a
+    round may stop at any time.
     """
 
     step_graph: StepGraph
@@ -71,11 +71,11 @@ class Tightener:
         """The last step of ``window`` on tighter ranges, until the deadline of the options.
 
         Args:
-            relax: makes planes on the new ranges.
+            relax: linearises the step on the new ranges.
 
         Raises:
             EncodingError: an infeasible program.
-            SoundnessError: two bounds that exclude each other.
+            SoundnessError: an empty meet of two bounds.
         """
         done, last = Tightening(), window[-1]
         for node in targets(self.schedule):
@@ -101,7 +101,7 @@ class Tightener:
         return last, done
 
     def _worth(self, node: Node, box: Interval) -> Index:
-        """Elements of a node, flat over samples and units, on which a function that reads it bends."""
+        """Elements of a node, flat over samples and units, on which some reading function is not linear."""
         hull = box.hull()
         settled = torch.ones_like(hull.lower, dtype=torch.bool)
         for reader in self.schedule.before:
@@ -137,7 +137,7 @@ class Tightener:
         return self._possible(found, window[-1]), did
 
     def _possible(self, found: Interval, last: LinearizedStep) -> Interval:
-        """No bounds for a state that a restriction rules out: they could be empty."""
+        """Drop bounds of states that a restriction rules out, because these could be empty."""
         if len(found.lower) == 1:
             return found
         lower, upper = found.lower.clone(), found.upper.clone()
@@ -155,7 +155,7 @@ class Tightener:
 
 
 def _urgency(low: Array, high: Array) -> Array:
-    """How near a range is to being settled: its width over what sticks out beyond 0."""
+    """How near a range is to one side of 0: its width over its smaller part beyond 0."""
     width = np.maximum(high - low, 1e-300)
     out = np.minimum(-low, high)
     return np.where(out > 0.0, width / np.maximum(out, 1e-12 * width), width)
@@ -166,7 +166,7 @@ def _conditional(
 ) -> tuple[Expression, Array]:
     """``z + c . s_i`` and ``-z + c . s_i``, whose minima bound all states of z at once, and c.
 
-    c has a difference for each state but CLEAN, between the bounds that are known of both: with
+    c is the difference between the known bounds of CLEAN and of each other state: with
     ``z + c . s >= b`` the clean range begins at b and that of state k at ``b - c_k``. Its shape is
     (states, 2 * elements), with zeros for CLEAN.
     """
@@ -184,13 +184,13 @@ def _conditional(
 
 
 def _spread(bounds: Array, charge: Array, element: Index, box: Interval) -> Interval:
-    """Bounds of some elements as a box over all, with a state for each that is charged apart."""
+    """Bounds of some elements as a box over all elements and states."""
     states = len(box.lower)
     lower = np.full((states, box.lower[0].numel()), -np.inf)
     upper = np.full_like(lower, np.inf)
     low, high = np.split(bounds, 2)
     paid_low, paid_high = np.split(charge, 2, axis=1)
-    # The differences are rounded, to the safe side.
+    # Differences are rounded to the safe side.
     lower[:, element] = np.nextafter(low - paid_low, -np.inf)
     upper[:, element] = -np.nextafter(high - paid_high, -np.inf)
     shape = box.lower.shape
@@ -201,7 +201,7 @@ def _spread(bounds: Array, charge: Array, element: Index, box: Interval) -> Inte
 
 
 def _gained(bounds: Array, box: Interval, element: Index) -> int:
-    """How many ends became tighter."""
+    """How many ends were tightened."""
     low = box.lower[CLEAN].flatten().cpu().numpy()[element]
     high = box.upper[CLEAN].flatten().cpu().numpy()[element]
     ends = np.concatenate([low, -high])

@@ -1,4 +1,4 @@
-"""A window of training steps as one program: the step graph copied, joined at the states."""
+"""A window of training steps as one program: copies of the step graph, joined at the states."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ from milp_agt.formulations.univariate import Univariate
 from milp_agt.threats.poison import Poison
 from milp_agt.training.tracing import FEATURES, LABELS, SELECTION, StepGraph
 
-# On m40 (1,000 products a step) envelopes add 0.3 % to what a window of ten steps gains over the walk,
-# and make its solves five times slower.
+# On m40 (1,000 products per step) envelopes add 0.3 % to the gain of a window of ten steps over linear
+# bounds, and make its solves five times slower.
 ENVELOPES = 2500
-# Ranges beyond this are left to the cheaper relaxation: no solver works with them.
+# Larger ranges are left to the cheaper relaxation, because no solver handles them.
 RANGE_LIMIT = 1e8
 
 
 @dataclass(frozen=True)
 class EncodedWindow:
-    """A program whose feasible set holds every run through the window, its final state and its data."""
+    """A program whose feasible set contains every run through the window, with final state and data."""
 
     program: Program
     state: dict[str, Expression]
@@ -47,8 +47,8 @@ class EncodedWindow:
 class EncodedSteps:
     """Expressions over the columns of a window: the state after it, and the nodes of its last step.
 
-    ``selection`` has the columns of the last batch; None where none of it can be poisoned. ``batches``
-    are the data of the steps in which some can.
+    ``selection`` has the columns of the last batch; None if none of its samples can be poisoned.
+    ``batches`` are the data of the steps in which some can.
     """
 
     state: dict[str, Expression]
@@ -70,9 +70,9 @@ def encode_window(
 ) -> EncodedWindow:
     """The program of the last steps: w copies of the step graph joined at the states.
 
-    Up to ``ENVELOPES`` products they have McCormick envelopes, beyond that the planes of the walk.
-    ``exact_phases`` keeps phases and selection integral, ``exact_products`` bilinear terms.
-    ``past`` are the steps before the window, as far as they are known.
+    Up to ``ENVELOPES`` products get McCormick envelopes; with more, all get the planes of linear bounds.
+    ``exact_phases`` keeps phases and selection binary, ``exact_products`` keeps bilinear terms.
+    ``past`` are the steps before the window, as far as they are kept.
 
     Raises:
         EncodingError: a node without finite bounds.
@@ -189,7 +189,7 @@ def _encode_nodes(
         inputs = tuple(known[name] for name in node.inputs)
         ranges = tuple(boxes[name] for name in node.inputs)
         expression = node.op.encode(encoder, inputs, ranges)
-        # Errors of a slack count as independent: that is exact where each is read once, by a sum.
+        # Errors of a slack count as independent, which is exact if each is read once, by a sum.
         scattered = expression.slack is not None and node.name not in summed
         if node.name in curved or scattered:
             expression = encoder.bounded(expression, boxes[node.name])
@@ -198,7 +198,7 @@ def _encode_nodes(
 
 
 def curved_inputs(nodes: Sequence[Node]) -> set[str]:
-    """Nodes that a function or a product reads: they get columns."""
+    """Nodes that a function or a product reads; these get columns."""
     return {
         name for node in nodes if isinstance(node.op, (Univariate, Einsum)) for name in node.inputs
     }
@@ -224,7 +224,7 @@ def _only_summed(schedule: NodeOrder) -> set[str]:
 def _encode_update(
     step_graph: StepGraph, relaxed: LinearizedStep, encoder: Encoder, known: dict[str, Expression]
 ) -> dict[str, Expression]:
-    """The new state; projected where the projection is relaxed already."""
+    """The new state; projected if the projection is already relaxed."""
     update = relaxed.update
     if relaxed.step.has_velocity:  # theta and velocity both read the gradient
         for name in step_graph.gradients.values():

@@ -1,8 +1,8 @@
-"""Training runs that are known to be possible: a proved bound that excludes one of them is wrong.
+"""Witnesses: real training runs; a bound that excludes one of them is wrong.
 
 Bounds of ``lp`` and of our own trees are recomputed from row multipliers; those of the trees of SCIP and
-Gurobi rest on their tolerances, and on what they tell of their status. A real run through the window is a
-feasible point of every correct program, whatever rows it has, so its value of an objective is never
+Gurobi depend on their tolerances and on the status that they report. A real run through the window is a
+feasible point of every correct program, whatever its rows, so its value of an objective is never
 below a valid bound.
 """
 
@@ -24,21 +24,21 @@ from milp_agt.errors import SoundnessError
 
 @dataclass(frozen=True)
 class Witness:
-    """Where real runs on admissible data end, in float64.
+    """Final states of real runs on admissible data, in float64.
 
     Attributes:
         states: parameters and velocities by name, (runs, *shape), all finite.
-        projection: to which the run clamps parameters at the end of a step, after what a program of
-            the step bounds.
+        projection: range to which the run clamps parameters at the end of a step; the program of the
+            step bounds the state before it.
     """
 
     states: Mapping[str, Tensor]
     projection: tuple[float, float] | None = None
 
     def check_state(self, names: Sequence[str], bounds: Array, solver: str) -> None:
-        """See that no run ends outside lower bounds of the entries of the state and of their negatives.
+        """Check that no run violates lower bounds of the entries of the state and of their negatives.
 
-        Runs are what the bounds are about, rounding included: nothing is granted to them.
+        Bounds include the rounding of runs, so there is no tolerance.
 
         Args:
             names: of the tensors of the state, in the order of the bounds.
@@ -72,7 +72,7 @@ class Witness:
     def check_forms(
         self, what: str, value: Tensor, error: Tensor, bounds: Interval, solver: str
     ) -> None:
-        """The same for forms with values (runs, *shape) up to an error and bounds (*shape).
+        """Check forms with values (runs, *shape), known up to an error, against bounds (*shape).
 
         Raises:
             SoundnessError: a run outside.
@@ -91,7 +91,7 @@ class Witness:
     def check_count(
         self, value: Tensor, error: Tensor, groups: Tensor, most: int, solver: str
     ) -> None:
-        """See that no run reaches more than ``most`` test points.
+        """Check that no run reaches more than ``most`` test points.
 
         A point is reached if for one of its groups, (n, forms), all forms are <= 0.
 
@@ -112,7 +112,7 @@ class Witness:
             )
 
     def _entry(self, names: Sequence[str], number: int) -> str:
-        """What a number of the ends of the state is: ``'0.weight'[1, 0] from below``."""
+        """The name of a signed entry of the state: ``'0.weight'[1, 0] from below``."""
         sizes = [self.states[name][0].numel() for name in names]
         side, place = divmod(number, sum(sizes))
         tensor = int(np.searchsorted(np.cumsum(sizes), place, side="right"))
@@ -124,12 +124,12 @@ class Witness:
 def check(
     bounds: Array, values: Array, error: Array | float, what: Callable[[int], str], solver: str
 ) -> None:
-    """See that lower bounds (objectives,) hold for values (runs, objectives) known up to ``error``.
+    """Check lower bounds (objectives,) against values (runs, objectives) known up to ``error``.
 
     Raises:
         SoundnessError: a value below its bound.
     """
-    with np.errstate(invalid="ignore", over="ignore"):  # runs that overflow show nothing
+    with np.errstate(invalid="ignore", over="ignore"):  # runs that overflow prove nothing
         excess = np.nan_to_num(bounds - (values + error), nan=-np.inf)
     if not excess.size or not (excess > 0.0).any():
         return

@@ -7,18 +7,21 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from milp_agt.data.sources.bundled import BUILTIN, MEDMNIST, medmnist_file, moons
+from milp_agt.data.sources.csv_table import read_csv
 from milp_agt.data.sources.driving import LOG, read_driving_log
 from milp_agt.data.sources.household import is_household_power, read_household_power
 from milp_agt.data.sources.images import is_medmnist, read_medmnist
+from milp_agt.data.sources.npz import read_npz
 from milp_agt.data.sources.source import DatasetUnavailableError, Reading, Source
-from milp_agt.data.sources.table_files import read_csv, read_npz
 from milp_agt.errors import InvalidInputError
 
 __all__ = ["DatasetUnavailableError", "Reading", "Source", "dataset_names", "read"]
 
+TABLES = (".csv", ".tsv", ".txt")
 _APPLIES: Mapping[str, tuple[str, Callable[[str], bool]]] = {
     "noise": ("the generated set 'moons'", lambda kind: kind == "moons"),
     "target": ("a .csv file", lambda kind: kind == "csv"),
+    "id": ("a .csv or plain .npz file", lambda kind: kind in ("csv", "npz")),
     "image_size": ("a driving log", lambda kind: kind == "driving"),
     "crop": ("a driving log", lambda kind: kind == "driving"),
 }
@@ -38,6 +41,8 @@ def read(asked: str, name_or_path: str | Path, reading: Reading) -> Source:
     """
     name, path = str(name_or_path), Path(name_or_path)
     kind = _kind(asked, name, path)
+    if kind == "npz" and is_medmnist(path):
+        kind = "medmnist file"
     for option, (owner, applies) in _APPLIES.items():
         value = getattr(reading, option)
         if value is not None and not applies(kind):
@@ -56,12 +61,12 @@ def read(asked: str, name_or_path: str | Path, reading: Reading) -> Source:
             return read_household_power(asked, path)
         case "driving":
             return read_driving_log(asked, path, reading)
-        case "npz" if is_medmnist(path):
+        case "medmnist file":
             return read_medmnist(asked, path, reading)
         case "npz":
-            return read_npz(asked, path)
+            return read_npz(asked, path, reading)
         case _:
-            return read_csv(asked, path, reading.target)
+            return read_csv(asked, path, reading)
 
 
 def _kind(asked: str, name: str, path: Path) -> str:
@@ -72,17 +77,19 @@ def _kind(asked: str, name: str, path: Path) -> str:
     if name in MEDMNIST:
         return "medmnist"
     suffix = path.suffix.lower()
+    if suffix == ".gz":
+        suffix = Path(path.stem).suffix.lower()
     if path.name == LOG or (path / LOG).is_file():
         return "driving"
-    if suffix in (".csv", ".txt", ".gz") and is_household_power(path):
-        return "household"
-    if suffix in (".npz", ".csv"):
-        return suffix[1:]
+    if suffix in TABLES:
+        return "household" if is_household_power(path) else "csv"
+    if suffix == ".npz":
+        return "npz"
     near = difflib.get_close_matches(name, dataset_names(), 1)
     raise InvalidInputError(
         asked,
         "neither a built-in name nor a file of a known format",
         (f"did you mean '{near[0]}'? " if near else "")
-        + f"built-in names are {', '.join(dataset_names())}; formats are .npz, .csv, MedMNIST .npz, "
-        f"household power .txt or .csv.gz, and a folder with {LOG}",
+        + f"built-in names are {', '.join(dataset_names())}; formats are .npz (numpy.savez), .csv, .tsv or "
+        f".txt with a header (DataFrame.to_csv), packed as .gz or not, and a folder with {LOG}",
     )

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import csv
+from dataclasses import dataclass
 from pathlib import Path, PureWindowsPath
 
 import numpy as np
 
+from milp_agt.data.sources.cells import number, place
+from milp_agt.data.sources.delimited import opened, wide
 from milp_agt.data.sources.source import Reading, Source, optional, subset
 from milp_agt.errors import InvalidInputError
 
@@ -16,6 +19,7 @@ FOLDER = "IMG"
 IMAGE_SIZE = (66, 200)
 # Columns of the simulator, which writes no header.
 COLUMNS = ("center", "left", "right", "steering", "throttle", "brake", "speed")
+NUMBERS = COLUMNS[3:]
 
 
 def read_driving_log(asked: str, path: Path, reading: Reading) -> Source:
@@ -24,14 +28,15 @@ def read_driving_log(asked: str, path: Path, reading: Reading) -> Source:
     ``path`` is the folder, or the log inside it. Images are looked for under the path in the log,
     then by name in the folder ``IMG`` beside the log (the simulator writes absolute paths of the
     machine that recorded). ``reading.crop`` rows are cut off at the top and at the bottom, then the
-    image is scaled to ``reading.image_size`` (66 x 200 unless told).
+    image is scaled to ``reading.image_size`` (default: 66 x 200).
 
     Raises:
         InvalidInputError: a missing log, column or image, an angle that is no number.
         DatasetUnavailableError: Pillow is not installed.
     """
     folder = path if path.is_dir() else path.parent
-    rows = _rows(asked, folder / LOG)
+    recorded = _frames(asked, folder / LOG)
+    rows = recorded
     notes = []
     if reading.samples is not None and reading.samples < len(rows):
         rows = [rows[i] for i in subset(len(rows), reading.samples, reading.seed)]
@@ -40,8 +45,9 @@ def read_driving_log(asked: str, path: Path, reading: Reading) -> Source:
     size = reading.image_size or IMAGE_SIZE
     top, bottom = reading.crop or (0, 0)
     frames = np.empty((len(rows), 3, *size), dtype=np.float64)
-    for index, (name, _) in enumerate(rows):
-        file = _find(asked, folder, name)
+    seen: dict[Path, str] = {}
+    for index, frame in enumerate(rows):
+        file = _find(asked, folder, frame, seen)
         try:
             with image.open(file) as opened:
                 pixels = opened.convert("RGB")
@@ -63,23 +69,41 @@ def read_driving_log(asked: str, path: Path, reading: Reading) -> Source:
         f"frames were cut by {top} rows at the top and {bottom} at the bottom, scaled to "
         f"{size[0]} x {size[1]} and divided by 255"
     )
-    angles = np.array([angle for _, angle in rows], dtype=np.float64)
-    about = f"driving log {folder.name}: {len(rows)} frames, target steering angle"
-    return Source(frames, angles, (), about, notes=tuple(notes))
+    return Source(
+        frames,
+        np.array([frame.angle for frame in rows], dtype=np.float64),
+        (),
+        f"driving log {folder.name}: {len(rows)} frames, target steering angle",
+        notes=tuple(notes),
+        rows=np.array([frame.row for frame in rows], dtype=np.int64),
+        total=len(recorded),
+        divisor=255.0,
+    )
 
 
-def _rows(asked: str, log: Path) -> list[tuple[str, float]]:
-    """Image name and steering angle of every row."""
-    try:
-        with log.open(newline="", encoding="utf-8-sig") as stream:
-            lines = [[cell.strip() for cell in row] for row in csv.reader(stream) if row]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise InvalidInputError(
-            asked, f"a log that cannot be read ({error})", f"give a folder with {LOG}"
-        ) from error
-    header: tuple[str, ...] = COLUMNS
-    if lines and "steering" in lines[0]:
-        header = tuple(lines.pop(0))
+@dataclass(frozen=True)
+class _Frame:
+    """A row of the log: the path of its image and its steering angle."""
+
+    row: int
+    line: int
+    image: str
+    angle: float
+
+
+def _frames(asked: str, log: Path) -> list[_Frame]:
+    """Every row of the log, as wide as the first and with numbers where they are due.
+
+    Raises:
+        InvalidInputError: another width, a missing column, a cell that is no number.
+    """
+    with opened(asked, log) as stream:
+        first = next(csv.reader(stream, strict=True), [])
+        names = tuple(cell.strip().lower() for cell in first)
+        header = names if "steering" in names else COLUMNS
+        stream.seek(0)
+        reader = csv.reader(stream, strict=True)
+        lines = [(reader.line_num, cells) for cells in reader if cells][header is names :]
     if not lines:
         raise InvalidInputError(asked, f"no frames in {log.name}", "record some")
     absent = [name for name in ("center", "steering") if name not in header]
@@ -90,27 +114,37 @@ def _rows(asked: str, log: Path) -> list[tuple[str, float]]:
             f"name the columns {', '.join(COLUMNS)}",
         )
     image, angle = header.index("center"), header.index("steering")
-    rows = []
-    for number, cells in enumerate(lines, 1):
-        try:
-            rows.append((cells[image], float(cells[angle])))
-        except (IndexError, ValueError):
+    frames = []
+    for row, line, cells in wide(asked, lines, header, ","):
+        for name, cell in zip(header, cells, strict=True):
+            if name in NUMBERS and number(cell) is None:
+                raise InvalidInputError(
+                    asked,
+                    f"'{cell.strip()}' in column '{name}' of {place(row, line)} of {log.name}, where a "
+                    "number is due",
+                    f"give each frame the columns {', '.join(header)}, numbers in plain digits",
+                )
+        frames.append(_Frame(row, line, cells[image].strip(), float(cells[angle])))
+    return frames
+
+
+def _find(asked: str, folder: Path, frame: _Frame, seen: dict[Path, str]) -> Path:
+    """The image of a frame; ``seen`` keeps which path of the log each file was found by."""
+    # A log may come from a machine with other paths and separators.
+    plain = PureWindowsPath(frame.image).name
+    for candidate in (folder / frame.image, folder / FOLDER / plain, folder / plain):
+        if not plain or not candidate.is_file():
+            continue
+        if seen.setdefault(candidate, frame.image) != frame.image:
             raise InvalidInputError(
                 asked,
-                f"row {number} of {log.name}: {', '.join(cells)}",
-                f"give each frame the columns {', '.join(header)}",
-            ) from None
-    return rows
-
-
-def _find(asked: str, folder: Path, name: str) -> Path:
-    # A log may come from a machine with other paths and separators.
-    plain = PureWindowsPath(name).name
-    for candidate in (folder / name, folder / FOLDER / plain, folder / plain):
-        if candidate.is_file():
-            return candidate
+                f"'{frame.image}' in {place(frame.row, frame.line)} and '{seen[candidate]}' before it, "
+                f"for which there is one file alone: {candidate.name}",
+                "give images names of their own, or join logs with their folders as they were",
+            )
+        return candidate
     raise InvalidInputError(
         asked,
-        f"no image '{plain}' under {folder / FOLDER}",
+        f"no image '{plain}' under {folder / FOLDER}, which {place(frame.row, frame.line)} names",
         "keep the images beside the log, in a folder IMG",
     )

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import array
-import gzip
 import math
+import re
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
-from typing import IO
 
 import numpy as np
 
+from milp_agt.data.sources.cells import DECIMAL_COMMA, is_missing, number, place
+from milp_agt.data.sources.delimited import header_and_lines, opened, wide
 from milp_agt.data.sources.source import Source
 from milp_agt.errors import InvalidInputError
 
@@ -21,37 +22,31 @@ MEASUREMENTS = (
     *("Global_reactive_power", "Voltage"),
     *("Sub_metering_1", "Sub_metering_2", "Sub_metering_3"),
 )
+TIME_OF_DAY = re.compile(r"(\d{1,2}):(\d{2})(?::(\d{2})(?:\.0+)?)?(?:\s*([AaPp][Mm]))?", re.ASCII)
 TIME = ("hour_sin", "hour_cos", "weekday_sin", "weekday_cos")
-
-
-def _open(path: Path) -> IO[str]:
-    if path.suffix.lower() == ".gz":
-        return gzip.open(path, "rt", encoding="utf-8")
-    return path.open(encoding="utf-8")
 
 
 def is_household_power(path: Path) -> bool:
     """Whether the first line of a file names the columns of the set; False if it cannot be read."""
     try:
-        with _open(path) as stream:
+        with opened("", path) as stream:
             return TARGET in stream.readline(1000)
-    except (OSError, EOFError, UnicodeDecodeError):
+    except InvalidInputError:
         return False
 
 
 @dataclass(frozen=True)
 class _Layout:
-    """Where the columns are, and which character parts them."""
+    """Where the columns are."""
 
-    separator: str
+    names: tuple[str, ...]
     columns: tuple[int, ...]  # the target, then the measurements
     date: int
     time: int | None  # None: date and time in one column
 
     @staticmethod
-    def of(asked: str, header: str) -> _Layout:
-        separator = ";" if ";" in header else ","
-        names = header.strip().split(separator)
+    def of(asked: str, cells: list[str]) -> _Layout:
+        names = tuple(cell.strip() for cell in cells)
         stamp = ["Date", "Time"] if "Date" in names else ["date_time"]
         missing = [n for n in (*stamp, TARGET, *MEASUREMENTS) if n not in names]
         if missing:
@@ -60,9 +55,14 @@ class _Layout:
                 f"no column '{missing[0]}' among {', '.join(names)}",
                 "use the file of the UCI repository, or hourly means with the same columns",
             )
+        twice = [n for n in (*stamp, TARGET, *MEASUREMENTS) if names.count(n) > 1]
+        if twice:
+            raise InvalidInputError(
+                asked, f"the column '{twice[0]}' more than once", "give each column its own name"
+            )
         columns = tuple(names.index(n) for n in (TARGET, *MEASUREMENTS))
         time = names.index("Time") if "Time" in names else None
-        return _Layout(separator, columns, names.index(stamp[0]), time)
+        return _Layout(names, columns, names.index(stamp[0]), time)
 
 
 def read_household_power(asked: str, path: Path) -> Source:
@@ -71,38 +71,43 @@ def read_household_power(asked: str, path: Path) -> Source:
     Hebrail and Berard, *Individual Household Electric Power Consumption*, UCI (2012),
     doi 10.24432/C58K54. Features: :data:`MEASUREMENTS`, then sine and cosine of the hour of the day
     (2 pi h / 24) and of the weekday (2 pi d / 7, Monday 0). Rows with a missing value (``?`` or
-    nothing) are left out.
+    nothing) are left out; the others keep their numbers.
 
     Raises:
-        InvalidInputError: an unreadable file, a missing column, a cell that is no number or date.
+        InvalidInputError: an unreadable file, a missing column, a row of another width, a cell that is
+            no number, date or time of the day.
     """
-    values, stamps = array.array("d"), array.array("d")
-    skipped = 0
-    try:
-        with _open(path) as stream:
-            layout = _Layout.of(asked, stream.readline())
-            clock = _Clock(asked)
-            for number, line in enumerate(stream, 2):
-                cells = line.rstrip("\n").split(layout.separator)
-                row = _numbers(asked, number, cells, layout)
-                if row is None:
-                    skipped += 1
-                    continue
-                stamp = cells[layout.date]
-                time = stamp[11:] if layout.time is None else cells[layout.time]
-                hour, weekday = clock.read(number, stamp[:10], time)
-                values.extend(row)
-                stamps.append(hour)
-                stamps.append(weekday)
-    except (OSError, EOFError, UnicodeDecodeError) as error:
+    values, stamps, kept = array.array("d"), array.array("d"), array.array("q")
+    row = -1
+    with opened(asked, path) as stream:
+        separator, (_, first), lines = header_and_lines(asked, stream)
+        layout = _Layout.of(asked, first)
+        clock = _Clock(asked)
+        for row, line, cells in wide(asked, lines, layout.names, separator):
+            found = _numbers(asked, row, line, cells, layout)
+            stamp = cells[layout.date].strip()
+            day, _, time = stamp.replace("T", " ").partition(" ")
+            if layout.time is not None:
+                day, time = stamp, cells[layout.time].strip()
+            hour, weekday = clock.read(row, line, day, time)
+            if found is not None:
+                values.extend(found)
+                stamps.extend((hour, weekday))
+                kept.append(row)
+    if not kept:
         raise InvalidInputError(
-            asked, f"a file that cannot be read ({error})", "download it again"
-        ) from error
+            asked,
+            f"{row + 1} rows, none of them without missing values",
+            "give a file with measurements in every column",
+        )
     table = np.frombuffer(values, dtype=np.float64).reshape(-1, 1 + len(MEASUREMENTS))
     time_of = np.frombuffer(stamps, dtype=np.float64).reshape(-1, 2)
     angles = 2.0 * math.pi * time_of / np.array([24.0, 7.0])
     cyclic = np.stack([np.sin(angles), np.cos(angles)], -1).reshape(-1, len(TIME))
     notes = ["Global_intensity was left out: it is nearly the target"]
+    if clock.slashed:
+        notes.append("dates with strokes were read as day/month/year")
+    skipped = row + 1 - len(table)
     if skipped:
         notes.append(f"{skipped} rows with missing values were left out")
     return Source(
@@ -111,36 +116,27 @@ def read_household_power(asked: str, path: Path) -> Source:
         (*MEASUREMENTS, *TIME),
         f"household power ({path.name}): {len(table)} rows, target {TARGET} in kW",
         notes=tuple(notes),
+        rows=np.frombuffer(kept, dtype=np.int64),
+        total=row + 1,
     )
 
 
-def _numbers(asked: str, number: int, cells: list[str], layout: _Layout) -> list[float] | None:
+def _numbers(
+    asked: str, row: int, line: int, cells: list[str], layout: _Layout
+) -> list[float] | None:
     """Target and measurements of a row; None where one is missing."""
-    try:
-        picked = [cells[j] for j in layout.columns]
-        row = [float(cell) for cell in picked]
-    except IndexError:
-        if cells == [""]:
-            return None
-        raise InvalidInputError(
-            asked, f"only {len(cells)} cells in line {number}", "download it again"
-        ) from None
-    except ValueError:
-        bad = [c for c in picked if c.strip() not in ("", "?") and not _is_number(c)]
-        if not bad:
-            return None
-        raise InvalidInputError(
-            asked, f"'{bad[0]}' in line {number}, where a number is due", "correct the file"
-        ) from None
-    return row if all(map(math.isfinite, row)) else None
-
-
-def _is_number(cell: str) -> bool:
-    try:
-        float(cell)
-    except ValueError:
-        return False
-    return True
+    read = [number(cells[j]) for j in layout.columns]
+    if None not in read:
+        return read  # type: ignore[return-value]
+    for j, value in zip(layout.columns, read, strict=True):
+        if value is None and not is_missing(cells[j]):
+            comma = DECIMAL_COMMA.fullmatch(cells[j].strip())
+            raise InvalidInputError(
+                asked,
+                f"'{cells[j]}' in column '{layout.names[j]}' of {place(row, line)}, where a number is due",
+                "write decimals with a point (4.216)" if comma else "correct the file",
+            )
+    return None
 
 
 class _Clock:
@@ -151,25 +147,53 @@ class _Clock:
         self._weekdays: dict[str, float] = {}
         self._hours: dict[str, float] = {}
 
-    def read(self, number: int, day: str, time: str) -> tuple[float, float]:
-        """Hour of the day with its fraction, and weekday from Monday 0."""
+    @property
+    def slashed(self) -> bool:
+        """Whether dates were written with strokes, whose order of day and month was assumed."""
+        return any("/" in day for day in self._weekdays)
+
+    def read(self, row: int, line: int, day: str, time: str) -> tuple[float, float]:
+        """Hour of the day with its fraction, and weekday from Monday 0.
+
+        Raises:
+            InvalidInputError: no date, or no time of the day.
+        """
         try:
             if day not in self._weekdays:
                 self._weekdays[day] = float(_date(day).weekday())
             if time not in self._hours:
-                hour, minute = time.split(":")[:2]
-                self._hours[time] = int(hour) + int(minute) / 60.0
+                self._hours[time] = _hour(time)
         except ValueError:
             raise InvalidInputError(
                 self._asked,
-                f"'{day} {time}' in line {number}, where date and time are due",
-                "write 16/12/2006 and 17:24:00, or 2006-12-16 17:00:00",
+                f"'{day} {time}' in {place(row, line)}, where date and time are due",
+                "write 16/12/2006 and 17:24:00, or 2006-12-16 17:00:00 (day/month/year, hours 0 to 23 or "
+                "with AM and PM)",
             ) from None
         return self._hours[time], self._weekdays[day]
 
 
 def _date(text: str) -> date:
+    """A day as 16/12/2006 or 2006-12-16; ValueError otherwise."""
     if "/" in text:
-        day, month, year = map(int, text.split("/"))
-        return date(year, month, day)
+        found = re.fullmatch(r"(\d{1,2})/(\d{1,2})/(\d{4})", text, re.ASCII)
+        if found is None:
+            raise ValueError(text)
+        return date(int(found[3]), int(found[2]), int(found[1]))
     return date.fromisoformat(text)
+
+
+def _hour(text: str) -> float:
+    """A time of the day as 17:24, 17:24:00 or 5:24:00 PM, in hours; ValueError otherwise."""
+    found = TIME_OF_DAY.fullmatch(text)
+    if found is None:
+        raise ValueError(text)
+    hour, minute, second = (int(part or 0) for part in found.groups()[:3])
+    half = (found[4] or "").upper()
+    if half:
+        if not 1 <= hour <= 12:
+            raise ValueError(text)
+        hour = hour % 12 + 12 * (half == "PM")
+    if hour > 23 or minute > 59 or second > 59:
+        raise ValueError(text)
+    return hour + minute / 60.0 + second / 3600.0

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import zipfile
 from pathlib import Path
 
 import numpy as np
 
+from milp_agt.data.sources.npz import load_arrays
 from milp_agt.data.sources.source import Array, Reading, Source, subset
 from milp_agt.errors import InvalidInputError
+from milp_agt.io.files import DAMAGE
 
 KEYS = ("train_images", "train_labels", "test_images", "test_labels")
 
@@ -18,7 +19,7 @@ def is_medmnist(path: Path) -> bool:
     try:
         with np.load(path, allow_pickle=False) as archive:
             return "train_images" in archive.files
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile):
+    except DAMAGE:
         return False
 
 
@@ -31,13 +32,7 @@ def read_medmnist(asked: str, path: Path, reading: Reading) -> Source:
     Raises:
         InvalidInputError: missing keys, images or labels of other shapes or types.
     """
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            arrays = {key: archive[key] for key in archive.files if not key.startswith("val_")}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise InvalidInputError(
-            asked, f"a file that numpy cannot read ({error})", "download it again"
-        ) from error
+    arrays = load_arrays(asked, path, "download it again", without="val_")
     missing = [key for key in KEYS if key not in arrays]
     if missing:
         raise InvalidInputError(
@@ -46,8 +41,9 @@ def read_medmnist(asked: str, path: Path, reading: Reading) -> Source:
             f"store {', '.join(KEYS)}, as MedMNIST does",
         )
     count, notes = len(arrays[KEYS[0]]), ["pixels were divided by 255"]
+    rows = None
     if reading.samples is not None and reading.samples < count == len(arrays[KEYS[1]]):
-        chosen = subset(count, reading.samples, reading.seed)
+        rows = chosen = subset(count, reading.samples, reading.seed)
         for key in KEYS[:2]:
             arrays[key] = arrays[key][chosen]
         notes.append(f"a subset of {len(chosen)} samples was drawn with seed {reading.seed}")
@@ -62,6 +58,9 @@ def read_medmnist(asked: str, path: Path, reading: Reading) -> Source:
         images[1],
         labels[1],
         notes=(*notes, "the validation part was left out"),
+        rows=rows,
+        total=count,
+        divisor=255.0,
     )
 
 
@@ -72,6 +71,17 @@ def _images(asked: str, key: str, images: Array) -> Array:
             asked,
             f"'{key}' of type {images.dtype} and shape {images.shape}",
             "store images as uint8, (n, height, width) or (n, height, width, channels)",
+        )
+    if images.ndim == 4 and images.shape[-1] not in (1, 3):
+        remedy = "store one picture for each sample, channels last: (n, height, width, 1 or 3)"
+        if images.shape[1] in (1, 3):
+            remedy = f"channels seem to come first: store np.moveaxis({key}, 1, -1)"
+        elif images.shape[-1] == 4:
+            remedy = f"leave the transparency out: store {key}[..., :3]"
+        raise InvalidInputError(
+            asked,
+            f"'{key}' of shape {images.shape}, whose last axis is neither 1 nor 3 channels",
+            remedy,
         )
     channels_last = images[..., None] if images.ndim == 3 else images
     scaled = np.ascontiguousarray(np.moveaxis(channels_last, -1, 1)).astype(np.float64)

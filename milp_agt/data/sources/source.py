@@ -26,6 +26,7 @@ class Reading:
     samples: int | None = None
     noise: float | None = None
     target: str | None = None
+    id: str | None = None
     image_size: tuple[int, int] | None = None
     crop: tuple[int, int] | None = None
     seed: int = 0
@@ -35,7 +36,17 @@ class Reading:
 class Source:
     """What a reader hands over before anything is split or scaled; ``x_test`` may be None.
 
-    ``notes`` say what was done to the data, and is trusted by the claim.
+    Attributes:
+        x, y: features (n, ...) and targets of the samples, or of the training part.
+        feature_names: one for each feature; empty where the file has none.
+        description: one sentence for people.
+        x_test, y_test: the test part that the file brings along; None where it brings none.
+        notes: what was done to the data, or taken for granted of the file; trusted by the claim.
+        rows: where the samples stand in the file, from 0, (n,); None for all of them in order.
+        total: rows of the file; None for n.
+        ids, test_ids: who each sample is, as text, where a column says so.
+        lines: the line of the file of each sample, for messages; None where files have no lines.
+        divisor: what the file's numbers were divided by, 255 for pixels.
     """
 
     x: Array
@@ -45,6 +56,12 @@ class Source:
     x_test: Array | None = None
     y_test: Array | None = None
     notes: tuple[str, ...] = ()
+    rows: Array | None = None
+    total: int | None = None
+    ids: Array | None = None
+    test_ids: Array | None = None
+    lines: Array | None = None
+    divisor: float = 1.0
 
 
 def optional(module: str, package: str, extra: str, asked: str) -> ModuleType:

@@ -14,7 +14,7 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from milp_agt.data.dataset import load_dataset
+from milp_agt.data.dataset import Dataset, load_dataset
 from milp_agt.errors import InvalidInputError
 from milp_agt.runfile.run_file import load_config
 from milp_agt.threats import FeaturePoisoning, ThreatModel
@@ -27,7 +27,7 @@ class Case(NamedTuple):
     """One training run under one threat, ready to be certified or attacked."""
 
     model: nn.Module
-    data: tuple[npt.NDArray[Any], npt.NDArray[Any]]
+    data: tuple[npt.NDArray[Any], npt.NDArray[Any]] | Dataset
     training: Training
     threat: ThreatModel
 
@@ -121,4 +121,4 @@ class RunFile:
 
     def at(self, steps: int) -> Case:
         run = load_config(self.path).build()
-        return Case(run.model, run.data, run.training, run.threat)
+        return Case(run.model, run.dataset, run.training, run.threat)

@@ -18,11 +18,12 @@ from milp_agt.certification.result import Result
 from milp_agt.core.arguments import at_least, callable_of, listed, of_kind
 from milp_agt.core.reachable import Bounds
 from milp_agt.core.relaxation import Relaxation
+from milp_agt.data import Dataset
 from milp_agt.errors import InvalidInputError, SolverUnavailableError
 from milp_agt.experiments.compare.comparison import Comparison, ComparisonRow
 from milp_agt.formulations.loss import get_loss
 from milp_agt.threats import ThreatModel
-from milp_agt.training.inputs import check_run, features_of
+from milp_agt.training.inputs import check_run, features_of, located
 from milp_agt.training.training import Training
 
 ArrayLike = npt.NDArray[np.generic] | torch.Tensor
@@ -48,7 +49,7 @@ class _ComparedCase(NamedTuple):
 @takes_options("relaxation", "window", "solver")
 def compare(
     model: torch.nn.Module,
-    data: tuple[ArrayLike, ArrayLike],
+    data: tuple[ArrayLike, ArrayLike] | Dataset,
     training: Training,
     threat: ThreatModel,
     relaxations: Sequence[str] = ("interval", "linear", "lp"),
@@ -87,8 +88,9 @@ def compare(
         )
     _check_kinds(relaxations, windows, solvers, on_row)
     options = options_of(options, changes)
-    check_run(model, data, training, threat)
-    total = len(training.batch_order(len(features_of(data[0]))))
+    arrays, bound, _ = located(data, threat)
+    check_run(model, arrays, training, bound)
+    total = len(training.batch_order(len(features_of(arrays[0]))))
     cases = list(dict.fromkeys(_cases(relaxations, windows, solvers, total)))
     if not cases:
         raise InvalidInputError(
@@ -130,7 +132,7 @@ def compare(
 
 def _attack(
     model: torch.nn.Module,
-    data: tuple[ArrayLike, ArrayLike],
+    data: tuple[ArrayLike, ArrayLike] | Dataset,
     training: Training,
     threat: ThreatModel,
     attack: bool | Search,

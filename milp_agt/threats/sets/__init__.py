@@ -1,4 +1,4 @@
-"""Sets of admissible moves: what one poisoned sample may do, one class for each kind of set."""
+"""Sets of admissible moves of one poisoned sample, one class for each kind of set."""
 
 from milp_agt.threats.sets.ball import Ball
 from milp_agt.threats.sets.box import Box, BoxOrFill

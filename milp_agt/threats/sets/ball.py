@@ -1,4 +1,4 @@
-"""Balls of the norms 1 and 2, scaled by a radius for each coordinate and cut by a box."""
+"""Balls of the norms 1 and 2, scaled by a radius per coordinate and intersected with a box."""
 
 from __future__ import annotations
 
@@ -36,16 +36,16 @@ class Ball(MoveSet):
     """``||e / radius||_p <= 1`` with p = 1 or 2, within a box ``low <= e <= high``.
 
     With one radius r this is ``||e||_p <= r``; a coordinate with radius 0 does not move. With
-    ``g = |c| radius`` and the caps ``b`` (how far the box lets e / radius go in the direction of c)
+    ``g = |c| radius`` and caps ``b`` (the most that the box allows e / radius in the direction of c)
     the support function is the value of
 
         p = 1:  min over t >= 0 of  t + sum_j b_j max(0, g_j - t)
         p = 2:  min over t >= 0 of  t / 2 + sum_j max over 0 <= u <= b_j of (g_j u - t u^2 / 2),
 
-    ``max_j g_j`` and ``||g||_2`` where no cap binds: Lagrangian duals, exact by strong duality (Boyd and
-    Vandenberghe, Convex Optimization, section 5.2.3), and a bound from above for any t, so that an
-    inexact t costs tightness only. Coordinates ``whole`` move by whole numbers; the support function
-    then is that of the ball without this condition.
+    ``max_j g_j`` and ``||g||_2`` if no cap is active: Lagrangian duals, exact by strong duality (Boyd and
+    Vandenberghe, Convex Optimization, section 5.2.3), and an upper bound for any t, so that an inexact t
+    only costs tightness. Coordinates ``whole`` move by whole numbers; the support function is then that
+    of the ball without this condition.
 
     Attributes:
         order: 1 or 2.
@@ -96,7 +96,7 @@ class Ball(MoveSet):
         return self._value(radius * self.radius, caps)
 
     def _value(self, weights: Tensor, caps: Tensor | None) -> Tensor:
-        """The dual value for weights g and caps b (None: no cap binds), (rows, N, 1)."""
+        """The dual value for weights g and caps b (None: no cap is active), (rows, N, 1)."""
         if caps is None:
             return weights.amax(-1, keepdim=True) if self.order == 1 else _norm(weights)
         price, _ = self._multiplier(weights, caps)
@@ -121,14 +121,14 @@ class Ball(MoveSet):
 
     @property
     def _inside(self) -> float:
-        """A factor that keeps a move on the sphere inside, whatever the rounding."""
+        """A factor that keeps a move on the sphere inside the ball despite rounding."""
         return 1.0 - gamma(4 * self.size + 16)
 
     def _caps(self, coefficients: Tensor) -> Tensor:
         return self._shares(extent(coefficients, self.low, self.high))
 
     def _shares(self, moves: Tensor) -> Tensor:
-        """``e / radius``, 0 where the radius is."""
+        """``e / radius``, 0 where the radius is 0."""
         return torch.where(self.radius > 0, moves / self.radius.clamp(min=1e-300), 0.0)
 
     def _boxed(self, moves: Tensor) -> Tensor:
@@ -141,7 +141,7 @@ class Ball(MoveSet):
             before = caps.gather(-1, index).cumsum(-1)
             room = (1.0 - (before - caps.gather(-1, index))).clamp(min=0.0)
             filled = torch.minimum(caps.gather(-1, index), room)
-            # The first coordinate that does not fit any more sets the price.
+            # The multiplier is the weight of the first coordinate that no longer fits.
             full = before >= 1.0
             price = torch.where(full, ordered, 0.0).amax(-1, keepdim=True)
             shares = torch.zeros_like(filled).scatter(-1, index, filled)
@@ -180,7 +180,7 @@ class Ball(MoveSet):
         each = gates.take(np.repeat(np.arange(samples), size).reshape(samples, size))
         moves = gated_columns(encoder, low, high, each, self.whole)
         largest = radius.max(1, keepdims=True)
-        # sizes >= |e| largest / radius; factors are rounded down, so that the rows are looser.
+        # sizes >= |e| largest / radius; factors are rounded down, which loosens the rows.
         with np.errstate(divide="ignore", invalid="ignore"):
             factor = np.where(radius > 0, np.nextafter(largest / radius, 0.0), 0.0)
         factor = np.where(radius == largest, 1.0, factor)
@@ -198,7 +198,7 @@ class Ball(MoveSet):
 
 
 def _norm(values: Tensor) -> Tensor:
-    """The norm 2 over the last axis, which is kept; scaled, so that no square is lost to underflow."""
+    """The norm 2 over the last axis, which is kept; scaled so that no square underflows."""
     largest = values.abs().amax(-1, keepdim=True)
     scaled = values / torch.where(largest > 0, largest, 1.0)
     return largest * scaled.square().sum(-1, keepdim=True).sqrt()
@@ -211,10 +211,10 @@ def _taken(weights: Tensor, caps: Tensor, price: Tensor) -> Tensor:
 
 
 def _circle_price(weights: Tensor, caps: Tensor) -> Tensor:
-    """The t with ``sum_j min(b_j, g_j / t)^2 = 1``, 0 where all caps together stay below 1.
+    """The t with ``sum_j min(b_j, g_j / t)^2 = 1``, 0 if the norm of all caps is below 1.
 
-    Coordinates at their caps are found round by round: each round caps those that the norm of the
-    others would take beyond theirs, so that t only falls, and ends after at most ``size`` rounds.
+    Coordinates at their caps are found in rounds: each round caps those that exceed their caps at the
+    current t, so t only falls, and there are at most ``size`` rounds.
     """
     at_cap = torch.zeros_like(caps, dtype=torch.bool)
     while True:
@@ -228,7 +228,7 @@ def _circle_price(weights: Tensor, caps: Tensor) -> Tensor:
 
 
 def _onto_cross_polytope(shares: Tensor) -> Tensor:
-    """The nearest point with ``sum |u| = 1`` to points outside (Duchi et al. 2008, figure 1)."""
+    """The nearest points with ``sum |u| = 1`` to points outside (Duchi et al. 2008, figure 1)."""
     sizes = shares.abs()
     ordered = sizes.sort(dim=-1, descending=True).values
     count = torch.arange(1, shares.shape[-1] + 1, device=shares.device)
@@ -239,10 +239,10 @@ def _onto_cross_polytope(shares: Tensor) -> Tensor:
 
 
 def _norm_of_columns(encoder: Encoder, sizes: Expression, largest: Array) -> Expression:
-    """A column for each sample that is at least about its norm 2, from below, (N,).
+    """A column for each sample with rows that bound it from below by about the norm 2, (N,).
 
-    A tree of pairs: ``t >= a cos(phi) + b sin(phi)`` for angles all over the quarter circle, so that
-    ``t`` may be ``||(a, b)||``; with coefficients rounded down the rows hold for every admissible move.
+    A tree of pairs: ``t >= a cos(phi) + b sin(phi)`` for angles over the quarter circle, so that ``t`` may
+    be ``||(a, b)||``; with coefficients rounded down the rows hold for every admissible move.
     """
     samples, width = sizes.shape
     level = sizes

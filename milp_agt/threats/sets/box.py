@@ -1,4 +1,4 @@
-"""Coordinates that move independently: a box, and a box with a value for missing entries."""
+"""Independent coordinates: a box, and a box with a value for missing entries."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ from milp_agt.threats.sets.move_set import (
 
 @dataclass(frozen=True)
 class Box(MoveSet):
-    """``low <= e <= high``, coordinate by coordinate, and whole numbers in the coordinates ``whole``.
+    """``low <= e <= high`` in each coordinate, with whole numbers in the coordinates ``whole``.
 
     Support function: ``sum_j max(c_j high_j, c_j low_j)``. ``low`` and ``high`` have shape (N, size)
-    and are whole numbers where the moves are.
+    and are whole numbers in these coordinates.
     """
 
     rules = Rules(
@@ -91,7 +91,7 @@ class Box(MoveSet):
 
 @dataclass(frozen=True)
 class BoxOrFill(MoveSet):
-    """Each coordinate moves within a box, or jumps to the value that stands for a missing entry.
+    """Each coordinate moves within a box, or jumps to the value of a missing entry.
 
     Support function: ``sum_j max(c_j high_j, c_j low_j, c_j fill_j)``. ``fill`` (N, size) is the move
     to that value, 0 where a coordinate cannot go missing.
@@ -111,7 +111,7 @@ class BoxOrFill(MoveSet):
         return torch.maximum(self.box.high, self._jump(torch.inf))
 
     def _jump(self, towards: float) -> Tensor:
-        """The jumps, rounded outwards: ``fill`` is a rounded difference."""
+        """The jumps, rounded outwards because ``fill`` is a rounded difference."""
         outwards = torch.nextafter(self.fill, torch.full_like(self.fill, towards))
         return torch.where(self.fill == 0.0, 0.0, outwards)
 

@@ -24,8 +24,8 @@ ROUNDS = 20
 class Halfspaces(MoveSet):
     """Moves of ``base`` with ``matrix @ e <= limits``, up to the rounding of ``matrix @ e``.
 
-    Programs keep the rows, and grant that rounding. The support function is that of ``base``: a bound
-    from above.
+    Programs keep the rows, loosened by that rounding. The support function is that of ``base``, an
+    upper bound.
 
     Attributes:
         base: the set without the rows.
@@ -59,7 +59,7 @@ class Halfspaces(MoveSet):
 
     @property
     def is_box(self) -> bool:
-        """Only programs know more of the set than its base."""
+        """As for the base: only programs use the rows."""
         return self.base.is_box
 
     @property
@@ -89,7 +89,7 @@ class Halfspaces(MoveSet):
         return moves @ torch.from_numpy(self.matrix).to(moves).T
 
     def _rounding(self) -> Tensor:
-        """What the rounding of ``matrix @ e`` may be, (N, rows)."""
+        """Bound of the rounding of ``matrix @ e``, (N, rows)."""
         sizes = (
             torch.maximum(self.upper, -self.lower)
             @ torch.from_numpy(abs(self.matrix)).to(self.limits).T
@@ -97,9 +97,9 @@ class Halfspaces(MoveSet):
         return gamma(4 * self.size + 16) * sizes
 
     def _near(self, moves: Tensor) -> Tensor:
-        """Alternating projections on the rows and on ``base``; what is still beyond a row is cut.
+        """Alternating projections on the rows and on ``base``; moves still beyond a row are scaled down.
 
-        Where parts of a move need not be admissible, a move beyond a row becomes no move.
+        If scaled moves need not be admissible, a move beyond a row becomes "no move".
         """
         near = self.base.project(moves)
         limits = self.limits + self._rounding()
@@ -115,7 +115,7 @@ class Halfspaces(MoveSet):
         return share.amin(-1, keepdim=True) * near
 
     def _behind_rows(self, moves: Tensor) -> Tensor:
-        """Moves after the nearest step behind each violated row, row after row."""
+        """Moves projected on each violated row, one row after the other."""
         for row, limit in zip(self.matrix, self.limits.unbind(1), strict=True):
             normal = torch.from_numpy(row).to(moves)
             beyond = (moves @ normal - limit).clamp(min=0.0)

@@ -1,4 +1,4 @@
-"""What every set of moves says: its box, its support function, its best move, its rows."""
+"""The interface of sets of moves: box, support function, best move, projection, program rows."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from milp_agt.core.expression import Array, Expression, add
 
 @dataclass(frozen=True)
 class Rules:
-    """What bounds know of a kind of set, for the table of what is supported.
+    """How bounds treat a kind of set, for the support table.
 
     Attributes:
-        moves: what may be moved so.
+        moves: the moves that this kind describes.
         support: how exact the support function is (linear bounds).
         relaxed, exact: what programs keep, without and with integer columns (lp; milp and above).
     """
@@ -34,7 +34,7 @@ class Rules:
 
 
 class MoveSet(ABC):
-    """The moves ``e`` that samples 0..N-1 admit, a set ``E_i`` for each; every one contains "no move".
+    """The admissible moves ``e`` of samples 0..N-1, a set ``E_i`` for each, which contains "no move".
 
     A set is the product of *blocks*: groups of coordinates that move independently of each other.
     Coordinates of a sample are flat: moves have shape (..., N, size), coefficients (rows, N, size).
@@ -59,7 +59,7 @@ class MoveSet(ABC):
 
     @property
     def is_exact(self) -> bool:
-        """Whether :meth:`support` is attained by an admissible move, and not only an upper bound."""
+        """Whether :meth:`support` is attained by an admissible move instead of only an upper bound."""
         return True
 
     @property
@@ -69,7 +69,7 @@ class MoveSet(ABC):
 
     @property
     def is_convex(self) -> bool:
-        """Whether a part of an admissible move is admissible."""
+        """Whether a fraction of an admissible move is admissible."""
         return True
 
     @abstractmethod
@@ -77,10 +77,10 @@ class MoveSet(ABC):
         """``max over moves of c . e`` in each block, (rows, N, blocks), >= 0."""
 
     def support(self, coefficients: Tensor) -> Tensor:
-        """The support function ``max over e in E_i of c_i . e``, or a bound from above, (rows, N).
+        """The support function ``max over e in E_i of c_i . e``, or an upper bound of it, (rows, N).
 
-        Exact up to rounding iff ``is_exact``. The rounding error of at most ``4 size`` operations on
-        terms that sum to at most twice the result is left to the caller.
+        Exact up to rounding iff ``is_exact``. The caller must cover the rounding error of at most
+        ``4 size`` operations on terms that sum to at most twice the result.
         """
         return self.gains(coefficients).sum(-1)
 
@@ -88,11 +88,11 @@ class MoveSet(ABC):
     def radius_supports(self, radius: Tensor) -> Tensor:
         """``max over moves and |v| <= radius of v . e`` in each block, from radii (rows, N, size) >= 0.
 
-        A bound of what coefficients that are known up to a radius can add to the support function.
+        A bound on the increase of the support function if coefficients are only known up to a radius.
         """
 
     def radius_support(self, radius: Tensor) -> Tensor:
-        """The same over all blocks, (rows, N)."""
+        """:meth:`radius_supports` over all blocks, (rows, N)."""
         return self.radius_supports(radius).sum(-1)
 
     @abstractmethod
@@ -101,11 +101,11 @@ class MoveSet(ABC):
 
     @abstractmethod
     def project(self, moves: Tensor) -> Tensor:
-        """An admissible move near each given one, (..., N, size); admissible moves stay in place."""
+        """An admissible move near each given one, (..., N, size); admissible moves do not change."""
 
     @abstractmethod
     def excess(self, moves: Tensor) -> Tensor:
-        """How far each move violates what the set demands, (..., N); 0 if it is admissible."""
+        """How far each move violates the conditions of the set, (..., N); 0 if it is admissible."""
 
     @abstractmethod
     def on(self, change: Callable[[Tensor], Tensor]) -> Self:
@@ -115,9 +115,9 @@ class MoveSet(ABC):
     def add_to(self, encoder: Encoder, gates: Expression) -> Expression:
         """Columns and rows of the moves in a program; the moves as an expression (N, size).
 
-        ``gates`` (N, blocks) are expressions in [0, 1]: a block moves only where its gate is 1. Every
-        admissible move with its gates is a point of the rows; relaxed gates give their convex hull
-        where the rows are exact.
+        ``gates`` (N, blocks) are expressions in [0, 1]: a block moves only if its gate is 1. Every
+        admissible move with its gates satisfies the rows; if the rows are exact, relaxed gates give the
+        convex hull.
         """
 
     def encode(self, encoder: Encoder, selection: Expression) -> Expression:
@@ -127,7 +127,7 @@ class MoveSet(ABC):
         return self.add_to(encoder, selection.take(index))
 
     def sample(self, generator: torch.Generator, count: int, corners: bool) -> Tensor:
-        """Random admissible moves, (count, N, size): extreme ones, or from all over the set."""
+        """Random admissible moves, (count, N, size): extreme ones, or drawn from the whole set."""
         shape = (count, *self.lower.shape)
         if corners:
             drawn = torch.randn(shape, generator=generator, dtype=torch.float64)
@@ -143,7 +143,7 @@ class MoveSet(ABC):
         return self.on(lambda tensor: tensor.to(device))
 
     def only(self, mask: Tensor) -> Self:
-        """The same sets for samples in ``mask`` (N,), and no move at all for the others."""
+        """The same sets for samples in ``mask`` (N,), and only "no move" for the others."""
         if bool(mask.all()):
             return self
         return self.on(
@@ -152,7 +152,7 @@ class MoveSet(ABC):
 
     @property
     def reach(self) -> Tensor:
-        """The largest size of the move of each coordinate, (N, size)."""
+        """The largest absolute move of each coordinate, (N, size)."""
         return torch.maximum(self.upper, -self.lower)
 
     @property
@@ -161,7 +161,7 @@ class MoveSet(ABC):
 
     @property
     def size(self) -> int:
-        """Count of coordinates of one sample."""
+        """Number of coordinates of one sample."""
         return self.lower.shape[-1]
 
 

@@ -1,4 +1,4 @@
-"""Groups of coordinates with a set of their own each."""
+"""Groups of coordinates, each with its own set."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from milp_agt.threats.sets.move_set import MoveSet, Rules, placed_in
 class Product(MoveSet):
     """The coordinates ``columns[k]`` move in ``parts[k]``, independently of the others.
 
-    The columns of all parts are a partition of the coordinates. Support functions add up.
+    The columns of all parts partition the coordinates. Support functions add up.
     """
 
     rules = Rules("numbers and categories of one sample", *["as its parts"] * 3)

@@ -1,4 +1,4 @@
-"""The norm 0: at most so many features of a sample move."""
+"""The norm 0: at most a given number of features of a sample move."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from milp_agt.threats.sets.move_set import MoveSet, Rules, one_block, row_sums
 
 @dataclass(frozen=True)
 class Sparse(MoveSet):
-    """Moves of ``base`` in which at most ``limit`` of its blocks move (a one-hot group is one block).
+    """Moves of ``base`` in at most ``limit`` of its blocks (a one-hot group is one block).
 
     Support function: the sum of the ``limit`` largest gains of blocks.
     """

@@ -68,7 +68,7 @@ class Vertices(MoveSet):
         return torch.minimum(distances, moves.abs().amax(-1))
 
     def sample(self, generator: torch.Generator, count: int, corners: bool) -> Tensor:
-        """Every move with the same probability, whether ``corners`` or not."""
+        """Every move has the same probability, with or without ``corners``."""
         samples, moves, _ = self.points.shape
         choice = torch.randint(moves, (count, samples), generator=generator)
         return self._picked(choice.to(self.points.device))

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import importlib
 import pkgutil
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -12,19 +14,28 @@ from torch import Tensor, nn
 from milp_agt.core.graph import Graph, Node, Operation
 from milp_agt.errors import InvalidInputError, UnsupportedOperationError
 from milp_agt.formulations.leaves import Features, ParameterLeaf
+from milp_agt.training.replacements import replacement
 
 FEATURES = "features"
 
 Handler = Callable[["Builder", nn.Module, str], None]
 _HANDLERS: dict[type[nn.Module], Handler] = {}
+# What stands in for a layer that has no gradient.
+_SMOOTHER = {"MaxPool2d": "AvgPool2d, or a convolution with a stride,"}
+_FROZEN_ONLY: set[type[nn.Module]] = set()
 
 
-def handles(*kinds: type[nn.Module]) -> Callable[[Handler], Handler]:
-    """Decorator: enter a function that appends the nodes of such layers."""
+def handles(*kinds: type[nn.Module], frozen_only: bool = False) -> Callable[[Handler], Handler]:
+    """Decorator: enter a function that appends the nodes of such layers.
+
+    With ``frozen_only`` they have no gradient, and stand where nothing before them is trained.
+    """
 
     def enter(handler: Handler) -> Handler:
         for kind in kinds:
             _HANDLERS[kind] = handler
+        if frozen_only:
+            _FROZEN_ONLY.update(kinds)
         return handler
 
     return enter
@@ -43,10 +54,38 @@ def supported_layers() -> tuple[str, ...]:
     return ("Sequential", *sorted(kind.__name__ for kind in handlers()))
 
 
-class Builder:
-    """Walks the layers of a model and appends their nodes; ``current`` is the last one."""
+def frozen_only_layers() -> tuple[str, ...]:
+    """Names of the layers behind which nothing may be trained, where they stand."""
+    handlers()
+    return tuple(sorted(kind.__name__ for kind in _FROZEN_ONLY))
 
-    def __init__(self, model: nn.Module, feature_shape: tuple[int, ...]) -> None:
+
+@dataclass(frozen=True)
+class Unknown:
+    """A value that something without a rule gave; what is computed from it is unknown, too."""
+
+    source: str
+
+
+class Builder:
+    """Walks the layers of a model and appends their nodes; ``current`` is the last one.
+
+    What has no rule is noted, and the walk goes on with an unknown value (``lost``), so that
+    :meth:`finish` can say everything at once. ``forward`` builds modules with a forward of their own.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        feature_shape: tuple[int, ...],
+        forward: Callable[[Builder, nn.Module, str], None],
+    ) -> None:
+        self.forward = forward
+        self.lost = False
+        self.place = ""
+        self.own_forward = False
+        self.problems: list[tuple[str, str]] = []
+        self.errors: list[UnsupportedOperationError] = []
         self.graph = Graph()
         self.model = model
         self.current = self.graph.add(Features(feature_shape), name=FEATURES)
@@ -61,6 +100,13 @@ class Builder:
 
     def weight(self, parameter: Tensor) -> Node | Tensor:
         """The node of a trainable parameter, or the value of a frozen one."""
+        if id(parameter) not in self.names:
+            raise UnsupportedOperationError(
+                "Every weight of a layer is a parameter of the model",
+                f"a tensor of shape {tuple(parameter.shape)} in the place of one, which no optimiser "
+                "is given",
+                "store it as nn.Parameter, with requires_grad=False where it is not trained",
+            )
         name = self.names[id(parameter)]
         value = self._finite(parameter, f"Parameter '{name}'", "initialise the model anew")
         if not parameter.requires_grad:
@@ -75,9 +121,31 @@ class Builder:
         return None if parameter is None else self.weight(parameter)
 
     def buffer(self, value: Tensor, name: str) -> Tensor:
-        """A constant that the model keeps beside its parameters."""
+        """A constant of the model that is not a parameter."""
         self.frozen[name] = self._finite(value, f"Buffer '{name}'", "run the model on finite data")
         return self.frozen[name]
+
+    def keep_the_rest(self) -> None:
+        """Frozen parameters and buffers of the model that its forward does not read.
+
+        Raises:
+            InvalidInputError: a trainable parameter that it does not read.
+        """
+        unread = [
+            n for n, p in self.model.named_parameters() if p.requires_grad and n not in self.initial
+        ]
+        if unread:
+            raise InvalidInputError(
+                "Every trainable parameter must influence the output",
+                f"{', '.join(unread)}, which the forward does not read",
+                "freeze them with requires_grad_(False), or take them out of the model",
+            )
+        for name, parameter in self.model.named_parameters():
+            if not parameter.requires_grad and name not in self.frozen:
+                self.weight(parameter)
+        named = dict(self.model.named_buffers())
+        for name in self.model.state_dict().keys() & named.keys() - self.frozen.keys():
+            self.buffer(named[name], name)
 
     @staticmethod
     def _finite(tensor: Tensor, what: str, remedy: str) -> Tensor:
@@ -104,30 +172,92 @@ class Builder:
             candidate = f"{name}#{copies}"
         return candidate
 
-    def layer(self, layer: nn.Module, path: str) -> None:
-        """Append the nodes of a layer.
+    def note(self, what: str, remedy: str, error: UnsupportedOperationError | None = None) -> None:
+        """Keep a problem for :meth:`finish`; the value of the place is lost."""
+        self.problems.append((what, remedy))
+        self.errors += [error] if error else []
+        self.lost = True
+
+    def finish(self) -> None:
+        """See that everything had a rule.
 
         Raises:
-            UnsupportedOperationError: no rule for it, or hooks whose effect the graph cannot see.
+            UnsupportedOperationError: all that had none, each with what may stand in its place.
+        """
+        if not self.problems:
+            return
+        if len(self.problems) == 1 and self.errors:
+            raise self.errors[0]
+        raise UnsupportedOperationError.of("The model was to be traced", self.problems)
+
+    def layer(self, layer: nn.Module, path: str, line: str = "") -> None:
+        """Append the nodes of a layer; what has no rule is noted.
+
+        Raises:
             InvalidInputError: sizes that do not fit.
         """
-        if layer._forward_hooks or layer._forward_pre_hooks or "forward" in layer.__dict__:
-            raise UnsupportedOperationError(
-                f"Layer '{path or 'model'}' was to be traced",
-                "a forward hook or a replaced forward, whose effect the graph cannot see",
-                "remove it from the model",
-            )
+        try:
+            self._layer(layer, path, line)
+        except UnsupportedOperationError as error:
+            before = self.lost
+            self.note(f"{error.asked}: {error.found}", error.remedy, error)
+            if not before:
+                self._stand_in(layer)
+
+    def _stand_in(self, layer: nn.Module) -> None:
+        """A leaf of the shape that a layer without a rule gives, so that what follows is looked at."""
+        example = torch.zeros(2, *self.current.shape, dtype=torch.float64)
+        try:
+            with torch.no_grad():
+                found = copy.deepcopy(layer).double().eval()(example)
+        except Exception:
+            return
+        if isinstance(found, Tensor) and found.shape[:1] == (2,):
+            shape = tuple(found.shape[1:])
+            self.current = self.graph.add(Features(shape), name=self.free_name("unknown"))
+            self.lost = False
+
+    def _layer(self, layer: nn.Module, path: str, line: str) -> None:
         if type(layer).forward is nn.Sequential.forward:
             assert isinstance(layer, nn.Sequential)
             for name, child in layer._modules.items():
                 if child is not None:
-                    self.layer(child, f"{path}.{name}" if path else name)
+                    self.layer(child, f"{path}.{name}" if path else name, line)
             return
         handler = handlers().get(type(layer))
+        if handler is None and not type(layer).__module__.startswith("torch."):
+            self.own_forward = True
+            if not self.lost:
+                self.forward(self, layer, path)
+            return
         if handler is None:
+            kind = type(layer).__name__
+            instead = replacement(kind)
             raise UnsupportedOperationError(
-                f"Layer '{path or 'model'}' of type {type(layer).__name__} was to be traced",
+                f"Layer '{path or 'model'}' of type {kind}{line} was to be traced",
                 "no rule for it",
-                f"use nn.Sequential of {', '.join(supported_layers())}",
+                f"{instead}; layers with rules: "
+                * bool(instead)
+                + f"{'use ' * (not instead)}{', '.join(supported_layers())}, or a module with a forward "
+                "of functions that are supported",
             )
+        if self.lost:
+            return
+        if type(layer) in _FROZEN_ONLY:
+            self._refuse_trained(layer, path)
         handler(self, layer, path)
+
+    def _refuse_trained(self, layer: nn.Module, path: str) -> None:
+        trained = [
+            node.name
+            for node in self.graph.needed_for([self.current.name])
+            if isinstance(node.op, ParameterLeaf)
+        ]
+        if trained:
+            name = type(layer).__name__
+            raise UnsupportedOperationError(
+                f"Layer '{path or 'model'}' of type {name} was to be traced behind layers that are trained",
+                f"trainable parameters {', '.join(trained)} before it, and no rule for its gradient",
+                f"use {_SMOOTHER.get(name, 'another layer')} in its place, or freeze what comes before "
+                "it: layer.requires_grad_(False)",
+            )

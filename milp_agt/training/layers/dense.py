@@ -1,4 +1,4 @@
-"""Dense layers, changes of shape, activations, and layers that do nothing in evaluation."""
+"""Dense layers, changes of shape, activations, and layers without effect in evaluation mode."""
 
 from __future__ import annotations
 
@@ -6,9 +6,15 @@ from torch import Tensor, nn
 
 from milp_agt.errors import InvalidInputError, UnsupportedOperationError
 from milp_agt.formulations.bilinear import Einsum
+from milp_agt.formulations.elu import Elu
+from milp_agt.formulations.gelu import Gelu
+from milp_agt.formulations.gelu_tanh import GeluTanh
+from milp_agt.formulations.hardtanh import Hardtanh
 from milp_agt.formulations.linear import Affine, Combine, Reshape
 from milp_agt.formulations.relu import Relu
 from milp_agt.formulations.sigmoid import Sigmoid
+from milp_agt.formulations.silu import Silu
+from milp_agt.formulations.softplus import Softplus
 from milp_agt.formulations.tanh import Tanh
 from milp_agt.formulations.univariate import Univariate
 from milp_agt.training.layers.builder import Builder, handles
@@ -81,6 +87,45 @@ def tanh(builder: Builder, layer: nn.Module, path: str) -> None:
     _activation(builder, Tanh(), path)
 
 
+@handles(nn.GELU)
+def gelu(builder: Builder, layer: nn.Module, path: str) -> None:
+    assert isinstance(layer, nn.GELU)
+    _activation(builder, Gelu() if layer.approximate == "none" else GeluTanh(), path)
+
+
+@handles(nn.SiLU)
+def silu(builder: Builder, layer: nn.Module, path: str) -> None:
+    _activation(builder, Silu(), path)
+
+
+@handles(nn.ELU)
+def elu(builder: Builder, layer: nn.Module, path: str) -> None:
+    assert isinstance(layer, nn.ELU)
+    if not layer.alpha > 0:
+        raise UnsupportedOperationError(
+            f"Layer '{path}' is ELU(alpha={layer.alpha:g})", "alpha <= 0", "use alpha > 0"
+        )
+    _activation(builder, Elu(float(layer.alpha)), path)
+
+
+@handles(nn.Softplus)
+def softplus(builder: Builder, layer: nn.Module, path: str) -> None:
+    assert isinstance(layer, nn.Softplus)
+    if not layer.beta > 0 or not layer.threshold >= 1:
+        raise UnsupportedOperationError(
+            f"Layer '{path}' is Softplus(beta={layer.beta:g}, threshold={layer.threshold:g})",
+            "beta <= 0, or a threshold below 1",
+            "use beta > 0 and the threshold of torch, 20",
+        )
+    _activation(builder, Softplus(float(layer.beta), float(layer.threshold)), path)
+
+
+@handles(nn.Hardtanh, nn.ReLU6)
+def hardtanh(builder: Builder, layer: nn.Module, path: str) -> None:
+    assert isinstance(layer, nn.Hardtanh)
+    _activation(builder, Hardtanh(float(layer.min_val), float(layer.max_val)), path)
+
+
 @handles(nn.Identity)
 def identity(builder: Builder, layer: nn.Module, path: str) -> None:
     return
@@ -88,7 +133,7 @@ def identity(builder: Builder, layer: nn.Module, path: str) -> None:
 
 @handles(nn.Dropout, nn.Dropout1d, nn.Dropout2d)
 def dropout(builder: Builder, layer: nn.Module, path: str) -> None:
-    """Nothing in evaluation mode; training with dropout is random and has no reachable set."""
+    """No effect in evaluation mode; training with dropout is random and has no reachable set."""
     assert isinstance(layer, (nn.Dropout, nn.Dropout1d, nn.Dropout2d))
     if layer.training and layer.p > 0:
         raise UnsupportedOperationError(

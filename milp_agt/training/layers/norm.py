@@ -1,4 +1,4 @@
-"""Batch normalisation with the statistics that the model has kept."""
+"""Batch normalisation with the running statistics of the model."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from milp_agt.training.layers.builder import Builder, handles
 def batch_norm(builder: Builder, layer: nn.Module, path: str) -> None:
     """``v = weight * (u - mean) / sqrt(variance + eps) + bias`` in each channel.
 
-    Two nodes, so that the rounding of ``u - mean`` is charged before anything cancels.
+    Two nodes, so that the rounding of ``u - mean`` is covered before terms cancel.
     """
     assert isinstance(layer, (nn.BatchNorm1d, nn.BatchNorm2d))
     mean, variance = layer.running_mean, layer.running_var

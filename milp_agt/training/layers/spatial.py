@@ -19,7 +19,7 @@ from milp_agt.training.layers.builder import Builder, handles
 
 @handles(nn.Conv2d)
 def convolution(builder: Builder, layer: nn.Module, path: str) -> None:
-    """Frozen weights: a linear map. Trainable ones: a product with the unfolded image."""
+    """Frozen weights give a linear map, trainable ones a product with the unfolded image."""
     assert isinstance(layer, nn.Conv2d)
     if layer.padding_mode != "zeros":
         raise UnsupportedOperationError(
@@ -119,7 +119,7 @@ def _average(builder: Builder, windows: Windows, divisor: int | None, count_padd
     builder.current = Combine.build(builder.graph, [(scale, total)])
 
 
-@handles(nn.MaxPool2d)
+@handles(nn.MaxPool2d, frozen_only=True)
 def max_pool(builder: Builder, layer: nn.Module, path: str) -> None:
     assert isinstance(layer, nn.MaxPool2d)
     _floor_mode(layer.ceil_mode, path, "MaxPool2d")

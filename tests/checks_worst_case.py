@@ -1,4 +1,4 @@
-"""Checks of what an adversary may do at most against every admissible choice, one by one.
+"""Checks of worst cases against every admissible selection, one by one.
 
 Every ``check_*`` function raises AssertionError where a rule breaks its contract, so that a mutant
 that is one per cent too tight can be shown to fail the very same check.
@@ -28,7 +28,7 @@ from milp_agt.training.training import UpdateRule
 
 
 @dataclass(frozen=True)
-class DebtCase:
+class WorstCaseProblem:
     """Coefficients of some forms on the moves of a few steps, and charges."""
 
     poison: Poison
@@ -42,14 +42,16 @@ class DebtCase:
         return len(self.features[0])
 
 
-def debt_case(poison: Poison, batches: Sequence[Sequence[int]], rows: int, seed: int) -> DebtCase:
+def worst_case_problem(
+    poison: Poison, batches: Sequence[Sequence[int]], rows: int, seed: int
+) -> WorstCaseProblem:
     rng = np.random.default_rng(seed)
 
     def draw(*shape: int) -> Tensor:
         return torch.from_numpy(rng.normal(size=shape))
 
     sizes = [len(b) for b in batches]
-    return DebtCase(
+    return WorstCaseProblem(
         poison,
         tuple(tuple(b) for b in batches),
         tuple(draw(rows, n, *poison.features.shape[1:]) for n in sizes),
@@ -58,7 +60,7 @@ def debt_case(poison: Poison, batches: Sequence[Sequence[int]], rows: int, seed:
     )
 
 
-def _selections(case: DebtCase) -> Iterator[list[tuple[int, ...]]]:
+def _selections(case: WorstCaseProblem) -> Iterator[list[tuple[int, ...]]]:
     """Admissible sets of poisoned samples, one for each step."""
     poison, count = case.poison, len(case.poison.open)
     is_open = [i for i in range(count) if bool(poison.open[i])]
@@ -80,7 +82,7 @@ def _selections(case: DebtCase) -> Iterator[list[tuple[int, ...]]]:
     yield from (list(p) for p in itertools.product(*each))
 
 
-def _drop(case: DebtCase, row: int, sample: int, steps: Sequence[int]) -> Long:
+def _drop(case: WorstCaseProblem, row: int, sample: int, steps: Sequence[int]) -> Long:
     """The most that one poisoned sample lowers one form over steps that share its move."""
     poison = case.poison
     on_x = np.zeros(poison.features.shape[1:], dtype=Long)
@@ -100,7 +102,7 @@ def _drop(case: DebtCase, row: int, sample: int, steps: Sequence[int]) -> Long:
     return Long(gain)
 
 
-def check_debt(case: DebtCase, tight: bool) -> None:
+def check_worst_case(case: WorstCaseProblem, tight: bool) -> None:
     """``worst`` is at least what any admissible adversary takes; equal to the best where ``tight``."""
     poison = case.poison
     perturbation = open_worst_case(poison, case.rows, UNRESTRICTED)
@@ -125,17 +127,17 @@ def check_debt(case: DebtCase, tight: bool) -> None:
                         taken += max(Long(0), _drop(case, row, sample, [t]))
             best[row] = max(best[row], taken)
     slack = 1e-13 * (1.0 + np.abs(best))
-    assert (worst >= best - slack).all(), f"debt below an attack: {worst} < {best}"
+    assert (worst >= best - slack).all(), f"worst case below an attack: {worst} < {best}"
     if tight:
-        assert (worst <= best + slack).all(), f"debt above the best attack: {worst} > {best}"
+        assert (worst <= best + slack).all(), f"worst case above the best attack: {worst} > {best}"
 
 
-def own_debt_case(
+def own_worst_case_problem(
     poison: Poison, batches: Sequence[Sequence[int]], rows: int, seed: int
-) -> DebtCase:
+) -> WorstCaseProblem:
     """The same, where the forms of the first step see one sample each: row r the sample r % n."""
     n = len(batches[0])
-    case = debt_case(poison, batches, rows, seed)
+    case = worst_case_problem(poison, batches, rows, seed)
     mask = torch.eye(n, dtype=torch.float64).repeat(-(-rows // n), 1)[:rows]
     return replace(
         case,
@@ -145,7 +147,7 @@ def own_debt_case(
     )
 
 
-def best_given(case: DebtCase, restriction: Restriction, steps: int, poisoned: bool) -> Any:
+def best_given(case: WorstCaseProblem, restriction: Restriction, steps: int, poisoned: bool) -> Any:
     """What the best admissible selection takes over the first steps, (rows,); -inf: there is none.
 
     The selection holds, or avoids, the sample that each row sees in the first step.
@@ -188,8 +190,8 @@ def best_given(case: DebtCase, restriction: Restriction, steps: int, poisoned: b
     return sum(best([t], [batches[t]], t == 0) for t in range(steps))
 
 
-def check_debt_given(case: DebtCase, restriction: Restriction, tight: bool) -> int:
-    """``worst_given`` holds for each stop of a walk; equal to the best selection where ``tight``.
+def check_worst_case_given(case: WorstCaseProblem, restriction: Restriction, tight: bool) -> int:
+    """``worst_given`` holds for each stop of a backward pass; equal to the best selection where ``tight``.
 
     Returns how many comparisons there were.
     """
@@ -209,10 +211,12 @@ def check_debt_given(case: DebtCase, restriction: Restriction, tight: bool) -> i
             some = np.isfinite(best)
             slack = 1e-13 * (1.0 + np.abs(best[some]))
             what = f"step {t}, poisoned {poisoned}: {worst_case[some]}, best {best[some]}"
-            assert (worst_case[some] >= best[some] - slack).all(), f"debt below an attack: {what}"
+            assert (worst_case[some] >= best[some] - slack).all(), (
+                f"worst case below an attack: {what}"
+            )
             if tight:
                 assert (worst_case[some] <= best[some] + slack).all(), (
-                    f"debt above the best: {what}"
+                    f"worst case above the best: {what}"
                 )
             seen += int(some.sum())
     return seen

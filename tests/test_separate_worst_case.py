@@ -1,4 +1,4 @@
-"""Two budgets: the sums and debts of a step hold every choice of samples."""
+"""Two budgets: the sums and worst cases of a step cover every choice of samples."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import linprog
-from separate_runs import States, admissible, check_debt_apart, check_sum
+from separate_runs import States, admissible, check_separate_worst_case, check_sum
 from torch import Tensor
 
 from milp_agt.bounds.adversary.two_budgets import contenders, worst_of_both
@@ -102,4 +102,4 @@ def test_no_choice_takes_more_than_is_owed(
         pytest.skip("a fresh selection in every batch is not branched on")
     limits = Restriction(frozenset(restriction[:1]), frozenset(restriction[1:]))
     for seed in range(3):
-        check_debt_apart(budgets, static, scope, limits, seed)
+        check_separate_worst_case(budgets, static, scope, limits, seed)

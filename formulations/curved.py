@@ -1,0 +1,183 @@
+"""Smooth functions with few inflections: extremes of ``f(x) - m x`` by bisection on the derivative."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from abc import abstractmethod
+
+import torch
+from torch import Tensor
+
+from milp_agt.core.interval import Interval
+from milp_agt.core.rounding import TINY, UNIT_ROUNDOFF
+from milp_agt.formulations.charges import between, unknown_where
+from milp_agt.formulations.univariate import Smooth, on_line
+
+# Beyond this an argument counts as infinite: nothing overflows below it.
+HUGE = 1e150
+# Bisection stops at brackets of this width; one step of the secant method follows.
+BRACKET = 1e-6
+HALVINGS = 600
+
+
+class Curved(Smooth):
+    """A function whose derivative is monotone between finitely many points (:attr:`turns`).
+
+    On each piece between two turns ``g(x) = f(x) - m x`` has at most one stationary point, which a
+    change of sign of ``g'`` encloses. Let ``[a, b]`` be the bracket, ``c`` a point of it and ``e`` the
+    bound on the error of the computed derivative. ``g'`` is monotone, so that the extreme at ``x*``
+    satisfies ``|g(x*) - g(c)| <= (|g'(c)| + e) (b - a)``. Where the sign at an end of a piece is within
+    its error, the extreme may lie beyond any bracket, but then ``|g'| <= 2 e`` from there to the extreme:
+    it is off by at most ``2 e`` times the width of the piece. Both amounts are granted.
+
+    A subclass states ``value``, ``derivative`` with a bound on its error, and ``turns``.
+    """
+
+    has_influence = True
+
+    @property
+    @abstractmethod
+    def turns(self) -> tuple[float, ...]:
+        """Ascending points between which f' is monotone; at one of them f' may jump."""
+
+    @abstractmethod
+    def derivative_error(self, x: Tensor) -> Tensor:
+        """Bound on the error of :meth:`derivative` in float64, small where the derivative is."""
+
+    @property
+    def image(self) -> tuple[float, float]:
+        """Bounds of all values; used where an argument is infinite."""
+        return -math.inf, math.inf
+
+    def rounds_in_run(self) -> bool | None:
+        """Unknown: how torch arranges these functions in float32 is not bounded."""
+        return None
+
+    def stationary(self, slope: Tensor) -> tuple[Tensor, ...]:
+        """The points over the whole line; :meth:`residual` looks in its box alone."""
+        ends = torch.full_like(slope, HUGE)
+        found = []
+        for low, high in self._pieces(-ends, ends):
+            point, _, crosses = self._bracketed(slope, low, high)
+            found.append(torch.where(crosses, point, torch.nan))
+        return tuple(found)
+
+    def residual(self, slope: Tensor | float, box: Interval) -> Interval:
+        line = torch.as_tensor(slope, dtype=box.lower.dtype, device=box.lower.device)
+        low, high = box.lower.clamp(-HUGE, HUGE), box.upper.clamp(-HUGE, HUGE)
+        flat = line.detach()
+        points: list[tuple[Tensor, Tensor]] = []
+        none = torch.zeros_like(low)
+        points += [(low, none), (high, none)]
+        for turn in self.turns:
+            points.append((torch.full_like(low, turn).maximum(low).minimum(high), none))
+        slack = torch.zeros_like(low)
+        for first, last in self._pieces(low, high):
+            point, own, _ = self._bracketed(flat, first, last)
+            slack = torch.maximum(slack, self._unsure(flat, first, last))
+            points.append((point, own))
+        lower = upper = None
+        for x, own in points:
+            value = self.value(x) - on_line(line, x)
+            below, above = value - own, value + own
+            lower = below if lower is None else torch.minimum(lower, below)
+            upper = above if upper is None else torch.maximum(upper, above)
+        assert lower is not None
+        assert upper is not None
+        return self._known(flat, box, Interval(lower - slack, upper + slack))
+
+    def _known(self, slope: Tensor, box: Interval, found: Interval) -> Interval:
+        """Nothing is known on a range without end, but what the image says of f itself."""
+        endless = ~((box.lower >= -HUGE) & (box.upper <= HUGE))
+        if not bool(endless.any()):
+            return found
+        level = (slope == 0.0) & endless
+        smallest, largest = self.image
+        lower = torch.where(level, smallest, torch.where(endless, -torch.inf, found.lower))
+        upper = torch.where(level, largest, torch.where(endless, torch.inf, found.upper))
+        return Interval(lower, upper)
+
+    def _pieces(self, low: Tensor, high: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """The box cut at the turns; a piece that misses it is a point of it."""
+        cuts = [-math.inf, *self.turns, math.inf]
+        pieces = []
+        for before, after in itertools.pairwise(cuts):
+            # One float beyond a turn: where f' jumps there, this piece has the value on its side.
+            start = before if math.isinf(before) else math.nextafter(before, math.inf)
+            last = high.clamp(max=after).maximum(low)
+            pieces.append((torch.minimum(low.clamp(min=start), last), last))
+        return pieces
+
+    def _gap(self, slope: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+        """``f'(x) - m`` and a bound on its error."""
+        gap = self.derivative(x) - slope
+        error = self.derivative_error(x) + UNIT_ROUNDOFF * gap.abs() + TINY
+        return gap, error
+
+    def _unsure(self, slope: Tensor, low: Tensor, high: Tensor) -> Tensor:
+        """What is granted where the sign at an end of a piece is not known."""
+        granted: Tensor | None = None
+        for x in (low, high):
+            gap, error = self._gap(slope, x)
+            own = torch.where(gap.abs() <= error, 2.0 * error, 0.0)
+            granted = own if granted is None else torch.maximum(granted, own)
+        assert granted is not None
+        return torch.where(high > low, granted * (high - low), 0.0)
+
+    def _bracketed(self, slope: Tensor, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """A point near the stationary one of a piece, what is granted around it, and where there is one.
+
+        Elsewhere the point is the lower end and nothing is granted.
+        """
+        slope, low, high = torch.broadcast_tensors(slope, low, high)
+        rises = self.derivative(high) >= self.derivative(low)
+        sign = torch.where(rises, 1.0, -1.0)
+        crosses = (sign * (self.derivative(low) - slope) < 0.0) & (
+            sign * (self.derivative(high) - slope) > 0.0
+        )
+        point, granted = low.clone(), torch.zeros_like(low)
+        if not bool(crosses.any()):
+            return point, granted, crosses
+        m, a, b, s = (t[crosses] for t in (slope, low, high, sign))
+        for _ in range(HALVINGS):
+            if bool((b - a <= BRACKET + 4.0 * UNIT_ROUNDOFF * (a.abs() + b.abs())).all()):
+                break
+            middle = a + 0.5 * (b - a)
+            before = s * (self.derivative(middle) - m) < 0.0
+            a, b = torch.where(before, middle, a), torch.where(before, b, middle)
+        at_a, at_b = self.derivative(a) - m, self.derivative(b) - m
+        step = (b - a) * (at_a / (at_a - at_b))
+        c = torch.where(torch.isfinite(step), a + step, a).maximum(a).minimum(b)
+        gap, error = self._gap(m, c)
+        point[crosses] = c
+        granted[crosses] = (gap.abs() + error) * (b - a)
+        return point, granted, crosses
+
+    def secants(self, base: Interval, down: Tensor, up: Tensor) -> tuple[Interval, Interval]:
+        """By the mean value theorem all secants are values of f'; sharper where f' is monotone."""
+        left, right = super().secants(base, down, up)
+        low, high = base.lower, base.upper
+        return (
+            self._by_range(left, low - down, high),
+            self._by_range(right, low, high + up),
+        )
+
+    def _by_range(self, monotone: Interval, start: Tensor, end: Tensor) -> Interval:
+        start, end = torch.broadcast_tensors(start, end)
+        slopes = [self.derivative(start), self.derivative(end)]
+        turning = torch.zeros_like(start, dtype=torch.bool)
+        for turn in self.turns:
+            inside = (start <= turn) & (turn <= end)
+            turning = turning | inside
+            for side in (turn, math.nextafter(turn, math.inf)):
+                at_turn = self.derivative(torch.full_like(start, side))
+                slopes.append(torch.where(inside, at_turn, slopes[0]))
+        by_range = between(*slopes)
+        error = torch.maximum(self.derivative_error(start), self.derivative_error(end)) + TINY
+        by_range = Interval(by_range.lower - error, by_range.upper + error)
+        found = Interval(
+            torch.where(turning, by_range.lower, monotone.lower),
+            torch.where(turning, by_range.upper, monotone.upper),
+        )
+        return unknown_where(~((start >= -HUGE) & (end <= HUGE)), found)

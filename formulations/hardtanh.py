@@ -1,0 +1,57 @@
+"""Hardtanh and ReLU6: clipping as an activation, with its derivative."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from milp_agt.core.graph import Graph, Node
+from milp_agt.core.interval import Interval
+from milp_agt.formulations.charges import unknown_where
+from milp_agt.formulations.clip import Clip
+from milp_agt.formulations.heaviside import Heaviside
+from milp_agt.formulations.linear import Combine
+from milp_agt.formulations.registry import register
+from milp_agt.formulations.sigmoid import times
+
+
+@register
+@dataclass(frozen=True)
+class Hardtanh(Clip):
+    """``f(z) = min(max(z, low), high)``: ``Hardtanh(0, 6)`` is ReLU6.
+
+    The rules are those of :class:`Clip`. Its derivative is 1 inside and 0 outside; at the kinks torch takes
+    0 for hardtanh and relu6, and 1 for clamp (``edges``).
+    """
+
+    edges_count: bool = False
+    key = "hardtanh"
+    has_influence = True
+
+    def secants(self, base: Interval, down: Tensor, up: Tensor) -> tuple[Interval, Interval]:
+        low, high = base.lower, base.upper
+        return self._slopes(low - down, high), self._slopes(low, high + up)
+
+    def _slopes(self, start: Tensor, end: Tensor) -> Interval:
+        """The slopes of the pieces that a range meets."""
+        inside = (start >= self.low) & (end <= self.high)
+        outside = (end <= self.low) | (start >= self.high)
+        found = Interval(inside.to(start.dtype), (~outside).to(start.dtype))
+        return unknown_where(torch.isnan(start) | torch.isnan(end), found)
+
+    def vjp(
+        self, graph: Graph, node: Node, cotangent: Node, wanted: tuple[bool, ...]
+    ) -> tuple[Node | None, ...]:
+        """``step(z - low) + step(high - z) - 1``; with edges, ``1 - step(low - z) - step(z - high)``."""
+        (argument,) = graph.inputs(node)
+        sign = -1.0 if self.edges_count else 1.0
+        steps = []
+        for toward, kink in ((sign, -sign * self.low), (-sign, sign * self.high)):
+            constant = torch.tensor(kink, dtype=torch.float64)
+            shifted = Combine.build(graph, [(toward, argument)], constant)
+            steps.append(graph.add(Heaviside(), shifted))
+        constant = torch.tensor(-sign, dtype=torch.float64)
+        slope = Combine.build(graph, [(sign, step) for step in steps], constant)
+        return (times(graph, cotangent, slope),)

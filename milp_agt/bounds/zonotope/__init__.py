@@ -1,0 +1,24 @@
+"""The reachable states as a hybrid zonotope with a cardinality constraint, one pass forward through training.
+
+``x_t = c + sum_i A_i e_i + sum_f (F_f phi_f + Q_f rho_f) + noise``: a generator for the move of each sample
+that can be poisoned, a binary generator for each phase that poison may flip, and noise that the
+Jacobians of later steps carry on. Bounds are Lagrangian duals over rows that hold for every admissible
+choice of poisoned samples, so that nobody has to be listed. See ``dual.py`` for the bound, ``flips.py``
+for the rows, ``transformer.py`` for the steps in between, and ``state.py`` for order reduction.
+"""
+
+from milp_agt.bounds.zonotope.engine import WILD, Effort, ZonotopePass
+from milp_agt.bounds.zonotope.keeping import pack_forward, unpack_forward
+from milp_agt.bounds.zonotope.questions import least, least_by_sample
+from milp_agt.bounds.zonotope.supported import check_supported
+
+__all__ = [
+    "WILD",
+    "Effort",
+    "ZonotopePass",
+    "check_supported",
+    "least",
+    "least_by_sample",
+    "pack_forward",
+    "unpack_forward",
+]

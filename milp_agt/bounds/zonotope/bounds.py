@@ -1,0 +1,133 @@
+"""What is proved of every coordinate of a state: boxes, conditional boxes, and multipliers to share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from milp_agt.bounds.zonotope.dual import Bound, ascend, bound, start, warm
+from milp_agt.bounds.zonotope.samples import SampleGenerators
+from milp_agt.bounds.zonotope.state import HybridZonotope
+from milp_agt.core.interval import Interval
+from milp_agt.core.rounding import TINY, gamma
+
+# Numbers of one tensor of coefficients (rows, m, width) or (rows, f) at once.
+AT_ONCE = 2**24
+
+
+@dataclass(frozen=True)
+class StateBounds:
+    """Bounds of all ends of a state, and the multipliers that they were found with.
+
+    The bound is convex and positively homogeneous in direction and multipliers together. So a direction
+    ``J`` gets ``sum_p J_p^+ alpha_(p,+) + J_p^- alpha_(p,-)`` without a search, and is never looser than
+    interval arithmetic on the box.
+
+    Attributes:
+        alpha: multipliers of the rows of flips, (3, 2 P, f): upper ends first, then lower ones.
+        below, above: how far each coordinate lies below and above the centre, (P,), >= 0.
+        clean, poisoned: the same for both ends if a sample is clean, and if it may be poisoned, (2 P, m).
+        terms: sizes of the terms of each coordinate, (P,).
+    """
+
+    alpha: Tensor
+    below: Tensor
+    above: Tensor
+    clean: Tensor
+    poisoned: Tensor
+    terms: Tensor
+
+    @staticmethod
+    def of(zonotope: HybridZonotope, old: Tensor | None, steps: int) -> StateBounds:
+        """Bounds after ``steps`` of ascent from the multipliers ``old`` of the step before."""
+        size, samples, flips = zonotope.size, zonotope.samples, zonotope.flips
+        terms = zonotope.terms()
+        eye = torch.eye(size, dtype=terms.dtype, device=terms.device)
+        signs = torch.where(torch.arange(2 * size) < size, 1.0, -1.0).to(terms)
+        ends = torch.arange(2 * size, device=terms.device)
+        width = max(1, samples.count * samples.width, flips.count)
+        pieces = []
+        for part in ends.split(max(1, AT_ONCE // width)):
+            directions = zonotope.spread(eye[part % size], terms).towards(signs[part])
+            if old is None:
+                alpha = start(directions, flips, samples, steps == 0)
+            else:
+                alpha = warm(old[:, part], directions, flips, samples, steps == 0)
+            alpha = ascend(directions, flips, samples, alpha, steps)
+            found = bound(directions, flips, alpha, samples)
+            total = found.total(samples).clamp(min=0.0)
+            pieces.append((alpha, total, *_conditional(found, samples)))
+        alphas, totals, cleans, poisoneds = zip(*pieces, strict=True)
+        alpha, total = torch.cat(alphas, 1), torch.cat(totals)
+        clean, poisoned = torch.cat(cleans), torch.cat(poisoneds)
+        ends_of_all = total.unsqueeze(1)
+        return StateBounds(
+            alpha,
+            total[size:],
+            total[:size],
+            torch.minimum(clean, ends_of_all),
+            torch.minimum(poisoned, ends_of_all),
+            terms,
+        )
+
+    @property
+    def radius(self) -> Tensor:
+        return torch.maximum(self.below, self.above)
+
+    def most_used(self, count: int) -> Tensor:
+        """The rows with the largest multipliers, ascending."""
+        worth = self.alpha.sum((0, 1))
+        return worth.topk(min(count, len(worth))).indices.sort().values
+
+    def box(self, centre: Tensor) -> Interval:
+        """All states, (P,), rounded outwards."""
+        error = gamma(4) * (centre.abs() + self.radius) + TINY
+        return Interval(centre - self.below, centre + self.above).widen(error)
+
+    def given(self, part: slice, columns: Tensor) -> tuple[Tensor, Tensor]:
+        """How far some coordinates lie below and above the centre given the samples ``columns``, -1 for
+        those that stay clean, that may be clean or poisoned: (2, n, p) each."""
+        size = len(self.below)
+        known = columns >= 0
+        index = columns.clamp(min=0)
+        ends = []
+        for first, every in ((size, self.below), (0, self.above)):
+            rows = slice(first + part.start, first + part.stop)
+            if not self.clean.shape[1]:
+                ends.append(every[part].expand(2, len(columns), -1))
+                continue
+            both = torch.stack([self.clean[rows, index], self.poisoned[rows, index]]).transpose(
+                1, 2
+            )
+            ends.append(torch.where(known[:, None], both, every[part]))
+        return ends[0], ends[1]
+
+    def shared(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Multipliers for directions ``rows`` (r, p) of the first p coordinates, and for their opposites."""
+        used, size = rows.shape[1], len(self.below)
+        plus, minus = rows.clamp(min=0.0), (-rows).clamp(min=0.0)
+        upper, lower = self.alpha[:, :used], self.alpha[:, size : size + used]
+        return plus @ upper + minus @ lower, minus @ upper + plus @ lower
+
+
+def _conditional(found: Bound, samples: SampleGenerators) -> tuple[Tensor, Tensor]:
+    """The bound of each row given each sample: clean, and poisoned, (r, m) each.
+
+    With the sum T of the largest: a sample among them leaves the next one in its place if it is clean;
+    one that is not takes the place of the smallest of them if it is poisoned.
+    """
+    dev, count = found.dev, min(samples.budget, found.dev.shape[1])
+    if not count:
+        return dev, dev
+    ordered = dev.topk(min(count + 1, dev.shape[1]), 1).values
+    total = ordered[:, :count].sum(1, keepdim=True)
+    last = ordered[:, count - 1 : count]
+    further = ordered[:, count:].sum(1, keepdim=True)
+    among = dev >= last
+    clean = torch.where(among, total - dev + further, total)
+    poisoned = torch.where(among, total, total - last + dev)
+    base = (found.rest + found.slack)[:, None]
+    error = gamma(16 + 4 * count) * (base.abs() + total) + TINY
+    return (base + clean + error).clamp(min=0.0), (base + poisoned + error).clamp(min=0.0)

@@ -1,0 +1,286 @@
+"""Which phases poisoned data may flip: candidates are ascended alone, and become binary generators."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from milp_agt.bounds.step import Step
+from milp_agt.bounds.zonotope.bounds import StateBounds
+from milp_agt.bounds.zonotope.dual import Bound, ascend, bound, starts
+from milp_agt.bounds.zonotope.flips import Flips
+from milp_agt.bounds.zonotope.form import Form
+from milp_agt.bounds.zonotope.rows import FlipRows, Slots, rows_of, with_flips
+from milp_agt.bounds.zonotope.samples import SampleGenerators
+from milp_agt.bounds.zonotope.state import HybridZonotope
+from milp_agt.bounds.zonotope.work import Work
+from milp_agt.core.rounding import gamma
+
+# Rows are divided by how far a phase goes beyond its kink; a larger number is as valid.
+SMALLEST = 1e-9
+
+
+@dataclass(frozen=True)
+class _Search:
+    """What the flips of one node are looked for with; see :func:`new_flips`."""
+
+    form: Form
+    zonotope: HybridZonotope
+    shared: StateBounds
+    slots: Slots
+    first: int
+    steps: int
+    work: Work
+    step: Step
+
+
+def new_flips(
+    form: Form,
+    zonotope: HybridZonotope,
+    shared: StateBounds,
+    slots: Slots,
+    first: int,
+    known: Flips,
+    steps: int,
+    work: Work,
+    step: Step,
+    near: Tensor,
+) -> Flips:
+    """The flips of a node whose elements, at a kink, take the slots from ``first`` on.
+
+    Args:
+        form: of the node that the kinks are of.
+        known: flips of nodes before it in the same step.
+        steps: of the ascent of each candidate.
+        work: how many of them get rows.
+        step: the training step.
+        near: mask of the elements that may flip, by some other bound, (n, *shape).
+    """
+    search = _Search(form, zonotope, shared, slots, first, steps, work, step)
+    columns = zonotope.samples.column_of[step.samples]
+    for rows in rows_of(form, zonotope, shared, columns, slots, near):
+        known = _of_rows(search, rows, known)
+    return known
+
+
+def _of_rows(search: _Search, rows: FlipRows, known: Flips) -> Flips:
+    """The flips among some elements: with rows the most important ones, loose the others."""
+    zonotope, samples = search.zonotope, search.zonotope.samples
+    centre = search.form.centre.flatten(1)[rows.samples, rows.elements]
+    on, margin = centre > 0, centre.abs()
+    up, down = rows.both(zonotope, search.shared)
+    beyond, back = _picked(up, down, on), _picked(down, up, on)
+    reach = _rounded_up(beyond.total(samples) - margin, margin)
+    some = (~(reach < 0.0)).nonzero()[:, 0]  # NaN is a candidate, too
+    if_clean = beyond.given(samples, rows.own)[0] - margin
+    # Phases that many samples can flip need rows most, then those that get furthest.
+    urgency = torch.where(if_clean > 0.0, 1e3, 0.0) + reach
+    order = some[urgency[some].argsort(descending=True)]
+    most = search.work.most_new(zonotope.flips.rows, search.steps)
+    most = max(0, most - known.rows)
+    for part, has_rows in ((order[:most], True), (order[most:], False)):
+        if len(part):
+            picked = _Candidates(search, rows, on, margin, part.sort().values)
+            bounds = [(_at(beyond, picked.index),) * 2 + (_at(back, picked.index),)]
+            if has_rows and zonotope.flips.rows:
+                bounds.append(picked.ascended(search.steps))
+            known = _added(search, picked, bounds, known, has_rows)
+    return known
+
+
+def _added(
+    search: _Search,
+    picked: _Candidates,
+    bounds: Sequence[tuple[Bound, Bound, Bound]],
+    known: Flips,
+    has_rows: bool,
+) -> Flips:
+    """Those candidates that can flip, by the best of several bounds: towards the kink, the same if the own
+    sample is clean, and away from it."""
+    samples, margin, own = search.zonotope.samples, picked.margin, picked.own
+    towards, if_clean, back = (list(each) for each in zip(*bounds, strict=True))
+    largest = _least(torch.stack([b.total(samples) for b in towards]) - margin, margin)
+    clean = _least(torch.stack([b.given(samples, own)[0] for b in if_clean]) - margin, margin)
+    clean = torch.minimum(clean, largest)
+    # At the kink itself a unit is off: y = 0 is a flip only for those that are on.
+    flips = ~torch.where(picked.on, largest < 0.0, largest <= 0.0)
+    keep = flips.nonzero()[:, 0]
+    if not len(keep):
+        return known
+    alone = torch.where(picked.on, clean < 0.0, clean <= 0.0) & (own >= 0)
+    most = torch.maximum(largest, clean).clamp(min=SMALLEST)
+    columns = _columns(search, picked, most, alone, keep)
+    if has_rows:
+        least = _least(torch.stack([b.total(samples) for b in back]) + margin, margin)
+        quiet = _least(torch.stack([b.given(samples, own)[0] for b in back]) + margin, margin)
+        quiet = torch.where(alone, torch.minimum(quiet, least), least)
+        threshold = _thresholds([*towards, *picked.plain()], margin, own, alone, search.zonotope)
+        columns = _with_rows(
+            search,
+            picked,
+            columns,
+            known,
+            keep,
+            least=least.clamp(min=SMALLEST)[keep],
+            quiet=quiet.clamp(min=SMALLEST)[keep],
+            threshold=threshold[keep],
+        )
+    count, slots = search.zonotope.flips.count + known.count, search.slots
+    slot, sample = columns.place[:, 2], picked.samples[keep]
+    slots.number[slot, sample] = count + torch.arange(len(keep), device=slot.device)
+    slots.largest[0, slot, sample] = torch.where(alone, 0.0, clean.clamp(min=SMALLEST))[keep]
+    slots.largest[1, slot, sample] = most[keep]
+    slots.possible[0, slot, sample] = (~alone[keep]).to(margin)
+    slots.possible[1, slot, sample] = 1.0
+    return known.joined(columns)
+
+
+class _Candidates:
+    """Rows that may be flips, bounded towards the kink and away from it."""
+
+    def __init__(
+        self, search: _Search, rows: FlipRows, on: Tensor, margin: Tensor, index: Tensor
+    ) -> None:
+        self.zonotope, self.index = search.zonotope, index
+        self.on, self.margin = on[index], margin[index]
+        self.sign = torch.where(self.on, -1.0, 1.0).to(margin)
+        self.rows = rows.take(index)
+        self.spread, self.own = self.rows.spread, self.rows.own
+        self.samples, self.elements = self.rows.samples, self.rows.elements
+        upper, lower = search.shared.shared(self.rows.jacobian)
+        along = (~self.on)[None, :, None]
+        self.towards = torch.where(along, upper, lower)
+        self.away = torch.where(along, lower, upper)
+
+    def plain(self) -> list[Bound]:
+        """Bounds towards the kink without a search: much of them is paid by samples, little by the rest."""
+        directions, flips = self.spread.towards(self.sign), self.zonotope.flips
+        samples = self.zonotope.samples
+        return [bound(directions, flips, alpha, samples) for alpha in starts(directions, flips)]
+
+    def ascended(self, steps: int) -> tuple[Bound, Bound, Bound]:
+        """Bounds towards the kink, the same if the own sample is clean, and away from the kink."""
+        samples, count = self.zonotope.samples, len(self.sign)
+        spread = self.spread.take(torch.arange(3 * count, device=self.own.device) % count)
+        signs = torch.cat([self.sign, self.sign, -self.sign])
+        directions = spread.towards(signs)
+        free = torch.ones_like(directions.up)
+        known = (self.own >= 0).nonzero()[:, 0]
+        free[count + known, self.own[known]] = 0.0
+        alpha = torch.cat([self.towards, self.towards, self.away], 1)
+        flips = self.zonotope.flips
+        alpha = ascend(directions, flips, samples, alpha, steps, free)
+        found = bound(directions, flips, alpha, samples)
+        parts = torch.arange(3 * count, device=self.own.device).split(count)
+        return _at(found, parts[0]), _at(found, parts[1]), _at(found, parts[2])
+
+
+def _thresholds(
+    bounds: Sequence[Bound], margin: Tensor, own: Tensor, alone: Tensor, zonotope: HybridZonotope
+) -> Tensor:
+    """C3: from ``y <= -margin + b + sum_{i in S} I_i`` with b < margin follows
+    ``phi <= sum_{i in S} min(1, I_i / (margin - b))``. Of several such bounds the one that admits least.
+
+    A phase that nobody but its own sample can flip has 1 there and 0 elsewhere.
+    """
+    samples = zonotope.samples
+    best = margin.new_ones(len(margin), samples.count)
+    for each in bounds:
+        room = margin - each.rest - each.slack
+        room = room - gamma(8) * (margin + each.rest.abs() + each.slack)
+        share = each.dev / torch.where(room > 0, room, 1.0)[:, None] * (1.0 + gamma(8))
+        share = torch.where((room > 0)[:, None], share.clamp(max=1.0), 1.0)
+        less = _admits(share, samples) < _admits(best, samples)
+        best = torch.where(less[:, None], share, best)
+    index = torch.arange(samples.count, device=own.device)
+    return torch.where(alone[:, None], (index == own[:, None]).to(best), best)
+
+
+def _admits(share: Tensor, samples: SampleGenerators) -> Tensor:
+    """What thresholds are compared by: the most that they admit, then all of them together."""
+    return samples.worst(share) + share.mean(1) if samples.count else share.sum(1)
+
+
+def _columns(
+    search: _Search, picked: _Candidates, largest: Tensor, alone: Tensor, keep: Tensor
+) -> Flips:
+    """New flips without rows."""
+    part = Flips.none(search.zonotope.samples)
+    samples = picked.samples[keep]
+    when = torch.full_like(samples, search.step.index)
+    slot = search.first + picked.elements[keep]
+    return replace(
+        part,
+        largest=largest[keep],
+        own=picked.own[keep],
+        alone=alone[keep],
+        sign=picked.sign[keep],
+        place=torch.stack([when, search.step.samples[samples], slot], 1),
+    )
+
+
+def _with_rows(
+    search: _Search,
+    picked: _Candidates,
+    columns: Flips,
+    known: Flips,
+    keep: Tensor,
+    *,
+    least: Tensor,
+    quiet: Tensor,
+    threshold: Tensor,
+) -> Flips:
+    """The same flips with their rows, in all generators and the flips of this step before them."""
+    part = picked.rows.take(keep)
+    before = search.zonotope.flips
+    spread = with_flips(part.plain, part, search.form, search.slots, before, known)
+    towards, away = spread.towards(columns.sign), spread.towards(-columns.sign)
+    margin = picked.margin[keep]
+    size = spread.size + margin
+    slack = gamma(spread.operations) * size
+    up, at = towards.up.clone(), columns.alone.nonzero()[:, 0]
+    up[at, part.own[at]] += ((least - quiet).clamp(min=0.0) * (1.0 + gamma(4)))[at]
+    return replace(
+        columns,
+        column=torch.arange(len(keep), device=keep.device),
+        on_moves=towards.on_moves,
+        on_phase=towards.on_phase,
+        on_bend=towards.on_bend,
+        charge=towards.charge,
+        below=away.base + slack,
+        above=towards.base + slack,
+        down=away.up,
+        up=up,
+        margin=margin,
+        least=least,
+        quiet=quiet,
+        threshold=threshold,
+        cover=search.zonotope.samples.worst(threshold) * (1.0 + gamma(64)),
+        size=size,
+    )
+
+
+def _picked(first: Bound, second: Bound, other: Tensor) -> Bound:
+    """Rows of the first, or of the second where the mask says so."""
+    return Bound(
+        torch.where(other, second.rest, first.rest),
+        torch.where(other[:, None], second.dev, first.dev),
+        torch.where(other, second.slack, first.slack),
+    )
+
+
+def _at(bound_: Bound, index: Tensor | slice) -> Bound:
+    return Bound(bound_.rest[index], bound_.dev[index], bound_.slack[index])
+
+
+def _least(differences: Tensor, margin: Tensor) -> Tensor:
+    """The least of several differences, (bounds, rows), of which one number is ``margin``, rounded up."""
+    return _rounded_up(differences.amin(0), margin)
+
+
+def _rounded_up(difference: Tensor, margin: Tensor) -> Tensor:
+    """A difference of two numbers of which one is ``margin``, not below the exact one."""
+    return difference + gamma(4) * (difference.abs() + margin)

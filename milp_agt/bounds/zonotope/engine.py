@@ -1,0 +1,282 @@
+"""One pass forward through training with every flip as a generator: the steps of a hybrid zonotope."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from milp_agt.bounds.step import NodeOrder, State, Step, velocity_of
+from milp_agt.bounds.zonotope import linear_maps
+from milp_agt.bounds.zonotope.bounds import StateBounds
+from milp_agt.bounds.zonotope.coordinates import projected, sign_of
+from milp_agt.bounds.zonotope.flips import widened
+from milp_agt.bounds.zonotope.form import SummedForm
+from milp_agt.bounds.zonotope.layout import Layout
+from milp_agt.bounds.zonotope.samples import SampleGenerators
+from milp_agt.bounds.zonotope.state import GROUPS, HybridZonotope, Noise
+from milp_agt.bounds.zonotope.supported import unsupported
+from milp_agt.bounds.zonotope.transformer import Transformer
+from milp_agt.core.interval import Interval
+from milp_agt.core.rounding import TINY, gamma
+from milp_agt.formulations.linear_map import LinearMap
+from milp_agt.threats.poison import Poison
+
+# Ranges beyond this prove nothing that intervals do not.
+WILD = 1e6
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How long multipliers are searched for; more only makes bounds tighter.
+
+    Attributes:
+        state: steps of ascent for the ends of the state after each step.
+        candidates: for each phase that may flip.
+        last: for the ends of the state after the last step, and for questions.
+    """
+
+    state: int = 25
+    candidates: int = 60
+    last: int = 60
+
+
+@dataclass(frozen=True)
+class ZonotopePass:
+    """The set of states after some steps, and what is proved of it.
+
+    Every state that float64 training can reach, in any order of summation, is in ``zonotope``.
+    """
+
+    schedule: NodeOrder
+    layout: Layout
+    zonotope: HybridZonotope
+    bounds: StateBounds
+    effort: Effort
+    unprojected: Interval | None = None
+
+    @staticmethod
+    def begin(
+        schedule: NodeOrder,
+        state: State,
+        parameters: Sequence[str],
+        poison: Poison,
+        effort: Effort | None = None,
+    ) -> ZonotopePass:
+        """The set before the first step.
+
+        Args:
+            state: boxes of parameters, then velocities, (1, *shape) each.
+            poison: moves of the whole data set.
+        """
+        shapes = {name: tuple(box.lower.shape[1:]) for name, box in state.items()}
+        layout = Layout.of(shapes, parameters)
+        lower, upper = (
+            torch.cat([getattr(box, end)[0].flatten() for box in state.values()])
+            for end in ("lower", "upper")
+        )
+        zonotope = HybridZonotope.of_box(SampleGenerators.of(poison), lower, upper)
+        effort = effort or Effort()
+        bounds = StateBounds.of(zonotope, None, effort.state)
+        return ZonotopePass(schedule, layout, zonotope, bounds, effort)
+
+    @property
+    def is_bounded(self) -> bool:
+        """Whether every coordinate lies within a range that is worth going on with."""
+        radius = self.bounds.radius
+        return bool(torch.isfinite(radius).all()) and bool((radius <= WILD).all())
+
+    def state(self) -> State:
+        """Boxes of all tensors of the state, (1, *shape)."""
+        return self.layout.boxes(self.bounds.box(self.zonotope.centre))
+
+    def updated(self) -> State:
+        """The same before the projection that the step ended with, if there was one."""
+        return self.state() if self.unprojected is None else self.layout.boxes(self.unprojected)
+
+    def advanced(self, step: Step, last: bool = False) -> ZonotopePass:
+        """The set after one more step."""
+        transformer = Transformer(
+            self.schedule, step, self.zonotope, self.bounds, self.layout, self.effort.candidates
+        )
+        work, box = transformer.work, None
+        gradients = _gradients(transformer)
+        zonotope = _updated(transformer, gradients)
+        effort = self.effort.last if last else self.effort.state
+        effort = work.steps(effort, 2 * zonotope.size, zonotope.flips.rows)
+        bounds = StateBounds.of(zonotope, self.bounds.alpha, effort)
+        if zonotope.flips.rows > work.most_rows:
+            kept = bounds.most_used(work.kept_rows)
+            zonotope = zonotope.with_rows(kept)
+            bounds = StateBounds.of(zonotope, bounds.alpha[..., kept], 0)
+        if step.update.projection is not None:
+            box = bounds.box(zonotope.centre)
+            used = self.layout.parameters
+            zonotope = projected(zonotope, box, used, step.update.projection)
+            bounds = StateBounds.of(zonotope, bounds.alpha, effort)
+        return replace(self, zonotope=zonotope, bounds=bounds, unprojected=box)
+
+
+def _gradients(transformer: Transformer) -> dict[str, SummedForm]:
+    """Forms of the summed gradients by parameter."""
+    schedule = transformer.schedule
+    transformer.leaves()
+    unmade = {product.name for product in schedule.summed_products.values()}
+    for node in schedule.before:
+        if node.name not in transformer.forms and node.name not in unmade:
+            transformer.take(node)
+    sums = {node.name: transformer.sum(node) for node in schedule.sums}
+    for node in schedule.after:
+        if not isinstance(node.op, LinearMap) or any(name not in sums for name in node.inputs):
+            raise unsupported(node.op, node)
+        sums[node.name] = linear_maps.of_sums(node.op, [sums[name] for name in node.inputs])
+    return {name: sums[node.name] for name, node in schedule.gradients}
+
+
+def _updated(transformer: Transformer, gradients: Mapping[str, SummedForm]) -> HybridZonotope:
+    """The state after the optimiser step: affine in the old state and in the gradients."""
+    old, step, layout = transformer.zonotope, transformer.step, transformer.layout
+    gradient = _Gradient.of(transformer, gradients)
+    size, used = old.size, layout.parameters
+    carry = old.centre.new_zeros(size, size)
+    scale = old.centre.new_zeros(size)
+    place = torch.zeros(size, dtype=torch.int64, device=scale.device)
+    magnitude = old.centre.abs() + transformer.bounds.terms
+    rounding, penalty = torch.zeros_like(scale), torch.zeros_like(scale)
+    for name in gradients:
+        part = layout.slices[name]
+        own = torch.arange(part.start, part.stop, device=scale.device)
+        targets = [(own, step.theta_scalars, step.theta_sizes)]
+        sources = [own]
+        if step.has_velocity:
+            velocity = layout.slices[velocity_of(name)]
+            sources.append(torch.arange(velocity.start, velocity.stop, device=scale.device))
+            targets.append((sources[1], step.velocity_scalars, step.velocity_scalars))
+        for at, scalars, of_terms in targets:
+            for source, share, term in zip(sources, scalars, of_terms, strict=False):
+                carry[at, source] += share
+                rounding[at] += abs(term) * magnitude[source]
+            scale[at] = scalars[len(sources)]
+            place[at] = own
+            rounding[at] += abs(of_terms[len(sources)]) * gradient.size[own]
+            if step.update.l1:
+                penalty[at] = scalars[-1]
+                rounding[at] += abs(of_terms[-1])
+    jacobian = carry.clone()
+    jacobian[:, :used] += scale[:, None] * gradient.on_state[place]
+    sign = scale > 0
+    low, high = gradient.below[place], gradient.above[place]
+    down, up = gradient.down[place], gradient.up[place]
+    factor = scale.abs()
+    count = old.flips.count + transformer.flips.count
+    # Rounding of the run (few operations), and of the products with the Jacobian here.
+    error = gamma(64) * rounding + gamma(old.operations + 8.0 * used + 128.0) * (
+        jacobian.abs() @ magnitude + rounding
+    )
+    middle, under, over = sign_of(transformer.bounds.box(old.centre), old.centre)
+    rises = penalty > 0
+    under, over = (
+        penalty.abs() * torch.where(rises, first[place], second[place])
+        for first, second in ((under, over), (over, under))
+    )
+    grow = 1.0 + gamma(8)
+    new = Noise(
+        torch.eye(size, dtype=scale.dtype, device=scale.device)[None],
+        ((factor * torch.where(sign, low, high) + under) * grow + error + TINY)[None],
+        ((factor * torch.where(sign, high, low) + over) * grow + error + TINY)[None],
+        (factor[:, None] * torch.where(sign[:, None], down, up) * grow)[None],
+        (factor[:, None] * torch.where(sign[:, None], up, down) * grow)[None],
+        _on_new(factor, gradient.charge[place] * grow, old.flips.rows)[None],
+    )
+    noise = old.noise.carried(jacobian).joined(new)
+    if len(noise) > GROUPS:
+        noise = noise.merged()
+    moved = old.moved(jacobian)
+    columns = transformer.columns
+    known = (columns >= 0).nonzero()[:, 0]
+    moved[:, columns[known]] += scale[:, None, None] * gradient.on_moves[place][:, known]
+    centre = carry @ old.centre + scale * gradient.centre[place] + penalty * middle[place]
+    return HybridZonotope(
+        old.samples,
+        old.flips.joined(transformer.flips),
+        centre,
+        moved,
+        widened(jacobian @ old.on_phase, count)
+        + _on_new(scale, gradient.on_phase[place], old.flips.count),
+        widened(jacobian @ old.on_bend, count)
+        + _on_new(scale, gradient.on_bend[place], old.flips.count),
+        noise,
+    )
+
+
+def _on_new(scale: Tensor, on_flips: Tensor, before: int) -> Tensor:
+    """Coefficients on the flips of this step, (P, f), behind zeros for those before it."""
+    zero = on_flips.new_zeros(len(on_flips), before)
+    return torch.cat([zero, scale[:, None] * on_flips], 1)
+
+
+@dataclass(frozen=True)
+class _Gradient:
+    """The summed gradients of all parameters as one vector, (p, ...)."""
+
+    centre: Tensor
+    size: Tensor
+    on_state: Tensor
+    on_moves: Tensor  # (p, n, width)
+    on_phase: Tensor  # (p, f) on the flips of this step
+    on_bend: Tensor
+    charge: Tensor  # (p, q) on those with rows
+    below: Tensor
+    above: Tensor
+    down: Tensor  # (p, m)
+    up: Tensor
+
+    @staticmethod
+    def of(transformer: Transformer, gradients: Mapping[str, SummedForm]) -> _Gradient:
+        used = transformer.layout.parameters
+        old, columns = transformer.zonotope, transformer.columns
+        zero = old.centre.new_zeros
+        flips, batch, width = transformer.flips.count, len(columns), old.samples.width
+        found = _Gradient(
+            centre=zero(used),
+            size=zero(used),
+            on_state=zero(used, used),
+            on_moves=zero(used, batch, width),
+            on_phase=zero(used, flips),
+            on_bend=zero(used, flips),
+            charge=zero(used, transformer.flips.rows),
+            below=zero(used),
+            above=zero(used),
+            down=zero(used, old.samples.count),
+            up=zero(used, old.samples.count),
+        )
+        known = (columns >= 0).nonzero()[:, 0]
+        for name, form in gradients.items():
+            at = transformer.layout.slices[name]
+            found.centre[at] = form.centre.flatten()
+            found.size[at] = form.size.flatten()
+            if form.on_state is not None:
+                found.on_state[at] = form.on_state.flatten(1).T
+            if form.on_moves is not None:
+                found.on_moves[at] = form.on_moves.flatten(2).permute(2, 1, 0)
+            for target, part in (
+                (found.on_phase, form.on_phase),
+                (found.on_bend, form.on_bend),
+                (found.charge, form.charge),
+            ):
+                target[at] = part.flatten(1).T
+            found.below[at] = -form.base.lower.flatten()
+            found.above[at] = form.base.upper.flatten()
+            low, high = (end.flatten(1).T for end in (-form.charges.lower, form.charges.upper))
+            found.down[at] = _in_columns(low, columns, known, old.samples.count)
+            found.up[at] = _in_columns(high, columns, known, old.samples.count)
+        return found
+
+
+def _in_columns(values: Tensor, columns: Tensor, known: Tensor, count: int) -> Tensor:
+    """Numbers of the samples of a batch, (p, n), at their generators, (p, m)."""
+    out = values.new_zeros(len(values), count)
+    out[:, columns[known]] = values[:, known]
+    return out

@@ -1,0 +1,112 @@
+"""Affine forms of the nodes of a step in the generators of the state and of their own sample."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from milp_agt.core.interval import Interval
+
+
+@dataclass(frozen=True)
+class Form:
+    """``v = centre + J (theta - c) + E e + Lp phi + Lr rho + rest`` for a node of a step.
+
+    ``theta - c`` are deviations of the parameters from the centre of the zonotope, ``e`` the move of
+    the sample itself, phi and rho its own flips of this step (*slots*: one for each unit with a kink).
+    Coefficients come first, so that operations that are linear act on them as on values; None is 0.
+
+    Attributes:
+        centre: ([n], *shape).
+        rest: box of what is left, (2, [n], *shape) for samples that are clean and that may be poisoned,
+            (1, *shape) without sample axis; holds 0.
+        size: sum of the sizes of all terms, an upper bound of ``|v|`` as well, ([n], *shape).
+        on_state: J, (p, [n], *shape).
+        on_moves: E, (width, n, *shape).
+        on_phase, on_bend: Lp and Lr, (slots, n, *shape).
+        charge: noise that is there only if a flip happens, on either side, (slots, n, *shape).
+    """
+
+    centre: Tensor
+    rest: Interval
+    size: Tensor
+    on_state: Tensor | None = None
+    on_moves: Tensor | None = None
+    on_phase: Tensor | None = None
+    on_bend: Tensor | None = None
+    charge: Tensor | None = None
+
+    @staticmethod
+    def constant(value: Tensor, states: int) -> Form:
+        """A node that nothing moves."""
+        zero = torch.zeros_like(value).expand(states, *value.shape)
+        return Form(value, Interval(zero, zero), value.abs())
+
+    @property
+    def is_constant(self) -> bool:
+        """Whether it is one and the same number, whatever happens."""
+        moved = (self.on_state, self.on_moves, self.on_phase, self.on_bend, self.charge)
+        exact = not bool(self.rest.lower.any()) and not bool(self.rest.upper.any())
+        return exact and all(part is None for part in moved)
+
+    @property
+    def is_phase(self) -> bool:
+        """Whether nothing but flips of its own sample, and rounding, moves it."""
+        others = (self.on_state, self.on_moves, self.on_bend, self.charge)
+        return self.on_phase is not None and all(part is None for part in others)
+
+    def scaled(self, factor: Tensor) -> Form:
+        """Elementwise product with constants, but for the centre, which stays; ([n], *shape)."""
+        low, high = factor * self.rest.lower, factor * self.rest.upper
+        return replace(
+            self,
+            rest=Interval(torch.minimum(low, high), torch.maximum(low, high)),
+            on_state=times(self.on_state, factor),
+            on_moves=times(self.on_moves, factor),
+            on_phase=times(self.on_phase, factor),
+            on_bend=times(self.on_bend, factor),
+            charge=times(self.charge, factor.abs()),
+        )
+
+
+@dataclass(frozen=True)
+class SummedForm:
+    """A node without sample axis after a sum over samples: the moves and flips of all of them.
+
+    Attributes:
+        centre, size: (*shape).
+        on_state: (p, *shape).
+        on_moves: (width, n, *shape).
+        on_phase, on_bend: on the new flips of this step, (f, *shape).
+        charge: on those of them that have rows, (q, *shape).
+        base: noise of everyone, (1, *shape).
+        charges: further noise if a sample is poisoned, ends of (n, *shape) around 0.
+    """
+
+    centre: Tensor
+    size: Tensor
+    on_state: Tensor | None
+    on_moves: Tensor | None
+    on_phase: Tensor
+    on_bend: Tensor
+    charge: Tensor
+    base: Interval
+    charges: Interval
+
+
+def times(coefficients: Tensor | None, factor: Tensor) -> Tensor | None:
+    return None if coefficients is None else coefficients * factor
+
+
+def plus(first: Tensor | None, second: Tensor | None) -> Tensor | None:
+    """The sum of two coefficients, None being 0."""
+    if first is None or second is None:
+        return second if first is None else first
+    return first + second
+
+
+def holding_zero(box: Interval) -> Interval:
+    """A box stretched to 0."""
+    return Interval(box.lower.clamp(max=0.0), box.upper.clamp(min=0.0))

@@ -1,0 +1,42 @@
+"""A set of states as plain values, for checkpoints."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import fields, replace
+from typing import TYPE_CHECKING, Any
+
+from milp_agt.bounds.zonotope.bounds import StateBounds
+from milp_agt.bounds.zonotope.flips import Flips
+from milp_agt.bounds.zonotope.state import Noise
+
+if TYPE_CHECKING:
+    from milp_agt.bounds.zonotope.engine import ZonotopePass
+
+OWN = ("centre", "on_moves", "on_phase", "on_bend")
+
+
+def pack_forward(forward: ZonotopePass) -> dict[str, Any]:
+    """Plain values; what follows from the run itself is left out."""
+    zonotope = forward.zonotope
+    return {
+        "zonotope": {name: getattr(zonotope, name) for name in OWN},
+        "flips": _plain(zonotope.flips),
+        "noise": _plain(zonotope.noise),
+        "bounds": _plain(forward.bounds),
+    }
+
+
+def unpack_forward(begun: ZonotopePass, plain: Mapping[str, Any]) -> ZonotopePass:
+    """What :func:`pack_forward` packed, of a run that has just begun."""
+    zonotope = replace(
+        begun.zonotope,
+        flips=Flips(**plain["flips"]),
+        noise=Noise(**plain["noise"]),
+        **plain["zonotope"],
+    )
+    return replace(begun, zonotope=zonotope, bounds=StateBounds(**plain["bounds"]))
+
+
+def _plain(parts: Any) -> dict[str, Any]:
+    return {field.name: getattr(parts, field.name) for field in fields(parts)}

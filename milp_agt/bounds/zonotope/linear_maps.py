@@ -1,0 +1,102 @@
+"""Constant linear maps of forms: exact on every coefficient, up to rounding."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from milp_agt.bounds.zonotope.form import Form, SummedForm
+from milp_agt.core.interval import Interval
+from milp_agt.core.rounding import TINY, gamma
+from milp_agt.formulations.linear import Affine, Combine
+from milp_agt.formulations.linear_map import LinearMap
+
+
+def homogeneous(op: LinearMap) -> LinearMap:
+    """The map without its constant."""
+    if isinstance(op, Combine):
+        return op if op.constant is None else replace(op, constant=None)
+    if isinstance(op, Affine):
+        return op if op.bias is None else replace(op, bias=None)
+    return op
+
+
+def of_forms(op: LinearMap, inputs: Sequence[Form], batched: bool) -> Form:
+    """The image of forms: coefficients as values, boxes as boxes, rounding by the sizes of all terms."""
+    linear = homogeneous(op)
+    size = sizes(op, [form.size for form in inputs])
+    rest = linear.interval(*(form.rest for form in inputs)).widen(error_of(op, size))
+    states = 2 if batched else 1
+
+    def image(name: str) -> Tensor | None:
+        return _image(linear, [(getattr(form, name), form.centre) for form in inputs])
+
+    charge = None
+    given = [(form.charge, form.centre) for form in inputs]
+    if any(part is not None for part, _ in given):
+        parts = _filled(given)
+        charge = linear.interval(*(Interval(-part, part) for part in parts)).upper
+    return Form(
+        op.value(*(form.centre for form in inputs)),
+        rest.expand_states(states),
+        size,
+        image("on_state"),
+        image("on_moves"),
+        image("on_phase"),
+        image("on_bend"),
+        charge,
+    )
+
+
+def of_sums(op: LinearMap, inputs: Sequence[SummedForm]) -> SummedForm:
+    """The same after a sum over samples."""
+    linear = homogeneous(op)
+    size = sizes(op, [form.size for form in inputs])
+
+    def image(name: str) -> Tensor | None:
+        return _image(linear, [(getattr(form, name), form.centre) for form in inputs])
+
+    phase, bend = image("on_phase"), image("on_bend")
+    assert phase is not None
+    assert bend is not None
+    return SummedForm(
+        op.value(*(form.centre for form in inputs)),
+        size,
+        image("on_state"),
+        image("on_moves"),
+        phase,
+        bend,
+        linear.interval(*(Interval(-form.charge, form.charge) for form in inputs)).upper,
+        linear.interval(*(form.base for form in inputs)).widen(error_of(op, size)),
+        linear.interval(*(form.charges for form in inputs)),
+    )
+
+
+def sizes(op: LinearMap, parts: Sequence[Tensor]) -> Tensor:
+    """Sums of the sizes of the terms of a map."""
+    return op.relax(*(Interval(-part[None], part[None]) for part in parts)).magnitude
+
+
+def error_of(op: LinearMap, size: Tensor) -> Tensor:
+    """Rounding of a map of forms and of its values in the run."""
+    return gamma(16.0 * op.terms() + 128.0) * size + TINY
+
+
+def _image(linear: LinearMap, parts: Sequence[tuple[Tensor | None, Tensor]]) -> Tensor | None:
+    if all(part is None for part, _ in parts):
+        return None
+    return linear.value(*_filled(parts))
+
+
+def _filled(parts: Sequence[tuple[Tensor | None, Tensor]]) -> list[Tensor]:
+    """Coefficients of all inputs, zeros where there are none."""
+    lead = next(len(part) for part, _ in parts if part is not None)
+    return [
+        torch.zeros(1, dtype=centre.dtype, device=centre.device).expand(lead, *centre.shape)
+        if part is None
+        else part
+        for part, centre in parts
+    ]

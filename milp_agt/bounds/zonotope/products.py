@@ -1,0 +1,144 @@
+"""Products of two forms: bilinear at the centres, the product of both deviations as noise."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from milp_agt.bounds.zonotope.form import Form, holding_zero, plus
+from milp_agt.bounds.zonotope.rows import Slots
+from milp_agt.core.interval import Interval
+from milp_agt.core.rounding import TINY, gamma
+from milp_agt.formulations.bilinear import Einsum
+from milp_agt.formulations.einsum import Letters, terms
+from milp_agt.formulations.interval_products import box_of_products
+
+
+@dataclass(frozen=True)
+class Operand:
+    """A factor.
+
+    Attributes:
+        away: range of its deviation from the centre, (2, [n], *shape); None for a constant.
+        apart: whether the range is given sample by sample for a node without sample axis: what a
+            parameter can be if this sample is clean, and if it may be poisoned.
+    """
+
+    form: Form
+    away: Interval | None
+    apart: bool = False
+
+
+def multiplied(
+    op: Einsum, first: Operand, second: Operand, slots: Slots, summed: bool = False
+) -> Form:
+    """``a b = a_c b_c + a_c db + da b_c + da db``, where the first three are affine in the generators.
+
+    ``summed``: the coefficients on the state are added up over the samples, (p, *shape).
+    """
+    a, b = first.form, second.form
+    letters = op.letters
+    size = op.value(a.size, b.size)
+
+    def image(name: str, value: bool = True) -> Tensor | None:
+        multiply = op.value if value else op.summed_value
+        left, right = getattr(a, name), getattr(b, name)
+        return plus(
+            None if left is None else multiply(left, b.centre),
+            None if right is None else multiply(a.centre, right),
+        )
+
+    charge = plus(
+        None if a.charge is None else op.value(a.charge, b.centre.abs()),
+        None if b.charge is None else op.value(a.centre.abs(), b.charge),
+    )
+    swapped: Letters = (letters[1], letters[0], letters[2])
+    rest = _sum(_times_centre(letters, a.rest, b.centre), _times_centre(swapped, b.rest, a.centre))
+    if first.away is not None and second.away is not None:
+        more, charged = _second_order(op, first, second, slots)
+        rest = rest if more is None else _sum(rest, more)
+        charge = plus(charge, charged)
+    error = gamma(16.0 * terms(letters, a.centre, b.centre) + 256.0) * 4.0 * size + TINY
+    rest = holding_zero(rest.widen(error))
+    batched = letters[2].startswith("n")
+    return Form(
+        op.value(a.centre, b.centre),
+        rest.expand_states(2) if batched else rest,
+        size,
+        image("on_state", not summed),
+        image("on_moves"),
+        image("on_phase"),
+        image("on_bend"),
+        charge,
+    )
+
+
+def _second_order(
+    op: Einsum, first: Operand, second: Operand, slots: Slots
+) -> tuple[Interval | None, Tensor | None]:
+    """``da db`` as noise, and as noise that is there only if a flip happens.
+
+    A factor that only flips move pays nothing while none happens.
+    """
+    assert first.away is not None
+    assert second.away is not None
+    if first.form.is_phase:
+        return _times_flips(op.letters, first, second, slots)
+    if second.form.is_phase:
+        a, b, out = op.letters
+        return _times_flips((b, a, out), second, first, slots)
+    letters = _by_sample(op.letters, first, second)
+    return box_of_products(letters, first.away, second.away), None
+
+
+def _times_flips(
+    letters: Letters, phase: Operand, other: Operand, slots: Slots
+) -> tuple[Interval | None, Tensor | None]:
+    """``|Lp phi db| <= phi |Lp| |db|``: charged to the flip with the range of a clean sample where it can
+    flip if its sample is clean, and what a poisoned one adds to its sample; else with the whole range.
+    """
+    assert other.away is not None
+    assert phase.form.on_phase is not None
+    letters = _by_sample(letters, phase, other)
+    radius = other.away.magnitude
+    clean, poisoned = radius[0], radius[-1]
+    weight = phase.form.on_phase.abs()
+    rank = weight.dim() - 2
+    possible = slots.possible[0].reshape(*slots.possible[0].shape, *[1] * rank)
+    equation = f"Z{letters[0]},{letters[1]}->Z{letters[2]}"
+    if clean.shape[0] == 1 and letters[1].startswith("n") and weight.shape[1] != 1:
+        clean, poisoned = (
+            part.expand(weight.shape[1], *part.shape[1:]) for part in (clean, poisoned)
+        )
+    anyway = torch.einsum(equation, weight * possible, clean)
+    alone = torch.einsum(equation, weight * (1.0 - possible), poisoned)
+    further = torch.einsum(equation, weight * possible, (poisoned - clean).clamp(min=0.0)).sum(0)
+    grow = 1.0 + gamma(64)
+    more = torch.stack([torch.zeros_like(further), further * grow])
+    rest = box_of_products(letters, phase.form.rest, other.away)  # what is no flip
+    return _sum(rest, Interval(-more, more)), (anyway + alone) * grow
+
+
+def _by_sample(letters: Letters, first: Operand, second: Operand) -> Letters:
+    """Letters for ranges, where those of parameters have a sample axis."""
+    a, b, out = letters
+    if first.apart and not a.startswith("n"):
+        a = "n" + a
+    if second.apart and not b.startswith("n"):
+        b = "n" + b
+    return a, b, out
+
+
+def _times_centre(letters: Letters, rest: Interval, centre: Tensor) -> Interval:
+    """A box times constants."""
+    if not bool(rest.lower.any()) and not bool(rest.upper.any()):
+        zero = centre.new_zeros(*[1] * (1 + len(letters[2])))
+        return Interval(zero, zero)
+    point = centre[None]
+    return box_of_products(letters, rest, Interval(point, point))
+
+
+def _sum(first: Interval, second: Interval) -> Interval:
+    return Interval(first.lower + second.lower, first.upper + second.upper)

@@ -1,0 +1,71 @@
+"""Linear questions about the last states: directions on the final zonotope."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from milp_agt.bounds.zonotope.dual import ascend, bound
+from milp_agt.core.rounding import TINY, gamma
+
+if TYPE_CHECKING:
+    from milp_agt.bounds.zonotope.engine import ZonotopePass
+
+# Numbers of one tensor of coefficients (rows, m, width) or (rows, f) at once.
+AT_ONCE = 2**21
+
+
+def least(forward: ZonotopePass, coefficients: Mapping[str, Tensor]) -> Tensor:
+    """Lower bounds of linear forms of the state over all that training reaches, (rows,).
+
+    Coefficients by tensor of the state, (rows, *shape). Rounding of this bound is covered.
+    """
+    pieces = [low for low, _, _ in _pieces(forward, coefficients)]
+    return torch.cat(pieces)
+
+
+def least_by_sample(
+    forward: ZonotopePass, coefficients: Mapping[str, Tensor]
+) -> tuple[Tensor, Tensor]:
+    """Lower bounds that know who is poisoned: each form is at least ``base - sum_{i in S} dev_i`` for
+    every set S within the budget. ``base`` (rows,), ``dev`` (rows, N) over the samples of the data set.
+    """
+    samples = forward.zonotope.samples
+    bases, devs = [], []
+    for _, base, dev in _pieces(forward, coefficients):
+        every = dev.new_zeros(len(dev), len(samples.column_of))
+        every[:, samples.columns] = dev * (1.0 + gamma(4))
+        bases.append(base)
+        devs.append(every)
+    return torch.cat(bases), torch.cat(devs)
+
+
+def _pieces(
+    forward: ZonotopePass, coefficients: Mapping[str, Tensor]
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """For some rows at a time: the bound, its part without samples, and what each sample may take."""
+    zonotope, samples = forward.zonotope, forward.zonotope.samples
+    rows = torch.cat([coefficients[name].flatten(1) for name in forward.layout.slices], 1)
+    widest = max(1, samples.count * samples.width, zonotope.flips.count, zonotope.size)
+    for part in rows.split(max(1, AT_ONCE // widest)):
+        down = -part
+        spread = zonotope.spread(down, forward.bounds.terms)
+        directions = spread.towards(torch.ones_like(spread.size))
+        alpha, _ = forward.bounds.shared(down)
+        alpha = ascend(directions, zonotope.flips, samples, alpha, forward.effort.last)
+        found = bound(directions, zonotope.flips, alpha, samples)
+        centre = part @ zonotope.centre
+        error = gamma(8.0 * zonotope.size + 64.0) * (part.abs() @ zonotope.centre.abs()) + TINY
+        total = found.total(samples)
+        reach = centre.abs() + total.abs()
+        low = centre - total - error - gamma(8) * reach
+        base = centre - found.rest - found.slack - error - gamma(8) * (reach + found.rest.abs())
+        yield _known(low), _known(base), found.dev
+
+
+def _known(bounds: Tensor) -> Tensor:
+    """What is no number proves nothing."""
+    return torch.where(torch.isnan(bounds), -torch.inf, bounds)

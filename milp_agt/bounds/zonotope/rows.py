@@ -1,0 +1,220 @@
+"""Rows of a node: its elements, sample by sample, as directions of the state and of its own sample."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from milp_agt.bounds.zonotope.bounds import StateBounds
+from milp_agt.bounds.zonotope.dual import Bound, bound
+from milp_agt.bounds.zonotope.flips import Flips, widened
+from milp_agt.bounds.zonotope.form import Form
+from milp_agt.bounds.zonotope.state import HybridZonotope, Spread
+from milp_agt.core.rounding import gamma
+
+# Numbers of one tensor of coefficients (rows, m, width) or (rows, f) at once.
+AT_ONCE = 2**23
+
+
+@dataclass
+class Slots:
+    """The flips of a step by slot (unit with a kink) and sample of the batch, while the step is taken.
+
+    Attributes:
+        number: of the flip among all, -1 for phases that are settled, (slots, n).
+        largest: how far beyond its kink a unit gets if its sample is clean, and if it may be poisoned;
+            0 where it never does, (2, slots, n).
+        possible: whether it gets there, as numbers, (2, slots, n).
+    """
+
+    number: Tensor
+    largest: Tensor
+    possible: Tensor
+
+    @staticmethod
+    def empty(count: int, samples: int, like: Tensor) -> Slots:
+        zero = like.new_zeros(2, count, samples)
+        number = torch.full((count, samples), -1, dtype=torch.int64, device=like.device)
+        return Slots(number, zero, zero.clone())
+
+    def moved(self, form: Form) -> tuple[Tensor, Tensor] | None:
+        """How far flips of the own sample move a node down and up, (2, n, *shape); None for not at all."""
+        parts = (form.on_phase, form.on_bend, form.charge)
+        known = next((part for part in parts if part is not None), None)
+        if known is None:
+            return None
+        rank = known.dim() - 2
+        possible = self.possible.reshape(*self.possible.shape, *[1] * rank)
+        largest = self.largest.reshape(possible.shape)
+        found = []
+        for sign in (-1.0, 1.0):
+            cost = torch.zeros_like(known)
+            if form.on_phase is not None:
+                cost = cost + sign * form.on_phase
+            if form.charge is not None:
+                cost = cost + form.charge
+            cost = cost.expand(2, *cost.shape)
+            if form.on_bend is not None:
+                cost = cost + largest * (sign * form.on_bend).clamp(min=0.0)
+            found.append((cost.clamp(min=0.0) * possible).sum(1))
+        return found[0], found[1]
+
+
+@dataclass(frozen=True)
+class FlipRows:
+    """Some elements of a node.
+
+    Attributes:
+        samples, elements: which, (r,): samples of the batch, and flat elements of the node.
+        own: sample generators of these samples, (r,).
+        jacobian: (r, p).
+        spread: these rows as directions, noise of the node and of its sample's flips included.
+        plain: the same without what the flips of this step do.
+    """
+
+    samples: Tensor
+    elements: Tensor
+    own: Tensor
+    jacobian: Tensor
+    spread: Spread
+    plain: Spread
+
+    def take(self, index: Tensor) -> FlipRows:
+        """Some of them."""
+        return FlipRows(
+            self.samples[index],
+            self.elements[index],
+            self.own[index],
+            self.jacobian[index],
+            self.spread.take(index),
+            self.plain.take(index),
+        )
+
+    def both(self, zonotope: HybridZonotope, shared: StateBounds) -> tuple[Bound, Bound]:
+        """Bounds upwards and downwards with shared multipliers."""
+        ones = torch.ones_like(self.spread.below)
+        alphas = shared.shared(self.jacobian)
+        up, down = (
+            bound(self.spread.towards(sign * ones), zonotope.flips, alpha, zonotope.samples)
+            for sign, alpha in zip((1.0, -1.0), alphas, strict=True)
+        )
+        return up, down
+
+
+def rows_of(
+    form: Form,
+    zonotope: HybridZonotope,
+    shared: StateBounds,
+    columns: Tensor,
+    slots: Slots,
+    keep: Tensor | None = None,
+) -> Iterator[FlipRows]:
+    """All elements of a node with a sample axis, some at a time, ordered by elements, then samples.
+
+    ``keep`` (n, *shape) is a mask of those that are wanted; None for all.
+    """
+    assert form.on_state is not None
+    samples, elements = len(columns), form.centre[0].numel()
+
+    def flat(part: Tensor) -> Tensor:
+        """(..., n, *shape) to (..., rows)."""
+        lead = part.shape[: part.dim() - form.centre.dim()]
+        return part.reshape(*lead, samples, elements).transpose(-1, -2).reshape(*lead, -1)
+
+    jacobian = flat(form.on_state).T
+    moved = slots.moved(form)
+    low, high, sizes = flat(-form.rest.lower), flat(form.rest.upper), flat(form.size)
+    more = None if moved is None else tuple(flat(part) for part in moved)
+    on_moves = None if form.on_moves is None else flat(form.on_moves).T
+    width = zonotope.samples.count * max(1, zonotope.samples.width)
+    chunk = max(1, AT_ONCE // max(1, width, zonotope.flips.count))
+    if chunk < samples * elements:  # those of one unit read few parameters
+        chunk = min(chunk, samples)
+    every = torch.arange(samples * elements, device=columns.device)
+    for index in (every if keep is None else every[flat(keep)]).split(chunk):
+        if not len(index):
+            return
+        sample = index % samples
+        own = columns[sample]
+        spread = zonotope.spread(jacobian[index], shared.terms)
+        spread = replace(spread, size=spread.size + sizes[index])
+        at = (own >= 0).nonzero()[:, 0]
+        column = own[at]
+        if on_moves is not None:
+            spread.on_moves[at, column] += on_moves[index[at]]
+        plain = _with_noise(spread, low[:, index], high[:, index], at, column)
+        spread = plain
+        if more is not None:
+            spread = _with_noise(plain, more[0][:, index], more[1][:, index], at, column)
+        yield FlipRows(sample, index // samples, own, jacobian[index], spread, plain)
+
+
+def _with_noise(spread: Spread, low: Tensor, high: Tensor, at: Tensor, column: Tensor) -> Spread:
+    """Noise of a node's own sample, (2, r) towards either side, clean and possibly poisoned."""
+    down, up = spread.down.clone(), spread.up.clone()
+    grow = 1.0 + gamma(4)
+    down[at, column] += ((low[1] - low[0]).clamp(min=0.0) * grow)[at]
+    up[at, column] += ((high[1] - high[0]).clamp(min=0.0) * grow)[at]
+    return replace(
+        spread,
+        below=spread.below + low[0],
+        above=spread.above + high[0],
+        down=down,
+        up=up,
+    )
+
+
+def with_flips(
+    spread: Spread, rows: FlipRows, form: Form, slots: Slots, before: Flips, known: Flips
+) -> Spread:
+    """The plain spread of rows where the flips of their own samples, this step's, are generators.
+
+    ``known`` are these flips, ``before`` those of earlier steps.
+    """
+    count = before.count + known.count
+    spread = replace(
+        spread,
+        on_phase=widened(spread.on_phase, count).clone(),
+        on_bend=widened(spread.on_bend, count).clone(),
+        charge=widened(spread.charge, before.rows + known.rows).clone(),
+    )
+    number = slots.number[:, rows.samples]  # (slots, r)
+    slot, row = (number >= 0).nonzero(as_tuple=True)
+    flip = number[slot, row]
+    for target, part in (
+        (spread.on_phase, form.on_phase),
+        (spread.on_bend, form.on_bend),
+    ):
+        if part is not None:
+            target[row, flip] += _at(part, slot, rows, row)
+    if form.charge is None or not len(flip):
+        return spread
+    charge, local = _at(form.charge, slot, rows, row), flip - before.count
+    own_row = known.row_of[local]
+    kept = own_row >= 0
+    spread.charge[row[kept], before.rows + own_row[kept]] += charge[kept]
+    by_own = ~kept & known.alone[local] & (known.own[local] >= 0)
+    by_all = ~kept & ~by_own
+    noise = charge * (1.0 + gamma(8.0 * len(slots.number)))
+    own = torch.zeros_like(spread.up)
+    own.index_put_((row[by_own], known.own[local][by_own]), noise[by_own], accumulate=True)
+    every = torch.zeros_like(spread.below).index_add(0, row[by_all], noise[by_all])
+    return replace(
+        spread,
+        below=spread.below + every,
+        above=spread.above + every,
+        down=spread.down + own,
+        up=spread.up + own,
+    )
+
+
+def _at(part: Tensor, slot: Tensor, rows: FlipRows, row: Tensor) -> Tensor:
+    """Coefficients (slots, n, *shape) of some rows on some slots."""
+    return (
+        part.flatten(2)[slot, rows.samples[row], rows.elements[row]]
+        if part.dim() > 2
+        else (part[slot, rows.samples[row]])
+    )

@@ -1,0 +1,283 @@
+"""The reachable states as a hybrid zonotope: centre, generators, and noise that the steps carry on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from milp_agt.bounds.zonotope.dual import Directions
+from milp_agt.bounds.zonotope.flips import Flips, widened
+from milp_agt.bounds.zonotope.samples import SampleGenerators
+from milp_agt.core.rounding import TINY, gamma
+
+# Groups of noise that are carried apart, and how many of the newest are never merged.
+GROUPS, NEWEST = 16, 8
+
+
+@dataclass(frozen=True)
+class Noise:
+    """What steps could not express in generators, each group with the Jacobian of all that came after it.
+
+    Group g adds ``Phi_g nu_g`` to the state; for every admissible set S of poisoned samples
+
+        nu_g in [-below_g - sum_{i in S} down_gi - sum_f phi_f charge_gf,  above_g + ... up ... charge].
+
+    Attributes:
+        onto: Phi, (g, P, P): from a coordinate of the noise (last) to one of the state.
+        below, above: (g, P).
+        down, up: (g, P, m).
+        charge: on flips with rows, (g, P, q).
+    """
+
+    onto: Tensor
+    below: Tensor
+    above: Tensor
+    down: Tensor
+    up: Tensor
+    charge: Tensor
+
+    def __len__(self) -> int:
+        return len(self.onto)
+
+    @property
+    def radius(self) -> Tensor:
+        return torch.maximum(self.below, self.above)
+
+    @property
+    def reach(self) -> Tensor:
+        return torch.maximum(self.down, self.up)
+
+    def spread(self, samples: SampleGenerators) -> Tensor:
+        """The most that all groups move each coordinate, every flip included, (P,)."""
+        each = self.onto.abs()
+        total = torch.einsum("gpq,gq->p", each, self.radius + self.charge.sum(-1))
+        return total + samples.worst(torch.einsum("gpq,gqm->pm", each, self.reach))
+
+    def carried(self, jacobian: Tensor) -> Noise:
+        """The noise after a step with this Jacobian, (P, P)."""
+        return replace(self, onto=jacobian @ self.onto)
+
+    def joined(self, new: Noise) -> Noise:
+        """These groups and further ones, the newest last."""
+        flips = new.charge.shape[-1]
+        pairs = (
+            (self.onto, new.onto),
+            (self.below, new.below),
+            (self.above, new.above),
+            (self.down, new.down),
+            (self.up, new.up),
+            (widened(self.charge, flips), new.charge),
+        )
+        return Noise(*(torch.cat(pair) for pair in pairs))
+
+    def merged(self) -> Noise:
+        """One group less: of two neighbours the older one takes the Jacobian of the younger one.
+
+        ``Phi_a nu_a = Phi_b nu_a + (Phi_a - Phi_b) nu_a``, and the second term is bounded entry by entry
+        in the newest group. The pair that adds least there is taken, the newest groups aside.
+        """
+        gap = (self.onto[:-1] - self.onto[1:]).abs()
+        gap = gap + gamma(8) * (self.onto[:-1].abs() + self.onto[1:].abs())
+        weight = torch.einsum(
+            "gpq,gq->g",
+            gap,
+            self.radius[:-1] + self.reach[:-1].amax(-1)
+            if self.reach.shape[-1]
+            else self.radius[:-1],
+        )
+        a = int(weight[: max(1, len(self) - NEWEST)].argmin())
+        b = a + 1
+        more = gap[a] @ self.radius[a]
+        reach, charge = gap[a] @ self.reach[a], gap[a] @ self.charge[a]
+        grow = 1.0 + gamma(4 * self.onto.shape[-1])
+
+        def summed(parts: Tensor, extra: Tensor) -> Tensor:
+            parts = parts.clone()
+            parts[b] += parts[a]
+            parts[b] *= grow
+            parts[-1] += extra * grow
+            return torch.cat([parts[:a], parts[b:]])
+
+        return Noise(
+            torch.cat([self.onto[:a], self.onto[b:]]),
+            summed(self.below, more),
+            summed(self.above, more),
+            summed(self.down, reach),
+            summed(self.up, reach),
+            summed(self.charge, charge),
+        )
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Directions of the state on all generators, with the noise towards either side, see Directions."""
+
+    on_moves: Tensor
+    on_phase: Tensor
+    on_bend: Tensor
+    charge: Tensor
+    below: Tensor
+    above: Tensor
+    down: Tensor
+    up: Tensor
+    size: Tensor
+    operations: float
+
+    def take(self, rows: Tensor) -> Spread:
+        parts = (
+            part[rows] if isinstance(part, Tensor) else part
+            for part in (getattr(self, name) for name in self.__dataclass_fields__)
+        )
+        return Spread(*parts)  # type: ignore[arg-type]
+
+    def towards(self, sign: Tensor) -> Directions:
+        """Each direction times its sign, (r,) of 1 and -1."""
+        along = sign > 0
+        one, two = sign[:, None], sign[:, None, None]
+        return Directions(
+            two * self.on_moves,
+            one * self.on_phase,
+            one * self.on_bend,
+            self.charge,
+            torch.where(along[:, None], self.up, self.down),
+            torch.where(along, self.above, self.below),
+            self.size,
+            self.operations,
+        )
+
+
+@dataclass(frozen=True)
+class HybridZonotope:
+    """``x = centre + sum_i A_i e_i + sum_f (F_f phi_f + Q_f rho_f) + noise``, x of P coordinates.
+
+    Every state that training can reach under the threat has generators within the constraints:
+    ``e_i`` in ``s_i E_i`` with ``sum s_i <= budget``, and the rows of ``flips`` for phi and rho.
+
+    Attributes:
+        samples: generators of the poisoned samples.
+        flips: binary generators so far.
+        centre: (P,).
+        on_moves: A, (P, m, width).
+        on_phase, on_bend: F and Q, (P, f).
+    """
+
+    samples: SampleGenerators
+    flips: Flips
+    centre: Tensor
+    on_moves: Tensor
+    on_phase: Tensor
+    on_bend: Tensor
+    noise: Noise
+
+    @staticmethod
+    def of_box(samples: SampleGenerators, lower: Tensor, upper: Tensor) -> HybridZonotope:
+        """All states in a box, (P,)."""
+        size = len(lower)
+        centre = 0.5 * lower + 0.5 * upper
+        zero = centre.new_zeros
+        noise = Noise(
+            torch.eye(size, dtype=centre.dtype, device=centre.device)[None],
+            _outwards(centre - lower)[None],
+            _outwards(upper - centre)[None],
+            zero(1, size, samples.count),
+            zero(1, size, samples.count),
+            zero(1, size, 0),
+        )
+        return HybridZonotope(
+            samples,
+            Flips.none(samples),
+            centre,
+            zero(size, samples.count, samples.width),
+            zero(size, 0),
+            zero(size, 0),
+            noise,
+        )
+
+    @property
+    def size(self) -> int:
+        return len(self.centre)
+
+    def with_rows(self, keep: Tensor) -> HybridZonotope:
+        """The same, or a larger set, with some of the rows of flips only."""
+        noise, flips = self.noise, self.flips
+        drop = torch.ones(flips.rows, dtype=torch.bool, device=keep.device)
+        drop[keep] = False
+        gone = drop.nonzero()[:, 0]
+        alone, shared = flips.settled(noise.charge[..., gone], gone)
+        noise = replace(
+            noise,
+            below=noise.below + shared,
+            above=noise.above + shared,
+            down=noise.down + alone,
+            up=noise.up + alone,
+            charge=noise.charge[..., keep],
+        )
+        return replace(self, flips=flips.with_rows(keep), noise=noise)
+
+    def terms(self) -> Tensor:
+        """Sum of the sizes of all terms but the centre, the worst samples counting, (P,)."""
+        reach = (self.on_moves.abs() * self.samples.reach).sum(-1)
+        flips = (self.on_phase.abs() + self.on_bend.abs() * self.flips.largest).sum(-1)
+        total = self.samples.worst(reach) + flips + self.noise.spread(self.samples)
+        return total * (1.0 + gamma(self.operations)) + TINY
+
+    @property
+    def operations(self) -> float:
+        """Length of the longest chain of roundings in a product with these generators."""
+        groups = len(self.noise) * self.size
+        longest = max(self.size, self.flips.count, groups) + self.samples.width
+        return 8.0 * longest + 4.0 * self.samples.budget + 64.0
+
+    def spread(self, rows: Tensor, terms: Tensor) -> Spread:
+        """Directions ``rows`` (r, p) of the first p coordinates; ``terms`` are those of :meth:`terms`."""
+        used = torch.arange(rows.shape[1], device=rows.device)
+        touched = (rows != 0.0).any(0)
+        if 2 * int(touched.sum()) < len(used):  # the weights of one unit, say
+            used = touched.nonzero()[:, 0]
+            rows = rows[:, used]
+        noise = self.noise
+        onto = noise.onto[:, used].transpose(0, 1).flatten(1)
+        carried = rows @ onto
+        above, below = carried.clamp(min=0.0), (-carried).clamp(min=0.0)
+        down, up = (part.flatten(0, 1) for part in (noise.down, noise.up))
+        low, high = noise.below.flatten(), noise.above.flatten()
+        return Spread(
+            self._on_moves(rows, used),
+            rows @ self.on_phase[used],
+            rows @ self.on_bend[used],
+            (above + below) @ noise.charge.flatten(0, 1),
+            above @ low + below @ high,
+            above @ high + below @ low,
+            above @ down + below @ up,
+            above @ up + below @ down,
+            rows.abs() @ terms[used],
+            self.operations,
+        )
+
+    @cached_property
+    def seen(self) -> Tensor:
+        """The sample generators that reach the state so far."""
+        return (self.on_moves != 0.0).flatten(2).any(2).any(0).nonzero()[:, 0]
+
+    def _on_moves(self, rows: Tensor, used: Tensor) -> Tensor:
+        """Coefficients of directions on the moves, (r, m, width)."""
+        shape = (len(rows), *self.on_moves.shape[1:])
+        if 2 * len(self.seen) > shape[1]:
+            return (rows @ self.on_moves[used].flatten(1)).reshape(shape)
+        found = rows.new_zeros(shape)
+        some = self.on_moves[used][:, self.seen]
+        found[:, self.seen] = (rows @ some.flatten(1)).reshape(len(rows), *some.shape[1:])
+        return found
+
+    def moved(self, jacobian: Tensor) -> Tensor:
+        """Generators of the samples after a step with this Jacobian, (P, m, width)."""
+        every = torch.arange(self.size, device=jacobian.device)
+        return self._on_moves(jacobian, every)
+
+
+def _outwards(radius: Tensor) -> Tensor:
+    """A rounded difference of two numbers, up; an exact 0 stays."""
+    return torch.where(radius > 0, torch.nextafter(radius, radius + 1.0), radius.clamp(min=0.0))

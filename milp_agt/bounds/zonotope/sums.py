@@ -1,0 +1,60 @@
+"""Sums over the samples of a batch: what each sample can add, and what is there whoever is poisoned."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from milp_agt.bounds.zonotope.flips import Flips
+from milp_agt.bounds.zonotope.form import Form, SummedForm
+from milp_agt.bounds.zonotope.rows import Slots
+from milp_agt.core.interval import Interval
+from milp_agt.core.rounding import TINY, gamma
+
+
+def summed(form: Form, flips: Flips, slots: Slots, columns: Tensor) -> SummedForm:
+    """The sum of a form whose coefficients on the state are summed already.
+
+    Args:
+        flips: of this step, in the order of their numbers.
+        columns: sample generators of the batch, (n,), -1 for samples that stay clean.
+    """
+    rest, count = form.rest, len(columns)
+    size = form.size.sum(0)
+    down = (rest.lower[0] - rest.lower[-1]).clamp(min=0.0)
+    up = (rest.upper[-1] - rest.upper[0]).clamp(min=0.0)
+    closed = (columns < 0).to(up).reshape(-1, *[1] * (up.dim() - 1))
+    low = (rest.lower[0] - down * closed).sum(0)[None]
+    high = (rest.upper[0] + up * closed).sum(0)[None]
+    error = gamma(8 * count + 64) * size + TINY
+    slot, sample = _at(slots)
+
+    def at_flips(part: Tensor | None) -> Tensor:
+        if part is None:
+            return size.new_zeros(len(slot), *size.shape)
+        return part[slot, sample]
+
+    charge = at_flips(form.charge)
+    grow = 1.0 + gamma(8.0 * len(slots.number) + 8.0)
+    loose = flips.paid_alone
+    own = torch.zeros_like(down).index_add(0, sample[loose], charge[loose])
+    others = flips.paid_by_all
+    every = charge[others[flips.row_of[others] < 0]].sum(0) * grow
+    return SummedForm(
+        form.centre.sum(0),
+        size,
+        form.on_state,
+        form.on_moves,
+        at_flips(form.on_phase),
+        at_flips(form.on_bend),
+        charge[flips.column],
+        Interval(low - every, high + every).widen(error),
+        Interval(-(down + own) * grow, (up + own) * grow),
+    )
+
+
+def _at(slots: Slots) -> tuple[Tensor, Tensor]:
+    """Slot and sample of each flip of this step, in the order of their numbers."""
+    slot, sample = (slots.number >= 0).nonzero(as_tuple=True)
+    order = slots.number[slot, sample].argsort()
+    return slot[order], sample[order]

@@ -1,0 +1,381 @@
+"""Affine forms of the nodes of a step, from what their operations say: slopes, centres, kinks, residuals."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from milp_agt.bounds.step import NodeOrder, Step
+from milp_agt.bounds.zonotope import linear_maps
+from milp_agt.bounds.zonotope.bounds import StateBounds
+from milp_agt.bounds.zonotope.candidates import new_flips
+from milp_agt.bounds.zonotope.flips import Flips
+from milp_agt.bounds.zonotope.form import Form, SummedForm, holding_zero, plus
+from milp_agt.bounds.zonotope.kinks import Kink, kink_of
+from milp_agt.bounds.zonotope.layout import Layout
+from milp_agt.bounds.zonotope.products import Operand, multiplied
+from milp_agt.bounds.zonotope.rows import Slots, rows_of
+from milp_agt.bounds.zonotope.softmax import Softmax, softmax_form, softmaxes
+from milp_agt.bounds.zonotope.squares import squared
+from milp_agt.bounds.zonotope.state import HybridZonotope
+from milp_agt.bounds.zonotope.sums import summed
+from milp_agt.bounds.zonotope.supported import unsupported
+from milp_agt.bounds.zonotope.work import Work
+from milp_agt.core.graph import Node
+from milp_agt.core.interval import Interval
+from milp_agt.core.rounding import TINY, gamma
+from milp_agt.formulations.bilinear import Einsum
+from milp_agt.formulations.linear_map import LinearMap
+from milp_agt.formulations.squared_norm import SquaredNorm
+from milp_agt.formulations.sum_samples import SumSamples
+from milp_agt.formulations.univariate import Smooth, Univariate
+from milp_agt.training.tracing import FEATURES, LABELS
+
+
+@dataclass
+class Transformer:
+    """The forms of one step, node by node in topological order.
+
+    Every operation is exact for the affine part at the centre. What is left is a box: the residual of a
+    univariate function over the range of its argument, the product of two deviations, and rounding, of
+    the real run and of the computation here. Boxes have two states, a sample that is clean and one
+    that may be poisoned. Kinks become flips.
+
+    Attributes:
+        zonotope, bounds: the state before the step.
+        layout: of its coordinates.
+        ascent: steps by which candidates for flips are ascended.
+    """
+
+    schedule: NodeOrder
+    step: Step
+    zonotope: HybridZonotope
+    bounds: StateBounds
+    layout: Layout
+    ascent: int
+    forms: dict[str, Form] = field(default_factory=dict)
+    boxes: dict[str, Interval] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.columns = self.zonotope.samples.column_of[self.step.samples]
+        self.first: dict[str, int] = {}  # slot of the first element of a node with kinks
+        count = 0
+        for node in self.schedule.before:
+            if node.batched and kink_of(node.op) is not None and node.inputs[0] not in self.first:
+                self.first[node.inputs[0]] = count
+                count += node.signature.size
+        self.softmaxes = softmaxes(self.schedule.before)
+        self.unmade = {
+            node.name for s in self.softmaxes.values() for node in (s.exponentials, s.total)
+        }
+        self.work = Work.of(self.zonotope, count * self.step.size)
+        self.unmade |= {
+            s.differences.name
+            for s in self.softmaxes.values()
+            if not self.work.fits(s.differences.signature.size * self.step.size)
+        }
+        self.slots = Slots.empty(count, self.step.size, self.zonotope.centre)
+        self.flips = Flips.none(self.zonotope.samples)
+        self.done: set[str] = set()
+
+    # -- leaves
+
+    def leaves(self) -> None:
+        """Forms of the parameters, and of the data of the batch."""
+        used = self.layout.parameters
+        eye = torch.eye(used, dtype=torch.float64, device=self.zonotope.centre.device)
+        for name, part in self.layout.slices.items():
+            if part.start >= used:
+                continue
+            shape = self.layout.shapes[name]
+            centre = self.zonotope.centre[part].reshape(shape)
+            zero = torch.zeros_like(centre)[None]
+            radius = self.bounds.radius[part].reshape(shape)
+            self.forms[name] = Form(
+                centre,
+                Interval(zero, zero),
+                centre.abs() + radius,
+                on_state=eye[:, part].reshape(used, *shape),
+            )
+            low, high = (
+                self.bounds.below[part].reshape(shape),
+                self.bounds.above[part].reshape(shape),
+            )
+            error = gamma(4) * (centre.abs() + radius) + TINY
+            self.boxes[name] = Interval((centre - low)[None], (centre + high)[None]).widen(error)
+        samples, poison = self.zonotope.samples, self.step.poison
+        widths = (samples.on_features, samples.width - samples.on_features)
+        for name, nominal, box, start, width in (
+            (FEATURES, poison.features, poison.feature_box(), 0, widths[0]),
+            (LABELS, poison.labels, poison.label_box(), widths[0], widths[1]),
+        ):
+            self.boxes[name] = box
+            self.forms[name] = self._data(nominal, box, start, width)
+
+    def _data(self, nominal: Tensor, box: Interval, start: int, width: int) -> Form:
+        if not width or not self.zonotope.samples.count:
+            return Form.constant(nominal, 2)
+        open_ = (self.columns >= 0).to(nominal)
+        flat = nominal.flatten(1)
+        moves = flat.new_zeros(self.zonotope.samples.width, len(flat), flat.shape[1])
+        index = torch.arange(width, device=flat.device)
+        moves[start + index, :, index] = open_
+        # x + e is rounded to nearest in the run.
+        size = box.magnitude.amax(0) + (box.upper - box.lower).amax(0)
+        error = gamma(4) * size * open_.reshape(-1, *[1] * (nominal.dim() - 1)) + TINY
+        error = torch.stack([torch.zeros_like(error), error])
+        return Form(
+            nominal,
+            Interval(-error, error),
+            size,
+            on_moves=moves.reshape(-1, *nominal.shape),
+        )
+
+    # -- ranges
+
+    def box(self, name: str) -> Interval:
+        """The range of a node in both states, (2, n, *shape), or (1, *shape) without sample axis."""
+        if name not in self.boxes:
+            self.boxes[name] = self._range(self.nodes[name], self.forms[name])
+        return self.boxes[name]
+
+    @property
+    def nodes(self) -> Mapping[str, Node]:
+        return {node.name: node for node in self.schedule.all}
+
+    def _range(self, node: Node, form: Form) -> Interval:
+        if form.is_constant:
+            return Interval.point(form.centre[None])
+        if node.batched and not self.work.fits(form.centre.numel()):
+            return node.op.interval(*(self.box(name) for name in node.inputs))
+        down, up = self._reach(form)
+        error = gamma(8) * (form.centre.abs() + torch.maximum(down, up)) + TINY
+        box = Interval(form.centre - down, form.centre + up).widen(error)
+        if all(name in self.boxes for name in node.inputs):
+            plain = node.op.interval(*(self.boxes[name] for name in node.inputs))
+            states = max(len(plain.lower), len(box.lower))
+            box = box.expand_states(states).meet(
+                plain.expand_states(states), f"'{node.name}' by intervals and as a zonotope"
+            )
+        return box
+
+    def _reach(self, form: Form) -> tuple[Tensor, Tensor]:
+        """How far a node lies below and above its centre, (2 or 1, [n], *shape)."""
+        if len(form.rest.lower) == 1:  # no sample axis
+            low, high = -form.rest.lower, form.rest.upper
+            if form.on_state is not None:
+                radius = self.bounds.radius[: self.layout.parameters]
+                moved = torch.einsum("p...,p->...", form.on_state.abs(), radius)
+                low, high = low + moved, high + moved
+            return low, high
+        if form.on_state is None:
+            return self._own_reach(form)
+        found: list[tuple[Tensor, Tensor]] = []
+        samples = self.zonotope.samples
+        for rows in rows_of(form, self.zonotope, self.bounds, self.columns, self.slots):
+            above, below = rows.both(self.zonotope, self.bounds)
+            found.append((below.given(samples, rows.own), above.given(samples, rows.own)))
+        count, shape = len(form.centre), (2, *form.centre.shape)
+        down, up = (
+            torch.cat([pair[k] for pair in found], 1)
+            .reshape(2, -1, count)
+            .transpose(1, 2)
+            .reshape(shape)
+            for k in (0, 1)
+        )
+        return down.clamp(min=0.0), up.clamp(min=0.0)
+
+    def _plain_reach(self, form: Form) -> Tensor:
+        """How far a node may lie from its centre by the boxes of parameters and moves, (n, *shape)."""
+        radius = self.bounds.radius[: self.layout.parameters]
+        low, high = self._own_reach(form)
+        reach = torch.maximum(low, high).amax(0)
+        if form.on_state is not None:
+            reach = reach + torch.einsum("p...,p->...", form.on_state.abs(), radius)
+        return reach * (1.0 + gamma(8.0 * len(radius) + 64.0)) + gamma(64) * form.size + TINY
+
+    def _own_reach(self, form: Form) -> tuple[Tensor, Tensor]:
+        """The same for a node that only its own sample's move and flips reach."""
+        low, high = -form.rest.lower, form.rest.upper
+        if form.on_moves is not None:
+            samples = self.zonotope.samples
+            reach = samples.reach[self.columns.clamp(min=0)].T * (self.columns >= 0)
+            moved = torch.einsum("d...,d...->...", form.on_moves.abs(), _fit(reach, form.on_moves))
+            moved = torch.stack([torch.zeros_like(moved), moved * (1.0 + gamma(64))])
+            low, high = low + moved, high + moved
+        moved_by = self.slots.moved(form)
+        if moved_by is not None:
+            low, high = low + moved_by[0], high + moved_by[1]
+        return low, high
+
+    def operand(self, name: str) -> Operand:
+        """A node as a factor: its form, and how far it lies from its centre."""
+        form = self.forms[name]
+        if form.is_constant:
+            return Operand(form, None)
+        if name in self.layout.slices:
+            below, above = self.bounds.given(self.layout.slices[name], self.columns)
+            shape = (2, len(self.columns), *self.layout.shapes[name])
+            return Operand(form, Interval(-below.reshape(shape), above.reshape(shape)), apart=True)
+        box = self.box(name)
+        return Operand(
+            form, holding_zero(Interval(box.lower - form.centre, box.upper - form.centre))
+        )
+
+    # -- operations
+
+    def take(self, node: Node) -> None:
+        """The form of one node."""
+        op = node.op
+        if node.name in self.unmade:
+            return
+        if node.name in self.softmaxes:
+            self.forms[node.name] = self._softmax(self.softmaxes[node.name])
+            return
+        inputs = [self.forms[name] for name in node.inputs]
+        if not node.inputs:
+            states = 2 if node.batched else 1
+            self.forms[node.name] = Form.constant(op.value(), states)
+        elif isinstance(op, LinearMap):
+            self.forms[node.name] = linear_maps.of_forms(op, inputs, node.batched)
+        elif isinstance(op, Einsum):
+            self.forms[node.name] = self.product(node)
+        elif isinstance(op, SquaredNorm):
+            self.forms[node.name] = squared(op, [self.operand(name) for name in node.inputs])
+        elif node.batched and kink_of(op) is not None:
+            self.forms[node.name] = self._kinked(node, inputs[0])
+        elif isinstance(op, Univariate):
+            self.forms[node.name] = self._curved(node, inputs[0])
+        else:
+            raise unsupported(op, node)
+
+    def product(self, node: Node, summed: bool = False) -> Form:
+        assert isinstance(node.op, Einsum)
+        first, second = (self.operand(name) for name in node.inputs)
+        return multiplied(node.op, first, second, self.slots, summed)
+
+    def _softmax(self, nodes: Softmax) -> Form:
+        name, logits = nodes.differences.name, self.forms[nodes.logits]
+        if name in self.unmade:
+            self.boxes[name] = nodes.differences.op.interval(self.box(nodes.logits))
+        centre, box = nodes.differences.op.value(logits.centre), self.box(name)
+        for node in (nodes.exponentials, nodes.total, nodes.probability):
+            box = node.op.interval(box)
+            self.boxes[node.name] = box
+        away = self.box(name)
+        error = gamma(8) * (away.magnitude + centre.abs()) + TINY
+        away = Interval(away.lower - centre, away.upper - centre).widen(error)
+        return softmax_form(logits, away.expand_states(2))
+
+    def _curved(self, node: Node, argument: Form) -> Form:
+        """``f(c) + m (u - c)`` with the slope m at the centre, and the residual of f over the range."""
+        op, centre = node.op, argument.centre
+        assert isinstance(op, Univariate)
+        if argument.is_constant and not isinstance(op, Smooth):
+            return Form.constant(op.value(centre), len(argument.rest.lower))
+        box = self.box(node.inputs[0])
+        if isinstance(op, Smooth):
+            slope = op.derivative(centre)
+        else:
+            clean = Interval(box.lower[0], box.upper[0])
+            lower, upper = op.slopes(clean)
+            slope = 0.5 * lower + 0.5 * upper
+        slope = torch.nan_to_num(slope, posinf=0.0, neginf=0.0)
+        planes = op.relax_with((slope, slope), box)
+        assert planes.lower is not None
+        assert planes.upper is not None
+        value = op.value(centre)
+        at_centre = value - slope * centre
+        size = value.abs() + slope.abs() * (argument.size + centre.abs())
+        error = gamma(16) * size + TINY
+        residual = Interval(planes.lower - at_centre, planes.upper - at_centre).widen(error)
+        residual = holding_zero(residual)
+        form = replace(argument.scaled(slope), centre=value)
+        rest = Interval(form.rest.lower + residual.lower, form.rest.upper + residual.upper)
+        return replace(form, rest=rest, size=size + rest.magnitude.amax(0))
+
+    def _kinked(self, node: Node, argument: Form) -> Form:
+        kink = kink_of(node.op)
+        assert kink is not None
+        source = node.inputs[0]
+        if source not in self.done:
+            self.done.add(source)
+            if argument.on_state is not None:
+                self.flips = new_flips(
+                    argument,
+                    self.zonotope,
+                    self.bounds,
+                    self.slots,
+                    self.first[source],
+                    self.flips,
+                    self.ascent,
+                    self.work,
+                    self.step,
+                    ~(self._plain_reach(argument) < argument.centre.abs()),
+                )
+        return self._pieces(node, kink, argument)
+
+    def _pieces(self, node: Node, kink: Kink, argument: Form) -> Form:
+        centre = argument.centre
+        on = centre > 0
+        slope = torch.where(on, kink.right, kink.left).to(centre)
+        form = argument.scaled(slope)
+        elements = centre[0].numel()
+        first = self.first[node.inputs[0]]
+        part = slice(first, first + elements)
+        active = (self.slots.number[part] >= 0).to(centre)  # (elements, n)
+        each = torch.arange(elements, device=centre.device)
+
+        def at_slots(values: Tensor) -> Tensor | None:
+            if not bool(values.any()):
+                return None
+            out = centre.new_zeros(len(self.slots.number), len(centre), elements)
+            out[first + each, :, each] = values
+            return out.reshape(len(out), *centre.shape)
+
+        on_flat = on.reshape(len(centre), elements).T
+        jump = kink.jump * torch.where(on_flat, -1.0, 1.0).to(centre) * active
+        bend = (kink.right - kink.left) * active
+        value = node.op.value(centre)
+        if argument.on_state is None and not argument.is_constant:
+            raise unsupported(node.op, node)
+        size = value.abs() + slope.abs() * (argument.size + centre.abs())
+        beyond = self.slots.largest[1, part].T.reshape(centre.shape)
+        size = size + abs(kink.jump) + abs(kink.right - kink.left) * beyond
+        exact = kink.left in (0.0, 1.0) and kink.right in (0.0, 1.0)
+        error = torch.zeros_like(size) if exact else gamma(8) * size + TINY
+        straight = all(p is None for p in (argument.on_state, argument.on_moves)) or not bool(
+            slope.any()
+        )
+        form = replace(
+            form,
+            centre=value,
+            rest=Interval(form.rest.lower - error, form.rest.upper + error),
+            size=size,
+            on_phase=plus(form.on_phase, at_slots(jump)),
+            on_bend=plus(form.on_bend, at_slots(bend)),
+        )
+        if straight:
+            form = replace(form, on_state=None, on_moves=None, charge=None)
+        return form
+
+    # -- sums over samples
+
+    def sum(self, node: Node) -> SummedForm:
+        """A sum over the batch; a product that nothing else reads is never formed sample by sample."""
+        assert isinstance(node.op, SumSamples)
+        product = self.schedule.summed_products.get(node.name)
+        if product is not None:
+            form = self.product(product, summed=True)
+        else:
+            form = self.forms[node.inputs[0]]
+            if form.on_state is not None:
+                form = replace(form, on_state=form.on_state.sum(1))
+        return summed(form, self.flips, self.slots, self.columns)
+
+
+def _fit(reach: Tensor, like: Tensor) -> Tensor:
+    return reach.reshape(*reach.shape, *[1] * (like.dim() - 2))

@@ -1,0 +1,58 @@
+"""How much is spent on a step: rows of flips and steps of ascent, so that cost stays linear in the net."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from milp_agt.bounds.zonotope.state import HybridZonotope
+
+# Multiplications of all elements of a step with all rows, of one ascent, and of the range of a node that
+# intervals could bound as well.
+PER_STEP, PER_ASCENT, PER_NODE = 2**30, 2**31, 2**31
+# Rows that are carried at most and at least, and phases that get rows in one step.
+MOST_ROWS, FEWEST_ROWS = 640, 16
+MOST_NEW, FEWEST_NEW = 192, 8
+FEWEST_STEPS = 6
+
+
+@dataclass(frozen=True)
+class Work:
+    """The limits of a run.
+
+    Attributes:
+        numbers: coordinates of the moves of all samples together, and flips twice.
+        directions: numbers of a direction: parameters, and rows of flips.
+        most_rows: of flips that are carried.
+    """
+
+    numbers: int
+    directions: int
+    most_rows: int
+
+    @staticmethod
+    def of(zonotope: HybridZonotope, elements: int) -> Work:
+        """``elements`` with a kink in one step, all samples of its batch together."""
+        samples, flips = zonotope.samples, zonotope.flips
+        moves = max(1, samples.count * samples.width)
+        numbers = moves + 2 * flips.count
+        fitting = PER_STEP // (moves * max(1, elements))
+        return Work(numbers, zonotope.size + flips.rows, max(FEWEST_ROWS, min(MOST_ROWS, fitting)))
+
+    @property
+    def kept_rows(self) -> int:
+        """How many are left when some go."""
+        return max(1, self.most_rows * 4 // 5)
+
+    def most_new(self, rows: int, steps: int) -> int:
+        """Phases of one step that get rows, each of which is ascended three times on ``rows``."""
+        fitting = PER_ASCENT // (3 * max(1, steps) * max(1, rows) * self.numbers)
+        return max(FEWEST_NEW, min(MOST_NEW, max(1, self.most_rows // 2), fitting))
+
+    def fits(self, rows: int) -> bool:
+        """Whether the elements of a node are worth bounding as directions."""
+        return rows * self.numbers * self.directions <= PER_NODE
+
+    def steps(self, wanted: int, directions: int, rows: int) -> int:
+        """Steps of an ascent of many directions on many rows; none where two are too many."""
+        fitting = PER_ASCENT // max(1, directions * rows * self.numbers)
+        return max(min(wanted, FEWEST_STEPS), min(wanted, fitting)) if fitting > 1 else 0

@@ -1,0 +1,155 @@
+"""Arrays of real numbers out of what people hand in: numpy, torch, pandas, lists; nothing is guessed."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from milp_agt.errors import InvalidInputError
+
+Array = npt.NDArray[Any]
+_MISSING = "drop or impute the missing values before training"
+_TEXT = "give numbers: a code for each category, or leave text columns out"
+_KINDS = {"U": "text", "S": "text", "M": "dates", "m": "spans of time", "c": "complex numbers"}
+
+
+def numbers_of(values: object, what: str) -> Array:
+    """``values`` as an array of booleans, whole numbers or floats, in native byte order.
+
+    The entries are those of ``values``; memory is shared where the form allows. Columns of a data
+    frame, and entries of an array of objects, may be of several kinds of numbers.
+
+    Raises:
+        InvalidInputError: text, dates, missing or masked values, a sparse form, rows of several
+            lengths, each with where it stands.
+    """
+    asked = f"{what} must be an array of real numbers"
+    name = type(values).__name__
+    if _is_sparse(values):
+        raise InvalidInputError(
+            asked, f"a sparse {name}", "give it dense: .toarray(), or .to_dense() in torch"
+        )
+    if isinstance(values, np.ma.MaskedArray):
+        return _unmasked(values, asked)
+    if hasattr(values, "columns") and hasattr(values, "dtypes"):
+        return _frame(values, asked)
+    if hasattr(values, "to_numpy") and hasattr(values, "name"):
+        return _column(values, asked, f"column '{values.name}'")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", np.exceptions.VisibleDeprecationWarning)
+            array = np.asarray(values)
+    except (TypeError, ValueError, RuntimeError) as error:
+        rows = isinstance(values, (list, tuple))
+        raise InvalidInputError(
+            asked,
+            f"{name}: {str(error).splitlines()[0] if str(error) else type(error).__name__}",
+            "give rows of one length, with a number in every place"
+            if rows
+            else "give an array of numpy or torch",
+        ) from None
+    return _plain(array, asked, name)
+
+
+def _is_sparse(values: object) -> bool:
+    if callable(getattr(values, "toarray", None)) and hasattr(values, "nnz"):
+        return True
+    dtypes = getattr(values, "dtypes", None)
+    if isinstance(values, np.ndarray) or dtypes is None or not isinstance(dtypes, Iterable):
+        return False
+    return any(type(dtype).__name__ == "SparseDtype" for dtype in dtypes)
+
+
+def _unmasked(values: np.ma.MaskedArray[Any, Any], asked: str) -> Array:
+    mask = np.ma.getmaskarray(values)
+    if mask.any():
+        first = tuple(int(i) for i in np.argwhere(mask)[0])
+        raise InvalidInputError(
+            asked, f"{int(mask.sum())} masked values, the first at {first}", _MISSING
+        )
+    return _plain(np.asarray(values.data), asked, "MaskedArray")
+
+
+def _frame(frame: Any, asked: str) -> Array:
+    """The columns of a data frame of pandas side by side, each of numbers."""
+    texts: dict[str, list[str]] = {}
+    columns = []
+    for position, name in enumerate(frame.columns):
+        try:
+            columns.append(_column(frame.iloc[:, position], asked, f"column '{name}'"))
+        except InvalidInputError as error:
+            texts.setdefault(error.remedy, []).append(error.found)
+    if texts:
+        raise InvalidInputError(
+            asked, "; ".join(f for each in texts.values() for f in each), "; ".join(texts)
+        )
+    if not columns:
+        raise InvalidInputError(asked, "a table without columns", "give at least one column")
+    return np.stack(columns, axis=1)
+
+
+def _column(series: Any, asked: str, where: str) -> Array:
+    kind = str(getattr(series, "dtype", ""))
+    if kind == "category":
+        raise InvalidInputError(asked, f"{where} of categories", _TEXT)
+    array = series.to_numpy()
+    if array.dtype.kind == "O" and hasattr(series, "isna"):
+        gaps = np.flatnonzero(np.asarray(series.isna()))
+        if len(gaps):
+            raise InvalidInputError(
+                asked, f"{where}: {len(gaps)} missing values, the first in row {gaps[0]}", _MISSING
+            )
+    return _plain(array, asked, where)
+
+
+def _plain(array: Array, asked: str, where: str) -> Array:
+    kind = array.dtype.kind
+    if kind == "O":
+        return _objects(array, asked, where)
+    if array.dtype.names is not None:
+        raise InvalidInputError(
+            asked,
+            f"{where} with the named columns {', '.join(array.dtype.names)}",
+            "stack them: np.stack([data[name] for name in data.dtype.names], axis=1)",
+        )
+    if kind not in "biuf":
+        found = _KINDS.get(kind, f"entries of type {array.dtype}")
+        remedy = _TEXT if kind in "US" else "give real numbers"
+        raise InvalidInputError(asked, f"{where}: {found}", remedy)
+    if kind == "f" and array.dtype.itemsize > 8:
+        raise InvalidInputError(
+            asked,
+            f"{where}: entries of type {array.dtype}, more precise than float64",
+            "round them yourself: data.astype(np.float64)",
+        )
+    native = array.dtype.newbyteorder("=")
+    reversed_axes = any(stride < 0 for stride in array.strides)
+    if array.dtype != native or reversed_axes or not array.flags.writeable:
+        return np.array(array, dtype=native, order="C")
+    return array
+
+
+def _objects(array: Array, asked: str, where: str) -> Array:
+    """An array of Python objects that are all numbers or truth values."""
+    if array.ndim == 0:
+        found = f"{type(array.item()).__name__} {array.item()!r:.40}"
+        raise InvalidInputError(asked, found, "give an array of numpy or torch, or a list")
+    flat = array.reshape(-1).tolist()
+    wrong = [not isinstance(v, (bool, int, float, np.bool_, np.integer, np.floating)) for v in flat]
+    if not any(wrong):
+        return np.array(flat, dtype=np.float64).reshape(array.shape)
+    bad = np.array(wrong).reshape(array.shape)
+    at = tuple(int(i) for i in np.argwhere(bad)[0])
+    value = array[at]
+    found = f"{where}: {int(bad.sum())} entries that are no numbers, "
+    if array.ndim == 2:
+        names = [str(i) for i in np.flatnonzero(bad.any(0))[:8].tolist()]
+        found += f"in columns {', '.join(names)}, "
+    missing = value is None or type(value).__name__ == "NAType"
+    raise InvalidInputError(
+        asked, f"{found}the first {value!r:.40} at {at}", _MISSING if missing else _TEXT
+    )

@@ -1,0 +1,49 @@
+"""Modes of torch that the caller has switched on: grad modes do not matter, others are refused."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch.overrides import _get_current_function_mode_stack
+from torch.utils._device import DeviceContext
+from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
+
+from milp_agt.errors import UnsupportedOperationError
+
+
+@contextmanager
+def own_modes() -> Iterator[None]:
+    """Inside, gradients are recorded, whatever ``no_grad`` or ``inference_mode`` stands around it.
+
+    Also a decorator, as ``@own_modes()``.
+
+    Raises:
+        UnsupportedOperationError: autocast, or a mode or a default hook that changes what torch
+            computes: the run was then not the one that is certified.
+    """
+    _refuse_modes()
+    with torch.inference_mode(False), torch.enable_grad():
+        yield
+
+
+def _refuse_modes() -> None:
+    found = []
+    for device in ("cpu", "cuda"):
+        if torch.is_autocast_enabled(device):
+            found.append(f"autocast on '{device}', which computes in half precision")
+    modes = (*_get_current_function_mode_stack(), *_get_current_dispatch_mode_stack())
+    found += [
+        f"the mode {type(mode).__name__}, which may change every operation"
+        for mode in modes
+        if not isinstance(mode, DeviceContext)
+    ]
+    if torch._C._autograd._top_saved_tensors_default_hooks(True) is not None:
+        found.append("saved_tensors_hooks, which may change what gradients are computed from")
+    if found:
+        raise UnsupportedOperationError(
+            "A run is certified and attacked as plain torch computes it",
+            "; ".join(found),
+            "leave the with-block (or the mode) before calling, and train without it",
+        )

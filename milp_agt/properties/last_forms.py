@@ -1,0 +1,51 @@
+"""Linear forms of the last states: their coefficients, and bounds of them over a hybrid zonotope."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from milp_agt.bounds.forms import Forms
+from milp_agt.bounds.step import State
+from milp_agt.bounds.zonotope import ZonotopePass, least, least_by_sample
+from milp_agt.core.rounding import TINY, gamma
+
+
+def least_of_forms(forward: ZonotopePass, forms: Forms, state: State) -> Tensor:
+    """Lower bounds of forms over a hybrid zonotope, (rows, 1)."""
+    found = least(forward, forms.coefficients).unsqueeze(1) + forms.constant
+    return _known(found - _rounding(forms, found, state))
+
+
+def by_sample_of_forms(forward: ZonotopePass, forms: Forms, state: State) -> tuple[Tensor, Tensor]:
+    """The same for every set of poisoned samples: ``base`` (rows,) and ``dev`` (rows, N)."""
+    base, dev = least_by_sample(forward, forms.coefficients)
+    found = base.unsqueeze(1) + forms.constant
+    return _known(found - _rounding(forms, found, state))[:, 0], dev
+
+
+def _rounding(forms: Forms, found: Tensor, state: State) -> Tensor:
+    """Of the coefficients of forms, and of their sum with a constant, (rows, 1)."""
+    magnitude, terms = forms.magnitude, 0
+    for name, coefficient in forms.coefficients.items():
+        flat = coefficient.abs().flatten(1)
+        magnitude = magnitude + flat @ state[name].magnitude.amax(0).flatten()
+        terms += flat.shape[1]
+    return (
+        gamma(forms.operations + terms + 64) * 4.0 * (magnitude.unsqueeze(1) + found.abs()) + TINY
+    )
+
+
+def _known(bounds: Tensor) -> Tensor:
+    return torch.where(torch.isnan(bounds), -torch.inf, bounds)
+
+
+def on_state(state: State, coefficients: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The coefficients with zeros for what a form does not name."""
+    first = next(iter(coefficients.values()))
+    return {
+        name: coefficients.get(name, first.new_zeros(len(first), *box.lower.shape[1:]))
+        for name, box in state.items()
+    }

@@ -1,0 +1,129 @@
+"""What a backward pass is made of: torch's own graph, held against that of the model alone.
+
+A difference in the operations is a difference for all data, even where it changes nothing on the data
+as given: a clamp that is not reached, a second term that is 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+Node = Any  # torch.autograd.graph.Node, whose attributes torch does not declare
+
+# Between the output of the model and the loss: the same numbers in another shape.
+_RESHAPES = (
+    *("ViewBackward", "UnsafeViewBackward", "ReshapeAliasBackward", "AliasBackward"),
+    *("SqueezeBackward", "UnsqueezeBackward", "SelectBackward", "SliceBackward"),
+)
+_MEANINGS = {
+    "Add": "another term was added to the loss (a penalty, or the sum of several losses)",
+    "Sub": "another term was taken from the loss",
+    "Mul": "the loss was multiplied (a weight, or GradScaler's scale)",
+    "Div": "the loss was divided (gradient accumulation, or a weight)",
+    "Clamp": "the loss was clamped",
+    "ToCopy": "a conversion to another precision (autocast, mixed precision)",
+    "NativeDropout": "dropout in training mode",
+    "BackwardHook": "a hook on a module's backward pass",
+    "NllLoss": "a loss of the user's own (nll_loss)",
+    "Neg": "a loss of the user's own (its sign was changed)",
+    "Mean": "a loss of the user's own (a mean)",
+    "Sum": "a loss of the user's own (a sum)",
+}
+
+
+def kind(node: Node) -> str:
+    """``AddBackward0`` -> ``Add``."""
+    name: str = node.name().rsplit("::", 1)[-1]
+    return name.partition("Backward")[0] if not name.startswith("BackwardHook") else "BackwardHook"
+
+
+def meaning(node: Node) -> str:
+    """What a node that should not be there stands for, in words."""
+    return _MEANINGS.get(
+        kind(node), f"an operation that the run is not known to have ({kind(node)})"
+    )
+
+
+def is_reached_by_reshapes(start: Node, end: Node) -> Node | None:
+    """None if only changes of shape lie between two nodes, else the first node that is none."""
+    node = start
+    while node is not end:
+        following = [n for n, _ in node.next_functions if n is not None]
+        if not node.name().startswith(_RESHAPES) or len(following) != 1:
+            return node
+        node = following[0]
+    return None
+
+
+def difference(
+    found: Node, expected: Node, names: Mapping[int, str], expected_names: Mapping[int, str]
+) -> str | None:
+    """The first node in which two graphs differ, in words; None if they are the same.
+
+    Args:
+        found: where the user's graph begins.
+        expected: where the graph of the model alone begins.
+        names, expected_names: parameters by ``id``, under the same names for both.
+    """
+    pairs, seen = [(found, expected)], set()
+    while pairs:
+        one, other = pairs.pop()
+        if (one, other) in seen:
+            continue
+        seen.add((one, other))
+        if one is None or other is None:
+            if one is not other:
+                return "a gradient where there should be none, or none where there should be one"
+            continue
+        if one.name() != other.name():
+            return meaning(one)
+        if hasattr(one, "variable"):
+            name = names.get(id(one.variable), "a tensor that is no parameter of the model")
+            if name != expected_names.get(id(other.variable)):
+                return f"a gradient of {name}"
+        if _options(one) != _options(other):
+            return f"{meaning(one)}, with other options"
+        first, second = one.next_functions, other.next_functions
+        if len(first) != len(second):
+            return meaning(one)
+        pairs.extend((a, b) for (a, _), (b, _) in zip(first, second, strict=True))
+    return None
+
+
+def _options(node: Node) -> dict[str, object]:
+    """The numbers and words that a node keeps for its backward pass: slopes, bounds, axes."""
+    kept: dict[str, object] = {}
+    for name in dir(node):
+        if name.startswith("_saved_"):
+            value = getattr(node, name)
+            if isinstance(value, (bool, int, float, str, tuple)):
+                kept[name] = value
+    return kept
+
+
+def gradients(model: nn.Module, loss: Tensor, wanted: tuple[str, ...]) -> dict[str, Tensor]:
+    """Gradients of a loss in some parameters of a model, 0 where it does not depend on one."""
+    parameters = dict(model.named_parameters())
+    tensors = [parameters[name] for name in wanted]
+    found = torch.autograd.grad(loss, tensors, allow_unused=True)
+    return {
+        name: torch.zeros_like(tensor) if gradient is None else gradient
+        for name, tensor, gradient in zip(wanted, tensors, found, strict=True)
+    }
+
+
+def largest_difference(
+    found: Mapping[str, Tensor], expected: Mapping[str, Tensor]
+) -> tuple[str, float, float]:
+    """Name of the tensor that differs most, by how much, and the largest entry of all tensors."""
+    worst, most, size = "", -1.0, 0.0
+    for name, value in expected.items():
+        apart = float((found[name].double() - value.double()).abs().max()) if value.numel() else 0.0
+        if not apart <= most:
+            worst, most = name, apart
+        size = max(size, float(value.abs().max()) if value.numel() else 0.0)
+    return worst, most, size

@@ -1,0 +1,399 @@
+"""What a loop does, held against what the run is said to be: the first difference ends the watching."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import ReduceLROnPlateau
+
+from milp_agt.errors import MilpAgtError
+from milp_agt.recording import optimizer as optimizers
+from milp_agt.recording.backward import largest_difference
+from milp_agt.recording.hooks import hooks_of, hooks_of_optimizer, random_layers
+from milp_agt.recording.losses import LossCall, shares_storage
+from milp_agt.recording.origins import Origins
+from milp_agt.recording.passes import Pass, RecordedForward, Twin, differs
+from milp_agt.recording.places import place
+from milp_agt.training.training import UpdateRule
+
+LEAVE_OUT = "leave it out; penalties go into weight_decay= of the optimiser"
+
+
+class Loop:
+    """Is told of everything that a loop does, and writes its steps down.
+
+    Attributes:
+        problem: why the run cannot be certified, if it cannot.
+        deaf: True where nothing is listened to: inside a step of the optimiser, and after a problem.
+        batches, rules: the samples of each finished step, and what the optimiser did.
+        origins: where the tensors of the loop come from.
+        assumed: what is assumed of the loop, in words (a set that keeps its order).
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.SGD,
+        twin: Twin,
+        loss: str | None,
+        values_only_logged: bool,
+    ) -> None:
+        self.problem: MilpAgtError | None = None
+        self.deaf = True
+        self.in_forward = False
+        self.origins = Origins()
+        self.batches: list[tuple[int, ...]] = []
+        self.rules: list[UpdateRule] = []
+        self.assumed: dict[str, None] = {}
+        self._model, self._optimizer, self._twin, self._key = model, optimizer, twin, loss
+        self._values_only_logged = values_only_logged
+        self._own: frozenset[int] = frozenset()
+        self._reference = optimizers.Reference(self._parameters())
+        self._forwards: list[RecordedForward] = []
+        self._losses: list[LossCall] = []
+        self._passes: list[tuple[Pass, dict[str, Tensor], dict[str, int]]] = []
+        self._joined: tuple[int, ...] = ()
+        self._pending: UpdateRule | None = None
+
+    def begin(self) -> list[Callable[[], object]]:
+        """Listen from now on; returns what puts everything back."""
+        handles = (
+            self._model.register_forward_pre_hook(self._before_forward),
+            self._model.register_forward_hook(self._after_forward),
+            self._optimizer.register_step_pre_hook(self._before_step),
+            self._optimizer.register_step_post_hook(self._after_step),
+        )
+        self._own = frozenset(handle.id for handle in handles)
+        self.deaf = False
+        return [self._watch_plateau(), *(handle.remove for handle in handles)]
+
+    @contextmanager
+    def quiet(self) -> Iterator[None]:
+        """What is done inside is nobody's business: a loader reads its samples."""
+        before, self.deaf = self.deaf, True
+        try:
+            yield
+        finally:
+            self.deaf = before or self.problem is not None
+
+    def end(self, check: Callable[[], object]) -> None:
+        """Listen no longer, and check what is to be checked of the whole."""
+        self.deaf = True
+        self._forwards, self._losses, self._passes = [], [], []
+        self.attempt(check, "")
+
+    def fail(self, found: str, remedy: str) -> None:
+        """The block was left by an error, which is not warned about: it goes on to the user."""
+        self.deaf = True
+        self._forwards, self._losses, self._passes = [], [], []
+        self.problem = self.problem or differs(found, remedy)
+
+    def attempt(self, check: Callable[[], object], where: str | None = None) -> None:
+        """Run a check; the first one that fails is the problem."""
+        if self.problem is not None:
+            return
+        try:
+            check()
+        except MilpAgtError as error:
+            where = f"step {len(self.batches) + 1}: " if where is None else where
+            self.problem = type(error)(error.asked, f"{where}{error.found}", error.remedy)
+            self.deaf = True
+            warnings.warn(
+                f"This run cannot be certified. {self.problem}", UserWarning, stacklevel=2
+            )
+
+    def _refuse(self, found: str, remedy: str) -> None:
+        def fail() -> None:
+            raise differs(found, remedy)
+
+        self.attempt(fail)
+
+    def _hooks(self) -> list[str]:
+        own = self._own
+        return [*hooks_of(self._model, own), *hooks_of_optimizer(self._optimizer, own)]
+
+    def _parameters(self) -> dict[str, Tensor]:
+        return dict(self._model.named_parameters())
+
+    def _gradients(self) -> dict[str, Tensor | None]:
+        parameters = self._parameters()
+        return {name: parameters[name].grad for name in self._twin.trained}
+
+    def check_values(self, when: str) -> None:
+        for name, parameter in self._parameters().items():
+            if not torch.equal(parameter.detach(), self._reference.parameters[name]):
+                raise differs(
+                    f"other values of parameter '{name}' {when} than the last step left",
+                    "initialise, load and change parameters before the recording, or after it",
+                )
+
+    def _before_forward(self, module: nn.Module, args: tuple[Any, ...]) -> None:
+        self.in_forward = True
+
+    def _after_forward(self, module: nn.Module, args: tuple[Any, ...], output: object) -> None:
+        self.in_forward = False
+        if self.deaf or not isinstance(output, Tensor) or output.grad_fn is None:
+            return
+        if len(args) != 1 or not isinstance(args[0], Tensor):
+            self._refuse("a model that is called with more than one tensor", "give it the features")
+            return
+        device = output.device.type
+        hooked = torch._C._autograd._top_saved_tensors_default_hooks(True) is not None
+        found = RecordedForward(
+            args[0], output, output.grad_fn, torch.is_autocast_enabled(device), hooked
+        )
+        self._forwards.append(found)
+
+    def lost(self, call: LossCall) -> None:
+        if call.node is not None:
+            self._losses.append(call)
+
+    def scaled(self, source: Tensor, factor: float, result: Tensor) -> None:
+        for call in self._losses:
+            if call.node is source.grad_fn:
+                self._losses.append(
+                    replace(
+                        call,
+                        node=result.grad_fn,
+                        scale=call.scale * factor,
+                        scalings=call.scalings + 1,
+                    )
+                )
+                return
+
+    def backward(
+        self, run: Callable[[], object], tensors: list[Tensor], options: dict[str, Any]
+    ) -> object:
+        found: list[Pass] = []
+
+        def examine() -> None:
+            found.append(self._examine(tensors, options))
+
+        self.attempt(examine)
+        result = run()
+        if found:
+            self.attempt(lambda: self._compare(found[0]))
+        return result
+
+    def _examine(self, tensors: list[Tensor], options: dict[str, Any]) -> Pass:
+        given = [o for n, o in options.items() if n not in ("retain_graph", "tensors", "self")]
+        if len(tensors) != 1 or any(o is not None and o is not False for o in given):
+            raise differs("a backward pass with options of its own", "call loss.backward()")
+        for hook in self._hooks():
+            raise differs(hook, "remove it")
+        for layer in random_layers(self._model):
+            raise differs(layer, "switch it to evaluation mode, layer.eval(), or leave it out")
+        self.check_values("before this step")
+        self._check_earlier()
+        found = self._twin.examine(
+            self._model, self._forwards, self._losses, tensors[0], self.origins
+        )
+        assert self._twin.step_graph is not None
+        key = self._twin.step_graph.loss.key
+        if self._key is not None and key != self._key:
+            raise differs(f"the loss '{key}', where agt.record was given '{self._key}'", "give it")
+        return found
+
+    def _check_earlier(self) -> None:
+        """Gradients before a pass are none, or those that earlier passes of this step have left."""
+        if not any(g is not None and bool(g.any()) for g in self._gradients().values()):
+            self._passes = []
+        elif self._passes:
+            self._check_gradients()
+        else:
+            raise differs(
+                "gradients of more than one backward pass: those of an earlier step were not cleared",
+                "call optimizer.zero_grad() after each step",
+            )
+
+    def _check_gradients(self) -> None:
+        """Nothing has changed the gradients since the last backward pass."""
+        _, kept, versions = self._passes[-1]
+        for name, gradient in self._gradients().items():
+            same = gradient is not None and torch.equal(gradient, kept[name])
+            if gradient is None or not same or gradient._version != versions[name]:
+                raise differs(
+                    f"a gradient of '{name}' that was changed between backward pass and step",
+                    LEAVE_OUT,
+                )
+
+    def _compare(self, found: Pass) -> None:
+        """The gradients that the backward pass left are those of the model alone."""
+        left = self._gradients()
+        missing = [name for name, gradient in left.items() if gradient is None]
+        if missing:
+            raise differs(
+                f"no gradient of parameter '{missing[0]}'", "freeze it: requires_grad=False"
+            )
+        kept = {n: g.detach().clone() for n, g in left.items() if g is not None}
+        expected = dict(found.gradients)
+        if self._passes:
+            expected = {n: g + self._passes[-1][1][n] for n, g in expected.items()}
+        worst, apart, size = largest_difference(kept, expected)
+        eps = torch.finfo(next(iter(kept.values())).dtype).eps
+        if not apart <= 1024 * eps * size:
+            raise differs(
+                f"a gradient of '{worst}' that differs by {apart:.3g} from the model's own (gradients are "
+                f"up to {size:.3g}): a hook on a node of the graph, or an operation of another kind",
+                LEAVE_OUT,
+            )
+        versions = {n: g._version for n, g in left.items() if g is not None}
+        self._passes.append((found, kept, versions))
+
+    def changed(self, how: str, tensors: list[Tensor], zeroed: bool, at: str) -> None:
+        parameters = self._parameters()
+        gradients = [g for g in (p.grad for p in parameters.values()) if g is not None]
+        momenta = [
+            s["momentum_buffer"]
+            for s in self._optimizer.state.values()
+            if s.get("momentum_buffer") is not None
+        ]
+        for tensor in tensors:
+            for kind, watched in (
+                ("parameters", list(parameters.values())),
+                ("buffers of the model", list(self._model.buffers())),
+                ("momentum buffers", momenta),
+                ("gradients", [] if zeroed else gradients),
+            ):
+                if any(shares_storage(tensor, each) for each in watched):
+                    remedy = LEAVE_OUT if kind == "gradients" else "do it before the recording"
+                    self._refuse(f"{kind} that are changed by {how} ({at})", remedy)
+                    return
+
+    def hooked(self, at: str) -> None:
+        self._refuse(f"a hook on a tensor ({at})", "leave it out")
+
+    def looked_at_graph(self, at: str) -> None:
+        self._refuse(
+            f"a node of the gradient's graph that is taken in hand ({at}), on which hooks cannot be seen",
+            "leave grad_fn out",
+        )
+
+    def compared(self, at: str) -> None:
+        if self._values_only_logged:
+            self.assumed[
+                f"The comparison at {at.rpartition(' at ')[2]} decides neither the number of steps nor "
+                "anything in them."
+            ] = None
+            return
+        self._refuse(
+            f"a number of the training is compared at {at}, which may stop it, skip a step or change one",
+            "train for a fixed number of steps; if the comparison only logs or saves something, record "
+            "with agt.record(..., values_only_logged=True)",
+        )
+
+    def read(self, at: str) -> None:
+        self._refuse(
+            f"a forward that reads the values of tensors ({at}), and may branch on them",
+            "compute with tensors throughout",
+        )
+
+    def _watch_plateau(self) -> Callable[[], None]:
+        plain = ReduceLROnPlateau.step
+
+        def step(scheduler: ReduceLROnPlateau, *args: Any, **kwargs: Any) -> None:
+            if scheduler.optimizer is self._optimizer:
+                self._refuse(
+                    f"a learning rate that follows the values of the loss (ReduceLROnPlateau, {place()})",
+                    "use a schedule that is fixed beforehand, StepLR for instance",
+                )
+            plain(scheduler, *args, **kwargs)
+
+        setattr(ReduceLROnPlateau, "step", step)  # noqa: B010
+        return lambda: setattr(ReduceLROnPlateau, "step", plain)
+
+    def _before_step(
+        self, optimizer: object, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        if self.problem is not None:
+            return None
+        closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
+        if closure is None:
+            self._arrive()
+            return None
+
+        def watched_closure() -> object:
+            self.deaf = self.problem is not None
+            loss: object = closure()
+            self._arrive()
+            return loss
+
+        self.deaf = True
+        return args[:1], {**kwargs, "closure": watched_closure}
+
+    def _arrive(self) -> None:
+        """Gradients are complete, and the optimiser is about to use them."""
+        self.attempt(self._check_step)
+        self.deaf = True
+
+    def _check_step(self) -> None:
+        if not self._passes:
+            raise differs(
+                "a step of the optimiser without a backward pass before it",
+                "call loss.backward() once before each step",
+            )
+        self._joined = self._join()
+        if optimizers.check_names(self._optimizer, self._model) != self._twin.trained:
+            raise differs("other parameters in the optimiser", "keep them as they were")
+        for hook in self._hooks():
+            raise differs(hook, "remove it")
+        self._check_gradients()
+        self.check_values("before this step")
+        self._pending = optimizers.rule_of(self._optimizer, not self.rules)
+
+    def _join(self) -> tuple[int, ...]:
+        """The samples of all backward passes of a step, whose sum must be the mean over them.
+
+        Each pass gives ``scale`` times the mean over its own samples.
+        """
+        passes = [each for each, _, _ in self._passes]
+        joined = tuple(sample for each in passes for sample in each.samples)
+        shares = [each.scale * len(joined) / len(each.samples) for each in passes]
+        if any(abs(share - 1.0) > 1e-12 for share in shares):
+            told = ", ".join(f"{each.scale:g} * mean of {len(each.samples)}" for each in passes)
+            raise differs(
+                f"a gradient that is no mean over samples (gradient accumulation, or a weight): {told}",
+                "multiply the mean loss of each backward pass by its share of the samples of the step, and "
+                "otherwise scale the learning rate",
+            )
+        if len(set(joined)) != len(joined):
+            raise differs("a sample that occurs twice in one step", "join distinct samples")
+        if len(passes) > 1:
+            self.assumed[
+                "A step may join several backward passes; a batch is what one step is made of."
+            ] = None
+        return joined
+
+    def _after_step(self, optimizer: object, args: object, kwargs: object) -> None:
+        self.attempt(self._check_update)
+        self._forwards, self._losses, self._passes = [], [], []
+        self.deaf = self.problem is not None
+
+    def _check_update(self) -> None:
+        if self._pending is None:
+            raise differs("a step that was not seen to begin", "call optimizer.step()")
+        _, kept, _ = self._passes[-1]
+        rule, parameters = self._pending, self._parameters()
+        if self.rules and (rule.momentum > 0) != (self.rules[0].momentum > 0):
+            raise differs("momentum that is switched on or off", "keep momentum above 0, or at 0")
+        slack = self._reference.step(rule, kept)
+        outside = self._reference.outside(parameters, slack)
+        if outside is not None:
+            raise differs(
+                f"a step that moves '{outside[0]}' to values that are {outside[1]:.3g} off those of SGD",
+                "use torch.optim.SGD as it is",
+            )
+        state = self._optimizer.state
+        self._reference.accept(
+            parameters,
+            {n: state[parameters[n]].get("momentum_buffer") for n in self._twin.trained},
+        )
+        self._pending = None
+        self.rules.append(rule)
+        self.batches.append(self._joined)

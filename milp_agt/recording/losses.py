@@ -1,0 +1,141 @@
+"""The losses of torch that the library knows, and the options that change them."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from milp_agt.errors import UnsupportedOperationError
+
+# The function of torch that computes a loss -> the name of the loss here.
+FUNCTIONS: dict[Callable[..., Any], str] = {
+    functional.cross_entropy: "cross_entropy",
+    functional.binary_cross_entropy_with_logits: "bce",
+    functional.mse_loss: "mse",
+}
+_MODULES: dict[type[nn.Module], str] = {
+    nn.CrossEntropyLoss: "cross_entropy",
+    nn.BCEWithLogitsLoss: "bce",
+    nn.MSELoss: "mse",
+}
+KNOWN = "nn.CrossEntropyLoss, nn.BCEWithLogitsLoss, nn.MSELoss and their functions"
+_INSTEAD: dict[str, str] = {
+    "BCELoss": "take the last Sigmoid off the model and use nn.BCEWithLogitsLoss()",
+    "NLLLoss": "take the last LogSoftmax off the model and use nn.CrossEntropyLoss()",
+    "binary_cross_entropy": "take the last Sigmoid off the model and use "
+    "F.binary_cross_entropy_with_logits",
+    "nll_loss": "take the last log_softmax off the model and use F.cross_entropy",
+}
+
+
+@dataclass(frozen=True)
+class LossCall:
+    """One call of a loss: what it was given, with which options, and what came out.
+
+    Attributes:
+        start, node: of torch's graph, where the outputs and where the loss stood at the time of the
+            call; operations in place move tensors on to other nodes.
+        scale: number by which the loss was multiplied afterwards, in ``scalings`` operations.
+    """
+
+    key: str
+    prediction: Tensor
+    target: Tensor
+    options: Mapping[str, Any]
+    start: Any
+    node: Any
+    at: str
+    scale: float = 1.0
+    scalings: int = 0
+
+    def again(self, prediction: Tensor) -> Tensor:
+        """The loss of other outputs on the same target."""
+        function = next(f for f, key in FUNCTIONS.items() if key == self.key)
+        found: Tensor = function(prediction, self.target, **self.options)
+        return found
+
+    def differences(self) -> Iterator[tuple[str, str]]:
+        """Options and shapes with which this is another loss: what was found, what to do."""
+        if self.options.get("weight") is not None:
+            yield "class or sample weights (weight=)", "leave weight= out"
+        if self.options.get("pos_weight") is not None:
+            yield "weights of the positive class (pos_weight=)", "leave pos_weight= out"
+        smoothing = self.options.get("label_smoothing", 0.0)
+        if smoothing:
+            yield f"label smoothing ({smoothing:g})", "set label_smoothing=0"
+        if self.options.get("reduction", "mean") != "mean" or any(
+            self.options.get(old) is not None for old in ("size_average", "reduce")
+        ):
+            yield (
+                f"reduction = {self.options.get('reduction')!r}",
+                "use reduction='mean', and scale the learning rate",
+            )
+        if self.key == "cross_entropy":
+            if self.target.is_floating_point():
+                yield "targets that are probabilities", "give classes, (n,) whole numbers"
+            elif self.prediction.dim() != 2:
+                yield (
+                    f"outputs of shape {tuple(self.prediction.shape)}",
+                    "give outputs (n, classes)",
+                )
+            elif self.options.get("ignore_index", -100) >= 0:
+                yield "labels that are left out (ignore_index)", "drop these samples"
+        elif self.prediction.shape != self.target.shape:
+            yield (
+                f"outputs of shape {tuple(self.prediction.shape)} and targets of "
+                f"{tuple(self.target.shape)}, which are broadcast",
+                "give both one shape",
+            )
+
+
+def loss_call(
+    function: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    result: Tensor,
+    at: str,
+) -> LossCall:
+    """The call of one of :data:`FUNCTIONS`, its arguments by name."""
+    bound = inspect.signature(function).bind(*args, **kwargs).arguments
+    prediction, target = bound.pop("input"), bound.pop("target")
+    key, start = FUNCTIONS[function], prediction.grad_fn
+    return LossCall(key, prediction, target, bound, start, result.grad_fn, at)
+
+
+def loss_of(loss: object) -> str | None:
+    """Name of the loss that a user hands over; None for a function of their own.
+
+    Raises:
+        UnsupportedOperationError: a loss of torch that has no rule here, or no loss at all.
+    """
+    name = type(loss).__name__ if isinstance(loss, nn.Module) else getattr(loss, "__name__", "")
+    for kind, key in _MODULES.items():
+        if type(loss) is kind:
+            return key
+    if isinstance(loss, str) and loss in _MODULES.values():
+        return loss
+    if callable(loss) and loss in FUNCTIONS:
+        return FUNCTIONS[loss]
+    of_torch = (getattr(type(loss), "__module__", "") if isinstance(loss, nn.Module) else "") + (
+        getattr(loss, "__module__", None) or ""
+    )
+    if not callable(loss) or name in _INSTEAD or of_torch.startswith("torch."):
+        raise UnsupportedOperationError(
+            "A run was to be recorded with its loss",
+            f"{name or type(loss).__name__}, which has no rule",
+            _INSTEAD.get(name, f"use one of {KNOWN}"),
+        )
+    return None
+
+
+def shares_storage(one: Tensor, other: Tensor) -> bool:
+    """Whether two dense tensors lie in the same memory."""
+    if one.layout is not torch.strided or other.layout is not torch.strided:
+        return False
+    return one.untyped_storage().data_ptr() == other.untyped_storage().data_ptr()

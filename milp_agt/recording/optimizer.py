@@ -1,0 +1,153 @@
+"""Reading one step off ``torch.optim.SGD``, and seeing that it did what it says."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from milp_agt.errors import InvalidInputError, UnsupportedOperationError
+from milp_agt.recording.watched_numbers import is_watched
+from milp_agt.training.training import UpdateRule
+from milp_agt.training.training_checks import no_rule_for
+
+ASKED = "A run was to be recorded with its optimiser"
+
+
+def check(optimizer: object, model: nn.Module) -> tuple[str, ...]:
+    """Names of the parameters that the optimiser trains.
+
+    Raises:
+        UnsupportedOperationError: another optimiser than SGD.
+        InvalidInputError: parameters of another model, or one that has taken steps already.
+    """
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        raise InvalidInputError(
+            ASKED, f"an object of type {type(optimizer).__name__}", "give the torch.optim.SGD"
+        )
+    if type(optimizer) is not torch.optim.SGD:
+        name = type(optimizer).__name__
+        raise no_rule_for(name if name != "sgd" else "a subclass of SGD")
+    names = {id(p): name for name, p in model.named_parameters()}
+    own = [p for group in optimizer.param_groups for p in group["params"]]
+    foreign = sum(id(p) not in names for p in own)
+    if foreign:
+        raise InvalidInputError(
+            ASKED,
+            f"{foreign} parameters that are not the model's",
+            "give the module whose parameters() the optimiser was made of",
+        )
+    if any(state.get("momentum_buffer") is not None for state in optimizer.state.values()):
+        raise InvalidInputError(
+            ASKED,
+            "momentum buffers of earlier steps",
+            "begin the recording before the first step, or make a new optimiser",
+        )
+    trained = {id(p) for p in own if p.requires_grad}
+    return tuple(name for name, p in model.named_parameters() if id(p) in trained)
+
+
+def rule_of(optimizer: torch.optim.SGD, is_first: bool) -> UpdateRule:
+    """The step that the optimiser is about to take; torch does not dampen the first one.
+
+    Raises:
+        UnsupportedOperationError: options that have no rule, or groups that differ.
+    """
+    rules = set()
+    for group in optimizer.param_groups:
+        for option in ("lr", "momentum", "weight_decay", "dampening"):
+            if not isinstance(group[option], (int, float)) or is_watched(group[option]):
+                raise UnsupportedOperationError(
+                    ASKED,
+                    f"{option} = {group[option]!r:.60}, which was computed from tensors of the training",
+                    "give numbers that are fixed beforehand",
+                )
+        if group["nesterov"] and group["dampening"]:
+            raise UnsupportedOperationError(
+                ASKED, f"nesterov with dampening = {group['dampening']}", "leave one of them out"
+            )
+        if group.get("maximize"):
+            raise UnsupportedOperationError(ASKED, "maximize = True", "leave maximize out")
+        rules.add(
+            UpdateRule(
+                rate=float(group["lr"]),
+                momentum=float(group["momentum"]),
+                weight_decay=float(group["weight_decay"]),
+                nesterov=bool(group["nesterov"]),
+                dampening=0.0 if is_first or not group["momentum"] else float(group["dampening"]),
+            )
+        )
+    if len(rules) != 1:
+        told = "; ".join(
+            f"lr {r.rate:g}, momentum {r.momentum:g}, weight decay {r.weight_decay:g}"
+            for r in rules
+        )
+        raise UnsupportedOperationError(
+            ASKED,
+            f"groups of parameters with options of their own ({told})",
+            "give all groups the same options, or leave parameters that shall not train out",
+        )
+    return rules.pop()
+
+
+class Reference:
+    """SGD as its documentation states it, in the precision of the parameters.
+
+    Attributes:
+        parameters: values that the next step should find.
+    """
+
+    def __init__(self, parameters: Mapping[str, Tensor]) -> None:
+        self.parameters = {name: p.detach().clone() for name, p in parameters.items()}
+        self._velocity: dict[str, Tensor] = {}
+
+    def step(self, rule: UpdateRule, gradients: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Where the step should lead, and how far rounding may take it from there, as ``2 eps`` of it."""
+        slack = {}
+        for name, theta in self.parameters.items():
+            if name not in gradients:
+                slack[name] = torch.zeros_like(theta)
+                continue
+            gradient = gradients[name] + rule.weight_decay * theta
+            size = gradients[name].abs() + rule.weight_decay * theta.abs()
+            direction = gradient
+            if rule.momentum:
+                old = self._velocity.get(name, torch.zeros_like(theta))
+                kept = 1.0 - rule.dampening
+                velocity = rule.momentum * old + kept * gradient
+                size = abs(kept) * size + rule.momentum * old.abs()
+                self._velocity[name] = velocity
+                direction = gradient + rule.momentum * velocity if rule.nesterov else velocity
+                size = size * (1.0 + rule.momentum)
+            self.parameters[name] = theta - rule.rate * direction
+            eps = torch.finfo(theta.dtype).eps
+            slack[name] = (
+                16 * eps * (theta.abs() + rule.rate * size) + torch.finfo(theta.dtype).tiny
+            )
+        return slack
+
+    def outside(
+        self, parameters: Mapping[str, Tensor], slack: Mapping[str, Tensor]
+    ) -> tuple[str, float] | None:
+        """The parameter that is not where it should be, and how far off; None if all are."""
+        for name, expected in self.parameters.items():
+            apart = (parameters[name].detach() - expected).abs()
+            if not bool((apart <= slack[name]).all()):
+                return name, float(apart.max())
+        return None
+
+    def accept(
+        self, parameters: Mapping[str, Tensor], velocity: Mapping[str, Tensor | None]
+    ) -> None:
+        """Go on from the run's own values, so that rounding does not add up over the steps."""
+        self.parameters = {name: p.detach().clone() for name, p in parameters.items()}
+        self._velocity = {n: v.detach().clone() for n, v in velocity.items() if v is not None}
+
+
+def check_names(optimizer: torch.optim.SGD, model: nn.Module) -> tuple[str, ...]:
+    """Names of the parameters that an optimiser trains now."""
+    own = {id(p) for group in optimizer.param_groups for p in group["params"] if p.requires_grad}
+    foreign = own - {id(p) for p in model.parameters()}
+    names = tuple(name for name, p in model.named_parameters() if id(p) in own)
+    return (*names, *map(str, foreign))

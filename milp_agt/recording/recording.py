@@ -1,0 +1,233 @@
+"""``agt.record``: a training loop of the user's own, watched while it runs and written down."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from types import TracebackType
+
+import torch
+from torch import nn
+
+from milp_agt.errors import InvalidInputError, MilpAgtError, UnsupportedOperationError
+from milp_agt.recording import optimizer as optimizers
+from milp_agt.recording.hooks import hooks_of, hooks_of_optimizer
+from milp_agt.recording.loader import watch_loader
+from milp_agt.recording.loop import Loop
+from milp_agt.recording.losses import loss_of
+from milp_agt.recording.passes import Twin, differs
+from milp_agt.recording.rows import DataRows, samples_of
+from milp_agt.recording.run import RecordedRun, recorded_run
+from milp_agt.recording.watch import Watch
+from milp_agt.training.tracing import trace
+
+
+class Recording:
+    """What ``with agt.record(...) as run`` gives: a run that is written down step by step.
+
+    Nothing of the loop is changed, and what is watched is left as it was at the end of the block. The
+    first thing by which the run differs from what can be certified is warned about and ends the
+    watching; ``agt.certify`` then refuses the run, and says the same.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.SGD,
+        loss_fn: object,
+        loader: object,
+        values_only_logged: bool = False,
+    ) -> None:
+        trained = optimizers.check(optimizer, model)
+        self._dtype = _check_model(model, trained)
+        key = loss_of(loss_fn)
+        features, labels, varies = samples_of(loader)
+        if varies:
+            raise UnsupportedOperationError(
+                "The samples of a recorded run must be fixed",
+                "a data set that gives other values each time it is read (data augmentation)",
+                "augment once, before training, and train on the result",
+            )
+        for found in (*hooks_of(model), *hooks_of_optimizer(optimizer)):
+            raise differs(found, "remove it before the recording")
+        self._model, self._loader = model, loader
+        self._rows = DataRows(features, labels)
+        self._twin = Twin(model, self._rows, trained)
+        self._trace_early(key or "mse", tuple(features.shape[1:]))
+        self._loop = Loop(model, optimizer, self._twin, key, values_only_logged)
+        self._undo: list[Callable[[], object]] = []
+        self._began = False
+        self._run: RecordedRun | None = None
+
+    def __enter__(self) -> Recording:
+        if self._began:
+            raise InvalidInputError(
+                "A recording is one block", "a second one", "call agt.record(...) again"
+            )
+        self._began = True
+        self._undo = [
+            watch_loader(self._loader, self._rows.drew, self._loop.quiet),
+            *self._loop.begin(),
+        ]
+        watch = Watch(self._loop)
+        self._loop.origins = watch.origins
+        watched = ExitStack()
+        watched.enter_context(watch)
+        self._undo.append(watched.close)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace_back: TracebackType | None,
+    ) -> None:
+        for undo in reversed(self._undo):
+            undo()
+        if error is None:
+            self._loop.end(self._finish)
+        else:
+            self._loop.fail(
+                f"a loop that ended with {type(error).__name__}: {error}",
+                "record a loop that reaches its end",
+            )
+
+    @property
+    def problem(self) -> MilpAgtError | None:
+        """Why the run cannot be certified, if it cannot."""
+        return self._loop.problem
+
+    @property
+    def steps(self) -> int:
+        """How many steps were written down."""
+        return len(self._loop.batches)
+
+    def finished(self) -> RecordedRun:
+        """The run, as data.
+
+        Raises:
+            InvalidInputError: the block has not ended, or holds no step.
+            UnsupportedOperationError: a run that cannot be certified.
+        """
+        if self.problem is not None:
+            raise self.problem
+        if self._run is None:
+            raise InvalidInputError(
+                "A recorded run was to be certified",
+                "a recording that has not ended",
+                "leave the with-block first",
+            )
+        return self._run
+
+    def save(self, path: str | Path) -> None:
+        """Write the finished run to a file; see :meth:`RecordedRun.save`."""
+        self.finished().save(path)
+
+    def _finish(self) -> None:
+        if not self.steps:
+            raise InvalidInputError(
+                "A recorded run was to be certified",
+                "no step of the optimiser",
+                "put the whole training loop inside the with-block",
+            )
+        self._loop.check_values("after the last step")
+        graph = self._twin.step_graph
+        assert graph is not None
+        self._run = recorded_run(
+            model=self._twin.initial,
+            features=self._rows.features,
+            labels=self._rows.labels,
+            loss=graph.loss.key,
+            batches=tuple(self._loop.batches),
+            rules=tuple(self._loop.rules),
+            final={n: v.detach().cpu().clone() for n, v in self._model.state_dict().items()},
+            dtype=self._dtype,
+            assumed=(*self._about_sampler(), *self._loop.assumed),
+        )
+
+    def _about_sampler(self) -> tuple[str, ...]:
+        sampler = getattr(self._loader, "sampler", None)
+        batch_sampler = getattr(self._loader, "batch_sampler", None)
+        usual = ("RandomSampler", "SequentialSampler", "BatchSampler", "NoneType")
+        return tuple(
+            f"The {name} draws the same samples whatever the data are."
+            for name in dict.fromkeys(type(each).__name__ for each in (sampler, batch_sampler))
+            if name not in usual
+        )
+
+    def _trace_early(self, loss: str, shape: tuple[int, ...]) -> None:
+        """Refuse layers without a rule before the loop begins; sizes may still be another's matter."""
+        try:
+            trace(self._twin.initial, loss, shape)
+        except InvalidInputError:
+            return
+
+
+def _check_model(model: object, trained: tuple[str, ...]) -> str:
+    """The precision of the model: float32 or float64."""
+    assert isinstance(model, nn.Module)
+    kinds = {str(p.dtype).removeprefix("torch.") for p in model.parameters()}
+    if len(kinds) != 1 or not kinds <= {"float32", "float64"}:
+        raise UnsupportedOperationError(
+            "A run was to be recorded with its model",
+            f"parameters of type {', '.join(sorted(kinds)) or 'none'}",
+            "train in float32 or float64 throughout",
+        )
+    if not trained:
+        raise InvalidInputError(
+            "A run was to be recorded with its optimiser",
+            "no parameter of the model that it trains",
+            "give it model.parameters()",
+        )
+    if torch.get_float32_matmul_precision() != "highest" and kinds == {"float32"}:
+        raise UnsupportedOperationError(
+            "A run in float32 was to be recorded",
+            f"products of reduced precision ({torch.get_float32_matmul_precision()}: TF32 or bfloat16)",
+            "call torch.set_float32_matmul_precision('highest')",
+        )
+    return kinds.pop()
+
+
+def record(
+    model: nn.Module,
+    optimizer: torch.optim.SGD,
+    loss_fn: object,
+    loader: object,
+    *,
+    values_only_logged: bool = False,
+) -> Recording:
+    """Record a training loop of your own, to certify exactly that run.
+
+        with agt.record(model, optimizer, loss_fn, loader) as run:
+            ...  # the loop, unchanged
+        result = agt.certify(run, threat)
+
+    Written down are the initial parameters, the samples of every batch, and learning rate, momentum,
+    weight decay and nesterov of every step as the optimiser has them. Every backward pass is held
+    against that of the model alone (its operations one by one, and its gradients), every step against
+    the formula of SGD, and every parameter against what the step before left. Whatever differs is named,
+    with the step, in a warning and by ``agt.certify``, which refuses the run.
+
+    Args:
+        model: a module of supported layers, in float32 or float64.
+        optimizer: a ``torch.optim.SGD`` that has taken no step.
+        loss_fn: nn.CrossEntropyLoss, nn.BCEWithLogitsLoss, nn.MSELoss, one of their functions, or a
+            function of your own that calls one.
+        loader: the DataLoader (its order, workers and ``drop_last`` are recorded as they come), or the
+            arrays ``(X, y)`` that the loop takes its batches from.
+        values_only_logged: True says that where the loop compares numbers that come from the training,
+            nothing depends on it but what is printed or saved. It stands in the claim. By default such
+            a comparison is refused: it may be an early stop.
+
+    Raises:
+        UnsupportedOperationError: an optimiser, a loss, a layer or a hook without a rule.
+        InvalidInputError: objects that do not belong together, or an optimiser that has taken steps.
+    """
+    if not isinstance(model, nn.Module):
+        raise InvalidInputError(
+            "A run was to be recorded with its model",
+            f"an object of type {type(model).__name__}",
+            "give the torch.nn.Module",
+        )
+    return Recording(model, optimizer, loss_fn, loader, values_only_logged)

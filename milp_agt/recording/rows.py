@@ -1,0 +1,235 @@
+"""The samples of a loader as two arrays, and which of them a batch is made of."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
+
+from milp_agt.errors import InvalidInputError, UnsupportedOperationError
+
+ASKED = "The samples of a recorded run were to be read"
+ARRAYS = "give agt.record(..., (X, y)) with the arrays that your loop takes its batches from"
+
+
+def samples_of(loader: object) -> tuple[Tensor, Tensor, bool]:
+    """Features (n, *shape) and labels (n, ...) of a loader, and whether they change when read again.
+
+    A DataLoader's samples are what its data set and its collate function give: transforms come before
+    the adversary. The states of all random generators are put back.
+
+    Raises:
+        InvalidInputError, UnsupportedOperationError: no pair of arrays, or a stream of samples.
+    """
+    if isinstance(loader, DataLoader):
+        return _of_dataset(loader)
+    if isinstance(loader, TensorDataset):
+        loader = loader.tensors
+    if isinstance(loader, (tuple, list)) and len(loader) == 2:
+        features, labels = (_tensor(part) for part in loader)
+        _same_count(features, labels)
+        return features, labels, False
+    raise UnsupportedOperationError(ASKED, f"an object of type {type(loader).__name__}", ARRAYS)
+
+
+def _of_dataset(loader: DataLoader[Any]) -> tuple[Tensor, Tensor, bool]:
+    dataset = loader.dataset
+    if isinstance(dataset, IterableDataset) or not hasattr(dataset, "__len__"):
+        raise UnsupportedOperationError(
+            ASKED, f"a stream of samples ({type(dataset).__name__}) without numbers", ARRAYS
+        )
+    with _generators_kept():
+        features, labels = _collated(loader, dataset)
+        if isinstance(dataset, TensorDataset):
+            return features, labels, False
+        again, labels_again = _collated(loader, dataset)
+    varies = not (_equal(features, again) and _equal(labels, labels_again))
+    return features, labels, varies
+
+
+def _collated(loader: DataLoader[Any], dataset: Dataset[Any]) -> tuple[Tensor, Tensor]:
+    count = len(dataset)  # type: ignore[arg-type]
+    found: Any
+    if isinstance(dataset, TensorDataset):
+        found = dataset.tensors
+    else:
+        items = [dataset[i] for i in range(count)]
+        collate = loader.collate_fn if loader.batch_size or loader.batch_sampler else None
+        found = torch.utils.data.default_collate(items) if collate is None else collate(items)
+    if not isinstance(found, (tuple, list)) or len(found) != 2:
+        what = f"{len(found)} parts" if isinstance(found, (tuple, list)) else type(found).__name__
+        raise UnsupportedOperationError(
+            ASKED, f"samples of {what}", "let the data set give pairs (features, label)"
+        )
+    features, labels = (_tensor(part) for part in found)
+    _same_count(features, labels)
+    return features, labels
+
+
+def _tensor(values: object) -> Tensor:
+    if isinstance(values, Tensor):
+        return values.detach().cpu().clone()
+    try:
+        return torch.from_numpy(np.array(values))
+    except TypeError as error:
+        raise InvalidInputError(ASKED, str(error), "give arrays of numbers") from None
+
+
+def _same_count(features: Tensor, labels: Tensor) -> None:
+    if features.dim() < 1 or labels.dim() < 1 or len(features) != len(labels) or not len(labels):
+        raise InvalidInputError(
+            ASKED,
+            f"features of shape {tuple(features.shape)}, labels of {tuple(labels.shape)}",
+            "give one label for each sample",
+        )
+
+
+def _equal(one: Tensor, other: Tensor) -> bool:
+    return one.shape == other.shape and torch.equal(one, other)
+
+
+@contextmanager
+def _generators_kept() -> Iterator[None]:
+    """Reading samples draws nothing from the generators that the user's loop draws from."""
+    of_python, of_torch = random.getstate(), torch.get_rng_state()
+    of_numpy = np.random.get_state()  # noqa: NPY002 - users may draw from the global generator
+    try:
+        yield
+    finally:
+        random.setstate(of_python)
+        np.random.set_state(of_numpy)  # noqa: NPY002
+        torch.set_rng_state(of_torch)
+
+
+class DataRows:
+    """Finds the samples of batches by value, and by what the loader drew where values are equal.
+
+    Attributes:
+        features, labels: all samples, as the model and the loss see them once a batch was located.
+    """
+
+    def __init__(self, features: Tensor, labels: Tensor) -> None:
+        self.features, self.labels = features, labels
+        self._group: np.ndarray[Any, np.dtype[np.int64]] | None = None
+        self._numbers: dict[bytes, int] = {}
+        self._members: list[tuple[int, ...]] = []
+        self._drawn: list[tuple[tuple[int, ...], int]] = []
+        self._by_content: dict[tuple[int, ...], set[frozenset[int]]] = {}
+
+    def __len__(self) -> int:
+        return len(self.features)
+
+    def drew(self, indices: Sequence[int], features: object) -> None:
+        """A loader gave a batch: the samples that it drew, and the tensor that it made of them."""
+        storage = features.untyped_storage().data_ptr() if isinstance(features, Tensor) else 0
+        self._drawn.append((tuple(int(i) for i in indices), storage))
+        if self._group is not None:
+            self._index(self._drawn[-1][0])
+
+    def locate(self, features: Tensor, labels: Tensor) -> tuple[int, ...]:
+        """The samples of a batch, from what the model and the loss were given.
+
+        Raises:
+            UnsupportedOperationError: rows that are no samples, repeated samples, or rows that
+                belong to several samples with nothing to tell them apart.
+        """
+        if self._group is None:
+            self._group_rows(features, labels)
+        assert self._group is not None
+        keys = _bytes_of(features, labels)
+        numbers = [self._numbers.get(key, -1) for key in keys]
+        if -1 in numbers:
+            raise UnsupportedOperationError(
+                "The rows of every batch must be samples of the data set",
+                f"row {numbers.index(-1)} of the batch ({numbers.count(-1)} of {len(numbers)} rows) is "
+                "not: data augmentation, noise, mixed samples, or labels that were changed on the way",
+                "train on the samples as they are, or put what changes them once into the data set "
+                "before the recording",
+            )
+        counts: dict[int, int] = {}
+        for number in numbers:
+            counts[number] = counts.get(number, 0) + 1
+        if any(count > len(self._members[number]) for number, count in counts.items()):
+            raise UnsupportedOperationError(
+                "Every batch must hold distinct samples",
+                "a sample that occurs twice in one batch (sampling with replacement)",
+                "sample without replacement",
+            )
+        if all(count == len(self._members[number]) for number, count in counts.items()):
+            left = {number: list(self._members[number]) for number in counts}
+            return tuple(left[number].pop(0) for number in numbers)
+        return self._of_equal_rows(tuple(sorted(numbers)), features)
+
+    def _of_equal_rows(self, content: tuple[int, ...], features: Tensor) -> tuple[int, ...]:
+        """A batch with copies of samples whose other copies are elsewhere: what the loader drew."""
+        found = self._by_content.get(content, set())
+        storage = features.untyped_storage().data_ptr()
+        last = self._drawn[-1] if self._drawn else ((), -1)
+        if len(found) == 1:
+            ((indices),) = found
+            drawn = next(d for d, _ in self._drawn if frozenset(d) == indices)
+        elif len(found) > 1 and last[1] == storage and frozenset(last[0]) in found:
+            drawn = last[0]
+        else:
+            raise UnsupportedOperationError(
+                "The samples of every batch must be known",
+                "rows that occur several times in the data set, and nothing that tells which of them "
+                "a batch holds",
+                "take batches from the DataLoader that agt.record was given, or drop the copies",
+            )
+        if len(set(drawn)) != len(drawn):
+            raise UnsupportedOperationError(
+                "Every batch must hold distinct samples",
+                "a sample that occurs twice in one batch (sampling with replacement)",
+                "sample without replacement",
+            )
+        return drawn
+
+    def _group_rows(self, features: Tensor, labels: Tensor) -> None:
+        """Give equal rows one number, in the precision and shape that the model sees."""
+        shape = features.shape[1:]
+        if self.features[0].numel() != shape.numel():
+            raise UnsupportedOperationError(
+                "The rows of every batch must be samples of the data set",
+                f"features of shape {tuple(shape)}, where the data set has "
+                f"{tuple(self.features.shape[1:])}",
+                "give agt.record the data that the model is called with",
+            )
+        self.features = self.features.reshape(len(self), *shape).to(features.dtype)
+        if labels.is_floating_point():
+            self.labels = self.labels.to(labels.dtype)
+        group = np.empty(len(self), dtype=np.int64)
+        members: list[list[int]] = []
+        for row, key in enumerate(_bytes_of(self.features, self.labels)):
+            number = self._numbers.setdefault(key, len(members))
+            if number == len(members):
+                members.append([])
+            members[number].append(row)
+            group[row] = number
+        self._group, self._members = group, [tuple(rows) for rows in members]
+        for indices, _ in self._drawn:
+            self._index(indices)
+
+    def _index(self, indices: tuple[int, ...]) -> None:
+        assert self._group is not None
+        content = tuple(sorted(self._group[list(indices)].tolist()))
+        self._by_content.setdefault(content, set()).add(frozenset(indices))
+
+
+def _bytes_of(features: Tensor, labels: Tensor) -> list[bytes]:
+    """The numbers of each sample as bytes; -0 counts as 0."""
+    parts = (
+        part.detach().cpu().to(torch.float64).flatten(1) for part in _with_axis(features, labels)
+    )
+    table = torch.cat(list(parts), 1) + 0.0
+    return [row.tobytes() for row in table.numpy()]
+
+
+def _with_axis(features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    return features.reshape(len(features), -1), labels.reshape(len(labels), -1)

@@ -1,0 +1,340 @@
+"""What changes a gradient or a call and stands in no layer, found on the caller's own model.
+
+A graph holds what the layers compute. Hooks, replaced methods, parametrisations and shared memory
+change the run without a trace in the layers, and a deep copy of the model drops some of them: the
+model is looked at before it is copied.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from types import FunctionType
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.nn.modules import module as torch_modules
+from torch.nn.modules.lazy import LazyModuleMixin
+from torch.nn.utils import parametrize
+from torch.nn.utils.prune import BasePruningMethod
+from torch.optim import optimizer as torch_optimizers
+
+from milp_agt.errors import UnsupportedOperationError
+
+
+class Hidden(NamedTuple):
+    """One thing that the graph cannot see: where it is, what it is, and what to do about it."""
+
+    place: str
+    found: str
+    remedy: str
+
+
+_REMOVE = (
+    "call remove() on the handle that registering it gave you (or build the model anew, and load its "
+    "state_dict()), and train without it"
+)
+_OF_MODULES = {
+    "_forward_pre_hooks": "a forward pre-hook",
+    "_forward_hooks": "a forward hook",
+    "_backward_pre_hooks": "a backward pre-hook",
+    "_backward_hooks": "a backward hook",
+}
+_OF_PARAMETERS = {
+    "_backward_hooks": "a gradient hook (register_hook)",
+    "_post_accumulate_grad_hooks": "a hook after its gradient (register_post_accumulate_grad_hook)",
+}
+# Methods by which a call, the trained parameters or a copy of the model are made.
+_CALLS = (
+    *("__call__", "_call_impl", "_wrapped_call_impl", "__getattr__", "__getattribute__"),
+    *("parameters", "named_parameters", "modules", "named_modules", "__deepcopy__"),
+)
+# What layers, losses and steps are computed by.
+_FUNCTIONS: tuple[tuple[str, object, tuple[str, ...]], ...] = (
+    (
+        "torch.nn.functional",
+        functional,
+        (
+            *("linear", "relu", "leaky_relu", "sigmoid", "tanh", "conv2d", "batch_norm", "dropout"),
+            *("max_pool2d", "avg_pool2d", "adaptive_avg_pool2d"),
+            *("mse_loss", "cross_entropy", "binary_cross_entropy_with_logits"),
+        ),
+    ),
+    ("torch", torch, ("relu", "sigmoid", "tanh")),
+    ("torch.Tensor", Tensor, ("backward", "flatten")),
+    ("torch.autograd", torch.autograd, ("backward", "grad")),
+    ("torch.optim.SGD", torch.optim.SGD, ("step", "zero_grad")),
+)
+
+
+def refuse_hidden_changes(model: nn.Module) -> None:
+    """See that nothing outside the layers changes what the model computes or how it is trained.
+
+    Raises:
+        UnsupportedOperationError: all that does, each with its place and what to do.
+    """
+    found = [*_everywhere(), *_in_modules(model)]
+    if not found:
+        found = list(_in_tensors(model))
+    if found:
+        places: dict[tuple[str, str], list[str]] = {}
+        for each in found:
+            places.setdefault((each.found, each.remedy), []).append(each.place)
+        raise UnsupportedOperationError.of(
+            "A certificate is about what the layers of the model compute and how SGD trains them",
+            [(f"{_listed(at)}: {what}", remedy) for (what, remedy), at in places.items()],
+        )
+
+
+def _listed(places: list[str]) -> str:
+    """The first few places, and how many more there are."""
+    shown = list(dict.fromkeys(places))
+    more = f" and {len(shown) - 6} more" if len(shown) > 6 else ""
+    return ", ".join(shown[:6]) + more
+
+
+def _everywhere() -> Iterator[Hidden]:
+    """Hooks and replaced functions that act on every model of this process."""
+    for attribute, what in _OF_MODULES.items():
+        for hook in _hooks(torch_modules, f"_global{attribute}"):
+            yield Hidden("all modules", f"{what} for every module, {_called(hook)}", _REMOVE)
+    for attribute in ("_global_optimizer_pre_hooks", "_global_optimizer_post_hooks"):
+        for hook in _hooks(torch_optimizers, attribute):
+            yield Hidden("all optimisers", f"a hook on every step, {_called(hook)}", _REMOVE)
+    replaced = [
+        f"{where}.{name}"
+        for where, home, names in _FUNCTIONS
+        for name in names
+        if not _of_torch(getattr(home, name))
+    ]
+    if replaced:
+        found = f"{', '.join(replaced)} replaced by other code"
+        yield Hidden("torch", found, "put torch's own functions back")
+
+
+def _in_modules(model: nn.Module) -> Iterator[Hidden]:
+    skipped: list[str] = []
+    for name, module in model.named_modules():
+        if any(name == path or name.startswith(f"{path}.") for path in skipped):
+            continue
+        place = f"layer '{name}'" if name else "the model"
+        wrapped = _wrapper(module)
+        if wrapped is not None:
+            if not name:
+                yield Hidden(place, *wrapped)
+                return
+            skipped.append(name)
+            yield Hidden(place, *wrapped)
+            continue
+        if parametrize.is_parametrized(module):
+            skipped.append(f"{name}.parametrizations" if name else "parametrizations")
+            yield from _parametrised(module, place)
+            continue
+        yield from _hooked(module, place)
+        yield from _replaced(module, place)
+
+
+def _wrapper(module: nn.Module) -> tuple[str, str] | None:
+    """What hides the layers of a module, and what to hand over instead."""
+    kind = type(module)
+    if isinstance(module, torch.jit.ScriptModule):
+        return (
+            "a scripted or traced module (torch.jit), which does not show its layers",
+            "give the nn.Module that it was made of; load_state_dict(scripted.state_dict()) takes the "
+            "parameters over",
+        )
+    if kind.__name__ == "OptimizedModule" and kind.__module__.startswith("torch._dynamo"):
+        return "a module compiled by torch.compile", "give the module inside, model._orig_mod"
+    if isinstance(module, torch.fx.GraphModule):
+        return "a graph made by torch.fx, with code of its own", "give the module that was traced"
+    if kind.__name__ in ("DataParallel", "DistributedDataParallel"):
+        return f"a module inside {kind.__name__}", "give the module inside, model.module"
+    if isinstance(module, LazyModuleMixin) and module.has_uninitialized_params():
+        return "a lazy layer without weights yet", "run one batch through the model first"
+    return None
+
+
+def _parametrised(module: nn.Module, place: str) -> Iterator[Hidden]:
+    entries = module.parametrizations
+    assert isinstance(entries, nn.ModuleDict)
+    for tensor, chain in entries.items():
+        assert isinstance(chain, nn.ModuleList)
+        how = ", ".join(type(each).__name__ for each in chain)
+        yield Hidden(
+            place,
+            f"'{tensor}' is computed anew in every call (parametrized by {how})",
+            f"torch.nn.utils.parametrize.remove_parametrizations(layer, '{tensor}'), and train the "
+            "plain parameter",
+        )
+
+
+def _hooked(module: nn.Module, place: str) -> Iterator[Hidden]:
+    for attribute, what in _OF_MODULES.items():
+        for hook in _hooks(module, attribute):
+            kind = type(hook).__name__
+            tensor = getattr(hook, "name", "weight")
+            if isinstance(hook, BasePruningMethod):
+                tensor = getattr(hook, "_tensor_name", "weight")
+                yield Hidden(
+                    place,
+                    f"'{tensor}' is pruned by a mask ({kind})",
+                    f"torch.nn.utils.prune.remove(layer, '{tensor}'), and train without the mask",
+                )
+            elif kind in ("WeightNorm", "SpectralNorm"):
+                remove = "weight_norm" if kind == "WeightNorm" else "spectral_norm"
+                yield Hidden(
+                    place,
+                    f"'{tensor}' is computed anew in every call ({kind})",
+                    f"torch.nn.utils.remove_{remove}(layer), and train the plain parameter",
+                )
+            else:
+                yield Hidden(place, f"{what}, {_called(hook)}", _REMOVE)
+
+
+def _replaced(module: nn.Module, place: str) -> Iterator[Hidden]:
+    """Methods of the instance or of its class that are not those the layer came with."""
+    kind = type(module)
+    own = [
+        name
+        for name in vars(module)
+        if isinstance(_static(kind, name), (FunctionType, classmethod, staticmethod))
+    ]
+    if own:
+        yield Hidden(
+            place,
+            f"a replaced {', '.join(own)}() on the instance",
+            "delete the attribute, and write what it does as layers of the model",
+        )
+    if getattr(module, "_compiled_call_impl", None) is not None:
+        yield Hidden(
+            place, "a call compiled in place by .compile()", "give the model before compile()"
+        )
+    for home in kind.__mro__:
+        if home in (object, nn.Module):
+            continue
+        if home.__module__.startswith("torch."):
+            foreign = [
+                name
+                for name in ("forward", "_conv_forward", *_CALLS)
+                if name in vars(home) and not _of_torch(vars(home)[name])
+            ]
+            if foreign:
+                yield Hidden(
+                    place,
+                    f"{home.__name__}.{', '.join(foreign)} of torch replaced by other code",
+                    "put torch's own method back, or use a class of your own",
+                )
+            continue
+        lists = ("__iter__",) if issubclass(home, nn.Sequential) else ()
+        changed = [name for name in (*_CALLS, *lists) if name in vars(home)]
+        if changed:
+            yield Hidden(
+                place,
+                f"class {home.__name__} with a {', '.join(changed)} of its own",
+                "leave the method out: freeze parameters by requires_grad_(False), and write what a "
+                "call does as forward or as layers",
+            )
+    patched = [n for n in _CALLS if n in vars(nn.Module) and not _of_torch(vars(nn.Module)[n])]
+    if patched:
+        yield Hidden(
+            "torch",
+            f"nn.Module.{', '.join(patched)} replaced by other code",
+            "put torch's own back",
+        )
+
+
+def _in_tensors(model: nn.Module) -> Iterator[Hidden]:
+    parameters: dict[str, Tensor] = {}
+    for name, parameter in model.named_parameters():
+        place = f"parameter '{name}'"
+        if type(parameter) is not nn.Parameter:
+            yield Hidden(
+                place,
+                f"a tensor of type {type(parameter).__name__}, which may compute in its own way",
+                "store it as a plain torch.nn.Parameter",
+            )
+            continue
+        yield from _odd(parameter, place)
+        for attribute, what in _OF_PARAMETERS.items():
+            for hook in _hooks(parameter, attribute):
+                yield Hidden(place, f"{what}, {_called(hook)}", _REMOVE)
+        parameters[name] = parameter
+    yield from _overlapping(parameters, dict(model.named_buffers()))
+
+
+def _odd(parameter: Tensor, place: str) -> Iterator[Hidden]:
+    if parameter.layout is not torch.strided or parameter.is_quantized or parameter.is_nested:
+        yield Hidden(place, f"a tensor of layout {parameter.layout}", "store it dense")
+    elif parameter.is_meta:
+        yield Hidden(place, "no values (device 'meta')", "initialise the model on the CPU")
+    elif not parameter.is_floating_point():
+        if parameter.requires_grad or parameter.is_complex():
+            yield Hidden(place, f"values of type {parameter.dtype}", "store real numbers")
+    elif parameter.dtype.itemsize < 4:
+        yield Hidden(
+            place,
+            f"half precision ({parameter.dtype}), whose rounding no bound covers",
+            "train in float64 or float32, and give the model in it",
+        )
+
+
+def _overlapping(
+    parameters: Mapping[str, Tensor], buffers: Mapping[str, Tensor]
+) -> Iterator[Hidden]:
+    """Trained tensors whose memory is written through another name as well.
+
+    A parameter that is registered twice is one parameter, and no overlap.
+    """
+    homes: dict[int, list[tuple[int, int, str, bool]]] = {}
+    for tensors, of_model in ((parameters, True), (buffers, False)):
+        for name, tensor in tensors.items():
+            if tensor.layout is not torch.strided or tensor.is_meta or tensor.numel() == 0:
+                continue
+            trained = of_model and tensor.requires_grad
+            extent = sum((n - 1) * s for n, s in zip(tensor.shape, tensor.stride(), strict=True))
+            if trained and any(
+                n > 1 and s == 0 for n, s in zip(tensor.shape, tensor.stride(), strict=True)
+            ):
+                yield Hidden(
+                    f"parameter '{name}'",
+                    "entries that share one place in memory (expand)",
+                    "store a copy: nn.Parameter(value.clone())",
+                )
+            begin = tensor.data_ptr()
+            end = begin + (extent + 1) * tensor.element_size()
+            storage = tensor.untyped_storage().data_ptr()
+            for low, high, other, known in homes.get(storage, []):
+                if (trained or known) and begin < high and low < end:
+                    yield Hidden(
+                        f"'{other}' and '{name}'",
+                        "memory that both share, so that a step on one moves the other",
+                        "use the very same nn.Parameter in both places, or store a copy with clone()",
+                    )
+            homes.setdefault(storage, []).append((begin, end, name, trained))
+
+
+def _hooks(holder: object, attribute: str) -> Iterable[object]:
+    hooks = getattr(holder, attribute, None)
+    return list(hooks.values()) if isinstance(hooks, Mapping) else []
+
+
+def _called(hook: object) -> str:
+    """The name of a hook, for people."""
+    name = getattr(hook, "__qualname__", None) or type(hook).__name__
+    return f"'{name.rpartition('<locals>.')[2].removeprefix('<listcomp>.')}'"
+
+
+def _static(kind: type, name: str) -> object:
+    return next((vars(home)[name] for home in kind.__mro__ if name in vars(home)), None)
+
+
+def _of_torch(function: object) -> bool:
+    """Whether this is code of torch, whatever name it gives itself."""
+    if isinstance(function, (classmethod, staticmethod)):
+        function = function.__func__
+    if not isinstance(function, FunctionType):
+        # Builtins of torch; anything else that can be called was put there by somebody.
+        return type(function).__name__ in ("builtin_function_or_method", "method_descriptor")
+    home = str(function.__globals__.get("__name__", ""))
+    return home == "torch" or home.startswith("torch.")

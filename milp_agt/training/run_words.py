@@ -1,0 +1,106 @@
+"""A training run in words, with every option of the optimiser: part of the claim of a certificate."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import fields, is_dataclass
+
+import numpy as np
+
+from milp_agt.formulations.loss import get_loss
+from milp_agt.training.schedules import Schedule
+from milp_agt.training.training import Clipping, Training
+
+
+def run_in_words(training: Training, steps: int) -> str:
+    """Optimiser, batches, schedule and clipping of a run of so many steps.
+
+    Raises:
+        InvalidInputError: see :meth:`Training.update_rules`.
+    """
+    optimiser = (
+        f"torch.optim.SGD(lr={float(training.learning_rate)!r}, "
+        f"momentum={float(training.momentum)!r}, dampening=0, "
+        f"weight_decay={float(training.weight_decay)!r}, nesterov={bool(training.nesterov)})"
+    )
+    loss = get_loss(training.loss)
+    parts = [
+        f"{optimiser} on the mean over each batch of the loss '{loss.key}', {loss.formula}",
+        _batches(training, steps),
+        _rates(training, steps),
+        _clipping(training.clipping),
+    ]
+    if training.undecayed and training.weight_decay:
+        parts.append(f"no weight decay on {', '.join(sorted(training.undecayed))}")
+    if training.l1:
+        parts.append(f"a penalty of {float(training.l1)!r} times the sum of |parameters|")
+    if training.projection is not None:
+        low, high = training.projection
+        parts.append(
+            f"every parameter clamped to [{float(low)!r}, {float(high)!r}] after each step"
+        )
+    return "; ".join(parts)
+
+
+def _batches(training: Training, steps: int) -> str:
+    if training.batches is not None:
+        epochs = training.recorded_epochs
+        made = "" if epochs is None else f" in {_count(len(epochs), 'epoch')}"
+        return f"{_count(steps, 'recorded batch', 'recorded batches')}{made}"
+    begin = _count(int(training.epochs), "epoch")
+    if training.batch_size is None and training.shuffle_seed is None:
+        return f"{begin} of the full data set as one batch"
+    size = "the full data set" if training.batch_size is None else f"{training.batch_size} samples"
+    order = (
+        "in the order of the data"
+        if training.shuffle_seed is None
+        else f"shuffled in each epoch by numpy's default_rng({training.shuffle_seed})"
+    )
+    return f"{begin} in batches of {size} (the last of an epoch may be smaller), {order}"
+
+
+def _rates(training: Training, steps: int) -> str:
+    rules = training.update_rules(steps)
+    rates = [rule.rate for rule in rules]
+    ends = f"from {rates[0]:g} in the first step to {rates[-1]:g} in the last" if rates else ""
+    if training.schedule is None:
+        told = "the learning rate is constant"
+        if len(set(rates)) > 1:
+            told = f"a learning rate read off the optimiser in every step, {ends}"
+        moved = [
+            option
+            for option in ("momentum", "weight_decay", "nesterov", "dampening")
+            if len({getattr(rule, option) for rule in rules}) > 1
+        ]
+        return told + (f"; {', '.join(moved)} read off it as well" if moved else "")
+    if isinstance(training.schedule, (Sequence, np.ndarray)):
+        return f"a learning rate given for every step, {ends}"
+    return f"learning rate by {_schedule(training.schedule)}, {ends}"
+
+
+def _schedule(schedule: Schedule) -> str:
+    given: object = schedule  # of a class of the user's own, perhaps
+    options = [f"unit={schedule.unit!r}"]
+    if is_dataclass(given) and not isinstance(given, type):
+        options = [f"{each.name}={getattr(given, each.name)!r}" for each in fields(given)]
+    return f"{type(schedule).__name__}({', '.join(options)})"
+
+
+def _clipping(clipping: Clipping | None) -> str:
+    if clipping is None:
+        return "gradients are not clipped"
+    if clipping.mode == "norm":
+        return (
+            f"the gradient of every single sample is scaled down to the 2-norm {clipping.bound!r} before "
+            "the mean over the batch (that is not clip_grad_norm_, which clips the gradient of the whole "
+            "batch and is not supported)"
+        )
+    return (
+        f"every coordinate of the gradient of every single sample is clamped to +-{clipping.bound!r} "
+        "before the mean over the batch (that is not clip_grad_value_, which clamps the gradient of the "
+        "whole batch and is not supported)"
+    )
+
+
+def _count(number: int, word: str, words: str | None = None) -> str:
+    return f"{number} {word if number == 1 else words or word + 's'}"

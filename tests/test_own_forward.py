@@ -1,0 +1,334 @@
+"""Models with a forward of their own: traced, held against themselves, bounded, saved, or refused."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from attacks import Problem, Replay, assert_sound
+from own_models import OWN, Nested, Residual, Scaled, own
+from problems import data, problem, threat
+from same_run import assert_same_run
+from torch import Tensor, nn
+from torch.nn import functional
+
+import milp_agt as agt
+from milp_agt.certification import saved
+from milp_agt.errors import InvalidInputError, UnsupportedOperationError
+from milp_agt.training.same_forward import check_forward
+from milp_agt.training.tracing import trace
+from milp_agt.training.training import Training
+
+ACTIVATIONS = {
+    "gelu": nn.GELU,
+    "gelu-tanh": lambda: nn.GELU(approximate="tanh"),
+    "silu": nn.SiLU,
+    "elu": nn.ELU,
+    "elu-0.5": lambda: nn.ELU(0.5),
+    "softplus": nn.Softplus,
+    "softplus-sharp": lambda: nn.Softplus(beta=3.0, threshold=2.0),
+    "hardtanh": nn.Hardtanh,
+    "relu6": nn.ReLU6,
+}
+
+
+@pytest.mark.parametrize("relaxation", ["interval", "linear"])
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_new_activations_are_sound(name: str, relaxation: str) -> None:
+    case, test, labels = problem(
+        "cross_entropy", "both", hidden=(3, 2), activation=ACTIVATIONS[name], outputs=2, radius=0.05
+    )
+    assert_sound(case, test, labels, relaxation=relaxation)
+
+
+@pytest.mark.parametrize("name", ["gelu", "elu-0.5", "hardtanh"])
+def test_new_activations_are_sound_by_other_bounds(name: str) -> None:
+    case, test, labels = problem(
+        "bce", "features", {"epochs": 2}, (2,), ACTIVATIONS[name], count=4, budget=1, radius=0.05
+    )
+    assert_sound(case, test, labels, attacks=24, relaxation="lp")
+    for options in ({"selections": "charged"}, {"alpha_steps": 2}, {"inner_bounds": "linear"}):
+        assert_sound(case, test, labels, attacks=24, relaxation="linear", **options)
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_new_activations_train_as_torch(name: str) -> None:
+    layers = [nn.Linear(2, 4), ACTIVATIONS[name](), nn.Linear(4, 3), ACTIVATIONS[name]()]
+    model = nn.Sequential(*layers, nn.Linear(3, 1)).double()
+    x, y, _, _ = data("bce", count=8)
+    # Points on kinks and far out, too.
+    x[0], x[1], x[2] = 0.0, 40.0, -40.0
+    assert_same_run(model, (x, y), Training(loss="bce", learning_rate=0.3, epochs=4, momentum=0.5))
+
+
+@pytest.mark.parametrize("kind", OWN)
+def test_own_forwards_train_as_torch(kind: type[nn.Module]) -> None:
+    x, y, _, _ = data("bce", count=8)
+    training = Training(loss="bce", learning_rate=0.2, epochs=4, momentum=0.5, weight_decay=0.01)
+    assert_same_run(own(kind), (x, y), training)
+
+
+@pytest.mark.parametrize("relaxation", ["interval", "linear"])
+@pytest.mark.parametrize("kind", OWN)
+def test_own_forwards_are_sound(kind: type[nn.Module], relaxation: str) -> None:
+    x, y, test, labels = data("bce")
+    run = Training(loss="bce", learning_rate=0.3, epochs=3)
+    case = Problem(own(kind), x, y, run, threat("both", "bce", radius=0.03))
+    assert_sound(case, test, labels, relaxation=relaxation)
+
+
+@pytest.mark.parametrize("kind", OWN)
+def test_a_users_own_loop_on_poisoned_data_stays_inside(kind: type[nn.Module]) -> None:
+    """Trained by torch.optim.SGD through the model itself, no graph in between."""
+    x, y, _, _ = data("bce")
+    run = Training(loss="bce", learning_rate=0.3, epochs=4, momentum=0.5)
+    case = Problem(own(kind), x, y, run, agt.FeaturePoisoning(2, 0.05))
+    result, _ = case.certify(relaxation="linear")
+    replay = Replay(case)
+    for seed in range(6):
+        generator = torch.Generator().manual_seed(seed)
+        attack = replay.random(8, generator, corners=bool(seed % 2))
+        for row in range(8):
+            model = copy.deepcopy(case.model)
+            optimiser = torch.optim.SGD(model.parameters(), lr=0.3, momentum=0.5)
+            for t in range(4):
+                optimiser.zero_grad()
+                poisoned = attack.features[t][row]
+                loss = functional.binary_cross_entropy_with_logits(
+                    model(poisoned)[:, 0], y.double()
+                )
+                loss.backward()
+                optimiser.step()
+            assert result.reachable.contains(model.state_dict())
+
+
+@pytest.mark.parametrize("kind", OWN)
+def test_results_of_own_forwards_are_saved_and_loaded(
+    kind: type[nn.Module], tmp_path: Path
+) -> None:
+    x, y, test, labels = data("bce")
+    run = Training(loss="bce", learning_rate=0.3, epochs=1)
+    case = Problem(own(kind), x, y, run, agt.FeaturePoisoning(1, 0.01))
+    result, _ = case.certify(relaxation="interval")
+    result.save(tmp_path / "own.npz")
+    loaded = agt.load(tmp_path / "own.npz")
+    assert loaded.accuracy(test, labels) is not None
+    assert torch.equal(loaded.models.outputs(test), result.models.outputs(test))
+    model = saved.rebuild(saved.describe(result.models.step_graph.model))
+    model.load_state_dict(case.model.state_dict())
+    assert torch.allclose(model(test), case.model(test), rtol=1e-14)
+
+
+def test_a_model_that_is_used_twice_is_one_parameter() -> None:
+    step_graph = trace(own(Residual), "bce", (2,))
+    assert step_graph.parameters == (
+        *("inner.weight", "inner.bias", "back.weight", "back.bias"),
+        *("head.weight", "head.bias"),
+    )
+    assert trace(own(Nested), "bce", (2,)).parameter_count == 15
+
+
+def test_own_layers_stand_in_sequentials() -> None:
+    x, y, _, _ = data("bce")
+    model = nn.Sequential(nn.Linear(2, 2).double(), own(Scaled, outputs=2), nn.ReLU(), own(Nested))
+    assert_same_run(model, (x, y), Training(loss="bce", learning_rate=0.1, epochs=2))
+
+
+# ------------------------------------------------------------------ what is refused
+
+
+class Base(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Linear(2, 2)
+        self.norm = nn.LayerNorm(2)
+        self.head = nn.Linear(2, 1)
+
+
+class Branches(Base):
+    def forward(self, x: Tensor) -> Tensor:
+        if x.sum() > 0:
+            x = -x
+        return self.head(x)
+
+
+class Counts(Base):
+    calls = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        return self.head(x) * self.calls
+
+
+class Random(Base):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(x + torch.randn(2))
+
+
+class Numbers(Base):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(x) * float(x.mean())
+
+
+class OverSamples(Base):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(x - x.mean(0))
+
+
+class Detached(Base):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.inner(x).detach())
+
+
+class Two(Base):
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return self.head(x), x
+
+
+class BySize(Base):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(x if x.shape[0] > 3 else -x)
+
+
+REFUSED: dict[type[nn.Module], str] = {
+    Branches: "branch",
+    Counts: "calls",
+    Random: "random",
+    Numbers: "numbers",
+    OverSamples: "sample axis",
+    Detached: "detach",
+    Two: "one tensor",
+    BySize: "branch",
+}
+
+
+@pytest.mark.parametrize("kind", REFUSED)
+def test_forwards_that_no_graph_tells_are_refused_by_name(kind: type[nn.Module]) -> None:
+    with pytest.raises(UnsupportedOperationError, match=REFUSED[kind]) as error:
+        trace(own(kind), "bce", (2,))
+    assert error.value.asked
+    assert error.value.found
+    assert error.value.remedy
+
+
+class WithMask(nn.Module):
+    """A second input that nobody gives, and a layer called by keyword."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(2, 1)
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        if mask is not None:
+            x = x * mask
+        return self.head(input=x)
+
+
+class Number(WithMask):
+    def __init__(self, shape: tuple[int, ...] = ()) -> None:
+        super().__init__()
+        self.gain = nn.Parameter(torch.ones(shape))
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        return self.head(x) * self.gain
+
+
+class Squeezed(WithMask):
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        return self.head(x).squeeze(-1)
+
+
+def test_inputs_at_their_defaults_and_numbers_without_an_axis() -> None:
+    x, y, _, _ = data("bce")
+    for model in (own(WithMask), own(Number, shape=(1,))):
+        assert_same_run(model, (x, y), Training(loss="bce", learning_rate=0.1, epochs=2))
+    with pytest.raises(UnsupportedOperationError, match=r"'gain'.*nn\.Parameter\(torch\.ones\(1"):
+        trace(own(Number), "bce", (2,))
+    with pytest.raises(UnsupportedOperationError, match="keep the axis"):
+        trace(own(Squeezed), "bce", (2,))
+
+
+class Many(Base):
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.norm(torch.exp(self.inner(x)))
+        x = torch.where(x > 0, x, 2.0 * x)
+        return torch.softmax(self.head(x), dim=1)
+
+
+def test_all_that_has_no_rule_is_said_at_once() -> None:
+    with pytest.raises(UnsupportedOperationError) as error:
+        trace(nn.Sequential(nn.Mish(), own(Many)), "bce", (2,))
+    text = str(error.value)
+    for said in ("'0' of type Mish", "'1.norm'", "'exp'", "'where'", "'softmax'"):
+        assert said in text
+    assert text.count("test_own_forward.py:") >= 4
+    for instead in ("nn.SiLU", "nn.BatchNorm1d", "softplus", "relu, clamp", "leave it out"):
+        assert instead in text
+
+
+def test_a_forward_that_does_not_fit_the_features_says_so() -> None:
+    with pytest.raises(InvalidInputError, match=r"features \(3, 5\)"):
+        trace(own(Residual), "bce", (5,))
+
+
+class Aliased(Base):
+    """``y`` is the tensor that is changed in place; the graph would keep the old value."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.inner(x)
+        y = x.view(-1, 2)
+        x += 1.0
+        return self.head(y + x)
+
+
+def test_a_graph_that_computes_something_else_is_an_error() -> None:
+    x, y, _, _ = data("bce")
+    model = own(Aliased)
+    model.norm.requires_grad_(False)
+    arguments: Any = (model, (x, y), Training(loss="bce"), agt.FeaturePoisoning(1, 0.1))
+    with pytest.raises(UnsupportedOperationError, match="the output differs"):
+        agt.certify(*arguments)
+
+
+class Unread(Base):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(x)
+
+
+def test_parameters_that_the_forward_does_not_read_are_named() -> None:
+    with pytest.raises(InvalidInputError, match=r"inner\.weight, inner\.bias, norm\.weight"):
+        trace(own(Unread), "bce", (2,))
+    model = own(Unread)
+    model.inner.requires_grad_(False)
+    model.norm.requires_grad_(False)
+    assert set(trace(model, "bce", (2,)).frozen) == {
+        *("inner.weight", "inner.bias", "norm.weight", "norm.bias"),
+    }
+
+
+@pytest.mark.parametrize("kind", OWN)
+def test_own_forwards_are_sound_by_other_bounds(kind: type[nn.Module]) -> None:
+    x, y, test, labels = data("bce", count=4)
+    run = Training(loss="bce", learning_rate=0.2, epochs=2)
+    case = Problem(own(kind), x, y, run, agt.FeaturePoisoning(1, 0.03))
+    for options in (
+        {"relaxation": "lp"},
+        {"selections": "charged"},
+        {"selections": "enumerated", "window": 1},
+    ):
+        assert_sound(case, test, labels, attacks=16, iterations=2, **options)
+
+
+def test_the_check_sees_other_values_and_gradients() -> None:
+    x, _, _, _ = data("bce")
+    model = own(Residual)
+    step_graph = trace(model, "bce", (2,))
+    check_forward(step_graph, model, x)
+    other = copy.deepcopy(model)
+    with torch.no_grad():
+        other.back.bias[0] += 1e-3
+    with pytest.raises(UnsupportedOperationError, match="differs"):
+        check_forward(step_graph, other, x)

@@ -1,0 +1,129 @@
+"""Relaxation 'zonotope' from the front door: boxes, questions, checkpoints, and what it refuses."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from attacks import assert_sound
+from problems import problem, tiny
+
+import milp_agt as agt
+from milp_agt.bounds.zonotope import engine
+from milp_agt.core.relaxation import Relaxation
+from milp_agt.errors import InvalidInputError, UnsupportedOperationError
+
+
+@pytest.mark.parametrize(
+    ("loss", "kind", "training", "hidden"),
+    [
+        ("bce", "features", {"epochs": 5}, (4,)),
+        ("cross_entropy", "features", {"epochs": 4, "batch_size": 4, "momentum": 0.5}, (4,)),
+        ("mse", "both", {"learning_rate": 0.1}, (3, 3)),
+        ("hinge", "features", {}, (4,)),
+        ("bce", "features", {"l1": 0.05, "epochs": 5}, (4,)),
+        ("bce", "features", {"projection": (-0.4, 0.4), "epochs": 5, "momentum": 0.5}, (4,)),
+        ("bce", "features", {"clip": 0.5}, (3,)),
+        ("bce", "features", {"clip": 0.2, "clip_mode": "clamp"}, (3,)),
+        ("cross_entropy", "labels", {}, (4,)),
+    ],
+)
+def test_attacks_leave_no_box_and_no_property(loss, kind, training, hidden) -> None:
+    case, test, labels = problem(loss, kind, training, hidden, radius=0.05)
+    result = assert_sound(case, test, labels, relaxation="zonotope")
+    assert result.relaxation == "zonotope"
+    assert all(step.relaxation == "zonotope" for step in result.steps)
+    assert all(set(step.chains) == {"interval", "zonotope"} for step in result.steps)
+    assert not result.fallbacks
+
+
+def test_it_is_tighter_than_intervals_and_within_them() -> None:
+    case, test, labels = problem("bce", "features", {"epochs": 6}, (4,), radius=0.02, budget=1)
+    wide, boxes = case.certify(relaxation="interval")
+    tight, inner = case.certify(relaxation="zonotope")
+    for outer, box in zip(boxes, inner, strict=True):
+        for name in box.lower:
+            assert (outer.lower[name] <= box.lower[name]).all()
+            assert (box.upper[name] <= outer.upper[name]).all()
+    assert tight.reachable.mean_width < 0.45 * wide.reachable.mean_width
+    lows = [result.margins(test, labels) for result in (wide, tight)]
+    wide_by, tight_by = (high - low for low, high in lows)
+    assert (tight_by <= wide_by).all()
+    assert tight_by.mean() < 0.7 * wide_by.mean()
+
+
+def test_levels_know_their_order() -> None:
+    assert Relaxation.ZONOTOPE.chain() == (Relaxation.INTERVAL, Relaxation.ZONOTOPE)
+    assert not Relaxation.ZONOTOPE.uses_programs
+    assert Relaxation.LINEAR.chain() == (Relaxation.INTERVAL, Relaxation.LINEAR)
+
+
+def test_suspects_are_those_that_can_do_something() -> None:
+    case = tiny(agt.FeaturePoisoning(1, 0.05, samples=[1, 2]), epochs=4)
+    result, _ = case.certify(relaxation="zonotope")
+    named = result.suspects(4)
+    assert {each.sample for each in named} <= {1, 2}
+    assert named[0].width > 0
+    assert named.causes is None
+
+
+def test_a_run_goes_on_from_its_checkpoint_to_the_same_numbers(tmp_path) -> None:
+    case = tiny(agt.FeaturePoisoning(2, 0.05), epochs=6)
+    data = (case.features, case.labels)
+    options: dict[str, Any] = {"relaxation": "zonotope"}
+    whole = agt.certify(case.model, data, case.training, case.threat, **options)
+
+    class Killed(Exception):
+        pass
+
+    def kill(result: Any, step: int, steps: int) -> None:
+        if step == 3:
+            raise Killed
+
+    options["checkpoint"] = tmp_path / "kept"
+    with pytest.raises(Killed):
+        agt.certify(case.model, data, case.training, case.threat, on_step=kill, **options)
+    resumed = agt.certify(case.model, data, case.training, case.threat, **options)
+    for name, low in whole.reachable.lower.items():
+        assert np.array_equal(low, resumed.reachable.lower[name])
+        assert np.array_equal(whole.reachable.upper[name], resumed.reachable.upper[name])
+    margins = [r.margins(case.features, case.labels) for r in (whole, resumed)]
+    assert np.array_equal(margins[0], margins[1])
+
+
+def test_a_zonotope_that_explodes_leaves_the_rest_to_intervals(monkeypatch) -> None:
+    monkeypatch.setattr(engine, "WILD", 0.005)
+    case, test, labels = problem("bce", "features", {"epochs": 4}, (4,), radius=0.1)
+    result = assert_sound(case, test, labels, relaxation="zonotope")
+    assert any("the zonotope reaches beyond" in line for line in result.fallbacks)
+    assert result.steps[-1].relaxation == "interval"
+
+
+@pytest.mark.parametrize(
+    ("threat", "training", "found"),
+    [
+        (agt.FeaturePoisoning(1, 0.1, static=False), {}, "an adversary that poisons anew"),
+        (agt.Removal(1), {}, "samples that are removed"),
+        (
+            agt.FeaturePoisoning(1, 0.1, scope="batch"),
+            {"batch_size": 2},
+            "a budget in each batch",
+        ),
+    ],
+)
+def test_what_has_no_rule_is_refused_by_name(threat, training, found) -> None:
+    case = tiny(threat)
+    run = agt.Training(loss="bce", epochs=2, **training)
+    with pytest.raises(UnsupportedOperationError) as caught:
+        agt.certify(case.model, (case.features, case.labels), run, threat, relaxation="zonotope")
+    assert "zonotope" in caught.value.asked
+    assert found in caught.value.found
+    assert "linear" in caught.value.remedy
+
+
+def test_slopes_and_listed_selections_need_linear_forms() -> None:
+    case = tiny(agt.FeaturePoisoning(1, 0.1))
+    for options in ({"alpha_steps": 5}, {"selections": "enumerated"}):
+        with pytest.raises(InvalidInputError):
+            case.certify(relaxation="zonotope", **options)

@@ -1,0 +1,61 @@
+"""Flips without rows: what they cost their samples, or everyone, still holds every real run."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from problems import problem, tiny
+from zonotope_runs import Passed, assert_generators, assert_in_boxes, attacks_of
+
+import milp_agt as agt
+from milp_agt.bounds.zonotope import work
+from milp_agt.bounds.zonotope.work import Work
+
+RUNS = [
+    ("bce", {"epochs": 4}, (4,), {}),
+    ("bce", {"epochs": 4}, (3, 3), {}),
+    ("cross_entropy", {"epochs": 4, "batch_size": 4}, (4,), {"budget": 1}),
+]
+
+
+def check(radius: float, run: Any) -> list[Passed]:
+    loss, training, hidden, options = run
+    found = []
+    for seed in range(2):
+        case, _, _ = problem(
+            loss, "features", training, hidden, seed=seed, radius=radius, **options
+        )
+        passed = Passed.of(case)
+        for attacks in attacks_of(passed, seed):
+            assert_in_boxes(passed, attacks)
+            assert_generators(passed, attacks)
+        found.append(passed)
+    return found
+
+
+@pytest.mark.parametrize("radius", [0.05, 0.2])
+@pytest.mark.parametrize("run", RUNS)
+@pytest.mark.parametrize("most", [0, 1])
+def test_few_phases_get_rows(monkeypatch, most: int, run: Any, radius: float) -> None:
+    monkeypatch.setattr(Work, "most_new", lambda self, rows, steps: most)
+    flips = [passed.last.zonotope.flips for passed in check(radius, run)]
+    steps = run[1]["epochs"] * (2 if "batch_size" in run[1] else 1)
+    assert all(each.rows <= most * steps for each in flips)
+    assert sum(each.rows for each in flips) < sum(each.count for each in flips)
+
+
+@pytest.mark.parametrize("run", RUNS)
+def test_rows_go_when_there_are_too_many(monkeypatch, run: Any) -> None:
+    monkeypatch.setattr(work, "MOST_ROWS", 3)
+    monkeypatch.setattr(work, "FEWEST_ROWS", 3)
+    for passed in check(0.1, run):
+        assert all(s.zonotope.flips.rows <= 3 for s in passed.sets)
+
+
+def test_rows_make_sets_smaller(monkeypatch) -> None:
+    case = tiny(agt.FeaturePoisoning(1, 0.02), epochs=8)
+    width = sum(float(b.width.sum()) for b in Passed.of(case).last.state().values())
+    monkeypatch.setattr(Work, "most_new", lambda self, rows, steps: 0)
+    loose = sum(float(b.width.sum()) for b in Passed.of(case).last.state().values())
+    assert width < 0.99 * loose

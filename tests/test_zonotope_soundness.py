@@ -1,0 +1,85 @@
+"""Real runs lie inside hybrid zonotopes: their boxes without a tolerance, and generator by generator."""
+
+from __future__ import annotations
+
+import pytest
+from problems import problem, tiny
+from torch import nn
+from zonotope_runs import Passed, assert_generators, assert_in_boxes, attacks_of
+
+import milp_agt as agt
+
+RUNS = {
+    "bce": ("bce", "features", {}, (4,), {}),
+    "two classes": ("cross_entropy", "features", {"epochs": 4}, (4,), {"outputs": 2}),
+    "three classes": ("cross_entropy", "features", {"epochs": 4}, (3,), {}),
+    "mse": ("mse", "features", {"learning_rate": 0.1}, (4,), {}),
+    "linear": ("mse", "features", {"learning_rate": 0.1, "epochs": 6}, (), {}),
+    "one sample": ("bce", "features", {"epochs": 6}, (4,), {"budget": 1}),
+    "deep": ("bce", "features", {"epochs": 4}, (3, 3), {}),
+    "all samples": ("bce", "features", {}, (3,), {"budget": 6}),
+    "batches": ("bce", "features", {"epochs": 3, "batch_size": 4}, (4,), {}),
+    "momentum": ("bce", "features", {"momentum": 0.8, "epochs": 4}, (4,), {}),
+    "decay": (
+        "bce",
+        "features",
+        {"momentum": 0.5, "nesterov": True, "weight_decay": 0.1},
+        (4,),
+        {},
+    ),
+    "norm 2": ("bce", "features", {}, (4,), {"norm": 2}),
+    "norm 1": ("bce", "features", {}, (4,), {"norm": 1}),
+    "clipped norms": ("bce", "features", {"clip": 0.4}, (3,), {}),
+    "clamped": ("bce", "features", {"clip": 0.2, "clip_mode": "clamp"}, (3,), {}),
+    "hinge": ("hinge", "features", {}, (4,), {}),
+    "l1": ("bce", "features", {"l1": 0.05, "momentum": 0.5, "epochs": 5}, (4,), {}),
+    "projected": ("bce", "features", {"projection": (-0.4, 0.4), "epochs": 5}, (4,), {}),
+    "labels": ("bce", "labels", {"epochs": 3}, (4,), {}),
+    "labels of three": ("cross_entropy", "labels", {"epochs": 3}, (3,), {}),
+    "targets": ("mse", "labels", {"learning_rate": 0.1}, (4,), {}),
+    "both": ("mse", "both", {"learning_rate": 0.1}, (4,), {}),
+}
+
+
+@pytest.mark.parametrize("radius", [0.02, 0.2])
+@pytest.mark.parametrize("name", RUNS)
+def test_attacks_stay_inside(name: str, radius: float) -> None:
+    loss, kind, training, hidden, options = RUNS[name]
+    for seed in range(2):
+        case, _, _ = problem(loss, kind, training, hidden, seed=seed, radius=radius, **options)
+        passed = Passed.of(case)
+        for attacks in attacks_of(passed, seed):
+            assert_in_boxes(passed, attacks)
+            assert_generators(passed, attacks)
+
+
+@pytest.mark.parametrize("activation", [nn.LeakyReLU, nn.Tanh, nn.Sigmoid])
+def test_attacks_stay_inside_with_other_activations(activation: type[nn.Module]) -> None:
+    case, _, _ = problem("bce", "features", {"epochs": 4}, (4,), activation, radius=0.1)
+    passed = Passed.of(case)
+    for attacks in attacks_of(passed):
+        assert_in_boxes(passed, attacks)
+        assert_generators(passed, attacks)
+
+
+def test_flips_are_there_and_sets_are_no_wider_than_a_few_times_the_attacks() -> None:
+    case = tiny(agt.FeaturePoisoning(1, 0.02), epochs=6)
+    passed = Passed.of(case)
+    width = sum(float(b.width.sum()) for b in passed.last.state().values())
+    reached: dict[str, list] = {}
+    for attacks in attacks_of(passed):
+        for name, value in passed.replay.run(attacks)[-1].items():
+            reached.setdefault(name, []).extend([value.amin(0), value.amax(0)])
+    spread = sum(
+        float((max_ - min_).sum())
+        for values in reached.values()
+        for min_, max_ in [(_least(values), -_least([-v for v in values]))]
+    )
+    assert width <= 3.0 * spread
+
+
+def _least(values: list) -> object:
+    out = values[0]
+    for value in values[1:]:
+        out = out.minimum(value)
+    return out
