@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, TypeVar
 from pydantic import BaseModel, Discriminator, Field, PrivateAttr, Tag, ValidationError
 
 from milp_agt.core.option_table import Table
+from milp_agt.core.rounding import FLOAT32
 from milp_agt.data.dataset import Array, Dataset, Task, load_dataset
 from milp_agt.errors import ConfigurationError, MilpAgtError, Problem
 from milp_agt.runfile.attack_table import AttackTable
@@ -177,14 +178,18 @@ class RunConfig(Table):
             for found, remedy in _absent_files(given, self.path.parent, ()):
                 errors.found.append(ConfigurationError("Build the model", found, remedy))
             raise errors.all(self.path)
-        model = errors.of(lambda: self._model(dataset))
-        threat = errors.of(
-            lambda: located(self.threat.resolved(dataset.y_train).build(), dataset.origin)
-        )
+        single = options is not None and self.certify.precision == FLOAT32.name
+        if single:
+            dataset = errors.of(dataset.in_float32) or dataset
+        data = dataset
+        model = errors.of(lambda: self._model(data))
+        if single and model is not None:
+            model = model.float().double()  # the numbers that the float32 run starts from
+        threat = errors.of(lambda: located(self.threat.resolved(data.y_train).build(), data.origin))
         recorded = None
         if isinstance(table, RecordTable) and model is not None:
             started, folder = model, self.path.parent
-            recorded = errors.of(lambda: table.load(folder, started, dataset))
+            recorded = errors.of(lambda: table.load(folder, started, data))
             if recorded is not None:
                 model, training = recorded.initial, recorded.training
         if model is not None and training is not None:
