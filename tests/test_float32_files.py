@@ -60,6 +60,26 @@ def test_a_run_file_trains_in_float32(tmp_path: Path) -> None:
     assert "no TF32" in text
 
 
+def test_precision_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The same run as with the key in the file; compare takes the flag, too."""
+    path, plain = tmp_path / "RUN.toml", tmp_path / "plain.toml"
+    path.write_text(RUN)
+    plain.write_text(RUN.replace('precision = "float32"', ""))
+    boxes = []
+    for number, (file, flags) in enumerate(((path, []), (plain, ["--precision", "float32"]))):
+        out = tmp_path / str(number)
+        asked = ["certify", str(file), "--out", str(out), "--quiet", "--no-report", *flags]
+        assert main(asked) in (0, 1)
+        assert "training in float32" in (out / "result.json").read_text()
+        boxes.append(dict(np.load(out / "reachable.npz")))
+    assert boxes[0].keys() == boxes[1].keys()
+    for name, array in boxes[0].items():
+        assert np.array_equal(array, boxes[1][name]), name
+    compared = ["compare", str(plain), "--relaxations", "interval", "--precision", "float32"]
+    assert main(compared) == 0
+    capsys.readouterr()
+
+
 def test_a_run_file_refuses_other_precisions(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -158,8 +158,11 @@ class RunConfig(Table):
         """Hash of the bytes of the file."""
         return self._sha256
 
-    def build(self) -> LoadedRun:
-        """Load the data, build model, training and threat.
+    def build(self, changes: Mapping[str, Any] | None = None) -> LoadedRun:
+        """Load the data, build model, training and threat; of a float32 run data and model are rounded once.
+
+        Args:
+            changes: options of [certify] that replace those of the file, by name.
 
         Raises:
             InvalidInputError: data, weights or options that do not fit each other.
@@ -178,7 +181,8 @@ class RunConfig(Table):
             for found, remedy in _absent_files(given, self.path.parent, ()):
                 errors.found.append(ConfigurationError("Build the model", found, remedy))
             raise errors.all(self.path)
-        single = options is not None and self.certify.precision == FLOAT32.name
+        certify = self.certify.changed(changes or {})
+        single = options is not None and certify.precision == FLOAT32.name
         if single:
             dataset = errors.of(dataset.in_float32) or dataset
         data = dataset
@@ -198,7 +202,7 @@ class RunConfig(Table):
             raise errors.all(self.path)
         search = self.attack.search()
         return LoadedRun(
-            model, dataset, training, threat, self.certify, self.properties, search, recorded
+            model, dataset, training, threat, certify, self.properties, search, recorded
         )
 
     def _dataset(self) -> Dataset:
