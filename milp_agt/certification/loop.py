@@ -94,7 +94,8 @@ class BoundedRun:
         self.notes = Notes.of(remarks + plan.remarks + dropped)
         limit = options.time_limit
         deadline = None if limit is None else time.monotonic() + limit
-        self.time_limit = TimeLimit(deadline, plan.steps, plan.longest_window)
+        flat = [chain.name for chain in self.chains if not chain.level.walks]
+        self.time_limit = TimeLimit(deadline, plan.steps, plan.longest_window, flat)
         self.bounder = Bounder(
             step_graph,
             self.schedule,

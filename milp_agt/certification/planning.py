@@ -11,6 +11,7 @@ from milp_agt.bounds.linear.window_bounds import CACHED_ELEMENTS
 from milp_agt.certification.options import CertifyOptions
 from milp_agt.certification.selection_plan import Selections, selections_of
 from milp_agt.certification.sizes import (
+    BASELINE,
     BOUNDED_PER_SECOND,
     FLOAT,
     MULTIPLIED_PER_SECOND,
@@ -28,8 +29,7 @@ from milp_agt.training.training import Batch, Training
 
 # Boxes and temporaries alive at once for an element of a node in interval arithmetic.
 LIVE_BOXES = 12
-# Bytes of Python, torch and their libraries; 1 / LEAST_ROOM of the memory is the least for pieces.
-BASELINE = 288 * 2**20
+# 1 / LEAST_ROOM of the memory is the least for pieces.
 LEAST_ROOM = 8
 # Most rows of a backward pass, and of one for intermediate bounds.
 ROWS_AT_ONCE = 128
@@ -171,6 +171,7 @@ def make_plan(
         line = "slopes are optimised for all selections jointly; charged ones keep default slopes"
         remarks += Remarks(fallbacks=(line,))
     kept = walked * sizes.kept(poison.states) if level.walks else 0
+    kept += told_apart.kept
     data = stored([*poison.tensors, *given])
     room, told = _room(budget, data, kept + (in_cuts if cuts else 0))
     remarks += told
