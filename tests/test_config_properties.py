@@ -65,7 +65,7 @@ def write(folder: Path, *properties: str, regression: bool = False) -> Path:
 
 
 def certified(path: Path, *options: str) -> tuple[int, dict[str, Any]]:
-    code = main(["certify", str(path), "--out", str(path.parent / "out"), *options])
+    code = main(["certify", str(path), "--out", str(path.parent / "out"), "--force", *options])
     loaded: dict[str, Any] = json.loads((path.parent / "out" / "result.json").read_text())
     return code, loaded
 

@@ -190,6 +190,40 @@ def attack_summary(result: Result) -> dict[str, Any] | None:
     }
 
 
+def check_same_run(path: Path, header: Mapping[str, Any], *, force: bool) -> bool:
+    """Whether a folder is free for a run: its file ``path`` is absent or of this very run.
+
+    False where it is of another run and ``force`` says to write over it. A run is the same if run file,
+    data and options are.
+
+    Raises:
+        InvalidInputError: a file of another run, or one that cannot be read, without ``force``.
+    """
+    try:
+        found = json.loads(path.read_bytes())
+        other = {} if not isinstance(found, dict) else found
+    except (FileNotFoundError, NotADirectoryError):
+        return True
+    except (OSError, ValueError):
+        other = {}
+    keys = ("sha256", "options", "search")
+    if all(other.get(key) == _plain(header.get(key)) for key in keys):
+        return True
+    if force:
+        return False
+    what = [key for key in keys if other.get(key) != _plain(header.get(key))]
+    said = {"sha256": "another run file or other data", "options": "other options"}
+    different = " and ".join(said.get(key, "other settings of the search") for key in what)
+    unfinished = ""
+    if other.get("complete") is False:
+        unfinished = f"go on with it by milp-agt certify --resume {path.parent}, "
+    raise InvalidInputError(
+        f"Write the result to the folder {path.parent}",
+        f"{path.name} of {different} there",
+        f"{unfinished}give another folder, or add --force to write over it",
+    )
+
+
 def make_folder(folder: Path) -> Path:
     """Make the folder with its parents, and see that files can be written there.
 
