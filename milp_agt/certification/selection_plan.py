@@ -215,8 +215,8 @@ class _Work:
             note = (
                 f"selections are not listed: {cases:.3g} of them would hold "
                 f"{self.kept(cases) / 2**20:.4g} MiB through a window of {self.window} steps, more than "
-                f"half of memory {self.memory / 2**20:.4g} MiB beside the libraries; give more memory or a shorter window, or "
-                "ask for selections='enumerated' to have them all the same"
+                f"half of memory {self.memory / 2**20:.4g} MiB beside the libraries; give more "
+                "memory or a shorter window, or ask for selections='enumerated' to have them all the same"
             )
             return Selections(), Remarks(notes=(note,))
         if self.inner_bounds == "linear" and dear:

@@ -166,6 +166,7 @@ def _certify(arguments: argparse.Namespace) -> int:
                 lambda done, points: advance(done, points, "", "questions: test points")
             )
             verdicts = [v for asked in run.properties for v in judge(result, run.dataset, asked)]
+            result = _told_of_time(result)
             found = _suspects(result) if arguments.suspects else None
             folder.save(result, verdicts, complete=True, suspects=found)
         except KeyboardInterrupt:
@@ -196,6 +197,20 @@ def _certify(arguments: argparse.Namespace) -> int:
     if all(verdict.status != "NOT PROVED" for verdict in verdicts):
         return PROVED
     return LIMIT_REACHED if result.limit_reached else NOT_PROVED
+
+
+def _told_of_time(result: Result) -> Result:
+    """The result, with a fallback where the time limit cut questions short."""
+    from dataclasses import replace
+
+    deadline = result.models.deadline
+    if deadline is None or not deadline.missed:
+        return result
+    line = (
+        "time limit: test points that were still open were bounded from the boxes of the parameters "
+        "alone, not through training; give more time, fewer properties or fewer test points"
+    )
+    return replace(result, fallbacks=(*result.fallbacks, line), limit_reached=True)
 
 
 def _suspects(result: Result) -> Suspects | None:
@@ -232,6 +247,8 @@ def _state_of(step: StepRecord) -> str:
 
 
 def _print_run(run: LoadedRun, result: Result) -> None:
+    from milp_agt.certification.worth import BoxWorth
+
     print(f"Data: {run.dataset.description}; {len(run.dataset.x_train)} training samples")
     print(f"\nClaim: {result.claim}\n")
     for assumption in (*result.assumptions, *run.dataset.notes):
@@ -260,6 +277,9 @@ def _print_run(run: LoadedRun, result: Result) -> None:
         print(f"  fallback: {fallback}")
     if result.limit_reached:
         print("  a limit was reached; the bounds hold, and may be looser than without it")
+    worth = BoxWorth.of(result.steps, result.reachable.mean_size)
+    if worth.words:
+        print(f"  worth: {worth.words}")
     _print_attack(result)
     print()
 
@@ -296,6 +316,9 @@ def _print_verdicts(verdicts: Sequence[Verdict]) -> None:
     ]
     headers = ["property", "lower", "nominal", "upper", "threshold", "verdict"]
     print(format_table([*headers, "attacks reach", "ratio"] if attacked else headers, rows))
+    for verdict in verdicts:
+        if verdict.is_vacuous:
+            print(f"vacuous: the bounds of {verdict.name} hold for every model and prove nothing")
 
 
 def _both_sides(verdict: Verdict) -> tuple[str, str]:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from milp_agt.certification.fingerprint import versions
+from milp_agt.certification.worth import BoxWorth
 from milp_agt.data.dataset import Dataset
 from milp_agt.errors import InvalidInputError
 from milp_agt.io.files import replace
@@ -109,10 +110,13 @@ class ResultFolder:
                 "mean_size": reachable.mean_size,
                 "by_name": parameters,
             },
+            "worth": worth_summary(result),
             "attack": attack_summary(result),
             "suspects": None if suspects is None else suspects.to_dict(),
             "steps": [asdict(step) for step in result.steps],
-            "properties": [{**asdict(v), "name": v.name} for v in verdicts],
+            "properties": [
+                {**asdict(v), "name": v.name, "vacuous": v.is_vacuous} for v in verdicts
+            ],
             "seconds": begun
             - self._started
             + sum(step.seconds for step in result.steps[: self._steps_before]),
@@ -171,6 +175,17 @@ def _rows(dataset: Dataset) -> dict[str, Any]:
     if dataset.ids is not None:
         found["ids"] = {"train": dataset.ids.train, "test": dataset.ids.test}
     return found
+
+
+def worth_summary(result: Result) -> dict[str, Any]:
+    """What the boxes are worth: a word for programs, the steps, and the same in words."""
+    found = BoxWorth.of(result.steps, result.reachable.mean_size)
+    return {
+        "boxes": found.worth.value,
+        "useful_until": found.useful_until,
+        "bounded_until": found.bounded_until,
+        "words": found.words,
+    }
 
 
 def attack_summary(result: Result) -> dict[str, Any] | None:
