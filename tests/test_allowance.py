@@ -42,6 +42,16 @@ def test_levels_without_backward_passes_cost_the_same_at_every_step(clock: list[
     assert spent.refusal("linear", ["interval"], 1) is None
 
 
+def test_a_level_that_was_never_measured_is_not_free(clock: list[float]) -> None:
+    """One step of a wide model may outlast the whole limit: it is not begun."""
+    spent = TimeLimit(clock[0] + 60.0, steps=160, window=160, forecast={"linear": 600.0})
+    why = spent.refusal("linear", [], 0)
+    assert why is not None
+    assert "about 150 s for the step" in why
+    spent.note("linear", 0, 0.5)  # what is measured counts
+    assert spent.refusal("linear", [], 0) is None
+
+
 def test_a_run_says_which_of_its_levels_have_no_backward_passes(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

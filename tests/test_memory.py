@@ -143,9 +143,7 @@ def pairs_of(memory: str, **options: object) -> agt.Result:
     training = agt.Training(loss="mse", learning_rate=0.1, epochs=4)
     threat = agt.FeaturePoisoning(2, 0.01)
     model = network((2, 1), seed=0)
-    return agt.certify(
-        model, data, training, threat, relaxation="linear", memory=memory, **options
-    )  # type: ignore[arg-type]
+    return agt.certify(model, data, training, threat, relaxation="linear", memory=memory, **options)  # type: ignore[arg-type]
 
 
 def test_selections_whose_windows_do_not_fit_are_not_listed() -> None:

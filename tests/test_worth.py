@@ -105,6 +105,9 @@ def test_the_word_stands_in_the_file_and_on_the_screen(
     assert document["worth"]["boxes"] == worth
     vacuous = worth == "vacuous"
     assert document["properties"][0]["vacuous"] is vacuous
-    for text, said in ((shown, "worth: vacuous: after step"), (page, "some parameters have no bound")):
+    for text, said in (
+        (shown, "worth: vacuous: after step"),
+        (page, "some parameters have no bound"),
+    ):
         assert (said in text) is vacuous
     assert ("bounds of accuracy on test hold for every model" in shown) is vacuous

@@ -97,7 +97,8 @@ class BoundedRun:
         begun = time.monotonic() if begun is None else begun
         deadline = None if limit is None else begun + limit
         flat = [chain.name for chain in self.chains if not chain.level.walks]
-        self.time_limit = TimeLimit(deadline, plan.steps, plan.longest_window, flat)
+        forecast = {c.name: plan.first_walk for c in self.chains if c.level.walks}
+        self.time_limit = TimeLimit(deadline, plan.steps, plan.longest_window, flat, forecast)
         self.bounder = Bounder(
             step_graph,
             self.schedule,

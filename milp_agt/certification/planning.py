@@ -62,7 +62,8 @@ class Plan:
     """The plan of a run: the level, the windows, the pieces, and remarks for the result.
 
     ``past`` is the number of past steps kept for forms that have reached the beginning of their window.
-    ``rows`` of a backward pass fit into memory; ``chunk`` of them share a pass in the run.
+    ``rows`` of a backward pass fit into memory; ``chunk`` of them share a pass in the run. ``first_walk``
+    are the predicted seconds of a backward pass of all entries through one step.
     """
 
     asked: str
@@ -86,6 +87,7 @@ class Plan:
     alpha_every: int
     alpha_memory: int
     single_thread: bool
+    first_walk: float
     remarks: Remarks
 
     @property
@@ -220,6 +222,7 @@ def make_plan(
         alpha_memory=budget // 2 if alpha_steps else 0,
         single_thread=sizes.walked < THREADED_ELEMENTS
         or (level is Relaxation.INTERVAL and sizes.boxes < THREADED_BOXES),
+        first_walk=2 * sizes.state * sizes.walked / WALKED_PER_SECOND,
         remarks=remarks,
     )
 

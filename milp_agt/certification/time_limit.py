@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from time import monotonic
+
+# A forecast from counts of elements may be this many times too long on a fast machine.
+DOUBT = 4.0
 
 
 @dataclass
@@ -22,6 +25,8 @@ class TimeLimit:
         steps: of the whole run.
         window: longest backward pass, in steps.
         flat: names of the chains without backward passes: intervals and zonotopes.
+        forecast: seconds of a first step of chains by the plan; used, divided by ``DOUBT``, until a
+            step of the chain is measured.
         measured: the last step that each chain bounded, and its seconds.
     """
 
@@ -29,15 +34,16 @@ class TimeLimit:
     steps: int
     window: int
     flat: Collection[str] = ()
+    forecast: Mapping[str, float] = field(default_factory=dict)
     measured: dict[str, tuple[int, float]] = field(default_factory=dict)
 
     def note(self, chain: str, step: int, seconds: float) -> None:
         self.measured[chain] = (step, seconds)
 
     def predicted(self, chain: str, step: int) -> float:
-        """Predicted seconds of a chain for a step; 0 if nothing was measured yet."""
+        """Predicted seconds of a chain for a step; 0 if nothing was measured or forecast yet."""
         if chain not in self.measured:
-            return 0.0
+            return self.forecast.get(chain, 0.0) / DOUBT
         last, seconds = self.measured[chain]
         if chain in self.flat:
             return seconds
