@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from time import monotonic
 from typing import Any
@@ -33,7 +32,6 @@ from milp_agt.core.rounding import FLOAT64, PRECISIONS
 from milp_agt.core.torch_modes import own_modes
 from milp_agt.data import Dataset
 from milp_agt.errors import InvalidInputError
-from milp_agt.properties.deadline import Deadline
 from milp_agt.recording import RecordedRun, Recording, of_recording
 from milp_agt.solvers import Capability, choose
 from milp_agt.solvers.solver import Solver
@@ -191,7 +189,7 @@ def certify(
                     "leave out the recorder, or begin anew in another folder",
                 )
             run.restore(stored, batches)
-    result = _within(_finish(run, batches, keeper, on_step), run.time_limit.deadline)
+    result = _finish(run, batches, keeper, on_step)
     if recorded is not None and nominal_check is not None:
         result = with_recording(result, nominal_check, recorded, restriction == UNRESTRICTED)
     if attack is False or unrolled is None:
@@ -199,13 +197,6 @@ def certify(
     search = Search() if attack is True else attack
     with _threads(plan.single_thread):
         return result.attacked(Attacker(unrolled, search, restriction, origin))
-
-
-def _within(result: Result, deadline: float | None) -> Result:
-    """The result with questions that keep the time limit."""
-    if deadline is None:
-        return result
-    return replace(result, models=replace(result.models, deadline=Deadline(deadline)))
 
 
 def _finish(

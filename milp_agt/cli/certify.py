@@ -5,8 +5,9 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from milp_agt.cli.common import (
@@ -134,6 +135,7 @@ def _certify(arguments: argparse.Namespace) -> int:
     from milp_agt.runfile.run_file import load_config
     from milp_agt.runfile.verdicts import judge
 
+    begun = monotonic()
     job = _Job.of(arguments)
     config = load_config(job.run)
     run = config.build()
@@ -162,6 +164,7 @@ def _certify(arguments: argparse.Namespace) -> int:
         attack = run.search if run.options.attack or arguments.attack else False
         try:
             result = run.certify(on_step=on_step, checkpoint=checkpoint, attack=attack)
+            result = _within(result, run.options.time_limit, begun)
             result = result.watched(
                 lambda done, points: advance(done, points, "", "questions: test points")
             )
@@ -199,10 +202,17 @@ def _certify(arguments: argparse.Namespace) -> int:
     return LIMIT_REACHED if result.limit_reached else NOT_PROVED
 
 
+def _within(result: Result, limit: float | None, begun: float) -> Result:
+    """The result with questions that keep the time limit of this command."""
+    from milp_agt.properties.deadline import Deadline
+
+    if limit is None:
+        return result
+    return replace(result, models=replace(result.models, deadline=Deadline(begun + limit)))
+
+
 def _told_of_time(result: Result) -> Result:
     """The result, with a fallback where the time limit cut questions short."""
-    from dataclasses import replace
-
     deadline = result.models.deadline
     if deadline is None or not deadline.missed:
         return result
