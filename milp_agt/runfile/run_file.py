@@ -238,7 +238,7 @@ class RunConfig(Table):
         return table.loss(self.path.parent) if isinstance(table, RecordTable) else table.loss
 
     def _check_properties(self, model: torch.nn.Module, dataset: Dataset, errors: _Errors) -> None:
-        """Ask everything of the untrained model: what cannot be answered is refused before any work."""
+        """Ask everything without bounding it: what cannot be answered is refused before any work."""
         from milp_agt.certification.result import untrained
         from milp_agt.runfile.verdicts import judge
         from milp_agt.training.inputs import labels_of
