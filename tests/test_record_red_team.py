@@ -81,7 +81,10 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         {"after_step": lambda s, loss: s.seen.append(loss.detach().reshape(1).tolist())},
         "numbers of the training leave torch at test_record_red_team",
     ),
-    "a loss by float": ({"after_step": lambda s, loss: float(loss.detach()) and None}, "leave torch"),
+    "a loss by float": (
+        {"after_step": lambda s, loss: float(loss.detach()) and None},
+        "leave torch",
+    ),
     "data by numpy": (
         {"batch": lambda x, y: (torch.from_numpy(np.clip(x.numpy(), -1e3, 1e3)), y)},
         "step 1: numbers of the training leave torch",
