@@ -127,7 +127,7 @@ def make_plan(
     solved = min(program_window or window or 1, steps)
     budget = bytes_of(options.memory)
     exposed = int(poison.exposed.sum())
-    sizes = Sizes(step_graph, max(len(b) for b in batches), exposed, training.momentum > 0)
+    sizes = Sizes(step_graph, max(len(b) for b in batches), exposed, training.has_momentum)
     if options.relaxation == "auto":
         level, remarks = _choose(
             sizes, steps, walked, budget, AUTO_TIME if time_limit is None else time_limit, solved
