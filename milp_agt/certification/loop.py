@@ -222,8 +222,14 @@ class BoundedRun:
         self.notes.fall_back_once(line)
 
     def _step(self, index: int, batch: Tensor) -> Step:
+        weight = self.step_graph.loss.divisor(self.poison.labels[batch])
         return Step(
-            index, batch, self.poison.take(batch), self.updates[index], self.training.has_momentum
+            index,
+            batch,
+            self.poison.take(batch),
+            self.updates[index],
+            self.training.has_momentum,
+            None if weight is None else float(weight),
         )
 
     @staticmethod
