@@ -12,6 +12,7 @@ from milp_agt.cli.common import PROVED, window
 from milp_agt.cli.progress import progress
 from milp_agt.core.relaxation import LEVELS
 from milp_agt.errors import InvalidInputError
+from milp_agt.io.files import replace_text
 
 if TYPE_CHECKING:
     from milp_agt.cli.common import Commands
@@ -94,8 +95,8 @@ def _bench(arguments: argparse.Namespace) -> int:
     text = f"$ {command}\n{found.table()}\n"
     print(text if not arguments.quiet else found.table())
     paths = [folder / f"bench.{kind}" for kind in ("txt", "csv", "json")]
-    paths[0].write_text(text, encoding="utf-8")
-    paths[1].write_text(found.to_csv(), encoding="utf-8")
+    replace_text(paths[0], text)
+    replace_text(paths[1], found.to_csv())
     write_json(paths[2], {"command": command, **found.to_dict()})
     try:
         paths += write_plot(found, folder)

@@ -18,6 +18,7 @@ from milp_agt.cli.common import (
 from milp_agt.cli.progress import progress
 from milp_agt.core.relaxation import LEVELS
 from milp_agt.errors import InvalidInputError
+from milp_agt.io.files import replace_text
 
 if TYPE_CHECKING:
     from milp_agt.cli.common import Commands
@@ -102,8 +103,8 @@ def _compare(arguments: argparse.Namespace) -> int:
     print(comparison.table())
     if folder is not None:
         written = [folder / "compare.csv", folder / "compare.json"]
-        written[0].write_text(comparison.to_csv(), encoding="utf-8")
-        written[1].write_text(comparison.to_json(), encoding="utf-8")
+        replace_text(written[0], comparison.to_csv())
+        replace_text(written[1], comparison.to_json())
         try:
             written += write_plot(comparison, folder)
         except InvalidInputError as error:

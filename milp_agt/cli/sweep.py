@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from milp_agt.cli.common import LIMIT_REACHED, PROVED, RUN_FILE, add_options, given_options
 from milp_agt.cli.progress import Advance, progress
 from milp_agt.errors import InvalidInputError
+from milp_agt.io.files import replace_text
 
 if TYPE_CHECKING:
     from milp_agt.certification.result import Result
@@ -94,10 +95,10 @@ def _sweep(arguments: argparse.Namespace) -> int:
             found = _largest(run, arguments, certify)
     print(found.table())
     if folder is not None:
-        (folder / "sweep.csv").write_text(found.to_csv(), encoding="utf-8")
+        replace_text(folder / "sweep.csv", found.to_csv())
         about = {"sha256": {"config": config.sha256, "data": run.dataset.sha256}}
         document = json.dumps({**json.loads(found.to_json()), **about}, indent=2, allow_nan=False)
-        (folder / "sweep.json").write_text(document + "\n", encoding="utf-8")
+        replace_text(folder / "sweep.json", document + "\n")
         print(f"\nWritten: {folder / 'sweep.csv'} and {folder / 'sweep.json'}")
     return LIMIT_REACHED if any(limits) else PROVED
 
