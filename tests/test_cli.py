@@ -22,6 +22,7 @@ import pytest
 
 import milp_agt as agt
 from milp_agt.cli import COMMANDS, _parser, main
+from milp_agt.cli.common import EXIT_CODES
 from milp_agt.reports.result_folder import ResultFolder
 from milp_agt.runfile.verdicts import decide
 

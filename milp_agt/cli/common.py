@@ -37,6 +37,23 @@ def add_force(parser: Parser) -> None:
     )
 
 
+def add_time_limit(parser: Parser, then: str) -> None:
+    """The flag that ends a command early; ``then`` says what is there when the time is over."""
+    parser.add_argument(
+        "--time-limit",
+        metavar="SECONDS",
+        type=_seconds,
+        help=f"of the whole command: {then}",
+    )
+
+
+def _seconds(text: str) -> float:
+    value = _value(text)
+    if isinstance(value, (int, float)) and not isinstance(value, bool) and value >= 0:
+        return float(value)
+    raise argparse.ArgumentTypeError(f"'{text}' is no number of seconds, 0 or more")
+
+
 def window(text: str) -> int | str:
     if text == "T":
         return text
