@@ -142,8 +142,7 @@ def _certify(arguments: argparse.Namespace) -> int:
     begun = monotonic()
     job = _Job.of(arguments)
     config = load_config(job.run)
-    run = config.build()
-    run = run._replace(options=run.options.changed(job.options))
+    run = config.build(job.options)
     checkpoint = job.checkpoint()
     before = (checkpoint.manifest or {"step": 0})["step"]
     header = run_header(config, run.dataset) | {
