@@ -1,7 +1,7 @@
 """The command line: one room for each command.
 
 Exit codes: 0 every requested property is proved, 1 not proved, 2 bad input, 4 a limit (time or
-Ctrl-C) was reached first.
+Ctrl-C) was reached first; ``check`` has 3 for a certificate that is rejected.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from collections.abc import Callable, Sequence
 from typing import TextIO
 
 import milp_agt
-from milp_agt.cli import attack, bench, certify, compare, options, report, solvers, sweep
+from milp_agt.cli import attack, bench, certify, check, compare, options, report, solvers, sweep
 from milp_agt.cli.common import BAD_INPUT, LIMIT_REACHED, PROVED
 from milp_agt.cli.parser import Parser
 from milp_agt.errors import MilpAgtError
 
-COMMANDS = (certify, attack, compare, bench, sweep, report, options, solvers)
+COMMANDS = (certify, check, attack, compare, bench, sweep, report, options, solvers)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
