@@ -55,10 +55,8 @@ class Table:
         return Rejected(f"{self.where}: '{key}' should be {wanted}, not {self.values[key]!r:.60}")
 
     def has(self, key: str) -> bool:
-        """Whether a key is there and not null."""
-        if key in self.values and self.values[key] is None:
-            self.used.add(key)
-        return self.values.get(key) is not None
+        """Whether the value of a key, which has to be there, is not null."""
+        return self._get(key) is not None
 
     def text(self, key: str) -> str:
         value = self._get(key)

@@ -63,18 +63,23 @@ def _exp_end(x: Array, upper: bool) -> Array:
 def _exact_exp(upper: bool) -> Callable[[Fraction], Fraction]:
     """A bound of exp in fractions, by the same series to a higher degree."""
 
+    unit = 2**EXACT_BITS
+
+    def short(value: Fraction) -> Fraction:
+        scaled = value * unit
+        return Fraction(-(-scaled // 1) if upper else scaled // 1, unit)
+
     def bound(x: Fraction) -> Fraction:
+        x = short(x)
         k = round(x / _BELOW)
         ends = (k * _BELOW, k * _ABOVE)
         r = x - (min(ends) if upper else max(ends))
-        value = Fraction(1)
+        r, value = short(r), Fraction(1)
         for n in range(EXACT_DEGREE, 0, -1):
             value = 1 + r / n * value
         rest = abs(r) ** (EXACT_DEGREE + 1)  # > |r|^61 / 61! e^|r|
         value += rest if upper else -rest
-        unit = 2**EXACT_BITS
-        scaled = value * Fraction(2) ** k * unit
-        return Fraction(-(-scaled // 1) if upper else scaled // 1, unit)
+        return short(value * Fraction(2) ** k)
 
     return bound
 
@@ -116,12 +121,13 @@ def softmax(x: Box) -> Box:
     own = np.eye(x.lo.shape[-1], dtype=bool)
     least = _exp(down(x.lo[..., None, :] - x.hi[..., :, None]), False)
     most = _exp(up(x.hi[..., None, :] - x.lo[..., :, None]), True)
+    least = np.minimum(least, number(2.0**1000, x.lo))  # no sum of them overflows
     least, most = np.where(own, one, least), np.where(own, one, most)
     size = most.sum(-1)
     error = allowance(x.lo.shape[-1], size)
     above = up(size + error)
     shorter = least.sum(-1)
-    below = down(np.minimum(shorter, number(2.0**1000, size)) - allowance(x.lo.shape[-1], shorter))
+    below = down(shorter - allowance(x.lo.shape[-1], shorter))
     low, high = down(one / above), up(one / np.maximum(below, one))
     return Box(np.maximum(low, number(0.0, low)), np.minimum(high, one))
 
