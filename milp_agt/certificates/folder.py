@@ -57,8 +57,7 @@ def write(folder: Path, run: LoadedRun, result: Result, verdicts: Sequence[Verdi
         The path of the claim.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    for old in [folder / SEAL, folder / CLAIM, *folder.glob("*.npy")]:
-        old.unlink(missing_ok=True)
+    clear(folder)
     files = _Files()
     claim: dict[str, Any] = {"format": FORMAT, "versions": versions()}
     not_covered = missing(run, result)
@@ -77,6 +76,12 @@ def write(folder: Path, run: LoadedRun, result: Result, verdicts: Sequence[Verdi
     _put(folder / CLAIM, text)
     _put(folder / SEAL, f"{hashlib.sha256(text).hexdigest()}  {CLAIM}\n".encode())
     return folder / CLAIM
+
+
+def clear(folder: Path) -> None:
+    """Remove an earlier certificate, the seal first: half of one is none."""
+    for old in [folder / SEAL, folder / CLAIM, *folder.glob("*.npy")]:
+        old.unlink(missing_ok=True)
 
 
 def _put(path: Path, data: bytes) -> None:
