@@ -404,7 +404,10 @@ GROUP = '\n[[training.group]]\nnames = ["*.bias"]\n'
     ("options", "said"),
     [
         ("positive_weight = 2.0", "options of the loss (positive_weight)"),
-        (f"{GROUP}learning_rate = 2.0", "groups of parameters with more of their own than no decay"),
+        (
+            f"{GROUP}learning_rate = 2.0",
+            "groups of parameters with more of their own than no decay",
+        ),
         (f"momentum = 0.5\n{GROUP}momentum = 0.0", "groups of parameters with more"),
     ],
 )

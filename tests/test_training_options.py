@@ -156,6 +156,21 @@ CASES = {
         1,
         options={"lr": 0.5},
     ),
+    "total norm": Case(
+        nn.CrossEntropyLoss(),
+        of("cross_entropy", learning_rate=0.5, momentum=0.5, weight_decay=0.1, clip_total=0.3),
+        2,
+        options={"lr": 0.5, "momentum": 0.5, "weight_decay": 0.1},
+        clip=0.3,
+    ),
+    "a norm that is reached now and then": Case(
+        nn.BCEWithLogitsLoss(),
+        of("bce", learning_rate=0.5, clip_total=0.42, groups=[Group(["2.*"], learning_rate=1.0)]),
+        1,
+        lambda m: [{"params": m[0].parameters()}, {"params": m[2].parameters(), "lr": 1.0}],
+        {"lr": 0.5},
+        clip=0.42,
+    ),
 }
 LEVELS = ["interval", "linear", "lp", "zonotope"]
 

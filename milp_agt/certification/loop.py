@@ -117,7 +117,7 @@ class BoundedRun:
         batches = self.training.batch_order(len(self.poison.features))
         for chain in self.chains:
             if chain.level is Relaxation.ZONOTOPE:
-                check_supported(self.schedule, self.poison, batches, self.restriction)
+                check_supported(self.schedule, self.poison, batches, self.restriction, self.updates)
                 (part,) = chain.parts
                 part.forward = ZonotopePass.begin(
                     self.schedule, start, self.step_graph.parameters, self.poison

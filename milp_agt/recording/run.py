@@ -43,6 +43,10 @@ class RecordedTraining(Training):
         return self.rules[:steps]
 
     @property
+    def clips_total(self) -> bool:
+        return any(rule.clip_total is not None for rule in self.rules)
+
+    @property
     def has_momentum(self) -> bool:
         return any(rule.has_momentum for rule in self.rules)
 

@@ -15,7 +15,7 @@ from milp_agt.formulations.squared_norm import SquaredNorm
 from milp_agt.formulations.sum_samples import SumSamples
 from milp_agt.formulations.univariate import Univariate
 from milp_agt.threats.poison import Poison
-from milp_agt.training.training import Batch
+from milp_agt.training.training import Batch, UpdateRule
 
 
 def check_supported(
@@ -23,6 +23,7 @@ def check_supported(
     poison: Poison,
     batches: Sequence[Batch],
     restriction: Restriction,
+    updates: Sequence[UpdateRule] = (),
 ) -> None:
     """Refuse what the engine has no rule for.
 
@@ -34,6 +35,8 @@ def check_supported(
         found = f"samples that are {poison.whole.value}"
     elif poison.label_quota is not None:
         found = "budgets of features and of labels apart"
+    elif any(update.clip_total is not None for update in updates):
+        threat, found = "for this training", "clipping of the total norm (clip_total)"
     elif not poison.static:
         found = "an adversary that poisons anew in every step"
     elif poison.per_batch and any(len(batch) < len(poison.features) for batch in batches):
