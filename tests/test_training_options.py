@@ -15,7 +15,9 @@ import torch
 from torch import Tensor, nn
 
 import milp_agt as agt
-from milp_agt.errors import InvalidInputError, UnsupportedOperationError
+from milp_agt.core.interval import Interval
+from milp_agt.errors import InvalidInputError, SoundnessError, UnsupportedOperationError
+from milp_agt.formulations.clip_factor import ClipFactor
 from milp_agt.runfile.run_file import load_config
 
 RADIUS, BUDGET = 0.1, 2
@@ -271,6 +273,47 @@ def test_recorded_runs(name: str, dtype: torch.dtype, tmp_path: Path) -> None:
     assert result.claim
 
 
+@pytest.mark.parametrize("factor", [0.99, 1.01])
+def test_a_factor_one_percent_off_is_found(factor: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    honest = ClipFactor.interval
+
+    def wrong(self: ClipFactor, *inputs: Interval) -> Interval:
+        box = honest(self, *inputs)
+        return Interval(box.lower * factor, box.upper * factor)
+
+    monkeypatch.setattr(ClipFactor, "interval", wrong)
+    with pytest.raises(SoundnessError, match="nominal run must stay inside"):
+        CASES["total norm"].certify(agt.FeaturePoisoning(1, 1e-6), relaxation="interval")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"clip_total": 1e-6}, "clip_total to be a number >= 1e-05"),
+        ({"clip_total": 1.0, "l1": 0.1}, "would count in the norm"),
+        ({"label_smoothing": 1.0}, "label_smoothing"),
+        ({"label_smoothing": 0.1, "loss": "bce"}, "'bce' was asked for with label_smoothing"),
+        ({"class_weights": [1.0, 0.0]}, "class_weights"),
+        ({"class_weights": [1.0], "clip": 1.0}, "leave one of them out"),
+        ({"positive_weight": 2.0}, "'cross_entropy' was asked for with positive_weight"),
+    ],
+)
+def test_options_that_contradict_each_other(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(InvalidInputError, match=message):
+        agt.Training(**{"loss": "cross_entropy"} | options)
+
+
+def test_threats_to_whole_samples_are_refused_beside_options_of_batches() -> None:
+    for name in ("total norm", "class weights"):
+        with pytest.raises(
+            UnsupportedOperationError, match=r"whole samples|labels may be poisoned"
+        ):
+            CASES[name].certify(agt.Removal(1))
+    wrong = replace(CASES["class weights"], training=of("cross_entropy", class_weights=[1.0]))
+    with pytest.raises(InvalidInputError, match="1 weights, 3 outputs"):
+        wrong.certify(threat_of("features"))
+
+
 def test_groups_in_a_run_file(tmp_path: Path) -> None:
     path = tmp_path / "RUN.toml"
     path.write_text("""
@@ -281,6 +324,9 @@ layers = [4, 3, 3]
 [training]
 loss = "cross_entropy"
 learning_rate = 0.1
+clip_total = 0.5
+label_smoothing = 0.1
+class_weights = [1.0, 2.0, 3.0]
 [[training.group]]
 names = ["2.*"]
 learning_rate = 1.0
@@ -295,6 +341,11 @@ kind = "accuracy"
     training = load_config(path).build().training
     assert training.groups == [Group(("2.*",), 1.0, None, 0.5)]
     (rule,) = training.update_rules(1)
+    assert rule.clip_total == rule.of("2.bias").clip_total == 0.5
+    assert training.objective.options == {
+        "label_smoothing": 0.1,
+        "class_weights": (1.0, 2.0, 3.0),
+    }
     assert (rule.of("2.bias").rate, rule.of("0.bias").rate) == (1.0, 0.1)
 
 
