@@ -50,6 +50,10 @@ from milp_agt.training.run_words import run_in_words
 from milp_agt.training.tracing import StepGraph
 from milp_agt.training.training import Batch, Training
 
+# Linear forms that make boxes narrower than the zonotope does by less than this share gain nothing.
+GAIN = 0.01
+# A zonotope ends where other chains reach less than this share of its width.
+HOPELESS = 0.5
 # Rounding is charged to the largest case, so one diverged case would loosen all. Stop above this magnitude.
 LARGEST_PARAMETER = 1e6
 
@@ -113,7 +117,8 @@ class BoundedRun:
         batches = self.training.batch_order(len(self.poison.features))
         for chain in self.chains:
             if chain.level is Relaxation.ZONOTOPE:
-                check_supported(self.schedule, self.poison, batches, self.restriction)
+                if self.plan.relaxation is Relaxation.ZONOTOPE:
+                    check_supported(self.schedule, self.poison, batches, self.restriction)
                 (part,) = chain.parts
                 part.forward = ZonotopePass.begin(
                     self.schedule, start, self.step_graph.parameters, self.poison
@@ -136,6 +141,7 @@ class BoundedRun:
         index = len(self.records)
         if index == self.plan.first_optimised:
             self._begin_optimising()
+        self.bounder.beaten = self.plan.inner_on_trial and self._is_beaten()
         step = self._step(index, batch)
         update = UpdateGraph.of(self.schedule.gradients, step, self.schedule.precision)
         sets = StepSets(step, update, {part.name: part.state for part in self.chains.parts})
@@ -150,6 +156,7 @@ class BoundedRun:
             self.recorder.state(index, chain.name, sets.newest)
             widths[chain.name] = self._mean_width(sets.newest)
             self._end_if_diverged(chain, sets)
+        self._end_hopeless_zonotope(widths, index)
         self._settle(sets)
         self._advance_nominal(step, sets.newest)
         flat = torch.cat([sets.newest[n].width.flatten() for n in self.step_graph.parameters])
@@ -185,9 +192,10 @@ class BoundedRun:
 
     def _end_if_diverged(self, chain: Chain, sets: StepSets) -> None:
         if any(part.forward is not None and not part.forward.is_bounded for part in chain.parts):
+            others = "intervals" if chain is self.chains.tightest else "the other levels"
             self.notes.fall_back(
                 f"step {sets.step.index + 1}: the zonotope reaches beyond {WILD:.0e}; from "
-                "here on the run is bounded by intervals"
+                f"here on the run is bounded by {others}"
             )
             self.chains.end(chain)
             return
@@ -198,6 +206,16 @@ class BoundedRun:
             f"{LARGEST_PARAMETER:.0e}; from here on selections are bounded jointly"
         )
         self.chains.end(chain)
+
+    def _end_hopeless_zonotope(self, widths: Mapping[str, float], index: int) -> None:
+        """End a zonotope that is carried along and far wider than the chains after it: it only gets worse."""
+        name = Relaxation.ZONOTOPE.value
+        for chain in list(self.chains)[:-1]:
+            if chain.name == name and min(widths.values()) < HOPELESS * widths[name]:
+                self.notes.note(
+                    f"step {index + 1}: the zonotope is left out from here on; linear forms are far tighter"
+                )
+                self.chains.end(chain)
 
     def _settle(self, sets: StepSets) -> None:
         """Finish the step after all levels have bounded it."""
@@ -221,6 +239,16 @@ class BoundedRun:
         return Step(
             index, batch, self.poison.take(batch), self.updates[index], self.training.momentum > 0
         )
+
+    def _is_beaten(self) -> bool:
+        """Whether linear forms gained nothing over the zonotope in the last step."""
+        if not self.records:
+            return True
+        linear, carried = Relaxation.LINEAR.value, Relaxation.ZONOTOPE.value
+        if not {linear, carried} <= {chain.name for chain in self.chains}:
+            return False
+        last = self.records[-1].chains
+        return last[linear] >= (1.0 - GAIN) * last[carried]
 
     @staticmethod
     def _is_bounded(state: State) -> bool:
@@ -350,6 +378,7 @@ class BoundedRun:
             step_graph=self.step_graph,
             schedule=self.schedule,
             reached=tuple(self.chains.reached(self.plan.window)),
+            beside=self.chains.beside,
             program=self._program(),
             rows=self.plan.rows,
             nominal=self.nominal,

@@ -26,6 +26,7 @@ from milp_agt.bounds.program import FinalWindow, OutputObjectives
 from milp_agt.bounds.step import NodeOrder, State, union
 from milp_agt.bounds.zonotope import ZonotopePass
 from milp_agt.core.graph import Node, evaluate
+from milp_agt.core.influence import worst_of
 from milp_agt.core.interval import CLEAN, Interval
 from milp_agt.core.rounding import TINY, gamma
 from milp_agt.properties.last_forms import by_sample_of_forms, least_of_forms, on_state
@@ -99,8 +100,9 @@ class ReachableModels:
     """All that is known of the reachable models: every one lies in a case of ``reached``.
 
     ``program`` holds every run through its window; None where the run was not bounded by programs.
-    ``rows`` is the most rows of a walk that memory has room for; None for no limit. ``watch`` is told how
-    a question gets on.
+    ``beside`` is a set that holds every reachable model as well, found in another way: bounds over it and
+    over ``reached`` are met. ``rows`` is the most rows of a walk that memory has room for; None for no
+    limit. ``watch`` is told how a question gets on.
     """
 
     step_graph: StepGraph
@@ -109,6 +111,7 @@ class ReachableModels:
     reached: Sequence[Reached]
     program: FinalWindow | None = None
     rows: int | None = None
+    beside: Reached | None = None
     watch: Watch | None = None
 
     @property
@@ -161,6 +164,9 @@ class ReachableModels:
             programs, cases are met with the form as an objective on top of the last ones.
         """
         bounds = self._bounded(self.reached, forms)
+        if self.beside is not None:
+            wider = self._bounded((self.beside,), forms).expand_states(len(bounds.lower))
+            bounds = bounds.meet(wider, "a form of the outputs by two chains")
         if self.program is None:
             return bounds
         solved = self.program.bound(self.asked(forms), bounds)
@@ -174,15 +180,17 @@ class ReachableModels:
 
     def refine(self, forms: OutputForms, known: Interval, points: Tensor) -> Interval:
         """Bounds ``known`` from boxes, with those of some points as :meth:`bound` has them."""
-        if len(points) == 0 or (
-            self.program is None and not any(r.keeps_forms for r in self.reached)
-        ):
+        if len(points) == 0 or (self.program is None and not any(r.keeps_forms for r in self._all)):
             return known
         found = self.bound(forms.part(points))
         return Interval(
             known.lower.index_copy(1, points, found.lower),
             known.upper.index_copy(1, points, found.upper),
         )
+
+    @property
+    def _all(self) -> Sequence[Reached]:
+        return self.reached if self.beside is None else (*self.reached, self.beside)
 
     def _bounded(self, where: Sequence[Reached], forms: OutputForms) -> Interval:
         """Bounds by intervals and linear forms, some points at once."""
@@ -216,17 +224,29 @@ class ReachableModels:
         of samples that the adversary may choose.
 
         Returns:
-            ``base`` (n, forms) and ``dev`` (n, forms, N); None where selections are bounded one by one, are
-            made anew in every batch, have two budgets, or no forms are kept.
+            ``base`` (n, forms) and ``dev`` (n, forms, N), of each form the pair that proves most; None where
+            all is bounded selection by selection, selections are made anew in every batch or have two
+            budgets, or no forms are kept.
         """
-        reached = self.reached[0]
-        joint = isinstance(reached.adversary, (Joint, Charged)) and not self.poison.is_clean
-        apart = self.poison.label_quota is not None
-        if not joint or apart or self.poison.per_batch or not reached.keeps_forms:
+        known = [
+            r for r in self._all if isinstance(r.adversary, (Joint, Charged)) and r.keeps_forms
+        ]
+        poison = self.poison
+        if not known or poison.is_clean or poison.label_quota is not None or poison.per_batch:
             return None
-        pieces = [self._piece_by_sample(reached, forms.part(part)) for part in self._parts(forms)]
-        base, dev = zip(*pieces, strict=True)
-        return torch.cat(base), torch.cat(dev)
+        best: tuple[Tensor, Tensor] | None = None
+        for reached in known:
+            pieces = [self._piece_by_sample(reached, forms.part(p)) for p in self._parts(forms)]
+            base, dev = (torch.cat(parts) for parts in zip(*pieces, strict=True))
+            if best is not None:
+                least = [
+                    b - worst_of(d.movedim(-1, 0), poison.budget) for b, d in ((base, dev), best)
+                ]
+                wins = least[0] > least[1]
+                base = torch.where(wins, base, best[0])
+                dev = torch.where(wins.unsqueeze(-1), dev, best[1])
+            best = base, dev
+        return best
 
     def _piece_by_sample(self, reached: Reached, forms: OutputForms) -> tuple[Tensor, Tensor]:
         turned = forms.coefficients.transpose(0, 1)
@@ -269,10 +289,10 @@ class ReachableModels:
             weights: (rows, n, forms).
             known: bounds of the forms of single points, as :meth:`bound` gives them.
         """
-        pieces = [self._summed(reached, forms, weights) for reached in self.reached]
-        walked = torch.cat(
-            [self._walked(r, p).T for r, p in zip(self.reached, pieces, strict=True)]
-        )
+        found = [self._walked(r, self._summed(r, forms, weights)).T for r in self._all]
+        walked = torch.cat(found[: len(self.reached)])
+        if self.beside is not None:
+            walked = torch.maximum(walked, found[-1])
         if self.program is None:
             return walked
         nominal = self.at_nominal(forms)
@@ -318,11 +338,14 @@ class ReachableModels:
         pieces = [
             [
                 self._bound_rows(reached, {n: c[part] for n, c in coefficients.items()})
-                for reached in self.reached
+                for reached in self._all
             ]
             for part in torch.arange(rows).split(ROWS_AT_ONCE)
         ]
-        bounds = _joined([_joined(each, 0) for each in pieces], 1)
+        bounds = _joined([_joined(each[: len(self.reached)], 0) for each in pieces], 1)
+        if self.beside is not None:
+            wider = _joined([each[-1] for each in pieces], 1).expand_states(len(bounds.lower))
+            bounds = bounds.meet(wider, "a functional of the parameters by two chains")
         if self.program is None:
             return bounds
         solved = self.program.bound_parameters(coefficients, bounds)
