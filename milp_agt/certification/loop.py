@@ -17,14 +17,8 @@ from milp_agt.bounds.interval.update import UpdateGraph
 from milp_agt.bounds.linear.linearized_step import LinearizedStep, settle
 from milp_agt.bounds.linear.slopes import pack_slopes, unpack_slopes
 from milp_agt.bounds.step import NodeOrder, State, Step, initial_state, step_at_points, velocity_of
-from milp_agt.bounds.zonotope import (
-    WILD,
-    ZonotopePass,
-    check_supported,
-    pack_forward,
-    unpack_forward,
-)
-from milp_agt.certification import planning
+from milp_agt.bounds.zonotope import WILD, pack_forward, unpack_forward
+from milp_agt.certification import carried, planning
 from milp_agt.certification.bound_step import Bounder
 from milp_agt.certification.chain_list import Chains
 from milp_agt.certification.chains import OPTIMISED, Chain, pack_past, unpack_past
@@ -50,10 +44,6 @@ from milp_agt.training.run_words import run_in_words
 from milp_agt.training.tracing import StepGraph
 from milp_agt.training.training import Batch, Training
 
-# Linear forms that make boxes narrower than the zonotope does by less than this share gain nothing.
-GAIN = 0.01
-# A zonotope ends where other chains reach less than this share of its width.
-HOPELESS = 0.5
 # Rounding is charged to the largest case, so one diverged case would loosen all. Stop above this magnitude.
 LARGEST_PARAMETER = 1e6
 
@@ -74,6 +64,7 @@ class BoundedRun:
         initial: Mapping[str, Interval],
         claim: str,
         options: CertifyOptions,
+        begun: float | None = None,
         origin: Origin | None = None,
         caution: str = "",
         restriction: Restriction,
@@ -88,7 +79,9 @@ class BoundedRun:
         start = initial_state(step_graph, initial, training.momentum > 0)
         self.updates = training.update_rules(plan.steps)
         self.chains = Chains(plan, poison, restriction, start)
-        self._begin_zonotope(start)
+        batches = training.batch_order(len(poison.features))
+        names = step_graph.parameters
+        carried.begin(self.chains, self.schedule, start, names, poison, batches, restriction, plan)
         self.nominal: dict[str, Tensor] = {n: v.to(device) for n, v in step_graph.initial.items()}
         if training.momentum > 0:
             for name in step_graph.parameters:
@@ -97,8 +90,11 @@ class BoundedRun:
         dropped = Remarks(fallbacks=poison.left_out(plan.relaxation.uses_programs))
         self.notes = Notes.of(remarks + plan.remarks + dropped)
         limit = options.time_limit
-        deadline = None if limit is None else time.monotonic() + limit
-        self.time_limit = TimeLimit(deadline, plan.steps, plan.longest_window)
+        begun = time.monotonic() if begun is None else begun
+        deadline = None if limit is None else begun + limit
+        flat = [chain.name for chain in self.chains if not chain.level.walks]
+        forecast = {c.name: plan.first_walk for c in self.chains if c.level.walks}
+        self.time_limit = TimeLimit(deadline, plan.steps, plan.longest_window, flat, forecast)
         self.bounder = Bounder(
             step_graph,
             self.schedule,
@@ -112,17 +108,6 @@ class BoundedRun:
             witnesses,
         )
         self.optimiser = Optimiser(self.bounder)
-
-    def _begin_zonotope(self, start: State) -> None:
-        batches = self.training.batch_order(len(self.poison.features))
-        for chain in self.chains:
-            if chain.level is Relaxation.ZONOTOPE:
-                if self.plan.relaxation is Relaxation.ZONOTOPE:
-                    check_supported(self.schedule, self.poison, batches, self.restriction)
-                (part,) = chain.parts
-                part.forward = ZonotopePass.begin(
-                    self.schedule, start, self.step_graph.parameters, self.poison
-                )
 
     def _begin_optimising(self) -> None:
         chain = self.chains.begin_optimising()
@@ -141,7 +126,9 @@ class BoundedRun:
         index = len(self.records)
         if index == self.plan.first_optimised:
             self._begin_optimising()
-        self.bounder.beaten = self.plan.inner_on_trial and self._is_beaten()
+        self.bounder.beaten = self.plan.inner_on_trial and carried.beats_linear(
+            self.chains, self.records
+        )
         step = self._step(index, batch)
         update = UpdateGraph.of(self.schedule.gradients, step, self.schedule.precision)
         sets = StepSets(step, update, {part.name: part.state for part in self.chains.parts})
@@ -156,7 +143,7 @@ class BoundedRun:
             self.recorder.state(index, chain.name, sets.newest)
             widths[chain.name] = self._mean_width(sets.newest)
             self._end_if_diverged(chain, sets)
-        self._end_hopeless_zonotope(widths, index)
+        carried.end_hopeless(self.chains, widths, index, self.notes)
         self._settle(sets)
         self._advance_nominal(step, sets.newest)
         flat = torch.cat([sets.newest[n].width.flatten() for n in self.step_graph.parameters])
@@ -207,16 +194,6 @@ class BoundedRun:
         )
         self.chains.end(chain)
 
-    def _end_hopeless_zonotope(self, widths: Mapping[str, float], index: int) -> None:
-        """End a zonotope that is carried along and far wider than the chains after it: it only gets worse."""
-        name = Relaxation.ZONOTOPE.value
-        for chain in list(self.chains)[:-1]:
-            if chain.name == name and min(widths.values()) < HOPELESS * widths[name]:
-                self.notes.note(
-                    f"step {index + 1}: the zonotope is left out from here on; linear forms are far tighter"
-                )
-                self.chains.end(chain)
-
     def _settle(self, sets: StepSets) -> None:
         """Finish the step after all levels have bounded it."""
         step = sets.step
@@ -239,16 +216,6 @@ class BoundedRun:
         return Step(
             index, batch, self.poison.take(batch), self.updates[index], self.training.momentum > 0
         )
-
-    def _is_beaten(self) -> bool:
-        """Whether linear forms gained nothing over the zonotope in the last step."""
-        if not self.records:
-            return True
-        linear, carried = Relaxation.LINEAR.value, Relaxation.ZONOTOPE.value
-        if not {linear, carried} <= {chain.name for chain in self.chains}:
-            return False
-        last = self.records[-1].chains
-        return last[linear] >= (1.0 - GAIN) * last[carried]
 
     @staticmethod
     def _is_bounded(state: State) -> bool:

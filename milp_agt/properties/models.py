@@ -9,14 +9,11 @@ import torch
 from torch import Tensor
 
 from milp_agt.bounds.adversary.box_algebra import better
-from milp_agt.bounds.adversary.charged import Charged
-from milp_agt.bounds.adversary.joint import Joint
 from milp_agt.bounds.adversary.model import AdversaryModel
 from milp_agt.bounds.forms import Forms
 from milp_agt.bounds.linear.composed import PastStep
 from milp_agt.bounds.linear.linearized_step import LinearizedStep
 from milp_agt.bounds.linear.window_bounds import (
-    bound_by_sample,
     bound_forms,
     forms_of_outputs,
     rows_at_once,
@@ -26,10 +23,10 @@ from milp_agt.bounds.program import FinalWindow, OutputObjectives
 from milp_agt.bounds.step import NodeOrder, State, union
 from milp_agt.bounds.zonotope import ZonotopePass
 from milp_agt.core.graph import Node, evaluate
-from milp_agt.core.influence import worst_of
 from milp_agt.core.interval import CLEAN, Interval
 from milp_agt.core.rounding import TINY, gamma
-from milp_agt.properties.last_forms import by_sample_of_forms, least_of_forms, on_state
+from milp_agt.properties.deadline import Deadline
+from milp_agt.properties.last_forms import least_of_forms, on_state
 from milp_agt.threats.poison import Poison
 from milp_agt.training.tracing import FEATURES, StepGraph
 
@@ -113,6 +110,7 @@ class ReachableModels:
     rows: int | None = None
     beside: Reached | None = None
     watch: Watch | None = None
+    deadline: Deadline | None = None  # questions after it are answered from boxes
 
     @property
     def poison(self) -> Poison:
@@ -180,7 +178,9 @@ class ReachableModels:
 
     def refine(self, forms: OutputForms, known: Interval, points: Tensor) -> Interval:
         """Bounds ``known`` from boxes, with those of some points as :meth:`bound` has them."""
-        if len(points) == 0 or (self.program is None and not any(r.keeps_forms for r in self._all)):
+        if len(points) == 0 or (
+            self.program is None and not any(r.keeps_forms for r in self.everywhere)
+        ):
             return known
         found = self.bound(forms.part(points))
         return Interval(
@@ -189,21 +189,22 @@ class ReachableModels:
         )
 
     @property
-    def _all(self) -> Sequence[Reached]:
+    def everywhere(self) -> Sequence[Reached]:
+        """All that is known: ``reached``, and what is ``beside`` it."""
         return self.reached if self.beside is None else (*self.reached, self.beside)
 
     def _bounded(self, where: Sequence[Reached], forms: OutputForms) -> Interval:
         """Bounds by intervals and linear forms, some points at once."""
         found: list[Interval] = []
         walked = any(reached.keeps_forms for reached in where)
-        for part in self._parts(forms):
+        for part in self.parts(forms):
             some = forms.part(part)
             found.append(_joined([self._bound_piece(reached, some) for reached in where], 0))
             if walked and self.watch is not None:
                 self.watch(int(part[-1]) + 1, len(forms))
         return _joined(found, 1)
 
-    def _parts(self, forms: OutputForms) -> Sequence[Tensor]:
+    def parts(self, forms: OutputForms) -> Sequence[Tensor]:
         """Positions of points whose forms are bounded at once: few where they have many coefficients."""
         numbers = 2 * forms.coefficients[0, :, 0].numel() * self.step_graph.parameter_count
         size = max(1, min(POINTS_AT_ONCE, NUMBERS_AT_ONCE // max(1, numbers)))
@@ -219,65 +220,6 @@ class ReachableModels:
         """The forms as a question to programs."""
         return OutputObjectives(self.forward, forms.inputs, forms.coefficients, forms.constant)
 
-    def sample_influences(self, forms: OutputForms) -> tuple[Tensor, Tensor] | None:
-        """Lower bounds that know who is poisoned: ``form >= base - sum_{i in S} dev_i`` for every set S
-        of samples that the adversary may choose.
-
-        Returns:
-            ``base`` (n, forms) and ``dev`` (n, forms, N), of each form the pair that proves most; None where
-            all is bounded selection by selection, selections are made anew in every batch or have two
-            budgets, or no forms are kept.
-        """
-        known = [
-            r for r in self._all if isinstance(r.adversary, (Joint, Charged)) and r.keeps_forms
-        ]
-        poison = self.poison
-        if not known or poison.is_clean or poison.label_quota is not None or poison.per_batch:
-            return None
-        best: tuple[Tensor, Tensor] | None = None
-        for reached in known:
-            pieces = [self._piece_by_sample(reached, forms.part(p)) for p in self._parts(forms)]
-            base, dev = (torch.cat(parts) for parts in zip(*pieces, strict=True))
-            if best is not None:
-                least = [
-                    b - worst_of(d.movedim(-1, 0), poison.budget) for b, d in ((base, dev), best)
-                ]
-                wins = least[0] > least[1]
-                base = torch.where(wins, base, best[0])
-                dev = torch.where(wins.unsqueeze(-1), dev, best[1])
-            best = base, dev
-        return best
-
-    def _piece_by_sample(self, reached: Reached, forms: OutputForms) -> tuple[Tensor, Tensor]:
-        turned = forms.coefficients.transpose(0, 1)
-        own = forms_of_outputs(
-            self.step_graph,
-            self.forward,
-            reached.state,
-            forms.inputs,
-            turned,
-            reached.adversary.algebra,
-        )
-        own.constant = own.constant + forms.constant.T.unsqueeze(-1)
-        own.magnitude = own.magnitude + forms.constant.T.abs()
-
-        def bound(rows: Tensor) -> tuple[Tensor, Tensor]:
-            if reached.forward is not None:
-                some = own.rows(rows.to(turned.device), reached.state)
-                return by_sample_of_forms(reached.forward, some, reached.state)
-            return bound_by_sample(
-                self.schedule,
-                reached.window,
-                own.rows(rows.to(turned.device), reached.state),
-                reached.adversary,
-            )
-
-        size = self.rows_at_once(reached.window)
-        found = in_passes(own.magnitude.numel(), size, bound)
-        base, dev = torch.cat([b for b, _ in found]), torch.cat([d for _, d in found])
-        points = len(forms)
-        return base.reshape(-1, points).T, dev.reshape(-1, points, dev.shape[1]).transpose(0, 1)
-
     def bound_sums(self, forms: OutputForms, weights: Tensor, known: Interval) -> Tensor:
         """Lower bounds of ``sum_i weights_i . form_i`` over all reachable models, (cases, rows).
 
@@ -289,7 +231,7 @@ class ReachableModels:
             weights: (rows, n, forms).
             known: bounds of the forms of single points, as :meth:`bound` gives them.
         """
-        found = [self._walked(r, self._summed(r, forms, weights)).T for r in self._all]
+        found = [self._walked(r, self._summed(r, forms, weights)).T for r in self.everywhere]
         walked = torch.cat(found[: len(self.reached)])
         if self.beside is not None:
             walked = torch.maximum(walked, found[-1])
@@ -303,7 +245,7 @@ class ReachableModels:
     def _summed(self, reached: Reached, forms: OutputForms, weights: Tensor) -> Forms:
         """Forms on the state that are at most the weighted sums."""
         total: Forms | None = None
-        for part in self._parts(forms):
+        for part in self.parts(forms):
             some, own = forms.part(part), weights[:, part]
             on_outputs = torch.einsum("rnf,nfo->rno", own, some.coefficients)
             each = forms_of_outputs(
@@ -338,7 +280,7 @@ class ReachableModels:
         pieces = [
             [
                 self._bound_rows(reached, {n: c[part] for n, c in coefficients.items()})
-                for reached in self._all
+                for reached in self.everywhere
             ]
             for part in torch.arange(rows).split(ROWS_AT_ONCE)
         ]
