@@ -76,14 +76,14 @@ class BoundedRun:
         self.restriction, self.recorder, self.claim = restriction, recorder, claim
         self.origin, self.caution = origin, caution
         device = poison.features.device
-        start = initial_state(step_graph, initial, training.momentum > 0)
+        start = initial_state(step_graph, initial, training.has_momentum)
         self.updates = training.update_rules(plan.steps)
         self.chains = Chains(plan, poison, restriction, start)
         batches = training.batch_order(len(poison.features))
         names = step_graph.parameters
         carried.begin(self.chains, self.schedule, start, names, poison, batches, restriction, plan)
         self.nominal: dict[str, Tensor] = {n: v.to(device) for n, v in step_graph.initial.items()}
-        if training.momentum > 0:
+        if training.has_momentum:
             for name in step_graph.parameters:
                 self.nominal[velocity_of(name)] = torch.zeros_like(self.nominal[name])
         self.records: list[StepRecord] = []
@@ -214,7 +214,7 @@ class BoundedRun:
 
     def _step(self, index: int, batch: Tensor) -> Step:
         return Step(
-            index, batch, self.poison.take(batch), self.updates[index], self.training.momentum > 0
+            index, batch, self.poison.take(batch), self.updates[index], self.training.has_momentum
         )
 
     @staticmethod
