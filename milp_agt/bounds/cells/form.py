@@ -49,6 +49,27 @@ class Form:
         parts = (self.on_state, self.on_moves)
         return all(part is None for part in parts) and not bool(self.away.any())
 
+    def element(self, row: int, sample: int, element: int) -> Form:
+        """One number of one cell, as a form of shape (1, 1)."""
+
+        def one(part: Tensor) -> Tensor:
+            return part.flatten(2)[row, sample, element].reshape(1, 1)
+
+        def coefficient(part: Tensor | None) -> Tensor | None:
+            if part is None:
+                return None
+            full = part.expand(-1, *self.centre.shape).flatten(3)
+            return full[:, row, sample, element].reshape(-1, 1, 1)
+
+        return Form(
+            one(self.centre),
+            one(self.radius),
+            one(self.size),
+            one(self.away),
+            coefficient(self.on_state),
+            coefficient(self.on_moves),
+        )
+
     def scaled(self, slope: Tensor) -> Form:
         """Coefficients and radius times elementwise constants; centre, size and away stay."""
         return replace(

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -11,12 +12,14 @@ from torch import Tensor
 from milp_agt.bounds.cells.cell import Cell, Cells
 from milp_agt.bounds.cells.form import Form, States, joined
 from milp_agt.bounds.cells.training_step import Moves, Passage, Phases
-from milp_agt.bounds.step import NodeOrder, State, Step
+from milp_agt.bounds.step import NodeOrder, State, Step, step_at_points
 from milp_agt.bounds.zonotope.layout import Layout
-from milp_agt.core.graph import Node
+from milp_agt.core.graph import Node, evaluate
 from milp_agt.core.interval import Interval
 from milp_agt.core.rounding import TINY, gamma
 from milp_agt.threats.poison import Poison
+from milp_agt.training.tracing import FEATURES, StepGraph
+from milp_agt.training.training import UpdateRule
 
 # Cells whose coordinates reach beyond this are given up: a smaller cell is worth more.
 WILD = 1e4
@@ -35,37 +38,64 @@ class Run:
         moves: which of them are coordinates.
         steps: of the training, in order.
         start: box of the first state, (P,).
-        forward: the nodes of the network, and the name of its output.
     """
 
+    step_graph: StepGraph
     schedule: NodeOrder
     layout: Layout
     poison: Poison
     moves: Moves
     steps: Sequence[Step]
     start: Interval
-    forward: tuple[Node, ...]
-    output: str
 
     @staticmethod
     def of(
+        step_graph: StepGraph,
         schedule: NodeOrder,
         start: State,
-        parameters: Sequence[str],
         poison: Poison,
-        steps: Sequence[Step],
-        forward: tuple[Node, ...],
-        output: str,
+        batches: Sequence[Tensor],
+        updates: Sequence[UpdateRule],
     ) -> Run:
         """A run from the box ``start`` of its first state, parameters before velocities."""
+        has_velocity = len(start) > len(step_graph.parameters)
+        steps = tuple(
+            Step(index, batch, poison.take(batch), update, has_velocity)
+            for index, (batch, update) in enumerate(zip(batches, updates, strict=True))
+        )
         shapes = {name: tuple(box.lower.shape[1:]) for name, box in start.items()}
         lower, upper = (
             torch.cat([getattr(box, end)[0].flatten() for box in start.values()])
             for end in ("lower", "upper")
         )
-        layout = Layout.of(shapes, parameters)
-        box = Interval(lower, upper)
-        return Run(schedule, layout, poison, Moves.of(poison), steps, box, forward, output)
+        layout = Layout.of(shapes, step_graph.parameters)
+        box, moves = Interval(lower, upper), Moves.of(poison)
+        return Run(step_graph, schedule, layout, poison, moves, steps, box)
+
+    @cached_property
+    def forward(self) -> tuple[Node, ...]:
+        """The nodes of the network."""
+        return self.step_graph.graph.needed_for([self.step_graph.output])
+
+    def trained(self, samples: Tensor, moves: Tensor) -> dict[str, Tensor]:
+        """The parameters of real trainings on the data sets of moves, (B, k) and (B, K)."""
+        features, labels = self.moves.data(self.poison, samples, moves)
+        count = len(samples)
+        state = {
+            name: self.start.centre[part].reshape(self.layout.shapes[name]).expand(count, *shape)
+            for name, part in self.layout.slices.items()
+            for shape in (self.layout.shapes[name],)
+        }
+        for step in self.steps:
+            x, y = features[:, step.samples], labels[:, step.samples]
+            state = step_at_points(self.step_graph, self.schedule, state, x, y, step.update)
+        return state
+
+    def outputs(self, state: Mapping[str, Tensor], inputs: Tensor) -> Tensor:
+        """Outputs of trained models at inputs (n, *shape), (B, n, outputs)."""
+        count = len(next(iter(state.values())))
+        leaves = {**state, FEATURES: inputs.expand(count, *inputs.shape)}
+        return evaluate(self.forward, leaves)[self.step_graph.output]
 
     def roots(self, samples: Tensor) -> Origins:
         """The whole cells of selections, (B, k), before the first step."""
@@ -128,7 +158,7 @@ class Passed:
         void: cells of the batch that hold no run, (B,) bool: their phases contradict each other.
         wild: cells that were given up, (B,) bool.
         ambiguous: the cells by the first step with a phase that is not known.
-        forced: phases known of the batch.
+        doubtful: how many phases of all steps are not known, (B,).
     """
 
     rows: Tensor
@@ -136,7 +166,7 @@ class Passed:
     void: Tensor
     wild: Tensor
     ambiguous: tuple[Ambiguous, ...]
-    forced: Phases
+    doubtful: Tensor
 
 
 def passed(run: Run, origins: Sequence[Origins]) -> Passed:
@@ -146,6 +176,7 @@ def passed(run: Run, origins: Sequence[Origins]) -> Passed:
     device = run.start.lower.device
     void = torch.zeros(total, dtype=torch.bool, device=device)
     wild, seen = void.clone(), void.clone()
+    unknown = torch.zeros(total, dtype=torch.int64, device=device)
     forced, known = Phases.none(device), 0
     rows = torch.zeros(0, dtype=torch.int64, device=device)
     states: States | None = None
@@ -168,6 +199,7 @@ def passed(run: Run, origins: Sequence[Origins]) -> Passed:
         void[rows[passage.void]] = True
         doubtful = passage.ambiguous()
         count = torch.bincount(doubtful.cell, minlength=len(states))
+        unknown[rows] += count
         first = (count > 0) & ~seen[rows]
         if bool(first.any()):
             at = first.nonzero()[:, 0]
@@ -182,7 +214,7 @@ def passed(run: Run, origins: Sequence[Origins]) -> Passed:
             after, rows = after.take(keep), rows[keep]
         states = after
     assert states is not None
-    return Passed(rows, states, void, wild, tuple(found), forced)
+    return Passed(rows, states, void, wild, tuple(found), unknown)
 
 
 def _both(first: States, second: States) -> States:
@@ -295,9 +327,5 @@ def _outputs(run: Run, states: States, inputs: Tensor) -> Form:
     for node in order.before:
         if node.name not in passage.forms:
             passage.take(node)
-    return passage.forms[run.output]
+    return passage.forms[run.step_graph.output]
 
-
-def chunks(rows: Tensor, size: int) -> Iterator[Tensor]:
-    """Rows in batches."""
-    yield from rows.split(size)
