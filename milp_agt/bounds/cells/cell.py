@@ -100,10 +100,13 @@ class Cell:
         both = (self.cut(normal, middle), self.cut(-normal, -middle))
         return tuple(cell for cell in both if cell is not None)
 
-    def points(self) -> Tensor:
-        """Moves to try: the centre, and the vertices of a polygon, (points, K)."""
-        others = () if self.vertices is None else (self.vertices,)
-        return torch.cat([self.centre[None], *others])
+    def points(self, towards: Tensor) -> Tensor:
+        """Moves to try: the centre, then the vertices of a polygon or a corner of the box, (points, K)."""
+        if self.vertices is not None:
+            return torch.cat([self.centre[None], self.vertices])
+        corner = torch.where(towards > 0.0, self.upper, self.lower)
+        corner = torch.where(towards == 0.0, self.centre, corner)
+        return torch.stack([self.centre, corner])
 
 
 @dataclass(frozen=True)
@@ -183,7 +186,9 @@ class Cells:
             slope = torch.where(normals == 0.0, torch.inf, normals)
             beta = (rest[:, :, None] / slope).clamp(min=0.0)  # (B, R, H, K)
             left = rest[:, :, None, None] - beta[..., None] * normals[..., None, :]
-            cost = (left.abs() * radius[..., None, :]).sum(-1) + beta * self.offsets[:, None, :, None]
+            cost = (left.abs() * radius[..., None, :]).sum(-1) + beta * self.offsets[
+                :, None, :, None
+            ]
             at = cost.flatten(2).argmin(-1, keepdim=True)
             chosen = beta.flatten(2).gather(2, at)
             width = beta.shape[-1]

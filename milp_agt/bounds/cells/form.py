@@ -171,9 +171,7 @@ class States:
         touched = (rows != 0.0).any(0)  # (M, p)
         most = int(touched.sum(1).max())
         if 3 * most > used:
-            parts = [
-                torch.linalg.vector_norm(part @ noise, 1, -1) for part in rows.split(per, 1)
-            ]
+            parts = [torch.linalg.vector_norm(part @ noise, 1, -1) for part in rows.split(per, 1)]
             return torch.cat(parts, 1)
         patterns, which = torch.unique(touched, dim=0, return_inverse=True)
         found = rows.new_empty(rows.shape[:2])

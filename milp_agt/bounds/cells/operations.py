@@ -147,7 +147,7 @@ def strip(op: Univariate, box: Interval) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def softmax(logits: Form, away: Interval) -> Form:
-    """Softmax of three or more classes, with ``away`` the deviations of all differences, (B, n, c (c - 1))."""
+    """Softmax of three classes or more; ``away`` are the deviations of all differences, (B, n, c (c - 1))."""
     shape = logits.centre.shape
     radius = logits.radius.flatten(0, 1)[None]
     flat = SampleForm(

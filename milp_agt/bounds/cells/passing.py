@@ -11,7 +11,8 @@ from torch import Tensor
 
 from milp_agt.bounds.cells.cell import Cell, Cells
 from milp_agt.bounds.cells.form import Form, States, joined
-from milp_agt.bounds.cells.training_step import Moves, Passage, Phases
+from milp_agt.bounds.cells.moves import Moves, Phases
+from milp_agt.bounds.cells.training_step import Passage
 from milp_agt.bounds.step import NodeOrder, State, Step, step_at_points
 from milp_agt.bounds.zonotope.layout import Layout
 from milp_agt.core.graph import Node, evaluate
@@ -271,7 +272,10 @@ class Bounded:
 def bounded_outputs(
     run: Run, states: States, inputs: Tensor, coefficients: Tensor, constant: Tensor
 ) -> Bounded:
-    """Bounds of ``coefficients . f(x) + constant``, (n, forms, outputs) and (n, forms), at inputs (n, *shape)."""
+    """Bounds of ``coefficients . f(x) + constant`` at inputs (n, *shape).
+
+    Coefficients are (n, forms, outputs), the constant (n, forms).
+    """
     widest = max(node.signature.size for node in run.forward if node.batched)
     per = max(1, NUMBERS // (len(states) * run.layout.parameters * widest))
     parts = [
@@ -328,4 +332,3 @@ def _outputs(run: Run, states: States, inputs: Tensor) -> Form:
         if node.name not in passage.forms:
             passage.take(node)
     return passage.forms[run.step_graph.output]
-

@@ -10,6 +10,8 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
+from milp_agt.bounds.cells.cell import Cell
+from milp_agt.bounds.cells.moves import Phases
 from milp_agt.bounds.cells.passing import (
     Ambiguous,
     Bounded,
@@ -18,7 +20,6 @@ from milp_agt.bounds.cells.passing import (
     bounded_outputs,
     passed,
 )
-from milp_agt.bounds.cells.training_step import Phases
 from milp_agt.bounds.cells.tree import MANY, Branch, Child, Doubt, Kind, Leaf, origins_of, split
 from milp_agt.core.interval import Interval
 from milp_agt.errors import SoundnessError
@@ -27,6 +28,8 @@ from milp_agt.errors import SoundnessError
 BATCH = 16
 # A margin of a real training counts as lost below this: far beyond what two orders of summation differ.
 LOST = -1e-8
+# Two orders of summation differ by less, relative to 1 + the form.
+ROUNDED = 1e-9
 # A cell of less than this share of the whole range is not halved again.
 THIN = 1e-6
 
@@ -133,7 +136,9 @@ class Search:
                 break
             batch, waiting = waiting[:BATCH], waiting[BATCH:]
             if not batch:
-                leaves = [heapq.heappop(self.heap)[2] for _ in range(min(BATCH // 2, len(self.heap)))]
+                leaves = [
+                    heapq.heappop(self.heap)[2] for _ in range(min(BATCH // 2, len(self.heap)))
+                ]
                 waiting = self._children([leaf for leaf in leaves if self._keeps(leaf)])
                 continue
             for leaf in self._bounded(batch):
@@ -157,11 +162,7 @@ class Search:
     def _roots(self) -> list[Leaf]:
         points, forms = self.asked.constant.shape
         unknown = self.asked.constant.new_full((points, forms), torch.inf)
-        origins = self.training.roots(self.selections)
-        del origins
         lower, upper = self.training.moves.ranges(self.selections)
-        from milp_agt.bounds.cells.cell import Cell
-
         found = []
         for samples, low, high in zip(self.selections, lower, upper, strict=True):
             branch = Branch(-1, Kind.SELECTION, tuple(samples.tolist()))
@@ -173,6 +174,7 @@ class Search:
                 None,
                 Interval(-unknown, unknown),
                 None,
+                torch.zeros_like(low),
                 torch.zeros_like(low),
             )
             self.tree.append(branch)
@@ -264,24 +266,26 @@ class Search:
         self, leaves: list[Leaf], done: Passed, found: Bounded, points: Tensor
     ) -> list[Leaf]:
         """How far coordinates, and the noise of the step in doubt, move what is open."""
-        lower, forms = found.box.lower, self.asked.constant.shape[1]
-        states, used = done.states, self.training.layout.parameters
-        margins = torch.stack([self._open(leaves[row])[points] for row in done.rows.tolist()] or [])
-        position = {row: at for at, row in enumerate(done.rows.tolist())}
-        if not position:
+        if not len(done.rows):
             return leaves
+        lower = found.box.lower
+        states, used = done.states, self.training.layout.parameters
+        margins = torch.stack([self._open(leaves[row])[points] for row in done.rows.tolist()])
+        position = {row: at for at, row in enumerate(done.rows.tolist())}
         open_ = (margins[:, :, None] & ~(lower > 0.0)).flatten(1)  # (B, n * forms)
         gap = (-lower).clamp(min=1e-9).flatten(1)
         pull = torch.einsum("bm,bmk->bk", open_ / gap, found.on_moves.abs())
+        worst = torch.where(open_, -gap, torch.inf).argmin(1)
         for row, at in position.items():
-            leaves[row] = replace(leaves[row], pull=pull[at])
+            towards = -torch.sign(found.on_moves[at, worst[at]])
+            leaves[row] = replace(leaves[row], pull=pull[at], towards=towards)
         for doubt in done.ambiguous:
             rows = [k for k, row in enumerate(doubt.rows.tolist()) if row in position]
             if not rows:
                 continue
             own = torch.tensor(rows)
-            at = torch.tensor([position[int(doubt.rows[k])] for k in rows])
-            worth = self._worth(doubt, own, at, found, states.noise, open_, gap, used)
+            places = torch.tensor([position[int(doubt.rows[k])] for k in rows])
+            worth = self._worth(doubt, own, places, found, states.noise, open_, gap, used)
             for k, value in zip(rows, worth, strict=True):
                 row = int(doubt.rows[k])
                 if int(done.doubtful[row]) <= MANY:
@@ -313,7 +317,7 @@ class Search:
 
     def _train(self, leaves: Sequence[Leaf]) -> None:
         """Train on the centres and vertices of cells; a margin that is lost there decides a point."""
-        tried = [leaf.cell.points() for leaf in leaves]
+        tried = [leaf.cell.points(leaf.towards) for leaf in leaves]
         counts = torch.tensor([len(each) for each in tried])
         samples = torch.stack([leaf.samples for leaf in leaves]).repeat_interleave(counts, 0)
         moves = torch.cat(tried)
@@ -336,10 +340,12 @@ class Search:
             self._inside(leaf, full[torch.repeat_interleave(counts) == number][0])
 
     def _inside(self, leaf: Leaf, values: Tensor) -> None:
-        """The training at the centre of a cell lies within what was proved of it."""
-        known = torch.isfinite(values) & (leaf.bounds.lower < torch.inf)
+        """The training at the centre of a cell lies within what was proved of a cell around it."""
+        if len(leaf.forced) or not self.training.moves.is_box:
+            return  # the centre may lie outside
+        known = torch.isfinite(values)
         below = torch.where(known, leaf.bounds.lower - values, -torch.inf)
-        if bool((below > 1e-9).any()) and len(leaf.forced) == 0:
+        if bool((below > ROUNDED * (1.0 + values.abs())).any()):
             raise SoundnessError(
                 "A real training must lie within the bounds of its cell",
                 f"a form {float(below.max()):.3e} below its bound in node {leaf.number}",

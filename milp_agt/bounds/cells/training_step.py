@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor
 
 from milp_agt.bounds.cells import operations
 from milp_agt.bounds.cells.form import Form, States
+from milp_agt.bounds.cells.moves import Moves, Phases
 from milp_agt.bounds.step import NodeOrder, Step, velocity_of
 from milp_agt.bounds.zonotope.kinks import kink_of
 from milp_agt.bounds.zonotope.layout import Layout
@@ -22,106 +23,10 @@ from milp_agt.formulations.linear_map import LinearMap
 from milp_agt.formulations.squared_norm import SquaredNorm
 from milp_agt.formulations.sum_samples import SumSamples
 from milp_agt.formulations.univariate import Univariate
-from milp_agt.threats.poison import Poison
 from milp_agt.training.tracing import FEATURES, LABELS
 
 # The least number that is above a kink.
 LEAST = 5e-324
-
-
-@dataclass(frozen=True)
-class Phases:
-    """Phases of functions with a kink, one in each row.
-
-    Attributes:
-        cell: the row of the batch of cells, (f,).
-        step: of the training, (f,).
-        source: number of the node with the argument, among :attr:`Passage.sources`, (f,).
-        sample: of the data set, (f,).
-        element: of the node, flat, (f,).
-        on: whether the argument is above its kink, (f,) bool.
-    """
-
-    cell: Tensor
-    step: Tensor
-    source: Tensor
-    sample: Tensor
-    element: Tensor
-    on: Tensor
-
-    @staticmethod
-    def none(device: torch.device | None = None) -> Phases:
-        empty = torch.zeros(0, dtype=torch.int64, device=device)
-        return Phases(empty, empty, empty, empty, empty, empty.to(torch.bool))
-
-    def __len__(self) -> int:
-        return len(self.cell)
-
-    def take(self, rows: Tensor) -> Phases:
-        return Phases(*(getattr(self, name)[rows] for name in self.__dataclass_fields__))
-
-    @staticmethod
-    def cat(parts: Sequence[Phases]) -> Phases:
-        names = Phases.__dataclass_fields__
-        return Phases(*(torch.cat([getattr(p, name) for p in parts]) for name in names))
-
-
-@dataclass(frozen=True)
-class Moves:
-    """How the K coordinates of a cell enter the data: those of each sample of a selection in turn.
-
-    Attributes:
-        on_features: how many coordinates of a sample are features; the others are labels.
-        columns: which flat features and labels they are, (width,), labels behind the features.
-        lower, upper: their range for each sample of the data set, (N, width).
-    """
-
-    on_features: int
-    columns: Tensor
-    lower: Tensor
-    upper: Tensor
-
-    @staticmethod
-    def of(poison: Poison) -> Moves:
-        """All coordinates that some sample can move."""
-        low, high, count = [], [], 0
-        for moves, nominal in (
-            (poison.feature_moves, poison.features),
-            (poison.label_moves, poison.labels),
-        ):
-            flat = nominal.flatten(1)
-            none = torch.zeros_like(flat)
-            low.append(none if moves is None else moves.lower.reshape(flat.shape))
-            high.append(none if moves is None else moves.upper.reshape(flat.shape))
-        lower, upper = torch.cat(low, 1), torch.cat(high, 1)
-        open_ = poison.open[:, None]
-        lower, upper = torch.where(open_, lower, 0.0), torch.where(open_, upper, 0.0)
-        columns = ((lower < 0.0) | (upper > 0.0)).any(0).nonzero()[:, 0]
-        count = int((columns < low[0].shape[1]).sum())
-        return Moves(count, columns, lower[:, columns], upper[:, columns])
-
-    @property
-    def width(self) -> int:
-        return len(self.columns)
-
-    def ranges(self, samples: Tensor) -> tuple[Tensor, Tensor]:
-        """Ranges of the coordinates of selections, (..., k) to (..., k * width)."""
-        return self.lower[samples].flatten(-2), self.upper[samples].flatten(-2)
-
-    def data(self, poison: Poison, samples: Tensor, moves: Tensor) -> tuple[Tensor, Tensor]:
-        """The poisoned data sets, features (B, N, *shape) and labels (B, N, w), of moves (B, K)."""
-        count = len(samples)
-        features = poison.features.flatten(1).expand(count, -1, -1).clone()
-        labels = poison.labels.flatten(1).expand(count, -1, -1).clone()
-        own = moves.reshape(count, samples.shape[1], self.width)
-        row = torch.arange(count, device=samples.device)[:, None, None]
-        first, second = self.columns[: self.on_features], self.columns[self.on_features :]
-        features[row, samples[..., None], first] += own[..., : self.on_features]
-        labels[row, samples[..., None], second - features.shape[2]] += own[..., self.on_features :]
-        return poison.project(
-            features.reshape(count, *poison.features.shape),
-            labels.reshape(count, *poison.labels.shape),
-        )
 
 
 @dataclass
@@ -198,7 +103,7 @@ class Passage:
             )
 
     def _data(self, nominal: Tensor, columns: Tensor, at: Tensor, width: int) -> Form:
-        count, members = self.position.shape
+        count = len(self.position)
         centre = nominal.expand(count, *nominal.shape)
         if not len(columns) or bool((self.position < 0).all()):
             return Form.constant(centre)
@@ -300,7 +205,7 @@ class Passage:
         elif isinstance(op, LinearMap):
             self.forms[node.name] = operations.linear(op, inputs)
         elif isinstance(op, Einsum):
-            self.forms[node.name] = operations.product(op, *inputs)
+            self.forms[node.name] = operations.product(op, inputs[0], inputs[1])
         elif isinstance(op, SquaredNorm):
             self.forms[node.name] = operations.squared(op, inputs)
         else:
@@ -363,14 +268,16 @@ class Passage:
         on_state = zero(count, used, used)
         on_moves = zero(count, used, states.on_moves.shape[2])
         for name, form in gradient.items():
-            at = layout.slices[name]
-            centre[:, at], sizes[:, at] = form.centre.flatten(1), form.size.flatten(1)
-            radius = torch.cat([radius[:, : at.start], form.radius.flatten(1), radius[:, at.stop :]], 1)
+            part = layout.slices[name]
+            centre[:, part], sizes[:, part] = form.centre.flatten(1), form.size.flatten(1)
+            radius = torch.cat(
+                [radius[:, : part.start], form.radius.flatten(1), radius[:, part.stop :]], 1
+            )
             if form.on_state is not None:
-                part = form.on_state.expand(-1, *form.centre.shape).flatten(2)
-                on_state[:, at] = part.permute(1, 2, 0)
+                onto = form.on_state.expand(-1, *form.centre.shape).flatten(2)
+                on_state[:, part] = onto.permute(1, 2, 0)
             if form.on_moves is not None:
-                on_moves[:, at] = form.on_moves.flatten(2).permute(1, 2, 0)
+                on_moves[:, part] = form.on_moves.flatten(2).permute(1, 2, 0)
         for name in gradient:
             part, rule = layout.slices[name], step.of(name)
             own = torch.arange(part.start, part.stop, device=self.device)
@@ -380,12 +287,12 @@ class Passage:
                 velocity = layout.slices[velocity_of(name)]
                 sources.append(torch.arange(velocity.start, velocity.stop, device=self.device))
                 targets.append((sources[1], rule.velocity_scalars, rule.velocity_scalars))
-            for at_, scalars, of_terms in targets:
+            for rows, scalars, of_terms in targets:
                 for source, share, term in zip(sources, scalars, of_terms, strict=False):
-                    carry[at_, source] += share
-                    rounding[:, at_] += abs(term) * magnitude[:, source]
-                scale[at_], place[at_] = scalars[len(sources)], own
-                rounding[:, at_] += abs(of_terms[len(sources)]) * sizes[:, own]
+                    carry[rows, source] += share
+                    rounding[:, rows] += abs(term) * magnitude[:, source]
+                scale[rows], place[rows] = scalars[len(sources)], own
+                rounding[:, rows] += abs(of_terms[len(sources)]) * sizes[:, own]
         jacobian = carry.expand(count, size, size).clone()
         jacobian[:, :, :used] += scale[:, None] * on_state[:, place]
         # Rounding of the run (few operations), and of the products with the Jacobian here.

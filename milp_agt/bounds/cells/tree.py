@@ -11,8 +11,9 @@ from torch import Tensor
 
 from milp_agt.bounds.cells.cell import Cell
 from milp_agt.bounds.cells.form import States, joined
+from milp_agt.bounds.cells.moves import Phases
 from milp_agt.bounds.cells.passing import Origins, Run
-from milp_agt.bounds.cells.training_step import Passage, Phases
+from milp_agt.bounds.cells.training_step import Passage
 from milp_agt.core.interval import Interval
 from milp_agt.core.rounding import gamma
 
@@ -75,6 +76,7 @@ class Leaf:
         bounds: of the forms that are asked, (n, forms), the best so far.
         doubt: the phase to split by; None where none is in doubt, or none is worth it.
         pull: how far each coordinate moves what is asked, (K,).
+        towards: signs of the moves that harm the worst form most, (K,).
     """
 
     number: int
@@ -85,6 +87,7 @@ class Leaf:
     bounds: Interval
     doubt: Doubt | None
     pull: Tensor
+    towards: Tensor
 
 
 def origins_of(run: Run, leaves: Sequence[Leaf]) -> tuple[list[Origins], list[int]]:
@@ -104,7 +107,9 @@ def origins_of(run: Run, leaves: Sequence[Leaf]) -> tuple[list[Origins], list[in
             parts = [leaf.origin[1] for leaf in mine if leaf.origin is not None]
             states = _recentred(joined(parts, fresh.states.cells), parts, run.layout.size)
             fresh = Origins(step, states, fresh.forced)
-        known = [replace(m.forced, cell=torch.full_like(m.forced.cell, k)) for k, m in enumerate(mine)]
+        known = [
+            replace(m.forced, cell=torch.full_like(m.forced.cell, k)) for k, m in enumerate(mine)
+        ]
         found.append(replace(fresh, forced=Phases.cat(known)))
     return found, order
 
@@ -167,7 +172,9 @@ def _by_phase(run: Run, step: int, leaves: Sequence[Leaf]) -> list[Child]:
     parts = [doubt.states for doubt in doubts]
     own = run.begin(torch.stack([leaf.samples for leaf in leaves]), [leaf.cell for leaf in leaves])
     states = joined(parts, own.states.cells)
-    known = [replace(m.forced, cell=torch.full_like(m.forced.cell, k)) for k, m in enumerate(leaves)]
+    known = [
+        replace(m.forced, cell=torch.full_like(m.forced.cell, k)) for k, m in enumerate(leaves)
+    ]
     passage = Passage(
         run.schedule,
         run.steps[step],
@@ -181,7 +188,9 @@ def _by_phase(run: Run, step: int, leaves: Sequence[Leaf]) -> list[Child]:
     with torch.enable_grad():
         fresh = passage.advanced().noise[:, :, -run.layout.size :].diagonal(dim1=1, dim2=2)
         tracked = passage.tracked or {}
-        slopes = torch.autograd.grad((worth * fresh).sum(), list(tracked.values()), allow_unused=True)
+        slopes = torch.autograd.grad(
+            (worth * fresh).sum(), list(tracked.values()), allow_unused=True
+        )
     costs = _costs(passage, tracked, slopes)
     phases = passage.ambiguous()
     cost = torch.stack([costs[s] for s in range(len(passage.sources))])
@@ -194,7 +203,7 @@ def _by_phase(run: Run, step: int, leaves: Sequence[Leaf]) -> list[Child]:
             children += halves(leaf)
             continue
         best = int(mine[each[mine].argmax()])
-        place = tuple(int(part[best]) for part in (phases.sample, phases.source, phases.element))
+        place = int(phases.sample[best]), int(phases.source[best]), int(phases.element[best])
         children += _sides(passage, leaf, number, int(where[best]), place)
     return children
 
@@ -233,7 +242,9 @@ def _sides(
     found = []
     for on in (1, 0):
         # On: 0 < middle + along . e + spread. Off: middle + along . e - spread <= 0.
-        cell = leaf.cell.cut(-along, middle + spread) if on else leaf.cell.cut(along, spread - middle)
+        cell = (
+            leaf.cell.cut(-along, middle + spread) if on else leaf.cell.cut(along, spread - middle)
+        )
         if cell is None:
             continue
         new = torch.tensor([doubt.step, source, sample, element])

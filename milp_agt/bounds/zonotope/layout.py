@@ -22,7 +22,7 @@ class Layout:
     @property
     def size(self) -> int:
         """How many coordinates there are, velocities included."""
-        return max(part.stop for part in self.slices.values())
+        return sum(int(torch.Size(shape).numel()) for shape in self.shapes.values())
 
     @staticmethod
     def of(shapes: Mapping[str, tuple[int, ...]], parameters: Sequence[str]) -> Layout:
