@@ -12,6 +12,7 @@ from torch import Tensor
 
 from milp_agt.bounds import program
 from milp_agt.bounds.adversary.model import AdversaryModel
+from milp_agt.bounds.cells.plan import TreePlan
 from milp_agt.bounds.interval import bound_propagation
 from milp_agt.bounds.interval.update import UpdateGraph
 from milp_agt.bounds.linear.linearized_step import LinearizedStep, settle
@@ -86,6 +87,10 @@ class BoundedRun:
         self.updates = training.update_rules(plan.steps)
         self.chains = Chains(plan, poison, restriction, start)
         self._begin_zonotope(start)
+        self.tree: TreePlan | None = None
+        if options.tree:
+            run = (step_graph, self.schedule, start, poison, training)
+            self.tree = TreePlan.of(*run, restriction, options.tree)
         self.nominal: dict[str, Tensor] = {n: v.to(device) for n, v in step_graph.initial.items()}
         if training.momentum > 0:
             for name in step_graph.parameters:
@@ -356,6 +361,7 @@ class BoundedRun:
             reached=tuple(self.chains.reached(self.plan.window)),
             program=self._program(),
             rows=self.plan.rows,
+            tree=self.tree if len(self.records) == self.plan.steps else None,
             nominal=self.nominal,
             steps=tuple(self.records),
             total_steps=self.plan.steps,

@@ -18,6 +18,11 @@ class Deadline:
     at: float
     missed: bool = False
 
+    @property
+    def left(self) -> float:
+        """Seconds that are left, at least 0."""
+        return max(0.0, self.at - monotonic())
+
     def is_over(self) -> bool:
         """Whether the time is over; whoever asks is cut short then."""
         over = monotonic() >= self.at

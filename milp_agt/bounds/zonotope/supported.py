@@ -29,7 +29,20 @@ def check_supported(
     Raises:
         UnsupportedOperationError: a threat or an operation without a rule.
     """
-    threat, found = "for this threat", None
+    found = missing(schedule, poison, batches)
+    if found is None and restriction is not UNRESTRICTED and restriction != UNRESTRICTED:
+        found = f"a restriction {restriction!r}"
+    if found is not None:
+        raise UnsupportedOperationError(
+            "Relaxation 'zonotope' was asked for this run",
+            f"{found}, for which it has no rule",
+            "use relaxation 'linear'",
+        )
+
+
+def missing(schedule: NodeOrder, poison: Poison, batches: Sequence[Batch]) -> str | None:
+    """The part of a threat or of a model that has no rule, in words; None where all have."""
+    found = None
     if poison.whole is not None:
         found = f"samples that are {poison.whole.value}"
     elif poison.label_quota is not None:
@@ -38,8 +51,6 @@ def check_supported(
         found = "an adversary that poisons anew in every step"
     elif poison.per_batch and any(len(batch) < len(poison.features) for batch in batches):
         found = "a budget in each batch, with batches smaller than the data set"
-    elif restriction is not UNRESTRICTED and restriction != UNRESTRICTED:
-        threat, found = "under a restriction", repr(restriction)
     if found is None:
         for node in (*schedule.before, *schedule.after):
             late = node in schedule.after
@@ -48,13 +59,8 @@ def check_supported(
                 known = known or isinstance(node.op, (Einsum, SquaredNorm, SumSamples, Univariate))
                 known = known and (node.batched or kink_of(node.op) is None)
             if not known:
-                threat, found = "for this model", f"operation '{node.op.key}' at '{node.name}'"
-    if found is not None:
-        raise UnsupportedOperationError(
-            f"Relaxation 'zonotope' was asked {threat}",
-            f"{found}, for which it has no rule",
-            "use relaxation 'linear'",
-        )
+                found = f"operation '{node.op.key}' at '{node.name}'"
+    return found
 
 
 def unsupported(op: Operation, node: Node) -> UnsupportedOperationError:
