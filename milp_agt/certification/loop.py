@@ -12,6 +12,7 @@ from torch import Tensor
 
 from milp_agt.bounds import program
 from milp_agt.bounds.adversary.model import AdversaryModel
+from milp_agt.bounds.cells.plan import TreePlan
 from milp_agt.bounds.interval import bound_propagation
 from milp_agt.bounds.interval.update import UpdateGraph
 from milp_agt.bounds.linear.linearized_step import LinearizedStep, settle
@@ -82,6 +83,10 @@ class BoundedRun:
         batches = training.batch_order(len(poison.features))
         names = step_graph.parameters
         carried.begin(self.chains, self.schedule, start, names, poison, batches, restriction, plan)
+        self.tree: TreePlan | None = None
+        if options.tree:
+            run = (step_graph, self.schedule, start, poison, training)
+            self.tree = TreePlan.of(*run, restriction, options.tree)
         self.nominal: dict[str, Tensor] = {n: v.to(device) for n, v in step_graph.initial.items()}
         if training.has_momentum:
             for name in step_graph.parameters:
@@ -348,6 +353,7 @@ class BoundedRun:
             beside=self.chains.beside,
             program=self._program(),
             rows=self.plan.rows,
+            tree=self.tree if len(self.records) == self.plan.steps else None,
             nominal=self.nominal,
             steps=tuple(self.records),
             total_steps=self.plan.steps,

@@ -113,6 +113,12 @@ class CertifyOptions(Table):
         description="Memory of the process, in B, KB, MB, GB, KiB, MiB or GiB; work is cut into pieces "
         "that fit, and a fallback says where it cannot be kept.",
     )
+    tree: Time = Field(
+        default=0.0,
+        description="Seconds that a question about classes may take for a tree over selections of poisoned "
+        "samples and cells of their moves, which decides the test points that all other bounds leave open; "
+        "0 for none. For features, and targets of regressions, of a few samples of the data set.",
+    )
     time_limit: Time | None = Field(
         default=None,
         description="Time for the whole run: a level ends where its next step is predicted not to fit "

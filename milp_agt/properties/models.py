@@ -10,6 +10,7 @@ from torch import Tensor
 
 from milp_agt.bounds.adversary.box_algebra import better
 from milp_agt.bounds.adversary.model import AdversaryModel
+from milp_agt.bounds.cells.plan import TreePlan
 from milp_agt.bounds.forms import Forms
 from milp_agt.bounds.linear.composed import PastStep
 from milp_agt.bounds.linear.linearized_step import LinearizedStep
@@ -111,6 +112,7 @@ class ReachableModels:
     beside: Reached | None = None
     watch: Watch | None = None
     deadline: Deadline | None = None  # questions after it are answered from boxes
+    tree: TreePlan | None = None  # searches what all bounds leave open
 
     @property
     def poison(self) -> Poison:
@@ -172,9 +174,8 @@ class ReachableModels:
 
     def bound_in_box(self, forms: OutputForms) -> Interval:
         """The same from the boxes of the parameters alone, by intervals and linear forms: no walk."""
-        return self._bounded(
-            [replace(r, window=(), past=(), forward=None) for r in self.reached], forms
-        )
+        bare = [replace(r, window=(), past=(), forward=None) for r in self.reached]
+        return self._bounded(bare, forms)
 
     def refine(self, forms: OutputForms, known: Interval, points: Tensor) -> Interval:
         """Bounds ``known`` from boxes, with those of some points as :meth:`bound` has them."""
@@ -358,6 +359,5 @@ class ReachableModels:
 
 
 def _joined(boxes: Sequence[Interval], axis: int) -> Interval:
-    return Interval(
-        torch.cat([b.lower for b in boxes], axis), torch.cat([b.upper for b in boxes], axis)
-    )
+    ends = ([b.lower for b in boxes], [b.upper for b in boxes])
+    return Interval(*(torch.cat(parts, axis) for parts in ends))
