@@ -14,6 +14,7 @@ from milp_agt.core.graph import Node, evaluate
 from milp_agt.core.interval import Interval
 from milp_agt.core.rounding import FLOAT64, Precision
 from milp_agt.formulations.bilinear import Einsum
+from milp_agt.formulations.loss import LossFunction
 from milp_agt.formulations.sum_samples import SumSamples
 from milp_agt.threats.poison import Poison
 from milp_agt.training.tracing import FEATURES, LABELS, SELECTION, StepGraph
@@ -52,6 +53,20 @@ class Step:
     update: UpdateRule
     has_velocity: bool
     divisor: float | None = None
+
+    @staticmethod
+    def on(
+        loss: LossFunction,
+        poison: Poison,
+        index: int,
+        samples: Tensor,
+        update: UpdateRule,
+        has_velocity: bool,
+    ) -> Step:
+        """The step on some samples of a whole data set, of which ``poison`` says all moves."""
+        weight = loss.divisor(poison.labels[samples])
+        divisor = None if weight is None else float(weight)
+        return Step(index, samples, poison.take(samples), update, has_velocity, divisor)
 
     @property
     def size(self) -> int:
