@@ -39,7 +39,7 @@ class ClipFactor(Smooth):
 
     @property
     def kinks(self) -> tuple[float, ...]:
-        return ((self.clip - self.shift) ** 2,)
+        return ((self.clip - self.shift) * (self.clip - self.shift),)
 
     def value(self, *inputs: Tensor) -> Tensor:
         (s,) = inputs
@@ -54,19 +54,22 @@ class ClipFactor(Smooth):
         return self.interval(*inputs).magnitude * precision.gamma(8) + precision.tiny
 
     def derivative(self, x: Tensor) -> Tensor:
-        root = torch.sqrt(x.clamp(min=0.0))
-        slope = -0.5 * self.value(x) / (root * (root + self.shift))
+        below = x + self.shift * torch.sqrt(x.clamp(min=0.0)) if self.shift else x
+        slope = -0.5 * self.value(x) / below
         return torch.where(x > self.kinks[0], slope, 0.0)
 
     def stationary(self, slope: Tensor) -> tuple[Tensor, ...]:
         # The kink is an extreme as well.
         target = self.clip / (-2.0 * slope)
+        kink = torch.full_like(slope, self.kinks[0])
+        if not self.shift:
+            return target ** (2.0 / 3.0), kink
         root = target ** (1.0 / 3.0)
-        for _ in range(NEWTON if self.shift else 0):
+        for _ in range(NEWTON):
             # The cubic is convex and rises: from the right, every step comes nearer.
             shifted = root + self.shift
             root = root - (root * shifted - target / shifted) / (shifted + 2.0 * root)
-        return root.square(), torch.full_like(slope, self.kinks[0])
+        return root.square(), kink
 
     def is_linear_on(self, box: Interval) -> Tensor:
         return box.upper <= self.kinks[0]
