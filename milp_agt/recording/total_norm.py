@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from math import isinf
 from pathlib import Path
 
 import torch
@@ -51,7 +52,9 @@ class TotalClip:
         return left
 
     def within(self, rule: UpdateRule) -> UpdateRule:
-        """The rule of a step with this clipping."""
+        """The rule of a step with this clipping; an infinite norm only measures."""
+        if isinf(self.bound):
+            return rule
         groups = tuple((group, replace(own, clip_total=self.bound)) for group, own in rule.groups)
         return replace(rule, clip_total=self.bound, groups=groups)
 
@@ -82,7 +85,7 @@ def total_clip(trained: Mapping[str, Tensor]) -> TotalClip | None:
             "clip all of them together, clip_grad_norm_(model.parameters(), max_norm)",
         )
     plain = isinstance(bound, (int, float)) and not is_watched(bound)
-    if not plain or not SMALLEST_TOTAL <= bound < float("inf"):
+    if not plain or not bound >= SMALLEST_TOTAL:
         raise differs(
             f"clip_grad_norm_ with max_norm = {bound!r:.60}",
             f"give a number >= {SMALLEST_TOTAL:g} that is fixed beforehand",
