@@ -1,0 +1,6 @@
+"""Finite threats, data set by data set: every choice of the adversary is one training run with its rounding."""
+
+from milp_agt.bounds.listed.choices import ListedChoices, Poisoned, count_choices, list_choices
+from milp_agt.bounds.listed.runs import ListedRuns, begin
+
+__all__ = ["ListedChoices", "ListedRuns", "Poisoned", "begin", "count_choices", "list_choices"]
