@@ -110,6 +110,7 @@ class Result(Questions):
         reached: Sequence[Reached],
         program: FinalWindow | None = None,
         rows: int | None = None,
+        box: State | None = None,
         nominal: Mapping[str, Tensor],
         steps: tuple[StepRecord, ...],
         total_steps: int,
@@ -124,7 +125,7 @@ class Result(Questions):
     ) -> Result:
         """The result from the state of the loop after some steps."""
         point = {n: nominal[n] for n in step_graph.parameters}
-        models = ReachableModels(step_graph, schedule, point, reached, program, rows)
+        models = ReachableModels(step_graph, schedule, point, reached, program, rows, box=box)
         return Result(
             reachable=_reachable(step_graph, models.state, nominal),
             steps=steps,

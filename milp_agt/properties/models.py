@@ -69,7 +69,8 @@ class Reached:
 
     ``window`` may be empty (a loaded result): then only the boxes count. ``outer`` is one box,
     (1, *shape), that is known to hold all of them, too. ``past`` is what the steps before the window
-    have proved. ``forward`` is the set as a hybrid zonotope, where the run was bounded by one.
+    have proved. ``forward`` is the set as a hybrid zonotope, where the run was bounded by one. With
+    ``single_runs`` each case is one data set, and its box one run with its rounding.
     """
 
     state: State
@@ -78,6 +79,7 @@ class Reached:
     outer: State | None = None
     past: Sequence[PastStep] = ()
     forward: ZonotopePass | None = None
+    single_runs: bool = False
 
     @property
     def keeps_forms(self) -> bool:
@@ -100,7 +102,7 @@ class ReachableModels:
 
     ``program`` holds every run through its window; None where the run was not bounded by programs.
     ``rows`` is the most rows of a walk that memory has room for; None for no limit. ``watch`` is told how
-    a question gets on.
+    a question gets on. ``box`` holds the parameters in all cases, where it is known.
     """
 
     step_graph: StepGraph
@@ -110,6 +112,12 @@ class ReachableModels:
     program: FinalWindow | None = None
     rows: int | None = None
     watch: Watch | None = None
+    box: State | None = None
+
+    @property
+    def single_runs(self) -> bool:
+        """Whether each case is one model, up to rounding: what holds in every case is exact."""
+        return self.reached[0].single_runs
 
     @property
     def poison(self) -> Poison:
@@ -118,7 +126,7 @@ class ReachableModels:
     @property
     def state(self) -> State:
         """One box that holds the parameters in all cases, (1, *shape) each."""
-        return union([r.boxes for r in self.reached])
+        return self.box or union([r.boxes for r in self.reached])
 
     @property
     def forward(self) -> tuple[Node, ...]:
@@ -361,6 +369,8 @@ class ReachableModels:
         """Bounds for one group of cases, (cases, n, forms)."""
         algebra = reached.adversary.algebra
         boxed = self._by_intervals(reached.boxes, forms)
+        if reached.single_runs and bool((forms.inputs.lower == forms.inputs.upper).all()):
+            return boxed  # of points: as narrow as rounding
         coefficients, constant = forms.coefficients, forms.constant
         both = torch.cat([coefficients, -coefficients], 1).transpose(0, 1)
         own = forms_of_outputs(

@@ -1,6 +1,17 @@
 """Finite threats, data set by data set: every choice of the adversary is one training run with its rounding."""
 
+from milp_agt.bounds.listed.adversary import ListedData
 from milp_agt.bounds.listed.choices import ListedChoices, Poisoned, count_choices, list_choices
-from milp_agt.bounds.listed.runs import ListedRuns, begin
+from milp_agt.bounds.listed.runs import ListedRuns, begin, hull, refitted
 
-__all__ = ["ListedChoices", "ListedRuns", "Poisoned", "begin", "count_choices", "list_choices"]
+__all__ = [
+    "ListedChoices",
+    "ListedData",
+    "ListedRuns",
+    "Poisoned",
+    "begin",
+    "count_choices",
+    "hull",
+    "list_choices",
+    "refitted",
+]

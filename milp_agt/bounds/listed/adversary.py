@@ -47,7 +47,9 @@ class ListedData:
         if self.choices.changes.features is not None:
             # The user's own data may be the rounded sum of the nominal value and the move, or what it rounds.
             nominal = self.poison.features[samples]
-            error = torch.where(features == nominal, 0.0, 2.0**-50 * (features.abs() + nominal.abs()))
+            error = torch.where(
+                features == nominal, 0.0, 2.0**-50 * (features.abs() + nominal.abs())
+            )
             box = box.widen(error)
         boxes = {FEATURES: box, LABELS: Interval.point(self.choices.labels(self.part, samples))}
         if self.choices.removes:

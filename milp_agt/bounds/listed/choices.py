@@ -258,9 +258,7 @@ def points_of(moves: MoveSet | None) -> Tensor | None:
     if len(known) < len(parts) or math.prod(part.shape[1] for part in known) > MOST_MOVES:
         return None
     size = sum(len(columns) for columns in moves.columns)
-    table = torch.cartesian_prod(*(torch.arange(p.shape[1]) for p in known)).reshape(
-        -1, len(known)
-    )
+    table = torch.cartesian_prod(*(torch.arange(p.shape[1]) for p in known)).reshape(-1, len(known))
     found = known[0].new_zeros(len(known[0]), len(table), size)
     for number, (part, columns) in enumerate(zip(known, moves.columns, strict=True)):
         found[:, :, list(columns)] = part[:, table[:, number].to(part.device)]

@@ -8,7 +8,7 @@ direction ``(U, V)`` of both layers is
 
 The first part is positive semidefinite, and at most ``s1 + s2`` with ``s1`` the largest eigenvalue of
 ``mean_i |A_i| |W2 phi_i|^2 x~_i x~_i'`` and ``s2 = mean_i |A_i| |h~_i|^2``. The second lies within
-``+- max_j mean_i |r_i| phi_ij |x~_i|``, unit by unit. Largest eigenvalues are taken once for all data sets: those of
+``+- max_j |mean_i phi_ij r_i x~_i'|``, unit by unit. Largest eigenvalues are taken once for all data sets: those of
 another matrix of this kind differ by at most ``mean_i (w_i - w'_i)+ |x~_i|^2``.
 """
 
@@ -22,11 +22,13 @@ from torch import Tensor, nn
 
 from milp_agt.core.interval import Interval
 from milp_agt.core.rounding import FLOAT64, TINY, gamma
-from milp_agt.training.tracing import LABELS, LOSS_GRADIENT, StepGraph
+from milp_agt.training.tracing import FEATURES, LABELS, LOSS_GRADIENT, StepGraph
 
 # Squarings that bring the Frobenius norm of a power to the largest eigenvalue, and what they may round.
 SQUARINGS = 7
 ROUNDED_ROOT = 1.0 + 1e-6
+# Matrices whose bound is beyond the reference by this factor get an eigenvalue of their own.
+FAR = 1.2
 
 
 @dataclass(frozen=True)
@@ -38,16 +40,8 @@ class Reference:
 
     @staticmethod
     def of(weights: Tensor, features: Tensor) -> Reference:
-        """Of ``sum_i w_i x~_i x~_i'``: ``|C^k|_F^(1/k)`` bounds the eigenvalues of C from above."""
-        ones = torch.cat([features, torch.ones_like(features[:, :1])], 1)
-        matrix = (ones * weights[:, None]).T @ ones
-        scale, power = 0.0, 1
-        for _ in range(SQUARINGS):
-            size = matrix.norm().clamp(min=1e-200)
-            scale += float(size.log()) / power
-            matrix, power = (matrix / size) @ (matrix / size), 2 * power
-        scale += float(matrix.norm().clamp(min=1e-200).log()) / power
-        return Reference(weights, float(torch.tensor(scale).double().exp()) * ROUNDED_ROOT + TINY)
+        """Of ``sum_i w_i x~_i x~_i'``."""
+        return Reference(weights, float(_eigenvalue(weights, _with_ones(features))))
 
 
 @dataclass(frozen=True)
@@ -138,12 +132,12 @@ class DenseNet:
         gradient, labels = values[LOSS_GRADIENT], values[LABELS]
         near, count, classes = near[:, None], sizes.shape[1], output.shape[-1]
         w2 = _norm(state, self.last[:1]) + near
-        summed = gamma(2 * count + 32)
+        summed = gamma(count + 8)
         if self.hidden:
             w1 = _norm(state, self.first) + near
             units = values[self.before].shape[-1]
-            off_z = gamma(2 * features.shape[1] + 16) * w1 * sizes
-            reach = (near + 2.0 * gamma(2 * features.shape[1] + 16) * w1) * sizes
+            off_z = gamma(features.shape[1] + 4) * w1 * sizes
+            reach = (near + 2.0 * gamma(features.shape[1] + 4) * w1) * sizes
             kinks = self._kinks(values[self.before], reach)
             off_h = off_z if kinks is None else off_z + kinks.sqrt() * reach
             hidden = (values[self.hidden].square().sum(-1) + 1.0).sqrt() + near * sizes + off_h
@@ -152,8 +146,10 @@ class DenseNet:
             units, kinks, off_h, hidden = features.shape[1], None, 0.0 * sizes, sizes
             slope = sizes
         w2b = _norm(state, self.last) + near
-        off_f = w2 * off_h + gamma(2 * units + 16) * w2b * hidden
-        steep = float(loss.curvature(gradient[:1, :1], labels[:1, :1], sizes[:1, :1] + torch.inf).max())
+        off_f = w2 * off_h + gamma(units + 4) * w2b * hidden
+        steep = float(
+            loss.curvature(gradient[:1, :1], labels[:1, :1], sizes[:1, :1] + torch.inf).max()
+        )
         around = Interval(output, output).widen((slope * near + off_f)[..., None])
         own = loss.run_error(FLOAT64, around, Interval.point(labels)).norm(dim=-1)
         off_r = steep * off_f + own
@@ -161,25 +157,30 @@ class DenseNet:
         residual = gradient.norm(dim=-1) + off
         curved = loss.curvature(gradient, labels, off)
         assert curved is not None
-        mean = (residual * shares)[..., None, :]
         error = (shares * (off_r * hidden + residual * (off_h + summed * hidden))).sum(-1)
         size = (shares * residual * hidden).sum(-1)
         if not self.hidden:
             weights = shares * curved
-            greatest, reference = self._greatest(weights, sizes, reference, features, moved)
-            return GradientBounds(torch.zeros_like(greatest), greatest, error, size, weights), reference
-        off_s = w2 * (off_r + (gamma(2 * classes + 16) + summed) * residual)
+            greatest, reference = self._greatest(
+                weights, sizes, reference, features, moved, values[FEATURES]
+            )
+            return GradientBounds(
+                torch.zeros_like(greatest), greatest, error, size, weights
+            ), reference
+        off_s = w2 * (off_r + (gamma(classes + 4) + summed) * residual)
         if kinks is not None:
             off_s = off_s + kinks * w2 * residual
         error = error + (shares * off_s * sizes).sum(-1)
         size = size + (shares * w2 * residual * sizes).sum(-1)
-        phases = values[self.phases]
-        turned = (mean * sizes[..., None, :]) @ phases
-        bilinear = turned.squeeze(-2).amax(-1)
+        phases, inputs = values[self.phases], _with_ones(values[FEATURES])
+        bilinear = _largest_unit(phases, gradient, shares, inputs)
+        bilinear = bilinear + (shares * (off + summed * residual) * sizes).sum(-1)
         columns = state[self.last[0]].square().sum(-2)
         reached = ((phases @ columns[..., None]).squeeze(-1).sqrt() + near).square()
         weights = shares * curved * reached
-        greatest, reference = self._greatest(weights, sizes, reference, features, moved)
+        greatest, reference = self._greatest(
+            weights, sizes, reference, features, moved, values[FEATURES]
+        )
         greatest = greatest + (shares * curved * hidden.square()).sum(-1) + bilinear
         return GradientBounds(-bilinear, greatest, error, size, weights), reference
 
@@ -196,15 +197,51 @@ class DenseNet:
         reference: Reference | None,
         features: Tensor,
         moved: Tensor | None,
+        own: Tensor,
     ) -> tuple[Tensor, Reference]:
         """Bounds of the largest eigenvalues, (choices,), and the reference that they are taken from."""
         if reference is None:
             reference = Reference.of(weights[0], features)
         known = reference.weights if moved is None else torch.where(moved, 0.0, reference.weights)
-        more = ((weights - known).clamp(min=0.0) * sizes.square()).sum(-1)
-        return reference.greatest + more, reference
+        found = reference.greatest + ((weights - known).clamp(min=0.0) * sizes.square()).sum(-1)
+        far = (found > FAR * reference.greatest).nonzero()[:, 0]
+        if len(far):
+            inputs = _with_ones(own if own.dim() == 2 else own[far])
+            found[far] = torch.minimum(found[far], _eigenvalue(weights[far], inputs))
+        return found, reference
 
 
 def _norm(state: Mapping[str, Tensor], names: tuple[str, ...]) -> Tensor:
     """The norm of some parameters together, (choices, 1)."""
     return torch.stack([state[n].flatten(1).square().sum(1) for n in names]).sum(0).sqrt()[:, None]
+
+
+def _eigenvalue(weights: Tensor, inputs: Tensor) -> Tensor:
+    """A bound of the largest eigenvalue of ``C = sum_i w_i x~_i x~_i'``, (...): ``|C^k|_F^(1/k)``."""
+    matrix = (inputs * weights[..., None]).transpose(-1, -2) @ inputs
+    total, power = torch.zeros_like(weights[..., 0]), 1
+    for _ in range(SQUARINGS):
+        size = matrix.square().sum((-1, -2)).sqrt().clamp(min=1e-200)
+        total = total + size.log() / power
+        scaled = matrix / size[..., None, None]
+        matrix, power = scaled @ scaled, 2 * power
+    size = matrix.square().sum((-1, -2)).sqrt().clamp(min=1e-200)
+    return (total + size.log() / power).exp() * ROUNDED_ROOT + TINY
+
+
+def _with_ones(features: Tensor) -> Tensor:
+    return torch.cat([features, torch.ones_like(features[..., :1])], -1)
+
+
+def _largest_unit(phases: Tensor, gradient: Tensor, shares: Tensor, inputs: Tensor) -> Tensor:
+    """``max_j |sum_i s_i phi_ij r_i x~_i'|`` (Frobenius) but for rounding, (choices,)."""
+    weighed = gradient * shares[..., None]
+    beside = torch.zeros_like(weighed[:, 0, 0])
+    if gradient.shape[-1] == 2:  # r_2 is -r_1 but for a remainder, which classes leave to rounding
+        rest = gradient.sum(-1).abs() * shares * inputs.norm(dim=-1)
+        weighed, beside = weighed[..., :1] * 2.0**0.5, rest.sum(-1)
+    total = torch.zeros_like(phases[:, 0])
+    for each in weighed.unbind(-1):
+        turned = (phases * each[..., None]).transpose(1, 2) @ inputs
+        total = total + turned.square().sum(-1)
+    return total.amax(-1).sqrt() * (1.0 + 1e-9) + beside

@@ -19,8 +19,8 @@ from milp_agt.training.training import UpdateRule
 
 # Covers what rounding does to a norm of a map of the plane, and to a radius in a step.
 ROUNDED = 1.0 + 1e-6
-_TILTS = torch.linspace(-3.0, 3.0, 41, dtype=torch.float64)
-_WEIGHTS = torch.logspace(-1.0, 3.0, 41, dtype=torch.float64)
+_TILTS = torch.linspace(-3.0, 3.0, 21, dtype=torch.float64)
+_ROOTS = torch.logspace(-0.5, 1.5, 21, dtype=torch.float64)
 
 
 @dataclass(frozen=True)
@@ -42,53 +42,83 @@ class ErrorNorm:
         square = parameters**2 + 2.0 * abs(self.tilt) * parameters * other + self.weight * other**2
         return square.sqrt() * ROUNDED
 
-    def growth(self, low: Tensor, high: Tensor, rule: UpdateRule) -> Tensor:
-        """A bound of the factor of a step; ``low`` and ``high`` are ends of spectra, without weight decay."""
+    @property
+    def of_velocity(self) -> float:
+        """``|u|`` is at most this times the norm of (e, u)."""
+        return ROUNDED / (self.scale * math.sqrt(self.weight - self.tilt**2))
+
+    def growth(self, low: Tensor, high: Tensor, rule: UpdateRule, after: ErrorNorm) -> Tensor:
+        """A bound of the norm ``after`` a step by this one before it.
+
+        ``low`` and ``high`` are ends of the spectra of H without weight decay.
+        """
         most = high + rule.weight_decay
         if rule.momentum == 0.0:
-            factor = torch.maximum((1.0 + rule.theta_from[2] * low).abs(), (1.0 + rule.theta_from[2] * most).abs())
-            return factor * ROUNDED
-        return torch.maximum(self._of_mode(low, rule), self._of_mode(most, rule)) * ROUNDED
-
-    def _of_mode(self, value: Tensor, rule: UpdateRule) -> Tensor:
-        """The norm of the map of the plane that belongs to an eigenvalue."""
-        _, b, c = rule.theta_from
-        _, m, k = rule.velocity_from
-        tilt, root = self.tilt, math.sqrt(self.weight - self.tilt**2)
-        return _norm_of_map(value, b / self.scale, c, m, k * self.scale, tilt, root)
+            rate = rule.theta_from[2]
+            return torch.maximum((1.0 + rate * low).abs(), (1.0 + rate * most).abs()) * ROUNDED
+        ends = [_norm_of_map(_map(end, rule, self.scale), self, after) for end in (low, most)]
+        return torch.maximum(*ends) * ROUNDED
 
     @staticmethod
-    def fitted(lows: Tensor, highs: Tensor, rules: Sequence[UpdateRule]) -> ErrorNorm:
-        """The norm of a grid in which spectra like those of the steps, (steps,), let errors grow least."""
+    def fitted(lows: Tensor, highs: Tensor, rules: Sequence[UpdateRule]) -> tuple[ErrorNorm, ...]:
+        """Norms before each step and after the last in which errors of spectra like these grow least.
+
+        The best sequence out of a grid, by dynamic programming; ``lows`` and ``highs`` are (steps,).
+        """
         if rules[0].momentum == 0.0:
-            return ErrorNorm()
+            return (ErrorNorm(),) * (len(rules) + 1)
         scale = sorted(rule.rate for rule in rules)[len(rules) // 2]
-        tilt, weight = torch.meshgrid(_TILTS, _WEIGHTS, indexing="ij")
-        weight = weight + tilt**2
-        root = (weight - tilt**2).sqrt()
-        total = torch.zeros_like(tilt)
-        for low, high, rule in zip(lows.tolist(), highs.tolist(), rules, strict=True):
-            _, b, c = rule.theta_from
-            _, m, k = rule.velocity_from
+        tilt, root = (g.flatten() for g in torch.meshgrid(_TILTS, _ROOTS, indexing="ij"))
+        before, after = _Grid(tilt, root), _Grid(tilt[:, None], root[:, None])
+        cost = (1.0 + (tilt / root) ** 2).log() / 2
+        choices = []
+        for low, high, rule in reversed(list(zip(lows, highs, rules, strict=True))):
             ends = [
-                _norm_of_map(torch.full_like(tilt, end), b / scale, c, m, k * scale, tilt, root)
+                _norm_of_map(_map(end, rule, scale), before, after)
                 for end in (low, high + rule.weight_decay)
             ]
-            total += torch.maximum(*ends).log()
-        best = int(total.argmin())
-        return ErrorNorm(scale, float(tilt.flatten()[best]), float(weight.flatten()[best]))
+            cost, chosen = (torch.maximum(*ends).log() + cost[:, None]).min(0)
+            choices.append(chosen)
+        at = int(cost.argmin())
+        path = [at]
+        for chosen in reversed(choices):
+            at = int(chosen[at])
+            path.append(at)
+        return tuple(
+            ErrorNorm(scale, float(tilt[k]), float(tilt[k] ** 2 + root[k] ** 2)) for k in path
+        )
+
+    @property
+    def root(self) -> float:
+        """``K = ((1, tilt), (0, root))`` takes this norm to the Euclidean one."""
+        return math.sqrt(self.weight - self.tilt**2)
 
 
-def _norm_of_map(
-    value: Tensor, b: float, c: float, m: float, k: float, tilt: Tensor | float, root: Tensor | float
-) -> Tensor:
-    """The norm of ``K M K^-1``, ``M = ((1 + c v, b), (k v, m))``, ``K = ((1, tilt), (0, root))``."""
-    # K M
-    a11, a12 = 1.0 + c * value + tilt * k * value, b + tilt * m
-    a21, a22 = root * k * value, root * m
-    # times K^-1 = ((1, -tilt / root), (0, 1 / root))
-    b12, b22 = (a12 - tilt * a11) / root, (a22 - tilt * a21) / root
+@dataclass(frozen=True)
+class _Grid:
+    """``tilt`` and ``root`` of many norms."""
+
+    tilt: Tensor
+    root: Tensor
+
+
+Map = tuple[Tensor, float, Tensor, float]
+
+
+def _map(value: Tensor, rule: UpdateRule, scale: float) -> Map:
+    """What a step does to (e, scale u) of an eigenvector, row by row; ``value`` is its eigenvalue."""
+    _, b, c = rule.theta_from
+    _, m, k = rule.velocity_from
+    return 1.0 + c * value, b / scale, k * scale * value, m
+
+
+def _norm_of_map(step: Map, before: ErrorNorm | _Grid, after: ErrorNorm | _Grid) -> Tensor:
+    """The norm of ``K M K'^-1`` for the matrices K of the norm after and K' of the norm before."""
+    a11 = step[0] + after.tilt * step[2]
+    a12 = step[1] + after.tilt * step[3]
+    a21, a22 = after.root * step[2], after.root * step[3]
+    b12, b22 = (a12 - before.tilt * a11) / before.root, (a22 - before.tilt * a21) / before.root
     total = a11**2 + b12**2 + a21**2 + b22**2
-    det = a11 * b22 - b12 * a21
-    inner = (total**2 - 4.0 * det**2).clamp(min=0.0).sqrt()
+    determinant = a11 * b22 - b12 * a21
+    inner = (total**2 - 4.0 * determinant**2).clamp(min=0.0).sqrt()
     return (0.5 * (total + inner)).sqrt()

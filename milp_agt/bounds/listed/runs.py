@@ -30,6 +30,8 @@ from milp_agt.training.tracing import FEATURES, LABELS, LOSS_GRADIENT, SELECTION
 
 # Elements of nodes of a batch that are computed at once: few enough for a processor's cache.
 ELEMENTS_AT_ONCE = 2**20
+# Most runs that get norms of their own, one after the other.
+MOST_REFITTED = 16
 
 
 class ListedRuns(Protocol):
@@ -86,11 +88,12 @@ def begin(
     centre = {name: box.lower for name, box in start.items()}
     alone = replace(choices, picked=choices.picked[:1])
     order = NodeOrder.of(plain)
-    first = CentredRuns(alone, (slice(0, 1),), net, order, ErrorNorm(), centre, torch.zeros(1))
-    norm = first.fitted_norm(steps)
+    none = start[plain.parameters[0]].lower.new_zeros(1)
+    plainly = (ErrorNorm(),) * (len(steps) + 1)
+    first = CentredRuns(alone, (slice(0, 1),), net, order, plainly, centre, none)
+    norms = first.fitted_norms(steps)
     every = {name: _repeated(value, len(choices)) for name, value in centre.items()}
-    radius = every[plain.parameters[0]].new_zeros(len(choices))
-    return CentredRuns(choices, parts, net, order, norm, every, radius)
+    return CentredRuns(choices, parts, net, order, norms, every, _repeated(none, len(choices)))
 
 
 def _repeated(value: Tensor, count: int) -> Tensor:
@@ -118,7 +121,8 @@ class BoxedRuns:
         pieces = [self._part(step, part, built) for part in self.parts]
         joined = {
             name: Interval(
-                torch.cat([p[name].lower for p in pieces]), torch.cat([p[name].upper for p in pieces])
+                torch.cat([p[name].lower for p in pieces]),
+                torch.cat([p[name].upper for p in pieces]),
             )
             for name in self.state
         }
@@ -147,15 +151,26 @@ class BoxedRuns:
 
 @dataclass(frozen=True)
 class CentredRuns:
-    """Points, and for each a bound of its distance from the user's run in a norm of the whole state."""
+    """Points, and for each a bound of its distance from the user's run in a norm of the whole state.
+
+    Attributes:
+        norms: of the state before each step and after the last.
+        radius: in the norm of this time, (choices,).
+        finished: steps so far.
+    """
 
     choices: ListedChoices
     parts: Sequence[slice]
     net: DenseNet
     order: NodeOrder
-    norm: ErrorNorm
+    norms: Sequence[ErrorNorm]
     centre: Mapping[str, Tensor]
     radius: Tensor
+    finished: int = 0
+
+    @property
+    def norm(self) -> ErrorNorm:
+        return self.norms[self.finished]
 
     def advanced(self, step: Step) -> Self:
         reference: Reference | None = None
@@ -166,7 +181,7 @@ class CentredRuns:
             for name, value in state.items():
                 new[name][part] = value
             radius[part] = self._grown(step, part, bounds)
-        return replace(self, centre=new, radius=radius)
+        return replace(self, centre=new, radius=radius, finished=self.finished + 1)
 
     def _evaluated(
         self, step: Step, part: slice, reference: Reference | None
@@ -212,14 +227,15 @@ class CentredRuns:
 
     def _grown(self, step: Step, part: slice, bounds: GradientBounds) -> Tensor:
         """The radius after a step: the old one grown, and what both runs round in the step."""
-        growth = self.norm.growth(bounds.least, bounds.greatest, step.update)
+        after = self.norms[self.finished + 1]
+        growth = self.norm.growth(bounds.least, bounds.greatest, step.update, after)
         at = self.centre
         names = self.net.step_graph.parameters
         theta = _size([at[n][part] for n in names]) + self._near(part)
         velocity = torch.zeros_like(theta)
         if step.has_velocity:
             velocity = _size([at[velocity_of(n)][part] for n in names])
-            velocity = velocity + self._largest_velocity * self.radius[part]
+            velocity = velocity + self.norm.of_velocity * self.radius[part]
         rounded = gamma(32) * (1.0 + step.update.weight_decay)
         sizes = step.update.theta_sizes
         from_gradient = abs(step.update.theta_from[2])
@@ -227,23 +243,22 @@ class CentredRuns:
             sizes[0] * theta + sizes[1] * velocity + sizes[2] * bounds.size
         )
         decay, kept, new = (abs(x) for x in step.update.velocity_from)
-        moving = new * bounds.error + rounded * (decay * theta + kept * velocity + new * bounds.size)
-        own = self.norm.of_sizes(parameters, moving if step.has_velocity else 0.0 * moving)
+        moving = new * bounds.error + rounded * (
+            decay * theta + kept * velocity + new * bounds.size
+        )
+        own = after.of_sizes(parameters, moving if step.has_velocity else 0.0 * moving)
         grown = (growth * self.radius[part] + 2.0 * own) * ROUNDED + TINY
         grown = torch.where(torch.isnan(grown), torch.inf, grown)
         if not self.choices.removes:
             return grown
         emptied = self.choices.masks(part, step.samples).all(1)
-        return torch.where(emptied, self.radius[part], grown)
+        own = after.of_sizes(
+            self._near(part), self.norm.of_velocity * self.radius[part] * step.has_velocity
+        )
+        return torch.where(emptied, own, grown)
 
-    @property
-    def _largest_velocity(self) -> float:
-        """``|u|`` is at most this times the norm of (e, u)."""
-        norm = self.norm
-        return ROUNDED / (norm.scale * (norm.weight - norm.tilt**2) ** 0.5)
-
-    def fitted_norm(self, steps: Sequence[Step]) -> ErrorNorm:
-        """The norm in which errors of the first run grow least."""
+    def fitted_norms(self, steps: Sequence[Step]) -> tuple[ErrorNorm, ...]:
+        """The norms in which errors of the first run grow least."""
         runs, lows, highs = self, [], []
         for step in steps:
             state, bounds, _ = runs._evaluated(step, slice(0, 1), None)
@@ -257,7 +272,7 @@ class CentredRuns:
         near = self._near(part)
         found: State = {}
         for name, value in self.centre.items():
-            off = self._largest_velocity * self.radius[part] if is_velocity(name) else near
+            off = self.norm.of_velocity * self.radius[part] if is_velocity(name) else near
             point = value[part]
             wide = off.reshape(-1, *[1] * (point.dim() - 1)) * ROUNDED
             lower, upper = point - wide, point + wide
@@ -267,16 +282,57 @@ class CentredRuns:
         return found
 
     def tensors(self) -> dict[str, Tensor]:
-        return {**self.centre, "radius": self.radius}
+        done = torch.tensor(self.finished)
+        return {**self.centre, "radius": self.radius, "finished": done}
 
     def restored(self, tensors: Mapping[str, Tensor]) -> Self:
         centre = {name: tensors[name] for name in self.centre}
-        return replace(self, centre=centre, radius=tensors["radius"])
+        done = int(tensors["finished"])
+        return replace(self, centre=centre, radius=tensors["radius"], finished=done)
 
 
 def _size(tensors: Sequence[Tensor]) -> Tensor:
     """The norm of tensors (choices, *shape) together, (choices,)."""
     return torch.stack([t.flatten(1).square().sum(1) for t in tensors]).sum(0).sqrt()
+
+
+def refitted(runs: ListedRuns, steps: Sequence[Step], lost: float) -> ListedRuns:
+    """All runs, where those with a larger radius than ``lost`` are computed again in norms of their own.
+
+    The norms of :class:`CentredRuns` follow the first run; a few others may go where losses curve more.
+    """
+    if not isinstance(runs, CentredRuns):
+        return runs
+    near = runs.norm.per_parameter * runs.radius
+    worst = (~(near <= lost)).nonzero()[:, 0]
+    if not 0 < len(worst) <= MOST_REFITTED:
+        return runs
+    centre, radius = {n: v.clone() for n, v in runs.centre.items()}, runs.radius.clone()
+    start = {name: torch.zeros_like(v[:1]) for name, v in centre.items()}
+    for name in runs.net.step_graph.parameters:
+        start[name] = runs.net.step_graph.initial[name].to(start[name]).unsqueeze(0)
+    for choice in worst.tolist():
+        alone = replace(runs.choices, picked=runs.choices.picked[choice : choice + 1])
+        own = replace(
+            runs,
+            choices=alone,
+            parts=(slice(0, 1),),
+            centre=start,
+            radius=torch.zeros_like(radius[:1]),
+            finished=0,
+        )
+        own = replace(own, norms=own.fitted_norms(steps))
+        for step in steps:
+            own = own.advanced(step)
+        found = runs.norm.of_sizes(
+            own.norm.per_parameter * own.radius,
+            own.norm.of_velocity * own.radius * step.has_velocity,
+        )
+        if bool(found < radius[choice]) or not bool(torch.isfinite(radius[choice])):
+            radius[choice] = found[0]
+            for name, value in own.centre.items():
+                centre[name][choice] = value[0]
+    return replace(runs, centre=centre, radius=radius)
 
 
 def hull(runs: ListedRuns) -> State:
