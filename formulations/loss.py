@@ -60,8 +60,8 @@ class LossFunction(ABC):
     def curvature(self, gradient: Tensor, labels: Tensor, off: Tensor) -> Tensor | None:
         """Bound of the norm of ``d^2 loss_i / d f_i^2``, (...), wherever the gradient is near a given one.
 
-        Near: within ``off``, (...), of ``gradient``, (..., outputs), in the norm; an infinite ``off`` asks for
-        all outputs. None for a loss without such a bound, or with kinks.
+        Near: within ``off``, (...), of ``gradient``, (..., outputs), in the norm; all outputs where ``off``
+        is infinite. None for a loss without such a bound, or with kinks.
         """
         return None
 

@@ -1,4 +1,4 @@
-"""Certificates of finite threats: every choice of the adversary is one training run, all of them are trained."""
+"""Certificates of finite threats: the run on every data set that the adversary can make."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any, overload
+from typing import overload
 
 import torch
 from torch import Tensor

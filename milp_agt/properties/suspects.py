@@ -53,8 +53,8 @@ class Suspects(Sequence[Suspect]):
     Attributes:
         samples: see :class:`Suspect`.
         causes: mean over the trainable parameters of what each cause adds to the width that linear
-            forms prove by their window alone, each >= 0 (up to rounding); None for listed data sets and
-            threats to whole samples, and for budgets of features and labels apart that are bounded jointly. See
+            forms prove by their window alone, each >= 0 (up to rounding); None for listed data sets,
+            threats to whole samples, and budgets of features and labels apart that are bounded jointly. See
             :func:`milp_agt.properties.gap.split`.
         width: mean width of the reachable set; it is less than the sum of the causes where boxes,
             programs, or forms that go on before the window prove more.
@@ -190,14 +190,10 @@ def _of_cases(models: ReachableModels, reached: Reached, adversary: Enumerated) 
 def _of_runs(models: ReachableModels, reached: Reached, adversary: ListedData) -> Tensor:
     """The widest hull of the nominal model and of a run on data in which the sample is changed."""
     names = models.step_graph.parameters
-    low, high, nominal = (
-        torch.cat([of(n).flatten(1) for n in names], 1)
-        for of in (
-            lambda n: reached.state[n].lower,
-            lambda n: reached.state[n].upper,
-            lambda n: models.nominal[n].unsqueeze(0),
-        )
-    )
+    boxes = [reached.state[n] for n in names]
+    low = torch.cat([box.lower.flatten(1) for box in boxes], 1)
+    high = torch.cat([box.upper.flatten(1) for box in boxes], 1)
+    nominal = torch.cat([models.nominal[n].flatten() for n in names])
     width = (torch.maximum(high, nominal) - torch.minimum(low, nominal)).mean(1)
     everyone = torch.arange(len(models.poison.features), device=width.device)
     changed = adversary.choices.masks(adversary.part, everyone)

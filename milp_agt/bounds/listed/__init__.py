@@ -1,4 +1,4 @@
-"""Finite threats, data set by data set: every choice of the adversary is one training run with its rounding."""
+"""Finite threats: every choice of the adversary is one data set, and one training run with its rounding."""
 
 from milp_agt.bounds.listed.adversary import ListedData
 from milp_agt.bounds.listed.choices import ListedChoices, Poisoned, count_choices, list_choices

@@ -251,6 +251,8 @@ def points_of(moves: MoveSet | None) -> Tensor | None:
     """All moves of a finite set, "no move" first, (N, moves, size); None if there are not finitely many."""
     if isinstance(moves, Vertices):
         return torch.cat([torch.zeros_like(moves.points[:, :1]), moves.points], 1)
+    if moves is not None and not bool(((moves.lower != 0) | (moves.upper != 0)).any()):
+        return torch.zeros_like(moves.lower).unsqueeze(1)
     if not isinstance(moves, Product):
         return None
     parts = [points_of(part) for part in moves.parts]

@@ -8,8 +8,9 @@ direction ``(U, V)`` of both layers is
 
 The first part is positive semidefinite, and at most ``s1 + s2`` with ``s1`` the largest eigenvalue of
 ``mean_i |A_i| |W2 phi_i|^2 x~_i x~_i'`` and ``s2 = mean_i |A_i| |h~_i|^2``. The second lies within
-``+- max_j |mean_i phi_ij r_i x~_i'|``, unit by unit. Largest eigenvalues are taken once for all data sets: those of
-another matrix of this kind differ by at most ``mean_i (w_i - w'_i)+ |x~_i|^2``.
+``+- max_j |mean_i phi_ij r_i x~_i'|``, unit by unit. The largest eigenvalue is
+taken once for all data sets: another such matrix has one that is larger by at most
+``mean_i (w_i - w'_i)+ |x~_i|^2``.
 """
 
 from __future__ import annotations
@@ -147,9 +148,9 @@ class DenseNet:
             slope = sizes
         w2b = _norm(state, self.last) + near
         off_f = w2 * off_h + gamma(units + 4) * w2b * hidden
-        steep = float(
-            loss.curvature(gradient[:1, :1], labels[:1, :1], sizes[:1, :1] + torch.inf).max()
-        )
+        everywhere = loss.curvature(gradient[:1, :1], labels[:1, :1], sizes[:1, :1] + torch.inf)
+        assert everywhere is not None
+        steep = float(everywhere)
         around = Interval(output, output).widen((slope * near + off_f)[..., None])
         own = loss.run_error(FLOAT64, around, Interval.point(labels)).norm(dim=-1)
         off_r = steep * off_f + own

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Protocol, Self
 
 import torch
@@ -25,8 +26,8 @@ from milp_agt.bounds.step import NodeOrder, State, Step, is_velocity, updated_po
 from milp_agt.core.graph import evaluate
 from milp_agt.core.interval import Interval
 from milp_agt.core.rounding import TINY, gamma
-from milp_agt.training.training import UpdateRule
 from milp_agt.training.tracing import FEATURES, LABELS, LOSS_GRADIENT, SELECTION, StepGraph
+from milp_agt.training.training import UpdateRule
 
 # Elements of nodes of a batch that are computed at once: few enough for a processor's cache.
 ELEMENTS_AT_ONCE = 2**20
@@ -37,7 +38,8 @@ MOST_REFITTED = 16
 class ListedRuns(Protocol):
     """The states of all runs after some steps; immutable."""
 
-    choices: ListedChoices
+    @property
+    def choices(self) -> ListedChoices: ...
 
     def advanced(self, step: Step) -> Self:
         """After one more step."""
@@ -80,7 +82,7 @@ def begin(
     chunk = max(1, ELEMENTS_AT_ONCE // size)
     pieces = -(-len(choices) // chunk)
     bounds = [len(choices) * k // pieces for k in range(pieces + 1)]
-    parts = tuple(slice(a, b) for a, b in zip(bounds, bounds[1:], strict=False))
+    parts = tuple(slice(a, b) for a, b in pairwise(bounds))
     net, rule = DenseNet.of(plain), steps[0].update
     if net is None or rule.l1 or rule.projection is not None:
         order = NodeOrder.of(exchanged)
@@ -203,8 +205,8 @@ class CentredRuns:
         if present is not None:
             left = present.sum(-1)
             shares = present / left.clamp(min=1.0)[:, None]
-            graph = self.net.step_graph.graph
-            leaves |= evaluate(graph.needed_for([LOSS_GRADIENT]), leaves)
+            needed = self.net.step_graph.graph.needed_for([LOSS_GRADIENT])
+            leaves |= evaluate(needed, leaves)
             leaves[LOSS_GRADIENT] = leaves[LOSS_GRADIENT] * present[..., None]
         values = self.order.values(leaves)
         if present is not None:

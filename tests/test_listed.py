@@ -1,0 +1,460 @@
+"""Finite threats: every data set is trained in plain torch, lies in its box, and the ends are reached."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from attacks import network
+from same_run import torch_loss
+from torch import Tensor, nn
+
+import milp_agt as agt
+from milp_agt.bounds.listed import count_choices, dense, list_choices, runs
+from milp_agt.bounds.listed.growth import ErrorNorm
+from milp_agt.certification import listing
+from milp_agt.core.restriction import Restriction
+from milp_agt.formulations.loss import get_loss
+from milp_agt.training.inputs import labels_of
+
+# What two orders of summation, and the boxes themselves, may differ by on runs of a few steps.
+ROUNDING = 1e-9
+
+
+@dataclass(frozen=True)
+class Case:
+    """A run whose data sets are listed by the test itself."""
+
+    model: nn.Module
+    x: Tensor
+    y: Tensor
+    training: agt.Training
+    threat: Any
+    options: tuple[tuple[str, Any], ...] = ()
+
+    def certify(self, **options: Any) -> agt.Result:
+        return agt.certify(
+            self.model,
+            (self.x, self.y),
+            self.training,
+            self.threat,
+            **dict(self.options),
+            **options,
+        )
+
+    def trained(self, x: Tensor, y: Tensor, kept: Sequence[bool]) -> nn.Module:
+        """By torch.optim.SGD, as a user does it."""
+        model, run = copy.deepcopy(self.model).double(), self.training
+        optimiser = torch.optim.SGD(
+            model.parameters(),
+            run.learning_rate,
+            run.momentum,
+            weight_decay=run.weight_decay,
+            nesterov=run.nesterov,
+        )
+        for batch in run.batch_order(len(x)):
+            left = [i for i in batch.tolist() if kept[i]]
+            if left:
+                optimiser.zero_grad()
+                torch_loss(run.loss, model(x[left]), y[left]).backward()
+                optimiser.step()
+        return model
+
+
+def data(loss: str, count: int, width: int = 2, classes: int = 2) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(3)
+    x = torch.randn(count, width, generator=generator, dtype=torch.float64)
+    if loss == "mse":
+        return x, torch.randn(count, 1, generator=generator, dtype=torch.float64)
+    return x, torch.randint(classes, (count,), generator=generator)
+
+
+def flips(case: Case, budget: int, classes: int) -> Iterator[tuple[Tensor, Tensor, list[bool]]]:
+    """All labelings that differ in at most ``budget`` labels."""
+    every = [True] * len(case.y)
+    for size in range(budget + 1):
+        for chosen in itertools.combinations(range(len(case.y)), size):
+            for new in itertools.product(range(classes), repeat=size):
+                if all(int(case.y[i]) != label for i, label in zip(chosen, new, strict=True)):
+                    y = case.y.clone()
+                    y[list(chosen)] = torch.tensor(new, dtype=y.dtype)
+                    yield case.x, y, every
+
+
+def removals(case: Case, budget: int) -> Iterator[tuple[Tensor, Tensor, list[bool]]]:
+    for size in range(budget + 1):
+        for chosen in itertools.combinations(range(len(case.y)), size):
+            yield case.x, case.y, [i not in chosen for i in range(len(case.y))]
+
+
+def categories(case: Case) -> Iterator[tuple[Tensor, Tensor, list[bool]]]:
+    """One sample gets another category in columns 1 and 2, another label, or both."""
+    every = [True] * len(case.y)
+    yield case.x, case.y, every
+    for i in range(len(case.y)):
+        for hot, label in itertools.product(torch.eye(2, dtype=torch.float64), (0, 1)):
+            x, y = case.x.clone(), case.y.clone()
+            x[i, 1:], y[i] = hot, label
+            if bool((x != case.x).any()) or bool((y != case.y).any()):
+                yield x, y, every
+
+
+def run(loss: str, **options: Any) -> agt.Training:
+    return agt.Training(loss, **({"learning_rate": 0.4, "epochs": 4} | options))
+
+
+def cases() -> dict[str, tuple[Case, list[tuple[Tensor, Tensor, list[bool]]], str]]:
+    """Runs with all their data sets, and the kind of runs that bounds them."""
+    found = {}
+
+    def add(name: str, case: Case, kind: str, listed: Any) -> None:
+        found[name] = case, list(listed(case)), kind
+
+    x, y = data("cross_entropy", 6)
+    plain = Case(network((2, 3, 2)), x, y, run("cross_entropy"), agt.LabelPoisoning(2))
+    add("two flips", plain, "CentredRuns", lambda c: flips(c, 2, 2))
+    momentum = run(
+        "cross_entropy", batch_size=3, shuffle_seed=0, momentum=0.9, weight_decay=0.02, epochs=3
+    )
+    x, y = data("cross_entropy", 5, classes=3)
+    case = Case(network((2, 3, 3)), x, y, momentum, agt.LabelPoisoning(2))
+    add("three classes, momentum", case, "CentredRuns", lambda c: flips(c, 2, 3))
+    nesterov = replace(momentum, nesterov=True)
+    add("nesterov", replace(case, training=nesterov), "CentredRuns", lambda c: flips(c, 2, 3))
+    x, y = data("bce", 5)
+    case = Case(network((2, 3, 1)), x, y, run("bce"), agt.LabelPoisoning(3))
+    add("three flips", case, "CentredRuns", lambda c: flips(c, 3, 2))
+    tanh = replace(case, model=network((2, 3, 1), nn.Tanh), threat=agt.LabelPoisoning(1))
+    add("tanh", tanh, "BoxedRuns", lambda c: flips(c, 1, 2))
+    deep = replace(case, model=network((2, 3, 2, 1)), threat=agt.LabelPoisoning(1))
+    add("two hidden layers", deep, "BoxedRuns", lambda c: flips(c, 1, 2))
+    hinge = replace(case, training=run("hinge", momentum=0.5), threat=agt.LabelPoisoning(1))
+    add("hinge", hinge, "BoxedRuns", lambda c: flips(c, 1, 2))
+    removal = replace(case, threat=agt.Removal(2), training=run("bce", batch_size=2, momentum=0.8))
+    add("removal, emptied batches", removal, "CentredRuns", lambda c: removals(c, 2))
+    add(
+        "removal by boxes",
+        replace(removal, model=network((2, 3, 1), nn.Tanh)),
+        "BoxedRuns",
+        lambda c: removals(c, 2),
+    )
+    x, y = data("mse", 6)
+    linear = nn.Sequential(nn.Linear(2, 1)).double()
+    case = Case(linear, x, y, run("mse", learning_rate=0.1), agt.Removal(2))
+    add("least squares", case, "CentredRuns", lambda c: removals(c, 2))
+    x, y = data("bce", 5, width=3)
+    x[:, 1:] = torch.eye(2, dtype=torch.float64)[(x[:, 1] > 0).long()]
+    threat = agt.FeatureLabelPoisoning(1, 0.0, categorical=((1, 2),))
+    case = Case(network((3, 3, 1)), x, y, run("bce"), threat)
+    add("categories", case, "CentredRuns", categories)
+    tanh = replace(case, model=network((3, 3, 1), nn.Tanh))
+    add("categories by boxes", tanh, "BoxedRuns", categories)
+    return found
+
+
+CASES = cases()
+
+
+def flat(state: dict[str, Any], names: Sequence[str]) -> np.ndarray:
+    return np.concatenate([np.asarray(state[n]).reshape(-1) for n in names])
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_boxes_hold_every_run_and_no_more(name: str) -> None:
+    case, listed, kind = CASES[name]
+    result = case.certify()
+    assert type(result.models.reached.runs).__name__ == kind
+    names = result.reachable.trainable
+    models = [case.trained(*each) for each in listed]
+    ends = np.stack([flat({n: p.detach() for n, p in m.named_parameters()}, names) for m in models])
+    lower, upper = flat(result.reachable.lower, names), flat(result.reachable.upper, names)
+    assert (lower <= ends).all()
+    assert (ends <= upper).all()
+    assert np.abs(ends.min(0) - lower).max() <= ROUNDING
+    assert np.abs(ends.max(0) - upper).max() <= ROUNDING
+    # Each data set has a box of its own, and each box its data set.
+    choices = result.models.reached.runs.choices
+    assert len(choices) == len(listed)
+    boxes = [r.state for r in result.models.reached]
+    for choice in range(len(choices)):
+        found = choices.poisoned(choice)
+        labels = found.labels[:, 0] if case.training.loss in ("bce", "hinge") else found.labels
+        labels = labels if case.training.loss != "cross_entropy" else labels.argmax(1)
+        model = case.trained(found.features, labels, found.kept.tolist())
+        own = dict(model.named_parameters())
+        at, place = choice, 0
+        while at >= len(boxes[place][names[0]].lower):
+            at, place = at - len(boxes[place][names[0]].lower), place + 1
+        for n in names:
+            box = boxes[place][n]
+            assert bool(((box.lower[at] <= own[n]) & (own[n] <= box.upper[at])).all())
+            assert float((box.upper[at] - box.lower[at]).max()) <= ROUNDING
+
+
+@pytest.mark.parametrize("name", ["two flips", "three classes, momentum", "tanh"])
+def test_answers_are_those_of_all_models(name: str) -> None:
+    case, listed, _ = CASES[name]
+    result = case.certify()
+    x, y = data(case.training.loss, 12, classes=result.models.step_graph.outputs)
+    models = [case.trained(*each) for each in listed]
+    with torch.no_grad():
+        outputs = torch.stack([m(x) for m in models])
+    binary = outputs.shape[-1] == 1
+    right = (outputs[..., 0] > 0) == (y > 0) if binary else outputs.argmax(-1) == y
+    share = right.double().mean(1)
+    for answer in (result.accuracy(x, y), result.collective(x, y)):
+        assert (answer.lower, answer.upper) == pytest.approx(
+            (float(share.min()), float(share.max()))
+        )
+    encoded = labels_of(y, len(y), get_loss(case.training.loss), outputs.shape[-1])
+    losses = get_loss(case.training.loss).value(outputs, encoded).mean(1)
+    found = result.loss(x, y)
+    assert (found.lower, found.upper) == pytest.approx(
+        (float(losses.min()), float(losses.max())), abs=ROUNDING
+    )
+    name = result.reachable.trainable[0]
+    row = np.ones_like(result.reachable.nominal[name])
+    sums = [float(m.state_dict()[name].sum()) for m in models]
+    (form,) = result.functional({name: row})
+    assert (form.lower, form.upper) == pytest.approx((min(sums), max(sums)), abs=ROUNDING)
+    heaviest = result.suspects(1)[0]
+    assert heaviest.share > 0.3
+
+
+def is_sound(case: Case, models: Sequence[nn.Module]) -> bool:
+    box = case.certify().reachable
+    return all(box.contains(model.state_dict()) for model in models)
+
+
+@pytest.mark.parametrize("name", ["two flips", "removal, emptied batches"])
+def test_a_choice_left_out_is_found(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    case, listed, _ = CASES[name]
+    models = [case.trained(*each) for each in listed]
+    assert is_sound(case, models)
+    whole = listing.list_choices
+    found = []
+    for left_out in range(1, len(listed)):
+
+        def shorter(*given: Any, left_out: int = left_out) -> Any:
+            choices = whole(*given)
+            kept = [c for c in range(len(choices)) if c != left_out]
+            return replace(choices, picked=choices.picked[kept])
+
+        monkeypatch.setattr(listing, "list_choices", shorter)
+        found.append(not is_sound(case, models))
+    assert sum(found) > len(found) / 4  # others lie within the hull of the rest
+
+
+@pytest.mark.parametrize("name", ["two flips", "three classes, momentum"])
+def test_rounding_left_out_is_found(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    case, listed, _ = CASES[name]
+    monkeypatch.setattr(
+        runs.CentredRuns, "_grown", lambda own, step, part, bounds: own.radius[part]
+    )
+    assert not is_sound(case, [case.trained(*each) for each in listed])
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.5, 0.9])
+@pytest.mark.parametrize("nesterov", [False, True])
+def test_growth_is_that_of_the_worst_error(momentum: float, nesterov: bool) -> None:
+    """Against the norm of the matrix of the whole step, which ends of the spectrum attain."""
+    training = agt.Training(
+        "bce",
+        0.3,
+        epochs=4,
+        momentum=momentum,
+        nesterov=nesterov and momentum > 0,
+        weight_decay=0.01,
+    )
+    rules = training.update_rules(4)
+    lows, highs = (
+        torch.tensor([-0.5, -0.4, -0.2, -0.1]).double(),
+        torch.tensor([3.0, 2.0, 4.0, 1.0]).double(),
+    )
+    norms = ErrorNorm.fitted(lows, highs, rules)
+    generator = torch.Generator().manual_seed(0)
+    for low, high, rule, before, after in zip(lows, highs, rules, norms, norms[1:], strict=False):
+        turn = torch.linalg.qr(torch.randn(3, 3, generator=generator, dtype=torch.float64))[0]
+        values = (
+            torch.tensor([float(low), float(high), 0.3], dtype=torch.float64) + rule.weight_decay
+        )
+        values[0] -= rule.weight_decay
+        hessian = turn @ torch.diag(values) @ turn.T
+        eye = torch.eye(3, dtype=torch.float64)
+        _, b, c = rule.theta_from
+        _, m, k = rule.velocity_from
+        step = torch.cat(
+            [torch.cat([eye + c * hessian, b * eye], 1), torch.cat([k * hessian, m * eye], 1)]
+        )
+        if momentum == 0.0:
+            exact = torch.linalg.matrix_norm(eye + c * hessian, 2)
+        else:
+            exact = torch.linalg.matrix_norm(
+                _root(after, eye) @ step @ torch.linalg.inv(_root(before, eye)), 2
+            )
+        bound = before.growth(low[None], high[None], rule, after)
+        assert float(exact) <= float(bound) <= 1.0001 * float(exact)
+        error = torch.randn(6, generator=generator, dtype=torch.float64)
+        size = (_root(before, eye) @ error).norm()
+        assert error[:3].norm() <= before.per_parameter * size
+        assert error[3:].norm() <= before.of_velocity * size
+        assert size <= before.of_sizes(error[:3].norm(), error[3:].norm())
+
+
+def _root(norm: ErrorNorm, eye: Tensor) -> Tensor:
+    """K with ``|K (e, u)|`` the norm."""
+    zero = 0.0 * eye
+    first = torch.cat([eye, norm.tilt * norm.scale * eye], 1)
+    return torch.cat([first, torch.cat([zero, norm.root * norm.scale * eye], 1)])
+
+
+@pytest.mark.parametrize(
+    "name", ["two flips", "three classes, momentum", "three flips", "least squares"]
+)
+def test_spectra_hold_those_of_autograd(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At the points of all runs, and at points as far as they may be off."""
+    case, _, _ = CASES[name]
+    checked = []
+    inner = dense.DenseNet.bounds
+
+    def checking(
+        net: Any, state: Any, values: Any, sizes: Any, shares: Any, near: Any, *rest: Any
+    ) -> Any:
+        near = near + 1e-3
+        found = inner(net, state, values, sizes, shares, near, *rest)
+        names = net.step_graph.parameters
+        generator = torch.Generator().manual_seed(len(checked))
+        row = int(torch.randint(len(near), (1,), generator=generator))
+        own = {n: state[n][row] for n in names}
+        sizes_of = [own[n].numel() for n in names]
+        centre = torch.cat([own[n].flatten() for n in names])
+        x, y = values["features"], values["labels"][row]
+        x = x if x.dim() == 2 else x[row]
+        share = shares[row if len(shares) > 1 else 0]
+        phases = values[net.phases][row] if net.phases else None
+
+        def loss(flat: Tensor) -> Tensor:
+            parts = dict(zip(names, flat.split(sizes_of), strict=True))
+            weight, bias = (parts[n].reshape(own[n].shape) for n in net.last)
+            hidden = x
+            if net.first:
+                w, b = (parts[n].reshape(own[n].shape) for n in net.first)
+                hidden = phases * (x @ w.T + b)  # phases as at the point
+            each = get_loss(case.training.loss).value(hidden @ weight.T + bias, y)
+            return (each * share).sum()
+
+        off = torch.randn(len(centre), generator=generator, dtype=torch.float64)
+        for point in (centre, centre + off / off.norm() * 0.999e-3):
+            spectrum = torch.linalg.eigvalsh(torch.autograd.functional.hessian(loss, point))
+            assert float(found[0].least[row]) <= float(spectrum[0]) + 1e-12
+            assert float(spectrum[-1]) <= float(found[0].greatest[row]) + 1e-12
+            slope = torch.autograd.functional.jacobian(loss, point)
+            assert float(slope.norm()) <= float(found[0].size[row])
+        checked.append(float(found[0].greatest[row] / spectrum[-1]))
+        return found
+
+    monkeypatch.setattr(dense.DenseNet, "bounds", checking)
+    case.certify()
+    assert len(checked) > 4
+    assert min(checked) < 6.0  # not far from what there is
+
+
+def test_units_on_their_kink_are_told() -> None:
+    """A unit that rounding may switch on moves the run by more than rounding: other bounds take over."""
+    case = CASES["two flips"][0]
+    model = copy.deepcopy(case.model)
+    with torch.no_grad():
+        model[0].weight[0] = torch.tensor([1.0, -1.0])
+        model[0].bias[0] = 0.0
+    x = case.x.clone()
+    x[0] = 0.5
+    result = replace(case, model=model, x=x).certify()
+    assert not result.models.single_runs
+    assert any("rounding makes the box of one run" in line for line in result.fallbacks)
+
+
+def test_restricted_lists() -> None:
+    x, y = data("cross_entropy", 5, classes=3)
+    loss = get_loss("cross_entropy")
+    labels = labels_of(y, 5, loss, 3)
+    known = Restriction(inside=frozenset({1}), outside=frozenset({4}))
+    for threat, count in ((agt.LabelPoisoning(2), 3 * (1 + 3 * 2)), (agt.Removal(2), 1 + 3)):
+        poison = threat.bind(x, labels, loss)
+        choices = list_choices(poison, known)
+        assert count_choices(poison, known) == count
+        assert len(choices) in (count, count + 1)  # the clean run comes first, admitted or not
+        changed = {choices.poisoned(c).changed for c in range(1, len(choices))}
+        assert not any(4 in each for each in changed)
+        assert all(len(set(each) - {1}) <= 1 for each in changed)
+        data_sets = [choices.poisoned(c) for c in range(len(choices))]
+        told_apart = {(*d.labels.flatten().tolist(), *d.kept.tolist()) for d in data_sets}
+        assert len(told_apart) == len(choices)
+
+
+@pytest.mark.parametrize(
+    "threat",
+    [
+        agt.LabelPoisoning(1, scope="batch"),
+        agt.LabelPoisoning(1, static=False),
+        agt.FeaturePoisoning(1, 0.1),
+        agt.FeatureLabelPoisoning(1, 0.1),
+        agt.Removal(1, scope="batch"),
+    ],
+)
+def test_threats_without_a_list(threat: Any) -> None:
+    x, y = data("bce", 4)
+    loss = get_loss("bce")
+    assert count_choices(threat.bind(x, labels_of(y, 4, loss, 1), loss)) == float("inf")
+
+
+def test_a_list_that_does_not_fit_is_left_out() -> None:
+    case = CASES["two flips"][0]
+    listed = case.certify()
+    assert "22 data sets" in " ".join(listed.notes)
+    assert listed.settings["certify"]["selections"] == "listed"
+    for options in ({"selections": "joint"}, {"relaxation": "interval"}, {"alpha_steps": 1}):
+        assert not case.certify(**options).models.single_runs
+    exact = listed.reachable
+    joint = case.certify(selections="joint").reachable
+    for name in exact.trainable:
+        assert (joint.lower[name] <= exact.upper[name]).all()
+    assert exact.mean_width < joint.mean_width
+
+
+def test_a_slow_list_is_given_up_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    case = CASES["two flips"][0]
+    steps: list[int] = []
+    monkeypatch.setattr(listing.ListedRun, "_judge", _late)
+    result = case.certify(time_limit=60.0, on_step=lambda r, t, n: steps.append(t))
+    assert any("left out" in line for line in result.fallbacks)
+    assert result.limit_reached
+    assert not result.models.single_runs
+    assert steps == [1, 2, 3, 4]
+
+
+def _late(run: listing.ListedRun, last: bool) -> None:
+    run.gave_up, run.out_of_time = "time limit, the list of data sets is left out", True
+
+
+def test_checkpoints_of_lists(tmp_path: Any) -> None:
+    case = CASES["three classes, momentum"][0]
+
+    class Stop(Exception):
+        pass
+
+    def stop(_result: Any, step: int, _steps: int) -> None:
+        if step == 3:
+            raise Stop
+
+    with pytest.raises(Stop):
+        case.certify(checkpoint=tmp_path, on_step=stop)
+    resumed, whole = case.certify(checkpoint=tmp_path), case.certify()
+    for name in whole.reachable.trainable:
+        assert (resumed.reachable.lower[name] == whole.reachable.lower[name]).all()
+        assert (resumed.reachable.upper[name] == whole.reachable.upper[name]).all()
