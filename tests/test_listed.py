@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import copy
-import itertools
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from attacks import network
-from same_run import torch_loss
-from torch import Tensor, nn
+from listed_runs import CASES, Case, data
+from torch import nn
 
 import milp_agt as agt
-from milp_agt.bounds.listed import count_choices, dense, list_choices, runs
-from milp_agt.bounds.listed.growth import ErrorNorm
+from milp_agt.bounds.listed import count_choices, list_choices, runs
 from milp_agt.certification import listing
 from milp_agt.core.restriction import Restriction
 from milp_agt.formulations.loss import get_loss
@@ -25,140 +22,6 @@ from milp_agt.training.inputs import labels_of
 
 # What two orders of summation, and the boxes themselves, may differ by on runs of a few steps.
 ROUNDING = 1e-9
-
-
-@dataclass(frozen=True)
-class Case:
-    """A run whose data sets are listed by the test itself."""
-
-    model: nn.Module
-    x: Tensor
-    y: Tensor
-    training: agt.Training
-    threat: Any
-    options: tuple[tuple[str, Any], ...] = ()
-
-    def certify(self, **options: Any) -> agt.Result:
-        return agt.certify(
-            self.model,
-            (self.x, self.y),
-            self.training,
-            self.threat,
-            **dict(self.options),
-            **options,
-        )
-
-    def trained(self, x: Tensor, y: Tensor, kept: Sequence[bool]) -> nn.Module:
-        """By torch.optim.SGD, as a user does it."""
-        model, run = copy.deepcopy(self.model).double(), self.training
-        optimiser = torch.optim.SGD(
-            model.parameters(),
-            run.learning_rate,
-            run.momentum,
-            weight_decay=run.weight_decay,
-            nesterov=run.nesterov,
-        )
-        for batch in run.batch_order(len(x)):
-            left = [i for i in batch.tolist() if kept[i]]
-            if left:
-                optimiser.zero_grad()
-                torch_loss(run.loss, model(x[left]), y[left]).backward()
-                optimiser.step()
-        return model
-
-
-def data(loss: str, count: int, width: int = 2, classes: int = 2) -> tuple[Tensor, Tensor]:
-    generator = torch.Generator().manual_seed(3)
-    x = torch.randn(count, width, generator=generator, dtype=torch.float64)
-    if loss == "mse":
-        return x, torch.randn(count, 1, generator=generator, dtype=torch.float64)
-    return x, torch.randint(classes, (count,), generator=generator)
-
-
-def flips(case: Case, budget: int, classes: int) -> Iterator[tuple[Tensor, Tensor, list[bool]]]:
-    """All labelings that differ in at most ``budget`` labels."""
-    every = [True] * len(case.y)
-    for size in range(budget + 1):
-        for chosen in itertools.combinations(range(len(case.y)), size):
-            for new in itertools.product(range(classes), repeat=size):
-                if all(int(case.y[i]) != label for i, label in zip(chosen, new, strict=True)):
-                    y = case.y.clone()
-                    y[list(chosen)] = torch.tensor(new, dtype=y.dtype)
-                    yield case.x, y, every
-
-
-def removals(case: Case, budget: int) -> Iterator[tuple[Tensor, Tensor, list[bool]]]:
-    for size in range(budget + 1):
-        for chosen in itertools.combinations(range(len(case.y)), size):
-            yield case.x, case.y, [i not in chosen for i in range(len(case.y))]
-
-
-def categories(case: Case) -> Iterator[tuple[Tensor, Tensor, list[bool]]]:
-    """One sample gets another category in columns 1 and 2, another label, or both."""
-    every = [True] * len(case.y)
-    yield case.x, case.y, every
-    for i in range(len(case.y)):
-        for hot, label in itertools.product(torch.eye(2, dtype=torch.float64), (0, 1)):
-            x, y = case.x.clone(), case.y.clone()
-            x[i, 1:], y[i] = hot, label
-            if bool((x != case.x).any()) or bool((y != case.y).any()):
-                yield x, y, every
-
-
-def run(loss: str, **options: Any) -> agt.Training:
-    return agt.Training(loss, **({"learning_rate": 0.4, "epochs": 4} | options))
-
-
-def cases() -> dict[str, tuple[Case, list[tuple[Tensor, Tensor, list[bool]]], str]]:
-    """Runs with all their data sets, and the kind of runs that bounds them."""
-    found = {}
-
-    def add(name: str, case: Case, kind: str, listed: Any) -> None:
-        found[name] = case, list(listed(case)), kind
-
-    x, y = data("cross_entropy", 6)
-    plain = Case(network((2, 3, 2)), x, y, run("cross_entropy"), agt.LabelPoisoning(2))
-    add("two flips", plain, "CentredRuns", lambda c: flips(c, 2, 2))
-    momentum = run(
-        "cross_entropy", batch_size=3, shuffle_seed=0, momentum=0.9, weight_decay=0.02, epochs=3
-    )
-    x, y = data("cross_entropy", 5, classes=3)
-    case = Case(network((2, 3, 3)), x, y, momentum, agt.LabelPoisoning(2))
-    add("three classes, momentum", case, "CentredRuns", lambda c: flips(c, 2, 3))
-    nesterov = replace(momentum, nesterov=True)
-    add("nesterov", replace(case, training=nesterov), "CentredRuns", lambda c: flips(c, 2, 3))
-    x, y = data("bce", 5)
-    case = Case(network((2, 3, 1)), x, y, run("bce"), agt.LabelPoisoning(3))
-    add("three flips", case, "CentredRuns", lambda c: flips(c, 3, 2))
-    tanh = replace(case, model=network((2, 3, 1), nn.Tanh), threat=agt.LabelPoisoning(1))
-    add("tanh", tanh, "BoxedRuns", lambda c: flips(c, 1, 2))
-    deep = replace(case, model=network((2, 3, 2, 1)), threat=agt.LabelPoisoning(1))
-    add("two hidden layers", deep, "BoxedRuns", lambda c: flips(c, 1, 2))
-    hinge = replace(case, training=run("hinge", momentum=0.5), threat=agt.LabelPoisoning(1))
-    add("hinge", hinge, "BoxedRuns", lambda c: flips(c, 1, 2))
-    removal = replace(case, threat=agt.Removal(2), training=run("bce", batch_size=2, momentum=0.8))
-    add("removal, emptied batches", removal, "CentredRuns", lambda c: removals(c, 2))
-    add(
-        "removal by boxes",
-        replace(removal, model=network((2, 3, 1), nn.Tanh)),
-        "BoxedRuns",
-        lambda c: removals(c, 2),
-    )
-    x, y = data("mse", 6)
-    linear = nn.Sequential(nn.Linear(2, 1)).double()
-    case = Case(linear, x, y, run("mse", learning_rate=0.1), agt.Removal(2))
-    add("least squares", case, "CentredRuns", lambda c: removals(c, 2))
-    x, y = data("bce", 5, width=3)
-    x[:, 1:] = torch.eye(2, dtype=torch.float64)[(x[:, 1] > 0).long()]
-    threat = agt.FeatureLabelPoisoning(1, 0.0, categorical=((1, 2),))
-    case = Case(network((3, 3, 1)), x, y, run("bce"), threat)
-    add("categories", case, "CentredRuns", categories)
-    tanh = replace(case, model=network((3, 3, 1), nn.Tanh))
-    add("categories by boxes", tanh, "BoxedRuns", categories)
-    return found
-
-
-CASES = cases()
 
 
 def flat(state: dict[str, Any], names: Sequence[str]) -> np.ndarray:
@@ -260,111 +123,6 @@ def test_rounding_left_out_is_found(name: str, monkeypatch: pytest.MonkeyPatch) 
     assert not is_sound(case, [case.trained(*each) for each in listed])
 
 
-@pytest.mark.parametrize("momentum", [0.0, 0.5, 0.9])
-@pytest.mark.parametrize("nesterov", [False, True])
-def test_growth_is_that_of_the_worst_error(momentum: float, nesterov: bool) -> None:
-    """Against the norm of the matrix of the whole step, which ends of the spectrum attain."""
-    training = agt.Training(
-        "bce",
-        0.3,
-        epochs=4,
-        momentum=momentum,
-        nesterov=nesterov and momentum > 0,
-        weight_decay=0.01,
-    )
-    rules = training.update_rules(4)
-    lows, highs = (
-        torch.tensor([-0.5, -0.4, -0.2, -0.1]).double(),
-        torch.tensor([3.0, 2.0, 4.0, 1.0]).double(),
-    )
-    norms = ErrorNorm.fitted(lows, highs, rules)
-    generator = torch.Generator().manual_seed(0)
-    for low, high, rule, before, after in zip(lows, highs, rules, norms, norms[1:], strict=False):
-        turn = torch.linalg.qr(torch.randn(3, 3, generator=generator, dtype=torch.float64))[0]
-        values = (
-            torch.tensor([float(low), float(high), 0.3], dtype=torch.float64) + rule.weight_decay
-        )
-        values[0] -= rule.weight_decay
-        hessian = turn @ torch.diag(values) @ turn.T
-        eye = torch.eye(3, dtype=torch.float64)
-        _, b, c = rule.theta_from
-        _, m, k = rule.velocity_from
-        step = torch.cat(
-            [torch.cat([eye + c * hessian, b * eye], 1), torch.cat([k * hessian, m * eye], 1)]
-        )
-        if momentum == 0.0:
-            exact = torch.linalg.matrix_norm(eye + c * hessian, 2)
-        else:
-            exact = torch.linalg.matrix_norm(
-                _root(after, eye) @ step @ torch.linalg.inv(_root(before, eye)), 2
-            )
-        bound = before.growth(low[None], high[None], rule, after)
-        assert float(exact) <= float(bound) <= 1.0001 * float(exact)
-        error = torch.randn(6, generator=generator, dtype=torch.float64)
-        size = (_root(before, eye) @ error).norm()
-        assert error[:3].norm() <= before.per_parameter * size
-        assert error[3:].norm() <= before.of_velocity * size
-        assert size <= before.of_sizes(error[:3].norm(), error[3:].norm())
-
-
-def _root(norm: ErrorNorm, eye: Tensor) -> Tensor:
-    """K with ``|K (e, u)|`` the norm."""
-    zero = 0.0 * eye
-    first = torch.cat([eye, norm.tilt * norm.scale * eye], 1)
-    return torch.cat([first, torch.cat([zero, norm.root * norm.scale * eye], 1)])
-
-
-@pytest.mark.parametrize(
-    "name", ["two flips", "three classes, momentum", "three flips", "least squares"]
-)
-def test_spectra_hold_those_of_autograd(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """At the points of all runs, and at points as far as they may be off."""
-    case, _, _ = CASES[name]
-    checked = []
-    inner = dense.DenseNet.bounds
-
-    def checking(
-        net: Any, state: Any, values: Any, sizes: Any, shares: Any, near: Any, *rest: Any
-    ) -> Any:
-        near = near + 1e-3
-        found = inner(net, state, values, sizes, shares, near, *rest)
-        names = net.step_graph.parameters
-        generator = torch.Generator().manual_seed(len(checked))
-        row = int(torch.randint(len(near), (1,), generator=generator))
-        own = {n: state[n][row] for n in names}
-        sizes_of = [own[n].numel() for n in names]
-        centre = torch.cat([own[n].flatten() for n in names])
-        x, y = values["features"], values["labels"][row]
-        x = x if x.dim() == 2 else x[row]
-        share = shares[row if len(shares) > 1 else 0]
-        phases = values[net.phases][row] if net.phases else None
-
-        def loss(flat: Tensor) -> Tensor:
-            parts = dict(zip(names, flat.split(sizes_of), strict=True))
-            weight, bias = (parts[n].reshape(own[n].shape) for n in net.last)
-            hidden = x
-            if net.first:
-                w, b = (parts[n].reshape(own[n].shape) for n in net.first)
-                hidden = phases * (x @ w.T + b)  # phases as at the point
-            each = get_loss(case.training.loss).value(hidden @ weight.T + bias, y)
-            return (each * share).sum()
-
-        off = torch.randn(len(centre), generator=generator, dtype=torch.float64)
-        for point in (centre, centre + off / off.norm() * 0.999e-3):
-            spectrum = torch.linalg.eigvalsh(torch.autograd.functional.hessian(loss, point))
-            assert float(found[0].least[row]) <= float(spectrum[0]) + 1e-12
-            assert float(spectrum[-1]) <= float(found[0].greatest[row]) + 1e-12
-            slope = torch.autograd.functional.jacobian(loss, point)
-            assert float(slope.norm()) <= float(found[0].size[row])
-        checked.append(float(found[0].greatest[row] / spectrum[-1]))
-        return found
-
-    monkeypatch.setattr(dense.DenseNet, "bounds", checking)
-    case.certify()
-    assert len(checked) > 4
-    assert min(checked) < 6.0  # not far from what there is
-
-
 def test_units_on_their_kink_are_told() -> None:
     """A unit that rounding may switch on moves the run by more than rounding: other bounds take over."""
     case = CASES["two flips"][0]
@@ -375,7 +133,7 @@ def test_units_on_their_kink_are_told() -> None:
     x = case.x.clone()
     x[0] = 0.5
     result = replace(case, model=model, x=x).certify()
-    assert not result.models.single_runs
+    assert not result.models.reached[0].single_runs
     assert any("rounding makes the box of one run" in line for line in result.fallbacks)
 
 
@@ -419,7 +177,7 @@ def test_a_list_that_does_not_fit_is_left_out() -> None:
     assert "22 data sets" in " ".join(listed.notes)
     assert listed.settings["certify"]["selections"] == "listed"
     for options in ({"selections": "joint"}, {"relaxation": "interval"}, {"alpha_steps": 1}):
-        assert not case.certify(**options).models.single_runs
+        assert not case.certify(**options).models.reached[0].single_runs
     exact = listed.reachable
     joint = case.certify(selections="joint").reachable
     for name in exact.trainable:
@@ -434,7 +192,7 @@ def test_a_slow_list_is_given_up_in_time(monkeypatch: pytest.MonkeyPatch) -> Non
     result = case.certify(time_limit=60.0, on_step=lambda r, t, n: steps.append(t))
     assert any("left out" in line for line in result.fallbacks)
     assert result.limit_reached
-    assert not result.models.single_runs
+    assert not result.models.reached[0].single_runs
     assert steps == [1, 2, 3, 4]
 
 

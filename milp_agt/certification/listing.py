@@ -83,7 +83,7 @@ def chosen(
     asked = options.selections == "enumerated"
     programs = plan.relaxation.uses_programs and plan.asked != "auto"
     default = options.selections is None and plan.asked in ("linear", "auto")
-    points = all(bool((box.lower == box.upper).all()) for box in initial.values())
+    points = all(box.is_point for box in initial.values())
     if programs or not (asked or default) or not points or exchanged.precision != FLOAT64:
         return None, Remarks()
     if options.alpha_steps or (asked and not plan.relaxation.walks):

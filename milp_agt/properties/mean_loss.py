@@ -82,7 +82,7 @@ def mean_loss(
     bounds = models.bound(question.on_outputs)
     nominal = question.nominal([models.at_nominal(question.on_outputs)])
     answer = summarise(question.evaluate([bounds]), nominal, question.index, groups)
-    if models.single_runs:
+    if models.reached[0].single_runs:
         return answer  # the mean of one model is that of its points
     names = list(answer.groups)
     parts = np.array([np.ones(len(question.index), dtype=bool), *(groups == n for n in names)])

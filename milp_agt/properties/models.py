@@ -67,10 +67,10 @@ class OutputForms:
 class Reached:
     """Boxes of parameters, one for each case, and the steps that led to them.
 
-    ``window`` may be empty (a loaded result): then only the boxes count. ``outer`` is one box,
-    (1, *shape), that is known to hold all of them, too. ``past`` is what the steps before the window
-    have proved. ``forward`` is the set as a hybrid zonotope, where the run was bounded by one. With
-    ``single_runs`` each case is one data set, and its box one run with its rounding.
+    ``window`` may be empty (a loaded result): then only the boxes count. ``outer`` is one box, (1, *shape),
+    that holds all of them, too. ``past`` is what the steps before the window have proved. ``forward`` is the
+    set as a hybrid zonotope, where the run was bounded by one. Of ``single_runs`` case c is choice c of a
+    listed threat: one run with its rounding.
     """
 
     state: State
@@ -100,9 +100,8 @@ class Reached:
 class ReachableModels:
     """All that is known of the reachable models: every one lies in a case of ``reached``.
 
-    ``program`` holds every run through its window; None where the run was not bounded by programs.
-    ``rows`` is the most rows of a walk that memory has room for; None for no limit. ``watch`` is told how
-    a question gets on. ``box`` holds the parameters in all cases, where it is known.
+    ``program`` holds every run through its window; None without programs. ``rows`` is the most rows of a walk
+    that memory has room for. ``watch`` is told how a question gets on. ``box`` holds the parameters.
     """
 
     step_graph: StepGraph
@@ -113,11 +112,6 @@ class ReachableModels:
     rows: int | None = None
     watch: Watch | None = None
     box: State | None = None
-
-    @property
-    def single_runs(self) -> bool:
-        """Whether each case is one model, up to rounding: what holds in every case is exact."""
-        return self.reached[0].single_runs
 
     @property
     def poison(self) -> Poison:
@@ -133,7 +127,7 @@ class ReachableModels:
         return self.step_graph.graph.needed_for([self.step_graph.output])
 
     def parameter_rows(self, reached: Reached) -> Tensor:
-        """Flat coefficients of the lower ends of all trainable parameters, then of the upper ones."""
+        """Flat coefficients of the lower ends of all parameters, then of the upper ones."""
         total = sum(reached.state[name].lower[0].numel() for name in self.step_graph.parameters)
         rows = torch.eye(total, dtype=torch.float64, device=self.poison.features.device)
         return torch.cat([rows, -rows])
@@ -207,8 +201,7 @@ class ReachableModels:
         """Positions of points whose forms are bounded at once: few where they have many coefficients."""
         numbers = 2 * forms.coefficients[0, :, 0].numel() * self.step_graph.parameter_count
         size = max(1, min(POINTS_AT_ONCE, NUMBERS_AT_ONCE // max(1, numbers)))
-        parts: Sequence[Tensor] = torch.arange(len(forms), device=forms.constant.device).split(size)
-        return parts
+        return list(torch.arange(len(forms), device=forms.constant.device).split(size))
 
     def rows_at_once(self, window: Sequence[LinearizedStep]) -> int:
         """Rows that share a walk through a window: as many as are fast and fit into memory."""
@@ -220,8 +213,7 @@ class ReachableModels:
         return OutputObjectives(self.forward, forms.inputs, forms.coefficients, forms.constant)
 
     def sample_influences(self, forms: OutputForms) -> tuple[Tensor, Tensor] | None:
-        """Lower bounds that know who is poisoned: ``form >= base - sum_{i in S} dev_i`` for every set S
-        of samples that the adversary may choose.
+        """Lower bounds that know who is poisoned: ``form >= base - sum_{i in S} dev_i`` for all sets S.
 
         Returns:
             ``base`` (n, forms) and ``dev`` (n, forms, N); None where selections are bounded one by one, are
@@ -321,7 +313,7 @@ class ReachableModels:
         )
 
     def bound_parameters(self, coefficients: Mapping[str, Tensor]) -> Interval:
-        """Bounds of linear forms of the parameters, (cases, rows); coefficients (rows, *shape) each."""
+        """Bounds of forms of the parameters, (cases, rows); coefficients (rows, *shape) each."""
         rows = len(next(iter(coefficients.values())))
         pieces = [
             [
@@ -369,8 +361,8 @@ class ReachableModels:
         """Bounds for one group of cases, (cases, n, forms)."""
         algebra = reached.adversary.algebra
         boxed = self._by_intervals(reached.boxes, forms)
-        if reached.single_runs and bool((forms.inputs.lower == forms.inputs.upper).all()):
-            return boxed  # of points: as narrow as rounding
+        if reached.single_runs and forms.inputs.is_point:
+            return boxed
         coefficients, constant = forms.coefficients, forms.constant
         both = torch.cat([coefficients, -coefficients], 1).transpose(0, 1)
         own = forms_of_outputs(

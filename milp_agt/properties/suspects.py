@@ -120,7 +120,7 @@ def suspects(models: ReachableModels, count: int, origin: Origin | None = None) 
         raise InvalidInputError(
             "suspects() counts the samples that it names", f"{count!r}", "give a whole number >= 0"
         )
-    if not models.single_runs and not all(r.keeps_forms for r in models.reached):
+    if not all(r.keeps_forms or r.single_runs for r in models.reached):
         raise InvalidInputError(
             "Which samples carry the bound was asked",
             "a result that keeps no linear forms (loaded from a file, or relaxation 'interval')",
@@ -143,7 +143,7 @@ def _suspect(position: int, width: float, mean: float, origin: Origin | None) ->
 def _splits(models: ReachableModels) -> bool:
     """Whether the width can be told apart by cause."""
     enumerated = isinstance(models.reached[0].adversary, Enumerated)
-    if models.single_runs or any(reached.forward is not None for reached in models.reached):
+    if any(reached.single_runs or reached.forward is not None for reached in models.reached):
         return False
     return models.poison.whole is None and (models.poison.label_quota is None or enumerated)
 
