@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from time import monotonic
 from typing import Any
 
 import torch
@@ -98,6 +98,7 @@ def certify(
         SolverUnavailableError: see the message.
         SoundnessError, EncodingError: a bug; the run is stopped rather than certified.
     """
+    begun = monotonic()
     model, given, training, threat, recorded = of_recording(model, data, training, threat)
     arrays, threat, origin = inputs.located(given, threat)
     inputs.check_run(model, arrays, training, threat)
@@ -166,17 +167,14 @@ def certify(
             plan=listing.with_listing(plan, listed),
             claim=threat.describe(),
             options=options,
+            begun=begun,
             remarks=remarks,
             origin=origin,
             caution=fitted_on_poison(threat, origin),
         )
-    began = time.monotonic()
 
     def bounded() -> BoundedRun:
-        """The run without a list: its time is what is left."""
-        limit, gave_up = options.time_limit, listed_run and listed_run.gave_up
-        if gave_up and limit is not None:
-            limit = max(0.0, limit - (time.monotonic() - began))
+        """The run without a list."""
         run = BoundedRun(
             step_graph=step_graph.to(target),
             head=head.to(target),
@@ -187,15 +185,16 @@ def certify(
             solvers=solvers,
             initial=start,
             claim=threat.describe(),
-            options=options.changed({"time_limit": limit}),
+            options=options,
+            begun=begun,
             origin=origin,
             caution=fitted_on_poison(threat, origin),
             restriction=restriction,
             recorder=recorder or NullRecorder(),
             witnesses=Witnesses(unrolled, restriction, start) if unrolled and solvers else None,
         )
-        if listed_run and gave_up:
-            run.notes.fall_back(gave_up, limit=listed_run.out_of_time)
+        if listed_run and listed_run.gave_up:
+            run.notes.fall_back(listed_run.gave_up, limit=listed_run.out_of_time)
         return run
 
     run = listed_run or bounded()

@@ -151,6 +151,7 @@ class ListedRun:
         plan: Plan,
         claim: str,
         options: CertifyOptions,
+        begun: float,
         remarks: Remarks,
         origin: Origin | None = None,
         caution: str = "",
@@ -175,7 +176,7 @@ class ListedRun:
         self.gave_up: str | None = None
         self.out_of_time = False
         limit = options.time_limit
-        self.deadline = None if limit is None else time.monotonic() + limit
+        self.deadline = None if limit is None else begun + limit
         self.box = start
 
     def advance(self, batch: Tensor) -> None:

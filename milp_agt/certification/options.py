@@ -115,7 +115,8 @@ class CertifyOptions(Table):
         default=None,
         description="Time for the whole run: a level ends where its next step is predicted not to fit "
         "beside what cheaper levels need for the steps that are left, programs before linear forms, and "
-        "intervals go on to the end; no limit unless given.",
+        "intervals go on to the end. Preparation counts, and so do the properties of a run file: once the "
+        "time is over, these are answered from boxes. No limit unless given.",
     )
 
     precision: str | None = Field(

@@ -25,6 +25,7 @@ from milp_agt.bounds.passes import in_passes
 from milp_agt.bounds.program import FinalWindow, OutputObjectives
 from milp_agt.bounds.step import NodeOrder, State, union
 from milp_agt.bounds.zonotope import ZonotopePass
+from milp_agt.core.deadline import Deadline
 from milp_agt.core.graph import Node, evaluate
 from milp_agt.core.interval import CLEAN, Interval
 from milp_agt.core.rounding import TINY, gamma
@@ -33,10 +34,8 @@ from milp_agt.threats.poison import Poison
 from milp_agt.training.tracing import FEATURES, StepGraph
 
 # Test points, forms of the parameters, and numbers of all their coefficients that share one pass.
-POINTS_AT_ONCE = 64
-ROWS_AT_ONCE = 256
+POINTS_AT_ONCE, ROWS_AT_ONCE = 64, 256
 NUMBERS_AT_ONCE = 2**23
-
 Watch = Callable[[int, int], None]  # told how many test points of how many are bounded
 
 
@@ -112,6 +111,7 @@ class ReachableModels:
     rows: int | None = None
     watch: Watch | None = None
     box: State | None = None
+    deadline: Deadline | None = None  # questions after it are answered from boxes
 
     @property
     def poison(self) -> Poison:
