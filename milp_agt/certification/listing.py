@@ -50,8 +50,9 @@ LISTING_TIME = 60.0
 MOST_CHOICES = 2e7
 # Copies of the states of all runs alive at once.
 LIVE_STATES = 4
-# A box of one run that is wider than this share of its largest parameter is lost to rounding.
-LOST = 1e-5
+# Runs whose rounding gets larger than this are bounded again with more care; the list is given up if the box of
+# one stays wider than LOST, beside its largest parameter or 1.
+CAREFUL, LOST = 1e-6, 1e-3
 
 
 @dataclass(frozen=True)
@@ -191,7 +192,7 @@ class ListedRun:
         self.runs = self.runs.advanced(step)
         last = step.index + 1 == self.plan.steps
         if last:
-            self.runs = refitted(self.runs, self.steps, LOST)
+            self.runs = refitted(self.runs, self.steps, CAREFUL)
         self.box = hull(self.runs)
         self._advance_nominal(step)
         widths = [self.box[n].width.flatten() for n in self.listing.plain.parameters]
@@ -212,7 +213,7 @@ class ListedRun:
 
     def _judge(self, last: bool) -> None:
         """Give up where rounding has got too large, or time too short; say what was done at the end."""
-        rounding = max(_widest(self.runs.boxes(part)) for part in self.runs.parts)
+        rounding = max(_widest(reached.state) for reached in self._reached) if last else 0.0
         if last and not rounding <= LOST:
             self.gave_up = (
                 f"the data sets were listed, but rounding makes the box of one run {rounding:.2g} wide: "
@@ -234,6 +235,10 @@ class ListedRun:
                 f"step {len(self.records)}: time limit, the list of data sets is left out: about "
                 f"{needed:.3g} s for the steps to come"
             )
+
+    @property
+    def _reached(self) -> ListedReached:
+        return ListedReached(self.runs, self.listing.plain.parameters)
 
     def _advance_nominal(self, step: Step) -> None:
         data, graph = step.poison, self.listing.plain
@@ -285,7 +290,7 @@ class ListedRun:
         return Result.of(
             step_graph=graph,
             schedule=self.schedule,
-            reached=ListedReached(self.runs, graph.parameters),
+            reached=self._reached,
             box={name: self.box[name] for name in graph.parameters},
             rows=self.plan.rows,
             nominal=self.nominal,

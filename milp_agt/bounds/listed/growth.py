@@ -19,8 +19,8 @@ from milp_agt.training.training import UpdateRule
 
 # Covers what rounding does to a norm of a map of the plane, and to a radius in a step.
 ROUNDED = 1.0 + 1e-6
-_TILTS = torch.linspace(-3.0, 3.0, 21, dtype=torch.float64)
-_ROOTS = torch.logspace(-0.5, 1.5, 21, dtype=torch.float64)
+_TILTS = torch.linspace(-3.0, 3.0, 17, dtype=torch.float64)
+_ROOTS = torch.logspace(-0.5, 1.5, 17, dtype=torch.float64)
 
 
 @dataclass(frozen=True)
