@@ -50,8 +50,8 @@ LISTING_TIME = 60.0
 MOST_CHOICES = 2e7
 # Copies of the states of all runs alive at once.
 LIVE_STATES = 4
-# Runs whose rounding gets larger than this are bounded again with more care; the list is given up if the box of
-# one stays wider than LOST, beside its largest parameter or 1.
+# Runs whose rounding gets larger than CAREFUL are bounded again with more care. The list is given up if the
+# box of one stays wider than LOST, beside its largest parameter or 1.
 CAREFUL, LOST = 1e-6, 1e-3
 
 
