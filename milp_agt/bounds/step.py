@@ -175,11 +175,26 @@ def step_at_points(
     leaves[SELECTION] = absent.unsqueeze(-1)
     values = schedule.values(leaves)
     left = None if present is None else present.sum(-1)
+    return updated_points(step_graph, state, values, update, labels.shape[-2], left)
+
+
+def updated_points(
+    step_graph: StepGraph,
+    state: Mapping[str, Tensor],
+    values: Mapping[str, Tensor],
+    update: UpdateRule,
+    size: int,
+    left: Tensor | None = None,
+) -> dict[str, Tensor]:
+    """The optimiser's part of a step from the ``values`` of its nodes, over a batch of ``size`` samples.
+
+    ``left``, (attacks,): how many samples the sums of each attack are over, where not over all.
+    """
     new: dict[str, Tensor] = {}
     for name in step_graph.parameters:
         total = values[step_graph.gradients[name]]
         if left is None:
-            gradient = total / labels.shape[-2]
+            gradient = total / size
         else:
             gradient = total / left.clamp(min=1.0).reshape(-1, *[1] * (total.dim() - 1))
         if update.l1:
