@@ -66,6 +66,11 @@ class BinaryCrossEntropy(LossFunction):
             own, size = own * (1.0 + self.positive_weight), size * (2.0 + self.positive_weight)
         return own + size * precision.gamma(6) + precision.tiny
 
+    def curvature(self, gradient: Tensor, labels: Tensor, off: Tensor) -> Tensor:
+        """``p (1 - p)``, at most 1/4."""
+        probability = gradient + labels
+        return ((probability * (1.0 - probability)).squeeze(-1) + off).clamp(max=0.25)
+
     def value(self, prediction: Tensor, labels: Tensor) -> Tensor:
         # As softplus of the negative margin: nothing cancels for large logits.
         return softplus((1.0 - 2.0 * labels) * prediction).squeeze(-1)

@@ -138,6 +138,12 @@ class CrossEntropy(LossFunction):
             return own + size * precision.gamma(16 + 2 * classes) + precision.tiny
         return own + size * precision.gamma(6) + precision.tiny
 
+    def curvature(self, gradient: Tensor, labels: Tensor, off: Tensor) -> Tensor:
+        """``diag(p) - p p'``: by its rows at most ``2 max_k p_k (1 - p_k)``, which is at most 1/2."""
+        probability = gradient + labels
+        each = (probability * (1.0 - probability)).amax(-1)
+        return (2.0 * (each + off)).clamp(max=0.5)
+
     def value(self, prediction: Tensor, labels: Tensor) -> Tensor:
         return -(labels * torch.log_softmax(prediction, -1)).sum(-1)
 

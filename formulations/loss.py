@@ -91,6 +91,14 @@ class LossFunction(ABC):
             "certify the run in float64",
         )
 
+    def curvature(self, gradient: Tensor, labels: Tensor, off: Tensor) -> Tensor | None:
+        """Bound of the norm of ``d^2 loss_i / d f_i^2``, (...), wherever the gradient is near a given one.
+
+        Near: within ``off``, (...), of ``gradient``, (..., outputs), in the norm; all outputs where ``off``
+        is infinite. None for a loss without such a bound, or with kinks.
+        """
+        return None
+
     @abstractmethod
     def value(self, prediction: Tensor, labels: Tensor) -> Tensor:
         """Loss of each sample, (..., n), from outputs (..., n, outputs) and encoded labels."""

@@ -406,9 +406,9 @@ GROUP = '\n[[training.group]]\nnames = ["*.bias"]\n'
         ("positive_weight = 2.0", "options of the loss (positive_weight)"),
         (
             f"{GROUP}learning_rate = 2.0",
-            "groups of parameters that differ in more than in having no decay",
+            "groups of parameters with more of their own than no decay",
         ),
-        (f"momentum = 0.5\n{GROUP}momentum = 0.0", "groups of parameters that differ in more"),
+        (f"momentum = 0.5\n{GROUP}momentum = 0.0", "groups of parameters with more"),
     ],
 )
 def test_options_without_rules_are_not_covered(

@@ -368,3 +368,17 @@ def test_groups_that_fit_no_parameters() -> None:
             Group(**options)
     with pytest.raises(InvalidInputError, match="momentum = 0 of a"):
         agt.Training("mse", groups=[Group(["a"], nesterov=True)])
+
+
+@pytest.mark.parametrize("name", ["total norm", "a norm that is reached now and then"])
+def test_listed_runs_clip_as_well(name: str) -> None:
+    """Few enough flipped labels are listed, each a run of its own."""
+    case = CASES[name]
+    result = case.certify(agt.LabelPoisoning(1))
+    models = []
+    for row in range(len(case.data[0])):
+        labels = case.data[1].clone()
+        labels[row] = 1 - labels[row]
+        models.append(case.train(case.data[0], labels)[0])
+    assert not escapes(result, models)
+    assert escapes(result, models, 0.9)

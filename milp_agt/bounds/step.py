@@ -14,7 +14,6 @@ from milp_agt.core.graph import Node, evaluate
 from milp_agt.core.interval import Interval
 from milp_agt.core.rounding import FLOAT64, Precision
 from milp_agt.formulations.bilinear import Einsum
-from milp_agt.formulations.loss import LossFunction
 from milp_agt.formulations.sum_samples import SumSamples
 from milp_agt.threats.poison import Poison
 from milp_agt.training.tracing import FEATURES, LABELS, SELECTION, StepGraph
@@ -55,18 +54,18 @@ class Step:
     divisor: float | None = None
 
     @staticmethod
-    def on(
-        loss: LossFunction,
+    def of_run(
+        step_graph: StepGraph,
         poison: Poison,
         index: int,
-        samples: Tensor,
+        batch: Tensor,
         update: UpdateRule,
         has_velocity: bool,
     ) -> Step:
-        """The step on some samples of a whole data set, of which ``poison`` says all moves."""
-        weight = loss.divisor(poison.labels[samples])
+        """A step of a run over the batch of these samples of the whole data set."""
+        weight = step_graph.loss.divisor(poison.labels[batch])
         divisor = None if weight is None else float(weight)
-        return Step(index, samples, poison.take(samples), update, has_velocity, divisor)
+        return Step(index, batch, poison.take(batch), update, has_velocity, divisor)
 
     @property
     def size(self) -> int:
@@ -212,16 +211,34 @@ def step_at_points(
     values = schedule.values(leaves)
     left = None if present is None else present.sum(-1)
     weight = step_graph.loss.divisor(labels)
+    size = labels.shape[-2] if weight is None else weight
+    return updated_points(step_graph, state, values, update, size, left)
+
+
+def updated_points(
+    step_graph: StepGraph,
+    state: Mapping[str, Tensor],
+    values: Mapping[str, Tensor],
+    update: UpdateRule,
+    size: int | Tensor,
+    left: Tensor | None = None,
+) -> dict[str, Tensor]:
+    """The optimiser's part of a step from the ``values`` of its nodes, over a batch.
+
+    ``size`` divides the sums over the batch: how many samples it has, or one number for each run, (runs,).
+    ``left``, (attacks,): how many samples the sums of each attack are over, where not over all.
+    """
     new: dict[str, Tensor] = {}
     means = {}
     for name in step_graph.parameters:
         total = values[step_graph.gradients[name]]
         if left is None:
-            means[name] = total / labels.shape[-2] if weight is None else _over(total, weight)
+            means[name] = total / size if isinstance(size, int) else _over(total, size)
         else:
             means[name] = total / left.clamp(min=1.0).reshape(-1, *[1] * (total.dim() - 1))
     if update.clip_total is not None:
-        means = clipped_total(means, update.clip_total, labels.dim() - 2)
+        lead = total.dim() - len(step_graph.graph[name].shape)
+        means = clipped_total(means, update.clip_total, lead)
     for name, gradient in means.items():
         if update.l1:
             gradient = gradient + update.l1 * torch.sign(state[name])

@@ -97,11 +97,11 @@ def missing(run: LoadedRun, result: Result) -> list[str]:
         f"options of the loss ({', '.join(graph.loss.options)})": bool(graph.loss.options),
         "clipping of the total norm": run.training.clips_total,
         "momentum, decay or groups that change from step to step": _changes(run),
-        "a rate, momentum or decay that is negative": _is_negative(run),
-        "groups of parameters that differ in more than in having no decay": undecayed(
+        "groups of parameters with more of their own than no decay": undecayed(
             run, graph.parameters
         )
         is None,
+        "a rate, momentum or decay that is negative": _is_negative(run),
     }
     found += [what for what, holds in reasons.items() if holds]
     ends = [*result.reachable.lower.values(), *result.reachable.upper.values()]
@@ -110,6 +110,15 @@ def missing(run: LoadedRun, result: Result) -> list[str]:
     if not found and method_of(result, poison) is None:
         found.append(f"relaxation {result.relaxation}")
     return found
+
+
+def undecayed(run: LoadedRun, names: Sequence[str]) -> list[str] | None:
+    """Parameters that decay leaves alone; None where some differ from the others in more than that."""
+    rule = run.training.update_rules(run.steps)[0]
+    plain = replace(rule, groups=())
+    apart = [name for name in names if replace(rule.of(name), groups=()) != plain]
+    alike = all(rule.of(name) == replace(plain, weight_decay=0.0) for name in apart)
+    return sorted(apart) if alike else None
 
 
 def _changes(run: LoadedRun) -> bool:
@@ -133,16 +142,3 @@ def _changes(run: LoadedRun) -> bool:
 def _is_negative(run: LoadedRun) -> bool:
     rules = run.training.update_rules(run.steps)
     return any(min(r.rate, r.momentum, r.weight_decay, r.l1) < 0 for r in rules)
-
-
-def undecayed(run: LoadedRun, parameters: Sequence[str]) -> list[str] | None:
-    """Parameters without weight decay, if groups differ in nothing else; None if they do."""
-    found: set[str] = set()
-    for rule in run.training.update_rules(run.steps):
-        plain = replace(rule, groups=())
-        own = {name: rule.of(name) for name in parameters}
-        bare = {n for n, r in own.items() if replace(r, groups=()) != plain}
-        if any(replace(own[n], groups=()) != replace(plain, weight_decay=0.0) for n in bare):
-            return None
-        found |= bare
-    return sorted(found)

@@ -84,9 +84,10 @@ def settings(training: Training, plan: Plan, precision: Precision) -> dict[str, 
         trained["batches"] = f"{plan.steps} recorded"
     chosen = plan.selections
     told = {
-        "joint": True,
-        "enumerated": chosen.groups > 0,
-        "charged": chosen.charged,
+        "listed": chosen.data_sets > 0,
+        "joint": chosen.data_sets == 0,
+        "enumerated": chosen.groups > 0 and chosen.data_sets == 0,
+        "charged": chosen.charged and chosen.data_sets == 0,
     }
     return {
         "training": {name: _plain(value) for name, value in trained.items() if value is not None},
