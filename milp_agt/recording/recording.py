@@ -221,8 +221,9 @@ def record(
             ...  # the loop, unchanged
         result = agt.certify(run, threat)
 
-    Written down are the initial parameters, the samples of every batch, and learning rate, momentum,
-    weight decay and nesterov of every step as the optimiser has them. Every backward pass is held
+    Written down are the initial parameters, the samples of every batch, the loss with its class weights and
+    label smoothing, the norm of ``clip_grad_norm_``, and learning rate, momentum, dampening, weight decay and
+    nesterov of every step and group as the optimiser has them. Every backward pass is held
     against that of the model alone (its operations one by one, and its gradients), every step against
     the formula of SGD, and every parameter against what the step before left. Whatever differs is named,
     with the step, in a warning and by ``agt.certify``, which refuses the run.
@@ -234,9 +235,10 @@ def record(
             function of your own that calls one.
         loader: the DataLoader (its order, workers and ``drop_last`` are recorded as they come), or the
             arrays ``(X, y)`` that the loop takes its batches from.
-        values_only_logged: True says that where the loop compares numbers that come from the training,
-            nothing depends on it but what is printed or saved. It stands in the claim. By default such
-            a comparison is refused: it may be an early stop.
+        values_only_logged: True says that where the loop compares numbers that come from the training, or
+            takes them out of torch (numpy, ``tolist()``, ``float()``), nothing depends on it but what is
+            printed or saved. It stands in the claim. By default such a thing is refused: it may be an
+            early stop. Reading and formatting ``loss.item()`` is always fine.
 
     Raises:
         UnsupportedOperationError: an optimiser, a loss, a layer or a hook without a rule.
