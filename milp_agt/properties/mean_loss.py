@@ -28,6 +28,7 @@ class MeanLoss:
     index: Tensor
     loss: LossFunction
     on_outputs: OutputForms
+    encoded: Tensor  # labels of the points, (n, width)
 
     @staticmethod
     def of(models: ReachableModels, features: Tensor, labels: Tensor) -> MeanLoss:
@@ -36,7 +37,8 @@ class MeanLoss:
         coefficients, constant = loss.forms(labels.cpu(), models.step_graph.outputs)
         inputs = Interval.point(features.unsqueeze(0))
         forms = OutputForms(inputs, coefficients.to(features), constant.to(features))
-        return MeanLoss(torch.arange(len(features), device=features.device), loss, forms)
+        index = torch.arange(len(features), device=features.device)
+        return MeanLoss(index, loss, forms, labels)
 
     @property
     def forms(self) -> tuple[OutputForms, ...]:
@@ -82,6 +84,7 @@ def mean_loss(
     bounds = models.bound(question.on_outputs)
     nominal = question.nominal([models.at_nominal(question.on_outputs)])
     answer = summarise(question.evaluate([bounds]), nominal, question.index, groups)
+    answer = replace(answer, points=replace(answer.points, judged=False))
     names = list(answer.groups)
     parts = np.array([np.ones(len(question.index), dtype=bool), *(groups == n for n in names)])
     lower, upper = _together(models, question, bounds, torch.from_numpy(parts).to(bounds.lower))
