@@ -96,7 +96,9 @@ class Runs:
             )
         whole = self.data.rows(torch.tensor([index])).unpacked(self.unrolled)
         kept = whole.there[0][0] > 0 if whole.there else slice(None)
-        return whole.features[0][0][kept].cpu().numpy(), self.unrolled.decoded(whole.labels[0][0][kept])
+        return whole.features[0][0][kept].cpu().numpy(), self.unrolled.decoded(
+            whole.labels[0][0][kept]
+        )
 
     def describe(self, index: int) -> PoisonedRun:
         """Everything about one run."""
@@ -258,9 +260,7 @@ class Attacker:
         starts = [data for data in (found, proposed) if data is not None]
         best = hunt.run(Packed.cat(starts) if starts else None)
         runs = self.trained_again(best.data.rows(best.first_of_each_run()), hunt.chunk)
-        nominal = self.trained_again(
-            Packed.of(self.unrolled.nominal(1), self.unrolled), hunt.chunk
-        )
+        nominal = self.trained_again(Packed.of(self.unrolled.nominal(1), self.unrolled), hunt.chunk)
         parts = torch.arange(len(runs)).split(hunt.chunk)
         values = torch.cat([goal.values(runs.part(part)) for part in parts])
         as_given = goal.values(nominal.models)

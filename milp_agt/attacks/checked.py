@@ -79,7 +79,7 @@ def _wrong_moves(own: Poison, in_x: Tensor, x: Tensor, in_y: Tensor, y: Tensor) 
 
 
 def tightened(unrolled: Unrolled, data: Poisoning, dtype: torch.dtype) -> Poisoning | None:
-    """The data of one run, moved inwards by rounding until they are admissible exactly, as numbers of ``dtype``.
+    """The data of one run in ``dtype``, moved inwards by rounding until they are admissible exactly.
 
     None where that does not help.
     """

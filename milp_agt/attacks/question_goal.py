@@ -97,7 +97,7 @@ class QuestionGoal:
 
 
 def _smooth(harm: Tensor, sharpness: Tensor | float) -> Tensor:
-    """Mean of smooth steps of the harm, (attacks,): attacks of one share differ in how near they are to more."""
+    """Mean of smooth steps of the harm, (attacks,): tells attacks of one share apart."""
     finite = torch.where(torch.isfinite(harm), harm, 0.0)
     size = finite.detach().abs().mean(-1, keepdim=True) + 1e-300
     return torch.sigmoid(finite / (size * sharpness)).mean(-1)

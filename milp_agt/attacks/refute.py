@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from milp_agt.attacks.attacker import Attacker, Runs
 from milp_agt.attacks.changes import in_words
@@ -20,7 +22,7 @@ from milp_agt.attacks.search import Aim, Hunt, Search
 from milp_agt.attacks.unrolled import Poisoning
 from milp_agt.core.interval import CLEAN
 from milp_agt.core.rounding import FLOAT64, Precision
-from milp_agt.errors import InvalidInputError
+from milp_agt.errors import InvalidInputError, SoundnessError
 from milp_agt.properties.answer import Answer
 from milp_agt.properties.decisions import Decisions
 from milp_agt.properties.mean_loss import MeanLoss
@@ -86,33 +88,51 @@ class Refuter:
         goal = QuestionGoal(question)
         near = np.flatnonzero(open_ & (points.score_nominal > 0))
         near = near[np.argsort(points.score_nominal[near], kind="stable")][: self.most]
-        aims = torch.from_numpy(np.sort(np.append(near, len(points))))
-        runs = self._hunt(goal, aims)
+        # Where all open points are wrong on the data as given, there is nothing left to attack.
+        runs = self._hunt(goal, np.sort(np.append(near, len(points))) if len(near) else near)
         margins = self._margins(goal, runs)
-        reached = margins.amin(0)
-        _check_inside(points.score_lower, reached)
+        _check_inside(points.score_lower, margins.amin(0))
         slack = self._slack(question, runs)
-        chosen, of_point, exact = self._witnesses(goal, runs, margins, slack, known)
-        reached = torch.where(of_point >= 0, exact, reached)
-        wrong = (margins < -slack).to(torch.float64).mean(1)
-        worst = float(wrong.max()) if question.counts_harm else float(1.0 - wrong.max())
+        check = _Checks(self, goal, runs, slack, points.score_lower)
+        chosen, of_point, exact = _cover(check, margins < -slack)
+        worst = check.worst((margins < -slack).sum(1))
+        share = None
+        if worst is not None:
+            unsafe = float((worst.margins < -slack).double().mean())
+            share = unsafe if question.counts_harm else 1.0 - unsafe
         return Decisions(
             lower=points.score_lower,
             upper=points.score_upper,
-            reached=reached.cpu().numpy(),
+            reached=torch.where(of_point >= 0, exact, margins.amin(0)).cpu().numpy(),
             witness=of_point.cpu().numpy(),
             witnesses=tuple(chosen),
-            mean=worst,
+            mean=share,
+            shown=None if worst is None else worst.witness,
         )
 
-    def worst_loss(self, question: MeanLoss, known: Answer) -> float | None:
-        """The largest mean loss that attacks reach, confirmed in plain torch."""
+    def worst_loss(self, question: MeanLoss, known: Answer) -> tuple[float, Witness] | None:
+        """The largest mean loss that attacks reach, by data that are admissible exactly."""
+        if known.upper - known.lower <= BEYOND_ROUNDING[self.precision.name] * known.upper:
+            return None
         features = question.on_outputs.inputs.lower[CLEAN]
         goal = MeanLossGoal(question.loss, features, question.encoded)
-        runs = self._hunt(goal, torch.zeros(1, dtype=torch.int64))
+        runs = self._hunt(goal, np.zeros(1, dtype=np.int64))
         values = torch.cat([goal.values(part)[:, 0] for part in self._parts(runs)])
-        worst = float(values[torch.isfinite(values)].max()) if len(values) else known.nominal
-        return max(worst, known.lower)
+        values = torch.where(torch.isfinite(values), values, -torch.inf)
+        for run in values.argsort(descending=True).tolist():
+            found = self.train(runs, run)
+            if found is None:
+                continue
+            data, module, models = found
+            loss = float(goal.values(models)[0, 0])
+            if not known.lower <= loss <= known.upper:
+                raise SoundnessError(
+                    "What an attack reached must lie within the certified bounds of the loss",
+                    f"{loss} in [{known.lower}, {known.upper}]",
+                    "do not use this certificate; please report this run",
+                )
+            return loss, self.witness(data, module, (), ())
+        return None
 
     def replay(self, witness: Witness) -> Mapping[str, Tensor]:
         """The ``state_dict()`` of plain training on the data of a witness, which is checked first."""
@@ -131,12 +151,14 @@ class Refuter:
     def _dtype(self) -> torch.dtype:
         return torch.float64 if self.precision == FLOAT64 else torch.float32
 
-    def _hunt(self, goal: Goal, aims: Tensor) -> Runs:
+    def _hunt(self, goal: Goal, aims: npt.NDArray[np.int64]) -> Runs:
         """The data as given, then the best run for each aim, trained again in plain torch."""
         unrolled = self.attacker.unrolled
         nominal = Packed.of(unrolled.nominal(1), unrolled)
-        aims = aims.to(unrolled.poison.features.device)
-        aim = Aim(aims, torch.ones_like(aims, dtype=torch.float64))
+        if not len(aims):
+            return self.attacker.trained_again(nominal, 1)
+        quantity = torch.from_numpy(aims).to(unrolled.poison.features.device)
+        aim = Aim(quantity, torch.ones_like(quantity, dtype=torch.float64))
         hunt = Hunt(unrolled, goal, aim, self.attacker.search)
         best = hunt.run()
         data = Packed.cat([nominal, best.data.rows(best.first_of_each_run())])
@@ -157,51 +179,29 @@ class Refuter:
         size = torch.nan_to_num(torch.stack(parts).amax(0))
         return BEYOND_ROUNDING[self.precision.name] * (1.0 + size)
 
-    def _witnesses(
-        self, goal: QuestionGoal, runs: Runs, margins: Tensor, slack: Tensor, known: Answer
-    ) -> tuple[list[Witness], Tensor, Tensor]:
-        """Few runs that refute all the points that any refutes; which refutes each point, and by what margin.
-
-        The run that refutes most of the points left is checked next.
-        """
+    def train(self, runs: Runs, run: int) -> tuple[Poisoning, nn.Module, ModuleModels] | None:
+        """One run on data that are admissible exactly, batch by batch; None where rounding forbids that."""
         unrolled = self.attacker.unrolled
-        wrong = margins < -slack
-        of_point = torch.full_like(slack, -1, dtype=torch.int64)
-        exact = torch.full_like(slack, torch.inf)
-        found: list[Witness] = []
-        while bool(wrong.any()):
-            run = int(wrong.sum(1).argmax())
-            data = runs.data.rows(torch.tensor([run])).unpacked(unrolled)
-            nearer = tightened(unrolled, data, self._dtype)
-            refuted = torch.zeros_like(wrong[run])
-            if nearer is not None:
-                module = train_plainly(unrolled, nearer, self._dtype)
-                state = stacked(unrolled, module)
-                with torch.no_grad():
-                    values = goal.margins(ModuleModels(unrolled.step_graph, state))[0].detach()
-                _check_inside(known.points.score_lower, values)
-                refuted = (values < -slack) & (of_point < 0)
-                if bool(refuted.any()):
-                    of_point = torch.where(refuted, len(found), of_point)
-                    exact = torch.where(refuted, values, exact)
-                    found.append(self._witness(goal, nearer, refuted, values, module))
-            wrong[run] = False
-            wrong[:, refuted] = False
-        return found, of_point, exact
+        data = runs.data.rows(torch.tensor([run])).unpacked(unrolled)
+        nearer = tightened(unrolled, data, self._dtype)
+        if nearer is None:
+            return None
+        module = train_plainly(unrolled, nearer, self._dtype)
+        return nearer, module, ModuleModels(unrolled.step_graph, stacked(unrolled, module))
 
-    def _witness(
+    def witness(
         self,
-        goal: QuestionGoal,
         data: Poisoning,
-        refuted: Tensor,
-        margins: Tensor,
-        module: torch.nn.Module,
+        module: nn.Module,
+        points: tuple[int, ...],
+        margins: tuple[float, ...],
     ) -> Witness:
-        unrolled, origin = self.attacker.unrolled, self.attacker.origin
-        rows, words = in_words(unrolled, data, origin)
+        """What one run changed, and what came of it."""
+        unrolled = self.attacker.unrolled
+        rows, words = in_words(unrolled, data, self.attacker.origin)
         return Witness(
-            points=tuple(goal.question.index[refuted].tolist()),
-            margins=tuple(margins[refuted].tolist()),
+            points=points,
+            margins=margins,
             poisoned=rows,
             changes=words,
             features=tuple(x[0].cpu().numpy().copy() for x in data.features),
@@ -236,7 +236,7 @@ class Refuter:
             )
         device = unrolled.poison.features.device
 
-        def on_device(array: np.ndarray) -> Tensor:
+        def on_device(array: npt.NDArray[Any]) -> Tensor:
             return torch.as_tensor(np.asarray(array, dtype=np.float64), device=device)[None]
 
         return Poisoning(
@@ -246,7 +246,77 @@ class Refuter:
         )
 
 
-def _check_inside(lower: np.ndarray, margins: Tensor) -> None:
+@dataclass(frozen=True)
+class _Checked:
+    """A run that stood up to every check: its margins at all points, (n,), and its data."""
+
+    margins: Tensor
+    witness: Witness
+
+
+class _Checks:
+    """Trains the runs that matter once more, on data that are admissible exactly; each at most once."""
+
+    def __init__(
+        self,
+        refuter: Refuter,
+        goal: QuestionGoal,
+        runs: Runs,
+        slack: Tensor,
+        lower: npt.NDArray[np.float64],
+    ) -> None:
+        self._refuter, self._goal, self._runs = refuter, goal, runs
+        self.slack, self._lower = slack, lower
+        self._known: dict[int, _Checked | None] = {}
+
+    def of(self, run: int) -> _Checked | None:
+        """A run with its data; None where no data near its own are admissible exactly."""
+        if run not in self._known:
+            self._known[run] = self._checked(run)
+        return self._known[run]
+
+    def _checked(self, run: int) -> _Checked | None:
+        found = self._refuter.train(self._runs, run)
+        if found is None:
+            return None
+        data, module, models = found
+        margins = self._goal.margins(models)[0].detach()
+        _check_inside(self._lower, margins)
+        wrong = margins < -self.slack
+        points = tuple(self._goal.question.index[wrong].tolist())
+        witness = self._refuter.witness(data, module, points, tuple(margins[wrong].tolist()))
+        return _Checked(margins, witness)
+
+    def worst(self, unsafe: Tensor) -> _Checked | None:
+        """The first that stands up, by falling counts of unsafe points, (runs,)."""
+        found = (self.of(run) for run in unsafe.argsort(descending=True, stable=True).tolist())
+        return next((each for each in found if each is not None), None)
+
+
+def _cover(check: _Checks, wrong: Tensor) -> tuple[list[Witness], Tensor, Tensor]:
+    """Few runs that refute all points that any refutes; which refutes each point, and by what margin.
+
+    The run that refutes most of the points left, (runs, n) in ``wrong``, is checked next.
+    """
+    of_point = torch.full_like(check.slack, -1, dtype=torch.int64)
+    exact = torch.full_like(check.slack, torch.inf)
+    found: list[Witness] = []
+    while bool(wrong.any()):
+        run = int(wrong.sum(1).argmax())
+        checked = check.of(run)
+        wrong[run] = False
+        if checked is None:
+            continue
+        refuted = (checked.margins < -check.slack) & (of_point < 0)
+        if bool(refuted.any()):
+            of_point = torch.where(refuted, len(found), of_point)
+            exact = torch.where(refuted, checked.margins, exact)
+            found.append(checked.witness)
+            wrong[:, refuted] = False
+    return found, of_point, exact
+
+
+def _check_inside(lower: npt.NDArray[np.float64], margins: Tensor) -> None:
     """See that margins of trained models are at least what is certified, without any tolerance.
 
     Raises:

@@ -184,9 +184,12 @@ def _certify(arguments: argparse.Namespace) -> int:
         _print_points(verdicts)
     if not arguments.quiet:
         print(f"\nWritten: {', '.join(str(path) for path in written)}")
-    if all(verdict.status != "NOT PROVED" for verdict in verdicts):
+    states = {verdict.status for verdict in verdicts}
+    if not states & {"OPEN", "REFUTED"}:
         return PROVED
-    return LIMIT_REACHED if result.limit_reached else NOT_PROVED
+    # What real training refutes stays refuted, whatever time there is.
+    undecided = "REFUTED" not in states and result.limit_reached
+    return LIMIT_REACHED if undecided else NOT_PROVED
 
 
 def _suspects(result: Result) -> Suspects | None:
@@ -273,20 +276,27 @@ def _print_verdicts(verdicts: Sequence[Verdict]) -> None:
         print("No property was asked for.")
         return
     attacked = any(v.reached is not None for v in verdicts)
+    replayed = any(v.worst is not None for v in verdicts)
     rows = [
         (
             v.name,
             format_number(v.lower),
             format_number(v.nominal),
             format_number(v.upper),
+            *(("-" if v.worst is None else format_number(v.worst),) if replayed else ()),
             v.threshold,
             v.status,
             *(_both_sides(v) if attacked else ()),
         )
         for v in verdicts
     ]
-    headers = ["property", "lower", "nominal", "upper", "threshold", "verdict"]
-    print(format_table([*headers, "attacks reach", "ratio"] if attacked else headers, rows))
+    headers = ["property", "lower", "nominal", "upper", *(["shown"] if replayed else [])]
+    headers += ["threshold", "verdict", *(["attacks reach", "ratio"] if attacked else [])]
+    print(format_table(headers, rows))
+    for verdict in verdicts:
+        if verdict.counts:
+            told = ", ".join(f"{count} {word}" for word, count in verdict.counts.items())
+            print(f"{verdict.name}, by test points: {told}")
 
 
 def _both_sides(verdict: Verdict) -> tuple[str, str]:

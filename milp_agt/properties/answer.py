@@ -68,7 +68,7 @@ class Points:
 
     @property
     def verdict(self) -> npt.NDArray[np.str_] | None:
-        """"PROVED", "REFUTED" or "OPEN" for each point, (n,); None of a loss.
+        """ "PROVED", "REFUTED" or "OPEN" for each point, (n,); None of a loss.
 
         PROVED: the point is safe (right, unchanged, not reached) for every admissible poisoning.
         REFUTED: a real training run on admissible data makes it unsafe by more than rounding;
@@ -102,6 +102,7 @@ class Answer(Bounds):
         points: the table of the test points.
         groups: bounds of the same mean over each subgroup, by name.
         witnesses: the poisoned data that refute points, see ``points.witness``.
+        shown: the poisoned data of the run that shows ``reached``; None without one.
 
     ``reached`` is the worst mean that *one* real run shows. Each point may need poisoned data of its own,
     so that it can stay away from the certified end even where every point is decided.
@@ -110,6 +111,7 @@ class Answer(Bounds):
     points: Points = field(repr=False)
     groups: Mapping[GroupName, Bounds] = field(default_factory=dict)
     witnesses: tuple[Witness, ...] = field(default=(), repr=False)
+    shown: Witness | None = field(default=None, repr=False)
 
 
 def summarise(
@@ -222,7 +224,12 @@ def combined(
     }
     whole = known(_mean(box, nominal), above, below)
     return replace(
-        own, lower=whole.lower, nominal=whole.nominal, upper=whole.upper, points=points, groups=parts
+        own,
+        lower=whole.lower,
+        nominal=whole.nominal,
+        upper=whole.upper,
+        points=points,
+        groups=parts,
     )
 
 

@@ -34,7 +34,8 @@ class Decisions:
         reached: the least margin of a real training run on admissible data, (n,); inf where none was tried.
         witness: which of ``witnesses`` refutes the point, (n,); -1 for none.
         witnesses: the poisoned data.
-        mean: the worst mean over the points that one of these runs shows; None where none was tried.
+        mean: the worst mean over the points that one real run shows; None where none was tried.
+        shown: the data of this run.
     """
 
     lower: Array
@@ -43,6 +44,7 @@ class Decisions:
     witness: npt.NDArray[np.int64]
     witnesses: tuple[Witness, ...] = ()
     mean: float | None = None
+    shown: Witness | None = None
 
     def __post_init__(self) -> None:
         if not (self.reached >= self.lower).all():
@@ -69,8 +71,8 @@ class Decider(Protocol):
         """Decisions about the points of an answer; None where nothing is open."""
         ...
 
-    def worst_loss(self, question: MeanLoss, known: Answer) -> float | None:
-        """The largest mean loss that a real run reaches; None where that says nothing."""
+    def worst_loss(self, question: MeanLoss, known: Answer) -> tuple[float, Witness] | None:
+        """The largest mean loss that a real run reaches, and its data; None where nothing is open."""
         ...
 
     def replay(self, witness: Witness) -> Mapping[str, Tensor]:
@@ -114,15 +116,25 @@ def decided(answer: Answer, decisions: Decisions | None, counts_harm: bool) -> A
     if reached is not None:
         # A margin within rounding of zero counts as safe on this side.
         reached = max(reached, found.lower) if counts_harm else min(reached, found.upper)
-    return replace(found, reached=reached, witnesses=met.witnesses)
+    return replace(found, reached=reached, shown=met.shown, witnesses=met.witnesses)
 
 
-def witness_of(answer: Answer, point: int) -> Witness:
+def witness_of(answer: Answer, point: int | None) -> Witness:
     """The poisoned data that refute a test point, by its position among those that were given.
+
+    Without a point: the data that show ``answer.reached``.
 
     Raises:
         InvalidInputError: a point that was not asked about, or is not refuted.
     """
+    if point is None:
+        if answer.shown is None:
+            raise InvalidInputError(
+                "The witness of a mean over test points",
+                "an answer that nothing was attacked for: no point is open, or refute is 'none'",
+                "ask where answer.reached is a number",
+            )
+        return answer.shown
     asked = f"The witness of test point {point}"
     rows = np.flatnonzero(answer.points.index == point)
     if not len(rows):

@@ -88,9 +88,7 @@ class Questions:
         """
         x, y = self._test_data(features, labels, "collective")
         question = AccuracyQuestion.of(self.models, x, y)
-        return self._decided(
-            question, collective(self.models, question, groups_of(groups, len(x)))
-        )
+        return self._decided(question, collective(self.models, question, groups_of(groups, len(x))))
 
     @own_modes()
     def margins(
@@ -126,9 +124,8 @@ class Questions:
         x, y = self._test_data(features, labels, None)
         question = MeanLoss.of(self.models, x, y)
         answer = mean_loss(self.models, question, groups_of(groups, len(x)))
-        if self.decider is None:
-            return answer
-        return replace(answer, reached=self.decider.worst_loss(question, answer))
+        found = None if self.decider is None else self.decider.worst_loss(question, answer)
+        return answer if found is None else replace(answer, reached=found[0], shown=found[1])
 
     @own_modes()
     def stable(
@@ -261,15 +258,18 @@ class Questions:
         return FunctionalQuestion.of(self.models, coefficients).answer(self.models)
 
     @own_modes()
-    def witness(self, answer: Answer, point: int) -> Witness:
+    def witness(self, answer: Answer, point: int | None = None) -> Witness:
         """The poisoned data that refute a test point of an answer, by its position among the points given.
+
+        Without a point: the data of the run that shows ``answer.reached``.
 
         Raises:
             InvalidInputError: no answer, or a point that is not refuted.
         """
         inputs.of_kind(answer, Answer, "An answer", "give result.accuracy(x, y), say")
-        inputs.of_kind(point, (int, np.integer), "A test point", "give its position")
-        return witness_of(answer, int(point))
+        if point is not None:
+            inputs.of_kind(point, (int, np.integer), "A test point", "give its position")
+        return witness_of(answer, None if point is None else int(point))
 
     @own_modes()
     def replay(self, witness: Witness) -> dict[str, Tensor]:

@@ -87,7 +87,12 @@ class Witness:
         arrays["points"] = np.asarray(self.points, dtype=np.int64)
         arrays["margins"] = np.asarray(self.margins, dtype=np.float64)
         arrays["poisoned"] = np.asarray(self.poisoned, dtype=np.int64)
-        about = {"format": FORMAT, "changes": self.changes, "data": self.data, "threat": self.threat}
+        about = {
+            "format": FORMAT,
+            "changes": self.changes,
+            "data": self.data,
+            "threat": self.threat,
+        }
         arrays["about"] = np.array(json.dumps(about))
         try:
             replace(target, lambda stream: np.savez_compressed(stream, **arrays))
