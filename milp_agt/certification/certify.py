@@ -197,7 +197,10 @@ def certify(
     attacker = Attacker(
         unrolled, attack if isinstance(attack, Search) else Search(), restriction, origin
     )
-    if refutes and attacker.has_moves:
+    if refutes and result.limit_reached and options.time_limit is not None:
+        left = "no attacks on what stays open: the time limit came first"
+        result = replace(result, fallbacks=(*result.fallbacks, left))
+    elif refutes and attacker.has_moves:
         thorough = options.refute == "thorough"
         decider = Refuter.of(attacker, precision, threat.describe(), thorough)
         result = replace(result, decider=decider)

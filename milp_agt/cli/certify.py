@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from milp_agt.runfile.verdicts import Verdict
 
 SHOWN_STEPS = 40
+REPLAYED = ("shown by a run", "points proved/refuted/open")
 CHECKPOINT = "checkpoint"  # folder inside the result folder, while the run is not at its end
 
 
@@ -283,20 +284,22 @@ def _print_verdicts(verdicts: Sequence[Verdict]) -> None:
             format_number(v.lower),
             format_number(v.nominal),
             format_number(v.upper),
-            *(("-" if v.worst is None else format_number(v.worst),) if replayed else ()),
+            *(_one_by_one(v) if replayed else ()),
             v.threshold,
             v.status,
             *(_both_sides(v) if attacked else ()),
         )
         for v in verdicts
     ]
-    headers = ["property", "lower", "nominal", "upper", *(["shown"] if replayed else [])]
+    headers = ["property", "lower", "nominal", "upper", *(REPLAYED if replayed else ())]
     headers += ["threshold", "verdict", *(["attacks reach", "ratio"] if attacked else [])]
     print(format_table(headers, rows))
-    for verdict in verdicts:
-        if verdict.counts:
-            told = ", ".join(f"{count} {word}" for word, count in verdict.counts.items())
-            print(f"{verdict.name}, by test points: {told}")
+
+
+def _one_by_one(verdict: Verdict) -> tuple[str, str]:
+    """The worst value of a real run, and how many points are decided."""
+    shown = "-" if verdict.worst is None else format_number(verdict.worst)
+    return shown, "/".join(map(str, verdict.counts.values())) or "-"
 
 
 def _both_sides(verdict: Verdict) -> tuple[str, str]:

@@ -148,14 +148,17 @@ class ResultFolder:
             old.unlink()
         count = 0
         for verdict, entry in zip(verdicts, properties, strict=True):
-            worst = [] if verdict.shown is None else [verdict.shown]
+            refuted = verdict.status == "REFUTED" and verdict.shown is not None
+            worst = [verdict.shown] if refuted else []
             found: list[dict[str, Any]] = []
             for witness in (*verdict.witnesses, *(w for w in worst if w not in verdict.witnesses)):
-                count += 1
-                path = witness.save(self.folder / f"witness-{count}.npz")
+                name: str | None = None  # the data as given need no file
+                if witness.changes:
+                    count += 1
+                    name = witness.save(self.folder / f"witness-{count}.npz").name
                 found.append(
                     {
-                        "file": path.name,
+                        "file": name,
                         "points": witness.points,
                         "margins": witness.margins,
                         "poisoned": witness.poisoned,
