@@ -26,15 +26,12 @@ def violation(unrolled: Unrolled, data: Poisoning) -> str:
     far against the sets of moves (:func:`milp_agt.threats.admissible.admits`) and the domain.
     """
     poison = unrolled.poison
-    chosen = [torch.zeros(len(unrolled.covers), len(poison.features), dtype=torch.bool)]
-    chosen = [chosen[0].clone() for _ in poison.quotas]
+    nobody = torch.zeros(len(unrolled.covers), len(poison.features), dtype=torch.bool)
+    chosen = [nobody.clone() for _ in poison.quotas]
     for leaf, own in enumerate(unrolled.leaf_poisons):
         x, y = data.features[leaf][0], data.labels[leaf][0]
         in_x = (x != own.features).flatten(1).any(1)
         in_y = (y != own.labels).any(-1)
-        found = _wrong_moves(own, in_x, x, in_y, y)
-        if found:
-            return found
         turned = torch.zeros_like(in_x)
         if data.there:
             turned = data.there[leaf][0] != unrolled.leaf_present[leaf]
@@ -50,7 +47,9 @@ def violation(unrolled: Unrolled, data: Poisoning) -> str:
         count = _most_at_once(unrolled, masks)
         if count > quota.budget:
             return f"{count} samples are changed at once, more than the budget of {quota.budget}"
-    return ""
+    leaves = zip(unrolled.leaf_poisons, data.features, data.labels, strict=True)
+    found = (_wrong_moves(own, x[0], y[0]) for own, x, y in leaves)
+    return next((words for words in found if words), "")
 
 
 def _most_at_once(unrolled: Unrolled, masks: Tensor) -> int:
@@ -62,13 +61,16 @@ def _most_at_once(unrolled: Unrolled, masks: Tensor) -> int:
     return max(int(masks[0][batch.cpu()].sum()) for batch in unrolled.batches)
 
 
-def _wrong_moves(own: Poison, in_x: Tensor, x: Tensor, in_y: Tensor, y: Tensor) -> str:
+def _wrong_moves(own: Poison, x: Tensor, y: Tensor) -> str:
     """A sample whose move is not admitted, in words."""
-    for what, moved, moves, nominal, given in (
-        ("features", in_x, own.feature_moves, own.features.flatten(1), x.flatten(1)),
-        ("label", in_y, own.label_moves, own.labels, y),
+    in_x = (x != own.features).flatten(1).any(1)
+    for what, moves, nominal, given in (
+        ("features", own.feature_moves, own.features.flatten(1), x.flatten(1)),
+        ("label", own.label_moves, own.labels, y),
     ):
-        for sample in moved.nonzero()[:, 0].tolist():
+        if not bool(torch.isfinite(given).all()):
+            return f"a {what} that is not a finite number"
+        for sample in (given != nominal).any(1).nonzero()[:, 0].tolist():
             if moves is None or not admits(moves, sample, nominal[sample], given[sample]):
                 return f"the {what} of sample {sample} moved farther than the threat admits"
     if own.domain is not None:

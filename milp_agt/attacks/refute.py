@@ -103,7 +103,7 @@ class Refuter:
         return Decisions(
             lower=points.score_lower,
             upper=points.score_upper,
-            reached=torch.where(of_point >= 0, exact, margins.amin(0)).cpu().numpy(),
+            reached=torch.minimum(exact, margins.amin(0)).cpu().numpy(),
             witness=of_point.cpu().numpy(),
             witnesses=tuple(chosen),
             mean=share,

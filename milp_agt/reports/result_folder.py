@@ -148,8 +148,8 @@ class ResultFolder:
             old.unlink()
         count = 0
         for verdict, entry in zip(verdicts, properties, strict=True):
-            refuted = verdict.status == "REFUTED" and verdict.shown is not None
-            worst = [verdict.shown] if refuted else []
+            refuted = verdict.status == "REFUTED"
+            worst = [verdict.shown] if refuted and verdict.shown is not None else []
             found: list[dict[str, Any]] = []
             for witness in (*verdict.witnesses, *(w for w in worst if w not in verdict.witnesses)):
                 name: str | None = None  # the data as given need no file

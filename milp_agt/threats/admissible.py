@@ -108,23 +108,28 @@ def _halfspaces(moves: Halfspaces, sample: int, nominal: Tensor, given: Tensor) 
     return below and admits(moves.base, sample, nominal, given)
 
 
-def scalable(moves: MoveSet) -> Tensor:
-    """Mask of the coordinates whose moves may shrink a little and stay admissible, (size,) bool."""
+def fixed(moves: MoveSet, nominal: Tensor, given: Tensor) -> Tensor:
+    """Mask of the coordinates that jump, and may not move by a little, (..., N, size) bool.
+
+    ``given`` (..., N, size) are samples whose nominal values are (N, size).
+    """
+    mask = torch.zeros(given.shape, dtype=torch.bool, device=given.device)
     if isinstance(moves, Product):
-        mask = torch.zeros(moves.size, dtype=torch.bool)
-        for part, own in zip(moves.parts, moves.columns, strict=True):
-            mask[list(own)] = scalable(part)
-        return mask
-    if isinstance(moves, (Sparse, Halfspaces)):
-        return scalable(moves.base)
-    mask = torch.full((moves.size,), not isinstance(moves, (Vertices, BoxOrFill)))
-    if isinstance(moves, (Box, Ball)):
-        mask[list(moves.whole)] = False
+        for part, columns in zip(moves.parts, map(list, moves.columns), strict=True):
+            mask[..., columns] = fixed(part, nominal[..., columns], given[..., columns])
+    elif isinstance(moves, (Sparse, Halfspaces)):
+        mask = fixed(moves.base, nominal, given)
+    elif isinstance(moves, BoxOrFill):
+        mask = fixed(moves.box, nominal, given) | (given == nominal + moves.fill)
+    elif isinstance(moves, (Box, Ball)):
+        mask[..., list(moves.whole)] = True
+    else:
+        mask[:] = True
     return mask
 
 
 def shrunk(moves: MoveSet, nominal: Tensor, given: Tensor, factor: float) -> Tensor:
-    """``given`` (..., size) with its moves times ``factor`` < 1 and one float nearer to ``nominal``, where
-    that stays admissible."""
+    """``given`` (..., N, size) with its moves times ``factor`` < 1 and one float nearer to ``nominal``, but
+    for jumps."""
     nearer = torch.nextafter(nominal + factor * (given - nominal), nominal.expand(given.shape))
-    return torch.where(scalable(moves).to(given.device), nearer, given)
+    return torch.where(fixed(moves, nominal, given), given, nearer)
