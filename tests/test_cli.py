@@ -62,7 +62,9 @@ def write(folder: Path, text: str) -> Path:
 
 
 def certify(run: Path, *options: str) -> int:
-    return main(["certify", str(run), "--out", str(run.parent / "out"), "--no-report", *options])
+    return main(
+        ["certify", str(run), "--out", str(run.parent / "out"), "--no-report", "--force", *options]
+    )
 
 
 def document(run: Path) -> dict[str, Any]:

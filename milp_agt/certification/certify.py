@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from time import monotonic
 from typing import Any
 
 import torch
@@ -98,6 +99,7 @@ def certify(
         SolverUnavailableError: see the message.
         SoundnessError, EncodingError: a bug; the run is stopped rather than certified.
     """
+    begun = monotonic()
     model, given, training, threat, recorded = of_recording(model, data, training, threat)
     arrays, threat, origin = inputs.located(given, threat)
     inputs.check_run(model, arrays, training, threat)
@@ -156,6 +158,7 @@ def certify(
         initial=start,
         claim=threat.describe(),
         options=options,
+        begun=begun,
         origin=origin,
         caution=fitted_on_poison(threat, origin),
         restriction=restriction,

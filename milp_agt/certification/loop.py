@@ -70,6 +70,7 @@ class BoundedRun:
         initial: Mapping[str, Interval],
         claim: str,
         options: CertifyOptions,
+        begun: float | None = None,
         origin: Origin | None = None,
         caution: str = "",
         restriction: Restriction,
@@ -93,8 +94,11 @@ class BoundedRun:
         dropped = Remarks(fallbacks=poison.left_out(plan.relaxation.uses_programs))
         self.notes = Notes.of(remarks + plan.remarks + dropped)
         limit = options.time_limit
-        deadline = None if limit is None else time.monotonic() + limit
-        self.time_limit = TimeLimit(deadline, plan.steps, plan.longest_window)
+        begun = time.monotonic() if begun is None else begun
+        deadline = None if limit is None else begun + limit
+        flat = [chain.name for chain in self.chains if not chain.level.walks]
+        forecast = {c.name: plan.first_walk for c in self.chains if c.level.walks}
+        self.time_limit = TimeLimit(deadline, plan.steps, plan.longest_window, flat, forecast)
         self.bounder = Bounder(
             step_graph,
             self.schedule,

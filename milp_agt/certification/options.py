@@ -114,14 +114,15 @@ class CertifyOptions(Table):
         default=None,
         description="Time for the whole run: a level ends where its next step is predicted not to fit "
         "beside what cheaper levels need for the steps that are left, programs before linear forms, and "
-        "intervals go on to the end; no limit unless given.",
+        "intervals go on to the end. Preparation counts, and so do the properties of a run file: once the "
+        "time is over, these are answered from boxes. No limit unless given.",
     )
 
     refute: Literal["none", "quick", "thorough"] = Field(
         default="quick",
         description="Attacks on the test points (and the loss) that a question leaves open, asked of the "
         "result: `quick` tries some hundred guided runs, fewer where a run is long, `thorough` searches as "
-        "[attack] says, `none` leaves them open. What a trained model gets wrong is REFUTED, with the "
+        "an attack does (by its settings where the run is attacked), `none` leaves them open. What a trained model gets wrong is REFUTED, with the "
         "poisoned data.",
     )
     precision: str | None = Field(

@@ -11,6 +11,7 @@ from milp_agt.bounds.linear.window_bounds import CACHED_ELEMENTS
 from milp_agt.certification.options import CertifyOptions
 from milp_agt.certification.selection_plan import Selections, selections_of
 from milp_agt.certification.sizes import (
+    BASELINE,
     BOUNDED_PER_SECOND,
     FLOAT,
     MULTIPLIED_PER_SECOND,
@@ -28,8 +29,7 @@ from milp_agt.training.training import Batch, Training
 
 # Boxes and temporaries alive at once for an element of a node in interval arithmetic.
 LIVE_BOXES = 12
-# Bytes of Python, torch and their libraries; 1 / LEAST_ROOM of the memory is the least for pieces.
-BASELINE = 288 * 2**20
+# 1 / LEAST_ROOM of the memory is the least for pieces.
 LEAST_ROOM = 8
 # Most rows of a backward pass, and of one for intermediate bounds.
 ROWS_AT_ONCE = 128
@@ -62,7 +62,8 @@ class Plan:
     """The plan of a run: the level, the windows, the pieces, and remarks for the result.
 
     ``past`` is the number of past steps kept for forms that have reached the beginning of their window.
-    ``rows`` of a backward pass fit into memory; ``chunk`` of them share a pass in the run.
+    ``rows`` of a backward pass fit into memory; ``chunk`` of them share a pass in the run. ``first_walk``
+    are the predicted seconds of a backward pass of all entries through one step.
     """
 
     asked: str
@@ -86,6 +87,7 @@ class Plan:
     alpha_every: int
     alpha_memory: int
     single_thread: bool
+    first_walk: float
     remarks: Remarks
 
     @property
@@ -171,6 +173,7 @@ def make_plan(
         line = "slopes are optimised for all selections jointly; charged ones keep default slopes"
         remarks += Remarks(fallbacks=(line,))
     kept = walked * sizes.kept(poison.states) if level.walks else 0
+    kept += told_apart.kept
     data = stored([*poison.tensors, *given])
     room, told = _room(budget, data, kept + (in_cuts if cuts else 0))
     remarks += told
@@ -219,6 +222,7 @@ def make_plan(
         alpha_memory=budget // 2 if alpha_steps else 0,
         single_thread=sizes.walked < THREADED_ELEMENTS
         or (level is Relaxation.INTERVAL and sizes.boxes < THREADED_BOXES),
+        first_walk=2 * sizes.state * sizes.walked / WALKED_PER_SECOND,
         remarks=remarks,
     )
 

@@ -29,6 +29,7 @@ from milp_agt.properties.decisions import Decider
 from milp_agt.properties.models import ReachableModels, Reached, Watch
 from milp_agt.properties.questions import Questions
 from milp_agt.properties.suspects import Suspects, suspects
+from milp_agt.properties.unbounded import UnboundedModels
 from milp_agt.recording import NominalCheck
 from milp_agt.threats.poison import Poison
 from milp_agt.training.precision import in_precision
@@ -350,9 +351,9 @@ def _restore(arrays: Mapping[str, npt.NDArray[Any]], about: Mapping[str, Any]) -
 
 
 def untrained(model: nn.Module, loss: str, feature_shape: tuple[int, ...]) -> Result:
-    """The result before the first step: questions can be asked about the given model."""
+    """The result before the first step, to see which questions can be asked: it bounds nothing."""
     step_graph = trace(model, loss, feature_shape)
-    return _from_box(
+    found = _from_box(
         step_graph,
         {n: Interval.point(v.unsqueeze(0)) for n, v in step_graph.initial.items()},
         feature_shape,
@@ -364,6 +365,7 @@ def untrained(model: nn.Module, loss: str, feature_shape: tuple[int, ...]) -> Re
         threat="no sample poisoned",
         settings={},
     )
+    return replace(found, models=UnboundedModels.of(found.models))
 
 
 def _from_box(

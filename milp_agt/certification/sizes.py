@@ -10,6 +10,8 @@ from milp_agt.formulations.univariate import Univariate
 from milp_agt.training.tracing import FEATURES, LABELS, StepGraph
 
 FLOAT = 8  # bytes
+# Bytes of Python, torch and their libraries.
+BASELINE = 288 * 2**20
 # Tensors of the size of a coefficient alive at once in a backward pass.
 LIVE_COEFFICIENTS = 6
 # Elements of coefficients that one core propagates per second, and elements of boxes that it bounds.

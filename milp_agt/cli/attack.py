@@ -7,7 +7,7 @@ import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from milp_agt.cli.common import PROVED, RUN_FILE
+from milp_agt.cli.common import PROVED, RUN_FILE, add_force
 from milp_agt.cli.progress import progress
 from milp_agt.io.tables import format_number, format_table
 
@@ -31,6 +31,7 @@ def add(commands: Commands) -> None:
     parser.add_argument(
         "--seed", metavar="N", type=int, help="seed of the search, in place of the file's"
     )
+    add_force(parser)
     parser.add_argument("--quiet", action="store_true", help="print the table only")
     parser.set_defaults(command=_attack)
 
@@ -45,7 +46,7 @@ def _attack(arguments: argparse.Namespace) -> int:
     search = run.search
     if arguments.seed is not None:
         search = dataclasses.replace(search, seed=arguments.seed)
-    folder = AttackFolder(arguments.out, config, run.dataset, search)
+    folder = AttackFolder(arguments.out, config, run.dataset, search, force=arguments.force)
     aims = _aims(run)
     found: dict[str, Attack] = {}
     with progress("objectives", arguments.quiet) as advance:

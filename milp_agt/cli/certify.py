@@ -5,8 +5,9 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from milp_agt.cli.common import (
@@ -14,6 +15,7 @@ from milp_agt.cli.common import (
     NOT_PROVED,
     PROVED,
     RUN_FILE,
+    add_force,
     add_options,
     given_options,
 )
@@ -64,6 +66,7 @@ def add(commands: Commands) -> None:
         action="store_true",
         help="name the training samples that carry the bound, and split it by cause",
     )
+    add_force(parser)
     parser.add_argument("--quiet", action="store_true", help="print the verdicts only")
     parser.add_argument(
         "--points", action="store_true", help="print every property test point by test point"
@@ -129,19 +132,24 @@ def _stored(folder: Path) -> dict[str, Any]:
 
 
 def _certify(arguments: argparse.Namespace) -> int:
-    from milp_agt.reports.result_folder import ResultFolder, run_header
+    from milp_agt.reports.result_folder import ResultFolder, check_same_run, run_header
     from milp_agt.runfile.run_file import load_config
     from milp_agt.runfile.verdicts import judge
 
+    begun = monotonic()
     job = _Job.of(arguments)
     config = load_config(job.run)
-    run = config.build()
-    run = run._replace(options=run.options.changed(job.options))
+    run = config.build(job.options)
     checkpoint = job.checkpoint()
     before = (checkpoint.manifest or {"step": 0})["step"]
     header = run_header(config, run.dataset) | {
         "options": run.options.model_dump(exclude_none=True)
     }
+    if arguments.resume is None and not check_same_run(
+        job.folder / "result.json", header, force=arguments.force
+    ):
+        checkpoint.clear()
+        before = 0
     folder = ResultFolder(job.folder, header, run.dataset.notes, before)
     so_far: list[Result] = []
     with progress("steps", arguments.quiet, before) as advance:
@@ -150,14 +158,18 @@ def _certify(arguments: argparse.Namespace) -> int:
             so_far[:] = [result]
             folder.save_step(result)
             advance(len(result.steps), steps, _state_of(result.steps[-1]))
+            if attack is not False and len(result.steps) == steps:
+                advance(0, 0, "", "attacks")
 
+        attack = run.search if run.options.attack or arguments.attack else False
         try:
-            attack = run.search if run.options.attack or arguments.attack else False
             result = run.certify(on_step=on_step, checkpoint=checkpoint, attack=attack)
+            result = _within(result, run.options.time_limit, begun)
             result = result.watched(
-                lambda done, points: advance(run.steps, run.steps, f"test points {done}/{points}")
+                lambda done, points: advance(done, points, "", "questions: test points")
             )
             verdicts = [v for asked in run.properties for v in judge(result, run.dataset, asked)]
+            result = _told_of_time(result)
             found = _suspects(result) if arguments.suspects else None
             folder.save(result, verdicts, complete=True, suspects=found)
         except KeyboardInterrupt:
@@ -173,7 +185,7 @@ def _certify(arguments: argparse.Namespace) -> int:
             return LIMIT_REACHED
         written = [folder.json_path, folder.npz_path]
         if not arguments.no_report:
-            advance(run.steps, run.steps, "test points and report")
+            advance(0, 0, "", "report")
             written += _report(result, verdicts, run, job.folder)
     checkpoint.clear()
     if not arguments.quiet:
@@ -191,6 +203,27 @@ def _certify(arguments: argparse.Namespace) -> int:
     # What real training refutes stays refuted, whatever time there is.
     undecided = "REFUTED" not in states and result.limit_reached
     return LIMIT_REACHED if undecided else NOT_PROVED
+
+
+def _within(result: Result, limit: float | None, begun: float) -> Result:
+    """The result with questions that keep the time limit of this command."""
+    from milp_agt.properties.deadline import Deadline
+
+    if limit is None:
+        return result
+    return replace(result, models=replace(result.models, deadline=Deadline(begun + limit)))
+
+
+def _told_of_time(result: Result) -> Result:
+    """The result, with a fallback where the time limit cut questions short."""
+    deadline = result.models.deadline
+    if deadline is None or not deadline.missed:
+        return result
+    line = (
+        "time limit: test points that were still open were bounded from the boxes of the parameters "
+        "alone, not through training; give more time, fewer properties or fewer test points"
+    )
+    return replace(result, fallbacks=(*result.fallbacks, line), limit_reached=True)
 
 
 def _suspects(result: Result) -> Suspects | None:
@@ -227,6 +260,8 @@ def _state_of(step: StepRecord) -> str:
 
 
 def _print_run(run: LoadedRun, result: Result) -> None:
+    from milp_agt.certification.worth import BoxWorth
+
     print(f"Data: {run.dataset.description}; {len(run.dataset.x_train)} training samples")
     print(f"\nClaim: {result.claim}\n")
     for assumption in (*result.assumptions, *run.dataset.notes):
@@ -255,6 +290,9 @@ def _print_run(run: LoadedRun, result: Result) -> None:
         print(f"  fallback: {fallback}")
     if result.limit_reached:
         print("  a limit was reached; the bounds hold, and may be looser than without it")
+    worth = BoxWorth.of(result.steps, result.reachable.mean_size)
+    if worth.words:
+        print(f"  worth: {worth.words}")
     _print_attack(result)
     print()
 
@@ -294,6 +332,9 @@ def _print_verdicts(verdicts: Sequence[Verdict]) -> None:
     headers = ["property", "lower", "nominal", "upper", *(REPLAYED if replayed else ())]
     headers += ["threshold", "verdict", *(["attacks reach", "ratio"] if attacked else [])]
     print(format_table(headers, rows))
+    for verdict in verdicts:
+        if verdict.is_vacuous:
+            print(f"vacuous: the bounds of {verdict.name} hold for every model and prove nothing")
 
 
 def _one_by_one(verdict: Verdict) -> tuple[str, str]:

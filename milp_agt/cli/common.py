@@ -23,6 +23,13 @@ RUN_FILE = (
 )
 
 
+def add_force(parser: Parser) -> None:
+    """The flag that lets a command write over the results of another run."""
+    parser.add_argument(
+        "--force", action="store_true", help="write over what another run left in the folder"
+    )
+
+
 def window(text: str) -> int | str:
     if text == "T":
         return text

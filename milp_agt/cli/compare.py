@@ -81,8 +81,8 @@ def _compare(arguments: argparse.Namespace) -> int:
 
     for name in arguments.solvers or ():
         get_solver(name)  # an unknown name is an error before any work
-    run = load_config(arguments.run).build()
-    dataset, options = run.dataset, run.options.changed(given_options(arguments))
+    run = load_config(arguments.run).build(given_options(arguments))
+    dataset, options = run.dataset, run.options
     folder = None if arguments.out is None else make_folder(arguments.out)
     with progress("rows", quiet=False) as advance:
         comparison = compare(

@@ -76,8 +76,7 @@ def _sweep(arguments: argparse.Namespace) -> int:
 
     _check(arguments)
     config = load_config(arguments.run)
-    run = config.build()
-    run = run._replace(options=run.options.changed(given_options(arguments)))
+    run = config.build(given_options(arguments))
     if not run.properties:
         raise InvalidInputError(
             f"Sweep the properties of {arguments.run}",

@@ -28,6 +28,7 @@ from milp_agt.bounds.zonotope import ZonotopePass
 from milp_agt.core.graph import Node, evaluate
 from milp_agt.core.interval import CLEAN, Interval
 from milp_agt.core.rounding import TINY, gamma
+from milp_agt.properties.deadline import Deadline
 from milp_agt.properties.last_forms import by_sample_of_forms, least_of_forms, on_state
 from milp_agt.threats.poison import Poison
 from milp_agt.training.tracing import FEATURES, StepGraph
@@ -110,6 +111,7 @@ class ReachableModels:
     program: FinalWindow | None = None
     rows: int | None = None
     watch: Watch | None = None
+    deadline: Deadline | None = None  # questions after it are answered from boxes
 
     @property
     def poison(self) -> Poison:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from time import monotonic
 from typing import Any
 
 import numpy as np
@@ -124,7 +125,8 @@ class Questions:
         x, y = self._test_data(features, labels, None)
         question = MeanLoss.of(self.models, x, y)
         answer = mean_loss(self.models, question, groups_of(groups, len(x)))
-        found = None if self.decider is None else self.decider.worst_loss(question, answer)
+        decider = self._in_time
+        found = None if decider is None else decider.worst_loss(question, answer)
         return answer if found is None else replace(answer, reached=found[0], shown=found[1])
 
     @own_modes()
@@ -294,9 +296,16 @@ class Questions:
 
     def _decided(self, question: Question, answer: Answer) -> Answer:
         """The answer with what the decider adds: points that are refuted, and what attacks reach."""
-        if self.decider is None:
+        decider = self._in_time
+        if decider is None:
             return answer
-        return decided(answer, self.decider.decide(question, answer), question.counts_harm)
+        return decided(answer, decider.decide(question, answer), question.counts_harm)
+
+    @property
+    def _in_time(self) -> Decider | None:
+        """The decider, as long as the questions have time."""
+        deadline = self.models.deadline
+        return self.decider if deadline is None or monotonic() < deadline.at else None
 
     def _features(self, features: inputs.ArrayLike) -> Tensor:
         x = inputs.features_of(features, "Test features")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from milp_agt.io.files import replace
-from milp_agt.reports.result_folder import make_folder, run_header, write_json
+from milp_agt.reports.result_folder import check_same_run, make_folder, run_header, write_json
 
 if TYPE_CHECKING:
     from milp_agt.attacks import Attack, Search
@@ -27,12 +27,22 @@ class AttackFolder:
     ``i/state/NAME``; and the envelope under ``lower/NAME`` and ``upper/NAME``.
 
     Raises:
-        InvalidInputError: the folder cannot be made or written to.
+        InvalidInputError: the folder cannot be made or written to, or holds another attack and ``force``
+            is not set.
     """
 
-    def __init__(self, folder: Path, config: RunConfig, dataset: Dataset, search: Search) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        config: RunConfig,
+        dataset: Dataset,
+        search: Search,
+        *,
+        force: bool = False,
+    ) -> None:
         self.json_path, self.npz_path = folder / "attack.json", folder / "attack.npz"
         self._header = run_header(config, dataset) | {"search": asdict(search)}
+        check_same_run(self.json_path, self._header, force=force)
         make_folder(folder)
 
     def save(self, found: Mapping[str, Attack]) -> None:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from milp_agt.certification.fingerprint import versions
+from milp_agt.certification.worth import BoxWorth
 from milp_agt.data.dataset import Dataset
 from milp_agt.errors import InvalidInputError
 from milp_agt.io.files import replace
@@ -93,6 +94,7 @@ class ResultFolder:
             {
                 **{f.name: getattr(v, f.name) for f in fields(v) if f.name not in WITNESSES},
                 "name": v.name,
+                "vacuous": v.is_vacuous,
                 "counts": v.counts,
             }
             for v in verdicts
@@ -118,6 +120,7 @@ class ResultFolder:
                 "mean_size": reachable.mean_size,
                 "by_name": parameters,
             },
+            "worth": worth_summary(result),
             "attack": attack_summary(result),
             "suspects": None if suspects is None else suspects.to_dict(),
             "steps": [asdict(step) for step in result.steps],
@@ -211,6 +214,17 @@ def _rows(dataset: Dataset) -> dict[str, Any]:
     return found
 
 
+def worth_summary(result: Result) -> dict[str, Any]:
+    """What the boxes are worth: a word for programs, the steps, and the same in words."""
+    found = BoxWorth.of(result.steps, result.reachable.mean_size)
+    return {
+        "boxes": found.worth.value,
+        "useful_until": found.useful_until,
+        "bounded_until": found.bounded_until,
+        "words": found.words,
+    }
+
+
 def attack_summary(result: Result) -> dict[str, Any] | None:
     """Both sides of the parameters' widths; None where nothing was attacked."""
     attack, sandwich = result.attack, result.sandwich
@@ -226,6 +240,40 @@ def attack_summary(result: Result) -> dict[str, Any] | None:
         "seed": attack.seed,
         "seconds": attack.seconds,
     }
+
+
+def check_same_run(path: Path, header: Mapping[str, Any], *, force: bool) -> bool:
+    """Whether a folder is free for a run: its file ``path`` is absent or of this very run.
+
+    False where it is of another run and ``force`` says to write over it. A run is the same if run file,
+    data and options are.
+
+    Raises:
+        InvalidInputError: a file of another run, or one that cannot be read, without ``force``.
+    """
+    try:
+        found = json.loads(path.read_bytes())
+        other = {} if not isinstance(found, dict) else found
+    except (FileNotFoundError, NotADirectoryError):
+        return True
+    except (OSError, ValueError):
+        other = {}
+    keys = ("sha256", "options", "search")
+    if all(other.get(key) == _plain(header.get(key)) for key in keys):
+        return True
+    if force:
+        return False
+    what = [key for key in keys if other.get(key) != _plain(header.get(key))]
+    said = {"sha256": "another run file or other data", "options": "other options"}
+    different = " and ".join(said.get(key, "other settings of the search") for key in what)
+    unfinished = ""
+    if other.get("complete") is False:
+        unfinished = f"go on with it by milp-agt certify --resume {path.parent}, "
+    raise InvalidInputError(
+        f"Write the result to the folder {path.parent}",
+        f"{path.name} of {different} there",
+        f"{unfinished}give another folder, or add --force to write over it",
+    )
 
 
 def make_folder(folder: Path) -> Path:
