@@ -98,8 +98,8 @@ class Refuter:
         worst = check.worst((margins < -slack).sum(1))
         share = None
         if worst is not None:
-            unsafe = float((worst.margins < -slack).double().mean())
-            share = unsafe if question.counts_harm else 1.0 - unsafe
+            unsafe, count = int((worst.margins < -slack).sum()), len(points)
+            share = (unsafe if question.counts_harm else count - unsafe) / count
         return Decisions(
             lower=points.score_lower,
             upper=points.score_upper,

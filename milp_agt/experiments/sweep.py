@@ -188,9 +188,9 @@ def _answers(
     certify: Certify, threat: ThreatModel, ask: Ask, larger: Sequence[Mapping[str, Bounds]]
 ) -> tuple[Mapping[str, Bounds], float | None]:
     """What holds under a threat, given the answers under larger ones, and the seconds it took."""
-    from milp_agt.properties.answer import meet
+    from milp_agt.properties.answer import meet, unattacked
 
-    known = dict(larger[0]) if larger else {}
+    known = {name: unattacked(bounds) for name, bounds in larger[0].items()} if larger else {}
     for answers in larger[1:]:
         known = {name: meet(bounds, answers[name]) for name, bounds in known.items()}
     if known and all(bounds.lower == bounds.upper for bounds in known.values()):

@@ -153,12 +153,14 @@ def summarise(
 def meet(first: Bounds, second: Bounds) -> Bounds:
     """What follows from two bounds of the same quantity that both hold, point by point as well.
 
+    What attacks reached is that of the first; nothing of the second, which may be about a larger threat.
+
     Raises:
         SoundnessError: the two do not meet, so that one of them is wrong.
     """
     lower, upper = max(first.lower, second.lower), min(first.upper, second.upper)
     if not isinstance(first, Answer) or not isinstance(second, Answer):
-        return Bounds(lower, first.nominal, upper)
+        return replace(first, lower=lower, upper=upper)
     own, other = first.points, second.points
     points = replace(
         own,
@@ -168,6 +170,14 @@ def meet(first: Bounds, second: Bounds) -> Bounds:
         score_upper=np.minimum(own.score_upper, other.score_upper),
     )
     return combined(first, points, above=(first, second), below=(first, second))
+
+
+def unattacked(bounds: Bounds) -> Bounds:
+    """The same bounds without what attacks reached: for a smaller threat, that says nothing."""
+    if not isinstance(bounds, Answer):
+        return replace(bounds, reached=None)
+    points = replace(bounds.points, reached=None, witness=None)
+    return replace(bounds, reached=None, points=points, witnesses=(), shown=None)
 
 
 def nested(answers: Sequence[Answer]) -> tuple[Answer, ...]:
