@@ -122,8 +122,8 @@ class CertifyOptions(Table):
         default="quick",
         description="Attacks on the test points (and the loss) that a question leaves open, asked of the "
         "result: `quick` tries some hundred guided runs, fewer where a run is long, `thorough` searches as "
-        "an attack does (by its settings where the run is attacked), `none` leaves them open. What a trained model gets wrong is REFUTED, with the "
-        "poisoned data.",
+        "an attack does (by its settings where the run is attacked), `none` leaves them open. What a "
+        "trained model gets wrong is REFUTED, with the poisoned data.",
     )
     precision: str | None = Field(
         default=None,
