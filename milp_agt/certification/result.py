@@ -26,6 +26,7 @@ from milp_agt.core.remarks import Remarks
 from milp_agt.core.rounding import FLOAT64, PRECISIONS, Precision
 from milp_agt.data.origin import Origin
 from milp_agt.errors import InvalidInputError
+from milp_agt.properties.decisions import Decider
 from milp_agt.properties.models import ReachableModels, Reached, Watch
 from milp_agt.properties.questions import Questions
 from milp_agt.properties.suspects import Suspects, suspects
@@ -82,6 +83,7 @@ class Result(Questions):
         origin: rows, ids and units of the data set that was certified; None for plain arrays, and in a
             loaded result.
         assumptions: what is assumed and not modelled; of the arithmetic of ``precision``.
+        decider: attacks what questions leave open; None where ``refute`` is "none", and in a loaded result.
         attack: what an adversary really reaches, if requested; not kept by :meth:`save`.
         settings: how the run was trained and bounded, as plain values for files.
         nominal_check: of a recorded run, how far the user's own model is from the nominal run.
@@ -96,6 +98,7 @@ class Result(Questions):
     threat: str
     assumptions: tuple[str, ...] = ASSUMPTIONS
     models: ReachableModels = field(repr=False, kw_only=True)
+    decider: Decider | None = field(default=None, repr=False, compare=False, kw_only=True)
     notes: tuple[str, ...] = field(default=(), kw_only=True)
     attack: Attack | None = field(default=None, repr=False, kw_only=True)
     settings: Mapping[str, Any] = field(default_factory=dict, repr=False, kw_only=True)
