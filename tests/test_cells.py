@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from milp_agt.bounds.cells import cell as cells
 from milp_agt.bounds.cells import tree as trees
 from milp_agt.bounds.cells.cell import Cell, Cells
+from milp_agt.bounds.cells.goals import Asked
 from milp_agt.bounds.cells.passing import Run, passed
-from milp_agt.bounds.cells.search import Asked, Decided, Limits, Search
+from milp_agt.bounds.cells.search import Decided, Limits, Search
 from milp_agt.bounds.cells.training_step import sources_of
 from milp_agt.bounds.cells.tree import Kind, Leaf
 from milp_agt.bounds.step import NodeOrder, initial_state
@@ -242,7 +243,7 @@ def assert_cover(run: Run, search: Kept, decided: Decided, each: int = 40) -> No
     assert (decided.bounds.lower <= lowest + ROUNDING).all()
     assert (forms.amax(0) <= decided.bounds.upper + ROUNDING).all()
     holds = ~decided.open & ~(decided.reached < 0)
-    assert (search.asked.margin(Interval(forms, forms)).lower[:, holds] > 0).all()
+    assert (search.asked.margin(Interval(forms, forms), decided.reached)[:, holds] > 0).all()
 
 
 def assert_holds(leaf: Leaf, moves: Tensor, forms: Tensor) -> None:

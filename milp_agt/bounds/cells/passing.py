@@ -332,3 +332,18 @@ def _outputs(run: Run, states: States, inputs: Tensor) -> Form:
         if node.name not in passage.forms:
             passage.take(node)
     return passage.forms[run.step_graph.output]
+
+
+def bounded_state(run: Run, states: States, rows: Tensor) -> Bounded:
+    """Bounds of ``rows . state``, (n, P), as forms (B, n, 1)."""
+    count, size = len(states), run.layout.size
+    centre = states.centre @ rows.T
+    along = rows @ states.on_moves
+    down, up = states.cells.reach(along)
+    noise = (rows @ states.noise).abs().sum(-1)
+    terms = (states.centre.abs() + states.terms()) @ rows.abs().T
+    error = gamma(states.operations + 8.0 * size + 64.0) * terms + TINY
+    box = Interval(centre - down - noise, centre + up + noise).widen(error)
+    used = run.layout.parameters
+    on_state = rows[:, :used].expand(count, -1, -1)
+    return Bounded(Interval(box.lower[..., None], box.upper[..., None]), on_state, along)
