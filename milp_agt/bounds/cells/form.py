@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from milp_agt.bounds.cells.cell import SLACK, Cells
-from milp_agt.core.rounding import TINY, gamma
+from milp_agt.core.rounding import FLOAT32, TINY, gamma
 
 # Numbers of one product with the noise at a time: what a cache holds.
 AT_ONCE = 2**18
@@ -133,11 +133,11 @@ class States:
     def reach_of(self, form: Form) -> tuple[Tensor, Tensor]:
         """How far a node lies below and above its centre, (B, [n], *shape) each."""
         shape = form.centre.shape
-        rows, moves = self._rows(form), self.moves_of(form)
+        moves = self.moves_of(form)
         down, up = self.cells.reach(moves)
         spread = form.radius.reshape(down.shape)
-        if rows is not None and self.noise.shape[2]:
-            spread = spread + self._noise_of(rows)
+        if form.on_state is not None and self.noise.shape[2]:
+            spread = spread + self._noise_of(form)
         error = (gamma(self.operations) + SLACK) * form.size.reshape(down.shape) + TINY
         spread = spread + error
         return (down + spread).reshape(shape), (up + spread).reshape(shape)
@@ -160,28 +160,35 @@ class States:
             return None
         return form.on_state.expand(-1, *form.centre.shape).flatten(2).permute(1, 2, 0)
 
-    def _noise_of(self, rows: Tensor) -> Tensor:
-        """``|J L|_1`` row by row, (B, M).
+    def _noise_of(self, form: Form) -> Tensor:
+        """At least ``|J L|_1`` for each number of a node, (B, M).
 
-        Where each row reads few parameters (the weights of one unit), only these are multiplied.
+        Where each number reads few parameters (the weights of one unit), only these are multiplied. In
+        float32, whose rounding of at most ``gamma(p + Q)`` of all terms is added: far below the noise.
         """
-        used = rows.shape[2]
-        per = max(1, AT_ONCE // (len(self) * self.noise.shape[2]))
-        noise = self.noise[:, :used]
-        touched = (rows != 0.0).any(0)  # (M, p)
-        most = int(touched.sum(1).max())
-        if 3 * most > used:
-            parts = [torch.linalg.vector_norm(part @ noise, 1, -1) for part in rows.split(per, 1)]
-            return torch.cat(parts, 1)
-        patterns, which = torch.unique(touched, dim=0, return_inverse=True)
-        found = rows.new_empty(rows.shape[:2])
-        for number, pattern in enumerate(patterns):  # one for each unit, not for each row
-            read, mine = pattern.nonzero()[:, 0], (which == number).nonzero()[:, 0]
-            few = noise[:, read]
-            for part in mine.split(per):
-                product = rows[:, part][..., read] @ few
-                found[:, part] = torch.linalg.vector_norm(product, 1, -1)
-        return found
+        assert form.on_state is not None
+        count, used, width = len(self), len(form.on_state), self.noise.shape[2]
+        lead = form.centre.shape[1] if form.centre.dim() > 2 else 1
+        single = form.on_state.float().expand(-1, *form.centre.shape)
+        single = single.reshape(used, count, lead, -1)
+        noise = self.noise[:, :used].float()
+        per = max(1, AT_ONCE // (count * width))
+        touched = (single != 0.0).any(1).any(1).T  # (elements, p)
+        found = single.new_empty(count, lead, len(touched))
+        if 3 * int(touched.sum(1).max()) > used:
+            rows = single.flatten(2).permute(1, 2, 0)
+            parts = [torch.linalg.vector_norm(r @ noise, 1, -1) for r in rows.split(per, 1)]
+            found = torch.cat(parts, 1).reshape(found.shape)
+        else:
+            for element, read in enumerate(touched):  # a handful: units of a layer
+                few = noise[:, read]
+                rows = single[read, :, :, element].permute(1, 2, 0)
+                parts = [torch.linalg.vector_norm(r @ few, 1, -1) for r in rows.split(per, 1)]
+                found[..., element] = torch.cat(parts, 1)
+        total = self.noise[:, :used].abs().sum(-1)
+        terms = torch.einsum("pbm,bp->bm", single.abs().flatten(2).double(), total)
+        error = FLOAT32.gamma(2.0 * (used + width) + 64.0) * terms + FLOAT32.tiny
+        return found.flatten(1).double() + error
 
 
 def joined(states: Sequence[States], cells: Cells) -> States:
