@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -13,6 +13,60 @@ from milp_agt.core.rounding import FLOAT32, TINY, gamma
 
 # Numbers of one product with the noise at a time: what a cache holds.
 AT_ONCE = 2**18
+
+
+@dataclass(frozen=True)
+class Span:
+    """Coefficients on some of the parameters, those from ``first`` on, (p, B, [n], *shape); B may be 1.
+
+    Most nodes of a step read the parameters of few layers: the others take neither memory nor time.
+    """
+
+    first: int
+    values: Tensor
+
+    @property
+    def at(self) -> slice:
+        return slice(self.first, self.first + len(self.values))
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> Span:
+        """The image under a map that is linear in the node."""
+        return Span(self.first, change(self.values))
+
+    def over(self, at: slice) -> Tensor:
+        """The coefficients on a larger range of parameters."""
+        if at == self.at:
+            return self.values
+        rest = self.values.shape[1:]
+        before = self.values.new_zeros(1).expand(self.first - at.start, *rest)
+        after = self.values.new_zeros(1).expand(at.stop - self.at.stop, *rest)
+        return torch.cat([before, self.values, after])
+
+    def plus(self, other: Span) -> Span:
+        """The sum."""
+        low, high = (self, other) if self.first <= other.first else (other, self)
+        if low.at.stop == high.first and low.values.shape[1:] == high.values.shape[1:]:
+            return Span(low.first, torch.cat([low.values, high.values]))
+        at = hull([self, other])
+        if self.at == at:
+            self, other = other, self
+        if other.at == at and other.values.shape[1:] == self.values.shape[1:]:
+            total = other.values.clone()
+            total[self.first - at.start : self.at.stop - at.start] += self.values
+            return Span(at.start, total)
+        return Span(at.start, self.over(at) + other.over(at))
+
+
+def hull(spans: Sequence[Span]) -> slice:
+    """The least range of parameters that holds those of all."""
+    return slice(min(s.first for s in spans), max(s.at.stop for s in spans))
+
+
+def added(first: Span | None, second: Span | None) -> Span | None:
+    """The sum of two coefficients, None being 0."""
+    if first is None or second is None:
+        return second if first is None else first
+    return first.plus(second)
 
 
 @dataclass(frozen=True)
@@ -28,7 +82,7 @@ class Form:
         radius: of what is left, same shape.
         size: sum of the sizes of all terms, at least ``|v|``, same shape.
         away: a bound of ``|v - centre|``, same shape.
-        on_state: J, (p, B, [n], *shape); B may be 1.
+        on_state: J.
         on_moves: E, (K, B, n, *shape).
     """
 
@@ -36,7 +90,7 @@ class Form:
     radius: Tensor
     size: Tensor
     away: Tensor
-    on_state: Tensor | None = None
+    on_state: Span | None = None
     on_moves: Tensor | None = None
 
     @staticmethod
@@ -46,8 +100,8 @@ class Form:
 
     @property
     def is_constant(self) -> bool:
-        parts = (self.on_state, self.on_moves)
-        return all(part is None for part in parts) and not bool(self.away.any())
+        still = self.on_state is None and self.on_moves is None
+        return still and not bool(self.away.any())
 
     def element(self, row: int, sample: int, element: int) -> Form:
         """One number of one cell, as a form of shape (1, 1)."""
@@ -55,9 +109,7 @@ class Form:
         def one(part: Tensor) -> Tensor:
             return part.flatten(2)[row, sample, element].reshape(1, 1)
 
-        def coefficient(part: Tensor | None) -> Tensor | None:
-            if part is None:
-                return None
+        def coefficient(part: Tensor) -> Tensor:
             full = part.expand(-1, *self.centre.shape).flatten(3)
             return full[:, row, sample, element].reshape(-1, 1, 1)
 
@@ -66,8 +118,8 @@ class Form:
             one(self.radius),
             one(self.size),
             one(self.away),
-            coefficient(self.on_state),
-            coefficient(self.on_moves),
+            None if self.on_state is None else self.on_state.map(coefficient),
+            None if self.on_moves is None else coefficient(self.on_moves),
         )
 
     def scaled(self, slope: Tensor) -> Form:
@@ -75,7 +127,9 @@ class Form:
         return replace(
             self,
             radius=self.radius * slope.abs(),
-            on_state=None if self.on_state is None else self.on_state * slope,
+            on_state=None
+            if self.on_state is None
+            else self.on_state.map(lambda part: part * slope),
             on_moves=None if self.on_moves is None else self.on_moves * slope,
         )
 
@@ -148,7 +202,8 @@ class States:
         count = form.centre[0].numel()
         total = self.centre.new_zeros(len(self), count, self.on_moves.shape[2])
         if rows is not None:
-            total = rows @ self.on_moves[:, : rows.shape[2]]
+            assert form.on_state is not None
+            total = rows @ self.on_moves[:, form.on_state.at]
         if form.on_moves is not None:
             own = form.on_moves.expand(-1, *form.centre.shape).flatten(2)
             total = total + own.permute(1, 2, 0)
@@ -158,7 +213,7 @@ class States:
         """Coefficients on the parameters, (B, M, p)."""
         if form.on_state is None:
             return None
-        return form.on_state.expand(-1, *form.centre.shape).flatten(2).permute(1, 2, 0)
+        return form.on_state.values.expand(-1, *form.centre.shape).flatten(2).permute(1, 2, 0)
 
     def _noise_of(self, form: Form) -> Tensor:
         """At least ``|J L|_1`` for each number of a node, (B, M).
@@ -167,11 +222,12 @@ class States:
         float32, whose rounding of at most ``gamma(p + Q)`` of all terms is added: far below the noise.
         """
         assert form.on_state is not None
-        count, used, width = len(self), len(form.on_state), self.noise.shape[2]
+        values, at = form.on_state.values, form.on_state.at
+        count, used, width = len(self), len(values), self.noise.shape[2]
         lead = form.centre.shape[1] if form.centre.dim() > 2 else 1
-        single = form.on_state.float().expand(-1, *form.centre.shape)
+        single = values.float().expand(-1, *form.centre.shape)
         single = single.reshape(used, count, lead, -1)
-        noise = self.noise[:, :used].float()
+        noise = self.noise[:, at].float()
         per = max(1, AT_ONCE // (count * width))
         touched = (single != 0.0).any(1).any(1).T  # (elements, p)
         found = single.new_empty(count, lead, len(touched))
@@ -185,7 +241,7 @@ class States:
                 rows = single[read, :, :, element].permute(1, 2, 0)
                 parts = [torch.linalg.vector_norm(r @ few, 1, -1) for r in rows.split(per, 1)]
                 found[..., element] = torch.cat(parts, 1)
-        total = self.noise[:, :used].abs().sum(-1)
+        total = self.noise[:, at].abs().sum(-1)
         terms = torch.einsum("pbm,bp->bm", single.abs().flatten(2).double(), total)
         error = FLOAT32.gamma(2.0 * (used + width) + 64.0) * terms + FLOAT32.tiny
         return found.flatten(1).double() + error

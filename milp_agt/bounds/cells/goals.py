@@ -44,6 +44,10 @@ class Goal(Protocol):
         """Lower ends of some items, (B, items, forms), less what they need to be above."""
         ...
 
+    def unit(self, items: Tensor) -> Tensor:
+        """What forms of some items are measured in, (items,)."""
+        ...
+
     def shown(self, values: Tensor, items: Tensor) -> Tensor:
         """What trainings show of some items, (B, items), from the forms at their models."""
         ...
@@ -90,6 +94,9 @@ class Asked:
     def shifted(self, lower: Tensor, items: Tensor, reached: Tensor) -> Tensor:
         return lower
 
+    def unit(self, items: Tensor) -> Tensor:
+        return torch.ones_like(self.constant[items, 0])
+
     def shown(self, values: Tensor, items: Tensor) -> Tensor:
         full = values.new_full((len(values), *self.shape), torch.inf)
         full[:, items] = values
@@ -132,6 +139,9 @@ class Ends:
     def shifted(self, lower: Tensor, items: Tensor, reached: Tensor) -> Tensor:
         wanted = reached[items] - self.gap * self.scale[items]
         return (lower - wanted[:, None]) / self.scale[items][:, None]
+
+    def unit(self, items: Tensor) -> Tensor:
+        return self.scale[items]
 
     def shown(self, values: Tensor, items: Tensor) -> Tensor:
         return values[..., 0]

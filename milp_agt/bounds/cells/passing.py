@@ -306,7 +306,7 @@ def _bounded(
         torch.einsum("nfo,bno->bnf", weights, form.radius) + error,
         size,
         torch.einsum("nfo,bno->bnf", weights, form.away) + error,
-        None if form.on_state is None else image(form.on_state),
+        None if form.on_state is None else form.on_state.map(image),
     )
     down, up = states.reach_of(asked)
     down, up = torch.minimum(down, asked.away), torch.minimum(up, asked.away)
@@ -315,7 +315,8 @@ def _bounded(
     rows = run.layout.parameters
     on_state = size.new_zeros(len(states), size[0].numel(), rows)
     if asked.on_state is not None:
-        on_state = asked.on_state.expand(-1, *size.shape).flatten(2).permute(1, 2, 0)
+        values = asked.on_state.values.expand(-1, *size.shape)
+        on_state[..., asked.on_state.at] = values.flatten(2).permute(1, 2, 0)
     return Bounded(box, on_state, states.moves_of(asked))
 
 

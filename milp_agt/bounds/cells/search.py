@@ -245,10 +245,13 @@ class Search:
         position = {row: at for at, row in enumerate(done.rows.tolist())}
         open_ = (margins[:, :, None] & ~(lower > 0.0)).flatten(1)  # (B, n * forms)
         gap = (-lower).clamp(min=1e-9).flatten(1)
-        pull = torch.einsum("bm,bmk->bk", open_ / gap, found.on_moves.abs())
+        unit = self.asked.unit(points).repeat_interleave(self.asked.shape[1])
+        on_moves = found.on_moves / unit[:, None]
+        found = replace(found, on_state=found.on_state / unit[:, None])
+        pull = torch.einsum("bm,bmk->bk", open_ / gap, on_moves.abs())
         worst = torch.where(open_, -gap, torch.inf).argmin(1)
         for row, at in position.items():
-            towards = -torch.sign(found.on_moves[at, worst[at]])
+            towards = -torch.sign(on_moves[at, worst[at]])
             leaves[row] = replace(leaves[row], pull=pull[at], towards=towards)
         for doubt in done.ambiguous:
             rows = [k for k, row in enumerate(doubt.rows.tolist()) if row in position]

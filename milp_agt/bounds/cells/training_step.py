@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from milp_agt.bounds.cells import operations
-from milp_agt.bounds.cells.form import Form, States
+from milp_agt.bounds.cells.form import Form, Span, States
 from milp_agt.bounds.cells.moves import Moves, Phases
 from milp_agt.bounds.step import NodeOrder, Step, velocity_of
 from milp_agt.bounds.zonotope.kinks import kink_of
@@ -87,19 +87,19 @@ class Passage:
         states, used = self.states, self.layout.parameters
         down, up = states.reach()
         reach, terms = torch.maximum(down, up), states.terms()
-        eye = torch.eye(used, dtype=torch.float64, device=self.device)
         for name, part in self.layout.slices.items():
             if part.start >= used:
                 continue
             shape = (len(states), *self.layout.shapes[name])
             centre = states.centre[:, part].reshape(shape)
             zero = torch.zeros_like(centre)
+            eye = torch.eye(part.stop - part.start, dtype=torch.float64, device=self.device)
             self.forms[name] = Form(
                 centre,
                 zero,
                 centre.abs() + terms[:, part].reshape(shape),
                 reach[:, part].reshape(shape),
-                eye[:, part].reshape(used, 1, *shape[1:]),
+                Span(part.start, eye.reshape(-1, 1, *shape[1:])),
             )
 
     def _data(self, nominal: Tensor, columns: Tensor, at: Tensor, width: int) -> Form:
@@ -274,8 +274,8 @@ class Passage:
                 [radius[:, : part.start], form.radius.flatten(1), radius[:, part.stop :]], 1
             )
             if form.on_state is not None:
-                onto = form.on_state.expand(-1, *form.centre.shape).flatten(2)
-                on_state[:, part] = onto.permute(1, 2, 0)
+                onto = form.on_state.values.expand(-1, *form.centre.shape).flatten(2)
+                on_state[:, part, form.on_state.at] = onto.permute(1, 2, 0)
             if form.on_moves is not None:
                 on_moves[:, part] = form.on_moves.flatten(2).permute(1, 2, 0)
         for name in gradient:
