@@ -84,6 +84,8 @@ class Form:
         away: a bound of ``|v - centre|``, same shape.
         on_state: J.
         on_moves: E, (K, B, n, *shape).
+        on_cut: coefficients on what J and E make of the node :class:`Cut` of the own sample, so that nodes
+            behind it need no coefficients on all parameters, (m, B, n, *shape).
     """
 
     centre: Tensor
@@ -92,6 +94,7 @@ class Form:
     away: Tensor
     on_state: Span | None = None
     on_moves: Tensor | None = None
+    on_cut: Tensor | None = None
 
     @staticmethod
     def constant(value: Tensor) -> Form:
@@ -100,8 +103,8 @@ class Form:
 
     @property
     def is_constant(self) -> bool:
-        still = self.on_state is None and self.on_moves is None
-        return still and not bool(self.away.any())
+        parts = (self.on_state, self.on_moves, self.on_cut)
+        return all(part is None for part in parts) and not bool(self.away.any())
 
     def element(self, row: int, sample: int, element: int) -> Form:
         """One number of one cell, as a form of shape (1, 1)."""
@@ -131,7 +134,52 @@ class Form:
             if self.on_state is None
             else self.on_state.map(lambda part: part * slope),
             on_moves=None if self.on_moves is None else self.on_moves * slope,
+            on_cut=None if self.on_cut is None else self.on_cut * slope,
         )
+
+
+@dataclass(frozen=True)
+class Cut:
+    """The coefficients of a node of few numbers, through which the nodes behind it see the others.
+
+    Attributes:
+        on_state: (p, B, n, m).
+        on_moves: (K, B, n, m), or None.
+    """
+
+    on_state: Span
+    on_moves: Tensor | None
+
+    @staticmethod
+    def of(form: Form) -> tuple[Cut, Form]:
+        """A node as the cut, and its form in terms of it."""
+        assert form.on_state is not None
+        numbers = form.centre[0, 0].numel()
+        shape = (numbers, 1, 1, *form.centre.shape[2:])
+        eye = torch.eye(numbers, dtype=form.centre.dtype, device=form.centre.device)
+        on_moves = None if form.on_moves is None else form.on_moves.flatten(3)
+        cut = Cut(form.on_state.map(lambda part: part.flatten(3)), on_moves)
+        own = eye.reshape(shape).expand(-1, *form.centre.shape)
+        return cut, replace(form, on_state=None, on_moves=None, on_cut=own)
+
+    def resolved(self, form: Form, summed: bool = False) -> Form:
+        """A form without the cut; ``summed`` over the samples if it is a sum already but for ``on_cut``."""
+        if form.on_cut is None:
+            return form
+        flat = form.on_cut.flatten(3)
+        out = "pbk" if summed else "pbnk"
+        shape = form.centre.shape
+
+        def image(part: Tensor) -> Tensor:
+            found = torch.einsum(f"mbnk,pbnm->{out}", flat, part)
+            return found.reshape(-1, *shape)
+
+        moves = form.on_moves
+        if self.on_moves is not None:
+            more = image(self.on_moves)
+            moves = more if moves is None else moves + more
+        on_state = added(form.on_state, self.on_state.map(image))
+        return replace(form, on_state=on_state, on_moves=moves, on_cut=None)
 
 
 @dataclass(frozen=True)

@@ -37,13 +37,15 @@ def linear(op: LinearMap, inputs: Sequence[Form]) -> Form:
         )
 
     spans = [form.on_state for form in inputs if form.on_state is not None]
-    on_state = on_moves = None
+    on_state = on_moves = on_cut = None
     if spans:
         at = hull(spans)
         parts = [None if form.on_state is None else form.on_state.over(at) for form in inputs]
         on_state = Span(at.start, filled(parts))
     if any(form.on_moves is not None for form in inputs):
         on_moves = filled([form.on_moves for form in inputs])
+    if any(form.on_cut is not None for form in inputs):
+        on_cut = filled([form.on_cut for form in inputs])
 
     def box(name: str) -> Tensor:
         parts = (Interval(-part, part) for part in (getattr(form, name) for form in inputs))
@@ -56,11 +58,15 @@ def linear(op: LinearMap, inputs: Sequence[Form]) -> Form:
         box("away"),
         on_state,
         on_moves,
+        on_cut,
     )
 
 
 def product(op: Einsum, a: Form, b: Form, summed: bool = False) -> Form:
-    """``a b = a_c b_c + a_c db + da b_c + da db``, the last term as noise; ``summed`` over the samples."""
+    """``a b = a_c b_c + a_c db + da b_c + da db``, the last term as noise; ``summed`` over the samples.
+
+    Coefficients on the cut stay those of each sample.
+    """
     multiply = op.summed_value if summed else op.value
     size = multiply(a.size, b.size)
     count = a.centre.shape[1] if summed else 1
@@ -81,6 +87,10 @@ def product(op: Einsum, a: Form, b: Form, summed: bool = False) -> Form:
         None if a.on_moves is None else left(a.on_moves),
         None if b.on_moves is None else right(b.on_moves),
     )
+    on_cut = plus(
+        None if a.on_cut is None else op.value(a.on_cut, b.centre),
+        None if b.on_cut is None else op.value(a.centre, b.on_cut),
+    )
     first, second = a.centre.abs(), b.centre.abs()
     both = multiply(a.away, b.away) + error
     return Form(
@@ -90,11 +100,12 @@ def product(op: Einsum, a: Form, b: Form, summed: bool = False) -> Form:
         multiply(a.away, second) + multiply(first, b.away) + both,
         on_state,
         on_moves,
+        on_cut,
     )
 
 
 def summed(form: Form) -> Form:
-    """The sum over the samples."""
+    """The sum over the samples; coefficients on the cut stay those of each."""
     count = form.centre.shape[1]
     size = form.size.sum(1)
     error = gamma(8.0 * count + 64.0) * size + TINY
@@ -105,6 +116,7 @@ def summed(form: Form) -> Form:
         form.away.sum(1) + error,
         None if form.on_state is None else form.on_state.map(lambda part: part.sum(2)),
         None if form.on_moves is None else form.on_moves.sum(2),
+        form.on_cut,
     )
 
 
@@ -132,6 +144,7 @@ def curved(op: Univariate, argument: Form, box: Interval, half: Tensor | None = 
         away,
         scaled.on_state,
         scaled.on_moves,
+        scaled.on_cut,
     )
 
 
