@@ -282,6 +282,16 @@ def test_every_training_follows_the_tree_to_a_leaf(name: str) -> None:
     assert_cover(run, search, decided)
 
 
+def test_cells_whose_passes_explode_are_halved() -> None:
+    given = ("bce", "features", {"epochs": 12, "learning_rate": 4.0}, (6,))
+    case, points, _ = problem(*given, budget=1, radius=1.0)
+    run, _ = run_of(case)
+    assert bool(passed(run, [run.roots(selections_of(run))]).wild.all())
+    search, decided = searched(run, points, Limits(nodes=120))
+    assert {branch.kind for branch in search.tree} >= {Kind.HALF}
+    assert_cover(run, search, decided, 10)
+
+
 def test_without_a_limit_nothing_is_open_and_witnesses_are_real() -> None:
     run, search, decided = tree_of("plane", nodes=4000)
     assert not decided.limited

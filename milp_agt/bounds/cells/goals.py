@@ -48,6 +48,14 @@ class Goal(Protocol):
         """What forms of some items are measured in, (items,)."""
         ...
 
+    def urgency(self, margins: Tensor) -> float:
+        """How soon a leaf is split whose open items have these margins, the least first."""
+        ...
+
+    def weight(self, gap: Tensor, effect: Tensor) -> Tensor:
+        """What forms count that are ``gap`` short, and on which all noise in doubt acts by ``effect``."""
+        ...
+
     def shown(self, values: Tensor, items: Tensor) -> Tensor:
         """What trainings show of some items, (B, items), from the forms at their models."""
         ...
@@ -97,6 +105,12 @@ class Asked:
     def unit(self, items: Tensor) -> Tensor:
         return torch.ones_like(self.constant[items, 0])
 
+    def urgency(self, margins: Tensor) -> float:
+        return float(margins.min())
+
+    def weight(self, gap: Tensor, effect: Tensor) -> Tensor:
+        return 1.0 / (gap + 0.2 * effect)
+
     def shown(self, values: Tensor, items: Tensor) -> Tensor:
         full = values.new_full((len(values), *self.shape), torch.inf)
         full[:, items] = values
@@ -142,6 +156,12 @@ class Ends:
 
     def unit(self, items: Tensor) -> Tensor:
         return self.scale[items]
+
+    def urgency(self, margins: Tensor) -> float:
+        return float(margins.clamp(max=0.0).sum())
+
+    def weight(self, gap: Tensor, effect: Tensor) -> Tensor:
+        return torch.ones_like(gap)
 
     def shown(self, values: Tensor, items: Tensor) -> Tensor:
         return values[..., 0]

@@ -190,7 +190,8 @@ def passed(run: Run, origins: Sequence[Origins]) -> Passed:
             forced = Phases.cat([forced, own])
             rows = torch.cat([rows, torch.arange(known, known + len(new.states), device=device)])
             known += len(new.states)
-            states = new.states if states is None else _both(states, new.states)
+            none = states is None or not len(states)
+            states = new.states if none or states is None else _both(states, new.states)
         if states is None or not len(states):
             continue
         passage = Passage(

@@ -199,7 +199,7 @@ class Search:
         if leaf.doubt is None and bool((length < THIN).all()):
             self._close(leaf)
             return
-        worst = float(self._margin(leaf.bounds)[self._open(leaf)].min())
+        worst = self.asked.urgency(self._margin(leaf.bounds)[self._open(leaf)])
         heapq.heappush(self.heap, (worst, leaf.number, leaf))
 
     def _bounded(self, leaves: Sequence[Leaf]) -> list[Leaf]:
@@ -212,20 +212,21 @@ class Search:
         origins, order = origins_of(self.training, leaves)
         ordered = [leaves[number] for number in order]
         done = passed(self.training, origins)
+        if not len(done.rows):
+            return self._tightened(ordered, done, None, points)
         found = self.asked.bounded(self.training, done.states, points)
         ordered = self._tightened(ordered, done, found, points)
         return self._with_doubts(ordered, done, found, points)
 
     def _tightened(
-        self, leaves: Sequence[Leaf], done: Passed, found: Bounded, points: Tensor
+        self, leaves: Sequence[Leaf], done: Passed, found: Bounded | None, points: Tensor
     ) -> list[Leaf]:
         result = list(leaves)
         for row in done.void.nonzero()[:, 0].tolist():
             none = torch.full_like(leaves[row].bounds.lower, torch.inf)
             result[row] = replace(leaves[row], bounds=Interval(none, -none))
-        for at, row in enumerate(done.rows.tolist()):
-            if bool(done.void[row]):
-                continue
+        for at, row in enumerate(done.rows.tolist() if found is not None else ()):
+            assert found is not None
             bounds = leaves[row].bounds
             lower, upper = bounds.lower.clone(), bounds.upper.clone()
             lower[points] = torch.maximum(lower[points], found.box.lower[at])
@@ -237,8 +238,6 @@ class Search:
         self, leaves: list[Leaf], done: Passed, found: Bounded, points: Tensor
     ) -> list[Leaf]:
         """How far coordinates, and the noise of the step in doubt, move what is open."""
-        if not len(done.rows):
-            return leaves
         lower = self.asked.shifted(found.box.lower, points, self.reached)
         states, used = done.states, self.training.layout.parameters
         margins = torch.stack([self._open(leaves[row])[points] for row in done.rows.tolist()])
@@ -283,7 +282,7 @@ class Search:
         before = doubt.states.noise.shape[2]
         columns = noise[at][:, :used, before : before + size]
         effect = (found.on_state[at] @ columns).abs()  # (b, m, P)
-        weight = open_[at] / (gap[at] + 0.2 * effect.sum(-1))
+        weight = open_[at] * self.asked.weight(gap[at], effect.sum(-1))
         total = torch.einsum("bm,bmp->bp", weight, effect)
         return total / doubt.fresh[own].clamp(min=1e-300)
 
