@@ -12,6 +12,7 @@ from attacks import Problem, Replay
 from problems import problem
 from torch import Tensor, nn
 
+import milp_agt as agt
 from milp_agt.bounds.cells import cell as cells
 from milp_agt.bounds.cells import tree as trees
 from milp_agt.bounds.cells.cell import Cell, Cells
@@ -73,7 +74,12 @@ RUNS: dict[str, tuple[str, str, dict[str, Any], tuple[int, ...], dict[str, Any]]
     "decay": (
         "bce",
         "features",
-        {"momentum": 0.5, "nesterov": True, "weight_decay": 0.1, "undecayed": ("0.bias",)},
+        {
+            "momentum": 0.5,
+            "nesterov": True,
+            "weight_decay": 0.1,
+            "groups": [agt.ParameterGroup(["0.bias"], weight_decay=0.0)],
+        },
         (4,),
         {"budget": 1},
     ),

@@ -112,6 +112,7 @@ class Result(Questions):
         reached: Sequence[Reached],
         program: FinalWindow | None = None,
         rows: int | None = None,
+        beside: Reached | None = None,
         tree: TreePlan | None = None,
         nominal: Mapping[str, Tensor],
         steps: tuple[StepRecord, ...],
@@ -127,7 +128,9 @@ class Result(Questions):
     ) -> Result:
         """The result from the state of the loop after some steps."""
         point = {n: nominal[n] for n in step_graph.parameters}
-        models = ReachableModels(step_graph, schedule, point, reached, program, rows, tree=tree)
+        models = ReachableModels(
+            step_graph, schedule, point, reached, program, rows, beside, tree=tree
+        )
         return Result(
             reachable=_reachable(step_graph, models.state, nominal),
             steps=steps,

@@ -11,8 +11,8 @@ from torch import Tensor
 from milp_agt.bounds.adversary.enumerated import count_cases, list_selections
 from milp_agt.bounds.cells.passing import Run
 from milp_agt.bounds.step import NodeOrder, State
-from milp_agt.bounds.zonotope.supported import missing
-from milp_agt.core.restriction import Restriction
+from milp_agt.bounds.zonotope.supported import refusal
+from milp_agt.core.restriction import UNRESTRICTED, Restriction
 from milp_agt.errors import UnsupportedOperationError
 from milp_agt.threats.poison import Poison
 from milp_agt.threats.sets import Vertices
@@ -85,7 +85,7 @@ def _missing(
     restriction: Restriction,
 ) -> str | None:
     """What has no rule, in words."""
-    found = missing(schedule, poison, batches)
+    found = refusal(schedule, poison, batches, UNRESTRICTED)
     if found is not None:
         return f"{found}, for which it has no rule"
     if isinstance(poison.label_moves, Vertices):
