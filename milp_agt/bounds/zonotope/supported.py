@@ -11,11 +11,15 @@ from milp_agt.core.restriction import UNRESTRICTED, Restriction
 from milp_agt.errors import UnsupportedOperationError
 from milp_agt.formulations.bilinear import Einsum
 from milp_agt.formulations.linear_map import LinearMap
+from milp_agt.formulations.rounding_error import RoundingError
 from milp_agt.formulations.squared_norm import SquaredNorm
 from milp_agt.formulations.sum_samples import SumSamples
 from milp_agt.formulations.univariate import Univariate
 from milp_agt.threats.poison import Poison
 from milp_agt.training.training import Batch
+
+
+KNOWN = (Einsum, RoundingError, SquaredNorm, SumSamples, Univariate)
 
 
 def check_supported(
@@ -58,7 +62,7 @@ def refusal(
     for node in (*schedule.before, *schedule.after):
         known = isinstance(node.op, LinearMap) or not node.inputs
         if node not in schedule.after:
-            known = known or isinstance(node.op, (Einsum, SquaredNorm, SumSamples, Univariate))
+            known = known or isinstance(node.op, KNOWN)
             known = known and (node.batched or kink_of(node.op) is None)
         if not known:
             return f"operation '{node.op.key}' at '{node.name}'"
