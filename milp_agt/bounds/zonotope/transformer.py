@@ -61,7 +61,7 @@ class Transformer:
     boxes: dict[str, Interval] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.columns = self.zonotope.samples.column_of[self.step.samples]
+        self.columns = self.zonotope.samples.at(self.step)
         self.first: dict[str, int] = {}  # slot of the first element of a node with kinks
         count = 0
         for node in self.schedule.before:
