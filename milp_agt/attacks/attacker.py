@@ -150,6 +150,7 @@ class Attack:
         proposed: how many of them are what programs (or duals) of the certificate had their adversary do.
         exhaustive: whether every admissible poisoning was tried, so that ``value`` is the optimum (of
             a backdoor: for the triggers that were found).
+        limit_reached: whether the time limit of the search cut it short.
         seed, seconds: of the search.
         runs: the best run for each end that was aimed at.
     """
@@ -163,6 +164,7 @@ class Attack:
     trained: int
     proposed: int
     exhaustive: bool
+    limit_reached: bool
     seed: int
     seconds: float
     runs: Runs = field(repr=False)
@@ -295,6 +297,7 @@ class Attacker:
             trained=best.runs,
             proposed=0 if proposed is None or hunt.exhaustive else len(proposed),
             exhaustive=hunt.exhaustive,
+            limit_reached=hunt.deadline.missed,
             seed=self.search.seed,
             seconds=time.perf_counter() - begun,
             runs=runs,

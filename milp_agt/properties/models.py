@@ -22,10 +22,10 @@ from milp_agt.bounds.passes import in_passes
 from milp_agt.bounds.program import FinalWindow, OutputObjectives
 from milp_agt.bounds.step import NodeOrder, State, union
 from milp_agt.bounds.zonotope import ZonotopePass
+from milp_agt.core.deadline import Deadline
 from milp_agt.core.graph import Node, evaluate
 from milp_agt.core.interval import CLEAN, Interval
 from milp_agt.core.rounding import TINY, gamma
-from milp_agt.properties.deadline import Deadline
 from milp_agt.properties.last_forms import least_of_forms, on_state
 from milp_agt.threats.poison import Poison
 from milp_agt.training.tracing import FEATURES, StepGraph
