@@ -170,6 +170,8 @@ class SampleGenerators:
         With ``own`` (...,), numbers of generators or -1, their units are poisoned and paid elsewhere: one
         less is left for the others of their group.
         """
+        if not self.count:
+            return reach.sum(-1)
         grouped, paid = self._grouped(reach)
         full = _largest(grouped, self._free)
         if own is not None:
@@ -232,7 +234,7 @@ class SampleGenerators:
         return place[:-1]
 
     def _unit_of(self, own: Tensor) -> Tensor:
-        return self.unit[own.clamp(min=0)] if self.count else own.clamp(min=0)
+        return self.unit[own.clamp(min=0)]
 
     def _grouped(self, reach: Tensor) -> tuple[Tensor, Tensor]:
         """What units that are not known to be poisoned reach, (..., groups, largest), and the sum of those
