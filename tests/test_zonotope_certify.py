@@ -103,12 +103,11 @@ def test_a_zonotope_that_explodes_leaves_the_rest_to_intervals(monkeypatch) -> N
 @pytest.mark.parametrize(
     ("threat", "training", "found"),
     [
-        (agt.FeaturePoisoning(1, 0.1, static=False), {}, "an adversary that poisons anew"),
         (agt.Removal(1), {}, "samples that are removed"),
         (
-            agt.FeaturePoisoning(1, 0.1, scope="batch"),
-            {"batch_size": 2},
-            "a budget in each batch",
+            agt.SeparatePoisoning(agt.FeaturePoisoning(1, 0.1), agt.LabelPoisoning(1)),
+            {},
+            "budgets of features and of labels apart",
         ),
     ],
 )

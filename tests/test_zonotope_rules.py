@@ -132,7 +132,8 @@ def check_multipliers() -> None:
                 )
                 tried.append(alpha)
         totals = [bound(directions, flips, alpha, samples).total(samples) for alpha in tried]
-        assert (totals[2] <= totals[0]).all()
+        # Ascent compares values before their rounding is charged.
+        assert (totals[2] <= totals[0] + 1e-12).all()
         by_box = rows.clamp(min=0.0) @ bounds.above + (-rows).clamp(min=0.0) @ bounds.below
         assert (totals[1] <= by_box * (1.0 + 1e-9)).all()
         for attacks in attacks_of(passed):

@@ -80,8 +80,7 @@ class Result(Questions):
         run: how the model was trained, in words: optimiser, batches, schedule and clipping.
         caution: what has to be known before the claim: of a scaler that was fitted on data that the
             adversary may change; empty where there is nothing.
-        origin: rows, ids and units of the data set that was certified; None for plain arrays, and in a
-            loaded result.
+        origin: rows, ids and units of the data set; None for plain arrays, and in a loaded result.
         assumptions: what is assumed and not modelled; of the arithmetic of ``precision``.
         decider: attacks what questions leave open; None where ``refute`` is "none", and in a loaded result.
         attack: what an adversary really reaches, if requested; not kept by :meth:`save`.

@@ -60,7 +60,7 @@ def new_flips(
         near: mask of the elements that may flip, by some other bound, (n, *shape).
     """
     search = _Search(form, zonotope, shared, slots, first, steps, work, step)
-    columns = zonotope.samples.column_of[step.samples]
+    columns = zonotope.samples.at(step)
     for rows in rows_of(form, zonotope, shared, columns, slots, near):
         known = _of_rows(search, rows, known)
     return known
@@ -258,7 +258,8 @@ def _with_rows(
         least=least,
         quiet=quiet,
         threshold=threshold,
-        cover=search.zonotope.samples.worst(threshold) * (1.0 + gamma(64)),
+        cover=search.zonotope.samples.worst(threshold)
+        * (1.0 + gamma(4 * search.zonotope.samples.terms + 64)),
         size=size,
     )
 

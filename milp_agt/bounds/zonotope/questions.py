@@ -36,8 +36,8 @@ def least_by_sample(
     samples = forward.zonotope.samples
     bases, devs = [], []
     for _, base, dev in _pieces(forward, coefficients):
-        every = dev.new_zeros(len(dev), len(samples.column_of))
-        every[:, samples.columns] = dev * (1.0 + gamma(4))
+        every = dev.new_zeros(len(dev), samples.samples)
+        every.index_add_(1, samples.columns, dev * (1.0 + gamma(4 * len(samples.numbers) + 4)))
         bases.append(base)
         devs.append(every)
     return torch.cat(bases), torch.cat(devs)
