@@ -14,6 +14,7 @@ from milp_agt.bounds.step import NodeOrder, State
 from milp_agt.bounds.zonotope.supported import refusal
 from milp_agt.core.restriction import UNRESTRICTED, Restriction
 from milp_agt.errors import UnsupportedOperationError
+from milp_agt.formulations.rounding_error import RoundingError
 from milp_agt.threats.poison import Poison
 from milp_agt.threats.sets import Vertices
 from milp_agt.training.tracing import StepGraph
@@ -85,7 +86,13 @@ def _missing(
     restriction: Restriction,
 ) -> str | None:
     """What has no rule, in words."""
-    found = refusal(schedule, poison, batches, UNRESTRICTED)
+    found = refusal(schedule, poison, UNRESTRICTED)
+    if not poison.static:
+        found = "an adversary that poisons anew in every step"
+    elif poison.per_batch and any(len(batch) < len(poison.features) for batch in batches):
+        found = "a budget in each batch, with batches smaller than the data set"
+    elif any(isinstance(node.op, RoundingError) for node in schedule.before):
+        found = "layers in front that do not train"
     if found is not None:
         return f"{found}, for which it has no rule"
     if isinstance(poison.label_moves, Vertices):

@@ -6,6 +6,7 @@ from milp_agt.bounds.step import NodeOrder
 from milp_agt.bounds.zonotope.kinks import kink_of
 from milp_agt.core.graph import Node, Operation
 from milp_agt.core.restriction import Restriction
+from milp_agt.core.rounding import FLOAT64
 from milp_agt.errors import UnsupportedOperationError
 from milp_agt.formulations.bilinear import Einsum
 from milp_agt.formulations.linear_map import LinearMap
@@ -43,6 +44,8 @@ def refusal(
     restriction: Restriction,
 ) -> str | None:
     """What of a run the engine has no rule for, in words; None if it has rules for all of it."""
+    if schedule.precision != FLOAT64:
+        return f"a run in {schedule.precision.name}"
     if poison.whole is not None:
         return f"samples that are {poison.whole.value}"
     if poison.label_quota is not None:
