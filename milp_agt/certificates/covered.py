@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -94,6 +95,10 @@ def missing(run: LoadedRun, result: Result) -> list[str]:
         f"features that move in {type(moves).__name__}": moves is not None and not moves.is_box,
         "a run that was cut off": len(result.steps) < result.total_steps,
         "a rate, momentum or decay that is negative": _is_negative(run),
+        "groups of parameters that differ in more than in having no decay": undecayed(
+            run, graph.parameters
+        )
+        is None,
     }
     found += [what for what, holds in reasons.items() if holds]
     ends = [*result.reachable.lower.values(), *result.reachable.upper.values()]
@@ -107,3 +112,16 @@ def missing(run: LoadedRun, result: Result) -> list[str]:
 def _is_negative(run: LoadedRun) -> bool:
     rules = run.training.update_rules(run.steps)
     return any(min(r.rate, r.momentum, r.weight_decay, r.l1) < 0 for r in rules)
+
+
+def undecayed(run: LoadedRun, parameters: Sequence[str]) -> list[str] | None:
+    """Parameters without weight decay, if groups differ in nothing else; None if they do."""
+    found: set[str] = set()
+    for rule in run.training.update_rules(run.steps):
+        plain = replace(rule, groups=())
+        own = {name: rule.of(name) for name in parameters}
+        bare = {n for n, r in own.items() if replace(r, groups=()) != plain}
+        if any(replace(own[n], groups=()) != replace(plain, weight_decay=0.0) for n in bare):
+            return None
+        found |= bare
+    return sorted(found)
