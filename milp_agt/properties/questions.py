@@ -11,9 +11,11 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
+from milp_agt.bounds.listed import ListedData, Poisoned
+from milp_agt.core.interval import Interval
 from milp_agt.core.reachable import Bounds
 from milp_agt.core.torch_modes import own_modes
-from milp_agt.errors import InvalidInputError
+from milp_agt.errors import InvalidInputError, SoundnessError
 from milp_agt.properties.accuracy import AccuracyQuestion
 from milp_agt.properties.answer import Answer, nested
 from milp_agt.properties.backdoor import BackdoorQuestion
@@ -259,6 +261,30 @@ class Questions:
         """
         return FunctionalQuestion.of(self.models, coefficients).answer(self.models)
 
+    def data_set(self, case: int) -> Poisoned:
+        """What the adversary makes of the training data in a case of a listed threat.
+
+        Case 0 is the clean run. Cases are those of ``result.models.bound``: that in which a form has its
+        least or largest value names the data set that leads there.
+
+        Raises:
+            InvalidInputError: a result whose cases are no data sets, or no such case.
+        """
+        adversary = self.models.reached[0].adversary
+        if not isinstance(adversary, ListedData):
+            raise InvalidInputError(
+                "The data set of a case was asked for",
+                "a result that did not list the data sets of its threat",
+                "certify a finite threat (flips of classes, categories, removals) with relaxation='linear'",
+            )
+        if not isinstance(case, int) or not 0 <= case < len(adversary.choices):
+            raise InvalidInputError(
+                f"The data sets of this threat are the cases 0 to {len(adversary.choices) - 1}",
+                f"case {case!r}",
+                "give one of them",
+            )
+        return adversary.choices.poisoned(case)
+
     @own_modes()
     def witness(self, answer: Answer, point: int | None = None) -> Witness:
         """The poisoned data that refute a test point of an answer, by its position among the points given.
@@ -289,7 +315,15 @@ class Questions:
                 "a result that keeps no training run (loaded from a file, or refute='none')",
                 "ask the result of certify(..., refute='quick') itself",
             )
-        return dict(self.decider.replay(witness))
+        trained = dict(self.decider.replay(witness))
+        for name, box in self.models.state.items():
+            if name in trained and not Interval(box.lower[0], box.upper[0]).contains(trained[name]):
+                raise SoundnessError(
+                    "A model trained on admissible data must lie in the reachable set",
+                    f"'{name}' outside its box",
+                    "do not use this certificate; please report this run",
+                )
+        return trained
 
     def _ask(self, question: Question, groups: npt.NDArray[Any] | None) -> Answer:
         return self._decided(question, ask(self.models, question, groups))
