@@ -315,3 +315,17 @@ def test_refute_none_and_a_time_limit_that_came_first_attack_nothing() -> None:
     assert any("no attacks" in text for text in late.fallbacks)
     with pytest.raises(InvalidInputError, match="refute"):
         certified(threat, refute="some")
+
+
+def test_searches_bracket_every_point_from_both_sides() -> None:
+    def holds(result: agt.Result) -> dict[str, bool | str]:
+        verdict = result.accuracy(TEST, LABELS).points.verdict
+        assert verdict is not None
+        return agt.by_point("point", verdict)
+
+    found = agt.largest(
+        certified, agt.FeaturePoisoning(1, 0.1), holds, radii=(0.003, 3.0), precision=20.0
+    )
+    both = [b for b in found.brackets.values() if b.proved is not None and b.refuted is not None]
+    assert len(both) > 5
+    assert all(b.proved < b.refuted for b in both)  # type: ignore[operator]

@@ -12,9 +12,10 @@ import numpy.typing as npt
 from torch import Tensor
 
 from milp_agt.bounds.listed import ListedData, Poisoned
+from milp_agt.core.interval import Interval
 from milp_agt.core.reachable import Bounds
 from milp_agt.core.torch_modes import own_modes
-from milp_agt.errors import InvalidInputError
+from milp_agt.errors import InvalidInputError, SoundnessError
 from milp_agt.properties.accuracy import AccuracyQuestion
 from milp_agt.properties.answer import Answer, nested
 from milp_agt.properties.backdoor import BackdoorQuestion
@@ -314,7 +315,15 @@ class Questions:
                 "a result that keeps no training run (loaded from a file, or refute='none')",
                 "ask the result of certify(..., refute='quick') itself",
             )
-        return dict(self.decider.replay(witness))
+        trained = dict(self.decider.replay(witness))
+        for name, box in self.models.state.items():
+            if name in trained and not Interval(box.lower[0], box.upper[0]).contains(trained[name]):
+                raise SoundnessError(
+                    "A model trained on admissible data must lie in the reachable set",
+                    f"'{name}' outside its box",
+                    "do not use this certificate; please report this run",
+                )
+        return trained
 
     def _ask(self, question: Question, groups: npt.NDArray[Any] | None) -> Answer:
         return self._decided(question, ask(self.models, question, groups))

@@ -108,6 +108,9 @@ class Witness:
 def load_witness(path: str | Path) -> Witness:
     """Read a witness written by :meth:`Witness.save`; ``result.replay`` checks it.
 
+    Args:
+        path: of the .npz file.
+
     Raises:
         InvalidInputError: a missing or damaged file, or another version of the format.
     """
