@@ -32,7 +32,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@touch $@
 
 certify: $(STAMP)
-	$(BIN)/milp-agt certify examples/iris.toml --out runs/iris
+	$(BIN)/milp-agt certify examples/iris.toml --out runs/iris --force
 
 test: $(STAMP)
 	$(BIN)/python -m pytest -n 2 -m "not slow"

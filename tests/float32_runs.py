@@ -52,6 +52,13 @@ def in_float32(problem: Problem) -> Problem:
     return replace(problem, model=model, features=x.float(), labels=y, training=training)
 
 
+def in_double(problem: Problem) -> Problem:
+    """The same run in float64, from the same numbers."""
+    model = copy.deepcopy(problem.model).double()
+    labels = problem.labels.double() if problem.training.loss == "mse" else problem.labels
+    return replace(problem, model=model, features=problem.features.double(), labels=labels)
+
+
 def grid_of(features: Tensor) -> float:
     """The grid of poisoned features."""
     return power_of_two(max(float(features.abs().max()), 1e-6)) * 2.0**-14

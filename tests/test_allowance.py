@@ -32,6 +32,41 @@ def test_predictions_grow_with_the_walk_until_the_window_is_full() -> None:
     assert spent.spend_until(["interval"], 2) is None
 
 
+def test_levels_without_backward_passes_cost_the_same_at_every_step(clock: list[float]) -> None:
+    spent = TimeLimit(clock[0] + 90.0, steps=100, window=100, flat=["interval"])
+    spent.note("interval", 0, 0.02)
+    assert [spent.predicted("interval", t) for t in (0, 50, 99)] == [0.02, 0.02, 0.02]
+    spent.note("linear", 0, 0.05)
+    # 99 steps of intervals take 2 s, not the 101 s of passes that grow: linear bounds go on.
+    assert spent.left(["interval"], 0) == pytest.approx(90.0 - 99 * 0.02)
+    assert spent.refusal("linear", ["interval"], 1) is None
+
+
+def test_a_level_that_was_never_measured_is_not_free(clock: list[float]) -> None:
+    """One step of a wide model may outlast the whole limit: it is not begun."""
+    spent = TimeLimit(clock[0] + 60.0, steps=160, window=160, forecast={"linear": 600.0})
+    why = spent.refusal("linear", [], 0)
+    assert why is not None
+    assert "about 150 s for the step" in why
+    spent.note("linear", 0, 0.5)  # what is measured counts
+    assert spent.refusal("linear", [], 0) is None
+
+
+def test_a_run_says_which_of_its_levels_have_no_backward_passes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    made: list[TimeLimit] = []
+    honest = TimeLimit.note
+
+    def note(self: TimeLimit, chain: str, step: int, measured: float) -> None:
+        made.append(self)
+        honest(self, chain, step, measured)
+
+    monkeypatch.setattr(TimeLimit, "note", note)
+    run(relaxation="linear", time_limit=60.0)
+    assert list(made[0].flat) == ["interval"]
+
+
 def test_dear_levels_end_when_what_is_left_belongs_to_cheaper_ones(clock: list[float]) -> None:
     start = clock[0]
     spent = TimeLimit(start + 30.0, steps=10, window=1)

@@ -12,6 +12,7 @@ import pytest
 
 from milp_agt.cli import main
 from milp_agt.errors import ConfigurationError
+from milp_agt.properties.models import ReachableModels
 from milp_agt.runfile.run_file import load_config, table_fields
 
 RUN = """
@@ -64,7 +65,7 @@ def write(folder: Path, *properties: str, regression: bool = False) -> Path:
 
 
 def certified(path: Path, *options: str) -> tuple[int, dict[str, Any]]:
-    code = main(["certify", str(path), "--out", str(path.parent / "out"), *options])
+    code = main(["certify", str(path), "--out", str(path.parent / "out"), "--force", *options])
     loaded: dict[str, Any] = json.loads((path.parent / "out" / "result.json").read_text())
     return code, loaded
 
@@ -221,3 +222,19 @@ def test_a_regression_has_no_classes(folder: Path, kind: str) -> None:
     config = load_config(write(folder, f"kind = '{kind}'{extra}", regression=True))
     with pytest.raises(ConfigurationError, match="a regression"):
         config.build()
+
+
+def test_checks_before_the_first_step_bound_nothing(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All kinds are checked on the model's own values; not one bound of a test point is computed."""
+
+    def bounded(*_: object) -> None:
+        raise AssertionError("a bound was computed before the first step")
+
+    for name in ("_bounded", "_walked", "_summed", "_bound_piece", "_by_intervals"):
+        monkeypatch.setattr(ReachableModels, name, bounded)
+    config = load_config(write(folder, *KINDS.values(), "kind = 'collective'"))
+    assert len(config.build().properties) == len(KINDS) + 1
+    ends = "kind = 'targeted'\nlow = 0.0"
+    load_config(write(folder, ends, "kind = 'loss'", regression=True)).build()

@@ -16,6 +16,7 @@ from float32_runs import (
     Trainer,
     assert_holds,
     float32_problems,
+    in_double,
     in_float32,
     runs_of,
     trained_in_float32,
@@ -102,33 +103,30 @@ def normalised() -> nn.Module:
 def wide() -> nn.Module:
     """Sums over many terms, and a frozen layer in front."""
     torch.manual_seed(4)
-    first = nn.Linear(2, 200).requires_grad_(False)
-    return nn.Sequential(first, nn.Tanh(), nn.Linear(200, 3))
+    first = nn.Linear(2, 60).requires_grad_(False)
+    return nn.Sequential(first, nn.Tanh(), nn.Linear(60, 3))
 
 
 @pytest.mark.parametrize("model", [normalised, wide])
 @pytest.mark.parametrize("relaxation", ["interval", "linear"])
 def test_other_layers_in_float32(model: Any, relaxation: str) -> None:
     options = {"momentum": 0.9, "nesterov": True, "weight_decay": 0.01, "batch_size": 4}
-    case, _, _ = small("cross_entropy", "features", options, count=30)
+    case, _, _ = small("cross_entropy", "features", options, count=10)
     problem = in_float32(replace(case, model=model()))
     result, boxes = problem.certify(relaxation=relaxation, **FLOAT32)
     assert_holds(problem, result, boxes, {"foreach": True})
 
 
-def in_double(problem: Problem) -> Problem:
-    """The same run in float64, from the same numbers."""
-    model = copy.deepcopy(problem.model).double()
-    labels = problem.labels.double() if problem.training.loss == "mse" else problem.labels
-    return replace(problem, model=model, features=problem.features.double(), labels=labels)
-
-
-DEEP = {"epochs": 10, "batch_size": 8, "momentum": 0.9, "weight_decay": 0.01, "learning_rate": 0.1}
+DEEP = {"epochs": 2, "batch_size": 8, "momentum": 0.9, "weight_decay": 0.01, "learning_rate": 0.1}
 
 
 @pytest.mark.parametrize("loss", ["mse", "bce", "cross_entropy", "hinge"])
 def test_without_a_threat_the_box_has_the_width_of_rounding_alone(loss: str) -> None:
-    """Within three orders of magnitude of how far the float32 run is from the float64 run."""
+    """Half of it is within two orders of magnitude of how far the float32 run is from the float64 run.
+
+    Errors of a real run largely cancel, those of a bound never do: after four steps with momentum 0.9 it is
+    17 to 94 times as large, after twenty 140 to 330 times.
+    """
     case, _, _ = small(loss, "features", DEEP, count=16, budget=0, hidden=(8,))
     problem = in_float32(case)
     attacks, row = next(iter(runs_of(problem)))
@@ -139,7 +137,7 @@ def test_without_a_threat_the_box_has_the_width_of_rounding_alone(loss: str) -> 
     result, boxes = problem.certify(**FLOAT32)
     width = result.reachable.max_width
     assert off > 0.0
-    assert off <= width <= 1000.0 * off, (width, off, width / off)
+    assert off <= width <= 2.0 * 100.0 * off, (width, off, width / off)
     double, _ = in_double(problem).certify()
     assert double.reachable.max_width < 1e-5 * width
     assert not any(

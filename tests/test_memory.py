@@ -135,3 +135,31 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
         [sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=600
     )
     assert int(done.stdout) <= bytes_of("768MiB")
+
+
+def pairs_of(memory: str, **options: object) -> agt.Result:
+    """60 samples, pairs of which may move: 1,770 selections for a model of 3 parameters."""
+    data = torch.randn(60, 2, dtype=torch.float64), torch.randn(60, 1, dtype=torch.float64)
+    training = agt.Training(loss="mse", learning_rate=0.1, epochs=4)
+    threat = agt.FeaturePoisoning(2, 0.01)
+    model = network((2, 1), seed=0)
+    return agt.certify(model, data, training, threat, relaxation="linear", memory=memory, **options)  # type: ignore[arg-type]
+
+
+def test_selections_whose_windows_do_not_fit_are_not_listed() -> None:
+    """All groups of selections are carried from step to step: their sum counts, not the largest."""
+    small = pairs_of("300MiB")
+    (line,) = (line for line in small.notes if "selections are not listed" in line)
+    for part in ("1.77e+03 of them would hold", "window of 4 steps", "300 MiB", "enumerated"):
+        assert part in line
+    assert not any("each selection" in chain for chain in small.steps[-1].chains or ())
+    large = pairs_of("4GiB")
+    assert not any("not listed" in line for line in large.notes)
+    assert "linear, each selection" in (large.steps[-1].chains or ())
+
+
+def test_listed_selections_that_were_asked_for_tell_what_they_need() -> None:
+    asked = pairs_of("300MiB", selections="enumerated")
+    assert "linear, each selection" in (asked.steps[-1].chains or ())
+    (line,) = (line for line in asked.fallbacks if "memory" in line)
+    assert "memory 300 MiB cannot be kept" in line

@@ -165,8 +165,8 @@ def test_another_run_does_not_overwrite_an_unfinished_one(
     write(run.parent, epochs=6)
     assert main(["certify", str(run), "--out", str(out)]) == 2
     err = capsys.readouterr().err
-    assert "training was " in err
-    assert "What to do: " in err
+    assert "another run file or other data" in err
+    assert f"What to do: go on with it by milp-agt certify --resume {out}, " in err
     assert {p: p.read_bytes() for p in out.rglob("*") if p.is_file()} == kept
     write(run.parent, epochs=5)
     assert main(["certify", "--resume", str(out), "--quiet", "--no-report"]) == 0

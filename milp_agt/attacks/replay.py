@@ -61,22 +61,25 @@ def replay(unrolled: Unrolled, poisoning: Poisoning, start: State | None = None)
     first = unrolled.updates[0]
     optimiser = torch.optim.SGD(
         [
-            {"params": [p], "weight_decay": first.of(name).weight_decay}
+            {
+                "params": [p],
+                "momentum": first.of(name).momentum,
+                "nesterov": first.of(name).nesterov,
+            }
             for name, p in stacked.items()
         ],
         lr=first.rate,
-        momentum=first.momentum,
-        nesterov=first.nesterov,
     )
     gradients = vmap(_mean_gradient(graph, poisoning.labels[0].device, bool(poisoning.there)))
     for step, update in enumerate(unrolled.updates):
         for (name, _), group in zip(stacked.items(), optimiser.param_groups, strict=True):
+            own = update.of(name)
             group |= {
-                "lr": update.rate,
-                "momentum": update.momentum,
-                "weight_decay": update.of(name).weight_decay,
-                "nesterov": update.nesterov,
-                "dampening": update.dampening,
+                "lr": own.rate,
+                "momentum": own.momentum,
+                "weight_decay": own.weight_decay,
+                "nesterov": own.nesterov,
+                "dampening": own.dampening,
             }
         x, y = unrolled.batch_data(poisoning, step)
         there = unrolled.batch_present(poisoning, step)

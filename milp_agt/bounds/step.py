@@ -184,14 +184,15 @@ def step_at_points(
             gradient = total / left.clamp(min=1.0).reshape(-1, *[1] * (total.dim() - 1))
         if update.l1:
             gradient = gradient + update.l1 * torch.sign(state[name])
-        gradient = gradient + update.of(name).weight_decay * state[name]
+        own = update.of(name)
+        gradient = gradient + own.weight_decay * state[name]
         direction = gradient
         if velocity_of(name) in state:
-            kept = 1.0 - update.dampening
-            velocity = update.momentum * state[velocity_of(name)] + kept * gradient
+            kept = 1.0 - own.dampening
+            velocity = own.momentum * state[velocity_of(name)] + kept * gradient
             new[velocity_of(name)] = velocity
-            direction = gradient + update.momentum * velocity if update.nesterov else velocity
-        new[name] = state[name] - update.rate * direction
+            direction = gradient + own.momentum * velocity if own.nesterov else velocity
+        new[name] = state[name] - own.rate * direction
         if update.projection is not None:
             new[name] = new[name].clamp(*update.projection)
     return new if left is None else _unless_empty(left, new, state)

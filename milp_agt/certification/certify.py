@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from time import monotonic
 from typing import Any
 
 import torch
@@ -38,8 +39,9 @@ from milp_agt.threats import ThreatModel
 from milp_agt.threats.units import fitted_on_poison
 from milp_agt.training import inputs
 from milp_agt.training.exchanged import with_exchanges
+from milp_agt.training.groups import check_groups
 from milp_agt.training.precision import check_float32, in_precision
-from milp_agt.training.same_forward import check_forward, check_names
+from milp_agt.training.same_forward import check_forward
 from milp_agt.training.tracing import trace
 from milp_agt.training.training import Batch, Training
 
@@ -96,6 +98,7 @@ def certify(
         SolverUnavailableError: see the message.
         SoundnessError, EncodingError: a bug; the run is stopped rather than certified.
     """
+    begun = monotonic()
     model, given, training, threat, recorded = of_recording(model, data, training, threat)
     arrays, threat, origin = inputs.located(given, threat)
     inputs.check_run(model, arrays, training, threat)
@@ -122,7 +125,7 @@ def certify(
     shape = tuple(features.shape[1:])
     traced = trace(model, training.loss, shape, training.clipping, precision)
     check_forward(traced, model, features)
-    check_names(traced, training)
+    check_groups(training.groups, traced.parameters)
     labels = inputs.labels_of(arrays[1], len(features), traced.loss, traced.outputs)
     raw = threat.bind(features, labels, traced.loss)
     batches = training.batch_order(len(features))
@@ -153,6 +156,7 @@ def certify(
         initial=start,
         claim=threat.describe(),
         options=options,
+        begun=begun,
         origin=origin,
         caution=fitted_on_poison(threat, origin),
         restriction=restriction,

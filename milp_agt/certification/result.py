@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from milp_agt.attacks import Attack, Attacker, Envelope, Objective, ParameterSandwich, Sandwich
 from milp_agt.bounds.adversary.joint import Joint
+from milp_agt.bounds.cells.plan import TreePlan
 from milp_agt.bounds.program import FinalWindow, Incumbents
 from milp_agt.bounds.step import NodeOrder, State
 from milp_agt.certification import saved
@@ -28,6 +29,7 @@ from milp_agt.errors import InvalidInputError
 from milp_agt.properties.models import ReachableModels, Reached, Watch
 from milp_agt.properties.questions import Questions
 from milp_agt.properties.suspects import Suspects, suspects
+from milp_agt.properties.unbounded import UnboundedModels
 from milp_agt.recording import NominalCheck
 from milp_agt.threats.poison import Poison
 from milp_agt.training.precision import in_precision
@@ -110,6 +112,8 @@ class Result(Questions):
         reached: Sequence[Reached],
         program: FinalWindow | None = None,
         rows: int | None = None,
+        beside: Reached | None = None,
+        tree: TreePlan | None = None,
         nominal: Mapping[str, Tensor],
         steps: tuple[StepRecord, ...],
         total_steps: int,
@@ -124,7 +128,9 @@ class Result(Questions):
     ) -> Result:
         """The result from the state of the loop after some steps."""
         point = {n: nominal[n] for n in step_graph.parameters}
-        models = ReachableModels(step_graph, schedule, point, reached, program, rows)
+        models = ReachableModels(
+            step_graph, schedule, point, reached, program, rows, beside, tree=tree
+        )
         return Result(
             reachable=_reachable(step_graph, models.state, nominal),
             steps=steps,
@@ -185,9 +191,8 @@ class Result(Questions):
     @property
     def sandwich(self) -> ParameterSandwich | None:
         """Widths that attacks reached next to the certified ones; None without an attack."""
-        if self.attack is None:
-            return None
-        return ParameterSandwich.of(self.reachable, self.attack)
+        found = self.attack
+        return ParameterSandwich.of(self.reachable, found) if found is not None else None
 
     def against(self, objective: Objective, bounds: Bounds) -> Sandwich | None:
         """The bounds of a property next to what attacks on it reach; None without an attack.
@@ -347,9 +352,9 @@ def _restore(arrays: Mapping[str, npt.NDArray[Any]], about: Mapping[str, Any]) -
 
 
 def untrained(model: nn.Module, loss: str, feature_shape: tuple[int, ...]) -> Result:
-    """The result before the first step: questions can be asked about the given model."""
+    """The result before the first step, to see which questions can be asked: it bounds nothing."""
     step_graph = trace(model, loss, feature_shape)
-    return _from_box(
+    found = _from_box(
         step_graph,
         {n: Interval.point(v.unsqueeze(0)) for n, v in step_graph.initial.items()},
         feature_shape,
@@ -361,6 +366,7 @@ def untrained(model: nn.Module, loss: str, feature_shape: tuple[int, ...]) -> Re
         threat="no sample poisoned",
         settings={},
     )
+    return replace(found, models=UnboundedModels.of(found.models))
 
 
 def _from_box(

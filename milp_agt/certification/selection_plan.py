@@ -7,7 +7,13 @@ from dataclasses import dataclass
 
 from milp_agt.bounds.adversary.charged import can_be_charged, without_influence
 from milp_agt.bounds.adversary.enumerated import count_cases
-from milp_agt.certification.sizes import BOUNDED_PER_SECOND, FLOAT, WALKED_PER_SECOND, Sizes
+from milp_agt.certification.sizes import (
+    BASELINE,
+    BOUNDED_PER_SECOND,
+    FLOAT,
+    WALKED_PER_SECOND,
+    Sizes,
+)
 from milp_agt.core.relaxation import Relaxation
 from milp_agt.core.remarks import Remarks
 from milp_agt.core.restriction import Restriction
@@ -37,12 +43,14 @@ class Selections:
         enumerated_inner: whether these have linear intermediate bounds.
         charged: whether errors are charged to the samples that can cause them.
         charged_inner: whether that chain has linear intermediate bounds.
+        kept: bytes that the windows of these chains hold from step to step.
     """
 
     groups: int = 0
     enumerated_inner: bool = False
     charged: bool = False
     charged_inner: bool = False
+    kept: int = 0
 
     @property
     def splits(self) -> bool:
@@ -62,8 +70,10 @@ def selections_of(
     inner_bounds: str | None,
     memory: int,
     spare: float,
+    zonotope: bool,
 ) -> tuple[Selections, Remarks]:
-    """The requested selections; by default listed if that is cheap, else charged if that is.
+    """The requested selections; by default listed if that is cheap, else charged if that is, but not beside
+    a ``zonotope``, which charges errors to samples as well.
 
     Cheap means predicted to take at most a minute, or ``spare`` seconds if that is more: the part of a
     time limit for refinements that are on by default.
@@ -97,12 +107,12 @@ def selections_of(
             "use scope='dataset', or selections='joint'",
         )
     listed, remarks = work.listed(cases, asked)
-    if listed.groups or not can_be_charged(poison, restriction):
+    if listed.groups or zonotope or not can_be_charged(poison, restriction):
         return listed, remarks
     if without_influence(sizes.schedule, training.update_rules(steps)[0]) is not None:
         return listed, remarks
     count = float(poison.open.sum()) + 1
-    if work.charging(count, False) > work.seconds or work.fitting < count:
+    if work.charging(count, False) > work.seconds or work.fitting < count or not work.fits(count):
         return listed, remarks
     found = work.charged(poison)
     remarks += Remarks(notes=("errors are charged to the samples that can cause them",))
@@ -153,6 +163,17 @@ class _Work:
         one = 2 * FLOAT * LIVE_CASE_BOXES * self.sizes.boxes * self.window
         return max(1, int(self.memory // one))
 
+    def kept(self, cases: float) -> int:
+        """Bytes of the boxes and planes of cases in every step of the window.
+
+        All groups are carried from step to step, so all of them count, however the work is cut.
+        """
+        return self.window * self.sizes.kept(int(cases))
+
+    def fits(self, cases: float) -> bool:
+        """Whether what the cases hold leaves half of the memory beside the libraries for work."""
+        return 2 * self.kept(cases) <= self.memory - BASELINE
+
     def listing(self, cases: float, groups: int, linear_inner: bool) -> float:
         """Seconds for cases in groups; the cases of a group share their backward passes."""
         return self._walking(cases, groups, SETTLED * self.sizes.inner_rows * linear_inner)
@@ -172,7 +193,8 @@ class _Work:
     def charged(self, poison: Poison) -> Selections:
         dear = self.charging(float(poison.open.sum()) + 1, True) > self.seconds
         inner = self.inner_bounds == "linear" or (self.inner_bounds is None and not dear)
-        return Selections(charged=True, charged_inner=inner)
+        columns = float(poison.open.sum()) + 1
+        return Selections(charged=True, charged_inner=inner, kept=self.kept(columns))
 
     def listed(self, cases: float, asked: str | None) -> tuple[Selections, Remarks]:
         """Listed selections, if requested or cheap."""
@@ -182,7 +204,7 @@ class _Work:
         dear = self.listing(cases, groups, True) > self.seconds
         if asked == "enumerated":
             inner = self.inner_bounds == "linear" or (self.inner_bounds is None and not dear)
-            return Selections(groups, inner), Remarks()
+            return Selections(groups, inner, kept=self.kept(cases)), Remarks()
         bare = self.listing(cases, groups, False)
         if bare > self.seconds or cases > MOST_LISTED:
             note = (
@@ -191,10 +213,19 @@ class _Work:
                 "have them"
             )
             return Selections(), Remarks(notes=(note,) if cases <= MOST_LISTED else ())
+        if not self.fits(cases):
+            note = (
+                f"selections are not listed: {cases:.3g} of them would hold "
+                f"{self.kept(cases) / 2**20:.4g} MiB through a window of {self.window} steps, more than "
+                f"half of memory {self.memory / 2**20:.4g} MiB beside the libraries; give more "
+                "memory or a shorter window, or ask for selections='enumerated' to have them all the same"
+            )
+            return Selections(), Remarks(notes=(note,))
         if self.inner_bounds == "linear" and dear:
             note = (
                 f"selections have inner bounds by intervals: linear ones would take about "
                 f"{self.listing(cases, groups, True):.3g} s; ask for selections='enumerated' to have them"
             )
-            return Selections(groups), Remarks(fallbacks=(note,))
-        return Selections(groups, self.inner_bounds != "interval" and not dear), Remarks()
+            return Selections(groups, kept=self.kept(cases)), Remarks(fallbacks=(note,))
+        linear = self.inner_bounds != "interval" and not dear
+        return Selections(groups, linear, kept=self.kept(cases)), Remarks()

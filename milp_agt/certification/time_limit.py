@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from time import monotonic
+
+# A forecast from counts of elements may be this many times too long on a fast machine.
+DOUBT = 4.0
 
 
 @dataclass
@@ -14,28 +17,36 @@ class TimeLimit:
     A chain may bound step t if its predicted seconds for that step, and those of all cheaper chains
     for all steps after t, fit into the remaining time. So programs end first, then listed
     selections, then linear bounds; intervals stay. Predictions are the last measured seconds of a
-    chain, in proportion to the steps of its backward passes: ``min(t + 1, window)``.
+    chain. Those of chains that walk back through the window grow in proportion to the steps of their
+    backward passes, ``min(t + 1, window)``; a step of all others costs the same at any time.
 
     Attributes:
         deadline: a time of ``time.monotonic``; None for no limit.
         steps: of the whole run.
         window: longest backward pass, in steps.
+        flat: names of the chains without backward passes: intervals and zonotopes.
+        forecast: seconds of a first step of chains by the plan; used, divided by ``DOUBT``, until a
+            step of the chain is measured.
         measured: the last step that each chain bounded, and its seconds.
     """
 
     deadline: float | None
     steps: int
     window: int
+    flat: Collection[str] = ()
+    forecast: Mapping[str, float] = field(default_factory=dict)
     measured: dict[str, tuple[int, float]] = field(default_factory=dict)
 
     def note(self, chain: str, step: int, seconds: float) -> None:
         self.measured[chain] = (step, seconds)
 
     def predicted(self, chain: str, step: int) -> float:
-        """Predicted seconds of a chain for a step; 0 if nothing was measured yet."""
+        """Predicted seconds of a chain for a step; 0 if nothing was measured or forecast yet."""
         if chain not in self.measured:
-            return 0.0
+            return self.forecast.get(chain, 0.0) / DOUBT
         last, seconds = self.measured[chain]
+        if chain in self.flat:
+            return seconds
         return seconds * min(step + 1, self.window) / min(last + 1, self.window)
 
     def left(self, cheaper: Sequence[str], step: int) -> float:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from milp_agt.cli.common import (
@@ -14,14 +15,17 @@ from milp_agt.cli.common import (
     NOT_PROVED,
     PROVED,
     RUN_FILE,
+    add_force,
     add_options,
     given_options,
 )
 from milp_agt.cli.progress import progress
+from milp_agt.core.deadline import Deadline, shorter
 from milp_agt.errors import InvalidInputError
 from milp_agt.io.tables import format_number, format_table
 
 if TYPE_CHECKING:
+    from milp_agt.attacks import Search
     from milp_agt.certification.checkpoint import Checkpoint
     from milp_agt.certification.result import Result
     from milp_agt.cli.common import Commands
@@ -31,6 +35,8 @@ if TYPE_CHECKING:
     from milp_agt.runfile.verdicts import Verdict
 
 SHOWN_STEPS = 40
+# Shares of a time limit that steps leave to the properties, and to attacks where they are asked for.
+QUESTIONS_SHARE, ATTACKS_SHARE = 0.15, 0.25
 CHECKPOINT = "checkpoint"  # folder inside the result folder, while the run is not at its end
 
 
@@ -40,7 +46,7 @@ def add(commands: Commands) -> None:
         "certify",
         help="certify the run described in a TOML file",
         description="Bound everything that training can end in under the threat of a run file, judge its "
-        "properties, and write result.json, reachable.npz and report.html.",
+        "properties, and write result.json, reachable.npz, report.html and a certificate.",
         epilog="For example: milp-agt certify examples/iris.toml --out runs/iris",
     )
     parser.add_argument("run", metavar="RUN.toml", type=Path, nargs="?", help=RUN_FILE)
@@ -63,6 +69,7 @@ def add(commands: Commands) -> None:
         action="store_true",
         help="name the training samples that carry the bound, and split it by cause",
     )
+    add_force(parser)
     parser.add_argument("--quiet", action="store_true", help="print the verdicts only")
     parser.add_argument(
         "--points", action="store_true", help="print every property test point by test point"
@@ -128,19 +135,25 @@ def _stored(folder: Path) -> dict[str, Any]:
 
 
 def _certify(arguments: argparse.Namespace) -> int:
-    from milp_agt.reports.result_folder import ResultFolder, run_header
+    from milp_agt import certificates
+    from milp_agt.reports.result_folder import ResultFolder, check_same_run, run_header
     from milp_agt.runfile.run_file import load_config
     from milp_agt.runfile.verdicts import judge
 
+    begun = monotonic()
     job = _Job.of(arguments)
     config = load_config(job.run)
-    run = config.build()
-    run = run._replace(options=run.options.changed(job.options))
+    run = config.build(job.options)
     checkpoint = job.checkpoint()
     before = (checkpoint.manifest or {"step": 0})["step"]
     header = run_header(config, run.dataset) | {
         "options": run.options.model_dump(exclude_none=True)
     }
+    if arguments.resume is None and not check_same_run(
+        job.folder / "result.json", header, force=arguments.force
+    ):
+        checkpoint.clear()
+        before = 0
     folder = ResultFolder(job.folder, header, run.dataset.notes, before)
     so_far: list[Result] = []
     with progress("steps", arguments.quiet, before) as advance:
@@ -149,20 +162,28 @@ def _certify(arguments: argparse.Namespace) -> int:
             so_far[:] = [result]
             folder.save_step(result)
             advance(len(result.steps), steps, _state_of(result.steps[-1]))
+            if attack is not False and len(result.steps) == steps:
+                advance(0, 0, "", "attacks")
 
+        attack = _search(run) if run.options.attack or arguments.attack else False
         try:
-            attack = run.search if run.options.attack or arguments.attack else False
-            result = run.certify(on_step=on_step, checkpoint=checkpoint, attack=attack)
+            result = _steps_in_time(run, attack is not False).certify(
+                on_step=on_step, checkpoint=checkpoint, attack=attack
+            )
+            spent = sum(step.seconds for step in result.steps[:before])
+            result = _within(result, run.options.time_limit, begun - spent)
             result = result.watched(
-                lambda done, points: advance(run.steps, run.steps, f"test points {done}/{points}")
+                lambda done, points: advance(done, points, "", "questions: test points")
             )
             verdicts = [v for asked in run.properties for v in judge(result, run.dataset, asked)]
+            result = _told_of_time(result)
             found = _suspects(result) if arguments.suspects else None
             folder.save(result, verdicts, complete=True, suspects=found)
         except KeyboardInterrupt:
             if not so_far:
                 raise
             folder.save(so_far[0], (), complete=False)
+            certificates.clear(job.folder / certificates.FOLDER)
             print(
                 f"milp-agt: interrupted after {len(so_far[0].steps)} of {run.steps} steps; "
                 f"the finished steps are in {folder.json_path}; "
@@ -171,8 +192,9 @@ def _certify(arguments: argparse.Namespace) -> int:
             )
             return LIMIT_REACHED
         written = [folder.json_path, folder.npz_path]
+        written.append(certificates.write(job.folder / certificates.FOLDER, run, result, verdicts))
         if not arguments.no_report:
-            advance(run.steps, run.steps, "test points and report")
+            advance(0, 0, "", "report")
             written += _report(result, verdicts, run, job.folder)
     checkpoint.clear()
     if not arguments.quiet:
@@ -187,6 +209,42 @@ def _certify(arguments: argparse.Namespace) -> int:
     if all(verdict.status != "NOT PROVED" for verdict in verdicts):
         return PROVED
     return LIMIT_REACHED if result.limit_reached else NOT_PROVED
+
+
+def _steps_in_time(run: LoadedRun, attacks: bool) -> LoadedRun:
+    """The run with its steps in their share of the time limit."""
+    limit = run.options.time_limit
+    if limit is None:
+        return run
+    share = 1.0 - QUESTIONS_SHARE * bool(run.properties) - ATTACKS_SHARE * attacks
+    return run._replace(options=run.options.changed({"time_limit": share * limit}))
+
+
+def _search(run: LoadedRun) -> Search:
+    """The search with its share of the time limit: one for the parameters and one for each property."""
+    if run.options.time_limit is None:
+        return run.search
+    share = ATTACKS_SHARE * run.options.time_limit / (1 + len(run.properties))
+    return replace(run.search, time_limit=shorter(run.search.time_limit, share))
+
+
+def _within(result: Result, limit: float | None, begun: float) -> Result:
+    """The result with questions that keep the time limit of this command."""
+    if limit is None:
+        return result
+    return replace(result, models=replace(result.models, deadline=Deadline(begun + limit)))
+
+
+def _told_of_time(result: Result) -> Result:
+    """The result, with a fallback where the time limit cut questions short."""
+    deadline = result.models.deadline
+    if deadline is None or not deadline.missed:
+        return result
+    line = (
+        "time limit: test points that were still open were bounded from the boxes of the parameters "
+        "alone, not through training; give more time, fewer properties or fewer test points"
+    )
+    return replace(result, fallbacks=(*result.fallbacks, line), limit_reached=True)
 
 
 def _suspects(result: Result) -> Suspects | None:
@@ -223,6 +281,8 @@ def _state_of(step: StepRecord) -> str:
 
 
 def _print_run(run: LoadedRun, result: Result) -> None:
+    from milp_agt.certification.worth import BoxWorth
+
     print(f"Data: {run.dataset.description}; {len(run.dataset.x_train)} training samples")
     print(f"\nClaim: {result.claim}\n")
     for assumption in (*result.assumptions, *run.dataset.notes):
@@ -251,6 +311,9 @@ def _print_run(run: LoadedRun, result: Result) -> None:
         print(f"  fallback: {fallback}")
     if result.limit_reached:
         print("  a limit was reached; the bounds hold, and may be looser than without it")
+    worth = BoxWorth.of(result.steps, result.reachable.mean_size)
+    if worth.words:
+        print(f"  worth: {worth.words}")
     _print_attack(result)
     print()
 
@@ -287,6 +350,9 @@ def _print_verdicts(verdicts: Sequence[Verdict]) -> None:
     ]
     headers = ["property", "lower", "nominal", "upper", "threshold", "verdict"]
     print(format_table([*headers, "attacks reach", "ratio"] if attacked else headers, rows))
+    for verdict in verdicts:
+        if verdict.is_vacuous:
+            print(f"vacuous: the bounds of {verdict.name} hold for every model and prove nothing")
 
 
 def _both_sides(verdict: Verdict) -> tuple[str, str]:

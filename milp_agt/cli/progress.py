@@ -1,26 +1,87 @@
-"""A line on stderr while a command works."""
+"""What stderr shows while a command works: a bar on a terminal, now and then a line without one."""
 
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-
-Advance = Callable[[int, int, str], None]
+from typing import Protocol
 
 # Time left is told from all steps so far: one step of a large run outlasts rich's own 30 seconds.
 ESTIMATE_FROM = 7 * 24 * 3600.0
+# Without a terminal: seconds before the first line, and between two lines of one phase.
+FIRST_LINE = 2.0
+EVERY_LINE = 10.0
+
+
+class Advance(Protocol):
+    """Told how far a command is."""
+
+    def __call__(self, done: int, total: int, text: str, unit: str = "") -> None:
+        """``done`` of ``total`` of a unit, and what is known now; no unit means that of the command."""
+        ...
 
 
 @contextmanager
 def progress(unit: str, quiet: bool, done: int = 0) -> Iterator[Advance]:
-    """Yields a function of (done, total, what is known now); silent where stderr is no terminal.
+    """Yields what a command calls while it works; silent where ``quiet``.
 
     ``done`` is what was there before, so that it does not count into the speed.
     """
-    if quiet or not sys.stderr.isatty():
-        yield lambda done, total, text: None
-        return
+    if quiet:
+        yield _silent
+    elif sys.stderr.isatty():
+        with _bar(unit, done) as advance:
+            yield advance
+    else:
+        yield Lines(unit, done)
+
+
+def _silent(done: int, total: int, text: str, unit: str = "") -> None:
+    pass
+
+
+class Lines:
+    """Lines on stderr for logs: one when a phase begins and one every ten seconds, none at first."""
+
+    def __init__(
+        self, unit: str, before: int = 0, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._unit, self._clock = unit, clock
+        self._begun = self._phase_begun = clock()
+        self._told: float | None = None
+        self._phase, self._before = unit, before
+
+    def __call__(self, done: int, total: int, text: str, unit: str = "") -> None:
+        """Print a line if one is due."""
+        phase, now = unit or self._unit, self._clock()
+        fresh = phase != self._phase
+        if fresh:
+            self._phase, self._before, self._phase_begun = phase, 0, now
+        if now - self._begun < FIRST_LINE:
+            return
+        if not fresh and self._told is not None and now - self._told < EVERY_LINE:
+            return
+        self._told = now
+        counted = f" {done}/{total}" if total else ""
+        known = f", {text}" if text else ""
+        left = self._left(done, total, now)
+        print(
+            f"milp-agt: {phase}{counted}{known}, {now - self._begun:.0f} s so far{left}",
+            file=sys.stderr,
+            flush=True,
+        )
+
+    def _left(self, done: int, total: int, now: float) -> str:
+        new = done - self._before
+        if new <= 0 or done >= total:
+            return ""
+        return f", about {(now - self._phase_begun) / new * (total - done):.0f} s left of this"
+
+
+@contextmanager
+def _bar(unit: str, done: int) -> Iterator[Advance]:
     from rich.console import Console
     from rich.progress import (
         BarColumn,
@@ -32,7 +93,7 @@ def progress(unit: str, quiet: bool, done: int = 0) -> Iterator[Advance]:
     )
 
     columns = (
-        TextColumn(unit),
+        TextColumn("{task.fields[unit]}"),
         BarColumn(bar_width=20),
         MofNCompleteColumn(),
         TextColumn("{task.description}"),
@@ -44,7 +105,14 @@ def progress(unit: str, quiet: bool, done: int = 0) -> Iterator[Advance]:
     with Progress(
         *columns, console=console, transient=True, speed_estimate_period=ESTIMATE_FROM
     ) as bar:
-        task = bar.add_task("", total=None, completed=done)
-        yield lambda done, total, text: bar.update(
-            task, completed=done, total=total, description=text
-        )
+        task = bar.add_task("", total=None, completed=done, unit=unit)
+        shown = [unit]
+
+        def advance(done: int, total: int, text: str, unit: str = "", usual: str = unit) -> None:
+            phase = unit or usual
+            if phase != shown[0]:
+                shown[0] = phase
+                bar.reset(task)
+            bar.update(task, completed=done, total=total or None, description=text, unit=phase)
+
+        yield advance

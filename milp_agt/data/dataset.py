@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -143,6 +143,31 @@ class Dataset:
         own_ids = ids_of(asked, ids, test_ids, len(x), len(x_held))
         origin = Origin.of_arrays(len(x), len(x_held), names, own_ids)
         return Dataset(name, x, y, x_held, y_held, names, about, origin=origin)
+
+    def in_float32(self) -> Dataset:
+        """The same with features and targets rounded to float32 numbers, as a float32 run reads them.
+
+        What follows is about these numbers: radii and threats are around them. A note says so.
+
+        Raises:
+            InvalidInputError: numbers beyond the range of float32.
+        """
+        parts = {n: getattr(self, n) for n in ("x_train", "y_train", "x_test", "y_test")}
+        with np.errstate(over="ignore"):
+            rounded = {
+                name: array.astype(np.float32).astype(np.float64)
+                for name, array in parts.items()
+                if array.dtype == np.float64
+            }
+        for name, array in rounded.items():
+            if not np.isfinite(array).all():
+                raise InvalidInputError(
+                    f"Round the data set {self.name} to float32",
+                    f"{name} has numbers up to {np.abs(parts[name]).max():.3g}, which overflow",
+                    "scale the data, or train in float64",
+                )
+        note = "Features and targets were rounded to float32 before anybody touched them."
+        return replace(self, **rounded, notes=(*self.notes, note))
 
     @property
     def rows(self) -> Parts:

@@ -19,6 +19,7 @@ from milp_agt.formulations.loss import LossFunction
 from milp_agt.formulations.loss_planes import LossPlanes
 from milp_agt.properties.answer import Answer, GroupName, Scores, summarise
 from milp_agt.properties.models import OutputForms, ReachableModels
+from milp_agt.properties.question import is_late
 
 
 @dataclass(frozen=True)
@@ -79,9 +80,12 @@ def mean_loss(
     over the reachable models, each sum bounded as one form of their parameters: effects on single
     points that no model has together cancel. The table of the points is that of single points.
     """
-    bounds = models.bound(question.on_outputs)
+    late = is_late(models)
+    bounds = (models.bound_in_box if late else models.bound)(question.on_outputs)
     nominal = question.nominal([models.at_nominal(question.on_outputs)])
     answer = summarise(question.evaluate([bounds]), nominal, question.index, groups)
+    if late:
+        return answer
     names = list(answer.groups)
     parts = np.array([np.ones(len(question.index), dtype=bool), *(groups == n for n in names)])
     lower, upper = _together(models, question, bounds, torch.from_numpy(parts).to(bounds.lower))

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from milp_agt.certification.fingerprint import versions
+from milp_agt.certification.worth import BoxWorth
 from milp_agt.data.dataset import Dataset
 from milp_agt.errors import InvalidInputError
 from milp_agt.io.files import replace
@@ -109,10 +110,13 @@ class ResultFolder:
                 "mean_size": reachable.mean_size,
                 "by_name": parameters,
             },
+            "worth": worth_summary(result),
             "attack": attack_summary(result),
             "suspects": None if suspects is None else suspects.to_dict(),
             "steps": [asdict(step) for step in result.steps],
-            "properties": [{**asdict(v), "name": v.name} for v in verdicts],
+            "properties": [
+                {**asdict(v), "name": v.name, "vacuous": v.is_vacuous} for v in verdicts
+            ],
             "seconds": begun
             - self._started
             + sum(step.seconds for step in result.steps[: self._steps_before]),
@@ -173,6 +177,17 @@ def _rows(dataset: Dataset) -> dict[str, Any]:
     return found
 
 
+def worth_summary(result: Result) -> dict[str, Any]:
+    """What the boxes are worth: a word for programs, the steps, and the same in words."""
+    found = BoxWorth.of(result.steps, result.reachable.mean_size)
+    return {
+        "boxes": found.worth.value,
+        "useful_until": found.useful_until,
+        "bounded_until": found.bounded_until,
+        "words": found.words,
+    }
+
+
 def attack_summary(result: Result) -> dict[str, Any] | None:
     """Both sides of the parameters' widths; None where nothing was attacked."""
     attack, sandwich = result.attack, result.sandwich
@@ -188,6 +203,40 @@ def attack_summary(result: Result) -> dict[str, Any] | None:
         "seed": attack.seed,
         "seconds": attack.seconds,
     }
+
+
+def check_same_run(path: Path, header: Mapping[str, Any], *, force: bool) -> bool:
+    """Whether a folder is free for a run: its file ``path`` is absent or of this very run.
+
+    False where it is of another run and ``force`` says to write over it. A run is the same if run file,
+    data and options are.
+
+    Raises:
+        InvalidInputError: a file of another run, or one that cannot be read, without ``force``.
+    """
+    try:
+        found = json.loads(path.read_bytes())
+        other = {} if not isinstance(found, dict) else found
+    except (FileNotFoundError, NotADirectoryError):
+        return True
+    except (OSError, ValueError):
+        other = {}
+    keys = ("sha256", "options", "search")
+    if all(other.get(key) == _plain(header.get(key)) for key in keys):
+        return True
+    if force:
+        return False
+    what = [key for key in keys if other.get(key) != _plain(header.get(key))]
+    said = {"sha256": "another run file or other data", "options": "other options"}
+    different = " and ".join(said.get(key, "other settings of the search") for key in what)
+    unfinished = ""
+    if other.get("complete") is False and path.name == "result.json":
+        unfinished = f"go on with it by milp-agt certify --resume {path.parent}, "
+    raise InvalidInputError(
+        f"Write the result to the folder {path.parent}",
+        f"{path.name} of {different} there",
+        f"{unfinished}give another folder, or add --force to write over it",
+    )
 
 
 def make_folder(folder: Path) -> Path:

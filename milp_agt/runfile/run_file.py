@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, TypeVar
 from pydantic import BaseModel, Discriminator, Field, PrivateAttr, Tag, ValidationError
 
 from milp_agt.core.option_table import Table
+from milp_agt.core.rounding import FLOAT32
 from milp_agt.data.dataset import Array, Dataset, Task, load_dataset
 from milp_agt.errors import ConfigurationError, MilpAgtError, Problem
 from milp_agt.runfile.attack_table import AttackTable
@@ -24,7 +25,7 @@ from milp_agt.runfile.problems import explain
 from milp_agt.runfile.property_tables import PROPERTY_TABLES, AnyProperty, PropertyTable, kind_of
 from milp_agt.runfile.record_table import RecordTable, which
 from milp_agt.runfile.threat_tables import THREAT_TABLES, ThreatTable
-from milp_agt.runfile.training_table import SCHEDULE_TABLES, TrainingTable
+from milp_agt.runfile.training_table import SCHEDULE_TABLES, GroupTable, TrainingTable
 
 if TYPE_CHECKING:
     import torch
@@ -157,8 +158,11 @@ class RunConfig(Table):
         """Hash of the bytes of the file."""
         return self._sha256
 
-    def build(self) -> LoadedRun:
-        """Load the data, build model, training and threat.
+    def build(self, changes: Mapping[str, Any] | None = None) -> LoadedRun:
+        """Load the data, build model, training and threat; of a float32 run data and model are rounded once.
+
+        Args:
+            changes: options of [certify] that replace those of the file, by name.
 
         Raises:
             InvalidInputError: data, weights or options that do not fit each other.
@@ -177,14 +181,19 @@ class RunConfig(Table):
             for found, remedy in _absent_files(given, self.path.parent, ()):
                 errors.found.append(ConfigurationError("Build the model", found, remedy))
             raise errors.all(self.path)
-        model = errors.of(lambda: self._model(dataset))
-        threat = errors.of(
-            lambda: located(self.threat.resolved(dataset.y_train).build(), dataset.origin)
-        )
+        certify = self.certify.changed(changes or {})
+        single = options is not None and certify.precision == FLOAT32.name
+        if single:
+            dataset = errors.of(dataset.in_float32) or dataset
+        data = dataset
+        model = errors.of(lambda: self._model(data))
+        if single and model is not None:
+            model = model.float().double()  # the numbers that the float32 run starts from
+        threat = errors.of(lambda: located(self.threat.resolved(data.y_train).build(), data.origin))
         recorded = None
         if isinstance(table, RecordTable) and model is not None:
             started, folder = model, self.path.parent
-            recorded = errors.of(lambda: table.load(folder, started, dataset))
+            recorded = errors.of(lambda: table.load(folder, started, data))
             if recorded is not None:
                 model, training = recorded.initial, recorded.training
         if model is not None and training is not None:
@@ -193,7 +202,7 @@ class RunConfig(Table):
             raise errors.all(self.path)
         search = self.attack.search()
         return LoadedRun(
-            model, dataset, training, threat, self.certify, self.properties, search, recorded
+            model, dataset, training, threat, certify, self.properties, search, recorded
         )
 
     def _dataset(self) -> Dataset:
@@ -229,7 +238,7 @@ class RunConfig(Table):
         return table.loss(self.path.parent) if isinstance(table, RecordTable) else table.loss
 
     def _check_properties(self, model: torch.nn.Module, dataset: Dataset, errors: _Errors) -> None:
-        """Ask everything of the untrained model: what cannot be answered is refused before any work."""
+        """Ask everything without bounding it: what cannot be answered is refused before any work."""
         from milp_agt.certification.result import untrained
         from milp_agt.runfile.verdicts import judge
         from milp_agt.training.inputs import labels_of
@@ -347,6 +356,7 @@ def table_types() -> dict[str, type[BaseModel]]:
         "data": DataTable,
         "model": ModelTable,
         "training": TrainingTable,
+        "training.group": GroupTable,
         **{f"training.schedule.{kind}": table for kind, table in SCHEDULE_TABLES.items()},
         **{f"threat.{kind}": table for kind, table in THREAT_TABLES.items()},
         "certify": CertifyTable,

@@ -17,7 +17,7 @@ from milp_agt.training.schedules import (
     Schedule,
     StepDecay,
 )
-from milp_agt.training.training import Training
+from milp_agt.training.training import ParameterGroup, Training
 
 
 class _ScheduleTable(Table):
@@ -106,6 +106,25 @@ def _with_losses(schema: dict[str, Any]) -> None:
     schema["enum"] = list(losses())
 
 
+class GroupTable(Table):
+    """Parameters with options of their own; what is left out is as for all others."""
+
+    names: Annotated[list[str], Field(min_length=1)] = Field(
+        description='Names as in `named_parameters()`, or patterns: `["0.*", "*.bias"]`.'
+    )
+    learning_rate: Positive | None = Field(
+        default=None, description="Their base rate; a `schedule` acts on it as on the other."
+    )
+    momentum: NonNegative | None = Field(default=None, description="Their momentum.")
+    weight_decay: NonNegative | None = Field(default=None, description="Their weight decay.")
+    nesterov: bool | None = Field(default=None, description="Their kind of momentum.")
+
+    def build(self) -> ParameterGroup:
+        return ParameterGroup(
+            self.names, self.learning_rate, self.momentum, self.weight_decay, self.nesterov
+        )
+
+
 # Options that are judged beside each other.
 _TOGETHER = (
     {"nesterov", "momentum"},
@@ -177,9 +196,16 @@ class TrainingTable(Table):
         "step.",
     )
 
+    group: list[GroupTable] = Field(
+        default=[],
+        description="`[[training.group]]`: parameters with a rate, momentum or decay of their own.",
+    )
+
     @classmethod
     def refusals(cls, given: Mapping[str, Any]) -> Iterator[Problem]:
-        dropped = {key for key, value in given.items() if value is WRONG or key == "schedule"}
+        dropped = {
+            key for key, value in given.items() if value is WRONG or key in ("schedule", "group")
+        }
         for together in _TOGETHER:
             if together & dropped:
                 dropped |= together
@@ -217,4 +243,5 @@ class TrainingTable(Table):
             optimizer=self.optimizer,
             l1=self.l1,
             projection=None if box is None else (box[0], box[1]),
+            groups=[group.build() for group in self.group],
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
@@ -9,13 +10,20 @@ from typing import TYPE_CHECKING, Any, Literal
 from milp_agt.core.reachable import Bounds
 from milp_agt.data.dataset import Dataset
 from milp_agt.data.origin import Part
-from milp_agt.runfile.property_tables import AnyProperty, BackdoorTable, FunctionalTable
+from milp_agt.runfile.property_tables import (
+    PROPERTY_TABLES,
+    AnyProperty,
+    BackdoorTable,
+    FunctionalTable,
+    kind_of,
+)
 
 if TYPE_CHECKING:
     from milp_agt.attacks import Sandwich
     from milp_agt.certification.result import Result
 
 Status = Literal["PROVED", "NOT PROVED", "REPORTED"]
+SHARES = tuple(kind_of(table) for table in PROPERTY_TABLES if table.is_share)
 
 
 @dataclass(frozen=True)
@@ -49,6 +57,14 @@ class Verdict:
         kind = f"{self.kind} ({self.detail})" if self.detail else self.kind
         group = "" if self.group is None else f", {self.group}"
         return f"{kind} on {self.on}{group}"
+
+    @property
+    def is_vacuous(self) -> bool:
+        """Whether the bounds hold for every model, whatever was trained: they prove nothing."""
+        if self.kind in SHARES:
+            return self.lower <= 0.0 and self.upper >= 1.0
+        least = 0.0 if self.kind == "loss" else -math.inf
+        return self.lower <= least and self.upper == math.inf
 
     @property
     def threshold(self) -> str:

@@ -145,8 +145,16 @@ def check_float32(
             "train and certify under torch.set_float32_matmul_precision('highest')",
         )
     for what, tensor, remedy in (
-        ("features", features, "hand over those that the run holds: features.astype('float32')"),
-        ("labels", labels, "hand over those that the run holds: labels.astype('float32')"),
+        (
+            "features",
+            features,
+            "hand over those that the run holds: features.astype('float32'), or dataset.in_float32()",
+        ),
+        (
+            "labels",
+            labels,
+            "hand over those that the run holds: labels.astype('float32'), or dataset.in_float32()",
+        ),
         *(
             (f"parameter '{name}'", value, "hand over the model that the run trains: model.float()")
             for name, value in {**step_graph.initial, **step_graph.frozen}.items()

@@ -23,15 +23,20 @@ def run_in_words(training: Training, steps: int) -> str:
         f"momentum={float(training.momentum)!r}, dampening=0, "
         f"weight_decay={float(training.weight_decay)!r}, nesterov={bool(training.nesterov)})"
     )
-    loss = get_loss(training.loss)
+    loss, rules = get_loss(training.loss), training.update_rules(steps)
     parts = [
         f"{optimiser} on the mean over each batch of the loss '{loss.key}', {loss.formula}",
         _batches(training, steps),
         _rates(training, steps),
         _clipping(training.clipping),
     ]
-    if training.undecayed and training.weight_decay:
-        parts.append(f"no weight decay on {', '.join(sorted(training.undecayed))}")
+    for group, rule in rules[0].groups if rules else ():
+        varies = len({r.of(group.names[0]).rate for r in rules}) > 1
+        parts.append(
+            f"the parameters {', '.join(group.names)} with a learning rate of {rule.rate:g}"
+            f"{' in the first step' if varies else ''}, momentum {rule.momentum:g}, weight decay "
+            f"{rule.weight_decay:g} and nesterov={rule.nesterov}"
+        )
     if training.l1:
         parts.append(f"a penalty of {float(training.l1)!r} times the sum of |parameters|")
     if training.projection is not None:

@@ -8,8 +8,9 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
-from milp_agt.core.arguments import of_kind
+from milp_agt.core.arguments import listed, of_kind
 from milp_agt.errors import InvalidInputError, MilpAgtError, UnsupportedOperationError
+from milp_agt.training.groups import ParameterGroup
 from milp_agt.training.schedules import check_schedule
 from milp_agt.training.torch_names import is_of_torch, loss_remedy, name_of, optimizer_remedy
 
@@ -233,11 +234,22 @@ def _rates_of_recorded(training: Options) -> None:
         training.update_rules(training.recorded_steps)
 
 
-def _undecayed(training: Options) -> None:
-    names: object = training.undecayed
-    listed = isinstance(names, (tuple, list)) and all(isinstance(n, str) for n in names)
-    if not listed:
-        raise _refused("undecayed", names, "a list of names of parameters")
+def _groups(training: Options) -> None:
+    listed(
+        training.groups,
+        ParameterGroup,
+        "groups of a training",
+        "give groups=[ParameterGroup(['*.bias'], weight_decay=0)]",
+    )
+    for group in training.groups:
+        momentum = training.momentum if group.momentum is None else group.momentum
+        nesterov = training.nesterov if group.nesterov is None else group.nesterov
+        if nesterov and momentum == 0:
+            raise InvalidInputError(
+                "Nesterov momentum was asked for",
+                f"momentum = 0 of {', '.join(group.names)}",
+                "set momentum > 0",
+            )
 
 
 _ALONE: dict[str, Callable[[Options], None]] = {
@@ -256,7 +268,7 @@ _ALONE: dict[str, Callable[[Options], None]] = {
     "shuffle_seed": _seed,
     "clip": _clip,
     "projection": _projection,
-    "undecayed": _undecayed,
+    "groups": _groups,
 }
 # Checks of several options, and which.
 _BESIDE: tuple[tuple[Callable[[Options], None], frozenset[str]], ...] = (

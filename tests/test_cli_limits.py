@@ -1,0 +1,132 @@
+"""What commands print while they work, and that they write over no other run."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from milp_agt import reports
+from milp_agt.cli import main
+from milp_agt.cli.progress import Lines, progress
+
+RUN = """
+[data]
+path = "d.npz"
+test_fraction = 0.25
+seed = 1
+[model]
+layers = [2, 2]
+[training]
+loss = "cross_entropy"
+learning_rate = {rate}
+epochs = 2
+[threat]
+kind = "features"
+budget = 1
+radius = 0.001
+[attack]
+pool = 4
+restarts = 1
+rounds = 0
+[[property]]
+kind = "accuracy"
+"""
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    rng = np.random.default_rng(0)
+    y = np.arange(16) % 2
+    np.savez(tmp_path / "d.npz", X=rng.normal(size=(16, 2)) + 3 * y[:, None], y=y)
+    return written(tmp_path, 0.5)
+
+
+def written(folder: Path, rate: float) -> Path:
+    path = folder / "run.toml"
+    path.write_text(RUN.format(rate=rate), encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize(
+    ("command", "name", "options"),
+    [("certify", "result.json", ["--no-report"]), ("attack", "attack.json", [])],
+)
+def test_another_run_is_written_over_only_by_force(
+    run: Path,
+    command: str,
+    name: str,
+    options: list[str],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    out = run.parent / "out"
+    call = [command, str(run), "--out", str(out), "--quiet", *options]
+    assert main(call) == 0
+    assert main(call) == 0  # the same run: the same numbers
+    before = (out / name).read_bytes()
+    written(run.parent, 0.25)
+    assert main(call) == 2
+    assert (out / name).read_bytes() == before
+    err = capsys.readouterr().err
+    for part in (f"Write the result to the folder {out}", "another run file", "--force"):
+        assert part in err
+    assert main([*call, "--force"]) == 0
+    assert json.loads((out / name).read_text())["run"]["training"]["learning_rate"] == 0.25
+
+
+def test_other_options_are_another_run_and_so_is_a_damaged_file(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = run.parent / "out"
+    call = ["certify", str(run), "--out", str(out), "--quiet", "--no-report"]
+    assert main([*call, "--relaxation", "interval"]) == 0
+    assert main([*call, "--relaxation", "linear"]) == 2
+    assert "other options" in capsys.readouterr().err
+    (out / "result.json").write_text("{", encoding="utf-8")
+    assert main(call) == 2
+    assert main([*call, "--force"]) == 0
+
+
+def test_without_the_extra_report_one_line_says_so(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(reports, "NEEDED", ("no_such_module",))
+    out = run.parent / "out"
+    assert main(["certify", str(run), "--out", str(out), "--quiet"]) == 0
+    (line,) = capsys.readouterr().err.splitlines()
+    for part in ("note", "no module no_such_module", "pip install 'milp_agt[report]'"):
+        assert part in line
+    assert (out / "result.json").exists()
+    assert not (out / "report.html").exists()
+
+
+def test_lines_for_logs_come_every_ten_seconds_and_with_each_phase(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    now = [0.0]
+    lines = Lines("steps", before=2, clock=lambda: now[0])
+
+    def shown(at: float, done: int, total: int, text: str = "", unit: str = "") -> str:
+        now[0] = at
+        lines(done, total, text, unit)
+        return capsys.readouterr().err
+
+    assert shown(1.0, 3, 10) == ""  # a run of a second prints nothing
+    # Two steps in 4 s, 6 to go; those of the run before do not count.
+    assert shown(4.0, 4, 10, "linear") == (
+        "milp-agt: steps 4/10, linear, 4 s so far, about 12 s left of this\n"
+    )
+    assert shown(9.0, 7, 10) == ""
+    assert "steps 10/10, 14 s so far\n" in shown(14.0, 10, 10)
+    assert shown(15.0, 0, 0, "", "attacks") == "milp-agt: attacks, 15 s so far\n"
+    assert "questions: test points 64/128" in shown(16.0, 64, 128, "", "questions: test points")
+    assert "report, " in shown(17.0, 0, 0, "", "report")
+
+
+def test_quiet_is_silent_and_logs_get_lines() -> None:
+    with progress("steps", quiet=True) as advance:
+        assert not isinstance(advance, Lines)
+    with progress("steps", quiet=False) as advance:
+        assert isinstance(advance, Lines)

@@ -1,0 +1,120 @@
+"""Questions keep the time limit of their run: late ones are answered from boxes, and it is told."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from time import monotonic
+
+import numpy as np
+import pytest
+from attacks import network
+
+import milp_agt as agt
+from milp_agt.certification.time_limit import TimeLimit
+from milp_agt.cli import main
+from milp_agt.core.deadline import Deadline
+from milp_agt.properties.models import ReachableModels
+
+X = np.random.default_rng(1).normal(size=(150, 2))
+Y = (X[:, 0] > 0).astype(int)
+RUN = """
+[data]
+path = "d.npz"
+test_fraction = 0.5
+[model]
+layers = [2, 2]
+[training]
+loss = "cross_entropy"
+learning_rate = 0.3
+epochs = 2
+[threat]
+kind = "features"
+budget = 2
+radius = 1.0
+[certify]
+time_limit = 1e6
+[[property]]
+kind = "accuracy"
+at_least = 1.0
+"""
+
+
+def run(**options: object) -> agt.Result:
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(6, 2)), np.arange(6) % 2
+    training = agt.Training(loss="bce", learning_rate=0.3, epochs=4)
+    threat = agt.FeaturePoisoning(budget=1, radius=0.05)
+    return agt.certify(
+        network((2, 2, 1), seed=1),
+        (x, y),
+        training,
+        threat,
+        relaxation="linear",
+        selections="joint",
+        **options,
+    )  # type: ignore[arg-type]
+
+
+def at(result: agt.Result, seconds: float) -> agt.Result:
+    deadline = Deadline(monotonic() + seconds)
+    return replace(result, models=replace(result.models, deadline=deadline))
+
+
+def test_preparation_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[TimeLimit] = []
+    honest = TimeLimit.refusal
+
+    def refusal(self: TimeLimit, *asked: object) -> str | None:
+        made.append(self)
+        return honest(self, *asked)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(TimeLimit, "refusal", refusal)
+    before = monotonic()
+    result = run(time_limit=1000.0)
+    assert made[0].deadline is not None
+    assert before + 1000.0 <= made[0].deadline <= before + 1000.5
+    # Questions asked from Python, whenever that is, are never cut short without a word.
+    assert result.models.deadline is None
+
+
+def test_questions_in_time_are_the_same_as_without_a_limit() -> None:
+    plain = run()
+    limited = at(plain, 1e6)
+    assert limited.accuracy(X, Y).lower == plain.accuracy(X, Y).lower
+    assert limited.loss(X, Y).upper == plain.loss(X, Y).upper
+    assert limited.models.deadline is not None
+    assert not limited.models.deadline.missed
+
+
+def test_late_questions_hold_and_walk_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = run()
+    tight = [plain.accuracy(X, Y), plain.loss(X, Y)]
+    late = at(plain, -1.0)
+
+    def walked(*_: object) -> None:
+        raise AssertionError("a late question went through training")
+
+    monkeypatch.setattr(ReachableModels, "bound", walked)
+    for own, loose in zip(tight, (late.accuracy(X, Y), late.loss(X, Y)), strict=True):
+        assert loose.lower <= own.lower <= own.upper <= loose.upper
+    assert tight[1].upper < late.loss(X, Y).upper
+    late.margins(X, Y)
+    assert late.models.deadline is not None
+    assert late.models.deadline.missed
+
+
+def test_questions_cut_short_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def over(self: Deadline) -> bool:
+        self.missed = True
+        return True
+
+    monkeypatch.setattr(Deadline, "is_over", over)
+    np.savez(tmp_path / "d.npz", X=X[:24], y=Y[:24])
+    path, out = tmp_path / "run.toml", tmp_path / "out"
+    path.write_text(RUN, encoding="utf-8")
+    assert main(["certify", str(path), "--out", str(out), "--no-report", "--quiet"]) == 4
+    relaxation = json.loads((out / "result.json").read_text())["relaxation"]
+    assert relaxation["limit_reached"] is True
+    assert any("bounded from the boxes" in line for line in relaxation["fallbacks"])

@@ -1,0 +1,113 @@
+"""Vacuous results are called so: on the screen, in the report and by a word in result.json."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from milp_agt.certification.worth import BoxWorth, Worth
+from milp_agt.cli import main
+from milp_agt.core.reachable import StepRecord
+from milp_agt.runfile.verdicts import Verdict
+
+RUN = """
+[data]
+path = "d.npz"
+test_fraction = 0.25
+seed = 1
+[model]
+layers = [2, 4, 4, 4, 2]
+[training]
+loss = "cross_entropy"
+learning_rate = {rate}
+epochs = 25
+[threat]
+kind = "labels"
+budget = {budget}
+[certify]
+relaxation = "interval"
+[[property]]
+kind = "accuracy"
+"""
+
+
+def records(*widths: float) -> list[StepRecord]:
+    return [
+        StepRecord(
+            step=t,
+            mean_width=width,
+            max_width=width,
+            seconds=0.0,
+            relaxation="interval",
+            adversary="static, dataset",
+            batch=1,
+            chains={},
+            program=None,
+        )
+        for t, width in enumerate(widths, 1)
+    ]
+
+
+def test_the_last_steps_that_say_something() -> None:
+    useful = BoxWorth.of(records(0.1, 0.2, 1.0), 1.0)
+    assert (useful.worth, useful.words) == (Worth.USEFUL, "")
+    wide = BoxWorth.of(records(0.1, 2.0, 0.5, 3.0), 1.0)
+    assert (wide.worth, wide.useful_until, wide.bounded_until) == (Worth.WIDE, 1, 4)
+    assert "after step 1" in wide.words
+    vacuous = BoxWorth.of(records(0.1, 2.0, math.inf, math.inf), 1.0)
+    assert (vacuous.worth, vacuous.useful_until, vacuous.bounded_until) == (Worth.VACUOUS, 1, 2)
+    assert "vacuous: after step 2 of 4 some parameters have no bound" in vacuous.words
+    never = BoxWorth.of(records(2.0), 1.0)
+    assert "at any step" in never.words
+
+
+@pytest.mark.parametrize(
+    ("kind", "lower", "upper", "vacuous"),
+    [
+        ("accuracy", 0.0, 1.0, True),
+        ("accuracy", 0.0, 0.9, False),
+        ("backdoor", 0.0, 1.0, True),
+        ("loss", 0.0, math.inf, True),
+        ("loss", 0.1, math.inf, False),
+        ("loss", 0.0, 5.0, False),
+        ("functional", -math.inf, math.inf, True),
+        ("functional", -1.0, math.inf, False),
+    ],
+)
+def test_bounds_that_hold_for_every_model(
+    kind: str, lower: float, upper: float, vacuous: bool
+) -> None:
+    found = Verdict(kind, "test", lower, 0.5, upper, None, None, "REPORTED")
+    assert found.is_vacuous is vacuous
+
+
+@pytest.mark.parametrize(("rate", "budget", "worth"), [(0.001, 1, "useful"), (30.0, 12, "vacuous")])
+def test_the_word_stands_in_the_file_and_on_the_screen(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    rate: float,
+    budget: int,
+    worth: str,
+) -> None:
+    rng = np.random.default_rng(0)
+    y = np.arange(16) % 2
+    np.savez(tmp_path / "d.npz", X=rng.normal(size=(16, 2)) + 3 * y[:, None], y=y)
+    path = tmp_path / "run.toml"
+    path.write_text(RUN.format(rate=rate, budget=budget), encoding="utf-8")
+    assert main(["certify", str(path), "--out", str(tmp_path / "out")]) == 0
+    document = json.loads((tmp_path / "out" / "result.json").read_text())
+    page = (tmp_path / "out" / "report.html").read_text()
+    shown = capsys.readouterr().out
+    assert document["worth"]["boxes"] == worth
+    vacuous = worth == "vacuous"
+    assert document["properties"][0]["vacuous"] is vacuous
+    for text, said in (
+        (shown, "worth: vacuous: after step"),
+        (page, "some parameters have no bound"),
+    ):
+        assert (said in text) is vacuous
+    assert ("bounds of accuracy on test hold for every model" in shown) is vacuous
