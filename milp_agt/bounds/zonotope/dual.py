@@ -94,6 +94,11 @@ def bound(d: Directions, flips: Flips, alpha: Tensor, samples: SampleGenerators)
     return _evaluate(d, flips, alpha, samples).bound
 
 
+def on_moves(d: Directions, flips: Flips, alpha: Tensor, samples: SampleGenerators) -> Tensor:
+    """The coefficients on moves whose support functions :func:`bound` adds up, (r, m, width)."""
+    return _evaluate(d, flips, alpha, samples).moves
+
+
 @dataclass(frozen=True)
 class _Evaluated:
     """A bound with what its subgradient is made of."""

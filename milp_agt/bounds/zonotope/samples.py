@@ -227,7 +227,7 @@ class SampleGenerators:
 
     @cached_property
     def _plain(self) -> bool:
-        """Whether each generator is a unit of its own, and all of them are one group of which none is known."""
+        """Whether each generator is a unit of its own, all in one group of which none is known."""
         alone = len(self.known) == self.count and len(self.members) == 1
         return alone and not bool(self.known.any())
 
