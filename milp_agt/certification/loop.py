@@ -12,6 +12,7 @@ from torch import Tensor
 
 from milp_agt.bounds import program
 from milp_agt.bounds.adversary.model import AdversaryModel
+from milp_agt.bounds.cells.plan import TreePlan
 from milp_agt.bounds.interval import bound_propagation
 from milp_agt.bounds.interval.update import UpdateGraph
 from milp_agt.bounds.linear.linearized_step import LinearizedStep, settle
@@ -76,14 +77,18 @@ class BoundedRun:
         self.restriction, self.recorder, self.claim = restriction, recorder, claim
         self.origin, self.caution = origin, caution
         device = poison.features.device
-        start = initial_state(step_graph, initial, training.momentum > 0)
+        start = initial_state(step_graph, initial, training.has_momentum)
         self.updates = training.update_rules(plan.steps)
         self.chains = Chains(plan, poison, restriction, start)
         batches = training.batch_order(len(poison.features))
         names = step_graph.parameters
         carried.begin(self.chains, self.schedule, start, names, poison, batches, restriction, plan)
+        self.tree: TreePlan | None = None
+        if options.tree:
+            run = (step_graph, self.schedule, start, poison, training)
+            self.tree = TreePlan.of(*run, restriction, options.tree)
         self.nominal: dict[str, Tensor] = {n: v.to(device) for n, v in step_graph.initial.items()}
-        if training.momentum > 0:
+        if training.has_momentum:
             for name in step_graph.parameters:
                 self.nominal[velocity_of(name)] = torch.zeros_like(self.nominal[name])
         self.records: list[StepRecord] = []
@@ -213,9 +218,8 @@ class BoundedRun:
         self.notes.fall_back_once(line)
 
     def _step(self, index: int, batch: Tensor) -> Step:
-        return Step(
-            index, batch, self.poison.take(batch), self.updates[index], self.training.momentum > 0
-        )
+        update, has_velocity = self.updates[index], self.training.has_momentum
+        return Step.of_run(self.step_graph, self.poison, index, batch, update, has_velocity)
 
     @staticmethod
     def _is_bounded(state: State) -> bool:
@@ -348,6 +352,7 @@ class BoundedRun:
             beside=self.chains.beside,
             program=self._program(),
             rows=self.plan.rows,
+            tree=self.tree if len(self.records) == self.plan.steps else None,
             nominal=self.nominal,
             steps=tuple(self.records),
             total_steps=self.plan.steps,

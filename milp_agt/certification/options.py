@@ -62,7 +62,9 @@ class CertifyOptions(Table):
         description="Bound all choices of poisoned samples at once, charge every error to the samples "
         "that can cause it, or carry a box for each choice (`linear` and above, budgets for the data "
         "set); unless given, enumerated where that is predicted to be cheap, else charged where that "
-        "is and no zonotope is carried along, else joint.",
+        "is and no zonotope is carried along, else joint. Of a finite threat (classes, categories, "
+        "removals) each choice is one data set: below programs, enumerated trains on all of them, exact "
+        "up to rounding.",
     )
     alpha_steps: Index = Field(
         default=0,
@@ -112,6 +114,12 @@ class CertifyOptions(Table):
         default="4GiB",
         description="Memory of the process, in B, KB, MB, GB, KiB, MiB or GiB; work is cut into pieces "
         "that fit, and a fallback says where it cannot be kept.",
+    )
+    tree: Time = Field(
+        default=0.0,
+        description="Seconds that a question about classes may take for a tree over selections of poisoned "
+        "samples and cells of their moves, which decides the test points that all other bounds leave open; "
+        "0 for none. For features, and targets of regressions, of a few samples of the data set.",
     )
     time_limit: Time | None = Field(
         default=None,

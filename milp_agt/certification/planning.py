@@ -133,7 +133,7 @@ def make_plan(
     solved = min(program_window or window or 1, steps)
     budget = bytes_of(options.memory)
     exposed = int(poison.exposed.sum())
-    sizes = Sizes(step_graph, max(len(b) for b in batches), exposed, training.momentum > 0)
+    sizes = Sizes(step_graph, max(len(b) for b in batches), exposed, training.has_momentum)
     moved = _moved(poison)
     refused = refusal(sizes.schedule, poison, restriction)
     zonotope = sizes.zonotope(steps, moved, not poison.static)

@@ -4,25 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from milp_agt.attacks import Attacker
 from milp_agt.attacks.proposed import Favoured
 from milp_agt.bounds.program import Incumbents
 from milp_agt.bounds.zonotope import favoured_by_ends
 from milp_agt.properties.models import ReachableModels
-from milp_agt.threats.poison import Poison
 
 # Ends of parameters whose forms are tried: each is one training, and more found little.
 MOST_ENDS = 128
 
 
 def proposals(
-    models: ReachableModels, attacked: Poison
+    models: ReachableModels, attacker: Attacker
 ) -> Sequence[Sequence[Incumbents] | Favoured]:
     """The adversary's choices in points of programs, for the final state and the questions so far, and in
     the bounds of a zonotope.
 
-    A zonotope behind frozen layers moves what comes out of them: it proposes nothing for the ``attacked``
-    data in front of them.
+    A zonotope behind frozen layers moves what comes out of them: it proposes nothing for the data in front
+    of them.
     """
+    attacked = attacker.unrolled.poison
     found: list[Sequence[Incumbents] | Favoured] = []
     if models.program is not None:
         found.extend(models.program.incumbents)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from milp_agt.attacks import Attack, Attacker, Envelope, Objective, ParameterSandwich, Sandwich
 from milp_agt.bounds.adversary.joint import Joint
+from milp_agt.bounds.cells.plan import TreePlan
 from milp_agt.bounds.program import FinalWindow
 from milp_agt.bounds.step import NodeOrder, State
 from milp_agt.certification import saved
@@ -112,6 +113,8 @@ class Result(Questions):
         program: FinalWindow | None = None,
         rows: int | None = None,
         beside: Reached | None = None,
+        tree: TreePlan | None = None,
+        box: State | None = None,
         nominal: Mapping[str, Tensor],
         steps: tuple[StepRecord, ...],
         total_steps: int,
@@ -126,7 +129,9 @@ class Result(Questions):
     ) -> Result:
         """The result from the state of the loop after some steps."""
         point = {n: nominal[n] for n in step_graph.parameters}
-        models = ReachableModels(step_graph, schedule, point, reached, program, rows, beside)
+        models = ReachableModels(
+            step_graph, schedule, point, reached, program, rows, beside, box=box, tree=tree
+        )
         return Result(
             reachable=_reachable(step_graph, models.state, nominal),
             steps=steps,
@@ -180,17 +185,15 @@ class Result(Questions):
             SoundnessError: an attack outside the reachable set.
         """
         of_kind(attacker, Attacker, "An attacker", "give the one of agt.attack(...).attacker")
-        proposed = proposals(self.models, attacker.unrolled.poison)
-        found = replace(self, attack=attacker.attack(Envelope(), incumbents=proposed))
+        attack = attacker.attack(Envelope(), incumbents=proposals(self.models, attacker))
+        found = replace(self, attack=attack)
         assert found.sandwich is not None
         return found
 
     @property
     def sandwich(self) -> ParameterSandwich | None:
         """Widths that attacks reached next to the certified ones; None without an attack."""
-        if self.attack is None:
-            return None
-        return ParameterSandwich.of(self.reachable, self.attack)
+        return None if self.attack is None else ParameterSandwich.of(self.reachable, self.attack)
 
     def against(self, objective: Objective, bounds: Bounds) -> Sandwich | None:
         """The bounds of a property next to what attacks on it reach; None without an attack.
@@ -204,8 +207,7 @@ class Result(Questions):
         of_kind(bounds, Bounds, "The bounds of a property", "give result.accuracy(x, y), say")
         if self.attack is None:
             return None
-        proposed = proposals(self.models, self.attack.attacker.unrolled.poison)
-        reached = self.attack.towards(objective, proposed)
+        reached = self.attack.towards(objective, proposals(self.models, self.attack.attacker))
         return Sandwich.of_property(bounds, reached, objective.two_sided)
 
     def suspects(self, count: int = 10) -> Suspects:
