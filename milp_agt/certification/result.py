@@ -15,9 +15,10 @@ from torch import Tensor, nn
 from milp_agt.attacks import Attack, Attacker, Envelope, Objective, ParameterSandwich, Sandwich
 from milp_agt.bounds.adversary.joint import Joint
 from milp_agt.bounds.cells.plan import TreePlan
-from milp_agt.bounds.program import FinalWindow, Incumbents
+from milp_agt.bounds.program import FinalWindow
 from milp_agt.bounds.step import NodeOrder, State
 from milp_agt.certification import saved
+from milp_agt.certification.proposals import proposals
 from milp_agt.core.arguments import callable_of, of_kind
 from milp_agt.core.interval import Interval
 from milp_agt.core.reachable import Bounds, ReachableSet, StepRecord
@@ -187,15 +188,15 @@ class Result(Questions):
             SoundnessError: an attack outside the reachable set.
         """
         of_kind(attacker, Attacker, "An attacker", "give the one of agt.attack(...).attacker")
-        found = replace(self, attack=attacker.attack(Envelope(), incumbents=self._incumbents))
+        attack = attacker.attack(Envelope(), incumbents=proposals(self.models, attacker))
+        found = replace(self, attack=attack)
         assert found.sandwich is not None
         return found
 
     @property
     def sandwich(self) -> ParameterSandwich | None:
         """Widths that attacks reached next to the certified ones; None without an attack."""
-        found = self.attack
-        return ParameterSandwich.of(self.reachable, found) if found is not None else None
+        return None if self.attack is None else ParameterSandwich.of(self.reachable, self.attack)
 
     def against(self, objective: Objective, bounds: Bounds) -> Sandwich | None:
         """The bounds of a property next to what attacks on it reach; None without an attack.
@@ -209,13 +210,8 @@ class Result(Questions):
         of_kind(bounds, Bounds, "The bounds of a property", "give result.accuracy(x, y), say")
         if self.attack is None:
             return None
-        reached = self.attack.towards(objective, self._incumbents)
+        reached = self.attack.towards(objective, proposals(self.models, self.attack.attacker))
         return Sandwich.of_property(bounds, reached, objective.two_sided)
-
-    @property
-    def _incumbents(self) -> Sequence[Sequence[Incumbents]]:
-        """The adversary's choices in points of programs, for the final state and the questions so far."""
-        return () if self.models.program is None else self.models.program.incumbents
 
     def suspects(self, count: int = 10) -> Suspects:
         """The training samples with the largest share of the bound, largest first, and its width by cause.

@@ -96,6 +96,11 @@ def bound(d: Directions, flips: Flips, alpha: Multipliers, samples: SampleGenera
     return _closed(_opened(d, flips, alpha.rows, samples), flips, alpha)
 
 
+def on_moves(d: Directions, flips: Flips, alpha: Tensor, samples: SampleGenerators) -> Tensor:
+    """The coefficients on moves whose support functions :func:`bound` adds up, (r, m, width)."""
+    return _evaluate(d, flips, alpha, samples).moves
+
+
 @dataclass(frozen=True)
 class _Opened:
     """A bound before C3 and the prices of flips: what only multipliers of C1 and C2 change."""

@@ -206,6 +206,8 @@ class SampleGenerators:
         total = total[..., None]
         clean = torch.where(among, total - grouped + further, total)
         poisoned = torch.where(among, total, total - last + grouped)
+        if self._plain:
+            return clean.squeeze(-2), poisoned.squeeze(-2)
         at = self._place[self.unit]
         found = tuple(part.flatten(-2)[..., at] for part in (clean, poisoned))
         known = self.known[self.unit]
@@ -218,8 +220,16 @@ class SampleGenerators:
         count = min(self._free, grouped.shape[-1])
         index = grouped.topk(count, -1, sorted=False).indices
         mask = torch.zeros_like(grouped).scatter_(-1, index, 1.0)
+        if self._plain:
+            return mask.squeeze(-2)
         found = mask.flatten(-2)[..., self._place[self.unit]]
         return torch.where(self.known[self.unit], 1.0, found)
+
+    @cached_property
+    def _plain(self) -> bool:
+        """Whether each generator is a unit of its own, all in one group of which none is known."""
+        alone = len(self.known) == self.count and len(self.members) == 1
+        return alone and not bool(self.known.any())
 
     @cached_property
     def _free(self) -> int:
@@ -239,6 +249,8 @@ class SampleGenerators:
     def _grouped(self, reach: Tensor) -> tuple[Tensor, Tensor]:
         """What units that are not known to be poisoned reach, (..., groups, largest), and the sum of those
         that are."""
+        if self._plain:
+            return reach.unsqueeze(-2), reach.new_zeros(())
         units = len(self.known)
         if units != self.count:
             total = reach.new_zeros(*reach.shape[:-1], units)
