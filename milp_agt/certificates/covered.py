@@ -10,7 +10,6 @@ import numpy as np
 from torch import nn
 
 from milp_agt.certification.result import Result
-from milp_agt.core.relaxation import Relaxation
 from milp_agt.runfile.run_file import LoadedRun
 from milp_agt.threats.poison import Poison
 from milp_agt.threats.sets import Vertices
@@ -69,14 +68,6 @@ def choices_of(poison: Poison) -> np.ndarray[Any, np.dtype[np.float64]] | None:
     return choices if count <= MOST_LISTED else None
 
 
-def method_of(result: Result, poison: Poison) -> str | None:
-    """How the checker can prove the box of a result; None where it cannot yet."""
-    interval = Relaxation.INTERVAL.value
-    if {step.relaxation for step in result.steps} == {interval}:
-        return "interval"
-    return None if choices_of(poison) is None else "listed"
-
-
 def missing(run: LoadedRun, result: Result) -> list[str]:
     """What stands in the way of a certificate, by name; empty where nothing does."""
     graph, poison = result.models.step_graph, result.models.poison
@@ -99,8 +90,6 @@ def missing(run: LoadedRun, result: Result) -> list[str]:
     ends = [*result.reachable.lower.values(), *result.reachable.upper.values()]
     if not all(np.isfinite(end).all() for end in ends):
         found.append("bounds that are infinite")
-    if not found and method_of(result, poison) is None:
-        found.append(f"relaxation {result.relaxation}")
     return found
 
 

@@ -1,15 +1,17 @@
 """Runs as affine forms of the adversary's moves: what cancels between steps and samples does.
 
-Every number of the run is ``c + sum_i a_i . e_i + sum_m g_m n_m + r``: centre c; ``e_i`` the move of sample i, in its
-box if i is poisoned and 0 else; noise ``|n_m| <= 1``; and a rest r in an interval, which may be another one if the
-sample that a number belongs to is clean than if it is poisoned (states 0 and 1). At most k samples of a group are
-poisoned, so that a form lies below ``c + sum of the k largest support(a_i) + sum_m |g_m| + max r``. A poisoned sample's
-own form takes its support in full and the k - 1 largest of the others; a clean one's has no move of its own.
+Every number of the run is ``c + sum_i a_i . e_i + sum_m g_m n_m + r``: centre c; ``e_i`` the move of
+sample i, in its box if i is poisoned and 0 else; noise ``|n_m| <= 1``; and a rest r in an interval, which
+may be another one if the sample that a number belongs to is clean than if it is poisoned (states 0 and 1).
+At most k samples of a group are poisoned, so that a form lies below ``c + sum of the k largest
+support(a_i) + sum_m |g_m| + max r``. A poisoned sample's own form takes its support in full and the k - 1
+largest of the others; a clean one's has no move of its own.
 
-Sums of forms are exact. A product is ``c_a b + c_b a - c_a c_b`` up to ``rad(a) rad(b)``; relu is a line up to an
-interval on its range; softmax is its tangent up to half its second derivative times the square of the largest move of
-a difference of two logits. After a step the rest of each new parameter becomes noise of its own, which later steps
-carry on with its sign. All that rounding may do, in the run and here, goes into the rest by the sizes of the terms.
+Sums of forms are exact. A product is ``c_a b + c_b a - c_a c_b`` up to ``rad(a) rad(b)``; relu is a line
+up to an interval on its range; softmax is its tangent up to half its second derivative times the square of
+the largest move of a difference of two logits. After a step the rest of each new parameter becomes noise
+of its own, which later steps carry on with its sign. All that rounding may do, in the run and here, goes
+into the rest by the sizes of the terms.
 """
 
 from __future__ import annotations
@@ -94,7 +96,8 @@ def magnitude(form: Form, symbols: Symbols) -> Array:
     fall, rise, noise = supports(form, symbols)
     rest = np.maximum(abs(form.low), abs(form.high))
     rest = rest.max(0) if rest.ndim > form.c.ndim else rest
-    return (abs(form.c) + np.maximum(fall, rise).sum(-1) + noise + rest) * SPARE
+    found: Array = (abs(form.c) + np.maximum(fall, rise).sum(-1) + noise + rest) * SPARE
+    return found
 
 
 def ranges(form: Form, symbols: Symbols) -> Box:
@@ -106,7 +109,9 @@ def ranges(form: Form, symbols: Symbols) -> Box:
 
 
 def own_ranges(form: Form, symbols: Symbols, own: Array) -> Box:
-    """Bounds by the state of the sample, (2, n, *shape); ``own`` are the slots of the samples, -1 for none."""
+    """Bounds by the state of the sample, (2, n, *shape); ``own`` are the slots of the samples, -1 for
+    none.
+    """
     fall, rise, noise = supports(form, symbols)
     error = _grant(form.s.shape[-1], magnitude(form, symbols))
     group = symbols.groups[-1]
@@ -150,7 +155,9 @@ class Pass:
         c = x.c @ rows.c.T
         s = np.tensordot(x.c, rows.s, (1, 1)) + np.tensordot(x.s, rows.c, (1, 1)).transpose(0, 2, 1)
         low, high = _split(rows.c, x.low, x.high)
-        second = _radius(x, own_ranges(x, symbols, self.own)) @ _radius(rows, ranges(rows, symbols)).T
+        second = (
+            _radius(x, own_ranges(x, symbols, self.own)) @ _radius(rows, ranges(rows, symbols)).T
+        )
         size = magnitude(x, symbols) @ magnitude(rows, symbols).T
         if bias is not None:
             c, s = c + bias.c, s + bias.s
@@ -170,7 +177,8 @@ class Pass:
         values = [np.where(v > 0, v, slope * v) - line * v for v in (low, high)]
         kink = (low < 0) & (high > 0)
         bottom, top = np.minimum(*values), np.maximum(*values)
-        bottom, top = np.where(kink, np.minimum(bottom, 0.0), bottom), np.where(kink, np.maximum(top, 0.0), top)
+        bottom = np.where(kink, np.minimum(bottom, 0.0), bottom)
+        top = np.where(kink, np.maximum(top, 0.0), top)
         error = self.off(8, 2 if slope else 0, magnitude(z, self.symbols) + box.size.max(0))
         middle = 0.5 * (bottom[0] + top[0])  # of clean samples
         h = Form(
@@ -204,10 +212,12 @@ class Pass:
         p = 0.5 * (centre.lo + centre.hi)
         box, gap = self._logits(f)
         # Along a line p_j'' = p_j ((v_j - E v)^2 - Var v), where v_k are the moves of the logits, with
-        # probability p_k: |v_j - E v| <= (1 - p_j) D and Var v <= min(1/4, 1 - p_j) D^2, D = max |v_j - v_k|.
+        # probability p_k. With D = max |v_j - v_k|: |v_j - E v| <= (1 - p_j) D and
+        # Var v <= min(1/4, 1 - p_j) D^2.
         most = np.minimum(box.hi, 1.0)
-        rise = np.minimum(most * (1.0 - box.lo) ** 2, 4.0 / 27.0) * gap**2 * (0.5 * SPARE)
-        fall = most * np.minimum(1.0 - box.lo, 0.25) * gap**2 * (0.5 * SPARE)
+        half = 0.5 * SPARE * gap**2
+        rise = np.minimum(most * (1.0 - box.lo) ** 2, 4.0 / 27.0) * half
+        fall = most * np.minimum(1.0 - box.lo, 0.25) * half
         if count == 1:
             p, rise, fall = p[:, 1:], rise[..., 1:], fall[..., 1:]
             jacobian = (p * (1.0 - p))[..., None]
@@ -217,10 +227,12 @@ class Pass:
         positive, negative = np.maximum(jacobian, 0.0), np.minimum(jacobian, 0.0)
         low = (positive @ f.low[..., None] + negative @ f.high[..., None])[..., 0] - y.high - fall
         high = (positive @ f.high[..., None] + negative @ f.low[..., None])[..., 0] - y.low + rise
-        # 2^-40 covers p at the centre and the Jacobian, which is made of it; then the run's own softmax.
+        # What p at the centre and its Jacobian may be off by; then the run's own softmax.
         spread = 2.0 * magnitude(f, self.symbols).max(-1, keepdims=True)
-        share = 64.0 + 40.0 * count + 8.0 * spread
-        error = 2.0**-40 * (1.0 + spread) + self.off(4 * count + 8, 8, size + spread + 1.0)
+        unsure = up(centre.hi - centre.lo).max()
+        share = 64.0 + 40.0 * count + 10.0 * spread
+        error = 2.0 * SPARE * count * unsure * (1.0 + spread)
+        error = error + self.off(4 * count + 8, 8, size + spread + 1.0)
         error = error + self.problem.arithmetic.off(1, share * np.ones_like(p))
         return Form(p - y.c, s, low - error, high + error)
 
@@ -231,7 +243,8 @@ class Pass:
             gap = _radius(f, box)
             second = functions.sigmoid(box)
             first = Box(down(1.0 - second.hi), up(1.0 - second.lo))
-            return Box(np.concatenate([first.lo, second.lo], -1), np.concatenate([first.hi, second.hi], -1)), gap
+            low = np.concatenate([first.lo, second.lo], -1)
+            return Box(low, np.concatenate([first.hi, second.hi], -1)), gap
         pairs = Form(
             f.c[:, :, None] - f.c[:, None],
             f.s[:, :, None] - f.s[:, None],
@@ -241,7 +254,7 @@ class Pass:
         box = own_ranges(pairs, self.symbols, self.own)
         gap = _radius(pairs, box).max((-1, -2))[..., None]
         centre = functions.softmax(Box.point(f.c))
-        grown = functions.exp(Box(-2.0 * gap, 2.0 * gap))
+        grown = functions.exp(Box(-gap, gap))
         # p_j = 1 / sum_k exp(f_k - f_j), every difference at most gap away from its centre.
         return Box(down(centre.lo * grown.lo), up(np.minimum(centre.hi * grown.hi, 1.0))), gap
 
@@ -253,13 +266,18 @@ class Pass:
             low, high, size = delta.low, delta.high, magnitude(delta, symbols)
         else:
             c = delta.c.T @ x.c
-            s = np.tensordot(delta.c, x.s, (0, 0)) + np.tensordot(delta.s, x.c, (0, 0)).transpose(0, 2, 1)
+            s = np.tensordot(delta.c, x.s, (0, 0)) + np.tensordot(delta.s, x.c, (0, 0)).transpose(
+                0, 2, 1
+            )
             second = SPARE * (
                 _radius(delta, own_ranges(delta, symbols, self.own))[..., None]
                 * _radius(x, own_ranges(x, symbols, self.own))[..., None, :]
             )
             first = [delta.low[..., None] * x.c[:, None], delta.high[..., None] * x.c[:, None]]
-            other = [delta.c[..., None] * x.low[..., None, :], delta.c[..., None] * x.high[..., None, :]]
+            other = [
+                delta.c[..., None] * x.low[..., None, :],
+                delta.c[..., None] * x.high[..., None, :],
+            ]
             low = np.minimum(*first) + np.minimum(*other) - second
             high = np.maximum(*first) + np.maximum(*other) + second
             size = magnitude(delta, symbols)[..., None] * magnitude(x, symbols)[:, None]
@@ -273,7 +291,9 @@ class Pass:
         error = self.off(2 * n + 8, n + 2, size.sum(0))
         return Form(c, s, least - error, most + error)
 
-    def forward(self, state: Mapping[str, Form], x: Form) -> tuple[list[Form], list[tuple[Array, Box] | None]]:
+    def forward(
+        self, state: Mapping[str, Form], x: Form
+    ) -> tuple[list[Form], list[tuple[Array, Box] | None]]:
         """The input of each layer and the output; and the derivatives of the activations."""
         values, slopes = [x], list[tuple[Array, Box] | None]()
         for layer in self.problem.layers:
@@ -287,7 +307,9 @@ class Pass:
                 slopes.append((at, moved))
         return values, slopes
 
-    def gradients(self, state: Mapping[str, Form], x: Form, y: Form, open_: Array) -> dict[str, Form]:
+    def gradients(
+        self, state: Mapping[str, Form], x: Form, y: Form, open_: Array
+    ) -> dict[str, Form]:
         """The sums over the batch of the gradients of all parameters."""
         values, slopes = self.forward(state, x)
         delta = self.loss(values[-1], y)
@@ -306,7 +328,9 @@ class Pass:
                 delta = self.dense(turned, delta, None)
         return found
 
-    def updated(self, rule: Rule, name: str, state: Mapping[str, Form], sums: Form, batch: int) -> dict[str, Form]:
+    def updated(
+        self, rule: Rule, name: str, state: Mapping[str, Form], sums: Form, batch: int
+    ) -> dict[str, Form]:
         """The optimiser step (see training.updated), without penalty and projection."""
         theta, velocity = state[name], state.get(VELOCITY + name)
         rate, momentum = Fraction(rule.rate), Fraction(rule.momentum)
@@ -327,7 +351,9 @@ class Pass:
             low = sum(np.minimum(f * form.low, f * form.high) for form, f in scales)
             high = sum(np.maximum(f * form.low, f * form.high) for form, f in scales)
             c, s = sum(f * form.c for form, f in scales), sum(f * form.s for form, f in scales)
-            return Form(np.asarray(c), np.asarray(s), np.asarray(low) - error, np.asarray(high) + error)
+            return Form(
+                np.asarray(c), np.asarray(s), np.asarray(low) - error, np.asarray(high) + error
+            )
 
         off = self.problem.arithmetic.off
         final = off(2, sizes["t"]) + off(16, moved)
@@ -348,7 +374,8 @@ def settled(new: Mapping[str, Form]) -> dict[str, Form]:
     for name, form in new.items():
         middle = 0.5 * (form.low + form.high)
         c = form.c + middle
-        radius = np.maximum(up(form.high - middle), up(middle - form.low)) + 4.0 * U * (abs(c) + abs(middle)) + TINY
+        radius = np.maximum(up(form.high - middle), up(middle - form.low))
+        radius = radius + 4.0 * U * (abs(c) + abs(middle)) + TINY
         size = form.c.size
         own = np.zeros((size, count))
         own[np.arange(size), place + np.arange(size)] = up(radius).reshape(-1)
@@ -358,6 +385,13 @@ def settled(new: Mapping[str, Form]) -> dict[str, Form]:
     return found
 
 
+def covers(problem: Problem) -> bool:
+    """Whether there are rules for all layers, for the loss and for the optimiser."""
+    known = all(layer.kind in ("dense", "relu", "leaky_relu") for layer in problem.layers)
+    rule = problem.rules[0]
+    return known and problem.loss != "hinge" and not rule.l1 and rule.projection is None
+
+
 def points(values: Array, symbols: int) -> Form:
     """Numbers that are known, of samples."""
     zero = np.zeros((2, *values.shape))
@@ -365,7 +399,9 @@ def points(values: Array, symbols: int) -> Form:
 
 
 def moving(values: Array, symbols: int, own: Array, columns: Array) -> Form:
-    """Numbers (n, m) of samples plus their moves, which some columns have: the coordinates of their slots."""
+    """Numbers (n, m) of samples plus their moves, which some columns have: the coordinates of their
+    slots.
+    """
     form = points(values, symbols)
     at = own[:, None] * len(columns) + np.arange(len(columns))
     form.s[np.arange(len(values))[:, None], columns, at] = 1.0
@@ -373,7 +409,9 @@ def moving(values: Array, symbols: int, own: Array, columns: Array) -> Form:
 
 
 def _part(form: Form, columns: slice) -> Form:
-    return Form(form.c[:, columns], form.s[:, columns], form.low[..., columns], form.high[..., columns])
+    return Form(
+        form.c[:, columns], form.s[:, columns], form.low[..., columns], form.high[..., columns]
+    )
 
 
 def train(
@@ -395,7 +433,10 @@ def train(
     if anew:
         symbols = Symbols(low[:0], high[:0], (), poisoned.budget)
     zero = {n: np.zeros(v.shape) for n, v in initial.items()}
-    state = {n: Form(v, np.zeros((*v.shape, symbols.moves)), zero[n], zero[n]) for n, v in initial.items()}
+    state = {
+        n: Form(v, np.zeros((*v.shape, symbols.moves)), zero[n], zero[n])
+        for n, v in initial.items()
+    }
     if any(rule.momentum for rule in problem.rules):
         state |= {VELOCITY + n: replace(f, c=zero[n]) for n, f in state.items()}
     for index, (batch, rule) in enumerate(zip(problem.batches, problem.rules, strict=True)):
@@ -434,3 +475,36 @@ def boxes(state: Mapping[str, Form], symbols: Symbols) -> dict[str, Box]:
     """The box of each parameter, (1, *shape)."""
     found = {name: ranges(form, symbols) for name, form in state.items()}
     return {name: Box(box.lo[None], box.hi[None]) for name, box in found.items()}
+
+
+def outputs(
+    problem: Problem, state: Mapping[str, Form], symbols: Symbols, x: Array
+) -> tuple[Form, Box]:
+    """The outputs of every reachable model at test points, as forms and as boxes (n, outputs)."""
+    count = next(iter(state.values())).s.shape[-1]
+    own = np.full(len(x), -1)
+    values, _ = Pass(problem, symbols, own).forward(state, points(x, count))
+    box = own_ranges(values[-1], symbols, own)[0]
+    return values[-1], box
+
+
+def margins(
+    problem: Problem, state: Mapping[str, Form], symbols: Symbols, x: Array, labels: Array
+) -> Box:
+    """The same as :func:`questions.margins`, (1, n, others)."""
+    form, box = outputs(problem, state, symbols, x)
+    count = form.c.shape[1]
+    if count == 1:
+        sign = labels[:, None] > 0
+        return Box(np.where(sign, box.lo, -box.hi)[None], np.where(sign, box.hi, -box.lo)[None])
+    at = np.arange(len(x))
+    others = np.array([[k for k in range(count) if k != j] for j in range(count)])[labels]
+    pairs = Form(
+        form.c[at, labels][:, None] - np.take_along_axis(form.c, others, 1),
+        form.s[at, labels][:, None] - form.s[at[:, None], others],
+        form.low[:, at, labels][..., None] - form.high[:, at[:, None], others],
+        form.high[:, at, labels][..., None] - form.low[:, at[:, None], others],
+    )
+    error = _grant(8, magnitude(pairs, symbols))
+    found = own_ranges(pairs.rest(-error, error), symbols, np.full(len(x), -1))
+    return found[:1]
