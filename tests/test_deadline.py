@@ -14,7 +14,7 @@ from attacks import network
 import milp_agt as agt
 from milp_agt.certification.time_limit import TimeLimit
 from milp_agt.cli import main
-from milp_agt.properties.deadline import Deadline
+from milp_agt.core.deadline import Deadline
 from milp_agt.properties.models import ReachableModels
 
 X = np.random.default_rng(1).normal(size=(150, 2))

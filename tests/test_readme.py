@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from milp_agt.cli.common import EXIT_CODES
 from milp_agt.formulations.registry import operations
 from milp_agt.reports.supported import table
 from milp_agt.runfile.reference import markdown
@@ -34,6 +35,11 @@ def test_the_table_of_what_is_supported_is_the_generated_one() -> None:
 def test_the_options_of_a_run_file_are_the_generated_ones() -> None:
     """``python -m milp_agt.runfile.reference`` prints them."""
     assert section(RUNFILE, "options") == markdown()
+
+
+def test_exit_codes_are_those_of_the_commands() -> None:
+    rows = [f"| {code} | {meaning} |" for code, meaning in EXIT_CODES.items()]
+    assert "\n".join(["|---|---|", *rows]) in README.read_text(encoding="utf-8")
 
 
 def test_every_operation_says_how_exact_it_is() -> None:

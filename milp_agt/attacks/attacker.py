@@ -28,8 +28,9 @@ from milp_agt.errors import InvalidInputError, UnsupportedOperationError
 from milp_agt.recording import RecordedRun, Recording, of_recording
 from milp_agt.threats import ThreatModel
 from milp_agt.training import inputs
-from milp_agt.training.exchanged import check_clipping
-from milp_agt.training.same_forward import check_forward, check_names
+from milp_agt.training.exchanged import check_clipping, check_weights
+from milp_agt.training.groups import check_groups
+from milp_agt.training.same_forward import check_forward
 from milp_agt.training.tracing import trace
 from milp_agt.training.training import Training
 
@@ -150,6 +151,7 @@ class Attack:
         proposed: how many of them are what programs (or duals) of the certificate had their adversary do.
         exhaustive: whether every admissible poisoning was tried, so that ``value`` is the optimum (of
             a backdoor: for the triggers that were found).
+        limit_reached: whether the time limit of the search cut it short.
         seed, seconds: of the search.
         runs: the best run for each end that was aimed at.
     """
@@ -163,6 +165,7 @@ class Attack:
     trained: int
     proposed: int
     exhaustive: bool
+    limit_reached: bool
     seed: int
     seconds: float
     runs: Runs = field(repr=False)
@@ -295,6 +298,7 @@ class Attacker:
             trained=best.runs,
             proposed=0 if proposed is None or hunt.exhaustive else len(proposed),
             exhaustive=hunt.exhaustive,
+            limit_reached=hunt.deadline.missed,
             seed=self.search.seed,
             seconds=time.perf_counter() - begun,
             runs=runs,
@@ -380,12 +384,13 @@ def attack(
     target = inputs.device_of(device)
     inputs.warn_of_float32(model, arrays[0])
     features = inputs.features_of(arrays[0])
-    step_graph = trace(model, training.loss, tuple(features.shape[1:]), training.clipping)
+    step_graph = trace(model, training.objective, tuple(features.shape[1:]), training.clipping)
     check_forward(step_graph, model, features)
-    check_names(step_graph, training)
+    check_groups(training.groups, step_graph.parameters)
     labels = inputs.labels_of(arrays[1], len(features), step_graph.loss, step_graph.outputs)
     poison = threat.bind(features, labels, step_graph.loss).to(target)
     check_clipping(step_graph, poison)
+    check_weights(step_graph, poison)
     unrolled = Unrolled.of(step_graph.to(target), training, poison)
     return Attacker(unrolled, search or Search(), origin=origin).attack(objective or Envelope())
 

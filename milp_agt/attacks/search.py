@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 
 import torch
@@ -17,6 +18,7 @@ from milp_agt.attacks.selection import Masks, Selector
 from milp_agt.attacks.teams import SingleGains
 from milp_agt.attacks.trained import GraphModels
 from milp_agt.attacks.unrolled import Poisoning, State, Unrolled
+from milp_agt.core.deadline import Deadline
 from milp_agt.core.restriction import UNRESTRICTED, Restriction
 from milp_agt.errors import InvalidInputError
 from milp_agt.training import inputs
@@ -25,10 +27,8 @@ LARGEST_CHUNK = 4096  # attacks in one pass
 ENTERING, LEAVING = 4, 2  # candidates of an exchange by gradient
 MUTATIONS = 16  # random ones in a round
 TEAMS = 4  # of the best single samples, for each aim
-VARIANTS, FEWEST_VARIANTS = (
-    5,
-    64,
-)  # of each kind of local move in a round: for each aim, for all of them
+# Local moves of each kind in a round: for each aim, for all of them.
+VARIANTS, FEWEST_VARIANTS = 5, 64
 
 
 @dataclass(frozen=True)
@@ -52,9 +52,11 @@ class Search:
             at random where there are more; the others keep the best that any run reached for them.
         seed: of everything that is drawn.
         memory: budget for the tensors of one pass, as in ``certify``.
+        time_limit: seconds of one search, for one objective; the best that was met by then counts. None
+            for no limit. With one the result depends on the machine as well.
 
     Raises:
-        InvalidInputError: a count that is not a whole number >= 0.
+        InvalidInputError: a count that is not a whole number >= 0, a negative time limit.
     """
 
     pool: int = 1024
@@ -66,19 +68,11 @@ class Search:
     aims: int = 512
     seed: int = 0
     memory: str | int = "1GiB"
+    time_limit: float | None = None
 
     def __post_init__(self) -> None:
-        for name in (
-            "pool",
-            "corners",
-            "enumerate",
-            "restarts",
-            "rounds",
-            "iterations",
-            "aims",
-            "seed",
-        ):
-            value = getattr(self, name)
+        counts = {n: v for n, v in vars(self).items() if n not in ("memory", "time_limit")}
+        for name, value in counts.items():
             if not isinstance(value, int) or isinstance(value, bool) or value < 0:
                 raise InvalidInputError(
                     f"A search needs a whole number >= 0 for '{name}'",
@@ -86,6 +80,7 @@ class Search:
                     f"change {name}",
                 )
         inputs.bytes_of(self.memory)
+        Deadline.within(self.time_limit)
 
 
 @dataclass(frozen=True)
@@ -136,6 +131,10 @@ class Best:
         return last.scatter_reduce(0, of_run, aims, "amin").sort().values
 
 
+class _TimeIsOver(Exception):
+    """Ends a search; what it has met is kept."""
+
+
 class Hunt:
     """One search: the pool first, then ascents and swaps for every aim."""
 
@@ -156,16 +155,24 @@ class Hunt:
         lowest = torch.full_like(aim.sign, -torch.inf)
         self.best = Best(aim, lowest, nominal, torch.zeros_like(aim.quantity))
         self.exhaustive, self.halved = False, False
+        self.deadline = Deadline.within(search.time_limit)
 
     def run(self, known: Packed | None = None) -> Best:
-        """The best run for every aim; ``known`` runs are tried as well."""
-        self._evaluate(self.unrolled.nominal(1))
-        self.exhaustive = self.unrolled.poison.is_clean or self._enumerated()
+        """The best run for every aim that is met in time; ``known`` runs are tried in any case."""
+        self._train(self.unrolled.nominal(1))
+        with suppress(_TimeIsOver):
+            self.exhaustive = self.unrolled.poison.is_clean or self._enumerated()
         if self.exhaustive:
             return self.best
         if known is not None:
             for part in torch.arange(len(known)).split(self.chunk):
-                self._evaluate(known.rows(part).unpacked(self.unrolled))
+                self._train(known.rows(part).unpacked(self.unrolled))
+        with suppress(_TimeIsOver):
+            self._search()
+        return self.best
+
+    def _search(self) -> None:
+        """Everything that takes time, in the order of what it gains for it."""
         corners = corners_of(
             self.selector, self.search.corners, inputs.bytes_of(self.search.memory), self.generator
         )
@@ -188,7 +195,6 @@ class Hunt:
                 self._refine(part, turn)
             if table is not None:
                 self._vary(table, aims)
-        return self.best
 
     def _less(self, count: int) -> int:
         """Half of a count, rounded up, where corners are tried as well."""
@@ -222,6 +228,7 @@ class Hunt:
 
     def _scored(self, poisoning: Poisoning, aims: Tensor) -> Tensor:
         """What attacks reach for some aims, (aims, attacks), by the scores of the goal."""
+        self._check_time()
         with torch.no_grad():
             state = self.unrolled.run(poisoning)
             scores = self.goal.scores(GraphModels(self.unrolled.step_graph, state))
@@ -244,6 +251,14 @@ class Hunt:
             self._evaluate(merged(one, shrunk(self.unrolled, data, self.generator), data))
 
     def _evaluate(self, poisoning: Poisoning) -> None:
+        self._check_time()
+        self._train(poisoning)
+
+    def _check_time(self) -> None:
+        if self.deadline.is_over():
+            raise _TimeIsOver
+
+    def _train(self, poisoning: Poisoning) -> None:
         if not len(poisoning):
             return
         with torch.no_grad():
@@ -257,6 +272,7 @@ class Hunt:
 
     def _gradient(self, data: Poisoning, aims: Tensor, trials: Tensor) -> Poisoning:
         """Gradient of the surrogate of each aim; the run is offered to all aims on the way."""
+        self._check_time()
         aim = self.best.aim
 
         def score(state: State) -> Tensor:

@@ -43,6 +43,8 @@ class Selections:
         enumerated_inner: whether these have linear intermediate bounds.
         charged: whether errors are charged to the samples that can cause them.
         charged_inner: whether that chain has linear intermediate bounds.
+        data_sets: number of listed data sets of a finite threat, each trained on by itself in place of
+            all chains; 0 where they are not listed.
         kept: bytes that the windows of these chains hold from step to step.
     """
 
@@ -50,6 +52,7 @@ class Selections:
     enumerated_inner: bool = False
     charged: bool = False
     charged_inner: bool = False
+    data_sets: int = 0
     kept: int = 0
 
     @property
@@ -70,8 +73,10 @@ def selections_of(
     inner_bounds: str | None,
     memory: int,
     spare: float,
+    zonotope: bool,
 ) -> tuple[Selections, Remarks]:
-    """The requested selections; by default listed if that is cheap, else charged if that is.
+    """The requested selections; by default listed if that is cheap, else charged if that is, but not beside
+    a ``zonotope``, which charges errors to samples as well.
 
     Cheap means predicted to take at most a minute, or ``spare`` seconds if that is more: the part of a
     time limit for refinements that are on by default.
@@ -105,7 +110,7 @@ def selections_of(
             "use scope='dataset', or selections='joint'",
         )
     listed, remarks = work.listed(cases, asked)
-    if listed.groups or not can_be_charged(poison, restriction):
+    if listed.groups or zonotope or not can_be_charged(poison, restriction):
         return listed, remarks
     if without_influence(sizes.schedule, training.update_rules(steps)[0]) is not None:
         return listed, remarks

@@ -1,21 +1,21 @@
-"""The command line: one room for each command.
-
-Exit codes: 0 every requested property is proved, 1 not proved, 2 bad input, 4 a limit (time or
-Ctrl-C) was reached first; ``check`` has 3 for a certificate that is rejected.
-"""
+"""The command line: one room for each command. Exit codes are in ``common.EXIT_CODES``."""
 
 from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
+import threading
+import traceback
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TextIO
 
 import milp_agt
 from milp_agt.cli import attack, bench, certify, check, compare, options, report, solvers, sweep
-from milp_agt.cli.common import BAD_INPUT, LIMIT_REACHED, PROVED
+from milp_agt.cli.common import BAD_INPUT, EXIT_CODES, LIMIT_REACHED, PROVED
 from milp_agt.cli.parser import Parser
 from milp_agt.errors import MilpAgtError
 
@@ -31,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             parser.print_help(sys.stderr)
             return BAD_INPUT
         command: Callable[[argparse.Namespace], int] = arguments.command
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), _stopped_like_by_keys():
             warnings.showwarning = _show_warning
             return command(arguments)
     except SystemExit as stop:  # argparse has printed its help or the version
@@ -52,6 +52,46 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("milp-agt: interrupted before the first result; nothing was written", file=sys.stderr)
         return LIMIT_REACHED
+    except Exception as error:
+        if not _is_lack_of_memory(error):
+            traceback.print_exc()
+            return _complain(
+                MilpAgtError(
+                    f"Run 'milp-agt {arguments.name}'",
+                    f"{type(error).__name__}, an error of this program; nothing follows from it",
+                    "please report the lines above, with the run file",
+                )
+            )
+        _complain(
+            MilpAgtError(
+                f"Run 'milp-agt {arguments.name}' in the memory of this machine",
+                f"{str(error).splitlines()[0] if str(error) else type(error).__name__}",
+                "give a smaller memory, smaller batches or a shorter window; certify --resume DIR goes on "
+                "from the last finished step",
+            )
+        )
+        return LIMIT_REACHED
+
+
+@contextmanager
+def _stopped_like_by_keys() -> Iterator[None]:
+    """SIGTERM, as batch systems and ``timeout`` send it, ends a command as Ctrl-C does."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _is_lack_of_memory(error: Exception) -> bool:
+    """Whether an allocation failed; torch says so in words on a CPU."""
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError)
+        and any(words in str(error) for words in ("can't allocate memory", "out of memory"))
+    )
 
 
 def _complain(error: MilpAgtError) -> int:
@@ -76,8 +116,8 @@ def _parser() -> Parser:
         prog="milp-agt",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         description="Certify training runs against data poisoning: how far can somebody push a model\n"
-        "by tampering with its training data?\n\n"
-        "Exit codes: 0 proved, 1 not proved, 2 bad input, 4 a limit was reached first.",
+        "by tampering with its training data?\n\nExit codes:\n"
+        + "\n".join(f"  {code}  {meaning}" for code, meaning in EXIT_CODES.items()),
         epilog="For example: milp-agt certify examples/iris.toml --out runs/iris",
     )
     parser.add_argument("--version", action="version", version=f"milp_agt {milp_agt.__version__}")

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
+import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from milp_agt.cli.common import PROVED, RUN_FILE, add_force
+from milp_agt.cli.common import LIMIT_REACHED, PROVED, RUN_FILE, add_force, add_time_limit
 from milp_agt.cli.progress import progress
+from milp_agt.core.deadline import Deadline, shorter
 from milp_agt.io.tables import format_number, format_table
 
 if TYPE_CHECKING:
-    from milp_agt.attacks import Attack, Objective
+    from milp_agt.attacks import Attack, Objective, Search
     from milp_agt.cli.common import Commands
     from milp_agt.runfile.run_file import LoadedRun
 
@@ -31,6 +33,9 @@ def add(commands: Commands) -> None:
     parser.add_argument(
         "--seed", metavar="N", type=int, help="seed of the search, in place of the file's"
     )
+    add_time_limit(
+        parser, "each search has an equal share of what is left, within time_limit of the file"
+    )
     add_force(parser)
     parser.add_argument("--quiet", action="store_true", help="print the table only")
     parser.set_defaults(command=_attack)
@@ -45,24 +50,38 @@ def _attack(arguments: argparse.Namespace) -> int:
     run = config.build()
     search = run.search
     if arguments.seed is not None:
-        search = dataclasses.replace(search, seed=arguments.seed)
+        search = replace(search, seed=arguments.seed)
+    deadline = Deadline.within(arguments.time_limit)
     folder = AttackFolder(arguments.out, config, run.dataset, search, force=arguments.force)
     aims = _aims(run)
     found: dict[str, Attack] = {}
-    with progress("objectives", arguments.quiet) as advance:
-        parameters = attack(
-            run.model,
-            run.dataset,
-            run.training,
-            run.threat,
-            search=search,
-            device=run.options.device,
-        )
-        found[parameters.objective] = parameters
-        for done, (name, objective) in enumerate(aims, 1):
-            advance(done, len(aims) + 1, name)
-            found[name] = parameters.towards(objective)
-    folder.save(found)
+    with progress("searches", arguments.quiet) as advance:
+        try:
+            parameters = attack(
+                run.model,
+                run.dataset,
+                run.training,
+                run.threat,
+                search=_within(search, deadline.share(len(aims) + 1)),
+                device=run.options.device,
+            )
+            found[parameters.objective] = parameters
+            for done, (name, objective) in enumerate(aims, 1):
+                folder.save(found, complete=False)
+                advance(done, len(aims) + 1, name)
+                share = deadline.share(len(aims) + 1 - done)
+                attacker = replace(parameters.attacker, search=_within(search, share))
+                found[name] = replace(parameters, attacker=attacker).towards(objective)
+        except KeyboardInterrupt:
+            if not found:
+                raise
+            print(
+                f"milp-agt: interrupted after {len(found)} of {len(aims) + 1} searches; their poisoned "
+                f"data are in {folder.npz_path}",
+                file=sys.stderr,
+            )
+            return LIMIT_REACHED
+        folder.save(found)
     if not arguments.quiet:
         print(f"Data: {run.dataset.description}; {len(run.dataset.x_train)} training samples")
         print(f"\nThreat: {run.threat.describe()}\n")
@@ -76,9 +95,17 @@ def _attack(arguments: argparse.Namespace) -> int:
             f"plain torch; {parameters.seconds:.1f} s, seed {parameters.seed}\n"
         )
     _print(found, [name for name, _ in aims])
+    cut = [name for name, each in found.items() if each.limit_reached]
+    if cut:
+        print(f"a time limit ended the search for {', '.join(cut)}; more time may reach more")
     if not arguments.quiet:
         print(f"\nWritten: {folder.json_path} and {folder.npz_path}")
-    return PROVED
+    return LIMIT_REACHED if cut else PROVED
+
+
+def _within(search: Search, share: float | None) -> Search:
+    """The search within its share of the time of the command."""
+    return replace(search, time_limit=shorter(search.time_limit, share))
 
 
 def _aims(run: LoadedRun) -> list[tuple[str, Objective]]:

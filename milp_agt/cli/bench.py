@@ -8,13 +8,15 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from milp_agt.cli.common import PROVED, window
+from milp_agt.cli.common import LIMIT_REACHED, PROVED, add_time_limit, window
 from milp_agt.cli.progress import progress
 from milp_agt.core.relaxation import LEVELS
 from milp_agt.errors import InvalidInputError
+from milp_agt.io.files import replace_text
 
 if TYPE_CHECKING:
     from milp_agt.cli.common import Commands
+    from milp_agt.experiments.bench import Benchmark, Row
 
 
 def add(commands: Commands) -> None:
@@ -44,6 +46,7 @@ def add(commands: Commands) -> None:
         help="how choices of poisoned samples are bounded",
     )
     parser.add_argument("--device", metavar="NAME", help="cpu, cuda or auto")
+    add_time_limit(parser, "what is not reached in an equal share of it is left out")
     parser.add_argument("--quiet", action="store_true", help="print the table only")
     parser.set_defaults(command=_bench)
 
@@ -76,7 +79,7 @@ def _relaxations(text: str) -> tuple[str, ...]:
 
 
 def _bench(arguments: argparse.Namespace) -> int:
-    from milp_agt.experiments.bench import Series, bench
+    from milp_agt.experiments.bench import Benchmark, Series, bench
     from milp_agt.experiments.bench.plot import write_plot
     from milp_agt.reports.result_folder import make_folder, write_json
 
@@ -88,22 +91,39 @@ def _bench(arguments: argparse.Namespace) -> int:
     _check_case(given)
     sweep = Series(**given)
     folder = make_folder(arguments.out)
-    with progress("rows", arguments.quiet) as advance:
-        found = bench(sweep, lambda row, done, total: advance(done, total, row.method))
     command = shlex.join(["milp-agt", *sys.argv[1:]])
-    text = f"$ {command}\n{found.table()}\n"
-    print(text if not arguments.quiet else found.table())
     paths = [folder / f"bench.{kind}" for kind in ("txt", "csv", "json")]
-    paths[0].write_text(text, encoding="utf-8")
-    paths[1].write_text(found.to_csv(), encoding="utf-8")
-    write_json(paths[2], {"command": command, **found.to_dict()})
+    rows: list[Row] = []
+
+    def save(found: Benchmark) -> str:
+        text = f"$ {command}\n{found.table()}\n"
+        replace_text(paths[0], text)
+        replace_text(paths[1], found.to_csv())
+        write_json(paths[2], {"command": command, **found.to_dict()})
+        return text
+
+    with progress("rows", arguments.quiet) as advance:
+
+        def on_row(row: Row, done: int, total: int) -> None:
+            rows.append(row)
+            save(Benchmark(tuple(rows), cut_short=True))
+            advance(done, total, row.method)
+
+        try:
+            found = bench(sweep, on_row, within=arguments.time_limit)
+        except KeyboardInterrupt:
+            if not rows:
+                raise
+            found = Benchmark(tuple(rows), cut_short=True)
+    text = save(found)
+    print(text if not arguments.quiet else found.table())
     try:
         paths += write_plot(found, folder)
     except InvalidInputError as error:
         print(f"milp-agt: no figure: {error}", file=sys.stderr)
     if not arguments.quiet:
         print(f"Written: {', '.join(map(str, paths))}")
-    return PROVED
+    return LIMIT_REACHED if found.cut_short else PROVED
 
 
 def _check_case(given: dict[str, object]) -> None:

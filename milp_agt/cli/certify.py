@@ -20,10 +20,12 @@ from milp_agt.cli.common import (
     given_options,
 )
 from milp_agt.cli.progress import progress
+from milp_agt.core.deadline import Deadline, shorter
 from milp_agt.errors import InvalidInputError
 from milp_agt.io.tables import format_number, format_table
 
 if TYPE_CHECKING:
+    from milp_agt.attacks import Search
     from milp_agt.certification.checkpoint import Checkpoint
     from milp_agt.certification.result import Result
     from milp_agt.cli.common import Commands
@@ -33,6 +35,8 @@ if TYPE_CHECKING:
     from milp_agt.runfile.verdicts import Verdict
 
 SHOWN_STEPS = 40
+# Shares of a time limit that steps leave to the properties, and to attacks where they are asked for.
+QUESTIONS_SHARE, ATTACKS_SHARE = 0.15, 0.25
 CHECKPOINT = "checkpoint"  # folder inside the result folder, while the run is not at its end
 
 
@@ -161,10 +165,13 @@ def _certify(arguments: argparse.Namespace) -> int:
             if attack is not False and len(result.steps) == steps:
                 advance(0, 0, "", "attacks")
 
-        attack = run.search if run.options.attack or arguments.attack else False
+        attack = _search(run) if run.options.attack or arguments.attack else False
         try:
-            result = run.certify(on_step=on_step, checkpoint=checkpoint, attack=attack)
-            result = _within(result, run.options.time_limit, begun)
+            result = _steps_in_time(run, attack is not False).certify(
+                on_step=on_step, checkpoint=checkpoint, attack=attack
+            )
+            spent = sum(step.seconds for step in result.steps[:before])
+            result = _within(result, run.options.time_limit, begun - spent)
             result = result.watched(
                 lambda done, points: advance(done, points, "", "questions: test points")
             )
@@ -204,10 +211,25 @@ def _certify(arguments: argparse.Namespace) -> int:
     return LIMIT_REACHED if result.limit_reached else NOT_PROVED
 
 
+def _steps_in_time(run: LoadedRun, attacks: bool) -> LoadedRun:
+    """The run with its steps in their share of the time limit."""
+    limit = run.options.time_limit
+    if limit is None:
+        return run
+    share = 1.0 - QUESTIONS_SHARE * bool(run.properties) - ATTACKS_SHARE * attacks
+    return run._replace(options=run.options.changed({"time_limit": share * limit}))
+
+
+def _search(run: LoadedRun) -> Search:
+    """The search with its share of the time limit: one for the parameters and one for each property."""
+    if run.options.time_limit is None:
+        return run.search
+    share = ATTACKS_SHARE * run.options.time_limit / (1 + len(run.properties))
+    return replace(run.search, time_limit=shorter(run.search.time_limit, share))
+
+
 def _within(result: Result, limit: float | None, begun: float) -> Result:
     """The result with questions that keep the time limit of this command."""
-    from milp_agt.properties.deadline import Deadline
-
     if limit is None:
         return result
     return replace(result, models=replace(result.models, deadline=Deadline(begun + limit)))

@@ -15,7 +15,15 @@ if TYPE_CHECKING:
 
     Commands = argparse._SubParsersAction[Parser]
 
-PROVED, NOT_PROVED, BAD_INPUT, LIMIT_REACHED = 0, 1, 2, 4
+PROVED, NOT_PROVED, BAD_INPUT, REJECTED, LIMIT_REACHED = 0, 1, 2, 3, 4
+# Every command keeps this table; README shows it.
+EXIT_CODES = {
+    PROVED: "everything that was asked is proved; of other commands: done",
+    NOT_PROVED: "something that was asked is not proved, or refuted",
+    BAD_INPUT: "no answer: bad input, files that cannot be read or written, or an error of this program",
+    REJECTED: "of check: the certificate states more than its evidence shows, or is damaged",
+    LIMIT_REACHED: "a limit came first (time, memory, an interrupt); what was finished is saved and holds",
+}
 OPTION = "option_"  # before the names of options among the arguments
 
 RUN_FILE = (
@@ -28,6 +36,23 @@ def add_force(parser: Parser) -> None:
     parser.add_argument(
         "--force", action="store_true", help="write over what another run left in the folder"
     )
+
+
+def add_time_limit(parser: Parser, then: str) -> None:
+    """The flag that ends a command early; ``then`` says what is there when the time is over."""
+    parser.add_argument(
+        "--time-limit",
+        metavar="SECONDS",
+        type=_seconds,
+        help=f"of the whole command: {then}",
+    )
+
+
+def _seconds(text: str) -> float:
+    value = _value(text)
+    if isinstance(value, (int, float)) and not isinstance(value, bool) and value >= 0:
+        return float(value)
+    raise argparse.ArgumentTypeError(f"'{text}' is no number of seconds, 0 or more")
 
 
 def window(text: str) -> int | str:

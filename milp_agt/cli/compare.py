@@ -12,15 +12,18 @@ from milp_agt.cli.common import (
     PROVED,
     RUN_FILE,
     add_options,
+    add_time_limit,
     given_options,
     window,
 )
 from milp_agt.cli.progress import progress
 from milp_agt.core.relaxation import LEVELS
 from milp_agt.errors import InvalidInputError
+from milp_agt.io.files import replace_text
 
 if TYPE_CHECKING:
     from milp_agt.cli.common import Commands
+    from milp_agt.experiments.compare import Comparison, ComparisonRow
 
 
 def add(commands: Commands) -> None:
@@ -52,7 +55,11 @@ def add(commands: Commands) -> None:
     )
     parser.add_argument("--attack", action="store_true", help="how far is each row from attacks?")
     parser.add_argument("--out", metavar="DIR", type=Path, help="folder for the table as files")
-    add_options(parser, without=("relaxation", "window", "solver"))
+    add_time_limit(
+        parser,
+        "each row has an equal share of what is left, within that of the file; rows after it are left out",
+    )
+    add_options(parser, without=("relaxation", "window", "solver", "time_limit"))
     parser.set_defaults(command=_compare)
 
 
@@ -73,7 +80,7 @@ def _solvers(text: str) -> tuple[str, ...]:
 
 
 def _compare(arguments: argparse.Namespace) -> int:
-    from milp_agt.experiments.compare import compare
+    from milp_agt.experiments.compare import Comparison, compare
     from milp_agt.experiments.compare.figure import write_plot
     from milp_agt.reports.result_folder import make_folder
     from milp_agt.runfile.run_file import load_config
@@ -84,29 +91,49 @@ def _compare(arguments: argparse.Namespace) -> int:
     run = load_config(arguments.run).build(given_options(arguments))
     dataset, options = run.dataset, run.options
     folder = None if arguments.out is None else make_folder(arguments.out)
+    rows: list[ComparisonRow] = []
     with progress("rows", quiet=False) as advance:
-        comparison = compare(
-            run.model,
-            run.dataset,
-            run.training,
-            run.threat,
-            relaxations=arguments.relaxations,
-            windows=arguments.windows,
-            X_test=dataset.x_test if len(dataset.x_test) else None,
-            y_test=dataset.y_test if len(dataset.x_test) else None,
-            solvers=arguments.solvers or (options.solver,),
-            attack=arguments.attack,
-            options=options,
-            on_row=lambda row, count, total: advance(count, total, row.name),
-        )
+
+        def on_row(row: ComparisonRow, count: int, total: int) -> None:
+            rows.append(row)
+            if folder is not None:
+                _save(Comparison(tuple(rows)), folder)
+            advance(count, total, row.name)
+
+        try:
+            comparison = compare(
+                run.model,
+                run.dataset,
+                run.training,
+                run.threat,
+                relaxations=arguments.relaxations,
+                windows=arguments.windows,
+                X_test=dataset.x_test if len(dataset.x_test) else None,
+                y_test=dataset.y_test if len(dataset.x_test) else None,
+                solvers=arguments.solvers or (options.solver,),
+                attack=arguments.attack,
+                within=arguments.time_limit,
+                options=options,
+                on_row=on_row,
+            )
+        except KeyboardInterrupt:
+            if not rows:
+                raise
+            comparison = Comparison(tuple(rows), ("other rows: interrupted",), cut_short=True)
     print(comparison.table())
     if folder is not None:
-        written = [folder / "compare.csv", folder / "compare.json"]
-        written[0].write_text(comparison.to_csv(), encoding="utf-8")
-        written[1].write_text(comparison.to_json(), encoding="utf-8")
+        written = _save(comparison, folder)
         try:
             written += write_plot(comparison, folder)
         except InvalidInputError as error:
             print(f"milp-agt: no figure: {error}", file=sys.stderr)
         print(f"\nWritten: {', '.join(map(str, written))}")
     return LIMIT_REACHED if comparison.limit_reached else PROVED
+
+
+def _save(comparison: Comparison, folder: Path) -> list[Path]:
+    """The table as files; after each row, so that a run that is killed leaves what was finished."""
+    written = [folder / "compare.csv", folder / "compare.json"]
+    replace_text(written[0], comparison.to_csv())
+    replace_text(written[1], comparison.to_json())
+    return written

@@ -4,20 +4,30 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from milp_agt.cli.common import LIMIT_REACHED, PROVED, RUN_FILE, add_options, given_options
+from milp_agt.cli.common import (
+    LIMIT_REACHED,
+    PROVED,
+    RUN_FILE,
+    add_options,
+    add_time_limit,
+    given_options,
+)
 from milp_agt.cli.progress import Advance, progress
+from milp_agt.core.deadline import Deadline, shorter
 from milp_agt.errors import InvalidInputError
+from milp_agt.io.files import replace_text
 
 if TYPE_CHECKING:
     from milp_agt.certification.result import Result
     from milp_agt.cli.common import Commands
     from milp_agt.core.reachable import Bounds
     from milp_agt.experiments.largest import Largest
-    from milp_agt.experiments.sweep import Sweep
+    from milp_agt.experiments.sweep import Sweep, SweepCell
     from milp_agt.runfile.run_file import LoadedRun
     from milp_agt.threats import ThreatModel
 
@@ -52,7 +62,11 @@ def add(commands: Commands) -> None:
         "--points", action="store_true", help="with --largest: every test point too"
     )
     parser.add_argument("--out", metavar="DIR", type=Path, help="folder for the table as files")
-    add_options(parser)
+    add_time_limit(
+        parser,
+        "each certificate has an equal share of what is left, within that of the file; none is made after it",
+    )
+    add_options(parser, without=("time_limit",))
     parser.set_defaults(command=_sweep)
 
 
@@ -71,6 +85,7 @@ def _sizes(text: str) -> tuple[float, ...]:
 
 
 def _sweep(arguments: argparse.Namespace) -> int:
+    from milp_agt.experiments.sweep import Sweep
     from milp_agt.reports.result_folder import make_folder
     from milp_agt.runfile.run_file import load_config
 
@@ -85,20 +100,50 @@ def _sweep(arguments: argparse.Namespace) -> int:
         )
     folder = None if arguments.out is None else make_folder(arguments.out)
     limits: list[bool] = []
+    cells: list[SweepCell] = []
+
+    def save(found: Sweep | Largest) -> None:
+        if folder is not None:
+            replace_text(folder / "sweep.csv", found.to_csv())
+            about = {"sha256": {"config": config.sha256, "data": run.dataset.sha256}}
+            document = {**json.loads(found.to_json()), **about}
+            text = json.dumps(document, indent=2, allow_nan=False)
+            replace_text(folder / "sweep.json", text + "\n")
+
+    def on_cell(cell: SweepCell, _number: int, _cells: int) -> None:
+        cells.insert(0, cell)
+        save(Sweep(tuple(cells)))
+
     with progress("steps", quiet=False) as advance:
-        certify = _certifier(run, advance, limits)
-        if arguments.largest is None:
-            found: Sweep | Largest = _curves(run, arguments, certify)
-        else:
-            found = _largest(run, arguments, certify)
+        certify = _certifier(run, advance, limits, _runs(arguments), arguments.time_limit)
+        try:
+            if arguments.largest is None:
+                found: Sweep | Largest = _curves(run, arguments, certify, on_cell)
+            else:
+                found = _largest(run, arguments, certify)
+        except KeyboardInterrupt:
+            if not cells:
+                raise
+            found = Sweep(tuple(cells), cut_short=True)
     print(found.table())
+    if found.cut_short:
+        print(
+            "\ncut short: rows without seconds are bounds of larger threats; more time may tighten them"
+        )
+    save(found)
     if folder is not None:
-        (folder / "sweep.csv").write_text(found.to_csv(), encoding="utf-8")
-        about = {"sha256": {"config": config.sha256, "data": run.dataset.sha256}}
-        document = json.dumps({**json.loads(found.to_json()), **about}, indent=2, allow_nan=False)
-        (folder / "sweep.json").write_text(document + "\n", encoding="utf-8")
         print(f"\nWritten: {folder / 'sweep.csv'} and {folder / 'sweep.json'}")
-    return LIMIT_REACHED if any(limits) else PROVED
+    return LIMIT_REACHED if found.cut_short or any(limits) else PROVED
+
+
+def _runs(arguments: argparse.Namespace) -> int:
+    """How many certificates a sweep makes at most, or a search about."""
+    if arguments.largest is None:
+        return len(arguments.budgets or [0]) * len(arguments.radii or [0])
+    low, high = arguments.between
+    if arguments.largest == "budget":
+        return 2 + max(1, int(high - low)).bit_length()
+    return 2 + max(1, int(math.log(max(1.0, high / low), 1.1))).bit_length() if low > 0 else 2
 
 
 def _check(arguments: argparse.Namespace) -> None:
@@ -130,15 +175,17 @@ def _check(arguments: argparse.Namespace) -> None:
 
 
 def _certifier(
-    run: LoadedRun, advance: Advance, limits: list[bool]
+    run: LoadedRun, advance: Advance, limits: list[bool], runs: int, time_limit: float | None
 ) -> Callable[[ThreatModel], Result]:
     """The run as a function of its threat; notes whether limits were reached."""
+    deadline = Deadline.within(time_limit)
 
     def at(threat: ThreatModel) -> Result:
         radius = getattr(threat, "radius", None)
         named = f"run {len(limits) + 1}: budget {threat.budget}"
         named += f", radius {radius:g}" if isinstance(radius, (int, float)) else ""
-        result = run.certify(
+        limit = shorter(run.options.time_limit, deadline.share(runs - len(limits)))
+        result = run._replace(options=run.options.changed({"time_limit": limit})).certify(
             threat, on_step=lambda _result, step, steps: advance(step, steps, named)
         )
         limits.append(result.limit_reached)
@@ -148,7 +195,10 @@ def _certifier(
 
 
 def _curves(
-    run: LoadedRun, arguments: argparse.Namespace, certify: Callable[[ThreatModel], Result]
+    run: LoadedRun,
+    arguments: argparse.Namespace,
+    certify: Callable[[ThreatModel], Result],
+    on_cell: Callable[[SweepCell, int, int], None],
 ) -> Sweep:
     from milp_agt.experiments.sweep import sweep
     from milp_agt.runfile.property_tables import BackdoorTable
@@ -172,7 +222,15 @@ def _curves(
         return found
 
     budgets = arguments.budgets or (run.threat.budget,)
-    return sweep(certify, run.threat, ask, budgets=budgets, radii=arguments.radii)
+    return sweep(
+        certify,
+        run.threat,
+        ask,
+        budgets=budgets,
+        radii=arguments.radii,
+        within=arguments.time_limit,
+        on_cell=on_cell,
+    )
 
 
 def _largest(
@@ -204,6 +262,8 @@ def _largest(
         return found
 
     low, high = arguments.between
+    within = arguments.time_limit
     if arguments.largest == "budget":
-        return largest(certify, run.threat, holds, budgets=(int(low), int(high)))
-    return largest(certify, run.threat, holds, radii=(low, high))
+        budgets = int(low), int(high)
+        return largest(certify, run.threat, holds, budgets=budgets, within=within)
+    return largest(certify, run.threat, holds, radii=(low, high), within=within)

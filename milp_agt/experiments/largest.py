@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from milp_agt.core.arguments import callable_of, listed, of_kind
+from milp_agt.core.deadline import Deadline
 from milp_agt.errors import InvalidInputError
 from milp_agt.experiments.sweep import Certify, plain, resized
 from milp_agt.io.tables import format_number, format_table
@@ -51,12 +52,14 @@ class Largest:
     """Brackets of every statement, and the runs that found them, in their order.
 
     What is proved for one value holds for all smaller ones: the statement is certified up to and
-    including ``proved``. Above ``unproved`` it may still be provable by tighter means.
+    including ``proved``. Above ``unproved`` it may still be provable by tighter means. ``cut_short``:
+    time was over before the brackets were narrow.
     """
 
     what: str
     brackets: Mapping[str, Bracket]
     trials: tuple[Trial, ...]
+    cut_short: bool = False
 
     def __getitem__(self, name: str) -> Bracket:
         return self.brackets[name]
@@ -107,6 +110,7 @@ def largest(
     budgets: tuple[int, int] | None = None,
     radii: tuple[float, float] | None = None,
     precision: float = 1.1,
+    within: float | None = None,
     on_trial: Callable[[Trial], None] | None = None,
 ) -> Largest:
     """The largest budget, or radius, for which each statement is proved.
@@ -123,6 +127,7 @@ def largest(
         budgets: smallest and largest count of samples; found exactly.
         radii: smallest (above 0) and largest radius; found up to the factor ``precision``.
         precision: ratio of unproved and proved radius at which the search ends, above 1.
+        within: seconds after which no further value is tried; brackets are wider then.
         on_trial: called after every certification.
 
     Raises:
@@ -147,14 +152,16 @@ def largest(
         if on_trial is not None:
             on_trial(trials[-1])
 
+    deadline = Deadline.within(within)
     attempt(scale.high)
     if not all(verdicts[scale.high].values()) and scale.low < scale.high:
         attempt(scale.low)
     while True:
         brackets = {name: _bracket(name, verdicts) for name in verdicts[scale.high]}
         value = _next(scale, list(brackets.values()))
-        if value is None:
-            return Largest("budget" if scale.whole else "radius", brackets, tuple(trials))
+        if value is None or deadline.is_over():
+            what = "budget" if scale.whole else "radius"
+            return Largest(what, brackets, tuple(trials), deadline.missed)
         attempt(value)
 
 

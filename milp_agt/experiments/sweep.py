@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from milp_agt.core.arguments import callable_of, listed
+from milp_agt.core.deadline import Deadline
 from milp_agt.core.reachable import Bounds
 from milp_agt.errors import InvalidInputError
 from milp_agt.io.tables import format_number, format_table
@@ -45,9 +46,13 @@ class SweepCell:
 
 @dataclass(frozen=True)
 class Sweep:
-    """Cells by rising budget, then rising radius."""
+    """Cells by rising budget, then rising radius.
+
+    ``cut_short`` says that time was over: cells that were not run have the bounds of larger threats.
+    """
 
     cells: tuple[SweepCell, ...]
+    cut_short: bool = False
 
     def rows(self) -> Iterator[dict[str, Any]]:
         """One row for each cell and question."""
@@ -104,6 +109,7 @@ def sweep(
     *,
     budgets: Sequence[int],
     radii: Sequence[float] | None = None,
+    within: float | None = None,
     on_cell: Callable[[SweepCell, int, int], None] | None = None,
 ) -> Sweep:
     """Certify a run under every budget and radius, from the largest threat to the smallest.
@@ -119,6 +125,7 @@ def sweep(
         ask: the questions, for instance ``lambda result: {"accuracy": result.accuracy(X, y)}``.
         budgets: counts of samples.
         radii: None to leave the radius as it is.
+        within: seconds after which no further cell is run; the first one, of the largest threat, always is.
         on_cell: called after every cell with the cell, its number from 1, and the number of cells.
 
     Raises:
@@ -144,6 +151,7 @@ def sweep(
         )
     found: dict[tuple[int, float | None], SweepCell] = {}
     grid = list(itertools.product(range(len(falling)), range(len(sizes))))
+    deadline = Deadline.within(within)
     for number, (i, j) in enumerate(grid, 1):
         larger = [
             found[falling[a], sizes[b]].answers
@@ -151,11 +159,15 @@ def sweep(
             if a >= 0 and b >= 0
         ]
         budget, radius = falling[i], sizes[j]
-        answers, seconds = _answers(certify, resized(threat, budget, radius), ask, larger)
+        answers: Mapping[str, Bounds] = _known(larger)
+        seconds: float | None = None
+        is_open = not answers or any(b.lower != b.upper for b in answers.values())
+        if is_open and not (found and deadline.is_over()):
+            answers, seconds = _answers(certify, resized(threat, budget, radius), ask, answers)
         cell = found[budget, radius] = SweepCell(budget, radius, answers, seconds)
         if on_cell is not None:
             on_cell(cell, number, len(grid))
-    return Sweep(tuple(reversed(found.values())))
+    return Sweep(tuple(reversed(found.values())), deadline.missed)
 
 
 def resized(threat: ThreatModel, budget: int | None, radius: float | None) -> ThreatModel:
@@ -184,17 +196,22 @@ def resized(threat: ThreatModel, budget: int | None, radius: float | None) -> Th
     return changed
 
 
-def _answers(
-    certify: Certify, threat: ThreatModel, ask: Ask, larger: Sequence[Mapping[str, Bounds]]
-) -> tuple[Mapping[str, Bounds], float | None]:
-    """What holds under a threat, given the answers under larger ones, and the seconds it took."""
+def _known(larger: Sequence[Mapping[str, Bounds]]) -> Mapping[str, Bounds]:
+    """What holds under a threat by the answers under larger ones."""
     from milp_agt.properties.answer import meet
 
     known = dict(larger[0]) if larger else {}
     for answers in larger[1:]:
         known = {name: meet(bounds, answers[name]) for name, bounds in known.items()}
-    if known and all(bounds.lower == bounds.upper for bounds in known.values()):
-        return known, None
+    return known
+
+
+def _answers(
+    certify: Certify, threat: ThreatModel, ask: Ask, known: Mapping[str, Bounds]
+) -> tuple[Mapping[str, Bounds], float]:
+    """What holds under a threat, given what is known, and the seconds it took."""
+    from milp_agt.properties.answer import meet
+
     begun = time.perf_counter()
     own = ask(certify(threat))
     seconds = time.perf_counter() - begun

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from milp_agt.errors import InvalidInputError
+from milp_agt.io.files import replace
 
 # Okabe and Ito (2008); lines differ by marker and dash as well, for grey prints.
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#000000")
@@ -30,5 +32,6 @@ def write_figure(draw: Callable[[], Any], folder: Path, name: str) -> tuple[Path
     figure = draw()
     paths = tuple(folder / f"{name}.{kind}" for kind in ("png", "svg"))
     for path in paths:
-        figure.savefig(path, dpi=150)
+        kind = path.suffix[1:]
+        replace(path, partial(figure.savefig, format=kind, dpi=150))
     return paths

@@ -39,6 +39,11 @@ def replace(path: Path, write: Callable[[IO[bytes]], object]) -> None:
     _sync_folder(path.parent)
 
 
+def replace_text(path: Path, text: str) -> None:
+    """The same for a text, in UTF-8."""
+    replace(path, lambda stream: stream.write(text.encode()))
+
+
 def _sync_folder(folder: Path) -> None:
     """Make a renaming durable, where folders can be flushed."""
     if os.name == "posix":

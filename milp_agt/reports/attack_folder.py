@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -10,7 +11,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from milp_agt.io.files import replace
-from milp_agt.reports.result_folder import check_same_run, make_folder, run_header, write_json
+from milp_agt.reports.result_folder import (
+    WRITING_SHARE,
+    check_same_run,
+    make_folder,
+    run_header,
+    write_json,
+)
 
 if TYPE_CHECKING:
     from milp_agt.attacks import Attack, Search
@@ -44,9 +51,16 @@ class AttackFolder:
         self._header = run_header(config, dataset) | {"search": asdict(search)}
         check_same_run(self.json_path, self._header, force=force)
         make_folder(folder)
+        self._written, self._cost = time.monotonic(), 0.0
 
-    def save(self, found: Mapping[str, Attack]) -> None:
-        """Write both files; the first attack is the one on all parameters."""
+    def save(self, found: Mapping[str, Attack], *, complete: bool = True) -> None:
+        """Write both files; the first attack is the one on all parameters.
+
+        What is not complete is put off where writing would take a share of the time.
+        """
+        begun = time.monotonic()
+        if not complete and self._cost > WRITING_SHARE * (begun - self._written):
+            return
         arrays: dict[str, Any] = {}
         objectives: list[dict[str, Any]] = []
         for number, (name, attack) in enumerate(found.items()):
@@ -70,6 +84,7 @@ class AttackFolder:
                     "positions": best.positions,
                     "trained": attack.trained,
                     "exhaustive": attack.exhaustive,
+                    "limit_reached": attack.limit_reached,
                     "seconds": attack.seconds,
                 }
             )
@@ -79,8 +94,11 @@ class AttackFolder:
             arrays[f"upper/{parameter}"] = envelope.upper[parameter]
         document = {
             **self._header,
+            "complete": complete,
             "parameters": {"mean_width": envelope.mean_width, "max_width": envelope.max_width},
             "objectives": objectives,
         }
         replace(self.npz_path, lambda stream: np.savez_compressed(stream, **arrays))
         write_json(self.json_path, document)
+        self._written = time.monotonic()
+        self._cost = self._written - begun

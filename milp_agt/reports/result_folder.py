@@ -230,7 +230,7 @@ def check_same_run(path: Path, header: Mapping[str, Any], *, force: bool) -> boo
     said = {"sha256": "another run file or other data", "options": "other options"}
     different = " and ".join(said.get(key, "other settings of the search") for key in what)
     unfinished = ""
-    if other.get("complete") is False:
+    if other.get("complete") is False and path.name == "result.json":
         unfinished = f"go on with it by milp-agt certify --resume {path.parent}, "
     raise InvalidInputError(
         f"Write the result to the folder {path.parent}",

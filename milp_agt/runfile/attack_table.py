@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ConfigDict, Field
 
-from milp_agt.core.option_table import Index, Memory, Table
+from milp_agt.core.option_table import Index, Memory, Seconds, Table
 
 if TYPE_CHECKING:
     from milp_agt.attacks import Search
@@ -59,6 +59,11 @@ class AttackTable(Table):
     memory: Memory | None = Field(
         default=None,
         description="Memory for the tensors of one pass, in B, KB, MB, GB, KiB, MiB or GiB.",
+    )
+    time_limit: Seconds | None = Field(
+        default=None,
+        description="Time for one search: there is one for the parameters and one for each property. The "
+        "best that was met by then counts. No limit unless given.",
     )
 
     def search(self) -> Search:

@@ -59,10 +59,14 @@ def machine() -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Benchmark:
-    """Rows in the order in which they were measured, and the machine that measured them."""
+    """Rows in the order in which they were measured, and the machine that measured them.
+
+    ``cut_short`` says that rows are missing for lack of time.
+    """
 
     rows: tuple[Row, ...]
     machine: Mapping[str, Any] = field(default_factory=machine)
+    cut_short: bool = False
 
     def table(self) -> str:
         """The machine in one line, then the rows."""
@@ -116,4 +120,9 @@ class Benchmark:
     def to_dict(self) -> dict[str, Any]:
         """Machine and rows, for a JSON document."""
         rows = [asdict(row) for row in self.rows]
-        return {"schema_version": SCHEMA_VERSION, "machine": dict(self.machine), "rows": rows}
+        return {
+            "schema_version": SCHEMA_VERSION,
+            "machine": dict(self.machine),
+            "cut_short": self.cut_short,
+            "rows": rows,
+        }

@@ -6,7 +6,7 @@ import multiprocessing
 import sys
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 import torch
@@ -14,6 +14,7 @@ import torch
 from milp_agt.attacks import Search, attack
 from milp_agt.certification.certify import certify
 from milp_agt.certification.result import Result
+from milp_agt.core.deadline import Deadline
 from milp_agt.core.reachable import Array, ReachableSet
 from milp_agt.experiments.bench.cases import CaseSource
 
@@ -44,45 +45,60 @@ class Measured:
         peak_bytes: the most memory up to the mark, beyond what the process had before; on a GPU, of its
             tensors. None where the system does not tell.
         parameters: how many are trained.
+        cut_short: whether the time was over before the last mark.
     """
 
     reachable: tuple[ReachableSet, ...]
     seconds: tuple[float, ...]
     peak_bytes: tuple[int | None, ...]
     parameters: int
+    cut_short: bool
 
 
-def certified(source: CaseSource, level: Level) -> Measured:
-    """Certify a run to its last mark."""
+class _TimeIsOver(Exception):
+    """Ends a certification after a step."""
+
+
+def certified(source: CaseSource, level: Level, within: float | None = None) -> Measured:
+    """Certify a run to its last mark, or to the last mark within so many seconds."""
+    deadline = Deadline.within(within)
     case = source.at(source.marks[-1])
     on_gpu = level.device != "cpu" and torch.cuda.is_available()
     before = peak_bytes(on_gpu)
     sets: list[ReachableSet] = []
+    seconds: list[float] = []
+    parameters = 0
     peaks: list[int | None] = []
 
     def keep(result: Result, done: int, total: int) -> None:
+        nonlocal parameters
         if done in source.marks:
             after = peak_bytes(on_gpu)
             peaks.append(None if before is None or after is None else after - before)
             sets.append(result.reachable)
+        parameters = result.models.step_graph.parameter_count
+        seconds[:] = [record.seconds for record in result.steps]
+        if done < total and deadline.is_over():
+            raise _TimeIsOver
 
-    result = certify(
-        case.model,
-        case.data,
-        case.training,
-        case.threat,
-        relaxation=level.relaxation,
-        window=level.window or None,
-        selections=level.selections,
-        device=level.device,
-        on_step=keep,
-    )
-    seconds = [record.seconds for record in result.steps]
+    with suppress(_TimeIsOver):
+        certify(
+            case.model,
+            case.data,
+            case.training,
+            case.threat,
+            relaxation=level.relaxation,
+            window=level.window or None,
+            selections=level.selections,
+            device=level.device,
+            on_step=keep,
+        )
     return Measured(
         tuple(sets),
-        tuple(sum(seconds[:mark]) / mark for mark in source.marks),
+        tuple(sum(seconds[:mark]) / mark for mark in source.marks[: len(sets)]),
         tuple(peaks),
-        result.models.step_graph.parameter_count,
+        parameters,
+        deadline.missed,
     )
 
 

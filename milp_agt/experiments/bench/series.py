@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from milp_agt.attacks import ParameterSandwich, Search
+from milp_agt.core.deadline import Deadline, shorter
 from milp_agt.errors import InvalidInputError
 from milp_agt.experiments.bench.bench_table import Benchmark, Row
 from milp_agt.experiments.bench.cases import CaseSource, Moons, RunFile
@@ -99,8 +100,11 @@ class Series:
         return None if relaxation == "interval" else self.selections
 
 
-def bench(sweep: Series, on_row: OnRow | None = None) -> Benchmark:
+def bench(sweep: Series, on_row: OnRow | None = None, *, within: float | None = None) -> Benchmark:
     """Measure everything that a sweep asks for, each certification in a process of its own.
+
+    ``within`` so many seconds: each certification and its attacks have an equal share of what is left; rows
+    that are not reached in it are left out.
 
     Raises:
         SoundnessError: an attack outside a certificate.
@@ -109,16 +113,25 @@ def bench(sweep: Series, on_row: OnRow | None = None) -> Benchmark:
     work = [(source, sweep.levels(source)) for source in sweep.sources()]
     total = sum(len(source.marks) * len(levels) for source, levels in work)
     rows: list[Row] = []
+    deadline = Deadline.within(within)
+    left = sum(len(source.marks) + len(levels) for source, levels in work)
+    cut_short = False
     with processes() as pool:
         for source, levels in work:
-            reached = [attacked(source, mark, sweep.search) for mark in source.marks]
+            reached = []
+            for mark in source.marks:
+                limit = shorter(sweep.search.time_limit, deadline.share(left))
+                reached.append(attacked(source, mark, replace(sweep.search, time_limit=limit)))
+                left -= 1
             for level in levels:
-                measured = pool.submit(certified, source, level).result()
+                share, left = deadline.share(left), left - 1
+                measured = pool.submit(certified, source, level, share).result()
+                cut_short |= measured.cut_short
                 for row in _rows(source, level, measured, reached):
                     rows.append(row)
                     if on_row is not None:
                         on_row(row, len(rows), total)
-    return Benchmark(tuple(rows))
+    return Benchmark(tuple(rows), cut_short=cut_short)
 
 
 def _rows(
@@ -131,7 +144,7 @@ def _rows(
     """
     size = source if isinstance(source, Moons) else None
     rows = []
-    for index, mark in enumerate(source.marks):
+    for index, mark in enumerate(source.marks[: len(measured.reachable)]):
         sandwich = ParameterSandwich.of(measured.reachable[index], reached[index])
         peak = measured.peak_bytes[index]
         rows.append(

@@ -82,11 +82,12 @@ class Comparison:
 
     rows: tuple[ComparisonRow, ...]
     notes: tuple[str, ...] = ()
+    cut_short: bool = False
 
     @property
     def limit_reached(self) -> bool:
-        """Whether any row met a limit."""
-        return any(row.limit_reached for row in self.rows)
+        """Whether any row met a limit, or was left out for lack of time."""
+        return self.cut_short or any(row.limit_reached for row in self.rows)
 
     def table(self) -> str:
         """The rows as text: widths and the property, then what the programs took, then notes."""

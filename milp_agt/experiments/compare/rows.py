@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -16,6 +17,7 @@ from milp_agt.certification.certify import certify
 from milp_agt.certification.options import CertifyOptions, options_of, takes_options
 from milp_agt.certification.result import Result
 from milp_agt.core.arguments import at_least, callable_of, listed, of_kind
+from milp_agt.core.deadline import Deadline, shorter
 from milp_agt.core.reachable import Bounds
 from milp_agt.core.relaxation import Relaxation
 from milp_agt.data import Dataset
@@ -35,6 +37,12 @@ class _ComparedCase(NamedTuple):
     relaxation: str
     window: int
     solver: str | None
+
+    @property
+    def name(self) -> str:
+        """What was asked, in a few words."""
+        window = f"window {self.window}" if self.window else ""
+        return ", ".join(filter(None, (self.relaxation, window, self.solver)))
 
     def options(self, others: CertifyOptions) -> dict[str, Any]:
         """What this row has of its own."""
@@ -60,6 +68,7 @@ def compare(
     solvers: Sequence[str | None] = (None,),
     attack: bool | Search = False,
     on_row: Callable[[ComparisonRow, int, int], None] | None = None,
+    within: float | None = None,
     options: CertifyOptions | None = None,
     **changes: Any,
 ) -> Comparison:
@@ -75,6 +84,8 @@ def compare(
             able to do, or is not installed for, is left out and stands in the notes.
         attack: attack the run once, so that each row says how far it is from what attacks reach.
         on_row: called after every row with the row, its number from 1, and the number of rows.
+        within: seconds for all rows: each has an equal share of what is left, and rows after that are left
+            out and named in the notes.
         options: all of those that follow, as one object; what is given by name replaces them. The time
             limit holds for each row; slopes are optimised in all relaxations but ``interval``.
 
@@ -103,7 +114,11 @@ def compare(
     rows: list[ComparisonRow] = []
     notes: list[str] = []
     reached: Attack | None = None
+    deadline = Deadline.within(within)
     for number, case in enumerate(cases, 1):
+        if rows and deadline.is_over():
+            notes.append(f"{case.name}: the time of {within:g} s was over")
+            continue
         begun = time.perf_counter()
         try:
             result = certify(
@@ -111,14 +126,16 @@ def compare(
                 data,
                 training,
                 threat,
-                options=options.changed(case.options(options)),
+                options=_in_time(options, deadline.share(len(cases) + 1 - number)).changed(
+                    case.options(options)
+                ),
             )
         except SolverUnavailableError as error:
             notes.append(f"{case.relaxation} by {case.solver or 'any solver'}: {error}")
             continue
         seconds = time.perf_counter() - begun
         if attack is not False and reached is None:
-            reached = _attack(model, data, training, threat, attack)
+            reached = _attack(model, data, training, threat, attack, deadline.share(1))
         bounds = None
         if X_test is not None and y_test is not None:
             score = result.accuracy if measure == "accuracy" else result.loss
@@ -127,7 +144,12 @@ def compare(
         rows.append(_row(case, result, spanned, seconds, measure, bounds, reached))
         if on_row is not None:
             on_row(rows[-1], number, len(cases))
-    return Comparison(tuple(rows), tuple(notes))
+    return Comparison(tuple(rows), tuple(notes), deadline.missed)
+
+
+def _in_time(options: CertifyOptions, share: float | None) -> CertifyOptions:
+    """The options with the share of the time of the whole, within the time limit of a row."""
+    return options.changed({"time_limit": shorter(options.time_limit, share)})
 
 
 def _attack(
@@ -136,9 +158,12 @@ def _attack(
     training: Training,
     threat: ThreatModel,
     attack: bool | Search,
+    left: float | None,
 ) -> Attack:
     """What attacks reach; the bounds that they are checked against are the cheapest."""
-    result = certify(model, data, training, threat, relaxation="interval", attack=attack)
+    search = Search() if isinstance(attack, bool) else attack
+    search = replace(search, time_limit=shorter(search.time_limit, left))
+    result = certify(model, data, training, threat, relaxation="interval", attack=search)
     assert result.attack is not None
     return result.attack
 

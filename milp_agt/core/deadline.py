@@ -1,0 +1,57 @@
+"""A time after which work is ended early; what is finished by then counts."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from time import monotonic
+
+from milp_agt.core.arguments import of_kind
+from milp_agt.errors import InvalidInputError
+
+
+@dataclass
+class Deadline:
+    """When to end.
+
+    Attributes:
+        at: a time of ``time.monotonic``; infinite for never.
+        missed: whether anything was ended early.
+    """
+
+    at: float
+    missed: bool = False
+
+    @staticmethod
+    def within(seconds: float | None) -> Deadline:
+        """So many seconds from now; None for never.
+
+        Raises:
+            InvalidInputError: a negative number, or none at all.
+        """
+        if seconds is None:
+            return Deadline(math.inf)
+        of_kind(seconds, (int, float), "A time limit", "give seconds, or None")
+        if not seconds >= 0:
+            raise InvalidInputError("A time limit in seconds", f"{seconds}", "give 0 or more")
+        return Deadline(monotonic() + seconds)
+
+    def is_over(self) -> bool:
+        """Whether the time is over; whoever asks is ended early then."""
+        over = monotonic() >= self.at
+        self.missed |= over
+        return over
+
+    @property
+    def left(self) -> float:
+        """Seconds that are left, at least 0; infinite for never."""
+        return max(0.0, self.at - monotonic())
+
+    def share(self, parts: int) -> float | None:
+        """Seconds for one of so many parts that are left; None without an end."""
+        return None if math.isinf(self.left) else self.left / max(1, parts)
+
+
+def shorter(*limits: float | None) -> float | None:
+    """The smallest of limits in seconds; None only if none is given."""
+    return min((limit for limit in limits if limit is not None), default=None)
