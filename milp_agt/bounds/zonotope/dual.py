@@ -96,9 +96,9 @@ def bound(d: Directions, flips: Flips, alpha: Multipliers, samples: SampleGenera
     return _closed(_opened(d, flips, alpha.rows, samples), flips, alpha)
 
 
-def on_moves(d: Directions, flips: Flips, alpha: Tensor, samples: SampleGenerators) -> Tensor:
+def on_moves(d: Directions, flips: Flips, alpha: Multipliers, samples: SampleGenerators) -> Tensor:
     """The coefficients on moves whose support functions :func:`bound` adds up, (r, m, width)."""
-    return _evaluate(d, flips, alpha, samples).moves
+    return _opened(d, flips, alpha.rows, samples).moves
 
 
 @dataclass(frozen=True)
