@@ -19,3 +19,11 @@ def linear_alone() -> Iterator[None]:
 
     with golden.linear_alone():
         yield
+
+
+@pytest.fixture
+def unlisted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Finite threats are bounded as those whose data sets are too many for a list."""
+    from milp_agt.certification import listing
+
+    monkeypatch.setattr(listing, "count_choices", lambda *_: float("inf"))

@@ -222,7 +222,7 @@ RUNS: dict[str, Run] = {
         activation=nn.Sigmoid,
         asks=("loss",),
     ),
-    "enumerated, removal with batches that may be emptied": Run(
+    "listed, removal with batches that may be emptied": Run(
         agt.Removal(2),
         LINEAR | {"selections": "enumerated"},
         "mse",

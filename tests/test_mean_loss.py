@@ -230,6 +230,7 @@ def test_the_mean_of_every_reached_model_is_inside(threat: str, selections: str)
         assert max(means) - min(means) >= 0.5 * (answer.upper - answer.lower)
 
 
+@pytest.mark.usefixtures("unlisted")
 def test_a_sum_one_percent_too_tight_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     """Enumerated flips end in points: hardly any room is left between the bound and the worst of them."""
     real = room.ReachableModels.bound_sums

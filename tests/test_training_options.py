@@ -118,6 +118,44 @@ CASES = {
         ],
         {"lr": 0.5},
     ),
+    "label smoothing": Case(
+        nn.CrossEntropyLoss(label_smoothing=0.2),
+        of("cross_entropy", learning_rate=0.5, label_smoothing=0.2),
+        3,
+        options={"lr": 0.5},
+    ),
+    "smoothing of two": Case(
+        nn.CrossEntropyLoss(label_smoothing=0.3),
+        of("cross_entropy", learning_rate=0.5, label_smoothing=0.3, momentum=0.5),
+        2,
+        options={"lr": 0.5, "momentum": 0.5},
+    ),
+    "class weights": Case(
+        nn.CrossEntropyLoss(weight=torch.tensor([0.5, 2.0, 3.0]).double(), label_smoothing=0.1),
+        of(
+            "cross_entropy",
+            learning_rate=0.5,
+            momentum=0.4,
+            class_weights=(0.5, 2.0, 3.0),
+            label_smoothing=0.1,
+        ),
+        3,
+        options={"lr": 0.5, "momentum": 0.4},
+        labels=False,
+    ),
+    "weights of two": Case(
+        nn.CrossEntropyLoss(weight=torch.tensor([1.0, 4.0]).double()),
+        of("cross_entropy", learning_rate=0.5, class_weights=[1.0, 4.0]),
+        2,
+        options={"lr": 0.5},
+        labels=False,
+    ),
+    "positive weight": Case(
+        nn.BCEWithLogitsLoss(pos_weight=torch.tensor(3.0).double()),
+        of("bce", learning_rate=0.5, positive_weight=3.0),
+        1,
+        options={"lr": 0.5},
+    ),
 }
 LEVELS = ["interval", "linear", "lp", "zonotope"]
 

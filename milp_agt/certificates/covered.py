@@ -94,11 +94,13 @@ def missing(run: LoadedRun, result: Result) -> list[str]:
         "separate budgets for features and labels": poison.label_quota is not None,
         f"features that move in {type(moves).__name__}": moves is not None and not moves.is_box,
         "a run that was cut off": len(result.steps) < result.total_steps,
-        "a rate, momentum or decay that is negative": _is_negative(run),
-        "groups of parameters that differ in more than in having no decay": undecayed(
+        f"options of the loss ({', '.join(graph.loss.options)})": bool(graph.loss.options),
+        "momentum, decay or groups that change from step to step": _changes(run),
+        "groups of parameters with more of their own than no decay": undecayed(
             run, graph.parameters
         )
         is None,
+        "a rate, momentum or decay that is negative": _is_negative(run),
     }
     found += [what for what, holds in reasons.items() if holds]
     ends = [*result.reachable.lower.values(), *result.reachable.upper.values()]
@@ -109,19 +111,33 @@ def missing(run: LoadedRun, result: Result) -> list[str]:
     return found
 
 
+def undecayed(run: LoadedRun, names: Sequence[str]) -> list[str] | None:
+    """Parameters that decay leaves alone; None where some differ from the others in more than that."""
+    rule = run.training.update_rules(run.steps)[0]
+    plain = replace(rule, groups=())
+    apart = [name for name in names if replace(rule.of(name), groups=()) != plain]
+    alike = all(rule.of(name) == replace(plain, weight_decay=0.0) for name in apart)
+    return sorted(apart) if alike else None
+
+
+def _changes(run: LoadedRun) -> bool:
+    """Whether more than rates and dampening differ between steps."""
+    rules = run.training.update_rules(run.steps)
+    kept = {
+        replace(
+            rule,
+            rate=0.0,
+            dampening=0.0,
+            groups=tuple(
+                (group, replace(own, rate=own.rate - rule.rate, dampening=0.0))
+                for group, own in rule.groups
+            ),
+        )
+        for rule in rules
+    }
+    return len(kept) > 1
+
+
 def _is_negative(run: LoadedRun) -> bool:
     rules = run.training.update_rules(run.steps)
     return any(min(r.rate, r.momentum, r.weight_decay, r.l1) < 0 for r in rules)
-
-
-def undecayed(run: LoadedRun, parameters: Sequence[str]) -> list[str] | None:
-    """Parameters without weight decay, if groups differ in nothing else; None if they do."""
-    found: set[str] = set()
-    for rule in run.training.update_rules(run.steps):
-        plain = replace(rule, groups=())
-        own = {name: rule.of(name) for name in parameters}
-        bare = {n for n, r in own.items() if replace(r, groups=()) != plain}
-        if any(replace(own[n], groups=()) != replace(plain, weight_decay=0.0) for n in bare):
-            return None
-        found |= bare
-    return sorted(found)

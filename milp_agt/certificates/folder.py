@@ -132,7 +132,7 @@ def _parameters(files: _Files, result: Result) -> dict[str, dict[str, str]]:
     return found
 
 
-def _training(files: _Files, run: LoadedRun, parameters: Sequence[str]) -> dict[str, Any]:
+def _training(files: _Files, run: LoadedRun, names: Sequence[str]) -> dict[str, Any]:
     batches = run.training.batch_order(len(run.data[0]))
     rules = run.training.update_rules(len(batches))
     first = rules[0]
@@ -144,7 +144,7 @@ def _training(files: _Files, run: LoadedRun, parameters: Sequence[str]) -> dict[
         "dampening": files.add("dampening", [rule.dampening for rule in rules]),
         "momentum": first.momentum.hex(),
         "weight_decay": first.weight_decay.hex(),
-        "undecayed": undecayed(run, parameters),
+        "undecayed": undecayed(run, names),
         "nesterov": first.nesterov,
         "l1": first.l1.hex(),
         "projection": None if ends is None else {"low": ends[0].hex(), "high": ends[1].hex()},

@@ -218,9 +218,8 @@ class BoundedRun:
         self.notes.fall_back_once(line)
 
     def _step(self, index: int, batch: Tensor) -> Step:
-        return Step(
-            index, batch, self.poison.take(batch), self.updates[index], self.training.has_momentum
-        )
+        update, has_velocity = self.updates[index], self.training.has_momentum
+        return Step.of_run(self.step_graph, self.poison, index, batch, update, has_velocity)
 
     @staticmethod
     def _is_bounded(state: State) -> bool:

@@ -62,7 +62,9 @@ class CertifyOptions(Table):
         description="Bound all choices of poisoned samples at once, charge every error to the samples "
         "that can cause it, or carry a box for each choice (`linear` and above, budgets for the data "
         "set); unless given, enumerated where that is predicted to be cheap, else charged where that "
-        "is and no zonotope is carried along, else joint.",
+        "is and no zonotope is carried along, else joint. Of a finite threat (classes, categories, "
+        "removals) each choice is one data set: below programs, enumerated trains on all of them, exact "
+        "up to rounding.",
     )
     alpha_steps: Index = Field(
         default=0,

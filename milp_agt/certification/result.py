@@ -114,6 +114,7 @@ class Result(Questions):
         rows: int | None = None,
         beside: Reached | None = None,
         tree: TreePlan | None = None,
+        box: State | None = None,
         nominal: Mapping[str, Tensor],
         steps: tuple[StepRecord, ...],
         total_steps: int,
@@ -129,7 +130,7 @@ class Result(Questions):
         """The result from the state of the loop after some steps."""
         point = {n: nominal[n] for n in step_graph.parameters}
         models = ReachableModels(
-            step_graph, schedule, point, reached, program, rows, beside, tree=tree
+            step_graph, schedule, point, reached, program, rows, beside, box=box, tree=tree
         )
         return Result(
             reachable=reachable_of(step_graph, models.state, nominal),

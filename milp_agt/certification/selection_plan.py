@@ -43,6 +43,8 @@ class Selections:
         enumerated_inner: whether these have linear intermediate bounds.
         charged: whether errors are charged to the samples that can cause them.
         charged_inner: whether that chain has linear intermediate bounds.
+        data_sets: number of listed data sets of a finite threat, each trained on by itself in place of
+            all chains; 0 where they are not listed.
         kept: bytes that the windows of these chains hold from step to step.
     """
 
@@ -50,6 +52,7 @@ class Selections:
     enumerated_inner: bool = False
     charged: bool = False
     charged_inner: bool = False
+    data_sets: int = 0
     kept: int = 0
 
     @property

@@ -32,10 +32,8 @@ from milp_agt.threats.poison import Poison
 from milp_agt.training.tracing import FEATURES, StepGraph
 
 # Test points, forms of the parameters, and numbers of all their coefficients that share one pass.
-POINTS_AT_ONCE = 64
-ROWS_AT_ONCE = 256
+POINTS_AT_ONCE, ROWS_AT_ONCE = 64, 256
 NUMBERS_AT_ONCE = 2**23
-
 Watch = Callable[[int, int], None]  # told how many test points of how many are bounded
 
 
@@ -66,9 +64,10 @@ class OutputForms:
 class Reached:
     """Boxes of parameters, one for each case, and the steps that led to them.
 
-    ``window`` may be empty (a loaded result): then only the boxes count. ``outer`` is one box,
-    (1, *shape), that is known to hold all of them, too. ``past`` is what the steps before the window
-    have proved. ``forward`` is the set as a hybrid zonotope, where the run was bounded by one.
+    ``window`` may be empty (a loaded result): then only the boxes count. ``outer`` is one box, (1, *shape),
+    that holds all of them, too. ``past`` is what the steps before the window have proved. ``forward`` is the
+    set as a hybrid zonotope, where the run was bounded by one. Of ``single_runs`` case c is choice c of a
+    listed threat: one run with its rounding.
     """
 
     state: State
@@ -77,6 +76,7 @@ class Reached:
     outer: State | None = None
     past: Sequence[PastStep] = ()
     forward: ZonotopePass | None = None
+    single_runs: bool = False
 
     @property
     def keeps_forms(self) -> bool:
@@ -100,7 +100,7 @@ class ReachableModels:
     ``program`` holds every run through its window; None where the run was not bounded by programs.
     ``beside`` is a set that holds every reachable model as well, found in another way: bounds over it and
     over ``reached`` are met. ``rows`` is the most rows of a walk that memory has room for; None for no
-    limit. ``watch`` is told how a question gets on.
+    limit. ``watch`` is told how a question gets on. ``box`` holds the parameters.
     """
 
     step_graph: StepGraph
@@ -111,6 +111,7 @@ class ReachableModels:
     rows: int | None = None
     beside: Reached | None = None
     watch: Watch | None = None
+    box: State | None = None
     deadline: Deadline | None = None  # questions after it are answered from boxes
     tree: TreePlan | None = None  # searches what all bounds leave open
 
@@ -121,14 +122,14 @@ class ReachableModels:
     @property
     def state(self) -> State:
         """One box that holds the parameters in all cases, (1, *shape) each."""
-        return union([r.boxes for r in self.reached])
+        return self.box or union([r.boxes for r in self.reached])
 
     @property
     def forward(self) -> tuple[Node, ...]:
         return self.step_graph.graph.needed_for([self.step_graph.output])
 
     def parameter_rows(self, reached: Reached) -> Tensor:
-        """Flat coefficients of the lower ends of all trainable parameters, then of the upper ones."""
+        """Flat coefficients of the lower ends of all parameters, then of the upper ones."""
         total = sum(reached.state[name].lower[0].numel() for name in self.step_graph.parameters)
         rows = torch.eye(total, dtype=torch.float64, device=self.poison.features.device)
         return torch.cat([rows, -rows])
@@ -209,8 +210,7 @@ class ReachableModels:
         """Positions of points whose forms are bounded at once: few where they have many coefficients."""
         numbers = 2 * forms.coefficients[0, :, 0].numel() * self.step_graph.parameter_count
         size = max(1, min(POINTS_AT_ONCE, NUMBERS_AT_ONCE // max(1, numbers)))
-        parts: Sequence[Tensor] = torch.arange(len(forms), device=forms.constant.device).split(size)
-        return parts
+        return list(torch.arange(len(forms), device=forms.constant.device).split(size))
 
     def rows_at_once(self, window: Sequence[LinearizedStep]) -> int:
         """Rows that share a walk through a window: as many as are fast and fit into memory."""
@@ -276,7 +276,7 @@ class ReachableModels:
         )
 
     def bound_parameters(self, coefficients: Mapping[str, Tensor]) -> Interval:
-        """Bounds of linear forms of the parameters, (cases, rows); coefficients (rows, *shape) each."""
+        """Bounds of forms of the parameters, (cases, rows); coefficients (rows, *shape) each."""
         rows = len(next(iter(coefficients.values())))
         pieces = [
             [
@@ -327,6 +327,8 @@ class ReachableModels:
         """Bounds for one group of cases, (cases, n, forms)."""
         algebra = reached.adversary.algebra
         boxed = self._by_intervals(reached.boxes, forms)
+        if reached.single_runs and forms.inputs.is_point:
+            return boxed
         coefficients, constant = forms.coefficients, forms.constant
         both = torch.cat([coefficients, -coefficients], 1).transpose(0, 1)
         own = forms_of_outputs(

@@ -312,6 +312,11 @@ class Loop(Findings):
                 "multiply the mean loss of each backward pass by its share of the samples of the step, and "
                 "otherwise scale the learning rate",
             )
+        if len(passes) > 1 and passes[0].weight is not None:
+            raise differs(
+                "class weights with several backward passes in one step, each divided by weights of its own",
+                "take one backward pass in each step, or leave weight= out",
+            )
         if len(set(joined)) != len(joined):
             raise differs("a sample that occurs twice in one step", "join distinct samples")
         if len(passes) > 1:

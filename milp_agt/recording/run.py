@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from milp_agt.bounds.step import NodeOrder, step_at_points, velocity_of
 from milp_agt.errors import InvalidInputError, UnsupportedOperationError
+from milp_agt.formulations.loss import LossFunction, get_loss
 from milp_agt.recording import files
 from milp_agt.training import inputs
 from milp_agt.training.tracing import trace
@@ -116,7 +117,7 @@ class RecordedRun:
     def nominal(self) -> dict[str, Tensor]:
         """Parameters after the float64 run of the step graph on the data as given."""
         features, labels = self.data
-        graph = trace(self.model, self.training.loss, tuple(features.shape[1:]))
+        graph = trace(self.model, self.training.objective, tuple(features.shape[1:]))
         encoded = inputs.labels_of(labels, len(features), graph.loss, graph.outputs)
         order, batches = NodeOrder.of(graph), self.batches
         state: dict[str, Tensor] = dict(graph.initial)
@@ -169,6 +170,7 @@ class RecordedRun:
             arrays |= {prefix + name: value.cpu().numpy() for name, value in state.items()}
         about = {
             "loss": self.training.loss,
+            "options": self.training.objective.options,
             "rules": [_plain(rule) for rule in self.training.rules],
             "dtype": self.dtype,
             "assumed": self.assumed,
@@ -182,7 +184,7 @@ def recorded_run(
     model: nn.Module,
     features: Tensor,
     labels: Tensor,
-    loss: str,
+    loss: LossFunction,
     batches: tuple[tuple[int, ...], ...],
     rules: tuple[UpdateRule, ...],
     final: Mapping[str, Tensor],
@@ -192,7 +194,8 @@ def recorded_run(
     """Put together what was recorded."""
     first = rules[0]
     training = RecordedTraining(
-        loss=loss,
+        loss=loss.key,
+        **loss.options,
         learning_rate=first.rate or next((r.rate for r in rules if r.rate), 1.0),
         batches=batches,
         momentum=first.momentum,
@@ -251,7 +254,12 @@ def load_run(path: str | Path, model: nn.Module) -> RecordedRun:
             model=started,
             features=torch.from_numpy(arrays["features"]),
             labels=torch.from_numpy(arrays["labels"]),
-            loss=about["loss"],
+            loss=get_loss(about["loss"]).configured(
+                **{
+                    name: tuple(value) if isinstance(value, list) else value
+                    for name, value in about["options"].items()
+                }
+            ),
             batches=tuple(tuple(b.tolist()) for b in np.split(arrays["batches"], ends)),
             rules=tuple(_rule(rule) for rule in about["rules"]),
             final=_state(arrays, "final:"),

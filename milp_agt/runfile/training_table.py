@@ -128,7 +128,8 @@ class GroupTable(Table):
 # Options that are judged beside each other.
 _TOGETHER = (
     {"nesterov", "momentum"},
-    {"clip", "clip_mode"},
+    {"clip", "clip_mode", "class_weights"},
+    {"loss", "label_smoothing", "class_weights", "positive_weight"},
     {"batches", "epochs", "batch_size", "shuffle_seed", "schedule"},
 )
 
@@ -196,6 +197,17 @@ class TrainingTable(Table):
         "step.",
     )
 
+    label_smoothing: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(
+        default=0.0, description="Label smoothing of `cross_entropy`, as torch has it."
+    )
+    class_weights: list[Positive] | None = Field(
+        default=None,
+        description="Weight of each class in `cross_entropy`, as torch has it, for threats that leave labels "
+        "alone.",
+    )
+    positive_weight: Positive | None = Field(
+        default=None, description="Weight of class 1 in `bce`, pos_weight of torch."
+    )
     group: list[GroupTable] = Field(
         default=[],
         description="`[[training.group]]`: parameters with a rate, momentum or decay of their own.",
@@ -243,5 +255,8 @@ class TrainingTable(Table):
             optimizer=self.optimizer,
             l1=self.l1,
             projection=None if box is None else (box[0], box[1]),
+            label_smoothing=self.label_smoothing,
+            class_weights=self.class_weights,
+            positive_weight=self.positive_weight,
             groups=[group.build() for group in self.group],
         )

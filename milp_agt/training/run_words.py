@@ -7,7 +7,6 @@ from dataclasses import fields, is_dataclass
 
 import numpy as np
 
-from milp_agt.formulations.loss import get_loss
 from milp_agt.training.schedules import Schedule
 from milp_agt.training.training import Clipping, Training
 
@@ -23,9 +22,10 @@ def run_in_words(training: Training, steps: int) -> str:
         f"momentum={float(training.momentum)!r}, dampening=0, "
         f"weight_decay={float(training.weight_decay)!r}, nesterov={bool(training.nesterov)})"
     )
-    loss, rules = get_loss(training.loss), training.update_rules(steps)
+    loss, rules = training.objective, training.update_rules(steps)
+    options = "".join(f", {name}={value!r}" for name, value in loss.options.items())
     parts = [
-        f"{optimiser} on the mean over each batch of the loss '{loss.key}', {loss.formula}",
+        f"{optimiser} on the mean over each batch of the loss '{loss.key}', {loss.formula}{options}",
         _batches(training, steps),
         _rates(training, steps),
         _clipping(training.clipping),

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from milp_agt.formulations.loss import LossFunction, get_loss
 from milp_agt.training.batches import Batch as Batch
 from milp_agt.training.batches import Recorded
 from milp_agt.training.groups import ParameterGroup as ParameterGroup
@@ -114,6 +115,9 @@ class Training:
         clip, clip_mode: per-sample gradient clipping, see :class:`Clipping`; None does not clip. Weight
             decay is added after it. Clipping the gradient of the whole batch, as torch's
             ``clip_grad_norm_`` and ``clip_grad_value_`` do, is another run, which is not supported.
+        label_smoothing, class_weights: of ``cross_entropy``, as torch's CrossEntropyLoss has them; with class
+            weights a batch is divided by the weights of its labels, so that these must not be poisoned.
+        positive_weight: of ``bce``, pos_weight of torch's BCEWithLogitsLoss.
         groups: parameters with a rate, momentum or decay of their own, see :class:`ParameterGroup`; no
             decay of biases, for instance, is ``[ParameterGroup(["*.bias"], weight_decay=0)]``.
         l1: weight of the penalty ``l1 * sum |theta|`` on all trainable parameters, added to the loss.
@@ -146,6 +150,9 @@ class Training:
     l1: float = 0.0
     projection: tuple[float, float] | None = None
     groups: Sequence[ParameterGroup] = ()
+    label_smoothing: float = 0.0
+    class_weights: Sequence[float] | None = None
+    positive_weight: float | None = None
 
     def __post_init__(self) -> None:
         check_training(self)
@@ -168,6 +175,16 @@ class Training:
     def has_momentum(self) -> bool:
         """Whether any parameter has momentum, so that the state of a run holds velocities."""
         return self.momentum > 0 or any((g.momentum or 0.0) > 0 for g in self.groups)
+
+    @property
+    def objective(self) -> LossFunction:
+        """The loss with its options."""
+        weights = self.class_weights
+        return get_loss(self.loss).configured(
+            label_smoothing=float(self.label_smoothing),
+            class_weights=None if weights is None else tuple(map(float, weights)),
+            positive_weight=None if self.positive_weight is None else float(self.positive_weight),
+        )
 
     @property
     def clipping(self) -> Clipping | None:

@@ -61,7 +61,7 @@ class Run:
         """A run from the box ``start`` of its first state, parameters before velocities."""
         has_velocity = len(start) > len(step_graph.parameters)
         steps = tuple(
-            Step(index, batch, poison.take(batch), update, has_velocity)
+            Step.of_run(step_graph, poison, index, batch, update, has_velocity)
             for index, (batch, update) in enumerate(zip(batches, updates, strict=True))
         )
         shapes = {name: tuple(box.lower.shape[1:]) for name, box in start.items()}
