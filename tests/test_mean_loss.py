@@ -139,7 +139,7 @@ def boxed(radius: float) -> tuple[room.ReachableModels, Tensor, Tensor]:
     }
     reached = replace(known.reached[0], state=state, window=(), outer=None)
     centre = torch.cat([known.nominal["0.weight"][0], known.nominal["0.bias"]])
-    return replace(known, reached=(reached,)), centre, torch.full_like(centre, radius)
+    return replace(known, reached=(reached,), beside=None), centre, torch.full_like(centre, radius)
 
 
 def test_sums_over_points_are_exact_where_models_are_linear() -> None:

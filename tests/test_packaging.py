@@ -122,7 +122,7 @@ LADDER = (
     {"bounds.adversary"},
     {"bounds.interval"},
     {"bounds.zonotope", "bounds.linear", "bounds.listed"},
-    {"bounds.program", "bounds.frozen"},
+    {"bounds.program", "bounds.frozen", "bounds.cells"},
     {"properties", "recording"},
     {"attacks"},
     {"certification"},

@@ -39,9 +39,10 @@ from milp_agt.solvers.solver import Solver
 from milp_agt.threats import ThreatModel
 from milp_agt.threats.units import fitted_on_poison
 from milp_agt.training import inputs
-from milp_agt.training.exchanged import with_exchanges
+from milp_agt.training.exchanged import check_weights, with_exchanges
+from milp_agt.training.groups import check_groups
 from milp_agt.training.precision import check_float32, in_precision
-from milp_agt.training.same_forward import check_forward, check_names
+from milp_agt.training.same_forward import check_forward
 from milp_agt.training.tracing import trace
 from milp_agt.training.training import Batch, Training
 
@@ -123,11 +124,12 @@ def certify(
         inputs.warn_of_float32(model, arrays[0])
     features = inputs.features_of(arrays[0])
     shape = tuple(features.shape[1:])
-    traced = trace(model, training.loss, shape, training.clipping, precision)
+    traced = trace(model, training.objective, shape, training.clipping, precision)
     check_forward(traced, model, features)
-    check_names(traced, training)
+    check_groups(training.groups, traced.parameters)
     labels = inputs.labels_of(arrays[1], len(features), traced.loss, traced.outputs)
     raw = threat.bind(features, labels, traced.loss)
+    check_weights(traced, raw)
     batches = training.batch_order(len(features))
     if precision == FLOAT64:
         step_graph = with_exchanges(traced, raw)

@@ -61,7 +61,7 @@ def fingerprint(
         "model": digest(nodes, step_graph.initial, step_graph.frozen),
         "data": digest(poison.features, poison.labels),
         "threat": f"{threat} ({digest(poison)})",
-        "training": digest(training.loss, batches, training.update_rules(len(batches))),
+        "training": digest(training.objective, batches, training.update_rules(len(batches))),
         "initial box": digest(initial),
         "precision": step_graph.precision.name,
         **{name: str(value) for name, value in planned.items()},

@@ -92,7 +92,7 @@ def chosen(
     count = count_choices(poison, restriction)
     if math.isinf(count):
         return None, Remarks()
-    states = plain.parameter_count * (2 if training.momentum > 0 else 1)
+    states = plain.parameter_count * (2 if training.has_momentum else 1)
     needed = 8 * LIVE_STATES * states * count
     nodes = sum(n.signature.size for n in plain.graph if n.batched) * sum(map(len, batches))
     seconds = count * nodes / TRAINED_PER_SECOND
@@ -164,10 +164,10 @@ class ListedRun:
         updates = training.update_rules(plan.steps)
         order = (torch.from_numpy(batch).to(device) for batch in batches)
         self.steps = [
-            Step(t, batch, self.poison.take(batch), updates[t], training.momentum > 0)
+            Step.of_run(listing.plain, self.poison, t, batch, updates[t], training.has_momentum)
             for t, batch in enumerate(order)
         ]
-        start = initial_state(listing.exchanged, listing.initial, training.momentum > 0)
+        start = initial_state(listing.exchanged, listing.initial, training.has_momentum)
         self.runs = begin(listing.plain, listing.exchanged, listing.choices, start, self.steps)
         self.nominal = {name: box.lower[0] for name, box in start.items()}
         self.schedule = NodeOrder.of(listing.exchanged)

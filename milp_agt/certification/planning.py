@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from milp_agt.bounds.linear.window_bounds import CACHED_ELEMENTS
+from milp_agt.bounds.zonotope import refusal
 from milp_agt.certification.options import CertifyOptions
 from milp_agt.certification.selection_plan import Selections, selections_of
 from milp_agt.certification.sizes import (
@@ -53,6 +54,8 @@ AUTO_TIME = 120.0
 INNER_TIME = 60.0
 # Seconds per step that forms may always spend on steps before their window.
 PAST_SECONDS = 0.05
+# Share of the memory that a zonotope may take beside linear forms, as a divisor.
+ZONOTOPE_SHARE = 4
 # Largest predicted share of a time limit for each refinement that is on by default.
 SPARE = 0.5
 
@@ -62,12 +65,14 @@ class Plan:
     """The plan of a run: the level, the windows, the pieces, and remarks for the result.
 
     ``past`` is the number of past steps kept for forms that have reached the beginning of their window.
-    ``rows`` of a backward pass fit into memory; ``chunk`` of them share a pass in the run. ``first_walk``
-    are the predicted seconds of a backward pass of all entries through one step.
+    ``inner_on_trial``: linear intermediate bounds of joint selections are left out while linear forms gain
+    nothing over a zonotope. ``rows`` of a backward pass fit into memory; ``chunk`` of them share a pass
+    in the run. ``first_walk`` are the predicted seconds of a backward pass of all entries through one step.
     """
 
     asked: str
     relaxation: Relaxation
+    levels: Sequence[Relaxation]
     steps: int
     window: int
     program_window: int
@@ -79,6 +84,7 @@ class Plan:
     inner_pairs: int
     inner_widest: int | None
     linear_inner: bool
+    inner_on_trial: bool
     selections: Selections
     cuts: bool
     composed_steps: bool
@@ -127,10 +133,14 @@ def make_plan(
     solved = min(program_window or window or 1, steps)
     budget = bytes_of(options.memory)
     exposed = int(poison.exposed.sum())
-    sizes = Sizes(step_graph, max(len(b) for b in batches), exposed, training.momentum > 0)
+    sizes = Sizes(step_graph, max(len(b) for b in batches), exposed, training.has_momentum)
+    moved = _moved(poison)
+    refused = refusal(sizes.schedule, poison, batches, restriction)
+    zonotope = sizes.zonotope(steps, moved)
     if options.relaxation == "auto":
+        allowed = AUTO_TIME if time_limit is None else time_limit
         level, remarks = _choose(
-            sizes, steps, walked, budget, AUTO_TIME if time_limit is None else time_limit, solved
+            sizes, steps, walked, budget, allowed, solved, None if refused else zonotope
         )
     else:
         level, remarks = Relaxation.parse(options.relaxation), Remarks()
@@ -141,7 +151,6 @@ def make_plan(
     cheap = max(INNER_TIME, spare)
     in_cuts = 2 * FLOAT * step_graph.outputs * step_graph.parameter_count * sizes.batch * walked
     cuts = sizes.walked >= THREADED_ELEMENTS and in_cuts <= budget // 4
-    moved = _moved(poison)
     composed_steps = cuts and _pays(sizes, moved, walked, budget) and training.projection is None
     inner_widest: int | None = None
     linear_inner = level.walks and inner_bounds != "interval"
@@ -155,6 +164,15 @@ def make_plan(
             f"{cheap:g} s; ask for inner_bounds='linear' to have them"
         )
         remarks += Remarks(notes=(line,))
+    levels, more = _levels(
+        level,
+        refused,
+        zonotope,
+        max(cheap, seconds if linear_inner else 0.0),
+        budget,
+    )
+    remarks += more
+    carried = Relaxation.ZONOTOPE in levels
     told_apart, more = selections_of(
         sizes,
         level,
@@ -167,6 +185,7 @@ def make_plan(
         inner_bounds,
         budget,
         spare,
+        carried,
     )
     remarks += more
     if alpha_steps and told_apart.charged:
@@ -192,6 +211,7 @@ def make_plan(
     return Plan(
         asked=options.relaxation,
         relaxation=level,
+        levels=levels,
         steps=steps,
         window=walked,
         program_window=solved,
@@ -213,6 +233,7 @@ def make_plan(
         inner_pairs=max(1, room // (2 * sizes.pair)),
         inner_widest=inner_widest,
         linear_inner=linear_inner,
+        inner_on_trial=linear_inner and inner_bounds is None and carried,
         selections=told_apart,
         cuts=cuts,
         composed_steps=composed_steps,
@@ -225,6 +246,31 @@ def make_plan(
         first_walk=2 * sizes.state * sizes.walked / WALKED_PER_SECOND,
         remarks=remarks,
     )
+
+
+def _levels(
+    asked: Relaxation,
+    refused: str | None,
+    predicted: tuple[float, int],
+    seconds: float,
+    memory: int,
+) -> tuple[Sequence[Relaxation], Remarks]:
+    """The levels of the chains. Above a zonotope it is carried along where it has rules for the run and
+    is predicted to take at most some seconds and a share of the memory."""
+    levels = asked.chain()
+    if Relaxation.ZONOTOPE not in levels or asked is Relaxation.ZONOTOPE:
+        return levels, Remarks()
+    why = None if refused is None else f"it has no rule for {refused}"
+    time, size = predicted
+    if why is None and (time > seconds or size > memory // ZONOTOPE_SHARE):
+        why = (
+            f"it would take about {time:.3g} s and {_mib(size)}, more than {seconds:.3g} s or "
+            f"{_mib(memory // ZONOTOPE_SHARE)}; ask for relaxation='zonotope' to have it"
+        )
+    if why is None:
+        return levels, Remarks()
+    kept = tuple(level for level in levels if level is not Relaxation.ZONOTOPE)
+    return kept, Remarks(notes=(f"no zonotope is carried along: {why}",))
 
 
 def stored(tensors: Sequence[Tensor]) -> int:
@@ -305,7 +351,13 @@ def _alpha_steps(asked: int, level: Relaxation, chosen: bool) -> tuple[int, Rema
 
 
 def _choose(
-    sizes: Sizes, steps: int, window: int, memory: int, seconds: float, solved: int
+    sizes: Sizes,
+    steps: int,
+    window: int,
+    memory: int,
+    seconds: float,
+    solved: int,
+    zonotope: tuple[float, int] | None,
 ) -> tuple[Relaxation, Remarks]:
     """The tightest level below milp whose predicted time and memory fit, with the reason as a remark."""
     walks = sum(min(t + 1, window) for t in range(steps))
@@ -321,6 +373,9 @@ def _choose(
         Relaxation.LINEAR: FLOAT * LIVE_BOXES * sizes.boxes * window,
         Relaxation.LP: 2 * FLOAT * LIVE_BOXES * sizes.boxes * window + 200 * rows,
     }
+    if zonotope is not None:
+        predicted[Relaxation.ZONOTOPE], needed[Relaxation.ZONOTOPE] = zonotope
+    predicted = {level: predicted[level] for level in Relaxation if level in predicted}
     fitting = [r for r in predicted if predicted[r] <= seconds and needed[r] <= memory] or [
         Relaxation.INTERVAL
     ]

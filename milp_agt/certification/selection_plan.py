@@ -73,8 +73,10 @@ def selections_of(
     inner_bounds: str | None,
     memory: int,
     spare: float,
+    zonotope: bool,
 ) -> tuple[Selections, Remarks]:
-    """The requested selections; by default listed if that is cheap, else charged if that is.
+    """The requested selections; by default listed if that is cheap, else charged if that is, but not beside
+    a ``zonotope``, which charges errors to samples as well.
 
     Cheap means predicted to take at most a minute, or ``spare`` seconds if that is more: the part of a
     time limit for refinements that are on by default.
@@ -108,7 +110,7 @@ def selections_of(
             "use scope='dataset', or selections='joint'",
         )
     listed, remarks = work.listed(cases, asked)
-    if listed.groups or not can_be_charged(poison, restriction):
+    if listed.groups or zonotope or not can_be_charged(poison, restriction):
         return listed, remarks
     if without_influence(sizes.schedule, training.update_rules(steps)[0]) is not None:
         return listed, remarks

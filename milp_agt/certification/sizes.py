@@ -20,6 +20,10 @@ WALKED_PER_SECOND = 5e7
 BOUNDED_PER_SECOND = 2e7
 # Multiply-adds of matrix products per second of one core.
 MULTIPLIED_PER_SECOND = 5e9
+# Coefficients of nodes on parameters that a zonotope deals with per second, with all that it does beside;
+# numbers of its noise for each pair of coordinates, and rows of flips.
+FORMED_PER_SECOND = 1e6
+ZONOTOPE_NOISE, ZONOTOPE_ROWS = 40, 640
 
 
 class Sizes:
@@ -74,6 +78,13 @@ class Sizes:
         own = self.walked // self.batch
         numbers = own * (4 * states + 3) + (self.per_sample - own) * 2 * (states - 1)
         return FLOAT * self.batch * numbers
+
+    def zonotope(self, steps: int, moved: int) -> tuple[float, int]:
+        """Predicted seconds and bytes of a zonotope; ``moved`` are the coordinates of one sample's moves."""
+        forms = self.batch * self.made * self.state
+        generators = self.state * (ZONOTOPE_NOISE * self.state + 3 * self.exposed * (moved + 10))
+        rows = ZONOTOPE_ROWS * self.exposed * (moved + 4)
+        return steps * (0.02 + forms / FORMED_PER_SECOND), FLOAT * (forms + generators + rows)
 
     @property
     def pair(self) -> int:

@@ -84,7 +84,7 @@ def begin(
     bounds = [len(choices) * k // pieces for k in range(pieces + 1)]
     parts = tuple(slice(a, b) for a, b in pairwise(bounds))
     net, rule = DenseNet.of(plain), steps[0].update
-    if net is None or rule.l1 or rule.projection is not None:
+    if net is None or rule.l1 or rule.projection is not None or rule.groups:
         order = NodeOrder.of(exchanged)
         return BoxedRuns(choices, parts, exchanged, order, _expanded(start, len(choices)))
     centre = {name: box.lower for name, box in start.items()}
