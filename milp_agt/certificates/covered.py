@@ -106,6 +106,7 @@ def missing(run: LoadedRun, result: Result) -> list[str]:
     reasons = {
         "parameters that do not train, or that layers share": bool(graph.frozen or graph.aliases),
         "clipping of the gradient of each sample": graph.clipping is not None,
+        "clipping of the total norm": run.training.clip_total is not None,
         f"loss {graph.loss.key}": graph.loss.key not in LOSSES,
         "threats to whole samples that cannot be listed": poison.whole is not None
         and listed(poison) is None,
@@ -113,6 +114,7 @@ def missing(run: LoadedRun, result: Result) -> list[str]:
         f"features that move in {type(moves).__name__}": moves is not None and not moves.is_box,
         "a run that was cut off": len(result.steps) < result.total_steps,
         f"options of the loss ({', '.join(graph.loss.options)})": bool(graph.loss.options),
+        "clipping of the total norm": run.training.clips_total,
         "momentum, decay or groups that change from step to step": _changes(run),
         "groups of parameters with more of their own than no decay": undecayed(
             run, graph.parameters

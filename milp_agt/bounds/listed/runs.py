@@ -83,8 +83,8 @@ def begin(
     pieces = -(-len(choices) // chunk)
     bounds = [len(choices) * k // pieces for k in range(pieces + 1)]
     parts = tuple(slice(a, b) for a, b in pairwise(bounds))
-    net, rule = DenseNet.of(plain), steps[0].update
-    if net is None or rule.l1 or rule.projection is not None or rule.groups:
+    net = DenseNet.of(plain)
+    if net is None or not all(_is_plain(step.update) for step in steps):
         order = NodeOrder.of(exchanged)
         return BoxedRuns(choices, parts, exchanged, order, _expanded(start, len(choices)))
     centre = {name: box.lower for name, box in start.items()}
@@ -97,6 +97,12 @@ def begin(
     every = {name: _repeated(value, len(choices)) for name, value in centre.items()}
     radius = _repeated(none, len(choices))
     return CentredRuns(choices, parts, net, order, norms, every, radius, centre)
+
+
+def _is_plain(rule: UpdateRule) -> bool:
+    """Whether a step is one affine map of state and gradient, the same for all parameters."""
+    clipped = rule.projection is not None or rule.clip_total is not None
+    return not (rule.l1 or rule.groups or clipped)
 
 
 def _repeated(value: Tensor, count: int) -> Tensor:
