@@ -460,6 +460,7 @@ GROUP = '\n[[training.group]]\nnames = ["*.bias"]\n'
     ("options", "said"),
     [
         ("positive_weight = 2.0", "options of the loss (positive_weight)"),
+        ("clip_total = 1.0", "clipping of the total norm"),
         (
             f"{GROUP}learning_rate = 2.0",
             "groups of parameters with more of their own than no decay",
