@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import math
 from time import monotonic
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from attacks import network
 
 import milp_agt as agt
-from milp_agt.certification import time_limit
+from milp_agt.certification import machine, planning, time_limit
+from milp_agt.certification.options import CertifyOptions
 from milp_agt.certification.time_limit import TimeLimit
+from milp_agt.core.restriction import UNRESTRICTED
+from milp_agt.training.inputs import labels_of
+from milp_agt.training.tracing import trace
 
 STEPS = 4
 
@@ -119,8 +126,96 @@ def test_programs_end_first_and_linear_forms_go_on(
     assert any("step 3: time limit, 'lp' left out" in text for text in limited.fallbacks)
     linear = run(relaxation="linear", selections=selections, inner_bounds="interval")
     for t in range(STEPS):
-        assert limited.steps[t].chains["linear"] == linear.steps[t].chains["linear"]
+        own, alone = (run.steps[t].chains["linear"] for run in (limited, linear))
+        # Where programs end, linear forms go on from their boxes.
+        assert own == alone if t < 2 else own < alone
         assert limited.steps[t].mean_width <= linear.steps[t].mean_width * (1 + 1e-12)
     # Questions still stand on the forms through the window.
     x, y = np.array([[0.3, -0.2], [1.0, 0.5]]), np.array([0, 1])
     assert limited.loss(x, y).upper <= linear.loss(x, y).upper + 1e-12
+
+
+def test_what_is_inherited_holds_for_all_runs(
+    clock: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Selections end after two steps; an attack outside what intervals make of their boxes would raise."""
+
+    def note(self: TimeLimit, chain: str, step: int, measured: float) -> None:
+        clock[0] += 1000.0 * (step == 1 and chain == "linear, each selection")
+        self.measured[chain] = (step, 1.0 * (chain != "interval"))
+
+    monkeypatch.setattr(TimeLimit, "note", note)
+    options: dict[str, Any] = {"relaxation": "linear", "selections": "enumerated"}
+    options["inner_bounds"] = "interval"
+    limited = run(**options, time_limit=900.0, attack=True)
+    assert list(limited.steps[1].chains) == ["interval", "linear", "linear, each selection"]
+    assert list(limited.steps[-1].chains) == ["interval"]
+    assert limited.sandwich is not None
+    whole, alone = run(**options), run(relaxation="interval")
+    for name in limited.reachable.lower:
+        assert (limited.reachable.lower[name] <= whole.reachable.lower[name]).all()
+        assert (limited.reachable.upper[name] >= whole.reachable.upper[name]).all()
+    assert limited.reachable.mean_width < 0.95 * alone.reachable.mean_width
+
+
+CANCER = (455, (30, 8, 2))  # samples and layers of a usual run
+
+
+def planned(threat: agt.ThreatModel, **options: Any) -> planning.Plan:
+    """The plan of 75 steps with momentum; nothing is bounded."""
+    count, sizes = CANCER
+    x, y = torch.zeros(count, sizes[0], dtype=torch.float64), torch.arange(count) % 2
+    training = agt.Training(
+        loss="cross_entropy", learning_rate=0.1, epochs=5, batch_size=32, momentum=0.9
+    )
+    graph = trace(network(sizes, seed=0), training.loss, (sizes[0],))
+    labels = labels_of(y, count, graph.loss, graph.outputs)
+    poison = threat.bind(x, labels, graph.loss)
+    chosen = CertifyOptions(relaxation="linear").changed(options)
+    return planning.make_plan(
+        graph, training.batch_order(count), poison, training, chosen, UNRESTRICTED
+    )
+
+
+def test_windows_are_shortened_where_each_selection_can_be_bounded_by_itself_then() -> None:
+    short = planned(agt.LabelPoisoning(1))
+    assert (short.window, short.selections.groups > 0) == (2, True)
+    assert any("window 2 in place of the whole run" in note for note in short.remarks.notes)
+    for options in ({"window": "T"}, {"selections": "joint"}, {"time_limit": 5.0}):
+        whole = planned(agt.LabelPoisoning(1), **options)
+        assert (whole.window, whole.selections.groups) == (75, 0), options
+    assert planned(agt.LabelPoisoning(3)).window == 75  # 15 million selections
+
+
+def test_a_slow_machine_is_allowed_less_in_the_same_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(planning, "slowness", lambda: 1.0)
+    usual = planned(agt.LabelPoisoning(1), time_limit=60.0)
+    assert usual.window == 1
+    monkeypatch.setattr(planning, "slowness", lambda: 4.0)
+    slow = planned(agt.LabelPoisoning(1), time_limit=60.0)
+    assert slow.window == 75
+    assert slow.first_walk == 4 * usual.first_walk
+    assert planned(agt.LabelPoisoning(1)).window == 2  # without a limit machines agree
+
+
+def test_the_speed_of_this_machine_is_a_power_of_two_and_found_at_once() -> None:
+    machine.slowness.cache_clear()
+    begun = monotonic()
+    found = machine.slowness()
+    assert monotonic() - begun < 5.0
+    assert found > 0
+    assert math.log2(found) == round(math.log2(found))
+    assert machine.slowness() == found
+
+
+def test_a_long_run_is_predicted_before_its_first_step(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", logger="milp_agt")
+    run(relaxation="linear")
+    assert not caplog.messages
+    monkeypatch.setattr("milp_agt.certification.certify.TOLD_FROM", 0.0)
+    run(relaxation="linear")
+    (line,) = caplog.messages
+    for part in ("predicted: about", "by 'linear' over a window of", "Less time: a shorter window"):
+        assert part in line

@@ -409,7 +409,7 @@ def test_small_runs_use_one_thread_and_give_the_others_back() -> None:
 
 @pytest.mark.parametrize("asked", [None, "interval", "linear"])
 def test_inner_bounds_that_are_too_dear_are_left_out_and_said_so(asked, monkeypatch) -> None:
-    monkeypatch.setattr("milp_agt.certification.planning.INNER_TIME", 0.0)
+    monkeypatch.setattr("milp_agt.certification.planning.REFINING_TIME", 0.0)
     result = agt.certify(
         nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 1)).double(),
         (np.eye(4, 2), np.array([0, 1, 0, 1])),

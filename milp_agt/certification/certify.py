@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +19,7 @@ from milp_agt.certification import planning
 from milp_agt.certification.checkpoint import Checkpoint
 from milp_agt.certification.fingerprint import fingerprint
 from milp_agt.certification.loop import BoundedRun
+from milp_agt.certification.machine import slowness
 from milp_agt.certification.options import CertifyOptions, options_of, takes_options
 from milp_agt.certification.recorded import with_recording
 from milp_agt.certification.recorder import NullRecorder, Recorder
@@ -44,6 +46,8 @@ from milp_agt.training.same_forward import check_forward, check_names
 from milp_agt.training.tracing import trace
 from milp_agt.training.training import Batch, Training
 
+# Predictions of more than so many seconds are logged before the first step.
+TOLD_FROM = 60.0
 OnStep = Callable[[Result, int, int], None]
 
 
@@ -138,6 +142,7 @@ def certify(
     plan = planning.make_plan(
         head, batches, poison, training, options, restriction, given=raw.tensors
     )
+    _tell(plan, options.time_limit)
     initial_box = inputs.initial_box(step_graph, initial)
     solvers = _solvers(plan, options.solver)
     start = {n: Interval(b.lower.to(target), b.upper.to(target)) for n, b in initial_box.items()}
@@ -197,6 +202,22 @@ def certify(
     search = Search() if attack is True else attack
     with _threads(plan.single_thread):
         return result.attacked(Attacker(unrolled, search, restriction, origin))
+
+
+def _tell(plan: planning.Plan, time_limit: float | None) -> None:
+    """Log the prediction of a run that takes long."""
+    told = plan.seconds * slowness() if plan.seconds > TOLD_FROM / 4 else 0.0
+    if told > TOLD_FROM and (time_limit is None or time_limit > TOLD_FROM):
+        within = "" if time_limit is None else f", of which {time_limit:.3g} s are allowed"
+        logging.getLogger("milp_agt").info(
+            "predicted: about %.2g s for %d steps by '%s' over a window of %d%s. Less time: a shorter "
+            "window, selections='joint', inner_bounds='interval', relaxation='interval', or a time_limit",
+            told,
+            plan.steps,
+            plan.relaxation.value,
+            plan.window,
+            within,
+        )
 
 
 def _finish(

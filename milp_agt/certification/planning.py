@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
 from milp_agt.bounds.linear.window_bounds import CACHED_ELEMENTS
+from milp_agt.certification.machine import slowness
 from milp_agt.certification.options import CertifyOptions
 from milp_agt.certification.selection_plan import Selections, selections_of
 from milp_agt.certification.sizes import (
@@ -49,12 +51,11 @@ THREADED_BOXES = 2 * 10**7
 SECONDS_PER_ROW = 1e-5
 ROWS_PER_ELEMENT = 8
 AUTO_TIME = 120.0
-# By default, linear intermediate bounds are used if predicted to take at most this many seconds.
-INNER_TIME = 60.0
+# By default, each refinement (linear intermediate bounds, selections told apart) is used if predicted to
+# take at most this many seconds, or this share of a time limit.
+REFINING_TIME, SPARE = 60.0, 0.6
 # Seconds per step that forms may always spend on steps before their window.
 PAST_SECONDS = 0.05
-# Largest predicted share of a time limit for each refinement that is on by default.
-SPARE = 0.5
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,8 @@ class Plan:
 
     ``past`` is the number of past steps kept for forms that have reached the beginning of their window.
     ``rows`` of a backward pass fit into memory; ``chunk`` of them share a pass in the run. ``first_walk``
-    are the predicted seconds of a backward pass of all entries through one step.
+    are the predicted seconds of a backward pass of all entries through one step; ``seconds`` those of all
+    steps on the machine that predictions were measured on, not a number where nothing is known.
     """
 
     asked: str
@@ -88,6 +90,7 @@ class Plan:
     alpha_memory: int
     single_thread: bool
     first_walk: float
+    seconds: float
     remarks: Remarks
 
     @property
@@ -120,7 +123,10 @@ def make_plan(
         InvalidInputError: optimised slopes at a level without slopes, or an invalid memory size.
     """
     steps = len(batches)
-    time_limit, inner_bounds = options.time_limit, options.inner_bounds
+    inner_bounds = options.inner_bounds
+    slow = 1.0 if options.time_limit is None else slowness()
+    # Predictions are those of one machine; so is a time limit from here on.
+    time_limit = None if options.time_limit is None else options.time_limit / slow
     window = options.steps_of(options.window, steps)
     program_window = options.steps_of(options.program_window, steps)
     walked = min(window or steps, steps)
@@ -137,8 +143,7 @@ def make_plan(
     alpha_steps, idle = _alpha_steps(options.alpha_steps, level, options.relaxation == "auto")
     remarks += idle
     seconds = sizes.inner(steps, walked)
-    spare = 0.0 if time_limit is None else SPARE * time_limit
-    cheap = max(INNER_TIME, spare)
+    cheap = REFINING_TIME if time_limit is None else SPARE * time_limit
     in_cuts = 2 * FLOAT * step_graph.outputs * step_graph.parameter_count * sizes.batch * walked
     cuts = sizes.walked >= THREADED_ELEMENTS and in_cuts <= budget // 4
     moved = _moved(poison)
@@ -166,8 +171,21 @@ def make_plan(
         walked,
         inner_bounds,
         budget,
-        spare,
+        cheap,
     )
+    if (
+        options.window is None
+        and told_apart.window
+        and level is Relaxation.LINEAR
+        and not alpha_steps
+    ):
+        line = (
+            f"window {told_apart.window} in place of the whole run, so that each selection of samples "
+            f"can be bounded by itself; give window='T', or a number of steps, to have that"
+        )
+        shorter = options.changed({"window": told_apart.window})
+        found = make_plan(step_graph, batches, poison, training, shorter, restriction, given)
+        return replace(found, remarks=Remarks(notes=(line,)) + found.remarks)
     remarks += more
     if alpha_steps and told_apart.charged:
         line = "slopes are optimised for all selections jointly; charged ones keep default slopes"
@@ -222,7 +240,10 @@ def make_plan(
         alpha_memory=budget // 2 if alpha_steps else 0,
         single_thread=sizes.walked < THREADED_ELEMENTS
         or (level is Relaxation.INTERVAL and sizes.boxes < THREADED_BOXES),
-        first_walk=2 * sizes.state * sizes.walked / WALKED_PER_SECOND,
+        first_walk=slow * 2 * sizes.state * sizes.walked / WALKED_PER_SECOND,
+        seconds=told_apart.seconds
+        + seconds * (linear_inner and inner_widest is None)
+        + _seconds(sizes, steps, walked, solved).get(level, math.nan),
         remarks=remarks,
     )
 
@@ -308,14 +329,8 @@ def _choose(
     sizes: Sizes, steps: int, window: int, memory: int, seconds: float, solved: int
 ) -> tuple[Relaxation, Remarks]:
     """The tightest level below milp whose predicted time and memory fit, with the reason as a remark."""
-    walks = sum(min(t + 1, window) for t in range(steps))
-    linear = 2 * sizes.state * sizes.walked * walks / WALKED_PER_SECOND
+    predicted = _seconds(sizes, steps, window, solved)
     rows = ROWS_PER_ELEMENT * sizes.curved * solved
-    predicted = {
-        Relaxation.INTERVAL: 2 * sizes.boxes * steps / BOUNDED_PER_SECOND,
-        Relaxation.LINEAR: 2 * linear,
-        Relaxation.LP: 3 * linear + 2 * sizes.state * steps * rows * SECONDS_PER_ROW,
-    }
     needed = {
         Relaxation.INTERVAL: 0,
         Relaxation.LINEAR: FLOAT * LIVE_BOXES * sizes.boxes * window,
@@ -333,3 +348,15 @@ def _choose(
         f"{memory / 2**20:.3g} MiB; milp is never picked unasked"
     )
     return chosen, Remarks(notes=(note,))
+
+
+def _seconds(sizes: Sizes, steps: int, window: int, solved: int) -> dict[Relaxation, float]:
+    """Predicted seconds of all steps, jointly for all selections."""
+    walks = sum(min(t + 1, window) for t in range(steps))
+    linear = 2 * sizes.state * sizes.walked * walks / WALKED_PER_SECOND
+    rows = ROWS_PER_ELEMENT * sizes.curved * solved
+    return {
+        Relaxation.INTERVAL: 2 * sizes.boxes * steps / BOUNDED_PER_SECOND,
+        Relaxation.LINEAR: 2 * linear,
+        Relaxation.LP: 3 * linear + 2 * sizes.state * steps * rows * SECONDS_PER_ROW,
+    }

@@ -61,9 +61,15 @@ class TimeLimit:
         """The deadline of solves in a step; None for no limit."""
         return None if self.deadline is None else monotonic() + self.left(cheaper, step)
 
-    def refusal(self, chain: str, cheaper: Sequence[str], step: int) -> str | None:
-        """The reason why a chain must not bound a step; None if it may."""
-        left, needed = self.left(cheaper, step), self.predicted(chain, step)
+    def refusal(
+        self, chain: str, cheaper: Sequence[str], step: int, done: int | None = None
+    ) -> str | None:
+        """The reason why a chain must not bound a step; None if it may.
+
+        Cheaper chains have bounded the step ``done``: this one, unless given.
+        """
+        left = self.left(cheaper, step if done is None else done)
+        needed = self.predicted(chain, step)
         if left > 0.0 and needed <= left:
             return None
         after = f" beside what {', '.join(cheaper)} need for the steps to come" if left > 0 else ""
