@@ -129,7 +129,8 @@ def test_certify_prints_and_writes_everything(
 
 def test_no_file_is_left_half_written(run: Path) -> None:
     assert certify(run) == 0
-    assert {p.name for p in (run.parent / "out").iterdir()} == {"result.json", "reachable.npz"}
+    found = {p.name for p in (run.parent / "out").iterdir()}
+    assert found == {"result.json", "reachable.npz", "certificate"}
 
 
 def test_not_proved_is_exit_code_1(run: Path, capsys: pytest.CaptureFixture[str]) -> None:

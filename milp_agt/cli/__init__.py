@@ -14,12 +14,12 @@ from contextlib import contextmanager
 from typing import TextIO
 
 import milp_agt
-from milp_agt.cli import attack, bench, certify, compare, options, report, solvers, sweep
+from milp_agt.cli import attack, bench, certify, check, compare, options, report, solvers, sweep
 from milp_agt.cli.common import BAD_INPUT, EXIT_CODES, LIMIT_REACHED, PROVED
 from milp_agt.cli.parser import Parser
 from milp_agt.errors import MilpAgtError
 
-COMMANDS = (certify, attack, compare, bench, sweep, report, options, solvers)
+COMMANDS = (certify, check, attack, compare, bench, sweep, report, options, solvers)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

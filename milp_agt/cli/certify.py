@@ -46,7 +46,7 @@ def add(commands: Commands) -> None:
         "certify",
         help="certify the run described in a TOML file",
         description="Bound everything that training can end in under the threat of a run file, judge its "
-        "properties, and write result.json, reachable.npz and report.html.",
+        "properties, and write result.json, reachable.npz, report.html and a certificate.",
         epilog="For example: milp-agt certify examples/iris.toml --out runs/iris",
     )
     parser.add_argument("run", metavar="RUN.toml", type=Path, nargs="?", help=RUN_FILE)
@@ -135,6 +135,7 @@ def _stored(folder: Path) -> dict[str, Any]:
 
 
 def _certify(arguments: argparse.Namespace) -> int:
+    from milp_agt import certificates
     from milp_agt.reports.result_folder import ResultFolder, check_same_run, run_header
     from milp_agt.runfile.run_file import load_config
     from milp_agt.runfile.verdicts import judge
@@ -182,6 +183,7 @@ def _certify(arguments: argparse.Namespace) -> int:
             if not so_far:
                 raise
             folder.save(so_far[0], (), complete=False)
+            certificates.clear(job.folder / certificates.FOLDER)
             print(
                 f"milp-agt: interrupted after {len(so_far[0].steps)} of {run.steps} steps; "
                 f"the finished steps are in {folder.json_path}; "
@@ -190,6 +192,7 @@ def _certify(arguments: argparse.Namespace) -> int:
             )
             return LIMIT_REACHED
         written = [folder.json_path, folder.npz_path]
+        written.append(certificates.write(job.folder / certificates.FOLDER, run, result, verdicts))
         if not arguments.no_report:
             advance(0, 0, "", "report")
             written += _report(result, verdicts, run, job.folder)

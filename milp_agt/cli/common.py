@@ -15,12 +15,13 @@ if TYPE_CHECKING:
 
     Commands = argparse._SubParsersAction[Parser]
 
-PROVED, NOT_PROVED, BAD_INPUT, LIMIT_REACHED = 0, 1, 2, 4
+PROVED, NOT_PROVED, BAD_INPUT, REJECTED, LIMIT_REACHED = 0, 1, 2, 3, 4
 # Every command keeps this table; README shows it.
 EXIT_CODES = {
     PROVED: "everything that was asked is proved; of other commands: done",
     NOT_PROVED: "something that was asked is not proved, or refuted",
     BAD_INPUT: "no answer: bad input, files that cannot be read or written, or an error of this program",
+    REJECTED: "of check: the certificate states more than its evidence shows, or is damaged",
     LIMIT_REACHED: "a limit came first (time, memory, an interrupt); what was finished is saved and holds",
 }
 OPTION = "option_"  # before the names of options among the arguments

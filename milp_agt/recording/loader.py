@@ -8,7 +8,8 @@ from typing import Any
 
 from torch.utils.data import DataLoader
 
-Drew = Callable[[Sequence[int], object], None]
+# Indices that were drawn, None if they are not known, and the batch that was made of them.
+Drew = Callable[[Sequence[int] | None, object], None]
 Quiet = Callable[[], AbstractContextManager[None]]
 
 
@@ -52,9 +53,7 @@ class _Batches:
     def __next__(self) -> Any:
         with self._quiet():
             batch = next(self._inner)
-        if self._drawn is not None:
-            features = batch[0] if isinstance(batch, (tuple, list)) and batch else None
-            self._drew(self._drawn[self._given], features)
+        self._drew(None if self._drawn is None else self._drawn[self._given], batch)
         self._given += 1
         return batch
 

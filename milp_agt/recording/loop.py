@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -12,9 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from milp_agt.errors import MilpAgtError
 from milp_agt.recording import optimizer as optimizers
 from milp_agt.recording.backward import largest_difference
+from milp_agt.recording.findings import Findings
 from milp_agt.recording.hooks import hooks_of, hooks_of_optimizer, random_layers
 from milp_agt.recording.losses import LossCall, shares_storage
 from milp_agt.recording.origins import Origins
@@ -24,16 +22,18 @@ from milp_agt.training.training import UpdateRule
 
 LEAVE_OUT = "leave it out; penalties go into weight_decay= of the optimiser"
 
+OUTSIDE = (
+    "Batches that the loop takes from elsewhere than the loader or the tensors handed over (from arrays of "
+    "numpy, for instance) are samples as they are: nothing clips, filters or orders them by their values."
+)
 
-class Loop:
+
+class Loop(Findings):
     """Is told of everything that a loop does, and writes its steps down.
 
     Attributes:
-        problem: why the run cannot be certified, if it cannot.
-        deaf: True where nothing is listened to: inside a step of the optimiser, and after a problem.
         batches, rules: the samples of each finished step, and what the optimiser did.
         origins: where the tensors of the loop come from.
-        assumed: what is assumed of the loop, in words (a set that keeps its order).
     """
 
     def __init__(
@@ -44,15 +44,10 @@ class Loop:
         loss: str | None,
         values_only_logged: bool,
     ) -> None:
-        self.problem: MilpAgtError | None = None
-        self.deaf = True
-        self.in_forward = False
+        super().__init__(values_only_logged)
         self.origins = Origins()
-        self.batches: list[tuple[int, ...]] = []
         self.rules: list[UpdateRule] = []
-        self.assumed: dict[str, None] = {}
         self._model, self._optimizer, self._twin, self._key = model, optimizer, twin, loss
-        self._values_only_logged = values_only_logged
         self._own: frozenset[int] = frozenset()
         self._reference = optimizers.Reference(self._parameters())
         self._forwards: list[RecordedForward] = []
@@ -73,15 +68,6 @@ class Loop:
         self.deaf = False
         return [self._watch_plateau(), *(handle.remove for handle in handles)]
 
-    @contextmanager
-    def quiet(self) -> Iterator[None]:
-        """What is done inside is nobody's business: a loader reads its samples."""
-        before, self.deaf = self.deaf, True
-        try:
-            yield
-        finally:
-            self.deaf = before or self.problem is not None
-
     def end(self, check: Callable[[], object]) -> None:
         """Listen no longer, and check what is to be checked of the whole."""
         self.deaf = True
@@ -94,26 +80,6 @@ class Loop:
         self._forwards, self._losses, self._passes = [], [], []
         self.problem = self.problem or differs(found, remedy)
 
-    def attempt(self, check: Callable[[], object], where: str | None = None) -> None:
-        """Run a check; the first one that fails is the problem."""
-        if self.problem is not None:
-            return
-        try:
-            check()
-        except MilpAgtError as error:
-            where = f"step {len(self.batches) + 1}: " if where is None else where
-            self.problem = type(error)(error.asked, f"{where}{error.found}", error.remedy)
-            self.deaf = True
-            warnings.warn(
-                f"This run cannot be certified. {self.problem}", UserWarning, stacklevel=2
-            )
-
-    def _refuse(self, found: str, remedy: str) -> None:
-        def fail() -> None:
-            raise differs(found, remedy)
-
-        self.attempt(fail)
-
     def _hooks(self) -> list[str]:
         own = self._own
         return [*hooks_of(self._model, own), *hooks_of_optimizer(self._optimizer, own)]
@@ -124,6 +90,10 @@ class Loop:
     def _gradients(self) -> dict[str, Tensor | None]:
         parameters = self._parameters()
         return {name: parameters[name].grad for name in self._twin.trained}
+
+    def _velocity(self) -> dict[str, Tensor | None]:
+        parameters, state = self._parameters(), self._optimizer.state
+        return {n: state[parameters[n]].get("momentum_buffer") for n in self._twin.trained}
 
     def check_values(self, when: str) -> None:
         for name, parameter in self._parameters().items():
@@ -141,7 +111,7 @@ class Loop:
         if self.deaf or not isinstance(output, Tensor) or output.grad_fn is None:
             return
         if len(args) != 1 or not isinstance(args[0], Tensor):
-            self._refuse("a model that is called with more than one tensor", "give it the features")
+            self.refuse("a model that is called with more than one tensor", "give it the features")
             return
         device = output.device.type
         hooked = torch._C._autograd._top_saved_tensors_default_hooks(True) is not None
@@ -195,6 +165,8 @@ class Loop:
             self._model, self._forwards, self._losses, tensors[0], self.origins
         )
         assert self._twin.step_graph is not None
+        if found.is_from_outside:
+            self.assumed[OUTSIDE] = None
         key = self._twin.step_graph.loss.key
         if self._key is not None and key != self._key:
             raise differs(f"the loss '{key}', where agt.record was given '{self._key}'", "give it")
@@ -263,43 +235,15 @@ class Loop:
             ):
                 if any(shares_storage(tensor, each) for each in watched):
                     remedy = LEAVE_OUT if kind == "gradients" else "do it before the recording"
-                    self._refuse(f"{kind} that are changed by {how} ({at})", remedy)
+                    self.refuse(f"{kind} that are changed by {how} ({at})", remedy)
                     return
-
-    def hooked(self, at: str) -> None:
-        self._refuse(f"a hook on a tensor ({at})", "leave it out")
-
-    def looked_at_graph(self, at: str) -> None:
-        self._refuse(
-            f"a node of the gradient's graph that is taken in hand ({at}), on which hooks cannot be seen",
-            "leave grad_fn out",
-        )
-
-    def compared(self, at: str) -> None:
-        if self._values_only_logged:
-            self.assumed[
-                f"The comparison at {at.rpartition(' at ')[2]} decides neither the number of steps nor "
-                "anything in them."
-            ] = None
-            return
-        self._refuse(
-            f"a number of the training is compared at {at}, which may stop it, skip a step or change one",
-            "train for a fixed number of steps; if the comparison only logs or saves something, record "
-            "with agt.record(..., values_only_logged=True)",
-        )
-
-    def read(self, at: str) -> None:
-        self._refuse(
-            f"a forward that reads the values of tensors ({at}), and may branch on them",
-            "compute with tensors throughout",
-        )
 
     def _watch_plateau(self) -> Callable[[], None]:
         plain = ReduceLROnPlateau.step
 
         def step(scheduler: ReduceLROnPlateau, *args: Any, **kwargs: Any) -> None:
             if scheduler.optimizer is self._optimizer:
-                self._refuse(
+                self.refuse(
                     f"a learning rate that follows the values of the loss (ReduceLROnPlateau, {place()})",
                     "use a schedule that is fixed beforehand, StepLR for instance",
                 )
@@ -345,6 +289,12 @@ class Loop:
             raise differs(hook, "remove it")
         self._check_gradients()
         self.check_values("before this step")
+        replaced = self._reference.replaced(self._velocity())
+        if replaced is not None:
+            raise differs(
+                f"a momentum buffer of '{replaced}' that was changed or replaced between two steps",
+                "leave optimizer.state and load_state_dict() out of the loop",
+            )
         self._pending = optimizers.rule_of(self._optimizer, not self.rules)
 
     def _join(self) -> tuple[int, ...]:
@@ -389,11 +339,7 @@ class Loop:
                 f"a step that moves '{outside[0]}' to values that are {outside[1]:.3g} off those of SGD",
                 "use torch.optim.SGD as it is",
             )
-        state = self._optimizer.state
-        self._reference.accept(
-            parameters,
-            {n: state[parameters[n]].get("momentum_buffer") for n in self._twin.trained},
-        )
+        self._reference.accept(parameters, self._velocity())
         self._pending = None
         self.rules.append(rule)
         self.batches.append(self._joined)

@@ -101,6 +101,16 @@ class Reference:
     def __init__(self, parameters: Mapping[str, Tensor]) -> None:
         self.parameters = {name: p.detach().clone() for name, p in parameters.items()}
         self._velocity: dict[str, Tensor] = {}
+        self._buffers: dict[str, tuple[Tensor, int]] = {}
+
+    def replaced(self, velocity: Mapping[str, Tensor | None]) -> str | None:
+        """A parameter whose momentum buffer is not the one that the last step left; None if all are."""
+        for name, (buffer, version) in self._buffers.items():
+            if velocity.get(name) is not buffer or buffer._version != version:
+                return name
+            if not torch.equal(buffer, self._velocity[name]):
+                return name
+        return None
 
     def step(self, rule: UpdateRule, gradients: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Where the step should lead, and how far rounding may take it from there, as ``2 eps`` of it."""
@@ -142,7 +152,8 @@ class Reference:
     ) -> None:
         """Go on from the run's own values, so that rounding does not add up over the steps."""
         self.parameters = {name: p.detach().clone() for name, p in parameters.items()}
-        self._velocity = {n: v.detach().clone() for n, v in velocity.items() if v is not None}
+        self._buffers = {n: (v, v._version) for n, v in velocity.items() if v is not None}
+        self._velocity = {n: v.detach().clone() for n, (v, _) in self._buffers.items()}
 
 
 def check_names(optimizer: torch.optim.SGD, model: nn.Module) -> tuple[str, ...]:

@@ -6,91 +6,50 @@ data set as given, and yet another one where the data are poisoned.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils.weak import WeakTensorKeyDictionary
+
+from milp_agt.recording.watched_numbers import is_watched
 
 # Calls after which every number is one that was there before, in another place or precision.
 _MOVES = frozenset(
     (
-        "view",
-        "view_as",
-        "reshape",
-        "reshape_as",
-        "flatten",
-        "unflatten",
-        "squeeze",
-        "unsqueeze",
-        "ravel",
-        "clone",
-        "contiguous",
-        "detach",
-        "cpu",
-        "cuda",
-        "to",
-        "type",
-        "type_as",
-        "float",
-        "double",
-        "long",
-        "int",
-        "half",
-        "bool",
-        "numel",
-        "size",
-        "stack",
-        "cat",
-        "concat",
-        "concatenate",
-        "hstack",
-        "vstack",
-        "split",
-        "chunk",
-        "tensor_split",
-        "unbind",
-        "__getitem__",
-        "__iter__",
-        "select",
-        "index_select",
-        "narrow",
-        "take",
-        "gather",
-        "permute",
-        "transpose",
-        "movedim",
-        "t",
-        "swapaxes",
-        "expand",
-        "expand_as",
-        "broadcast_to",
-        "repeat",
-        "tile",
-        "flip",
-        "roll",
-        "pin_memory",
-        "requires_grad_",
-        "detach_",
-        "as_tensor",
-        "tensor",
-        "__get__",
-        "copy_",
-        "__deepcopy__",
-        "alias",
-        "share_memory_",
-        "default_collate",
+        *("view", "view_as", "reshape", "reshape_as", "flatten", "unflatten", "squeeze"),
+        *("unsqueeze", "ravel", "clone", "contiguous", "detach", "cpu", "cuda", "to", "type"),
+        *("type_as", "float", "double", "long", "int", "half", "bool", "numel", "size"),
+        *("stack", "cat", "concat", "concatenate", "hstack", "vstack", "split", "chunk"),
+        *("tensor_split", "unbind", "__getitem__", "__iter__", "select", "index_select"),
+        *("narrow", "take", "gather", "permute", "transpose", "movedim", "t", "swapaxes"),
+        *("expand", "expand_as", "broadcast_to", "repeat", "tile", "flip", "roll"),
+        *("pin_memory", "requires_grad_", "detach_", "as_tensor", "tensor", "__get__", "copy_"),
+        *("__deepcopy__", "alias", "share_memory_", "default_collate"),
     )
 )
 MODEL = "the model"
 ROUNDED = "a conversion to fewer digits"
+# Made of nothing that the data could change: random numbers, constants, arrays of numpy.
+FRESH = "nothing"
+# The samples, moved about at most.
+DATA = "the data"
 
 
 class Origins:
     """Follows tensors through the calls of a loop."""
 
     def __init__(self) -> None:
-        self._computed_by = WeakTensorKeyDictionary()
+        self._known = WeakTensorKeyDictionary()
+        # What was written into memory that several tensors may share, as long as it lives.
+        self._written: dict[int, tuple[StorageWeakRef, str]] = {}
+
+    def mark(self, tensors: Iterable[Tensor]) -> None:
+        """Tensors that hold samples."""
+        for tensor in tensors:
+            self._known[tensor] = DATA
 
     def follow(
         self, name: str, args: Sequence[Any], kwargs: dict[str, Any], result: object
@@ -99,26 +58,45 @@ class Origins:
         results = list(tensors_in(result if result is not None else args[:1]))
         if not results:
             return
-        given = list(tensors_in((*args, *kwargs.values())))
+        values = (*args, *kwargs.values())
+        given = list(tensors_in(values))
         origins = [self.of(each) for each in given]
-        if MODEL in origins:
+        if MODEL in origins or any(_holds_watched(each) for each in values):
             origin: str | None = MODEL
+        elif all(each == FRESH for each in origins):
+            origin = FRESH
         elif name in _MOVES:
-            origin = next((each for each in origins if each is not None), None)
-            if origin is None and any(_is_real(g) for g in given) and not _is_real(results[0]):
+            computed = [each for each in origins if each not in (None, DATA, FRESH)]
+            origin = computed[0] if computed else DATA if DATA in origins else None
+            if not computed and any(_is_real(g) for g in given) and not _is_real(results[0]):
                 origin = ROUNDED
         else:
-            origin = f"{name}()" if given else None
-        if origin is not None:
-            for each in results:
-                self._computed_by[each] = origin
+            origin = f"{name}()"
+        writes = name == "__setitem__" or (name.endswith("_") and not name.endswith("__"))
+        for each in results:
+            if origin is not None:
+                self._known[each] = origin
+            if (writes or "out" in kwargs) and origin not in (None, FRESH):
+                held = StorageWeakRef(each.untyped_storage())
+                self._written[held.cdata] = held, origin
 
     def of(self, tensor: Tensor) -> str | None:
-        """The function that computed a tensor, or :data:`MODEL`; None if it was moved about at most."""
+        """The function that computed a tensor, or one of the names above; None for one from outside."""
         if isinstance(tensor, nn.Parameter):
             return MODEL
-        found: str | None = self._computed_by.get(tensor)
+        if self._written and tensor.layout is torch.strided:
+            held = self._written.get(tensor.untyped_storage()._cdata)
+            if held is not None and not held[0].expired():
+                return held[1]
+        found: str | None = self._known.get(tensor)
         return found
+
+
+def _holds_watched(value: object) -> bool:
+    """Whether a number of the training stands in a call, or in a list of one."""
+    if isinstance(value, (list, tuple)):
+        return any(_holds_watched(each) for each in value)
+    return is_watched(value)
 
 
 def _is_real(tensor: Tensor) -> bool:

@@ -20,7 +20,7 @@ from milp_agt.recording.backward import (
     meaning,
 )
 from milp_agt.recording.losses import LossCall
-from milp_agt.recording.origins import MODEL, ROUNDED, Origins
+from milp_agt.recording.origins import DATA, FRESH, MODEL, ROUNDED, Origins
 from milp_agt.recording.rows import DataRows
 from milp_agt.training import inputs
 from milp_agt.training.tracing import FEATURES, LABELS, StepGraph, trace
@@ -51,11 +51,13 @@ class Pass:
         samples: rows of the data set.
         scale: number by which the mean loss of these samples was multiplied.
         gradients: what the model alone gives at these parameters, in their own precision.
+        is_from_outside: whether features or labels are neither the loader's nor taken from its arrays.
     """
 
     samples: tuple[int, ...]
     scale: float
     gradients: Mapping[str, Tensor]
+    is_from_outside: bool = False
 
 
 def differs(found: str, remedy: str) -> UnsupportedOperationError:
@@ -122,7 +124,8 @@ class Twin:
             )
         own = self._gradients(self._twin, model, forward, call)
         self._check_graph(model, forward, call, samples)
-        return Pass(samples, call.scale, own)
+        known = {origins.of(forward.features), of_labels} <= {DATA, ROUNDED}
+        return Pass(samples, call.scale, own, not known)
 
     def _loss_of(self, losses: list[LossCall], root: Tensor) -> LossCall:
         for call in losses:
@@ -233,7 +236,7 @@ def _check_origin(what: str, origin: str | None) -> None:
             "adversarial training)",
             "choose them before the recording, whatever the values of the data",
         )
-    if origin is not None:
+    if origin not in (None, DATA, FRESH):
         raise differs(
             f"{what} that were computed or chosen inside the loop, by {origin} (data augmentation, noise, a "
             "filter, another code): poisoned data may come out as others",

@@ -10,6 +10,7 @@ import torch
 
 _TORCH = str(Path(torch.__file__).parent)
 _OWN = str(Path(__file__).parent)
+_PACKAGE = str(Path(__file__).parent.parent)
 
 
 @dataclass(frozen=True)
@@ -50,3 +51,15 @@ def called_by_torch() -> bool:
     while frame.f_back is not None and frame.f_code.co_filename.startswith(_OWN):
         frame = frame.f_back
     return frame.f_code.co_filename.startswith(_TORCH)
+
+
+def asks_for_edge() -> bool:
+    """Whether the call that is being watched looks up a node of the graph for ``get_gradient_edge``."""
+    frame = sys._getframe(1)
+    for _ in range(8):
+        if frame.f_code.co_name == "get_gradient_edge" and frame.f_back is not None:
+            return not frame.f_back.f_code.co_filename.startswith((_TORCH, _PACKAGE))
+        if frame.f_back is None:
+            break
+        frame = frame.f_back
+    return False

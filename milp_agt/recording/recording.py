@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
@@ -16,10 +16,12 @@ from milp_agt.recording.hooks import hooks_of, hooks_of_optimizer
 from milp_agt.recording.loader import watch_loader
 from milp_agt.recording.loop import Loop
 from milp_agt.recording.losses import loss_of
+from milp_agt.recording.origins import tensors_in
 from milp_agt.recording.passes import Twin, differs
 from milp_agt.recording.rows import DataRows, samples_of
 from milp_agt.recording.run import RecordedRun, recorded_run
-from milp_agt.recording.watch import Watch
+from milp_agt.recording.watch import Watch, watch_threads
+from milp_agt.training.graph_hooks import hooked_accumulators
 from milp_agt.training.tracing import trace
 
 
@@ -52,6 +54,7 @@ class Recording:
         for found in (*hooks_of(model), *hooks_of_optimizer(optimizer)):
             raise differs(found, "remove it before the recording")
         self._model, self._loader = model, loader
+        self._refuse_hooks()
         self._rows = DataRows(features, labels)
         self._twin = Twin(model, self._rows, trained)
         self._trace_early(key or "mse", tuple(features.shape[1:]))
@@ -67,11 +70,14 @@ class Recording:
             )
         self._began = True
         self._undo = [
-            watch_loader(self._loader, self._rows.drew, self._loop.quiet),
+            watch_loader(self._loader, self._drew, self._loop.quiet),
             *self._loop.begin(),
         ]
         watch = Watch(self._loop)
         self._loop.origins = watch.origins
+        data = getattr(self._loader, "dataset", self._loader)
+        watch.origins.mark(tensors_in(getattr(data, "tensors", data)))
+        self._undo.append(watch_threads(watch))
         watched = ExitStack()
         watched.enter_context(watch)
         self._undo.append(watched.close)
@@ -92,6 +98,13 @@ class Recording:
                 f"a loop that ended with {type(error).__name__}: {error}",
                 "record a loop that reaches its end",
             )
+
+    def _drew(self, indices: Sequence[int] | None, batch: object) -> None:
+        """The loader gave a batch."""
+        self._loop.origins.mark(tensors_in(batch))
+        if indices is not None:
+            features = batch[0] if isinstance(batch, (tuple, list)) and batch else None
+            self._rows.drew(indices, features)
 
     @property
     def problem(self) -> MilpAgtError | None:
@@ -132,6 +145,7 @@ class Recording:
                 "put the whole training loop inside the with-block",
             )
         self._loop.check_values("after the last step")
+        self._refuse_hooks()
         graph = self._twin.step_graph
         assert graph is not None
         self._run = recorded_run(
@@ -145,6 +159,10 @@ class Recording:
             dtype=self._dtype,
             assumed=(*self._about_sampler(), *self._loop.assumed),
         )
+
+    def _refuse_hooks(self) -> None:
+        for name, found, remedy in hooked_accumulators(dict(self._model.named_parameters())):
+            raise differs(f"parameter '{name}': {found}", remedy)
 
     def _about_sampler(self) -> tuple[str, ...]:
         sampler = getattr(self._loader, "sampler", None)

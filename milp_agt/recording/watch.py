@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -10,14 +11,15 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from milp_agt.recording.losses import FUNCTIONS, LossCall, loss_call
-from milp_agt.recording.origins import Origins, tensors_in
-from milp_agt.recording.places import called_by_torch, place
+from milp_agt.recording.origins import FRESH, Origins, tensors_in
+from milp_agt.recording.places import asks_for_edge, called_by_torch, place
 from milp_agt.recording.watched_numbers import is_watched, watched
 
 _READS = {Tensor.item}
 _TRUTHS = {Tensor.__bool__, torch.equal, Tensor.equal, torch.allclose, Tensor.allclose}
 _TRUTHS |= {torch.is_nonzero, Tensor.is_nonzero}
 _OUT_OF_TORCH = {Tensor.tolist, Tensor.numpy, Tensor.__int__, Tensor.__float__, Tensor.__array__}
+_OUT_OF_TORCH |= {Tensor.__index__, Tensor.__complex__, Tensor.__dlpack__}
 _HOOKS = {Tensor.register_hook, Tensor.register_post_accumulate_grad_hook}
 _BACKWARDS = {Tensor.backward, torch.autograd.backward}
 # Methods that end in "_" and change no values.
@@ -54,6 +56,9 @@ class Listener(Protocol):
 
     def compared(self, at: str) -> None:
         """A number that came out of a tensor decided something."""
+
+    def left(self, at: str) -> None:
+        """Numbers of the training left torch to where nobody sees what they decide."""
 
     def read(self, at: str) -> None:
         """A number left torch while the model was called."""
@@ -92,9 +97,11 @@ class Watch(TorchFunctionMode):
         elif func in _HOOKS:
             listener.hooked(str(place()))
         elif func in _READS or func in _TRUTHS or func in _OUT_OF_TORCH:
-            return self._value(func, result)
+            return self._value(func, args, result)
         elif (attribute := _attribute(func)) is not None:
             self._assigned(func.__name__, attribute, args)
+        elif func is Tensor.view_as and asks_for_edge():
+            listener.looked_at_graph(str(place()))
         else:
             self._scaled(func, args, kwargs, result)
             self._in_place(func, args, kwargs)
@@ -114,12 +121,17 @@ class Watch(TorchFunctionMode):
             factor = float(number) if name in _PRODUCTS else 1.0 / float(number)
             self._listener.scaled(source, factor, result)
 
-    def _value(self, func: Any, result: Any) -> Any:
+    def _value(self, func: Any, args: tuple[Any, ...], result: Any) -> Any:
         """A number or a truth leaves torch."""
         listener = self._listener
         if listener.in_forward:
             listener.read(str(place()))
-        if called_by_torch() or func in _OUT_OF_TORCH:
+        origins = {self.origins.of(each) for each in tensors_in(args)}
+        if called_by_torch() or origins == {FRESH}:
+            return result
+        if func in _OUT_OF_TORCH:
+            if origins - {None, FRESH}:
+                listener.left(str(place()))
             return result
         if func in _TRUTHS:
             listener.compared(str(place()))
@@ -132,7 +144,8 @@ class Watch(TorchFunctionMode):
         return watched(result, report)
 
     def _assigned(self, how: str, attribute: str, args: tuple[Any, ...]) -> None:
-        if how == "__get__" and attribute == "grad_fn" and not called_by_torch():
+        taken = how == "__get__" and attribute == "grad_fn"
+        if taken and (asks_for_edge() or not called_by_torch()):
             self._listener.looked_at_graph(str(place()))
         if how != "__set__" or attribute not in ("grad", "data"):
             return
@@ -153,6 +166,24 @@ class Watch(TorchFunctionMode):
             targets += _tensors(kwargs["out"])
         if targets:
             self._listener.changed(name, targets, name in _ZEROS, str(place()))
+
+
+def watch_threads(watch: Watch) -> Callable[[], None]:
+    """Have threads that the loop starts be watched as the loop is; returns what undoes it."""
+    plain = threading.Thread.start
+
+    def start(thread: threading.Thread) -> None:
+        run = thread.run
+
+        def watched_run() -> None:
+            with watch:
+                run()
+
+        setattr(thread, "run", watched_run)  # noqa: B010
+        plain(thread)
+
+    setattr(threading.Thread, "start", start)  # noqa: B010
+    return lambda: setattr(threading.Thread, "start", plain)
 
 
 def _attribute(func: Any) -> str | None:

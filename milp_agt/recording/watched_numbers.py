@@ -2,13 +2,13 @@
 
 A loop that reads ``loss.item()`` may print it, or may stop, skip a step or change a rate by it. The
 numbers below behave as the floats and ints that they are; arithmetic keeps them watched, and a
-comparison, or a test for truth, is reported. Conversions (``float(x)``, numpy) lose the watch, and so do
-whole numbers to the right of a plain float (``1.0 < x``, ``1.0 * x``), which Python asks first.
+comparison, a test for truth, and a conversion that loses the watch (``float(x)``, ``int(x)``, numpy) is
+reported. Functions of :mod:`math` lose it unseen, and so do whole numbers to the right of a plain float
+(``1.0 < x``, ``1.0 * x``), which Python asks first.
 """
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Callable
 from typing import Any
 
@@ -18,6 +18,7 @@ _ARITHMETIC = (
     *("neg", "pos", "abs", "round"),
 )
 _COMPARISONS = ("lt", "le", "gt", "ge", "eq", "ne")
+_CONVERSIONS = ("float", "int", "trunc", "floor", "ceil")
 
 
 class WatchedFloat(float):
@@ -54,9 +55,27 @@ def _arithmetic(base: type, name: str) -> Callable[..., Any]:
     plain = getattr(base, f"__{name}__")
 
     def method(self: Any, *others: Any) -> Any:
-        return watched(plain(self, *others), self.report)
+        found = plain(self, *others)
+        if isinstance(found, int) and base is float:
+            self.report()  # a whole number may count something, which nobody asks it about
+        return watched(found, self.report)
 
     return method
+
+
+def _conversion(base: type, name: str) -> Callable[..., Any]:
+    plain = getattr(base, f"__{name}__")
+
+    def method(self: Any) -> Any:
+        self.report()
+        return plain(_plain(base, self))
+
+    return method
+
+
+def _plain(base: Any, number: Any) -> Any:
+    """The number as a plain float or int."""
+    return base.__sub__(number, 0)
 
 
 def _comparison(base: type, name: str) -> Callable[..., Any]:
@@ -75,15 +94,21 @@ def _prepare(kind: type, base: type) -> None:
             setattr(kind, f"__{name}__", _arithmetic(base, name))
     for name in _COMPARISONS:
         setattr(kind, f"__{name}__", _comparison(base, name))
+    for name in _CONVERSIONS:
+        setattr(kind, f"__{name}__", _conversion(base, name))
 
     def truth(self: Any) -> bool:
         self.report()
         return bool(base.__bool__(self))  # type: ignore[attr-defined]
 
     def reduce(self: Any) -> tuple[object, ...]:
-        return base, (operator.pos(base(self)),)
+        return base, (_plain(base, self),)
 
-    for name, method in (("bool", truth), ("reduce", reduce), ("hash", base.__hash__)):
+    def shown(self: Any, how: str) -> str:
+        return format(_plain(base, self), how)
+
+    own = {"bool": truth, "reduce": reduce, "format": shown, "hash": base.__hash__}
+    for name, method in own.items():
         setattr(kind, f"__{name}__", method)
 
 

@@ -21,6 +21,7 @@ from torch.nn.utils.prune import BasePruningMethod
 from torch.optim import optimizer as torch_optimizers
 
 from milp_agt.errors import UnsupportedOperationError
+from milp_agt.training.graph_hooks import hooked_accumulators
 
 
 class Hidden(NamedTuple):
@@ -260,6 +261,8 @@ def _in_tensors(model: nn.Module) -> Iterator[Hidden]:
             for hook in _hooks(parameter, attribute):
                 yield Hidden(place, f"{what}, {_called(hook)}", _REMOVE)
         parameters[name] = parameter
+    for name, what, remedy in hooked_accumulators(parameters):
+        yield Hidden(f"parameter '{name}'", what, remedy)
     yield from _overlapping(parameters, dict(model.named_buffers()))
 
 

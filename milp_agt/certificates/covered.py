@@ -1,0 +1,109 @@
+"""What a certificate can say of a run, and by which method; what it cannot is named."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from milp_agt.certification.result import Result
+from milp_agt.core.relaxation import Relaxation
+from milp_agt.runfile.run_file import LoadedRun
+from milp_agt.threats.poison import Poison
+from milp_agt.threats.sets import Vertices
+
+MOST_LISTED = 20_000  # plain runs that a checker is asked to take
+
+Layers = list[dict[str, Any]]
+# What the checker has rules for, by the type of the layer; None has no effect.
+_ACTIVATIONS: dict[type[nn.Module], Callable[[Any], dict[str, Any] | None]] = {
+    nn.ReLU: lambda layer: {"kind": "relu"},
+    nn.LeakyReLU: lambda layer: {
+        "kind": "leaky_relu",
+        "slope": float(layer.negative_slope).hex(),
+    },
+    nn.Sigmoid: lambda layer: {"kind": "sigmoid"},
+    nn.Tanh: lambda layer: {"kind": "tanh"},
+    nn.Flatten: lambda layer: None,
+    nn.Identity: lambda layer: None,
+    nn.Dropout: lambda layer: None,
+}
+LOSSES = ("cross_entropy", "bce", "hinge", "mse")
+
+
+def layers_of(model: nn.Module, prefix: str = "") -> tuple[Layers, list[str]]:
+    """The layers of a model as a certificate names them, and those that the checker has no rules for."""
+    if type(model) is nn.Sequential:
+        found: Layers = []
+        unknown: list[str] = []
+        for name, child in model.named_children():
+            own, missing = layers_of(child, f"{prefix}{name}.")
+            found, unknown = found + own, unknown + missing
+        return found, unknown
+    if type(model) is nn.Linear:
+        bias = None if model.bias is None else f"{prefix}bias"
+        return [{"kind": "dense", "weight": f"{prefix}weight", "bias": bias}], []
+    if type(model) in _ACTIVATIONS:
+        layer = _ACTIVATIONS[type(model)](model)
+        return ([] if layer is None else [layer]), []
+    return [], [f"layer {type(model).__name__}"]
+
+
+def choices_of(poison: Poison) -> np.ndarray[Any, np.dtype[np.float64]] | None:
+    """Every label that a sample may have, (N, choices, width), where labels alone are poisoned and can be
+    listed: one poisoned data set for the run, and few of them; else None."""
+    moves = poison.label_moves
+    finite = isinstance(moves, Vertices) and poison.feature_moves is None
+    if not finite or not poison.static or poison.per_batch or poison.label_quota is not None:
+        return None
+    assert isinstance(moves, Vertices)
+    labels = poison.labels.cpu().numpy()
+    choices = labels[:, None] + np.concatenate(
+        [np.zeros_like(labels)[:, None], moves.points.cpu().numpy()], 1
+    )
+    samples, other = int(poison.open.sum()), choices.shape[1] - 1
+    count = sum(math.comb(samples, k) * other**k for k in range(poison.budget + 1))
+    return choices if count <= MOST_LISTED else None
+
+
+def method_of(result: Result, poison: Poison) -> str | None:
+    """How the checker can prove the box of a result; None where it cannot yet."""
+    interval = Relaxation.INTERVAL.value
+    if {step.relaxation for step in result.steps} == {interval}:
+        return "interval"
+    return None if choices_of(poison) is None else "listed"
+
+
+def missing(run: LoadedRun, result: Result) -> list[str]:
+    """What stands in the way of a certificate, by name; empty where nothing does."""
+    graph, poison = result.models.step_graph, result.models.poison
+    found = layers_of(graph.model)[1]
+    layers = layers_of(graph.model)[0]
+    if not found and (not layers or {layers[0]["kind"], layers[-1]["kind"]} != {"dense"}):
+        found.append("a model that does not begin and end with a dense layer")
+    moves = poison.feature_moves
+    reasons = {
+        "parameters that do not train, or that layers share": bool(graph.frozen or graph.aliases),
+        "clipping of the gradient of each sample": graph.clipping is not None,
+        f"loss {graph.loss.key}": graph.loss.key not in LOSSES,
+        "threats to whole samples": poison.whole is not None,
+        "separate budgets for features and labels": poison.label_quota is not None,
+        f"features that move in {type(moves).__name__}": moves is not None and not moves.is_box,
+        "a run that was cut off": len(result.steps) < result.total_steps,
+        "a rate, momentum or decay that is negative": _is_negative(run),
+    }
+    found += [what for what, holds in reasons.items() if holds]
+    ends = [*result.reachable.lower.values(), *result.reachable.upper.values()]
+    if not all(np.isfinite(end).all() for end in ends):
+        found.append("bounds that are infinite")
+    if not found and method_of(result, poison) is None:
+        found.append(f"relaxation {result.relaxation}")
+    return found
+
+
+def _is_negative(run: LoadedRun) -> bool:
+    rules = run.training.update_rules(run.steps)
+    return any(min(r.rate, r.momentum, r.weight_decay, r.l1) < 0 for r in rules)

@@ -1,0 +1,14 @@
+"""The checker of certificates: numpy and the standard library, and nothing of what made them.
+
+Read it in this order: ``boxes`` (numbers and their rounding), ``functions`` (exp and its kin),
+``training`` (one step against the adversary), ``questions`` (models at test points), ``files`` and
+``statement`` (what a certificate says), ``check`` (the verdict). ``README.md`` beside them specifies the
+format and names what stays outside.
+"""
+
+from milp_agt.checker.check import Item as Item
+from milp_agt.checker.check import Outcome as Outcome
+from milp_agt.checker.check import Report as Report
+from milp_agt.checker.check import check as check
+
+__all__ = ["Item", "Outcome", "Report", "check"]

@@ -1,0 +1,76 @@
+"""``python -m milp_agt.checker DIR``: check the certificate in a folder or in its folder ``certificate``.
+
+Exit codes: 0 PROVED, 1 NOT PROVED or NOT COVERED, 2 wrong arguments, 3 REJECTED.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from milp_agt.checker.check import Report, check
+from milp_agt.checker.files import CLAIM
+
+FOLDER = "certificate"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Check, print what came of it, and return the exit code."""
+    parser = argparse.ArgumentParser(prog="milp-agt check", description=__doc__.partition("\n")[0])
+    add_arguments(parser)
+    return run(parser.parse_args(argv))
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments, for this module and for the command line of the whole package."""
+    parser.add_argument(
+        "folder", metavar="DIR", type=Path, help="a result folder, or the certificate in it"
+    )
+    parser.add_argument(
+        "--jobs", metavar="N", type=_count, default=1, help="processes for runs that are listed"
+    )
+    parser.add_argument("--exact", action="store_true", help="compute in fractions; for small runs")
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or not 1 <= int(text) <= 1024:
+        raise argparse.ArgumentTypeError(f"'{text}' is no number of processes")
+    return int(text)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """The command."""
+    folder: Path = arguments.folder
+    inside = folder / FOLDER
+    chosen = inside if inside.is_dir() and not (folder / CLAIM).exists() else folder
+    report = check(chosen, arguments.jobs, arguments.exact)
+    print(in_words(report))
+    return report.outcome.exit_code
+
+
+def in_words(report: Report) -> str:
+    """What was checked, line by line, and the verdict."""
+    lines = [*report.words, ""] if report.words else []
+    for item in report.items:
+        lines.append(
+            f"  {item.outcome.text:<12} {item.name}" + (f": {item.detail}" if item.detail else "")
+        )
+    if report.sha256:
+        lines += ["", f"Certificate: {report.bytes} bytes; SHA-256 of its claim {report.sha256}"]
+    lines.append(f"Checker: SHA-256 of its source {source_sha256()}")
+    return "\n".join([*lines, report.outcome.text])
+
+
+def source_sha256() -> str:
+    """One hash of the files of this package, in the order of their names."""
+    digest = hashlib.sha256()
+    for path in sorted(Path(__file__).parent.glob("*.py")):
+        digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
+    return digest.hexdigest()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,205 @@
+"""Boxes of numbers, and operations on them whose results are rounded outwards.
+
+A box is two arrays of the same shape, in one of two arithmetics that share all code below:
+
+- float64: every operation rounds to nearest (IEEE 754), and :func:`down` and :func:`up` go one number
+  further. Sums are in any order; they are off by at most ``gamma(k) sum |x|`` with ``gamma(k) = k u / (1 -
+  k u)`` and ``u = 2^-53`` (Higham 2002, section 4.2), which :func:`total` grants;
+- exact: arrays of :class:`fractions.Fraction`; nothing is rounded, and :func:`coarse` shortens fractions
+  outwards.
+
+A number that is not finite proves nothing: it raises :class:`Unbounded`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[Any]
+
+U = 2.0**-53
+TINY = 2.0**-1000  # more than underflow adds to 2^70 operations
+SPARE = (
+    1.0 + 2.0**-8
+)  # covers 1 / (1 - k u) for k u <= 2^-10, and the rounding of the sizes that errors grow with
+LONGEST = 2**40  # terms of a sum
+BITS = 320  # of the fractions that exact arithmetic keeps from one step to the next
+
+
+class Unbounded(Exception):
+    """A bound that is infinite or no number: nothing follows from it."""
+
+
+@dataclass(frozen=True)
+class Box:
+    """``{v : lo <= v <= hi}``, elementwise, both finite."""
+
+    lo: Array
+    hi: Array
+
+    def __post_init__(self) -> None:
+        if self.lo.dtype != object and not (
+            np.isfinite(self.lo).all() and np.isfinite(self.hi).all()
+        ):
+            raise Unbounded("a bound became infinite")
+
+    @staticmethod
+    def point(values: Array) -> Box:
+        return Box(values, values)
+
+    @property
+    def is_point(self) -> bool:
+        return self.lo is self.hi
+
+    @property
+    def size(self) -> Array:
+        """The largest magnitude, elementwise."""
+        largest: Array = np.maximum(abs(self.lo), abs(self.hi))
+        return largest
+
+    def __getitem__(self, key: Any) -> Box:
+        low = self.lo[key]
+        return Box(low, low if self.is_point else self.hi[key])
+
+    def __neg__(self) -> Box:
+        return Box(-self.hi, -self.lo)
+
+    def __add__(self, other: Box) -> Box:
+        return Box(down(self.lo + other.lo), up(self.hi + other.hi))
+
+    def __sub__(self, other: Box) -> Box:
+        return Box(down(self.lo - other.hi), up(self.hi - other.lo))
+
+    def __mul__(self, other: Box) -> Box:
+        """Of two unrelated numbers: the extremes are at corners."""
+        low, high = corners(self, other)
+        return Box(down(low), up(high))
+
+    def widened(self, error: Array) -> Box:
+        """Both ends moved outwards by ``error >= 0``."""
+        return Box(down(self.lo - error), up(self.hi + error))
+
+
+def is_exact(values: Array) -> bool:
+    return values.dtype == object
+
+
+def down(values: Array) -> Array:
+    """A number that is no larger than what was rounded to ``values``."""
+    return values if is_exact(values) else np.nextafter(values, -np.inf)
+
+
+def up(values: Array) -> Array:
+    """A number that is no smaller than what was rounded to ``values``."""
+    return values if is_exact(values) else np.nextafter(values, np.inf)
+
+
+def number(value: float | Fraction, like: Array) -> Any:
+    """A constant in the arithmetic of an array; every float is a fraction."""
+    return Fraction(value) if is_exact(like) else float(value)
+
+
+def scale_of(value: float | Fraction, like: Array) -> Box:
+    """A constant as a box, which may be a rational number that is no float."""
+    if is_exact(like):
+        return Box.point(np.array(Fraction(value), dtype=object))
+    near = np.array(float(value))
+    return (
+        Box.point(near) if Fraction(float(value)) == Fraction(value) else Box(down(near), up(near))
+    )
+
+
+def exact(values: Array) -> Array:
+    """The same numbers as fractions."""
+    flat = [Fraction(v) for v in values.reshape(-1).tolist()]
+    found = np.empty(len(flat), dtype=object)
+    found[:] = flat
+    return found.reshape(values.shape)
+
+
+def coarse(box: Box) -> Box:
+    """The box with fractions of ``BITS`` bits behind the point, rounded outwards; floats stay as they
+    are.
+    """
+    if not is_exact(box.lo):
+        return box
+    unit = 2**BITS
+    low = np.frompyfunc(lambda v: Fraction(v * unit // 1, unit), 1, 1)
+    high = np.frompyfunc(lambda v: Fraction(-(-v * unit // 1), unit), 1, 1)
+    return Box(np.asarray(low(box.lo), dtype=object), np.asarray(high(box.hi), dtype=object))
+
+
+def corners(a: Box, b: Box) -> tuple[Array, Array]:
+    """Least and largest of the four products of ends, rounded to nearest."""
+    if a.is_point and b.is_point:
+        same = a.lo * b.lo
+        return same, same
+    if a.is_point or b.is_point:
+        point, other = (a, b) if a.is_point else (b, a)
+        first, second = point.lo * other.lo, point.lo * other.hi
+        return np.minimum(first, second), np.maximum(first, second)
+    products = a.lo * b.lo, a.lo * b.hi, a.hi * b.lo, a.hi * b.hi
+    low = np.minimum(np.minimum(products[0], products[1]), np.minimum(products[2], products[3]))
+    high = np.maximum(np.maximum(products[0], products[1]), np.maximum(products[2], products[3]))
+    return low, high
+
+
+def allowance(terms: int, size: Array) -> Array:
+    """What ``terms`` roundings in a row do to a sum of numbers of this total size, in our own
+    arithmetic.
+    """
+    if is_exact(size):
+        return size * 0
+    if terms > LONGEST:
+        raise Unbounded(f"a sum of {terms} terms")
+    return (terms + 4) * U * SPARE * size + TINY
+
+
+def total(low: Array, high: Array, axis: int = -1) -> Box:
+    """The sum of numbers that lie between ``low`` and ``high`` up to one rounding each.
+
+    ``fl(sum low) - sum low`` is at most ``gamma(k) sum |low|``, and each term was rounded once more.
+    """
+    size = np.maximum(abs(low), abs(high)).sum(axis)
+    error = allowance(low.shape[axis] + 1, size)
+    return Box(down(low.sum(axis) - error), up(high.sum(axis) + error))
+
+
+def dot(a: Box, b: Box) -> Box:
+    """``sum_k a_k b_k`` over the last axis of both, corner by corner: exact for independent numbers."""
+    return total(*corners(a, b))
+
+
+def matmul(a: Box, b: Box) -> Box:
+    """Matrix product by midpoints and radii (Rump 1999): not exact, and much faster.
+
+    ``A B`` lies within ``|A_m| R_b + R_a (|B_m| + R_b)`` of ``A_m B_m`` for ``A_m +- R_a`` and ``B_m +-
+    R_b``.
+    """
+    (middle_a, radius_a), (middle_b, radius_b) = _balls(a), _balls(b)
+    middle = middle_a @ middle_b
+    radius = abs(middle_a) @ radius_b + radius_a @ (abs(middle_b) + radius_b)
+    size = abs(middle_a) @ abs(middle_b) + radius
+    radius = radius + 4 * allowance(a.lo.shape[-1], size)
+    return Box(down(middle - radius), up(middle + radius))
+
+
+def _balls(a: Box) -> tuple[Array, Array]:
+    half = number(0.5, a.lo)
+    middle = half * a.lo + half * a.hi
+    return middle, up(np.maximum(a.hi - middle, middle - a.lo))
+
+
+def largest(values: Array, count: int, axis: int = 0) -> Array:
+    """The ``count`` largest along an axis, in any order."""
+    many = values.shape[axis]
+    if count >= many:
+        return values
+    if is_exact(values):
+        return np.take(np.sort(values, axis), range(many - count, many), axis)
+    return np.take(np.partition(values, many - count, axis), range(many - count, many), axis)

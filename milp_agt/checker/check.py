@@ -1,0 +1,241 @@
+"""The verdict on a certificate.
+
+What is proved, for a certificate that is PROVED: let M be the run that it describes (layers, initial
+parameters, batches, optimiser, arithmetic). Then for every data set that its threat admits, what M ends
+with lies in its box, and every model that M can end with satisfies its questions. The proof:
+:mod:`~milp_agt.checker.training` encloses every run in boxes, step by step; here each claimed end is
+compared with the end that was proved, and each threshold with the claimed end.
+"""
+
+from __future__ import annotations
+
+import enum
+import itertools
+import math
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+
+from milp_agt.checker import questions, training
+from milp_agt.checker.boxes import Array, Box, Unbounded
+from milp_agt.checker.files import Rejected, open_certificate
+from milp_agt.checker.layers import Samples
+from milp_agt.checker.reading import state
+from milp_agt.checker.statement import Question, Statement
+
+AT_ONCE = 64  # listed runs that are bounded side by side
+MOST_LISTED = 1_000_000
+
+
+class Outcome(enum.Enum):
+    """What a check comes to; the worst of its items."""
+
+    PROVED = 0
+    NOT_COVERED = 1
+    NOT_PROVED = 2
+    REJECTED = 3
+
+    @property
+    def text(self) -> str:
+        return self.name.replace("_", " ")
+
+    @property
+    def exit_code(self) -> int:
+        return {0: 0, 1: 1, 2: 1, 3: 3}[self.value]
+
+
+@dataclass(frozen=True)
+class Item:
+    """One thing that was checked."""
+
+    name: str
+    outcome: Outcome
+    detail: str = ""
+
+
+@dataclass(frozen=True)
+class Report:
+    """All that was checked, and the words that were checked, which are the checker's own."""
+
+    items: tuple[Item, ...]
+    words: tuple[str, ...] = ()
+    sha256: str = ""
+    bytes: int = 0
+
+    @property
+    def outcome(self) -> Outcome:
+        return max((item.outcome for item in self.items), key=lambda outcome: outcome.value)
+
+
+def check(folder: Path, jobs: int = 1, exactly: bool = False) -> Report:
+    """Check the certificate in a folder; ``exactly`` in fractions, for small runs.
+
+    Never raises for what a certificate holds: whatever is wrong with one is a REJECTED item.
+    """
+    try:
+        certificate = open_certificate(folder)
+        found = state(certificate)
+        words: tuple[str, ...] = ()
+        if isinstance(found, tuple):
+            items = tuple(Item(what, Outcome.NOT_COVERED) for what in found)
+        else:
+            words = found.words
+            with np.errstate(all="ignore"):
+                items = tuple(_items(found.exactly() if exactly else found, jobs))
+        return Report(items, words, certificate.sha256, certificate.bytes)
+    except Rejected as error:
+        return Report((Item("the certificate", Outcome.REJECTED, str(error)),))
+    except MemoryError:
+        return Report((Item("the certificate", Outcome.NOT_PROVED, "memory ran out"),))
+
+
+def _items(given: Statement, jobs: int) -> Iterator[Item]:
+    yield _nominal(given)
+    try:
+        cases = [_bounded(given)] if given.method == "interval" else list(_listed(given, jobs))
+    except Unbounded as error:
+        yield Item(
+            "the box of the parameters", Outcome.REJECTED, f"claimed finite; in the check, {error}"
+        )
+        return
+    yield _inside(given, cases)
+    for question in given.questions:
+        yield _answer(given, question, cases)
+    for what in given.not_covered:
+        yield Item(what, Outcome.NOT_COVERED)
+
+
+def _nominal(given: Statement) -> Item:
+    """The run on the data as given ends where the certificate says, up to rounding."""
+    name = "the run on the data as given"
+    try:
+        boxes = training.train(given.problem, given.initial, given.samples)
+    except Unbounded as error:
+        return Item(name, Outcome.REJECTED, f"it does not end: {error}")
+    for key, box in boxes.items():
+        value = given.nominal[key]
+        if not ((box.lo[0] <= value) & (value <= box.hi[0])).all():
+            gap = np.maximum(box.lo[0] - value, value - box.hi[0])
+            return Item(
+                name, Outcome.REJECTED, f"'{key}' is stored {_worst(gap)} away from where it ends"
+            )
+    return Item(name, Outcome.PROVED)
+
+
+def _bounded(given: Statement) -> dict[str, Box]:
+    return training.train(given.problem, given.initial, given.samples, given.poisoned)
+
+
+def _inside(given: Statement, cases: list[dict[str, Box]]) -> Item:
+    """Every proved box lies in the claimed one."""
+    for name in given.problem.parameters:
+        for side, claimed in (("lower", given.lower[name]), ("upper", given.upper[name])):
+            ends = [(c[name].lo.min(0) if side == "lower" else -c[name].hi.max(0)) for c in cases]
+            proved = np.min(ends, 0)
+            gap = (claimed if side == "lower" else -claimed) - proved
+            if not (gap <= 0).all():
+                detail = (
+                    f"{side} end of '{name}': claimed {_worst(gap)} tighter than what is proved"
+                )
+                return Item("the box of the parameters", Outcome.REJECTED, detail)
+    return Item("the box of the parameters", Outcome.PROVED)
+
+
+def _worst(gap: Array) -> str:
+    place = np.unravel_index(int(np.argmax(gap)), gap.shape)
+    return f"{float(gap[place]):.6g} at {[int(k) for k in place]}"
+
+
+def _answer(given: Statement, asked: Question, cases: list[dict[str, Box]]) -> Item:
+    name = f"{asked.kind} on {asked.on}"
+    least: float | Fraction = math.inf
+    most: float | Fraction = -math.inf
+    try:
+        for case in cases:
+            if asked.kind == "loss":
+                loss = questions.mean_loss(
+                    given.problem, case, asked.x, asked.encoded, asked.labels
+                )
+                least, most = min(least, loss.lo.min()), max(most, loss.hi.max())
+            else:
+                sure, possible = questions.count_right(given.problem, case, asked.x, asked.labels)
+                least, most = min(least, sure), max(most, possible)
+    except Unbounded as error:
+        return Item(name, Outcome.REJECTED, f"claimed finite; in the check, {error}")
+    if asked.kind == "stable":
+        most = len(asked.x)
+    for side, tighter, proved, claimed in (
+        ("at least", asked.least > least, least, asked.least),
+        ("at most", asked.most < most, most, asked.most),
+    ):
+        if tighter:
+            detail = f"claimed {side} {claimed:.9g}, proved {side} {float(proved):.9g}"
+            return Item(name, Outcome.REJECTED, detail)
+    share = Fraction(1) if asked.kind == "loss" else Fraction(1, len(asked.x))
+    # A share of k in n points meets a threshold if the float k / n does.
+    low, high = (float(Fraction(end) * share) for end in (asked.least, asked.most))
+    detail = f"between {low:.9g} and {high:.9g}"
+    missed = (asked.at_least is not None and low < asked.at_least) or (
+        asked.at_most is not None and high > asked.at_most
+    )
+    return Item(name, Outcome.NOT_PROVED if missed else Outcome.PROVED, detail)
+
+
+# ---------------------------------------------------------------------------- listed choices
+
+
+def _listed(given: Statement, jobs: int) -> Iterator[dict[str, Box]]:
+    """Boxes of the run on every data set that the adversary may choose: plain runs with their rounding."""
+    assert given.choices is not None
+    parts = [(given, chosen) for chosen in _chunks(all_choices(given))]
+    if jobs == 1:
+        yield from map(_run_on, parts)
+        return
+    with ProcessPoolExecutor(jobs) as pool:
+        yield from pool.map(_run_on, parts)
+
+
+def all_choices(given: Statement) -> Iterator[dict[int, int]]:
+    """Every admissible data set as the labels that are exchanged: which choice for which sample.
+
+    Raises:
+        Rejected: more than can be listed.
+    """
+    assert given.choices is not None
+    labels = given.samples.y.lo[0]
+    others = {
+        int(i): [
+            c for c in range(given.choices.shape[1]) if (given.choices[i, c] != labels[i]).any()
+        ]
+        for i in np.flatnonzero(given.poisoned.open)
+    }
+    most = max(map(len, others.values()), default=0)
+    total = sum(math.comb(len(others), k) * most**k for k in range(given.poisoned.budget + 1))
+    if total > MOST_LISTED:
+        raise Rejected(
+            f"the threat: {total} data sets, more than the {MOST_LISTED} that are listed"
+        )
+    for count in range(given.poisoned.budget + 1):
+        for chosen in itertools.combinations(others, count):
+            for labelled in itertools.product(*(others[i] for i in chosen)):
+                yield dict(zip(chosen, labelled, strict=True))
+
+
+def _chunks(choices: Iterator[dict[int, int]]) -> Iterator[list[dict[int, int]]]:
+    while chunk := list(itertools.islice(choices, AT_ONCE)):
+        yield chunk
+
+
+def _run_on(work: tuple[Statement, list[dict[int, int]]]) -> dict[str, Box]:
+    given, chosen = work
+    assert given.choices is not None
+    y = np.repeat(given.samples.y.lo, len(chosen), 0)
+    for case, exchanged in enumerate(chosen):
+        for sample, choice in exchanged.items():
+            y[case, sample] = given.choices[sample, choice]
+    with np.errstate(all="ignore"):
+        return training.train(given.problem, given.initial, Samples(given.samples.x, Box.point(y)))

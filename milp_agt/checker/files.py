@@ -1,0 +1,232 @@
+"""The files of a certificate, read with suspicion: nothing in them is executed, followed or unpacked.
+
+A certificate is a folder of plain files: ``claim.json``, ``claim.sha256`` and arrays (``*.npy`` of
+binary64, int64 or bytes). Every array is listed in the claim with its size and SHA-256; what is hashed is
+what is read.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import re
+import stat
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from milp_agt.checker.boxes import Array
+
+CLAIM, SEAL = "claim.json", "claim.sha256"
+NAME = re.compile(r"[a-z0-9_]{1,80}\.npy")
+HEADER = re.compile(
+    rb"\{'descr': '(<f8|<i8|\|u1)', 'fortran_order': False, 'shape': \(([0-9, ]{0,100})\), \} *\n"
+)
+LARGEST_CLAIM, LARGEST_ARRAY = 2**26, 2**33  # bytes
+KINDS = {b"<f8": np.float64, b"<i8": np.int64, b"|u1": np.uint8}
+
+
+class Rejected(Exception):
+    """The certificate is damaged, contradicts itself, or states what does not follow."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """A JSON object that knows where it stands: what is missing, left over or of another type is
+    refused.
+    """
+
+    values: Mapping[str, Any]
+    where: str
+    used: set[str] = field(default_factory=set)
+
+    def _get(self, key: str) -> Any:
+        if key not in self.values:
+            raise Rejected(f"{self.where}: '{key}' is missing")
+        self.used.add(key)
+        return self.values[key]
+
+    def _wrong(self, key: str, wanted: str) -> Rejected:
+        return Rejected(f"{self.where}: '{key}' should be {wanted}, not {self.values[key]!r:.60}")
+
+    def has(self, key: str) -> bool:
+        """Whether the value of a key, which has to be there, is not null."""
+        return self._get(key) is not None
+
+    def text(self, key: str) -> str:
+        value = self._get(key)
+        if not isinstance(value, str):
+            raise self._wrong(key, "a text")
+        return value
+
+    def word(self, key: str, words: tuple[str, ...]) -> str:
+        value = self.text(key)
+        if value not in words:
+            raise self._wrong(key, f"one of {', '.join(words)}")
+        return value
+
+    def whole(self, key: str, least: int = 0, most: int = 2**40) -> int:
+        value = self._get(key)
+        if type(value) is not int or not least <= value <= most:
+            raise self._wrong(key, f"a whole number from {least} to {most}")
+        return value
+
+    def flag(self, key: str) -> bool:
+        value = self._get(key)
+        if type(value) is not bool:
+            raise self._wrong(key, "true or false")
+        return value
+
+    def real(self, key: str) -> float:
+        """A binary64 number, written in hexadecimal: decimals would be rounded."""
+        value = self._get(key)
+        try:
+            found = float.fromhex(value) if isinstance(value, str) and len(value) < 40 else math.nan
+        except (ValueError, OverflowError):
+            found = math.nan
+        if not math.isfinite(found):
+            raise self._wrong(key, "a finite number as float.hex() writes it")
+        return found
+
+    def texts(self, key: str) -> tuple[str, ...]:
+        value = self._get(key)
+        if not isinstance(value, list) or not all(isinstance(each, str) for each in value):
+            raise self._wrong(key, "a list of texts")
+        return tuple(value)
+
+    def table(self, key: str) -> Table:
+        value = self._get(key)
+        if not isinstance(value, dict):
+            raise self._wrong(key, "a table")
+        return Table(value, f"{self.where}.{key}")
+
+    def tables(self, key: str) -> list[Table]:
+        value = self._get(key)
+        if not isinstance(value, list) or not all(isinstance(each, dict) for each in value):
+            raise self._wrong(key, "a list of tables")
+        return [Table(each, f"{self.where}.{key}[{k}]") for k, each in enumerate(value)]
+
+    def finish(self) -> None:
+        """See that nothing was left unread."""
+        rest = sorted(set(self.values) - self.used)
+        if rest:
+            raise Rejected(f"{self.where}: unknown keys {', '.join(rest)}")
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """The claim and its arrays, as they lie in the folder."""
+
+    claim: Table
+    arrays: Mapping[str, Array]
+    sha256: str
+    bytes: int
+    used: set[str] = field(default_factory=set)
+
+    def array(
+        self, table: Table, key: str, shape: tuple[int, ...] | None = None, kind: str = "f"
+    ) -> Array:
+        """The array that a key names, of a kind (``f``, ``i`` or ``u``) and shape."""
+        name = table.text(key)
+        if name not in self.arrays:
+            raise Rejected(
+                f"{table.where}: '{key}' names {name!r:.60}, which is not among the files of the claim"
+            )
+        found = self.arrays[name]
+        if found.dtype.kind != kind or (shape is not None and found.shape != shape):
+            raise Rejected(
+                f"{name}: {found.dtype} of shape {found.shape}, where {table.where}.{key} needs kind '{kind}'"
+                + ("" if shape is None else f" of shape {shape}")
+            )
+        self.used.add(name)
+        return found
+
+
+def open_certificate(folder: Path) -> Certificate:
+    """Read a folder.
+
+    Raises:
+        Rejected: whatever is missing, damaged, left over, linked or too large.
+    """
+    if folder.is_symlink() or not folder.is_dir():
+        raise Rejected(f"{folder}: no folder of its own")
+    text = _bytes(folder / CLAIM, LARGEST_CLAIM)
+    digest = hashlib.sha256(text).hexdigest()
+    if _bytes(folder / SEAL, 200) != f"{digest}  {CLAIM}\n".encode():
+        raise Rejected(f"{CLAIM}: its SHA-256 is {digest}, which is not what {SEAL} says")
+    try:
+        values = json.loads(text.decode(), object_pairs_hook=_unique, parse_constant=_constant)
+    except (ValueError, RecursionError) as error:
+        raise Rejected(f"{CLAIM}: {error}") from None
+    if not isinstance(values, dict):
+        raise Rejected(f"{CLAIM}: no table")
+    claim = Table(values, "claim")
+    listed = claim.table("files")
+    arrays, size = {}, len(text)
+    for name in listed.values:
+        if not NAME.fullmatch(name):
+            raise Rejected(f"claim.files: {name!r:.60} is no plain name of an array")
+        entry = listed.table(name)
+        data = _bytes(folder / name, LARGEST_ARRAY, entry.whole("bytes"))
+        if hashlib.sha256(data).hexdigest() != entry.text("sha256"):
+            raise Rejected(f"{name}: its SHA-256 is not the one in the claim")
+        entry.finish()
+        arrays[name], size = _array(name, data), size + len(data)
+    extra = sorted({each.name for each in folder.iterdir()} - {*arrays, CLAIM, SEAL})
+    if extra:
+        raise Rejected(f"{extra[0]!r:.60}: a file that the claim does not list")
+    return Certificate(claim, arrays, digest, size)
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("a key stands twice in a table")
+    return found
+
+
+def _constant(name: str) -> float:
+    raise ValueError(f"{name} is no number")
+
+
+def _bytes(path: Path, most: int, wanted: int | None = None) -> bytes:
+    """The content of a plain file of a size that is known beforehand; links are not followed."""
+    try:
+        handle = os.open(
+            path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+        )
+        with open(handle, "rb") as stream:
+            about = os.fstat(stream.fileno())
+            if path.is_symlink() or not stat.S_ISREG(about.st_mode):
+                raise Rejected(f"{path.name}: no plain file")
+            if about.st_size > most or (wanted is not None and about.st_size != wanted):
+                raise Rejected(
+                    f"{path.name}: {about.st_size} bytes, where {wanted or f'at most {most}'} are allowed"
+                )
+            return stream.read(about.st_size)
+    except OSError as error:
+        raise Rejected(f"{path.name}: {error.strerror or error}") from None
+
+
+def _array(name: str, data: bytes) -> Array:
+    """An array in version 1.0 of numpy's format; its header is matched, never evaluated."""
+    header = HEADER.fullmatch(data[10 : 10 + int.from_bytes(data[8:10], "little")])
+    if data[:8] != b"\x93NUMPY\x01\x00" or header is None:
+        raise Rejected(f"{name}: not an array of binary64, int64 or bytes in numpy's format 1.0")
+    try:
+        shape = tuple(int(part) for part in header[2].decode().split(",") if part.strip())
+    except ValueError:
+        raise Rejected(f"{name}: a shape that cannot be read") from None
+    kind = np.dtype(KINDS[header[1]])
+    rest = data[10 + len(header[0]) :]
+    if math.prod(shape) * kind.itemsize != len(rest):
+        raise Rejected(f"{name}: {len(rest)} bytes for shape {shape}")
+    found = np.frombuffer(rest, dtype=kind).reshape(shape)
+    if kind.kind == "f" and not np.isfinite(found).all():
+        raise Rejected(f"{name}: numbers that are not finite")
+    return found

@@ -1,0 +1,298 @@
+"""The run: its arithmetic, its layers and its loss, forward and backward, in boxes.
+
+Its numbers are floats of unit roundoff ``u'``. By induction over the operations, in the order
+in which they stand below: if all operands of an operation lie in their boxes, the exact result lies in the
+image of the boxes, and what the run computes is off by at most what :class:`Arithmetic` grants. So it lies
+in the widened image.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from fractions import Fraction
+
+import numpy as np
+
+from milp_agt.checker import functions
+from milp_agt.checker.boxes import (
+    SPARE,
+    Array,
+    Box,
+    Unbounded,
+    allowance,
+    dot,
+    down,
+    matmul,
+    number,
+    scale_of,
+    up,
+)
+
+AT_ONCE = 2**21  # products that are held at once
+State = Mapping[str, Box]  # each (cases, *shape); velocities under VELOCITY + name
+VELOCITY = "velocity of "
+
+
+@dataclass(frozen=True)
+class Arithmetic:
+    """Of the run: what is assumed of its rounding. All assumptions about the run enter here.
+
+    Attributes:
+        unit: every product, sum, quotient and conversion has a relative error of at most this.
+        tiny: what underflow may add to a number.
+        largest: numbers beyond it may have overflowed; nothing is proved of them.
+        elementary: relative error of exp, tanh, sigmoid and log, in units.
+    """
+
+    name: str
+    unit: float
+    tiny: float
+    largest: float
+    elementary: float = 16.0
+
+    def off(self, roundings: float, size: Array) -> Array:
+        """What ``roundings`` of the run in a row can change, for terms of this total size.
+
+        ``gamma(k) size``; the factor in front covers ``1 / (1 - k u')`` for ``k u' <= 2^-10``.
+        """
+        if roundings * self.unit > 2.0**-10:
+            raise Unbounded(f"{roundings:g} roundings of a {self.name} run in one number")
+        if (size > self.largest).any():
+            raise Unbounded(f"numbers beyond {self.largest:g} in a {self.name} run")
+        found: Array = number(roundings * self.unit * SPARE, size) * size + number(self.tiny, size)
+        return found
+
+    def rounded(self, box: Box, roundings: float, size: Array) -> Box:
+        return box.widened(self.off(roundings, size))
+
+
+ARITHMETICS = {
+    "float64": Arithmetic("float64", 2.0**-53, 1e-290, 1e300),
+    "float32": Arithmetic("float32", 2.0**-24, 1e-28, 1e30),
+}
+
+
+@dataclass(frozen=True)
+class Layer:
+    """``dense``: ``W x + b``; ``relu``, ``leaky_relu`` (slope below 0), ``sigmoid``, ``tanh``:
+    elementwise.
+    """
+
+    kind: str
+    weight: str = ""
+    bias: str = ""
+    slope: float = 0.0
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One optimiser step, for the mean gradient g over the batch (torch.optim.SGD).
+
+    ``d = g + l1 sign(theta) + decay theta``; with momentum ``v' = momentum v + (1 - dampening) d`` and
+    ``theta' = theta - rate v'``, or ``theta - rate (d + momentum v')`` (Nesterov); else ``theta' = theta -
+    rate d``. Then every entry is clamped to ``projection``.
+    """
+
+    rate: float
+    momentum: float = 0.0
+    decay: float = 0.0
+    dampening: float = 0.0
+    nesterov: bool = False
+    l1: float = 0.0
+    projection: tuple[float, float] | None = None
+    undecayed: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True)
+class Problem:
+    """The run without its data: layers, loss, batches with their rules, and arithmetic."""
+
+    layers: tuple[Layer, ...]
+    loss: str
+    batches: tuple[Array, ...]
+    rules: tuple[Rule, ...]
+    arithmetic: Arithmetic
+
+    @property
+    def parameters(self) -> tuple[str, ...]:
+        return tuple(name for layer in self.layers for name in (layer.weight, layer.bias) if name)
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Boxes of the features (cases, n, d) and of the encoded labels (cases, n, o) of some samples."""
+
+    x: Box
+    y: Box
+
+    def at(self, samples: Array) -> Samples:
+        return Samples(self.x[:, samples], self.y[:, samples])
+
+
+@dataclass(frozen=True)
+class Poisoned:
+    """What the samples ``open`` may become, as boxes, if at most ``budget`` of them are poisoned at
+    once.
+    """
+
+    samples: Samples
+    open: Array
+    budget: int
+
+
+def dense(layer: Layer, state: State, x: Box, arithmetic: Arithmetic) -> Box:
+    """``W x + b``, (cases, n, outputs): a sum of ``inputs + 1`` terms in any order."""
+    weight = state[layer.weight]
+    found = products(weight, x)
+    size = x.size @ np.swapaxes(weight.size, -1, -2)
+    if layer.bias:
+        bias = state[layer.bias][:, None]
+        found, size = found + bias, size + bias.size
+    return arithmetic.rounded(found, x.lo.shape[-1] + 1, size)
+
+
+def products(rows: Box, x: Box) -> Box:
+    """``sum_k rows_jk x_ik`` for all samples i and rows j, (cases, n, rows), from (cases, rows, k)."""
+    if (x.is_point and rows.is_point) or x.lo.shape[0] > 1 or rows.lo.shape[0] > 1:
+        return matmul(x, Box(np.swapaxes(rows.lo, -1, -2), np.swapaxes(rows.hi, -1, -2)))
+    pieces = [
+        dot(rows[:, None, part], x[:, :, None]) for part in parts_of(x.lo.size, rows.lo.shape[1])
+    ]
+    return Box(
+        np.concatenate([b.lo for b in pieces], -1), np.concatenate([b.hi for b in pieces], -1)
+    )
+
+
+def parts_of(numbers: int, rows: int) -> Iterator[slice]:
+    step = max(1, AT_ONCE // max(1, numbers))
+    return (slice(start, min(start + step, rows)) for start in range(0, rows, step))
+
+
+def activation(layer: Layer, z: Box, arithmetic: Arithmetic) -> Box:
+    """Values; all four functions are increasing."""
+    zero = number(0.0, z.lo)
+    if layer.kind == "relu":
+        return Box(np.maximum(z.lo, zero), np.maximum(z.hi, zero))
+    if layer.kind == "leaky_relu":
+        low, high = z * scale_of(layer.slope, z.lo), z
+        found = Box(np.where(z.lo > 0, high.lo, low.lo), np.where(z.hi > 0, high.hi, low.hi))
+        return arithmetic.rounded(found, 2, np.where(z.lo > 0, zero, low.size))
+    found = functions.tanh(z) if layer.kind == "tanh" else functions.sigmoid(z)
+    return arithmetic.rounded(found, arithmetic.elementary, found.size)
+
+
+def pulled(layer: Layer, z: Box, value: Box, delta: Box, arithmetic: Arithmetic) -> Box:
+    """The cotangent before an activation: ``delta f'(z)``, with ``f'`` as torch takes it (relu'(0) = 0)."""
+    zero, one = number(0.0, z.lo), number(1.0, z.lo)
+    if layer.kind in ("relu", "leaky_relu"):
+        slope = number(layer.slope if layer.kind == "leaky_relu" else 0.0, z.lo)
+        slopes = Box(np.where(z.lo > 0, one, slope), np.where(z.hi > 0, one, slope))
+        found = delta * slopes
+        return found if layer.kind == "relu" else arithmetic.rounded(found, 2, delta.size)
+    if layer.kind == "tanh":  # 1 - h^2
+        size = value.size
+        nearest = np.where(
+            (value.lo <= 0) & (value.hi >= 0), zero, np.minimum(abs(value.lo), abs(value.hi))
+        )
+        slopes = Box(down(one - up(size * size)), up(one - down(nearest * nearest)))
+    else:  # h (1 - h): increasing up to 1/2, decreasing after it
+        half = number(0.5, z.lo)
+        ends = [h * (one - h) for h in (value.lo, value.hi)]
+        spare = allowance(4, abs(value.size) + one)
+        middle = np.where((value.lo <= half) & (value.hi >= half), half * half, np.maximum(*ends))
+        slopes = Box(
+            down(np.minimum(*ends) - spare), up(np.maximum(middle, np.maximum(*ends)) + spare)
+        )
+    # The run takes at most four operations on numbers that are no larger than |delta| (1 + |h|^2).
+    return arithmetic.rounded(delta * slopes, 5, delta.size * (one + value.size))
+
+
+def loss_gradient(loss: str, f: Box, y: Box, arithmetic: Arithmetic) -> Box:
+    """The derivative of the loss of each sample by its outputs, as torch computes it.
+
+    cross_entropy: ``softmax(f) - y``. torch takes ``exp(d_j - log S) - y_j`` with ``d = f - max f`` and
+    ``S = sum_k exp(d_k)``. In units u', with C classes and elementary functions off by 16: a term of S is
+    off by a share ``16 + 2 |d_k|``; since ``S >= 1`` and ``|d| exp(d) < 0.4``, S by at most ``17 C``,
+    ``log S`` by that and ``16 log C``, the exponent by ``17 C + 17 log C + 2 |d_j|``, and p_j by that
+    share and 16 more. ``64 + 40 C + 8 spread + 4 max |f|`` is granted, with spread the largest ``|d|``;
+    its last term covers ``max f + log S`` where it is added up first. bce: ``sigmoid(f) - y``; p is off by
+    16, or as the exponential of ``log sigmoid`` by ``32 + 4 |f|``. mse: ``2 (f - y) / outputs``. hinge:
+    ``-s`` where ``s f < 1`` for ``s = 2 y - 1``, else 0. Six more roundings cover the difference and the
+    division by the batch.
+    """
+    one, count = number(1.0, f.lo), f.lo.shape[-1]
+    if loss == "mse":
+        found = (f - y) * scale_of(Fraction(2, count), f.lo)
+        return arithmetic.rounded(found, 8, (f.size + y.size) * number(2.0, f.lo))
+    if loss == "hinge":
+        positive, negative = _kinked(-f), _kinked(f)
+        share = Box(one - y.hi, one - y.lo)
+        return arithmetic.rounded(share * negative - y * positive, 6, np.ones_like(f.lo) * one)
+    if loss == "bce":
+        p = functions.sigmoid(f)
+        own = p.size * (number(32.0, f.lo) + number(4.0, f.lo) * f.size)
+    elif count == 2:
+        second = functions.sigmoid(f[..., 1:] - f[..., :1])
+        low, high = one - second.hi, one - second.lo
+        p = Box(_joined(down(low), second.lo), _joined(up(high), second.hi))
+        own = _softmax_size(p, f)
+    else:
+        p = functions.softmax(f)
+        own = _softmax_size(p, f)
+    size = (one if loss == "bce" else p.size) + y.size
+    error = arithmetic.off(1, own) + arithmetic.off(6, size)
+    return (p - y).widened(error)
+
+
+def _softmax_size(p: Box, f: Box) -> Array:
+    spread = f.hi.max(-1, keepdims=True) - f.lo.min(-1, keepdims=True)
+    top = f.size.max(-1, keepdims=True)
+    share = number(64.0 + 40.0 * f.lo.shape[-1], f.lo) + number(8.0, f.lo) * spread
+    found: Array = p.size * (share + number(4.0, f.lo) * top)
+    return found
+
+
+def _joined(first: Array, second: Array) -> Array:
+    return np.concatenate([first, second], -1)
+
+
+def _kinked(f: Box) -> Box:
+    """``step(1 + f)`` with step(0) = 0; the sign of the sum survives rounding."""
+    one, zero = number(1.0, f.lo), number(0.0, f.lo)
+    return Box(np.where(f.lo > -one, one, zero), np.where(f.hi > -one, one, zero))
+
+
+def forward(problem: Problem, state: State, x: Box) -> list[Box]:
+    """The input of every layer, and the output at the end."""
+    values = [x]
+    for layer in problem.layers:
+        step = (
+            dense(layer, state, values[-1], problem.arithmetic) if layer.kind == "dense" else None
+        )
+        values.append(activation(layer, values[-1], problem.arithmetic) if step is None else step)
+    return values
+
+
+def terms(problem: Problem, state: State, samples: Samples) -> dict[str, tuple[Box, Box | None]]:
+    """The gradient of every sample: for a weight the factors (delta, input) of its outer product, for a
+    bias delta.
+    """
+    arithmetic = problem.arithmetic
+    values = forward(problem, state, samples.x)
+    delta = loss_gradient(problem.loss, values[-1], samples.y, arithmetic)
+    found: dict[str, tuple[Box, Box | None]] = {}
+    for place in range(len(problem.layers) - 1, -1, -1):
+        layer, given = problem.layers[place], values[place]
+        if layer.kind != "dense":
+            delta = pulled(layer, given, values[place + 1], delta, arithmetic)
+            continue
+        found[layer.weight] = (delta, given)
+        if layer.bias:
+            found[layer.bias] = (delta, None)
+        if place > 0:
+            weight = state[layer.weight]
+            turned = Box(np.swapaxes(weight.lo, -1, -2), np.swapaxes(weight.hi, -1, -2))
+            size = delta.size @ weight.size
+            delta = arithmetic.rounded(products(turned, delta), delta.lo.shape[-1] + 1, size)
+    return found

@@ -1,0 +1,271 @@
+"""From the files of a certificate to what it states; whatever does not fit together is rejected."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+
+import numpy as np
+
+from milp_agt.checker.boxes import Array, Box
+from milp_agt.checker.files import Certificate, Rejected, Table
+from milp_agt.checker.layers import ARITHMETICS, Layer, Poisoned, Problem, Rule, Samples
+from milp_agt.checker.statement import ASSUMPTIONS, Question, Statement, words
+
+FORMAT = "milp-agt certificate 1"
+CLASSES = ("cross_entropy", "bce", "hinge")
+LOSSES = (*CLASSES, "mse")
+KINDS = ("dense", "relu", "leaky_relu", "sigmoid", "tanh")
+METHODS = ("interval", "listed")
+
+
+def state(certificate: Certificate) -> Statement | tuple[str, ...]:
+    """The statement; or, of a certificate that says so itself, what stands in the way of one.
+
+    Raises:
+        Rejected: a certificate that does not fit together, or whose words say something else.
+    """
+    found = read(certificate)
+    if isinstance(found, tuple):
+        return found
+    claim = certificate.claim
+    if claim.texts("words") != found.words:
+        raise Rejected(
+            f"claim.words: they should be those that follow from the data: {' '.join(found.words)}"
+        )
+    if claim.texts("assumptions") != ASSUMPTIONS:
+        raise Rejected("claim.assumptions: they are not those of this checker")
+    claim.finish()
+    unused = sorted(set(certificate.arrays) - certificate.used)
+    if unused:
+        raise Rejected(f"{unused[0]}: an array that the claim does not use")
+    return found
+
+
+def read(certificate: Certificate) -> Statement | tuple[str, ...]:
+    """The same without a look at the words."""
+    claim = certificate.claim
+    if claim.text("format") != FORMAT:
+        raise Rejected(f"claim.format: {claim.text('format')!r:.60}; this checker reads {FORMAT!r}")
+    _plain(claim.table("versions"))
+    not_covered = claim.texts("not_covered")
+    if not claim.has("method"):
+        claim.finish()
+        if not not_covered:
+            raise Rejected("claim: neither a method nor what stands in its way")
+        return not_covered
+    method = claim.word("method", METHODS)
+    arithmetic = ARITHMETICS[claim.word("arithmetic", tuple(ARITHMETICS))]
+    layers, parameters, width = _model(certificate, claim.table("model"))
+    loss = claim.word("loss", LOSSES)
+    outputs = parameters["initial"][_last(layers)].shape[0]
+    if (loss == "cross_entropy") != (outputs > 1) and loss != "mse":
+        raise Rejected(f"claim.loss: {loss} on {outputs} outputs")
+    data = claim.table("data")
+    x = certificate.array(data, "features")
+    samples = len(x)
+    if x.ndim != 2 or x.shape[1] != width or not samples:
+        raise Rejected(f"claim.data: features of shape {x.shape} for a model of {width} inputs")
+    y = certificate.array(data, "labels", (samples, outputs))
+    if loss in CLASSES:
+        _encoded(y, "claim.data.labels")
+    data.finish()
+    batches, rules = _training(certificate, claim.table("training"), samples, parameters["initial"])
+    poisoned, choices = _threat(certificate, claim.table("threat"), x, y, method, loss)
+    problem = Problem(layers, loss, batches, rules, arithmetic)
+    questions = tuple(
+        _question(certificate, t, loss, width, outputs) for t in claim.tables("questions")
+    )
+    found = Statement(
+        problem,
+        parameters["initial"],
+        parameters["nominal"],
+        parameters["lower"],
+        parameters["upper"],
+        Samples(Box.point(x[None]), Box.point(y[None])),
+        poisoned,
+        choices,
+        method,
+        questions,
+        not_covered,
+        (),
+    )
+    return replace(found, words=words(found))
+
+
+def _plain(table: Table) -> None:
+    for key in table.values:
+        table.text(key)
+
+
+def _last(layers: tuple[Layer, ...]) -> str:
+    return layers[-1].weight
+
+
+def _model(
+    certificate: Certificate, table: Table
+) -> tuple[tuple[Layer, ...], dict[str, dict[str, Array]], int]:
+    """The layers, the arrays of the parameters by what they are, and the number of inputs."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    layers: list[Layer] = []
+    width, first = 0, 0
+    own = table.table("parameters")
+    for entry in table.tables("layers"):
+        kind = entry.word("kind", KINDS)
+        if kind != "dense":
+            slope = entry.real("slope") if kind == "leaky_relu" else 0.0
+            if not 0.0 <= slope <= 1.0:
+                raise Rejected(f"{entry.where}: a slope of {slope}, where 0 to 1 are covered")
+            layers.append(Layer(kind, slope=slope))
+        else:
+            layer = Layer(
+                kind, entry.text("weight"), entry.text("bias") if entry.has("bias") else ""
+            )
+            weight = certificate.array(own.table(layer.weight), "initial")
+            if weight.ndim != 2 or (width and weight.shape[1] != width) or not weight.size:
+                raise Rejected(
+                    f"{entry.where}: a weight of shape {weight.shape} after {width} numbers"
+                )
+            first, width = first or weight.shape[1], weight.shape[0]
+            new = {layer.weight: weight.shape, **({layer.bias: (width,)} if layer.bias else {})}
+            if set(new) & set(shapes) or len(new) < 1 + bool(layer.bias):
+                raise Rejected(f"{entry.where}: a parameter that is used twice")
+            shapes |= new
+            layers.append(layer)
+        entry.finish()
+    if not layers or layers[0].kind != "dense" or layers[-1].kind != "dense":
+        raise Rejected(f"{table.where}: a model begins and ends with a dense layer")
+    arrays: dict[str, dict[str, Array]] = {
+        kind: {} for kind in ("initial", "nominal", "lower", "upper")
+    }
+    for name, shape in shapes.items():
+        entry = own.table(name)
+        for kind, found in arrays.items():
+            found[name] = certificate.array(entry, kind, shape)
+        entry.finish()
+    own.finish()
+    table.finish()
+    return tuple(layers), arrays, first
+
+
+def _encoded(y: Array, where: str) -> None:
+    """Classes: one 1 in each row, or a single column of 0 and 1."""
+    sums = y.sum(-1) if y.shape[-1] > 1 else np.ones(y.shape[:-1])
+    if not (((y == 0) | (y == 1)).all() and (sums == 1).all()):
+        raise Rejected(f"{where}: rows that are no class")
+
+
+def _training(
+    certificate: Certificate, table: Table, samples: int, parameters: Mapping[str, Array]
+) -> tuple[tuple[Array, ...], tuple[Rule, ...]]:
+    sizes = certificate.array(table, "sizes", kind="i")
+    order = certificate.array(table, "order", kind="i")
+    if sizes.ndim != 1 or not len(sizes) or (sizes < 1).any() or (sizes > samples).any():
+        raise Rejected(
+            f"{table.where}.sizes: no steps, or batches that are empty or larger than the data"
+        )
+    if order.shape != (int(sizes.sum()),) or (order < 0).any() or (order >= samples).any():
+        raise Rejected(f"{table.where}.order: not the samples of these batches")
+    batches = tuple(np.split(order, np.cumsum(sizes)[:-1]))
+    if any(len(np.unique(batch)) < len(batch) for batch in batches):
+        raise Rejected(f"{table.where}.order: a sample that stands twice in a batch")
+    rates = certificate.array(table, "rates", sizes.shape)
+    dampening = certificate.array(table, "dampening", sizes.shape)
+    undecayed = frozenset(table.texts("undecayed"))
+    projection = None
+    if table.has("projection"):
+        ends = table.table("projection")
+        projection = ends.real("low"), ends.real("high")
+        ends.finish()
+    one = Rule(
+        0.0,
+        table.real("momentum"),
+        table.real("weight_decay"),
+        nesterov=table.flag("nesterov"),
+        l1=table.real("l1"),
+        projection=projection,
+        undecayed=undecayed,
+    )
+    dampened = bool((dampening != 0).any())
+    wrong = (
+        not undecayed <= set(parameters)
+        or (rates < 0).any()
+        or min(one.momentum, one.decay, one.l1) < 0
+        or (projection is not None and projection[0] > projection[1])
+        or (one.nesterov and (dampened or one.momentum == 0))
+        or (dampened and one.momentum == 0)
+    )
+    if wrong:
+        raise Rejected(f"{table.where}: options that no optimiser takes together")
+    table.finish()
+    pairs = zip(rates.tolist(), dampening.tolist(), strict=True)
+    return batches, tuple(replace(one, rate=rate, dampening=tau) for rate, tau in pairs)
+
+
+def _threat(
+    certificate: Certificate, table: Table, x: Array, y: Array, method: str, loss: str
+) -> tuple[Poisoned, Array | None]:
+    budget = table.whole("budget", 0, len(x))
+    table.word(
+        "counted",
+        ("once for the run",) if method == "listed" else ("once for the run", "in every batch"),
+    )
+    table.word("poisoned", ("once",) if method == "listed" else ("once", "anew in every step"))
+    where = certificate.array(table, "open", (len(x),), "u") != 0
+    choices = None
+    low, high, below, above = x, x, y, y
+    if method == "listed":
+        choices = certificate.array(table, "choices")
+        if choices.ndim != 3 or (choices.shape[0], choices.shape[2]) != y.shape:
+            raise Rejected(
+                f"{table.where}.choices: shape {choices.shape} for labels of shape {y.shape}"
+            )
+        if loss in CLASSES:
+            _encoded(choices, f"{table.where}.choices")
+    else:
+        if table.has("features"):
+            low, high = _range(certificate, table.table("features"), x)
+        if table.has("labels"):
+            below, above = _range(certificate, table.table("labels"), y)
+    table.finish()
+    samples = Samples(Box(low[None], high[None]), Box(below[None], above[None]))
+    return Poisoned(samples, where, budget), choices
+
+
+def _range(certificate: Certificate, table: Table, values: Array) -> tuple[Array, Array]:
+    low, high = (certificate.array(table, end, values.shape) for end in ("lower", "upper"))
+    if (low > values).any() or (high < values).any():
+        raise Rejected(f"{table.where}: ranges of poisoned samples that leave out their own values")
+    table.finish()
+    return low, high
+
+
+def _question(
+    certificate: Certificate, table: Table, loss: str, width: int, outputs: int
+) -> Question:
+    kind = table.word("kind", ("accuracy", "stable", "loss"))
+    x = certificate.array(table, "features")
+    if x.ndim != 2 or x.shape[1] != width or not len(x):
+        raise Rejected(f"{table.where}.features: shape {x.shape} for a model of {width} inputs")
+    encoded = certificate.array(table, "labels", (len(x), outputs))
+    if loss in CLASSES:
+        _encoded(encoded, f"{table.where}.labels")
+    elif kind != "loss":
+        raise Rejected(f"{table.where}: {kind} of a regression")
+    labels = encoded.argmax(-1) if outputs > 1 else encoded[:, 0].astype(np.int64)
+    read: Callable[[str], float] = (
+        table.real if kind == "loss" else lambda key: float(table.whole(key, 0, len(x)))
+    )
+    found = Question(
+        kind,
+        table.word("on", ("train", "test")),
+        x,
+        labels,
+        encoded,
+        read("least"),
+        read("most"),
+        table.real("at_least") if table.has("at_least") else None,
+        table.real("at_most") if table.has("at_most") else None,
+    )
+    table.finish()
+    return found

@@ -1,0 +1,201 @@
+"""One training step, bounded for every admissible poisoning at once.
+
+At most k samples of a batch are poisoned. Let the term of sample i in a sum over the
+batch lie in ``[c_i, C_i]`` if i is clean and in ``[p_i, P_i]`` if it may be poisoned. For every admissible
+set S
+
+    sum_i t_i <= sum_{i not in S} C_i + sum_{i in S} P_i <= sum_i C_i + sum of the k largest max(0, P_i -
+    C_i)
+
+and alike from below (Sosnin et al. 2024, section 4). This covers static and adaptive adversaries, since
+nothing ties the poisoned samples of two steps to each other, and budgets for the data set, since a batch
+holds at most k of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from fractions import Fraction
+
+import numpy as np
+
+from milp_agt.checker.boxes import (
+    Array,
+    Box,
+    Unbounded,
+    allowance,
+    coarse,
+    corners,
+    down,
+    largest,
+    matmul,
+    number,
+    scale_of,
+    up,
+)
+from milp_agt.checker.layers import (
+    VELOCITY,
+    Arithmetic,
+    Poisoned,
+    Problem,
+    Rule,
+    Samples,
+    State,
+    parts_of,
+    terms,
+)
+
+
+def summed(
+    clean: tuple[Box, Box | None],
+    poisoned: tuple[Box, Box | None] | None,
+    places: Array,
+    budget: int,
+) -> tuple[Box, Array]:
+    """The sum over the batch with at most ``budget`` of the samples at ``places`` poisoned; and ``sum
+    |terms|``.
+
+    Returns boxes (cases, *shape).
+    """
+    delta, given = clean
+    if poisoned is None or budget == 0 or len(places) == 0:
+        if given is not None:
+            turned = Box(np.swapaxes(delta.lo, -1, -2), np.swapaxes(delta.hi, -1, -2))
+            if delta.lo.shape[0] > 1 or delta.is_point:
+                return matmul(turned, given), turned.size @ given.size
+        poisoned, budget = (delta[:, places], None if given is None else given[:, places]), 0
+    rows = delta.lo.shape[-1]
+    width = 1 if given is None else given.lo.shape[-1]
+    pieces = [
+        _worst(_outer(clean, part), _outer(poisoned, part), places, budget)
+        for part in parts_of(delta.lo.shape[1] * width, rows)
+    ]
+    low, high, size = (np.concatenate(each, 1) for each in zip(*pieces, strict=True))
+    return Box(low, high), size
+
+
+def _outer(pair: tuple[Box, Box | None], part: slice) -> tuple[Array, Array]:
+    """Ends of the terms of some rows, (cases, n, rows[, width]), rounded to nearest."""
+    delta, given = pair
+    own = delta[:, :, part]
+    return (own.lo, own.hi) if given is None else corners(own[..., None], given[:, :, None])
+
+
+def _worst(
+    clean: tuple[Array, Array], poisoned: tuple[Array, Array], places: Array, budget: int
+) -> tuple[Array, Array, Array]:
+    """Lower and upper end of the sum over axis 1, and the sum of sizes."""
+    low, high = clean
+    zero = number(0.0, low)
+    falls = np.maximum(up(low[:, places] - poisoned[0]), zero)
+    rises = np.maximum(up(poisoned[1] - high[:, places]), zero)
+    size = np.maximum(abs(low), abs(high))
+    reach = np.maximum(abs(poisoned[0]), abs(poisoned[1]))
+    size = size.sum(1) + np.maximum(reach - size[:, places], zero).sum(1)
+    fall, rise = (largest(h, budget, 1).sum(1) if budget else zero for h in (falls, rises))
+    # Every term is a product that was rounded; a difference of terms is no larger than both together.
+    error = allowance(low.shape[1] + len(places) + 8, size * number(4.0, size))
+    return down(low.sum(1) - fall - error), up(high.sum(1) + rise + error), size
+
+
+def updated(
+    arithmetic: Arithmetic, rule: Rule, name: str, state: State, sums: Box, size: Array, batch: int
+) -> dict[str, Box]:
+    """The optimiser step of one parameter, with exact coefficients: ``theta' = a theta + b v + c sum + e
+    sign``.
+
+    The run never forms these coefficients: it rounds products and sums of their parts, at most 16 in a row
+    (scalars that are rounded to its precision, the mean, penalty, decay, momentum, Nesterov's sum, and the
+    rate), but the old parameter only in its last subtraction. Rounding is granted by the sizes of the
+    parts, however much cancels.
+    """
+    theta, velocity = state[name], state.get(VELOCITY + name)
+    rate, momentum = Fraction(rule.rate), Fraction(rule.momentum)
+    decay = Fraction(0) if name in rule.undecayed else Fraction(rule.decay)
+    kept = 1 - Fraction(rule.dampening)
+
+    def times(box: Box, factor: Fraction) -> Box:
+        return box * scale_of(factor, theta.lo)
+
+    def sized(values: Array, factor: Fraction) -> Array:
+        return values * scale_of(abs(factor), theta.lo).hi
+
+    gradient = sized(size, Fraction(1, batch)) + sized(theta.size, decay)
+    signs = Box(np.sign(theta.lo), np.sign(theta.hi)) if rule.l1 else None
+    if signs is not None:
+        gradient = gradient + number(abs(rule.l1), theta.lo)
+
+    def combined(on_theta: Fraction, on_velocity: Fraction, on_gradient: Fraction) -> Box:
+        found = times(theta, on_theta) + times(sums, on_gradient / batch)
+        if velocity is not None:
+            found = found + times(velocity, on_velocity)
+        return found if signs is None else found + times(signs, on_gradient * Fraction(rule.l1))
+
+    new: dict[str, Box] = {}
+    if velocity is None:
+        after = combined(1 - rate * decay, Fraction(0), -rate)
+        moved = sized(gradient, rate)
+    else:
+        pushed = sized(velocity.size, momentum) + sized(gradient, kept)
+        pace = combined(kept * decay, momentum, kept)
+        new[VELOCITY + name] = coarse(arithmetic.rounded(pace, 16, pushed))
+        if rule.nesterov:  # d + momentum v' with dampening 0
+            after = combined(
+                1 - rate * decay * (1 + momentum), -rate * momentum**2, -rate * (1 + momentum)
+            )
+            moved = sized(gradient + sized(pushed, momentum), rate)
+        else:
+            after = combined(1 - rate * kept * decay, -rate * momentum, -rate * kept)
+            moved = sized(pushed, rate)
+    after = after.widened(arithmetic.off(2, theta.size) + arithmetic.off(16, moved))
+    if rule.projection is not None:
+        low, high = (number(end, theta.lo) for end in rule.projection)
+        after = Box(
+            np.minimum(np.maximum(after.lo, low), high), np.minimum(np.maximum(after.hi, low), high)
+        )
+    new[name] = coarse(after)
+    return new
+
+
+def step(
+    problem: Problem, index: int, state: State, samples: Samples, poisoned: Poisoned | None
+) -> dict[str, Box]:
+    """The state after a step from any state in the boxes, on any admissible batch."""
+    batch, arithmetic = problem.batches[index], problem.arithmetic
+    clean = terms(problem, state, samples.at(batch))
+    places, worse, budget = np.zeros(0, dtype=np.int64), None, 0
+    if poisoned is not None and poisoned.budget > 0:
+        places = np.flatnonzero(poisoned.open[batch])
+        budget = min(poisoned.budget, len(places))
+        if budget:
+            worse = terms(problem, state, poisoned.samples.at(batch[places]))
+    new: dict[str, Box] = {}
+    for name, pair in clean.items():
+        sums, size = summed(pair, None if worse is None else worse[name], places, budget)
+        sums = arithmetic.rounded(sums, len(batch) + 2, size)
+        new |= updated(arithmetic, problem.rules[index], name, state, sums, size, len(batch))
+    return new
+
+
+def begin(problem: Problem, initial: Mapping[str, Array]) -> dict[str, Box]:
+    """The state before the first step: one case; velocities are zero."""
+    state = {name: Box.point(initial[name][None]) for name in problem.parameters}
+    if any(rule.momentum for rule in problem.rules):
+        state |= {VELOCITY + n: Box.point(b.lo * number(0.0, b.lo)) for n, b in state.items()}
+    return state
+
+
+def train(
+    problem: Problem,
+    initial: Mapping[str, Array],
+    samples: Samples,
+    poisoned: Poisoned | None = None,
+) -> dict[str, Box]:
+    """Boxes of the parameters after the run, (cases, *shape)."""
+    state = begin(problem, initial)
+    for index in range(len(problem.batches)):
+        try:
+            state = step(problem, index, state, samples, poisoned)
+        except Unbounded as error:
+            raise Unbounded(f"step {index + 1} of {len(problem.batches)}: {error}") from None
+    return {name: state[name] for name in problem.parameters}

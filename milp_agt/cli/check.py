@@ -1,0 +1,23 @@
+"""``milp-agt check DIR``: is what a certificate states proved?"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from milp_agt.checker import __main__ as checker
+
+if TYPE_CHECKING:
+    from milp_agt.cli.common import Commands
+
+
+def add(commands: Commands) -> None:
+    """The arguments of this command."""
+    parser = commands.add_parser(
+        "check",
+        help="check the certificate of a result folder",
+        description="Prove what a certificate states anew, with nothing of what made it: numpy alone. "
+        "Exit codes: 0 PROVED, 1 NOT PROVED or NOT COVERED, 3 REJECTED.",
+        epilog="For example: milp-agt check runs/iris",
+    )
+    checker.add_arguments(parser)
+    parser.set_defaults(command=checker.run)

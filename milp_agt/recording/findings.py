@@ -1,0 +1,99 @@
+"""What was found in a loop: the first difference ends the watching, the rest stands in the claim."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from milp_agt.errors import MilpAgtError
+from milp_agt.recording.passes import differs
+
+
+class Findings:
+    """Is told what a loop does with its numbers, and keeps what is wrong and what is assumed.
+
+    Attributes:
+        problem: why the run cannot be certified, if it cannot.
+        deaf: True where nothing is listened to: inside a step of the optimiser, and after a problem.
+        in_forward: True while the model is called.
+        assumed: what is assumed of the loop, in words (a set that keeps its order).
+    """
+
+    def __init__(self, values_only_logged: bool) -> None:
+        self.problem: MilpAgtError | None = None
+        self.deaf = True
+        self.in_forward = False
+        self.assumed: dict[str, None] = {}
+        self.batches: list[tuple[int, ...]] = []
+        self._values_only_logged = values_only_logged
+
+    @contextmanager
+    def quiet(self) -> Iterator[None]:
+        """What is done inside is nobody's business: a loader reads its samples."""
+        before, self.deaf = self.deaf, True
+        try:
+            yield
+        finally:
+            self.deaf = before or self.problem is not None
+
+    def attempt(self, check: Callable[[], object], where: str | None = None) -> None:
+        """Run a check; the first one that fails is the problem."""
+        if self.problem is not None:
+            return
+        try:
+            check()
+        except MilpAgtError as error:
+            where = f"step {len(self.batches) + 1}: " if where is None else where
+            self.problem = type(error)(error.asked, f"{where}{error.found}", error.remedy)
+            self.deaf = True
+            warnings.warn(
+                f"This run cannot be certified. {self.problem}", UserWarning, stacklevel=2
+            )
+
+    def refuse(self, found: str, remedy: str) -> None:
+        def fail() -> None:
+            raise differs(found, remedy)
+
+        self.attempt(fail)
+
+    def hooked(self, at: str) -> None:
+        self.refuse(f"a hook on a tensor ({at})", "leave it out")
+
+    def looked_at_graph(self, at: str) -> None:
+        self.refuse(
+            f"a node of the gradient's graph that is taken in hand ({at}), on which hooks cannot be seen",
+            "leave grad_fn out",
+        )
+
+    def compared(self, at: str) -> None:
+        if self._values_only_logged:
+            self.assumed[
+                f"The number that is compared or converted at {at.rpartition(' at ')[2]} decides neither "
+                "the number of steps nor anything in them."
+            ] = None
+            return
+        self.refuse(
+            f"a number of the training is compared or converted at {at}, which may stop it, skip a step or "
+            "change one",
+            "train for a fixed number of steps; if the comparison only logs or saves something, record "
+            "with agt.record(..., values_only_logged=True)",
+        )
+
+    def left(self, at: str) -> None:
+        if self._values_only_logged:
+            self.assumed[
+                f"What is read at {at.rpartition(' at ')[2]} is only printed or saved."
+            ] = None
+            return
+        self.refuse(
+            f"numbers of the training leave torch at {at}, where nobody sees what they decide",
+            "keep them as tensors, or read single numbers with item(); if they are only printed or saved, "
+            "record with agt.record(..., values_only_logged=True)",
+        )
+
+    def read(self, at: str) -> None:
+        self.refuse(
+            f"a forward that reads the values of tensors ({at}), and may branch on them",
+            "compute with tensors throughout",
+        )

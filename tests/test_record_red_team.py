@@ -1,0 +1,180 @@
+"""Loops that look like the run that is recorded, and are another on poisoned data."""
+
+from __future__ import annotations
+
+import copy
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from recorded_script import THREAT, Script, X, Y, assert_right, certified
+from torch import Tensor, nn
+from torch.autograd.graph import get_gradient_edge
+from torch.nn import functional
+
+import milp_agt as agt
+from milp_agt.errors import MilpAgtError, UnsupportedOperationError
+
+
+def _threaded(action: Callable[[Script], object]) -> Callable[[Script], None]:
+    def act(script: Script) -> None:
+        thread = threading.Thread(target=action, args=(script,))
+        thread.start()
+        thread.join()
+
+    return act
+
+
+def _clamp_gradients(script: Script) -> None:
+    for parameter in script.model.parameters():
+        parameter.grad.data.clamp_(-1e3, 1e3)  # never reached
+
+
+def _rate_by_thread(script: Script) -> None:
+    loss = functional.cross_entropy(script.model(X), Y)
+    script.opt.param_groups[0]["lr"] = 0.1 / (1.0 + loss.item())
+
+
+def _clamp_momentum(script: Script, loss: Tensor) -> None:
+    for parameter in script.model.parameters():
+        state = script.opt.state[parameter]
+        state["momentum_buffer"] = state["momentum_buffer"].clamp(-1e3, 1e3)  # never reached
+
+
+def _reload(script: Script, loss: Tensor) -> None:
+    script.opt.load_state_dict(copy.deepcopy(script.opt.state_dict()))
+
+
+def _hard_by_numpy(script: Script, loss: Tensor) -> None:
+    with torch.no_grad():
+        losses = functional.cross_entropy(script.model(X), Y, reduction="none").numpy()
+    script.order = np.argsort(losses)
+
+
+def _stop_by_mean(script: Script, loss: Tensor) -> bool:
+    return bool(np.mean([loss.item()]) < 1e-9)
+
+
+def _view_clamped(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    x[:, 0].clamp_(-1e3, 1e3)  # never reached, and through a view
+    return x, y
+
+
+def _edge_hooked(script: Script) -> None:
+    script.node = get_gradient_edge(script.model[0].weight).node
+    script.node.register_prehook(lambda gradients: (gradients[0].clamp(-1e3, 1e3),))
+
+
+REFUSED: dict[str, tuple[dict[str, Any], str]] = {
+    "gradients clamped in a thread": (
+        {"after_backward": _threaded(_clamp_gradients)},
+        "step 1: gradients that are changed by clamp_",
+    ),
+    "rate by a thread": ({"after_backward": _threaded(_rate_by_thread)}, "computed from tensors"),
+    "momentum clamped": ({"after_step": _clamp_momentum}, "step 2: a momentum buffer of"),
+    "optimiser loaded": ({"after_step": _reload}, "step 2: a momentum buffer of"),
+    "hard examples by numpy": ({"after_step": _hard_by_numpy}, "numbers of the training leave"),
+    "a list of losses": (
+        {"after_step": lambda s, loss: s.seen.append(loss.detach().reshape(1).tolist())},
+        "numbers of the training leave torch at test_record_red_team",
+    ),
+    "a loss by float": (
+        {"after_step": lambda s, loss: float(loss.detach()) and None},
+        "leave torch",
+    ),
+    "data by numpy": (
+        {"batch": lambda x, y: (torch.from_numpy(np.clip(x.numpy(), -1e3, 1e3)), y)},
+        "step 1: numbers of the training leave torch",
+    ),
+    "early stopping by numpy": ({"after_epoch": _stop_by_mean}, "compared or converted at"),
+    "steps by the loss": (
+        {"after_epoch": lambda s, loss: len(range(round(1e3 * loss.item()))) == 0},
+        "compared or converted at test_record_red_team",
+    ),
+    "features clamped through a view": ({"batch": _view_clamped}, r"by clamp_\(\)"),
+    "a rate in a tensor": (
+        {"batch": lambda x, y: (torch.stack([x, x * 1.0])[0], y)},
+        "features that were computed",
+    ),
+    "hook by an edge": ({"start": _edge_hooked}, "a node of the gradient's graph"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_runs_that_values_would_change_are_refused(name: str) -> None:
+    quirks, message = REFUSED[name]
+    script = Script(**quirks)
+    with pytest.warns(UserWarning, match="This run cannot be certified"):
+        run = script.train()
+    with pytest.raises(MilpAgtError, match=message) as found:
+        certified(run)
+    assert found.value.remedy
+    assert threading.Thread.start.__module__ == "threading"
+
+
+def test_hooks_on_nodes_of_parameters_are_found() -> None:
+    """On a node that is held, and on one that hangs on the graph of an earlier loss."""
+    training = agt.Training("cross_entropy")
+    model = nn.Sequential(nn.Linear(30, 3), nn.Tanh(), nn.Linear(3, 2)).double()
+    x = X.double()
+    loss = functional.cross_entropy(model(x), Y)
+    loss.backward()
+    agt.certify(model, (x, Y), training, THREAT, relaxation="interval")
+    get_gradient_edge(model[0].bias).node.register_prehook(lambda g: (g[0].clamp(-1e3, 1e3),))
+    with pytest.raises(UnsupportedOperationError, match="graph hangs on it, and hooks on nodes"):
+        agt.certify(model, (x, Y), training, THREAT)
+    del loss
+    node = get_gradient_edge(model[0].bias).node
+    agt.certify(model, (x, Y), training, THREAT, relaxation="interval")
+    handle = node.register_hook(lambda inputs, outputs: None)
+    with pytest.raises(UnsupportedOperationError, match=r"'0\.bias': a hook on the node that"):
+        agt.certify(model, (x, Y), training, THREAT)
+    opt = torch.optim.SGD(model.parameters(), lr=0.1)
+    with pytest.raises(UnsupportedOperationError, match="a hook on the node that takes"):
+        agt.record(model, opt, nn.CrossEntropyLoss(), (x, Y))
+    handle.remove()
+    agt.certify(model, (x, Y), training, THREAT, relaxation="interval")
+
+
+def test_random_numbers_of_the_loop_may_decide() -> None:
+    """What is drawn does not depend on the data, and neither does what is made of it."""
+
+    def report(script: Script, loss: Tensor) -> None:
+        order = torch.randperm(5).argsort().tolist()
+        assert sorted(order) == list(range(5))
+        if float(torch.rand(3).mean()) < 2.0 and torch.rand(1).item() < 2.0:
+            script.opt.param_groups[0]["lr"] *= 0.9
+
+    script = Script(after_step=report)
+    assert_right(script, script.train())
+
+
+def test_what_is_only_logged_stands_in_the_claim() -> None:
+    script = Script(
+        after_step=lambda s, loss: np.mean(loss.detach().numpy()) and None,
+        recorded={"values_only_logged": True},
+    )
+    run = script.train()
+    assert_right(script, run)
+    told = [a for a in run.finished().assumptions if "test_record_red_team.py" in a]
+    assert len(told) == 1
+    assert "only printed or saved" in told[0]
+
+
+def test_batches_from_elsewhere_stand_in_the_claim() -> None:
+    x, y = X.numpy(), Y.numpy()
+    torch.manual_seed(0)
+    model = nn.Linear(30, 2)
+    opt = torch.optim.SGD(model.parameters(), lr=0.1)
+    with agt.record(model, opt, nn.CrossEntropyLoss(), (x, y)) as run:
+        for part in np.arange(len(x)).reshape(2, -1)[:, :40]:
+            opt.zero_grad()
+            features, labels = torch.from_numpy(x[part]), torch.from_numpy(y[part])
+            functional.cross_entropy(model(features), labels).backward()
+            opt.step()
+    assert any("arrays of numpy" in each for each in certified(run).assumptions)
+    script = Script()
+    assert not any("numpy" in each for each in certified(script.train()).assumptions)
