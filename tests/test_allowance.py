@@ -84,12 +84,16 @@ def test_dear_levels_end_when_what_is_left_belongs_to_cheaper_ones(clock: list[f
     assert spent.left(cheaper, 0) == pytest.approx(7.5)
     assert spent.spend_until(cheaper, 0) == pytest.approx(start + 7.5)
     assert spent.refusal("lp", cheaper, 0) is None
-    clock[0] = start + 8.5
-    why = spent.refusal("lp", cheaper, 1)  # 21.5 s are left, 20 of them set aside
+    clock[0] = (
+        start + 8.5
+    )  # 21.5 s are left, 20 of them set aside if what is measured once is right
+    assert spent.refusal("lp", cheaper, 1) is None
+    clock[0] = start + 11.0
+    why = spent.refusal("lp", cheaper, 2)  # 19 s are left, 17.5 of them set aside
     assert why is not None
-    for said in ("step 2", "'lp' left out", "about 6 s", "1.5 s left", "interval, linear"):
+    for said in ("step 3", "'lp' left out", "about 6 s", "1.5 s left", "interval, linear"):
         assert said in why
-    assert spent.refusal("linear", ["interval"], 1) is None
+    assert spent.refusal("linear", ["interval"], 2) is None
     clock[0] = start + 27.9
     assert spent.refusal("linear", ["interval"], 9) is None
     assert spent.refusal("linear", ["interval"], 8) is not None
