@@ -234,7 +234,7 @@ class BoundedRun:
     def _end_in_time(self, index: int) -> None:
         """End what does not fit before the step begins: cheaper chains then go on from its tighter boxes."""
         tightest = self.chains.tightest
-        for chain in reversed(list(self.chains)):
+        for chain in list(self.chains):
             if chain in self.chains and self._is_out_of_time(chain, index, index - 1):
                 self.chains.inherit(tightest)
 
