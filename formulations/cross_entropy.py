@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -12,6 +13,7 @@ from milp_agt.core.interval import Interval
 from milp_agt.core.rounding import Precision
 from milp_agt.errors import InvalidInputError
 from milp_agt.formulations.bce import softplus
+from milp_agt.formulations.bilinear import Einsum
 from milp_agt.formulations.exponential import Exponential
 from milp_agt.formulations.linear import Affine, Combine
 from milp_agt.formulations.loss import LossFunction, margin_forms, register_loss
@@ -21,14 +23,21 @@ from milp_agt.formulations.sigmoid import Sigmoid
 
 
 @register_loss
+@dataclass(frozen=True)
 class CrossEntropy(LossFunction):
     """``loss = log sum_k exp(f_k) - f_y``, gradient ``softmax(f) - onehot(y)``.
+
+    With ``label_smoothing`` s and ``class_weights`` w of C classes, as torch has them, the loss of a sample
+    is ``- sum_k q_k log p_k`` with ``q = (1 - s) w_y onehot(y) + s w / C``, its gradient
+    ``(sum_k q_k) p - q``; a mean over a batch is the sum divided by the sum of all ``w_y``.
 
     Two classes: the sigmoid of the difference of the logits, one node for both outputs. More:
     ``p_j = 1 / (1 + sum_{k != j} exp(f_k - f_j))``, so that softmax needs no rule of its own; its
     box is exact, because p_j increases in f_j and decreases in the other logits.
     """
 
+    label_smoothing: float = 0.0
+    class_weights: tuple[float, ...] | None = None
     key = "cross_entropy"
     is_classification = True
     formula = "log sum_k exp(f_k) - f_y"
@@ -40,7 +49,18 @@ class CrossEntropy(LossFunction):
                 f"{outputs} output",
                 "use loss 'bce' for one logit",
             )
+        if self.class_weights is not None and len(self.class_weights) != outputs:
+            raise InvalidInputError(
+                "Each class has a weight (class_weights)",
+                f"{len(self.class_weights)} weights, {outputs} outputs of the model",
+                "give as many weights as there are classes",
+            )
         return outputs
+
+    def divisor(self, labels: Tensor) -> Tensor | None:
+        if self.class_weights is None:
+            return None
+        return (labels @ labels.new_tensor(self.class_weights)).sum(-1)
 
     def encode(self, labels: Tensor, outputs: int) -> Tensor:
         return torch.eye(outputs, dtype=torch.float64)[labels.long()]
@@ -66,7 +86,24 @@ class CrossEntropy(LossFunction):
             probability = graph.add(
                 Reciprocal(), graph.add(total, exponentials), name="probability"
             )
-        return Combine.build(graph, [(1.0, probability), (-1.0, labels)], name="loss_gradient")
+        return self._against(graph, probability, labels)
+
+    def _against(self, graph: Graph, probability: Node, labels: Node) -> Node:
+        """``(sum_k q_k) p - q``; q is affine in the label."""
+        kept, share = 1.0 - self.label_smoothing, self.label_smoothing / probability.shape[0]
+        constant = None
+        scale: float | Tensor = -kept
+        if self.class_weights is not None:
+            weights = torch.tensor(self.class_weights, dtype=torch.float64)
+            total = kept * weights + share * weights.sum()
+            factor = graph.add(Affine(total.expand(len(weights), -1).clone()), labels)
+            probability = graph.add(Einsum("na,na->na"), factor, probability)
+            scale = -kept * weights
+        if share:
+            constant = torch.full((probability.shape[0],), -share, dtype=torch.float64)
+            constant = constant if self.class_weights is None else constant * weights
+        terms = [(1.0, probability), (scale, labels)]
+        return Combine.build(graph, terms, constant, name="loss_gradient")
 
     def rounds_in_run(self) -> bool:
         return True
@@ -94,7 +131,18 @@ class CrossEntropy(LossFunction):
         share = 1.1 * precision.unit * (terms + 6.0 * spread + 2.0 * largest)
         own = probability * share
         size = probability + labels.magnitude
+        if self.options:
+            # Terms of one sign are summed over the classes, with their weights and shares.
+            most = max(self.class_weights or (1.0,))
+            own, size = own * (1.1 * most), most * (size + 1.0)
+            return own + size * precision.gamma(16 + 2 * classes) + precision.tiny
         return own + size * precision.gamma(6) + precision.tiny
+
+    def curvature(self, gradient: Tensor, labels: Tensor, off: Tensor) -> Tensor:
+        """``diag(p) - p p'``: by its rows at most ``2 max_k p_k (1 - p_k)``, which is at most 1/2."""
+        probability = gradient + labels
+        each = (probability * (1.0 - probability)).amax(-1)
+        return (2.0 * (each + off)).clamp(max=0.5)
 
     def value(self, prediction: Tensor, labels: Tensor) -> Tensor:
         return -(labels * torch.log_softmax(prediction, -1)).sum(-1)

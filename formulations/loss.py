@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import ClassVar
+from dataclasses import fields, is_dataclass, replace
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -40,6 +41,39 @@ class LossFunction(ABC):
     def gradient(self, graph: Graph, prediction: Node, labels: Node) -> Node:
         """Append ``d loss_i / d f_i`` for each sample i and return it."""
 
+    def configured(self, **options: Any) -> LossFunction:
+        """The same loss with options of torch; those that are None or 0 are left out.
+
+        Options are in the gradient alone: :meth:`value` and questions are about the plain loss.
+
+        Raises:
+            InvalidInputError: an option that this loss does not have.
+        """
+        given = {name: value for name, value in options.items() if value}
+        known = self._fields()
+        unknown = sorted(given.keys() - set(known))
+        if unknown:
+            raise InvalidInputError(
+                f"Loss '{self.key}' was asked for with {', '.join(unknown)}",
+                f"options of it: {', '.join(known) or 'none'}",
+                "leave it out, or use the loss that has it",
+            )
+        own: Any = self
+        return replace(own, **given) if given else self
+
+    def _fields(self) -> tuple[str, ...]:
+        own: Any = self
+        return tuple(field.name for field in fields(own)) if is_dataclass(own) else ()
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Options that are set, by name."""
+        return {name: value for name in self._fields() if (value := getattr(self, name))}
+
+    def divisor(self, labels: Tensor) -> Tensor | None:
+        """By what the sum over a batch of labels (..., n, width) is divided, (...); None for n."""
+        return None
+
     def rounds_in_run(self) -> bool:
         """Whether :meth:`run_error` is there: whether runs in reduced precision can be bounded."""
         return False
@@ -56,6 +90,14 @@ class LossFunction(ABC):
             "no bound of it",
             "certify the run in float64",
         )
+
+    def curvature(self, gradient: Tensor, labels: Tensor, off: Tensor) -> Tensor | None:
+        """Bound of the norm of ``d^2 loss_i / d f_i^2``, (...), wherever the gradient is near a given one.
+
+        Near: within ``off``, (...), of ``gradient``, (..., outputs), in the norm; all outputs where ``off``
+        is infinite. None for a loss without such a bound, or with kinks.
+        """
+        return None
 
     @abstractmethod
     def value(self, prediction: Tensor, labels: Tensor) -> Tensor:

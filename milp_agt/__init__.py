@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from milp_agt.training.schedules import InverseTimeDecay as InverseTimeDecay
     from milp_agt.training.schedules import Milestones as Milestones
     from milp_agt.training.schedules import StepDecay as StepDecay
+    from milp_agt.training.training import ParameterGroup as ParameterGroup
     from milp_agt.training.training import Training as Training
 
 __version__ = "0.1.0"
@@ -67,6 +68,7 @@ _HOMES = {
     "Limits": "core.results",
     "Milestones": "training.schedules",
     "MilpAgtError": "errors",
+    "ParameterGroup": "training.training",
     "PatchTrigger": "properties.triggers",
     "Removal": "threats",
     "Result": "certification.result",

@@ -1,8 +1,29 @@
-"""One thread for each process: with two workers on two cores, more would only wait for each other."""
+"""One thread for each process, and what many tests share."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 
+# With two workers on two cores, more threads would only wait for each other.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
+import pytest
+
+
+@pytest.fixture
+def linear_alone() -> Iterator[None]:
+    """No zonotope beside linear forms and programs: for tests of what these prove by themselves."""
+    import golden
+
+    with golden.linear_alone():
+        yield
+
+
+@pytest.fixture
+def unlisted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Finite threats are bounded as those whose data sets are too many for a list."""
+    from milp_agt.certification import listing
+
+    monkeypatch.setattr(listing, "count_choices", lambda *_: float("inf"))

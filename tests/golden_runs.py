@@ -36,11 +36,17 @@ class Run:
     body: Callable[[], list[nn.Module]] | None = None
     initial: float | None = None
     asks: tuple[str, ...] = ()
+    carried: bool = False  # whether a zonotope may be carried beside linear forms
+
+    @property
+    def zonotope(self) -> bool:
+        return self.carried or self.options.get("relaxation") == "zonotope"
 
     @property
     def tolerance(self) -> float:
         """On a machine that rounds differently."""
-        if self.options.get("alpha_steps") or self.options.get("selections") == "charged":
+        charged = self.options.get("selections") == "charged"
+        if self.options.get("alpha_steps") or charged or self.zonotope:
             return OF_CHOICES
         programs = self.options.get("relaxation") in ("lp", "milp", "qcqp", "miqp")
         return OF_PROGRAMS if programs else OF_FORMS
@@ -216,7 +222,7 @@ RUNS: dict[str, Run] = {
         activation=nn.Sigmoid,
         asks=("loss",),
     ),
-    "enumerated, removal with batches that may be emptied": Run(
+    "listed, removal with batches that may be emptied": Run(
         agt.Removal(2),
         LINEAR | {"selections": "enumerated"},
         "mse",
@@ -298,5 +304,32 @@ RUNS: dict[str, Run] = {
         activation=leaky,
         samples=3,
         asks=("functional",),
+    ),
+    "zonotope, features and momentum": Run(
+        agt.FeaturePoisoning(2, 0.1, norm=2),
+        {"relaxation": "zonotope"},
+        "cross_entropy",
+        MINI | {"momentum": 0.5, "nesterov": True, "weight_decay": 0.1, "epochs": 3},
+        asks=("accuracy", "loss"),
+    ),
+    "zonotope, labels": Run(
+        agt.LabelPoisoning(1), {"relaxation": "zonotope"}, activation=leaky, asks=("accuracy",)
+    ),
+    "zonotope, both, clipping, penalty and projection": Run(
+        agt.FeatureLabelPoisoning(1, 0.1, label_radius=0.3),
+        {"relaxation": "zonotope"},
+        "mse",
+        {"clip": 0.5, "l1": 0.01, "projection": (-0.6, 0.5)},
+        activation=nn.Tanh,
+        initial=0.01,
+        asks=("functional",),
+    ),
+    "zonotope beside listed selections": Run(
+        agt.FeaturePoisoning(1, 0.2),
+        {"relaxation": "linear"},
+        "hinge",
+        MINI,
+        carried=True,
+        asks=("accuracy",),
     ),
 }

@@ -359,6 +359,7 @@ def test_the_command_line_optimises_slopes(tmp_path: Path) -> None:
         load_config(run)
 
 
+@pytest.mark.usefixtures("linear_alone")
 def test_a_comparison_optimises_where_there_are_slopes() -> None:
     case = problem(epochs=2)
     table = agt.compare(

@@ -85,6 +85,7 @@ def test_the_list_is_complete(loss: str, name: str, restriction: tuple[int, ...]
         assert bool(fits.any())
 
 
+pytestmark = pytest.mark.usefixtures("unlisted")
 SOME = [(*pair, "linear") for pair in ALL] + [("bce", t, "interval") for t in THREATS]
 
 

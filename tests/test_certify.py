@@ -383,6 +383,7 @@ def test_margins_decide_accuracy_and_stability() -> None:
     assert result.stable(X).nominal == result.stable(X).upper == 1.0
 
 
+@pytest.mark.usefixtures("unlisted")
 def test_small_runs_use_one_thread_and_give_the_others_back() -> None:
     before, seen = torch.get_num_threads(), []
     torch.set_num_threads(2)
@@ -408,6 +409,7 @@ def test_small_runs_use_one_thread_and_give_the_others_back() -> None:
 
 
 @pytest.mark.parametrize("asked", [None, "interval", "linear"])
+@pytest.mark.usefixtures("unlisted")
 def test_inner_bounds_that_are_too_dear_are_left_out_and_said_so(asked, monkeypatch) -> None:
     monkeypatch.setattr("milp_agt.certification.planning.REFINING_TIME", 0.0)
     result = agt.certify(

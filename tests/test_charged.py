@@ -271,6 +271,7 @@ def moons(budget: int, radius: float, epochs: int) -> Problem:
     return replace(case, features=x, labels=y)
 
 
+@pytest.mark.usefixtures("linear_alone")
 def test_flips_paid_by_one_set_are_tighter() -> None:
     """Where steps become ambiguous, one set of samples cannot flip all of them."""
     case = moons(3, 0.02, 10)
@@ -280,6 +281,7 @@ def test_flips_paid_by_one_set_are_tighter() -> None:
     assert widths["charged"] < 0.8 * widths["joint"]
 
 
+@pytest.mark.usefixtures("linear_alone")
 def test_charges_are_carried_unasked_where_a_list_is_too_long() -> None:
     case = moons(8, 0.01, 2)
     result = agt.certify(case.model, case.data, case.training, case.threat)
@@ -287,6 +289,7 @@ def test_charges_are_carried_unasked_where_a_list_is_too_long() -> None:
     assert any("charged to the samples" in note for note in result.notes)
 
 
+@pytest.mark.usefixtures("linear_alone")
 def test_a_time_limit_pays_for_linear_inner_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("milp_agt.certification.selection_plan.MOST_LISTED", 1)
     monkeypatch.setattr(

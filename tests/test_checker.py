@@ -395,3 +395,32 @@ def test_training_options_reach_the_certificate(folders: dict[str, Path]) -> Non
     assert (rule.momentum, rule.decay, rule.nesterov) == (0.5, 0.01, True)
     order = Training(loss="cross_entropy", epochs=4, batch_size=12).batch_order(30)
     assert [b.tolist() for b in given.problem.batches] == [b.tolist() for b in order]
+
+
+GROUP = '\n[[training.group]]\nnames = ["*.bias"]\n'
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ("positive_weight = 2.0", "options of the loss (positive_weight)"),
+        (
+            f"{GROUP}learning_rate = 2.0",
+            "groups of parameters with more of their own than no decay",
+        ),
+        (f"momentum = 0.5\n{GROUP}momentum = 0.0", "groups of parameters with more"),
+    ],
+)
+def test_options_without_rules_are_not_covered(
+    options: str, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    certified(tmp_path, training=options, properties="")
+    assert main([str(tmp_path)]) == 1
+    assert f"NOT COVERED  {said}" in capsys.readouterr().out
+
+
+def test_parameters_without_decay_are_covered(tmp_path: Path) -> None:
+    options = f"weight_decay = 0.5\n{GROUP}weight_decay = 0.0"
+    folder = certified(tmp_path, training=options, properties="")
+    assert statement_in(folder).problem.rules[0].undecayed == {"0.bias", "2.bias"}
+    assert check(folder).outcome is Outcome.PROVED

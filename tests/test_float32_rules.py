@@ -19,6 +19,7 @@ from instances import INSTANCES, Instance
 from mutants import is_caught, moderate
 from torch import Tensor, nn
 
+from milp_agt.attacks.replay import mean_loss
 from milp_agt.bounds.interval.update import UpdateGraph
 from milp_agt.bounds.step import Step
 from milp_agt.core.encoder import Encoder
@@ -325,6 +326,40 @@ def test_gradients_of_losses_in_float32(loss: str) -> None:
         check_loss(loss, FLOAT32, seed)
     less = replace(FLOAT32, unit=FLOAT64.unit)
     assert is_caught(lambda seed: check_loss(loss, less, seed), range(100))
+
+
+def check_options(precision: Precision, seed: int) -> None:
+    """The same with smoothing and weights, times the weights of all labels."""
+    rng = np.random.default_rng(seed)
+    outputs, n = int(rng.integers(1, 9)), int(rng.integers(1, 9))
+    f = points((n, outputs), rng)
+    classes = torch.from_numpy(rng.integers(0, max(2, outputs), n))
+    weights = torch.from_numpy(10.0 ** rng.uniform(-2, 2, max(2, outputs))).float().double()
+    smoothing = float(rng.choice([0.0, 0.1, 0.9]))
+    if outputs == 1:
+        loss = get_loss("bce").configured(positive_weight=float(weights[0]))
+    else:
+        own = tuple(weights.tolist()) if seed % 3 else None
+        smoothing = smoothing if own else 0.3
+        loss = get_loss("cross_entropy").configured(class_weights=own, label_smoothing=smoothing)
+    y = loss.encode(classes, outputs)
+    divisor = loss.divisor(y)
+    grads = []
+    for dtype in (torch.float32, torch.float64):
+        own_f = f.to(dtype).requires_grad_()
+        (gradient,) = torch.autograd.grad(mean_loss(loss)(own_f, y.to(dtype)), own_f)
+        grads.append(gradient.double() * (n if divisor is None else divisor))
+    # By the divisor, a sum over the batch, sizes of the optimiser's step grow.
+    slack = precision.gamma(2 * n) * grads[1].abs() + precision.tiny
+    error = loss.run_error(precision, *(Interval.point(t[None]) for t in (f, y)))[0]
+    assert bool(((grads[0] - grads[1]).abs() <= error + slack).all())
+
+
+def test_gradients_of_losses_with_options_in_float32() -> None:
+    for seed in range(200):
+        check_options(FLOAT32, seed)
+    less = replace(FLOAT32, unit=FLOAT64.unit)
+    assert is_caught(lambda seed: check_options(less, seed), range(100))
 
 
 @pytest.mark.parametrize("loss", LOSSES)

@@ -84,7 +84,7 @@ def test_runs_of_estimators_are_sound(classes: int, relaxation: str) -> None:
     x, y = data(classes=classes, count=8)
     kind = MLPClassifier if classes else MLPRegressor
     run = agt.from_sklearn(kind(**{**OPTIONS, "alpha": 0.3}), x, y)
-    assert run.training.undecayed == ("0.bias", "2.bias")
+    assert [(g.names, g.weight_decay) for g in run.training.groups] == [(("*.bias",), 0.0)]
     arrays = torch.from_numpy(run.features), torch.from_numpy(run.labels)
     case = Problem(run.model, *arrays, run.training, agt.FeaturePoisoning(2, 0.05))
     assert_sound(case, *arrays, relaxation=relaxation)
@@ -157,6 +157,6 @@ def test_other_estimators_and_other_data_are_refused() -> None:
 def test_names_without_decay_are_names_of_parameters() -> None:
     x, y = data(classes=2)
     run = agt.from_sklearn(MLPClassifier(**OPTIONS), x, y)
-    training = agt.Training(loss="bce", weight_decay=0.1, undecayed=("nothing",))
+    training = agt.Training(loss="bce", groups=[agt.ParameterGroup(["nothing"], weight_decay=0.1)])
     with pytest.raises(InvalidInputError, match="nothing"):
         agt.certify(run.model, run.data, training, agt.FeaturePoisoning(1, 0.1))

@@ -45,7 +45,7 @@ def test_the_runs_cover_threats_levels_selections_and_losses() -> None:
         (static, scope) for static in (True, False) for scope in ("dataset", "batch")
     }
     levels = {run.options.get("relaxation", "linear") for run in runs}
-    assert levels == {"interval", "linear", "lp", "milp", "qcqp", "miqp"}
+    assert levels == {"interval", "zonotope", "linear", "lp", "milp", "qcqp", "miqp"}
     selections = {run.options.get("selections", "joint") for run in runs}
     assert selections == {"joint", "charged", "enumerated", None}
     assert {run.options.get("inner_bounds") for run in runs} == {"interval", "linear", None}

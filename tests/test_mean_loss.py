@@ -139,7 +139,7 @@ def boxed(radius: float) -> tuple[room.ReachableModels, Tensor, Tensor]:
     }
     reached = replace(known.reached[0], state=state, window=(), outer=None)
     centre = torch.cat([known.nominal["0.weight"][0], known.nominal["0.bias"]])
-    return replace(known, reached=(reached,)), centre, torch.full_like(centre, radius)
+    return replace(known, reached=(reached,), beside=None), centre, torch.full_like(centre, radius)
 
 
 def test_sums_over_points_are_exact_where_models_are_linear() -> None:
@@ -230,6 +230,7 @@ def test_the_mean_of_every_reached_model_is_inside(threat: str, selections: str)
         assert max(means) - min(means) >= 0.5 * (answer.upper - answer.lower)
 
 
+@pytest.mark.usefixtures("unlisted")
 def test_a_sum_one_percent_too_tight_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     """Enumerated flips end in points: hardly any room is left between the bound and the worst of them."""
     real = room.ReachableModels.bound_sums

@@ -197,7 +197,11 @@ def test_options_prints_all_tables_or_one(capsys: pytest.CaptureFixture[str]) ->
     [
         ("certfy", "no such table", "did you mean 'certify'?"),
         ("[[properties]]", "no such table", "did you mean 'property'?"),
-        ("zzz", "no such table", "choose from data, model, training, training.schedule, threat"),
+        (
+            "zzz",
+            "no such table",
+            "choose from data, model, training, training.schedule, training.group, threat",
+        ),
         ("workers", "a key of [certify]", "milp-agt options certify"),
     ],
 )

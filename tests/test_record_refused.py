@@ -171,13 +171,13 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         "a hook on the optimiser's step",
     ),
     "hook on a node": ({"loss": _graph_hook}, "a node of the gradient's graph"),
-    "label smoothing": (
-        {"loss_fn": nn.CrossEntropyLoss(label_smoothing=0.1)},
-        r"label smoothing \(0.1\)",
+    "class weights by the data": (
+        {"loss_fn": lambda out, y: functional.cross_entropy(out, y, 1.0 / y.bincount().float())},
+        "weights of the loss that were computed or chosen inside the loop",
     ),
-    "class weights": (
-        {"loss_fn": nn.CrossEntropyLoss(weight=torch.ones(2))},
-        "class or sample weights",
+    "class weights that change": (
+        {"after_epoch": lambda s, loss: setattr(s.loss_fn, "weight", torch.tensor([1.0, 2.0]))},
+        "step 4: another loss than in the first step",
     ),
     "sum": ({"loss_fn": nn.CrossEntropyLoss(reduction="sum")}, "reduction = 'sum'"),
     "clip_grad_norm_": (

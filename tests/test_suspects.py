@@ -106,6 +106,7 @@ def certified(name: str) -> agt.Result:
     return case.certify(**options)[0]
 
 
+@pytest.mark.usefixtures("unlisted")
 @pytest.mark.parametrize("name", RUNS)
 def test_the_pieces_of_every_form_add_up_to_its_distance_from_the_nominal(name: str) -> None:
     models = certified(name).models

@@ -9,6 +9,7 @@ from zonotope_runs import Passed, assert_generators, assert_in_boxes, attacks_of
 
 import milp_agt as agt
 
+BIASES = agt.ParameterGroup(["*.bias"], weight_decay=0.0)
 RUNS = {
     "bce": ("bce", "features", {}, (4,), {}),
     "two classes": ("cross_entropy", "features", {"epochs": 4}, (4,), {"outputs": 2}),
@@ -30,7 +31,7 @@ RUNS = {
     "biases without decay": (
         "bce",
         "features",
-        {"momentum": 0.5, "weight_decay": 0.8, "epochs": 4, "undecayed": ("0.bias", "2.bias")},
+        {"momentum": 0.5, "weight_decay": 0.8, "epochs": 4, "groups": (BIASES,)},
         (4,),
         {},
     ),

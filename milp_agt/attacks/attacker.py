@@ -28,8 +28,9 @@ from milp_agt.errors import InvalidInputError, UnsupportedOperationError
 from milp_agt.recording import RecordedRun, Recording, of_recording
 from milp_agt.threats import ThreatModel
 from milp_agt.training import inputs
-from milp_agt.training.exchanged import check_clipping
-from milp_agt.training.same_forward import check_forward, check_names
+from milp_agt.training.exchanged import check_clipping, check_weights
+from milp_agt.training.groups import check_groups
+from milp_agt.training.same_forward import check_forward
 from milp_agt.training.tracing import trace
 from milp_agt.training.training import Training
 
@@ -383,12 +384,13 @@ def attack(
     target = inputs.device_of(device)
     inputs.warn_of_float32(model, arrays[0])
     features = inputs.features_of(arrays[0])
-    step_graph = trace(model, training.loss, tuple(features.shape[1:]), training.clipping)
+    step_graph = trace(model, training.objective, tuple(features.shape[1:]), training.clipping)
     check_forward(step_graph, model, features)
-    check_names(step_graph, training)
+    check_groups(training.groups, step_graph.parameters)
     labels = inputs.labels_of(arrays[1], len(features), step_graph.loss, step_graph.outputs)
     poison = threat.bind(features, labels, step_graph.loss).to(target)
     check_clipping(step_graph, poison)
+    check_weights(step_graph, poison)
     unrolled = Unrolled.of(step_graph.to(target), training, poison)
     return Attacker(unrolled, search or Search(), origin=origin).attack(objective or Envelope())
 

@@ -61,22 +61,25 @@ def replay(unrolled: Unrolled, poisoning: Poisoning, start: State | None = None)
     first = unrolled.updates[0]
     optimiser = torch.optim.SGD(
         [
-            {"params": [p], "weight_decay": first.of(name).weight_decay}
+            {
+                "params": [p],
+                "momentum": first.of(name).momentum,
+                "nesterov": first.of(name).nesterov,
+            }
             for name, p in stacked.items()
         ],
         lr=first.rate,
-        momentum=first.momentum,
-        nesterov=first.nesterov,
     )
     gradients = vmap(_mean_gradient(graph, poisoning.labels[0].device, bool(poisoning.there)))
     for step, update in enumerate(unrolled.updates):
         for (name, _), group in zip(stacked.items(), optimiser.param_groups, strict=True):
+            own = update.of(name)
             group |= {
-                "lr": update.rate,
-                "momentum": update.momentum,
-                "weight_decay": update.of(name).weight_decay,
-                "nesterov": update.nesterov,
-                "dampening": update.dampening,
+                "lr": own.rate,
+                "momentum": own.momentum,
+                "weight_decay": own.weight_decay,
+                "nesterov": own.nesterov,
+                "dampening": own.dampening,
             }
         x, y = unrolled.batch_data(poisoning, step)
         there = unrolled.batch_present(poisoning, step)
@@ -209,10 +212,21 @@ def confirm(replayed: State, expected: State) -> None:
 
 def mean_loss(loss: LossFunction) -> MeanLoss:
     """The loss as a user of torch writes it, on outputs (n, outputs) and encoded labels (n, width)."""
+    weights, positive = loss.options.get("class_weights"), loss.options.get("positive_weight")
+    smoothing = loss.options.get("label_smoothing", 0.0)
+
+    def weighted(out: Tensor, y: Tensor) -> Tensor:
+        own = None if weights is None else out.new_tensor(weights)
+        return functional.cross_entropy(out, y.argmax(-1), own, label_smoothing=smoothing)
+
+    def of_logit(out: Tensor, y: Tensor) -> Tensor:
+        own = None if positive is None else out.new_tensor(positive)
+        return functional.binary_cross_entropy_with_logits(out, y, pos_weight=own)
+
     known: dict[str, MeanLoss] = {
         "mse": functional.mse_loss,
-        "bce": functional.binary_cross_entropy_with_logits,
-        "cross_entropy": lambda out, y: functional.cross_entropy(out, y.argmax(-1)),
+        "bce": of_logit,
+        "cross_entropy": weighted,
         # relu, not clamp: torch's clamp has slope 1 at the kink, the library's hinge has slope 0.
         "hinge": lambda out, y: functional.relu(1.0 - (2.0 * y - 1.0) * out).mean(),
     }

@@ -132,7 +132,7 @@ class Unrolled:
         device = self.poison.features.device
         initial = {n: v.to(device) for n, v in self.step_graph.initial.items()}
         state = {n: v.expand(attacks, *v.shape) for n, v in initial.items()}
-        if self.updates[0].momentum > 0:
+        if self.updates[0].has_momentum:
             state |= {velocity_of(n): torch.zeros_like(state[n]) for n in initial}
         return state
 

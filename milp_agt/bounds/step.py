@@ -43,6 +43,7 @@ class Step:
         poison: admissible moves of the batch.
         update: scalars of the optimiser.
         has_velocity: True if the state holds velocities.
+        divisor: of the sum of the gradients, if it is not the count of the samples.
     """
 
     index: int
@@ -50,6 +51,21 @@ class Step:
     poison: Poison
     update: UpdateRule
     has_velocity: bool
+    divisor: float | None = None
+
+    @staticmethod
+    def of_run(
+        step_graph: StepGraph,
+        poison: Poison,
+        index: int,
+        batch: Tensor,
+        update: UpdateRule,
+        has_velocity: bool,
+    ) -> Step:
+        """A step of a run over the batch of these samples of the whole data set."""
+        weight = step_graph.loss.divisor(poison.labels[batch])
+        divisor = None if weight is None else float(weight)
+        return Step(index, batch, poison.take(batch), update, has_velocity, divisor)
 
     @property
     def size(self) -> int:
@@ -72,13 +88,25 @@ class Step:
     @property
     def theta_sizes(self) -> tuple[float, ...]:
         """Sizes of the terms of ``theta'`` before they cancel; rounding grows with them."""
-        return self._scalars(self.update.theta_sizes)
+        return self._sizes(self.update.theta_sizes)
+
+    @property
+    def velocity_sizes(self) -> tuple[float, ...]:
+        """The same for ``v'``."""
+        return self._sizes(self.update.velocity_from)
+
+    def _sizes(self, of_mean: tuple[float, float, float]) -> tuple[float, ...]:
+        # A divisor is a sum over the batch that the run rounds.
+        sizes = list(self._scalars(of_mean))
+        if self.divisor is not None:
+            sizes[2 if self.has_velocity else 1] *= 1.0 + self.size
+        return tuple(sizes)
 
     def _scalars(self, of_mean: tuple[float, float, float]) -> tuple[float, ...]:
         theta, velocity, gradient = of_mean
         own = (theta, velocity) if self.has_velocity else (theta,)
         penalty = (gradient * self.update.l1,) if self.update.l1 else ()
-        return (*own, gradient / self.size, *penalty)
+        return (*own, gradient / (self.divisor or self.size), *penalty)
 
 
 @dataclass(frozen=True)
@@ -175,26 +203,50 @@ def step_at_points(
     leaves[SELECTION] = absent.unsqueeze(-1)
     values = schedule.values(leaves)
     left = None if present is None else present.sum(-1)
+    weight = step_graph.loss.divisor(labels)
+    size = labels.shape[-2] if weight is None else weight
+    return updated_points(step_graph, state, values, update, size, left)
+
+
+def updated_points(
+    step_graph: StepGraph,
+    state: Mapping[str, Tensor],
+    values: Mapping[str, Tensor],
+    update: UpdateRule,
+    size: int | Tensor,
+    left: Tensor | None = None,
+) -> dict[str, Tensor]:
+    """The optimiser's part of a step from the ``values`` of its nodes, over a batch.
+
+    ``size`` divides the sums over the batch: how many samples it has, or one number for each run, (runs,).
+    ``left``, (attacks,): how many samples the sums of each attack are over, where not over all.
+    """
     new: dict[str, Tensor] = {}
     for name in step_graph.parameters:
         total = values[step_graph.gradients[name]]
         if left is None:
-            gradient = total / labels.shape[-2]
+            gradient = total / size if isinstance(size, int) else _over(total, size)
         else:
             gradient = total / left.clamp(min=1.0).reshape(-1, *[1] * (total.dim() - 1))
         if update.l1:
             gradient = gradient + update.l1 * torch.sign(state[name])
-        gradient = gradient + update.of(name).weight_decay * state[name]
+        own = update.of(name)
+        gradient = gradient + own.weight_decay * state[name]
         direction = gradient
         if velocity_of(name) in state:
-            kept = 1.0 - update.dampening
-            velocity = update.momentum * state[velocity_of(name)] + kept * gradient
+            kept = 1.0 - own.dampening
+            velocity = own.momentum * state[velocity_of(name)] + kept * gradient
             new[velocity_of(name)] = velocity
-            direction = gradient + update.momentum * velocity if update.nesterov else velocity
-        new[name] = state[name] - update.rate * direction
+            direction = gradient + own.momentum * velocity if own.nesterov else velocity
+        new[name] = state[name] - own.rate * direction
         if update.projection is not None:
             new[name] = new[name].clamp(*update.projection)
     return new if left is None else _unless_empty(left, new, state)
+
+
+def _over(total: Tensor, weight: Tensor) -> Tensor:
+    """Totals (..., *shape) divided by one number for each attack, (...)."""
+    return total / weight.reshape(*weight.shape, *[1] * (total.dim() - weight.dim()))
 
 
 def _unless_empty(

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -93,6 +94,12 @@ def missing(run: LoadedRun, result: Result) -> list[str]:
         "separate budgets for features and labels": poison.label_quota is not None,
         f"features that move in {type(moves).__name__}": moves is not None and not moves.is_box,
         "a run that was cut off": len(result.steps) < result.total_steps,
+        f"options of the loss ({', '.join(graph.loss.options)})": bool(graph.loss.options),
+        "momentum, decay or groups that change from step to step": _changes(run),
+        "groups of parameters with more of their own than no decay": undecayed(
+            run, graph.parameters
+        )
+        is None,
         "a rate, momentum or decay that is negative": _is_negative(run),
     }
     found += [what for what, holds in reasons.items() if holds]
@@ -102,6 +109,33 @@ def missing(run: LoadedRun, result: Result) -> list[str]:
     if not found and method_of(result, poison) is None:
         found.append(f"relaxation {result.relaxation}")
     return found
+
+
+def undecayed(run: LoadedRun, names: Sequence[str]) -> list[str] | None:
+    """Parameters that decay leaves alone; None where some differ from the others in more than that."""
+    rule = run.training.update_rules(run.steps)[0]
+    plain = replace(rule, groups=())
+    apart = [name for name in names if replace(rule.of(name), groups=()) != plain]
+    alike = all(rule.of(name) == replace(plain, weight_decay=0.0) for name in apart)
+    return sorted(apart) if alike else None
+
+
+def _changes(run: LoadedRun) -> bool:
+    """Whether more than rates and dampening differ between steps."""
+    rules = run.training.update_rules(run.steps)
+    kept = {
+        replace(
+            rule,
+            rate=0.0,
+            dampening=0.0,
+            groups=tuple(
+                (group, replace(own, rate=own.rate - rule.rate, dampening=0.0))
+                for group, own in rule.groups
+            ),
+        )
+        for rule in rules
+    }
+    return len(kept) > 1
 
 
 def _is_negative(run: LoadedRun) -> bool:

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from milp_agt.certificates.covered import choices_of, layers_of, method_of, missing
+from milp_agt.certificates.covered import choices_of, layers_of, method_of, missing, undecayed
 from milp_agt.certification.fingerprint import versions
 from milp_agt.certification.result import Result
 from milp_agt.checker.files import CLAIM, SEAL, Certificate, Table
@@ -111,7 +111,7 @@ def _claim(
             "features": files.add("features", features.reshape(len(features), -1)),
             "labels": files.add("labels", poison.labels.cpu().numpy()),
         },
-        "training": _training(files, run),
+        "training": _training(files, run, graph.parameters),
         "threat": _threat(files, result, method),
         "questions": questions,
     }
@@ -132,7 +132,7 @@ def _parameters(files: _Files, result: Result) -> dict[str, dict[str, str]]:
     return found
 
 
-def _training(files: _Files, run: LoadedRun) -> dict[str, Any]:
+def _training(files: _Files, run: LoadedRun, names: Sequence[str]) -> dict[str, Any]:
     batches = run.training.batch_order(len(run.data[0]))
     rules = run.training.update_rules(len(batches))
     first = rules[0]
@@ -144,7 +144,7 @@ def _training(files: _Files, run: LoadedRun) -> dict[str, Any]:
         "dampening": files.add("dampening", [rule.dampening for rule in rules]),
         "momentum": first.momentum.hex(),
         "weight_decay": first.weight_decay.hex(),
-        "undecayed": sorted(first.undecayed),
+        "undecayed": undecayed(run, names),
         "nesterov": first.nesterov,
         "l1": first.l1.hex(),
         "projection": None if ends is None else {"low": ends[0].hex(), "high": ends[1].hex()},

@@ -51,6 +51,7 @@ class Bounder:
     witnesses: Witnesses | None = None
     passes: Passes = field(default_factory=Passes)
     inner_passes: Passes = field(default_factory=Passes)
+    beaten: bool = False  # whether linear forms gain nothing over the zonotope beside them
     incumbents: tuple[Sequence[program.Incumbents], ...] = ()  # of the newest programs
 
     def bound(
@@ -180,7 +181,7 @@ class Bounder:
             keep = self.schedule.batched
         elif level.walks:
             keep = self.schedule.supports
-        if level.walks and self._walks_inside(part.adversary):
+        if level.walks and self._walks_inside(chain, part.adversary):
             past = part.window[max(0, len(part.window) - self.plan.window + 1) :]
             walks = intermediate.BackwardPasses(
                 self.schedule,
@@ -196,8 +197,10 @@ class Bounder:
             self.schedule, part.state, step, part.adversary, self.plan.sample_chunk, keep
         )
 
-    def _walks_inside(self, adversary: AdversaryModel) -> bool:
+    def _walks_inside(self, chain: Chain, adversary: AdversaryModel) -> bool:
         """Whether intermediate bounds go through the window, too."""
+        if self.beaten and chain.name == Relaxation.LINEAR.value:
+            return False
         if isinstance(adversary, Charged):
             return self.plan.selections.charged_inner
         one_by_one = isinstance(adversary, Enumerated) and adversary.cases > 1

@@ -15,9 +15,10 @@ from torch import nn
 from milp_agt.attacks import Attacker, Search
 from milp_agt.attacks.unrolled import Unrolled
 from milp_agt.bounds.frozen import frozen_body
-from milp_agt.certification import planning
+from milp_agt.certification import listing, planning
 from milp_agt.certification.checkpoint import Checkpoint
 from milp_agt.certification.fingerprint import fingerprint
+from milp_agt.certification.listing import ListedRun
 from milp_agt.certification.loop import BoundedRun
 from milp_agt.certification.machine import slowness
 from milp_agt.certification.options import CertifyOptions, options_of, takes_options
@@ -40,9 +41,10 @@ from milp_agt.solvers.solver import Solver
 from milp_agt.threats import ThreatModel
 from milp_agt.threats.units import fitted_on_poison
 from milp_agt.training import inputs
-from milp_agt.training.exchanged import with_exchanges
+from milp_agt.training.exchanged import check_weights, with_exchanges
+from milp_agt.training.groups import check_groups
 from milp_agt.training.precision import check_float32, in_precision
-from milp_agt.training.same_forward import check_forward, check_names
+from milp_agt.training.same_forward import check_forward
 from milp_agt.training.tracing import trace
 from milp_agt.training.training import Batch, Training
 
@@ -126,11 +128,12 @@ def certify(
         inputs.warn_of_float32(model, arrays[0])
     features = inputs.features_of(arrays[0])
     shape = tuple(features.shape[1:])
-    traced = trace(model, training.loss, shape, training.clipping, precision)
+    traced = trace(model, training.objective, shape, training.clipping, precision)
     check_forward(traced, model, features)
-    check_names(traced, training)
+    check_groups(training.groups, traced.parameters)
     labels = inputs.labels_of(arrays[1], len(features), traced.loss, traced.outputs)
     raw = threat.bind(features, labels, traced.loss)
+    check_weights(traced, raw)
     batches = training.batch_order(len(features))
     if precision == FLOAT64:
         step_graph = with_exchanges(traced, raw)
@@ -142,31 +145,66 @@ def certify(
     plan = planning.make_plan(
         head, batches, poison, training, options, restriction, given=raw.tensors
     )
-    _tell(plan, options.time_limit)
     initial_box = inputs.initial_box(step_graph, initial)
     solvers = _solvers(plan, options.solver)
     start = {n: Interval(b.lower.to(target), b.upper.to(target)) for n, b in initial_box.items()}
+    listed, remarks = None, Remarks()
+    if recorder is None:
+        listed, remarks = listing.chosen(
+            traced.to(target),
+            step_graph.to(target),
+            raw.to(target),
+            training,
+            batches,
+            options,
+            plan,
+            restriction,
+            start,
+        )
     unrolled: Unrolled | None = None
     if solvers or attack is not False:
         unrolled = Unrolled.of(traced.to(target), training, raw.to(target))
-    run = BoundedRun(
-        step_graph=step_graph.to(target),
-        head=head.to(target),
-        remarks=frozen_layers,
-        training=training,
-        poison=poison.to(target),
-        plan=plan,
-        solvers=solvers,
-        initial=start,
-        claim=threat.describe(),
-        options=options,
-        begun=begun,
-        origin=origin,
-        caution=fitted_on_poison(threat, origin),
-        restriction=restriction,
-        recorder=recorder or NullRecorder(),
-        witnesses=Witnesses(unrolled, restriction, start) if unrolled and solvers else None,
-    )
+    listed_run: ListedRun | None = None
+    if listed is not None:
+        listed_run = ListedRun(
+            listing=listed,
+            training=training,
+            batches=batches,
+            plan=listing.with_listing(plan, listed),
+            claim=threat.describe(),
+            options=options,
+            begun=begun,
+            remarks=remarks,
+            origin=origin,
+            caution=fitted_on_poison(threat, origin),
+        )
+
+    def bounded() -> BoundedRun:
+        """The run without a list."""
+        _tell(plan, options.time_limit)
+        run = BoundedRun(
+            step_graph=step_graph.to(target),
+            head=head.to(target),
+            remarks=frozen_layers + remarks,
+            training=training,
+            poison=poison.to(target),
+            plan=plan,
+            solvers=solvers,
+            initial=start,
+            claim=threat.describe(),
+            options=options,
+            begun=begun,
+            origin=origin,
+            caution=fitted_on_poison(threat, origin),
+            restriction=restriction,
+            recorder=recorder or NullRecorder(),
+            witnesses=Witnesses(unrolled, restriction, start) if unrolled and solvers else None,
+        )
+        if listed_run and listed_run.gave_up:
+            run.notes.fall_back(listed_run.gave_up, limit=listed_run.out_of_time)
+        return run
+
+    run = listed_run or bounded()
     keeper: Checkpoint | None = None
     if checkpoint is not None:
         keeper = checkpoint if isinstance(checkpoint, Checkpoint) else Checkpoint(checkpoint)
@@ -178,7 +216,7 @@ def certify(
                 training=training,
                 batches=batches,
                 initial=initial_box,
-                plan=plan,
+                plan=plan if listed_run is None else listed_run.plan,
                 solver=solvers.get(plan.relaxation),
                 options=options,
                 restriction=restriction,
@@ -193,8 +231,14 @@ def certify(
                     f"a checkpoint after step {stored.step}, which keeps no evidence",
                     "leave out the recorder, or begin anew in another folder",
                 )
+            if isinstance(run, ListedRun) and not run.holds(stored):
+                run.gave_up = "the list of data sets was left out before this run was interrupted"
+                run = bounded()
             run.restore(stored, batches)
     result = _finish(run, batches, keeper, on_step)
+    if result is None:
+        result = _finish(bounded(), batches, keeper, on_step)
+        assert result is not None
     if recorded is not None and nominal_check is not None:
         result = with_recording(result, nominal_check, recorded, restriction == UNRESTRICTED)
     if attack is False or unrolled is None:
@@ -221,13 +265,18 @@ def _tell(plan: planning.Plan, time_limit: float | None) -> None:
 
 
 def _finish(
-    run: BoundedRun, batches: Sequence[Batch], keeper: Checkpoint | None, on_step: OnStep | None
-) -> Result:
-    """Bound all remaining steps, and save each before the next begins."""
+    run: BoundedRun | ListedRun,
+    batches: Sequence[Batch],
+    keeper: Checkpoint | None,
+    on_step: OnStep | None,
+) -> Result | None:
+    """Bound all remaining steps, and save each before the next begins; None if a list was given up."""
     try:
         for index in range(len(run.records), len(batches)):
             with _threads(run.plan.single_thread):
                 run.advance(torch.from_numpy(batches[index]).to(run.poison.features.device))
+            if isinstance(run, ListedRun) and run.gave_up is not None:
+                return None
             if keeper is not None:
                 keeper.step(run.snapshot())
             if on_step is not None:

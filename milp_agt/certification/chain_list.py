@@ -24,14 +24,15 @@ class Chains:
         joint = Joint(poison, restriction)
         self.chains = [
             Chain(level.value, level, [ChainPart(level.value, joint, start)])
-            for level in plan.relaxation.chain()
+            for level in plan.levels
         ]
+        after = sum(not level.uses_programs for level in plan.levels)
         if plan.selections.groups:
             parts = _enumerated(poison, restriction, plan.selections.groups, start)
-            self.chains.insert(2, Chain(ENUMERATED, Relaxation.LINEAR, parts))
+            self.chains.insert(after, Chain(ENUMERATED, Relaxation.LINEAR, parts))
         if plan.selections.charged:
             charged = [_part("charged", Charged(poison), start)]
-            self.chains.insert(2, Chain(CHARGED, Relaxation.LINEAR, charged))
+            self.chains.insert(after, Chain(CHARGED, Relaxation.LINEAR, charged))
 
     def __iter__(self) -> Iterator[Chain]:
         return iter(self.chains)
@@ -74,7 +75,8 @@ class Chains:
     def end(self, chain: Chain) -> list[Chain]:
         """Drop a chain and all chains that lie within it; returns the dropped ones, the chain first."""
         within = [c for c in self.chains if chain.level in c.level.chain()]
-        ended = [chain] if chain.name in (CHARGED, ENUMERATED, OPTIMISED) else within
+        alone = (CHARGED, ENUMERATED, OPTIMISED, Relaxation.ZONOTOPE.value)
+        ended = [chain] if chain.name in alone else within
         self.chains = [c for c in self.chains if c not in ended]
         return ended
 
@@ -95,6 +97,15 @@ class Chains:
     def keep(self, parts: Sequence[str]) -> None:
         """Keep only the chains whose parts have these names."""
         self.chains = [c for c in self.chains if c.parts[0].name in parts]
+
+    @property
+    def beside(self) -> Reached | None:
+        """The set of the zonotope, where a tighter chain answers questions; None without one."""
+        for chain in self.chains[:-1]:
+            (*_, part) = chain.parts
+            if part.forward is not None:
+                return Reached(part.state, (), part.adversary, forward=part.forward)
+        return None
 
     def reached(self, window: int) -> Iterator[Reached]:
         """The boxes of the tightest chain, or of each selection if a chain distinguishes them."""

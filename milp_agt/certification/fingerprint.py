@@ -62,7 +62,7 @@ def fingerprint(
         "model": digest(nodes, step_graph.initial, step_graph.frozen),
         "data": digest(poison.features, poison.labels),
         "threat": f"{threat} ({digest(poison)})",
-        "training": digest(training.loss, batches, training.update_rules(len(batches))),
+        "training": digest(training.objective, batches, training.update_rules(len(batches))),
         "initial box": digest(initial),
         "precision": step_graph.precision.name,
         **{name: str(value) for name, value in planned.items()},
@@ -85,9 +85,10 @@ def settings(training: Training, plan: Plan, precision: Precision) -> dict[str, 
         trained["batches"] = f"{plan.steps} recorded"
     chosen = plan.selections
     told = {
-        "joint": True,
-        "enumerated": chosen.groups > 0,
-        "charged": chosen.charged,
+        "listed": chosen.data_sets > 0,
+        "joint": chosen.data_sets == 0,
+        "enumerated": chosen.groups > 0 and chosen.data_sets == 0,
+        "charged": chosen.charged and chosen.data_sets == 0,
     }
     return {
         "training": {name: _plain(value) for name, value in trained.items() if value is not None},

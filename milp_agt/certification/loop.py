@@ -12,19 +12,14 @@ from torch import Tensor
 
 from milp_agt.bounds import program
 from milp_agt.bounds.adversary.model import AdversaryModel
+from milp_agt.bounds.cells.plan import TreePlan
 from milp_agt.bounds.interval import bound_propagation
 from milp_agt.bounds.interval.update import UpdateGraph
 from milp_agt.bounds.linear.linearized_step import LinearizedStep, settle
 from milp_agt.bounds.linear.slopes import pack_slopes, unpack_slopes
 from milp_agt.bounds.step import NodeOrder, State, Step, initial_state, step_at_points, velocity_of
-from milp_agt.bounds.zonotope import (
-    WILD,
-    ZonotopePass,
-    check_supported,
-    pack_forward,
-    unpack_forward,
-)
-from milp_agt.certification import planning
+from milp_agt.bounds.zonotope import WILD, pack_forward, unpack_forward
+from milp_agt.certification import carried, planning
 from milp_agt.certification.bound_step import Bounder
 from milp_agt.certification.chain_list import Chains
 from milp_agt.certification.chains import OPTIMISED, Chain, pack_past, unpack_past
@@ -82,12 +77,18 @@ class BoundedRun:
         self.restriction, self.recorder, self.claim = restriction, recorder, claim
         self.origin, self.caution = origin, caution
         device = poison.features.device
-        start = initial_state(step_graph, initial, training.momentum > 0)
+        start = initial_state(step_graph, initial, training.has_momentum)
         self.updates = training.update_rules(plan.steps)
         self.chains = Chains(plan, poison, restriction, start)
-        self._begin_zonotope(start)
+        batches = training.batch_order(len(poison.features))
+        names = step_graph.parameters
+        carried.begin(self.chains, self.schedule, start, names, poison, batches, restriction, plan)
+        self.tree: TreePlan | None = None
+        if options.tree:
+            run = (step_graph, self.schedule, start, poison, training)
+            self.tree = TreePlan.of(*run, restriction, options.tree)
         self.nominal: dict[str, Tensor] = {n: v.to(device) for n, v in step_graph.initial.items()}
-        if training.momentum > 0:
+        if training.has_momentum:
             for name in step_graph.parameters:
                 self.nominal[velocity_of(name)] = torch.zeros_like(self.nominal[name])
         self.records: list[StepRecord] = []
@@ -113,16 +114,6 @@ class BoundedRun:
         )
         self.optimiser = Optimiser(self.bounder)
 
-    def _begin_zonotope(self, start: State) -> None:
-        batches = self.training.batch_order(len(self.poison.features))
-        for chain in self.chains:
-            if chain.level is Relaxation.ZONOTOPE:
-                check_supported(self.schedule, self.poison, batches, self.restriction)
-                (part,) = chain.parts
-                part.forward = ZonotopePass.begin(
-                    self.schedule, start, self.step_graph.parameters, self.poison
-                )
-
     def _begin_optimising(self) -> None:
         chain = self.chains.begin_optimising()
         parts = () if chain is None else chain.parts
@@ -141,6 +132,9 @@ class BoundedRun:
         if index == self.plan.first_optimised:
             self._begin_optimising()
         self._end_in_time(index)
+        self.bounder.beaten = self.plan.inner_on_trial and carried.beats_linear(
+            self.chains, self.records
+        )
         step = self._step(index, batch)
         update = UpdateGraph.of(self.schedule.gradients, step, self.schedule.precision)
         sets = StepSets(step, update, {part.name: part.state for part in self.chains.parts})
@@ -155,6 +149,7 @@ class BoundedRun:
             self.recorder.state(index, chain.name, sets.newest)
             widths[chain.name] = self._mean_width(sets.newest)
             self._end_if_diverged(chain, sets)
+        carried.end_hopeless(self.chains, widths, index, self.notes)
         self._settle(sets)
         self._advance_nominal(step, sets.newest)
         flat = torch.cat([sets.newest[n].width.flatten() for n in self.step_graph.parameters])
@@ -190,9 +185,10 @@ class BoundedRun:
 
     def _end_if_diverged(self, chain: Chain, sets: StepSets) -> None:
         if any(part.forward is not None and not part.forward.is_bounded for part in chain.parts):
+            others = "intervals" if chain is self.chains.tightest else "the other levels"
             self.notes.fall_back(
                 f"step {sets.step.index + 1}: the zonotope reaches beyond {WILD:.0e}; from "
-                "here on the run is bounded by intervals"
+                f"here on the run is bounded by {others}"
             )
             self.chains.end(chain)
             return
@@ -223,9 +219,8 @@ class BoundedRun:
         self.notes.fall_back_once(line)
 
     def _step(self, index: int, batch: Tensor) -> Step:
-        return Step(
-            index, batch, self.poison.take(batch), self.updates[index], self.training.momentum > 0
-        )
+        update, has_velocity = self.updates[index], self.training.has_momentum
+        return Step.of_run(self.step_graph, self.poison, index, batch, update, has_velocity)
 
     @staticmethod
     def _is_bounded(state: State) -> bool:
@@ -366,8 +361,10 @@ class BoundedRun:
             step_graph=self.step_graph,
             schedule=self.schedule,
             reached=tuple(self.chains.reached(self.plan.window)),
+            beside=self.chains.beside,
             program=self._program(),
             rows=self.plan.rows,
+            tree=self.tree if len(self.records) == self.plan.steps else None,
             nominal=self.nominal,
             steps=tuple(self.records),
             total_steps=self.plan.steps,

@@ -36,7 +36,9 @@ class CertifyOptions(Table):
     relaxation: str = Field(
         default="linear",
         description="How the run is bounded, from cheap and loose to dear and tight; `auto` takes the "
-        "tightest of interval, linear and lp whose predicted cost fits `time_limit` and `memory`.",
+        "tightest of interval, zonotope, linear and lp whose predicted cost fits `time_limit` and `memory`. "
+        "Each level carries the looser ones along; `zonotope` where it has rules for the run and is "
+        "predicted to be cheap, until linear forms are far tighter.",
         json_schema_extra={"enum": list(LEVELS)},
     )
     window: Window | None = Field(
@@ -52,14 +54,17 @@ class CertifyOptions(Table):
     inner_bounds: Literal["interval", "linear"] | None = Field(
         default=None,
         description="How intermediate nodes of a step are bounded in `linear` and above: by intervals, or "
-        "by linear forms through the window; unless given, linear where its predicted cost is small.",
+        "by linear forms through the window; unless given, linear where its predicted cost is small and, "
+        "beside a zonotope, in steps where linear forms gain something over it.",
     )
     selections: Literal["joint", "charged", "enumerated"] | None = Field(
         default=None,
         description="Bound all choices of poisoned samples at once, charge every error to the samples "
         "that can cause it, or carry a box for each choice (`linear` and above, budgets for the data "
         "set); unless given, enumerated where that is predicted to be cheap, else charged where that "
-        "is, else joint.",
+        "is and no zonotope is carried along, else joint. Of a finite threat (classes, categories, "
+        "removals) each choice is one data set: below programs, enumerated trains on all of them, exact "
+        "up to rounding.",
     )
     alpha_steps: Index = Field(
         default=0,
@@ -109,6 +114,12 @@ class CertifyOptions(Table):
         default="4GiB",
         description="Memory of the process, in B, KB, MB, GB, KiB, MiB or GiB; work is cut into pieces "
         "that fit, and a fallback says where it cannot be kept.",
+    )
+    tree: Time = Field(
+        default=0.0,
+        description="Seconds that a question about classes may take for a tree over selections of poisoned "
+        "samples and cells of their moves, which decides the test points that all other bounds leave open; "
+        "0 for none. For features, and targets of regressions, of a few samples of the data set.",
     )
     time_limit: Time | None = Field(
         default=None,

@@ -9,14 +9,15 @@ from dataclasses import dataclass, replace
 from torch import Tensor
 
 from milp_agt.bounds.linear.window_bounds import CACHED_ELEMENTS
+from milp_agt.bounds.zonotope import refusal
 from milp_agt.certification.machine import slowness
 from milp_agt.certification.options import CertifyOptions
 from milp_agt.certification.selection_plan import Selections, selections_of
 from milp_agt.certification.sizes import (
     BASELINE,
-    BOUNDED_PER_SECOND,
     FLOAT,
     MULTIPLIED_PER_SECOND,
+    ROWS_PER_ELEMENT,
     WALKED_PER_SECOND,
     Sizes,
 )
@@ -47,15 +48,14 @@ BOXED_ELEMENTS = 2**19
 THREADED_ELEMENTS = 10**5
 # The same for steps by intervals only, which take half a second at this size.
 THREADED_BOXES = 2 * 10**7
-# Seconds of one warm-started solve per row of the program.
-SECONDS_PER_ROW = 1e-5
-ROWS_PER_ELEMENT = 8
 AUTO_TIME = 120.0
 # By default, each refinement (linear intermediate bounds, selections told apart) is used if predicted to
 # take at most this many seconds, or this share of a time limit.
 REFINING_TIME, SPARE = 60.0, 0.6
 # Seconds per step that forms may always spend on steps before their window.
 PAST_SECONDS = 0.05
+# Share of the memory that a zonotope may take beside linear forms, as a divisor.
+ZONOTOPE_SHARE = 4
 
 
 @dataclass(frozen=True)
@@ -63,13 +63,15 @@ class Plan:
     """The plan of a run: the level, the windows, the pieces, and remarks for the result.
 
     ``past`` is the number of past steps kept for forms that have reached the beginning of their window.
-    ``rows`` of a backward pass fit into memory; ``chunk`` of them share a pass in the run. ``first_walk``
-    are the predicted seconds of a backward pass of all entries through one step; ``seconds`` those of all
-    steps on the machine that predictions were measured on, not a number where nothing is known.
+    ``inner_on_trial``: linear intermediate bounds of joint selections are left out while linear forms gain
+    nothing over a zonotope. ``rows`` of a backward pass fit into memory; ``chunk`` of them share a pass
+    in the run. ``first_walk`` are the predicted seconds of a backward pass of all entries through one step;
+    ``seconds`` those of all steps, where predictions were measured; not a number where nothing is known.
     """
 
     asked: str
     relaxation: Relaxation
+    levels: Sequence[Relaxation]
     steps: int
     window: int
     program_window: int
@@ -81,6 +83,7 @@ class Plan:
     inner_pairs: int
     inner_widest: int | None
     linear_inner: bool
+    inner_on_trial: bool
     selections: Selections
     cuts: bool
     composed_steps: bool
@@ -133,10 +136,14 @@ def make_plan(
     solved = min(program_window or window or 1, steps)
     budget = bytes_of(options.memory)
     exposed = int(poison.exposed.sum())
-    sizes = Sizes(step_graph, max(len(b) for b in batches), exposed, training.momentum > 0)
+    sizes = Sizes(step_graph, max(len(b) for b in batches), exposed, training.has_momentum)
+    moved = _moved(poison)
+    refused = refusal(sizes.schedule, poison, batches, restriction)
+    zonotope = sizes.zonotope(steps, moved)
     if options.relaxation == "auto":
+        allowed = AUTO_TIME if time_limit is None else time_limit
         level, remarks = _choose(
-            sizes, steps, walked, budget, AUTO_TIME if time_limit is None else time_limit, solved
+            sizes, steps, walked, budget, allowed, solved, None if refused else zonotope
         )
     else:
         level, remarks = Relaxation.parse(options.relaxation), Remarks()
@@ -146,7 +153,6 @@ def make_plan(
     cheap = REFINING_TIME if time_limit is None else SPARE * time_limit
     in_cuts = 2 * FLOAT * step_graph.outputs * step_graph.parameter_count * sizes.batch * walked
     cuts = sizes.walked >= THREADED_ELEMENTS and in_cuts <= budget // 4
-    moved = _moved(poison)
     composed_steps = cuts and _pays(sizes, moved, walked, budget) and training.projection is None
     inner_widest: int | None = None
     linear_inner = level.walks and inner_bounds != "interval"
@@ -160,6 +166,15 @@ def make_plan(
             f"{cheap:g} s; ask for inner_bounds='linear' to have them"
         )
         remarks += Remarks(notes=(line,))
+    levels, more = _levels(
+        level,
+        refused,
+        zonotope,
+        max(cheap, seconds if linear_inner else 0.0),
+        budget,
+    )
+    remarks += more
+    carried = Relaxation.ZONOTOPE in levels
     told_apart, more = selections_of(
         sizes,
         level,
@@ -172,6 +187,7 @@ def make_plan(
         inner_bounds,
         budget,
         cheap,
+        carried,
     )
     if (
         options.window is None
@@ -210,6 +226,7 @@ def make_plan(
     return Plan(
         asked=options.relaxation,
         relaxation=level,
+        levels=levels,
         steps=steps,
         window=walked,
         program_window=solved,
@@ -231,6 +248,7 @@ def make_plan(
         inner_pairs=max(1, room // (2 * sizes.pair)),
         inner_widest=inner_widest,
         linear_inner=linear_inner,
+        inner_on_trial=linear_inner and inner_bounds is None and carried,
         selections=told_apart,
         cuts=cuts,
         composed_steps=composed_steps,
@@ -243,9 +261,34 @@ def make_plan(
         first_walk=slow * 2 * sizes.state * sizes.walked / WALKED_PER_SECOND,
         seconds=told_apart.seconds
         + seconds * (linear_inner and inner_widest is None)
-        + _seconds(sizes, steps, walked, solved).get(level, math.nan),
+        + sizes.seconds(steps, walked, solved).get(level, math.nan),
         remarks=remarks,
     )
+
+
+def _levels(
+    asked: Relaxation,
+    refused: str | None,
+    predicted: tuple[float, int],
+    seconds: float,
+    memory: int,
+) -> tuple[Sequence[Relaxation], Remarks]:
+    """The levels of the chains. Above a zonotope it is carried along where it has rules for the run and
+    is predicted to take at most some seconds and a share of the memory."""
+    levels = asked.chain()
+    if Relaxation.ZONOTOPE not in levels or asked is Relaxation.ZONOTOPE:
+        return levels, Remarks()
+    why = None if refused is None else f"it has no rule for {refused}"
+    time, size = predicted
+    if why is None and (time > seconds or size > memory // ZONOTOPE_SHARE):
+        why = (
+            f"it would take about {time:.3g} s and {_mib(size)}, more than {seconds:.3g} s or "
+            f"{_mib(memory // ZONOTOPE_SHARE)}; ask for relaxation='zonotope' to have it"
+        )
+    if why is None:
+        return levels, Remarks()
+    kept = tuple(level for level in levels if level is not Relaxation.ZONOTOPE)
+    return kept, Remarks(notes=(f"no zonotope is carried along: {why}",))
 
 
 def stored(tensors: Sequence[Tensor]) -> int:
@@ -326,16 +369,25 @@ def _alpha_steps(asked: int, level: Relaxation, chosen: bool) -> tuple[int, Rema
 
 
 def _choose(
-    sizes: Sizes, steps: int, window: int, memory: int, seconds: float, solved: int
+    sizes: Sizes,
+    steps: int,
+    window: int,
+    memory: int,
+    seconds: float,
+    solved: int,
+    zonotope: tuple[float, int] | None,
 ) -> tuple[Relaxation, Remarks]:
     """The tightest level below milp whose predicted time and memory fit, with the reason as a remark."""
-    predicted = _seconds(sizes, steps, window, solved)
+    predicted = sizes.seconds(steps, window, solved)
     rows = ROWS_PER_ELEMENT * sizes.curved * solved
     needed = {
         Relaxation.INTERVAL: 0,
         Relaxation.LINEAR: FLOAT * LIVE_BOXES * sizes.boxes * window,
         Relaxation.LP: 2 * FLOAT * LIVE_BOXES * sizes.boxes * window + 200 * rows,
     }
+    if zonotope is not None:
+        predicted[Relaxation.ZONOTOPE], needed[Relaxation.ZONOTOPE] = zonotope
+    predicted = {level: predicted[level] for level in Relaxation if level in predicted}
     fitting = [r for r in predicted if predicted[r] <= seconds and needed[r] <= memory] or [
         Relaxation.INTERVAL
     ]
@@ -348,15 +400,3 @@ def _choose(
         f"{memory / 2**20:.3g} MiB; milp is never picked unasked"
     )
     return chosen, Remarks(notes=(note,))
-
-
-def _seconds(sizes: Sizes, steps: int, window: int, solved: int) -> dict[Relaxation, float]:
-    """Predicted seconds of all steps, jointly for all selections."""
-    walks = sum(min(t + 1, window) for t in range(steps))
-    linear = 2 * sizes.state * sizes.walked * walks / WALKED_PER_SECOND
-    rows = ROWS_PER_ELEMENT * sizes.curved * solved
-    return {
-        Relaxation.INTERVAL: 2 * sizes.boxes * steps / BOUNDED_PER_SECOND,
-        Relaxation.LINEAR: 2 * linear,
-        Relaxation.LP: 3 * linear + 2 * sizes.state * steps * rows * SECONDS_PER_ROW,
-    }

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from milp_agt.attacks import Attack, Attacker, Envelope, Objective, ParameterSandwich, Sandwich
 from milp_agt.bounds.adversary.joint import Joint
+from milp_agt.bounds.cells.plan import TreePlan
 from milp_agt.bounds.program import FinalWindow, Incumbents
 from milp_agt.bounds.step import NodeOrder, State
 from milp_agt.certification import saved
@@ -111,6 +112,9 @@ class Result(Questions):
         reached: Sequence[Reached],
         program: FinalWindow | None = None,
         rows: int | None = None,
+        beside: Reached | None = None,
+        tree: TreePlan | None = None,
+        box: State | None = None,
         nominal: Mapping[str, Tensor],
         steps: tuple[StepRecord, ...],
         total_steps: int,
@@ -125,7 +129,9 @@ class Result(Questions):
     ) -> Result:
         """The result from the state of the loop after some steps."""
         point = {n: nominal[n] for n in step_graph.parameters}
-        models = ReachableModels(step_graph, schedule, point, reached, program, rows)
+        models = ReachableModels(
+            step_graph, schedule, point, reached, program, rows, beside, box=box, tree=tree
+        )
         return Result(
             reachable=_reachable(step_graph, models.state, nominal),
             steps=steps,
@@ -186,9 +192,8 @@ class Result(Questions):
     @property
     def sandwich(self) -> ParameterSandwich | None:
         """Widths that attacks reached next to the certified ones; None without an attack."""
-        if self.attack is None:
-            return None
-        return ParameterSandwich.of(self.reachable, self.attack)
+        found = self.attack
+        return ParameterSandwich.of(self.reachable, found) if found is not None else None
 
     def against(self, objective: Objective, bounds: Bounds) -> Sandwich | None:
         """The bounds of a property next to what attacks on it reach; None without an attack.

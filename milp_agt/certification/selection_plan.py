@@ -44,6 +44,8 @@ class Selections:
         enumerated_inner: whether these have linear intermediate bounds.
         charged: whether errors are charged to the samples that can cause them.
         charged_inner: whether that chain has linear intermediate bounds.
+        data_sets: number of listed data sets of a finite threat, each trained on by itself in place of
+            all chains; 0 where they are not listed.
         kept: bytes that the windows of these chains hold from step to step.
         window: over which they could be listed, where there are none of these chains; 0 where over none.
         seconds: predicted for these chains.
@@ -53,6 +55,7 @@ class Selections:
     enumerated_inner: bool = False
     charged: bool = False
     charged_inner: bool = False
+    data_sets: int = 0
     kept: int = 0
     window: int = 0
     seconds: float = 0.0
@@ -75,8 +78,10 @@ def selections_of(
     inner_bounds: str | None,
     memory: int,
     seconds: float,
+    zonotope: bool,
 ) -> tuple[Selections, Remarks]:
-    """The requested selections; by default listed if that is cheap, else charged if that is.
+    """The requested selections; by default listed if that is cheap, else charged if that is, but not beside
+    a ``zonotope``, which charges errors to samples as well.
 
     Cheap means predicted to take at most so many ``seconds``. Where neither is, ``window`` of the result is
     the longest of the halved windows over which listed selections would be.
@@ -110,7 +115,7 @@ def selections_of(
             "use scope='dataset', or selections='joint'",
         )
     listed, remarks = work.listed(cases, asked)
-    if listed.groups:
+    if listed.groups or zonotope:
         return listed, remarks
     count = float(poison.open.sum()) + 1
     if (

@@ -42,10 +42,14 @@ class Deadline:
         self.missed |= over
         return over
 
+    @property
+    def left(self) -> float:
+        """Seconds that are left, at least 0; infinite for never."""
+        return max(0.0, self.at - monotonic())
+
     def share(self, parts: int) -> float | None:
         """Seconds for one of so many parts that are left; None without an end."""
-        left = max(0.0, self.at - monotonic())
-        return None if math.isinf(left) else left / max(1, parts)
+        return None if math.isinf(self.left) else self.left / max(1, parts)
 
 
 def shorter(*limits: float | None) -> float | None:

@@ -32,6 +32,10 @@ class Interval:
         return Interval(value, value)
 
     @property
+    def is_point(self) -> bool:
+        return bool((self.lower == self.upper).all())
+
+    @property
     def centre(self) -> Tensor:
         return 0.5 * self.lower + 0.5 * self.upper
 

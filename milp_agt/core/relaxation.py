@@ -67,7 +67,7 @@ class Relaxation(Enum):
 _LOOSER: dict[Relaxation, tuple[Relaxation, ...]] = {
     Relaxation.INTERVAL: (),
     Relaxation.ZONOTOPE: (Relaxation.INTERVAL,),
-    Relaxation.LINEAR: (Relaxation.INTERVAL,),
+    Relaxation.LINEAR: (Relaxation.INTERVAL, Relaxation.ZONOTOPE),
     Relaxation.LP: (Relaxation.LINEAR,),
     Relaxation.MILP: (Relaxation.LP,),
     Relaxation.QCQP: (Relaxation.LP,),

@@ -18,6 +18,7 @@ from milp_agt.core.reachable import Bounds
 from milp_agt.core.restriction import UNRESTRICTED
 from milp_agt.properties.accuracy import AccuracyQuestion
 from milp_agt.properties.answer import Answer, GroupName, summarise
+from milp_agt.properties.influences import sample_influences
 from milp_agt.properties.models import ReachableModels
 from milp_agt.properties.question import bounds_of
 
@@ -70,7 +71,7 @@ def _most(
     decision = question.decision
     forms, groups = decision.forms.part(points), decision.unsafe_of[points]
     most = len(points)
-    found, adversary = models.sample_influences(forms), models.reached[0].adversary
+    found, adversary = sample_influences(models, forms), models.reached[0].adversary
     if found is not None:
         # What is proved of a form alone holds as well.
         lower = known.lower.amin(0)[points]

@@ -44,6 +44,15 @@ class Decision:
         constant = coefficients.new_zeros(coefficients.shape[:2])
         return Decision(unsafe, safe_of, unsafe_of, OutputForms(inputs, coefficients, constant))
 
+    def part(self, points: Tensor) -> Decision:
+        """The decision on some of the points."""
+        return Decision(
+            self.unsafe[points],
+            self.safe_of[points],
+            self.unsafe_of[points],
+            self.forms.part(points),
+        )
+
     def margin(self, bounds: Interval) -> Interval:
         """Bounds of the margins, (..., n), from bounds of the forms, (..., n, forms)."""
         beaten = self._scattered(bounds.lower, self.unsafe_of, "amax", -torch.inf)

@@ -84,8 +84,8 @@ def mean_loss(
     bounds = (models.bound_in_box if late else models.bound)(question.on_outputs)
     nominal = question.nominal([models.at_nominal(question.on_outputs)])
     answer = summarise(question.evaluate([bounds]), nominal, question.index, groups)
-    if late:
-        return answer
+    if late or models.reached[0].single_runs:
+        return answer  # the mean of one model is that of its points
     names = list(answer.groups)
     parts = np.array([np.ones(len(question.index), dtype=bool), *(groups == n for n in names)])
     lower, upper = _together(models, question, bounds, torch.from_numpy(parts).to(bounds.lower))

@@ -9,14 +9,12 @@ import torch
 from torch import Tensor
 
 from milp_agt.bounds.adversary.box_algebra import better
-from milp_agt.bounds.adversary.charged import Charged
-from milp_agt.bounds.adversary.joint import Joint
 from milp_agt.bounds.adversary.model import AdversaryModel
+from milp_agt.bounds.cells.plan import TreePlan
 from milp_agt.bounds.forms import Forms
 from milp_agt.bounds.linear.composed import PastStep
 from milp_agt.bounds.linear.linearized_step import LinearizedStep
 from milp_agt.bounds.linear.window_bounds import (
-    bound_by_sample,
     bound_forms,
     forms_of_outputs,
     rows_at_once,
@@ -29,15 +27,13 @@ from milp_agt.core.deadline import Deadline
 from milp_agt.core.graph import Node, evaluate
 from milp_agt.core.interval import CLEAN, Interval
 from milp_agt.core.rounding import TINY, gamma
-from milp_agt.properties.last_forms import by_sample_of_forms, least_of_forms, on_state
+from milp_agt.properties.last_forms import least_of_forms, on_state
 from milp_agt.threats.poison import Poison
 from milp_agt.training.tracing import FEATURES, StepGraph
 
 # Test points, forms of the parameters, and numbers of all their coefficients that share one pass.
-POINTS_AT_ONCE = 64
-ROWS_AT_ONCE = 256
+POINTS_AT_ONCE, ROWS_AT_ONCE = 64, 256
 NUMBERS_AT_ONCE = 2**23
-
 Watch = Callable[[int, int], None]  # told how many test points of how many are bounded
 
 
@@ -68,9 +64,10 @@ class OutputForms:
 class Reached:
     """Boxes of parameters, one for each case, and the steps that led to them.
 
-    ``window`` may be empty (a loaded result): then only the boxes count. ``outer`` is one box,
-    (1, *shape), that is known to hold all of them, too. ``past`` is what the steps before the window
-    have proved. ``forward`` is the set as a hybrid zonotope, where the run was bounded by one.
+    ``window`` may be empty (a loaded result): then only the boxes count. ``outer`` is one box, (1, *shape),
+    that holds all of them, too. ``past`` is what the steps before the window have proved. ``forward`` is the
+    set as a hybrid zonotope, where the run was bounded by one. Of ``single_runs`` case c is choice c of a
+    listed threat: one run with its rounding.
     """
 
     state: State
@@ -79,6 +76,7 @@ class Reached:
     outer: State | None = None
     past: Sequence[PastStep] = ()
     forward: ZonotopePass | None = None
+    single_runs: bool = False
 
     @property
     def keeps_forms(self) -> bool:
@@ -100,8 +98,9 @@ class ReachableModels:
     """All that is known of the reachable models: every one lies in a case of ``reached``.
 
     ``program`` holds every run through its window; None where the run was not bounded by programs.
-    ``rows`` is the most rows of a walk that memory has room for; None for no limit. ``watch`` is told how
-    a question gets on.
+    ``beside`` is a set that holds every reachable model as well, found in another way: bounds over it and
+    over ``reached`` are met. ``rows`` is the most rows of a walk that memory has room for; None for no
+    limit. ``watch`` is told how a question gets on. ``box`` holds the parameters.
     """
 
     step_graph: StepGraph
@@ -110,8 +109,11 @@ class ReachableModels:
     reached: Sequence[Reached]
     program: FinalWindow | None = None
     rows: int | None = None
+    beside: Reached | None = None
     watch: Watch | None = None
+    box: State | None = None
     deadline: Deadline | None = None  # questions after it are answered from boxes
+    tree: TreePlan | None = None  # searches what all bounds leave open
 
     @property
     def poison(self) -> Poison:
@@ -120,14 +122,14 @@ class ReachableModels:
     @property
     def state(self) -> State:
         """One box that holds the parameters in all cases, (1, *shape) each."""
-        return union([r.boxes for r in self.reached])
+        return self.box or union([r.boxes for r in self.reached])
 
     @property
     def forward(self) -> tuple[Node, ...]:
         return self.step_graph.graph.needed_for([self.step_graph.output])
 
     def parameter_rows(self, reached: Reached) -> Tensor:
-        """Flat coefficients of the lower ends of all trainable parameters, then of the upper ones."""
+        """Flat coefficients of the lower ends of all parameters, then of the upper ones."""
         total = sum(reached.state[name].lower[0].numel() for name in self.step_graph.parameters)
         rows = torch.eye(total, dtype=torch.float64, device=self.poison.features.device)
         return torch.cat([rows, -rows])
@@ -163,6 +165,9 @@ class ReachableModels:
             programs, cases are met with the form as an objective on top of the last ones.
         """
         bounds = self._bounded(self.reached, forms)
+        if self.beside is not None:
+            wider = self._bounded((self.beside,), forms).expand_states(len(bounds.lower))
+            bounds = bounds.meet(wider, "a form of the outputs by two chains")
         if self.program is None:
             return bounds
         solved = self.program.bound(self.asked(forms), bounds)
@@ -170,14 +175,13 @@ class ReachableModels:
 
     def bound_in_box(self, forms: OutputForms) -> Interval:
         """The same from the boxes of the parameters alone, by intervals and linear forms: no walk."""
-        return self._bounded(
-            [replace(r, window=(), past=(), forward=None) for r in self.reached], forms
-        )
+        bare = [replace(r, window=(), past=(), forward=None) for r in self.reached]
+        return self._bounded(bare, forms)
 
     def refine(self, forms: OutputForms, known: Interval, points: Tensor) -> Interval:
         """Bounds ``known`` from boxes, with those of some points as :meth:`bound` has them."""
         if len(points) == 0 or (
-            self.program is None and not any(r.keeps_forms for r in self.reached)
+            self.program is None and not any(r.keeps_forms for r in self.everywhere)
         ):
             return known
         found = self.bound(forms.part(points))
@@ -186,23 +190,27 @@ class ReachableModels:
             known.upper.index_copy(1, points, found.upper),
         )
 
+    @property
+    def everywhere(self) -> Sequence[Reached]:
+        """All that is known: ``reached``, and what is ``beside`` it."""
+        return self.reached if self.beside is None else (*self.reached, self.beside)
+
     def _bounded(self, where: Sequence[Reached], forms: OutputForms) -> Interval:
         """Bounds by intervals and linear forms, some points at once."""
         found: list[Interval] = []
         walked = any(reached.keeps_forms for reached in where)
-        for part in self._parts(forms):
+        for part in self.parts(forms):
             some = forms.part(part)
             found.append(_joined([self._bound_piece(reached, some) for reached in where], 0))
             if walked and self.watch is not None:
                 self.watch(int(part[-1]) + 1, len(forms))
         return _joined(found, 1)
 
-    def _parts(self, forms: OutputForms) -> Sequence[Tensor]:
+    def parts(self, forms: OutputForms) -> Sequence[Tensor]:
         """Positions of points whose forms are bounded at once: few where they have many coefficients."""
         numbers = 2 * forms.coefficients[0, :, 0].numel() * self.step_graph.parameter_count
         size = max(1, min(POINTS_AT_ONCE, NUMBERS_AT_ONCE // max(1, numbers)))
-        parts: Sequence[Tensor] = torch.arange(len(forms), device=forms.constant.device).split(size)
-        return parts
+        return list(torch.arange(len(forms), device=forms.constant.device).split(size))
 
     def rows_at_once(self, window: Sequence[LinearizedStep]) -> int:
         """Rows that share a walk through a window: as many as are fast and fit into memory."""
@@ -212,53 +220,6 @@ class ReachableModels:
     def asked(self, forms: OutputForms) -> OutputObjectives:
         """The forms as a question to programs."""
         return OutputObjectives(self.forward, forms.inputs, forms.coefficients, forms.constant)
-
-    def sample_influences(self, forms: OutputForms) -> tuple[Tensor, Tensor] | None:
-        """Lower bounds that know who is poisoned: ``form >= base - sum_{i in S} dev_i`` for every set S
-        of samples that the adversary may choose.
-
-        Returns:
-            ``base`` (n, forms) and ``dev`` (n, forms, N); None where selections are bounded one by one, are
-            made anew in every batch, have two budgets, or no forms are kept.
-        """
-        reached = self.reached[0]
-        joint = isinstance(reached.adversary, (Joint, Charged)) and not self.poison.is_clean
-        apart = self.poison.label_quota is not None
-        if not joint or apart or self.poison.per_batch or not reached.keeps_forms:
-            return None
-        pieces = [self._piece_by_sample(reached, forms.part(part)) for part in self._parts(forms)]
-        base, dev = zip(*pieces, strict=True)
-        return torch.cat(base), torch.cat(dev)
-
-    def _piece_by_sample(self, reached: Reached, forms: OutputForms) -> tuple[Tensor, Tensor]:
-        turned = forms.coefficients.transpose(0, 1)
-        own = forms_of_outputs(
-            self.step_graph,
-            self.forward,
-            reached.state,
-            forms.inputs,
-            turned,
-            reached.adversary.algebra,
-        )
-        own.constant = own.constant + forms.constant.T.unsqueeze(-1)
-        own.magnitude = own.magnitude + forms.constant.T.abs()
-
-        def bound(rows: Tensor) -> tuple[Tensor, Tensor]:
-            if reached.forward is not None:
-                some = own.rows(rows.to(turned.device), reached.state)
-                return by_sample_of_forms(reached.forward, some, reached.state)
-            return bound_by_sample(
-                self.schedule,
-                reached.window,
-                own.rows(rows.to(turned.device), reached.state),
-                reached.adversary,
-            )
-
-        size = self.rows_at_once(reached.window)
-        found = in_passes(own.magnitude.numel(), size, bound)
-        base, dev = torch.cat([b for b, _ in found]), torch.cat([d for _, d in found])
-        points = len(forms)
-        return base.reshape(-1, points).T, dev.reshape(-1, points, dev.shape[1]).transpose(0, 1)
 
     def bound_sums(self, forms: OutputForms, weights: Tensor, known: Interval) -> Tensor:
         """Lower bounds of ``sum_i weights_i . form_i`` over all reachable models, (cases, rows).
@@ -271,10 +232,10 @@ class ReachableModels:
             weights: (rows, n, forms).
             known: bounds of the forms of single points, as :meth:`bound` gives them.
         """
-        pieces = [self._summed(reached, forms, weights) for reached in self.reached]
-        walked = torch.cat(
-            [self._walked(r, p).T for r, p in zip(self.reached, pieces, strict=True)]
-        )
+        found = [self._walked(r, self._summed(r, forms, weights)).T for r in self.everywhere]
+        walked = torch.cat(found[: len(self.reached)])
+        if self.beside is not None:
+            walked = torch.maximum(walked, found[-1])
         if self.program is None:
             return walked
         nominal = self.at_nominal(forms)
@@ -285,7 +246,7 @@ class ReachableModels:
     def _summed(self, reached: Reached, forms: OutputForms, weights: Tensor) -> Forms:
         """Forms on the state that are at most the weighted sums."""
         total: Forms | None = None
-        for part in self._parts(forms):
+        for part in self.parts(forms):
             some, own = forms.part(part), weights[:, part]
             on_outputs = torch.einsum("rnf,nfo->rno", own, some.coefficients)
             each = forms_of_outputs(
@@ -315,16 +276,19 @@ class ReachableModels:
         )
 
     def bound_parameters(self, coefficients: Mapping[str, Tensor]) -> Interval:
-        """Bounds of linear forms of the parameters, (cases, rows); coefficients (rows, *shape) each."""
+        """Bounds of forms of the parameters, (cases, rows); coefficients (rows, *shape) each."""
         rows = len(next(iter(coefficients.values())))
         pieces = [
             [
                 self._bound_rows(reached, {n: c[part] for n, c in coefficients.items()})
-                for reached in self.reached
+                for reached in self.everywhere
             ]
             for part in torch.arange(rows).split(ROWS_AT_ONCE)
         ]
-        bounds = _joined([_joined(each, 0) for each in pieces], 1)
+        bounds = _joined([_joined(each[: len(self.reached)], 0) for each in pieces], 1)
+        if self.beside is not None:
+            wider = _joined([each[-1] for each in pieces], 1).expand_states(len(bounds.lower))
+            bounds = bounds.meet(wider, "a functional of the parameters by two chains")
         if self.program is None:
             return bounds
         solved = self.program.bound_parameters(coefficients, bounds)
@@ -363,6 +327,8 @@ class ReachableModels:
         """Bounds for one group of cases, (cases, n, forms)."""
         algebra = reached.adversary.algebra
         boxed = self._by_intervals(reached.boxes, forms)
+        if reached.single_runs and forms.inputs.is_point:
+            return boxed
         coefficients, constant = forms.coefficients, forms.constant
         both = torch.cat([coefficients, -coefficients], 1).transpose(0, 1)
         own = forms_of_outputs(
@@ -395,6 +361,5 @@ class ReachableModels:
 
 
 def _joined(boxes: Sequence[Interval], axis: int) -> Interval:
-    return Interval(
-        torch.cat([b.lower for b in boxes], axis), torch.cat([b.upper for b in boxes], axis)
-    )
+    ends = ([b.lower for b in boxes], [b.upper for b in boxes])
+    return Interval(*(torch.cat(parts, axis) for parts in ends))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy.typing as npt
 from torch import Tensor
@@ -12,6 +12,8 @@ from milp_agt.core.arguments import array_of
 from milp_agt.core.interval import Interval
 from milp_agt.errors import InvalidInputError
 from milp_agt.properties.answer import Answer, Scores, summarise
+from milp_agt.properties.by_tree import by_tree
+from milp_agt.properties.decision import Decision
 from milp_agt.properties.models import POINTS_AT_ONCE, OutputForms, ReachableModels
 
 
@@ -41,6 +43,14 @@ class Question(Protocol):
         ...
 
 
+@runtime_checkable
+class Decides(Protocol):
+    """A question whose forms are those of one decision at points that nobody touches."""
+
+    @property
+    def decision(self) -> Decision: ...
+
+
 def ask(
     models: ReachableModels, question: Question, groups: npt.NDArray[Any] | None = None
 ) -> Answer:
@@ -62,7 +72,13 @@ def bounds_of(models: ReachableModels, question: Question) -> list[Interval]:
     value = question.evaluate(boxed).value
     open_ = (~(value.lower == value.upper)).any(0).nonzero()[:, 0]
     pairs = zip(question.forms, boxed, strict=True)
-    return [_refined(models, forms, known, open_) for forms, known in pairs]
+    bounds = [_refined(models, forms, known, open_) for forms, known in pairs]
+    if models.tree is not None and isinstance(question, Decides) and not is_late(models):
+        value = question.evaluate(bounds).value
+        open_ = (~(value.lower == value.upper)).any(0).nonzero()[:, 0]
+        left = None if models.deadline is None else models.deadline.left
+        bounds = [by_tree(models.tree, question.decision, bounds[0], open_, left)]
+    return bounds
 
 
 def is_late(models: ReachableModels) -> bool:

@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
+from milp_agt.bounds.listed import ListedData, Poisoned
 from milp_agt.core.reachable import Bounds
 from milp_agt.core.torch_modes import own_modes
 from milp_agt.errors import InvalidInputError
@@ -247,6 +248,30 @@ class Questions:
             InvalidInputError: an unknown parameter, or a shape that does not fit.
         """
         return FunctionalQuestion.of(self.models, coefficients).answer(self.models)
+
+    def data_set(self, case: int) -> Poisoned:
+        """What the adversary makes of the training data in a case of a listed threat.
+
+        Case 0 is the clean run. Cases are those of ``result.models.bound``: that in which a form has its
+        least or largest value names the data set that leads there.
+
+        Raises:
+            InvalidInputError: a result whose cases are no data sets, or no such case.
+        """
+        adversary = self.models.reached[0].adversary
+        if not isinstance(adversary, ListedData):
+            raise InvalidInputError(
+                "The data set of a case was asked for",
+                "a result that did not list the data sets of its threat",
+                "certify a finite threat (flips of classes, categories, removals) with relaxation='linear'",
+            )
+        if not isinstance(case, int) or not 0 <= case < len(adversary.choices):
+            raise InvalidInputError(
+                f"The data sets of this threat are the cases 0 to {len(adversary.choices) - 1}",
+                f"case {case!r}",
+                "give one of them",
+            )
+        return adversary.choices.poisoned(case)
 
     def _features(self, features: inputs.ArrayLike) -> Tensor:
         x = inputs.features_of(features, "Test features")

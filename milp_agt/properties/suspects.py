@@ -13,6 +13,7 @@ from milp_agt.bounds.adversary.charged import Charged
 from milp_agt.bounds.adversary.enumerated import Enumerated
 from milp_agt.bounds.forms import Forms
 from milp_agt.bounds.linear.window_bounds import influence
+from milp_agt.bounds.listed import ListedData
 from milp_agt.bounds.passes import in_passes
 from milp_agt.bounds.zonotope import least_by_sample
 from milp_agt.core.graph import Cause
@@ -32,7 +33,8 @@ class Suspect:
         position: its position in the training part.
         id: who it is, where ``load_dataset(id=)`` says so; None elsewhere.
         width: mean over the trainable parameters of the width that the certificate grants to this
-            sample alone. Enumerated selections: the hull of its cases and of the clean run. Bounded
+            sample alone. Listed data sets and enumerated selections: the hull of its cases and of the
+            clean run. Bounded
             jointly: what the forms of both ends of the parameter owe to it (``dev_i``).
         share: ``width`` divided by the mean width of the reachable set.
     """
@@ -51,8 +53,8 @@ class Suspects(Sequence[Suspect]):
     Attributes:
         samples: see :class:`Suspect`.
         causes: mean over the trainable parameters of what each cause adds to the width that linear
-            forms prove by their window alone, each >= 0 (up to rounding); None for threats to whole
-            samples, and for budgets of features and labels apart that are bounded jointly. See
+            forms prove by their window alone, each >= 0 (up to rounding); None for listed data sets,
+            threats to whole samples, and budgets of features and labels apart that are bounded jointly. See
             :func:`milp_agt.properties.gap.split`.
         width: mean width of the reachable set; it is less than the sum of the causes where boxes,
             programs, or forms that go on before the window prove more.
@@ -118,7 +120,7 @@ def suspects(models: ReachableModels, count: int, origin: Origin | None = None) 
         raise InvalidInputError(
             "suspects() counts the samples that it names", f"{count!r}", "give a whole number >= 0"
         )
-    if not all(reached.keeps_forms for reached in models.reached):
+    if not all(r.keeps_forms or r.single_runs for r in models.reached):
         raise InvalidInputError(
             "Which samples carry the bound was asked",
             "a result that keeps no linear forms (loaded from a file, or relaxation 'interval')",
@@ -141,13 +143,15 @@ def _suspect(position: int, width: float, mean: float, origin: Origin | None) ->
 def _splits(models: ReachableModels) -> bool:
     """Whether the width can be told apart by cause."""
     enumerated = isinstance(models.reached[0].adversary, Enumerated)
-    if any(reached.forward is not None for reached in models.reached):
+    if any(reached.single_runs or reached.forward is not None for reached in models.reached):
         return False
     return models.poison.whole is None and (models.poison.label_quota is None or enumerated)
 
 
 def _widths(models: ReachableModels, reached: Reached) -> Tensor:
     """The width that is granted to each sample, (N,)."""
+    if isinstance(reached.adversary, ListedData):
+        return _of_runs(models, reached, reached.adversary)
     if isinstance(reached.adversary, Enumerated):
         return _of_cases(models, reached, reached.adversary)
     if isinstance(reached.adversary, Charged):
@@ -181,3 +185,16 @@ def _of_cases(models: ReachableModels, reached: Reached, adversary: Enumerated) 
     width = (torch.maximum(high, high[:1]) - torch.minimum(low, low[:1])).mean(1)
     poisoned = adversary.mask | adversary.label_mask
     return (poisoned[1:] * width[1:, None]).amax(0)
+
+
+def _of_runs(models: ReachableModels, reached: Reached, adversary: ListedData) -> Tensor:
+    """The widest hull of the nominal model and of a run on data in which the sample is changed."""
+    names = models.step_graph.parameters
+    boxes = [reached.state[n] for n in names]
+    low = torch.cat([box.lower.flatten(1) for box in boxes], 1)
+    high = torch.cat([box.upper.flatten(1) for box in boxes], 1)
+    nominal = torch.cat([models.nominal[n].flatten() for n in names])
+    width = (torch.maximum(high, nominal) - torch.minimum(low, nominal)).mean(1)
+    everyone = torch.arange(len(models.poison.features), device=width.device)
+    changed = adversary.choices.masks(adversary.part, everyone)
+    return (changed * width[:, None]).amax(0)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
 
 from milp_agt.core.interval import Interval
-from milp_agt.properties.models import OutputForms, ReachableModels
+from milp_agt.properties.models import OutputForms, ReachableModels, Reached
 
 
 @dataclass(frozen=True)
@@ -37,9 +37,10 @@ class UnboundedModels(ReachableModels):
         """What is known."""
         return known
 
-    def sample_influences(self, forms: OutputForms) -> tuple[Tensor, Tensor] | None:
-        """None: nothing is known of who is poisoned."""
-        return None
+    @property
+    def everywhere(self) -> Sequence[Reached]:
+        """No set: nothing is known of who is poisoned."""
+        return ()
 
     def bound_sums(self, forms: OutputForms, weights: Tensor, known: Interval) -> Tensor:
         """No bound, (1, rows)."""

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from milp_agt.errors import InvalidInputError
 from milp_agt.io.files import DAMAGE, replace
 
-VERSION = 1
+VERSION = 2
 KIND = "recorded run"
 _ABOUT = "about"
 Arrays = dict[str, npt.NDArray[Any]]

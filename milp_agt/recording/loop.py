@@ -295,7 +295,7 @@ class Loop(Findings):
                 f"a momentum buffer of '{replaced}' that was changed or replaced between two steps",
                 "leave optimizer.state and load_state_dict() out of the loop",
             )
-        self._pending = optimizers.rule_of(self._optimizer, not self.rules)
+        self._pending = optimizers.rule_of(self._optimizer, self._model, not self.rules)
 
     def _join(self) -> tuple[int, ...]:
         """The samples of all backward passes of a step, whose sum must be the mean over them.
@@ -311,6 +311,11 @@ class Loop(Findings):
                 f"a gradient that is no mean over samples (gradient accumulation, or a weight): {told}",
                 "multiply the mean loss of each backward pass by its share of the samples of the step, and "
                 "otherwise scale the learning rate",
+            )
+        if len(passes) > 1 and passes[0].weight is not None:
+            raise differs(
+                "class weights with several backward passes in one step, each divided by weights of its own",
+                "take one backward pass in each step, or leave weight= out",
             )
         if len(set(joined)) != len(joined):
             raise differs("a sample that occurs twice in one step", "join distinct samples")
@@ -330,7 +335,8 @@ class Loop(Findings):
             raise differs("a step that was not seen to begin", "call optimizer.step()")
         _, kept, _ = self._passes[-1]
         rule, parameters = self._pending, self._parameters()
-        if self.rules and (rule.momentum > 0) != (self.rules[0].momentum > 0):
+        moving = {n: rule.of(n).momentum > 0 for n in self._twin.trained}
+        if self.rules and moving != {n: self.rules[0].of(n).momentum > 0 for n in moving}:
             raise differs("momentum that is switched on or off", "keep momentum above 0, or at 0")
         slack = self._reference.step(rule, kept)
         outside = self._reference.outside(parameters, slack)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from milp_agt.errors import UnsupportedOperationError
+from milp_agt.formulations.loss import LossFunction, get_loss
 
 # The function of torch that computes a loss -> the name of the loss here.
 FUNCTIONS: dict[Callable[..., Any], str] = {
@@ -60,15 +61,29 @@ class LossCall:
         found: Tensor = function(prediction, self.target, **self.options)
         return found
 
+    @property
+    def loss(self) -> LossFunction:
+        """The loss that was called, with the options that are in its gradient."""
+        weights, positive = self.options.get("weight"), self.options.get("pos_weight")
+        return get_loss(self.key).configured(
+            label_smoothing=float(self.options.get("label_smoothing", 0.0)),
+            class_weights=None if weights is None else tuple(weights.double().tolist()),
+            positive_weight=None if positive is None else float(positive),
+        )
+
+    @property
+    def weights(self) -> list[Tensor]:
+        """Tensors among the options."""
+        given = (self.options.get("weight"), self.options.get("pos_weight"))
+        return [each for each in given if each is not None]
+
     def differences(self) -> Iterator[tuple[str, str]]:
         """Options and shapes with which this is another loss: what was found, what to do."""
-        if self.options.get("weight") is not None:
-            yield "class or sample weights (weight=)", "leave weight= out"
-        if self.options.get("pos_weight") is not None:
-            yield "weights of the positive class (pos_weight=)", "leave pos_weight= out"
-        smoothing = self.options.get("label_smoothing", 0.0)
-        if smoothing:
-            yield f"label smoothing ({smoothing:g})", "set label_smoothing=0"
+        if self.options.get("weight") is not None and self.key != "cross_entropy":
+            yield "weights of single samples (weight=)", "leave weight= out"
+        positive = self.options.get("pos_weight")
+        if positive is not None and positive.numel() != 1:
+            yield "several weights of positive classes (pos_weight=)", "train on one logit"
         if self.options.get("reduction", "mean") != "mean" or any(
             self.options.get(old) is not None for old in ("size_average", "reduce")
         ):

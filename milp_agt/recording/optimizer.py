@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
 from milp_agt.errors import InvalidInputError, UnsupportedOperationError
 from milp_agt.recording.watched_numbers import is_watched
-from milp_agt.training.training import UpdateRule
+from milp_agt.training.training import ParameterGroup, UpdateRule
 from milp_agt.training.training_checks import no_rule_for
 
 ASKED = "A run was to be recorded with its optimiser"
@@ -48,13 +49,16 @@ def check(optimizer: object, model: nn.Module) -> tuple[str, ...]:
     return tuple(name for name, p in model.named_parameters() if id(p) in trained)
 
 
-def rule_of(optimizer: torch.optim.SGD, is_first: bool) -> UpdateRule:
+def rule_of(optimizer: torch.optim.SGD, model: nn.Module, is_first: bool) -> UpdateRule:
     """The step that the optimiser is about to take; torch does not dampen the first one.
 
+    The rule is that of the first group; those that differ from it stand in its ``groups``.
+
     Raises:
-        UnsupportedOperationError: options that have no rule, or groups that differ.
+        UnsupportedOperationError: options that have no rule.
     """
-    rules = set()
+    names = {id(p): name for name, p in model.named_parameters()}
+    rules: dict[UpdateRule, list[str]] = {}
     for group in optimizer.param_groups:
         for option in ("lr", "momentum", "weight_decay", "dampening"):
             if not isinstance(group[option], (int, float)) or is_watched(group[option]):
@@ -69,26 +73,19 @@ def rule_of(optimizer: torch.optim.SGD, is_first: bool) -> UpdateRule:
             )
         if group.get("maximize"):
             raise UnsupportedOperationError(ASKED, "maximize = True", "leave maximize out")
-        rules.add(
-            UpdateRule(
-                rate=float(group["lr"]),
-                momentum=float(group["momentum"]),
-                weight_decay=float(group["weight_decay"]),
-                nesterov=bool(group["nesterov"]),
-                dampening=0.0 if is_first or not group["momentum"] else float(group["dampening"]),
-            )
+        rule = UpdateRule(
+            rate=float(group["lr"]),
+            momentum=float(group["momentum"]),
+            weight_decay=float(group["weight_decay"]),
+            nesterov=bool(group["nesterov"]),
+            dampening=0.0 if is_first or not group["momentum"] else float(group["dampening"]),
         )
-    if len(rules) != 1:
-        told = "; ".join(
-            f"lr {r.rate:g}, momentum {r.momentum:g}, weight decay {r.weight_decay:g}"
-            for r in rules
-        )
-        raise UnsupportedOperationError(
-            ASKED,
-            f"groups of parameters with options of their own ({told})",
-            "give all groups the same options, or leave parameters that shall not train out",
-        )
-    return rules.pop()
+        own = [names[id(p)] for p in group["params"] if p.requires_grad]
+        if own:
+            rules.setdefault(rule, []).extend(own)
+    first, *others = rules
+    groups = tuple((ParameterGroup(rules[rule]), rule) for rule in others)
+    return replace(first, groups=groups)
 
 
 class Reference:
@@ -119,22 +116,21 @@ class Reference:
             if name not in gradients:
                 slack[name] = torch.zeros_like(theta)
                 continue
-            gradient = gradients[name] + rule.weight_decay * theta
-            size = gradients[name].abs() + rule.weight_decay * theta.abs()
+            own = rule.of(name)
+            gradient = gradients[name] + own.weight_decay * theta
+            size = gradients[name].abs() + own.weight_decay * theta.abs()
             direction = gradient
-            if rule.momentum:
+            if own.momentum:
                 old = self._velocity.get(name, torch.zeros_like(theta))
-                kept = 1.0 - rule.dampening
-                velocity = rule.momentum * old + kept * gradient
-                size = abs(kept) * size + rule.momentum * old.abs()
+                kept = 1.0 - own.dampening
+                velocity = own.momentum * old + kept * gradient
+                size = abs(kept) * size + own.momentum * old.abs()
                 self._velocity[name] = velocity
-                direction = gradient + rule.momentum * velocity if rule.nesterov else velocity
-                size = size * (1.0 + rule.momentum)
-            self.parameters[name] = theta - rule.rate * direction
+                direction = gradient + own.momentum * velocity if own.nesterov else velocity
+                size = size * (1.0 + own.momentum)
+            self.parameters[name] = theta - own.rate * direction
             eps = torch.finfo(theta.dtype).eps
-            slack[name] = (
-                16 * eps * (theta.abs() + rule.rate * size) + torch.finfo(theta.dtype).tiny
-            )
+            slack[name] = 16 * eps * (theta.abs() + own.rate * size) + torch.finfo(theta.dtype).tiny
         return slack
 
     def outside(

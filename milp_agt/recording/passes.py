@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from milp_agt.bounds.step import NodeOrder
 from milp_agt.errors import SoundnessError, UnsupportedOperationError
+from milp_agt.formulations.loss import LossFunction
 from milp_agt.recording.backward import (
     difference,
     gradients,
@@ -51,6 +52,7 @@ class Pass:
         samples: rows of the data set.
         scale: number by which the mean loss of these samples was multiplied.
         gradients: what the model alone gives at these parameters, in their own precision.
+        weight: by what the sum over these samples is divided, if not by their number.
         is_from_outside: whether features or labels are neither the loader's nor taken from its arrays.
     """
 
@@ -58,6 +60,7 @@ class Pass:
     scale: float
     gradients: Mapping[str, Tensor]
     is_from_outside: bool = False
+    weight: float | None = None
 
 
 def differs(found: str, remedy: str) -> UnsupportedOperationError:
@@ -113,19 +116,27 @@ class Twin:
         # Classes are whole numbers, however they are kept.
         if of_labels != ROUNDED or call.key == "mse":
             _check_origin("labels", of_labels)
+        for each in call.weights:
+            _check_origin("weights of the loss", origins.of(each))
         samples = self.rows.locate(forward.features, call.target)
         if self.step_graph is None:
-            self._trace(forward.features.shape[1:], call.key)
+            self._trace(forward.features.shape[1:], call.loss)
         assert self.step_graph is not None
-        if call.key != self.step_graph.loss.key:
+        if call.loss != self.step_graph.loss:
             raise differs(
-                f"the loss '{call.key}' after steps on '{self.step_graph.loss.key}'",
+                f"another loss than in the first step, '{call.key}' with {call.loss.options or 'no options'}",
                 "train on one loss",
             )
         own = self._gradients(self._twin, model, forward, call)
         self._check_graph(model, forward, call, samples)
         known = {origins.of(forward.features), of_labels} <= {DATA, ROUNDED}
-        return Pass(samples, call.scale, own, not known)
+        return Pass(samples, call.scale, own, not known, self._weight(samples))
+
+    def _weight(self, samples: tuple[int, ...]) -> float | None:
+        """By what the sum over samples is divided, if not by their number."""
+        assert self.step_graph is not None
+        found = self.step_graph.loss.divisor(self._labels[list(samples)])
+        return None if found is None else float(found)
 
     def _loss_of(self, losses: list[LossCall], root: Tensor) -> LossCall:
         for call in losses:
@@ -168,7 +179,7 @@ class Twin:
             "make it a layer of the model, or leave it out",
         )
 
-    def _trace(self, shape: tuple[int, ...], loss: str) -> None:
+    def _trace(self, shape: tuple[int, ...], loss: LossFunction) -> None:
         self.step_graph = trace(self.initial, loss, tuple(shape))
         self._order = NodeOrder.of(self.step_graph)
         self._labels = inputs.labels_of(
@@ -204,7 +215,11 @@ class Twin:
             output = self._double(forward.features.double())
             prediction = output.reshape(call.prediction.shape)
             target = call.target.double() if call.target.is_floating_point() else call.target
-            loss = replace(call, target=target).again(prediction)
+            options = {
+                name: value.double() if isinstance(value, Tensor) else value
+                for name, value in call.options.items()
+            }
+            loss = replace(call, target=target, options=options).again(prediction)
         expected = gradients(self._double, loss, self.trained)
         values = dict(self._double.named_parameters())
         leaves: dict[str, Any] = {n: values[n].detach().cpu() for n in self.step_graph.parameters}
@@ -214,7 +229,7 @@ class Twin:
         with torch.no_grad():
             nodes = self._order.values(leaves)
         own = {
-            name: nodes[self.step_graph.gradients[name]] / len(samples)
+            name: nodes[self.step_graph.gradients[name]] / (self._weight(samples) or len(samples))
             for name in self.step_graph.parameters
         }
         torchs = {name: expected[name].cpu() for name in own}

@@ -152,7 +152,7 @@ class Recording:
             model=self._twin.initial,
             features=self._rows.features,
             labels=self._rows.labels,
-            loss=graph.loss.key,
+            loss=graph.loss,
             batches=tuple(self._loop.batches),
             rules=tuple(self._loop.rules),
             final={n: v.detach().cpu().clone() for n, v in self._model.state_dict().items()},

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +15,11 @@ from torch import Tensor, nn
 
 from milp_agt.bounds.step import NodeOrder, step_at_points, velocity_of
 from milp_agt.errors import InvalidInputError, UnsupportedOperationError
+from milp_agt.formulations.loss import LossFunction, get_loss
 from milp_agt.recording import files
 from milp_agt.training import inputs
 from milp_agt.training.tracing import trace
-from milp_agt.training.training import Batch, Training, UpdateRule
+from milp_agt.training.training import Batch, ParameterGroup, Training, UpdateRule
 
 ASSUMED = (
     "The number and the order of the recorded steps, their samples and their learning rates do not depend "
@@ -40,6 +41,10 @@ class RecordedTraining(Training):
 
     def update_rules(self, steps: int) -> tuple[UpdateRule, ...]:
         return self.rules[:steps]
+
+    @property
+    def has_momentum(self) -> bool:
+        return any(rule.has_momentum for rule in self.rules)
 
 
 @dataclass(frozen=True)
@@ -112,11 +117,11 @@ class RecordedRun:
     def nominal(self) -> dict[str, Tensor]:
         """Parameters after the float64 run of the step graph on the data as given."""
         features, labels = self.data
-        graph = trace(self.model, self.training.loss, tuple(features.shape[1:]))
+        graph = trace(self.model, self.training.objective, tuple(features.shape[1:]))
         encoded = inputs.labels_of(labels, len(features), graph.loss, graph.outputs)
         order, batches = NodeOrder.of(graph), self.batches
         state: dict[str, Tensor] = dict(graph.initial)
-        if self.training.momentum > 0:
+        if self.training.has_momentum:
             state |= {velocity_of(n): torch.zeros_like(v) for n, v in graph.initial.items()}
         with torch.no_grad():
             for batch, rule in zip(batches, self.training.update_rules(len(batches)), strict=True):
@@ -165,7 +170,8 @@ class RecordedRun:
             arrays |= {prefix + name: value.cpu().numpy() for name, value in state.items()}
         about = {
             "loss": self.training.loss,
-            "rules": [asdict(r) | {"undecayed": sorted(r.undecayed)} for r in self.training.rules],
+            "options": self.training.objective.options,
+            "rules": [_plain(rule) for rule in self.training.rules],
             "dtype": self.dtype,
             "assumed": self.assumed,
             "trained": [n for n, p in self.model.named_parameters() if p.requires_grad],
@@ -178,7 +184,7 @@ def recorded_run(
     model: nn.Module,
     features: Tensor,
     labels: Tensor,
-    loss: str,
+    loss: LossFunction,
     batches: tuple[tuple[int, ...], ...],
     rules: tuple[UpdateRule, ...],
     final: Mapping[str, Tensor],
@@ -188,7 +194,8 @@ def recorded_run(
     """Put together what was recorded."""
     first = rules[0]
     training = RecordedTraining(
-        loss=loss,
+        loss=loss.key,
+        **loss.options,
         learning_rate=first.rate or next((r.rate for r in rules if r.rate), 1.0),
         batches=batches,
         momentum=first.momentum,
@@ -247,12 +254,14 @@ def load_run(path: str | Path, model: nn.Module) -> RecordedRun:
             model=started,
             features=torch.from_numpy(arrays["features"]),
             labels=torch.from_numpy(arrays["labels"]),
-            loss=about["loss"],
-            batches=tuple(tuple(b.tolist()) for b in np.split(arrays["batches"], ends)),
-            rules=tuple(
-                UpdateRule(**{**rule, "undecayed": frozenset(rule["undecayed"])})
-                for rule in about["rules"]
+            loss=get_loss(about["loss"]).configured(
+                **{
+                    name: tuple(value) if isinstance(value, list) else value
+                    for name, value in about["options"].items()
+                }
             ),
+            batches=tuple(tuple(b.tolist()) for b in np.split(arrays["batches"], ends)),
+            rules=tuple(_rule(rule) for rule in about["rules"]),
             final=_state(arrays, "final:"),
             dtype=about["dtype"],
             assumed=tuple(about["assumed"]),
@@ -261,6 +270,17 @@ def load_run(path: str | Path, model: nn.Module) -> RecordedRun:
         raise InvalidInputError(
             asked, f"contents that do not fit together: {error}", "save the run again"
         ) from None
+
+
+def _plain(rule: UpdateRule) -> dict[str, Any]:
+    groups = [(list(group.names), _plain(own)) for group, own in rule.groups]
+    return asdict(replace(rule, groups=())) | {"groups": groups}
+
+
+def _rule(about: Mapping[str, Any]) -> UpdateRule:
+    """The inverse of :func:`_plain`."""
+    groups = tuple((ParameterGroup(names), _rule(own)) for names, own in about["groups"])
+    return UpdateRule(**{**about, "groups": groups})
 
 
 def _state(arrays: Mapping[str, npt.NDArray[Any]], prefix: str) -> dict[str, Tensor]:

@@ -25,7 +25,7 @@ from milp_agt.runfile.problems import explain
 from milp_agt.runfile.property_tables import PROPERTY_TABLES, AnyProperty, PropertyTable, kind_of
 from milp_agt.runfile.record_table import RecordTable, which
 from milp_agt.runfile.threat_tables import THREAT_TABLES, ThreatTable
-from milp_agt.runfile.training_table import SCHEDULE_TABLES, TrainingTable
+from milp_agt.runfile.training_table import SCHEDULE_TABLES, GroupTable, TrainingTable
 
 if TYPE_CHECKING:
     import torch
@@ -356,6 +356,7 @@ def table_types() -> dict[str, type[BaseModel]]:
         "data": DataTable,
         "model": ModelTable,
         "training": TrainingTable,
+        "training.group": GroupTable,
         **{f"training.schedule.{kind}": table for kind, table in SCHEDULE_TABLES.items()},
         **{f"threat.{kind}": table for kind, table in THREAT_TABLES.items()},
         "certify": CertifyTable,

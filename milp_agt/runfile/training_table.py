@@ -17,7 +17,7 @@ from milp_agt.training.schedules import (
     Schedule,
     StepDecay,
 )
-from milp_agt.training.training import Training
+from milp_agt.training.training import ParameterGroup, Training
 
 
 class _ScheduleTable(Table):
@@ -106,10 +106,30 @@ def _with_losses(schema: dict[str, Any]) -> None:
     schema["enum"] = list(losses())
 
 
+class GroupTable(Table):
+    """Parameters with options of their own; what is left out is as for all others."""
+
+    names: Annotated[list[str], Field(min_length=1)] = Field(
+        description='Names as in `named_parameters()`, or patterns: `["0.*", "*.bias"]`.'
+    )
+    learning_rate: Positive | None = Field(
+        default=None, description="Their base rate; a `schedule` acts on it as on the other."
+    )
+    momentum: NonNegative | None = Field(default=None, description="Their momentum.")
+    weight_decay: NonNegative | None = Field(default=None, description="Their weight decay.")
+    nesterov: bool | None = Field(default=None, description="Their kind of momentum.")
+
+    def build(self) -> ParameterGroup:
+        return ParameterGroup(
+            self.names, self.learning_rate, self.momentum, self.weight_decay, self.nesterov
+        )
+
+
 # Options that are judged beside each other.
 _TOGETHER = (
     {"nesterov", "momentum"},
-    {"clip", "clip_mode"},
+    {"clip", "clip_mode", "class_weights"},
+    {"loss", "label_smoothing", "class_weights", "positive_weight"},
     {"batches", "epochs", "batch_size", "shuffle_seed", "schedule"},
 )
 
@@ -177,9 +197,27 @@ class TrainingTable(Table):
         "step.",
     )
 
+    label_smoothing: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(
+        default=0.0, description="Label smoothing of `cross_entropy`, as torch has it."
+    )
+    class_weights: list[Positive] | None = Field(
+        default=None,
+        description="Weight of each class in `cross_entropy`, as torch has it, for threats that leave labels "
+        "alone.",
+    )
+    positive_weight: Positive | None = Field(
+        default=None, description="Weight of class 1 in `bce`, pos_weight of torch."
+    )
+    group: list[GroupTable] = Field(
+        default=[],
+        description="`[[training.group]]`: parameters with a rate, momentum or decay of their own.",
+    )
+
     @classmethod
     def refusals(cls, given: Mapping[str, Any]) -> Iterator[Problem]:
-        dropped = {key for key, value in given.items() if value is WRONG or key == "schedule"}
+        dropped = {
+            key for key, value in given.items() if value is WRONG or key in ("schedule", "group")
+        }
         for together in _TOGETHER:
             if together & dropped:
                 dropped |= together
@@ -217,4 +255,8 @@ class TrainingTable(Table):
             optimizer=self.optimizer,
             l1=self.l1,
             projection=None if box is None else (box[0], box[1]),
+            label_smoothing=self.label_smoothing,
+            class_weights=self.class_weights,
+            positive_weight=self.positive_weight,
+            groups=[group.build() for group in self.group],
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from milp_agt.core.rounding import gamma
-from milp_agt.errors import InvalidThreatModelError
+from milp_agt.errors import InvalidThreatModelError, UnsupportedOperationError
 from milp_agt.formulations.exchange import Exchange, Remove, Substitute
 from milp_agt.formulations.leaves import SelectionLeaf
 from milp_agt.formulations.sum_samples import SumSamples
@@ -50,6 +50,21 @@ def check_clipping(step_graph: StepGraph, poison: Poison) -> None:
             "training without gradient clipping: the gradient of one such sample can be as large as "
             "the adversary likes, and no bound is finite",
             "set clip= in Training, or bound the changes with FeaturePoisoning or LabelPoisoning",
+        )
+
+
+def check_weights(step_graph: StepGraph, poison: Poison) -> None:
+    """Refuse class weights where the adversary may change whose they are.
+
+    Raises:
+        UnsupportedOperationError: class weights under a threat to labels or to whole samples.
+    """
+    weighted = "class_weights" in step_graph.loss.options
+    if weighted and (poison.label_moves is not None or poison.whole is not None):
+        raise UnsupportedOperationError(
+            "Every batch is divided by the sum of the weights of its labels (class_weights)",
+            "a threat under which labels may be poisoned, so that no divisor is fixed",
+            "leave class_weights out, or bound FeaturePoisoning",
         )
 
 

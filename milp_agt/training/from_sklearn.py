@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from milp_agt.errors import InvalidInputError, SoundnessError, UnsupportedOperationError
-from milp_agt.training.training import Batch, Training
+from milp_agt.training.training import Batch, ParameterGroup, Training
 
 Array = npt.NDArray[Any]
 _ACTIVATIONS = {"logistic": nn.Sigmoid, "tanh": nn.Tanh, "relu": nn.ReLU, "identity": None}
@@ -108,7 +108,7 @@ def from_sklearn(estimator: Any, x: Any, y: Any) -> SklearnRun:
         momentum=float(fitted.momentum),
         nesterov=bool(fitted.nesterovs_momentum and fitted.momentum > 0),
         weight_decay=decay,
-        undecayed=tuple(n for n, _ in model.named_parameters() if n.endswith("bias") and decay),
+        groups=[ParameterGroup(("*.bias",), weight_decay=0.0)] if decay else [],
         schedule=None if len(set(rates)) == 1 else [scale * rate for rate in rates],
     )
     ends = _trained(model, training, torch.from_numpy(features), labels)
@@ -231,7 +231,7 @@ def _trained(
     trained = copy.deepcopy(model)
     targets = torch.from_numpy(labels)
     groups = [
-        {"params": [p], "weight_decay": 0.0 if n in training.undecayed else training.weight_decay}
+        {"params": [p], "weight_decay": 0.0 if n.endswith("bias") else training.weight_decay}
         for n, p in trained.named_parameters()
     ]
     optimiser = torch.optim.SGD(

@@ -7,7 +7,6 @@ from dataclasses import fields, is_dataclass
 
 import numpy as np
 
-from milp_agt.formulations.loss import get_loss
 from milp_agt.training.schedules import Schedule
 from milp_agt.training.training import Clipping, Training
 
@@ -23,15 +22,21 @@ def run_in_words(training: Training, steps: int) -> str:
         f"momentum={float(training.momentum)!r}, dampening=0, "
         f"weight_decay={float(training.weight_decay)!r}, nesterov={bool(training.nesterov)})"
     )
-    loss = get_loss(training.loss)
+    loss, rules = training.objective, training.update_rules(steps)
+    options = "".join(f", {name}={value!r}" for name, value in loss.options.items())
     parts = [
-        f"{optimiser} on the mean over each batch of the loss '{loss.key}', {loss.formula}",
+        f"{optimiser} on the mean over each batch of the loss '{loss.key}', {loss.formula}{options}",
         _batches(training, steps),
         _rates(training, steps),
         _clipping(training.clipping),
     ]
-    if training.undecayed and training.weight_decay:
-        parts.append(f"no weight decay on {', '.join(sorted(training.undecayed))}")
+    for group, rule in rules[0].groups if rules else ():
+        varies = len({r.of(group.names[0]).rate for r in rules}) > 1
+        parts.append(
+            f"the parameters {', '.join(group.names)} with a learning rate of {rule.rate:g}"
+            f"{' in the first step' if varies else ''}, momentum {rule.momentum:g}, weight decay "
+            f"{rule.weight_decay:g} and nesterov={rule.nesterov}"
+        )
     if training.l1:
         parts.append(f"a penalty of {float(training.l1)!r} times the sum of |parameters|")
     if training.projection is not None:

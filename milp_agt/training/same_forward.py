@@ -9,9 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from milp_agt.core.graph import evaluate
-from milp_agt.errors import InvalidInputError, UnsupportedOperationError
+from milp_agt.errors import UnsupportedOperationError
 from milp_agt.training.tracing import FEATURES, StepGraph
-from milp_agt.training.training import Training
 
 # Relative to the largest entry: two float64 computations of one function differ by far less.
 TOLERANCE = 1e-8
@@ -48,21 +47,6 @@ def check_forward(step_graph: StepGraph, model: nn.Module, features: Tensor) -> 
             weights = torch.randn(expected.shape, generator=generator, dtype=torch.float64)
             for weight in (torch.ones_like(weights), weights):
                 _same_gradients(weight, expected, found, trained, leaves)
-
-
-def check_names(step_graph: StepGraph, training: Training) -> None:
-    """See that parameters without weight decay are parameters of the model.
-
-    Raises:
-        InvalidInputError: other names.
-    """
-    unknown = sorted(set(training.undecayed) - set(step_graph.parameters))
-    if unknown:
-        raise InvalidInputError(
-            "Weight decay was to leave some parameters alone (undecayed)",
-            f"{', '.join(unknown)}, where the trainable parameters are {', '.join(step_graph.parameters)}",
-            "use names of model.named_parameters()",
-        )
 
 
 def _same_gradients(

@@ -83,7 +83,7 @@ class StepGraph:
 
 def trace(
     model: nn.Module,
-    loss: str,
+    loss: str | LossFunction,
     feature_shape: tuple[int, ...],
     clipping: Clipping | None = None,
     precision: Precision = FLOAT64,
@@ -100,7 +100,8 @@ def trace(
             end that contradicts the loss (:mod:`milp_agt.training.output_layer`).
     """
     refuse_hidden_changes(model)
-    check_last_layer(last_layer(model), loss)
+    chosen = get_loss(loss) if isinstance(loss, str) else loss
+    check_last_layer(last_layer(model), chosen.key)
     tracer = Builder(_copy(model), feature_shape, build_forward)
     tracer.layer(tracer.model, "")
     tracer.finish()
@@ -122,9 +123,8 @@ def trace(
     lonely = [n.name for n in graph if n.inputs and not n.batched]
     if lonely:  # bounds on single samples are walked back through nodes with a sample axis
         raise EncodingError("Values of a forward have a sample axis", f"{lonely} have none")
-    chosen = get_loss(loss)
     chosen.classes(output.shape[0])
-    check_output(graph, output, loss)
+    check_output(graph, output, chosen.key)
     forward = tuple(graph)
     width = output.shape[0]
     labels = graph.add(Labels((width,)), name=LABELS)

@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from milp_agt.formulations.loss import LossFunction, get_loss
 from milp_agt.training.batches import Batch as Batch
 from milp_agt.training.batches import Recorded
+from milp_agt.training.groups import ParameterGroup as ParameterGroup
 from milp_agt.training.schedules import Schedule, rates_of
 from milp_agt.training.training_checks import SMALLEST_CLIP as SMALLEST_CLIP
 from milp_agt.training.training_checks import ClipMode as ClipMode
@@ -52,12 +55,17 @@ class UpdateRule:
     nesterov: bool
     l1: float = 0.0
     projection: tuple[float, float] | None = None
-    undecayed: frozenset[str] = frozenset()
     dampening: float = 0.0
+    groups: tuple[tuple[ParameterGroup, UpdateRule], ...] = ()
 
     def of(self, name: str) -> UpdateRule:
-        """The rule of one parameter: without decay where its name is among ``undecayed``."""
-        return replace(self, weight_decay=0.0) if name in self.undecayed else self
+        """The rule of one parameter: that of its group, if it is in one."""
+        return next((rule for group, rule in self.groups if group.holds(name)), self)
+
+    @property
+    def has_momentum(self) -> bool:
+        """Whether any parameter has momentum."""
+        return self.momentum > 0 or any(rule.momentum > 0 for _, rule in self.groups)
 
     @property
     def theta_from(self) -> tuple[float, float, float]:
@@ -107,8 +115,11 @@ class Training:
         clip, clip_mode: per-sample gradient clipping, see :class:`Clipping`; None does not clip. Weight
             decay is added after it. Clipping the gradient of the whole batch, as torch's
             ``clip_grad_norm_`` and ``clip_grad_value_`` do, is another run, which is not supported.
-        undecayed: names of parameters (as in ``state_dict``) that weight decay leaves alone, biases for
-            instance: a group of torch's optimiser with ``weight_decay=0``.
+        label_smoothing, class_weights: of ``cross_entropy``, as torch's CrossEntropyLoss has them; with class
+            weights a batch is divided by the weights of its labels, so that these must not be poisoned.
+        positive_weight: of ``bce``, pos_weight of torch's BCEWithLogitsLoss.
+        groups: parameters with a rate, momentum or decay of their own, see :class:`ParameterGroup`; no
+            decay of biases, for instance, is ``[ParameterGroup(["*.bias"], weight_decay=0)]``.
         l1: weight of the penalty ``l1 * sum |theta|`` on all trainable parameters, added to the loss.
         projection: (low, high); every trainable parameter is clamped to it after each step.
         optimizer: "sgd"; Adam and others that divide by the size of past gradients are refused.
@@ -138,7 +149,10 @@ class Training:
     optimizer: str = "sgd"
     l1: float = 0.0
     projection: tuple[float, float] | None = None
-    undecayed: Sequence[str] = ()
+    groups: Sequence[ParameterGroup] = ()
+    label_smoothing: float = 0.0
+    class_weights: Sequence[float] | None = None
+    positive_weight: float | None = None
 
     def __post_init__(self) -> None:
         check_training(self)
@@ -156,6 +170,21 @@ class Training:
     def recorded_steps(self) -> int | None:
         """Steps of recorded batches; None where batches are made."""
         return None if self._recorded is None else len(self._recorded.batches)
+
+    @property
+    def has_momentum(self) -> bool:
+        """Whether any parameter has momentum, so that the state of a run holds velocities."""
+        return self.momentum > 0 or any((g.momentum or 0.0) > 0 for g in self.groups)
+
+    @property
+    def objective(self) -> LossFunction:
+        """The loss with its options."""
+        weights = self.class_weights
+        return get_loss(self.loss).configured(
+            label_smoothing=float(self.label_smoothing),
+            class_weights=None if weights is None else tuple(map(float, weights)),
+            positive_weight=None if self.positive_weight is None else float(self.positive_weight),
+        )
 
     @property
     def clipping(self) -> Clipping | None:
@@ -191,8 +220,47 @@ class Training:
         ends = None if box is None else (float(box[0]), float(box[1]))
         # Numpy scalars would round results to their own precision.
         momentum, decay, l1 = float(self.momentum), float(self.weight_decay), float(self.l1)
-        apart = frozenset(self.undecayed)
+        base = UpdateRule(0.0, momentum, decay, bool(self.nesterov), l1, ends)
+        own = [self._rates_of(group, rates, steps, epochs) for group in self.groups]
         return tuple(
-            UpdateRule(float(rate), momentum, decay, bool(self.nesterov), l1, ends, apart)
-            for rate in rates
+            replace(
+                base,
+                rate=float(rate),
+                groups=tuple(
+                    (group, _in_group(base, group, each[step]))
+                    for group, each in zip(self.groups, own, strict=True)
+                ),
+            )
+            for step, rate in enumerate(rates)
         )
+
+    def _rates_of(
+        self,
+        group: ParameterGroup,
+        rates: Sequence[float],
+        steps: int,
+        epochs: int | Sequence[int] | None,
+    ) -> Sequence[float]:
+        """The learning rate of a group in every step."""
+        if group.learning_rate is None:
+            return rates
+        if not isinstance(self.schedule, (Sequence, np.ndarray)):
+            return rates_of(self.schedule, float(group.learning_rate), steps, epochs)
+        ratio = group.learning_rate / self.learning_rate
+        return [
+            group.learning_rate if rate == self.learning_rate else ratio * rate for rate in rates
+        ]
+
+
+def _in_group(base: UpdateRule, group: ParameterGroup, rate: float) -> UpdateRule:
+    def own(name: str) -> Any:
+        given = getattr(group, name)
+        return getattr(base, name) if given is None else given
+
+    return replace(
+        base,
+        rate=float(rate),
+        momentum=float(own("momentum")),
+        weight_decay=float(own("weight_decay")),
+        nesterov=bool(own("nesterov")),
+    )

@@ -8,8 +8,9 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
-from milp_agt.core.arguments import of_kind
+from milp_agt.core.arguments import listed, of_kind
 from milp_agt.errors import InvalidInputError, MilpAgtError, UnsupportedOperationError
+from milp_agt.training.groups import ParameterGroup
 from milp_agt.training.schedules import check_schedule
 from milp_agt.training.torch_names import is_of_torch, loss_remedy, name_of, optimizer_remedy
 
@@ -233,11 +234,52 @@ def _rates_of_recorded(training: Options) -> None:
         training.update_rules(training.recorded_steps)
 
 
-def _undecayed(training: Options) -> None:
-    names: object = training.undecayed
-    listed = isinstance(names, (tuple, list)) and all(isinstance(n, str) for n in names)
-    if not listed:
-        raise _refused("undecayed", names, "a list of names of parameters")
+def _groups(training: Options) -> None:
+    listed(
+        training.groups,
+        ParameterGroup,
+        "groups of a training",
+        "give groups=[ParameterGroup(['*.bias'], weight_decay=0)]",
+    )
+    for group in training.groups:
+        momentum = training.momentum if group.momentum is None else group.momentum
+        nesterov = training.nesterov if group.nesterov is None else group.nesterov
+        if nesterov and momentum == 0:
+            raise InvalidInputError(
+                "Nesterov momentum was asked for",
+                f"momentum = 0 of {', '.join(group.names)}",
+                "set momentum > 0",
+            )
+
+
+def _label_smoothing(training: Options) -> None:
+    if not _is_real(training.label_smoothing) or not 0 <= training.label_smoothing < 1:
+        raise _refused("label_smoothing", training.label_smoothing, "a number in [0, 1)")
+
+
+def _class_weights(training: Options) -> None:
+    weights: object = training.class_weights
+    if weights is None:
+        return
+    listed_ones = isinstance(weights, (tuple, list, np.ndarray)) and len(weights) > 0
+    if not listed_ones or not all(_is_real(w) and w > 0 for w in weights):  # type: ignore[attr-defined]
+        raise _refused("class_weights", weights, "a number > 0 for each class, or None")
+    if training.clip is not None:
+        raise InvalidInputError(
+            "The gradients of single samples were to be clipped (clip)",
+            "class_weights, which divide a batch by the weights of all its labels",
+            "leave one of them out",
+        )
+
+
+def _positive_weight(training: Options) -> None:
+    weight = training.positive_weight
+    if weight is not None and (not _is_real(weight) or weight <= 0):
+        raise _refused("positive_weight", weight, "a number > 0, or None")
+
+
+def _options_of_loss(training: Options) -> None:
+    training.objective  # noqa: B018 - refuses options that the loss does not have
 
 
 _ALONE: dict[str, Callable[[Options], None]] = {
@@ -256,10 +298,17 @@ _ALONE: dict[str, Callable[[Options], None]] = {
     "shuffle_seed": _seed,
     "clip": _clip,
     "projection": _projection,
-    "undecayed": _undecayed,
+    "groups": _groups,
+    "label_smoothing": _label_smoothing,
+    "class_weights": _class_weights,
+    "positive_weight": _positive_weight,
 }
 # Checks of several options, and which.
 _BESIDE: tuple[tuple[Callable[[Options], None], frozenset[str]], ...] = (
+    (
+        _options_of_loss,
+        frozenset({"loss", "label_smoothing", "class_weights", "positive_weight"}),
+    ),
     (_mode_without_clip, frozenset({"clip", "clip_mode"})),
     (_nesterov_without_momentum, frozenset({"nesterov", "momentum"})),
     (_recorded_or_made, frozenset({"batches", "epochs", "batch_size", "shuffle_seed"})),

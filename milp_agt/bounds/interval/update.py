@@ -56,7 +56,7 @@ class UpdateGraph:
             rules = [(name, own.theta_scalars, own.theta_sizes, 1.0)]
             if own.has_velocity:
                 scalars = own.velocity_scalars
-                rules.append((velocity_of(name), scalars, scalars, 0.0))
+                rules.append((velocity_of(name), scalars, own.velocity_sizes, 0.0))
             for target, scales, sizes, kept in rules:
                 op = OptimiserStep.of(scales, sizes, rank, kept)
                 nodes.append(graph.add(op, *operands, name=f"{target}:next"))

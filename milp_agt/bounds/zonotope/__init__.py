@@ -10,7 +10,7 @@ for the rows, ``transformer.py`` for the steps in between, and ``state.py`` for 
 from milp_agt.bounds.zonotope.engine import WILD, Effort, ZonotopePass
 from milp_agt.bounds.zonotope.keeping import pack_forward, unpack_forward
 from milp_agt.bounds.zonotope.questions import least, least_by_sample
-from milp_agt.bounds.zonotope.supported import check_supported
+from milp_agt.bounds.zonotope.supported import check_supported, refusal
 
 __all__ = [
     "WILD",
@@ -20,5 +20,6 @@ __all__ = [
     "least",
     "least_by_sample",
     "pack_forward",
+    "refusal",
     "unpack_forward",
 ]

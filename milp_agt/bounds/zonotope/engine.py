@@ -154,7 +154,7 @@ def _updated(transformer: Transformer, gradients: Mapping[str, SummedForm]) -> H
         if step.has_velocity:
             velocity = layout.slices[velocity_of(name)]
             sources.append(torch.arange(velocity.start, velocity.stop, device=scale.device))
-            targets.append((sources[1], rule.velocity_scalars, rule.velocity_scalars))
+            targets.append((sources[1], rule.velocity_scalars, rule.velocity_sizes))
         for at, scalars, of_terms in targets:
             for source, share, term in zip(sources, scalars, of_terms, strict=False):
                 carry[at, source] += share

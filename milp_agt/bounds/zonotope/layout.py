@@ -19,6 +19,11 @@ class Layout:
     shapes: Mapping[str, tuple[int, ...]]
     parameters: int
 
+    @property
+    def size(self) -> int:
+        """How many coordinates there are, velocities included."""
+        return sum(int(torch.Size(shape).numel()) for shape in self.shapes.values())
+
     @staticmethod
     def of(shapes: Mapping[str, tuple[int, ...]], parameters: Sequence[str]) -> Layout:
         slices, at, inner = {}, 0, 0

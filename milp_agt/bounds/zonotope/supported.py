@@ -29,32 +29,40 @@ def check_supported(
     Raises:
         UnsupportedOperationError: a threat or an operation without a rule.
     """
-    threat, found = "for this threat", None
-    if poison.whole is not None:
-        found = f"samples that are {poison.whole.value}"
-    elif poison.label_quota is not None:
-        found = "budgets of features and of labels apart"
-    elif not poison.static:
-        found = "an adversary that poisons anew in every step"
-    elif poison.per_batch and any(len(batch) < len(poison.features) for batch in batches):
-        found = "a budget in each batch, with batches smaller than the data set"
-    elif restriction is not UNRESTRICTED and restriction != UNRESTRICTED:
-        threat, found = "under a restriction", repr(restriction)
-    if found is None:
-        for node in (*schedule.before, *schedule.after):
-            late = node in schedule.after
-            known = isinstance(node.op, LinearMap) or not node.inputs
-            if not late:
-                known = known or isinstance(node.op, (Einsum, SquaredNorm, SumSamples, Univariate))
-                known = known and (node.batched or kink_of(node.op) is None)
-            if not known:
-                threat, found = "for this model", f"operation '{node.op.key}' at '{node.name}'"
+    found = refusal(schedule, poison, batches, restriction)
     if found is not None:
         raise UnsupportedOperationError(
-            f"Relaxation 'zonotope' was asked {threat}",
+            "Relaxation 'zonotope' was asked for this run",
             f"{found}, for which it has no rule",
             "use relaxation 'linear'",
         )
+
+
+def refusal(
+    schedule: NodeOrder,
+    poison: Poison,
+    batches: Sequence[Batch],
+    restriction: Restriction,
+) -> str | None:
+    """What of a run the engine has no rule for, in words; None if it has rules for all of it."""
+    if poison.whole is not None:
+        return f"samples that are {poison.whole.value}"
+    if poison.label_quota is not None:
+        return "budgets of features and of labels apart"
+    if not poison.static:
+        return "an adversary that poisons anew in every step"
+    if poison.per_batch and any(len(batch) < len(poison.features) for batch in batches):
+        return "a budget in each batch, with batches smaller than the data set"
+    if restriction != UNRESTRICTED:
+        return f"the restriction {restriction!r}"
+    for node in (*schedule.before, *schedule.after):
+        known = isinstance(node.op, LinearMap) or not node.inputs
+        if node not in schedule.after:
+            known = known or isinstance(node.op, (Einsum, SquaredNorm, SumSamples, Univariate))
+            known = known and (node.batched or kink_of(node.op) is None)
+        if not known:
+            return f"operation '{node.op.key}' at '{node.name}'"
+    return None
 
 
 def unsupported(op: Operation, node: Node) -> UnsupportedOperationError:

@@ -1,0 +1,334 @@
+"""A pass through training for many cells at once, each from the step that it starts at."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from milp_agt.bounds.cells.cell import Cell, Cells
+from milp_agt.bounds.cells.form import Form, States, joined
+from milp_agt.bounds.cells.moves import Moves, Phases
+from milp_agt.bounds.cells.training_step import Passage
+from milp_agt.bounds.step import NodeOrder, State, Step, step_at_points
+from milp_agt.bounds.zonotope.layout import Layout
+from milp_agt.core.graph import Node, evaluate
+from milp_agt.core.interval import Interval
+from milp_agt.core.rounding import TINY, gamma
+from milp_agt.threats.poison import Poison
+from milp_agt.training.tracing import FEATURES, StepGraph
+from milp_agt.training.training import UpdateRule
+
+# Cells whose coordinates reach beyond this are given up: a smaller cell is worth more.
+WILD = 1e4
+# Numbers of all coefficients of the forms of test points that are made at once.
+NUMBERS = 2**22
+
+
+@dataclass(frozen=True)
+class Run:
+    """A training run whose poisoned samples are known for each cell.
+
+    Attributes:
+        schedule: of the step graph.
+        layout: of the coordinates of a state.
+        poison: moves of the whole data set.
+        moves: which of them are coordinates.
+        steps: of the training, in order.
+        start: box of the first state, (P,).
+    """
+
+    step_graph: StepGraph
+    schedule: NodeOrder
+    layout: Layout
+    poison: Poison
+    moves: Moves
+    steps: Sequence[Step]
+    start: Interval
+
+    @staticmethod
+    def of(
+        step_graph: StepGraph,
+        schedule: NodeOrder,
+        start: State,
+        poison: Poison,
+        batches: Sequence[Tensor],
+        updates: Sequence[UpdateRule],
+    ) -> Run:
+        """A run from the box ``start`` of its first state, parameters before velocities."""
+        has_velocity = len(start) > len(step_graph.parameters)
+        steps = tuple(
+            Step.of_run(step_graph, poison, index, batch, update, has_velocity)
+            for index, (batch, update) in enumerate(zip(batches, updates, strict=True))
+        )
+        shapes = {name: tuple(box.lower.shape[1:]) for name, box in start.items()}
+        lower, upper = (
+            torch.cat([getattr(box, end)[0].flatten() for box in start.values()])
+            for end in ("lower", "upper")
+        )
+        layout = Layout.of(shapes, step_graph.parameters)
+        box, moves = Interval(lower, upper), Moves.of(poison)
+        return Run(step_graph, schedule, layout, poison, moves, steps, box)
+
+    @cached_property
+    def forward(self) -> tuple[Node, ...]:
+        """The nodes of the network."""
+        return self.step_graph.graph.needed_for([self.step_graph.output])
+
+    def trained(self, samples: Tensor, moves: Tensor) -> dict[str, Tensor]:
+        """The parameters of real trainings on the data sets of moves, (B, k) and (B, K)."""
+        features, labels = self.moves.data(self.poison, samples, moves)
+        count = len(samples)
+        state = {
+            name: self.start.centre[part].reshape(self.layout.shapes[name]).expand(count, *shape)
+            for name, part in self.layout.slices.items()
+            for shape in (self.layout.shapes[name],)
+        }
+        for step in self.steps:
+            x, y = features[:, step.samples], labels[:, step.samples]
+            state = step_at_points(self.step_graph, self.schedule, state, x, y, step.update)
+        return state
+
+    def outputs(self, state: Mapping[str, Tensor], inputs: Tensor) -> Tensor:
+        """Outputs of trained models at inputs (n, *shape), (B, n, outputs)."""
+        count = len(next(iter(state.values())))
+        leaves = {**state, FEATURES: inputs.expand(count, *inputs.shape)}
+        return evaluate(self.forward, leaves)[self.step_graph.output]
+
+    def roots(self, samples: Tensor) -> Origins:
+        """The whole cells of selections, (B, k), before the first step."""
+        lower, upper = self.moves.ranges(samples)
+        cells = [Cell.box(low, high) for low, high in zip(lower, upper, strict=True)]
+        return self.begin(samples, cells)
+
+    def begin(self, samples: Tensor, cells: Sequence[Cell]) -> Origins:
+        """Cells before the first step, with no phase known."""
+        centre = self.start.centre
+        radius = torch.maximum(self.start.upper - centre, centre - self.start.lower)
+        moved = torch.nextafter(radius, radius + 1.0) * (radius > 0.0)
+        size, coordinates = len(centre), samples.shape[1] * self.moves.width
+        noise = torch.diag(moved) if bool((moved > 0.0).any()) else centre.new_zeros(size, 0)
+        count = len(samples)
+        states = States(
+            Cells.of(cells),
+            samples,
+            centre.expand(count, -1),
+            centre.new_zeros(count, size, coordinates),
+            noise.expand(count, -1, -1),
+        )
+        return Origins(0, states, Phases.none(centre.device))
+
+
+@dataclass(frozen=True)
+class Origins:
+    """Cells that start at one step, with the phases that are known of them."""
+
+    step: int
+    states: States
+    forced: Phases
+
+
+@dataclass(frozen=True)
+class Ambiguous:
+    """Cells at the earliest step at which a phase is not known.
+
+    Attributes:
+        rows: of the batch.
+        states: before that step.
+        fresh: the new noise of that step, (b, P).
+        count: how many phases are not known, (b,).
+    """
+
+    step: int
+    rows: Tensor
+    states: States
+    fresh: Tensor
+    count: Tensor
+
+
+@dataclass(frozen=True)
+class Passed:
+    """What became of a batch of cells.
+
+    Attributes:
+        rows: the cells that got to the end, as rows of the batch.
+        states: their sets after the last step.
+        void: cells of the batch that hold no run, (B,) bool: their phases contradict each other.
+        wild: cells that were given up, (B,) bool.
+        ambiguous: the cells by the first step with a phase that is not known.
+        doubtful: how many phases of all steps are not known, (B,).
+    """
+
+    rows: Tensor
+    states: States
+    void: Tensor
+    wild: Tensor
+    ambiguous: tuple[Ambiguous, ...]
+    doubtful: Tensor
+
+
+def passed(run: Run, origins: Sequence[Origins]) -> Passed:
+    """Pass cells through training from where they start, which the batch is ordered by."""
+    origins = sorted(origins, key=lambda o: o.step)
+    total = sum(len(o.states) for o in origins)
+    device = run.start.lower.device
+    void = torch.zeros(total, dtype=torch.bool, device=device)
+    wild, seen = void.clone(), void.clone()
+    unknown = torch.zeros(total, dtype=torch.int64, device=device)
+    forced, known = Phases.none(device), 0
+    rows = torch.zeros(0, dtype=torch.int64, device=device)
+    states: States | None = None
+    found: list[Ambiguous] = []
+    waiting = list(origins)
+    for step in run.steps:
+        while waiting and waiting[0].step == step.index:
+            new = waiting.pop(0)
+            own = replace(new.forced, cell=new.forced.cell + known)
+            forced = Phases.cat([forced, own])
+            rows = torch.cat([rows, torch.arange(known, known + len(new.states), device=device)])
+            known += len(new.states)
+            states = new.states if states is None else _both(states, new.states)
+        if states is None or not len(states):
+            continue
+        passage = Passage(
+            run.schedule, step, states, run.layout, run.moves, _renumbered(forced, rows, total)
+        )
+        after = passage.advanced()
+        void[rows[passage.void]] = True
+        doubtful = passage.ambiguous()
+        count = torch.bincount(doubtful.cell, minlength=len(states))
+        unknown[rows] += count
+        first = (count > 0) & ~seen[rows]
+        if bool(first.any()):
+            at = first.nonzero()[:, 0]
+            fresh = after.noise[at][:, :, -run.layout.size :].diagonal(dim1=1, dim2=2)
+            found.append(Ambiguous(step.index, rows[at], states.take(at), fresh, count[at]))
+            seen[rows[at]] = True
+        reach = torch.maximum(*after.reach())
+        good = (reach <= WILD).all(1) & torch.isfinite(after.centre).all(1) & ~passage.void
+        wild[rows[~good & ~passage.void]] = True
+        if not bool(good.all()):
+            keep = good.nonzero()[:, 0]
+            after, rows = after.take(keep), rows[keep]
+        states = after
+    assert states is not None
+    return Passed(rows, states, void, wild, tuple(found), unknown)
+
+
+def _both(first: States, second: States) -> States:
+    a, b = first.cells, second.cells
+    vertices = None
+    if a.vertices is not None and b.vertices is not None:
+        most = max(a.vertices.shape[1], b.vertices.shape[1])
+        vertices = torch.cat([_padded(a.vertices, most), _padded(b.vertices, most)])
+    most = max(a.offsets.shape[1], b.offsets.shape[1])
+    cells = Cells(
+        torch.cat([a.centre, b.centre]),
+        torch.cat([a.radius, b.radius]),
+        vertices,
+        torch.cat([_widened(a.normals, most), _widened(b.normals, most)]),
+        torch.cat([_widened(a.offsets, most), _widened(b.offsets, most)]),
+    )
+    return joined([first, second], cells)
+
+
+def _padded(vertices: Tensor, most: int) -> Tensor:
+    return torch.cat([vertices, vertices[:, :1].expand(-1, most - vertices.shape[1], -1)], 1)
+
+
+def _widened(part: Tensor, most: int) -> Tensor:
+    return torch.cat([part, part.new_zeros(len(part), most - part.shape[1], *part.shape[2:])], 1)
+
+
+def _renumbered(forced: Phases, rows: Tensor, total: int) -> Phases:
+    """The phases of the cells that are left, by their position among these."""
+    if not len(forced):
+        return forced
+    position = torch.full((total,), -1, dtype=torch.int64, device=rows.device)
+    position[rows] = torch.arange(len(rows), device=rows.device)
+    cell = position[forced.cell]
+    own = replace(forced, cell=cell)
+    return own.take((cell >= 0).nonzero()[:, 0])
+
+
+@dataclass(frozen=True)
+class Bounded:
+    """Bounds of forms of the outputs in each cell, and what they are made of.
+
+    Attributes:
+        box: (B, n, forms).
+        on_state: coefficients on the parameters, (B, n * forms, p).
+        on_moves: on the moves, (B, n * forms, K).
+    """
+
+    box: Interval
+    on_state: Tensor
+    on_moves: Tensor
+
+
+def bounded_outputs(
+    run: Run, states: States, inputs: Tensor, coefficients: Tensor, constant: Tensor
+) -> Bounded:
+    """Bounds of ``coefficients . f(x) + constant`` at inputs (n, *shape).
+
+    Coefficients are (n, forms, outputs), the constant (n, forms).
+    """
+    widest = max(node.signature.size for node in run.forward if node.batched)
+    per = max(1, NUMBERS // (len(states) * run.layout.parameters * widest))
+    parts = [
+        _bounded(run, states, inputs[part], coefficients[part], constant[part])
+        for part in torch.arange(len(inputs), device=inputs.device).split(per)
+    ]
+    box = Interval(
+        torch.cat([p.box.lower for p in parts], 1), torch.cat([p.box.upper for p in parts], 1)
+    )
+    return Bounded(
+        box, torch.cat([p.on_state for p in parts], 1), torch.cat([p.on_moves for p in parts], 1)
+    )
+
+
+def _bounded(
+    run: Run, states: States, inputs: Tensor, coefficients: Tensor, constant: Tensor
+) -> Bounded:
+    form = _outputs(run, states, inputs)
+
+    def image(part: Tensor) -> Tensor:
+        return torch.einsum("nfo,...no->...nf", coefficients, part)
+
+    weights = coefficients.abs()
+    size = torch.einsum("nfo,bno->bnf", weights, form.size) + constant.abs()
+    error = gamma(16.0 * coefficients.shape[-1] + 64.0) * size + TINY
+    asked = Form(
+        image(form.centre) + constant,
+        torch.einsum("nfo,bno->bnf", weights, form.radius) + error,
+        size,
+        torch.einsum("nfo,bno->bnf", weights, form.away) + error,
+        None if form.on_state is None else image(form.on_state),
+    )
+    down, up = states.reach_of(asked)
+    down, up = torch.minimum(down, asked.away), torch.minimum(up, asked.away)
+    rounding = gamma(8) * (asked.centre.abs() + torch.maximum(down, up)) + TINY
+    box = Interval(asked.centre - down, asked.centre + up).widen(rounding)
+    rows = run.layout.parameters
+    on_state = size.new_zeros(len(states), size[0].numel(), rows)
+    if asked.on_state is not None:
+        on_state = asked.on_state.expand(-1, *size.shape).flatten(2).permute(1, 2, 0)
+    return Bounded(box, on_state, states.moves_of(asked))
+
+
+def _outputs(run: Run, states: States, inputs: Tensor) -> Form:
+    """The form of the outputs on inputs that nobody poisons."""
+    order = NodeOrder(run.forward, (), (), ())
+    last = run.steps[-1]
+    clean = Poison.none(inputs, run.poison.labels[:1].expand(len(inputs), -1))
+    nowhere = torch.full((len(inputs),), -1, dtype=torch.int64, device=inputs.device)
+    step = replace(last, index=last.index + 1, samples=nowhere, poison=clean)
+    passage = Passage(order, step, states, run.layout, run.moves, Phases.none(inputs.device))
+    passage.leaves()
+    for node in order.before:
+        if node.name not in passage.forms:
+            passage.take(node)
+    return passage.forms[run.step_graph.output]

@@ -1,0 +1,102 @@
+"""Whether a threat and a run can be searched selection by selection, and how."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from milp_agt.bounds.adversary.enumerated import count_cases, list_selections
+from milp_agt.bounds.cells.passing import Run
+from milp_agt.bounds.step import NodeOrder, State
+from milp_agt.bounds.zonotope.supported import refusal
+from milp_agt.core.restriction import UNRESTRICTED, Restriction
+from milp_agt.errors import UnsupportedOperationError
+from milp_agt.threats.poison import Poison
+from milp_agt.threats.sets import Vertices
+from milp_agt.training.tracing import StepGraph
+from milp_agt.training.training import Batch, Training, UpdateRule
+
+# Selections that are listed, and coordinates of the moves of one of them.
+MOST_SELECTIONS, MOST_COORDINATES = 20000, 16
+
+
+@dataclass(frozen=True)
+class TreePlan:
+    """A search that questions may call.
+
+    Attributes:
+        run: the training.
+        selections: all choices of poisoned samples of the largest size, (S, k).
+        seconds: that each question may take.
+    """
+
+    run: Run
+    selections: Tensor
+    seconds: float
+
+    @staticmethod
+    def of(
+        step_graph: StepGraph,
+        schedule: NodeOrder,
+        start: State,
+        poison: Poison,
+        training: Training,
+        restriction: Restriction,
+        seconds: float,
+    ) -> TreePlan:
+        """The plan of a run.
+
+        Raises:
+            UnsupportedOperationError: a threat or a run that has no rules.
+        """
+        order = training.batch_order(len(poison.features))
+        batches = [torch.from_numpy(batch).to(poison.features.device) for batch in order]
+        updates = training.update_rules(len(batches))
+        found = _missing(schedule, poison, order, updates, restriction)
+        if found is not None:
+            raise UnsupportedOperationError(
+                "A tree over selections and cells was asked (tree > 0)",
+                found,
+                "use tree = 0",
+            )
+        run = Run.of(step_graph, schedule, start, poison, batches, updates)
+        selections = list_selections(poison, restriction).members[1:]
+        if not len(selections):
+            selections = torch.zeros(1, 0, dtype=torch.int64, device=selections.device)
+        coordinates = selections.shape[1] * run.moves.width
+        if coordinates > MOST_COORDINATES:
+            raise UnsupportedOperationError(
+                "A tree over selections and cells was asked (tree > 0)",
+                f"{coordinates} coordinates in the moves of one selection, where at most "
+                f"{MOST_COORDINATES} are split",
+                "use tree = 0, or a smaller budget",
+            )
+        return TreePlan(run, selections, seconds)
+
+
+def _missing(
+    schedule: NodeOrder,
+    poison: Poison,
+    batches: Sequence[Batch],
+    updates: Sequence[UpdateRule],
+    restriction: Restriction,
+) -> str | None:
+    """What has no rule, in words."""
+    found = refusal(schedule, poison, batches, UNRESTRICTED)
+    if found is not None:
+        return f"{found}, for which it has no rule"
+    if isinstance(poison.label_moves, Vertices):
+        return "labels that flip, which have no cells to halve"
+    if poison.is_clean:
+        return "nothing that can be poisoned"
+    if any(update.l1 for update in updates):
+        return "an l1 penalty, for which it has no rule"
+    if any(update.projection is not None for update in updates):
+        return "a projection of the parameters, for which it has no rule"
+    count = count_cases(poison, restriction)
+    if count > MOST_SELECTIONS:
+        return f"{count:.3g} selections of poisoned samples, where at most {MOST_SELECTIONS} are listed"
+    return None

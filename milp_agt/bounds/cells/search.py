@@ -1,0 +1,353 @@
+"""Which points does every poisoning leave alone? A search over selections and cells, worst first."""
+
+from __future__ import annotations
+
+import heapq
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from milp_agt.bounds.cells.cell import Cell
+from milp_agt.bounds.cells.moves import Phases
+from milp_agt.bounds.cells.passing import (
+    Ambiguous,
+    Bounded,
+    Passed,
+    Run,
+    bounded_outputs,
+    passed,
+)
+from milp_agt.bounds.cells.tree import MANY, Branch, Child, Doubt, Kind, Leaf, origins_of, split
+from milp_agt.core.interval import Interval
+from milp_agt.errors import SoundnessError
+
+# Cells that share a pass.
+BATCH = 16
+# A margin of a real training counts as lost below this: far beyond what two orders of summation differ.
+LOST = -1e-8
+# Two orders of summation differ by less, relative to 1 + the form.
+ROUNDED = 1e-9
+# A cell of less than this share of the whole range is not halved again.
+THIN = 1e-6
+
+
+@dataclass(frozen=True)
+class Asked:
+    """Forms ``coefficients . f(x) + constant`` of the outputs at points, and what must hold of them.
+
+    Attributes:
+        inputs: (n, *shape).
+        coefficients: (n, forms, outputs).
+        constant: (n, forms).
+        margin: from bounds of the forms, (cases, n, forms), to those of the margin of each point,
+            (cases, n): the point holds in a case if its margin is above zero. It rises with the lower ends.
+    """
+
+    inputs: Tensor
+    coefficients: Tensor
+    constant: Tensor
+    margin: Callable[[Interval], Interval]
+
+    def __len__(self) -> int:
+        return len(self.inputs)
+
+
+@dataclass(frozen=True)
+class Limits:
+    """When a search ends although points are open: after seconds, or nodes of the tree."""
+
+    seconds: float = float("inf")
+    nodes: float = float("inf")
+
+
+@dataclass(frozen=True)
+class Decided:
+    """What a search found of each point.
+
+    Attributes:
+        bounds: of the forms over all poisoned models, (n, forms).
+        reached: the least margin of a real training, (n,).
+        samples, moves: the selection and the moves of that training, (n, k) and (n, K).
+        open: points that are neither proved nor lost, (n,) bool.
+        tree: all nodes, as data; the leaves cover the threat.
+        seconds: time spent.
+        limited: whether a limit ended the search.
+    """
+
+    bounds: Interval
+    reached: Tensor
+    samples: Tensor
+    moves: Tensor
+    open: Tensor
+    tree: tuple[Branch, ...]
+    seconds: float
+    limited: bool
+
+
+@dataclass
+class Search:
+    """The state of a search; :meth:`run` takes it to the end or to a limit.
+
+    Attributes:
+        selections: all of the largest size, (S, k): smaller ones are among their moves.
+    """
+
+    training: Run
+    asked: Asked
+    selections: Tensor
+    limits: Limits
+    tree: list[Branch] = field(default_factory=list)
+    heap: list[tuple[float, int, Leaf]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        points, forms = self.asked.constant.shape
+        like = self.asked.constant
+        self.begun = time.monotonic()
+        self.closed = Interval(
+            like.new_full((points, forms), torch.inf), like.new_full((points, forms), -torch.inf)
+        )
+        self.reached = like.new_full((points,), torch.inf)
+        size = self.selections.shape[1]
+        self.samples = self.selections.new_full((points, size), -1)
+        self.moves = like.new_zeros(points, size * self.training.moves.width)
+
+    @property
+    def lost(self) -> Tensor:
+        return self.reached < LOST
+
+    def is_over(self) -> bool:
+        out_of_time = time.monotonic() - self.begun >= self.limits.seconds
+        return out_of_time or len(self.tree) >= self.limits.nodes
+
+    def run(self) -> Decided:
+        """Search until every point is decided, or a limit comes.
+
+        Raises:
+            SoundnessError: a real training outside the bounds of its own cell.
+        """
+        limited = False
+        waiting = self._roots()
+        while waiting or self.heap:
+            if self.is_over():
+                limited = True
+                break
+            batch, waiting = waiting[:BATCH], waiting[BATCH:]
+            if not batch:
+                leaves = [
+                    heapq.heappop(self.heap)[2] for _ in range(min(BATCH // 2, len(self.heap)))
+                ]
+                waiting = self._children([leaf for leaf in leaves if self._keeps(leaf)])
+                continue
+            for leaf in self._bounded(batch):
+                self._push(leaf)
+        for leaf in (*waiting, *(leaf for _, _, leaf in self.heap)):
+            self._close(leaf)
+        lower, upper = self.closed.lower, self.closed.upper
+        bounds = Interval(lower, upper)
+        holds = self.asked.margin(Interval(lower[None], upper[None])).lower[0] > 0.0
+        return Decided(
+            bounds,
+            self.reached,
+            self.samples,
+            self.moves,
+            ~(holds | self.lost),
+            tuple(self.tree),
+            time.monotonic() - self.begun,
+            limited,
+        )
+
+    def _roots(self) -> list[Leaf]:
+        points, forms = self.asked.constant.shape
+        unknown = self.asked.constant.new_full((points, forms), torch.inf)
+        lower, upper = self.training.moves.ranges(self.selections)
+        found = []
+        for samples, low, high in zip(self.selections, lower, upper, strict=True):
+            branch = Branch(-1, Kind.SELECTION, tuple(samples.tolist()))
+            leaf = Leaf(
+                len(self.tree),
+                samples,
+                Cell.box(low, high),
+                Phases.none(),
+                None,
+                Interval(-unknown, unknown),
+                None,
+                torch.zeros_like(low),
+                torch.zeros_like(low),
+            )
+            self.tree.append(branch)
+            found.append(leaf)
+        return found
+
+    def _children(self, leaves: Sequence[Leaf]) -> list[Leaf]:
+        if not leaves:
+            return []
+        return [self._named(child) for child in split(self.training, leaves)]
+
+    def _named(self, child: Child) -> Leaf:
+        self.tree.append(child.branch)
+        return replace(child.leaf, number=len(self.tree) - 1)
+
+    # -- leaves
+
+    def _open(self, leaf: Leaf) -> Tensor:
+        """Points that are open in a leaf, (n,)."""
+        box = Interval(leaf.bounds.lower[None], leaf.bounds.upper[None])
+        return ~(self.asked.margin(box).lower[0] > 0.0) & ~self.lost
+
+    def _keeps(self, leaf: Leaf) -> bool:
+        """Whether a leaf has open points; else it is closed."""
+        if bool(self._open(leaf).any()):
+            return True
+        self._close(leaf)
+        return False
+
+    def _close(self, leaf: Leaf) -> None:
+        """Count a leaf whose bounds stay as they are."""
+        self.closed = Interval(
+            torch.minimum(self.closed.lower, leaf.bounds.lower),
+            torch.maximum(self.closed.upper, leaf.bounds.upper),
+        )
+
+    def _push(self, leaf: Leaf) -> None:
+        if not self._keeps(leaf):
+            return
+        whole = self.training.moves.ranges(leaf.samples[None])
+        length = (leaf.cell.upper - leaf.cell.lower) / (whole[1] - whole[0])[0].clamp(min=1e-300)
+        if leaf.doubt is None and bool((length < THIN).all()):
+            self._close(leaf)
+            return
+        box = Interval(leaf.bounds.lower[None], leaf.bounds.upper[None])
+        margin = self.asked.margin(box).lower[0]
+        worst = float(margin[self._open(leaf)].min())
+        heapq.heappush(self.heap, (worst, leaf.number, leaf))
+
+    def _bounded(self, leaves: Sequence[Leaf]) -> list[Leaf]:
+        """Leaves with bounds of their own, and what to split them by."""
+        self._train(leaves)
+        wanted = torch.stack([self._open(leaf) for leaf in leaves])
+        points = wanted.any(0).nonzero()[:, 0]
+        if not len(points):
+            return list(leaves)
+        origins, order = origins_of(self.training, leaves)
+        ordered = [leaves[number] for number in order]
+        done = passed(self.training, origins)
+        asked = self.asked
+        found = bounded_outputs(
+            self.training,
+            done.states,
+            asked.inputs[points],
+            asked.coefficients[points],
+            asked.constant[points],
+        )
+        ordered = self._tightened(ordered, done, found, points)
+        return self._with_doubts(ordered, done, found, points)
+
+    def _tightened(
+        self, leaves: Sequence[Leaf], done: Passed, found: Bounded, points: Tensor
+    ) -> list[Leaf]:
+        result = list(leaves)
+        for row in done.void.nonzero()[:, 0].tolist():
+            none = torch.full_like(leaves[row].bounds.lower, torch.inf)
+            result[row] = replace(leaves[row], bounds=Interval(none, -none))
+        for at, row in enumerate(done.rows.tolist()):
+            if bool(done.void[row]):
+                continue
+            bounds = leaves[row].bounds
+            lower, upper = bounds.lower.clone(), bounds.upper.clone()
+            lower[points] = torch.maximum(lower[points], found.box.lower[at])
+            upper[points] = torch.minimum(upper[points], found.box.upper[at])
+            result[row] = replace(leaves[row], bounds=Interval(lower, upper), doubt=None)
+        return result
+
+    def _with_doubts(
+        self, leaves: list[Leaf], done: Passed, found: Bounded, points: Tensor
+    ) -> list[Leaf]:
+        """How far coordinates, and the noise of the step in doubt, move what is open."""
+        if not len(done.rows):
+            return leaves
+        lower = found.box.lower
+        states, used = done.states, self.training.layout.parameters
+        margins = torch.stack([self._open(leaves[row])[points] for row in done.rows.tolist()])
+        position = {row: at for at, row in enumerate(done.rows.tolist())}
+        open_ = (margins[:, :, None] & ~(lower > 0.0)).flatten(1)  # (B, n * forms)
+        gap = (-lower).clamp(min=1e-9).flatten(1)
+        pull = torch.einsum("bm,bmk->bk", open_ / gap, found.on_moves.abs())
+        worst = torch.where(open_, -gap, torch.inf).argmin(1)
+        for row, at in position.items():
+            towards = -torch.sign(found.on_moves[at, worst[at]])
+            leaves[row] = replace(leaves[row], pull=pull[at], towards=towards)
+        for doubt in done.ambiguous:
+            rows = [k for k, row in enumerate(doubt.rows.tolist()) if row in position]
+            if not rows:
+                continue
+            own = torch.tensor(rows)
+            places = torch.tensor([position[int(doubt.rows[k])] for k in rows])
+            worth = self._worth(doubt, own, places, found, states.noise, open_, gap, used)
+            for k, value in zip(rows, worth, strict=True):
+                row = int(doubt.rows[k])
+                if int(done.doubtful[row]) <= MANY:
+                    one = doubt.states.take(torch.tensor([k]))
+                    leaves[row] = replace(leaves[row], doubt=Doubt(doubt.step, one, value))
+        return leaves
+
+    def _worth(
+        self,
+        doubt: Ambiguous,
+        own: Tensor,
+        at: Tensor,
+        found: Bounded,
+        noise: Tensor,
+        open_: Tensor,
+        gap: Tensor,
+        used: int,
+    ) -> Tensor:
+        """What the fresh noise of a step is worth for the open forms, by coordinate, (b, P)."""
+        size = self.training.layout.size
+        before = doubt.states.noise.shape[2]
+        columns = noise[at][:, :used, before : before + size]
+        effect = (found.on_state[at] @ columns).abs()  # (b, m, P)
+        weight = open_[at] / (gap[at] + 0.2 * effect.sum(-1))
+        total = torch.einsum("bm,bmp->bp", weight, effect)
+        return total / doubt.fresh[own].clamp(min=1e-300)
+
+    # -- real trainings
+
+    def _train(self, leaves: Sequence[Leaf]) -> None:
+        """Train on the centres and vertices of cells; a margin that is lost there decides a point."""
+        tried = [leaf.cell.points(leaf.towards) for leaf in leaves]
+        counts = torch.tensor([len(each) for each in tried])
+        samples = torch.stack([leaf.samples for leaf in leaves]).repeat_interleave(counts, 0)
+        moves = torch.cat(tried)
+        points = (~self.lost).nonzero()[:, 0]
+        if not len(points):
+            return
+        state = self.training.trained(samples, moves)
+        outputs = self.training.outputs(state, self.asked.inputs[points])
+        values = torch.einsum("nfo,bno->bnf", self.asked.coefficients[points], outputs)
+        values = values + self.asked.constant[points]
+        full = values.new_full((len(values), *self.asked.constant.shape), torch.inf)
+        full[:, points] = values
+        margin = self.asked.margin(Interval(full, full)).lower[:, points]
+        least, where = margin.min(0)
+        better = least < self.reached[points]
+        chosen, from_ = points[better], where[better]
+        self.reached[chosen] = least[better]
+        self.samples[chosen], self.moves[chosen] = samples[from_], moves[from_]
+        for number, leaf in enumerate(leaves):
+            self._inside(leaf, full[torch.repeat_interleave(counts) == number][0])
+
+    def _inside(self, leaf: Leaf, values: Tensor) -> None:
+        """The training at the centre of a cell lies within what was proved of a cell around it."""
+        if len(leaf.forced) or not self.training.moves.is_box:
+            return  # the centre may lie outside
+        known = torch.isfinite(values)
+        below = torch.where(known, leaf.bounds.lower - values, -torch.inf)
+        if bool((below > ROUNDED * (1.0 + values.abs())).any()):
+            raise SoundnessError(
+                "A real training must lie within the bounds of its cell",
+                f"a form {float(below.max()):.3e} below its bound in node {leaf.number}",
+                "please report this run",
+            )

@@ -1,0 +1,315 @@
+"""One training step for the sets of states of many cells at once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from milp_agt.bounds.cells import operations
+from milp_agt.bounds.cells.form import Form, States
+from milp_agt.bounds.cells.moves import Moves, Phases
+from milp_agt.bounds.step import NodeOrder, Step, velocity_of
+from milp_agt.bounds.zonotope.kinks import kink_of
+from milp_agt.bounds.zonotope.layout import Layout
+from milp_agt.bounds.zonotope.softmax import Softmax, softmaxes
+from milp_agt.core.graph import Node
+from milp_agt.core.interval import Interval
+from milp_agt.core.rounding import TINY, gamma
+from milp_agt.formulations.bilinear import Einsum
+from milp_agt.formulations.linear_map import LinearMap
+from milp_agt.formulations.squared_norm import SquaredNorm
+from milp_agt.formulations.sum_samples import SumSamples
+from milp_agt.formulations.univariate import Univariate
+from milp_agt.training.tracing import FEATURES, LABELS
+
+# The least number that is above a kink.
+LEAST = 5e-324
+
+
+@dataclass
+class Passage:
+    """The forms of one step for a batch of cells, node by node.
+
+    Attributes:
+        states: before the step.
+        forced: phases that are known, of any step.
+        tracked: half widths of the strips around functions with a kink, by node, whose gradients tell
+            what each phase costs; None where nobody asks.
+    """
+
+    schedule: NodeOrder
+    step: Step
+    states: States
+    layout: Layout
+    moves: Moves
+    forced: Phases
+    tracked: dict[str, Tensor] | None = None
+    forms: dict[str, Form] = field(default_factory=dict)
+    boxes: dict[str, Interval] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        before = self.schedule.before
+        self.sources = sources_of(self.schedule)
+        self.softmaxes = softmaxes(before)
+        self.inside = {
+            node.name for s in self.softmaxes.values() for node in (s.exponentials, s.total)
+        }
+        self.nodes: Mapping[str, Node] = {node.name: node for node in self.schedule.all}
+        self.void = torch.zeros(len(self.states), dtype=torch.bool, device=self.device)
+        # Position in the batch of each poisoned sample, -1 where it is not in it.
+        hit = self.states.samples[..., None] == self.step.samples
+        self.position = torch.where(hit.any(-1), hit.to(torch.int64).argmax(-1), -1)
+
+    @property
+    def device(self) -> torch.device:
+        return self.states.centre.device
+
+    # -- leaves
+
+    def leaves(self) -> None:
+        """Forms of parameters and data."""
+        self.parameters()
+        poison, width = self.step.poison, self.moves.width
+        lead, own = self.moves.columns[: self.moves.on_features], self.moves.on_features
+        size = poison.features.flatten(1).shape[1]
+        behind = self.moves.columns[own:] - size
+        for name, nominal, columns, start in (
+            (FEATURES, poison.features, lead, 0),
+            (LABELS, poison.labels, behind, own),
+        ):
+            at = torch.arange(len(columns), device=self.device) + start
+            self.forms[name] = self._data(nominal, columns, at, width)
+
+    def parameters(self) -> None:
+        states, used = self.states, self.layout.parameters
+        down, up = states.reach()
+        reach, terms = torch.maximum(down, up), states.terms()
+        eye = torch.eye(used, dtype=torch.float64, device=self.device)
+        for name, part in self.layout.slices.items():
+            if part.start >= used:
+                continue
+            shape = (len(states), *self.layout.shapes[name])
+            centre = states.centre[:, part].reshape(shape)
+            zero = torch.zeros_like(centre)
+            self.forms[name] = Form(
+                centre,
+                zero,
+                centre.abs() + terms[:, part].reshape(shape),
+                reach[:, part].reshape(shape),
+                eye[:, part].reshape(used, 1, *shape[1:]),
+            )
+
+    def _data(self, nominal: Tensor, columns: Tensor, at: Tensor, width: int) -> Form:
+        count = len(self.position)
+        centre = nominal.expand(count, *nominal.shape)
+        if not len(columns) or bool((self.position < 0).all()):
+            return Form.constant(centre)
+        flat = centre.flatten(2).clone()
+        cells = self.states.cells
+        row, member = (self.position >= 0).nonzero(as_tuple=True)
+        sample = self.position[row, member]
+        coordinates = member[:, None] * width + at  # (hits, columns)
+        away = torch.zeros_like(flat)
+        on_moves = flat.new_zeros(cells.centre.shape[1], *flat.shape)
+        flat[row[:, None], sample[:, None], columns] += cells.centre[row[:, None], coordinates]
+        away[row[:, None], sample[:, None], columns] = cells.radius[row[:, None], coordinates]
+        on_moves[coordinates, row[:, None], sample[:, None], columns] = 1.0
+        # x + e is rounded to nearest in the run, and its centre here.
+        moved = (away > 0.0).to(flat)
+        size = flat.abs() + away
+        error = gamma(8) * size * moved
+        shape = centre.shape
+        return Form(
+            flat.reshape(shape),
+            error.reshape(shape),
+            size.reshape(shape),
+            (away + error).reshape(shape),
+            None,
+            on_moves.reshape(-1, *shape),
+        )
+
+    # -- ranges
+
+    def box(self, name: str) -> Interval:
+        """The range of a node in each cell, (B, [n], *shape), forced phases taken into account."""
+        if name not in self.boxes:
+            form = self.forms[name]
+            down, up = self.states.reach_of(form)
+            down, up = torch.minimum(down, form.away), torch.minimum(up, form.away)
+            error = gamma(8) * (form.centre.abs() + torch.maximum(down, up)) + TINY
+            box = Interval(form.centre - down, form.centre + up).widen(error)
+            if name in self.sources:
+                box = self._forced(box, self.sources.index(name))
+            self.boxes[name] = box
+        return self.boxes[name]
+
+    def _forced(self, box: Interval, source: int) -> Interval:
+        """Ends moved to the kink where a phase is known; a cell where that leaves nothing is void."""
+        lower, upper = box.lower.flatten(2), box.upper.flatten(2)
+        found = self.phases_here(source)
+        if len(found):
+            where = (self.step.samples == found.sample[:, None]).to(torch.int64).argmax(1)
+            at = (found.cell, where, found.element)
+            low = torch.where(found.on, lower[at].clamp(min=LEAST), lower[at])
+            high = torch.where(found.on, upper[at], upper[at].clamp(max=0.0))
+            empty = low > high
+            self.void[found.cell[empty]] = True
+            lower, upper = lower.clone(), upper.clone()
+            lower[at], upper[at] = torch.where(empty, high, low), high
+        shape = box.lower.shape
+        return Interval(lower.reshape(shape), upper.reshape(shape))
+
+    def phases_here(self, source: int) -> Phases:
+        """The known phases of this step at one node."""
+        own = (self.forced.step == self.step.index) & (self.forced.source == source)
+        return self.forced.take(own.nonzero()[:, 0])
+
+    def ambiguous(self) -> Phases:
+        """Phases that are not known after all nodes were taken; ``on`` has no meaning."""
+        parts = []
+        for number, name in enumerate(self.sources):
+            if name not in self.boxes:
+                continue
+            box = self.boxes[name]
+            open_ = ((box.lower <= 0.0) & (box.upper > 0.0)).flatten(2)
+            cell, where, element = open_.nonzero(as_tuple=True)
+            parts.append(
+                Phases(
+                    cell,
+                    torch.full_like(cell, self.step.index),
+                    torch.full_like(cell, number),
+                    self.step.samples[where],
+                    element,
+                    torch.ones_like(cell, dtype=torch.bool),
+                )
+            )
+        return Phases.cat(parts) if parts else Phases.none(self.device)
+
+    # -- operations
+
+    def take(self, node: Node) -> None:
+        """The form of one node."""
+        op = node.op
+        if node.name in self.inside:
+            return
+        if node.name in self.softmaxes:
+            self.forms[node.name] = self._softmax(self.softmaxes[node.name])
+            return
+        inputs = [self.forms[name] for name in node.inputs]
+        if not node.inputs:
+            value = op.value()
+            self.forms[node.name] = Form.constant(value.expand(len(self.states), *value.shape))
+        elif isinstance(op, LinearMap):
+            self.forms[node.name] = operations.linear(op, inputs)
+        elif isinstance(op, Einsum):
+            self.forms[node.name] = operations.product(op, inputs[0], inputs[1])
+        elif isinstance(op, SquaredNorm):
+            self.forms[node.name] = operations.squared(op, inputs)
+        else:
+            assert isinstance(op, Univariate)
+            self.forms[node.name] = self._univariate(node, op, inputs[0])
+
+    def _univariate(self, node: Node, op: Univariate, argument: Form) -> Form:
+        if argument.is_constant and not op.rounds_in_run():
+            return Form.constant(op.value(argument.centre))
+        box, half = self.box(node.inputs[0]), None
+        if self.tracked is not None and kink_of(op) is not None:
+            _, lower, upper = operations.strip(op, box)
+            half = (0.5 * (upper - lower)).detach().requires_grad_()
+            self.tracked[node.name] = half
+        return operations.curved(op, argument, box, half)
+
+    def _softmax(self, nodes: Softmax) -> Form:
+        logits, name = self.forms[nodes.logits], nodes.differences.name
+        form, box = self.forms[name], self.box(name)
+        error = gamma(8) * (box.magnitude + form.centre.abs()) + TINY
+        away = Interval(box.lower - form.centre, box.upper - form.centre).widen(error)
+        found = operations.softmax(logits, away)
+        down, up = self.states.reach_of(found)
+        return replace(found, away=torch.minimum(found.away, torch.maximum(down, up)))
+
+    def gradients(self) -> dict[str, Form]:
+        """Forms of the summed gradients by parameter."""
+        self.leaves()
+        products = self.schedule.summed_products
+        unmade = {node.name for node in products.values()}
+        for node in self.schedule.before:
+            if node.name not in self.forms and node.name not in unmade:
+                self.take(node)
+        for node in self.schedule.sums:
+            if node.name in products:
+                own = products[node.name]
+                assert isinstance(own.op, Einsum)
+                first, second = (self.forms[name] for name in own.inputs)
+                self.forms[node.name] = operations.product(own.op, first, second, summed=True)
+            else:
+                assert isinstance(node.op, SumSamples)
+                self.forms[node.name] = operations.summed(self.forms[node.inputs[0]])
+        for node in self.schedule.after:
+            assert isinstance(node.op, LinearMap)
+            inputs = [self.forms[name] for name in node.inputs]
+            self.forms[node.name] = operations.linear(node.op, inputs)
+        return {name: self.forms[node.name] for name, node in self.schedule.gradients}
+
+    def advanced(self) -> States:
+        """The sets after the optimiser step: affine in the old states and in the gradients."""
+        gradient = self.gradients()
+        states, step, layout = self.states, self.step, self.layout
+        count, size, used = len(states), layout.size, layout.parameters
+        zero = states.centre.new_zeros
+        carry, scale = zero(size, size), zero(size)
+        place = torch.zeros(size, dtype=torch.int64, device=self.device)
+        magnitude = states.centre.abs() + states.terms()
+        rounding, sizes = zero(count, size), zero(count, used)
+        centre, radius = zero(count, used), zero(count, used)
+        on_state = zero(count, used, used)
+        on_moves = zero(count, used, states.on_moves.shape[2])
+        for name, form in gradient.items():
+            part = layout.slices[name]
+            centre[:, part], sizes[:, part] = form.centre.flatten(1), form.size.flatten(1)
+            radius = torch.cat(
+                [radius[:, : part.start], form.radius.flatten(1), radius[:, part.stop :]], 1
+            )
+            if form.on_state is not None:
+                onto = form.on_state.expand(-1, *form.centre.shape).flatten(2)
+                on_state[:, part] = onto.permute(1, 2, 0)
+            if form.on_moves is not None:
+                on_moves[:, part] = form.on_moves.flatten(2).permute(1, 2, 0)
+        for name in gradient:
+            part, rule = layout.slices[name], step.of(name)
+            own = torch.arange(part.start, part.stop, device=self.device)
+            targets = [(own, rule.theta_scalars, rule.theta_sizes)]
+            sources = [own]
+            if step.has_velocity:
+                velocity = layout.slices[velocity_of(name)]
+                sources.append(torch.arange(velocity.start, velocity.stop, device=self.device))
+                targets.append((sources[1], rule.velocity_scalars, rule.velocity_scalars))
+            for rows, scalars, of_terms in targets:
+                for source, share, term in zip(sources, scalars, of_terms, strict=False):
+                    carry[rows, source] += share
+                    rounding[:, rows] += abs(term) * magnitude[:, source]
+                scale[rows], place[rows] = scalars[len(sources)], own
+                rounding[:, rows] += abs(of_terms[len(sources)]) * sizes[:, own]
+        jacobian = carry.expand(count, size, size).clone()
+        jacobian[:, :, :used] += scale[:, None] * on_state[:, place]
+        # Rounding of the run (few operations), and of the products with the Jacobian here.
+        carried = (jacobian.abs() @ magnitude[..., None])[..., 0]
+        error = gamma(64) * rounding
+        error = error + gamma(states.operations + 8.0 * used + 128.0) * (carried + rounding)
+        fresh = scale.abs() * radius[:, place] * (1.0 + gamma(8)) + error + TINY
+        return States(
+            states.cells,
+            states.samples,
+            states.centre @ carry.T + scale * centre[:, place],
+            jacobian @ states.on_moves + scale[:, None] * on_moves[:, place],
+            torch.cat([jacobian @ states.noise, torch.diag_embed(fresh)], 2),
+        )
+
+
+def sources_of(schedule: NodeOrder) -> tuple[str, ...]:
+    """The nodes that functions with a kink read, in order."""
+    found = (n.inputs[0] for n in schedule.before if n.batched and kink_of(n.op) is not None)
+    return tuple(dict.fromkeys(found))

@@ -1,0 +1,321 @@
+"""A listed threat: all choices of an adversary who has finitely many, each of them one data set."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from milp_agt.core.restriction import UNRESTRICTED, Restriction
+from milp_agt.threats.poison import Poison, Whole
+from milp_agt.threats.sets import MoveSet, Product, Vertices
+
+# Most joint moves of the categories of one sample that are listed.
+MOST_MOVES = 4096
+Index = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Changes:
+    """All changes of single samples: row m moves one sample by a feature and a label move, or removes it.
+
+    Attributes:
+        sample: the sample that is changed, (changes,), in rising order.
+        features: the move of its flat features, (changes, size); None if no features move.
+        labels: the move of its encoded label, (changes, width); None if no labels move.
+    """
+
+    sample: Tensor
+    features: Tensor | None
+    labels: Tensor | None
+
+
+@dataclass(frozen=True)
+class Poisoned:
+    """One data set: what the adversary made of the data.
+
+    Attributes:
+        features: (N, *shape), labels: (N, width), encoded; of removed samples they are the nominal ones.
+        kept: mask of the samples that are not removed, (N,).
+        changed: the samples that were changed or removed.
+    """
+
+    features: Tensor
+    labels: Tensor
+    kept: Tensor
+    changed: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class ListedChoices:
+    """Everything that the adversary can do: choice c makes the changes ``picked[c]`` and no others.
+
+    Choice 0 is the clean run.
+
+    Attributes:
+        poison: the threat.
+        changes: what can happen to single samples.
+        picked: (choices, most changes), -1 for none.
+    """
+
+    poison: Poison
+    changes: Changes
+    picked: Tensor
+
+    def __len__(self) -> int:
+        return len(self.picked)
+
+    @property
+    def removes(self) -> bool:
+        """Whether changed samples are removed."""
+        return self.poison.whole is Whole.REMOVED
+
+    @cached_property
+    def changed(self) -> Tensor:
+        """The samples that choices change, (choices, most changes), N for none."""
+        count = len(self.poison.features)
+        last = self.changes.sample.new_full((1,), count)
+        return torch.cat([self.changes.sample, last])[self.picked]
+
+    def masks(self, part: slice, samples: Tensor) -> Tensor:
+        """Which of some samples are changed, (choices of the part, n)."""
+        return self._shifted(torch.ones_like(self.changes.sample).bool()[:, None], part, samples)[
+            ..., 0
+        ]
+
+    def features(self, part: slice, samples: Tensor) -> Tensor:
+        """Features of a batch, (choices of the part, n, *shape), or (n, *shape) where they never move."""
+        nominal = self.poison.features[samples]
+        if self.changes.features is None:
+            return nominal
+        shift = self._shifted(self.changes.features, part, samples)
+        return nominal + shift.reshape(-1, *nominal.shape)
+
+    def labels(self, part: slice, samples: Tensor) -> Tensor:
+        """Encoded labels of a batch, (choices of the part, n, width)."""
+        nominal = self.poison.labels[samples]
+        if self.changes.labels is None:
+            return nominal.expand(len(self.picked[part]), *nominal.shape)
+        return nominal + self._shifted(self.changes.labels, part, samples)
+
+    def present(self, part: slice, samples: Tensor) -> Tensor | None:
+        """1 for the samples of a batch that are left, 0 for removed ones; None if none are removed."""
+        return 1.0 - self.masks(part, samples).to(torch.float64) if self.removes else None
+
+    def poisoned(self, choice: int) -> Poisoned:
+        """The data set of a choice.
+
+        Raises:
+            IndexError: no such choice.
+        """
+        everything = torch.arange(len(self.poison.features), device=self.picked.device)
+        part = slice(range(len(self))[choice], range(len(self))[choice] + 1)
+        features = self.features(part, everything)
+        mask = self.masks(part, everything)[0]
+        return Poisoned(
+            features.reshape(self.poison.features.shape),
+            self.labels(part, everything)[0],
+            ~mask if self.removes else torch.ones_like(mask),
+            tuple(mask.nonzero()[:, 0].tolist()),
+        )
+
+    def _shifted(self, moves: Tensor, part: slice, samples: Tensor) -> Tensor:
+        """Moves (changes, width) by choice and sample of a batch, (choices of the part, n, width)."""
+        count = len(samples)
+        slots = torch.full((len(self.poison.features) + 1,), count, device=samples.device)
+        slots[samples] = torch.arange(count, device=samples.device)
+        at = slots[self.changed[part]]
+        found = moves.new_zeros(len(at), count + 1, moves.shape[1])
+        picked = self.picked[part]
+        own = torch.where((picked >= 0)[..., None], moves[picked], moves.new_zeros(()))
+        for slot in range(at.shape[1]):
+            row = torch.arange(len(at), device=at.device)
+            found[row, at[:, slot]] = found[row, at[:, slot]] + own[:, slot]
+        return found[:, :count]
+
+
+def count_choices(poison: Poison, restriction: Restriction = UNRESTRICTED) -> float:
+    """How many choices :func:`list_choices` lists; infinite for a threat that is not finite.
+
+    Finite: changes that hold for the whole run, within a budget for the data set, of samples that move to
+    listed points only (classes, categories) or are removed.
+    """
+    quotas = _quotas(poison, restriction)
+    if quotas is None:
+        return math.inf
+    total = 1.0
+    for changes, inside, left in quotas:
+        counts = np.bincount(changes.sample.cpu().numpy(), minlength=len(poison.features))
+        forced = poison.whole is Whole.REMOVED
+        own = math.prod(float(counts[i] + (not forced)) for i in sorted(inside))
+        polynomial = [1.0] + [0.0] * left
+        for sample in np.flatnonzero(counts):
+            if sample in inside:
+                continue
+            for k in range(left, 0, -1):
+                polynomial[k] += counts[sample] * polynomial[k - 1]
+        total *= own * sum(polynomial)
+    return total
+
+
+def list_choices(poison: Poison, restriction: Restriction = UNRESTRICTED) -> ListedChoices:
+    """All choices of a finite threat, the clean run first.
+
+    A sample that a restriction knows to be poisoned may still keep its data, unless it is removed.
+    """
+    quotas = _quotas(poison, restriction)
+    assert quotas is not None, "a threat without a list; count_choices tells"
+    forced = poison.whole is Whole.REMOVED
+    lists = [_picked(changes, inside, left, forced) for changes, inside, left in quotas]
+    joined, picked = quotas[0][0], lists[0]
+    if len(quotas) == 2:
+        joined = _side_by_side(quotas[0][0], quotas[1][0])
+        other = np.where(lists[1] >= 0, lists[1] + len(quotas[0][0].sample), -1)
+        picked = np.concatenate(
+            [np.repeat(picked, len(other), 0), np.tile(other, (len(picked), 1))], 1
+        )
+    if picked.shape[1] == 0:
+        picked = np.full((len(picked), 1), -1)
+    if (picked[0] >= 0).any():
+        picked = np.concatenate([np.full((1, picked.shape[1]), -1), picked])
+    device = poison.features.device
+    return ListedChoices(poison, joined, torch.from_numpy(picked).to(device))
+
+
+def _quotas(
+    poison: Poison, restriction: Restriction
+) -> list[tuple[Changes, frozenset[int], int]] | None:
+    """For each budget its changes, the samples known to be changed, and how many others may be."""
+    if poison.is_clean or poison.per_batch or not poison.static:
+        return None
+    if poison.label_quota is None:
+        parts = [(poison, restriction)]
+    else:  # a sample known to be poisoned may be so in its features or in its label
+        loose, quota = Restriction(outside=restriction.outside), poison.label_quota
+        own = replace(poison, label_moves=None, label_quota=None)
+        labels = replace(
+            poison, feature_moves=None, open=quota.open, budget=quota.budget, label_quota=None
+        )
+        parts = [(own, loose), (labels, loose)]
+    found = []
+    for part, known in parts:
+        changes = _changes(part, known.outside)
+        if changes is None or len(known.inside) > part.budget:
+            return None
+        found.append((changes, known.inside, part.budget - len(known.inside)))
+    return found
+
+
+def _changes(poison: Poison, outside: frozenset[int]) -> Changes | None:
+    """What can happen to each open sample; None where that is no list."""
+    open_ = poison.open.clone()
+    open_[sorted(outside)] = False
+    if poison.whole is not None:
+        one = open_.nonzero()[:, 0]
+        return Changes(one, None, None) if poison.whole is Whole.REMOVED else None
+    features, labels = points_of(poison.feature_moves), points_of(poison.label_moves)
+    if (features is None and poison.feature_moves is not None) or (
+        labels is None and poison.label_moves is not None
+    ):
+        return None
+    if features is None and labels is None:
+        return None
+    count = len(poison.features)
+    x = poison.features.new_zeros(count, 1, 0) if features is None else features
+    y = poison.labels.new_zeros(count, 1, 0) if labels is None else labels
+    first, second = (
+        torch.cartesian_prod(torch.arange(x.shape[1]), torch.arange(y.shape[1])).to(x.device).T
+    )
+    if len(first) > MOST_MOVES:
+        return None
+    joint = torch.cat([x[:, first], y[:, second]], 2)
+    real = open_[:, None] & (joint != 0).any(2)
+    real &= ~_repeated(joint)
+    sample, which = real.nonzero().unbind(1)
+    chosen = joint[sample, which]
+    return Changes(
+        sample,
+        None if features is None else chosen[:, : x.shape[2]],
+        None if labels is None else chosen[:, x.shape[2] :],
+    )
+
+
+def points_of(moves: MoveSet | None) -> Tensor | None:
+    """All moves of a finite set, "no move" first, (N, moves, size); None if there are not finitely many."""
+    if isinstance(moves, Vertices):
+        return torch.cat([torch.zeros_like(moves.points[:, :1]), moves.points], 1)
+    if moves is not None and not bool(((moves.lower != 0) | (moves.upper != 0)).any()):
+        return torch.zeros_like(moves.lower).unsqueeze(1)
+    if not isinstance(moves, Product):
+        return None
+    parts = [points_of(part) for part in moves.parts]
+    known = [part for part in parts if part is not None]
+    if len(known) < len(parts) or math.prod(part.shape[1] for part in known) > MOST_MOVES:
+        return None
+    size = sum(len(columns) for columns in moves.columns)
+    table = torch.cartesian_prod(*(torch.arange(p.shape[1]) for p in known)).reshape(-1, len(known))
+    found = known[0].new_zeros(len(known[0]), len(table), size)
+    for number, (part, columns) in enumerate(zip(known, moves.columns, strict=True)):
+        found[:, :, list(columns)] = part[:, table[:, number].to(part.device)]
+    return found
+
+
+def _repeated(moves: Tensor) -> Tensor:
+    """Mask of the moves of a sample that are the same as an earlier one, (N, moves)."""
+    found = torch.zeros(moves.shape[:2], dtype=torch.bool, device=moves.device)
+    for later in range(1, moves.shape[1]):
+        same = (moves[:, :later] == moves[:, later : later + 1]).all(2)
+        found[:, later] = same.any(1)
+    return found
+
+
+def _picked(changes: Changes, inside: frozenset[int], left: int, forced: bool) -> Index:
+    """Rows of changes: at most ``left`` beside those of the samples ``inside``, -1 for none."""
+    sample = changes.sample.cpu().numpy()
+    free = np.flatnonzero(~np.isin(sample, sorted(inside)))
+    pieces = [_padded(np.zeros((1, 0), dtype=np.int64), left)]
+    for size in range(1, min(left, len(np.unique(sample[free]))) + 1):
+        flat = itertools.chain.from_iterable(itertools.combinations(range(len(free)), size))
+        rows = free[np.fromiter(flat, dtype=np.int64).reshape(-1, size)]
+        owners = sample[rows]
+        pieces.append(_padded(rows[(owners[:, 1:] != owners[:, :-1]).all(1)], left))
+    others = np.concatenate(pieces)
+    if not inside:
+        return others
+    known: list[Sequence[int]] = [
+        [*([] if forced else [-1]), *np.flatnonzero(sample == i).tolist()] for i in sorted(inside)
+    ]
+    own = np.array(list(itertools.product(*known)), dtype=np.int64).reshape(-1, len(known))
+    return np.concatenate([np.repeat(own, len(others), 0), np.tile(others, (len(own), 1))], 1)
+
+
+def _padded(rows: Index, width: int) -> Index:
+    return np.pad(rows, ((0, 0), (0, width - rows.shape[1])), constant_values=-1)
+
+
+def _side_by_side(first: Changes, second: Changes) -> Changes:
+    """Changes of features, then changes of labels, in one table."""
+    sizes = (len(first.sample), len(second.sample))
+
+    def both(*moves: Tensor | None) -> Tensor | None:
+        known = next((each for each in moves if each is not None), None)
+        if known is None:
+            return None
+        rows = [
+            known.new_zeros(size, known.shape[1]) if each is None else each
+            for each, size in zip(moves, sizes, strict=True)
+        ]
+        return torch.cat(rows)
+
+    return Changes(
+        torch.cat([first.sample, second.sample]),
+        both(first.features, second.features),
+        both(first.labels, second.labels),
+    )

@@ -1,0 +1,128 @@
+"""The option ``tree``: questions that bounds leave open, decided; and what it refuses by name."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from attacks import Replay
+from problems import problem, tiny
+from torch import nn
+
+import milp_agt as agt
+from milp_agt.bounds.cells.plan import TreePlan
+from milp_agt.core.restriction import UNRESTRICTED, Restriction
+from milp_agt.errors import UnsupportedOperationError
+from milp_agt.properties.accuracy import AccuracyQuestion
+
+
+def test_points_that_bounds_leave_open_are_decided() -> None:
+    case = tiny(agt.FeaturePoisoning(1, 0.3), epochs=4)
+    generator = torch.Generator().manual_seed(3)
+    points = torch.randn(30, 2, generator=generator, dtype=torch.float64)
+    plain, _ = case.certify(relaxation="linear")
+    searched, _ = case.certify(relaxation="linear", tree=60.0)
+    before, after = plain.stable(points), searched.stable(points)
+    assert (after.points.score_lower >= before.points.score_lower).all()
+    assert after.lower > before.lower
+    # Every point that is not certified is lost to some real training: a fine grid of moves shows it.
+    replay = Replay(case)
+    grid = torch.cartesian_prod(*[torch.linspace(-0.3, 0.3, 41, dtype=torch.float64)] * 2)
+    lost = np.zeros(30, dtype=bool)
+    nominal = plain.models.outputs(points)[:, 0] > 0
+    for sample in range(len(case.features)):
+        features = replay.poison.features.expand(len(grid), -1, -1).clone()
+        features[:, sample] += grid
+        labels = replay.poison.labels.expand(len(grid), -1, -1)
+        poisoning = type(replay.unrolled.nominal(1))((features,), (labels,))
+        outputs = replay.outputs_at(replay.unrolled.run(poisoning), points)[..., 0]
+        lost |= ((outputs > 0) != nominal).any(0).numpy()
+    assert ((after.points.lower == 1.0) == ~lost).all()
+
+
+def test_classes_are_decided_within_enumerated_selections() -> None:
+    case, points, labels = problem(
+        "cross_entropy", "features", {"epochs": 3}, (3,), radius=0.2, budget=1
+    )
+    plain, _ = case.certify(relaxation="linear", selections="enumerated")
+    searched, _ = case.certify(relaxation="linear", selections="enumerated", tree=30.0)
+    before, after = plain.accuracy(points, labels), searched.accuracy(points, labels)
+    assert (after.points.lower >= before.points.lower).all()
+    assert (after.points.upper <= before.points.upper).all()
+    targets = searched.targeted(points, 1)
+    assert targets.upper <= plain.targeted(points, 1).upper
+
+
+def test_no_time_is_no_looser_and_no_tighter() -> None:
+    case = tiny(agt.FeaturePoisoning(1, 0.3), epochs=4)
+    points = torch.randn(10, 2, generator=torch.Generator().manual_seed(3)).double()
+    plain, _ = case.certify(relaxation="linear")
+    late, _ = case.certify(relaxation="linear", tree=1e-9)
+    before, after = plain.stable(points), late.stable(points)
+    assert (before.points.lower == after.points.lower).all()
+
+
+def test_restrictions_are_kept() -> None:
+    case = tiny(agt.FeaturePoisoning(1, 0.3), epochs=4)
+    plan = _plan(case, Restriction(inside=frozenset({2})))
+    assert plan.selections.tolist() == [[2]]
+    without = _plan(case, Restriction(outside=frozenset({2})))
+    assert without.selections.tolist() == [[0], [1], [3]]
+
+
+def _plan(case, restriction=UNRESTRICTED) -> TreePlan:
+    return (
+        case.certify(tree=1.0)[0].models.tree
+        if restriction is UNRESTRICTED
+        else (
+            agt.certify(
+                case.model, case.data, case.training, case.threat, restriction=restriction, tree=1.0
+            ).models.tree
+        )
+    )
+
+
+REFUSED = {
+    "labels that flip": (("bce", "labels"), {}, {}),
+    "an l1 penalty": (("bce", "features", {"l1": 0.1}), {}, {}),
+    "a projection": (("bce", "features", {"projection": (-1.0, 1.0)}), {}, {}),
+    "coordinates": (("bce", "features"), {"budget": 9, "count": 10}, {}),
+    "selections of poisoned samples": (("bce", "features"), {"budget": 8, "count": 40}, {}),
+    "adversary that poisons anew": (("bce", "features"), {"static": False}, {}),
+}
+
+
+@pytest.mark.parametrize("words", REFUSED)
+def test_refused_by_name(words: str) -> None:
+    given, options, more = REFUSED[words]
+    case, _, _ = problem(*given, **options)
+    with pytest.raises(UnsupportedOperationError, match=words) as error:
+        case.certify(relaxation="interval", tree=1.0, **more)
+    text = str(error.value)
+    assert "tree" in text
+    assert "use tree = 0" in text
+
+
+def test_a_plan_is_there_only_after_the_last_step() -> None:
+    case = tiny(agt.FeaturePoisoning(1, 0.1))
+    seen = []
+    agt.certify(
+        case.model,
+        case.data,
+        case.training,
+        case.threat,
+        tree=1.0,
+        on_step=lambda result, index, steps: seen.append(result.models.tree is not None),
+    )
+    assert seen == [False, False, True]
+
+
+def test_a_question_of_a_smooth_network_uses_halves_alone() -> None:
+    case, points, labels = problem(
+        "bce", "features", {"epochs": 4}, (3,), nn.Tanh, radius=0.4, budget=1
+    )
+    result, _ = case.certify(relaxation="interval", tree=30.0)
+    answer = result.accuracy(points, labels)
+    question = AccuracyQuestion.of(result.models, *result._test_data(points, labels, "accuracy"))
+    assert len(answer.points) == len(question.index)
+    assert (answer.points.lower == answer.points.upper).sum() >= 4

@@ -1,0 +1,384 @@
+"""Trees over cells: every real training follows one branch after the other down to a leaf that holds it."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+import torch
+from attacks import Problem, Replay
+from problems import problem
+from torch import Tensor, nn
+
+import milp_agt as agt
+from milp_agt.bounds.cells import cell as cells
+from milp_agt.bounds.cells import tree as trees
+from milp_agt.bounds.cells.cell import Cell, Cells
+from milp_agt.bounds.cells.passing import Run, passed
+from milp_agt.bounds.cells.search import Asked, Decided, Limits, Search
+from milp_agt.bounds.cells.training_step import sources_of
+from milp_agt.bounds.cells.tree import Kind, Leaf
+from milp_agt.bounds.step import NodeOrder, initial_state
+from milp_agt.core.graph import evaluate
+from milp_agt.core.interval import Interval
+from milp_agt.threats.poison import Poison
+from milp_agt.training import inputs
+from milp_agt.training.tracing import FEATURES, LABELS
+
+# What the checks here may be off by: sums of many terms in another order.
+ROUNDING = 1e-11
+
+
+def run_of(case: Problem) -> tuple[Run, Poison]:
+    replay = Replay(case)
+    graph = replay.step_graph
+    start = initial_state(graph, inputs.initial_box(graph, None), case.training.momentum > 0)
+    batches = [torch.as_tensor(batch) for batch in replay.batches]
+    schedule = NodeOrder.of(graph)
+    return Run.of(graph, schedule, start, replay.poison, batches, replay.updates), replay.poison
+
+
+def selections_of(run: Run) -> Tensor:
+    open_ = run.poison.open.nonzero()[:, 0].tolist()
+    return torch.tensor(list(itertools.combinations(open_, min(run.poison.budget, len(open_)))))
+
+
+def drawn(run: Run, selections: Tensor, each: int, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """Selections and moves: random ones, corners, and the centre."""
+    generator = torch.Generator().manual_seed(seed)
+    samples = selections.repeat_interleave(each, 0)
+    lower, upper = run.moves.ranges(samples)
+    share = torch.rand(lower.shape, generator=generator, dtype=torch.float64)
+    share[::3] = share[::3].round()
+    moves = lower + share * (upper - lower)
+    features, labels = run.moves.data(run.poison, samples, moves)
+    at = torch.arange(len(samples))[:, None]
+    moved = torch.cat([features.flatten(2), labels.flatten(2)], 2) - torch.cat(
+        [run.poison.features.flatten(1), run.poison.labels.flatten(1)], 1
+    )
+    return samples, moved[at, samples][..., run.moves.columns].flatten(1)
+
+
+RUNS: dict[str, tuple[str, str, dict[str, Any], tuple[int, ...], dict[str, Any]]] = {
+    "bce": ("bce", "features", {"epochs": 5}, (4,), {"budget": 1}),
+    "two samples": ("bce", "features", {"epochs": 4}, (3,), {}),
+    "two classes": ("cross_entropy", "features", {"epochs": 4}, (4,), {"outputs": 2, "budget": 1}),
+    "three classes": ("cross_entropy", "features", {"epochs": 4}, (3,), {"budget": 1}),
+    "mse": ("mse", "features", {"learning_rate": 0.1}, (4,), {"budget": 1}),
+    "deep": ("bce", "features", {"epochs": 4}, (3, 3), {"budget": 1}),
+    "batches": ("bce", "features", {"epochs": 3, "batch_size": 4}, (4,), {}),
+    "momentum": ("bce", "features", {"momentum": 0.8, "epochs": 4}, (4,), {"budget": 1}),
+    "decay": (
+        "bce",
+        "features",
+        {
+            "momentum": 0.5,
+            "nesterov": True,
+            "weight_decay": 0.1,
+            "groups": [agt.ParameterGroup(["0.bias"], weight_decay=0.0)],
+        },
+        (4,),
+        {"budget": 1},
+    ),
+    "norm 2": ("bce", "features", {}, (4,), {"norm": 2, "budget": 1}),
+    "clipped": ("bce", "features", {"clip": 0.4}, (3,), {"budget": 1}),
+    "clamped": ("bce", "features", {"clip": 0.2, "clip_mode": "clamp"}, (3,), {"budget": 1}),
+    "hinge": ("hinge", "features", {}, (4,), {"budget": 1}),
+    "targets": ("mse", "labels", {"learning_rate": 0.1}, (4,), {}),
+    "both": ("mse", "both", {"learning_rate": 0.1}, (4,), {"budget": 1}),
+}
+
+
+@pytest.mark.parametrize("radius", [0.02, 0.2])
+@pytest.mark.parametrize("name", RUNS)
+def test_trainings_lie_in_the_sets_of_their_cells(name: str, radius: float) -> None:
+    loss, kind, training, hidden, options = RUNS[name]
+    case, _, _ = problem(loss, kind, training, hidden, radius=radius, **options)
+    assert_passed(run_of(case)[0])
+
+
+@pytest.mark.parametrize("activation", [nn.LeakyReLU, nn.Tanh, nn.GELU, nn.Softplus, nn.Hardtanh])
+def test_other_activations(activation: type[nn.Module]) -> None:
+    case, _, _ = problem("bce", "features", {"epochs": 4}, (4,), activation, radius=0.1, budget=1)
+    assert_passed(run_of(case)[0])
+
+
+def assert_passed(run: Run) -> None:
+    """States of real trainings are the affine form plus noise that is granted, coordinate by coordinate."""
+    selections = selections_of(run)[:5]
+    samples, moves = drawn(run, selections, 60)
+    done = passed(run, [run.roots(selections)])
+    assert not done.wild.any()
+    assert not done.void.any()
+    state = run.trained(samples, moves)
+    value = torch.cat([state[name].flatten(1) for name in run.layout.slices], 1)
+    sets = done.states.take(torch.arange(len(selections)).repeat_interleave(60))
+    away = (sets.on_moves @ (moves - sets.cells.centre)[..., None])[..., 0]
+    noise = sets.noise.abs().sum(-1)
+    assert ((value - sets.centre - away).abs() <= noise + ROUNDING).all()
+    down, up = sets.reach()
+    assert (sets.centre - down <= value).all()
+    assert (value <= sets.centre + up).all()
+
+
+@dataclass
+class Kept(Search):
+    """A search that keeps every node that it has bounded."""
+
+    leaves: dict[int, Leaf] = field(default_factory=dict)
+
+    def _bounded(self, leaves: Any) -> list[Leaf]:
+        found = super()._bounded(leaves)
+        self.leaves |= {leaf.number: leaf for leaf in found}
+        return found
+
+
+def asked_of(run: Run, inputs_: Tensor) -> Asked:
+    """That the nominal prediction stays; for a regression that the first output stays above its half."""
+    samples, moves = drawn(run, selections_of(run)[:1], 1)
+    nominal = run.trained(samples, 0.0 * moves)
+    out = run.outputs(nominal, inputs_)[0]
+    count = out.shape[1]
+    if count == 1:
+        coefficients = torch.sign(out)[:, :, None]
+    else:
+        eye = torch.eye(count, dtype=torch.float64)
+        best = out.argmax(1)
+        others = torch.stack([torch.tensor([k for k in range(count) if k != b]) for b in best])
+        coefficients = eye[best][:, None] - eye[others]
+
+    def margin(box: Interval) -> Interval:
+        return Interval(box.lower.amin(-1), box.upper.amin(-1))
+
+    return Asked(inputs_, coefficients, coefficients.new_zeros(coefficients.shape[:2]), margin)
+
+
+def searched(
+    run: Run, points: Tensor, limits: Limits, kind: type[Kept] = Kept
+) -> tuple[Kept, Decided]:
+    search = kind(run, asked_of(run, points), selections_of(run), limits)
+    return search, search.run()
+
+
+def phases_of(run: Run, samples: Tensor, moves: Tensor) -> tuple[list[tuple[int, ...]], Tensor]:
+    """Steps, samples, sources and elements of all phases, and whether each is on, (trainings, phases)."""
+    features, labels = run.moves.data(run.poison, samples, moves)
+    keys, found = [], []
+    for step, state in zip(run.steps, _path(run, samples, moves), strict=True):
+        own = step.samples
+        values = evaluate(
+            run.schedule.before, dict(state) | {FEATURES: features[:, own], LABELS: labels[:, own]}
+        )
+        for source, name in enumerate(sources_of(run.schedule)):
+            on = values[name].flatten(2) > 0
+            at = itertools.product(own.tolist(), range(on.shape[2]))
+            keys += [(step.index, sample, source, element) for sample, element in at]
+            found.append(on.flatten(1))
+    return keys, torch.cat(found, 1) if found else torch.zeros(len(samples), 0, dtype=torch.bool)
+
+
+def at_kinks(run: Run, samples: Tensor, moves: Tensor) -> Tensor:
+    """Moves between each given ones and the next, near where the earliest phase that differs changes."""
+    low, high = moves, moves.roll(-1, 0)
+    same = (samples == samples.roll(-1, 0)).all(1, keepdim=True)
+    high = torch.where(same, high, low)
+    _, begin = phases_of(run, samples, low)
+    _, end = phases_of(run, samples, high)
+    which = (begin != end).to(torch.int64).argmax(1) if begin.shape[1] else None
+    for _ in range(14 if which is not None else 0):
+        middle = 0.5 * low + 0.5 * high
+        _, now = phases_of(run, samples, middle)
+        row = torch.arange(len(samples))
+        stays = (now[row, which] == begin[row, which])[:, None]
+        low, high = torch.where(stays, middle, low), torch.where(stays, high, middle)
+    return torch.cat([low, high])
+
+
+def _path(run: Run, samples: Tensor, moves: Tensor) -> list[Any]:
+    path = []
+    for count in range(len(run.steps)):
+        part = Run(
+            run.step_graph,
+            run.schedule,
+            run.layout,
+            run.poison,
+            run.moves,
+            run.steps[:count],
+            run.start,
+        )
+        path.append(part.trained(samples, moves))
+    return path
+
+
+def assert_cover(run: Run, search: Kept, decided: Decided, each: int = 40) -> None:
+    """Down the tree with every training: a child for its side, its moves in the cell, bounds that hold."""
+    samples, moves = drawn(run, search.selections, each)
+    moves = torch.cat([moves, at_kinks(run, samples, moves)])
+    samples = samples.repeat(3, 1)
+    keys, on = phases_of(run, samples, moves)
+    phases = {key: on[:, at] for at, key in enumerate(keys)}
+    outputs = run.outputs(run.trained(samples, moves), search.asked.inputs)
+    forms = torch.einsum("nfo,bno->bnf", search.asked.coefficients, outputs) + search.asked.constant
+    children: dict[int, list[int]] = {}
+    for number, branch in enumerate(search.tree):
+        children.setdefault(branch.parent, []).append(number)
+    selections = {
+        branch.what: number for number, branch in enumerate(search.tree) if branch.parent < 0
+    }
+    ends = set()
+    for row in range(len(samples)):
+        number = selections[tuple(samples[row].tolist())]
+        while True:
+            leaf = search.leaves.get(number)
+            if leaf is not None:
+                assert_holds(leaf, moves[row], forms[row])
+            below = children.get(number, [])
+            if not below:
+                ends.add(number)
+                break
+            first = search.tree[below[0]]
+            if first.kind is Kind.PHASE:
+                side = int(phases[first.what][row])
+            else:
+                side = int(moves[row, first.what[0]] > first.value)
+            number = next(child for child in below if search.tree[child].side == side)
+    lowest = forms.amin(0)
+    assert (decided.bounds.lower <= lowest + ROUNDING).all()
+    assert (forms.amax(0) <= decided.bounds.upper + ROUNDING).all()
+    holds = ~decided.open & ~(decided.reached < 0)
+    assert (search.asked.margin(Interval(forms, forms)).lower[:, holds] > 0).all()
+
+
+def assert_holds(leaf: Leaf, moves: Tensor, forms: Tensor) -> None:
+    slack = 1e-9 * (1.0 + moves.abs())
+    assert (leaf.cell.lower - slack <= moves).all()
+    assert (moves <= leaf.cell.upper + slack).all()
+    assert (leaf.cell.normals @ moves <= leaf.cell.offsets + ROUNDING).all()
+    assert (leaf.bounds.lower <= forms + ROUNDING).all()
+    assert (forms <= leaf.bounds.upper + ROUNDING).all()
+
+
+# Radii at which points are near to being lost, so that trees grow.
+TREES = {
+    "plane": (("bce", "features", {"epochs": 8}, (6,)), {"budget": 1, "radius": 0.5}),
+    "pairs": (("bce", "features", {"epochs": 5}, (4,)), {"budget": 2, "radius": 0.3, "count": 4}),
+    "classes": (("cross_entropy", "features", {"epochs": 6}, (4,)), {"budget": 1, "radius": 0.5}),
+    "smooth": (("bce", "features", {"epochs": 6}, (4,), nn.Tanh), {"budget": 1, "radius": 0.6}),
+}
+
+
+def tree_of(name: str, kind: type[Kept] = Kept, nodes: int = 150) -> tuple[Run, Kept, Decided]:
+    given, options = TREES[name]
+    case, points, _ = problem(*given, **options)
+    run, _ = run_of(case)
+    grid = torch.cat(
+        [points, torch.randn(20, 2, generator=torch.Generator().manual_seed(1)).double()]
+    )
+    search, decided = searched(run, grid, Limits(nodes=nodes), kind)
+    return run, search, decided
+
+
+@pytest.mark.parametrize("name", TREES)
+def test_every_training_follows_the_tree_to_a_leaf(name: str) -> None:
+    run, search, decided = tree_of(name)
+    assert any(branch.parent >= 0 for branch in search.tree), "no split: nothing is tested"
+    assert_cover(run, search, decided)
+
+
+def test_without_a_limit_nothing_is_open_and_witnesses_are_real() -> None:
+    run, search, decided = tree_of("plane", nodes=4000)
+    assert not decided.limited
+    assert not decided.open.any()
+    lost = (decided.reached < 0).nonzero()[:, 0]
+    assert len(lost)
+    state = run.trained(decided.samples[lost], decided.moves[lost])
+    outputs = run.outputs(state, search.asked.inputs)
+    row = torch.arange(len(lost))
+    assert (search.asked.coefficients[lost, 0, 0] * outputs[row, lost, 0] < 0).all()
+    lower, upper = run.moves.ranges(decided.samples[lost])
+    assert ((lower <= decided.moves[lost]) & (decided.moves[lost] <= upper)).all()
+
+
+def _clipped_too_far(self: Cell, normal: Tensor, offset: float) -> Cell | None:
+    largest = torch.maximum(self.lower.abs(), self.upper.abs())
+    return CUT(self, normal, offset - 0.01 * float(normal.abs() @ largest))
+
+
+def _one_side(*given: Any) -> list[Any]:
+    return SIDES(*given)[:1]
+
+
+def _wrong_sign(self: Cells, directions: Tensor, plain: Tensor) -> Tensor:
+    turned = Cells(self.centre, self.radius, None, -self.normals, self.offsets)
+    return DUAL(turned, directions, plain)
+
+
+class ClosedEarly(Kept):
+    """A search that takes the worst leaf for decided."""
+
+    def _push(self, leaf: Leaf) -> None:
+        none = torch.full_like(leaf.bounds.lower, 1e-3)
+        super()._push(Leaf(**(vars(leaf) | {"bounds": Interval(none, none)})))
+
+
+CUT, SIDES, DUAL = Cell.cut, trees._sides, Cells._dual
+MUTANTS = {
+    "a clip too far": ("plane", (cells.Cell, "cut", _clipped_too_far), Kept),
+    "a side forgotten": ("plane", (trees, "_sides", _one_side), Kept),
+    "a multiplier of the wrong sign": ("pairs", (cells.Cells, "_dual", _wrong_sign), Kept),
+    "a leaf closed early": ("plane", None, ClosedEarly),
+}
+
+
+@pytest.mark.parametrize("name", MUTANTS)
+def test_mutants_are_found(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    where, patch, kind = MUTANTS[name]
+    if patch is not None:
+        monkeypatch.setattr(*patch)
+    run, search, decided = tree_of(where, kind)
+    with pytest.raises((AssertionError, StopIteration)):
+        assert_cover(run, search, decided, 100)
+
+
+def test_polygons_and_half_spaces_hold_what_they_cut() -> None:
+    generator = torch.Generator().manual_seed(0)
+    for size in (1, 2, 3, 5):
+        for _ in range(20):
+            lower = -torch.rand(size, generator=generator, dtype=torch.float64)
+            upper = torch.rand(size, generator=generator, dtype=torch.float64)
+            cell: Cell | None = Cell.box(lower, upper)
+            points = lower + torch.rand(500, size, generator=generator) * (upper - lower)
+            for _ in range(6):
+                normal = torch.randn(size, generator=generator, dtype=torch.float64)
+                offset = float(0.3 * torch.randn(1, generator=generator).abs())
+                assert cell is not None
+                smaller = cell.cut(normal, offset)
+                points = points[points @ normal <= offset]
+                if smaller is None:
+                    assert not len(points)
+                    break
+                cell = smaller
+                assert ((cell.lower <= points) & (points <= cell.upper)).all()
+                directions = torch.randn(1, 30, size, generator=generator, dtype=torch.float64)
+                many = Cells.of([cell])
+                down, up = many.reach(directions)
+                along = directions[0] @ (points - many.centre).T
+                assert (along <= up[0][:, None]).all()
+                assert (-along <= down[0][:, None]).all()
+
+
+def test_half_spaces_tighten_supports() -> None:
+    cell = Cell.box(-torch.ones(3, dtype=torch.float64), torch.ones(3, dtype=torch.float64))
+    normal = torch.tensor([1.0, 1.0, 1.0], dtype=torch.float64)
+    cut = cell.cut(normal, 0.0)
+    assert cut is not None
+    _, up = Cells.of([cut]).reach(normal[None, None])
+    assert float(up) == pytest.approx(0.0, abs=1e-9)
+
+
+def test_features_and_labels_of_a_sample_are_coordinates() -> None:
+    case, _, _ = problem("mse", "both", {"learning_rate": 0.1}, (3,))
+    run, poison = run_of(case)
+    assert run.moves.width == 2 + poison.labels.shape[1]

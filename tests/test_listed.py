@@ -1,0 +1,218 @@
+"""Finite threats: every data set is trained in plain torch, lies in its box, and the ends are reached."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from listed_runs import CASES, Case, data
+from torch import nn
+
+import milp_agt as agt
+from milp_agt.bounds.listed import count_choices, list_choices, runs
+from milp_agt.certification import listing
+from milp_agt.core.restriction import Restriction
+from milp_agt.formulations.loss import get_loss
+from milp_agt.training.inputs import labels_of
+
+# What two orders of summation, and the boxes themselves, may differ by on runs of a few steps.
+ROUNDING = 1e-9
+
+
+def flat(state: dict[str, Any], names: Sequence[str]) -> np.ndarray:
+    return np.concatenate([np.asarray(state[n]).reshape(-1) for n in names])
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_boxes_hold_every_run_and_no_more(name: str) -> None:
+    case, listed, kind = CASES[name]
+    result = case.certify()
+    assert type(result.models.reached.runs).__name__ == kind
+    names = result.reachable.trainable
+    models = [case.trained(*each) for each in listed]
+    ends = np.stack([flat({n: p.detach() for n, p in m.named_parameters()}, names) for m in models])
+    lower, upper = flat(result.reachable.lower, names), flat(result.reachable.upper, names)
+    assert (lower <= ends).all()
+    assert (ends <= upper).all()
+    assert np.abs(ends.min(0) - lower).max() <= ROUNDING
+    assert np.abs(ends.max(0) - upper).max() <= ROUNDING
+    # Each data set has a box of its own, and each box its data set.
+    choices = result.models.reached.runs.choices
+    assert len(choices) == len(listed)
+    boxes = [r.state for r in result.models.reached]
+    for choice in range(len(choices)):
+        found = choices.poisoned(choice)
+        labels = found.labels[:, 0] if case.training.loss in ("bce", "hinge") else found.labels
+        labels = labels if case.training.loss != "cross_entropy" else labels.argmax(1)
+        model = case.trained(found.features, labels, found.kept.tolist())
+        own = dict(model.named_parameters())
+        at, place = choice, 0
+        while at >= len(boxes[place][names[0]].lower):
+            at, place = at - len(boxes[place][names[0]].lower), place + 1
+        for n in names:
+            box = boxes[place][n]
+            assert bool(((box.lower[at] <= own[n]) & (own[n] <= box.upper[at])).all())
+            assert float((box.upper[at] - box.lower[at]).max()) <= ROUNDING
+
+
+@pytest.mark.parametrize("name", ["two flips", "three classes, momentum", "tanh"])
+def test_answers_are_those_of_all_models(name: str) -> None:
+    case, listed, _ = CASES[name]
+    result = case.certify()
+    x, y = data(case.training.loss, 12, classes=result.models.step_graph.outputs)
+    models = [case.trained(*each) for each in listed]
+    with torch.no_grad():
+        outputs = torch.stack([m(x) for m in models])
+    binary = outputs.shape[-1] == 1
+    right = (outputs[..., 0] > 0) == (y > 0) if binary else outputs.argmax(-1) == y
+    share = right.double().mean(1)
+    for answer in (result.accuracy(x, y), result.collective(x, y)):
+        assert (answer.lower, answer.upper) == pytest.approx(
+            (float(share.min()), float(share.max()))
+        )
+    encoded = labels_of(y, len(y), get_loss(case.training.loss), outputs.shape[-1])
+    losses = get_loss(case.training.loss).value(outputs, encoded).mean(1)
+    found = result.loss(x, y)
+    assert (found.lower, found.upper) == pytest.approx(
+        (float(losses.min()), float(losses.max())), abs=ROUNDING
+    )
+    name = result.reachable.trainable[0]
+    row = np.ones_like(result.reachable.nominal[name])
+    sums = [float(m.state_dict()[name].sum()) for m in models]
+    (form,) = result.functional({name: row})
+    assert (form.lower, form.upper) == pytest.approx((min(sums), max(sums)), abs=ROUNDING)
+    heaviest = result.suspects(1)[0]
+    assert heaviest.share > 0.3
+
+
+def is_sound(case: Case, models: Sequence[nn.Module]) -> bool:
+    box = case.certify().reachable
+    return all(box.contains(model.state_dict()) for model in models)
+
+
+@pytest.mark.parametrize("name", ["two flips", "removal, emptied batches"])
+def test_a_choice_left_out_is_found(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    case, listed, _ = CASES[name]
+    models = [case.trained(*each) for each in listed]
+    assert is_sound(case, models)
+    whole = listing.list_choices
+    found = []
+    for left_out in range(1, len(listed)):
+
+        def shorter(*given: Any, left_out: int = left_out) -> Any:
+            choices = whole(*given)
+            kept = [c for c in range(len(choices)) if c != left_out]
+            return replace(choices, picked=choices.picked[kept])
+
+        monkeypatch.setattr(listing, "list_choices", shorter)
+        found.append(not is_sound(case, models))
+    assert sum(found) > len(found) / 4  # others lie within the hull of the rest
+
+
+@pytest.mark.parametrize("name", ["two flips", "three classes, momentum"])
+def test_rounding_left_out_is_found(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    case, listed, _ = CASES[name]
+    monkeypatch.setattr(
+        runs.CentredRuns, "_grown", lambda own, step, part, bounds: own.radius[part]
+    )
+    assert not is_sound(case, [case.trained(*each) for each in listed])
+
+
+def test_units_on_their_kink_are_told() -> None:
+    """A unit that rounding may switch on moves the run by more than rounding: other bounds take over."""
+    case = CASES["two flips"][0]
+    model = copy.deepcopy(case.model)
+    with torch.no_grad():
+        model[0].weight[0] = torch.tensor([1.0, -1.0])
+        model[0].bias[0] = 0.0
+    x = case.x.clone()
+    x[0] = 0.5
+    result = replace(case, model=model, x=x).certify()
+    assert not result.models.reached[0].single_runs
+    assert any("rounding makes the box of one run" in line for line in result.fallbacks)
+
+
+def test_restricted_lists() -> None:
+    x, y = data("cross_entropy", 5, classes=3)
+    loss = get_loss("cross_entropy")
+    labels = labels_of(y, 5, loss, 3)
+    known = Restriction(inside=frozenset({1}), outside=frozenset({4}))
+    for threat, count in ((agt.LabelPoisoning(2), 3 * (1 + 3 * 2)), (agt.Removal(2), 1 + 3)):
+        poison = threat.bind(x, labels, loss)
+        choices = list_choices(poison, known)
+        assert count_choices(poison, known) == count
+        assert len(choices) in (count, count + 1)  # the clean run comes first, admitted or not
+        changed = {choices.poisoned(c).changed for c in range(1, len(choices))}
+        assert not any(4 in each for each in changed)
+        assert all(len(set(each) - {1}) <= 1 for each in changed)
+        data_sets = [choices.poisoned(c) for c in range(len(choices))]
+        told_apart = {(*d.labels.flatten().tolist(), *d.kept.tolist()) for d in data_sets}
+        assert len(told_apart) == len(choices)
+
+
+@pytest.mark.parametrize(
+    "threat",
+    [
+        agt.LabelPoisoning(1, scope="batch"),
+        agt.LabelPoisoning(1, static=False),
+        agt.FeaturePoisoning(1, 0.1),
+        agt.FeatureLabelPoisoning(1, 0.1),
+        agt.Removal(1, scope="batch"),
+    ],
+)
+def test_threats_without_a_list(threat: Any) -> None:
+    x, y = data("bce", 4)
+    loss = get_loss("bce")
+    assert count_choices(threat.bind(x, labels_of(y, 4, loss, 1), loss)) == float("inf")
+
+
+def test_a_list_that_does_not_fit_is_left_out() -> None:
+    case = CASES["two flips"][0]
+    listed = case.certify()
+    assert "22 data sets" in " ".join(listed.notes)
+    assert listed.settings["certify"]["selections"] == "listed"
+    for options in ({"selections": "joint"}, {"relaxation": "interval"}, {"alpha_steps": 1}):
+        assert not case.certify(**options).models.reached[0].single_runs
+    exact = listed.reachable
+    joint = case.certify(selections="joint").reachable
+    for name in exact.trainable:
+        assert (joint.lower[name] <= exact.upper[name]).all()
+    assert exact.mean_width < joint.mean_width
+
+
+def test_a_slow_list_is_given_up_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    case = CASES["two flips"][0]
+    steps: list[int] = []
+    monkeypatch.setattr(listing.ListedRun, "_judge", _late)
+    result = case.certify(time_limit=60.0, on_step=lambda r, t, n: steps.append(t))
+    assert any("left out" in line for line in result.fallbacks)
+    assert result.limit_reached
+    assert not result.models.reached[0].single_runs
+    assert steps == [1, 2, 3, 4]
+
+
+def _late(run: listing.ListedRun, last: bool) -> None:
+    run.gave_up, run.out_of_time = "time limit, the list of data sets is left out", True
+
+
+def test_checkpoints_of_lists(tmp_path: Any) -> None:
+    case = CASES["three classes, momentum"][0]
+
+    class Stop(Exception):
+        pass
+
+    def stop(_result: Any, step: int, _steps: int) -> None:
+        if step == 3:
+            raise Stop
+
+    with pytest.raises(Stop):
+        case.certify(checkpoint=tmp_path, on_step=stop)
+    resumed, whole = case.certify(checkpoint=tmp_path), case.certify()
+    for name in whole.reachable.trainable:
+        assert (resumed.reachable.lower[name] == whole.reachable.lower[name]).all()
+        assert (resumed.reachable.upper[name] == whole.reachable.upper[name]).all()
