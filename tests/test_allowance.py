@@ -12,6 +12,7 @@ import torch
 from attacks import network
 
 import milp_agt as agt
+from milp_agt.bounds.interval import bound_propagation
 from milp_agt.certification import machine, planning, time_limit
 from milp_agt.certification.options import CertifyOptions
 from milp_agt.certification.time_limit import TimeLimit
@@ -160,6 +161,34 @@ def test_what_is_inherited_holds_for_all_runs(
         assert (limited.reachable.lower[name] <= whole.reachable.lower[name]).all()
         assert (limited.reachable.upper[name] >= whole.reachable.upper[name]).all()
     assert limited.reachable.mean_width < 0.95 * alone.reachable.mean_width
+
+
+def test_steps_without_any_bound_cost_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[int] = []
+    honest = bound_propagation.propagate
+
+    def propagate(schedule: Any, state: Any, step: Any, *given: Any) -> Any:
+        calls.append(step.index)
+        return honest(schedule, state, step, *given)
+
+    monkeypatch.setattr(bound_propagation, "propagate", propagate)
+    monkeypatch.setattr(time_limit.TimeLimit, "is_over", lambda self: len(calls) >= 30)
+    x, y = np.random.default_rng(0).normal(size=(6, 2)), np.arange(6) % 2
+    training = agt.Training(loss="cross_entropy", learning_rate=1.0, epochs=400)
+    found = agt.certify(
+        network((2, 4, 4, 2), seed=1),
+        (x, y),
+        training,
+        agt.FeaturePoisoning(budget=6, radius=10.0),
+        relaxation="interval",
+        time_limit=1e6,
+    )
+    assert all((low == -math.inf).all() for low in found.reachable.lower.values())
+    assert all((high == math.inf).all() for high in found.reachable.upper.values())
+    assert 30 <= len(calls) < len(found.steps) == 400
+    (line,) = found.fallbacks
+    assert "none has from here on" in line
+    assert found.limit_reached
 
 
 CANCER = (455, (30, 8, 2))  # samples and layers of a usual run

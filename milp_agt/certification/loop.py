@@ -232,6 +232,13 @@ class BoundedRun:
         for chain in list(self.chains):
             if chain in self.chains and self._is_out_of_time(chain, index, index - 1):
                 self.chains.inherit(tightest)
+        boxes = self.chains.tightest.state.values()
+        known = torch.cat([e.isfinite().flatten() for b in boxes for e in (b.lower, b.upper)])
+        if self.time_limit.is_over() and known.any() and not known.all():
+            for part in self.chains.parts:
+                part.state = {n: b.forgotten() for n, b in part.state.items()}
+            line = f"step {index + 1}: time limit, and some parameters have no bound: none has from here on"
+            self.notes.fall_back(line, limit=True)
 
     def _is_out_of_time(self, chain: Chain, index: int, done: int | None = None) -> bool:
         """Whether a chain ends before this step for lack of time; chains within it end with it.

@@ -38,6 +38,10 @@ class TimeLimit:
     forecast: Mapping[str, float] = field(default_factory=dict)
     measured: dict[str, tuple[int, float]] = field(default_factory=dict)
 
+    def is_over(self) -> bool:
+        """Whether the deadline is over."""
+        return self.deadline is not None and monotonic() >= self.deadline
+
     def note(self, chain: str, step: int, seconds: float) -> None:
         """Note what a step took; half of what is predicted next comes from the steps before."""
         if chain in self.measured and self.measured[chain][0] > 0:
