@@ -113,6 +113,7 @@ def missing(run: LoadedRun, result: Result) -> list[str]:
         f"features that move in {type(moves).__name__}": moves is not None and not moves.is_box,
         "a run that was cut off": len(result.steps) < result.total_steps,
         f"options of the loss ({', '.join(graph.loss.options)})": bool(graph.loss.options),
+        "clipping of the total norm": run.training.clips_total,
         "momentum, decay or groups that change from step to step": _changes(run),
         "groups of parameters with more of their own than no decay": undecayed(
             run, graph.parameters
