@@ -6,6 +6,7 @@ import ast
 import itertools
 import subprocess
 import sys
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 
@@ -15,14 +16,18 @@ import torch
 from attacks import Replay
 from certified import SHARES, certified, statement_in
 from problems import problem
+from recorded_script import Script
+from test_record import RUN_FILE
 
-from milp_agt import checker
+from milp_agt import certificates, checker
 from milp_agt.checker import functions, layers, training
 from milp_agt.checker.__main__ import main
 from milp_agt.checker.boxes import Box, Unbounded, corners, dot, exact, matmul
 from milp_agt.checker.check import Outcome, check
 from milp_agt.checker.proof import all_choices, reached
 from milp_agt.checker.statement import Statement
+from milp_agt.runfile.run_file import load_config
+from milp_agt.runfile.verdicts import judge
 from milp_agt.training.training import Training
 
 LABELS = 'kind = "labels"\nbudget = {budget}'
@@ -481,3 +486,41 @@ def test_parameters_without_decay_are_covered(tmp_path: Path) -> None:
     folder = certified(tmp_path, training=options, properties="")
     assert statement_in(folder).problem.rules[0].undecayed == {"0.bias", "2.bias"}
     assert check(folder).outcome is Outcome.PROVED
+
+
+@pytest.mark.parametrize("share", [0.01, 0.1])
+def test_an_engine_that_is_too_tight_is_found_out(tmp_path: Path, share: float) -> None:
+    """The writer hands its claims on as they are."""
+    certified(tmp_path)
+    run = load_config(tmp_path / "run.toml").build()
+    result = run.certify()
+    box = result.reachable
+    lower = {n: low + share * (box.upper[n] - low) for n, low in box.lower.items()}
+    lower = {n: np.minimum(low, box.nominal[n]) for n, low in lower.items()}
+    wrong = replace(result, reachable=replace(box, lower=lower))
+    verdicts = [v for asked in run.properties for v in judge(result, run.dataset, asked)]
+    certificates.write(tmp_path / "certificate", run, wrong, verdicts)
+    assert check(tmp_path / "certificate").outcome is Outcome.REJECTED
+
+
+@pytest.mark.parametrize("relaxation", ["interval", "linear"])
+@pytest.mark.parametrize("radius", [0.01, 1e-30])
+def test_recorded_loops_in_float32(tmp_path: Path, relaxation: str, radius: float) -> None:
+    """The claim holds what the user's own float32 loop ends with, even where rounding is all that moves."""
+    recorded = Script().train()
+    recorded.save(tmp_path / "run.npz")
+    path = tmp_path / "run.toml"
+    more = "" if relaxation == "interval" else '\nwindow = 1\ninner_bounds = "interval"'
+    text = RUN_FILE.replace('"interval"', f'"{relaxation}"{more}')
+    path.write_text(text.replace("radius = 0.01", f"radius = {radius}"))
+    run = load_config(path).build()
+    result = run.certify()
+    verdicts = [v for asked in run.properties for v in judge(result, run.dataset, asked)]
+    certificates.write(tmp_path / "certificate", run, result, verdicts)
+    assert check(tmp_path / "certificate").outcome is Outcome.PROVED
+    given = statement_in(tmp_path / "certificate")
+    assert given.problem.arithmetic.name == "float32"
+    final = recorded.finished().final
+    for name in given.problem.parameters:
+        value = final[name].double().numpy()
+        assert ((given.lower[name] <= value) & (value <= given.upper[name])).all()

@@ -36,6 +36,7 @@ Array = npt.NDArray[Any]
 # by a share of each width, and by a share of the size of each number.
 SLACK = {"float64": (2.0**-20, 2.0**-38), "float32": (2.0**-9, 2.0**-26)}
 SHARES = ("accuracy", "stable")
+ROUNDING = (2.0**-8, 2.0**-30)  # by which the checker may go beyond a result, as shares of the same
 WIDEST = 4.0  # times the width of a result that a certificate may claim
 
 
@@ -98,7 +99,8 @@ def _drafts(run: LoadedRun, result: Result, verdicts: Sequence[Verdict]) -> list
     """By each method that proves a box of a useful width."""
     trust = {step.relaxation for step in result.steps} == {Relaxation.INTERVAL.value}
     finite = listed(result.models.poison) is not None
-    trust = trust and result.models.poison.whole is None
+    # Where rounding is most of a width, as it may be in float32, the checker may grant more of it.
+    trust = trust and result.models.poison.whole is None and result.precision == FLOAT64.name
     methods = ["interval"] if trust else ["listed"] if finite else ["interval", "affine"]
     found = []
     for method in methods:
@@ -114,7 +116,7 @@ def _drafts(run: LoadedRun, result: Result, verdicts: Sequence[Verdict]) -> list
 def _draft(
     run: LoadedRun, result: Result, verdicts: Sequence[Verdict], method: str, *, trust: bool
 ) -> _Draft:
-    """``trust``: the box of the result is the claim as it is, for the checker to judge."""
+    """``trust``: the box of the result is the claim, but for rounding, for the checker to judge."""
     files = _Files()
     claim = _claim(files, run, result, verdicts, method)
     stated = _stated(claim, files)
@@ -123,9 +125,12 @@ def _draft(
     cases = reached(stated)
     for number, name in enumerate(claim["model"]["parameters"]):
         low, high = (result.reachable.lower[name], result.reachable.upper[name])
-        if not trust:
-            low = np.minimum(low, np.min([case.boxes[name].lo.min(0) for case in cases], 0))
-            high = np.maximum(high, np.max([case.boxes[name].hi.max(0) for case in cases], 0))
+        least = np.min([case.boxes[name].lo.min(0) for case in cases], 0)
+        most = np.max([case.boxes[name].hi.max(0) for case in cases], 0)
+        near = ROUNDING[0] * (high - low) + ROUNDING[1] * (1.0 + np.maximum(-low, high))
+        near = near if trust else np.full_like(low, np.inf)
+        low = np.where(least >= low - near, np.minimum(low, least), low)
+        high = np.where(most <= high + near, np.maximum(high, most), high)
         low, high = _loosened(result.precision, low, high)
         files.add(f"lower_{number}", low)
         files.add(f"upper_{number}", high)
