@@ -28,6 +28,7 @@ class ChannelBias(LinearMap):
     """``v_nc... = u_nc... + b_c`` for u with a sample axis and b without, of shape (channels,)."""
 
     extents: tuple[int, ...]
+    summed: int = 0
     key = "channel_bias"
     exactness = "exact up to rounding"
     has_influence = False
@@ -49,17 +50,20 @@ class ChannelBias(LinearMap):
     def value(self, *inputs: Tensor) -> Tensor:
         return inputs[0] + self._spread(inputs[1])
 
+    def terms(self) -> int:
+        return 2 + self.summed
+
     def rounds_in_run(self) -> bool:
         return True
 
     def run_error(self, precision: Precision, *inputs: Interval) -> Tensor:
         images, bias = (box.magnitude for box in inputs)
-        return (images + self._spread(bias)) * precision.gamma(2) + precision.tiny
+        return (images + self._spread(bias)) * precision.gamma(2 + self.summed) + precision.tiny
 
     def interval(self, *inputs: Interval) -> Interval:
         images, bias = inputs
         low, high = self._spread(bias.lower), self._spread(bias.upper)
-        factor = gamma(12)
+        factor = gamma(12 + self.summed)
         return Interval(images.lower + low, images.upper + high).widen(
             (images.lower.abs() + low.abs()) * factor + TINY,
             (images.upper.abs() + high.abs()) * factor + TINY,
@@ -92,7 +96,7 @@ class ChannelBias(LinearMap):
         return add([images, spread]).plus_error(self._rounding(ranges))
 
     def _rounding(self, ranges: tuple[Interval, ...]) -> Array:
-        error = self.relax(*ranges).magnitude * gamma(12)
+        error = self.relax(*ranges).magnitude * gamma(12 + self.summed)
         return np.asarray(error.detach().cpu().numpy(), dtype=np.float64)
 
     def vjp(

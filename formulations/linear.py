@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import scipy.sparse as sp
@@ -28,13 +28,16 @@ class Combine(LinearMap):
     """``v = sum_j scale_j * u_j + constant`` with scalar or elementwise constant scales.
 
     Inputs have the shape of the result; those without a sample axis are repeated for every sample
-    (a bias). The result has a sample axis if any input has one.
+    (a bias). The result has a sample axis if any input has one. A run may add these terms among
+    ``summed`` others, those of the sum that is an input: a bias in front of a product of matrices is
+    rounded as often as the product.
     """
 
     scales: tuple[Scale, ...]
     constant: Tensor | None = None
     batched: tuple[bool, ...] = ()
     rank: int = 0
+    summed: int = 0
     key = "combine"
     exactness = "exact up to rounding"
 
@@ -44,18 +47,20 @@ class Combine(LinearMap):
         terms: Sequence[tuple[Scale, Node]],
         constant: Tensor | None = None,
         name: str | None = None,
+        summed: int = 0,
     ) -> Node:
         """Append ``sum_j scale_j u_j + constant`` to the graph."""
         scales, nodes = tuple(s for s, _ in terms), tuple(n for _, n in terms)
+        batched = tuple(n.batched for n in nodes)
         return graph.add(
-            Combine(scales, constant, tuple(n.batched for n in nodes), len(nodes[0].shape)),
+            Combine(scales, constant, batched, len(nodes[0].shape), summed),
             *nodes,
             name=name,
         )
 
     def to(self, device: torch.device) -> Combine:
         scales = tuple(s if isinstance(s, float) else s.to(device) for s in self.scales)
-        return Combine(scales, _moved(self.constant, device), self.batched, self.rank)
+        return replace(self, scales=scales, constant=_moved(self.constant, device))
 
     def infer(self, *inputs: Signature) -> Signature:
         shapes = {i.shape for i in inputs}
@@ -94,8 +99,11 @@ class Combine(LinearMap):
             lower, upper = lower + self.constant, upper + self.constant
             size = self.constant.abs()
             size_lower, size_upper = size_lower + size, size_upper + size
-        factor = gamma(2 * len(inputs) + 8)
+        factor = gamma(2 * len(inputs) + 8 + self.summed)
         return Interval(lower, upper).widen(size_lower * factor + TINY, size_upper * factor + TINY)
+
+    def terms(self) -> int:
+        return len(self.scales) + self.summed
 
     def rounds_in_run(self) -> bool:
         return True
@@ -112,7 +120,8 @@ class Combine(LinearMap):
         for j, (scale, box) in enumerate(zip(self.scales, inputs, strict=True)):
             size = size + self._aligned(_size(scale) * box.magnitude, j)
         assert isinstance(size, Tensor)
-        return size * precision.gamma(len(inputs) + (0 if plain else 17)) + precision.tiny
+        rounded = len(inputs) + self.summed + (0 if plain else 17)
+        return size * precision.gamma(rounded) + precision.tiny
 
     def transpose(
         self, coefficients: Tensor, samples: int, diagonal: bool = False
@@ -161,7 +170,7 @@ class Combine(LinearMap):
         return total.plus_error(self._rounding(ranges))
 
     def _rounding(self, ranges: tuple[Interval, ...]) -> Array:
-        return as_array(self.relax(*ranges).magnitude * gamma(2 * len(ranges) + 8))
+        return as_array(self.relax(*ranges).magnitude * gamma(2 * len(ranges) + 8 + self.summed))
 
     def vjp(
         self, graph: Graph, node: Node, cotangent: Node, wanted: tuple[bool, ...]

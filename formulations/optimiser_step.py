@@ -37,7 +37,9 @@ class OptimiserStep(Combine):
         scales: tuple[float, ...], sizes: tuple[float, ...], rank: int, kept: float = 0.0
     ) -> OptimiserStep:
         absolute = tuple(map(abs, sizes))
-        return OptimiserStep(scales, None, (False,) * len(scales), rank, absolute, kept)
+        return OptimiserStep(
+            scales, batched=(False,) * len(scales), rank=rank, sizes=absolute, kept=kept
+        )
 
     def to(self, device: torch.device) -> OptimiserStep:
         return self

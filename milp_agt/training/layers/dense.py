@@ -37,9 +37,12 @@ def linear(builder: Builder, layer: nn.Module, path: str) -> None:
         product = builder.append(Einsum("hd,nd->nh"), weight, source)
     name = builder.free_name(f"{path}:z")
     if isinstance(bias, Tensor):
-        builder.current = Combine.build(builder.graph, [(1.0, product)], bias, name=name)
+        builder.current = Combine.build(
+            builder.graph, [(1.0, product)], bias, name, layer.in_features
+        )
     elif bias is not None:
-        builder.current = Combine.build(builder.graph, [(1.0, product), (1.0, bias)], name=name)
+        terms = [(1.0, product), (1.0, bias)]
+        builder.current = Combine.build(builder.graph, terms, None, name, layer.in_features)
 
 
 @handles(nn.Flatten)

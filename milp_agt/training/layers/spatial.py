@@ -44,11 +44,12 @@ def convolution(builder: Builder, layer: nn.Module, path: str) -> None:
         product = builder.graph.add(Convolution(windows, weight, constant, layer.groups), source)
     else:
         product = _product(builder, weight, windows, layer, path)
+    summed = windows.elements * layer.in_channels
     if isinstance(bias, Node):
-        product = builder.graph.add(ChannelBias(windows.out), product, bias, name=name)
+        product = builder.graph.add(ChannelBias(windows.out, summed), product, bias, name=name)
     elif bias is not None and isinstance(weight, Node):
         shift = bias[:, None, None].expand(product.shape)
-        product = Combine.build(builder.graph, [(1.0, product)], shift, name=name)
+        product = Combine.build(builder.graph, [(1.0, product)], shift, name, summed)
     builder.current = product
 
 
