@@ -83,8 +83,8 @@ def begin(
     pieces = -(-len(choices) // chunk)
     bounds = [len(choices) * k // pieces for k in range(pieces + 1)]
     parts = tuple(slice(a, b) for a, b in pairwise(bounds))
-    net, rule = DenseNet.of(plain), steps[0].update
-    if net is None or rule.l1 or rule.projection is not None or rule.groups:
+    net = net_of(plain, steps[0].update)
+    if net is None:
         order = NodeOrder.of(exchanged)
         return BoxedRuns(choices, parts, exchanged, order, _expanded(start, len(choices)))
     centre = {name: box.lower for name, box in start.items()}
@@ -97,6 +97,13 @@ def begin(
     every = {name: _repeated(value, len(choices)) for name, value in centre.items()}
     radius = _repeated(none, len(choices))
     return CentredRuns(choices, parts, net, order, norms, every, radius, centre)
+
+
+def net_of(plain: StepGraph, rule: UpdateRule) -> DenseNet | None:
+    """The dense network whose runs carry a radius; None where they carry boxes."""
+    if rule.l1 or rule.projection is not None or rule.groups:
+        return None
+    return DenseNet.of(plain)
 
 
 def _repeated(value: Tensor, count: int) -> Tensor:
