@@ -98,7 +98,7 @@ def chosen(
     needed = 8 * LIVE_STATES * states * count
     nodes = sum(n.signature.size for n in plain.graph if n.batched) * sum(map(len, batches))
     seconds = count * nodes / TRAINED_PER_SECOND
-    if net_of(plain, training.update_rules(len(batches))[0]) is None:
+    if net_of(plain, training.update_rules(len(batches))) is None:
         seconds *= DEARER_BOXES
     limit = LISTING_TIME if options.time_limit is None else options.time_limit / 2
     if asked and options.time_limit is None:

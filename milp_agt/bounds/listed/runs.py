@@ -83,7 +83,7 @@ def begin(
     pieces = -(-len(choices) // chunk)
     bounds = [len(choices) * k // pieces for k in range(pieces + 1)]
     parts = tuple(slice(a, b) for a, b in pairwise(bounds))
-    net = net_of(plain, steps[0].update)
+    net = net_of(plain, [step.update for step in steps])
     if net is None:
         order = NodeOrder.of(exchanged)
         return BoxedRuns(choices, parts, exchanged, order, _expanded(start, len(choices)))
@@ -99,11 +99,15 @@ def begin(
     return CentredRuns(choices, parts, net, order, norms, every, radius, centre)
 
 
-def net_of(plain: StepGraph, rule: UpdateRule) -> DenseNet | None:
+def net_of(plain: StepGraph, rules: Sequence[UpdateRule]) -> DenseNet | None:
     """The dense network whose runs carry a radius; None where they carry boxes."""
-    if rule.l1 or rule.projection is not None or rule.groups:
-        return None
-    return DenseNet.of(plain)
+    return DenseNet.of(plain) if all(map(_is_plain, rules)) else None
+
+
+def _is_plain(rule: UpdateRule) -> bool:
+    """Whether a step is one affine map of state and gradient, the same for all parameters."""
+    clipped = rule.projection is not None or rule.clip_total is not None
+    return not (rule.l1 or rule.groups or clipped)
 
 
 def _repeated(value: Tensor, count: int) -> Tensor:
