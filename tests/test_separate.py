@@ -252,6 +252,7 @@ def test_other_budgets_cannot_be_swept() -> None:
         resized(separately((1, 1)), 2, None)
 
 
+@pytest.mark.usefixtures("unlisted", "linear_alone")
 def test_two_budgets_are_never_charged_as_one(monkeypatch: pytest.MonkeyPatch) -> None:
     case, test, labels = problem("bce", separately((1, 1)))
     with pytest.raises(agt.MilpAgtError, match="budgets of features and labels apart"):

@@ -19,6 +19,7 @@ from milp_agt.bounds.listed import (
     count_choices,
     hull,
     list_choices,
+    net_of,
     refitted,
 )
 from milp_agt.bounds.step import NodeOrder, Step, initial_state, step_at_points
@@ -44,6 +45,7 @@ from milp_agt.training.training import Batch, Training
 LISTED = "listed"
 # Elements of nodes that one core trains and bounds per second.
 TRAINED_PER_SECOND = 1.5e8
+DEARER_BOXES = 8.0  # where runs carry boxes, the work for each
 # Without a time limit listing is a default where it is predicted to take at most this many seconds.
 LISTING_TIME = 60.0
 # Most data sets, whatever they cost: their list is made in one go.
@@ -96,6 +98,8 @@ def chosen(
     needed = 8 * LIVE_STATES * states * count
     nodes = sum(n.signature.size for n in plain.graph if n.batched) * sum(map(len, batches))
     seconds = count * nodes / TRAINED_PER_SECOND
+    if net_of(plain, training.update_rules(len(batches))) is None:
+        seconds *= DEARER_BOXES
     limit = LISTING_TIME if options.time_limit is None else options.time_limit / 2
     if asked and options.time_limit is None:
         limit = math.inf

@@ -11,6 +11,7 @@ from milp_agt.reports.content import Content, Property
 RELAXATIONS = {
     "interval": "a box for every quantity inside training; fast, and soon too wide",
     "zonotope": "a set that is carried forward, with every unit that may switch over told apart",
+    "listed": "every data set that the adversary can make is trained on: exact but for rounding",
     "linear": "straight-line bounds that are followed backwards through the steps of training",
     "linear, optimised slopes": "the same with the slopes of all lines moved until the bounds are tightest",
     "linear, charged to samples": "the same with every error charged to the samples that can cause it",

@@ -2,7 +2,7 @@
 
 from milp_agt.bounds.listed.adversary import ListedData
 from milp_agt.bounds.listed.choices import ListedChoices, Poisoned, count_choices, list_choices
-from milp_agt.bounds.listed.runs import ListedRuns, begin, hull, refitted
+from milp_agt.bounds.listed.runs import ListedRuns, begin, hull, net_of, refitted
 
 __all__ = [
     "ListedChoices",
@@ -13,5 +13,6 @@ __all__ = [
     "count_choices",
     "hull",
     "list_choices",
+    "net_of",
     "refitted",
 ]

@@ -83,8 +83,8 @@ def begin(
     pieces = -(-len(choices) // chunk)
     bounds = [len(choices) * k // pieces for k in range(pieces + 1)]
     parts = tuple(slice(a, b) for a, b in pairwise(bounds))
-    net = DenseNet.of(plain)
-    if net is None or not all(_is_plain(step.update) for step in steps):
+    net = net_of(plain, [step.update for step in steps])
+    if net is None:
         order = NodeOrder.of(exchanged)
         return BoxedRuns(choices, parts, exchanged, order, _expanded(start, len(choices)))
     centre = {name: box.lower for name, box in start.items()}
@@ -97,6 +97,11 @@ def begin(
     every = {name: _repeated(value, len(choices)) for name, value in centre.items()}
     radius = _repeated(none, len(choices))
     return CentredRuns(choices, parts, net, order, norms, every, radius, centre)
+
+
+def net_of(plain: StepGraph, rules: Sequence[UpdateRule]) -> DenseNet | None:
+    """The dense network whose runs carry a radius; None where they carry boxes."""
+    return DenseNet.of(plain) if all(map(_is_plain, rules)) else None
 
 
 def _is_plain(rule: UpdateRule) -> bool:
