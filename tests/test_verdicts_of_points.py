@@ -86,10 +86,11 @@ def removed(budget: int) -> list[nn.Module]:
 @pytest.mark.parametrize(
     ("threat", "models", "options"),
     [
-        (agt.LabelPoisoning(1), flipped(1), {"selections": "enumerated"}),
-        (agt.Removal(1), removed(1), {}),
+        (agt.LabelPoisoning(2), flipped(2), {}),
+        (agt.Removal(2), removed(2), {}),
+        (agt.LabelPoisoning(1), flipped(1), {"selections": "joint"}),
     ],
-    ids=["one flipped label", "one removed sample"],
+    ids=["two flipped labels, listed", "two samples removed, listed", "one flipped label, joint"],
 )
 def test_verdicts_are_the_truth_where_everything_can_be_listed(
     threat: ThreatModel, models: list[nn.Module], options: dict[str, Any]
@@ -101,12 +102,10 @@ def test_verdicts_are_the_truth_where_everything_can_be_listed(
     assert verdict is not None
     assert points.reached is not None
     assert ((verdict == "PROVED") <= (truth > 0)).all()
-    assert (
-        (verdict == "REFUTED") == (truth < 0)
-    ).all()  # every way is tried, so that none is missed
+    assert ((verdict == "REFUTED") == (truth < 0)).all()  # every way is tried: none is missed
     assert "REFUTED" in verdict
-    if options:
-        assert "PROVED" in verdict
+    if not options:
+        assert {"PROVED", "REFUTED"} == set(verdict)
     aimed = (points.score_nominal > 0) & (verdict != "PROVED")
     assert aimed.any()
     np.testing.assert_allclose(points.reached[aimed], truth[aimed], rtol=0, atol=1e-9)
