@@ -41,7 +41,7 @@ from milp_agt.solvers.solver import Solver
 from milp_agt.threats import ThreatModel
 from milp_agt.threats.units import fitted_on_poison
 from milp_agt.training import inputs
-from milp_agt.training.exchanged import check_weights, with_exchanges
+from milp_agt.training.exchanged import check_batches, with_exchanges
 from milp_agt.training.groups import check_groups
 from milp_agt.training.precision import check_float32, in_precision
 from milp_agt.training.same_forward import check_forward
@@ -131,7 +131,7 @@ def certify(
     check_groups(training.groups, traced.parameters)
     labels = inputs.labels_of(arrays[1], len(features), traced.loss, traced.outputs)
     raw = threat.bind(features, labels, traced.loss)
-    check_weights(traced, raw)
+    check_batches(traced, training, raw)
     batches = training.batch_order(len(features))
     if precision == FLOAT64:
         step_graph = with_exchanges(traced, raw)
