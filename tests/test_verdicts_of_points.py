@@ -20,6 +20,7 @@ from milp_agt.errors import InvalidInputError, SoundnessError
 from milp_agt.properties.decisions import Decisions, decided
 from milp_agt.properties.witness import Witness, load_witness
 from milp_agt.threats import ThreatModel
+from milp_agt.training.groups import ParameterGroup
 
 Array = npt.NDArray[Any]
 
@@ -328,3 +329,24 @@ def test_searches_bracket_every_point_from_both_sides() -> None:
     both = [b for b in found.brackets.values() if b.proved is not None and b.refuted is not None]
     assert len(both) > 5
     assert all(b.proved < b.refuted for b in both)  # type: ignore[operator]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"clip_total": 0.05},
+        {"clip": 0.05},
+        {"groups": [ParameterGroup(["0.bias"], learning_rate=0.05)], "weight_decay": 0.1},
+        {"label_smoothing": 0.1, "class_weights": (0.3, 0.7), "l1": 0.01},
+    ],
+    ids=["total norm", "single gradients", "groups", "options of the loss"],
+)
+def test_plain_training_knows_every_option(options: dict[str, Any]) -> None:
+    """The plain loop and the batched one end alike, or the search would stop; attacks move the model."""
+    training = dataclasses.replace(TRAINING, **options)
+    threat = agt.FeaturePoisoning(2, RADIUS)
+    result = agt.certify(model(), (X, Y), training, threat, relaxation="interval")
+    loss = result.loss(TEST, LABELS)
+    assert loss.reached is not None
+    assert loss.nominal < loss.reached <= loss.upper
+    assert result.witness(loss).changes

@@ -17,7 +17,7 @@ from milp_agt.attacks.checked import fingerprint, stacked, tightened, train_plai
 from milp_agt.attacks.goals import Goal, MeanLossGoal
 from milp_agt.attacks.packed import Packed
 from milp_agt.attacks.question_goal import QuestionGoal
-from milp_agt.attacks.replay import ModuleModels
+from milp_agt.attacks.replay import ModuleModels, confirm, replay
 from milp_agt.attacks.search import Aim, Hunt, Search
 from milp_agt.attacks.unrolled import Poisoning
 from milp_agt.bounds.listed import Poisoned
@@ -203,7 +203,11 @@ class Refuter:
         if nearer is None:
             return None
         module = train_plainly(unrolled, nearer, self._dtype)
-        return nearer, module, ModuleModels(unrolled.step_graph, stacked(unrolled, module))
+        state = stacked(unrolled, module)
+        if self.precision == FLOAT64:
+            *_, final = replay(unrolled, nearer)
+            confirm(state, final)
+        return nearer, module, ModuleModels(unrolled.step_graph, state)
 
     def witness(
         self,
