@@ -127,18 +127,19 @@ def train_plainly(unrolled: Unrolled, data: Poisoning, dtype: torch.dtype) -> nn
     own = {name: p for name, p in module.named_parameters() if name in graph.parameters}
     for name, parameter in module.named_parameters():
         parameter.requires_grad_(name in own)
-    rule, loss = unrolled.updates[0], mean_loss(graph.loss)
+    first, loss = unrolled.updates[0], mean_loss(graph.loss)
     optimiser = torch.optim.SGD(
-        [{"params": [p], "weight_decay": rule.of(n).weight_decay} for n, p in own.items()],
-        lr=rule.rate,
-        momentum=rule.momentum,
-        nesterov=rule.nesterov,
+        [
+            {"params": [p], "momentum": first.of(n).momentum, "nesterov": first.of(n).nesterov}
+            for n, p in own.items()
+        ],
+        lr=first.rate,
     )
     for step, update in enumerate(unrolled.updates):
         for name, group in zip(own, optimiser.param_groups, strict=True):
-            group |= {"lr": update.rate, "momentum": update.momentum}
-            group |= {"weight_decay": update.of(name).weight_decay}
-            group |= {"nesterov": update.nesterov, "dampening": update.dampening}
+            rule = update.of(name)
+            group |= {"lr": rule.rate, "momentum": rule.momentum, "nesterov": rule.nesterov}
+            group |= {"weight_decay": rule.weight_decay, "dampening": rule.dampening}
         x, y = (values[0].to(dtype) for values in unrolled.batch_data(data, step))
         there = unrolled.batch_present(data, step)
         if there is not None:
@@ -154,6 +155,8 @@ def train_plainly(unrolled: Unrolled, data: Poisoning, dtype: torch.dtype) -> nn
             found = clipped_mean(each, graph.clipping.bound, graph.clipping.mode)
             for name, parameter in own.items():
                 parameter.grad = found[name]
+        if update.clip_total is not None:
+            nn.utils.clip_grad_norm_(list(own.values()), update.clip_total)
         if update.l1:
             penalty = sum((p.abs().sum() for p in own.values()), torch.zeros((), dtype=dtype))
             (update.l1 * penalty).backward()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,9 +17,10 @@ from milp_agt.attacks.checked import fingerprint, stacked, tightened, train_plai
 from milp_agt.attacks.goals import Goal, MeanLossGoal
 from milp_agt.attacks.packed import Packed
 from milp_agt.attacks.question_goal import QuestionGoal
-from milp_agt.attacks.replay import ModuleModels
+from milp_agt.attacks.replay import ModuleModels, confirm, replay
 from milp_agt.attacks.search import Aim, Hunt, Search
 from milp_agt.attacks.unrolled import Poisoning
+from milp_agt.bounds.listed import Poisoned
 from milp_agt.core.interval import CLEAN
 from milp_agt.core.rounding import FLOAT64, Precision
 from milp_agt.errors import InvalidInputError, SoundnessError
@@ -71,8 +72,12 @@ class Refuter:
         quicker = replace(attacker, search=quick(each))
         return Refuter(quicker, precision, threat, int(most))
 
-    def decide(self, question: Question, known: Answer) -> Decisions | None:
+    def decide(
+        self, question: Question, known: Answer, listed: Sequence[Poisoned] | None = None
+    ) -> Decisions | None:
         """Attack the open points of an answer; None where there are none.
+
+        Where the worst data sets are ``listed``, they are trained on and nothing is searched.
 
         Every run that counts was trained again in plain torch. A point is refuted only by data that are
         admissible exactly, trained on batch by batch in the precision of the run, with a margin below zero
@@ -89,7 +94,8 @@ class Refuter:
         near = np.flatnonzero(open_ & (points.score_nominal > 0))
         near = near[np.argsort(points.score_nominal[near], kind="stable")][: self.most]
         # Where all open points are wrong on the data as given, there is nothing left to attack.
-        runs = self._hunt(goal, np.sort(np.append(near, len(points))) if len(near) else near)
+        aims = np.sort(np.append(near, len(points))) if len(near) else near
+        runs = self._hunt(goal, aims) if listed is None else self._trained(listed)
         margins = self._margins(goal, runs)
         _check_inside(points.score_lower, margins.amin(0))
         slack = self._slack(question, runs)
@@ -164,6 +170,16 @@ class Refuter:
         data = Packed.cat([nominal, best.data.rows(best.first_of_each_run())])
         return self.attacker.trained_again(data, hunt.chunk)
 
+    def _trained(self, listed: Sequence[Poisoned]) -> Runs:
+        """The data as given, then each listed data set, trained on in plain torch."""
+        unrolled = self.attacker.unrolled
+        found = [Packed.of(unrolled.nominal(1), unrolled)]
+        for each in listed:
+            there = (each.kept.to(torch.float64)[None],) if unrolled.present is not None else ()
+            data = Poisoning((each.features[None],), (each.labels[None],), there)
+            found.append(Packed.of(data, unrolled))
+        return self.attacker.trained_again(Packed.cat(found), 256)
+
     def _parts(self, runs: Runs) -> list[ModuleModels]:
         return [runs.part(part) for part in torch.arange(len(runs)).split(256)]
 
@@ -187,7 +203,11 @@ class Refuter:
         if nearer is None:
             return None
         module = train_plainly(unrolled, nearer, self._dtype)
-        return nearer, module, ModuleModels(unrolled.step_graph, stacked(unrolled, module))
+        state = stacked(unrolled, module)
+        if self.precision == FLOAT64:
+            *_, final = replay(unrolled, nearer)
+            confirm(state, final)
+        return nearer, module, ModuleModels(unrolled.step_graph, state)
 
     def witness(
         self,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
+from milp_agt.bounds.listed import Poisoned
 from milp_agt.errors import InvalidInputError, SoundnessError
 from milp_agt.properties.answer import Answer, combined
 from milp_agt.properties.mean_loss import MeanLoss
@@ -67,8 +68,13 @@ class Decisions:
 class Decider(Protocol):
     """Decides test points beyond what bounds of the reachable models say, or at least attacks them."""
 
-    def decide(self, question: Question, known: Answer) -> Decisions | None:
-        """Decisions about the points of an answer; None where nothing is open."""
+    def decide(
+        self, question: Question, known: Answer, listed: Sequence[Poisoned] | None = None
+    ) -> Decisions | None:
+        """Decisions about the points of an answer; None where nothing is open.
+
+        ``listed``: the data sets that are worst for open points, where all are known.
+        """
         ...
 
     def worst_loss(self, question: MeanLoss, known: Answer) -> tuple[float, Witness] | None:

@@ -30,6 +30,7 @@ from milp_agt.properties.stable import StableQuestion
 from milp_agt.properties.targeted import Targets, targeted
 from milp_agt.properties.triggers import BallTrigger, Trigger, Values, check_trigger
 from milp_agt.properties.witness import Witness
+from milp_agt.properties.worst_of_list import worst_of_list
 from milp_agt.training import inputs
 from milp_agt.training.precision import rounded_to
 from milp_agt.training.tracing import FEATURES
@@ -333,7 +334,8 @@ class Questions:
         decider = self._in_time
         if decider is None:
             return answer
-        return decided(answer, decider.decide(question, answer), question.counts_harm)
+        listed = worst_of_list(self.models, question, answer)
+        return decided(answer, decider.decide(question, answer, listed), question.counts_harm)
 
     @property
     def _in_time(self) -> Decider | None:
