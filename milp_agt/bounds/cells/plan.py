@@ -88,6 +88,8 @@ def _missing(
     found = refusal(schedule, poison, batches, UNRESTRICTED)
     if found is not None:
         return f"{found}, for which it has no rule"
+    if poison.features.device.type != "cpu":
+        return f"device '{poison.features.device}', while the search runs on the processor"
     if isinstance(poison.label_moves, Vertices):
         return "labels that flip, which have no cells to halve"
     if poison.is_clean:
