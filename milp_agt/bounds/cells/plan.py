@@ -107,9 +107,10 @@ def _missing(
         return "labels that flip, which have no cells to halve"
     if poison.is_clean:
         return "nothing that can be poisoned"
-    if any(update.l1 for update in updates):
+    rules = [*updates, *(rule for update in updates for _, rule in update.groups)]
+    if any(rule.l1 for rule in rules):
         return "an l1 penalty, for which it has no rule"
-    if any(update.projection is not None for update in updates):
+    if any(rule.projection is not None for rule in rules):
         return "a projection of the parameters, for which it has no rule"
     count = count_cases(poison, restriction)
     if count > MOST_SELECTIONS:
