@@ -106,7 +106,6 @@ def missing(run: LoadedRun, result: Result) -> list[str]:
     reasons = {
         "parameters that do not train, or that layers share": bool(graph.frozen or graph.aliases),
         "clipping of the gradient of each sample": graph.clipping is not None,
-        "clipping of the total norm": run.training.clip_total is not None,
         f"loss {graph.loss.key}": graph.loss.key not in LOSSES,
         "threats to whole samples that cannot be listed": poison.whole is not None
         and listed(poison) is None,
