@@ -10,7 +10,7 @@ from problems import problem, tiny
 from torch import nn
 
 import milp_agt as agt
-from milp_agt.bounds.cells.plan import TreePlan
+from milp_agt.bounds.cells.plan import TreePlan, _missing
 from milp_agt.core.restriction import UNRESTRICTED, Restriction
 from milp_agt.errors import InvalidInputError, UnsupportedOperationError
 from milp_agt.properties.accuracy import AccuracyQuestion
@@ -101,6 +101,14 @@ def test_refused_by_name(words: str) -> None:
     text = str(error.value)
     assert "tree" in text
     assert "use tree = 0" in text
+
+
+def test_other_devices_are_refused() -> None:
+    case = tiny(agt.FeaturePoisoning(1, 0.1))
+    replay = Replay(case)
+    found = _missing(replay.schedule, replay.poison.to(torch.device("meta")), [], [], UNRESTRICTED)
+    assert found is not None
+    assert "device 'meta'" in found
 
 
 def test_a_plan_is_there_only_after_the_last_step() -> None:

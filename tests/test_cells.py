@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 import milp_agt as agt
 from milp_agt.bounds.cells import cell as cells
+from milp_agt.bounds.cells import search as searches
 from milp_agt.bounds.cells import tree as trees
 from milp_agt.bounds.cells.cell import Cell, Cells
 from milp_agt.bounds.cells.goals import Asked
@@ -296,6 +297,14 @@ def test_cells_whose_passes_explode_are_halved() -> None:
     search, decided = searched(run, points, Limits(nodes=120))
     assert {branch.kind for branch in search.tree} >= {Kind.HALF}
     assert_cover(run, search, decided, 10)
+
+
+def test_leaves_without_room_for_states_are_halved(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(searches, "MOST_KEPT", 2000)
+    run, search, decided = tree_of("plane")
+    assert {branch.kind for branch in search.tree} >= {Kind.HALF, Kind.PHASE}
+    assert 0 <= search.kept <= 2000
+    assert_cover(run, search, decided)
 
 
 def test_without_a_limit_nothing_is_open_and_witnesses_are_real() -> None:

@@ -101,13 +101,16 @@ def _missing(
             found = f"operation '{node.op.key}' at '{node.name}'"
     if found is not None:
         return f"{found}, for which it has no rule"
+    if poison.features.device.type != "cpu":
+        return f"device '{poison.features.device}', while the search runs on the processor"
     if isinstance(poison.label_moves, Vertices):
         return "labels that flip, which have no cells to halve"
     if poison.is_clean:
         return "nothing that can be poisoned"
-    if any(update.l1 for update in updates):
+    rules = [*updates, *(rule for update in updates for _, rule in update.groups)]
+    if any(rule.l1 for rule in rules):
         return "an l1 penalty, for which it has no rule"
-    if any(update.projection is not None for update in updates):
+    if any(rule.projection is not None for rule in rules):
         return "a projection of the parameters, for which it has no rule"
     count = count_cases(poison, restriction)
     if count > MOST_SELECTIONS:

@@ -28,6 +28,8 @@ from milp_agt.errors import SoundnessError
 BATCH = 16
 # Two orders of summation differ by less, relative to 1 + the form.
 ROUNDED = 1e-9
+# Numbers of the states that waiting leaves keep to go on from.
+MOST_KEPT = 2**27
 # A cell of less than this share of the whole range is not halved again.
 THIN = 1e-6
 
@@ -78,6 +80,7 @@ class Search:
     limits: Limits
     tree: list[Branch] = field(default_factory=list)
     heap: list[tuple[float, int, Leaf]] = field(default_factory=list)
+    kept: int = 0
 
     def __post_init__(self) -> None:
         points, forms = self.asked.shape
@@ -113,9 +116,7 @@ class Search:
                 break
             batch, waiting = waiting[:BATCH], waiting[BATCH:]
             if not batch:
-                leaves = [
-                    heapq.heappop(self.heap)[2] for _ in range(min(BATCH // 2, len(self.heap)))
-                ]
+                leaves = [self._pop() for _ in range(min(BATCH // 2, len(self.heap)))]
                 waiting = self._children([leaf for leaf in leaves if self._keeps(leaf)])
                 continue
             for leaf in self._bounded(batch):
@@ -200,7 +201,16 @@ class Search:
             self._close(leaf)
             return
         worst = self.asked.urgency(self._margin(leaf.bounds)[self._open(leaf)])
+        size = _size_of(leaf)
+        if self.kept + size > MOST_KEPT:  # halved from the first step on instead
+            leaf, size = replace(leaf, doubt=None), 0
+        self.kept += size
         heapq.heappush(self.heap, (worst, leaf.number, leaf))
+
+    def _pop(self) -> Leaf:
+        leaf = heapq.heappop(self.heap)[2]
+        self.kept -= _size_of(leaf)
+        return leaf
 
     def _bounded(self, leaves: Sequence[Leaf]) -> list[Leaf]:
         """Leaves with bounds of their own, and what to split them by."""
@@ -210,7 +220,7 @@ class Search:
         if not len(points):
             return list(leaves)
         origins, order = origins_of(self.training, leaves)
-        ordered = [leaves[number] for number in order]
+        ordered = [replace(leaves[number], origin=None) for number in order]
         done = passed(self.training, origins)
         if not len(done.rows):
             return self._tightened(ordered, done, None, points)
@@ -320,3 +330,8 @@ class Search:
                 f"a form {float(below.max()):.3e} below its bound in node {leaf.number}",
                 "please report this run",
             )
+
+
+def _size_of(leaf: Leaf) -> int:
+    """Numbers of the states that a leaf keeps."""
+    return 0 if leaf.doubt is None else leaf.doubt.states.noise.numel()
