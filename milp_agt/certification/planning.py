@@ -54,8 +54,9 @@ AUTO_TIME = 120.0
 INNER_TIME = 60.0
 # Seconds per step that forms may always spend on steps before their window.
 PAST_SECONDS = 0.05
-# Share of the memory that a zonotope may take beside linear forms, as a divisor.
-ZONOTOPE_SHARE = 4
+# Share of the memory that a zonotope may take beside linear forms, as a divisor, and how many times the
+# memory it may be predicted to take where it was asked for.
+ZONOTOPE_SHARE, ZONOTOPE_OVER = 4, 2
 # Largest predicted share of a time limit for each refinement that is on by default.
 SPARE = 0.5
 
@@ -256,8 +257,17 @@ def _levels(
     memory: int,
 ) -> tuple[Sequence[Relaxation], Remarks]:
     """The levels of the chains. Above a zonotope it is carried along where it has rules for the run and
-    is predicted to take at most some seconds and a share of the memory."""
+    is predicted to take at most some seconds and a share of the memory.
+
+    Raises:
+        InvalidInputError: a zonotope was asked for that is far larger than the memory.
+    """
     levels = asked.chain()
+    if asked is Relaxation.ZONOTOPE and refused is None and predicted[1] > ZONOTOPE_OVER * memory:
+        asked_for = f"Relaxation 'zonotope' was asked for within a memory of {_mib(memory)}"
+        found = f"its forms and generators would take about {_mib(predicted[1])}"
+        to_do = "use smaller batches, more memory, or relaxation 'linear' or 'auto'"
+        raise InvalidInputError(asked_for, found, to_do)
     if Relaxation.ZONOTOPE not in levels or asked is Relaxation.ZONOTOPE:
         return levels, Remarks()
     why = None if refused is None else f"it has no rule for {refused}"
