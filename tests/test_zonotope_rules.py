@@ -136,7 +136,8 @@ def check_multipliers() -> None:
                 limits = drawn_limits if row == 2 else 0.0 * drawn_limits
                 tried.append(Multipliers.of(only * drawn_rows, limits, flips))
         totals = [bound(directions, flips, alpha, samples).total(samples) for alpha in tried]
-        assert (totals[2] <= totals[0]).all()
+        # Ascent compares values before their rounding is charged.
+        assert (totals[2] <= totals[0] + 1e-12).all()
         by_box = rows.clamp(min=0.0) @ bounds.above + (-rows).clamp(min=0.0) @ bounds.below
         assert (totals[1] <= by_box * (1.0 + 1e-9)).all()
         for attacks in attacks_of(passed):

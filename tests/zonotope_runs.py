@@ -35,7 +35,12 @@ class Passed:
         schedule = NodeOrder.of(graph)
         box = inputs.initial_box(graph, case.initial)
         start = initial_state(graph, box, training.momentum > 0)
-        sets = [ZonotopePass.begin(schedule, start, graph.parameters, replay.poison, effort)]
+        own_batches, limits = replay.batches, case.restriction
+        sets = [
+            ZonotopePass.begin(
+                schedule, start, graph.parameters, replay.poison, effort, own_batches, limits
+            )
+        ]
         for index, batch in enumerate(replay.batches):
             own = torch.as_tensor(batch)
             step = Step(

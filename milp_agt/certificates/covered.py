@@ -11,7 +11,8 @@ import numpy as np
 from torch import nn
 
 from milp_agt.certification.result import Result
-from milp_agt.core.relaxation import Relaxation
+from milp_agt.checker.proof import all_choices
+from milp_agt.checker.statement import Statement
 from milp_agt.runfile.run_file import LoadedRun
 from milp_agt.threats.poison import Poison
 from milp_agt.threats.sets import Vertices
@@ -32,6 +33,8 @@ _ACTIVATIONS: dict[type[nn.Module], Callable[[Any], dict[str, Any] | None]] = {
     nn.Identity: lambda layer: None,
     nn.Dropout: lambda layer: None,
 }
+# Products (of bounds or of coefficients) that a check may take: some 20 s on one core.
+PRODUCTS = {"interval": 2e8, "listed": 2e8, "affine": 1e8}
 LOSSES = ("cross_entropy", "bce", "hinge", "mse")
 
 
@@ -70,12 +73,23 @@ def choices_of(poison: Poison) -> np.ndarray[Any, np.dtype[np.float64]] | None:
     return choices if count <= MOST_LISTED else None
 
 
-def method_of(result: Result, poison: Poison) -> str | None:
-    """How the checker can prove the box of a result; None where it cannot yet."""
-    interval = Relaxation.INTERVAL.value
-    if {step.relaxation for step in result.steps} == {interval}:
-        return "interval"
-    return None if choices_of(poison) is None else "listed"
+def affordable(stated: Statement, method: str) -> bool:
+    """Whether a check by a method is predicted to be short."""
+    problem, poisoned = stated.problem, stated.poisoned
+    count = sum(values.size for values in stated.initial.values())
+    seen, steps = sum(map(len, problem.batches)), len(problem.batches)
+    if method == "interval":
+        return seen * count <= PRODUCTS[method]
+    if method == "listed":
+        return sum(1 for _ in all_choices(stated)) * seen * count <= PRODUCTS[method] * 10
+    moved = (poisoned.samples.x.lo < poisoned.samples.x.hi).any((0, 1)).sum()
+    moved += (poisoned.samples.y.lo < poisoned.samples.y.hi).any((0, 1)).sum()
+    states = 2 if any(rule.momentum for rule in problem.rules) else 1
+    slots = seen if stated.anew else len(poisoned.open)
+    symbols = int(moved) * slots + states * count * steps
+    widths = [stated.initial[layer.weight].shape[0] for layer in problem.layers if layer.weight]
+    outputs = widths[-1] ** 2
+    return bool((seen * max(*widths, outputs, 1) + count * steps) * symbols <= PRODUCTS[method])
 
 
 def missing(run: LoadedRun, result: Result) -> list[str]:
@@ -106,8 +120,6 @@ def missing(run: LoadedRun, result: Result) -> list[str]:
     ends = [*result.reachable.lower.values(), *result.reachable.upper.values()]
     if not all(np.isfinite(end).all() for end in ends):
         found.append("bounds that are infinite")
-    if not found and method_of(result, poison) is None:
-        found.append(f"relaxation {result.relaxation}")
     return found
 
 

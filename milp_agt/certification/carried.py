@@ -41,8 +41,10 @@ def begin(
         if chain.level is Relaxation.ZONOTOPE:
             (part,) = chain.parts
             if plan.relaxation is Relaxation.ZONOTOPE:
-                check_supported(schedule, poison, batches, restriction)
-            part.forward = ZonotopePass.begin(schedule, start, parameters, poison)
+                check_supported(schedule, poison, restriction)
+            part.forward = ZonotopePass.begin(
+                schedule, start, parameters, poison, None, batches, restriction
+            )
 
 
 def beats_linear(chains: Chains, records: Sequence[StepRecord]) -> bool:

@@ -65,6 +65,7 @@ class Statement:
     questions: tuple[Question, ...]
     not_covered: tuple[str, ...]
     words: tuple[str, ...]
+    anew: bool = False  # whether the budget is one of every step, and not of the run
 
     def exactly(self) -> Statement:
         """The same in fractions."""
@@ -113,7 +114,7 @@ def words(given: Statement) -> tuple[str, ...]:
     lines = [
         f"{run}.",
         f"The adversary: at most {poisoned.budget} of {int(poisoned.open.sum())} samples poisoned "
-        f"{'once, for the whole run' if given.choices is not None else 'in any batch'}: "
+        f"{_when(given)}: "
         f"{_changes(given)}.",
         "The claim: every such run ends with all parameters inside the stored box, whose mean width is "
         f"{_mean_width(given):.9g}.",
@@ -127,6 +128,12 @@ def words(given: Statement) -> tuple[str, ...]:
         }[q.kind]
         lines.append(f"The claim: of every such model, {what}.")
     return tuple(lines)
+
+
+def _when(given: Statement) -> str:
+    if given.method == "interval" or given.anew:
+        return "in any batch"
+    return "once, for the whole run"
 
 
 def _changes(given: Statement) -> str:

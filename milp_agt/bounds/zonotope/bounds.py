@@ -121,21 +121,9 @@ def _largest(worth: Tensor, count: int) -> Tensor:
 
 
 def _conditional(found: Bound, samples: SampleGenerators) -> tuple[Tensor, Tensor]:
-    """The bound of each row given each sample: clean, and poisoned, (r, m) each.
-
-    With the sum T of the largest: a sample among them leaves the next one in its place if it is clean;
-    one that is not takes the place of the smallest of them if it is poisoned.
-    """
-    dev, count = found.dev, min(samples.budget, found.dev.shape[1])
-    if not count:
-        return dev, dev
-    ordered = dev.topk(min(count + 1, dev.shape[1]), 1).values
-    total = ordered[:, :count].sum(1, keepdim=True)
-    last = ordered[:, count - 1 : count]
-    further = ordered[:, count:].sum(1, keepdim=True)
-    among = dev >= last
-    clean = torch.where(among, total - dev + further, total)
-    poisoned = torch.where(among, total, total - last + dev)
+    """The bound of each row given each sample: clean, and poisoned, (r, m) each."""
+    clean, poisoned = samples.conditional(found.dev)
     base = (found.rest + found.slack)[:, None]
-    error = gamma(16 + 4 * count) * (base.abs() + total) + TINY
+    total = samples.worst(found.dev)[:, None]
+    error = gamma(16 + 8 * samples.terms) * (base.abs() + total) + TINY
     return (base + clean + error).clamp(min=0.0), (base + poisoned + error).clamp(min=0.0)

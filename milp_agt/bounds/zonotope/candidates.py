@@ -61,7 +61,7 @@ def new_flips(
         near: mask of the elements that may flip, by some other bound, (n, *shape).
     """
     search = _Search(form, zonotope, shared, slots, first, steps, work, step)
-    columns = zonotope.samples.column_of[step.samples]
+    columns = zonotope.samples.at(step)
     for rows in rows_of(form, zonotope, shared, columns, slots, near):
         known = _of_rows(search, rows, known)
     return known
@@ -225,7 +225,7 @@ def _limited(
         best = torch.where(less[:, None], share, best)
     says = ((best < 1.0).any(1)).nonzero()[:, 0]
     best = _of_teams(best[says], samples)
-    cover = samples.worst(best) * (1.0 + gamma(64))
+    cover = samples.worst(best) * (1.0 + gamma(4 * samples.terms + 64))
     return replace(columns, limited=at[says], threshold=best, cover=cover)
 
 
@@ -235,9 +235,7 @@ def _of_teams(threshold: Tensor, samples: SampleGenerators) -> Tensor:
     phi is 0 or 1. A set S in which it is 1 adds up to 1 or more, so that none of its members falls short with
     the largest others, and what is left out here leaves the sum over S as it is.
     """
-    most = samples.worst(threshold)[:, None]
-    least = samples.worst(threshold, spent=1)[:, None]
-    together = torch.minimum(threshold + least, most)
+    _, together = samples.conditional(threshold)
     return torch.where(together < 1.0 - 1e-9, 0.0, threshold)
 
 

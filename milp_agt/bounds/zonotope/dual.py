@@ -68,20 +68,10 @@ class Bound:
         Clean: the budget is spent on the others. Poisoned: its own part is paid in full, one less is
         left for the others.
         """
-        others, part = self.apart(own)
+        others, part = samples.others(self.dev, own)
         clean = self._up(self.rest + samples.worst(others))
-        poisoned = self._up(self.rest + part + samples.worst(others, spent=1))
+        poisoned = self._up(self.rest + part + samples.worst(others, own))
         return torch.stack([clean, torch.maximum(clean, poisoned)])
-
-    def apart(self, own: Tensor) -> tuple[Tensor, Tensor]:
-        """``dev`` of the others, (r, m), and of the generator ``own``, (r,)."""
-        known = own >= 0
-        index = own.clamp(min=0).unsqueeze(1)
-        if not self.dev.shape[1]:
-            return self.dev, torch.zeros_like(self.rest)
-        part = torch.where(known, self.dev.gather(1, index).squeeze(1), 0.0)
-        mine = known.unsqueeze(1) & (torch.arange(self.dev.shape[1], device=own.device) == index)
-        return torch.where(mine, 0.0, self.dev), part
 
     def _up(self, value: Tensor) -> Tensor:
         value = value + self.slack
@@ -104,6 +94,11 @@ def bound(d: Directions, flips: Flips, alpha: Multipliers, samples: SampleGenera
     rho in [0, largest phi] are maximised one by one; phi_f <= s_i where f is alone.
     """
     return _closed(_opened(d, flips, alpha.rows, samples), flips, alpha)
+
+
+def on_moves(d: Directions, flips: Flips, alpha: Multipliers, samples: SampleGenerators) -> Tensor:
+    """The coefficients on moves whose support functions :func:`bound` adds up, (r, m, width)."""
+    return _opened(d, flips, alpha.rows, samples).moves
 
 
 @dataclass(frozen=True)

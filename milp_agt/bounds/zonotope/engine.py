@@ -21,9 +21,11 @@ from milp_agt.bounds.zonotope.supported import unsupported
 from milp_agt.bounds.zonotope.transformer import Transformer
 from milp_agt.bounds.zonotope.work import Work
 from milp_agt.core.interval import Interval
+from milp_agt.core.restriction import UNRESTRICTED, Restriction
 from milp_agt.core.rounding import TINY, gamma
 from milp_agt.formulations.linear_map import LinearMap
 from milp_agt.threats.poison import Poison
+from milp_agt.training.training import Batch
 
 # Ranges beyond this prove nothing that intervals do not.
 WILD = 1e6
@@ -65,12 +67,15 @@ class ZonotopePass:
         parameters: Sequence[str],
         poison: Poison,
         effort: Effort | None = None,
+        batches: Sequence[Batch] = (),
+        restriction: Restriction = UNRESTRICTED,
     ) -> ZonotopePass:
         """The set before the first step.
 
         Args:
             state: boxes of parameters, then velocities, (1, *shape) each.
             poison: moves of the whole data set.
+            batches, restriction: see :meth:`SampleGenerators.of`.
         """
         shapes = {name: tuple(box.lower.shape[1:]) for name, box in state.items()}
         layout = Layout.of(shapes, parameters)
@@ -78,7 +83,8 @@ class ZonotopePass:
             torch.cat([getattr(box, end)[0].flatten() for box in state.values()])
             for end in ("lower", "upper")
         )
-        zonotope = HybridZonotope.of_box(SampleGenerators.of(poison), lower, upper)
+        samples = SampleGenerators.of(poison, batches, restriction)
+        zonotope = HybridZonotope.of_box(samples, lower, upper)
         effort = effort or Effort()
         bounds = StateBounds.of(zonotope, None, effort.state)
         return ZonotopePass(schedule, layout, zonotope, bounds, effort)
