@@ -165,13 +165,8 @@ def make_plan(
             f"{cheap:g} s; ask for inner_bounds='linear' to have them"
         )
         remarks += Remarks(notes=(line,))
-    levels, more = _levels(
-        level,
-        refused,
-        zonotope,
-        max(cheap, seconds if linear_inner else 0.0),
-        budget,
-    )
+    allowed = max(cheap, seconds if linear_inner else 0.0)
+    levels, more = _levels(level, refused, zonotope, allowed, budget)
     remarks += more
     carried = Relaxation.ZONOTOPE in levels
     told_apart, more = selections_of(
