@@ -28,7 +28,7 @@ from milp_agt.errors import InvalidInputError, UnsupportedOperationError
 from milp_agt.recording import RecordedRun, Recording, of_recording
 from milp_agt.threats import ThreatModel
 from milp_agt.training import inputs
-from milp_agt.training.exchanged import check_clipping, check_weights
+from milp_agt.training.exchanged import check_batches, check_clipping
 from milp_agt.training.groups import check_groups
 from milp_agt.training.same_forward import check_forward
 from milp_agt.training.tracing import trace
@@ -387,7 +387,7 @@ def attack(
     labels = inputs.labels_of(arrays[1], len(features), step_graph.loss, step_graph.outputs)
     poison = threat.bind(features, labels, step_graph.loss).to(target)
     check_clipping(step_graph, poison)
-    check_weights(step_graph, poison)
+    check_batches(step_graph, training, poison)
     unrolled = Unrolled.of(step_graph.to(target), training, poison)
     return Attacker(unrolled, search or Search(), origin=origin).attack(objective or Envelope())
 

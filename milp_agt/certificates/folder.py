@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from milp_agt.certificates.covered import affordable, choices_of, layers_of, missing, undecayed
+from milp_agt.certificates.covered import affordable, layers_of, listed, missing, undecayed
 from milp_agt.certification.fingerprint import versions
 from milp_agt.certification.result import Result
 from milp_agt.checker.boxes import Unbounded
@@ -97,8 +97,9 @@ class _Draft:
 def _drafts(run: LoadedRun, result: Result, verdicts: Sequence[Verdict]) -> list[_Draft]:
     """By each method that proves a box of a useful width."""
     trust = {step.relaxation for step in result.steps} == {Relaxation.INTERVAL.value}
-    listed = choices_of(result.models.poison) is not None
-    methods = ["interval"] if trust else ["listed"] if listed else ["interval", "affine"]
+    finite = listed(result.models.poison) is not None
+    trust = trust and result.models.poison.whole is None
+    methods = ["interval"] if trust else ["listed"] if finite else ["interval", "affine"]
     found = []
     for method in methods:
         try:
@@ -235,7 +236,13 @@ def _threat(files: _Files, result: Result, method: str) -> dict[str, Any]:
         "open": files.add("open", poison.open.cpu().numpy(), np.uint8),
     }
     if method == "listed":
-        return found | {"choices": files.add("choices", choices_of(poison))}
+        ways = listed(poison)
+        assert ways is not None
+        removed, choices = ways
+        return found | {
+            "removed": removed,
+            **({} if removed else {"choices": files.add("choices", choices)}),
+        }
     for what, moves, box in (
         ("features", poison.feature_moves, poison.feature_box()),
         ("labels", poison.label_moves, poison.label_box()),

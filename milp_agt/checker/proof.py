@@ -8,7 +8,7 @@ import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -111,17 +111,16 @@ def _listed(given: Statement, jobs: int) -> Iterator[Reached]:
 
 
 def all_choices(given: Statement) -> Iterator[dict[int, int]]:
-    """Every admissible data set as the labels that are exchanged: which choice for which sample.
+    """Every admissible data set as what is exchanged: which choice for which sample; 0 for one left out.
 
     Raises:
         Rejected: more than can be listed.
     """
-    assert given.choices is not None
-    labels = given.samples.y.lo[0]
+    labels, choices = given.samples.y.lo[0], given.choices
     others = {
-        int(i): [
-            c for c in range(given.choices.shape[1]) if (given.choices[i, c] != labels[i]).any()
-        ]
+        int(i): [0]
+        if choices is None
+        else [c for c in range(choices.shape[1]) if (choices[i, c] != labels[i]).any()]
         for i in np.flatnonzero(given.poisoned.open)
     }
     most = max(map(len, others.values()), default=0)
@@ -143,7 +142,8 @@ def _chunks(choices: Iterator[dict[int, int]]) -> Iterator[list[dict[int, int]]]
 
 def _run_on(work: tuple[Statement, list[dict[int, int]]]) -> Reached:
     given, chosen = work
-    assert given.choices is not None
+    if given.choices is None:
+        return _merged([_without(given, list(left_out)) for left_out in chosen])
     y = np.repeat(given.samples.y.lo, len(chosen), 0)
     for case, exchanged in enumerate(chosen):
         for sample, choice in exchanged.items():
@@ -151,3 +151,23 @@ def _run_on(work: tuple[Statement, list[dict[int, int]]]) -> Reached:
     samples = Samples(given.samples.x, Box.point(y))
     with np.errstate(all="ignore"):
         return Reached(given.problem, training.train(given.problem, given.initial, samples))
+
+
+def _without(given: Statement, left_out: list[int]) -> Reached:
+    """The run without some samples; a batch that loses all of its own has no step."""
+    kept = [batch[~np.isin(batch, left_out)] for batch in given.problem.batches]
+    pairs = [pair for pair in zip(kept, given.problem.rules, strict=True) if len(pair[0])]
+    batches, rules = tuple(b for b, _ in pairs), tuple(r for _, r in pairs)
+    problem = replace(given.problem, batches=batches, rules=rules)
+    with np.errstate(all="ignore"):
+        return Reached(given.problem, training.train(problem, given.initial, given.samples))
+
+
+def _merged(cases: list[Reached]) -> Reached:
+    """Cases side by side."""
+    names = cases[0].problem.parameters
+    ends = {
+        n: [np.concatenate([getattr(c.boxes[n], e) for c in cases]) for e in ("lo", "hi")]
+        for n in names
+    }
+    return Reached(cases[0].problem, {n: Box(low, high) for n, (low, high) in ends.items()})

@@ -93,6 +93,7 @@ def read(certificate: Certificate) -> Statement | tuple[str, ...]:
         questions,
         not_covered,
         (),
+        method == "listed" and choices is None,
         # What is chosen anew in every step covers what is chosen once, with a budget for every batch.
         (threat.text("counted"), threat.text("poisoned")) != ("once for the run", "once"),
     )
@@ -220,7 +221,7 @@ def _threat(
     where = certificate.array(table, "open", (len(x),), "u") != 0
     choices = None
     low, high, below, above = x, x, y, y
-    if method == "listed":
+    if method == "listed" and not table.flag("removed"):
         choices = certificate.array(table, "choices")
         if choices.ndim != 3 or (choices.shape[0], choices.shape[2]) != y.shape:
             raise Rejected(
@@ -228,7 +229,7 @@ def _threat(
             )
         if loss in CLASSES:
             _encoded(choices, f"{table.where}.choices")
-    else:
+    elif method != "listed":
         if table.has("features"):
             low, high = _range(certificate, table.table("features"), x)
         if table.has("labels"):

@@ -65,6 +65,7 @@ class Statement:
     questions: tuple[Question, ...]
     not_covered: tuple[str, ...]
     words: tuple[str, ...]
+    removed: bool = False  # whether poisoned samples are left out, by method listed
     anew: bool = False  # whether the budget is one of every step, and not of the run
 
     def exactly(self) -> Statement:
@@ -137,6 +138,8 @@ def _when(given: Statement) -> str:
 
 
 def _changes(given: Statement) -> str:
+    if given.removed:
+        return "left out of every batch, with means over the samples that stay"
     if given.choices is not None:
         return f"the label exchanged for one of {given.choices.shape[1]} stored for it"
     own = given.poisoned.samples

@@ -300,7 +300,7 @@ class Passage:
             if step.has_velocity:
                 velocity = layout.slices[velocity_of(name)]
                 sources.append(torch.arange(velocity.start, velocity.stop, device=self.device))
-                targets.append((sources[1], rule.velocity_scalars, rule.velocity_scalars))
+                targets.append((sources[1], rule.velocity_scalars, rule.velocity_sizes))
             for rows, scalars, of_terms in targets:
                 for source, share, term in zip(sources, scalars, of_terms, strict=False):
                     carry[rows, source] += share
