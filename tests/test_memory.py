@@ -14,6 +14,7 @@ from attacks import network
 import milp_agt as agt
 from milp_agt.certification import fingerprint, planning
 from milp_agt.certification.sizes import Sizes
+from milp_agt.errors import InvalidInputError
 from milp_agt.formulations.mse import MeanSquaredError
 from milp_agt.threats.poison import Poison
 from milp_agt.training.inputs import bytes_of
@@ -163,3 +164,12 @@ def test_listed_selections_that_were_asked_for_tell_what_they_need() -> None:
     assert "linear, each selection" in (asked.steps[-1].chains or ())
     (line,) = (line for line in asked.fallbacks if "memory" in line)
     assert "memory 300 MiB cannot be kept" in line
+
+
+def test_a_zonotope_far_beyond_the_memory_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert certify("1GiB", relaxation="zonotope").reachable.mean_width > 0
+    monkeypatch.setattr(Sizes, "zonotope", lambda *given: (1.0, 3 * 2**30))
+    with pytest.raises(InvalidInputError, match="would take about 3072 MiB") as caught:
+        certify("1GiB", relaxation="zonotope")
+    assert "smaller batches or more memory" in str(caught.value)
+    assert certify("1GiB").reachable.mean_width > 0

@@ -54,8 +54,8 @@ AUTO_TIME = 120.0
 REFINING_TIME, SPARE = 60.0, 0.6
 # Seconds per step that forms may always spend on steps before their window.
 PAST_SECONDS = 0.05
-# Share of the memory that a zonotope may take beside linear forms, as a divisor.
-ZONOTOPE_SHARE = 4
+# What a zonotope may take of the memory: beside linear forms (a divisor), where it was asked for (a factor).
+ZONOTOPE_SHARE, ZONOTOPE_OVER = 4, 2
 
 
 @dataclass(frozen=True)
@@ -166,15 +166,9 @@ def make_plan(
             f"{cheap:g} s; ask for inner_bounds='linear' to have them"
         )
         remarks += Remarks(notes=(line,))
-    levels, more = _levels(
-        level,
-        refused,
-        zonotope,
-        max(cheap, seconds if linear_inner else 0.0),
-        budget,
-    )
-    remarks += more
-    carried = Relaxation.ZONOTOPE in levels
+    allowed = max(cheap, seconds if linear_inner else 0.0)
+    levels, more = _levels(level, refused, zonotope, allowed, budget)
+    remarks, carried = remarks + more, Relaxation.ZONOTOPE in levels
     told_apart, more = selections_of(
         sizes,
         level,
@@ -274,12 +268,15 @@ def _levels(
     memory: int,
 ) -> tuple[Sequence[Relaxation], Remarks]:
     """The levels of the chains. Above a zonotope it is carried along where it has rules for the run and
-    is predicted to take at most some seconds and a share of the memory."""
-    levels = asked.chain()
+    is predicted to take at most some seconds and a share of the memory; far more is an error."""
+    levels, (time, size) = asked.chain(), predicted
+    if asked is Relaxation.ZONOTOPE and refused is None and size > ZONOTOPE_OVER * memory:
+        found = f"its forms and generators would take about {_mib(size)}"
+        asked_for, to_do = f"A zonotope within {_mib(memory)}", "use smaller batches or more memory"
+        raise InvalidInputError(asked_for, found, to_do)
     if Relaxation.ZONOTOPE not in levels or asked is Relaxation.ZONOTOPE:
         return levels, Remarks()
     why = None if refused is None else f"it has no rule for {refused}"
-    time, size = predicted
     if why is None and (time > seconds or size > memory // ZONOTOPE_SHARE):
         why = (
             f"it would take about {time:.3g} s and {_mib(size)}, more than {seconds:.3g} s or "

@@ -10,12 +10,9 @@ from torch import Tensor
 from milp_agt.bounds.zonotope.dual import Bound, ascend, bound, start, warm
 from milp_agt.bounds.zonotope.multipliers import Multipliers
 from milp_agt.bounds.zonotope.samples import SampleGenerators
-from milp_agt.bounds.zonotope.state import HybridZonotope
+from milp_agt.bounds.zonotope.state import AT_ONCE, HybridZonotope
 from milp_agt.core.interval import Interval
 from milp_agt.core.rounding import TINY, gamma
-
-# Numbers of one tensor of coefficients (rows, m, width) or (rows, f) at once.
-AT_ONCE = 2**24
 
 
 @dataclass(frozen=True)

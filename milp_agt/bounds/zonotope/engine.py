@@ -16,9 +16,10 @@ from milp_agt.bounds.zonotope.flips import widened
 from milp_agt.bounds.zonotope.form import SummedForm
 from milp_agt.bounds.zonotope.layout import Layout
 from milp_agt.bounds.zonotope.samples import SampleGenerators
-from milp_agt.bounds.zonotope.state import GROUPS, HybridZonotope, Noise
+from milp_agt.bounds.zonotope.state import AT_ONCE, GROUPS, HybridZonotope, Noise
 from milp_agt.bounds.zonotope.supported import unsupported
 from milp_agt.bounds.zonotope.transformer import Transformer
+from milp_agt.bounds.zonotope.work import Work
 from milp_agt.core.interval import Interval
 from milp_agt.core.restriction import UNRESTRICTED, Restriction
 from milp_agt.core.rounding import TINY, gamma
@@ -104,12 +105,8 @@ class ZonotopePass:
 
     def advanced(self, step: Step, last: bool = False) -> ZonotopePass:
         """The set after one more step."""
-        transformer = Transformer(
-            self.schedule, step, self.zonotope, self.bounds, self.layout, self.effort.candidates
-        )
-        work, box = transformer.work, None
-        gradients = _gradients(transformer)
-        zonotope = _updated(transformer, gradients)
+        zonotope, work = self._moved(step)
+        box = None
         effort = self.effort.last if last else self.effort.state
         effort = work.steps(effort, 2 * zonotope.size, zonotope.flips)
         bounds = StateBounds.of(zonotope, self.bounds.alpha, effort)
@@ -128,6 +125,13 @@ class ZonotopePass:
             zonotope = projected(zonotope, box, used, step.update.projection)
             bounds = StateBounds.of(zonotope, bounds.alpha, effort)
         return replace(self, zonotope=zonotope, bounds=bounds, unprojected=box)
+
+    def _moved(self, step: Step) -> tuple[HybridZonotope, Work]:
+        """The set after a step, not yet bounded; the forms of its nodes are gone before it is."""
+        transformer = Transformer(
+            self.schedule, step, self.zonotope, self.bounds, self.layout, self.effort.candidates
+        )
+        return _updated(transformer, _gradients(transformer)), transformer.work
 
 
 def _gradients(transformer: Transformer) -> dict[str, SummedForm]:
@@ -208,7 +212,10 @@ def _updated(transformer: Transformer, gradients: Mapping[str, SummedForm]) -> H
     moved = old.moved(jacobian)
     columns = transformer.columns
     known = (columns >= 0).nonzero()[:, 0]
-    moved[:, columns[known]] += scale[:, None, None] * gradient.on_moves[place][:, known]
+    every = torch.arange(size, device=scale.device)
+    for part in every.split(max(1, AT_ONCE // max(1, gradient.on_moves[0].numel()))):
+        more = scale[part, None, None] * gradient.on_moves[place[part]][:, known]
+        moved[part[0] : part[-1] + 1].index_add_(1, columns[known], more)
     centre = carry @ old.centre + scale * gradient.centre[place] + penalty * middle[place]
     return HybridZonotope(
         old.samples,

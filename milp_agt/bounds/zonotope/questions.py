@@ -9,13 +9,11 @@ import torch
 from torch import Tensor
 
 from milp_agt.bounds.zonotope.dual import ascend, bound, on_moves
+from milp_agt.bounds.zonotope.state import AT_ONCE
 from milp_agt.core.rounding import TINY, gamma
 
 if TYPE_CHECKING:
     from milp_agt.bounds.zonotope.engine import ZonotopePass
-
-# Numbers of one tensor of coefficients (rows, m, width) or (rows, f) at once.
-AT_ONCE = 2**21
 
 
 def least(forward: ZonotopePass, coefficients: Mapping[str, Tensor]) -> Tensor:

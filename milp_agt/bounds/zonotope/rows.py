@@ -12,11 +12,8 @@ from milp_agt.bounds.zonotope.bounds import StateBounds
 from milp_agt.bounds.zonotope.dual import Bound, bound
 from milp_agt.bounds.zonotope.flips import Flips, widened
 from milp_agt.bounds.zonotope.form import Form
-from milp_agt.bounds.zonotope.state import HybridZonotope, Spread
+from milp_agt.bounds.zonotope.state import AT_ONCE, HybridZonotope, Spread
 from milp_agt.core.rounding import gamma
-
-# Numbers of one tensor of coefficients (rows, m, width) or (rows, f) at once.
-AT_ONCE = 2**23
 
 
 @dataclass

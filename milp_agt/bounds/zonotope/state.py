@@ -15,6 +15,8 @@ from milp_agt.core.rounding import TINY, gamma
 
 # Groups of noise that are carried apart, and how many of the newest are never merged.
 GROUPS, NEWEST = 16, 8
+# Numbers of one tensor of coefficients (rows, m, width) or (rows, f) at once.
+AT_ONCE = 2**23
 
 
 @dataclass(frozen=True)
@@ -219,7 +221,8 @@ class HybridZonotope:
 
     def terms(self) -> Tensor:
         """Sum of the sizes of all terms but the centre, the worst samples counting, (P,)."""
-        reach = (self.on_moves.abs() * self.samples.reach).sum(-1)
+        pieces = self.on_moves.split(max(1, AT_ONCE // max(1, self.on_moves[0].numel())))
+        reach = torch.cat([(part.abs() * self.samples.reach).sum(-1) for part in pieces])
         flips = (self.on_phase.abs() + self.on_bend.abs() * self.flips.largest).sum(-1)
         total = self.samples.worst(reach) + flips + self.noise.spread(self.samples)
         return total * (1.0 + gamma(self.operations)) + TINY
@@ -265,10 +268,11 @@ class HybridZonotope:
     def _on_moves(self, rows: Tensor, used: Tensor) -> Tensor:
         """Coefficients of directions on the moves, (r, m, width)."""
         shape = (len(rows), *self.on_moves.shape[1:])
+        own = self.on_moves if len(used) == self.size else self.on_moves[used]
         if 2 * len(self.seen) > shape[1]:
-            return (rows @ self.on_moves[used].flatten(1)).reshape(shape)
+            return (rows @ own.flatten(1)).reshape(shape)
         found = rows.new_zeros(shape)
-        some = self.on_moves[used][:, self.seen]
+        some = own[:, self.seen]
         found[:, self.seen] = (rows @ some.flatten(1)).reshape(len(rows), *some.shape[1:])
         return found
 
