@@ -66,8 +66,9 @@ class Plan:
 
     ``past`` is the number of past steps kept for forms that have reached the beginning of their window.
     ``inner_on_trial``: linear intermediate bounds of joint selections are left out while linear forms gain
-    nothing over a zonotope. ``rows`` of a backward pass fit into memory; ``chunk`` of them share a pass
-    in the run. ``first_walk`` are the predicted seconds of a backward pass of all entries through one step.
+    nothing over a zonotope. ``listing_on_trial``: so are listed selections after some steps. ``rows`` of a
+    backward pass fit into memory; ``chunk`` of them share a pass in the run. ``first_walk`` are the
+    predicted seconds of a backward pass of all entries through one step.
     """
 
     asked: str
@@ -85,6 +86,7 @@ class Plan:
     inner_widest: int | None
     linear_inner: bool
     inner_on_trial: bool
+    listing_on_trial: bool
     selections: Selections
     cuts: bool
     composed_steps: bool
@@ -234,6 +236,7 @@ def make_plan(
         inner_widest=inner_widest,
         linear_inner=linear_inner,
         inner_on_trial=linear_inner and inner_bounds is None and carried,
+        listing_on_trial=carried and options.selections is None and not level.uses_programs,
         selections=told_apart,
         cuts=cuts,
         composed_steps=composed_steps,
