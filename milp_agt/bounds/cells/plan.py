@@ -91,7 +91,7 @@ def _missing(
     restriction: Restriction,
 ) -> str | None:
     """What has no rule, in words."""
-    found = refusal(schedule, poison, UNRESTRICTED)
+    found = refusal(schedule, poison, UNRESTRICTED, updates)
     if not poison.static:
         found = "an adversary that poisons anew in every step"
     if poison.per_batch and any(len(batch) < len(poison.features) for batch in batches):

@@ -111,12 +111,17 @@ class ZonotopePass:
         gradients = _gradients(transformer)
         zonotope = _updated(transformer, gradients)
         effort = self.effort.last if last else self.effort.state
-        effort = work.steps(effort, 2 * zonotope.size, zonotope.flips.rows)
+        effort = work.steps(effort, 2 * zonotope.size, zonotope.flips)
         bounds = StateBounds.of(zonotope, self.bounds.alpha, effort)
         if zonotope.flips.rows > work.most_rows:
             kept = bounds.most_used(work.kept_rows)
             zonotope = zonotope.with_rows(kept)
-            bounds = StateBounds.of(zonotope, bounds.alpha[..., kept], 0)
+            bounds = StateBounds.of(zonotope, bounds.alpha.with_rows(kept), 0)
+        if zonotope.flips.limits > work.most_limits:
+            kept = bounds.most_limited(work.most_limits * 4 // 5)
+            zonotope = replace(zonotope, flips=zonotope.flips.with_limits(kept))
+            alpha = bounds.alpha.with_limits(kept, zonotope.flips)
+            bounds = StateBounds.of(zonotope, alpha, 0)
         if step.update.projection is not None:
             box = bounds.box(zonotope.centre)
             used = self.layout.parameters

@@ -59,7 +59,7 @@ def favoured_by_ends(forward: ZonotopePass, most: int) -> tuple[Tensor, Tensor]:
     directions = zonotope.spread(rows, bounds.terms).towards(
         torch.where(lower, -1.0, 1.0).to(reach)
     )
-    alpha = bounds.alpha[:, coordinate + size * lower]
+    alpha = bounds.alpha.take(coordinate + size * lower)
     moves = on_moves(directions, zonotope.flips, alpha, samples)
     found = bound(directions, zonotope.flips, alpha, samples)
     every = moves.new_zeros(len(widest), samples.samples, samples.width)
