@@ -324,7 +324,7 @@ RUNS: dict[str, Run] = {
         initial=0.01,
         asks=("functional",),
     ),
-    "zonotope beside listed selections": Run(
+    "zonotope beside linear forms": Run(
         agt.FeaturePoisoning(1, 0.2),
         {"relaxation": "linear"},
         "hinge",

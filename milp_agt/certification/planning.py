@@ -64,9 +64,10 @@ class Plan:
 
     ``past`` is the number of past steps kept for forms that have reached the beginning of their window.
     ``inner_on_trial``: linear intermediate bounds of joint selections are left out while linear forms gain
-    nothing over a zonotope. ``rows`` of a backward pass fit into memory; ``chunk`` of them share a pass
-    in the run. ``first_walk`` are the predicted seconds of a backward pass of all entries through one step;
-    ``seconds`` those of all steps, where predictions were measured; not a number where nothing is known.
+    nothing over a zonotope. ``listing_on_trial``: so are listed selections after some steps. ``rows`` of a
+    backward pass fit into memory; ``chunk`` of them share a pass in the run. ``first_walk`` are the
+    predicted seconds of a backward pass of all entries through one step; ``seconds`` those of all steps,
+    where predictions were measured; not a number where nothing is known.
     """
 
     asked: str
@@ -84,6 +85,7 @@ class Plan:
     inner_widest: int | None
     linear_inner: bool
     inner_on_trial: bool
+    listing_on_trial: bool
     selections: Selections
     cuts: bool
     composed_steps: bool
@@ -243,6 +245,7 @@ def make_plan(
         inner_widest=inner_widest,
         linear_inner=linear_inner,
         inner_on_trial=linear_inner and inner_bounds is None and carried,
+        listing_on_trial=carried and options.selections is None and not level.uses_programs,
         selections=told_apart,
         cuts=cuts,
         composed_steps=composed_steps,
