@@ -116,7 +116,12 @@ def test_without_the_extra_the_result_is_written_all_the_same(
     assert "no module jinja2 or matplotlib" in err
     assert "pip install 'milp_agt[report]'" in err
     assert document(folder)["complete"] is True
-    assert {p.name for p in folder.iterdir()} == {"result.json", "reachable.npz", evidence.NAME}
+    assert {p.name for p in folder.iterdir()} == {
+        "result.json",
+        "reachable.npz",
+        "certificate",
+        evidence.NAME,
+    }
     with pytest.raises(reports.ReportUnavailableError):
         reports.write_page(folder)
     monkeypatch.undo()
@@ -153,7 +158,7 @@ def test_no_report_is_no_report(tmp_path: Path) -> None:
     y = np.arange(8) % 2
     text = RUN.format(layers=[2, 2], loss="cross_entropy", rate=0.5)
     folder = certify(tmp_path, np.eye(8)[:, :2] + y[:, None], y, text, "--no-report")
-    assert {p.name for p in folder.iterdir()} == {"result.json", "reachable.npz"}
+    assert {p.name for p in folder.iterdir()} == {"result.json", "reachable.npz", "certificate"}
 
 
 def test_importing_the_report_costs_no_torch() -> None:
