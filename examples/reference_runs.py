@@ -4,8 +4,8 @@
     python examples/reference_runs.py --case A_moons_282_ce.npz --features 1:0.01 --features 5:0.01 --labels 1
 
 A case is a recorded run (models/recorded.py). Without --case: two moons and a small network. All options of
-the certificate are the defaults unless --relaxation, --window, --inner-bounds, --selections or --alpha-steps
-say otherwise; seconds are those of the processor.
+the certificate are the defaults unless --relaxation, --window, --inner-bounds, --selections, --alpha-steps
+or --tree say otherwise; seconds are those of the processor.
 """
 
 from __future__ import annotations
@@ -43,11 +43,18 @@ def labels(text: str) -> agt.LabelPoisoning:
 
 
 def row(
-    name: str, case: Recorded, threat: ThreatModel, options: dict[str, Any], small: bool
+    name: str,
+    case: Recorded,
+    threat: ThreatModel,
+    options: dict[str, Any],
+    small: bool,
+    narrow: float | None = None,
 ) -> str:
     training = case.training()
     started = time.process_time()
     result = agt.certify(case.model, case.train, training, threat, **options)
+    if narrow:
+        result = result.narrowed(narrow)
     seconds = time.process_time() - started
     accuracy = "      -         -"
     if case.loss != "mse":
@@ -71,6 +78,8 @@ def main() -> None:
     parser.add_argument("--inner-bounds")
     parser.add_argument("--selections")
     parser.add_argument("--alpha-steps", type=int)
+    parser.add_argument("--tree", type=float, help="seconds of a tree for each question")
+    parser.add_argument("--narrow", type=float, help="seconds of a tree for the mean width")
     arguments = parser.parse_args()
     case = Recorded.load(arguments.case) if arguments.case else generated(arguments.small)
     if not arguments.features and not arguments.labels:
@@ -80,14 +89,22 @@ def main() -> None:
         )
     asked = {
         key: getattr(arguments, key)
-        for key in ("relaxation", "window", "inner_bounds", "selections", "alpha_steps")
+        for key in ("relaxation", "window", "inner_bounds", "selections", "alpha_steps", "tree")
         if getattr(arguments, key) is not None
     }
+    if arguments.narrow and not arguments.tree:
+        asked["tree"] = arguments.narrow
     print(HEADER)
     for text in arguments.features:
-        print(row(f"features {text}", case, features(text), asked, arguments.small), flush=True)
+        print(
+            row(f"features {text}", case, features(text), asked, arguments.small, arguments.narrow),
+            flush=True,
+        )
     for text in arguments.labels:
-        print(row(f"labels {text}", case, labels(text), asked, arguments.small), flush=True)
+        print(
+            row(f"labels {text}", case, labels(text), asked, arguments.small, arguments.narrow),
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

@@ -11,25 +11,26 @@ from torch import Tensor
 
 from milp_agt.core.encoder import Encoder
 from milp_agt.core.expression import Array, Expression, add
-from milp_agt.core.graph import Graph, Node, Operation, Signature
+from milp_agt.core.graph import Graph, Node, Signature
 from milp_agt.core.interval import Interval
 from milp_agt.core.planes import LinearBounds
 from milp_agt.core.rounding import TINY, Precision, gamma
 from milp_agt.errors import EncodingError
 from milp_agt.formulations.linear import Affine, Reshape
-from milp_agt.formulations.linear_map import LinearPlanes
+from milp_agt.formulations.linear_map import LinearMap, LinearPlanes
 from milp_agt.formulations.registry import register
 from milp_agt.formulations.sum_samples import SumSamples
 
 
 @register
 @dataclass(frozen=True)
-class ChannelBias(Operation):
+class ChannelBias(LinearMap):
     """``v_nc... = u_nc... + b_c`` for u with a sample axis and b without, of shape (channels,)."""
 
     extents: tuple[int, ...]
     key = "channel_bias"
     exactness = "exact up to rounding"
+    has_influence = False
 
     def infer(self, *inputs: Signature) -> Signature:
         images, bias = inputs

@@ -17,28 +17,33 @@ from milp_agt.formulations.product_planes import BilinearPlanes
 from milp_agt.formulations.registry import register
 from milp_agt.formulations.univariate import Smooth
 
+# Above the kink a root is at least nine shifts, from where so many steps are more than enough.
+NEWTON = 8
+
 
 @register
 @dataclass(frozen=True)
 class ClipFactor(Smooth):
-    """``f(s) = min(1, clip / sqrt(s))``, 1 for ``s <= clip^2``: never increasing, values in [0, 1].
+    """``f(s) = min(1, clip / (sqrt(s) + shift))``, never increasing, values in [0, 1], 1 up to a kink.
 
-    Convex above the kink ``clip^2``; ``f' = m`` at ``(clip / (-2 m))^(2/3)``. Planes where the range
+    Convex above the kink ``(clip - shift)^2``; ``f' = m`` at ``x^2`` with ``x (x + shift)^2 = clip / -2 m``.
+    Torch's ``clip_grad_norm_`` has a shift of 1e-6, at most a tenth of the clip. Planes where the range
     holds the kink: above, the chord from the kink to the upper end, or the constant 1 where most of
     the range lies below the kink; below, the chord. An infinite upper end gives the lower value 0.
     """
 
     clip: float
+    shift: float = 0.0
     key = "clip_factor"
     exactness = "exact below the kink; chord slope with exact offsets; chord and tangent rows"
 
     @property
     def kinks(self) -> tuple[float, ...]:
-        return (self.clip * self.clip,)
+        return ((self.clip - self.shift) * (self.clip - self.shift),)
 
     def value(self, *inputs: Tensor) -> Tensor:
         (s,) = inputs
-        return (self.clip / torch.sqrt(s.clamp(min=0.0))).clamp(max=1.0)
+        return (self.clip / (torch.sqrt(s.clamp(min=0.0)) + self.shift)).clamp(max=1.0)
 
     def rounding(self, argument: Tensor, value: Tensor) -> Tensor:
         """A square root, a quotient, and the same from a norm that was not squared in between."""
@@ -49,11 +54,22 @@ class ClipFactor(Smooth):
         return self.interval(*inputs).magnitude * precision.gamma(8) + precision.tiny
 
     def derivative(self, x: Tensor) -> Tensor:
-        return torch.where(x > self.kinks[0], -0.5 * self.value(x) / x, 0.0)
+        below = x + self.shift * torch.sqrt(x.clamp(min=0.0)) if self.shift else x
+        slope = -0.5 * self.value(x) / below
+        return torch.where(x > self.kinks[0], slope, 0.0)
 
     def stationary(self, slope: Tensor) -> tuple[Tensor, ...]:
         # The kink is an extreme as well.
-        return (self.clip / (-2.0 * slope)) ** (2.0 / 3.0), torch.full_like(slope, self.kinks[0])
+        target = self.clip / (-2.0 * slope)
+        kink = torch.full_like(slope, self.kinks[0])
+        if not self.shift:
+            return target ** (2.0 / 3.0), kink
+        root = target ** (1.0 / 3.0)
+        for _ in range(NEWTON):
+            # The cubic is convex and rises: from the right, every step comes nearer.
+            shifted = root + self.shift
+            root = root - (root * shifted - target / shifted) / (shifted + 2.0 * root)
+        return root.square(), kink
 
     def is_linear_on(self, box: Interval) -> Tensor:
         return box.upper <= self.kinks[0]
@@ -86,6 +102,9 @@ class ShortenPlanes(BilinearPlanes):
         return None
 
     def backward(self, coefficients: Tensor, diagonal: bool = False) -> tuple[Tensor, ...]:
+        if not self.letters[2].startswith("n"):
+            on_factor = coefficients.flatten(1) @ self.centre_a.flatten()
+            return coefficients * self.centre_b, on_factor.unsqueeze(-1)
         ones = [1] * (self.centre_a.dim() - 1)
         gradient = self.centre_a.flatten(1)
         flat = coefficients.flatten(2)
@@ -100,6 +119,8 @@ class ShortenPlanes(BilinearPlanes):
 @dataclass(frozen=True)
 class Shorten(Einsum):
     """A product ``na..,nz->na..`` of a gradient and its clip factor, of which ``|v| <= cap`` is known.
+
+    Without n it is that of a gradient of the whole batch.
 
     The factor is made from the norm of the gradient, so that no coordinate of the product exceeds the
     clipping norm, whatever the boxes of the operands say; the box is cut there. All other rules are

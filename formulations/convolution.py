@@ -12,19 +12,19 @@ from torch.nn import functional
 
 from milp_agt.core.encoder import Encoder
 from milp_agt.core.expression import Array, Expression
-from milp_agt.core.graph import Graph, Node, Operation, Signature
+from milp_agt.core.graph import Graph, Node, Signature
 from milp_agt.core.interval import Interval
 from milp_agt.core.planes import LinearBounds
 from milp_agt.core.rounding import TINY, gamma
 from milp_agt.errors import EncodingError
-from milp_agt.formulations.linear_map import LinearPlanes
+from milp_agt.formulations.linear_map import LinearMap, LinearPlanes
 from milp_agt.formulations.registry import register
 from milp_agt.formulations.windows import Windows
 
 
 @register
 @dataclass(frozen=True, eq=False)
-class Convolution(Operation):
+class Convolution(LinearMap):
     """``v = kernel * u + bias`` on images, as ``torch.nn.functional.conv2d``, or its transpose.
 
     Forward, u has shape ``windows.image`` and v has shape (out channels, *windows.out). Transposed
@@ -43,6 +43,7 @@ class Convolution(Operation):
     transposed: bool = False
     key = "convolution"
     exactness = "exact up to rounding"
+    has_influence = False
 
     def to(self, device: torch.device) -> Convolution:
         bias = None if self.bias is None else self.bias.to(device)
@@ -99,9 +100,12 @@ class Convolution(Operation):
         return images if self.bias is None else images + self.bias[:, None, None]
 
     def _gamma(self) -> float:
+        return gamma(3 * self.terms() + 10)
+
+    def terms(self) -> int:
         """Any element is a sum of at most this many products, plus a bias."""
         per_group = max(self.kernel.shape[0] // self.groups, self.kernel.shape[1])
-        return gamma(3 * per_group * self.windows.elements + 10)
+        return per_group * self.windows.elements
 
     def interval(self, *inputs: Interval) -> Interval:
         (box,) = inputs

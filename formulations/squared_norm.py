@@ -32,8 +32,14 @@ class TangentPlanes:
     lower: Tensor
     upper: Tensor
     magnitude: Tensor
+    batched: bool = True
 
     def backward(self, coefficients: Tensor, diagonal: bool = False) -> tuple[Tensor, ...]:
+        if not self.batched:
+            rows = len(coefficients)
+            return tuple(
+                coefficients.reshape(rows, *[1] * a.dim()) * (2.0 * a) for a in self.points
+            )
         return tuple(_spread(coefficients, a) * (2.0 * a) for a in self.points)
 
 
@@ -42,22 +48,24 @@ class TangentPlanes:
 class SquaredNorm(Operation):
     """``s_i = sum_k |u_ki|^2`` for each sample i, over all axes of all inputs (of these ranks).
 
+    Not ``batched``, inputs have no sample axis, and s is one number.
     Boxes may be infinite: the smallest square of a coordinate is finite whatever the largest is.
     """
 
     ranks: tuple[int, ...]
+    batched: bool = True
     key = "squared_norm"
     cause = Cause.CURVATURE
     exactness = "secant and tangent of the whole sum; tangent rows at the centre and the corners"
 
     def infer(self, *inputs: Signature) -> Signature:
         ranks = tuple(len(i.shape) for i in inputs)
-        if ranks != self.ranks or not all(i.batched for i in inputs):
+        if ranks != self.ranks or any(i.batched != self.batched for i in inputs):
             raise EncodingError(
-                f"A squared norm of inputs of ranks {self.ranks} with a sample axis",
+                f"A squared norm of inputs of ranks {self.ranks}, with a sample axis: {self.batched}",
                 f"{inputs}",
             )
-        return Signature((1,), True)
+        return Signature((1,), self.batched)
 
     def _summed(self, terms: Sequence[Tensor]) -> Tensor:
         """Sum over the own axes of every term, then over the terms: (..., 1)."""
@@ -121,7 +129,7 @@ class SquaredNorm(Operation):
                 for b, a in zip(inputs, points, strict=True)
             ]
         )
-        return TangentPlanes(points, offsets.lower, offsets.upper, size)
+        return TangentPlanes(points, offsets.lower, offsets.upper, size, self.batched)
 
     def encode(
         self, encoder: Encoder, inputs: tuple[Expression, ...], ranges: tuple[Interval, ...]
@@ -159,11 +167,12 @@ class SquaredNorm(Operation):
         """``-2 a_k . u_k`` for each sample."""
         terms = []
         for expression, point in zip(inputs, points, strict=True):
-            samples = expression.shape[0]
+            samples = expression.shape[0] if self.batched else 1
             own = expression.size // samples
             total = sp.kron(sp.eye_array(samples), np.ones((1, own)), format="csr")
             scaled = expression.scale(-2.0 * point.detach().cpu().numpy())
-            terms.append(scaled.apply(sp.csr_matrix(total), (samples, 1)))
+            shape = (samples, 1) if self.batched else (1,)
+            terms.append(scaled.apply(sp.csr_matrix(total), shape))
         return terms
 
 

@@ -10,19 +10,19 @@ from torch import Tensor
 
 from milp_agt.core.encoder import Encoder
 from milp_agt.core.expression import Array, Expression
-from milp_agt.core.graph import Graph, Node, Operation, Signature
+from milp_agt.core.graph import Graph, Node, Signature
 from milp_agt.core.interval import Interval
 from milp_agt.core.planes import LinearBounds
 from milp_agt.core.rounding import TINY, gamma
 from milp_agt.errors import EncodingError
-from milp_agt.formulations.linear_map import LinearPlanes
+from milp_agt.formulations.linear_map import LinearMap, LinearPlanes
 from milp_agt.formulations.registry import register
 from milp_agt.formulations.windows import Windows
 
 
 @register
 @dataclass(frozen=True)
-class Unfold(Operation):
+class Unfold(LinearMap):
     """Columns of the pixels under each window (zeros outside the image), or the transposed map.
 
     Forward it copies, (channels, height, width) -> (channels * elements, positions); transposed it
@@ -34,6 +34,9 @@ class Unfold(Operation):
     transposed: bool = False
     key = "unfold"
     exactness = "exact; the transposed map up to rounding"
+
+    def terms(self) -> int:
+        return self.windows.elements if self.transposed else 1
 
     @property
     def _shapes(self) -> tuple[tuple[int, ...], tuple[int, ...]]:

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from milp_agt.properties.triggers import BallTrigger as BallTrigger
     from milp_agt.properties.triggers import FreeTrigger as FreeTrigger
     from milp_agt.properties.triggers import PatchTrigger as PatchTrigger
+    from milp_agt.properties.witness import Witness as Witness
+    from milp_agt.properties.witness import load_witness as load_witness
     from milp_agt.recording import load_run as load_run
     from milp_agt.recording import record as record
     from milp_agt.reports.folder import report as report
@@ -78,6 +80,7 @@ _HOMES = {
     "Strengthening": "core.strengthening",
     "Substitution": "threats",
     "Training": "training.training",
+    "Witness": "properties.witness",
     "attack": "attacks",
     "by_point": "experiments.largest",
     "certify": "certification.certify",
@@ -87,6 +90,7 @@ _HOMES = {
     "load": "certification.result",
     "load_dataset": "data",
     "load_run": "recording",
+    "load_witness": "properties.witness",
     "record": "recording",
     "report": "reports.folder",
     "sweep": "experiments.sweep",

@@ -285,7 +285,8 @@ def exact_univariate(op: Univariate, x: Array) -> Array:
         return np.clip(x, Long(op.low), Long(op.high))
     if isinstance(op, ClipFactor):
         clip = Long(op.clip)
-        return np.where(x > clip * clip, clip / np.sqrt(np.maximum(x, clip * clip)), 1)
+        kink = (clip - Long(op.shift)) ** 2
+        return np.where(x > kink, clip / (np.sqrt(np.maximum(x, kink)) + Long(op.shift)), 1)
     if isinstance(op, Quadratic):
         return Long(op.a) * x * x + Long(op.b) * x + Long(op.c)
     if isinstance(op, Elu | EluSlope):

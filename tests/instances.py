@@ -125,6 +125,7 @@ INSTANCES: dict[str, list[Instance]] = {
     "clip_factor": [
         Instance("clip-factor", ClipFactor(0.5), _U),
         Instance("clip-factor-2", ClipFactor(2.0), _U),
+        Instance("clip-factor-shifted", ClipFactor(0.5, 0.05), _U),
     ],
     "combine": [
         Instance("sum", Combine((1.0, 1.0), None, (True, True), 1), (per_sample(2),) * 2),
@@ -214,6 +215,7 @@ INSTANCES: dict[str, list[Instance]] = {
         Instance(
             "shorten-matrix", Shorten("nab,nz->nab", 1e300), (per_sample(1, 2), per_sample(1))
         ),
+        Instance("shorten-mean", Shorten("ab,z->ab", 1e300), (shared(1, 2), shared(1))),
     ],
     "sigmoid": [Instance("sigmoid", Sigmoid(), _U)],
     "silu": [Instance("silu", Silu(), _U)],
@@ -231,6 +233,7 @@ INSTANCES: dict[str, list[Instance]] = {
     "squared_norm": [
         Instance("squared-norm", SquaredNorm((1,)), _U),
         Instance("squared-norm-joint", SquaredNorm((2, 1)), (per_sample(2, 1), per_sample(2))),
+        Instance("squared-norm-mean", SquaredNorm((2, 1), False), (shared(2, 1), shared(2))),
     ],
     "step": [Instance("step", StepFunction(), _U)],
     "remove": [

@@ -12,7 +12,7 @@ from torch import nn
 import milp_agt as agt
 from milp_agt.bounds.cells.plan import TreePlan
 from milp_agt.core.restriction import UNRESTRICTED, Restriction
-from milp_agt.errors import UnsupportedOperationError
+from milp_agt.errors import InvalidInputError, UnsupportedOperationError
 from milp_agt.properties.accuracy import AccuracyQuestion
 
 
@@ -126,3 +126,34 @@ def test_a_question_of_a_smooth_network_uses_halves_alone() -> None:
     question = AccuracyQuestion.of(result.models, *result._test_data(points, labels, "accuracy"))
     assert len(answer.points) == len(question.index)
     assert (answer.points.lower == answer.points.upper).sum() >= 4
+
+
+def test_narrowed_sets_hold_every_training_and_little_more() -> None:
+    case = tiny(agt.FeaturePoisoning(1, 0.1), epochs=4)
+    result, _ = case.certify(relaxation="linear", tree=1.0)
+    narrow = result.narrowed(60.0)
+    assert narrow.reachable.mean_width < 0.8 * result.reachable.mean_width
+    replay = Replay(case)
+    grid = torch.cartesian_prod(*[torch.linspace(-0.1, 0.1, 31, dtype=torch.float64)] * 2)
+    widths = []
+    ends: dict[str, list] = {name: [] for name in narrow.reachable.trainable}
+    for sample in range(len(case.features)):
+        features = replay.poison.features.expand(len(grid), -1, -1).clone()
+        features[:, sample] += grid
+        labels = replay.poison.labels.expand(len(grid), -1, -1)
+        state = replay.unrolled.run(type(replay.unrolled.nominal(1))((features,), (labels,)))
+        for name, reached in ends.items():
+            reached.append(state[name])
+    for name, reached in ends.items():
+        value = torch.cat(reached).numpy()
+        assert (narrow.reachable.lower[name] <= value).all()
+        assert (value <= narrow.reachable.upper[name]).all()
+        widths.append((value.max(0) - value.min(0)).ravel())
+    assert narrow.reachable.mean_width <= 1.06 * np.concatenate(widths).mean()
+
+
+def test_results_without_a_tree_are_not_narrowed() -> None:
+    result, _ = tiny(agt.FeaturePoisoning(1, 0.1)).certify(relaxation="interval")
+    with pytest.raises(InvalidInputError, match="without one") as error:
+        result.narrowed(1.0)
+    assert "certify with tree = 60" in str(error.value)

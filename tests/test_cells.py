@@ -16,8 +16,9 @@ import milp_agt as agt
 from milp_agt.bounds.cells import cell as cells
 from milp_agt.bounds.cells import tree as trees
 from milp_agt.bounds.cells.cell import Cell, Cells
+from milp_agt.bounds.cells.goals import Asked
 from milp_agt.bounds.cells.passing import Run, passed
-from milp_agt.bounds.cells.search import Asked, Decided, Limits, Search
+from milp_agt.bounds.cells.search import Decided, Limits, Search
 from milp_agt.bounds.cells.training_step import sources_of
 from milp_agt.bounds.cells.tree import Kind, Leaf
 from milp_agt.bounds.step import NodeOrder, initial_state
@@ -248,7 +249,7 @@ def assert_cover(run: Run, search: Kept, decided: Decided, each: int = 40) -> No
     assert (decided.bounds.lower <= lowest + ROUNDING).all()
     assert (forms.amax(0) <= decided.bounds.upper + ROUNDING).all()
     holds = ~decided.open & ~(decided.reached < 0)
-    assert (search.asked.margin(Interval(forms, forms)).lower[:, holds] > 0).all()
+    assert (search.asked.margin(Interval(forms, forms), decided.reached)[:, holds] > 0).all()
 
 
 def assert_holds(leaf: Leaf, moves: Tensor, forms: Tensor) -> None:
@@ -285,6 +286,16 @@ def test_every_training_follows_the_tree_to_a_leaf(name: str) -> None:
     run, search, decided = tree_of(name)
     assert any(branch.parent >= 0 for branch in search.tree), "no split: nothing is tested"
     assert_cover(run, search, decided)
+
+
+def test_cells_whose_passes_explode_are_halved() -> None:
+    given = ("bce", "features", {"epochs": 12, "learning_rate": 4.0}, (6,))
+    case, points, _ = problem(*given, budget=1, radius=1.0)
+    run, _ = run_of(case)
+    assert bool(passed(run, [run.roots(selections_of(run))]).wild.all())
+    search, decided = searched(run, points, Limits(nodes=120))
+    assert {branch.kind for branch in search.tree} >= {Kind.HALF}
+    assert_cover(run, search, decided, 10)
 
 
 def test_without_a_limit_nothing_is_open_and_witnesses_are_real() -> None:

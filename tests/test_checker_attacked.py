@@ -277,6 +277,8 @@ LISTS: dict[str, Change] = {
     "choices for fewer samples": in_array("choices.npy", lambda v: v[1:].copy()),
     "counted in every batch": option("threat", "counted", "in every batch"),
     "poisoned anew": option("threat", "poisoned", "anew in every step"),
+    "removed, with choices": option("threat", "removed", True),
+    "removed, if you like": option("threat", "removed", "maybe"),
     "more data sets than can be listed": option("threat", "budget", 20),
     "a tighter box": inward("upper", 0.01),
 }

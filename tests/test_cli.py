@@ -136,8 +136,10 @@ def test_no_file_is_left_half_written(run: Path) -> None:
 def test_not_proved_is_exit_code_1(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write(run.parent, RUN + ACCURACY.format(0.0) + ACCURACY.format(1.0))
     assert certify(run) == 1
-    assert "NOT PROVED" in capsys.readouterr().out
-    assert [p["status"] for p in document(run)["properties"]] == ["PROVED", "NOT PROVED"]
+    assert "REFUTED" in capsys.readouterr().out
+    assert [p["status"] for p in document(run)["properties"]] == ["PROVED", "REFUTED"]
+    assert certify(run, "--refute", "none") == 1
+    assert [p["status"] for p in document(run)["properties"]] == ["PROVED", "OPEN"]
 
 
 def test_a_limit_before_the_proof_is_exit_code_4(run: Path) -> None:
@@ -209,12 +211,12 @@ def test_options_of_the_command_line_win(run: Path) -> None:
     ("lower", "upper", "at_least", "at_most", "status"),
     [
         (0.9, 1.0, 0.9, None, "PROVED"),
-        (0.89, 1.0, 0.9, None, "NOT PROVED"),
+        (0.89, 1.0, 0.9, None, "OPEN"),
         (0.0, 0.5, None, 0.5, "PROVED"),
-        (0.0, 0.51, None, 0.5, "NOT PROVED"),
-        (math.nan, math.nan, 0.0, None, "NOT PROVED"),
-        (math.nan, math.nan, None, 1.0, "NOT PROVED"),
-        (0.0, math.inf, None, 1e300, "NOT PROVED"),
+        (0.0, 0.51, None, 0.5, "OPEN"),
+        (math.nan, math.nan, 0.0, None, "OPEN"),
+        (math.nan, math.nan, None, 1.0, "OPEN"),
+        (0.0, math.inf, None, 1e300, "OPEN"),
         (math.nan, math.nan, None, None, "REPORTED"),
     ],
 )

@@ -39,6 +39,7 @@ def run(
     )
 
 
+@pytest.mark.usefixtures("linear_alone")
 def test_one_row_for_each_case_and_tighter_ones_inside() -> None:
     seen: list[tuple[ComparisonRow, int, int]] = []
     table = run(

@@ -143,7 +143,7 @@ def size_of(op: Operation, inputs: Sequence[Tensor]) -> tuple[Tensor, float]:
     if isinstance(op, ChannelBias):
         return op.value(first, inputs[1].abs()), 2
     if isinstance(op, SquaredNorm):
-        terms = sum(x[0].numel() for x in inputs)
+        terms = sum((x[0] if op.batched else x).numel() for x in inputs)
         return op.value(*inputs), 2 * terms + 8
     if isinstance(op, ClipFactor):
         return op.interval(Interval.point(inputs[0])).magnitude, 8

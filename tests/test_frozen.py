@@ -139,6 +139,7 @@ def test_attacks_go_through_the_frozen_layers() -> None:
     assert result.attack is not None
 
 
+@pytest.mark.usefixtures("unlisted")
 def test_labels_alone_cost_nothing_but_rounding() -> None:
     """The same run on features that were computed beforehand gives the same widths."""
     model = network(body_of("two-convolutions"), outputs=2, freeze=True)

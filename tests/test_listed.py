@@ -216,3 +216,11 @@ def test_checkpoints_of_lists(tmp_path: Any) -> None:
     for name in whole.reachable.trainable:
         assert (resumed.reachable.lower[name] == whole.reachable.lower[name]).all()
         assert (resumed.reachable.upper[name] == whole.reachable.upper[name]).all()
+
+
+def test_a_run_that_diverges_is_told() -> None:
+    listed = CASES["two flips"][0].certify().models.reached.runs
+    lost = replace(listed, centre={n: v * float("nan") for n, v in listed.centre.items()})
+    for box in lost.boxes(slice(0, 3)).values():
+        assert bool((box.lower == -torch.inf).all())
+        assert bool((box.upper == torch.inf).all())

@@ -211,6 +211,7 @@ def test_incumbents_alone_reach_an_exact_certificate(level: str, selections: str
     assert result.sandwich.ratio <= 1.0 + 1e-9
 
 
+@pytest.mark.usefixtures("linear_alone")
 def test_attacks_on_a_question_start_from_its_own_programs() -> None:
     case = problem(agt.FeaturePoisoning(1, 0.3), "bce", (2,), samples=5, epochs=2)
     result, _ = case.certify(

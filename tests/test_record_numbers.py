@@ -72,6 +72,9 @@ def test_arithmetic_gives_the_same_and_keeps_the_watch(compute, value: float) ->
         lambda x: float(x),
         lambda x: int(x),
         lambda x: math.floor(x),
+        lambda x: divmod(x, 1),
+        lambda x: divmod(1, x),
+        lambda x: x.as_integer_ratio(),
         lambda x: round(float(x) + x),
     ],
 )

@@ -49,6 +49,10 @@ def _clip(script: Script) -> None:
     nn.utils.clip_grad_norm_(script.model.parameters(), 1e6)  # never reached
 
 
+def _norm(script: Script) -> float:
+    return script.model[0].bias.grad.norm().item()
+
+
 def _clip_value(script: Script) -> None:
     nn.utils.clip_grad_value_(script.model.parameters(), 1e6)
 
@@ -180,11 +184,26 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         "step 4: another loss than in the first step",
     ),
     "sum": ({"loss_fn": nn.CrossEntropyLoss(reduction="sum")}, "reduction = 'sum'"),
-    "clip_grad_norm_": (
-        {"after_backward": _clip},
-        "step 1: gradients that are changed.*clip_grad_norm_",
+    "clip of a part": (
+        {"after_backward": lambda s: nn.utils.clip_grad_norm_(s.model[0].parameters(), 1e6)},
+        "step 1: clip_grad_norm_ of 2 of 4 trained parameters",
     ),
-    "clip in step 4": ({"after_backward": _fourth(_clip)}, "step 4: .*clip_grad_norm_"),
+    "clip of another norm": (
+        {"after_backward": lambda s: nn.utils.clip_grad_norm_(s.model.parameters(), 1e6, 1.0)},
+        "clip_grad_norm_ with norm_type = 1.0",
+    ),
+    "clip by the loss": (
+        {"after_backward": lambda s: nn.utils.clip_grad_norm_(s.model.parameters(), _norm(s))},
+        "clip_grad_norm_ with max_norm = ",
+    ),
+    "clipped twice": (
+        {"after_backward": lambda s: (_clip(s), _clip(s))},
+        "step 1: gradients that were clipped, and changed besides",
+    ),
+    "clipped and scaled": (
+        {"after_backward": lambda s: (_clip(s), s.model[0].bias.grad.mul_(0.5))},
+        "step 1: gradients that are changed by mul_",
+    ),
     "clip_grad_value_": ({"after_backward": _clip_value}, "clip_grad_value_"),
     "gradient by hand": (
         {"after_backward": lambda s: [p.grad.data.mul_(1.0) for p in s.model.parameters()]},

@@ -36,7 +36,7 @@ CASES: dict[str, tuple[dict[str, Any], list[str]]] = {
     "norm": (
         {"clip": 0.2},
         ["the gradient of every single sample is scaled down to the 2-norm 0.2 before the mean",
-         "not clip_grad_norm_", "is not supported"],
+         "not clip_grad_norm_, which clips the gradient of the whole batch"],
     ),
     "clamp": (
         {"clip": 0.2, "clip_mode": "clamp"},

@@ -127,6 +127,7 @@ def test_the_pieces_of_every_form_add_up_to_its_distance_from_the_nominal(name: 
             assert torch.allclose(found.reference[:, 0], here, rtol=1e-12)
 
 
+@pytest.mark.usefixtures("unlisted")
 @pytest.mark.parametrize("name", RUNS)
 def test_the_causes_add_up_to_the_width_that_forms_prove(name: str) -> None:
     result = certified(name)
@@ -146,6 +147,7 @@ def test_the_causes_add_up_to_the_width_that_forms_prove(name: str) -> None:
     assert found.width == pytest.approx(result.reachable.mean_width, rel=1e-12)
 
 
+@pytest.mark.usefixtures("unlisted")
 def test_each_cause_is_found_where_it_acts() -> None:
     relu, smooth = certified("features").suspects().causes, certified("smooth").suspects().causes
     for causes in (relu, smooth):

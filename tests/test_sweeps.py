@@ -228,9 +228,30 @@ def test_bisection_finds_radii_up_to_the_precision() -> None:
     assert (c.proved, c.unproved) == (None, 1e-4)
     assert "largest radius proved" in found.table()
     document = json.loads(found.to_json())
-    assert document["brackets"]["c"] == {"proved": None, "unproved": 1e-4}
+    assert document["brackets"]["c"] == {"proved": None, "unproved": 1e-4, "refuted": None}
     assert len(document["runs"]) == len(runs)
-    assert found.to_csv().splitlines()[3] == "c,radius,,0.0001"
+    assert found.to_csv().splitlines()[3] == "c,radius,,0.0001,"
+
+
+def test_a_bracket_has_two_sides() -> None:
+    """Verdicts: proved up to 12, refuted from 20 on, open between; one that contradicts itself is found."""
+
+    def holds(value: int) -> dict[str, str]:
+        state = "PROVED" if value <= 12 else "REFUTED" if value >= 20 else "OPEN"
+        return {"s": state, **agt.by_point("p", np.array([state]))}
+
+    found = agt.largest(lambda threat: threat.budget, THREAT, holds, budgets=(0, 64))
+    assert (found["s"].proved, found["s"].unproved) == (12, 13)
+    assert found["p[0]"] == found["s"]
+    assert found["s"].refuted is not None
+    assert found["s"].refuted >= 20
+    assert "refuted from" in found.table()
+
+    def contradiction(value: int) -> dict[str, str]:
+        return {"s": "REFUTED" if value < 40 else "PROVED", "t": "PROVED" if value < 9 else "OPEN"}
+
+    with pytest.raises(agt.errors.SoundnessError, match="refuted for a smaller"):
+        agt.largest(lambda threat: threat.budget, THREAT, contradiction, budgets=(0, 64))
 
 
 def test_a_proof_above_a_failure_counts() -> None:

@@ -94,7 +94,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "too deep": ({"batches": [[[[0]]]]}, "give the indices"),
     "clipping of the whole batch": (
         {"clip": 1.0, "clip_mode": "total"},
-        "clipping the gradient of the whole batch (clip_grad_norm_, clip_grad_value_) is not supported",
+        "or clip_total= for clip_grad_norm_ of the whole batch; clip_grad_value_ is not supported",
     ),
 }
 

@@ -103,12 +103,11 @@ def test_a_zonotope_that_explodes_leaves_the_rest_to_intervals(monkeypatch) -> N
 @pytest.mark.parametrize(
     ("threat", "training", "found"),
     [
-        (agt.FeaturePoisoning(1, 0.1, static=False), {}, "an adversary that poisons anew"),
         (agt.Removal(1), {}, "samples that are removed"),
         (
-            agt.FeaturePoisoning(1, 0.1, scope="batch"),
-            {"batch_size": 2},
-            "a budget in each batch",
+            agt.SeparatePoisoning(agt.FeaturePoisoning(1, 0.1), agt.LabelPoisoning(1)),
+            {},
+            "budgets of features and of labels apart",
         ),
     ],
 )
@@ -127,3 +126,54 @@ def test_slopes_and_listed_selections_need_linear_forms() -> None:
     for options in ({"alpha_steps": 5}, {"selections": "enumerated"}):
         with pytest.raises(InvalidInputError):
             case.certify(relaxation="zonotope", **options)
+
+
+def test_attacks_start_from_what_bounds_maximise(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are admissible, inside the set, and reach further than a search that does not have them."""
+    case, _, _ = problem("bce", "features", {"epochs": 6}, (4,), radius=0.05)
+    result, _ = case.certify(relaxation="zonotope")
+    search = agt.Search(pool=4, restarts=1, rounds=0, corners=0)
+    attacker = agt.attack(
+        case.model, (case.features, case.labels), case.training, case.threat, search=search
+    ).attacker
+    having = result.attacked(attacker).attack
+    assert having is not None
+    assert having.proposed > 0
+    monkeypatch.setattr("milp_agt.certification.result.proposals", lambda *_: ())
+    without = result.attacked(attacker).attack
+    assert without is not None
+    assert without.proposed == 0
+    assert having.mean_width > 1.01 * without.mean_width
+
+
+@pytest.mark.parametrize("static", [True, False])
+def test_linear_forms_are_met_with_the_zonotope_beside_them(static: bool) -> None:
+    case, test, labels = problem("bce", "features", {"epochs": 5}, (4,), radius=0.1, static=static)
+    met, boxes = case.certify(relaxation="linear", selections="joint")
+    alone, inner = case.certify(relaxation="zonotope")
+    assert set(met.steps[-1].chains) == {"interval", "zonotope", "linear"}
+    for box, outer in zip(boxes, inner, strict=True):
+        for name in box.lower:
+            assert (outer.lower[name] <= box.lower[name]).all()
+            assert (box.upper[name] <= outer.upper[name]).all()
+    low, high = alone.margins(test, labels)
+    least, most = met.margins(test, labels)
+    assert (least >= low - 1e-12).all()
+    assert (most <= high + 1e-12).all()
+
+
+def test_where_it_has_no_rule_a_note_says_so_and_linear_forms_go_on() -> None:
+    case = tiny(agt.Removal(1))
+    result, _ = case.certify(relaxation="linear")
+    assert any("no zonotope is carried along" in note for note in result.notes)
+    assert "zonotope" not in result.steps[-1].chains
+    assert not result.fallbacks
+
+
+def test_a_zonotope_that_linear_forms_beat_by_far_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("milp_agt.certification.carried.HOPELESS", 1.1)
+    case, test, labels = problem("bce", "features", {"epochs": 4}, (4,), radius=0.1)
+    result = assert_sound(case, test, labels, relaxation="linear", selections="joint")
+    assert "zonotope" in result.steps[0].chains
+    assert all("zonotope" not in step.chains for step in result.steps[1:])
+    assert any("the zonotope is left out from here on" in note for note in result.notes)

@@ -15,8 +15,9 @@ from zonotope_runs import Passed, assert_generators, assert_in_boxes, attacks_of
 
 import milp_agt as agt
 from milp_agt.bounds.zonotope import candidates, dual, products, softmax, state, transformer
-from milp_agt.bounds.zonotope.dual import ascend, bound, start
+from milp_agt.bounds.zonotope.dual import ascend, bound, prices_of, start
 from milp_agt.bounds.zonotope.form import Form
+from milp_agt.bounds.zonotope.multipliers import Multipliers
 from milp_agt.core.interval import Interval
 from milp_agt.errors import SoundnessError
 
@@ -109,8 +110,8 @@ def test_a_charge_that_is_forgotten_is_caught(monkeypatch) -> None:
 
 def check_multipliers() -> None:
     """Whatever the multipliers, no run goes further in any direction than its bound."""
-    for budget in (1, 2):
-        case = tiny(agt.FeaturePoisoning(budget, 0.05), epochs=6)
+    for budget, radius in ((1, 0.05), (2, 0.05), (1, 0.1), (2, 0.1)):
+        case = tiny(agt.FeaturePoisoning(budget, radius), epochs=6)
         passed = Passed.of(case)
         zonotope, bounds = passed.last.zonotope, passed.last.bounds
         samples, flips = zonotope.samples, zonotope.flips
@@ -123,16 +124,20 @@ def check_multipliers() -> None:
         begun = start(directions, flips, samples)
         shared, _ = bounds.shared(rows)
         best = ascend(directions, flips, samples, begun, 40)
-        tried = [begun, shared, best, torch.zeros_like(begun)]
-        for scale in (0.1, 1.0):
+        tried = [begun, shared, best, Multipliers.none(len(rows), flips)]
+        most = prices_of(directions, flips).amax()
+        for scale in (0.1, 1.0, 10.0):
             for row in range(3):
-                alpha = torch.zeros_like(begun)
-                alpha[row] = (
-                    torch.rand(begun[row].shape, generator=generator) * scale * begun.amax()
+                drawn_rows, drawn_limits = (
+                    torch.rand(part.shape, generator=generator).to(part) * scale * most
+                    for part in (begun.rows, begun.limits)
                 )
-                tried.append(alpha)
+                only = torch.tensor([row == 0, row == 1]).double()[:, None, None]
+                limits = drawn_limits if row == 2 else 0.0 * drawn_limits
+                tried.append(Multipliers.of(only * drawn_rows, limits, flips))
         totals = [bound(directions, flips, alpha, samples).total(samples) for alpha in tried]
-        assert (totals[2] <= totals[0]).all()
+        # Ascent compares values before their rounding is charged.
+        assert (totals[2] <= totals[0] + 1e-12).all()
         by_box = rows.clamp(min=0.0) @ bounds.above + (-rows).clamp(min=0.0) @ bounds.below
         assert (totals[1] <= by_box * (1.0 + 1e-9)).all()
         for attacks in attacks_of(passed):
@@ -150,44 +155,71 @@ def test_any_multipliers_bound_a_direction() -> None:
 @pytest.mark.parametrize("row", [0, 1])
 def test_a_multiplier_with_the_wrong_sign_is_caught(monkeypatch, row: int) -> None:
     """The moves of C1, or the margin of C2, enter with the other sign."""
-    honest = dual._evaluate
+    honest = dual._opened
 
-    def wrong(d: Any, flips: Any, alpha: Tensor, samples: Any) -> Any:
+    def wrong(d: Any, flips: Any, rows: Tensor, samples: Any) -> Any:
         if not flips.rows:
-            return honest(d, flips, alpha, samples)
-        share = 2.0 * alpha[row] / (flips.least, flips.beyond)[row]
+            return honest(d, flips, rows, samples)
+        share = 2.0 * rows[row] / (flips.least, flips.beyond)[row]
         if row == 0:
             moved = (share @ flips.on_moves.flatten(1)).reshape(d.on_moves.shape)
-            return honest(replace(d, on_moves=d.on_moves - moved), flips, alpha, samples)
-        return honest(replace(d, base=d.base - share @ flips.margin), flips, alpha, samples)
+            return honest(replace(d, on_moves=d.on_moves - moved), flips, rows, samples)
+        return honest(replace(d, base=d.base - share @ flips.margin), flips, rows, samples)
 
-    monkeypatch.setattr(dual, "_evaluate", wrong)
+    monkeypatch.setattr(dual, "_opened", wrong)
     assert is_caught(check_multipliers)
 
 
-@pytest.mark.parametrize("row", range(3))
+@pytest.mark.parametrize("row", range(2))
 def test_a_multiplier_whose_row_is_not_paid_is_caught(monkeypatch, row: int) -> None:
     """A row lowers the price of its flip, and costs nothing."""
-    honest = dual._evaluate
+    honest = dual._opened
 
-    def wrong(d: Any, flips: Any, alpha: Tensor, samples: Any) -> Any:
+    def wrong(d: Any, flips: Any, rows: Tensor, samples: Any) -> Any:
         if not flips.rows:
-            return honest(d, flips, alpha, samples)
+            return honest(d, flips, rows, samples)
         cheaper = d.on_phase.clone()
-        cheaper[:, flips.column] -= alpha[row]
-        return honest(replace(d, on_phase=cheaper), flips, torch.zeros_like(alpha), samples)
+        cheaper[:, flips.column] -= rows[row]
+        return honest(replace(d, on_phase=cheaper), flips, torch.zeros_like(rows), samples)
 
-    monkeypatch.setattr(dual, "_evaluate", wrong)
+    monkeypatch.setattr(dual, "_opened", wrong)
     assert is_caught(check_multipliers)
 
 
-def test_a_threshold_that_forgets_others_is_caught(monkeypatch) -> None:
-    def only_own(bounds: Any, margin: Tensor, own: Tensor, alone: Tensor, zonotope: Any) -> Tensor:
-        index = torch.arange(zonotope.samples.count)
-        return (index == own[:, None]).to(margin)
+def test_limits_that_nobody_pays_are_caught(monkeypatch) -> None:
+    honest = dual._closed
 
-    monkeypatch.setattr(candidates, "_thresholds", only_own)
+    def wrong(opened: Any, flips: Any, alpha: Multipliers) -> Any:
+        return honest(opened, flips, replace(alpha, paid=torch.zeros_like(alpha.paid)))
+
+    monkeypatch.setattr(dual, "_closed", wrong)
+    assert is_caught(check_multipliers)
+
+
+def test_a_threshold_one_per_cent_too_small_is_caught(monkeypatch) -> None:
+    honest = candidates._limited
+
+    def less(*arguments: Any) -> Any:
+        flips = honest(*arguments)
+        return replace(flips, threshold=0.99 * flips.threshold)
+
+    monkeypatch.setattr(candidates, "_limited", less)
     assert is_caught()
+
+
+@pytest.mark.parametrize("budget", [1, 2, 3])
+def test_samples_that_a_limit_leaves_out_are_in_no_set_that_flips(budget: int) -> None:
+    case = tiny(agt.FeaturePoisoning(budget, 0.1), epochs=1)
+    samples = Passed.of(case).last.zonotope.samples
+    generator = torch.Generator().manual_seed(0)
+    threshold = 0.9 * torch.rand(40, samples.count, generator=generator).double()
+    threshold[20:] = threshold[20:].clamp(min=0.1) ** 2 * 1.2
+    kept = candidates._of_teams(threshold, samples)
+    assert budget == 3 or (kept < threshold).any()
+    for size in range(budget + 1):
+        for team in itertools.combinations(range(samples.count), size):
+            flips = threshold[:, team].sum(1) >= 1.0
+            assert torch.equal(kept[flips][:, team], threshold[flips][:, team])
 
 
 def test_second_order_terms_that_are_forgotten_are_caught(monkeypatch) -> None:

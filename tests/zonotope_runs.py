@@ -35,7 +35,12 @@ class Passed:
         schedule = NodeOrder.of(graph)
         box = inputs.initial_box(graph, case.initial)
         start = initial_state(graph, box, training.momentum > 0)
-        sets = [ZonotopePass.begin(schedule, start, graph.parameters, replay.poison, effort)]
+        own_batches, limits = replay.batches, case.restriction
+        sets = [
+            ZonotopePass.begin(
+                schedule, start, graph.parameters, replay.poison, effort, own_batches, limits
+            )
+        ]
         for index, batch in enumerate(replay.batches):
             own = torch.as_tensor(batch)
             step = Step(
@@ -134,12 +139,12 @@ def _assert_rows(
     assert not (if_clean & (happens > 0)).any()
     form = torch.einsum("fmw,amw->af", flips.on_moves, moves) - flips.margin
     form = form + happens @ flips.on_phase.T + bends @ flips.on_bend.T
+    assert (happens[:, flips.limited] <= chosen @ flips.threshold.T + ROUNDING).all()
     beyond, happens = beyond[:, flips.column], happens[:, flips.column]
     charge = happens @ flips.charge.T
     assert (beyond - form <= flips.above + chosen @ flips.up.T + charge + ROUNDING).all()
     assert (form - beyond <= flips.below + chosen @ flips.down.T + charge + ROUNDING).all()
     assert (-flips.least - ROUNDING <= beyond).all()
-    assert (happens <= chosen @ flips.threshold.T + ROUNDING).all()
     if_clean = if_clean[:, flips.column]
     assert (beyond[if_clean] >= (-flips.quiet - ROUNDING).expand_as(beyond)[if_clean]).all()
 

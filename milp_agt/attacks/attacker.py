@@ -28,7 +28,7 @@ from milp_agt.errors import InvalidInputError, UnsupportedOperationError
 from milp_agt.recording import RecordedRun, Recording, of_recording
 from milp_agt.threats import ThreatModel
 from milp_agt.training import inputs
-from milp_agt.training.exchanged import check_clipping, check_weights
+from milp_agt.training.exchanged import check_batches, check_clipping
 from milp_agt.training.groups import check_groups
 from milp_agt.training.same_forward import check_forward
 from milp_agt.training.tracing import trace
@@ -97,7 +97,9 @@ class Runs:
             )
         whole = self.data.rows(torch.tensor([index])).unpacked(self.unrolled)
         kept = whole.there[0][0] > 0 if whole.there else slice(None)
-        return whole.features[0][0][kept].cpu().numpy(), self._decoded(whole.labels[0][0][kept])
+        return whole.features[0][0][kept].cpu().numpy(), self.unrolled.decoded(
+            whole.labels[0][0][kept]
+        )
 
     def describe(self, index: int) -> PoisonedRun:
         """Everything about one run."""
@@ -110,7 +112,7 @@ class Runs:
             changed |= set(cover[leaf.index[leaf.index >= 0]].tolist())
         return PoisonedRun(
             poisoned=tuple(sorted(map(self._row, changed))),
-            batches=tuple((x.cpu().numpy(), self._decoded(y)) for x, y in batches),
+            batches=tuple((x.cpu().numpy(), self.unrolled.decoded(y)) for x, y in batches),
             state_dict=state_dict_of(self.unrolled.step_graph, self.state, index),
             positions=tuple(sorted(changed)),
         )
@@ -124,14 +126,6 @@ class Runs:
         x, y = self.unrolled.batch_data(whole, step)
         there = self.unrolled.batch_present(whole, step)
         return (x[0], y[0]) if there is None else (x[0][there[0] > 0], y[0][there[0] > 0])
-
-    def _decoded(self, encoded: Tensor) -> npt.NDArray[Any]:
-        """Classes (n,) or targets (n, outputs) of encoded labels."""
-        graph = self.unrolled.step_graph
-        if not graph.loss.is_classification:
-            return np.asarray(encoded.cpu().numpy())
-        vertices = graph.loss.vertices(graph.outputs).to(encoded)
-        return np.asarray((encoded[:, None] - vertices).abs().sum(-1).argmin(-1).cpu().numpy())
 
 
 @dataclass(frozen=True)
@@ -268,10 +262,8 @@ class Attacker:
         found = None if known is None else known.data
         starts = [data for data in (found, proposed) if data is not None]
         best = hunt.run(Packed.cat(starts) if starts else None)
-        runs = self._trained_again(best.data.rows(best.first_of_each_run()), hunt.chunk)
-        nominal = self._trained_again(
-            Packed.of(self.unrolled.nominal(1), self.unrolled), hunt.chunk
-        )
+        runs = self.trained_again(best.data.rows(best.first_of_each_run()), hunt.chunk)
+        nominal = self.trained_again(Packed.of(self.unrolled.nominal(1), self.unrolled), hunt.chunk)
         parts = torch.arange(len(runs)).split(hunt.chunk)
         values = torch.cat([goal.values(runs.part(part)) for part in parts])
         as_given = goal.values(nominal.models)
@@ -306,10 +298,15 @@ class Attacker:
             attacker=self,
         )
 
-    def _check_moves(self) -> None:
+    @property
+    def has_moves(self) -> bool:
+        """Whether the threat names moves that can be tried."""
         poison = self.unrolled.poison
         still = poison.feature_moves is None and poison.label_moves is None
-        if poison.budget and still and self.unrolled.present is None:
+        return not (poison.budget and still and self.unrolled.present is None)
+
+    def _check_moves(self) -> None:
+        if not self.has_moves:
             raise UnsupportedOperationError(
                 "An attack needs moves of the features or labels of samples",
                 "a threat that names none, and nothing that happens to whole samples either",
@@ -323,7 +320,7 @@ class Attacker:
         quantity = torch.arange(count, device=device)
         return Aim(quantity.repeat(len(signs)), sign.repeat_interleave(count))
 
-    def _trained_again(self, data: Packed, chunk: int) -> Runs:
+    def trained_again(self, data: Packed, chunk: int) -> Runs:
         """The runs in plain torch, compared with the ones of the search."""
         states: list[State] = []
         for part in torch.arange(len(data)).split(chunk):
@@ -390,7 +387,7 @@ def attack(
     labels = inputs.labels_of(arrays[1], len(features), step_graph.loss, step_graph.outputs)
     poison = threat.bind(features, labels, step_graph.loss).to(target)
     check_clipping(step_graph, poison)
-    check_weights(step_graph, poison)
+    check_batches(step_graph, training, poison)
     unrolled = Unrolled.of(step_graph.to(target), training, poison)
     return Attacker(unrolled, search or Search(), origin=origin).attack(objective or Envelope())
 

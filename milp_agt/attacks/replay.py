@@ -12,6 +12,7 @@ from torch.func import functional_call, grad, vmap
 from torch.nn import functional
 
 from milp_agt.attacks.unrolled import Poisoning, State, Unrolled
+from milp_agt.bounds.step import clipped_total
 from milp_agt.errors import SoundnessError
 from milp_agt.formulations.loss import LossFunction
 from milp_agt.training.tracing import FEATURES, StepGraph
@@ -86,6 +87,8 @@ def replay(unrolled: Unrolled, poisoning: Poisoning, start: State | None = None)
         before = None if there is None else _snapshot(stacked, optimiser)
         there = torch.ones_like(y[..., 0]) if there is None else there
         found = gradients({n: v.detach() for n, v in stacked.items()}, x, y, there)
+        if update.clip_total is not None:
+            found = clipped_total(found, update.clip_total, 1)
         for name, parameter in stacked.items():
             parameter.grad = found[name]
         if update.l1:

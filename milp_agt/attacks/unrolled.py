@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -126,6 +129,21 @@ class Unrolled:
             ((x != own.features).flatten(2).any(-1), (y != own.labels).any(-1))
             for x, y, own in zip(data.features, data.labels, self.leaf_poisons, strict=True)
         )
+
+    def decoded(self, encoded: Tensor) -> npt.NDArray[Any]:
+        """Classes (n,) or targets (n, outputs) of encoded labels (n, width)."""
+        graph = self.step_graph
+        if not graph.loss.is_classification:
+            return np.asarray(encoded.cpu().numpy().copy())
+        vertices = graph.loss.vertices(graph.outputs).to(encoded)
+        return np.asarray((encoded[:, None] - vertices).abs().sum(-1).argmin(-1).cpu().numpy())
+
+    def encoded(self, labels: npt.NDArray[Any]) -> Tensor:
+        """What :meth:`decoded` was made of, (n, width)."""
+        graph = self.step_graph
+        if not graph.loss.is_classification:
+            return torch.from_numpy(np.asarray(labels, dtype=np.float64))
+        return graph.loss.vertices(graph.outputs)[torch.from_numpy(np.asarray(labels))]
 
     def start(self, attacks: int) -> State:
         """The initial parameters, and velocities 0 if there is momentum."""

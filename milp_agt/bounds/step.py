@@ -17,7 +17,7 @@ from milp_agt.formulations.bilinear import Einsum
 from milp_agt.formulations.sum_samples import SumSamples
 from milp_agt.threats.poison import Poison
 from milp_agt.training.tracing import FEATURES, LABELS, SELECTION, StepGraph
-from milp_agt.training.training import UpdateRule
+from milp_agt.training.training import NORM_SHIFT, UpdateRule
 
 VELOCITY = "velocity:"
 State = dict[str, Interval]  # parameters by name, and velocities under velocity_of(name)
@@ -106,7 +106,14 @@ class Step:
         theta, velocity, gradient = of_mean
         own = (theta, velocity) if self.has_velocity else (theta,)
         penalty = (gradient * self.update.l1,) if self.update.l1 else ()
-        return (*own, gradient / (self.divisor or self.size), *penalty)
+        if self.update.clip_total is not None:
+            return (*own, gradient)  # the mean is clipped, and comes as it is
+        return (*own, gradient / self.count, *penalty)
+
+    @property
+    def count(self) -> float:
+        """By what the sum of the gradients is divided."""
+        return self.divisor or self.size
 
 
 @dataclass(frozen=True)
@@ -222,12 +229,17 @@ def updated_points(
     ``left``, (attacks,): how many samples the sums of each attack are over, where not over all.
     """
     new: dict[str, Tensor] = {}
+    means = {}
     for name in step_graph.parameters:
         total = values[step_graph.gradients[name]]
         if left is None:
-            gradient = total / size if isinstance(size, int) else _over(total, size)
+            means[name] = total / size if isinstance(size, int) else _over(total, size)
         else:
-            gradient = total / left.clamp(min=1.0).reshape(-1, *[1] * (total.dim() - 1))
+            means[name] = total / left.clamp(min=1.0).reshape(-1, *[1] * (total.dim() - 1))
+    if update.clip_total is not None:
+        lead = total.dim() - len(step_graph.graph[name].shape)
+        means = clipped_total(means, update.clip_total, lead)
+    for name, gradient in means.items():
         if update.l1:
             gradient = gradient + update.l1 * torch.sign(state[name])
         own = update.of(name)
@@ -242,6 +254,19 @@ def updated_points(
         if update.projection is not None:
             new[name] = new[name].clamp(*update.projection)
     return new if left is None else _unless_empty(left, new, state)
+
+
+def clipped_total(gradients: Mapping[str, Tensor], clip: float, lead: int) -> dict[str, Tensor]:
+    """``g min(1, clip / (|g| + 1e-6))`` with the norm over all gradients, as clip_grad_norm_ does it.
+
+    Each combination of the ``lead`` axes in front is a gradient by itself.
+    """
+    flat = torch.cat([g.reshape(*g.shape[:lead], -1) for g in gradients.values()], -1)
+    factor = (clip / (torch.linalg.vector_norm(flat, dim=-1) + NORM_SHIFT)).clamp(max=1.0)
+    return {
+        name: g * factor.reshape(*factor.shape, *[1] * (g.dim() - lead))
+        for name, g in gradients.items()
+    }
 
 
 def _over(total: Tensor, weight: Tensor) -> Tensor:

@@ -11,14 +11,16 @@ import numpy as np
 from torch import nn
 
 from milp_agt.certification.result import Result
-from milp_agt.core.relaxation import Relaxation
+from milp_agt.checker.proof import all_choices
+from milp_agt.checker.statement import Statement
 from milp_agt.runfile.run_file import LoadedRun
-from milp_agt.threats.poison import Poison
+from milp_agt.threats.poison import Poison, Whole
 from milp_agt.threats.sets import Vertices
 
 MOST_LISTED = 20_000  # plain runs that a checker is asked to take
 
 Layers = list[dict[str, Any]]
+Labels = np.ndarray[Any, np.dtype[np.float64]]
 # What the checker has rules for, by the type of the layer; None has no effect.
 _ACTIVATIONS: dict[type[nn.Module], Callable[[Any], dict[str, Any] | None]] = {
     nn.ReLU: lambda layer: {"kind": "relu"},
@@ -32,6 +34,8 @@ _ACTIVATIONS: dict[type[nn.Module], Callable[[Any], dict[str, Any] | None]] = {
     nn.Identity: lambda layer: None,
     nn.Dropout: lambda layer: None,
 }
+# Products (of bounds or of coefficients) that a check may take: some 20 s on one core.
+PRODUCTS = {"interval": 2e8, "listed": 2e8, "affine": 1e8}
 LOSSES = ("cross_entropy", "bce", "hinge", "mse")
 
 
@@ -53,29 +57,42 @@ def layers_of(model: nn.Module, prefix: str = "") -> tuple[Layers, list[str]]:
     return [], [f"layer {type(model).__name__}"]
 
 
-def choices_of(poison: Poison) -> np.ndarray[Any, np.dtype[np.float64]] | None:
-    """Every label that a sample may have, (N, choices, width), where labels alone are poisoned and can be
-    listed: one poisoned data set for the run, and few of them; else None."""
-    moves = poison.label_moves
-    finite = isinstance(moves, Vertices) and poison.feature_moves is None
-    if not finite or not poison.static or poison.per_batch or poison.label_quota is not None:
+def listed(poison: Poison) -> tuple[bool, Labels | None] | None:
+    """How all data sets of a threat are listed: whether samples are left out, else every label that one may
+    have, (N, choices, width). None where they cannot be, or are too many."""
+    if not poison.static or poison.per_batch or poison.label_quota is not None:
         return None
-    assert isinstance(moves, Vertices)
-    labels = poison.labels.cpu().numpy()
-    choices = labels[:, None] + np.concatenate(
-        [np.zeros_like(labels)[:, None], moves.points.cpu().numpy()], 1
-    )
-    samples, other = int(poison.open.sum()), choices.shape[1] - 1
+    moves, other, choices = poison.label_moves, 1, None
+    if isinstance(moves, Vertices) and poison.feature_moves is None:
+        labels = poison.labels.cpu().numpy()
+        points = np.concatenate([np.zeros_like(labels)[:, None], moves.points.cpu().numpy()], 1)
+        choices, other = labels[:, None] + points, points.shape[1] - 1
+    elif poison.whole is not Whole.REMOVED:
+        return None
+    samples = int(poison.open.sum())
     count = sum(math.comb(samples, k) * other**k for k in range(poison.budget + 1))
-    return choices if count <= MOST_LISTED else None
+    return (choices is None, choices) if count <= MOST_LISTED else None
 
 
-def method_of(result: Result, poison: Poison) -> str | None:
-    """How the checker can prove the box of a result; None where it cannot yet."""
-    interval = Relaxation.INTERVAL.value
-    if {step.relaxation for step in result.steps} == {interval}:
-        return "interval"
-    return None if choices_of(poison) is None else "listed"
+def affordable(stated: Statement, method: str) -> bool:
+    """Whether a check by a method is predicted to be short."""
+    problem, poisoned = stated.problem, stated.poisoned
+    count = sum(values.size for values in stated.initial.values())
+    seen, steps = sum(map(len, problem.batches)), len(problem.batches)
+    if method == "interval":
+        return seen * count <= PRODUCTS[method]
+    if method == "listed":
+        runs = sum(1 for _ in all_choices(stated))
+        calls = runs * steps * (50 if stated.removed else 1)  # one by one
+        return runs * seen * count <= 10 * PRODUCTS[method] and calls <= 1e6
+    moved = (poisoned.samples.x.lo < poisoned.samples.x.hi).any((0, 1)).sum()
+    moved += (poisoned.samples.y.lo < poisoned.samples.y.hi).any((0, 1)).sum()
+    states = 2 if any(rule.momentum for rule in problem.rules) else 1
+    slots = seen if stated.anew else len(poisoned.open)
+    symbols = int(moved) * slots + states * count * steps
+    widths = [stated.initial[layer.weight].shape[0] for layer in problem.layers if layer.weight]
+    outputs = widths[-1] ** 2
+    return bool((seen * max(*widths, outputs, 1) + count * steps) * symbols <= PRODUCTS[method])
 
 
 def missing(run: LoadedRun, result: Result) -> list[str]:
@@ -90,11 +107,13 @@ def missing(run: LoadedRun, result: Result) -> list[str]:
         "parameters that do not train, or that layers share": bool(graph.frozen or graph.aliases),
         "clipping of the gradient of each sample": graph.clipping is not None,
         f"loss {graph.loss.key}": graph.loss.key not in LOSSES,
-        "threats to whole samples": poison.whole is not None,
+        "threats to whole samples that cannot be listed": poison.whole is not None
+        and listed(poison) is None,
         "separate budgets for features and labels": poison.label_quota is not None,
         f"features that move in {type(moves).__name__}": moves is not None and not moves.is_box,
         "a run that was cut off": len(result.steps) < result.total_steps,
         f"options of the loss ({', '.join(graph.loss.options)})": bool(graph.loss.options),
+        "clipping of the total norm": run.training.clips_total,
         "momentum, decay or groups that change from step to step": _changes(run),
         "groups of parameters with more of their own than no decay": undecayed(
             run, graph.parameters
@@ -106,8 +125,6 @@ def missing(run: LoadedRun, result: Result) -> list[str]:
     ends = [*result.reachable.lower.values(), *result.reachable.upper.values()]
     if not all(np.isfinite(end).all() for end in ends):
         found.append("bounds that are infinite")
-    if not found and method_of(result, poison) is None:
-        found.append(f"relaxation {result.relaxation}")
     return found
 
 

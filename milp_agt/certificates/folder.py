@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +14,19 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from milp_agt.certificates.covered import choices_of, layers_of, method_of, missing, undecayed
+from milp_agt.certificates.covered import affordable, layers_of, listed, missing, undecayed
 from milp_agt.certification.fingerprint import versions
 from milp_agt.certification.result import Result
-from milp_agt.checker.files import CLAIM, SEAL, Certificate, Table
+from milp_agt.checker.boxes import Unbounded
+from milp_agt.checker.files import CLAIM, SEAL, Certificate, Rejected, Table
+from milp_agt.checker.proof import answer, reached
 from milp_agt.checker.reading import FORMAT, read
 from milp_agt.checker.statement import ASSUMPTIONS, Statement
 from milp_agt.core.interval import POISONED
+from milp_agt.core.relaxation import Relaxation
 from milp_agt.core.rounding import FLOAT64
 from milp_agt.io.files import replace
+from milp_agt.runfile.property_tables import AccuracyTable, LossTable, StableTable
 from milp_agt.runfile.run_file import LoadedRun
 from milp_agt.runfile.verdicts import Verdict
 
@@ -31,6 +36,7 @@ Array = npt.NDArray[Any]
 # by a share of each width, and by a share of the size of each number.
 SLACK = {"float64": (2.0**-20, 2.0**-38), "float32": (2.0**-9, 2.0**-26)}
 SHARES = ("accuracy", "stable")
+WIDEST = 4.0  # times the width of a result that a certificate may claim
 
 
 class _Files:
@@ -48,7 +54,9 @@ class _Files:
 def write(folder: Path, run: LoadedRun, result: Result, verdicts: Sequence[Verdict]) -> Path:
     """Write the certificate of a result, in place of one that is there.
 
-    What the checker has no rules for stands in the claim as not covered.
+    The claim is that of the result where the checker proves it. Where the result is tighter, by a
+    relaxation that the checker has no rules for, the claim is what the checker proves; where that is more
+    than ``WIDEST`` times as wide, the relaxation stands in the claim as not covered.
 
     Args:
         folder: made if it is not there; arrays and claims of an earlier certificate in it are removed.
@@ -58,17 +66,16 @@ def write(folder: Path, run: LoadedRun, result: Result, verdicts: Sequence[Verdi
     """
     folder.mkdir(parents=True, exist_ok=True)
     clear(folder)
-    files = _Files()
-    claim: dict[str, Any] = {"format": FORMAT, "versions": versions()}
     not_covered = missing(run, result)
-    if not_covered:
-        claim |= {"method": None, "not_covered": not_covered, "files": {}}
+    drafts = [] if not_covered else _drafts(run, result, verdicts)
+    if drafts:
+        best = min(drafts, key=lambda draft: draft.width)
+        claim, arrays = best.claim, best.files.arrays
     else:
-        claim |= _claim(files, run, result, verdicts)
-        stated = read(Certificate(Table(claim, "claim"), files.arrays, "", 0))
-        assert isinstance(stated, Statement)
-        claim |= {"words": list(stated.words), "assumptions": list(ASSUMPTIONS), "files": {}}
-    for name, values in files.arrays.items():
+        claim, arrays = {"method": None}, {}
+        claim["not_covered"] = not_covered or [f"relaxation {result.relaxation}"]
+    claim |= {"format": FORMAT, "versions": versions(), "files": {}}
+    for name, values in arrays.items():
         data = _bytes(values)
         _put(folder / name, data)
         claim["files"][name] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
@@ -76,6 +83,77 @@ def write(folder: Path, run: LoadedRun, result: Result, verdicts: Sequence[Verdi
     _put(folder / CLAIM, text)
     _put(folder / SEAL, f"{hashlib.sha256(text).hexdigest()}  {CLAIM}\n".encode())
     return folder / CLAIM
+
+
+@dataclass
+class _Draft:
+    """A certificate by one method, and the mean width of its box."""
+
+    claim: dict[str, Any]
+    files: _Files
+    width: float
+
+
+def _drafts(run: LoadedRun, result: Result, verdicts: Sequence[Verdict]) -> list[_Draft]:
+    """By each method that proves a box of a useful width."""
+    trust = {step.relaxation for step in result.steps} == {Relaxation.INTERVAL.value}
+    finite = listed(result.models.poison) is not None
+    trust = trust and result.models.poison.whole is None
+    methods = ["interval"] if trust else ["listed"] if finite else ["interval", "affine"]
+    found = []
+    for method in methods:
+        try:
+            draft = _draft(run, result, verdicts, method, trust=trust)
+        except (Unbounded, Rejected):  # the checker proves nothing by this method
+            continue
+        if draft.width <= WIDEST * result.reachable.mean_width:
+            found.append(draft)
+    return found
+
+
+def _draft(
+    run: LoadedRun, result: Result, verdicts: Sequence[Verdict], method: str, *, trust: bool
+) -> _Draft:
+    """``trust``: the box of the result is the claim as it is, for the checker to judge."""
+    files = _Files()
+    claim = _claim(files, run, result, verdicts, method)
+    stated = _stated(claim, files)
+    if not affordable(stated, method):
+        raise Unbounded("a check that would take long")
+    cases = reached(stated)
+    for number, name in enumerate(claim["model"]["parameters"]):
+        low, high = (result.reachable.lower[name], result.reachable.upper[name])
+        if not trust:
+            low = np.minimum(low, np.min([case.boxes[name].lo.min(0) for case in cases], 0))
+            high = np.maximum(high, np.max([case.boxes[name].hi.max(0) for case in cases], 0))
+        low, high = _loosened(result.precision, low, high)
+        files.add(f"lower_{number}", low)
+        files.add(f"upper_{number}", high)
+    for table, asked in zip(claim["questions"], stated.questions, strict=True):
+        least, most = answer(asked, cases)
+        least, most = min(least, asked.least), max(most, asked.most)
+        if asked.kind == "loss":
+            ends = _loosened(result.precision, np.array(least), np.array(most))
+            table |= {"least": float(ends[0]).hex(), "most": float(ends[1]).hex()}
+        else:
+            table |= {"least": int(least), "most": int(most)}
+    stated = _stated(claim, files)
+    claim |= {"words": list(stated.words), "assumptions": list(ASSUMPTIONS)}
+    widths = [(stated.upper[n] - stated.lower[n]).reshape(-1) for n in stated.lower]
+    return _Draft(claim, files, float(np.concatenate(widths).mean()))
+
+
+def _stated(claim: Mapping[str, Any], files: _Files) -> Statement:
+    values = {"format": FORMAT, "versions": {}, **claim}
+    found = read(Certificate(Table(values, "claim"), files.arrays, "", 0))
+    assert isinstance(found, Statement)
+    return found
+
+
+def _loosened(precision: str, low: Array, high: Array) -> tuple[Array, Array]:
+    share = SLACK[precision]
+    spare = share[0] * (high - low) + share[1] * (1.0 + np.maximum(np.abs(low), np.abs(high)))
+    return low - spare, high + spare
 
 
 def clear(folder: Path) -> None:
@@ -95,11 +173,11 @@ def _bytes(values: Array) -> bytes:
 
 
 def _claim(
-    files: _Files, run: LoadedRun, result: Result, verdicts: Sequence[Verdict]
+    files: _Files, run: LoadedRun, result: Result, verdicts: Sequence[Verdict], method: str
 ) -> dict[str, Any]:
+    """The claim with the bounds of the result."""
     graph, poison = result.models.step_graph, result.models.poison
-    method = method_of(result, poison)
-    questions, not_covered = _questions(files, run, result, verdicts, method)
+    questions, not_covered = _questions(files, run, result, verdicts)
     features = poison.features.cpu().numpy()
     return {
         "method": method,
@@ -118,16 +196,14 @@ def _claim(
 
 
 def _parameters(files: _Files, result: Result) -> dict[str, dict[str, str]]:
-    reachable, share = result.reachable, SLACK[result.precision]
+    reachable = result.reachable
     found = {}
     for number, (name, start) in enumerate(result.models.step_graph.initial.items()):
-        low, high = reachable.lower[name], reachable.upper[name]
-        spare = share[0] * (high - low) + share[1] * (1.0 + np.maximum(np.abs(low), np.abs(high)))
         found[name] = {
             "initial": files.add(f"initial_{number}", start.cpu().numpy()),
             "nominal": files.add(f"nominal_{number}", reachable.nominal[name]),
-            "lower": files.add(f"lower_{number}", low - spare),
-            "upper": files.add(f"upper_{number}", high + spare),
+            "lower": files.add(f"lower_{number}", reachable.lower[name]),
+            "upper": files.add(f"upper_{number}", reachable.upper[name]),
         }
     return found
 
@@ -151,7 +227,7 @@ def _training(files: _Files, run: LoadedRun, names: Sequence[str]) -> dict[str, 
     }
 
 
-def _threat(files: _Files, result: Result, method: str | None) -> dict[str, Any]:
+def _threat(files: _Files, result: Result, method: str) -> dict[str, Any]:
     poison = result.models.poison
     found: dict[str, Any] = {
         "budget": poison.budget,
@@ -160,7 +236,13 @@ def _threat(files: _Files, result: Result, method: str | None) -> dict[str, Any]
         "open": files.add("open", poison.open.cpu().numpy(), np.uint8),
     }
     if method == "listed":
-        return found | {"choices": files.add("choices", choices_of(poison))}
+        ways = listed(poison)
+        assert ways is not None
+        removed, choices = ways
+        return found | {
+            "removed": removed,
+            **({} if removed else {"choices": files.add("choices", choices)}),
+        }
     for what, moves, box in (
         ("features", poison.feature_moves, poison.feature_box()),
         ("labels", poison.label_moves, poison.label_box()),
@@ -177,27 +259,18 @@ def _threat(files: _Files, result: Result, method: str | None) -> dict[str, Any]
 
 
 def _questions(
-    files: _Files,
-    run: LoadedRun,
-    result: Result,
-    verdicts: Sequence[Verdict],
-    method: str | None,
+    files: _Files, run: LoadedRun, result: Result, verdicts: Sequence[Verdict]
 ) -> tuple[list[dict[str, Any]], list[str]]:
-    """The questions that the checker answers as tightly as the result does, and the names of the others."""
-    layers = layers_of(result.models.step_graph.model)[0]
-    shallow = sum(layer["kind"] == "dense" for layer in layers) <= 2
-    found, not_covered = [], []
+    """The questions that the checker has rules for, and the names of the others."""
+    found = []
+    not_covered = [v.name for v in verdicts if v.group is not None]
     whole = [verdict for verdict in verdicts if verdict.group is None]
     for number, (asked, verdict) in enumerate(zip(run.properties, whole, strict=True)):
-        share = verdict.kind in SHARES
-        if verdict.kind not in (*SHARES, "loss"):
-            not_covered.append(verdict.name)
-        elif method != "listed" and not (share and shallow):
-            not_covered.append(f"{verdict.name}, which linear forms bound")
-        else:
-            at = asked.pick(run.dataset)  # type: ignore[union-attr]
+        if isinstance(asked, (AccuracyTable, StableTable, LossTable)):
+            at = asked.pick(run.dataset)
             found.append(_question(files, number, result, verdict, at.features, at.labels))
-    not_covered += [verdict.name for verdict in verdicts if verdict.group is not None]
+        else:
+            not_covered.append(verdict.name)
     return found, not_covered
 
 
@@ -219,9 +292,7 @@ def _question(
             "most": round(verdict.upper * count),
         }
     else:
-        share = SLACK[result.precision]
-        spare = share[0] * (verdict.upper - verdict.lower) + share[1] * (1.0 + abs(verdict.upper))
-        ends = {"least": (verdict.lower - spare).hex(), "most": (verdict.upper + spare).hex()}
+        ends = {"least": float(verdict.lower).hex(), "most": float(verdict.upper).hex()}
     at_least, at_most = verdict.at_least, verdict.at_most
     return {
         "kind": verdict.kind,

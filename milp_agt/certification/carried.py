@@ -13,7 +13,7 @@ from milp_agt.core.relaxation import Relaxation
 from milp_agt.core.remarks import Notes
 from milp_agt.core.restriction import Restriction
 from milp_agt.threats.poison import Poison
-from milp_agt.training.training import Batch
+from milp_agt.training.training import Batch, UpdateRule
 
 ZONOTOPE, LINEAR = Relaxation.ZONOTOPE.value, Relaxation.LINEAR.value
 # Linear forms that make boxes narrower than the zonotope does by less than this share gain nothing.
@@ -31,6 +31,7 @@ def begin(
     batches: Sequence[Batch],
     restriction: Restriction,
     plan: Plan,
+    updates: Sequence[UpdateRule],
 ) -> None:
     """The set before the first step, for the chain of a zonotope, if there is one.
 
@@ -41,8 +42,10 @@ def begin(
         if chain.level is Relaxation.ZONOTOPE:
             (part,) = chain.parts
             if plan.relaxation is Relaxation.ZONOTOPE:
-                check_supported(schedule, poison, batches, restriction)
-            part.forward = ZonotopePass.begin(schedule, start, parameters, poison)
+                check_supported(schedule, poison, restriction, updates)
+            part.forward = ZonotopePass.begin(
+                schedule, start, parameters, poison, None, batches, restriction
+            )
 
 
 def beats_linear(chains: Chains, records: Sequence[StepRecord]) -> bool:

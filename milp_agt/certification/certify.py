@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from time import monotonic
 from typing import Any
@@ -13,6 +14,7 @@ import torch
 from torch import nn
 
 from milp_agt.attacks import Attacker, Search
+from milp_agt.attacks.refute import Refuter
 from milp_agt.attacks.unrolled import Unrolled
 from milp_agt.bounds.frozen import frozen_body
 from milp_agt.certification import listing, planning
@@ -41,7 +43,7 @@ from milp_agt.solvers.solver import Solver
 from milp_agt.threats import ThreatModel
 from milp_agt.threats.units import fitted_on_poison
 from milp_agt.training import inputs
-from milp_agt.training.exchanged import check_weights, with_exchanges
+from milp_agt.training.exchanged import check_batches, with_exchanges
 from milp_agt.training.groups import check_groups
 from milp_agt.training.precision import check_float32, in_precision
 from milp_agt.training.same_forward import check_forward
@@ -133,7 +135,7 @@ def certify(
     check_groups(training.groups, traced.parameters)
     labels = inputs.labels_of(arrays[1], len(features), traced.loss, traced.outputs)
     raw = threat.bind(features, labels, traced.loss)
-    check_weights(traced, raw)
+    check_batches(traced, training, raw)
     batches = training.batch_order(len(features))
     if precision == FLOAT64:
         step_graph = with_exchanges(traced, raw)
@@ -162,7 +164,8 @@ def certify(
             start,
         )
     unrolled: Unrolled | None = None
-    if solvers or attack is not False:
+    refutes = options.refute != "none" and restriction == UNRESTRICTED
+    if solvers or attack is not False or refutes:
         unrolled = Unrolled.of(traced.to(target), training, raw.to(target))
     listed_run: ListedRun | None = None
     if listed is not None:
@@ -241,11 +244,22 @@ def certify(
         assert result is not None
     if recorded is not None and nominal_check is not None:
         result = with_recording(result, nominal_check, recorded, restriction == UNRESTRICTED)
-    if attack is False or unrolled is None:
+    if unrolled is None:
         return result
-    search = Search() if attack is True else attack
+    attacker = Attacker(
+        unrolled, attack if isinstance(attack, Search) else Search(), restriction, origin
+    )
+    if refutes and result.limit_reached and options.time_limit is not None:
+        left = "no attacks on what stays open: the time limit came first"
+        result = replace(result, fallbacks=(*result.fallbacks, left))
+    elif refutes and attacker.has_moves:
+        thorough = options.refute == "thorough"
+        decider = Refuter.of(attacker, precision, threat.describe(), thorough)
+        result = replace(result, decider=decider)
+    if attack is False:
+        return result
     with _threads(plan.single_thread):
-        return result.attacked(Attacker(unrolled, search, restriction, origin))
+        return result.attacked(attacker)
 
 
 def _tell(plan: planning.Plan, time_limit: float | None) -> None:

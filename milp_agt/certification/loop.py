@@ -82,7 +82,17 @@ class BoundedRun:
         self.chains = Chains(plan, poison, restriction, start)
         batches = training.batch_order(len(poison.features))
         names = step_graph.parameters
-        carried.begin(self.chains, self.schedule, start, names, poison, batches, restriction, plan)
+        carried.begin(
+            self.chains,
+            self.schedule,
+            start,
+            names,
+            poison,
+            batches,
+            restriction,
+            plan,
+            self.updates,
+        )
         self.tree: TreePlan | None = None
         if options.tree:
             run = (step_graph, self.schedule, start, poison, training)

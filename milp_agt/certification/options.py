@@ -129,6 +129,13 @@ class CertifyOptions(Table):
         "time is over, these are answered from boxes. No limit unless given.",
     )
 
+    refute: Literal["none", "quick", "thorough"] = Field(
+        default="quick",
+        description="Attacks on the test points (and the loss) that a question leaves open, asked of the "
+        "result: `quick` tries some hundred guided runs, fewer where a run is long, `thorough` searches as "
+        "an attack does (by its settings where the run is attacked), `none` leaves them open. What a "
+        "trained model gets wrong is REFUTED, with the poisoned data.",
+    )
     precision: str | None = Field(
         default=None,
         description="Of the training run that is certified, `float64` or `float32`; unless given, that of a "

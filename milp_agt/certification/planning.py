@@ -138,8 +138,8 @@ def make_plan(
     exposed = int(poison.exposed.sum())
     sizes = Sizes(step_graph, max(len(b) for b in batches), exposed, training.has_momentum)
     moved = _moved(poison)
-    refused = refusal(sizes.schedule, poison, batches, restriction)
-    zonotope = sizes.zonotope(steps, moved)
+    refused = refusal(sizes.schedule, poison, restriction, training.update_rules(steps))
+    zonotope = sizes.zonotope(steps, moved, not poison.static)
     if options.relaxation == "auto":
         allowed = AUTO_TIME if time_limit is None else time_limit
         level, remarks = _choose(

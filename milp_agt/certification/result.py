@@ -7,7 +7,6 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
@@ -15,9 +14,11 @@ from torch import Tensor, nn
 from milp_agt.attacks import Attack, Attacker, Envelope, Objective, ParameterSandwich, Sandwich
 from milp_agt.bounds.adversary.joint import Joint
 from milp_agt.bounds.cells.plan import TreePlan
-from milp_agt.bounds.program import FinalWindow, Incumbents
+from milp_agt.bounds.program import FinalWindow
 from milp_agt.bounds.step import NodeOrder, State
 from milp_agt.certification import saved
+from milp_agt.certification.boxes import narrowed, reachable_of
+from milp_agt.certification.proposals import proposals
 from milp_agt.core.arguments import callable_of, of_kind
 from milp_agt.core.interval import Interval
 from milp_agt.core.reachable import Bounds, ReachableSet, StepRecord
@@ -26,6 +27,7 @@ from milp_agt.core.remarks import Remarks
 from milp_agt.core.rounding import FLOAT64, PRECISIONS, Precision
 from milp_agt.data.origin import Origin
 from milp_agt.errors import InvalidInputError
+from milp_agt.properties.decisions import Decider
 from milp_agt.properties.models import ReachableModels, Reached, Watch
 from milp_agt.properties.questions import Questions
 from milp_agt.properties.suspects import Suspects, suspects
@@ -79,9 +81,9 @@ class Result(Questions):
         run: how the model was trained, in words: optimiser, batches, schedule and clipping.
         caution: what has to be known before the claim: of a scaler that was fitted on data that the
             adversary may change; empty where there is nothing.
-        origin: rows, ids and units of the data set that was certified; None for plain arrays, and in a
-            loaded result.
+        origin: rows, ids and units of the data set; None for plain arrays, and in a loaded result.
         assumptions: what is assumed and not modelled; of the arithmetic of ``precision``.
+        decider: attacks what questions leave open; None where ``refute`` is "none", and in a loaded result.
         attack: what an adversary really reaches, if requested; not kept by :meth:`save`.
         settings: how the run was trained and bounded, as plain values for files.
         nominal_check: of a recorded run, how far the user's own model is from the nominal run.
@@ -96,6 +98,7 @@ class Result(Questions):
     threat: str
     assumptions: tuple[str, ...] = ASSUMPTIONS
     models: ReachableModels = field(repr=False, kw_only=True)
+    decider: Decider | None = field(default=None, repr=False, compare=False, kw_only=True)
     notes: tuple[str, ...] = field(default=(), kw_only=True)
     attack: Attack | None = field(default=None, repr=False, kw_only=True)
     settings: Mapping[str, Any] = field(default_factory=dict, repr=False, kw_only=True)
@@ -133,7 +136,7 @@ class Result(Questions):
             step_graph, schedule, point, reached, program, rows, beside, box=box, tree=tree
         )
         return Result(
-            reachable=_reachable(step_graph, models.state, nominal),
+            reachable=reachable_of(step_graph, models.state, nominal),
             steps=steps,
             total_steps=total_steps,
             relaxation=relaxation,
@@ -185,15 +188,25 @@ class Result(Questions):
             SoundnessError: an attack outside the reachable set.
         """
         of_kind(attacker, Attacker, "An attacker", "give the one of agt.attack(...).attacker")
-        found = replace(self, attack=attacker.attack(Envelope(), incumbents=self._incumbents))
+        attack = attacker.attack(Envelope(), incumbents=proposals(self.models, attacker))
+        found = replace(self, attack=attack)
         assert found.sandwich is not None
         return found
 
     @property
     def sandwich(self) -> ParameterSandwich | None:
         """Widths that attacks reached next to the certified ones; None without an attack."""
-        found = self.attack
-        return ParameterSandwich.of(self.reachable, found) if found is not None else None
+        return None if self.attack is None else ParameterSandwich.of(self.reachable, self.attack)
+
+    def narrowed(self, seconds: float) -> Result:
+        """A copy with a narrower reachable set, by a tree over selections and cells of ``seconds`` at most.
+
+        Every end is searched until real trainings come near to it. Questions keep their bounds.
+
+        Raises:
+            InvalidInputError: a result without a tree: of ``tree = 0``, before the last step, or loaded.
+        """
+        return replace(self, reachable=narrowed(self.models, self.reachable, seconds))
 
     def against(self, objective: Objective, bounds: Bounds) -> Sandwich | None:
         """The bounds of a property next to what attacks on it reach; None without an attack.
@@ -207,13 +220,8 @@ class Result(Questions):
         of_kind(bounds, Bounds, "The bounds of a property", "give result.accuracy(x, y), say")
         if self.attack is None:
             return None
-        reached = self.attack.towards(objective, self._incumbents)
+        reached = self.attack.towards(objective, proposals(self.models, self.attack.attacker))
         return Sandwich.of_property(bounds, reached, objective.two_sided)
-
-    @property
-    def _incumbents(self) -> Sequence[Sequence[Incumbents]]:
-        """The adversary's choices in points of programs, for the final state and the questions so far."""
-        return () if self.models.program is None else self.models.program.incumbents
 
     def suspects(self, count: int = 10) -> Suspects:
         """The training samples with the largest share of the bound, largest first, and its width by cause.
@@ -275,21 +283,6 @@ def _assumptions(caution: str, precision: Precision) -> tuple[str, ...]:
         "was fitted on data that the adversary does not touch."
     )
     return tuple(other if text == PREPROCESSING else text for text in assumed)
-
-
-def _reachable(step_graph: StepGraph, state: State, nominal: Mapping[str, Tensor]) -> ReachableSet:
-    lower: dict[str, npt.NDArray[np.float64]] = {}
-    upper: dict[str, npt.NDArray[np.float64]] = {}
-    centre: dict[str, npt.NDArray[np.float64]] = {}
-    for name in step_graph.parameters:
-        lower[name] = state[name].lower[0].cpu().numpy()
-        upper[name] = state[name].upper[0].cpu().numpy()
-        centre[name] = nominal[name].cpu().numpy()
-    for name, value in step_graph.frozen.items():
-        lower[name] = upper[name] = centre[name] = value.cpu().numpy()
-    for alias, name in step_graph.aliases.items():
-        lower[alias], upper[alias], centre[alias] = lower[name], upper[name], centre[name]
-    return ReachableSet(lower, upper, centre, step_graph.parameters)
 
 
 def load(path: str | Path) -> Result:

@@ -83,12 +83,14 @@ class Sizes:
         numbers = own * (4 * states + 3) + (self.per_sample - own) * 2 * (states - 1)
         return FLOAT * self.batch * numbers
 
-    def zonotope(self, steps: int, moved: int) -> tuple[float, int]:
-        """Predicted seconds and bytes of a zonotope; ``moved`` are the coordinates of one sample's moves."""
+    def zonotope(self, steps: int, moved: int, anew: bool) -> tuple[float, int]:
+        """Predicted seconds and bytes of a zonotope; ``moved`` are the coordinates of one sample's moves,
+        which have generators of their own in each step if data are poisoned ``anew``."""
         forms = self.batch * self.made * self.state
-        generators = self.state * (ZONOTOPE_NOISE * self.state + 3 * self.exposed * (moved + 10))
-        rows = ZONOTOPE_ROWS * self.exposed * (moved + 4)
-        return steps * (0.02 + forms / FORMED_PER_SECOND), FLOAT * (forms + generators + rows)
+        moves = (min(self.exposed, self.batch) * steps if anew else self.exposed) * (moved + 4)
+        numbers = self.state * (ZONOTOPE_NOISE * self.state + 3 * moves) + ZONOTOPE_ROWS * moves
+        worked = forms + self.state * moves
+        return steps * (0.02 + worked / FORMED_PER_SECOND), FLOAT * (forms + numbers)
 
     @property
     def pair(self) -> int:

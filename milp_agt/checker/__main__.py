@@ -43,12 +43,17 @@ def _count(text: str) -> int:
 
 def run(arguments: argparse.Namespace) -> int:
     """The command."""
+    report = checked(arguments)
+    print(in_words(report))
+    return report.outcome.exit_code
+
+
+def checked(arguments: argparse.Namespace) -> Report:
+    """The check of the certificate that the arguments name."""
     folder: Path = arguments.folder
     inside = folder / FOLDER
     chosen = inside if inside.is_dir() and not (folder / CLAIM).exists() else folder
-    report = check(chosen, arguments.jobs, arguments.exact)
-    print(in_words(report))
-    return report.outcome.exit_code
+    return check(chosen, arguments.jobs, arguments.exact)
 
 
 def in_words(report: Report) -> str:

@@ -10,25 +10,19 @@ compared with the end that was proved, and each threshold with the claimed end.
 from __future__ import annotations
 
 import enum
-import itertools
-import math
-from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
 
-from milp_agt.checker import questions, training
+from milp_agt.checker import proof, training
 from milp_agt.checker.boxes import Array, Box, Unbounded
 from milp_agt.checker.files import Rejected, open_certificate
-from milp_agt.checker.layers import Samples
+from milp_agt.checker.proof import Reached
 from milp_agt.checker.reading import state
 from milp_agt.checker.statement import Question, Statement
-
-AT_ONCE = 64  # listed runs that are bounded side by side
-MOST_LISTED = 1_000_000
 
 
 class Outcome(enum.Enum):
@@ -82,6 +76,8 @@ def check(folder: Path, jobs: int = 1, exactly: bool = False) -> Report:
         words: tuple[str, ...] = ()
         if isinstance(found, tuple):
             items = tuple(Item(what, Outcome.NOT_COVERED) for what in found)
+        elif exactly and found.method == "affine":
+            items = (Item("affine forms in fractions", Outcome.NOT_COVERED),)
         else:
             words = found.words
             with np.errstate(all="ignore"):
@@ -96,15 +92,14 @@ def check(folder: Path, jobs: int = 1, exactly: bool = False) -> Report:
 def _items(given: Statement, jobs: int) -> Iterator[Item]:
     yield _nominal(given)
     try:
-        cases = [_bounded(given)] if given.method == "interval" else list(_listed(given, jobs))
+        cases = proof.reached(given, jobs)
     except Unbounded as error:
-        yield Item(
-            "the box of the parameters", Outcome.REJECTED, f"claimed finite; in the check, {error}"
-        )
+        detail = f"claimed finite; in the check, {error}"
+        yield Item("the box of the parameters", Outcome.REJECTED, detail)
         return
-    yield _inside(given, cases)
+    yield _inside(given, [case.boxes for case in cases])
     for question in given.questions:
-        yield _answer(given, question, cases)
+        yield _answer(question, cases)
     for what in given.not_covered:
         yield Item(what, Outcome.NOT_COVERED)
 
@@ -126,11 +121,7 @@ def _nominal(given: Statement) -> Item:
     return Item(name, Outcome.PROVED)
 
 
-def _bounded(given: Statement) -> dict[str, Box]:
-    return training.train(given.problem, given.initial, given.samples, given.poisoned)
-
-
-def _inside(given: Statement, cases: list[dict[str, Box]]) -> Item:
+def _inside(given: Statement, cases: Sequence[Mapping[str, Box]]) -> Item:
     """Every proved box lies in the claimed one."""
     for name in given.problem.parameters:
         for side, claimed in (("lower", given.lower[name]), ("upper", given.upper[name])):
@@ -150,24 +141,12 @@ def _worst(gap: Array) -> str:
     return f"{float(gap[place]):.6g} at {[int(k) for k in place]}"
 
 
-def _answer(given: Statement, asked: Question, cases: list[dict[str, Box]]) -> Item:
+def _answer(asked: Question, cases: Sequence[Reached]) -> Item:
     name = f"{asked.kind} on {asked.on}"
-    least: float | Fraction = math.inf
-    most: float | Fraction = -math.inf
     try:
-        for case in cases:
-            if asked.kind == "loss":
-                loss = questions.mean_loss(
-                    given.problem, case, asked.x, asked.encoded, asked.labels
-                )
-                least, most = min(least, loss.lo.min()), max(most, loss.hi.max())
-            else:
-                sure, possible = questions.count_right(given.problem, case, asked.x, asked.labels)
-                least, most = min(least, sure), max(most, possible)
+        least, most = proof.answer(asked, cases)
     except Unbounded as error:
         return Item(name, Outcome.REJECTED, f"claimed finite; in the check, {error}")
-    if asked.kind == "stable":
-        most = len(asked.x)
     for side, tighter, proved, claimed in (
         ("at least", asked.least > least, least, asked.least),
         ("at most", asked.most < most, most, asked.most),
@@ -183,59 +162,3 @@ def _answer(given: Statement, asked: Question, cases: list[dict[str, Box]]) -> I
         asked.at_most is not None and high > asked.at_most
     )
     return Item(name, Outcome.NOT_PROVED if missed else Outcome.PROVED, detail)
-
-
-# ---------------------------------------------------------------------------- listed choices
-
-
-def _listed(given: Statement, jobs: int) -> Iterator[dict[str, Box]]:
-    """Boxes of the run on every data set that the adversary may choose: plain runs with their rounding."""
-    assert given.choices is not None
-    parts = [(given, chosen) for chosen in _chunks(all_choices(given))]
-    if jobs == 1:
-        yield from map(_run_on, parts)
-        return
-    with ProcessPoolExecutor(jobs) as pool:
-        yield from pool.map(_run_on, parts)
-
-
-def all_choices(given: Statement) -> Iterator[dict[int, int]]:
-    """Every admissible data set as the labels that are exchanged: which choice for which sample.
-
-    Raises:
-        Rejected: more than can be listed.
-    """
-    assert given.choices is not None
-    labels = given.samples.y.lo[0]
-    others = {
-        int(i): [
-            c for c in range(given.choices.shape[1]) if (given.choices[i, c] != labels[i]).any()
-        ]
-        for i in np.flatnonzero(given.poisoned.open)
-    }
-    most = max(map(len, others.values()), default=0)
-    total = sum(math.comb(len(others), k) * most**k for k in range(given.poisoned.budget + 1))
-    if total > MOST_LISTED:
-        raise Rejected(
-            f"the threat: {total} data sets, more than the {MOST_LISTED} that are listed"
-        )
-    for count in range(given.poisoned.budget + 1):
-        for chosen in itertools.combinations(others, count):
-            for labelled in itertools.product(*(others[i] for i in chosen)):
-                yield dict(zip(chosen, labelled, strict=True))
-
-
-def _chunks(choices: Iterator[dict[int, int]]) -> Iterator[list[dict[int, int]]]:
-    while chunk := list(itertools.islice(choices, AT_ONCE)):
-        yield chunk
-
-
-def _run_on(work: tuple[Statement, list[dict[int, int]]]) -> dict[str, Box]:
-    given, chosen = work
-    assert given.choices is not None
-    y = np.repeat(given.samples.y.lo, len(chosen), 0)
-    for case, exchanged in enumerate(chosen):
-        for sample, choice in exchanged.items():
-            y[case, sample] = given.choices[sample, choice]
-    with np.errstate(all="ignore"):
-        return training.train(given.problem, given.initial, Samples(given.samples.x, Box.point(y)))

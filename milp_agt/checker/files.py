@@ -89,7 +89,7 @@ class Table:
             found = float.fromhex(value) if isinstance(value, str) and len(value) < 40 else math.nan
         except (ValueError, OverflowError):
             found = math.nan
-        if not math.isfinite(found):
+        if not math.isfinite(found) or found.hex() != value:
             raise self._wrong(key, "a finite number as float.hex() writes it")
         return found
 

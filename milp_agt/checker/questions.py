@@ -13,8 +13,6 @@ from milp_agt.checker import functions
 from milp_agt.checker.boxes import Array, Box, corners, down, number, total, up
 from milp_agt.checker.layers import Problem, State, forward
 
-POINTS = 256  # test points at once
-
 
 def outputs(problem: Problem, state: State, x: Array) -> Box:
     """Every output of every model at every point, (cases, n, outputs)."""
@@ -53,56 +51,40 @@ def margins(problem: Problem, state: State, x: Array, labels: Array) -> Box:
     return found.widened(up(own + other))
 
 
-def count_right(problem: Problem, state: State, x: Array, labels: Array) -> tuple[int, int]:
-    """For every case the points at which all its models, and at which some, predict the label: the worst
-    case of both.
+def count_right(margin: Box) -> tuple[int, int]:
+    """At how many points all models of a case, and at how many some, predict the label: the worst case of
+    both.
 
-    A tie counts as wrong in the first number and as right in the second.
+    ``margin`` (cases, n, others); a tie counts as wrong in the first number and as right in the second.
     """
-    cases = max(state[name].lo.shape[0] for name in problem.parameters)
-    sure, possible = np.zeros(cases, dtype=np.int64), np.zeros(cases, dtype=np.int64)
-    for start in range(0, len(x), POINTS):
-        part = slice(start, start + POINTS)
-        margin = margins(problem, state, x[part], labels[part])
-        sure += (margin.lo > 0).all(-1).sum(-1)
-        possible += (margin.hi >= 0).all(-1).sum(-1)
+    sure, possible = (margin.lo > 0).all(-1).sum(-1), (margin.hi >= 0).all(-1).sum(-1)
     return int(sure.min()), int(possible.max())
 
 
-def mean_loss(problem: Problem, state: State, x: Array, encoded: Array, labels: Array) -> Box:
-    """The mean loss of every case, (cases,), as an exact function of the outputs of the run.
-
-    cross_entropy: ``log(1 + sum_k exp(-margin_k))``; bce: the same of its one margin; hinge: ``max(0, 1 -
-    margin)``; mse: the mean square of ``f - y`` over the outputs.
-    """
-    low: list[Array] = []
-    high: list[Array] = []
-    for start in range(0, len(x), POINTS):
-        part = slice(start, start + POINTS)
-        each = _losses(problem, state, x[part], encoded[part], labels[part])
-        low.append(each.lo)
-        high.append(each.hi)
-    whole = total(np.concatenate(low, -1), np.concatenate(high, -1))
-    count = number(float(len(x)), whole.lo)
+def mean(losses: Box) -> Box:
+    """The mean over the points, (cases,)."""
+    whole = total(losses.lo, losses.hi)
+    count = number(float(losses.lo.shape[-1]), whole.lo)
     return Box(down(whole.lo / count), up(whole.hi / count))
 
 
-def _losses(problem: Problem, state: State, x: Array, encoded: Array, labels: Array) -> Box:
-    if problem.loss == "mse":
-        gap = outputs(problem, state, x) - Box.point(encoded[None])
-        zero, width = number(0.0, gap.lo), number(float(encoded.shape[1]), gap.lo)
-        nearest = np.where(
-            (gap.lo <= 0) & (gap.hi >= 0), zero, np.minimum(abs(gap.lo), abs(gap.hi))
-        )
-        squares = total(nearest * nearest, gap.size * gap.size)
-        return Box(down(squares.lo / width), up(squares.hi / width))
-    margin = margins(problem, state, x, labels)
+def losses_of_margins(loss: str, margin: Box) -> Box:
+    """``log(1 + sum_k exp(-margin_k))`` of each point (cross_entropy, bce), or ``max(0, 1 - margin)``
+    (hinge).
+    """
     one, zero = number(1.0, margin.lo), number(0.0, margin.lo)
-    if problem.loss == "hinge":
-        return Box(
-            np.maximum(down(one - margin.hi[..., 0]), zero),
-            np.maximum(up(one - margin.lo[..., 0]), zero),
-        )
+    if loss == "hinge":
+        low, high = down(one - margin.hi[..., 0]), up(one - margin.lo[..., 0])
+        return Box(np.maximum(low, zero), np.maximum(high, zero))
     odds = functions.exp(-margin)
     whole = total(odds.lo, odds.hi)
     return functions.log(Box(np.maximum(down(one + whole.lo), one), up(one + whole.hi)))
+
+
+def losses_of_outputs(found: Box, encoded: Array) -> Box:
+    """The mean square of ``f - y`` over the outputs of each point (mse)."""
+    gap = found - Box.point(encoded[None])
+    zero, width = number(0.0, gap.lo), number(float(encoded.shape[1]), gap.lo)
+    nearest = np.where((gap.lo <= 0) & (gap.hi >= 0), zero, np.minimum(abs(gap.lo), abs(gap.hi)))
+    squares = total(nearest * nearest, gap.size * gap.size)
+    return Box(down(squares.lo / width), up(squares.hi / width))

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from milp_agt.checker import affine
 from milp_agt.checker.boxes import Array, Box
 from milp_agt.checker.files import Certificate, Rejected, Table
 from milp_agt.checker.layers import ARITHMETICS, Layer, Poisoned, Problem, Rule, Samples
@@ -16,7 +17,7 @@ FORMAT = "milp-agt certificate 1"
 CLASSES = ("cross_entropy", "bce", "hinge")
 LOSSES = (*CLASSES, "mse")
 KINDS = ("dense", "relu", "leaky_relu", "sigmoid", "tanh")
-METHODS = ("interval", "listed")
+METHODS = ("interval", "listed", "affine")
 
 
 def state(certificate: Certificate) -> Statement | tuple[str, ...]:
@@ -71,8 +72,11 @@ def read(certificate: Certificate) -> Statement | tuple[str, ...]:
         _encoded(y, "claim.data.labels")
     data.finish()
     batches, rules = _training(certificate, claim.table("training"), samples, parameters["initial"])
-    poisoned, choices = _threat(certificate, claim.table("threat"), x, y, method, loss)
+    threat = claim.table("threat")
+    poisoned, choices = _threat(certificate, threat, x, y, method, loss)
     problem = Problem(layers, loss, batches, rules, arithmetic)
+    if method == "affine" and not affine.covers(problem):
+        raise Rejected("claim.method: affine forms have no rules for this run")
     questions = tuple(
         _question(certificate, t, loss, width, outputs) for t in claim.tables("questions")
     )
@@ -89,6 +93,9 @@ def read(certificate: Certificate) -> Statement | tuple[str, ...]:
         questions,
         not_covered,
         (),
+        method == "listed" and choices is None,
+        # What is chosen anew in every step covers what is chosen once, with a budget for every batch.
+        (threat.text("counted"), threat.text("poisoned")) != ("once for the run", "once"),
     )
     return replace(found, words=words(found))
 
@@ -214,7 +221,7 @@ def _threat(
     where = certificate.array(table, "open", (len(x),), "u") != 0
     choices = None
     low, high, below, above = x, x, y, y
-    if method == "listed":
+    if method == "listed" and not table.flag("removed"):
         choices = certificate.array(table, "choices")
         if choices.ndim != 3 or (choices.shape[0], choices.shape[2]) != y.shape:
             raise Rejected(
@@ -222,7 +229,7 @@ def _threat(
             )
         if loss in CLASSES:
             _encoded(choices, f"{table.where}.choices")
-    else:
+    elif method != "listed":
         if table.has("features"):
             low, high = _range(certificate, table.table("features"), x)
         if table.has("labels"):

@@ -65,6 +65,8 @@ class Statement:
     questions: tuple[Question, ...]
     not_covered: tuple[str, ...]
     words: tuple[str, ...]
+    removed: bool = False  # whether poisoned samples are left out, by method listed
+    anew: bool = False  # whether the budget is one of every step, and not of the run
 
     def exactly(self) -> Statement:
         """The same in fractions."""
@@ -113,7 +115,7 @@ def words(given: Statement) -> tuple[str, ...]:
     lines = [
         f"{run}.",
         f"The adversary: at most {poisoned.budget} of {int(poisoned.open.sum())} samples poisoned "
-        f"{'once, for the whole run' if given.choices is not None else 'in any batch'}: "
+        f"{_when(given)}: "
         f"{_changes(given)}.",
         "The claim: every such run ends with all parameters inside the stored box, whose mean width is "
         f"{_mean_width(given):.9g}.",
@@ -129,7 +131,15 @@ def words(given: Statement) -> tuple[str, ...]:
     return tuple(lines)
 
 
+def _when(given: Statement) -> str:
+    if given.method == "interval" or given.anew:
+        return "in any batch"
+    return "once, for the whole run"
+
+
 def _changes(given: Statement) -> str:
+    if given.removed:
+        return "left out of every batch, with means over the samples that stay"
     if given.choices is not None:
         return f"the label exchanged for one of {given.choices.shape[1]} stored for it"
     own = given.poisoned.samples

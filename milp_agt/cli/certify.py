@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from milp_agt.runfile.verdicts import Verdict
 
 SHOWN_STEPS = 40
+REPLAYED = ("shown by a run", "points proved/refuted/open")
 # Shares of a time limit that steps leave to the properties, and to attacks where they are asked for.
 QUESTIONS_SHARE, ATTACKS_SHARE = 0.15, 0.25
 CHECKPOINT = "checkpoint"  # folder inside the result folder, while the run is not at its end
@@ -206,9 +207,12 @@ def _certify(arguments: argparse.Namespace) -> int:
         _print_points(verdicts)
     if not arguments.quiet:
         print(f"\nWritten: {', '.join(str(path) for path in written)}")
-    if all(verdict.status != "NOT PROVED" for verdict in verdicts):
+    states = {verdict.status for verdict in verdicts}
+    if not states & {"OPEN", "REFUTED"}:
         return PROVED
-    return LIMIT_REACHED if result.limit_reached else NOT_PROVED
+    # What real training refutes stays refuted, whatever time there is.
+    undecided = "REFUTED" not in states and result.limit_reached
+    return LIMIT_REACHED if undecided else NOT_PROVED
 
 
 def _steps_in_time(run: LoadedRun, attacks: bool) -> LoadedRun:
@@ -336,23 +340,32 @@ def _print_verdicts(verdicts: Sequence[Verdict]) -> None:
         print("No property was asked for.")
         return
     attacked = any(v.reached is not None for v in verdicts)
+    replayed = any(v.worst is not None for v in verdicts)
     rows = [
         (
             v.name,
             format_number(v.lower),
             format_number(v.nominal),
             format_number(v.upper),
+            *(_one_by_one(v) if replayed else ()),
             v.threshold,
             v.status,
             *(_both_sides(v) if attacked else ()),
         )
         for v in verdicts
     ]
-    headers = ["property", "lower", "nominal", "upper", "threshold", "verdict"]
-    print(format_table([*headers, "attacks reach", "ratio"] if attacked else headers, rows))
+    headers = ["property", "lower", "nominal", "upper", *(REPLAYED if replayed else ())]
+    headers += ["threshold", "verdict", *(["attacks reach", "ratio"] if attacked else [])]
+    print(format_table(headers, rows))
     for verdict in verdicts:
         if verdict.is_vacuous:
             print(f"vacuous: the bounds of {verdict.name} hold for every model and prove nothing")
+
+
+def _one_by_one(verdict: Verdict) -> tuple[str, str]:
+    """The worst value of a real run, and how many points are decided."""
+    shown = "-" if verdict.worst is None else format_number(verdict.worst)
+    return shown, "/".join(map(str, verdict.counts.values())) or "-"
 
 
 def _both_sides(verdict: Verdict) -> tuple[str, str]:

@@ -32,7 +32,6 @@ if TYPE_CHECKING:
     from milp_agt.threats import ThreatModel
 
 # Which end of a point's row certifies it: its quantity is surely 1, or surely 0.
-GOOD, BAD = ("accuracy", "collective", "stable"), ("targeted", "backdoor")
 
 
 def add(commands: Commands) -> None:
@@ -246,19 +245,17 @@ def _largest(
             "add a threshold, or search for every test point with --points",
         )
 
-    def holds(result: Result) -> dict[str, bool]:
-        found: dict[str, bool] = {}
+    def holds(result: Result) -> dict[str, bool | str]:
+        found: dict[str, bool | str] = {}
         for asked in run.properties:
             for verdict in judge(result, run.dataset, asked):
                 if verdict.threshold != "-":
-                    found[f"{verdict.name} {verdict.threshold}"] = verdict.status == "PROVED"
+                    found[f"{verdict.name} {verdict.threshold}"] = verdict.status
                 if not arguments.points or verdict.points is None:
                     continue
-                ends = verdict.points["lower" if verdict.kind in GOOD else "upper"]
-                if verdict.kind in (*GOOD, *BAD):
-                    wanted = 1.0 if verdict.kind in GOOD else 0.0
-                    for row, end in zip(verdict.points["row"], ends, strict=True):
-                        found[f"{verdict.name}: row {row}"] = end == wanted
+                judged = verdict.points.get("verdict", ())
+                for row, state in zip(verdict.points["row"], judged, strict=bool(judged)):
+                    found[f"{verdict.name}: row {row}"] = state
         return found
 
     low, high = arguments.between

@@ -21,15 +21,25 @@ class Bounds:
 
     Guarantee: for every admissible poisoning the quantity lies in [lower, upper].
 
+    ``reached`` is the worst value that a real training run on admissible data shows, the other side of the
+    bound that it stands for; None where nothing was attacked.
+
     Raises:
-        SoundnessError: a NaN, or a nominal value outside the interval.
+        SoundnessError: a NaN, or a nominal or reached value outside the interval.
     """
 
     lower: float
     nominal: float
     upper: float
+    reached: float | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
+        if self.reached is not None and not self.lower <= self.reached <= self.upper:
+            raise SoundnessError(
+                "What an attack reached must lie within its certified bounds",
+                f"{self.reached} in [{self.lower}, {self.upper}]",
+                "do not use this certificate; please report this run",
+            )
         if math.isnan(self.nominal) or not self.lower <= self.nominal <= self.upper:
             raise SoundnessError(
                 "The nominal value must lie within its certified bounds",

@@ -8,12 +8,14 @@ import json
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
+
+import numpy.typing as npt
 
 from milp_agt.core.arguments import callable_of, listed, of_kind
 from milp_agt.core.deadline import Deadline
-from milp_agt.errors import InvalidInputError
+from milp_agt.errors import InvalidInputError, SoundnessError
 from milp_agt.experiments.sweep import Certify, plain, resized
 from milp_agt.io.tables import format_number, format_table
 
@@ -21,7 +23,7 @@ if TYPE_CHECKING:
     from milp_agt.certification.result import Result
     from milp_agt.threats import ThreatModel
 
-Holds = Callable[["Result"], Mapping[str, bool]]
+Holds = Callable[["Result"], Mapping[str, bool | str]]
 
 
 @dataclass(frozen=True)
@@ -32,10 +34,24 @@ class Bracket:
         proved: the largest value that was proved; None if not even the smallest was.
         unproved: the smallest value above it that was tried and not proved; None if the largest
             value was proved.
+        refuted: the smallest value at which real poisoned data violate it: a larger threat admits them as
+            well; None where no attack was told of.
+
+    Raises:
+        SoundnessError: proved where it is refuted.
     """
 
     proved: float | None
     unproved: float | None
+    refuted: float | None = None
+
+    def __post_init__(self) -> None:
+        if None not in (self.proved, self.refuted) and self.refuted <= self.proved:  # type: ignore[operator]
+            raise SoundnessError(
+                "What is proved for one threat cannot be refuted for a smaller one",
+                f"proved up to {self.proved}, refuted from {self.refuted} on",
+                "do not use these certificates; please report this run",
+            )
 
 
 @dataclass(frozen=True)
@@ -67,23 +83,24 @@ class Largest:
     def table(self) -> str:
         """Brackets and runs as text."""
         rows = [
-            (name, format_number(b.proved), format_number(b.unproved))
+            (name, *(format_number(value) for value in (b.proved, b.unproved, b.refuted)))
             for name, b in self.brackets.items()
         ]
         runs = [
             (format_number(t.value), f"{t.proved} of {len(self.brackets)}", f"{t.seconds:.2f}")
             for t in self.trials
         ]
-        found = format_table(("statement", f"largest {self.what} proved", "not proved"), rows)
+        headers = ("statement", f"largest {self.what} proved", "not proved", "refuted from")
+        found = format_table(headers, rows)
         return f"{found}\n\n{format_table((self.what, 'proved', 'seconds'), runs)}"
 
     def to_csv(self) -> str:
         """The brackets as comma-separated text with a header; an absent value is empty."""
         stream = io.StringIO()
         writer = csv.writer(stream, lineterminator="\n")
-        writer.writerow(("statement", "over", "proved", "unproved"))
+        writer.writerow(("statement", "over", "proved", "unproved", "refuted"))
         for name, b in self.brackets.items():
-            writer.writerow((name, self.what, b.proved, b.unproved))
+            writer.writerow((name, self.what, b.proved, b.unproved, b.refuted))
         return stream.getvalue()
 
     def to_json(self) -> str:
@@ -92,7 +109,7 @@ class Largest:
             "schema_version": 1,
             "over": self.what,
             "brackets": {
-                name: {"proved": plain(b.proved), "unproved": plain(b.unproved)}
+                name: {end: plain(value) for end, value in asdict(b).items()}
                 for name, b in self.brackets.items()
             },
             "runs": [
@@ -123,7 +140,8 @@ def largest(
         threat: the threat whose budget or radius is replaced.
         holds: the statements by name and whether they are proved, for instance
             ``lambda result: {"90 %": result.accuracy(X, y).lower >= 0.9}``; for test points
-            :func:`by_point` makes them.
+            :func:`by_point` makes them. Or their verdicts "PROVED", "REFUTED", "OPEN": then brackets say
+            from which threat on real poisoned data violate them.
         budgets: smallest and largest count of samples; found exactly.
         radii: smallest (above 0) and largest radius; found up to the factor ``precision``.
         precision: ratio of unproved and proved radius at which the search ends, above 1.
@@ -142,11 +160,15 @@ def largest(
     scale = _scale(budgets, radii, precision)
     trials: list[Trial] = []
     verdicts: dict[float, Mapping[str, bool]] = {}
+    refuted: dict[str, float] = {}
 
     def attempt(value: float) -> None:
         begun = time.perf_counter()
         changed = resized(threat, *((int(value), None) if scale.whole else (None, value)))
-        verdicts[value] = dict(holds(certify(changed)))
+        found = holds(certify(changed))
+        verdicts[value] = {n: v == "PROVED" if isinstance(v, str) else v for n, v in found.items()}
+        for name in (n for n, v in found.items() if isinstance(v, str) and v == "REFUTED"):
+            refuted[name] = min(value, refuted.get(name, value))
         proved = sum(verdicts[value].values())
         trials.append(Trial(value, proved, time.perf_counter() - begun))
         if on_trial is not None:
@@ -157,7 +179,7 @@ def largest(
     if not all(verdicts[scale.high].values()) and scale.low < scale.high:
         attempt(scale.low)
     while True:
-        brackets = {name: _bracket(name, verdicts) for name in verdicts[scale.high]}
+        brackets = {n: _bracket(n, verdicts, refuted.get(n)) for n in verdicts[scale.high]}
         value = _next(scale, list(brackets.values()))
         if value is None or deadline.is_over():
             what = "budget" if scale.whole else "radius"
@@ -165,18 +187,23 @@ def largest(
         attempt(value)
 
 
-def by_point(name: str, certified: Sequence[bool]) -> dict[str, bool]:
+def by_point(
+    name: str, certified: Sequence[bool] | Sequence[str] | npt.NDArray[Any]
+) -> dict[str, bool | str]:
     """Statements about test points for :func:`largest`: ``name[0]``, ``name[1]``, ...
 
     Args:
         name: of the property.
         certified: for each test point, whether it is proved, for instance ``result.accuracy(X,
-            y).points.lower == 1``.
+            y).points.lower == 1``; or its verdict, ``result.accuracy(X, y).points.verdict``.
 
     Raises:
         TypeError: ``certified`` that is no sequence.
     """
-    return {f"{name}[{point}]": bool(proved) for point, proved in enumerate(certified)}
+    return {
+        f"{name}[{point}]": str(proved) if isinstance(proved, str) else bool(proved)
+        for point, proved in enumerate(certified)
+    }
 
 
 @dataclass(frozen=True)
@@ -224,12 +251,14 @@ def _scale(
     return _Scale(low, high, whole, precision)
 
 
-def _bracket(name: str, verdicts: Mapping[float, Mapping[str, bool]]) -> Bracket:
+def _bracket(
+    name: str, verdicts: Mapping[float, Mapping[str, bool]], refuted: float | None
+) -> Bracket:
     """From all trials: a proof at one value settles all smaller ones."""
     proved = max((value for value, found in verdicts.items() if found[name]), default=None)
     failed = [value for value, found in verdicts.items() if not found[name]]
     above = [value for value in failed if proved is None or value > proved]
-    return Bracket(proved, min(above, default=None))
+    return Bracket(proved, min(above, default=None), refuted)
 
 
 def _next(scale: _Scale, brackets: Sequence[Bracket]) -> float | None:

@@ -198,9 +198,9 @@ def resized(threat: ThreatModel, budget: int | None, radius: float | None) -> Th
 
 def _known(larger: Sequence[Mapping[str, Bounds]]) -> Mapping[str, Bounds]:
     """What holds under a threat by the answers under larger ones."""
-    from milp_agt.properties.answer import meet
+    from milp_agt.properties.answer import meet, unattacked
 
-    known = dict(larger[0]) if larger else {}
+    known = {name: unattacked(bounds) for name, bounds in larger[0].items()} if larger else {}
     for answers in larger[1:]:
         known = {name: meet(bounds, answers[name]) for name, bounds in known.items()}
     return known

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -20,6 +21,8 @@ class AccuracyQuestion:
 
     A tie counts as wrong in the lower bound and in the nominal run, and as possibly right.
     """
+
+    counts_harm: ClassVar[bool] = False
 
     index: Tensor
     decision: Decision

@@ -14,6 +14,7 @@ from torch import Tensor
 from milp_agt.core.interval import Interval
 from milp_agt.core.reachable import Bounds
 from milp_agt.core.rounding import gamma
+from milp_agt.properties.witness import Witness
 
 Array = npt.NDArray[np.float64]
 GroupName = str | int
@@ -44,6 +45,10 @@ class Points:
             the best score of a safe class less the best of an unsafe one. Of a point that the box of the
             parameters decides by itself (``lower == upper``) they may be bounds from that box.
         groups: the subgroup of each point; None without subgroups.
+        reached: the least score that a real training run on admissible data has (of a loss: the largest);
+            inf (-inf) where no run was tried, None where nothing was attacked.
+        witness: which of ``answer.witnesses`` refutes the point; -1 for none.
+        judged: whether a point can be proved or refuted: a loss has no threshold at a point.
     """
 
     index: npt.NDArray[np.int64]
@@ -54,15 +59,34 @@ class Points:
     score_nominal: Array
     score_upper: Array
     groups: npt.NDArray[Any] | None = None
+    reached: Array | None = None
+    witness: npt.NDArray[np.int64] | None = None
+    judged: bool = True
 
     def __len__(self) -> int:
         return len(self.index)
+
+    @property
+    def verdict(self) -> npt.NDArray[np.str_] | None:
+        """ "PROVED", "REFUTED" or "OPEN" for each point, (n,); None of a loss.
+
+        PROVED: the point is safe (right, unchanged, not reached) for every admissible poisoning.
+        REFUTED: a real training run on admissible data makes it unsafe by more than rounding;
+        ``result.witness(answer, index)`` gives these data. OPEN: neither is known.
+        """
+        if not self.judged:
+            return None
+        refuted = np.zeros(len(self), dtype=bool) if self.witness is None else self.witness >= 0
+        return np.where(self.score_lower > 0, "PROVED", np.where(refuted, "REFUTED", "OPEN"))
 
     def columns(self) -> dict[str, list[Any]]:
         """The table as plain lists by name of the column, for files and tables."""
         names = ("index", "lower", "nominal", "upper")
         scores = ("score_lower", "score_nominal", "score_upper")
         table = {name: getattr(self, name).tolist() for name in (*names, *scores)}
+        for name in ("reached", "verdict"):
+            if getattr(self, name) is not None:
+                table[name] = getattr(self, name).tolist()
         return table if self.groups is None else table | {"group": self.groups.tolist()}
 
 
@@ -77,10 +101,17 @@ class Answer(Bounds):
     Attributes:
         points: the table of the test points.
         groups: bounds of the same mean over each subgroup, by name.
+        witnesses: the poisoned data that refute points, see ``points.witness``.
+        shown: the poisoned data of the run that shows ``reached``; None without one.
+
+    ``reached`` is the worst mean that *one* real run shows. Each point may need poisoned data of its own,
+    so that it can stay away from the certified end even where every point is decided.
     """
 
     points: Points = field(repr=False)
     groups: Mapping[GroupName, Bounds] = field(default_factory=dict)
+    witnesses: tuple[Witness, ...] = field(default=(), repr=False)
+    shown: Witness | None = field(default=None, repr=False)
 
 
 def summarise(
@@ -122,12 +153,14 @@ def summarise(
 def meet(first: Bounds, second: Bounds) -> Bounds:
     """What follows from two bounds of the same quantity that both hold, point by point as well.
 
+    What attacks reached is that of the first; nothing of the second, which may be about a larger threat.
+
     Raises:
         SoundnessError: the two do not meet, so that one of them is wrong.
     """
     lower, upper = max(first.lower, second.lower), min(first.upper, second.upper)
     if not isinstance(first, Answer) or not isinstance(second, Answer):
-        return Bounds(lower, first.nominal, upper)
+        return replace(first, lower=lower, upper=upper)
     own, other = first.points, second.points
     points = replace(
         own,
@@ -136,7 +169,15 @@ def meet(first: Bounds, second: Bounds) -> Bounds:
         score_lower=np.maximum(own.score_lower, other.score_lower),
         score_upper=np.minimum(own.score_upper, other.score_upper),
     )
-    return _combined(points, above=(first, second), below=(first, second))
+    return combined(first, points, above=(first, second), below=(first, second))
+
+
+def unattacked(bounds: Bounds) -> Bounds:
+    """The same bounds without what attacks reached: for a smaller threat, that says nothing."""
+    if not isinstance(bounds, Answer):
+        return replace(bounds, reached=None)
+    points = replace(bounds.points, reached=None, witness=None)
+    return replace(bounds, reached=None, points=points, witnesses=(), shown=None)
 
 
 def nested(answers: Sequence[Answer]) -> tuple[Answer, ...]:
@@ -155,7 +196,7 @@ def nested(answers: Sequence[Answer]) -> tuple[Answer, ...]:
             score_nominal=np.minimum(own.score_nominal, smaller.score_nominal),
             score_upper=np.minimum(own.score_upper, smaller.score_upper),
         )
-        grown.append(_combined(points, above=(answer, grown[-1]), below=(answer,)))
+        grown.append(combined(answer, points, above=(answer, grown[-1]), below=(answer,)))
     shrunk = [grown[-1]]
     for answer in reversed(grown[:-1]):
         own, larger = answer.points, shrunk[-1].points
@@ -164,12 +205,17 @@ def nested(answers: Sequence[Answer]) -> tuple[Answer, ...]:
             upper=np.minimum(own.upper, larger.upper),
             score_lower=np.maximum(own.score_lower, larger.score_lower),
         )
-        shrunk.append(_combined(points, above=(answer,), below=(answer, shrunk[-1])))
+        shrunk.append(combined(answer, points, above=(answer,), below=(answer, shrunk[-1])))
     return tuple(reversed(shrunk))
 
 
-def _combined(points: Points, above: Sequence[Answer], below: Sequence[Answer]) -> Answer:
-    """Means of a table, met with what is known: at least as much as ``above``, at most ``below``."""
+def combined(
+    own: Answer, points: Points, above: Sequence[Answer], below: Sequence[Answer]
+) -> Answer:
+    """Means of a table, met with what is known: at least as much as ``above``, at most ``below``.
+
+    What attacks reached is that of ``own``.
+    """
     lower, upper, nominal = (
         torch.from_numpy(column) for column in (points.lower, points.upper, points.nominal)
     )
@@ -182,12 +228,19 @@ def _combined(points: Points, above: Sequence[Answer], below: Sequence[Answer]) 
             min(mean.upper, *(bounds.upper for bounds in uppers)),
         )
 
-    whole = known(_mean(box, nominal), above, below)
     parts = {
         name: known(mean, [a.groups[name] for a in above], [a.groups[name] for a in below])
         for name, mean in _by_group(box, nominal, points.groups).items()
     }
-    return Answer(whole.lower, whole.nominal, whole.upper, points, parts)
+    whole = known(_mean(box, nominal), above, below)
+    return replace(
+        own,
+        lower=whole.lower,
+        nominal=whole.nominal,
+        upper=whole.upper,
+        points=points,
+        groups=parts,
+    )
 
 
 def _by_group(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -36,6 +37,8 @@ class BackdoorQuestion:
         over_box: the decision over all triggered inputs.
         tried: the decision at the trigger that was found.
     """
+
+    counts_harm: ClassVar[bool] = True
 
     index: Tensor
     over_box: Decision

@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from milp_agt.bounds.cells.goals import Asked
 from milp_agt.bounds.cells.plan import TreePlan
-from milp_agt.bounds.cells.search import Asked, Decided, Limits, Search
+from milp_agt.bounds.cells.search import Decided, Limits, Search
 from milp_agt.core.interval import Interval
 from milp_agt.properties.decision import Decision
 

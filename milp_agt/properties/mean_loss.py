@@ -29,6 +29,7 @@ class MeanLoss:
     index: Tensor
     loss: LossFunction
     on_outputs: OutputForms
+    encoded: Tensor  # labels of the points, (n, width)
 
     @staticmethod
     def of(models: ReachableModels, features: Tensor, labels: Tensor) -> MeanLoss:
@@ -37,7 +38,8 @@ class MeanLoss:
         coefficients, constant = loss.forms(labels.cpu(), models.step_graph.outputs)
         inputs = Interval.point(features.unsqueeze(0))
         forms = OutputForms(inputs, coefficients.to(features), constant.to(features))
-        return MeanLoss(torch.arange(len(features), device=features.device), loss, forms)
+        index = torch.arange(len(features), device=features.device)
+        return MeanLoss(index, loss, forms, labels)
 
     @property
     def forms(self) -> tuple[OutputForms, ...]:
@@ -84,6 +86,7 @@ def mean_loss(
     bounds = (models.bound_in_box if late else models.bound)(question.on_outputs)
     nominal = question.nominal([models.at_nominal(question.on_outputs)])
     answer = summarise(question.evaluate([bounds]), nominal, question.index, groups)
+    answer = replace(answer, points=replace(answer.points, judged=False))
     if late or models.reached[0].single_runs:
         return answer  # the mean of one model is that of its points
     names = list(answer.groups)

@@ -25,6 +25,11 @@ class Question(Protocol):
     """
 
     @property
+    def counts_harm(self) -> bool:
+        """Whether the quantity counts unsafe points (targets reached, say) and not safe ones."""
+        ...
+
+    @property
     def index(self) -> Tensor:
         """Positions of the counted points among those given, (n,)."""
         ...

@@ -3,27 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from time import monotonic
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
 from milp_agt.bounds.listed import ListedData, Poisoned
+from milp_agt.core.interval import Interval
 from milp_agt.core.reachable import Bounds
 from milp_agt.core.torch_modes import own_modes
-from milp_agt.errors import InvalidInputError
+from milp_agt.errors import InvalidInputError, SoundnessError
 from milp_agt.properties.accuracy import AccuracyQuestion
 from milp_agt.properties.answer import Answer, nested
 from milp_agt.properties.backdoor import BackdoorQuestion
 from milp_agt.properties.collective import collective
+from milp_agt.properties.decisions import Decider, decided, witness_of
 from milp_agt.properties.functional import FunctionalQuestion
 from milp_agt.properties.mean_loss import MeanLoss, mean_loss
 from milp_agt.properties.models import ReachableModels
 from milp_agt.properties.predictions import Predictions
-from milp_agt.properties.question import ask, ask_scores, groups_of
+from milp_agt.properties.question import Question, ask, ask_scores, groups_of
 from milp_agt.properties.stable import StableQuestion
 from milp_agt.properties.targeted import Targets, targeted
 from milp_agt.properties.triggers import BallTrigger, Trigger, Values, check_trigger
+from milp_agt.properties.witness import Witness
 from milp_agt.training import inputs
 from milp_agt.training.precision import rounded_to
 from milp_agt.training.tracing import FEATURES
@@ -39,9 +45,11 @@ class Questions:
 
     Attributes:
         models: the reachable models.
+        decider: attacks test points that bounds leave open; None where nobody does.
     """
 
     models: ReachableModels
+    decider: Decider | None
 
     @own_modes()
     def accuracy(
@@ -61,7 +69,7 @@ class Questions:
             InvalidInputError: a regression loss, or data that do not fit.
         """
         x, y = self._test_data(features, labels, "accuracy")
-        return ask(self.models, AccuracyQuestion.of(self.models, x, y), groups_of(groups, len(x)))
+        return self._ask(AccuracyQuestion.of(self.models, x, y), groups_of(groups, len(x)))
 
     @own_modes()
     def collective(
@@ -83,7 +91,7 @@ class Questions:
         """
         x, y = self._test_data(features, labels, "collective")
         question = AccuracyQuestion.of(self.models, x, y)
-        return collective(self.models, question, groups_of(groups, len(x)))
+        return self._decided(question, collective(self.models, question, groups_of(groups, len(x))))
 
     @own_modes()
     def margins(
@@ -117,7 +125,11 @@ class Questions:
             InvalidInputError: data that do not fit, or a nominal loss that is not finite.
         """
         x, y = self._test_data(features, labels, None)
-        return mean_loss(self.models, MeanLoss.of(self.models, x, y), groups_of(groups, len(x)))
+        question = MeanLoss.of(self.models, x, y)
+        answer = mean_loss(self.models, question, groups_of(groups, len(x)))
+        decider = self._in_time
+        found = None if decider is None else decider.worst_loss(question, answer)
+        return answer if found is None else replace(answer, reached=found[0], shown=found[1])
 
     @own_modes()
     def stable(
@@ -133,7 +145,7 @@ class Questions:
         """
         self._classification("stable")
         x = self._features(features)
-        return ask(self.models, StableQuestion.of(self.models, x), groups_of(groups, len(x)))
+        return self._ask(StableQuestion.of(self.models, x), groups_of(groups, len(x)))
 
     @own_modes()
     def targeted(
@@ -154,7 +166,7 @@ class Questions:
             InvalidInputError: data or targets that do not fit.
         """
         x = self._features(features)
-        return ask(self.models, targeted(self.models, x, targets), groups_of(groups, len(x)))
+        return self._ask(targeted(self.models, x, targets), groups_of(groups, len(x)))
 
     @own_modes()
     def backdoor(
@@ -197,7 +209,7 @@ class Questions:
         check_trigger(trigger)
         x, y = self._test_data(features, labels, "backdoor")
         question = BackdoorQuestion.of(self.models, x, y, trigger, target)
-        return ask(self.models, question, groups_of(groups, len(x)))
+        return self._ask(question, groups_of(groups, len(x)))
 
     @own_modes()
     def backdoor_curve(
@@ -272,6 +284,62 @@ class Questions:
                 "give one of them",
             )
         return adversary.choices.poisoned(case)
+
+    @own_modes()
+    def witness(self, answer: Answer, point: int | None = None) -> Witness:
+        """The poisoned data that refute a test point of an answer, by its position among the points given.
+
+        Without a point: the data of the run that shows ``answer.reached``.
+
+        Raises:
+            InvalidInputError: no answer, or a point that is not refuted.
+        """
+        inputs.of_kind(answer, Answer, "An answer", "give result.accuracy(x, y), say")
+        if point is not None:
+            inputs.of_kind(point, (int, np.integer), "A test point", "give its position")
+        return witness_of(answer, None if point is None else int(point))
+
+    @own_modes()
+    def replay(self, witness: Witness) -> dict[str, Tensor]:
+        """Check a witness and train on its data: a ``state_dict()`` by plain torch, in the run's order.
+
+        Raises:
+            InvalidInputError: poisoned data that the threat does not admit (checked in exact arithmetic), or
+                of another run; a result that keeps no training data (loaded, or ``refute="none"``).
+            SoundnessError: the trained model lies outside the reachable set.
+        """
+        inputs.of_kind(witness, Witness, "A witness", "give result.witness(answer, point)")
+        if self.decider is None:
+            raise InvalidInputError(
+                "Replay a witness",
+                "a result that keeps no training run (loaded from a file, or refute='none')",
+                "ask the result of certify(..., refute='quick') itself",
+            )
+        trained = dict(self.decider.replay(witness))
+        for name, box in self.models.state.items():
+            if name in trained and not Interval(box.lower[0], box.upper[0]).contains(trained[name]):
+                raise SoundnessError(
+                    "A model trained on admissible data must lie in the reachable set",
+                    f"'{name}' outside its box",
+                    "do not use this certificate; please report this run",
+                )
+        return trained
+
+    def _ask(self, question: Question, groups: npt.NDArray[Any] | None) -> Answer:
+        return self._decided(question, ask(self.models, question, groups))
+
+    def _decided(self, question: Question, answer: Answer) -> Answer:
+        """The answer with what the decider adds: points that are refuted, and what attacks reach."""
+        decider = self._in_time
+        if decider is None:
+            return answer
+        return decided(answer, decider.decide(question, answer), question.counts_harm)
+
+    @property
+    def _in_time(self) -> Decider | None:
+        """The decider, as long as the questions have time."""
+        deadline = self.models.deadline
+        return self.decider if deadline is None or monotonic() < deadline.at else None
 
     def _features(self, features: inputs.ArrayLike) -> Tensor:
         x = inputs.features_of(features, "Test features")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -20,6 +21,8 @@ class StableQuestion:
 
     The nominal run is one of the reachable models, so that nominal and upper value are one.
     """
+
+    counts_harm: ClassVar[bool] = False
 
     index: Tensor
     decision: Decision

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -24,6 +24,8 @@ Targets = int | ArrayLike | Sequence[Collection[int]]
 @dataclass(frozen=True)
 class TargetedQuestion:
     """Share of points whose prediction is one of the unsafe classes of the point."""
+
+    counts_harm: ClassVar[bool] = True
 
     index: Tensor
     decision: Decision
@@ -51,6 +53,8 @@ class UnsafeRegion:
     Attributes:
         low, high: ends of the box, (n, outputs); infinite for half-lines.
     """
+
+    counts_harm: ClassVar[bool] = True
 
     index: Tensor
     low: Tensor

@@ -18,6 +18,7 @@ from milp_agt.recording.losses import LossCall, shares_storage
 from milp_agt.recording.origins import Origins
 from milp_agt.recording.passes import Pass, RecordedForward, Twin, differs
 from milp_agt.recording.places import place
+from milp_agt.recording.total_norm import TotalClip, total_clip
 from milp_agt.training.training import UpdateRule
 
 LEAVE_OUT = "leave it out; penalties go into weight_decay= of the optimiser"
@@ -55,6 +56,7 @@ class Loop(Findings):
         self._passes: list[tuple[Pass, dict[str, Tensor], dict[str, int]]] = []
         self._joined: tuple[int, ...] = ()
         self._pending: UpdateRule | None = None
+        self._clip: TotalClip | None = None
 
     def begin(self) -> list[Callable[[], object]]:
         """Listen from now on; returns what puts everything back."""
@@ -175,7 +177,7 @@ class Loop(Findings):
     def _check_earlier(self) -> None:
         """Gradients before a pass are none, or those that earlier passes of this step have left."""
         if not any(g is not None and bool(g.any()) for g in self._gradients().values()):
-            self._passes = []
+            self._passes, self._clip = [], None
         elif self._passes:
             self._check_gradients()
         else:
@@ -234,9 +236,23 @@ class Loop(Findings):
                 ("gradients", [] if zeroed else gradients),
             ):
                 if any(shares_storage(tensor, each) for each in watched):
+                    if kind == "gradients" and self._is_clipping():
+                        return
                     remedy = LEAVE_OUT if kind == "gradients" else "do it before the recording"
                     self.refuse(f"{kind} that are changed by {how} ({at})", remedy)
                     return
+
+    def _is_clipping(self) -> bool:
+        """Whether clip_grad_norm_ is what changes the gradients; it may once in a step."""
+        found: list[TotalClip | None] = []
+        parameters = self._parameters()
+        trained = {name: parameters[name] for name in self._twin.trained}
+        self.attempt(lambda: found.append(total_clip(trained)))
+        clip = found[0] if found else None
+        if clip is None or (self._clip is not None and self._clip != clip):
+            return self.problem is not None
+        self._clip = clip
+        return True
 
     def _watch_plateau(self) -> Callable[[], None]:
         plain = ReduceLROnPlateau.step
@@ -287,7 +303,12 @@ class Loop(Findings):
             raise differs("other parameters in the optimiser", "keep them as they were")
         for hook in self._hooks():
             raise differs(hook, "remove it")
-        self._check_gradients()
+        if self._clip is None:
+            self._check_gradients()
+        else:
+            found, kept, versions = self._passes[-1]
+            clipped = self._clip.check(kept, self._gradients(), versions)
+            self._passes[-1] = found, clipped, versions
         self.check_values("before this step")
         replaced = self._reference.replaced(self._velocity())
         if replaced is not None:
@@ -295,7 +316,8 @@ class Loop(Findings):
                 f"a momentum buffer of '{replaced}' that was changed or replaced between two steps",
                 "leave optimizer.state and load_state_dict() out of the loop",
             )
-        self._pending = optimizers.rule_of(self._optimizer, self._model, not self.rules)
+        rule = optimizers.rule_of(self._optimizer, self._model, not self.rules)
+        self._pending = rule if self._clip is None else self._clip.within(rule)
 
     def _join(self) -> tuple[int, ...]:
         """The samples of all backward passes of a step, whose sum must be the mean over them.
@@ -327,7 +349,7 @@ class Loop(Findings):
 
     def _after_step(self, optimizer: object, args: object, kwargs: object) -> None:
         self.attempt(self._check_update)
-        self._forwards, self._losses, self._passes = [], [], []
+        self._forwards, self._losses, self._passes, self._clip = [], [], [], None
         self.deaf = self.problem is not None
 
     def _check_update(self) -> None:

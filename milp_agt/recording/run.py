@@ -24,6 +24,8 @@ from milp_agt.training.training import Batch, ParameterGroup, Training, UpdateRu
 ASSUMED = (
     "The number and the order of the recorded steps, their samples and their learning rates do not depend "
     "on the values of the data: no early stopping, no sampling and no schedule looks at them.",
+    "What code outside of torch does inside the loop (numpy on memory that it shares, functions of math and "
+    "statistics, text made of numbers) depends on no value of the data or of the training.",
     "The samples are meant as the loader gives them: what data set, transforms and collate function do to "
     "raw values comes before the adversary.",
 )
@@ -41,6 +43,10 @@ class RecordedTraining(Training):
 
     def update_rules(self, steps: int) -> tuple[UpdateRule, ...]:
         return self.rules[:steps]
+
+    @property
+    def clips_total(self) -> bool:
+        return any(rule.clip_total is not None for rule in self.rules)
 
     @property
     def has_momentum(self) -> bool:

@@ -3,8 +3,8 @@
 A loop that reads ``loss.item()`` may print it, or may stop, skip a step or change a rate by it. The
 numbers below behave as the floats and ints that they are; arithmetic keeps them watched, and a
 comparison, a test for truth, and a conversion that loses the watch (``float(x)``, ``int(x)``, numpy) is
-reported. Functions of :mod:`math` lose it unseen, and so do whole numbers to the right of a plain float
-(``1.0 < x``, ``1.0 * x``), which Python asks first.
+reported. Functions of :mod:`math` lose it unseen, text does, and so do whole numbers to the right of a plain
+float (``1.0 < x``, ``1.0 * x``), which Python asks first.
 """
 
 from __future__ import annotations
@@ -18,7 +18,16 @@ _ARITHMETIC = (
     *("neg", "pos", "abs", "round"),
 )
 _COMPARISONS = ("lt", "le", "gt", "ge", "eq", "ne")
-_CONVERSIONS = ("float", "int", "trunc", "floor", "ceil")
+_CONVERSIONS: tuple[str, ...] = (
+    "__float__",
+    "__int__",
+    "__trunc__",
+    "__floor__",
+    "__ceil__",
+    "__divmod__",
+    "__rdivmod__",
+)
+_CONVERSIONS += ("as_integer_ratio", "is_integer", "hex", "bit_length", "to_bytes")
 
 
 class WatchedFloat(float):
@@ -64,11 +73,11 @@ def _arithmetic(base: type, name: str) -> Callable[..., Any]:
 
 
 def _conversion(base: type, name: str) -> Callable[..., Any]:
-    plain = getattr(base, f"__{name}__")
+    plain = getattr(base, name)
 
-    def method(self: Any) -> Any:
+    def method(self: Any, *others: Any) -> Any:
         self.report()
-        return plain(_plain(base, self))
+        return plain(_plain(base, self), *others)
 
     return method
 
@@ -95,7 +104,8 @@ def _prepare(kind: type, base: type) -> None:
     for name in _COMPARISONS:
         setattr(kind, f"__{name}__", _comparison(base, name))
     for name in _CONVERSIONS:
-        setattr(kind, f"__{name}__", _conversion(base, name))
+        if hasattr(base, name):
+            setattr(kind, name, _conversion(base, name))
 
     def truth(self: Any) -> bool:
         self.report()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -27,12 +27,16 @@ SHARES = (
 )  # properties that are shares of points
 
 
+STATES = ("surely right", "surely wrong", "refuted", "open")
+
+
 @dataclass(frozen=True)
 class Property:
     """One property of the result.
 
     ``reached`` are the ends that real attacks reached and ``ratio`` the certified width over theirs; None
-    where nothing was attacked.
+    where nothing was attacked. ``worst`` is the worst value that one checked run shows, ``counts`` says how
+    many points are PROVED, REFUTED and OPEN, and ``witnesses`` names the files of poisoned data.
     """
 
     kind: str
@@ -48,6 +52,9 @@ class Property:
     reached: tuple[float, float] | None = None
     ratio: float | None = None
     detail: str = ""
+    worst: float | None = None
+    counts: Mapping[str, int] = field(default_factory=dict)
+    witnesses: Sequence[Mapping[str, Any]] = ()
 
     @property
     def is_share(self) -> bool:
@@ -64,7 +71,8 @@ class PointTable:
 
     Above 0 is right, below 0 is wrong. ``reached`` are the ends that attacks reached; None where nothing
     was attacked. ``total`` counts the points of this part of the data, bounded or not. ``name`` is the row
-    of each in the file, with its id; ``index`` its position in the part.
+    of each in the file, with its id; ``index`` its position in the part. ``refuted`` says which a real
+    poisoned run gets wrong.
     """
 
     on: str
@@ -77,6 +85,7 @@ class PointTable:
     nominal: Array
     upper: Array
     reached: tuple[Array, Array] | None = None
+    refuted: Array | None = None
 
     def __len__(self) -> int:
         return len(self.index)
@@ -84,11 +93,10 @@ class PointTable:
     @property
     def status(self) -> list[str]:
         """What is known of each point."""
-        right, wrong = self.lower > 0, self.upper < 0
-        return [
-            "surely right" if r else "surely wrong" if w else "open"
-            for r, w in zip(right, wrong, strict=True)
-        ]
+        refuted = np.zeros(len(self), dtype=bool) if self.refuted is None else self.refuted
+        known = [self.lower > 0, self.upper < 0, refuted]
+        found: list[str] = np.select(known, STATES[:3], STATES[3]).tolist()
+        return found
 
 
 @dataclass(frozen=True)
@@ -190,6 +198,9 @@ class Content:
                 reached=_ends(p.get("reached")),
                 ratio=None if p.get("ratio") is None else float(p["ratio"]),
                 detail=p.get("detail", ""),
+                worst=None if p.get("worst") is None else float(p["worst"]),
+                counts=p.get("counts", {}),
+                witnesses=p.get("witnesses", ()),
             )
             for p in self.document["properties"]
         )
@@ -241,6 +252,9 @@ class Content:
             name=self._names[order],
             **columns,
             reached=self._reached("points", order),
+            refuted=self.arrays["points/refuted"][order]
+            if "points/refuted" in self.arrays
+            else None,
         )
 
     @cached_property

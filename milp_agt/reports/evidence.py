@@ -42,8 +42,8 @@ def collect(result: Result, dataset: Dataset, verdicts: Sequence[Verdict] = ()) 
     for the first points; ``points/total`` counts them all; ``points/predicted`` by the nominal model, (n,) or
     (n, outputs). ``points/on`` names the part, ``points/row`` the rows of the points in the file,
     ``points/id`` who they are; ``points/index`` is their position in the part. A regression has
-    ``outputs/lower, nominal, upper``, (n, outputs) each: certified intervals of the predictions. Where
-    the run was attacked,
+    ``outputs/lower, nominal, upper``, (n, outputs) each: certified intervals of the predictions.
+    ``points/refuted``: which points a real poisoned run gets wrong, (n,). Where the run was attacked,
     ``points/reached_lower, reached_upper`` (or ``outputs/...``) are the ends of the margins (or
     predictions) of the models that attacks trained. With two features and classes ``map/names`` (2,),
     ``map/x, y`` (m,), ``map/scores`` (m, m, classes) of the nominal model and ``map/lower``
@@ -77,6 +77,8 @@ def collect(result: Result, dataset: Dataset, verdicts: Sequence[Verdict] = ()) 
         arrays["points/id"] = dataset.ids.of(on)[: len(x)]
     for end in ENDS:
         arrays[f"points/{end}"] = np.asarray(columns[prefix + end], dtype=np.float64)
+    if "verdict" in columns:
+        arrays["points/refuted"] = np.asarray(columns["verdict"]) == "REFUTED"
     shown = "points" if margins else "outputs"
     if not margins:
         predicted = result.predictions(x)

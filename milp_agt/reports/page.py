@@ -18,7 +18,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from milp_agt.errors import InvalidInputError
 from milp_agt.io.files import replace
 from milp_agt.io.tables import format_number
-from milp_agt.reports import words
+from milp_agt.reports import audit, words
 from milp_agt.reports.content import Array, Content, PointTable, PredictionMap
 from milp_agt.reports.figures import Picture, pictures
 
@@ -78,6 +78,7 @@ def render(content: Content, drawn: Mapping[str, Picture]) -> str:
         thumbnails=_thumbnails(content.pictures),
         solver=solver_totals(content.steps),
         total_seconds=sum(float(step["seconds"]) for step in content.steps),
+        audit=audit.read(content.folder),
         run_text=json.dumps(content.document["run"], indent=2),
     )
 

@@ -23,7 +23,8 @@ def margins(content: Content) -> tuple[Figure, str] | None:
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
     rank = np.arange(1, len(points) + 1)
     status = np.array(points.status)
-    looks = {"surely right": (BLUE, "o"), "open": (ORANGE, "D"), "surely wrong": (RED, "X")}
+    looks = {"surely right": (BLUE, "o"), "open": (ORANGE, "D")}
+    looks |= {"refuted": (RED, "v"), "surely wrong": (RED, "X")}
     present = [name for name in looks if (status == name).any()]
     width = _line_width(len(points))
     for name in present:

@@ -11,7 +11,7 @@ import shlex
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 SCHEMA_VERSION = 1
 LISTED_ROWS = 10_000  # rows of larger files follow from the seed and are not written down
+WITNESSES = ("witnesses", "shown")  # of a verdict: poisoned data, which get files of their own
 WRITING_SHARE = 0.05  # at most this share of the run goes into saving finished steps
 
 
@@ -92,6 +93,15 @@ class ResultFolder:
                 "mean_width": float(width.mean()) if width.size else 0.0,
                 "max_width": float(width.max(initial=0.0)),
             }
+        properties = [
+            {
+                **{f.name: getattr(v, f.name) for f in fields(v) if f.name not in WITNESSES},
+                "name": v.name,
+                "vacuous": v.is_vacuous,
+                "counts": v.counts,
+            }
+            for v in verdicts
+        ]
         document = {
             **self._header,
             "complete": complete,
@@ -119,14 +129,13 @@ class ResultFolder:
             "attack": attack_summary(result),
             "suspects": None if suspects is None else suspects.to_dict(),
             "steps": [asdict(step) for step in result.steps],
-            "properties": [
-                {**asdict(v), "name": v.name, "vacuous": v.is_vacuous} for v in verdicts
-            ],
+            "properties": properties,
             "seconds": begun
             - self._started
             + sum(step.seconds for step in result.steps[: self._steps_before]),
         }
         try:
+            self._save_witnesses(verdicts, properties)
             replace(self.npz_path, lambda stream: np.savez_compressed(stream, **arrays))
             write_json(self.json_path, document)
         except OSError as error:
@@ -138,6 +147,34 @@ class ResultFolder:
             ) from error
         self._written = time.perf_counter()
         self._cost = self._written - begun
+
+    def _save_witnesses(
+        self, verdicts: Sequence[Verdict], properties: Sequence[dict[str, Any]]
+    ) -> None:
+        """``witness-1.npz`` and so on, each named with its words beside its property."""
+        for old in self.folder.glob("witness-*.npz"):
+            old.unlink()
+        count = 0
+        for verdict, entry in zip(verdicts, properties, strict=True):
+            refuted = verdict.status == "REFUTED"
+            worst = [verdict.shown] if refuted and verdict.shown is not None else []
+            found: list[dict[str, Any]] = []
+            for witness in (*verdict.witnesses, *(w for w in worst if w not in verdict.witnesses)):
+                name: str | None = None  # the data as given need no file
+                if witness.changes:
+                    count += 1
+                    name = witness.save(self.folder / f"witness-{count}.npz").name
+                found.append(
+                    {
+                        "file": name,
+                        "points": witness.points,
+                        "margins": witness.margins,
+                        "poisoned": witness.poisoned,
+                        "changes": witness.changes,
+                        "shows": verdict.worst if witness is verdict.shown else None,
+                    }
+                )
+            entry["witnesses"] = found
 
 
 def write_json(path: Path, document: Mapping[str, Any]) -> None:

@@ -52,7 +52,7 @@ def _questions() -> list[str]:
         lines.append(f"| `{asked.name}` | {asked.what} | {fitting} |")
     combined = (
         "Every threat model, every question and every relaxation can be combined, but that `zonotope` "
-        "refuses adaptive adversaries, two budgets, and threats to whole samples."
+        "refuses two budgets and threats to whole samples."
     )
     return [*lines, "", combined]
 

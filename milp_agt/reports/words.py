@@ -50,7 +50,8 @@ GLOSSARY = {
     "radius": "how far a changed number may be from the given one",
     "reachable set": "a box that holds the parameters of every model that admissible data can lead to",
     "PROVED": "what was asked for holds for every admissible data set",
-    "NOT PROVED": "the bounds cannot tell; it may hold or not",
+    "REFUTED": "a model trained on admissible poisoned data, which are kept in a file, does not meet it",
+    "OPEN": "neither proved nor refuted; it may hold or not",
     "REPORTED": "bounds that hold, where no threshold was asked for",
     "relaxation": "a way of computing bounds; the tighter, the more work",
     "width": "how far apart the ends of a certified interval are: 0 if poisoning changes nothing",
@@ -63,7 +64,10 @@ def verdict(content: Content) -> tuple[str, str]:
     if not content.document["complete"]:
         done, total = len(content.steps), content.document["total_steps"]
         return "open", f"Unfinished: bounds after {done} of {total} training steps"
-    if "NOT PROVED" in states:
+    if "REFUTED" in states:
+        first = next(p for p in content.properties if p.status == "REFUTED")
+        return "refuted", f"Refuted: real poisoned data leave {first.name} short of what was asked"
+    if "OPEN" in states:
         return "open", "Not proved: something that was asked could not be certified"
     if "PROVED" in states:
         proved = [p for p in content.wholes if p.status == "PROVED"]
@@ -77,14 +81,23 @@ def verdict(content: Content) -> tuple[str, str]:
 
 def caution(content: Content) -> str:
     """What a verdict does not say."""
-    hopeless = [p for p in content.properties if p.status == "NOT PROVED" and not nominally(p)]
+    hopeless = [
+        p for p in content.properties if p.status in ("OPEN", "REFUTED") and not nominally(p)
+    ]
     if hopeless:
         return (
             f"Even without an adversary the model misses what was asked ({hopeless[0].name}: "
             f"{shown(hopeless[0], hopeless[0].nominal)}, {asked(hopeless[0])}), so that no proof can "
             "reach it: train a better model or ask for less."
         )
-    missed = [p for p in content.properties if p.status == "NOT PROVED"]
+    refuted = [p for p in content.properties if p.status == "REFUTED"]
+    if refuted and refuted[0].worst is not None:
+        return (
+            f"A model trained on poisoned data within the limits below has {refuted[0].name} at "
+            f"{shown(refuted[0], refuted[0].worst)} ({asked(refuted[0])}). The data are in the files that "
+            "are named below; training on them shows it."
+        )
+    missed = [p for p in content.properties if p.status == "OPEN"]
     told = missed or content.wholes
     if told and all(p.is_share and p.lower == 0.0 and p.upper == 1.0 for p in told):
         return (
@@ -168,6 +181,14 @@ def short(each: Property) -> str:
     if each.kind == "backdoor" and each.at_least is None:
         return f"a trigger{detail} succeeds on at most {high} of the {part} points"
     return f"{each.name} is {headline(each)}"
+
+
+def counted(each: Property) -> str:
+    """How many points are decided; empty where points are not judged."""
+    if not each.counts:
+        return ""
+    told = {"PROVED": "proved", "REFUTED": "refuted", "OPEN": "open"}
+    return ", ".join(f"{each.counts[word]} {name}" for word, name in told.items())
 
 
 def network(content: Content) -> str:

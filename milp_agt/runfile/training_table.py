@@ -18,6 +18,7 @@ from milp_agt.training.schedules import (
     StepDecay,
 )
 from milp_agt.training.training import ParameterGroup, Training
+from milp_agt.training.training_checks import SMALLEST_TOTAL
 
 
 class _ScheduleTable(Table):
@@ -129,6 +130,7 @@ class GroupTable(Table):
 _TOGETHER = (
     {"nesterov", "momentum"},
     {"clip", "clip_mode", "class_weights"},
+    {"clip_total", "l1"},
     {"loss", "label_smoothing", "class_weights", "positive_weight"},
     {"batches", "epochs", "batch_size", "shuffle_seed", "schedule"},
 )
@@ -181,6 +183,11 @@ class TrainingTable(Table):
         default="norm",
         description="`norm` scales a gradient down to the 2-norm `clip`, over all trainable parameters; "
         "`clamp` cuts each coordinate off at `-clip` and `clip`.",
+    )
+    clip_total: Annotated[float, Field(ge=SMALLEST_TOTAL)] | None = Field(
+        default=None,
+        description="Largest 2-norm of the gradient of a batch over all trained parameters, as torch's "
+        "`clip_grad_norm_` clips it; no such clipping unless given.",
     )
     optimizer: str = Field(
         default="sgd",
@@ -252,6 +259,7 @@ class TrainingTable(Table):
             else schedule.build(),
             clip=self.clip,
             clip_mode=self.clip_mode,
+            clip_total=self.clip_total,
             optimizer=self.optimizer,
             l1=self.l1,
             projection=None if box is None else (box[0], box[1]),

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from milp_agt.core.reachable import Bounds
 from milp_agt.data.dataset import Dataset
 from milp_agt.data.origin import Part
+from milp_agt.properties.answer import Answer
+from milp_agt.properties.witness import Witness
 from milp_agt.runfile.property_tables import (
     PROPERTY_TABLES,
     AnyProperty,
@@ -22,8 +24,10 @@ if TYPE_CHECKING:
     from milp_agt.attacks import Sandwich
     from milp_agt.certification.result import Result
 
-Status = Literal["PROVED", "NOT PROVED", "REPORTED"]
+Status = Literal["PROVED", "REFUTED", "OPEN", "REPORTED"]
 SHARES = tuple(kind_of(table) for table in PROPERTY_TABLES if table.is_share)
+HIGH_IS_GOOD = ("accuracy", "collective", "stable")
+BEYOND_ROUNDING = 1e-8  # a value that attacks reach refutes a threshold only beyond this, relative
 
 
 @dataclass(frozen=True)
@@ -31,10 +35,15 @@ class Verdict:
     """One property: its bounds over the reachable set, and whether they meet the threshold.
 
     ``lower`` and ``upper`` hold for every admissible poisoning, ``nominal`` for the data as given.
-    A property without a threshold is REPORTED. ``points`` is the table of the test points, column by
-    column, with their rows in the file and their positions in the part; None for parameters and for
-    subgroups. ``reached`` are the least and largest value of attacks aimed at the property and ``ratio``
-    the certified width over theirs; None for subgroups, and where nothing was attacked.
+    PROVED: the certified end meets the threshold. REFUTED: a real training run on admissible data misses
+    it, by more than rounding. OPEN: neither is known. A property without a threshold is REPORTED.
+
+    ``points`` is the table of the test points, column by column, with their rows in the file and their
+    positions in the part; None for parameters and for subgroups. ``reached`` are the least and largest
+    value of attacks aimed at the property and ``ratio`` the certified width over theirs; None for
+    subgroups, and where nothing was attacked. ``worst`` is the worst value that one checked run on
+    admissible data shows, and ``shown`` are its data; ``witnesses`` are the poisoned data that refute
+    test points.
     """
 
     kind: str
@@ -50,6 +59,16 @@ class Verdict:
     points: Mapping[str, list[Any]] | None = None
     reached: tuple[float, float] | None = None
     ratio: float | None = None
+    worst: float | None = None
+    witnesses: tuple[Witness, ...] = field(default=(), repr=False)
+    shown: Witness | None = field(default=None, repr=False)
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """How many test points are PROVED, REFUTED and OPEN; empty where points are not judged."""
+        if self.points is None or "verdict" not in self.points:
+            return {}
+        return {word: self.points["verdict"].count(word) for word in ("PROVED", "REFUTED", "OPEN")}
 
     @property
     def name(self) -> str:
@@ -154,6 +173,11 @@ def _verdict(
     points: Mapping[str, list[Any]] | None = None,
     both: Sandwich | None = None,
 ) -> Verdict:
+    # What an answer carries is the end that harms: of a threshold on the other side it says nothing.
+    low = asked.at_least is not None
+    harms = low == (asked.kind in HIGH_IS_GOOD)
+    worst = bounds.reached if harms else None
+    answer = bounds if isinstance(bounds, Answer) else None
     return Verdict(
         asked.kind,
         on,
@@ -162,19 +186,35 @@ def _verdict(
         bounds.upper,
         asked.at_least,
         asked.at_most,
-        decide(bounds.lower, bounds.upper, asked.at_least, asked.at_most),
+        decide(bounds.lower, bounds.upper, asked.at_least, asked.at_most, worst),
         asked.detail,
         group,
         points,
         None if both is None else both.reached,
         None if both is None else both.ratio,
+        bounds.reached,
+        () if answer is None else answer.witnesses,
+        None if answer is None else answer.shown,
     )
 
 
-def decide(lower: float, upper: float, at_least: float | None, at_most: float | None) -> Status:
-    """PROVED only if the bound on the right side is a number that meets the threshold."""
-    if at_least is not None:
-        return "PROVED" if lower >= at_least else "NOT PROVED"
-    if at_most is not None:
-        return "PROVED" if upper <= at_most else "NOT PROVED"
-    return "REPORTED"
+def decide(
+    lower: float,
+    upper: float,
+    at_least: float | None,
+    at_most: float | None,
+    worst: float | None = None,
+) -> Status:
+    """PROVED only if the bound on the right side is a number that meets the threshold.
+
+    REFUTED only if ``worst``, the value of a real run, misses it by more than rounding.
+    """
+    if at_least is None and at_most is None:
+        return "REPORTED"
+    if (lower >= at_least) if at_least is not None else (upper <= at_most):  # type: ignore[operator]
+        return "PROVED"
+    if worst is None:
+        return "OPEN"
+    slack = BEYOND_ROUNDING * (1.0 + abs(worst))
+    missed = worst < at_least - slack if at_least is not None else worst > at_most + slack  # type: ignore[operator]
+    return "REFUTED" if missed else "OPEN"

@@ -12,6 +12,7 @@ from milp_agt.formulations.sum_samples import SumSamples
 from milp_agt.threats.poison import Poison, Whole
 from milp_agt.training.clipping import per_sample
 from milp_agt.training.tracing import SELECTION, StepGraph
+from milp_agt.training.training import Training
 
 
 def with_exchanges(step_graph: StepGraph, poison: Poison) -> StepGraph:
@@ -53,12 +54,19 @@ def check_clipping(step_graph: StepGraph, poison: Poison) -> None:
         )
 
 
-def check_weights(step_graph: StepGraph, poison: Poison) -> None:
-    """Refuse class weights where the adversary may change whose they are.
+def check_batches(step_graph: StepGraph, training: Training, poison: Poison) -> None:
+    """Refuse what depends on a whole batch where the adversary changes more of it than there is a rule for.
 
     Raises:
-        UnsupportedOperationError: class weights under a threat to labels or to whole samples.
+        UnsupportedOperationError: class weights under a threat to labels or to whole samples; clipping of
+            the total norm under one to whole samples.
     """
+    if training.clips_total and poison.whole is not None:
+        raise UnsupportedOperationError(
+            "The norm of the gradient of a batch is clipped (clip_total)",
+            f"a threat under which whole samples are {poison.whole.value}",
+            "leave clip_total out, or bound FeaturePoisoning or LabelPoisoning",
+        )
     weighted = "class_weights" in step_graph.loss.options
     if weighted and (poison.label_moves is not None or poison.whole is not None):
         raise UnsupportedOperationError(

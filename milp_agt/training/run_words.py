@@ -30,6 +30,13 @@ def run_in_words(training: Training, steps: int) -> str:
         _rates(training, steps),
         _clipping(training.clipping),
     ]
+    totals = sorted({rule.clip_total for rule in rules if rule.clip_total is not None})
+    if totals:
+        always = all(rule.clip_total == totals[0] for rule in rules)
+        parts.append(
+            f"the gradient of the batch is scaled down to the 2-norm {', '.join(map(repr, totals))} over all "
+            f"parameters, as clip_grad_norm_ does{'' if always else ', in some steps'}"
+        )
     for group, rule in rules[0].groups if rules else ():
         varies = len({r.of(group.names[0]).rate for r in rules}) > 1
         parts.append(
@@ -98,7 +105,7 @@ def _clipping(clipping: Clipping | None) -> str:
         return (
             f"the gradient of every single sample is scaled down to the 2-norm {clipping.bound!r} before "
             "the mean over the batch (that is not clip_grad_norm_, which clips the gradient of the whole "
-            "batch and is not supported)"
+            "batch)"
         )
     return (
         f"every coordinate of the gradient of every single sample is clamped to +-{clipping.bound!r} "

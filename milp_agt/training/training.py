@@ -32,6 +32,10 @@ class Clipping:
     mode: ClipMode = "norm"
 
 
+# Torch divides by the norm and this.
+NORM_SHIFT = 1e-6
+
+
 @dataclass(frozen=True)
 class UpdateRule:
     """One optimiser step, for ``g`` = mean gradient over the batch (torch.optim.SGD).
@@ -43,6 +47,9 @@ class UpdateRule:
 
     With ``dampening`` tau, v' is ``momentum * v + (1 - tau) (g + weight_decay * theta)``; torch does not
     dampen the first step of a run, whose rule has tau = 0.
+
+    With ``clip_total`` c, g is multiplied by ``min(1, c / (|g| + 1e-6))`` first, with the norm over all
+    trained parameters together: torch's ``clip_grad_norm_``.
 
     With an ``l1`` penalty, ``l1 * sign(theta)`` is part of g (sign(0) = 0, as torch differentiates
     ``l1 * theta.abs().sum()``). With a ``projection`` (low, high), every entry of theta' is clamped to it
@@ -56,6 +63,7 @@ class UpdateRule:
     l1: float = 0.0
     projection: tuple[float, float] | None = None
     dampening: float = 0.0
+    clip_total: float | None = None
     groups: tuple[tuple[ParameterGroup, UpdateRule], ...] = ()
 
     def of(self, name: str) -> UpdateRule:
@@ -113,8 +121,10 @@ class Training:
             ``range(n)``: ``batches=[[b.tolist() for b in loader] for _ in range(epochs)]``.
         momentum, nesterov, weight_decay: as in torch.optim.SGD, without dampening.
         clip, clip_mode: per-sample gradient clipping, see :class:`Clipping`; None does not clip. Weight
-            decay is added after it. Clipping the gradient of the whole batch, as torch's
-            ``clip_grad_norm_`` and ``clip_grad_value_`` do, is another run, which is not supported.
+            decay is added after it. Torch's ``clip_grad_value_``, which clamps the gradient of the whole
+            batch, is another run, which is not supported.
+        clip_total: largest norm of the gradient of the whole batch, over all trained parameters, as
+            ``torch.nn.utils.clip_grad_norm_(model.parameters(), clip_total)`` clips it; None does not.
         label_smoothing, class_weights: of ``cross_entropy``, as torch's CrossEntropyLoss has them; with class
             weights a batch is divided by the weights of its labels, so that these must not be poisoned.
         positive_weight: of ``bce``, pos_weight of torch's BCEWithLogitsLoss.
@@ -153,6 +163,7 @@ class Training:
     label_smoothing: float = 0.0
     class_weights: Sequence[float] | None = None
     positive_weight: float | None = None
+    clip_total: float | None = None
 
     def __post_init__(self) -> None:
         check_training(self)
@@ -185,6 +196,11 @@ class Training:
             class_weights=None if weights is None else tuple(map(float, weights)),
             positive_weight=None if self.positive_weight is None else float(self.positive_weight),
         )
+
+    @property
+    def clips_total(self) -> bool:
+        """Whether the norm of the gradient of a batch is clipped in any step."""
+        return self.clip_total is not None
 
     @property
     def clipping(self) -> Clipping | None:
@@ -220,7 +236,8 @@ class Training:
         ends = None if box is None else (float(box[0]), float(box[1]))
         # Numpy scalars would round results to their own precision.
         momentum, decay, l1 = float(self.momentum), float(self.weight_decay), float(self.l1)
-        base = UpdateRule(0.0, momentum, decay, bool(self.nesterov), l1, ends)
+        total = None if self.clip_total is None else float(self.clip_total)
+        base = UpdateRule(0.0, momentum, decay, bool(self.nesterov), l1, ends, clip_total=total)
         own = [self._rates_of(group, rates, steps, epochs) for group in self.groups]
         return tuple(
             replace(

@@ -26,6 +26,8 @@ _ADAPTIVE = (
 _SCALARS = ("momentum", "weight_decay", "l1", "nesterov", "projection")
 # The square of a clipping norm must not underflow.
 SMALLEST_CLIP = 1e-100
+# Ten times what torch adds to a norm before it divides by it.
+SMALLEST_TOTAL = 1e-5
 
 
 def check_training(training: Options) -> None:
@@ -170,6 +172,25 @@ def _clip(training: Options) -> None:
         raise _refused("clip", clip, "a number > 0, or None for no clipping")
 
 
+def _clip_total(training: Options) -> None:
+    clip = training.clip_total
+    if clip is None:
+        return
+    if not _is_real(clip) or clip < SMALLEST_TOTAL:
+        raise _refused(
+            "clip_total", clip, f"a number >= {SMALLEST_TOTAL:g}, or None for no clipping"
+        )
+
+
+def _total_with_penalty(training: Options) -> None:
+    if training.clip_total is not None and training.l1:
+        raise InvalidInputError(
+            "The norm of the gradient of a batch was to be clipped (clip_total)",
+            f"l1 = {training.l1!r}, whose gradient would count in the norm",
+            "leave one of them out",
+        )
+
+
 def _clip_mode(training: Options) -> None:
     mode: object = training.clip_mode
     of_kind(mode, str, "clip_mode of a training", "use 'norm' or 'clamp'")
@@ -177,8 +198,8 @@ def _clip_mode(training: Options) -> None:
         raise InvalidInputError(
             "Training needs clip_mode to be 'norm' or 'clamp', both of the gradient of each sample",
             f"clip_mode = {mode!r}",
-            "use one of these; clipping the gradient of the whole batch (clip_grad_norm_, "
-            "clip_grad_value_) is not supported",
+            "use one of these, or clip_total= for clip_grad_norm_ of the whole batch; clip_grad_value_ is "
+            "not supported",
         )
 
 
@@ -297,6 +318,7 @@ _ALONE: dict[str, Callable[[Options], None]] = {
     "batch_size": _batch_size,
     "shuffle_seed": _seed,
     "clip": _clip,
+    "clip_total": _clip_total,
     "projection": _projection,
     "groups": _groups,
     "label_smoothing": _label_smoothing,
@@ -309,6 +331,7 @@ _BESIDE: tuple[tuple[Callable[[Options], None], frozenset[str]], ...] = (
         _options_of_loss,
         frozenset({"loss", "label_smoothing", "class_weights", "positive_weight"}),
     ),
+    (_total_with_penalty, frozenset({"clip_total", "l1"})),
     (_mode_without_clip, frozenset({"clip", "clip_mode"})),
     (_nesterov_without_momentum, frozenset({"nesterov", "momentum"})),
     (_recorded_or_made, frozenset({"batches", "epochs", "batch_size", "shuffle_seed"})),

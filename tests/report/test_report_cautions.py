@@ -29,7 +29,7 @@ def test_an_unfinished_run_says_so(classes: Path, tmp_path: Path) -> None:
 @pytest.mark.usefixtures("undrawn")
 def test_numbers_that_are_none(classes: Path, tmp_path: Path) -> None:
     properties = document(classes)["properties"]
-    properties[-1] |= {"upper": "inf", "status": "NOT PROVED", "at_most": 1.0}
+    properties[-1] |= {"upper": "inf", "status": "OPEN", "at_most": 1.0}
     steps = document(classes)["steps"]
     steps[-1] |= {"mean_width": "inf", "max_width": "inf", "chains": {"linear": "inf"}}
     folder = copied(classes, tmp_path / "out", properties=properties, steps=steps)
@@ -42,7 +42,7 @@ def test_numbers_that_are_none(classes: Path, tmp_path: Path) -> None:
 @pytest.mark.usefixtures("undrawn")
 def test_a_model_that_misses_the_mark_unpoisoned(classes: Path, tmp_path: Path) -> None:
     properties = document(classes)["properties"]
-    properties[0] |= {"lower": 0.2, "nominal": 0.4, "upper": 0.6, "status": "NOT PROVED"}
+    properties[0] |= {"lower": 0.2, "nominal": 0.4, "upper": 0.6, "status": "OPEN"}
     folder = copied(classes, tmp_path / "out", properties=properties)
     assert main(["report", str(folder)]) == 0
     assert "Even without an adversary the model misses" in visible(page(folder))
@@ -67,7 +67,7 @@ def test_notes_and_fallbacks_are_told_apart(classes: Path, tmp_path: Path) -> No
 @pytest.mark.usefixtures("undrawn")
 def test_bounds_that_exclude_nothing_say_so(classes: Path, tmp_path: Path) -> None:
     properties = document(classes)["properties"]
-    properties[0] |= {"lower": 0.0, "nominal": 0.9, "upper": 1.0, "status": "NOT PROVED"}
+    properties[0] |= {"lower": 0.0, "nominal": 0.9, "upper": 1.0, "status": "OPEN"}
     folder = copied(classes, tmp_path / "out", properties=properties)
     assert main(["report", str(folder)]) == 0
     assert "exclude nothing any more" in visible(page(folder))

@@ -18,6 +18,7 @@ from milp_agt.core.restriction import UNRESTRICTED, Restriction
 from milp_agt.core.rounding import gamma
 from milp_agt.formulations.clip import Clip
 from milp_agt.formulations.sign import Sign
+from milp_agt.formulations.squared_norm import SquaredNorm
 from milp_agt.formulations.sum_samples import SumSamples
 from milp_agt.threats.poison import Poison
 from milp_agt.training.tracing import FEATURES, LABELS
@@ -40,6 +41,8 @@ def without_influence(schedule: NodeOrder, update: UpdateRule) -> str | None:
     """The key of an operation without a rule for influences; None if all have one."""
     if update.l1:
         return Sign.key
+    if update.clip_total is not None:
+        return SquaredNorm.key
     if update.projection is not None:
         return Clip.key
     return next((n.op.key for n in schedule.all if n.inputs and not n.op.has_influence), None)

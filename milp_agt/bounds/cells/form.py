@@ -2,17 +2,71 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from milp_agt.bounds.cells.cell import SLACK, Cells
-from milp_agt.core.rounding import TINY, gamma
+from milp_agt.core.rounding import FLOAT32, TINY, gamma
 
 # Numbers of one product with the noise at a time: what a cache holds.
 AT_ONCE = 2**18
+
+
+@dataclass(frozen=True)
+class Span:
+    """Coefficients on some of the parameters, those from ``first`` on, (p, B, [n], *shape); B may be 1.
+
+    Most nodes of a step read the parameters of few layers: the others take neither memory nor time.
+    """
+
+    first: int
+    values: Tensor
+
+    @property
+    def at(self) -> slice:
+        return slice(self.first, self.first + len(self.values))
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> Span:
+        """The image under a map that is linear in the node."""
+        return Span(self.first, change(self.values))
+
+    def over(self, at: slice) -> Tensor:
+        """The coefficients on a larger range of parameters."""
+        if at == self.at:
+            return self.values
+        rest = self.values.shape[1:]
+        before = self.values.new_zeros(1).expand(self.first - at.start, *rest)
+        after = self.values.new_zeros(1).expand(at.stop - self.at.stop, *rest)
+        return torch.cat([before, self.values, after])
+
+    def plus(self, other: Span) -> Span:
+        """The sum."""
+        low, high = (self, other) if self.first <= other.first else (other, self)
+        if low.at.stop == high.first and low.values.shape[1:] == high.values.shape[1:]:
+            return Span(low.first, torch.cat([low.values, high.values]))
+        at = hull([self, other])
+        if self.at == at:
+            self, other = other, self
+        if other.at == at and other.values.shape[1:] == self.values.shape[1:]:
+            total = other.values.clone()
+            total[self.first - at.start : self.at.stop - at.start] += self.values
+            return Span(at.start, total)
+        return Span(at.start, self.over(at) + other.over(at))
+
+
+def hull(spans: Sequence[Span]) -> slice:
+    """The least range of parameters that holds those of all."""
+    return slice(min(s.first for s in spans), max(s.at.stop for s in spans))
+
+
+def added(first: Span | None, second: Span | None) -> Span | None:
+    """The sum of two coefficients, None being 0."""
+    if first is None or second is None:
+        return second if first is None else first
+    return first.plus(second)
 
 
 @dataclass(frozen=True)
@@ -28,16 +82,19 @@ class Form:
         radius: of what is left, same shape.
         size: sum of the sizes of all terms, at least ``|v|``, same shape.
         away: a bound of ``|v - centre|``, same shape.
-        on_state: J, (p, B, [n], *shape); B may be 1.
+        on_state: J.
         on_moves: E, (K, B, n, *shape).
+        on_cut: coefficients on what J and E make of the node :class:`Cut` of the own sample, so that nodes
+            behind it need no coefficients on all parameters, (m, B, n, *shape).
     """
 
     centre: Tensor
     radius: Tensor
     size: Tensor
     away: Tensor
-    on_state: Tensor | None = None
+    on_state: Span | None = None
     on_moves: Tensor | None = None
+    on_cut: Tensor | None = None
 
     @staticmethod
     def constant(value: Tensor) -> Form:
@@ -46,7 +103,7 @@ class Form:
 
     @property
     def is_constant(self) -> bool:
-        parts = (self.on_state, self.on_moves)
+        parts = (self.on_state, self.on_moves, self.on_cut)
         return all(part is None for part in parts) and not bool(self.away.any())
 
     def element(self, row: int, sample: int, element: int) -> Form:
@@ -55,9 +112,7 @@ class Form:
         def one(part: Tensor) -> Tensor:
             return part.flatten(2)[row, sample, element].reshape(1, 1)
 
-        def coefficient(part: Tensor | None) -> Tensor | None:
-            if part is None:
-                return None
+        def coefficient(part: Tensor) -> Tensor:
             full = part.expand(-1, *self.centre.shape).flatten(3)
             return full[:, row, sample, element].reshape(-1, 1, 1)
 
@@ -66,8 +121,8 @@ class Form:
             one(self.radius),
             one(self.size),
             one(self.away),
-            coefficient(self.on_state),
-            coefficient(self.on_moves),
+            None if self.on_state is None else self.on_state.map(coefficient),
+            None if self.on_moves is None else coefficient(self.on_moves),
         )
 
     def scaled(self, slope: Tensor) -> Form:
@@ -75,9 +130,56 @@ class Form:
         return replace(
             self,
             radius=self.radius * slope.abs(),
-            on_state=None if self.on_state is None else self.on_state * slope,
+            on_state=None
+            if self.on_state is None
+            else self.on_state.map(lambda part: part * slope),
             on_moves=None if self.on_moves is None else self.on_moves * slope,
+            on_cut=None if self.on_cut is None else self.on_cut * slope,
         )
+
+
+@dataclass(frozen=True)
+class Cut:
+    """The coefficients of a node of few numbers, through which the nodes behind it see the others.
+
+    Attributes:
+        on_state: (p, B, n, m).
+        on_moves: (K, B, n, m), or None.
+    """
+
+    on_state: Span
+    on_moves: Tensor | None
+
+    @staticmethod
+    def of(form: Form) -> tuple[Cut, Form]:
+        """A node as the cut, and its form in terms of it."""
+        assert form.on_state is not None
+        numbers = form.centre[0, 0].numel()
+        shape = (numbers, 1, 1, *form.centre.shape[2:])
+        eye = torch.eye(numbers, dtype=form.centre.dtype, device=form.centre.device)
+        on_moves = None if form.on_moves is None else form.on_moves.flatten(3)
+        cut = Cut(form.on_state.map(lambda part: part.flatten(3)), on_moves)
+        own = eye.reshape(shape).expand(-1, *form.centre.shape)
+        return cut, replace(form, on_state=None, on_moves=None, on_cut=own)
+
+    def resolved(self, form: Form, summed: bool = False) -> Form:
+        """A form without the cut; ``summed`` over the samples if it is a sum already but for ``on_cut``."""
+        if form.on_cut is None:
+            return form
+        flat = form.on_cut.flatten(3)
+        out = "pbk" if summed else "pbnk"
+        shape = form.centre.shape
+
+        def image(part: Tensor) -> Tensor:
+            found = torch.einsum(f"mbnk,pbnm->{out}", flat, part)
+            return found.reshape(-1, *shape)
+
+        moves = form.on_moves
+        if self.on_moves is not None:
+            more = image(self.on_moves)
+            moves = more if moves is None else moves + more
+        on_state = added(form.on_state, self.on_state.map(image))
+        return replace(form, on_state=on_state, on_moves=moves, on_cut=None)
 
 
 @dataclass(frozen=True)
@@ -133,11 +235,11 @@ class States:
     def reach_of(self, form: Form) -> tuple[Tensor, Tensor]:
         """How far a node lies below and above its centre, (B, [n], *shape) each."""
         shape = form.centre.shape
-        rows, moves = self._rows(form), self.moves_of(form)
+        moves = self.moves_of(form)
         down, up = self.cells.reach(moves)
         spread = form.radius.reshape(down.shape)
-        if rows is not None and self.noise.shape[2]:
-            spread = spread + self._noise_of(rows)
+        if form.on_state is not None and self.noise.shape[2]:
+            spread = spread + self._noise_of(form)
         error = (gamma(self.operations) + SLACK) * form.size.reshape(down.shape) + TINY
         spread = spread + error
         return (down + spread).reshape(shape), (up + spread).reshape(shape)
@@ -148,7 +250,8 @@ class States:
         count = form.centre[0].numel()
         total = self.centre.new_zeros(len(self), count, self.on_moves.shape[2])
         if rows is not None:
-            total = rows @ self.on_moves[:, : rows.shape[2]]
+            assert form.on_state is not None
+            total = rows @ self.on_moves[:, form.on_state.at]
         if form.on_moves is not None:
             own = form.on_moves.expand(-1, *form.centre.shape).flatten(2)
             total = total + own.permute(1, 2, 0)
@@ -158,30 +261,38 @@ class States:
         """Coefficients on the parameters, (B, M, p)."""
         if form.on_state is None:
             return None
-        return form.on_state.expand(-1, *form.centre.shape).flatten(2).permute(1, 2, 0)
+        return form.on_state.values.expand(-1, *form.centre.shape).flatten(2).permute(1, 2, 0)
 
-    def _noise_of(self, rows: Tensor) -> Tensor:
-        """``|J L|_1`` row by row, (B, M).
+    def _noise_of(self, form: Form) -> Tensor:
+        """At least ``|J L|_1`` for each number of a node, (B, M).
 
-        Where each row reads few parameters (the weights of one unit), only these are multiplied.
+        Where each number reads few parameters (the weights of one unit), only these are multiplied. In
+        float32, whose rounding of at most ``gamma(p + Q)`` of all terms is added: far below the noise.
         """
-        used = rows.shape[2]
-        per = max(1, AT_ONCE // (len(self) * self.noise.shape[2]))
-        noise = self.noise[:, :used]
-        touched = (rows != 0.0).any(0)  # (M, p)
-        most = int(touched.sum(1).max())
-        if 3 * most > used:
-            parts = [torch.linalg.vector_norm(part @ noise, 1, -1) for part in rows.split(per, 1)]
-            return torch.cat(parts, 1)
-        patterns, which = torch.unique(touched, dim=0, return_inverse=True)
-        found = rows.new_empty(rows.shape[:2])
-        for number, pattern in enumerate(patterns):  # one for each unit, not for each row
-            read, mine = pattern.nonzero()[:, 0], (which == number).nonzero()[:, 0]
-            few = noise[:, read]
-            for part in mine.split(per):
-                product = rows[:, part][..., read] @ few
-                found[:, part] = torch.linalg.vector_norm(product, 1, -1)
-        return found
+        assert form.on_state is not None
+        values, at = form.on_state.values, form.on_state.at
+        count, used, width = len(self), len(values), self.noise.shape[2]
+        lead = form.centre.shape[1] if form.centre.dim() > 2 else 1
+        single = values.float().expand(-1, *form.centre.shape)
+        single = single.reshape(used, count, lead, -1)
+        noise = self.noise[:, at].float()
+        per = max(1, AT_ONCE // (count * width))
+        touched = (single != 0.0).any(1).any(1).T  # (elements, p)
+        found = single.new_empty(count, lead, len(touched))
+        if 3 * int(touched.sum(1).max()) > used:
+            rows = single.flatten(2).permute(1, 2, 0)
+            parts = [torch.linalg.vector_norm(r @ noise, 1, -1) for r in rows.split(per, 1)]
+            found = torch.cat(parts, 1).reshape(found.shape)
+        else:
+            for element, read in enumerate(touched):  # a handful: units of a layer
+                few = noise[:, read]
+                rows = single[read, :, :, element].permute(1, 2, 0)
+                parts = [torch.linalg.vector_norm(r @ few, 1, -1) for r in rows.split(per, 1)]
+                found[..., element] = torch.cat(parts, 1)
+        total = self.noise[:, at].abs().sum(-1)
+        terms = torch.einsum("pbm,bp->bm", single.abs().flatten(2).double(), total)
+        error = FLOAT32.gamma(2.0 * (used + width) + 64.0) * terms + FLOAT32.tiny
+        return found.flatten(1).double() + error
 
 
 def joined(states: Sequence[States], cells: Cells) -> States:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from milp_agt.bounds.cells.form import Form
+from milp_agt.bounds.cells.form import Form, Span, added, hull
 from milp_agt.bounds.zonotope.form import Form as SampleForm
 from milp_agt.bounds.zonotope.form import plus
 from milp_agt.bounds.zonotope.linear_maps import error_of, homogeneous, sizes
@@ -27,16 +27,25 @@ def linear(op: LinearMap, inputs: Sequence[Form]) -> Form:
     size = sizes(op, [form.size for form in inputs])
     error = error_of(op, size)
 
-    def image(name: str) -> Tensor | None:
-        parts = [getattr(form, name) for form in inputs]
-        if all(part is None for part in parts):
-            return None
+    def filled(parts: Sequence[Tensor | None]) -> Tensor:
         lead = next(len(part) for part in parts if part is not None)
-        filled = [
-            form.centre.new_zeros(1).expand(lead, *form.centre.shape) if part is None else part
-            for form, part in zip(inputs, parts, strict=True)
-        ]
-        return plain.value(*filled)
+        return plain.value(
+            *(
+                form.centre.new_zeros(1).expand(lead, *form.centre.shape) if part is None else part
+                for form, part in zip(inputs, parts, strict=True)
+            )
+        )
+
+    spans = [form.on_state for form in inputs if form.on_state is not None]
+    on_state = on_moves = on_cut = None
+    if spans:
+        at = hull(spans)
+        parts = [None if form.on_state is None else form.on_state.over(at) for form in inputs]
+        on_state = Span(at.start, filled(parts))
+    if any(form.on_moves is not None for form in inputs):
+        on_moves = filled([form.on_moves for form in inputs])
+    if any(form.on_cut is not None for form in inputs):
+        on_cut = filled([form.on_cut for form in inputs])
 
     def box(name: str) -> Tensor:
         parts = (Interval(-part, part) for part in (getattr(form, name) for form in inputs))
@@ -47,26 +56,41 @@ def linear(op: LinearMap, inputs: Sequence[Form]) -> Form:
         box("radius"),
         size,
         box("away"),
-        image("on_state"),
-        image("on_moves"),
+        on_state,
+        on_moves,
+        on_cut,
     )
 
 
 def product(op: Einsum, a: Form, b: Form, summed: bool = False) -> Form:
-    """``a b = a_c b_c + a_c db + da b_c + da db``, the last term as noise; ``summed`` over the samples."""
+    """``a b = a_c b_c + a_c db + da b_c + da db``, the last term as noise; ``summed`` over the samples.
+
+    Coefficients on the cut stay those of each sample.
+    """
     multiply = op.summed_value if summed else op.value
     size = multiply(a.size, b.size)
     count = a.centre.shape[1] if summed else 1
     error = gamma(16.0 * terms(op.letters, a.centre, b.centre) + 16.0 * count + 256.0) * 4.0 * size
     error = error + TINY
 
-    def image(name: str) -> Tensor | None:
-        left, right = getattr(a, name), getattr(b, name)
-        return plus(
-            None if left is None else multiply(left, b.centre),
-            None if right is None else multiply(a.centre, right),
-        )
+    def left(part: Tensor) -> Tensor:
+        return multiply(part, b.centre)
 
+    def right(part: Tensor) -> Tensor:
+        return multiply(a.centre, part)
+
+    on_state = added(
+        None if a.on_state is None else a.on_state.map(left),
+        None if b.on_state is None else b.on_state.map(right),
+    )
+    on_moves = plus(
+        None if a.on_moves is None else left(a.on_moves),
+        None if b.on_moves is None else right(b.on_moves),
+    )
+    on_cut = plus(
+        None if a.on_cut is None else op.value(a.on_cut, b.centre),
+        None if b.on_cut is None else op.value(a.centre, b.on_cut),
+    )
     first, second = a.centre.abs(), b.centre.abs()
     both = multiply(a.away, b.away) + error
     return Form(
@@ -74,13 +98,14 @@ def product(op: Einsum, a: Form, b: Form, summed: bool = False) -> Form:
         multiply(a.radius, second) + multiply(first, b.radius) + both,
         size,
         multiply(a.away, second) + multiply(first, b.away) + both,
-        image("on_state"),
-        image("on_moves"),
+        on_state,
+        on_moves,
+        on_cut,
     )
 
 
 def summed(form: Form) -> Form:
-    """The sum over the samples."""
+    """The sum over the samples; coefficients on the cut stay those of each."""
     count = form.centre.shape[1]
     size = form.size.sum(1)
     error = gamma(8.0 * count + 64.0) * size + TINY
@@ -89,8 +114,9 @@ def summed(form: Form) -> Form:
         form.radius.sum(1) + error,
         size,
         form.away.sum(1) + error,
-        None if form.on_state is None else form.on_state.sum(2),
+        None if form.on_state is None else form.on_state.map(lambda part: part.sum(2)),
         None if form.on_moves is None else form.on_moves.sum(2),
+        form.on_cut,
     )
 
 
@@ -118,6 +144,7 @@ def curved(op: Univariate, argument: Form, box: Interval, half: Tensor | None = 
         away,
         scaled.on_state,
         scaled.on_moves,
+        scaled.on_cut,
     )
 
 
@@ -154,8 +181,8 @@ def softmax(logits: Form, away: Interval) -> Form:
         logits.centre.flatten(0, 1),
         Interval(-radius, radius),
         logits.size.flatten(0, 1),
-        _flat(logits.on_state, shape),
-        _flat(logits.on_moves, shape),
+        None if logits.on_state is None else _flat(logits.on_state.values, shape),
+        None if logits.on_moves is None else _flat(logits.on_moves, shape),
     )
     both = Interval(away.lower.flatten(0, 1)[None], away.upper.flatten(0, 1)[None])
     found = softmax_form(flat, both)
@@ -164,22 +191,21 @@ def softmax(logits: Form, away: Interval) -> Form:
     size = found.size + middle.abs()
     half = torch.maximum(high - middle, middle - low) + gamma(8) * size
     centre = (found.centre + middle).reshape(shape)
+    span = None
+    if logits.on_state is not None and found.on_state is not None:
+        span = Span(logits.on_state.first, found.on_state.reshape(-1, *shape))
     return Form(
         centre,
         half.reshape(shape),
         size.reshape(shape),
         torch.maximum(1.0 - centre, centre) * (1.0 + gamma(256)) + gamma(256),
-        _unflat(found.on_state, shape),
-        _unflat(found.on_moves, shape),
+        span,
+        None if found.on_moves is None else found.on_moves.reshape(-1, *shape),
     )
 
 
-def _flat(part: Tensor | None, shape: torch.Size) -> Tensor | None:
-    return None if part is None else part.expand(-1, *shape).flatten(1, 2)
-
-
-def _unflat(part: Tensor | None, shape: torch.Size) -> Tensor | None:
-    return None if part is None else part.reshape(len(part), *shape)
+def _flat(part: Tensor, shape: torch.Size) -> Tensor:
+    return part.expand(-1, *shape).flatten(1, 2)
 
 
 def squared(op: SquaredNorm, forms: Sequence[Form]) -> Form:
@@ -188,14 +214,15 @@ def squared(op: SquaredNorm, forms: Sequence[Form]) -> Form:
     def total(parts: Sequence[Tensor]) -> Tensor:
         return sum((p.flatten(2).sum(-1, keepdim=True) for p in parts[1:]), _last(parts[0], 2))
 
-    def image(name: str) -> Tensor | None:
-        found: Tensor | None = None
-        for form in forms:
-            part = getattr(form, name)
-            if part is not None:
-                found = plus(found, _last(2.0 * form.centre * part, 3))
-        return found
-
+    on_state: Span | None = None
+    on_moves: Tensor | None = None
+    for form in forms:
+        twice = 2.0 * form.centre
+        if form.on_state is not None:
+            values = _last(twice * form.on_state.values, 3)
+            on_state = added(on_state, Span(form.on_state.first, values))
+        if form.on_moves is not None:
+            on_moves = plus(on_moves, _last(twice * form.on_moves, 3))
     count = sum(form.centre[0, 0].numel() for form in forms)
     size = total([4.0 * form.size.square() for form in forms])
     error = gamma(16.0 * count + 128.0) * size + TINY
@@ -207,8 +234,8 @@ def squared(op: SquaredNorm, forms: Sequence[Form]) -> Form:
         radius + second + error,
         size,
         away + error,
-        image("on_state"),
-        image("on_moves"),
+        on_state,
+        on_moves,
     )
 
 

@@ -190,7 +190,8 @@ def passed(run: Run, origins: Sequence[Origins]) -> Passed:
             forced = Phases.cat([forced, own])
             rows = torch.cat([rows, torch.arange(known, known + len(new.states), device=device)])
             known += len(new.states)
-            states = new.states if states is None else _both(states, new.states)
+            none = states is None or not len(states)
+            states = new.states if none or states is None else _both(states, new.states)
         if states is None or not len(states):
             continue
         passage = Passage(
@@ -306,7 +307,7 @@ def _bounded(
         torch.einsum("nfo,bno->bnf", weights, form.radius) + error,
         size,
         torch.einsum("nfo,bno->bnf", weights, form.away) + error,
-        None if form.on_state is None else image(form.on_state),
+        None if form.on_state is None else form.on_state.map(image),
     )
     down, up = states.reach_of(asked)
     down, up = torch.minimum(down, asked.away), torch.minimum(up, asked.away)
@@ -315,7 +316,8 @@ def _bounded(
     rows = run.layout.parameters
     on_state = size.new_zeros(len(states), size[0].numel(), rows)
     if asked.on_state is not None:
-        on_state = asked.on_state.expand(-1, *size.shape).flatten(2).permute(1, 2, 0)
+        values = asked.on_state.values.expand(-1, *size.shape)
+        on_state[..., asked.on_state.at] = values.flatten(2).permute(1, 2, 0)
     return Bounded(box, on_state, states.moves_of(asked))
 
 
@@ -332,3 +334,18 @@ def _outputs(run: Run, states: States, inputs: Tensor) -> Form:
         if node.name not in passage.forms:
             passage.take(node)
     return passage.forms[run.step_graph.output]
+
+
+def bounded_state(run: Run, states: States, rows: Tensor) -> Bounded:
+    """Bounds of ``rows . state``, (n, P), as forms (B, n, 1)."""
+    count, size = len(states), run.layout.size
+    centre = states.centre @ rows.T
+    along = rows @ states.on_moves
+    down, up = states.cells.reach(along)
+    noise = (rows @ states.noise).abs().sum(-1)
+    terms = (states.centre.abs() + states.terms()) @ rows.abs().T
+    error = gamma(states.operations + 8.0 * size + 64.0) * terms + TINY
+    box = Interval(centre - down - noise, centre + up + noise).widen(error)
+    used = run.layout.parameters
+    on_state = rows[:, :used].expand(count, -1, -1)
+    return Bounded(Interval(box.lower[..., None], box.upper[..., None]), on_state, along)

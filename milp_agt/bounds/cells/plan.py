@@ -14,6 +14,10 @@ from milp_agt.bounds.step import NodeOrder, State
 from milp_agt.bounds.zonotope.supported import refusal
 from milp_agt.core.restriction import UNRESTRICTED, Restriction
 from milp_agt.errors import UnsupportedOperationError
+from milp_agt.formulations.channel_bias import ChannelBias
+from milp_agt.formulations.convolution import Convolution
+from milp_agt.formulations.rounding_error import RoundingError
+from milp_agt.formulations.unfold import Unfold
 from milp_agt.threats.poison import Poison
 from milp_agt.threats.sets import Vertices
 from milp_agt.training.tracing import StepGraph
@@ -21,6 +25,8 @@ from milp_agt.training.training import Batch, Training, UpdateRule
 
 # Selections that are listed, and coordinates of the moves of one of them.
 MOST_SELECTIONS, MOST_COORDINATES = 20000, 16
+# Operations that zonotopes have rules for, and cells have none.
+WITHOUT_RULE = (ChannelBias, Convolution, RoundingError, Unfold)
 
 
 @dataclass(frozen=True)
@@ -85,7 +91,14 @@ def _missing(
     restriction: Restriction,
 ) -> str | None:
     """What has no rule, in words."""
-    found = refusal(schedule, poison, batches, UNRESTRICTED)
+    found = refusal(schedule, poison, UNRESTRICTED, updates)
+    if not poison.static:
+        found = "an adversary that poisons anew in every step"
+    if poison.per_batch and any(len(batch) < len(poison.features) for batch in batches):
+        found = "a budget in each batch, with batches smaller than the data set"
+    for node in schedule.before:
+        if isinstance(node.op, WITHOUT_RULE):
+            found = f"operation '{node.op.key}' at '{node.name}'"
     if found is not None:
         return f"{found}, for which it has no rule"
     if isinstance(poison.label_moves, Vertices):

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import heapq
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
 from milp_agt.bounds.cells.cell import Cell
+from milp_agt.bounds.cells.goals import Goal
 from milp_agt.bounds.cells.moves import Phases
 from milp_agt.bounds.cells.passing import (
     Ambiguous,
     Bounded,
     Passed,
     Run,
-    bounded_outputs,
     passed,
 )
 from milp_agt.bounds.cells.tree import MANY, Branch, Child, Doubt, Kind, Leaf, origins_of, split
@@ -26,33 +26,10 @@ from milp_agt.errors import SoundnessError
 
 # Cells that share a pass.
 BATCH = 16
-# A margin of a real training counts as lost below this: far beyond what two orders of summation differ.
-LOST = -1e-8
 # Two orders of summation differ by less, relative to 1 + the form.
 ROUNDED = 1e-9
 # A cell of less than this share of the whole range is not halved again.
 THIN = 1e-6
-
-
-@dataclass(frozen=True)
-class Asked:
-    """Forms ``coefficients . f(x) + constant`` of the outputs at points, and what must hold of them.
-
-    Attributes:
-        inputs: (n, *shape).
-        coefficients: (n, forms, outputs).
-        constant: (n, forms).
-        margin: from bounds of the forms, (cases, n, forms), to those of the margin of each point,
-            (cases, n): the point holds in a case if its margin is above zero. It rises with the lower ends.
-    """
-
-    inputs: Tensor
-    coefficients: Tensor
-    constant: Tensor
-    margin: Callable[[Interval], Interval]
-
-    def __len__(self) -> int:
-        return len(self.inputs)
 
 
 @dataclass(frozen=True)
@@ -96,15 +73,15 @@ class Search:
     """
 
     training: Run
-    asked: Asked
+    asked: Goal
     selections: Tensor
     limits: Limits
     tree: list[Branch] = field(default_factory=list)
     heap: list[tuple[float, int, Leaf]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        points, forms = self.asked.constant.shape
-        like = self.asked.constant
+        points, forms = self.asked.shape
+        like = self.training.start.lower
         self.begun = time.monotonic()
         self.closed = Interval(
             like.new_full((points, forms), torch.inf), like.new_full((points, forms), -torch.inf)
@@ -116,7 +93,7 @@ class Search:
 
     @property
     def lost(self) -> Tensor:
-        return self.reached < LOST
+        return self.asked.lost(self.reached)
 
     def is_over(self) -> bool:
         out_of_time = time.monotonic() - self.begun >= self.limits.seconds
@@ -147,7 +124,7 @@ class Search:
             self._close(leaf)
         lower, upper = self.closed.lower, self.closed.upper
         bounds = Interval(lower, upper)
-        holds = self.asked.margin(Interval(lower[None], upper[None])).lower[0] > 0.0
+        holds = self._margin(bounds) > 0.0
         return Decided(
             bounds,
             self.reached,
@@ -160,8 +137,8 @@ class Search:
         )
 
     def _roots(self) -> list[Leaf]:
-        points, forms = self.asked.constant.shape
-        unknown = self.asked.constant.new_full((points, forms), torch.inf)
+        points, forms = self.asked.shape
+        unknown = self.training.start.lower.new_full((points, forms), torch.inf)
         lower, upper = self.training.moves.ranges(self.selections)
         found = []
         for samples, low, high in zip(self.selections, lower, upper, strict=True):
@@ -194,8 +171,11 @@ class Search:
 
     def _open(self, leaf: Leaf) -> Tensor:
         """Points that are open in a leaf, (n,)."""
-        box = Interval(leaf.bounds.lower[None], leaf.bounds.upper[None])
-        return ~(self.asked.margin(box).lower[0] > 0.0) & ~self.lost
+        return ~(self._margin(leaf.bounds) > 0.0) & ~self.lost
+
+    def _margin(self, bounds: Interval) -> Tensor:
+        box = Interval(bounds.lower[None], bounds.upper[None])
+        return self.asked.margin(box, self.reached)[0]
 
     def _keeps(self, leaf: Leaf) -> bool:
         """Whether a leaf has open points; else it is closed."""
@@ -219,9 +199,7 @@ class Search:
         if leaf.doubt is None and bool((length < THIN).all()):
             self._close(leaf)
             return
-        box = Interval(leaf.bounds.lower[None], leaf.bounds.upper[None])
-        margin = self.asked.margin(box).lower[0]
-        worst = float(margin[self._open(leaf)].min())
+        worst = self.asked.urgency(self._margin(leaf.bounds)[self._open(leaf)])
         heapq.heappush(self.heap, (worst, leaf.number, leaf))
 
     def _bounded(self, leaves: Sequence[Leaf]) -> list[Leaf]:
@@ -234,27 +212,21 @@ class Search:
         origins, order = origins_of(self.training, leaves)
         ordered = [leaves[number] for number in order]
         done = passed(self.training, origins)
-        asked = self.asked
-        found = bounded_outputs(
-            self.training,
-            done.states,
-            asked.inputs[points],
-            asked.coefficients[points],
-            asked.constant[points],
-        )
+        if not len(done.rows):
+            return self._tightened(ordered, done, None, points)
+        found = self.asked.bounded(self.training, done.states, points)
         ordered = self._tightened(ordered, done, found, points)
         return self._with_doubts(ordered, done, found, points)
 
     def _tightened(
-        self, leaves: Sequence[Leaf], done: Passed, found: Bounded, points: Tensor
+        self, leaves: Sequence[Leaf], done: Passed, found: Bounded | None, points: Tensor
     ) -> list[Leaf]:
         result = list(leaves)
         for row in done.void.nonzero()[:, 0].tolist():
             none = torch.full_like(leaves[row].bounds.lower, torch.inf)
             result[row] = replace(leaves[row], bounds=Interval(none, -none))
-        for at, row in enumerate(done.rows.tolist()):
-            if bool(done.void[row]):
-                continue
+        for at, row in enumerate(done.rows.tolist() if found is not None else ()):
+            assert found is not None
             bounds = leaves[row].bounds
             lower, upper = bounds.lower.clone(), bounds.upper.clone()
             lower[points] = torch.maximum(lower[points], found.box.lower[at])
@@ -266,18 +238,19 @@ class Search:
         self, leaves: list[Leaf], done: Passed, found: Bounded, points: Tensor
     ) -> list[Leaf]:
         """How far coordinates, and the noise of the step in doubt, move what is open."""
-        if not len(done.rows):
-            return leaves
-        lower = found.box.lower
+        lower = self.asked.shifted(found.box.lower, points, self.reached)
         states, used = done.states, self.training.layout.parameters
         margins = torch.stack([self._open(leaves[row])[points] for row in done.rows.tolist()])
         position = {row: at for at, row in enumerate(done.rows.tolist())}
         open_ = (margins[:, :, None] & ~(lower > 0.0)).flatten(1)  # (B, n * forms)
         gap = (-lower).clamp(min=1e-9).flatten(1)
-        pull = torch.einsum("bm,bmk->bk", open_ / gap, found.on_moves.abs())
+        unit = self.asked.unit(points).repeat_interleave(self.asked.shape[1])
+        on_moves = found.on_moves / unit[:, None]
+        found = replace(found, on_state=found.on_state / unit[:, None])
+        pull = torch.einsum("bm,bmk->bk", open_ / gap, on_moves.abs())
         worst = torch.where(open_, -gap, torch.inf).argmin(1)
         for row, at in position.items():
-            towards = -torch.sign(found.on_moves[at, worst[at]])
+            towards = -torch.sign(on_moves[at, worst[at]])
             leaves[row] = replace(leaves[row], pull=pull[at], towards=towards)
         for doubt in done.ambiguous:
             rows = [k for k, row in enumerate(doubt.rows.tolist()) if row in position]
@@ -309,7 +282,7 @@ class Search:
         before = doubt.states.noise.shape[2]
         columns = noise[at][:, :used, before : before + size]
         effect = (found.on_state[at] @ columns).abs()  # (b, m, P)
-        weight = open_[at] / (gap[at] + 0.2 * effect.sum(-1))
+        weight = open_[at] * self.asked.weight(gap[at], effect.sum(-1))
         total = torch.einsum("bm,bmp->bp", weight, effect)
         return total / doubt.fresh[own].clamp(min=1e-300)
 
@@ -325,26 +298,22 @@ class Search:
         if not len(points):
             return
         state = self.training.trained(samples, moves)
-        outputs = self.training.outputs(state, self.asked.inputs[points])
-        values = torch.einsum("nfo,bno->bnf", self.asked.coefficients[points], outputs)
-        values = values + self.asked.constant[points]
-        full = values.new_full((len(values), *self.asked.constant.shape), torch.inf)
-        full[:, points] = values
-        margin = self.asked.margin(Interval(full, full)).lower[:, points]
+        values = self.asked.values(self.training, state, points)
+        margin = self.asked.shown(values, points)
         least, where = margin.min(0)
         better = least < self.reached[points]
         chosen, from_ = points[better], where[better]
         self.reached[chosen] = least[better]
         self.samples[chosen], self.moves[chosen] = samples[from_], moves[from_]
-        for number, leaf in enumerate(leaves):
-            self._inside(leaf, full[torch.repeat_interleave(counts) == number][0])
+        first = torch.cumsum(counts, 0) - counts
+        for leaf, centre in zip(leaves, values[first], strict=True):
+            self._inside(leaf, points, centre)
 
-    def _inside(self, leaf: Leaf, values: Tensor) -> None:
+    def _inside(self, leaf: Leaf, points: Tensor, values: Tensor) -> None:
         """The training at the centre of a cell lies within what was proved of a cell around it."""
         if len(leaf.forced) or not self.training.moves.is_box:
             return  # the centre may lie outside
-        known = torch.isfinite(values)
-        below = torch.where(known, leaf.bounds.lower - values, -torch.inf)
+        below = leaf.bounds.lower[points] - values
         if bool((below > ROUNDED * (1.0 + values.abs())).any()):
             raise SoundnessError(
                 "A real training must lie within the bounds of its cell",

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from milp_agt.bounds.cells import operations
-from milp_agt.bounds.cells.form import Form, States
+from milp_agt.bounds.cells.form import Cut, Form, Span, States
 from milp_agt.bounds.cells.moves import Moves, Phases
 from milp_agt.bounds.step import NodeOrder, Step, velocity_of
 from milp_agt.bounds.zonotope.kinks import kink_of
@@ -23,7 +23,7 @@ from milp_agt.formulations.linear_map import LinearMap
 from milp_agt.formulations.squared_norm import SquaredNorm
 from milp_agt.formulations.sum_samples import SumSamples
 from milp_agt.formulations.univariate import Univariate
-from milp_agt.training.tracing import FEATURES, LABELS
+from milp_agt.training.tracing import FEATURES, LABELS, LOSS_GRADIENT
 
 # The least number that is above a kink.
 LEAST = 5e-324
@@ -58,6 +58,7 @@ class Passage:
             node.name for s in self.softmaxes.values() for node in (s.exponentials, s.total)
         }
         self.nodes: Mapping[str, Node] = {node.name: node for node in self.schedule.all}
+        self.cut: Cut | None = None
         self.void = torch.zeros(len(self.states), dtype=torch.bool, device=self.device)
         # Position in the batch of each poisoned sample, -1 where it is not in it.
         hit = self.states.samples[..., None] == self.step.samples
@@ -87,19 +88,19 @@ class Passage:
         states, used = self.states, self.layout.parameters
         down, up = states.reach()
         reach, terms = torch.maximum(down, up), states.terms()
-        eye = torch.eye(used, dtype=torch.float64, device=self.device)
         for name, part in self.layout.slices.items():
             if part.start >= used:
                 continue
             shape = (len(states), *self.layout.shapes[name])
             centre = states.centre[:, part].reshape(shape)
             zero = torch.zeros_like(centre)
+            eye = torch.eye(part.stop - part.start, dtype=torch.float64, device=self.device)
             self.forms[name] = Form(
                 centre,
                 zero,
                 centre.abs() + terms[:, part].reshape(shape),
                 reach[:, part].reshape(shape),
-                eye[:, part].reshape(used, 1, *shape[1:]),
+                Span(part.start, eye.reshape(-1, 1, *shape[1:])),
             )
 
     def _data(self, nominal: Tensor, columns: Tensor, at: Tensor, width: int) -> Form:
@@ -137,7 +138,7 @@ class Passage:
         """The range of a node in each cell, (B, [n], *shape), forced phases taken into account."""
         if name not in self.boxes:
             form = self.forms[name]
-            down, up = self.states.reach_of(form)
+            down, up = self.states.reach_of(self.whole(form))
             down, up = torch.minimum(down, form.away), torch.minimum(up, form.away)
             error = gamma(8) * (form.centre.abs() + torch.maximum(down, up)) + TINY
             box = Interval(form.centre - down, form.centre + up).widen(error)
@@ -145,6 +146,10 @@ class Passage:
                 box = self._forced(box, self.sources.index(name))
             self.boxes[name] = box
         return self.boxes[name]
+
+    def whole(self, form: Form, summed: bool = False) -> Form:
+        """A form in terms of parameters and moves alone."""
+        return form if self.cut is None else self.cut.resolved(form, summed)
 
     def _forced(self, box: Interval, source: int) -> Interval:
         """Ends moved to the kink where a phase is known; a cell where that leaves nothing is void."""
@@ -207,7 +212,7 @@ class Passage:
         elif isinstance(op, Einsum):
             self.forms[node.name] = operations.product(op, inputs[0], inputs[1])
         elif isinstance(op, SquaredNorm):
-            self.forms[node.name] = operations.squared(op, inputs)
+            self.forms[node.name] = operations.squared(op, [self.whole(form) for form in inputs])
         else:
             assert isinstance(op, Univariate)
             self.forms[node.name] = self._univariate(node, op, inputs[0])
@@ -231,6 +236,12 @@ class Passage:
         down, up = self.states.reach_of(found)
         return replace(found, away=torch.minimum(found.away, torch.maximum(down, up)))
 
+    def _cut(self) -> None:
+        """Behind the gradient of the loss, nodes are seen through it: it has a number for each output."""
+        form = self.forms[LOSS_GRADIENT]
+        if form.on_state is not None:
+            self.cut, self.forms[LOSS_GRADIENT] = Cut.of(form)
+
     def gradients(self) -> dict[str, Form]:
         """Forms of the summed gradients by parameter."""
         self.leaves()
@@ -239,15 +250,18 @@ class Passage:
         for node in self.schedule.before:
             if node.name not in self.forms and node.name not in unmade:
                 self.take(node)
+                if node.name == LOSS_GRADIENT:
+                    self._cut()
         for node in self.schedule.sums:
             if node.name in products:
                 own = products[node.name]
                 assert isinstance(own.op, Einsum)
                 first, second = (self.forms[name] for name in own.inputs)
-                self.forms[node.name] = operations.product(own.op, first, second, summed=True)
+                form = operations.product(own.op, first, second, summed=True)
             else:
                 assert isinstance(node.op, SumSamples)
-                self.forms[node.name] = operations.summed(self.forms[node.inputs[0]])
+                form = operations.summed(self.forms[node.inputs[0]])
+            self.forms[node.name] = self.whole(form, summed=True)
         for node in self.schedule.after:
             assert isinstance(node.op, LinearMap)
             inputs = [self.forms[name] for name in node.inputs]
@@ -274,8 +288,8 @@ class Passage:
                 [radius[:, : part.start], form.radius.flatten(1), radius[:, part.stop :]], 1
             )
             if form.on_state is not None:
-                onto = form.on_state.expand(-1, *form.centre.shape).flatten(2)
-                on_state[:, part] = onto.permute(1, 2, 0)
+                onto = form.on_state.values.expand(-1, *form.centre.shape).flatten(2)
+                on_state[:, part, form.on_state.at] = onto.permute(1, 2, 0)
             if form.on_moves is not None:
                 on_moves[:, part] = form.on_moves.flatten(2).permute(1, 2, 0)
         for name in gradient:
@@ -286,7 +300,7 @@ class Passage:
             if step.has_velocity:
                 velocity = layout.slices[velocity_of(name)]
                 sources.append(torch.arange(velocity.start, velocity.stop, device=self.device))
-                targets.append((sources[1], rule.velocity_scalars, rule.velocity_scalars))
+                targets.append((sources[1], rule.velocity_scalars, rule.velocity_sizes))
             for rows, scalars, of_terms in targets:
                 for source, share, term in zip(sources, scalars, of_terms, strict=False):
                     carry[rows, source] += share

@@ -229,7 +229,7 @@ def _sides(
 ) -> list[Child]:
     """The leaf with a phase on, and with it off; a side whose cell is empty is left out."""
     sample, source, element = place
-    form = passage.forms[passage.sources[source]]
+    form = passage.whole(passage.forms[passage.sources[source]])
     states, doubt = passage.states.take(torch.tensor([row])), leaf.doubt
     assert doubt is not None
     one = form.element(row, where, element)

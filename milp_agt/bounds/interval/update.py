@@ -11,10 +11,14 @@ from milp_agt.core.graph import Graph, Node
 from milp_agt.core.interval import Interval
 from milp_agt.core.rounding import FLOAT64, Precision
 from milp_agt.formulations.clip import Clip
+from milp_agt.formulations.clip_factor import ClipFactor, Shorten
 from milp_agt.formulations.leaves import ParameterLeaf
+from milp_agt.formulations.linear import Combine
 from milp_agt.formulations.optimiser_step import OptimiserStep
 from milp_agt.formulations.run_rounding import RunRounding
 from milp_agt.formulations.sign import Sign
+from milp_agt.formulations.squared_norm import SquaredNorm
+from milp_agt.training.training import NORM_SHIFT
 
 
 @dataclass(frozen=True)
@@ -43,6 +47,8 @@ class UpdateGraph:
         """
         graph, outputs, projections = Graph(), {}, {}
         nodes: list[Node] = []
+        if step.update.clip_total is not None:
+            gradients, nodes = _clipped(graph, gradients, step, step.update.clip_total, precision)
         for name, gradient in gradients:
             operands = [_leaf(graph, name, gradient.shape)]
             if step.has_velocity:
@@ -87,6 +93,50 @@ class UpdateGraph:
             name: self.projections[name].op.interval(box) if name in self.projections else box
             for name, box in state.items()
         }
+
+
+def _clipped(
+    graph: Graph,
+    gradients: Sequence[tuple[str, Node]],
+    step: Step,
+    clip: float,
+    precision: Precision,
+) -> tuple[list[tuple[str, Node]], list[Node]]:
+    """The mean gradients, scaled down to a norm over all of them; and all nodes of that, in order.
+
+    The factor is one number, through which all parameters depend on each other.
+    """
+    nodes: list[Node] = []
+
+    def rounded(node: Node, *operands: Node) -> Node:
+        """What a run of reduced precision makes of a node; twice the error, for the mean is rounded, too."""
+        nodes.append(node)
+        if precision != FLOAT64:
+            rounding = RunRounding(node.op, precision, 2.0)
+            name = f"{node.name}:{precision.name}"
+            nodes.append(graph.add(rounding, node, *operands, name=name))
+        return nodes[-1]
+
+    means = []
+    for name, gradient in gradients:
+        mean = Combine((1.0 / step.count,), None, (False,), len(gradient.shape))
+        leaf = _leaf(graph, gradient.name, gradient.shape)
+        means.append(graph.add(mean, leaf, name=f"{name}:mean"))
+        nodes.append(means[-1])
+    norm = SquaredNorm(tuple(len(g.shape) for g in means), batched=False)
+    square = rounded(graph.add(norm, *means, name="total:squared_norm"), *means)
+    shorten = graph.add(ClipFactor(clip, NORM_SHIFT), square, name="total:factor")
+    factor = rounded(shorten, square)
+    size = sum(g.signature.size for g in means)
+    cap = clip * (1.0 + precision.gamma(4 * size + 64))
+    clipped = []
+    for (name, _), own in zip(gradients, means, strict=True):
+        axes = "abcdef"[: len(own.shape)]
+        product = graph.add(
+            Shorten(f"{axes},z->{axes}", cap=cap), own, factor, name=f"{name}:shortened"
+        )
+        clipped.append((name, rounded(product, own, factor)))
+    return clipped, nodes
 
 
 def _leaf(graph: Graph, name: str, shape: tuple[int, ...]) -> Node:

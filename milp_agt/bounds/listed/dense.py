@@ -84,7 +84,7 @@ class DenseNet:
     def of(step_graph: StepGraph) -> DenseNet | None:
         """The parts; None for any other network, loss or way to clip."""
         model, graph = step_graph.model, step_graph.graph
-        if not isinstance(model, nn.Sequential) or step_graph.clipping is not None:
+        if type(model) is not nn.Sequential or step_graph.clipping is not None:
             return None
         if step_graph.loss.options:  # their gradient has another curvature
             return None

@@ -67,7 +67,8 @@ class ErrorNorm:
         """
         if rules[0].momentum == 0.0:
             return (ErrorNorm(),) * (len(rules) + 1)
-        scale = sorted(rule.rate for rule in rules)[len(rules) // 2]
+        rates = sorted(rule.rate for rule in rules)
+        scale = rates[len(rates) // 2] or rates[-1]
         tilt, root = (g.flatten() for g in torch.meshgrid(_TILTS, _ROOTS, indexing="ij"))
         before, after = _Grid(tilt, root), _Grid(tilt[:, None], root[:, None])
         cost = (1.0 + (tilt / root) ** 2).log() / 2

@@ -83,8 +83,8 @@ def begin(
     pieces = -(-len(choices) // chunk)
     bounds = [len(choices) * k // pieces for k in range(pieces + 1)]
     parts = tuple(slice(a, b) for a, b in pairwise(bounds))
-    net, rule = DenseNet.of(plain), steps[0].update
-    if net is None or rule.l1 or rule.projection is not None or rule.groups:
+    net = DenseNet.of(plain)
+    if net is None or not all(_is_plain(step.update) for step in steps):
         order = NodeOrder.of(exchanged)
         return BoxedRuns(choices, parts, exchanged, order, _expanded(start, len(choices)))
     centre = {name: box.lower for name, box in start.items()}
@@ -92,10 +92,17 @@ def begin(
     order = NodeOrder.of(plain)
     none = start[plain.parameters[0]].lower.new_zeros(1)
     plainly = (ErrorNorm(),) * (len(steps) + 1)
-    first = CentredRuns(alone, (slice(0, 1),), net, order, plainly, centre, none)
+    first = CentredRuns(alone, (slice(0, 1),), net, order, plainly, centre, none, centre)
     norms = first.fitted_norms(steps)
     every = {name: _repeated(value, len(choices)) for name, value in centre.items()}
-    return CentredRuns(choices, parts, net, order, norms, every, _repeated(none, len(choices)))
+    radius = _repeated(none, len(choices))
+    return CentredRuns(choices, parts, net, order, norms, every, radius, centre)
+
+
+def _is_plain(rule: UpdateRule) -> bool:
+    """Whether a step is one affine map of state and gradient, the same for all parameters."""
+    clipped = rule.projection is not None or rule.clip_total is not None
+    return not (rule.l1 or rule.groups or clipped)
 
 
 def _repeated(value: Tensor, count: int) -> Tensor:
@@ -158,6 +165,7 @@ class CentredRuns:
     Attributes:
         norms: of the state before each step and after the last.
         radius: in the norm of this time, (choices,).
+        start: points before the first step, (1, *shape) each.
         finished: steps so far.
     """
 
@@ -168,6 +176,7 @@ class CentredRuns:
     norms: Sequence[ErrorNorm]
     centre: Mapping[str, Tensor]
     radius: Tensor
+    start: Mapping[str, Tensor]
     finished: int = 0
 
     @property
@@ -268,7 +277,7 @@ class CentredRuns:
             highs.append(bounds.greatest)
             runs = replace(runs, centre=state)
         rules: list[UpdateRule] = [step.update for step in steps]
-        return ErrorNorm.fitted(torch.cat(lows), torch.cat(highs), rules)
+        return ErrorNorm.fitted(torch.cat(lows).cpu(), torch.cat(highs).cpu(), rules)
 
     def boxes(self, part: slice) -> State:
         near = self._near(part)
@@ -278,8 +287,10 @@ class CentredRuns:
             point = value[part]
             wide = off.reshape(-1, *[1] * (point.dim() - 1)) * ROUNDED
             lower, upper = point - wide, point + wide
+            # A run that has diverged to NaN has the whole line for a box.
             found[name] = Interval(
-                torch.nextafter(lower, lower - 1.0), torch.nextafter(upper, upper + 1.0)
+                torch.nextafter(lower, lower - 1.0).nan_to_num(nan=-torch.inf, neginf=-torch.inf),
+                torch.nextafter(upper, upper + 1.0).nan_to_num(nan=torch.inf, posinf=torch.inf),
             )
         return found
 
@@ -310,16 +321,13 @@ def refitted(runs: ListedRuns, steps: Sequence[Step], lost: float) -> ListedRuns
     if not 0 < len(worst) <= MOST_REFITTED:
         return runs
     centre, radius = {n: v.clone() for n, v in runs.centre.items()}, runs.radius.clone()
-    start = {name: torch.zeros_like(v[:1]) for name, v in centre.items()}
-    for name in runs.net.step_graph.parameters:
-        start[name] = runs.net.step_graph.initial[name].to(start[name]).unsqueeze(0)
     for choice in worst.tolist():
         alone = replace(runs.choices, picked=runs.choices.picked[choice : choice + 1])
         own = replace(
             runs,
             choices=alone,
             parts=(slice(0, 1),),
-            centre=start,
+            centre=runs.start,
             radius=torch.zeros_like(radius[:1]),
             finished=0,
         )

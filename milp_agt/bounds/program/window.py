@@ -226,7 +226,10 @@ def _encode_update(
 ) -> dict[str, Expression]:
     """The new state; projected if the projection is already relaxed."""
     update = relaxed.update
-    if relaxed.step.has_velocity:  # theta and velocity both read the gradient
+    total = relaxed.step.update.clip_total is not None
+    if (
+        relaxed.step.has_velocity or total
+    ):  # theta and velocity both read the gradient, or norm and factor
         for name in step_graph.gradients.values():
             known[name] = encoder.bounded(known[name], relaxed.ranges.boxes[name])
     boxes = update.boxes(relaxed.state, relaxed.ranges.boxes)
@@ -235,6 +238,8 @@ def _encode_update(
         encoder.origin = f"step {relaxed.step.index}: {node.name}"
         ranges = tuple(boxes[name] for name in node.inputs)
         known[node.name] = node.op.encode(encoder, tuple(known[i] for i in node.inputs), ranges)
+        if total and node.name not in update.outputs.values():
+            known[node.name] = encoder.bounded(known[node.name], boxes[node.name])
     for node in update.projections.values():
         if node.name in relaxed.planes:
             encoder.origin = f"step {relaxed.step.index}: {node.name}"

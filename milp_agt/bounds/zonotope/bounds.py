@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from milp_agt.bounds.zonotope.dual import Bound, ascend, bound, start, warm
+from milp_agt.bounds.zonotope.multipliers import Multipliers
 from milp_agt.bounds.zonotope.samples import SampleGenerators
 from milp_agt.bounds.zonotope.state import HybridZonotope
 from milp_agt.core.interval import Interval
@@ -26,13 +27,13 @@ class StateBounds:
     interval arithmetic on the box.
 
     Attributes:
-        alpha: multipliers of the rows of flips, (3, 2 P, f): upper ends first, then lower ones.
+        alpha: multipliers of the rows of flips, for 2 P ends: upper ones first, then lower ones.
         below, above: how far each coordinate lies below and above the centre, (P,), >= 0.
         clean, poisoned: the same for both ends if a sample is clean, and if it may be poisoned, (2 P, m).
         terms: sizes of the terms of each coordinate, (P,).
     """
 
-    alpha: Tensor
+    alpha: Multipliers
     below: Tensor
     above: Tensor
     clean: Tensor
@@ -40,7 +41,7 @@ class StateBounds:
     terms: Tensor
 
     @staticmethod
-    def of(zonotope: HybridZonotope, old: Tensor | None, steps: int) -> StateBounds:
+    def of(zonotope: HybridZonotope, old: Multipliers | None, steps: int) -> StateBounds:
         """Bounds after ``steps`` of ascent from the multipliers ``old`` of the step before."""
         size, samples, flips = zonotope.size, zonotope.samples, zonotope.flips
         terms = zonotope.terms()
@@ -52,15 +53,15 @@ class StateBounds:
         for part in ends.split(max(1, AT_ONCE // width)):
             directions = zonotope.spread(eye[part % size], terms).towards(signs[part])
             if old is None:
-                alpha = start(directions, flips, samples, steps == 0)
+                alpha = start(directions, flips, samples)
             else:
-                alpha = warm(old[:, part], directions, flips, samples, steps == 0)
+                alpha = warm(old.take(part), directions, flips, samples)
             alpha = ascend(directions, flips, samples, alpha, steps)
             found = bound(directions, flips, alpha, samples)
             total = found.total(samples).clamp(min=0.0)
             pieces.append((alpha, total, *_conditional(found, samples)))
         alphas, totals, cleans, poisoneds = zip(*pieces, strict=True)
-        alpha, total = torch.cat(alphas, 1), torch.cat(totals)
+        alpha, total = Multipliers.cat(alphas), torch.cat(totals)
         clean, poisoned = torch.cat(cleans), torch.cat(poisoneds)
         ends_of_all = total.unsqueeze(1)
         return StateBounds(
@@ -78,8 +79,11 @@ class StateBounds:
 
     def most_used(self, count: int) -> Tensor:
         """The rows with the largest multipliers, ascending."""
-        worth = self.alpha.sum((0, 1))
-        return worth.topk(min(count, len(worth))).indices.sort().values
+        return _largest(self.alpha.rows.sum((0, 1)), count)
+
+    def most_limited(self, count: int) -> Tensor:
+        """The same of C3."""
+        return _largest(self.alpha.limits.sum(0), count)
 
     def box(self, centre: Tensor) -> Interval:
         """All states, (P,), rounded outwards."""
@@ -104,30 +108,25 @@ class StateBounds:
             ends.append(torch.where(known[:, None], both, every[part]))
         return ends[0], ends[1]
 
-    def shared(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+    def shared(self, rows: Tensor) -> tuple[Multipliers, Multipliers]:
         """Multipliers for directions ``rows`` (r, p) of the first p coordinates, and for their opposites."""
-        used, size = rows.shape[1], len(self.below)
+        size = len(self.below)
+        used = (rows != 0.0).any(0).nonzero()[:, 0]
+        rows = rows[:, used]
+        ends = self.alpha.take(torch.cat([used, size + used]))
         plus, minus = rows.clamp(min=0.0), (-rows).clamp(min=0.0)
-        upper, lower = self.alpha[:, :used], self.alpha[:, size : size + used]
-        return plus @ upper + minus @ lower, minus @ upper + plus @ lower
+        upper, lower = torch.cat([plus, minus], 1), torch.cat([minus, plus], 1)
+        return ends.mixed(upper), ends.mixed(lower)
+
+
+def _largest(worth: Tensor, count: int) -> Tensor:
+    return worth.topk(min(count, len(worth))).indices.sort().values
 
 
 def _conditional(found: Bound, samples: SampleGenerators) -> tuple[Tensor, Tensor]:
-    """The bound of each row given each sample: clean, and poisoned, (r, m) each.
-
-    With the sum T of the largest: a sample among them leaves the next one in its place if it is clean;
-    one that is not takes the place of the smallest of them if it is poisoned.
-    """
-    dev, count = found.dev, min(samples.budget, found.dev.shape[1])
-    if not count:
-        return dev, dev
-    ordered = dev.topk(min(count + 1, dev.shape[1]), 1).values
-    total = ordered[:, :count].sum(1, keepdim=True)
-    last = ordered[:, count - 1 : count]
-    further = ordered[:, count:].sum(1, keepdim=True)
-    among = dev >= last
-    clean = torch.where(among, total - dev + further, total)
-    poisoned = torch.where(among, total, total - last + dev)
+    """The bound of each row given each sample: clean, and poisoned, (r, m) each."""
+    clean, poisoned = samples.conditional(found.dev)
     base = (found.rest + found.slack)[:, None]
-    error = gamma(16 + 4 * count) * (base.abs() + total) + TINY
+    total = samples.worst(found.dev)[:, None]
+    error = gamma(16 + 8 * samples.terms) * (base.abs() + total) + TINY
     return (base + clean + error).clamp(min=0.0), (base + poisoned + error).clamp(min=0.0)

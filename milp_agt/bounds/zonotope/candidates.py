@@ -13,6 +13,7 @@ from milp_agt.bounds.zonotope.bounds import StateBounds
 from milp_agt.bounds.zonotope.dual import Bound, ascend, bound, starts
 from milp_agt.bounds.zonotope.flips import Flips
 from milp_agt.bounds.zonotope.form import Form
+from milp_agt.bounds.zonotope.multipliers import Multipliers
 from milp_agt.bounds.zonotope.rows import FlipRows, Slots, rows_of, with_flips
 from milp_agt.bounds.zonotope.samples import SampleGenerators
 from milp_agt.bounds.zonotope.state import HybridZonotope
@@ -60,7 +61,7 @@ def new_flips(
         near: mask of the elements that may flip, by some other bound, (n, *shape).
     """
     search = _Search(form, zonotope, shared, slots, first, steps, work, step)
-    columns = zonotope.samples.column_of[step.samples]
+    columns = zonotope.samples.at(step)
     for rows in rows_of(form, zonotope, shared, columns, slots, near):
         known = _of_rows(search, rows, known)
     return known
@@ -83,7 +84,7 @@ def _of_rows(search: _Search, rows: FlipRows, known: Flips) -> Flips:
     most = max(0, most - known.rows)
     for part, has_rows in ((order[:most], True), (order[most:], False)):
         if len(part):
-            picked = _Candidates(search, rows, on, margin, part.sort().values)
+            picked = _Candidates.of(search, rows, on, margin, part.sort().values)
             bounds = [(_at(beyond, picked.index),) * 2 + (_at(back, picked.index),)]
             if has_rows and zonotope.flips.rows:
                 bounds.append(picked.ascended(search.steps))
@@ -113,11 +114,16 @@ def _added(
     alone = torch.where(picked.on, clean < 0.0, clean <= 0.0) & (own >= 0)
     most = torch.maximum(largest, clean).clamp(min=SMALLEST)
     columns = _columns(search, picked, most, alone, keep)
+    several = keep[~alone[keep]]
+    if len(several):
+        at = (~alone[keep]).nonzero()[:, 0]
+        plain = picked.take(several).plain()
+        tried = [*(_at(each, several) for each in towards), *plain]
+        columns = _limited(columns, at, tried, margin[several], samples)
     if has_rows:
         least = _least(torch.stack([b.total(samples) for b in back]) + margin, margin)
         quiet = _least(torch.stack([b.given(samples, own)[0] for b in back]) + margin, margin)
         quiet = torch.where(alone, torch.minimum(quiet, least), least)
-        threshold = _thresholds([*towards, *picked.plain()], margin, own, alone, search.zonotope)
         columns = _with_rows(
             search,
             picked,
@@ -126,10 +132,9 @@ def _added(
             keep,
             least=least.clamp(min=SMALLEST)[keep],
             quiet=quiet.clamp(min=SMALLEST)[keep],
-            threshold=threshold[keep],
         )
     count, slots = search.zonotope.flips.count + known.count, search.slots
-    slot, sample = columns.place[:, 2], picked.samples[keep]
+    slot, sample = columns.place[:, 2], picked.rows.samples[keep]
     slots.number[slot, sample] = count + torch.arange(len(keep), device=slot.device)
     slots.largest[0, slot, sample] = torch.where(alone, 0.0, clean.clamp(min=SMALLEST))[keep]
     slots.largest[1, slot, sample] = most[keep]
@@ -138,39 +143,63 @@ def _added(
     return known.joined(columns)
 
 
+@dataclass(frozen=True)
 class _Candidates:
     """Rows that may be flips, bounded towards the kink and away from it."""
 
-    def __init__(
-        self, search: _Search, rows: FlipRows, on: Tensor, margin: Tensor, index: Tensor
-    ) -> None:
-        self.zonotope, self.index = search.zonotope, index
-        self.on, self.margin = on[index], margin[index]
-        self.sign = torch.where(self.on, -1.0, 1.0).to(margin)
-        self.rows = rows.take(index)
-        self.spread, self.own = self.rows.spread, self.rows.own
-        self.samples, self.elements = self.rows.samples, self.rows.elements
-        upper, lower = search.shared.shared(self.rows.jacobian)
-        along = (~self.on)[None, :, None]
-        self.towards = torch.where(along, upper, lower)
-        self.away = torch.where(along, lower, upper)
+    zonotope: HybridZonotope
+    rows: FlipRows
+    on: Tensor
+    margin: Tensor
+    index: Tensor
+    towards: Multipliers
+    away: Multipliers
+
+    @staticmethod
+    def of(
+        search: _Search, rows: FlipRows, on: Tensor, margin: Tensor, index: Tensor
+    ) -> _Candidates:
+        rows, on, margin = rows.take(index), on[index], margin[index]
+        upper, lower = search.shared.shared(rows.jacobian)
+        towards, away = lower.where(on, upper), upper.where(on, lower)
+        return _Candidates(search.zonotope, rows, on, margin, index, towards, away)
+
+    def take(self, keep: Tensor) -> _Candidates:
+        return replace(
+            self,
+            rows=self.rows.take(keep),
+            on=self.on[keep],
+            margin=self.margin[keep],
+            index=self.index[keep],
+            towards=self.towards.take(keep),
+            away=self.away.take(keep),
+        )
+
+    @property
+    def sign(self) -> Tensor:
+        return torch.where(self.on, -1.0, 1.0).to(self.margin)
+
+    @property
+    def own(self) -> Tensor:
+        return self.rows.own
 
     def plain(self) -> list[Bound]:
         """Bounds towards the kink without a search: much of them is paid by samples, little by the rest."""
-        directions, flips = self.spread.towards(self.sign), self.zonotope.flips
+        directions, flips = self.rows.spread.towards(self.sign), self.zonotope.flips
         samples = self.zonotope.samples
-        return [bound(directions, flips, alpha, samples) for alpha in starts(directions, flips)]
+        alphas = (Multipliers.of(*tried, flips) for tried in starts(directions, flips))
+        return [bound(directions, flips, alpha, samples) for alpha in alphas]
 
     def ascended(self, steps: int) -> tuple[Bound, Bound, Bound]:
         """Bounds towards the kink, the same if the own sample is clean, and away from the kink."""
         samples, count = self.zonotope.samples, len(self.sign)
-        spread = self.spread.take(torch.arange(3 * count, device=self.own.device) % count)
+        spread = self.rows.spread.take(torch.arange(3 * count, device=self.own.device) % count)
         signs = torch.cat([self.sign, self.sign, -self.sign])
         directions = spread.towards(signs)
         free = torch.ones_like(directions.up)
         known = (self.own >= 0).nonzero()[:, 0]
         free[count + known, self.own[known]] = 0.0
-        alpha = torch.cat([self.towards, self.towards, self.away], 1)
+        alpha = Multipliers.cat([self.towards, self.towards, self.away])
         flips = self.zonotope.flips
         alpha = ascend(directions, flips, samples, alpha, steps, free)
         found = bound(directions, flips, alpha, samples)
@@ -178,15 +207,14 @@ class _Candidates:
         return _at(found, parts[0]), _at(found, parts[1]), _at(found, parts[2])
 
 
-def _thresholds(
-    bounds: Sequence[Bound], margin: Tensor, own: Tensor, alone: Tensor, zonotope: HybridZonotope
-) -> Tensor:
-    """C3: from ``y <= -margin + b + sum_{i in S} I_i`` with b < margin follows
-    ``phi <= sum_{i in S} min(1, I_i / (margin - b))``. Of several such bounds the one that admits least.
+def _limited(
+    columns: Flips, at: Tensor, bounds: Sequence[Bound], margin: Tensor, samples: SampleGenerators
+) -> Flips:
+    """C3 for some of the flips, those at ``at``, which have this margin and these bounds towards the kink.
 
-    A phase that nobody but its own sample can flip has 1 there and 0 elsewhere.
+    From ``y <= -margin + b + sum_{i in S} I_i`` with b < margin follows
+    ``phi <= sum_{i in S} min(1, I_i / (margin - b))``. Of several such bounds the one that admits least.
     """
-    samples = zonotope.samples
     best = margin.new_ones(len(margin), samples.count)
     for each in bounds:
         room = margin - each.rest - each.slack
@@ -195,8 +223,20 @@ def _thresholds(
         share = torch.where((room > 0)[:, None], share.clamp(max=1.0), 1.0)
         less = _admits(share, samples) < _admits(best, samples)
         best = torch.where(less[:, None], share, best)
-    index = torch.arange(samples.count, device=own.device)
-    return torch.where(alone[:, None], (index == own[:, None]).to(best), best)
+    says = ((best < 1.0).any(1)).nonzero()[:, 0]
+    best = _of_teams(best[says], samples)
+    cover = samples.worst(best) * (1.0 + gamma(4 * samples.terms + 64))
+    return replace(columns, limited=at[says], threshold=best, cover=cover)
+
+
+def _of_teams(threshold: Tensor, samples: SampleGenerators) -> Tensor:
+    """C3 without the samples that are in no set within the budget whose thresholds add up to 1.
+
+    phi is 0 or 1. A set S in which it is 1 adds up to 1 or more, so that none of its members falls short with
+    the largest others, and what is left out here leaves the sum over S as it is.
+    """
+    _, together = samples.conditional(threshold)
+    return torch.where(together < 1.0 - 1e-9, 0.0, threshold)
 
 
 def _admits(share: Tensor, samples: SampleGenerators) -> Tensor:
@@ -209,9 +249,9 @@ def _columns(
 ) -> Flips:
     """New flips without rows."""
     part = Flips.none(search.zonotope.samples)
-    samples = picked.samples[keep]
+    samples = picked.rows.samples[keep]
     when = torch.full_like(samples, search.step.index)
-    slot = search.first + picked.elements[keep]
+    slot = search.first + picked.rows.elements[keep]
     return replace(
         part,
         largest=largest[keep],
@@ -231,7 +271,6 @@ def _with_rows(
     *,
     least: Tensor,
     quiet: Tensor,
-    threshold: Tensor,
 ) -> Flips:
     """The same flips with their rows, in all generators and the flips of this step before them."""
     part = picked.rows.take(keep)
@@ -257,8 +296,6 @@ def _with_rows(
         margin=margin,
         least=least,
         quiet=quiet,
-        threshold=threshold,
-        cover=search.zonotope.samples.worst(threshold) * (1.0 + gamma(64)),
         size=size,
     )
 

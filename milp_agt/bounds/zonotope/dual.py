@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from milp_agt.bounds.zonotope.flips import Flips
+from milp_agt.bounds.zonotope.multipliers import Multipliers
 from milp_agt.bounds.zonotope.samples import SampleGenerators
 from milp_agt.core.rounding import TINY, gamma
 
@@ -67,171 +68,214 @@ class Bound:
         Clean: the budget is spent on the others. Poisoned: its own part is paid in full, one less is
         left for the others.
         """
-        others, part = self.apart(own)
+        others, part = samples.others(self.dev, own)
         clean = self._up(self.rest + samples.worst(others))
-        poisoned = self._up(self.rest + part + samples.worst(others, spent=1))
+        poisoned = self._up(self.rest + part + samples.worst(others, own))
         return torch.stack([clean, torch.maximum(clean, poisoned)])
-
-    def apart(self, own: Tensor) -> tuple[Tensor, Tensor]:
-        """``dev`` of the others, (r, m), and of the generator ``own``, (r,)."""
-        known = own >= 0
-        index = own.clamp(min=0).unsqueeze(1)
-        if not self.dev.shape[1]:
-            return self.dev, torch.zeros_like(self.rest)
-        part = torch.where(known, self.dev.gather(1, index).squeeze(1), 0.0)
-        mine = known.unsqueeze(1) & (torch.arange(self.dev.shape[1], device=own.device) == index)
-        return torch.where(mine, 0.0, self.dev), part
 
     def _up(self, value: Tensor) -> Tensor:
         value = value + self.slack
         return value + gamma(4) * value.abs()
 
 
-def bound(d: Directions, flips: Flips, alpha: Tensor, samples: SampleGenerators) -> Bound:
-    """Bounds of directions from multipliers ``alpha`` >= 0 of the rows C1, C2 and C3, (3, r, q).
+def bound(d: Directions, flips: Flips, alpha: Multipliers, samples: SampleGenerators) -> Bound:
+    """Bounds of directions from multipliers of the rows C1, C2 and C3.
 
     With ``A1 = alpha_1 / least``, ``A2 = alpha_2 / largest``, ``D = A1 - A2`` every direction g is at most
 
         base + sum_f A1_f (quiet_f - margin_f + above_f) + A2_f (margin_f + below_f)
           + sum_{i in S} ( support_i(g_i + sum_f D_f a_fi) + up_i + sum_f A1_f up_fi + A2_f down_fi
-                           + alpha_3f threshold_fi )
-          + sum_f pos( g_f + charge_f + sum_h D_h b_hf + (A1 + A2)_h charge_hf
-                       - alpha_1f + alpha_2f - alpha_3f + largest_f pos(bend_f + sum_h D_h r_hf) )
+                           + alpha_3f threshold_fi + sum_{f alone, of i} pos( price_f ) )
+          + sum_{f not alone} pos( price_f ),
+        price_f = g_f + charge_f + sum_h D_h b_hf + (A1 + A2)_h charge_hf
+                  - alpha_1f + alpha_2f - alpha_3f + largest_f pos(bend_f + sum_h D_h r_hf)
 
     because nonnegative multiples of valid rows are added to g, and then e, phi in [0, 1] and
-    rho in [0, largest phi] are maximised one by one.
+    rho in [0, largest phi] are maximised one by one; phi_f <= s_i where f is alone.
     """
-    return _evaluate(d, flips, alpha, samples).bound
+    return _closed(_opened(d, flips, alpha.rows, samples), flips, alpha)
+
+
+def on_moves(d: Directions, flips: Flips, alpha: Multipliers, samples: SampleGenerators) -> Tensor:
+    """The coefficients on moves whose support functions :func:`bound` adds up, (r, m, width)."""
+    return _opened(d, flips, alpha.rows, samples).moves
 
 
 @dataclass(frozen=True)
-class _Evaluated:
-    """A bound with what its subgradient is made of."""
+class _Opened:
+    """A bound before C3 and the prices of flips: what only multipliers of C1 and C2 change."""
 
-    bound: Bound
+    rest: Tensor  # (r,)
+    dev: Tensor  # (r, m)
     moves: Tensor  # coefficients on moves, (r, m, width)
     costs: Tensor  # of flips, (r, f)
     bends: Tensor  # coefficients on rho, (r, f)
+    size: Tensor  # (r,)
+    operations: float
 
 
-def _evaluate(d: Directions, flips: Flips, alpha: Tensor, samples: SampleGenerators) -> _Evaluated:
-    if not flips.count:
-        dev = (samples.support(d.on_moves) + d.up).clamp(min=0.0)
-        slack = gamma(d.operations) * d.size + TINY
-        return _Evaluated(Bound(d.base, dev, slack), d.on_moves, d.on_phase, d.on_bend)
-    first, second, third = alpha
-    by_least, by_largest = first / flips.least, second / flips.beyond
-    difference, total = by_least - by_largest, by_least + by_largest
-    moves = d.on_moves + (difference @ flips.on_moves.flatten(1)).reshape(d.on_moves.shape)
-    dev = samples.support(moves) + d.up
-    dev = dev + by_least @ flips.up + by_largest @ flips.down + third @ flips.threshold
-    bends = d.on_bend + difference @ flips.on_bend
-    costs = d.on_phase + difference @ flips.on_phase + flips.largest * bends.clamp(min=0.0)
-    costs[:, flips.column] += d.charge + total @ flips.charge - first + second - third
-    prices = costs.clamp(min=0.0)
-    if len(flips.paid_alone):
-        dev = dev.index_add(1, flips.own[flips.paid_alone], prices[:, flips.paid_alone])
+def _opened(d: Directions, flips: Flips, rows: Tensor, samples: SampleGenerators) -> _Opened:
+    operations = 2.0 * d.operations + 8.0 * flips.count + 64.0
+    moves, bends, costs, rest, size = d.on_moves, d.on_bend, d.on_phase, d.base, d.size
+    extra = d.up
+    if flips.rows:
+        first, second = rows
+        by_least, by_largest = first / flips.least, second / flips.beyond
+        difference, total = by_least - by_largest, by_least + by_largest
+        moves = moves + (difference @ flips.on_moves.flatten(1)).reshape(moves.shape)
+        extra = extra + by_least @ flips.up + by_largest @ flips.down
+        bends = bends + difference @ flips.on_bend
+        costs = costs + difference @ flips.on_phase
+        costs[:, flips.column] += d.charge + total @ flips.charge - first + second
+        rest = rest + by_least @ (flips.quiet - flips.margin + flips.above)
+        rest = rest + by_largest @ (flips.margin + flips.below)
+        size = size + total @ (flips.size + flips.least + flips.beyond) + (first + second).sum(1)
+    costs = costs + flips.largest * bends.clamp(min=0.0)
+    dev = samples.support(moves) + extra
+    return _Opened(rest, dev, moves, costs, bends, size, operations)
+
+
+def _closed(opened: _Opened, flips: Flips, alpha: Multipliers) -> Bound:
+    prices = opened.costs
+    if flips.limits:
+        prices = prices.clone()
+        prices[:, flips.limited] -= alpha.limits
+    prices = prices.clamp(min=0.0)
+    dev, alone = opened.dev + alpha.paid, flips.paid_alone
+    if len(alone):
+        dev = dev.index_add(1, flips.own[alone], prices[:, alone])
         prices = prices[:, flips.paid_by_all]
-    rest = d.base + by_least @ (flips.quiet - flips.margin + flips.above)
-    rest = rest + by_largest @ (flips.margin + flips.below) + prices.sum(1)
-    size = d.size + total @ (flips.size + flips.least + flips.beyond)
-    size = size + (first + second).sum(1) + third @ (1.0 + flips.cover)
-    operations = d.operations + 8.0 * flips.count + 64.0
-    return _Evaluated(
-        Bound(rest, dev.clamp(min=0.0), gamma(operations) * size + TINY), moves, costs, bends
-    )
+    size = opened.size + alpha.limits @ (1.0 + flips.cover)
+    slack = gamma(opened.operations) * size + TINY
+    return Bound(opened.rest + prices.sum(1), dev.clamp(min=0.0), slack)
 
 
 def prices_of(d: Directions, flips: Flips) -> Tensor:
-    """What each flip with a row adds to a direction at most, (r, q)."""
+    """What each flip adds to a direction at most, (r, f)."""
     costs = d.on_phase + flips.largest * d.on_bend.clamp(min=0.0)
-    return (costs[:, flips.column] + d.charge).clamp(min=0.0)
+    if flips.rows:
+        costs[:, flips.column] += d.charge
+    return costs.clamp(min=0.0)
 
 
-def starts(d: Directions, flips: Flips) -> Iterator[Tensor]:
-    """Multipliers without a search: the price of a flip on C3 where few flips fit in, else half on C1.
+def starts(d: Directions, flips: Flips) -> Iterator[tuple[Tensor, Tensor]]:
+    """Multipliers of rows and of limits without a search.
 
-    How few is a choice that no rule makes well for all directions: one after the other.
+    The price of a flip is paid on C3 where few flips fit in; else half of it on C1, if there is one. How
+    few is a choice that no rule makes well for all directions: one after the other.
     """
     prices = prices_of(d, flips)
     for most in COVERS:
         few = flips.cover <= most
-        first, third = torch.where(few, 0.0, 0.5 * prices), torch.where(few, prices, 0.0)
-        yield torch.stack([first, torch.zeros_like(prices), third])
+        limits = torch.where(few, prices[:, flips.limited], 0.0)
+        covered = flips.alone.clone()
+        covered[flips.limited[few]] = True
+        first = torch.where(covered, 0.0, 0.5 * prices)[:, flips.column]
+        yield torch.stack([first, torch.zeros_like(first)]), limits
 
 
-def start(d: Directions, flips: Flips, samples: SampleGenerators, untried: bool = False) -> Tensor:
-    """The best of :func:`starts` for each direction, (3, r, q); the first one where none is to be tried."""
-    if untried and flips.rows:
-        return next(starts(d, flips))
-    best = d.base.new_zeros(3, d.rows, flips.rows)
-    least = d.base.new_full((d.rows,), torch.inf)
-    for tried in starts(d, flips) if flips.rows else ():
-        value = bound(d, flips, tried, samples).total(samples)
-        wins = value < least
-        best = torch.where(wins[None, :, None], tried, best)
-        least = torch.where(wins, value, least)
+def start(d: Directions, flips: Flips, samples: SampleGenerators) -> Multipliers:
+    """The best of :func:`starts` for each direction."""
+    best = Multipliers.none(d.rows, flips)
+    if not flips.rows and not flips.limits:
+        return best
+    least, opened = d.base.new_full((d.rows,), torch.inf), None
+    for rows, limits in starts(d, flips):
+        tried = Multipliers.of(rows, limits, flips)
+        if opened is None or flips.rows:
+            opened = _opened(d, flips, rows, samples)
+        value = _closed(opened, flips, tried).total(samples)
+        best = tried.where(value < least, best)
+        least = torch.minimum(value, least)
     return best
 
 
-def warm(
-    old: Tensor, d: Directions, flips: Flips, samples: SampleGenerators, untried: bool = False
-) -> Tensor:
+def warm(old: Multipliers, d: Directions, flips: Flips, samples: SampleGenerators) -> Multipliers:
     """Multipliers of an earlier ascent, with those of :func:`start` for flips that are new."""
-    fresh = start(d, flips, samples, untried)
-    fresh[:, :, : old.shape[2]] = old
-    return fresh
+    fresh = start(d, flips, samples)
+    fresh.rows[..., : old.rows.shape[-1]] = old.rows
+    fresh.limits[:, : old.limits.shape[1]] = old.limits
+    return Multipliers.of(fresh.rows, fresh.limits, flips)
 
 
 def ascend(
     d: Directions,
     flips: Flips,
     samples: SampleGenerators,
-    alpha: Tensor,
+    alpha: Multipliers,
     steps: int,
     free: Tensor | None = None,
-) -> Tensor:
+) -> Multipliers:
     """Better multipliers by projected subgradient steps (Adam) from ``alpha``; the best iterate of each row.
 
     Args:
         free: mask of the samples that may be poisoned for each direction, (r, m) as numbers; None for all.
     """
-    if not flips.rows or not d.rows or steps == 0:
+    if not (flips.rows or flips.limits) or not d.rows or steps == 0:
         return alpha
-    scale = alpha.amax((0, 2), keepdim=True).clamp(min=1e-12)
-    prices = prices_of(d, flips)
-    scale = torch.maximum(scale, prices.amax(1, keepdim=True).unsqueeze(0))
-    mean, square = torch.zeros_like(alpha), torch.zeros_like(alpha)
-    best, least = alpha, alpha.new_full((d.rows,), torch.inf)
+    scale = prices_of(d, flips).amax(1).clamp(min=1e-12)
+    for part in (alpha.rows.amax(0), alpha.limits):
+        scale = torch.maximum(scale, part.amax(1)) if part.shape[1] else scale
+    climbs = [_Climb(part, scale[:, None]) for part in (alpha.rows, alpha.limits)]
+    best, least = alpha, d.base.new_full((d.rows,), torch.inf)
+    opened = None
     for number in range(1, steps + 2):
-        value, slope = _value_and_slope(d, flips, samples, alpha, free)
-        wins = value < least
-        least = torch.where(wins, value, least)
-        best = torch.where(wins[None, :, None], alpha, best)
+        if opened is None or flips.rows:
+            opened = _opened(d, flips, alpha.rows, samples)
+        value, *slopes = _value_and_slopes(opened, flips, samples, alpha, free)
+        best = alpha.where(value < least, best)
+        least = torch.minimum(value, least)
         if number > steps:
             break
-        mean = MEAN * mean + (1.0 - MEAN) * slope
-        square = SQUARE * square + (1.0 - SQUARE) * slope * slope
         rate = FIRST * (LAST / FIRST) ** ((number - 1) / steps)
-        move = (mean / (1.0 - MEAN**number)) / ((square / (1.0 - SQUARE**number)).sqrt() + 1e-12)
-        alpha = (alpha - rate * scale * move).clamp(min=0.0)
+        rows, limits = (
+            climb.moved(slope, rate, number) for climb, slope in zip(climbs, slopes, strict=True)
+        )
+        alpha = Multipliers.of(rows, limits, flips)
     return best
 
 
-def _value_and_slope(
-    d: Directions, flips: Flips, samples: SampleGenerators, alpha: Tensor, free: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    """The bound and a subgradient of it in the multipliers."""
-    found = _evaluate(d, flips, alpha, samples)
-    dev = found.bound.dev if free is None else found.bound.dev * free
-    value = found.bound.rest + samples.worst(dev)
+class _Climb:
+    """Adam on some multipliers."""
+
+    def __init__(self, start: Tensor, scale: Tensor) -> None:
+        self.at, self.scale = start, scale
+        self.mean, self.square = torch.zeros_like(start), torch.zeros_like(start)
+
+    def moved(self, slope: Tensor, rate: float, number: int) -> Tensor:
+        self.mean = MEAN * self.mean + (1.0 - MEAN) * slope
+        self.square = SQUARE * self.square + (1.0 - SQUARE) * slope * slope
+        root = (self.square / (1.0 - SQUARE**number)).sqrt() + 1e-12
+        move = self.mean / (1.0 - MEAN**number) / root
+        self.at = (self.at - rate * self.scale * move).clamp(min=0.0)
+        return self.at
+
+
+def _value_and_slopes(
+    opened: _Opened,
+    flips: Flips,
+    samples: SampleGenerators,
+    alpha: Multipliers,
+    free: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The bound and a subgradient of it in the multipliers of rows and of limits."""
+    found = _closed(opened, flips, alpha)
+    dev = found.dev if free is None else found.dev * free
+    value = found.rest + samples.worst(dev)
     paid = samples.chosen(dev) if samples.count else dev
     paid = paid * (dev > 0.0)
-    happens = (found.costs > 0.0).to(value)
-    if len(flips.paid_alone):
-        happens[:, flips.paid_alone] *= paid[:, flips.own[flips.paid_alone]]
-    bent = happens * flips.largest * (found.bends > 0.0)
-    moves = samples.maximise(found.moves) * paid.unsqueeze(-1)
+    costs, alone = opened.costs, flips.paid_alone
+    if flips.limits:
+        costs = costs.clone()
+        costs[:, flips.limited] -= alpha.limits
+    happens = (costs > 0.0).to(value)
+    if len(alone):
+        happens[:, alone] *= paid[:, flips.own[alone]]
+    by_limit = paid @ flips.threshold.T - happens[:, flips.limited]
+    if not flips.rows:
+        return value, torch.zeros_like(alpha.rows), by_limit
+    bent = happens * flips.largest * (opened.bends > 0.0)
+    moves = samples.maximise(opened.moves) * paid.unsqueeze(-1)
     by_difference = moves.flatten(1) @ flips.on_moves.flatten(1).T
     by_difference = by_difference + happens @ flips.on_phase.T + bent @ flips.on_bend.T
     happens = happens[:, flips.column]
@@ -240,5 +284,4 @@ def _value_and_slope(
     first = (first + (flips.quiet - flips.margin + flips.above)) / flips.least - happens
     second = by_total - by_difference + paid @ flips.down.T
     second = (second + (flips.margin + flips.below)) / flips.beyond + happens
-    third = paid @ flips.threshold.T - happens
-    return value, torch.stack([first, second, third])
+    return value, torch.stack([first, second]), by_limit

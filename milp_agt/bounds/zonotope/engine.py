@@ -20,9 +20,11 @@ from milp_agt.bounds.zonotope.state import GROUPS, HybridZonotope, Noise
 from milp_agt.bounds.zonotope.supported import unsupported
 from milp_agt.bounds.zonotope.transformer import Transformer
 from milp_agt.core.interval import Interval
+from milp_agt.core.restriction import UNRESTRICTED, Restriction
 from milp_agt.core.rounding import TINY, gamma
 from milp_agt.formulations.linear_map import LinearMap
 from milp_agt.threats.poison import Poison
+from milp_agt.training.training import Batch
 
 # Ranges beyond this prove nothing that intervals do not.
 WILD = 1e6
@@ -64,12 +66,15 @@ class ZonotopePass:
         parameters: Sequence[str],
         poison: Poison,
         effort: Effort | None = None,
+        batches: Sequence[Batch] = (),
+        restriction: Restriction = UNRESTRICTED,
     ) -> ZonotopePass:
         """The set before the first step.
 
         Args:
             state: boxes of parameters, then velocities, (1, *shape) each.
             poison: moves of the whole data set.
+            batches, restriction: see :meth:`SampleGenerators.of`.
         """
         shapes = {name: tuple(box.lower.shape[1:]) for name, box in state.items()}
         layout = Layout.of(shapes, parameters)
@@ -77,7 +82,8 @@ class ZonotopePass:
             torch.cat([getattr(box, end)[0].flatten() for box in state.values()])
             for end in ("lower", "upper")
         )
-        zonotope = HybridZonotope.of_box(SampleGenerators.of(poison), lower, upper)
+        samples = SampleGenerators.of(poison, batches, restriction)
+        zonotope = HybridZonotope.of_box(samples, lower, upper)
         effort = effort or Effort()
         bounds = StateBounds.of(zonotope, None, effort.state)
         return ZonotopePass(schedule, layout, zonotope, bounds, effort)
@@ -105,12 +111,17 @@ class ZonotopePass:
         gradients = _gradients(transformer)
         zonotope = _updated(transformer, gradients)
         effort = self.effort.last if last else self.effort.state
-        effort = work.steps(effort, 2 * zonotope.size, zonotope.flips.rows)
+        effort = work.steps(effort, 2 * zonotope.size, zonotope.flips)
         bounds = StateBounds.of(zonotope, self.bounds.alpha, effort)
         if zonotope.flips.rows > work.most_rows:
             kept = bounds.most_used(work.kept_rows)
             zonotope = zonotope.with_rows(kept)
-            bounds = StateBounds.of(zonotope, bounds.alpha[..., kept], 0)
+            bounds = StateBounds.of(zonotope, bounds.alpha.with_rows(kept), 0)
+        if zonotope.flips.limits > work.most_limits:
+            kept = bounds.most_limited(work.most_limits * 4 // 5)
+            zonotope = replace(zonotope, flips=zonotope.flips.with_limits(kept))
+            alpha = bounds.alpha.with_limits(kept, zonotope.flips)
+            bounds = StateBounds.of(zonotope, alpha, 0)
         if step.update.projection is not None:
             box = bounds.box(zonotope.centre)
             used = self.layout.parameters

@@ -32,12 +32,14 @@ class Flips:
         C2  y_f <= largest phi_f
         C3  phi_f <= sum_i s_i threshold_i      (who must be poisoned for it to flip)
 
+    Where only its own sample can flip it (*alone*), C3 is ``phi_f <= s_i``, and what it costs stands in
+    the part of that sample.
+
     The offset is ``least``. Where only its own sample i can flip it, it is ``quiet + s_i (least - quiet)``
     with ``y_f >= -quiet`` proved for clean i: then phi is 0, and phi = 1 needs s_i = 1. The part of
     s_i stands in ``up``, which nothing but C1 reads.
 
-    Rows are kept for q of all f flips: the others are *loose*, and cost what they add at most: in
-    the part of their own sample where only that can flip them (phi <= s_i), else for everyone.
+    C1 and C2 are kept for q of all f flips, the others are *loose*; C3 for l of those that are not alone.
 
     Attributes:
         largest: how far beyond its kink a flip gets at most, (f,), > 0.
@@ -53,9 +55,10 @@ class Flips:
         down, up: further noise if a sample is poisoned, (q, m), >= 0.
         margin, least: (q,); least > 0.
         quiet: the part of the offset of C1 that is there whoever is poisoned, (q,).
-        threshold: (q, m), in [0, 1].
-        cover: the most that C3 admits, the sum of the ``budget`` largest thresholds, (q,).
         size: sum of the sizes of all terms of ``y_f``, to which rounding is charged, (q,).
+        limited: the flip that each C3 is of, (l,), ascending.
+        threshold: (l, m), in [0, 1].
+        cover: the most that C3 admits, the sum of the ``budget`` largest thresholds, (l,).
     """
 
     largest: Tensor
@@ -75,9 +78,10 @@ class Flips:
     margin: Tensor
     least: Tensor
     quiet: Tensor
+    size: Tensor
+    limited: Tensor
     threshold: Tensor
     cover: Tensor
-    size: Tensor
 
     @staticmethod
     def none(samples: SampleGenerators) -> Flips:
@@ -101,9 +105,10 @@ class Flips:
             margin=zero(0),
             least=zero(0),
             quiet=zero(0),
+            size=zero(0),
+            limited=index,
             threshold=zero(0, m),
             cover=zero(0),
-            size=zero(0),
         )
 
     @property
@@ -113,6 +118,10 @@ class Flips:
     @property
     def rows(self) -> int:
         return len(self.column)
+
+    @property
+    def limits(self) -> int:
+        return len(self.limited)
 
     @cached_property
     def beyond(self) -> Tensor:
@@ -128,8 +137,8 @@ class Flips:
 
     @cached_property
     def paid_alone(self) -> Tensor:
-        """Numbers of loose flips that only their own samples can cause."""
-        return ((self.row_of < 0) & self.alone & (self.own >= 0)).nonzero()[:, 0]
+        """Numbers of the flips that only their own samples can cause."""
+        return (self.alone & (self.own >= 0)).nonzero()[:, 0]
 
     @cached_property
     def paid_by_all(self) -> Tensor:
@@ -150,7 +159,7 @@ class Flips:
                 old, more = widened(old, total), widened(more, total)
             elif field.name == "charge":
                 old, more = widened(old, charged), widened(more, charged)
-            elif field.name == "column":
+            elif field.name in ("column", "limited"):
                 more = more + self.count
             parts[field.name] = torch.cat([old, more])
         return Flips(**parts)
@@ -169,7 +178,7 @@ class Flips:
             name: getattr(self, name)[keep]
             for name in ("column", "on_moves", "on_phase", "on_bend", "margin", "least", "quiet")
         }
-        parts |= {name: getattr(self, name)[keep] for name in ("threshold", "cover", "size")}
+        parts["size"] = self.size[keep]
         return replace(
             self,
             **parts,
@@ -179,6 +188,11 @@ class Flips:
             down=self.down[keep] + alone,
             up=self.up[keep] + alone,
         )
+
+    def with_limits(self, keep: Tensor) -> Flips:
+        """Only some of C3, (l',) ascending."""
+        parts = {name: getattr(self, name)[keep] for name in ("limited", "threshold", "cover")}
+        return replace(self, **parts)
 
     def settled(self, charge: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Noise that is charged to the flips of some rows, (..., rows), as noise of samples, (..., m), and of

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from milp_agt.bounds.zonotope.bounds import StateBounds
 from milp_agt.bounds.zonotope.flips import Flips
+from milp_agt.bounds.zonotope.multipliers import Multipliers
 from milp_agt.bounds.zonotope.state import Noise
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ def pack_forward(forward: ZonotopePass) -> dict[str, Any]:
         "zonotope": {name: getattr(zonotope, name) for name in OWN},
         "flips": _plain(zonotope.flips),
         "noise": _plain(zonotope.noise),
-        "bounds": _plain(forward.bounds),
+        "bounds": _plain(forward.bounds) | {"alpha": _plain(forward.bounds.alpha)},
     }
 
 
@@ -35,7 +36,8 @@ def unpack_forward(begun: ZonotopePass, plain: Mapping[str, Any]) -> ZonotopePas
         noise=Noise(**plain["noise"]),
         **plain["zonotope"],
     )
-    return replace(begun, zonotope=zonotope, bounds=StateBounds(**plain["bounds"]))
+    bounds = plain["bounds"] | {"alpha": Multipliers(**plain["bounds"]["alpha"])}
+    return replace(begun, zonotope=zonotope, bounds=StateBounds(**bounds))
 
 
 def _plain(parts: Any) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from torch import Tensor
 from milp_agt.bounds.zonotope.form import Form, SummedForm
 from milp_agt.core.interval import Interval
 from milp_agt.core.rounding import TINY, gamma
+from milp_agt.formulations.convolution import Convolution
 from milp_agt.formulations.linear import Affine, Combine
 from milp_agt.formulations.linear_map import LinearMap
 
@@ -19,7 +20,7 @@ def homogeneous(op: LinearMap) -> LinearMap:
     """The map without its constant."""
     if isinstance(op, Combine):
         return op if op.constant is None else replace(op, constant=None)
-    if isinstance(op, Affine):
+    if isinstance(op, (Affine, Convolution)):
         return op if op.bias is None else replace(op, bias=None)
     return op
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from milp_agt.bounds.zonotope.dual import ascend, bound
+from milp_agt.bounds.zonotope.dual import ascend, bound, on_moves
 from milp_agt.core.rounding import TINY, gamma
 
 if TYPE_CHECKING:
@@ -36,11 +36,36 @@ def least_by_sample(
     samples = forward.zonotope.samples
     bases, devs = [], []
     for _, base, dev in _pieces(forward, coefficients):
-        every = dev.new_zeros(len(dev), len(samples.column_of))
-        every[:, samples.columns] = dev * (1.0 + gamma(4))
+        every = dev.new_zeros(len(dev), samples.samples)
+        every.index_add_(1, samples.columns, dev * (1.0 + gamma(4 * len(samples.numbers) + 4)))
         bases.append(base)
         devs.append(every)
     return torch.cat(bases), torch.cat(devs)
+
+
+def favoured_by_ends(forward: ZonotopePass, most: int) -> tuple[Tensor, Tensor]:
+    """What the bounds of both ends of the widest parameters maximise, ``most`` ends or fewer.
+
+    Returns:
+        The direction in which each sample does most, (ends, N, width), and what it adds to the bound,
+        (ends, N). Nothing is proved: they are where an attack may start.
+    """
+    zonotope, bounds = forward.zonotope, forward.bounds
+    samples, used, size = zonotope.samples, forward.layout.parameters, zonotope.size
+    reach = torch.cat([bounds.above[:used], bounds.below[:used]])
+    widest = reach.argsort(descending=True)[:most]
+    coordinate, lower = widest % used, widest >= used
+    rows = torch.eye(size, dtype=reach.dtype, device=reach.device)[coordinate]
+    directions = zonotope.spread(rows, bounds.terms).towards(
+        torch.where(lower, -1.0, 1.0).to(reach)
+    )
+    alpha = bounds.alpha.take(coordinate + size * lower)
+    moves = on_moves(directions, zonotope.flips, alpha, samples)
+    found = bound(directions, zonotope.flips, alpha, samples)
+    every = moves.new_zeros(len(widest), samples.samples, samples.width)
+    worth = moves.new_zeros(len(widest), samples.samples)
+    every.index_add_(1, samples.columns, moves)
+    return every, worth.index_add_(1, samples.columns, found.dev)
 
 
 def _pieces(

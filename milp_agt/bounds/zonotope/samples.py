@@ -2,41 +2,121 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 import torch
 from torch import Tensor
 
+from milp_agt.bounds.step import Step
+from milp_agt.core.restriction import UNRESTRICTED, Restriction
+from milp_agt.errors import EncodingError
 from milp_agt.threats.poison import Poison
+from milp_agt.training.training import Batch
 
 
 @dataclass(frozen=True)
 class SampleGenerators:
-    """One generator ``e_i`` for each sample that can be poisoned: its move, or 0 if it is clean.
+    """Generators ``e_j`` of the moves of samples that can be poisoned, each of one sample: its move, or 0.
 
-    ``e_i`` lies in ``s_i E_i`` with the set of moves ``E_i`` of features and labels together and
-    ``s_i`` in {0, 1}; the cardinality constraint is ``sum_i s_i <= budget``.
+    ``e_j`` lies in ``s_u(j) E_j`` with the set of moves ``E_j`` of features and labels together and one
+    ``s_u`` in {0, 1} for each *unit* u that is chosen or not:
+
+        data poisoned once, one set for the run    a generator and a unit for each sample
+        anew in every step, one set for the run    a generator for each sample of each step, a unit for
+                                                   each sample
+        once, a budget in each batch               a generator and a unit for each sample; a group of
+                                                   those that meet first in the same batch
+        anew in every step, a budget in each       a generator and a unit for each sample of each step; a
+                                                   group of those of one step
+
+    The constraints are ``sum_u s_u <= budget`` over each group of units, and ``s_u = 1`` for those that are
+    known to be poisoned.
 
     Attributes:
-        poison: the moves of these samples alone, in this order.
-        columns: their numbers in the data set, (m,).
-        column_of: the generator of each sample of the data set, (N,), -1 for those that stay clean.
-        budget: how many samples are poisoned at most.
+        poison: the moves of the generators, in their order.
+        columns: their samples of the data set, (m,).
+        numbers: the generator of each sample of the data set in each step, (steps or 1, N), -1 for
+            samples that stay clean.
+        unit: of each generator, (m,).
+        members: units of each group, (groups, largest), padded with the number of units.
+        known: mask of the units that are known to be poisoned, (units,).
+        budget: how many units of a group are poisoned at most, the known ones among them.
     """
 
     poison: Poison
     columns: Tensor
-    column_of: Tensor
+    numbers: Tensor
+    unit: Tensor
+    members: Tensor
+    known: Tensor
     budget: int
 
     @staticmethod
-    def of(poison: Poison) -> SampleGenerators:
-        """The generators of a threat with one budget for the data set and moves that stay as they are."""
-        columns = poison.exposed.nonzero()[:, 0] if poison.budget else poison.open.nonzero()[:0, 0]
-        column_of = torch.full_like(poison.open, -1, dtype=torch.int64)
-        column_of[columns] = torch.arange(len(columns), device=columns.device)
-        return SampleGenerators(poison.take(columns), columns, column_of, poison.budget)
+    def of(
+        poison: Poison, batches: Sequence[Batch] = (), restriction: Restriction = UNRESTRICTED
+    ) -> SampleGenerators:
+        """The generators of a threat; ``batches`` are those of all steps, needed by all threats but those
+        that are static with one budget for the data set."""
+        if not batches and (poison.per_batch or not poison.static):
+            raise EncodingError("Generators of moves step by step", "no batches")
+        device = poison.open.device
+        open_ = poison.exposed & (poison.budget > 0)
+        open_[torch.tensor(sorted(restriction.outside), dtype=torch.int64, device=device)] = False
+        steps = [torch.as_tensor(batch, device=device) for batch in batches]
+        if poison.static:
+            columns = open_.nonzero()[:, 0]
+            numbers = _numbered(open_, [columns])
+        else:
+            met = [step[open_[step]] for step in steps]
+            columns = torch.cat(met)
+            numbers = _numbered(open_, met)
+        unit, known = torch.arange(len(columns), device=device), torch.zeros_like(open_)
+        if not poison.static and not poison.per_batch:
+            chosen, unit = columns.unique(return_inverse=True)
+            groups = torch.zeros_like(chosen)
+        elif poison.per_batch and poison.static:
+            first = torch.full(open_.shape, len(steps), dtype=torch.int64, device=device)
+            for index in reversed(range(len(steps))):
+                first[steps[index]] = index
+            groups = first[columns]
+        elif poison.per_batch:
+            sizes = [int(open_[step].sum()) for step in steps]
+            groups = torch.arange(len(steps), device=device).repeat_interleave(
+                torch.tensor(sizes, device=device)
+            )
+        else:
+            groups = torch.zeros_like(columns)
+        if restriction.inside:
+            known[torch.tensor(sorted(restriction.inside), device=device)] = True
+        sample_of = columns.new_zeros(len(groups)).scatter_(0, unit, columns)
+        return SampleGenerators(
+            poison.take(columns),
+            columns,
+            numbers,
+            unit,
+            _members(groups),
+            known[sample_of],
+            poison.budget,
+        )
+
+    def at(self, step: Step) -> Tensor:
+        """The generators of the samples of a batch in its step, (n,), -1 for those that stay clean."""
+        return self.numbers[min(step.index, len(self.numbers) - 1)][step.samples]
+
+    @property
+    def samples(self) -> int:
+        """Samples of the data set."""
+        return self.numbers.shape[1]
+
+    @property
+    def terms(self) -> int:
+        """Terms of the longest sum of a worst case."""
+        groups, largest = self.members.shape
+        return (
+            groups * min(largest, max(self.budget, 1)) + len(self.numbers) + int(self.known.sum())
+        )
 
     @property
     def count(self) -> int:
@@ -84,17 +164,133 @@ class SampleGenerators:
     def _split(self, coefficients: Tensor) -> tuple[Tensor, Tensor]:
         return coefficients[..., : self.on_features], coefficients[..., self.on_features :]
 
-    def worst(self, reach: Tensor, spent: int = 0) -> Tensor:
-        """Sum of the largest of ``reach`` >= 0, (..., m), as many as the budget less ``spent`` allows."""
-        count = min(max(0, self.budget - spent), reach.shape[-1])
-        if count == 0:
-            return reach.new_zeros(reach.shape[:-1])
-        if count == 1:
-            return reach.amax(-1)
-        return reach.topk(count, -1, sorted=False).values.sum(-1)
+    def worst(self, reach: Tensor, own: Tensor | None = None) -> Tensor:
+        """The most that ``reach`` >= 0, (..., m), adds up to over the admissible choices of units.
+
+        With ``own`` (...,), numbers of generators or -1, their units are poisoned and paid elsewhere: one
+        less is left for the others of their group.
+        """
+        if not self.count:
+            return reach.sum(-1)
+        grouped, paid = self._grouped(reach)
+        full = _largest(grouped, self._free)
+        if own is not None:
+            spends = (own >= 0) & ~self.known[self._unit_of(own)]
+            mine = (self.members == self._unit_of(own)[..., None, None]).any(-1)
+            less = _largest(grouped, self._free - 1)
+            full = torch.where(mine & spends[..., None], less, full)
+        return full.sum(-1) + paid
+
+    def others(self, reach: Tensor, own: Tensor) -> tuple[Tensor, Tensor]:
+        """``reach`` without the unit of the generators ``own`` (...,), -1 for none, and the part of that
+        unit, (...,)."""
+        if not self.count:
+            return reach, reach.sum(-1)
+        mine = (self.unit == self._unit_of(own)[..., None]) & (own >= 0)[..., None]
+        return torch.where(mine, 0.0, reach), torch.where(mine, reach, 0.0).sum(-1)
+
+    def conditional(self, reach: Tensor) -> tuple[Tensor, Tensor]:
+        """:meth:`worst` if the unit of each generator is clean, and if it is poisoned, (..., m) each.
+
+        A unit among the largest of its group leaves the next one in its place if it is clean; one that
+        is not takes the place of the smallest of them if it is poisoned.
+        """
+        total = self.worst(reach)[..., None]
+        if not self.count or self._free == 0:
+            return total.expand_as(reach), total.expand_as(reach)
+        grouped, _ = self._grouped(reach)
+        count = min(self._free, grouped.shape[-1])
+        ordered = grouped.topk(min(count + 1, grouped.shape[-1]), -1).values
+        last, further = ordered[..., count - 1 : count], ordered[..., count:].sum(-1, keepdim=True)
+        among = grouped >= last
+        total = total[..., None]
+        clean = torch.where(among, total - grouped + further, total)
+        poisoned = torch.where(among, total, total - last + grouped)
+        if self._plain:
+            return clean.squeeze(-2), poisoned.squeeze(-2)
+        at = self._place[self.unit]
+        found = tuple(part.flatten(-2)[..., at] for part in (clean, poisoned))
+        known = self.known[self.unit]
+        clean, poisoned = (torch.where(known, total[..., 0], part) for part in found)
+        return clean, poisoned
 
     def chosen(self, reach: Tensor) -> Tensor:
-        """Mask, as numbers, of the samples whose reach :meth:`worst` adds up, (..., m)."""
-        count = min(self.budget, reach.shape[-1])
-        index = reach.topk(count, -1, sorted=False).indices
-        return torch.zeros_like(reach).scatter_(-1, index, 1.0)
+        """Mask, as numbers, of the generators whose reach :meth:`worst` adds up, (..., m)."""
+        grouped, _ = self._grouped(reach)
+        count = min(self._free, grouped.shape[-1])
+        index = grouped.topk(count, -1, sorted=False).indices
+        mask = torch.zeros_like(grouped).scatter_(-1, index, 1.0)
+        if self._plain:
+            return mask.squeeze(-2)
+        found = mask.flatten(-2)[..., self._place[self.unit]]
+        return torch.where(self.known[self.unit], 1.0, found)
+
+    @cached_property
+    def _plain(self) -> bool:
+        """Whether each generator is a unit of its own, all in one group of which none is known."""
+        alone = len(self.known) == self.count and len(self.members) == 1
+        return alone and not bool(self.known.any())
+
+    @cached_property
+    def _free(self) -> int:
+        return max(0, self.budget - int(self.known.sum()))
+
+    @cached_property
+    def _place(self) -> Tensor:
+        """Where each unit stands in the flat table of members, (units,)."""
+        flat = self.members.flatten()
+        place = torch.zeros_like(flat).new_zeros(len(self.known) + 1)
+        place[flat] = torch.arange(len(flat), device=flat.device)
+        return place[:-1]
+
+    def _unit_of(self, own: Tensor) -> Tensor:
+        return self.unit[own.clamp(min=0)]
+
+    def _grouped(self, reach: Tensor) -> tuple[Tensor, Tensor]:
+        """What units that are not known to be poisoned reach, (..., groups, largest), and the sum of those
+        that are."""
+        if self._plain:
+            return reach.unsqueeze(-2), reach.new_zeros(())
+        units = len(self.known)
+        if units != self.count:
+            total = reach.new_zeros(*reach.shape[:-1], units)
+            reach = total.index_add_(-1, self.unit, reach)
+        paid = torch.where(self.known, reach, 0.0).sum(-1)
+        reach = torch.where(self.known, 0.0, reach)
+        if len(self.members) == 1:
+            return reach.unsqueeze(-2), paid
+        padded = torch.cat([reach, torch.zeros_like(reach[..., :1])], -1)
+        return padded[..., self.members], paid
+
+
+def _largest(reach: Tensor, count: int) -> Tensor:
+    """Sum of the ``count`` largest of ``reach`` >= 0 along the last axis."""
+    count = min(max(0, count), reach.shape[-1])
+    if count == 0:
+        return reach.new_zeros(reach.shape[:-1])
+    if count == 1:
+        return reach.amax(-1)
+    return reach.topk(count, -1, sorted=False).values.sum(-1)
+
+
+def _numbered(open_: Tensor, met: Sequence[Tensor]) -> Tensor:
+    """The number of each sample among all that are met, step by step, (steps, N), -1 elsewhere."""
+    numbers = torch.full((max(1, len(met)), len(open_)), -1, dtype=torch.int64, device=open_.device)
+    first = 0
+    for index, samples in enumerate(met):
+        numbers[index, samples] = first + torch.arange(len(samples), device=open_.device)
+        first += len(samples)
+    return numbers
+
+
+def _members(groups: Tensor) -> Tensor:
+    """The units of each group, (groups, largest), padded with their number; (1, 0) without any."""
+    _, group, sizes = groups.unique(return_inverse=True, return_counts=True)
+    if not len(sizes):
+        return groups.new_zeros(1, 0)
+    order = group.argsort(stable=True)
+    within = torch.arange(len(order), device=order.device)
+    within = within - (sizes.cumsum(0) - sizes)[group[order]]
+    members = torch.full((len(sizes), int(sizes.max())), len(groups), device=order.device)
+    members[group[order], within] = order
+    return members

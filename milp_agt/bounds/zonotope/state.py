@@ -229,7 +229,7 @@ class HybridZonotope:
         """Length of the longest chain of roundings in a product with these generators."""
         groups = len(self.noise) * self.size
         longest = max(self.size, self.flips.count, groups) + self.samples.width
-        return 8.0 * longest + 4.0 * self.samples.budget + 64.0
+        return 8.0 * longest + 4.0 * self.samples.terms + 64.0
 
     def spread(self, rows: Tensor, terms: Tensor) -> Spread:
         """Directions ``rows`` (r, p) of the first p coordinates; ``terms`` are those of :meth:`terms`."""

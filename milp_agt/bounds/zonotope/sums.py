@@ -36,7 +36,7 @@ def summed(form: Form, flips: Flips, slots: Slots, columns: Tensor) -> SummedFor
 
     charge = at_flips(form.charge)
     grow = 1.0 + gamma(8.0 * len(slots.number) + 8.0)
-    loose = flips.paid_alone
+    loose = flips.paid_alone[flips.row_of[flips.paid_alone] < 0]
     own = torch.zeros_like(down).index_add(0, sample[loose], charge[loose])
     others = flips.paid_by_all
     every = charge[others[flips.row_of[others] < 0]].sum(0) * grow

@@ -7,29 +7,33 @@ from collections.abc import Sequence
 from milp_agt.bounds.step import NodeOrder
 from milp_agt.bounds.zonotope.kinks import kink_of
 from milp_agt.core.graph import Node, Operation
-from milp_agt.core.restriction import UNRESTRICTED, Restriction
+from milp_agt.core.restriction import Restriction
+from milp_agt.core.rounding import FLOAT64
 from milp_agt.errors import UnsupportedOperationError
 from milp_agt.formulations.bilinear import Einsum
 from milp_agt.formulations.linear_map import LinearMap
+from milp_agt.formulations.rounding_error import RoundingError
 from milp_agt.formulations.squared_norm import SquaredNorm
 from milp_agt.formulations.sum_samples import SumSamples
 from milp_agt.formulations.univariate import Univariate
 from milp_agt.threats.poison import Poison
-from milp_agt.training.training import Batch
+from milp_agt.training.training import UpdateRule
+
+KNOWN = (Einsum, RoundingError, SquaredNorm, SumSamples, Univariate)
 
 
 def check_supported(
     schedule: NodeOrder,
     poison: Poison,
-    batches: Sequence[Batch],
     restriction: Restriction,
+    updates: Sequence[UpdateRule],
 ) -> None:
     """Refuse what the engine has no rule for.
 
     Raises:
         UnsupportedOperationError: a threat or an operation without a rule.
     """
-    found = refusal(schedule, poison, batches, restriction)
+    found = refusal(schedule, poison, restriction, updates)
     if found is not None:
         raise UnsupportedOperationError(
             "Relaxation 'zonotope' was asked for this run",
@@ -41,24 +45,24 @@ def check_supported(
 def refusal(
     schedule: NodeOrder,
     poison: Poison,
-    batches: Sequence[Batch],
     restriction: Restriction,
+    updates: Sequence[UpdateRule],
 ) -> str | None:
     """What of a run the engine has no rule for, in words; None if it has rules for all of it."""
+    if schedule.precision != FLOAT64:
+        return f"a run in {schedule.precision.name}"
     if poison.whole is not None:
         return f"samples that are {poison.whole.value}"
     if poison.label_quota is not None:
         return "budgets of features and of labels apart"
-    if not poison.static:
-        return "an adversary that poisons anew in every step"
-    if poison.per_batch and any(len(batch) < len(poison.features) for batch in batches):
-        return "a budget in each batch, with batches smaller than the data set"
-    if restriction != UNRESTRICTED:
-        return f"the restriction {restriction!r}"
+    if any(update.clip_total is not None for update in updates):
+        return "clipping of the total norm (clip_total)"
+    if poison.per_batch and restriction.inside:
+        return "samples that are known to be poisoned, with a budget in each batch"
     for node in (*schedule.before, *schedule.after):
         known = isinstance(node.op, LinearMap) or not node.inputs
         if node not in schedule.after:
-            known = known or isinstance(node.op, (Einsum, SquaredNorm, SumSamples, Univariate))
+            known = known or isinstance(node.op, KNOWN)
             known = known and (node.batched or kink_of(node.op) is None)
         if not known:
             return f"operation '{node.op.key}' at '{node.name}'"

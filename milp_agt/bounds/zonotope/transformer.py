@@ -29,6 +29,7 @@ from milp_agt.core.interval import Interval
 from milp_agt.core.rounding import TINY, gamma
 from milp_agt.formulations.bilinear import Einsum
 from milp_agt.formulations.linear_map import LinearMap
+from milp_agt.formulations.rounding_error import RoundingError
 from milp_agt.formulations.squared_norm import SquaredNorm
 from milp_agt.formulations.sum_samples import SumSamples
 from milp_agt.formulations.univariate import Smooth, Univariate
@@ -60,7 +61,7 @@ class Transformer:
     boxes: dict[str, Interval] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.columns = self.zonotope.samples.column_of[self.step.samples]
+        self.columns = self.zonotope.samples.at(self.step)
         self.first: dict[str, int] = {}  # slot of the first element of a node with kinks
         count = 0
         for node in self.schedule.before:
@@ -243,6 +244,8 @@ class Transformer:
             self.forms[node.name] = linear_maps.of_forms(op, inputs, node.batched)
         elif isinstance(op, Einsum):
             self.forms[node.name] = self.product(node)
+        elif isinstance(op, RoundingError):
+            self.forms[node.name] = self._blurred(op, inputs[0])
         elif isinstance(op, SquaredNorm):
             self.forms[node.name] = squared(op, [self.operand(name) for name in node.inputs])
         elif node.batched and kink_of(op) is not None:
@@ -256,6 +259,13 @@ class Transformer:
         assert isinstance(node.op, Einsum)
         first, second = (self.operand(name) for name in node.inputs)
         return multiplied(node.op, first, second, self.slots, summed)
+
+    @staticmethod
+    def _blurred(op: RoundingError, argument: Form) -> Form:
+        """``u + d`` with ``|d|`` within the error: noise of everyone."""
+        size = argument.size + op.error
+        error = (op.error + gamma(4) * size + TINY).expand_as(argument.rest.lower)
+        return replace(argument, rest=argument.rest.widen(error), size=size)
 
     def _softmax(self, nodes: Softmax) -> Form:
         name, logits = nodes.differences.name, self.forms[nodes.logits]

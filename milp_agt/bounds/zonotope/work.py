@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from milp_agt.bounds.zonotope.flips import Flips
 from milp_agt.bounds.zonotope.state import HybridZonotope
 
 # Multiplications of all elements of a step with all rows, of one ascent, and of the range of a node that
 # intervals could bound as well.
 PER_STEP, PER_ASCENT, PER_NODE = 2**30, 2**31, 2**31
-# Rows that are carried at most and at least, and phases that get rows in one step.
-MOST_ROWS, FEWEST_ROWS = 640, 16
+# Rows that are carried at most; how few are not worth their time; phases that get rows in one step.
+MOST_ROWS, FEWEST_ROWS = 640, 96
 MOST_NEW, FEWEST_NEW = 192, 8
+# Numbers of all limits.
+LIMITS = 2**24
 FEWEST_STEPS = 6
 
 
@@ -22,12 +25,16 @@ class Work:
     Attributes:
         numbers: coordinates of the moves of all samples together, and flips twice.
         directions: numbers of a direction: parameters, and rows of flips.
-        most_rows: of flips that are carried.
+        most_rows: of flips that are carried; 0 for none.
+        most_limits: of flips that are carried.
+        samples: that can be poisoned.
     """
 
     numbers: int
     directions: int
     most_rows: int
+    most_limits: int
+    samples: int
 
     @staticmethod
     def of(zonotope: HybridZonotope, elements: int) -> Work:
@@ -36,15 +43,20 @@ class Work:
         moves = max(1, samples.count * samples.width)
         numbers = moves + 2 * flips.count
         fitting = PER_STEP // (moves * max(1, elements))
-        return Work(numbers, zonotope.size + flips.rows, max(FEWEST_ROWS, min(MOST_ROWS, fitting)))
+        most = min(MOST_ROWS, fitting) if fitting >= FEWEST_ROWS else 0
+        count = max(1, samples.count)
+        limits = min(LIMITS, PER_ASCENT // (2 * zonotope.size)) // count
+        return Work(numbers, zonotope.size + flips.rows, most, limits, count)
 
     @property
     def kept_rows(self) -> int:
         """How many are left when some go."""
-        return max(1, self.most_rows * 4 // 5)
+        return self.most_rows * 4 // 5
 
     def most_new(self, rows: int, steps: int) -> int:
         """Phases of one step that get rows, each of which is ascended three times on ``rows``."""
+        if not self.most_rows:
+            return 0
         fitting = PER_ASCENT // (3 * max(1, steps) * max(1, rows) * self.numbers)
         return max(FEWEST_NEW, min(MOST_NEW, max(1, self.most_rows // 2), fitting))
 
@@ -52,7 +64,8 @@ class Work:
         """Whether the elements of a node are worth bounding as directions."""
         return rows * self.numbers * self.directions <= PER_NODE
 
-    def steps(self, wanted: int, directions: int, rows: int) -> int:
-        """Steps of an ascent of many directions on many rows; none where two are too many."""
-        fitting = PER_ASCENT // max(1, directions * rows * self.numbers)
+    def steps(self, wanted: int, directions: int, flips: Flips) -> int:
+        """Steps of an ascent of many directions on many rows and limits; none where two are too many."""
+        each = flips.rows * self.numbers + flips.limits * self.samples
+        fitting = PER_ASCENT // max(1, directions * each)
         return max(min(wanted, FEWEST_STEPS), min(wanted, fitting)) if fitting > 1 else 0

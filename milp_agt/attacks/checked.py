@@ -1,0 +1,181 @@
+"""Poisoned data against the threat, sample by sample in exact arithmetic, and trained on in plain torch."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from milp_agt.attacks.replay import clipped_mean, mean_loss, per_sample_gradients
+from milp_agt.attacks.unrolled import Poisoning, Unrolled
+from milp_agt.threats.admissible import admits, shrunk
+from milp_agt.threats.poison import Poison
+from milp_agt.threats.sets import MoveSet
+
+# How much shorter the moves of data that are admissible up to rounding are made.
+FACTORS = (1.0, 1.0 - 1e-12, 1.0 - 1e-9)
+
+
+def violation(unrolled: Unrolled, data: Poisoning) -> str:
+    """Why the threat does not admit the data of one run; empty if it does.
+
+    Everything is compared exactly: who was changed against the samples that are open and the budgets, and how
+    far against the sets of moves (:func:`milp_agt.threats.admissible.admits`) and the domain.
+    """
+    poison = unrolled.poison
+    nobody = torch.zeros(len(unrolled.covers), len(poison.features), dtype=torch.bool)
+    chosen = [nobody.clone() for _ in poison.quotas]
+    for leaf, own in enumerate(unrolled.leaf_poisons):
+        x, y = data.features[leaf][0], data.labels[leaf][0]
+        in_x = (x != own.features).flatten(1).any(1)
+        in_y = (y != own.labels).any(-1)
+        turned = torch.zeros_like(in_x)
+        if data.there:
+            turned = data.there[leaf][0] != unrolled.leaf_present[leaf]
+        at = unrolled.covers[leaf].cpu()
+        apart = len(chosen) > 1
+        chosen[0][leaf, at] = (in_x | turned | (in_y & (not apart))).cpu()
+        if apart:
+            chosen[1][leaf, at] = in_y.cpu()
+    for quota, masks in zip(poison.quotas, chosen, strict=True):
+        closed = (masks & ~quota.open.cpu()).any(0)
+        if bool(closed.any()):
+            return f"sample {int(closed.nonzero()[0])} is changed, which the threat leaves alone"
+        count = _most_at_once(unrolled, masks)
+        if count > quota.budget:
+            return f"{count} samples are changed at once, more than the budget of {quota.budget}"
+    leaves = zip(unrolled.leaf_poisons, data.features, data.labels, strict=True)
+    found = (_wrong_moves(own, x[0], y[0]) for own, x, y in leaves)
+    return next((words for words in found if words), "")
+
+
+def _most_at_once(unrolled: Unrolled, masks: Tensor) -> int:
+    """How many samples are poisoned where the budget counts, from masks (leaves, N)."""
+    if not unrolled.poison.per_batch:
+        return int(masks.any(0).sum())
+    if not unrolled.poison.static:
+        return int(masks.sum(1).max())
+    return max(int(masks[0][batch.cpu()].sum()) for batch in unrolled.batches)
+
+
+def _wrong_moves(own: Poison, x: Tensor, y: Tensor) -> str:
+    """A sample whose move is not admitted, in words."""
+    in_x = (x != own.features).flatten(1).any(1)
+    for what, moves, nominal, given in (
+        ("features", own.feature_moves, own.features.flatten(1), x.flatten(1)),
+        ("label", own.label_moves, own.labels, y),
+    ):
+        if not bool(torch.isfinite(given).all()):
+            return f"a {what} that is not a finite number"
+        for sample in (given != nominal).any(1).nonzero()[:, 0].tolist():
+            if moves is None or not admits(moves, sample, nominal[sample], given[sample]):
+                return f"the {what} of sample {sample} moved farther than the threat admits"
+    if own.domain is not None:
+        outside = (x < own.domain.lower) | (x > own.domain.upper)
+        if bool(outside[in_x].any()):
+            return "features outside their domain"
+    return ""
+
+
+def tightened(unrolled: Unrolled, data: Poisoning, dtype: torch.dtype) -> Poisoning | None:
+    """The data of one run in ``dtype``, moved inwards by rounding until they are admissible exactly.
+
+    None where that does not help.
+    """
+    for factor in FACTORS:
+        nearer = _nearer(unrolled, data, factor, dtype)
+        if not violation(unrolled, nearer):
+            return nearer
+    return None
+
+
+def _nearer(unrolled: Unrolled, data: Poisoning, factor: float, dtype: torch.dtype) -> Poisoning:
+    def moved(moves: MoveSet | None, nominal: Tensor, given: Tensor) -> Tensor:
+        flat, start = given.flatten(2), nominal.flatten(1)
+        if moves is not None and factor < 1.0:
+            flat = shrunk(moves, start, flat, factor)
+        rounded = flat.to(dtype).to(flat)
+        beyond = (rounded - start).abs() > (flat - start).abs()
+        back = torch.nextafter(rounded.to(dtype), start.expand(flat.shape).to(dtype)).to(flat)
+        return torch.where(beyond, back, rounded).reshape(given.shape)
+
+    leaves = list(zip(unrolled.leaf_poisons, data.features, data.labels, strict=True))
+    return Poisoning(
+        tuple(moved(own.feature_moves, own.features, x) for own, x, _ in leaves),
+        tuple(moved(own.label_moves, own.labels, y) for own, _, y in leaves),
+        data.there,
+    )
+
+
+def train_plainly(unrolled: Unrolled, data: Poisoning, dtype: torch.dtype) -> nn.Module:
+    """The model after plain training on the data of one run, as its user would do it.
+
+    The module itself in ``dtype``, ``loss.backward()`` on each batch in its order without absent samples,
+    gradients of single samples where the run clips, and ``torch.optim.SGD``; a batch without samples is
+    skipped.
+    """
+    graph = unrolled.step_graph
+    module = copy.deepcopy(graph.model).to(data.labels[0].device).double()
+    own = dict(module.named_parameters())
+    with torch.no_grad():
+        for name, value in graph.initial.items():
+            own[name].copy_(value)
+    module = module.to(dtype)
+    own = {name: p for name, p in module.named_parameters() if name in graph.parameters}
+    for name, parameter in module.named_parameters():
+        parameter.requires_grad_(name in own)
+    rule, loss = unrolled.updates[0], mean_loss(graph.loss)
+    optimiser = torch.optim.SGD(
+        [{"params": [p], "weight_decay": rule.of(n).weight_decay} for n, p in own.items()],
+        lr=rule.rate,
+        momentum=rule.momentum,
+        nesterov=rule.nesterov,
+    )
+    for step, update in enumerate(unrolled.updates):
+        for name, group in zip(own, optimiser.param_groups, strict=True):
+            group |= {"lr": update.rate, "momentum": update.momentum}
+            group |= {"weight_decay": update.of(name).weight_decay}
+            group |= {"nesterov": update.nesterov, "dampening": update.dampening}
+        x, y = (values[0].to(dtype) for values in unrolled.batch_data(data, step))
+        there = unrolled.batch_present(data, step)
+        if there is not None:
+            x, y = x[there[0] > 0], y[there[0] > 0]
+        if not len(x):
+            continue
+        optimiser.zero_grad()
+        if graph.clipping is None:
+            loss(module(x), y).backward()
+        else:
+            state = {n: p.detach() for n, p in own.items()}
+            each = per_sample_gradients(module, loss, state, x, y)
+            found = clipped_mean(each, graph.clipping.bound, graph.clipping.mode)
+            for name, parameter in own.items():
+                parameter.grad = found[name]
+        if update.l1:
+            penalty = sum((p.abs().sum() for p in own.values()), torch.zeros((), dtype=dtype))
+            (update.l1 * penalty).backward()
+        optimiser.step()
+        if update.projection is not None:
+            with torch.no_grad():
+                for parameter in own.values():
+                    parameter.clamp_(*update.projection)
+    return module
+
+
+def stacked(unrolled: Unrolled, module: nn.Module) -> dict[str, Tensor]:
+    """The parameters of one trained module as the state of one run, (1, *shape) float64."""
+    found: Mapping[str, Tensor] = dict(module.named_parameters())
+    return {n: found[n].detach().double()[None] for n in unrolled.step_graph.parameters}
+
+
+def fingerprint(unrolled: Unrolled) -> str:
+    """A hash of the data as given, the order of the batches and the initial parameters."""
+    digest = hashlib.sha256()
+    tensors = [unrolled.poison.features, unrolled.poison.labels, *unrolled.batches]
+    for tensor in (*tensors, *unrolled.step_graph.initial.values()):
+        digest.update(str(tuple(tensor.shape)).encode())
+        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,103 @@
+"""A question about test points as the goal of an attack: every point's safety margin, and their mean."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from milp_agt.attacks.prediction_goals import SHARPNESS, TRIGGER_STEPS
+from milp_agt.attacks.trained import TrainedModels
+from milp_agt.core.interval import CLEAN, Interval
+from milp_agt.properties.models import OutputForms
+from milp_agt.properties.question import Question
+
+
+class QuestionGoal:
+    """Quantity k < n is the harm at point k, its safety margin with the sign turned; quantity n is the
+    share of unsafe points.
+
+    Margins follow from the forms of the question at the trained models, as its bounds do from bounds of
+    these forms. Inputs that a trigger may move are searched anew for every model.
+    """
+
+    def __init__(self, question: Question) -> None:
+        self.question = question
+        count = len(question.index)
+        self.names = (*(f"point {k}" for k in question.index.tolist()), "share")
+        self.points = count * sum(forms.coefficients.shape[1] for forms in question.forms)
+
+    def margins(self, models: TrainedModels) -> Tensor:
+        """The least margin at each point that was found, (attacks, n); inf for a model that is no number."""
+        question = self.question
+        values = [
+            self._at(models, forms, self._inputs(models, which))
+            for which, forms in enumerate(question.forms)
+        ]
+        return self._margins(values)
+
+    def _margins(self, values: list[Tensor]) -> Tensor:
+        broken = torch.stack([v.isnan().any(-1) for v in values]).any(0)
+        known = [torch.where(v.isnan(), 0.0, v) for v in values]
+        found = self.question.evaluate([Interval.point(v) for v in known]).score.lower
+        return torch.where(broken, torch.inf, found)
+
+    def _at(self, models: TrainedModels, forms: OutputForms, inputs: Tensor) -> Tensor:
+        """Forms of the trained models, (attacks, n, forms)."""
+        outputs = models.outputs(inputs)
+        return torch.einsum("nfo,ano->anf", forms.coefficients, outputs) + forms.constant
+
+    def _inputs(self, models: TrainedModels, which: int) -> Tensor:
+        """The test inputs (n, *shape), or the worst that were found in their boxes, (attacks, n, *shape)."""
+        forms = self.question.forms[which]
+        low, high = forms.inputs.lower[CLEAN], forms.inputs.upper[CLEAN]
+        if torch.equal(low, high):
+            return low
+        others = [
+            self._at(models, other, other.inputs.centre[CLEAN]).detach()
+            for other in self.question.forms
+        ]
+
+        def margins(inputs: Tensor) -> Tensor:
+            values = [*others[:which], self._at(models, forms, inputs), *others[which + 1 :]]
+            return self._margins(values)
+
+        attacks = len(models.parameters)
+        best = current = forms.inputs.centre[CLEAN].expand(attacks, *low.shape)
+        with torch.no_grad():
+            reached = margins(best)
+        for step in range(TRIGGER_STEPS):
+            leaf = current.detach().clone().requires_grad_()
+            with torch.enable_grad():
+                (slope,) = torch.autograd.grad(margins(leaf).sum(), leaf)
+            moved = current - 0.5**step * (high - low) * torch.sign(torch.nan_to_num(slope))
+            current = torch.minimum(torch.maximum(moved, low), high).detach()
+            with torch.no_grad():
+                found = margins(current)
+            better = (found < reached).reshape(*found.shape, *[1] * (current.dim() - 2))
+            reached, best = torch.minimum(found, reached), torch.where(better, current, best)
+        return best.detach()
+
+    def values(self, models: TrainedModels) -> Tensor:
+        harm = -self.margins(models)
+        return torch.cat([harm, (harm > 0).to(harm).mean(-1, keepdim=True)], -1)
+
+    def scores(self, models: TrainedModels) -> Tensor:
+        harm = -self.margins(models)
+        return torch.cat([harm, _smooth(harm, SHARPNESS[1])[:, None]], -1)
+
+    def surrogate(
+        self, models: TrainedModels, quantity: Tensor, sign: Tensor, trial: Tensor
+    ) -> Tensor:
+        harm = -self.margins(models)
+        sharpness = torch.tensor(SHARPNESS, dtype=torch.float64).to(harm)
+        share = _smooth(harm, sharpness[trial % len(SHARPNESS)][:, None])
+        last = harm.shape[1] - 1
+        alone = harm.gather(1, quantity.clamp(max=last)[:, None])[:, 0]
+        return sign * torch.where(quantity > last, share, alone)
+
+
+def _smooth(harm: Tensor, sharpness: Tensor | float) -> Tensor:
+    """Mean of smooth steps of the harm, (attacks,): tells attacks of one share apart."""
+    finite = torch.where(torch.isfinite(harm), harm, 0.0)
+    size = finite.detach().abs().mean(-1, keepdim=True) + 1e-300
+    return torch.sigmoid(finite / (size * sharpness)).mean(-1)

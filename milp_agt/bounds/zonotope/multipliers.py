@@ -1,0 +1,70 @@
+"""Multipliers of the rows of flips: one number for each direction and row, all of them valid."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from milp_agt.bounds.zonotope.flips import Flips
+
+
+@dataclass(frozen=True)
+class Multipliers:
+    """Nonnegative multipliers for r directions.
+
+    Attributes:
+        rows: of C1 and C2, (2, r, q).
+        limits: of C3, (r, l).
+        paid: what samples pay for C3 if they are poisoned, ``limits @ threshold``, (r, m).
+    """
+
+    rows: Tensor
+    limits: Tensor
+    paid: Tensor
+
+    @staticmethod
+    def of(rows: Tensor, limits: Tensor, flips: Flips) -> Multipliers:
+        return Multipliers(rows, limits, limits @ flips.threshold)
+
+    @staticmethod
+    def none(directions: int, flips: Flips) -> Multipliers:
+        zero = flips.threshold.new_zeros
+        m = flips.threshold.shape[1]
+        return Multipliers(
+            zero(2, directions, flips.rows), zero(directions, flips.limits), zero(directions, m)
+        )
+
+    def take(self, index: Tensor | slice) -> Multipliers:
+        """Those of some directions."""
+        return Multipliers(self.rows[:, index], self.limits[index], self.paid[index])
+
+    @staticmethod
+    def cat(parts: Sequence[Multipliers]) -> Multipliers:
+        return Multipliers(
+            torch.cat([part.rows for part in parts], 1),
+            torch.cat([part.limits for part in parts]),
+            torch.cat([part.paid for part in parts]),
+        )
+
+    def where(self, wins: Tensor, other: Multipliers) -> Multipliers:
+        """These where the mask (r,) says so, else the others."""
+        one = wins[:, None]
+        return Multipliers(
+            torch.where(one, self.rows, other.rows),
+            torch.where(one, self.limits, other.limits),
+            torch.where(one, self.paid, other.paid),
+        )
+
+    def mixed(self, weights: Tensor) -> Multipliers:
+        """Sums with nonnegative weights (k, r), for k directions."""
+        return Multipliers(weights @ self.rows, weights @ self.limits, weights @ self.paid)
+
+    def with_rows(self, keep: Tensor) -> Multipliers:
+        return Multipliers(self.rows[..., keep], self.limits, self.paid)
+
+    def with_limits(self, keep: Tensor, flips: Flips) -> Multipliers:
+        """Only some of C3; ``flips`` have these alone."""
+        return Multipliers.of(self.rows, self.limits[:, keep], flips)

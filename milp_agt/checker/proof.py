@@ -1,0 +1,173 @@
+"""What is proved of a run: everything that it can end with, and what such models do. Claims are compared
+with it later.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from milp_agt.checker import affine, questions, training
+from milp_agt.checker.affine import Form, Symbols
+from milp_agt.checker.boxes import Array, Box
+from milp_agt.checker.files import Rejected
+from milp_agt.checker.layers import Problem, Samples
+from milp_agt.checker.statement import Question, Statement
+
+AT_ONCE = 64  # listed runs that are bounded side by side, and test points
+MOST_LISTED = 1_000_000
+
+
+@dataclass(frozen=True)
+class Reached:
+    """Cases of the parameters, one of which holds: boxes (cases, *shape), and the forms that one case
+    may have.
+    """
+
+    problem: Problem
+    boxes: Mapping[str, Box]
+    forms: tuple[Mapping[str, Form], Symbols] | None = None
+
+    def margins(self, x: Array, labels: Array) -> Box:
+        """See :func:`questions.margins`; by boxes and by forms."""
+        found = questions.margins(self.problem, self.boxes, x, labels)
+        if self.forms is None:
+            return found
+        other = affine.margins(self.problem, *self.forms, x, labels)
+        return Box(np.maximum(found.lo, other.lo), np.minimum(found.hi, other.hi))
+
+    def outputs(self, x: Array) -> Box:
+        found = questions.outputs(self.problem, self.boxes, x)
+        if self.forms is None:
+            return found
+        other = affine.outputs(self.problem, *self.forms, x)[1]
+        return Box(np.maximum(found.lo, other.lo), np.minimum(found.hi, other.hi))
+
+
+def reached(given: Statement, jobs: int = 1) -> list[Reached]:
+    """By the method of a statement.
+
+    Raises:
+        Unbounded: nothing is known at some step.
+    """
+    problem = given.problem
+    with np.errstate(all="ignore"):
+        if given.method == "listed":
+            return list(_listed(given, jobs))
+        if given.method == "interval":
+            boxes = training.train(problem, given.initial, given.samples, given.poisoned)
+            return [Reached(problem, boxes)]
+        run = problem, given.initial, given.samples, given.poisoned, given.anew
+        forms, symbols = affine.train(*run)
+        return [Reached(problem, affine.boxes(forms, symbols), (forms, symbols))]
+
+
+def answer(asked: Question, cases: Sequence[Reached]) -> tuple[float, float]:
+    """Bounds of what a question counts, or of the mean loss, over all cases.
+
+    Raises:
+        Unbounded: nothing is known.
+    """
+    with np.errstate(all="ignore"):
+        ends = [_of_case(asked, case) for case in cases]
+    least, most = min(low for low, _ in ends), max(high for _, high in ends)
+    return least, float(len(asked.x)) if asked.kind == "stable" else most
+
+
+def _of_case(asked: Question, case: Reached) -> tuple[float, float]:
+    pieces = []
+    for start in range(0, len(asked.x), AT_ONCE):
+        part = slice(start, start + AT_ONCE)
+        x, labels = asked.x[part], asked.labels[part]
+        if asked.kind == "loss" and case.problem.loss == "mse":
+            pieces.append(questions.losses_of_outputs(case.outputs(x), asked.encoded[part]))
+            continue
+        margin = case.margins(x, labels)
+        if asked.kind == "loss":
+            margin = questions.losses_of_margins(case.problem.loss, margin)
+        pieces.append(margin)
+    whole = Box(
+        np.concatenate([b.lo for b in pieces], 1), np.concatenate([b.hi for b in pieces], 1)
+    )
+    if asked.kind == "loss":
+        mean = questions.mean(whole)
+        return mean.lo.min(), mean.hi.max()
+    return questions.count_right(whole)
+
+
+def _listed(given: Statement, jobs: int) -> Iterator[Reached]:
+    """The run on every data set that the adversary may choose: plain runs with their rounding."""
+    parts = [(given, chosen) for chosen in _chunks(all_choices(given))]
+    if jobs == 1:
+        yield from map(_run_on, parts)
+        return
+    with ProcessPoolExecutor(jobs) as pool:
+        yield from pool.map(_run_on, parts)
+
+
+def all_choices(given: Statement) -> Iterator[dict[int, int]]:
+    """Every admissible data set as what is exchanged: which choice for which sample; 0 for one left out.
+
+    Raises:
+        Rejected: more than can be listed.
+    """
+    labels, choices = given.samples.y.lo[0], given.choices
+    others = {
+        int(i): [0]
+        if choices is None
+        else [c for c in range(choices.shape[1]) if (choices[i, c] != labels[i]).any()]
+        for i in np.flatnonzero(given.poisoned.open)
+    }
+    most = max(map(len, others.values()), default=0)
+    total = sum(math.comb(len(others), k) * most**k for k in range(given.poisoned.budget + 1))
+    if total > MOST_LISTED:
+        raise Rejected(
+            f"the threat: {total} data sets, more than the {MOST_LISTED} that are listed"
+        )
+    for count in range(given.poisoned.budget + 1):
+        for chosen in itertools.combinations(others, count):
+            for labelled in itertools.product(*(others[i] for i in chosen)):
+                yield dict(zip(chosen, labelled, strict=True))
+
+
+def _chunks(choices: Iterator[dict[int, int]]) -> Iterator[list[dict[int, int]]]:
+    while chunk := list(itertools.islice(choices, AT_ONCE)):
+        yield chunk
+
+
+def _run_on(work: tuple[Statement, list[dict[int, int]]]) -> Reached:
+    given, chosen = work
+    if given.choices is None:
+        return _merged([_without(given, list(left_out)) for left_out in chosen])
+    y = np.repeat(given.samples.y.lo, len(chosen), 0)
+    for case, exchanged in enumerate(chosen):
+        for sample, choice in exchanged.items():
+            y[case, sample] = given.choices[sample, choice]
+    samples = Samples(given.samples.x, Box.point(y))
+    with np.errstate(all="ignore"):
+        return Reached(given.problem, training.train(given.problem, given.initial, samples))
+
+
+def _without(given: Statement, left_out: list[int]) -> Reached:
+    """The run without some samples; a batch that loses all of its own has no step."""
+    kept = [batch[~np.isin(batch, left_out)] for batch in given.problem.batches]
+    pairs = [pair for pair in zip(kept, given.problem.rules, strict=True) if len(pair[0])]
+    batches, rules = tuple(b for b, _ in pairs), tuple(r for _, r in pairs)
+    problem = replace(given.problem, batches=batches, rules=rules)
+    with np.errstate(all="ignore"):
+        return Reached(given.problem, training.train(problem, given.initial, given.samples))
+
+
+def _merged(cases: list[Reached]) -> Reached:
+    """Cases side by side."""
+    names = cases[0].problem.parameters
+    ends = {
+        n: [np.concatenate([getattr(c.boxes[n], e) for c in cases]) for e in ("lo", "hi")]
+        for n in names
+    }
+    return Reached(cases[0].problem, {n: Box(low, high) for n, (low, high) in ends.items()})

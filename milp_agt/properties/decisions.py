@@ -1,0 +1,151 @@
+"""What is decided of each test point: bounds on one side, real poisoned runs on the other."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+from torch import Tensor
+
+from milp_agt.errors import InvalidInputError, SoundnessError
+from milp_agt.properties.answer import Answer, combined
+from milp_agt.properties.mean_loss import MeanLoss
+from milp_agt.properties.question import Question
+from milp_agt.properties.witness import Witness
+
+Array = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
+class Decisions:
+    """Per test point what holds for every admissible poisoning, and what a real one reaches.
+
+    The two sides are those of the safety margin m of the point (``score`` in the table of an answer):
+    ``lower <= min m <= reached``, where the minimum is over all admissible poisonings. A point is PROVED
+    where ``lower > 0``, REFUTED where it has a witness, else OPEN. Anything that decides points (attacks, a
+    search over cells, a list of all data sets) hands over this.
+
+    Attributes:
+        lower, upper: bounds of the margin over all reachable models, (n,); -inf and inf where nothing is
+            known beyond what the answer has already.
+        reached: the least margin of a real training run on admissible data, (n,); inf where none was tried.
+        witness: which of ``witnesses`` refutes the point, (n,); -1 for none.
+        witnesses: the poisoned data.
+        mean: the worst mean over the points that one real run shows; None where none was tried.
+        shown: the data of this run.
+    """
+
+    lower: Array
+    upper: Array
+    reached: Array
+    witness: npt.NDArray[np.int64]
+    witnesses: tuple[Witness, ...] = ()
+    mean: float | None = None
+    shown: Witness | None = None
+
+    def __post_init__(self) -> None:
+        if not (self.reached >= self.lower).all():
+            worst = int(np.argmin(self.reached - self.lower))
+            raise SoundnessError(
+                "A replayed attack must stay within the certificate of every test point",
+                f"point {worst}: a margin of {self.reached[worst]!r} reached, at least "
+                f"{self.lower[worst]!r} certified",
+                "do not use this certificate; please report this run",
+            )
+        named = self.witness >= 0
+        if (self.reached[named] >= 0).any() or (self.witness[named] >= len(self.witnesses)).any():
+            raise SoundnessError(
+                "A witness refutes a point by a margin below zero",
+                "a point with a witness and a margin that is not",
+                "please report this run",
+            )
+
+
+class Decider(Protocol):
+    """Decides test points beyond what bounds of the reachable models say, or at least attacks them."""
+
+    def decide(self, question: Question, known: Answer) -> Decisions | None:
+        """Decisions about the points of an answer; None where nothing is open."""
+        ...
+
+    def worst_loss(self, question: MeanLoss, known: Answer) -> tuple[float, Witness] | None:
+        """The largest mean loss that a real run reaches, and its data; None where nothing is open."""
+        ...
+
+    def replay(self, witness: Witness) -> Mapping[str, Tensor]:
+        """The parameters that plain training on the data of a witness ends with.
+
+        Raises:
+            InvalidInputError: data that are not admissible, or of another run.
+        """
+        ...
+
+
+def decided(answer: Answer, decisions: Decisions | None, counts_harm: bool) -> Answer:
+    """The answer with decisions beside its bounds; where these are tighter, they count.
+
+    Args:
+        counts_harm: whether the quantity counts the points that are unsafe, rather than safe ones.
+
+    Raises:
+        SoundnessError: a run that was trained lies outside the bounds of its point or of the mean.
+    """
+    if decisions is None:
+        return answer
+    own = answer.points
+    met = replace(
+        decisions,
+        lower=np.maximum(own.score_lower, decisions.lower),
+        upper=np.minimum(own.score_upper, decisions.upper),
+    )
+    safe = met.lower > 0
+    points = replace(
+        own,
+        lower=own.lower if counts_harm else np.where(safe, 1.0, own.lower),
+        upper=np.where(safe, 0.0, own.upper) if counts_harm else own.upper,
+        score_lower=met.lower,
+        score_upper=met.upper,
+        reached=met.reached,
+        witness=met.witness,
+    )
+    found = combined(answer, points, (answer,), (answer,))
+    reached = met.mean
+    if reached is not None:
+        # A margin within rounding of zero counts as safe on this side.
+        reached = max(reached, found.lower) if counts_harm else min(reached, found.upper)
+    return replace(found, reached=reached, shown=met.shown, witnesses=met.witnesses)
+
+
+def witness_of(answer: Answer, point: int | None) -> Witness:
+    """The poisoned data that refute a test point, by its position among those that were given.
+
+    Without a point: the data that show ``answer.reached``.
+
+    Raises:
+        InvalidInputError: a point that was not asked about, or is not refuted.
+    """
+    if point is None:
+        if answer.shown is None:
+            raise InvalidInputError(
+                "The witness of a mean over test points",
+                "an answer that nothing was attacked for: no point is open, or refute is 'none'",
+                "ask where answer.reached is a number",
+            )
+        return answer.shown
+    asked = f"The witness of test point {point}"
+    rows = np.flatnonzero(answer.points.index == point)
+    if not len(rows):
+        raise InvalidInputError(
+            asked, f"an answer about {len(answer.points)} other points", "give one of points.index"
+        )
+    verdict = None if answer.points.verdict is None else answer.points.verdict[rows[0]]
+    if answer.points.witness is None or answer.points.witness[rows[0]] < 0:
+        raise InvalidInputError(
+            asked,
+            f"a point that is {verdict or 'not judged'}",
+            "ask for one whose points.verdict is REFUTED",
+        )
+    return answer.witnesses[int(answer.points.witness[rows[0]])]

@@ -1,0 +1,150 @@
+"""Poisoned data that refute a property: what was changed, and the model that is trained on them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from milp_agt.errors import InvalidInputError
+from milp_agt.io.files import DAMAGE, replace
+
+Array = npt.NDArray[np.float64]
+FORMAT = 1
+
+
+@dataclass(frozen=True, eq=False)
+class Witness:
+    """Admissible poisoned data, and the test points that the model trained on them gets wrong.
+
+    The data were checked in exact arithmetic against the threat, and the model was trained in plain torch,
+    batch by batch in the order of the run.
+
+    Attributes:
+        points: positions, among the test points that were asked about, of those that are refuted.
+        margins: their safety margins under the trained model, all below zero.
+        poisoned: rows of the file of the samples that were changed, removed or inserted; positions in
+            plain arrays. Inserted samples are counted on from the size of either.
+        changes: what was changed, in words, an entry for each of these samples.
+        features, labels: the data: one entry, the whole data set (N, *shape) and (N,) classes or (N,
+            outputs) targets, of a threat that is made once; one for each step, its batch, of an adaptive one.
+        there: which of these samples are there, (N,) bool each; empty where none come or go.
+        state_dict: the parameters after training, float64 (or float32, as the run).
+        data: a hash of the data as given and of the batches, by which a foreign witness is refused.
+        threat: what the adversary may do, in words.
+    """
+
+    points: tuple[int, ...]
+    margins: tuple[float, ...]
+    poisoned: tuple[int, ...]
+    changes: tuple[str, ...]
+    features: tuple[npt.NDArray[Any], ...]
+    labels: tuple[npt.NDArray[Any], ...]
+    there: tuple[npt.NDArray[np.bool_], ...]
+    state_dict: Mapping[str, npt.NDArray[Any]]
+    data: str
+    threat: str
+
+    @property
+    def data_set(self) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+        """Features and labels to train on, without samples that are absent.
+
+        Raises:
+            InvalidInputError: an adaptive threat, whose data differ from step to step.
+        """
+        if len(self.features) != 1:
+            raise InvalidInputError(
+                "The poisoned data set of a witness was asked for",
+                f"an adaptive adversary with data of its own for each of {len(self.features)} steps",
+                "read witness.features and witness.labels, one entry for each step",
+            )
+        kept = self.there[0] if self.there else slice(None)
+        return self.features[0][kept], self.labels[0][kept]
+
+    def describe(self) -> str:
+        """What was changed, in words."""
+        if not self.changes:
+            return "nothing was changed: the data as given"
+        return "; ".join(self.changes)
+
+    def save(self, path: str | Path) -> Path:
+        """Write everything to one .npz file, as a whole; :func:`load_witness` reads it.
+
+        Raises:
+            InvalidInputError: no such folder, or one that cannot be written.
+        """
+        target = Path(path)
+        target = target if target.suffix == ".npz" else target.with_name(f"{target.name}.npz")
+        arrays: dict[str, Any] = {}
+        for kind in ("features", "labels", "there"):
+            arrays |= {f"{kind}/{leaf}": a for leaf, a in enumerate(getattr(self, kind))}
+        arrays |= {f"state/{name}": array for name, array in self.state_dict.items()}
+        arrays["points"] = np.asarray(self.points, dtype=np.int64)
+        arrays["margins"] = np.asarray(self.margins, dtype=np.float64)
+        arrays["poisoned"] = np.asarray(self.poisoned, dtype=np.int64)
+        about = {
+            "format": FORMAT,
+            "changes": self.changes,
+            "data": self.data,
+            "threat": self.threat,
+        }
+        arrays["about"] = np.array(json.dumps(about))
+        try:
+            replace(target, lambda stream: np.savez_compressed(stream, **arrays))
+        except OSError as error:
+            raise InvalidInputError(
+                f"Save a witness to {target}",
+                error.strerror or str(error),
+                "give the path of a file in a folder that can be written to",
+            ) from error
+        return target
+
+
+def load_witness(path: str | Path) -> Witness:
+    """Read a witness written by :meth:`Witness.save`; ``result.replay`` checks it.
+
+    Args:
+        path: of the .npz file.
+
+    Raises:
+        InvalidInputError: a missing or damaged file, or another version of the format.
+    """
+    asked = f"Read the witness {path}"
+    try:
+        with Path(path).open("rb") as stream, np.load(stream, allow_pickle=False) as stored:
+            arrays = {name: stored[name] for name in stored.files}
+        about = json.loads(str(arrays["about"]))
+        if about["format"] != FORMAT:
+            raise InvalidInputError(
+                asked, f"format {about['format']}, not {FORMAT}", "certify the run again"
+            )
+
+        def leaves(kind: str) -> tuple[npt.NDArray[Any], ...]:
+            count = sum(name.startswith(f"{kind}/") for name in arrays)
+            return tuple(arrays[f"{kind}/{leaf}"] for leaf in range(count))
+
+        return Witness(
+            points=tuple(arrays["points"].tolist()),
+            margins=tuple(arrays["margins"].tolist()),
+            poisoned=tuple(arrays["poisoned"].tolist()),
+            changes=tuple(about["changes"]),
+            features=leaves("features"),
+            labels=leaves("labels"),
+            there=leaves("there"),
+            state_dict={
+                name.removeprefix("state/"): array
+                for name, array in arrays.items()
+                if name.startswith("state/")
+            },
+            data=about["data"],
+            threat=about["threat"],
+        )
+    except DAMAGE as error:
+        raise InvalidInputError(
+            asked, f"a file that is no witness ({error})", "give a witness-*.npz of a result folder"
+        ) from None

@@ -1,0 +1,331 @@
+"""PROVED, REFUTED, OPEN: verdicts against brute force, witnesses against plain torch, forgeries."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import attacks as shared
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+from torch import Tensor, nn
+
+import milp_agt as agt
+from milp_agt.errors import InvalidInputError, SoundnessError
+from milp_agt.properties.decisions import Decisions, decided
+from milp_agt.properties.witness import Witness, load_witness
+from milp_agt.threats import ThreatModel
+
+Array = npt.NDArray[Any]
+
+
+def moons(count: int, seed: int = 0) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(count, 2, generator=generator, dtype=torch.float64)
+    y = (x[:, 0] + 0.5 * x[:, 1] > 0.0).long()
+    return x, y
+
+
+RATE = 0.3
+X, Y = moons(16)
+TEST, LABELS = moons(30, seed=1)
+TRAINING = agt.Training("cross_entropy", learning_rate=RATE, epochs=3, batch_size=8, momentum=0.5)
+
+
+def model() -> nn.Sequential:
+    return shared.network((2, 4, 2), seed=3)
+
+
+def certified(threat: ThreatModel, **options: Any) -> agt.Result:
+    options.setdefault("relaxation", "linear")
+    return agt.certify(model(), (X, Y), TRAINING, threat, **options)
+
+
+def trained(x: Tensor, y: Tensor, kept: Sequence[int] | None = None) -> nn.Sequential:
+    """Plain training, as a user writes it; nothing of the package in it."""
+    own, there = model(), set(range(len(X)) if kept is None else kept)
+    optimiser = torch.optim.SGD(own.parameters(), lr=RATE, momentum=0.5)
+    for _ in range(3):
+        for begin in (0, 8):
+            batch = [i for i in range(begin, begin + 8) if i in there]
+            if batch:
+                optimiser.zero_grad()
+                nn.functional.cross_entropy(own(x[batch]), y[batch]).backward()
+                optimiser.step()
+    return own
+
+
+def margins(own: nn.Module, x: Tensor = TEST, y: Tensor = LABELS) -> Tensor:
+    with torch.no_grad():
+        scores = own(x)
+    rows = torch.arange(len(x))
+    return scores[rows, y] - scores[rows, 1 - y]
+
+
+def flipped(budget: int) -> list[nn.Module]:
+    """The models of every way to flip at most so many labels."""
+    found = []
+    for size in range(budget + 1):
+        for chosen in itertools.combinations(range(len(X)), size):
+            y = Y.clone()
+            y[list(chosen)] = 1 - y[list(chosen)]
+            found.append(trained(X, y))
+    return found
+
+
+def removed(budget: int) -> list[nn.Module]:
+    ways = [c for n in range(budget + 1) for c in itertools.combinations(range(len(X)), n)]
+    return [trained(X, Y, [i for i in range(len(X)) if i not in gone]) for gone in ways]
+
+
+@pytest.mark.parametrize(
+    ("threat", "models", "options"),
+    [
+        (agt.LabelPoisoning(1), flipped(1), {"selections": "enumerated"}),
+        (agt.Removal(1), removed(1), {}),
+    ],
+    ids=["one flipped label", "one removed sample"],
+)
+def test_verdicts_are_the_truth_where_everything_can_be_listed(
+    threat: ThreatModel, models: list[nn.Module], options: dict[str, Any]
+) -> None:
+    answer = certified(threat, **options).accuracy(TEST, LABELS)
+    every = torch.stack([margins(own) for own in models])
+    truth = every.amin(0).numpy()
+    verdict, points = answer.points.verdict, answer.points
+    assert verdict is not None
+    assert points.reached is not None
+    assert ((verdict == "PROVED") <= (truth > 0)).all()
+    assert (
+        (verdict == "REFUTED") == (truth < 0)
+    ).all()  # every way is tried, so that none is missed
+    assert "REFUTED" in verdict
+    if options:
+        assert "PROVED" in verdict
+    aimed = (points.score_nominal > 0) & (verdict != "PROVED")
+    assert aimed.any()
+    np.testing.assert_allclose(points.reached[aimed], truth[aimed], rtol=0, atol=1e-9)
+    assert (points.score_lower <= truth).all()
+    worst = (every > 0).double().mean(1).min()
+    assert answer.reached == pytest.approx(float(worst), abs=1e-12)
+    assert answer.lower <= float(worst)
+
+
+def witnesses_of(result: agt.Result) -> tuple[agt.Answer, list[Witness]]:
+    answer = result.accuracy(TEST, LABELS)
+    assert answer.points.verdict is not None
+    refuted = answer.points.index[answer.points.verdict == "REFUTED"]
+    return answer, [result.witness(answer, int(point)) for point in refuted]
+
+
+RADIUS = 0.7
+
+
+@pytest.mark.parametrize(
+    "threat",
+    [
+        agt.FeaturePoisoning(2, RADIUS),
+        agt.FeaturePoisoning(2, RADIUS, norm=2),
+        agt.FeaturePoisoning(2, RADIUS, norm=1),
+        agt.LabelPoisoning(2),
+        agt.Removal(2),
+        agt.FeatureLabelPoisoning(2, radius=RADIUS),
+    ],
+    ids=["box", "norm 2", "norm 1", "labels", "removal", "both"],
+)
+def test_a_saved_witness_violates_the_property_in_plain_torch(
+    threat: ThreatModel, tmp_path: Path
+) -> None:
+    result = certified(threat)
+    answer, found = witnesses_of(result)
+    changed = [w for w in found if w.changes]
+    assert changed
+    for witness in {id(w): w for w in changed}.values():
+        again = load_witness(witness.save(tmp_path / "witness-1"))
+        assert again.changes == witness.changes
+        assert again.poisoned == witness.poisoned
+        kept = np.flatnonzero(again.there[0]).tolist() if again.there else None
+        own = trained(torch.from_numpy(again.features[0]), torch.from_numpy(again.labels[0]), kept)
+        at = margins(own)[list(again.points)]
+        assert (at < 0).all()
+        np.testing.assert_allclose(at.numpy(), again.margins, rtol=0, atol=1e-9)
+        replayed = result.replay(again)
+        assert result.reachable.contains(replayed)
+        for name, value in own.state_dict().items():
+            torch.testing.assert_close(value, replayed[name], rtol=0, atol=1e-9)
+        moved = torch.from_numpy(again.features[0]) - X
+        if kept is None and isinstance(threat, agt.FeaturePoisoning):
+            order = {"2": 2.0, "1": 1.0}.get(str(threat.norm), torch.inf)
+            exact = torch.linalg.vector_norm(moved, ord=order, dim=1)
+            assert (exact > 0).sum() <= 2
+            assert (exact <= RADIUS * (1 + 1e-15)).all()
+        assert len(again.changes) <= 2
+        assert all(words.startswith("sample ") for words in again.changes)
+    assert answer.points.reached is not None
+    assert (answer.points.score_lower <= answer.points.reached).all()
+
+
+@pytest.mark.parametrize("scope", ["batch", "dataset"])
+def test_an_adaptive_witness_replays(scope: str) -> None:
+    result = certified(agt.FeaturePoisoning(1, 1.5, static=False, scope=scope))
+    _, found = witnesses_of(result)
+    changed = next(w for w in found if w.changes)
+    assert len(changed.features) == 6
+    assert result.reachable.contains(result.replay(changed))
+    assert "steps" in changed.describe()
+    with pytest.raises(InvalidInputError, match="adaptive"):
+        _ = changed.data_set
+
+
+def forged(witness: Witness, how: str) -> Witness:
+    x, y = witness.features[0].copy(), witness.labels[0].copy()
+    moved = np.flatnonzero((x != X.numpy()).any(1))
+    still = np.flatnonzero((x == X.numpy()).all(1))
+    if how == "too far":
+        step = x[moved[0]] - X.numpy()[moved[0]]
+        x[moved[0]] = X.numpy()[moved[0]] + step * (1 + 1e-9) * RADIUS / np.abs(step).max()
+    elif how == "one more sample":
+        x[still[0], 0] += 1e-12
+    elif how == "a label":
+        y[moved[0]] = 1 - y[moved[0]]
+    elif how == "a sample that is closed":
+        x[moved[0]], x[15] = X.numpy()[moved[0]], x[15] + 0.01
+    elif how == "not a number":
+        x[moved[0], 0] = np.nan
+    elif how == "another shape":
+        x = x[:-1]
+    else:
+        return dataclasses.replace(witness, data="0" * 64)
+    return dataclasses.replace(witness, features=(x,), labels=(y,))
+
+
+@pytest.mark.parametrize(
+    ("how", "found"),
+    [
+        ("too far", "moved farther"),
+        ("one more sample", "more than the budget of 2"),
+        ("a label", "the label of sample"),
+        ("a sample that is closed", "which the threat leaves alone"),
+        ("not a number", "not a finite number"),
+        ("another shape", "other data"),
+        ("other data", "other data"),
+    ],
+)
+def test_a_forged_witness_is_refused(how: str, found: str) -> None:
+    result = certified(agt.FeaturePoisoning(2, RADIUS, samples=range(15)))
+    _, known = witnesses_of(result)
+    witness = next(w for w in known if w.changes)
+    result.replay(witness)
+    with pytest.raises(InvalidInputError, match=found):
+        result.replay(forged(witness, how))
+
+
+def test_a_run_outside_a_certified_bound_raises() -> None:
+    """The mutant of every certifier: a bound that is too tight by a little is found by attacks."""
+    result = certified(agt.FeaturePoisoning(2, RADIUS))
+    answer, _ = witnesses_of(result)
+    assert result.decider is not None
+    assert answer.points.reached is not None
+    low = answer.points.score_lower.copy()
+    low[:] = answer.points.reached + 1e-6
+    wrong = dataclasses.replace(answer, points=dataclasses.replace(answer.points, score_lower=low))
+    question = agt_question(result)
+    with pytest.raises(SoundnessError, match="within the certificate"):
+        result.decider.decide(question, wrong)
+
+
+def agt_question(result: agt.Result) -> Any:
+    from milp_agt.properties.accuracy import AccuracyQuestion
+    from milp_agt.training import inputs
+
+    graph = result.models.step_graph
+    encoded = inputs.labels_of(LABELS, len(TEST), graph.loss, graph.outputs)
+    return AccuracyQuestion.of(result.models, TEST, encoded)
+
+
+def test_decisions_of_others_count() -> None:
+    """Tighter bounds, from a search over cells say, prove points and raise the mean."""
+    result = certified(agt.FeaturePoisoning(2, RADIUS), refute="none", relaxation="interval")
+    answer = result.accuracy(TEST, LABELS)
+    assert answer.points.verdict is not None
+    assert set(answer.points.verdict) == {"OPEN"}
+    count = len(TEST)
+    lower = np.where(answer.points.nominal == 1, 0.01, -np.inf)
+    known = Decisions(lower, np.full(count, np.inf), np.full(count, np.inf), np.full(count, -1))
+    better = decided(answer, known, counts_harm=False)
+    assert better.points.verdict is not None
+    assert better.lower == (better.points.verdict == "PROVED").mean() == answer.nominal
+    with pytest.raises(SoundnessError):
+        Decisions(lower, np.full(count, np.inf), np.full(count, 0.0), np.full(count, -1))
+
+
+def test_the_other_questions() -> None:
+    result = certified(agt.FeaturePoisoning(1, 0.3))
+    stable = result.stable(TEST)
+    hit = result.targeted(TEST, 0)
+    loss = result.loss(TEST, LABELS)
+    trigger = result.backdoor(TEST, LABELS, 0.05)
+    for answer, low in ((stable, True), (hit, False), (trigger, False)):
+        assert answer.reached is not None
+        assert answer.points.verdict is not None
+        assert answer.lower <= answer.reached <= answer.upper
+        assert (answer.reached <= answer.nominal) if low else (answer.reached >= answer.nominal)
+        shown = result.witness(answer)
+        assert result.reachable.contains(result.replay(shown))
+    assert loss.points.verdict is None
+    assert loss.reached is not None
+    assert loss.nominal < loss.reached <= loss.upper
+    shown = result.witness(loss)
+    x, y = (torch.from_numpy(values) for values in shown.data_set)
+    own = trained(x, y)
+    with torch.no_grad():
+        value = float(nn.functional.cross_entropy(own(TEST), LABELS))
+    assert loss.reached == pytest.approx(value, abs=1e-9)
+    point = int(np.flatnonzero(stable.points.verdict == "PROVED")[0])
+    with pytest.raises(InvalidInputError, match="PROVED"):
+        result.witness(stable, point)
+
+
+def test_float32_witnesses_are_float32_numbers() -> None:
+    x, test = X.float(), TEST.float()
+    result = agt.certify(
+        model().float(), (x, Y), TRAINING, agt.FeaturePoisoning(2, 0.375), precision="float32"
+    )
+    answer = result.accuracy(test, LABELS)
+    assert answer.points.verdict is not None
+    found = [w for w in answer.witnesses if w.changes]
+    assert found
+    for witness in found:
+        features = witness.features[0]
+        assert (features == features.astype(np.float32)).all()
+        assert (np.abs(features - x.double().numpy()) <= 0.375).all()
+        assert result.replay(witness)["0.weight"].dtype == torch.float32
+
+
+def test_refute_none_and_a_time_limit_that_came_first_attack_nothing() -> None:
+    threat = agt.FeaturePoisoning(2, RADIUS)
+    assert certified(threat, refute="none").decider is None
+    late = certified(threat, time_limit=1e-9)
+    assert late.decider is None
+    assert any("no attacks" in text for text in late.fallbacks)
+    with pytest.raises(InvalidInputError, match="refute"):
+        certified(threat, refute="some")
+
+
+def test_searches_bracket_every_point_from_both_sides() -> None:
+    def holds(result: agt.Result) -> dict[str, bool | str]:
+        verdict = result.accuracy(TEST, LABELS).points.verdict
+        assert verdict is not None
+        return agt.by_point("point", verdict)
+
+    found = agt.largest(
+        certified, agt.FeaturePoisoning(1, 0.1), holds, radii=(0.003, 3.0), precision=20.0
+    )
+    both = [b for b in found.brackets.values() if b.proved is not None and b.refuted is not None]
+    assert len(both) > 5
+    assert all(b.proved < b.refuted for b in both)  # type: ignore[operator]
