@@ -188,6 +188,8 @@ def test_steps_without_any_bound_cost_nothing(monkeypatch: pytest.MonkeyPatch) -
     assert 30 <= len(calls) < len(found.steps) == 400
     (line,) = found.fallbacks
     assert "none has from here on" in line
+    accuracy, loss = found.accuracy(x, y), found.loss(x, y)
+    assert (accuracy.lower, accuracy.upper, loss.upper) == (0.0, 1.0, math.inf)
     assert found.limit_reached
 
 

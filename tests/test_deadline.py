@@ -114,7 +114,8 @@ def test_questions_cut_short_are_told(tmp_path: Path, monkeypatch: pytest.Monkey
     np.savez(tmp_path / "d.npz", X=X[:24], y=Y[:24])
     path, out = tmp_path / "run.toml", tmp_path / "out"
     path.write_text(RUN, encoding="utf-8")
-    assert main(["certify", str(path), "--out", str(out), "--no-report", "--quiet"]) == 4
+    # 1 where an attack refutes it all the same, which is an answer; 4 where it stays open.
+    assert main(["certify", str(path), "--out", str(out), "--no-report", "--quiet"]) in (1, 4)
     relaxation = json.loads((out / "result.json").read_text())["relaxation"]
     assert relaxation["limit_reached"] is True
     assert any("bounded from the boxes" in line for line in relaxation["fallbacks"])

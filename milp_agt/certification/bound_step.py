@@ -6,8 +6,6 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-import torch
-
 from milp_agt.bounds import program
 from milp_agt.bounds.adversary.box_algebra import SEPARATE
 from milp_agt.bounds.adversary.charged import Charged
@@ -74,10 +72,7 @@ class Bounder:
         if part.forward is not None:
             part.forward = part.forward.advanced(step, last=step.index + 1 == self.plan.steps)
             return part.forward.updated(), None
-        if chain.level is Relaxation.INTERVAL and not any(
-            bool(torch.isfinite(box.lower).any() or torch.isfinite(box.upper).any())
-            for box in part.state.values()
-        ):
+        if chain.level is Relaxation.INTERVAL and all(b.is_whole for b in part.state.values()):
             return part.state, None  # nothing is known any more, and nothing can come of it
         ranges = self.ranges(chain, part, step)
         if chain.level is Relaxation.INTERVAL:

@@ -72,6 +72,11 @@ class Interval:
             upper.nan_to_num_(nan=torch.inf, posinf=torch.inf, neginf=-torch.inf),
         )
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether no entry has a bound on either side."""
+        return not bool((self.lower > -torch.inf).any() or (self.upper < torch.inf).any())
+
     def forgotten(self) -> Interval:
         """The whole line for each entry."""
         whole = torch.full_like(self.upper, torch.inf)

@@ -175,6 +175,8 @@ class ReachableModels:
 
     def bound_in_box(self, forms: OutputForms) -> Interval:
         """The same from the boxes of the parameters alone, by intervals and linear forms: no walk."""
+        if any(all(box.is_whole for box in r.state.values()) for r in self.reached):
+            return Interval.point(self.at_nominal(forms).unsqueeze(0)).forgotten()
         bare = [replace(r, window=(), past=(), forward=None) for r in self.reached]
         return self._bounded(bare, forms)
 
