@@ -46,7 +46,7 @@ def test_the_time_limit_leaves_intervals_and_says_so() -> None:
     assert limited.limit_reached
     assert [record.relaxation for record in limited.steps] == ["interval"] * 3
     assert "step 1: time limit, 'linear' left out from here on" in limited.fallbacks[-2]
-    assert "with it 'linear, each selection', 'lp'" in limited.fallbacks[-2]
+    assert "with it 'lp'" in limited.fallbacks[-2]
     assert "no attacks" in limited.fallbacks[-1]
     assert same_box(limited, certify(relaxation="interval"))
     bounds = limited.accuracy(X, Y)
@@ -412,7 +412,7 @@ def test_small_runs_use_one_thread_and_give_the_others_back() -> None:
 @pytest.mark.parametrize("asked", [None, "interval", "linear"])
 @pytest.mark.usefixtures("unlisted")
 def test_inner_bounds_that_are_too_dear_are_left_out_and_said_so(asked, monkeypatch) -> None:
-    monkeypatch.setattr("milp_agt.certification.planning.INNER_TIME", 0.0)
+    monkeypatch.setattr("milp_agt.certification.planning.REFINING_TIME", 0.0)
     result = agt.certify(
         nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 1)).double(),
         (np.eye(4, 2), np.array([0, 1, 0, 1])),

@@ -88,7 +88,7 @@ def test_certify_prints_and_writes_everything(
     write(run.parent, RUN + ACCURACY.format(0.0) + "[[property]]\nkind = 'loss'\n")
     assert certify(run) == 0
     out, err = capsys.readouterr()
-    assert err == ""
+    assert all(line.startswith("milp-agt: ") for line in err.splitlines())  # of a slow machine
     assert "Claim: " in out
     assert "mean width" in out
     rows = [line.split() for line in out.splitlines()]
@@ -151,7 +151,10 @@ def test_a_limit_before_the_proof_is_exit_code_4(run: Path) -> None:
     assert result["relaxation"]["limit_reached"] is True
     assert result["relaxation"]["used"] == ["interval"]
     assert result["relaxation"]["fallbacks"]
-    assert result["relaxation"]["notes"] == []
+    # What a minute would have refined by default is not even begun.
+    assert all("more than" in note for note in result["relaxation"]["notes"])
+    assert result["resolved"]["selections"] == "joint"
+    assert result["made"]["at"].endswith("+00:00")
     write(run.parent, limited + ACCURACY.format(0.0))
     assert certify(run) == 0
 

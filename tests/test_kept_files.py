@@ -86,7 +86,7 @@ def start() -> Iterator[Callable[[list[str]], Any]]:
 
 def without_time(value: Any) -> Any:
     if isinstance(value, dict):
-        return {k: without_time(v) for k, v in value.items() if k != "seconds"}
+        return {k: without_time(v) for k, v in value.items() if k not in ("seconds", "made")}
     return [without_time(item) for item in value] if isinstance(value, list) else value
 
 

@@ -63,7 +63,7 @@ def write(folder: Path, epochs: int) -> Path:
 
 def without_time(value: Any) -> Any:
     if isinstance(value, dict):
-        return {k: without_time(v) for k, v in value.items() if k != "seconds"}
+        return {k: without_time(v) for k, v in value.items() if k not in ("seconds", "made")}
     if isinstance(value, list):
         return [without_time(item) for item in value]
     return value

@@ -245,7 +245,7 @@ def test_narrow_nodes_are_walked_inside_where_wide_ones_are_too_many(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     training = agt.Training(loss="cross_entropy", learning_rate=0.1, epochs=4)
-    monkeypatch.setattr(planning, "INNER_TIME", 3600.0)
+    monkeypatch.setattr(planning, "REFINING_TIME", 3600.0)
     plan = planned(3000, (6, 128, 2), training)
     assert plan.linear_inner
     assert plan.inner_widest == 2

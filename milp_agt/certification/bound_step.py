@@ -6,6 +6,8 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+import torch
+
 from milp_agt.bounds import program
 from milp_agt.bounds.adversary.box_algebra import SEPARATE
 from milp_agt.bounds.adversary.charged import Charged
@@ -72,6 +74,11 @@ class Bounder:
         if part.forward is not None:
             part.forward = part.forward.advanced(step, last=step.index + 1 == self.plan.steps)
             return part.forward.updated(), None
+        if chain.level is Relaxation.INTERVAL and not any(
+            bool(torch.isfinite(box.lower).any() or torch.isfinite(box.upper).any())
+            for box in part.state.values()
+        ):
+            return part.state, None  # nothing is known any more, and nothing can come of it
         ranges = self.ranges(chain, part, step)
         if chain.level is Relaxation.INTERVAL:
             return self._updated(part, step, ranges), None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -21,6 +22,7 @@ from milp_agt.certification.checkpoint import Checkpoint
 from milp_agt.certification.fingerprint import fingerprint
 from milp_agt.certification.listing import ListedRun
 from milp_agt.certification.loop import BoundedRun
+from milp_agt.certification.machine import slowness
 from milp_agt.certification.options import CertifyOptions, options_of, takes_options
 from milp_agt.certification.recorded import with_recording
 from milp_agt.certification.recorder import NullRecorder, Recorder
@@ -48,6 +50,8 @@ from milp_agt.training.same_forward import check_forward
 from milp_agt.training.tracing import trace
 from milp_agt.training.training import Batch, Training
 
+# Predictions of more than so many seconds are logged before the first step.
+TOLD_FROM = 60.0
 OnStep = Callable[[Result, int, int], None]
 
 
@@ -180,6 +184,7 @@ def certify(
 
     def bounded() -> BoundedRun:
         """The run without a list."""
+        _tell(plan, options.time_limit)
         run = BoundedRun(
             step_graph=step_graph.to(target),
             head=head.to(target),
@@ -255,6 +260,22 @@ def certify(
         return result
     with _threads(plan.single_thread):
         return result.attacked(attacker)
+
+
+def _tell(plan: planning.Plan, time_limit: float | None) -> None:
+    """Log the prediction of a run that takes long."""
+    told = plan.seconds * slowness() if plan.seconds > TOLD_FROM / 4 else 0.0
+    if told > TOLD_FROM and (time_limit is None or time_limit > TOLD_FROM):
+        within = "" if time_limit is None else f", of which {time_limit:.3g} s are allowed"
+        logging.getLogger("milp_agt").info(
+            "predicted: about %.2g s for %d steps by '%s' over a window of %d%s. Less time: a shorter "
+            "window, selections='joint', inner_bounds='interval', relaxation='interval', or a time_limit",
+            told,
+            plan.steps,
+            plan.relaxation.value,
+            plan.window,
+            within,
+        )
 
 
 def _finish(

@@ -89,6 +89,20 @@ class Chains:
         self.chains = [c for c in self.chains if c not in ended]
         return ended
 
+    def inherit(self, ended: Chain) -> None:
+        """Go on from the boxes of a chain that has ended, at the same step: all boxes contain all runs.
+
+        Chains that tell selections apart keep their own; windows go on as they are.
+        """
+        known = ended.state
+        for chain in self.chains:
+            if not chain.tells_apart:
+                for part in chain.parts:
+                    part.state = {
+                        n: b.meet(known[n], f"'{n}' by {chain.name} and by {ended.name}")
+                        for n, b in part.state.items()
+                    }
+
     def keep(self, parts: Sequence[str]) -> None:
         """Keep only the chains whose parts have these names."""
         self.chains = [c for c in self.chains if c.parts[0].name in parts]

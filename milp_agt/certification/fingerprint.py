@@ -56,7 +56,8 @@ def fingerprint(
     """Everything that determines the result of a run, by name; data and weights as hashes."""
     nodes = [(n.name, n.op.key, n.inputs, n.shape, _constants(n.op)) for n in step_graph.graph]
     planned = {field.name: getattr(plan, field.name) for field in fields(plan)}
-    del planned["remarks"], planned["first_walk"]  # words about the other fields, and a prediction
+    for name in ("remarks", "first_walk", "seconds"):  # words about other fields, and predictions
+        del planned[name]
     return {
         "model": digest(nodes, step_graph.initial, step_graph.frozen),
         "data": digest(poison.features, poison.labels),

@@ -141,6 +141,7 @@ class BoundedRun:
         index = len(self.records)
         if index == self.plan.first_optimised:
             self._begin_optimising()
+        self._end_in_time(index)
         self.bounder.beaten = self.plan.inner_on_trial and carried.beats_linear(
             self.chains, self.records
         )
@@ -239,11 +240,29 @@ class BoundedRun:
     def _is_bounded(state: State) -> bool:
         return all(bool((box.magnitude <= LARGEST_PARAMETER).all()) for box in state.values())
 
-    def _is_out_of_time(self, chain: Chain, index: int) -> bool:
-        """Whether a chain ends before this step for lack of time; chains within it end with it."""
+    def _end_in_time(self, index: int) -> None:
+        """End what does not fit before the step begins: cheaper chains then go on from its tighter boxes."""
+        tightest = self.chains.tightest
+        for chain in list(self.chains):
+            if chain in self.chains and self._is_out_of_time(chain, index, index - 1):
+                self.chains.inherit(tightest)
+        boxes = self.chains.tightest.state.values()
+        known = torch.cat([e.isfinite().flatten() for b in boxes for e in (b.lower, b.upper)])
+        if self.time_limit.is_over() and known.any() and not known.all():
+            for part in self.chains.parts:
+                part.state = {n: b.forgotten() for n, b in part.state.items()}
+            line = f"step {index + 1}: time limit, and some parameters have no bound: none has from here on"
+            self.notes.fall_back(line, limit=True)
+
+    def _is_out_of_time(self, chain: Chain, index: int, done: int | None = None) -> bool:
+        """Whether a chain ends before this step for lack of time; chains within it end with it.
+
+        ``done`` is the last step that cheaper chains have bounded: this one, unless given.
+        """
         if chain.level is Relaxation.INTERVAL:
             return False
-        why = self.time_limit.refusal(chain.name, self.chains.cheaper(chain), index)
+        cheaper = self.chains.cheaper(chain)
+        why = self.time_limit.refusal(chain.name, cheaper, index, index if done is None else done)
         if why is None:
             return False
         others = ", ".join(f"'{c.name}'" for c in self.chains.end(chain)[1:])

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
 from milp_agt.bounds.linear.window_bounds import CACHED_ELEMENTS
 from milp_agt.bounds.zonotope import refusal
+from milp_agt.certification.machine import slowness
 from milp_agt.certification.options import CertifyOptions
 from milp_agt.certification.selection_plan import Selections, selections_of
 from milp_agt.certification.sizes import (
     BASELINE,
-    BOUNDED_PER_SECOND,
     FLOAT,
     MULTIPLIED_PER_SECOND,
+    ROWS_PER_ELEMENT,
     WALKED_PER_SECOND,
     Sizes,
 )
@@ -46,18 +48,14 @@ BOXED_ELEMENTS = 2**19
 THREADED_ELEMENTS = 10**5
 # The same for steps by intervals only, which take half a second at this size.
 THREADED_BOXES = 2 * 10**7
-# Seconds of one warm-started solve per row of the program.
-SECONDS_PER_ROW = 1e-5
-ROWS_PER_ELEMENT = 8
 AUTO_TIME = 120.0
-# By default, linear intermediate bounds are used if predicted to take at most this many seconds.
-INNER_TIME = 60.0
+# By default, each refinement (linear intermediate bounds, selections told apart) is used if predicted to
+# take at most this many seconds, or this share of a time limit.
+REFINING_TIME, SPARE = 60.0, 0.6
 # Seconds per step that forms may always spend on steps before their window.
 PAST_SECONDS = 0.05
 # Share of the memory that a zonotope may take beside linear forms, as a divisor.
 ZONOTOPE_SHARE = 4
-# Largest predicted share of a time limit for each refinement that is on by default.
-SPARE = 0.5
 
 
 @dataclass(frozen=True)
@@ -68,7 +66,8 @@ class Plan:
     ``inner_on_trial``: linear intermediate bounds of joint selections are left out while linear forms gain
     nothing over a zonotope. ``listing_on_trial``: so are listed selections after some steps. ``rows`` of a
     backward pass fit into memory; ``chunk`` of them share a pass in the run. ``first_walk`` are the
-    predicted seconds of a backward pass of all entries through one step.
+    predicted seconds of a backward pass of all entries through one step; ``seconds`` those of all steps,
+    where predictions were measured; not a number where nothing is known.
     """
 
     asked: str
@@ -96,6 +95,7 @@ class Plan:
     alpha_memory: int
     single_thread: bool
     first_walk: float
+    seconds: float
     remarks: Remarks
 
     @property
@@ -128,7 +128,10 @@ def make_plan(
         InvalidInputError: optimised slopes at a level without slopes, or an invalid memory size.
     """
     steps = len(batches)
-    time_limit, inner_bounds = options.time_limit, options.inner_bounds
+    inner_bounds = options.inner_bounds
+    slow = 1.0 if options.time_limit is None else slowness()
+    # Predictions are those of one machine; so is a time limit from here on.
+    time_limit = None if options.time_limit is None else options.time_limit / slow
     window = options.steps_of(options.window, steps)
     program_window = options.steps_of(options.program_window, steps)
     walked = min(window or steps, steps)
@@ -149,8 +152,7 @@ def make_plan(
     alpha_steps, idle = _alpha_steps(options.alpha_steps, level, options.relaxation == "auto")
     remarks += idle
     seconds = sizes.inner(steps, walked)
-    spare = 0.0 if time_limit is None else SPARE * time_limit
-    cheap = max(INNER_TIME, spare)
+    cheap = REFINING_TIME if time_limit is None else SPARE * time_limit
     in_cuts = 2 * FLOAT * step_graph.outputs * step_graph.parameter_count * sizes.batch * walked
     cuts = sizes.walked >= THREADED_ELEMENTS and in_cuts <= budget // 4
     composed_steps = cuts and _pays(sizes, moved, walked, budget) and training.projection is None
@@ -186,9 +188,22 @@ def make_plan(
         walked,
         inner_bounds,
         budget,
-        spare,
+        cheap,
         carried,
     )
+    if (
+        options.window is None
+        and told_apart.window
+        and level is Relaxation.LINEAR
+        and not alpha_steps
+    ):
+        line = (
+            f"window {told_apart.window} in place of the whole run, so that each selection of samples "
+            f"can be bounded by itself; give window='T', or a number of steps, to have that"
+        )
+        shorter = options.changed({"window": told_apart.window})
+        found = make_plan(step_graph, batches, poison, training, shorter, restriction, given)
+        return replace(found, remarks=Remarks(notes=(line,)) + found.remarks)
     remarks += more
     if alpha_steps and told_apart.charged:
         line = "slopes are optimised for all selections jointly; charged ones keep default slopes"
@@ -246,7 +261,10 @@ def make_plan(
         alpha_memory=budget // 2 if alpha_steps else 0,
         single_thread=sizes.walked < THREADED_ELEMENTS
         or (level is Relaxation.INTERVAL and sizes.boxes < THREADED_BOXES),
-        first_walk=2 * sizes.state * sizes.walked / WALKED_PER_SECOND,
+        first_walk=slow * 2 * sizes.state * sizes.walked / WALKED_PER_SECOND,
+        seconds=told_apart.seconds
+        + seconds * (linear_inner and inner_widest is None)
+        + sizes.seconds(steps, walked, solved).get(level, math.nan),
         remarks=remarks,
     )
 
@@ -363,14 +381,8 @@ def _choose(
     zonotope: tuple[float, int] | None,
 ) -> tuple[Relaxation, Remarks]:
     """The tightest level below milp whose predicted time and memory fit, with the reason as a remark."""
-    walks = sum(min(t + 1, window) for t in range(steps))
-    linear = 2 * sizes.state * sizes.walked * walks / WALKED_PER_SECOND
+    predicted = sizes.seconds(steps, window, solved)
     rows = ROWS_PER_ELEMENT * sizes.curved * solved
-    predicted = {
-        Relaxation.INTERVAL: 2 * sizes.boxes * steps / BOUNDED_PER_SECOND,
-        Relaxation.LINEAR: 2 * linear,
-        Relaxation.LP: 3 * linear + 2 * sizes.state * steps * rows * SECONDS_PER_ROW,
-    }
     needed = {
         Relaxation.INTERVAL: 0,
         Relaxation.LINEAR: FLOAT * LIVE_BOXES * sizes.boxes * window,

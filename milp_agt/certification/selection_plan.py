@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from milp_agt.bounds.adversary.charged import can_be_charged, without_influence
 from milp_agt.bounds.adversary.enumerated import count_cases
@@ -22,12 +22,13 @@ from milp_agt.threats.poison import Poison
 from milp_agt.training.training import Training
 
 # Boxes and intercepts of one case kept for an element of a node with a sample axis; most cases that share
-# a backward pass; products per second of one core; most predicted seconds of cases by default.
+# a backward pass; products per second of one core; most cases that are listed by default.
 LIVE_CASE_BOXES = 4
 MOST_CASES = 1024
 FLOPS = 2e10
-CASES_TIME = 60.0
 MOST_LISTED = 1e5
+# Work on the boxes of a listed case, where many share a pass; without linear forms.
+LISTED_WORK = 0.35
 # Share of the rows of intermediate bounds that remain when nodes with an exact image are skipped.
 SETTLED = 0.25
 # Operations per element of a box for its influences: sorting, secants, two choices of slopes.
@@ -46,6 +47,8 @@ class Selections:
         data_sets: number of listed data sets of a finite threat, each trained on by itself in place of
             all chains; 0 where they are not listed.
         kept: bytes that the windows of these chains hold from step to step.
+        window: over which they could be listed, where there are none of these chains; 0 where over none.
+        seconds: predicted for these chains.
     """
 
     groups: int = 0
@@ -54,6 +57,8 @@ class Selections:
     charged_inner: bool = False
     data_sets: int = 0
     kept: int = 0
+    window: int = 0
+    seconds: float = 0.0
 
     @property
     def splits(self) -> bool:
@@ -72,14 +77,14 @@ def selections_of(
     window: int,
     inner_bounds: str | None,
     memory: int,
-    spare: float,
+    seconds: float,
     zonotope: bool,
 ) -> tuple[Selections, Remarks]:
     """The requested selections; by default listed if that is cheap, else charged if that is, but not beside
     a ``zonotope``, which charges errors to samples as well.
 
-    Cheap means predicted to take at most a minute, or ``spare`` seconds if that is more: the part of a
-    time limit for refinements that are on by default.
+    Cheap means predicted to take at most so many ``seconds``. Where neither is, ``window`` of the result is
+    the longest of the halved windows over which listed selections would be.
 
     Raises:
         InvalidInputError: an unknown word, or a kind that this run cannot have.
@@ -98,7 +103,7 @@ def selections_of(
         )
     if asked == "joint" or not level.walks:
         return Selections(), Remarks()
-    work = _Work(sizes, steps, window, inner_bounds, memory, max(CASES_TIME, spare))
+    work = _Work(sizes, steps, window, inner_bounds, memory, seconds)
     if asked == "charged":
         _check_charges(sizes, poison, restriction, training, steps)
         return work.charged(poison), Remarks()
@@ -110,13 +115,17 @@ def selections_of(
             "use scope='dataset', or selections='joint'",
         )
     listed, remarks = work.listed(cases, asked)
-    if listed.groups or zonotope or not can_be_charged(poison, restriction):
-        return listed, remarks
-    if without_influence(sizes.schedule, training.update_rules(steps)[0]) is not None:
+    if listed.groups or zonotope:
         return listed, remarks
     count = float(poison.open.sum()) + 1
-    if work.charging(count, False) > work.seconds or work.fitting < count or not work.fits(count):
-        return listed, remarks
+    if (
+        not can_be_charged(poison, restriction)
+        or without_influence(sizes.schedule, training.update_rules(steps)[0]) is not None
+        or work.charging(count, False) > work.seconds
+        or work.fitting < count
+        or not work.fits(count)
+    ):
+        return replace(listed, window=work.shorter(cases)), remarks
     found = work.charged(poison)
     remarks += Remarks(notes=("errors are charged to the samples that can cause them",))
     if found.charged_inner or inner_bounds == "interval":
@@ -179,25 +188,42 @@ class _Work:
 
     def listing(self, cases: float, groups: int, linear_inner: bool) -> float:
         """Seconds for cases in groups; the cases of a group share their backward passes."""
-        return self._walking(cases, groups, SETTLED * self.sizes.inner_rows * linear_inner)
+        sizes = self.sizes
+        boxes = LISTED_WORK * sizes.boxes * cases * self.steps / BOUNDED_PER_SECOND
+        inner_rows = SETTLED * sizes.inner_rows * linear_inner
+        return boxes + self._walking(cases, groups, inner_rows, sizes.walked)
 
-    def _walking(self, cases: float, groups: int, inner_rows: float) -> float:
+    def _walking(self, cases: float, groups: int, inner_rows: float, elements: int) -> float:
+        """Seconds of backward passes that charge ``elements`` of a step to each case."""
         sizes = self.sizes
         walks = sum(min(t + 1, self.window) for t in range(self.steps))
         rows = 2 * sizes.state + inner_rows
-        flops = 4.0 * rows * sizes.boxes * walks * cases
+        flops = 4.0 * rows * elements * walks * cases
         return flops / FLOPS + groups * rows * sizes.walked * walks / WALKED_PER_SECOND
 
     def charging(self, columns: float, linear_inner: bool) -> float:
         """Seconds for influences in this many columns."""
         boxes = INFLUENCE_WORK * self.sizes.boxes * columns * self.steps / BOUNDED_PER_SECOND
-        return boxes + self._walking(columns, 1, self.sizes.inner_rows * linear_inner)
+        inner_rows = self.sizes.inner_rows * linear_inner
+        return boxes + self._walking(columns, 1, inner_rows, self.sizes.boxes)
 
     def charged(self, poison: Poison) -> Selections:
         dear = self.charging(float(poison.open.sum()) + 1, True) > self.seconds
         inner = self.inner_bounds == "linear" or (self.inner_bounds is None and not dear)
         columns = float(poison.open.sum()) + 1
-        return Selections(charged=True, charged_inner=inner, kept=self.kept(columns))
+        return Selections(
+            charged=True,
+            charged_inner=inner,
+            kept=self.kept(columns),
+            seconds=self.charging(columns, inner),
+        )
+
+    def shorter(self, cases: float) -> int:
+        """The longest of the halved windows over which listing is cheap; 0 if there is none."""
+        window = self.window // 2
+        while window and not replace(self, window=window).listed(cases, None)[0].groups:
+            window //= 2
+        return window
 
     def listed(self, cases: float, asked: str | None) -> tuple[Selections, Remarks]:
         """Listed selections, if requested or cheap."""
@@ -207,7 +233,7 @@ class _Work:
         dear = self.listing(cases, groups, True) > self.seconds
         if asked == "enumerated":
             inner = self.inner_bounds == "linear" or (self.inner_bounds is None and not dear)
-            return Selections(groups, inner, kept=self.kept(cases)), Remarks()
+            return self._listed(cases, groups, inner), Remarks()
         bare = self.listing(cases, groups, False)
         if bare > self.seconds or cases > MOST_LISTED:
             note = (
@@ -229,6 +255,10 @@ class _Work:
                 f"selections have inner bounds by intervals: linear ones would take about "
                 f"{self.listing(cases, groups, True):.3g} s; ask for selections='enumerated' to have them"
             )
-            return Selections(groups, kept=self.kept(cases)), Remarks(fallbacks=(note,))
+            return self._listed(cases, groups, False), Remarks(fallbacks=(note,))
         linear = self.inner_bounds != "interval" and not dear
-        return Selections(groups, linear, kept=self.kept(cases)), Remarks()
+        return self._listed(cases, groups, linear), Remarks()
+
+    def _listed(self, cases: float, groups: int, inner: bool) -> Selections:
+        seconds = self.listing(cases, groups, inner)
+        return Selections(groups, inner, kept=self.kept(cases), seconds=seconds)

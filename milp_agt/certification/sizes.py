@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from milp_agt.bounds.linear.intermediate import targets
 from milp_agt.bounds.step import NodeOrder
+from milp_agt.core.relaxation import Relaxation
 from milp_agt.formulations.bilinear import Einsum
 from milp_agt.formulations.exchange import Exchange
 from milp_agt.formulations.univariate import Univariate
@@ -18,6 +19,9 @@ LIVE_COEFFICIENTS = 6
 # Measured on one core of a 2020s server with relu networks; only `auto` and defaults depend on them.
 WALKED_PER_SECOND = 5e7
 BOUNDED_PER_SECOND = 2e7
+# Seconds of one warm-started solve per row of the program.
+SECONDS_PER_ROW = 1e-5
+ROWS_PER_ELEMENT = 8
 # Multiply-adds of matrix products per second of one core.
 MULTIPLIED_PER_SECOND = 5e9
 # Coefficients of nodes on parameters that a zonotope deals with per second, with all that it does beside;
@@ -102,6 +106,17 @@ class Sizes:
         """Predicted seconds of intermediate bounds of nodes no wider than the outputs, by composed steps."""
         walks = sum(min(t, window - 1) for t in range(steps))
         return self.narrow_inner_rows * self.composed(moved) * walks / MULTIPLIED_PER_SECOND
+
+    def seconds(self, steps: int, window: int, solved: int) -> dict[Relaxation, float]:
+        """Predicted seconds of all steps, jointly for all selections; programs span ``solved`` of them."""
+        walks = sum(min(t + 1, window) for t in range(steps))
+        linear = 2 * self.state * self.walked * walks / WALKED_PER_SECOND
+        rows = ROWS_PER_ELEMENT * self.curved * solved
+        return {
+            Relaxation.INTERVAL: 2 * self.boxes * steps / BOUNDED_PER_SECOND,
+            Relaxation.LINEAR: 2 * linear,
+            Relaxation.LP: 3 * linear + 2 * self.state * steps * rows * SECONDS_PER_ROW,
+        }
 
     def composed(self, moved: int) -> int:
         """Elements of the forms of all signed entries after a step, ``moved`` for each sample."""

@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from time import monotonic
 
-# A forecast from counts of elements may be this many times too long on a fast machine.
+# A forecast from counts of elements, or from a first step, may be this many times too long.
 DOUBT = 4.0
 
 
@@ -17,8 +17,9 @@ class TimeLimit:
     A chain may bound step t if its predicted seconds for that step, and those of all cheaper chains
     for all steps after t, fit into the remaining time. So programs end first, then listed
     selections, then linear bounds; intervals stay. Predictions are the last measured seconds of a
-    chain. Those of chains that walk back through the window grow in proportion to the steps of their
-    backward passes, ``min(t + 1, window)``; a step of all others costs the same at any time.
+    chain, averaged with those before. Those of chains that walk back through the window grow in
+    proportion to the steps of their backward passes, ``min(t + 1, window)``; a step of all others costs
+    the same at any time. The reserve for cheaper chains counts in full from the third step on.
 
     Attributes:
         deadline: a time of ``time.monotonic``; None for no limit.
@@ -37,7 +38,14 @@ class TimeLimit:
     forecast: Mapping[str, float] = field(default_factory=dict)
     measured: dict[str, tuple[int, float]] = field(default_factory=dict)
 
+    def is_over(self) -> bool:
+        """Whether the deadline is over."""
+        return self.deadline is not None and monotonic() >= self.deadline
+
     def note(self, chain: str, step: int, seconds: float) -> None:
+        """Note what a step took; half of what is predicted next comes from the steps before."""
+        if chain in self.measured and self.measured[chain][0] > 0:
+            seconds = (seconds + self.predicted(chain, step)) / 2.0
         self.measured[chain] = (step, seconds)
 
     def predicted(self, chain: str, step: int) -> float:
@@ -49,21 +57,32 @@ class TimeLimit:
             return seconds
         return seconds * min(step + 1, self.window) / min(last + 1, self.window)
 
-    def left(self, cheaper: Sequence[str], step: int) -> float:
-        """Seconds until the deadline, minus those that cheaper chains need for all steps after ``step``."""
+    def left(self, cheaper: Sequence[str], step: int, doubt: float = 1.0) -> float:
+        """Seconds until the deadline, minus those that cheaper chains need for all steps after ``step``.
+
+        These may be ``doubt`` times too long.
+        """
         if self.deadline is None:
             return float("inf")
         rest = range(step + 1, self.steps)
         reserved = sum(self.predicted(chain, t) for chain in cheaper for t in rest)
-        return self.deadline - monotonic() - reserved
+        return self.deadline - monotonic() - reserved / doubt
 
     def spend_until(self, cheaper: Sequence[str], step: int) -> float | None:
         """The deadline of solves in a step; None for no limit."""
         return None if self.deadline is None else monotonic() + self.left(cheaper, step)
 
-    def refusal(self, chain: str, cheaper: Sequence[str], step: int) -> str | None:
-        """The reason why a chain must not bound a step; None if it may."""
-        left, needed = self.left(cheaper, step), self.predicted(chain, step)
+    def refusal(
+        self, chain: str, cheaper: Sequence[str], step: int, done: int | None = None
+    ) -> str | None:
+        """The reason why a chain must not bound a step; None if it may.
+
+        Cheaper chains have bounded the step ``done``: this one, unless given.
+        """
+        # The first step of a process is slow: alone it is no measure of what cheaper chains need.
+        doubt = DOUBT if step < 2 else 1.0
+        left = self.left(cheaper, step if done is None else done, doubt)
+        needed = self.predicted(chain, step)
         if left > 0.0 and needed <= left:
             return None
         after = f" beside what {', '.join(cheaper)} need for the steps to come" if left > 0 else ""

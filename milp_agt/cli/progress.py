@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -32,10 +33,26 @@ def progress(unit: str, quiet: bool, done: int = 0) -> Iterator[Advance]:
     if quiet:
         yield _silent
     elif sys.stderr.isatty():
-        with _bar(unit, done) as advance:
+        with _bar(unit, done) as advance, _logged():
             yield advance
     else:
-        yield Lines(unit, done)
+        with _logged():
+            yield Lines(unit, done)
+
+
+@contextmanager
+def _logged() -> Iterator[None]:
+    """What the package logs, a prediction of a long run say, as lines on stderr."""
+    logger, handler = logging.getLogger("milp_agt"), logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("milp-agt: %(message)s"))
+    before = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
+        logger.removeHandler(handler)
 
 
 def _silent(done: int, total: int, text: str, unit: str = "") -> None:

@@ -49,7 +49,8 @@ class Deadline:
 
     def share(self, parts: int) -> float | None:
         """Seconds for one of so many parts that are left; None without an end."""
-        return None if math.isinf(self.left) else self.left / max(1, parts)
+        left = self.left
+        return None if math.isinf(left) else left / max(1, parts)
 
 
 def shorter(*limits: float | None) -> float | None:

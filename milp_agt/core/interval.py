@@ -72,6 +72,11 @@ class Interval:
             upper.nan_to_num_(nan=torch.inf, posinf=torch.inf, neginf=-torch.inf),
         )
 
+    def forgotten(self) -> Interval:
+        """The whole line for each entry."""
+        whole = torch.full_like(self.upper, torch.inf)
+        return Interval(-whole, whole)
+
     def meet(self, other: Interval, what: str = "two bounds of the same node") -> Interval:
         """The intersection.
 

@@ -20,6 +20,8 @@ from milp_agt.reports.content import Content, Property
 from milp_agt.reports.points import margins, predictions
 from milp_agt.reports.words import between
 
+# Area of a square of the map, in points.
+SQUARE = 30.0
 FALLING = ("accuracy", "collective", "stable")  # certified from below; other questions from above
 STYLE: Any = {
     "font.size": 10.0,
@@ -233,7 +235,10 @@ def _map(content: Content) -> tuple[Figure, str] | None:
         lead = found.lead[..., k]
         if lead.max() > 0:
             tint = _tint(CLASSES[k % len(CLASSES)])
-            axes.contourf(found.x, found.y, lead, levels=[0.0, np.inf], colors=[tint])
+            rows, columns = np.nonzero(lead > 0)
+            axes.scatter(
+                found.x[columns], found.y[rows], marker="s", s=SQUARE, color=tint, linewidth=0
+            )
             axes.fill_between([], [], [], facecolor=tint, label=f"surely class {k}")
     for k in range(classes):
         lead = found.scores[..., k] - np.delete(found.scores, k, -1).max(-1)
@@ -264,8 +269,8 @@ def _map(content: Content) -> tuple[Figure, str] | None:
     share = float((found.lead.max(-1) > 0).mean())
     return figure, (
         "Map of the two input features. The black line parts the classes that the model trained on the "
-        f"given data predicts; in the coloured part, {_share(share)} of the map, no admissible "
-        "poisoning changes the prediction; in the hatched part it is open."
+        f"given data predicts; at the coloured squares, {_share(share)} of the points of a grid, "
+        "no admissible poisoning changes the prediction; elsewhere it is open."
     )
 
 

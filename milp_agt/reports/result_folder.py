@@ -7,9 +7,12 @@ import json
 import math
 import os
 import platform
+import shlex
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -114,6 +117,8 @@ class ResultFolder:
                 "fallbacks": list(result.fallbacks),
                 "limit_reached": result.limit_reached,
             },
+            "resolved": result.settings.get("certify", {}),
+            "training": result.run,
             "parameters": {
                 "mean_width": float(reachable.mean_width),
                 "max_width": float(reachable.max_width),
@@ -200,6 +205,10 @@ def header(run: Mapping[str, Any], sha256: Mapping[str, str], dataset: Dataset) 
         "versions": versions(),
         "platform": platform.platform(),
         "hardware": hardware(),
+        "made": {
+            "at": datetime.now(UTC).isoformat(timespec="seconds"),
+            "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        },
     }
 
 

@@ -191,9 +191,30 @@ def counted(each: Property) -> str:
     return ", ".join(f"{each.counts[word]} {name}" for word, name in told.items())
 
 
+def network(content: Content) -> str:
+    """The model in a sentence."""
+    document = content.document
+    layers = document["run"].get("model", {}).get("layers", ())
+    names = document["parameters"]["by_name"]
+    count = sum(math.prod(about["shape"]) for about in names.values())
+    plain = isinstance(layers, list) and layers and all(isinstance(n, int) for n in layers)
+    kind = f"A network of {' - '.join(map(str, layers))} units" if plain else "A network"
+    return f"{kind} with {count} parameters that are trained, in {len(names)} arrays: {', '.join(names)}."
+
+
+def _budget(content: Content) -> int | None:
+    """The number of samples of a threat with one budget for the whole run."""
+    threat = content.document["run"].get("threat", {})
+    budget = threat.get("budget") if threat.get("scope", "dataset") == "dataset" else None
+    return budget if isinstance(budget, int) else None
+
+
 def limits(content: Content) -> str:
     """What the adversary may do."""
     text = f"Change the training data within these limits: {content.document['threat']}."
+    budget, samples = _budget(content), content.document["data"]["train"][0]
+    if budget is not None and samples:
+        text += f" The budget is {budget} of {samples} samples, {100.0 * budget / samples:.2g} %."
     if any(p.kind == "backdoor" for p in content.properties):
         return (
             f"{text} Later, when the model is used, put a trigger into its inputs as well, where a "

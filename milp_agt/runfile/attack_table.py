@@ -17,7 +17,8 @@ def _with_defaults(schema: dict[str, Any]) -> None:
     from milp_agt.attacks import Search
 
     for name, field in schema["properties"].items():
-        field["default"] = getattr(Search(), name)
+        if getattr(Search(), name) is not None:
+            field["default"] = getattr(Search(), name)
 
 
 class AttackTable(Table):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import re
 from pathlib import Path
@@ -65,6 +66,25 @@ def test_every_picture_has_a_text_and_a_file(name: str, request: pytest.FixtureR
         assert "</svg>" in (folder / "figures" / f"{figure}.svg").read_text()
     ids = re.findall(r'\bid="([^"]+)"', text)
     assert len(ids) == len(set(ids))
+
+
+def test_what_an_auditor_asks_stands_on_the_page(classes: Path) -> None:
+    """Network, training, budget as a share, what was resolved, when and by what; a map of points."""
+    text, about = html.unescape(page(classes)), document(classes)
+    budget, samples = about["run"]["threat"]["budget"], about["data"]["train"][0]
+    layers = about["run"]["model"]["layers"]
+    inputs, outputs = layers[:-1], layers[1:]
+    count = sum((a + 1) * b for a, b in zip(inputs, outputs, strict=True))
+    for said in (
+        f"The budget is {budget} of {samples} samples, {100 * budget / samples:.2g} %.",
+        f"A network of {' - '.join(map(str, layers))} units with {count} parameters",
+        f"Trained by {about['training']}.",
+        about["made"]["at"],
+        about["made"]["command"],
+        f"<dt>inner bounds</dt><dd>{about['resolved']['inner_bounds']}</dd>",
+        "nothing is claimed about the space between them",
+    ):
+        assert said in text, said
 
 
 def test_thumbnails_are_there_for_pictures_only(
