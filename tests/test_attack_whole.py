@@ -265,6 +265,7 @@ def test_gradients_say_what_a_removal_does() -> None:
         assert float(gradient.there[0][0, sample]) == pytest.approx(slope, rel=1e-5, abs=1e-9)
 
 
+@pytest.mark.usefixtures("unlisted")
 @pytest.mark.parametrize("kind", ["mean of the others", "gradient of a new sample"])
 def test_attacks_catch_an_exchange_one_per_cent_too_small(
     kind: str, monkeypatch: pytest.MonkeyPatch

@@ -298,6 +298,7 @@ def test_programs(mode: str, relaxation: str) -> None:
     assert_sound(case, test, labels, attacks=24, relaxation=relaxation)
 
 
+@pytest.mark.usefixtures("unlisted")
 @pytest.mark.parametrize("kind", ["features", "labels"])
 @pytest.mark.parametrize("mode", MODES)
 def test_each_selection_by_itself(mode: str, kind: str) -> None:

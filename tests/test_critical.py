@@ -50,6 +50,7 @@ def options(name: str) -> dict[str, Any]:
 QUICK = ("features", "labels", "momentum")
 
 
+@pytest.mark.usefixtures("unlisted")
 @pytest.mark.parametrize(
     "name", [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in CASES]
 )
@@ -73,6 +74,7 @@ def test_attacks_stay_inside_and_no_bound_is_looser(name: str) -> None:
     assert chains[OPTIMISED] <= chains[ENUMERATED] == default.steps[-1].mean_width
 
 
+@pytest.mark.usefixtures("linear_alone")
 def test_the_union_gets_tighter() -> None:
     result, _ = CASES["features"].certify(alpha_steps=6, **options("features"))
     chains = result.steps[-1].chains

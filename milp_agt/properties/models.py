@@ -164,10 +164,7 @@ class ReachableModels:
             exhaustive: each reachable model belongs to one of them. Where the run was bounded by
             programs, cases are met with the form as an objective on top of the last ones.
         """
-        bounds = self._bounded(self.reached, forms)
-        if self.beside is not None:
-            wider = self._bounded((self.beside,), forms).expand_states(len(bounds.lower))
-            bounds = bounds.meet(wider, "a form of the outputs by two chains")
+        bounds = self._bounded(self.reached, forms, self.beside)
         if self.program is None:
             return bounds
         solved = self.program.bound(self.asked(forms), bounds)
@@ -197,13 +194,19 @@ class ReachableModels:
         """All that is known: ``reached``, and what is ``beside`` it."""
         return self.reached if self.beside is None else (*self.reached, self.beside)
 
-    def _bounded(self, where: Sequence[Reached], forms: OutputForms) -> Interval:
-        """Bounds by intervals and linear forms, some points at once."""
+    def _bounded(
+        self, where: Sequence[Reached], forms: OutputForms, beside: Reached | None = None
+    ) -> Interval:
+        """Bounds by intervals and linear forms, some points at once; met with those over ``beside``."""
         found: list[Interval] = []
         walked = any(reached.keeps_forms for reached in where)
         for part in self.parts(forms):
             some = forms.part(part)
-            found.append(_joined([self._bound_piece(reached, some) for reached in where], 0))
+            box = _joined([self._bound_piece(reached, some) for reached in where], 0)
+            if beside is not None:
+                wider = self._bound_piece(beside, some).expand_states(len(box.lower))
+                box = box.meet(wider, "a form of the outputs by two chains")
+            found.append(box)
             if walked and self.watch is not None:
                 self.watch(int(part[-1]) + 1, len(forms))
         return _joined(found, 1)

@@ -11,6 +11,7 @@ from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.autograd.graph import get_gradient_edge
 
@@ -24,10 +25,15 @@ def hooked_accumulators(parameters: Mapping[str, Tensor]) -> Iterator[tuple[str,
     Of a node that Python alone holds the hooks can be seen. One that hangs on the graph of an earlier
     computation hides them; it is suspicious if there are hooks that nobody in Python holds.
     """
+    with torch.inference_mode(False), torch.enable_grad():
+        yield from _hooked(parameters)
+
+
+def _hooked(parameters: Mapping[str, Tensor]) -> Iterator[tuple[str, str, str]]:
     hidden = []
     for name, parameter in parameters.items():
-        if not parameter.requires_grad or not parameter.is_leaf:
-            continue
+        if not parameter.requires_grad or not parameter.is_leaf or parameter.is_inference():
+            continue  # has no node
         node: Any = get_gradient_edge(parameter).node
         own = parameter._backward_hooks or {}
         found = [t for t in _tables(gc.get_referents(node)) if t is not own]
