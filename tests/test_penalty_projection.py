@@ -101,6 +101,7 @@ def test_one_step_of_l1_from_a_point_is_exact() -> None:
             assert np.abs(end - wanted.numpy()).max() <= 1e-13
 
 
+@pytest.mark.usefixtures("linear_alone")
 @pytest.mark.parametrize("relaxation", ["interval", "linear"])
 def test_a_projected_box_is_the_projection_of_the_box(relaxation: str) -> None:
     """One step: clamping is exact, entry by entry, on top of any bound."""
@@ -113,6 +114,7 @@ def test_a_projected_box_is_the_projection_of_the_box(relaxation: str) -> None:
         assert np.array_equal(narrow.upper[name], np.clip(wide.upper[name], *BOX))
 
 
+@pytest.mark.usefixtures("linear_alone")
 def test_a_projection_that_never_acts_costs_nothing() -> None:
     free, _, _ = problem("bce", "features", {"epochs": 4}, radius=0.02)
     run = Training(loss="bce", learning_rate=0.3, epochs=4, projection=(-100.0, 100.0))
@@ -159,6 +161,7 @@ def test_a_killed_run_goes_on_with_its_projection(tmp_path: Any) -> None:
 # --------------------------------------------------------------------------------------- mutants
 
 
+@pytest.mark.usefixtures("linear_alone")
 @pytest.mark.parametrize("relaxation", ["interval", "linear"])
 def test_a_sign_one_per_cent_too_small_is_caught(relaxation: str, monkeypatch: Any) -> None:
     """Far from 0 the penalty is a constant, which must be there in full."""

@@ -106,6 +106,7 @@ def test_two_budgets_hold_the_paired_one(relaxation: str) -> None:
             assert_inside(large, own.run(own.random(32, generator, corners=True)))
 
 
+@pytest.mark.usefixtures("linear_alone")
 @pytest.mark.parametrize("relaxation", ["interval", "linear"])
 def test_with_every_sample_in_both_budgets_it_is_the_paired_threat(relaxation: str) -> None:
     paired, _, _ = problem("bce", agt.FeatureLabelPoisoning(6, 0.02))
