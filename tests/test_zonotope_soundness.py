@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from attacks import assert_sound
 from problems import problem, tiny
 from torch import nn
 from zonotope_runs import Passed, assert_generators, assert_in_boxes, attacks_of
@@ -95,3 +96,12 @@ def _least(values: list) -> object:
     for value in values[1:]:
         out = out.minimum(value)
     return out
+
+
+def test_leaky_slopes_are_not_rounded_to_single_precision() -> None:
+    """Attacks without a flip reach the bound up to rounding, so that a slope of 0.01 must be exact."""
+    run = {"epochs": 2, "learning_rate": 0.6, "momentum": 0.9}
+    case, test, labels = problem(
+        "hinge", "features", run, (3, 3), nn.LeakyReLU, seed=332, budget=3, radius=0.01
+    )
+    assert_sound(case, test, labels, attacks=24, relaxation="zonotope")

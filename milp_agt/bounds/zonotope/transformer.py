@@ -331,7 +331,7 @@ class Transformer:
     def _pieces(self, node: Node, kink: Kink, argument: Form) -> Form:
         centre = argument.centre
         on = centre > 0
-        slope = torch.where(on, kink.right, kink.left).to(centre)
+        slope = torch.where(on, centre.new_tensor(kink.right), centre.new_tensor(kink.left))
         form = argument.scaled(slope)
         elements = centre[0].numel()
         first = self.first[node.inputs[0]]
