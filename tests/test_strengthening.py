@@ -130,6 +130,7 @@ def test_influence_that_charges_one_percent_less_is_caught() -> None:
     assert _slack_of_influence(threat, 0.99) < 0.0
 
 
+@pytest.mark.usefixtures("linear_alone")
 def test_influence_is_as_tight_as_the_walk() -> None:
     models, steps = _run(agt.FeaturePoisoning(2, 0.1), 4)
     state = steps[3].state

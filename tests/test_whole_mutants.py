@@ -48,6 +48,7 @@ def test_mutant_with_too_little_room_for_others(kind: str, monkeypatch: pytest.M
     assert caught(kind, clip_mode="clamp")
 
 
+@pytest.mark.usefixtures("unlisted")
 @pytest.mark.parametrize("rule", ["_least_mean", "_mean_of_case"])
 def test_mutants_of_the_mean_that_is_left(rule: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The mean over n instead of n - k, and 1 % too narrow."""
