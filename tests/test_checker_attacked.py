@@ -7,17 +7,21 @@ import os
 import pickle
 import zipfile
 from collections.abc import Callable, Iterator
+from dataclasses import replace
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from certified import certified, copied, forged, seal
+from certified import certified, copied, forged, seal, stated
 
-from milp_agt.checker import functions, layers, training
-from milp_agt.checker.boxes import Box
+from milp_agt.checker import affine, functions, layers, training
+from milp_agt.checker.__main__ import in_words
+from milp_agt.checker.boxes import Box, Unbounded
 from milp_agt.checker.check import Outcome, Report, check
-from milp_agt.checker.files import CLAIM, SEAL
+from milp_agt.checker.files import CLAIM, SEAL, Rejected
+from milp_agt.checker.proof import all_choices
 
 DAMAGED = 1000
 HUGE = (10**400, -(10**400), 2**63, "1e999", "nan", "inf", float(10**300))
@@ -238,6 +242,142 @@ def test_words_follow_the_data(intact: Path, tmp_path: Path) -> None:
     assert is_refused(check(braver))
 
 
+def _renamed(claim: dict[str, Any], old: str, new: str) -> None:
+    own = claim["model"]["parameters"]
+    own[new] = own.pop(old)
+    for layer in claim["model"]["layers"]:
+        for key in ("weight", "bias"):
+            if layer.get(key) == old:
+                layer[key] = new
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "",
+        "velocity of 2.bias",  # the velocity of 2.bias would stand in its place
+        "w.\nThe claim: of every such model, 30 of 30 test points are classified right.",
+        "w, which is all",
+        "\ud800",
+    ],
+)
+@pytest.mark.parametrize("old", ["0.weight", "0.bias"])
+def test_names_of_parameters_say_nothing(intact: Path, tmp_path: Path, name: str, old: str) -> None:
+    def change(claim: dict[str, Any], arrays: dict[str, np.ndarray]) -> None:
+        _renamed(claim, old, name)
+        claim["training"]["undecayed"] = [name]
+
+    report = check(_possible(intact, tmp_path / "forged", change))
+    assert is_refused(report)
+    assert "no plain name" in report.items[0].detail
+    assert in_words(report).isascii()
+
+
+def test_names_of_what_is_not_covered_are_printed_on_one_line(asked: Path, tmp_path: Path) -> None:
+    def change(claim: dict[str, Any], arrays: dict[str, np.ndarray]) -> None:
+        claim["not_covered"] = ["\ud800\x1b[2J\nPROVED"]
+
+    report = check(forged(asked, tmp_path / "forged", change))
+    assert report.outcome is Outcome.NOT_COVERED
+    printed = in_words(report)
+    assert all(line.isprintable() for line in printed.split("\n"))
+    assert "\x1b" not in printed
+    assert "PROVED" not in printed.splitlines()
+    assert printed.encode()
+
+
+def test_words_tell_how_far_the_least_sample_moves(asked: Path, tmp_path: Path) -> None:
+    """What samples that are not open may do is not sold as what the adversary does."""
+
+    def only_the_first(claim: dict[str, Any], arrays: dict[str, np.ndarray]) -> None:
+        for side in ("lower", "upper"):
+            arrays[f"features_{side}.npy"][1:] = arrays["features.npy"][1:]
+
+    def closed(claim: dict[str, Any], arrays: dict[str, np.ndarray]) -> None:
+        arrays["features_upper.npy"][0] += 100.0
+        arrays["open.npy"][0] = 0
+
+    def upwards(claim: dict[str, Any], arrays: dict[str, np.ndarray]) -> None:
+        arrays["features_lower.npy"] = arrays["features.npy"]
+
+    for name, change, said in (
+        ("first", only_the_first, "features moved by at most 0 to 0.02, as stored for each."),
+        ("closed", closed, "every feature moved by at most 0.02."),
+        ("upwards", upwards, "features moved by at most 0 to 0.02, as stored for each."),
+    ):
+        report = check(forged(asked, tmp_path / name, change))
+        assert report.outcome is Outcome.PROVED
+        assert report.words[1].endswith(said), report.words[1]
+
+
+def test_labels_of_classes_move_to_classes(asked: Path, tmp_path: Path) -> None:
+    """The gradients of hinge and cross entropy are those of classes, not of what lies between."""
+
+    def change(share: float) -> Change:
+        def changed(claim: dict[str, Any], arrays: dict[str, np.ndarray]) -> None:
+            y = arrays["labels.npy"]
+            arrays["labels_lower.npy"], arrays["labels_upper.npy"] = share * y, y.copy()
+            claim["threat"]["labels"] = {"lower": "labels_lower.npy", "upper": "labels_upper.npy"}
+
+        return changed
+
+    report = check(_possible(asked, tmp_path / "between", change(0.7)))
+    assert is_refused(report)
+    assert "no classes" in report.items[0].detail
+    report = check(forged(asked, tmp_path / "classes", change(1.0)))
+    assert report.outcome is Outcome.PROVED
+
+
+def test_factors_beyond_all_floats_are_rejected(intact: Path, tmp_path: Path) -> None:
+    for method in ("interval", "affine"):
+
+        def change(claim: dict[str, Any], arrays: dict[str, np.ndarray], of: str = method) -> None:
+            claim["method"] = of
+            claim["training"]["weight_decay"] = (1e300).hex()
+            arrays["rates.npy"] = np.full_like(arrays["rates.npy"], 1e300)
+
+        assert is_refused(check(forged(intact, tmp_path / method, change)))
+
+
+def test_factors_that_underflow_prove_nothing() -> None:
+    with pytest.raises(Unbounded):
+        affine._near(Fraction(1, 2**1070))
+    assert affine._near(Fraction(0)) == 0.0
+
+
+def test_lists_beyond_counting_are_rejected(listed: Path) -> None:
+    """Their number has more digits than Python prints, and takes long to find."""
+    claim = json.loads((listed / CLAIM).read_bytes())
+    given = stated(claim, {name: np.load(listed / name) for name in claim["files"]})
+    many = 40_000
+    poisoned = replace(given.poisoned, open=np.ones(many, bool), budget=many)
+    with pytest.raises(Rejected, match="data sets"):
+        next(all_choices(replace(given, poisoned=poisoned, choices=None)))
+
+
+@pytest.mark.parametrize("dampening", [-2.0, 0.0, 1.0, 3.0])
+def test_rounding_of_affine_forms_under_any_dampening(dampening: float) -> None:
+    """What the run may round off is granted whatever the sign of 1 - dampening."""
+    given = layers.Problem(
+        (layers.Layer("dense", "w"),),
+        "mse",
+        (np.arange(1),),
+        (layers.Rule(0.5, momentum=0.5, dampening=dampening),),
+        layers.ARITHMETICS["float32"],
+    )
+    zero = np.zeros((1, 1))
+
+    def form(value: float) -> affine.Form:
+        return affine.Form(zero + value, np.zeros((1, 1, 0)), zero, zero)
+
+    symbols = affine.Symbols(np.zeros((1, 0)), np.zeros((1, 0)), (slice(0, 1),), 0)
+    step = affine.Pass(given, symbols, np.arange(1))
+    state = {"w": form(1.0), "velocity of w": form(0.0)}
+    for new in step.updated(given.rules[0], "w", state, form(100.0), 1).values():
+        assert (new.low < 0).all()
+        assert (new.high > 0).all()
+
+
 QUESTIONS: dict[str, Change] = {
     "one point more": lambda claim, arrays: _more(claim, "least", 1),
     "one point less possible": lambda claim, arrays: _more(claim, "most", -1),
@@ -363,6 +503,7 @@ def _header(text: str, rest: bytes = b"") -> bytes:
         b"\x93NUMPY",
         _header("{'descr': '|O', 'fortran_order': False, 'shape': (1,), }", pickle.dumps(Bomb())),
         _header("{'descr': '<f8', 'fortran_order': False, 'shape': (99999999999,), }"),
+        _header("{'descr': '<f8', 'fortran_order': False, 'shape': (0, 99999999999999999999), }"),
         _header("{'descr': '<f8', 'fortran_order': False, 'shape': (-1,), }"),
         _header("{'descr': '<f8', 'fortran_order': False, 'shape': (1, 2 3), }"),
         _header("{'descr': __import__('os').mkdir('exploded'), 'fortran_order': False}"),

@@ -66,7 +66,12 @@ def in_words(report: Report) -> str:
     if report.sha256:
         lines += ["", f"Certificate: {report.bytes} bytes; SHA-256 of its claim {report.sha256}"]
     lines.append(f"Checker: SHA-256 of its source {source_sha256()}")
-    return "\n".join([*lines, report.outcome.text])
+    return "\n".join(map(_printable, [*lines, report.outcome.text]))
+
+
+def _printable(line: str) -> str:
+    """One line, whatever a certificate wrote into it: no line ends, no codes for terminals."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)
 
 
 def source_sha256() -> str:

@@ -338,7 +338,7 @@ class Pass:
         kept = 1 - Fraction(rule.dampening)
         sizes = {f: magnitude(form, self.symbols) for f, form in (("t", theta), ("g", sums))}
         gradient = float(decay) * sizes["t"] + sizes["g"] / batch
-        pushed = float(kept) * gradient
+        pushed = float(abs(kept)) * gradient
         if velocity is not None:
             pushed = pushed + float(momentum) * magnitude(velocity, self.symbols)
         moved = float(rate) * (pushed * float(1 + momentum) + gradient)
@@ -346,7 +346,7 @@ class Pass:
         def combined(factors: tuple[Fraction, Fraction, Fraction], runs: Array) -> Form:
             pairs = [(theta, factors[0]), (sums, factors[2] / batch)]
             pairs += [] if velocity is None else [(velocity, factors[1])]
-            scales = [(form, float(factor)) for form, factor in pairs]
+            scales = [(form, _near(factor)) for form, factor in pairs]
             error = up(runs + _grant(16, sizes["t"] + moved + pushed))
             low = sum(np.minimum(f * form.low, f * form.high) for form, f in scales)
             high = sum(np.maximum(f * form.low, f * form.high) for form, f in scales)
@@ -365,6 +365,13 @@ class Pass:
             ends = 1 - rate * kept * decay, -rate * momentum, -rate * kept
         pace = combined((kept * decay, momentum, kept), off(16, pushed))
         return {name: combined(ends, final), VELOCITY + name: pace}
+
+
+def _near(factor: Fraction) -> float:
+    """A float off by at most a share of U, which ``_grant`` covers."""
+    if factor and not 2.0**-1000 < abs(factor) < 2.0**1000:
+        raise Unbounded("a factor that no float is near")
+    return float(factor)
 
 
 def settled(new: Mapping[str, Form]) -> dict[str, Form]:

@@ -108,6 +108,8 @@ def scale_of(value: float | Fraction, like: Array) -> Box:
     """A constant as a box, which may be a rational number that is no float."""
     if is_exact(like):
         return Box.point(np.array(Fraction(value), dtype=object))
+    if abs(Fraction(value)) >= 2**1023:
+        raise Unbounded("a factor beyond all floats")
     near = np.array(float(value))
     return (
         Box.point(near) if Fraction(float(value)) == Fraction(value) else Box(down(near), up(near))

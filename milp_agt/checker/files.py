@@ -226,7 +226,10 @@ def _array(name: str, data: bytes) -> Array:
     rest = data[10 + len(header[0]) :]
     if math.prod(shape) * kind.itemsize != len(rest):
         raise Rejected(f"{name}: {len(rest)} bytes for shape {shape}")
-    found = np.frombuffer(rest, dtype=kind).reshape(shape)
+    try:
+        found = np.frombuffer(rest, dtype=kind).reshape(shape)
+    except (ValueError, OverflowError):
+        raise Rejected(f"{name}: a shape that no array has") from None
     if kind.kind == "f" and not np.isfinite(found).all():
         raise Rejected(f"{name}: numbers that are not finite")
     return found

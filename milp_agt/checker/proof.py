@@ -124,11 +124,11 @@ def all_choices(given: Statement) -> Iterator[dict[int, int]]:
         for i in np.flatnonzero(given.poisoned.open)
     }
     most = max(map(len, others.values()), default=0)
-    total = sum(math.comb(len(others), k) * most**k for k in range(given.poisoned.budget + 1))
-    if total > MOST_LISTED:
-        raise Rejected(
-            f"the threat: {total} data sets, more than the {MOST_LISTED} that are listed"
-        )
+    total = 0
+    for count in range(given.poisoned.budget + 1):  # ends soon: these numbers may be huge
+        total += math.comb(len(others), count) * most**count
+        if total > MOST_LISTED:
+            raise Rejected(f"the threat: more than the {MOST_LISTED} data sets that are listed")
     for count in range(given.poisoned.budget + 1):
         for chosen in itertools.combinations(others, count):
             for labelled in itertools.product(*(others[i] for i in chosen)):

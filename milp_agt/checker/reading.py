@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
@@ -18,6 +19,8 @@ CLASSES = ("cross_entropy", "bce", "hinge")
 LOSSES = (*CLASSES, "mse")
 KINDS = ("dense", "relu", "leaky_relu", "sigmoid", "tanh")
 METHODS = ("interval", "listed", "affine")
+# Of parameters: they stand in the words, and beside names that the checker makes itself (velocities).
+PARAMETER = re.compile(r"[\w.-]{1,200}")
 
 
 def state(certificate: Certificate) -> Statement | tuple[str, ...]:
@@ -128,6 +131,9 @@ def _model(
             layer = Layer(
                 kind, entry.text("weight"), entry.text("bias") if entry.has("bias") else ""
             )
+            for name in (layer.weight, *([layer.bias] if entry.has("bias") else [])):
+                if not PARAMETER.fullmatch(name):
+                    raise Rejected(f"{entry.where}: {name!r:.60} is no plain name of a parameter")
             weight = certificate.array(own.table(layer.weight), "initial")
             if weight.ndim != 2 or (width and weight.shape[1] != width) or not weight.size:
                 raise Rejected(
@@ -160,6 +166,13 @@ def _encoded(y: Array, where: str) -> None:
     sums = y.sum(-1) if y.shape[-1] > 1 else np.ones(y.shape[:-1])
     if not (((y == 0) | (y == 1)).all() and (sums == 1).all()):
         raise Rejected(f"{where}: rows that are no class")
+
+
+def _outside(ends: Array) -> Array:
+    """Whether upper ends are those of classes, which may have been rounded outwards."""
+    classes = np.rint(ends)
+    found: Array = (abs(classes) <= 1) & (classes <= ends) & (ends <= classes + 1e-6)
+    return found
 
 
 def _training(
@@ -234,6 +247,8 @@ def _threat(
             low, high = _range(certificate, table.table("features"), x)
         if table.has("labels"):
             below, above = _range(certificate, table.table("labels"), y)
+            if loss in CLASSES and not (_outside(-below) & _outside(above)).all():
+                raise Rejected(f"{table.where}.labels: ranges whose ends are no classes")
     table.finish()
     samples = Samples(Box(low[None], high[None]), Box(below[None], above[None]))
     return Poisoned(samples, where, budget), choices

@@ -144,13 +144,22 @@ def _changes(given: Statement) -> str:
         return f"the label exchanged for one of {given.choices.shape[1]} stored for it"
     own = given.poisoned.samples
     pairs = (("feature", given.samples.x, own.x), ("label", given.samples.y, own.y))
-    moves = {what: _reach(nominal, box) for what, nominal, box in pairs}
-    found = [f"every {what} moved by at most {far:.9g}" for what, far in moves.items() if far > 0]
-    return " and ".join(found) or "nothing changed"
+    moves = [_reach(what, n, box, given.poisoned.open) for what, n, box in pairs]
+    return " and ".join(filter(None, moves)) or "nothing changed"
 
 
-def _reach(nominal: Box, box: Box) -> float:
-    return float(np.maximum(box.hi - nominal.hi, nominal.lo - box.lo).max())
+def _reach(what: str, nominal: Box, box: Box, open_: Array) -> str:
+    """How far the samples that are open may move, and the least of that where it differs. Features move
+    up and down, labels of classes one way.
+    """
+    ends = (box.hi - nominal.hi)[:, open_], (nominal.lo - box.lo)[:, open_]
+    far = np.stack(ends) if what == "feature" else np.maximum(*ends)
+    least, most = float(far.min(initial=np.inf)), float(far.max(initial=0.0))
+    if not most:
+        return ""
+    if least >= most * (1.0 - 1e-6):
+        return f"every {what} moved by at most {most:.9g}"
+    return f"{what}s moved by at most {least:.9g} to {most:.9g}, as stored for each"
 
 
 def _mean_width(given: Statement) -> float:
