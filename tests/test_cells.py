@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,6 +18,7 @@ from milp_agt.bounds.cells import cell as cells
 from milp_agt.bounds.cells import search as searches
 from milp_agt.bounds.cells import tree as trees
 from milp_agt.bounds.cells.cell import Cell, Cells
+from milp_agt.bounds.cells.form import Form, Span, States
 from milp_agt.bounds.cells.goals import Asked
 from milp_agt.bounds.cells.passing import Run, passed
 from milp_agt.bounds.cells.search import Decided, Limits, Search
@@ -123,6 +125,53 @@ def assert_passed(run: Run) -> None:
     down, up = sets.reach()
     assert (sets.centre - down <= value).all()
     assert (value <= sets.centre + up).all()
+
+
+@pytest.fixture
+def rounded_products() -> Iterator[None]:
+    """Torch may round the factors of float32 products to bfloat16."""
+    kept = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("medium")
+    yield
+    torch.set_float32_matmul_precision(kept)
+
+
+def noise_in(kind: torch.dtype, products: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+    """What noise adds to forms, and what it adds at least, where products of a type see other factors."""
+    torch.manual_seed(0)
+    rows = torch.randn(6, 1, 1, 1, dtype=torch.float64)
+    noise = torch.randn(1, 6, 9, dtype=torch.float64)
+    one = torch.ones(1, 1, 1, dtype=torch.float64)
+    form = Form(one, 0.0 * one, one, one, Span(0, rows))
+    none = torch.zeros(1, 0, dtype=torch.float64)
+    box = Cells.of([Cell.box(none[0], none[0])])
+    states = States(box, none.long(), none.new_ones(1, 6), none.new_zeros(1, 6, 0), noise)
+    exact = (rows[:, 0, 0, 0] @ noise[0]).abs().sum()
+    plain = Tensor.__matmul__
+
+    def matmul(a: Tensor, b: Tensor) -> Tensor:
+        return plain(products(a), products(b)) if a.dtype == kind else plain(a, b)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Tensor, "__matmul__", matmul)
+        return states.reach_of(form)[1].squeeze(), exact
+
+
+def shortened(part: Tensor) -> Tensor:
+    return 0.99 * part
+
+
+def test_noise_is_not_multiplied_in_float32_where_torch_rounds_its_factors(
+    rounded_products: None,
+) -> None:
+    found, exact = noise_in(torch.float32, shortened)
+    assert found >= exact
+
+
+def test_noise_is_multiplied_in_float32_where_that_is_exact() -> None:
+    assert torch.get_float32_matmul_precision() == "highest"
+    found, exact = noise_in(torch.float32, shortened)
+    assert found < exact
 
 
 @dataclass

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from attacks import network
 from listed_runs import CASES, Case, data
 from torch import nn
 
@@ -135,6 +136,19 @@ def test_units_on_their_kink_are_told() -> None:
     result = replace(case, model=model, x=x).certify()
     assert not result.models.reached[0].single_runs
     assert any("rounding makes the box of one run" in line for line in result.fallbacks)
+
+
+def test_a_threat_that_changes_nothing_lists_the_clean_run() -> None:
+    x, y = data("bce", 4)
+    case = Case(network((2, 3, 1)), x, y, agt.Training("bce"), agt.FeaturePoisoning(2, 0.0))
+    result = case.certify(selections="enumerated")
+    runs_ = result.models.reached.runs
+    assert len(runs_.choices) == 1
+    model = dict(case.trained(x, y, [True] * 4).named_parameters())
+    for name in result.reachable.trainable:
+        value = model[name].detach().numpy()
+        assert (result.reachable.lower[name] <= value).all()
+        assert (value <= result.reachable.upper[name]).all()
 
 
 def test_restricted_lists() -> None:

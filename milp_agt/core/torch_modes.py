@@ -1,4 +1,7 @@
-"""Modes of torch that the caller has switched on: grad modes do not matter, others are refused."""
+"""Modes of torch that the caller has switched on: grad modes do not matter, others are refused.
+
+What the caller has set for float32 products is told to those who make some.
+"""
 
 from __future__ import annotations
 
@@ -26,6 +29,24 @@ def own_modes() -> Iterator[None]:
     _refuse_modes()
     with torch.inference_mode(False), torch.enable_grad():
         yield
+
+
+def float32_products_are_exact() -> bool:
+    """Whether torch multiplies the factors of float32 products on the processor as they are.
+
+    It may be told to round them to TF32 or bfloat16 first; a setting that it cannot read back counts as that.
+    """
+    try:
+        plain = torch.get_float32_matmul_precision() == "highest"
+    except RuntimeError:  # settings of the old and of the new kind side by side
+        return False
+    settings = (
+        torch.backends,
+        torch.backends.mkldnn,
+        getattr(torch.backends.mkldnn, "matmul", None),
+    )
+    found = {getattr(each, "fp32_precision", "none") for each in settings}
+    return plain and found <= {"ieee", "none"}
 
 
 def _refuse_modes() -> None:

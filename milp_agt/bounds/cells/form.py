@@ -10,6 +10,7 @@ from torch import Tensor
 
 from milp_agt.bounds.cells.cell import SLACK, Cells
 from milp_agt.core.rounding import FLOAT32, TINY, gamma
+from milp_agt.core.torch_modes import float32_products_are_exact
 
 # Numbers of one product with the noise at a time: what a cache holds.
 AT_ONCE = 2**18
@@ -267,15 +268,17 @@ class States:
         """At least ``|J L|_1`` for each number of a node, (B, M).
 
         Where each number reads few parameters (the weights of one unit), only these are multiplied. In
-        float32, whose rounding of at most ``gamma(p + Q)`` of all terms is added: far below the noise.
+        float32, whose rounding of at most ``gamma(p + Q)`` of all terms is added: far below the noise. In
+        float64 where torch is set to round the factors of float32 products.
         """
         assert form.on_state is not None
         values, at = form.on_state.values, form.on_state.at
         count, used, width = len(self), len(values), self.noise.shape[2]
         lead = form.centre.shape[1] if form.centre.dim() > 2 else 1
-        single = values.float().expand(-1, *form.centre.shape)
+        kind = torch.float32 if float32_products_are_exact() else torch.float64
+        single = values.to(kind).expand(-1, *form.centre.shape)
         single = single.reshape(used, count, lead, -1)
-        noise = self.noise[:, at].float()
+        noise = self.noise[:, at].to(kind)
         per = max(1, AT_ONCE // (count * width))
         touched = (single != 0.0).any(1).any(1).T  # (elements, p)
         found = single.new_empty(count, lead, len(touched))

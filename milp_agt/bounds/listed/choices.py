@@ -133,8 +133,8 @@ class ListedChoices:
         slots[samples] = torch.arange(count, device=samples.device)
         at = slots[self.changed[part]]
         found = moves.new_zeros(len(at), count + 1, moves.shape[1])
-        picked = self.picked[part]
-        own = torch.where((picked >= 0)[..., None], moves[picked], moves.new_zeros(()))
+        # -1 is the last row: no move. Nothing at all may be there to be picked.
+        own = torch.cat([moves, moves.new_zeros(1, moves.shape[1])])[self.picked[part]]
         for slot in range(at.shape[1]):
             row = torch.arange(len(at), device=at.device)
             found[row, at[:, slot]] = found[row, at[:, slot]] + own[:, slot]
