@@ -668,3 +668,18 @@ def test_a_rule_that_is_too_tight_shows(name: str, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(module, attribute, mutant(getattr(module, attribute)))
     box = training.train(given, start, own, poisoned)["b"]
     assert not (box.lo.item() <= min(values) and max(values) <= box.hi.item())
+
+
+def test_questions_on_the_training_data_are_about_the_training_data(tmp_path: Path) -> None:
+    asked = '[[property]]\nkind = "accuracy"\non = "train"\n'
+    base = certified(tmp_path / "run", properties=asked)
+    assert check(base).outcome is Outcome.PROVED
+
+    def easy(claim: dict[str, Any], arrays: dict[str, Any]) -> None:
+        for name in ("points_0.npy", "classes_0.npy"):
+            arrays[name] = np.repeat(arrays[name][:1], len(arrays[name]), 0)
+        claim["questions"][0].update(least=len(arrays["points_0.npy"]))
+        claim["questions"][0].update(most=len(arrays["points_0.npy"]))
+
+    with pytest.raises(Rejected, match="not those of the training data"):
+        forged(base, tmp_path / "forged", easy)

@@ -273,10 +273,24 @@ def _questions(
     for number, (asked, verdict) in enumerate(zip(run.properties, whole, strict=True)):
         if isinstance(asked, (AccuracyTable, StableTable, LossTable)):
             at = asked.pick(run.dataset)
-            found.append(_question(files, number, result, verdict, at.features, at.labels))
+            stated = _question(files, number, result, verdict, at.features, at.labels)
+            if verdict.on == "train" and not _is_trained_on(files, stated, result):
+                not_covered.append(f"{verdict.name}, on other points than those of the run")
+                del files.arrays[stated["features"]], files.arrays[stated["labels"]]
+            else:
+                found.append(stated)
         else:
             not_covered.append(verdict.name)
     return found, not_covered
+
+
+def _is_trained_on(files: _Files, stated: Mapping[str, Any], result: Result) -> bool:
+    """Whether points and labels of a question are the data of the run, to the bit."""
+    poison = result.models.poison
+    x, y = (files.arrays[stated[what]] for what in ("features", "labels"))
+    same = np.array_equal(x, poison.features.cpu().numpy().reshape(len(poison.features), -1))
+    own = stated["kind"] == "stable" or np.array_equal(y, poison.labels.cpu().numpy())
+    return same and own
 
 
 def _question(

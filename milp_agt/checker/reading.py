@@ -80,9 +80,7 @@ def read(certificate: Certificate) -> Statement | tuple[str, ...]:
     problem = Problem(layers, loss, batches, rules, arithmetic)
     if method == "affine" and not affine.covers(problem):
         raise Rejected("claim.method: affine forms have no rules for this run")
-    questions = tuple(
-        _question(certificate, t, loss, width, outputs) for t in claim.tables("questions")
-    )
+    questions = tuple(_question(certificate, t, loss, x, y) for t in claim.tables("questions"))
     found = Statement(
         problem,
         parameters["initial"],
@@ -263,8 +261,9 @@ def _range(certificate: Certificate, table: Table, values: Array) -> tuple[Array
 
 
 def _question(
-    certificate: Certificate, table: Table, loss: str, width: int, outputs: int
+    certificate: Certificate, table: Table, loss: str, train_x: Array, train_y: Array
 ) -> Question:
+    width, outputs = train_x.shape[1], train_y.shape[1]
     kind = table.word("kind", ("accuracy", "stable", "loss"))
     x = certificate.array(table, "features")
     if x.ndim != 2 or x.shape[1] != width or not len(x):
@@ -275,12 +274,16 @@ def _question(
     elif kind != "loss":
         raise Rejected(f"{table.where}: {kind} of a regression")
     labels = encoded.argmax(-1) if outputs > 1 else encoded[:, 0].astype(np.int64)
+    on = table.word("on", ("train", "test"))
+    own = kind == "stable" or np.array_equal(encoded, train_y)
+    if on == "train" and not (own and np.array_equal(x, train_x)):
+        raise Rejected(f"{table.where}: points that are not those of the training data")
     read: Callable[[str], float] = (
         table.real if kind == "loss" else lambda key: float(table.whole(key, 0, len(x)))
     )
     found = Question(
         kind,
-        table.word("on", ("train", "test")),
+        on,
         x,
         labels,
         encoded,
