@@ -17,18 +17,17 @@ from torch import nn
 import milp_agt as agt
 from milp_agt.data.dataset import load_dataset
 
+BARE: dict[str, object] = {"inner_bounds": "interval", "selections": "joint", "carried": "none"}
+WHOLE: dict[str, object] = {"inner_bounds": "linear", "carried": "none"}
 LEVELS: dict[str, dict[str, object]] = {
     "interval": {"relaxation": "interval"},
-    "linear, window 1": {"window": 1, "inner_bounds": "interval", "selections": "joint"},
-    "lp, window 1": {
-        "relaxation": "lp",
-        "window": 1,
-        "inner_bounds": "interval",
-        "selections": "joint",
-    },
-    "linear, whole run": {"inner_bounds": "linear", "selections": "joint"},
-    "linear, whole run, charged": {"inner_bounds": "linear", "selections": "charged"},
-    "linear, whole run, each selection": {"inner_bounds": "linear", "selections": "enumerated"},
+    "linear, window 1": BARE | {"window": 1},
+    "lp, window 1": BARE | {"relaxation": "lp", "window": 1},
+    "linear, whole run": WHOLE | {"selections": "joint"},
+    "linear, whole run, charged": WHOLE | {"selections": "charged"},
+    "linear, whole run, each selection": WHOLE | {"selections": "enumerated"},
+    "zonotope": {"relaxation": "zonotope"},
+    "defaults": {},
 }
 BUDGET, RADIUS, RATE = 2, 0.01, 0.5
 
@@ -44,8 +43,17 @@ def draw(rows: dict[str, list[float]], attacked: dict[int, float], path: str) ->
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(figsize=(7.0, 4.0), layout="constrained")
-    styles = ["-", "--", "-.", ":", (0, (3, 1, 1, 1)), (0, (5, 1))]
-    colours = ["#D55E00", "#E69F00", "#CC79A7", "#56B4E9", "#009E73", "#0072B2"]
+    styles = ["-", "--", "-.", ":", (0, (3, 1, 1, 1)), (0, (5, 1)), "-", "--"]
+    colours = [
+        "#D55E00",
+        "#E69F00",
+        "#CC79A7",
+        "#56B4E9",
+        "#009E73",
+        "#0072B2",
+        "#999999",
+        "#000000",
+    ]
     for (name, widths), style, colour in zip(rows.items(), styles, colours, strict=True):
         axes.semilogy(range(1, len(widths) + 1), widths, linestyle=style, color=colour, label=name)
     axes.semilogy(*zip(*attacked.items(), strict=True), "o-", color="#000000", label="attacks")

@@ -213,3 +213,14 @@ def test_listed_selections_end_where_they_gain_nothing_and_begin_again(
 
 def _mean(own: ZonotopePass) -> float:
     return float(torch.cat([box.width.flatten() for box in own.state().values()]).mean())
+
+
+def test_linear_forms_by_themselves() -> None:
+    """``carried="none"``: what linear forms prove alone, and a note that says so."""
+    case, _, _ = problem("bce", "features", budget=1, radius=0.05)
+    alone, _ = case.certify(relaxation="linear", carried="none")
+    beside, _ = case.certify(relaxation="linear")
+    assert "zonotope" in beside.steps[-1].chains
+    assert "zonotope" not in alone.steps[-1].chains
+    assert "no zonotope is carried along: carried = 'none'" in alone.notes
+    assert beside.reachable.mean_width < alone.reachable.mean_width

@@ -57,6 +57,12 @@ class CertifyOptions(Table):
         "by linear forms through the window; unless given, linear where its predicted cost is small and, "
         "beside a zonotope, in steps where linear forms gain something over it.",
     )
+    carried: Literal["zonotope", "none"] = Field(
+        default="zonotope",
+        description="What is carried along beside linear forms and programs, and met with them: a zonotope "
+        "where it has rules for the run and is predicted to be cheap, or `none`, to see what these levels "
+        "prove by themselves.",
+    )
     selections: Literal["joint", "charged", "enumerated"] | None = Field(
         default=None,
         description="Bound all choices of poisoned samples at once, charge every error to the samples "

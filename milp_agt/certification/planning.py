@@ -169,7 +169,7 @@ def make_plan(
         )
         remarks += Remarks(notes=(line,))
     allowed = max(cheap, seconds if linear_inner else 0.0)
-    levels, more = _levels(level, refused, zonotope, allowed, budget)
+    levels, more = _levels(level, refused, zonotope, allowed, budget, options.carried)
     remarks, carried = remarks + more, Relaxation.ZONOTOPE in levels
     told_apart, more = selections_of(
         sizes,
@@ -269,6 +269,7 @@ def _levels(
     predicted: tuple[float, int],
     seconds: float,
     memory: int,
+    carried: str,
 ) -> tuple[Sequence[Relaxation], Remarks]:
     """The levels of the chains. Above a zonotope it is carried along where it has rules for the run and
     is predicted to take at most some seconds and a share of the memory; far more is an error."""
@@ -280,7 +281,9 @@ def _levels(
     if Relaxation.ZONOTOPE not in levels or asked is Relaxation.ZONOTOPE:
         return levels, Remarks()
     why = None if refused is None else f"it has no rule for {refused}"
-    if why is None and (time > seconds or size > memory // ZONOTOPE_SHARE):
+    if carried == "none":
+        why = "carried = 'none'"
+    elif why is None and (time > seconds or size > memory // ZONOTOPE_SHARE):
         why = (
             f"it would take about {time:.3g} s and {_mib(size)}, more than {seconds:.3g} s or "
             f"{_mib(memory // ZONOTOPE_SHARE)}; ask for relaxation='zonotope' to have it"
