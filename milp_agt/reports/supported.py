@@ -52,7 +52,7 @@ def _questions() -> list[str]:
         lines.append(f"| `{asked.name}` | {asked.what} | {fitting} |")
     combined = (
         "Every threat model, every question and every relaxation can be combined, but that `zonotope` "
-        "refuses two budgets and threats to whole samples."
+        "refuses two budgets, threats to whole samples, runs in float32 and clipping of the total norm."
     )
     return [*lines, "", combined]
 
