@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from attacks import Problem, assert_inside, mean_loss, network
+from pairs import every_pair
 from torch import Tensor, nn
 from whole import Trainer, subsets
 
@@ -130,9 +131,7 @@ def check_budget(case: Problem, run: Any) -> None:
         assert set(run.poisoned) <= set(threat.samples)
 
 
-@pytest.mark.parametrize("clip", [None, 0.3])
-@pytest.mark.parametrize("run", [{}, MINI], ids=["full", "mini"])
-@pytest.mark.parametrize("budget", [1, 2])
+@every_pair(budget=[1, 2], run={"full": {}, "mini": MINI}, clip=[None, 0.3])
 def test_few_removals_are_tried_one_and_all(budget: int, run: dict[str, Any], clip: Any) -> None:
     case = problem(agt.Removal(budget), clip=clip, **run)
     found = attacked(case)

@@ -11,6 +11,7 @@ import torch
 from attacks import Problem, assert_sound, clipped_mean, network, per_sample_gradients
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pairs import every_pair
 from problems import EXPENSIVE, OUTPUTS, caught, data, problem
 from same_run import MODELS, shared_module, shared_parameter
 from torch import Tensor, nn
@@ -143,9 +144,7 @@ def single_clipped(gradients: dict[str, Tensor], bound: float, mode: str) -> dic
     return {n: torch.stack([own[n] for own in each]) for n in gradients}
 
 
-@pytest.mark.parametrize("relaxation", ["interval", "linear"])
-@pytest.mark.parametrize("budget", [1, 2])
-@pytest.mark.parametrize("mode", MODES)
+@every_pair(mode=MODES, budget=[1, 2], relaxation=["interval", "linear"])
 def test_one_step_under_flipped_labels(mode: str, budget: int, relaxation: str) -> None:
     """From a point, every sample has two clipped gradients; the step is the best k differences.
 
@@ -280,10 +279,9 @@ def test_clip_factor_planes() -> None:
 KINDS = [("bce", "features"), ("bce", "labels"), *((loss, "both") for loss in OUTPUTS)]
 
 
-@pytest.mark.parametrize("relaxation", ["interval", "linear"])
-@pytest.mark.parametrize(("loss", "kind"), KINDS)
-@pytest.mark.parametrize("mode", MODES)
-def test_every_threat_and_loss(mode: str, loss: str, kind: str, relaxation: str) -> None:
+@every_pair(mode=MODES, threat=KINDS, relaxation=["interval", "linear"])
+def test_every_threat_and_loss(mode: str, threat: tuple[str, str], relaxation: str) -> None:
+    loss, kind = threat
     run = {"clip": 0.3, "clip_mode": mode, "batch_size": 4, "epochs": 2, "shuffle_seed": 1}
     case, test, labels = problem(loss, kind, run, radius=0.05)
     bounds = None if relaxation == "interval" else "linear"

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from attacks import Problem, Replay, assert_inside, network
+from pairs import every_pair
 from torch import Tensor, nn
 
 import milp_agt as agt
@@ -88,9 +89,7 @@ RUNS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("relaxation", ["interval", "linear"])
-@pytest.mark.parametrize("options", list(RUNS.values()), ids=list(RUNS))
-@pytest.mark.parametrize("kind", KINDS)
+@every_pair(kind=KINDS, options=RUNS, relaxation=["interval", "linear"])
 def test_exact_and_permuted_regression(kind, options, relaxation) -> None:
     x, y = badly_scaled(kind)
     model = network((3, 1), seed=1)

@@ -28,6 +28,7 @@ from draws import (
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from instances import per_sample
+from pairs import every_pair
 
 import milp_agt as agt
 from milp_agt.bounds.adversary.joint import Masks
@@ -62,10 +63,12 @@ ONE_BATCH = ((0, 1, 2, 3, 4), (0, 1, 2, 3, 4), (4, 3, 2, 1, 0))
 BATCHES = ((0, 1, 2), (3, 4), (2, 0, 4), (1, 3))
 
 
-@pytest.mark.parametrize("what", ["x", "v", "r", "xv"])
-@pytest.mark.parametrize("batches", [ONE_BATCH, BATCHES], ids=["full", "mini"])
-@pytest.mark.parametrize("per_batch", [False, True], ids=["dataset", "batch"])
-@pytest.mark.parametrize("static", [True, False], ids=["static", "adaptive"])
+@every_pair(
+    static={"static": True, "adaptive": False},
+    per_batch={"dataset": False, "batch": True},
+    batches={"full": ONE_BATCH, "mini": BATCHES},
+    what=["x", "v", "r", "xv"],
+)
 def test_worst_case_is_the_best_attack(
     static: bool, per_batch: bool, batches: tuple[tuple[int, ...], ...], what: str
 ) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from attacks import Problem, Replay, assert_inside, assert_sound, network
+from pairs import every_pair
 
 import milp_agt as agt
 from milp_agt.attacks import Search
@@ -78,9 +79,11 @@ def problem(
     return case, x[samples:], y[samples:]
 
 
-@pytest.mark.parametrize("static", [True, False], ids=["static", "adaptive"])
-@pytest.mark.parametrize("relaxation", ["interval", "linear"])
-@pytest.mark.parametrize("name", FEATURES)
+@every_pair(
+    name=list(FEATURES),
+    relaxation=["interval", "linear"],
+    static={"static": True, "adaptive": False},
+)
 def test_no_attack_on_features_leaves_the_bounds(name: str, relaxation: str, static: bool) -> None:
     threat = agt.FeaturePoisoning(2, static=static, **FEATURES[name])
     case, test, labels = problem(threat)

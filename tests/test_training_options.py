@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from pairs import every_pair
 from torch import Tensor, nn
 
 import milp_agt as agt
@@ -215,11 +216,11 @@ def escapes(result: agt.Result, models: list[nn.Module], shrink: float = 1.0) ->
     return False
 
 
-@pytest.mark.parametrize(
-    "level", ["interval", "linear", pytest.param("lp", marks=pytest.mark.slow), "zonotope"]
+@every_pair(
+    name=list(CASES),
+    kind=["features", "labels"],
+    level=["interval", "linear", pytest.param("lp", marks=pytest.mark.slow), "zonotope"],
 )
-@pytest.mark.parametrize("kind", ["features", "labels"])
-@pytest.mark.parametrize("name", CASES)
 def test_plain_runs_lie_inside(name: str, kind: str, level: str) -> None:
     case = CASES[name]
     if kind == "labels" and not case.labels:
