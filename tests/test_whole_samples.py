@@ -33,7 +33,6 @@ from milp_agt.errors import InvalidThreatModelError, MilpAgtError
 from milp_agt.formulations.exchange import Remove
 from milp_agt.training import exchanged
 
-
 EXCHANGES = [
     ("removal", "norm"),
     *((kind, mode) for kind in ("substitution", "insertion") for mode in ("norm", "clamp")),
