@@ -126,10 +126,11 @@ def test_rules_hold_at_sampled_points(size: float) -> None:
         x, delta = (drawn(rng, symbols, (SAMPLES, n), size, True) for n in (4, 3))
         for form in (x, delta):  # those of a sample that stays clean
             form.low[1, -1], form.high[1, -1] = form.low[0, -1], form.high[0, -1]
-        y = affine.points(np.eye(3)[rng.integers(0, 3, SAMPLES)], 0)
+        y = affine.points(np.eye(3)[rng.integers(0, 3, SAMPLES)])
+        ones = affine.points(np.ones((SAMPLES, 1)))
         step = Pass(of_problem("cross_entropy"), symbols, own)
         z = step.dense(rows, x, bias)
-        total, alone, p = step.summed(delta, x), step.summed(delta, None), step.loss(z, y)
+        total, alone, p = step.summed(delta, x), step.summed(delta, ones), step.loss(z, y)
         near = Form(size * z.c, delta.s, delta.low, delta.high)  # of which many may flip
         h, at, flips = step.activated(layers.Layer("relu"), near)
         with_flips = step.symbols
@@ -137,7 +138,7 @@ def test_rules_hold_at_sampled_points(size: float) -> None:
         other = Pass(step.problem, symbols, own)
         leaky, slopes, turns = other.activated(layers.Layer("leaky_relu", slope=0.2), near)
         one = Form(z.c[:, :1], z.s[:, :1], z.low[..., :1], z.high[..., :1])
-        target = affine.points(np.ones((SAMPLES, 1)), 0)
+        target = affine.points(np.ones((SAMPLES, 1)))
         bce = Pass(of_problem("bce"), symbols, own).loss(one, target)
         mse = Pass(of_problem("mse"), symbols, own).loss(z, y)
         box, own_box = forms.ranges(rows, symbols), forms.own_ranges(x, symbols, own)
@@ -152,7 +153,7 @@ def test_rules_hold_at_sampled_points(size: float) -> None:
             assert chosen.holds(z, u @ w.T + b)
             value = chosen.draw(z)
             assert chosen.holds(total, d.T @ u)
-            assert chosen.holds(alone, d.sum(0))
+            assert chosen.holds(alone, d.sum(0)[:, None])
             odds = np.exp(value - value.max(1, keepdims=True))
             assert chosen.holds(p, odds / odds.sum(1, keepdims=True) - y.c)
             assert chosen.holds(bce, 1 / (1 + np.exp(-value[:, :1])) - 1.0)

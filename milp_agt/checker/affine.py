@@ -35,9 +35,16 @@ from milp_agt.checker.layers import VELOCITY, Layer, Poisoned, Problem, Rule, Sa
 
 
 def _split(weights: Array, low: Array, high: Array) -> tuple[Array, Array]:
-    """Ends of ``rest @ weights.T`` for rests in intervals."""
-    positive, negative = np.maximum(weights, 0.0).T, np.minimum(weights, 0.0).T
-    return low @ positive + high @ negative, high @ positive + low @ negative
+    """Ends of ``weights r`` for rests in intervals."""
+    positive, negative = np.maximum(weights, 0.0), np.minimum(weights, 0.0)
+    low, high = low[..., None], high[..., None]
+    ends = positive @ low + negative @ high, positive @ high + negative @ low
+    return ends[0][..., 0], ends[1][..., 0]
+
+
+def _classes(f: Form) -> Form:
+    """One logit as two, of which the first is 0."""
+    return f if f.c.shape[1] > 1 else f[:, [0, 0]].scaled(np.array([0.0, 1.0]))
 
 
 @dataclass(frozen=True)
@@ -97,9 +104,7 @@ class Pass:
         at = np.where(on, 1.0, slope)
         beyond = np.where(on, -box.lo, box.hi)
         place: Any = np.nonzero((beyond >= 0).any(0))
-        some = Form(
-            z.c[place], z.s[place], z.low[(slice(None), *place)], z.high[(slice(None), *place)]
-        )
+        some = z[place]
         first, symbols = len(self.symbols.flips), self.symbols
         most = np.maximum(beyond.max(0)[place], TINY)
         alone = (beyond[0] < 0)[place]
@@ -108,9 +113,9 @@ class Pass:
         )
         phi, rho = self.symbols.flips[first:].T
         error = self.off(8, 2 if slope else 0, magnitude(z, symbols) + box.size.max(0))
-        s = wide(at[..., None] * z.s, self.symbols.count)
-        s[*place, rho] = 1.0 - slope
-        h = Form(at * z.c, s, at * z.low - error, at * z.high + error)
+        h = z.scaled(at).widened(error)
+        h = replace(h, s=wide(h.s, self.symbols.count))
+        h.s[*place, rho] = 1.0 - slope
         turned = np.where(on[place], slope - 1.0, 1.0 - slope)
         return h, at, Flipped(place, phi, np.arange(first, first + len(phi)), turned, alone)
 
@@ -154,41 +159,33 @@ class Pass:
         charged[each, flipped.index] = clean
         before = symbols.count
         self.symbols = symbols.with_noise(np.zeros(len(each)), owned, charged)
-        s = wide(at[..., None] * delta.s, self.symbols.count)
-        s[*place, flipped.phi] += flipped.turned * delta.c[place]
-        s[*place, before + each] = 1.0
-        error = self.off(4, 2, 2.0 * magnitude(delta, symbols))
-        return Form(at * delta.c, s, at * delta.low - error, at * delta.high + error)
+        found = delta.scaled(at).widened(self.off(4, 2, 2.0 * magnitude(delta, symbols)))
+        found = replace(found, s=wide(found.s, self.symbols.count))
+        found.s[*place, flipped.phi] += flipped.turned * delta.c[place]
+        found.s[*place, before + each] = 1.0
+        return found
 
     def loss(self, f: Form, y: Form) -> Form:
         """The derivative of the loss: ``p(f) - y``, or ``2 (f - y) / outputs``."""
-        count, loss = f.c.shape[-1], self.problem.loss
+        count = f.c.shape[-1]
         size = magnitude(f, self.symbols) + magnitude(y, self.symbols)
-        if loss == "mse":
-            share = 2.0 / count
-            error = self.off(8, 8, size * 2.0)
-            low, high = share * (f.low - y.high) - error, share * (f.high - y.low) + error
-            return Form(share * (f.c - y.c), share * plus(f.s, -y.s), low, high)
-        two = np.stack([np.zeros_like(f.c[:, 0]), f.c[:, 0]], -1) if count == 1 else f.c
-        centre = functions.softmax(Box.point(two))
+        if self.problem.loss == "mse":
+            return (f - y).scaled(np.full(count, 2.0 / count)).widened(self.off(8, 8, size * 2.0))
+        f, size = _classes(f), size.max(-1, keepdims=True)
+        centre = functions.softmax(Box.point(f.c))
         p = 0.5 * (centre.lo + centre.hi)
-        box, gap = self._logits(f)
+        pairs = f[:, :, None] - f[:, None]
+        gap = far(pairs, own_ranges(pairs, self.symbols, self.own)).max((-1, -2))[..., None]
+        # p_j = 1 / sum_k exp(f_k - f_j), every difference at most gap away from its centre.
+        grown = functions.exp(Box(-gap, gap))
+        least, most = down(centre.lo * grown.lo), up(np.minimum(centre.hi * grown.hi, 1.0))
         # Along a line p_j'' = p_j ((v_j - E v)^2 - Var v), where v_k are the moves of the logits, with
         # probability p_k. With D = max |v_j - v_k|: |v_j - E v| <= (1 - p_j) D and
         # Var v <= min(1/4, 1 - p_j) D^2.
-        most = np.minimum(box.hi, 1.0)
         half = 0.5 * SPARE * gap**2
-        rise = np.minimum(most * (1.0 - box.lo) ** 2, 4.0 / 27.0) * half
-        fall = most * np.minimum(1.0 - box.lo, 0.25) * half
-        if count == 1:
-            p, rise, fall = p[:, 1:], rise[..., 1:], fall[..., 1:]
-            jacobian = (p * (1.0 - p))[..., None]
-        else:
-            jacobian = p[:, :, None] * (np.eye(count) - p[:, None])
-        s = plus(jacobian @ f.s, -y.s)
-        positive, negative = np.maximum(jacobian, 0.0), np.minimum(jacobian, 0.0)
-        low = (positive @ f.low[..., None] + negative @ f.high[..., None])[..., 0] - y.high - fall
-        high = (positive @ f.high[..., None] + negative @ f.low[..., None])[..., 0] - y.low + rise
+        rise = np.minimum(most * (1.0 - least) ** 2, 4.0 / 27.0) * half
+        fall = most * np.minimum(1.0 - least, 0.25) * half
+        jacobian = p[:, :, None] * (np.eye(f.c.shape[-1]) - p[:, None])
         # What p at the centre and its Jacobian may be off by; then the run's own softmax.
         spread = 2.0 * magnitude(f, self.symbols).max(-1, keepdims=True)
         unsure = up(centre.hi - centre.lo).max()
@@ -196,56 +193,29 @@ class Pass:
         error = 2.0 * SPARE * count * unsure * (1.0 + spread)
         error = error + self.off(4 * count + 8, 8, size + spread + 1.0)
         error = error + self.problem.arithmetic.off(1, share * np.ones_like(p))
-        return Form(p - y.c, s, low - error, high + error)
+        low, high = _split(jacobian, f.low, f.high)
+        found = Form(p, jacobian @ f.s, low - fall, high + rise)
+        return found.widened(error)[:, -count:] - y
 
-    def _logits(self, f: Form) -> tuple[Box, Array]:
-        """Ranges of the probabilities, (2, n, classes), and the largest move of a difference, (2, n, 1)."""
-        if f.c.shape[-1] == 1:
-            box = own_ranges(f, self.symbols, self.own)
-            gap = far(f, box)
-            second = functions.sigmoid(box)
-            first = Box(down(1.0 - second.hi), up(1.0 - second.lo))
-            low = np.concatenate([first.lo, second.lo], -1)
-            return Box(low, np.concatenate([first.hi, second.hi], -1)), gap
-        pairs = Form(
-            f.c[:, :, None] - f.c[:, None],
-            f.s[:, :, None] - f.s[:, None],
-            f.low[..., :, None] - f.high[..., None, :],
-            f.high[..., :, None] - f.low[..., None, :],
-        )
-        box = own_ranges(pairs, self.symbols, self.own)
-        gap = far(pairs, box).max((-1, -2))[..., None]
-        centre = functions.softmax(Box.point(f.c))
-        grown = functions.exp(Box(-gap, gap))
-        # p_j = 1 / sum_k exp(f_k - f_j), every difference at most gap away from its centre.
-        return Box(down(centre.lo * grown.lo), up(np.minimum(centre.hi * grown.hi, 1.0))), gap
-
-    def summed(self, delta: Form, x: Form | None) -> Form:
-        """``sum_i delta_ij x_ik`` over the batch, (j, k); without x, ``sum_i delta_ij``. The rests of clean
-        samples, and for each slot what it adds to them if it is poisoned.
+    def summed(self, delta: Form, x: Form) -> Form:
+        """``sum_i delta_ij x_ik`` over the batch, (j, k). The rests of clean samples, and for each slot what
+        it adds to them if it is poisoned.
         """
         symbols, n = self.symbols, len(delta.c)
-        if x is None:
-            c, s = delta.c.sum(0), delta.s.sum(0)
-            low, high, size = delta.low, delta.high, magnitude(delta, symbols)
-        else:
-            c = delta.c.T @ x.c
-            s = plus(
-                np.tensordot(delta.c, x.s, (0, 0)),
-                np.tensordot(delta.s, x.c, (0, 0)).transpose(0, 2, 1),
-            )
-            second = SPARE * (
-                far(delta, own_ranges(delta, symbols, self.own))[..., None]
-                * far(x, own_ranges(x, symbols, self.own))[..., None, :]
-            )
-            first = [delta.low[..., None] * x.c[:, None], delta.high[..., None] * x.c[:, None]]
-            other = [
-                delta.c[..., None] * x.low[..., None, :],
-                delta.c[..., None] * x.high[..., None, :],
-            ]
-            low = np.minimum(*first) + np.minimum(*other) - second
-            high = np.maximum(*first) + np.maximum(*other) + second
-            size = magnitude(delta, symbols)[..., None] * magnitude(x, symbols)[:, None]
+        c = delta.c.T @ x.c
+        s = plus(
+            np.tensordot(delta.c, x.s, (0, 0)),
+            np.tensordot(delta.s, x.c, (0, 0)).transpose(0, 2, 1),
+        )
+        second = SPARE * (
+            far(delta, own_ranges(delta, symbols, self.own))[..., None]
+            * far(x, own_ranges(x, symbols, self.own))[..., None, :]
+        )
+        first = [end[..., None] * x.c[:, None] for end in (delta.low, delta.high)]
+        other = [delta.c[..., None] * end[..., None, :] for end in (x.low, x.high)]
+        low = np.minimum(*first) + np.minimum(*other) - second
+        high = np.maximum(*first) + np.maximum(*other) + second
+        size = magnitude(delta, symbols)[..., None] * magnitude(x, symbols)[:, None]
         known = self.own >= 0
         more = np.maximum(np.maximum(low[0] - low[1], high[1] - high[0]), 0.0)[known]
         owned = np.zeros((*c.shape, len(symbols.low)))
@@ -281,7 +251,8 @@ class Pass:
                 continue
             found[layer.weight] = self.summed(delta, values[place])
             if layer.bias:
-                found[layer.bias] = self.summed(delta, None)
+                one = self.summed(delta, points(np.ones((len(delta.c), 1))))
+                found[layer.bias] = Form(*(part[:, 0] for part in vars(one).values()))
             if place > 0:
                 rows = state[layer.weight]
                 turned = Form(rows.c.T, rows.s.transpose(1, 0, 2), rows.low.T, rows.high.T)
@@ -361,7 +332,7 @@ def covers(problem: Problem) -> bool:
     return known and problem.loss != "hinge" and not rule.l1 and rule.projection is None
 
 
-def points(values: Array, symbols: int) -> Form:
+def points(values: Array, symbols: int = 0) -> Form:
     """Numbers that are known, of samples."""
     zero = np.zeros((2, *values.shape))
     return Form(values, np.zeros((*values.shape, symbols)), zero, zero)
@@ -373,12 +344,6 @@ def moving(values: Array, symbols: Symbols, own: Array, columns: Array) -> Form:
     form = points(values, int(symbols.moves[own[known]].max(initial=-1)) + 1)
     form.s[known[:, None], columns, symbols.moves[own[known]]] = 1.0
     return form
-
-
-def _part(form: Form, columns: slice) -> Form:
-    return Form(
-        form.c[:, columns], form.s[:, columns], form.low[..., columns], form.high[..., columns]
-    )
 
 
 def train(
@@ -412,8 +377,8 @@ def train(
         try:
             step = Pass(problem, symbols, own)
             both = moving(np.concatenate([x, y], 1)[batch], symbols, own, columns)
-            data = _part(both, slice(0, x.shape[1])), _part(both, slice(x.shape[1], None))
-            sums = step.gradients(state, *data)
+            width = x.shape[1]
+            sums = step.gradients(state, both[:, :width], both[:, width:])
             new: dict[str, Form] = {}
             for name, total in sums.items():
                 new |= step.updated(rule, name, state, total, len(batch))
@@ -434,7 +399,7 @@ def outputs(
 ) -> tuple[Form, Symbols]:
     """The outputs (n, outputs) of every reachable model at test points."""
     step = Pass(problem, symbols, np.full(len(x), -1))
-    values, _ = step.forward(state, points(x, 0))
+    values, _ = step.forward(state, points(x))
     return values[-1], step.symbols
 
 
@@ -448,17 +413,9 @@ def margins(
 ) -> Box:
     """The same as :func:`questions.margins`, (1, n, others)."""
     form, symbols = outputs(problem, state, symbols, x)
-    count = form.c.shape[1]
-    if count == 1:
-        box, sign = ranges_at(form, symbols), labels[:, None] > 0
-        return Box(np.where(sign, box.lo, -box.hi), np.where(sign, box.hi, -box.lo))
-    at = np.arange(len(x))
+    form = _classes(form)
+    at, count = np.arange(len(x)), form.c.shape[1]
     others = np.array([[k for k in range(count) if k != j] for j in range(count)])[labels]
-    pairs = Form(
-        form.c[at, labels][:, None] - np.take_along_axis(form.c, others, 1),
-        form.s[at, labels][:, None] - form.s[at[:, None], others],
-        form.low[:, at, labels][..., None] - form.high[:, at[:, None], others],
-        form.high[:, at, labels][..., None] - form.low[:, at[:, None], others],
-    )
+    pairs = form[at, labels, None] - form[at[:, None], others]
     error = granted(8, magnitude(pairs, symbols))
-    return ranges_at(pairs.rest(-error, error), symbols)
+    return ranges_at(pairs.widened(error), symbols)

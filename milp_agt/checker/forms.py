@@ -22,6 +22,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 
@@ -193,9 +194,25 @@ class Form:
         if not all(np.isfinite(a).all() for a in (self.c, self.s, self.low, self.high)):
             raise Unbounded("a form became infinite")
 
-    def rest(self, low: Array, high: Array) -> Form:
-        """With the rest widened."""
-        return replace(self, low=down(self.low + low), high=up(self.high + high))
+    def widened(self, error: Array) -> Form:
+        """With the rest widened by an error that covers the rounding here, too."""
+        return replace(self, low=self.low - error, high=self.high + error)
+
+    def __getitem__(self, key: Any) -> Form:
+        """Some of the numbers of samples."""
+        key = key if isinstance(key, tuple) else (key,)
+        whole = slice(None), *key
+        return Form(self.c[key], self.s[key], self.low[whole], self.high[whole])
+
+    def __sub__(self, other: Form) -> Form:
+        """The difference, up to rounding."""
+        s = plus(self.s, -other.s)
+        return Form(self.c - other.c, s, self.low - other.high, self.high - other.low)
+
+    def scaled(self, factor: Array) -> Form:
+        """The product with numbers >= 0, up to rounding."""
+        s = factor[..., None] * self.s
+        return Form(factor * self.c, s, factor * self.low, factor * self.high)
 
 
 def granted(terms: int, size: Array) -> Array:
