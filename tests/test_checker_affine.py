@@ -11,7 +11,7 @@ import torch
 from attacks import Replay
 from problems import problem
 
-from milp_agt.checker import affine, forms, layers, training
+from milp_agt.checker import affine, forms, layers, questions, training
 from milp_agt.checker.affine import Pass
 from milp_agt.checker.boxes import Box, Unbounded
 from milp_agt.checker.forms import Form, Symbols
@@ -284,7 +284,7 @@ def test_questions_are_tighter_by_forms() -> None:
     own, initial, samples, poisoned = line(2, 6)
     forms, symbols = affine.train(own, initial, samples, poisoned, False)
     x = np.random.default_rng(1).normal(size=(5, 2))
-    by_forms = affine.ranges_at(*affine.outputs(own, forms, symbols, x))
+    by_forms = questions.ranges_at(*questions.outputs_of_forms(own, forms, symbols, x))
     state = affine.boxes(forms, symbols)
     by_boxes = layers.forward(own, state, Box.point(x[None]))[-1]
     assert ((by_forms.hi - by_forms.lo) < (by_boxes.hi - by_boxes.lo)).all()

@@ -42,7 +42,7 @@ def _split(weights: Array, low: Array, high: Array) -> tuple[Array, Array]:
     return ends[0][..., 0], ends[1][..., 0]
 
 
-def _classes(f: Form) -> Form:
+def as_classes(f: Form) -> Form:
     """One logit as two, of which the first is 0."""
     return f if f.c.shape[1] > 1 else f[:, [0, 0]].scaled(np.array([0.0, 1.0]))
 
@@ -171,7 +171,7 @@ class Pass:
         size = magnitude(f, self.symbols) + magnitude(y, self.symbols)
         if self.problem.loss == "mse":
             return (f - y).scaled(np.full(count, 2.0 / count)).widened(self.off(8, 8, size * 2.0))
-        f, size = _classes(f), size.max(-1, keepdims=True)
+        f, size = as_classes(f), size.max(-1, keepdims=True)
         centre = functions.softmax(Box.point(f.c))
         p = 0.5 * (centre.lo + centre.hi)
         pairs = f[:, :, None] - f[:, None]
@@ -392,30 +392,3 @@ def boxes(state: Mapping[str, Form], symbols: Symbols) -> dict[str, Box]:
     """The box of each parameter, (1, *shape)."""
     found = {name: ranges(form, symbols) for name, form in state.items()}
     return {name: Box(box.lo[None], box.hi[None]) for name, box in found.items()}
-
-
-def outputs(
-    problem: Problem, state: Mapping[str, Form], symbols: Symbols, x: Array
-) -> tuple[Form, Symbols]:
-    """The outputs (n, outputs) of every reachable model at test points."""
-    step = Pass(problem, symbols, np.full(len(x), -1))
-    values, _ = step.forward(state, points(x))
-    return values[-1], step.symbols
-
-
-def ranges_at(form: Form, symbols: Symbols) -> Box:
-    """Bounds of forms of test points, (1, n, *shape)."""
-    return own_ranges(form, symbols, np.full(len(form.c), -1))[:1]
-
-
-def margins(
-    problem: Problem, state: Mapping[str, Form], symbols: Symbols, x: Array, labels: Array
-) -> Box:
-    """The same as :func:`questions.margins`, (1, n, others)."""
-    form, symbols = outputs(problem, state, symbols, x)
-    form = _classes(form)
-    at, count = np.arange(len(x)), form.c.shape[1]
-    others = np.array([[k for k in range(count) if k != j] for j in range(count)])[labels]
-    pairs = form[at, labels, None] - form[at[:, None], others]
-    error = granted(8, magnitude(pairs, symbols))
-    return ranges_at(pairs.widened(error), symbols)

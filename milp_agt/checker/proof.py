@@ -38,14 +38,14 @@ class Reached:
         found = questions.margins(self.problem, self.boxes, x, labels)
         if self.forms is None:
             return found
-        other = affine.margins(self.problem, *self.forms, x, labels)
+        other = questions.margins_of_forms(self.problem, *self.forms, x, labels)
         return Box(np.maximum(found.lo, other.lo), np.minimum(found.hi, other.hi))
 
     def outputs(self, x: Array) -> Box:
         found = questions.outputs(self.problem, self.boxes, x)
         if self.forms is None:
             return found
-        other = affine.ranges_at(*affine.outputs(self.problem, *self.forms, x))
+        other = questions.ranges_at(*questions.outputs_of_forms(self.problem, *self.forms, x))
         return Box(np.maximum(found.lo, other.lo), np.minimum(found.hi, other.hi))
 
 
