@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import operator
+import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass, fields
 from functools import reduce
-from typing import Annotated, Any, Generic, Self, TypeVar
+from typing import Annotated, Any, Generic, Literal, Self, TypeVar, get_type_hints
 
-from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    GetCoreSchemaHandler,
+    create_model,
+    model_validator,
+)
 from pydantic_core import CoreSchema, PydanticCustomError
 
 from milp_agt.errors import InvalidInputError, Problem
@@ -54,6 +62,7 @@ class Table(BaseModel):
 
 
 TableType = TypeVar("TableType", bound=Table)
+Class = TypeVar("Class")
 
 
 class Kinds(Generic[TableType]):
@@ -111,6 +120,75 @@ class OneOf:
     ) -> CoreSchema:
         tables = reduce(operator.or_, self.kinds.all().values())
         return handler.generate_schema(Annotated[tables, Field(discriminator="kind")])
+
+
+@dataclass(frozen=True)
+class Key:
+    """Annotation of a field of a dataclass that is a key of a run file as well.
+
+    Attributes:
+        values: what the key takes there.
+        means: one sentence or more; Python reads it below ``Attributes:``.
+    """
+
+    values: Any
+    means: str
+
+    def field(self, default: object = MISSING) -> tuple[Any, Any]:
+        """The key as a field of a table; required without a default, absent with one that TOML has not."""
+        if default is MISSING:
+            return self.values, Field(description=self.means)
+        if isinstance(default, (bool, int, float, str)):
+            return self.values, Field(default=default, description=self.means)
+        return self.values | None, Field(default=None, description=self.means)
+
+
+def keys_of(cls: type) -> dict[str, tuple[Any, Any]]:
+    """The keys of a dataclass as fields of a table."""
+    hints = get_type_hints(cls, include_extras=True)
+    found = {}
+    for each in fields(cls):
+        for key in getattr(hints[each.name], "__metadata__", ()):
+            if isinstance(key, Key):
+                found[each.name] = key.field(each.default)
+    return found
+
+
+def table_of(
+    cls: type, base: type[TableType], about: str, *, kind: str = "", without: Sequence[str] = ()
+) -> type[TableType]:
+    """The table of a run file with the keys of a dataclass, whose docstring is told them as well.
+
+    Args:
+        base: further keys, and what is made of the table.
+        about: one sentence on it.
+        kind: the value of its key ``kind``; no such key if empty.
+        without: fields that it does not have.
+    """
+    own: dict[str, Any] = {
+        name: field for name, field in keys_of(cls).items() if name not in without
+    }
+    if kind:
+        own = {"kind": (Literal[kind], Field(description=KIND)), **own}
+    name = f"{cls.__name__}Table"
+    return create_model(name, __base__=base, __doc__=about, __module__=cls.__module__, **own)
+
+
+def documented(cls: type[Class]) -> type[Class]:
+    """Class decorator: the keys of a dataclass, as a part of its docstring."""
+    lines = []
+    for name, (_, field) in keys_of(cls).items():
+        text = f"{name}: {field.description[:1].lower()}{field.description[1:]}".replace("`", "``")
+        inside = " " * 8
+        lines.append(
+            textwrap.fill(text, 110, initial_indent=inside, subsequent_indent=f"{inside}    ")
+        )
+    before, raises, after = (cls.__doc__ or "").partition("\n    Raises:")
+    if "Attributes:" not in before:
+        before = f"{before.rstrip()}\n\n    Attributes:"
+    text = "\n".join([before.rstrip(), *lines])
+    cls.__doc__ = f"{text}\n{raises}{after}"
+    return cls
 
 
 class _Wrong:

@@ -24,8 +24,8 @@ from milp_agt.runfile.certify_table import CertifyTable
 from milp_agt.runfile.data_table import DataTable, ModelTable
 from milp_agt.runfile.problems import explain
 from milp_agt.runfile.record_table import RecordTable, which
-from milp_agt.runfile.threat_tables import THREAT_TABLES, ThreatTable
 from milp_agt.runfile.training_table import SCHEDULE_TABLES, GroupTable, TrainingTable
+from milp_agt.threats.threat_table import THREATS, ThreatTable
 
 if TYPE_CHECKING:
     import torch
@@ -139,7 +139,7 @@ class RunConfig(Table):
         description="Gradient descent on the mean loss, as `torch.optim.SGD` runs it; or a recorded run, "
         "with the key `record` alone."
     )
-    threat: ThreatTable = Field(
+    threat: Annotated[ThreatTable, OneOf(THREATS)] = Field(
         description="What the adversary may change, and how often; `kind` says what."
     )
     certify: CertifyTable = CertifyTable()
@@ -331,7 +331,7 @@ _KNOWN: dict[type[BaseModel], list[str]] = {}
 
 def up_to_date(table: type[Model]) -> type[Model]:
     """A table of the file with all kinds that are registered by now."""
-    kinds = [*PROPERTIES.all()]
+    kinds = [*PROPERTIES.all(), *THREATS.all()]
     if _KNOWN.setdefault(table, kinds) != kinds:
         table.model_rebuild(force=True)
         _KNOWN[table] = kinds
@@ -368,6 +368,17 @@ def table_fields() -> dict[str, tuple[str, ...]]:
     return fields | {"training": (*fields["training"], *RecordTable.model_fields)}
 
 
+def _with_parts(
+    name: str, tables: Mapping[str, type[BaseModel]]
+) -> Iterator[tuple[str, type[BaseModel]]]:
+    """The tables of some kinds by name, and those that are keys of them."""
+    for kind, table in tables.items():
+        yield f"{name}.{kind}", table
+        for key, field in table.model_fields.items():
+            if isinstance(field.annotation, type) and issubclass(field.annotation, Table):
+                yield f"{name}.{kind}.{key}", field.annotation
+
+
 def table_types() -> dict[str, type[BaseModel]]:
     """Every table by its name, the kinds of threats apart as ``threat.KIND``."""
     return {
@@ -376,7 +387,7 @@ def table_types() -> dict[str, type[BaseModel]]:
         "training": TrainingTable,
         "training.group": GroupTable,
         **{f"training.schedule.{kind}": table for kind, table in SCHEDULE_TABLES.items()},
-        **{f"threat.{kind}": table for kind, table in THREAT_TABLES.items()},
+        **dict(_with_parts("threat", THREATS.all())),
         "certify": CertifyTable,
         "attack": AttackTable,
         **{f"property.{kind}": table for kind, table in PROPERTIES.all().items()},
