@@ -141,7 +141,7 @@ def test_unknown_keys_name_table_key_and_nearest(
         (GOOD.replace("[2, 3, 2]", "[2, 0.5, 2]"), "[model] layers[1] = 0.5",
          "layers[1] should be a valid integer"),
         (GOOD.replace('"features"', '"pixels"'), "[threat] kind = 'pixels'",
-         "give one of 'features', 'labels', 'both'"),
+         "give one of 'both', 'features', 'insertion'"),
         (GOOD.replace('kind = "features"', ""), "[threat] without the key 'kind'", "add 'kind'"),
         (GOOD.replace("learning_rate = 0.5", ""), "[training] without the key 'learning_rate'",
          "add 'learning_rate'"),
