@@ -338,8 +338,8 @@ class Questions:
         if decider is None:
             return answer
         if isinstance(question, MeanLoss):
-            found = decider.worst_loss(question, answer, self.models.deadline)
-            return answer if found is None else replace(answer, reached=found[0], shown=found[1])
+            worst = decider.worst_loss(question, answer, self.models.deadline)
+            return answer if worst is None else replace(answer, reached=worst[0], shown=worst[1])
         listed = worst_of_list(self.models, question, answer)
         found = decider.decide(question, answer, listed, self.models.deadline)
         return decided(answer, found, question.counts_harm)
