@@ -13,10 +13,9 @@ from torch import Tensor
 from milp_agt.core.encoder import Encoder
 from milp_agt.core.expression import Array, Expression, Index
 from milp_agt.core.graph import Cause, Graph, Node, Operation, Signature
-from milp_agt.core.influence import Influence, charge_of
 from milp_agt.core.interval import CLEAN, Interval
 from milp_agt.core.planes import FreeSlope, LinearBounds
-from milp_agt.core.rounding import TINY, UNIT_ROUNDOFF, Precision, gamma
+from milp_agt.core.rounding import TINY, Precision, gamma
 from milp_agt.errors import EncodingError
 from milp_agt.formulations.einsum import Letters, aligned, contracted, einsum, full_index, terms
 from milp_agt.formulations.interval_products import box_of_products
@@ -39,7 +38,6 @@ class Einsum(Operation):
     key = "bilinear"
     cause = Cause.PRODUCTS
     exactness = "McCormick envelopes; exact where an operand is a point"
-    has_influence = True
     letters: Letters = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -183,56 +181,6 @@ class Einsum(Operation):
         """Sum over the contracted index, which comes last."""
         axes = tuple(range(-len(self.contracted), 0))
         return products.sum(axes) if axes else products
-
-    def influence(self, *inputs: Influence) -> Influence:
-        a, b = inputs
-        zero = torch.zeros((), dtype=torch.float64, device=a.down.device)
-        box, down, up = self._charged(a, b, zero, zero)
-        own = a.own if a.own is not None else b.own
-        size = self._einsum(a.hull().magnitude[0], b.hull().magnitude[0])
-        moved = Influence(box, down, up, a.budget, own)
-        return moved.settled(4 * size, self._roundings(a.down, b.down))
-
-    def relax_influence(self, *inputs: Influence) -> BilinearPlanes:
-        a, b = inputs
-        centre_a, centre_b = a.base.centre[CLEAN], b.base.centre[CLEAN]
-        box, down, up = self._charged(a, b, centre_a, centre_b)
-        middle = self._einsum(centre_a, centre_b)
-        size = 4 * self._einsum(a.hull().magnitude[0], b.hull().magnitude[0])
-        errors = Influence(box, down, up, a.budget).settled(size, self._roundings(a.down, b.down))
-        offsets = errors.columns()
-        return BilinearPlanes(
-            self.letters, centre_a, centre_b, offsets.lower - middle, offsets.upper - middle, size
-        )
-
-    def _roundings(self, a: Tensor, b: Tensor) -> float:
-        return 2.0 * self._gamma(a, b) / UNIT_ROUNDOFF + 64.0
-
-    def _charged(
-        self, a: Influence, b: Influence, q: Tensor, p: Tensor
-    ) -> tuple[Interval, Tensor, Tensor]:
-        """Base and influences of ``(a - q)(b - p)``, summed over the contracted index.
-
-        With base parts ``a_0``, ``b_0`` and deviations ``A = sum_{j in S} A_j``, ``B`` alike, the
-        product is ``(a_0 - q)(b_0 - p) + (a_0 - q) B + A (b_0 - p) + A B``. The last term is charged
-        as ``|A_j| reach_j(B)``, as ``reach_j(A) |B_j|``, or half and half: each sums up to at least
-        ``|A| |B|`` over S, since ``|B| <= reach_j(B)`` for every j in S.
-        """
-        base_a = Interval(a.base.lower - q, a.base.upper - q)
-        base_b = Interval(b.base.lower - p, b.base.upper - p)
-        base = box_of_products(self.letters, base_a, base_b)
-        by_b = box_of_products(self.letters, base_a, Interval(-b.down, b.up))
-        by_a = box_of_products(self.letters, Interval(-a.down, a.up), base_b)
-        size_a, size_b = torch.maximum(a.down, a.up), torch.maximum(b.down, b.up)
-        to_a = self._einsum(size_a, b.reach(size_b))
-        to_b = self._einsum(a.reach(size_a), size_b)
-        both, worst = to_a, a.worst(to_a)
-        for other in (to_b, 0.5 * (to_a + to_b)):
-            less = a.worst(other)
-            both = torch.where(less < worst, other, both)
-            worst = torch.minimum(less, worst)
-        down, up = both - by_a.lower - by_b.lower, both + by_a.upper + by_b.upper
-        return base, charge_of(down), charge_of(up)
 
     def vjp(
         self, graph: Graph, node: Node, cotangent: Node, wanted: tuple[bool, ...]

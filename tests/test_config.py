@@ -186,6 +186,12 @@ def test_all_problems_at_once(tmp_path: Path) -> None:
     assert error.remedy == "use 'learning_rate'; layers should be a valid list"
 
 
+def test_removed_options_are_dropped_with_a_word() -> None:
+    with pytest.warns(UserWarning, match="'charged' has no effect: it was removed, the zonotope"):
+        options = agt.CertifyOptions(**{"selections": "charged"})
+    assert options == agt.CertifyOptions()
+
+
 REMOVED_SWITCHES = {
     "phases": "programs do without it",
     "rlt": "programs do without it",

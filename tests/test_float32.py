@@ -27,7 +27,6 @@ from problems import problem as small
 from torch import nn
 
 import milp_agt as agt
-from milp_agt.bounds.adversary.charged import can_be_charged
 from milp_agt.bounds.adversary.enumerated import count_cases
 from milp_agt.core.graph import Cause
 from milp_agt.errors import InvalidInputError, UnsupportedOperationError
@@ -59,10 +58,7 @@ def test_linear_forms_hold_float32_runs(
     problem: Problem, kernel: dict[str, bool], data: Any
 ) -> None:
     poison = Replay(problem).poison
-    plain = problem.training.clip is None and problem.training.projection is None
     ways: list[dict[str, Any]] = [{"selections": "joint"}, {"alpha_steps": 2}]
-    if plain and not problem.training.l1 and can_be_charged(poison, problem.restriction):
-        ways += [{"selections": "charged"}] * 2
     if count_cases(poison) < 40:
         ways += [{"selections": "enumerated"}]
     options = data.draw(st.sampled_from(ways)) | {

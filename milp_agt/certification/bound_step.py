@@ -7,8 +7,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from milp_agt.bounds import program
-from milp_agt.bounds.adversary.box_algebra import SEPARATE
-from milp_agt.bounds.adversary.charged import Charged
 from milp_agt.bounds.adversary.enumerated import Enumerated
 from milp_agt.bounds.adversary.model import AdversaryModel
 from milp_agt.bounds.interval import bound_propagation
@@ -109,22 +107,20 @@ class Bounder:
             kept = [past for past in part.past if past.index < step.index]
             part.past = [*kept, newest][-self.plan.past :]
         self._tell_of_memory(step)
-        boxes, meet = self._updated(part, step, ranges), part.adversary.algebra.meet
+        boxes = self._updated(part, step, ranges)
         return {  # in the order of the state before the step, which numbers the signed entries
-            name: meet(boxes[name], found[name], f"'{name}' by interval and linear")
+            name: boxes[name].meet(found[name], f"'{name}' by interval and linear")
             for name in part.state
         }
 
     def _collected(self, part: ChainPart) -> Collected | None:
         """Collects the signed entries of the next state for steps whose window begins later."""
-        if not self.plan.past or part.adversary.algebra is not SEPARATE:
+        if not self.plan.past:
             return None
         return Collected(count_of(part.state))
 
     def _updated(self, part: ChainPart, step: Step, ranges: bound_propagation.Ranges) -> State:
-        return bound_propagation.update(
-            self.step_graph, part.state, ranges, step, part.adversary.algebra
-        )
+        return bound_propagation.update(self.step_graph, part.state, ranges, step)
 
     def _tightened(
         self, part: ChainPart, step: Step, until: float | None
@@ -203,8 +199,6 @@ class Bounder:
         """Whether intermediate bounds go through the window, too."""
         if self.beaten and chain.name == Relaxation.LINEAR.value:
             return False
-        if isinstance(adversary, Charged):
-            return self.plan.selections.charged_inner
         one_by_one = isinstance(adversary, Enumerated) and adversary.cases > 1
         return self.plan.selections.enumerated_inner if one_by_one else self.plan.linear_inner
 

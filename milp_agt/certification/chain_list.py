@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from milp_agt.bounds.adversary.charged import Charged
 from milp_agt.bounds.adversary.enumerated import Enumerated, list_selections
 from milp_agt.bounds.adversary.joint import Joint
 from milp_agt.bounds.adversary.model import AdversaryModel
 from milp_agt.bounds.step import State
-from milp_agt.certification.chains import CHARGED, ENUMERATED, OPTIMISED, Chain, ChainPart
+from milp_agt.certification.chains import ENUMERATED, OPTIMISED, Chain, ChainPart
 from milp_agt.certification.planning import Plan
 from milp_agt.core.relaxation import Relaxation
 from milp_agt.core.restriction import Restriction
@@ -31,9 +30,6 @@ class Chains:
         if plan.selections.groups:
             parts = _enumerated(poison, restriction, plan.selections.groups, start)
             self.chains.insert(after, Chain(ENUMERATED, Relaxation.LINEAR, parts))
-        if plan.selections.charged:
-            charged = [_part("charged", Charged(poison), start)]
-            self.chains.insert(after, Chain(CHARGED, Relaxation.LINEAR, charged))
 
     def __iter__(self) -> Iterator[Chain]:
         return iter(self.chains)
@@ -84,7 +80,7 @@ class Chains:
     def end(self, chain: Chain) -> list[Chain]:
         """Drop a chain and all chains that lie within it; returns the dropped ones, the chain first."""
         within = [c for c in self.chains if chain.level in c.level.chain()]
-        alone = (CHARGED, ENUMERATED, OPTIMISED, Relaxation.ZONOTOPE.value)
+        alone = (ENUMERATED, OPTIMISED, Relaxation.ZONOTOPE.value)
         ended = [chain] if chain.name in alone else within
         self.chains = [c for c in self.chains if c not in ended]
         return ended

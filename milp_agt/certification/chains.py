@@ -1,7 +1,7 @@
 """The reachable sets of a run, one chain for each level.
 
 The boxes of every chain contain all runs; after each step they are met with those of the looser chains.
-Besides the requested levels, ``linear`` may have three more chains: charged to samples, for each selection
+Besides the requested levels, ``linear`` may have two more chains: for each selection
 (a chain of several parts, whose union counts), and with optimised slopes. A part is one adversary model
 with its boxes: all selections jointly, a group of listed ones, or a single listed one.
 """
@@ -22,7 +22,6 @@ from milp_agt.bounds.zonotope import ZonotopePass
 from milp_agt.certification.checkpoint import pack, unpack
 from milp_agt.core.relaxation import Relaxation
 
-CHARGED = "linear, charged to samples"
 ENUMERATED = "linear, each selection"
 OPTIMISED = "linear, optimised slopes"
 
@@ -82,7 +81,7 @@ class Chain:
 
     @property
     def tells_apart(self) -> bool:
-        """Whether boxes distinguish selections, listed or charged."""
+        """Whether boxes distinguish selections."""
         return any(part.adversary.cases > 1 for part in self.parts)
 
     @property
@@ -93,14 +92,12 @@ class Chain:
     @property
     def looser(self) -> tuple[str, ...]:
         """Chains whose boxes contain those of this one."""
-        if self.name == CHARGED:
-            return (Relaxation.LINEAR.value,)
         if self.name == ENUMERATED:
-            return (Relaxation.LINEAR.value, CHARGED)
+            return (Relaxation.LINEAR.value,)
         if self.name == OPTIMISED:
-            return (Relaxation.LINEAR.value, CHARGED, ENUMERATED)
+            return (Relaxation.LINEAR.value, ENUMERATED)
         names = tuple(level.value for level in self.level.looser)
-        return (*names, CHARGED, ENUMERATED, OPTIMISED) if self.level.uses_programs else names
+        return (*names, ENUMERATED, OPTIMISED) if self.level.uses_programs else names
 
     def within(self, looser: Mapping[str, State], state: State) -> State:
         """The meet of a state with those of the looser chains in ``looser``."""
@@ -117,11 +114,7 @@ class Chain:
 
     def outer(self, states: Sequence[State]) -> State:
         """One box, (1, *shape) for each name, that contains the states of all parts."""
-        hulls = [
-            {name: part.adversary.algebra.hull(box) for name, box in state.items()}
-            for part, state in zip(self.parts, states, strict=True)
-        ]
-        return union(hulls)
+        return union(states)
 
 
 def pack_past(past: PastStep) -> dict[str, Any]:

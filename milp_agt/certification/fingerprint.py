@@ -88,7 +88,6 @@ def settings(training: Training, plan: Plan, precision: Precision) -> dict[str, 
         "listed": chosen.data_sets > 0,
         "joint": chosen.data_sets == 0,
         "enumerated": chosen.groups > 0 and chosen.data_sets == 0,
-        "charged": chosen.charged and chosen.data_sets == 0,
     }
     return {
         "training": {name: _plain(value) for name, value in trained.items() if value is not None},

@@ -14,7 +14,7 @@ from difflib import get_close_matches
 from typing import Annotated, Any, Literal, Self, TypeVar
 
 import numpy as np
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from milp_agt.core.arguments import of_kind
 from milp_agt.core.option_table import Count, Index, Memory, NonNegative, Table, problem
@@ -28,6 +28,11 @@ Window = Count | Literal["T"]
 Time = Annotated[NonNegative, Field(json_schema_extra={"x-unit": "seconds"})]
 EACH_SOLVE = Limits()
 Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+# Options, or values of them, of older run files, and what is done in their place.
+_BESIDE = "the zonotope beside linear forms proves as much"
+_OLDER: Mapping[tuple[str, object], str] = {("selections", "charged"): _BESIDE}
 
 
 class CertifyOptions(Table):
@@ -63,14 +68,12 @@ class CertifyOptions(Table):
         "where it has rules for the run and is predicted to be cheap, or `none`, to see what these levels "
         "prove by themselves.",
     )
-    selections: Literal["joint", "charged", "enumerated"] | None = Field(
+    selections: Literal["joint", "enumerated"] | None = Field(
         default=None,
-        description="Bound all choices of poisoned samples at once, charge every error to the samples "
-        "that can cause it, or carry a box for each choice (`linear` and above, budgets for the data "
-        "set); unless given, enumerated where that is predicted to be cheap, else charged where that "
-        "is and no zonotope is carried along, else joint. Of a finite threat (classes, categories, "
-        "removals) each choice is one data set: below programs, enumerated trains on all of them, exact "
-        "up to rounding.",
+        description="Bound all choices of poisoned samples at once, or carry a box for each choice "
+        "(`linear` and above, budgets for the data set); unless given, enumerated where that is predicted "
+        "to be cheap, else joint. Of a finite threat (classes, categories, removals) each choice is one data "
+        "set: below programs, enumerated trains on all of them, exact up to rounding.",
     )
     alpha_steps: Index = Field(
         default=0,
@@ -153,6 +156,23 @@ class CertifyOptions(Table):
         "and mixed precision.",
         json_schema_extra={"enum": list(PRECISIONS)},
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _older(cls, given: object) -> object:
+        """Older run files keep working: what was removed is dropped, with a warning for each."""
+        if not isinstance(given, dict):
+            return given
+        gone = {
+            k: _OLDER[k, v] for k, v in given.items() if isinstance(v, str) and (k, v) in _OLDER
+        }
+        for key, why in gone.items():
+            warnings.warn(
+                f"[certify] {key} = {given[key]!r} has no effect: it was removed, {why}; drop the line",
+                UserWarning,
+                stacklevel=2,
+            )
+        return {key: value for key, value in given.items() if key not in gone}
 
     @field_validator("precision")
     @classmethod

@@ -199,9 +199,6 @@ def make_plan(
         found = make_plan(step_graph, batches, poison, training, shorter, restriction, given)
         return replace(found, remarks=Remarks(notes=(line,)) + found.remarks)
     remarks += more
-    if alpha_steps and told_apart.charged:
-        line = "slopes are optimised for all selections jointly; charged ones keep default slopes"
-        remarks += Remarks(fallbacks=(line,))
     kept = walked * sizes.kept(poison.states) if level.walks else 0
     kept += told_apart.kept
     data = stored([*poison.tensors, *given])

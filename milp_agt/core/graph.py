@@ -15,7 +15,6 @@ import networkx as nx
 import torch
 from torch import Tensor
 
-from milp_agt.core.influence import Influence
 from milp_agt.core.interval import Interval
 from milp_agt.core.planes import FreeSlope, LinearBounds
 from milp_agt.core.rounding import Precision
@@ -63,7 +62,6 @@ class Operation(ABC):
     key: ClassVar[str]
     exactness: ClassVar[str] = ""  # one line for the table: what is exact and what is relaxed
     cause: ClassVar[Cause] = Cause.ROUNDING  # cause of the gap of its planes
-    has_influence: ClassVar[bool] = False  # whether the rules for influences exist
 
     @abstractmethod
     def infer(self, *inputs: Signature) -> Signature:
@@ -95,24 +93,6 @@ class Operation(ABC):
         coefficients is bounded with its own planes. Intercepts are differentiable by torch in the slopes.
         """
         return self.relax(*inputs)
-
-    def influence(self, *inputs: Influence) -> Influence:
-        """How far each poisoned sample can move the result, given how far it can move the inputs."""
-        raise self._no_influence()
-
-    def relax_influence(self, *inputs: Influence) -> LinearBounds:
-        """Linear bounds with default slopes, with errors charged to the samples that cause them.
-
-        Intercepts have a leading axis (1 + columns): those of the base, and those moved by one sample.
-        """
-        raise self._no_influence()
-
-    def _no_influence(self) -> UnsupportedOperationError:
-        return UnsupportedOperationError(
-            f"Influences of single samples through operation '{self.key}' were asked for",
-            "no such rule",
-            "use selections='joint' or 'enumerated'",
-        )
 
     @abstractmethod
     def encode(

@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from milp_agt.bounds.adversary.charged import Charged
 from milp_agt.bounds.adversary.enumerated import Enumerated
 from milp_agt.bounds.adversary.joint import Joint
 from milp_agt.bounds.forms import Forms
@@ -42,8 +41,6 @@ def split(models: ReachableModels) -> dict[Cause, float]:
     found = [_gaps(models, reached) for reached in models.reached]
     if isinstance(models.reached[0].adversary, Enumerated):
         return _of_cases([pieces for pieces, _ in found])
-    if isinstance(models.reached[0].adversary, Charged):
-        return _of_columns(found[0][0], models.reached[0].adversary)
     (pieces, accounts), adversary = found[0], models.reached[0].adversary
     ends = len(pieces.bound)
     total = {cause: float(gap.sum()) for cause, gap in pieces.gaps.items()}
@@ -116,23 +113,6 @@ def _chosen(account: Account, adversary: object) -> Tensor:
         best = members[worth[members].argsort(descending=True)[: poison.budget]]
         picked.append(best[worth[best] > 0])
     return torch.cat(picked) if picked else torch.zeros(0, dtype=torch.int64)
-
-
-def _of_columns(pieces: Gaps, adversary: Charged) -> dict[Cause, float]:
-    """The base, and what the selection adds that is worth most to all ends together."""
-    bound = pieces.bound
-    worth = adversary.sample_influences(bound).sum(0)[adversary.columns]
-    chosen = 1 + worth.argsort(descending=True)[: adversary.poison.budget]
-
-    def paid(part: Tensor) -> float:
-        return float(part[:, 0].sum() + (part[:, chosen] - part[:, :1]).sum())
-
-    total = {cause: paid(gap) for cause, gap in pieces.gaps.items()}
-    total[Cause.MOVES] = total.get(Cause.MOVES, 0.0) + paid(pieces.worst_case)
-    outcome = adversary.algebra.outcome(bound)
-    distance = float((pieces.reference[:, :1] - outcome).sum())
-    total[Cause.SELECTION] = distance - sum(total.values())
-    return _means(total, len(bound))
 
 
 @dataclass(frozen=True)

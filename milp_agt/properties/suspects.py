@@ -9,7 +9,6 @@ from typing import Any, overload
 import torch
 from torch import Tensor
 
-from milp_agt.bounds.adversary.charged import Charged
 from milp_agt.bounds.adversary.enumerated import Enumerated
 from milp_agt.bounds.forms import Forms
 from milp_agt.bounds.linear.window_bounds import influence
@@ -154,8 +153,6 @@ def _widths(models: ReachableModels, reached: Reached) -> Tensor:
         return _of_runs(models, reached, reached.adversary)
     if isinstance(reached.adversary, Enumerated):
         return _of_cases(models, reached, reached.adversary)
-    if isinstance(reached.adversary, Charged):
-        return _of_columns(models, reached, reached.adversary)
     rows = models.parameter_rows(reached)
     if reached.forward is not None:
         _, dev = least_by_sample(reached.forward, models.on_parameters(reached, rows))
@@ -168,13 +165,6 @@ def _widths(models: ReachableModels, reached: Reached) -> Tensor:
 
     pieces = in_passes(len(rows), models.rows_at_once(reached.window), worth)
     return torch.stack(pieces).sum(0) / (len(rows) // 2)
-
-
-def _of_columns(models: ReachableModels, reached: Reached, adversary: Charged) -> Tensor:
-    """The influence of each sample on both ends of the parameters, charges included."""
-    boxes = [reached.state[name] for name in models.step_graph.parameters]
-    ends = torch.cat([e.flatten(1) for b in boxes for e in (b.lower, -b.upper)], 1)
-    return 2.0 * adversary.sample_influences(ends.T).mean(0)
 
 
 def _of_cases(models: ReachableModels, reached: Reached, adversary: Enumerated) -> Tensor:

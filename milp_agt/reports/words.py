@@ -14,7 +14,6 @@ RELAXATIONS = {
     "listed": "every data set that the adversary can make is trained on: exact but for rounding",
     "linear": "straight-line bounds that are followed backwards through the steps of training",
     "linear, optimised slopes": "the same with the slopes of all lines moved until the bounds are tightest",
-    "linear, charged to samples": "the same with every error charged to the samples that can cause it",
     "linear, each selection": "the same for every choice of poisoned samples by itself",
     "lp": "a linear program for each parameter and step, solved to a proved bound",
     "milp": "the same with exact kinks of the network and exact choices of poisoned samples",

@@ -19,7 +19,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from milp_agt.bounds.adversary.box_algebra import BoxAlgebra
 from milp_agt.bounds.adversary.model import AdversaryModel
 from milp_agt.bounds.forms import Forms
 from milp_agt.bounds.linear.backward import BackwardPass
@@ -121,7 +120,7 @@ class Window:
                 self.schedule, relaxed, forms, recorder, recorder.backward_pass
             )
             here = self._stop(forms, recorder, number, reference)
-            best = here if best is None else _better(self.adversary.algebra, best, here)
+            best = here if best is None else _better(best, here)
         assert best is not None
         return best
 
@@ -129,7 +128,7 @@ class Window:
         """The gaps of a backward pass that stops before a step."""
         state = self.steps[number].state
         worst_case = recorder.worst_case()
-        bound = self.adversary.algebra.concretise(forms, state, worst_case)
+        bound = forms.concretise(state, worst_case)
         lowest = forms.constant
         for name, coefficient in forms.coefficients.items():
             flat, box = coefficient.flatten(1), state[name]
@@ -157,9 +156,9 @@ def _at(forms: Forms, state: Values) -> Tensor:
     return value
 
 
-def _better(algebra: BoxAlgebra, old: Gaps, new: Gaps) -> Gaps:
+def _better(old: Gaps, new: Gaps) -> Gaps:
     """The gaps of the better bound, for each row and case."""
-    better = algebra.wins(old.bound, new.bound).expand(new.bound.shape)
+    better = (new.bound > old.bound).expand(new.bound.shape)
 
     def pick(first: Tensor, second: Tensor) -> Tensor:
         return torch.where(better if first.shape == better.shape else better[:, :1], second, first)

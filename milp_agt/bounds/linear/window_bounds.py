@@ -8,8 +8,6 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from milp_agt.bounds.adversary.box_algebra import BoxAlgebra, better
-from milp_agt.bounds.adversary.charged import Charged
 from milp_agt.bounds.adversary.model import AdversaryModel, PerturbationTerms, WorstCase
 from milp_agt.bounds.forms import Forms
 from milp_agt.bounds.linear.backward import BackwardPass, SampleForms, cut_of, sample_forms
@@ -179,7 +177,6 @@ def forms_of_outputs(
     state: State,
     features: Interval,
     coefficients: Tensor,
-    algebra: BoxAlgebra,
 ) -> SampleForms:
     """Forms on the parameters that bound forms of the outputs of test points from below.
 
@@ -191,7 +188,6 @@ def forms_of_outputs(
         state: box of the parameters on which the linear bounds must hold.
         features: boxes of the inputs, (1, n, *shape); points if inputs are not perturbed.
         coefficients: on the model's outputs, (forms, n, outputs).
-        algebra: of the boxes of the parameters.
     """
     boxes = dict(state) | {FEATURES: features}
     planes: dict[str, LinearBounds] = {}
@@ -199,8 +195,8 @@ def forms_of_outputs(
         if node.name in boxes:
             continue
         inputs = [boxes[i] for i in node.inputs]
-        boxes[node.name] = algebra.image(node, inputs, None)
-        planes[node.name] = algebra.relax(node, inputs, None)
+        boxes[node.name] = node.op.interval(*inputs)
+        planes[node.name] = node.op.relax(*inputs)
     centre = features.centre[CLEAN]
     radius = torch.maximum(features.upper[CLEAN] - centre, centre - features.lower[CLEAN])
     radius = torch.where(radius > 0, torch.nextafter(radius, radius + torch.inf), radius)
@@ -250,23 +246,23 @@ def bound_forms(
     steps right before it. ``newest`` receives the forms on the state before the last step, minus their
     worst case there.
     """
-    perturbation, algebra = adversary.open_worst_case(forms.rows), adversary.algebra
+    perturbation = adversary.open_worst_case(forms.rows)
     best: Tensor | None = None
     worst_case = torch.zeros_like(forms.constant)
     for relaxed in reversed(window):
         forms = propagate_backward(schedule, relaxed, forms, perturbation)
         worst_case = perturbation.worst_case()
-        bound = algebra.concretise(forms, relaxed.state, worst_case)
+        bound = forms.concretise(relaxed.state, worst_case)
         if best is None and newest is not None:
             newest(forms.paying(worst_case))
-        best = bound if best is None else better(algebra, best, bound)
+        best = bound if best is None else torch.maximum(best, bound)
     assert best is not None
     if past:
         forms = forms.paying(worst_case)
     for before in reversed(past):
         forms = before.ends.carried(forms)
-        bound = algebra.concretise(forms, before.state, torch.zeros_like(worst_case))
-        best = better(algebra, best, bound)
+        bound = forms.concretise(before.state, torch.zeros_like(worst_case))
+        best = torch.maximum(best, bound)
     return best
 
 
@@ -297,9 +293,6 @@ def bound_by_sample(
     Returns:
         ``base`` (rows,) and ``dev`` (rows, N), at the stop with the best bound over all S.
     """
-    if isinstance(adversary, Charged):
-        columns = bound_forms(schedule, window, forms, adversary)
-        return columns[:, 0], adversary.sample_influences(columns)
     perturbation = adversary.open_worst_case(forms.rows)
     best = forms.magnitude.new_full((forms.rows, 1), -torch.inf)
     base, dev = best[:, 0], perturbation.sample_influences()
