@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -14,12 +13,11 @@ from milp_agt.core.encoder import Encoder
 from milp_agt.core.expression import Array, Expression, Index
 from milp_agt.core.graph import Cause, Graph, Node, Operation, Signature
 from milp_agt.core.interval import CLEAN, Interval
-from milp_agt.core.planes import FreeSlope, LinearBounds
 from milp_agt.core.rounding import TINY, Precision, gamma
 from milp_agt.errors import EncodingError
 from milp_agt.formulations.einsum import Letters, aligned, contracted, einsum, full_index, terms
 from milp_agt.formulations.interval_products import box_of_products
-from milp_agt.formulations.product_planes import BilinearPlanes, ProductPlanes, extremes
+from milp_agt.formulations.product_planes import BilinearPlanes
 from milp_agt.formulations.products import Products
 from milp_agt.formulations.registry import register
 from milp_agt.formulations.sum_samples import SumSamples
@@ -134,53 +132,6 @@ class Einsum(Operation):
             errors.upper - middle + slack,
             4 * size,
         )
-
-    def free_slopes(self, *inputs: Interval) -> tuple[FreeSlope, ...]:
-        """For each scalar product, the slopes p of ``a`` and q of ``b``.
-
-        They lie within the ranges of the other operand: McCormick's four planes are the corners.
-        """
-        shape = self._full_shape(inputs)
-        found = []
-        for operand in (1, 0):
-            hull = inputs[operand].hull()
-            tensors = (inputs[operand].centre[CLEAN], hull.lower, hull.upper)
-            found.append(FreeSlope(*(self._full(t, operand).expand(shape) for t in tensors)))
-        return tuple(found)
-
-    def _full_shape(self, inputs: tuple[Interval, ...]) -> torch.Size:
-        """Extents of the full index, without states."""
-        a, b = (self._full(box.lower[CLEAN], j) for j, box in enumerate(inputs))
-        return torch.Size(np.broadcast_shapes(a.shape, b.shape))
-
-    def relax_with(self, slopes: Sequence[Tensor], *inputs: Interval) -> LinearBounds:
-        a, b = (
-            Interval(self._full(box.lower, j), self._full(box.upper, j))
-            for j, box in enumerate(inputs)
-        )
-        rank = a.lower.dim() - 1
-        p, q = (slope.unsqueeze(slope.dim() - rank) for slope in slopes)
-        lower, upper = extremes(p, q, a, b)
-        # |a b|, |p a|, |q b| and |p q| are at most (|a| + |q|)(|b| + |p|) together.
-        largest_a, largest_b = a.magnitude.amax(0), b.magnitude.amax(0)
-        with torch.no_grad():
-            size = self._total((largest_a + slopes[1].abs()) * (largest_b + slopes[0].abs()))
-            slack = 4 * size * self._gamma(inputs[0].lower, inputs[1].lower) + TINY
-            slack = slack.unsqueeze(slack.dim() - len(self.letters[2]))
-        return ProductPlanes(
-            self.letters,
-            self.full_index,
-            slopes[0],
-            slopes[1],
-            self._total(lower) - slack,
-            self._total(upper) + slack,
-            4 * size,
-        )
-
-    def _total(self, products: Tensor) -> Tensor:
-        """Sum over the contracted index, which comes last."""
-        axes = tuple(range(-len(self.contracted), 0))
-        return products.sum(axes) if axes else products
 
     def vjp(
         self, graph: Graph, node: Node, cotangent: Node, wanted: tuple[bool, ...]

@@ -14,7 +14,7 @@ from milp_agt.core.encoder import Encoder
 from milp_agt.core.expression import Expression, Index, add
 from milp_agt.core.graph import Cause, Operation, Signature
 from milp_agt.core.interval import CLEAN, Interval
-from milp_agt.core.planes import FreeSlope, LinearBounds
+from milp_agt.core.planes import LinearBounds
 from milp_agt.core.rounding import ELEMENTARY, TINY, UNIT_ROUNDOFF, Precision, gamma
 from milp_agt.errors import EncodingError
 from milp_agt.formulations.registry import ElementwisePlanes
@@ -79,20 +79,8 @@ class Univariate(Operation):
         (box,) = inputs
         return self.relax_with(self.slopes(Interval(box.lower[CLEAN], box.upper[CLEAN])), box)
 
-    def free_slopes(self, *inputs: Interval) -> tuple[FreeSlope, ...]:
-        """Up to where the plane would turn by twice the gap between two parallel planes over the box."""
-        (box,) = inputs
-        hull = box.hull()
-        straight = self.is_linear_on(hull) | ~(hull.width > 0)
-        found = []
-        for slope in self.slopes(Interval(box.lower[CLEAN], box.upper[CLEAN])):
-            gap = self.residual(slope, hull).width
-            reach = torch.where(straight, 0.0, 2.0 * gap / torch.where(straight, 1.0, hull.width))
-            reach = torch.where(torch.isfinite(reach), reach, 0.0)
-            found.append(FreeSlope(slope, slope - reach, slope + reach))
-        return tuple(found)
-
     def relax_with(self, slopes: Sequence[Tensor], *inputs: Interval) -> LinearBounds:
+        """Linear bounds that hold on the given range, with any slopes of the lower and the upper plane."""
         (box,), (slope_lower, slope_upper) = inputs, slopes
         parallel = slope_lower is slope_upper
         rank = box.lower.dim() - 1

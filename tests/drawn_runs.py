@@ -108,7 +108,7 @@ def problems(draw: Any) -> tuple[Problem, dict[str, Any]]:
         "inner_bounds": draw(st.sampled_from(("interval", "linear"))),
     }
     poison = Replay(problem).poison
-    ways: list[dict[str, Any]] = [{"selections": "joint"}, {"alpha_steps": 2}]
+    ways: list[dict[str, Any]] = [{"selections": "joint"}]
     if count_cases(poison) < 40:
         ways += [{"selections": "enumerated"}]
     return problem, options | draw(st.sampled_from(ways))

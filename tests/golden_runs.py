@@ -45,7 +45,7 @@ class Run:
     @property
     def tolerance(self) -> float:
         """On a machine that rounds differently."""
-        if self.options.get("alpha_steps") or self.zonotope:
+        if self.zonotope:
             return OF_CHOICES
         programs = self.options.get("relaxation") in ("lp", "milp", "qcqp", "miqp")
         return OF_PROGRAMS if programs else OF_FORMS
@@ -185,12 +185,6 @@ RUNS: dict[str, Run] = {
         MINI | {"schedule": agt.InverseTimeDecay(0.5, unit="epoch")},
         activation=nn.Tanh,
         asks=("loss",),
-    ),
-    "optimised slopes, both": Run(
-        agt.FeatureLabelPoisoning(1, 0.1, static=False),
-        LINEAR | {"alpha_steps": 3, "alpha_every": 2},
-        training={"epochs": 3, "momentum": 0.5},
-        asks=("accuracy",),
     ),
     "enumerated, separate budgets": Run(
         agt.SeparatePoisoning(

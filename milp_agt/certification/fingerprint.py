@@ -97,8 +97,6 @@ def settings(training: Training, plan: Plan, precision: Precision) -> dict[str, 
             "program_window": plan.program_window,
             "inner_bounds": "linear" if plan.linear_inner else "interval",
             "selections": ", ".join(name for name, used in told.items() if used),
-            "alpha_steps": plan.alpha_steps,
-            "alpha_every": plan.alpha_every,
             "precision": precision.name,
         },
     }

@@ -32,7 +32,8 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 # Options, or values of them, of older run files, and what is done in their place.
 _BESIDE = "the zonotope beside linear forms proves as much"
-_OLDER: Mapping[tuple[str, object], str] = {("selections", "charged"): _BESIDE}
+_OLDER: Mapping[str, str] = dict.fromkeys(("alpha_steps", "alpha_every"), _BESIDE)
+_OLDER_VALUES: Mapping[tuple[str, object], str] = {("selections", "charged"): _BESIDE}
 
 
 class CertifyOptions(Table):
@@ -74,17 +75,6 @@ class CertifyOptions(Table):
         "(`linear` and above, budgets for the data set); unless given, enumerated where that is predicted "
         "to be cheap, else joint. Of a finite threat (classes, categories, removals) each choice is one data "
         "set: below programs, enumerated trains on all of them, exact up to rounding.",
-    )
-    alpha_steps: Index = Field(
-        default=0,
-        description="Steps of the gradient ascent that optimises the slopes of linear bounds, for each "
-        "end of each parameter (`linear` and above); the box by default slopes is carried beside, so "
-        "that bounds never get looser; 0 for none, 10 to 30 are worth trying.",
-    )
-    alpha_every: Count | None = Field(
-        default=None,
-        description="After how many training steps slopes are optimised, each time from the last ones "
-        "on; unless given, at the end of the run alone.",
     )
     solver: str | None = Field(
         default=None,
@@ -163,9 +153,9 @@ class CertifyOptions(Table):
         """Older run files keep working: what was removed is dropped, with a warning for each."""
         if not isinstance(given, dict):
             return given
-        gone = {
-            k: _OLDER[k, v] for k, v in given.items() if isinstance(v, str) and (k, v) in _OLDER
-        }
+        gone = {key: _OLDER[key] for key in given if key in _OLDER}
+        words = {key: word for key, word in given.items() if isinstance(word, str)}
+        gone |= {k: _OLDER_VALUES[k, v] for k, v in words.items() if (k, v) in _OLDER_VALUES}
         for key, why in gone.items():
             warnings.warn(
                 f"[certify] {key} = {given[key]!r} has no effect: it was removed, {why}; drop the line",

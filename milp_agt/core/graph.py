@@ -6,7 +6,7 @@ An operation defines its gradient as nodes of the same graph, so graph and opera
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, ClassVar
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from milp_agt.core.interval import Interval
-from milp_agt.core.planes import FreeSlope, LinearBounds
+from milp_agt.core.planes import LinearBounds
 from milp_agt.core.rounding import Precision
 from milp_agt.errors import EncodingError, UnsupportedOperationError
 
@@ -78,21 +78,6 @@ class Operation(ABC):
     @abstractmethod
     def relax(self, *inputs: Interval) -> LinearBounds:
         """Linear bounds that hold on the given ranges, with the default slopes."""
-
-    def free_slopes(self, *inputs: Interval) -> tuple[FreeSlope, ...]:
-        """The slopes of :meth:`relax` that may be chosen freely, in the order of :meth:`relax_with`.
-
-        Empty for linear operations and for planes without a choice.
-        """
-        return ()
-
-    def relax_with(self, slopes: Sequence[Tensor], *inputs: Interval) -> LinearBounds:
-        """Linear bounds that hold on the given ranges, with any slopes.
-
-        Slopes, and then intercepts and magnitudes, may have a leading axis of rows: row r of the
-        coefficients is bounded with its own planes. Intercepts are differentiable by torch in the slopes.
-        """
-        return self.relax(*inputs)
 
     @abstractmethod
     def encode(

@@ -13,7 +13,6 @@ RELAXATIONS = {
     "zonotope": "a set that is carried forward, with every unit that may switch over told apart",
     "listed": "every data set that the adversary can make is trained on: exact but for rounding",
     "linear": "straight-line bounds that are followed backwards through the steps of training",
-    "linear, optimised slopes": "the same with the slopes of all lines moved until the bounds are tightest",
     "linear, each selection": "the same for every choice of poisoned samples by itself",
     "lp": "a linear program for each parameter and step, solved to a proved bound",
     "milp": "the same with exact kinks of the network and exact choices of poisoned samples",
