@@ -11,7 +11,7 @@ from torch import Tensor
 
 from milp_agt.core.encoder import Encoder
 from milp_agt.core.expression import Array, Expression, Index
-from milp_agt.core.graph import Cause, Graph, Node, Operation, Signature
+from milp_agt.core.graph import Graph, Node, Operation, Signature
 from milp_agt.core.interval import CLEAN, Interval
 from milp_agt.core.rounding import TINY, Precision, gamma
 from milp_agt.errors import EncodingError
@@ -34,7 +34,6 @@ class Einsum(Operation):
 
     equation: str
     key = "bilinear"
-    cause = Cause.PRODUCTS
     exactness = "McCormick envelopes; exact where an operand is a point"
     letters: Letters = field(init=False, repr=False, compare=False)
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from milp_agt.core.encoder import Encoder
 from milp_agt.core.expression import Expression, Index, add
-from milp_agt.core.graph import Cause, Operation, Signature
+from milp_agt.core.graph import Operation, Signature
 from milp_agt.core.interval import CLEAN, Interval
 from milp_agt.core.planes import LinearBounds
 from milp_agt.core.rounding import ELEMENTARY, TINY, UNIT_ROUNDOFF, Precision, gamma
@@ -35,7 +35,6 @@ class Univariate(Operation):
     for several slopes.
     """
 
-    cause = Cause.FLIPS
     lazy_rows: ClassVar[bool] = False  # further rows of a program only wait for a point beyond them
 
     def infer(self, *inputs: Signature) -> Signature:
@@ -159,7 +158,6 @@ class Smooth(Univariate):
     the rounding that is granted anyway.
     """
 
-    cause = Cause.CURVATURE
     lazy_rows: ClassVar[bool] = True
 
     @abstractmethod

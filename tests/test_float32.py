@@ -28,7 +28,6 @@ from torch import nn
 
 import milp_agt as agt
 from milp_agt.bounds.adversary.enumerated import count_cases
-from milp_agt.core.graph import Cause
 from milp_agt.errors import InvalidInputError, UnsupportedOperationError
 
 DRAWN = settings(max_examples=40, deadline=None, derandomize=True)
@@ -336,10 +335,3 @@ def _forms(result: agt.Result) -> list[Any]:
     x = X64.float().double()
     question = BackdoorQuestion.of(result.models, x, Y.double()[:, None], BallTrigger(0.1), None)
     return [question.over_box.forms]
-
-
-def test_suspects_of_a_float32_run() -> None:
-    """The parts of the width still add up, rounding among them."""
-    found = certify(tiny_run()).suspects()
-    assert found.causes is not None
-    assert found.causes[Cause.ROUNDING] > 1e-7

@@ -67,7 +67,6 @@ def test_suspects_are_those_that_can_do_something() -> None:
     named = result.suspects(4)
     assert {each.sample for each in named} <= {1, 2}
     assert named[0].width > 0
-    assert named.causes is None
 
 
 def test_a_run_goes_on_from_its_checkpoint_to_the_same_numbers(tmp_path) -> None:

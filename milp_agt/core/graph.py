@@ -8,7 +8,6 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from enum import StrEnum
 from typing import TYPE_CHECKING, ClassVar
 
 import networkx as nx
@@ -40,18 +39,6 @@ class Signature:
         return size
 
 
-class Cause(StrEnum):
-    """Why a bound differs from the nominal value; every operation names the cause of its planes' gap."""
-
-    MOVES = "moves"  # moves of poisoned samples through the linearised operations
-    FLIPS = "flips"  # kinks: relu and its phase, clipping, pooling
-    PRODUCTS = "products"  # bilinear terms
-    CURVATURE = "curvature"  # smooth functions
-    SELECTION = "selection"  # every objective has its own poisoned samples
-    START = "start box"  # the box at the start of the window
-    ROUNDING = "rounding"
-
-
 class Operation(ABC):
     """One operation of the step graph; all its rules are in one file of ``formulations/``.
 
@@ -61,7 +48,6 @@ class Operation(ABC):
 
     key: ClassVar[str]
     exactness: ClassVar[str] = ""  # one line for the table: what is exact and what is relaxed
-    cause: ClassVar[Cause] = Cause.ROUNDING  # cause of the gap of its planes
 
     @abstractmethod
     def infer(self, *inputs: Signature) -> Signature:

@@ -20,17 +20,6 @@ RELAXATIONS = {
     "miqp": "a program that keeps products, kinks and choices exact",
 }
 
-CAUSES = {
-    "moves": "what the poisoned samples do, with every operation replaced by straight lines",
-    "flips": "kinks: units that may or may not switch over, in straight lines",
-    "products": "products of two uncertain numbers, in straight lines",
-    "curvature": "smooth functions, in straight lines",
-    "selection": "every parameter is granted poisoned samples of its own",
-    "start box": "steps that are too far back to be followed",
-    "rounding": "floating point",
-}
-
-
 LOSSES = {
     "bce": "how sure the model is of the right one of two classes",
     "cross_entropy": "how sure the model is of the right class",

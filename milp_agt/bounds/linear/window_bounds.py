@@ -32,15 +32,12 @@ ROWS_OF_UNITS = 16
 # Rows of a pass through composed steps: fewer than these have, so memory that holds them suffices.
 ROWS_OF_SHORTCUTS = 128
 
-PassFactory = Callable[..., BackwardPass]  # with the arguments of BackwardPass
-
 
 def propagate_backward(
     schedule: NodeOrder,
     relaxed: LinearizedStep,
     forms: Forms,
     perturbation: PerturbationTerms,
-    make: PassFactory = BackwardPass,
 ) -> Forms:
     """Propagate forms on the state after a step to forms on the state before it.
 
@@ -51,7 +48,7 @@ def propagate_backward(
     step = relaxed.step
     if relaxed.composed is not None:
         return relaxed.composed.walk(step, forms, perturbation)
-    shared = _through_update(relaxed, forms, make)
+    shared = _through_update(relaxed, forms)
     before = {name: shared.pending.pop(name) for name in relaxed.state}
     shared.strip()
     for node in reversed((*schedule.sums, *schedule.after)):
@@ -63,7 +60,7 @@ def propagate_backward(
     pieces = []
     for index, sample_chunk in enumerate(relaxed.chunks):
         cut = relaxed.cuts[index] if relaxed.cuts else None
-        chunk_pass = make(
+        chunk_pass = BackwardPass(
             sample_chunk, constant, magnitude, dict(shared.pending), shared.strips, cut
         )
         for node in reversed(schedule.before):
@@ -73,7 +70,7 @@ def propagate_backward(
         for name, total in chunk_pass.coefficients().items():
             before[name] = before[name] + total if name in before else total
         pieces.append(chunk_pass)
-    rest = make(relaxed.shared, constant, magnitude, before)
+    rest = BackwardPass(relaxed.shared, constant, magnitude, before)
     for node in reversed(schedule.before):
         if not node.batched and node.name not in relaxed.state:
             rest.replace(node)
@@ -116,10 +113,10 @@ def _operations(schedule: NodeOrder, relaxed: LinearizedStep) -> float:
     return 2.0 * largest + 16.0 * nodes + 64.0 + cuts
 
 
-def _through_update(relaxed: LinearizedStep, forms: Forms, make: PassFactory) -> BackwardPass:
+def _through_update(relaxed: LinearizedStep, forms: Forms) -> BackwardPass:
     """Forms on the new state as forms on the old one and on the summed gradients."""
     on_new = {relaxed.new(name): c for name, c in forms.coefficients.items()}
-    update_pass = make(relaxed.shared, forms.constant, forms.magnitude, on_new)
+    update_pass = BackwardPass(relaxed.shared, forms.constant, forms.magnitude, on_new)
     for node in (*relaxed.update.projections.values(), *reversed(relaxed.update.nodes)):
         update_pass.replace(node)
     return update_pass
