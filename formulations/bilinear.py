@@ -167,13 +167,6 @@ class Einsum(Operation):
         )
         return products.encode().apply(total, shape).plus_error(self._rounding(*ranges))
 
-    def gaps(self, a: Interval, b: Interval) -> Array:
-        """How far the envelope of each scalar product is from it at worst, in the order of the program."""
-        index_a, index_b, _ = self._index(tuple(a.lower.shape[1:]), tuple(b.lower.shape[1:]))
-        widths = [box.hull().width.flatten().cpu().numpy() for box in (a, b)]
-        gaps: Array = 0.25 * widths[0][index_a] * widths[1][index_b]
-        return gaps
-
     def _rounding(self, a: Interval, b: Interval) -> Array:
         """Error of the run's sum and of the coefficients here, for each element of the result."""
         size = self._einsum(a.magnitude.amax(0), b.magnitude.amax(0))

@@ -116,7 +116,7 @@ def problems(draw: Any) -> tuple[Problem, dict[str, Any]]:
 
 @st.composite
 def programs(draw: Any) -> tuple[Problem, dict[str, Any]]:
-    """A tiny run with a threat, and any program for it, with or without pieces, by trees of our own."""
+    """A tiny run with a threat, and any program for it, by trees of our own."""
     problem = drawn_problem(draw, most=3, hidden=2)
     options = {
         "relaxation": draw(st.sampled_from(("lp", "milp", "milp", "qcqp", "miqp"))),
@@ -124,7 +124,6 @@ def programs(draw: Any) -> tuple[Problem, dict[str, Any]]:
         "program_window": draw(st.sampled_from((1, 1, 2))),
         "selections": draw(st.sampled_from(("joint", None))),
         "inner_bounds": draw(st.sampled_from(("interval", "linear"))),
-        "strengthening": agt.Strengthening(pieces=draw(st.sampled_from((1, 1, 2, 3)))),
         "solve_limits": agt.Limits(nodes=draw(st.sampled_from((1, 5, 30)))),
     }
     return problem, options

@@ -253,13 +253,6 @@ RUNS: dict[str, Run] = {
         asks=("loss",),
         **TINY,
     ),
-    "milp, pieces, labels": Run(
-        agt.LabelPoisoning(1),
-        PROGRAM | {"relaxation": "milp", "strengthening": agt.Strengthening(pieces=2)},
-        training={"epochs": 2},
-        asks=("accuracy",),
-        **TINY,
-    ),
     "milp, substitution": Run(
         agt.Substitution(1),
         PROGRAM | {"relaxation": "milp"},

@@ -68,7 +68,6 @@ def fingerprint(
         **{name: str(value) for name, value in planned.items()},
         "solver": "none" if solver is None else f"{solver.name} {solver.version()}".strip(),
         "limits": repr(options.solve_limits),
-        "strengthening": repr(options.strengthening),
         "restriction": digest(restriction),
         "device": device,
         **versions(),

@@ -392,6 +392,4 @@ def _counts(report: program.ProgramReport | None) -> Mapping[str, int] | None:
         "skipped": report.skipped,
         "limited": report.limited,
         "lost": report.lost,
-        "tightened": report.tightening.tightened,
-        "fixed": report.tightening.fixed,
     }

@@ -9,7 +9,6 @@ import inspect
 import textwrap
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import fields
 from difflib import get_close_matches
 from typing import Annotated, Any, Literal, Self, TypeVar
 
@@ -21,7 +20,6 @@ from milp_agt.core.option_table import Count, Index, Memory, NonNegative, Table,
 from milp_agt.core.relaxation import LEVELS
 from milp_agt.core.results import Limits
 from milp_agt.core.rounding import PRECISIONS, USE_FLOAT32, what_is_wrong_with
-from milp_agt.core.strengthening import REMOVED, Strengthening
 from milp_agt.errors import InvalidInputError
 
 Window = Count | Literal["T"]
@@ -32,7 +30,10 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 # Options, or values of them, of older run files, and what is done in their place.
 _BESIDE = "the zonotope beside linear forms proves as much"
-_OLDER: Mapping[str, str] = dict.fromkeys(("alpha_steps", "alpha_every"), _BESIDE)
+_OLDER: Mapping[str, str] = {
+    **dict.fromkeys(("alpha_steps", "alpha_every"), _BESIDE),
+    "strengthening": "programs gained nothing by it that was worth its cost",
+}
 _OLDER_VALUES: Mapping[tuple[str, object], str] = {("selections", "charged"): _BESIDE}
 
 
@@ -94,10 +95,6 @@ class CertifyOptions(Table):
     solve_nodes: Index | None = Field(
         default=EACH_SOLVE.nodes,
         description="Nodes of the tree of each solve, at most (`milp` and above); no limit unless given.",
-    )
-    strengthening: Strengthening = Field(
-        default=Strengthening(),
-        description="What may make the programs of `lp` and above tighter, at further cost.",
     )
     workers: Count = Field(
         default=1,
@@ -180,21 +177,6 @@ class CertifyOptions(Table):
             )
         return name
 
-    @field_validator("strengthening", mode="before")
-    @classmethod
-    def _without_removed(cls, table: object) -> object:
-        """Older run files keep working: removed switches are dropped, with a warning for each."""
-        if not isinstance(table, dict):
-            return table
-        for key in [key for key in table if key in REMOVED]:
-            warnings.warn(
-                f"[certify.strengthening] '{key}' has no effect: the switch was removed, "
-                f"{REMOVED[key]}; drop the line",
-                UserWarning,
-                stacklevel=2,
-            )
-        return {key: value for key, value in table.items() if key not in REMOVED}
-
     @property
     def solve_limits(self) -> Limits:
         """The limits of each solve of a program."""
@@ -265,7 +247,7 @@ def _refusal(error: ValidationError, table: type[CertifyOptions]) -> InvalidInpu
 
 def _names(table: type[CertifyOptions]) -> set[str]:
     """Names that may occur in the path of a problem; the rest of it is pydantic's."""
-    return {*table.model_fields, *(field.name for field in fields(Strengthening))}
+    return set(table.model_fields)
 
 
 def takes_options(*without: str) -> Callable[[Function], Function]:
