@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from milp_agt.bounds import program
-from milp_agt.bounds.adversary.box_algebra import SEPARATE
-from milp_agt.bounds.adversary.charged import Charged
 from milp_agt.bounds.adversary.enumerated import Enumerated
 from milp_agt.bounds.adversary.model import AdversaryModel
 from milp_agt.bounds.interval import bound_propagation
@@ -79,16 +76,11 @@ class Bounder:
             return self._updated(part, step, ranges), None
         kept = self.relax(part.adversary, part.state, step, ranges)
         part.window = [*part.window, kept]
-        tightening = program.Tightening()
-        if chain.level.uses_programs and self.options.strengthening.obbt_seconds > 0.0:
-            kept, tightening = self._tightened(part, step, until)
-            part.window[-1] = kept
         self.recorder.step(chain.name, kept)
         state = self.walked(part, step, ranges)
         if not chain.level.uses_programs:
             return state, None
-        state, report = self._solve(chain, part, step, state, until, listed)
-        return state, report and replace(report, tightening=tightening)
+        return self._solve(chain, part, step, state, until, listed)
 
     def walked(self, part: ChainPart, step: Step, ranges: bound_propagation.Ranges) -> State:
         """The box after the window of a part that ends with this step, by backward pass and intervals."""
@@ -109,59 +101,20 @@ class Bounder:
             kept = [past for past in part.past if past.index < step.index]
             part.past = [*kept, newest][-self.plan.past :]
         self._tell_of_memory(step)
-        boxes, meet = self._updated(part, step, ranges), part.adversary.algebra.meet
+        boxes = self._updated(part, step, ranges)
         return {  # in the order of the state before the step, which numbers the signed entries
-            name: meet(boxes[name], found[name], f"'{name}' by interval and linear")
+            name: boxes[name].meet(found[name], f"'{name}' by interval and linear")
             for name in part.state
         }
 
     def _collected(self, part: ChainPart) -> Collected | None:
         """Collects the signed entries of the next state for steps whose window begins later."""
-        if not self.plan.past or part.adversary.algebra is not SEPARATE:
+        if not self.plan.past:
             return None
         return Collected(count_of(part.state))
 
     def _updated(self, part: ChainPart, step: Step, ranges: bound_propagation.Ranges) -> State:
-        return bound_propagation.update(
-            self.step_graph, part.state, ranges, step, part.adversary.algebra
-        )
-
-    def _tightened(
-        self, part: ChainPart, step: Step, until: float | None
-    ) -> tuple[LinearizedStep, program.Tightening]:
-        """The newest step, linearised on ranges that linear programs tightened."""
-        window, past = self._split(part)
-        last = window[-1]
-        if not program.largest_of(window) <= PROGRAM_RANGE_LIMIT:
-            return last, program.Tightening()
-        tightener = program.Tightener(
-            self.step_graph,
-            self.schedule,
-            self.poison,
-            self.restriction,
-            part.adversary,
-            past,
-        )
-        deadline = time.monotonic() + self.options.strengthening.obbt_seconds
-        if until is not None:
-            deadline = min(deadline, until)
-        options = program.SolveOptions(
-            self.solvers[Relaxation.LP],
-            self.options.solve_limits,
-            deadline=deadline,
-            workers=self.options.workers,
-        )
-
-        def relax(ranges: bound_propagation.Ranges) -> LinearizedStep:
-            return self.relax(part.adversary, last.state, step, ranges)
-
-        try:
-            return tightener.tighten(window, relax, options)
-        except SolverUnavailableError as error:  # a licence that is too small, say
-            self.notes.fall_back(
-                f"step {step.index + 1}: ranges were not tightened by programs: {error}"
-            )
-            return last, program.Tightening()
+        return bound_propagation.update(self.step_graph, part.state, ranges, step)
 
     def _split(self, part: ChainPart) -> tuple[list[LinearizedStep], list[LinearizedStep]]:
         """The steps that a program spans, and the steps before them."""
@@ -203,8 +156,6 @@ class Bounder:
         """Whether intermediate bounds go through the window, too."""
         if self.beaten and chain.name == Relaxation.LINEAR.value:
             return False
-        if isinstance(adversary, Charged):
-            return self.plan.selections.charged_inner
         one_by_one = isinstance(adversary, Enumerated) and adversary.cases > 1
         return self.plan.selections.enumerated_inner if one_by_one else self.plan.linear_inner
 
@@ -272,7 +223,6 @@ class Bounder:
             self.schedule,
             level.exact_phases,
             level.exact_products,
-            self.options.strengthening,
         )
 
     def _choices(

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from milp_agt.bounds.adversary.charged import Charged
 from milp_agt.bounds.adversary.enumerated import Enumerated, list_selections
 from milp_agt.bounds.adversary.joint import Joint
 from milp_agt.bounds.adversary.model import AdversaryModel
 from milp_agt.bounds.step import State
-from milp_agt.certification.chains import CHARGED, ENUMERATED, OPTIMISED, Chain, ChainPart
+from milp_agt.certification.chains import ENUMERATED, Chain, ChainPart
 from milp_agt.certification.planning import Plan
 from milp_agt.core.relaxation import Relaxation
 from milp_agt.core.restriction import Restriction
@@ -31,9 +30,6 @@ class Chains:
         if plan.selections.groups:
             parts = _enumerated(poison, restriction, plan.selections.groups, start)
             self.chains.insert(after, Chain(ENUMERATED, Relaxation.LINEAR, parts))
-        if plan.selections.charged:
-            charged = [_part("charged", Charged(poison), start)]
-            self.chains.insert(after, Chain(CHARGED, Relaxation.LINEAR, charged))
 
     def __iter__(self) -> Iterator[Chain]:
         return iter(self.chains)
@@ -68,23 +64,10 @@ class Chains:
             after = self.chains.index(linear) + 1
             self.chains.insert(after, Chain(ENUMERATED, Relaxation.LINEAR, parts))
 
-    def begin_optimising(self) -> Chain | None:
-        """A chain with slopes to optimise, forked from the listed selections, or else from the joint bounds.
-
-        None if the linear bounds have ended.
-        """
-        known = {chain.name: chain for chain in self.chains}
-        source = known.get(ENUMERATED, known.get(Relaxation.LINEAR.value))
-        if source is None:
-            return None
-        chain = source.fork(OPTIMISED, "optimised")
-        self.chains.insert(sum(not c.level.uses_programs for c in self.chains), chain)
-        return chain
-
     def end(self, chain: Chain) -> list[Chain]:
         """Drop a chain and all chains that lie within it; returns the dropped ones, the chain first."""
         within = [c for c in self.chains if chain.level in c.level.chain()]
-        alone = (CHARGED, ENUMERATED, OPTIMISED, Relaxation.ZONOTOPE.value)
+        alone = (ENUMERATED, Relaxation.ZONOTOPE.value)
         ended = [chain] if chain.name in alone else within
         self.chains = [c for c in self.chains if c not in ended]
         return ended

@@ -16,16 +16,14 @@ from milp_agt.bounds.cells.plan import TreePlan
 from milp_agt.bounds.interval import bound_propagation
 from milp_agt.bounds.interval.update import UpdateGraph
 from milp_agt.bounds.linear.linearized_step import LinearizedStep, settle
-from milp_agt.bounds.linear.slopes import pack_slopes, unpack_slopes
 from milp_agt.bounds.step import NodeOrder, State, Step, initial_state, step_at_points, velocity_of
 from milp_agt.bounds.zonotope import WILD, pack_forward, unpack_forward
 from milp_agt.certification import carried, planning
 from milp_agt.certification.bound_step import Bounder
 from milp_agt.certification.chain_list import Chains
-from milp_agt.certification.chains import OPTIMISED, Chain, pack_past, unpack_past
+from milp_agt.certification.chains import Chain, pack_past, unpack_past
 from milp_agt.certification.checkpoint import Snapshot, pack, unpack
 from milp_agt.certification.fingerprint import settings
-from milp_agt.certification.optimising import Optimiser
 from milp_agt.certification.options import CertifyOptions
 from milp_agt.certification.recorder import Recorder
 from milp_agt.certification.result import Result
@@ -123,13 +121,6 @@ class BoundedRun:
             self.notes,
             witnesses,
         )
-        self.optimiser = Optimiser(self.bounder)
-
-    def _begin_optimising(self) -> None:
-        chain = self.chains.begin_optimising()
-        parts = () if chain is None else chain.parts
-        for relaxed in (relaxed for part in parts for relaxed in part.window):
-            self.recorder.step(OPTIMISED, relaxed)
 
     def advance(self, batch: Tensor) -> None:
         """Bound one more step.
@@ -140,8 +131,6 @@ class BoundedRun:
         """
         started = time.perf_counter()
         index = len(self.records)
-        if index == self.plan.first_optimised:
-            self._begin_optimising()
         self._end_in_time(index)
         self.bounder.beaten = self.plan.inner_on_trial and carried.beats_linear(
             self.chains, self.records
@@ -191,8 +180,6 @@ class BoundedRun:
             state, solved = self.bounder.bound(chain, part, step, until, self.chains.listed)
             report = solved or report
             part.state = sets.within(chain, part, state)
-        if chain.name == OPTIMISED:
-            self.optimiser.improve(chain, step, until)
         self.time_limit.note(chain.name, step.index, time.perf_counter() - begun)
         # Programs of single selections have tightened the boxes of these.
         sets.add(chain, () if report is None else self.chains.listed)
@@ -317,7 +304,6 @@ class BoundedRun:
                     "window": [relaxed.step.index for relaxed in part.window],
                     "past": [past.index for past in part.past],
                     "forward": None if part.forward is None else pack_forward(part.forward),
-                    "slopes": [pack_slopes(index, own) for index, own in part.slopes.items()],
                 }
                 for part in self.chains.parts
             },
@@ -331,8 +317,6 @@ class BoundedRun:
     def restore(self, snapshot: Snapshot, batches: Sequence[Batch]) -> None:
         """Resume from a snapshot of this run: the same boxes, and the same planes recomputed."""
         state = snapshot.state
-        if "optimised-0" in state["chains"]:
-            self._begin_optimising()
         self.chains.keep(list(state["chains"]))
         for part in self.chains.parts:
             kept = state["chains"][part.name]
@@ -347,7 +331,6 @@ class BoundedRun:
             ]
             if part.forward is not None:
                 part.forward = unpack_forward(part.forward, kept["forward"])
-            part.slopes = dict(unpack_slopes(plain) for plain in kept["slopes"])
         self.nominal = dict(state["nominal"])
         self.records = [StepRecord(**record) for record in state["records"]]
         self.notes.restore(state)
@@ -410,6 +393,4 @@ def _counts(report: program.ProgramReport | None) -> Mapping[str, int] | None:
         "skipped": report.skipped,
         "limited": report.limited,
         "lost": report.lost,
-        "tightened": report.tightening.tightened,
-        "fixed": report.tightening.fixed,
     }

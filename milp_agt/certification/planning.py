@@ -90,9 +90,6 @@ class Plan:
     cuts: bool
     composed_steps: bool
     past: int
-    alpha_steps: int
-    alpha_every: int
-    alpha_memory: int
     single_thread: bool
     first_walk: float
     seconds: float
@@ -101,16 +98,6 @@ class Plan:
     @property
     def longest_window(self) -> int:
         return max(self.window, self.program_window)
-
-    def is_optimised(self, index: int) -> bool:
-        """Whether slopes are optimised after the step of this index."""
-        last = index + 1 == self.steps
-        return self.alpha_steps > 0 and (last or (index + 1) % self.alpha_every == 0)
-
-    @property
-    def first_optimised(self) -> int | None:
-        """Index of the first step after which slopes are optimised; None for never."""
-        return self.alpha_every - 1 if self.alpha_steps else None
 
 
 def make_plan(
@@ -125,7 +112,7 @@ def make_plan(
     """The plan that follows from the options of a run. ``given`` are data kept besides the poison.
 
     Raises:
-        InvalidInputError: optimised slopes at a level without slopes, or an invalid memory size.
+        InvalidInputError: an invalid memory size.
     """
     steps = len(batches)
     inner_bounds = options.inner_bounds
@@ -149,8 +136,6 @@ def make_plan(
         )
     else:
         level, remarks = Relaxation.parse(options.relaxation), Remarks()
-    alpha_steps, idle = _alpha_steps(options.alpha_steps, level, options.relaxation == "auto")
-    remarks += idle
     seconds = sizes.inner(steps, walked)
     cheap = REFINING_TIME if time_limit is None else SPARE * time_limit
     in_cuts = 2 * FLOAT * step_graph.outputs * step_graph.parameter_count * sizes.batch * walked
@@ -185,12 +170,7 @@ def make_plan(
         cheap,
         carried,
     )
-    if (
-        options.window is None
-        and told_apart.window
-        and level is Relaxation.LINEAR
-        and not alpha_steps
-    ):
+    if options.window is None and told_apart.window and level is Relaxation.LINEAR:
         line = (
             f"window {told_apart.window} in place of the whole run, so that each selection of samples "
             f"can be bounded by itself; give window='T', or a number of steps, to have that"
@@ -199,9 +179,6 @@ def make_plan(
         found = make_plan(step_graph, batches, poison, training, shorter, restriction, given)
         return replace(found, remarks=Remarks(notes=(line,)) + found.remarks)
     remarks += more
-    if alpha_steps and told_apart.charged:
-        line = "slopes are optimised for all selections jointly; charged ones keep default slopes"
-        remarks += Remarks(fallbacks=(line,))
     kept = walked * sizes.kept(poison.states) if level.walks else 0
     kept += told_apart.kept
     data = stored([*poison.tensors, *given])
@@ -250,9 +227,6 @@ def make_plan(
         cuts=cuts,
         composed_steps=composed_steps,
         past=0 if training.projection else _past(sizes, steps, walked, room),
-        alpha_steps=alpha_steps,
-        alpha_every=min(options.alpha_every or steps, steps),
-        alpha_memory=budget // 2 if alpha_steps else 0,
         single_thread=sizes.walked < THREADED_ELEMENTS
         or (level is Relaxation.INTERVAL and sizes.boxes < THREADED_BOXES),
         first_walk=slow * 2 * sizes.state * sizes.walked / WALKED_PER_SECOND,
@@ -349,26 +323,6 @@ def _past(sizes: Sizes, steps: int, window: int, room: int) -> int:
     # The newest step is kept for the window of the next.
     wanted = steps - 1 if window < steps else 0
     return min(wanted, fitting, int((walk + PAST_SECONDS) / seconds))
-
-
-def _alpha_steps(asked: int, level: Relaxation, chosen: bool) -> tuple[int, Remarks]:
-    """The number of moves of slope optimisation, with a remark if it is idle."""
-    if not isinstance(asked, int) or asked < 0:
-        raise InvalidInputError(
-            "alpha_steps counts moves of an optimisation of slopes, at least 0",
-            f"alpha_steps = {asked!r}",
-            "give 0 for the default slopes, or 5 to 20 for tighter bounds",
-        )
-    if asked == 0 or level.walks:
-        return asked, Remarks()
-    if chosen:
-        line = "alpha_steps is idle: auto picked 'interval', which has no slopes"
-        return 0, Remarks(fallbacks=(line,))
-    raise InvalidInputError(
-        f"Slopes are to be optimised by alpha_steps = {asked}",
-        f"relaxation '{level.value}', which has no slopes",
-        "use relaxation 'linear' or above, or leave alpha_steps out",
-    )
 
 
 def _choose(

@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from milp_agt.bounds.adversary.box_algebra import better
 from milp_agt.bounds.adversary.model import AdversaryModel
 from milp_agt.bounds.cells.plan import TreePlan
 from milp_agt.bounds.forms import Forms
@@ -86,11 +85,9 @@ class Reached:
     @property
     def boxes(self) -> State:
         """The boxes of the parameters, each of which holds by itself."""
-        algebra = self.adversary.algebra
-        boxes = {name: algebra.outer(box) for name, box in self.state.items()}
         if self.outer is None:
-            return boxes
-        return {n: b.meet(self.outer[n], f"'{n}' of two chains") for n, b in boxes.items()}
+            return self.state
+        return {n: b.meet(self.outer[n], f"'{n}' of two chains") for n, b in self.state.items()}
 
 
 @dataclass(frozen=True)
@@ -260,7 +257,6 @@ class ReachableModels:
                 reached.state,
                 some.inputs,
                 on_outputs,
-                reached.adversary.algebra,
             )
             shifts = (own * some.constant).flatten(1)
             terms = torch.einsum("rnf,nfo->rno", own.abs(), some.coefficients.abs())
@@ -308,13 +304,12 @@ class ReachableModels:
     def _walked(self, reached: Reached, start: Forms) -> Tensor:
         """The best lower bounds of forms of the final state, (rows, cases): on its box, or through
         the window."""
-        algebra = reached.adversary.algebra
-        best = algebra.concretise(start, reached.state, torch.zeros_like(start.constant))
+        best = start.concretise(reached.state, torch.zeros_like(start.constant))
         if reached.forward is not None:
             found = least_of_forms(reached.forward, start, reached.state)
-            return algebra.outcome(better(algebra, best, found))
+            return torch.maximum(best, found)
         if not reached.window:
-            return algebra.outcome(best)
+            return best
 
         def bound(rows: Tensor) -> Tensor:
             return bound_forms(
@@ -326,19 +321,16 @@ class ReachableModels:
             )
 
         pieces = in_passes(start.rows, self.rows_at_once(reached.window), bound)
-        return algebra.outcome(better(algebra, best, torch.cat(pieces)))
+        return torch.maximum(best, torch.cat(pieces))
 
     def _bound_piece(self, reached: Reached, forms: OutputForms) -> Interval:
         """Bounds for one group of cases, (cases, n, forms)."""
-        algebra = reached.adversary.algebra
         boxed = self._by_intervals(reached.boxes, forms)
         if reached.single_runs and forms.inputs.is_point:
             return boxed
         coefficients, constant = forms.coefficients, forms.constant
         both = torch.cat([coefficients, -coefficients], 1).transpose(0, 1)
-        own = forms_of_outputs(
-            self.step_graph, self.forward, reached.state, forms.inputs, both, algebra
-        )
+        own = forms_of_outputs(self.step_graph, self.forward, reached.state, forms.inputs, both)
         own.constant = own.constant + torch.cat([constant, -constant], 1).T.unsqueeze(-1)
         own.magnitude = own.magnitude + torch.cat([constant, constant], 1).T.abs()
         rows = torch.arange(own.magnitude.numel(), device=constant.device)

@@ -8,8 +8,6 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from milp_agt.bounds.adversary.box_algebra import BoxAlgebra, better
-from milp_agt.bounds.adversary.charged import Charged
 from milp_agt.bounds.adversary.model import AdversaryModel, PerturbationTerms, WorstCase
 from milp_agt.bounds.forms import Forms
 from milp_agt.bounds.linear.backward import BackwardPass, SampleForms, cut_of, sample_forms
@@ -34,15 +32,12 @@ ROWS_OF_UNITS = 16
 # Rows of a pass through composed steps: fewer than these have, so memory that holds them suffices.
 ROWS_OF_SHORTCUTS = 128
 
-PassFactory = Callable[..., BackwardPass]  # with the arguments of BackwardPass
-
 
 def propagate_backward(
     schedule: NodeOrder,
     relaxed: LinearizedStep,
     forms: Forms,
     perturbation: PerturbationTerms,
-    make: PassFactory = BackwardPass,
 ) -> Forms:
     """Propagate forms on the state after a step to forms on the state before it.
 
@@ -53,7 +48,7 @@ def propagate_backward(
     step = relaxed.step
     if relaxed.composed is not None:
         return relaxed.composed.walk(step, forms, perturbation)
-    shared = _through_update(relaxed, forms, make)
+    shared = _through_update(relaxed, forms)
     before = {name: shared.pending.pop(name) for name in relaxed.state}
     shared.strip()
     for node in reversed((*schedule.sums, *schedule.after)):
@@ -65,7 +60,7 @@ def propagate_backward(
     pieces = []
     for index, sample_chunk in enumerate(relaxed.chunks):
         cut = relaxed.cuts[index] if relaxed.cuts else None
-        chunk_pass = make(
+        chunk_pass = BackwardPass(
             sample_chunk, constant, magnitude, dict(shared.pending), shared.strips, cut
         )
         for node in reversed(schedule.before):
@@ -75,7 +70,7 @@ def propagate_backward(
         for name, total in chunk_pass.coefficients().items():
             before[name] = before[name] + total if name in before else total
         pieces.append(chunk_pass)
-    rest = make(relaxed.shared, constant, magnitude, before)
+    rest = BackwardPass(relaxed.shared, constant, magnitude, before)
     for node in reversed(schedule.before):
         if not node.batched and node.name not in relaxed.state:
             rest.replace(node)
@@ -118,10 +113,10 @@ def _operations(schedule: NodeOrder, relaxed: LinearizedStep) -> float:
     return 2.0 * largest + 16.0 * nodes + 64.0 + cuts
 
 
-def _through_update(relaxed: LinearizedStep, forms: Forms, make: PassFactory) -> BackwardPass:
+def _through_update(relaxed: LinearizedStep, forms: Forms) -> BackwardPass:
     """Forms on the new state as forms on the old one and on the summed gradients."""
     on_new = {relaxed.new(name): c for name, c in forms.coefficients.items()}
-    update_pass = make(relaxed.shared, forms.constant, forms.magnitude, on_new)
+    update_pass = BackwardPass(relaxed.shared, forms.constant, forms.magnitude, on_new)
     for node in (*relaxed.update.projections.values(), *reversed(relaxed.update.nodes)):
         update_pass.replace(node)
     return update_pass
@@ -179,7 +174,6 @@ def forms_of_outputs(
     state: State,
     features: Interval,
     coefficients: Tensor,
-    algebra: BoxAlgebra,
 ) -> SampleForms:
     """Forms on the parameters that bound forms of the outputs of test points from below.
 
@@ -191,7 +185,6 @@ def forms_of_outputs(
         state: box of the parameters on which the linear bounds must hold.
         features: boxes of the inputs, (1, n, *shape); points if inputs are not perturbed.
         coefficients: on the model's outputs, (forms, n, outputs).
-        algebra: of the boxes of the parameters.
     """
     boxes = dict(state) | {FEATURES: features}
     planes: dict[str, LinearBounds] = {}
@@ -199,8 +192,8 @@ def forms_of_outputs(
         if node.name in boxes:
             continue
         inputs = [boxes[i] for i in node.inputs]
-        boxes[node.name] = algebra.image(node, inputs, None)
-        planes[node.name] = algebra.relax(node, inputs, None)
+        boxes[node.name] = node.op.interval(*inputs)
+        planes[node.name] = node.op.relax(*inputs)
     centre = features.centre[CLEAN]
     radius = torch.maximum(features.upper[CLEAN] - centre, centre - features.lower[CLEAN])
     radius = torch.where(radius > 0, torch.nextafter(radius, radius + torch.inf), radius)
@@ -250,23 +243,23 @@ def bound_forms(
     steps right before it. ``newest`` receives the forms on the state before the last step, minus their
     worst case there.
     """
-    perturbation, algebra = adversary.open_worst_case(forms.rows), adversary.algebra
+    perturbation = adversary.open_worst_case(forms.rows)
     best: Tensor | None = None
     worst_case = torch.zeros_like(forms.constant)
     for relaxed in reversed(window):
         forms = propagate_backward(schedule, relaxed, forms, perturbation)
         worst_case = perturbation.worst_case()
-        bound = algebra.concretise(forms, relaxed.state, worst_case)
+        bound = forms.concretise(relaxed.state, worst_case)
         if best is None and newest is not None:
             newest(forms.paying(worst_case))
-        best = bound if best is None else better(algebra, best, bound)
+        best = bound if best is None else torch.maximum(best, bound)
     assert best is not None
     if past:
         forms = forms.paying(worst_case)
     for before in reversed(past):
         forms = before.ends.carried(forms)
-        bound = algebra.concretise(forms, before.state, torch.zeros_like(worst_case))
-        best = better(algebra, best, bound)
+        bound = forms.concretise(before.state, torch.zeros_like(worst_case))
+        best = torch.maximum(best, bound)
     return best
 
 
@@ -297,9 +290,6 @@ def bound_by_sample(
     Returns:
         ``base`` (rows,) and ``dev`` (rows, N), at the stop with the best bound over all S.
     """
-    if isinstance(adversary, Charged):
-        columns = bound_forms(schedule, window, forms, adversary)
-        return columns[:, 0], adversary.sample_influences(columns)
     perturbation = adversary.open_worst_case(forms.rows)
     best = forms.magnitude.new_full((forms.rows, 1), -torch.inf)
     base, dev = best[:, 0], perturbation.sample_influences()

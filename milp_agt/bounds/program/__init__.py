@@ -6,7 +6,7 @@ From the choices of the adversary to a proved bound:
    :class:`Together` has one span for all selections, :class:`OneByOne` one for each.
 2. ``window``: :class:`Encoding` turns a span into an :class:`EncodedWindow`, the columns and rows of a
    solver-neutral program. Operations encode themselves; ``move_columns`` are the columns of the adversary,
-   ``selection_rows`` tie the start of a window to the selection, ``tightening`` tightens ranges first.
+   ``selection_rows`` tie the start of a window to the selection.
 3. ``state_bounds`` (the state after the window) and ``final_window`` (forms of the model's outputs:
    ``output_objectives``, and counts of test points: ``counts``) add forms: ``Objectives``, with the part of
    the program that they need.
@@ -30,7 +30,6 @@ from milp_agt.bounds.program.incumbents import Incumbents
 from milp_agt.bounds.program.output_objectives import OutputObjectives
 from milp_agt.bounds.program.solves import SolveOptions
 from milp_agt.bounds.program.state_bounds import ProgramReport, bound_choices, bound_state, ends_of
-from milp_agt.bounds.program.tightening import Tightener, Tightening
 from milp_agt.bounds.program.window import RANGE_LIMIT, EncodedWindow, encode_window
 from milp_agt.bounds.program.witness import Witness
 
@@ -47,8 +46,6 @@ __all__ = [
     "SelectionGroup",
     "SolveOptions",
     "Span",
-    "Tightener",
-    "Tightening",
     "Together",
     "Witness",
     "bound_choices",

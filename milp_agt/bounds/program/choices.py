@@ -19,7 +19,6 @@ from milp_agt.bounds.step import NodeOrder, State
 from milp_agt.core.encoder import Encoder
 from milp_agt.core.interval import Interval
 from milp_agt.core.restriction import Restriction
-from milp_agt.core.strengthening import DEFAULT, Strengthening
 from milp_agt.threats.poison import Poison
 from milp_agt.training.tracing import StepGraph
 
@@ -145,12 +144,11 @@ class Encoding:
     schedule: NodeOrder
     exact_phases: bool
     exact_products: bool = False
-    strengthening: Strengthening = DEFAULT
 
     def steps(self, span: Span) -> tuple[Encoder, EncodedSteps]:
         """The columns and rows of the steps, for further rows on top."""
         envelopes = affords_envelopes(self.schedule, span.window)
-        encoder = Encoder(self.exact_phases, self.exact_products, envelopes, self.strengthening)
+        encoder = Encoder(self.exact_phases, self.exact_products, envelopes)
         steps = encode_steps(
             self.step_graph,
             self.schedule,

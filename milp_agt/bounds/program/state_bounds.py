@@ -13,7 +13,6 @@ from torch import Tensor
 from milp_agt.bounds.program.by_choice import Branched, minimise_leaves
 from milp_agt.bounds.program.incumbents import Incumbents
 from milp_agt.bounds.program.solves import Evidence, Objectives, SolveOptions
-from milp_agt.bounds.program.tightening import Tightening
 from milp_agt.bounds.program.window import EncodedWindow
 from milp_agt.bounds.program.witness import Witness
 from milp_agt.bounds.step import State
@@ -27,9 +26,8 @@ class ProgramReport:
     """Report on bounds by programs: sizes, solves, and objectives that kept the cheaper bound.
 
     ``evidence`` has every solved program; ``size`` is that of the largest. ``listed`` are the boxes of
-    the choices, if there are any, met with the bounds proved for each. ``tightening`` reports on the ranges
-    of the programs. ``incumbents`` are the data of points found by solvers, as starts for attacks, for
-    each program step by step.
+    the choices, if there are any, met with the bounds proved for each. ``incumbents`` are the data of
+    points found by solvers, as starts for attacks, for each program step by step.
     """
 
     size: dict[str, int]
@@ -40,7 +38,6 @@ class ProgramReport:
     seconds: float
     evidence: tuple[Evidence, ...] = field(repr=False)
     listed: tuple[State, ...] = field(default=(), repr=False)
-    tightening: Tightening = field(default_factory=Tightening)
     incumbents: tuple[Sequence[Incumbents], ...] = field(default=(), repr=False)
 
     @staticmethod
