@@ -25,7 +25,6 @@ from torch import Tensor
 from torch.nn import functional
 
 from milp_agt.bounds.program.incumbents import EncodedBatch
-from milp_agt.bounds.program.solves import Objectives, SolveOptions, minimise
 from milp_agt.bounds.program.window import EncodedWindow
 from milp_agt.bounds.zonotope import ZonotopePass
 from milp_agt.bounds.zonotope.flips import Flips
@@ -160,9 +159,7 @@ class ZonotopeRows:
         operations = 2.0 * spread.operations + 8.0 * flips.count + FEW
         error = gamma(operations) * spread.size + self.columns.rounding * spread.size
         error = error + gamma(8.0 * zonotope.size + FEW) * (rows.abs() @ centre.abs()) + TINY
-        return Expression(
-            exact.matrix, array(rows @ centre), array(error), exact.shape, slack
-        )
+        return Expression(exact.matrix, array(rows @ centre), array(error), exact.shape, slack)
 
     def window(self) -> EncodedWindow:
         """The program with the whole state."""
