@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from attacks import Replay, assert_inside
 from problems import problem, tiny
 from test_zonotope_breadth import choices
 from zonotope_runs import ROUNDING, Generators, Passed, attacks_of
