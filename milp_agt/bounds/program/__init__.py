@@ -12,8 +12,8 @@ From the choices of the adversary to a proved bound:
    the program that they need.
 4. ``by_choice``: the loosest choice is solved first, until the worst choice of every objective is solved.
 5. ``solves``: solves ordered by possible gain, in this process or on workers; dual bounds only.
-6. ``zonotope_rows``: one program for all steps, on the rows of a hybrid zonotope; ``final_zonotope`` asks it for
-   the ends of the state and for forms of it.
+6. ``zonotope_rows``: one program for all steps, on the rows of a hybrid zonotope; ``final_zonotope`` asks it
+   for the ends of the state and for forms of it.
 7. ``incumbents``: points found by solvers, as starts for attacks; ``witness`` checks real runs against
    every bound.
 """
