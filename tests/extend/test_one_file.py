@@ -46,7 +46,11 @@ TARGETS = X @ np.array([0.5, -1.0])
 @pytest.fixture
 def add(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Callable[[str], ModuleType]]:
     """Imports a copy of one of the files, and forgets it after the test."""
-    for fill in (losses.losses, solver.back_ends, builder.layer_rules):  # whole before they are copied
+    for fill in (
+        losses.losses,
+        solver.back_ends,
+        builder.layer_rules,
+    ):  # whole before they are copied
         fill()
     for owner, name in (
         (registry, "_OPERATIONS"),

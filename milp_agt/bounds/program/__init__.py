@@ -12,7 +12,9 @@ From the choices of the adversary to a proved bound:
    the program that they need.
 4. ``by_choice``: the loosest choice is solved first, until the worst choice of every objective is solved.
 5. ``solves``: solves ordered by possible gain, in this process or on workers; dual bounds only.
-6. ``incumbents``: points found by solvers, as starts for attacks; ``witness`` checks real runs against
+6. ``zonotope_rows``: one program for all steps, on the rows of a hybrid zonotope; ``final_zonotope`` asks it
+   for the ends of the state and for forms of it.
+7. ``incumbents``: points found by solvers, as starts for attacks; ``witness`` checks real runs against
    every bound.
 """
 
@@ -26,6 +28,7 @@ from milp_agt.bounds.program.choices import (
     largest_of,
 )
 from milp_agt.bounds.program.final_window import FinalWindow
+from milp_agt.bounds.program.final_zonotope import FinalZonotope
 from milp_agt.bounds.program.incumbents import Incumbents
 from milp_agt.bounds.program.output_objectives import OutputObjectives
 from milp_agt.bounds.program.solves import SolveOptions
@@ -39,6 +42,7 @@ __all__ = [
     "EncodedWindow",
     "Encoding",
     "FinalWindow",
+    "FinalZonotope",
     "Incumbents",
     "OneByOne",
     "OutputObjectives",
