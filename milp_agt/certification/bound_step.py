@@ -48,7 +48,6 @@ class Bounder:
     witnesses: Witnesses | None = None
     passes: Passes = field(default_factory=Passes)
     inner_passes: Passes = field(default_factory=Passes)
-    beaten: bool = False  # whether linear forms gain nothing over the zonotope beside them
     incumbents: tuple[Sequence[program.Incumbents], ...] = ()  # of the newest programs
 
     def bound(
@@ -154,7 +153,7 @@ class Bounder:
 
     def _walks_inside(self, chain: Chain, adversary: AdversaryModel) -> bool:
         """Whether intermediate bounds go through the window, too."""
-        if self.beaten and chain.name == Relaxation.LINEAR.value:
+        if self.plan.inner_of_programs and not chain.level.uses_programs:
             return False
         one_by_one = isinstance(adversary, Enumerated) and adversary.cases > 1
         return self.plan.selections.enumerated_inner if one_by_one else self.plan.linear_inner

@@ -131,11 +131,6 @@ class BoundedRun:
         started = time.perf_counter()
         index = len(self.records)
         self._end_in_time(index)
-        self.bounder.beaten = self.plan.inner_on_trial and carried.beats_linear(
-            self.chains, self.records
-        )
-        if self.plan.listing_on_trial:
-            carried.list_again(self.chains, self.records)
         step = self._step(index, batch)
         update = UpdateGraph.of(self.schedule.gradients, step, self.schedule.precision)
         sets = StepSets(step, update, {part.name: part.state for part in self.chains.parts})
@@ -150,8 +145,6 @@ class BoundedRun:
             self.recorder.state(index, chain.name, sets.newest)
             widths[chain.name] = self._mean_width(sets.newest)
             self._end_if_diverged(chain, sets)
-        if self.plan.listing_on_trial and index + 1 < self.plan.steps:
-            carried.end_listing(self.chains, widths, index, self.notes)
         carried.end_hopeless(self.chains, widths, index, self.notes)
         self._settle(sets)
         self._advance_nominal(step, sets.newest)

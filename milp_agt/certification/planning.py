@@ -63,8 +63,7 @@ class Plan:
     """The plan of a run: the level, the windows, the pieces, and remarks for the result.
 
     ``past`` is the number of past steps kept for forms that have reached the beginning of their window.
-    ``inner_on_trial``: linear intermediate bounds of joint selections are left out while linear forms gain
-    nothing over a zonotope. ``listing_on_trial``: so are listed selections after some steps. ``rows`` of a
+    ``inner_of_programs``: only programs have linear intermediate bounds. ``rows`` of a
     backward pass fit into memory; ``chunk`` of them share a pass in the run. ``first_walk`` are the
     predicted seconds of a backward pass of all entries through one step; ``seconds`` those of all steps,
     where predictions were measured; not a number where nothing is known.
@@ -84,8 +83,7 @@ class Plan:
     inner_pairs: int
     inner_widest: int | None
     linear_inner: bool
-    inner_on_trial: bool
-    listing_on_trial: bool
+    inner_of_programs: bool
     selections: Selections
     cuts: bool
     composed_steps: bool
@@ -221,8 +219,7 @@ def make_plan(
         inner_pairs=max(1, room // (2 * sizes.pair)),
         inner_widest=inner_widest,
         linear_inner=linear_inner,
-        inner_on_trial=linear_inner and inner_bounds is None and carried,
-        listing_on_trial=carried and options.selections is None and not level.uses_programs,
+        inner_of_programs=linear_inner and inner_bounds is None and carried,
         selections=told_apart,
         cuts=cuts,
         composed_steps=composed_steps,
