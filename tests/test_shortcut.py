@@ -34,7 +34,7 @@ OUTPUTS = {"bce": 1, "cross_entropy": 2, "three": 3, "mse": 1}
 def taken(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Every network counts as large; the steps whose shortcuts are walked."""
     monkeypatch.setattr(planning, "THREADED_ELEMENTS", 0)
-    monkeypatch.setattr(planning, "SAMPLES_OF_UNITS", 4)
+    monkeypatch.setattr(planning, "FEWEST_SAMPLES", 4)
     monkeypatch.setattr(planning, "_pays", lambda sizes, moved, window, memory: window > 1)
     steps: list[int] = []
     walk = ComposedStep.walk

@@ -144,7 +144,6 @@ class Bounder:
                 self.plan.inner_chunk,
                 self.plan.inner_pairs,
                 self.inner_passes,
-                self.plan.inner_widest,
             )
             return intermediate.propagate(walks, part.state, step, keep)
         return bound_propagation.propagate(
@@ -257,8 +256,6 @@ class Bounder:
         kept = linearize_step(
             self.schedule, state, step, ranges, adversary, self.plan.walk_fragment
         )
-        if self.plan.cuts:
-            kept = window_bounds.with_cuts(self.step_graph, self.schedule, kept)
         if self.plan.composed_steps:
             kept = window_bounds.with_shortcut(self.schedule, kept, self.plan.chunk, self.passes)
         return kept
