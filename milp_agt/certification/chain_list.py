@@ -45,12 +45,6 @@ class Chains:
     def tightest(self) -> Chain:
         return self.chains[-1]
 
-    @property
-    def listed(self) -> Sequence[ChainPart]:
-        """The parts of the tightest chain with listed selections, in groups; empty if there is none."""
-        listed = (c.parts for c in reversed(self.chains) if c.lists_selections)
-        return next(listed, ())
-
     def cheaper(self, chain: Chain) -> list[str]:
         """Names of the chains before this one."""
         return [other.name for other in self.chains[: self.chains.index(chain)]]

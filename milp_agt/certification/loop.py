@@ -169,12 +169,11 @@ class BoundedRun:
         until = self.time_limit.spend_until(self.chains.cheaper(chain), step.index)
         report: program.ProgramReport | None = None
         for part in chain.parts:
-            state, solved = self.bounder.bound(chain, part, step, until, self.chains.listed)
+            state, solved = self.bounder.bound(chain, part, step, until)
             report = solved or report
             part.state = sets.within(chain, part, state)
         self.time_limit.note(chain.name, step.index, time.perf_counter() - begun)
-        # Programs of single selections have tightened the boxes of these.
-        sets.add(chain, () if report is None else self.chains.listed)
+        sets.add(chain)
         return report
 
     def _end_if_diverged(self, chain: Chain, sets: StepSets) -> None:
@@ -350,7 +349,7 @@ class BoundedRun:
         chain = self.chains.tightest
         if not self.records or self.records[-1].relaxation != chain.level.value:
             return None  # the last step has only cheaper bounds, and so have questions
-        return self.bounder.last_program(chain, self.chains.listed)
+        return self.bounder.last_program(chain)
 
     def result(self) -> Result:
         """The result proved so far."""
