@@ -31,7 +31,6 @@ PIECES: tuple[tuple[Any, str, tuple[Any, ...]], ...] = (
     (planning, "THREADED_ELEMENTS", (1,)),
     (planning, "_pays", (lambda sizes, moved, window, memory: window > 1, lambda *_: False)),
     (planning, "FEWEST_SAMPLES", (1, 2)),
-    (planning, "SAMPLES_OF_UNITS", (2,)),
     (planning, "BOXED_ELEMENTS", (1, 50)),
     (planning, "ROWS_AT_ONCE", (1, 5)),
     (planning, "PAST_SECONDS", (0.0, 100.0)),

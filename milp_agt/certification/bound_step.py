@@ -50,7 +50,6 @@ class Bounder:
     witnesses: Witnesses | None = None
     passes: Passes = field(default_factory=Passes)
     inner_passes: Passes = field(default_factory=Passes)
-    beaten: bool = False  # whether linear forms gain nothing over the zonotope beside them
     incumbents: tuple[Sequence[program.Incumbents], ...] = ()  # of the newest programs
     final: program.FinalZonotope | None = None  # the newest
 
@@ -60,13 +59,10 @@ class Bounder:
         part: ChainPart,
         step: Step,
         until: float | None,
-        listed: Sequence[ChainPart] = (),
     ) -> tuple[State, program.ProgramReport | None]:
         """The box of the next state by one level, before the meet with looser chains.
 
-        Solves end at ``until``, a time of ``time.monotonic``. ``listed`` are the listed selections whose
-        boxes after this step are known; programs are then solved selection by selection, and their
-        bounds tighten the box of each selection.
+        Solves end at ``until``, a time of ``time.monotonic``.
         """
         part.forget(self.plan.longest_window - 1)
         if part.forward is not None:
@@ -88,7 +84,7 @@ class Bounder:
         state = self.walked(part, step, ranges)
         if not chain.level.uses_programs:
             return state, None
-        return self._solve(chain, part, step, state, until, listed)
+        return self._solve(chain, part, step, state, until)
 
     def walked(self, part: ChainPart, step: Step, ranges: bound_propagation.Ranges) -> State:
         """The box after the window of a part that ends with this step, by backward pass and intervals."""
@@ -153,7 +149,6 @@ class Bounder:
                 self.plan.inner_chunk,
                 self.plan.inner_pairs,
                 self.inner_passes,
-                self.plan.inner_widest,
             )
             return intermediate.propagate(walks, part.state, step, keep)
         return bound_propagation.propagate(
@@ -162,7 +157,7 @@ class Bounder:
 
     def _walks_inside(self, chain: Chain, adversary: AdversaryModel) -> bool:
         """Whether intermediate bounds go through the window, too."""
-        if self.beaten and chain.name == Relaxation.LINEAR.value:
+        if self.plan.inner_of_programs and not chain.level.uses_programs:
             return False
         one_by_one = isinstance(adversary, Enumerated) and adversary.cases > 1
         return self.plan.selections.enumerated_inner if one_by_one else self.plan.linear_inner
@@ -174,10 +169,9 @@ class Bounder:
         step: Step,
         state: State,
         until: float | None,
-        listed: Sequence[ChainPart],
     ) -> tuple[State, program.ProgramReport | None]:
-        choices = self._choices(part, state, listed)
-        largest = choices.largest
+        span = self._span(part, state)
+        largest = program.largest_of(span.window)
         if not largest <= PROGRAM_RANGE_LIMIT:
             self.notes.fall_back(
                 f"step {step.index + 1}: ranges up to {largest:.1e} are beyond what a solver "
@@ -187,12 +181,8 @@ class Bounder:
         options = self._solving(chain.level, until)
         try:
             encoding = self._encoding(chain)
-            state, report = program.bound_choices(
-                state,
-                choices.states,
-                lambda n: encoding.window(choices.span(n)),
-                options,
-                self._witness(step.index),
+            state, report = program.bound_state(
+                encoding.window(span), state, options, self._witness(step.index)
             )
         except SolverUnavailableError as error:  # a licence that is too small, say
             self.notes.fall_back(
@@ -200,9 +190,6 @@ class Bounder:
                 limit=True,
             )
             return state, None
-        if isinstance(choices, program.OneByOne):
-            for own, box in zip(listed, report.listed, strict=True):
-                own.state = box
         self._take(chain.name, chain.level, step, state, report)
         return state, report
 
@@ -287,53 +274,29 @@ class Bounder:
             level.exact_products,
         )
 
-    def _choices(
-        self, part: ChainPart, state: State, listed: Sequence[ChainPart]
-    ) -> program.Choices:
-        """The choices that programs cover: each listed selection by itself, or all at once.
-
-        ``state`` is a box of the state after the steps of ``part``, whose boxes contain those of all
-        selections.
-        """
-        window, past = self._split(part)
-        if not self._have_gone(listed, window):
-            span = program.Span(window, state, self.poison, self.restriction, past)
-            return program.Together(span)
-        groups = []
-        for own in listed:
-            assert isinstance(own.adversary, Enumerated)
-            groups.append(program.SelectionGroup(own.adversary, self._split(own)[0], own.state))
-        return program.OneByOne(self.schedule, groups, [r.state for r in window], state)
-
-    def _have_gone(self, listed: Sequence[ChainPart], window: Sequence[LinearizedStep]) -> bool:
-        """Whether selections have the same window, and its last batch cannot be emptied in any of them."""
-        steps = [relaxed.step.index for relaxed in window]
-        return bool(listed) and all(
-            [relaxed.step.index for relaxed in self._split(own)[0]] == steps
-            and own.adversary.emptied(window[-1].step) is None
-            for own in listed
-        )
-
     def relax(
         self, adversary: AdversaryModel, state: State, step: Step, ranges: bound_propagation.Ranges
     ) -> LinearizedStep:
         kept = linearize_step(
             self.schedule, state, step, ranges, adversary, self.plan.walk_fragment
         )
-        if self.plan.cuts:
-            kept = window_bounds.with_cuts(self.step_graph, self.schedule, kept)
         if self.plan.composed_steps:
             kept = window_bounds.with_shortcut(self.schedule, kept, self.plan.chunk, self.passes)
         return kept
 
-    def last_program(self, chain: Chain, listed: Sequence[ChainPart]) -> program.FinalWindow | None:
+    def _span(self, part: ChainPart, state: State) -> program.Span:
+        """The steps of the program over the current window, with a box of the state after them."""
+        window, past = self._split(part)
+        return program.Span(window, state, self.poison, self.restriction, past)
+
+    def last_program(self, chain: Chain) -> program.FinalWindow | None:
         """The programs over the current window, for questions; None for levels without programs."""
         part = chain.parts[0]
         if not chain.level.uses_programs or not part.window:
             return None
         return program.FinalWindow(
             self._encoding(chain),
-            self._choices(part, chain.state, listed),
+            self._span(part, chain.state),
             self._solving(chain.level),
             self._witness(part.window[-1].step.index),
             self.incumbents,

@@ -20,7 +20,6 @@ class Chains:
     """Chains from the loosest to the tightest; iterating yields the current ones."""
 
     def __init__(self, plan: Plan, poison: Poison, restriction: Restriction, start: State) -> None:
-        self.groups, self.poison, self.restriction = plan.selections.groups, poison, restriction
         joint = Joint(poison, restriction)
         self.chains = [
             Chain(level.value, level, [ChainPart(level.value, joint, start)])
@@ -46,23 +45,9 @@ class Chains:
     def tightest(self) -> Chain:
         return self.chains[-1]
 
-    @property
-    def listed(self) -> Sequence[ChainPart]:
-        """The parts of the tightest chain with listed selections, in groups; empty if there is none."""
-        listed = (c.parts for c in reversed(self.chains) if c.lists_selections)
-        return next(listed, ())
-
     def cheaper(self, chain: Chain) -> list[str]:
         """Names of the chains before this one."""
         return [other.name for other in self.chains[: self.chains.index(chain)]]
-
-    def list_again(self) -> None:
-        """A chain of all selections from here on: each starts in the set of all."""
-        linear = next((c for c in self.chains if c.name == Relaxation.LINEAR.value), None)
-        if linear is not None:
-            parts = _enumerated(self.poison, self.restriction, self.groups, linear.state)
-            after = self.chains.index(linear) + 1
-            self.chains.insert(after, Chain(ENUMERATED, Relaxation.LINEAR, parts))
 
     def end(self, chain: Chain) -> list[Chain]:
         """Drop a chain and all chains that lie within it; returns the dropped ones, the chain first."""

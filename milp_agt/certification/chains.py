@@ -12,7 +12,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from milp_agt.bounds.adversary.enumerated import Enumerated
 from milp_agt.bounds.adversary.model import AdversaryModel
 from milp_agt.bounds.linear.composed import ComposedStep, PastStep
 from milp_agt.bounds.linear.linearized_step import LinearizedStep
@@ -68,11 +67,6 @@ class Chain:
     def tells_apart(self) -> bool:
         """Whether boxes distinguish selections."""
         return any(part.adversary.cases > 1 for part in self.parts)
-
-    @property
-    def lists_selections(self) -> bool:
-        """Whether each case is one selection."""
-        return all(isinstance(part.adversary, Enumerated) for part in self.parts)
 
     @property
     def looser(self) -> tuple[str, ...]:

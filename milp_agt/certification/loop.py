@@ -133,11 +133,6 @@ class BoundedRun:
         started = time.perf_counter()
         index = len(self.records)
         self._end_in_time(index)
-        self.bounder.beaten = self.plan.inner_on_trial and carried.beats_linear(
-            self.chains, self.records
-        )
-        if self.plan.listing_on_trial:
-            carried.list_again(self.chains, self.records)
         step = self._step(index, batch)
         update = UpdateGraph.of(self.schedule.gradients, step, self.schedule.precision)
         sets = StepSets(step, update, {part.name: part.state for part in self.chains.parts})
@@ -152,8 +147,6 @@ class BoundedRun:
             self.recorder.state(index, chain.name, sets.newest)
             widths[chain.name] = self._mean_width(sets.newest)
             self._end_if_diverged(chain, sets)
-        if self.plan.listing_on_trial and index + 1 < self.plan.steps:
-            carried.end_listing(self.chains, widths, index, self.notes)
         carried.end_hopeless(self.chains, widths, index, self.notes)
         self._settle(sets)
         self._advance_nominal(step, sets.newest)
@@ -178,12 +171,11 @@ class BoundedRun:
         until = self.time_limit.spend_until(self.chains.cheaper(chain), step.index)
         report: program.ProgramReport | None = None
         for part in chain.parts:
-            state, solved = self.bounder.bound(chain, part, step, until, self.chains.listed)
+            state, solved = self.bounder.bound(chain, part, step, until)
             report = solved or report
             part.state = sets.within(chain, part, state)
         self.time_limit.note(chain.name, step.index, time.perf_counter() - begun)
-        # Programs of single selections have tightened the boxes of these.
-        sets.add(chain, () if report is None else self.chains.listed)
+        sets.add(chain)
         return report
 
     def _end_if_diverged(self, chain: Chain, sets: StepSets) -> None:
@@ -359,7 +351,7 @@ class BoundedRun:
         chain = self.chains.tightest
         if not self.records or self.records[-1].relaxation != chain.level.value:
             return None  # the last step has only cheaper bounds, and so have questions
-        return self.bounder.last_program(chain, self.chains.listed)
+        return self.bounder.last_program(chain)
 
     def _with_rows(self, reached: Reached) -> Reached:
         """The same with programs on the rows of its zonotope, for questions about the model."""

@@ -61,8 +61,8 @@ class CertifyOptions(Table):
     inner_bounds: Literal["interval", "linear"] | None = Field(
         default=None,
         description="How intermediate nodes of a step are bounded in `linear` and above: by intervals, or "
-        "by linear forms through the window; unless given, linear where its predicted cost is small and, "
-        "beside a zonotope, in steps where linear forms gain something over it.",
+        "by linear forms through the window; unless given, linear where its predicted cost is small and "
+        "no zonotope is carried along, and of programs.",
     )
     carried: Literal["zonotope", "none"] = Field(
         default="zonotope",
@@ -74,8 +74,9 @@ class CertifyOptions(Table):
         default=None,
         description="Bound all choices of poisoned samples at once, or carry a box for each choice "
         "(`linear` and above, budgets for the data set); unless given, enumerated where that is predicted "
-        "to be cheap, else joint. Of a finite threat (classes, categories, removals) each choice is one data "
-        "set: below programs, enumerated trains on all of them, exact up to rounding.",
+        "to be cheap and no zonotope is carried along, or labels flip; else joint. Of a finite threat "
+        "(classes, categories, removals) each choice is one data set: below programs, enumerated trains on "
+        "all of them, exact up to rounding.",
     )
     solver: str | None = Field(
         default=None,

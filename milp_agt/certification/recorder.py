@@ -18,10 +18,7 @@ class Recorder(Protocol):
         ...
 
     def program(self, index: int, chain: str, report: ProgramReport) -> None:
-        """The program of step ``index`` with the row multipliers that prove its bounds.
-
-        Bounds by programs of single selections enter the boxes of these before the next step.
-        """
+        """The program of step ``index`` with the row multipliers that prove its bounds."""
         ...
 
     def state(self, index: int, chain: str, state: State) -> None:

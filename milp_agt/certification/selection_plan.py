@@ -18,6 +18,7 @@ from milp_agt.core.remarks import Remarks
 from milp_agt.core.restriction import Restriction
 from milp_agt.errors import InvalidInputError
 from milp_agt.threats.poison import Poison
+from milp_agt.threats.sets import Vertices
 from milp_agt.training.training import Training
 
 # Boxes and intercepts of one case kept for an element of a node with a sample axis; most cases that share
@@ -75,8 +76,10 @@ def selections_of(
 ) -> tuple[Selections, Remarks]:
     """The requested selections; by default listed if that is predicted to take at most so many ``seconds``.
 
-    Where they are not, and there is no ``zonotope`` either, ``window`` of the result is the longest of the
-    halved windows over which they would be.
+    Beside a ``zonotope`` they are joint by default, unless labels flip: it turns each flip into noise.
+
+    Where they are not listed for that reason, ``window`` of the result is the longest of the halved windows
+    over which they would be.
 
     Raises:
         InvalidInputError: an unknown word, or a kind that this run cannot have.
@@ -87,7 +90,8 @@ def selections_of(
             f"relaxation '{level.value}'",
             "use relaxation 'linear' or above",
         )
-    if asked == "joint" or not level.walks:
+    flat = zonotope and not isinstance(poison.label_moves, Vertices)
+    if asked == "joint" or not level.walks or (flat and asked is None):
         return Selections(), Remarks()
     work = _Work(sizes, steps, window, inner_bounds, memory, seconds)
     cases = count_cases(poison, restriction)
@@ -98,7 +102,7 @@ def selections_of(
             "use scope='dataset', or selections='joint'",
         )
     listed, remarks = work.listed(cases, asked)
-    if listed.groups or zonotope:
+    if listed.groups:
         return listed, remarks
     return replace(listed, window=work.shorter(cases)), remarks
 

@@ -53,7 +53,6 @@ class BackwardPasses:
     """The input of intermediate bounds besides the step: the window before it and how to split the work.
 
     Attributes:
-        widest: most elements of a node with intermediate bounds; None for no limit.
         chunk: rows of a backward pass through the window at once.
         pairs: pairs of a form and a sample whose coefficients on the parameters are kept at once.
         passes: how many rows fit into memory, remembered over the steps.
@@ -65,22 +64,12 @@ class BackwardPasses:
     chunk: int
     pairs: int
     passes: Passes = field(default_factory=Passes)
-    widest: int | None = None
-
-    @property
-    def targets(self) -> tuple[Node, ...]:
-        """Nodes with intermediate bounds."""
-        return tuple(
-            node
-            for node in targets(self.schedule)
-            if self.widest is None or node.signature.size <= self.widest
-        )
 
     def samples_at_once(self, step: Step) -> int:
         """Samples of a chunk, so that all forms of a node fit; elements are split if not even one fits."""
         if step.poison.whole is Whole.REMOVED:
             return step.size  # the mean of the remaining samples needs the whole batch
-        largest = max((n.signature.size for n in self.targets), default=1)
+        largest = max((n.signature.size for n in targets(self.schedule)), default=1)
         return max(1, min(step.size, self.pairs // (2 * largest)))
 
 
@@ -110,7 +99,7 @@ class _Refined:
 
     def __init__(self, context: BackwardPasses, state: State, step: Step, part: slice) -> None:
         self.context, self.state, self.step, self.part = context, state, step, part
-        self.chosen = {node.name for node in context.targets}
+        self.chosen = {node.name for node in targets(context.schedule)}
         self.planes: dict[str, LinearBounds] = {}
         self.offsets: dict[str, Intercepts] = {}
         self.nodes = [n for n in context.schedule.before if n.batched and not n.inputs]

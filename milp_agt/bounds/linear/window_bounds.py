@@ -10,7 +10,7 @@ from torch import Tensor
 
 from milp_agt.bounds.adversary.model import AdversaryModel, PerturbationTerms, WorstCase
 from milp_agt.bounds.forms import Forms
-from milp_agt.bounds.linear.backward import BackwardPass, SampleForms, cut_of, sample_forms
+from milp_agt.bounds.linear.backward import BackwardPass, SampleForms, sample_forms
 from milp_agt.bounds.linear.clipped_ball import regained
 from milp_agt.bounds.linear.composed import Collected, PastStep
 from milp_agt.bounds.linear.intercepts import Intercepts, per_sample
@@ -21,14 +21,11 @@ from milp_agt.bounds.step import NodeOrder, State
 from milp_agt.core.graph import Node
 from milp_agt.core.interval import CLEAN, Interval
 from milp_agt.core.planes import LinearBounds
-from milp_agt.formulations.linear import Affine, Combine, Reshape
 from milp_agt.threats.poison import Poison
 from milp_agt.training.tracing import FEATURES, StepGraph
 
 # Elements of one coefficient tensor of a backward pass: small enough for a processor's cache.
 CACHED_ELEMENTS = 2**18
-# Rows of a piece with composed heads: few units, many samples.
-ROWS_OF_UNITS = 16
 # Rows of a pass through composed steps: fewer than these have, so memory that holds them suffices.
 ROWS_OF_SHORTCUTS = 128
 
@@ -58,10 +55,9 @@ def propagate_backward(
     if more is not None:
         constant = constant + more
     pieces = []
-    for index, sample_chunk in enumerate(relaxed.chunks):
-        cut = relaxed.cuts[index] if relaxed.cuts else None
+    for sample_chunk in relaxed.chunks:
         chunk_pass = BackwardPass(
-            sample_chunk, constant, magnitude, dict(shared.pending), shared.strips, cut
+            sample_chunk, constant, magnitude, dict(shared.pending), shared.strips
         )
         for node in reversed(schedule.before):
             if node.batched:
@@ -109,8 +105,7 @@ def _operations(schedule: NodeOrder, relaxed: LinearizedStep) -> float:
     samples, update = relaxed.step.size, relaxed.update
     largest = max(n.signature.size * (samples if n.batched else 1) for n in schedule.all)
     nodes = len(schedule.all) + len(update.nodes) + len(update.projections)
-    cuts = sum(2.0 * cut.columns + cut.operations + 64.0 for cut in relaxed.cuts)
-    return 2.0 * largest + 16.0 * nodes + 64.0 + cuts
+    return 2.0 * largest + 16.0 * nodes + 64.0
 
 
 def _through_update(relaxed: LinearizedStep, forms: Forms) -> BackwardPass:
@@ -122,19 +117,6 @@ def _through_update(relaxed: LinearizedStep, forms: Forms) -> BackwardPass:
     return update_pass
 
 
-def with_cuts(
-    step_graph: StepGraph, schedule: NodeOrder, relaxed: LinearizedStep
-) -> LinearizedStep:
-    """The same step with composed heads: its narrowest node before the loss is bounded once for all rows."""
-    target = _narrowest(step_graph, schedule)
-    needed = {target.name}
-    for node in reversed(schedule.before):
-        if node.name in needed:
-            needed.update(node.inputs)
-    nodes = [n for n in schedule.before if n.batched and n.name in needed]
-    return replace(relaxed, cuts=tuple(cut_of(nodes, f, target) for f in relaxed.chunks))
-
-
 def with_shortcut(
     schedule: NodeOrder,
     relaxed: LinearizedStep,
@@ -144,8 +126,7 @@ def with_shortcut(
     """The same step as a composed step: forms of all signed entries of its new state, for later passes."""
     passes = passes or Passes()
     collected = Collected(count_of(relaxed.state))
-    enough = ROWS_OF_UNITS if relaxed.cuts else chunk
-    for part, forms in forms_in_pieces(relaxed.state, passes.limit(chunk), enough):
+    for part, forms in forms_in_pieces(relaxed.state, passes.limit(chunk)):
 
         def propagated(own: Tensor, forms: Forms = forms) -> Forms:
             some = forms if len(own) == forms.rows else forms.part(own)
@@ -154,18 +135,6 @@ def with_shortcut(
         for own, found in passes.run(torch.arange(len(part)), chunk, propagated):
             collected.keep(part[own.to(part.device)], found)
     return replace(relaxed, composed=collected.composed(relaxed.state))
-
-
-def _narrowest(step_graph: StepGraph, schedule: NodeOrder) -> Node:
-    """The outputs, or a narrower node that alone reads them (the difference of two logits)."""
-    node = step_graph.graph[step_graph.output]
-    while True:
-        readers = [n for n in schedule.before if node.name in n.inputs]
-        if len(readers) != 1 or not isinstance(readers[0].op, (Affine, Combine, Reshape)):
-            return node
-        if len(readers[0].inputs) > 1 or readers[0].signature.size > node.signature.size:
-            return node
-        node = readers[0]
 
 
 def forms_of_outputs(
@@ -333,8 +302,7 @@ def bound_state(
     bounds = torch.empty(adversary.cases, count_of(state), dtype=torch.float64, device=device)
     visited = [relaxed for relaxed in window if relaxed.composed is None]
     chunk = chunk if visited else max(chunk, ROWS_OF_SHORTCUTS)
-    enough = ROWS_OF_UNITS if any(relaxed.cuts for relaxed in visited) else chunk
-    for part, forms in forms_in_pieces(state, passes.limit(chunk), enough):
+    for part, forms in forms_in_pieces(state, passes.limit(chunk)):
 
         def bound(own: Tensor, forms: Forms = forms) -> tuple[Tensor, list[Forms]]:
             some = forms if len(own) == forms.rows else forms.part(own)
