@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from pages import LOSS, RUN, certify, copied, document, page, visible
+from refusals import refused
 
 from milp_agt import reports
 from milp_agt.cli import main
@@ -98,11 +99,8 @@ def test_damaged_evidence_is_said(classes: Path, tmp_path: Path) -> None:
     folder = copied(classes, tmp_path / "out")
     raw = (folder / evidence.NAME).read_bytes()
     (folder / evidence.NAME).write_bytes(raw[: len(raw) // 2])
-    with pytest.raises(InvalidInputError) as caught:
+    with refused(found="cannot be read"):
         reports.write_page(folder)
-    assert "cannot be read" in caught.value.found
-    assert caught.value.asked
-    assert caught.value.remedy
 
 
 def test_without_the_extra_the_result_is_written_all_the_same(
