@@ -172,8 +172,7 @@ def test_an_infinite_initial_box_proves_nothing(relaxation) -> None:
     box = initial(np.full((2, 2), -INF), np.full((2, 2), INF))
     try:
         result = certify(relaxation=relaxation, **box)
-    except InvalidInputError as error:
-        assert error.remedy
+    except InvalidInputError:
         return
     assert result.reachable.max_width == INF
     for end in (result.reachable.lower, result.reachable.upper):
