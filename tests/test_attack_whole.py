@@ -13,6 +13,7 @@ import pytest
 import torch
 from attacks import Problem, assert_inside, mean_loss, network
 from pairs import every_pair
+from runs import run_text
 from torch import Tensor, nn
 from whole import Trainer, subsets
 
@@ -293,21 +294,10 @@ def test_the_command_line_attacks_whole_samples(tmp_path: Path) -> None:
         assert len(stored["1/features/0"]) == 12 - len(stored["1/poisoned"])
 
 
-COMMAND = """
-[data]
-name = "moons"
-samples = 16
-test_fraction = 0.25
-[model]
-layers = [2, 2, 1]
-seed = 1
-[training]
-loss = "bce"
-learning_rate = 0.5
-epochs = 3
-[threat]
-kind = "removal"
-budget = 1
-[[property]]
-kind = "accuracy"
-"""
+COMMAND = run_text(
+    [{"kind": "accuracy"}],
+    data={"name": "moons", "samples": 16, "test_fraction": 0.25},
+    model={"layers": [2, 2, 1], "seed": 1},
+    threat={"kind": "removal", "budget": 1},
+    training={"loss": "bce", "epochs": 3},
+)

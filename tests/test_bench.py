@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from refusals import refused
+from runs import run_text
 
 from milp_agt.attacks import Search
 from milp_agt.cli import main
@@ -111,21 +112,12 @@ def test_a_case_is_the_same_run_by_seed() -> None:
     assert not (one.model[0].weight == other.model[0].weight).all()
 
 
-RUN = """
-[data]
-name = "moons"
-samples = 6
-[model]
-layers = [2, 2, 1]
-[training]
-loss = "bce"
-epochs = 2
-learning_rate = 0.3
-[threat]
-kind = "features"
-budget = 1
-radius = 0.01
-"""
+RUN = run_text(
+    data={"name": "moons", "samples": 6},
+    model={"layers": [2, 2, 1]},
+    threat={"kind": "features", "budget": 1, "radius": 0.01},
+    training={"loss": "bce", "learning_rate": 0.3},
+)
 
 
 def test_the_command_measures_a_run_file(

@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from runs import run_text, write_run
 
 import milp_agt as agt
 from milp_agt.cli import COMMANDS, _parser, main
@@ -26,34 +27,17 @@ from milp_agt.cli.common import EXIT_CODES
 from milp_agt.reports.result_folder import ResultFolder
 from milp_agt.runfile.verdicts import decide
 
-RUN = """
-[data]
-path = "d.npz"
-test_fraction = 0.25
-seed = 1
-[model]
-layers = [2, 3, 2]
-[training]
-loss = "cross_entropy"
-learning_rate = 0.5
-epochs = 4
-[threat]
-kind = "features"
-budget = 1
-radius = 0.001
-[certify]
-relaxation = "linear"
-window = 2
-"""
+RUN = run_text(
+    model={"layers": [2, 3, 2]},
+    training={"epochs": 4},
+    certify={"relaxation": "linear", "window": 2},
+)
 ACCURACY = "[[property]]\nkind = 'accuracy'\nat_least = {}\n"
 
 
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
-    rng = np.random.default_rng(0)
-    y = np.arange(16) % 2
-    np.savez(tmp_path / "d.npz", X=rng.normal(size=(16, 2)) + 3 * y[:, None], y=y)
-    return write(tmp_path, RUN)
+    return write_run(tmp_path, RUN)
 
 
 def write(folder: Path, text: str) -> Path:

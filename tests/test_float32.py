@@ -32,7 +32,7 @@ from milp_agt.bounds.adversary.enumerated import count_cases
 from milp_agt.core.graph import Cause
 from milp_agt.errors import InvalidInputError, UnsupportedOperationError
 
-DRAWN = settings(max_examples=40, deadline=None, derandomize=True)
+DRAWN = settings(max_examples=24, deadline=None, derandomize=True)
 FEW = settings(max_examples=8, deadline=None, derandomize=True)
 FLOAT32 = {"precision": "float32"}
 

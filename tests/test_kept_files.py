@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from runs import run_text, write_run
 
 from milp_agt.certification.checkpoint import Checkpoint
 from milp_agt.cli import main
@@ -23,38 +24,19 @@ from milp_agt.io import files
 from milp_agt.runfile.run_file import LoadedRun
 
 ROOT = Path(__file__).resolve().parent.parent
-RUN = """
-[data]
-path = "d.npz"
-test_fraction = 0.25
-seed = 1
-[model]
-layers = [2, 3, 2]
-[training]
-loss = "cross_entropy"
-learning_rate = 0.3
-epochs = 30
-momentum = 0.5
-[threat]
-kind = "features"
-budget = 1
-radius = 0.005
-[certify]
-window = 2
-[[property]]
-kind = "accuracy"
-"""
+RUN = run_text(
+    [{"kind": "accuracy"}],
+    model={"layers": [2, 3, 2]},
+    threat={"kind": "features", "budget": 1, "radius": 0.005},
+    training={"learning_rate": 0.3, "epochs": 30, "momentum": 0.5},
+    certify={"window": 2},
+)
 ATTACK = "[attack]\npool = 4\nrestarts = 1\nrounds = 0\n"
 
 
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
-    rng = np.random.default_rng(0)
-    y = np.arange(12) % 2
-    np.savez(tmp_path / "d.npz", X=rng.normal(size=(12, 2)) + 3 * y[:, None], y=y)
-    path = tmp_path / "run.toml"
-    path.write_text(RUN, encoding="utf-8")
-    return path
+    return write_run(tmp_path, RUN, 12)
 
 
 def call(run: Path, out: Path, *more: str) -> list[str]:

@@ -14,51 +14,29 @@ from typing import Any
 
 import numpy as np
 import pytest
+from runs import run_text, write_run
 
 from milp_agt.certification.checkpoint import Checkpoint
 from milp_agt.cli import main
 from milp_agt.reports.result_folder import ResultFolder
 
-RUN = """
-[data]
-path = "d.npz"
-test_fraction = 0.25
-seed = 1
-[model]
-layers = [2, 3, 2]
-[training]
-loss = "cross_entropy"
-learning_rate = 0.3
-epochs = {epochs}
-momentum = 0.5
-[threat]
-kind = "features"
-budget = 1
-radius = 0.0005
-[certify]
-relaxation = "linear"
-window = 3
-inner_bounds = "linear"
-[[property]]
-kind = "accuracy"
-at_least = 0.5
-[[property]]
-kind = "loss"
-"""
-
 
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
-    rng = np.random.default_rng(0)
-    y = np.arange(16) % 2
-    np.savez(tmp_path / "d.npz", X=rng.normal(size=(16, 2)) + 3 * y[:, None], y=y)
     return write(tmp_path, epochs=5)
 
 
 def write(folder: Path, epochs: int) -> Path:
-    path = folder / "run.toml"
-    path.write_text(RUN.format(epochs=epochs), encoding="utf-8")
-    return path
+    return write_run(
+        folder,
+        run_text(
+            [{"kind": "accuracy", "at_least": 0.5}, {"kind": "loss"}],
+            model={"layers": [2, 3, 2]},
+            training={"learning_rate": 0.3, "epochs": epochs, "momentum": 0.5},
+            threat={"kind": "features", "budget": 1, "radius": 0.0005},
+            certify={"relaxation": "linear", "window": 3, "inner_bounds": "linear"},
+        ),
+    )
 
 
 def without_time(value: Any) -> Any:

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 from attacks import Problem, Replay, network
+from runs import run_text
 
 import milp_agt as agt
 from milp_agt.cli import main
@@ -322,28 +323,11 @@ def test_bad_sweeps_are_one_clear_error(call: Any, parts: tuple[str, ...]) -> No
         assert part in text
 
 
-RUN = """
-[data]
-path = "d.npz"
-test_fraction = 0.25
-seed = 1
-[model]
-layers = [2, 3, 2]
-[training]
-loss = "cross_entropy"
-learning_rate = 0.5
-epochs = 3
-[threat]
-kind = "features"
-budget = 1
-radius = 0.001
-[[property]]
-kind = "accuracy"
-at_least = 0.5
-[[property]]
-kind = "backdoor"
-radius = 0.1
-"""
+RUN = run_text(
+    [{"kind": "accuracy", "at_least": 0.5}, {"kind": "backdoor", "radius": 0.1}],
+    model={"layers": [2, 3, 2]},
+    training={"epochs": 3},
+)
 
 
 @pytest.fixture
