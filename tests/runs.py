@@ -46,3 +46,20 @@ def write_run(folder: Path, text: str, count: int = 16) -> Path:
     path = folder / "run.toml"
     path.write_text(text, encoding="utf-8")
     return path
+
+
+def without_time(value: Any) -> Any:
+    """The numbers of a result that two runs of the same file share."""
+    if isinstance(value, dict):
+        return {k: without_time(v) for k, v in value.items() if k not in ("seconds", "made")}
+    return [without_time(item) for item in value] if isinstance(value, list) else value
+
+
+def same_result(folder: Path, other: Path) -> None:
+    """Every number of result.json but seconds, and every bit of the arrays."""
+    first, second = (json.loads((f / "result.json").read_bytes()) for f in (folder, other))
+    assert without_time(first) == without_time(second)
+    with np.load(folder / "reachable.npz") as a, np.load(other / "reachable.npz") as b:
+        assert a.files == b.files
+        assert all(a[name].tobytes() == b[name].tobytes() for name in a.files)
+    assert not (folder / "checkpoint").exists()

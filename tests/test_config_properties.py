@@ -175,18 +175,12 @@ def test_mistakes_in_the_file(folder: Path, text: str, found: str, remedy: str) 
         load_config(write(folder, text))
 
 
+# One of each kind; what else a question refuses is tested with the question.
 UNFIT = [
-    ("kind = 'backdoor'\nradius = [1, 2, 3]", "coordinate (2,)", "shape (3,)", "match"),
     ("kind = 'backdoor'\nradius = 1\ntarget = 3", "class of the model", "target 3", "0 to 2"),
-    ("kind = 'backdoor'\ncoordinates = [2]\nvalues = 1", "positions 0..1", "[2]", "correct"),
-    ("kind = 'backdoor'\nradius = 1\nlow = 50", "domain", "outside", "widen"),
     ("kind = 'targeted'\nunsafe = 3", "classes of the model", "[3", "0 to 2"),
-    ("kind = 'targeted'\ntargets = [0]", "6 test points", "1 sets", "one set"),
-    ("kind = 'targeted'\nlow = 0", "6 test points", "float64", "one class"),
     ("kind = 'accuracy'\npositions = [6]", "0..5", "position 6", "correct 'positions'"),
-    ("kind = 'accuracy'\ngroups = ['a']", "6 test points", "shape (1,)", "(6,)"),
     ("kind = 'functional'\ncoefficients = {w = [1]}", "'w'", "0.weight", "state_dict"),
-    ("kind = 'functional'\ncoefficients = {'2.bias' = [1]}", "shape (3,)", "(1,)", "match"),
     (
         "kind = 'functional'\ncoefficients = {'2.bias' = [[1, 2], [3]]}",
         "nested lists",
@@ -207,12 +201,9 @@ def test_what_cannot_be_answered_is_refused_before_any_work(
     folder: Path, text: str, asked: str, found: str, remedy: str
 ) -> None:
     config = load_config(write(folder, "kind = 'loss'", text))
-    with pytest.raises(ConfigurationError) as error:
+    with refused(asked, found, remedy, kind=ConfigurationError) as error:
         config.build()
     assert "property 2" in error.value.asked
-    assert asked in error.value.asked
-    assert found in error.value.found
-    assert remedy in error.value.remedy
 
 
 @pytest.mark.parametrize("kind", ["accuracy", "stable", "backdoor"])

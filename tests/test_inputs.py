@@ -194,15 +194,12 @@ THREATS: dict[str, Callable[[], Any]] = {
         f"radius {r!r}": (lambda r=r: agt.FeaturePoisoning(1, r))
         for r in ("x", None, NAN, INF, -1.0, [0.1] * 3, [[0.1, 0.1]], [0.1, -0.1])
     },
-    "an unknown norm": lambda: agt.FeaturePoisoning(1, 0.1, norm="3"),
+    "a label radius for classes": lambda: agt.LabelPoisoning(1, 0.1),
+    "a label radius for classes with features": lambda: agt.FeatureLabelPoisoning(1, 0.1, 0.1),
     "an unknown scope": lambda: agt.FeaturePoisoning(1, 0.1, scope="epoch"),
-    "no samples": lambda: agt.FeaturePoisoning(0, 0.1, samples=[]),
     "a fraction of a sample": lambda: agt.FeaturePoisoning(1, 0.1, samples=[0.5]),
     "a sample outside the data": lambda: agt.FeaturePoisoning(1, 0.1, samples=[4]),
     "a sample twice": lambda: agt.FeaturePoisoning(1, 0.1, samples=[1, 1]),
-    "a budget above the named samples": lambda: agt.FeaturePoisoning(2, 0.1, samples=[1]),
-    "a label radius for classes": lambda: agt.LabelPoisoning(1, 0.1),
-    "a label radius for classes with features": lambda: agt.FeatureLabelPoisoning(1, 0.1, 0.1),
     "one group of categories for all": lambda: agt.FeaturePoisoning(1, 0.1, categorical=[0, 1]),
     "static in words": lambda: agt.FeaturePoisoning(1, 0.1, static="False"),
     "a word for a threat": lambda: "features",

@@ -14,7 +14,6 @@ from pairs import every_pair
 from refusals import refused
 
 import milp_agt as agt
-from milp_agt.attacks import Search
 from milp_agt.errors import InvalidThreatModelError
 from milp_agt.training.training import Training
 
@@ -356,22 +355,3 @@ def test_the_moves_on_the_page_of_examples_are_threat_models() -> None:
     made = [eval(line, known) for line in block.splitlines()]
     assert len(made) == 9
     assert all(isinstance(threat.describe(), str) for threat in made)
-
-
-ATTACKED = ["norm 1", "domain, norm 2", "one feature, perhaps the category", "one missing", "rows"]
-
-
-@pytest.mark.parametrize("name", ATTACKED)
-def test_attacks_of_the_library_are_admissible_and_inside(name: str) -> None:
-    case, _, _ = problem(agt.FeaturePoisoning(2, **FEATURES[name]), samples=7, epochs=1)
-    search = Search(pool=64, restarts=2, rounds=1, iterations=3, aims=4)
-    found = agt.attack(case.model, case.data, case.training, case.threat, search=search)
-    result, _ = case.certify(relaxation="linear")
-    assert found.mean_width > 0
-    for parameter, low in found.lower.items():
-        assert (result.reachable.lower[parameter] <= low).all()
-        assert (found.upper[parameter] <= result.reachable.upper[parameter]).all()
-    moves = Replay(case).poison.feature_moves
-    assert moves is not None
-    moved = torch.as_tensor(found.features) - case.features
-    assert float(moves.excess(moved[None]).max()) <= 1e-14
