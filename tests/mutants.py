@@ -165,11 +165,7 @@ class MutantEncoder(Encoder):
         return super().columns(lower, upper, integer)
 
     def rows(
-        self,
-        expression: Expression,
-        lower: Array | float,
-        upper: Array | float,
-        lazy: bool = False,
+        self, expression: Expression, lower: Array | float, upper: Array | float, lazy: bool = False
     ) -> None:
         if self.armed and self.kind == "rows":
             self.calls += 1

@@ -141,11 +141,7 @@ def test_the_run_file_can_ask_for_attacks(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("line", "found"),
-    [
-        ("poool = 3", r"unknown key 'poool'"),
-        ("pool = -3", r"pool"),
-        ('memory = "much"', r"much"),
-    ],
+    [("poool = 3", r"unknown key 'poool'"), ("pool = -3", r"pool"), ('memory = "much"', r"much")],
 )
 def test_bad_settings_are_refused(tmp_path: Path, line: str, found: str) -> None:
     path = run_file(tmp_path)

@@ -149,10 +149,7 @@ def test_the_command_measures_a_run_file(
     ],
 )
 def test_bad_input(
-    arguments: list[str],
-    parts: tuple[str, ...],
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
+    arguments: list[str], parts: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["bench", "--out", str(tmp_path), *arguments]) == 2
     told = capsys.readouterr().err

@@ -44,22 +44,13 @@ FEATURES = {
     "norm 0": ("norm = 0\ncoordinates = 2", {"norm": 0, "coordinates": 2}),
     "radius of a feature": ("radius = [0.1, 0, 0, 0, 0]", {"radius": [0.1, 0, 0, 0, 0]}),
     "radius of an entry": (f"radius = {[[0.1] * 5] * 8}", {"radius": [[0.1] * 5] * 8}),
-    "no radius": (
-        "radius = inf\ndomain = [0, 3]",
-        {"radius": math.inf, "domain": (0, 3)},
-    ),
-    "domain": (
-        f"domain = [{[0.0] * 5}, {[9.0] * 5}]",
-        {"domain": ([0.0] * 5, [9.0] * 5)},
-    ),
+    "no radius": ("radius = inf\ndomain = [0, 3]", {"radius": math.inf, "domain": (0, 3)}),
+    "domain": (f"domain = [{[0.0] * 5}, {[9.0] * 5}]", {"domain": ([0.0] * 5, [9.0] * 5)}),
     "integer": ("integer = [2]", {"integer": [2]}),
     "categorical": ("categorical = [[3, 4]]", {"categorical": [[3, 4]]}),
     "missing": ("missing = -1", {"missing": -1}),
     "missing column": ("missing = { 2 = 0.5 }", {"missing": {2: 0.5}}),
-    "rows": (
-        "rows = [[1, 1, 0, 0, 0]]\nrow_limits = [0.1]",
-        {"rows": ([[1, 1, 0, 0, 0]], [0.1])},
-    ),
+    "rows": ("rows = [[1, 1, 0, 0, 0]]\nrow_limits = [0.1]", {"rows": ([[1, 1, 0, 0, 0]], [0.1])}),
     "samples": (
         "samples = [1, 5]\nstatic = false\nscope = 'batch'",
         {"samples": [1, 5], "static": False, "scope": "batch"},

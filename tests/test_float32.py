@@ -220,11 +220,7 @@ Y = torch.tensor([0, 1, 1, 0])
         ),
         (
             {
-                "model": nn.Sequential(
-                    nn.Conv2d(1, 1, 1),
-                    nn.Flatten(),
-                    nn.Linear(2, 1),
-                ),
+                "model": nn.Sequential(nn.Conv2d(1, 1, 1), nn.Flatten(), nn.Linear(2, 1)),
                 "data": (X64.float().reshape(4, 1, 1, 2), Y),
             },
             UnsupportedOperationError,

@@ -63,12 +63,7 @@ THREAT = {
 }
 FEATURES = THREAT | {"integer": (3, RAGGED), "categorical": (3, [3]), "radius": (RAGGED, "x", None)}
 SWEEP = {"certify": _certify, "threat": RUN["threat"], "ask": _ask, "budgets": [1]}
-LARGEST = {
-    "certify": _certify,
-    "threat": RUN["threat"],
-    "holds": _holds,
-    "radii": (1e-3, 1e-2),
-}
+LARGEST = {"certify": _certify, "threat": RUN["threat"], "holds": _holds, "radii": (1e-3, 1e-2)}
 COMPARE = RUN | {"relaxations": ("interval",)}
 REPORT = {"result": RESULT, "dataset": DATA, "folder": "nowhere"}
 CALLS: dict[str, tuple[Callable[..., Any], dict[str, Any], dict[str, tuple[Any, ...]]]] = {
@@ -197,11 +192,7 @@ CALLS: dict[str, tuple[Callable[..., Any], dict[str, Any], dict[str, tuple[Any, 
         {},
         {"radii": (3, "x", [], ["a"])},
     ),
-    "groups": (
-        lambda groups: RESULT.accuracy(*POINTS, groups=groups),
-        {},
-        {"groups": (RAGGED, 3)},
-    ),
+    "groups": (lambda groups: RESULT.accuracy(*POINTS, groups=groups), {}, {"groups": (RAGGED, 3)}),
     "dataset": (
         agt.Dataset.of,
         {"x_train": DATA.x_train, "y_train": DATA.y_train},

@@ -7,11 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from checks_rules import (
-    check_interval,
-    check_relax,
-    check_residual,
-)
+from checks_rules import check_interval, check_relax, check_residual
 from draws import all_instances, make_box, univariate_instances
 from instances import Instance, per_sample
 from mutants import SHARE, Mutant, MutantPlanes, is_caught, moderate, shrunk

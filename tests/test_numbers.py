@@ -102,11 +102,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str, str]] = {
         "a sparse DataFrame",
         ".toarray()",
     ),
-    "nested": (
-        {"x": nested()},
-        "a nested tensor",
-        "rows of one length",
-    ),
+    "nested": ({"x": nested()}, "a nested tensor", "rows of one length"),
     "without values": (
         {"x": torch.ones(6, 3, dtype=torch.float64, device="meta")},
         "without values",

@@ -62,11 +62,7 @@ CASES: dict[str, tuple[Any, str, str]] = {
     ),
     "other names": (Named().state_dict(), "'fc1.weight' for '0.weight'", "dict(zip(['0.weight'"),
     "normed": (normed().state_dict(), "torch.nn.utils.parametrize", "remove_parametrizations"),
-    "pruned": (
-        {"0.weight_mask": torch.ones(3, 2)} | PLAIN,
-        "torch.nn.utils.prune",
-        "prune.remove",
-    ),
+    "pruned": ({"0.weight_mask": torch.ones(3, 2)} | PLAIN, "torch.nn.utils.prune", "prune.remove"),
     "another shape": (
         PLAIN | {"2.bias": torch.zeros(5)},
         "other shapes: 2.bias (5,) where the model has (2,)",

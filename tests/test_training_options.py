@@ -329,10 +329,7 @@ kind = "accuracy"
     assert training.groups == [Group(("2.*",), 1.0, None, 0.5)]
     (rule,) = training.update_rules(1)
     assert rule.clip_total == rule.of("2.bias").clip_total == 0.5
-    assert training.objective.options == {
-        "label_smoothing": 0.1,
-        "class_weights": (1.0, 2.0, 3.0),
-    }
+    assert training.objective.options == {"label_smoothing": 0.1, "class_weights": (1.0, 2.0, 3.0)}
     assert (rule.of("2.bias").rate, rule.of("0.bias").rate) == (1.0, 0.1)
 
 

@@ -135,10 +135,7 @@ def test_domains_and_missing_values_in_raw_units(path: Path) -> None:
 
 BAD_UNITS = [
     (agt.FeaturePoisoning(1, 1, radius_in="cm"), "radius_in = 'cm'"),
-    (
-        agt.FeaturePoisoning(1, 1, rows=([[1, 0, 0]], [1.0]), radius_in="raw"),
-        "conditions on moves",
-    ),
+    (agt.FeaturePoisoning(1, 1, rows=([[1, 0, 0]], [1.0]), radius_in="raw"), "conditions on moves"),
 ]
 
 

@@ -87,11 +87,7 @@ def test_bounds_that_hold_for_every_model(
 
 @pytest.mark.parametrize(("rate", "budget", "worth"), [(0.001, 1, "useful"), (30.0, 12, "vacuous")])
 def test_the_word_stands_in_the_file_and_on_the_screen(
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    rate: float,
-    budget: int,
-    worth: str,
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], rate: float, budget: int, worth: str
 ) -> None:
     rng = np.random.default_rng(0)
     y = np.arange(16) % 2

@@ -101,8 +101,4 @@ def test_one_call_without_the_extra_keeps_the_numbers(
     result = trained("cross_entropy", arrays.x_train, arrays.y_train)
     with refused(remedy="milp-agt report DIR", kind=reports.ReportUnavailableError):
         agt.report(result, arrays, tmp_path)
-    assert {p.name for p in tmp_path.iterdir()} == {
-        "result.json",
-        "reachable.npz",
-        evidence.NAME,
-    }
+    assert {p.name for p in tmp_path.iterdir()} == {"result.json", "reachable.npz", evidence.NAME}
