@@ -155,9 +155,6 @@ def test_a_killed_run_goes_on_with_its_projection(tmp_path: Any) -> None:
         assert np.array_equal(resumed.reachable.lower[name], low)
 
 
-# --------------------------------------------------------------------------------------- mutants
-
-
 # ------------------------------------------------------------------------------ run files, errors
 
 

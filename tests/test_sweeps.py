@@ -32,7 +32,8 @@ THREAT = agt.FeaturePoisoning(budget=1, radius=0.05)
 
 
 def certify(threat: Any, relaxation: str = "linear") -> Any:
-    return agt.certify(MODEL, (X[:10], Y[:10]), TRAINING, threat, relaxation=relaxation)
+    options = {"relaxation": relaxation, "refute": "none"}
+    return agt.certify(MODEL, (X[:10], Y[:10]), TRAINING, threat, **options)
 
 
 def ask(result: Any) -> dict[str, agt.Bounds]:
@@ -103,7 +104,8 @@ def moons() -> tuple[Any, ...]:
     training = agt.Training(loss="bce", learning_rate=0.8, epochs=5)
 
     def run(threat: Any) -> Any:
-        return agt.certify(model, (data.x_train, data.y_train), training, threat, window=3)
+        run = (model, (data.x_train, data.y_train), training, threat)
+        return agt.certify(*run, window=3, refute="none")
 
     def ask_triggers(result: Any) -> dict[str, agt.Bounds]:
         curve = result.backdoor_curve(data.x_test, data.y_test, TRIGGERS)
