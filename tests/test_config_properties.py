@@ -31,6 +31,8 @@ epochs = 3
 kind = "features"
 budget = 1
 radius = 0.001
+[certify]
+refute = "none"
 """
 
 KINDS = {
