@@ -10,30 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 from refusals import refused
+from runs import DATA, run_text
 
 from milp_agt.cli import main
 from milp_agt.errors import ConfigurationError
 from milp_agt.properties.models import ReachableModels
 from milp_agt.runfile.run_file import load_config, table_fields
-
-RUN = """
-[data]
-path = "d.npz"
-test_fraction = 0.25
-seed = 1
-[model]
-layers = [2, 3, {classes}]
-[training]
-loss = "{loss}"
-learning_rate = 0.2
-epochs = 3
-[threat]
-kind = "features"
-budget = 1
-radius = 0.001
-[certify]
-refute = "none"
-"""
 
 KINDS = {
     "accuracy": "kind = 'accuracy'\nat_least = 0.0\ngroups = 'class'",
@@ -59,9 +41,12 @@ def folder(tmp_path: Path) -> Path:
 
 
 def write(folder: Path, *properties: str, regression: bool = False) -> Path:
-    text = RUN.format(classes=3, loss="cross_entropy")
-    if regression:
-        text = RUN.format(classes=1, loss="mse").replace("d.npz", "r.npz")
+    text = run_text(
+        data=DATA | ({"path": "r.npz"} if regression else {}),
+        model={"layers": [2, 3, 1 if regression else 3]},
+        training={"learning_rate": 0.2, "epochs": 3} | ({"loss": "mse"} if regression else {}),
+        certify={"refute": "none"},
+    )
     path = folder / "run.toml"
     path.write_text(text + "".join(f"[[property]]\n{p}\n" for p in properties), encoding="utf-8")
     return path

@@ -259,8 +259,9 @@ def test_recorded_runs(name: str, dtype: torch.dtype, tmp_path: Path) -> None:
     x, y = x.to(dtype), y.to(dtype) if y.is_floating_point() else y
     model, run = case.train(x, y, record=True)
     run.save(tmp_path / "run.npz")
-    for each in (run, agt.load_run(tmp_path / "run.npz", case.model())):
-        result = agt.certify(each, threat_of("features"), relaxation="linear")
+    loaded = agt.load_run(tmp_path / "run.npz", case.model())
+    for each, carried in ((loaded, "none"), (run, "zonotope")):
+        result = agt.certify(each, threat_of("features"), relaxation="linear", carried=carried)
         others = [
             case.train(moved.to(dtype), y)[0] for moved, _ in poisoned(replace(case), "features", 8)
         ]
