@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import torch
 from attacks import Problem, assert_inside, assert_sound
 from mutants import Check, Mutant, Wrong, nothing, one_less, times, unlisted
@@ -26,7 +25,7 @@ from milp_agt.core.restriction import UNRESTRICTED
 from milp_agt.formulations import exchange
 from milp_agt.formulations.clip import Clip
 from milp_agt.formulations.clip_factor import ClipFactor, Shorten
-from milp_agt.formulations.exchange import Remove, Substitute
+from milp_agt.formulations.exchange import Substitute
 from milp_agt.formulations.sign import Sign
 from milp_agt.threats.poison import Poison
 from milp_agt.training.training import Training
@@ -127,22 +126,6 @@ def _exchanged(kind: str, selections: str = "joint", level: str = "linear", **ru
     return check
 
 
-def _removed_by_programs(_: int) -> None:
-    case = exchanged("removal", 1, samples=3, epochs=1)
-    _, boxes = case.certify(relaxation="lp", selections="enumerated", program_window=2)
-    assert_inside(boxes, truth(case))
-
-
-def _timid_program(honest: Any) -> Any:
-    def encode(self: Remove, encoder: Any, inputs: Any, ranges: Any) -> Any:
-        found = honest(self, encoder, inputs, ranges)
-        gone = ranges[1].upper[0].flatten().numpy() > 0.0
-        scale = np.repeat(np.where(gone, 0.99, 1.0), found.size // len(gone))
-        return found.scale(scale.reshape(found.shape))
-
-    return encode
-
-
 def _attacked(threat: Any, selections: str, **run: Any) -> Check:
     """Attacks of the library beside the certificate, which holds them inside itself."""
     search = Search(pool=128, restarts=2, rounds=1, iterations=3)
@@ -190,8 +173,6 @@ WHOLE = [
            unlisted(_attacked(agt.Removal(1), "enumerated")), 1),
     Mutant("exchange: new gradient, attacked", ((Substitute, "others"),), times(0.99),
            unlisted(_attacked(agt.Substitution(1), "joint", clip=0.2, clip_mode="clamp")), 1),
-    Mutant("exchange: program of a choice", ((Remove, "encode"),), _timid_program,
-           _removed_by_programs, 1),
     Mutant("exchange: ball", ((clipped_ball, "torch"),), lambda _: _ShortNorms,
            lambda _: assert_form_meets_the_ball("substitution", "norm"), 1),
     Mutant("exchange: skipped step", ((Joint, "emptied"),), lambda _: lambda own, step: None,

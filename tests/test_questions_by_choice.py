@@ -22,7 +22,7 @@ from milp_agt.errors import SoundnessError
 
 def certify(threat: Any, **options: Any) -> agt.Result:
     run = (network([2, 2, 1], seed=5), (X, Y), TRAINING, threat)
-    return agt.certify(*run, **({"relaxation": "lp", "refute": "none", **OPTIONS} | options))
+    return agt.certify(*run, **({"relaxation": "lp", **OPTIONS} | options))
 
 
 @functools.cache

@@ -44,7 +44,11 @@ def _attacked(problem: Problem, boxes: Any, attacks: int = 200) -> None:
 
 @pytest.mark.parametrize(
     ("level", "strengthening"),
-    [("lp", Strengthening()), ("lp", TIGHT), ("milp", Strengthening(pieces=2, pieced=4))],
+    [
+        ("lp", Strengthening()),
+        ("lp", TIGHT),
+        ("milp", Strengthening(pieces=2, pieced=4)),
+    ],
     ids=["default", "obbt", "pieces"],
 )
 @pytest.mark.parametrize(
@@ -313,7 +317,10 @@ def test_tightening_stops_in_time() -> None:
 
 def test_a_ruled_out_state_keeps_its_range() -> None:
     problem = problem_case("bce", agt.FeaturePoisoning(1, 0.2), epochs=2)
-    for restriction in (agt_restriction(inside={1}), agt_restriction(outside={0, 1, 2, 3})):
+    for restriction in (
+        agt_restriction(inside={1}),
+        agt_restriction(outside={0, 1, 2, 3}),
+    ):
         restricted = replace(problem, restriction=restriction)
         _, boxes = restricted.certify(relaxation="lp", strengthening=TIGHT, inner_bounds="interval")
         _attacked(restricted, boxes, 50)

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 from attacks import assert_inside
 from whole_runs import problem, truth
 
+import milp_agt as agt
 from milp_agt.bounds.program import OneByOne
 from milp_agt.certification.recorder import MemoryRecorder
+from milp_agt.formulations.exchange import Remove
 
 RUN: dict[str, Any] = {"selections": "enumerated", "program_window": 2, "relaxation": "lp"}
 RUNS: dict[str, dict[str, Any]] = {
@@ -48,3 +51,18 @@ def test_choices_are_tighter_than_all_at_once_and_than_linear_bounds() -> None:
     widths = [r.reachable.mean_width for r in (apart, joint, linear)]
     assert widths[0] < widths[1]
     assert widths[0] < widths[2]
+
+
+def test_means_that_are_one_percent_off_are_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    case = problem("removal", 1, samples=3, epochs=1)
+    original = Remove.encode
+
+    def timid(self: Remove, encoder: Any, inputs: Any, ranges: Any) -> Any:
+        found = original(self, encoder, inputs, ranges)
+        gone = ranges[1].upper[0].flatten().numpy() > 0.0
+        each = found.size // len(gone)
+        return found.scale(np.repeat(np.where(gone, 0.99, 1.0), each).reshape(found.shape))
+
+    monkeypatch.setattr(Remove, "encode", timid)
+    with pytest.raises((AssertionError, agt.errors.MilpAgtError)):
+        assert_inside(case.certify(**RUN)[1], truth(case))
