@@ -18,10 +18,7 @@ import scipy.sparse as sp
 from checks_rules import dot, no_nones, random_coefficients, state_patterns
 from checks_steps import StepCase
 from draws import TOL, Array, sample_points, say, states_of, values_at
-from instances import (
-    SAMPLES,
-    Instance,
-)
+from instances import SAMPLES, Instance
 from torch import Tensor
 
 from milp_agt.bounds import program as program_engine
@@ -337,11 +334,7 @@ class EncodedStep:
     selected: list[int]
 
     def values(
-        self,
-        state: dict[str, Tensor],
-        after: dict[str, Tensor] | None,
-        x: Tensor,
-        y: Tensor,
+        self, state: dict[str, Tensor], after: dict[str, Tensor] | None, x: Tensor, y: Tensor
     ) -> list[Array | None]:
         poison = self.case.step.poison
         values: list[Array | None] = [state[n].numpy() for n in self.case.state]

@@ -22,11 +22,7 @@ from draws import (
     states_of,
     values_at,
 )
-from instances import (
-    SAMPLES,
-    Instance,
-    Long,
-)
+from instances import SAMPLES, Instance, Long
 from torch import Tensor
 
 from milp_agt.bounds.adversary.joint import Masks, PoisonedSum

@@ -7,10 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from attacks import (
-    Replay,
-    assert_sound,
-)
+from attacks import Replay, assert_sound
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pairs import every_pair

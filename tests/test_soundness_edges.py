@@ -6,11 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from attacks import (
-    Problem,
-    assert_sound,
-    network,
-)
+from attacks import Problem, assert_sound, network
 from pairs import every_pair
 from problems import EXPENSIVE, problem
 from torch import nn

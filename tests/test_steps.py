@@ -5,10 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from checks_rules import (
-    check_leaf_boxes,
-    check_poisoned_sum,
-)
+from checks_rules import check_leaf_boxes, check_poisoned_sum
 from checks_steps import (
     check_step_interval,
     check_step_linear,
@@ -19,12 +16,7 @@ from checks_steps import (
     step_case,
 )
 from checks_worst_case import WorstCaseProblem, check_worst_case, worst_case_problem
-from draws import (
-    Draw,
-    draws,
-    make_box,
-    poison_of,
-)
+from draws import Draw, draws, make_box, poison_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from instances import per_sample
