@@ -13,7 +13,7 @@ from golden_runs import RUNS
 
 from milp_agt.threats.threat_table import THREATS
 
-NAME = "milp, pieces, labels"
+NAME = "milp, substitution"
 
 
 @cache
