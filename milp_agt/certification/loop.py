@@ -162,6 +162,8 @@ class BoundedRun:
             self.recorder.state(index, chain.name, sets.newest)
             widths[chain.name] = self._mean_width(sets.newest)
             self._end_if_diverged(chain, sets)
+        if report is not None and not self.plan.program_window:
+            used = self.plan.relaxation
         if self.plan.listing_on_trial and index + 1 < self.plan.steps:
             carried.end_listing(self.chains, widths, index, self.notes)
         carried.end_hopeless(self.chains, widths, index, self.notes)
