@@ -24,7 +24,8 @@ def levels_of(
     """The levels of the chains. Above a zonotope it is carried along where it has rules for the run and
     is predicted to take at most some seconds and a share of the memory; far more is an error. Where
     programs are solved on its rows alone (``on_rows``) it is needed, and no other chain has any."""
-    levels, (time, size) = asked.chain(), predicted
+    time, size = predicted
+    levels: Sequence[Relaxation] = asked.chain()
     on_rows = on_rows and asked.uses_programs
     needed = on_rows or asked is Relaxation.ZONOTOPE
     if on_rows:
