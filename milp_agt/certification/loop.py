@@ -147,6 +147,8 @@ class BoundedRun:
             self.recorder.state(index, chain.name, sets.newest)
             widths[chain.name] = self._mean_width(sets.newest)
             self._end_if_diverged(chain, sets)
+        if report is not None and not self.plan.program_window:
+            used = self.plan.relaxation
         carried.end_hopeless(self.chains, widths, index, self.notes)
         self._settle(sets)
         self._advance_nominal(step, sets.newest)

@@ -53,10 +53,12 @@ class CertifyOptions(Table):
         description='Past steps that linear forms are followed back through; `"T"`, or leaving it out, '
         "is the whole run.",
     )
-    program_window: Window | None = Field(
+    program_window: Index | Literal["T"] | None = Field(
         default=None,
         description='Steps in one program of `lp` and above, `"T"` for the whole run; unless given, '
-        "as many as `window` says, and 1 without either.",
+        "as many as `window` says, and 1 without either. Where a zonotope is carried along, one program "
+        "on its rows spans the whole run, for the last step and for questions; 0 solves that one alone "
+        "(`lp` and `milp`).",
     )
     inner_bounds: Literal["interval", "linear"] | None = Field(
         default=None,
@@ -184,7 +186,7 @@ class CertifyOptions(Table):
         """The limits of each solve of a program."""
         return Limits(self.solve_time_limit, self.solve_gap, self.solve_nodes)
 
-    def steps_of(self, window: Window | None, total: int) -> int | None:
+    def steps_of(self, window: int | Literal["T"] | None, total: int) -> int | None:
         """A window as a count of steps, of a run of ``total`` steps."""
         return total if window == "T" else window
 
