@@ -41,7 +41,7 @@ def table() -> str:
         ("of these only behind layers that are not trained", frozen_only_layers()),
         ("functions in a forward of one's own", supported_functions()),
         ("losses", tuple(losses())),
-        ("threat models", tuple(t.threat.__name__ for t in THREATS.all().values())),
+        ("threat models", tuple(t.made_of.__name__ for t in THREATS.all().values())),
         ("relaxations", (*(r.value for r in Relaxation), "auto")),
         ("solvers", tuple(row.name for row in solver_table())),
     ]

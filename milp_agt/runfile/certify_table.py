@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from pydantic import Field
 
+from milp_agt.attacks.search_settings import Search
 from milp_agt.certification.options import CertifyOptions
+from milp_agt.core.option_table import Table, table_of
 
 
 class CertifyTable(CertifyOptions):
@@ -14,4 +18,14 @@ class CertifyTable(CertifyOptions):
         default=False,
         description="Attack the run as well when the bounds are done, as [attack] says, so that every "
         "number has both sides.",
+    )
+
+
+if TYPE_CHECKING:
+    AttackTable = Table
+else:
+    AttackTable = table_of(
+        Search,
+        Table,
+        "How much an attack tries, for `milp-agt attack` and for certificates with attacks.",
     )

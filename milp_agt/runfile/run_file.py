@@ -19,13 +19,13 @@ from milp_agt.core.rounding import FLOAT32
 from milp_agt.data.dataset import Array, Dataset, Task, load_dataset
 from milp_agt.errors import ConfigurationError, MilpAgtError, Problem
 from milp_agt.properties.property_table import PROPERTIES, PropertyTable
-from milp_agt.runfile.attack_table import AttackTable
-from milp_agt.runfile.certify_table import CertifyTable
+from milp_agt.runfile.certify_table import AttackTable, CertifyTable
 from milp_agt.runfile.data_table import DataTable, ModelTable
 from milp_agt.runfile.problems import explain
 from milp_agt.runfile.record_table import RecordTable, which
-from milp_agt.runfile.training_table import SCHEDULE_TABLES, GroupTable, TrainingTable
+from milp_agt.runfile.training_table import GROUP, TrainingTable
 from milp_agt.threats.threat_table import THREATS, ThreatTable
+from milp_agt.training.schedules import SCHEDULES
 
 if TYPE_CHECKING:
     import torch
@@ -205,7 +205,7 @@ class RunConfig(Table):
             self._check_properties(model, dataset, errors)
         if errors.found or model is None or training is None or threat is None:
             raise errors.all(self.path)
-        search = self.attack.search()
+        search = self.attack.build()
         return LoadedRun(
             model, dataset, training, threat, certify, self.properties, search, recorded
         )
@@ -385,8 +385,8 @@ def table_types() -> dict[str, type[BaseModel]]:
         "data": DataTable,
         "model": ModelTable,
         "training": TrainingTable,
-        "training.group": GroupTable,
-        **{f"training.schedule.{kind}": table for kind, table in SCHEDULE_TABLES.items()},
+        "training.group": GROUP,
+        **{f"training.schedule.{kind}": table for kind, table in SCHEDULES.all().items()},
         **dict(_with_parts("threat", THREATS.all())),
         "certify": CertifyTable,
         "attack": AttackTable,
