@@ -326,15 +326,21 @@ def parse_properties(tables: Sequence[Mapping[str, Any]]) -> tuple[PropertyTable
 
 
 Model = TypeVar("Model", bound=BaseModel)
-_KNOWN: dict[type[BaseModel], list[str]] = {}
+
+
+def _kinds() -> list[type[Table]]:
+    return [*PROPERTIES.all().values(), *THREATS.all().values()]
+
+
+# The kinds that each table was built with.
+_KNOWN: dict[type[BaseModel], list[type[Table]]] = {t: _kinds() for t in (RunConfig, _PropertiesTable)}
 
 
 def up_to_date(table: type[Model]) -> type[Model]:
     """A table of the file with all kinds that are registered by now."""
-    kinds = [*PROPERTIES.all(), *THREATS.all()]
-    if _KNOWN.setdefault(table, kinds) != kinds:
+    if _KNOWN[table] != _kinds():
         table.model_rebuild(force=True)
-        _KNOWN[table] = kinds
+        _KNOWN[table] = _kinds()
     return table
 
 
