@@ -23,7 +23,7 @@ from milp_agt.certification.chains import Chain, ChainPart
 from milp_agt.certification.options import CertifyOptions
 from milp_agt.certification.recorder import Recorder
 from milp_agt.certification.witnesses import Witnesses
-from milp_agt.core.relaxation import Relaxation
+from milp_agt.core.relaxation import STEP_RULES, Relaxation
 from milp_agt.core.remarks import Notes
 from milp_agt.core.restriction import Restriction
 from milp_agt.errors import SolverUnavailableError
@@ -68,6 +68,9 @@ class Bounder:
         boxes after this step are known; programs are then solved selection by selection, and their
         bounds tighten the box of each selection.
         """
+        if chain.name in STEP_RULES:
+            state: State = STEP_RULES[chain.name](self, part, step)
+            return state, None
         part.forget(self.plan.longest_window - 1)
         if part.forward is not None:
             part.forward = part.forward.advanced(step, last=step.index + 1 == self.plan.steps)

@@ -20,7 +20,7 @@ from milp_agt.bounds.linear.slopes import Slopes
 from milp_agt.bounds.step import State, union
 from milp_agt.bounds.zonotope import ZonotopePass
 from milp_agt.certification.checkpoint import pack, unpack
-from milp_agt.core.relaxation import Relaxation
+from milp_agt.core.relaxation import STEP_RULES, Relaxation
 
 CHARGED = "linear, charged to samples"
 ENUMERATED = "linear, each selection"
@@ -91,6 +91,11 @@ class Chain:
         return all(isinstance(part.adversary, Enumerated) for part in self.parts)
 
     @property
+    def used(self) -> str:
+        """What records call it: its level, or the name of a rule of its own."""
+        return self.name if self.name in STEP_RULES else self.level.value
+
+    @property
     def looser(self) -> tuple[str, ...]:
         """Chains whose boxes contain those of this one."""
         if self.name == CHARGED:
@@ -99,6 +104,8 @@ class Chain:
             return (Relaxation.LINEAR.value, CHARGED)
         if self.name == OPTIMISED:
             return (Relaxation.LINEAR.value, CHARGED, ENUMERATED)
+        if self.name in STEP_RULES:
+            return (self.level.value,)
         names = tuple(level.value for level in self.level.looser)
         return (*names, CHARGED, ENUMERATED, OPTIMISED) if self.level.uses_programs else names
 

@@ -14,12 +14,13 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, TypeVar
 
 from pydantic import BaseModel, Discriminator, Field, PrivateAttr, Tag, ValidationError
 
+from milp_agt.certification.options import FURTHER, with_further
 from milp_agt.core.option_table import OneOf, Table
 from milp_agt.core.rounding import FLOAT32
 from milp_agt.data.dataset import Array, Dataset, Task, load_dataset
 from milp_agt.errors import ConfigurationError, MilpAgtError, Problem
 from milp_agt.properties.property_table import PROPERTIES, PropertyTable
-from milp_agt.runfile.certify_table import AttackTable, CertifyTable
+from milp_agt.runfile.certify_table import AttackTable, CertifyTable, Further
 from milp_agt.runfile.data_table import DataTable, ModelTable
 from milp_agt.runfile.problems import explain
 from milp_agt.runfile.record_table import RecordTable, which
@@ -142,7 +143,9 @@ class RunConfig(Table):
     threat: Annotated[ThreatTable, OneOf(THREATS)] = Field(
         description="What the adversary may change, and how often; `kind` says what."
     )
-    certify: CertifyTable = CertifyTable()
+    certify: Annotated[CertifyTable, Further()] = Field(
+        default_factory=lambda: with_further(CertifyTable)()
+    )
     attack: AttackTable = AttackTable()
     properties: _Properties = Field(
         default=(),
@@ -329,11 +332,13 @@ Model = TypeVar("Model", bound=BaseModel)
 
 
 def _kinds() -> list[type[Table]]:
-    return [*PROPERTIES.all().values(), *THREATS.all().values()]
+    return [*PROPERTIES.all().values(), *THREATS.all().values(), *FURTHER]
 
 
 # The kinds that each table was built with.
-_KNOWN: dict[type[BaseModel], list[type[Table]]] = {t: _kinds() for t in (RunConfig, _PropertiesTable)}
+_KNOWN: dict[type[BaseModel], list[type[Table]]] = {
+    t: _kinds() for t in (RunConfig, _PropertiesTable)
+}
 
 
 def up_to_date(table: type[Model]) -> type[Model]:
@@ -394,7 +399,7 @@ def table_types() -> dict[str, type[BaseModel]]:
         "training.group": GROUP,
         **{f"training.schedule.{kind}": table for kind, table in SCHEDULES.all().items()},
         **dict(_with_parts("threat", THREATS.all())),
-        "certify": CertifyTable,
+        "certify": with_further(CertifyTable),
         "attack": AttackTable,
         **{f"property.{kind}": table for kind, table in PROPERTIES.all().items()},
     }
