@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from milp_agt.bounds import program
 from milp_agt.bounds.adversary.enumerated import Enumerated
@@ -22,7 +22,7 @@ from milp_agt.certification.chains import Chain, ChainPart
 from milp_agt.certification.options import CertifyOptions
 from milp_agt.certification.recorder import Recorder
 from milp_agt.certification.witnesses import Witnesses
-from milp_agt.core.relaxation import Relaxation
+from milp_agt.core.relaxation import STEP_RULES, Relaxation
 from milp_agt.core.remarks import Notes
 from milp_agt.core.restriction import Restriction
 from milp_agt.errors import SolverUnavailableError
@@ -64,6 +64,9 @@ class Bounder:
 
         Solves end at ``until``, a time of ``time.monotonic``.
         """
+        if chain.name in STEP_RULES:
+            state: State = STEP_RULES[chain.name](self, part, step)
+            return state, None
         part.forget(self.plan.longest_window - 1)
         if part.forward is not None:
             last = step.index + 1 == self.plan.steps
