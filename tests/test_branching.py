@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from attacks import Replay
 from problems import problem
 from scipy.optimize import Bounds, LinearConstraint, milp
 from torch import Tensor
@@ -230,3 +231,22 @@ def test_budgets_that_cannot_be_listed_are_narrowed() -> None:
     search_of = agt.Search(pool=64, restarts=1, rounds=0)
     attacked = agt.attack(case.model, case.data, case.training, case.threat, search=search_of)
     assert narrow.attacked(attacked.attacker).sandwich is not None
+
+
+def test_points_are_bounded_where_nothing_can_be_listed() -> None:
+    case, _, _ = problem("bce", "features", {"epochs": 8}, budget=9, count=12, radius=0.05, seed=1)
+    points = torch.randn(100, 2, generator=torch.Generator().manual_seed(1)).double()
+    plain, _ = case.certify(relaxation="zonotope", refute="none")
+    searched, _ = case.certify(relaxation="zonotope", refute="none", tree=2.0)
+    tree = searched.models.tree
+    assert tree is not None
+    assert tree.cells is None
+    before, after = plain.stable(points), searched.stable(points)
+    gain = after.points.score_lower - before.points.score_lower
+    assert (gain >= 0.0).all()
+    assert gain.max() > 5e-4
+    replay, generator = Replay(case), torch.Generator().manual_seed(0)
+    sign = torch.sign(plain.models.outputs(points)[:, 0])
+    for attacks in replay.all(generator, case.features[:4], case.labels[:4], 64, 3):
+        outputs = replay.outputs_at(replay.run(attacks)[-1], points)[..., 0]
+        assert ((sign * outputs).amin(0).numpy() >= after.points.score_lower - 1e-12).all()

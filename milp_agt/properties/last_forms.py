@@ -9,13 +9,25 @@ from torch import Tensor
 
 from milp_agt.bounds.forms import Forms
 from milp_agt.bounds.step import State
-from milp_agt.bounds.zonotope import ZonotopePass, least, least_by_sample
+from milp_agt.bounds.zonotope import ZonotopePass, least, least_by_branching, least_by_sample
 from milp_agt.core.rounding import TINY, gamma
 
 
 def least_of_forms(forward: ZonotopePass, forms: Forms, state: State) -> Tensor:
     """Lower bounds of forms over a hybrid zonotope, (rows, 1)."""
     found = least(forward, forms.coefficients).unsqueeze(1) + forms.constant
+    return _known(found - _rounding(forms, found, state))
+
+
+def branched_forms(
+    forward: ZonotopePass, forms: Forms, state: State, wanted: Tensor, seconds: float
+) -> Tensor:
+    """The same by a tree of each form, until it is above ``wanted``, (rows,), or seconds are over."""
+    flat = forms.constant[:, 0]
+    magnitude = forms.magnitude + flat.abs()
+    enough = wanted - flat + 1e-12 * magnitude
+    low, _ = least_by_branching(forward, forms.coefficients, enough, seconds)
+    found = low.unsqueeze(1) + forms.constant
     return _known(found - _rounding(forms, found, state))
 
 

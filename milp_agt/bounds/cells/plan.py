@@ -42,6 +42,11 @@ class TreePlan:
     cells: Cover | None
     seconds: float
 
+    @property
+    def branches(self) -> bool:
+        """Whether zonotopes are branched on before cells; one sample leaves cells little to list."""
+        return self.cells is None or self.cells.selections.shape[1] > 1
+
     @staticmethod
     def of(
         step_graph: StepGraph,

@@ -17,7 +17,7 @@ from milp_agt.bounds.zonotope.state import HybridZonotope, Spread
 
 # Steps of ascent of a root and of any other node, and how their size falls.
 FIRST_STEPS, STEPS = 120, 30
-FIRST_RATE, RATE = (0.15, 0.0045), (0.08, 0.004)
+FIRST_RATE, RATE = (0.15, 0.0045), (0.3, 0.01)
 # Numbers of one tensor of a batch of nodes, and nodes of a batch.
 NUMBERS, MOST_NODES = 2**21, 512
 # Numbers that all open nodes keep.
