@@ -223,6 +223,38 @@ def test_mutants_are_found(monkeypatch: pytest.MonkeyPatch, mutant: Any) -> None
         check_milp(passed)
 
 
+def test_workers_find_the_same_and_lose_nothing_but_what_kills_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pytest.importorskip("joblib", reason="joblib is not installed")
+    passed = passed_of()
+    rows, most, _ = search(passed)
+    zonotope, bounds = passed.last.zonotope, passed.last.bounds
+    enough = rows.new_full((len(rows),), -torch.inf)
+    with joblib_threads():
+        found = branching.branched_on(zonotope, bounds, rows, enough, 60.0, 2)
+        assert torch.allclose(found.most, most, rtol=1e-6)
+        check_cover(found.trees)
+        honest = branching.branched
+
+        def dies(*given: Any) -> Any:
+            if len(given[2]) == 3:
+                raise OSError("a worker died")
+            return honest(*given)
+
+        monkeypatch.setattr(branching, "branched", dies)
+        found = branching.branched_on(zonotope, bounds, rows, enough, 60.0, 2)
+    assert found.limited
+    assert torch.isinf(found.most[::2]).all()
+    assert torch.allclose(found.most[1::2], most[1::2], rtol=1e-6)
+
+
+def joblib_threads() -> Any:
+    import joblib
+
+    return joblib.parallel_config(backend="threading")
+
+
 def test_budgets_that_cannot_be_listed_are_narrowed() -> None:
     case, _, _ = problem("bce", "features", {"epochs": 8}, budget=8, count=40, radius=0.1)
     result, _ = case.certify(relaxation="zonotope", tree=1.0)

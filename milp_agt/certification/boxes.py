@@ -67,10 +67,11 @@ def narrowed(models: ReachableModels, known: ReachableSet, seconds: float) -> Re
 def _branched(models: ReachableModels, reached: Reached, seconds: float) -> State:
     """The box of the parameters of a zonotope by branch and bound, end by end."""
     assert reached.forward is not None
+    assert models.tree is not None
     rows = models.parameter_rows(reached)
     coefficients = models.on_parameters(reached, rows)
     wanted = rows.new_full((len(rows),), torch.inf)
-    low, _ = least_by_branching(reached.forward, coefficients, wanted, seconds)
+    low, _ = least_by_branching(reached.forward, coefficients, wanted, seconds, models.tree.workers)
     names = models.step_graph.parameters
     shapes = [reached.state[name].lower.shape[1:] for name in names]
     lower, upper = (end.split([shape.numel() for shape in shapes]) for end in low.chunk(2))

@@ -24,7 +24,7 @@ def by_branching(
         points: those that are searched, by position.
         seconds: after which the bounds so far count.
     """
-    if not len(points) or not models.carried:
+    if models.tree is None or not len(points) or not models.carried:
         return known
     forms = decision.part(points).forms
     nominal = models.at_nominal(forms)
@@ -34,7 +34,7 @@ def by_branching(
     for reached in models.carried:
         assert reached.forward is not None
         rows, own = models.rows_of(reached, forms), seconds / len(models.carried)
-        low = branched_forms(reached.forward, rows, reached.state, wanted, own)
+        low = branched_forms(reached.forward, rows, reached.state, wanted, own, models.tree.workers)
         boxes.append(both_ends(low, len(forms)))
     lower = torch.cat([box.lower for box in boxes]).amin(0, keepdim=True)
     upper = torch.cat([box.upper for box in boxes]).amax(0, keepdim=True)

@@ -20,13 +20,18 @@ def least_of_forms(forward: ZonotopePass, forms: Forms, state: State) -> Tensor:
 
 
 def branched_forms(
-    forward: ZonotopePass, forms: Forms, state: State, wanted: Tensor, seconds: float
+    forward: ZonotopePass,
+    forms: Forms,
+    state: State,
+    wanted: Tensor,
+    seconds: float,
+    workers: int,
 ) -> Tensor:
     """The same by a tree of each form, until it is above ``wanted``, (rows,), or seconds are over."""
     flat = forms.constant[:, 0]
     magnitude = forms.magnitude + flat.abs()
     enough = wanted - flat + 1e-12 * magnitude
-    low, _ = least_by_branching(forward, forms.coefficients, enough, seconds)
+    low, _ = least_by_branching(forward, forms.coefficients, enough, seconds, workers)
     found = low.unsqueeze(1) + forms.constant
     return _known(found - _rounding(forms, found, state))
 
