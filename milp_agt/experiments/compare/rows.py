@@ -48,7 +48,7 @@ class _ComparedCase(NamedTuple):
         window = f"window {self.window}" if self.window else ""
         return ", ".join(filter(None, (self.relaxation, window, self.solver)))
 
-    def options(self, others: CertifyOptions) -> dict[str, Any]:
+    def options(self) -> dict[str, Any]:
         """What this row has of its own."""
         if self.relaxation == TREE:
             return {"relaxation": "zonotope"}
@@ -57,7 +57,6 @@ class _ComparedCase(NamedTuple):
             "relaxation": self.relaxation,
             "window": self.window or None,
             "solver": self.solver,
-            "alpha_steps": 0 if self.relaxation == "interval" else others.alpha_steps,
         }
 
 
@@ -94,9 +93,8 @@ def compare(
         within: seconds for all rows: each has an equal share of what is left, and rows after that are left
             out and named in the notes.
         options: all of those that follow, as one object; what is given by name replaces them. The time
-            limit holds for each row; slopes are optimised in all relaxations but ``interval``. With
-            ``tree = SECONDS`` there is one more row, of a zonotope that a tree narrows for so long
-            (:meth:`Result.narrowed`), and questions of this row alone are searched, too.
+            limit holds for each row. With ``tree = SECONDS`` there is one more row, of a zonotope that a tree
+            narrows for so long (:meth:`Result.narrowed`), and questions of this row alone are searched, too.
 
     Raises:
         InvalidInputError: no relaxation or no window, a window below 1, or only one of X_test and
@@ -138,7 +136,7 @@ def compare(
                 training,
                 threat,
                 options=_in_time(options, deadline.share(len(cases) + 1 - number)).changed(
-                    case.options(options)
+                    case.options()
                 ),
             )
             if case.relaxation == TREE:
