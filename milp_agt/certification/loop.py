@@ -96,7 +96,7 @@ class BoundedRun:
         if options.tree:
             run = (step_graph, self.schedule, start, poison, training)
             is_carried = any(part.forward is not None for part in self.chains.parts)
-            self.tree = TreePlan.of(*run, restriction, options.tree, is_carried)
+            self.tree = TreePlan.of(*run, restriction, options.tree, is_carried, options.workers)
         self.nominal: dict[str, Tensor] = {n: v.to(device) for n, v in step_graph.initial.items()}
         if training.has_momentum:
             for name in step_graph.parameters:
