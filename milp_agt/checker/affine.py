@@ -358,22 +358,22 @@ def train(
     low = np.concatenate([box.x.lo[0] - x, box.y.lo[0] - y], 1)
     high = np.concatenate([box.x.hi[0] - x, box.y.hi[0] - y], 1)
     low, high = np.where(low < 0, down(low), 0.0), np.where(high > 0, up(high), 0.0)
-    low, high = (np.where(poisoned.open[:, None], ends, 0.0) for ends in (low, high))
-    columns = np.flatnonzero((low < 0).any(0) | (high > 0).any(0))  # those that move
+    open_ = poisoned.open
+    columns = np.flatnonzero((low < 0)[open_].any(0) | (high > 0)[open_].any(0))  # those that move
     low, high = low[:, columns], high[:, columns]
     symbols = Symbols.none(len(columns), poisoned.budget)
     if not anew:
-        symbols = symbols.with_slots(low, high)
+        symbols = symbols.with_slots(low[open_], high[open_])
     zero = {n: np.zeros(v.shape) for n, v in initial.items()}
     state = {n: Form(v, zero[n][..., None][..., :0], zero[n], zero[n]) for n, v in initial.items()}
     if any(rule.momentum for rule in problem.rules):
         state |= {VELOCITY + n: replace(f, c=zero[n]) for n, f in state.items()}
     for index, (batch, rule) in enumerate(zip(problem.batches, problem.rules, strict=True)):
-        own = batch
+        own = np.where(open_, np.cumsum(open_) - 1, -1)[batch]
         if anew:
-            own = np.arange(len(symbols.low), len(symbols.low) + len(batch))
-            symbols = symbols.with_slots(low[batch], high[batch])
-        own = np.where(poisoned.open[batch], own, -1)
+            own = np.where(open_[batch], len(symbols.low) + np.cumsum(open_[batch]) - 1, -1)
+            some = batch[open_[batch]]
+            symbols = symbols.with_slots(low[some], high[some])
         try:
             step = Pass(problem, symbols, own)
             both = moving(np.concatenate([x, y], 1)[batch], symbols, own, columns)
