@@ -16,9 +16,10 @@ import torch
 from attacks import Replay
 from certified import SHARES, certified, statement_in
 from problems import problem
-from recorded_script import Script
+from recorded_script import Script, X, Y
 from test_record import RUN_FILE
 
+import milp_agt as agt
 from milp_agt import certificates, checker
 from milp_agt.checker import functions, layers, training
 from milp_agt.checker.__main__ import main
@@ -26,6 +27,7 @@ from milp_agt.checker.boxes import Box, Unbounded, corners, dot, exact, matmul
 from milp_agt.checker.check import Outcome, check
 from milp_agt.checker.proof import all_choices, reached
 from milp_agt.checker.statement import Statement
+from milp_agt.errors import InvalidInputError
 from milp_agt.runfile.run_file import load_config
 from milp_agt.runfile.verdicts import judge
 from milp_agt.training.training import Training
@@ -404,6 +406,24 @@ def test_the_command_line_says_what_was_checked(
     )
     assert shown.splitlines()[-1] == "PROVED"
     assert main([str(folders["relu"]), "--jobs", "2"]) == 0
+
+
+def test_a_recorded_loop_has_a_certificate(tmp_path: Path) -> None:
+    """Without a run file; another training than the recorded one is refused or rejected."""
+    run = Script().train()
+    result = agt.certify(run, agt.FeaturePoisoning(budget=1, radius=0.001), relaxation="interval")
+    own, (x, y) = run.finished().training, (X[:20], Y[:20])
+    found = result.accuracy(x, y)
+    asked = [certificates.Asked("accuracy", x, y, found.lower, found.upper, at_least=0.1)]
+    folder = tmp_path / "certificate"
+    certificates.write_result(folder, result, own, asked, ["something else"])
+    report = check(folder)
+    assert [item.outcome.name for item in report.items] == ["PROVED"] * 3 + ["NOT_COVERED"]
+    assert "float32" in report.words[0]
+    with pytest.raises(InvalidInputError, match="give the training that was certified"):
+        certificates.write_result(folder, result, Training("cross_entropy", 0.1))
+    with pytest.raises(InvalidInputError, match="name it in not_covered"):
+        certificates.Asked("backdoor", x, y, 0.0, 1.0)
 
 
 PACKAGE = Path(checker.__file__).parent

@@ -13,9 +13,9 @@ from torch import nn
 from milp_agt.certification.result import Result
 from milp_agt.checker.proof import all_choices
 from milp_agt.checker.statement import Statement
-from milp_agt.runfile.run_file import LoadedRun
 from milp_agt.threats.poison import Poison, Whole
 from milp_agt.threats.sets import Vertices
+from milp_agt.training.training import Training, UpdateRule
 
 MOST_LISTED = 20_000  # plain runs that a checker is asked to take
 
@@ -95,14 +95,14 @@ def affordable(stated: Statement, method: str) -> bool:
     return bool((seen * max(*widths, outputs, 1) + count * steps) * symbols <= PRODUCTS[method])
 
 
-def missing(run: LoadedRun, result: Result) -> list[str]:
+def missing(training: Training, result: Result) -> list[str]:
     """What stands in the way of a certificate, by name; empty where nothing does."""
     graph, poison = result.models.step_graph, result.models.poison
     found = layers_of(graph.model)[1]
     layers = layers_of(graph.model)[0]
     if not found and (not layers or {layers[0]["kind"], layers[-1]["kind"]} != {"dense"}):
         found.append("a model that does not begin and end with a dense layer")
-    moves = poison.feature_moves
+    moves, rules = poison.feature_moves, training.update_rules(result.total_steps)
     reasons = {
         "parameters that do not train, or that layers share": bool(graph.frozen or graph.aliases),
         "clipping of the gradient of each sample": graph.clipping is not None,
@@ -113,13 +113,15 @@ def missing(run: LoadedRun, result: Result) -> list[str]:
         f"features that move in {type(moves).__name__}": moves is not None and not moves.is_box,
         "a run that was cut off": len(result.steps) < result.total_steps,
         f"options of the loss ({', '.join(graph.loss.options)})": bool(graph.loss.options),
-        "clipping of the total norm": run.training.clips_total,
-        "momentum, decay or groups that change from step to step": _changes(run),
+        "clipping of the total norm": training.clips_total,
+        "momentum, decay or groups that change from step to step": _changes(rules),
         "groups of parameters with more of their own than no decay": undecayed(
-            run, graph.parameters
+            rules[0], graph.parameters
         )
         is None,
-        "a rate, momentum or decay that is negative": _is_negative(run),
+        "a rate, momentum or decay that is negative": any(
+            min(r.rate, r.momentum, r.weight_decay, r.l1) < 0 for r in rules
+        ),
     }
     found += [what for what, holds in reasons.items() if holds]
     ends = [*result.reachable.lower.values(), *result.reachable.upper.values()]
@@ -128,18 +130,16 @@ def missing(run: LoadedRun, result: Result) -> list[str]:
     return found
 
 
-def undecayed(run: LoadedRun, names: Sequence[str]) -> list[str] | None:
+def undecayed(rule: UpdateRule, names: Sequence[str]) -> list[str] | None:
     """Parameters that decay leaves alone; None where some differ from the others in more than that."""
-    rule = run.training.update_rules(run.steps)[0]
     plain = replace(rule, groups=())
     apart = [name for name in names if replace(rule.of(name), groups=()) != plain]
     alike = all(rule.of(name) == replace(plain, weight_decay=0.0) for name in apart)
     return sorted(apart) if alike else None
 
 
-def _changes(run: LoadedRun) -> bool:
+def _changes(rules: Sequence[UpdateRule]) -> bool:
     """Whether more than rates and dampening differ between steps."""
-    rules = run.training.update_rules(run.steps)
     kept = {
         replace(
             rule,
@@ -153,8 +153,3 @@ def _changes(run: LoadedRun) -> bool:
         for rule in rules
     }
     return len(kept) > 1
-
-
-def _is_negative(run: LoadedRun) -> bool:
-    rules = run.training.update_rules(run.steps)
-    return any(min(r.rate, r.momentum, r.weight_decay, r.l1) < 0 for r in rules)
