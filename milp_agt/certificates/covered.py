@@ -36,6 +36,7 @@ _ACTIVATIONS: dict[type[nn.Module], Callable[[Any], dict[str, Any] | None]] = {
 }
 # Products (of bounds or of coefficients) that a check may take: some 20 s on one core.
 PRODUCTS = {"interval": 2e8, "listed": 2e8, "affine": 3e8}
+MOST_LEAVES = 1024
 LOSSES = ("cross_entropy", "bce", "hinge", "mse")
 
 
@@ -85,14 +86,26 @@ def affordable(stated: Statement, method: str) -> bool:
         runs = sum(1 for _ in all_choices(stated))
         calls = runs * steps * (50 if stated.removed else 1)  # one by one
         return runs * seen * count <= 10 * PRODUCTS[method] and calls <= 1e6
-    moved = (poisoned.samples.x.lo < poisoned.samples.x.hi).any((0, 1)).sum()
-    moved += (poisoned.samples.y.lo < poisoned.samples.y.hi).any((0, 1)).sum()
+    return of_forms(stated, seen if stated.anew else int(poisoned.open.sum())) <= PRODUCTS[method]
+
+
+def of_forms(stated: Statement, slots: int) -> float:
+    """Products of a check by affine forms with so many samples that may be poisoned."""
+    problem, box = stated.problem, stated.poisoned.samples
+    count = sum(values.size for values in stated.initial.values())
+    seen, steps = sum(map(len, problem.batches)), len(problem.batches)
+    moved = sum(int((part.lo < part.hi).any((0, 1)).sum()) for part in (box.x, box.y))
     states = 2 if any(rule.momentum for rule in problem.rules) else 1
-    slots = seen if stated.anew else len(poisoned.open)
-    symbols = int(moved) * slots + states * count * steps * (1 + slots / 40)  # noise, by slots
+    symbols = moved * slots + states * count * steps * (1 + slots / 40)  # noise, by slots
     widths = [stated.initial[layer.weight].shape[0] for layer in problem.layers if layer.weight]
-    outputs = widths[-1] ** 2
-    return bool((seen * max(*widths, outputs, 1) + count * steps) * symbols <= PRODUCTS[method])
+    return float((seen * max(*widths, widths[-1] ** 2, 1) + count * steps) * symbols)
+
+
+def leaves_of(stated: Statement) -> int:
+    """How many leaves a tree may have: as many as are predicted to be checked in the time of one check."""
+    if stated.anew or stated.poisoned.budget != 1:
+        return 0
+    return min(MOST_LEAVES, int(PRODUCTS["affine"] / max(1.0, of_forms(stated, 1))))
 
 
 def missing(training: Training, result: Result) -> list[str]:

@@ -14,7 +14,15 @@ import numpy as np
 import numpy.typing as npt
 
 from milp_agt.certificates.asked import Asked, Files, question, questions_of
-from milp_agt.certificates.covered import affordable, layers_of, listed, missing, undecayed
+from milp_agt.certificates.covered import (
+    affordable,
+    layers_of,
+    leaves_of,
+    listed,
+    missing,
+    undecayed,
+)
+from milp_agt.certificates.growing import grown
 from milp_agt.certification.fingerprint import versions
 from milp_agt.certification.result import Result
 from milp_agt.checker.boxes import Unbounded
@@ -144,6 +152,11 @@ def _draft(given: _Given, method: str, *, trust: bool) -> _Draft:
     stated = _stated(claim, files)
     if not affordable(stated, method):
         raise Unbounded("a check that would take long")
+    if method == "affine" and result.models.tree is not None:
+        tree = grown(stated, leaves_of(stated))
+        if tree is not None:
+            claim["tree"] = files.add("tree", tree)
+            stated = _stated(claim, files)
     cases = reached(stated)
     for number, name in enumerate(claim["model"]["parameters"]):
         low, high = (result.reachable.lower[name], result.reachable.upper[name])
@@ -218,6 +231,7 @@ def _claim(files: Files, given: _Given, method: str) -> dict[str, Any]:
         "training": _training(files, given.training, len(features), graph.parameters),
         "threat": _threat(files, result, method),
         "questions": questions,
+        "tree": None,
     }
 
 
