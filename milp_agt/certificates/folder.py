@@ -101,7 +101,7 @@ def write_result(
     missed = missing(training, result)
     drafts = [] if missed else _drafts(given)
     if drafts:
-        best = min(drafts, key=lambda draft: draft.width)
+        best = min(drafts, key=lambda draft: (-draft.points, draft.width))
         claim, arrays = best.claim, best.files.arrays
     else:
         claim, arrays = {"method": None}, {}
@@ -119,10 +119,11 @@ def write_result(
 
 @dataclass
 class _Draft:
-    """A certificate by one method, and the mean width of its box."""
+    """A certificate by one method, the points that its questions prove, and the mean width of its box."""
 
     claim: dict[str, Any]
     files: Files
+    points: float
     width: float
 
 
@@ -180,7 +181,8 @@ def _draft(given: _Given, method: str, *, trust: bool) -> _Draft:
     stated = _stated(claim, files)
     claim |= {"words": list(stated.words), "assumptions": list(ASSUMPTIONS)}
     widths = [(stated.upper[n] - stated.lower[n]).reshape(-1) for n in stated.lower]
-    return _Draft(claim, files, float(np.concatenate(widths).mean()))
+    points = sum(asked.least for asked in stated.questions if asked.kind != "loss")
+    return _Draft(claim, files, points, float(np.concatenate(widths).mean()))
 
 
 def _stated(claim: Mapping[str, Any], files: Files) -> Statement:

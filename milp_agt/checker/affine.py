@@ -344,7 +344,8 @@ def train(
     open_ = poisoned.open
     columns = np.flatnonzero((low < 0)[open_].any(0) | (high > 0)[open_].any(0))  # those that move
     low, high = low[:, columns], high[:, columns]
-    symbols = Symbols.none(len(columns), poisoned.budget)
+    still = np.zeros((1, len(columns)))  # a slot that no sample has, so that there is one
+    symbols = Symbols.none(len(columns), poisoned.budget).with_slots(still, still)
     if not anew:
         symbols = symbols.with_slots(low[open_], high[open_])
     zero = {n: np.zeros(v.shape) for n, v in initial.items()}
@@ -352,7 +353,7 @@ def train(
     if any(rule.momentum for rule in problem.rules):
         state |= {VELOCITY + n: replace(f, c=zero[n]) for n, f in state.items()}
     for index, (batch, rule) in enumerate(zip(problem.batches, problem.rules, strict=True)):
-        own = np.where(open_, np.cumsum(open_) - 1, -1)[batch]
+        own = np.where(open_, np.cumsum(open_), -1)[batch]
         if anew:
             own = np.where(open_[batch], len(symbols.low) + np.cumsum(open_[batch]) - 1, -1)
             some = batch[open_[batch]]
