@@ -28,6 +28,7 @@ from milp_agt.checker.check import Outcome, check
 from milp_agt.checker.proof import all_choices, reached
 from milp_agt.checker.statement import Statement
 from milp_agt.errors import InvalidInputError
+from milp_agt.reports import coverage
 from milp_agt.runfile.run_file import load_config
 from milp_agt.runfile.verdicts import judge
 from milp_agt.training.training import Training
@@ -215,7 +216,7 @@ def test_removals_are_listed_and_trained(folders: dict[str, Path]) -> None:
     given = statement_in(folders["removed, listed"])
     assert given.removed
     assert given.choices is None
-    (boxes,) = (case.boxes for case in reached(given))
+    cases = reached(given)
     x, y = (torch.from_numpy(box.lo[0].copy()) for box in (given.samples.x, given.samples.y))
     for case, left_out in enumerate(all_choices(given)):
         model = torch.nn.Sequential(
@@ -231,7 +232,8 @@ def test_removals_are_listed_and_trained(folders: dict[str, Path]) -> None:
             optimiser.step()
         for name, value in model.state_dict().items():
             found = value.numpy()
-            assert ((boxes[name].lo[case] <= found) & (found <= boxes[name].hi[case])).all()
+            box = cases[case].boxes[name]
+            assert ((box.lo[0] <= found) & (found <= box.hi[0])).all()
             assert ((given.lower[name] <= found) & (found <= given.upper[name])).all()
 
 
@@ -424,6 +426,12 @@ def test_a_recorded_loop_has_a_certificate(tmp_path: Path) -> None:
         certificates.write_result(folder, result, Training("cross_entropy", 0.1))
     with pytest.raises(InvalidInputError, match="name it in not_covered"):
         certificates.Asked("backdoor", x, y, 0.0, 1.0)
+
+
+def test_the_page_shows_what_is_covered() -> None:
+    page = (PACKAGE / "README.md").read_text("utf-8")
+    shown = page.partition("<!-- coverage -->\n")[2].partition("\n<!-- end -->")[0]
+    assert shown == coverage.table(), "python -m milp_agt.reports.coverage prints it"
 
 
 PACKAGE = Path(checker.__file__).parent

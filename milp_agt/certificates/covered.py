@@ -75,6 +75,25 @@ def listed(poison: Poison) -> tuple[bool, Labels | None] | None:
     return (choices is None, choices) if count <= MOST_LISTED else None
 
 
+def methods_of(poison: Poison) -> tuple[str, ...]:
+    """The methods of the checker for a threat; none where :func:`barred` says why."""
+    if barred(poison):
+        return ()
+    return ("interval", "affine") if listed(poison) is None else ("listed",)
+
+
+def barred(poison: Poison) -> list[str]:
+    """What the checker has no rules for in a threat, by name."""
+    moves = poison.feature_moves
+    reasons = {
+        "threats to whole samples that cannot be listed": poison.whole is not None
+        and listed(poison) is None,
+        "separate budgets for features and labels": poison.label_quota is not None,
+        f"features that move in {type(moves).__name__}": moves is not None and not moves.is_box,
+    }
+    return [what for what, holds in reasons.items() if holds]
+
+
 def affordable(stated: Statement, method: str) -> bool:
     """Whether a check by a method is predicted to be short."""
     problem, poisoned = stated.problem, stated.poisoned
@@ -115,15 +134,11 @@ def missing(training: Training, result: Result) -> list[str]:
     layers = layers_of(graph.model)[0]
     if not found and (not layers or {layers[0]["kind"], layers[-1]["kind"]} != {"dense"}):
         found.append("a model that does not begin and end with a dense layer")
-    moves, rules = poison.feature_moves, training.update_rules(result.total_steps)
+    rules = training.update_rules(result.total_steps)
     reasons = {
         "parameters that do not train, or that layers share": bool(graph.frozen or graph.aliases),
         "clipping of the gradient of each sample": graph.clipping is not None,
         f"loss {graph.loss.key}": graph.loss.key not in LOSSES,
-        "threats to whole samples that cannot be listed": poison.whole is not None
-        and listed(poison) is None,
-        "separate budgets for features and labels": poison.label_quota is not None,
-        f"features that move in {type(moves).__name__}": moves is not None and not moves.is_box,
         "a run that was cut off": len(result.steps) < result.total_steps,
         f"options of the loss ({', '.join(graph.loss.options)})": bool(graph.loss.options),
         "clipping of the total norm": training.clips_total,
@@ -136,7 +151,7 @@ def missing(training: Training, result: Result) -> list[str]:
             min(r.rate, r.momentum, r.weight_decay, r.l1) < 0 for r in rules
         ),
     }
-    found += [what for what, holds in reasons.items() if holds]
+    found += [*barred(poison), *(what for what, holds in reasons.items() if holds)]
     ends = [*result.reachable.lower.values(), *result.reachable.upper.values()]
     if not all(np.isfinite(end).all() for end in ends):
         found.append("bounds that are infinite")

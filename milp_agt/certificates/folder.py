@@ -19,6 +19,7 @@ from milp_agt.certificates.covered import (
     layers_of,
     leaves_of,
     listed,
+    methods_of,
     missing,
     undecayed,
 )
@@ -131,10 +132,9 @@ def _drafts(given: _Given) -> list[_Draft]:
     """By each method that proves a box of a useful width."""
     result = given.result
     trust = {step.relaxation for step in result.steps} == {Relaxation.INTERVAL.value}
-    finite = listed(result.models.poison) is not None
     # Where rounding is most of a width, as it may be in float32, the checker may grant more of it.
     trust = trust and result.models.poison.whole is None and result.precision == FLOAT64.name
-    methods = ["interval"] if trust else ["listed"] if finite else ["interval", "affine"]
+    methods = ("interval",) if trust else methods_of(result.models.poison)
     found = []
     for method in methods:
         try:
