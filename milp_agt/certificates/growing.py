@@ -40,7 +40,7 @@ def grown(given: Statement, most: int) -> Array | None:
     root = _Node(given)
     first = _missing(given, shares)
     heap, number, lacking = [(-first, 0, root)], 1, first
-    while heap and number < most and -heap[0][0] > 0:
+    while given.poisoned.open.any() and number < most and -heap[0][0] > 0:
         _, _, node = heapq.heappop(heap)
         node.row = _cut(node.given)
         split = np.array([node.row, (LEAF, 0.0, 0.0), (LEAF, 0.0, 0.0)])
