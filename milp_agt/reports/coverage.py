@@ -14,7 +14,7 @@ from milp_agt.checker.layers import ARITHMETICS, Layer, Problem, Rule
 from milp_agt.checker.reading import KINDS, METHODS
 from milp_agt.core.relaxation import Relaxation
 from milp_agt.formulations.loss import losses
-from milp_agt.reports.supported import QUESTIONS
+from milp_agt.properties.property_table import PROPERTIES
 from milp_agt.threats import (
     FeatureLabelPoisoning,
     FeaturePoisoning,
@@ -76,7 +76,7 @@ def table() -> str:
     """Markdown: threats, questions, layers and losses, and what is claimed of each relaxation."""
     lines = [*_threats(), "", "| question | covered |", "|---|---|"]
     known = (*SHARES, "loss")
-    lines += [f"| {q.name} | {'yes' if q.name in known else 'no'} |" for q in QUESTIONS]
+    lines += [f"| {q} | {'yes' if q in known else 'no'} |" for q in PROPERTIES.all()]
     lines += ["", f"| layer or loss | {' | '.join(METHODS)} |", "|---" * (1 + len(METHODS)) + "|"]
     for name in (*KINDS, *LOSSES):
         layer, loss = (Layer(name), "mse") if name in KINDS else (Layer("dense"), name)
