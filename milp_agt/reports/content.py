@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from milp_agt.errors import InvalidInputError
 from milp_agt.io.files import DAMAGE
-from milp_agt.properties.property_table import PROPERTIES
+from milp_agt.properties.property_table import PROPERTIES, PropertyTable
 from milp_agt.reports import evidence
 
 Array = npt.NDArray[Any]
@@ -49,8 +49,13 @@ class Property:
     witnesses: Sequence[Mapping[str, Any]] = ()
 
     @property
+    def table(self) -> type[PropertyTable]:
+        """Its kind."""
+        return PROPERTIES.all()[self.kind]
+
+    @property
     def is_share(self) -> bool:
-        return PROPERTIES.all()[self.kind].is_share
+        return self.table.is_share
 
     @property
     def threshold(self) -> float | None:
