@@ -13,7 +13,7 @@ from golden_runs import RUNS
 
 from milp_agt.threats.threat_table import THREATS
 
-NAME = "milp, pieces, labels"
+NAME = "milp, substitution"
 
 
 @cache
@@ -47,7 +47,7 @@ def test_the_runs_cover_threats_levels_selections_and_losses() -> None:
     levels = {run.options.get("relaxation", "linear") for run in runs}
     assert levels == {"interval", "zonotope", "linear", "lp", "milp", "qcqp", "miqp"}
     selections = {run.options.get("selections", "joint") for run in runs}
-    assert selections == {"joint", "charged", "enumerated", None}
+    assert selections == {"joint", "enumerated", None}
     assert {run.options.get("inner_bounds") for run in runs} == {"interval", "linear", None}
     assert {run.options.get("window") for run in runs} == {1, 2, None}
     assert {run.loss for run in runs} == {"bce", "cross_entropy", "hinge", "mse"}

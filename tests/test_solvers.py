@@ -24,6 +24,7 @@ from checks_programs import (
     program,
     random_lp,
 )
+from pairs import every_pair
 
 from milp_agt.core.program import Array, Curve, Function, Program
 from milp_agt.core.results import Limits, Termination
@@ -297,9 +298,11 @@ class Lying(ProgramSession):
     def close(self) -> None: ...
 
 
-@pytest.mark.parametrize("bound", [math.nan, INF, -INF, 1e300, 9.5, 9.0])
-@pytest.mark.parametrize("y", [None, [math.nan], [INF], [-5.0], [1e308], [1.0, 2.0], [4 / 3]])
-@pytest.mark.parametrize("x", [None, [math.nan] * 3, [0, 1, 1], [0, 0, 0], [0, 1.5, 1], [0.0]])
+@every_pair(
+    x=[None, [math.nan] * 3, [0, 1, 1], [0, 0, 0], [0, 1.5, 1], [0.0]],
+    y=[None, [math.nan], [INF], [-5.0], [1e308], [1.0, 2.0], [4 / 3]],
+    bound=[math.nan, INF, -INF, 1e300, 9.5, 9.0],
+)
 def test_answers_are_not_trusted(
     bound: float, y: Sequence[float] | None, x: Sequence[float] | None
 ) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from time import monotonic
 from typing import Any
 
 import numpy as np
@@ -339,16 +338,17 @@ class Questions:
         if decider is None:
             return answer
         if isinstance(question, MeanLoss):
-            found = decider.worst_loss(question, answer)
-            return answer if found is None else replace(answer, reached=found[0], shown=found[1])
+            worst = decider.worst_loss(question, answer, self.models.deadline)
+            return answer if worst is None else replace(answer, reached=worst[0], shown=worst[1])
         listed = worst_of_list(self.models, question, answer)
-        return decided(answer, decider.decide(question, answer, listed), question.counts_harm)
+        found = decider.decide(question, answer, listed, self.models.deadline)
+        return decided(answer, found, question.counts_harm)
 
     @property
     def _in_time(self) -> Decider | None:
         """The decider, as long as the questions have time."""
         deadline = self.models.deadline
-        return self.decider if deadline is None or monotonic() < deadline.at else None
+        return self.decider if deadline is None or deadline.left > 0.0 else None
 
     def _features(self, features: inputs.ArrayLike) -> Tensor:
         x = inputs.features_of(features, "Test features")

@@ -39,7 +39,7 @@ class OptionTable:
     """One table of the file.
 
     Attributes:
-        name: as the file writes it, without brackets, such as ``certify.strengthening``.
+        name: as the file writes it, without brackets, such as ``training.schedule``.
         header: with them; double ones where the table may be repeated.
         about: one sentence.
         kinds: what each value of ``kind`` stands for; empty for tables without kinds.
