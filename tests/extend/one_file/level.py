@@ -28,8 +28,7 @@ def halved(bounder: Bounder, part: ChainPart, step: Step) -> State:
 
     def after(state: State) -> State:
         ranges = bound_propagation.propagate(bounder.schedule, state, step, part.adversary)
-        algebra = part.adversary.algebra
-        return bound_propagation.update(bounder.step_graph, state, ranges, step, algebra)
+        return bound_propagation.update(bounder.step_graph, state, ranges, step)
 
     return union([after(state) for state in pieces(dict(part.state), options.halvings)])
 
