@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from attacks import Problem, Replay, State, network
+from refusals import refused
 from torch import Tensor
 
 import milp_agt as agt
@@ -132,10 +133,7 @@ def test_no_unsafe_class_is_never_reached_and_all_of_them_always() -> None:
 
 
 @pytest.mark.parametrize("threat", ["features", "labels"])
-@pytest.mark.parametrize(
-    "ends",
-    [(-0.5, 0.5), (-0.2, np.inf), (-np.inf, 0.0), (-np.inf, np.inf)],
-)
+@pytest.mark.parametrize("ends", [(-0.5, 0.5), (-0.2, np.inf), (-np.inf, 0.0), (-np.inf, np.inf)])
 def test_unsafe_intervals_hold_under_attack(threat: str, ends: tuple[float, float]) -> None:
     result, replay, states, x, _ = certified("mse", threat)
     box = np.broadcast_to(np.array([ends, (-5.0, 5.0)]), (len(x), 2, 2))
@@ -458,11 +456,8 @@ WRONG: list[tuple[str, Any, tuple[str, str, str]]] = [
 @pytest.mark.parametrize(("_name", "question", "parts"), WRONG, ids=[w[0] for w in WRONG])
 def test_bad_input_is_one_clear_error(_name: str, question: Any, parts: tuple[str, ...]) -> None:
     result, _, _, x, y = certified("cross_entropy", "features")
-    with pytest.raises(agt.MilpAgtError) as caught:
+    with refused(*parts, kind=agt.MilpAgtError):
         question(result, x, y)
-    error = caught.value
-    for part, text in zip(parts, (error.asked, error.found, error.remedy), strict=True):
-        assert part in text
 
 
 def test_regression_has_targets_and_no_backdoor() -> None:

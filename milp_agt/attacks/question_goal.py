@@ -5,11 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from milp_agt.attacks.prediction_goals import SHARPNESS, TRIGGER_STEPS
 from milp_agt.attacks.trained import TrainedModels
 from milp_agt.core.interval import CLEAN, Interval
 from milp_agt.properties.models import OutputForms
 from milp_agt.properties.question import Question
+
+# Widths of the smooth step that stands for "is hit", in units of the mean margin.
+SHARPNESS = (1.0, 0.3, 0.1, 0.03)
+TRIGGER_STEPS = 6
 
 
 class QuestionGoal:
@@ -94,6 +97,35 @@ class QuestionGoal:
         last = harm.shape[1] - 1
         alone = harm.gather(1, quantity.clamp(max=last)[:, None])[:, 0]
         return sign * torch.where(quantity > last, share, alone)
+
+
+class ShareGoal(QuestionGoal):
+    """The mean of the quantity of a question, which counts points that are safe, or unsafe ones.
+
+    A margin of zero counts for nobody, and neither does a model that is no number.
+    """
+
+    def __init__(self, name: str, question: Question) -> None:
+        super().__init__(question)
+        self.names = (name,)
+
+    def values(self, models: TrainedModels) -> Tensor:
+        harm = -self.margins(models)
+        counted = harm > 0 if self.question.counts_harm else ~(harm >= 0)
+        return counted.to(harm).mean(-1, keepdim=True)
+
+    def scores(self, models: TrainedModels) -> Tensor:
+        return self._smooth(models, SHARPNESS[1])[:, None]
+
+    def surrogate(
+        self, models: TrainedModels, quantity: Tensor, sign: Tensor, trial: Tensor
+    ) -> Tensor:
+        sharpness = torch.tensor(SHARPNESS, dtype=torch.float64).to(sign.device)
+        return sign * self._smooth(models, sharpness[trial % len(SHARPNESS)][:, None])
+
+    def _smooth(self, models: TrainedModels, sharpness: Tensor | float) -> Tensor:
+        toward = 1.0 if self.question.counts_harm else -1.0
+        return _smooth(-toward * self.margins(models), sharpness)
 
 
 def _smooth(harm: Tensor, sharpness: Tensor | float) -> Tensor:

@@ -71,7 +71,7 @@ def add_options(parser: Parser, without: Collection[str] = ()) -> None:
         "options of [certify]", "in place of the file's (see 'milp-agt options certify')"
     )
     for name, field in CertifyOptions.model_fields.items():
-        if name not in ("strengthening", *without):
+        if name not in without:
             words = _choices(field)
             group.add_argument(
                 f"--{name.replace('_', '-')}",
@@ -92,7 +92,12 @@ def given_options(arguments: argparse.Namespace) -> dict[str, Any]:
 def _choices(field: FieldInfo) -> Sequence[str] | None:
     """The words that an option takes, if it takes nothing else."""
     extra = field.json_schema_extra
-    listed = extra.get("enum") if isinstance(extra, dict) else None
+    schema: dict[str, Any] = {}
+    if callable(extra):
+        extra(schema)
+    else:
+        schema.update(extra or {})
+    listed = schema.get("enum")
     if isinstance(listed, list):
         return [str(word) for word in listed]
     inner = [part for part in get_args(field.annotation) if part is not type(None)]

@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from milp_agt.bounds.adversary.box_algebra import better
 from milp_agt.bounds.adversary.model import AdversaryModel
 from milp_agt.bounds.cells.plan import TreePlan
 from milp_agt.bounds.forms import Forms
@@ -88,11 +87,9 @@ class Reached:
     @property
     def boxes(self) -> State:
         """The boxes of the parameters, each of which holds by itself."""
-        algebra = self.adversary.algebra
-        boxes = {name: algebra.outer(box) for name, box in self.state.items()}
         if self.outer is None:
-            return boxes
-        return {n: b.meet(self.outer[n], f"'{n}' of two chains") for n, b in boxes.items()}
+            return self.state
+        return {n: b.meet(self.outer[n], f"'{n}' of two chains") for n, b in self.state.items()}
 
 
 @dataclass(frozen=True)
@@ -262,7 +259,6 @@ class ReachableModels:
                 reached.state,
                 some.inputs,
                 on_outputs,
-                reached.adversary.algebra,
             )
             shifts = (own * some.constant).flatten(1)
             terms = torch.einsum("rnf,nfo->rno", own.abs(), some.coefficients.abs())
@@ -310,13 +306,12 @@ class ReachableModels:
     def _walked(self, reached: Reached, start: Forms) -> Tensor:
         """The best lower bounds of forms of the final state, (rows, cases): on its box, or through
         the window."""
-        algebra = reached.adversary.algebra
-        best = algebra.concretise(start, reached.state, torch.zeros_like(start.constant))
+        best = start.concretise(reached.state, torch.zeros_like(start.constant))
         if reached.forward is not None:
             found = least_of_forms(reached.forward, start, reached.state, reached.rows)
-            return algebra.outcome(better(algebra, best, found))
+            return torch.maximum(best, found)
         if not reached.window:
-            return algebra.outcome(best)
+            return best
 
         def bound(rows: Tensor) -> Tensor:
             return bound_forms(
@@ -328,27 +323,32 @@ class ReachableModels:
             )
 
         pieces = in_passes(start.rows, self.rows_at_once(reached.window), bound)
-        return algebra.outcome(better(algebra, best, torch.cat(pieces)))
+        return torch.maximum(best, torch.cat(pieces))
 
     def _bound_piece(self, reached: Reached, forms: OutputForms) -> Interval:
         """Bounds for one group of cases, (cases, n, forms)."""
-        algebra = reached.adversary.algebra
         boxed = self._by_intervals(reached.boxes, forms)
         if reached.single_runs and forms.inputs.is_point:
             return boxed
+        walked = both_ends(self._walked(reached, self.rows_of(reached, forms)), len(forms))
+        return boxed.meet(walked, "a form of the outputs by intervals and by linear forms")
+
+    def rows_of(self, reached: Reached, forms: OutputForms) -> Forms:
+        """Forms on the state that are at most each of the forms, then at most their opposites."""
         coefficients, constant = forms.coefficients, forms.constant
         both = torch.cat([coefficients, -coefficients], 1).transpose(0, 1)
-        own = forms_of_outputs(
-            self.step_graph, self.forward, reached.state, forms.inputs, both, algebra
-        )
+        own = forms_of_outputs(self.step_graph, self.forward, reached.state, forms.inputs, both)
         own.constant = own.constant + torch.cat([constant, -constant], 1).T.unsqueeze(-1)
         own.magnitude = own.magnitude + torch.cat([constant, constant], 1).T.abs()
         rows = torch.arange(own.magnitude.numel(), device=constant.device)
-        best = self._walked(reached, own.rows(rows, reached.state))
-        cases = best.shape[1]
-        lower, upper = best.T.reshape(cases, -1, len(forms)).transpose(1, 2).chunk(2, 2)
-        walked = Interval(lower, -upper)
-        return boxed.meet(walked, "a form of the outputs by intervals and by linear forms")
+        return own.rows(rows, reached.state)
+
+    @property
+    def carried(self) -> Sequence[Reached]:
+        """Zonotopes that together hold every reachable model; empty where there are none."""
+        if self.beside is not None and self.beside.forward is not None:
+            return (self.beside,)
+        return self.reached if all(r.forward is not None for r in self.reached) else ()
 
     def _by_intervals(self, state: State, forms: OutputForms) -> Interval:
         boxes = dict(state) | {FEATURES: forms.inputs}
@@ -365,6 +365,12 @@ class ReachableModels:
         size = (forms.coefficients.abs() * largest).sum(-1) + forms.constant.abs()
         terms = 4 * forms.coefficients.shape[-1] + 16
         return Interval(lower, upper).widen(size * gamma(terms) + TINY)
+
+
+def both_ends(low: Tensor, points: int) -> Interval:
+    """Bounds (cases, n, forms) from lower ones (rows, cases) of forms and of their opposites."""
+    lower, upper = low.T.reshape(low.shape[1], -1, points).transpose(1, 2).chunk(2, 2)
+    return Interval(lower, -upper)
 
 
 def _joined(boxes: Sequence[Interval], axis: int) -> Interval:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -11,10 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from milp_agt.bounds.program.by_choice import minimise_leaves
 from milp_agt.bounds.program.incumbents import Incumbents
 from milp_agt.bounds.program.solves import Objectives, SolveOptions
-from milp_agt.bounds.program.state_bounds import ProgramReport, bound_state
+from milp_agt.bounds.program.state_bounds import ProgramReport, bound_state, improved
 from milp_agt.bounds.program.window import RANGE_LIMIT
 from milp_agt.bounds.program.witness import Witness
 from milp_agt.bounds.program.zonotope_rows import ZonotopeRows
@@ -78,19 +76,24 @@ class FinalZonotope:
         Raises:
             EncodingError, SoundnessError: see :meth:`bound_state`.
         """
-        started, layout = time.monotonic(), self.forward.layout
+        layout = self.forward.layout
         flat = torch.cat([coefficients[name].flatten(1) for name in layout.slices], 1)
         forms = self.rows.forms(flat)
         lowest = known.cpu().numpy()
         gain = np.nan_to_num(forms.constant - lowest, nan=0.0, posinf=np.finfo(np.float64).max)
-        objectives = Objectives.of(self.rows.program, forms.below, gain, self.rows.batches)
+        program, batches = self.rows.program, self.rows.batches
         try:
-            found = minimise_leaves(lowest[None], gain, lambda _: objectives, self.options)
+            found, report = improved(
+                lowest,
+                gain,
+                lambda: Objectives.of(program, forms.below, gain, batches),
+                self.options,
+            )
         except SolverUnavailableError as error:  # a licence that is too small, say
             self.notes.append(f"{len(known)} forms were left to the dual of the zonotope: {error}")
             return known
-        self.reports.append(ProgramReport.of(found, time.monotonic() - started))
-        least = torch.from_numpy(found.least).to(known)
+        self.reports.append(report)
+        least = torch.from_numpy(found).to(known)
         if self.witness is not None:
             value, room = self.witness.at(coefficients)
             ends = Interval(least, torch.full_like(least, torch.inf))
