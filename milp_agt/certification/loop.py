@@ -96,7 +96,7 @@ class BoundedRun:
         if options.tree:
             run = (step_graph, self.schedule, start, poison, training)
             is_carried = any(part.forward is not None for part in self.chains.parts)
-            self.tree = TreePlan.of(*run, restriction, options.tree, is_carried)
+            self.tree = TreePlan.of(*run, restriction, options.tree, is_carried, options.workers)
         self.nominal: dict[str, Tensor] = {n: v.to(device) for n, v in step_graph.initial.items()}
         if training.has_momentum:
             for name in step_graph.parameters:
@@ -147,6 +147,8 @@ class BoundedRun:
             self.recorder.state(index, chain.name, sets.newest)
             widths[chain.name] = self._mean_width(sets.newest)
             self._end_if_diverged(chain, sets)
+        if report is not None and not self.plan.program_window:
+            used = self.plan.relaxation.value
         carried.end_hopeless(self.chains, widths, index, self.notes)
         self._settle(sets)
         self._advance_nominal(step, sets.newest)

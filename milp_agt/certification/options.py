@@ -29,10 +29,6 @@ Options = TypeVar("Options", bound="CertifyOptions")
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 
-def _with_levels(schema: dict[str, Any]) -> None:
-    schema["enum"] = list(levels())
-
-
 # Options, or values of them, of older run files, and what is done in their place.
 _BESIDE = "the zonotope beside linear forms proves as much"
 _OLDER: Mapping[str, str] = {
@@ -40,6 +36,10 @@ _OLDER: Mapping[str, str] = {
     "strengthening": "programs gained nothing by it that was worth its cost",
 }
 _OLDER_VALUES: Mapping[tuple[str, object], str] = {("selections", "charged"): _BESIDE}
+
+
+def _with_levels(schema: dict[str, Any]) -> None:
+    schema["enum"] = list(levels())
 
 
 class CertifyOptions(Table):
@@ -58,10 +58,12 @@ class CertifyOptions(Table):
         description='Past steps that linear forms are followed back through; `"T"`, or leaving it out, '
         "is the whole run.",
     )
-    program_window: Window | None = Field(
+    program_window: Index | Literal["T"] | None = Field(
         default=None,
         description='Steps in one program of `lp` and above, `"T"` for the whole run; unless given, '
-        "as many as `window` says, and 1 without either.",
+        "as many as `window` says, and 1 without either. Where a zonotope is carried along, one program "
+        "on its rows spans the whole run, for the last step and for questions; 0 solves that one alone "
+        "(`lp` and `milp`).",
     )
     inner_bounds: Literal["interval", "linear"] | None = Field(
         default=None,
@@ -104,8 +106,8 @@ class CertifyOptions(Table):
     )
     workers: Count = Field(
         default=1,
-        description="Processes that solve programs, by joblib (extra `parallel` for more than one); inside "
-        "`joblib.parallel_config` its backend (dask, ray) spreads them over machines.",
+        description="Processes that solve programs and branch on zonotopes, by joblib (extra `parallel` for "
+        "more than one); inside `joblib.parallel_config` its backend (dask, ray) spreads them over machines.",
     )
     device: str = Field(
         default="cpu",
@@ -189,7 +191,7 @@ class CertifyOptions(Table):
         """The limits of each solve of a program."""
         return Limits(self.solve_time_limit, self.solve_gap, self.solve_nodes)
 
-    def steps_of(self, window: Window | None, total: int) -> int | None:
+    def steps_of(self, window: int | Literal["T"] | None, total: int) -> int | None:
         """A window as a count of steps, of a run of ``total`` steps."""
         return total if window == "T" else window
 
