@@ -41,8 +41,6 @@ CASES = [
     ("one flip", "linear", "joint"),
     ("two flips", "linear", "joint"),
     ("features", "linear", "joint"),
-    ("two flips", "linear", "charged"),
-    ("both", "linear", "charged"),
     ("both", "linear", "enumerated"),
     ("two flips", "lp", "joint"),
     ("features", "lp", "joint"),

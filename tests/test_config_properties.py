@@ -131,7 +131,7 @@ WRONG = [
     (
         "kind = 'backdor'\nradius = 1",
         "kind = 'backdor'",
-        "give one of 'accuracy', 'collective', 'loss'",
+        "give one of 'accuracy', 'backdoor', 'collective'",
     ),
     ("kind = 'backdoor'\nradus = 1", "unknown key 'radus'", "use 'radius'"),
     (

@@ -120,7 +120,6 @@ INPUTS: dict[str, dict[str, Any]] = {
     "no device": {"device": None},
     "workers of text": {"workers": "two"},
     "half a worker": {"workers": 0.5},
-    "a word for a strengthening": {"strengthening": "strong"},
     "a word for a search": {"attack": "all"},
     "a word for a restriction": {"restriction": "first"},
     "one number for batches": {"training": {"batches": 3}},

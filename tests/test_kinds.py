@@ -148,15 +148,6 @@ CALLS: dict[str, tuple[Callable[..., Any], dict[str, Any], dict[str, tuple[Any, 
             "nodes": (-1, 1.5, "x", True),
         },
     ),
-    "strengthening": (
-        agt.Strengthening,
-        {},
-        {
-            "pieces": (0, 1.5, float("nan"), True, "x"),
-            "pieced": (0, 1.5, ARRAY),
-            "obbt_seconds": (-1.0, float("nan"), None, "x"),
-        },
-    ),
     "training": (
         agt.Training,
         {"loss": "mse", "momentum": 0.5, "clip": 1.0},

@@ -83,7 +83,6 @@ def test_the_keys_are_those_that_errors_name() -> None:
     for part in ("features", "labels"):  # the kind and the table inside "separate" share a name
         table = TABLES["threat"]
         named[f"threat.{part}"] = {o.key for o in table.options if not o.kinds or part in o.kinds}
-    del named["certify.strengthening"]
     assert named == known
 
 
@@ -105,7 +104,6 @@ def option(table: str, key: str, kind: str = "") -> Option:
         ("certify", "time_limit", "", "seconds >= 0"),
         ("certify", "memory", "", 'text such as "4GiB" or whole number >= 1'),
         ("certify", "attack", "", "true or false"),
-        ("certify", "strengthening", "", "table [certify.strengthening]"),
         ("data", "test_fraction", "", "number >= 0 and < 1"),
         ("data", "image_size", "", "list of 2 whole numbers >= 1"),
         ("model", "layers", "", "list of 2 or more whole numbers >= 1"),
@@ -140,7 +138,6 @@ def test_names_come_from_the_registries() -> None:
     ("name", "made"),
     [
         ("certify", CertifyTable()),
-        ("certify.strengthening", agt.Strengthening()),
         ("attack", Search()),
     ],
 )

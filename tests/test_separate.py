@@ -16,9 +16,6 @@ from separate_runs import admissible, problem, separately
 import milp_agt as agt
 from milp_agt.attacks.unrolled import Poisoning
 from milp_agt.bounds.adversary.enumerated import Enumerated, count_cases, list_selections
-from milp_agt.certification import selection_plan
-from milp_agt.certification.chains import CHARGED
-from milp_agt.core.remarks import Remarks
 from milp_agt.core.restriction import UNRESTRICTED, Restriction
 from milp_agt.errors import InvalidThreatModelError
 from milp_agt.experiments.sweep import resized
@@ -254,18 +251,3 @@ def test_the_claim_names_both_budgets() -> None:
 def test_other_budgets_cannot_be_swept() -> None:
     with pytest.raises(agt.MilpAgtError, match="a threat without a budget"):
         resized(separately((1, 1)), 2, None)
-
-
-@pytest.mark.usefixtures("unlisted", "linear_alone")
-def test_two_budgets_are_never_charged_as_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    case, test, labels = problem("bce", separately((1, 1)))
-    with pytest.raises(agt.MilpAgtError, match="budgets of features and labels apart"):
-        case.certify(selections="charged")
-    # As if they were too many to list, which is where one budget is charged unasked.
-    none = selection_plan.Selections(), Remarks()
-    monkeypatch.setattr(selection_plan._Work, "listed", lambda *_arguments: none)
-    result = assert_sound(case, test, labels, selections=None)
-    assert not any("charged" in note for note in (*result.notes, *result.fallbacks))
-    assert CHARGED not in result.steps[-1].chains
-    one = problem("bce", agt.LabelPoisoning(1))[0].certify(selections=None)[0]
-    assert CHARGED in one.steps[-1].chains

@@ -32,7 +32,7 @@ from milp_agt.errors import EncodingError, SolverUnavailableError
 from milp_agt.solvers import get_solver
 from milp_agt.solvers.safe import clip_multipliers, safe_bound
 from milp_agt.solvers.session import ProgramSession, SolverAnswer, scale_exponent
-from milp_agt.solvers.solver import _REGISTRY
+from milp_agt.solvers.solver import back_ends
 
 
 @dataclass(frozen=True)
@@ -215,7 +215,7 @@ def test_a_row_with_a_huge_coefficient_is_left_out(back_end: str) -> None:
 
 
 def test_unlisted_status_is_failed(back_end: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    module, _ = _REGISTRY[back_end.partition(":")[0]]
+    module = back_ends()[back_end.partition(":")[0]].__module__
     if back_end == "highs":
         module = "milp_agt.solvers.highs_relaxation"
     monkeypatch.setattr(import_module(module), "STATUS", {})

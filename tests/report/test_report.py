@@ -16,7 +16,7 @@ import milp_agt as agt
 from milp_agt.cli import main
 from milp_agt.errors import SoundnessError
 from milp_agt.io.tables import format_number
-from milp_agt.reports import evidence, words
+from milp_agt.reports import evidence
 from milp_agt.reports.content import read
 
 QUICK = "[attack]\npool = 64\nrounds = 1\nrestarts = 1\n"
@@ -230,15 +230,10 @@ def test_suspects_are_asked_for_printed_kept_and_shown(
     text = run([2, 2, 2])
     folder = certify(tmp_path, np.eye(8)[:, :2] + y[:, None], y, text, "--suspects")
     found = document(folder)["suspects"]
-    assert found["total"] == pytest.approx(sum(found["causes"].values()))
-    assert set(found["causes"]) == set(words.CAUSES)
     shown, printed = visible(page(folder)), capsys.readouterr().out
-    assert "What the width is made of" in shown
-    for cause, width in found["causes"].items():
-        assert f"{cause} {format_number(width)} {words.CAUSES[cause]}" in shown
-        assert cause in printed
     first = found["samples"][0]
     assert f"{first['sample']} {format_number(first['width'])}" in shown
+    assert f"{first['sample']}" in printed
 
 
 def test_suspects_of_bounds_without_forms_are_a_note(
