@@ -261,11 +261,7 @@ RUNS: dict[str, Run] = {
         **TINY,
     ),
     "qcqp, targets": Run(
-        agt.LabelPoisoning(1, 0.3),
-        PROGRAM | {"relaxation": "qcqp"},
-        "mse",
-        {"epochs": 2},
-        **TINY,
+        agt.LabelPoisoning(1, 0.3), PROGRAM | {"relaxation": "qcqp"}, "mse", {"epochs": 2}, **TINY
     ),
     "miqp, features": Run(
         agt.FeaturePoisoning(1, 0.3),

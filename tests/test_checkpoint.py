@@ -155,10 +155,11 @@ def test_a_finished_run_is_only_read_again(tmp_path: Path) -> None:
 
 
 def test_parts_are_written_once_and_dropped_with_the_window(tmp_path: Path) -> None:
-    cut_off(tmp_path, 3, window=2)
+    options = {"window": 2, "selections": "enumerated"}
+    cut_off(tmp_path, 3, **options)
     kept = tmp_path / "linear-000003.pt"
     stamp = kept.stat().st_mtime_ns
-    cut_off(tmp_path, 4, window=2)
+    cut_off(tmp_path, 4, **options)
     assert kept.stat().st_mtime_ns == stamp
     found = {path.name for path in tmp_path.iterdir()}
     names = ("linear", "selections-0")

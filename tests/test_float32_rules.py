@@ -238,7 +238,9 @@ def test_sums_over_samples_widen_at_every_level() -> None:
 MUTANTS = ("interval", "relax", "encode")
 
 
-@every_pair(rule=list(MUTANTS), factor=[0.0, 0.5], instance=INSTANCES["run_rounding"])
+@pytest.mark.parametrize("instance", INSTANCES["run_rounding"], ids=str)
+@pytest.mark.parametrize("factor", [0.0, 0.5])
+@pytest.mark.parametrize("rule", MUTANTS)
 def test_a_level_that_rounds_less_is_found_out(
     instance: Instance, factor: float, rule: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

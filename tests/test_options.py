@@ -134,13 +134,7 @@ def test_names_come_from_the_registries() -> None:
     assert re.findall(r'"(\w+)"', option("data", "name").values) == list(agt.data.dataset_names())
 
 
-@pytest.mark.parametrize(
-    ("name", "made"),
-    [
-        ("certify", CertifyTable()),
-        ("attack", Search()),
-    ],
-)
+@pytest.mark.parametrize(("name", "made"), [("certify", CertifyTable()), ("attack", Search())])
 def test_defaults_are_those_of_the_objects(name: str, made: object) -> None:
     shown = {o.key: o.default for o in TABLES[name].options}
     assert REQUIRED not in shown.values()

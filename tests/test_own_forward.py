@@ -312,10 +312,7 @@ def test_own_forwards_are_sound_by_other_bounds(kind: type[nn.Module]) -> None:
     x, y, test, labels = data("bce", count=4)
     run = Training(loss="bce", learning_rate=0.2, epochs=2)
     case = Problem(own(kind), x, y, run, agt.FeaturePoisoning(1, 0.03))
-    for options in (
-        {"relaxation": "lp"},
-        {"selections": "enumerated", "window": 1},
-    ):
+    for options in ({"relaxation": "lp"}, {"selections": "enumerated", "window": 1}):
         assert_sound(case, test, labels, attacks=16, iterations=2, **options)
 
 
