@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from milp_agt.bounds.linear.intermediate import targets
 from milp_agt.bounds.step import NodeOrder
+from milp_agt.bounds.zonotope.pieces import SHARE
 from milp_agt.core.relaxation import Relaxation
 from milp_agt.formulations.bilinear import Einsum
 from milp_agt.formulations.exchange import Exchange
@@ -83,14 +84,15 @@ class Sizes:
         numbers = own * (4 * states + 3) + (self.per_sample - own) * 2 * (states - 1)
         return FLOAT * self.batch * numbers
 
-    def zonotope(self, steps: int, moved: int, anew: bool) -> tuple[float, int]:
+    def zonotope(self, steps: int, moved: int, anew: bool, memory: int) -> tuple[float, int]:
         """Predicted seconds and bytes of a zonotope; ``moved`` are the coordinates of one sample's moves,
-        which have generators of their own in each step if data are poisoned ``anew``."""
+        which have generators of their own in each step if data are poisoned ``anew``. Forms of all samples
+        of a batch are there at once as far as ``memory`` allows."""
         forms = self.batch * self.made * self.state
         moves = (min(self.exposed, self.batch) * steps if anew else self.exposed) * (moved + 4)
         numbers = self.state * (ZONOTOPE_NOISE * self.state + 3 * moves) + ZONOTOPE_ROWS * moves
         worked = forms + self.state * moves
-        return steps * (0.02 + worked / FORMED_PER_SECOND), FLOAT * (forms + numbers)
+        return steps * (0.02 + worked / FORMED_PER_SECOND), min(FLOAT * forms, memory // SHARE) + FLOAT * numbers
 
     @property
     def pair(self) -> int:

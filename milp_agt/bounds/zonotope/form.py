@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from milp_agt.core.interval import Interval
+from milp_agt.core.rounding import TINY, gamma
 
 
 @dataclass(frozen=True)
@@ -94,6 +95,28 @@ class SummedForm:
     charge: Tensor
     base: Interval
     charges: Interval
+
+    def plus(self, other: SummedForm, samples: int) -> SummedForm:
+        """With the sum over further samples, whose flips are further ones; ``samples`` are all of the sum."""
+        size = self.size + other.size
+        low, high = (getattr(self.base, e) + getattr(other.base, e) for e in ("lower", "upper"))
+        error = gamma(8 * samples + 64) * size + TINY
+
+        def joined(name: str, axis: int = 0) -> Tensor:
+            return torch.cat([getattr(self, name), getattr(other, name)], axis)
+
+        charges = (self.charges, other.charges)
+        return SummedForm(
+            self.centre + other.centre,
+            size,
+            plus(self.on_state, other.on_state),
+            None if self.on_moves is None else joined("on_moves", 1),
+            joined("on_phase"),
+            joined("on_bend"),
+            joined("charge"),
+            Interval(low, high).widen(error),
+            Interval(*(torch.cat([getattr(c, e) for c in charges]) for e in ("lower", "upper"))),
+        )
 
 
 def times(coefficients: Tensor | None, factor: Tensor) -> Tensor | None:

@@ -49,6 +49,9 @@ class Transformer:
         zonotope, bounds: the state before the step.
         layout: of its coordinates.
         ascent: steps by which candidates for flips are ascended.
+        work: limits of the whole step.
+        earlier: flips of the pieces of the batch before this one.
+        share: of the batch that is done after this piece.
     """
 
     schedule: NodeOrder
@@ -57,6 +60,9 @@ class Transformer:
     bounds: StateBounds
     layout: Layout
     ascent: int
+    work: Work
+    earlier: Flips
+    share: float
     forms: dict[str, Form] = field(default_factory=dict)
     boxes: dict[str, Interval] = field(default_factory=dict)
 
@@ -72,14 +78,13 @@ class Transformer:
         self.unmade = {
             node.name for s in self.softmaxes.values() for node in (s.exponentials, s.total)
         }
-        self.work = Work.of(self.zonotope, count * self.step.size)
         self.unmade |= {
             s.differences.name
             for s in self.softmaxes.values()
-            if not self.work.fits(s.differences.signature.size * self.step.size)
+            if not self.work.fits(s.differences.signature.size)
         }
         self.slots = Slots.empty(count, self.step.size, self.zonotope.centre)
-        self.flips = Flips.none(self.zonotope.samples)
+        self.flips = self.earlier
         self.done: set[str] = set()
 
     # -- leaves
@@ -150,7 +155,7 @@ class Transformer:
     def _range(self, node: Node, form: Form) -> Interval:
         if form.is_constant:
             return Interval.point(form.centre[None])
-        if node.batched and not self.work.fits(form.centre.numel()):
+        if node.batched and not self.work.fits(form.centre[0].numel()):
             return node.op.interval(*(self.box(name) for name in node.inputs))
         down, up = self._reach(form)
         error = gamma(8) * (form.centre.abs() + torch.maximum(down, up)) + TINY
@@ -323,6 +328,7 @@ class Transformer:
                     self.flips,
                     self.ascent,
                     self.work,
+                    self.share,
                     self.step,
                     ~(self._plain_reach(argument) < argument.centre.abs()),
                 )
@@ -384,7 +390,7 @@ class Transformer:
             form = self.forms[node.inputs[0]]
             if form.on_state is not None:
                 form = replace(form, on_state=form.on_state.sum(1))
-        return summed(form, self.flips, self.slots, self.columns)
+        return summed(form, self.flips.since(self.earlier), self.slots, self.columns)
 
 
 def _fit(reach: Tensor, like: Tensor) -> Tensor:
