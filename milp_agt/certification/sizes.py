@@ -92,7 +92,9 @@ class Sizes:
         moves = (min(self.exposed, self.batch) * steps if anew else self.exposed) * (moved + 4)
         numbers = self.state * (ZONOTOPE_NOISE * self.state + 3 * moves) + ZONOTOPE_ROWS * moves
         worked = forms + self.state * moves
-        return steps * (0.02 + worked / FORMED_PER_SECOND), min(FLOAT * forms, memory // SHARE) + FLOAT * numbers
+        return steps * (0.02 + worked / FORMED_PER_SECOND), min(
+            FLOAT * forms, memory // SHARE
+        ) + FLOAT * numbers
 
     @property
     def pair(self) -> int:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from milp_agt.bounds.zonotope.local import OnState, mapped
 from milp_agt.core.interval import Interval
 from milp_agt.core.rounding import TINY, gamma
 
@@ -24,7 +25,7 @@ class Form:
         rest: box of what is left, (2, [n], *shape) for samples that are clean and that may be poisoned,
             (1, *shape) without sample axis; holds 0.
         size: sum of the sizes of all terms, an upper bound of ``|v|`` as well, ([n], *shape).
-        on_state: J, (p, [n], *shape).
+        on_state: J, (p, *shape) without sample axis, else by way of symbols of each sample.
         on_moves: E, (width, n, *shape).
         on_phase, on_bend: Lp and Lr, (slots, n, *shape).
         charge: noise that is there only if a flip happens, on either side, (slots, n, *shape).
@@ -33,7 +34,7 @@ class Form:
     centre: Tensor
     rest: Interval
     size: Tensor
-    on_state: Tensor | None = None
+    on_state: OnState = None
     on_moves: Tensor | None = None
     on_phase: Tensor | None = None
     on_bend: Tensor | None = None
@@ -64,7 +65,7 @@ class Form:
         return replace(
             self,
             rest=Interval(torch.minimum(low, high), torch.maximum(low, high)),
-            on_state=times(self.on_state, factor),
+            on_state=mapped(self.on_state, lambda part: part * factor),
             on_moves=times(self.on_moves, factor),
             on_phase=times(self.on_phase, factor),
             on_bend=times(self.on_bend, factor),

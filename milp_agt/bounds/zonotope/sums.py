@@ -12,12 +12,13 @@ from milp_agt.core.interval import Interval
 from milp_agt.core.rounding import TINY, gamma
 
 
-def summed(form: Form, flips: Flips, slots: Slots, columns: Tensor) -> SummedForm:
+def summed(form: Form, flips: Flips, slots: Slots, columns: Tensor, symbols: int) -> SummedForm:
     """The sum of a form whose coefficients on the state are summed already.
 
     Args:
         flips: of this step, in the order of their numbers.
         columns: sample generators of the batch, (n,), -1 for samples that stay clean.
+        symbols: of a sample, that coefficients on the state are sums over.
     """
     rest, count = form.rest, len(columns)
     size = form.size.sum(0)
@@ -26,8 +27,10 @@ def summed(form: Form, flips: Flips, slots: Slots, columns: Tensor) -> SummedFor
     closed = (columns < 0).to(up).reshape(-1, *[1] * (up.dim() - 1))
     low = (rest.lower[0] - down * closed).sum(0)[None]
     high = (rest.upper[0] + up * closed).sum(0)[None]
-    error = gamma(8 * count + 64) * size + TINY
+    error = gamma(8 * (count + symbols) + 64) * size + TINY
     slot, sample = _at(slots)
+    on_state = form.on_state
+    assert on_state is None or isinstance(on_state, Tensor)
 
     def at_flips(part: Tensor | None) -> Tensor:
         if part is None:
@@ -43,7 +46,7 @@ def summed(form: Form, flips: Flips, slots: Slots, columns: Tensor) -> SummedFor
     return SummedForm(
         form.centre.sum(0),
         size,
-        form.on_state,
+        on_state,
         form.on_moves,
         at_flips(form.on_phase),
         at_flips(form.on_bend),

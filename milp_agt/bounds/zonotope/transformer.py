@@ -16,6 +16,7 @@ from milp_agt.bounds.zonotope.flips import Flips
 from milp_agt.bounds.zonotope.form import Form, SummedForm, holding_zero, plus
 from milp_agt.bounds.zonotope.kinks import Kink, kink_of
 from milp_agt.bounds.zonotope.layout import Layout
+from milp_agt.bounds.zonotope.local import Local
 from milp_agt.bounds.zonotope.products import Operand, multiplied
 from milp_agt.bounds.zonotope.rows import Slots, rows_of
 from milp_agt.bounds.zonotope.softmax import Softmax, softmax_form, softmaxes
@@ -172,7 +173,7 @@ class Transformer:
         """How far a node lies below and above its centre, (2 or 1, [n], *shape)."""
         if len(form.rest.lower) == 1:  # no sample axis
             low, high = -form.rest.lower, form.rest.upper
-            if form.on_state is not None:
+            if isinstance(form.on_state, Tensor):
                 radius = self.bounds.radius[: self.layout.parameters]
                 moved = torch.einsum("p...,p->...", form.on_state.abs(), radius)
                 low, high = low + moved, high + moved
@@ -199,9 +200,11 @@ class Transformer:
         radius = self.bounds.radius[: self.layout.parameters]
         low, high = self._own_reach(form)
         reach = torch.maximum(low, high).amax(0)
-        if form.on_state is not None:
-            reach = reach + torch.einsum("p...,p->...", form.on_state.abs(), radius)
-        return reach * (1.0 + gamma(8.0 * len(radius) + 64.0)) + gamma(64) * form.size + TINY
+        longest = 8.0 * len(radius) + 64.0
+        if isinstance(form.on_state, Local):
+            reach = reach + form.on_state.reach(radius)
+            longest += 8.0 * form.on_state.symbols
+        return reach * (1.0 + gamma(longest)) + gamma(64) * form.size + TINY
 
     def _own_reach(self, form: Form) -> tuple[Tensor, Tensor]:
         """The same for a node that only its own sample's move and flips reach."""
@@ -247,8 +250,10 @@ class Transformer:
             self.forms[node.name] = Form.constant(op.value(), states)
         elif isinstance(op, LinearMap):
             self.forms[node.name] = linear_maps.of_forms(op, inputs, node.batched)
+            self._collapse(node.name)
         elif isinstance(op, Einsum):
             self.forms[node.name] = self.product(node)
+            self._collapse(node.name)
         elif isinstance(op, RoundingError):
             self.forms[node.name] = self._blurred(op, inputs[0])
         elif isinstance(op, SquaredNorm):
@@ -259,6 +264,11 @@ class Transformer:
             self.forms[node.name] = self._curved(node, inputs[0])
         else:
             raise unsupported(op, node)
+
+    def _collapse(self, name: str) -> None:
+        form = self.forms[name]
+        if isinstance(form.on_state, Local):
+            self.forms[name] = replace(form, on_state=form.on_state.collapsed())
 
     def product(self, node: Node, summed: bool = False) -> Form:
         assert isinstance(node.op, Einsum)
@@ -384,13 +394,16 @@ class Transformer:
         """A sum over the batch; a product that nothing else reads is never formed sample by sample."""
         assert isinstance(node.op, SumSamples)
         product = self.schedule.summed_products.get(node.name)
+        read = [self.forms[name].on_state for name in (product or node).inputs]
+        symbols = sum(part.symbols for part in read if isinstance(part, Local))
         if product is not None:
             form = self.product(product, summed=True)
         else:
             form = self.forms[node.inputs[0]]
-            if form.on_state is not None:
-                form = replace(form, on_state=form.on_state.sum(1))
-        return summed(form, self.flips.since(self.earlier), self.slots, self.columns)
+            on_state = form.on_state
+            if isinstance(on_state, Local):
+                form = replace(form, on_state=on_state.summed())
+        return summed(form, self.flips.since(self.earlier), self.slots, self.columns, symbols)
 
 
 def _fit(reach: Tensor, like: Tensor) -> Tensor:
