@@ -274,12 +274,15 @@ def _levels(
     carried: str,
 ) -> tuple[Sequence[Relaxation], Remarks]:
     """The levels of the chains. Above a zonotope it is carried along where it has rules for the run and
-    is predicted to take at most some seconds and a share of the memory; far more is an error."""
+    is predicted to take at most some seconds and a share of the memory. One that was asked for and would take
+    far more than the memory is a box."""
     levels, (time, size) = asked.chain(), predicted
     if asked is Relaxation.ZONOTOPE and refused is None and size > ZONOTOPE_OVER * memory:
-        found = f"its forms and generators would take about {_mib(size)}"
-        asked_for, to_do = f"A zonotope within {_mib(memory)}", "use smaller batches or more memory"
-        raise InvalidInputError(asked_for, found, to_do)
+        line = (
+            f"all generators of the zonotope are folded into the box: they would take about {_mib(size)}, "
+            f"far more than {_mib(memory)}; give more memory to have them"
+        )
+        return (Relaxation.INTERVAL,), Remarks(fallbacks=(line,))
     if Relaxation.ZONOTOPE not in levels or asked is Relaxation.ZONOTOPE:
         return levels, Remarks()
     why = None if refused is None else f"it has no rule for {refused}"

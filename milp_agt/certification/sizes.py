@@ -5,6 +5,7 @@ from __future__ import annotations
 from milp_agt.bounds.linear.intermediate import targets
 from milp_agt.bounds.step import NodeOrder
 from milp_agt.bounds.zonotope.pieces import SHARE
+from milp_agt.bounds.zonotope.state import most_groups
 from milp_agt.core.relaxation import Relaxation
 from milp_agt.formulations.bilinear import Einsum
 from milp_agt.formulations.exchange import Exchange
@@ -26,9 +27,9 @@ ROWS_PER_ELEMENT = 8
 # Multiply-adds of matrix products per second of one core.
 MULTIPLIED_PER_SECOND = 5e9
 # Coefficients of nodes on parameters that a zonotope deals with per second, with all that it does beside;
-# numbers of its noise for each pair of coordinates, and rows of flips.
+# squares of coordinates beside its noise, and rows of flips.
 FORMED_PER_SECOND = 1e6
-ZONOTOPE_NOISE, ZONOTOPE_ROWS = 40, 640
+ZONOTOPE_SQUARES, ZONOTOPE_ROWS = 8, 640
 
 
 class Sizes:
@@ -89,12 +90,15 @@ class Sizes:
         which have generators of their own in each step if data are poisoned ``anew``. Forms of all samples
         of a batch are there at once as far as ``memory`` allows."""
         forms = self.batch * self.made * self.state
-        moves = (min(self.exposed, self.batch) * steps if anew else self.exposed) * (moved + 4)
-        numbers = self.state * (ZONOTOPE_NOISE * self.state + 3 * moves) + ZONOTOPE_ROWS * moves
+        samples = min(self.exposed, self.batch) * steps if anew else self.exposed
+        moves = samples * (moved + 4)
+        groups = 2 * min(steps + 1, most_groups(self.state, samples, memory))
+        noise = groups * (self.state + 2 * samples)
+        numbers = self.state * (ZONOTOPE_SQUARES * self.state + noise + 3 * moves)
+        numbers += ZONOTOPE_ROWS * moves
         worked = forms + self.state * moves
-        return steps * (0.02 + worked / FORMED_PER_SECOND), min(
-            FLOAT * forms, memory // SHARE
-        ) + FLOAT * numbers
+        size = min(FLOAT * forms, memory // SHARE) + FLOAT * numbers
+        return steps * (0.02 + worked / FORMED_PER_SECOND), size
 
     @property
     def pair(self) -> int:

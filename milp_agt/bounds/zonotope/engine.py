@@ -15,7 +15,7 @@ from milp_agt.bounds.zonotope.flips import widened
 from milp_agt.bounds.zonotope.layout import Layout
 from milp_agt.bounds.zonotope.pieces import Summed, summed_gradients
 from milp_agt.bounds.zonotope.samples import SampleGenerators
-from milp_agt.bounds.zonotope.state import AT_ONCE, GROUPS, HybridZonotope, Noise
+from milp_agt.bounds.zonotope.state import AT_ONCE, HybridZonotope, Noise, most_groups
 from milp_agt.bounds.zonotope.work import Work
 from milp_agt.core.interval import Interval
 from milp_agt.core.restriction import UNRESTRICTED, Restriction
@@ -198,7 +198,7 @@ def _updated(before: ZonotopePass, step: Step, found: Summed) -> HybridZonotope:
         _on_new(factor, gradient.charge[place] * grow, old.flips.rows)[None],
     )
     noise = old.noise.carried(jacobian).joined(new)
-    if len(noise) > GROUPS:
+    if len(noise) > most_groups(size, old.samples.count, before.memory):
         noise = noise.merged()
     moved = old.moved(jacobian)
     known = (columns >= 0).nonzero()[:, 0]

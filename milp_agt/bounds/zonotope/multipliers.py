@@ -60,7 +60,10 @@ class Multipliers:
 
     def mixed(self, weights: Tensor) -> Multipliers:
         """Sums with nonnegative weights (k, r), for k directions."""
-        return Multipliers(weights @ self.rows, weights @ self.limits, weights @ self.paid)
+        paid = self.paid.new_zeros(len(weights), self.paid.shape[1])
+        if self.limits.shape[1]:
+            paid = weights @ self.paid
+        return Multipliers(weights @ self.rows, weights @ self.limits, paid)
 
     def with_rows(self, keep: Tensor) -> Multipliers:
         return Multipliers(self.rows[..., keep], self.limits, self.paid)

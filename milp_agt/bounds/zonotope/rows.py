@@ -138,7 +138,7 @@ def rows_of(
         sample = index % samples
         own = columns[sample]
         jacobian = on_state.rows(sample, index // samples)
-        spread = zonotope.spread(jacobian, shared.terms)
+        spread = zonotope.spread(jacobian, shared.terms, many=True)
         # Coefficients on the state are sums over symbols.
         longer = spread.operations + 4.0 * on_state.symbols
         spread = replace(spread, size=spread.size + sizes[index], operations=longer)

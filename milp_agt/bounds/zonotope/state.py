@@ -13,10 +13,20 @@ from milp_agt.bounds.zonotope.flips import Flips, widened
 from milp_agt.bounds.zonotope.samples import SampleGenerators
 from milp_agt.core.rounding import TINY, gamma
 
-# Groups of noise that are carried apart, and how many of the newest are never merged.
-GROUPS, NEWEST = 16, 8
+# Groups of noise that are carried apart at most and at least, how many of the newest are not merged while
+# there are more, and the share of the memory that they may take.
+GROUPS, FEWEST_GROUPS, NEWEST, NOISE_SHARE = 16, 3, 8, 4
+# Numbers of the charges of all noise beyond which they are summed up for the nodes of a step.
+MANY = 2**21
 # Numbers of one tensor of coefficients (rows, m, width) or (rows, f) at once.
 AT_ONCE = 2**23
+
+
+def most_groups(size: int, samples: int, memory: int) -> int:
+    """How many groups of noise are carried apart: with two ends for each coordinate and sample, a group is
+    there twice while a step is taken."""
+    each = 16 * size * (size + 2 * samples)
+    return max(FEWEST_GROUPS, min(GROUPS, memory // (NOISE_SHARE * each)))
 
 
 @dataclass(frozen=True)
@@ -234,19 +244,36 @@ class HybridZonotope:
         longest = max(self.size, self.flips.count, groups) + self.samples.width
         return 8.0 * longest + 4.0 * self.samples.terms + 64.0
 
-    def spread(self, rows: Tensor, terms: Tensor) -> Spread:
-        """Directions ``rows`` (r, p) of the first p coordinates; ``terms`` are those of :meth:`terms`."""
+    @cached_property
+    def charged(self) -> Tensor:
+        """The most that noise of each sample moves each coordinate, (P, m)."""
+        noise = self.noise
+        total = sum(onto.abs() @ reach for onto, reach in zip(noise.onto, noise.reach, strict=True))
+        assert isinstance(total, Tensor)
+        return total * (1.0 + gamma(4.0 * len(noise) * self.size + 8.0))
+
+    def spread(self, rows: Tensor, terms: Tensor, many: bool = False) -> Spread:
+        """Directions ``rows`` (r, p) of the first p coordinates; ``terms`` are those of :meth:`terms`.
+
+        Of ``many`` directions, what noise of single samples adds is the sum over coordinates of the most that
+        it moves each, ``sum_p |J_p| max |(Phi nu)_p|``: never less than ``max |J Phi nu|``.
+        """
         used = torch.arange(rows.shape[1], device=rows.device)
         touched = (rows != 0.0).any(0)
         if 2 * int(touched.sum()) < len(used):  # the weights of one unit, say
             used = touched.nonzero()[:, 0]
             rows = rows[:, used]
         noise = self.noise
+        many = many and len(noise) * self.size * self.samples.count > MANY
         onto = noise.onto[:, used].transpose(0, 1).flatten(1)
         carried = rows @ onto
         above, below = carried.clamp(min=0.0), (-carried).clamp(min=0.0)
         down, up = (part.flatten(0, 1) for part in (noise.down, noise.up))
         low, high = noise.below.flatten(), noise.above.flatten()
+        if many:
+            lower = upper = rows.abs() @ self.charged[used]
+        else:
+            lower, upper = above @ down + below @ up, above @ up + below @ down
         return Spread(
             self._on_moves(rows, used),
             rows @ self.on_phase[used],
@@ -254,8 +281,8 @@ class HybridZonotope:
             (above + below) @ noise.charge.flatten(0, 1),
             above @ low + below @ high,
             above @ high + below @ low,
-            above @ down + below @ up,
-            above @ up + below @ down,
+            lower,
+            upper,
             rows.abs() @ terms[used],
             self.operations,
         )
