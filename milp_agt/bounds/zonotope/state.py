@@ -229,6 +229,13 @@ class HybridZonotope:
         )
         return replace(self, flips=flips.with_rows(keep), noise=noise)
 
+    def dearest_limits(self, count: int) -> Tensor:
+        """The C3 that may save most, ascending: they admit little of flips that move much."""
+        flips = self.flips
+        moved = (self.on_phase.abs() + self.on_bend.abs() * flips.largest).sum(0)[flips.limited]
+        worth = moved * (1.0 - flips.cover).clamp(min=0.0)
+        return worth.topk(min(count, len(worth))).indices.sort().values
+
     def terms(self) -> Tensor:
         """Sum of the sizes of all terms but the centre, the worst samples counting, (P,)."""
         pieces = self.on_moves.split(max(1, AT_ONCE // max(1, self.on_moves[0].numel())))
