@@ -113,3 +113,28 @@ def test_summed_charges_are_no_smaller(monkeypatch) -> None:
     worst = torch.maximum(exact.up, exact.down)
     assert float((summed.up - worst).min()) <= 0.005 * float(worst.max())
     assert not (0.99 * summed.up >= worst).all()
+
+
+@pytest.mark.parametrize("run", RUNS)
+def test_moves_without_generators_are_noise_of_their_samples(monkeypatch, run: Any) -> None:
+    """After one step boxes lose nothing, so that noise 1 % too small would show there."""
+    kept = passed(run)
+    monkeypatch.setattr(state, "MOVES_SHARE", 2**50)
+    found = passed(run)
+    assert not kept.last.zonotope.is_folded
+    assert found.last.zonotope.is_folded
+    for attacks in attacks_of(found):
+        assert_in_boxes(found, attacks)
+        assert_generators(found, attacks)
+    assert width(found) >= (1 - 1e-6) * width(kept)
+
+
+def test_noise_in_place_of_moves_is_no_larger_than_they_are(monkeypatch) -> None:
+    """Without flips boxes lose nothing in the first step, so that noise 1 % too small would show there."""
+    kept = passed(RUNS[2], 0.005)
+    monkeypatch.setattr(state, "MOVES_SHARE", 2**50)
+    found = passed(RUNS[2], 0.005)
+    first = [p.sets[1].zonotope.flips.count for p in (kept, found)]
+    assert first == [0, 0]
+    for name, box in kept.sets[1].state().items():
+        torch.testing.assert_close(found.sets[1].state()[name].width, box.width, rtol=1e-6, atol=0)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from milp_agt.bounds.linear.intermediate import targets
 from milp_agt.bounds.step import NodeOrder
 from milp_agt.bounds.zonotope.pieces import SHARE
-from milp_agt.bounds.zonotope.state import most_groups
+from milp_agt.bounds.zonotope.state import fit_in, most_groups
 from milp_agt.core.relaxation import Relaxation
 from milp_agt.formulations.bilinear import Einsum
 from milp_agt.formulations.exchange import Exchange
@@ -94,7 +94,8 @@ class Sizes:
         moves = samples * (moved + 4)
         groups = 2 * min(steps + 1, most_groups(self.state, samples, memory))
         noise = groups * (self.state + 2 * samples)
-        numbers = self.state * (ZONOTOPE_SQUARES * self.state + noise + 3 * moves)
+        kept = moves if fit_in(self.state * samples * moved, memory) else 4 * samples
+        numbers = self.state * (ZONOTOPE_SQUARES * self.state + noise + 3 * kept)
         numbers += ZONOTOPE_ROWS * moves
         worked = forms + self.state * moves
         size = min(FLOAT * forms, memory // SHARE) + FLOAT * numbers

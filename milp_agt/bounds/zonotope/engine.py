@@ -15,7 +15,7 @@ from milp_agt.bounds.zonotope.flips import widened
 from milp_agt.bounds.zonotope.layout import Layout
 from milp_agt.bounds.zonotope.pieces import Summed, summed_gradients
 from milp_agt.bounds.zonotope.samples import SampleGenerators
-from milp_agt.bounds.zonotope.state import AT_ONCE, HybridZonotope, Noise, most_groups
+from milp_agt.bounds.zonotope.state import AT_ONCE, HybridZonotope, Noise, fit_in, most_groups
 from milp_agt.bounds.zonotope.work import Work
 from milp_agt.core.interval import Interval
 from milp_agt.core.restriction import UNRESTRICTED, Restriction
@@ -77,7 +77,7 @@ class ZonotopePass:
             state: boxes of parameters, then velocities, (1, *shape) each.
             poison: moves of the whole data set.
             batches, restriction: see :meth:`SampleGenerators.of`.
-            memory: bytes; more samples share a piece of a step.
+            memory: bytes; samples share a piece of a step, and have generators, as far as these fit in.
         """
         shapes = {name: tuple(box.lower.shape[1:]) for name, box in state.items()}
         layout = Layout.of(shapes, parameters)
@@ -86,7 +86,8 @@ class ZonotopePass:
             for end in ("lower", "upper")
         )
         samples = SampleGenerators.of(poison, batches, restriction)
-        zonotope = HybridZonotope.of_box(samples, lower, upper)
+        folded = not fit_in(samples.count * samples.width * len(lower), memory)
+        zonotope = HybridZonotope.of_box(samples, lower, upper, folded)
         effort = effort or Effort()
         bounds = StateBounds.of(zonotope, None, effort.state)
         return ZonotopePass(schedule, layout, zonotope, bounds, effort, memory)
@@ -212,7 +213,8 @@ def _updated(before: ZonotopePass, step: Step, found: Summed) -> HybridZonotope:
     moved = old.moved(jacobian)
     known = (columns >= 0).nonzero()[:, 0]
     every = torch.arange(size, device=scale.device)
-    for part in every.split(max(1, AT_ONCE // max(1, gradient.on_moves[0].numel()))):
+    chunk = max(1, AT_ONCE // max(1, gradient.on_moves[0].numel()))
+    for part in () if old.is_folded else every.split(chunk):
         more = scale[part, None, None] * gradient.on_moves[place[part]][:, known]
         moved[part[0] : part[-1] + 1].index_add_(1, columns[known], more)
     centre = carry @ old.centre + scale * gradient.centre[place] + penalty * middle[place]
@@ -226,6 +228,7 @@ def _updated(before: ZonotopePass, step: Step, found: Summed) -> HybridZonotope:
         widened(jacobian @ old.on_bend, count)
         + _on_new(scale, gradient.on_bend[place], old.flips.count),
         noise,
+        old.is_folded,
     )
 
 
@@ -261,7 +264,7 @@ class _Gradient:
             centre=zero(used),
             size=zero(used),
             on_state=zero(used, used),
-            on_moves=zero(used, batch, width),
+            on_moves=zero(used, 0 if old.is_folded else batch, width),
             on_phase=zero(used, flips),
             on_bend=zero(used, flips),
             charge=zero(used, summed.flips.rows),

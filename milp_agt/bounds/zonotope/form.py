@@ -120,6 +120,26 @@ class SummedForm:
         )
 
 
+def data_form(
+    nominal: Tensor, box: Interval, every: int, start: int, width: int, columns: Tensor
+) -> Form:
+    """Features or labels of a batch: coordinates of a move, of ``every`` those from ``start`` on, act on
+    the elements in their order; ``columns`` (n,) is -1 for samples that stay clean."""
+    if not width:
+        return Form.constant(nominal, 2)
+    open_ = (columns >= 0).to(nominal)
+    flat = nominal.flatten(1)
+    moves = flat.new_zeros(every, len(flat), flat.shape[1])
+    index = torch.arange(width, device=flat.device)
+    moves[start + index, :, index] = open_
+    # x + e is rounded to nearest in the run.
+    size = box.magnitude.amax(0) + (box.upper - box.lower).amax(0)
+    error = gamma(4) * size * open_.reshape(-1, *[1] * (nominal.dim() - 1)) + TINY
+    error = torch.stack([torch.zeros_like(error), error])
+    on_moves = moves.reshape(-1, *nominal.shape)
+    return Form(nominal, Interval(-error, error), size, on_moves=on_moves)
+
+
 def times(coefficients: Tensor | None, factor: Tensor) -> Tensor | None:
     return None if coefficients is None else coefficients * factor
 

@@ -16,6 +16,7 @@ from milp_agt.bounds.zonotope.form import SummedForm
 from milp_agt.bounds.zonotope.kinks import kink_of
 from milp_agt.bounds.zonotope.layout import Layout
 from milp_agt.bounds.zonotope.state import HybridZonotope
+from milp_agt.bounds.zonotope.sums import folded
 from milp_agt.bounds.zonotope.supported import unsupported
 from milp_agt.bounds.zonotope.transformer import Transformer
 from milp_agt.bounds.zonotope.work import Work
@@ -65,6 +66,8 @@ def summed_gradients(
             schedule, piece, zonotope, bounds, layout, ascent, work, flips, share
         )
         for name, found in _sums(transformer).items():
+            if zonotope.is_folded:
+                found = folded(found, zonotope.samples, piece.poison)
             sums[name] = sums[name].plus(found, step.size) if name in sums else found
         flips = transformer.flips
     for node in schedule.after:

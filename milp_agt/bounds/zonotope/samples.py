@@ -141,14 +141,16 @@ class SampleGenerators:
         parts = [m.reach for m in (poison.feature_moves, poison.label_moves) if m is not None]
         return torch.cat(parts, -1) if parts else poison.features.new_zeros(self.count, 0)
 
-    def support(self, coefficients: Tensor) -> Tensor:
-        """``max over moves of c_i . e_i``, (rows, m), from coefficients (rows, m, width)."""
+    def support(self, coefficients: Tensor, poison: Poison | None = None) -> Tensor:
+        """``max over moves of c_i . e_i``, (rows, m), from coefficients (rows, m, width); of the samples of
+        ``poison`` in place of all generators, if it is given."""
+        poison = poison or self.poison
         total = coefficients.new_zeros(coefficients.shape[:2])
         features, labels = self._split(coefficients)
-        if self.poison.feature_moves is not None:
-            total = total + self.poison.feature_moves.support(features)
-        if self.poison.label_moves is not None:
-            total = total + self.poison.label_moves.support(labels)
+        if poison.feature_moves is not None:
+            total = total + poison.feature_moves.support(features)
+        if poison.label_moves is not None:
+            total = total + poison.label_moves.support(labels)
         return total
 
     def maximise(self, coefficients: Tensor) -> Tensor:

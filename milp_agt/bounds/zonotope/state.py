@@ -16,6 +16,8 @@ from milp_agt.core.rounding import TINY, gamma
 # Groups of noise that are carried apart at most and at least, how many of the newest are not merged while
 # there are more, and the share of the memory that they may take.
 GROUPS, FEWEST_GROUPS, NEWEST, NOISE_SHARE = 16, 3, 8, 4
+# The share of the memory that generators of samples may take.
+MOVES_SHARE = 4
 # Numbers of the charges of all noise beyond which they are summed up for the nodes of a step.
 MANY = 2**21
 # Numbers of one tensor of coefficients (rows, m, width) or (rows, f) at once.
@@ -27,6 +29,11 @@ def most_groups(size: int, samples: int, memory: int) -> int:
     there twice while a step is taken."""
     each = 16 * size * (size + 2 * samples)
     return max(FEWEST_GROUPS, min(GROUPS, memory // (NOISE_SHARE * each)))
+
+
+def fit_in(numbers: int, memory: int) -> bool:
+    """Whether generators of so many numbers are kept; they are there three times while a step is taken."""
+    return 8 * numbers <= memory // MOVES_SHARE
 
 
 @dataclass(frozen=True)
@@ -174,6 +181,7 @@ class HybridZonotope:
         centre: (P,).
         on_moves: A, (P, m, width).
         on_phase, on_bend: F and Q, (P, f).
+        is_folded: whether moves of samples are noise, for lack of memory; A is 0.
     """
 
     samples: SampleGenerators
@@ -183,13 +191,17 @@ class HybridZonotope:
     on_phase: Tensor
     on_bend: Tensor
     noise: Noise
+    is_folded: bool = False
 
     @staticmethod
-    def of_box(samples: SampleGenerators, lower: Tensor, upper: Tensor) -> HybridZonotope:
-        """All states in a box, (P,)."""
+    def of_box(
+        samples: SampleGenerators, lower: Tensor, upper: Tensor, folded: bool = False
+    ) -> HybridZonotope:
+        """All states in a box, (P,); ``folded``: moves of samples will be noise, and have no generators."""
         size = len(lower)
         centre = 0.5 * lower + 0.5 * upper
         zero = centre.new_zeros
+        moves = (size, samples.count, samples.width)
         noise = Noise(
             torch.eye(size, dtype=centre.dtype, device=centre.device)[None],
             _outwards(centre - lower)[None],
@@ -202,10 +214,11 @@ class HybridZonotope:
             samples,
             Flips.none(samples),
             centre,
-            zero(size, samples.count, samples.width),
+            zero(1, 1, 1).expand(moves) if folded else zero(moves),
             zero(size, 0),
             zero(size, 0),
             noise,
+            folded,
         )
 
     @property
@@ -302,6 +315,8 @@ class HybridZonotope:
     def _on_moves(self, rows: Tensor, used: Tensor) -> Tensor:
         """Coefficients of directions on the moves, (r, m, width)."""
         shape = (len(rows), *self.on_moves.shape[1:])
+        if self.is_folded:
+            return rows.new_zeros(shape)
         own = self.on_moves if len(used) == self.size else self.on_moves[used]
         if 2 * len(self.seen) > shape[1]:
             return (rows @ own.flatten(1)).reshape(shape)
@@ -312,6 +327,8 @@ class HybridZonotope:
 
     def moved(self, jacobian: Tensor) -> Tensor:
         """Generators of the samples after a step with this Jacobian, (P, m, width)."""
+        if self.is_folded:
+            return self.on_moves
         every = torch.arange(self.size, device=jacobian.device)
         return self._on_moves(jacobian, every)
 

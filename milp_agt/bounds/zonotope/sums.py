@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
 from milp_agt.bounds.zonotope.flips import Flips
 from milp_agt.bounds.zonotope.form import Form, SummedForm
 from milp_agt.bounds.zonotope.rows import Slots
+from milp_agt.bounds.zonotope.samples import SampleGenerators
 from milp_agt.core.interval import Interval
 from milp_agt.core.rounding import TINY, gamma
+from milp_agt.threats.poison import Poison
 
 
 def summed(form: Form, flips: Flips, slots: Slots, columns: Tensor, symbols: int) -> SummedForm:
@@ -54,6 +58,25 @@ def summed(form: Form, flips: Flips, slots: Slots, columns: Tensor, symbols: int
         Interval(low - every, high + every).widen(error),
         Interval(-(down + own) * grow, (up + own) * grow),
     )
+
+
+def folded(form: SummedForm, samples: SampleGenerators, poison: Poison) -> SummedForm:
+    """The sum with the moves of its samples as noise that is there if they are poisoned.
+
+    ``c . e`` lies between ``-support(-c)`` and ``support(c)``: exact for each element, but elements no longer
+    move together. ``poison`` has the moves of the samples of the sum.
+    """
+    if form.on_moves is None:
+        return form
+    coefficients = form.on_moves.flatten(2) if form.on_moves.dim() > 2 else form.on_moves[..., None]
+    coefficients = coefficients.permute(2, 1, 0)
+    grow = 1.0 + gamma(8.0 * samples.width + 64.0)
+    down, up = (
+        (samples.support(part, poison) * grow).T.reshape(form.charges.upper.shape)
+        for part in (-coefficients, coefficients)
+    )
+    charges = Interval(form.charges.lower - down, form.charges.upper + up)
+    return replace(form, on_moves=None, charges=charges)
 
 
 def _at(slots: Slots) -> tuple[Tensor, Tensor]:

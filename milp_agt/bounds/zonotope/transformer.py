@@ -13,7 +13,7 @@ from milp_agt.bounds.zonotope import linear_maps
 from milp_agt.bounds.zonotope.bounds import StateBounds
 from milp_agt.bounds.zonotope.candidates import new_flips
 from milp_agt.bounds.zonotope.flips import Flips
-from milp_agt.bounds.zonotope.form import Form, SummedForm, holding_zero, plus
+from milp_agt.bounds.zonotope.form import Form, SummedForm, data_form, holding_zero, plus
 from milp_agt.bounds.zonotope.kinks import Kink, kink_of
 from milp_agt.bounds.zonotope.layout import Layout
 from milp_agt.bounds.zonotope.local import Local
@@ -115,31 +115,13 @@ class Transformer:
             self.boxes[name] = Interval((centre - low)[None], (centre + high)[None]).widen(error)
         samples, poison = self.zonotope.samples, self.step.poison
         widths = (samples.on_features, samples.width - samples.on_features)
+        widths = widths if samples.count else (0, 0)
         for name, nominal, box, start, width in (
             (FEATURES, poison.features, poison.feature_box(), 0, widths[0]),
             (LABELS, poison.labels, poison.label_box(), widths[0], widths[1]),
         ):
             self.boxes[name] = box
-            self.forms[name] = self._data(nominal, box, start, width)
-
-    def _data(self, nominal: Tensor, box: Interval, start: int, width: int) -> Form:
-        if not width or not self.zonotope.samples.count:
-            return Form.constant(nominal, 2)
-        open_ = (self.columns >= 0).to(nominal)
-        flat = nominal.flatten(1)
-        moves = flat.new_zeros(self.zonotope.samples.width, len(flat), flat.shape[1])
-        index = torch.arange(width, device=flat.device)
-        moves[start + index, :, index] = open_
-        # x + e is rounded to nearest in the run.
-        size = box.magnitude.amax(0) + (box.upper - box.lower).amax(0)
-        error = gamma(4) * size * open_.reshape(-1, *[1] * (nominal.dim() - 1)) + TINY
-        error = torch.stack([torch.zeros_like(error), error])
-        return Form(
-            nominal,
-            Interval(-error, error),
-            size,
-            on_moves=moves.reshape(-1, *nominal.shape),
-        )
+            self.forms[name] = data_form(nominal, box, samples.width, start, width, self.columns)
 
     # -- ranges
 
