@@ -33,6 +33,7 @@ class Directions:
         base: noise of everyone, (r,).
         size: sum of the sizes of all terms, (r,).
         operations: length of the longest chain of roundings behind any number here.
+        supports: support functions of ``on_moves``, (r, m), if they are known.
     """
 
     on_moves: Tensor
@@ -43,6 +44,7 @@ class Directions:
     base: Tensor
     size: Tensor
     operations: float
+    supports: Tensor | None = None
 
     @property
     def rows(self) -> int:
@@ -133,7 +135,8 @@ def _opened(d: Directions, flips: Flips, rows: Tensor, samples: SampleGenerators
         rest = rest + by_largest @ (flips.margin + flips.below)
         size = size + total @ (flips.size + flips.least + flips.beyond) + (first + second).sum(1)
     costs = costs + flips.largest * bends.clamp(min=0.0)
-    dev = samples.support(moves) + extra
+    known = None if flips.rows else d.supports
+    dev = (samples.support(moves) if known is None else known) + extra
     return _Opened(rest, dev, moves, costs, bends, size, operations)
 
 

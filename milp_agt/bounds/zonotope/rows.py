@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -15,6 +15,10 @@ from milp_agt.bounds.zonotope.form import Form
 from milp_agt.bounds.zonotope.local import Local
 from milp_agt.bounds.zonotope.state import AT_ONCE, HybridZonotope, Spread
 from milp_agt.core.rounding import gamma
+
+
+# Numbers of one tensor of coefficients that stay in a cache, and how few rows are not cut for its sake.
+CACHED, FEWEST = 2**20, 32
 
 
 @dataclass
@@ -95,9 +99,17 @@ class FlipRows:
         """Bounds upwards and downwards with shared multipliers."""
         ones = torch.ones_like(self.spread.below)
         alphas = shared.shared(self.jacobian)
+        supports: Sequence[Tensor | None] = (None, None)
+        if not zonotope.flips.rows:
+            supports = zonotope.samples.both_supports(self.spread.on_moves)
         up, down = (
-            bound(self.spread.towards(sign * ones), zonotope.flips, alpha, zonotope.samples)
-            for sign, alpha in zip((1.0, -1.0), alphas, strict=True)
+            bound(
+                replace(self.spread.towards(sign * ones), supports=known),
+                zonotope.flips,
+                alpha,
+                zonotope.samples,
+            )
+            for sign, alpha, known in zip((1.0, -1.0), alphas, supports, strict=True)
         )
         return up, down
 
@@ -128,7 +140,8 @@ def rows_of(
     more = None if moved is None else tuple(flat(part) for part in moved)
     on_moves = None if form.on_moves is None else flat(form.on_moves).T
     width = zonotope.samples.count * max(1, zonotope.samples.width)
-    chunk = max(1, AT_ONCE // max(1, width, zonotope.flips.count, zonotope.size))
+    widest = max(1, width, zonotope.flips.count, zonotope.size)
+    chunk = max(1, min(AT_ONCE // widest, max(FEWEST, CACHED // widest)))
     if chunk < samples * elements:  # those of one unit read few parameters
         chunk = min(chunk, samples)
     every = torch.arange(samples * elements, device=columns.device)
