@@ -15,8 +15,6 @@ from milp_agt.core.rounding import TINY, gamma
 
 # Adam, with the scale of a step falling geometrically from the first to the last.
 FIRST, LAST, MEAN, SQUARE = 0.15, 0.0045, 0.8, 0.98
-# Every so many steps in which no bound gained this share of itself, so many further ones are left out.
-CHECKED, STALLED, SKIPPED = 5, 1e-3, 10
 # How many flips C3 may admit where it is taken at the start of an ascent: the best per direction counts.
 COVERS = (1.0, 2.0, 4.0, torch.inf)
 
@@ -223,21 +221,16 @@ def ascend(
         scale = torch.maximum(scale, part.amax(1)) if part.shape[1] else scale
     climbs = [_Climb(part, scale[:, None]) for part in (alpha.rows, alpha.limits)]
     best, least = alpha, d.base.new_full((d.rows,), torch.inf)
-    opened, seen, at = None, torch.full_like(least, torch.inf), 1
+    opened = None
     for number in range(1, steps + 2):
         if opened is None or flips.rows:
             opened = _opened(d, flips, alpha.rows, samples)
         value, *slopes = _value_and_slopes(opened, flips, samples, alpha, free)
         best = alpha.where(value < least, best)
         least = torch.minimum(value, least)
-        if at > steps:
+        if number > steps:
             break
-        if number % CHECKED == 0:
-            if not bool((seen - least > STALLED * least.abs()).any()):
-                at += SKIPPED
-            seen = least
-        rate = FIRST * (LAST / FIRST) ** ((min(at, steps) - 1) / steps)
-        at += 1
+        rate = FIRST * (LAST / FIRST) ** ((number - 1) / steps)
         rows, limits = (
             climb.moved(slope, rate, number) for climb, slope in zip(climbs, slopes, strict=True)
         )

@@ -26,12 +26,15 @@ def homogeneous(op: LinearMap) -> LinearMap:
     return op
 
 
-def of_forms(op: LinearMap, inputs: Sequence[Form], batched: bool) -> Form:
-    """The image of forms: coefficients as values, boxes as boxes, rounding by the sizes of all terms."""
+def of_forms(op: LinearMap, inputs: Sequence[Form], by_sample: Sequence[bool]) -> Form:
+    """The image of forms: coefficients as values, boxes as boxes, rounding by the sizes of all terms.
+
+    ``by_sample`` says which of them have a sample axis.
+    """
     linear = homogeneous(op)
     size = sizes(op, [form.size for form in inputs])
     rest = linear.interval(*(form.rest for form in inputs)).widen(error_of(op, size))
-    states = 2 if batched else 1
+    states = 2 if any(by_sample) else 1
 
     def image(name: str) -> Tensor | None:
         return _image(linear, [(getattr(form, name), form.centre) for form in inputs])
@@ -45,7 +48,7 @@ def of_forms(op: LinearMap, inputs: Sequence[Form], batched: bool) -> Form:
         op.value(*(form.centre for form in inputs)),
         rest.expand_states(states),
         size,
-        _on_state(linear, inputs, batched),
+        _on_state(linear, inputs, by_sample),
         image("on_moves"),
         image("on_phase"),
         image("on_bend"),
@@ -93,11 +96,10 @@ def _image(linear: LinearMap, parts: Sequence[tuple[Tensor | None, Tensor]]) -> 
     return linear.value(*_filled(parts))
 
 
-def _on_state(linear: LinearMap, inputs: Sequence[Form], batched: bool) -> OnState:
+def _on_state(linear: LinearMap, inputs: Sequence[Form], by_sample: Sequence[bool]) -> OnState:
     """Coefficients on the state; a plain sum of symbols has symbols of its own."""
-    if not batched:
+    if not any(by_sample):
         return _image(linear, [(_tensor(form.on_state), form.centre) for form in inputs])
-    by_sample = linear.batched if isinstance(linear, Combine) else (True,) * len(inputs)
     samples = next(len(f.centre) for f, own in zip(inputs, by_sample, strict=True) if own)
     given = [
         Local.broadcast(form.on_state, samples)

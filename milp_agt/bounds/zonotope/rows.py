@@ -16,7 +16,6 @@ from milp_agt.bounds.zonotope.local import Local
 from milp_agt.bounds.zonotope.state import AT_ONCE, HybridZonotope, Spread
 from milp_agt.core.rounding import gamma
 
-
 # Numbers of one tensor of coefficients that stay in a cache, and how few rows are not cut for its sake.
 CACHED, FEWEST = 2**20, 32
 

@@ -231,7 +231,7 @@ class Transformer:
             states = 2 if node.batched else 1
             self.forms[node.name] = Form.constant(op.value(), states)
         elif isinstance(op, LinearMap):
-            self.forms[node.name] = linear_maps.of_forms(op, inputs, node.batched)
+            self.forms[node.name] = linear_maps.of_forms(op, inputs, node.batched_inputs)
             self._collapse(node.name)
         elif isinstance(op, Einsum):
             self.forms[node.name] = self.product(node)
