@@ -24,7 +24,6 @@ from milp_agt.certification.sizes import (
 from milp_agt.core.relaxation import Relaxation
 from milp_agt.core.remarks import Remarks
 from milp_agt.core.restriction import Restriction
-from milp_agt.errors import InvalidInputError
 from milp_agt.threats.poison import Poison, Whole
 from milp_agt.training.inputs import bytes_of
 from milp_agt.training.tracing import StepGraph
