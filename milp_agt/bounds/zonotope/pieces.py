@@ -53,7 +53,10 @@ def summed_gradients(
     and for which phases get rows."""
     made = {product.name for product in schedule.summed_products.values()}
     own = [n for n in schedule.before if n.batched and n.name not in made]
-    each = FLOAT * layout.parameters * max(1, sum(node.signature.size for node in own))
+    sizes = [node.signature.size for node in own] or [1]
+    # Coefficients of a number: on symbols of its sample, on its moves, and on its flips.
+    coefficients = min(layout.parameters, 2 * max(sizes)) + 2 * max(sizes) + zonotope.samples.width
+    each = FLOAT * coefficients * sum(sizes)
     kinks = {n.inputs[0]: n.signature.size for n in own if kink_of(n.op) is not None}
     every = torch.arange(step.size, device=step.samples.device)
     work = Work.of(zonotope, sum(kinks.values()) * step.size, step.size)
