@@ -244,11 +244,9 @@ def test_noise_that_is_not_carried_on_is_caught(monkeypatch) -> None:
 
 
 def test_order_reduction_holds_all_runs(monkeypatch) -> None:
-    from milp_agt.bounds.zonotope import engine
-
     case, _, _ = problem("bce", "features", {"epochs": 10}, (4,), radius=0.05)
     whole = Passed.of(case)
-    monkeypatch.setattr(engine, "GROUPS", 3)
+    monkeypatch.setattr(state, "GROUPS", 3)
     monkeypatch.setattr(state, "NEWEST", 1)
     merged = Passed.of(case)
     assert len(merged.last.zonotope.noise) == 3 < len(whole.last.zonotope.noise)

@@ -41,7 +41,7 @@ def begin(
             if plan.relaxation is Relaxation.ZONOTOPE:
                 check_supported(schedule, poison, restriction, updates)
             part.forward = ZonotopePass.begin(
-                schedule, start, parameters, poison, None, batches, restriction
+                schedule, start, parameters, poison, None, batches, restriction, plan.memory
             )
 
 

@@ -66,6 +66,7 @@ class Plan:
 
     asked: str
     relaxation: Relaxation
+    memory: int
     levels: Sequence[Relaxation]
     steps: int
     window: int
@@ -120,7 +121,7 @@ def make_plan(
     sizes = Sizes(step_graph, max(len(b) for b in batches), exposed, training.has_momentum)
     moved = _moved(poison)
     refused = refusal(sizes.schedule, poison, restriction, training.update_rules(steps))
-    zonotope = sizes.zonotope(steps, moved, not poison.static)
+    zonotope = sizes.zonotope(steps, moved, not poison.static, budget)
     if options.relaxation == "auto":
         allowed = AUTO_TIME if time_limit is None else time_limit
         level, remarks = _choose(
@@ -183,6 +184,7 @@ def make_plan(
     return Plan(
         asked=options.relaxation,
         relaxation=level,
+        memory=budget,
         levels=levels,
         steps=steps,
         window=walked,

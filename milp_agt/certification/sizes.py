@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from milp_agt.bounds.linear.intermediate import targets
 from milp_agt.bounds.step import NodeOrder
+from milp_agt.bounds.zonotope.pieces import SHARE
+from milp_agt.bounds.zonotope.state import fit_in, most_groups
 from milp_agt.core.relaxation import Relaxation
 from milp_agt.formulations.bilinear import Einsum
 from milp_agt.formulations.exchange import Exchange
@@ -25,9 +27,9 @@ ROWS_PER_ELEMENT = 8
 # Multiply-adds of matrix products per second of one core.
 MULTIPLIED_PER_SECOND = 5e9
 # Coefficients of nodes on parameters that a zonotope deals with per second, with all that it does beside;
-# numbers of its noise for each pair of coordinates, and rows of flips.
+# squares of coordinates beside its noise, and rows of flips.
 FORMED_PER_SECOND = 1e6
-ZONOTOPE_NOISE, ZONOTOPE_ROWS = 40, 640
+ZONOTOPE_SQUARES, ZONOTOPE_ROWS = 8, 640
 
 
 class Sizes:
@@ -74,14 +76,21 @@ class Sizes:
         numbers = own * (4 * states + 3) + (self.per_sample - own) * 2 * (states - 1)
         return FLOAT * self.batch * numbers
 
-    def zonotope(self, steps: int, moved: int, anew: bool) -> tuple[float, int]:
+    def zonotope(self, steps: int, moved: int, anew: bool, memory: int) -> tuple[float, int]:
         """Predicted seconds and bytes of a zonotope; ``moved`` are the coordinates of one sample's moves,
-        which have generators of their own in each step if data are poisoned ``anew``."""
+        which have generators of their own in each step if data are poisoned ``anew``. Forms of all samples
+        of a batch are there at once as far as ``memory`` allows."""
         forms = self.batch * self.made * self.state
-        moves = (min(self.exposed, self.batch) * steps if anew else self.exposed) * (moved + 4)
-        numbers = self.state * (ZONOTOPE_NOISE * self.state + 3 * moves) + ZONOTOPE_ROWS * moves
+        samples = min(self.exposed, self.batch) * steps if anew else self.exposed
+        moves = samples * (moved + 4)
+        groups = 2 * min(steps + 1, most_groups(self.state, samples, memory))
+        noise = groups * (self.state + 2 * samples)
+        kept = moves if fit_in(self.state * samples * moved, memory) else 4 * samples
+        numbers = self.state * (ZONOTOPE_SQUARES * self.state + noise + 3 * kept)
+        numbers += ZONOTOPE_ROWS * moves
         worked = forms + self.state * moves
-        return steps * (0.02 + worked / FORMED_PER_SECOND), FLOAT * (forms + numbers)
+        size = min(FLOAT * forms, memory // SHARE) + FLOAT * numbers
+        return steps * (0.02 + worked / FORMED_PER_SECOND), size
 
     @property
     def pair(self) -> int:

@@ -192,7 +192,7 @@ def softmax(logits: Form, away: Interval) -> Form:
     half = torch.maximum(high - middle, middle - low) + gamma(8) * size
     centre = (found.centre + middle).reshape(shape)
     span = None
-    if logits.on_state is not None and found.on_state is not None:
+    if logits.on_state is not None and isinstance(found.on_state, Tensor):
         span = Span(logits.on_state.first, found.on_state.reshape(-1, *shape))
     return Form(
         centre,

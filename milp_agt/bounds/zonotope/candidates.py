@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from math import ceil
 
 import torch
 from torch import Tensor
@@ -35,6 +36,7 @@ class _Search:
     first: int
     steps: int
     work: Work
+    share: float
     step: Step
 
 
@@ -47,6 +49,7 @@ def new_flips(
     known: Flips,
     steps: int,
     work: Work,
+    share: float,
     step: Step,
     near: Tensor,
 ) -> Flips:
@@ -56,11 +59,11 @@ def new_flips(
         form: of the node that the kinks are of.
         known: flips of nodes before it in the same step.
         steps: of the ascent of each candidate.
-        work: how many of them get rows.
+        work, share: how many of them get rows in the whole step, and by the end of this part of it.
         step: the training step.
         near: mask of the elements that may flip, by some other bound, (n, *shape).
     """
-    search = _Search(form, zonotope, shared, slots, first, steps, work, step)
+    search = _Search(form, zonotope, shared, slots, first, steps, work, share, step)
     columns = zonotope.samples.at(step)
     for rows in rows_of(form, zonotope, shared, columns, slots, near):
         known = _of_rows(search, rows, known)
@@ -81,7 +84,7 @@ def _of_rows(search: _Search, rows: FlipRows, known: Flips) -> Flips:
     urgency = torch.where(if_clean > 0.0, 1e3, 0.0) + reach
     order = some[urgency[some].argsort(descending=True)]
     most = search.work.most_new(zonotope.flips.rows, search.steps)
-    most = max(0, most - known.rows)
+    most = max(0, ceil(search.share * most) - known.rows)
     for part, has_rows in ((order[:most], True), (order[most:], False)):
         if len(part):
             picked = _Candidates.of(search, rows, on, margin, part.sort().values)

@@ -58,7 +58,9 @@ def projected(
     return replace(
         zonotope,
         centre=new,
-        on_moves=zonotope.on_moves * keep[:, None, None],
+        on_moves=zonotope.on_moves
+        if zonotope.is_folded
+        else zonotope.on_moves * keep[:, None, None],
         on_phase=zonotope.on_phase * keep[:, None],
         on_bend=zonotope.on_bend * keep[:, None],
         noise=replace(noise, onto=onto, below=below, above=above, **parts),

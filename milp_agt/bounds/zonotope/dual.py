@@ -31,6 +31,7 @@ class Directions:
         base: noise of everyone, (r,).
         size: sum of the sizes of all terms, (r,).
         operations: length of the longest chain of roundings behind any number here.
+        supports: support functions of ``on_moves``, (r, m), if they are known.
     """
 
     on_moves: Tensor
@@ -41,6 +42,7 @@ class Directions:
     base: Tensor
     size: Tensor
     operations: float
+    supports: Tensor | None = None
 
     @property
     def rows(self) -> int:
@@ -131,7 +133,8 @@ def gathered(d: Directions, flips: Flips, rows: Tensor, samples: SampleGenerator
         rest = rest + by_largest @ (flips.margin + flips.below)
         size = size + total @ (flips.size + flips.least + flips.beyond) + (first + second).sum(1)
     costs = costs + flips.largest * bends.clamp(min=0.0)
-    dev = samples.support(moves) + extra
+    known = None if flips.rows else d.supports
+    dev = (samples.support(moves) if known is None else known) + extra
     return Opened(rest, dev, moves, costs, bends, size, operations)
 
 

@@ -2,33 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from milp_agt.bounds.step import NodeOrder, State, Step, velocity_of
-from milp_agt.bounds.zonotope import linear_maps
 from milp_agt.bounds.zonotope.bounds import StateBounds
 from milp_agt.bounds.zonotope.coordinates import projected, sign_of
 from milp_agt.bounds.zonotope.flips import widened
-from milp_agt.bounds.zonotope.form import SummedForm
 from milp_agt.bounds.zonotope.layout import Layout
+from milp_agt.bounds.zonotope.pieces import Summed, summed_gradients
 from milp_agt.bounds.zonotope.samples import SampleGenerators
-from milp_agt.bounds.zonotope.state import AT_ONCE, GROUPS, HybridZonotope, Noise
-from milp_agt.bounds.zonotope.supported import unsupported
-from milp_agt.bounds.zonotope.transformer import Transformer
+from milp_agt.bounds.zonotope.state import AT_ONCE, HybridZonotope, Noise, fit_in, most_groups
 from milp_agt.bounds.zonotope.work import Work
 from milp_agt.core.interval import Interval
 from milp_agt.core.restriction import UNRESTRICTED, Restriction
 from milp_agt.core.rounding import TINY, gamma
-from milp_agt.formulations.linear_map import LinearMap
 from milp_agt.threats.poison import Poison
 from milp_agt.training.training import Batch
 
 # Ranges beyond this prove nothing that intervals do not.
 WILD = 1e6
+MEMORY = 2**32
+# How many times more of C3 than are carried are thinned out before they are bounded.
+FAR_TOO_MANY = 2
 
 
 @dataclass(frozen=True)
@@ -58,6 +57,7 @@ class ZonotopePass:
     zonotope: HybridZonotope
     bounds: StateBounds
     effort: Effort
+    memory: int = MEMORY
     unprojected: Interval | None = None
 
     @staticmethod
@@ -69,6 +69,7 @@ class ZonotopePass:
         effort: Effort | None = None,
         batches: Sequence[Batch] = (),
         restriction: Restriction = UNRESTRICTED,
+        memory: int = MEMORY,
     ) -> ZonotopePass:
         """The set before the first step.
 
@@ -76,6 +77,7 @@ class ZonotopePass:
             state: boxes of parameters, then velocities, (1, *shape) each.
             poison: moves of the whole data set.
             batches, restriction: see :meth:`SampleGenerators.of`.
+            memory: bytes; samples share a piece of a step, and have generators, as far as these fit in.
         """
         shapes = {name: tuple(box.lower.shape[1:]) for name, box in state.items()}
         layout = Layout.of(shapes, parameters)
@@ -84,10 +86,11 @@ class ZonotopePass:
             for end in ("lower", "upper")
         )
         samples = SampleGenerators.of(poison, batches, restriction)
-        zonotope = HybridZonotope.of_box(samples, lower, upper)
+        folded = not fit_in(samples.count * samples.width * len(lower), memory)
+        zonotope = HybridZonotope.of_box(samples, lower, upper, folded)
         effort = effort or Effort()
         bounds = StateBounds.of(zonotope, None, effort.state)
-        return ZonotopePass(schedule, layout, zonotope, bounds, effort)
+        return ZonotopePass(schedule, layout, zonotope, bounds, effort, memory)
 
     @property
     def is_bounded(self) -> bool:
@@ -109,7 +112,14 @@ class ZonotopePass:
         box = None
         effort = self.effort.last if last else self.effort.state
         effort = work.steps(effort, 2 * zonotope.size, zonotope.flips)
-        bounds = StateBounds.of(zonotope, self.bounds.alpha, effort)
+        alpha = self.bounds.alpha
+        if (
+            zonotope.flips.limits > FAR_TOO_MANY * work.most_limits
+        ):  # to bound them all would take too long
+            kept = zonotope.dearest_limits(work.most_limits)
+            zonotope = replace(zonotope, flips=zonotope.flips.with_limits(kept))
+            alpha = alpha.before(kept)
+        bounds = StateBounds.of(zonotope, alpha, effort)
         if zonotope.flips.rows > work.most_rows:
             kept = bounds.most_used(work.kept_rows)
             zonotope = zonotope.with_rows(kept)
@@ -128,37 +138,28 @@ class ZonotopePass:
 
     def _moved(self, step: Step) -> tuple[HybridZonotope, Work]:
         """The set after a step, not yet bounded; the forms of its nodes are gone before it is."""
-        transformer = Transformer(
-            self.schedule, step, self.zonotope, self.bounds, self.layout, self.effort.candidates
+        found = summed_gradients(
+            self.schedule,
+            step,
+            self.zonotope,
+            self.bounds,
+            self.layout,
+            self.effort.candidates,
+            self.memory,
         )
-        return _updated(transformer, _gradients(transformer)), transformer.work
+        return _updated(self, step, found), found.work
 
 
-def _gradients(transformer: Transformer) -> dict[str, SummedForm]:
-    """Forms of the summed gradients by parameter."""
-    schedule = transformer.schedule
-    transformer.leaves()
-    unmade = {product.name for product in schedule.summed_products.values()}
-    for node in schedule.before:
-        if node.name not in transformer.forms and node.name not in unmade:
-            transformer.take(node)
-    sums = {node.name: transformer.sum(node) for node in schedule.sums}
-    for node in schedule.after:
-        if not isinstance(node.op, LinearMap) or any(name not in sums for name in node.inputs):
-            raise unsupported(node.op, node)
-        sums[node.name] = linear_maps.of_sums(node.op, [sums[name] for name in node.inputs])
-    return {name: sums[node.name] for name, node in schedule.gradients}
-
-
-def _updated(transformer: Transformer, gradients: Mapping[str, SummedForm]) -> HybridZonotope:
+def _updated(before: ZonotopePass, step: Step, found: Summed) -> HybridZonotope:
     """The state after the optimiser step: affine in the old state and in the gradients."""
-    old, step, layout = transformer.zonotope, transformer.step, transformer.layout
-    gradient = _Gradient.of(transformer, gradients)
+    old, bounds, layout = before.zonotope, before.bounds, before.layout
+    gradients, columns = found.gradients, found.columns
+    gradient = _Gradient.of(before, found)
     size, used = old.size, layout.parameters
     carry = old.centre.new_zeros(size, size)
     scale = old.centre.new_zeros(size)
     place = torch.zeros(size, dtype=torch.int64, device=scale.device)
-    magnitude = old.centre.abs() + transformer.bounds.terms
+    magnitude = old.centre.abs() + bounds.terms
     rounding, penalty = torch.zeros_like(scale), torch.zeros_like(scale)
     for name in gradients:
         part = layout.slices[name]
@@ -186,12 +187,12 @@ def _updated(transformer: Transformer, gradients: Mapping[str, SummedForm]) -> H
     low, high = gradient.below[place], gradient.above[place]
     down, up = gradient.down[place], gradient.up[place]
     factor = scale.abs()
-    count = old.flips.count + transformer.flips.count
+    count = old.flips.count + found.flips.count
     # Rounding of the run (few operations), and of the products with the Jacobian here.
     error = gamma(64) * rounding + gamma(old.operations + 8.0 * used + 128.0) * (
         jacobian.abs() @ magnitude + rounding
     )
-    middle, under, over = sign_of(transformer.bounds.box(old.centre), old.centre)
+    middle, under, over = sign_of(bounds.box(old.centre), old.centre)
     rises = penalty > 0
     under, over = (
         penalty.abs() * torch.where(rises, first[place], second[place])
@@ -207,19 +208,19 @@ def _updated(transformer: Transformer, gradients: Mapping[str, SummedForm]) -> H
         _on_new(factor, gradient.charge[place] * grow, old.flips.rows)[None],
     )
     noise = old.noise.carried(jacobian).joined(new)
-    if len(noise) > GROUPS:
+    if len(noise) > most_groups(size, old.samples.count, before.memory):
         noise = noise.merged()
     moved = old.moved(jacobian)
-    columns = transformer.columns
     known = (columns >= 0).nonzero()[:, 0]
     every = torch.arange(size, device=scale.device)
-    for part in every.split(max(1, AT_ONCE // max(1, gradient.on_moves[0].numel()))):
+    chunk = max(1, AT_ONCE // max(1, gradient.on_moves[0].numel()))
+    for part in () if old.is_folded else every.split(chunk):
         more = scale[part, None, None] * gradient.on_moves[place[part]][:, known]
         moved[part[0] : part[-1] + 1].index_add_(1, columns[known], more)
     centre = carry @ old.centre + scale * gradient.centre[place] + penalty * middle[place]
     return HybridZonotope(
         old.samples,
-        old.flips.joined(transformer.flips),
+        old.flips.joined(found.flips),
         centre,
         moved,
         widened(jacobian @ old.on_phase, count)
@@ -227,6 +228,7 @@ def _updated(transformer: Transformer, gradients: Mapping[str, SummedForm]) -> H
         widened(jacobian @ old.on_bend, count)
         + _on_new(scale, gradient.on_bend[place], old.flips.count),
         noise,
+        old.is_folded,
     )
 
 
@@ -253,27 +255,27 @@ class _Gradient:
     up: Tensor
 
     @staticmethod
-    def of(transformer: Transformer, gradients: Mapping[str, SummedForm]) -> _Gradient:
-        used = transformer.layout.parameters
-        old, columns = transformer.zonotope, transformer.columns
+    def of(before: ZonotopePass, summed: Summed) -> _Gradient:
+        layout, used = before.layout, before.layout.parameters
+        old, columns = before.zonotope, summed.columns
         zero = old.centre.new_zeros
-        flips, batch, width = transformer.flips.count, len(columns), old.samples.width
+        flips, batch, width = summed.flips.count, len(columns), old.samples.width
         found = _Gradient(
             centre=zero(used),
             size=zero(used),
             on_state=zero(used, used),
-            on_moves=zero(used, batch, width),
+            on_moves=zero(used, 0 if old.is_folded else batch, width),
             on_phase=zero(used, flips),
             on_bend=zero(used, flips),
-            charge=zero(used, transformer.flips.rows),
+            charge=zero(used, summed.flips.rows),
             below=zero(used),
             above=zero(used),
             down=zero(used, old.samples.count),
             up=zero(used, old.samples.count),
         )
         known = (columns >= 0).nonzero()[:, 0]
-        for name, form in gradients.items():
-            at = transformer.layout.slices[name]
+        for name, form in summed.gradients.items():
+            at = layout.slices[name]
             found.centre[at] = form.centre.flatten()
             found.size[at] = form.size.flatten()
             if form.on_state is not None:

@@ -164,6 +164,19 @@ class Flips:
             parts[field.name] = torch.cat([old, more])
         return Flips(**parts)
 
+    def since(self, first: Flips) -> Flips:
+        """Those after the flips ``first``, numbered from 0; their rows still read all of them."""
+        if not first.count:
+            return self
+        starts = dict.fromkeys(("largest", "own", "alone", "sign", "place"), first.count)
+        starts |= dict.fromkeys(("limited", "threshold", "cover"), first.limits)
+        parts = {
+            f.name: getattr(self, f.name)[starts.get(f.name, first.rows) :] for f in fields(self)
+        }
+        for name in ("column", "limited"):
+            parts[name] = parts[name] - first.count
+        return Flips(**parts)
+
     def with_rows(self, keep: Tensor) -> Flips:
         """Only some rows, (q',) ascending; the other flips are loose from here on.
 

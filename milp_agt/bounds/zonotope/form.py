@@ -7,7 +7,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from milp_agt.bounds.zonotope.local import OnState, mapped
 from milp_agt.core.interval import Interval
+from milp_agt.core.rounding import TINY, gamma
 
 
 @dataclass(frozen=True)
@@ -23,7 +25,7 @@ class Form:
         rest: box of what is left, (2, [n], *shape) for samples that are clean and that may be poisoned,
             (1, *shape) without sample axis; holds 0.
         size: sum of the sizes of all terms, an upper bound of ``|v|`` as well, ([n], *shape).
-        on_state: J, (p, [n], *shape).
+        on_state: J, (p, *shape) without sample axis, else by way of symbols of each sample.
         on_moves: E, (width, n, *shape).
         on_phase, on_bend: Lp and Lr, (slots, n, *shape).
         charge: noise that is there only if a flip happens, on either side, (slots, n, *shape).
@@ -32,7 +34,7 @@ class Form:
     centre: Tensor
     rest: Interval
     size: Tensor
-    on_state: Tensor | None = None
+    on_state: OnState = None
     on_moves: Tensor | None = None
     on_phase: Tensor | None = None
     on_bend: Tensor | None = None
@@ -63,7 +65,7 @@ class Form:
         return replace(
             self,
             rest=Interval(torch.minimum(low, high), torch.maximum(low, high)),
-            on_state=times(self.on_state, factor),
+            on_state=mapped(self.on_state, lambda part: part * factor),
             on_moves=times(self.on_moves, factor),
             on_phase=times(self.on_phase, factor),
             on_bend=times(self.on_bend, factor),
@@ -94,6 +96,48 @@ class SummedForm:
     charge: Tensor
     base: Interval
     charges: Interval
+
+    def plus(self, other: SummedForm, samples: int) -> SummedForm:
+        """With the sum over further samples, whose flips are further ones; ``samples`` are all of the sum."""
+        size = self.size + other.size
+        low, high = (getattr(self.base, e) + getattr(other.base, e) for e in ("lower", "upper"))
+        error = gamma(8 * samples + 64) * size + TINY
+
+        def joined(name: str, axis: int = 0) -> Tensor:
+            return torch.cat([getattr(self, name), getattr(other, name)], axis)
+
+        charges = (self.charges, other.charges)
+        return SummedForm(
+            self.centre + other.centre,
+            size,
+            plus(self.on_state, other.on_state),
+            None if self.on_moves is None else joined("on_moves", 1),
+            joined("on_phase"),
+            joined("on_bend"),
+            joined("charge"),
+            Interval(low, high).widen(error),
+            Interval(*(torch.cat([getattr(c, e) for c in charges]) for e in ("lower", "upper"))),
+        )
+
+
+def data_form(
+    nominal: Tensor, box: Interval, every: int, start: int, width: int, columns: Tensor
+) -> Form:
+    """Features or labels of a batch: coordinates of a move, of ``every`` those from ``start`` on, act on
+    the elements in their order; ``columns`` (n,) is -1 for samples that stay clean."""
+    if not width:
+        return Form.constant(nominal, 2)
+    open_ = (columns >= 0).to(nominal)
+    flat = nominal.flatten(1)
+    moves = flat.new_zeros(every, len(flat), flat.shape[1])
+    index = torch.arange(width, device=flat.device)
+    moves[start + index, :, index] = open_
+    # x + e is rounded to nearest in the run.
+    size = box.magnitude.amax(0) + (box.upper - box.lower).amax(0)
+    error = gamma(4) * size * open_.reshape(-1, *[1] * (nominal.dim() - 1)) + TINY
+    error = torch.stack([torch.zeros_like(error), error])
+    on_moves = moves.reshape(-1, *nominal.shape)
+    return Form(nominal, Interval(-error, error), size, on_moves=on_moves)
 
 
 def times(coefficients: Tensor | None, factor: Tensor) -> Tensor | None:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from milp_agt.bounds.zonotope.form import Form, SummedForm
+from milp_agt.bounds.zonotope.local import Local, OnState, Source, Term
 from milp_agt.core.interval import Interval
 from milp_agt.core.rounding import TINY, gamma
 from milp_agt.formulations.convolution import Convolution
@@ -25,12 +26,15 @@ def homogeneous(op: LinearMap) -> LinearMap:
     return op
 
 
-def of_forms(op: LinearMap, inputs: Sequence[Form], batched: bool) -> Form:
-    """The image of forms: coefficients as values, boxes as boxes, rounding by the sizes of all terms."""
+def of_forms(op: LinearMap, inputs: Sequence[Form], by_sample: Sequence[bool]) -> Form:
+    """The image of forms: coefficients as values, boxes as boxes, rounding by the sizes of all terms.
+
+    ``by_sample`` says which of them have a sample axis.
+    """
     linear = homogeneous(op)
     size = sizes(op, [form.size for form in inputs])
     rest = linear.interval(*(form.rest for form in inputs)).widen(error_of(op, size))
-    states = 2 if batched else 1
+    states = 2 if any(by_sample) else 1
 
     def image(name: str) -> Tensor | None:
         return _image(linear, [(getattr(form, name), form.centre) for form in inputs])
@@ -44,7 +48,7 @@ def of_forms(op: LinearMap, inputs: Sequence[Form], batched: bool) -> Form:
         op.value(*(form.centre for form in inputs)),
         rest.expand_states(states),
         size,
-        image("on_state"),
+        _on_state(linear, inputs, by_sample),
         image("on_moves"),
         image("on_phase"),
         image("on_bend"),
@@ -90,6 +94,50 @@ def _image(linear: LinearMap, parts: Sequence[tuple[Tensor | None, Tensor]]) -> 
     if all(part is None for part, _ in parts):
         return None
     return linear.value(*_filled(parts))
+
+
+def _on_state(linear: LinearMap, inputs: Sequence[Form], by_sample: Sequence[bool]) -> OnState:
+    """Coefficients on the state; a plain sum of symbols has symbols of its own."""
+    if not any(by_sample):
+        return _image(linear, [(_tensor(form.on_state), form.centre) for form in inputs])
+    samples = next(len(f.centre) for f, own in zip(inputs, by_sample, strict=True) if own)
+    given = [
+        Local.broadcast(form.on_state, samples)
+        if isinstance(form.on_state, Tensor)
+        else form.on_state
+        for form in inputs
+    ]
+    known = [each for each in given if each is not None]
+    if not known:
+        return None
+    terms: list[Term] = []
+    if isinstance(linear, Combine) and all(
+        isinstance(s, float) and s == 1.0 for s in linear.scales
+    ):
+        split = [((), None) if each is None else each.split() for each in given]
+        terms = [term for found, _ in split for term in found]
+        given = [rest for _, rest in split]
+    parts = {}
+    for key in {key: None for each in given if each is not None for key in each.parts}:
+        own = [None if each is None else each.parts.get(key) for each in given]
+        # What has no sample axis is alike in all samples.
+        own = [
+            part if part is None or each else part[:, 0]
+            for part, each in zip(own, by_sample, strict=True)
+        ]
+        image = _image(linear, [(part, f.centre) for part, f in zip(own, inputs, strict=True)])
+        assert image is not None
+        parts[key] = image
+    if terms:
+        shape = inputs[0].centre.shape[1:] if by_sample[0] else inputs[0].centre.shape
+        source = Source(terms, tuple(shape), samples)
+        parts[source] = source.identity
+    return Local(parts, known[0].parameters)
+
+
+def _tensor(on_state: OnState) -> Tensor | None:
+    assert not isinstance(on_state, Local)
+    return on_state
 
 
 def _filled(parts: Sequence[tuple[Tensor | None, Tensor]]) -> list[Tensor]:

@@ -60,10 +60,17 @@ class Multipliers:
 
     def mixed(self, weights: Tensor) -> Multipliers:
         """Sums with nonnegative weights (k, r), for k directions."""
-        return Multipliers(weights @ self.rows, weights @ self.limits, weights @ self.paid)
+        paid = self.paid.new_zeros(len(weights), self.paid.shape[1])
+        if self.limits.shape[1]:
+            paid = weights @ self.paid
+        return Multipliers(weights @ self.rows, weights @ self.limits, paid)
 
     def with_rows(self, keep: Tensor) -> Multipliers:
         return Multipliers(self.rows[..., keep], self.limits, self.paid)
+
+    def before(self, keep: Tensor) -> Multipliers:
+        """Those of an earlier state, from which more of C3 were made of which only these (l',) are left."""
+        return Multipliers(self.rows, self.limits[:, keep[keep < self.limits.shape[1]]], self.paid)
 
     def with_limits(self, keep: Tensor, flips: Flips) -> Multipliers:
         """Only some of C3; ``flips`` have these alone."""

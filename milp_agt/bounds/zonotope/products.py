@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from milp_agt.bounds.zonotope.form import Form, holding_zero, plus
+from milp_agt.bounds.zonotope.local import Local, OnState, added
 from milp_agt.bounds.zonotope.rows import Slots
 from milp_agt.core.interval import Interval
 from milp_agt.core.rounding import TINY, gamma
 from milp_agt.formulations.bilinear import Einsum
-from milp_agt.formulations.einsum import Letters, terms
+from milp_agt.formulations.einsum import Letters, einsum, terms
 from milp_agt.formulations.interval_products import box_of_products
 
 
@@ -42,12 +44,11 @@ def multiplied(
     letters = op.letters
     size = op.value(a.size, b.size)
 
-    def image(name: str, value: bool = True) -> Tensor | None:
-        multiply = op.value if value else op.summed_value
+    def image(name: str) -> Tensor | None:
         left, right = getattr(a, name), getattr(b, name)
         return plus(
-            None if left is None else multiply(left, b.centre),
-            None if right is None else multiply(a.centre, right),
+            None if left is None else op.value(left, b.centre),
+            None if right is None else op.value(a.centre, right),
         )
 
     charge = plus(
@@ -67,12 +68,47 @@ def multiplied(
         op.value(a.centre, b.centre),
         rest.expand_states(2) if batched else rest,
         size,
-        image("on_state", not summed),
+        _on_state(op, a, b, summed),
         image("on_moves"),
         image("on_phase"),
         image("on_bend"),
         charge,
     )
+
+
+def _on_state(op: Einsum, a: Form, b: Form, summed: bool) -> OnState:
+    """Coefficients on the state; of a parameter that meets data they are symbols of each sample."""
+    first, second, out = op.letters
+    total: OnState = None
+    for form, other, letters in (
+        (a, b.centre, (first, second, out)),
+        (b, a.centre, (second, first, out)),
+    ):
+        on_state = form.on_state
+        if on_state is None:
+            continue
+        found: OnState
+        if isinstance(on_state, Local):
+            if summed:
+                found = on_state.summed(letters, other)
+            else:
+                found = on_state.map(partial(_times, letters, other))
+        elif summed:
+            equation = f"...{letters[0]},...{letters[1]}->...{out.removeprefix('n')}"
+            found = torch.einsum(equation, on_state, other)
+        elif out.startswith("n"):
+            sizes = dict(zip(letters[1], other.shape, strict=True))
+            sizes |= dict(zip(letters[0], on_state.shape[1:], strict=True))
+            shape = [sizes[letter] for letter in out[1:]]
+            found = Local.entering(on_state, letters, other, shape, sizes["n"])
+        else:
+            found = einsum(letters, on_state, other)
+        total = added(total, found)
+    return total
+
+
+def _times(letters: Letters, other: Tensor, part: Tensor) -> Tensor:
+    return einsum(letters, part, other)
 
 
 def _second_order(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -12,8 +12,12 @@ from milp_agt.bounds.zonotope.bounds import StateBounds
 from milp_agt.bounds.zonotope.dual import Bound, bound
 from milp_agt.bounds.zonotope.flips import Flips, widened
 from milp_agt.bounds.zonotope.form import Form
+from milp_agt.bounds.zonotope.local import Local
 from milp_agt.bounds.zonotope.state import AT_ONCE, HybridZonotope, Spread
 from milp_agt.core.rounding import gamma
+
+# Numbers of one tensor of coefficients that stay in a cache, and how few rows are not cut for its sake.
+CACHED, FEWEST = 2**20, 32
 
 
 @dataclass
@@ -94,9 +98,17 @@ class FlipRows:
         """Bounds upwards and downwards with shared multipliers."""
         ones = torch.ones_like(self.spread.below)
         alphas = shared.shared(self.jacobian)
+        supports: Sequence[Tensor | None] = (None, None)
+        if not zonotope.flips.rows:
+            supports = zonotope.samples.both_supports(self.spread.on_moves)
         up, down = (
-            bound(self.spread.towards(sign * ones), zonotope.flips, alpha, zonotope.samples)
-            for sign, alpha in zip((1.0, -1.0), alphas, strict=True)
+            bound(
+                replace(self.spread.towards(sign * ones), supports=known),
+                zonotope.flips,
+                alpha,
+                zonotope.samples,
+            )
+            for sign, alpha, known in zip((1.0, -1.0), alphas, supports, strict=True)
         )
         return up, down
 
@@ -113,7 +125,6 @@ def rows_of(
 
     ``keep`` (n, *shape) is a mask of those that are wanted; None for all.
     """
-    assert form.on_state is not None
     samples, elements = len(columns), form.centre[0].numel()
 
     def flat(part: Tensor) -> Tensor:
@@ -121,13 +132,15 @@ def rows_of(
         lead = part.shape[: part.dim() - form.centre.dim()]
         return part.reshape(*lead, samples, elements).transpose(-1, -2).reshape(*lead, -1)
 
-    jacobian = flat(form.on_state).T
+    on_state = form.on_state
+    assert isinstance(on_state, Local)
     moved = slots.moved(form)
     low, high, sizes = flat(-form.rest.lower), flat(form.rest.upper), flat(form.size)
     more = None if moved is None else tuple(flat(part) for part in moved)
     on_moves = None if form.on_moves is None else flat(form.on_moves).T
     width = zonotope.samples.count * max(1, zonotope.samples.width)
-    chunk = max(1, AT_ONCE // max(1, width, zonotope.flips.count))
+    widest = max(1, width, zonotope.flips.count, zonotope.size)
+    chunk = max(1, min(AT_ONCE // widest, max(FEWEST, CACHED // widest)))
     if chunk < samples * elements:  # those of one unit read few parameters
         chunk = min(chunk, samples)
     every = torch.arange(samples * elements, device=columns.device)
@@ -136,8 +149,11 @@ def rows_of(
             return
         sample = index % samples
         own = columns[sample]
-        spread = zonotope.spread(jacobian[index], shared.terms)
-        spread = replace(spread, size=spread.size + sizes[index])
+        jacobian = on_state.rows(sample, index // samples)
+        spread = zonotope.spread(jacobian, shared.terms, many=True)
+        # Coefficients on the state are sums over symbols.
+        longer = spread.operations + 4.0 * on_state.symbols
+        spread = replace(spread, size=spread.size + sizes[index], operations=longer)
         at = (own >= 0).nonzero()[:, 0]
         column = own[at]
         if on_moves is not None:
@@ -146,7 +162,7 @@ def rows_of(
         spread = plain
         if more is not None:
             spread = _with_noise(plain, more[0][:, index], more[1][:, index], at, column)
-        yield FlipRows(sample, index // samples, own, jacobian[index], spread, plain)
+        yield FlipRows(sample, index // samples, own, jacobian, spread, plain)
 
 
 def _with_noise(spread: Spread, low: Tensor, high: Tensor, at: Tensor, column: Tensor) -> Spread:

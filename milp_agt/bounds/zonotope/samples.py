@@ -141,15 +141,30 @@ class SampleGenerators:
         parts = [m.reach for m in (poison.feature_moves, poison.label_moves) if m is not None]
         return torch.cat(parts, -1) if parts else poison.features.new_zeros(self.count, 0)
 
-    def support(self, coefficients: Tensor) -> Tensor:
-        """``max over moves of c_i . e_i``, (rows, m), from coefficients (rows, m, width)."""
+    def support(self, coefficients: Tensor, poison: Poison | None = None) -> Tensor:
+        """``max over moves of c_i . e_i``, (rows, m), from coefficients (rows, m, width); of the samples of
+        ``poison`` in place of all generators, if it is given."""
+        poison = poison or self.poison
         total = coefficients.new_zeros(coefficients.shape[:2])
         features, labels = self._split(coefficients)
-        if self.poison.feature_moves is not None:
-            total = total + self.poison.feature_moves.support(features)
-        if self.poison.label_moves is not None:
-            total = total + self.poison.label_moves.support(labels)
+        if poison.feature_moves is not None:
+            total = total + poison.feature_moves.support(features)
+        if poison.label_moves is not None:
+            total = total + poison.label_moves.support(labels)
         return total
+
+    @cached_property
+    def _mirrored(self) -> bool:
+        """Whether the opposite of every move is a move in a box."""
+        parts = [m for m in (self.poison.feature_moves, self.poison.label_moves) if m is not None]
+        return all(m.is_box and torch.equal(m.lower, -m.upper) for m in parts)
+
+    def both_supports(self, coefficients: Tensor) -> tuple[Tensor, Tensor]:
+        """:meth:`support` of coefficients (rows, m, width) and of their opposites."""
+        if self._mirrored:
+            found = torch.einsum("rmw,mw->rm", coefficients.abs(), self.reach)
+            return found, found
+        return self.support(coefficients), self.support(-coefficients)
 
     def maximise(self, coefficients: Tensor) -> Tensor:
         """Moves that attain the support function, (rows, m, width)."""

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from milp_agt.bounds.zonotope.form import Form, holding_zero
+from milp_agt.bounds.zonotope.local import mapped
 from milp_agt.core.graph import Node
 from milp_agt.core.interval import Interval
 from milp_agt.core.rounding import ELEMENTARY, TINY, UNIT_ROUNDOFF, gamma
@@ -120,7 +121,7 @@ def softmax_form(logits: Form, away: Interval) -> Form:
         centre,
         rest,
         size,
-        coefficient(logits.on_state),
+        mapped(logits.on_state, lambda part: image(part, jacobian)),
         coefficient(logits.on_moves),
         coefficient(logits.on_phase),
         coefficient(logits.on_bend),

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from milp_agt.bounds.zonotope.form import Form, holding_zero, plus
+from milp_agt.bounds.zonotope.local import OnState, added, mapped
 from milp_agt.bounds.zonotope.products import Operand
 from milp_agt.core.interval import Interval
 from milp_agt.core.rounding import TINY, gamma
@@ -29,6 +31,10 @@ def squared(op: SquaredNorm, operands: Sequence[Operand]) -> Form:
             total = plus(total, None if part is None else _summed(2.0 * factor * part, 2))
         return total
 
+    on_state: OnState = None
+    for form in forms:
+        factor = 2.0 * form.centre
+        on_state = added(on_state, mapped(form.on_state, partial(_times_summed, factor)))
     low = high = torch.zeros(1, dtype=torch.float64, device=forms[0].centre.device)
     for operand in operands:
         form, away = operand.form, operand.away
@@ -47,12 +53,16 @@ def squared(op: SquaredNorm, operands: Sequence[Operand]) -> Form:
         op.value(*(form.centre for form in forms)),
         holding_zero(Interval(low, high).widen(error)).expand_states(2),
         size,
-        image("on_state"),
+        on_state,
         image("on_moves"),
         image("on_phase"),
         image("on_bend"),
         image("charge"),
     )
+
+
+def _times_summed(factor: Tensor, part: Tensor) -> Tensor:
+    return _summed(factor * part, 2)
 
 
 def _summed(part: Tensor, lead: int) -> Tensor:

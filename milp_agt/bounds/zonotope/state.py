@@ -13,10 +13,27 @@ from milp_agt.bounds.zonotope.flips import Flips, widened
 from milp_agt.bounds.zonotope.samples import SampleGenerators
 from milp_agt.core.rounding import TINY, gamma
 
-# Groups of noise that are carried apart, and how many of the newest are never merged.
-GROUPS, NEWEST = 16, 8
+# Groups of noise that are carried apart at most and at least, how many of the newest are not merged while
+# there are more, and the share of the memory that they may take.
+GROUPS, FEWEST_GROUPS, NEWEST, NOISE_SHARE = 16, 3, 8, 4
+# The share of the memory that generators of samples may take.
+MOVES_SHARE = 4
+# Numbers of the charges of all noise beyond which they are summed up for the nodes of a step.
+MANY = 2**21
 # Numbers of one tensor of coefficients (rows, m, width) or (rows, f) at once.
 AT_ONCE = 2**23
+
+
+def most_groups(size: int, samples: int, memory: int) -> int:
+    """How many groups of noise are carried apart: with two ends for each coordinate and sample, a group is
+    there twice while a step is taken."""
+    each = 16 * size * (size + 2 * samples)
+    return max(FEWEST_GROUPS, min(GROUPS, memory // (NOISE_SHARE * each)))
+
+
+def fit_in(numbers: int, memory: int) -> bool:
+    """Whether generators of so many numbers are kept; they are there three times while a step is taken."""
+    return 8 * numbers <= memory // MOVES_SHARE
 
 
 @dataclass(frozen=True)
@@ -164,6 +181,7 @@ class HybridZonotope:
         centre: (P,).
         on_moves: A, (P, m, width).
         on_phase, on_bend: F and Q, (P, f).
+        is_folded: whether moves of samples are noise, for lack of memory; A is 0.
     """
 
     samples: SampleGenerators
@@ -173,13 +191,17 @@ class HybridZonotope:
     on_phase: Tensor
     on_bend: Tensor
     noise: Noise
+    is_folded: bool = False
 
     @staticmethod
-    def of_box(samples: SampleGenerators, lower: Tensor, upper: Tensor) -> HybridZonotope:
-        """All states in a box, (P,)."""
+    def of_box(
+        samples: SampleGenerators, lower: Tensor, upper: Tensor, folded: bool = False
+    ) -> HybridZonotope:
+        """All states in a box, (P,); ``folded``: moves of samples will be noise, and have no generators."""
         size = len(lower)
         centre = 0.5 * lower + 0.5 * upper
         zero = centre.new_zeros
+        moves = (size, samples.count, samples.width)
         noise = Noise(
             torch.eye(size, dtype=centre.dtype, device=centre.device)[None],
             _outwards(centre - lower)[None],
@@ -192,10 +214,11 @@ class HybridZonotope:
             samples,
             Flips.none(samples),
             centre,
-            zero(size, samples.count, samples.width),
+            zero(1, 1, 1).expand(moves) if folded else zero(moves),
             zero(size, 0),
             zero(size, 0),
             noise,
+            folded,
         )
 
     @property
@@ -219,6 +242,13 @@ class HybridZonotope:
         )
         return replace(self, flips=flips.with_rows(keep), noise=noise)
 
+    def dearest_limits(self, count: int) -> Tensor:
+        """The C3 that may save most, ascending: they admit little of flips that move much."""
+        flips = self.flips
+        moved = (self.on_phase.abs() + self.on_bend.abs() * flips.largest).sum(0)[flips.limited]
+        worth = moved * (1.0 - flips.cover).clamp(min=0.0)
+        return worth.topk(min(count, len(worth))).indices.sort().values
+
     def terms(self) -> Tensor:
         """Sum of the sizes of all terms but the centre, the worst samples counting, (P,)."""
         pieces = self.on_moves.split(max(1, AT_ONCE // max(1, self.on_moves[0].numel())))
@@ -234,19 +264,36 @@ class HybridZonotope:
         longest = max(self.size, self.flips.count, groups) + self.samples.width
         return 8.0 * longest + 4.0 * self.samples.terms + 64.0
 
-    def spread(self, rows: Tensor, terms: Tensor) -> Spread:
-        """Directions ``rows`` (r, p) of the first p coordinates; ``terms`` are those of :meth:`terms`."""
+    @cached_property
+    def charged(self) -> Tensor:
+        """The most that noise of each sample moves each coordinate, (P, m)."""
+        noise = self.noise
+        total = sum(onto.abs() @ reach for onto, reach in zip(noise.onto, noise.reach, strict=True))
+        assert isinstance(total, Tensor)
+        return total * (1.0 + gamma(4.0 * len(noise) * self.size + 8.0))
+
+    def spread(self, rows: Tensor, terms: Tensor, many: bool = False) -> Spread:
+        """Directions ``rows`` (r, p) of the first p coordinates; ``terms`` are those of :meth:`terms`.
+
+        Of ``many`` directions, what noise of single samples adds is the sum over coordinates of the most that
+        it moves each, ``sum_p |J_p| max |(Phi nu)_p|``: never less than ``max |J Phi nu|``.
+        """
         used = torch.arange(rows.shape[1], device=rows.device)
         touched = (rows != 0.0).any(0)
         if 2 * int(touched.sum()) < len(used):  # the weights of one unit, say
             used = touched.nonzero()[:, 0]
             rows = rows[:, used]
         noise = self.noise
+        many = many and len(noise) * self.size * self.samples.count > MANY
         onto = noise.onto[:, used].transpose(0, 1).flatten(1)
         carried = rows @ onto
         above, below = carried.clamp(min=0.0), (-carried).clamp(min=0.0)
         down, up = (part.flatten(0, 1) for part in (noise.down, noise.up))
         low, high = noise.below.flatten(), noise.above.flatten()
+        if many:
+            lower = upper = rows.abs() @ self.charged[used]
+        else:
+            lower, upper = above @ down + below @ up, above @ up + below @ down
         return Spread(
             self._on_moves(rows, used),
             rows @ self.on_phase[used],
@@ -254,8 +301,8 @@ class HybridZonotope:
             (above + below) @ noise.charge.flatten(0, 1),
             above @ low + below @ high,
             above @ high + below @ low,
-            above @ down + below @ up,
-            above @ up + below @ down,
+            lower,
+            upper,
             rows.abs() @ terms[used],
             self.operations,
         )
@@ -268,6 +315,8 @@ class HybridZonotope:
     def _on_moves(self, rows: Tensor, used: Tensor) -> Tensor:
         """Coefficients of directions on the moves, (r, m, width)."""
         shape = (len(rows), *self.on_moves.shape[1:])
+        if self.is_folded:
+            return rows.new_zeros(shape)
         own = self.on_moves if len(used) == self.size else self.on_moves[used]
         if 2 * len(self.seen) > shape[1]:
             return (rows @ own.flatten(1)).reshape(shape)
@@ -278,6 +327,8 @@ class HybridZonotope:
 
     def moved(self, jacobian: Tensor) -> Tensor:
         """Generators of the samples after a step with this Jacobian, (P, m, width)."""
+        if self.is_folded:
+            return self.on_moves
         every = torch.arange(self.size, device=jacobian.device)
         return self._on_moves(jacobian, every)
 

@@ -13,9 +13,10 @@ from milp_agt.bounds.zonotope import linear_maps
 from milp_agt.bounds.zonotope.bounds import StateBounds
 from milp_agt.bounds.zonotope.candidates import new_flips
 from milp_agt.bounds.zonotope.flips import Flips
-from milp_agt.bounds.zonotope.form import Form, SummedForm, holding_zero, plus
+from milp_agt.bounds.zonotope.form import Form, SummedForm, data_form, holding_zero, plus
 from milp_agt.bounds.zonotope.kinks import Kink, kink_of
 from milp_agt.bounds.zonotope.layout import Layout
+from milp_agt.bounds.zonotope.local import Local
 from milp_agt.bounds.zonotope.products import Operand, multiplied
 from milp_agt.bounds.zonotope.rows import Slots, rows_of
 from milp_agt.bounds.zonotope.softmax import Softmax, softmax_form, softmaxes
@@ -49,6 +50,9 @@ class Transformer:
         zonotope, bounds: the state before the step.
         layout: of its coordinates.
         ascent: steps by which candidates for flips are ascended.
+        work: limits of the whole step.
+        earlier: flips of the pieces of the batch before this one.
+        share: of the batch that is done after this piece.
     """
 
     schedule: NodeOrder
@@ -57,6 +61,9 @@ class Transformer:
     bounds: StateBounds
     layout: Layout
     ascent: int
+    work: Work
+    earlier: Flips
+    share: float
     forms: dict[str, Form] = field(default_factory=dict)
     boxes: dict[str, Interval] = field(default_factory=dict)
 
@@ -72,14 +79,13 @@ class Transformer:
         self.unmade = {
             node.name for s in self.softmaxes.values() for node in (s.exponentials, s.total)
         }
-        self.work = Work.of(self.zonotope, count * self.step.size)
         self.unmade |= {
             s.differences.name
             for s in self.softmaxes.values()
-            if not self.work.fits(s.differences.signature.size * self.step.size)
+            if not self.work.fits(s.differences.signature.size)
         }
         self.slots = Slots.empty(count, self.step.size, self.zonotope.centre)
-        self.flips = Flips.none(self.zonotope.samples)
+        self.flips = self.earlier
         self.done: set[str] = set()
 
     # -- leaves
@@ -109,31 +115,13 @@ class Transformer:
             self.boxes[name] = Interval((centre - low)[None], (centre + high)[None]).widen(error)
         samples, poison = self.zonotope.samples, self.step.poison
         widths = (samples.on_features, samples.width - samples.on_features)
+        widths = widths if samples.count else (0, 0)
         for name, nominal, box, start, width in (
             (FEATURES, poison.features, poison.feature_box(), 0, widths[0]),
             (LABELS, poison.labels, poison.label_box(), widths[0], widths[1]),
         ):
             self.boxes[name] = box
-            self.forms[name] = self._data(nominal, box, start, width)
-
-    def _data(self, nominal: Tensor, box: Interval, start: int, width: int) -> Form:
-        if not width or not self.zonotope.samples.count:
-            return Form.constant(nominal, 2)
-        open_ = (self.columns >= 0).to(nominal)
-        flat = nominal.flatten(1)
-        moves = flat.new_zeros(self.zonotope.samples.width, len(flat), flat.shape[1])
-        index = torch.arange(width, device=flat.device)
-        moves[start + index, :, index] = open_
-        # x + e is rounded to nearest in the run.
-        size = box.magnitude.amax(0) + (box.upper - box.lower).amax(0)
-        error = gamma(4) * size * open_.reshape(-1, *[1] * (nominal.dim() - 1)) + TINY
-        error = torch.stack([torch.zeros_like(error), error])
-        return Form(
-            nominal,
-            Interval(-error, error),
-            size,
-            on_moves=moves.reshape(-1, *nominal.shape),
-        )
+            self.forms[name] = data_form(nominal, box, samples.width, start, width, self.columns)
 
     # -- ranges
 
@@ -150,7 +138,7 @@ class Transformer:
     def _range(self, node: Node, form: Form) -> Interval:
         if form.is_constant:
             return Interval.point(form.centre[None])
-        if node.batched and not self.work.fits(form.centre.numel()):
+        if node.batched and not self.work.fits(form.centre[0].numel()):
             return node.op.interval(*(self.box(name) for name in node.inputs))
         down, up = self._reach(form)
         error = gamma(8) * (form.centre.abs() + torch.maximum(down, up)) + TINY
@@ -167,7 +155,7 @@ class Transformer:
         """How far a node lies below and above its centre, (2 or 1, [n], *shape)."""
         if len(form.rest.lower) == 1:  # no sample axis
             low, high = -form.rest.lower, form.rest.upper
-            if form.on_state is not None:
+            if isinstance(form.on_state, Tensor):
                 radius = self.bounds.radius[: self.layout.parameters]
                 moved = torch.einsum("p...,p->...", form.on_state.abs(), radius)
                 low, high = low + moved, high + moved
@@ -194,9 +182,11 @@ class Transformer:
         radius = self.bounds.radius[: self.layout.parameters]
         low, high = self._own_reach(form)
         reach = torch.maximum(low, high).amax(0)
-        if form.on_state is not None:
-            reach = reach + torch.einsum("p...,p->...", form.on_state.abs(), radius)
-        return reach * (1.0 + gamma(8.0 * len(radius) + 64.0)) + gamma(64) * form.size + TINY
+        longest = 8.0 * len(radius) + 64.0
+        if isinstance(form.on_state, Local):
+            reach = reach + form.on_state.reach(radius)
+            longest += 8.0 * form.on_state.symbols
+        return reach * (1.0 + gamma(longest)) + gamma(64) * form.size + TINY
 
     def _own_reach(self, form: Form) -> tuple[Tensor, Tensor]:
         """The same for a node that only its own sample's move and flips reach."""
@@ -241,9 +231,11 @@ class Transformer:
             states = 2 if node.batched else 1
             self.forms[node.name] = Form.constant(op.value(), states)
         elif isinstance(op, LinearMap):
-            self.forms[node.name] = linear_maps.of_forms(op, inputs, node.batched)
+            self.forms[node.name] = linear_maps.of_forms(op, inputs, node.batched_inputs)
+            self._collapse(node.name)
         elif isinstance(op, Einsum):
             self.forms[node.name] = self.product(node)
+            self._collapse(node.name)
         elif isinstance(op, RoundingError):
             self.forms[node.name] = self._blurred(op, inputs[0])
         elif isinstance(op, SquaredNorm):
@@ -254,6 +246,11 @@ class Transformer:
             self.forms[node.name] = self._curved(node, inputs[0])
         else:
             raise unsupported(op, node)
+
+    def _collapse(self, name: str) -> None:
+        form = self.forms[name]
+        if isinstance(form.on_state, Local):
+            self.forms[name] = replace(form, on_state=form.on_state.collapsed())
 
     def product(self, node: Node, summed: bool = False) -> Form:
         assert isinstance(node.op, Einsum)
@@ -323,6 +320,7 @@ class Transformer:
                     self.flips,
                     self.ascent,
                     self.work,
+                    self.share,
                     self.step,
                     ~(self._plain_reach(argument) < argument.centre.abs()),
                 )
@@ -378,13 +376,16 @@ class Transformer:
         """A sum over the batch; a product that nothing else reads is never formed sample by sample."""
         assert isinstance(node.op, SumSamples)
         product = self.schedule.summed_products.get(node.name)
+        read = [self.forms[name].on_state for name in (product or node).inputs]
+        symbols = sum(part.symbols for part in read if isinstance(part, Local))
         if product is not None:
             form = self.product(product, summed=True)
         else:
             form = self.forms[node.inputs[0]]
-            if form.on_state is not None:
-                form = replace(form, on_state=form.on_state.sum(1))
-        return summed(form, self.flips, self.slots, self.columns)
+            on_state = form.on_state
+            if isinstance(on_state, Local):
+                form = replace(form, on_state=on_state.summed())
+        return summed(form, self.flips.since(self.earlier), self.slots, self.columns, symbols)
 
 
 def _fit(reach: Tensor, like: Tensor) -> Tensor:

@@ -28,6 +28,7 @@ class Work:
         most_rows: of flips that are carried; 0 for none.
         most_limits: of flips that are carried.
         samples: that can be poisoned.
+        batch: samples of the step.
     """
 
     numbers: int
@@ -35,9 +36,10 @@ class Work:
     most_rows: int
     most_limits: int
     samples: int
+    batch: int
 
     @staticmethod
-    def of(zonotope: HybridZonotope, elements: int) -> Work:
+    def of(zonotope: HybridZonotope, elements: int, batch: int) -> Work:
         """``elements`` with a kink in one step, all samples of its batch together."""
         samples, flips = zonotope.samples, zonotope.flips
         moves = max(1, samples.count * samples.width)
@@ -46,7 +48,7 @@ class Work:
         most = min(MOST_ROWS, fitting) if fitting >= FEWEST_ROWS else 0
         count = max(1, samples.count)
         limits = min(LIMITS, PER_ASCENT // (2 * zonotope.size)) // count
-        return Work(numbers, zonotope.size + flips.rows, most, limits, count)
+        return Work(numbers, zonotope.size + flips.rows, most, limits, count, batch)
 
     @property
     def kept_rows(self) -> int:
@@ -60,9 +62,9 @@ class Work:
         fitting = PER_ASCENT // (3 * max(1, steps) * max(1, rows) * self.numbers)
         return max(FEWEST_NEW, min(MOST_NEW, max(1, self.most_rows // 2), fitting))
 
-    def fits(self, rows: int) -> bool:
-        """Whether the elements of a node are worth bounding as directions."""
-        return rows * self.numbers * self.directions <= PER_NODE
+    def fits(self, elements: int) -> bool:
+        """Whether a node with so many elements for each sample is worth bounding as directions."""
+        return self.batch * elements * self.numbers * self.directions <= PER_NODE
 
     def steps(self, wanted: int, directions: int, flips: Flips) -> int:
         """Steps of an ascent of many directions on many rows and limits; none where two are too many."""

@@ -1,0 +1,92 @@
+"""A step taken in pieces of its batch: forms of few samples at a time, so that memory bounds them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from milp_agt.bounds.step import NodeOrder, Step
+from milp_agt.bounds.zonotope import linear_maps
+from milp_agt.bounds.zonotope.bounds import StateBounds
+from milp_agt.bounds.zonotope.flips import Flips
+from milp_agt.bounds.zonotope.form import SummedForm
+from milp_agt.bounds.zonotope.kinks import kink_of
+from milp_agt.bounds.zonotope.layout import Layout
+from milp_agt.bounds.zonotope.state import HybridZonotope
+from milp_agt.bounds.zonotope.sums import folded
+from milp_agt.bounds.zonotope.supported import unsupported
+from milp_agt.bounds.zonotope.transformer import Transformer
+from milp_agt.bounds.zonotope.work import Work
+from milp_agt.formulations.linear_map import LinearMap
+
+# The forms of a piece take at most this share of the memory; bytes of a number.
+SHARE, FLOAT = 8, 8
+
+
+@dataclass(frozen=True)
+class Summed:
+    """The summed gradients of a step by parameter, and its flips.
+
+    Attributes:
+        columns: sample generators of the batch, (n,), -1 for samples that stay clean.
+    """
+
+    gradients: Mapping[str, SummedForm]
+    flips: Flips
+    columns: Tensor
+    work: Work
+
+
+def summed_gradients(
+    schedule: NodeOrder,
+    step: Step,
+    zonotope: HybridZonotope,
+    bounds: StateBounds,
+    layout: Layout,
+    ascent: int,
+    memory: int,
+) -> Summed:
+    """Forms of the summed gradients. A sum over samples is a sum over pieces: the same set but for rounding,
+    and for which phases get rows."""
+    made = {product.name for product in schedule.summed_products.values()}
+    own = [n for n in schedule.before if n.batched and n.name not in made]
+    sizes = [node.signature.size for node in own] or [1]
+    # Coefficients of a number: on symbols of its sample, on its moves, and on its flips.
+    coefficients = min(layout.parameters, 2 * max(sizes)) + 2 * max(sizes) + zonotope.samples.width
+    each = FLOAT * coefficients * sum(sizes)
+    kinks = {n.inputs[0]: n.signature.size for n in own if kink_of(n.op) is not None}
+    every = torch.arange(step.size, device=step.samples.device)
+    work = Work.of(zonotope, sum(kinks.values()) * step.size, step.size)
+    sums: dict[str, SummedForm] = {}
+    flips = Flips.none(zonotope.samples)
+    for part in every.split(max(1, memory // (SHARE * each))):
+        piece = replace(step, samples=step.samples[part], poison=step.poison.take(part))
+        share = (int(part[-1]) + 1) / step.size
+        transformer = Transformer(
+            schedule, piece, zonotope, bounds, layout, ascent, work, flips, share
+        )
+        for name, found in _sums(transformer).items():
+            if zonotope.is_folded:
+                found = folded(found, zonotope.samples, piece.poison)
+            sums[name] = sums[name].plus(found, step.size) if name in sums else found
+        flips = transformer.flips
+    for node in schedule.after:
+        if not isinstance(node.op, LinearMap) or any(name not in sums for name in node.inputs):
+            raise unsupported(node.op, node)
+        sums[node.name] = linear_maps.of_sums(node.op, [sums[name] for name in node.inputs])
+    gradients = {name: sums[node.name] for name, node in schedule.gradients}
+    return Summed(gradients, flips, zonotope.samples.at(step), work)
+
+
+def _sums(transformer: Transformer) -> dict[str, SummedForm]:
+    """Forms of all sums over the samples of a piece."""
+    schedule = transformer.schedule
+    transformer.leaves()
+    unmade = {product.name for product in schedule.summed_products.values()}
+    for node in schedule.before:
+        if node.name not in transformer.forms and node.name not in unmade:
+            transformer.take(node)
+    return {node.name: transformer.sum(node) for node in schedule.sums}

@@ -1,0 +1,140 @@
+"""Zonotopes of larger runs within memory: pieces of a batch, symbols of samples, summed charges."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from problems import problem
+from zonotope_runs import Passed, assert_generators, assert_in_boxes, attacks_of
+
+from milp_agt.bounds.step import Step
+from milp_agt.bounds.zonotope import local, pieces, state
+from milp_agt.bounds.zonotope.flips import Flips
+from milp_agt.bounds.zonotope.local import Local
+from milp_agt.bounds.zonotope.transformer import Transformer
+from milp_agt.bounds.zonotope.work import Work
+from milp_agt.core.graph import evaluate
+from milp_agt.training.tracing import FEATURES, LABELS
+
+RUNS = [
+    ("cross_entropy", "features", {"epochs": 3, "clip": 0.4}, (4, 3), {}),
+    ("cross_entropy", "labels", {"epochs": 2, "batch_size": 5}, (4,), {"budget": 1}),
+    ("bce", "features", {"epochs": 4, "momentum": 0.5}, (4,), {"outputs": 1}),
+]
+
+
+def passed(run: Any, radius: float = 0.1) -> Passed:
+    loss, kind, training, hidden, options = run
+    options = {key: value for key, value in options.items() if key != "outputs"}
+    return Passed.of(problem(loss, kind, training, hidden, radius=radius, **options)[0])
+
+
+def width(found: Passed) -> float:
+    return sum(float(box.width.sum()) for box in found.last.state().values())
+
+
+@pytest.mark.parametrize("run", RUNS)
+def test_a_batch_in_pieces_is_the_batch(monkeypatch, run: Any) -> None:
+    whole = passed(run)
+    monkeypatch.setattr(pieces, "SHARE", 2**50)  # a sample at a time
+    monkeypatch.setattr(state, "MANY", 0)
+    found = passed(run)
+    for attacks in attacks_of(found):
+        assert_in_boxes(found, attacks)
+        assert_generators(found, attacks)
+    assert found.last.zonotope.flips.count >= whole.last.zonotope.flips.count
+    assert 0.999 * width(whole) <= width(found)
+
+
+@pytest.mark.parametrize("collapse", [0.1, 100])
+@pytest.mark.parametrize("run", RUNS)
+def test_symbols_carry_derivatives(monkeypatch, run: Any, collapse: float) -> None:
+    """Coefficients on the state are the derivatives at the centre, and move as far as their sizes say."""
+    monkeypatch.setattr(local, "COLLAPSE", collapse)
+    found = passed(run)
+    before, replay = found.sets[1], found.replay
+    own = torch.as_tensor(replay.batches[1 % len(replay.batches)])
+    step = Step(1, own, replay.poison.take(own), replay.updates[1], False)
+    zonotope, layout = before.zonotope, before.layout
+    taken = Transformer(
+        before.schedule, step, zonotope, before.bounds, layout, 0,
+        Work.of(zonotope, 1, len(own)), Flips.none(zonotope.samples), 1.0,
+    )  # fmt: skip
+    taken.leaves()
+    for node in before.schedule.before:
+        if node.name not in taken.forms:
+            taken.take(node)
+    radius, checked = torch.rand(layout.parameters, dtype=torch.float64), 0
+
+    def values(flat: torch.Tensor) -> dict[str, torch.Tensor]:
+        leaves = {
+            name: flat[part].reshape(layout.shapes[name])
+            for name, part in layout.slices.items()
+            if part.start < layout.parameters
+        }
+        leaves |= {FEATURES: step.poison.features, LABELS: step.poison.labels}
+        return evaluate(before.schedule.before, leaves)
+
+    centre = zonotope.centre[: layout.parameters]
+    for node in before.schedule.before:
+        form = taken.forms.get(node.name)
+        if form is None or not isinstance(form.on_state, Local) or form.centre.numel() > 400:
+            continue
+        exact = torch.autograd.functional.jacobian(
+            lambda flat, n=node: values(flat)[n.name], centre
+        )
+        exact = exact.reshape(len(own), -1, layout.parameters)
+        size = exact.shape[1]
+        every = torch.arange(len(own) * size)
+        rows = form.on_state.rows(every // size, every % size).reshape(exact.shape)
+        torch.testing.assert_close(rows, exact, rtol=1e-9, atol=1e-11)
+        total = form.on_state.summed().reshape(layout.parameters, -1).T
+        torch.testing.assert_close(total, exact.sum(0), rtol=1e-9, atol=1e-11)
+        reach = form.on_state.reach(radius).reshape(len(own), -1)
+        assert (reach >= (exact.abs() @ radius) * (1 - 1e-12)).all()
+        checked += 1
+    assert checked >= 4
+
+
+def test_summed_charges_are_no_smaller(monkeypatch) -> None:
+    zonotope = passed(("bce", "features", {"epochs": 4}, (4,), {})).last.zonotope
+    terms = zonotope.terms()
+    rows = torch.randn(20, zonotope.size, dtype=torch.float64)
+    rows = torch.cat([rows, torch.eye(zonotope.size, dtype=torch.float64)])
+    exact = zonotope.spread(rows, terms, many=True)
+    assert torch.equal(exact.up, zonotope.spread(rows, terms).up)
+    monkeypatch.setattr(state, "MANY", 0)
+    summed = zonotope.spread(rows, terms, many=True)
+    assert (summed.up >= exact.up).all()
+    assert (summed.down >= exact.down).all()
+    # One coordinate with one group of noise: nothing is lost, so that 1 % less would be too little.
+    worst = torch.maximum(exact.up, exact.down)
+    assert float((summed.up - worst).min()) <= 0.005 * float(worst.max())
+    assert not (0.99 * summed.up >= worst).all()
+
+
+@pytest.mark.parametrize("run", RUNS)
+def test_moves_without_generators_are_noise_of_their_samples(monkeypatch, run: Any) -> None:
+    """After one step boxes lose nothing, so that noise 1 % too small would show there."""
+    kept = passed(run)
+    monkeypatch.setattr(state, "MOVES_SHARE", 2**50)
+    found = passed(run)
+    assert not kept.last.zonotope.is_folded
+    assert found.last.zonotope.is_folded
+    for attacks in attacks_of(found):
+        assert_in_boxes(found, attacks)
+        assert_generators(found, attacks)
+    assert width(found) >= (1 - 1e-6) * width(kept)
+
+
+def test_noise_in_place_of_moves_is_no_larger_than_they_are(monkeypatch) -> None:
+    """Without flips boxes lose nothing in the first step, so that noise 1 % too small would show there."""
+    kept = passed(RUNS[2], 0.005)
+    monkeypatch.setattr(state, "MOVES_SHARE", 2**50)
+    found = passed(RUNS[2], 0.005)
+    first = [p.sets[1].zonotope.flips.count for p in (kept, found)]
+    assert first == [0, 0]
+    for name, box in kept.sets[1].state().items():
+        torch.testing.assert_close(found.sets[1].state()[name].width, box.width, rtol=1e-6, atol=0)
