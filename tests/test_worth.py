@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ import pytest
 from milp_agt.certification.worth import BoxWorth, Worth
 from milp_agt.cli import main
 from milp_agt.core.reachable import StepRecord
+from milp_agt.experiments import still_proved
 from milp_agt.runfile.verdicts import Verdict
 
 RUN = """
@@ -111,3 +113,43 @@ def test_the_word_stands_in_the_file_and_on_the_screen(
     ):
         assert (said in text) is vacuous
     assert ("bounds of accuracy on test hold for every model" in shown) is vacuous
+
+
+def test_the_largest_smaller_threat_that_still_proves(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is told of a smaller budget or radius is what a run under it proves, with the data as given."""
+    rng = np.random.default_rng(0)
+    y = np.arange(16) % 2
+    np.savez(tmp_path / "d.npz", X=rng.normal(size=(16, 2)) / 2 + 4 * y[:, None] - 2, y=y)
+    path, out = tmp_path / "run.toml", tmp_path / "out"
+    monkeypatch.setattr(still_proved, "seconds_without_limit", lambda _: 1e4)
+
+    def certified(threat: str, time_limit: float | None = None) -> dict[str, Any]:
+        text = RUN.format(rate=0.3, budget=9).replace('kind = "labels"\nbudget = 9', threat)
+        text = text.replace("[2, 4, 4, 4, 2]", "[2, 2]") + "at_least = 0.75\n"
+        limit = () if time_limit is None else ("--time-limit", str(time_limit))
+        path.write_text(text, encoding="utf-8")
+        main(["certify", str(path), "--out", str(out), "--no-report", "--force", *limit])
+        found: dict[str, Any] = json.loads((out / "result.json").read_text())
+        return found
+
+    name = "accuracy on test >= 0.75"
+    for threat, what in (
+        ('kind = "labels"\nbudget = {}', "budget"),
+        ('kind = "features"\nbudget = 12\nradius = {}', "radius"),
+    ):
+        wide = certified(threat.format(12 if what == "budget" else 100.0))
+        assert wide["properties"][0]["status"] != "PROVED"
+        bracket = wide["still_proved"][what][name]
+        assert 0 < bracket["proved"] < bracket["unproved"]
+        assert f"{what} = {bracket['proved']:g}" in " ".join(wide["worth"]["helps"])
+        assert f"{what} = {bracket['proved']:g}" in capsys.readouterr().out
+        if what == "radius":  # by the same level, whatever the threat was
+            near = certified(threat.format(bracket["proved"]))
+            assert near["properties"][0]["status"] == "PROVED"
+            assert (
+                certified(threat.format(bracket["unproved"]))["properties"][0]["status"] == "OPEN"
+            )
+        assert certified(threat.format(12), time_limit=0.0)["still_proved"] is None
+    assert certified('kind = "labels"\nbudget = 0')["still_proved"] is None

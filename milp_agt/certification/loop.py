@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -19,7 +20,7 @@ from milp_agt.bounds.linear.linearized_step import LinearizedStep, settle
 from milp_agt.bounds.linear.slopes import pack_slopes, unpack_slopes
 from milp_agt.bounds.step import NodeOrder, State, Step, initial_state, step_at_points, velocity_of
 from milp_agt.bounds.zonotope import WILD, pack_forward, unpack_forward
-from milp_agt.certification import carried, planning
+from milp_agt.certification import carried, choosing, planning
 from milp_agt.certification.bound_step import Bounder
 from milp_agt.certification.chain_list import Chains
 from milp_agt.certification.chains import OPTIMISED, Chain, pack_past, unpack_past
@@ -93,10 +94,8 @@ class BoundedRun:
             plan,
             self.updates,
         )
-        self.tree: TreePlan | None = None
-        if options.tree:
-            run = (step_graph, self.schedule, start, poison, training)
-            self.tree = TreePlan.of(*run, restriction, options.tree)
+        run = (step_graph, self.schedule, start, poison, training)
+        self.tree = choosing.tree_of(options, functools.partial(TreePlan.of, *run, restriction))
         self.nominal: dict[str, Tensor] = {n: v.to(device) for n, v in step_graph.initial.items()}
         if training.has_momentum:
             for name in step_graph.parameters:
@@ -109,7 +108,9 @@ class BoundedRun:
         deadline = None if limit is None else begun + limit
         flat = [chain.name for chain in self.chains if not chain.level.walks]
         forecast = {c.name: plan.first_walk for c in self.chains if c.level.walks}
-        self.time_limit = TimeLimit(deadline, plan.steps, plan.longest_window, flat, forecast)
+        self.time_limit = TimeLimit(
+            deadline, plan.steps, plan.longest_window, flat, forecast, limit=limit or 0.0
+        )
         self.bounder = Bounder(
             step_graph,
             self.schedule,
@@ -177,7 +178,7 @@ class BoundedRun:
                 adversary=self._adversary(),
                 batch=step.size,
                 chains=widths,
-                program=_counts(report),
+                program=None if report is None else report.counts,
             )
         )
 
@@ -248,10 +249,14 @@ class BoundedRun:
                 self.chains.inherit(tightest)
         boxes = self.chains.tightest.state.values()
         known = torch.cat([e.isfinite().flatten() for b in boxes for e in (b.lower, b.upper)])
-        if self.time_limit.is_over() and known.any() and not known.all():
-            for part in self.chains.parts:
-                part.state = {n: b.forgotten() for n, b in part.state.items()}
-            line = f"step {index + 1}: time limit, and some parameters have no bound: none has from here on"
+        why = ""
+        if self.time_limit.is_over() and not known.all():
+            why = "some parameters have no bound"
+        elif self.time_limit.is_lost(next(iter(self.chains)).name, index):
+            why = "intervals do not reach the last step in time"
+        if known.any() and why:
+            self.chains.forget()
+            line = f"step {index + 1}: time limit, and {why}: no parameter has a bound from here on"
             self.notes.fall_back(line, limit=True)
 
     def _is_out_of_time(self, chain: Chain, index: int, done: int | None = None) -> bool:
@@ -395,20 +400,7 @@ class BoundedRun:
             threat=self.claim,
             origin=self.origin,
             caution=self.caution,
+            helps=self.plan.helps(self.time_limit.limit) if self.notes.limit_reached else (),
             settings=settings(self.training, self.plan, self.step_graph.precision),
             run=run_in_words(self.training, self.plan.steps),
         )
-
-
-def _counts(report: program.ProgramReport | None) -> Mapping[str, int] | None:
-    if report is None:
-        return None
-    return {
-        **report.size,
-        "solves": report.solves,
-        "skipped": report.skipped,
-        "limited": report.limited,
-        "lost": report.lost,
-        "tightened": report.tightening.tightened,
-        "fixed": report.tightening.fixed,
-    }

@@ -10,14 +10,15 @@ from torch import Tensor
 
 from milp_agt.bounds.linear.window_bounds import CACHED_ELEMENTS
 from milp_agt.bounds.zonotope import refusal
+from milp_agt.certification.choosing import choose_level
 from milp_agt.certification.machine import slowness
 from milp_agt.certification.options import CertifyOptions
 from milp_agt.certification.selection_plan import Selections, selections_of
 from milp_agt.certification.sizes import (
     BASELINE,
     FLOAT,
+    LIVE_BOXES,
     MULTIPLIED_PER_SECOND,
-    ROWS_PER_ELEMENT,
     WALKED_PER_SECOND,
     Sizes,
 )
@@ -30,8 +31,6 @@ from milp_agt.training.inputs import bytes_of
 from milp_agt.training.tracing import StepGraph
 from milp_agt.training.training import Batch, Training
 
-# Boxes and temporaries alive at once for an element of a node in interval arithmetic.
-LIVE_BOXES = 12
 # 1 / LEAST_ROOM of the memory is the least for pieces.
 LEAST_ROOM = 8
 # Most rows of a backward pass, and of one for intermediate bounds.
@@ -67,7 +66,8 @@ class Plan:
     nothing over a zonotope. ``listing_on_trial``: so are listed selections after some steps. ``rows`` of a
     backward pass fit into memory; ``chunk`` of them share a pass in the run. ``first_walk`` are the
     predicted seconds of a backward pass of all entries through one step; ``seconds`` those of all steps,
-    where predictions were measured; not a number where nothing is known.
+    where predictions were measured; not a number where nothing is known. ``whole``: those of this
+    machine, under a time limit, of the level that was taken although they may be more than allowed.
     """
 
     asked: str
@@ -96,6 +96,7 @@ class Plan:
     single_thread: bool
     first_walk: float
     seconds: float
+    whole: float
     remarks: Remarks
 
     @property
@@ -106,6 +107,12 @@ class Plan:
         """Whether slopes are optimised after the step of this index."""
         last = index + 1 == self.steps
         return self.alpha_steps > 0 and (last or (index + 1) % self.alpha_every == 0)
+
+    def helps(self, limit: float) -> tuple[str, ...]:
+        """Settings with which the level of this plan is predicted to bound every step."""
+        if not self.whole > limit:
+            return ()
+        return (f"time_limit = {self.whole:.2g}, for '{self.relaxation.value}' in every step",)
 
     @property
     def first_optimised(self) -> int | None:
@@ -144,11 +151,19 @@ def make_plan(
     zonotope = sizes.zonotope(steps, moved, not poison.static)
     if options.relaxation == "auto":
         allowed = AUTO_TIME if time_limit is None else time_limit
-        level, remarks = _choose(
-            sizes, steps, walked, budget, allowed, solved, None if refused else zonotope
+        level, remarks, begun = choose_level(
+            sizes,
+            steps,
+            walked,
+            budget,
+            allowed,
+            solved,
+            None if refused else zonotope,
+            starts=time_limit is not None,
         )
     else:
         level, remarks = Relaxation.parse(options.relaxation), Remarks()
+        begun = math.nan
     alpha_steps, idle = _alpha_steps(options.alpha_steps, level, options.relaxation == "auto")
     remarks += idle
     seconds = sizes.inner(steps, walked)
@@ -219,6 +234,11 @@ def make_plan(
     cached = 0 if cuts else CACHED_ELEMENTS // (chunk * sizes.widest)
     walk_fragment = max(fewest, cached)
     rows = max(1, room // sizes.form(walk_fragment, walked))
+    total = (
+        told_apart.seconds
+        + seconds * (linear_inner and inner_widest is None)
+        + sizes.seconds(steps, walked, solved).get(level, math.nan)
+    )
     return Plan(
         asked=options.relaxation,
         relaxation=level,
@@ -256,9 +276,8 @@ def make_plan(
         single_thread=sizes.walked < THREADED_ELEMENTS
         or (level is Relaxation.INTERVAL and sizes.boxes < THREADED_BOXES),
         first_walk=slow * 2 * sizes.state * sizes.walked / WALKED_PER_SECOND,
-        seconds=told_apart.seconds
-        + seconds * (linear_inner and inner_widest is None)
-        + sizes.seconds(steps, walked, solved).get(level, math.nan),
+        seconds=total,
+        whole=slow * (total if math.isnan(begun) else begun),
         remarks=remarks,
     )
 
@@ -369,37 +388,3 @@ def _alpha_steps(asked: int, level: Relaxation, chosen: bool) -> tuple[int, Rema
         f"relaxation '{level.value}', which has no slopes",
         "use relaxation 'linear' or above, or leave alpha_steps out",
     )
-
-
-def _choose(
-    sizes: Sizes,
-    steps: int,
-    window: int,
-    memory: int,
-    seconds: float,
-    solved: int,
-    zonotope: tuple[float, int] | None,
-) -> tuple[Relaxation, Remarks]:
-    """The tightest level below milp whose predicted time and memory fit, with the reason as a remark."""
-    predicted = sizes.seconds(steps, window, solved)
-    rows = ROWS_PER_ELEMENT * sizes.curved * solved
-    needed = {
-        Relaxation.INTERVAL: 0,
-        Relaxation.LINEAR: FLOAT * LIVE_BOXES * sizes.boxes * window,
-        Relaxation.LP: 2 * FLOAT * LIVE_BOXES * sizes.boxes * window + 200 * rows,
-    }
-    if zonotope is not None:
-        predicted[Relaxation.ZONOTOPE], needed[Relaxation.ZONOTOPE] = zonotope
-    predicted = {level: predicted[level] for level in Relaxation if level in predicted}
-    fitting = [r for r in predicted if predicted[r] <= seconds and needed[r] <= memory] or [
-        Relaxation.INTERVAL
-    ]
-    chosen = fitting[-1]
-    table = ", ".join(
-        f"{r.value} {predicted[r]:.3g} s / {needed[r] / 2**20:.3g} MiB" for r in predicted
-    )
-    note = (
-        f"auto picked '{chosen.value}': predicted {table}; allowed {seconds:.3g} s / "
-        f"{memory / 2**20:.3g} MiB; milp is never picked unasked"
-    )
-    return chosen, Remarks(notes=(note,))

@@ -43,6 +43,19 @@ class ProgramReport:
     tightening: Tightening = field(default_factory=Tightening)
     incumbents: tuple[Sequence[Incumbents], ...] = field(default=(), repr=False)
 
+    @property
+    def counts(self) -> dict[str, int]:
+        """What a record of a step keeps."""
+        return {
+            **self.size,
+            "solves": self.solves,
+            "skipped": self.skipped,
+            "limited": self.limited,
+            "lost": self.lost,
+            "tightened": self.tightening.tightened,
+            "fixed": self.tightening.fixed,
+        }
+
     @staticmethod
     def of(found: Branched, seconds: float, listed: tuple[State, ...] = ()) -> ProgramReport:
         sizes = [evidence.objectives.program.size for evidence in found.evidence]
