@@ -24,12 +24,10 @@ from milp_agt.attacks.unrolled import Unrolled
 from milp_agt.bounds import program
 from milp_agt.bounds.adversary.joint import Joint
 from milp_agt.bounds.interval import bound_propagation
-from milp_agt.bounds.linear.linearized_step import LinearizedStep, linearize_step
+from milp_agt.bounds.linear.linearized_step import LinearizedStep
 from milp_agt.certification.recorder import MemoryRecorder
 from milp_agt.core.interval import Interval
-from milp_agt.core.restriction import UNRESTRICTED
 from milp_agt.core.results import Limits
-from milp_agt.core.strengthening import DEFAULT
 from milp_agt.data.dataset import load_dataset
 from milp_agt.properties.models import ReachableModels
 from milp_agt.solvers import get_solver
@@ -93,7 +91,6 @@ class Bounded:
         exact: bool,
         state: Mapping[str, Interval],
         seconds: float | None,
-        strengthening: agt.Strengthening = DEFAULT,
         worth: float = 0.0,
     ) -> tuple[Mapping[str, Interval], program.ProgramReport, float]:
         """The box after a step by one program, and the seconds of one core for an objective.
@@ -104,8 +101,6 @@ class Bounded:
         past, steps = self.steps[:first], self.steps[first:step]
         solver = get_solver("highs")
         begun = time.process_time()
-        if strengthening.obbt_seconds:
-            steps = [*steps[:-1], self._tightened(past, steps, strengthening.obbt_seconds)]
         encoded = program.encode_window(
             run.step_graph,
             run.schedule,
@@ -113,7 +108,6 @@ class Bounded:
             run.poison,
             exact,
             past=past,
-            strengthening=strengthening,
         )
         options = program.SolveOptions(solver, Limits(time=seconds), worth)
         found, report = program.bound_state(encoded, dict(state), options)
@@ -127,24 +121,6 @@ class Bounded:
         unrolled = Unrolled.of(run.step_graph, self.case.training(step), run.poison)
         found = Attacker(unrolled, Search()).attack(Envelope(), incumbents=incumbents)
         return torch.from_numpy(found.widths)
-
-    def _tightened(
-        self,
-        past: Sequence[LinearizedStep],
-        steps: Sequence[LinearizedStep],
-        seconds: float,
-    ) -> LinearizedStep:
-        run, joint, last = self.run, Joint(self.run.poison), steps[-1]
-        tightener = program.Tightener(
-            run.step_graph, run.schedule, run.poison, UNRESTRICTED, joint, past
-        )
-        deadline = time.monotonic() + seconds
-        options = program.SolveOptions(get_solver("highs"), Limits(), deadline=deadline)
-        tightened, did = tightener.tighten(
-            steps, lambda r: linearize_step(run.schedule, last.state, last.step, r, joint), options
-        )
-        print(f"      ({did.tightened} ends tightened, {did.fixed} phases fixed)")
-        return tightened
 
 
 def measure(
@@ -186,32 +162,6 @@ def measure(
         print(f"{step:4}       -  attacks {reached:.4e}  {1 - reached / linear:6.2%}", flush=True)
 
 
-SWITCHES = {
-    "default": (False, DEFAULT),
-    "obbt, 10 s": (False, replace(DEFAULT, obbt_seconds=10.0)),
-    "milp": (True, DEFAULT),
-    "milp, pieces=2": (True, replace(DEFAULT, pieces=2)),
-    "milp, pieces=4": (True, replace(DEFAULT, pieces=4)),
-}
-
-
-def compare_switches(case: Recorded, step: int, windows: Sequence[int], seconds: float) -> None:
-    """What each kind of strengthening gains over the linear engine."""
-    bounded = Bounded.of(case, step)
-    linear = bounded.states[step - 1]
-    print("window  strengthening       gain over linear  cpu s/objective     rows  binaries")
-    for window in windows:
-        for name, (exact, switches) in SWITCHES.items():
-            limit = seconds if exact else None
-            state, report, each = bounded.solve(step, window, exact, linear, limit, switches)
-            gain = 1 - mean_width(state) / mean_width(linear)
-            print(
-                f"{window:6}  {name:16}  {gain:17.3%}  {each:15.3f}  {report.size['rows']:7}  "
-                f"{report.size['integers']:8}",
-                flush=True,
-            )
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--small", action="store_true", help="two steps, windows of 1 and 2")
@@ -221,15 +171,9 @@ def main() -> None:
     parser.add_argument("--trees", type=int, default=3, help="longest window for milp")
     parser.add_argument("--seconds", type=float, default=2.0, help="limit of one milp objective")
     parser.add_argument("--widest", type=int, help="bound only so many parameters, the widest ones")
-    parser.add_argument(
-        "--switches", action="store_true", help="what strengthening gains at step 10"
-    )
     arguments = parser.parse_args()
     case = Recorded.load(arguments.case) if arguments.case else generated()
-    if arguments.switches:
-        few = arguments.small
-        compare_switches(case, 2 if few else 10, [1] if few else [1, 3], arguments.seconds)
-    elif arguments.small:
+    if arguments.small:
         measure(case, [2], [1, 2], 1, 0.05, arguments.widest)
     else:
         chosen = arguments.steps, arguments.windows

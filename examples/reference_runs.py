@@ -4,7 +4,7 @@
     python examples/reference_runs.py --case A_moons_282_ce.npz --features 1:0.01 --features 5:0.01 --labels 1
 
 A case is a recorded run (models/recorded.py). Without --case: two moons and a small network. All options of
-the certificate are the defaults unless --relaxation, --window, --inner-bounds, --selections, --alpha-steps
+the certificate are the defaults unless --relaxation, --window, --inner-bounds, --selections
 or --tree say otherwise; seconds are those of the processor.
 """
 
@@ -77,7 +77,6 @@ def main() -> None:
     parser.add_argument("--window", type=int)
     parser.add_argument("--inner-bounds")
     parser.add_argument("--selections")
-    parser.add_argument("--alpha-steps", type=int)
     parser.add_argument("--tree", type=float, help="seconds of a tree for each question")
     parser.add_argument("--narrow", type=float, help="seconds of a tree for the mean width")
     arguments = parser.parse_args()
@@ -89,7 +88,7 @@ def main() -> None:
         )
     asked = {
         key: getattr(arguments, key)
-        for key in ("relaxation", "window", "inner_bounds", "selections", "alpha_steps", "tree")
+        for key in ("relaxation", "window", "inner_bounds", "selections", "tree")
         if getattr(arguments, key) is not None
     }
     if arguments.narrow and not arguments.tree:

@@ -24,7 +24,6 @@ LEVELS: dict[str, dict[str, object]] = {
     "linear, window 1": BARE | {"window": 1},
     "lp, window 1": BARE | {"relaxation": "lp", "window": 1},
     "linear, whole run": WHOLE | {"selections": "joint"},
-    "linear, whole run, charged": WHOLE | {"selections": "charged"},
     "linear, whole run, each selection": WHOLE | {"selections": "enumerated"},
     "zonotope": {"relaxation": "zonotope"},
     "defaults": {},

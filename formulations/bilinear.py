@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -12,15 +11,13 @@ from torch import Tensor
 
 from milp_agt.core.encoder import Encoder
 from milp_agt.core.expression import Array, Expression, Index
-from milp_agt.core.graph import Cause, Graph, Node, Operation, Signature
-from milp_agt.core.influence import Influence, charge_of
+from milp_agt.core.graph import Graph, Node, Operation, Signature
 from milp_agt.core.interval import CLEAN, Interval
-from milp_agt.core.planes import FreeSlope, LinearBounds
-from milp_agt.core.rounding import TINY, UNIT_ROUNDOFF, Precision, gamma
+from milp_agt.core.rounding import TINY, Precision, gamma
 from milp_agt.errors import EncodingError
 from milp_agt.formulations.einsum import Letters, aligned, contracted, einsum, full_index, terms
 from milp_agt.formulations.interval_products import box_of_products
-from milp_agt.formulations.product_planes import BilinearPlanes, ProductPlanes, extremes
+from milp_agt.formulations.product_planes import BilinearPlanes
 from milp_agt.formulations.products import Products
 from milp_agt.formulations.registry import register
 from milp_agt.formulations.sum_samples import SumSamples
@@ -37,9 +34,7 @@ class Einsum(Operation):
 
     equation: str
     key = "bilinear"
-    cause = Cause.PRODUCTS
     exactness = "McCormick envelopes; exact where an operand is a point"
-    has_influence = True
     letters: Letters = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -137,103 +132,6 @@ class Einsum(Operation):
             4 * size,
         )
 
-    def free_slopes(self, *inputs: Interval) -> tuple[FreeSlope, ...]:
-        """For each scalar product, the slopes p of ``a`` and q of ``b``.
-
-        They lie within the ranges of the other operand: McCormick's four planes are the corners.
-        """
-        shape = self._full_shape(inputs)
-        found = []
-        for operand in (1, 0):
-            hull = inputs[operand].hull()
-            tensors = (inputs[operand].centre[CLEAN], hull.lower, hull.upper)
-            found.append(FreeSlope(*(self._full(t, operand).expand(shape) for t in tensors)))
-        return tuple(found)
-
-    def _full_shape(self, inputs: tuple[Interval, ...]) -> torch.Size:
-        """Extents of the full index, without states."""
-        a, b = (self._full(box.lower[CLEAN], j) for j, box in enumerate(inputs))
-        return torch.Size(np.broadcast_shapes(a.shape, b.shape))
-
-    def relax_with(self, slopes: Sequence[Tensor], *inputs: Interval) -> LinearBounds:
-        a, b = (
-            Interval(self._full(box.lower, j), self._full(box.upper, j))
-            for j, box in enumerate(inputs)
-        )
-        rank = a.lower.dim() - 1
-        p, q = (slope.unsqueeze(slope.dim() - rank) for slope in slopes)
-        lower, upper = extremes(p, q, a, b)
-        # |a b|, |p a|, |q b| and |p q| are at most (|a| + |q|)(|b| + |p|) together.
-        largest_a, largest_b = a.magnitude.amax(0), b.magnitude.amax(0)
-        with torch.no_grad():
-            size = self._total((largest_a + slopes[1].abs()) * (largest_b + slopes[0].abs()))
-            slack = 4 * size * self._gamma(inputs[0].lower, inputs[1].lower) + TINY
-            slack = slack.unsqueeze(slack.dim() - len(self.letters[2]))
-        return ProductPlanes(
-            self.letters,
-            self.full_index,
-            slopes[0],
-            slopes[1],
-            self._total(lower) - slack,
-            self._total(upper) + slack,
-            4 * size,
-        )
-
-    def _total(self, products: Tensor) -> Tensor:
-        """Sum over the contracted index, which comes last."""
-        axes = tuple(range(-len(self.contracted), 0))
-        return products.sum(axes) if axes else products
-
-    def influence(self, *inputs: Influence) -> Influence:
-        a, b = inputs
-        zero = torch.zeros((), dtype=torch.float64, device=a.down.device)
-        box, down, up = self._charged(a, b, zero, zero)
-        own = a.own if a.own is not None else b.own
-        size = self._einsum(a.hull().magnitude[0], b.hull().magnitude[0])
-        moved = Influence(box, down, up, a.budget, own)
-        return moved.settled(4 * size, self._roundings(a.down, b.down))
-
-    def relax_influence(self, *inputs: Influence) -> BilinearPlanes:
-        a, b = inputs
-        centre_a, centre_b = a.base.centre[CLEAN], b.base.centre[CLEAN]
-        box, down, up = self._charged(a, b, centre_a, centre_b)
-        middle = self._einsum(centre_a, centre_b)
-        size = 4 * self._einsum(a.hull().magnitude[0], b.hull().magnitude[0])
-        errors = Influence(box, down, up, a.budget).settled(size, self._roundings(a.down, b.down))
-        offsets = errors.columns()
-        return BilinearPlanes(
-            self.letters, centre_a, centre_b, offsets.lower - middle, offsets.upper - middle, size
-        )
-
-    def _roundings(self, a: Tensor, b: Tensor) -> float:
-        return 2.0 * self._gamma(a, b) / UNIT_ROUNDOFF + 64.0
-
-    def _charged(
-        self, a: Influence, b: Influence, q: Tensor, p: Tensor
-    ) -> tuple[Interval, Tensor, Tensor]:
-        """Base and influences of ``(a - q)(b - p)``, summed over the contracted index.
-
-        With base parts ``a_0``, ``b_0`` and deviations ``A = sum_{j in S} A_j``, ``B`` alike, the
-        product is ``(a_0 - q)(b_0 - p) + (a_0 - q) B + A (b_0 - p) + A B``. The last term is charged
-        as ``|A_j| reach_j(B)``, as ``reach_j(A) |B_j|``, or half and half: each sums up to at least
-        ``|A| |B|`` over S, since ``|B| <= reach_j(B)`` for every j in S.
-        """
-        base_a = Interval(a.base.lower - q, a.base.upper - q)
-        base_b = Interval(b.base.lower - p, b.base.upper - p)
-        base = box_of_products(self.letters, base_a, base_b)
-        by_b = box_of_products(self.letters, base_a, Interval(-b.down, b.up))
-        by_a = box_of_products(self.letters, Interval(-a.down, a.up), base_b)
-        size_a, size_b = torch.maximum(a.down, a.up), torch.maximum(b.down, b.up)
-        to_a = self._einsum(size_a, b.reach(size_b))
-        to_b = self._einsum(a.reach(size_a), size_b)
-        both, worst = to_a, a.worst(to_a)
-        for other in (to_b, 0.5 * (to_a + to_b)):
-            less = a.worst(other)
-            both = torch.where(less < worst, other, both)
-            worst = torch.minimum(less, worst)
-        down, up = both - by_a.lower - by_b.lower, both + by_a.upper + by_b.upper
-        return base, charge_of(down), charge_of(up)
-
     def vjp(
         self, graph: Graph, node: Node, cotangent: Node, wanted: tuple[bool, ...]
     ) -> tuple[Node | None, ...]:
@@ -268,13 +166,6 @@ class Einsum(Operation):
             self.letters[2].startswith("n"),
         )
         return products.encode().apply(total, shape).plus_error(self._rounding(*ranges))
-
-    def gaps(self, a: Interval, b: Interval) -> Array:
-        """How far the envelope of each scalar product is from it at worst, in the order of the program."""
-        index_a, index_b, _ = self._index(tuple(a.lower.shape[1:]), tuple(b.lower.shape[1:]))
-        widths = [box.hull().width.flatten().cpu().numpy() for box in (a, b)]
-        gaps: Array = 0.25 * widths[0][index_a] * widths[1][index_b]
-        return gaps
 
     def _rounding(self, a: Interval, b: Interval) -> Array:
         """Error of the run's sum and of the coefficients here, for each element of the result."""

@@ -31,7 +31,6 @@ class ChannelBias(LinearMap):
     summed: int = 0
     key = "channel_bias"
     exactness = "exact up to rounding"
-    has_influence = False
 
     def infer(self, *inputs: Signature) -> Signature:
         images, bias = inputs

@@ -129,7 +129,6 @@ class Shorten(Einsum):
 
     cap: float = torch.inf
     key = "shorten"
-    has_influence = False
     exactness = "McCormick envelopes, cut at the clipping norm"
 
     def interval(self, *inputs: Interval) -> Interval:

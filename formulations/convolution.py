@@ -43,7 +43,6 @@ class Convolution(LinearMap):
     transposed: bool = False
     key = "convolution"
     exactness = "exact up to rounding"
-    has_influence = False
 
     def to(self, device: torch.device) -> Convolution:
         bias = None if self.bias is None else self.bias.to(device)

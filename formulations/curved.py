@@ -11,7 +11,6 @@ from torch import Tensor
 
 from milp_agt.core.interval import Interval
 from milp_agt.core.rounding import TINY, UNIT_ROUNDOFF
-from milp_agt.formulations.charges import between, unknown_where
 from milp_agt.formulations.univariate import Smooth, on_line
 
 # Beyond this an argument counts as infinite: nothing overflows below it.
@@ -33,8 +32,6 @@ class Curved(Smooth):
 
     A subclass states ``value``, ``derivative`` with a bound on its error, and ``turns``.
     """
-
-    has_influence = True
 
     @property
     @abstractmethod
@@ -153,31 +150,3 @@ class Curved(Smooth):
         point[crosses] = c
         granted[crosses] = (gap.abs() + error) * (b - a)
         return point, granted, crosses
-
-    def secants(self, base: Interval, down: Tensor, up: Tensor) -> tuple[Interval, Interval]:
-        """By the mean value theorem all secants are values of f'; sharper where f' is monotone."""
-        left, right = super().secants(base, down, up)
-        low, high = base.lower, base.upper
-        return (
-            self._by_range(left, low - down, high),
-            self._by_range(right, low, high + up),
-        )
-
-    def _by_range(self, monotone: Interval, start: Tensor, end: Tensor) -> Interval:
-        start, end = torch.broadcast_tensors(start, end)
-        slopes = [self.derivative(start), self.derivative(end)]
-        turning = torch.zeros_like(start, dtype=torch.bool)
-        for turn in self.turns:
-            inside = (start <= turn) & (turn <= end)
-            turning = turning | inside
-            for side in (turn, math.nextafter(turn, math.inf)):
-                at_turn = self.derivative(torch.full_like(start, side))
-                slopes.append(torch.where(inside, at_turn, slopes[0]))
-        by_range = between(*slopes)
-        error = torch.maximum(self.derivative_error(start), self.derivative_error(end)) + TINY
-        by_range = Interval(by_range.lower - error, by_range.upper + error)
-        found = Interval(
-            torch.where(turning, by_range.lower, monotone.lower),
-            torch.where(turning, by_range.upper, monotone.upper),
-        )
-        return unknown_where(~((start >= -HUGE) & (end <= HUGE)), found)

@@ -11,7 +11,6 @@ from milp_agt.core.encoder import Encoder
 from milp_agt.core.expression import Expression, Index
 from milp_agt.core.interval import Interval
 from milp_agt.core.program import Function
-from milp_agt.formulations.charges import unknown_where
 from milp_agt.formulations.registry import register
 from milp_agt.formulations.univariate import Smooth
 
@@ -28,7 +27,6 @@ class Exponential(Smooth):
     """
 
     key = "exponential"
-    has_influence = True
     exactness = "chord slope with exact offsets; chord and tangent rows; exact in qcqp, miqp"
 
     def value(self, *inputs: Tensor) -> Tensor:
@@ -44,11 +42,6 @@ class Exponential(Smooth):
     def interval(self, *inputs: Interval) -> Interval:
         box = self.monotone(inputs[0].lower, inputs[0].upper)
         return Interval(box.lower.clamp(min=0.0), box.upper)
-
-    def secants(self, base: Interval, down: Tensor, up: Tensor) -> tuple[Interval, Interval]:
-        beyond = base.upper + up > CAP
-        left, right = super().secants(base, down, up)
-        return unknown_where(beyond, left), unknown_where(beyond, right)
 
     def encode_exactly(
         self, encoder: Encoder, column: Expression, argument: Index, box: Interval

@@ -5,11 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
 from milp_agt.core.graph import Graph, Node
-from milp_agt.core.interval import Interval
-from milp_agt.formulations.charges import unknown_where
 from milp_agt.formulations.clip import Clip
 from milp_agt.formulations.heaviside import Heaviside
 from milp_agt.formulations.linear import Combine
@@ -28,18 +25,6 @@ class Hardtanh(Clip):
 
     edges_count: bool = False
     key = "hardtanh"
-    has_influence = True
-
-    def secants(self, base: Interval, down: Tensor, up: Tensor) -> tuple[Interval, Interval]:
-        low, high = base.lower, base.upper
-        return self._slopes(low - down, high), self._slopes(low, high + up)
-
-    def _slopes(self, start: Tensor, end: Tensor) -> Interval:
-        """The slopes of the pieces that a range meets."""
-        inside = (start >= self.low) & (end <= self.high)
-        outside = (end <= self.low) | (start >= self.high)
-        found = Interval(inside.to(start.dtype), (~outside).to(start.dtype))
-        return unknown_where(torch.isnan(start) | torch.isnan(end), found)
 
     def vjp(
         self, graph: Graph, node: Node, cotangent: Node, wanted: tuple[bool, ...]

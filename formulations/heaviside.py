@@ -76,22 +76,6 @@ class Heaviside(Univariate):
             torch.where(falling, -0.5 / torch.where(falling, low, 1.0), zero),
         )
 
-    has_influence = True
-
-    def secants(self, base: Interval, down: Tensor, up: Tensor) -> tuple[Interval, Interval]:
-        """A flip from distance m to the kink has the secant ``1 / m`` at most."""
-        low, high = base.lower, base.upper
-        both = (low <= 0) & (high > 0)
-        flat = torch.zeros_like(down)
-        falls, rises = (low > 0) & (low - down <= 0), (high <= 0) & (high + up > 0)
-        infinite = flat + torch.inf
-        left = torch.where(falls, 1.0 / torch.where(falls, low, 1.0), flat)
-        right = torch.where(rises, 1.0 / torch.where(rises, high.abs(), 1.0), flat)
-        return (
-            Interval(flat, torch.where(both, infinite, left)),
-            Interval(flat, torch.where(both, infinite, right)),
-        )
-
     def program_slopes(self, box: Interval) -> tuple[list[Tensor], list[Tensor]]:
         zero = torch.zeros_like(box.lower[CLEAN])
         lower, upper = [zero], [zero]

@@ -1,4 +1,4 @@
-"""What constant linear maps have in common: influences, and planes that charge only rounding."""
+"""What constant linear maps have in common: planes that lose only rounding."""
 
 from __future__ import annotations
 
@@ -10,8 +10,6 @@ from torch import Tensor
 
 from milp_agt.core.expression import Array
 from milp_agt.core.graph import Operation
-from milp_agt.core.influence import Influence
-from milp_agt.core.planes import LinearBounds
 
 Scale = float | Tensor
 # Roundings in a row of a linear map of at most this many terms, besides those of longer sums.
@@ -19,23 +17,11 @@ FEW_TERMS = 96
 
 
 class LinearMap(Operation):
-    """A constant linear map: influences go through it sample by sample."""
-
-    has_influence = True
+    """A constant linear map."""
 
     def terms(self) -> int:
         """Terms of the longest sum."""
         return 1
-
-    def influence(self, *inputs: Influence) -> Influence:
-        columns = self.interval(*(i.columns() for i in inputs))
-        own = next((i.own for i in inputs if i.own is not None), None)
-        size = self.relax_influence(*inputs).magnitude
-        moved = Influence.of(columns, inputs[0].budget, own)
-        return moved.settled(size, 8.0 * self.terms() + FEW_TERMS)
-
-    def relax_influence(self, *inputs: Influence) -> LinearBounds:
-        return self.relax(*(i.hull() for i in inputs))
 
 
 class _Linear(Protocol):
@@ -46,7 +32,7 @@ class _Linear(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class LinearPlanes:
-    """``v = L u + constant``: the pull is the transpose of L; only rounding is charged.
+    """``v = L u + constant``: the pull is the transpose of L; only rounding is lost.
 
     ``elementwise`` is how many inputs there are if every element of the result reads those at its
     own place with the same scales, so that coefficients of a part may be pulled alone; else 0.

@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from milp_agt.core.encoder import Encoder
 from milp_agt.core.expression import Array, Expression, add
-from milp_agt.core.graph import Cause, Operation, Signature
+from milp_agt.core.graph import Operation, Signature
 from milp_agt.core.interval import CLEAN, Interval
 from milp_agt.core.rounding import TINY, gamma
 from milp_agt.errors import EncodingError
@@ -56,7 +56,6 @@ class MaxPool(Operation):
 
     windows: Windows
     key = "max_pool"
-    cause = Cause.FLIPS
     exactness = "box exact; planes exact where one element dominates; choice binaries (milp)"
 
     def infer(self, *inputs: Signature) -> Signature:

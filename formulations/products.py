@@ -15,7 +15,6 @@ from milp_agt.core.encoder import Encoder
 from milp_agt.core.expression import Expression, Index, add, stacked
 from milp_agt.core.interval import CLEAN, Interval
 from milp_agt.core.rounding import TINY, gamma
-from milp_agt.formulations.pieces import encode_pieces
 
 # Products whose planes are off by less than this share of their size get no column.
 FLAT = 2.0**-44
@@ -44,8 +43,6 @@ class Products:
         linear = fixed[0] | fixed[1]
         plane = _is_point(boxes[0].clean) | _is_point(boxes[1].clean)
         plane |= not self.encoder.envelopes
-        pieced = np.isin(np.arange(linear.size), self._pieced())
-        plane &= ~pieced
         plane &= not self.encoder.exact_products
         plane = (plane | _is_flat(*boxes)) & ~linear
         parts = [np.flatnonzero(m) for m in (linear, plane, ~linear & ~plane)]
@@ -120,31 +117,7 @@ class Products:
                     encoder.at_least(form, away.lower - p * q - slack, lazy)
                 else:
                     encoder.at_most(form, away.upper - p * q + slack, lazy)
-        some = np.flatnonzero(np.isin(part, self._pieced()))
-        if some.size:
-            self._cut(part[some], column.take(some), _picked(box_a, some), _picked(box_b, some))
         return column
-
-    def _pieced(self) -> Index:
-        """The products that get piecewise envelopes."""
-        return self.encoder.pieced.get(self.encoder.origin, np.zeros(0, dtype=np.int64))
-
-    def _cut(self, part: Index, column: Expression, box_a: Interval, box_b: Interval) -> None:
-        """Piecewise envelopes; the operand without a sample axis is cut, so that samples share it."""
-        operands = [
-            (expression, box.hull().lower.cpu().numpy(), box.hull().upper.cpu().numpy())
-            for expression, box in zip(self._operands(part), (box_a, box_b), strict=True)
-        ]
-        shared = [index[part] for index in self.index]
-        cut = 0 if np.unique(shared[0]).size <= np.unique(shared[1]).size else 1
-        encode_pieces(
-            self.encoder,
-            column,
-            operands[cut],
-            operands[1 - cut],
-            shared[cut],
-            self.encoder.strengthening.pieces,
-        )
 
     def _pure(self, part: Index) -> tuple[Index, Index]:
         """Columns of both operands; an element that stands in many products gets one."""

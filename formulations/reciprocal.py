@@ -12,7 +12,6 @@ from milp_agt.core.encoder import Encoder
 from milp_agt.core.expression import Expression, Index
 from milp_agt.core.interval import Interval
 from milp_agt.core.rounding import TINY, gamma
-from milp_agt.formulations.charges import unknown_where
 from milp_agt.formulations.registry import register
 from milp_agt.formulations.univariate import Smooth
 
@@ -26,7 +25,6 @@ class Reciprocal(Smooth):
     """
 
     key = "reciprocal"
-    has_influence = True
     exactness = "chord slope with exact offsets; chord and tangent rows; exact in qcqp and miqp"
 
     def value(self, *inputs: Tensor) -> Tensor:
@@ -45,10 +43,6 @@ class Reciprocal(Smooth):
     def interval(self, *inputs: Interval) -> Interval:
         (box,) = inputs
         return self.monotone(box.upper, box.lower)
-
-    def secants(self, base: Interval, down: Tensor, up: Tensor) -> tuple[Interval, Interval]:
-        left, right = super().secants(base, down, up)
-        return unknown_where(base.lower - down <= 0, left), unknown_where(base.lower <= 0, right)
 
     def encode_exactly(
         self, encoder: Encoder, column: Expression, argument: Index, box: Interval

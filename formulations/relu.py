@@ -14,7 +14,6 @@ from milp_agt.core.graph import Graph, Node
 from milp_agt.core.interval import CLEAN, Interval
 from milp_agt.core.rounding import Precision
 from milp_agt.formulations.bilinear import Einsum
-from milp_agt.formulations.charges import between
 from milp_agt.formulations.heaviside import Heaviside, restricted, scatter
 from milp_agt.formulations.linear import Combine
 from milp_agt.formulations.registry import register
@@ -84,27 +83,10 @@ class Relu(Univariate):
         chord, line = self._chord(clean), self._stable(clean)
         return (line, chord) if self.negative_slope <= 1.0 else (chord, line)
 
-    has_influence = True
-
-    def secants(self, base: Interval, down: Tensor, up: Tensor) -> tuple[Interval, Interval]:
-        low, high = base.lower, base.upper
-        to_left, to_right = self._slope(high > 0), self._slope(low >= 0)
-        return (
-            between(to_left, self._secant(low, -down)),
-            between(to_right, self._secant(high, up)),
-        )
-
     def _slope(self, on: Tensor) -> Tensor:
         """1 where the mask holds, k elsewhere; torch would make float32 of two plain numbers."""
         one = torch.ones_like(on, dtype=torch.float64)
         return torch.where(on, one, self.negative_slope * one)
-
-    def _secant(self, x: Tensor, move: Tensor) -> Tensor:
-        far = x + move
-        short = move.abs() <= 1e-6 * (1.0 + x.abs())
-        at_far = self._slope(far > 0)
-        quotient = (self.value(far) - self.value(x)) / torch.where(short, 1.0, move)
-        return torch.where(short, at_far, quotient)
 
     def program_slopes(self, box: Interval) -> tuple[list[Tensor], list[Tensor]]:
         hull = box.hull()

@@ -11,7 +11,6 @@ from torch import Tensor
 from milp_agt.core.encoder import Encoder
 from milp_agt.core.expression import Expression
 from milp_agt.core.graph import Operation, Signature
-from milp_agt.core.influence import Influence
 from milp_agt.core.interval import Interval
 from milp_agt.core.planes import BackwardSlopes, LinearBounds
 from milp_agt.core.rounding import Precision
@@ -67,7 +66,6 @@ class RunRounding(Operation):
     factor: float = 1.0
     key = "run_rounding"
     exactness = "exact up to the rounding of a run in reduced precision, by the sizes of all terms"
-    has_influence = True
 
     def to(self, device: torch.device) -> RunRounding:
         rule = self.rule
@@ -95,14 +93,6 @@ class RunRounding(Operation):
         error = self.error(*inputs)
         size = (inputs[0].magnitude + error).amax(0)
         return RoundedPlanes(len(inputs) - 1, -error, error, size)
-
-    def influence(self, *inputs: Influence) -> Influence:
-        """Rounding is charged to nobody."""
-        error = self.error(*(i.hull() for i in inputs))
-        return replace(inputs[0], base=inputs[0].base.widen(error))
-
-    def relax_influence(self, *inputs: Influence) -> LinearBounds:
-        return self.relax(*(i.hull() for i in inputs))
 
     def encode(
         self, encoder: Encoder, inputs: tuple[Expression, ...], ranges: tuple[Interval, ...]

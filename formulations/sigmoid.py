@@ -15,12 +15,12 @@ from milp_agt.core.program import Function
 from milp_agt.formulations.bilinear import Einsum
 from milp_agt.formulations.quadratic import Quadratic
 from milp_agt.formulations.registry import register
-from milp_agt.formulations.univariate import Sigmoidal
+from milp_agt.formulations.univariate import Smooth
 
 
 @register
 @dataclass(frozen=True)
-class Sigmoid(Sigmoidal):
+class Sigmoid(Smooth):
     """``f(z) = 1 / (1 + exp(-z))``, increasing; ``f' = f (1 - f)``, so ``f' = m`` at the logits of
     ``(1 +- sqrt(1 - 4 m)) / 2`` for 0 < m <= 1/4.
     """

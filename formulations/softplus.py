@@ -14,7 +14,6 @@ from milp_agt.core.graph import Graph, Node
 from milp_agt.core.interval import Interval
 from milp_agt.core.rounding import ELEMENTARY, TINY, UNIT_ROUNDOFF
 from milp_agt.errors import EncodingError
-from milp_agt.formulations.charges import unknown_where
 from milp_agt.formulations.curved import Curved
 from milp_agt.formulations.registry import register
 from milp_agt.formulations.sigmoid import times
@@ -52,10 +51,6 @@ class _Softened(Curved):
         (box,) = inputs
         found = self.monotone(box.lower, box.upper).widen(self._beyond(box.upper))
         return Interval(found.lower.clamp(min=0.0), found.upper)
-
-    def _by_range(self, monotone: Interval, start: Tensor, end: Tensor) -> Interval:
-        found = super()._by_range(monotone, start, end)
-        return unknown_where(self.beta * end > 0.999 * self.threshold, found)
 
 
 @register

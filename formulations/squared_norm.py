@@ -12,7 +12,7 @@ from torch import Tensor
 
 from milp_agt.core.encoder import Encoder
 from milp_agt.core.expression import Expression, add
-from milp_agt.core.graph import Cause, Operation, Signature
+from milp_agt.core.graph import Operation, Signature
 from milp_agt.core.interval import CLEAN, Interval
 from milp_agt.core.planes import LinearBounds
 from milp_agt.core.rounding import TINY, Precision, gamma
@@ -55,7 +55,6 @@ class SquaredNorm(Operation):
     ranks: tuple[int, ...]
     batched: bool = True
     key = "squared_norm"
-    cause = Cause.CURVATURE
     exactness = "secant and tangent of the whole sum; tangent rows at the centre and the corners"
 
     def infer(self, *inputs: Signature) -> Signature:

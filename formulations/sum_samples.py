@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import scipy.sparse as sp
@@ -12,12 +12,11 @@ from torch import Tensor
 from milp_agt.core.encoder import Encoder
 from milp_agt.core.expression import Expression
 from milp_agt.core.graph import Operation, Signature
-from milp_agt.core.influence import Influence
 from milp_agt.core.interval import Interval
 from milp_agt.core.planes import LinearBounds
 from milp_agt.core.rounding import FLOAT64, Precision, gamma
 from milp_agt.errors import EncodingError
-from milp_agt.formulations.linear_map import FEW_TERMS, LinearPlanes, as_array
+from milp_agt.formulations.linear_map import LinearPlanes, as_array
 from milp_agt.formulations.registry import register
 
 
@@ -71,19 +70,6 @@ class SumSamples(Operation):
 
     def interval(self, *inputs: Interval) -> Interval:
         raise EncodingError("A sum over samples was bounded alone", "", "use the interval engine")
-
-    has_influence = True
-
-    def influence(self, *inputs: Influence) -> Influence:
-        (own,) = inputs
-        total = Interval(own.base.lower.sum(1), own.base.upper.sum(1))
-        moved = Influence(total, own.down.sum(1), own.up.sum(1), own.budget)
-        size = own.hull().magnitude[0].sum(0)
-        settled = moved.settled(size, 8.0 * own.base.lower.shape[1] + FEW_TERMS)
-        return replace(settled, base=self.widened(settled.base, size))
-
-    def relax_influence(self, *inputs: Influence) -> LinearBounds:
-        return self.relax(inputs[0].hull())
 
     def transpose(
         self, coefficients: Tensor, samples: int, diagonal: bool = False

@@ -15,12 +15,12 @@ from milp_agt.core.program import Function
 from milp_agt.formulations.quadratic import Quadratic
 from milp_agt.formulations.registry import register
 from milp_agt.formulations.sigmoid import times
-from milp_agt.formulations.univariate import Sigmoidal
+from milp_agt.formulations.univariate import Smooth
 
 
 @register
 @dataclass(frozen=True)
-class Tanh(Sigmoidal):
+class Tanh(Smooth):
     """``f(z) = tanh(z)``, increasing; ``f' = 1 - f^2``, so ``f' = m`` at ``+-artanh(sqrt(1 - m))``."""
 
     key = "tanh"

@@ -12,13 +12,11 @@ from torch import Tensor
 
 from milp_agt.core.encoder import Encoder
 from milp_agt.core.expression import Expression, Index, add
-from milp_agt.core.graph import Cause, Operation, Signature
-from milp_agt.core.influence import Influence
+from milp_agt.core.graph import Operation, Signature
 from milp_agt.core.interval import CLEAN, Interval
-from milp_agt.core.planes import FreeSlope, LinearBounds
+from milp_agt.core.planes import LinearBounds
 from milp_agt.core.rounding import ELEMENTARY, TINY, UNIT_ROUNDOFF, Precision, gamma
 from milp_agt.errors import EncodingError
-from milp_agt.formulations.charges import between, charged
 from milp_agt.formulations.registry import ElementwisePlanes
 
 
@@ -37,7 +35,6 @@ class Univariate(Operation):
     for several slopes.
     """
 
-    cause = Cause.FLIPS
     lazy_rows: ClassVar[bool] = False  # further rows of a program only wait for a point beyond them
 
     def infer(self, *inputs: Signature) -> Signature:
@@ -81,20 +78,8 @@ class Univariate(Operation):
         (box,) = inputs
         return self.relax_with(self.slopes(Interval(box.lower[CLEAN], box.upper[CLEAN])), box)
 
-    def free_slopes(self, *inputs: Interval) -> tuple[FreeSlope, ...]:
-        """Up to where the plane would turn by twice the gap between two parallel planes over the box."""
-        (box,) = inputs
-        hull = box.hull()
-        straight = self.is_linear_on(hull) | ~(hull.width > 0)
-        found = []
-        for slope in self.slopes(Interval(box.lower[CLEAN], box.upper[CLEAN])):
-            gap = self.residual(slope, hull).width
-            reach = torch.where(straight, 0.0, 2.0 * gap / torch.where(straight, 1.0, hull.width))
-            reach = torch.where(torch.isfinite(reach), reach, 0.0)
-            found.append(FreeSlope(slope, slope - reach, slope + reach))
-        return tuple(found)
-
     def relax_with(self, slopes: Sequence[Tensor], *inputs: Interval) -> LinearBounds:
+        """Linear bounds that hold on the given range, with any slopes of the lower and the upper plane."""
         (box,), (slope_lower, slope_upper) = inputs, slopes
         parallel = slope_lower is slope_upper
         rank = box.lower.dim() - 1
@@ -116,77 +101,6 @@ class Univariate(Operation):
             below.lower - slack,
             above.upper + slack,
             size.amax(size.dim() - rank - 1),
-        )
-
-    def secants(self, base: Interval, down: Tensor, up: Tensor) -> tuple[Interval, Interval]:
-        """Ranges of ``(f(c + d) - f(c)) / d`` for c in the base, to the left and to the right.
-
-        To the left ``d`` is in ``[-down, 0)``, to the right in ``(0, up]``; ends may be infinite.
-        Only operations with ``has_influence`` have this rule.
-        """
-        raise self._no_influence()
-
-    def influence(self, *inputs: Influence) -> Influence:
-        (argument,) = inputs
-        level = torch.zeros_like(argument.base.lower[CLEAN])
-        lower, upper = charged(self, argument, level, level)
-        box = Interval(lower.base.lower, upper.base.upper)
-        hull = argument.hull()
-        value = self.interval(hull).magnitude
-        slack = 4.0 * self.rounding(hull.magnitude, value)
-        moved = Influence(box.widen(slack), lower.down, upper.up, argument.budget, argument.own)
-        return moved.settled(value[CLEAN], 64.0)
-
-    def relax_influence(self, *inputs: Influence) -> LinearBounds:
-        """The better of two choices of slopes: those of the base, those of all that can be reached."""
-        (argument,) = inputs
-        first, second = (
-            self._charged_planes(
-                argument, self.slopes(Interval(box.lower[CLEAN], box.upper[CLEAN]))
-            )
-            for box in (argument.base, argument.hull_if_own_is_clean())
-        )
-
-        def gap(planes: ElementwisePlanes) -> Tensor:
-            low, high = planes.lower, planes.upper
-            down, up = low[:1] - low[1:], high[1:] - high[:1]
-            return high[0] - low[0] + argument.worst(down) + argument.worst(up)
-
-        wins = gap(second) < gap(first)
-        lower = torch.where(wins, second.slope_lower, first.slope_lower)
-        upper = lower
-        if first.slope_lower is not first.slope_upper:
-            upper = torch.where(wins, second.slope_upper, first.slope_upper)
-        return ElementwisePlanes(
-            lower,
-            upper,
-            torch.where(wins, second.lower, first.lower),
-            torch.where(wins, second.upper, first.upper),
-            torch.where(wins, second.magnitude, first.magnitude),
-        )
-
-    def _charged_planes(
-        self, argument: Influence, slopes: tuple[Tensor, Tensor]
-    ) -> ElementwisePlanes:
-        slope_lower, slope_upper = slopes
-        below, above = charged(self, argument, slope_lower, slope_upper)
-        hull = argument.hull()
-        value = self.interval(hull).magnitude
-        steepest = torch.maximum(slope_lower.abs(), slope_upper.abs())
-        size = value + on_line(steepest, hull.magnitude)
-        slack = (4.0 * self.rounding(hull.magnitude, value) + gamma(8) * size)[CLEAN]
-        below, above = (
-            Influence(
-                each.base.widen(slack), each.down, each.up, argument.budget, argument.own
-            ).settled(size[CLEAN], 64.0)
-            for each in (below, above)
-        )
-        return ElementwisePlanes(
-            slope_lower,
-            slope_upper,
-            below.columns().lower,
-            above.columns().upper,
-            size[CLEAN],
         )
 
     def encode(
@@ -244,7 +158,6 @@ class Smooth(Univariate):
     the rounding that is granted anyway.
     """
 
-    cause = Cause.CURVATURE
     lazy_rows: ClassVar[bool] = True
 
     @abstractmethod
@@ -277,23 +190,6 @@ class Smooth(Univariate):
         values = torch.stack([self.value(x) - on_line(slope, x) for x in ends])
         return Interval(values.amin(0), values.amax(0))
 
-    def secants(self, base: Interval, down: Tensor, up: Tensor) -> tuple[Interval, Interval]:
-        """Where f' is monotone on all that is reached: from the derivative at the base to the secant
-        over the whole reach. Subclasses of which this is true say so by ``has_influence``.
-        """
-        low, high = base.lower, base.upper
-        return (
-            between(self.derivative(high), self.secant(low, -down)),
-            between(self.derivative(low), self.secant(high, up)),
-        )
-
-    def secant(self, x: Tensor, move: Tensor) -> Tensor:
-        """``(f(x + move) - f(x)) / move``; the derivative at the far end where that would cancel."""
-        far = x + move
-        short = move.abs() <= 1e-6 * (1.0 + x.abs())
-        quotient = (self.value(far) - self.value(x)) / torch.where(short, 1.0, move)
-        return torch.where(short, self.derivative(far), quotient)
-
     def chord(self, box: Interval) -> Tensor:
         """Slope of the secant over the box, or the derivative where the box is too narrow for it."""
         width = box.upper - box.lower
@@ -311,34 +207,3 @@ class Smooth(Univariate):
         points = [clean.lower, clean.upper, clean.centre, hull.lower, hull.upper]
         slopes = [self.derivative(x) for x in points] + [self.chord(hull)]
         return slopes, slopes
-
-
-class Sigmoidal(Smooth):
-    """A smooth function whose f' rises up to 0 and falls from there on."""
-
-    has_influence = True
-
-    def secants(self, base: Interval, down: Tensor, up: Tensor) -> tuple[Interval, Interval]:
-        """Across 0, secants are at most ``f'`` nearest to 0; the least one is at an end."""
-        left, right = super().secants(base, down, up)
-        low, high = base.lower, base.upper
-        slow = torch.minimum(self.derivative(low), self.derivative(high))
-
-        def across(start: Tensor, end: Tensor, move: Tensor) -> Interval:
-            least = torch.minimum(self.secant(low, move), self.secant(high, move))
-            nearest = torch.clamp(torch.zeros_like(move), min=start, max=end)
-            return Interval(torch.minimum(slow, least), self.derivative(nearest))
-
-        to_left, to_right = across(low - down, high, -down), across(low, high + up, up)
-        one_sided_left = (high <= 0) | (low - down >= 0)
-        one_sided_right = (low >= 0) | (high + up <= 0)
-        return (
-            Interval(
-                torch.where(one_sided_left, left.lower, to_left.lower),
-                torch.where(one_sided_left, left.upper, to_left.upper),
-            ),
-            Interval(
-                torch.where(one_sided_right, right.lower, to_right.lower),
-                torch.where(one_sided_right, right.upper, to_right.upper),
-            ),
-        )

@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from milp_agt.certification.result import load as load
     from milp_agt.core.reachable import Bounds as Bounds
     from milp_agt.core.results import Limits as Limits
-    from milp_agt.core.strengthening import Strengthening as Strengthening
     from milp_agt.data import Dataset as Dataset
     from milp_agt.data import load_dataset as load_dataset
     from milp_agt.errors import MilpAgtError as MilpAgtError
@@ -77,7 +76,6 @@ _HOMES = {
     "Search": "attacks",
     "SeparatePoisoning": "threats",
     "StepDecay": "training.schedules",
-    "Strengthening": "core.strengthening",
     "Substitution": "threats",
     "Training": "training.training",
     "Witness": "properties.witness",

@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import milp_agt as agt
-from milp_agt.bounds.adversary.charged import can_be_charged
 from milp_agt.bounds.adversary.enumerated import count_cases
 from milp_agt.errors import InvalidInputError
 
@@ -103,17 +102,13 @@ def drawn_problem(draw: Any, most: int, hidden: int) -> Problem:
 def problems(draw: Any) -> tuple[Problem, dict[str, Any]]:
     """A run with a threat, and a way to bound it by linear forms."""
     problem = drawn_problem(draw, most=7, hidden=4)
-    training = problem.training
     options = {
         "relaxation": "linear",
         "window": draw(st.sampled_from((1, 2, None))),
         "inner_bounds": draw(st.sampled_from(("interval", "linear"))),
     }
     poison = Replay(problem).poison
-    plain = training.clip is None and training.projection is None
-    ways: list[dict[str, Any]] = [{"selections": "joint"}, {"alpha_steps": 2}]
-    if plain and can_be_charged(poison, problem.restriction):
-        ways += [{"selections": "charged"}] * 3
+    ways: list[dict[str, Any]] = [{"selections": "joint"}]
     if count_cases(poison) < 40:
         ways += [{"selections": "enumerated"}]
     return problem, options | draw(st.sampled_from(ways))
@@ -121,7 +116,7 @@ def problems(draw: Any) -> tuple[Problem, dict[str, Any]]:
 
 @st.composite
 def programs(draw: Any) -> tuple[Problem, dict[str, Any]]:
-    """A tiny run with a threat, and any program for it, with or without pieces, by trees of our own."""
+    """A tiny run with a threat, and any program for it, by trees of our own."""
     problem = drawn_problem(draw, most=3, hidden=2)
     options = {
         "relaxation": draw(st.sampled_from(("lp", "milp", "milp", "qcqp", "miqp"))),
@@ -129,7 +124,6 @@ def programs(draw: Any) -> tuple[Problem, dict[str, Any]]:
         "program_window": draw(st.sampled_from((1, 1, 2))),
         "selections": draw(st.sampled_from(("joint", None))),
         "inner_bounds": draw(st.sampled_from(("interval", "linear"))),
-        "strengthening": agt.Strengthening(pieces=draw(st.sampled_from((1, 1, 2, 3)))),
         "solve_limits": agt.Limits(nodes=draw(st.sampled_from((1, 5, 30)))),
     }
     return problem, options

@@ -45,8 +45,7 @@ class Run:
     @property
     def tolerance(self) -> float:
         """On a machine that rounds differently."""
-        charged = self.options.get("selections") == "charged"
-        if self.options.get("alpha_steps") or charged or self.zonotope:
+        if self.zonotope:
             return OF_CHOICES
         programs = self.options.get("relaxation") in ("lp", "milp", "qcqp", "miqp")
         return OF_PROGRAMS if programs else OF_FORMS
@@ -144,7 +143,7 @@ RUNS: dict[str, Run] = {
         asks=("accuracy",),
     ),
     "little memory": Run(
-        agt.FeatureLabelPoisoning(2, 0.1, norm=2),
+        agt.FeatureLabelPoisoning(2, 0.1, norm=2, static=False),
         LINEAR | {"inner_bounds": "linear", "memory": 1024},
         "cross_entropy",
         asks=("loss",),
@@ -179,13 +178,6 @@ RUNS: dict[str, Run] = {
         activation=leaky,
         features=4,
     ),
-    "charged, both": Run(
-        agt.FeatureLabelPoisoning(2, 0.05),
-        LINEAR | {"selections": "charged", "inner_bounds": "linear"},
-        "cross_entropy",
-        {"momentum": 0.5},
-        asks=("accuracy",),
-    ),
     "enumerated, moved targets": Run(
         agt.LabelPoisoning(2, 0.3, norm=2, samples=[0, 1, 4, 5]),
         LINEAR | {"selections": "enumerated"},
@@ -193,12 +185,6 @@ RUNS: dict[str, Run] = {
         MINI | {"schedule": agt.InverseTimeDecay(0.5, unit="epoch")},
         activation=nn.Tanh,
         asks=("loss",),
-    ),
-    "optimised slopes, both": Run(
-        agt.FeatureLabelPoisoning(1, 0.1, static=False),
-        LINEAR | {"alpha_steps": 3, "alpha_every": 2},
-        training={"epochs": 3, "momentum": 0.5},
-        asks=("accuracy",),
     ),
     "enumerated, separate budgets": Run(
         agt.SeparatePoisoning(
@@ -265,20 +251,6 @@ RUNS: dict[str, Run] = {
         PROGRAM | {"relaxation": "lp", "selections": "enumerated"},
         training={"epochs": 2, "weight_decay": 0.1},
         asks=("loss",),
-        **TINY,
-    ),
-    "lp, whole run, charged": Run(
-        agt.FeatureLabelPoisoning(1, 0.1),
-        PROGRAM | {"relaxation": "lp", "window": None, "selections": "charged"},
-        training={"epochs": 2},
-        asks=("accuracy",),
-        **TINY,
-    ),
-    "milp, pieces, labels": Run(
-        agt.LabelPoisoning(1),
-        PROGRAM | {"relaxation": "milp", "strengthening": agt.Strengthening(pieces=2)},
-        training={"epochs": 2},
-        asks=("accuracy",),
         **TINY,
     ),
     "milp, substitution": Run(

@@ -284,7 +284,7 @@ def test_what_cannot_be_enumerated_is_refused() -> None:
 
 def test_selections_are_enumerated_unasked_where_that_is_cheap() -> None:
     case = problem(THREATS["features"])
-    result = agt.certify(case.model, case.data, case.training, case.threat)
+    result = agt.certify(case.model, case.data, case.training, case.threat, carried="none")
     assert "linear, each selection" in result.steps[-1].chains
     dear = problem(agt.FeaturePoisoning(12, 0.05), samples=24)
     result = agt.certify(dear.model, dear.data, dear.training, dear.threat)

@@ -168,9 +168,9 @@ def test_auto_picks_and_explains() -> None:
 
 def test_a_note_is_no_fallback_and_an_old_file_has_none(tmp_path) -> None:
     """A choice is a note, what could not be had a fallback; both are kept."""
-    result = certify(relaxation="auto", time_limit=0, alpha_steps=2)
+    result = certify(relaxation="auto", memory=1)
     assert [text.split()[0] for text in result.notes] == ["auto"]
-    assert [text.split()[0] for text in result.fallbacks] == ["alpha_steps"]
+    assert [text.split()[0] for text in result.fallbacks] == ["memory"]
     result.save(tmp_path / "run")
     loaded = agt.load(tmp_path / "run")
     assert (loaded.notes, loaded.fallbacks) == (result.notes, result.fallbacks)

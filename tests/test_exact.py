@@ -245,7 +245,7 @@ def test_a_question_on_top_of_the_run_is_exact_too(solver: str, steps: int) -> N
     span = program.Span(window, recorder.states["linear"][-1], models.poison, UNRESTRICTED)
     question = program.FinalWindow(
         program.Encoding(models.step_graph, models.schedule, True, True),
-        program.Together(span),
+        span,
         program.SolveOptions(get_solver(solver), Limits(gap=0.0)),
     )
     known = Interval(torch.full((1, 2, 1), -9.0).double(), torch.full((1, 2, 1), 9.0).double())

@@ -27,12 +27,10 @@ from problems import problem as small
 from torch import nn
 
 import milp_agt as agt
-from milp_agt.bounds.adversary.charged import can_be_charged
 from milp_agt.bounds.adversary.enumerated import count_cases
-from milp_agt.core.graph import Cause
 from milp_agt.errors import InvalidInputError, UnsupportedOperationError
 
-DRAWN = settings(max_examples=40, deadline=None, derandomize=True)
+DRAWN = settings(max_examples=24, deadline=None, derandomize=True)
 FEW = settings(max_examples=8, deadline=None, derandomize=True)
 FLOAT32 = {"precision": "float32"}
 
@@ -59,10 +57,7 @@ def test_linear_forms_hold_float32_runs(
     problem: Problem, kernel: dict[str, bool], data: Any
 ) -> None:
     poison = Replay(problem).poison
-    plain = problem.training.clip is None and problem.training.projection is None
-    ways: list[dict[str, Any]] = [{"selections": "joint"}, {"alpha_steps": 2}]
-    if plain and not problem.training.l1 and can_be_charged(poison, problem.restriction):
-        ways += [{"selections": "charged"}] * 2
+    ways: list[dict[str, Any]] = [{"selections": "joint"}]
     if count_cases(poison) < 40:
         ways += [{"selections": "enumerated"}]
     options = data.draw(st.sampled_from(ways)) | {
@@ -220,11 +215,7 @@ Y = torch.tensor([0, 1, 1, 0])
         ),
         (
             {
-                "model": nn.Sequential(
-                    nn.Conv2d(1, 1, 1),
-                    nn.Flatten(),
-                    nn.Linear(2, 1),
-                ),
+                "model": nn.Sequential(nn.Conv2d(1, 1, 1), nn.Flatten(), nn.Linear(2, 1)),
                 "data": (X64.float().reshape(4, 1, 1, 2), Y),
             },
             UnsupportedOperationError,
@@ -340,10 +331,3 @@ def _forms(result: agt.Result) -> list[Any]:
     x = X64.float().double()
     question = BackdoorQuestion.of(result.models, x, Y.double()[:, None], BallTrigger(0.1), None)
     return [question.over_box.forms]
-
-
-def test_suspects_of_a_float32_run() -> None:
-    """The parts of the width still add up, rounding among them."""
-    found = certify(tiny_run()).suspects()
-    assert found.causes is not None
-    assert found.causes[Cause.ROUNDING] > 1e-7

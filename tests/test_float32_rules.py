@@ -17,6 +17,7 @@ from draws import all_instances
 from float32_runs import loss_in_torch
 from instances import INSTANCES, Instance
 from mutants import is_caught, moderate
+from pairs import every_pair
 from torch import Tensor, nn
 
 from milp_agt.attacks.replay import mean_loss
@@ -24,7 +25,6 @@ from milp_agt.bounds.interval.update import UpdateGraph
 from milp_agt.bounds.step import Step
 from milp_agt.core.encoder import Encoder
 from milp_agt.core.graph import Operation
-from milp_agt.core.influence import Influence
 from milp_agt.core.interval import Interval
 from milp_agt.core.rounding import ELEMENTARY, FLOAT32, FLOAT64, Precision
 from milp_agt.errors import UnsupportedOperationError
@@ -232,19 +232,13 @@ def test_sums_over_samples_widen_at_every_level() -> None:
         total = rule.encode(encoder, (column,), (range_,))
         assert (total.error >= extra).all()
         assert (total.error <= extra + 1e-13).all()
-    columns = Interval(torch.zeros(3, 4, 2).double(), torch.ones(3, 4, 2).double())
-    own = Influence.of(columns, 1, None)
-    single, double = op.influence(own).base, SumSamples(1).influence(own).base
-    assert bool((double.lower - single.lower >= 4.0 * FLOAT32.gamma(12)).all())
     assert SumSamples(1).widened(box, size) is box
 
 
 MUTANTS = ("interval", "relax", "encode")
 
 
-@pytest.mark.parametrize("instance", INSTANCES["run_rounding"], ids=str)
-@pytest.mark.parametrize("factor", [0.0, 0.5])
-@pytest.mark.parametrize("rule", MUTANTS)
+@every_pair(rule=list(MUTANTS), factor=[0.0, 0.5], instance=INSTANCES["run_rounding"])
 def test_a_level_that_rounds_less_is_found_out(
     instance: Instance, factor: float, rule: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -265,22 +259,6 @@ def test_a_level_that_rounds_less_is_found_out(
     monkeypatch.setattr(RunRounding, rule, less)
     with pytest.raises(AssertionError):
         checks[rule](np.random.default_rng(0))
-
-
-def test_influences_charge_rounding_to_nobody() -> None:
-    rng = np.random.default_rng(0)
-    columns = [Interval.point(points((3, 4, 2), rng)) for _ in range(2)]
-    influences = [Influence.of(box, 1, None) for box in columns]
-    op = RunRounding(Quadratic(1.0, 0.0, 0.0), FLOAT32)
-    error = op.error(*(i.hull() for i in influences))
-    found = op.influence(*influences)
-    assert bool((error > 0).all())
-    assert torch.equal(found.base.upper, influences[0].base.upper + error)
-    assert torch.equal(found.base.lower, influences[0].base.lower - error)
-    assert torch.equal(found.up, influences[0].up)
-    planes = op.relax_influence(*influences)
-    assert planes.upper is not None
-    assert torch.equal(planes.upper, error)
 
 
 def test_what_may_have_overflowed_is_unknown() -> None:
@@ -390,9 +368,9 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
 }
 
 
-@pytest.mark.parametrize("clip", [None, Clipping(0.5)], ids=["plain", "clipped"])
-@pytest.mark.parametrize("loss", ["mse", "cross_entropy"])
-@pytest.mark.parametrize("name", MODELS)
+@every_pair(
+    name=list(MODELS), loss=["mse", "cross_entropy"], clip={"plain": None, "clipped": Clipping(0.5)}
+)
 def test_every_rounded_value_is_followed_by_its_rounding(
     name: str, loss: str, clip: Clipping | None
 ) -> None:

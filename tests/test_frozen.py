@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 import torch
 from attacks import Problem, assert_sound
+from pairs import every_pair
 from test_layers import FEATURE_LAYERS, FROZEN_LAYERS, SHAPE, images, network
 from torch import Tensor, nn
 
 import milp_agt as agt
 from milp_agt.bounds.frozen import frozen_body
 from milp_agt.bounds.step import NodeOrder
-from milp_agt.certification import planning
 from milp_agt.core.interval import Interval
 from milp_agt.errors import SoundnessError
 from milp_agt.formulations.rounding_error import RoundingError
@@ -89,9 +89,11 @@ def test_the_granted_rounding_holds_torch_in_any_batch(name: str, scale: float) 
     assert float(blur.op.error.max()) <= 1e-12 * (1.0 + 100.0 * scale)
 
 
-@pytest.mark.parametrize("relaxation", ["interval", "linear"])
-@pytest.mark.parametrize("static", [True, False], ids=["static", "adaptive"])
-@pytest.mark.parametrize("name", ["two-convolutions", "max", "norm", "average-border"])
+@every_pair(
+    name=["two-convolutions", "max", "norm", "average-border"],
+    static={"static": True, "adaptive": False},
+    relaxation=["interval", "linear"],
+)
 def test_runs_on_frozen_features(name: str, static: bool, relaxation: str) -> None:
     case = Problem(
         network(body_of(name), outputs=2, freeze=True),
@@ -263,18 +265,3 @@ def test_predictions_hold_the_outputs_of_attacked_models() -> None:
             assert np.allclose(outputs, found.nominal, atol=1e-9)
     far = found.largest_error(np.zeros((4, 2)))
     assert np.allclose(far, np.maximum(np.abs(found.lower), np.abs(found.upper)))
-
-
-def test_large_batches_jump_over_the_head_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Forms of the outputs that all rows share end at the frozen features, not before them."""
-    monkeypatch.setattr(planning, "THREADED_ELEMENTS", 0)
-    monkeypatch.setattr(planning, "SAMPLES_OF_UNITS", 3)
-    case = Problem(
-        network(body_of("two-convolutions"), outputs=2, freeze=True),
-        images(6, *SHAPE),
-        torch.arange(6) % 2,
-        Training(loss="cross_entropy", learning_rate=0.1, epochs=2),
-        agt.FeatureLabelPoisoning(2, 0.05),
-    )
-    test = images(3, *SHAPE, seed=5), torch.arange(3) % 2
-    assert_sound(case, *test, attacks=16, iterations=2, relaxation="linear", window=1)

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from golden_runs import RUNS
 
-import milp_agt as agt
+from milp_agt.threats.threat_table import THREATS
 
-NAME = "milp, pieces, labels"
+NAME = "milp, substitution"
 
 
 @cache
@@ -40,14 +40,14 @@ def test_the_file_holds_all_runs_and_their_exact_numbers() -> None:
 
 def test_the_runs_cover_threats_levels_selections_and_losses() -> None:
     runs = RUNS.values()
-    assert {type(run.threat) for run in runs} == set(agt.threats.THREATS)
+    assert {type(run.threat) for run in runs} == {table.threat for table in THREATS.all().values()}
     assert {(t.static, t.scope) for t in (run.threat for run in runs) if hasattr(t, "static")} >= {
         (static, scope) for static in (True, False) for scope in ("dataset", "batch")
     }
     levels = {run.options.get("relaxation", "linear") for run in runs}
     assert levels == {"interval", "zonotope", "linear", "lp", "milp", "qcqp", "miqp"}
     selections = {run.options.get("selections", "joint") for run in runs}
-    assert selections == {"joint", "charged", "enumerated", None}
+    assert selections == {"joint", "enumerated", None}
     assert {run.options.get("inner_bounds") for run in runs} == {"interval", "linear", None}
     assert {run.options.get("window") for run in runs} == {1, 2, None}
     assert {run.loss for run in runs} == {"bce", "cross_entropy", "hinge", "mse"}

@@ -190,7 +190,7 @@ def test_a_list_that_does_not_fit_is_left_out() -> None:
     listed = case.certify()
     assert "22 data sets" in " ".join(listed.notes)
     assert listed.settings["certify"]["selections"] == "listed"
-    for options in ({"selections": "joint"}, {"relaxation": "interval"}, {"alpha_steps": 1}):
+    for options in ({"selections": "joint"}, {"relaxation": "interval"}):
         assert not case.certify(**options).models.reached[0].single_runs
     exact = listed.reachable
     joint = case.certify(selections="joint").reachable

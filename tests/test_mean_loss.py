@@ -208,7 +208,7 @@ def test_the_mean_holds_under_attack_and_beats_single_points(
         assert both.groups[name].upper == pytest.approx(result.loss(x[own], y[own]).upper)
 
 
-@pytest.mark.parametrize("selections", ["joint", "charged", "enumerated"])
+@pytest.mark.parametrize("selections", ["joint", "enumerated"])
 @pytest.mark.parametrize("threat", ["features", "one flip"])
 def test_the_mean_of_every_reached_model_is_inside(threat: str, selections: str) -> None:
     """All poisons of a tiny run, one by one; cases share slopes and have offsets of their own."""
@@ -287,15 +287,14 @@ def test_a_sum_of_programs_that_excludes_a_run_is_found_out(
     case = problem(agt.LabelPoisoning(2, 0.1), "mse", (), samples=5, epochs=1)
     result, _ = case.certify(relaxation="lp", selections="joint")
     result.loss(*case.data)
-    real = final_window.minimise_leaves
+    real = final_window.improved
 
     def lying(known: Any, gain: Any, build: Any, options: Any) -> Any:
-        found = real(known, gain, build, options)
-        return replace(found, bounds=known + 1.01 * gain)
+        return known + 1.01 * gain, real(known, gain, build, options)[1]
 
     question = MeanLoss.of(result.models, *map(torch.as_tensor, case.data))
     each = result.models.bound(question.on_outputs)
-    monkeypatch.setattr(final_window, "minimise_leaves", lying)
+    monkeypatch.setattr(final_window, "improved", lying)
     weights = torch.ones(1, *question.on_outputs.constant.shape, dtype=torch.float64)
     with pytest.raises(SoundnessError, match="sum over test points"):
         result.models.bound_sums(question.on_outputs, weights, each)

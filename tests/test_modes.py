@@ -30,7 +30,7 @@ def everything() -> list[Any]:
     x, y = X.numpy().tolist(), Y.numpy().tolist()
     made_here = torch.tensor(x, dtype=torch.float64), torch.tensor(y)
     model = network((2, 3, 2))
-    result = agt.certify(model, made_here, RUN, THREAT, alpha_steps=2, attack=SEARCH)
+    result = agt.certify(model, made_here, RUN, THREAT, attack=SEARCH)
     attack = agt.attack(model, made_here, RUN, THREAT, search=SEARCH)
     loss = attack.towards(Loss(*made_here))
     accuracy = result.accuracy(*made_here)
@@ -51,10 +51,10 @@ def test_the_grad_mode_of_the_caller_changes_no_bit(mode: Callable[[], Any]) -> 
 
 
 def test_data_and_models_of_inference_mode_are_used_outside_of_it() -> None:
-    plain = agt.certify(network((2, 3, 2)), (X, Y), RUN, THREAT, alpha_steps=2)
+    plain = agt.certify(network((2, 3, 2)), (X, Y), RUN, THREAT)
     with torch.inference_mode():
         model, x, y = network((2, 3, 2)), X.clone(), Y.clone()
-    result = agt.certify(model, (x, y), RUN, THREAT, alpha_steps=2)
+    result = agt.certify(model, (x, y), RUN, THREAT)
     for name in plain.reachable.lower:
         assert np.array_equal(result.reachable.lower[name], plain.reachable.lower[name])
 

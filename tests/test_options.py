@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from runs import run_text
 
 import milp_agt as agt
 from milp_agt.attacks import Search
@@ -82,7 +83,6 @@ def test_the_keys_are_those_that_errors_name() -> None:
     for part in ("features", "labels"):  # the kind and the table inside "separate" share a name
         table = TABLES["threat"]
         named[f"threat.{part}"] = {o.key for o in table.options if not o.kinds or part in o.kinds}
-    del named["certify.strengthening"]
     assert named == known
 
 
@@ -104,7 +104,6 @@ def option(table: str, key: str, kind: str = "") -> Option:
         ("certify", "time_limit", "", "seconds >= 0"),
         ("certify", "memory", "", 'text such as "4GiB" or whole number >= 1'),
         ("certify", "attack", "", "true or false"),
-        ("certify", "strengthening", "", "table [certify.strengthening]"),
         ("data", "test_fraction", "", "number >= 0 and < 1"),
         ("data", "image_size", "", "list of 2 whole numbers >= 1"),
         ("model", "layers", "", "list of 2 or more whole numbers >= 1"),
@@ -139,7 +138,6 @@ def test_names_come_from_the_registries() -> None:
     ("name", "made"),
     [
         ("certify", CertifyTable()),
-        ("certify.strengthening", agt.Strengthening()),
         ("attack", Search()),
     ],
 )
@@ -275,26 +273,14 @@ def test_the_schema_refuses_what_the_tables_refuse(
 
 # Limits of each solve
 
-LIMITED = """
-[data]
-path = "d.npz"
-test_fraction = 0.0
-[model]
-layers = [2, 1]
-[training]
-loss = "bce"
-learning_rate = 0.5
-[threat]
-kind = "features"
-budget = 1
-radius = 0.01
-[[property]]
-kind = "accuracy"
-on = "train"
-[certify]
-relaxation = "lp"
-solver = "highs"
-"""
+LIMITED = run_text(
+    [{"kind": "accuracy", "on": "train"}],
+    data={"path": "d.npz", "test_fraction": 0.0},
+    model={"layers": [2, 1]},
+    training={"loss": "bce", "epochs": 1},
+    threat={"kind": "features", "budget": 1, "radius": 0.01},
+)
+LIMITED += '[certify]\nrelaxation = "lp"\nsolver = "highs"\n'
 
 
 @pytest.mark.parametrize(

@@ -72,7 +72,7 @@ def test_without_a_licence_the_linear_bound_stays(bounded, monkeypatch) -> None:
     def refused(*_: object) -> None:
         raise SolverUnavailableError("a solver", "too small", "another")
 
-    monkeypatch.setattr(final_window, "minimise_leaves", refused)
+    monkeypatch.setattr(final_window, "improved", refused)
     answers = result.functional(rows)
     assert [(a.lower, a.upper) for a in answers] == [(a.lower, a.upper) for a in linear]
     assert "functionals were left" in result.models.program.notes[-1]

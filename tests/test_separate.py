@@ -10,23 +10,23 @@ import numpy as np
 import pytest
 import torch
 from attacks import Attacks, Problem, Replay, assert_inside, assert_sound, network
+from pairs import every_pair
 from separate_runs import admissible, problem, separately
 
 import milp_agt as agt
 from milp_agt.attacks.unrolled import Poisoning
 from milp_agt.bounds.adversary.enumerated import Enumerated, count_cases, list_selections
-from milp_agt.certification import selection_plan
-from milp_agt.certification.chains import CHARGED
-from milp_agt.core.remarks import Remarks
 from milp_agt.core.restriction import UNRESTRICTED, Restriction
 from milp_agt.errors import InvalidThreatModelError
 from milp_agt.experiments.sweep import resized
 
 
-@pytest.mark.parametrize("relaxation", ["interval", "linear"])
-@pytest.mark.parametrize("scope", ["dataset", "batch"])
-@pytest.mark.parametrize("static", [True, False], ids=["static", "adaptive"])
-@pytest.mark.parametrize("loss", ["mse", "bce", "cross_entropy"])
+@every_pair(
+    loss=["mse", "bce", "cross_entropy"],
+    static={"static": True, "adaptive": False},
+    scope=["dataset", "batch"],
+    relaxation=["interval", "linear"],
+)
 def test_attacks_stay_inside(loss: str, static: bool, scope: str, relaxation: str) -> None:
     threat = separately((2, 1), loss=loss, static=static, scope=scope)
     run = {"batch_size": 4, "epochs": 2, "shuffle_seed": 1}
@@ -251,18 +251,3 @@ def test_the_claim_names_both_budgets() -> None:
 def test_other_budgets_cannot_be_swept() -> None:
     with pytest.raises(agt.MilpAgtError, match="a threat without a budget"):
         resized(separately((1, 1)), 2, None)
-
-
-@pytest.mark.usefixtures("unlisted", "linear_alone")
-def test_two_budgets_are_never_charged_as_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    case, test, labels = problem("bce", separately((1, 1)))
-    with pytest.raises(agt.MilpAgtError, match="budgets of features and labels apart"):
-        case.certify(selections="charged")
-    # As if they were too many to list, which is where one budget is charged unasked.
-    none = selection_plan.Selections(), Remarks()
-    monkeypatch.setattr(selection_plan._Work, "listed", lambda *_arguments: none)
-    result = assert_sound(case, test, labels, selections=None)
-    assert not any("charged" in note for note in (*result.notes, *result.fallbacks))
-    assert CHARGED not in result.steps[-1].chains
-    one = problem("bce", agt.LabelPoisoning(1))[0].certify(selections=None)[0]
-    assert CHARGED in one.steps[-1].chains

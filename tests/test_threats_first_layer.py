@@ -11,7 +11,6 @@ from test_threats import FEATURES, data, problem, widths
 from torch import Tensor
 
 import milp_agt as agt
-from milp_agt.bounds.adversary.box_algebra import SEPARATE
 from milp_agt.bounds.interval import bound_propagation, first_layer
 from milp_agt.bounds.interval.first_layer import meet_jointly
 from milp_agt.bounds.step import NodeOrder
@@ -70,7 +69,7 @@ def reached(boxes: dict[str, Interval], node: Node, poison: Poison) -> Tensor:
 def test_everything_reached_lies_inside(name: str, width: float) -> None:
     node, boxes, poison = first_product(agt.FeaturePoisoning(2, **FEATURES[name]), width)
     plain = node.op.interval(*(boxes[i] for i in node.inputs))
-    box = meet_jointly(node, plain, boxes, poison, SEPARATE.outer)
+    box = meet_jointly(node, plain, boxes, poison)
     values = reached(boxes, node, poison)
     assert bool((box.lower[POISONED] <= values).all() and (values <= box.upper[POISONED]).all())
     assert bool((plain.lower <= box.lower).all() and (box.upper <= plain.upper).all())
@@ -81,7 +80,7 @@ def test_bounds_of_a_point_are_reached(name: str) -> None:
     """One per cent less would be too little."""
     node, boxes, poison = first_product(agt.FeaturePoisoning(2, **FEATURES[name]), 0.0)
     plain = node.op.interval(*(boxes[i] for i in node.inputs))
-    box = meet_jointly(node, plain, boxes, poison, SEPARATE.outer)
+    box = meet_jointly(node, plain, boxes, poison)
     values = reached(boxes, node, poison)
     clean = torch.einsum("hd,nd->nh", boxes[node.inputs[0]].lower[0], poison.features)
     assert bool((values.amax(0) - clean >= 0.99 * (box.upper[POISONED] - clean)).all())

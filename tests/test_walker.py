@@ -1,4 +1,4 @@
-"""Shortcuts of the walk: strips change nothing, and jumps at a cut hold every attack."""
+"""Shortcuts of the walk: strips change nothing, sums of products lose nothing."""
 
 from __future__ import annotations
 
@@ -7,14 +7,13 @@ from typing import Any
 
 import pytest
 import torch
-from attacks import Problem, Replay, assert_sound, network
+from attacks import Problem, Replay, network
 
 import milp_agt as agt
 from milp_agt.bounds import signed_entries
 from milp_agt.bounds.adversary.joint import Joint
 from milp_agt.bounds.linear import backward, linearized_step, window_bounds
 from milp_agt.bounds.linear.backward import Strip
-from milp_agt.bounds.linear.composed import ComposedHead
 from milp_agt.bounds.linear.intercepts import Intercepts, SummedIntercepts
 from milp_agt.certification import planning
 from milp_agt.certification.recorder import MemoryRecorder
@@ -71,81 +70,6 @@ def test_a_strip_is_where_coefficients_are(axis: int) -> None:
     assert Strip.of(torch.ones(3, dtype=torch.float64)) is None
 
 
-def with_cuts(monkeypatch: pytest.MonkeyPatch) -> list[ComposedHead]:
-    """Every network counts as large."""
-    monkeypatch.setattr(planning, "THREADED_ELEMENTS", 0)
-    monkeypatch.setattr(planning, "SAMPLES_OF_UNITS", 3)
-    monkeypatch.setattr(planning, "_pays", lambda *given: False)  # walks visit their nodes
-    taken: list[ComposedHead] = []
-    replace_by_head = backward.BackwardPass._replace_by_head
-
-    def spy(self: backward.BackwardPass, cut: ComposedHead, coefficient: torch.Tensor) -> None:
-        taken.append(cut)
-        replace_by_head(self, cut, coefficient)
-
-    monkeypatch.setattr(backward.BackwardPass, "_replace_by_head", spy)
-    return taken
-
-
-@pytest.mark.parametrize(
-    ("loss", "hidden"), [*((loss, (4,)) for loss in LOSSES), ("bce", (3, 3)), ("three", (3, 3))]
-)
-def test_attacks_stay_inside_with_cuts(
-    loss: str, hidden: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    taken = with_cuts(monkeypatch)
-    case = problem(loss, hidden, weight_decay=0.01)
-    test, labels = case.features + 0.1, case.labels
-    assert_sound(case, test, labels, in_torch=False, inner_bounds="interval")
-    assert taken
-    outputs = {"bce": 1, "cross_entropy": 1, "three": 3, "mse": 1}[loss]
-    assert taken[0].columns == 2 * outputs * 3
-
-
-def test_enumerated_cases_take_cuts_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    taken = with_cuts(monkeypatch)
-    case = problem("bce")
-    assert_sound(case, case.features, case.labels, selections="enumerated")
-    weights = (torch.ones(1, cut.columns, dtype=torch.float64) for cut in taken)
-    constants = [cut.combined(own)[1] for cut, own in zip(taken, weights, strict=True)]
-    assert any(constant.shape[1] > 1 for constant in constants)
-
-
-def test_where_nothing_is_ambiguous_a_cut_loses_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without relu phases in doubt the walk to the outputs is the same for every row."""
-    case = problem("mse", hidden=())
-    _, whole = recorded(case)
-    taken = with_cuts(monkeypatch)
-    _, cut = recorded(case)
-    assert taken
-    assert cut.reachable.mean_width == pytest.approx(whole.reachable.mean_width, rel=1e-6)
-
-
-@pytest.mark.parametrize("part", ["constant", "coefficients", "charges", "features"])
-def test_mutants_of_a_cut_are_found(part: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every part of a cut counts: 5 % off, the bounds of the same step are others."""
-    with_cuts(monkeypatch)
-    case = problem("bce", epochs=2)
-    recorder, _ = recorded(case)
-    step = recorder.steps["linear"][-1]
-    run = Replay(case)
-    honest = window_bounds.bound_state(run.schedule, [step], Joint(run.poison), 64)
-    cuts = []
-    for one in step.cuts:
-        numbers = sum(shape.numel() for shape in one.shapes.values())
-        rows = {"coefficients": slice(0, numbers), "constant": slice(numbers, -1)}
-        if part in rows:
-            forms = one.forms.clone()
-            forms[rows[part]] *= 0.95
-            cuts.append(replace(one, forms=forms))
-        else:
-            cuts.append(replace(one, **{part: 0.95 * getattr(one, part)}))
-    wrong = window_bounds.bound_state(
-        run.schedule, [replace(step, cuts=tuple(cuts))], Joint(run.poison), 64
-    )
-    assert any(not torch.equal(honest[n].lower, wrong[n].lower) for n in honest)
-
-
 def of_sums(step: linearized_step.LinearizedStep) -> list[SummedIntercepts]:
     offsets = (own for sample_chunk in step.chunks for own in sample_chunk.offsets.values())
     return [own for own in offsets if isinstance(own, SummedIntercepts)]
@@ -200,12 +124,11 @@ def test_rows_come_by_units_and_every_row_once() -> None:
     assert sorted(torch.cat(units).tolist()) == list(range(2 * total))
     # A unit of the layer: 9 weights, a bias, and a weight for each of 2 outputs, from both sides.
     assert [len(u) for u in units] == [2 * 12] * 6 + [2] * 2 + [2]
-    for chunk, enough in ((5, 5), (24, 16), (64, 16), (64, 64)):
-        pieces = list(signed_entries._packed(iter(units), chunk, enough))
+    for chunk in (5, 24, 64):
+        pieces = list(signed_entries._packed(iter(units), chunk))
         assert torch.equal(torch.cat(pieces), torch.cat(units))
         assert max(map(len, pieces)) <= chunk
-    assert len(next(iter(signed_entries._packed(iter(units), 64, 16)))) == 24
-    assert len(next(iter(signed_entries._packed(iter(units), 64, 64)))) == 48
+    assert len(next(iter(signed_entries._packed(iter(units), 64)))) == 48
 
 
 def test_strips_of_the_same_units_meet_without_being_filled(

@@ -9,32 +9,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from runs import run_text, write_run
 
 from milp_agt.certification.worth import BoxWorth, Worth
 from milp_agt.cli import main
 from milp_agt.core.reachable import StepRecord
 from milp_agt.experiments import still_proved
 from milp_agt.runfile.verdicts import Verdict
-
-RUN = """
-[data]
-path = "d.npz"
-test_fraction = 0.25
-seed = 1
-[model]
-layers = [2, 4, 4, 4, 2]
-[training]
-loss = "cross_entropy"
-learning_rate = {rate}
-epochs = 25
-[threat]
-kind = "labels"
-budget = {budget}
-[certify]
-relaxation = "interval"
-[[property]]
-kind = "accuracy"
-"""
 
 
 def records(*widths: float) -> list[StepRecord]:
@@ -89,17 +70,16 @@ def test_bounds_that_hold_for_every_model(
 
 @pytest.mark.parametrize(("rate", "budget", "worth"), [(0.001, 1, "useful"), (30.0, 12, "vacuous")])
 def test_the_word_stands_in_the_file_and_on_the_screen(
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    rate: float,
-    budget: int,
-    worth: str,
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], rate: float, budget: int, worth: str
 ) -> None:
-    rng = np.random.default_rng(0)
-    y = np.arange(16) % 2
-    np.savez(tmp_path / "d.npz", X=rng.normal(size=(16, 2)) + 3 * y[:, None], y=y)
-    path = tmp_path / "run.toml"
-    path.write_text(RUN.format(rate=rate, budget=budget), encoding="utf-8")
+    text = run_text(
+        [{"kind": "accuracy"}],
+        model={"layers": [2, 4, 4, 4, 2]},
+        training={"learning_rate": rate, "epochs": 25},
+        threat={"kind": "labels", "budget": budget},
+        certify={"relaxation": "interval"},
+    )
+    path = write_run(tmp_path, text)
     assert main(["certify", str(path), "--out", str(tmp_path / "out")]) == 0
     document = json.loads((tmp_path / "out" / "result.json").read_text())
     page = (tmp_path / "out" / "report.html").read_text()
@@ -119,37 +99,34 @@ def test_the_largest_smaller_threat_that_still_proves(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What is told of a smaller budget or radius is what a run under it proves, with the data as given."""
-    rng = np.random.default_rng(0)
-    y = np.arange(16) % 2
-    np.savez(tmp_path / "d.npz", X=rng.normal(size=(16, 2)) / 2 + 4 * y[:, None] - 2, y=y)
-    path, out = tmp_path / "run.toml", tmp_path / "out"
+    out = tmp_path / "out"
     monkeypatch.setattr(still_proved, "seconds_without_limit", lambda _: 1e4)
 
-    def certified(threat: str, time_limit: float | None = None) -> dict[str, Any]:
-        text = RUN.format(rate=0.3, budget=9).replace('kind = "labels"\nbudget = 9', threat)
-        text = text.replace("[2, 4, 4, 4, 2]", "[2, 2]") + "at_least = 0.75\n"
-        limit = () if time_limit is None else ("--time-limit", str(time_limit))
-        path.write_text(text, encoding="utf-8")
-        main(["certify", str(path), "--out", str(out), "--no-report", "--force", *limit])
+    def certified(threat: dict[str, Any], *options: str) -> dict[str, Any]:
+        text = run_text(
+            [{"kind": "accuracy", "at_least": 0.75}],
+            training={"learning_rate": 0.3, "epochs": 25},
+            threat=threat,
+            certify={"relaxation": "interval"},
+        )
+        path, y = write_run(tmp_path, text), np.arange(16) % 2
+        x = np.random.default_rng(0).normal(size=(16, 2)) / 2 + 4 * y[:, None] - 2
+        np.savez(tmp_path / "d.npz", X=x, y=y)
+        main(["certify", str(path), "--out", str(out), "--no-report", "--force", *options])
         found: dict[str, Any] = json.loads((out / "result.json").read_text())
         return found
 
-    name = "accuracy on test >= 0.75"
-    for threat, what in (
-        ('kind = "labels"\nbudget = {}', "budget"),
-        ('kind = "features"\nbudget = 12\nradius = {}', "radius"),
-    ):
-        wide = certified(threat.format(12 if what == "budget" else 100.0))
-        assert wide["properties"][0]["status"] != "PROVED"
-        bracket = wide["still_proved"][what][name]
+    name, features = "accuracy on test >= 0.75", {"kind": "features", "budget": 12}
+    labels = {"kind": "labels", "budget": 12}
+    for wide, what in ((labels, "budget"), (features | {"radius": 100.0}, "radius")):
+        found = certified(wide)
+        assert found["properties"][0]["status"] != "PROVED"
+        bracket = found["still_proved"][what][name]
         assert 0 < bracket["proved"] < bracket["unproved"]
-        assert f"{what} = {bracket['proved']:g}" in " ".join(wide["worth"]["helps"])
+        assert f"{what} = {bracket['proved']:g}" in " ".join(found["worth"]["helps"])
         assert f"{what} = {bracket['proved']:g}" in capsys.readouterr().out
-        if what == "radius":  # by the same level, whatever the threat was
-            near = certified(threat.format(bracket["proved"]))
-            assert near["properties"][0]["status"] == "PROVED"
-            assert (
-                certified(threat.format(bracket["unproved"]))["properties"][0]["status"] == "OPEN"
-            )
-        assert certified(threat.format(12), time_limit=0.0)["still_proved"] is None
-    assert certified('kind = "labels"\nbudget = 0')["still_proved"] is None
+    # The last one was searched by the level of the run itself.
+    near, far = (certified(features | {"radius": bracket[end]}) for end in ("proved", "unproved"))
+    assert [run["properties"][0]["status"] for run in (near, far)] == ["PROVED", "OPEN"]
+    assert certified(labels, "--time-limit", "0")["still_proved"] is None
+    assert certified(labels | {"budget": 0})["still_proved"] is None

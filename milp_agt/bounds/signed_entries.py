@@ -56,13 +56,13 @@ def forms_of_entries(state: State, ends: Tensor) -> Forms:
     )
 
 
-def forms_in_pieces(state: State, chunk: int, enough: int) -> Iterator[tuple[Tensor, Forms]]:
+def forms_in_pieces(state: State, chunk: int) -> Iterator[tuple[Tensor, Forms]]:
     """Forms of all signed entries of a state with their numbers, at most ``chunk`` at once.
 
-    Entries of one unit come together; a piece with ``enough`` rows takes no further unit.
+    Entries of one unit come together.
     """
     device = next(iter(state.values())).lower.device
-    for rows in _packed(_units(_shapes(state)[0]), chunk, enough):
+    for rows in _packed(_units(_shapes(state)[0]), chunk):
         ends = rows.to(device)
         yield ends, forms_of_entries(state, ends)
 
@@ -96,13 +96,12 @@ def _units(shapes: Sequence[torch.Size]) -> Iterator[Tensor]:
         yield from torch.cat([table, table + total], 1)
 
 
-def _packed(units: Iterable[Tensor], chunk: int, enough: int) -> Iterator[Tensor]:
-    """Pieces of at most ``chunk`` rows; a piece with ``enough`` rows takes no further unit."""
+def _packed(units: Iterable[Tensor], chunk: int) -> Iterator[Tensor]:
+    """Pieces of at most ``chunk`` rows."""
     held: list[Tensor] = []
     for unit in units:
         for part in unit.split(chunk):
-            rows = sum(map(len, held))
-            if rows >= enough or rows + len(part) > chunk:
+            if sum(map(len, held)) + len(part) > chunk:
                 yield torch.cat(held)
                 held = []
             held.append(part)

@@ -7,8 +7,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from milp_agt.bounds import program
-from milp_agt.bounds.adversary.box_algebra import SEPARATE
-from milp_agt.bounds.adversary.charged import Charged
 from milp_agt.bounds.adversary.enumerated import Enumerated
 from milp_agt.bounds.adversary.model import AdversaryModel
 from milp_agt.bounds.interval import bound_propagation
@@ -18,6 +16,7 @@ from milp_agt.bounds.linear.linearized_step import LinearizedStep, linearize_ste
 from milp_agt.bounds.passes import Passes
 from milp_agt.bounds.signed_entries import count_of
 from milp_agt.bounds.step import NodeOrder, State, Step
+from milp_agt.bounds.zonotope import ZonotopePass
 from milp_agt.certification import planning
 from milp_agt.certification.chains import Chain, ChainPart
 from milp_agt.certification.options import CertifyOptions
@@ -51,8 +50,8 @@ class Bounder:
     witnesses: Witnesses | None = None
     passes: Passes = field(default_factory=Passes)
     inner_passes: Passes = field(default_factory=Passes)
-    beaten: bool = False  # whether linear forms gain nothing over the zonotope beside them
     incumbents: tuple[Sequence[program.Incumbents], ...] = ()  # of the newest programs
+    final: program.FinalZonotope | None = None  # the newest
 
     def bound(
         self,
@@ -60,18 +59,20 @@ class Bounder:
         part: ChainPart,
         step: Step,
         until: float | None,
-        listed: Sequence[ChainPart] = (),
     ) -> tuple[State, program.ProgramReport | None]:
         """The box of the next state by one level, before the meet with looser chains.
 
-        Solves end at ``until``, a time of ``time.monotonic``. ``listed`` are the listed selections whose
-        boxes after this step are known; programs are then solved selection by selection, and their
-        bounds tighten the box of each selection.
+        Solves end at ``until``, a time of ``time.monotonic``.
         """
         part.forget(self.plan.longest_window - 1)
         if part.forward is not None:
-            part.forward = part.forward.advanced(step, last=step.index + 1 == self.plan.steps)
-            return part.forward.updated(), None
+            last = step.index + 1 == self.plan.steps
+            part.forward = part.forward.advanced(step, last=last)
+            state = part.forward.updated()
+            # The rows hold the state after a projection, this box the one before it.
+            if not last or step.update.projection is not None:
+                return state, None
+            return self._solve_rows(chain, part.forward, step, state, until)
         if chain.level is Relaxation.INTERVAL and all(b.is_whole for b in part.state.values()):
             return part.state, None  # nothing is known any more, and nothing can come of it
         ranges = self.ranges(chain, part, step)
@@ -79,16 +80,11 @@ class Bounder:
             return self._updated(part, step, ranges), None
         kept = self.relax(part.adversary, part.state, step, ranges)
         part.window = [*part.window, kept]
-        tightening = program.Tightening()
-        if chain.level.uses_programs and self.options.strengthening.obbt_seconds > 0.0:
-            kept, tightening = self._tightened(part, step, until)
-            part.window[-1] = kept
         self.recorder.step(chain.name, kept)
         state = self.walked(part, step, ranges)
         if not chain.level.uses_programs:
             return state, None
-        state, report = self._solve(chain, part, step, state, until, listed)
-        return state, report and replace(report, tightening=tightening)
+        return self._solve(chain, part, step, state, until)
 
     def walked(self, part: ChainPart, step: Step, ranges: bound_propagation.Ranges) -> State:
         """The box after the window of a part that ends with this step, by backward pass and intervals."""
@@ -109,59 +105,20 @@ class Bounder:
             kept = [past for past in part.past if past.index < step.index]
             part.past = [*kept, newest][-self.plan.past :]
         self._tell_of_memory(step)
-        boxes, meet = self._updated(part, step, ranges), part.adversary.algebra.meet
+        boxes = self._updated(part, step, ranges)
         return {  # in the order of the state before the step, which numbers the signed entries
-            name: meet(boxes[name], found[name], f"'{name}' by interval and linear")
+            name: boxes[name].meet(found[name], f"'{name}' by interval and linear")
             for name in part.state
         }
 
     def _collected(self, part: ChainPart) -> Collected | None:
         """Collects the signed entries of the next state for steps whose window begins later."""
-        if not self.plan.past or part.adversary.algebra is not SEPARATE:
+        if not self.plan.past:
             return None
         return Collected(count_of(part.state))
 
     def _updated(self, part: ChainPart, step: Step, ranges: bound_propagation.Ranges) -> State:
-        return bound_propagation.update(
-            self.step_graph, part.state, ranges, step, part.adversary.algebra
-        )
-
-    def _tightened(
-        self, part: ChainPart, step: Step, until: float | None
-    ) -> tuple[LinearizedStep, program.Tightening]:
-        """The newest step, linearised on ranges that linear programs tightened."""
-        window, past = self._split(part)
-        last = window[-1]
-        if not program.largest_of(window) <= PROGRAM_RANGE_LIMIT:
-            return last, program.Tightening()
-        tightener = program.Tightener(
-            self.step_graph,
-            self.schedule,
-            self.poison,
-            self.restriction,
-            part.adversary,
-            past,
-        )
-        deadline = time.monotonic() + self.options.strengthening.obbt_seconds
-        if until is not None:
-            deadline = min(deadline, until)
-        options = program.SolveOptions(
-            self.solvers[Relaxation.LP],
-            self.options.solve_limits,
-            deadline=deadline,
-            workers=self.options.workers,
-        )
-
-        def relax(ranges: bound_propagation.Ranges) -> LinearizedStep:
-            return self.relax(part.adversary, last.state, step, ranges)
-
-        try:
-            return tightener.tighten(window, relax, options)
-        except SolverUnavailableError as error:  # a licence that is too small, say
-            self.notes.fall_back(
-                f"step {step.index + 1}: ranges were not tightened by programs: {error}"
-            )
-            return last, program.Tightening()
+        return bound_propagation.update(self.step_graph, part.state, ranges, step)
 
     def _split(self, part: ChainPart) -> tuple[list[LinearizedStep], list[LinearizedStep]]:
         """The steps that a program spans, and the steps before them."""
@@ -192,7 +149,6 @@ class Bounder:
                 self.plan.inner_chunk,
                 self.plan.inner_pairs,
                 self.inner_passes,
-                self.plan.inner_widest,
             )
             return intermediate.propagate(walks, part.state, step, keep)
         return bound_propagation.propagate(
@@ -201,10 +157,8 @@ class Bounder:
 
     def _walks_inside(self, chain: Chain, adversary: AdversaryModel) -> bool:
         """Whether intermediate bounds go through the window, too."""
-        if self.beaten and chain.name == Relaxation.LINEAR.value:
+        if self.plan.inner_of_programs and not chain.level.uses_programs:
             return False
-        if isinstance(adversary, Charged):
-            return self.plan.selections.charged_inner
         one_by_one = isinstance(adversary, Enumerated) and adversary.cases > 1
         return self.plan.selections.enumerated_inner if one_by_one else self.plan.linear_inner
 
@@ -215,30 +169,20 @@ class Bounder:
         step: Step,
         state: State,
         until: float | None,
-        listed: Sequence[ChainPart],
     ) -> tuple[State, program.ProgramReport | None]:
-        choices = self._choices(part, state, listed)
-        largest = choices.largest
+        span = self._span(part, state)
+        largest = program.largest_of(span.window)
         if not largest <= PROGRAM_RANGE_LIMIT:
             self.notes.fall_back(
                 f"step {step.index + 1}: ranges up to {largest:.1e} are beyond what a solver "
                 f"can take; '{chain.level.value}' was left to the linear bounds"
             )
             return state, None
-        options = program.SolveOptions(
-            self.solvers[chain.level],
-            self.options.solve_limits,
-            deadline=until,
-            workers=self.options.workers,
-        )
+        options = self._solving(chain.level, until)
         try:
             encoding = self._encoding(chain)
-            state, report = program.bound_choices(
-                state,
-                choices.states,
-                lambda n: encoding.window(choices.span(n)),
-                options,
-                self._witness(step),
+            state, report = program.bound_state(
+                encoding.window(span), state, options, self._witness(step.index)
             )
         except SolverUnavailableError as error:  # a licence that is too small, say
             self.notes.fall_back(
@@ -246,24 +190,80 @@ class Bounder:
                 limit=True,
             )
             return state, None
-        self._confirm(step, state, report, options.solver)
-        if isinstance(choices, program.OneByOne):
-            for own, box in zip(listed, report.listed, strict=True):
-                own.state = box
-        self.recorder.program(step.index, chain.name, report)
+        self._take(chain.name, chain.level, step, state, report)
+        return state, report
+
+    def _solve_rows(
+        self,
+        chain: Chain,
+        forward: ZonotopePass,
+        step: Step,
+        state: State,
+        until: float | None,
+    ) -> tuple[State, program.ProgramReport | None]:
+        """The box of a zonotope met with what programs on its rows prove, in half the time that is left."""
+        final = self.final_zonotope(forward, step.index)
+        if final is None:
+            return state, None
+        if until is not None:
+            now = time.monotonic()
+            final.options = replace(final.options, deadline=0.5 * (now + until))
+        try:
+            state, report = final.bound_state(state)
+        except SolverUnavailableError as error:  # a licence that is too small, say
+            self.notes.fall_back(
+                f"step {step.index + 1}: the rows of the zonotope were not solved: {error}"
+            )
+            return state, None
+        final.options = replace(final.options, deadline=None)
+        final.of_state = report.incumbents
+        self._take(chain.name, self._level_of_rows, step, state, report)
+        return state, report
+
+    def final_zonotope(self, forward: ZonotopePass, index: int) -> program.FinalZonotope | None:
+        """The program on the rows of a zonotope after a step; None where it gains nothing, and for levels
+        without programs."""
+        if not self.plan.relaxation.uses_programs or not program.FinalZonotope.gains(forward):
+            return None
+        if self.final is None or self.final.forward is not forward:
+            level = self._level_of_rows
+            witness = self._witness(index)
+            self.final = program.FinalZonotope(
+                forward, level.exact_phases, self._solving(level), witness
+            )
+        return self.final
+
+    def _solving(self, level: Relaxation, deadline: float | None = None) -> program.SolveOptions:
+        solver, limits = self.solvers[level], self.options.solve_limits
+        return program.SolveOptions(solver, limits, deadline=deadline, workers=self.options.workers)
+
+    @property
+    def _level_of_rows(self) -> Relaxation:
+        return Relaxation.MILP if self.plan.relaxation.exact_phases else Relaxation.LP
+
+    def _take(
+        self,
+        name: str,
+        level: Relaxation,
+        step: Step,
+        state: State,
+        report: program.ProgramReport,
+    ) -> None:
+        """Confirm the bounds of programs by real runs, and note what was lost and limited."""
+        self._confirm(step, state, report, self.solvers[level])
+        self.recorder.program(step.index, name, report)
         if report.lost:
             self.notes.fall_back(
-                f"step {step.index + 1}: {report.lost} objectives of '{chain.level.value}' were lost with "
+                f"step {step.index + 1}: {report.lost} objectives of '{level.value}' were lost with "
                 "workers that died twice; they keep the cheaper bound",
                 limit=True,
             )
         if report.limited:
             self.notes.fall_back(
                 f"step {step.index + 1}: {report.limited} of {report.solves + report.limited} solves by "
-                f"'{chain.level.value}' met a limit; their best dual bound counts, or the linear one",
+                f"'{level.value}' met a limit; their best dual bound counts, or the linear one",
                 limit=True,
             )
-        return state, report
 
     def _encoding(self, chain: Chain) -> program.Encoding:
         level = chain.level
@@ -272,34 +272,6 @@ class Bounder:
             self.schedule,
             level.exact_phases,
             level.exact_products,
-            self.options.strengthening,
-        )
-
-    def _choices(
-        self, part: ChainPart, state: State, listed: Sequence[ChainPart]
-    ) -> program.Choices:
-        """The choices that programs cover: each listed selection by itself, or all at once.
-
-        ``state`` is a box of the state after the steps of ``part``, whose boxes contain those of all
-        selections.
-        """
-        window, past = self._split(part)
-        if not self._have_gone(listed, window):
-            span = program.Span(window, state, self.poison, self.restriction, past)
-            return program.Together(span)
-        groups = []
-        for own in listed:
-            assert isinstance(own.adversary, Enumerated)
-            groups.append(program.SelectionGroup(own.adversary, self._split(own)[0], own.state))
-        return program.OneByOne(self.schedule, groups, [r.state for r in window], state)
-
-    def _have_gone(self, listed: Sequence[ChainPart], window: Sequence[LinearizedStep]) -> bool:
-        """Whether selections have the same window, and its last batch cannot be emptied in any of them."""
-        steps = [relaxed.step.index for relaxed in window]
-        return bool(listed) and all(
-            [relaxed.step.index for relaxed in self._split(own)[0]] == steps
-            and own.adversary.emptied(window[-1].step) is None
-            for own in listed
         )
 
     def relax(
@@ -308,24 +280,25 @@ class Bounder:
         kept = linearize_step(
             self.schedule, state, step, ranges, adversary, self.plan.walk_fragment
         )
-        if self.plan.cuts:
-            kept = window_bounds.with_cuts(self.step_graph, self.schedule, kept)
         if self.plan.composed_steps:
             kept = window_bounds.with_shortcut(self.schedule, kept, self.plan.chunk, self.passes)
         return kept
 
-    def last_program(self, chain: Chain, listed: Sequence[ChainPart]) -> program.FinalWindow | None:
+    def _span(self, part: ChainPart, state: State) -> program.Span:
+        """The steps of the program over the current window, with a box of the state after them."""
+        window, past = self._split(part)
+        return program.Span(window, state, self.poison, self.restriction, past)
+
+    def last_program(self, chain: Chain) -> program.FinalWindow | None:
         """The programs over the current window, for questions; None for levels without programs."""
         part = chain.parts[0]
         if not chain.level.uses_programs or not part.window:
             return None
         return program.FinalWindow(
             self._encoding(chain),
-            self._choices(part, chain.state, listed),
-            program.SolveOptions(
-                self.solvers[chain.level], self.options.solve_limits, workers=self.options.workers
-            ),
-            self._witness(part.window[-1].step),
+            self._span(part, chain.state),
+            self._solving(chain.level),
+            self._witness(part.window[-1].step.index),
             self.incumbents,
         )
 
@@ -340,6 +313,6 @@ class Bounder:
         names = list(state)
         runs.check_state(names, program.ends_of(state, names)[0], solver.name)
 
-    def _witness(self, step: Step) -> program.Witness | None:
-        """States of real runs after a step, which no bound of a program may exclude."""
-        return None if self.witnesses is None else self.witnesses.after(step.index)
+    def _witness(self, index: int) -> program.Witness | None:
+        """States of real runs after the step of an index, which no bound of a program may exclude."""
+        return None if self.witnesses is None else self.witnesses.after(index)

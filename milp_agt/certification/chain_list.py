@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from milp_agt.bounds.adversary.charged import Charged
 from milp_agt.bounds.adversary.enumerated import Enumerated, list_selections
 from milp_agt.bounds.adversary.joint import Joint
 from milp_agt.bounds.adversary.model import AdversaryModel
 from milp_agt.bounds.step import State
-from milp_agt.certification.chains import CHARGED, ENUMERATED, OPTIMISED, Chain, ChainPart
+from milp_agt.certification.chains import ENUMERATED, Chain, ChainPart
 from milp_agt.certification.planning import Plan
 from milp_agt.core.relaxation import Relaxation
 from milp_agt.core.restriction import Restriction
@@ -21,7 +20,6 @@ class Chains:
     """Chains from the loosest to the tightest; iterating yields the current ones."""
 
     def __init__(self, plan: Plan, poison: Poison, restriction: Restriction, start: State) -> None:
-        self.groups, self.poison, self.restriction = plan.selections.groups, poison, restriction
         joint = Joint(poison, restriction)
         self.chains = [
             Chain(level.value, level, [ChainPart(level.value, joint, start)])
@@ -31,9 +29,6 @@ class Chains:
         if plan.selections.groups:
             parts = _enumerated(poison, restriction, plan.selections.groups, start)
             self.chains.insert(after, Chain(ENUMERATED, Relaxation.LINEAR, parts))
-        if plan.selections.charged:
-            charged = [_part("charged", Charged(poison), start)]
-            self.chains.insert(after, Chain(CHARGED, Relaxation.LINEAR, charged))
 
     def __iter__(self) -> Iterator[Chain]:
         return iter(self.chains)
@@ -50,41 +45,14 @@ class Chains:
     def tightest(self) -> Chain:
         return self.chains[-1]
 
-    @property
-    def listed(self) -> Sequence[ChainPart]:
-        """The parts of the tightest chain with listed selections, in groups; empty if there is none."""
-        listed = (c.parts for c in reversed(self.chains) if c.lists_selections)
-        return next(listed, ())
-
     def cheaper(self, chain: Chain) -> list[str]:
         """Names of the chains before this one."""
         return [other.name for other in self.chains[: self.chains.index(chain)]]
 
-    def list_again(self) -> None:
-        """A chain of all selections from here on: each starts in the set of all."""
-        linear = next((c for c in self.chains if c.name == Relaxation.LINEAR.value), None)
-        if linear is not None:
-            parts = _enumerated(self.poison, self.restriction, self.groups, linear.state)
-            after = self.chains.index(linear) + 1
-            self.chains.insert(after, Chain(ENUMERATED, Relaxation.LINEAR, parts))
-
-    def begin_optimising(self) -> Chain | None:
-        """A chain with slopes to optimise, forked from the listed selections, or else from the joint bounds.
-
-        None if the linear bounds have ended.
-        """
-        known = {chain.name: chain for chain in self.chains}
-        source = known.get(ENUMERATED, known.get(Relaxation.LINEAR.value))
-        if source is None:
-            return None
-        chain = source.fork(OPTIMISED, "optimised")
-        self.chains.insert(sum(not c.level.uses_programs for c in self.chains), chain)
-        return chain
-
     def end(self, chain: Chain) -> list[Chain]:
         """Drop a chain and all chains that lie within it; returns the dropped ones, the chain first."""
         within = [c for c in self.chains if chain.level in c.level.chain()]
-        alone = (CHARGED, ENUMERATED, OPTIMISED, Relaxation.ZONOTOPE.value)
+        alone = (ENUMERATED, Relaxation.ZONOTOPE.value)
         ended = [chain] if chain.name in alone else within
         self.chains = [c for c in self.chains if c not in ended]
         return ended

@@ -1,8 +1,8 @@
 """The reachable sets of a run, one chain for each level.
 
 The boxes of every chain contain all runs; after each step they are met with those of the looser chains.
-Besides the requested levels, ``linear`` may have three more chains: charged to samples, for each selection
-(a chain of several parts, whose union counts), and with optimised slopes. A part is one adversary model
+Besides the requested levels, ``linear`` may have one more chain: for each selection
+(a chain of several parts, whose union counts). A part is one adversary model
 with its boxes: all selections jointly, a group of listed ones, or a single listed one.
 """
 
@@ -12,27 +12,22 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from milp_agt.bounds.adversary.enumerated import Enumerated
 from milp_agt.bounds.adversary.model import AdversaryModel
 from milp_agt.bounds.linear.composed import ComposedStep, PastStep
 from milp_agt.bounds.linear.linearized_step import LinearizedStep
-from milp_agt.bounds.linear.slopes import Slopes
 from milp_agt.bounds.step import State, union
 from milp_agt.bounds.zonotope import ZonotopePass
 from milp_agt.certification.checkpoint import pack, unpack
 from milp_agt.core.relaxation import Relaxation
 
-CHARGED = "linear, charged to samples"
 ENUMERATED = "linear, each selection"
-OPTIMISED = "linear, optimised slopes"
 
 
 @dataclass
 class ChainPart:
     """Boxes under one adversary model, with the linearised steps of its window.
 
-    ``slopes`` are the results of the last optimisation, by the index of the training step: the next one
-    starts from them. ``past`` holds bounds of earlier steps without their samples, oldest first.
+    ``past`` holds bounds of earlier steps without their samples, oldest first.
     ``forward`` is the set as a hybrid zonotope, for the level of that name.
     """
 
@@ -40,7 +35,6 @@ class ChainPart:
     adversary: AdversaryModel
     state: State
     window: list[LinearizedStep] = field(default_factory=list)
-    slopes: dict[int, Slopes] = field(default_factory=dict)
     past: list[PastStep] = field(default_factory=list)
     forward: ZonotopePass | None = None
 
@@ -48,23 +42,17 @@ class ChainPart:
         """Name of a step of the window or of the past in a snapshot."""
         return "-".join(filter(None, (self.name, kind, f"{step + 1:06d}")))
 
-    def fork(self, name: str) -> ChainPart:
-        """A copy that continues independently from here."""
-        return ChainPart(name, self.adversary, self.state, list(self.window), past=list(self.past))
-
     def before(self, window: Sequence[LinearizedStep]) -> tuple[PastStep, ...]:
         """The past steps before a window."""
         return tuple(past for past in self.past if window and past.index < window[0].step.index)
 
     def end_past(self) -> None:
         """Start again from the current state: backward passes do not go beyond it."""
-        self.window, self.slopes, self.past = [], {}, []
+        self.window, self.past = [], []
 
     def forget(self, kept: int) -> None:
         """Keep only the last ``kept`` steps of the window, to free memory for the next."""
         self.window = self.window[max(0, len(self.window) - kept) :]
-        known = {relaxed.step.index for relaxed in self.window}
-        self.slopes = {index: own for index, own in self.slopes.items() if index in known}
 
 
 @dataclass
@@ -75,32 +63,18 @@ class Chain:
     level: Relaxation
     parts: list[ChainPart]
 
-    def fork(self, name: str, part: str) -> Chain:
-        """A chain that continues independently from here; its boxes lie within those of this one."""
-        parts = [own.fork(f"{part}-{number}") for number, own in enumerate(self.parts)]
-        return Chain(name, self.level, parts)
-
     @property
     def tells_apart(self) -> bool:
-        """Whether boxes distinguish selections, listed or charged."""
+        """Whether boxes distinguish selections."""
         return any(part.adversary.cases > 1 for part in self.parts)
-
-    @property
-    def lists_selections(self) -> bool:
-        """Whether each case is one selection."""
-        return all(isinstance(part.adversary, Enumerated) for part in self.parts)
 
     @property
     def looser(self) -> tuple[str, ...]:
         """Chains whose boxes contain those of this one."""
-        if self.name == CHARGED:
-            return (Relaxation.LINEAR.value,)
         if self.name == ENUMERATED:
-            return (Relaxation.LINEAR.value, CHARGED)
-        if self.name == OPTIMISED:
-            return (Relaxation.LINEAR.value, CHARGED, ENUMERATED)
+            return (Relaxation.LINEAR.value,)
         names = tuple(level.value for level in self.level.looser)
-        return (*names, CHARGED, ENUMERATED, OPTIMISED) if self.level.uses_programs else names
+        return (*names, ENUMERATED) if self.level.uses_programs else names
 
     def within(self, looser: Mapping[str, State], state: State) -> State:
         """The meet of a state with those of the looser chains in ``looser``."""
@@ -117,11 +91,7 @@ class Chain:
 
     def outer(self, states: Sequence[State]) -> State:
         """One box, (1, *shape) for each name, that contains the states of all parts."""
-        hulls = [
-            {name: part.adversary.algebra.hull(box) for name, box in state.items()}
-            for part, state in zip(self.parts, states, strict=True)
-        ]
-        return union(hulls)
+        return union(states)
 
 
 def pack_past(past: PastStep) -> dict[str, Any]:

@@ -89,7 +89,7 @@ def chosen(
     points = all(box.is_point for box in initial.values())
     if programs or not (asked or default) or not points or exchanged.precision != FLOAT64:
         return None, Remarks()
-    if options.alpha_steps or (asked and not plan.relaxation.walks):
+    if asked and not plan.relaxation.walks:
         return None, Remarks()
     count = count_choices(poison, restriction)
     if math.isinf(count):

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import functools
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import torch
@@ -17,16 +16,14 @@ from milp_agt.bounds.cells.plan import TreePlan
 from milp_agt.bounds.interval import bound_propagation
 from milp_agt.bounds.interval.update import UpdateGraph
 from milp_agt.bounds.linear.linearized_step import LinearizedStep, settle
-from milp_agt.bounds.linear.slopes import pack_slopes, unpack_slopes
 from milp_agt.bounds.step import NodeOrder, State, Step, initial_state, step_at_points, velocity_of
 from milp_agt.bounds.zonotope import WILD, pack_forward, unpack_forward
 from milp_agt.certification import carried, choosing, planning
 from milp_agt.certification.bound_step import Bounder
 from milp_agt.certification.chain_list import Chains
-from milp_agt.certification.chains import OPTIMISED, Chain, pack_past, unpack_past
+from milp_agt.certification.chains import Chain, pack_past, unpack_past
 from milp_agt.certification.checkpoint import Snapshot, pack, unpack
 from milp_agt.certification.fingerprint import settings
-from milp_agt.certification.optimising import Optimiser
 from milp_agt.certification.options import CertifyOptions
 from milp_agt.certification.recorder import Recorder
 from milp_agt.certification.result import Result
@@ -40,6 +37,7 @@ from milp_agt.core.remarks import Notes, Remarks
 from milp_agt.core.restriction import UNRESTRICTED, Restriction
 from milp_agt.data.origin import Origin
 from milp_agt.errors import InvalidInputError, SoundnessError
+from milp_agt.properties.models import Reached
 from milp_agt.solvers.solver import Solver
 from milp_agt.threats.poison import Poison
 from milp_agt.training.run_words import run_in_words
@@ -94,8 +92,11 @@ class BoundedRun:
             plan,
             self.updates,
         )
+        is_carried = any(part.forward is not None for part in self.chains.parts)
         run = (step_graph, self.schedule, start, poison, training)
-        self.tree = choosing.tree_of(options, functools.partial(TreePlan.of, *run, restriction))
+        self.tree = choosing.tree_of(
+            options, lambda t: TreePlan.of(*run, restriction, t, is_carried)
+        )
         self.nominal: dict[str, Tensor] = {n: v.to(device) for n, v in step_graph.initial.items()}
         if training.has_momentum:
             for name in step_graph.parameters:
@@ -123,13 +124,6 @@ class BoundedRun:
             self.notes,
             witnesses,
         )
-        self.optimiser = Optimiser(self.bounder)
-
-    def _begin_optimising(self) -> None:
-        chain = self.chains.begin_optimising()
-        parts = () if chain is None else chain.parts
-        for relaxed in (relaxed for part in parts for relaxed in part.window):
-            self.recorder.step(OPTIMISED, relaxed)
 
     def advance(self, batch: Tensor) -> None:
         """Bound one more step.
@@ -140,14 +134,7 @@ class BoundedRun:
         """
         started = time.perf_counter()
         index = len(self.records)
-        if index == self.plan.first_optimised:
-            self._begin_optimising()
         self._end_in_time(index)
-        self.bounder.beaten = self.plan.inner_on_trial and carried.beats_linear(
-            self.chains, self.records
-        )
-        if self.plan.listing_on_trial:
-            carried.list_again(self.chains, self.records)
         step = self._step(index, batch)
         update = UpdateGraph.of(self.schedule.gradients, step, self.schedule.precision)
         sets = StepSets(step, update, {part.name: part.state for part in self.chains.parts})
@@ -162,8 +149,6 @@ class BoundedRun:
             self.recorder.state(index, chain.name, sets.newest)
             widths[chain.name] = self._mean_width(sets.newest)
             self._end_if_diverged(chain, sets)
-        if self.plan.listing_on_trial and index + 1 < self.plan.steps:
-            carried.end_listing(self.chains, widths, index, self.notes)
         carried.end_hopeless(self.chains, widths, index, self.notes)
         self._settle(sets)
         self._advance_nominal(step, sets.newest)
@@ -188,14 +173,11 @@ class BoundedRun:
         until = self.time_limit.spend_until(self.chains.cheaper(chain), step.index)
         report: program.ProgramReport | None = None
         for part in chain.parts:
-            state, solved = self.bounder.bound(chain, part, step, until, self.chains.listed)
+            state, solved = self.bounder.bound(chain, part, step, until)
             report = solved or report
             part.state = sets.within(chain, part, state)
-        if chain.name == OPTIMISED:
-            self.optimiser.improve(chain, step, until)
         self.time_limit.note(chain.name, step.index, time.perf_counter() - begun)
-        # Programs of single selections have tightened the boxes of these.
-        sets.add(chain, () if report is None else self.chains.listed)
+        sets.add(chain)
         return report
 
     def _end_if_diverged(self, chain: Chain, sets: StepSets) -> None:
@@ -321,7 +303,6 @@ class BoundedRun:
                     "window": [relaxed.step.index for relaxed in part.window],
                     "past": [past.index for past in part.past],
                     "forward": None if part.forward is None else pack_forward(part.forward),
-                    "slopes": [pack_slopes(index, own) for index, own in part.slopes.items()],
                 }
                 for part in self.chains.parts
             },
@@ -335,8 +316,6 @@ class BoundedRun:
     def restore(self, snapshot: Snapshot, batches: Sequence[Batch]) -> None:
         """Resume from a snapshot of this run: the same boxes, and the same planes recomputed."""
         state = snapshot.state
-        if "optimised-0" in state["chains"]:
-            self._begin_optimising()
         self.chains.keep(list(state["chains"]))
         for part in self.chains.parts:
             kept = state["chains"][part.name]
@@ -351,7 +330,6 @@ class BoundedRun:
             ]
             if part.forward is not None:
                 part.forward = unpack_forward(part.forward, kept["forward"])
-            part.slopes = dict(unpack_slopes(plain) for plain in kept["slopes"])
         self.nominal = dict(state["nominal"])
         self.records = [StepRecord(**record) for record in state["records"]]
         self.notes.restore(state)
@@ -379,15 +357,22 @@ class BoundedRun:
         chain = self.chains.tightest
         if not self.records or self.records[-1].relaxation != chain.level.value:
             return None  # the last step has only cheaper bounds, and so have questions
-        return self.bounder.last_program(chain, self.chains.listed)
+        return self.bounder.last_program(chain)
+
+    def _with_rows(self, reached: Reached) -> Reached:
+        """The same with programs on the rows of its zonotope, for questions about the model."""
+        if reached.forward is None or not self.records:
+            return reached
+        final = self.bounder.final_zonotope(reached.forward, len(self.records) - 1)
+        return replace(reached, rows=final)
 
     def result(self) -> Result:
         """The result proved so far."""
         return Result.of(
             step_graph=self.step_graph,
             schedule=self.schedule,
-            reached=tuple(self.chains.reached(self.plan.window)),
-            beside=self.chains.beside,
+            reached=tuple(map(self._with_rows, self.chains.reached(self.plan.window))),
+            beside=self.chains.beside and self._with_rows(self.chains.beside),
             program=self._program(),
             rows=self.plan.rows,
             tree=self.tree if len(self.records) == self.plan.steps else None,

@@ -9,25 +9,32 @@ import inspect
 import textwrap
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import fields
 from difflib import get_close_matches
 from typing import Annotated, Any, Literal, Self, TypeVar
 
 import numpy as np
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from milp_agt.core.arguments import of_kind
 from milp_agt.core.option_table import Count, Index, Memory, NonNegative, Table, problem
 from milp_agt.core.relaxation import LEVELS
 from milp_agt.core.results import Limits
 from milp_agt.core.rounding import PRECISIONS, USE_FLOAT32, what_is_wrong_with
-from milp_agt.core.strengthening import REMOVED, Strengthening
 from milp_agt.errors import InvalidInputError
 
 Window = Count | Literal["T"]
 Time = Annotated[NonNegative, Field(json_schema_extra={"x-unit": "seconds"})]
 EACH_SOLVE = Limits()
 Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+# Options, or values of them, of older run files, and what is done in their place.
+_BESIDE = "the zonotope beside linear forms proves as much"
+_OLDER: Mapping[str, str] = {
+    **dict.fromkeys(("alpha_steps", "alpha_every"), _BESIDE),
+    "strengthening": "programs gained nothing by it that was worth its cost",
+}
+_OLDER_VALUES: Mapping[tuple[str, object], str] = {("selections", "charged"): _BESIDE}
 
 
 class CertifyOptions(Table):
@@ -56,8 +63,8 @@ class CertifyOptions(Table):
     inner_bounds: Literal["interval", "linear"] | None = Field(
         default=None,
         description="How intermediate nodes of a step are bounded in `linear` and above: by intervals, or "
-        "by linear forms through the window; unless given, linear where its predicted cost is small and, "
-        "beside a zonotope, in steps where linear forms gain something over it.",
+        "by linear forms through the window; unless given, linear where its predicted cost is small and "
+        "no zonotope is carried along, and of programs.",
     )
     carried: Literal["zonotope", "none"] = Field(
         default="zonotope",
@@ -65,25 +72,13 @@ class CertifyOptions(Table):
         "where it has rules for the run and is predicted to be cheap, or `none`, to see what these levels "
         "prove by themselves.",
     )
-    selections: Literal["joint", "charged", "enumerated"] | None = Field(
+    selections: Literal["joint", "enumerated"] | None = Field(
         default=None,
-        description="Bound all choices of poisoned samples at once, charge every error to the samples "
-        "that can cause it, or carry a box for each choice (`linear` and above, budgets for the data "
-        "set); unless given, enumerated where that is predicted to be cheap, else charged where that "
-        "is and no zonotope is carried along, else joint. Of a finite threat (classes, categories, "
-        "removals) each choice is one data set: below programs, enumerated trains on all of them, exact "
-        "up to rounding.",
-    )
-    alpha_steps: Index = Field(
-        default=0,
-        description="Steps of the gradient ascent that optimises the slopes of linear bounds, for each "
-        "end of each parameter (`linear` and above); the box by default slopes is carried beside, so "
-        "that bounds never get looser; 0 for none, 10 to 30 are worth trying.",
-    )
-    alpha_every: Count | None = Field(
-        default=None,
-        description="After how many training steps slopes are optimised, each time from the last ones "
-        "on; unless given, at the end of the run alone.",
+        description="Bound all choices of poisoned samples at once, or carry a box for each choice "
+        "(`linear` and above, budgets for the data set); unless given, enumerated where that is predicted "
+        "to be cheap and no zonotope is carried along, or labels flip; else joint. Of a finite threat "
+        "(classes, categories, removals) each choice is one data set: below programs, enumerated trains on "
+        "all of them, exact up to rounding.",
     )
     solver: str | None = Field(
         default=None,
@@ -103,10 +98,6 @@ class CertifyOptions(Table):
     solve_nodes: Index | None = Field(
         default=EACH_SOLVE.nodes,
         description="Nodes of the tree of each solve, at most (`milp` and above); no limit unless given.",
-    )
-    strengthening: Strengthening = Field(
-        default=Strengthening(),
-        description="What may make the programs of `lp` and above tighter, at further cost.",
     )
     workers: Count = Field(
         default=1,
@@ -128,7 +119,8 @@ class CertifyOptions(Table):
         description="Seconds that a question about classes may take for a tree over selections of poisoned "
         "samples and cells of their moves, which decides the test points that all other bounds leave open; "
         "0 for none (`auto`: 10 s, or a share of `time_limit`). For features, and targets of regressions, "
-        "of a few samples of the data set.",
+        "of a few samples of the data set. A run that carries a zonotope takes any budget: "
+        "`result.narrowed` then branches on samples and phases.",
     )
     time_limit: Time | None = Field(
         default=None,
@@ -158,6 +150,23 @@ class CertifyOptions(Table):
         json_schema_extra={"enum": list(PRECISIONS)},
     )
 
+    @model_validator(mode="before")
+    @classmethod
+    def _older(cls, given: object) -> object:
+        """Older run files keep working: what was removed is dropped, with a warning for each."""
+        if not isinstance(given, dict):
+            return given
+        gone = {key: _OLDER[key] for key in given if key in _OLDER}
+        words = {key: word for key, word in given.items() if isinstance(word, str)}
+        gone |= {k: _OLDER_VALUES[k, v] for k, v in words.items() if (k, v) in _OLDER_VALUES}
+        for key, why in gone.items():
+            warnings.warn(
+                f"[certify] {key} = {given[key]!r} has no effect: it was removed, {why}; drop the line",
+                UserWarning,
+                stacklevel=2,
+            )
+        return {key: value for key, value in given.items() if key not in gone}
+
     @field_validator("precision")
     @classmethod
     def _covered_precision(cls, name: str | None) -> str | None:
@@ -173,21 +182,6 @@ class CertifyOptions(Table):
                 f"relaxation = '{name}'", f"relaxation should be one of {', '.join(LEVELS)}"
             )
         return name
-
-    @field_validator("strengthening", mode="before")
-    @classmethod
-    def _without_removed(cls, table: object) -> object:
-        """Older run files keep working: removed switches are dropped, with a warning for each."""
-        if not isinstance(table, dict):
-            return table
-        for key in [key for key in table if key in REMOVED]:
-            warnings.warn(
-                f"[certify.strengthening] '{key}' has no effect: the switch was removed, "
-                f"{REMOVED[key]}; drop the line",
-                UserWarning,
-                stacklevel=2,
-            )
-        return {key: value for key, value in table.items() if key not in REMOVED}
 
     @property
     def solve_limits(self) -> Limits:
@@ -259,7 +253,7 @@ def _refusal(error: ValidationError, table: type[CertifyOptions]) -> InvalidInpu
 
 def _names(table: type[CertifyOptions]) -> set[str]:
     """Names that may occur in the path of a problem; the rest of it is pydantic's."""
-    return {*table.model_fields, *(field.name for field in fields(Strengthening))}
+    return set(table.model_fields)
 
 
 def takes_options(*without: str) -> Callable[[Function], Function]:

@@ -36,9 +36,6 @@ LEAST_ROOM = 8
 # Most rows of a backward pass, and of one for intermediate bounds.
 ROWS_AT_ONCE = 128
 INNER_ROWS = 2048
-# With composed heads, chunk fewer rows and more samples.
-ROWS_OF_UNITS = 32
-SAMPLES_OF_UNITS = 2048
 FEWEST_SAMPLES = 8
 # Elements of the boxes of a sample chunk: few enough for a processor's last cache, many per call.
 BOXED_ELEMENTS = 2**19
@@ -62,8 +59,7 @@ class Plan:
     """The plan of a run: the level, the windows, the pieces, and remarks for the result.
 
     ``past`` is the number of past steps kept for forms that have reached the beginning of their window.
-    ``inner_on_trial``: linear intermediate bounds of joint selections are left out while linear forms gain
-    nothing over a zonotope. ``listing_on_trial``: so are listed selections after some steps. ``rows`` of a
+    ``inner_of_programs``: only programs have linear intermediate bounds. ``rows`` of a
     backward pass fit into memory; ``chunk`` of them share a pass in the run. ``first_walk`` are the
     predicted seconds of a backward pass of all entries through one step; ``seconds`` those of all steps,
     where predictions were measured; not a number where nothing is known. ``whole``: those of this
@@ -82,17 +78,11 @@ class Plan:
     walk_fragment: int
     inner_chunk: int
     inner_pairs: int
-    inner_widest: int | None
     linear_inner: bool
-    inner_on_trial: bool
-    listing_on_trial: bool
+    inner_of_programs: bool
     selections: Selections
-    cuts: bool
     composed_steps: bool
     past: int
-    alpha_steps: int
-    alpha_every: int
-    alpha_memory: int
     single_thread: bool
     first_walk: float
     seconds: float
@@ -103,21 +93,11 @@ class Plan:
     def longest_window(self) -> int:
         return max(self.window, self.program_window)
 
-    def is_optimised(self, index: int) -> bool:
-        """Whether slopes are optimised after the step of this index."""
-        last = index + 1 == self.steps
-        return self.alpha_steps > 0 and (last or (index + 1) % self.alpha_every == 0)
-
     def helps(self, limit: float) -> tuple[str, ...]:
         """Settings with which the level of this plan is predicted to bound every step."""
         if not self.whole > limit:
             return ()
         return (f"time_limit = {self.whole:.2g}, for '{self.relaxation.value}' in every step",)
-
-    @property
-    def first_optimised(self) -> int | None:
-        """Index of the first step after which slopes are optimised; None for never."""
-        return self.alpha_every - 1 if self.alpha_steps else None
 
 
 def make_plan(
@@ -132,7 +112,7 @@ def make_plan(
     """The plan that follows from the options of a run. ``given`` are data kept besides the poison.
 
     Raises:
-        InvalidInputError: optimised slopes at a level without slopes, or an invalid memory size.
+        InvalidInputError: an invalid memory size.
     """
     steps = len(batches)
     inner_bounds = options.inner_bounds
@@ -164,22 +144,15 @@ def make_plan(
     else:
         level, remarks = Relaxation.parse(options.relaxation), Remarks()
         begun = math.nan
-    alpha_steps, idle = _alpha_steps(options.alpha_steps, level, options.relaxation == "auto")
-    remarks += idle
     seconds = sizes.inner(steps, walked)
     cheap = REFINING_TIME if time_limit is None else SPARE * time_limit
-    in_cuts = 2 * FLOAT * step_graph.outputs * step_graph.parameter_count * sizes.batch * walked
-    cuts = sizes.walked >= THREADED_ELEMENTS and in_cuts <= budget // 4
-    composed_steps = cuts and _pays(sizes, moved, walked, budget) and training.projection is None
-    inner_widest: int | None = None
+    large = sizes.walked >= THREADED_ELEMENTS
+    composed_steps = large and _pays(sizes, moved, walked, budget) and training.projection is None
     linear_inner = level.walks and inner_bounds != "interval"
     if linear_inner and inner_bounds is None and seconds > cheap:
-        narrow = sizes.narrow_inner(steps, walked, moved)
-        linear_inner = composed_steps and narrow <= cheap
-        inner_widest = step_graph.outputs if linear_inner else None
-        but = f" but those of nodes with at most {inner_widest} elements" if linear_inner else ""
+        linear_inner = False
         line = (
-            f"inner bounds by intervals{but}: linear ones would take about {seconds:.3g} s, more than "
+            f"inner bounds by intervals: linear ones would take about {seconds:.3g} s, more than "
             f"{cheap:g} s; ask for inner_bounds='linear' to have them"
         )
         remarks += Remarks(notes=(line,))
@@ -200,12 +173,7 @@ def make_plan(
         cheap,
         carried,
     )
-    if (
-        options.window is None
-        and told_apart.window
-        and level is Relaxation.LINEAR
-        and not alpha_steps
-    ):
+    if options.window is None and told_apart.window and level is Relaxation.LINEAR:
         line = (
             f"window {told_apart.window} in place of the whole run, so that each selection of samples "
             f"can be bounded by itself; give window='T', or a number of steps, to have that"
@@ -214,29 +182,23 @@ def make_plan(
         found = make_plan(step_graph, batches, poison, training, shorter, restriction, given)
         return replace(found, remarks=Remarks(notes=(line,)) + found.remarks)
     remarks += more
-    if alpha_steps and told_apart.charged:
-        line = "slopes are optimised for all selections jointly; charged ones keep default slopes"
-        remarks += Remarks(fallbacks=(line,))
     kept = walked * sizes.kept(poison.states) if level.walks else 0
     kept += told_apart.kept
     data = stored([*poison.tensors, *given])
-    room, told = _room(budget, data, kept + (in_cuts if cuts else 0))
+    room, told = _room(budget, data, kept)
     remarks += told
     boxed = max(1, sizes.per_sample if told_apart.splits else sizes.made)
     per_sample = FLOAT * LIVE_BOXES * boxed
     at_once = CACHED_ELEMENTS if told_apart.splits else BOXED_ELEMENTS
     # The mean of the remaining samples needs the whole batch.
     whole = sizes.batch if poison.whole is Whole.REMOVED else 1
-    many = SAMPLES_OF_UNITS if cuts else FEWEST_SAMPLES
-    fitting = room // (ROWS_OF_UNITS * sizes.form(1, 0))
-    fewest = max(whole, min(many, max(FEWEST_SAMPLES, fitting)))
+    fewest = max(whole, FEWEST_SAMPLES)
     chunk = max(1, min(2 * sizes.state, ROWS_AT_ONCE, room // sizes.form(fewest, walked)))
-    cached = 0 if cuts else CACHED_ELEMENTS // (chunk * sizes.widest)
-    walk_fragment = max(fewest, cached)
+    walk_fragment = max(fewest, CACHED_ELEMENTS // (chunk * sizes.widest))
     rows = max(1, room // sizes.form(walk_fragment, walked))
     total = (
         told_apart.seconds
-        + seconds * (linear_inner and inner_widest is None)
+        + seconds * linear_inner
         + sizes.seconds(steps, walked, solved).get(level, math.nan)
     )
     return Plan(
@@ -262,17 +224,11 @@ def make_plan(
             ),
         ),
         inner_pairs=max(1, room // (2 * sizes.pair)),
-        inner_widest=inner_widest,
         linear_inner=linear_inner,
-        inner_on_trial=linear_inner and inner_bounds is None and carried,
-        listing_on_trial=carried and options.selections is None and not level.uses_programs,
+        inner_of_programs=linear_inner and inner_bounds is None and carried,
         selections=told_apart,
-        cuts=cuts,
         composed_steps=composed_steps,
         past=0 if training.projection else _past(sizes, steps, walked, room),
-        alpha_steps=alpha_steps,
-        alpha_every=min(options.alpha_every or steps, steps),
-        alpha_memory=budget // 2 if alpha_steps else 0,
         single_thread=sizes.walked < THREADED_ELEMENTS
         or (level is Relaxation.INTERVAL and sizes.boxes < THREADED_BOXES),
         first_walk=slow * 2 * sizes.state * sizes.walked / WALKED_PER_SECOND,
@@ -368,23 +324,3 @@ def _past(sizes: Sizes, steps: int, window: int, room: int) -> int:
     # The newest step is kept for the window of the next.
     wanted = steps - 1 if window < steps else 0
     return min(wanted, fitting, int((walk + PAST_SECONDS) / seconds))
-
-
-def _alpha_steps(asked: int, level: Relaxation, chosen: bool) -> tuple[int, Remarks]:
-    """The number of moves of slope optimisation, with a remark if it is idle."""
-    if not isinstance(asked, int) or asked < 0:
-        raise InvalidInputError(
-            "alpha_steps counts moves of an optimisation of slopes, at least 0",
-            f"alpha_steps = {asked!r}",
-            "give 0 for the default slopes, or 5 to 20 for tighter bounds",
-        )
-    if asked == 0 or level.walks:
-        return asked, Remarks()
-    if chosen:
-        line = "alpha_steps is idle: auto picked 'interval', which has no slopes"
-        return 0, Remarks(fallbacks=(line,))
-    raise InvalidInputError(
-        f"Slopes are to be optimised by alpha_steps = {asked}",
-        f"relaxation '{level.value}', which has no slopes",
-        "use relaxation 'linear' or above, or leave alpha_steps out",
-    )

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from torch import Tensor
-
 from milp_agt.bounds.linear.linearized_step import LinearizedStep
-from milp_agt.bounds.linear.slopes import Slopes
 from milp_agt.bounds.program import ProgramReport
 from milp_agt.bounds.step import State
 
@@ -21,21 +17,8 @@ class Recorder(Protocol):
         """Boxes, slopes and intercepts of one step, before any bound is computed from them."""
         ...
 
-    def slopes(self, index: int, chain: str, ends: Tensor, slopes: Sequence[Slopes]) -> None:
-        """Optimised slopes for each step of the window that ends with step ``index``.
-
-        They have one row for each signed entry in ``ends``: lower ends are numbered first, then upper
-        ends. The box after the step is also met with the bounds that a backward pass computes from these.
-        A selection bounded by itself records its own steps under the same name, each time from the
-        start of its window.
-        """
-        ...
-
     def program(self, index: int, chain: str, report: ProgramReport) -> None:
-        """The program of step ``index`` with the row multipliers that prove its bounds.
-
-        Bounds by programs of single selections enter the boxes of these before the next step.
-        """
+        """The program of step ``index`` with the row multipliers that prove its bounds."""
         ...
 
     def state(self, index: int, chain: str, state: State) -> None:
@@ -47,9 +30,6 @@ class NullRecorder:
     """Keeps nothing."""
 
     def step(self, chain: str, relaxed: LinearizedStep) -> None:
-        return
-
-    def slopes(self, index: int, chain: str, ends: Tensor, slopes: Sequence[Slopes]) -> None:
         return
 
     def program(self, index: int, chain: str, report: ProgramReport) -> None:
@@ -66,12 +46,6 @@ class MemoryRecorder:
     steps: dict[str, list[LinearizedStep]] = field(default_factory=dict)
     states: dict[str, list[State]] = field(default_factory=dict)
     programs: dict[str, dict[int, ProgramReport]] = field(default_factory=dict)
-    optimised: dict[str, dict[int, list[tuple[Tensor, Sequence[Slopes]]]]] = field(
-        default_factory=dict
-    )
-
-    def slopes(self, index: int, chain: str, ends: Tensor, slopes: Sequence[Slopes]) -> None:
-        self.optimised.setdefault(chain, {}).setdefault(index, []).append((ends, slopes))
 
     def program(self, index: int, chain: str, report: ProgramReport) -> None:
         self.programs.setdefault(chain, {})[index] = report

@@ -1,11 +1,10 @@
-"""Chooses how selections are bounded: listed one by one, charged to samples, or jointly."""
+"""Chooses how selections are bounded: listed one by one, or jointly."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
 
-from milp_agt.bounds.adversary.charged import can_be_charged, without_influence
 from milp_agt.bounds.adversary.enumerated import count_cases
 from milp_agt.certification.sizes import (
     BASELINE,
@@ -19,6 +18,7 @@ from milp_agt.core.remarks import Remarks
 from milp_agt.core.restriction import Restriction
 from milp_agt.errors import InvalidInputError
 from milp_agt.threats.poison import Poison
+from milp_agt.threats.sets import Vertices
 from milp_agt.training.training import Training
 
 # Boxes and intercepts of one case kept for an element of a node with a sample axis; most cases that share
@@ -31,8 +31,6 @@ MOST_LISTED = 1e5
 LISTED_WORK = 0.35
 # Share of the rows of intermediate bounds that remain when nodes with an exact image are skipped.
 SETTLED = 0.25
-# Operations per element of a box for its influences: sorting, secants, two choices of slopes.
-INFLUENCE_WORK = 16
 
 
 @dataclass(frozen=True)
@@ -42,8 +40,6 @@ class Selections:
     Attributes:
         groups: number of groups of listed selections; 0 if selections are not listed.
         enumerated_inner: whether these have linear intermediate bounds.
-        charged: whether errors are charged to the samples that can cause them.
-        charged_inner: whether that chain has linear intermediate bounds.
         data_sets: number of listed data sets of a finite threat, each trained on by itself in place of
             all chains; 0 where they are not listed.
         kept: bytes that the windows of these chains hold from step to step.
@@ -53,8 +49,6 @@ class Selections:
 
     groups: int = 0
     enumerated_inner: bool = False
-    charged: bool = False
-    charged_inner: bool = False
     data_sets: int = 0
     kept: int = 0
     window: int = 0
@@ -62,8 +56,8 @@ class Selections:
 
     @property
     def splits(self) -> bool:
-        """Whether boxes have cases or columns beyond the states of a sample."""
-        return self.charged or self.groups > 0
+        """Whether boxes have cases beyond the states of a sample."""
+        return self.groups > 0
 
 
 def selections_of(
@@ -80,33 +74,26 @@ def selections_of(
     seconds: float,
     zonotope: bool,
 ) -> tuple[Selections, Remarks]:
-    """The requested selections; by default listed if that is cheap, else charged if that is, but not beside
-    a ``zonotope``, which charges errors to samples as well.
+    """The requested selections; by default listed if that is predicted to take at most so many ``seconds``.
 
-    Cheap means predicted to take at most so many ``seconds``. Where neither is, ``window`` of the result is
-    the longest of the halved windows over which listed selections would be.
+    Beside a ``zonotope`` they are joint by default, unless labels flip: it turns each flip into noise.
+
+    Where they are not listed for that reason, ``window`` of the result is the longest of the halved windows
+    over which they would be.
 
     Raises:
         InvalidInputError: an unknown word, or a kind that this run cannot have.
     """
-    if asked not in (None, "joint", "charged", "enumerated"):
-        raise InvalidInputError(
-            "selections is 'joint', 'charged', 'enumerated' or None",
-            f"{asked!r}",
-            "choose one of them",
-        )
-    if asked in ("charged", "enumerated") and not level.walks:
+    if asked == "enumerated" and not level.walks:
         raise InvalidInputError(
             "Selections that are told apart need linear forms",
             f"relaxation '{level.value}'",
             "use relaxation 'linear' or above",
         )
-    if asked == "joint" or not level.walks:
+    flat = zonotope and not isinstance(poison.label_moves, Vertices)
+    if asked == "joint" or not level.walks or (flat and asked is None):
         return Selections(), Remarks()
     work = _Work(sizes, steps, window, inner_bounds, memory, seconds)
-    if asked == "charged":
-        _check_charges(sizes, poison, restriction, training, steps)
-        return work.charged(poison), Remarks()
     cases = count_cases(poison, restriction)
     if asked == "enumerated" and math.isinf(cases):
         raise InvalidInputError(
@@ -115,47 +102,9 @@ def selections_of(
             "use scope='dataset', or selections='joint'",
         )
     listed, remarks = work.listed(cases, asked)
-    if listed.groups or zonotope:
+    if listed.groups:
         return listed, remarks
-    count = float(poison.open.sum()) + 1
-    if (
-        not can_be_charged(poison, restriction)
-        or without_influence(sizes.schedule, training.update_rules(steps)[0]) is not None
-        or work.charging(count, False) > work.seconds
-        or work.fitting < count
-        or not work.fits(count)
-    ):
-        return replace(listed, window=work.shorter(cases)), remarks
-    found = work.charged(poison)
-    remarks += Remarks(notes=("errors are charged to the samples that can cause them",))
-    if found.charged_inner or inner_bounds == "interval":
-        return found, remarks
-    seconds = work.charging(count, True)
-    dear = (
-        f"they have inner bounds by intervals: linear ones would take about {seconds:.3g} s; ask "
-        "for inner_bounds='linear', or give a time_limit of more than twice that, to have them"
-    )
-    return found, remarks + Remarks(notes=(dear,))
-
-
-def _check_charges(
-    sizes: Sizes, poison: Poison, restriction: Restriction, training: Training, steps: int
-) -> None:
-    if not can_be_charged(poison, restriction):
-        raise InvalidInputError(
-            "Errors can be charged to samples where features or labels of one set of them are "
-            "poisoned for the whole run",
-            "a budget in each batch, budgets of features and labels apart, whole samples, a restriction, "
-            "or nothing that can be poisoned",
-            "use scope='dataset', or selections='joint'",
-        )
-    missing = without_influence(sizes.schedule, training.update_rules(steps)[0])
-    if missing is not None:
-        raise InvalidInputError(
-            "Errors can be charged to samples through operations that have a rule for it",
-            f"operation '{missing}', which has none",
-            "use selections='joint' or 'enumerated'",
-        )
+    return replace(listed, window=work.shorter(cases)), remarks
 
 
 @dataclass(frozen=True)
@@ -200,23 +149,6 @@ class _Work:
         rows = 2 * sizes.state + inner_rows
         flops = 4.0 * rows * elements * walks * cases
         return flops / FLOPS + groups * rows * sizes.walked * walks / WALKED_PER_SECOND
-
-    def charging(self, columns: float, linear_inner: bool) -> float:
-        """Seconds for influences in this many columns."""
-        boxes = INFLUENCE_WORK * self.sizes.boxes * columns * self.steps / BOUNDED_PER_SECOND
-        inner_rows = self.sizes.inner_rows * linear_inner
-        return boxes + self._walking(columns, 1, inner_rows, self.sizes.boxes)
-
-    def charged(self, poison: Poison) -> Selections:
-        dear = self.charging(float(poison.open.sum()) + 1, True) > self.seconds
-        inner = self.inner_bounds == "linear" or (self.inner_bounds is None and not dear)
-        columns = float(poison.open.sum()) + 1
-        return Selections(
-            charged=True,
-            charged_inner=inner,
-            kept=self.kept(columns),
-            seconds=self.charging(columns, inner),
-        )
 
     def shorter(self, cases: float) -> int:
         """The longest of the halved windows over which listing is cheap; 0 if there is none."""

@@ -53,15 +53,6 @@ class Sizes:
         own = [n.signature.size for n in batched if n.name not in summed]
         self.widest = max(own, default=1)
         self.inner_rows = 2 * batch * sum(n.signature.size for n in targets(schedule))
-        self.narrow_inner_rows = (
-            2
-            * batch
-            * sum(
-                n.signature.size
-                for n in targets(schedule)
-                if n.signature.size <= step_graph.outputs
-            )
-        )
         leaves = (FEATURES, LABELS)
         self.moved = 1 + sum(n.signature.size for n in batched if n.name in leaves)
         self.curved = batch * sum(
@@ -103,11 +94,6 @@ class Sizes:
         """Predicted seconds of all linear intermediate bounds."""
         walks = sum(min(t, window - 1) + 0.5 for t in range(steps))
         return self.inner_rows * self.walked * walks / WALKED_PER_SECOND
-
-    def narrow_inner(self, steps: int, window: int, moved: int) -> float:
-        """Predicted seconds of intermediate bounds of nodes no wider than the outputs, by composed steps."""
-        walks = sum(min(t, window - 1) for t in range(steps))
-        return self.narrow_inner_rows * self.composed(moved) * walks / MULTIPLIED_PER_SECOND
 
     def seconds(self, steps: int, window: int, solved: int) -> dict[Relaxation, float]:
         """Predicted seconds of all steps, jointly for all selections; programs span ``solved`` of them."""

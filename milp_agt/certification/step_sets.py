@@ -39,12 +39,9 @@ class StepSets:
         emptied = part.adversary.emptied(self.step) is not None
         return state if emptied else chain.within(self.updated, state)
 
-    def add(self, chain: Chain, smaller: Sequence[ChainPart]) -> None:
-        """Add the sets of a chain, and the parts of another chain that it made ``smaller``."""
+    def add(self, chain: Chain) -> None:
+        """Add the sets of a chain."""
         self.updated[chain.name] = chain.within(self.updated, chain.state)
-        for part in smaller:
-            if part.adversary.emptied(self.step) is None:
-                self._end(part, ())
         looser = [self.ended[name] for name in chain.looser if name in self.ended]
         for part in chain.parts:
             self._end(part, looser)

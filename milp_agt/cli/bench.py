@@ -42,7 +42,7 @@ def add(commands: Commands) -> None:
     parser.add_argument("--radius", metavar="R", type=float, help="move of each feature")
     parser.add_argument(
         "--selections",
-        choices=("joint", "charged", "enumerated"),
+        choices=("joint", "enumerated"),
         help="how choices of poisoned samples are bounded",
     )
     parser.add_argument("--device", metavar="NAME", help="cpu, cuda or auto")

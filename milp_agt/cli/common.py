@@ -71,7 +71,7 @@ def add_options(parser: Parser, without: Collection[str] = ()) -> None:
         "options of [certify]", "in place of the file's (see 'milp-agt options certify')"
     )
     for name, field in CertifyOptions.model_fields.items():
-        if name not in ("strengthening", *without):
+        if name not in without:
             words = _choices(field)
             group.add_argument(
                 f"--{name.replace('_', '-')}",

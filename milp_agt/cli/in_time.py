@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import replace
 from time import monotonic
 from typing import TYPE_CHECKING
 
 from milp_agt.core.deadline import Deadline, shorter
+from milp_agt.errors import InvalidInputError
 
 if TYPE_CHECKING:
     from milp_agt.attacks import Search
@@ -102,8 +104,10 @@ def searched(
     if found is not None:
         result = replace(result, helps=(*result.helps, *found.words))
     left, tree = ends - monotonic(), result.models.tree
-    auto = limit is not None and result.relaxation == "auto" and tree is not None
-    return (result.narrowed(left) if auto and left > OVERRUN else result), found
+    if limit is not None and result.relaxation == "auto" and tree is not None and left > OVERRUN:
+        with suppress(InvalidInputError):  # a zonotope that ended has left nothing to search
+            result = result.narrowed(left)
+    return result, found
 
 
 def _until(result: Result, at: float) -> Result:

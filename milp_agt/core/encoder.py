@@ -13,7 +13,6 @@ from torch import Tensor
 from milp_agt.core.expression import Array, Expression, Index, Slack, add, widened
 from milp_agt.core.interval import CLEAN, Interval
 from milp_agt.core.program import Curve, Function, Program
-from milp_agt.core.strengthening import DEFAULT, Strengthening
 
 # Arguments for which solvers get functions exactly. They write sigmoid and tanh by exp(-z) and exp(2 z):
 # SCIP cuts off points beyond its infinity of 1e20, and where a function is almost flat, a tolerance of
@@ -67,10 +66,8 @@ class Encoder:
             them (``qcqp``, ``miqp``).
         envelopes: True gives scalar products a column with McCormick rows, False the planes of the
             linear bounds, which need neither column nor rows.
-        strengthening: the number of pieces of products.
         selection: the states of the samples of the batch being encoded; None if no sample of it can
             be poisoned.
-        pieced: indices of scalar products with piecewise envelopes, by the origin of their node.
     """
 
     def __init__(
@@ -78,13 +75,10 @@ class Encoder:
         exact_phases: bool,
         exact_products: bool = False,
         envelopes: bool = True,
-        strengthening: Strengthening = DEFAULT,
     ) -> None:
         self.exact_phases = exact_phases
         self.exact_products = exact_products
         self.envelopes = envelopes
-        self.strengthening = strengthening
-        self.pieced: dict[str, Index] = {}
         self.selection: SelectionColumns | None = None
         self.origin = ""
         self._lower: list[Array] = []

@@ -6,18 +6,16 @@ An operation defines its gradient as nodes of the same graph, so graph and opera
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from enum import StrEnum
 from typing import TYPE_CHECKING, ClassVar
 
 import networkx as nx
 import torch
 from torch import Tensor
 
-from milp_agt.core.influence import Influence
 from milp_agt.core.interval import Interval
-from milp_agt.core.planes import FreeSlope, LinearBounds
+from milp_agt.core.planes import LinearBounds
 from milp_agt.core.rounding import Precision
 from milp_agt.errors import EncodingError, UnsupportedOperationError
 
@@ -41,18 +39,6 @@ class Signature:
         return size
 
 
-class Cause(StrEnum):
-    """Why a bound differs from the nominal value; every operation names the cause of its planes' gap."""
-
-    MOVES = "moves"  # moves of poisoned samples through the linearised operations
-    FLIPS = "flips"  # kinks: relu and its phase, clipping, pooling
-    PRODUCTS = "products"  # bilinear terms
-    CURVATURE = "curvature"  # smooth functions
-    SELECTION = "selection"  # every objective has its own poisoned samples
-    START = "start box"  # the box at the start of the window
-    ROUNDING = "rounding"
-
-
 class Operation(ABC):
     """One operation of the step graph; all its rules are in one file of ``formulations/``.
 
@@ -62,8 +48,6 @@ class Operation(ABC):
 
     key: ClassVar[str]
     exactness: ClassVar[str] = ""  # one line for the table: what is exact and what is relaxed
-    cause: ClassVar[Cause] = Cause.ROUNDING  # cause of the gap of its planes
-    has_influence: ClassVar[bool] = False  # whether the rules for influences exist
 
     @abstractmethod
     def infer(self, *inputs: Signature) -> Signature:
@@ -80,39 +64,6 @@ class Operation(ABC):
     @abstractmethod
     def relax(self, *inputs: Interval) -> LinearBounds:
         """Linear bounds that hold on the given ranges, with the default slopes."""
-
-    def free_slopes(self, *inputs: Interval) -> tuple[FreeSlope, ...]:
-        """The slopes of :meth:`relax` that may be chosen freely, in the order of :meth:`relax_with`.
-
-        Empty for linear operations and for planes without a choice.
-        """
-        return ()
-
-    def relax_with(self, slopes: Sequence[Tensor], *inputs: Interval) -> LinearBounds:
-        """Linear bounds that hold on the given ranges, with any slopes.
-
-        Slopes, and then intercepts and magnitudes, may have a leading axis of rows: row r of the
-        coefficients is bounded with its own planes. Intercepts are differentiable by torch in the slopes.
-        """
-        return self.relax(*inputs)
-
-    def influence(self, *inputs: Influence) -> Influence:
-        """How far each poisoned sample can move the result, given how far it can move the inputs."""
-        raise self._no_influence()
-
-    def relax_influence(self, *inputs: Influence) -> LinearBounds:
-        """Linear bounds with default slopes, with errors charged to the samples that cause them.
-
-        Intercepts have a leading axis (1 + columns): those of the base, and those moved by one sample.
-        """
-        raise self._no_influence()
-
-    def _no_influence(self) -> UnsupportedOperationError:
-        return UnsupportedOperationError(
-            f"Influences of single samples through operation '{self.key}' were asked for",
-            "no such rule",
-            "use selections='joint' or 'enumerated'",
-        )
 
     @abstractmethod
     def encode(

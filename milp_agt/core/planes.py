@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 from torch import Tensor
@@ -60,15 +59,3 @@ class NarrowableSlopes(BackwardSlopes, Protocol):
         narrowed to the same indices; None if they are not. Returns None if narrowing is not possible.
         """
         ...
-
-
-@dataclass(frozen=True, slots=True)
-class FreeSlope:
-    """A slope of linear bounds that may be any number: its start, and the range of possibly better values.
-
-    All three have the shape of the slope; ``lower == upper`` where no other slope can be better.
-    """
-
-    start: Tensor
-    lower: Tensor
-    upper: Tensor

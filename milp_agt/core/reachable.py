@@ -139,8 +139,8 @@ class StepRecord:
         adversary: the kind of adversary covered, e.g. "static, dataset".
         batch: number of samples in the batch.
         chains: mean width after each level, loosest first.
-        program: columns, rows, solves and limits of the program of this step, the number of tightened
-            ends of ranges, and of phases that these fixed; None without a program.
+        program: columns, rows, solves and limits of the program of this step; None
+            without a program.
     """
 
     step: int

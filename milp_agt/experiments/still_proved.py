@@ -105,7 +105,6 @@ def still_proved(
             {
                 "relaxation": level.value,
                 "selections": None,
-                "alpha_steps": 0,
                 "solver": None,
                 "refute": "none",
                 "tree": 0.0,

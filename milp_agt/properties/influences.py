@@ -5,11 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from milp_agt.bounds.adversary.charged import Charged
 from milp_agt.bounds.adversary.joint import Joint
+from milp_agt.bounds.adversary.top_k import worst_sum
 from milp_agt.bounds.linear.window_bounds import bound_by_sample, forms_of_outputs
 from milp_agt.bounds.passes import in_passes
-from milp_agt.core.influence import worst_of
 from milp_agt.properties.last_forms import by_sample_of_forms
 from milp_agt.properties.models import OutputForms, ReachableModels, Reached
 
@@ -23,9 +22,7 @@ def sample_influences(models: ReachableModels, forms: OutputForms) -> tuple[Tens
         all is bounded selection by selection, selections are made anew in every batch or have two
         budgets, or no forms are kept.
     """
-    known = [
-        r for r in models.everywhere if isinstance(r.adversary, (Joint, Charged)) and r.keeps_forms
-    ]
+    known = [r for r in models.everywhere if isinstance(r.adversary, Joint) and r.keeps_forms]
     poison = models.poison
     if not known or poison.is_clean or poison.label_quota is not None or poison.per_batch:
         return None
@@ -34,7 +31,7 @@ def sample_influences(models: ReachableModels, forms: OutputForms) -> tuple[Tens
         pieces = [_piece(models, reached, forms.part(p)) for p in models.parts(forms)]
         base, dev = (torch.cat(parts) for parts in zip(*pieces, strict=True))
         if best is not None:
-            least = [b - worst_of(d.movedim(-1, 0), poison.budget) for b, d in ((base, dev), best)]
+            least = [b - worst_sum(d.movedim(-1, 0), poison.budget) for b, d in ((base, dev), best)]
             wins = least[0] > least[1]
             base = torch.where(wins, base, best[0])
             dev = torch.where(wins.unsqueeze(-1), dev, best[1])
@@ -50,7 +47,6 @@ def _piece(models: ReachableModels, reached: Reached, forms: OutputForms) -> tup
         reached.state,
         forms.inputs,
         turned,
-        reached.adversary.algebra,
     )
     own.constant = own.constant + forms.constant.T.unsqueeze(-1)
     own.magnitude = own.magnitude + forms.constant.T.abs()

@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from milp_agt.bounds.adversary.box_algebra import better
 from milp_agt.bounds.adversary.model import AdversaryModel
 from milp_agt.bounds.cells.plan import TreePlan
 from milp_agt.bounds.forms import Forms
@@ -20,7 +19,7 @@ from milp_agt.bounds.linear.window_bounds import (
     rows_at_once,
 )
 from milp_agt.bounds.passes import in_passes
-from milp_agt.bounds.program import FinalWindow, OutputObjectives
+from milp_agt.bounds.program import FinalWindow, FinalZonotope, OutputObjectives
 from milp_agt.bounds.step import NodeOrder, State, union
 from milp_agt.bounds.zonotope import ZonotopePass
 from milp_agt.core.deadline import Deadline
@@ -66,8 +65,9 @@ class Reached:
 
     ``window`` may be empty (a loaded result): then only the boxes count. ``outer`` is one box, (1, *shape),
     that holds all of them, too. ``past`` is what the steps before the window have proved. ``forward`` is the
-    set as a hybrid zonotope, where the run was bounded by one. Of ``single_runs`` case c is choice c of a
-    listed threat: one run with its rounding.
+    set as a hybrid zonotope, where the run was bounded by one, and ``rows`` are programs on its rows, where
+    it was bounded by programs. Of ``single_runs`` case c is choice c of a listed threat: one run with its
+    rounding.
     """
 
     state: State
@@ -76,6 +76,7 @@ class Reached:
     outer: State | None = None
     past: Sequence[PastStep] = ()
     forward: ZonotopePass | None = None
+    rows: FinalZonotope | None = None
     single_runs: bool = False
 
     @property
@@ -86,11 +87,9 @@ class Reached:
     @property
     def boxes(self) -> State:
         """The boxes of the parameters, each of which holds by itself."""
-        algebra = self.adversary.algebra
-        boxes = {name: algebra.outer(box) for name, box in self.state.items()}
         if self.outer is None:
-            return boxes
-        return {n: b.meet(self.outer[n], f"'{n}' of two chains") for n, b in boxes.items()}
+            return self.state
+        return {n: b.meet(self.outer[n], f"'{n}' of two chains") for n, b in self.state.items()}
 
 
 @dataclass(frozen=True)
@@ -174,7 +173,7 @@ class ReachableModels:
         """The same from the boxes of the parameters alone, by intervals and linear forms: no walk."""
         if any(all(box.is_whole for box in r.state.values()) for r in self.reached):
             return Interval.point(self.at_nominal(forms).unsqueeze(0)).forgotten()
-        bare = [replace(r, window=(), past=(), forward=None) for r in self.reached]
+        bare = [replace(r, window=(), past=(), forward=None, rows=None) for r in self.reached]
         return self._bounded(bare, forms)
 
     def refine(self, forms: OutputForms, known: Interval, points: Tensor) -> Interval:
@@ -260,7 +259,6 @@ class ReachableModels:
                 reached.state,
                 some.inputs,
                 on_outputs,
-                reached.adversary.algebra,
             )
             shifts = (own * some.constant).flatten(1)
             terms = torch.einsum("rnf,nfo->rno", own.abs(), some.coefficients.abs())
@@ -308,13 +306,12 @@ class ReachableModels:
     def _walked(self, reached: Reached, start: Forms) -> Tensor:
         """The best lower bounds of forms of the final state, (rows, cases): on its box, or through
         the window."""
-        algebra = reached.adversary.algebra
-        best = algebra.concretise(start, reached.state, torch.zeros_like(start.constant))
+        best = start.concretise(reached.state, torch.zeros_like(start.constant))
         if reached.forward is not None:
-            found = least_of_forms(reached.forward, start, reached.state)
-            return algebra.outcome(better(algebra, best, found))
+            found = least_of_forms(reached.forward, start, reached.state, reached.rows)
+            return torch.maximum(best, found)
         if not reached.window:
-            return algebra.outcome(best)
+            return best
 
         def bound(rows: Tensor) -> Tensor:
             return bound_forms(
@@ -326,19 +323,16 @@ class ReachableModels:
             )
 
         pieces = in_passes(start.rows, self.rows_at_once(reached.window), bound)
-        return algebra.outcome(better(algebra, best, torch.cat(pieces)))
+        return torch.maximum(best, torch.cat(pieces))
 
     def _bound_piece(self, reached: Reached, forms: OutputForms) -> Interval:
         """Bounds for one group of cases, (cases, n, forms)."""
-        algebra = reached.adversary.algebra
         boxed = self._by_intervals(reached.boxes, forms)
         if reached.single_runs and forms.inputs.is_point:
             return boxed
         coefficients, constant = forms.coefficients, forms.constant
         both = torch.cat([coefficients, -coefficients], 1).transpose(0, 1)
-        own = forms_of_outputs(
-            self.step_graph, self.forward, reached.state, forms.inputs, both, algebra
-        )
+        own = forms_of_outputs(self.step_graph, self.forward, reached.state, forms.inputs, both)
         own.constant = own.constant + torch.cat([constant, -constant], 1).T.unsqueeze(-1)
         own.magnitude = own.magnitude + torch.cat([constant, constant], 1).T.abs()
         rows = torch.arange(own.magnitude.numel(), device=constant.device)

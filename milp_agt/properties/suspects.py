@@ -1,26 +1,23 @@
-"""Which samples carry the bound, and what the bound is made of."""
+"""Which samples carry the bound."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, overload
 
 import torch
 from torch import Tensor
 
-from milp_agt.bounds.adversary.charged import Charged
 from milp_agt.bounds.adversary.enumerated import Enumerated
 from milp_agt.bounds.forms import Forms
 from milp_agt.bounds.linear.window_bounds import influence
 from milp_agt.bounds.listed import ListedData
 from milp_agt.bounds.passes import in_passes
 from milp_agt.bounds.zonotope import least_by_sample
-from milp_agt.core.graph import Cause
 from milp_agt.data.origin import Origin
 from milp_agt.errors import InvalidInputError
 from milp_agt.io.tables import format_number, format_table
-from milp_agt.properties.gap import split
 from milp_agt.properties.models import ReachableModels, Reached
 
 
@@ -48,26 +45,15 @@ class Suspect:
 
 @dataclass(frozen=True)
 class Suspects(Sequence[Suspect]):
-    """The samples that carry the bound, the heaviest first, and the width of the bound by cause.
+    """The samples that carry the bound, the heaviest first.
 
     Attributes:
         samples: see :class:`Suspect`.
-        causes: mean over the trainable parameters of what each cause adds to the width that linear
-            forms prove by their window alone, each >= 0 (up to rounding); None for listed data sets,
-            threats to whole samples, and budgets of features and labels apart that are bounded jointly. See
-            :func:`milp_agt.properties.gap.split`.
-        width: mean width of the reachable set; it is less than the sum of the causes where boxes,
-            programs, or forms that go on before the window prove more.
+        width: mean width of the reachable set.
     """
 
     samples: tuple[Suspect, ...]
-    causes: Mapping[Cause, float] | None
     width: float
-
-    @property
-    def total(self) -> float | None:
-        """The sum of the causes: the mean width that linear forms prove by their window alone."""
-        return None if self.causes is None else sum(self.causes.values())
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -86,13 +72,11 @@ class Suspects(Sequence[Suspect]):
         """The same for a JSON document."""
         return {
             "samples": [asdict(each) for each in self.samples],
-            "causes": None if self.causes is None else {c.value: w for c, w in self.causes.items()},
-            "total": self.total,
             "width": self.width,
         }
 
     def __str__(self) -> str:
-        """Two tables: the samples, and the causes."""
+        """A table of the samples."""
         rows = [
             (
                 str(s.sample) if s.id is None else f"{s.sample} ({s.id})",
@@ -101,12 +85,7 @@ class Suspects(Sequence[Suspect]):
             )
             for s in self.samples
         ]
-        parts = [format_table(("sample", "width alone", "of the whole"), rows)]
-        if self.causes is not None and self.total is not None:
-            shares = [(c, w, w / self.total if self.total else 0.0) for c, w in self.causes.items()]
-            cells = [(c.value, format_number(w, 4), f"{s:.1%}") for c, w, s in shares]
-            parts.append(format_table(("cause", "width", "of the whole"), cells))
-        return "\n\n".join(parts)
+        return format_table(("sample", "width alone", "of the whole"), rows)
 
 
 def suspects(models: ReachableModels, count: int, origin: Origin | None = None) -> Suspects:
@@ -131,7 +110,7 @@ def suspects(models: ReachableModels, count: int, origin: Origin | None = None) 
     mean = float(whole.mean())
     order = widths.argsort(descending=True)[:count].tolist()
     heaviest = tuple(_suspect(i, float(widths[i]), mean, origin) for i in order if widths[i] > 0)
-    return Suspects(heaviest, split(models) if _splits(models) else None, mean)
+    return Suspects(heaviest, mean)
 
 
 def _suspect(position: int, width: float, mean: float, origin: Origin | None) -> Suspect:
@@ -140,22 +119,12 @@ def _suspect(position: int, width: float, mean: float, origin: Origin | None) ->
     return Suspect(row, width, width / mean, position, known)
 
 
-def _splits(models: ReachableModels) -> bool:
-    """Whether the width can be told apart by cause."""
-    enumerated = isinstance(models.reached[0].adversary, Enumerated)
-    if any(reached.single_runs or reached.forward is not None for reached in models.reached):
-        return False
-    return models.poison.whole is None and (models.poison.label_quota is None or enumerated)
-
-
 def _widths(models: ReachableModels, reached: Reached) -> Tensor:
     """The width that is granted to each sample, (N,)."""
     if isinstance(reached.adversary, ListedData):
         return _of_runs(models, reached, reached.adversary)
     if isinstance(reached.adversary, Enumerated):
         return _of_cases(models, reached, reached.adversary)
-    if isinstance(reached.adversary, Charged):
-        return _of_columns(models, reached, reached.adversary)
     rows = models.parameter_rows(reached)
     if reached.forward is not None:
         _, dev = least_by_sample(reached.forward, models.on_parameters(reached, rows))
@@ -168,13 +137,6 @@ def _widths(models: ReachableModels, reached: Reached) -> Tensor:
 
     pieces = in_passes(len(rows), models.rows_at_once(reached.window), worth)
     return torch.stack(pieces).sum(0) / (len(rows) // 2)
-
-
-def _of_columns(models: ReachableModels, reached: Reached, adversary: Charged) -> Tensor:
-    """The influence of each sample on both ends of the parameters, charges included."""
-    boxes = [reached.state[name] for name in models.step_graph.parameters]
-    ends = torch.cat([e.flatten(1) for b in boxes for e in (b.lower, -b.upper)], 1)
-    return 2.0 * adversary.sample_influences(ends.T).mean(0)
 
 
 def _of_cases(models: ReachableModels, reached: Reached, adversary: Enumerated) -> Tensor:

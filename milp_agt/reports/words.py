@@ -13,25 +13,12 @@ RELAXATIONS = {
     "zonotope": "a set that is carried forward, with every unit that may switch over told apart",
     "listed": "every data set that the adversary can make is trained on: exact but for rounding",
     "linear": "straight-line bounds that are followed backwards through the steps of training",
-    "linear, optimised slopes": "the same with the slopes of all lines moved until the bounds are tightest",
-    "linear, charged to samples": "the same with every error charged to the samples that can cause it",
     "linear, each selection": "the same for every choice of poisoned samples by itself",
     "lp": "a linear program for each parameter and step, solved to a proved bound",
     "milp": "the same with exact kinks of the network and exact choices of poisoned samples",
     "qcqp": "a program that keeps products exact",
     "miqp": "a program that keeps products, kinks and choices exact",
 }
-
-CAUSES = {
-    "moves": "what the poisoned samples do, with every operation replaced by straight lines",
-    "flips": "kinks: units that may or may not switch over, in straight lines",
-    "products": "products of two uncertain numbers, in straight lines",
-    "curvature": "smooth functions, in straight lines",
-    "selection": "every parameter is granted poisoned samples of its own",
-    "start box": "steps that are too far back to be followed",
-    "rounding": "floating point",
-}
-
 
 LOSSES = {
     "bce": "how sure the model is of the right one of two classes",

@@ -10,7 +10,6 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from milp_agt.bounds.adversary.box_algebra import SEPARATE, BoxAlgebra
 from milp_agt.bounds.adversary.model import Emptied, PlainSum, SampleSum, WorstCase
 from milp_agt.bounds.adversary.worst_case import PerSampleWorstCase
 from milp_agt.bounds.step import Step
@@ -229,10 +228,6 @@ class Enumerated:
         if self.listed.label_moves is None:
             return self.poison
         return replace(self.poison, label_moves=None, label_quota=None)
-
-    @property
-    def algebra(self) -> BoxAlgebra:
-        return SEPARATE
 
     def leaves(self, step: Step, part: slice | None = None) -> dict[str, Interval]:
         samples = step.samples if part is None else step.samples[part]

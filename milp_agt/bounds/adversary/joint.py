@@ -7,7 +7,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from milp_agt.bounds.adversary.box_algebra import SEPARATE, BoxAlgebra
 from milp_agt.bounds.adversary.model import Emptied, SampleSum, WorstCase
 from milp_agt.bounds.adversary.outer_sum import OuterSum
 from milp_agt.bounds.adversary.top_k import top_k, worst_sum
@@ -168,10 +167,6 @@ class Joint:
     @property
     def states(self) -> int:
         return self.poison.states
-
-    @property
-    def algebra(self) -> BoxAlgebra:
-        return SEPARATE
 
     def leaves(self, step: Step, part: slice | None = None) -> dict[str, Interval]:
         poison = step.poison if part is None else step.poison.take(_indices(part, step))

@@ -8,7 +8,6 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from milp_agt.bounds.adversary.box_algebra import BoxAlgebra
 from milp_agt.bounds.step import State, Step
 from milp_agt.core.interval import Interval
 from milp_agt.core.rounding import TINY, gamma
@@ -110,7 +109,7 @@ class AdversaryModel(Protocol):
     Boxes of nodes with a sample axis have a leading axis of *states*, boxes of other nodes an axis of
     *cases*. Joint bounds have two states, clean and poisoned (four with separate budgets for features
     and labels), and one case. With listed selections, states and cases are the same; case 0 is the
-    clean run. With errors charged to samples, both are the columns of an :class:`Influence`.
+    clean run.
     """
 
     @property
@@ -124,11 +123,6 @@ class AdversaryModel(Protocol):
     @property
     def states(self) -> int:
         """Number of states that the boxes of a sample distinguish."""
-        ...
-
-    @property
-    def algebra(self) -> BoxAlgebra:
-        """The operations on boxes with these states and cases."""
         ...
 
     def leaves(self, step: Step, part: slice | None = None) -> dict[str, Interval]:

@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from milp_agt.bounds.adversary.box_algebra import SEPARATE, BoxAlgebra
 from milp_agt.bounds.adversary.model import AdversaryModel, SampleSum, SumOfProducts
 from milp_agt.bounds.interval.first_layer import meet_jointly
 from milp_agt.bounds.interval.update import UpdateGraph
@@ -55,11 +54,11 @@ def propagate(
         SoundnessError: a box with lower > upper (never expected).
     """
     size = sample_chunk or step.size
-    ranges, algebra = Ranges(), adversary.algebra
+    ranges = Ranges()
     fixed: dict[str, Interval] = dict(state)
     for node in schedule.before:
         if not node.batched and node.name not in fixed:
-            fixed[node.name] = algebra.image(node, [fixed[i] for i in node.inputs], step.samples)
+            fixed[node.name] = node.op.interval(*(fixed[i] for i in node.inputs))
     pieces: dict[str, list[Interval]] = {}
     totals = {node.name: adversary.total(step) for node in schedule.sums}
     terms = {node.name: node.inputs[0] for node in schedule.sums}
@@ -75,8 +74,8 @@ def propagate(
         for node in schedule.before:
             if node.name not in boxes and node.name not in unmade:
                 inputs = [boxes[i] for i in node.inputs]
-                box = algebra.image(node, inputs, step.samples[part])
-                boxes[node.name] = meet_jointly(node, box, boxes, poison, algebra.outer)
+                box = node.op.interval(*inputs)
+                boxes[node.name] = meet_jointly(node, box, boxes, poison)
                 if refined is not None:
                     boxes[node.name] = refined(node, boxes)
         for name, total in totals.items():
@@ -97,7 +96,7 @@ def propagate(
         ranges.boxes[node.name], ranges.sums[node.name] = _summed(node, totals[node.name])
     for node in schedule.after:
         inputs = [ranges.boxes[i] for i in node.inputs]
-        ranges.boxes[node.name] = algebra.image(node, inputs, step.samples)
+        ranges.boxes[node.name] = node.op.interval(*inputs)
     return ranges
 
 
@@ -172,14 +171,8 @@ def _concatenate(parts: list[Interval]) -> Interval:
     return Interval(torch.cat([p.lower for p in parts], 1), torch.cat([p.upper for p in parts], 1))
 
 
-def update(
-    step_graph: StepGraph,
-    state: State,
-    ranges: Ranges,
-    step: Step,
-    algebra: BoxAlgebra = SEPARATE,
-) -> State:
+def update(step_graph: StepGraph, state: State, ranges: Ranges, step: Step) -> State:
     """Box of the next state before any projection: the optimiser step in interval arithmetic."""
     built = UpdateGraph.of(step_graph.gradient_nodes, step, step_graph.precision)
-    boxes = built.boxes(state, ranges.boxes, algebra)
+    boxes = built.boxes(state, ranges.boxes)
     return {name: boxes[node] for name, node in built.outputs.items()}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -24,7 +24,6 @@ def meet_jointly(
     box: Interval,
     boxes: Mapping[str, Interval],
     poison: Poison,
-    outer: Callable[[Interval], Interval],
 ) -> Interval:
     """The meet of a box of ``W x`` with ``W x_nominal`` plus bounds of ``W e`` over the admissible moves e.
 
@@ -37,12 +36,11 @@ def meet_jointly(
         box: by intervals, (states, n, outputs).
         boxes: those of the inputs, by name.
         poison: of these n samples.
-        outer: makes a box whose states are each valid by themselves.
     """
     moves, nominal = poison.feature_moves, poison.features
     if moves is None or moves.is_box or poison.is_clean or not _multiplies_features(node):
         return box
-    weights, features = (outer(boxes[name]) for name in node.inputs)
+    weights, features = (boxes[name] for name in node.inputs)
     hull = weights.hull()
     centre = hull.centre
     radius = torch.maximum(hull.upper - centre, centre - hull.lower)

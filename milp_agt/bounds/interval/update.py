@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from milp_agt.bounds.adversary.box_algebra import SEPARATE, BoxAlgebra
 from milp_agt.bounds.step import State, Step, velocity_of
 from milp_agt.core.graph import Graph, Node
 from milp_agt.core.interval import Interval
@@ -77,14 +76,12 @@ class UpdateGraph:
                 )
         return UpdateGraph(tuple(nodes), outputs, projections)
 
-    def boxes(
-        self, state: State, ranges: Mapping[str, Interval], algebra: BoxAlgebra = SEPARATE
-    ) -> dict[str, Interval]:
+    def boxes(self, state: State, ranges: Mapping[str, Interval]) -> dict[str, Interval]:
         """Boxes of the old state, of the sums in ``ranges``, and of all nodes before projection."""
         known = {**ranges, **state}
         for node in self.nodes:
             inputs = [known[name] for name in node.inputs]
-            known[node.name] = algebra.image(node, inputs, None)
+            known[node.name] = node.op.interval(*inputs)
         return known
 
     def projected(self, state: State) -> State:

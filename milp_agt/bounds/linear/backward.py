@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from milp_agt.bounds.forms import Forms
-from milp_agt.bounds.linear.composed import ComposedHead
 from milp_agt.bounds.linear.intercepts import per_sample
 from milp_agt.bounds.linear.linearized_step import SampleChunk
 from milp_agt.core.graph import Node
@@ -71,10 +70,9 @@ class BackwardPass:
         magnitude: Tensor,
         pending: dict[str, Tensor],
         strips: Mapping[str, Strip] | None = None,
-        cut: ComposedHead | None = None,
         diagonal: bool = False,
     ) -> None:
-        self.sample_chunk, self.cut, self.diagonal = sample_chunk, cut, diagonal
+        self.sample_chunk, self.diagonal = sample_chunk, diagonal
         self.constant, self.magnitude = constant, magnitude
         self.pending, self.strips = pending, dict(strips or {})
         self.charges: Tensor | None = None
@@ -94,9 +92,6 @@ class BackwardPass:
             coefficient, strip = strip.fill(coefficient), None
         if planes is None:
             self._leaf(node, coefficient)
-            return
-        if self.cut is not None and self.cut.node == node.name:
-            self._replace_by_head(self.cut, strip.fill(coefficient) if strip else coefficient)
             return
         offsets = self.sample_chunk.offsets[node.name]
         axes: tuple[int | None, ...] = (None,) * len(node.inputs)
@@ -139,19 +134,6 @@ class BackwardPass:
         self.pending[name] = coefficient if known is None else known + coefficient
         if strip is not None:
             self.strips[name] = strip
-
-    def _replace_by_head(self, cut: ComposedHead, coefficient: Tensor) -> None:
-        """Replace the node of a composed head by its forms on the parameters."""
-        count = cut.columns // (2 * coefficient[0, 0].numel())
-        flat = coefficient.expand(-1, count, *coefficient.shape[2:]).flatten(2).transpose(1, 2)
-        weights = torch.cat([flat.clamp(min=0.0), (-flat).clamp(min=0.0)], 1)  # (rows, 2 k, n)
-        coefficients, constant, magnitude = cut.combined(weights.flatten(1))
-        charges = None if cut.charges is None else _summed(weights, cut.charges)
-        self._add_terms(constant, magnitude, charges)
-        if cut.features is not None:
-            self.on_features = _summed(weights, cut.features)
-        for name, own in coefficients.items():
-            self._add_coefficients(name, own, None)
 
     def coefficients(self) -> dict[str, Tensor]:
         """The remaining coefficients, with zeros outside their strips."""
@@ -198,18 +180,6 @@ def _shared(strips: Mapping[str, Strip]) -> dict[str, Strip]:
         same = next((s for s in known if torch.equal(s.index, strip.index)), strip)
         shared[name] = Strip(strip.axis, same.index, strip.extent)
     return shared
-
-
-def _summed(weights: Tensor, values: Tensor) -> Tensor:
-    """Sums over the middle axis: (rows, k, n) with (k, n, *shape) -> (rows, n, *shape).
-
-    (An einsum would run a tiny matrix product for each sample.)
-    """
-    wide = weights.reshape(*weights.shape, *[1] * (values.dim() - 2))
-    total = wide[:, 0] * values[0]
-    for k in range(1, len(values)):
-        total.addcmul_(wide[:, k], values[k])
-    return total
 
 
 def _narrowed(
@@ -305,24 +275,4 @@ def sample_forms(
         backward.on_labels,
         backward.charges,
         2.0 * largest + 16.0 * len(nodes) + 64.0,
-    )
-
-
-def cut_of(nodes: Sequence[Node], sample_chunk: SampleChunk, target: Node) -> ComposedHead:
-    """The composed head of one node in a sample chunk: forms of both signs of each of its elements.
-
-    ``nodes`` are those with a sample axis that lead to the target, which is the last of them.
-    """
-    size, count = target.signature.size, sample_chunk.samples.stop - sample_chunk.samples.start
-    unit = torch.eye(size, dtype=torch.float64, device=sample_chunk.poison.features.device)
-    both = torch.cat([unit, -unit]).reshape(2 * size, 1, *target.shape)
-    forms = sample_forms(nodes, sample_chunk, target.name, both.expand(-1, count, *target.shape))
-    return ComposedHead.of(
-        target.name,
-        forms.coefficients,
-        forms.constant,
-        forms.magnitude,
-        None if sample_chunk.poison.feature_moves is None else forms.features,
-        forms.charges,
-        forms.operations,
     )

@@ -15,64 +15,6 @@ from milp_agt.core.interval import Interval
 
 
 @dataclass(frozen=True)
-class ComposedHead:
-    """Forms on the parameters that bound one node per sample, for all backward passes through a step.
-
-    Where a batch is large, the part of a backward pass before a narrow node (the outputs, say) is the
-    same for every row up to a factor for each sample. It is computed once for every element and sign;
-    each row is then a matrix product with the result.
-
-    Attributes:
-        node: name of the node v with k elements.
-        forms: a column for each element, sign and sample, of lower bounds of v, then of -v,
-            (numbers, 2 k n): coefficients on the parameters, the constants of the cases, the magnitude.
-        shapes: of the parameters, in the order of their coefficients.
-        features, charges: on the moves of the samples, (2 k, n, *shape), and (2 k, n, states - 1); or None.
-        operations: length of the chain of roundings, as in :class:`Forms`.
-    """
-
-    node: str
-    forms: Tensor
-    shapes: Mapping[str, torch.Size]
-    features: Tensor | None
-    charges: Tensor | None
-    operations: float
-
-    @staticmethod
-    def of(
-        node: str,
-        coefficients: Mapping[str, Tensor],
-        constant: Tensor,
-        magnitude: Tensor,
-        features: Tensor | None,
-        charges: Tensor | None,
-        operations: float,
-    ) -> ComposedHead:
-        """From forms of single samples: coefficients (2 k, n, *shape), constants (2 k, n, cases)."""
-        numbers = [on.flatten(0, 1).flatten(1).T for on in coefficients.values()]
-        rows = [*numbers, constant.flatten(0, 1).T, magnitude.flatten().unsqueeze(0)]
-        shapes = {name: on.shape[2:] for name, on in coefficients.items()}
-        return ComposedHead(node, torch.cat(rows), shapes, features, charges, operations)
-
-    @property
-    def columns(self) -> int:
-        return self.forms.shape[1]
-
-    def combined(self, weights: Tensor) -> tuple[dict[str, Tensor], Tensor, Tensor]:
-        """Coefficients, constants (rows, cases) and magnitudes (rows,) of sums with weights (rows, 2 k n)."""
-        found = weights @ self.forms.T
-        sizes = [shape.numel() for shape in self.shapes.values()]
-        *parts, constant, magnitude = found.split(
-            [*sizes, found.shape[1] - sum(sizes) - 1, 1], dim=1
-        )
-        coefficients = {
-            name: part.reshape(len(found), *shape)
-            for (name, shape), part in zip(self.shapes.items(), parts, strict=True)
-        }
-        return coefficients, constant, magnitude.squeeze(1)
-
-
-@dataclass(frozen=True)
 class ComposedStep:
     """Lower bounds of every signed entry of the state after a step: of ``theta_p``, then of ``-theta_p``.
 

@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from milp_agt.bounds.adversary.box_algebra import better
 from milp_agt.bounds.adversary.model import AdversaryModel
 from milp_agt.bounds.interval import bound_propagation
 from milp_agt.bounds.interval.bound_propagation import Ranges
@@ -54,7 +53,6 @@ class BackwardPasses:
     """The input of intermediate bounds besides the step: the window before it and how to split the work.
 
     Attributes:
-        widest: most elements of a node with intermediate bounds; None for no limit.
         chunk: rows of a backward pass through the window at once.
         pairs: pairs of a form and a sample whose coefficients on the parameters are kept at once.
         passes: how many rows fit into memory, remembered over the steps.
@@ -66,22 +64,12 @@ class BackwardPasses:
     chunk: int
     pairs: int
     passes: Passes = field(default_factory=Passes)
-    widest: int | None = None
-
-    @property
-    def targets(self) -> tuple[Node, ...]:
-        """Nodes with intermediate bounds."""
-        return tuple(
-            node
-            for node in targets(self.schedule)
-            if self.widest is None or node.signature.size <= self.widest
-        )
 
     def samples_at_once(self, step: Step) -> int:
         """Samples of a chunk, so that all forms of a node fit; elements are split if not even one fits."""
         if step.poison.whole is Whole.REMOVED:
             return step.size  # the mean of the remaining samples needs the whole batch
-        largest = max((n.signature.size for n in self.targets), default=1)
+        largest = max((n.signature.size for n in targets(self.schedule)), default=1)
         return max(1, min(step.size, self.pairs // (2 * largest)))
 
 
@@ -111,7 +99,7 @@ class _Refined:
 
     def __init__(self, context: BackwardPasses, state: State, step: Step, part: slice) -> None:
         self.context, self.state, self.step, self.part = context, state, step, part
-        self.chosen = {node.name for node in context.targets}
+        self.chosen = {node.name for node in targets(context.schedule)}
         self.planes: dict[str, LinearBounds] = {}
         self.offsets: dict[str, Intercepts] = {}
         self.nodes = [n for n in context.schedule.before if n.batched and not n.inputs]
@@ -121,9 +109,7 @@ class _Refined:
         if not node.batched:
             return box
         self.nodes.append(node)
-        samples = self.step.samples[self.part]
-        inputs = [boxes[name] for name in node.inputs]
-        planes = self.context.adversary.algebra.relax(node, inputs, samples)
+        planes = node.op.relax(*(boxes[name] for name in node.inputs))
         self.planes[node.name] = planes
         self.offsets[node.name] = Intercepts.of(planes, True, self.context.adversary.cases)
         return self._met(node, box, boxes) if node.name in self.chosen else box
@@ -163,11 +149,8 @@ class _Refined:
         lower, upper = bounds.transpose(2, 3).unbind(1)
         shape = (states, count, *node.shape)
         linear = Interval(lower.reshape(shape), -upper.reshape(shape))
-        return self.context.adversary.algebra.meet(
-            box.expand_states(max(states, box.lower.shape[0])),
-            linear,
-            f"'{node.name}' by intervals and by linear forms",
-        )
+        full = box.expand_states(max(states, box.lower.shape[0]))
+        return full.meet(linear, f"'{node.name}' by intervals and by linear forms")
 
     def _bound_rows(self, own: SampleForms, rows: Tensor, count: int) -> Tensor:
         """Lower bounds of some rows in each state, (states, rows): the best stop of the backward pass."""
@@ -178,12 +161,11 @@ class _Refined:
         samples = step.samples[at]
         if not context.adversary.poison.is_clean:
             perturbation.add_own(step, *own.moves(rows, at, step.size))
-        algebra = context.adversary.algebra
-        best = algebra.concretise(forms, self.state, perturbation.worst_case_given(samples))
+        best = forms.concretise(self.state, perturbation.worst_case_given(samples))
         for relaxed in reversed(context.window):
             forms = propagate_backward(context.schedule, relaxed, forms, perturbation)
-            stop = algebra.concretise(forms, relaxed.state, perturbation.worst_case_given(samples))
-            best = better(algebra, best, stop)
+            stop = forms.concretise(relaxed.state, perturbation.worst_case_given(samples))
+            best = torch.maximum(best, stop)
         return best.T
 
 
@@ -199,13 +181,9 @@ def _worth(context: BackwardPasses, node: Node, box: Interval) -> Tensor:
     """Mask over (2 signs x elements, samples) of the rows that are worth a backward pass.
 
     Where every function that reads the node is linear on the interval box, its relaxation is already
-    exact; with separate boxes, other nodes then gain little from a smaller one.
+    exact, and other nodes gain little from a smaller one.
     """
-    if not context.adversary.algebra.exact_images_suffice:
-        every = torch.ones_like(box.lower[0], dtype=torch.bool).flatten(1).T
-        return torch.cat([every, every])
-    outer = context.adversary.algebra.hull(box)
-    hull = Interval(outer.lower[0], outer.upper[0])
+    hull = box.hull()
     settled = torch.ones_like(hull.lower, dtype=torch.bool)
     for reader in context.schedule.before:
         if node.name in reader.inputs and isinstance(reader.op, Univariate):

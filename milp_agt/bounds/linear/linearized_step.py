@@ -8,11 +8,10 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from milp_agt.bounds.adversary.box_algebra import BoxAlgebra
 from milp_agt.bounds.adversary.model import AdversaryModel
 from milp_agt.bounds.interval.bound_propagation import Ranges
 from milp_agt.bounds.interval.update import UpdateGraph
-from milp_agt.bounds.linear.composed import ComposedHead, ComposedStep
+from milp_agt.bounds.linear.composed import ComposedStep
 from milp_agt.bounds.linear.intercepts import HasIntercepts, Intercepts, SummedIntercepts
 from milp_agt.bounds.step import NodeOrder, State, Step
 from milp_agt.core.interval import Interval
@@ -41,8 +40,8 @@ class LinearizedStep:
 
     The bound can be replayed from these steps (boxes and planes, in the order of the run). ``shared``
     holds the nodes without a sample axis, including those of the update. The batch is split into
-    ``chunks``, so that the tensors of a backward pass stay in the processor's cache. ``cuts`` holds a
-    composed head for each chunk, or nothing. With ``composed``, backward passes skip all nodes.
+    ``chunks``, so that the tensors of a backward pass stay in the processor's cache. With ``composed``,
+    backward passes skip all nodes.
     """
 
     step: Step
@@ -51,7 +50,6 @@ class LinearizedStep:
     shared: SampleChunk
     chunks: tuple[SampleChunk, ...]
     update: UpdateGraph
-    cuts: tuple[ComposedHead, ...] = ()
     composed: ComposedStep | None = None
 
     @property
@@ -103,9 +101,9 @@ def linearize_step(
             planes[node.name] = node.op.planes(ranges.sums[node.name])
         elif node.inputs and not node.batched:
             inputs = [ranges.boxes[i] for i in node.inputs]
-            planes[node.name] = adversary.algebra.relax(node, inputs, step.samples)
+            planes[node.name] = node.op.relax(*inputs)
     update = UpdateGraph.of(schedule.gradients, step, schedule.precision)
-    planes |= _planes_of_update(update, state, ranges, adversary.algebra)
+    planes |= _planes_of_update(update, state, ranges)
     offsets = {name: Intercepts.of(p, False, adversary.cases) for name, p in planes.items()}
     shared = SampleChunk(slice(0, 0), step.poison, planes, offsets, {}, {})
     nominal = adversary.nominal(step)
@@ -123,12 +121,10 @@ def linearize_step(
     return LinearizedStep(step, state, ranges, shared, tuple(chunks), update)
 
 
-def _planes_of_update(
-    update: UpdateGraph, state: State, ranges: Ranges, algebra: BoxAlgebra
-) -> dict[str, LinearBounds]:
+def _planes_of_update(update: UpdateGraph, state: State, ranges: Ranges) -> dict[str, LinearBounds]:
     """Planes of the update, and of the projections whose range is already known."""
-    boxes = update.boxes(state, ranges.boxes, algebra)
-    planes = {n.name: algebra.relax(n, [boxes[i] for i in n.inputs], None) for n in update.nodes}
+    boxes = update.boxes(state, ranges.boxes)
+    planes = {n.name: n.op.relax(*(boxes[i] for i in n.inputs)) for n in update.nodes}
     for node in update.projections.values():
         if node.inputs[0] in ranges.boxes:
             planes[node.name] = node.op.relax(ranges.boxes[node.inputs[0]])
@@ -158,7 +154,7 @@ def _linearize_chunk(
     for node in schedule.before:
         if node.batched and node.inputs:
             inputs = [box(i, kinds[i]) for i in node.inputs]
-            found = adversary.algebra.relax(node, inputs, step.samples[part])
+            found = node.op.relax(*inputs)
             if node.name in summed and type(found) is BilinearPlanes:
                 planes[node.name] = found.without_offsets()
                 offsets[node.name] = SummedIntercepts.of(found, adversary.cases)

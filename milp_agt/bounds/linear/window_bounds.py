@@ -8,11 +8,9 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from milp_agt.bounds.adversary.box_algebra import BoxAlgebra, better
-from milp_agt.bounds.adversary.charged import Charged
 from milp_agt.bounds.adversary.model import AdversaryModel, PerturbationTerms, WorstCase
 from milp_agt.bounds.forms import Forms
-from milp_agt.bounds.linear.backward import BackwardPass, SampleForms, cut_of, sample_forms
+from milp_agt.bounds.linear.backward import BackwardPass, SampleForms, sample_forms
 from milp_agt.bounds.linear.clipped_ball import regained
 from milp_agt.bounds.linear.composed import Collected, PastStep
 from milp_agt.bounds.linear.intercepts import Intercepts, per_sample
@@ -23,18 +21,13 @@ from milp_agt.bounds.step import NodeOrder, State
 from milp_agt.core.graph import Node
 from milp_agt.core.interval import CLEAN, Interval
 from milp_agt.core.planes import LinearBounds
-from milp_agt.formulations.linear import Affine, Combine, Reshape
 from milp_agt.threats.poison import Poison
 from milp_agt.training.tracing import FEATURES, StepGraph
 
 # Elements of one coefficient tensor of a backward pass: small enough for a processor's cache.
 CACHED_ELEMENTS = 2**18
-# Rows of a piece with composed heads: few units, many samples.
-ROWS_OF_UNITS = 16
 # Rows of a pass through composed steps: fewer than these have, so memory that holds them suffices.
 ROWS_OF_SHORTCUTS = 128
-
-PassFactory = Callable[..., BackwardPass]  # with the arguments of BackwardPass
 
 
 def propagate_backward(
@@ -42,7 +35,6 @@ def propagate_backward(
     relaxed: LinearizedStep,
     forms: Forms,
     perturbation: PerturbationTerms,
-    make: PassFactory = BackwardPass,
 ) -> Forms:
     """Propagate forms on the state after a step to forms on the state before it.
 
@@ -53,7 +45,7 @@ def propagate_backward(
     step = relaxed.step
     if relaxed.composed is not None:
         return relaxed.composed.walk(step, forms, perturbation)
-    shared = _through_update(relaxed, forms, make)
+    shared = _through_update(relaxed, forms)
     before = {name: shared.pending.pop(name) for name in relaxed.state}
     shared.strip()
     for node in reversed((*schedule.sums, *schedule.after)):
@@ -63,10 +55,9 @@ def propagate_backward(
     if more is not None:
         constant = constant + more
     pieces = []
-    for index, sample_chunk in enumerate(relaxed.chunks):
-        cut = relaxed.cuts[index] if relaxed.cuts else None
-        chunk_pass = make(
-            sample_chunk, constant, magnitude, dict(shared.pending), shared.strips, cut
+    for sample_chunk in relaxed.chunks:
+        chunk_pass = BackwardPass(
+            sample_chunk, constant, magnitude, dict(shared.pending), shared.strips
         )
         for node in reversed(schedule.before):
             if node.batched:
@@ -75,7 +66,7 @@ def propagate_backward(
         for name, total in chunk_pass.coefficients().items():
             before[name] = before[name] + total if name in before else total
         pieces.append(chunk_pass)
-    rest = make(relaxed.shared, constant, magnitude, before)
+    rest = BackwardPass(relaxed.shared, constant, magnitude, before)
     for node in reversed(schedule.before):
         if not node.batched and node.name not in relaxed.state:
             rest.replace(node)
@@ -114,30 +105,16 @@ def _operations(schedule: NodeOrder, relaxed: LinearizedStep) -> float:
     samples, update = relaxed.step.size, relaxed.update
     largest = max(n.signature.size * (samples if n.batched else 1) for n in schedule.all)
     nodes = len(schedule.all) + len(update.nodes) + len(update.projections)
-    cuts = sum(2.0 * cut.columns + cut.operations + 64.0 for cut in relaxed.cuts)
-    return 2.0 * largest + 16.0 * nodes + 64.0 + cuts
+    return 2.0 * largest + 16.0 * nodes + 64.0
 
 
-def _through_update(relaxed: LinearizedStep, forms: Forms, make: PassFactory) -> BackwardPass:
+def _through_update(relaxed: LinearizedStep, forms: Forms) -> BackwardPass:
     """Forms on the new state as forms on the old one and on the summed gradients."""
     on_new = {relaxed.new(name): c for name, c in forms.coefficients.items()}
-    update_pass = make(relaxed.shared, forms.constant, forms.magnitude, on_new)
+    update_pass = BackwardPass(relaxed.shared, forms.constant, forms.magnitude, on_new)
     for node in (*relaxed.update.projections.values(), *reversed(relaxed.update.nodes)):
         update_pass.replace(node)
     return update_pass
-
-
-def with_cuts(
-    step_graph: StepGraph, schedule: NodeOrder, relaxed: LinearizedStep
-) -> LinearizedStep:
-    """The same step with composed heads: its narrowest node before the loss is bounded once for all rows."""
-    target = _narrowest(step_graph, schedule)
-    needed = {target.name}
-    for node in reversed(schedule.before):
-        if node.name in needed:
-            needed.update(node.inputs)
-    nodes = [n for n in schedule.before if n.batched and n.name in needed]
-    return replace(relaxed, cuts=tuple(cut_of(nodes, f, target) for f in relaxed.chunks))
 
 
 def with_shortcut(
@@ -149,8 +126,7 @@ def with_shortcut(
     """The same step as a composed step: forms of all signed entries of its new state, for later passes."""
     passes = passes or Passes()
     collected = Collected(count_of(relaxed.state))
-    enough = ROWS_OF_UNITS if relaxed.cuts else chunk
-    for part, forms in forms_in_pieces(relaxed.state, passes.limit(chunk), enough):
+    for part, forms in forms_in_pieces(relaxed.state, passes.limit(chunk)):
 
         def propagated(own: Tensor, forms: Forms = forms) -> Forms:
             some = forms if len(own) == forms.rows else forms.part(own)
@@ -161,25 +137,12 @@ def with_shortcut(
     return replace(relaxed, composed=collected.composed(relaxed.state))
 
 
-def _narrowest(step_graph: StepGraph, schedule: NodeOrder) -> Node:
-    """The outputs, or a narrower node that alone reads them (the difference of two logits)."""
-    node = step_graph.graph[step_graph.output]
-    while True:
-        readers = [n for n in schedule.before if node.name in n.inputs]
-        if len(readers) != 1 or not isinstance(readers[0].op, (Affine, Combine, Reshape)):
-            return node
-        if len(readers[0].inputs) > 1 or readers[0].signature.size > node.signature.size:
-            return node
-        node = readers[0]
-
-
 def forms_of_outputs(
     step_graph: StepGraph,
     nodes: Sequence[Node],
     state: State,
     features: Interval,
     coefficients: Tensor,
-    algebra: BoxAlgebra,
 ) -> SampleForms:
     """Forms on the parameters that bound forms of the outputs of test points from below.
 
@@ -191,7 +154,6 @@ def forms_of_outputs(
         state: box of the parameters on which the linear bounds must hold.
         features: boxes of the inputs, (1, n, *shape); points if inputs are not perturbed.
         coefficients: on the model's outputs, (forms, n, outputs).
-        algebra: of the boxes of the parameters.
     """
     boxes = dict(state) | {FEATURES: features}
     planes: dict[str, LinearBounds] = {}
@@ -199,8 +161,8 @@ def forms_of_outputs(
         if node.name in boxes:
             continue
         inputs = [boxes[i] for i in node.inputs]
-        boxes[node.name] = algebra.image(node, inputs, None)
-        planes[node.name] = algebra.relax(node, inputs, None)
+        boxes[node.name] = node.op.interval(*inputs)
+        planes[node.name] = node.op.relax(*inputs)
     centre = features.centre[CLEAN]
     radius = torch.maximum(features.upper[CLEAN] - centre, centre - features.lower[CLEAN])
     radius = torch.where(radius > 0, torch.nextafter(radius, radius + torch.inf), radius)
@@ -250,23 +212,23 @@ def bound_forms(
     steps right before it. ``newest`` receives the forms on the state before the last step, minus their
     worst case there.
     """
-    perturbation, algebra = adversary.open_worst_case(forms.rows), adversary.algebra
+    perturbation = adversary.open_worst_case(forms.rows)
     best: Tensor | None = None
     worst_case = torch.zeros_like(forms.constant)
     for relaxed in reversed(window):
         forms = propagate_backward(schedule, relaxed, forms, perturbation)
         worst_case = perturbation.worst_case()
-        bound = algebra.concretise(forms, relaxed.state, worst_case)
+        bound = forms.concretise(relaxed.state, worst_case)
         if best is None and newest is not None:
             newest(forms.paying(worst_case))
-        best = bound if best is None else better(algebra, best, bound)
+        best = bound if best is None else torch.maximum(best, bound)
     assert best is not None
     if past:
         forms = forms.paying(worst_case)
     for before in reversed(past):
         forms = before.ends.carried(forms)
-        bound = algebra.concretise(forms, before.state, torch.zeros_like(worst_case))
-        best = better(algebra, best, bound)
+        bound = forms.concretise(before.state, torch.zeros_like(worst_case))
+        best = torch.maximum(best, bound)
     return best
 
 
@@ -297,9 +259,6 @@ def bound_by_sample(
     Returns:
         ``base`` (rows,) and ``dev`` (rows, N), at the stop with the best bound over all S.
     """
-    if isinstance(adversary, Charged):
-        columns = bound_forms(schedule, window, forms, adversary)
-        return columns[:, 0], adversary.sample_influences(columns)
     perturbation = adversary.open_worst_case(forms.rows)
     best = forms.magnitude.new_full((forms.rows, 1), -torch.inf)
     base, dev = best[:, 0], perturbation.sample_influences()
@@ -343,8 +302,7 @@ def bound_state(
     bounds = torch.empty(adversary.cases, count_of(state), dtype=torch.float64, device=device)
     visited = [relaxed for relaxed in window if relaxed.composed is None]
     chunk = chunk if visited else max(chunk, ROWS_OF_SHORTCUTS)
-    enough = ROWS_OF_UNITS if any(relaxed.cuts for relaxed in visited) else chunk
-    for part, forms in forms_in_pieces(state, passes.limit(chunk), enough):
+    for part, forms in forms_in_pieces(state, passes.limit(chunk)):
 
         def bound(own: Tensor, forms: Forms = forms) -> tuple[Tensor, list[Forms]]:
             some = forms if len(own) == forms.rows else forms.part(own)

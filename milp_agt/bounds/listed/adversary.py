@@ -7,7 +7,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from milp_agt.bounds.adversary.box_algebra import SEPARATE, BoxAlgebra
 from milp_agt.bounds.adversary.model import Emptied, PlainSum, SampleSum, WorstCase
 from milp_agt.bounds.listed.choices import ListedChoices
 from milp_agt.bounds.step import Step
@@ -35,10 +34,6 @@ class ListedData:
     @property
     def states(self) -> int:
         return self.cases
-
-    @property
-    def algebra(self) -> BoxAlgebra:
-        return SEPARATE
 
     def leaves(self, step: Step, part: slice | None = None) -> dict[str, Interval]:
         samples = step.samples if part is None else step.samples[part]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -11,16 +10,14 @@ import scipy.sparse as sp
 import torch
 from torch import Tensor
 
-from milp_agt.bounds.program.by_choice import minimise_leaves
-from milp_agt.bounds.program.choices import Choices, Encoding, Span
 from milp_agt.bounds.program.counts import Reach, counted, counting
 from milp_agt.bounds.program.incumbents import EncodedBatch, Incumbents
 from milp_agt.bounds.program.output_objectives import OutputObjectives, sums_of_box
 from milp_agt.bounds.program.solves import Objectives, SolveOptions
-from milp_agt.bounds.program.state_bounds import ProgramReport
+from milp_agt.bounds.program.span import Encoding, Span
+from milp_agt.bounds.program.state_bounds import ProgramReport, improved
 from milp_agt.bounds.program.window import RANGE_LIMIT, curved_inputs
 from milp_agt.bounds.program.witness import Witness
-from milp_agt.bounds.step import union
 from milp_agt.core.encoder import Encoder, as_arrays
 from milp_agt.core.expression import Array, Expression, add, stacked
 from milp_agt.core.interval import Interval
@@ -32,14 +29,12 @@ from milp_agt.training.tracing import FEATURES
 POINTS_AT_ONCE = 32
 # Points counted in one program; separate programs may assume different poisonings.
 COUNTED_AT_ONCE = 128
-READY = 16  # encoded windows kept for the next question
 
 
 @dataclass(frozen=True)
 class Ready:
-    """The encoded window of a choice, for further rows on top."""
+    """The encoded window, for further rows on top."""
 
-    span: Span
     encoder: Encoder
     state: dict[str, Expression]
     batches: tuple[EncodedBatch, ...]
@@ -51,7 +46,7 @@ class FinalWindow:
 
     Attributes:
         encoding: how steps are encoded, as in the run.
-        choices: the choices of the programs, solved loosest first (:func:`minimise_leaves`).
+        span: the steps.
         options: how to solve.
         witness: final states of real runs, which every answer must admit.
         of_state: the adversary's choices in the programs that bounded the state after the steps.
@@ -60,25 +55,24 @@ class FinalWindow:
     """
 
     encoding: Encoding
-    choices: Choices
+    span: Span
     options: SolveOptions
     witness: Witness | None = None
     of_state: tuple[Sequence[Incumbents], ...] = ()
     reports: list[ProgramReport] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
-    _ready: dict[int, Ready] = field(default_factory=dict, repr=False)
+    _ready: list[Ready] = field(default_factory=list, repr=False)
 
     def bound(self, asked: OutputObjectives, known: Interval) -> Interval:
         """Dual bounds of forms of the outputs over all runs through the window.
 
         Args:
-            known: bounds already proved, (choices, n, forms); the widest is improved first. If one program
-                covers all choices, any number of cases that together cover all runs.
+            known: bounds already proved, (cases, n, forms), of cases that together cover all runs.
 
         Returns:
-            A box (choices, n, forms); the known one where a solver proved nothing better.
+            A box (1, n, forms); the known one where a solver proved nothing better.
         """
-        known = self._by_choice(known)
+        known = _of_all(known)
         lower, upper = known.lower.clone(), known.upper.clone()
         for part in torch.arange(len(asked)).split(POINTS_AT_ONCE):
             own = asked.part(part)
@@ -108,48 +102,43 @@ class FinalWindow:
     def _name(self) -> str:
         return self.options.solver.name
 
-    def _by_choice(self, known: Interval) -> Interval:
-        """Known bounds by choice: one box if there is one program."""
-        if len(self.choices) == 1:
-            return Interval(known.lower.amin(0, keepdim=True), known.upper.amax(0, keepdim=True))
-        assert len(known.lower) == len(self.choices)
-        return known
-
     def _beyond(self, asked: OutputObjectives) -> str | None:
         """Why the ranges of a question are too large for solvers; None if they are not."""
-        boxes = asked.boxes(union(self.choices.states))
+        boxes = asked.boxes(self.span.state)
         largest = max(float(box.magnitude.max()) for box in boxes.values())
         if largest <= RANGE_LIMIT:
             return None
         return f"ranges up to {largest:.1e} are beyond what a solver can take"
 
     def _piece(self, asked: OutputObjectives, known: Interval) -> Interval:
-        def forms(choice: int) -> tuple[Encoder, Expression]:
-            encoder, own = self._encoded(choice, asked)
+        def forms() -> tuple[Encoder, Expression]:
+            encoder, own = self._encoded(asked)
             return encoder, stacked([own, own.scale(-1.0)], (-1,))
 
         return self._minimised(forms, known)
 
     def _minimised(
-        self, forms: Callable[[int], tuple[Encoder, Expression]], known: Interval
+        self, forms: Callable[[], tuple[Encoder, Expression]], known: Interval
     ) -> Interval:
-        """Bounds of each choice, (choices, *shape); minima of the forms are lower, then minus upper ends."""
-        started = time.monotonic()
-        ends = torch.cat([known.lower.flatten(1), -known.upper.flatten(1)], 1).cpu().numpy()
+        """Bounds (1, *shape); minima of the forms are lower, then minus upper ends."""
+        ends = torch.cat([known.lower.flatten(), -known.upper.flatten()]).cpu().numpy()
         gain = np.tile((known.upper.amax(0) - known.lower.amin(0)).flatten().cpu().numpy(), 2)
 
-        def build(choice: int) -> Objectives:
-            encoder, both = forms(choice)
-            return Objectives.of(encoder.finish(), both, gain, self._ready[choice].batches)
+        def build() -> Objectives:
+            encoder, both = forms()
+            return Objectives.of(encoder.finish(), both, gain, self._ready[0].batches)
 
-        found = minimise_leaves(ends, gain, build, self.options)
-        self.reports.append(ProgramReport.of(found, time.monotonic() - started))
-        low, high = torch.from_numpy(found.bounds).to(known.lower).chunk(2, 1)
+        low, high = torch.from_numpy(self._improved(ends, gain, build)).to(known.lower).chunk(2)
         return Interval(low.reshape(known.lower.shape), -high.reshape(known.lower.shape))
 
-    def _encoded(self, choice: int, asked: OutputObjectives) -> tuple[Encoder, Expression]:
+    def _improved(self, known: Array, gain: Array, build: Callable[[], Objectives]) -> Array:
+        found, report = improved(known, gain, build, self.options)
+        self.reports.append(report)
+        return found
+
+    def _encoded(self, asked: OutputObjectives) -> tuple[Encoder, Expression]:
         """The encoded window, with forms of the outputs after it, flat over (n, forms)."""
-        encoder, outputs = self._outputs(choice, asked)
+        encoder, outputs = self._outputs(asked)
         return encoder, asked.forms_of(outputs)
 
     def bound_sums(
@@ -161,13 +150,13 @@ class FinalWindow:
 
         Args:
             weights: (rows, n, forms).
-            known: proved bounds of the forms, (choices, n, forms), as for :meth:`bound`.
+            known: proved bounds of the forms, (cases, n, forms), as for :meth:`bound`.
             nominal: the forms of the nominal model, (n, forms), which show the possible gain.
 
         Returns:
-            (choices, rows).
+            (1, rows).
         """
-        known = self._by_choice(known)
+        known = _of_all(known)
         parts = torch.arange(len(asked)).split(COUNTED_AT_ONCE)
         least = [
             sums_of_box(weights[:, part], Interval(known.lower[:, part], known.upper[:, part]))
@@ -200,34 +189,29 @@ class FinalWindow:
     def _summed(
         self, asked: OutputObjectives, weights: Tensor, known: Tensor, gain: Tensor
     ) -> Tensor:
-        started = time.monotonic()
-
-        def build(choice: int) -> Objectives:
-            encoder, outputs = self._outputs(choice, asked)
-            boxes = asked.boxes(self._ready[choice].span.state)
+        def build() -> Objectives:
+            encoder, outputs = self._outputs(asked)
+            boxes = asked.boxes(self.span.state)
             largest = boxes[self.encoding.step_graph.output].magnitude.amax(0)
             sums = asked.sums_of(outputs, largest, weights)
-            batches = self._ready[choice].batches
+            batches = self._ready[0].batches
             return Objectives.of(encoder.finish(), sums, gain.cpu().numpy(), batches)
 
-        found = minimise_leaves(known.cpu().numpy(), gain.cpu().numpy(), build, self.options)
-        self.reports.append(ProgramReport.of(found, time.monotonic() - started))
-        return torch.from_numpy(found.bounds).to(known)
+        found = self._improved(known[0].cpu().numpy(), gain.cpu().numpy(), build)
+        return torch.from_numpy(found).to(known)[None]
 
     def most_at_once(self, asked: OutputObjectives, groups: Tensor, known: Interval) -> int:
         """How many test points can be reached by one run through the window.
 
         A point is reached if all forms of one of its groups are <= 0. Points are taken
-        ``COUNTED_AT_ONCE`` at a time, for the choice that reaches most in total; a point counts as
-        reached unless the contrary is proved.
+        ``COUNTED_AT_ONCE`` at a time; a point counts as reached unless the contrary is proved.
 
         Args:
             groups: of the forms of each point, (n, forms).
-            known: proved bounds of the forms, (choices, n, forms): forms above 0 reach nothing, and the
+            known: proved bounds of the forms, (cases, n, forms): forms above 0 reach nothing, and the
                 upper ends are the big-M of the rows.
         """
-        known = self._by_choice(known)
-        total = np.zeros(len(self.choices))
+        known, total = _of_all(known), 0.0
         for part in torch.arange(len(asked)).split(COUNTED_AT_ONCE):
             own, reach = asked.part(part), Reach.of(groups[part])
             upper, able = known.upper[:, part], reach.able(known.lower[:, part])
@@ -242,45 +226,43 @@ class FinalWindow:
                     why = str(error)
             if why is not None:
                 self.notes.append(f"{len(part)} test points were counted one by one: {why}")
-            total += counts
-        most = int(total.max())
+            total += float(counts[0])
+        most = int(total)
         if self.witness is not None:
             value, room = asked.at(self.witness.states, self.encoding.step_graph.output)
             self.witness.check_count(value, room, groups, most, self._name)
         return most
 
     def _counted(self, asked: OutputObjectives, reach: Reach, able: Tensor, upper: Tensor) -> Array:
-        """How many points each choice can reach, (choices,)."""
+        """How many points one run can reach, (1,)."""
         solver, gain = self.options.solver, np.ones(1)
 
-        def build(choice: int) -> Objectives:
-            encoder, forms = self._encoded(choice, asked)
-            opened = reach.encode(encoder, forms, upper[choice], solver, able[choice])
-            batches = self._ready[choice].batches
+        def build() -> Objectives:
+            encoder, forms = self._encoded(asked)
+            opened = reach.encode(encoder, forms, upper[0], solver, able[0])
+            batches = self._ready[0].batches
             return Objectives.of(encoder.finish(), opened.total, gain, batches)
 
-        started = time.monotonic()
-        options = counting(self.options)
-        found = minimise_leaves(-reach.counts(able)[:, None], gain, build, options)
-        self.reports.append(ProgramReport.of(found, time.monotonic() - started))
-        return counted(found.bounds[:, 0], len(asked))
+        found, report = improved(-reach.counts(able), gain, build, counting(self.options))
+        self.reports.append(report)
+        return counted(found, len(asked))
 
     def bound_parameters(self, coefficients: Mapping[str, Tensor], known: Interval) -> Interval:
         """Dual bounds of linear forms of the parameters after the window.
 
         Args:
             coefficients: (rows, *shape) by name of the parameter.
-            known: bounds already proved, (choices, rows), as for :meth:`bound`.
+            known: bounds already proved, (cases, rows), as for :meth:`bound`.
 
         Returns:
-            A box (choices, rows); the known one where a solver proved nothing better.
+            A box (1, rows); the known one where a solver proved nothing better.
         """
 
-        def forms(choice: int) -> tuple[Encoder, Expression]:
-            encoder, own = self._forms_of_state(choice, coefficients)
+        def forms() -> tuple[Encoder, Expression]:
+            encoder, own = self._forms_of_state(coefficients)
             return encoder, stacked([own.below, own.above.scale(-1.0)], (-1,))
 
-        known = self._by_choice(known)
+        known = _of_all(known)
         try:
             found = self._minimised(forms, known)
         except SolverUnavailableError as error:  # a licence that is too small, say
@@ -294,41 +276,37 @@ class FinalWindow:
             self.witness.check_forms("functional", value, room, ends, self._name)
         return found
 
-    def _forms_of_state(
-        self, choice: int, coefficients: Mapping[str, Tensor]
-    ) -> tuple[Encoder, Expression]:
+    def _forms_of_state(self, coefficients: Mapping[str, Tensor]) -> tuple[Encoder, Expression]:
         """Linear forms of the state, (rows,), rounding included."""
-        ready = self._state(choice)
-        span, encoder, state = ready.span, ready.encoder, ready.state
+        ready = self._state()
+        encoder, state = ready.encoder, ready.state
         parts, size, terms = [], 0.0, 0
         for name, on in coefficients.items():
             flat = on.detach().cpu().flatten(1).numpy()
             entries = state[name].reshape((flat.shape[1],))
             parts.append(entries.apply(sp.csr_matrix(flat), (len(flat),)))
-            largest = span.state[name].magnitude.amax(0).flatten().cpu().numpy()
+            largest = self.span.state[name].magnitude.amax(0).flatten().cpu().numpy()
             size = size + np.abs(flat) @ largest
             terms += flat.shape[1]
         return encoder, add(parts).plus_error(gamma(2 * terms + 16) * size + TINY)
 
-    def _state(self, choice: int) -> Ready:
-        """The encoded window of a choice and the state after it, which no longer depends on the selection."""
-        if choice not in self._ready:
-            if len(self._ready) == READY:
-                del self._ready[next(iter(self._ready))]
-            span = self.choices.span(choice)
+    def _state(self) -> Ready:
+        """The encoded window and the state after it, which no longer depends on the selection."""
+        if not self._ready:
+            span = self.span
             encoder, steps = self.encoding.steps(span)
             encoder.selection, encoder.envelopes = None, True
             encoder.origin = "model: state"
             state = {n: encoder.bounded(steps.state[n], box) for n, box in span.state.items()}
-            self._ready[choice] = Ready(span, encoder, state, steps.batches)
-        ready = self._ready[choice]
+            self._ready.append(Ready(encoder, state, steps.batches))
+        ready = self._ready[0]
         return replace(ready, encoder=ready.encoder.fork(), state=dict(ready.state))
 
-    def _outputs(self, choice: int, asked: OutputObjectives) -> tuple[Encoder, Expression]:
+    def _outputs(self, asked: OutputObjectives) -> tuple[Encoder, Expression]:
         """Outputs of the trained model at the test inputs, (n, outputs)."""
-        ready = self._state(choice)
+        ready = self._state()
         encoder, known = ready.encoder, ready.state
-        boxes = asked.boxes(ready.span.state)
+        boxes = asked.boxes(self.span.state)
         if bool((asked.inputs.lower == asked.inputs.upper).all()):
             known[FEATURES] = Expression.of(asked.inputs.lower[0].cpu().numpy())
         else:
@@ -347,3 +325,8 @@ class FinalWindow:
                 expression = encoder.bounded(expression, boxes[node.name])
             known[node.name] = expression
         return encoder, known[output]
+
+
+def _of_all(known: Interval) -> Interval:
+    """One box, (1, ...), that holds all cases."""
+    return Interval(known.lower.amin(0, keepdim=True), known.upper.amax(0, keepdim=True))

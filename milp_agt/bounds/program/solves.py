@@ -102,12 +102,8 @@ class Solved:
 
 @dataclass(frozen=True)
 class Evidence:
-    """The evidence for bounds: a program with its objectives, and their row multipliers (:class:`Solved`).
+    """The evidence for bounds: a program with its objectives, and their row multipliers (:class:`Solved`)."""
 
-    ``choice`` is the number of the program's choice of poisoned samples; 0 if one program covers all.
-    """
-
-    choice: int
     objectives: Objectives
     multipliers: Mapping[int, Array]
 

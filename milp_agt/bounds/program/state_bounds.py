@@ -10,10 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from milp_agt.bounds.program.by_choice import Branched, minimise_leaves
-from milp_agt.bounds.program.incumbents import Incumbents
-from milp_agt.bounds.program.solves import Evidence, Objectives, SolveOptions
-from milp_agt.bounds.program.tightening import Tightening
+from milp_agt.bounds.program.incumbents import Incumbents, incumbents_of
+from milp_agt.bounds.program.solves import Evidence, Objectives, SolveOptions, minimise
 from milp_agt.bounds.program.window import EncodedWindow
 from milp_agt.bounds.program.witness import Witness
 from milp_agt.bounds.step import State
@@ -26,10 +24,8 @@ from milp_agt.core.program import SIZES
 class ProgramReport:
     """Report on bounds by programs: sizes, solves, and objectives that kept the cheaper bound.
 
-    ``evidence`` has every solved program; ``size`` is that of the largest. ``listed`` are the boxes of
-    the choices, if there are any, met with the bounds proved for each. ``tightening`` reports on the ranges
-    of the programs. ``incumbents`` are the data of points found by solvers, as starts for attacks, for
-    each program step by step.
+    ``evidence`` has the program, unless nothing was solved; ``size`` is its size. ``incumbents`` are the
+    data of points found by the solver, as starts for attacks, step by step.
     """
 
     size: dict[str, int]
@@ -39,8 +35,6 @@ class ProgramReport:
     lost: int
     seconds: float
     evidence: tuple[Evidence, ...] = field(repr=False)
-    listed: tuple[State, ...] = field(default=(), repr=False)
-    tightening: Tightening = field(default_factory=Tightening)
     incumbents: tuple[Sequence[Incumbents], ...] = field(default=(), repr=False)
 
     @property
@@ -52,24 +46,42 @@ class ProgramReport:
             "skipped": self.skipped,
             "limited": self.limited,
             "lost": self.lost,
-            "tightened": self.tightening.tightened,
-            "fixed": self.tightening.fixed,
         }
 
-    @staticmethod
-    def of(found: Branched, seconds: float, listed: tuple[State, ...] = ()) -> ProgramReport:
-        sizes = [evidence.objectives.program.size for evidence in found.evidence]
-        return ProgramReport(
-            max(sizes, key=lambda size: size["columns"], default=dict.fromkeys(SIZES, 0)),
-            found.solves,
-            found.skipped,
-            found.limited,
-            found.lost,
-            seconds,
-            found.evidence,
-            listed,
-            incumbents=tuple(own for own in found.incumbents if own),
-        )
+
+def improved(
+    known: Array, gain: Array, build: Callable[[], Objectives], options: SolveOptions
+) -> tuple[Array, ProgramReport]:
+    """``max(known, dual bound)`` of every objective that may gain more than ``worth``.
+
+    Args:
+        known: lower bounds already proved, (objectives,).
+        gain: the most that each of them may gain, (objectives,).
+        build: the program with all objectives, in their order; made only if there is something to solve.
+
+    Raises:
+        EncodingError: the program is infeasible, although the nominal run or an attacked one is feasible.
+    """
+    started = time.monotonic()
+    wanted = gain > options.worth
+    late = options.deadline is not None and started >= options.deadline
+    skipped, empty = int((~wanted).sum()), dict.fromkeys(SIZES, 0)
+    if late or not wanted.any():
+        return known, ProgramReport(empty, 0, skipped, int(wanted.sum()), 0, 0.0, ())
+    asked = build()
+    solved = minimise(asked, options)
+    points = incumbents_of(asked.batches, solved.points)
+    report = ProgramReport(
+        asked.program.size,
+        solved.solves,
+        skipped,
+        solved.limited,
+        solved.lost,
+        time.monotonic() - started,
+        (Evidence(asked, solved.multipliers),),
+        (points,) if points else (),
+    )
+    return np.maximum(known, solved.bounds), report
 
 
 def bound_state(
@@ -81,38 +93,13 @@ def bound_state(
         EncodingError: the program is infeasible, although the nominal run is feasible.
         SoundnessError: the meet is empty, or a run of ``witness`` lies outside a bound.
     """
-    return bound_choices(box, [box], lambda _: encoded, options, witness)
-
-
-def bound_choices(
-    box: State,
-    listed: Sequence[State],
-    build: Callable[[int], EncodedWindow],
-    options: SolveOptions,
-    witness: Witness | None = None,
-) -> tuple[State, ProgramReport]:
-    """:func:`bound_state`, choice by choice: ``listed`` are boxes that together contain the state.
-
-    Each has an axis of choices; ``build`` returns the program of a choice, numbered through all of them.
-
-    Raises:
-        EncodingError: the program of a choice is infeasible.
-        SoundnessError: the meet is empty, or a run of ``witness`` lies outside a bound.
-    """
-    started = time.monotonic()
     names = list(box)
-    known = np.concatenate([ends_of(state, names) for state in listed])
+    known = ends_of(box, names)
     gain = np.tile(_widths(known), 2)
-    found = minimise_leaves(
-        known, gain, lambda choice: both_ends(build(choice), names, gain), options
-    )
+    found, report = improved(known[0], gain, lambda: both_ends(encoded, names, gain), options)
     if witness is not None:
-        witness.check_state(names, found.least, options.solver.name)
-    counts = np.cumsum([len(next(iter(state.values())).lower) for state in listed])
-    parts = np.split(found.bounds, counts[:-1])
-    own = tuple(_met(state, ends) for state, ends in zip(listed, parts, strict=True))
-    report = ProgramReport.of(found, time.monotonic() - started, own)
-    return _met(box, found.least[None]), report
+        witness.check_state(names, found, options.solver.name)
+    return _met(box, found[None]), report
 
 
 def both_ends(encoded: EncodedWindow, names: Sequence[str], gain: Array) -> Objectives:

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
 from milp_agt.bounds.adversary.joint import Joint
 from milp_agt.bounds.linear.linearized_step import LinearizedStep
@@ -19,7 +18,6 @@ from milp_agt.core.expression import Expression
 from milp_agt.core.graph import Node
 from milp_agt.core.program import Program
 from milp_agt.core.restriction import UNRESTRICTED, Restriction
-from milp_agt.core.strengthening import DEFAULT, Strengthening
 from milp_agt.formulations.bilinear import Einsum
 from milp_agt.formulations.linear import Combine
 from milp_agt.formulations.sum_samples import SumSamples
@@ -66,7 +64,6 @@ def encode_window(
     restriction: Restriction = UNRESTRICTED,
     exact_products: bool = False,
     past: Sequence[LinearizedStep] = (),
-    strengthening: Strengthening = DEFAULT,
 ) -> EncodedWindow:
     """The program of the last steps: w copies of the step graph joined at the states.
 
@@ -78,7 +75,7 @@ def encode_window(
         EncodingError: a node without finite bounds.
     """
     envelopes = affords_envelopes(schedule, window)
-    encoder = Encoder(exact_phases, exact_products, envelopes, strengthening)
+    encoder = Encoder(exact_phases, exact_products, envelopes)
     steps = encode_steps(step_graph, schedule, window, poison, restriction, encoder, past)
     return EncodedWindow(encoder.finish(), steps.state, steps.batches)
 
@@ -94,8 +91,6 @@ def encode_steps(
 ) -> EncodedSteps:
     """Columns and rows of a window."""
     moves = MoveColumns(encoder, poison, restriction)
-    if encoder.exact_phases and encoder.strengthening.pieces > 1:
-        encoder.pieced = _widest(schedule, window, encoder.strengthening.pieced)
     state: dict[str, Expression] | None = None
     known: dict[str, Expression] = {}
     selection: SelectionColumns | None = None
@@ -121,31 +116,6 @@ def encode_steps(
     assert state is not None
     moves.close()
     return EncodedSteps(state, known, selection, tuple(batches))
-
-
-def _widest(
-    schedule: NodeOrder, window: Sequence[LinearizedStep], count: int
-) -> dict[str, npt.NDArray[np.int64]]:
-    """The scalar products of a window with the largest gap, by the origin of their node."""
-    nodes = [(r, n) for r in window for n in schedule.all if isinstance(n.op, Einsum)]
-    gaps = [_gaps(node, relaxed) for relaxed, node in nodes]
-    if not gaps:
-        return {}
-    sizes = np.cumsum([0, *(g.size for g in gaps)])
-    every = np.concatenate(gaps)
-    chosen = np.sort(np.argsort(-every, kind="stable")[:count])
-    chosen = chosen[every[chosen] > 0.0]
-    found = {}
-    for (relaxed, node), begin, end in zip(nodes, sizes, sizes[1:], strict=False):
-        own = chosen[(begin <= chosen) & (chosen < end)] - begin
-        if own.size:
-            found[origin_of(relaxed, node)] = own
-    return found
-
-
-def _gaps(node: Node, relaxed: LinearizedStep) -> npt.NDArray[np.float64]:
-    assert isinstance(node.op, Einsum)
-    return node.op.gaps(*(relaxed.ranges.boxes[name] for name in node.inputs))
 
 
 def origin_of(relaxed: LinearizedStep, node: Node) -> str:

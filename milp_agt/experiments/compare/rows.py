@@ -44,13 +44,12 @@ class _ComparedCase(NamedTuple):
         window = f"window {self.window}" if self.window else ""
         return ", ".join(filter(None, (self.relaxation, window, self.solver)))
 
-    def options(self, others: CertifyOptions) -> dict[str, Any]:
+    def options(self) -> dict[str, Any]:
         """What this row has of its own."""
         return {
             "relaxation": self.relaxation,
             "window": self.window or None,
             "solver": self.solver,
-            "alpha_steps": 0 if self.relaxation == "interval" else others.alpha_steps,
         }
 
 
@@ -87,7 +86,7 @@ def compare(
         within: seconds for all rows: each has an equal share of what is left, and rows after that are left
             out and named in the notes.
         options: all of those that follow, as one object; what is given by name replaces them. The time
-            limit holds for each row; slopes are optimised in all relaxations but ``interval``.
+            limit holds for each row.
 
     Raises:
         InvalidInputError: no relaxation or no window, a window below 1, or only one of X_test and
@@ -127,7 +126,7 @@ def compare(
                 training,
                 threat,
                 options=_in_time(options, deadline.share(len(cases) + 1 - number)).changed(
-                    case.options(options)
+                    case.options()
                 ),
             )
         except SolverUnavailableError as error:
