@@ -187,7 +187,7 @@ def test_steps_without_any_bound_cost_nothing(monkeypatch: pytest.MonkeyPatch) -
     assert all((high == math.inf).all() for high in found.reachable.upper.values())
     assert 30 <= len(calls) < len(found.steps) == 400
     (line,) = found.fallbacks
-    assert "none has from here on" in line
+    assert "no parameter has a bound from here on" in line
     accuracy, loss = found.accuracy(x, y), found.loss(x, y)
     assert (accuracy.lower, accuracy.upper, loss.upper) == (0.0, 1.0, math.inf)
     assert found.limit_reached
@@ -254,3 +254,30 @@ def test_a_long_run_is_predicted_before_its_first_step(
     (line,) = caplog.messages
     for part in ("predicted: about", "by 'linear' over a window of", "Less time: a shorter window"):
         assert part in line
+
+
+def test_intervals_that_do_not_end_in_time_end(clock: list[float]) -> None:
+    """Of 100 steps at a second each, 60 are bounded; a rest within the grace is."""
+    spent = TimeLimit(clock[0] + 60.0, steps=100, window=1, flat=["interval"], limit=60.0)
+    ended = []
+    for step in range(100):
+        if spent.is_lost("interval", step):
+            ended.append(step)
+        clock[0] += 1.0
+        spent.note("interval", step, 1.0)
+    assert ended == list(range(60, 97))  # three steps are a twentieth of the limit
+
+
+def test_auto_begins_what_it_cannot_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A level of which a tenth fits is taken under a time limit, and none without."""
+    monkeypatch.setattr(planning, "slowness", lambda: 1.0)
+    threat = agt.LabelPoisoning(budget=3)
+    options: dict[str, Any] = {"relaxation": "auto", "selections": "joint"}
+    short, long = (planned(threat, time_limit=t, **options) for t in (1.0, 60.0))
+    without = planned(threat, **options)
+    assert short.relaxation.value == "interval"
+    assert "as far as it gets" in long.remarks.notes[0]
+    assert long.relaxation.value in ("zonotope", "linear")
+    assert long.whole > 60.0
+    assert long.helps(60.0)[0].startswith("time_limit = ")
+    assert "as far as it gets" not in without.remarks.notes[0]

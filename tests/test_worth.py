@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 from runs import run_text, write_run
 
 from milp_agt.certification.worth import BoxWorth, Worth
 from milp_agt.cli import main
 from milp_agt.core.reachable import StepRecord
+from milp_agt.experiments import still_proved
 from milp_agt.runfile.verdicts import Verdict
 
 
@@ -90,3 +93,40 @@ def test_the_word_stands_in_the_file_and_on_the_screen(
     ):
         assert (said in text) is vacuous
     assert ("bounds of accuracy on test hold for every model" in shown) is vacuous
+
+
+def test_the_largest_smaller_threat_that_still_proves(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is told of a smaller budget or radius is what a run under it proves, with the data as given."""
+    out = tmp_path / "out"
+    monkeypatch.setattr(still_proved, "seconds_without_limit", lambda _: 1e4)
+
+    def certified(threat: dict[str, Any], *options: str) -> dict[str, Any]:
+        text = run_text(
+            [{"kind": "accuracy", "at_least": 0.75}],
+            training={"learning_rate": 0.3, "epochs": 25},
+            threat=threat,
+            certify={"relaxation": "interval"},
+        )
+        path, y = write_run(tmp_path, text), np.arange(16) % 2
+        x = np.random.default_rng(0).normal(size=(16, 2)) / 2 + 4 * y[:, None] - 2
+        np.savez(tmp_path / "d.npz", X=x, y=y)
+        main(["certify", str(path), "--out", str(out), "--no-report", "--force", *options])
+        found: dict[str, Any] = json.loads((out / "result.json").read_text())
+        return found
+
+    name, features = "accuracy on test >= 0.75", {"kind": "features", "budget": 12}
+    labels = {"kind": "labels", "budget": 12}
+    for wide, what in ((labels, "budget"), (features | {"radius": 100.0}, "radius")):
+        found = certified(wide)
+        assert found["properties"][0]["status"] != "PROVED"
+        bracket = found["still_proved"][what][name]
+        assert 0 < bracket["proved"] < bracket["unproved"]
+        assert f"{what} = {bracket['proved']:g}" in " ".join(found["worth"]["helps"])
+        assert f"{what} = {bracket['proved']:g}" in capsys.readouterr().out
+    # The last one was searched by the level of the run itself.
+    near, far = (certified(features | {"radius": bracket[end]}) for end in ("proved", "unproved"))
+    assert [run["properties"][0]["status"] for run in (near, far)] == ["PROVED", "OPEN"]
+    assert certified(labels, "--time-limit", "0")["still_proved"] is None
+    assert certified(labels | {"budget": 0})["still_proved"] is None

@@ -74,6 +74,11 @@ class Chains:
                         for n, b in part.state.items()
                     }
 
+    def forget(self) -> None:
+        """Know nothing of any parameter from here on."""
+        for part in self.parts:
+            part.state = {name: box.forgotten() for name, box in part.state.items()}
+
     def keep(self, parts: Sequence[str]) -> None:
         """Keep only the chains whose parts have these names."""
         self.chains = [c for c in self.chains if c.parts[0].name in parts]

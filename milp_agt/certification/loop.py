@@ -18,7 +18,7 @@ from milp_agt.bounds.interval.update import UpdateGraph
 from milp_agt.bounds.linear.linearized_step import LinearizedStep, settle
 from milp_agt.bounds.step import NodeOrder, State, Step, initial_state, step_at_points, velocity_of
 from milp_agt.bounds.zonotope import WILD, pack_forward, unpack_forward
-from milp_agt.certification import carried, planning
+from milp_agt.certification import carried, choosing, planning
 from milp_agt.certification.bound_step import Bounder
 from milp_agt.certification.chain_list import Chains
 from milp_agt.certification.chains import Chain, pack_past, unpack_past
@@ -92,11 +92,11 @@ class BoundedRun:
             plan,
             self.updates,
         )
-        self.tree: TreePlan | None = None
-        if options.tree:
-            run = (step_graph, self.schedule, start, poison, training)
-            is_carried = any(part.forward is not None for part in self.chains.parts)
-            self.tree = TreePlan.of(*run, restriction, options.tree, is_carried, options.workers)
+        is_carried = any(part.forward is not None for part in self.chains.parts)
+        run = (step_graph, self.schedule, start, poison, training)
+        self.tree = choosing.tree_of(
+            options, lambda t: TreePlan.of(*run, restriction, t, is_carried, options.workers)
+        )
         self.nominal: dict[str, Tensor] = {n: v.to(device) for n, v in step_graph.initial.items()}
         if training.has_momentum:
             for name in step_graph.parameters:
@@ -109,7 +109,9 @@ class BoundedRun:
         deadline = None if limit is None else begun + limit
         flat = [chain.name for chain in self.chains if not chain.level.walks]
         forecast = {c.name: plan.first_walk for c in self.chains if c.level.walks}
-        self.time_limit = TimeLimit(deadline, plan.steps, plan.longest_window, flat, forecast)
+        self.time_limit = TimeLimit(
+            deadline, plan.steps, plan.longest_window, flat, forecast, limit=limit or 0.0
+        )
         self.bounder = Bounder(
             step_graph,
             self.schedule,
@@ -163,7 +165,7 @@ class BoundedRun:
                 adversary=self._adversary(),
                 batch=step.size,
                 chains=widths,
-                program=_counts(report),
+                program=None if report is None else report.counts,
             )
         )
 
@@ -231,10 +233,14 @@ class BoundedRun:
                 self.chains.inherit(tightest)
         boxes = self.chains.tightest.state.values()
         known = torch.cat([e.isfinite().flatten() for b in boxes for e in (b.lower, b.upper)])
-        if self.time_limit.is_over() and known.any() and not known.all():
-            for part in self.chains.parts:
-                part.state = {n: b.forgotten() for n, b in part.state.items()}
-            line = f"step {index + 1}: time limit, and some parameters have no bound: none has from here on"
+        why = ""
+        if self.time_limit.is_over() and not known.all():
+            why = "some parameters have no bound"
+        elif self.time_limit.is_lost(next(iter(self.chains)).name, index):
+            why = "intervals do not reach the last step in time"
+        if known.any() and why:
+            self.chains.forget()
+            line = f"step {index + 1}: time limit, and {why}: no parameter has a bound from here on"
             self.notes.fall_back(line, limit=True)
 
     def _is_out_of_time(self, chain: Chain, index: int, done: int | None = None) -> bool:
@@ -381,18 +387,7 @@ class BoundedRun:
             threat=self.claim,
             origin=self.origin,
             caution=self.caution,
+            helps=self.plan.helps(self.time_limit.limit) if self.notes.limit_reached else (),
             settings=settings(self.training, self.plan, self.step_graph.precision),
             run=run_in_words(self.training, self.plan.steps),
         )
-
-
-def _counts(report: program.ProgramReport | None) -> Mapping[str, int] | None:
-    if report is None:
-        return None
-    return {
-        **report.size,
-        "solves": report.solves,
-        "skipped": report.skipped,
-        "limited": report.limited,
-        "lost": report.lost,
-    }

@@ -48,7 +48,9 @@ class CertifyOptions(Table):
     relaxation: str = Field(
         default="linear",
         description="How the run is bounded, from cheap and loose to dear and tight; `auto` takes the "
-        "tightest of interval, zonotope, linear and lp whose predicted cost fits `time_limit` and `memory`. "
+        "tightest of interval, zonotope, linear and lp whose predicted cost fits `time_limit` and `memory`, "
+        "under a time limit a tighter one as far as it gets, and for questions about classes a tree where "
+        "there is a rule (`tree`). "
         "Each level carries the looser ones along; `zonotope` where it has rules for the run and is "
         "predicted to be cheap, until linear forms are far tighter.",
         json_schema_extra=_with_levels,
@@ -123,14 +125,16 @@ class CertifyOptions(Table):
         default=0.0,
         description="Seconds that a question about classes may take for a tree over selections of poisoned "
         "samples and cells of their moves, which decides the test points that all other bounds leave open; "
-        "0 for none. For features, and targets of regressions, of a few samples of the data set. A run that "
-        "carries a zonotope takes any budget: `result.narrowed` then branches on samples and phases.",
+        "0 for none (`auto`: 10 s, or a share of `time_limit`). For features, and targets of regressions, "
+        "of a few samples of the data set. A run that carries a zonotope takes any budget: "
+        "`result.narrowed` then branches on samples and phases.",
     )
     time_limit: Time | None = Field(
         default=None,
         description="Time for the whole run: a level ends where its next step is predicted not to fit "
         "beside what cheaper levels need for the steps that are left, programs before linear forms, and "
-        "intervals go on to the end. Preparation counts, and so do the properties of a run file: once the "
+        "intervals go on to the end; where these would overrun it by more than a twentieth, nothing is "
+        "bounded from that step on. Preparation counts, and so do the properties of a run file: once the "
         "time is over, these are answered from boxes. No limit unless given.",
     )
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from milp_agt.bounds.linear.window_bounds import CACHED_ELEMENTS
 from milp_agt.bounds.zonotope import refusal
+from milp_agt.certification.choosing import choose_level
 from milp_agt.certification.level_plan import levels_of, mib
 from milp_agt.certification.machine import slowness
 from milp_agt.certification.options import CertifyOptions
@@ -17,8 +18,8 @@ from milp_agt.certification.selection_plan import Selections, selections_of
 from milp_agt.certification.sizes import (
     BASELINE,
     FLOAT,
+    LIVE_BOXES,
     MULTIPLIED_PER_SECOND,
-    ROWS_PER_ELEMENT,
     WALKED_PER_SECOND,
     Sizes,
 )
@@ -30,8 +31,6 @@ from milp_agt.training.inputs import bytes_of
 from milp_agt.training.tracing import StepGraph
 from milp_agt.training.training import Batch, Training
 
-# Boxes and temporaries alive at once for an element of a node in interval arithmetic.
-LIVE_BOXES = 12
 # 1 / LEAST_ROOM of the memory is the least for pieces.
 LEAST_ROOM = 8
 # Most rows of a backward pass, and of one for intermediate bounds.
@@ -61,7 +60,8 @@ class Plan:
     ``inner_of_programs``: only programs have linear intermediate bounds. ``rows`` of a
     backward pass fit into memory; ``chunk`` of them share a pass in the run. ``first_walk`` are the
     predicted seconds of a backward pass of all entries through one step; ``seconds`` those of all steps,
-    where predictions were measured; not a number where nothing is known.
+    where predictions were measured; not a number where nothing is known. ``whole``: those of this
+    machine, under a time limit, of the level that was taken although they may be more than allowed.
     """
 
     asked: str
@@ -85,11 +85,18 @@ class Plan:
     single_thread: bool
     first_walk: float
     seconds: float
+    whole: float
     remarks: Remarks
 
     @property
     def longest_window(self) -> int:
         return max(self.window, self.program_window)
+
+    def helps(self, limit: float) -> tuple[str, ...]:
+        """Settings with which the level of this plan is predicted to bound every step."""
+        if not self.whole > limit:
+            return ()
+        return (f"time_limit = {self.whole:.2g}, for '{self.relaxation.value}' in every step",)
 
 
 def make_plan(
@@ -124,11 +131,19 @@ def make_plan(
     zonotope = sizes.zonotope(steps, moved, not poison.static, budget)
     if options.relaxation == "auto":
         allowed = AUTO_TIME if time_limit is None else time_limit
-        level, remarks = _choose(
-            sizes, steps, walked, budget, allowed, solved, None if refused else zonotope
+        level, remarks, begun = choose_level(
+            sizes,
+            steps,
+            walked,
+            budget,
+            allowed,
+            solved,
+            None if refused else zonotope,
+            starts=time_limit is not None,
         )
     else:
         level, remarks = Relaxation.parse(options.relaxation), Remarks()
+        begun = math.nan
     seconds = sizes.inner(steps, walked)
     cheap = REFINING_TIME if time_limit is None else SPARE * time_limit
     large = sizes.walked >= THREADED_ELEMENTS
@@ -181,6 +196,11 @@ def make_plan(
     chunk = max(1, min(2 * sizes.state, ROWS_AT_ONCE, room // sizes.form(fewest, walked)))
     walk_fragment = max(fewest, CACHED_ELEMENTS // (chunk * sizes.widest))
     rows = max(1, room // sizes.form(walk_fragment, walked))
+    total = (
+        told_apart.seconds
+        + seconds * linear_inner
+        + sizes.seconds(steps, walked, solved).get(level, math.nan)
+    )
     return Plan(
         asked=options.relaxation,
         relaxation=level,
@@ -213,9 +233,8 @@ def make_plan(
         single_thread=sizes.walked < THREADED_ELEMENTS
         or (level is Relaxation.INTERVAL and sizes.boxes < THREADED_BOXES),
         first_walk=slow * 2 * sizes.state * sizes.walked / WALKED_PER_SECOND,
-        seconds=told_apart.seconds
-        + seconds * linear_inner
-        + sizes.seconds(steps, walked, solved).get(level, math.nan),
+        seconds=total,
+        whole=slow * (total if math.isnan(begun) else begun),
         remarks=remarks,
     )
 
@@ -271,37 +290,3 @@ def _past(sizes: Sizes, steps: int, window: int, room: int) -> int:
     # The newest step is kept for the window of the next.
     wanted = steps - 1 if window < steps else 0
     return min(wanted, fitting, int((walk + PAST_SECONDS) / seconds))
-
-
-def _choose(
-    sizes: Sizes,
-    steps: int,
-    window: int,
-    memory: int,
-    seconds: float,
-    solved: int,
-    zonotope: tuple[float, int] | None,
-) -> tuple[Relaxation, Remarks]:
-    """The tightest level below milp whose predicted time and memory fit, with the reason as a remark."""
-    predicted = sizes.seconds(steps, window, solved)
-    rows = ROWS_PER_ELEMENT * sizes.curved * solved
-    needed = {
-        Relaxation.INTERVAL: 0,
-        Relaxation.LINEAR: FLOAT * LIVE_BOXES * sizes.boxes * window,
-        Relaxation.LP: 2 * FLOAT * LIVE_BOXES * sizes.boxes * window + 200 * rows,
-    }
-    if zonotope is not None:
-        predicted[Relaxation.ZONOTOPE], needed[Relaxation.ZONOTOPE] = zonotope
-    predicted = {level: predicted[level] for level in Relaxation if level in predicted}
-    fitting = [r for r in predicted if predicted[r] <= seconds and needed[r] <= memory] or [
-        Relaxation.INTERVAL
-    ]
-    chosen = fitting[-1]
-    table = ", ".join(
-        f"{r.value} {predicted[r]:.3g} s / {needed[r] / 2**20:.3g} MiB" for r in predicted
-    )
-    note = (
-        f"auto picked '{chosen.value}': predicted {table}; allowed {seconds:.3g} s / "
-        f"{memory / 2**20:.3g} MiB; milp is never picked unasked"
-    )
-    return chosen, Remarks(notes=(note,))

@@ -81,6 +81,7 @@ class Result(Questions):
         run: how the model was trained, in words: optimiser, batches, schedule and clipping.
         caution: what has to be known before the claim: of a scaler that was fitted on data that the
             adversary may change; empty where there is nothing.
+        helps: settings that would prove more, as far as the run can tell; not kept by :meth:`save`.
         origin: rows, ids and units of the data set; None for plain arrays, and in a loaded result.
         assumptions: what is assumed and not modelled; of the arithmetic of ``precision``.
         decider: attacks what questions leave open; None where ``refute`` is "none", and in a loaded result.
@@ -105,6 +106,7 @@ class Result(Questions):
     run: str = field(default="", kw_only=True)
     caution: str = field(default="", kw_only=True)
     origin: Origin | None = field(default=None, repr=False, kw_only=True)
+    helps: tuple[str, ...] = field(default=(), kw_only=True)
     nominal_check: NominalCheck | None = field(default=None, kw_only=True)
 
     @staticmethod
@@ -129,6 +131,7 @@ class Result(Questions):
         run: str = "",
         caution: str = "",
         origin: Origin | None = None,
+        helps: tuple[str, ...] = (),
     ) -> Result:
         """The result from the state of the loop after some steps."""
         point = {n: nominal[n] for n in step_graph.parameters}
@@ -150,6 +153,7 @@ class Result(Questions):
             run=run,
             caution=caution,
             origin=origin,
+            helps=helps,
         )
 
     @property

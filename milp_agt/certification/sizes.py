@@ -13,6 +13,8 @@ from milp_agt.formulations.univariate import Univariate
 from milp_agt.training.tracing import FEATURES, LABELS, StepGraph
 
 FLOAT = 8  # bytes
+# Boxes and temporaries alive at once for an element of a node in interval arithmetic.
+LIVE_BOXES = 12
 # Bytes of Python, torch and their libraries.
 BASELINE = 288 * 2**20
 # Tensors of the size of a coefficient alive at once in a backward pass.

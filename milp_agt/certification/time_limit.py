@@ -8,6 +8,8 @@ from time import monotonic
 
 # A forecast from counts of elements, or from a first step, may be this many times too long.
 DOUBT = 4.0
+# Intervals go on after a deadline if that takes at most so many seconds, or this share of the limit.
+GRACE = (1.0, 0.05)
 
 
 @dataclass
@@ -29,6 +31,7 @@ class TimeLimit:
         forecast: seconds of a first step of chains by the plan; used, divided by ``DOUBT``, until a
             step of the chain is measured.
         measured: the last step that each chain bounded, and its seconds.
+        limit: seconds of the whole run.
     """
 
     deadline: float | None
@@ -37,10 +40,16 @@ class TimeLimit:
     flat: Collection[str] = ()
     forecast: Mapping[str, float] = field(default_factory=dict)
     measured: dict[str, tuple[int, float]] = field(default_factory=dict)
+    limit: float = 0.0
 
     def is_over(self) -> bool:
         """Whether the deadline is over."""
         return self.deadline is not None and monotonic() >= self.deadline
+
+    def is_lost(self, cheapest: str, step: int) -> bool:
+        """Whether the deadline is over, and the steps from this one on take more than the grace even so."""
+        needed = sum(self.predicted(cheapest, t) for t in range(step, self.steps))
+        return self.is_over() and needed > max(GRACE[0], GRACE[1] * self.limit)
 
     def note(self, chain: str, step: int, seconds: float) -> None:
         """Note what a step took; half of what is predicted next comes from the steps before."""

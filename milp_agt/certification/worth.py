@@ -28,39 +28,44 @@ class BoxWorth:
             of |theta| at the end of the nominal run; 0 if there is none.
         bounded_until: the last step of the first ones with finite boxes; 0 if there is none.
         steps: finished steps.
+        helps: settings that would help, in words.
     """
 
     worth: Worth
     useful_until: int
     bounded_until: int
     steps: int
+    helps: Sequence[str] = ()
 
     @staticmethod
-    def of(steps: Sequence[StepRecord], mean_size: float) -> BoxWorth:
+    def of(steps: Sequence[StepRecord], mean_size: float, helps: Sequence[str] = ()) -> BoxWorth:
         """From the records of a run."""
         bounded = _first(steps, lambda record: math.isfinite(record.max_width))
         useful = _first(steps, lambda record: record.mean_width <= mean_size)
         last = len(steps)
         found = Worth.USEFUL if useful == last else Worth.WIDE
-        return BoxWorth(Worth.VACUOUS if bounded < last else found, useful, bounded, last)
+        return BoxWorth(Worth.VACUOUS if bounded < last else found, useful, bounded, last, helps)
 
     @property
     def words(self) -> str:
-        """One sentence or two; empty where the boxes are useful."""
+        """One sentence or two; of useful boxes only what would help, if anything is known to."""
         if self.worth is Worth.USEFUL:
-            return ""
+            return self._help if self.helps else ""
         until = f"after step {self.useful_until}" if self.useful_until else "at any step"
         wide = f"the boxes are wider than the parameters are large {until}"
         if self.worth is Worth.WIDE:
-            return f"{wide}; properties may still be proved. {_HELP}"
+            return f"{wide}; properties may still be proved. {self._help}"
         lost = f"after step {self.bounded_until} of {self.steps} some parameters have no bound"
-        return f"vacuous: {lost}, and {wide}. {_HELP}"
+        return f"vacuous: {lost}, and {wide}. {self._help}"
 
-
-_HELP = (
-    "What helps: fewer steps or a smaller learning rate, larger batches, a smaller budget or radius, or "
-    "relaxation='linear' with a longer window and more time and memory"
-)
+    @property
+    def _help(self) -> str:
+        if self.helps:
+            return f"What would help: {'; or '.join(self.helps)}"
+        return (
+            "What helps: fewer steps or a smaller learning rate, larger batches, a smaller budget or radius, "
+            "or relaxation='linear' with a longer window and more time and memory"
+        )
 
 
 def _first(steps: Sequence[StepRecord], holds: Callable[[StepRecord], bool]) -> int:

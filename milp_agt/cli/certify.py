@@ -5,11 +5,12 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
+from milp_agt.cli import in_time
 from milp_agt.cli.common import (
     LIMIT_REACHED,
     NOT_PROVED,
@@ -20,12 +21,10 @@ from milp_agt.cli.common import (
     given_options,
 )
 from milp_agt.cli.progress import progress
-from milp_agt.core.deadline import Deadline, shorter
 from milp_agt.errors import InvalidInputError
 from milp_agt.io.tables import format_number, format_table
 
 if TYPE_CHECKING:
-    from milp_agt.attacks import Search
     from milp_agt.certification.checkpoint import Checkpoint
     from milp_agt.certification.result import Result
     from milp_agt.cli.common import Commands
@@ -36,9 +35,6 @@ if TYPE_CHECKING:
 
 SHOWN_STEPS = 40
 REPLAYED = ("shown by a run", "points proved/refuted/open")
-# Shares of a time limit that steps leave to the properties, and to attacks where they are asked for.
-QUESTIONS_SHARE, ATTACKS_SHARE = 0.15, 0.25
-REPORT_SHARE = 0.05  # of it, for files and the page
 CHECKPOINT = "checkpoint"  # folder inside the result folder, while the run is not at its end
 
 
@@ -166,18 +162,21 @@ def _certify(arguments: argparse.Namespace) -> int:
             if attack is not False and len(result.steps) == steps:
                 advance(0, 0, "", "attacks")
 
-        attack = _search(run) if run.options.attack or arguments.attack else False
+        attack = in_time.search_of(run) if run.options.attack or arguments.attack else False
         try:
-            result = _steps_in_time(run, attack is not False).certify(
+            result = in_time.steps_of(run, attack is not False).certify(
                 on_step=on_step, checkpoint=checkpoint, attack=attack
             )
             spent = sum(step.seconds for step in result.steps[:before])
             result = result.watched(
                 lambda done, points: advance(done, points, "", "questions: test points")
             )
-            result, verdicts = _judged(run, result, begun - spent)
+            result, verdicts = in_time.judged(run, result, begun - spent)
             found = _suspects(result) if arguments.suspects else None
-            folder.save(result, verdicts, complete=True, suspects=found)
+            advance(0, 0, "", "smaller threats")
+            result, smaller = in_time.searched(run, result, verdicts, begun - spent)
+            plain = None if smaller is None else smaller.plain()
+            folder.save(result, verdicts, complete=True, suspects=found, smaller=plain)
         except KeyboardInterrupt:
             if not so_far:
                 raise
@@ -211,55 +210,6 @@ def _certify(arguments: argparse.Namespace) -> int:
     # What real training refutes stays refuted, whatever time there is.
     undecided = "REFUTED" not in states and result.limit_reached
     return LIMIT_REACHED if undecided else NOT_PROVED
-
-
-def _steps_in_time(run: LoadedRun, attacks: bool) -> LoadedRun:
-    """The run with its steps in their share of the time limit."""
-    limit = run.options.time_limit
-    if limit is None:
-        return run
-    share = 1.0 - QUESTIONS_SHARE * bool(run.properties) - ATTACKS_SHARE * attacks
-    return run._replace(options=run.options.changed({"time_limit": share * limit}))
-
-
-def _search(run: LoadedRun) -> Search:
-    """The search with its share of the time limit: one for the parameters and one for each property."""
-    if run.options.time_limit is None:
-        return run.search
-    share = ATTACKS_SHARE * run.options.time_limit / (1 + len(run.properties))
-    return replace(run.search, time_limit=shorter(run.search.time_limit, share))
-
-
-def _judged(run: LoadedRun, result: Result, begun: float) -> tuple[Result, list[Verdict]]:
-    """The verdicts, each property in its share of the time that is left; what follows has no time left.
-
-    A fallback says where the time limit cut questions short.
-    """
-    from milp_agt.runfile.verdicts import judge
-
-    limit, missed = run.options.time_limit, False
-    verdicts: list[Verdict] = []
-    for number, asked in enumerate(run.properties):
-        if limit is not None:
-            ends = begun + (1.0 - REPORT_SHARE) * limit
-            share = (ends - monotonic()) / (len(run.properties) - number)
-            result = _until(result, monotonic() + share)
-        verdicts += judge(result, run.dataset, asked)
-        missed |= result.models.deadline is not None and result.models.deadline.missed
-    if limit is not None:
-        result = _until(result, begun + limit)
-    if not missed:
-        return result, verdicts
-    line = (
-        "time limit: test points that were still open were bounded from the boxes of the parameters "
-        "alone, not through training, or not attacked; give more time, fewer properties or fewer test points"
-    )
-    return replace(result, fallbacks=(*result.fallbacks, line), limit_reached=True), verdicts
-
-
-def _until(result: Result, at: float) -> Result:
-    """The result with questions that end by a time of ``time.monotonic``."""
-    return replace(result, models=replace(result.models, deadline=Deadline(at)))
 
 
 def _suspects(result: Result) -> Suspects | None:
@@ -326,7 +276,7 @@ def _print_run(run: LoadedRun, result: Result) -> None:
         print(f"  fallback: {fallback}")
     if result.limit_reached:
         print("  a limit was reached; the bounds hold, and may be looser than without it")
-    worth = BoxWorth.of(result.steps, result.reachable.mean_size)
+    worth = BoxWorth.of(result.steps, result.reachable.mean_size, result.helps)
     if worth.words:
         print(f"  worth: {worth.words}")
     _print_attack(result)

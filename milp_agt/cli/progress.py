@@ -129,6 +129,7 @@ def _bar(unit: str, done: int) -> Iterator[Advance]:
             phase = unit or usual
             if phase != shown[0]:
                 shown[0] = phase
+                bar.refresh()  # the end of a short phase is seen
                 bar.reset(task)
             bar.update(task, completed=done, total=total or None, description=text, unit=phase)
 

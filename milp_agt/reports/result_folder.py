@@ -77,8 +77,9 @@ class ResultFolder:
         *,
         complete: bool,
         suspects: Suspects | None = None,
+        smaller: Mapping[str, Any] | None = None,
     ) -> None:
-        """Write both files now."""
+        """Write both files now; ``smaller`` is what smaller threats prove."""
         begun = time.perf_counter()
         reachable = result.reachable
         arrays: dict[str, Any] = {}
@@ -126,6 +127,7 @@ class ResultFolder:
                 "by_name": parameters,
             },
             "worth": worth_summary(result),
+            "still_proved": smaller,
             "attack": attack_summary(result),
             "suspects": None if suspects is None else suspects.to_dict(),
             "steps": [asdict(step) for step in result.steps],
@@ -224,11 +226,12 @@ def _rows(dataset: Dataset) -> dict[str, Any]:
 
 def worth_summary(result: Result) -> dict[str, Any]:
     """What the boxes are worth: a word for programs, the steps, and the same in words."""
-    found = BoxWorth.of(result.steps, result.reachable.mean_size)
+    found = BoxWorth.of(result.steps, result.reachable.mean_size, result.helps)
     return {
         "boxes": found.worth.value,
         "useful_until": found.useful_until,
         "bounded_until": found.bounded_until,
+        "helps": list(found.helps),
         "words": found.words,
     }
 

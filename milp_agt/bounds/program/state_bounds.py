@@ -37,6 +37,17 @@ class ProgramReport:
     evidence: tuple[Evidence, ...] = field(repr=False)
     incumbents: tuple[Sequence[Incumbents], ...] = field(default=(), repr=False)
 
+    @property
+    def counts(self) -> dict[str, int]:
+        """What a record of a step keeps."""
+        return {
+            **self.size,
+            "solves": self.solves,
+            "skipped": self.skipped,
+            "limited": self.limited,
+            "lost": self.lost,
+        }
+
 
 def improved(
     known: Array, gain: Array, build: Callable[[], Objectives], options: SolveOptions

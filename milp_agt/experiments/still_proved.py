@@ -1,0 +1,175 @@
+"""The largest budget and radius for which a run still proves something, by a search of a few cheap runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from time import monotonic
+from typing import TYPE_CHECKING, Any
+
+from milp_agt.core.deadline import Deadline
+from milp_agt.core.relaxation import Relaxation
+from milp_agt.experiments.largest import Bracket, Largest, Trial, largest
+from milp_agt.experiments.sweep import resized
+from milp_agt.io.tables import format_number
+from milp_agt.threats.poison import Whole
+from milp_agt.threats.sets import Vertices
+
+if TYPE_CHECKING:
+    from milp_agt.certification.result import Result
+    from milp_agt.runfile.run_file import LoadedRun
+    from milp_agt.runfile.verdicts import Verdict
+    from milp_agt.threats import ThreatModel
+
+# Radii are tried down to this share of the given one, up to this factor.
+SMALLEST, FACTOR = 1e-4, 2.0
+# Seconds of a search without a time limit: this share of those of the run, within these bounds.
+SHARE, LEAST, MOST = 0.25, 0.5, 20.0
+EACH = 0.7  # of the time that is left, for one run
+BOXES = "boxes that are narrower than the parameters are large"
+
+
+@dataclass(frozen=True)
+class StillProved:
+    """What smaller threats still prove of what a run left open.
+
+    Attributes:
+        relaxation: the level of the runs that were tried, a cheap one: others may prove more.
+        budget, radius: a bracket for each statement; None where the threat has none that could be smaller,
+            or where there was no time.
+    """
+
+    relaxation: str
+    budget: Largest | None
+    radius: Largest | None
+
+    @property
+    def words(self) -> Sequence[str]:
+        """The settings that were found, one for each statement and number."""
+        found = []
+        for search in (self.budget, self.radius):
+            for name, bracket in () if search is None else search.brackets.items():
+                if search is not None and bracket.proved:
+                    value = format_number(bracket.proved)
+                    found.append(f"{search.what} = {value}, which proves {name}")
+        return tuple(found)
+
+    def plain(self) -> dict[str, Any]:
+        """For ``result.json``."""
+        both = {"budget": self.budget, "radius": self.radius}
+        return {
+            "relaxation": self.relaxation,
+            **{
+                what: None
+                if found is None
+                else {
+                    name: {"proved": bracket.proved, "unproved": bracket.unproved}
+                    for name, bracket in found.brackets.items()
+                }
+                for what, found in both.items()
+            },
+        }
+
+
+def seconds_without_limit(result: Result) -> float:
+    """What the search may take where the run has no time limit."""
+    return min(MOST, max(LEAST, SHARE * sum(step.seconds for step in result.steps)))
+
+
+def still_proved(
+    run: LoadedRun,
+    result: Result,
+    verdicts: Sequence[Verdict],
+    judged: Callable[[Result], Sequence[Verdict]],
+    seconds: float,
+) -> StillProved | None:
+    """The largest budget and the largest radius that prove what the result leaves open; None if nothing is.
+
+    Statements are that the boxes are useful (:class:`BoxWorth`), that each threshold holds, and of properties
+    without one that their bounds say something. Runs are those of the cheapest level that reached the last
+    step: a zonotope if that did, else intervals; of a finite threat the list of all its data sets, where
+    there is time. Each run has a share of the time that is left as its limit.
+    """
+    wanted = [name for name, holds in _statements(result, verdicts).items() if not holds]
+    if not wanted or seconds <= 0.0:
+        return None
+    level, poison = Relaxation.INTERVAL, result.models.poison
+    if isinstance(poison.label_moves, Vertices) or poison.whole is Whole.REMOVED:
+        level = Relaxation.LINEAR
+    elif result.steps and Relaxation.ZONOTOPE.value in result.steps[-1].chains:
+        level = Relaxation.ZONOTOPE
+    deadline = Deadline.within(seconds)
+
+    def certify(threat: ThreatModel) -> Result:
+        options = run.options.changed(
+            {
+                "relaxation": level.value,
+                "selections": None,
+                "solver": None,
+                "refute": "none",
+                "tree": 0.0,
+                "time_limit": max(0.1, EACH * deadline.left),
+            }
+        )
+        return run._replace(options=options).certify(threat)
+
+    def holds(found: Result) -> dict[str, bool | str]:
+        known = _statements(found, judged(found))
+        return {name: known[name] for name in wanted}
+
+    budget = radius = None
+    given = getattr(run.threat, "budget", None)
+    if isinstance(given, int) and given > 1:
+        budget = _doubled(certify, run.threat, holds, given, deadline)
+    given = getattr(run.threat, "radius", None)
+    if isinstance(given, float) and given > 0.0 and not deadline.is_over():
+        radius = largest(
+            certify,
+            run.threat,
+            holds,
+            radii=(SMALLEST * given, given / FACTOR),
+            precision=FACTOR,
+            within=deadline.left,
+        )
+    if budget is radius is None:
+        return None
+    return StillProved(level.value, budget, radius)
+
+
+def _doubled(
+    certify: Callable[[ThreatModel], Result],
+    threat: ThreatModel,
+    holds: Callable[[Result], dict[str, bool | str]],
+    given: int,
+    deadline: Deadline,
+) -> Largest:
+    """Budgets 1, 2, 4, ... below the given one, as long as something is proved: small ones are cheap."""
+    trials, known, budget = list[Trial](), dict[str, Bracket](), 1
+    while budget < given and not deadline.is_over():
+        begun = monotonic()
+        verdicts = holds(certify(resized(threat, budget, None)))
+        for name, proved in verdicts.items():
+            before = known.get(name, Bracket(None, None))
+            if before.unproved is None:
+                known[name] = Bracket(
+                    budget if proved else before.proved, None if proved else budget
+                )
+        trials.append(Trial(budget, sum(map(bool, verdicts.values())), monotonic() - begun))
+        if not any(verdicts.values()):
+            break
+        budget *= 2
+    return Largest("budget", known, tuple(trials), deadline.missed)
+
+
+def _statements(result: Result, verdicts: Sequence[Verdict]) -> dict[str, bool]:
+    """What a run may prove, by name, and whether it does."""
+    from milp_agt.certification.worth import BoxWorth, Worth
+
+    worth = BoxWorth.of(result.steps, result.reachable.mean_size).worth
+    found = {BOXES: worth is Worth.USEFUL}
+    for verdict in verdicts:
+        if verdict.status == "REPORTED":
+            found[f"something of {verdict.name}"] = not verdict.is_vacuous
+        else:
+            found[f"{verdict.name} {verdict.threshold}"] = verdict.status == "PROVED"
+    return found
