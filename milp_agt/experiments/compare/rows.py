@@ -264,4 +264,4 @@ def _program_window(relaxation: str, window: int, solved: int | None, total: int
     if relaxation == TREE:
         return 0
     uses_programs = Relaxation.parse(relaxation).uses_programs
-    return min(solved or window, total) if uses_programs else 0
+    return min(window if solved is None else solved, total) if uses_programs else 0
