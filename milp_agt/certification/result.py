@@ -203,12 +203,14 @@ class Result(Questions):
         return None if self.attack is None else ParameterSandwich.of(self.reachable, self.attack)
 
     def narrowed(self, seconds: float) -> Result:
-        """A copy with a narrower reachable set, by a tree over selections and cells of ``seconds`` at most.
+        """A copy with a narrower reachable set, by trees of ``seconds`` at most. Questions keep their bounds.
 
-        Every end is searched until real trainings come near to it. Questions keep their bounds.
+        What the run carries as a zonotope is branched on samples and phases, each end by itself; selections
+        that can be listed are then searched by cells until real trainings come near to every end.
 
         Raises:
-            InvalidInputError: a result without a tree: of ``tree = 0``, before the last step, or loaded.
+            InvalidInputError: a result without a tree: of ``tree = 0``, before the last step, or loaded; or
+                one with nothing to search.
         """
         return replace(self, reachable=narrowed(self.models, self.reachable, seconds))
 

@@ -194,8 +194,7 @@ class _Search:
             if not len(chosen):
                 limited = False
                 break
-            late = time.monotonic() - self.begun >= self.seconds or self.count >= self.most_nodes
-            if late or len(open_) * self.per_node >= MOST_KEPT:
+            if self._is_late() or len(open_) * self.per_node >= MOST_KEPT:
                 limited = True
                 break
             children = self._children(open_.take(chosen))
@@ -203,6 +202,9 @@ class _Search:
             stays[chosen] = False
             open_ = _Nodes.cat([open_.take(stays.nonzero()[:, 0]), children])
         return Branched(self._most(open_), self._trees(), limited)
+
+    def _is_late(self) -> bool:
+        return time.monotonic() - self.begun >= self.seconds or self.count >= self.most_nodes
 
     def _most(self, open_: _Nodes) -> Tensor:
         none = torch.full_like(self.enough, -torch.inf)
@@ -259,6 +261,7 @@ class _Search:
         pieces = []
         for part in torch.arange(len(nodes), device=self.rows.device).split(self.per_batch):
             own = nodes.take(part)
+            steps = 0 if self._is_late() else steps
             d = self._directions(own.direction)
             found = solved(d, self.flips, self.samples, own.known, own.alpha, steps, rate)
             bound = torch.minimum(found.value, own.bound)

@@ -125,7 +125,7 @@ def solved(
         )
         alpha = Multipliers.of(rows, limits, flips)
     ahead = best
-    for _ in range(EXTRAPOLATED):
+    for _ in range(EXTRAPOLATED if steps else 0):
         # In a node that holds no run the dual falls along a ray.
         ahead = ahead.beyond(start, 2.0)
         ahead = Multipliers.of(ahead.rows, ahead.limits, flips)
