@@ -114,7 +114,6 @@ class Node:
     op: Operation
     inputs: tuple[str, ...]
     signature: Signature
-    batched_inputs: tuple[bool, ...] = ()
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -158,7 +157,6 @@ class Graph:
             op,
             tuple(i.name for i in inputs),
             op.infer(*(i.signature for i in inputs)),
-            tuple(i.batched for i in inputs),
         )
         self._nodes[label] = node
         self.nx.add_node(label, op=op.key, shape=node.shape, batched=node.batched)
