@@ -296,7 +296,7 @@ class ListedRun:
             schedule=self.schedule,
             reached=self._reached,
             box={name: self.box[name] for name in graph.parameters},
-            rows=self.plan.rows,
+            rows=self.plan.pieces.rows,
             nominal=self.nominal,
             steps=tuple(self.records),
             total_steps=self.plan.steps,

@@ -359,7 +359,7 @@ class BoundedRun:
             reached=tuple(self.chains.reached(self.plan.window)),
             beside=self.chains.beside,
             program=self._program(),
-            rows=self.plan.rows,
+            rows=self.plan.pieces.rows,
             tree=self.tree if len(self.records) == self.plan.steps else None,
             nominal=self.nominal,
             steps=tuple(self.records),

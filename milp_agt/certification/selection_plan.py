@@ -19,7 +19,6 @@ from milp_agt.core.restriction import Restriction
 from milp_agt.errors import InvalidInputError
 from milp_agt.threats.poison import Poison
 from milp_agt.threats.sets import Vertices
-from milp_agt.training.training import Training
 
 # Boxes and intercepts of one case kept for an element of a node with a sample axis; most cases that share
 # a backward pass; products per second of one core; most cases that are listed by default.
@@ -54,11 +53,6 @@ class Selections:
     window: int = 0
     seconds: float = 0.0
 
-    @property
-    def splits(self) -> bool:
-        """Whether boxes have cases beyond the states of a sample."""
-        return self.groups > 0
-
 
 def selections_of(
     sizes: Sizes,
@@ -66,7 +60,6 @@ def selections_of(
     asked: str | None,
     poison: Poison,
     restriction: Restriction,
-    training: Training,
     steps: int,
     window: int,
     inner_bounds: str | None,
