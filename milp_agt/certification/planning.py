@@ -16,6 +16,7 @@ from milp_agt.certification.selection_plan import Selections, selections_of
 from milp_agt.certification.sizes import (
     BASELINE,
     FLOAT,
+    LIVE_BOXES,
     MULTIPLIED_PER_SECOND,
     ROWS_PER_ELEMENT,
     WALKED_PER_SECOND,
@@ -30,8 +31,6 @@ from milp_agt.training.inputs import bytes_of
 from milp_agt.training.tracing import StepGraph
 from milp_agt.training.training import Batch, Training
 
-# Boxes and temporaries alive at once for an element of a node in interval arithmetic.
-LIVE_BOXES = 12
 # 1 / LEAST_ROOM of the memory is the least for pieces.
 LEAST_ROOM = 8
 # Most rows of a backward pass, and of one for intermediate bounds.
