@@ -15,7 +15,7 @@ from milp_agt.core.results import Limits, Termination
 from milp_agt.errors import SolverUnavailableError
 from milp_agt.solvers.elastic import farkas_ray
 from milp_agt.solvers.session import ProgramSession, SolverAnswer, without_extremes
-from milp_agt.solvers.solver import BackEnd, Capability
+from milp_agt.solvers.solver import BackEnd, Capability, register
 from milp_agt.solvers.tree import Tree
 
 # Statuses of cvxpy; any other is FAILED. Columns are bounded, so 'unbounded' is a numerical failure;
@@ -45,6 +45,7 @@ _OPTIONS: dict[str, dict[str, object]] = {
 }
 
 
+@register
 class Cvxpy(BackEnd):
     """LP by any solver that cvxpy knows (Diamond and Boyd 2016); programs with integer columns,
     bilinear terms and functions by a :class:`Tree` of LPs.
@@ -59,6 +60,8 @@ class Cvxpy(BackEnd):
     )
     requires: ClassVar[tuple[str, ...]] = ("cvxpy",)
     distribution: ClassVar[str] = "cvxpy"
+    rank: ClassVar[int] = 3
+    has_inner: ClassVar[bool] = True
     note: ClassVar[str] = "cvxpy:INNER names its solver; slow, a second opinion"
     install: ClassVar[str] = "pip install cvxpy"
 

@@ -11,7 +11,7 @@ from milp_agt.core.program import Array, Function, Program
 from milp_agt.core.results import Limits, Termination
 from milp_agt.errors import EncodingError, SolverUnavailableError
 from milp_agt.solvers.session import ProgramSession, SolverAnswer, loosened, without_extremes
-from milp_agt.solvers.solver import BackEnd, Capability
+from milp_agt.solvers.solver import BackEnd, Capability, register
 
 # Any other status is FAILED. SUBOPTIMAL, limits and interrupts leave a valid dual bound.
 # Columns are bounded, so INF_OR_UNBD means infeasible and UNBOUNDED is a numerical failure.
@@ -36,6 +36,7 @@ FREE_NONLINEAR = 200  # columns, once there is a bilinear term or a function
 _TINY = 1e-13  # Gurobi treats smaller coefficients as zero
 
 
+@register
 class Gurobi(BackEnd):
     """All levels by Gurobi."""
 
@@ -45,6 +46,7 @@ class Gurobi(BackEnd):
     )
     requires: ClassVar[tuple[str, ...]] = ("gurobipy",)
     distribution: ClassVar[str] = "gurobipy"
+    rank: ClassVar[int] = 2
     note: ClassVar[str] = (
         f"commercial; without a licence of your own at most {FREE_LIMIT} columns and rows, and "
         f"{FREE_NONLINEAR} columns in qcqp and miqp"

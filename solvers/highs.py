@@ -10,10 +10,11 @@ from milp_agt.core.results import Limits, Termination
 from milp_agt.solvers.elastic import farkas_ray
 from milp_agt.solvers.highs_relaxation import HighsRelaxation
 from milp_agt.solvers.session import ProgramSession, SolverAnswer
-from milp_agt.solvers.solver import BackEnd, Capability
+from milp_agt.solvers.solver import BackEnd, Capability, register
 from milp_agt.solvers.tree import Tree
 
 
+@register
 class Highs(BackEnd):
     """LP by HiGHS (Huangfu and Hall 2018), MIT licence; programs with integer columns, bilinear
     terms and functions by a :class:`Tree` of LPs, whose bounds do not depend on its tolerances."""
@@ -24,6 +25,7 @@ class Highs(BackEnd):
     )
     requires: ClassVar[tuple[str, ...]] = ("highspy",)
     distribution: ClassVar[str] = "highspy"
+    rank: ClassVar[int] = 0
     note: ClassVar[str] = "open source (MIT); the default; all bounds are proved"
 
     def open(self, program: Program) -> HighsSession:

@@ -11,7 +11,7 @@ import numpy as np
 from milp_agt.core.program import Array, Function, Program
 from milp_agt.core.results import Limits, Termination
 from milp_agt.solvers.session import ProgramSession, SolverAnswer, loosened, without_extremes
-from milp_agt.solvers.solver import BackEnd, Capability
+from milp_agt.solvers.solver import BackEnd, Capability, register
 
 # Any other status is FAILED. Columns are bounded, so 'inforunbd' means infeasible and
 # 'unbounded' is a numerical failure.
@@ -39,6 +39,7 @@ _EPSILON = 1e-10  # SCIP treats smaller coefficients as zero
 _INFINITY = 1e20
 
 
+@register
 class Scip(BackEnd):
     """All levels by SCIP (Bestuzheva et al. 2023) with SoPlex: spatial branch and bound."""
 
@@ -48,6 +49,7 @@ class Scip(BackEnd):
     )
     requires: ClassVar[tuple[str, ...]] = ("pyscipopt",)
     distribution: ClassVar[str] = "PySCIPOpt"
+    rank: ClassVar[int] = 1
     note: ClassVar[str] = "open source (Apache 2.0); slower to build large programs"
     install: ClassVar[str] = "pip install 'milp_agt[scip]'"
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import pkgutil
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from enum import Flag, auto
 from importlib import import_module, metadata
 from importlib.util import find_spec
-from typing import ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, TypeVar
 
 from milp_agt.core.program import Array, Program
 from milp_agt.core.results import Limits, SolveResult
@@ -54,6 +55,8 @@ class BackEnd(ABC):
     capabilities: ClassVar[Capability]
     requires: ClassVar[tuple[str, ...]]
     distribution: ClassVar[str]  # the name on PyPI, for the version
+    rank: ClassVar[int] = 100  # 'auto' prefers the least
+    has_inner: ClassVar[bool] = False  # whether NAME:INNER names a solver that it reaches
     note: ClassVar[str] = ""  # licence and limits, one line
     install: ClassVar[str] = "pip install milp_agt"
 
@@ -101,13 +104,35 @@ class SolverRow:
     note: str
 
 
-# In the order of preference of 'auto'; imported on demand, so that a missing solver does no harm.
-_REGISTRY: dict[str, tuple[str, str]] = {
-    "highs": ("milp_agt.solvers.highs", "Highs"),
-    "scip": ("milp_agt.solvers.scip", "Scip"),
-    "gurobi": ("milp_agt.solvers.gurobi", "Gurobi"),
-    "cvxpy": ("milp_agt.solvers.cvxpy_backend", "Cvxpy"),
-}
+_BACK_ENDS: dict[str, type[BackEnd]] = {}
+Class = TypeVar("Class", bound=type[BackEnd])
+
+
+def register(back_end: Class) -> Class:
+    """Class decorator: enter a back end under its name; a name that is taken raises.
+
+    Its file imports the solver only when a program is opened, so that a missing one does no harm.
+    """
+    if back_end.name in _BACK_ENDS:
+        raise SolverUnavailableError(
+            f"Solver '{back_end.name}' was registered twice",
+            f"{_BACK_ENDS[back_end.name].__name__} and {back_end.__name__}",
+            "choose another name",
+        )
+    _BACK_ENDS[back_end.name] = back_end
+    return back_end
+
+
+def back_ends() -> dict[str, type[BackEnd]]:
+    """Every registered back end by name, in the order of preference of 'auto'.
+
+    All modules of this package are imported first.
+    """
+    import milp_agt.solvers as package
+
+    for module in pkgutil.iter_modules(package.__path__):
+        import_module(f"{package.__name__}.{module.name}")
+    return dict(sorted(_BACK_ENDS.items(), key=lambda entry: (entry[1].rank, entry[0])))
 
 
 def get_solver(name: str) -> BackEnd:
@@ -117,21 +142,21 @@ def get_solver(name: str) -> BackEnd:
         SolverUnavailableError: an unknown name.
     """
     key, _, inner = name.strip().partition(":")
-    if key.lower() not in _REGISTRY or (inner and key.lower() != "cvxpy"):
+    known = back_ends()
+    back_end: Any = known.get(key.lower())
+    if back_end is None or (inner and not back_end.has_inner):
         raise SolverUnavailableError(
             f"Solver '{name}' is needed",
-            f"known are {', '.join(_REGISTRY)} and cvxpy:INNER; installed are {_installed()}",
+            f"known are {', '.join(known)} and cvxpy:INNER; installed are {_installed()}",
             "choose one of these; pip install 'milp_agt[gurobi]' or 'milp_agt[scip]' adds more",
         )
-    module, cls = _REGISTRY[key.lower()]
-    back_end = getattr(import_module(module), cls)
     solver: BackEnd = back_end(inner.upper()) if inner else back_end()
     return solver
 
 
 def available_solvers() -> tuple[str, ...]:
     """Names of the installed back ends, in the order of preference of 'auto'."""
-    return tuple(name for name in _REGISTRY if get_solver(name).available())
+    return tuple(name for name in back_ends() if get_solver(name).available())
 
 
 def choose(name: str | None, needed: Capability) -> BackEnd:
@@ -146,7 +171,7 @@ def choose(name: str | None, needed: Capability) -> BackEnd:
     """
     if not isinstance(name, (str, type(None))):
         raise SolverUnavailableError(
-            "A solver is asked for by its name", f"{name!r}", f"use one of {', '.join(_REGISTRY)}"
+            "A solver is asked for by its name", f"{name!r}", f"use one of {', '.join(back_ends())}"
         )
     if name is None or name.strip().lower() in ("", "auto"):
         for candidate in available_solvers():
@@ -172,7 +197,7 @@ def choose(name: str | None, needed: Capability) -> BackEnd:
 def solver_table() -> tuple[SolverRow, ...]:
     """One row for each back end. No solver is imported and no licence is taken."""
     rows = []
-    for name in _REGISTRY:
+    for name in back_ends():
         s = get_solver(name)
         able = ", ".join(c.name or "" for c in s.capabilities)
         rows.append(SolverRow(name, s.available(), s.version(), able, s.note))

@@ -84,6 +84,7 @@ class Problem:
         """The result and the reachable set after every step."""
         boxes: list[ReachableSet] = []
         options.setdefault("selections", "joint")
+        options.setdefault("refute", "none")  # attacks on these runs are those of the tests
         result = agt.certify(
             self.model,
             self.data,

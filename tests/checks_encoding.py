@@ -18,10 +18,7 @@ import scipy.sparse as sp
 from checks_rules import dot, no_nones, random_coefficients, state_patterns
 from checks_steps import StepCase
 from draws import TOL, Array, sample_points, say, states_of, values_at
-from instances import (
-    SAMPLES,
-    Instance,
-)
+from instances import SAMPLES, Instance
 from torch import Tensor
 
 from milp_agt.bounds import program as program_engine
@@ -70,10 +67,10 @@ class Watched:
             "threads": 1,
             "primal_feasibility_tolerance": TOL.feasible,
             "mip_feasibility_tolerance": TOL.feasible,
-            "presolve": "on" if program.integer.any() else "off",
         }.items():
             self.model.setOptionValue(key, value)
         self.model.passModel(lp)
+        self._integral = bool(program.integer.any())
 
     def _sides(self, values: Sequence[Array | None]) -> tuple[Array, Array]:
         low, high = [], []
@@ -101,7 +98,8 @@ class Watched:
         self.model.changeColsCost(
             self.columns, np.arange(self.columns, dtype=np.int32), np.zeros(self.columns)
         )
-        return self._run() is not None
+        # Presolve calls points infeasible that hold all rows to a few times the tolerance.
+        return self._run("off") is not None
 
     def minimise(self, weights: Sequence[Array | None]) -> float:
         """Minimum of a linear form of the watched expressions over the program."""
@@ -116,11 +114,12 @@ class Watched:
         constant = np.concatenate([e.constant for e in self.expressions])
         cost = self._watched.T @ flat
         self.model.changeColsCost(self.columns, np.arange(self.columns, dtype=np.int32), cost)
-        found = self._run()
+        found = self._run("on" if self._integral else "off")
         assert found is not None, "an encoding is infeasible"
         return found + float(constant @ flat)
 
-    def _run(self) -> float | None:
+    def _run(self, presolve: str) -> float | None:
+        self.model.setOptionValue("presolve", presolve)
         self.model.run()
         status = self.model.getModelStatus()
         if status in (
@@ -277,22 +276,27 @@ def true_columns(instance: Instance, point: Tensor, box: Interval, states: Array
     return np.concatenate(parts)
 
 
-def exact_violation(program: Program, point: Array) -> float:
-    """Largest violation of a row or bound in exact arithmetic."""
-    x = [Fraction(float(v)) for v in point]
-    worst = Fraction(0)
-    for j, value in enumerate(x):
-        worst = max(worst, Fraction(program.lower[j]) - value, value - Fraction(program.upper[j]))
-    matrix = program.matrix
-    for i in range(matrix.shape[0]):
+def _whole(values: Array) -> Array:
+    """Floats as whole numbers of the smallest one, 2^-1074: exact, and without fractions to reduce."""
+    ratios = [float(v).as_integer_ratio() for v in values.reshape(-1)]
+    whole = [n << (1075 - d.bit_length()) for n, d in ratios]
+    return np.array(whole, dtype=object).reshape(values.shape)
+
+
+def exact_violation(program: Program, points: Sequence[Array]) -> float:
+    """Largest violation of a row or bound by one of the points, in exact arithmetic."""
+    x, matrix = _whole(np.stack(points, 1)), program.matrix
+    sides = [_whole(program.lower)[:, None] - x, x - _whole(program.upper)[:, None]]
+    worst, one = max(0, *(int(side.max()) for side in sides if side.size)) << 1074, 1 << 1074
+    data = _whole(matrix.data)
+    for i, (low, high) in enumerate(zip(program.row_lower, program.row_upper, strict=True)):
         part = slice(matrix.indptr[i], matrix.indptr[i + 1])
-        terms = zip(matrix.data[part], matrix.indices[part], strict=True)
-        activity = sum((Fraction(float(a)) * x[j] for a, j in terms), Fraction(0))
-        if np.isfinite(program.row_lower[i]):
-            worst = max(worst, Fraction(program.row_lower[i]) - activity)
-        if np.isfinite(program.row_upper[i]):
-            worst = max(worst, activity - Fraction(program.row_upper[i]))
-    return float(worst)
+        activity = data[part] @ x[matrix.indices[part]] if part.stop > part.start else 0 * x[0]
+        if np.isfinite(low):
+            worst = max(worst, (one * int(_whole(np.array([low]))[0]) - activity).max())
+        if np.isfinite(high):
+            worst = max(worst, (activity - one * int(_whole(np.array([high]))[0])).max())
+    return float(Fraction(worst, one * one))
 
 
 def check_rows_exactly(
@@ -302,11 +306,10 @@ def check_rows_exactly(
     encoded = encode_operation(instance, boxes, exact=True)
     for states in state_patterns(boxes, rng):
         (points,) = sample_points(boxes, instance.inputs, states, count, rng)
-        for point in points:
-            some = None if encoded.selection is None else states
-            columns = true_columns(instance, point, boxes[0], some)
-            found = exact_violation(encoded.program, columns)
-            assert found == 0.0, say(instance, "a row cuts the float value off by", found)
+        some = None if encoded.selection is None else states
+        columns = [true_columns(instance, point, boxes[0], some) for point in points]
+        found = exact_violation(encoded.program, columns)
+        assert found == 0.0, say(instance, "a row cuts the float value off by", found)
 
 
 class RecordedMoves(window_room.MoveColumns):
@@ -331,11 +334,7 @@ class EncodedStep:
     selected: list[int]
 
     def values(
-        self,
-        state: dict[str, Tensor],
-        after: dict[str, Tensor] | None,
-        x: Tensor,
-        y: Tensor,
+        self, state: dict[str, Tensor], after: dict[str, Tensor] | None, x: Tensor, y: Tensor
     ) -> list[Array | None]:
         poison = self.case.step.poison
         values: list[Array | None] = [state[n].numpy() for n in self.case.state]

@@ -12,7 +12,7 @@ import scipy.sparse as sp
 from milp_agt.core.program import Array, Program
 from milp_agt.core.results import Limits, SolveResult
 from milp_agt.solvers import get_solver
-from milp_agt.solvers.solver import _REGISTRY
+from milp_agt.solvers.solver import back_ends
 
 # Tolerances, all relative to max(1, |optimum|) unless said otherwise. A dual bound has none: it is
 # compared exactly.
@@ -23,7 +23,7 @@ TIGHT = 1e-9  # a safe bound from optimal simplex multipliers
 ROUNDING = 1e-12  # a safe bound against its exact formula, relative to the sum of magnitudes
 
 INF = math.inf
-BACK_ENDS = (*_REGISTRY, "cvxpy:HIGHS", "cvxpy:SCS")
+BACK_ENDS = (*back_ends(), "cvxpy:HIGHS", "cvxpy:SCS")
 FIRST_ORDER = ("cvxpy:SCS",)
 
 

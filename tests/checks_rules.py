@@ -22,11 +22,7 @@ from draws import (
     states_of,
     values_at,
 )
-from instances import (
-    SAMPLES,
-    Instance,
-    Long,
-)
+from instances import SAMPLES, Instance, Long
 from torch import Tensor
 
 from milp_agt.bounds.adversary.joint import Masks, PoisonedSum
@@ -248,15 +244,16 @@ def check_residual(instance: Instance, low: Array, high: Array, grid: int = 1501
     # Where the functions of these tests bend, however wide the box.
     bends = np.clip(np.linspace(-8.0, 8.0, 641)[:, None], low, high)
     table = np.concatenate([even, bends, np.stack([*kinks, low, high])])
+    with np.errstate(all="ignore"):
+        exact = exact_univariate(op, table)
     for slope in slopes_to_try(op, low, high):
         found = op.residual(torch.from_numpy(slope), box)
         with np.errstate(all="ignore"):
-            values = exact_univariate(op, table) - slope.astype(Long) * table.astype(Long)
-            regular = exact_univariate(op, even) - slope.astype(Long) * even.astype(Long)
-            second = np.abs(np.diff(regular, n=2, axis=0)).max(0)
+            values = exact - slope.astype(Long) * table.astype(Long)
+            second = np.abs(np.diff(values[:grid], n=2, axis=0)).max(0)
         smooth = not isinstance(op, Relu | StepFunction | Clip | Sign)
         size = box.magnitude[0].numpy()
-        value = np.abs(exact_univariate(op, table)).max(0).astype(np.float64)
+        value = np.abs(exact).max(0).astype(np.float64)
         rounding = op.rounding(torch.from_numpy(size), torch.from_numpy(value)).numpy()
         rounding = rounding + gamma(8) * (value + np.abs(slope) * size) + 1e-300
         grid_error = 0.15 * second * smooth + rounding

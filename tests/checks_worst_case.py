@@ -14,9 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from checks_rules import subsets
-from instances import (
-    Long,
-)
+from instances import Long
 from torch import Tensor
 
 from milp_agt.bounds.adversary.worst_case import open_worst_case

@@ -9,13 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from hypothesis import strategies as st
-from instances import (
-    INSTANCES,
-    SAMPLES,
-    Instance,
-    Long,
-    in_other_orders,
-)
+from instances import INSTANCES, SAMPLES, Instance, Long, in_other_orders
 from torch import Tensor
 
 from milp_agt.core.graph import Operation, Signature
@@ -159,10 +153,7 @@ def make_box(
 
 
 def make_boxes(
-    instance: Instance,
-    kinds: Sequence[str],
-    relations: Sequence[str],
-    rng: np.random.Generator,
+    instance: Instance, kinds: Sequence[str], relations: Sequence[str], rng: np.random.Generator
 ) -> tuple[Interval, ...]:
     return tuple(
         make_box(s, kinds, relations[j % len(relations)], rng, instance.domain)

@@ -143,7 +143,7 @@ RUNS: dict[str, Run] = {
         asks=("accuracy",),
     ),
     "little memory": Run(
-        agt.FeatureLabelPoisoning(2, 0.1, norm=2),
+        agt.FeatureLabelPoisoning(2, 0.1, norm=2, static=False),
         LINEAR | {"inner_bounds": "linear", "memory": 1024},
         "cross_entropy",
         asks=("loss",),

@@ -253,7 +253,7 @@ INSTANCES: dict[str, list[Instance]] = {
             (per_sample(2), per_sample(1)),
             "unit",
             has_interval=False,
-        ),
+        )
     ],
     "sum_samples": [
         Instance("vector", SumSamples(1), (per_sample(2),), has_interval=False),

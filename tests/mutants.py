@@ -1,4 +1,4 @@
-"""Bounds made too tight, and whether a check catches them."""
+"""Rules made one per cent too tight, or that forget something, and whether a check notices."""
 
 from __future__ import annotations
 
@@ -7,15 +7,18 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pytest
 import scipy.sparse as sp
 import torch
 from draws import TOL, make_boxes
 from instances import Instance
 from torch import Tensor
 
+from milp_agt.certification import listing
 from milp_agt.core.encoder import Encoder
 from milp_agt.core.expression import Array, Expression
 from milp_agt.core.interval import Interval
+from milp_agt.errors import MilpAgtError
 
 SHARE = TOL.mutant
 SEEDS = range(6)
@@ -26,7 +29,7 @@ def is_caught(check: Callable[[int], object], seeds: Iterable[int] = SEEDS) -> b
     for seed in seeds:
         try:
             check(seed)
-        except AssertionError:
+        except (AssertionError, MilpAgtError):
             return True
     return False
 
@@ -38,6 +41,65 @@ def shrunk(box: Interval, ends: str = "both") -> Interval:
         box.lower + move if ends != "upper" else box.lower,
         box.upper - move if ends != "lower" else box.upper,
     )
+
+
+Check = Callable[[int], object]
+# Makes the wrong rule of the right one.
+Wrong = Callable[[Any], Any]
+Rules = tuple[tuple[Any, str], ...]
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """Rules (where they stand, and by what name), what is wrong with them, and who notices.
+
+    ``check`` takes a seed and raises where it sees a bound that does not hold.
+    """
+
+    name: str
+    rules: Rules
+    wrong: Wrong
+    check: Check
+    seeds: int = 6
+
+
+def times(factor: float) -> Wrong:
+    """Boxes, tensors and numbers that are nearer to 0 than they should be."""
+
+    def wrong(honest: Any) -> Any:
+        def rule(*given: Any, **named: Any) -> Any:
+            found = honest(*given, **named)
+            if isinstance(found, Interval):
+                return Interval(factor * found.lower, factor * found.upper)
+            return factor * found
+
+        return rule
+
+    return wrong
+
+
+def shrink(honest: Any) -> Any:
+    return lambda *given: shrunk(honest(*given))
+
+
+def nothing(honest: Any) -> Any:
+    return lambda *given: torch.zeros_like(honest(*given))
+
+
+def one_less(honest: Any) -> Any:
+    """A budget that is smaller by one."""
+    return lambda hurt, budget: honest(hurt, budget - 1)
+
+
+def unlisted(check: Check) -> Check:
+    """The check where finite threats are bounded as those whose data sets are too many for a list."""
+
+    def checked(seed: int) -> None:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(listing, "count_choices", lambda *_: float("inf"))
+            check(seed)
+
+    return checked
 
 
 def moderate(instance: Instance, states: str, seed: int) -> tuple[Interval, ...]:
@@ -103,11 +165,7 @@ class MutantEncoder(Encoder):
         return super().columns(lower, upper, integer)
 
     def rows(
-        self,
-        expression: Expression,
-        lower: Array | float,
-        upper: Array | float,
-        lazy: bool = False,
+        self, expression: Expression, lower: Array | float, upper: Array | float, lazy: bool = False
     ) -> None:
         if self.armed and self.kind == "rows":
             self.calls += 1

@@ -6,12 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from attacks import (
-    Problem,
-    Replay,
-    network,
-    outside,
-)
+from attacks import Problem, Replay, network, outside
 from torch import nn
 
 import milp_agt as agt

@@ -47,7 +47,7 @@ def certified(found: agt.Dataset, threat: Any, **options: Any) -> agt.Result:
     return agt.certify(network(), found, TRAINING, threat, **options)
 
 
-def refused(found: agt.Dataset, threat: Any) -> InvalidInputError:
+def reason(found: agt.Dataset, threat: Any) -> InvalidInputError:
     with pytest.raises(InvalidThreatModelError) as error:
         certified(found, threat)
     assert error.value.remedy

@@ -8,63 +8,33 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from runs import run_text, write_run
 
 import milp_agt as agt
 from milp_agt.cli import main
 from milp_agt.errors import ConfigurationError
 from milp_agt.runfile.run_file import load_config
 
-RUN = """
-[data]
-name = "moons"
-samples = 24
-test_fraction = 0.25
-seed = 0
-
-[model]
-layers = [2, 3, 1]
-
-[training]
-loss = "bce"
-learning_rate = 0.5
-epochs = 3
-
-[threat]
-kind = "{kind}"
-budget = 2
-{more}
-
-[attack]
-pool = 32
-restarts = 1
-rounds = 1
-iterations = 2
-seed = 5
-
-[[property]]
-kind = "accuracy"
-
-[[property]]
-kind = "loss"
-
-[[property]]
-kind = "backdoor"
-radius = 0.05
-
-[[property]]
-kind = "targeted"
-unsafe = 1
-
-[[property]]
-kind = "functional"
-coefficients = {{ "2.bias" = [1.0] }}
-"""
+ASKED = [
+    {"kind": "accuracy"},
+    {"kind": "loss"},
+    {"kind": "backdoor", "radius": 0.05},
+    {"kind": "targeted", "unsafe": 1},
+]
 
 
 def run_file(folder: Path, kind: str = "features", more: str = "radius = 0.05") -> Path:
-    path = folder / "run.toml"
-    path.write_text(RUN.format(kind=kind, more=more))
-    return path
+    text = run_text(
+        ASKED,
+        data={"name": "moons", "samples": 24, "test_fraction": 0.25, "seed": 0},
+        model={"layers": [2, 3, 1]},
+        training={"loss": "bce", "epochs": 3},
+        attack={"pool": 32, "restarts": 1, "rounds": 1, "iterations": 2, "seed": 5},
+        threat={"kind": kind, "budget": 2},
+    )
+    text = text.replace("budget = 2\n", f"budget = 2\n{more}\n")
+    functional = "[[property]]\nkind = 'functional'\ncoefficients = { '2.bias' = [1.0] }\n"
+    return write_run(folder, text + functional)
 
 
 def test_attack_writes_the_data_that_reach_its_numbers(
@@ -141,11 +111,7 @@ def test_the_run_file_can_ask_for_attacks(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("line", "found"),
-    [
-        ("poool = 3", r"unknown key 'poool'"),
-        ("pool = -3", r"pool"),
-        ('memory = "much"', r"much"),
-    ],
+    [("poool = 3", r"unknown key 'poool'"), ("pool = -3", r"pool"), ('memory = "much"', r"much")],
 )
 def test_bad_settings_are_refused(tmp_path: Path, line: str, found: str) -> None:
     path = run_file(tmp_path)

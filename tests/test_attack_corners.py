@@ -19,10 +19,11 @@ import milp_agt as agt
 from milp_agt import attacks
 from milp_agt.attacks import Search
 from milp_agt.attacks.attacker import Attacker
+from milp_agt.attacks.best import Aim, Best
 from milp_agt.attacks.corners import HiddenUnits, corners_of
 from milp_agt.attacks.local import shrunk, turned
 from milp_agt.attacks.proposed import Favoured, favoured_data
-from milp_agt.attacks.search import Aim, Best, Hunt
+from milp_agt.attacks.search import Hunt
 from milp_agt.attacks.unrolled import Poisoning, Unrolled
 from milp_agt.core.restriction import UNRESTRICTED, Restriction
 

@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 import torch
 from attacks import Problem, assert_inside, mean_loss, network
+from pairs import every_pair
+from runs import run_text
 from torch import Tensor, nn
 from whole import Trainer, subsets
 
@@ -23,8 +25,7 @@ from milp_agt.attacks.replay import confirm, replay
 from milp_agt.attacks.selection import Selector
 from milp_agt.attacks.unrolled import Unrolled
 from milp_agt.cli import main
-from milp_agt.errors import InvalidThreatModelError, SoundnessError
-from milp_agt.formulations import exchange
+from milp_agt.errors import InvalidThreatModelError
 from milp_agt.formulations.loss import get_loss
 from milp_agt.training.tracing import trace
 from milp_agt.training.training import Training
@@ -130,9 +131,7 @@ def check_budget(case: Problem, run: Any) -> None:
         assert set(run.poisoned) <= set(threat.samples)
 
 
-@pytest.mark.parametrize("clip", [None, 0.3])
-@pytest.mark.parametrize("run", [{}, MINI], ids=["full", "mini"])
-@pytest.mark.parametrize("budget", [1, 2])
+@every_pair(budget=[1, 2], run={"full": {}, "mini": MINI}, clip=[None, 0.3])
 def test_few_removals_are_tried_one_and_all(budget: int, run: dict[str, Any], clip: Any) -> None:
     case = problem(agt.Removal(budget), clip=clip, **run)
     found = attacked(case)
@@ -265,36 +264,6 @@ def test_gradients_say_what_a_removal_does() -> None:
         assert float(gradient.there[0][0, sample]) == pytest.approx(slope, rel=1e-5, abs=1e-9)
 
 
-@pytest.mark.usefixtures("unlisted")
-@pytest.mark.parametrize("kind", ["mean of the others", "gradient of a new sample"])
-def test_attacks_catch_an_exchange_one_per_cent_too_small(
-    kind: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    if kind == "mean of the others":
-        case = problem(agt.Removal(1), epochs=1)
-        options: dict[str, Any] = {"selections": "enumerated"}
-        honest = exchange._mean_of_case
-
-        def nearer(*arguments: Any) -> Any:
-            box = honest(*arguments)
-            return replace(box, lower=0.99 * box.lower, upper=0.99 * box.upper)
-
-        monkeypatch.setattr(exchange, "_mean_of_case", nearer)
-    else:
-        case = problem(agt.Substitution(1), epochs=1, clip=0.2, clip_mode="clamp")
-        case = replace(case, model=nn.Sequential(nn.Linear(2, 1)).double())
-        options = {"selections": "joint"}
-        others = exchange.Substitute.others
-
-        def shorter(*arguments: Any) -> Any:
-            box = others(*arguments)
-            return replace(box, lower=0.99 * box.lower, upper=0.99 * box.upper)
-
-        monkeypatch.setattr(exchange.Substitute, "others", shorter)
-    with pytest.raises((SoundnessError, AssertionError)):
-        case.certify(attack=QUICK, **options)
-
-
 @pytest.mark.parametrize("threat", [agt.Substitution(1), agt.Insertion(1)], ids=["sub", "ins"])
 def test_without_clipping_there_is_nothing_to_attack(threat: Any) -> None:
     with pytest.raises(InvalidThreatModelError) as refusal:
@@ -325,21 +294,10 @@ def test_the_command_line_attacks_whole_samples(tmp_path: Path) -> None:
         assert len(stored["1/features/0"]) == 12 - len(stored["1/poisoned"])
 
 
-COMMAND = """
-[data]
-name = "moons"
-samples = 16
-test_fraction = 0.25
-[model]
-layers = [2, 2, 1]
-seed = 1
-[training]
-loss = "bce"
-learning_rate = 0.5
-epochs = 3
-[threat]
-kind = "removal"
-budget = 1
-[[property]]
-kind = "accuracy"
-"""
+COMMAND = run_text(
+    [{"kind": "accuracy"}],
+    data={"name": "moons", "samples": 16, "test_fraction": 0.25},
+    model={"layers": [2, 2, 1], "seed": 1},
+    threat={"kind": "removal", "budget": 1},
+    training={"loss": "bce", "epochs": 3},
+)

@@ -5,9 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from checks_steps import mlp
-from same_run import Batches, assert_same_run, data_for
+from same_run import assert_same_run, data_for
 
-from milp_agt.errors import InvalidInputError
 from milp_agt.training.schedules import InverseTimeDecay
 from milp_agt.training.training import Training
 
@@ -41,12 +40,6 @@ def test_a_batch_larger_than_the_data_is_the_data() -> None:
     assert [b.tolist() for b in Training(loss="mse", batch_size=9).batch_order(3)] == [[0, 1, 2]]
 
 
-@pytest.mark.parametrize("batches", [[[0, 0]], [[]], [[7]], [[-1]]])
-def test_bad_recorded_batches_are_refused(batches: Batches) -> None:
-    with pytest.raises(InvalidInputError):
-        Training(loss="mse", batches=batches).batch_order(7)
-
-
 @pytest.mark.parametrize(
     ("schedule", "rates"),
     [
@@ -67,8 +60,3 @@ def test_learning_rate_schedules(schedule: object, rates: list[float]) -> None:
         nesterov=True,
     )
     assert_same_run(mlp(2, 3, 3), data_for("cross_entropy", 3), training, rates=rates)
-
-
-def test_a_schedule_that_is_too_short_is_refused() -> None:
-    with pytest.raises(InvalidInputError, match="4 steps"):
-        Training(loss="mse", epochs=4, schedule=[0.1]).update_rules(4)

@@ -10,7 +10,7 @@ from problems import problem, tiny
 from torch import nn
 
 import milp_agt as agt
-from milp_agt.bounds.cells.plan import TreePlan, _missing
+from milp_agt.bounds.cells.plan import Cover, _missing
 from milp_agt.core.restriction import UNRESTRICTED, Restriction
 from milp_agt.errors import InvalidInputError, UnsupportedOperationError
 from milp_agt.properties.accuracy import AccuracyQuestion
@@ -64,14 +64,14 @@ def test_no_time_is_no_looser_and_no_tighter() -> None:
 
 def test_restrictions_are_kept() -> None:
     case = tiny(agt.FeaturePoisoning(1, 0.3), epochs=4)
-    plan = _plan(case, Restriction(inside=frozenset({2})))
+    plan = _cells(case, Restriction(inside=frozenset({2})))
     assert plan.selections.tolist() == [[2]]
-    without = _plan(case, Restriction(outside=frozenset({2})))
+    without = _cells(case, Restriction(outside=frozenset({2})))
     assert without.selections.tolist() == [[0], [1], [3]]
 
 
-def _plan(case, restriction=UNRESTRICTED) -> TreePlan:
-    return (
+def _cells(case, restriction=UNRESTRICTED) -> Cover:
+    plan = (
         case.certify(tree=1.0)[0].models.tree
         if restriction is UNRESTRICTED
         else (
@@ -80,6 +80,9 @@ def _plan(case, restriction=UNRESTRICTED) -> TreePlan:
             ).models.tree
         )
     )
+    assert plan is not None
+    assert plan.cells is not None
+    return plan.cells
 
 
 REFUSED = {

@@ -11,37 +11,43 @@ import torch
 from attacks import Replay
 from problems import problem
 
-from milp_agt.checker import affine, layers, training
-from milp_agt.checker.affine import Form, Pass, Symbols
+from milp_agt.checker import affine, forms, layers, questions, training
+from milp_agt.checker.affine import Pass
 from milp_agt.checker.boxes import Box, Unbounded
+from milp_agt.checker.forms import Form, Symbols
 
-SAMPLES, WIDTH, NOISE, BUDGET = 5, 2, 3, 2
+SAMPLES, WIDTH, NOISE, FLIPS, BUDGET = 5, 2, 3, 3, 2
 
 
 def symbols_of(rng: np.random.Generator, size: float) -> Symbols:
-    low, high = (
-        -size * rng.uniform(0, 1, (SAMPLES, WIDTH)),
-        size * rng.uniform(0, 1, (SAMPLES, WIDTH)),
-    )
-    return Symbols(low, high, (slice(0, SAMPLES),), BUDGET)
+    low, high = (sign * size * rng.uniform(0, 1, (SAMPLES, WIDTH)) for sign in (-1, 1))
+    shares = rng.choice([0.0, 0.4, 1.0], (FLIPS, SAMPLES))
+    cover = np.sort(shares, 1)[:, -BUDGET:].sum(1)
+    cover[0] = np.inf  # of which nothing is known
+    symbols = Symbols.none(WIDTH, BUDGET).with_slots(low, high)
+    symbols = symbols.with_flips(size * rng.uniform(0.1, 1, FLIPS), shares, cover)
+    owned, charged = (size * rng.uniform(0, 0.3, (NOISE, n)) for n in (SAMPLES, FLIPS))
+    return symbols.with_noise(size * rng.uniform(0, 0.3, NOISE), owned, charged)
 
 
-def drawn(rng: np.random.Generator, shape: tuple[int, ...], size: float, states: bool) -> Form:
+def drawn(
+    rng: np.random.Generator, symbols: Symbols, shape: tuple[int, ...], size: float, states: bool
+) -> Form:
     """Random forms; with ``states`` those of samples."""
-    count = SAMPLES * WIDTH + NOISE
     rest = size * rng.uniform(0, 0.2, (2, 2, *shape)) if states else np.zeros((2, *shape))
     if states:
         rest[:, 1] += rest[:, 0]  # a poisoned sample has the larger rest; parameters have none
-    scale = size * rng.normal(size=(*shape, count)) / 4
+    scale = rng.normal(size=(*shape, symbols.count)) / 4
+    scale[..., symbols.flips[:, 0]] *= size
     return Form(rng.normal(size=shape), scale, -rest[0], rest[1])
 
 
 class Chosen:
-    """One choice of the adversary and of all noise, and the values of forms at it."""
+    """One choice of the adversary, of flips and of noise, and the values of forms at it."""
 
     def __init__(self, rng: np.random.Generator, symbols: Symbols) -> None:
         self.rng, self.poisoned = rng, np.zeros(SAMPLES, bool)
-        self.poisoned[rng.choice(SAMPLES, rng.integers(BUDGET + 1), replace=False)] = True
+        self.poisoned[rng.choice(SAMPLES - 1, rng.integers(BUDGET + 1), replace=False)] = True
         share = np.where(
             rng.random((SAMPLES, WIDTH)) < 0.5,
             rng.integers(0, 2, (SAMPLES, WIDTH)),
@@ -49,16 +55,49 @@ class Chosen:
         )
         moves = symbols.low + share * (symbols.high - symbols.low)
         moves[~self.poisoned] = 0.0
-        self.values = np.concatenate([moves.ravel(), rng.choice([-1.0, 1.0, 0.3], NOISE)])
+        phi = (symbols.shares @ self.poisoned >= 1.0) | (symbols.cover > 1e300)
+        self.phi = phi & (rng.random(FLIPS) < 0.8)
+        self.values = np.zeros(symbols.count)
+        self.values[symbols.moves] = moves
+        self.values[symbols.flips[:, 0]] = self.phi
+        rho = symbols.most * rng.choice([0.0, 0.5, 1.0], FLIPS)
+        self.values[symbols.flips[:, 1]] = self.phi * rho
+        reach = symbols.base + symbols.owned @ self.poisoned + symbols.charged @ self.phi
+        self.values[symbols.noise] = reach * rng.choice([-1.0, 1.0, 0.3], NOISE)
+
+    def flipped(self, symbols: Symbols, value: np.ndarray, at: np.ndarray, flipped: Any) -> bool:
+        """Choose the flips of an activation at its argument; whether the rows of the symbols allow it."""
+        seen = np.zeros(value.shape, bool)
+        seen[flipped.place] = True
+        crossed = (value > 0) != (at == 1.0)
+        phi = crossed[flipped.place]
+        self.phi = np.concatenate([self.phi, phi])
+        rho = phi * abs(value[flipped.place])
+        self.values = np.concatenate([self.values, np.stack([phi, rho], 1).ravel()])
+        own = slice(flipped.index[0], None) if len(flipped.index) else slice(0, 0)
+        paid = (symbols.cover[own] > 1e300) | (symbols.shares[own] @ self.poisoned >= phi)
+        return bool((seen | ~crossed).all() and (rho <= symbols.most[own]).all() and paid.all())
+
+    def charged(self, symbols: Symbols, delta: np.ndarray, centre: np.ndarray, by: Any) -> bool:
+        """The same for the noise of a product with phases."""
+        count = len(by.phi)
+        if not count:
+            return True
+        noise = self.phi[-count:] * by.turned * (delta - centre)[by.place]
+        self.values = np.concatenate([self.values, noise])
+        reach = symbols.owned[-count:] @ self.poisoned + symbols.charged[-count:] @ self.phi
+        return bool((abs(noise) <= reach).all())
 
     def centre(self, form: Form) -> np.ndarray:
-        return form.c + form.s @ self.values
+        return form.c + form.s @ self.values[: form.s.shape[-1]]
 
     def rests(self, form: Form) -> tuple[np.ndarray, np.ndarray]:
-        if form.low.ndim == form.c.ndim:
-            return form.low, form.high
-        at = self.poisoned.astype(int), np.arange(SAMPLES)
-        return form.low[at], form.high[at]
+        low, high = form.low, form.high
+        if form.low.ndim > form.c.ndim:
+            at = self.poisoned.astype(int), np.arange(SAMPLES)
+            low, high = form.low[at], form.high[at]
+        more = 0.0 if form.owned is None else form.owned @ self.poisoned
+        return low - more, high + more
 
     def draw(self, form: Form) -> np.ndarray:
         low, high = self.rests(form)
@@ -82,55 +121,70 @@ def test_rules_hold_at_sampled_points(size: float) -> None:
     rng = np.random.default_rng(3)
     for _ in range(12):
         symbols = symbols_of(rng, size)
-        own, every = np.arange(SAMPLES), np.ones(SAMPLES, bool)
-        rows, bias = drawn(rng, (3, 4), size, False), drawn(rng, (3,), size, False)
-        x, delta = drawn(rng, (SAMPLES, 4), size, True), drawn(rng, (SAMPLES, 3), size, True)
-        y = affine.points(np.eye(3)[rng.integers(0, 3, SAMPLES)], x.s.shape[-1])
+        own = np.where(np.arange(SAMPLES) < SAMPLES - 1, np.arange(SAMPLES), -1)
+        rows, bias = (drawn(rng, symbols, shape, size, False) for shape in ((3, 4), (3,)))
+        x, delta = (drawn(rng, symbols, (SAMPLES, n), size, True) for n in (4, 3))
+        for form in (x, delta):  # those of a sample that stays clean
+            form.low[1, -1], form.high[1, -1] = form.low[0, -1], form.high[0, -1]
+        y = affine.points(np.eye(3)[rng.integers(0, 3, SAMPLES)])
+        ones = affine.points(np.ones((SAMPLES, 1)))
         step = Pass(of_problem("cross_entropy"), symbols, own)
         z = step.dense(rows, x, bias)
-        h, at, slopes = step.activated(layers.Layer("relu"), z)
-        leaky = step.activated(layers.Layer("leaky_relu", slope=0.2), z)[0]
-        back, total = step.pulled(delta, at, slopes), step.summed(delta, x, every)
-        alone, p = step.summed(delta, None, every), step.loss(z, y)
+        total, alone, p = step.summed(delta, x), step.summed(delta, ones), step.loss(z, y)
+        near = Form(size * z.c, delta.s, delta.low, delta.high)  # of which many may flip
+        h, at, flips = step.activated(layers.Layer("relu"), near)
+        with_flips = step.symbols
+        back = step.pulled(delta, at, flips)
+        other = Pass(step.problem, symbols, own)
+        leaky, slopes, turns = other.activated(layers.Layer("leaky_relu", slope=0.2), near)
         one = Form(z.c[:, :1], z.s[:, :1], z.low[..., :1], z.high[..., :1])
-        target = affine.points(np.ones((SAMPLES, 1)), x.s.shape[-1])
+        target = affine.points(np.ones((SAMPLES, 1)))
         bce = Pass(of_problem("bce"), symbols, own).loss(one, target)
         mse = Pass(of_problem("mse"), symbols, own).loss(z, y)
-        box, own_box = affine.ranges(rows, symbols), affine.own_ranges(x, symbols, own)
+        box, own_box = forms.ranges(rows, symbols), forms.own_ranges(x, symbols, own)
+        given = forms.own_ranges(rows, symbols, own)
         for _ in range(40):
             chosen = Chosen(rng, symbols)
             w, b, u, d = (chosen.draw(form) for form in (rows, bias, x, delta))
             assert ((box.lo <= w) & (w <= box.hi)).all()
-            state = chosen.poisoned.astype(int), own
+            state = chosen.poisoned.astype(int), np.arange(SAMPLES)
             assert ((own_box.lo[state] <= u) & (u <= own_box.hi[state])).all()
+            assert ((given.lo[state] <= w) & (w <= given.hi[state])).all()
             assert chosen.holds(z, u @ w.T + b)
             value = chosen.draw(z)
-            assert chosen.holds(h, np.maximum(value, 0.0))
-            assert chosen.holds(leaky, np.where(value > 0, value, 0.2 * value))
-            assert chosen.holds(back, d * (value > 0))
             assert chosen.holds(total, d.T @ u)
-            assert chosen.holds(alone, d.sum(0))
+            assert chosen.holds(alone, d.sum(0)[:, None])
             odds = np.exp(value - value.max(1, keepdims=True))
             assert chosen.holds(p, odds / odds.sum(1, keepdims=True) - y.c)
             assert chosen.holds(bce, 1 / (1 + np.exp(-value[:, :1])) - 1.0)
             assert chosen.holds(mse, 2 / 3 * (value - y.c))
+            before, value = (chosen.phi, chosen.values), chosen.draw(near)
+            assert chosen.flipped(other.symbols, value, slopes, turns)
+            assert chosen.holds(leaky, np.where(value > 0, value, 0.2 * value))
+            chosen.phi, chosen.values = before
+            assert chosen.flipped(with_flips, value, at, flips)
+            assert chosen.holds(h, np.maximum(value, 0.0))
+            assert chosen.charged(step.symbols, d, delta.c, flips)
+            assert chosen.holds(back, d * (value > 0))
 
 
-@pytest.mark.parametrize("rule", ["dense", "activated", "pulled", "summed"])
-def test_a_rest_that_is_too_small_shows(rule: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    original = getattr(Pass, rule)
+@pytest.mark.parametrize("rule", ["dense", "summed", "given", "with_flips", "with_noise"])
+def test_rules_that_are_too_tight_show(rule: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    owner: Any = Pass if hasattr(Pass, rule) else Symbols
+    original = getattr(owner, rule)
 
-    def tight(*arguments: Any) -> Any:
-        found = original(*arguments)
-        form = found[0] if isinstance(found, tuple) else found
-        middle, half = (
-            (form.high + form.low) / 2,
-            (form.high - form.low) * (0.1 if rule == "dense" else 0.25),
-        )
-        smaller = Form(form.c, form.s, middle - half, middle + half)
-        return (smaller, *found[1:]) if isinstance(found, tuple) else smaller
+    def tight(self: Any, *given: Any) -> Any:
+        if rule == "given":
+            return tuple(0.9 * part for part in original(self, *given))
+        if rule.startswith("with"):  # flips and noise that rules make
+            is_new = self.count >= SAMPLES * WIDTH + 2 * FLIPS + NOISE
+            return original(self, *(0.5 * part if is_new else part for part in given))
+        form = original(self, *given)
+        middle, half = (form.high + form.low) / 2, (form.high - form.low) * 0.1
+        owned = None if form.owned is None else 0.1 * form.owned
+        return Form(form.c, form.s, middle - half, middle + half, owned)
 
-    monkeypatch.setattr(Pass, rule, tight)
+    monkeypatch.setattr(owner, rule, tight)
     with pytest.raises(AssertionError):
         test_rules_hold_at_sampled_points(0.5)
 
@@ -230,20 +284,20 @@ def test_questions_are_tighter_by_forms() -> None:
     own, initial, samples, poisoned = line(2, 6)
     forms, symbols = affine.train(own, initial, samples, poisoned, False)
     x = np.random.default_rng(1).normal(size=(5, 2))
-    _, by_forms = affine.outputs(own, forms, symbols, x)
+    by_forms = questions.ranges_at(*questions.outputs_of_forms(own, forms, symbols, x))
     state = affine.boxes(forms, symbols)
     by_boxes = layers.forward(own, state, Box.point(x[None]))[-1]
-    assert ((by_forms.hi - by_forms.lo) < (by_boxes.hi - by_boxes.lo)[0]).all()
+    assert ((by_forms.hi - by_forms.lo) < (by_boxes.hi - by_boxes.lo)).all()
     for _ in range(50):
         y = samples.y.lo.copy()
         y[0, :2] += np.random.default_rng(2).uniform(-0.1, 0.1, (2, 1))
         final = training.train(own, initial, layers.Samples(samples.x, Box.point(y)))
         value = layers.forward(own, final, Box.point(x[None]))[-1]
-        assert (by_forms.lo <= value.hi[0]).all()
-        assert (value.lo[0] <= by_forms.hi).all()
+        assert (by_forms.lo <= value.hi).all()
+        assert (value.lo <= by_forms.hi).all()
 
 
 def test_too_many_coefficients_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(affine, "NUMBERS", 10)
+    monkeypatch.setattr(forms, "NUMBERS", 10)
     with pytest.raises(Unbounded, match="coefficients"):
         affine.train(*line(1, 2), False)

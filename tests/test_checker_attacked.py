@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from certified import certified, copied, forged, seal, stated
 
-from milp_agt.checker import affine, functions, layers, training
+from milp_agt.checker import affine, forms, functions, layers, training
 from milp_agt.checker.__main__ import in_words
 from milp_agt.checker.boxes import Box, Unbounded
 from milp_agt.checker.check import Outcome, Report, check
@@ -367,10 +367,10 @@ def test_rounding_of_affine_forms_under_any_dampening(dampening: float) -> None:
     )
     zero = np.zeros((1, 1))
 
-    def form(value: float) -> affine.Form:
-        return affine.Form(zero + value, np.zeros((1, 1, 0)), zero, zero)
+    def form(value: float) -> forms.Form:
+        return forms.Form(zero + value, np.zeros((1, 1, 0)), zero, zero, np.zeros((1, 1, 1)))
 
-    symbols = affine.Symbols(np.zeros((1, 0)), np.zeros((1, 0)), (slice(0, 1),), 0)
+    symbols = forms.Symbols.none(0, 0).with_slots(np.zeros((1, 0)), np.zeros((1, 0)))
     step = affine.Pass(given, symbols, np.arange(1))
     state = {"w": form(1.0), "velocity of w": form(0.0)}
     for new in step.updated(given.rules[0], "w", state, form(100.0), 1).values():

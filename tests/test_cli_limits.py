@@ -5,49 +5,23 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import numpy as np
 import pytest
+from runs import run_text, write_run
 
 from milp_agt import reports
 from milp_agt.cli import main
 from milp_agt.cli.progress import Lines, progress
 
-RUN = """
-[data]
-path = "d.npz"
-test_fraction = 0.25
-seed = 1
-[model]
-layers = [2, 2]
-[training]
-loss = "cross_entropy"
-learning_rate = {rate}
-epochs = 2
-[threat]
-kind = "features"
-budget = 1
-radius = 0.001
-[attack]
-pool = 4
-restarts = 1
-rounds = 0
-[[property]]
-kind = "accuracy"
-"""
-
 
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
-    rng = np.random.default_rng(0)
-    y = np.arange(16) % 2
-    np.savez(tmp_path / "d.npz", X=rng.normal(size=(16, 2)) + 3 * y[:, None], y=y)
     return written(tmp_path, 0.5)
 
 
 def written(folder: Path, rate: float) -> Path:
-    path = folder / "run.toml"
-    path.write_text(RUN.format(rate=rate), encoding="utf-8")
-    return path
+    search = {"pool": 4, "restarts": 1, "rounds": 0}
+    text = run_text([{"kind": "accuracy"}], training={"learning_rate": rate}, attack=search)
+    return write_run(folder, text)
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from attacks import Problem, Replay, network, torch_loss
+from pairs import every_pair
 from torch import Tensor, nn
 
 import milp_agt as agt
@@ -87,9 +88,7 @@ def gradients_by_class(model: nn.Module, loss: str, x: Tensor, classes: int) -> 
     return {n: torch.stack(g).reshape(len(x), classes, *g[0].shape) for n, g in own.items()}
 
 
-@pytest.mark.parametrize("loss", ["bce", "hinge", "cross_entropy"])
-@pytest.mark.parametrize("budget", [1, 2, 6])
-@pytest.mark.parametrize("activation", [nn.ReLU, nn.Tanh])
+@every_pair(activation=[nn.ReLU, nn.Tanh], budget=[1, 2, 6], loss=["bce", "hinge", "cross_entropy"])
 def test_one_step_under_flipped_labels_is_exact_at_any_depth(loss, budget, activation) -> None:
     classes = 3 if loss == "cross_entropy" else 2
     generator = torch.Generator().manual_seed(budget)

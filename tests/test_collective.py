@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from attacks import network
+from runs import run_text
 from test_questions_brute import LABELS, TEST, THREATS, TRAINING, X, Y, logits
 
 import milp_agt as agt
@@ -189,26 +190,14 @@ def test_subgroups_and_attacks() -> None:
     assert sandwich.certified[0] == answer.lower <= sandwich.reached[0]
 
 
-RUN = """
-[data]
-name = "moons"
-samples = 12
-[model]
-layers = [2, 2, 1]
-[training]
-loss = "bce"
-learning_rate = 0.5
-epochs = 2
-[threat]
-kind = "labels"
-budget = 1
-[certify]
-selections = "joint"
-[[property]]
-kind = "collective"
-on = "train"
-at_least = 0.1
-"""
+RUN = run_text(
+    [{"kind": "collective", "on": "train", "at_least": 0.1}],
+    data={"name": "moons", "samples": 12},
+    model={"layers": [2, 2, 1]},
+    threat={"kind": "labels", "budget": 1},
+    training={"loss": "bce"},
+    certify={"selections": "joint"},
+)
 
 
 def test_the_property_of_a_run_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

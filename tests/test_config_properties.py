@@ -9,28 +9,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from refusals import refused
+from runs import DATA, run_text
 
 from milp_agt.cli import main
 from milp_agt.errors import ConfigurationError
 from milp_agt.properties.models import ReachableModels
 from milp_agt.runfile.run_file import load_config, table_fields
-
-RUN = """
-[data]
-path = "d.npz"
-test_fraction = 0.25
-seed = 1
-[model]
-layers = [2, 3, {classes}]
-[training]
-loss = "{loss}"
-learning_rate = 0.2
-epochs = 3
-[threat]
-kind = "features"
-budget = 1
-radius = 0.001
-"""
 
 KINDS = {
     "accuracy": "kind = 'accuracy'\nat_least = 0.0\ngroups = 'class'",
@@ -56,9 +41,12 @@ def folder(tmp_path: Path) -> Path:
 
 
 def write(folder: Path, *properties: str, regression: bool = False) -> Path:
-    text = RUN.format(classes=3, loss="cross_entropy")
-    if regression:
-        text = RUN.format(classes=1, loss="mse").replace("d.npz", "r.npz")
+    text = run_text(
+        data=DATA | ({"path": "r.npz"} if regression else {}),
+        model={"layers": [2, 3, 1 if regression else 3]},
+        training={"learning_rate": 0.2, "epochs": 3} | ({"loss": "mse"} if regression else {}),
+        certify={"refute": "none"},
+    )
     path = folder / "run.toml"
     path.write_text(text + "".join(f"[[property]]\n{p}\n" for p in properties), encoding="utf-8")
     return path
@@ -143,7 +131,7 @@ WRONG = [
     (
         "kind = 'backdor'\nradius = 1",
         "kind = 'backdor'",
-        "give one of 'accuracy', 'collective', 'loss'",
+        "give one of 'accuracy', 'backdoor', 'collective'",
     ),
     ("kind = 'backdoor'\nradus = 1", "unknown key 'radus'", "use 'radius'"),
     (
@@ -170,24 +158,16 @@ WRONG = [
 
 @pytest.mark.parametrize(("text", "found", "remedy"), WRONG)
 def test_mistakes_in_the_file(folder: Path, text: str, found: str, remedy: str) -> None:
-    with pytest.raises(ConfigurationError) as error:
+    with refused(found=found, remedy=remedy, kind=ConfigurationError):
         load_config(write(folder, text))
-    assert found in error.value.found
-    assert remedy in error.value.remedy
 
 
+# One of each kind; what else a question refuses is tested with the question.
 UNFIT = [
-    ("kind = 'backdoor'\nradius = [1, 2, 3]", "coordinate (2,)", "shape (3,)", "match"),
     ("kind = 'backdoor'\nradius = 1\ntarget = 3", "class of the model", "target 3", "0 to 2"),
-    ("kind = 'backdoor'\ncoordinates = [2]\nvalues = 1", "positions 0..1", "[2]", "correct"),
-    ("kind = 'backdoor'\nradius = 1\nlow = 50", "domain", "outside", "widen"),
     ("kind = 'targeted'\nunsafe = 3", "classes of the model", "[3", "0 to 2"),
-    ("kind = 'targeted'\ntargets = [0]", "6 test points", "1 sets", "one set"),
-    ("kind = 'targeted'\nlow = 0", "6 test points", "float64", "one class"),
     ("kind = 'accuracy'\npositions = [6]", "0..5", "position 6", "correct 'positions'"),
-    ("kind = 'accuracy'\ngroups = ['a']", "6 test points", "shape (1,)", "(6,)"),
     ("kind = 'functional'\ncoefficients = {w = [1]}", "'w'", "0.weight", "state_dict"),
-    ("kind = 'functional'\ncoefficients = {'2.bias' = [1]}", "shape (3,)", "(1,)", "match"),
     (
         "kind = 'functional'\ncoefficients = {'2.bias' = [[1, 2], [3]]}",
         "nested lists",
@@ -208,12 +188,9 @@ def test_what_cannot_be_answered_is_refused_before_any_work(
     folder: Path, text: str, asked: str, found: str, remedy: str
 ) -> None:
     config = load_config(write(folder, "kind = 'loss'", text))
-    with pytest.raises(ConfigurationError) as error:
+    with refused(asked, found, remedy, kind=ConfigurationError) as error:
         config.build()
     assert "property 2" in error.value.asked
-    assert asked in error.value.asked
-    assert found in error.value.found
-    assert remedy in error.value.remedy
 
 
 @pytest.mark.parametrize("kind", ["accuracy", "stable", "backdoor"])

@@ -10,6 +10,7 @@ from time import monotonic
 import numpy as np
 import pytest
 from attacks import network
+from runs import run_text
 
 import milp_agt as agt
 from milp_agt.certification.time_limit import TimeLimit
@@ -19,26 +20,13 @@ from milp_agt.properties.models import ReachableModels
 
 X = np.random.default_rng(1).normal(size=(150, 2))
 Y = (X[:, 0] > 0).astype(int)
-RUN = """
-[data]
-path = "d.npz"
-test_fraction = 0.5
-[model]
-layers = [2, 2]
-[training]
-loss = "cross_entropy"
-learning_rate = 0.3
-epochs = 2
-[threat]
-kind = "features"
-budget = 2
-radius = 1.0
-[certify]
-time_limit = 1e6
-[[property]]
-kind = "accuracy"
-at_least = 1.0
-"""
+RUN = run_text(
+    [{"kind": "accuracy", "at_least": 1.0}],
+    data={"path": "d.npz", "test_fraction": 0.5},
+    threat={"kind": "features", "budget": 2, "radius": 1.0},
+    training={"learning_rate": 0.3},
+    certify={"time_limit": 1000000.0},
+)
 
 
 def run(**options: object) -> agt.Result:

@@ -30,7 +30,7 @@ import milp_agt as agt
 from milp_agt.bounds.adversary.enumerated import count_cases
 from milp_agt.errors import InvalidInputError, UnsupportedOperationError
 
-DRAWN = settings(max_examples=40, deadline=None, derandomize=True)
+DRAWN = settings(max_examples=24, deadline=None, derandomize=True)
 FEW = settings(max_examples=8, deadline=None, derandomize=True)
 FLOAT32 = {"precision": "float32"}
 
@@ -215,11 +215,7 @@ Y = torch.tensor([0, 1, 1, 0])
         ),
         (
             {
-                "model": nn.Sequential(
-                    nn.Conv2d(1, 1, 1),
-                    nn.Flatten(),
-                    nn.Linear(2, 1),
-                ),
+                "model": nn.Sequential(nn.Conv2d(1, 1, 1), nn.Flatten(), nn.Linear(2, 1)),
                 "data": (X64.float().reshape(4, 1, 1, 2), Y),
             },
             UnsupportedOperationError,

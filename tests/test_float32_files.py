@@ -8,34 +8,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from runs import run_text
 
 import milp_agt as agt
 from milp_agt.cli import main
 from milp_agt.errors import InvalidInputError
 from milp_agt.runfile.run_file import load_config
 
-RUN = """
-[data]
-name = "iris"
-test_fraction = 0.5
-standardise = true
-[model]
-layers = [4, 3, 3]
-seed = 7
-[training]
-loss = "cross_entropy"
-learning_rate = 0.1
-epochs = 2
-[threat]
-kind = "features"
-budget = 1
-radius = 0.01
-[certify]
-precision = "float32"
-[[property]]
-kind = "accuracy"
-on = "test"
-"""
+RUN = run_text(
+    [{"kind": "accuracy", "on": "test"}],
+    data={"name": "iris", "test_fraction": 0.5, "standardise": True},
+    model={"layers": [4, 3, 3], "seed": 7},
+    threat={"kind": "features", "budget": 1, "radius": 0.01},
+    training={"learning_rate": 0.1},
+    certify={"precision": "float32"},
+)
 
 
 def test_a_run_file_trains_in_float32(tmp_path: Path) -> None:

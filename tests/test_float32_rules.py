@@ -17,6 +17,7 @@ from draws import all_instances
 from float32_runs import loss_in_torch
 from instances import INSTANCES, Instance
 from mutants import is_caught, moderate
+from pairs import every_pair
 from torch import Tensor, nn
 
 from milp_agt.attacks.replay import mean_loss
@@ -237,9 +238,7 @@ def test_sums_over_samples_widen_at_every_level() -> None:
 MUTANTS = ("interval", "relax", "encode")
 
 
-@pytest.mark.parametrize("instance", INSTANCES["run_rounding"], ids=str)
-@pytest.mark.parametrize("factor", [0.0, 0.5])
-@pytest.mark.parametrize("rule", MUTANTS)
+@every_pair(rule=list(MUTANTS), factor=[0.0, 0.5], instance=INSTANCES["run_rounding"])
 def test_a_level_that_rounds_less_is_found_out(
     instance: Instance, factor: float, rule: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -369,9 +368,9 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
 }
 
 
-@pytest.mark.parametrize("clip", [None, Clipping(0.5)], ids=["plain", "clipped"])
-@pytest.mark.parametrize("loss", ["mse", "cross_entropy"])
-@pytest.mark.parametrize("name", MODELS)
+@every_pair(
+    name=list(MODELS), loss=["mse", "cross_entropy"], clip={"plain": None, "clipped": Clipping(0.5)}
+)
 def test_every_rounded_value_is_followed_by_its_rounding(
     name: str, loss: str, clip: Clipping | None
 ) -> None:

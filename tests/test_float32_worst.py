@@ -9,6 +9,7 @@ import pytest
 import torch
 from attacks import Problem, Replay, assert_inside
 from float32_runs import in_double, in_float32
+from pairs import every_pair
 from problems import problem as small
 from torch import nn
 
@@ -73,9 +74,11 @@ def worst_rounding_run(
     return states
 
 
-@pytest.mark.parametrize("signs", ["up", "down", "mixed"])
-@pytest.mark.parametrize("relaxation", ["interval", "linear", "lp"])
-@pytest.mark.parametrize("loss", ["mse", "bce", "cross_entropy", "hinge"])
+@every_pair(
+    loss=["mse", "bce", "cross_entropy", "hinge"],
+    relaxation=["interval", "linear", "lp"],
+    signs=["up", "down", "mixed"],
+)
 def test_runs_that_round_as_badly_as_they_may_lie_inside(
     loss: str, relaxation: str, signs: str
 ) -> None:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from attacks import Problem, assert_sound
+from pairs import every_pair
 from test_layers import FEATURE_LAYERS, FROZEN_LAYERS, SHAPE, images, network
 from torch import Tensor, nn
 
@@ -88,9 +89,11 @@ def test_the_granted_rounding_holds_torch_in_any_batch(name: str, scale: float) 
     assert float(blur.op.error.max()) <= 1e-12 * (1.0 + 100.0 * scale)
 
 
-@pytest.mark.parametrize("relaxation", ["interval", "linear"])
-@pytest.mark.parametrize("static", [True, False], ids=["static", "adaptive"])
-@pytest.mark.parametrize("name", ["two-convolutions", "max", "norm", "average-border"])
+@every_pair(
+    name=["two-convolutions", "max", "norm", "average-border"],
+    static={"static": True, "adaptive": False},
+    relaxation=["interval", "linear"],
+)
 def test_runs_on_frozen_features(name: str, static: bool, relaxation: str) -> None:
     case = Problem(
         network(body_of(name), outputs=2, freeze=True),

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from golden_runs import RUNS
 
-import milp_agt as agt
+from milp_agt.threats.threat_table import THREATS
 
-NAME = "milp, pieces, labels"
+NAME = "milp, substitution"
 
 
 @cache
@@ -40,7 +40,7 @@ def test_the_file_holds_all_runs_and_their_exact_numbers() -> None:
 
 def test_the_runs_cover_threats_levels_selections_and_losses() -> None:
     runs = RUNS.values()
-    assert {type(run.threat) for run in runs} == set(agt.threats.THREATS)
+    assert {type(run.threat) for run in runs} == {table.threat for table in THREATS.all().values()}
     assert {(t.static, t.scope) for t in (run.threat for run in runs) if hasattr(t, "static")} >= {
         (static, scope) for static in (True, False) for scope in ("dataset", "batch")
     }

@@ -147,10 +147,7 @@ PARAMETRISED: dict[str, tuple[Callable[[Any], Any], str]] = {
         "remove_parametrizations(layer, 'weight')",
     ),
     "orthogonal": (lambda m: nn.utils.parametrizations.orthogonal(m[2]), "remove_parametrizations"),
-    "pruned": (
-        lambda m: prune.l1_unstructured(m[0], "weight", 1),
-        "prune.remove(layer, 'weight')",
-    ),
+    "pruned": (lambda m: prune.l1_unstructured(m[0], "weight", 1), "prune.remove(layer, 'weight')"),
 }
 
 

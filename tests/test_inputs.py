@@ -13,13 +13,13 @@ import numpy as np
 import pytest
 import torch
 from attacks import network
+from refusals import refused
 from torch import nn
 
 import milp_agt as agt
 from milp_agt.errors import (
     InvalidInputError,
     InvalidThreatModelError,
-    MilpAgtError,
     SolverUnavailableError,
     UnsupportedOperationError,
 )
@@ -47,14 +47,6 @@ def certify(
         agt.FeaturePoisoning(1, 0.1) if threat is None else threat,
         **options,
     )
-
-
-def assert_three_parts(error: MilpAgtError) -> None:
-    assert error.asked
-    assert error.found
-    assert error.remedy, f"says nothing about what to do: {error}"
-    assert "Found: " in str(error)
-    assert "What to do: " in str(error)
 
 
 def spoiled(value: float) -> Any:
@@ -163,17 +155,15 @@ INPUTS: dict[str, dict[str, Any]] = {
 def test_data_that_are_no_pair(data) -> None:
     """A third array would have been ignored."""
     for run in (agt.certify, agt.attack):
-        with pytest.raises(InvalidInputError) as caught:
+        with refused():
             run(network((2, 2, 2)), data, Training("cross_entropy"), agt.FeaturePoisoning(1, 0.1))
-        assert_three_parts(caught.value)
 
 
 @pytest.mark.parametrize("options", list(INPUTS.values()), ids=list(INPUTS))
 def test_bad_input(options) -> None:
-    with pytest.raises(InvalidInputError) as caught:
+    with refused() as caught:
         certify(**options)
     assert not isinstance(caught.value, InvalidThreatModelError)
-    assert_three_parts(caught.value)
 
 
 @pytest.mark.parametrize("relaxation", ["interval", "linear", "lp"])
@@ -181,8 +171,7 @@ def test_an_infinite_initial_box_proves_nothing(relaxation) -> None:
     box = initial(np.full((2, 2), -INF), np.full((2, 2), INF))
     try:
         result = certify(relaxation=relaxation, **box)
-    except InvalidInputError as error:
-        assert_three_parts(error)
+    except InvalidInputError:
         return
     assert result.reachable.max_width == INF
     for end in (result.reachable.lower, result.reachable.upper):
@@ -204,15 +193,12 @@ THREATS: dict[str, Callable[[], Any]] = {
         f"radius {r!r}": (lambda r=r: agt.FeaturePoisoning(1, r))
         for r in ("x", None, NAN, INF, -1.0, [0.1] * 3, [[0.1, 0.1]], [0.1, -0.1])
     },
-    "an unknown norm": lambda: agt.FeaturePoisoning(1, 0.1, norm="3"),
+    "a label radius for classes": lambda: agt.LabelPoisoning(1, 0.1),
+    "a label radius for classes with features": lambda: agt.FeatureLabelPoisoning(1, 0.1, 0.1),
     "an unknown scope": lambda: agt.FeaturePoisoning(1, 0.1, scope="epoch"),
-    "no samples": lambda: agt.FeaturePoisoning(0, 0.1, samples=[]),
     "a fraction of a sample": lambda: agt.FeaturePoisoning(1, 0.1, samples=[0.5]),
     "a sample outside the data": lambda: agt.FeaturePoisoning(1, 0.1, samples=[4]),
     "a sample twice": lambda: agt.FeaturePoisoning(1, 0.1, samples=[1, 1]),
-    "a budget above the named samples": lambda: agt.FeaturePoisoning(2, 0.1, samples=[1]),
-    "a label radius for classes": lambda: agt.LabelPoisoning(1, 0.1),
-    "a label radius for classes with features": lambda: agt.FeatureLabelPoisoning(1, 0.1, 0.1),
     "one group of categories for all": lambda: agt.FeaturePoisoning(1, 0.1, categorical=[0, 1]),
     "static in words": lambda: agt.FeaturePoisoning(1, 0.1, static="False"),
     "a word for a threat": lambda: "features",
@@ -222,16 +208,14 @@ THREATS: dict[str, Callable[[], Any]] = {
 
 @pytest.mark.parametrize("make", list(THREATS.values()), ids=list(THREATS))
 def test_bad_threats(make) -> None:
-    with pytest.raises(InvalidThreatModelError) as caught:
+    with refused(kind=InvalidThreatModelError):
         certify(threat=make())
-    assert_three_parts(caught.value)
 
 
 @pytest.mark.parametrize("radius", [None, -0.1, NAN, INF, "x"])
 def test_bad_label_radius_of_regression(radius) -> None:
-    with pytest.raises(InvalidThreatModelError) as caught:
+    with refused(kind=InvalidThreatModelError):
         certify(loss="mse", y=X, threat=agt.LabelPoisoning(1, radius))
-    assert_three_parts(caught.value)
 
 
 UNSUPPORTED: dict[str, dict[str, Any]] = {
@@ -243,9 +227,8 @@ UNSUPPORTED: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("options", list(UNSUPPORTED.values()), ids=list(UNSUPPORTED))
 def test_unsupported(options) -> None:
-    with pytest.raises(UnsupportedOperationError) as caught:
+    with refused(kind=UnsupportedOperationError) as caught:
         certify(**options)
-    assert_three_parts(caught.value)
     assert isinstance(caught.value, NotImplementedError)
 
 
@@ -256,18 +239,16 @@ def test_an_unknown_layer_is_named_with_what_is_supported() -> None:
 
 @pytest.mark.parametrize("name", ["cplex", "highs:x", "cvxpy:none"])
 def test_an_unknown_solver(name) -> None:
-    with pytest.raises(SolverUnavailableError) as caught:
+    with refused(kind=SolverUnavailableError):
         certify(relaxation="lp", solver=name)
-    assert_three_parts(caught.value)
 
 
 def test_nothing_to_train() -> None:
     model = network((2, 2, 2))
     for parameter in model.parameters():
         parameter.requires_grad_(False)
-    with pytest.raises(InvalidInputError) as caught:
+    with refused():
         certify(model=model)
-    assert_three_parts(caught.value)
 
 
 @pytest.mark.parametrize("relaxation", ["interval", "linear"])
@@ -300,9 +281,8 @@ def saved(tmp_path_factory) -> Path:
 
 
 def assert_refused(path: Path) -> None:
-    with pytest.raises(InvalidInputError) as caught:
+    with refused():
         agt.load(path)
-    assert_three_parts(caught.value)
 
 
 def test_missing_and_foreign_files(tmp_path) -> None:
@@ -348,9 +328,8 @@ def test_flipped_bits_are_refused_or_harmless(saved, tmp_path) -> None:
 
 
 def test_a_folder_that_does_not_exist(tmp_path) -> None:
-    with pytest.raises(InvalidInputError) as caught:
+    with refused():
         certify().save(tmp_path / "nowhere" / "result.npz")
-    assert_three_parts(caught.value)
 
 
 def test_bad_questions_to_a_result() -> None:
@@ -368,9 +347,8 @@ def test_bad_questions_to_a_result() -> None:
         lambda: result.reachable.contains({}),
         lambda: result.reachable.contains({n: v[:1] for n, v in result.reachable.nominal.items()}),
     ):
-        with pytest.raises(InvalidInputError) as caught:
+        with refused():
             ask()
-        assert_three_parts(caught.value)
 
 
 def test_a_disk_that_is_full_leaves_the_saved_result_as_it_was(

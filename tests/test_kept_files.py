@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from runs import run_text, same_result, write_run
 
 from milp_agt.certification.checkpoint import Checkpoint
 from milp_agt.cli import main
@@ -23,38 +24,19 @@ from milp_agt.io import files
 from milp_agt.runfile.run_file import LoadedRun
 
 ROOT = Path(__file__).resolve().parent.parent
-RUN = """
-[data]
-path = "d.npz"
-test_fraction = 0.25
-seed = 1
-[model]
-layers = [2, 3, 2]
-[training]
-loss = "cross_entropy"
-learning_rate = 0.3
-epochs = 30
-momentum = 0.5
-[threat]
-kind = "features"
-budget = 1
-radius = 0.005
-[certify]
-window = 2
-[[property]]
-kind = "accuracy"
-"""
+RUN = run_text(
+    [{"kind": "accuracy"}],
+    model={"layers": [2, 3, 2]},
+    threat={"kind": "features", "budget": 1, "radius": 0.005},
+    training={"learning_rate": 0.3, "epochs": 30, "momentum": 0.5},
+    certify={"window": 2},
+)
 ATTACK = "[attack]\npool = 4\nrestarts = 1\nrounds = 0\n"
 
 
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
-    rng = np.random.default_rng(0)
-    y = np.arange(12) % 2
-    np.savez(tmp_path / "d.npz", X=rng.normal(size=(12, 2)) + 3 * y[:, None], y=y)
-    path = tmp_path / "run.toml"
-    path.write_text(RUN, encoding="utf-8")
-    return path
+    return write_run(tmp_path, RUN, 12)
 
 
 def call(run: Path, out: Path, *more: str) -> list[str]:
@@ -84,12 +66,6 @@ def start() -> Iterator[Callable[[list[str]], Any]]:
         process.join()
 
 
-def without_time(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {k: without_time(v) for k, v in value.items() if k not in ("seconds", "made")}
-    return [without_time(item) for item in value] if isinstance(value, list) else value
-
-
 def readable(folder: Path) -> int:
     """Reads every file that is there under its own name; the steps that a resumed run starts from."""
     document = folder / "result.json"
@@ -107,6 +83,7 @@ def readable(folder: Path) -> int:
 def test_killed_at_random_moments(run: Path, start: Callable[[list[str]], Any], kills: int) -> None:
     """No file is ever half written, no finished step is lost, and the end is the same to the last bit."""
     seed = random.randrange(2**32)
+    print(f"seed {seed}")
     moments = random.Random(seed)
     whole, out = run.parent / "whole", run.parent / "out"
     assert main(call(run, whole)) == 0
@@ -129,10 +106,7 @@ def test_killed_at_random_moments(run: Path, start: Callable[[list[str]], Any], 
     assert main(call(run, out)) == 0
     for folder in (out, whole):
         assert readable(folder) == 0
-    documents = [json.loads((f / "result.json").read_bytes()) for f in (out, whole)]
-    assert without_time(documents[0]) == without_time(documents[1]), f"seed {seed}"
-    with np.load(out / "reachable.npz") as a, np.load(whole / "reachable.npz") as b:
-        assert all(a[name].tobytes() == b[name].tobytes() for name in b.files), f"seed {seed}"
+    same_result(out, whole)
 
 
 @pytest.mark.skipif(os.name != "posix", reason="sends SIGTERM")

@@ -7,9 +7,7 @@ import itertools
 import numpy as np
 import pytest
 import torch
-from draws import (
-    TOL,
-)
+from draws import TOL
 from instances import Long
 
 from milp_agt.core.graph import Graph

@@ -1,19 +1,19 @@
-"""Intervals and planes of operations that are one per cent too tight are caught."""
+"""The table of mutants, and every interval and plane of an operation: one per cent too tight is noticed."""
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import numpy as np
 import pytest
-from checks_rules import (
-    check_interval,
-    check_relax,
-    check_residual,
-)
+from checks_rules import check_interval, check_relax, check_residual
 from draws import all_instances, make_box, univariate_instances
 from instances import Instance, per_sample
-from mutants import SHARE, MutantPlanes, is_caught, moderate, shrunk
+from mutants import SHARE, Mutant, MutantPlanes, is_caught, moderate, shrunk
+from mutants_of_runs import ATTACKED, TWO_BUDGETS, WHOLE
+from mutants_of_steps import ONE_BUDGET, UPDATES
+from problems import caught, problem
 
 from milp_agt.core.interval import Interval
 
@@ -105,3 +105,29 @@ def test_linear_mutants(instance: Instance, kind: str, monkeypatch: pytest.Monke
         type(instance.op), "relax", lambda op, *boxes: MutantPlanes(original(op, *boxes), kind)
     )
     assert is_caught(check)
+
+
+MUTANTS = [*ONE_BUDGET, *UPDATES, *TWO_BUDGETS, *WHOLE, *ATTACKED]
+
+
+@pytest.mark.parametrize("mutant", MUTANTS, ids=[mutant.name for mutant in MUTANTS])
+def test_every_mutant_is_noticed(mutant: Mutant, monkeypatch: pytest.MonkeyPatch) -> None:
+    mutant.check(0)
+    for room, rule in mutant.rules:
+        honest = inspect.getattr_static(room, rule)
+        monkeypatch.setattr(room, rule, mutant.wrong(honest))
+    assert is_caught(mutant.check, range(mutant.seeds))
+
+
+@pytest.mark.parametrize("kind", ["features", "labels"])
+def test_attacks_catch_a_box_one_per_cent_too_tight(kind: str) -> None:
+    run = {"epochs": 1, "learning_rate": 0.1}
+    case, test, labels = problem("mse", kind, run, (), outputs=1, radius=0.05, budget=2)
+    _, boxes = case.certify(relaxation="linear")
+    assert not caught(case, boxes, test, labels)
+    for box in boxes:
+        for n, low in box.lower.items():
+            move = 0.005 * (box.upper[n] - low)
+            low += move
+            box.upper[n] -= move
+    assert caught(case, boxes, test, labels)

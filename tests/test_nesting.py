@@ -329,10 +329,7 @@ def test_linear_grows_with_the_budget_over_the_same_planes() -> None:
     steps = recorder.steps["linear"]
     boxes = [
         window_bounds.bound_state(
-            replay.schedule,
-            steps,
-            Joint(replace(replay.poison, budget=k)),
-            chunk,
+            replay.schedule, steps, Joint(replace(replay.poison, budget=k)), chunk
         )
         for k in range(5)
     ]

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from runs import run_text
 
 import milp_agt as agt
 from milp_agt.attacks import Search
@@ -272,26 +273,14 @@ def test_the_schema_refuses_what_the_tables_refuse(
 
 # Limits of each solve
 
-LIMITED = """
-[data]
-path = "d.npz"
-test_fraction = 0.0
-[model]
-layers = [2, 1]
-[training]
-loss = "bce"
-learning_rate = 0.5
-[threat]
-kind = "features"
-budget = 1
-radius = 0.01
-[[property]]
-kind = "accuracy"
-on = "train"
-[certify]
-relaxation = "lp"
-solver = "highs"
-"""
+LIMITED = run_text(
+    [{"kind": "accuracy", "on": "train"}],
+    data={"path": "d.npz", "test_fraction": 0.0},
+    model={"layers": [2, 1]},
+    training={"loss": "bce", "epochs": 1},
+    threat={"kind": "features", "budget": 1, "radius": 0.01},
+)
+LIMITED += '[certify]\nrelaxation = "lp"\nsolver = "highs"\n'
 
 
 @pytest.mark.parametrize(

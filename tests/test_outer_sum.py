@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from pairs import every_pair
 
 import milp_agt as agt
 from milp_agt.bounds.adversary import outer_sum
@@ -51,9 +52,11 @@ def _total(a: Interval, b: Interval, budget: int, masks: Masks, pieces: int) -> 
     return total
 
 
-@pytest.mark.parametrize("restricted", [False, True], ids=["all", "restricted"])
-@pytest.mark.parametrize("budget", [0, 1, 7, 36, 37, 60, 200])
-@pytest.mark.parametrize("held", [2**22, 500], ids=["at once", "piece by piece"])
+@every_pair(
+    held={"at once": 2**22, "piece by piece": 500},
+    budget=[0, 1, 7, 36, 37, 60, 200],
+    restricted={"all": False, "restricted": True},
+)
 def test_the_box_is_that_of_single_products(
     budget: int, restricted: bool, held: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -305,7 +305,7 @@ def test_parameters_that_the_forward_does_not_read_are_named() -> None:
     model.inner.requires_grad_(False)
     model.norm.requires_grad_(False)
     assert set(trace(model, "bce", (2,)).frozen) == {
-        *("inner.weight", "inner.bias", "norm.weight", "norm.bias"),
+        *("inner.weight", "inner.bias", "norm.weight", "norm.bias")
     }
 
 

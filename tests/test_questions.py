@@ -132,10 +132,7 @@ def test_no_unsafe_class_is_never_reached_and_all_of_them_always() -> None:
 
 
 @pytest.mark.parametrize("threat", ["features", "labels"])
-@pytest.mark.parametrize(
-    "ends",
-    [(-0.5, 0.5), (-0.2, np.inf), (-np.inf, 0.0), (-np.inf, np.inf)],
-)
+@pytest.mark.parametrize("ends", [(-0.5, 0.5), (-0.2, np.inf), (-np.inf, 0.0), (-np.inf, np.inf)])
 def test_unsafe_intervals_hold_under_attack(threat: str, ends: tuple[float, float]) -> None:
     result, replay, states, x, _ = certified("mse", threat)
     box = np.broadcast_to(np.array([ends, (-5.0, 5.0)]), (len(x), 2, 2))

@@ -26,11 +26,7 @@ from torch.nn import functional
 from torch.utils.data import Dataset, TensorDataset
 
 import milp_agt as agt
-from milp_agt.errors import (
-    InvalidInputError,
-    SoundnessError,
-    UnsupportedOperationError,
-)
+from milp_agt.errors import InvalidInputError, SoundnessError, UnsupportedOperationError
 from milp_agt.runfile.run_file import load_config
 
 

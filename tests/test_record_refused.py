@@ -10,24 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from recorded_script import (
-    THREAT,
-    Script,
-    X,
-    Y,
-    assert_right,
-    certified,
-)
+from recorded_script import THREAT, Script, X, Y, assert_right, certified
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 import milp_agt as agt
-from milp_agt.errors import (
-    InvalidInputError,
-    MilpAgtError,
-    UnsupportedOperationError,
-)
+from milp_agt.errors import InvalidInputError, MilpAgtError, UnsupportedOperationError
 
 
 def _hook(script: Script) -> None:
@@ -219,10 +208,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "autocast": ({"context": _autocast}, "autocast"),
     "saved tensors packed": ({"context": _packed}, "saved for the backward pass"),
-    "GradScaler": (
-        {"loss": lambda s, loss: torch.amp.GradScaler("cpu").scale(loss)},
-        "GradScaler",
-    ),
+    "GradScaler": ({"loss": lambda s, loss: torch.amp.GradScaler("cpu").scale(loss)}, "GradScaler"),
     "scaled loss": ({"loss": lambda s, loss: 1024.0 * loss}, r"1024 \* mean of 40"),
     "divided loss": ({"loss": lambda s, loss: loss / 2}, "gradient accumulation"),
     "second term": ({"loss": _penalty}, "another term"),
@@ -240,14 +226,8 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         {"loss": lambda s, loss: loss * (1.0 / (1.0 + loss.item()))},
         "multiplied",
     ),
-    "gradients kept": (
-        {"loss": _no_zero_grad},
-        "step 2: gradients of more than one backward pass",
-    ),
-    "early stopping": (
-        {"after_epoch": _stop},
-        "compared or converted at test_record",
-    ),
+    "gradients kept": ({"loss": _no_zero_grad}, "step 2: gradients of more than one backward pass"),
+    "early stopping": ({"after_epoch": _stop}, "compared or converted at test_record"),
     "early stopping by tensor": (
         {"after_epoch": _stop_by_tensor},
         "compared or converted at test_record",
@@ -329,9 +309,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         "another term",
     ),
     "adversarial training": (
-        {
-            "batch": lambda x, y: (x + 1e-3 * x.sign(), y),
-        },
+        {"batch": lambda x, y: (x + 1e-3 * x.sign(), y)},
         "features that were computed",
     ),
     "features clamped": (
@@ -339,10 +317,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         r"features that were computed or chosen inside the loop, by clamp\(\)",
     ),
     "features as whole numbers": (
-        {
-            "dataset": TensorDataset(X.round(), Y),
-            "batch": lambda x, y: (x.int().float(), y),
-        },
+        {"dataset": TensorDataset(X.round(), Y), "batch": lambda x, y: (x.int().float(), y)},
         "features that were .* by a conversion to fewer digits",
     ),
     "noise by numpy": (

@@ -9,7 +9,7 @@ import pytest
 
 from milp_agt.errors import SolverUnavailableError
 from milp_agt.solvers import Capability, available_solvers, choose, solver_table
-from milp_agt.solvers.solver import _REGISTRY
+from milp_agt.solvers.solver import back_ends
 
 
 def test_choose() -> None:
@@ -36,7 +36,7 @@ def test_choose_without_any_solver(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_solver_table() -> None:
     rows = {row.name: row for row in solver_table()}
-    assert tuple(rows) == tuple(_REGISTRY)
+    assert tuple(rows) == tuple(back_ends())
     assert "2000" in rows["gurobi"].note
     for row in rows.values():
         assert row.capabilities.startswith("LP, MIP")

@@ -4,116 +4,54 @@ from __future__ import annotations
 
 import json
 import os
-import random
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
+from runs import run_text, same_result, write_run
 
-from milp_agt.certification.checkpoint import Checkpoint
 from milp_agt.cli import main
 from milp_agt.reports.result_folder import ResultFolder
-
-RUN = """
-[data]
-path = "d.npz"
-test_fraction = 0.25
-seed = 1
-[model]
-layers = [2, 3, 2]
-[training]
-loss = "cross_entropy"
-learning_rate = 0.3
-epochs = {epochs}
-momentum = 0.5
-[threat]
-kind = "features"
-budget = 1
-radius = 0.0005
-[certify]
-relaxation = "linear"
-window = 3
-inner_bounds = "linear"
-[[property]]
-kind = "accuracy"
-at_least = 0.5
-[[property]]
-kind = "loss"
-"""
 
 
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
-    rng = np.random.default_rng(0)
-    y = np.arange(16) % 2
-    np.savez(tmp_path / "d.npz", X=rng.normal(size=(16, 2)) + 3 * y[:, None], y=y)
     return write(tmp_path, epochs=5)
 
 
 def write(folder: Path, epochs: int) -> Path:
-    path = folder / "run.toml"
-    path.write_text(RUN.format(epochs=epochs), encoding="utf-8")
-    return path
+    return write_run(
+        folder,
+        run_text(
+            [{"kind": "accuracy", "at_least": 0.5}, {"kind": "loss"}],
+            model={"layers": [2, 3, 2]},
+            training={"learning_rate": 0.3, "epochs": epochs, "momentum": 0.5},
+            threat={"kind": "features", "budget": 1, "radius": 0.0005},
+            certify={"relaxation": "linear", "window": 3, "inner_bounds": "linear"},
+        ),
+    )
 
 
-def without_time(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {k: without_time(v) for k, v in value.items() if k not in ("seconds", "made")}
-    if isinstance(value, list):
-        return [without_time(item) for item in value]
-    return value
+def whole(run: Path) -> Path:
+    """The folder of the same run, never cut off."""
+    out = run.parent / "whole"
+    assert main(["certify", str(run), "--out", str(out), "--quiet", "--no-report"]) == 0
+    return out
 
 
-def same_result(folder: Path, other: Path) -> None:
-    """Every number of result.json but seconds, and every bit of the arrays."""
-    documents = [json.loads((f / "result.json").read_text()) for f in (folder, other)]
-    assert without_time(documents[0]) == without_time(documents[1])
-    with np.load(folder / "reachable.npz") as a, np.load(other / "reachable.npz") as b:
-        assert a.files == b.files
-        for name in a.files:
-            assert a[name].tobytes() == b[name].tobytes(), name
-    assert not (folder / "checkpoint").exists()
-
-
-def interrupt(run: Path, out: Path, step: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def interrupt(
+    run: Path, out: Path, step: int, monkeypatch: pytest.MonkeyPatch, *options: str
+) -> None:
     def interrupted(self: ResultFolder, result: Any) -> None:
         if len(result.steps) == step:
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
         patched.setattr(ResultFolder, "save_step", interrupted)
-        assert main(["certify", str(run), "--out", str(out), "--quiet", "--no-report"]) == 4
-
-
-@pytest.mark.skipif(os.name != "posix", reason="sends SIGKILL")
-def test_a_killed_process_resumes_to_the_identical_result(run: Path, tmp_path: Path) -> None:
-    write(tmp_path, epochs=24)
-    out = tmp_path / "killed"
-    command = [sys.executable, "-c", "import sys; from milp_agt.cli import main; sys.exit(main())"]
-    process = subprocess.Popen([*command, "certify", str(run), "--out", str(out)])
-    kill_after = random.randrange(1, 18)
-    checkpoint = Checkpoint(out / "checkpoint")
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline and process.poll() is None:
-        manifest = checkpoint.manifest
-        if manifest is not None and manifest["step"] >= kill_after:
-            break
-        time.sleep(0.001)
-    process.send_signal(signal.SIGKILL)
-    assert process.wait(60) == -signal.SIGKILL, "the run was over before it could be killed"
-    found = checkpoint.manifest
-    assert found is not None
-    assert found["step"] >= kill_after
-    assert main(["certify", "--resume", str(out), "--quiet", "--no-report"]) == 0
-    assert (
-        main(["certify", str(run), "--out", str(tmp_path / "whole"), "--quiet", "--no-report"]) == 0
-    )
-    same_result(out, tmp_path / "whole")
+        command = ["certify", str(run), "--out", str(out), "--quiet", "--no-report", *options]
+        assert main(command) == 4
 
 
 def test_an_interrupt_says_how_to_go_on(
@@ -123,34 +61,19 @@ def test_an_interrupt_says_how_to_go_on(
     interrupt(run, out, 2, monkeypatch)
     assert f"milp-agt certify --resume {out}" in capsys.readouterr().err
     assert main(["certify", "--resume", str(out), "--quiet", "--no-report"]) == 0
-    assert (
-        main(["certify", str(run), "--out", str(run.parent / "whole"), "--quiet", "--no-report"])
-        == 0
-    )
-    same_result(out, run.parent / "whole")
+    same_result(out, whole(run))
 
 
 def test_the_same_command_goes_on_as_well(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out = run.parent / "out"
     interrupt(run, out, 3, monkeypatch)
     assert main(["certify", str(run), "--out", str(out), "--quiet", "--no-report"]) == 0
-    assert (
-        main(["certify", str(run), "--out", str(run.parent / "whole"), "--quiet", "--no-report"])
-        == 0
-    )
-    same_result(out, run.parent / "whole")
+    same_result(out, whole(run))
 
 
 def test_options_of_the_first_command_are_kept(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out = run.parent / "out"
-    with monkeypatch.context() as patched:
-
-        def interrupted(self: ResultFolder, result: Any) -> None:
-            raise KeyboardInterrupt
-
-        patched.setattr(ResultFolder, "save_step", interrupted)
-        command = ["certify", str(run), "--out", str(out), "--relaxation", "interval"]
-        assert main(command) == 4
+    interrupt(run, out, 1, monkeypatch, "--relaxation", "interval")
     assert main(["certify", "--resume", str(out), "--quiet", "--no-report"]) == 0
     document = json.loads((out / "result.json").read_text())
     assert document["relaxation"]["asked"] == "interval"
@@ -177,10 +100,7 @@ def test_nothing_to_resume(run: Path, tmp_path: Path, capsys: pytest.CaptureFixt
     err = capsys.readouterr().err
     for piece in ("Resume the run in", "Found: no checkpoint there", "What to do: begin one"):
         assert piece in err
-    assert (
-        main(["certify", str(run), "--out", str(tmp_path / "out"), "--quiet", "--no-report"]) == 0
-    )
-    assert main(["certify", "--resume", str(tmp_path / "out")]) == 2
+    assert main(["certify", "--resume", str(whole(run))]) == 2
     assert "that run is at its end" in capsys.readouterr().err
 
 

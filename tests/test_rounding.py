@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from attacks import Problem, Replay, assert_inside, network
+from pairs import every_pair
 from torch import Tensor, nn
 
 import milp_agt as agt
@@ -88,9 +89,7 @@ RUNS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("relaxation", ["interval", "linear"])
-@pytest.mark.parametrize("options", list(RUNS.values()), ids=list(RUNS))
-@pytest.mark.parametrize("kind", KINDS)
+@every_pair(kind=KINDS, options=RUNS, relaxation=["interval", "linear"])
 def test_exact_and_permuted_regression(kind, options, relaxation) -> None:
     x, y = badly_scaled(kind)
     model = network((3, 1), seed=1)
@@ -175,24 +174,14 @@ def test_exact_logistic_regression(kind, relaxation) -> None:
                 assert mpmath.mpf(float(a)) <= value <= mpmath.mpf(float(b))
 
 
-CANCELLING = [
-    pytest.param(
-        rate,
-        decay,
-        scale,
-        momentum,
-        relaxation,
-        marks=[pytest.mark.slow] if relaxation == "lp" and (scale, momentum) != (1e6, 0.9) else [],
-    )
-    for rate, decay in [(0.1, 10.0), (0.3, 1 / 0.3), (0.7, 0.9999999 / 0.7)]
-    for scale in (1.0, 1e3, 1e6)
-    for momentum in (0.0, 0.9)
-    for relaxation in ("interval", "linear", "lp")
-]
-
-
-@pytest.mark.parametrize(("rate", "decay", "scale", "momentum", "relaxation"), CANCELLING)
-def test_weight_decay_that_cancels_the_weights(rate, decay, scale, momentum, relaxation) -> None:
+@every_pair(
+    rates=[(0.1, 10.0), (0.3, 1 / 0.3), (0.7, 0.9999999 / 0.7)],
+    scale=[1.0, 1e3, 1e6],
+    momentum=[0.0, 0.9],
+    relaxation=["interval", "linear", "lp"],
+)
+def test_weight_decay_that_cancels_the_weights(rates, scale, momentum, relaxation) -> None:
+    rate, decay = rates
     for seed in range(3):
         model = network((3, 1), seed=seed, scale=scale)
         generator = torch.Generator().manual_seed(seed)
@@ -254,23 +243,12 @@ def diverging(loss: str, rate: float, relaxation: str, epochs: int = 6) -> Any:
     return case, case.certify(relaxation=relaxation)
 
 
-DIVERGING = [
-    pytest.param(
-        loss,
-        rate,
-        relaxation,
-        marks=[pytest.mark.slow]
-        if relaxation == "lp" and loss in ("cross_entropy", "hinge") and rate < 1e150
-        else [],
-    )
-    for loss in ("mse", "bce", "cross_entropy", "hinge")
-    for rate in (1e3, 1e30, 1e150, 1e300)
-    for relaxation in ("interval", "linear", "lp")
-]
-
-
 @pytest.mark.filterwarnings("error")
-@pytest.mark.parametrize(("loss", "rate", "relaxation"), DIVERGING)
+@every_pair(
+    loss=["mse", "bce", "cross_entropy", "hinge"],
+    rate=[1e3, 1e30, 1e150, 1e300],
+    relaxation=["interval", "linear", "lp"],
+)
 def test_a_diverging_run_certifies_nothing(loss, rate, relaxation) -> None:
     try:
         case, (result, boxes) = diverging(loss, rate, relaxation)

@@ -7,10 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from draws import (
-    MODERATE,
-    make_boxes,
-)
+from draws import MODERATE, make_boxes
 from instances import INSTANCES, NEGATIVE_SLOPES
 
 from milp_agt.core.graph import Graph

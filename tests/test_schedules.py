@@ -174,10 +174,7 @@ def test_bad_schedules_are_refused(word: str) -> None:
 @pytest.mark.parametrize("name", ["adam", "AdamW", "rmsprop", "lbfgs", "sam"])
 def test_other_optimisers_are_refused_with_the_reason(name: str, tmp_path: Path) -> None:
     toml = GOOD.replace("learning_rate = 0.5", f'learning_rate = 0.5\noptimizer = "{name}"')
-    for ask in (
-        lambda: agt.Training(loss="mse", optimizer=name),
-        lambda: build(tmp_path, toml),
-    ):
+    for ask in (lambda: agt.Training(loss="mse", optimizer=name), lambda: build(tmp_path, toml)):
         with pytest.raises(UnsupportedOperationError) as caught:
             ask()
         error: MilpAgtError = caught.value

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from attacks import Attacks, Problem, Replay, assert_inside, assert_sound, network
+from pairs import every_pair
 from separate_runs import admissible, problem, separately
 
 import milp_agt as agt
@@ -20,10 +21,12 @@ from milp_agt.errors import InvalidThreatModelError
 from milp_agt.experiments.sweep import resized
 
 
-@pytest.mark.parametrize("relaxation", ["interval", "linear"])
-@pytest.mark.parametrize("scope", ["dataset", "batch"])
-@pytest.mark.parametrize("static", [True, False], ids=["static", "adaptive"])
-@pytest.mark.parametrize("loss", ["mse", "bce", "cross_entropy"])
+@every_pair(
+    loss=["mse", "bce", "cross_entropy"],
+    static={"static": True, "adaptive": False},
+    scope=["dataset", "batch"],
+    relaxation=["interval", "linear"],
+)
 def test_attacks_stay_inside(loss: str, static: bool, scope: str, relaxation: str) -> None:
     threat = separately((2, 1), loss=loss, static=static, scope=scope)
     run = {"batch_size": 4, "epochs": 2, "shuffle_seed": 1}

@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pairs import every_pair
 from scipy.optimize import linprog
 from separate_runs import States, admissible, check_separate_worst_case, check_sum
 from torch import Tensor
@@ -91,10 +92,12 @@ def test_sums_hold_every_choice(budgets: tuple[int, int], restriction: tuple[int
         check_sum(seed, budgets, limits)
 
 
-@pytest.mark.parametrize("restriction", [(), (2,), (2, 0)], ids=str)
-@pytest.mark.parametrize("scope", ["dataset", "batch"])
-@pytest.mark.parametrize("static", [True, False], ids=["static", "adaptive"])
-@pytest.mark.parametrize("budgets", [(1, 1), (2, 1)], ids=str)
+@every_pair(
+    budgets=[(1, 1), (2, 1)],
+    static={"static": True, "adaptive": False},
+    scope=["dataset", "batch"],
+    restriction=[(), (2,), (2, 0)],
+)
 def test_no_choice_takes_more_than_is_owed(
     budgets: tuple[int, int], static: bool, scope: str, restriction: tuple[int, ...]
 ) -> None:

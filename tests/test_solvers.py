@@ -24,6 +24,7 @@ from checks_programs import (
     program,
     random_lp,
 )
+from pairs import every_pair
 
 from milp_agt.core.program import Array, Curve, Function, Program
 from milp_agt.core.results import Limits, Termination
@@ -31,7 +32,7 @@ from milp_agt.errors import EncodingError, SolverUnavailableError
 from milp_agt.solvers import get_solver
 from milp_agt.solvers.safe import clip_multipliers, safe_bound
 from milp_agt.solvers.session import ProgramSession, SolverAnswer, scale_exponent
-from milp_agt.solvers.solver import _REGISTRY
+from milp_agt.solvers.solver import back_ends
 
 
 @dataclass(frozen=True)
@@ -214,7 +215,7 @@ def test_a_row_with_a_huge_coefficient_is_left_out(back_end: str) -> None:
 
 
 def test_unlisted_status_is_failed(back_end: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    module, _ = _REGISTRY[back_end.partition(":")[0]]
+    module = back_ends()[back_end.partition(":")[0]].__module__
     if back_end == "highs":
         module = "milp_agt.solvers.highs_relaxation"
     monkeypatch.setattr(import_module(module), "STATUS", {})
@@ -297,9 +298,11 @@ class Lying(ProgramSession):
     def close(self) -> None: ...
 
 
-@pytest.mark.parametrize("bound", [math.nan, INF, -INF, 1e300, 9.5, 9.0])
-@pytest.mark.parametrize("y", [None, [math.nan], [INF], [-5.0], [1e308], [1.0, 2.0], [4 / 3]])
-@pytest.mark.parametrize("x", [None, [math.nan] * 3, [0, 1, 1], [0, 0, 0], [0, 1.5, 1], [0.0]])
+@every_pair(
+    x=[None, [math.nan] * 3, [0, 1, 1], [0, 0, 0], [0, 1.5, 1], [0.0]],
+    y=[None, [math.nan], [INF], [-5.0], [1e308], [1.0, 2.0], [4 / 3]],
+    bound=[math.nan, INF, -INF, 1e300, 9.5, 9.0],
+)
 def test_answers_are_not_trusted(
     bound: float, y: Sequence[float] | None, x: Sequence[float] | None
 ) -> None:

@@ -7,12 +7,10 @@ from typing import Any
 
 import pytest
 import torch
-from attacks import (
-    Replay,
-    assert_sound,
-)
+from attacks import Replay, assert_sound
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pairs import every_pair
 from problems import EXPENSIVE, problem
 from torch import nn
 
@@ -22,11 +20,13 @@ from milp_agt.core.restriction import Restriction
 from milp_agt.formulations import interval_products
 
 
-@pytest.mark.parametrize("relaxation", ["interval", "linear"])
-@pytest.mark.parametrize("scope", ["dataset", "batch"])
-@pytest.mark.parametrize("static", [True, False], ids=["static", "adaptive"])
-@pytest.mark.parametrize("kind", ["features", "labels", "both"])
-@pytest.mark.parametrize("loss", ["mse", "bce", "cross_entropy", "hinge"])
+@every_pair(
+    loss=["mse", "bce", "cross_entropy", "hinge"],
+    kind=["features", "labels", "both"],
+    static={"static": True, "adaptive": False},
+    scope=["dataset", "batch"],
+    relaxation=["interval", "linear"],
+)
 def test_every_threat_and_loss(loss, kind, static, scope, relaxation) -> None:
     run = {"batch_size": 4, "epochs": 2, "shuffle_seed": 1}
     case, test, labels = problem(loss, kind, run, static=static, scope=scope)
@@ -34,9 +34,11 @@ def test_every_threat_and_loss(loss, kind, static, scope, relaxation) -> None:
     assert_sound(case, test, labels, relaxation=relaxation, inner_bounds=inner_bounds)
 
 
-@pytest.mark.parametrize("relaxation", ["interval", "linear"])
-@pytest.mark.parametrize("hidden", [(), (3,), (3, 2), (2, 3, 2)], ids=str)
-@pytest.mark.parametrize("activation", [nn.ReLU, nn.LeakyReLU, nn.Sigmoid, nn.Tanh])
+@every_pair(
+    activation=[nn.ReLU, nn.LeakyReLU, nn.Sigmoid, nn.Tanh],
+    hidden=[(), (3,), (3, 2), (2, 3, 2)],
+    relaxation=["interval", "linear"],
+)
 def test_every_depth_and_activation(activation, hidden, relaxation) -> None:
     case, test, labels = problem(
         "cross_entropy",
@@ -64,16 +66,17 @@ OPTIMISERS = {
 }
 
 
-@pytest.mark.parametrize("static", [True, False], ids=["static", "adaptive"])
-@pytest.mark.parametrize("relaxation", ["interval", "linear"])
-@pytest.mark.parametrize("options", list(OPTIMISERS.values()), ids=list(OPTIMISERS))
+@every_pair(
+    options=OPTIMISERS,
+    relaxation=["interval", "linear"],
+    static={"static": True, "adaptive": False},
+)
 def test_every_optimiser_option(options, relaxation, static) -> None:
     case, test, labels = problem("bce", "both", options, radius=0.05, seed=3, static=static)
     assert_sound(case, test, labels, relaxation=relaxation)
 
 
-@pytest.mark.parametrize("window", [1, 2, None])
-@pytest.mark.parametrize("static", [True, False], ids=["static", "adaptive"])
+@every_pair(static={"static": True, "adaptive": False}, window=[1, 2, None])
 def test_every_window(window, static) -> None:
     run = {"batch_size": 2, "epochs": 2, "momentum": 0.5, "shuffle_seed": 4}
     case, test, labels = problem("bce", "both", run, seed=4, radius=0.05, static=static)
@@ -99,9 +102,11 @@ def test_midpoint_radius_products(loss, relaxation, monkeypatch) -> None:
     assert_sound(case, test, labels, relaxation=relaxation)
 
 
-@pytest.mark.parametrize("static", [True, False], ids=["static", "adaptive"])
-@pytest.mark.parametrize("samples", [None, [4, 5]], ids=["all", "closed fragments"])
-@pytest.mark.parametrize("loss", ["mse", "bce", "cross_entropy", "hinge"])
+@every_pair(
+    loss=["mse", "bce", "cross_entropy", "hinge"],
+    samples={"all": None, "closed fragments": [4, 5]},
+    static={"static": True, "adaptive": False},
+)
 def test_fragments_of_a_batch_change_nothing(loss, samples, static, monkeypatch) -> None:
     run = {"momentum": 0.5, "epochs": 2}
     case, test, labels = problem(
@@ -133,10 +138,12 @@ RESTRICTIONS = [
 ]
 
 
-@pytest.mark.parametrize("scope", ["dataset", "batch"])
-@pytest.mark.parametrize("static", [True, False], ids=["static", "adaptive"])
-@pytest.mark.parametrize("relaxation", ["interval", "linear", EXPENSIVE])
-@pytest.mark.parametrize("restriction", RESTRICTIONS, ids=str)
+@every_pair(
+    restriction=RESTRICTIONS,
+    relaxation=["interval", "linear", EXPENSIVE],
+    static={"static": True, "adaptive": False},
+    scope=["dataset", "batch"],
+)
 def test_restrictions(restriction, relaxation, static, scope) -> None:
     run = {"batch_size": 4, "epochs": 1 if relaxation == "lp" else 2}
     hidden = (2,) if relaxation == "lp" else (3,)

@@ -6,11 +6,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-from attacks import (
-    Problem,
-    assert_sound,
-    network,
-)
+from attacks import Problem, assert_sound, network
+from pairs import every_pair
 from problems import EXPENSIVE, problem
 from torch import nn
 
@@ -59,9 +56,11 @@ def test_edges_of_the_data(change, relaxation) -> None:
     assert_sound(case, test, labels, attacks=24, iterations=2, relaxation=relaxation)
 
 
-@pytest.mark.parametrize("relaxation", ["interval", "linear", "lp", MORE_EXPENSIVE])
-@pytest.mark.parametrize("activation", [nn.ReLU, nn.LeakyReLU])
-@pytest.mark.parametrize("budget", [0, 1])
+@every_pair(
+    budget=[0, 1],
+    activation=[nn.ReLU, nn.LeakyReLU],
+    relaxation=["interval", "linear", "lp", MORE_EXPENSIVE],
+)
 def test_a_sample_exactly_on_a_kink(relaxation, activation, budget) -> None:
     model = network((2, 2, 1), activation)
     with torch.no_grad():

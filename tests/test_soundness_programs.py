@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from attacks import (
-    assert_sound,
-)
+from attacks import assert_sound
 from problems import problem
 from torch import nn
 

@@ -5,10 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from checks_rules import (
-    check_leaf_boxes,
-    check_poisoned_sum,
-)
+from checks_rules import check_leaf_boxes, check_poisoned_sum
 from checks_steps import (
     check_step_interval,
     check_step_linear,
@@ -19,15 +16,11 @@ from checks_steps import (
     step_case,
 )
 from checks_worst_case import WorstCaseProblem, check_worst_case, worst_case_problem
-from draws import (
-    Draw,
-    draws,
-    make_box,
-    poison_of,
-)
+from draws import Draw, draws, make_box, poison_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from instances import per_sample
+from pairs import every_pair
 
 import milp_agt as agt
 from milp_agt.bounds.adversary.joint import Masks
@@ -62,10 +55,12 @@ ONE_BATCH = ((0, 1, 2, 3, 4), (0, 1, 2, 3, 4), (4, 3, 2, 1, 0))
 BATCHES = ((0, 1, 2), (3, 4), (2, 0, 4), (1, 3))
 
 
-@pytest.mark.parametrize("what", ["x", "v", "r", "xv"])
-@pytest.mark.parametrize("batches", [ONE_BATCH, BATCHES], ids=["full", "mini"])
-@pytest.mark.parametrize("per_batch", [False, True], ids=["dataset", "batch"])
-@pytest.mark.parametrize("static", [True, False], ids=["static", "adaptive"])
+@every_pair(
+    static={"static": True, "adaptive": False},
+    per_batch={"dataset": False, "batch": True},
+    batches={"full": ONE_BATCH, "mini": BATCHES},
+    what=["x", "v", "r", "xv"],
+)
 def test_worst_case_is_the_best_attack(
     static: bool, per_batch: bool, batches: tuple[tuple[int, ...], ...], what: str
 ) -> None:

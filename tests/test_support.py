@@ -15,9 +15,10 @@ from whole import Trainer, subsets
 
 import milp_agt as agt
 from milp_agt.core.relaxation import Relaxation
-from milp_agt.reports.supported import QUESTIONS
-from milp_agt.threats import THREATS
+from milp_agt.properties.property_table import PROPERTIES
+from milp_agt.threats.threat_table import THREATS as KINDS
 
+THREATS = [table.threat for table in KINDS.all().values()]
 EXAMPLES: dict[str, Any] = {
     "FeaturePoisoning": agt.FeaturePoisoning(budget=1, radius=0.05),
     "LabelPoisoning": agt.LabelPoisoning(budget=1),
@@ -100,13 +101,13 @@ WITHOUT_ZONOTOPE = ("SeparatePoisoning", "Substitution", "Removal", "Insertion")
 CELLS = [
     pytest.param(
         threat.__name__,
-        question.name,
+        question,
         level.value,
         marks=[pytest.mark.slow] if level in (Relaxation.QCQP, Relaxation.MIQP) else [],
     )
     for threat in THREATS
     for level in Relaxation
-    for question in QUESTIONS
+    for question in PROPERTIES.all()
     if not (level is Relaxation.ZONOTOPE and threat.__name__ in WITHOUT_ZONOTOPE)
 ]
 
@@ -134,5 +135,5 @@ def test_every_threat_has_an_example() -> None:
 
 
 def test_every_question_is_a_method() -> None:
-    for question in QUESTIONS:
-        assert callable(getattr(agt.Result, question.name))
+    for question in PROPERTIES.all():
+        assert callable(getattr(agt.Result, question))

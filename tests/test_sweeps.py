@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 from attacks import Problem, Replay, network
+from runs import run_text
 
 import milp_agt as agt
 from milp_agt.cli import main
@@ -31,7 +32,8 @@ THREAT = agt.FeaturePoisoning(budget=1, radius=0.05)
 
 
 def certify(threat: Any, relaxation: str = "linear") -> Any:
-    return agt.certify(MODEL, (X[:10], Y[:10]), TRAINING, threat, relaxation=relaxation)
+    options = {"relaxation": relaxation, "refute": "none"}
+    return agt.certify(MODEL, (X[:10], Y[:10]), TRAINING, threat, **options)
 
 
 def ask(result: Any) -> dict[str, agt.Bounds]:
@@ -102,7 +104,8 @@ def moons() -> tuple[Any, ...]:
     training = agt.Training(loss="bce", learning_rate=0.8, epochs=5)
 
     def run(threat: Any) -> Any:
-        return agt.certify(model, (data.x_train, data.y_train), training, threat, window=3)
+        run = (model, (data.x_train, data.y_train), training, threat)
+        return agt.certify(*run, window=3, refute="none")
 
     def ask_triggers(result: Any) -> dict[str, agt.Bounds]:
         curve = result.backdoor_curve(data.x_test, data.y_test, TRIGGERS)
@@ -322,28 +325,11 @@ def test_bad_sweeps_are_one_clear_error(call: Any, parts: tuple[str, ...]) -> No
         assert part in text
 
 
-RUN = """
-[data]
-path = "d.npz"
-test_fraction = 0.25
-seed = 1
-[model]
-layers = [2, 3, 2]
-[training]
-loss = "cross_entropy"
-learning_rate = 0.5
-epochs = 3
-[threat]
-kind = "features"
-budget = 1
-radius = 0.001
-[[property]]
-kind = "accuracy"
-at_least = 0.5
-[[property]]
-kind = "backdoor"
-radius = 0.1
-"""
+RUN = run_text(
+    [{"kind": "accuracy", "at_least": 0.5}, {"kind": "backdoor", "radius": 0.1}],
+    model={"layers": [2, 3, 2]},
+    training={"epochs": 3},
+)
 
 
 @pytest.fixture

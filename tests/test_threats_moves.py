@@ -12,6 +12,7 @@ import scipy.sparse as sp
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pairs import every_pair
 from scipy.optimize import Bounds, LinearConstraint, milp
 from torch import Tensor
 
@@ -320,9 +321,7 @@ def _best_of_grid(moves: MoveSet, c: Tensor, grid: int) -> Tensor:
     return torch.where(inside, values, 0.0).amax(1)
 
 
-@pytest.mark.parametrize("order", [1, 2])
-@pytest.mark.parametrize("capped", [False, True])
-@pytest.mark.parametrize("seed", range(3))
+@every_pair(seed=range(3), capped=[False, True], order=[1, 2])
 def test_balls_against_a_grid(order: int, capped: bool, seed: int) -> None:
     rng = _numbers(seed)
     radius = _draw(rng, N, 2) + 0.1

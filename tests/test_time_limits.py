@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from attacks import network
+from runs import run_text, write_run
 
 import milp_agt as agt
 from milp_agt.attacks import Search, attack
@@ -22,41 +23,17 @@ from milp_agt.experiments.bench import Series, bench
 from milp_agt.experiments.compare import rows as comparing
 from milp_agt.experiments.largest import largest
 
-RUN = """
-[data]
-path = "d.npz"
-test_fraction = 0.25
-seed = 1
-[model]
-layers = [2, 2]
-[training]
-loss = "cross_entropy"
-learning_rate = 0.3
-epochs = 2
-[threat]
-kind = "features"
-budget = 1
-radius = 0.1
-[attack]
-pool = 4
-restarts = 1
-rounds = 1
-[[property]]
-kind = "accuracy"
-at_least = 0.5
-[[property]]
-kind = "loss"
-"""
+RUN = run_text(
+    [{"kind": "accuracy", "at_least": 0.5}, {"kind": "loss"}],
+    threat={"kind": "features", "budget": 1, "radius": 0.1},
+    training={"learning_rate": 0.3},
+    attack={"pool": 4, "restarts": 1, "rounds": 1},
+)
 
 
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
-    rng = np.random.default_rng(0)
-    y = np.arange(16) % 2
-    np.savez(tmp_path / "d.npz", X=rng.normal(size=(16, 2)) + 3 * y[:, None], y=y)
-    path = tmp_path / "run.toml"
-    path.write_text(RUN, encoding="utf-8")
-    return path
+    return write_run(tmp_path, RUN)
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tables import TRAINING, certified, data, network, raw_features, refused, write_table
+from tables import TRAINING, certified, data, network, raw_features, reason, write_table
 from torch import nn
 
 import milp_agt as agt
@@ -135,16 +135,13 @@ def test_domains_and_missing_values_in_raw_units(path: Path) -> None:
 
 BAD_UNITS = [
     (agt.FeaturePoisoning(1, 1, radius_in="cm"), "radius_in = 'cm'"),
-    (
-        agt.FeaturePoisoning(1, 1, rows=([[1, 0, 0]], [1.0]), radius_in="raw"),
-        "conditions on moves",
-    ),
+    (agt.FeaturePoisoning(1, 1, rows=([[1, 0, 0]], [1.0]), radius_in="raw"), "conditions on moves"),
 ]
 
 
 @pytest.mark.parametrize(("threat", "found"), BAD_UNITS)
 def test_units_that_are_refused(path: Path, threat: Any, found: str) -> None:
-    assert found in refused(data(path, standardise=True), threat).found
+    assert found in reason(data(path, standardise=True), threat).found
 
 
 def test_raw_units_need_a_scaler(path: Path) -> None:
@@ -153,7 +150,7 @@ def test_raw_units_need_a_scaler(path: Path) -> None:
     with pytest.raises(InvalidThreatModelError, match="of which nobody knows how"):
         agt.certify(network(), (found.x_train, found.y_train), TRAINING, raw)
     projected = data(path, seed=3, pca=3, standardise=True)
-    assert "principal components" in refused(projected, raw).found
+    assert "principal components" in reason(projected, raw).found
 
 
 def test_targets_in_raw_units(path: Path) -> None:

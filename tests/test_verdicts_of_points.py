@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ import torch
 from torch import Tensor, nn
 
 import milp_agt as agt
+from milp_agt.attacks.unrolled import Pace, Unrolled
+from milp_agt.core import deadline as core_deadline
 from milp_agt.errors import InvalidInputError, SoundnessError
 from milp_agt.properties.decisions import Decisions, decided
 from milp_agt.properties.witness import Witness, load_witness
@@ -307,14 +310,41 @@ def test_float32_witnesses_are_float32_numbers() -> None:
         assert result.replay(witness)["0.weight"].dtype == torch.float32
 
 
-def test_refute_none_and_a_time_limit_that_came_first_attack_nothing() -> None:
+def test_refute_none_attacks_nothing() -> None:
     threat = agt.FeaturePoisoning(2, RADIUS)
     assert certified(threat, refute="none").decider is None
-    late = certified(threat, time_limit=1e-9)
-    assert late.decider is None
-    assert any("no attacks" in text for text in late.fallbacks)
     with pytest.raises(InvalidInputError, match="refute"):
         certified(threat, refute="some")
+
+
+def test_attacks_on_a_question_end_in_its_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 60 seconds, what ends in time counts, and what does not is told; a run takes ``needed``."""
+    now, needed = [0.0], 0.0
+    honest = Unrolled._stepped
+
+    def stepped(self: Unrolled, state: Any, step: int, data: Any) -> Any:
+        now[0] += needed * len(data[1]) / len(self.updates)
+        return honest(self, state, step, data)
+
+    monkeypatch.setattr(core_deadline, "monotonic", lambda: now[0])
+    monkeypatch.setattr(Unrolled, "_stepped", stepped)
+    monkeypatch.setattr(Unrolled, "pace", lambda _: Pace(needed, needed))
+    result = certified(agt.FeaturePoisoning(2, 0.3))
+    whole = result.accuracy(TEST, LABELS)
+    assert whole.reached is not None
+    reached = []
+    for needed in (0.01, 0.4, 30.0):
+        ends = core_deadline.Deadline(now[0] + 60.0)
+        timed = replace(result, models=replace(result.models, deadline=ends))
+        found = timed.accuracy(TEST, LABELS)
+        assert now[0] <= ends.at
+        assert ends.missed == (needed > 0.01)
+        assert (found.lower, found.upper) == (whole.lower, whole.upper)
+        reached.append(found.reached)
+    assert reached[0] == whole.reached
+    assert reached[2] is None
+    assert reached[1] is not None
+    assert whole.reached <= reached[1] <= whole.nominal
 
 
 def test_searches_bracket_every_point_from_both_sides() -> None:

@@ -6,33 +6,13 @@ import json
 import math
 from pathlib import Path
 
-import numpy as np
 import pytest
+from runs import run_text, write_run
 
 from milp_agt.certification.worth import BoxWorth, Worth
 from milp_agt.cli import main
 from milp_agt.core.reachable import StepRecord
 from milp_agt.runfile.verdicts import Verdict
-
-RUN = """
-[data]
-path = "d.npz"
-test_fraction = 0.25
-seed = 1
-[model]
-layers = [2, 4, 4, 4, 2]
-[training]
-loss = "cross_entropy"
-learning_rate = {rate}
-epochs = 25
-[threat]
-kind = "labels"
-budget = {budget}
-[certify]
-relaxation = "interval"
-[[property]]
-kind = "accuracy"
-"""
 
 
 def records(*widths: float) -> list[StepRecord]:
@@ -87,17 +67,16 @@ def test_bounds_that_hold_for_every_model(
 
 @pytest.mark.parametrize(("rate", "budget", "worth"), [(0.001, 1, "useful"), (30.0, 12, "vacuous")])
 def test_the_word_stands_in_the_file_and_on_the_screen(
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    rate: float,
-    budget: int,
-    worth: str,
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], rate: float, budget: int, worth: str
 ) -> None:
-    rng = np.random.default_rng(0)
-    y = np.arange(16) % 2
-    np.savez(tmp_path / "d.npz", X=rng.normal(size=(16, 2)) + 3 * y[:, None], y=y)
-    path = tmp_path / "run.toml"
-    path.write_text(RUN.format(rate=rate, budget=budget), encoding="utf-8")
+    text = run_text(
+        [{"kind": "accuracy"}],
+        model={"layers": [2, 4, 4, 4, 2]},
+        training={"learning_rate": rate, "epochs": 25},
+        threat={"kind": "labels", "budget": budget},
+        certify={"relaxation": "interval"},
+    )
+    path = write_run(tmp_path, text)
     assert main(["certify", str(path), "--out", str(tmp_path / "out")]) == 0
     document = json.loads((tmp_path / "out" / "result.json").read_text())
     page = (tmp_path / "out" / "report.html").read_text()

@@ -155,7 +155,7 @@ def test_any_multipliers_bound_a_direction() -> None:
 @pytest.mark.parametrize("row", [0, 1])
 def test_a_multiplier_with_the_wrong_sign_is_caught(monkeypatch, row: int) -> None:
     """The moves of C1, or the margin of C2, enter with the other sign."""
-    honest = dual._opened
+    honest = dual.gathered
 
     def wrong(d: Any, flips: Any, rows: Tensor, samples: Any) -> Any:
         if not flips.rows:
@@ -166,14 +166,14 @@ def test_a_multiplier_with_the_wrong_sign_is_caught(monkeypatch, row: int) -> No
             return honest(replace(d, on_moves=d.on_moves - moved), flips, rows, samples)
         return honest(replace(d, base=d.base - share @ flips.margin), flips, rows, samples)
 
-    monkeypatch.setattr(dual, "_opened", wrong)
+    monkeypatch.setattr(dual, "gathered", wrong)
     assert is_caught(check_multipliers)
 
 
 @pytest.mark.parametrize("row", range(2))
 def test_a_multiplier_whose_row_is_not_paid_is_caught(monkeypatch, row: int) -> None:
     """A row lowers the price of its flip, and costs nothing."""
-    honest = dual._opened
+    honest = dual.gathered
 
     def wrong(d: Any, flips: Any, rows: Tensor, samples: Any) -> Any:
         if not flips.rows:
@@ -182,7 +182,7 @@ def test_a_multiplier_whose_row_is_not_paid_is_caught(monkeypatch, row: int) -> 
         cheaper[:, flips.column] -= rows[row]
         return honest(replace(d, on_phase=cheaper), flips, torch.zeros_like(rows), samples)
 
-    monkeypatch.setattr(dual, "_opened", wrong)
+    monkeypatch.setattr(dual, "gathered", wrong)
     assert is_caught(check_multipliers)
 
 

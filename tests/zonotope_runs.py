@@ -92,24 +92,47 @@ def assert_in_boxes(passed: Passed, attacks: Attacks) -> None:
             assert out <= 0, f"step {number + 1}: '{name}' by {float(out):.3e}"
 
 
+@dataclass(frozen=True)
+class Generators:
+    """What the generators of the last set are in real runs.
+
+    Attributes:
+        path: states before the first step and after each.
+        moves, chosen: of each sample generator, (attacks, m, width), and whether it moves, (attacks, m).
+        beyond: y of each flip, (attacks, f); happens and bends are its phi and rho.
+    """
+
+    path: Sequence[State]
+    moves: Tensor
+    chosen: Tensor
+    beyond: Tensor
+    happens: Tensor
+    bends: Tensor
+
+    @staticmethod
+    def of(passed: Passed, attacks: Attacks) -> Generators:
+        replay, last = passed.replay, passed.last
+        samples, flips = last.zonotope.samples, last.zonotope.flips
+        features, labels = attacks.poisoning.features[0], attacks.poisoning.labels[0]
+        parts = []
+        if samples.poison.feature_moves is not None:
+            parts.append((features - replay.poison.features).flatten(2))
+        if samples.poison.label_moves is not None:
+            parts.append(labels - replay.poison.labels)
+        moves = torch.cat(parts, -1)[:, samples.columns]
+        chosen = (moves != 0).any(-1).to(moves)
+        path = [attacks.start, *replay.run(attacks)]
+        beyond = _beyond(passed, path, features, labels)  # (attacks, f)
+        happens = torch.where(flips.sign > 0, beyond > 0, beyond >= 0).to(beyond)
+        return Generators(path, moves, chosen, beyond, happens, beyond.clamp(min=0.0))
+
+
 def assert_generators(passed: Passed, attacks: Attacks) -> None:
     """With the generators that a run has, its states, its flips and all rows are what the set says."""
-    replay, last = passed.replay, passed.last
-    samples, flips = last.zonotope.samples, last.zonotope.flips
-    features, labels = attacks.poisoning.features[0], attacks.poisoning.labels[0]
-    parts = []
-    if samples.poison.feature_moves is not None:
-        parts.append((features - replay.poison.features).flatten(2))
-    if samples.poison.label_moves is not None:
-        parts.append(labels - replay.poison.labels)
-    moves = torch.cat(parts, -1)[:, samples.columns]
-    chosen = (moves != 0).any(-1).to(moves)
-    path = [attacks.start, *replay.run(attacks)]
-    beyond = _beyond(passed, path, features, labels)  # (attacks, f)
-    happens = torch.where(flips.sign > 0, beyond > 0, beyond >= 0).to(beyond)
-    bends = beyond.clamp(min=0.0)
-    _assert_rows(passed, moves, chosen, beyond, happens, bends)
-    for number, reached in enumerate(path):
+    own = Generators.of(passed, attacks)
+    moves, chosen, happens, bends = own.moves, own.chosen, own.happens, own.bends
+    _assert_rows(passed, moves, chosen, own.beyond, happens, bends)
+    for number, reached in enumerate(own.path):
         zonotope = passed.sets[number].zonotope
         count = zonotope.flips.count
         value = torch.cat([reached[name].flatten(1) for name in passed.last.layout.slices], 1)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from milp_agt.attacks.selection import Masks
-from milp_agt.attacks.unrolled import Poisoning, Unrolled
+from milp_agt.attacks.unrolled import Poisoning, Unrolled, same
 
 SCALES = 7.0  # new samples are drawn out to their reach, halved up to so many times
 
@@ -124,6 +124,8 @@ def merged(masks: Masks, inside: Poisoning, outside: Poisoning) -> Poisoning:
     """``inside`` for the samples in the masks, ``outside`` for the others."""
 
     def at(mask: Tensor, a: Tensor, b: Tensor) -> Tensor:
+        if same(a, b):  # features that nobody moves, say: as large as the data set, for each attack
+            return a
         return torch.where(mask.reshape(*mask.shape, *[1] * (a.dim() - 2)), a, b)
 
     first, last = [m[..., 0] for m in masks], [m[..., -1] for m in masks]

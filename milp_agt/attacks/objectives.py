@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -13,12 +13,25 @@ from torch import Tensor
 
 from milp_agt.attacks.goals import Goal, LinearForm, MeanLossGoal, Parameters, parameter_names
 from milp_agt.attacks.prediction_goals import PredictionGoal, Region
+from milp_agt.attacks.question_goal import ShareGoal
 from milp_agt.attacks.trained import GraphModels
 from milp_agt.attacks.unrolled import Unrolled
 from milp_agt.core.arguments import array_of, listed
-from milp_agt.errors import InvalidInputError
-from milp_agt.properties.targeted import Targets, unsafe_box, unsafe_classes
+from milp_agt.errors import InvalidInputError, UnsupportedOperationError
+from milp_agt.properties.accuracy import AccuracyTable
+from milp_agt.properties.backdoor import BackdoorTable
+from milp_agt.properties.collective import CollectiveTable
+from milp_agt.properties.mean_loss import LossTable
+from milp_agt.properties.property_table import (
+    PickedPoints,
+    PropertyTable,
+    TableOfParameters,
+    TableOfPoints,
+)
+from milp_agt.properties.stable import StableTable
+from milp_agt.properties.targeted import TargetedTable, Targets, unsafe_box, unsafe_classes
 from milp_agt.properties.triggers import Trigger, check_trigger
+from milp_agt.properties.unbounded import UnboundedModels
 from milp_agt.training import inputs
 from milp_agt.training.tracing import FEATURES, StepGraph
 
@@ -238,6 +251,55 @@ class Backdoor(Objective):
             )
         x = x[others]
         return PredictionGoal("backdoor", x, wanted[others], self.trigger.inputs(x))
+
+
+@dataclass(frozen=True, eq=False)
+class Share(Objective):
+    """The share of points at which the question of a property finds harm, or none.
+
+    Every kind of property of test points can be attacked so: its margins follow from the forms of its
+    question at the trained models.
+    """
+
+    asked: TableOfPoints
+    at: PickedPoints
+
+    def bind(self, unrolled: Unrolled) -> Goal:
+        graph = unrolled.step_graph
+        x = _features(self.at.features, graph)
+        y = inputs.labels_of(self.at.labels, len(x), graph.loss, graph.outputs, "Test labels")
+        with torch.no_grad():
+            state = unrolled.run(unrolled.nominal(1))
+        nominal = {name: state[name][0].cpu() for name in graph.parameters}
+        question = self.asked.question(UnboundedModels.at(graph, nominal), x, y)
+        if any(bool((forms.inputs.width > 0).any()) for forms in question.forms):
+            raise UnsupportedOperationError(
+                f"Attack the property '{self.asked.kind}'",
+                "test inputs that move as well",
+                "aim at another property; Backdoor searches triggers",
+            )
+        return ShareGoal(self.asked.kind, question)
+
+
+# The kinds whose attacks aim at a goal of their own.
+_OWN: dict[type[PropertyTable], Callable[[Any, PickedPoints], Objective]] = {
+    AccuracyTable: lambda asked, at: Accuracy(at.features, at.labels),
+    CollectiveTable: lambda asked, at: Accuracy(at.features, at.labels),
+    LossTable: lambda asked, at: Loss(at.features, at.labels),
+    StableTable: lambda asked, at: Stable(at.features),
+    TargetedTable: lambda asked, at: Targeted(at.features, asked.targets_of(len(at.positions))),
+    BackdoorTable: lambda asked, at: Backdoor(at.features, at.labels, asked.trigger, asked.target),
+}
+
+
+def objective_of(asked: PropertyTable, at: PickedPoints | None) -> Objective:
+    """What an attack on a property of a run file aims at."""
+    if at is None:
+        assert isinstance(asked, TableOfParameters)
+        return Functional(asked.arrays())
+    own = _OWN.get(type(asked))
+    assert isinstance(asked, TableOfPoints)
+    return Share(asked, at) if own is None else own(asked, at)
 
 
 def _features(values: inputs.ArrayLike, step_graph: StepGraph) -> Tensor:

@@ -95,14 +95,21 @@ class Packed:
 
     def unpacked(self, unrolled: Unrolled) -> Poisoning:
         """The whole data."""
-        whole = unrolled.nominal(len(self)).map(torch.clone)
-        for number, (leaf, x, y) in enumerate(
-            zip(self.leaves, whole.features, whole.labels, strict=True)
-        ):
+        given = unrolled.nominal(len(self))
+        features, labels, there = [], [], []
+        for number, leaf in enumerate(self.leaves):
             row, place = (leaf.index >= 0).nonzero(as_tuple=True)
-            position = leaf.index[row, place]
-            x[row, position] = leaf.features[row, place]
-            y[row, position] = leaf.labels[row, place]
-            if whole.there:
-                whole.there[number][row, position] = 1.0 - whole.there[number][row, position]
-        return whole
+            at = row, leaf.index[row, place]
+            features.append(_changed(given.features[number], at, leaf.features[row, place]))
+            labels.append(_changed(given.labels[number], at, leaf.labels[row, place]))
+            if given.there:
+                turned = 1.0 - given.there[number][at]
+                there.append(_changed(given.there[number], at, turned))
+        return Poisoning(tuple(features), tuple(labels), tuple(there))
+
+
+def _changed(given: Tensor, at: tuple[Tensor, Tensor], values: Tensor) -> Tensor:
+    """A copy with other values at some places; what is given, uncopied, where none differs."""
+    if torch.equal(given[at], values):
+        return given
+    return given.clone().index_put_(at, values)

@@ -96,6 +96,35 @@ class QuestionGoal:
         return sign * torch.where(quantity > last, share, alone)
 
 
+class ShareGoal(QuestionGoal):
+    """The mean of the quantity of a question, which counts points that are safe, or unsafe ones.
+
+    A margin of zero counts for nobody. Test inputs are points.
+    """
+
+    def __init__(self, name: str, question: Question) -> None:
+        super().__init__(question)
+        self.names = (name,)
+
+    def values(self, models: TrainedModels) -> Tensor:
+        harm = -self.margins(models)
+        counted = harm > 0 if self.question.counts_harm else ~(harm >= 0)
+        return counted.to(harm).mean(-1, keepdim=True)
+
+    def scores(self, models: TrainedModels) -> Tensor:
+        return self._smooth(models, SHARPNESS[1])[:, None]
+
+    def surrogate(
+        self, models: TrainedModels, quantity: Tensor, sign: Tensor, trial: Tensor
+    ) -> Tensor:
+        sharpness = torch.tensor(SHARPNESS, dtype=torch.float64).to(sign.device)
+        return sign * self._smooth(models, sharpness[trial % len(SHARPNESS)][:, None])
+
+    def _smooth(self, models: TrainedModels, sharpness: Tensor | float) -> Tensor:
+        toward = 1.0 if self.question.counts_harm else -1.0
+        return _smooth(-toward * self.margins(models), sharpness)
+
+
 def _smooth(harm: Tensor, sharpness: Tensor | float) -> Tensor:
     """Mean of smooth steps of the harm, (attacks,): tells attacks of one share apart."""
     finite = torch.where(torch.isfinite(harm), harm, 0.0)

@@ -12,15 +12,18 @@ import torch
 from torch import Tensor, nn
 
 from milp_agt.attacks.attacker import Attacker, Runs
+from milp_agt.attacks.best import Aim
 from milp_agt.attacks.changes import in_words
 from milp_agt.attacks.checked import fingerprint, stacked, tightened, train_plainly, violation
 from milp_agt.attacks.goals import Goal, MeanLossGoal
 from milp_agt.attacks.packed import Packed
 from milp_agt.attacks.question_goal import QuestionGoal
+from milp_agt.attacks.question_time import QuestionTime
 from milp_agt.attacks.replay import ModuleModels, confirm, replay
-from milp_agt.attacks.search import Aim, Hunt, Search
+from milp_agt.attacks.search import Hunt, Search
 from milp_agt.attacks.unrolled import Poisoning
 from milp_agt.bounds.listed import Poisoned
+from milp_agt.core.deadline import Deadline, shorter
 from milp_agt.core.interval import CLEAN
 from milp_agt.core.rounding import FLOAT64, Precision
 from milp_agt.errors import InvalidInputError, SoundnessError
@@ -55,29 +58,42 @@ class Refuter:
         precision: of the run that is certified, in which witnesses are trained.
         threat: in words.
         most: test points that are aimed at, those nearest to being wrong first.
+        seconds: that a question without a deadline may take; None for no limit.
     """
 
     attacker: Attacker
     precision: Precision
     threat: str
     most: int
+    seconds: float | None = None
 
     @staticmethod
-    def of(attacker: Attacker, precision: Precision, threat: str, thorough: bool) -> Refuter:
+    def of(
+        attacker: Attacker,
+        precision: Precision,
+        threat: str,
+        thorough: bool,
+        seconds: float | None = None,
+    ) -> Refuter:
         """Refutations by the search of the attacker, or by a quick one."""
         if thorough:
-            return Refuter(attacker, precision, threat, attacker.search.aims)
+            return Refuter(attacker, precision, threat, attacker.search.aims, seconds)
         each = attacker.unrolled.bytes_per_attack
         most = max(FEWEST_AIMS, min(AIMS, AIMS * QUICK_WORK // (QUICK_RUNS * max(1, each))))
         quicker = replace(attacker, search=quick(each))
-        return Refuter(quicker, precision, threat, int(most))
+        return Refuter(quicker, precision, threat, int(most), seconds)
 
     def decide(
-        self, question: Question, known: Answer, listed: Sequence[Poisoned] | None = None
+        self,
+        question: Question,
+        known: Answer,
+        listed: Sequence[Poisoned] | None = None,
+        deadline: Deadline | None = None,
     ) -> Decisions | None:
-        """Attack the open points of an answer; None where there are none.
+        """Attack the open points of an answer; None where there are none, or no time for a few runs.
 
-        Where the worst data sets are ``listed``, they are trained on and nothing is searched.
+        Where the worst data sets are ``listed``, they are trained on and nothing is searched. What does not
+        end before the ``deadline`` is left out, and it says that it was missed.
 
         Every run that counts was trained again in plain torch. A point is refuted only by data that are
         admissible exactly, trained on batch by batch in the precision of the run, with a margin below zero
@@ -94,12 +110,20 @@ class Refuter:
         near = np.flatnonzero(open_ & (points.score_nominal > 0))
         near = near[np.argsort(points.score_nominal[near], kind="stable")][: self.most]
         # Where all open points are wrong on the data as given, there is nothing left to attack.
-        aims = np.sort(np.append(near, len(points))) if len(near) else near
-        runs = self._hunt(goal, aims) if listed is None else self._trained(listed)
+        time = self._time(deadline)
+        fits = time.fits(len(near) + 1 if listed is None else len(listed))
+        if not fits:
+            return None
+        aims = np.append(near[: fits - 1], len(points)) if len(near) else near
+        runs = (
+            self._hunt(goal, np.sort(aims), time)
+            if listed is None
+            else self._trained(listed[:fits])
+        )
         margins = self._margins(goal, runs)
         _check_inside(points.score_lower, margins.amin(0))
         slack = self._slack(question, runs)
-        check = _Checks(self, goal, runs, slack, points.score_lower)
+        check = _Checks(self, goal, runs, slack, points.score_lower, time)
         chosen, of_point, exact = _cover(check, margins < -slack)
         worst = check.worst((margins < -slack).sum(1))
         share = None
@@ -116,13 +140,18 @@ class Refuter:
             shown=None if worst is None else worst.witness,
         )
 
-    def worst_loss(self, question: MeanLoss, known: Answer) -> tuple[float, Witness] | None:
+    def worst_loss(
+        self, question: MeanLoss, known: Answer, deadline: Deadline | None = None
+    ) -> tuple[float, Witness] | None:
         """The largest mean loss that attacks reach, by data that are admissible exactly."""
         if known.upper - known.lower <= BEYOND_ROUNDING[self.precision.name] * known.upper:
             return None
+        time = self._time(deadline)
+        if not time.fits(1):
+            return None
         features = question.on_outputs.inputs.lower[CLEAN]
         goal = MeanLossGoal(question.loss, features, question.encoded)
-        runs = self._hunt(goal, np.zeros(1, dtype=np.int64))
+        runs = self._hunt(goal, np.zeros(1, dtype=np.int64), time)
         values = torch.cat([goal.values(part)[:, 0] for part in self._parts(runs)])
         values = torch.where(torch.isfinite(values), values, -torch.inf)
         for run in values.argsort(descending=True).tolist():
@@ -157,7 +186,10 @@ class Refuter:
     def _dtype(self) -> torch.dtype:
         return torch.float64 if self.precision == FLOAT64 else torch.float32
 
-    def _hunt(self, goal: Goal, aims: npt.NDArray[np.int64]) -> Runs:
+    def _time(self, deadline: Deadline | None) -> QuestionTime:
+        return QuestionTime.of(self.attacker.unrolled, self.seconds, deadline)
+
+    def _hunt(self, goal: Goal, aims: npt.NDArray[np.int64], time: QuestionTime) -> Runs:
         """The data as given, then the best run for each aim, trained again in plain torch."""
         unrolled = self.attacker.unrolled
         nominal = Packed.of(unrolled.nominal(1), unrolled)
@@ -165,8 +197,10 @@ class Refuter:
             return self.attacker.trained_again(nominal, 1)
         quantity = torch.from_numpy(aims).to(unrolled.poison.features.device)
         aim = Aim(quantity, torch.ones_like(quantity, dtype=torch.float64))
-        hunt = Hunt(unrolled, goal, aim, self.attacker.search)
+        limit = shorter(self.attacker.search.time_limit, time.of_search(len(aims)))
+        hunt = Hunt(unrolled, goal, aim, replace(self.attacker.search, time_limit=limit))
         best = hunt.run()
+        time.ends.missed |= hunt.deadline.missed
         data = Packed.cat([nominal, best.data.rows(best.first_of_each_run())])
         return self.attacker.trained_again(data, hunt.chunk)
 
@@ -284,15 +318,16 @@ class _Checks:
         runs: Runs,
         slack: Tensor,
         lower: npt.NDArray[np.float64],
+        time: QuestionTime,
     ) -> None:
-        self._refuter, self._goal, self._runs = refuter, goal, runs
+        self._refuter, self._goal, self._runs, self._time = refuter, goal, runs, time
         self.slack, self._lower = slack, lower
         self._known: dict[int, _Checked | None] = {}
 
     def of(self, run: int) -> _Checked | None:
-        """A run with its data; None where no data near its own are admissible exactly."""
+        """A run with its data; None where no data near its own are admissible exactly, or in time."""
         if run not in self._known:
-            self._known[run] = self._checked(run)
+            self._known[run] = self._checked(run) if self._time.for_one_more() else None
         return self._known[run]
 
     def _checked(self, run: int) -> _Checked | None:

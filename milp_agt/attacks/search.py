@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from milp_agt.attacks.best import Aim, Best
 from milp_agt.attacks.corners import Corners, corners_of
 from milp_agt.attacks.goals import Goal
 from milp_agt.attacks.local import shrunk, turned
@@ -17,7 +20,7 @@ from milp_agt.attacks.pool import all_ways, random_poisoning
 from milp_agt.attacks.selection import Masks, Selector
 from milp_agt.attacks.teams import SingleGains
 from milp_agt.attacks.trained import GraphModels
-from milp_agt.attacks.unrolled import Poisoning, State, Unrolled
+from milp_agt.attacks.unrolled import Pace, Poisoning, State, Unrolled
 from milp_agt.core.deadline import Deadline
 from milp_agt.core.restriction import UNRESTRICTED, Restriction
 from milp_agt.errors import InvalidInputError
@@ -26,6 +29,8 @@ from milp_agt.training import inputs
 LARGEST_CHUNK = 4096  # attacks in one pass
 ENTERING, LEAVING = 4, 2  # candidates of an exchange by gradient
 MUTATIONS = 16  # random ones in a round
+GRADIENT = 3.0  # runs that one with its gradient is as dear as
+SHARE = 0.25  # of the time that is left, for one pass
 TEAMS = 4  # of the best single samples, for each aim
 # Local moves of each kind in a round: for each aim, for all of them.
 VARIANTS, FEWEST_VARIANTS = 5, 64
@@ -83,54 +88,6 @@ class Search:
         Deadline.within(self.time_limit)
 
 
-@dataclass(frozen=True)
-class Aim:
-    """Ends of quantities: ``sign * quantity`` is raised."""
-
-    quantity: Tensor
-    sign: Tensor
-
-    def __len__(self) -> int:
-        return len(self.quantity)
-
-
-@dataclass
-class Best:
-    """The best run that was met for every aim.
-
-    Attributes:
-        value: ``sign * quantity``, (aims,).
-        data: poisoned data, one row for each aim.
-        run: number of the run for each aim, (aims,).
-        runs: trained models so far.
-    """
-
-    aim: Aim
-    value: Tensor
-    data: Packed
-    run: Tensor
-    runs: int = 0
-
-    def offer(self, values: Tensor, poisoning: Poisoning, unrolled: Unrolled) -> None:
-        """Keep what is better; values (attacks, quantities). A number that is not finite never is."""
-        before, self.runs = self.runs, self.runs + len(values)
-        found = values[:, self.aim.quantity] * self.aim.sign
-        found = torch.where(torch.isfinite(found), found, -torch.inf)
-        best, row = found.max(0)
-        better = best > self.value
-        if bool(better.any()):
-            self.value = torch.where(better, best, self.value)
-            self.run = torch.where(better, before + row, self.run)
-            self.data = self.data.replaced(better, Packed.of(poisoning.rows(row[better]), unrolled))
-
-    def first_of_each_run(self) -> Tensor:
-        """One aim for each distinct run, in the order of the aims."""
-        distinct, of_run = self.run.unique(return_inverse=True)
-        aims = torch.arange(len(self.run), device=self.run.device)
-        last = torch.full_like(distinct, len(self.run))
-        return last.scatter_reduce(0, of_run, aims, "amin").sort().values
-
-
 class _TimeIsOver(Exception):
     """Ends a search; what it has met is kept."""
 
@@ -156,10 +113,14 @@ class Hunt:
         self.best = Best(aim, lowest, nominal, torch.zeros_like(aim.quantity))
         self.exhaustive, self.halved = False, False
         self.deadline = Deadline.within(search.time_limit)
+        self.pace: Pace | None = None  # measured where there is a time limit
+        self.slower = 1.0  # than the pace says, in the newest pass
 
     def run(self, known: Packed | None = None) -> Best:
         """The best run for every aim that is met in time; ``known`` runs are tried in any case."""
         self._train(self.unrolled.nominal(1))
+        if math.isfinite(self.deadline.at):
+            self.pace = self.unrolled.pace()
         with suppress(_TimeIsOver):
             self.exhaustive = self.unrolled.poison.is_clean or self._enumerated()
         if self.exhaustive:
@@ -228,12 +189,14 @@ class Hunt:
 
     def _scored(self, poisoning: Poisoning, aims: Tensor) -> Tensor:
         """What attacks reach for some aims, (aims, attacks), by the scores of the goal."""
-        self._check_time()
-        with torch.no_grad():
-            state = self.unrolled.run(poisoning)
-            scores = self.goal.scores(GraphModels(self.unrolled.step_graph, state))
-        self._offer(state, poisoning)
-        return (scores[:, self.best.aim.quantity[aims]] * self.best.aim.sign[aims]).T
+        found = []
+        for part in self._in_time(len(poisoning)):
+            some = poisoning if len(part) == len(poisoning) else poisoning.rows(part)
+            with torch.no_grad():
+                state = self.unrolled.run(some)
+                found.append(self.goal.scores(GraphModels(self.unrolled.step_graph, state)))
+            self._offer(state, some)
+        return (torch.cat(found)[:, self.best.aim.quantity[aims]] * self.best.aim.sign[aims]).T
 
     def _vary(self, table: SingleGains, aims: Tensor) -> None:
         """Swap a poisoned sample of each best run, give it another corner, flip its signs, shrink it."""
@@ -251,12 +214,34 @@ class Hunt:
             self._evaluate(merged(one, shrunk(self.unrolled, data, self.generator), data))
 
     def _evaluate(self, poisoning: Poisoning) -> None:
-        self._check_time()
-        self._train(poisoning)
+        for part in self._in_time(len(poisoning)):
+            self._train(poisoning if len(part) == len(poisoning) else poisoning.rows(part))
 
-    def _check_time(self) -> None:
-        if self.deadline.is_over():
-            raise _TimeIsOver
+    def _in_time(self, attacks: int, runs: float = 1.0) -> Iterator[Tensor]:
+        """Attacks in pieces, each predicted to take at most a share of the time that is left.
+
+        Each is as dear as so many ``runs``. All at once without a time limit.
+
+        Raises:
+            _TimeIsOver: not even one attack is predicted to end in time.
+        """
+        first, device = 0, self.best.value.device
+        while first < attacks:
+            if self.deadline.is_over():
+                raise _TimeIsOver
+            count = attacks - first
+            if self.pace is not None:
+                left = self.deadline.left / (runs * self.slower)
+                if self.pace.seconds(1) > left:
+                    self.deadline.missed = True
+                    raise _TimeIsOver
+                count = min(count, self.pace.runs(SHARE * left))
+            before = self.deadline.left
+            yield torch.arange(first, first + count, device=device)
+            if self.pace is not None:
+                predicted = runs * self.pace.seconds(count)
+                self.slower = max(1.0, (before - self.deadline.left) / max(predicted, 1e-9))
+            first += count
 
     def _train(self, poisoning: Poisoning) -> None:
         if not len(poisoning):
@@ -272,16 +257,20 @@ class Hunt:
 
     def _gradient(self, data: Poisoning, aims: Tensor, trials: Tensor) -> Poisoning:
         """Gradient of the surrogate of each aim; the run is offered to all aims on the way."""
-        self._check_time()
         aim = self.best.aim
+        found = []
+        for part in self._in_time(len(data), GRADIENT):
 
-        def score(state: State) -> Tensor:
-            models = GraphModels(self.unrolled.step_graph, state)
-            return self.goal.surrogate(models, aim.quantity[aims], aim.sign[aims], trials)
+            def score(state: State, part: Tensor = part) -> Tensor:
+                models = GraphModels(self.unrolled.step_graph, state)
+                own = aims[part]
+                return self.goal.surrogate(models, aim.quantity[own], aim.sign[own], trials[part])
 
-        state, gradient = self.unrolled.gradient(data, score)
-        self._offer(state, data)
-        return gradient
+            some = data if len(part) == len(data) else data.rows(part)
+            state, gradient = self.unrolled.gradient(some, score)
+            self._offer(state, some)
+            found.append(gradient)
+        return found[0] if len(found) == 1 else Poisoning.cat(found)
 
     def _ascend(self, aims: Tensor, trials: Tensor) -> None:
         """Samples and moves that the gradient favours, again and again, from several starts."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from time import monotonic
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from milp_agt.training.tracing import StepGraph
 from milp_agt.training.training import Training, UpdateRule
 
 State = dict[str, Tensor]  # parameters and velocities of many runs, (attacks, *shape)
+SOME = 5  # runs that are timed at once
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,23 @@ class Poisoning:
     def cat(parts: Sequence[Poisoning]) -> Poisoning:
         kinds = ([p.features for p in parts], [p.labels for p in parts], [p.there for p in parts])
         return Poisoning(*(tuple(map(torch.cat, zip(*k, strict=True))) for k in kinds))
+
+
+@dataclass(frozen=True)
+class Pace:
+    """Predicted seconds of many runs at once: ``first + (runs - 1) * each``."""
+
+    first: float
+    each: float
+
+    def seconds(self, runs: int) -> float:
+        return self.first + (runs - 1) * self.each
+
+    def runs(self, seconds: float) -> int:
+        """How many fit into so many seconds, at least one."""
+        if seconds <= self.first:
+            return 1
+        return 1 + int(min((seconds - self.first) / max(self.each, 1e-9), 1e9))
 
 
 @dataclass(frozen=True)
@@ -126,7 +145,7 @@ class Unrolled:
             leaves = zip(data.there, self.leaf_present, strict=True)
             return tuple((t != present,) * 2 for t, present in leaves)
         return tuple(
-            ((x != own.features).flatten(2).any(-1), (y != own.labels).any(-1))
+            (_differs(x, own.features), _differs(y, own.labels))
             for x, y, own in zip(data.features, data.labels, self.leaf_poisons, strict=True)
         )
 
@@ -174,13 +193,24 @@ class Unrolled:
         """The states after every step."""
         state: Mapping[str, Tensor] = self.start(len(poisoning)) if start is None else start
         states = []
-        for step, update in enumerate(self.updates):
-            x, y = self.batch_data(poisoning, step)
-            there = self.batch_present(poisoning, step)
-            step_graph, schedule = self.step_graph, self.schedule
-            states.append(step_at_points(step_graph, schedule, state, x, y, update, there))
+        for step in range(len(self.updates)):
+            states.append(self._stepped(state, step, self.data_of(poisoning, step)))
             state = states[-1]
         return states
+
+    def data_of(self, poisoning: Poisoning, step: int) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Features and labels of the batch of a step, and which of its samples are there."""
+        return *self.batch_data(poisoning, step), self.batch_present(poisoning, step)
+
+    def _stepped(
+        self,
+        state: Mapping[str, Tensor],
+        step: int,
+        data: tuple[Tensor, Tensor, Tensor | None],
+    ) -> State:
+        x, y, there = data
+        update = self.updates[step]
+        return step_at_points(self.step_graph, self.schedule, state, x, y, update, there)
 
     def run(self, poisoning: Poisoning, start: Mapping[str, Tensor] | None = None) -> State:
         """The final states."""
@@ -191,23 +221,64 @@ class Unrolled:
     ) -> tuple[State, Poisoning]:
         """Final states, and the gradient of each attack's ``score`` (attacks,) in its data.
 
-        A gradient that is not a number (a run that diverged) is returned as 0.
+        A gradient that is not a number (a run that diverged) is returned as 0; so is that of features that
+        no sample can move.
         """
-        leaf = poisoning.map(lambda tensor: tensor.detach().clone().requires_grad_())
-        final = self.run(leaf, start)
+        # Of single batches: through the data set, each step would fill a gradient as large as the data set.
+        state: Mapping[str, Tensor] = self.start(len(poisoning)) if start is None else start
+        wanted: list[tuple[Tensor | None, ...]] = []
+        for step in range(len(self.updates)):
+            x, y, there = self.data_of(poisoning, step)
+            if self._moves_features:
+                x = x.detach().clone().requires_grad_()
+            y = y.detach().clone().requires_grad_()
+            there = None if there is None else there.detach().clone().requires_grad_()
+            state = self._stepped(state, step, (x, y, there))
+            wanted.append((x if self._moves_features else None, y, there))
+        final = dict(state)
         total = score(final).sum()
-        wanted = [*leaf.features, *leaf.labels, *leaf.there]
-        pulls: Sequence[Tensor | None] = [None] * len(wanted)
+        known = [v for each in wanted for v in each if v is not None]
+        pulls: Sequence[Tensor | None] = [None] * len(known)
         if total.requires_grad:
-            pulls = torch.autograd.grad(total, wanted, allow_unused=True)
-        found = [
-            torch.zeros_like(v) if g is None else torch.nan_to_num(g, posinf=0.0, neginf=0.0)
-            for v, g in zip(wanted, pulls, strict=True)
-        ]
-        leaves = len(leaf.features)
-        detached = {name: value.detach() for name, value in final.items()}
-        kinds = found[:leaves], found[leaves : 2 * leaves], found[2 * leaves :]
-        return detached, Poisoning(*map(tuple, kinds))
+            pulls = torch.autograd.grad(total, known, allow_unused=True)
+        of_each = iter(pulls)
+        found = [tuple(None if v is None else next(of_each) for v in each) for each in wanted]
+        kinds = (poisoning.features, poisoning.labels, poisoning.there)
+        summed = [self._on_leaves(leaves, [f[k] for f in found]) for k, leaves in enumerate(kinds)]
+        return {name: value.detach() for name, value in final.items()}, Poisoning(*summed)
+
+    def _on_leaves(
+        self, leaves: tuple[Tensor, ...], pulls: Sequence[Tensor | None]
+    ) -> tuple[Tensor, ...]:
+        """Gradients in the leaves from those in the batches of all steps."""
+        if not leaves or all(pull is None for pull in pulls):
+            return tuple(torch.zeros_like(v[:, :1, ...]).expand(v.shape) for v in leaves)
+        found = [torch.zeros_like(leaf, memory_format=torch.contiguous_format) for leaf in leaves]
+        for step, pull in enumerate(pulls):
+            if pull is not None:
+                own = torch.nan_to_num(pull, posinf=0.0, neginf=0.0)
+                if self.poison.static:
+                    found[0].index_add_(1, self.batches[step], own)
+                else:
+                    found[step] += own
+        return tuple(found)
+
+    @cached_property
+    def _moves_features(self) -> bool:
+        return self.poison.feature_moves is not None
+
+    def pace(self) -> Pace:
+        """Seconds of runs, measured by the first step of one run and of some at once."""
+        seconds = []
+        for attacks in (1, 1, SOME):  # the first is slow in a new process
+            data = self.nominal(attacks)
+            begun = monotonic()
+            with torch.no_grad():
+                self._stepped(self.start(attacks), 0, self.data_of(data, 0))
+            seconds.append(monotonic() - begun)
+        each = max(0.0, seconds[2] - seconds[1]) / (SOME - 1)
+        steps = len(self.updates)
+        return Pace(steps * seconds[1], steps * each)
 
     @cached_property
     def bytes_per_attack(self) -> int:
@@ -215,9 +286,29 @@ class Unrolled:
         nodes = self.schedule.all
         each = sum(node.signature.size for node in nodes if node.batched)
         shared = sum(node.signature.size for node in nodes if not node.batched)
-        return 16 * sum(each * len(batch) + shared for batch in self.batches)
+        moving = sum(leaf.labels.numel() for leaf in self.leaf_poisons)
+        if self._moves_features:
+            moving += sum(leaf.features.numel() for leaf in self.leaf_poisons)
+        # The data themselves, their gradient and the moves that it favours.
+        return 16 * sum(each * len(batch) + shared for batch in self.batches) + 24 * moving
 
     def bytes_of_outputs(self, points: int) -> int:
         """Memory of the outputs of one model on test points, about."""
         nodes = self.step_graph.graph.needed_for([self.step_graph.output])
         return 16 * points * sum(node.signature.size for node in nodes if node.batched)
+
+
+def _differs(data: Tensor, nominal: Tensor) -> Tensor:
+    """Which samples differ from the data as given, (attacks, n)."""
+    if same(data, nominal.expand(data.shape)):
+        return torch.zeros(data.shape[:2], dtype=torch.bool, device=data.device)
+    return (data != nominal).flatten(2).any(-1)
+
+
+def same(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors are one and the same memory, seen in the same way."""
+    return (
+        one.data_ptr() == other.data_ptr()
+        and one.shape == other.shape
+        and (one.stride() == other.stride())
+    )

@@ -35,7 +35,7 @@ _ACTIVATIONS: dict[type[nn.Module], Callable[[Any], dict[str, Any] | None]] = {
     nn.Dropout: lambda layer: None,
 }
 # Products (of bounds or of coefficients) that a check may take: some 20 s on one core.
-PRODUCTS = {"interval": 2e8, "listed": 2e8, "affine": 1e8}
+PRODUCTS = {"interval": 2e8, "listed": 2e8, "affine": 3e8}
 LOSSES = ("cross_entropy", "bce", "hinge", "mse")
 
 
@@ -89,7 +89,7 @@ def affordable(stated: Statement, method: str) -> bool:
     moved += (poisoned.samples.y.lo < poisoned.samples.y.hi).any((0, 1)).sum()
     states = 2 if any(rule.momentum for rule in problem.rules) else 1
     slots = seen if stated.anew else len(poisoned.open)
-    symbols = int(moved) * slots + states * count * steps
+    symbols = int(moved) * slots + states * count * steps * (1 + slots / 40)  # noise, by slots
     widths = [stated.initial[layer.weight].shape[0] for layer in problem.layers if layer.weight]
     outputs = widths[-1] ** 2
     return bool((seen * max(*widths, outputs, 1) + count * steps) * symbols <= PRODUCTS[method])

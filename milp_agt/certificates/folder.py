@@ -26,7 +26,9 @@ from milp_agt.core.interval import POISONED
 from milp_agt.core.relaxation import Relaxation
 from milp_agt.core.rounding import FLOAT64
 from milp_agt.io.files import replace
-from milp_agt.runfile.property_tables import AccuracyTable, LossTable, StableTable
+from milp_agt.properties.accuracy import AccuracyTable
+from milp_agt.properties.mean_loss import LossTable
+from milp_agt.properties.stable import StableTable
 from milp_agt.runfile.run_file import LoadedRun
 from milp_agt.runfile.verdicts import Verdict
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from milp_agt.bounds import program
 from milp_agt.bounds.adversary.enumerated import Enumerated
@@ -15,6 +16,7 @@ from milp_agt.bounds.linear.linearized_step import LinearizedStep, linearize_ste
 from milp_agt.bounds.passes import Passes
 from milp_agt.bounds.signed_entries import count_of
 from milp_agt.bounds.step import NodeOrder, State, Step
+from milp_agt.bounds.zonotope import ZonotopePass
 from milp_agt.certification import planning
 from milp_agt.certification.chains import Chain, ChainPart
 from milp_agt.certification.options import CertifyOptions
@@ -49,6 +51,7 @@ class Bounder:
     passes: Passes = field(default_factory=Passes)
     inner_passes: Passes = field(default_factory=Passes)
     incumbents: tuple[Sequence[program.Incumbents], ...] = ()  # of the newest programs
+    final: program.FinalZonotope | None = None  # the newest
 
     def bound(
         self,
@@ -63,8 +66,13 @@ class Bounder:
         """
         part.forget(self.plan.longest_window - 1)
         if part.forward is not None:
-            part.forward = part.forward.advanced(step, last=step.index + 1 == self.plan.steps)
-            return part.forward.updated(), None
+            last = step.index + 1 == self.plan.steps
+            part.forward = part.forward.advanced(step, last=last)
+            state = part.forward.updated()
+            # The rows hold the state after a projection, this box the one before it.
+            if not last or step.update.projection is not None:
+                return state, None
+            return self._solve_rows(chain, part.forward, step, state, until)
         if chain.level is Relaxation.INTERVAL and all(b.is_whole for b in part.state.values()):
             return part.state, None  # nothing is known any more, and nothing can come of it
         ranges = self.ranges(chain, part, step)
@@ -170,16 +178,11 @@ class Bounder:
                 f"can take; '{chain.level.value}' was left to the linear bounds"
             )
             return state, None
-        options = program.SolveOptions(
-            self.solvers[chain.level],
-            self.options.solve_limits,
-            deadline=until,
-            workers=self.options.workers,
-        )
+        options = self._solving(chain.level, until)
         try:
             encoding = self._encoding(chain)
             state, report = program.bound_state(
-                encoding.window(span), state, options, self._witness(step)
+                encoding.window(span), state, options, self._witness(step.index)
             )
         except SolverUnavailableError as error:  # a licence that is too small, say
             self.notes.fall_back(
@@ -187,21 +190,80 @@ class Bounder:
                 limit=True,
             )
             return state, None
-        self._confirm(step, state, report, options.solver)
-        self.recorder.program(step.index, chain.name, report)
+        self._take(chain.name, chain.level, step, state, report)
+        return state, report
+
+    def _solve_rows(
+        self,
+        chain: Chain,
+        forward: ZonotopePass,
+        step: Step,
+        state: State,
+        until: float | None,
+    ) -> tuple[State, program.ProgramReport | None]:
+        """The box of a zonotope met with what programs on its rows prove, in half the time that is left."""
+        final = self.final_zonotope(forward, step.index)
+        if final is None:
+            return state, None
+        if until is not None:
+            now = time.monotonic()
+            final.options = replace(final.options, deadline=0.5 * (now + until))
+        try:
+            state, report = final.bound_state(state)
+        except SolverUnavailableError as error:  # a licence that is too small, say
+            self.notes.fall_back(
+                f"step {step.index + 1}: the rows of the zonotope were not solved: {error}"
+            )
+            return state, None
+        final.options = replace(final.options, deadline=None)
+        final.of_state = report.incumbents
+        self._take(chain.name, self._level_of_rows, step, state, report)
+        return state, report
+
+    def final_zonotope(self, forward: ZonotopePass, index: int) -> program.FinalZonotope | None:
+        """The program on the rows of a zonotope after a step; None where it gains nothing, and for levels
+        without programs."""
+        if not self.plan.relaxation.uses_programs or not program.FinalZonotope.gains(forward):
+            return None
+        if self.final is None or self.final.forward is not forward:
+            level = self._level_of_rows
+            witness = self._witness(index)
+            self.final = program.FinalZonotope(
+                forward, level.exact_phases, self._solving(level), witness
+            )
+        return self.final
+
+    def _solving(self, level: Relaxation, deadline: float | None = None) -> program.SolveOptions:
+        solver, limits = self.solvers[level], self.options.solve_limits
+        return program.SolveOptions(solver, limits, deadline=deadline, workers=self.options.workers)
+
+    @property
+    def _level_of_rows(self) -> Relaxation:
+        return Relaxation.MILP if self.plan.relaxation.exact_phases else Relaxation.LP
+
+    def _take(
+        self,
+        name: str,
+        level: Relaxation,
+        step: Step,
+        state: State,
+        report: program.ProgramReport,
+    ) -> None:
+        """Confirm the bounds of programs by real runs, and note what was lost and limited."""
+        self._confirm(step, state, report, self.solvers[level])
+        self.recorder.program(step.index, name, report)
         if report.lost:
             self.notes.fall_back(
-                f"step {step.index + 1}: {report.lost} objectives of '{chain.level.value}' were lost with "
+                f"step {step.index + 1}: {report.lost} objectives of '{level.value}' were lost with "
                 "workers that died twice; they keep the cheaper bound",
                 limit=True,
             )
         if report.limited:
             self.notes.fall_back(
                 f"step {step.index + 1}: {report.limited} of {report.solves + report.limited} solves by "
-                f"'{chain.level.value}' met a limit; their best dual bound counts, or the linear one",
+                f"'{level.value}' met a limit; their best dual bound counts, or the linear one",
                 limit=True,
             )
-        return state, report
 
     def _encoding(self, chain: Chain) -> program.Encoding:
         level = chain.level
@@ -237,10 +299,8 @@ class Bounder:
         return program.FinalWindow(
             self._encoding(chain),
             self._span(part, chain.state),
-            program.SolveOptions(
-                self.solvers[chain.level], self.options.solve_limits, workers=self.options.workers
-            ),
-            self._witness(part.window[-1].step),
+            self._solving(chain.level),
+            self._witness(part.window[-1].step.index),
             self.incumbents,
         )
 
@@ -255,6 +315,6 @@ class Bounder:
         names = list(state)
         runs.check_state(names, program.ends_of(state, names)[0], solver.name)
 
-    def _witness(self, step: Step) -> program.Witness | None:
-        """States of real runs after a step, which no bound of a program may exclude."""
-        return None if self.witnesses is None else self.witnesses.after(step.index)
+    def _witness(self, index: int) -> program.Witness | None:
+        """States of real runs after the step of an index, which no bound of a program may exclude."""
+        return None if self.witnesses is None else self.witnesses.after(index)

@@ -2,43 +2,92 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import time
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from torch import Tensor
 
 from milp_agt.bounds.cells.ends import box_of_parameters
 from milp_agt.bounds.cells.search import Limits
-from milp_agt.bounds.step import State
+from milp_agt.bounds.step import State, union
+from milp_agt.bounds.zonotope import least_by_branching
+from milp_agt.core.interval import Interval
 from milp_agt.core.reachable import ReachableSet
 from milp_agt.errors import InvalidInputError
-from milp_agt.properties.models import ReachableModels
+from milp_agt.properties.models import ReachableModels, Reached
 from milp_agt.training.tracing import StepGraph
+
+# Of the time, for branching on a zonotope where cells are searched, too.
+SHARE = 0.4
 
 
 def narrowed(models: ReachableModels, known: ReachableSet, seconds: float) -> ReachableSet:
-    """A reachable set met with the box of a search of so many seconds.
+    """A reachable set met with the boxes of searches of so many seconds.
+
+    What the run carries as a zonotope is branched on samples and phases first, end by end; then selections
+    and cells of their moves are searched, where they can be listed.
 
     Raises:
-        InvalidInputError: models without a tree.
+        InvalidInputError: models without a tree, or without anything that it can search.
         SoundnessError: an empty meet.
     """
+    asked, begun = "A reachable set is narrowed by a tree", time.monotonic()
     if models.tree is None:
         raise InvalidInputError(
-            "A reachable set is narrowed by a tree",
+            asked,
             "a result without one: of tree = 0, before the last step, or loaded from a file",
             "certify with tree = 60, say",
         )
-    found = box_of_parameters(models.tree, Limits(seconds))
-    state = models.state
-    met = {
-        name: found[name].meet(state[name], f"'{name}' by a tree and by steps") for name in found
-    }
-    box = reachable_of(models.step_graph, {**state, **met}, models.nominal)
+    cells, carried = models.tree.cells, _carried(models)
+    if cells is None and not carried:
+        raise InvalidInputError(
+            asked,
+            "selections that cannot be listed, and a zonotope that ended before the last step",
+            "use a smaller budget or radius, or fewer steps",
+        )
+    state = dict(models.state)
+    if carried:
+        granted = seconds * (1.0 if cells is None else SHARE) / len(carried)
+        found = union([_branched(models, reached, granted) for reached in carried])
+        state = _met(state, found, "by a tree over samples and phases and by other bounds")
+    left = seconds - (time.monotonic() - begun)
+    if cells is not None:
+        found = box_of_parameters(cells, Limits(left), state)
+        state = _met(state, found, "by a tree over cells and by other bounds")
+    box = reachable_of(models.step_graph, state, models.nominal)
     lower = {name: np.maximum(box.lower[name], known.lower[name]) for name in box.lower}
     upper = {name: np.minimum(box.upper[name], known.upper[name]) for name in box.upper}
     return ReachableSet(lower, upper, known.nominal, known.trainable)
+
+
+def _carried(models: ReachableModels) -> Sequence[Reached]:
+    """Zonotopes that together hold every reachable model; empty where there are none."""
+    if models.beside is not None and models.beside.forward is not None:
+        return (models.beside,)
+    return models.reached if all(r.forward is not None for r in models.reached) else ()
+
+
+def _branched(models: ReachableModels, reached: Reached, seconds: float) -> State:
+    """The box of the parameters of a zonotope by branch and bound, end by end."""
+    assert reached.forward is not None
+    rows = models.parameter_rows(reached)
+    coefficients = models.on_parameters(reached, rows)
+    wanted = rows.new_full((len(rows),), torch.inf)
+    low, _ = least_by_branching(reached.forward, coefficients, wanted, seconds)
+    names = models.step_graph.parameters
+    shapes = [reached.state[name].lower.shape[1:] for name in names]
+    lower, upper = (end.split([shape.numel() for shape in shapes]) for end in low.chunk(2))
+    return {
+        name: Interval(down.reshape(1, *shape), -up.reshape(1, *shape))
+        for name, shape, down, up in zip(names, shapes, lower, upper, strict=True)
+    }
+
+
+def _met(state: State, found: State, how: str) -> dict[str, Interval]:
+    return {**state, **{n: found[n].meet(state[n], f"'{n}' {how}") for n in found}}
 
 
 def reachable_of(

@@ -52,6 +52,8 @@ from milp_agt.training.training import Batch, Training
 
 # Predictions of more than so many seconds are logged before the first step.
 TOLD_FROM = 60.0
+# The attacks of a question that has no deadline of its own may take this share of a time limit.
+REFUTING = 0.15
 OnStep = Callable[[Result, int, int], None]
 
 
@@ -249,12 +251,10 @@ def certify(
     attacker = Attacker(
         unrolled, attack if isinstance(attack, Search) else Search(), restriction, origin
     )
-    if refutes and result.limit_reached and options.time_limit is not None:
-        left = "no attacks on what stays open: the time limit came first"
-        result = replace(result, fallbacks=(*result.fallbacks, left))
-    elif refutes and attacker.has_moves:
-        thorough = options.refute == "thorough"
-        decider = Refuter.of(attacker, precision, threat.describe(), thorough)
+    if refutes and attacker.has_moves:
+        thorough, limit = options.refute == "thorough", options.time_limit
+        seconds = None if limit is None else REFUTING * limit
+        decider = Refuter.of(attacker, precision, threat.describe(), thorough, seconds)
         result = replace(result, decider=decider)
     if attack is False:
         return result

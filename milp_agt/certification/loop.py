@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import torch
@@ -37,6 +37,7 @@ from milp_agt.core.remarks import Notes, Remarks
 from milp_agt.core.restriction import UNRESTRICTED, Restriction
 from milp_agt.data.origin import Origin
 from milp_agt.errors import InvalidInputError, SoundnessError
+from milp_agt.properties.models import Reached
 from milp_agt.solvers.solver import Solver
 from milp_agt.threats.poison import Poison
 from milp_agt.training.run_words import run_in_words
@@ -94,7 +95,8 @@ class BoundedRun:
         self.tree: TreePlan | None = None
         if options.tree:
             run = (step_graph, self.schedule, start, poison, training)
-            self.tree = TreePlan.of(*run, restriction, options.tree)
+            is_carried = any(part.forward is not None for part in self.chains.parts)
+            self.tree = TreePlan.of(*run, restriction, options.tree, is_carried)
         self.nominal: dict[str, Tensor] = {n: v.to(device) for n, v in step_graph.initial.items()}
         if training.has_momentum:
             for name in step_graph.parameters:
@@ -351,13 +353,20 @@ class BoundedRun:
             return None  # the last step has only cheaper bounds, and so have questions
         return self.bounder.last_program(chain)
 
+    def _with_rows(self, reached: Reached) -> Reached:
+        """The same with programs on the rows of its zonotope, for questions about the model."""
+        if reached.forward is None or not self.records:
+            return reached
+        final = self.bounder.final_zonotope(reached.forward, len(self.records) - 1)
+        return replace(reached, rows=final)
+
     def result(self) -> Result:
         """The result proved so far."""
         return Result.of(
             step_graph=self.step_graph,
             schedule=self.schedule,
-            reached=tuple(self.chains.reached(self.plan.window)),
-            beside=self.chains.beside,
+            reached=tuple(map(self._with_rows, self.chains.reached(self.plan.window))),
+            beside=self.chains.beside and self._with_rows(self.chains.beside),
             program=self._program(),
             rows=self.plan.pieces.rows,
             tree=self.tree if len(self.records) == self.plan.steps else None,

@@ -116,7 +116,8 @@ class CertifyOptions(Table):
         default=0.0,
         description="Seconds that a question about classes may take for a tree over selections of poisoned "
         "samples and cells of their moves, which decides the test points that all other bounds leave open; "
-        "0 for none. For features, and targets of regressions, of a few samples of the data set.",
+        "0 for none. For features, and targets of regressions, of a few samples of the data set. A run that "
+        "carries a zonotope takes any budget: `result.narrowed` then branches on samples and phases.",
     )
     time_limit: Time | None = Field(
         default=None,

@@ -28,6 +28,8 @@ def proposals(
     if models.program is not None:
         found.extend(models.program.incumbents)
     for reached in models.everywhere:
+        if reached.rows is not None:
+            found.extend(reached.rows.incumbents)
         if reached.forward is None:
             continue
         samples = reached.forward.zonotope.samples

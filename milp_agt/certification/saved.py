@@ -13,6 +13,7 @@ from torch import nn
 
 from milp_agt.errors import InvalidInputError
 from milp_agt.io.files import DAMAGE, replace
+from milp_agt.training.layers.builder import layer_rules
 from milp_agt.training.plain_calls import CALLS, unpacked
 from milp_agt.training.rebuilt import Forward, Group
 
@@ -72,38 +73,6 @@ def read(path: Path) -> tuple[dict[str, npt.NDArray[Any]], dict[str, Any]]:
     return arrays, about
 
 
-# Constructor arguments of each supported layer; it has attributes of the same names.
-_POOL = ("kernel_size", "stride", "padding", "ceil_mode")
-_NORM = ("num_features", "eps", "momentum", "affine")
-_OPTIONS: dict[type[nn.Module], tuple[str, ...]] = {
-    nn.Linear: ("in_features", "out_features", "bias"),
-    nn.ReLU: (),
-    nn.LeakyReLU: ("negative_slope",),
-    nn.Sigmoid: (),
-    nn.Tanh: (),
-    nn.GELU: ("approximate",),
-    nn.SiLU: (),
-    nn.ELU: ("alpha",),
-    nn.Softplus: ("beta", "threshold"),
-    nn.Hardtanh: ("min_val", "max_val"),
-    nn.ReLU6: (),
-    nn.Flatten: ("start_dim", "end_dim"),
-    nn.Identity: (),
-    nn.Dropout: ("p",),
-    nn.Dropout1d: ("p",),
-    nn.Dropout2d: ("p",),
-    nn.Conv2d: (
-        *("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation"),
-        *("groups", "bias"),
-    ),
-    nn.AvgPool2d: (*_POOL, "count_include_pad", "divisor_override"),
-    nn.AdaptiveAvgPool2d: ("output_size",),
-    nn.MaxPool2d: (*_POOL, "dilation"),
-    nn.BatchNorm1d: _NORM,
-    nn.BatchNorm2d: _NORM,
-}
-
-
 def describe(model: nn.Module, seen: dict[int, int] | None = None) -> dict[str, Any]:
     """A model of supported layers as plain data; a module that occurs twice is named once."""
     seen = {} if seen is None else seen
@@ -113,12 +82,13 @@ def describe(model: nn.Module, seen: dict[int, int] | None = None) -> dict[str, 
     kind = type(model).__name__
     frozen = [n for n, p in model.named_parameters(recurse=False) if not p.requires_grad]
     about: dict[str, Any] = {"type": kind, "frozen": frozen}
-    if type(model) not in _OPTIONS:
+    rule = layer_rules().get(type(model))
+    if rule is None:
         children = {n: describe(c, seen) for n, c in model._modules.items() if c is not None}
         if type(model).forward is nn.Sequential.forward:
             return about | {"type": "Sequential", "children": children}
         return about | {"type": "Forward", "children": children} | _own(model)
-    options = {name: getattr(model, name) for name in _OPTIONS.get(type(model), ())}
+    options = {name: getattr(model, name) for name in rule.saved}
     if "bias" in options:
         options["bias"] = options["bias"] is not None
     return about | {"options": options}
@@ -180,7 +150,7 @@ def rebuild(about: Mapping[str, Any], seen: list[nn.Module] | None = None) -> nn
         return model
     if about["type"] == "Forward":
         return _rebuild_own(about, seen)
-    kinds = {kind.__name__: kind for kind in _OPTIONS}
+    kinds: dict[str, type[nn.Module]] = {kind.__name__: kind for kind in layer_rules()}
     # Evaluation mode, because the tracer refuses a training mode that changes anything.
     module = kinds[about["type"]](**about["options"]).eval()
     module.double()

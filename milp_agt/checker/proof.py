@@ -13,9 +13,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from milp_agt.checker import affine, questions, training
-from milp_agt.checker.affine import Form, Symbols
 from milp_agt.checker.boxes import Array, Box
 from milp_agt.checker.files import Rejected
+from milp_agt.checker.forms import Form, Symbols
 from milp_agt.checker.layers import Problem, Samples
 from milp_agt.checker.statement import Question, Statement
 
@@ -38,14 +38,14 @@ class Reached:
         found = questions.margins(self.problem, self.boxes, x, labels)
         if self.forms is None:
             return found
-        other = affine.margins(self.problem, *self.forms, x, labels)
+        other = questions.margins_of_forms(self.problem, *self.forms, x, labels)
         return Box(np.maximum(found.lo, other.lo), np.minimum(found.hi, other.hi))
 
     def outputs(self, x: Array) -> Box:
         found = questions.outputs(self.problem, self.boxes, x)
         if self.forms is None:
             return found
-        other = affine.outputs(self.problem, *self.forms, x)[1]
+        other = questions.ranges_at(*questions.outputs_of_forms(self.problem, *self.forms, x))
         return Box(np.maximum(found.lo, other.lo), np.minimum(found.hi, other.hi))
 
 

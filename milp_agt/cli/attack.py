@@ -110,16 +110,18 @@ def _within(search: Search, share: float | None) -> Search:
 
 def _aims(run: LoadedRun) -> list[tuple[str, Objective]]:
     """The properties of the file as objectives."""
-    from milp_agt.runfile.property_tables import FunctionalTable
+    from milp_agt.attacks.objectives import objective_of
+    from milp_agt.properties.property_table import TableOfPoints
 
-    aims: list[tuple[str, Objective]] = []
-    for asked in run.properties:
-        kind = f"{asked.kind} ({asked.detail})" if asked.detail else asked.kind
-        if isinstance(asked, FunctionalTable):
-            aims.append((f"{kind} on parameters", asked.aim()))
-        else:
-            aims.append((f"{kind} on {asked.on}", asked.aim(asked.pick(run.dataset))))
-    return aims
+    return [
+        (
+            asked.name,
+            objective_of(
+                asked, asked.pick(run.dataset) if isinstance(asked, TableOfPoints) else None
+            ),
+        )
+        for asked in run.properties
+    ]
 
 
 def _print(found: dict[str, Attack], names: list[str]) -> None:

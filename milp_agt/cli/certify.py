@@ -38,6 +38,7 @@ SHOWN_STEPS = 40
 REPLAYED = ("shown by a run", "points proved/refuted/open")
 # Shares of a time limit that steps leave to the properties, and to attacks where they are asked for.
 QUESTIONS_SHARE, ATTACKS_SHARE = 0.15, 0.25
+REPORT_SHARE = 0.05  # of it, for files and the page
 CHECKPOINT = "checkpoint"  # folder inside the result folder, while the run is not at its end
 
 
@@ -139,7 +140,6 @@ def _certify(arguments: argparse.Namespace) -> int:
     from milp_agt import certificates
     from milp_agt.reports.result_folder import ResultFolder, check_same_run, run_header
     from milp_agt.runfile.run_file import load_config
-    from milp_agt.runfile.verdicts import judge
 
     begun = monotonic()
     job = _Job.of(arguments)
@@ -172,12 +172,10 @@ def _certify(arguments: argparse.Namespace) -> int:
                 on_step=on_step, checkpoint=checkpoint, attack=attack
             )
             spent = sum(step.seconds for step in result.steps[:before])
-            result = _within(result, run.options.time_limit, begun - spent)
             result = result.watched(
                 lambda done, points: advance(done, points, "", "questions: test points")
             )
-            verdicts = [v for asked in run.properties for v in judge(result, run.dataset, asked)]
-            result = _told_of_time(result)
+            result, verdicts = _judged(run, result, begun - spent)
             found = _suspects(result) if arguments.suspects else None
             folder.save(result, verdicts, complete=True, suspects=found)
         except KeyboardInterrupt:
@@ -232,23 +230,36 @@ def _search(run: LoadedRun) -> Search:
     return replace(run.search, time_limit=shorter(run.search.time_limit, share))
 
 
-def _within(result: Result, limit: float | None, begun: float) -> Result:
-    """The result with questions that keep the time limit of this command."""
-    if limit is None:
-        return result
-    return replace(result, models=replace(result.models, deadline=Deadline(begun + limit)))
+def _judged(run: LoadedRun, result: Result, begun: float) -> tuple[Result, list[Verdict]]:
+    """The verdicts, each property in its share of the time that is left; what follows has no time left.
 
+    A fallback says where the time limit cut questions short.
+    """
+    from milp_agt.runfile.verdicts import judge
 
-def _told_of_time(result: Result) -> Result:
-    """The result, with a fallback where the time limit cut questions short."""
-    deadline = result.models.deadline
-    if deadline is None or not deadline.missed:
-        return result
+    limit, missed = run.options.time_limit, False
+    verdicts: list[Verdict] = []
+    for number, asked in enumerate(run.properties):
+        if limit is not None:
+            ends = begun + (1.0 - REPORT_SHARE) * limit
+            share = (ends - monotonic()) / (len(run.properties) - number)
+            result = _until(result, monotonic() + share)
+        verdicts += judge(result, run.dataset, asked)
+        missed |= result.models.deadline is not None and result.models.deadline.missed
+    if limit is not None:
+        result = _until(result, begun + limit)
+    if not missed:
+        return result, verdicts
     line = (
         "time limit: test points that were still open were bounded from the boxes of the parameters "
-        "alone, not through training; give more time, fewer properties or fewer test points"
+        "alone, not through training, or not attacked; give more time, fewer properties or fewer test points"
     )
-    return replace(result, fallbacks=(*result.fallbacks, line), limit_reached=True)
+    return replace(result, fallbacks=(*result.fallbacks, line), limit_reached=True), verdicts
+
+
+def _until(result: Result, at: float) -> Result:
+    """The result with questions that end by a time of ``time.monotonic``."""
+    return replace(result, models=replace(result.models, deadline=Deadline(at)))
 
 
 def _suspects(result: Result) -> Suspects | None:

@@ -200,7 +200,7 @@ def _curves(
     on_cell: Callable[[SweepCell, int, int], None],
 ) -> Sweep:
     from milp_agt.experiments.sweep import sweep
-    from milp_agt.runfile.property_tables import BackdoorTable
+    from milp_agt.properties.backdoor import BackdoorTable
     from milp_agt.runfile.verdicts import answers, trigger_curve
 
     balls = [p for p in run.properties if isinstance(p, BackdoorTable) and p.radius is not None]

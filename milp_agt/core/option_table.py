@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Annotated, Any, Self
+import operator
+import textwrap
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import MISSING, dataclass, fields
+from functools import reduce
+from typing import Annotated, Any, Generic, Literal, Self, TypeVar, get_type_hints
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
-from pydantic_core import PydanticCustomError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    GetCoreSchemaHandler,
+    create_model,
+    model_validator,
+)
+from pydantic_core import CoreSchema, PydanticCustomError
 
-from milp_agt.errors import Problem
+from milp_agt.errors import InvalidInputError, Problem
 
 Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
@@ -48,6 +59,136 @@ class Table(BaseModel):
         if found:
             raise problems(found)
         return self
+
+
+TableType = TypeVar("TableType", bound=Table)
+Class = TypeVar("Class")
+
+
+class Kinds(Generic[TableType]):
+    """The tables that may stand at one key, told apart by their key ``kind``; sorted by it.
+
+    Args:
+        what: the key of the run file, for messages.
+        find: imports the modules that register tables of ours.
+    """
+
+    def __init__(self, what: str, find: Callable[[], object] = lambda: None) -> None:
+        self._what, self._find = what, find
+        self._tables: dict[str, type[TableType]] = {}
+
+    def register(self, table: type[TableType]) -> type[TableType]:
+        """Class decorator: enter a table under the value of its key ``kind``.
+
+        Raises:
+            InvalidInputError: a kind that is taken.
+        """
+        kind = kind_of(table)
+        if kind in self._tables:
+            raise InvalidInputError(
+                f"[{self._what}] kind = '{kind}' was registered twice",
+                f"{self._tables[kind].__name__} and {table.__name__}",
+                "choose another kind",
+            )
+        self._tables[kind] = table
+        return table
+
+    def forget(self, kind: str) -> None:
+        """Take a kind out again."""
+        del self._tables[kind]
+
+    def all(self) -> dict[str, type[TableType]]:
+        """Every registered table by its kind."""
+        self._find()
+        return dict(sorted(self._tables.items()))
+
+
+def kind_of(table: type[Table]) -> str:
+    """The kind that a table is for."""
+    (kind,) = table.model_fields["kind"].annotation.__args__  # type: ignore[union-attr]
+    return str(kind)
+
+
+@dataclass(frozen=True)
+class OneOf:
+    """Annotation of a key at which any table of some kinds may stand."""
+
+    kinds: Kinds[Any]
+
+    def __get_pydantic_core_schema__(
+        self, source: Any, handler: GetCoreSchemaHandler
+    ) -> CoreSchema:
+        tables = reduce(operator.or_, self.kinds.all().values())
+        return handler.generate_schema(Annotated[tables, Field(discriminator="kind")])
+
+
+@dataclass(frozen=True)
+class Key:
+    """Annotation of a field of a dataclass that is a key of a run file as well.
+
+    Attributes:
+        values: what the key takes there.
+        means: one sentence or more; Python reads it below ``Attributes:``.
+    """
+
+    values: Any
+    means: str
+
+    def field(self, default: object = MISSING) -> tuple[Any, Any]:
+        """The key as a field of a table; required without a default, absent with one that TOML has not."""
+        if default is MISSING:
+            return self.values, Field(description=self.means)
+        if isinstance(default, (bool, int, float, str)):
+            return self.values, Field(default=default, description=self.means)
+        return self.values | None, Field(default=None, description=self.means)
+
+
+def keys_of(cls: type) -> dict[str, tuple[Any, Any]]:
+    """The keys of a dataclass as fields of a table."""
+    hints = get_type_hints(cls, include_extras=True)
+    found = {}
+    for each in fields(cls):
+        for key in getattr(hints[each.name], "__metadata__", ()):
+            if isinstance(key, Key):
+                found[each.name] = key.field(each.default)
+    return found
+
+
+def table_of(
+    cls: type, base: type[TableType], about: str, *, kind: str = "", without: Sequence[str] = ()
+) -> type[TableType]:
+    """The table of a run file with the keys of a dataclass, whose docstring is told them as well.
+
+    Args:
+        base: further keys, and what is made of the table.
+        about: one sentence on it.
+        kind: the value of its key ``kind``; no such key if empty.
+        without: fields that it does not have.
+    """
+    own: dict[str, Any] = {
+        name: field for name, field in keys_of(cls).items() if name not in without
+    }
+    if kind:
+        own = {"kind": (Literal[kind], Field(description=KIND)), **own}
+    name = f"{cls.__name__}Table"
+    return create_model(name, __base__=base, __doc__=about, __module__=cls.__module__, **own)
+
+
+def documented(cls: type[Class]) -> type[Class]:
+    """Class decorator: the keys of a dataclass, as a part of its docstring."""
+    lines = []
+    for name, (_, field) in keys_of(cls).items():
+        text = f"{name}: {field.description[:1].lower()}{field.description[1:]}".replace("`", "``")
+        inside = " " * 8
+        lines.append(
+            textwrap.fill(text, 110, initial_indent=inside, subsequent_indent=f"{inside}    ")
+        )
+    before, raises, after = (cls.__doc__ or "").partition("\n    Raises:")
+    if "Attributes:" not in before:
+        before = f"{before.rstrip()}\n\n    Attributes:"
+    text = "\n".join([before.rstrip(), *lines])
+    cls.__doc__ = f"{text}\n{raises}{after}"
+    return cls
 
 
 class _Wrong:

@@ -2,48 +2,44 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Literal, Self
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from milp_agt.core.interval import Interval
-from milp_agt.properties.answer import Scores
-from milp_agt.properties.decision import Decision, classes_of, only, safe
-from milp_agt.properties.models import OutputForms, ReachableModels
+from milp_agt.core.option_table import KIND
+from milp_agt.properties.decision import Decision, DecisionQuestion, classes_of, only
+from milp_agt.properties.models import ReachableModels
+from milp_agt.properties.property_table import PROPERTIES, TableOfPoints
+from milp_agt.properties.question import Question
 
 
 @dataclass(frozen=True)
-class AccuracyQuestion:
-    """Share of points whose prediction is the label: every other class is unsafe.
+class AccuracyQuestion(DecisionQuestion):
+    """Share of points whose prediction is the label: every other class is unsafe."""
 
-    A tie counts as wrong in the lower bound and in the nominal run, and as possibly right.
-    """
-
-    counts_harm: ClassVar[bool] = False
-
-    index: Tensor
-    decision: Decision
-
-    @staticmethod
-    def of(models: ReachableModels, features: Tensor, labels: Tensor) -> AccuracyQuestion:
+    @classmethod
+    def of(cls, models: ReachableModels, features: Tensor, labels: Tensor) -> Self:
         """For features (n, *shape) and encoded labels (n, width)."""
         classes = models.step_graph.loss.classes(models.step_graph.outputs)
         wrong = ~only(classes_of(models, labels), classes)
         inputs = Interval.point(features.unsqueeze(0))
         index = torch.arange(len(features), device=features.device)
-        return AccuracyQuestion(index, Decision.of(models, inputs, wrong))
+        return cls(index, Decision.of(models, inputs, wrong))
 
-    @property
-    def forms(self) -> tuple[OutputForms, ...]:
-        return (self.decision.forms,)
 
-    def evaluate(self, bounds: Sequence[Interval]) -> Scores:
-        margin = self.decision.margin(bounds[0])
-        return Scores(safe(margin), margin)
+@PROPERTIES.register
+class AccuracyTable(TableOfPoints):
+    """Share of points with the right class."""
 
-    def nominal(self, values: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        margin = self.decision.margin(Interval.point(values[0]))
-        return safe(margin).lower, margin.lower
+    what = "untargeted: share of test points that are right"
+    needs_classes = True
+    is_share = True
+    high_is_good = True
+    kind: Literal["accuracy"] = Field(description=KIND)
+
+    def question(self, models: ReachableModels, features: Tensor, labels: Tensor) -> Question:
+        return AccuracyQuestion.of(models, features, labels)

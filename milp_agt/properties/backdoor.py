@@ -2,23 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from milp_agt.core.graph import evaluate
 from milp_agt.core.interval import CLEAN, Interval
-from milp_agt.errors import InvalidInputError
+from milp_agt.core.option_table import KIND, Index, NonNegative
+from milp_agt.errors import InvalidInputError, Problem
 from milp_agt.properties.answer import Scores
 from milp_agt.properties.decision import Decision, classes_of, only, reached
 from milp_agt.properties.models import OutputForms, ReachableModels
-from milp_agt.properties.triggers import Trigger
+from milp_agt.properties.property_table import PROPERTIES, TableOfPoints
+from milp_agt.properties.question import Question
+from milp_agt.properties.triggers import (
+    BallTrigger,
+    FreeTrigger,
+    PatchTrigger,
+    Trigger,
+    in_words,
+)
 from milp_agt.training.precision import rounded_to
 from milp_agt.training.tracing import FEATURES
 
+Numbers = float | list[float]
 # Signed gradient steps of the trigger that is tried on the nominal model.
 TRIGGER_STEPS = 8
 
@@ -128,3 +139,78 @@ def _search(models: ReachableModels, decision: Decision) -> Tensor:
         moved = current - (high - low) / (step + 1) * slope.sign()
         current = torch.minimum(torch.maximum(moved, low), high)
     return best
+
+
+@PROPERTIES.register
+class BackdoorTable(TableOfPoints):
+    """Success rate of a trigger in the test inputs: a ball (`radius`), free `coordinates` from `low` to
+    `high`, or a patch (`coordinates` with `values`)."""
+
+    what = "success rate of a trigger: ball, free coordinates or patch"
+    needs_classes = True
+    is_share = True
+    kind: Literal["backdoor"] = Field(description=KIND)
+    radius: NonNegative | list[NonNegative] | None = Field(
+        default=None,
+        description="Largest move of each feature of a test input, one number or one for each.",
+    )
+    coordinates: Annotated[list[Index], Field(min_length=1)] | None = Field(
+        default=None, description="Features that the trigger sets, by position."
+    )
+    low: Numbers | None = Field(
+        default=None,
+        description="Low end of the free `coordinates`, or of the input domain beside a `radius`: one "
+        "number, or one for each feature.",
+    )
+    high: Numbers | None = Field(
+        default=None,
+        description="High end of the free `coordinates`, or of the input domain beside a `radius`: one "
+        "number, or one for each feature.",
+    )
+    values: Numbers | None = Field(
+        default=None,
+        description="What the patch writes into its `coordinates`: one number, or one for each feature "
+        "of the input.",
+    )
+    target: Index | None = Field(
+        default=None, description="The class that the trigger is after; any wrong one unless given."
+    )
+
+    @classmethod
+    def contradictions(cls, given: Mapping[str, Any]) -> Iterator[Problem]:
+        yield from super().contradictions(given)
+        keys = ("radius", "coordinates", "low", "high", "values")
+        told = {key for key in keys if key in given}
+        kinds = ({"coordinates", "low", "high"}, {"coordinates", "values"})
+        if told not in kinds and not (told <= {"radius", "low", "high"} and "radius" in told):
+            named = [f"'{key}'" for key in keys if key in told]
+            yield (
+                f"a trigger of {' and '.join(named)}" if named else "no trigger",
+                "give radius; or coordinates with low and high; or coordinates with values",
+            )
+
+    @property
+    def detail(self) -> str:
+        wanted = "" if self.target is None else f", to class {self.target}"
+        if self.radius is not None:
+            return f"radius {in_words(self.radius)}{wanted}"
+        assert self.coordinates is not None
+        where = (
+            "1 coordinate" if len(self.coordinates) == 1 else f"{len(self.coordinates)} coordinates"
+        )
+        return f"{where} {'patched' if self.values is not None else 'free'}{wanted}"
+
+    @property
+    def trigger(self) -> Trigger:
+        """The trigger as an object."""
+        if self.radius is not None:
+            return BallTrigger(self.radius, self.low, self.high)
+        assert self.coordinates is not None
+        if self.values is not None:
+            return PatchTrigger(self.coordinates, self.values)
+        assert self.low is not None
+        assert self.high is not None
+        return FreeTrigger(self.coordinates, self.low, self.high)
+
+    def question(self, models: ReachableModels, features: Tensor, labels: Tensor) -> Question:
+        return BackdoorQuestion.of(models, features, labels, self.trigger, self.target)

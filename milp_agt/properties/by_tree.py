@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from milp_agt.bounds.cells.goals import Asked
-from milp_agt.bounds.cells.plan import TreePlan
+from milp_agt.bounds.cells.plan import Cover, TreePlan
 from milp_agt.bounds.cells.search import Decided, Limits, Search
 from milp_agt.core.interval import Interval
 from milp_agt.properties.decision import Decision
@@ -26,10 +26,11 @@ def by_tree(
         seconds: fewer than the plan grants, where less time is left.
     """
     inputs = decision.forms.inputs
-    if not len(points) or not torch.equal(inputs.lower, inputs.upper):
+    cells = plan.cells
+    if cells is None or not len(points) or not torch.equal(inputs.lower, inputs.upper):
         return known
     granted = plan.seconds if seconds is None else min(seconds, plan.seconds)
-    found = decide(plan, decision.part(points), Limits(granted)).bounds
+    found = decide(cells, decision.part(points), Limits(granted)).bounds
     lower, upper = known.lower.clone(), known.upper.clone()
     own = Interval(lower[:, points], upper[:, points])
     cases = Interval(found.lower.expand_as(own.lower), found.upper.expand_as(own.upper))
@@ -38,11 +39,11 @@ def by_tree(
     return Interval(lower, upper)
 
 
-def decide(plan: TreePlan, decision: Decision, limits: Limits) -> Decided:
+def decide(cells: Cover, decision: Decision, limits: Limits) -> Decided:
     """Search until the prediction at every point is proved safe, lost to a real training, or a limit comes.
 
     Nobody touches the points: ``decision.forms.inputs`` has one value for each of them.
     """
     forms = decision.forms
     asked = Asked(forms.inputs.lower[0], forms.coefficients, forms.constant, decision.margin)
-    return Search(plan.run, asked, plan.selections, limits).run()
+    return Search(cells.run, asked, cells.selections, limits).run()

@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from milp_agt.bounds.adversary.joint import Joint
 from milp_agt.bounds.program.counts import most_by_selection
 from milp_agt.core.interval import Interval
+from milp_agt.core.option_table import KIND
 from milp_agt.core.reachable import Bounds
 from milp_agt.core.restriction import UNRESTRICTED
 from milp_agt.properties.accuracy import AccuracyQuestion
 from milp_agt.properties.answer import Answer, GroupName, summarise
 from milp_agt.properties.influences import sample_influences
 from milp_agt.properties.models import ReachableModels
-from milp_agt.properties.question import bounds_of
+from milp_agt.properties.property_table import PROPERTIES, TableOfPoints
+from milp_agt.properties.question import Question, bounds_of
 
 
 def collective(
@@ -84,3 +87,26 @@ def _most(
         box = Interval(known.lower[:, points], known.upper[:, points])
         most = min(most, models.program.most_at_once(models.asked(forms), groups, box))
     return most
+
+
+@dataclass(frozen=True)
+class CollectiveQuestion(AccuracyQuestion):
+    """The accuracy, bounded for all points together."""
+
+    def answer(self, models: ReachableModels, groups: npt.NDArray[Any] | None) -> Answer:
+        """See :func:`collective`."""
+        return collective(models, self, groups)
+
+
+@PROPERTIES.register
+class CollectiveTable(TableOfPoints):
+    """Share of points with the right class, where all points face the same poisoning."""
+
+    what = "untargeted: share that is right when all points face one poisoning"
+    needs_classes = True
+    is_share = True
+    high_is_good = True
+    kind: Literal["collective"] = Field(description=KIND)
+
+    def question(self, models: ReachableModels, features: Tensor, labels: Tensor) -> Question:
+        return CollectiveQuestion.of(models, features, labels)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from milp_agt.core.interval import Interval
+from milp_agt.properties.answer import Scores
 from milp_agt.properties.models import OutputForms, ReachableModels
 
 
@@ -67,6 +70,32 @@ class Decision:
         return values.new_full(size, start).scatter_reduce(
             -1, index.expand(values.shape), values, reduce
         )
+
+
+@dataclass(frozen=True)
+class DecisionQuestion:
+    """Share of points whose prediction is safe; with ``counts_harm``, of those where it is unsafe.
+
+    A tie counts as harm where harm may be, and in the nominal run.
+    """
+
+    counts_harm: ClassVar[bool] = False
+
+    index: Tensor
+    decision: Decision
+
+    @property
+    def forms(self) -> tuple[OutputForms, ...]:
+        return (self.decision.forms,)
+
+    def evaluate(self, bounds: Sequence[Interval]) -> Scores:
+        margin = self.decision.margin(bounds[0])
+        return Scores((reached if self.counts_harm else safe)(margin), margin)
+
+    def nominal(self, values: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        found = self.evaluate([Interval.point(values[0])])
+        harm_or_not = found.value.upper if self.counts_harm else found.value.lower
+        return harm_or_not, found.score.lower
 
 
 def class_scores(models: ReachableModels) -> Tensor:

@@ -11,6 +11,7 @@ import numpy.typing as npt
 from torch import Tensor
 
 from milp_agt.bounds.listed import Poisoned
+from milp_agt.core.deadline import Deadline
 from milp_agt.errors import InvalidInputError, SoundnessError
 from milp_agt.properties.answer import Answer, combined
 from milp_agt.properties.mean_loss import MeanLoss
@@ -69,15 +70,21 @@ class Decider(Protocol):
     """Decides test points beyond what bounds of the reachable models say, or at least attacks them."""
 
     def decide(
-        self, question: Question, known: Answer, listed: Sequence[Poisoned] | None = None
+        self,
+        question: Question,
+        known: Answer,
+        listed: Sequence[Poisoned] | None = None,
+        deadline: Deadline | None = None,
     ) -> Decisions | None:
-        """Decisions about the points of an answer; None where nothing is open.
+        """Decisions about the points of an answer; None where nothing is open, or no time is left.
 
         ``listed``: the data sets that are worst for open points, where all are known.
         """
         ...
 
-    def worst_loss(self, question: MeanLoss, known: Answer) -> tuple[float, Witness] | None:
+    def worst_loss(
+        self, question: MeanLoss, known: Answer, deadline: Deadline | None = None
+    ) -> tuple[float, Witness] | None:
         """The largest mean loss that a real run reaches, and its data; None where nothing is open."""
         ...
 

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Annotated, Any, Literal
 
 import numpy as np
+import numpy.typing as npt
 import torch
+from pydantic import Field
 from torch import Tensor
 
+from milp_agt.core.option_table import KIND
 from milp_agt.core.reachable import Bounds
 from milp_agt.core.rounding import TINY, gamma
 from milp_agt.errors import InvalidInputError
 from milp_agt.properties.models import ReachableModels
+from milp_agt.properties.property_table import PROPERTIES, TableOfParameters
 from milp_agt.training.inputs import ArrayLike, of_kind
 
 
@@ -103,3 +108,44 @@ def _rows(name: str, values: ArrayLike, shapes: Mapping[str, tuple[int, ...]]) -
             "match the shape of the parameter with finite numbers",
         )
     return torch.from_numpy(array.copy())
+
+
+@PROPERTIES.register
+class FunctionalTable(TableOfParameters):
+    """One linear functional of the parameters."""
+
+    what = "linear functionals of the parameters"
+    kind: Literal["functional"] = Field(description=KIND)
+    coefficients: Annotated[dict[str, list[Any]], Field(min_length=1)] = Field(
+        description="Coefficients by the name of a parameter, as nested lists of its shape; parameters "
+        "that are left out have none."
+    )
+
+    @property
+    def detail(self) -> str:
+        return ", ".join(self.coefficients)
+
+    def bounds(self, models: ReachableModels) -> Bounds:
+        answers = FunctionalQuestion.of(models, self.arrays()).answer(models)
+        if len(answers) != 1:
+            raise InvalidInputError(
+                "A property is one functional",
+                f"{len(answers)} rows of coefficients",
+                "split it into one property for each row",
+            )
+        return answers[0]
+
+    def arrays(self) -> dict[str, npt.NDArray[Any]]:
+        """The coefficients by the name of the parameter."""
+        return {name: _array(name, values) for name, values in self.coefficients.items()}
+
+
+def _array(name: str, values: list[Any]) -> npt.NDArray[Any]:
+    try:
+        return np.asarray(values, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise InvalidInputError(
+            f"coefficients of '{name}' are nested lists of numbers",
+            str(error),
+            "match the shape of the parameter",
+        ) from None

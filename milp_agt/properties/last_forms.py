@@ -8,14 +8,20 @@ import torch
 from torch import Tensor
 
 from milp_agt.bounds.forms import Forms
+from milp_agt.bounds.program import FinalZonotope
 from milp_agt.bounds.step import State
 from milp_agt.bounds.zonotope import ZonotopePass, least, least_by_sample
 from milp_agt.core.rounding import TINY, gamma
 
 
-def least_of_forms(forward: ZonotopePass, forms: Forms, state: State) -> Tensor:
-    """Lower bounds of forms over a hybrid zonotope, (rows, 1)."""
-    found = least(forward, forms.coefficients).unsqueeze(1) + forms.constant
+def least_of_forms(
+    forward: ZonotopePass, forms: Forms, state: State, rows: FinalZonotope | None = None
+) -> Tensor:
+    """Lower bounds of forms over a hybrid zonotope, and by programs on its rows, (rows, 1)."""
+    least_ = least(forward, forms.coefficients)
+    if rows is not None:
+        least_ = rows.least(forms.coefficients, least_)
+    found = least_.unsqueeze(1) + forms.constant
     return _known(found - _rounding(forms, found, state))
 
 

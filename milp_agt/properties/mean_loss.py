@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from milp_agt.core.interval import Interval
+from milp_agt.core.option_table import KIND
 from milp_agt.core.reachable import Bounds
 from milp_agt.core.rounding import TINY, gamma
 from milp_agt.errors import InvalidInputError
@@ -19,12 +21,15 @@ from milp_agt.formulations.loss import LossFunction
 from milp_agt.formulations.loss_planes import LossPlanes
 from milp_agt.properties.answer import Answer, GroupName, Scores, summarise
 from milp_agt.properties.models import OutputForms, ReachableModels
-from milp_agt.properties.question import is_late
+from milp_agt.properties.property_table import PROPERTIES, TableOfPoints
+from milp_agt.properties.question import Question, is_late
 
 
 @dataclass(frozen=True)
 class MeanLoss:
     """Mean of the training loss over test points: the exact function of the float64 outputs."""
+
+    counts_harm: ClassVar[bool] = True
 
     index: Tensor
     loss: LossFunction
@@ -44,6 +49,10 @@ class MeanLoss:
     @property
     def forms(self) -> tuple[OutputForms, ...]:
         return (self.on_outputs,)
+
+    def answer(self, models: ReachableModels, groups: npt.NDArray[Any] | None) -> Answer:
+        """See :func:`mean_loss`."""
+        return mean_loss(models, self, groups)
 
     def evaluate(self, bounds: Sequence[Interval]) -> Scores:
         (forms,) = bounds
@@ -132,3 +141,15 @@ def _of_all_cases(loss: LossFunction, bounds: Interval) -> LossPlanes:
     if len(bounds.lower) == 1:
         return outer
     return loss.planes(bounds).turned(outer, bounds)
+
+
+@PROPERTIES.register
+class LossTable(TableOfPoints):
+    """Mean loss."""
+
+    what = "untargeted: mean loss, and the loss of each test point"
+    least = 0.0
+    kind: Literal["loss"] = Field(description=KIND)
+
+    def question(self, models: ReachableModels, features: Tensor, labels: Tensor) -> Question:
+        return MeanLoss.of(models, features, labels)

@@ -19,7 +19,7 @@ from milp_agt.bounds.linear.window_bounds import (
     rows_at_once,
 )
 from milp_agt.bounds.passes import in_passes
-from milp_agt.bounds.program import FinalWindow, OutputObjectives
+from milp_agt.bounds.program import FinalWindow, FinalZonotope, OutputObjectives
 from milp_agt.bounds.step import NodeOrder, State, union
 from milp_agt.bounds.zonotope import ZonotopePass
 from milp_agt.core.deadline import Deadline
@@ -65,8 +65,9 @@ class Reached:
 
     ``window`` may be empty (a loaded result): then only the boxes count. ``outer`` is one box, (1, *shape),
     that holds all of them, too. ``past`` is what the steps before the window have proved. ``forward`` is the
-    set as a hybrid zonotope, where the run was bounded by one. Of ``single_runs`` case c is choice c of a
-    listed threat: one run with its rounding.
+    set as a hybrid zonotope, where the run was bounded by one, and ``rows`` are programs on its rows, where
+    it was bounded by programs. Of ``single_runs`` case c is choice c of a listed threat: one run with its
+    rounding.
     """
 
     state: State
@@ -75,6 +76,7 @@ class Reached:
     outer: State | None = None
     past: Sequence[PastStep] = ()
     forward: ZonotopePass | None = None
+    rows: FinalZonotope | None = None
     single_runs: bool = False
 
     @property
@@ -171,7 +173,7 @@ class ReachableModels:
         """The same from the boxes of the parameters alone, by intervals and linear forms: no walk."""
         if any(all(box.is_whole for box in r.state.values()) for r in self.reached):
             return Interval.point(self.at_nominal(forms).unsqueeze(0)).forgotten()
-        bare = [replace(r, window=(), past=(), forward=None) for r in self.reached]
+        bare = [replace(r, window=(), past=(), forward=None, rows=None) for r in self.reached]
         return self._bounded(bare, forms)
 
     def refine(self, forms: OutputForms, known: Interval, points: Tensor) -> Interval:
@@ -306,7 +308,7 @@ class ReachableModels:
         the window."""
         best = start.concretise(reached.state, torch.zeros_like(start.constant))
         if reached.forward is not None:
-            found = least_of_forms(reached.forward, start, reached.state)
+            found = least_of_forms(reached.forward, start, reached.state, reached.rows)
             return torch.maximum(best, found)
         if not reached.window:
             return best

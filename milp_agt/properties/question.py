@@ -56,6 +56,13 @@ class Decides(Protocol):
     def decision(self) -> Decision: ...
 
 
+@runtime_checkable
+class BoundsTogether(Protocol):
+    """A question whose points are bounded together, in a way of its own."""
+
+    def answer(self, models: ReachableModels, groups: npt.NDArray[Any] | None) -> Answer: ...
+
+
 def ask(
     models: ReachableModels, question: Question, groups: npt.NDArray[Any] | None = None
 ) -> Answer:
@@ -64,6 +71,8 @@ def ask(
     Guarantee: the mean of every reachable model lies in the bounds, that of a subgroup in the bounds
     of the subgroup, and the quantity of each point in its row of the table.
     """
+    if isinstance(question, BoundsTogether):
+        return question.answer(models, groups)
     return _answer(models, question, bounds_of(models, question), groups)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from time import monotonic
 from typing import Any
 
 import numpy as np
@@ -19,12 +18,13 @@ from milp_agt.errors import InvalidInputError, SoundnessError
 from milp_agt.properties.accuracy import AccuracyQuestion
 from milp_agt.properties.answer import Answer, nested
 from milp_agt.properties.backdoor import BackdoorQuestion
-from milp_agt.properties.collective import collective
+from milp_agt.properties.collective import CollectiveQuestion
 from milp_agt.properties.decisions import Decider, decided, witness_of
 from milp_agt.properties.functional import FunctionalQuestion
-from milp_agt.properties.mean_loss import MeanLoss, mean_loss
+from milp_agt.properties.mean_loss import MeanLoss
 from milp_agt.properties.models import ReachableModels
 from milp_agt.properties.predictions import Predictions
+from milp_agt.properties.property_table import PickedPoints, TableOfPoints
 from milp_agt.properties.question import Question, ask, ask_scores, groups_of
 from milp_agt.properties.stable import StableQuestion
 from milp_agt.properties.targeted import Targets, targeted
@@ -91,8 +91,7 @@ class Questions:
             InvalidInputError: a regression loss, or data that do not fit.
         """
         x, y = self._test_data(features, labels, "collective")
-        question = AccuracyQuestion.of(self.models, x, y)
-        return self._decided(question, collective(self.models, question, groups_of(groups, len(x))))
+        return self._ask(CollectiveQuestion.of(self.models, x, y), groups_of(groups, len(x)))
 
     @own_modes()
     def margins(
@@ -126,11 +125,7 @@ class Questions:
             InvalidInputError: data that do not fit, or a nominal loss that is not finite.
         """
         x, y = self._test_data(features, labels, None)
-        question = MeanLoss.of(self.models, x, y)
-        answer = mean_loss(self.models, question, groups_of(groups, len(x)))
-        decider = self._in_time
-        found = None if decider is None else decider.worst_loss(question, answer)
-        return answer if found is None else replace(answer, reached=found[0], shown=found[1])
+        return self._ask(MeanLoss.of(self.models, x, y), groups_of(groups, len(x)))
 
     @own_modes()
     def stable(
@@ -262,6 +257,17 @@ class Questions:
         """
         return FunctionalQuestion.of(self.models, coefficients).answer(self.models)
 
+    @own_modes()
+    def ask(self, asked: TableOfPoints, at: PickedPoints) -> Answer:
+        """A property of a run file, asked about the points ``at``.
+
+        Raises:
+            InvalidInputError: data that do not fit, or a regression where classes are asked about.
+        """
+        kind = asked.kind if asked.needs_classes else None
+        x, y = self._test_data(at.features, at.labels, kind)
+        return self._ask(asked.question(self.models, x, y), groups_of(at.groups, len(x)))
+
     def data_set(self, case: int) -> Poisoned:
         """What the adversary makes of the training data in a case of a listed threat.
 
@@ -327,21 +333,22 @@ class Questions:
         return trained
 
     def _ask(self, question: Question, groups: npt.NDArray[Any] | None) -> Answer:
-        return self._decided(question, ask(self.models, question, groups))
-
-    def _decided(self, question: Question, answer: Answer) -> Answer:
         """The answer with what the decider adds: points that are refuted, and what attacks reach."""
-        decider = self._in_time
+        answer, decider = ask(self.models, question, groups), self._in_time
         if decider is None:
             return answer
+        if isinstance(question, MeanLoss):
+            worst = decider.worst_loss(question, answer, self.models.deadline)
+            return answer if worst is None else replace(answer, reached=worst[0], shown=worst[1])
         listed = worst_of_list(self.models, question, answer)
-        return decided(answer, decider.decide(question, answer, listed), question.counts_harm)
+        found = decider.decide(question, answer, listed, self.models.deadline)
+        return decided(answer, found, question.counts_harm)
 
     @property
     def _in_time(self) -> Decider | None:
         """The decider, as long as the questions have time."""
         deadline = self.models.deadline
-        return self.decider if deadline is None or monotonic() < deadline.at else None
+        return self.decider if deadline is None or deadline.left > 0.0 else None
 
     def _features(self, features: inputs.ArrayLike) -> Tensor:
         x = inputs.features_of(features, "Test features")

@@ -4,28 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from milp_agt.core.interval import Interval
+from milp_agt.core.option_table import KIND
 from milp_agt.properties.answer import Scores
-from milp_agt.properties.decision import Decision, class_scores, only, safe
-from milp_agt.properties.models import OutputForms, ReachableModels
+from milp_agt.properties.decision import Decision, DecisionQuestion, class_scores, only
+from milp_agt.properties.models import ReachableModels
+from milp_agt.properties.property_table import PROPERTIES, TableOfPoints
+from milp_agt.properties.question import Question
 
 
 @dataclass(frozen=True)
-class StableQuestion:
+class StableQuestion(DecisionQuestion):
     """Share of points that a model classifies as the nominal model does; no labels are needed.
 
     The nominal run is one of the reachable models, so that nominal and upper value are one.
     """
-
-    counts_harm: ClassVar[bool] = False
-
-    index: Tensor
-    decision: Decision
 
     @staticmethod
     def of(models: ReachableModels, features: Tensor) -> StableQuestion:
@@ -36,15 +35,25 @@ class StableQuestion:
         index = torch.arange(len(features), device=features.device)
         return StableQuestion(index, Decision.of(models, inputs, changed))
 
-    @property
-    def forms(self) -> tuple[OutputForms, ...]:
-        return (self.decision.forms,)
-
     def evaluate(self, bounds: Sequence[Interval]) -> Scores:
-        margin = self.decision.margin(bounds[0])
-        sure = safe(margin).lower
-        return Scores(Interval(sure, torch.ones_like(sure)), margin)
+        found = super().evaluate(bounds)
+        sure = found.value.lower
+        return Scores(Interval(sure, torch.ones_like(sure)), found.score)
 
     def nominal(self, values: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        margin = self.decision.margin(Interval.point(values[0])).lower
+        _, margin = super().nominal(values)
         return torch.ones_like(margin), margin
+
+
+@PROPERTIES.register
+class StableTable(TableOfPoints):
+    """Share of points with the class that the run on the data as given predicts."""
+
+    what = "share of predictions that are those of the nominal run"
+    needs_classes = True
+    is_share = True
+    high_is_good = True
+    kind: Literal["stable"] = Field(description=KIND)
+
+    def question(self, models: ReachableModels, features: Tensor, labels: Tensor) -> Question:
+        return StableQuestion.of(models, features)

@@ -2,45 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from milp_agt.core.interval import Interval
-from milp_agt.errors import InvalidInputError
+from milp_agt.core.option_table import KIND, Index
+from milp_agt.errors import InvalidInputError, Problem
 from milp_agt.properties.answer import Scores
-from milp_agt.properties.decision import Decision, reached
+from milp_agt.properties.decision import Decision, DecisionQuestion
 from milp_agt.properties.models import OutputForms, ReachableModels
+from milp_agt.properties.property_table import PROPERTIES, TableOfPoints
 from milp_agt.properties.question import Question
 from milp_agt.training.inputs import ArrayLike
 
 Targets = int | ArrayLike | Sequence[Collection[int]]
 
 
-@dataclass(frozen=True)
-class TargetedQuestion:
+class TargetedQuestion(DecisionQuestion):
     """Share of points whose prediction is one of the unsafe classes of the point."""
 
-    counts_harm: ClassVar[bool] = True
-
-    index: Tensor
-    decision: Decision
-
-    @property
-    def forms(self) -> tuple[OutputForms, ...]:
-        return (self.decision.forms,)
-
-    def evaluate(self, bounds: Sequence[Interval]) -> Scores:
-        margin = self.decision.margin(bounds[0])
-        return Scores(reached(margin), margin)
-
-    def nominal(self, values: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        margin = self.decision.margin(Interval.point(values[0]))
-        return reached(margin).upper, margin.lower
+    counts_harm = True
 
 
 @dataclass(frozen=True)
@@ -195,3 +182,67 @@ def unsafe_box(targets: Targets, count: int, outputs: int) -> tuple[Tensor, Tens
             "swap the ends, or correct the NaN",
         )
     return low, high
+
+
+@PROPERTIES.register
+class TargetedTable(TableOfPoints):
+    """Share of points that the adversary can push into unsafe outputs: `unsafe`, `targets`, or `low`
+    and `high` say which."""
+
+    what = "share of test points pushed into classes, or outputs, that are unsafe"
+    is_share = True
+    kind: Literal["targeted"] = Field(description=KIND)
+    unsafe: Index | Annotated[list[Index], Field(min_length=1)] | None = Field(
+        default=None, description="Class, or classes, that are unsafe for every point."
+    )
+    targets: list[Index | list[Index]] | None = Field(
+        default=None,
+        description="For each point the class, or the classes, that are unsafe for it, in the order of "
+        "`points`, or of the rows in the file.",
+    )
+    low: float | None = Field(
+        default=None,
+        description="Least unsafe output of a regression; unless given, all outputs up to `high` are.",
+    )
+    high: float | None = Field(
+        default=None,
+        description="Largest unsafe output of a regression; unless given, all outputs from `low` are.",
+    )
+
+    @classmethod
+    def contradictions(cls, given: Mapping[str, Any]) -> Iterator[Problem]:
+        yield from super().contradictions(given)
+        found = [name for name in ("unsafe", "targets") if name in given]
+        found += ["low/high"] * bool({"low", "high"} & given.keys())
+        if len(found) != 1:
+            yield (
+                " beside ".join(f"'{n}'" for n in found) or "no unsafe outputs",
+                "give one of unsafe = 1, targets = [1, 0], or low and high (regression)",
+            )
+
+    @property
+    def detail(self) -> str:
+        if self.unsafe is not None:
+            return f"class {self.unsafe}"
+        if self.targets is not None:
+            return "chosen classes"
+        if self.low is None:
+            return f"at most {self.high:g}"
+        return f"at least {self.low:g}" if self.high is None else f"{self.low:g} to {self.high:g}"
+
+    @property
+    def is_listed(self) -> bool:
+        return super().is_listed or self.targets is not None
+
+    def question(self, models: ReachableModels, features: Tensor, labels: Tensor) -> Question:
+        return targeted(models, features, self.targets_of(len(features)))
+
+    def targets_of(self, count: int) -> Targets:
+        """What is unsafe at each of so many points: sets of classes, or ends of the outputs."""
+        if self.unsafe is not None:
+            classes = self.unsafe if isinstance(self.unsafe, list) else [self.unsafe]
+            return [classes] * count
+        if self.targets is not None:
+            return [t if isinstance(t, list) else [t] for t in self.targets]
+        low = -np.inf if self.low is None else self.low
+        return np.array((low, np.inf if self.high is None else self.high))

@@ -86,7 +86,7 @@ class BallTrigger:
 
     def describe(self) -> str:
         domain = "" if self.low is None and self.high is None else ", within the input domain"
-        return f"every coordinate of a test input moved by at most {_text(self.radius)}{domain}"
+        return f"every coordinate of a test input moved by at most {in_words(self.radius)}{domain}"
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,7 @@ class FreeTrigger:
         return _box(torch.where(mask, low, features), torch.where(mask, high, features))
 
     def describe(self) -> str:
-        ends = f"[{_text(self.low)}, {_text(self.high)}]"
+        ends = f"[{in_words(self.low)}, {in_words(self.high)}]"
         return f"chosen coordinates of a test input set to any value in {ends}"
 
 
@@ -203,7 +203,8 @@ def _range(values: Tensor) -> str:
     return f"[{float(values.min()):g}, {float(values.max()):g}]"
 
 
-def _text(values: Values) -> str:
+def in_words(values: Values) -> str:
+    """One number, or the least and the largest."""
     if isinstance(values, (int, float)):
         return f"{values:g}"
     array = np.asarray(values, dtype=np.float64)

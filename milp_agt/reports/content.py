@@ -14,18 +14,10 @@ import numpy.typing as npt
 
 from milp_agt.errors import InvalidInputError
 from milp_agt.io.files import DAMAGE
+from milp_agt.properties.property_table import PROPERTIES
 from milp_agt.reports import evidence
 
 Array = npt.NDArray[Any]
-
-SHARES = (
-    "accuracy",
-    "collective",
-    "stable",
-    "targeted",
-    "backdoor",
-)  # properties that are shares of points
-
 
 STATES = ("surely right", "surely wrong", "refuted", "open")
 
@@ -58,7 +50,7 @@ class Property:
 
     @property
     def is_share(self) -> bool:
-        return self.kind in SHARES
+        return PROPERTIES.all()[self.kind].is_share
 
     @property
     def threshold(self) -> float | None:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from milp_agt.core.relaxation import Relaxation
-from milp_agt.formulations.loss import LossFunction, losses
+from milp_agt.formulations.loss import losses
 from milp_agt.formulations.registry import operations
+from milp_agt.properties.property_table import PROPERTIES
 from milp_agt.solvers import solver_table
 from milp_agt.threats import THREATS
 from milp_agt.threats.sets import KINDS
@@ -14,42 +13,12 @@ from milp_agt.training.layers.builder import frozen_only_layers, supported_layer
 from milp_agt.training.layers.functions import supported_functions
 
 
-@dataclass(frozen=True)
-class SupportedQuestion:
-    """A question of a result: its method, what is bounded, and whether it needs classes."""
-
-    name: str
-    what: str
-    needs_classes: bool
-
-    def fits(self, loss: LossFunction) -> bool:
-        """Whether it can be asked of a model trained on this loss."""
-        return loss.is_classification or not self.needs_classes
-
-
-QUESTIONS = (
-    SupportedQuestion("accuracy", "untargeted: share of test points that are right", True),
-    SupportedQuestion(
-        "collective", "untargeted: share that is right when all points face one poisoning", True
-    ),
-    SupportedQuestion("loss", "untargeted: mean loss, and the loss of each test point", False),
-    SupportedQuestion(
-        "targeted", "share of test points pushed into classes, or outputs, that are unsafe", False
-    ),
-    SupportedQuestion(
-        "backdoor", "success rate of a trigger: ball, free coordinates or patch", True
-    ),
-    SupportedQuestion("stable", "share of predictions that are those of the nominal run", True),
-    SupportedQuestion("functional", "linear functionals of the parameters", False),
-)
-
-
 def _questions() -> list[str]:
     """What is bounded, and for which losses."""
     lines = ["| question | what is bounded | losses |", "|---|---|---|"]
-    for asked in QUESTIONS:
+    for kind, asked in PROPERTIES.all().items():
         fitting = ", ".join(f"`{key}`" for key, loss in losses().items() if asked.fits(loss))
-        lines.append(f"| `{asked.name}` | {asked.what} | {fitting} |")
+        lines.append(f"| `{kind}` | {asked.what} | {fitting} |")
     combined = (
         "Every threat model, every question and every relaxation can be combined, but that `zonotope` "
         "refuses two budgets, threats to whole samples, runs in float32 and clipping of the total norm."
@@ -72,7 +41,7 @@ def table() -> str:
         ("of these only behind layers that are not trained", frozen_only_layers()),
         ("functions in a forward of one's own", supported_functions()),
         ("losses", tuple(losses())),
-        ("threat models", tuple(t.__name__ for t in THREATS)),
+        ("threat models", tuple(t.threat.__name__ for t in THREATS.all().values())),
         ("relaxations", (*(r.value for r in Relaxation), "auto")),
         ("solvers", tuple(row.name for row in solver_table())),
     ]

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
-from milp_agt.core.option_table import Count, Index, NonNegative, Table
+from milp_agt.core.option_table import Count, Index, NonNegative, Table, problem
 from milp_agt.data.dataset import dataset_names
 from milp_agt.errors import Problem
+from milp_agt.training.layers.builder import activations
 
 
 class DataTable(Table):
@@ -81,6 +82,10 @@ class DataTable(Table):
             yield found, "give a built-in name, or the path of a file"
 
 
+def _with_activations(schema: dict[str, Any]) -> None:
+    schema["enum"] = list(activations())
+
+
 class ModelTable(Table):
     """The network and its initial parameters: `layers`, or a `factory` in a Python file."""
 
@@ -88,18 +93,11 @@ class ModelTable(Table):
         default=None,
         description="Sizes of dense layers, from the features to the outputs; either this or `factory`.",
     )
-    activation: Literal[
-        "relu",
-        "leaky_relu",
-        "relu6",
-        "hardtanh",
-        "sigmoid",
-        "tanh",
-        "gelu",
-        "silu",
-        "elu",
-        "softplus",
-    ] = Field(default="relu", description="Activation between the `layers`.")
+    activation: str = Field(
+        default="relu",
+        description="Activation between the `layers`.",
+        json_schema_extra=_with_activations,
+    )
     bias: bool = Field(default=True, description="Whether the `layers` have biases.")
     seed: Index = Field(
         default=0, description="Seed of torch for the initial parameters and for the `factory`."
@@ -126,3 +124,11 @@ class ModelTable(Table):
         idle = " and ".join(sorted(given.keys() & {"activation", "bias"}))
         if "factory" in given and idle:
             yield f"{idle} beside 'factory', which builds the whole module", f"drop {idle}"
+
+    @field_validator("activation")
+    @classmethod
+    def _known_activation(cls, name: str) -> str:
+        if name not in activations():
+            known = ", ".join(f"'{each}'" for each in activations())
+            raise problem(f"activation = '{name}'", f"activation should be one of {known}")
+        return name

@@ -17,19 +17,7 @@ from torch import nn
 
 from milp_agt.errors import ConfigurationError
 from milp_agt.runfile.state_names import difference, is_state, no_state
-
-ACTIVATIONS: dict[str, type[nn.Module]] = {
-    "relu": nn.ReLU,
-    "leaky_relu": nn.LeakyReLU,
-    "sigmoid": nn.Sigmoid,
-    "tanh": nn.Tanh,
-    "gelu": nn.GELU,
-    "silu": nn.SiLU,
-    "elu": nn.ELU,
-    "softplus": nn.Softplus,
-    "hardtanh": nn.Hardtanh,
-    "relu6": nn.ReLU6,
-}
+from milp_agt.training.layers.builder import activations
 
 
 def dense_network(
@@ -55,7 +43,7 @@ def dense_network(
         torch.manual_seed(seed)
         for position, (inputs, outputs) in enumerate(itertools.pairwise(layers)):
             if position:
-                modules.append(ACTIVATIONS[activation]())
+                modules.append(activations()[activation]())
             modules.append(nn.Linear(inputs, outputs, bias=bias, dtype=torch.float64))
     return nn.Sequential(*modules)
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic.json_schema import GenerateJsonSchema
 
-from milp_agt.runfile.run_file import RunConfig
+from milp_agt.runfile.run_file import RunConfig, up_to_date
 from milp_agt.runfile.schema_words import Schema, in_words, literal
 
 REQUIRED, ABSENT = "required", "not given"
@@ -71,7 +71,7 @@ class _RunFileSchema(GenerateJsonSchema):
 
 def json_schema() -> dict[str, Any]:
     """The JSON schema of a run file."""
-    found = RunConfig.model_json_schema(schema_generator=_RunFileSchema)
+    found = up_to_date(RunConfig).model_json_schema(schema_generator=_RunFileSchema)
     return {"$schema": _RunFileSchema.schema_dialect, **found, "title": "RUN.toml of milp_agt"}
 
 

@@ -14,18 +14,18 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, TypeVar
 
 from pydantic import BaseModel, Discriminator, Field, PrivateAttr, Tag, ValidationError
 
-from milp_agt.core.option_table import Table
+from milp_agt.core.option_table import OneOf, Table
 from milp_agt.core.rounding import FLOAT32
 from milp_agt.data.dataset import Array, Dataset, Task, load_dataset
 from milp_agt.errors import ConfigurationError, MilpAgtError, Problem
+from milp_agt.properties.property_table import PROPERTIES, PropertyTable
 from milp_agt.runfile.attack_table import AttackTable
 from milp_agt.runfile.certify_table import CertifyTable
 from milp_agt.runfile.data_table import DataTable, ModelTable
 from milp_agt.runfile.problems import explain
-from milp_agt.runfile.property_tables import PROPERTY_TABLES, AnyProperty, PropertyTable, kind_of
 from milp_agt.runfile.record_table import RecordTable, which
-from milp_agt.runfile.threat_tables import THREAT_TABLES, ThreatTable
 from milp_agt.runfile.training_table import SCHEDULE_TABLES, GroupTable, TrainingTable
+from milp_agt.threats.threat_table import THREATS, ThreatTable
 
 if TYPE_CHECKING:
     import torch
@@ -42,8 +42,13 @@ if TYPE_CHECKING:
 Built = TypeVar("Built")
 
 
+_Properties = Annotated[
+    tuple[Annotated[PropertyTable, OneOf(PROPERTIES)], ...], Field(strict=False)
+]
+
+
 class _PropertiesTable(Table):
-    properties: Annotated[tuple[PropertyTable, ...], Field(strict=False)] = Field(alias="property")
+    properties: _Properties = Field(alias="property")
 
 
 class LoadedRun(NamedTuple):
@@ -54,7 +59,7 @@ class LoadedRun(NamedTuple):
     training: Training
     threat: ThreatModel
     options: CertifyTable
-    properties: tuple[AnyProperty, ...]
+    properties: tuple[PropertyTable, ...]
     search: Search
     recorded: RecordedRun | None = None
 
@@ -134,12 +139,12 @@ class RunConfig(Table):
         description="Gradient descent on the mean loss, as `torch.optim.SGD` runs it; or a recorded run, "
         "with the key `record` alone."
     )
-    threat: ThreatTable = Field(
+    threat: Annotated[ThreatTable, OneOf(THREATS)] = Field(
         description="What the adversary may change, and how often; `kind` says what."
     )
     certify: CertifyTable = CertifyTable()
     attack: AttackTable = AttackTable()
-    properties: Annotated[tuple[PropertyTable, ...], Field(strict=False)] = Field(
+    properties: _Properties = Field(
         default=(),
         alias="property",
         description="What is asked of the trained models: as many of these tables as you like, each "
@@ -296,7 +301,7 @@ def load_config(path: str | Path) -> RunConfig:
             asked, f"a file that is not TOML ({error})", "correct the syntax there"
         ) from error
     try:
-        config = RunConfig.model_validate(tables)
+        config = up_to_date(RunConfig).model_validate(tables)
     except ValidationError as error:
         problems = explain(error, tables, table_types())
         problems += _absent_files(tables, path.parent, problems)
@@ -306,7 +311,7 @@ def load_config(path: str | Path) -> RunConfig:
     return config
 
 
-def parse_properties(tables: Sequence[Mapping[str, Any]]) -> tuple[AnyProperty, ...]:
+def parse_properties(tables: Sequence[Mapping[str, Any]]) -> tuple[PropertyTable, ...]:
     """Tables with the keys of [[property]], checked.
 
     Raises:
@@ -314,10 +319,23 @@ def parse_properties(tables: Sequence[Mapping[str, Any]]) -> tuple[AnyProperty, 
     """
     raw = {"property": [dict(table) for table in tables]}
     try:
-        return _PropertiesTable.model_validate(raw).properties
+        return up_to_date(_PropertiesTable).model_validate(raw).properties
     except ValidationError as error:
         problems = explain(error, raw, table_types())
         raise ConfigurationError.of("Read properties", problems) from None
+
+
+Model = TypeVar("Model", bound=BaseModel)
+_KNOWN: dict[type[BaseModel], list[str]] = {}
+
+
+def up_to_date(table: type[Model]) -> type[Model]:
+    """A table of the file with all kinds that are registered by now."""
+    kinds = [*PROPERTIES.all(), *THREATS.all()]
+    if _KNOWN.setdefault(table, kinds) != kinds:
+        table.model_rebuild(force=True)
+        _KNOWN[table] = kinds
+    return table
 
 
 def _pair(values: list[int] | None) -> tuple[int, int] | None:
@@ -350,6 +368,17 @@ def table_fields() -> dict[str, tuple[str, ...]]:
     return fields | {"training": (*fields["training"], *RecordTable.model_fields)}
 
 
+def _with_parts(
+    name: str, tables: Mapping[str, type[BaseModel]]
+) -> Iterator[tuple[str, type[BaseModel]]]:
+    """The tables of some kinds by name, and those that are keys of them."""
+    for kind, table in tables.items():
+        yield f"{name}.{kind}", table
+        for key, field in table.model_fields.items():
+            if isinstance(field.annotation, type) and issubclass(field.annotation, Table):
+                yield f"{name}.{kind}.{key}", field.annotation
+
+
 def table_types() -> dict[str, type[BaseModel]]:
     """Every table by its name, the kinds of threats apart as ``threat.KIND``."""
     return {
@@ -358,8 +387,8 @@ def table_types() -> dict[str, type[BaseModel]]:
         "training": TrainingTable,
         "training.group": GroupTable,
         **{f"training.schedule.{kind}": table for kind, table in SCHEDULE_TABLES.items()},
-        **{f"threat.{kind}": table for kind, table in THREAT_TABLES.items()},
+        **dict(_with_parts("threat", THREATS.all())),
         "certify": CertifyTable,
         "attack": AttackTable,
-        **{f"property.{kind_of(table)}": table for table in PROPERTY_TABLES},
+        **{f"property.{kind}": table for kind, table in PROPERTIES.all().items()},
     }

@@ -11,22 +11,21 @@ from milp_agt.core.reachable import Bounds
 from milp_agt.data.dataset import Dataset
 from milp_agt.data.origin import Part
 from milp_agt.properties.answer import Answer
-from milp_agt.properties.witness import Witness
-from milp_agt.runfile.property_tables import (
-    PROPERTY_TABLES,
-    AnyProperty,
-    BackdoorTable,
-    FunctionalTable,
-    kind_of,
+from milp_agt.properties.backdoor import BackdoorTable
+from milp_agt.properties.property_table import (
+    PROPERTIES,
+    PickedPoints,
+    PropertyTable,
+    TableOfParameters,
+    TableOfPoints,
 )
+from milp_agt.properties.witness import Witness
 
 if TYPE_CHECKING:
     from milp_agt.attacks import Sandwich
     from milp_agt.certification.result import Result
 
 Status = Literal["PROVED", "REFUTED", "OPEN", "REPORTED"]
-SHARES = tuple(kind_of(table) for table in PROPERTY_TABLES if table.is_share)
-HIGH_IS_GOOD = ("accuracy", "collective", "stable")
 BEYOND_ROUNDING = 1e-8  # a value that attacks reach refutes a threshold only beyond this, relative
 
 
@@ -80,10 +79,10 @@ class Verdict:
     @property
     def is_vacuous(self) -> bool:
         """Whether the bounds hold for every model, whatever was trained: they prove nothing."""
-        if self.kind in SHARES:
+        table = PROPERTIES.all()[self.kind]
+        if table.is_share:
             return self.lower <= 0.0 and self.upper >= 1.0
-        least = 0.0 if self.kind == "loss" else -math.inf
-        return self.lower <= least and self.upper == math.inf
+        return self.lower <= table.least and self.upper == math.inf
 
     @property
     def threshold(self) -> str:
@@ -95,15 +94,11 @@ class Verdict:
         return "-"
 
 
-def answers(result: Result, dataset: Dataset, asked: Sequence[AnyProperty]) -> dict[str, Bounds]:
+def answers(result: Result, dataset: Dataset, asked: Sequence[PropertyTable]) -> dict[str, Bounds]:
     """The bounds of every property by its name, without thresholds; a repeated one has a number."""
     found: dict[str, Bounds] = {}
     for number, table in enumerate(asked, 1):
-        if isinstance(table, FunctionalTable):
-            on, bounds = "parameters", table.ask(result)
-        else:
-            on, bounds = table.on, table.ask(result, table.pick(dataset))
-        name = _verdict(table, on, bounds).name
+        name, bounds = table.name, _bounds(result, dataset, table)[0]
         found[f"{name} ({number})" if name in found else name] = bounds
     return found
 
@@ -116,14 +111,11 @@ def trigger_curve(
 
     at = asked.pick(dataset)
     tables = [asked.model_copy(update={"radius": radius}) for radius in sorted(set(radii))]
-    curve = nested([table.ask(result, at) for table in tables])
-    return {
-        _verdict(table, table.on, answer).name: answer
-        for table, answer in zip(tables, curve, strict=True)
-    }
+    curve = nested([result.ask(table, at) for table in tables])
+    return {table.name: answer for table, answer in zip(tables, curve, strict=True)}
 
 
-def judge(result: Result, dataset: Dataset, asked: AnyProperty) -> tuple[Verdict, ...]:
+def judge(result: Result, dataset: Dataset, asked: PropertyTable) -> tuple[Verdict, ...]:
     """Bound one property and compare it with its threshold, in each subgroup as well.
 
     A NaN proves nothing.
@@ -132,23 +124,34 @@ def judge(result: Result, dataset: Dataset, asked: AnyProperty) -> tuple[Verdict
         InvalidInputError: the property does not fit the loss or the data.
         SoundnessError: an attack outside the bounds.
     """
-    if isinstance(asked, FunctionalTable):
-        bounds = asked.ask(result)
-        both = result.against(asked.aim(), bounds)
-        return (_verdict(asked, "parameters", bounds, both=both),)
-    at = asked.pick(dataset)
-    answer = asked.ask(result, at)
+    from milp_agt.attacks.objectives import objective_of
+
+    answer, at = _bounds(result, dataset, asked)
+    both = result.against(objective_of(asked, at), answer)
+    if at is None or not isinstance(asked, TableOfPoints):
+        return (_verdict(asked, answer, both=both),)
+    assert isinstance(answer, Answer)
     positions = at.positions[answer.points.index].tolist()
     points = _with_rows(answer.points.columns(), positions, dataset, asked.on)
-    both = result.against(asked.aim(at), answer)
     what = "class" if asked.groups == "class" else "group"
     return (
-        _verdict(asked, asked.on, answer, points=points, both=both),
+        _verdict(asked, answer, points=points, both=both),
         *(
-            _verdict(asked, asked.on, bounds, group=f"{what} {name}")
+            _verdict(asked, bounds, group=f"{what} {name}")
             for name, bounds in answer.groups.items()
         ),
     )
+
+
+def _bounds(
+    result: Result, dataset: Dataset, asked: PropertyTable
+) -> tuple[Bounds, PickedPoints | None]:
+    """The bounds of a property, and the points that it is about."""
+    if isinstance(asked, TableOfPoints):
+        at = asked.pick(dataset)
+        return result.ask(asked, at), at
+    assert isinstance(asked, TableOfParameters)
+    return asked.bounds(result.models), None
 
 
 def _with_rows(
@@ -165,8 +168,7 @@ def _with_rows(
 
 
 def _verdict(
-    asked: AnyProperty,
-    on: str,
+    asked: PropertyTable,
     bounds: Bounds,
     *,
     group: str | None = None,
@@ -175,12 +177,12 @@ def _verdict(
 ) -> Verdict:
     # What an answer carries is the end that harms: of a threshold on the other side it says nothing.
     low = asked.at_least is not None
-    harms = low == (asked.kind in HIGH_IS_GOOD)
+    harms = low == asked.high_is_good
     worst = bounds.reached if harms else None
     answer = bounds if isinstance(bounds, Answer) else None
     return Verdict(
         asked.kind,
-        on,
+        asked.on,
         bounds.lower,
         bounds.nominal,
         bounds.upper,

@@ -7,6 +7,7 @@ from milp_agt.threats.samples import (
     SeparatePoisoning,
 )
 from milp_agt.threats.threat_model import ThreatModel
+from milp_agt.threats.threat_table import THREATS, threat_kind
 from milp_agt.threats.whole_samples import Insertion, Removal, Substitution
 
 __all__ = [
@@ -19,14 +20,5 @@ __all__ = [
     "SeparatePoisoning",
     "Substitution",
     "ThreatModel",
+    "threat_kind",
 ]
-
-THREATS = (
-    FeaturePoisoning,
-    LabelPoisoning,
-    FeatureLabelPoisoning,
-    SeparatePoisoning,
-    Substitution,
-    Removal,
-    Insertion,
-)

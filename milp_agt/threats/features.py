@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence, Sized
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from milp_agt.core.interval import Interval
+from milp_agt.core.option_table import Count, Index, Key
+from milp_agt.data.origin import Origin
 from milp_agt.errors import InvalidThreatModelError
 from milp_agt.threats.checks import (
     Numbers,
@@ -32,50 +36,106 @@ from milp_agt.threats.sets import (
     Sparse,
     Vertices,
 )
-from milp_agt.threats.units import PLAIN, Units
+from milp_agt.threats.units import Lengths, RadiusIn, Units
 
 
 @dataclass(frozen=True)
 class FeatureMoves:
-    """Moves of the features of one sample; columns are positions in the flattened sample.
+    """Moves of the features of one sample, a part of a threat; columns are positions in the flat sample.
 
-    Attributes:
-        name: of the threat model, for messages.
-        radius, norm, coordinates, domain, integer, categorical, missing, rows: as in
-            :class:`milp_agt.threats.FeaturePoisoning`.
-        units: of radius, domain and missing.
+    Linear bounds of whole numbers are exact in the norms inf and 0; in 1 and 2 they ignore this condition,
+    which is sound. Numbers and lists may be arrays; a radius has shape (*shape), (N,) or (N, *shape).
     """
 
-    name: str
-    radius: Radius
-    norm: str | float = "inf"
-    coordinates: int | None = None
-    domain: tuple[Numbers, Numbers] | None = None
-    integer: Sequence[int] = ()
-    categorical: Sequence[Sequence[int]] = ()
-    missing: float | Mapping[int, float] | None = None
-    rows: Rows | None = None
-    units: Units = PLAIN
+    radius: Annotated[
+        Radius,
+        Key(
+            Lengths,
+            "Largest move: one number, one for each feature, for each sample, or for both; `inf` only with a "
+            "`domain` and the norms inf and 0.",
+        ),
+    ]
+    radius_in: RadiusIn = field(default="model", kw_only=True)
+    norm: Annotated[
+        str | float,
+        Key(
+            Literal["inf", "2", "1", "0", 2, 1, 0],
+            "Each feature within its radius (inf), `move / radius` at most 1 in the norm 1 or 2, or at most "
+            "`coordinates` features that move (0).",
+        ),
+    ] = field(default="inf", kw_only=True)
+    coordinates: Annotated[
+        int | None,
+        Key(
+            Count,
+            "Features of a sample that may move, for the norm 0 alone, which needs it; a categorical group "
+            "counts as one.",
+        ),
+    ] = field(default=None, kw_only=True)
+    domain: Annotated[
+        Sequence[Numbers] | None,
+        Key(
+            Annotated[list[float | list[float]], Field(min_length=2, max_length=2)],
+            "Lowest and highest value, each one number or one for each feature, inside which poisoned "
+            "features stay.",
+        ),
+    ] = field(default=None, kw_only=True)
+    integer: Annotated[
+        Sequence[int], Key(list[Index], "Columns that move by whole numbers only.")
+    ] = field(default=(), kw_only=True)
+    categorical: Annotated[
+        Sequence[Sequence[int]],
+        Key(
+            list[list[Index]],
+            "Groups of one-hot columns, each of which may change to any other category.",
+        ),
+    ] = field(default=(), kw_only=True)
+    missing: Annotated[
+        float | Mapping[int, float] | None,
+        Key(
+            float | dict[str, float],
+            "The value that training reads where an entry is missing, or `{ column = value }`: the adversary "
+            "may blank entries (norms inf and 0).",
+        ),
+    ] = field(default=None, kw_only=True)
+    rows: Annotated[
+        Rows | None,
+        Key(
+            Annotated[list[list[float]], Field(min_length=1)],
+            "The matrix A of further conditions `A @ move <= b`, with `row_limits`; kept by `lp` and above, "
+            "left out by the others, as the result then says.",
+        ),
+    ] = field(default=None, kw_only=True)
+    origin: Origin | None = field(default=None, kw_only=True, repr=False, compare=False)
 
-    def bind(self, features: Tensor, mask: Tensor) -> tuple[MoveSet, Interval | None]:
+    @property
+    def _name(self) -> str:
+        return type(self).__name__
+
+    @property
+    def _units(self) -> Units:
+        """Of radius, domain and missing."""
+        return Units(self._name, self.radius_in, self.origin, "features")
+
+    def _moves(self, features: Tensor, mask: Tensor) -> tuple[MoveSet, Interval | None]:
         """The moves of the samples in ``mask`` (N,), and the domain of the features, (*shape).
 
         Raises:
             InvalidThreatModelError: contradictory options, or options that do not fit the data.
         """
-        order = norm_of(self.name, self.norm)
+        order = norm_of(self._name, self.norm)
         self._check_options(order)
         flat = features.flatten(1)
         unbounded = self.domain is not None and order in (0, math.inf)
-        given = self.units.per_sample(self.radius, tuple(features.shape[1:]))
-        radius = radii(self.name, given, features, unbounded)
-        radius = self.units.to_model(radius, features, order).flatten(1)
+        given = self._units.per_sample(self.radius, tuple(features.shape[1:]))
+        radius = radii(self._name, given, features, unbounded)
+        radius = self._units.to_model(radius, features, order).flatten(1)
         groups = self._groups(flat, mask)
         integer = self._columns("integer", self.integer, flat.shape[1])
         grouped = {column for group in groups for column in group}
         if grouped & set(integer):
             raise InvalidThreatModelError(
-                f"{self.name} has integer and categorical columns",
+                f"{self._name} has integer and categorical columns",
                 f"columns {sorted(grouped & set(integer))[:5]} in both",
                 "name each column once",
             )
@@ -88,7 +148,7 @@ class FeatureMoves:
         low, high = (end.expand(flat.shape) for end in ends)
         if limits is not None and not bool(torch.isfinite(high - low)[mask].all()):
             raise InvalidThreatModelError(
-                f"{self.name} with an infinite radius needs a domain with finite ends",
+                f"{self._name} with an infinite radius needs a domain with finite ends",
                 "a feature without a finite range",
                 "give a finite radius, or finite ends to every feature",
             )
@@ -107,10 +167,11 @@ class FeatureMoves:
             whole = self._halfspaces(whole, len(flat))
         return whole.only(mask), _reach(features, limits, fills)
 
-    def describe(self) -> str:
+    @property
+    def _moved(self) -> str:
         """The possible changes of a poisoned sample's features, to follow "the features of ... "."""
-        order = norm_of(self.name, self.norm)
-        unit, beside = self.units.words(self.radius)
+        order = norm_of(self._name, self.norm)
+        unit, beside = self._units.words(self.radius)
         size = radius_text(self.radius) + unit
         if order == math.inf:
             text = f"moved by at most {size} in every coordinate"
@@ -133,10 +194,10 @@ class FeatureMoves:
         return ", ".join([text, *extra])
 
     def _check_options(self, order: float) -> None:
-        self.units.check()
-        if self.rows is not None and self.units.converts is not None:
+        self._units.check()
+        if self.rows is not None and self._units.converts is not None:
             raise InvalidThreatModelError(
-                f"{self.name} in raw units with rows=",
+                f"{self._name} in raw units with rows=",
                 "conditions on moves, which are those that training sees",
                 "leave radius_in out, and give radius and rows in the units that training sees",
             )
@@ -145,13 +206,13 @@ class FeatureMoves:
                 "no 'coordinates'" if order == 0 else f"coordinates = {self.coordinates} beside it"
             )
             raise InvalidThreatModelError(
-                f"{self.name} in norm {self.norm!r}",
+                f"{self._name} in norm {self.norm!r}",
                 found,
                 "the norm 0 needs coordinates=, the count of features that may move; others have none",
             )
         if self.missing is not None and order in (1, 2):
             raise InvalidThreatModelError(
-                f"{self.name} with missing values in norm {order:g}",
+                f"{self._name} with missing values in norm {order:g}",
                 "a norm that does not say what a missing value costs",
                 "use norm 'inf', or norm 0, which counts it as one coordinate",
             )
@@ -161,7 +222,7 @@ class FeatureMoves:
         bad = [c for c in columns if not is_whole(c) or not 0 <= c < size]
         if bad or len(set(columns)) != len(columns):
             raise InvalidThreatModelError(
-                f"{self.name} needs distinct {what} columns out of 0..{size - 1}",
+                f"{self._name} needs distinct {what} columns out of 0..{size - 1}",
                 f"{columns[:8]!r:.60}",
                 f"correct {what}=, a list of columns",
             )
@@ -172,7 +233,7 @@ class FeatureMoves:
         listed = isinstance(self.categorical, Iterable)
         if not listed or not all(isinstance(group, Sequence) for group in self.categorical):
             raise InvalidThreatModelError(
-                f"{self.name} needs a list of columns for each categorical group",
+                f"{self._name} needs a list of columns for each categorical group",
                 f"categorical = {self.categorical!r:.60}",
                 "give [[0, 1, 2]] for one feature with three categories",
             )
@@ -185,9 +246,9 @@ class FeatureMoves:
             bad = (mask & ~one_hot).nonzero()[:, 0].tolist()
             if len(group) < 2 or bad:
                 raise InvalidThreatModelError(
-                    f"{self.name} needs one-hot columns in each categorical group",
+                    f"{self._name} needs one-hot columns in each categorical group",
                     f"columns {list(group)}, which are not one-hot in {len(bad)} samples "
-                    f"{self.units.shown(bad)}",
+                    f"{self._units.shown(bad)}",
                     "name the columns of one feature together, and leave them unscaled",
                 )
         return groups
@@ -197,8 +258,8 @@ class FeatureMoves:
         bad = (mask & (values != values.round()).any(1)).nonzero()[:, 0].tolist()
         if bad:
             raise InvalidThreatModelError(
-                f"{self.name} needs whole numbers in integer columns",
-                f"fractions in {len(bad)} samples {self.units.shown(bad)}",
+                f"{self._name} needs whole numbers in integer columns",
+                f"fractions in {len(bad)} samples {self._units.shown(bad)}",
                 "drop these columns from integer=, and leave integer columns unscaled",
             )
 
@@ -206,7 +267,7 @@ class FeatureMoves:
         """The domain, (*shape)."""
         if self.domain is None:
             return None
-        shape, asked = tuple(features.shape[1:]), f"{self.name} needs a domain (lowest, highest)"
+        shape, asked = tuple(features.shape[1:]), f"{self._name} needs a domain (lowest, highest)"
         remedy = f"give two numbers, or two arrays of shape {shape}, with lowest <= highest"
         try:
             low, high = (torch.from_numpy(np.array(end, dtype=np.float64)) for end in self.domain)
@@ -217,13 +278,13 @@ class FeatureMoves:
                 raise InvalidThreatModelError(asked, f"shape {tuple(end.shape)}", remedy)
         if not bool((low <= high).all()):
             raise InvalidThreatModelError(asked, "an end that is crossed or not a number", remedy)
-        low, high = self.units.ends(low, high)
+        low, high = self._units.ends(low, high)
         outside = ((features < low) | (features > high)).flatten(1).any(1)
         bad = (mask & outside).nonzero()[:, 0].tolist()
         if bad:
             raise InvalidThreatModelError(
-                f"{self.name} keeps features inside their domain",
-                f"{len(bad)} samples outside it before any poisoning: {self.units.shown(bad)}",
+                f"{self._name} keeps features inside their domain",
+                f"{len(bad)} samples outside it before any poisoning: {self._units.shown(bad)}",
                 "widen the domain, or clip the data",
             )
         return Interval(low.expand(shape), high.expand(shape))
@@ -240,11 +301,11 @@ class FeatureMoves:
         bad = [v for v in fills.values() if not is_number(v) or not math.isfinite(v)]
         if bad or grouped & set(fills):
             raise InvalidThreatModelError(
-                f"{self.name} needs a finite value for missing entries of numeric columns",
+                f"{self._name} needs a finite value for missing entries of numeric columns",
                 f"values {bad[:3]}, categorical columns {sorted(grouped & set(fills))[:5]}",
                 "correct missing=; a category is free to change already",
             )
-        return {column: self.units.fill(column, float(value)) for column, value in fills.items()}
+        return {column: self._units.fill(column, float(value)) for column, value in fills.items()}
 
     def _without_groups(
         self,
@@ -277,7 +338,7 @@ class FeatureMoves:
         count = self.coordinates
         if not is_whole(count) or count is None or not 1 <= count <= moves.blocks:
             raise InvalidThreatModelError(
-                f"{self.name} in norm 0 moves some of {moves.blocks} features",
+                f"{self._name} in norm 0 moves some of {moves.blocks} features",
                 f"coordinates = {count}",
                 f"give a count from 1 to {moves.blocks}",
             )
@@ -285,14 +346,14 @@ class FeatureMoves:
 
     def _halfspaces(self, moves: MoveSet, count: int) -> Halfspaces:
         assert self.rows is not None
-        asked = f"{self.name} needs rows (A, b) with A @ move <= b"
+        asked = f"{self._name} needs rows (A, b) with A @ move <= b"
         remedy = (
             f"give A of shape (rows, {moves.size}), b of shape (rows,) or ({count}, rows), b >= 0"
         )
         try:
             matrix, limits = (np.asarray(part, dtype=np.float64) for part in self.rows)
             if limits.ndim == 2:
-                limits = self.units.per_sample(limits, ())
+                limits = self._units.per_sample(limits, ())
         except (TypeError, ValueError) as error:
             raise InvalidThreatModelError(asked, str(error), remedy) from None
         fits = matrix.ndim == 2 and matrix.shape[1] == moves.size and len(matrix)

@@ -5,16 +5,41 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
+from pydantic import Field
 from torch import Tensor
 
+from milp_agt.core.option_table import Index, Key
 from milp_agt.errors import InvalidThreatModelError
 from milp_agt.formulations.loss import LossFunction
 from milp_agt.threats.checks import Radius, is_whole, norm_of, radii, radius_text
 from milp_agt.threats.sets import Ball, Box, MoveSet, Vertices
-from milp_agt.threats.units import PLAIN, Units
+from milp_agt.threats.units import Lengths, Units
+
+LabelRadius = Annotated[
+    Radius | None,
+    Key(
+        Lengths,
+        "For a regression, the largest move of the targets: one number, one for each output, for each "
+        "sample, or for both; leave it out for classes, whose labels flip.",
+    ),
+]
+LabelNorm = Annotated[
+    str | float,
+    Key(
+        Literal["inf", "2", "1", 2, 1],
+        "For a regression, the norm of a move over the outputs of one sample.",
+    ),
+]
+Target = Annotated[
+    int | Sequence[int] | None,
+    Key(
+        Index | Annotated[list[Index], Field(min_length=1)],
+        "Class, or classes, that labels may flip to; any unless given.",
+    ),
+]
 
 
 @dataclass(frozen=True)
@@ -23,15 +48,14 @@ class LabelMoves:
 
     Attributes:
         name: of the threat model, for messages.
-        radius, norm, target: as in :class:`milp_agt.threats.LabelPoisoning`.
         units: of the radius.
     """
 
     name: str
-    radius: Radius | None = None
-    norm: str | float = "inf"
-    target: int | Sequence[int] | None = None
-    units: Units = PLAIN
+    radius: Radius | None
+    norm: str | float
+    target: int | Sequence[int] | None
+    units: Units
 
     def bind(self, labels: Tensor, loss: LossFunction, mask: Tensor) -> MoveSet:
         """The moves of the samples in ``mask`` (N,).

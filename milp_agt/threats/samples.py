@@ -2,223 +2,111 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar, Literal, Self
 
+import numpy.typing as npt
+from pydantic import Field
 from torch import Tensor
 
+from milp_agt.core.option_table import KIND, table_of
 from milp_agt.errors import InvalidThreatModelError
 from milp_agt.formulations.loss import LossFunction
-from milp_agt.threats.checks import Numbers, Radius, Rows
 from milp_agt.threats.features import FeatureMoves
-from milp_agt.threats.labels import LabelMoves
+from milp_agt.threats.labels import LabelMoves, LabelNorm, LabelRadius, Target
 from milp_agt.threats.poison import Poison, Quota
-from milp_agt.threats.threat_model import Budgeted, times_in_words
-from milp_agt.threats.units import Units
+from milp_agt.threats.threat_model import SCOPE, STATIC, Timed
+from milp_agt.threats.threat_table import (
+    THREATS,
+    ChosenTable,
+    FeatureTable,
+    ThreatTable,
+    threat_kind,
+)
+from milp_agt.threats.units import RadiusIn, Units
 
 
+@threat_kind("features", "Features of some samples are moved.", FeatureTable)
 @dataclass(frozen=True)
-class FeaturePoisoning(Budgeted):
+class FeaturePoisoning(FeatureMoves, Timed):
     """Up to ``budget`` samples have their features moved.
 
-    Columns are positions in the flattened sample.
-
-    Attributes:
-        budget: number of samples.
-        radius: largest move: one number, one for each feature (*shape), for each sample (N,), or
-            for both (N, *shape). If features have different radii, the norms 1 and 2 are those of
-            ``move / radius``, at most 1. May be ``inf`` with a domain, in the norms inf and 0.
-        norm: "inf" (each feature within its radius), 2, 1, or 0: at most ``coordinates`` features
-            move, each within its radius.
-        samples: the samples that can be poisoned, by position in the arrays; by row of the file where a
-            data set is certified. None for all.
-        static: True if the data are poisoned once, before training; False for a new perturbation
-            in every step (adaptive).
-        scope: "dataset", one poisoned set for the whole run, or "batch", up to ``budget`` samples of
-            each batch (all of a smaller batch).
-        coordinates: for the norm 0; a categorical group counts as one.
-        domain: (lowest, highest) value, numbers or arrays (*shape); poisoned features stay inside.
-        integer: columns that move by whole numbers. Linear bounds are exact for the norms inf and 0;
-            for 1 and 2 they ignore this condition, which is sound.
-        categorical: groups of one-hot columns; each may change to any other category, regardless of
-            the radius (and of the norms 1 and 2, which count only the other columns).
-        missing: the value that training sees for a missing entry: the adversary may blank any entry,
-            which then has this value (it need not lie in the domain). One value for all numeric
-            columns, or a mapping from columns to values. Norms inf and 0 only. NaN in the data
-            themselves is refused.
-        rows: (A, b) with further conditions ``A @ move <= b`` for each sample, A (rows, size), b
-            (rows,) or (N, rows), >= 0. Kept by ``lp`` and ``milp``; the other relaxations bound the
-            larger threat without them, and the result says so.
-        radius_in: "model", the numbers that training sees, or "raw", those of the user's file: the radius,
-            and with it domain and missing, goes through the scaler of the data set (only where certify
-            is given one).
+    Samples of plain arrays are named by position, columns by position in the flattened sample. If
+    features have different radii, the norms 1 and 2 are those of ``move / radius``. Categories change
+    regardless of the radius; a missing value need not lie in the domain. ``rows`` is (A, b) with
+    A (rows, size), b (rows,) or (N, rows), >= 0.
     """
-
-    radius: Radius
-    norm: str | float = "inf"
-    samples: Sequence[int] | None = None
-    static: bool = True
-    scope: str = "dataset"
-    coordinates: int | None = None
-    domain: tuple[Numbers, Numbers] | None = None
-    integer: Sequence[int] = ()
-    categorical: Sequence[Sequence[int]] = ()
-    missing: float | Mapping[int, float] | None = None
-    rows: Rows | None = None
-    radius_in: str = field(default="model", kw_only=True)
 
     @property
     def touches(self) -> tuple[str, ...]:
         return ("features",)
 
     def bind(self, features: Tensor, labels: Tensor, loss: LossFunction) -> Poison:
-        mask = self._mask(self.scope, len(features))
-        moves, domain = self._moves().bind(features, mask)
-        return Poison(
-            features=features,
-            labels=labels,
-            open=mask,
-            budget=int(self.budget),
-            static=self.static,
-            per_batch=self.scope == "batch",
-            feature_moves=moves,
-            domain=domain,
-        )
+        poison = self._poison(features, labels)
+        moves, domain = self._moves(features, poison.open)
+        return replace(poison, feature_moves=moves, domain=domain)
 
     def describe(self) -> str:
-        who = self._who(self.scope)
-        return f"the features of {who} {self._moves().describe()}, {times_in_words(self.static)}"
-
-    def _moves(self) -> FeatureMoves:
-        return _feature_moves(self)
+        return f"the features of {self._who} {self._moved}, {self._when}"
 
 
+@threat_kind("labels", "Labels of some samples flip, or targets move.", ChosenTable)
 @dataclass(frozen=True)
-class LabelPoisoning(Budgeted):
-    """Up to ``budget`` samples have other labels.
+class LabelPoisoning(Timed):
+    """Up to ``budget`` samples have other labels."""
 
-    Attributes:
-        budget: number of samples.
-        radius: None for classification; for regression the largest move of the targets: one number,
-            one for each output, for each sample (N,), or for both (N, outputs).
-        samples, static, scope: as in :class:`FeaturePoisoning`.
-        norm: for regression, over the outputs of one sample: "inf", 2 or 1.
-        target: for classification, the class or classes that labels may flip to; None for any.
-        radius_in: as in :class:`FeaturePoisoning`, of the targets of a regression.
-    """
-
-    radius: Radius | None = None
-    samples: Sequence[int] | None = None
-    static: bool = True
-    scope: str = "dataset"
-    norm: str | float = "inf"
-    target: int | Sequence[int] | None = None
-    radius_in: str = field(default="model", kw_only=True)
+    radius: LabelRadius = None
+    radius_in: RadiusIn = field(default="model", kw_only=True)
+    norm: LabelNorm = field(default="inf", kw_only=True)
+    target: Target = field(default=None, kw_only=True)
 
     @property
     def touches(self) -> tuple[str, ...]:
         return ("targets",)
 
     def bind(self, features: Tensor, labels: Tensor, loss: LossFunction) -> Poison:
-        mask = self._mask(self.scope, len(features))
-        return Poison(
-            features=features,
-            labels=labels,
-            open=mask,
-            budget=int(self.budget),
-            static=self.static,
-            per_batch=self.scope == "batch",
-            label_moves=self._moves().bind(labels, loss, mask),
-        )
+        poison = self._poison(features, labels)
+        return replace(poison, label_moves=self._changes.bind(labels, loss, poison.open))
 
     def describe(self) -> str:
-        who = self._who(self.scope)
-        return f"the labels of {who} {self._moves().describe()}, {times_in_words(self.static)}"
+        return f"the labels of {self._who} {self._changes.describe()}, {self._when}"
 
-    def _moves(self) -> LabelMoves:
-        return _label_moves(self, self.radius, self.norm)
+    @property
+    def _changes(self) -> LabelMoves:
+        name = type(self).__name__
+        units = Units(name, self.radius_in, self.origin, "targets")
+        return LabelMoves(name, self.radius, self.norm, self.target, units)
 
 
+@threat_kind("both", "Features and labels of the same samples are changed.", FeatureTable)
 @dataclass(frozen=True)
-class FeatureLabelPoisoning(Budgeted):
+class FeatureLabelPoisoning(FeatureMoves, Timed):
     """Up to ``budget`` samples have both their features and their labels changed.
 
-    Attributes:
-        budget: number of samples.
-        radius, norm, coordinates, domain, integer, categorical, missing, rows: of feature moves, as in
-            :class:`FeaturePoisoning`.
-        label_radius, label_norm, target: of label changes: radius, norm and target of
-            :class:`LabelPoisoning`.
-        samples, static, scope: as in :class:`FeaturePoisoning`.
-        radius_in: as in :class:`FeaturePoisoning`, of both radii.
+    As in :class:`FeaturePoisoning` and :class:`LabelPoisoning`.
     """
 
-    radius: Radius
-    label_radius: Radius | None = None
-    norm: str | float = "inf"
-    samples: Sequence[int] | None = None
-    static: bool = True
-    scope: str = "dataset"
-    coordinates: int | None = None
-    domain: tuple[Numbers, Numbers] | None = None
-    integer: Sequence[int] = ()
-    categorical: Sequence[Sequence[int]] = ()
-    missing: float | Mapping[int, float] | None = None
-    rows: Rows | None = None
-    label_norm: str | float = "inf"
-    target: int | Sequence[int] | None = None
-    radius_in: str = field(default="model", kw_only=True)
+    label_radius: LabelRadius = None
+    label_norm: LabelNorm = field(default="inf", kw_only=True)
+    target: Target = field(default=None, kw_only=True)
 
     def bind(self, features: Tensor, labels: Tensor, loss: LossFunction) -> Poison:
-        mask = self._mask(self.scope, len(features))
-        moves, domain = self._feature_moves().bind(features, mask)
-        return Poison(
-            features=features,
-            labels=labels,
-            open=mask,
-            budget=int(self.budget),
-            static=self.static,
-            per_batch=self.scope == "batch",
-            feature_moves=moves,
-            label_moves=self._label_moves().bind(labels, loss, mask),
-            domain=domain,
-        )
+        poison = self._poison(features, labels)
+        moves, domain = self._moves(features, poison.open)
+        changes = self._changes.bind(labels, loss, poison.open)
+        return replace(poison, feature_moves=moves, label_moves=changes, domain=domain)
 
     def describe(self) -> str:
+        changes = self._changes.describe()
         return (
-            f"the features of {self._who(self.scope)} "
-            f"{self._feature_moves().describe()}, and their labels "
-            f"{self._label_moves().describe()}, {times_in_words(self.static)}"
+            f"the features of {self._who} {self._moved}, and their labels {changes}, {self._when}"
         )
 
-    def _feature_moves(self) -> FeatureMoves:
-        return _feature_moves(self)
-
-    def _label_moves(self) -> LabelMoves:
-        return _label_moves(self, self.label_radius, self.label_norm)
-
-
-def _feature_moves(threat: FeaturePoisoning | FeatureLabelPoisoning) -> FeatureMoves:
-    return FeatureMoves(
-        type(threat).__name__,
-        threat.radius,
-        threat.norm,
-        threat.coordinates,
-        threat.domain,
-        threat.integer,
-        threat.categorical,
-        threat.missing,
-        threat.rows,
-        Units(type(threat).__name__, threat.radius_in, threat.origin, "features"),
-    )
-
-
-def _label_moves(
-    threat: LabelPoisoning | FeatureLabelPoisoning, radius: Radius | None, norm: str | float
-) -> LabelMoves:
-    name = type(threat).__name__
-    units = Units(name, threat.radius_in, threat.origin, "targets")
-    return LabelMoves(name, radius, norm, threat.target, units)
+    @property
+    def _changes(self) -> LabelMoves:
+        name = type(self).__name__
+        units = Units(name, self.radius_in, self.origin, "targets")
+        return LabelMoves(name, self.label_radius, self.label_norm, self.target, units)
 
 
 @dataclass(frozen=True)
@@ -283,8 +171,46 @@ class SeparatePoisoning:
 
     def describe(self) -> str:
         x, y = self.features, self.labels
-        moved, flipped = (p._who(p.scope) for p in (x, y))
         return (
-            f"the features of {moved} {x._moves().describe()}, and, chosen apart from them, the labels "
-            f"of {flipped} {y._moves().describe()}, {times_in_words(x.static)}"
+            f"the features of {x._who} {x._moved}, and, chosen apart from them, the labels "
+            f"of {y._who} {y._changes.describe()}, {x._when}"
         )
+
+
+_BOTH = ("static", "scope")
+_Features = table_of(FeaturePoisoning, FeatureTable, "The moves of features.", without=_BOTH)
+_Features.threat = FeaturePoisoning
+_Labels = table_of(
+    LabelPoisoning,
+    ChosenTable,
+    "Flips of a class, or moves of the targets of a regression.",
+    without=_BOTH,
+)
+_Labels.threat = LabelPoisoning
+
+
+@THREATS.register
+class SeparateTable(ThreatTable):
+    """Features of some samples and labels of others, or of the same ones, each with a budget."""
+
+    threat: ClassVar[Any] = SeparatePoisoning
+    kind: Literal["separate"] = Field(description=KIND)
+    features: _Features = Field(  # type: ignore[valid-type]
+        description="What may be done to features, and to how many."
+    )
+    labels: _Labels = Field(  # type: ignore[valid-type]
+        description="What may be done to labels, and to how many."
+    )
+    static: bool = Field(default=True, description=STATIC.means)
+    scope: Literal["dataset", "batch"] = Field(default="dataset", description=SCOPE.means)
+
+    def resolved(self, labels: npt.NDArray[Any]) -> Self:
+        parts: dict[str, Any] = {"features": self.features, "labels": self.labels}
+        return self.model_copy(update={n: part.resolved(labels) for n, part in parts.items()})
+
+    def build(self) -> SeparatePoisoning:
+        parts: tuple[Any, Any] = (self.features, self.labels)
+        features, labels = (
+            part.threat(**part.arguments(), static=self.static, scope=self.scope) for part in parts
+        )
+        return SeparatePoisoning(features, labels)

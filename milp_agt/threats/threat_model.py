@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Annotated, Any, Literal, Protocol
 
 import numpy as np
 import torch
+from pydantic import Field
 from torch import Tensor
 
+from milp_agt.core.option_table import Index, Key
 from milp_agt.data.origin import Origin
 from milp_agt.errors import InvalidThreatModelError
 from milp_agt.formulations.loss import LossFunction
@@ -36,19 +38,9 @@ class ThreatModel(Protocol):
 
 @dataclass(frozen=True)
 class Budgeted:
-    """Common part: how many samples, which ones, when.
+    """Common part: how many samples, and the data set that ``certify`` fills in as ``origin``."""
 
-    Attributes:
-        ids: in place of ``samples``: the samples that can be poisoned by who they are, for a data set
-            whose ids are known (``load_dataset(id=)``).
-        positions: in place of ``samples``: positions in the training part, whatever row of the file
-            stands there.
-        origin: rows, ids and units of the data set; ``certify`` fills it in.
-    """
-
-    budget: int
-    ids: Sequence[object] | None = field(default=None, kw_only=True)
-    positions: Sequence[int] | None = field(default=None, kw_only=True)
+    budget: Annotated[int, Key(Index, "Training samples that the adversary may choose, at most.")]
     origin: Origin | None = field(default=None, kw_only=True, repr=False, compare=False)
 
     @property
@@ -56,14 +48,67 @@ class Budgeted:
         """What of the training data the adversary may change: "features", "targets", or both."""
         return ("features", "targets")
 
+    def _check_budget(self) -> int:
+        if not is_whole(self.budget) or self.budget < 0:
+            raise InvalidThreatModelError(
+                f"{type(self).__name__} needs a whole budget >= 0",
+                f"budget = {self.budget}",
+                "give a count",
+            )
+        return int(self.budget)
+
+
+STATIC = Key(
+    bool, "`true`: the data are poisoned once, before training; `false`: anew in every step."
+)
+SCOPE = Key(
+    Literal["dataset", "batch"],
+    "`dataset`: one choice of samples for the whole run; `batch`: one for every batch, each within the "
+    "budget.",
+)
+_Indices = Annotated[list[Index], Field(min_length=1)]
+
+
+@dataclass(frozen=True)
+class Chosen(Budgeted):
+    """Which samples of the data set may be chosen, and for how long."""
+
+    samples: Annotated[
+        Sequence[int] | None,
+        Key(
+            _Indices,
+            "The training samples that may be chosen, by their rows in the file: from 0, below the header; "
+            "all unless given.",
+        ),
+    ] = field(default=None, kw_only=True)
+    ids: Annotated[
+        Sequence[object] | None,
+        Key(
+            Annotated[list[str | int], Field(min_length=1)],
+            "The same by who they are, in place of `samples`: what stands in the column `id` of [data].",
+        ),
+    ] = field(default=None, kw_only=True)
+    positions: Annotated[
+        Sequence[int] | None,
+        Key(
+            _Indices,
+            "The same by position in the training part after the split, in place of `samples`.",
+        ),
+    ] = field(default=None, kw_only=True)
+    scope: Annotated[str, SCOPE] = field(default="dataset", kw_only=True)
+
     def _open(self, count: int | None = None) -> list[int] | None:
         """Positions of the samples that are named, out of ``count`` training samples; None for all.
 
         Raises:
             InvalidThreatModelError: named in two ways, or by what is no sample of the training part.
         """
-        name, samples = type(self).__name__, getattr(self, "samples", None)
-        ways = {"samples": samples, "ids": self.ids, "positions": self.positions}
+        name = type(self).__name__
+        ways: dict[str, Any] = {
+            "samples": self.samples,
+            "ids": self.ids,
+            "positions": self.positions,
+        }
         given = [way for way, value in ways.items() if value is not None]
         if len(given) > 1:
             raise InvalidThreatModelError(
@@ -112,22 +157,14 @@ class Budgeted:
             kind=InvalidThreatModelError,
         )
 
-    def _mask(self, scope: str, count: int) -> Tensor:
+    def _mask(self, count: int) -> Tensor:
         """Mask of the samples that can be poisoned, (N,)."""
         name = type(self).__name__
-        if not is_whole(self.budget) or self.budget < 0:
-            raise InvalidThreatModelError(
-                f"{name} needs a whole budget >= 0", f"budget = {self.budget}", "give a count"
-            )
-        static = getattr(self, "static", True)
-        if static is not True and static is not False:
-            raise InvalidThreatModelError(
-                f"{name} is static or not", f"static = {static!r}", "give True or False"
-            )
-        if not isinstance(scope, str) or scope not in SCOPES:
+        self._check_budget()
+        if not isinstance(self.scope, str) or self.scope not in SCOPES:
             raise InvalidThreatModelError(
                 f"{name} needs a scope out of {SCOPES}",
-                f"scope = {scope!r:.60}",
+                f"scope = {self.scope!r:.60}",
                 "choose one of them",
             )
         if self.origin is not None and len(self.origin.rows.train) != count:
@@ -155,21 +192,47 @@ class Budgeted:
         mask[chosen] = True
         return mask
 
-    def _who(self, scope: str) -> str:
+    @property
+    def _who(self) -> str:
         """How many samples, and out of which, in words; rows of the file where they are known."""
         chosen = self._open()
-        text = samples_in_words(self.budget, chosen, scope)
+        text = samples_in_words(self.budget, chosen, self.scope)
         if chosen is None or self.origin is None:
             return text
         named = f"named training samples ({self.origin.where}: {self.origin.in_words(chosen)})"
         return text.replace("named training samples", named)
 
 
+@dataclass(frozen=True)
+class Timed(Chosen):
+    """Samples that are poisoned once, or anew in every step."""
+
+    static: Annotated[bool, STATIC] = field(default=True, kw_only=True)
+
+    def _poison(self, features: Tensor, labels: Tensor, **parts: Any) -> Poison:
+        """What may be done to the samples that are chosen, ``parts``, as a :class:`Poison`."""
+        if self.static is not True and self.static is not False:
+            raise InvalidThreatModelError(
+                f"{type(self).__name__} is static or not",
+                f"static = {self.static!r}",
+                "give True or False",
+            )
+        return Poison(
+            features=features,
+            labels=labels,
+            open=self._mask(len(features)),
+            budget=int(self.budget),
+            static=self.static,
+            per_batch=self.scope == "batch",
+            **parts,
+        )
+
+    @property
+    def _when(self) -> str:
+        return "once, before training" if self.static else "anew in every step"
+
+
 def samples_in_words(budget: int, samples: Sequence[int] | None, scope: str) -> str:
     of = "the training set" if samples is None else f"{len(samples)} named training samples"
     each = "" if scope == "dataset" else " in each batch"
     return f"up to {budget} sample{'s' if budget != 1 else ''} of {of}{each}"
-
-
-def times_in_words(static: bool) -> str:
-    return "once, before training" if static else "anew in every step"

@@ -4,17 +4,30 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from pydantic import Field
 from torch import Tensor
 
+from milp_agt.core.option_table import Key
 from milp_agt.data.origin import UNIT_ROUNDOFF, Origin, Scaling
 from milp_agt.errors import InvalidThreatModelError
 
 Array = npt.NDArray[Any]
+# Infinite only under a domain, which the threat checks.
+_Length = Annotated[float, Field(ge=0, allow_inf_nan=True)]
+Lengths = _Length | list[_Length] | list[list[_Length]]
+RadiusIn = Annotated[
+    str,
+    Key(
+        Literal["model", "raw"],
+        "The units of every radius, and of `domain` and `missing`: those that training sees (standard "
+        "deviations, if [data] standardises), or `raw`, those of the file.",
+    ),
+]
 
 
 @dataclass(frozen=True)
@@ -194,6 +207,3 @@ def fitted_on_poison(threat: Any, origin: Origin | None) -> str:
         "part, which this adversary may change: the claim takes these numbers as they are, so it is about "
         "changes to the standardised data, and not about a scaler that is fitted again on poisoned data."
     )
-
-
-PLAIN = Units("Poisoning", "model", None, "features")

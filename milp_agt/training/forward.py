@@ -15,7 +15,7 @@ from torch.fx.proxy import TraceError
 
 from milp_agt.core.graph import Node
 from milp_agt.errors import EncodingError, InvalidInputError, UnsupportedOperationError
-from milp_agt.training.layers.builder import Builder, Unknown, handlers
+from milp_agt.training.layers.builder import Builder, Unknown, layer_rules
 from milp_agt.training.layers.functions import FUNCTIONS, key_of, supported_functions
 from milp_agt.training.plain_calls import CALLS, Call, packed, unpacked
 from milp_agt.training.replacements import replacement
@@ -70,7 +70,7 @@ class _Tracer(fx.Tracer):
         self.example = example
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        if type(m) in handlers():
+        if type(m) in layer_rules():
             return True
         return type(m).__module__.startswith("torch.") and type(m) is not nn.Sequential
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from pages import ACCURACY, LOSS, RUN, certify
+from pages import ACCURACY, LOSS, certify, run
 
 from milp_agt.reports import figures
 
@@ -17,7 +17,7 @@ def classes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     rng = np.random.default_rng(0)
     y = np.arange(20) % 2
     x = rng.normal(size=(20, 2)) + 3 * y[:, None]
-    text = RUN.format(layers=[2, 3, 2], loss="cross_entropy", rate=0.5) + ACCURACY + LOSS
+    text = run([2, 3, 2]) + ACCURACY + LOSS
     return certify(tmp_path_factory.mktemp("classes"), x, y, text)
 
 
@@ -26,7 +26,7 @@ def pixels(tmp_path_factory: pytest.TempPathFactory) -> Path:
     rng = np.random.default_rng(0)
     y = np.arange(12) % 3
     x = rng.uniform(size=(12, 1, 3, 3)) + y[:, None, None, None]
-    text = RUN.format(layers=[9, 3], loss="cross_entropy", rate=0.1) + LOSS
+    text = run([9, 3], 0.1) + LOSS
     return certify(tmp_path_factory.mktemp("pixels"), x, y, text)
 
 
@@ -34,7 +34,7 @@ def pixels(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def regression(tmp_path_factory: pytest.TempPathFactory) -> Path:
     rng = np.random.default_rng(0)
     x = rng.normal(size=(16, 3))
-    text = RUN.format(layers=[3, 3, 1], loss="mse", rate=0.05) + LOSS
+    text = run([3, 3, 1], 0.05, loss="mse") + LOSS
     return certify(tmp_path_factory.mktemp("regression"), x, x.sum(1), text)
 
 

@@ -11,31 +11,19 @@ from typing import Any
 
 import numpy as np
 import torch
+from runs import run_text
 
 import milp_agt as agt
 from milp_agt.cli import main
 
-RUN = """
-[data]
-path = "d.npz"
-test_fraction = 0.25
-seed = 1
-[model]
-layers = {layers}
-[training]
-loss = "{loss}"
-learning_rate = {rate}
-epochs = 3
-[threat]
-kind = "features"
-budget = 1
-radius = 0.001
-[certify]
-relaxation = "linear"
-window = 2
-"""
 ACCURACY = "[[property]]\nkind = 'accuracy'\nat_least = 0.5\n[[property]]\nkind = 'stable'\n"
 LOSS = "[[property]]\nkind = 'loss'\n"
+
+
+def run(layers: list[int], rate: float = 0.5, loss: str = "cross_entropy") -> str:
+    training = {"loss": loss, "learning_rate": rate, "epochs": 3}
+    certify = {"relaxation": "linear", "window": 2}
+    return run_text(model={"layers": layers}, training=training, certify=certify)
 
 
 def certify(folder: Path, x: Any, y: Any, text: str, *options: str) -> Path:

@@ -9,11 +9,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from pages import LOSS, RUN, certify, copied, document, page, trained, visible
+from pages import LOSS, certify, copied, document, page, run, trained, visible
+from refusals import refused
 
 import milp_agt as agt
 from milp_agt.cli import main
-from milp_agt.errors import InvalidInputError, SoundnessError
+from milp_agt.errors import SoundnessError
 from milp_agt.io.tables import format_number
 from milp_agt.reports import evidence
 from milp_agt.reports.content import read
@@ -125,7 +126,7 @@ def test_points_of_a_verdict_are_not_bounded_twice(
         assert getattr(points, end)[order].tolist() == accuracy["points"][f"score_{end}"]
     monkeypatch.setattr(evidence, "POINTS", 2)
     y = np.arange(12) % 2
-    text = RUN.format(layers=[3, 2], loss="cross_entropy", rate=0.5) + LOSS
+    text = run([3, 2]) + LOSS
     folder = certify(tmp_path, np.eye(12)[:, :3] + y[:, None], y, text)
     assert "the first 2 of 3 points" in visible(page(folder))
 
@@ -158,7 +159,7 @@ def test_predictions_of_a_regression(regression: Path) -> None:
 def test_predictions_with_two_outputs_and_attacks(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     x = rng.normal(size=(10, 3))
-    text = RUN.format(layers=[3, 2], loss="mse", rate=0.05) + QUICK
+    text = run([3, 2], 0.05, loss="mse") + QUICK
     folder = certify(tmp_path, x, x[:, :2], text, "--attack")
     found = read(folder).predictions
     assert found is not None
@@ -174,7 +175,7 @@ def test_predictions_with_two_outputs_and_attacks(tmp_path: Path) -> None:
 
 def test_attacks_stand_beside_every_point(tmp_path: Path) -> None:
     y = np.arange(12) % 2
-    text = RUN.format(layers=[2, 2], loss="cross_entropy", rate=0.5) + QUICK
+    text = run([2, 2]) + QUICK
     folder = certify(tmp_path, np.eye(12)[:, :2] + y[:, None], y, text, "--attack")
     points = read(folder).points
     assert points is not None
@@ -195,11 +196,8 @@ def test_an_attack_outside_the_bounds_of_a_point_is_refused(loss: str, of: str) 
     found = evidence.collect(result, data)
     assert (found[f"{of}/lower"] <= found[f"{of}/reached_lower"]).all()
     tight = {f"{of}/{end}": found[f"{of}/nominal"] for end in ("lower", "upper")}
-    with pytest.raises(SoundnessError) as caught:
+    with refused(found="outside, the first at (0", kind=SoundnessError):
         evidence._check_inside({**found, **tight}, of)
-    assert "outside, the first at (0" in caught.value.found
-    assert caught.value.asked
-    assert caught.value.remedy
 
 
 def test_the_same_files_give_the_same_page(classes: Path) -> None:
@@ -229,7 +227,7 @@ def test_suspects_are_asked_for_printed_kept_and_shown(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     y = np.arange(8) % 2
-    text = RUN.format(layers=[2, 2, 2], loss="cross_entropy", rate=0.5)
+    text = run([2, 2, 2])
     folder = certify(tmp_path, np.eye(8)[:, :2] + y[:, None], y, text, "--suspects")
     found = document(folder)["suspects"]
     shown, printed = visible(page(folder)), capsys.readouterr().out
@@ -242,7 +240,7 @@ def test_suspects_of_bounds_without_forms_are_a_note(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     y = np.arange(8) % 2
-    text = RUN.format(layers=[2, 2], loss="cross_entropy", rate=0.5)
+    text = run([2, 2])
     options = ("--suspects", "--relaxation", "interval", "--no-report")
     folder = certify(tmp_path, np.eye(8)[:, :2] + y[:, None], y, text, *options)
     assert document(folder)["suspects"] is None
@@ -287,8 +285,5 @@ def test_a_sweep_of_another_run_is_refused(classes: Path, tmp_path: Path, part: 
     if part is None:
         assert read(folder).curves == ()
         return
-    with pytest.raises(InvalidInputError) as caught:
+    with refused("report", f"the hash of its {part} differs", "sweep the same run file"):
         read(folder)
-    assert "report" in caught.value.asked
-    assert f"the hash of its {part} differs" in caught.value.found
-    assert "sweep the same run file" in caught.value.remedy

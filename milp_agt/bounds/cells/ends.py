@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from milp_agt.bounds.cells.goals import Ends
-from milp_agt.bounds.cells.plan import TreePlan
+from milp_agt.bounds.cells.plan import Cover
 from milp_agt.bounds.cells.search import Limits, Search
 from milp_agt.bounds.step import State
 from milp_agt.core.interval import Interval
@@ -15,11 +15,11 @@ from milp_agt.core.interval import Interval
 GAP, DRAWN, AT_ONCE = 0.02, 2048, 256
 
 
-def box_of_parameters(plan: TreePlan, limits: Limits) -> State:
+def box_of_parameters(plan: Cover, limits: Limits, known: State) -> State:
     """A box that holds the parameters of every poisoned run, (1, *shape) each.
 
-    The search ends at a limit, or once no end is further than ``GAP`` of the span from what real trainings
-    reach.
+    ``known`` is a box that holds them, too: where it is as tight, nothing is searched. The search ends at
+    a limit, or once no end is further than ``GAP`` of the span from what real trainings reach.
     """
     run = plan.run
     used = run.layout.parameters
@@ -28,7 +28,14 @@ def box_of_parameters(plan: TreePlan, limits: Limits) -> State:
     # Parameters that nothing moves are measured by the others.
     scale = span.clamp(min=max(1e-12, 0.2 * float(span.mean())))
     goal = Ends(torch.cat([eye, -eye]), scale.repeat(2), GAP)
-    lower = Search(run, goal, plan.selections, limits).run().bounds.lower[:, 0]
+    boxes = [known[name] for name in run.step_graph.parameters]
+    lower, upper = (
+        torch.cat([getattr(box, end)[0].flatten() for box in boxes]) for end in ("lower", "upper")
+    )
+    ends = torch.cat([lower, -upper])[:, None]
+    start = Interval(ends, torch.full_like(ends, torch.inf))
+    search = Search(run, goal, plan.selections, limits, known=start)
+    lower = search.run().bounds.lower[:, 0]
     found = {}
     for name, part in run.layout.slices.items():
         if part.start < used:
@@ -38,7 +45,7 @@ def box_of_parameters(plan: TreePlan, limits: Limits) -> State:
     return found
 
 
-def _span(plan: TreePlan) -> torch.Tensor:
+def _span(plan: Cover) -> torch.Tensor:
     """How far real trainings at corners of the moves are apart in each coordinate of the state, (P,)."""
     run, count = plan.run, len(plan.selections)
     generator = torch.Generator().manual_seed(0)

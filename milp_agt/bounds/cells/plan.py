@@ -31,16 +31,15 @@ WITHOUT_RULE = (ChannelBias, Convolution, RoundingError, Unfold)
 
 @dataclass(frozen=True)
 class TreePlan:
-    """A search that questions may call.
+    """Searches that questions may call.
 
     Attributes:
-        run: the training.
-        selections: all choices of poisoned samples of the largest size, (S, k).
+        cells: the search over selections and cells of their moves; None where it has no rules, or there
+            are too many selections. What the run carries as a zonotope is searched in any case.
         seconds: that each question may take.
     """
 
-    run: Run
-    selections: Tensor
+    cells: Cover | None
     seconds: float
 
     @staticmethod
@@ -52,8 +51,9 @@ class TreePlan:
         training: Training,
         restriction: Restriction,
         seconds: float,
+        carried: bool,
     ) -> TreePlan:
-        """The plan of a run.
+        """The plan of a run; ``carried`` says whether it is bounded by a zonotope, too.
 
         Raises:
             UnsupportedOperationError: a threat or a run that has no rules.
@@ -62,25 +62,33 @@ class TreePlan:
         batches = [torch.from_numpy(batch).to(poison.features.device) for batch in order]
         updates = training.update_rules(len(batches))
         found = _missing(schedule, poison, order, updates, restriction)
-        if found is not None:
-            raise UnsupportedOperationError(
-                "A tree over selections and cells was asked (tree > 0)",
-                found,
-                "use tree = 0",
-            )
-        run = Run.of(step_graph, schedule, start, poison, batches, updates)
-        selections = list_selections(poison, restriction).members[1:]
-        if not len(selections):
-            selections = torch.zeros(1, 0, dtype=torch.int64, device=selections.device)
-        coordinates = selections.shape[1] * run.moves.width
-        if coordinates > MOST_COORDINATES:
-            raise UnsupportedOperationError(
-                "A tree over selections and cells was asked (tree > 0)",
+        remedy = "use tree = 0"
+        if found is None:
+            run = Run.of(step_graph, schedule, start, poison, batches, updates)
+            selections = list_selections(poison, restriction).members[1:]
+            if not len(selections):
+                selections = torch.zeros(1, 0, dtype=torch.int64, device=selections.device)
+            coordinates = selections.shape[1] * run.moves.width
+            if coordinates <= MOST_COORDINATES:
+                return TreePlan(Cover(run, selections), seconds)
+            found = (
                 f"{coordinates} coordinates in the moves of one selection, where at most "
-                f"{MOST_COORDINATES} are split",
-                "use tree = 0, or a smaller budget",
+                f"{MOST_COORDINATES} are split"
             )
-        return TreePlan(run, selections, seconds)
+            remedy += ", or a smaller budget"
+        if carried:
+            return TreePlan(None, seconds)
+        raise UnsupportedOperationError(
+            "A tree over selections and cells was asked (tree > 0)", found, remedy
+        )
+
+
+@dataclass(frozen=True)
+class Cover:
+    """A training, and all choices of poisoned samples of the largest size, (S, k)."""
+
+    run: Run
+    selections: Tensor
 
 
 def _missing(

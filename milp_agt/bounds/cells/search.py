@@ -72,12 +72,14 @@ class Search:
 
     Attributes:
         selections: all of the largest size, (S, k): smaller ones are among their moves.
+        known: bounds of the forms that hold everywhere, (n, forms); None for none.
     """
 
     training: Run
     asked: Goal
     selections: Tensor
     limits: Limits
+    known: Interval | None = None
     tree: list[Branch] = field(default_factory=list)
     heap: list[tuple[float, int, Leaf]] = field(default_factory=list)
     kept: int = 0
@@ -150,7 +152,7 @@ class Search:
                 Cell.box(low, high),
                 Phases.none(),
                 None,
-                Interval(-unknown, unknown),
+                self.known or Interval(-unknown, unknown),
                 None,
                 torch.zeros_like(low),
                 torch.zeros_like(low),

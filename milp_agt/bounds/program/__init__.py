@@ -10,11 +10,14 @@ From the choices of the adversary to a proved bound:
    ``output_objectives``, and counts of test points: ``counts``) add forms: ``Objectives``, with the part of
    the program that they need.
 4. ``solves``: solves ordered by possible gain, in this process or on workers; dual bounds only.
-5. ``incumbents``: points found by solvers, as starts for attacks; ``witness`` checks real runs against
+5. ``zonotope_rows``: one program for all steps, on the rows of a hybrid zonotope; ``final_zonotope`` asks it
+   for the ends of the state and for forms of it.
+6. ``incumbents``: points found by solvers, as starts for attacks; ``witness`` checks real runs against
    every bound.
 """
 
 from milp_agt.bounds.program.final_window import FinalWindow
+from milp_agt.bounds.program.final_zonotope import FinalZonotope
 from milp_agt.bounds.program.incumbents import Incumbents
 from milp_agt.bounds.program.output_objectives import OutputObjectives
 from milp_agt.bounds.program.solves import SolveOptions
@@ -28,6 +31,7 @@ __all__ = [
     "EncodedWindow",
     "Encoding",
     "FinalWindow",
+    "FinalZonotope",
     "Incumbents",
     "OutputObjectives",
     "ProgramReport",

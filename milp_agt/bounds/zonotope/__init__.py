@@ -9,7 +9,12 @@ for the rows, ``transformer.py`` for the steps in between, and ``state.py`` for 
 
 from milp_agt.bounds.zonotope.engine import WILD, Effort, ZonotopePass
 from milp_agt.bounds.zonotope.keeping import pack_forward, unpack_forward
-from milp_agt.bounds.zonotope.questions import favoured_by_ends, least, least_by_sample
+from milp_agt.bounds.zonotope.questions import (
+    favoured_by_ends,
+    least,
+    least_by_branching,
+    least_by_sample,
+)
 from milp_agt.bounds.zonotope.supported import check_supported, refusal
 
 __all__ = [
@@ -19,6 +24,7 @@ __all__ = [
     "check_supported",
     "favoured_by_ends",
     "least",
+    "least_by_branching",
     "least_by_sample",
     "pack_forward",
     "refusal",

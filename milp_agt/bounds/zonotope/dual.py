@@ -93,16 +93,16 @@ def bound(d: Directions, flips: Flips, alpha: Multipliers, samples: SampleGenera
     because nonnegative multiples of valid rows are added to g, and then e, phi in [0, 1] and
     rho in [0, largest phi] are maximised one by one; phi_f <= s_i where f is alone.
     """
-    return _closed(_opened(d, flips, alpha.rows, samples), flips, alpha)
+    return _closed(gathered(d, flips, alpha.rows, samples), flips, alpha)
 
 
 def on_moves(d: Directions, flips: Flips, alpha: Multipliers, samples: SampleGenerators) -> Tensor:
     """The coefficients on moves whose support functions :func:`bound` adds up, (r, m, width)."""
-    return _opened(d, flips, alpha.rows, samples).moves
+    return gathered(d, flips, alpha.rows, samples).moves
 
 
 @dataclass(frozen=True)
-class _Opened:
+class Opened:
     """A bound before C3 and the prices of flips: what only multipliers of C1 and C2 change."""
 
     rest: Tensor  # (r,)
@@ -114,7 +114,7 @@ class _Opened:
     operations: float
 
 
-def _opened(d: Directions, flips: Flips, rows: Tensor, samples: SampleGenerators) -> _Opened:
+def gathered(d: Directions, flips: Flips, rows: Tensor, samples: SampleGenerators) -> Opened:
     operations = 2.0 * d.operations + 8.0 * flips.count + 64.0
     moves, bends, costs, rest, size = d.on_moves, d.on_bend, d.on_phase, d.base, d.size
     extra = d.up
@@ -132,10 +132,10 @@ def _opened(d: Directions, flips: Flips, rows: Tensor, samples: SampleGenerators
         size = size + total @ (flips.size + flips.least + flips.beyond) + (first + second).sum(1)
     costs = costs + flips.largest * bends.clamp(min=0.0)
     dev = samples.support(moves) + extra
-    return _Opened(rest, dev, moves, costs, bends, size, operations)
+    return Opened(rest, dev, moves, costs, bends, size, operations)
 
 
-def _closed(opened: _Opened, flips: Flips, alpha: Multipliers) -> Bound:
+def _closed(opened: Opened, flips: Flips, alpha: Multipliers) -> Bound:
     prices = opened.costs
     if flips.limits:
         prices = prices.clone()
@@ -183,7 +183,7 @@ def start(d: Directions, flips: Flips, samples: SampleGenerators) -> Multipliers
     for rows, limits in starts(d, flips):
         tried = Multipliers.of(rows, limits, flips)
         if opened is None or flips.rows:
-            opened = _opened(d, flips, rows, samples)
+            opened = gathered(d, flips, rows, samples)
         value = _closed(opened, flips, tried).total(samples)
         best = tried.where(value < least, best)
         least = torch.minimum(value, least)
@@ -216,12 +216,12 @@ def ascend(
     scale = prices_of(d, flips).amax(1).clamp(min=1e-12)
     for part in (alpha.rows.amax(0), alpha.limits):
         scale = torch.maximum(scale, part.amax(1)) if part.shape[1] else scale
-    climbs = [_Climb(part, scale[:, None]) for part in (alpha.rows, alpha.limits)]
+    climbs = [Climb(part, scale[:, None]) for part in (alpha.rows, alpha.limits)]
     best, least = alpha, d.base.new_full((d.rows,), torch.inf)
     opened = None
     for number in range(1, steps + 2):
         if opened is None or flips.rows:
-            opened = _opened(d, flips, alpha.rows, samples)
+            opened = gathered(d, flips, alpha.rows, samples)
         value, *slopes = _value_and_slopes(opened, flips, samples, alpha, free)
         best = alpha.where(value < least, best)
         least = torch.minimum(value, least)
@@ -235,7 +235,7 @@ def ascend(
     return best
 
 
-class _Climb:
+class Climb:
     """Adam on some multipliers."""
 
     def __init__(self, start: Tensor, scale: Tensor) -> None:
@@ -252,7 +252,7 @@ class _Climb:
 
 
 def _value_and_slopes(
-    opened: _Opened,
+    opened: Opened,
     flips: Flips,
     samples: SampleGenerators,
     alpha: Multipliers,
@@ -271,9 +271,21 @@ def _value_and_slopes(
     happens = (costs > 0.0).to(value)
     if len(alone):
         happens[:, alone] *= paid[:, flips.own[alone]]
+    return value, *slopes_of(opened, flips, samples, paid, happens)
+
+
+def slopes_of(
+    opened: Opened, flips: Flips, samples: SampleGenerators, paid: Tensor, happens: Tensor
+) -> tuple[Tensor, Tensor]:
+    """A subgradient of the dual function in the multipliers of rows and of limits.
+
+    Args:
+        paid: 1 where the maximiser poisons a generator, (r, m).
+        happens: 1 where it flips a phase, (r, f).
+    """
     by_limit = paid @ flips.threshold.T - happens[:, flips.limited]
     if not flips.rows:
-        return value, torch.zeros_like(alpha.rows), by_limit
+        return happens.new_zeros(2, len(happens), 0), by_limit
     bent = happens * flips.largest * (opened.bends > 0.0)
     moves = samples.maximise(opened.moves) * paid.unsqueeze(-1)
     by_difference = moves.flatten(1) @ flips.on_moves.flatten(1).T
@@ -284,4 +296,4 @@ def _value_and_slopes(
     first = (first + (flips.quiet - flips.margin + flips.above)) / flips.least - happens
     second = by_total - by_difference + paid @ flips.down.T
     second = (second + (flips.margin + flips.below)) / flips.beyond + happens
-    return value, torch.stack([first, second]), by_limit
+    return torch.stack([first, second]), by_limit

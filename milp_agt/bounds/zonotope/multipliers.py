@@ -68,3 +68,9 @@ class Multipliers:
     def with_limits(self, keep: Tensor, flips: Flips) -> Multipliers:
         """Only some of C3; ``flips`` have these alone."""
         return Multipliers.of(self.rows, self.limits[:, keep], flips)
+
+    def beyond(self, start: Multipliers, share: float) -> Multipliers:
+        """From ``start`` ``share`` times as far as here, none below 0; ``paid`` is not kept."""
+        rows = start.rows + share * (self.rows - start.rows)
+        limits = start.limits + share * (self.limits - start.limits)
+        return Multipliers(rows.clamp(min=0.0), limits.clamp(min=0.0), self.paid)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from milp_agt.bounds.zonotope.branching import EndTrees, branched
 from milp_agt.bounds.zonotope.dual import ascend, bound, on_moves
 from milp_agt.bounds.zonotope.state import AT_ONCE
 from milp_agt.core.rounding import TINY, gamma
@@ -23,6 +24,35 @@ def least(forward: ZonotopePass, coefficients: Mapping[str, Tensor]) -> Tensor:
     """
     pieces = [low for low, _, _ in _pieces(forward, coefficients)]
     return torch.cat(pieces)
+
+
+def least_by_branching(
+    forward: ZonotopePass,
+    coefficients: Mapping[str, Tensor],
+    wanted: Tensor,
+    seconds: float,
+    nodes: float = float("inf"),
+) -> tuple[Tensor, EndTrees]:
+    """As :func:`least`, by a tree of each form over units and phases, with these trees.
+
+    Args:
+        wanted: forms whose bound is at least this are not searched further, (rows,); inf for none.
+        seconds, nodes: limits, at which the bounds so far count.
+    """
+    zonotope = forward.zonotope
+    rows = torch.cat([coefficients[name].flatten(1) for name in forward.layout.slices], 1)
+    centre, error = _at_centre(forward, rows)
+    enough = (centre - error - wanted) * (1.0 - gamma(32)) - TINY
+    found = branched(zonotope, forward.bounds, -rows, enough, seconds, nodes)
+    low = centre - found.most - error - gamma(8) * (centre.abs() + found.most.abs())
+    return _known(low), found.trees
+
+
+def _at_centre(forward: ZonotopePass, rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Values of rows at the centre, and what rounding does to them."""
+    centre = forward.zonotope.centre
+    error = gamma(8.0 * forward.zonotope.size + 64.0) * (rows.abs() @ centre.abs()) + TINY
+    return rows @ centre, error
 
 
 def least_by_sample(
@@ -80,8 +110,7 @@ def _pieces(
         alpha, _ = forward.bounds.shared(down)
         alpha = ascend(directions, zonotope.flips, samples, alpha, forward.effort.last)
         found = bound(directions, zonotope.flips, alpha, samples)
-        centre = part @ zonotope.centre
-        error = gamma(8.0 * zonotope.size + 64.0) * (part.abs() @ zonotope.centre.abs()) + TINY
+        centre, error = _at_centre(forward, part)
         total = found.total(samples)
         reach = centre.abs() + total.abs()
         low = centre - total - error - gamma(8) * reach

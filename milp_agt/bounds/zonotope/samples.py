@@ -225,6 +225,38 @@ class SampleGenerators:
         found = mask.flatten(-2)[..., self._place[self.unit]]
         return torch.where(self.known[self.unit], 1.0, found)
 
+    def by_unit(self, reach: Tensor) -> Tensor:
+        """Sums over the generators of each unit, (..., m) to (..., units)."""
+        if len(self.known) == self.count:
+            return reach
+        total = reach.new_zeros(*reach.shape[:-1], len(self.known))
+        return total.index_add_(-1, self.unit, reach)
+
+    def left(self, poisoned: Tensor) -> Tensor:
+        """How many more units of the group of each unit may be poisoned, (..., units), from a mask."""
+        return (self.budget - self._members_of(poisoned.to(torch.int64)).sum(-1))[..., self._group]
+
+    def largest_units(self, reach: Tensor, left: Tensor) -> Tensor:
+        """Mask, as numbers, of the ``left`` (..., units) largest of ``reach`` in each group of units."""
+        grouped = self._members_of(reach)
+        count = min(self.budget, grouped.shape[-1])
+        index = grouped.topk(count, -1).indices
+        room = torch.zeros_like(grouped[..., 0]).to(left)
+        room = room.scatter_(-1, self._group.expand_as(left), left)
+        taken = torch.arange(count, device=index.device) < room[..., None]
+        mask = torch.zeros_like(grouped).scatter_(-1, index, taken.to(grouped))
+        return mask.flatten(-2)[..., self._place]
+
+    def _members_of(self, values: Tensor) -> Tensor:
+        """Of units, (..., units), by group, (..., groups, largest), zeros where it is smaller."""
+        padded = torch.cat([values, torch.zeros_like(values[..., :1])], -1)
+        return padded[..., self.members]
+
+    @cached_property
+    def _group(self) -> Tensor:
+        """The group of each unit, (units,)."""
+        return self._place // max(1, self.members.shape[1])
+
     @cached_property
     def _plain(self) -> bool:
         """Whether each generator is a unit of its own, all in one group of which none is known."""

@@ -19,45 +19,63 @@ from milp_agt.training.replacements import replacement
 FEATURES = "features"
 
 Handler = Callable[["Builder", nn.Module, str], None]
-_HANDLERS: dict[type[nn.Module], Handler] = {}
 # What stands in for a layer that has no gradient.
 _SMOOTHER = {"MaxPool2d": "AvgPool2d, or a convolution with a stride,"}
-_FROZEN_ONLY: set[type[nn.Module]] = set()
 
 
-def handles(*kinds: type[nn.Module], frozen_only: bool = False) -> Callable[[Handler], Handler]:
+@dataclass(frozen=True)
+class LayerRule:
+    """What is known of a kind of layer; see :func:`handles`."""
+
+    append: Handler
+    saved: tuple[str, ...]
+    name: str
+    frozen_only: bool
+
+
+_RULES: dict[type[nn.Module], LayerRule] = {}
+
+
+def handles(
+    *kinds: type[nn.Module], saved: tuple[str, ...] = (), name: str = "", frozen_only: bool = False
+) -> Callable[[Handler], Handler]:
     """Decorator: enter a function that appends the nodes of such layers.
 
-    With ``frozen_only`` they have no gradient, and stand where nothing before them is trained.
+    Args:
+        saved: arguments of the constructor; the layer has attributes of the same names.
+        name: of an activation without arguments, for ``activation`` of run files.
+        frozen_only: they have no gradient, and stand where nothing before them is trained.
     """
 
     def enter(handler: Handler) -> Handler:
         for kind in kinds:
-            _HANDLERS[kind] = handler
-        if frozen_only:
-            _FROZEN_ONLY.update(kinds)
+            _RULES[kind] = LayerRule(handler, saved, name, frozen_only)
         return handler
 
     return enter
 
 
-def handlers() -> dict[type[nn.Module], Handler]:
-    """Every registered handler. All modules of this package are imported first."""
+def layer_rules() -> dict[type[nn.Module], LayerRule]:
+    """Every registered rule. All modules of this package are imported first."""
     import milp_agt.training.layers as package
 
     for module in pkgutil.iter_modules(package.__path__):
         importlib.import_module(f"{package.__name__}.{module.name}")
-    return _HANDLERS
+    return _RULES
+
+
+def activations() -> dict[str, type[nn.Module]]:
+    """The activations that a run file names."""
+    return {rule.name: kind for kind, rule in layer_rules().items() if rule.name}
 
 
 def supported_layers() -> tuple[str, ...]:
-    return ("Sequential", *sorted(kind.__name__ for kind in handlers()))
+    return ("Sequential", *sorted(kind.__name__ for kind in layer_rules()))
 
 
 def frozen_only_layers() -> tuple[str, ...]:
     """Names of the layers behind which nothing may be trained, where they stand."""
-    handlers()
-    return tuple(sorted(kind.__name__ for kind in _FROZEN_ONLY))
+    return tuple(sorted(kind.__name__ for kind, rule in layer_rules().items() if rule.frozen_only))
 
 
 @dataclass(frozen=True)
@@ -224,13 +242,13 @@ class Builder:
                 if child is not None:
                     self.layer(child, f"{path}.{name}" if path else name, line)
             return
-        handler = handlers().get(type(layer))
-        if handler is None and not type(layer).__module__.startswith("torch."):
+        rule = layer_rules().get(type(layer))
+        if rule is None and not type(layer).__module__.startswith("torch."):
             self.own_forward = True
             if not self.lost:
                 self.forward(self, layer, path)
             return
-        if handler is None:
+        if rule is None:
             kind = type(layer).__name__
             instead = replacement(kind)
             raise UnsupportedOperationError(
@@ -243,9 +261,9 @@ class Builder:
             )
         if self.lost:
             return
-        if type(layer) in _FROZEN_ONLY:
+        if rule.frozen_only:
             self._refuse_trained(layer, path)
-        handler(self, layer, path)
+        rule.append(self, layer, path)
 
     def _refuse_trained(self, layer: nn.Module, path: str) -> None:
         trained = [

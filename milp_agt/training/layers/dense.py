@@ -20,7 +20,7 @@ from milp_agt.formulations.univariate import Univariate
 from milp_agt.training.layers.builder import Builder, handles
 
 
-@handles(nn.Linear)
+@handles(nn.Linear, saved=("in_features", "out_features", "bias"))
 def linear(builder: Builder, layer: nn.Module, path: str) -> None:
     assert isinstance(layer, nn.Linear)
     source = builder.current
@@ -45,7 +45,7 @@ def linear(builder: Builder, layer: nn.Module, path: str) -> None:
         builder.current = Combine.build(builder.graph, terms, None, name, layer.in_features)
 
 
-@handles(nn.Flatten)
+@handles(nn.Flatten, saved=("start_dim", "end_dim"))
 def flatten(builder: Builder, layer: nn.Module, path: str) -> None:
     assert isinstance(layer, nn.Flatten)
     before = builder.current.shape
@@ -69,39 +69,39 @@ def _activation(builder: Builder, op: Univariate, path: str) -> None:
     builder.append(op, name=builder.free_name(f"{path}:h"))
 
 
-@handles(nn.ReLU)
+@handles(nn.ReLU, name="relu")
 def relu(builder: Builder, layer: nn.Module, path: str) -> None:
     _activation(builder, Relu(), path)
 
 
-@handles(nn.LeakyReLU)
+@handles(nn.LeakyReLU, saved=("negative_slope",), name="leaky_relu")
 def leaky_relu(builder: Builder, layer: nn.Module, path: str) -> None:
     assert isinstance(layer, nn.LeakyReLU)
     _activation(builder, Relu(float(layer.negative_slope)), path)
 
 
-@handles(nn.Sigmoid)
+@handles(nn.Sigmoid, name="sigmoid")
 def sigmoid(builder: Builder, layer: nn.Module, path: str) -> None:
     _activation(builder, Sigmoid(), path)
 
 
-@handles(nn.Tanh)
+@handles(nn.Tanh, name="tanh")
 def tanh(builder: Builder, layer: nn.Module, path: str) -> None:
     _activation(builder, Tanh(), path)
 
 
-@handles(nn.GELU)
+@handles(nn.GELU, saved=("approximate",), name="gelu")
 def gelu(builder: Builder, layer: nn.Module, path: str) -> None:
     assert isinstance(layer, nn.GELU)
     _activation(builder, Gelu() if layer.approximate == "none" else GeluTanh(), path)
 
 
-@handles(nn.SiLU)
+@handles(nn.SiLU, name="silu")
 def silu(builder: Builder, layer: nn.Module, path: str) -> None:
     _activation(builder, Silu(), path)
 
 
-@handles(nn.ELU)
+@handles(nn.ELU, saved=("alpha",), name="elu")
 def elu(builder: Builder, layer: nn.Module, path: str) -> None:
     assert isinstance(layer, nn.ELU)
     if not layer.alpha > 0:
@@ -111,7 +111,7 @@ def elu(builder: Builder, layer: nn.Module, path: str) -> None:
     _activation(builder, Elu(float(layer.alpha)), path)
 
 
-@handles(nn.Softplus)
+@handles(nn.Softplus, saved=("beta", "threshold"), name="softplus")
 def softplus(builder: Builder, layer: nn.Module, path: str) -> None:
     assert isinstance(layer, nn.Softplus)
     if not layer.beta > 0 or not layer.threshold >= 1:
@@ -123,7 +123,8 @@ def softplus(builder: Builder, layer: nn.Module, path: str) -> None:
     _activation(builder, Softplus(float(layer.beta), float(layer.threshold)), path)
 
 
-@handles(nn.Hardtanh, nn.ReLU6)
+@handles(nn.Hardtanh, saved=("min_val", "max_val"), name="hardtanh")
+@handles(nn.ReLU6, name="relu6")
 def hardtanh(builder: Builder, layer: nn.Module, path: str) -> None:
     assert isinstance(layer, nn.Hardtanh)
     _activation(builder, Hardtanh(float(layer.min_val), float(layer.max_val)), path)
@@ -134,7 +135,7 @@ def identity(builder: Builder, layer: nn.Module, path: str) -> None:
     return
 
 
-@handles(nn.Dropout, nn.Dropout1d, nn.Dropout2d)
+@handles(nn.Dropout, nn.Dropout1d, nn.Dropout2d, saved=("p",))
 def dropout(builder: Builder, layer: nn.Module, path: str) -> None:
     """No effect in evaluation mode; training with dropout is random and has no reachable set."""
     assert isinstance(layer, (nn.Dropout, nn.Dropout1d, nn.Dropout2d))

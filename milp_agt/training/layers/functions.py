@@ -18,7 +18,7 @@ from milp_agt.core.graph import Node
 from milp_agt.errors import UnsupportedOperationError
 from milp_agt.formulations.gather import Gather
 from milp_agt.formulations.linear import Combine, Reshape
-from milp_agt.training.layers.builder import FEATURES, Builder, handlers
+from milp_agt.training.layers.builder import FEATURES, Builder, layer_rules
 
 
 class Batch:
@@ -69,7 +69,7 @@ def key_of(target: Any) -> str | None:
 
 
 def supported_functions() -> tuple[str, ...]:
-    handlers()
+    layer_rules()
     return tuple(sorted(FUNCTIONS))
 
 
@@ -119,7 +119,7 @@ def _as_layer(kind: type[nn.Module]) -> Build:
         if kind is nn.Flatten and not args and "start_dim" not in kwargs:
             args = (0,)  # torch.flatten begins with the sample axis, the layer behind it
         builder.current = x
-        handlers()[kind](builder, kind(*args, **kwargs), builder.place)
+        layer_rules()[kind].append(builder, kind(*args, **kwargs), builder.place)
         return builder.current
 
     return build

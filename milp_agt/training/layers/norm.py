@@ -13,7 +13,7 @@ from milp_agt.formulations.linear import Combine
 from milp_agt.training.layers.builder import Builder, handles
 
 
-@handles(nn.BatchNorm1d, nn.BatchNorm2d)
+@handles(nn.BatchNorm1d, nn.BatchNorm2d, saved=("num_features", "eps", "momentum", "affine"))
 def batch_norm(builder: Builder, layer: nn.Module, path: str) -> None:
     """``v = weight * (u - mean) / sqrt(variance + eps) + bias`` in each channel.
 

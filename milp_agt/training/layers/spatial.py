@@ -16,8 +16,16 @@ from milp_agt.formulations.unfold import Unfold
 from milp_agt.formulations.windows import Pair, Windows
 from milp_agt.training.layers.builder import Builder, handles
 
+_POOL = ("kernel_size", "stride", "padding", "ceil_mode")
 
-@handles(nn.Conv2d)
+
+@handles(
+    nn.Conv2d,
+    saved=(
+        *("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation"),
+        *("groups", "bias"),
+    ),
+)
 def convolution(builder: Builder, layer: nn.Module, path: str) -> None:
     """Frozen weights give a linear map, trainable ones a product with the unfolded image."""
     assert isinstance(layer, nn.Conv2d)
@@ -72,7 +80,7 @@ def _product(builder: Builder, weight: Node, windows: Windows, layer: nn.Conv2d,
     return graph.add(Einsum(equation), weight, columns)
 
 
-@handles(nn.AvgPool2d)
+@handles(nn.AvgPool2d, saved=(*_POOL, "count_include_pad", "divisor_override"))
 def average_pool(builder: Builder, layer: nn.Module, path: str) -> None:
     """A convolution of each channel with a constant kernel."""
     assert isinstance(layer, nn.AvgPool2d)
@@ -88,7 +96,7 @@ def average_pool(builder: Builder, layer: nn.Module, path: str) -> None:
     _average(builder, windows, layer.divisor_override, layer.count_include_pad)
 
 
-@handles(nn.AdaptiveAvgPool2d)
+@handles(nn.AdaptiveAvgPool2d, saved=("output_size",))
 def adaptive_average_pool(builder: Builder, layer: nn.Module, path: str) -> None:
     assert isinstance(layer, nn.AdaptiveAvgPool2d)
     asked = f"Layer '{path}' is AdaptiveAvgPool2d({layer.output_size})"
@@ -120,7 +128,7 @@ def _average(builder: Builder, windows: Windows, divisor: int | None, count_padd
     builder.current = Combine.build(builder.graph, [(scale, total)])
 
 
-@handles(nn.MaxPool2d, frozen_only=True)
+@handles(nn.MaxPool2d, saved=(*_POOL, "dilation"), frozen_only=True)
 def max_pool(builder: Builder, layer: nn.Module, path: str) -> None:
     assert isinstance(layer, nn.MaxPool2d)
     _floor_mode(layer.ceil_mode, path, "MaxPool2d")

@@ -1,17 +1,26 @@
-"""What all properties share: thresholds, and the points that a question is about."""
+"""What all kinds of properties share: thresholds, the points that a question is about, and their registry."""
 
 from __future__ import annotations
 
+import importlib
+import math
+import pkgutil
+from abc import abstractmethod
 from collections.abc import Iterator, Mapping
-from typing import Annotated, Any, ClassVar, Literal, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 from pydantic import Field
+from torch import Tensor
 
-from milp_agt.core.option_table import Index, Table
+from milp_agt.core.option_table import Index, Kinds, Table
+from milp_agt.core.reachable import Bounds
 from milp_agt.data.dataset import Dataset
 from milp_agt.errors import InvalidInputError, Problem
+from milp_agt.formulations.loss import LossFunction
+from milp_agt.properties.models import ReachableModels
+from milp_agt.properties.question import Question
 
 Array = npt.NDArray[Any]
 
@@ -25,8 +34,30 @@ class PickedPoints(NamedTuple):
     groups: Array | None
 
 
-class TableOfProperty(Table):
-    """Keys of every kind; without a threshold a property is only reported."""
+class PropertyTable(Table):
+    """One kind of property: its keys in a run file, and how it is asked of a result.
+
+    Without a threshold it is only reported. A kind is one class with ``@PROPERTIES.register``.
+
+    Attributes:
+        what: what is bounded, for the table of what is supported.
+        needs_classes: whether only classifiers can be asked.
+        is_share: whether it is a share of points, from 0 to 1.
+        high_is_good: whether the adversary wants it low.
+        least: the least value that any model has.
+        on: the part of the data that it is about; "parameters" for none.
+    """
+
+    what: ClassVar[str]
+    needs_classes: ClassVar[bool] = False
+    is_share: ClassVar[bool] = False
+    high_is_good: ClassVar[bool] = False
+    least: ClassVar[float] = -math.inf
+    if TYPE_CHECKING:
+        kind: str
+
+        @property
+        def on(self) -> str: ...
 
     at_least: float | None = Field(
         default=None,
@@ -37,8 +68,6 @@ class TableOfProperty(Table):
         default=None,
         description="PROVED if the certified upper bound is at most this, in place of `at_least`.",
     )
-
-    is_share: ClassVar[bool] = False
 
     @classmethod
     def contradictions(cls, given: Mapping[str, Any]) -> Iterator[Problem]:
@@ -52,13 +81,37 @@ class TableOfProperty(Table):
                 percent = f"{key} = {value / 100:g}, if {value:g} % is meant"
                 yield found, f"give {percent}" if 1 < value <= 100 else "give a number from 0 to 1"
 
+    @classmethod
+    def fits(cls, loss: LossFunction) -> bool:
+        """Whether it can be asked of a model trained on this loss."""
+        return loss.is_classification or not cls.needs_classes
+
     @property
     def detail(self) -> str:
         """What tells this property from others of its kind."""
         return ""
 
+    @property
+    def name(self) -> str:
+        """The kind with what tells it from others, and the part: ``backdoor (radius 0.1) on test``."""
+        return (
+            f"{self.kind} ({self.detail}) on {self.on}"
+            if self.detail
+            else f"{self.kind} on {self.on}"
+        )
 
-class TableOfPoints(TableOfProperty):
+
+PROPERTIES: Kinds[PropertyTable] = Kinds("property", lambda: _import_kinds())
+
+
+def _import_kinds() -> None:
+    import milp_agt.properties as package
+
+    for module in pkgutil.iter_modules(package.__path__):
+        importlib.import_module(f"{package.__name__}.{module.name}")
+
+
+class TableOfPoints(PropertyTable):
     """Keys of the kinds that ask about test points."""
 
     on: Literal["test", "train"] = Field(
@@ -91,6 +144,11 @@ class TableOfPoints(TableOfProperty):
         if len(named) > 1:
             yield " and ".join(named), "name the points by one of them"
 
+    @property
+    def is_listed(self) -> bool:
+        """Whether other keys say something of each point, in the order of the rows of the file."""
+        return isinstance(self.groups, list)
+
     def pick(self, dataset: Dataset) -> PickedPoints:
         """The points of a data set.
 
@@ -122,8 +180,7 @@ class TableOfPoints(TableOfProperty):
         if self.ids is not None:
             return np.asarray(dataset.origin.positions(asked, self.on, ids=self.ids))
         if self.positions is None:
-            listed = isinstance(self.groups, list) or getattr(self, "targets", None) is not None
-            return np.argsort(dataset.rows.of(self.on)) if listed else np.arange(count)
+            return np.argsort(dataset.rows.of(self.on)) if self.is_listed else np.arange(count)
         index = np.asarray(self.positions)
         if index.max() >= count:
             raise InvalidInputError(
@@ -132,3 +189,25 @@ class TableOfPoints(TableOfProperty):
                 "correct 'positions'",
             )
         return index
+
+    @abstractmethod
+    def question(self, models: ReachableModels, features: Tensor, labels: Tensor) -> Question:
+        """The question about features (n, *shape) and encoded labels (n, width).
+
+        It is bounded, decided and, unless attacks have an objective of their own for the kind, attacked
+        through its forms.
+        """
+
+
+class TableOfParameters(PropertyTable):
+    """A kind that asks about the parameters."""
+
+    on: ClassVar[str] = "parameters"
+
+    @abstractmethod
+    def bounds(self, models: ReachableModels) -> Bounds:
+        """Bounds over all reachable models."""
+
+    @abstractmethod
+    def arrays(self) -> dict[str, Array]:
+        """The coefficients by the name of the parameter, which attacks aim at."""

@@ -1,0 +1,304 @@
+"""Affine forms: what the numbers of a run are made of, and how far that can move them.
+
+Every number is ``c + sum_i a_i . e_i + sum_f (p_f phi_f + q_f rho_f) + sum_m g_m n_m + r``. At most k slots
+of a group are poisoned; ``e_i`` is the move of slot i, in its box if it is poisoned and 0 else. A flip f says
+whether a kink is crossed that the run at the centres does not cross: ``phi_f`` in {0, 1} and ``0 <= rho_f
+<= most_f phi_f``. Noise ``n_m`` is what nothing else is known of but its size: a base, more if a slot is
+poisoned, more if a flip happens. The rest r lies in an interval, which may be another one if the sample that
+a number belongs to is clean than if it is poisoned (states 0 and 1).
+
+**A bound.** Let S be the slots that are poisoned. A flip adds at most its price ``max(0, p + q^+ most +
+sum |g_m| charged_m)``, and nothing if it does not happen, which by ``phi <= sum_{i in S} share_i`` is at
+most ``sum_{i in S} share_i`` times the price. So a form is at most
+
+    c + r + sum |g_m| base_m + prices of flips that are paid in full
+      + sum_{i in S} ( support_i(a_i) + sum |g_m| owned_mi + sum of prices times shares_i of the others )
+
+whichever flips are paid in full, and the last sum is at most that of its k largest terms in each group.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from milp_agt.checker.boxes import SPARE, TINY, Array, Box, U, Unbounded, down, largest, up
+
+NUMBERS = 2**27  # coefficients of one array at most
+COVERS = (
+    1.0,
+    2.0,
+    4.0,
+    1e300,
+)  # which flips samples pay for: those of which so many fit in the budget
+
+
+@dataclass(frozen=True)
+class Symbols:
+    """What forms are made of, column by column.
+
+    Attributes:
+        low, high: ranges of the moves of slots, (slots, width); a slot that is not poisoned has none.
+        groups: the slots of each group, at most ``budget`` of which are poisoned.
+        moves: their columns, (slots, width).
+        flips: columns of phi and rho of each flip, (flips, 2): ``phi in {0, 1}, 0 <= rho <= most phi``.
+        most: (flips,).
+        shares: ``phi <= sum of the shares of the slots that are poisoned``, (flips, slots).
+        cover: the most that these add up to; infinite where they say nothing.
+        noise: columns of the noise, (noise,).
+        base: of each noise, (noise,): ``|n| <= base + sum of owned (noise, slots) over the slots that are
+            poisoned + sum of charged (noise, flips) over the flips that happen``.
+        count: of the columns.
+    """
+
+    low: Array
+    high: Array
+    groups: tuple[slice, ...]
+    budget: int
+    moves: Array
+    flips: Array
+    most: Array
+    shares: Array
+    cover: Array
+    noise: Array
+    base: Array
+    owned: Array
+    charged: Array
+    count: int
+
+    @staticmethod
+    def none(width: int, budget: int) -> Symbols:
+        z = np.zeros
+        slots, flips, noise = z((0, width)), z((0, 2), dtype=np.int64), z(0, dtype=np.int64)
+        columns = z((0, width), dtype=np.int64)
+        rest = z(0), z((0, 0)), z(0), noise, z(0), z((0, 0)), z((0, 0)), 0
+        return Symbols(slots, slots, (), budget, columns, flips, *rest)
+
+    def _columns(self, *shape: int) -> Array:
+        size = int(np.prod(shape))
+        return np.arange(self.count, self.count + size).reshape(shape)
+
+    def with_slots(self, low: Array, high: Array) -> Symbols:
+        """With a group of slots more."""
+        before, new = len(self.low), self._columns(*low.shape)
+        slots = before + len(low)
+        return replace(
+            self,
+            low=np.concatenate([self.low, low]),
+            high=np.concatenate([self.high, high]),
+            groups=(*self.groups, slice(before, slots)),
+            moves=np.concatenate([self.moves, new]),
+            shares=wide(self.shares, slots),
+            owned=wide(self.owned, slots),
+            count=self.count + new.size,
+        )
+
+    def with_flips(self, most: Array, shares: Array, cover: Array) -> Symbols:
+        new = self._columns(len(most), 2)
+        return replace(
+            self,
+            flips=np.concatenate([self.flips, new]),
+            most=np.concatenate([self.most, most]),
+            shares=np.concatenate([self.shares, shares]),
+            cover=np.concatenate([self.cover, cover]),
+            charged=wide(self.charged, len(self.flips) + len(new)),
+            count=self.count + new.size,
+        )
+
+    def with_noise(self, base: Array, owned: Array, charged: Array) -> Symbols:
+        return replace(
+            self,
+            noise=np.concatenate([self.noise, self._columns(len(base))]),
+            base=np.concatenate([self.base, base]),
+            owned=np.concatenate([self.owned, owned]),
+            charged=np.concatenate([self.charged, charged]),
+            count=self.count + len(base),
+        )
+
+    @cached_property
+    def sizes(self) -> Array:
+        """The most that each column is, (count,)."""
+        found = np.zeros(self.count)
+        found[self.moves] = np.maximum(-self.low, self.high)
+        found[self.flips[:, 0]], found[self.flips[:, 1]] = 1.0, self.most
+        found[self.noise] = self.base + self.owned.sum(1) + self.charged.sum(1)
+        return found
+
+    def given(self, values: Array) -> tuple[Array, Array]:
+        """The most that values >= 0 of the slots, (..., slots), add up to over all that may be poisoned:
+        if a slot is not, and if it is (..., slots).
+
+        A slot among the k largest of its group leaves the next in its place; another one that is poisoned
+        takes the place of the smallest of them.
+        """
+        total = self.worst(values)[..., None]
+        clean, poisoned = np.zeros_like(values), np.zeros_like(values)
+        for group in self.groups:
+            own = values[..., group]
+            count = min(self.budget, own.shape[-1])
+            if count == 0:
+                clean[..., group] = poisoned[..., group] = total
+                continue
+            top = largest(own, count + 1, -1)
+            top = np.sort(top, -1)[..., ::-1]
+            last = top[..., count - 1 : count]
+            further = top[..., count : count + 1].sum(-1, keepdims=True)
+            among = own >= last
+            clean[..., group] = np.where(among, total - own + further, total)
+            poisoned[..., group] = np.where(among, total, total - last + own)
+        return clean, poisoned
+
+    def worst(self, values: Array) -> Array:
+        """The same, whoever is poisoned, (...,)."""
+        total = np.zeros(values.shape[:-1])
+        for group in self.groups if self.budget else ():
+            total = total + largest(values[..., group], self.budget, -1).sum(-1)
+        return total
+
+
+def wide(values: Array, count: int) -> Array:
+    """Zeros for columns that are new."""
+    more = count - values.shape[-1]
+    return np.concatenate([values, np.zeros((*values.shape[:-1], more))], -1) if more else values
+
+
+def plus(first: Array, second: Array) -> Array:
+    count = max(first.shape[-1], second.shape[-1])
+    return wide(first, count) + wide(second, count)
+
+
+@dataclass(frozen=True)
+class Form:
+    """Forms of one array of numbers.
+
+    Attributes:
+        c: centres, (*shape).
+        s: coefficients, (*shape, columns); those that are not there are 0.
+        low, high: of the rest, (*shape), or (2, n, *shape) by the state of the sample.
+        owned: how much more the rest may be if a slot is poisoned, (*shape, slots); of sums.
+    """
+
+    c: Array
+    s: Array
+    low: Array
+    high: Array
+    owned: Array | None = None
+
+    def __post_init__(self) -> None:
+        if self.s.size > NUMBERS:
+            raise Unbounded(f"{self.s.size} coefficients")
+        if not all(np.isfinite(a).all() for a in (self.c, self.s, self.low, self.high)):
+            raise Unbounded("a form became infinite")
+
+    def widened(self, error: Array) -> Form:
+        """With the rest widened by an error that covers the rounding here, too."""
+        return replace(self, low=self.low - error, high=self.high + error)
+
+    def __getitem__(self, key: Any) -> Form:
+        """Some of the numbers of samples."""
+        key = key if isinstance(key, tuple) else (key,)
+        whole = slice(None), *key
+        return Form(self.c[key], self.s[key], self.low[whole], self.high[whole])
+
+    def __sub__(self, other: Form) -> Form:
+        """The difference, up to rounding."""
+        s = plus(self.s, -other.s)
+        return Form(self.c - other.c, s, self.low - other.high, self.high - other.low)
+
+    def scaled(self, factor: Array) -> Form:
+        """The product with numbers >= 0, up to rounding."""
+        s = factor[..., None] * self.s
+        return Form(factor * self.c, s, factor * self.low, factor * self.high)
+
+
+def granted(terms: int, size: Array) -> Array:
+    return (terms + 8) * U * SPARE * size + TINY
+
+
+def _parts(form: Form, symbols: Symbols) -> tuple[Array, Array, Array]:
+    """How far noise moves the forms, (*shape), slots lower and raise them, (2, *shape, slots), and flips,
+    (2, *shape, flips).
+    """
+    known = form.s.shape[-1]
+    slots, flips, noise = (
+        int((columns < known).sum())
+        for columns in (symbols.moves[:, -1:], symbols.flips[:, -1], symbols.noise)
+    )
+    moves = form.s[..., symbols.moves[:slots]]
+    ends = moves * symbols.low[:slots], moves * symbols.high[:slots]
+    dev = np.stack([-np.minimum(*ends).sum(-1), np.maximum(*ends).sum(-1)])
+    spread = abs(form.s[..., symbols.noise[:noise]])
+    dev = wide(dev, len(symbols.low)) + spread @ symbols.owned[:noise]
+    phi, rho = (form.s[..., symbols.flips[:flips, k]] for k in (0, 1))
+    signed = np.stack([-phi, phi]), np.stack([-rho, rho])
+    price = signed[0] + symbols.most[:flips] * np.maximum(signed[1], 0.0)
+    price = wide(price, len(symbols.flips)) + spread @ symbols.charged[:noise]
+    return spread @ symbols.base[:noise], dev, np.maximum(price, 0.0)
+
+
+def magnitude(form: Form, symbols: Symbols) -> Array:
+    """The sum of the sizes of all terms of the forms, all slots poisoned and all flips happening: what
+    rounding errors grow with.
+    """
+    rest = np.maximum(abs(form.low), abs(form.high))
+    rest = rest.max(0) if rest.ndim > form.c.ndim else rest
+    rest = rest if form.owned is None else rest + form.owned.sum(-1)
+    found: Array = abs(form.c) + abs(form.s) @ symbols.sizes[: form.s.shape[-1]] + rest
+    return found * SPARE
+
+
+def reach(form: Form, symbols: Symbols) -> Iterator[tuple[Array, Array]]:
+    """Pairs of which each bounds how far the forms go below and above ``c + rest``: what is there whoever
+    is poisoned, (2, *shape), and what each slot adds if it is, (2, *shape, slots).
+
+    A flip costs at most its price, if it happens; it is paid in full, or by each slot that is poisoned
+    its share of it.
+    """
+    noise, dev, price = _parts(form, symbols)
+    size = magnitude(form, symbols) * (2 + symbols.budget * len(symbols.groups))
+    done = -1
+    for most in COVERS:
+        few = symbols.cover <= most
+        if int(few.sum()) == done:
+            continue
+        done = int(few.sum())
+        paid = dev + price[..., few] @ symbols.shares[few]
+        rest = noise + price[..., ~few].sum(-1)
+        error = granted(symbols.count + 64, size + rest + symbols.worst(paid))
+        yield rest + error, paid
+
+
+def ranges(form: Form, symbols: Symbols) -> Box:
+    """Bounds of forms that belong to no sample, (*shape)."""
+    found = np.min([rest + symbols.worst(dev) for rest, dev in reach(form, symbols)], 0)
+    return Box(down(form.c + form.low - up(found[0])), up(form.c + form.high + up(found[1])))
+
+
+def own_ranges(form: Form, symbols: Symbols, own: Array) -> Box:
+    """Bounds by the state of the sample, (2, n, *shape); ``own`` are the slots of the samples, -1 for
+    none. Forms that belong to no sample are bounded given each of them.
+    """
+    alike = form.low.ndim == form.c.ndim
+    found = None
+    for rest, dev in reach(form, symbols):
+        states = np.stack(symbols.given(dev), 1) + rest[:, None, ..., None]
+        every = symbols.worst(dev) + rest
+        if alike:
+            ends = np.moveaxis(states[..., own], -1, 2)
+            ends[:, :, own < 0] = every[:, None, None]
+        else:
+            at = np.arange(len(own))
+            ends = np.moveaxis(states[:, :, at, ..., own], 0, 2)
+            ends[:, :, own < 0] = every[:, None, own < 0]
+        found = ends if found is None else np.minimum(found, ends)
+    assert found is not None
+    low, high = (form.low[None, None], form.high[None, None]) if alike else (form.low, form.high)
+    return Box(down(form.c + low - up(found[0])), up(form.c + high + up(found[1])))
+
+
+def far(form: Form, box: Box) -> Array:
+    return up(np.maximum(box.hi - form.c, form.c - box.lo))

@@ -1,0 +1,55 @@
+"""Parameters of which every pair meets: a few rows in place of the full product."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable
+from typing import Any
+
+import pytest
+
+Param = type(pytest.param())
+
+
+def covering(rows: list[tuple[int, ...]]) -> list[int]:
+    """Which of these rows hold all pairs of values (by their places) that the rows hold together.
+
+    Greedy: the row with most pairs that are still missing, the first of several.
+    """
+    pairs = [set(itertools.combinations(enumerate(row), 2)) or {row} for row in rows]
+    missing, chosen = set().union(*pairs), []
+    while missing:
+        best = max(range(len(rows)), key=lambda r: len(pairs[r] & missing))
+        missing -= pairs[best]
+        chosen.append(best)
+    return chosen
+
+
+def every_pair(**axes: Iterable[Any]) -> pytest.MarkDecorator:
+    """Parametrises over the product of the axes; rows that add no pair are marked slow.
+
+    A dictionary gives the names that its values have in the names of tests. A value may be a
+    ``pytest.param``: its marks go to all of its rows, and slow ones stand for no pair of others.
+    """
+    named = [
+        [pytest.param(v, id=str(k)) for k, v in axis.items()] if isinstance(axis, dict) else axis
+        for axis in axes.values()
+    ]
+    places, rows = [], []
+    for row in itertools.product(*(enumerate(axis) for axis in named)):
+        params = [v if isinstance(v, Param) else pytest.param(v) for _, v in row]
+        marks = [mark for p in params for mark in p.marks]
+        name = "-".join(p.id or getattr(p.values[0], "__name__", str(p.values[0])) for p in params)
+        rows.append(([p.values[0] for p in params], marks, name))
+        places.append(tuple(place for place, _ in row))
+    fast = [n for n, (_, marks, _) in enumerate(rows) if all(m.name != "slow" for m in marks)]
+    quick = {fast[n] for n in covering([places[n] for n in fast])}
+    return pytest.mark.parametrize(
+        tuple(axes),
+        [
+            pytest.param(
+                *values, marks=marks + ([pytest.mark.slow] if n not in quick else []), id=name
+            )
+            for n, (values, marks, name) in enumerate(rows)
+        ],
+    )
