@@ -167,16 +167,19 @@ def make_plan(
     large = sizes.walked >= THREADED_ELEMENTS
     composed_steps = large and _pays(sizes, moved, walked, budget) and training.projection is None
     linear_inner = level.walks and inner_bounds != "interval"
-    if linear_inner and inner_bounds is None and seconds > cheap:
-        linear_inner = False
+    dear = linear_inner and inner_bounds is None and seconds > cheap
+    linear_inner &= not dear
+    allowed = max(cheap, seconds if linear_inner else 0.0)
+    levels, more = _levels(level, refused, zonotope, allowed, budget, options.carried)
+    remarks, carried = remarks + more, Relaxation.ZONOTOPE in levels
+    if carried and inner_bounds is None and not level.uses_programs:
+        linear_inner = dear = False  # linear forms gain little by them beside a zonotope
+    if dear:
         line = (
             f"inner bounds by intervals: linear ones would take about {seconds:.3g} s, more than "
             f"{cheap:g} s; ask for inner_bounds='linear' to have them"
         )
         remarks += Remarks(notes=(line,))
-    allowed = max(cheap, seconds if linear_inner else 0.0)
-    levels, more = _levels(level, refused, zonotope, allowed, budget, options.carried)
-    remarks, carried = remarks + more, Relaxation.ZONOTOPE in levels
     told_apart, more = selections_of(
         sizes,
         level,
