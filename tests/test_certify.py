@@ -148,13 +148,13 @@ def test_an_infeasible_program_is_an_encoding_error(monkeypatch) -> None:
 
 
 def test_ranges_beyond_a_solver_are_left_to_the_linear_bounds(monkeypatch) -> None:
-    """Sums in another order than those of the linear chain: the same box up to rounding."""
+    """From a box of its own after the first step, so up to a little of it."""
     monkeypatch.setattr(bound_step, "PROGRAM_RANGE_LIMIT", 1e-3)
     options: dict[str, Any] = {"window": 1, "selections": "joint", "inner_bounds": "interval"}
     result = certify(relaxation="lp", **options)
     linear = certify(relaxation="linear", **options)
     for name, low in linear.reachable.lower.items():
-        assert np.allclose(result.reachable.lower[name], low, rtol=0.0, atol=1e-12)
+        assert np.allclose(result.reachable.lower[name], low, rtol=0.0, atol=1e-6)
     assert len([text for text in result.fallbacks if "beyond" in text]) == 3
     assert [record.relaxation for record in result.steps] == ["linear"] * 3
 

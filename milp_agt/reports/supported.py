@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from milp_agt.core.relaxation import Relaxation
+from milp_agt.core.relaxation import levels
 from milp_agt.formulations.loss import losses
 from milp_agt.formulations.registry import operations
 from milp_agt.properties.property_table import PROPERTIES
@@ -41,8 +41,8 @@ def table() -> str:
         ("of these only behind layers that are not trained", frozen_only_layers()),
         ("functions in a forward of one's own", supported_functions()),
         ("losses", tuple(losses())),
-        ("threat models", tuple(t.threat.__name__ for t in THREATS.all().values())),
-        ("relaxations", (*(r.value for r in Relaxation), "auto")),
+        ("threat models", tuple(t.made_of.__name__ for t in THREATS.all().values())),
+        ("relaxations", levels()),
         ("solvers", tuple(row.name for row in solver_table())),
     ]
     lines = ["| what | supported |", "|---|---|"]
