@@ -42,7 +42,7 @@ def draw(rows: dict[str, list[float]], attacked: dict[int, float], path: str) ->
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(figsize=(7.0, 4.0), layout="constrained")
-    styles = ["-", "--", "-.", ":", (0, (3, 1, 1, 1)), (0, (5, 1)), "-", "--"]
+    styles = ["-", "--", "-.", ":", (0, (3, 1, 1, 1)), (0, (5, 1)), "-"]
     colours = [
         "#D55E00",
         "#E69F00",
@@ -50,7 +50,6 @@ def draw(rows: dict[str, list[float]], attacked: dict[int, float], path: str) ->
         "#56B4E9",
         "#009E73",
         "#0072B2",
-        "#999999",
         "#000000",
     ]
     for (name, widths), style, colour in zip(rows.items(), styles, colours, strict=True):

@@ -12,8 +12,6 @@ from milp_agt.core.expression import Array
 from milp_agt.core.graph import Operation
 
 Scale = float | Tensor
-# Roundings in a row of a linear map of at most this many terms, besides those of longer sums.
-FEW_TERMS = 96
 
 
 class LinearMap(Operation):

@@ -441,11 +441,12 @@ def test_walks_in_pieces_give_the_same_ranges(
 
     monkeypatch.setattr(intermediate, "sample_forms", spy)
     settled = planning.make_plan
-    monkeypatch.setattr(
-        planning,
-        "make_plan",
-        lambda *a, **k: replace(settled(*a, **k), inner_pairs=pairs, inner_chunk=7),
-    )
+
+    def in_pieces(*given: Any, **named: Any) -> planning.Plan:
+        plan = settled(*given, **named)
+        return replace(plan, pieces=replace(plan.pieces, inner_pairs=pairs, inner_chunk=7))
+
+    monkeypatch.setattr(planning, "make_plan", in_pieces)
     cut, cut_boxes = certified(case, inner_bounds="linear")
     assert taken
     assert max(taken) <= pairs
@@ -485,8 +486,9 @@ def test_the_plan_holds_inner_walks_to_the_memory(
     (plan,) = plans
     allowed = bytes_of(memory)
     assert plan.linear_inner
-    assert plan.inner_pairs * 8 * (705 + 9 + 1) <= allowed
-    assert plan.inner_pairs < 128 * batch or allowed >= 8 * 705 * 128 * batch
+    pieces = plan.pieces
+    assert pieces.inner_pairs * 8 * (705 + 9 + 1) <= allowed
+    assert pieces.inner_pairs < 128 * batch or allowed >= 8 * 705 * 128 * batch
     # Rows of a walk: dense coefficients of a fragment on 64 units, and moves of every sample.
-    for rows in (plan.chunk, plan.inner_chunk):
-        assert rows == 1 or rows * 8 * (plan.walk_fragment * 64 + batch * 10) <= allowed
+    for rows in (pieces.chunk, pieces.inner_chunk):
+        assert rows == 1 or rows * 8 * (pieces.walked_samples * 64 + batch * 10) <= allowed

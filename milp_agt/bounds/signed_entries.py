@@ -22,12 +22,6 @@ def count_of(state: State) -> int:
     return 2 * sum(_shapes(state)[1])
 
 
-def entry_bounds(state: State) -> Tensor:
-    """Lower bounds of all signed entries, (cases, ends)."""
-    lower = [box.lower.flatten(1) for box in state.values()]
-    return torch.cat([*lower, *(-box.upper.flatten(1) for box in state.values())], 1)
-
-
 def entry_boxes(state: State, bounds: Tensor) -> State:
     """The inverse of :func:`entry_bounds`: boxes shaped as in ``state``."""
     shapes, sizes = _shapes(state)

@@ -96,7 +96,7 @@ class Bounder:
             self.schedule,
             window,
             part.adversary,
-            self.plan.chunk,
+            self.plan.pieces.chunk,
             self.passes,
             part.before(window),
             collected,
@@ -148,13 +148,13 @@ class Bounder:
                 self.schedule,
                 past,
                 part.adversary,
-                self.plan.inner_chunk,
-                self.plan.inner_pairs,
+                self.plan.pieces.inner_chunk,
+                self.plan.pieces.inner_pairs,
                 self.inner_passes,
             )
             return intermediate.propagate(walks, part.state, step, keep)
         return bound_propagation.propagate(
-            self.schedule, part.state, step, part.adversary, self.plan.sample_chunk, keep
+            self.schedule, part.state, step, part.adversary, self.plan.pieces.samples, keep
         )
 
     def _walks_inside(self, chain: Chain, adversary: AdversaryModel) -> bool:
@@ -282,10 +282,12 @@ class Bounder:
         self, adversary: AdversaryModel, state: State, step: Step, ranges: bound_propagation.Ranges
     ) -> LinearizedStep:
         kept = linearize_step(
-            self.schedule, state, step, ranges, adversary, self.plan.walk_fragment
+            self.schedule, state, step, ranges, adversary, self.plan.pieces.walked_samples
         )
         if self.plan.composed_steps:
-            kept = window_bounds.with_shortcut(self.schedule, kept, self.plan.chunk, self.passes)
+            kept = window_bounds.with_shortcut(
+                self.schedule, kept, self.plan.pieces.chunk, self.passes
+            )
         return kept
 
     def _span(self, part: ChainPart, state: State) -> program.Span:

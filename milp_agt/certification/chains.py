@@ -74,31 +74,9 @@ class Chain:
         return self.name if self.name in STEP_RULES else self.level.value
 
     @property
-    def looser(self) -> tuple[str, ...]:
-        """Chains whose boxes contain those of this one."""
-        if self.name == ENUMERATED:
-            return (Relaxation.LINEAR.value,)
-        if self.name in STEP_RULES:
-            return (self.level.value,)
-        names = tuple(level.value for level in self.level.looser)
-        return (*names, ENUMERATED) if self.level.uses_programs else names
-
-    def within(self, looser: Mapping[str, State], state: State) -> State:
-        """The meet of a state with those of the looser chains in ``looser``."""
-        for name in self.looser:
-            if name in looser:
-                what = f"by {self.name} and by {name}"
-                state = {n: b.meet(looser[name][n], f"'{n}' {what}") for n, b in state.items()}
-        return state
-
-    @property
     def state(self) -> State:
         """One box that contains the boxes of all parts."""
-        return self.outer([part.state for part in self.parts])
-
-    def outer(self, states: Sequence[State]) -> State:
-        """One box, (1, *shape) for each name, that contains the states of all parts."""
-        return union(states)
+        return union([part.state for part in self.parts])
 
 
 def pack_past(past: PastStep) -> dict[str, Any]:

@@ -28,6 +28,7 @@ from milp_agt.certification.fingerprint import settings
 from milp_agt.certification.options import CertifyOptions
 from milp_agt.certification.planning import Plan
 from milp_agt.certification.result import Result
+from milp_agt.certification.sizes import DEARER_BOXES, LIVE_STATES, TRAINED_PER_SECOND
 from milp_agt.core.interval import Interval
 from milp_agt.core.reachable import StepRecord
 from milp_agt.core.remarks import Notes, Remarks
@@ -43,15 +44,10 @@ from milp_agt.training.tracing import StepGraph
 from milp_agt.training.training import Batch, Training
 
 LISTED = "listed"
-# Elements of nodes that one core trains and bounds per second.
-TRAINED_PER_SECOND = 1.5e8
-DEARER_BOXES = 8.0  # where runs carry boxes, the work for each
 # Without a time limit listing is a default where it is predicted to take at most this many seconds.
 LISTING_TIME = 60.0
 # Most data sets, whatever they cost: their list is made in one go.
 MOST_CHOICES = 2e7
-# Copies of the states of all runs alive at once.
-LIVE_STATES = 4
 # Runs whose rounding gets larger than CAREFUL are bounded again with more care. The list is given up if the
 # box of one stays wider than LOST, beside its largest parameter or 1.
 CAREFUL, LOST = 1e-6, 1e-3
@@ -296,7 +292,7 @@ class ListedRun:
             schedule=self.schedule,
             reached=self._reached,
             box={name: self.box[name] for name in graph.parameters},
-            rows=self.plan.rows,
+            rows=self.plan.pieces.rows,
             nominal=self.nominal,
             steps=tuple(self.records),
             total_steps=self.plan.steps,

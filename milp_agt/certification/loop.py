@@ -376,7 +376,7 @@ class BoundedRun:
             reached=tuple(map(self._with_rows, self.chains.reached(self.plan.window))),
             beside=self.chains.beside and self._with_rows(self.chains.beside),
             program=self._program(),
-            rows=self.plan.rows,
+            rows=self.plan.pieces.rows,
             tree=self.tree if len(self.records) == self.plan.steps else None,
             nominal=self.nominal,
             steps=tuple(self.records),

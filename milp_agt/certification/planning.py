@@ -53,12 +53,51 @@ PAST_SECONDS = 0.05
 
 
 @dataclass(frozen=True)
+class Pieces:
+    """How the work of a step is split, so that it fits into memory and into a processor's cache.
+
+    Attributes:
+        rows: of a backward pass that fit into memory; ``chunk`` of them share a pass in the run.
+        samples: that intervals bound at once; ``walked_samples`` that backward passes visit at once.
+        inner_chunk: rows of a backward pass for intermediate bounds.
+        inner_pairs: pairs of a form and a sample, whose coefficients on the parameters are kept at once.
+    """
+
+    rows: int
+    chunk: int
+    samples: int
+    walked_samples: int
+    inner_chunk: int
+    inner_pairs: int
+
+    @staticmethod
+    def of(sizes: Sizes, whole: int, tells_apart: bool, window: int, room: int) -> Pieces:
+        """Pieces for ``room`` bytes; at least ``whole`` samples have to stay together."""
+        boxed = max(1, sizes.per_sample if tells_apart else sizes.made)
+        at_once = CACHED_ELEMENTS if tells_apart else BOXED_ELEMENTS
+        fewest = max(whole, FEWEST_SAMPLES)
+        chunk = max(1, min(2 * sizes.state, ROWS_AT_ONCE, room // sizes.form(fewest, window)))
+        walked = max(fewest, CACHED_ELEMENTS // (chunk * sizes.widest))
+        form = sizes.form(walked, window)
+        cached = max(32, 4 * CACHED_ELEMENTS // max(sizes.walked, 1))
+        return Pieces(
+            rows=max(1, room // form),
+            chunk=chunk,
+            samples=max(
+                whole, min(room // (2 * FLOAT * LIVE_BOXES * boxed), max(64, at_once // boxed))
+            ),
+            walked_samples=walked,
+            inner_chunk=max(1, min(INNER_ROWS, cached, room // (2 * form))),
+            inner_pairs=max(1, room // (2 * sizes.pair)),
+        )
+
+
+@dataclass(frozen=True)
 class Plan:
     """The plan of a run: the level, the windows, the pieces, and remarks for the result.
 
     ``past`` is the number of past steps kept for forms that have reached the beginning of their window.
-    ``inner_of_programs``: only programs have linear intermediate bounds. ``rows`` of a
-    backward pass fit into memory; ``chunk`` of them share a pass in the run. ``first_walk`` are the
+    ``inner_of_programs``: only programs have linear intermediate bounds. ``first_walk`` are the
     predicted seconds of a backward pass of all entries through one step; ``seconds`` those of all steps,
     where predictions were measured; not a number where nothing is known. ``whole``: those of this
     machine, under a time limit, of the level that was taken although they may be more than allowed.
@@ -71,12 +110,7 @@ class Plan:
     steps: int
     window: int
     program_window: int
-    rows: int
-    chunk: int
-    sample_chunk: int
-    walk_fragment: int
-    inner_chunk: int
-    inner_pairs: int
+    pieces: Pieces
     linear_inner: bool
     inner_of_programs: bool
     selections: Selections
@@ -149,23 +183,25 @@ def make_plan(
     large = sizes.walked >= THREADED_ELEMENTS
     composed_steps = large and _pays(sizes, moved, walked, budget) and training.projection is None
     linear_inner = level.walks and inner_bounds != "interval"
-    if linear_inner and inner_bounds is None and seconds > cheap:
-        linear_inner = False
+    dear = linear_inner and inner_bounds is None and seconds > cheap
+    linear_inner &= not dear
+    allowed = max(cheap, seconds if linear_inner else 0.0)
+    levels, more = levels_of(level, refused, zonotope, allowed, budget, options.carried, on_rows)
+    remarks, carried = remarks + more, Relaxation.ZONOTOPE in levels
+    if carried and inner_bounds is None and not level.uses_programs:
+        linear_inner = dear = False  # linear forms gain little by them beside a zonotope
+    if dear:
         line = (
             f"inner bounds by intervals: linear ones would take about {seconds:.3g} s, more than "
             f"{cheap:g} s; ask for inner_bounds='linear' to have them"
         )
         remarks += Remarks(notes=(line,))
-    allowed = max(cheap, seconds if linear_inner else 0.0)
-    levels, more = levels_of(level, refused, zonotope, allowed, budget, options.carried, on_rows)
-    remarks, carried = remarks + more, Relaxation.ZONOTOPE in levels
     told_apart, more = selections_of(
         sizes,
         level,
         options.selections,
         poison,
         restriction,
-        training,
         steps,
         walked,
         inner_bounds,
@@ -187,15 +223,8 @@ def make_plan(
     data = stored([*poison.tensors, *given])
     room, told = _room(budget, data, kept)
     remarks += told
-    boxed = max(1, sizes.per_sample if told_apart.splits else sizes.made)
-    per_sample = FLOAT * LIVE_BOXES * boxed
-    at_once = CACHED_ELEMENTS if told_apart.splits else BOXED_ELEMENTS
     # The mean of the remaining samples needs the whole batch.
     whole = sizes.batch if poison.whole is Whole.REMOVED else 1
-    fewest = max(whole, FEWEST_SAMPLES)
-    chunk = max(1, min(2 * sizes.state, ROWS_AT_ONCE, room // sizes.form(fewest, walked)))
-    walk_fragment = max(fewest, CACHED_ELEMENTS // (chunk * sizes.widest))
-    rows = max(1, room // sizes.form(walk_fragment, walked))
     total = (
         told_apart.seconds
         + seconds * linear_inner
@@ -209,22 +238,7 @@ def make_plan(
         steps=steps,
         window=walked,
         program_window=0 if on_rows else solved,
-        rows=rows,
-        chunk=chunk,
-        sample_chunk=max(
-            whole,
-            min(room // (2 * per_sample), max(64, at_once // boxed)),
-        ),
-        walk_fragment=walk_fragment,
-        inner_chunk=max(
-            1,
-            min(
-                INNER_ROWS,
-                max(32, 4 * CACHED_ELEMENTS // max(sizes.walked, 1)),
-                room // (2 * sizes.form(walk_fragment, walked)),
-            ),
-        ),
-        inner_pairs=max(1, room // (2 * sizes.pair)),
+        pieces=Pieces.of(sizes, whole, told_apart.groups > 0, walked, room),
         linear_inner=linear_inner,
         inner_of_programs=linear_inner and inner_bounds is None and carried,
         selections=told_apart,

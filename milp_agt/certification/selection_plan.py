@@ -9,7 +9,11 @@ from milp_agt.bounds.adversary.enumerated import count_cases
 from milp_agt.certification.sizes import (
     BASELINE,
     BOUNDED_PER_SECOND,
+    CASES_PER_SECOND,
     FLOAT,
+    LISTED_WORK,
+    LIVE_CASE_BOXES,
+    SETTLED,
     WALKED_PER_SECOND,
     Sizes,
 )
@@ -19,18 +23,10 @@ from milp_agt.core.restriction import Restriction
 from milp_agt.errors import InvalidInputError
 from milp_agt.threats.poison import Poison
 from milp_agt.threats.sets import Vertices
-from milp_agt.training.training import Training
 
-# Boxes and intercepts of one case kept for an element of a node with a sample axis; most cases that share
-# a backward pass; products per second of one core; most cases that are listed by default.
-LIVE_CASE_BOXES = 4
+# Most cases that share a backward pass; most cases that are listed by default.
 MOST_CASES = 1024
-FLOPS = 2e10
 MOST_LISTED = 1e5
-# Work on the boxes of a listed case, where many share a pass; without linear forms.
-LISTED_WORK = 0.35
-# Share of the rows of intermediate bounds that remain when nodes with an exact image are skipped.
-SETTLED = 0.25
 
 
 @dataclass(frozen=True)
@@ -54,11 +50,6 @@ class Selections:
     window: int = 0
     seconds: float = 0.0
 
-    @property
-    def splits(self) -> bool:
-        """Whether boxes have cases beyond the states of a sample."""
-        return self.groups > 0
-
 
 def selections_of(
     sizes: Sizes,
@@ -66,7 +57,6 @@ def selections_of(
     asked: str | None,
     poison: Poison,
     restriction: Restriction,
-    training: Training,
     steps: int,
     window: int,
     inner_bounds: str | None,
@@ -148,7 +138,7 @@ class _Work:
         walks = sum(min(t + 1, self.window) for t in range(self.steps))
         rows = 2 * sizes.state + inner_rows
         flops = 4.0 * rows * elements * walks * cases
-        return flops / FLOPS + groups * rows * sizes.walked * walks / WALKED_PER_SECOND
+        return flops / CASES_PER_SECOND + groups * rows * sizes.walked * walks / WALKED_PER_SECOND
 
     def shorter(self, cases: float) -> int:
         """The longest of the halved windows over which listing is cheap; 0 if there is none."""

@@ -1,4 +1,4 @@
-"""Element counts for cost predictions, and the rates at which elements are processed."""
+"""Element counts for cost predictions, and all measured rates at which elements are processed."""
 
 from __future__ import annotations
 
@@ -26,6 +26,18 @@ BOUNDED_PER_SECOND = 2e7
 # Seconds of one warm-started solve per row of the program.
 SECONDS_PER_ROW = 1e-5
 ROWS_PER_ELEMENT = 8
+# Of listed selections: boxes and intercepts of one case kept for an element of a node with a sample axis;
+# products per second of one core; work on the boxes of a case, where many share a pass, without linear
+# forms; share of the rows of intermediate bounds that remain when nodes with an exact image are skipped.
+LIVE_CASE_BOXES = 4
+CASES_PER_SECOND = 2e10
+LISTED_WORK = 0.35
+SETTLED = 0.25
+# Of listed data sets: elements of nodes that one core trains and bounds per second; how much more work
+# each is where runs carry boxes; copies of the states of all runs alive at once.
+TRAINED_PER_SECOND = 1.5e8
+DEARER_BOXES = 8.0
+LIVE_STATES = 4
 # Multiply-adds of matrix products per second of one core.
 MULTIPLIED_PER_SECOND = 5e9
 # Coefficients of nodes on parameters that a zonotope deals with per second, with all that it does beside;

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from milp_agt.bounds.interval.update import UpdateGraph
-from milp_agt.bounds.step import State, Step
+from milp_agt.bounds.step import State, Step, union
 from milp_agt.certification.chains import Chain, ChainPart
+from milp_agt.core.relaxation import Relaxation
 
 
 @dataclass
@@ -17,11 +18,14 @@ class StepSets:
     The end comes after the projection of the parameters, if there is one. It equals the beginning if the
     batch has lost all its samples.
 
+    A chain lies within the chains before it whose levels are its own or looser; its sets are met with theirs.
+
     Attributes:
         before: sets before the step, by part name.
         updated: sets after the update, by chain name.
         ended: sets at the end, by chain name and by the keys of parts.
         newest: the set of the last chain at the end.
+        levels: of the chains so far, by name, in their order.
     """
 
     step: Step
@@ -30,6 +34,7 @@ class StepSets:
     updated: dict[str, State] = field(default_factory=dict)
     ended: dict[str, State] = field(default_factory=dict)
     newest: State = field(default_factory=dict)
+    levels: dict[str, Relaxation] = field(default_factory=dict)
 
     def within(self, chain: Chain, part: ChainPart, state: State) -> State:
         """The set of a part after the update, met with the looser chains.
@@ -37,26 +42,32 @@ class StepSets:
         If the batch may be emptied, it is met with these at the end of the step instead.
         """
         emptied = part.adversary.emptied(self.step) is not None
-        return state if emptied else chain.within(self.updated, state)
+        return state if emptied else self._met(chain, self.updated, state)
 
     def add(self, chain: Chain) -> None:
         """Add the sets of a chain."""
-        self.updated[chain.name] = chain.within(self.updated, chain.state)
-        looser = [self.ended[name] for name in chain.looser if name in self.ended]
+        self.updated[chain.name] = self._met(chain, self.updated, chain.state)
         for part in chain.parts:
-            self._end(part, looser)
-        outer = chain.outer([self.end_of(part) for part in chain.parts])
-        self.ended[chain.name] = self.newest = chain.within(self.ended, outer)
+            self._end(chain, part)
+        outer = union([self.end_of(part) for part in chain.parts])
+        self.ended[chain.name] = self.newest = self._met(chain, self.ended, outer)
+        self.levels[chain.name] = chain.level
+
+    def _met(self, chain: Chain, sets: Mapping[str, State], state: State) -> State:
+        """The meet of a state with the sets of the chains that a chain lies within."""
+        for name, level in self.levels.items():
+            if level in chain.level.chain():
+                what = f"by {chain.name} and by {name}"
+                state = {n: b.meet(sets[name][n], f"'{n}' {what}") for n, b in state.items()}
+        return state
 
     def end_of(self, part: ChainPart) -> State:
         """The set of a part at the end of the step."""
         return self.ended[part.key(self.step.index)]
 
-    def _end(self, part: ChainPart, looser: Sequence[State]) -> None:
+    def _end(self, chain: Chain, part: ChainPart) -> None:
         """Project the set of a part, or keep the old one where all samples are removed."""
         new, empty = self.update.projected(part.state), part.adversary.emptied(self.step)
         if empty is not None:
-            new = empty.merged(self.before[part.name], new)
-            for state in looser:
-                new = {n: b.meet(state[n], f"'{n}' by two chains") for n, b in new.items()}
+            new = self._met(chain, self.ended, empty.merged(self.before[part.name], new))
         self.ended[part.key(self.step.index)] = new

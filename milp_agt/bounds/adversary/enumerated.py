@@ -47,16 +47,6 @@ class ListedSelections:
     def __len__(self) -> int:
         return len(self.members)
 
-    def single(self, case: int) -> ListedSelections:
-        """One case by itself, so that slopes are computed for it and not for the clean run."""
-
-        def of(tensor: Tensor | None) -> Tensor | None:
-            return None if tensor is None else tensor[case : case + 1]
-
-        return ListedSelections(
-            self.members[case : case + 1], of(self.label_moves), of(self.label_members)
-        )
-
     def part(self, chosen: slice) -> ListedSelections:
         """Case 0, the clean run, and some of the others."""
 

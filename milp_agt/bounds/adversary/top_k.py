@@ -20,7 +20,7 @@ def worst_sum(hurt: Tensor, budget: int) -> Tensor:
 
 def top_k(values: Tensor, count: int) -> Tensor:
     """The ``count`` largest of each column of ``values`` (n, ...), in any order, (count, ...)."""
-    if values.is_cuda or values.requires_grad:
+    if values.is_cuda:
         return values.topk(count, dim=0, sorted=False).values
     columns = values.flatten(1) if values.dim() > 1 else values.unsqueeze(1)
     rows = top_k_of_rows(columns.T.clone(memory_format=torch.contiguous_format), count)

@@ -35,27 +35,16 @@ def worst_of_both(hurt: Tensor, budgets: tuple[int, int], forced: Tensor | None 
         forced: mask of the samples known to be poisoned, (n, ...).
 
     Returns:
-        Bounds (...), rounding included; differentiable by torch in ``hurt``.
+        Bounds (...), rounding included.
     """
-    if hurt.requires_grad:
-        # At the best multiplier, the derivative with respect to it drops out (Danskin 1967).
-        multiplier = _best_multiplier(hurt.detach(), budgets, forced)[0]
-        return _Dual(hurt, budgets, forced)(multiplier)[0]
-    return _best_multiplier(hurt, budgets, forced)[1]
-
-
-def _best_multiplier(
-    hurt: Tensor, budgets: tuple[int, int], forced: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    """The multiplier of the labels with the least dual value found, and that value, (...)."""
     if not hurt.shape[1]:
-        return hurt.new_zeros(hurt.shape[2:]), hurt.new_zeros(hurt.shape[2:])
+        return hurt.new_zeros(hurt.shape[2:])
     dual = _Dual(hurt, budgets, forced)
     low = torch.zeros_like(hurt[0, 0])
     high = torch.maximum(hurt[1], hurt[2] - hurt[0].clamp(min=0.0)).amax(0).clamp(min=0.0)
     at_low, falling = dual(low)
     at_high, rising = dual(high)
-    best, chosen = torch.minimum(at_low, at_high), torch.where(at_high < at_low, high, low)
+    best = torch.minimum(at_low, at_high)
     for _ in range(EVALUATIONS):
         open_ = (falling < 0) & (rising > 0)
         crossing = (at_low - at_high + rising * high - falling * low) / (rising - falling)
@@ -64,12 +53,12 @@ def _best_multiplier(
         if bool((best <= (at_low + falling * (crossing - low)) * (1.0 + GAP) + TINY)[open_].all()):
             break
         value, slope = dual(crossing)
-        best, chosen = torch.minimum(best, value), torch.where(value < best, crossing, chosen)
+        best = torch.minimum(best, value)
         left, right = open_ & (slope <= 0), open_ & (slope >= 0)
         low, at_low = torch.where(left, crossing, low), torch.where(left, value, at_low)
         high, at_high = torch.where(right, crossing, high), torch.where(right, value, at_high)
         falling, rising = torch.where(left, slope, falling), torch.where(right, slope, rising)
-    return chosen, best
+    return best
 
 
 class _Dual:

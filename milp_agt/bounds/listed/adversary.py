@@ -75,5 +75,5 @@ class ListedData:
         raise UnsupportedOperationError(
             "Linear forms were to be followed back through listed data sets",
             "boxes of single runs, which keep no forms",
-            "ask for selections='joint' or 'charged'",
+            "ask for selections='joint'",
         )
