@@ -29,6 +29,10 @@ Options = TypeVar("Options", bound="CertifyOptions")
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 
+def _with_levels(schema: dict[str, Any]) -> None:
+    schema["enum"] = list(levels())
+
+
 # Options, or values of them, of older run files, and what is done in their place.
 _BESIDE = "the zonotope beside linear forms proves as much"
 _OLDER: Mapping[str, str] = {
@@ -36,10 +40,6 @@ _OLDER: Mapping[str, str] = {
     "strengthening": "programs gained nothing by it that was worth its cost",
 }
 _OLDER_VALUES: Mapping[tuple[str, object], str] = {("selections", "charged"): _BESIDE}
-
-
-def _with_levels(schema: dict[str, Any]) -> None:
-    schema["enum"] = list(levels())
 
 
 class CertifyOptions(Table):

@@ -8,7 +8,7 @@ from milp_agt.formulations.registry import operations
 from milp_agt.properties.property_table import PROPERTIES
 from milp_agt.solvers import solver_table
 from milp_agt.threats import THREATS
-from milp_agt.threats.sets import KINDS
+from milp_agt.threats.sets import move_sets
 from milp_agt.training.layers.builder import frozen_only_layers, supported_layers
 from milp_agt.training.layers.functions import supported_functions
 
@@ -29,7 +29,7 @@ def _questions() -> list[str]:
 def _moves() -> list[str]:
     """Sets of moves: what each kind of bound knows of them."""
     lines = ["| moves of a sample | `linear` | `lp` | `milp` and above |", "|---|---|---|---|"]
-    rules = [kind.rules for kind in KINDS]
+    rules = [kind.rules for kind in move_sets()]
     lines += [f"| {r.moves} | {r.support} | {r.relaxed} | {r.exact} |" for r in rules]
     return lines
 

@@ -225,21 +225,9 @@ class RunConfig(Table):
         if source is None:
             assert self.data.path is not None
             source = str(folder / self.data.path)
-        return load_dataset(
-            source,
-            samples=self.data.samples,
-            noise=self.data.noise,
-            target=self.data.target,
-            id=self.data.id,
-            test_fraction=self.data.test_fraction,
-            seed=self.data.seed,
-            standardise=self.data.standardise,
-            standardise_targets=self.data.standardise_targets,
-            pca=self.data.pca,
-            image_size=_pair(self.data.image_size),
-            crop=_pair(self.data.crop),
-            task=task,
-        )
+        given = {name: value for name, value in self.data if name not in ("name", "path")}
+        pairs = {name: given[name] and tuple(given[name]) for name in ("image_size", "crop")}
+        return load_dataset(source, **given | pairs, task=task)
 
     def _loss(self) -> str:
         table = self.training
@@ -347,10 +335,6 @@ def up_to_date(table: type[Model]) -> type[Model]:
         table.model_rebuild(force=True)
         _KNOWN[table] = _kinds()
     return table
-
-
-def _pair(values: list[int] | None) -> tuple[int, int] | None:
-    return None if values is None else (values[0], values[1])
 
 
 def _absent_files(
