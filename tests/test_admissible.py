@@ -10,7 +10,6 @@ import torch
 from test_threats_moves import SETS, N
 from torch import Tensor
 
-from milp_agt.threats.admissible import admits, fixed, shrunk
 from milp_agt.threats.sets import MoveSet
 
 
@@ -25,8 +24,8 @@ def drawn(moves: MoveSet, seed: int) -> tuple[Tensor, Tensor]:
 def tightest(moves: MoveSet, nominal: Tensor, given: Tensor, sample: int) -> Tensor | None:
     """The first of the given sample and its shrunk forms that is admitted."""
     for factor in (1.0, 1.0 - 1e-12, 1.0 - 1e-9):
-        near = given if factor == 1.0 else shrunk(moves, nominal, given, factor)
-        if admits(moves.take(torch.tensor([sample])), 0, nominal[0], near[0]):
+        near = given if factor == 1.0 else moves.shrunk(nominal, given, factor)
+        if moves.take(torch.tensor([sample])).admits(0, nominal[0], near[0]):
             return near
     return None
 
@@ -40,7 +39,7 @@ def test_what_a_set_draws_is_admitted_and_farther_moves_are_not(name: str) -> No
         for sample in range(N):
             own = moves.take(torch.tensor([sample]))
             at = nominal[sample : sample + 1]
-            assert admits(own, 0, at[0], at[0])
+            assert own.admits(0, at[0], at[0])
             for each in given[:, sample]:
                 near = tightest(own, at, each[None], 0)
                 assert near is not None
@@ -55,7 +54,7 @@ def _beyond(own: MoveSet, nominal: Tensor, near: Tensor) -> int:
     for factor in (1.01, 2.5):
         # The excess of the set itself, in floating point, is the judge: below it nothing may be refused.
         farther = nominal + factor * (near - nominal)
-        admitted = admits(own, 0, nominal, farther)
+        admitted = own.admits(0, nominal, farther)
         excess = float(own.excess((farther - nominal)[None, None])[0, 0])
         assert admitted <= (excess <= 1e-9)
         assert (excess == 0.0) <= admitted or excess < 1e-12
@@ -67,8 +66,8 @@ def test_shrinking_leaves_jumps_and_whole_numbers_alone() -> None:
     moves = SETS["sparse with groups"](0)
     nominal, given = drawn(moves, 0)
     mask = torch.tensor([False, True, False, True, True])
-    assert torch.equal(fixed(moves, nominal, given), mask.expand(given.shape))
-    near = shrunk(moves, nominal, given, 0.5)
+    assert torch.equal(moves.jumps(nominal, given), mask.expand(given.shape))
+    near = moves.shrunk(nominal, given, 0.5)
     assert torch.equal(near[..., mask], given[..., mask])
     assert bool(((near - nominal).abs() <= (given - nominal).abs()).all())
 
@@ -86,6 +85,6 @@ def test_the_last_float_counts(high: float) -> None:
         given = nominal.clone()
         given[0] = nominal[0] + high
         truth = Fraction(float(given[0])) - Fraction(float(value)) <= Fraction(high)
-        assert admits(exact, 0, nominal, given) == truth
+        assert exact.admits(0, nominal, given) == truth
         found.add(truth)
     assert found == {True, False}

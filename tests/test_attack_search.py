@@ -304,7 +304,7 @@ BAD: dict[str, tuple[Any, str, str, str]] = {
     "features": (attacks.Loss(X[:, :1], Y), "Test features need", r"\(1,\)", "trained on"),
     "classes": (attacks.Accuracy(X, Y + 3), "must be classes", "3", "renumber"),
     "targets": (attacks.Targeted(X, 7), "classes of the model", "7", "0 to 1"),
-    "target": (attacks.Backdoor(X, Y, BallTrigger(0.1), 9), "classes of the model", "9", "0 to 1"),
+    "target": (attacks.Backdoor(X, Y, BallTrigger(0.1), 9), "class of the model", "9", "0 to 1"),
     "trigger": (
         attacks.Backdoor(X, Y, BallTrigger([0.1] * 3)),
         "needs one number",

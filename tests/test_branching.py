@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from attacks import Replay
 from problems import problem
 from scipy.optimize import Bounds, LinearConstraint, milp
 from torch import Tensor
@@ -222,6 +223,38 @@ def test_mutants_are_found(monkeypatch: pytest.MonkeyPatch, mutant: Any) -> None
         check_milp(passed)
 
 
+def test_workers_find_the_same_and_lose_nothing_but_what_kills_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pytest.importorskip("joblib", reason="joblib is not installed")
+    passed = passed_of()
+    rows, most, _ = search(passed)
+    zonotope, bounds = passed.last.zonotope, passed.last.bounds
+    enough = rows.new_full((len(rows),), -torch.inf)
+    with joblib_threads():
+        found = branching.branched_on(zonotope, bounds, rows, enough, 60.0, 2)
+        assert torch.allclose(found.most, most, rtol=1e-6)
+        check_cover(found.trees)
+        honest = branching.branched
+
+        def dies(*given: Any) -> Any:
+            if len(given[2]) == 3:
+                raise OSError("a worker died")
+            return honest(*given)
+
+        monkeypatch.setattr(branching, "branched", dies)
+        found = branching.branched_on(zonotope, bounds, rows, enough, 60.0, 2)
+    assert found.limited
+    assert torch.isinf(found.most[::2]).all()
+    assert torch.allclose(found.most[1::2], most[1::2], rtol=1e-6)
+
+
+def joblib_threads() -> Any:
+    import joblib
+
+    return joblib.parallel_config(backend="threading")
+
+
 def test_budgets_that_cannot_be_listed_are_narrowed() -> None:
     case, _, _ = problem("bce", "features", {"epochs": 8}, budget=8, count=40, radius=0.1)
     result, _ = case.certify(relaxation="zonotope", tree=1.0)
@@ -230,3 +263,22 @@ def test_budgets_that_cannot_be_listed_are_narrowed() -> None:
     search_of = agt.Search(pool=64, restarts=1, rounds=0)
     attacked = agt.attack(case.model, case.data, case.training, case.threat, search=search_of)
     assert narrow.attacked(attacked.attacker).sandwich is not None
+
+
+def test_points_are_bounded_where_nothing_can_be_listed() -> None:
+    case, _, _ = problem("bce", "features", {"epochs": 8}, budget=9, count=12, radius=0.05, seed=1)
+    points = torch.randn(100, 2, generator=torch.Generator().manual_seed(1)).double()
+    plain, _ = case.certify(relaxation="zonotope", refute="none")
+    searched, _ = case.certify(relaxation="zonotope", refute="none", tree=2.0)
+    tree = searched.models.tree
+    assert tree is not None
+    assert tree.cells is None
+    before, after = plain.stable(points), searched.stable(points)
+    gain = after.points.score_lower - before.points.score_lower
+    assert (gain >= 0.0).all()
+    assert gain.max() > 5e-4
+    replay, generator = Replay(case), torch.Generator().manual_seed(0)
+    sign = torch.sign(plain.models.outputs(points)[:, 0])
+    for attacks in replay.all(generator, case.features[:4], case.labels[:4], 64, 3):
+        outputs = replay.outputs_at(replay.run(attacks)[-1], points)[..., 0]
+        assert ((sign * outputs).amin(0).numpy() >= after.points.score_lower - 1e-12).all()

@@ -16,9 +16,10 @@ import torch
 from attacks import Replay
 from certified import SHARES, certified, statement_in
 from problems import problem
-from recorded_script import Script
+from recorded_script import Script, X, Y
 from test_record import RUN_FILE
 
+import milp_agt as agt
 from milp_agt import certificates, checker
 from milp_agt.checker import functions, layers, training
 from milp_agt.checker.__main__ import main
@@ -26,6 +27,8 @@ from milp_agt.checker.boxes import Box, Unbounded, corners, dot, exact, matmul
 from milp_agt.checker.check import Outcome, check
 from milp_agt.checker.proof import all_choices, reached
 from milp_agt.checker.statement import Statement
+from milp_agt.errors import InvalidInputError
+from milp_agt.reports import coverage
 from milp_agt.runfile.run_file import load_config
 from milp_agt.runfile.verdicts import judge
 from milp_agt.training.training import Training
@@ -213,7 +216,7 @@ def test_removals_are_listed_and_trained(folders: dict[str, Path]) -> None:
     given = statement_in(folders["removed, listed"])
     assert given.removed
     assert given.choices is None
-    (boxes,) = (case.boxes for case in reached(given))
+    cases = reached(given)
     x, y = (torch.from_numpy(box.lo[0].copy()) for box in (given.samples.x, given.samples.y))
     for case, left_out in enumerate(all_choices(given)):
         model = torch.nn.Sequential(
@@ -229,7 +232,8 @@ def test_removals_are_listed_and_trained(folders: dict[str, Path]) -> None:
             optimiser.step()
         for name, value in model.state_dict().items():
             found = value.numpy()
-            assert ((boxes[name].lo[case] <= found) & (found <= boxes[name].hi[case])).all()
+            box = cases[case].boxes[name]
+            assert ((box.lo[0] <= found) & (found <= box.hi[0])).all()
             assert ((given.lower[name] <= found) & (found <= given.upper[name])).all()
 
 
@@ -404,6 +408,30 @@ def test_the_command_line_says_what_was_checked(
     )
     assert shown.splitlines()[-1] == "PROVED"
     assert main([str(folders["relu"]), "--jobs", "2"]) == 0
+
+
+def test_a_recorded_loop_has_a_certificate(tmp_path: Path) -> None:
+    """Without a run file; another training than the recorded one is refused or rejected."""
+    run = Script().train()
+    result = agt.certify(run, agt.FeaturePoisoning(budget=1, radius=0.001), relaxation="interval")
+    own, (x, y) = run.finished().training, (X[:20], Y[:20])
+    found = result.accuracy(x, y)
+    asked = [certificates.Asked("accuracy", x, y, found.lower, found.upper, at_least=0.1)]
+    folder = tmp_path / "certificate"
+    certificates.write_result(folder, result, own, asked, ["something else"])
+    report = check(folder)
+    assert [item.outcome.name for item in report.items] == ["PROVED"] * 3 + ["NOT_COVERED"]
+    assert "float32" in report.words[0]
+    with pytest.raises(InvalidInputError, match="give the training that was certified"):
+        certificates.write_result(folder, result, Training("cross_entropy", 0.1))
+    with pytest.raises(InvalidInputError, match="name it in not_covered"):
+        certificates.Asked("backdoor", x, y, 0.0, 1.0)
+
+
+def test_the_page_shows_what_is_covered() -> None:
+    page = (PACKAGE / "README.md").read_text("utf-8")
+    shown = page.partition("<!-- coverage -->\n")[2].partition("\n<!-- end -->")[0]
+    assert shown == coverage.table(), "python -m milp_agt.reports.coverage prints it"
 
 
 PACKAGE = Path(checker.__file__).parent

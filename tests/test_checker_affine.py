@@ -80,7 +80,7 @@ class Chosen:
 
     def charged(self, symbols: Symbols, delta: np.ndarray, centre: np.ndarray, by: Any) -> bool:
         """The same for the noise of a product with phases."""
-        count = len(by.phi)
+        count = len(by.index)
         if not count:
             return True
         noise = self.phi[-count:] * by.turned * (delta - centre)[by.place]
@@ -141,7 +141,10 @@ def test_rules_hold_at_sampled_points(size: float) -> None:
         target = affine.points(np.ones((SAMPLES, 1)))
         bce = Pass(of_problem("bce"), symbols, own).loss(one, target)
         mse = Pass(of_problem("mse"), symbols, own).loss(z, y)
-        box, own_box = forms.ranges(rows, symbols), forms.own_ranges(x, symbols, own)
+        box, own_box = (
+            forms.own_ranges(rows, symbols, np.array([-1]))[0],
+            forms.own_ranges(x, symbols, own),
+        )
         given = forms.own_ranges(rows, symbols, own)
         for _ in range(40):
             chosen = Chosen(rng, symbols)

@@ -22,7 +22,11 @@ from milp_agt.solvers.highs import Highs
 
 
 def run(
-    loss: str = "cross_entropy", steps: int = 3, tested: int = 10, **options: Any
+    loss: str = "cross_entropy",
+    steps: int = 3,
+    tested: int = 10,
+    radius: float = 0.01,
+    **options: Any,
 ) -> Comparison:
     rng = np.random.default_rng(0)
     x = rng.normal(size=(10, 2))
@@ -33,7 +37,7 @@ def run(
         torch.nn.Linear(2, 2), torch.nn.ReLU(), torch.nn.Linear(2, outputs)
     ).double()
     training = agt.Training(loss=loss, learning_rate=0.2, epochs=steps)
-    threat = agt.FeaturePoisoning(budget=1, radius=0.01)
+    threat = agt.FeaturePoisoning(budget=1, radius=radius)
     return agt.compare(
         model, (x, y), training, threat, X_test=x[:tested], y_test=y[:tested], **options
     )
@@ -178,6 +182,16 @@ def test_attacks_lie_inside_every_row() -> None:
     assert all(row.attack_ratio is not None and row.attack_ratio >= 1.0 for row in table.rows)
     assert table.rows[1].attack_ratio < table.rows[0].attack_ratio
     assert run(relaxations=("linear",)).rows[0].attack_ratio is None
+
+
+def test_a_tree_stands_beside_the_levels() -> None:
+    table = run(relaxations=("interval", "linear"), attack=True, tree=4.0, radius=0.3)
+    assert [row.relaxation for row in table.rows] == ["interval", "linear", "tree"]
+    tree = table.rows[-1]
+    assert tree.mean_width < min(row.mean_width for row in table.rows[:-1])
+    assert tree.widths[-1] == tree.mean_width
+    assert tree.attack_ratio is not None
+    assert tree.attack_ratio >= 1.0
 
 
 def test_series_over_the_steps() -> None:

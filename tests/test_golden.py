@@ -40,7 +40,7 @@ def test_the_file_holds_all_runs_and_their_exact_numbers() -> None:
 
 def test_the_runs_cover_threats_levels_selections_and_losses() -> None:
     runs = RUNS.values()
-    assert {type(run.threat) for run in runs} == {table.threat for table in THREATS.all().values()}
+    assert {type(run.threat) for run in runs} == {table.made_of for table in THREATS.all().values()}
     assert {(t.static, t.scope) for t in (run.threat for run in runs) if hasattr(t, "static")} >= {
         (static, scope) for static in (True, False) for scope in ("dataset", "batch")
     }

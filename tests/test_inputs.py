@@ -94,7 +94,7 @@ INPUTS: dict[str, dict[str, Any]] = {
     "window -1": {"window": -1},
     "window 1.5": {"window": 1.5},
     "window of text": {"window": "two"},
-    "program window 0": {"program_window": 0},
+    "program window -1": {"program_window": -1},
     "memory of two dots": {"memory": "1.2.3GiB"},
     "memory of a dot": {"memory": ".GiB"},
     "memory True": {"memory": True},

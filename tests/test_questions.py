@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from attacks import Problem, Replay, State, network
+from refusals import refused
 from torch import Tensor
 
 import milp_agt as agt
@@ -455,11 +456,8 @@ WRONG: list[tuple[str, Any, tuple[str, str, str]]] = [
 @pytest.mark.parametrize(("_name", "question", "parts"), WRONG, ids=[w[0] for w in WRONG])
 def test_bad_input_is_one_clear_error(_name: str, question: Any, parts: tuple[str, ...]) -> None:
     result, _, _, x, y = certified("cross_entropy", "features")
-    with pytest.raises(agt.MilpAgtError) as caught:
+    with refused(*parts, kind=agt.MilpAgtError):
         question(result, x, y)
-    error = caught.value
-    for part, text in zip(parts, (error.asked, error.found, error.remedy), strict=True):
-        assert part in text
 
 
 def test_regression_has_targets_and_no_backdoor() -> None:

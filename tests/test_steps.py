@@ -26,7 +26,6 @@ import milp_agt as agt
 from milp_agt.bounds.adversary.joint import Masks
 from milp_agt.core.interval import Interval
 from milp_agt.threats.sets import Vertices
-from milp_agt.training.schedules import InverseTimeDecay
 from milp_agt.training.training import Training, UpdateRule
 
 
@@ -153,9 +152,3 @@ def test_update_rules_are_the_formulas() -> None:
         assert a * theta + b * velocity + c * gradient == pytest.approx(new)
         a, b, c = rule.theta_from
         assert a * theta + b * velocity + c * gradient == pytest.approx(theta - 0.1 * direction)
-
-
-def test_schedule_formula() -> None:
-    schedule = InverseTimeDecay(decay=0.5, floor=0.03)
-    for t in range(40):
-        assert schedule.rate(0.2, t, 9) == max(0.2 / (1 + 0.5 * t), 0.03)

@@ -18,7 +18,7 @@ from milp_agt.core.relaxation import Relaxation
 from milp_agt.properties.property_table import PROPERTIES
 from milp_agt.threats.threat_table import THREATS as KINDS
 
-THREATS = [table.threat for table in KINDS.all().values()]
+THREATS = [table.made_of for table in KINDS.all().values()]
 EXAMPLES: dict[str, Any] = {
     "FeaturePoisoning": agt.FeaturePoisoning(budget=1, radius=0.05),
     "LabelPoisoning": agt.LabelPoisoning(budget=1),

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 from attacks import Problem, Replay, network
+from refusals import refused
 from runs import run_text
 
 import milp_agt as agt
@@ -318,11 +319,8 @@ def test_largest_radius_of_points_holds_under_attack() -> None:
     ],
 )
 def test_bad_sweeps_are_one_clear_error(call: Any, parts: tuple[str, ...]) -> None:
-    with pytest.raises(agt.MilpAgtError) as caught:
+    with refused(*parts, kind=agt.MilpAgtError):
         call()
-    error = caught.value
-    for part, text in zip(parts, (error.asked, error.found, error.remedy), strict=True):
-        assert part in text
 
 
 RUN = run_text(

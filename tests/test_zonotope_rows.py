@@ -19,6 +19,7 @@ from milp_agt.bounds.program.zonotope_rows import ZonotopeRows
 from milp_agt.bounds.zonotope import ZonotopePass, least
 from milp_agt.bounds.zonotope.flips import Flips
 from milp_agt.core.results import Limits
+from milp_agt.errors import InvalidInputError
 from milp_agt.solvers.solver import get_solver
 
 RUNS = {
@@ -163,3 +164,20 @@ def test_runs_by_programs_have_them_and_attacks_stay_inside() -> None:
     found, dual = ([s.chains["zonotope"] for s in r.steps] for r in (result, plain))
     assert found[:-1] == dual[:-1]
     assert found[-1] < 0.9 * dual[-1]
+
+
+def test_programs_on_the_rows_alone() -> None:
+    """``program_window = 0`` solves no step program; what it cannot do is refused by name."""
+    case = tiny(agt.FeaturePoisoning(1, 0.3))
+    result, _ = case.certify(refute="none", relaxation="milp", program_window=0)
+    assert [record.relaxation for record in result.steps] == ["linear", "linear", "milp"]
+    assert [record.program is None for record in result.steps] == [True, True, False]
+    assert result.models.program is None
+    assert "milp" not in result.steps[-1].chains
+    for options, found in (
+        ({"relaxation": "miqp"}, "exact products"),
+        ({"relaxation": "lp", "carried": "none"}, "carried = 'none'"),
+        ({"relaxation": "milp", "precision": "float32"}, "float32"),
+    ):
+        with pytest.raises(InvalidInputError, match=found):
+            case.certify(program_window=0, **options)

@@ -17,7 +17,7 @@ from milp_agt.attacks.objectives import (
     Targeted,
 )
 from milp_agt.attacks.sandwich import ParameterSandwich, Sandwich
-from milp_agt.attacks.search import Search
+from milp_agt.attacks.search_settings import Search
 
 __all__ = [
     "Accuracy",

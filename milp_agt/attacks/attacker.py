@@ -18,7 +18,8 @@ from milp_agt.attacks.objectives import Direction, Envelope, Objective
 from milp_agt.attacks.packed import Packed
 from milp_agt.attacks.proposed import Favoured, packed_of
 from milp_agt.attacks.replay import ModuleModels, confirm, replay, state_dict_of
-from milp_agt.attacks.search import Hunt, Search
+from milp_agt.attacks.search import Hunt
+from milp_agt.attacks.search_settings import Search
 from milp_agt.attacks.unrolled import Poisoning, State, Unrolled
 from milp_agt.bounds.program import Incumbents
 from milp_agt.core.restriction import UNRESTRICTED, Restriction

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from milp_agt.attacks.replay import clipped_mean, mean_loss, per_sample_gradients
 from milp_agt.attacks.unrolled import Poisoning, Unrolled
-from milp_agt.threats.admissible import admits, shrunk
 from milp_agt.threats.poison import Poison
 from milp_agt.threats.sets import MoveSet
 
@@ -23,7 +22,7 @@ def violation(unrolled: Unrolled, data: Poisoning) -> str:
     """Why the threat does not admit the data of one run; empty if it does.
 
     Everything is compared exactly: who was changed against the samples that are open and the budgets, and how
-    far against the sets of moves (:func:`milp_agt.threats.admissible.admits`) and the domain.
+    far against the sets of moves (``MoveSet.admits``) and the domain.
     """
     poison = unrolled.poison
     nobody = torch.zeros(len(unrolled.covers), len(poison.features), dtype=torch.bool)
@@ -71,7 +70,7 @@ def _wrong_moves(own: Poison, x: Tensor, y: Tensor) -> str:
         if not bool(torch.isfinite(given).all()):
             return f"a {what} that is not a finite number"
         for sample in (given != nominal).any(1).nonzero()[:, 0].tolist():
-            if moves is None or not admits(moves, sample, nominal[sample], given[sample]):
+            if moves is None or not moves.admits(sample, nominal[sample], given[sample]):
                 return f"the {what} of sample {sample} moved farther than the threat admits"
     if own.domain is not None:
         outside = (x < own.domain.lower) | (x > own.domain.upper)
@@ -96,7 +95,7 @@ def _nearer(unrolled: Unrolled, data: Poisoning, factor: float, dtype: torch.dty
     def moved(moves: MoveSet | None, nominal: Tensor, given: Tensor) -> Tensor:
         flat, start = given.flatten(2), nominal.flatten(1)
         if moves is not None and factor < 1.0:
-            flat = shrunk(moves, start, flat, factor)
+            flat = moves.shrunk(start, flat, factor)
         rounded = flat.to(dtype).to(flat)
         beyond = (rounded - start).abs() > (flat - start).abs()
         back = torch.nextafter(rounded.to(dtype), start.expand(flat.shape).to(dtype)).to(flat)

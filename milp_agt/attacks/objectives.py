@@ -12,24 +12,24 @@ import torch
 from torch import Tensor
 
 from milp_agt.attacks.goals import Goal, LinearForm, MeanLossGoal, Parameters, parameter_names
-from milp_agt.attacks.prediction_goals import PredictionGoal, Region
 from milp_agt.attacks.question_goal import ShareGoal
-from milp_agt.attacks.trained import GraphModels
 from milp_agt.attacks.unrolled import Unrolled
 from milp_agt.core.arguments import array_of, listed
 from milp_agt.errors import InvalidInputError, UnsupportedOperationError
-from milp_agt.properties.accuracy import AccuracyTable
-from milp_agt.properties.backdoor import BackdoorTable
+from milp_agt.properties.accuracy import AccuracyQuestion, AccuracyTable
+from milp_agt.properties.backdoor import BackdoorQuestion, BackdoorTable
 from milp_agt.properties.collective import CollectiveTable
 from milp_agt.properties.mean_loss import LossTable
+from milp_agt.properties.models import ReachableModels
 from milp_agt.properties.property_table import (
     PickedPoints,
     PropertyTable,
     TableOfParameters,
     TableOfPoints,
 )
-from milp_agt.properties.stable import StableTable
-from milp_agt.properties.targeted import TargetedTable, Targets, unsafe_box, unsafe_classes
+from milp_agt.properties.question import Question
+from milp_agt.properties.stable import StableQuestion, StableTable
+from milp_agt.properties.targeted import TargetedTable, Targets, targeted
 from milp_agt.properties.triggers import Trigger, check_trigger
 from milp_agt.properties.unbounded import UnboundedModels
 from milp_agt.training import inputs
@@ -172,113 +172,116 @@ class Loss(Objective):
 
 
 @dataclass(frozen=True, eq=False)
-class Accuracy(Objective):
+class ShareObjective(Objective):
+    """The share of test points that a question counts: of safe ones, or of those where harm is done.
+
+    Margins follow from the forms of the question at the trained models; a tie counts for nobody.
+    """
+
+    features: inputs.ArrayLike
+    needs_classes: ClassVar[bool] = True
+
+    @property
+    @abstractmethod
+    def name(self) -> str:
+        """Of the quantity."""
+
+    @abstractmethod
+    def question(self, models: ReachableModels, features: Tensor) -> Question:
+        """The question about features (n, *shape)."""
+
+    def bind(self, unrolled: Unrolled) -> Goal:
+        graph, device = unrolled.step_graph, unrolled.poison.features.device
+        x = _features(self.features, graph)
+        if self.needs_classes and not graph.loss.is_classification:
+            raise InvalidInputError(
+                "An attack on predictions needs a classifier",
+                f"loss '{graph.loss.key}'",
+                "aim at the loss, or at a region of outputs with Targeted",
+            )
+        with torch.no_grad():
+            state = unrolled.run(unrolled.nominal(1))
+        models = UnboundedModels.at(graph, {name: state[name][0] for name in graph.parameters})
+        return ShareGoal(self.name, self.question(models, x.to(device)))
+
+
+@dataclass(frozen=True, eq=False)
+class Accuracy(ShareObjective):
     """Share of test points that are classified as labelled; a tie counts as wrong."""
 
-    features: inputs.ArrayLike
     labels: inputs.ArrayLike
     direction: Direction = field(default="min", kw_only=True)
+    name = "accuracy"
 
-    def bind(self, unrolled: Unrolled) -> Goal:
-        x = _features(self.features, unrolled.step_graph)
-        return PredictionGoal("accuracy", x, _labelled(self.labels, len(x), unrolled.step_graph))
+    def question(self, models: ReachableModels, features: Tensor) -> Question:
+        return AccuracyQuestion.of(models, features, _labels(self.labels, features, models))
 
 
 @dataclass(frozen=True, eq=False)
-class Stable(Objective):
+class Stable(ShareObjective):
     """Share of points that are classified as the model trained on the data as given does."""
 
-    features: inputs.ArrayLike
     direction: Direction = field(default="min", kw_only=True)
+    name = "stable"
 
-    def bind(self, unrolled: Unrolled) -> Goal:
-        graph = unrolled.step_graph
-        x = _features(self.features, graph)
-        classes = _classes(graph)
-        with torch.no_grad():
-            models = GraphModels(graph, unrolled.run(unrolled.nominal(1)))
-            outputs = models.outputs(x.to(models.parameters))[0].cpu()
-        single = outputs.shape[-1] == 1
-        predicted = (outputs[:, 0] > 0).long() if single else outputs.argmax(-1)
-        return PredictionGoal("stable", x, torch.eye(classes, dtype=torch.bool)[predicted])
+    def question(self, models: ReachableModels, features: Tensor) -> Question:
+        return StableQuestion.of(models, features)
 
 
 @dataclass(frozen=True, eq=False)
-class Targeted(Objective):
+class Targeted(ShareObjective):
     """Share of test points whose prediction is unsafe; ``targets`` as in ``Result.targeted``."""
 
-    features: inputs.ArrayLike
     targets: Targets
+    needs_classes = False
+    name = "targeted"
 
-    def bind(self, unrolled: Unrolled) -> Goal:
-        graph = unrolled.step_graph
-        x = _features(self.features, graph)
-        if graph.loss.is_classification:
-            return PredictionGoal(
-                "targeted", x, unsafe_classes(self.targets, len(x), _classes(graph))
-            )
-        return Region("targeted", x, *unsafe_box(self.targets, len(x), graph.outputs))
+    def question(self, models: ReachableModels, features: Tensor) -> Question:
+        return targeted(models, features, self.targets)
 
 
 @dataclass(frozen=True, eq=False)
-class Backdoor(Objective):
+class Backdoor(ShareObjective):
     """Success rate of a backdoor: each test input carries a trigger, chosen anew for every model.
 
     Without ``target`` success is any class but the label. With it, it is that class, counted over
     the test points of other classes.
     """
 
-    features: inputs.ArrayLike
     labels: inputs.ArrayLike
     trigger: Trigger
     target: int | None = None
     two_sided: ClassVar[bool] = False
+    name = "backdoor"
 
-    def bind(self, unrolled: Unrolled) -> Goal:
+    def question(self, models: ReachableModels, features: Tensor) -> Question:
         check_trigger(self.trigger)
-        graph = unrolled.step_graph
-        x = _features(self.features, graph)
-        own = _labelled(self.labels, len(x), graph)
-        if self.target is None:
-            return PredictionGoal("backdoor", x, ~own, self.trigger.inputs(x))
-        wanted = unsafe_classes(self.target, len(x), own.shape[1])
-        others = ~own[:, self.target]
-        if not bool(others.any()):
-            raise InvalidInputError(
-                f"A backdoor to class {self.target} is counted over test points of other classes",
-                f"{len(x)} points, all of class {self.target}",
-                "add points of other classes, or choose another target",
-            )
-        x = x[others]
-        return PredictionGoal("backdoor", x, wanted[others], self.trigger.inputs(x))
+        labels = _labels(self.labels, features, models)
+        return BackdoorQuestion.of(models, features, labels, self.trigger, self.target)
 
 
 @dataclass(frozen=True, eq=False)
-class Share(Objective):
-    """The share of points at which the question of a property finds harm, or none.
-
-    Every kind of property of test points can be attacked so: its margins follow from the forms of its
-    question at the trained models.
-    """
+class Asked(ShareObjective):
+    """What a property of a run file counts, whatever its kind."""
 
     asked: TableOfPoints
-    at: PickedPoints
+    labels: inputs.ArrayLike
+    needs_classes = False
 
-    def bind(self, unrolled: Unrolled) -> Goal:
-        graph = unrolled.step_graph
-        x = _features(self.at.features, graph)
-        y = inputs.labels_of(self.at.labels, len(x), graph.loss, graph.outputs, "Test labels")
-        with torch.no_grad():
-            state = unrolled.run(unrolled.nominal(1))
-        nominal = {name: state[name][0].cpu() for name in graph.parameters}
-        question = self.asked.question(UnboundedModels.at(graph, nominal), x, y)
+    @property
+    def name(self) -> str:
+        return self.asked.kind
+
+    def question(self, models: ReachableModels, features: Tensor) -> Question:
+        labels = _labels(self.labels, features, models)
+        question = self.asked.question(models, features, labels)
         if any(bool((forms.inputs.width > 0).any()) for forms in question.forms):
             raise UnsupportedOperationError(
                 f"Attack the property '{self.asked.kind}'",
                 "test inputs that move as well",
                 "aim at another property; Backdoor searches triggers",
             )
-        return ShareGoal(self.asked.kind, question)
+        return question
 
 
 # The kinds whose attacks aim at a goal of their own.
@@ -299,7 +302,7 @@ def objective_of(asked: PropertyTable, at: PickedPoints | None) -> Objective:
         return Functional(asked.arrays())
     own = _OWN.get(type(asked))
     assert isinstance(asked, TableOfPoints)
-    return Share(asked, at) if own is None else own(asked, at)
+    return Asked(at.features, asked, at.labels) if own is None else own(asked, at)
 
 
 def _features(values: inputs.ArrayLike, step_graph: StepGraph) -> Tensor:
@@ -315,19 +318,8 @@ def _features(values: inputs.ArrayLike, step_graph: StepGraph) -> Tensor:
     return x
 
 
-def _classes(step_graph: StepGraph) -> int:
-    if not step_graph.loss.is_classification:
-        raise InvalidInputError(
-            "An attack on predictions needs a classifier",
-            f"loss '{step_graph.loss.key}'",
-            "aim at the loss, or at a region of outputs with Targeted",
-        )
-    return step_graph.loss.classes(step_graph.outputs)
-
-
-def _labelled(labels: inputs.ArrayLike, count: int, step_graph: StepGraph) -> Tensor:
-    """Masks of the labels, (n, classes)."""
-    _classes(step_graph)
-    loss, outputs = step_graph.loss, step_graph.outputs
-    encoded = inputs.labels_of(labels, count, loss, outputs, "Test labels")
-    return (encoded[:, None] == loss.vertices(outputs)).all(-1)
+def _labels(labels: inputs.ArrayLike, features: Tensor, models: ReachableModels) -> Tensor:
+    """Encoded labels, (n, width)."""
+    graph = models.step_graph
+    count, outputs = len(features), graph.outputs
+    return inputs.labels_of(labels, count, graph.loss, outputs, "Test labels").to(features.device)

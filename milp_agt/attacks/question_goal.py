@@ -5,11 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from milp_agt.attacks.prediction_goals import SHARPNESS, TRIGGER_STEPS
 from milp_agt.attacks.trained import TrainedModels
 from milp_agt.core.interval import CLEAN, Interval
 from milp_agt.properties.models import OutputForms
 from milp_agt.properties.question import Question
+
+# Widths of the smooth step that stands for "is hit", in units of the mean margin.
+SHARPNESS = (1.0, 0.3, 0.1, 0.03)
+TRIGGER_STEPS = 6
 
 
 class QuestionGoal:
@@ -99,7 +102,7 @@ class QuestionGoal:
 class ShareGoal(QuestionGoal):
     """The mean of the quantity of a question, which counts points that are safe, or unsafe ones.
 
-    A margin of zero counts for nobody. Test inputs are points.
+    A margin of zero counts for nobody, and neither does a model that is no number.
     """
 
     def __init__(self, name: str, question: Question) -> None:

@@ -20,7 +20,8 @@ from milp_agt.attacks.packed import Packed
 from milp_agt.attacks.question_goal import QuestionGoal
 from milp_agt.attacks.question_time import QuestionTime
 from milp_agt.attacks.replay import ModuleModels, confirm, replay
-from milp_agt.attacks.search import Hunt, Search
+from milp_agt.attacks.search import Hunt
+from milp_agt.attacks.search_settings import Search
 from milp_agt.attacks.unrolled import Poisoning
 from milp_agt.bounds.listed import Poisoned
 from milp_agt.core.deadline import Deadline, shorter

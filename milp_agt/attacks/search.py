@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -17,13 +16,13 @@ from milp_agt.attacks.local import shrunk, turned
 from milp_agt.attacks.moves import merged, moved, random_moves, steepest, stepped
 from milp_agt.attacks.packed import Packed
 from milp_agt.attacks.pool import all_ways, random_poisoning
+from milp_agt.attacks.search_settings import Search
 from milp_agt.attacks.selection import Masks, Selector
 from milp_agt.attacks.teams import SingleGains
 from milp_agt.attacks.trained import GraphModels
 from milp_agt.attacks.unrolled import Pace, Poisoning, State, Unrolled
 from milp_agt.core.deadline import Deadline
 from milp_agt.core.restriction import UNRESTRICTED, Restriction
-from milp_agt.errors import InvalidInputError
 from milp_agt.training import inputs
 
 LARGEST_CHUNK = 4096  # attacks in one pass
@@ -34,58 +33,6 @@ SHARE = 0.25  # of the time that is left, for one pass
 TEAMS = 4  # of the best single samples, for each aim
 # Local moves of each kind in a round: for each aim, for all of them.
 VARIANTS, FEWEST_VARIANTS = 5, 64
-
-
-@dataclass(frozen=True)
-class Search:
-    """How much is tried. The same seed and settings give the same result.
-
-    Attributes:
-        pool: random poisonings, half of them at full strength, that serve every objective.
-        corners: samples that are moved by themselves, at most so often, so that units of theirs flip, where
-            features move. Each trains once and serves every objective; the best for each aim then start
-            together, and every round ends with local moves: swap a sample, flip signs, shrink. They take
-            the place of half of ``pool``, of the starts and of the gradient steps (rounded up).
-        enumerate: where moves are finitely many (labels that flip between classes), in at most so
-            many ways, all of them are tried, and nothing else: the best is then the optimum.
-        restarts: starts of the gradient ascent for each aim: the data as given, the best of the
-            pool, then random corners. It takes samples and corners that the gradient favours.
-        rounds: rounds of local search around the best of each aim: poisoned samples are exchanged
-            for others (by gradient, and at random), then projected gradient steps.
-        iterations: gradient steps of each start and of each round.
-        aims: largest count of aims (ends of parameters, say) that are followed by gradient, drawn
-            at random where there are more; the others keep the best that any run reached for them.
-        seed: of everything that is drawn.
-        memory: budget for the tensors of one pass, as in ``certify``.
-        time_limit: seconds of one search, for one objective; the best that was met by then counts. None
-            for no limit. With one the result depends on the machine as well.
-
-    Raises:
-        InvalidInputError: a count that is not a whole number >= 0, a negative time limit.
-    """
-
-    pool: int = 1024
-    corners: int = 2048
-    enumerate: int = 4096
-    restarts: int = 4
-    rounds: int = 4
-    iterations: int = 8
-    aims: int = 512
-    seed: int = 0
-    memory: str | int = "1GiB"
-    time_limit: float | None = None
-
-    def __post_init__(self) -> None:
-        counts = {n: v for n, v in vars(self).items() if n not in ("memory", "time_limit")}
-        for name, value in counts.items():
-            if not isinstance(value, int) or isinstance(value, bool) or value < 0:
-                raise InvalidInputError(
-                    f"A search needs a whole number >= 0 for '{name}'",
-                    f"{name} = {value!r}",
-                    f"change {name}",
-                )
-        inputs.bytes_of(self.memory)
-        Deadline.within(self.time_limit)
 
 
 class _TimeIsOver(Exception):

@@ -13,9 +13,9 @@ from torch import nn
 from milp_agt.certification.result import Result
 from milp_agt.checker.proof import all_choices
 from milp_agt.checker.statement import Statement
-from milp_agt.runfile.run_file import LoadedRun
 from milp_agt.threats.poison import Poison, Whole
 from milp_agt.threats.sets import Vertices
+from milp_agt.training.training import Training, UpdateRule
 
 MOST_LISTED = 20_000  # plain runs that a checker is asked to take
 
@@ -36,6 +36,7 @@ _ACTIVATIONS: dict[type[nn.Module], Callable[[Any], dict[str, Any] | None]] = {
 }
 # Products (of bounds or of coefficients) that a check may take: some 20 s on one core.
 PRODUCTS = {"interval": 2e8, "listed": 2e8, "affine": 3e8}
+MOST_LEAVES = 1024
 LOSSES = ("cross_entropy", "bce", "hinge", "mse")
 
 
@@ -74,6 +75,25 @@ def listed(poison: Poison) -> tuple[bool, Labels | None] | None:
     return (choices is None, choices) if count <= MOST_LISTED else None
 
 
+def methods_of(poison: Poison) -> tuple[str, ...]:
+    """The methods of the checker for a threat; none where :func:`barred` says why."""
+    if barred(poison):
+        return ()
+    return ("interval", "affine") if listed(poison) is None else ("listed",)
+
+
+def barred(poison: Poison) -> list[str]:
+    """What the checker has no rules for in a threat, by name."""
+    moves = poison.feature_moves
+    reasons = {
+        "threats to whole samples that cannot be listed": poison.whole is not None
+        and listed(poison) is None,
+        "separate budgets for features and labels": poison.label_quota is not None,
+        f"features that move in {type(moves).__name__}": moves is not None and not moves.is_box,
+    }
+    return [what for what, holds in reasons.items() if holds]
+
+
 def affordable(stated: Statement, method: str) -> bool:
     """Whether a check by a method is predicted to be short."""
     problem, poisoned = stated.problem, stated.poisoned
@@ -85,61 +105,69 @@ def affordable(stated: Statement, method: str) -> bool:
         runs = sum(1 for _ in all_choices(stated))
         calls = runs * steps * (50 if stated.removed else 1)  # one by one
         return runs * seen * count <= 10 * PRODUCTS[method] and calls <= 1e6
-    moved = (poisoned.samples.x.lo < poisoned.samples.x.hi).any((0, 1)).sum()
-    moved += (poisoned.samples.y.lo < poisoned.samples.y.hi).any((0, 1)).sum()
+    return of_forms(stated, seen if stated.anew else int(poisoned.open.sum())) <= PRODUCTS[method]
+
+
+def of_forms(stated: Statement, slots: int) -> float:
+    """Products of a check by affine forms with so many samples that may be poisoned."""
+    problem, box = stated.problem, stated.poisoned.samples
+    count = sum(values.size for values in stated.initial.values())
+    seen, steps = sum(map(len, problem.batches)), len(problem.batches)
+    moved = sum(int((part.lo < part.hi).any((0, 1)).sum()) for part in (box.x, box.y))
     states = 2 if any(rule.momentum for rule in problem.rules) else 1
-    slots = seen if stated.anew else len(poisoned.open)
-    symbols = int(moved) * slots + states * count * steps * (1 + slots / 40)  # noise, by slots
+    symbols = moved * slots + states * count * steps * (1 + slots / 40)  # noise, by slots
     widths = [stated.initial[layer.weight].shape[0] for layer in problem.layers if layer.weight]
-    outputs = widths[-1] ** 2
-    return bool((seen * max(*widths, outputs, 1) + count * steps) * symbols <= PRODUCTS[method])
+    return float((seen * max(*widths, widths[-1] ** 2, 1) + count * steps) * symbols)
 
 
-def missing(run: LoadedRun, result: Result) -> list[str]:
+def leaves_of(stated: Statement) -> int:
+    """How many leaves a tree may have: as many as are predicted to be checked in the time of one check."""
+    if stated.anew or stated.poisoned.budget != 1:
+        return 0
+    return min(MOST_LEAVES, int(PRODUCTS["affine"] / max(1.0, of_forms(stated, 1))))
+
+
+def missing(training: Training, result: Result) -> list[str]:
     """What stands in the way of a certificate, by name; empty where nothing does."""
     graph, poison = result.models.step_graph, result.models.poison
     found = layers_of(graph.model)[1]
     layers = layers_of(graph.model)[0]
     if not found and (not layers or {layers[0]["kind"], layers[-1]["kind"]} != {"dense"}):
         found.append("a model that does not begin and end with a dense layer")
-    moves = poison.feature_moves
+    rules = training.update_rules(result.total_steps)
     reasons = {
         "parameters that do not train, or that layers share": bool(graph.frozen or graph.aliases),
         "clipping of the gradient of each sample": graph.clipping is not None,
         f"loss {graph.loss.key}": graph.loss.key not in LOSSES,
-        "threats to whole samples that cannot be listed": poison.whole is not None
-        and listed(poison) is None,
-        "separate budgets for features and labels": poison.label_quota is not None,
-        f"features that move in {type(moves).__name__}": moves is not None and not moves.is_box,
         "a run that was cut off": len(result.steps) < result.total_steps,
         f"options of the loss ({', '.join(graph.loss.options)})": bool(graph.loss.options),
-        "clipping of the total norm": run.training.clips_total,
-        "momentum, decay or groups that change from step to step": _changes(run),
+        "clipping of the total norm": training.clips_total,
+        "momentum, decay or groups that change from step to step": _changes(rules),
         "groups of parameters with more of their own than no decay": undecayed(
-            run, graph.parameters
+            rules[0], graph.parameters
         )
         is None,
-        "a rate, momentum or decay that is negative": _is_negative(run),
+        "a rate, momentum or decay that is negative": any(
+            min(r.rate, r.momentum, r.weight_decay, r.l1) < 0 for r in rules
+        ),
     }
-    found += [what for what, holds in reasons.items() if holds]
+    found += [*barred(poison), *(what for what, holds in reasons.items() if holds)]
     ends = [*result.reachable.lower.values(), *result.reachable.upper.values()]
     if not all(np.isfinite(end).all() for end in ends):
         found.append("bounds that are infinite")
     return found
 
 
-def undecayed(run: LoadedRun, names: Sequence[str]) -> list[str] | None:
+def undecayed(rule: UpdateRule, names: Sequence[str]) -> list[str] | None:
     """Parameters that decay leaves alone; None where some differ from the others in more than that."""
-    rule = run.training.update_rules(run.steps)[0]
     plain = replace(rule, groups=())
     apart = [name for name in names if replace(rule.of(name), groups=()) != plain]
     alike = all(rule.of(name) == replace(plain, weight_decay=0.0) for name in apart)
     return sorted(apart) if alike else None
 
 
-def _changes(run: LoadedRun) -> bool:
+def _changes(rules: Sequence[UpdateRule]) -> bool:
     """Whether more than rates and dampening differ between steps."""
-    rules = run.training.update_rules(run.steps)
     kept = {
         replace(
             rule,
@@ -153,8 +181,3 @@ def _changes(run: LoadedRun) -> bool:
         for rule in rules
     }
     return len(kept) > 1
-
-
-def _is_negative(run: LoadedRun) -> bool:
-    rules = run.training.update_rules(run.steps)
-    return any(min(r.rate, r.momentum, r.weight_decay, r.l1) < 0 for r in rules)

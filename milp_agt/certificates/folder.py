@@ -12,9 +12,18 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
-from milp_agt.certificates.covered import affordable, layers_of, listed, missing, undecayed
+from milp_agt.certificates.asked import Asked, Files, question, questions_of
+from milp_agt.certificates.covered import (
+    affordable,
+    layers_of,
+    leaves_of,
+    listed,
+    methods_of,
+    missing,
+    undecayed,
+)
+from milp_agt.certificates.growing import grown
 from milp_agt.certification.fingerprint import versions
 from milp_agt.certification.result import Result
 from milp_agt.checker.boxes import Unbounded
@@ -25,36 +34,43 @@ from milp_agt.checker.statement import ASSUMPTIONS, Statement
 from milp_agt.core.interval import POISONED
 from milp_agt.core.relaxation import Relaxation
 from milp_agt.core.rounding import FLOAT64
+from milp_agt.errors import InvalidInputError
 from milp_agt.io.files import replace
-from milp_agt.properties.accuracy import AccuracyTable
-from milp_agt.properties.mean_loss import LossTable
-from milp_agt.properties.stable import StableTable
 from milp_agt.runfile.run_file import LoadedRun
 from milp_agt.runfile.verdicts import Verdict
+from milp_agt.training.training import Training
 
 Array = npt.NDArray[Any]
 
 # A claim is looser than the bounds that it comes from, so that it does not hang on how they were rounded:
 # by a share of each width, and by a share of the size of each number.
 SLACK = {"float64": (2.0**-20, 2.0**-38), "float32": (2.0**-9, 2.0**-26)}
-SHARES = ("accuracy", "stable")
 ROUNDING = (2.0**-8, 2.0**-30)  # by which the checker may go beyond a result, as shares of the same
 WIDEST = 4.0  # times the width of a result that a certificate may claim
 
 
-class _Files:
-    """The arrays of a claim, each under a name of its own."""
+@dataclass(frozen=True)
+class _Given:
+    """What a certificate is written from."""
 
-    def __init__(self) -> None:
-        self.arrays: dict[str, Array] = {}
-
-    def add(self, name: str, values: Any, kind: type[np.generic] = np.float64) -> str:
-        file = f"{name}.npy"
-        self.arrays[file] = np.ascontiguousarray(values, dtype=kind)
-        return file
+    result: Result
+    training: Training
+    asked: Sequence[Asked]
+    not_covered: Sequence[str]
 
 
 def write(folder: Path, run: LoadedRun, result: Result, verdicts: Sequence[Verdict]) -> Path:
+    """Write the certificate of a run file's result; see :func:`write_result`."""
+    return write_result(folder, result, run.training, *questions_of(run, result, verdicts))
+
+
+def write_result(
+    folder: Path,
+    result: Result,
+    training: Training,
+    asked: Sequence[Asked] = (),
+    not_covered: Sequence[str] = (),
+) -> Path:
     """Write the certificate of a result, in place of one that is there.
 
     The claim is that of the result where the checker proves it. Where the result is tighter, by a
@@ -63,20 +79,34 @@ def write(folder: Path, run: LoadedRun, result: Result, verdicts: Sequence[Verdi
 
     Args:
         folder: made if it is not there; arrays and claims of an earlier certificate in it are removed.
+        training: that the result was certified with; of a recorded run its ``training``.
+        asked: questions with their answers.
+        not_covered: names of what was asked beside them.
 
     Returns:
         The path of the claim.
+
+    Raises:
+        InvalidInputError: another training than that of the result.
     """
+    order = training.batch_order(len(result.models.poison.open))
+    if len(order) != result.total_steps:
+        raise InvalidInputError(
+            "A certificate is about the run of its result",
+            f"a training of {len(order)} steps for a result of {result.total_steps}",
+            "give the training that was certified (of a recorded run: run.training)",
+        )
     folder.mkdir(parents=True, exist_ok=True)
     clear(folder)
-    not_covered = missing(run, result)
-    drafts = [] if not_covered else _drafts(run, result, verdicts)
+    given = _Given(result, training, asked, not_covered)
+    missed = missing(training, result)
+    drafts = [] if missed else _drafts(given)
     if drafts:
-        best = min(drafts, key=lambda draft: draft.width)
+        best = min(drafts, key=lambda draft: (-draft.points, draft.width))
         claim, arrays = best.claim, best.files.arrays
     else:
         claim, arrays = {"method": None}, {}
-        claim["not_covered"] = not_covered or [f"relaxation {result.relaxation}"]
+        claim["not_covered"] = missed or [f"relaxation {result.relaxation}"]
     claim |= {"format": FORMAT, "versions": versions(), "files": {}}
     for name, values in arrays.items():
         data = _bytes(values)
@@ -90,24 +120,25 @@ def write(folder: Path, run: LoadedRun, result: Result, verdicts: Sequence[Verdi
 
 @dataclass
 class _Draft:
-    """A certificate by one method, and the mean width of its box."""
+    """A certificate by one method, the points that its questions prove, and the mean width of its box."""
 
     claim: dict[str, Any]
-    files: _Files
+    files: Files
+    points: float
     width: float
 
 
-def _drafts(run: LoadedRun, result: Result, verdicts: Sequence[Verdict]) -> list[_Draft]:
+def _drafts(given: _Given) -> list[_Draft]:
     """By each method that proves a box of a useful width."""
+    result = given.result
     trust = {step.relaxation for step in result.steps} == {Relaxation.INTERVAL.value}
-    finite = listed(result.models.poison) is not None
     # Where rounding is most of a width, as it may be in float32, the checker may grant more of it.
     trust = trust and result.models.poison.whole is None and result.precision == FLOAT64.name
-    methods = ["interval"] if trust else ["listed"] if finite else ["interval", "affine"]
+    methods = ("interval",) if trust else methods_of(result.models.poison)
     found = []
     for method in methods:
         try:
-            draft = _draft(run, result, verdicts, method, trust=trust)
+            draft = _draft(given, method, trust=trust)
         except (Unbounded, Rejected):  # the checker proves nothing by this method
             continue
         if draft.width <= WIDEST * result.reachable.mean_width:
@@ -115,15 +146,18 @@ def _drafts(run: LoadedRun, result: Result, verdicts: Sequence[Verdict]) -> list
     return found
 
 
-def _draft(
-    run: LoadedRun, result: Result, verdicts: Sequence[Verdict], method: str, *, trust: bool
-) -> _Draft:
+def _draft(given: _Given, method: str, *, trust: bool) -> _Draft:
     """``trust``: the box of the result is the claim, but for rounding, for the checker to judge."""
-    files = _Files()
-    claim = _claim(files, run, result, verdicts, method)
+    files, result = Files(), given.result
+    claim = _claim(files, given, method)
     stated = _stated(claim, files)
     if not affordable(stated, method):
         raise Unbounded("a check that would take long")
+    if method == "affine" and result.models.tree is not None:
+        tree = grown(stated, leaves_of(stated))
+        if tree is not None:
+            claim["tree"] = files.add("tree", tree)
+            stated = _stated(claim, files)
     cases = reached(stated)
     for number, name in enumerate(claim["model"]["parameters"]):
         low, high = (result.reachable.lower[name], result.reachable.upper[name])
@@ -147,10 +181,11 @@ def _draft(
     stated = _stated(claim, files)
     claim |= {"words": list(stated.words), "assumptions": list(ASSUMPTIONS)}
     widths = [(stated.upper[n] - stated.lower[n]).reshape(-1) for n in stated.lower]
-    return _Draft(claim, files, float(np.concatenate(widths).mean()))
+    points = sum(asked.least for asked in stated.questions if asked.kind != "loss")
+    return _Draft(claim, files, points, float(np.concatenate(widths).mean()))
 
 
-def _stated(claim: Mapping[str, Any], files: _Files) -> Statement:
+def _stated(claim: Mapping[str, Any], files: Files) -> Statement:
     values = {"format": FORMAT, "versions": {}, **claim}
     found = read(Certificate(Table(values, "claim"), files.arrays, "", 0))
     assert isinstance(found, Statement)
@@ -179,16 +214,15 @@ def _bytes(values: Array) -> bytes:
     return stream.getvalue()
 
 
-def _claim(
-    files: _Files, run: LoadedRun, result: Result, verdicts: Sequence[Verdict], method: str
-) -> dict[str, Any]:
+def _claim(files: Files, given: _Given, method: str) -> dict[str, Any]:
     """The claim with the bounds of the result."""
+    result = given.result
     graph, poison = result.models.step_graph, result.models.poison
-    questions, not_covered = _questions(files, run, result, verdicts)
+    questions = [question(files, k, result, asked) for k, asked in enumerate(given.asked)]
     features = poison.features.cpu().numpy()
     return {
         "method": method,
-        "not_covered": not_covered,
+        "not_covered": list(given.not_covered),
         "arithmetic": result.precision,
         "model": {"layers": layers_of(graph.model)[0], "parameters": _parameters(files, result)},
         "loss": graph.loss.key,
@@ -196,13 +230,14 @@ def _claim(
             "features": files.add("features", features.reshape(len(features), -1)),
             "labels": files.add("labels", poison.labels.cpu().numpy()),
         },
-        "training": _training(files, run, graph.parameters),
+        "training": _training(files, given.training, len(features), graph.parameters),
         "threat": _threat(files, result, method),
         "questions": questions,
+        "tree": None,
     }
 
 
-def _parameters(files: _Files, result: Result) -> dict[str, dict[str, str]]:
+def _parameters(files: Files, result: Result) -> dict[str, dict[str, str]]:
     reachable = result.reachable
     found = {}
     for number, (name, start) in enumerate(result.models.step_graph.initial.items()):
@@ -215,9 +250,11 @@ def _parameters(files: _Files, result: Result) -> dict[str, dict[str, str]]:
     return found
 
 
-def _training(files: _Files, run: LoadedRun, names: Sequence[str]) -> dict[str, Any]:
-    batches = run.training.batch_order(len(run.data[0]))
-    rules = run.training.update_rules(len(batches))
+def _training(
+    files: Files, training: Training, samples: int, names: Sequence[str]
+) -> dict[str, Any]:
+    batches = training.batch_order(samples)
+    rules = training.update_rules(len(batches))
     first = rules[0]
     ends = first.projection
     return {
@@ -227,14 +264,14 @@ def _training(files: _Files, run: LoadedRun, names: Sequence[str]) -> dict[str, 
         "dampening": files.add("dampening", [rule.dampening for rule in rules]),
         "momentum": first.momentum.hex(),
         "weight_decay": first.weight_decay.hex(),
-        "undecayed": undecayed(run, names),
+        "undecayed": undecayed(rules[0], names),
         "nesterov": first.nesterov,
         "l1": first.l1.hex(),
         "projection": None if ends is None else {"low": ends[0].hex(), "high": ends[1].hex()},
     }
 
 
-def _threat(files: _Files, result: Result, method: str) -> dict[str, Any]:
+def _threat(files: Files, result: Result, method: str) -> dict[str, Any]:
     poison = result.models.poison
     found: dict[str, Any] = {
         "budget": poison.budget,
@@ -263,64 +300,3 @@ def _threat(files: _Files, result: Result, method: str) -> dict[str, Any]:
             for side, end in ends.items()
         }
     return found
-
-
-def _questions(
-    files: _Files, run: LoadedRun, result: Result, verdicts: Sequence[Verdict]
-) -> tuple[list[dict[str, Any]], list[str]]:
-    """The questions that the checker has rules for, and the names of the others."""
-    found = []
-    not_covered = [v.name for v in verdicts if v.group is not None]
-    whole = [verdict for verdict in verdicts if verdict.group is None]
-    for number, (asked, verdict) in enumerate(zip(run.properties, whole, strict=True)):
-        if isinstance(asked, (AccuracyTable, StableTable, LossTable)):
-            at = asked.pick(run.dataset)
-            stated = _question(files, number, result, verdict, at.features, at.labels)
-            if verdict.on == "train" and not _is_trained_on(files, stated, result):
-                not_covered.append(f"{verdict.name}, on other points than those of the run")
-                del files.arrays[stated["features"]], files.arrays[stated["labels"]]
-            else:
-                found.append(stated)
-        else:
-            not_covered.append(verdict.name)
-    return found, not_covered
-
-
-def _is_trained_on(files: _Files, stated: Mapping[str, Any], result: Result) -> bool:
-    """Whether points and labels of a question are the data of the run, to the bit."""
-    poison = result.models.poison
-    x, y = (files.arrays[stated[what]] for what in ("features", "labels"))
-    same = np.array_equal(x, poison.features.cpu().numpy().reshape(len(poison.features), -1))
-    own = stated["kind"] == "stable" or np.array_equal(y, poison.labels.cpu().numpy())
-    return same and own
-
-
-def _question(
-    files: _Files, number: int, result: Result, verdict: Verdict, features: Array, labels: Array
-) -> dict[str, Any]:
-    graph = result.models.step_graph
-    points = torch.from_numpy(np.asarray(features, dtype=np.float64))
-    if result.precision != FLOAT64.name:
-        points = points.to(torch.float32).to(torch.float64)
-    if verdict.kind == "stable":
-        scores = result.models.outputs(points.to(result.models.poison.features.device)).cpu()
-        labels = (scores.argmax(-1) if graph.outputs > 1 else scores[:, 0] > 0).numpy()
-    encoded = graph.loss.encode(torch.from_numpy(np.asarray(labels)), graph.outputs)
-    count = len(points)
-    if verdict.kind in SHARES:
-        ends: dict[str, Any] = {
-            "least": round(verdict.lower * count),
-            "most": round(verdict.upper * count),
-        }
-    else:
-        ends = {"least": float(verdict.lower).hex(), "most": float(verdict.upper).hex()}
-    at_least, at_most = verdict.at_least, verdict.at_most
-    return {
-        "kind": verdict.kind,
-        "on": verdict.on,
-        "features": files.add(f"points_{number}", points.numpy().reshape(count, -1)),
-        "labels": files.add(f"classes_{number}", encoded.numpy()),
-        **ends,
-        "at_least": None if at_least is None else float(at_least).hex(),
-        "at_most": None if at_most is None else float(at_most).hex(),
-    }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from milp_agt.bounds import program
 from milp_agt.bounds.adversary.enumerated import Enumerated
@@ -22,7 +22,7 @@ from milp_agt.certification.chains import Chain, ChainPart
 from milp_agt.certification.options import CertifyOptions
 from milp_agt.certification.recorder import Recorder
 from milp_agt.certification.witnesses import Witnesses
-from milp_agt.core.relaxation import Relaxation
+from milp_agt.core.relaxation import STEP_RULES, Relaxation
 from milp_agt.core.remarks import Notes
 from milp_agt.core.restriction import Restriction
 from milp_agt.errors import SolverUnavailableError
@@ -64,13 +64,15 @@ class Bounder:
 
         Solves end at ``until``, a time of ``time.monotonic``.
         """
+        if chain.name in STEP_RULES:
+            state: State = STEP_RULES[chain.name](self, part, step)
+            return state, None
         part.forget(self.plan.longest_window - 1)
         if part.forward is not None:
             last = step.index + 1 == self.plan.steps
             part.forward = part.forward.advanced(step, last=last)
             state = part.forward.updated()
-            # The rows hold the state after a projection, this box the one before it.
-            if not last or step.update.projection is not None:
+            if not last:
                 return state, None
             return self._solve_rows(chain, part.forward, step, state, until)
         if chain.level is Relaxation.INTERVAL and all(b.is_whole for b in part.state.values()):
@@ -205,17 +207,19 @@ class Bounder:
         final = self.final_zonotope(forward, step.index)
         if final is None:
             return state, None
-        if until is not None:
-            now = time.monotonic()
-            final.options = replace(final.options, deadline=0.5 * (now + until))
+        if (
+            step.update.projection is not None
+        ):  # the rows hold the state after it, the box the one before
+            self.notes.note("programs on the rows of the zonotope bound no projected state")
+            return state, None
         try:
-            state, report = final.bound_state(state)
+            deadline = None if until is None else 0.5 * (time.monotonic() + until)
+            state, report = final.bound_state(state, deadline)
         except SolverUnavailableError as error:  # a licence that is too small, say
             self.notes.fall_back(
                 f"step {step.index + 1}: the rows of the zonotope were not solved: {error}"
             )
             return state, None
-        final.options = replace(final.options, deadline=None)
         final.of_state = report.incumbents
         self._take(chain.name, self._level_of_rows, step, state, report)
         return state, report

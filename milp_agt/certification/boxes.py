@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import numpy as np
 import numpy.typing as npt
@@ -21,7 +21,7 @@ from milp_agt.properties.models import ReachableModels, Reached
 from milp_agt.training.tracing import StepGraph
 
 # Of the time, for branching on a zonotope where cells are searched, too.
-SHARE = 0.4
+SHARE, SHARE_OF_ONE = 0.8, 0.2
 
 
 def narrowed(models: ReachableModels, known: ReachableSet, seconds: float) -> ReachableSet:
@@ -41,7 +41,7 @@ def narrowed(models: ReachableModels, known: ReachableSet, seconds: float) -> Re
             "a result without one: of tree = 0, before the last step, or loaded from a file",
             "certify with tree = 60, say",
         )
-    cells, carried = models.tree.cells, _carried(models)
+    cells, carried = models.tree.cells, models.carried
     if cells is None and not carried:
         raise InvalidInputError(
             asked,
@@ -50,7 +50,8 @@ def narrowed(models: ReachableModels, known: ReachableSet, seconds: float) -> Re
         )
     state = dict(models.state)
     if carried:
-        granted = seconds * (1.0 if cells is None else SHARE) / len(carried)
+        share = 1.0 if cells is None else SHARE if models.tree.branches else SHARE_OF_ONE
+        granted = seconds * share / len(carried)
         found = union([_branched(models, reached, granted) for reached in carried])
         state = _met(state, found, "by a tree over samples and phases and by other bounds")
     left = seconds - (time.monotonic() - begun)
@@ -63,20 +64,14 @@ def narrowed(models: ReachableModels, known: ReachableSet, seconds: float) -> Re
     return ReachableSet(lower, upper, known.nominal, known.trainable)
 
 
-def _carried(models: ReachableModels) -> Sequence[Reached]:
-    """Zonotopes that together hold every reachable model; empty where there are none."""
-    if models.beside is not None and models.beside.forward is not None:
-        return (models.beside,)
-    return models.reached if all(r.forward is not None for r in models.reached) else ()
-
-
 def _branched(models: ReachableModels, reached: Reached, seconds: float) -> State:
     """The box of the parameters of a zonotope by branch and bound, end by end."""
     assert reached.forward is not None
+    assert models.tree is not None
     rows = models.parameter_rows(reached)
     coefficients = models.on_parameters(reached, rows)
     wanted = rows.new_full((len(rows),), torch.inf)
-    low, _ = least_by_branching(reached.forward, coefficients, wanted, seconds)
+    low, _ = least_by_branching(reached.forward, coefficients, wanted, seconds, models.tree.workers)
     names = models.step_graph.parameters
     shapes = [reached.state[name].lower.shape[1:] for name in names]
     lower, upper = (end.split([shape.numel() for shape in shapes]) for end in low.chunk(2))

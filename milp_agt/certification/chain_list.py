@@ -10,7 +10,7 @@ from milp_agt.bounds.adversary.model import AdversaryModel
 from milp_agt.bounds.step import State
 from milp_agt.certification.chains import ENUMERATED, Chain, ChainPart
 from milp_agt.certification.planning import Plan
-from milp_agt.core.relaxation import Relaxation
+from milp_agt.core.relaxation import STEP_RULES, Relaxation
 from milp_agt.core.restriction import Restriction
 from milp_agt.properties.models import Reached
 from milp_agt.threats.poison import Poison
@@ -25,6 +25,9 @@ class Chains:
             Chain(level.value, level, [ChainPart(level.value, joint, start)])
             for level in plan.levels
         ]
+        if plan.asked in STEP_RULES:
+            part = ChainPart(plan.asked, joint, start)
+            self.chains.append(Chain(plan.asked, Relaxation.INTERVAL, [part]))
         after = sum(not level.uses_programs for level in plan.levels)
         if plan.selections.groups:
             parts = _enumerated(poison, restriction, plan.selections.groups, start)

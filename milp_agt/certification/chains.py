@@ -18,7 +18,7 @@ from milp_agt.bounds.linear.linearized_step import LinearizedStep
 from milp_agt.bounds.step import State, union
 from milp_agt.bounds.zonotope import ZonotopePass
 from milp_agt.certification.checkpoint import pack, unpack
-from milp_agt.core.relaxation import Relaxation
+from milp_agt.core.relaxation import STEP_RULES, Relaxation
 
 ENUMERATED = "linear, each selection"
 
@@ -69,10 +69,17 @@ class Chain:
         return any(part.adversary.cases > 1 for part in self.parts)
 
     @property
+    def used(self) -> str:
+        """What records call it: its level, or the name of a rule of its own."""
+        return self.name if self.name in STEP_RULES else self.level.value
+
+    @property
     def looser(self) -> tuple[str, ...]:
         """Chains whose boxes contain those of this one."""
         if self.name == ENUMERATED:
             return (Relaxation.LINEAR.value,)
+        if self.name in STEP_RULES:
+            return (self.level.value,)
         names = tuple(level.value for level in self.level.looser)
         return (*names, ENUMERATED) if self.level.uses_programs else names
 

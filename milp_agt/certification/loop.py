@@ -96,7 +96,7 @@ class BoundedRun:
         if options.tree:
             run = (step_graph, self.schedule, start, poison, training)
             is_carried = any(part.forward is not None for part in self.chains.parts)
-            self.tree = TreePlan.of(*run, restriction, options.tree, is_carried)
+            self.tree = TreePlan.of(*run, restriction, options.tree, is_carried, options.workers)
         self.nominal: dict[str, Tensor] = {n: v.to(device) for n, v in step_graph.initial.items()}
         if training.has_momentum:
             for name in step_graph.parameters:
@@ -136,17 +136,19 @@ class BoundedRun:
         step = self._step(index, batch)
         update = UpdateGraph.of(self.schedule.gradients, step, self.schedule.precision)
         sets = StepSets(step, update, {part.name: part.state for part in self.chains.parts})
-        used, widths = Relaxation.INTERVAL, {}
+        used, widths = Relaxation.INTERVAL.value, {}
         report: program.ProgramReport | None = None
         for chain in list(self.chains):
             if chain not in self.chains or self._is_out_of_time(chain, index):
                 continue
             solved = self._bound(chain, sets)
             report = solved or report
-            used = chain.level if solved or not chain.level.uses_programs else used
+            used = chain.used if solved or not chain.level.uses_programs else used
             self.recorder.state(index, chain.name, sets.newest)
             widths[chain.name] = self._mean_width(sets.newest)
             self._end_if_diverged(chain, sets)
+        if report is not None and not self.plan.program_window:
+            used = self.plan.relaxation.value
         carried.end_hopeless(self.chains, widths, index, self.notes)
         self._settle(sets)
         self._advance_nominal(step, sets.newest)
@@ -157,7 +159,7 @@ class BoundedRun:
                 mean_width=float(flat.mean()),
                 max_width=float(flat.max()),
                 seconds=time.perf_counter() - started,
-                relaxation=used.value,
+                relaxation=used,
                 adversary=self._adversary(),
                 batch=step.size,
                 chains=widths,

@@ -13,11 +13,11 @@ from difflib import get_close_matches
 from typing import Annotated, Any, Literal, Self, TypeVar
 
 import numpy as np
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, create_model, field_validator, model_validator
 
 from milp_agt.core.arguments import of_kind
 from milp_agt.core.option_table import Count, Index, Memory, NonNegative, Table, problem
-from milp_agt.core.relaxation import LEVELS
+from milp_agt.core.relaxation import levels
 from milp_agt.core.results import Limits
 from milp_agt.core.rounding import PRECISIONS, USE_FLOAT32, what_is_wrong_with
 from milp_agt.errors import InvalidInputError
@@ -25,7 +25,12 @@ from milp_agt.errors import InvalidInputError
 Window = Count | Literal["T"]
 Time = Annotated[NonNegative, Field(json_schema_extra={"x-unit": "seconds"})]
 EACH_SOLVE = Limits()
+Options = TypeVar("Options", bound="CertifyOptions")
 Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+def _with_levels(schema: dict[str, Any]) -> None:
+    schema["enum"] = list(levels())
 
 
 # Options, or values of them, of older run files, and what is done in their place.
@@ -46,17 +51,19 @@ class CertifyOptions(Table):
         "tightest of interval, zonotope, linear and lp whose predicted cost fits `time_limit` and `memory`. "
         "Each level carries the looser ones along; `zonotope` where it has rules for the run and is "
         "predicted to be cheap, until linear forms are far tighter.",
-        json_schema_extra={"enum": list(LEVELS)},
+        json_schema_extra=_with_levels,
     )
     window: Window | None = Field(
         default=None,
         description='Past steps that linear forms are followed back through; `"T"`, or leaving it out, '
         "is the whole run.",
     )
-    program_window: Window | None = Field(
+    program_window: Index | Literal["T"] | None = Field(
         default=None,
         description='Steps in one program of `lp` and above, `"T"` for the whole run; unless given, '
-        "as many as `window` says, and 1 without either.",
+        "as many as `window` says, and 1 without either. Where a zonotope is carried along, one program "
+        "on its rows spans the whole run, for the last step and for questions; 0 solves that one alone "
+        "(`lp` and `milp`).",
     )
     inner_bounds: Literal["interval", "linear"] | None = Field(
         default=None,
@@ -99,8 +106,8 @@ class CertifyOptions(Table):
     )
     workers: Count = Field(
         default=1,
-        description="Processes that solve programs, by joblib (extra `parallel` for more than one); inside "
-        "`joblib.parallel_config` its backend (dask, ray) spreads them over machines.",
+        description="Processes that solve programs and branch on zonotopes, by joblib (extra `parallel` for "
+        "more than one); inside `joblib.parallel_config` its backend (dask, ray) spreads them over machines.",
     )
     device: str = Field(
         default="cpu",
@@ -173,9 +180,9 @@ class CertifyOptions(Table):
     @field_validator("relaxation")
     @classmethod
     def _known_relaxation(cls, name: str) -> str:
-        if name not in LEVELS:
+        if name not in levels():
             raise problem(
-                f"relaxation = '{name}'", f"relaxation should be one of {', '.join(LEVELS)}"
+                f"relaxation = '{name}'", f"relaxation should be one of {', '.join(levels())}"
             )
         return name
 
@@ -184,7 +191,7 @@ class CertifyOptions(Table):
         """The limits of each solve of a program."""
         return Limits(self.solve_time_limit, self.solve_gap, self.solve_nodes)
 
-    def steps_of(self, window: Window | None, total: int) -> int | None:
+    def steps_of(self, window: int | Literal["T"] | None, total: int) -> int | None:
         """A window as a count of steps, of a run of ``total`` steps."""
         return total if window == "T" else window
 
@@ -206,13 +213,29 @@ class CertifyOptions(Table):
             raise _refusal(error, type(self)) from None
 
 
+# Classes with further options, beside which rules of levels stand.
+FURTHER: list[type[CertifyOptions]] = []
+
+
+def register_options(table: type[CertifyOptions]) -> type[CertifyOptions]:
+    """Class decorator: a subclass of :class:`CertifyOptions` whose fields are options as well."""
+    FURTHER.append(table)
+    return table
+
+
+def with_further(table: type[Options]) -> type[Options]:
+    """A class of options with all that are registered."""
+    bases: Any = (*FURTHER, table)
+    return create_model(table.__name__, __base__=bases, __doc__=table.__doc__) if FURTHER else table
+
+
 def options_of(options: object, changes: Mapping[str, Any]) -> CertifyOptions:
     """The options given as one object, or the defaults, with those given by name replaced.
 
     Raises:
         InvalidInputError: another object, an unknown name, or a value that its option does not take.
     """
-    known = CertifyOptions() if options is None else options
+    known = with_further(CertifyOptions)() if options is None else options
     of_kind(known, CertifyOptions, "options", "give agt.CertifyOptions(...), or leave it out")
     assert isinstance(known, CertifyOptions)
     return known.changed(changes)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from milp_agt.bounds.linear.window_bounds import CACHED_ELEMENTS
 from milp_agt.bounds.zonotope import refusal
+from milp_agt.certification.level_plan import levels_of, mib
 from milp_agt.certification.machine import slowness
 from milp_agt.certification.options import CertifyOptions
 from milp_agt.certification.selection_plan import Selections, selections_of
@@ -50,8 +51,6 @@ AUTO_TIME = 120.0
 REFINING_TIME, SPARE = 60.0, 0.6
 # Seconds per step that forms may always spend on steps before their window.
 PAST_SECONDS = 0.05
-# What a zonotope may take of the memory: beside linear forms (a divisor), where it was asked for (a factor).
-ZONOTOPE_SHARE, ZONOTOPE_OVER = 4, 2
 
 
 @dataclass(frozen=True)
@@ -116,6 +115,7 @@ def make_plan(
     program_window = options.steps_of(options.program_window, steps)
     walked = min(window or steps, steps)
     solved = min(program_window or window or 1, steps)
+    on_rows = program_window == 0
     budget = bytes_of(options.memory)
     exposed = int(poison.exposed.sum())
     sizes = Sizes(step_graph, max(len(b) for b in batches), exposed, training.has_momentum)
@@ -142,7 +142,7 @@ def make_plan(
         )
         remarks += Remarks(notes=(line,))
     allowed = max(cheap, seconds if linear_inner else 0.0)
-    levels, more = _levels(level, refused, zonotope, allowed, budget, options.carried)
+    levels, more = levels_of(level, refused, zonotope, allowed, budget, options.carried, on_rows)
     remarks, carried = remarks + more, Relaxation.ZONOTOPE in levels
     told_apart, more = selections_of(
         sizes,
@@ -188,7 +188,7 @@ def make_plan(
         levels=levels,
         steps=steps,
         window=walked,
-        program_window=solved,
+        program_window=0 if on_rows else solved,
         rows=rows,
         chunk=chunk,
         sample_chunk=max(
@@ -220,40 +220,6 @@ def make_plan(
     )
 
 
-def _levels(
-    asked: Relaxation,
-    refused: str | None,
-    predicted: tuple[float, int],
-    seconds: float,
-    memory: int,
-    carried: str,
-) -> tuple[Sequence[Relaxation], Remarks]:
-    """The levels of the chains. Above a zonotope it is carried along where it has rules for the run and
-    is predicted to take at most some seconds and a share of the memory. One that was asked for and would take
-    far more than the memory is a box."""
-    levels, (time, size) = asked.chain(), predicted
-    if asked is Relaxation.ZONOTOPE and refused is None and size > ZONOTOPE_OVER * memory:
-        line = (
-            f"all generators of the zonotope are folded into the box: they would take about {_mib(size)}, "
-            f"far more than {_mib(memory)}; give more memory to have them"
-        )
-        return (Relaxation.INTERVAL,), Remarks(fallbacks=(line,))
-    if Relaxation.ZONOTOPE not in levels or asked is Relaxation.ZONOTOPE:
-        return levels, Remarks()
-    why = None if refused is None else f"it has no rule for {refused}"
-    if carried == "none":
-        why = "carried = 'none'"
-    elif why is None and (time > seconds or size > memory // ZONOTOPE_SHARE):
-        why = (
-            f"it would take about {time:.3g} s and {_mib(size)}, more than {seconds:.3g} s or "
-            f"{_mib(memory // ZONOTOPE_SHARE)}; ask for relaxation='zonotope' to have it"
-        )
-    if why is None:
-        return levels, Remarks()
-    kept = tuple(level for level in levels if level is not Relaxation.ZONOTOPE)
-    return kept, Remarks(notes=(f"no zonotope is carried along: {why}",))
-
-
 def stored(tensors: Sequence[Tensor]) -> int:
     """Bytes that tensors take; storage shared by several of them counts once."""
     sizes: dict[int, int] = {}
@@ -271,16 +237,12 @@ def _room(budget: int, data: int, kept: int) -> tuple[int, Remarks]:
     if budget - fixed >= least:
         return budget - fixed, Remarks()
     line = (
-        f"memory {_mib(budget)} cannot be kept: {_mib(fixed)} are needed however the work is cut "
-        f"(libraries {_mib(BASELINE)}, data {_mib(data)}, steps of the window {_mib(kept)}), and "
-        f"{_mib(least)} are taken for pieces of it; give more memory, or take a shorter window, smaller "
+        f"memory {mib(budget)} cannot be kept: {mib(fixed)} are needed however the work is cut "
+        f"(libraries {mib(BASELINE)}, data {mib(data)}, steps of the window {mib(kept)}), and "
+        f"{mib(least)} are taken for pieces of it; give more memory, or take a shorter window, smaller "
         "batches or relaxation='interval'"
     )
     return max(1, least), Remarks(fallbacks=(line,))
-
-
-def _mib(count: int) -> str:
-    return f"{count / 2**20:.4g} MiB"
 
 
 def _moved(poison: Poison) -> int:

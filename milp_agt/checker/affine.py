@@ -27,7 +27,6 @@ from milp_agt.checker.forms import (
     magnitude,
     own_ranges,
     plus,
-    ranges,
     reach,
     wide,
 )
@@ -49,12 +48,11 @@ def as_classes(f: Form) -> Form:
 
 @dataclass(frozen=True)
 class Flipped:
-    """Flips of a layer: where they are, their columns and numbers, what they add to the derivative, and
+    """Flips of a layer: where they are, their numbers, what they add to the derivative, and
     whether they need their own sample to be poisoned.
     """
 
     place: Any
-    phi: Array
     index: Array
     turned: Array
     alone: Array
@@ -111,13 +109,12 @@ class Pass:
         self.symbols = symbols.with_flips(
             most, *self._shares(some, on[place], self.own[place[0]], alone)
         )
-        phi, rho = self.symbols.flips[first:].T
         error = self.off(8, 2 if slope else 0, magnitude(z, symbols) + box.size.max(0))
         h = z.scaled(at).widened(error)
         h = replace(h, s=wide(h.s, self.symbols.count))
-        h.s[*place, rho] = 1.0 - slope
+        h.s[*place, self.symbols.flips[first:, 1]] = 1.0 - slope
         turned = np.where(on[place], slope - 1.0, 1.0 - slope)
-        return h, at, Flipped(place, phi, np.arange(first, first + len(phi)), turned, alone)
+        return h, at, Flipped(place, np.arange(first, first + len(most)), turned, alone)
 
     def _shares(self, z: Form, on: Array, own: Array, alone: Array) -> tuple[Array, Array]:
         """Shares of flips and what they cover.
@@ -152,7 +149,7 @@ class Pass:
         radius = far(delta, own_ranges(delta, symbols, self.own))[(slice(None), *place)]
         radius = up(radius * abs(flipped.turned))
         clean = np.where(flipped.alone, radius[1], radius[0])
-        each, own = np.arange(len(flipped.phi)), self.own[place[0]]
+        each, own = np.arange(len(flipped.index)), self.own[place[0]]
         owned = np.zeros((len(each), len(symbols.low)))
         owned[each, own] = np.where(own < 0, 0.0, np.maximum(up(radius[1] - clean), 0.0))
         charged = np.zeros((len(each), len(symbols.flips)))
@@ -161,7 +158,7 @@ class Pass:
         self.symbols = symbols.with_noise(np.zeros(len(each)), owned, charged)
         found = delta.scaled(at).widened(self.off(4, 2, 2.0 * magnitude(delta, symbols)))
         found = replace(found, s=wide(found.s, self.symbols.count))
-        found.s[*place, flipped.phi] += flipped.turned * delta.c[place]
+        found.s[*place, symbols.flips[flipped.index, 0]] += flipped.turned * delta.c[place]
         found.s[*place, before + each] = 1.0
         return found
 
@@ -262,41 +259,27 @@ class Pass:
     def updated(
         self, rule: Rule, name: str, state: Mapping[str, Form], sums: Form, batch: int
     ) -> dict[str, Form]:
-        """The optimiser step (see training.updated), without penalty and projection."""
-        theta, velocity = state[name], state.get(VELOCITY + name)
-        rate, momentum = Fraction(rule.rate), Fraction(rule.momentum)
-        decay = Fraction(0) if name in rule.undecayed else Fraction(rule.decay)
-        kept = 1 - Fraction(rule.dampening)
-        sizes = {f: magnitude(form, self.symbols) for f, form in (("t", theta), ("g", sums))}
-        gradient = float(decay) * sizes["t"] + sizes["g"] / batch
-        pushed = float(abs(kept)) * gradient
-        if velocity is not None:
-            pushed = pushed + float(momentum) * magnitude(velocity, self.symbols)
-        moved = float(rate) * (pushed * float(1 + momentum) + gradient)
-
-        def combined(factors: tuple[Fraction, Fraction, Fraction], runs: Array) -> Form:
-            pairs = [(theta, factors[0]), (sums, factors[2] / batch)]
-            pairs += [] if velocity is None else [(velocity, factors[1])]
-            scales = [(form, _near(factor)) for form, factor in pairs]
-            error = up(runs + granted(16, sizes["t"] + moved + pushed))
-            low = sum(np.minimum(f * form.low, f * form.high) for form, f in scales)
-            high = sum(np.maximum(f * form.low, f * form.high) for form, f in scales)
-            c = sum(f * form.c for form, f in scales)
-            s = reduce(plus, [f * form.s for form, f in scales])
-            assert sums.owned is not None
-            owned = up(up(abs(scales[1][1]) * sums.owned))
-            return Form(np.asarray(c), s, np.asarray(low) - error, np.asarray(high) + error, owned)
-
-        off = self.problem.arithmetic.off
-        final = off(2, sizes["t"]) + off(16, moved)
-        if velocity is None:
-            return {name: combined((1 - rate * decay, Fraction(0), -rate), final)}
-        if rule.nesterov:
-            ends = 1 - rate * decay * (1 + momentum), -rate * momentum**2, -rate * (1 + momentum)
-        else:
-            ends = 1 - rate * kept * decay, -rate * momentum, -rate * kept
-        pace = combined((kept * decay, momentum, kept), off(16, pushed))
-        return {name: combined(ends, final), VELOCITY + name: pace}
+        """The optimiser step (see :class:`~.layers.Rule`), without penalty and projection."""
+        parts = [state[name], state.get(VELOCITY + name, state[name]), sums]
+        sizes = [magnitude(form, self.symbols) for form in parts]
+        mean = up(sizes[2] / batch)
+        errors = rule.off(self.problem.arithmetic, name, sizes[0], sizes[1], mean)
+        new = {}
+        assert sums.owned is not None
+        for kind, factors in rule.factors(name).items():
+            if kind + name not in state:
+                continue
+            scales = [_near(f) for f in (*factors[:2], factors[2] / batch)]
+            pairs = list(zip(parts, scales, strict=True))
+            size = sum(abs(f) * each for f, each in zip(scales, sizes, strict=True))
+            error = up(errors[kind] + granted(16, np.asarray(size)))
+            c = sum(f * form.c for form, f in pairs)
+            low = sum(np.minimum(f * form.low, f * form.high) for form, f in pairs)
+            high = sum(np.maximum(f * form.low, f * form.high) for form, f in pairs)
+            s = reduce(plus, [f * form.s for form, f in pairs])
+            owned = up(up(abs(scales[2]) * sums.owned))
+            new[kind + name] = Form(np.asarray(c), s, low - error, high + error, owned)
+        return new
 
 
 def _near(factor: Fraction) -> float:
@@ -358,22 +341,23 @@ def train(
     low = np.concatenate([box.x.lo[0] - x, box.y.lo[0] - y], 1)
     high = np.concatenate([box.x.hi[0] - x, box.y.hi[0] - y], 1)
     low, high = np.where(low < 0, down(low), 0.0), np.where(high > 0, up(high), 0.0)
-    low, high = (np.where(poisoned.open[:, None], ends, 0.0) for ends in (low, high))
-    columns = np.flatnonzero((low < 0).any(0) | (high > 0).any(0))  # those that move
+    open_ = poisoned.open
+    columns = np.flatnonzero((low < 0)[open_].any(0) | (high > 0)[open_].any(0))  # those that move
     low, high = low[:, columns], high[:, columns]
-    symbols = Symbols.none(len(columns), poisoned.budget)
+    still = np.zeros((1, len(columns)))  # a slot that no sample has, so that there is one
+    symbols = Symbols.none(len(columns), poisoned.budget).with_slots(still, still)
     if not anew:
-        symbols = symbols.with_slots(low, high)
+        symbols = symbols.with_slots(low[open_], high[open_])
     zero = {n: np.zeros(v.shape) for n, v in initial.items()}
     state = {n: Form(v, zero[n][..., None][..., :0], zero[n], zero[n]) for n, v in initial.items()}
     if any(rule.momentum for rule in problem.rules):
         state |= {VELOCITY + n: replace(f, c=zero[n]) for n, f in state.items()}
     for index, (batch, rule) in enumerate(zip(problem.batches, problem.rules, strict=True)):
-        own = batch
+        own = np.where(open_, np.cumsum(open_), -1)[batch]
         if anew:
-            own = np.arange(len(symbols.low), len(symbols.low) + len(batch))
-            symbols = symbols.with_slots(low[batch], high[batch])
-        own = np.where(poisoned.open[batch], own, -1)
+            own = np.where(open_[batch], len(symbols.low) + np.cumsum(open_[batch]) - 1, -1)
+            some = batch[open_[batch]]
+            symbols = symbols.with_slots(low[some], high[some])
         try:
             step = Pass(problem, symbols, own)
             both = moving(np.concatenate([x, y], 1)[batch], symbols, own, columns)
@@ -390,5 +374,4 @@ def train(
 
 def boxes(state: Mapping[str, Form], symbols: Symbols) -> dict[str, Box]:
     """The box of each parameter, (1, *shape)."""
-    found = {name: ranges(form, symbols) for name, form in state.items()}
-    return {name: Box(box.lo[None], box.hi[None]) for name, box in found.items()}
+    return {n: own_ranges(form, symbols, np.array([-1]))[0] for n, form in state.items()}

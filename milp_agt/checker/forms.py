@@ -82,42 +82,29 @@ class Symbols:
         size = int(np.prod(shape))
         return np.arange(self.count, self.count + size).reshape(shape)
 
+    def _more(self, new: Array, **parts: Array) -> Symbols:
+        joined = {n: np.concatenate([getattr(self, n), part]) for n, part in parts.items()}
+        return replace(self, count=self.count + new.size, **joined)  # type: ignore[arg-type]
+
     def with_slots(self, low: Array, high: Array) -> Symbols:
         """With a group of slots more."""
         before, new = len(self.low), self._columns(*low.shape)
         slots = before + len(low)
         return replace(
-            self,
-            low=np.concatenate([self.low, low]),
-            high=np.concatenate([self.high, high]),
+            self._more(new, low=low, high=high, moves=new),
             groups=(*self.groups, slice(before, slots)),
-            moves=np.concatenate([self.moves, new]),
             shares=wide(self.shares, slots),
             owned=wide(self.owned, slots),
-            count=self.count + new.size,
         )
 
     def with_flips(self, most: Array, shares: Array, cover: Array) -> Symbols:
         new = self._columns(len(most), 2)
-        return replace(
-            self,
-            flips=np.concatenate([self.flips, new]),
-            most=np.concatenate([self.most, most]),
-            shares=np.concatenate([self.shares, shares]),
-            cover=np.concatenate([self.cover, cover]),
-            charged=wide(self.charged, len(self.flips) + len(new)),
-            count=self.count + new.size,
-        )
+        found = self._more(new, flips=new, most=most, shares=shares, cover=cover)
+        return replace(found, charged=wide(self.charged, len(found.flips)))
 
     def with_noise(self, base: Array, owned: Array, charged: Array) -> Symbols:
-        return replace(
-            self,
-            noise=np.concatenate([self.noise, self._columns(len(base))]),
-            base=np.concatenate([self.base, base]),
-            owned=np.concatenate([self.owned, owned]),
-            charged=np.concatenate([self.charged, charged]),
-            count=self.count + len(base),
-        )
+        new = self._columns(len(base))
+        return self._more(new, noise=new, base=base, owned=owned, charged=charged)
 
     @cached_property
     def sizes(self) -> Array:
@@ -191,7 +178,8 @@ class Form:
     def __post_init__(self) -> None:
         if self.s.size > NUMBERS:
             raise Unbounded(f"{self.s.size} coefficients")
-        if not all(np.isfinite(a).all() for a in (self.c, self.s, self.low, self.high)):
+        # Coefficients are seen where they are bounded: there one that is infinite makes a box that is.
+        if not all(np.isfinite(a).all() for a in (self.c, self.low, self.high)):
             raise Unbounded("a form became infinite")
 
     def widened(self, error: Array) -> Form:
@@ -270,12 +258,6 @@ def reach(form: Form, symbols: Symbols) -> Iterator[tuple[Array, Array]]:
         rest = noise + price[..., ~few].sum(-1)
         error = granted(symbols.count + 64, size + rest + symbols.worst(paid))
         yield rest + error, paid
-
-
-def ranges(form: Form, symbols: Symbols) -> Box:
-    """Bounds of forms that belong to no sample, (*shape)."""
-    found = np.min([rest + symbols.worst(dev) for rest, dev in reach(form, symbols)], 0)
-    return Box(down(form.c + form.low - up(found[0])), up(form.c + form.high + up(found[1])))
 
 
 def own_ranges(form: Form, symbols: Symbols, own: Array) -> Box:

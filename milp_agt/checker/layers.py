@@ -103,6 +103,41 @@ class Rule:
     projection: tuple[float, float] | None = None
     undecayed: frozenset[str] = frozenset()
 
+    def factors(self, name: str) -> dict[str, tuple[Fraction, Fraction, Fraction]]:
+        """The exact coefficients of theta, v and g + l1 sign in theta' (under "") and in v'."""
+        rate, momentum = Fraction(self.rate), Fraction(self.momentum)
+        decay = Fraction(0) if name in self.undecayed else Fraction(self.decay)
+        kept = 1 - Fraction(self.dampening)
+        if self.nesterov:  # d + momentum v' with dampening 0
+            ahead = 1 + momentum
+            ends = 1 - rate * decay * ahead, -rate * momentum**2, -rate * ahead
+        else:
+            ends = 1 - rate * kept * decay, -rate * momentum, -rate * kept
+        return {"": ends, VELOCITY: (kept * decay, momentum, kept)}
+
+    def off(
+        self, arithmetic: Arithmetic, name: str, theta: Array, velocity: Array, gradient: Array
+    ) -> dict[str, Array]:
+        """What rounding does to theta' and v', from the sizes of theta, v and g.
+
+        The run never forms these coefficients: it rounds products and sums of their parts, at most 16 in a
+        row (scalars that are rounded to its precision, the mean, penalty, decay, momentum, Nesterov's sum,
+        and the rate), but the old parameter only in its last subtraction. Rounding is granted by the sizes
+        of the parts, however much cancels.
+        """
+
+        def sized(values: Array, factor: float | Fraction) -> Array:
+            return values * scale_of(abs(Fraction(factor)), theta).hi
+
+        decay = 0.0 if name in self.undecayed else self.decay
+        gradient = gradient + sized(theta, decay) + number(abs(self.l1), theta)
+        kept = 1 - Fraction(self.dampening)
+        pushed = sized(velocity, self.momentum) + sized(gradient, kept)
+        ahead = gradient + sized(pushed, self.momentum) if self.nesterov else pushed
+        moved = sized(ahead, self.rate)
+        final = arithmetic.off(2, theta) + arithmetic.off(16, moved)
+        return {"": final, VELOCITY: arithmetic.off(16, pushed)}
+
 
 @dataclass(frozen=True)
 class Problem:

@@ -6,9 +6,11 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
 
 import numpy as np
 
@@ -18,6 +20,7 @@ from milp_agt.checker.files import Rejected
 from milp_agt.checker.forms import Form, Symbols
 from milp_agt.checker.layers import Problem, Samples
 from milp_agt.checker.statement import Question, Statement
+from milp_agt.checker.tree import leaves
 
 AT_ONCE = 64  # listed runs that are bounded side by side, and test points
 MOST_LISTED = 1_000_000
@@ -58,13 +61,29 @@ def reached(given: Statement, jobs: int = 1) -> list[Reached]:
     problem = given.problem
     with np.errstate(all="ignore"):
         if given.method == "listed":
-            return list(_listed(given, jobs))
+            # The run on every data set that the adversary may choose: plain runs with their rounding.
+            chunks = _chunks(all_choices(given), 1 if given.removed else AT_ONCE)
+            return list(_each(partial(_run_on, given), chunks, jobs))
         if given.method == "interval":
             boxes = training.train(problem, given.initial, given.samples, given.poisoned)
             return [Reached(problem, boxes)]
-        run = problem, given.initial, given.samples, given.poisoned, given.anew
-        forms, symbols = affine.train(*run)
-        return [Reached(problem, affine.boxes(forms, symbols), (forms, symbols))]
+        return list(_each(_by_forms, leaves(given), jobs))
+
+
+def _by_forms(given: Statement) -> Reached:
+    with np.errstate(all="ignore"):
+        run = given.initial, given.samples, given.poisoned, given.anew
+        forms, symbols = affine.train(given.problem, *run)
+        return Reached(given.problem, affine.boxes(forms, symbols), (forms, symbols))
+
+
+def _each(work: Callable[[Any], Reached], parts: Iterable[Any], jobs: int) -> Iterator[Reached]:
+    """The work on each part, in their order."""
+    if jobs == 1:
+        yield from map(work, parts)
+        return
+    with ProcessPoolExecutor(jobs) as pool:
+        yield from pool.map(work, parts)
 
 
 def answer(asked: Question, cases: Sequence[Reached]) -> tuple[float, float]:
@@ -100,16 +119,6 @@ def _of_case(asked: Question, case: Reached) -> tuple[float, float]:
     return questions.count_right(whole)
 
 
-def _listed(given: Statement, jobs: int) -> Iterator[Reached]:
-    """The run on every data set that the adversary may choose: plain runs with their rounding."""
-    parts = [(given, chosen) for chosen in _chunks(all_choices(given))]
-    if jobs == 1:
-        yield from map(_run_on, parts)
-        return
-    with ProcessPoolExecutor(jobs) as pool:
-        yield from pool.map(_run_on, parts)
-
-
 def all_choices(given: Statement) -> Iterator[dict[int, int]]:
     """Every admissible data set as what is exchanged: which choice for which sample; 0 for one left out.
 
@@ -135,15 +144,14 @@ def all_choices(given: Statement) -> Iterator[dict[int, int]]:
                 yield dict(zip(chosen, labelled, strict=True))
 
 
-def _chunks(choices: Iterator[dict[int, int]]) -> Iterator[list[dict[int, int]]]:
-    while chunk := list(itertools.islice(choices, AT_ONCE)):
+def _chunks(choices: Iterator[dict[int, int]], size: int) -> Iterator[list[dict[int, int]]]:
+    while chunk := list(itertools.islice(choices, size)):
         yield chunk
 
 
-def _run_on(work: tuple[Statement, list[dict[int, int]]]) -> Reached:
-    given, chosen = work
+def _run_on(given: Statement, chosen: list[dict[int, int]]) -> Reached:
     if given.choices is None:
-        return _merged([_without(given, list(left_out)) for left_out in chosen])
+        return _without(given, list(chosen[0]))
     y = np.repeat(given.samples.y.lo, len(chosen), 0)
     for case, exchanged in enumerate(chosen):
         for sample, choice in exchanged.items():
@@ -161,13 +169,3 @@ def _without(given: Statement, left_out: list[int]) -> Reached:
     problem = replace(given.problem, batches=batches, rules=rules)
     with np.errstate(all="ignore"):
         return Reached(given.problem, training.train(problem, given.initial, given.samples))
-
-
-def _merged(cases: list[Reached]) -> Reached:
-    """Cases side by side."""
-    names = cases[0].problem.parameters
-    ends = {
-        n: [np.concatenate([getattr(c.boxes[n], e) for c in cases]) for e in ("lo", "hi")]
-        for n in names
-    }
-    return Reached(cases[0].problem, {n: Box(low, high) for n, (low, high) in ends.items()})

@@ -14,7 +14,7 @@ from milp_agt.checker.files import Certificate, Rejected, Table
 from milp_agt.checker.layers import ARITHMETICS, Layer, Poisoned, Problem, Rule, Samples
 from milp_agt.checker.statement import ASSUMPTIONS, Question, Statement, words
 
-FORMAT = "milp-agt certificate 1"
+FORMAT = "milp-agt certificate 2"
 CLASSES = ("cross_entropy", "bce", "hinge")
 LOSSES = (*CLASSES, "mse")
 KINDS = ("dense", "relu", "leaky_relu", "sigmoid", "tanh")
@@ -80,6 +80,12 @@ def read(certificate: Certificate) -> Statement | tuple[str, ...]:
     problem = Problem(layers, loss, batches, rules, arithmetic)
     if method == "affine" and not affine.covers(problem):
         raise Rejected("claim.method: affine forms have no rules for this run")
+    tree = certificate.array(claim, "tree") if claim.has("tree") else None
+    anew = (threat.text("counted"), threat.text("poisoned")) != ("once for the run", "once")
+    if tree is not None:
+        of_one = method == "affine" and poisoned.budget == 1 and not anew
+        if not of_one or tree.ndim != 2 or tree.shape[1] != 3:
+            raise Rejected("claim.tree: no table of nodes, or not for affine forms and one sample")
     questions = tuple(_question(certificate, t, loss, x, y) for t in claim.tables("questions"))
     found = Statement(
         problem,
@@ -95,8 +101,8 @@ def read(certificate: Certificate) -> Statement | tuple[str, ...]:
         not_covered,
         (),
         method == "listed" and choices is None,
-        # What is chosen anew in every step covers what is chosen once, with a budget for every batch.
-        (threat.text("counted"), threat.text("poisoned")) != ("once for the run", "once"),
+        tree,
+        anew,  # which covers what is chosen once, with a budget for every batch
     )
     return replace(found, words=words(found))
 

@@ -66,17 +66,15 @@ class Statement:
     not_covered: tuple[str, ...]
     words: tuple[str, ...]
     removed: bool = False  # whether poisoned samples are left out, by method listed
+    tree: Array | None = None  # nodes (kind, what, value), see tree.py
     anew: bool = False  # whether the budget is one of every step, and not of the run
 
     def exactly(self) -> Statement:
         """The same in fractions."""
 
         def box(given: Box) -> Box:
-            return (
-                Box.point(exact(given.lo))
-                if given.is_point
-                else Box(exact(given.lo), exact(given.hi))
-            )
+            low = exact(given.lo)
+            return Box(low, low if given.is_point else exact(given.hi))
 
         def samples(given: Samples) -> Samples:
             return Samples(box(given.x), box(given.y))

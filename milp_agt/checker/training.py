@@ -101,59 +101,28 @@ def _worst(
 def updated(
     arithmetic: Arithmetic, rule: Rule, name: str, state: State, sums: Box, size: Array, batch: int
 ) -> dict[str, Box]:
-    """The optimiser step of one parameter, with exact coefficients: ``theta' = a theta + b v + c sum + e
-    sign``.
-
-    The run never forms these coefficients: it rounds products and sums of their parts, at most 16 in a row
-    (scalars that are rounded to its precision, the mean, penalty, decay, momentum, Nesterov's sum, and the
-    rate), but the old parameter only in its last subtraction. Rounding is granted by the sizes of the
-    parts, however much cancels.
-    """
-    theta, velocity = state[name], state.get(VELOCITY + name)
-    rate, momentum = Fraction(rule.rate), Fraction(rule.momentum)
-    decay = Fraction(0) if name in rule.undecayed else Fraction(rule.decay)
-    kept = 1 - Fraction(rule.dampening)
-
-    def times(box: Box, factor: Fraction) -> Box:
-        return box * scale_of(factor, theta.lo)
-
-    def sized(values: Array, factor: Fraction) -> Array:
-        return values * scale_of(abs(factor), theta.lo).hi
-
-    gradient = sized(size, Fraction(1, batch)) + sized(theta.size, decay)
-    signs = Box(np.sign(theta.lo), np.sign(theta.hi)) if rule.l1 else None
-    if signs is not None:
-        gradient = gradient + number(abs(rule.l1), theta.lo)
-
-    def combined(on_theta: Fraction, on_velocity: Fraction, on_gradient: Fraction) -> Box:
-        found = times(theta, on_theta) + times(sums, on_gradient / batch)
-        if velocity is not None:
-            found = found + times(velocity, on_velocity)
-        return found if signs is None else found + times(signs, on_gradient * Fraction(rule.l1))
-
+    """The optimiser step of one parameter, with exact coefficients (see :class:`~.layers.Rule`)."""
+    theta = state[name]
+    none = Box.point(theta.lo * number(0.0, theta.lo))
+    velocity = state.get(VELOCITY + name, none)
+    share = scale_of(Fraction(1, batch), theta.lo)
+    errors = rule.off(arithmetic, name, theta.size, velocity.size, size * share.hi)
     new: dict[str, Box] = {}
-    if velocity is None:
-        after = combined(1 - rate * decay, Fraction(0), -rate)
-        moved = sized(gradient, rate)
-    else:
-        pushed = sized(velocity.size, momentum) + sized(gradient, kept)
-        pace = combined(kept * decay, momentum, kept)
-        new[VELOCITY + name] = coarse(arithmetic.rounded(pace, 16, pushed))
-        if rule.nesterov:  # d + momentum v' with dampening 0
-            after = combined(
-                1 - rate * decay * (1 + momentum), -rate * momentum**2, -rate * (1 + momentum)
-            )
-            moved = sized(gradient + sized(pushed, momentum), rate)
-        else:
-            after = combined(1 - rate * kept * decay, -rate * momentum, -rate * kept)
-            moved = sized(pushed, rate)
-    after = after.widened(arithmetic.off(2, theta.size) + arithmetic.off(16, moved))
-    if rule.projection is not None:
-        low, high = (number(end, theta.lo) for end in rule.projection)
-        after = Box(
-            np.minimum(np.maximum(after.lo, low), high), np.minimum(np.maximum(after.hi, low), high)
-        )
-    new[name] = coarse(after)
+    for kind, factors in rule.factors(name).items():
+        if kind + name not in state:
+            continue
+        on_theta, on_velocity, on_gradient = (scale_of(f, theta.lo) for f in factors)
+        found = theta * on_theta + sums * scale_of(factors[2] / batch, theta.lo)
+        if velocity is not none:
+            found = found + velocity * on_velocity
+        if rule.l1:
+            sign = Box(np.sign(theta.lo), np.sign(theta.hi))
+            found = found + sign * (on_gradient * scale_of(rule.l1, theta.lo))
+        found = found.widened(errors[kind])
+        if rule.projection is not None and not kind:
+            ends = [number(end, theta.lo) for end in rule.projection]
+            found = Box(np.clip(found.lo, *ends), np.clip(found.hi, *ends))
+        new[kind + name] = coarse(found)
     return new
 
 

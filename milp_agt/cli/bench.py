@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from milp_agt.cli.common import LIMIT_REACHED, PROVED, add_time_limit, window
 from milp_agt.cli.progress import progress
-from milp_agt.core.relaxation import LEVELS
+from milp_agt.core.relaxation import levels
 from milp_agt.errors import InvalidInputError
 from milp_agt.io.files import replace_text
 
@@ -73,8 +73,8 @@ def _windows(text: str) -> tuple[int, ...]:
 def _relaxations(text: str) -> tuple[str, ...]:
     names = tuple(part.strip() for part in text.split(","))
     for name in names:
-        if name not in LEVELS:
-            raise argparse.ArgumentTypeError(f"'{name}' is not one of {', '.join(LEVELS)}")
+        if name not in levels():
+            raise argparse.ArgumentTypeError(f"'{name}' is not one of {', '.join(levels())}")
     return names
 
 

@@ -92,7 +92,12 @@ def given_options(arguments: argparse.Namespace) -> dict[str, Any]:
 def _choices(field: FieldInfo) -> Sequence[str] | None:
     """The words that an option takes, if it takes nothing else."""
     extra = field.json_schema_extra
-    listed = extra.get("enum") if isinstance(extra, dict) else None
+    schema: dict[str, Any] = {}
+    if callable(extra):
+        extra(schema)
+    else:
+        schema.update(extra or {})
+    listed = schema.get("enum")
     if isinstance(listed, list):
         return [str(word) for word in listed]
     inner = [part for part in get_args(field.annotation) if part is not type(None)]

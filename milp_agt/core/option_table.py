@@ -7,7 +7,7 @@ import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields
 from functools import reduce
-from typing import Annotated, Any, Generic, Literal, Self, TypeVar, get_type_hints
+from typing import Annotated, Any, ClassVar, Generic, Literal, Self, TypeVar, get_type_hints
 
 from pydantic import (
     BaseModel,
@@ -37,6 +37,16 @@ class Table(BaseModel):
     """A table that refuses unknown keys, type conversions and non-finite numbers."""
 
     model_config = STRICT
+    made_of: ClassVar[Any] = None
+
+    def arguments(self) -> dict[str, Any]:
+        """What the file gives of the fields of the class that the table is made of."""
+        own = {each.name for each in fields(self.made_of)}
+        return {name: getattr(self, name) for name in self.model_fields_set & own}
+
+    def build(self) -> Any:
+        """An object of the class that the table is made of."""
+        return self.made_of(**self.arguments())
 
     @classmethod
     def contradictions(cls, given: Mapping[str, Any]) -> Iterator[Problem]:
@@ -129,14 +139,16 @@ class Key:
     Attributes:
         values: what the key takes there.
         means: one sentence or more; Python reads it below ``Attributes:``.
+        required: whether a run file has to give it where Python has a default.
     """
 
     values: Any
     means: str
+    required: bool = False
 
     def field(self, default: object = MISSING) -> tuple[Any, Any]:
         """The key as a field of a table; required without a default, absent with one that TOML has not."""
-        if default is MISSING:
+        if default is MISSING or self.required:
             return self.values, Field(description=self.means)
         if isinstance(default, (bool, int, float, str)):
             return self.values, Field(default=default, description=self.means)
@@ -160,7 +172,7 @@ def table_of(
     """The table of a run file with the keys of a dataclass, whose docstring is told them as well.
 
     Args:
-        base: further keys, and what is made of the table.
+        base: further keys, and what is made of the table; ``made_of`` of the table is the class.
         about: one sentence on it.
         kind: the value of its key ``kind``; no such key if empty.
         without: fields that it does not have.
@@ -171,7 +183,9 @@ def table_of(
     if kind:
         own = {"kind": (Literal[kind], Field(description=KIND)), **own}
     name = f"{cls.__name__}Table"
-    return create_model(name, __base__=base, __doc__=about, __module__=cls.__module__, **own)
+    made = create_model(name, __base__=base, __doc__=about, __module__=cls.__module__, **own)
+    made.made_of = cls
+    return made
 
 
 def documented(cls: type[Class]) -> type[Class]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from enum import Enum
+from typing import Any, TypeVar
 
 from milp_agt.errors import InvalidInputError
 
@@ -20,15 +22,16 @@ class Relaxation(Enum):
 
     @staticmethod
     def parse(name: str) -> Relaxation:
-        """The relaxation with this name; raises an InvalidInputError that lists all names."""
+        """The relaxation with this name, intervals for a registered rule; else an InvalidInputError."""
+        if name in STEP_RULES:
+            return Relaxation.INTERVAL
         try:
             return Relaxation(name)
         except ValueError:
-            known = ", ".join(r.value for r in Relaxation)
             raise InvalidInputError(
                 f"Relaxation {name!r} was asked for",
                 "no such relaxation",
-                f"use one of {known}, auto",
+                f"use one of {', '.join(levels())}",
             ) from None
 
     @property
@@ -74,5 +77,32 @@ _LOOSER: dict[Relaxation, tuple[Relaxation, ...]] = {
     Relaxation.MIQP: (Relaxation.MILP, Relaxation.QCQP),
 }
 
-# Values of the option `relaxation`: a level, or auto for the tightest one that fits.
-LEVELS = (*(level.value for level in Relaxation), "auto")
+Rule = TypeVar("Rule", bound=Callable[..., Any])
+# Further levels by name: rules that bound a step by themselves, carried beside intervals and met with them.
+STEP_RULES: dict[str, Callable[..., Any]] = {}
+
+
+def register_level(name: str) -> Callable[[Rule], Rule]:
+    """Decorator: enter ``rule(bounder, part, step) -> State`` as a level.
+
+    It bounds the state after a step for all states in the boxes ``part.state`` and all admissible poisoning;
+    ``bounder`` is a :class:`milp_agt.certification.bound_step.Bounder`.
+
+    Raises:
+        InvalidInputError: a name that is taken.
+    """
+
+    def enter(rule: Rule) -> Rule:
+        if name in levels():
+            raise InvalidInputError(
+                f"Level '{name}' was registered twice", "a name that is taken", "choose another one"
+            )
+        STEP_RULES[name] = rule
+        return rule
+
+    return enter
+
+
+def levels() -> tuple[str, ...]:
+    """Values of the option ``relaxation``: a level, or auto for the tightest one that fits."""
+    return (*(level.value for level in Relaxation), *STEP_RULES, "auto")

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
-import json
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -16,8 +13,8 @@ import numpy.typing as npt
 from milp_agt.core.arguments import callable_of, listed, of_kind
 from milp_agt.core.deadline import Deadline
 from milp_agt.errors import InvalidInputError, SoundnessError
-from milp_agt.experiments.sweep import Certify, plain, resized
-from milp_agt.io.tables import format_number, format_table
+from milp_agt.experiments.sweep import Certify, resized
+from milp_agt.io.tables import csv_text, format_number, format_table, json_text
 
 if TYPE_CHECKING:
     from milp_agt.certification.result import Result
@@ -96,27 +93,19 @@ class Largest:
 
     def to_csv(self) -> str:
         """The brackets as comma-separated text with a header; an absent value is empty."""
-        stream = io.StringIO()
-        writer = csv.writer(stream, lineterminator="\n")
-        writer.writerow(("statement", "over", "proved", "unproved", "refuted"))
-        for name, b in self.brackets.items():
-            writer.writerow((name, self.what, b.proved, b.unproved, b.refuted))
-        return stream.getvalue()
+        rows = ({"statement": n, "over": self.what, **asdict(b)} for n, b in self.brackets.items())
+        return csv_text(("statement", "over", "proved", "unproved", "refuted"), rows)
 
     def to_json(self) -> str:
         """Brackets and runs as a JSON document."""
-        document: dict[str, Any] = {
-            "schema_version": 1,
-            "over": self.what,
-            "brackets": {
-                name: {end: plain(value) for end, value in asdict(b).items()}
-                for name, b in self.brackets.items()
-            },
-            "runs": [
-                {"value": t.value, "proved": t.proved, "seconds": t.seconds} for t in self.trials
-            ],
-        }
-        return json.dumps(document, indent=2, allow_nan=False) + "\n"
+        return json_text(
+            {
+                "schema_version": 1,
+                "over": self.what,
+                "brackets": {name: asdict(b) for name, b in self.brackets.items()},
+                "runs": [asdict(trial) for trial in self.trials],
+            }
+        )
 
 
 def largest(

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
-import io
 import itertools
-import json
-import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,7 +13,7 @@ from milp_agt.core.arguments import callable_of, listed
 from milp_agt.core.deadline import Deadline
 from milp_agt.core.reachable import Bounds
 from milp_agt.errors import InvalidInputError
-from milp_agt.io.tables import format_number, format_table
+from milp_agt.io.tables import csv_text, format_number, format_table, json_text
 
 if TYPE_CHECKING:
     from milp_agt.certification.result import Result
@@ -25,6 +21,7 @@ if TYPE_CHECKING:
 
 Certify = Callable[["ThreatModel"], "Result"]
 Ask = Callable[["Result"], Mapping[str, Bounds]]
+COLUMNS = ("question", "budget", "radius", "lower", "nominal", "upper", "seconds")
 
 
 @dataclass(frozen=True)
@@ -84,22 +81,15 @@ class Sweep:
             )
             for row in self.rows()
         ]
-        headers = ("question", "budget", "radius", "lower", "nominal", "upper", "seconds")
-        return format_table(headers, cells)
+        return format_table(COLUMNS, cells)
 
     def to_csv(self) -> str:
         """The rows as comma-separated text with a header; an absent value is empty."""
-        stream = io.StringIO()
-        names = ("question", "budget", "radius", "lower", "nominal", "upper", "seconds")
-        writer = csv.DictWriter(stream, names, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(self.rows())
-        return stream.getvalue()
+        return csv_text(COLUMNS, self.rows())
 
     def to_json(self) -> str:
         """The rows as a JSON document; infinite numbers as "inf"."""
-        rows = [{name: plain(value) for name, value in row.items()} for row in self.rows()]
-        return json.dumps({"schema_version": 1, "rows": rows}, indent=2, allow_nan=False) + "\n"
+        return json_text({"schema_version": 1, "rows": list(self.rows())})
 
 
 def sweep(
@@ -216,8 +206,3 @@ def _answers(
     own = ask(certify(threat))
     seconds = time.perf_counter() - begun
     return {n: meet(b, known[n]) if n in known else b for n, b in own.items()}, seconds
-
-
-def plain(value: Any) -> Any:
-    """Numbers that JSON cannot hold as text."""
-    return repr(value) if isinstance(value, float) and not math.isfinite(value) else value

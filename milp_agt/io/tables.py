@@ -1,8 +1,15 @@
-"""Plain text tables that read the same in a terminal, a file and a log."""
+"""Tables as plain text, CSV and JSON."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import csv
+import io
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
 
 
 def format_table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -24,6 +31,35 @@ def format_table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 def format_number(value: float | None, digits: int = 6) -> str:
     """``value`` with so many significant digits; a dash for None."""
     return "-" if value is None else f"{value:.{digits}g}"
+
+
+def csv_text(names: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> str:
+    """Rows as comma-separated text with a header; an absent value is empty, other keys are left out."""
+    stream = io.StringIO()
+    writer = csv.DictWriter(stream, names, lineterminator="\n", extrasaction="ignore")
+    writer.writeheader()
+    writer.writerows(rows)
+    return stream.getvalue()
+
+
+def json_text(document: Mapping[str, Any]) -> str:
+    """A JSON document; numbers that JSON cannot hold are the texts "inf", "-inf" and "nan"."""
+    return json.dumps(plain(document), indent=2, allow_nan=False) + "\n"
+
+
+def plain(value: Any) -> Any:
+    """The value with JSON's own types only."""
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value]
+    if isinstance(value, np.ndarray):
+        return plain(value.tolist())
+    if isinstance(value, np.generic):
+        return plain(value.item())
+    if isinstance(value, float) and not math.isfinite(value):
+        return repr(value)
+    return value
 
 
 def _is_number(cell: str) -> bool:

@@ -39,6 +39,16 @@ class AccuracyTable(TableOfPoints):
     needs_classes = True
     is_share = True
     high_is_good = True
+    in_short = "the model is right for at least {low} of the {part} points"
+    in_words = (
+        "On the {part} data the model is right for at least {low} and at most {high} of the "
+        "points, whichever admissible data it was trained on; trained on the data as given it is "
+        "{given}."
+    )
+    where_exact = (
+        "On the {part} data the model is right for {given} of the points, whichever admissible "
+        "data it was trained on: no poisoning within the limits can change that share."
+    )
     kind: Literal["accuracy"] = Field(description=KIND)
 
     def question(self, models: ReachableModels, features: Tensor, labels: Tensor) -> Question:

@@ -149,6 +149,12 @@ class BackdoorTable(TableOfPoints):
     what = "success rate of a trigger: ball, free coordinates or patch"
     needs_classes = True
     is_share = True
+    in_short = "a trigger{detail} succeeds on at most {high} of the {part} points"
+    in_words = (
+        "A trigger in the input, on top of any admissible poisoning, succeeds on at most {high} "
+        "of the {part} points; with the model trained on the data as given, one trigger that was "
+        "found succeeds on {given}."
+    )
     kind: Literal["backdoor"] = Field(description=KIND)
     radius: NonNegative | list[NonNegative] | None = Field(
         default=None,

@@ -1,4 +1,4 @@
-"""Points that bounds leave open, decided by a search over selections and cells of moves."""
+"""Points that bounds leave open, decided by trees: over samples and phases, over selections and cells."""
 
 from __future__ import annotations
 
@@ -6,35 +6,58 @@ import torch
 from torch import Tensor
 
 from milp_agt.bounds.cells.goals import Asked
-from milp_agt.bounds.cells.plan import Cover, TreePlan
+from milp_agt.bounds.cells.plan import Cover
 from milp_agt.bounds.cells.search import Decided, Limits, Search
 from milp_agt.core.interval import Interval
 from milp_agt.properties.decision import Decision
+from milp_agt.properties.last_forms import branched_forms
+from milp_agt.properties.models import ReachableModels, both_ends
 
 
-def by_tree(
-    plan: TreePlan,
-    decision: Decision,
-    known: Interval,
-    points: Tensor,
-    seconds: float | None = None,
+def by_branching(
+    models: ReachableModels, decision: Decision, known: Interval, points: Tensor, seconds: float
 ) -> Interval:
-    """Bounds ``known`` of the forms of a decision, (cases, n, forms), met with those of a search.
+    """Bounds ``known`` of the forms of a decision, (cases, n, forms), met with those that a tree over samples
+    and phases proves of the zonotopes that the models lie in.
 
     Args:
         points: those that are searched, by position.
-        seconds: fewer than the plan grants, where less time is left.
+        seconds: after which the bounds so far count.
     """
-    inputs = decision.forms.inputs
-    cells = plan.cells
-    if cells is None or not len(points) or not torch.equal(inputs.lower, inputs.upper):
+    if models.tree is None or not len(points) or not models.carried:
         return known
-    granted = plan.seconds if seconds is None else min(seconds, plan.seconds)
-    found = decide(cells, decision.part(points), Limits(granted)).bounds
+    forms = decision.part(points).forms
+    nominal = models.at_nominal(forms)
+    # What is wrong at the nominal model is true in no case.
+    wanted = torch.where(torch.cat([nominal, -nominal], 1).T.flatten() > 0.0, 0.0, -torch.inf)
+    boxes = []
+    for reached in models.carried:
+        assert reached.forward is not None
+        rows, own = models.rows_of(reached, forms), seconds / len(models.carried)
+        low = branched_forms(reached.forward, rows, reached.state, wanted, own, models.tree.workers)
+        boxes.append(both_ends(low, len(forms)))
+    lower = torch.cat([box.lower for box in boxes]).amin(0, keepdim=True)
+    upper = torch.cat([box.upper for box in boxes]).amax(0, keepdim=True)
+    found = Interval(lower, upper)
+    return _met(known, points, found, "a form of the outputs by branching and by other bounds")
+
+
+def by_tree(
+    cells: Cover, decision: Decision, known: Interval, points: Tensor, seconds: float
+) -> Interval:
+    """The same by a search over selections and cells of moves, for points that nobody touches."""
+    inputs = decision.forms.inputs
+    if not len(points) or not torch.equal(inputs.lower, inputs.upper):
+        return known
+    found = decide(cells, decision.part(points), Limits(seconds)).bounds
+    return _met(known, points, found, "a form of the outputs by a tree and by other bounds")
+
+
+def _met(known: Interval, points: Tensor, found: Interval, what: str) -> Interval:
     lower, upper = known.lower.clone(), known.upper.clone()
     own = Interval(lower[:, points], upper[:, points])
     cases = Interval(found.lower.expand_as(own.lower), found.upper.expand_as(own.upper))
-    met = own.meet(cases, "a form of the outputs by a tree and by other bounds")
+    met = own.meet(cases, what)
     lower[:, points], upper[:, points] = met.lower, met.upper
     return Interval(lower, upper)
 

@@ -106,6 +106,11 @@ class CollectiveTable(TableOfPoints):
     needs_classes = True
     is_share = True
     high_is_good = True
+    in_short = "the model is right for at least {low} of the {part} points"
+    in_words = (
+        "No single admissible data set leaves the model right for fewer than {low} of the {part} "
+        "points; trained on the data as given it is {given}."
+    )
     kind: Literal["collective"] = Field(description=KIND)
 
     def question(self, models: ReachableModels, features: Tensor, labels: Tensor) -> Question:

@@ -10,7 +10,7 @@ from torch import Tensor
 from milp_agt.bounds.forms import Forms
 from milp_agt.bounds.program import FinalZonotope
 from milp_agt.bounds.step import State
-from milp_agt.bounds.zonotope import ZonotopePass, least, least_by_sample
+from milp_agt.bounds.zonotope import ZonotopePass, least, least_by_branching, least_by_sample
 from milp_agt.core.rounding import TINY, gamma
 
 
@@ -22,6 +22,23 @@ def least_of_forms(
     if rows is not None:
         least_ = rows.least(forms.coefficients, least_)
     found = least_.unsqueeze(1) + forms.constant
+    return _known(found - _rounding(forms, found, state))
+
+
+def branched_forms(
+    forward: ZonotopePass,
+    forms: Forms,
+    state: State,
+    wanted: Tensor,
+    seconds: float,
+    workers: int,
+) -> Tensor:
+    """The same by a tree of each form, until it is above ``wanted``, (rows,), or seconds are over."""
+    flat = forms.constant[:, 0]
+    magnitude = forms.magnitude + flat.abs()
+    enough = wanted - flat + 1e-12 * magnitude
+    low, _ = least_by_branching(forward, forms.coefficients, enough, seconds, workers)
+    found = low.unsqueeze(1) + forms.constant
     return _known(found - _rounding(forms, found, state))
 
 

@@ -149,6 +149,11 @@ class LossTable(TableOfPoints):
 
     what = "untargeted: mean loss, and the loss of each test point"
     least = 0.0
+    in_short = "the mean loss on the {part} data is at most {high}"
+    in_words = (
+        "The mean loss on the {part} data lies between {low} and {high}; trained on the data as "
+        "given it is {given}."
+    )
     kind: Literal["loss"] = Field(description=KIND)
 
     def question(self, models: ReachableModels, features: Tensor, labels: Tensor) -> Question:

@@ -330,17 +330,25 @@ class ReachableModels:
         boxed = self._by_intervals(reached.boxes, forms)
         if reached.single_runs and forms.inputs.is_point:
             return boxed
+        walked = both_ends(self._walked(reached, self.rows_of(reached, forms)), len(forms))
+        return boxed.meet(walked, "a form of the outputs by intervals and by linear forms")
+
+    def rows_of(self, reached: Reached, forms: OutputForms) -> Forms:
+        """Forms on the state that are at most each of the forms, then at most their opposites."""
         coefficients, constant = forms.coefficients, forms.constant
         both = torch.cat([coefficients, -coefficients], 1).transpose(0, 1)
         own = forms_of_outputs(self.step_graph, self.forward, reached.state, forms.inputs, both)
         own.constant = own.constant + torch.cat([constant, -constant], 1).T.unsqueeze(-1)
         own.magnitude = own.magnitude + torch.cat([constant, constant], 1).T.abs()
         rows = torch.arange(own.magnitude.numel(), device=constant.device)
-        best = self._walked(reached, own.rows(rows, reached.state))
-        cases = best.shape[1]
-        lower, upper = best.T.reshape(cases, -1, len(forms)).transpose(1, 2).chunk(2, 2)
-        walked = Interval(lower, -upper)
-        return boxed.meet(walked, "a form of the outputs by intervals and by linear forms")
+        return own.rows(rows, reached.state)
+
+    @property
+    def carried(self) -> Sequence[Reached]:
+        """Zonotopes that together hold every reachable model; empty where there are none."""
+        if self.beside is not None and self.beside.forward is not None:
+            return (self.beside,)
+        return self.reached if all(r.forward is not None for r in self.reached) else ()
 
     def _by_intervals(self, state: State, forms: OutputForms) -> Interval:
         boxes = dict(state) | {FEATURES: forms.inputs}
@@ -357,6 +365,12 @@ class ReachableModels:
         size = (forms.coefficients.abs() * largest).sum(-1) + forms.constant.abs()
         terms = 4 * forms.coefficients.shape[-1] + 16
         return Interval(lower, upper).widen(size * gamma(terms) + TINY)
+
+
+def both_ends(low: Tensor, points: int) -> Interval:
+    """Bounds (cases, n, forms) from lower ones (rows, cases) of forms and of their opposites."""
+    lower, upper = low.T.reshape(low.shape[1], -1, points).transpose(1, 2).chunk(2, 2)
+    return Interval(lower, -upper)
 
 
 def _joined(boxes: Sequence[Interval], axis: int) -> Interval:

@@ -45,6 +45,9 @@ class PropertyTable(Table):
         is_share: whether it is a share of points, from 0 to 1.
         high_is_good: whether the adversary wants it low.
         least: the least value that any model has.
+        in_short, in_words, where_exact: the certified worst case as a clause, the bounds as a sentence, and
+            where both ends are one; with ``{low}``, ``{high}``, ``{given}`` (by the data as given),
+            ``{part}`` and ``{detail}``. Empty for words that fit every kind.
         on: the part of the data that it is about; "parameters" for none.
     """
 
@@ -53,6 +56,9 @@ class PropertyTable(Table):
     is_share: ClassVar[bool] = False
     high_is_good: ClassVar[bool] = False
     least: ClassVar[float] = -math.inf
+    in_short: ClassVar[str] = ""
+    in_words: ClassVar[str] = ""
+    where_exact: ClassVar[str] = ""
     if TYPE_CHECKING:
         kind: str
 

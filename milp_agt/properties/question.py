@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from typing import Any, Protocol, runtime_checkable
 
@@ -12,7 +13,7 @@ from milp_agt.core.arguments import array_of
 from milp_agt.core.interval import Interval
 from milp_agt.errors import InvalidInputError
 from milp_agt.properties.answer import Answer, Scores, summarise
-from milp_agt.properties.by_tree import by_tree
+from milp_agt.properties.by_tree import by_branching, by_tree
 from milp_agt.properties.decision import Decision
 from milp_agt.properties.models import POINTS_AT_ONCE, OutputForms, ReachableModels
 
@@ -83,16 +84,30 @@ def bounds_of(models: ReachableModels, question: Question) -> list[Interval]:
     become tighter, and the ends of their score are those of the box.
     """
     boxed = [models.bound_in_box(forms) for forms in question.forms]
-    value = question.evaluate(boxed).value
-    open_ = (~(value.lower == value.upper)).any(0).nonzero()[:, 0]
+    open_ = _open(question, boxed)
     pairs = zip(question.forms, boxed, strict=True)
     bounds = [_refined(models, forms, known, open_) for forms, known in pairs]
-    if models.tree is not None and isinstance(question, Decides) and not is_late(models):
-        value = question.evaluate(bounds).value
-        open_ = (~(value.lower == value.upper)).any(0).nonzero()[:, 0]
-        left = None if models.deadline is None else models.deadline.left
-        bounds = [by_tree(models.tree, question.decision, bounds[0], open_, left)]
+    if models.tree is None or not isinstance(question, Decides) or is_late(models):
+        return bounds
+    left = models.tree.seconds
+    if models.deadline is not None:
+        left = min(left, models.deadline.left)
+    begun, cells = time.monotonic(), models.tree.cells
+    if models.tree.branches:
+        share = left if cells is None else 0.5 * left
+        open_ = _open(question, bounds)
+        bounds = [by_branching(models, question.decision, bounds[0], open_, share)]
+    if cells is not None:
+        left -= time.monotonic() - begun
+        open_ = _open(question, bounds)
+        bounds = [by_tree(cells, question.decision, bounds[0], open_, left)]
     return bounds
+
+
+def _open(question: Question, bounds: Sequence[Interval]) -> Tensor:
+    """Positions of the points whose quantity is not settled in some case."""
+    value = question.evaluate(bounds).value
+    return (~(value.lower == value.upper)).any(0).nonzero()[:, 0]
 
 
 def is_late(models: ReachableModels) -> bool:

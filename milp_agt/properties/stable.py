@@ -53,6 +53,12 @@ class StableTable(TableOfPoints):
     needs_classes = True
     is_share = True
     high_is_good = True
+    in_short = "the predictions of at least {low} of the {part} points cannot be changed"
+    in_words = (
+        "For at least {low} of the {part} points no admissible poisoning changes the prediction; "
+        "for the others nothing is proved."
+    )
+    where_exact = "No admissible poisoning changes the prediction at any of the {part} points."
     kind: Literal["stable"] = Field(description=KIND)
 
     def question(self, models: ReachableModels, features: Tensor, labels: Tensor) -> Question:

@@ -191,6 +191,11 @@ class TargetedTable(TableOfPoints):
 
     what = "share of test points pushed into classes, or outputs, that are unsafe"
     is_share = True
+    in_short = "at most {high} of the {part} points can be pushed into unsafe outputs{detail}"
+    in_words = (
+        "The adversary can push at most {high} of the {part} points into the unsafe outputs; "
+        "trained on the data as given, the model has {given} there."
+    )
     kind: Literal["targeted"] = Field(description=KIND)
     unsafe: Index | Annotated[list[Index], Field(min_length=1)] | None = Field(
         default=None, description="Class, or classes, that are unsafe for every point."

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from milp_agt.errors import InvalidInputError
 from milp_agt.io.files import DAMAGE
-from milp_agt.properties.property_table import PROPERTIES
+from milp_agt.properties.property_table import PROPERTIES, PropertyTable
 from milp_agt.reports import evidence
 
 Array = npt.NDArray[Any]
@@ -49,8 +49,13 @@ class Property:
     witnesses: Sequence[Mapping[str, Any]] = ()
 
     @property
+    def table(self) -> type[PropertyTable]:
+        """Its kind."""
+        return PROPERTIES.all()[self.kind]
+
+    @property
     def is_share(self) -> bool:
-        return PROPERTIES.all()[self.kind].is_share
+        return self.table.is_share
 
     @property
     def threshold(self) -> float | None:
@@ -175,27 +180,15 @@ class Content:
 
     @cached_property
     def properties(self) -> tuple[Property, ...]:
-        return tuple(
-            Property(
-                kind=p["kind"],
-                name=p["name"],
-                on=p["on"],
-                group=p.get("group"),
-                lower=float(p["lower"]),
-                nominal=float(p["nominal"]),
-                upper=float(p["upper"]),
-                at_least=p["at_least"],
-                at_most=p["at_most"],
-                status=p["status"],
-                reached=_ends(p.get("reached")),
-                ratio=None if p.get("ratio") is None else float(p["ratio"]),
-                detail=p.get("detail", ""),
-                worst=None if p.get("worst") is None else float(p["worst"]),
-                counts=p.get("counts", {}),
-                witnesses=p.get("witnesses", ()),
-            )
-            for p in self.document["properties"]
-        )
+        names = [each.name for each in fields(Property)]
+        found = []
+        for told in self.document["properties"]:
+            given = {name: told[name] for name in names if name in told}
+            # Numbers that JSON cannot hold are texts.
+            for name in ("lower", "nominal", "upper", "ratio", "worst"):
+                given[name] = None if given.get(name) is None else float(given[name])
+            found.append(Property(**given | {"reached": _ends(given.get("reached"))}))
+        return tuple(found)
 
     @property
     def wholes(self) -> tuple[Property, ...]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import math
 import os
 import platform
 import shlex
@@ -23,6 +22,7 @@ from milp_agt.certification.worth import BoxWorth
 from milp_agt.data.dataset import Dataset
 from milp_agt.errors import InvalidInputError
 from milp_agt.io.files import replace
+from milp_agt.io.tables import json_text, plain
 from milp_agt.runfile.run_file import RunConfig
 from milp_agt.runfile.verdicts import Verdict
 
@@ -179,8 +179,7 @@ class ResultFolder:
 
 def write_json(path: Path, document: Mapping[str, Any]) -> None:
     """A JSON file, replaced as a whole; numbers that JSON cannot hold are written as text."""
-    text = json.dumps(_plain(document), indent=2, allow_nan=False) + "\n"
-    replace(path, lambda stream: stream.write(text.encode()))
+    replace(path, lambda stream: stream.write(json_text(document).encode()))
 
 
 def run_header(config: RunConfig, dataset: Dataset) -> dict[str, Any]:
@@ -268,11 +267,11 @@ def check_same_run(path: Path, header: Mapping[str, Any], *, force: bool) -> boo
     except (OSError, ValueError):
         other = {}
     keys = ("sha256", "options", "search")
-    if all(other.get(key) == _plain(header.get(key)) for key in keys):
+    if all(other.get(key) == plain(header.get(key)) for key in keys):
         return True
     if force:
         return False
-    what = [key for key in keys if other.get(key) != _plain(header.get(key))]
+    what = [key for key in keys if other.get(key) != plain(header.get(key))]
     said = {"sha256": "another run file or other data", "options": "other options"}
     different = " and ".join(said.get(key, "other settings of the search") for key in what)
     unfinished = ""
@@ -318,18 +317,3 @@ def hardware() -> dict[str, Any]:
             line.partition(":")[2].strip() for line in lines if line.startswith("model name")
         )
     return found
-
-
-def _plain(value: Any) -> Any:
-    """The value with JSON's own types only."""
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    if isinstance(value, np.ndarray):
-        return _plain(value.tolist())
-    if isinstance(value, np.generic):
-        return _plain(value.item())
-    if isinstance(value, float) and not math.isfinite(value):
-        return repr(value)
-    return value

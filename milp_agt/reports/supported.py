@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from milp_agt.core.relaxation import Relaxation
+from milp_agt.core.relaxation import levels
 from milp_agt.formulations.loss import losses
 from milp_agt.formulations.registry import operations
 from milp_agt.properties.property_table import PROPERTIES
 from milp_agt.solvers import solver_table
 from milp_agt.threats import THREATS
-from milp_agt.threats.sets import KINDS
+from milp_agt.threats.sets import move_sets
 from milp_agt.training.layers.builder import frozen_only_layers, supported_layers
 from milp_agt.training.layers.functions import supported_functions
 
@@ -29,7 +29,7 @@ def _questions() -> list[str]:
 def _moves() -> list[str]:
     """Sets of moves: what each kind of bound knows of them."""
     lines = ["| moves of a sample | `linear` | `lp` | `milp` and above |", "|---|---|---|---|"]
-    rules = [kind.rules for kind in KINDS]
+    rules = [kind.rules for kind in move_sets()]
     lines += [f"| {r.moves} | {r.support} | {r.relaxed} | {r.exact} |" for r in rules]
     return lines
 
@@ -41,8 +41,8 @@ def table() -> str:
         ("of these only behind layers that are not trained", frozen_only_layers()),
         ("functions in a forward of one's own", supported_functions()),
         ("losses", tuple(losses())),
-        ("threat models", tuple(t.threat.__name__ for t in THREATS.all().values())),
-        ("relaxations", (*(r.value for r in Relaxation), "auto")),
+        ("threat models", tuple(t.made_of.__name__ for t in THREATS.all().values())),
+        ("relaxations", levels()),
         ("solvers", tuple(row.name for row in solver_table())),
     ]
     lines = ["| what | supported |", "|---|---|"]

@@ -147,28 +147,30 @@ def between(each: Property) -> str:
 
 def headline(each: Property) -> str:
     """The number that counts: the worst case of the side that was asked for, or of both."""
-    from_above = each.at_least is None and each.kind in ("loss", "targeted", "backdoor")
-    if each.at_most is not None or from_above:
+    table = each.table
+    harm = not table.high_is_good and (table.is_share or table.least > -math.inf)
+    if each.at_most is not None or (each.at_least is None and harm):
         return f"at most {at_most(each)}"
     return f"at least {at_least(each)}"
 
 
 def short(each: Property) -> str:
     """The certified worst case as a clause."""
-    low, high = at_least(each), at_most(each)
-    part = "training" if each.on == "train" else each.on
-    detail = f" ({each.detail})" if each.detail else ""
-    if each.kind in ("accuracy", "collective") and each.at_most is None:
-        return f"the model is right for at least {low} of the {part} points"
-    if each.kind == "stable" and each.at_most is None:
-        return f"the predictions of at least {low} of the {part} points cannot be changed"
-    if each.kind == "loss" and each.at_least is None:
-        return f"the mean loss on the {part} data is at most {high}"
-    if each.kind == "targeted" and each.at_least is None:
-        return f"at most {high} of the {part} points can be pushed into unsafe outputs{detail}"
-    if each.kind == "backdoor" and each.at_least is None:
-        return f"a trigger{detail} succeeds on at most {high} of the {part} points"
+    other_side = each.at_most if each.table.high_is_good else each.at_least
+    if each.table.in_short and other_side is None:
+        return _filled(each.table.in_short, each)
     return f"{each.name} is {headline(each)}"
+
+
+def _filled(text: str, each: Property) -> str:
+    return text.format(
+        name=each.name,
+        low=at_least(each),
+        high=at_most(each),
+        given=shown(each, each.nominal),
+        part="training" if each.on == "train" else each.on,
+        detail=f" ({each.detail})" if each.detail else "",
+    )
 
 
 def counted(each: Property) -> str:
@@ -215,48 +217,10 @@ def limits(content: Content) -> str:
 
 def sentence(each: Property) -> str:
     """One property in plain words."""
-    low, high, given = at_least(each), at_most(each), shown(each, each.nominal)
-    part = "training" if each.on == "train" else each.on
-    if each.kind == "accuracy" and each.lower == each.upper:
-        text = (
-            f"On the {part} data the model is right for {given} of the points, whichever admissible data "
-            "it was trained on: no poisoning within the limits can change that share."
-        )
-    elif each.kind == "accuracy":
-        text = (
-            f"On the {part} data the model is right for at least {low} and at most {high} of the points, "
-            f"whichever admissible data it was trained on; trained on the data as given it is {given}."
-        )
-    elif each.kind == "collective":
-        text = (
-            f"No single admissible data set leaves the model right for fewer than {low} of the {part} "
-            f"points; trained on the data as given it is {given}."
-        )
-    elif each.kind == "stable" and each.lower == 1.0:
-        text = f"No admissible poisoning changes the prediction at any of the {part} points."
-    elif each.kind == "stable":
-        text = (
-            f"For at least {low} of the {part} points no admissible poisoning changes the prediction; for "
-            "the others nothing is proved."
-        )
-    elif each.kind == "loss":
-        text = (
-            f"The mean loss on the {part} data lies between {low} and {high}; trained on the data as "
-            f"given it is {given}."
-        )
-    elif each.kind == "targeted":
-        text = (
-            f"The adversary can push at most {high} of the {part} points into the unsafe outputs; "
-            f"trained on the data as given, the model has {given} there."
-        )
-    elif each.kind == "backdoor":
-        text = (
-            f"A trigger in the input, on top of any admissible poisoning, succeeds on at most {high} of the "
-            f"{part} points; with the model trained on the data as given, one trigger that was found "
-            f"succeeds on {given}."
-        )
-    else:
-        text = f"{each.name} lies between {low} and {high}; on the data as given it is {given}."
+    known = "{name} lies between {low} and {high}; on the data as given it is {given}."
+    text = _filled(each.table.in_words or known, each)
+    if each.table.where_exact and each.lower == each.upper:
+        text = _filled(each.table.where_exact, each)
     if each.reached is not None:
         low, high = (shown(each, end) for end in each.reached)
         text += " Attacks that were really carried out "

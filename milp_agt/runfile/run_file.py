@@ -14,18 +14,19 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, TypeVar
 
 from pydantic import BaseModel, Discriminator, Field, PrivateAttr, Tag, ValidationError
 
+from milp_agt.certification.options import FURTHER, with_further
 from milp_agt.core.option_table import OneOf, Table
 from milp_agt.core.rounding import FLOAT32
 from milp_agt.data.dataset import Array, Dataset, Task, load_dataset
 from milp_agt.errors import ConfigurationError, MilpAgtError, Problem
 from milp_agt.properties.property_table import PROPERTIES, PropertyTable
-from milp_agt.runfile.attack_table import AttackTable
-from milp_agt.runfile.certify_table import CertifyTable
+from milp_agt.runfile.certify_table import AttackTable, CertifyTable, Further
 from milp_agt.runfile.data_table import DataTable, ModelTable
 from milp_agt.runfile.problems import explain
 from milp_agt.runfile.record_table import RecordTable, which
-from milp_agt.runfile.training_table import SCHEDULE_TABLES, GroupTable, TrainingTable
+from milp_agt.runfile.training_table import GROUP, TrainingTable
 from milp_agt.threats.threat_table import THREATS, ThreatTable
+from milp_agt.training.schedules import SCHEDULES
 
 if TYPE_CHECKING:
     import torch
@@ -142,7 +143,9 @@ class RunConfig(Table):
     threat: Annotated[ThreatTable, OneOf(THREATS)] = Field(
         description="What the adversary may change, and how often; `kind` says what."
     )
-    certify: CertifyTable = CertifyTable()
+    certify: Annotated[CertifyTable, Further()] = Field(
+        default_factory=lambda: with_further(CertifyTable)()
+    )
     attack: AttackTable = AttackTable()
     properties: _Properties = Field(
         default=(),
@@ -205,7 +208,7 @@ class RunConfig(Table):
             self._check_properties(model, dataset, errors)
         if errors.found or model is None or training is None or threat is None:
             raise errors.all(self.path)
-        search = self.attack.search()
+        search = self.attack.build()
         return LoadedRun(
             model, dataset, training, threat, certify, self.properties, search, recorded
         )
@@ -222,21 +225,9 @@ class RunConfig(Table):
         if source is None:
             assert self.data.path is not None
             source = str(folder / self.data.path)
-        return load_dataset(
-            source,
-            samples=self.data.samples,
-            noise=self.data.noise,
-            target=self.data.target,
-            id=self.data.id,
-            test_fraction=self.data.test_fraction,
-            seed=self.data.seed,
-            standardise=self.data.standardise,
-            standardise_targets=self.data.standardise_targets,
-            pca=self.data.pca,
-            image_size=_pair(self.data.image_size),
-            crop=_pair(self.data.crop),
-            task=task,
-        )
+        given = {name: value for name, value in self.data if name not in ("name", "path")}
+        pairs = {name: given[name] and tuple(given[name]) for name in ("image_size", "crop")}
+        return load_dataset(source, **given | pairs, task=task)
 
     def _loss(self) -> str:
         table = self.training
@@ -326,20 +317,24 @@ def parse_properties(tables: Sequence[Mapping[str, Any]]) -> tuple[PropertyTable
 
 
 Model = TypeVar("Model", bound=BaseModel)
-_KNOWN: dict[type[BaseModel], list[str]] = {}
+
+
+def _kinds() -> list[type[Table]]:
+    return [*PROPERTIES.all().values(), *THREATS.all().values(), *FURTHER]
+
+
+# The kinds that each table was built with.
+_KNOWN: dict[type[BaseModel], list[type[Table]]] = {
+    t: _kinds() for t in (RunConfig, _PropertiesTable)
+}
 
 
 def up_to_date(table: type[Model]) -> type[Model]:
     """A table of the file with all kinds that are registered by now."""
-    kinds = [*PROPERTIES.all(), *THREATS.all()]
-    if _KNOWN.setdefault(table, kinds) != kinds:
+    if _KNOWN[table] != _kinds():
         table.model_rebuild(force=True)
-        _KNOWN[table] = kinds
+        _KNOWN[table] = _kinds()
     return table
-
-
-def _pair(values: list[int] | None) -> tuple[int, int] | None:
-    return None if values is None else (values[0], values[1])
 
 
 def _absent_files(
@@ -385,10 +380,10 @@ def table_types() -> dict[str, type[BaseModel]]:
         "data": DataTable,
         "model": ModelTable,
         "training": TrainingTable,
-        "training.group": GroupTable,
-        **{f"training.schedule.{kind}": table for kind, table in SCHEDULE_TABLES.items()},
+        "training.group": GROUP,
+        **{f"training.schedule.{kind}": table for kind, table in SCHEDULES.all().items()},
         **dict(_with_parts("threat", THREATS.all())),
-        "certify": CertifyTable,
+        "certify": with_further(CertifyTable),
         "attack": AttackTable,
         **{f"property.{kind}": table for kind, table in PROPERTIES.all().items()},
     }

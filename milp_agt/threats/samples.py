@@ -179,21 +179,19 @@ class SeparatePoisoning:
 
 _BOTH = ("static", "scope")
 _Features = table_of(FeaturePoisoning, FeatureTable, "The moves of features.", without=_BOTH)
-_Features.threat = FeaturePoisoning
 _Labels = table_of(
     LabelPoisoning,
     ChosenTable,
     "Flips of a class, or moves of the targets of a regression.",
     without=_BOTH,
 )
-_Labels.threat = LabelPoisoning
 
 
 @THREATS.register
 class SeparateTable(ThreatTable):
     """Features of some samples and labels of others, or of the same ones, each with a budget."""
 
-    threat: ClassVar[Any] = SeparatePoisoning
+    made_of: ClassVar[Any] = SeparatePoisoning
     kind: Literal["separate"] = Field(description=KIND)
     features: _Features = Field(  # type: ignore[valid-type]
         description="What may be done to features, and to how many."
@@ -211,6 +209,6 @@ class SeparateTable(ThreatTable):
     def build(self) -> SeparatePoisoning:
         parts: tuple[Any, Any] = (self.features, self.labels)
         features, labels = (
-            part.threat(**part.arguments(), static=self.static, scope=self.scope) for part in parts
+            part.made_of(**part.arguments(), static=self.static, scope=self.scope) for part in parts
         )
         return SeparatePoisoning(features, labels)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import fields
-from typing import Annotated, Any, ClassVar, Self, TypeVar
+from typing import Annotated, Any, Self, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -27,8 +26,6 @@ Threat = TypeVar("Threat")
 class ThreatTable(Table):
     """What the adversary may change, and how often."""
 
-    threat: ClassVar[Any]
-
     def resolved(self, labels: npt.NDArray[Any]) -> Self:
         """The same table with the samples of its ``classes`` by their positions.
 
@@ -36,15 +33,6 @@ class ThreatTable(Table):
             ConfigurationError: a class without samples, or targets that are no classes.
         """
         return self
-
-    def arguments(self) -> dict[str, Any]:
-        """What the file gives of the fields of the threat."""
-        own = {field.name for field in fields(self.threat)}
-        return {name: getattr(self, name) for name in self.model_fields_set & own}
-
-    def build(self) -> Any:
-        """The threat."""
-        return self.threat(**self.arguments())
 
 
 THREATS: Kinds[ThreatTable] = Kinds("threat")
@@ -130,9 +118,7 @@ def threat_kind(
     """
 
     def enter(cls: type[Threat]) -> type[Threat]:
-        table = table_of(cls, base, about, kind=kind)
-        table.threat = cls
-        THREATS.register(table)
+        THREATS.register(table_of(cls, base, about, kind=kind))
         return documented(cls)
 
     return enter

@@ -6,32 +6,43 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from typing import Annotated
+
+from pydantic import Field
 
 from milp_agt.core.arguments import listed, of_kind
+from milp_agt.core.option_table import Key, NonNegative, Positive, documented
 from milp_agt.errors import InvalidInputError
 
 _NUMBERS = ("learning_rate", "momentum", "weight_decay")
 
 
+@documented
 @dataclass(frozen=True)
 class ParameterGroup:
     """Parameters that are trained in a way of their own; what is None is as for all others.
-
-    Attributes:
-        names: of parameters as in ``named_parameters()``, or patterns with ``*``: ``("0.*", "*.bias")``.
-        learning_rate: > 0; a schedule acts on it as on the base rate, a list of rates by their ratio.
-        momentum, weight_decay: >= 0.
-        nesterov: as in torch.optim.SGD.
 
     Raises:
         InvalidInputError: no names, or a value out of range.
     """
 
-    names: Sequence[str]
-    learning_rate: float | None = None
-    momentum: float | None = None
-    weight_decay: float | None = None
-    nesterov: bool | None = None
+    names: Annotated[
+        Sequence[str],
+        Key(
+            Annotated[list[str], Field(min_length=1)],
+            'Names as in `named_parameters()`, or patterns: `["0.*", "*.bias"]`.',
+        ),
+    ]
+    learning_rate: Annotated[
+        float | None,
+        Key(
+            Positive,
+            "Their base rate; a `schedule` acts on it as on the other, a list by its ratio.",
+        ),
+    ] = None
+    momentum: Annotated[float | None, Key(NonNegative, "Their momentum.")] = None
+    weight_decay: Annotated[float | None, Key(NonNegative, "Their weight decay.")] = None
+    nesterov: Annotated[bool | None, Key(bool, "Their kind of momentum.")] = None
 
     def __post_init__(self) -> None:
         remedy = "give names=('0.weight', '0.bias') or patterns ('0.*',)"

@@ -3,17 +3,27 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol, SupportsFloat, get_args
+from typing import Annotated, Literal, Protocol, SupportsFloat, TypeVar, get_args
 
 import numpy as np
 
 from milp_agt.core.arguments import listed
+from milp_agt.core.option_table import (
+    Count,
+    Key,
+    Kinds,
+    NonNegative,
+    Table,
+    documented,
+    table_of,
+)
 from milp_agt.errors import InvalidInputError
 from milp_agt.training.torch_names import name_of, schedule_remedy
 
 Unit = Literal["step", "epoch"]
+Class = TypeVar("Class")
 
 
 class Schedule(Protocol):
@@ -27,22 +37,35 @@ class Schedule(Protocol):
         ...
 
 
+UnitKey = Annotated[Unit, Key(Unit, "What time t = 0, 1, 2, ... is counted in.")]
+SCHEDULES: Kinds[Table] = Kinds("training.schedule")
+
+
+def schedule_kind(kind: str, about: str) -> Callable[[type[Class]], type[Class]]:
+    """Class decorator: enter a schedule, a frozen dataclass, as a kind of [training.schedule]."""
+
+    def enter(cls: type[Class]) -> type[Class]:
+        SCHEDULES.register(table_of(cls, Table, about, kind=kind))
+        return documented(cls)
+
+    return enter
+
+
+@schedule_kind(
+    "inverse_time",
+    "The rate at time t is `learning_rate / (1 + decay t)`, and never below the floor.",
+)
 @dataclass(frozen=True)
 class InverseTimeDecay:
     """``max(lr / (1 + decay * t), floor)`` at time t.
-
-    Attributes:
-        decay: >= 0.
-        floor: the least rate, >= 0.
-        unit: "step" or "epoch", in which t is counted.
 
     Raises:
         InvalidInputError: a value out of range, as in all other schedules.
     """
 
-    decay: float
-    floor: float = 0.0
-    unit: Unit = "step"
+    decay: Annotated[float, Key(NonNegative, "How fast the rate falls.")]
+    floor: Annotated[float, Key(NonNegative, "The least rate.")] = 0.0
+    unit: UnitKey = "step"
 
     def __post_init__(self) -> None:
         _check(self, decay=self.decay, floor=self.floor)
@@ -51,19 +74,16 @@ class InverseTimeDecay:
         return max(base / (1.0 + self.decay * time), self.floor)
 
 
+@schedule_kind(
+    "step", "The rate at time t is `learning_rate * factor^floor(t / every)`, as torch's StepLR."
+)
 @dataclass(frozen=True)
 class StepDecay:
-    """``lr * factor^floor(t / every)``, as torch's StepLR(step_size=every, gamma=factor).
+    """``lr * factor^floor(t / every)``, as torch's StepLR(step_size=every, gamma=factor)."""
 
-    Attributes:
-        every: steps, or epochs, between drops.
-        factor: of each drop.
-        unit: "step" or "epoch", in which t is counted.
-    """
-
-    every: int
-    factor: float = 0.1
-    unit: Unit = "step"
+    every: Annotated[int, Key(Count, "Steps, or epochs, from one drop to the next.")]
+    factor: Annotated[float, Key(NonNegative, "What the rate is multiplied by at each drop.")] = 0.1
+    unit: UnitKey = "step"
 
     def __post_init__(self) -> None:
         _check(self, factor=self.factor)
@@ -73,19 +93,16 @@ class StepDecay:
         return base * _power(self.factor, time // self.every)
 
 
+@schedule_kind(
+    "milestones", "The rate is multiplied by `factor` at each milestone, as by torch's MultiStepLR."
+)
 @dataclass(frozen=True)
 class Milestones:
-    """``lr * factor^(milestones <= t)``, as torch's MultiStepLR(milestones=at, gamma=factor).
+    """``lr * factor^(milestones <= t)``, as torch's MultiStepLR(milestones=at, gamma=factor)."""
 
-    Attributes:
-        at: the times of the drops.
-        factor: of each drop.
-        unit: "step" or "epoch", in which t is counted.
-    """
-
-    at: Sequence[int]
-    factor: float = 0.1
-    unit: Unit = "step"
+    at: Annotated[Sequence[int], Key(list[Count], "The times of the drops.")]
+    factor: Annotated[float, Key(NonNegative, "What the rate is multiplied by at each drop.")] = 0.1
+    unit: UnitKey = "step"
 
     def __post_init__(self) -> None:
         remedy = "give steps or epochs, (30, 60), say"
@@ -98,17 +115,17 @@ class Milestones:
         return base * _power(self.factor, sum(milestone <= time for milestone in self.at))
 
 
+@schedule_kind(
+    "exponential", "The rate at time t is `learning_rate * factor^t`, as torch's ExponentialLR."
+)
 @dataclass(frozen=True)
 class ExponentialDecay:
-    """``lr * factor^t``, as torch's ExponentialLR(gamma=factor).
+    """``lr * factor^t``, as torch's ExponentialLR(gamma=factor)."""
 
-    Attributes:
-        factor: of every step, or epoch.
-        unit: "step" or "epoch", in which t is counted.
-    """
-
-    factor: float
-    unit: Unit = "step"
+    factor: Annotated[
+        float, Key(NonNegative, "What the rate is multiplied by after every step, or epoch.")
+    ]
+    unit: UnitKey = "step"
 
     def __post_init__(self) -> None:
         _check(self, factor=self.factor)
@@ -117,22 +134,27 @@ class ExponentialDecay:
         return base * _power(self.factor, time)
 
 
+@schedule_kind(
+    "cosine",
+    "The rate at time t is `floor + (learning_rate - floor) (1 + cos(pi t / period)) / 2`, then `floor`.",
+)
 @dataclass(frozen=True)
 class CosineDecay:
     """``floor + (lr - floor) (1 + cos(pi t / T)) / 2`` for t < T, then ``floor``.
 
     T is ``period``, or the whole run; as torch's CosineAnnealingLR(T_max=T, eta_min=floor) up to T
     (Loshchilov and Hutter 2017).
-
-    Attributes:
-        floor: the last rate, >= 0.
-        period: T, a count of steps or epochs; None for the whole run.
-        unit: "step" or "epoch", in which t is counted.
     """
 
-    floor: float = 0.0
-    period: int | None = None
-    unit: Unit = "step"
+    floor: Annotated[float, Key(NonNegative, "The last rate.")] = 0.0
+    period: Annotated[
+        int | None,
+        Key(
+            Count,
+            "Steps, or epochs, after which the floor is reached; the whole run unless given.",
+        ),
+    ] = None
+    unit: UnitKey = "step"
 
     def __post_init__(self) -> None:
         _check(self, floor=self.floor)

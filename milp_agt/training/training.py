@@ -5,19 +5,28 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import Field
 
-from milp_agt.formulations.loss import LossFunction, get_loss
+from milp_agt.core.option_table import (
+    Count,
+    Index,
+    Key,
+    NonNegative,
+    Positive,
+    documented,
+)
+from milp_agt.formulations.loss import LossFunction, get_loss, losses
 from milp_agt.training.batches import Batch as Batch
 from milp_agt.training.batches import Recorded
 from milp_agt.training.groups import ParameterGroup as ParameterGroup
 from milp_agt.training.schedules import Schedule, rates_of
 from milp_agt.training.training_checks import SMALLEST_CLIP as SMALLEST_CLIP
+from milp_agt.training.training_checks import SMALLEST_TOTAL, check_training
 from milp_agt.training.training_checks import ClipMode as ClipMode
-from milp_agt.training.training_checks import check_training
 
 
 @dataclass(frozen=True)
@@ -103,67 +112,140 @@ class UpdateRule:
         return kept * self.weight_decay, self.momentum, kept
 
 
+def _with_losses(schema: dict[str, Any]) -> None:
+    schema["enum"] = list(losses())
+
+
+@documented
 @dataclass(frozen=True)
 class Training:
     """Gradient descent on the mean loss, as ``torch.optim.SGD`` runs it.
 
+    Each epoch takes one ``permutation`` after the other of one ``numpy.random.default_rng(shuffle_seed)``,
+    cut as torch's DataLoader cuts (drop_last=False). The order of a DataLoader is recorded by iterating one
+    over ``range(n)``: ``batches=[[b.tolist() for b in loader] for _ in range(epochs)]``. With class weights a
+    batch is divided by the weights of its labels. No decay of biases, for instance, is
+    ``groups=[ParameterGroup(["*.bias"], weight_decay=0)]``.
+
     Attributes:
-        loss: name of a registered loss: mse, bce, cross_entropy or hinge.
-        learning_rate: base rate, > 0.
-        epochs: passes over the data, >= 1.
-        batch_size: samples in a batch; None for the full data set. An incomplete last batch is used
-            with its own size.
-        batches: recorded batches (indices of the samples of each step) instead of epochs and
-            batch_size; or a list of epochs, each a list of batches, which a schedule by epochs needs.
-        shuffle_seed: a new order in each epoch, one ``permutation`` after the other of one
-            ``numpy.random.default_rng(seed)``, cut as torch's DataLoader cuts (drop_last=False); None
-            keeps the order of the data. The order of a DataLoader is recorded by iterating one over
-            ``range(n)``: ``batches=[[b.tolist() for b in loader] for _ in range(epochs)]``.
-        momentum, nesterov, weight_decay: as in torch.optim.SGD, without dampening.
-        clip, clip_mode: per-sample gradient clipping, see :class:`Clipping`; None does not clip. Weight
-            decay is added after it. Torch's ``clip_grad_value_``, which clamps the gradient of the whole
-            batch, is another run, which is not supported.
-        clip_total: largest norm of the gradient of the whole batch, over all trained parameters, as
-            ``torch.nn.utils.clip_grad_norm_(model.parameters(), clip_total)`` clips it; None does not.
-        label_smoothing, class_weights: of ``cross_entropy``, as torch's CrossEntropyLoss has them; with class
-            weights a batch is divided by the weights of its labels, so that these must not be poisoned.
-        positive_weight: of ``bce``, pos_weight of torch's BCEWithLogitsLoss.
-        groups: parameters with a rate, momentum or decay of their own, see :class:`ParameterGroup`; no
-            decay of biases, for instance, is ``[ParameterGroup(["*.bias"], weight_decay=0)]``.
-        l1: weight of the penalty ``l1 * sum |theta|`` on all trainable parameters, added to the loss.
-        projection: (low, high); every trainable parameter is clamped to it after each step.
-        optimizer: "sgd"; Adam and others that divide by the size of past gradients are refused.
-        schedule: None (constant), one learning rate for each step, or a :class:`Schedule` of
-            :mod:`milp_agt.training.schedules`: InverseTimeDecay, StepDecay, Milestones, ExponentialDecay,
-            CosineDecay, counted in steps or in epochs.
+        schedule: None (constant), one learning rate for each step, or a :class:`Schedule`.
+        groups: parameters with a rate, momentum or decay of their own, see :class:`ParameterGroup`.
 
     Raises:
         InvalidInputError: a value out of range, or contradictory options.
         UnsupportedOperationError: an optimizer other than "sgd".
     """
 
-    loss: str
-    learning_rate: float = 0.1
-    epochs: int = 1
-    batch_size: int | None = None
-    batches: (
-        Sequence[Sequence[int]] | Sequence[Sequence[Sequence[int]]] | npt.NDArray[np.int64] | None
-    ) = None
-    shuffle_seed: int | None = None
-    momentum: float = 0.0
-    nesterov: bool = False
-    weight_decay: float = 0.0
+    loss: Annotated[
+        str,
+        Key(
+            Annotated[str, Field(json_schema_extra=_with_losses)],
+            "What training minimises; `mse` for real targets, the others for classes.",
+        ),
+    ]
+    learning_rate: Annotated[
+        float, Key(Positive, "The base rate, which a `schedule` changes.", required=True)
+    ] = 0.1
+    epochs: Annotated[int, Key(Count, "Passes over the data.")] = 1
+    batch_size: Annotated[
+        int | None,
+        Key(
+            Count,
+            "Samples in a batch, all of them unless given; an incomplete last batch is used with its own "
+            "size.",
+        ),
+    ] = None
+    batches: Annotated[
+        Sequence[Sequence[int]] | Sequence[Sequence[Sequence[int]]] | npt.NDArray[np.int64] | None,
+        Key(
+            list[list[Index]] | list[list[list[Index]]],
+            "Recorded batches, the samples of each step by position, in place of `epochs`, `batch_size` and "
+            "`shuffle_seed`; or a list of such lists, one for each epoch, which a schedule by epochs needs.",
+        ),
+    ] = None
+    shuffle_seed: Annotated[
+        int | None,
+        Key(
+            Index,
+            "Seed of a new order of the samples in each epoch; unless given, they keep the order of the "
+            "data.",
+        ),
+    ] = None
+    momentum: Annotated[float, Key(NonNegative, "Momentum, without dampening.")] = 0.0
+    nesterov: Annotated[bool, Key(bool, "Nesterov momentum, which needs `momentum` above 0.")] = (
+        False
+    )
+    weight_decay: Annotated[
+        float,
+        Key(
+            NonNegative,
+            "This times the parameters is added to the gradient, after clipping.",
+        ),
+    ] = 0.0
     schedule: Schedule | Sequence[float] | None = None
-    clip: float | None = None
-    clip_mode: ClipMode = "norm"
-    optimizer: str = "sgd"
-    l1: float = 0.0
-    projection: tuple[float, float] | None = None
+    clip: Annotated[
+        float | None,
+        Key(
+            Positive,
+            "Largest gradient of every single sample before the mean over the batch, as `clip_mode` measures "
+            "it; no clipping unless given.",
+        ),
+    ] = None
+    clip_mode: Annotated[
+        ClipMode,
+        Key(
+            ClipMode,
+            "`norm` scales a gradient down to the 2-norm `clip`, over all trainable parameters; `clamp` cuts "
+            "each coordinate off at `-clip` and `clip`.",
+        ),
+    ] = "norm"
+    optimizer: Annotated[
+        str,
+        Key(
+            Annotated[str, Field(json_schema_extra={"enum": ["sgd"]})],
+            "Gradient descent; others are refused with the reason.",
+        ),
+    ] = "sgd"
+    l1: Annotated[
+        float,
+        Key(
+            NonNegative,
+            "Weight of the penalty, the sum of the absolute values of all trainable parameters.",
+        ),
+    ] = 0.0
+    projection: Annotated[
+        tuple[float, float] | None,
+        Key(
+            Annotated[list[float], Field(min_length=2, max_length=2)],
+            "Lowest and highest value, to which every trainable parameter is clamped after each step.",
+        ),
+    ] = None
     groups: Sequence[ParameterGroup] = ()
-    label_smoothing: float = 0.0
-    class_weights: Sequence[float] | None = None
-    positive_weight: float | None = None
-    clip_total: float | None = None
+    label_smoothing: Annotated[
+        float,
+        Key(
+            Annotated[float, Field(ge=0.0, lt=1.0)],
+            "Label smoothing of `cross_entropy`, as torch has it.",
+        ),
+    ] = 0.0
+    class_weights: Annotated[
+        Sequence[float] | None,
+        Key(
+            list[Positive],
+            "Weight of each class in `cross_entropy`, as torch has it, for threats that leave labels alone.",
+        ),
+    ] = None
+    positive_weight: Annotated[
+        float | None, Key(Positive, "Weight of class 1 in `bce`, pos_weight of torch.")
+    ] = None
+    clip_total: Annotated[
+        float | None,
+        Key(
+            Annotated[float, Field(ge=SMALLEST_TOTAL)],
+            "Largest 2-norm of the gradient of a batch over all trained parameters, as torch's "
+            "`clip_grad_norm_` clips it; no such clipping unless given.",
+        ),
+    ] = None
 
     def __post_init__(self) -> None:
         check_training(self)

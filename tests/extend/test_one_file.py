@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -23,6 +24,8 @@ from mutants import is_caught, shrunk
 from torch import nn
 
 import milp_agt as agt
+from milp_agt.certification import options
+from milp_agt.core import relaxation
 from milp_agt.core.interval import Interval
 from milp_agt.core.results import Limits
 from milp_agt.formulations import loss as losses
@@ -46,21 +49,12 @@ TARGETS = X @ np.array([0.5, -1.0])
 @pytest.fixture
 def add(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Callable[[str], ModuleType]]:
     """Imports a copy of one of the files, and forgets it after the test."""
-    for fill in (
-        losses.losses,
-        solver.back_ends,
-        builder.layer_rules,
-    ):  # whole before they are copied
-        fill()
-    for owner, name in (
-        (registry, "_OPERATIONS"),
-        (losses, "_LOSSES"),
-        (builder, "_RULES"),
-        (solver, "_BACK_ENDS"),
-        (PROPERTIES, "_tables"),
-        (THREATS, "_tables"),
-    ):
-        monkeypatch.setattr(owner, name, dict(getattr(owner, name)))
+    supported.table()  # finds all that is in the package
+    registries: tuple[Any, ...] = (
+        *(registry._OPERATIONS, losses._LOSSES, builder._RULES, solver._BACK_ENDS),
+        *(PROPERTIES._tables, THREATS._tables, relaxation.STEP_RULES, options.FURTHER),
+    )
+    before = [each.copy() for each in registries]
 
     def added(name: str) -> ModuleType:
         path = tmp_path / f"my_{name}.py"
@@ -74,8 +68,10 @@ def add(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Callable[[s
         return module
 
     yield added
-    monkeypatch.undo()
-    assert "confident" not in markdown()
+    for each, kept in zip(registries, before, strict=True):
+        each.clear()
+        each.extend(kept) if isinstance(each, list) else each.update(kept)
+    assert not {"confident", "fading", "halved"} & set(re.findall(r"\w+", markdown()))
 
 
 Add = Callable[[str], ModuleType]
@@ -210,3 +206,27 @@ def test_a_solver(add: Add, tmp_path: Path) -> None:
         )
     )
     assert "`scipy`" in supported.table()
+
+
+def test_a_level_and_its_option(add: Add, tmp_path: Path) -> None:
+    add("level")
+    run = run_file(tmp_path, CLASSES, certify="relaxation = 'halved'\nhalvings = 3\nattack = true")
+    check_run(run)
+    widths = {
+        halvings: agt.certify(
+            run.model, run.dataset, run.training, run.threat, relaxation=level, **given
+        )
+        for halvings, level, given in (
+            (None, "interval", {}),
+            (0, "halved", {"halvings": 0}),
+            (5, "halved", {"halvings": 5}),
+        )
+    }
+    mean = {halvings: found.reachable.mean_width for halvings, found in widths.items()}
+    assert mean[5] < mean[0] == mean[None]
+    assert {step.relaxation for step in widths[5].steps} == {"halved"}
+    with pytest.raises(agt.errors.InvalidInputError, match="no option 'halving'"):
+        agt.certify(run.model, run.dataset, run.training, run.threat, halving=1)
+    assert "| `halvings` | whole number >= 0 | `1` | How often boxes are halved" in markdown()
+    assert '"halved"' in markdown()
+    assert "`halved`" in supported.table()

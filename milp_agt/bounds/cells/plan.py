@@ -37,10 +37,17 @@ class TreePlan:
         cells: the search over selections and cells of their moves; None where it has no rules, or there
             are too many selections. What the run carries as a zonotope is searched in any case.
         seconds: that each question may take.
+        workers: processes that branch on zonotopes.
     """
 
     cells: Cover | None
     seconds: float
+    workers: int
+
+    @property
+    def branches(self) -> bool:
+        """Whether zonotopes are branched on before cells; one sample leaves cells little to list."""
+        return self.cells is None or self.cells.selections.shape[1] > 1
 
     @staticmethod
     def of(
@@ -52,6 +59,7 @@ class TreePlan:
         restriction: Restriction,
         seconds: float,
         carried: bool,
+        workers: int,
     ) -> TreePlan:
         """The plan of a run; ``carried`` says whether it is bounded by a zonotope, too.
 
@@ -70,14 +78,14 @@ class TreePlan:
                 selections = torch.zeros(1, 0, dtype=torch.int64, device=selections.device)
             coordinates = selections.shape[1] * run.moves.width
             if coordinates <= MOST_COORDINATES:
-                return TreePlan(Cover(run, selections), seconds)
+                return TreePlan(Cover(run, selections), seconds, workers)
             found = (
                 f"{coordinates} coordinates in the moves of one selection, where at most "
                 f"{MOST_COORDINATES} are split"
             )
             remedy += ", or a smaller budget"
         if carried:
-            return TreePlan(None, seconds)
+            return TreePlan(None, seconds, workers)
         raise UnsupportedOperationError(
             "A tree over selections and cells was asked (tree > 0)", found, remedy
         )

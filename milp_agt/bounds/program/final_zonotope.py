@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
@@ -54,15 +54,19 @@ class FinalZonotope:
     def rows(self) -> ZonotopeRows:
         return ZonotopeRows.of(self.forward, self.exact)
 
-    def bound_state(self, state: State) -> tuple[State, ProgramReport]:
-        """The meet of a box of the state with the dual bounds of all of its ends.
+    def bound_state(
+        self, state: State, deadline: float | None = None
+    ) -> tuple[State, ProgramReport]:
+        """The meet of a box of the state with the dual bounds of all of its ends, as far as they are
+        found by ``deadline``, a time of ``time.monotonic``.
 
         Raises:
             EncodingError: an infeasible program.
             SolverUnavailableError: the solver refuses the program.
             SoundnessError: the meet is empty, or a run of ``witness`` lies outside a bound.
         """
-        return bound_state(self.rows.window(), state, self.options, self.witness)
+        options = replace(self.options, deadline=deadline)
+        return bound_state(self.rows.window(), state, options, self.witness)
 
     def least(self, coefficients: Mapping[str, Tensor], known: Tensor) -> Tensor:
         """Lower bounds of linear forms of the state, (rows,), nowhere below those ``known`` already.

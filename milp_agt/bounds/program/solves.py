@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from importlib import import_module
-from importlib.util import find_spec
-from typing import Any
 
 import numpy as np
 import scipy.sparse as sp
@@ -17,7 +14,8 @@ from milp_agt.core.expression import Array, Expression, Index, widened
 from milp_agt.core.presolve import presolve
 from milp_agt.core.program import Program
 from milp_agt.core.results import Limits, SolveResult, Termination
-from milp_agt.errors import EncodingError, InvalidInputError, MilpAgtError
+from milp_agt.core.workers import on_workers
+from milp_agt.errors import EncodingError
 from milp_agt.solvers.solver import Solver
 
 ROUNDING = 2.0**-50  # relative error of adding the constant to a bound, relative to both
@@ -178,50 +176,16 @@ def _solve(
 def _in_parallel(
     objectives: Objectives, order: Index, options: SolveOptions
 ) -> tuple[dict[int, SolveResult], int]:
-    """:func:`_solve` on many processes, and how many objectives were lost with their workers.
-
-    A worker that dies takes down the others of its pool: missing objectives are tried once more,
-    one pool for each piece, so that only the piece that kills its worker is lost.
-    """
-    if find_spec("joblib") is None:
-        raise InvalidInputError(
-            f"{options.workers} workers were asked for",
-            "no module joblib",
-            "pip install 'milp_agt[parallel]', or workers=1",
-        )
+    """:func:`_solve` on many processes, and how many objectives were lost with their workers."""
     pieces = [order[k :: options.workers] for k in range(min(options.workers, order.size))]
-    found: dict[int, SolveResult] = {}
-    if not _collect(objectives, pieces, options, found):
-        for piece in pieces:
-            rest = np.array([n for n in piece.tolist() if n not in found], dtype=np.int64)
-            if rest.size:
-                _collect(objectives, [rest], options, found)
+    answers = on_workers(
+        _solve,
+        pieces,
+        lambda piece: (objectives, piece, options.solver, options.limits, _left(options)),
+        options.workers,
+    )
+    found = {number: result for answer in answers.values() for number, result in answer.items()}
     done = _left(options)
     over = done is not None and done <= 0.0
     lost = 0 if over else sum(n not in found for n in order.tolist())
     return found, lost
-
-
-def _collect(
-    objectives: Objectives,
-    pieces: Sequence[Index],
-    options: SolveOptions,
-    found: dict[int, SolveResult],
-) -> bool:
-    """Solve pieces on workers and add the results to ``found``; False if a worker died."""
-    joblib: Any = import_module("joblib")
-    left = _left(options)
-    jobs = (
-        joblib.delayed(_solve)(objectives, piece, options.solver, options.limits, left)
-        for piece in pieces
-    )
-    pool = joblib.Parallel(n_jobs=options.workers, return_as="generator_unordered")
-    try:
-        answers: Iterable[dict[int, SolveResult]] = pool(jobs)
-        for answer in answers:
-            found.update(answer)
-    except MilpAgtError:
-        raise
-    except Exception:  # any error by which the chosen backend reports a dead worker
-        return False
-    return True

@@ -14,10 +14,11 @@ from milp_agt.bounds.zonotope.dual import Directions
 from milp_agt.bounds.zonotope.multipliers import Multipliers
 from milp_agt.bounds.zonotope.node_dual import FREE, Known, Solved, solved
 from milp_agt.bounds.zonotope.state import HybridZonotope, Spread
+from milp_agt.core.workers import on_workers
 
 # Steps of ascent of a root and of any other node, and how their size falls.
 FIRST_STEPS, STEPS = 120, 30
-FIRST_RATE, RATE = (0.15, 0.0045), (0.08, 0.004)
+FIRST_RATE, RATE = (0.15, 0.0045), (0.3, 0.01)
 # Numbers of one tensor of a batch of nodes, and nodes of a batch.
 NUMBERS, MOST_NODES = 2**21, 512
 # Numbers that all open nodes keep.
@@ -46,6 +47,20 @@ class EndTrees:
     variable: Tensor
     side: Tensor
     bound: Tensor
+
+    @staticmethod
+    def cat(parts: Sequence[tuple[EndTrees, Tensor]]) -> EndTrees:
+        """All trees, each with the numbers that its directions have among all."""
+        nodes = [len(trees.parent) for trees, _ in parts]
+        firsts = [sum(nodes[:k]) for k in range(len(nodes))]
+        pairs = list(zip((trees for trees, _ in parts), firsts, strict=True))
+        return EndTrees(
+            torch.cat([torch.where(t.parent < 0, -1, t.parent + first) for t, first in pairs]),
+            torch.cat([numbers[trees.direction] for trees, numbers in parts]),
+            torch.cat([trees.variable for trees, _ in parts]),
+            torch.cat([trees.side for trees, _ in parts]),
+            torch.cat([trees.bound for trees, _ in parts]),
+        )
 
 
 @dataclass(frozen=True)
@@ -122,6 +137,34 @@ def branched(
         seconds, nodes: a limit, at which the bounds so far are returned.
     """
     return _Search(zonotope, bounds, rows, enough, seconds, nodes).run()
+
+
+def branched_on(
+    zonotope: HybridZonotope,
+    bounds: StateBounds,
+    rows: Tensor,
+    enough: Tensor,
+    seconds: float,
+    workers: int,
+) -> Branched:
+    """:func:`branched` with the directions dealt out to processes; inf for those that a worker lost."""
+    every = torch.arange(len(rows), device=rows.device)
+    pieces = [every[k::workers] for k in range(min(workers, len(rows)))]
+    if len(pieces) <= 1:
+        return branched(zonotope, bounds, rows, enough, seconds)
+    begun = time.monotonic()
+
+    def given(part: Tensor) -> tuple[HybridZonotope, StateBounds, Tensor, Tensor, float]:
+        left = seconds - (time.monotonic() - begun)
+        return zonotope, bounds, rows[part], enough[part], left
+
+    answers = on_workers(branched, pieces, given, workers)
+    most = torch.full_like(enough, torch.inf)
+    for number, answer in answers.items():
+        most[pieces[number]] = answer.most
+    trees = EndTrees.cat([(answer.trees, pieces[k]) for k, answer in answers.items()])
+    lost = len(answers) < len(pieces)
+    return Branched(most, trees, lost or any(answer.limited for answer in answers.values()))
 
 
 class _Search:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from milp_agt.bounds.zonotope.branching import EndTrees, branched
+from milp_agt.bounds.zonotope.branching import EndTrees, branched_on
 from milp_agt.bounds.zonotope.dual import ascend, bound, on_moves
 from milp_agt.bounds.zonotope.state import AT_ONCE
 from milp_agt.core.rounding import TINY, gamma
@@ -31,19 +31,20 @@ def least_by_branching(
     coefficients: Mapping[str, Tensor],
     wanted: Tensor,
     seconds: float,
-    nodes: float = float("inf"),
+    workers: int = 1,
 ) -> tuple[Tensor, EndTrees]:
     """As :func:`least`, by a tree of each form over units and phases, with these trees.
 
     Args:
         wanted: forms whose bound is at least this are not searched further, (rows,); inf for none.
-        seconds, nodes: limits, at which the bounds so far count.
+        seconds: a limit, at which the bounds so far count.
+        workers: processes that the forms are dealt out to.
     """
     zonotope = forward.zonotope
     rows = torch.cat([coefficients[name].flatten(1) for name in forward.layout.slices], 1)
     centre, error = _at_centre(forward, rows)
     enough = (centre - error - wanted) * (1.0 - gamma(32)) - TINY
-    found = branched(zonotope, forward.bounds, -rows, enough, seconds, nodes)
+    found = branched_on(zonotope, forward.bounds, -rows, enough, seconds, workers)
     low = centre - found.most - error - gamma(8) * (centre.abs() + found.most.abs())
     return _known(low), found.trees
 

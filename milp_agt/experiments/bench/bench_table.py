@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
@@ -11,7 +9,7 @@ from typing import Any
 import torch
 
 from milp_agt.certification.fingerprint import versions
-from milp_agt.io.tables import format_number, format_table
+from milp_agt.io.tables import csv_text, format_number, format_table
 from milp_agt.reports.result_folder import hardware
 
 SCHEMA_VERSION = 1
@@ -110,12 +108,7 @@ class Benchmark:
 
     def to_csv(self) -> str:
         """The rows as comma-separated text with a header; an absent value is empty."""
-        stream = io.StringIO()
-        names = [each.name for each in fields(Row)]
-        writer = csv.DictWriter(stream, names, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(asdict(row) for row in self.rows)
-        return stream.getvalue()
+        return csv_text([each.name for each in fields(Row)], map(asdict, self.rows))
 
     def to_dict(self) -> dict[str, Any]:
         """Machine and rows, for a JSON document."""

@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-import csv
-import io
-import json
-import math
 from dataclasses import asdict, dataclass, fields
-from typing import Any
 
-from milp_agt.io.tables import format_number, format_table
+from milp_agt.io.tables import csv_text, format_number, format_table, json_text
 
 SCHEMA_VERSION = 2
 
@@ -134,22 +129,9 @@ class Comparison:
         """The rows as comma-separated text with a header; an absent value is empty. The series over
         the steps are in the JSON document."""
         names = [field.name for field in fields(ComparisonRow) if field.name not in _SERIES]
-        stream = io.StringIO()
-        writer = csv.DictWriter(stream, names, lineterminator="\n", extrasaction="ignore")
-        writer.writeheader()
-        writer.writerows(asdict(row) for row in self.rows)
-        return stream.getvalue()
+        return csv_text(names, map(asdict, self.rows))
 
     def to_json(self) -> str:
         """Rows and notes as a JSON document; infinite or undefined numbers as "inf" and "nan"."""
-        rows = [{key: _plain(value) for key, value in asdict(row).items()} for row in self.rows]
-        document = {"schema_version": SCHEMA_VERSION, "rows": rows, "notes": list(self.notes)}
-        return json.dumps(document, indent=2, allow_nan=False) + "\n"
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, tuple):
-        return [_plain(each) for each in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return repr(value)
-    return value
+        rows = [asdict(row) for row in self.rows]
+        return json_text({"schema_version": SCHEMA_VERSION, "rows": rows, "notes": self.notes})

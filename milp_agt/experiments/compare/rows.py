@@ -31,6 +31,10 @@ from milp_agt.training.training import Training
 ArrayLike = npt.NDArray[np.generic] | torch.Tensor
 
 
+# The row of a tree, see :func:`compare`.
+TREE = "tree"
+
+
 class _ComparedCase(NamedTuple):
     """One row that was asked for."""
 
@@ -46,7 +50,10 @@ class _ComparedCase(NamedTuple):
 
     def options(self) -> dict[str, Any]:
         """What this row has of its own."""
+        if self.relaxation == TREE:
+            return {"relaxation": "zonotope"}
         return {
+            "tree": 0.0,
             "relaxation": self.relaxation,
             "window": self.window or None,
             "solver": self.solver,
@@ -86,7 +93,8 @@ def compare(
         within: seconds for all rows: each has an equal share of what is left, and rows after that are left
             out and named in the notes.
         options: all of those that follow, as one object; what is given by name replaces them. The time
-            limit holds for each row.
+            limit holds for each row. With ``tree = SECONDS`` there is one more row, of a zonotope that a tree
+            narrows for so long (:meth:`Result.narrowed`), and questions of this row alone are searched, too.
 
     Raises:
         InvalidInputError: no relaxation or no window, a window below 1, or only one of X_test and
@@ -102,6 +110,8 @@ def compare(
     check_run(model, arrays, training, bound)
     total = len(training.batch_order(len(features_of(arrays[0]))))
     cases = list(dict.fromkeys(_cases(relaxations, windows, solvers, total)))
+    if cases and options.tree:
+        cases.append(_ComparedCase(TREE, 0, None))
     if not cases:
         raise InvalidInputError(
             "Compare relaxations",
@@ -129,6 +139,8 @@ def compare(
                     case.options()
                 ),
             )
+            if case.relaxation == TREE:
+                result = result.narrowed(options.tree)
         except SolverUnavailableError as error:
             notes.append(f"{case.relaxation} by {case.solver or 'any solver'}: {error}")
             continue
@@ -188,6 +200,10 @@ def _row(
     def total(count: str) -> int:
         return sum(program[count] for program in programs)
 
+    widths = [step.mean_width for step in result.steps]
+    elapsed = list(itertools.accumulate(step.seconds for step in result.steps))
+    if case.relaxation == TREE:
+        widths[-1], elapsed[-1] = float(result.reachable.mean_width), seconds
     return ComparisonRow(
         relaxation=case.relaxation,
         window=case.window,
@@ -212,8 +228,8 @@ def _row(
         limited=total("limited"),
         seconds=seconds,
         limit_reached=result.limit_reached,
-        widths=tuple(step.mean_width for step in result.steps),
-        elapsed=tuple(itertools.accumulate(step.seconds for step in result.steps)),
+        widths=tuple(widths),
+        elapsed=tuple(elapsed),
     )
 
 
@@ -245,5 +261,7 @@ def _cases(
 def _program_window(relaxation: str, window: int, solved: int | None, total: int) -> int | None:
     if relaxation == "auto":
         return None
+    if relaxation == TREE:
+        return 0
     uses_programs = Relaxation.parse(relaxation).uses_programs
-    return min(solved or window, total) if uses_programs else 0
+    return min(window if solved is None else solved, total) if uses_programs else 0

@@ -1,5 +1,8 @@
 """Sets of admissible moves of one poisoned sample, one class for each kind of set."""
 
+import importlib
+import pkgutil
+
 from milp_agt.threats.sets.ball import Ball
 from milp_agt.threats.sets.box import Box, BoxOrFill
 from milp_agt.threats.sets.halfspaces import Halfspaces
@@ -9,7 +12,6 @@ from milp_agt.threats.sets.sparse import Sparse
 from milp_agt.threats.sets.vertices import Vertices
 
 __all__ = [
-    "KINDS",
     "Ball",
     "Box",
     "BoxOrFill",
@@ -19,6 +21,12 @@ __all__ = [
     "Rules",
     "Sparse",
     "Vertices",
+    "move_sets",
 ]
 
-KINDS: tuple[type[MoveSet], ...] = (Box, Ball, Sparse, Vertices, BoxOrFill, Product, Halfspaces)
+
+def move_sets() -> tuple[type[MoveSet], ...]:
+    """Every kind of set; all modules of this package are imported first."""
+    for module in pkgutil.iter_modules(__path__):
+        importlib.import_module(f"{__name__}.{module.name}")
+    return tuple(sorted(MoveSet.__subclasses__(), key=lambda kind: kind.__name__))

@@ -18,7 +18,11 @@ from milp_agt.threats.sets.move_set import (
     MoveSet,
     Rules,
     as_array,
+    between,
+    exact,
+    exact_moves,
     extent,
+    fractions,
     gated_columns,
     one_block,
     placed_in,
@@ -168,6 +172,18 @@ class Ball(MoveSet):
         norms = torch.linalg.vector_norm(self._shares(moves), ord=self.order, dim=-1)
         beyond = (norms - 1.0).clamp(min=0.0) * self.radius.amax(-1)
         return torch.maximum(torch.maximum(outside, fraction).amax(-1), beyond)
+
+    def admits(self, sample: int, nominal: Tensor, given: Tensor) -> bool:
+        moves = exact_moves(nominal, given)
+        if not all(between(moves, self.low[sample], self.high[sample], self.whole)):
+            return False
+        pairs = list(zip(moves, exact(self.radius[sample]), strict=True))
+        if any(move != 0 and radius == 0 for move, radius in pairs):
+            return False
+        return sum(abs(move / radius) ** self.order for move, radius in pairs if radius != 0) <= 1
+
+    def jumps(self, nominal: Tensor, given: Tensor) -> Tensor:
+        return fractions(given, self.whole)
 
     def on(self, change: Callable[[Tensor], Tensor]) -> Self:
         return replace(

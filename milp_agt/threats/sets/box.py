@@ -16,7 +16,10 @@ from milp_agt.threats.sets.move_set import (
     MoveSet,
     Rules,
     as_array,
+    between,
+    exact_moves,
     extent,
+    fractions,
     gated_columns,
     truncated,
 )
@@ -80,6 +83,13 @@ class Box(MoveSet):
         outside = torch.maximum(moves - self.high, self.low - moves).clamp(min=0.0)
         fraction = (moves - truncated(moves, self.whole)).abs()
         return torch.maximum(outside, fraction).amax(-1)
+
+    def admits(self, sample: int, nominal: Tensor, given: Tensor) -> bool:
+        moves = exact_moves(nominal, given)
+        return all(between(moves, self.low[sample], self.high[sample], self.whole))
+
+    def jumps(self, nominal: Tensor, given: Tensor) -> Tensor:
+        return fractions(given, self.whole)
 
     def on(self, change: Callable[[Tensor], Tensor]) -> Self:
         return replace(self, low=change(self.low), high=change(self.high))
@@ -148,6 +158,16 @@ class BoxOrFill(MoveSet):
         fraction = (moves - truncated(moves, box.whole)).abs()
         each = torch.minimum(torch.maximum(outside, fraction), (moves - self.fill).abs())
         return each.amax(-1)
+
+    def admits(self, sample: int, nominal: Tensor, given: Tensor) -> bool:
+        own, fill = self.box, self.fill[sample]
+        moves = exact_moves(nominal, given)
+        inside = between(moves, own.low[sample], own.high[sample], own.whole)
+        jumped = ((given == nominal + fill) & (fill != 0.0)).tolist()
+        return all(a or b for a, b in zip(inside, jumped, strict=True))
+
+    def jumps(self, nominal: Tensor, given: Tensor) -> Tensor:
+        return self.box.jumps(nominal, given) | (given == nominal + self.fill)
 
     def on(self, change: Callable[[Tensor], Tensor]) -> Self:
         return replace(self, box=self.box.on(change), fill=change(self.fill))

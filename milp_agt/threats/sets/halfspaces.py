@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from fractions import Fraction
 from typing import Self
 
 import numpy as np
@@ -14,7 +15,7 @@ from torch import Tensor
 from milp_agt.core.encoder import Encoder
 from milp_agt.core.expression import Array, Expression, add
 from milp_agt.core.rounding import gamma
-from milp_agt.threats.sets.move_set import MoveSet, Rules, as_array, one_block
+from milp_agt.threats.sets.move_set import MoveSet, Rules, as_array, exact, exact_moves, one_block
 
 # Rounds of alternating projections on the rows and on the set below them.
 ROUNDS = 20
@@ -122,6 +123,16 @@ class Halfspaces(MoveSet):
             length = normal.square().sum()
             moves = moves - (beyond / torch.where(length > 0, length, 1.0))[..., None] * normal
         return moves
+
+    def admits(self, sample: int, nominal: Tensor, given: Tensor) -> bool:
+        moves, limits = exact_moves(nominal, given), exact(self.limits[sample])
+        rows = [[Fraction(c) for c in row] for row in self.matrix.tolist()]
+        sums = [sum((c * e for c, e in zip(row, moves, strict=True)), Fraction(0)) for row in rows]
+        below = all(total <= limit for total, limit in zip(sums, limits, strict=True))
+        return below and self.base.admits(sample, nominal, given)
+
+    def jumps(self, nominal: Tensor, given: Tensor) -> Tensor:
+        return self.base.jumps(nominal, given)
 
     def on(self, change: Callable[[Tensor], Tensor]) -> Self:
         return replace(self, base=self.base.on(change), limits=change(self.limits))

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import ClassVar, Self
 
 import numpy as np
@@ -106,6 +107,27 @@ class MoveSet(ABC):
     @abstractmethod
     def excess(self, moves: Tensor) -> Tensor:
         """How far each move violates the conditions of the set, (..., N); 0 if it is admissible."""
+
+    @abstractmethod
+    def admits(self, sample: int, nominal: Tensor, given: Tensor) -> bool:
+        """Whether a sample (size,) of float64 may be ``given`` where it is ``nominal`` in the data as given.
+
+        Answered in rational arithmetic, without a tolerance: the exact difference must satisfy every
+        condition of the set. A jump to one of finitely many moves e (a class, a category, a missing value) is
+        what the run computes, ``nominal + e`` rounded to nearest.
+        """
+
+    @abstractmethod
+    def jumps(self, nominal: Tensor, given: Tensor) -> Tensor:
+        """Mask of the coordinates that may not move by a little, (..., N, size) bool.
+
+        ``given`` (..., N, size) are samples whose nominal values are (N, size).
+        """
+
+    def shrunk(self, nominal: Tensor, given: Tensor, factor: float) -> Tensor:
+        """``given`` with its moves times ``factor`` < 1 and a float nearer to ``nominal``, but for jumps."""
+        nearer = torch.nextafter(nominal + factor * (given - nominal), nominal.expand(given.shape))
+        return torch.where(self.jumps(nominal, given), given, nearer)
 
     @abstractmethod
     def on(self, change: Callable[[Tensor], Tensor]) -> Self:
@@ -218,3 +240,30 @@ def placed_in(part: Expression, columns: npt.NDArray[np.int64], size: int) -> Ex
     place = (np.ones(samples * width), (rows, np.arange(samples * width)))
     wide = sp.csr_matrix(place, shape=(samples * size, samples * width))
     return part.apply(wide, (samples, size))
+
+
+def exact(values: Tensor) -> list[Fraction]:
+    return [Fraction(value) for value in values.tolist()]
+
+
+def exact_moves(nominal: Tensor, given: Tensor) -> list[Fraction]:
+    """The exact differences of two samples (size,)."""
+    return [b - a for a, b in zip(exact(nominal), exact(given), strict=True)]
+
+
+def between(
+    moves: Sequence[Fraction], low: Tensor, high: Tensor, whole: tuple[int, ...]
+) -> list[bool]:
+    """Coordinate by coordinate: whether moves lie in a box, those of ``whole`` being whole numbers."""
+    ends = zip(moves, exact(low), exact(high), strict=True)
+    return [
+        below <= move <= above and (k not in whole or move.denominator == 1)
+        for k, (move, below, above) in enumerate(ends)
+    ]
+
+
+def fractions(given: Tensor, whole: tuple[int, ...]) -> Tensor:
+    """Mask of the coordinates ``whole``."""
+    mask = torch.zeros(given.shape, dtype=torch.bool, device=given.device)
+    mask[..., list(whole)] = True
+    return mask

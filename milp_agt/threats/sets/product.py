@@ -90,6 +90,14 @@ class Product(MoveSet):
         index = torch.from_numpy(order).to(pieces[0].device)
         return torch.cat(pieces, -1)[..., index]
 
+    def admits(self, sample: int, nominal: Tensor, given: Tensor) -> bool:
+        pairs = zip(self.parts, map(list, self.columns), strict=True)
+        return all(part.admits(sample, nominal[own], given[own]) for part, own in pairs)
+
+    def jumps(self, nominal: Tensor, given: Tensor) -> Tensor:
+        pairs = zip(self.parts, map(list, self.columns), strict=True)
+        return self._joined([p.jumps(nominal[..., c], given[..., c]) for p, c in pairs])
+
     def on(self, change: Callable[[Tensor], Tensor]) -> Self:
         return replace(self, parts=tuple(part.on(change) for part in self.parts))
 

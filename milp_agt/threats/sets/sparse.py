@@ -93,6 +93,14 @@ class Sparse(MoveSet):
         kept = torch.zeros_like(scores, dtype=torch.bool).scatter(-1, chosen, True)
         return kept[..., self.base.block_of]
 
+    def admits(self, sample: int, nominal: Tensor, given: Tensor) -> bool:
+        blocks = self.base.block_of[(given != nominal).to(self.base.block_of.device)]
+        few = len(blocks.unique()) <= self.limit
+        return few and self.base.admits(sample, nominal, given)
+
+    def jumps(self, nominal: Tensor, given: Tensor) -> Tensor:
+        return self.base.jumps(nominal, given)
+
     def on(self, change: Callable[[Tensor], Tensor]) -> Self:
         return replace(self, base=self.base.on(change))
 

@@ -77,6 +77,13 @@ class Vertices(MoveSet):
         """The moves with these indices, (..., N), as (..., N, size)."""
         return self.points[torch.arange(len(self.points), device=index.device), index]
 
+    def admits(self, sample: int, nominal: Tensor, given: Tensor) -> bool:
+        reached = nominal + self.points[sample]
+        return bool((given == nominal).all()) or bool((reached == given).all(-1).any())
+
+    def jumps(self, nominal: Tensor, given: Tensor) -> Tensor:
+        return torch.ones(given.shape, dtype=torch.bool, device=given.device)
+
     def on(self, change: Callable[[Tensor], Tensor]) -> Self:
         return replace(self, points=change(self.points))
 
