@@ -22,9 +22,9 @@ def levels_of(
     on_rows: bool,
 ) -> tuple[Sequence[Relaxation], Remarks]:
     """The levels of the chains. Above a zonotope it is carried along where it has rules for the run and
-    is predicted to take at most some seconds and a share of the memory. One that was asked for and would take
-    far more than the memory is a box. Where programs are solved on its rows alone (``on_rows``) that is an
-    error, and no other chain has programs."""
+    is predicted to take at most some seconds and a share of the memory; one that was asked for and would take
+    far more is a box. Where programs are solved on its rows alone (``on_rows``) it is needed, no other chain
+    has any, and far more is an error."""
     time, size = predicted
     levels: Sequence[Relaxation] = asked.chain()
     on_rows = on_rows and asked.uses_programs
@@ -32,18 +32,15 @@ def levels_of(
     if on_rows:
         levels = _on_rows(asked, refused, carried)
     if needed and refused is None and size > ZONOTOPE_OVER * memory:
-        found = f"its forms and generators would take about {mib(size)}"
-        if on_rows:
-            asked_for, to_do = (
-                f"A zonotope within {mib(memory)}",
-                "use smaller batches or more memory",
+        if not on_rows:
+            line = (
+                f"all generators of the zonotope are folded into the box: they would take about {mib(size)}, "
+                f"far more than {mib(memory)}; give more memory to have them"
             )
-            raise InvalidInputError(asked_for, found, to_do)
-        line = (
-            f"all generators of the zonotope are folded into the box: {found}, far more than "
-            f"{mib(memory)}; give more memory to have them"
-        )
-        return (Relaxation.INTERVAL,), Remarks(fallbacks=(line,))
+            return (Relaxation.INTERVAL,), Remarks(fallbacks=(line,))
+        found = f"its forms and generators would take about {mib(size)}"
+        asked_for, to_do = f"A zonotope within {mib(memory)}", "use smaller batches or more memory"
+        raise InvalidInputError(asked_for, found, to_do)
     if Relaxation.ZONOTOPE not in levels or needed:
         return levels, Remarks()
     why = None if refused is None else f"it has no rule for {refused}"
