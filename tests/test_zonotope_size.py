@@ -51,8 +51,8 @@ def test_a_batch_in_pieces_is_the_batch(monkeypatch, run: Any) -> None:
 
 
 def test_pieces_whose_units_are_all_off_leave_others_their_moves(monkeypatch) -> None:
-    """In closed form: f = v relu(w x + b) + c at 1, 1, 0, 1, 0, on x = -1 and x = 1, targets 0. The unit is off
-    at the first sample, and c becomes 1 - 0.1 (1 + 2 + d) for moves d of the second."""
+    """In closed form: v relu(w x + b) + c at w = v = c = 1, b = 0, x = -1 and 1, targets 0. The unit is off
+    at one sample, and c becomes 1 - 0.1 (1 + 2 + d) for moves d of the other."""
     monkeypatch.setattr(pieces, "SHARE", 2**50)
     net = nn.Sequential(nn.Linear(1, 1), nn.ReLU(), nn.Linear(1, 1)).double()
     with torch.no_grad():
