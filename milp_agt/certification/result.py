@@ -234,7 +234,7 @@ class Result(Questions):
 
         The adversary, or the looseness of the bounds, has most to gain there: inspect these samples
         first, or trust them and leave them out of ``samples=``. ``print`` shows both as tables.
-        Causes are given where a zonotope is carried to the end.
+        Causes are given where a zonotope is carried along and selections are bounded jointly.
 
         Raises:
             InvalidInputError: a loaded result, or one by relaxation 'interval'.

@@ -32,7 +32,8 @@ class Suspect:
         width: mean over the trainable parameters of the width that the certificate grants to this
             sample alone. Listed data sets and enumerated selections: the hull of its cases and of the
             clean run. Bounded
-            jointly: what the bounds of both ends of the parameter owe to it if it is poisoned (``dev_i``).
+            jointly: what the bounds of both ends of the parameter owe to it if it is poisoned (``dev_i``),
+            those of the zonotope if one is carried along.
         share: ``width`` divided by the mean width of the reachable set.
     """
 
@@ -51,13 +52,13 @@ class Suspects(Sequence[Suspect]):
         samples: see :class:`Suspect`.
         width: mean width of the reachable set.
         causes: mean over the trainable parameters of what each cause adds to the width that the last
-            zonotope proves, see :func:`milp_agt.bounds.zonotope.causes.charges`; None where no zonotope
-            reaches the end.
+            zonotope proves, see :func:`milp_agt.bounds.zonotope.causes.charges`; None without one, and
+            where selections or data sets are told apart.
     """
 
     samples: tuple[Suspect, ...]
     width: float
-    causes: Mapping[Cause, float] | None = None
+    causes: Mapping[Cause, float] | None
 
     @property
     def total(self) -> float | None:
@@ -122,14 +123,17 @@ def suspects(models: ReachableModels, count: int, origin: Origin | None = None) 
             "a result that keeps no linear forms (loaded from a file, or relaxation 'interval')",
             "ask the result of certify(..., relaxation='linear') itself",
         )
-    found = [_charges(models, reached) for reached in models.reached]
-    pairs = zip(models.reached, found, strict=True)
-    widths = torch.stack([_widths(models, reached, own) for reached, own in pairs]).amax(0)
+    found, causes = _charges(models), None
+    if found is None:
+        widths = torch.stack([_widths(models, reached) for reached in models.reached]).amax(0)
+    else:  # each parameter has two ends
+        widths = 2.0 * found.by_sample.mean(0)
+        causes = {cause: 2.0 * float(part.mean()) for cause, part in found.by_cause.items()}
     whole = torch.cat([models.state[n].width.flatten() for n in models.step_graph.parameters])
     mean = float(whole.mean())
     order = widths.argsort(descending=True)[:count].tolist()
     heaviest = tuple(_suspect(i, float(widths[i]), mean, origin) for i in order if widths[i] > 0)
-    return Suspects(heaviest, mean, _causes(found[0]) if len(found) == 1 else None)
+    return Suspects(heaviest, mean, causes)
 
 
 def _suspect(position: int, width: float, mean: float, origin: Origin | None) -> Suspect:
@@ -138,27 +142,23 @@ def _suspect(position: int, width: float, mean: float, origin: Origin | None) ->
     return Suspect(row, width, width / mean, position, known)
 
 
-def _charges(models: ReachableModels, reached: Reached) -> Charges | None:
-    """What both ends of all parameters are charged, where a zonotope carries them."""
-    if reached.forward is None or reached.single_runs or isinstance(reached.adversary, Enumerated):
+def _charges(models: ReachableModels) -> Charges | None:
+    """What both ends of all parameters are charged, where a zonotope bounds all selections jointly."""
+    apart = any(r.single_runs or isinstance(r.adversary, Enumerated) for r in models.reached)
+    if apart or len(models.carried) != 1:
         return None
+    (reached,) = models.carried
+    assert reached.forward is not None
     rows = models.on_parameters(reached, models.parameter_rows(reached))
     return charges(reached.forward, rows)
 
 
-def _causes(found: Charges | None) -> dict[Cause, float] | None:
-    """The mean over two ends for each parameter, as a width."""
-    return found and {c: 2.0 * float(part.mean()) for c, part in found.by_cause.items()}
-
-
-def _widths(models: ReachableModels, reached: Reached, found: Charges | None) -> Tensor:
+def _widths(models: ReachableModels, reached: Reached) -> Tensor:
     """The width that is granted to each sample, (N,)."""
     if isinstance(reached.adversary, ListedData):
         return _of_runs(models, reached, reached.adversary)
     if isinstance(reached.adversary, Enumerated):
         return _of_cases(models, reached, reached.adversary)
-    if found is not None:
-        return 2.0 * found.by_sample.mean(0)
     rows = models.parameter_rows(reached)
 
     def worth(some: Tensor) -> Tensor:
