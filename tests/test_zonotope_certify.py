@@ -83,7 +83,7 @@ def test_causes_add_up_to_the_bound(loss, kind, training, threat) -> None:
     """Of both ends of all parameters, one by one, and of the width as users see it."""
     case, _, _ = problem(loss, kind, training, (4,), radius=0.05, **threat)
     result, _ = case.certify(relaxation="zonotope")
-    (reached,) = result.models.reached
+    (reached,) = result.models.carried
     forward = reached.forward
     assert forward is not None
     assert forward.zonotope.flips.rows
@@ -108,6 +108,22 @@ def test_moves_alone_are_all_there_is_where_nothing_flips() -> None:
     found = case.certify(relaxation="zonotope")[0].suspects()
     assert found.causes is not None
     assert found.causes[Cause.MOVES] == pytest.approx(found.width, rel=1e-6)
+
+
+def test_flips_are_told_apart_by_who_is_poisoned() -> None:
+    """In the first step only poisoned samples flip units; a poisoned target flips none of its own."""
+    first, _, _ = problem("cross_entropy", "features", {"epochs": 1}, (4,), seed=3, radius=0.05)
+    once = {"epochs": 1, "batch_size": 2}
+    later, _, _ = problem("mse", "labels", once, (4,), seed=2, budget=1, samples=[0])
+    cases = (
+        (first, Cause.OWN_FLIPS, Cause.OTHER_FLIPS),
+        (later, Cause.OTHER_FLIPS, Cause.OWN_FLIPS),
+    )
+    for case, there, not_there in cases:
+        found = case.certify(relaxation="zonotope")[0].suspects()
+        assert found.causes is not None
+        assert found.causes[there] > 0.2 * found.width
+        assert found.causes[not_there] < 1e-12
 
 
 def test_a_run_goes_on_from_its_checkpoint_to_the_same_numbers(tmp_path) -> None:
