@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,8 @@ import milp_agt as agt
 from milp_agt.bounds.zonotope import Cause, charges, engine, least
 from milp_agt.core.relaxation import Relaxation
 from milp_agt.errors import InvalidInputError, UnsupportedOperationError
+from milp_agt.properties.accuracy import AccuracyTable
+from milp_agt.properties.property_table import PickedPoints
 
 
 @pytest.mark.parametrize(
@@ -124,6 +127,35 @@ def test_flips_are_told_apart_by_who_is_poisoned() -> None:
         assert found.causes is not None
         assert found.causes[there] > 0.2 * found.width
         assert found.causes[not_there] < 1e-12
+
+
+@pytest.mark.parametrize("relaxation", ["zonotope", "linear"])
+def test_suspects_of_a_question_are_those_of_its_margins(relaxation: str) -> None:
+    case, test, labels = problem("bce", "features", {"epochs": 5}, (4,), radius=0.05)
+    result, _ = case.certify(relaxation=relaxation)
+    at = PickedPoints(np.arange(2), test[:2].numpy(), labels[:2].numpy(), None)
+    found = result.suspects(6, (AccuracyTable(kind="accuracy"), at))
+    low, high = result.margins(*at[1:3])
+    assert found.total is not None
+    assert found.width == pytest.approx((high - low).mean(), rel=1e-6)
+    assert found.total == pytest.approx(found.width, rel=1e-6)
+    assert found.causes is not None
+    assert found.causes[Cause.PREDICTION] >= 0
+    heaviest = found[0].sample
+    only = agt.FeaturePoisoning(1, 0.05, samples=[heaviest])
+    alone, _ = dataclasses.replace(case, threat=only).certify(relaxation=relaxation)
+    low, high = alone.margins(*at[1:3])
+    assert found[0].width == pytest.approx((high - low).mean(), rel=0.25)
+
+
+def test_suspects_of_a_question_need_a_zonotope() -> None:
+    case, test, labels = problem("bce", "features", {}, (4,), radius=0.05)
+    at = PickedPoints(np.arange(2), test[:2].numpy(), labels[:2].numpy(), None)
+    without, _ = case.certify(relaxation="linear", carried="none")
+    with pytest.raises(InvalidInputError, match="no zonotope that bounds") as caught:
+        without.suspects(6, (AccuracyTable(kind="accuracy"), at))
+    assert "bounds of a question" in caught.value.asked
+    assert "relaxation='zonotope'" in caught.value.remedy
 
 
 def test_a_run_goes_on_from_its_checkpoint_to_the_same_numbers(tmp_path) -> None:

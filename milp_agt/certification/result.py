@@ -29,6 +29,7 @@ from milp_agt.data.origin import Origin
 from milp_agt.errors import InvalidInputError
 from milp_agt.properties.decisions import Decider
 from milp_agt.properties.models import ReachableModels, Reached, Watch
+from milp_agt.properties.property_table import PickedPoints, TableOfPoints
 from milp_agt.properties.questions import Questions
 from milp_agt.properties.suspects import Suspects, suspects
 from milp_agt.properties.unbounded import UnboundedModels
@@ -229,17 +230,22 @@ class Result(Questions):
         reached = self.attack.towards(objective, proposals(self.models, self.attack.attacker))
         return Sandwich.of_property(bounds, reached, objective.two_sided)
 
-    def suspects(self, count: int = 10) -> Suspects:
+    def suspects(
+        self, count: int = 10, about: tuple[TableOfPoints, PickedPoints] | None = None
+    ) -> Suspects:
         """The training samples with the largest share of the bound, largest first, and its width by cause.
 
+        Of the whole set, or of what a question bounds at points (margins, say): both as in :meth:`ask`.
         The adversary, or the looseness of the bounds, has most to gain there: inspect these samples
         first, or trust them and leave them out of ``samples=``. ``print`` shows both as tables.
         Causes are given where a zonotope is carried along and selections are bounded jointly.
 
         Raises:
-            InvalidInputError: a loaded result, or one by relaxation 'interval'.
+            InvalidInputError: a loaded result, or one by relaxation 'interval'; a question where no zonotope
+                is carried along, or selections are told apart.
         """
-        return suspects(self.models, count, self.origin)
+        forms = None if about is None else self._question(*about).forms
+        return suspects(self.models, count, self.origin, forms)
 
     def save(self, path: str | Path) -> None:
         """Write everything except the steps of the window to one .npz file (suffix added if missing).

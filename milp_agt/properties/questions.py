@@ -265,9 +265,7 @@ class Questions:
         Raises:
             InvalidInputError: data that do not fit, or a regression where classes are asked about.
         """
-        kind = asked.kind if asked.needs_classes else None
-        x, y = self._test_data(at.features, at.labels, kind)
-        return self._ask(asked.question(self.models, x, y), groups_of(at.groups, len(x)))
+        return self._ask(self._question(asked, at), groups_of(at.groups, len(at.features)))
 
     def data_set(self, case: int) -> Poisoned:
         """What the adversary makes of the training data in a case of a listed threat.
@@ -332,6 +330,10 @@ class Questions:
                     "do not use this certificate; please report this run",
                 )
         return trained
+
+    def _question(self, asked: TableOfPoints, at: PickedPoints) -> Question:
+        kind = asked.kind if asked.needs_classes else None
+        return asked.question(self.models, *self._test_data(at.features, at.labels, kind))
 
     def _ask(self, question: Question, groups: npt.NDArray[Any] | None) -> Answer:
         """The answer with what the decider adds: points that are refuted, and what attacks reach."""

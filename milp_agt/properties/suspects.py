@@ -18,7 +18,7 @@ from milp_agt.bounds.zonotope import Cause, Charges, charges
 from milp_agt.data.origin import Origin
 from milp_agt.errors import InvalidInputError
 from milp_agt.io.tables import format_number, format_table
-from milp_agt.properties.models import ReachableModels, Reached
+from milp_agt.properties.models import OutputForms, ReachableModels, Reached
 
 
 @dataclass(frozen=True)
@@ -29,12 +29,11 @@ class Suspect:
         sample: its row in the file of the data set that was certified; its position in plain arrays.
         position: its position in the training part.
         id: who it is, where ``load_dataset(id=)`` says so; None elsewhere.
-        width: mean over the trainable parameters of the width that the certificate grants to this
-            sample alone. Listed data sets and enumerated selections: the hull of its cases and of the
-            clean run. Bounded
-            jointly: what the bounds of both ends of the parameter owe to it if it is poisoned (``dev_i``),
-            those of the zonotope if one is carried along.
-        share: ``width`` divided by the mean width of the reachable set.
+        width: mean over the trainable parameters, or over what a question bounds, of the width that the
+            certificate grants to this sample alone. Listed data sets and enumerated selections: the hull
+            of its cases and of the clean run. Bounded jointly: what the bounds of both ends owe to it if
+            it is poisoned (``dev_i``), those of the zonotope if one is carried along.
+        share: ``width`` divided by the width of :class:`Suspects`.
     """
 
     sample: int
@@ -50,10 +49,10 @@ class Suspects(Sequence[Suspect]):
 
     Attributes:
         samples: see :class:`Suspect`.
-        width: mean width of the reachable set.
-        causes: mean over the trainable parameters of what each cause adds to the width that the last
-            zonotope proves, see :func:`milp_agt.bounds.zonotope.causes.charges`; None without one, and
-            where selections or data sets are told apart.
+        width: mean width of the reachable set; of a question, of the bounds of its forms (margins, say).
+        causes: mean over the trainable parameters, or forms, of what each cause adds to the width that
+            the last zonotope proves, see :func:`milp_agt.bounds.zonotope.causes.charges`; None without
+            one, and where selections or data sets are told apart.
     """
 
     samples: tuple[Suspect, ...]
@@ -106,12 +105,20 @@ class Suspects(Sequence[Suspect]):
         return f"{samples}\n\n{format_table(('cause', 'width', 'of the whole'), cells)}"
 
 
-def suspects(models: ReachableModels, count: int, origin: Origin | None = None) -> Suspects:
+def suspects(
+    models: ReachableModels,
+    count: int,
+    origin: Origin | None = None,
+    forms: Sequence[OutputForms] | None = None,
+) -> Suspects:
     """The ``count`` samples that carry the bound, the heaviest first; those that can do nothing are
     left out. Rows and ids are those of ``origin``.
 
+    With ``forms`` of test points, widths are means over these forms, not over the parameters.
+
     Raises:
-        InvalidInputError: a result without the steps that led to it (loaded, or interval bounds).
+        InvalidInputError: a result without the steps that led to it (loaded, or interval bounds); forms,
+            where no zonotope bounds all selections jointly, or forms of no point.
     """
     if not isinstance(count, int) or count < 0:
         raise InvalidInputError(
@@ -123,13 +130,23 @@ def suspects(models: ReachableModels, count: int, origin: Origin | None = None) 
             "a result that keeps no linear forms (loaded from a file, or relaxation 'interval')",
             "ask the result of certify(..., relaxation='linear') itself",
         )
-    found, causes = _charges(models), None
+    found, causes = _charges(models, forms), None
+    if forms is not None and found is None:
+        raise InvalidInputError(
+            "Which samples carry the bounds of a question was asked",
+            "no zonotope that bounds all selections jointly, or no point that the question counts",
+            "ask the result of certify(..., relaxation='zonotope') itself, about one point or more",
+        )
     if found is None:
         widths = torch.stack([_widths(models, reached) for reached in models.reached]).amax(0)
-    else:  # each parameter has two ends
+    else:  # each parameter, or form, has two ends
         widths = 2.0 * found.by_sample.mean(0)
         causes = {cause: 2.0 * float(part.mean()) for cause, part in found.by_cause.items()}
-    whole = torch.cat([models.state[n].width.flatten() for n in models.step_graph.parameters])
+    if forms is None:
+        boxes = [models.state[name] for name in models.step_graph.parameters]
+    else:
+        boxes = [models.bound(f) for f in forms]
+    whole = torch.cat([box.width.flatten() for box in boxes])
     mean = float(whole.mean())
     order = widths.argsort(descending=True)[:count].tolist()
     heaviest = tuple(_suspect(i, float(widths[i]), mean, origin) for i in order if widths[i] > 0)
@@ -142,15 +159,32 @@ def _suspect(position: int, width: float, mean: float, origin: Origin | None) ->
     return Suspect(row, width, width / mean, position, known)
 
 
-def _charges(models: ReachableModels) -> Charges | None:
-    """What both ends of all parameters are charged, where a zonotope bounds all selections jointly."""
+def _charges(models: ReachableModels, forms: Sequence[OutputForms] | None) -> Charges | None:
+    """What both ends of all parameters, or of the forms of test points, are charged, where a zonotope
+    bounds all selections jointly."""
     apart = any(r.single_runs or isinstance(r.adversary, Enumerated) for r in models.reached)
     if apart or len(models.carried) != 1:
         return None
     (reached,) = models.carried
     assert reached.forward is not None
-    rows = models.on_parameters(reached, models.parameter_rows(reached))
-    return charges(reached.forward, rows)
+    if forms is None:
+        rows = models.on_parameters(reached, models.parameter_rows(reached))
+        return charges(reached.forward, rows)
+    parts = [f.part(part) for f in forms if len(f) for part in models.parts(f)]
+    found = [_of_points(models, reached, part) for part in parts]
+    return Charges.cat(found) if found else None
+
+
+def _of_points(models: ReachableModels, reached: Reached, forms: OutputForms) -> Charges:
+    """What both ends of forms are charged. They are no opposites: how far apart they are at the centre is
+    what the prediction is charged."""
+    assert reached.forward is not None
+    rows = models.rows_of(reached, forms)
+    found = charges(reached.forward, rows.coefficients)
+    flat = [rows.coefficients[name].flatten(1) for name in reached.forward.layout.slices]
+    at_centre = torch.cat(flat, 1) @ reached.forward.zonotope.centre + rows.constant[:, 0]
+    # Of one end by itself this is no distance: the mean over all rows is what is asked for.
+    return Charges(found.by_sample, {**found.by_cause, Cause.PREDICTION: -at_centre})
 
 
 def _widths(models: ReachableModels, reached: Reached) -> Tensor:

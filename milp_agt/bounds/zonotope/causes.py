@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING
@@ -28,6 +28,7 @@ class Cause(Enum):
     OTHER_FLIPS = "flips of clean samples"
     NOISE = "noise"
     ROUNDING = "rounding"
+    PREDICTION = "predictions"  # of test points, in straight lines: of questions about these alone
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,11 @@ class Charges:
 
     by_sample: Tensor
     by_cause: Mapping[Cause, Tensor]
+
+    @staticmethod
+    def cat(parts: Sequence[Charges]) -> Charges:
+        by_cause = {c: torch.cat([p.by_cause[c] for p in parts]) for c in parts[0].by_cause}
+        return Charges(torch.cat([p.by_sample for p in parts]), by_cause)
 
 
 def charges(forward: ZonotopePass, coefficients: Mapping[str, Tensor]) -> Charges:
@@ -58,17 +64,16 @@ def charges(forward: ZonotopePass, coefficients: Mapping[str, Tensor]) -> Charge
     What moves pay to rows of flips counts for the flips, so that these can be charged less than nothing.
     """
     samples, flips = forward.zonotope.samples, forward.zonotope.flips
-    found_devs, found_causes = [], []
+    pieces = []
     for part, directions, alpha, found in ascended(forward, coefficients):
         every = found.dev.new_zeros(len(part), samples.samples)
-        found_devs.append(every.index_add_(1, samples.columns, found.dev))
+        every.index_add_(1, samples.columns, found.dev)
         causes = _causes(directions, flips, alpha, samples, found)
         centre = part @ forward.zonotope.centre
         proved = found.rest + samples.worst(found.dev)
         causes[Cause.ROUNDING] = centre - lowest(forward, part, found) - proved
-        found_causes.append(causes)
-    by_cause = {cause: torch.cat([each[cause] for each in found_causes]) for cause in Cause}
-    return Charges(torch.cat(found_devs), by_cause)
+        pieces.append(Charges(every, causes))
+    return Charges.cat(pieces)
 
 
 def _causes(
