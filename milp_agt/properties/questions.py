@@ -119,8 +119,8 @@ class Questions:
         """Mean loss over test points, for every admissible poisoning of the training data.
 
         The mean is bounded as one quantity of the model, not as the mean of what is worst for each
-        point: all points face the same poisoning. It is the plain loss: label smoothing and weights of classes
-        belong to training.
+        point: all points face the same poisoning. It is the plain loss: label smoothing and weights of
+        classes belong to training.
 
         Raises:
             InvalidInputError: data that do not fit, or a nominal loss that is not finite.
