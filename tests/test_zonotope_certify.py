@@ -6,11 +6,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from attacks import assert_sound
 from problems import problem, tiny
 
 import milp_agt as agt
-from milp_agt.bounds.zonotope import engine
+from milp_agt.bounds.zonotope import Cause, charges, engine, least
 from milp_agt.core.relaxation import Relaxation
 from milp_agt.errors import InvalidInputError, UnsupportedOperationError
 
@@ -65,6 +66,64 @@ def test_suspects_are_those_that_can_do_something() -> None:
     named = result.suspects(4)
     assert {each.sample for each in named} <= {1, 2}
     assert named[0].width > 0
+
+
+STEPWISE = {"static": False, "scope": "batch"}
+
+
+@pytest.mark.parametrize(
+    ("loss", "kind", "training", "threat"),
+    [
+        ("cross_entropy", "features", {"epochs": 4, "batch_size": 4, "momentum": 0.5}, {}),
+        ("hinge", "features", {"batch_size": 2}, STEPWISE),
+        ("cross_entropy", "labels", {}, {}),
+    ],
+)
+def test_causes_add_up_to_the_bound(loss, kind, training, threat) -> None:
+    """Of both ends of all parameters, one by one, and of the width as users see it."""
+    case, _, _ = problem(loss, kind, training, (4,), radius=0.05, **threat)
+    result, _ = case.certify(relaxation="zonotope")
+    (reached,) = result.models.carried
+    forward = reached.forward
+    assert forward is not None
+    assert forward.zonotope.flips.rows
+    assert forward.zonotope.flips.limits
+    rows = result.models.on_parameters(reached, result.models.parameter_rows(reached))
+    found, low = charges(forward, rows), least(forward, rows)
+    flat = torch.cat([rows[name].flatten(1) for name in forward.layout.slices], 1)
+    distance = flat @ forward.zonotope.centre - low
+    parts = found.by_cause
+    assert torch.allclose(sum(parts.values()), distance, rtol=1e-12, atol=1e-14)  # type: ignore[arg-type]
+    assert parts[Cause.ROUNDING].max() < 1e-9 * distance.max()
+    assert min(parts[Cause.NOISE].min(), parts[Cause.ROUNDING].min()) >= 0
+    assert all(part.abs().max() > 0 for part in parts.values())
+    seen = result.suspects()
+    assert seen.total == pytest.approx(-2 * float(low.mean()), rel=1e-9)
+    assert [c.value for c in parts] == list(seen.to_dict()["causes"])
+
+
+def test_moves_alone_are_all_there_is_where_nothing_flips() -> None:
+    """A small change of targets of a linear model: no unit flips, nothing is curved."""
+    case, _, _ = problem("mse", "labels", {"learning_rate": 0.1}, (), budget=1)
+    found = case.certify(relaxation="zonotope")[0].suspects()
+    assert found.causes is not None
+    assert found.causes[Cause.MOVES] == pytest.approx(found.width, rel=1e-6)
+
+
+def test_flips_are_told_apart_by_who_is_poisoned() -> None:
+    """In the first step only poisoned samples flip units; a poisoned target flips none of its own."""
+    first, _, _ = problem("cross_entropy", "features", {"epochs": 1}, (4,), seed=3, radius=0.05)
+    once = {"epochs": 1, "batch_size": 2}
+    later, _, _ = problem("mse", "labels", once, (4,), seed=2, budget=1, samples=[0])
+    cases = (
+        (first, Cause.OWN_FLIPS, Cause.OTHER_FLIPS),
+        (later, Cause.OTHER_FLIPS, Cause.OWN_FLIPS),
+    )
+    for case, there, not_there in cases:
+        found = case.certify(relaxation="zonotope")[0].suspects()
+        assert found.causes is not None
+        assert found.causes[there] > 0.2 * found.width
+        assert found.causes[not_there] < 1e-12
 
 
 def test_a_run_goes_on_from_its_checkpoint_to_the_same_numbers(tmp_path) -> None:

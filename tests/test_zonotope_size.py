@@ -7,8 +7,10 @@ from typing import Any
 import pytest
 import torch
 from problems import problem
+from torch import nn
 from zonotope_runs import Passed, assert_generators, assert_in_boxes, attacks_of
 
+import milp_agt as agt
 from milp_agt.bounds.step import Step
 from milp_agt.bounds.zonotope import local, pieces, state
 from milp_agt.bounds.zonotope.flips import Flips
@@ -46,6 +48,38 @@ def test_a_batch_in_pieces_is_the_batch(monkeypatch, run: Any) -> None:
         assert_generators(found, attacks)
     assert found.last.zonotope.flips.count >= whole.last.zonotope.flips.count
     assert 0.999 * width(whole) <= width(found)
+
+
+def test_pieces_whose_units_are_all_off_leave_others_their_moves(monkeypatch) -> None:
+    """In closed form: v relu(w x + b) + c at w = v = c = 1, b = 0, x = -1 and 1, targets 0. The unit is off
+    at one sample, and c becomes 1 - 0.1 (1 + 2 + d) for moves d of the other."""
+    monkeypatch.setattr(pieces, "SHARE", 2**50)
+    net = nn.Sequential(nn.Linear(1, 1), nn.ReLU(), nn.Linear(1, 1)).double()
+    with torch.no_grad():
+        for parameter, value in zip(net.parameters(), (1.0, 0.0, 1.0, 1.0), strict=True):
+            parameter.fill_(value)
+    for x in ([[-1.0], [1.0]], [[1.0], [-1.0]]):
+        data = torch.tensor(x, dtype=torch.float64), torch.zeros(2, 1, dtype=torch.float64)
+        training = agt.Training("mse", learning_rate=0.1)
+        threat = agt.FeaturePoisoning(1, 0.2)
+        found = agt.certify(net, data, training, threat, relaxation="zonotope", refute="none")
+        box = found.reachable
+        assert box.lower["2.bias"].item() == pytest.approx(0.68, abs=1e-9)
+        assert box.upper["2.bias"].item() == pytest.approx(0.72, abs=1e-9)
+
+
+def test_a_net_of_few_parameters_has_no_symbols() -> None:
+    """A node with as many elements as the net has parameters follows these themselves."""
+    net = nn.Linear(1, 1, bias=False).double()
+    with torch.no_grad():
+        net.weight.fill_(0.5)
+    data = torch.tensor([[1.0], [-1.0]], dtype=torch.float64), torch.tensor([1, 1])
+    training = agt.Training("hinge", learning_rate=0.1)
+    threat = agt.FeaturePoisoning(1, 0.2)
+    found = agt.certify(net, data, training, threat, relaxation="zonotope", refute="none")
+    # Both samples are inside their margin, whatever moves: w = 0.5 + 0.05 (1 - 1 +- 0.2).
+    assert found.reachable.lower["weight"].item() == pytest.approx(0.49, abs=1e-9)
+    assert found.reachable.upper["weight"].item() == pytest.approx(0.51, abs=1e-9)
 
 
 @pytest.mark.parametrize("collapse", [0.1, 100])

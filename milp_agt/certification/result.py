@@ -230,10 +230,11 @@ class Result(Questions):
         return Sandwich.of_property(bounds, reached, objective.two_sided)
 
     def suspects(self, count: int = 10) -> Suspects:
-        """The training samples with the largest share of the bound, largest first.
+        """The training samples with the largest share of the bound, largest first, and its width by cause.
 
         The adversary, or the looseness of the bounds, has most to gain there: inspect these samples
-        first, or trust them and leave them out of ``samples=``. ``print`` shows a table.
+        first, or trust them and leave them out of ``samples=``. ``print`` shows both as tables.
+        Causes are given where a zonotope is carried along and selections are bounded jointly.
 
         Raises:
             InvalidInputError: a loaded result, or one by relaxation 'interval'.

@@ -65,7 +65,7 @@ def add(commands: Commands) -> None:
     parser.add_argument(
         "--suspects",
         action="store_true",
-        help="name the training samples that carry the bound",
+        help="name the training samples that carry the bound, and split its width by cause",
     )
     add_force(parser)
     parser.add_argument("--quiet", action="store_true", help="print the verdicts only")

@@ -1,8 +1,8 @@
-"""Which samples carry the bound."""
+"""Which samples carry the bound, and what it is made of."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, overload
 
@@ -14,7 +14,7 @@ from milp_agt.bounds.forms import Forms
 from milp_agt.bounds.linear.window_bounds import influence
 from milp_agt.bounds.listed import ListedData
 from milp_agt.bounds.passes import in_passes
-from milp_agt.bounds.zonotope import least_by_sample
+from milp_agt.bounds.zonotope import Cause, Charges, charges
 from milp_agt.data.origin import Origin
 from milp_agt.errors import InvalidInputError
 from milp_agt.io.tables import format_number, format_table
@@ -32,7 +32,8 @@ class Suspect:
         width: mean over the trainable parameters of the width that the certificate grants to this
             sample alone. Listed data sets and enumerated selections: the hull of its cases and of the
             clean run. Bounded
-            jointly: what the forms of both ends of the parameter owe to it (``dev_i``).
+            jointly: what the bounds of both ends of the parameter owe to it if it is poisoned (``dev_i``),
+            those of the zonotope if one is carried along.
         share: ``width`` divided by the mean width of the reachable set.
     """
 
@@ -45,15 +46,25 @@ class Suspect:
 
 @dataclass(frozen=True)
 class Suspects(Sequence[Suspect]):
-    """The samples that carry the bound, the heaviest first.
+    """The samples that carry the bound, the heaviest first, and the width of the bound by cause.
 
     Attributes:
         samples: see :class:`Suspect`.
         width: mean width of the reachable set.
+        causes: mean over the trainable parameters of what each cause adds to the width that the last
+            zonotope proves, see :func:`milp_agt.bounds.zonotope.causes.charges`; None without one, and
+            where selections or data sets are told apart.
     """
 
     samples: tuple[Suspect, ...]
     width: float
+    causes: Mapping[Cause, float] | None
+
+    @property
+    def total(self) -> float | None:
+        """The sum of the causes: the mean width that the zonotope proves by itself. ``width`` is less
+        where boxes, linear forms, programs or trees prove more."""
+        return None if self.causes is None else sum(self.causes.values())
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -73,10 +84,12 @@ class Suspects(Sequence[Suspect]):
         return {
             "samples": [asdict(each) for each in self.samples],
             "width": self.width,
+            "causes": None if self.causes is None else {c.value: w for c, w in self.causes.items()},
+            "total": self.total,
         }
 
     def __str__(self) -> str:
-        """A table of the samples."""
+        """A table of the samples, and one of the causes."""
         rows = [
             (
                 str(s.sample) if s.id is None else f"{s.sample} ({s.id})",
@@ -85,7 +98,12 @@ class Suspects(Sequence[Suspect]):
             )
             for s in self.samples
         ]
-        return format_table(("sample", "width alone", "of the whole"), rows)
+        samples = format_table(("sample", "width alone", "of the whole"), rows)
+        if self.causes is None:
+            return samples
+        whole = self.total or 1.0
+        cells = [(c.value, format_number(w, 4), f"{w / whole:.1%}") for c, w in self.causes.items()]
+        return f"{samples}\n\n{format_table(('cause', 'width', 'of the whole'), cells)}"
 
 
 def suspects(models: ReachableModels, count: int, origin: Origin | None = None) -> Suspects:
@@ -105,18 +123,34 @@ def suspects(models: ReachableModels, count: int, origin: Origin | None = None) 
             "a result that keeps no linear forms (loaded from a file, or relaxation 'interval')",
             "ask the result of certify(..., relaxation='linear') itself",
         )
-    widths = torch.stack([_widths(models, reached) for reached in models.reached]).amax(0)
+    found, causes = _charges(models), None
+    if found is None:
+        widths = torch.stack([_widths(models, reached) for reached in models.reached]).amax(0)
+    else:  # each parameter has two ends
+        widths = 2.0 * found.by_sample.mean(0)
+        causes = {cause: 2.0 * float(part.mean()) for cause, part in found.by_cause.items()}
     whole = torch.cat([models.state[n].width.flatten() for n in models.step_graph.parameters])
     mean = float(whole.mean())
     order = widths.argsort(descending=True)[:count].tolist()
     heaviest = tuple(_suspect(i, float(widths[i]), mean, origin) for i in order if widths[i] > 0)
-    return Suspects(heaviest, mean)
+    return Suspects(heaviest, mean, causes)
 
 
 def _suspect(position: int, width: float, mean: float, origin: Origin | None) -> Suspect:
     row = position if origin is None else int(origin.rows.train[position])
     known = None if origin is None or origin.ids is None else str(origin.ids.train[position])
     return Suspect(row, width, width / mean, position, known)
+
+
+def _charges(models: ReachableModels) -> Charges | None:
+    """What both ends of all parameters are charged, where a zonotope bounds all selections jointly."""
+    apart = any(r.single_runs or isinstance(r.adversary, Enumerated) for r in models.reached)
+    if apart or len(models.carried) != 1:
+        return None
+    (reached,) = models.carried
+    assert reached.forward is not None
+    rows = models.on_parameters(reached, models.parameter_rows(reached))
+    return charges(reached.forward, rows)
 
 
 def _widths(models: ReachableModels, reached: Reached) -> Tensor:
@@ -126,9 +160,6 @@ def _widths(models: ReachableModels, reached: Reached) -> Tensor:
     if isinstance(reached.adversary, Enumerated):
         return _of_cases(models, reached, reached.adversary)
     rows = models.parameter_rows(reached)
-    if reached.forward is not None:
-        _, dev = least_by_sample(reached.forward, models.on_parameters(reached, rows))
-        return dev.sum(0) / (len(rows) // 2)
 
     def worth(some: Tensor) -> Tensor:
         start = Forms.start(models.on_parameters(reached, rows[some]))

@@ -217,7 +217,7 @@ class Content:
 
     @property
     def suspects(self) -> Mapping[str, Any] | None:
-        """The samples that carry the bound; None where that was not asked."""
+        """The samples that carry the bound, and its width by cause; None where that was not asked."""
         found: Mapping[str, Any] | None = self.document.get("suspects")
         return found
 

@@ -44,7 +44,7 @@ def report(
         properties: what is asked, one table for each property with the keys of [[property]] in a run
             file, for instance ``[{"kind": "accuracy", "at_least": 0.9}, {"kind": "stable"}]``. None asks
             for the accuracy, or the loss of a regression, without a threshold.
-        suspects: name the training samples that carry the bound.
+        suspects: name the training samples that carry the bound, and split its width by cause.
 
     Raises:
         InvalidInputError: data of another run than the result, properties that do not fit, a loss

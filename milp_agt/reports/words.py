@@ -20,6 +20,14 @@ RELAXATIONS = {
     "miqp": "a program that keeps products, kinks and choices exact",
 }
 
+CAUSES = {
+    "moves": "what the changed numbers of poisoned samples do by themselves",
+    "flips of poisoned samples": "units of the network that switch over for a sample that is changed",
+    "flips of clean samples": "units that switch over for all other samples, because the model moved",
+    "noise": "smooth functions, products and start boxes, where straight lines and boxes stand for them",
+    "rounding": "floating point",
+}
+
 LOSSES = {
     "bce": "how sure the model is of the right one of two classes",
     "cross_entropy": "how sure the model is of the right class",

@@ -16,7 +16,7 @@ import milp_agt as agt
 from milp_agt.cli import main
 from milp_agt.errors import SoundnessError
 from milp_agt.io.tables import format_number
-from milp_agt.reports import evidence
+from milp_agt.reports import evidence, words
 from milp_agt.reports.content import read
 
 QUICK = "[attack]\npool = 64\nrounds = 1\nrestarts = 1\n"
@@ -234,6 +234,11 @@ def test_suspects_are_asked_for_printed_kept_and_shown(
     first = found["samples"][0]
     assert f"{first['sample']} {format_number(first['width'])}" in shown
     assert f"{first['sample']}" in printed
+    assert found["total"] == pytest.approx(sum(found["causes"].values()))
+    assert set(found["causes"]) == set(words.CAUSES)
+    for cause, width in found["causes"].items():
+        assert f"{cause} {format_number(width)} {words.CAUSES[cause]}" in shown
+        assert cause in printed
 
 
 def test_suspects_of_bounds_without_forms_are_a_note(

@@ -7,6 +7,7 @@ choice of poisoned samples, so that nobody has to be listed. See ``dual.py`` for
 for the rows, ``transformer.py`` for the steps in between, and ``state.py`` for order reduction.
 """
 
+from milp_agt.bounds.zonotope.causes import Cause, Charges, charges
 from milp_agt.bounds.zonotope.engine import WILD, Effort, ZonotopePass
 from milp_agt.bounds.zonotope.keeping import pack_forward, unpack_forward
 from milp_agt.bounds.zonotope.questions import (
@@ -19,8 +20,11 @@ from milp_agt.bounds.zonotope.supported import check_supported, refusal
 
 __all__ = [
     "WILD",
+    "Cause",
+    "Charges",
     "Effort",
     "ZonotopePass",
+    "charges",
     "check_supported",
     "favoured_by_ends",
     "least",

@@ -265,16 +265,25 @@ def _value_and_slopes(
     found = _closed(opened, flips, alpha)
     dev = found.dev if free is None else found.dev * free
     value = found.rest + samples.worst(dev)
+    paid, happens = maximiser(opened, flips, samples, alpha, dev)
+    return value, *slopes_of(opened, flips, samples, paid, happens)
+
+
+def maximiser(
+    opened: Opened, flips: Flips, samples: SampleGenerators, alpha: Multipliers, dev: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Who is poisoned, (r, m), and which phases are flipped, (r, f), where the Lagrangian is largest, as
+    numbers; ``dev`` is that of the bound."""
     paid = samples.chosen(dev) if samples.count else dev
     paid = paid * (dev > 0.0)
     costs, alone = opened.costs, flips.paid_alone
     if flips.limits:
         costs = costs.clone()
         costs[:, flips.limited] -= alpha.limits
-    happens = (costs > 0.0).to(value)
+    happens = (costs > 0.0).to(dev)
     if len(alone):
         happens[:, alone] *= paid[:, flips.own[alone]]
-    return value, *slopes_of(opened, flips, samples, paid, happens)
+    return paid, happens
 
 
 def slopes_of(

@@ -103,21 +103,33 @@ class SummedForm:
         low, high = (getattr(self.base, e) + getattr(other.base, e) for e in ("lower", "upper"))
         error = gamma(8 * samples + 64) * size + TINY
 
-        def joined(name: str, axis: int = 0) -> Tensor:
-            return torch.cat([getattr(self, name), getattr(other, name)], axis)
+        def joined(name: str) -> Tensor:
+            return torch.cat([getattr(self, name), getattr(other, name)])
 
         charges = (self.charges, other.charges)
+        moves = None
+        if self.on_moves is not None or other.on_moves is not None:
+            # Where all units are off, say, the samples of one part move nothing.
+            moves = torch.cat([self._on_moves(other), other._on_moves(self)], 1)
         return SummedForm(
             self.centre + other.centre,
             size,
             plus(self.on_state, other.on_state),
-            None if self.on_moves is None else joined("on_moves", 1),
+            moves,
             joined("on_phase"),
             joined("on_bend"),
             joined("charge"),
             Interval(low, high).widen(error),
             Interval(*(torch.cat([getattr(c, e) for c in charges]) for e in ("lower", "upper"))),
         )
+
+    def _on_moves(self, like: SummedForm) -> Tensor:
+        """The coefficients on moves, zeros where there are none, as many as those of ``like``."""
+        if self.on_moves is not None:
+            return self.on_moves
+        assert like.on_moves is not None
+        lower = self.charges.lower
+        return lower.new_zeros(len(like.on_moves), *lower.shape)
 
 
 def data_form(

@@ -201,7 +201,7 @@ class Local:
         total = None
         for source, part in self.parts.items():
             far = source.reach(radius)
-            if part is source.identity:
+            if source != PLAIN and part is source.identity:
                 more = far.expand(source.samples, -1).reshape(part.shape[1:])
             else:
                 far = far.expand(part.shape[1], -1)

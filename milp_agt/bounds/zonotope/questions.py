@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from milp_agt.bounds.zonotope.branching import EndTrees, branched_on
-from milp_agt.bounds.zonotope.dual import ascend, bound, on_moves
+from milp_agt.bounds.zonotope.dual import Bound, Directions, ascend, bound, on_moves
+from milp_agt.bounds.zonotope.multipliers import Multipliers
 from milp_agt.bounds.zonotope.state import AT_ONCE
 from milp_agt.core.rounding import TINY, gamma
 
@@ -97,10 +98,10 @@ def favoured_by_ends(forward: ZonotopePass, most: int) -> tuple[Tensor, Tensor]:
     return every, worth.index_add_(1, samples.columns, found.dev)
 
 
-def _pieces(
+def ascended(
     forward: ZonotopePass, coefficients: Mapping[str, Tensor]
-) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """For some rows at a time: the bound, its part without samples, and what each sample may take."""
+) -> Iterator[tuple[Tensor, Directions, Multipliers, Bound]]:
+    """For some rows at a time: these, their opposites on the generators, multipliers, and the bound."""
     zonotope, samples = forward.zonotope, forward.zonotope.samples
     rows = torch.cat([coefficients[name].flatten(1) for name in forward.layout.slices], 1)
     widest = max(1, samples.count * samples.width, zonotope.flips.count, zonotope.size)
@@ -110,13 +111,25 @@ def _pieces(
         directions = spread.towards(torch.ones_like(spread.size))
         alpha, _ = forward.bounds.shared(down)
         alpha = ascend(directions, zonotope.flips, samples, alpha, forward.effort.last)
-        found = bound(directions, zonotope.flips, alpha, samples)
+        yield part, directions, alpha, bound(directions, zonotope.flips, alpha, samples)
+
+
+def lowest(forward: ZonotopePass, part: Tensor, found: Bound) -> Tensor:
+    """Lower bounds of rows from the bounds of their opposites, rounding covered."""
+    centre, error = _at_centre(forward, part)
+    total = found.total(forward.zonotope.samples)
+    return _known(centre - total - error - gamma(8) * (centre.abs() + total.abs()))
+
+
+def _pieces(
+    forward: ZonotopePass, coefficients: Mapping[str, Tensor]
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """For some rows at a time: the bound, its part without samples, and what each sample may take."""
+    for part, _, _, found in ascended(forward, coefficients):
         centre, error = _at_centre(forward, part)
-        total = found.total(samples)
-        reach = centre.abs() + total.abs()
-        low = centre - total - error - gamma(8) * reach
+        reach = centre.abs() + found.total(forward.zonotope.samples).abs()
         base = centre - found.rest - found.slack - error - gamma(8) * (reach + found.rest.abs())
-        yield _known(low), _known(base), found.dev
+        yield lowest(forward, part, found), _known(base), found.dev
 
 
 def _known(bounds: Tensor) -> Tensor:
