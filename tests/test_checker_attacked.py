@@ -378,6 +378,52 @@ def test_rounding_of_affine_forms_under_any_dampening(dampening: float) -> None:
         assert (new.high > 0).all()
 
 
+UNDERFLOWS = {
+    # Moves of 1e100 pass a rate and a feature of 1e-330 together, and then a rate that is huge.
+    "a coefficient": ([[0.0, 0.0], [1e-150, 1.0]], [-0.5, 0.0], 1e100, [1e-180, 1e150], {}),
+    # momentum times velocity is 0 in the run, and not where the rate was multiplied before.
+    "momentum": ([[1.0, 0.0]] * 2, [-5e-201] * 2, 0.0, [0.0, 1e300], {"momentum": 1e-150}),
+}
+
+
+@pytest.mark.parametrize("name", UNDERFLOWS)
+def test_runs_whose_factors_underflow_lie_in_the_boxes(name: str) -> None:
+    rows, labels, move, rates, options = UNDERFLOWS[name]
+    x, y = np.array(rows), np.array(labels)[:, None]
+    given = layers.Problem(
+        (layers.Layer("dense", "w"),),
+        "mse",
+        (np.array([0]), np.array([1])),
+        tuple(
+            layers.Rule(r, dampening=d, **options) for r, d in zip(rates, (0.0, 1.0), strict=True)
+        )
+        if options
+        else tuple(map(layers.Rule, rates)),
+        layers.ARITHMETICS["float64"],
+    )
+    poisoned = x.copy()
+    poisoned[0, 0] += move
+    w, v = np.zeros((1, 2)), np.zeros((1, 2))
+    for sample, rule in enumerate(given.rules):
+        d = 2 * (poisoned[sample] @ w.T - y[sample]) * poisoned[sample]
+        v = rule.momentum * v + (1 - rule.dampening) * d
+        w = w - rule.rate * v
+    first, own = ({"w": np.zeros((1, 2))}, layers.Samples(Box.point(x[None]), Box.point(y[None])))
+    ranges = layers.Samples(Box(x[None], poisoned[None]), own.y)
+    threat = layers.Poisoned(ranges, np.array([True, False]), 1)
+    by_forms = affine.boxes(*affine.train(given, first, own, threat, False))
+    for box in (by_forms["w"], training.train(given, first, own, threat)["w"]):
+        assert (box.lo[0] <= w).all()
+        assert (w <= box.hi[0]).all()
+
+
+def test_a_slope_that_underflows_is_granted() -> None:
+    """1e-40 is no normal float32: the run may take it for 0."""
+    leaky = layers.Layer("leaky_relu", slope=1e-40)
+    found = layers.activation(leaky, Box.point(np.array([-1e29])), layers.ARITHMETICS["float32"])
+    assert found.hi[0] >= 0.0
+
+
 QUESTIONS: dict[str, Change] = {
     "one point more": lambda claim, arrays: _more(claim, "least", 1),
     "one point less possible": lambda claim, arrays: _more(claim, "most", -1),

@@ -292,7 +292,13 @@ def test_an_output_folder_that_cannot_be(run: Path, capsys: pytest.CaptureFixtur
 def test_interrupt_keeps_the_finished_steps(
     run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    old = run.parent / "out" / "certificate" / "claim.json"
+    old.parent.mkdir(parents=True)
+    old.write_text("of an earlier run")
+
     def interrupted(self: ResultFolder, result: Any) -> None:
+        assert old.exists() == (len(result.steps) == 1)
+        self.save(result, (), complete=False)  # a run that is killed now leaves no claim of another
         if len(result.steps) == 2:
             raise KeyboardInterrupt
 

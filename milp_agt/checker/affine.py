@@ -67,8 +67,11 @@ class Pass:
     own: Array  # slots of the samples, -1 for those that nobody poisons
 
     def off(self, mine: int, runs: float, size: Array) -> Array:
-        """The rounding of the run and of the coefficients here."""
-        return up(granted(mine, size) + self.problem.arithmetic.off(runs, size))
+        """The rounding of the run and of the coefficients here, which lose ``TINY`` of every symbol if
+        they underflow.
+        """
+        lost = TINY * self.symbols.sizes.sum()
+        return up(granted(mine, size) + lost + self.problem.arithmetic.off(runs, size))
 
     def dense(self, rows: Form, x: Form, bias: Form | None) -> Form:
         """``sum_k rows_jk x_ik + bias_j`` (n, j): both factors are forms."""
@@ -272,7 +275,7 @@ class Pass:
             scales = [_near(f) for f in (*factors[:2], factors[2] / batch)]
             pairs = list(zip(parts, scales, strict=True))
             size = sum(abs(f) * each for f, each in zip(scales, sizes, strict=True))
-            error = up(errors[kind] + granted(16, np.asarray(size)))
+            error = up(errors[kind] + self.off(16, 0, np.asarray(size)))
             c = sum(f * form.c for form, f in pairs)
             low = sum(np.minimum(f * form.low, f * form.high) for form, f in pairs)
             high = sum(np.maximum(f * form.low, f * form.high) for form, f in pairs)

@@ -29,12 +29,8 @@ import numpy as np
 from milp_agt.checker.boxes import SPARE, TINY, Array, Box, U, Unbounded, down, largest, up
 
 NUMBERS = 2**27  # coefficients of one array at most
-COVERS = (
-    1.0,
-    2.0,
-    4.0,
-    1e300,
-)  # which flips samples pay for: those of which so many fit in the budget
+# Which flips samples pay for: those of which so many fit in the budget.
+COVERS = (1.0, 2.0, 4.0, 1e300)
 
 
 @dataclass(frozen=True)

@@ -123,11 +123,14 @@ class Rule:
         The run never forms these coefficients: it rounds products and sums of their parts, at most 16 in a
         row (scalars that are rounded to its precision, the mean, penalty, decay, momentum, Nesterov's sum,
         and the rate), but the old parameter only in its last subtraction. Rounding is granted by the sizes
-        of the parts, however much cancels.
+        of the parts, however much cancels. A product or a scalar that underflows may be multiplied by a
+        large rate: so both count as no smaller than ``tiny``, of which 16 units are more than is lost.
         """
 
         def sized(values: Array, factor: float | Fraction) -> Array:
-            return values * scale_of(abs(Fraction(factor)), theta).hi
+            tiny = number(arithmetic.tiny, theta)
+            found: Array = values * (scale_of(abs(Fraction(factor)), theta).hi + tiny) + tiny
+            return found
 
         decay = 0.0 if name in self.undecayed else self.decay
         gradient = gradient + sized(theta, decay) + number(abs(self.l1), theta)
@@ -212,7 +215,7 @@ def activation(layer: Layer, z: Box, arithmetic: Arithmetic) -> Box:
     if layer.kind == "leaky_relu":
         low, high = z * scale_of(layer.slope, z.lo), z
         found = Box(np.where(z.lo > 0, high.lo, low.lo), np.where(z.hi > 0, high.hi, low.hi))
-        return arithmetic.rounded(found, 2, np.where(z.lo > 0, zero, low.size))
+        return arithmetic.rounded(found, 2, np.where(z.lo > 0, zero, z.size))  # slope may underflow
     found = functions.tanh(z) if layer.kind == "tanh" else functions.sigmoid(z)
     return arithmetic.rounded(found, arithmetic.elementary, found.size)
 

@@ -51,7 +51,9 @@ def read(certificate: Certificate) -> Statement | tuple[str, ...]:
     claim = certificate.claim
     if claim.text("format") != FORMAT:
         raise Rejected(f"claim.format: {claim.text('format')!r:.60}; this checker reads {FORMAT!r}")
-    _plain(claim.table("versions"))
+    versions = claim.table("versions")
+    for key in versions.values:
+        versions.text(key)
     not_covered = claim.texts("not_covered")
     if not claim.has("method"):
         claim.finish()
@@ -62,7 +64,7 @@ def read(certificate: Certificate) -> Statement | tuple[str, ...]:
     arithmetic = ARITHMETICS[claim.word("arithmetic", tuple(ARITHMETICS))]
     layers, parameters, width = _model(certificate, claim.table("model"))
     loss = claim.word("loss", LOSSES)
-    outputs = parameters["initial"][_last(layers)].shape[0]
+    outputs = parameters["initial"][layers[-1].weight].shape[0]
     if (loss == "cross_entropy") != (outputs > 1) and loss != "mse":
         raise Rejected(f"claim.loss: {loss} on {outputs} outputs")
     data = claim.table("data")
@@ -105,15 +107,6 @@ def read(certificate: Certificate) -> Statement | tuple[str, ...]:
         anew,  # which covers what is chosen once, with a budget for every batch
     )
     return replace(found, words=words(found))
-
-
-def _plain(table: Table) -> None:
-    for key in table.values:
-        table.text(key)
-
-
-def _last(layers: tuple[Layer, ...]) -> str:
-    return layers[-1].weight
 
 
 def _model(

@@ -181,7 +181,6 @@ def _certify(arguments: argparse.Namespace) -> int:
             if not so_far:
                 raise
             folder.save(so_far[0], (), complete=False)
-            certificates.clear(job.folder / certificates.FOLDER)
             print(
                 f"milp-agt: interrupted after {len(so_far[0].steps)} of {run.steps} steps; "
                 f"the finished steps are in {folder.json_path}; "

@@ -17,8 +17,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from milp_agt.certificates.folder import clear
 from milp_agt.certification.fingerprint import versions
 from milp_agt.certification.worth import BoxWorth
+from milp_agt.checker.__main__ import FOLDER
 from milp_agt.data.dataset import Dataset
 from milp_agt.errors import InvalidInputError
 from milp_agt.io.files import replace
@@ -40,7 +42,7 @@ class ResultFolder:
     """Saves the finished steps while a certification runs, and everything at its end.
 
     Both files are replaced as a whole, so a reader or an interrupt never meets half a file. What an
-    earlier run left there stays until the first step of this one is finished.
+    earlier run left there, its certificate among it, stays until the first step of this one is finished.
     Numbers that JSON cannot hold are written as the strings "inf", "-inf" and "nan".
 
     ``header`` says what run this is, ``notes`` what its data went through before; ``steps_before``
@@ -137,6 +139,7 @@ class ResultFolder:
             + sum(step.seconds for step in result.steps[: self._steps_before]),
         }
         try:
+            clear(self.folder / FOLDER)
             self._save_witnesses(verdicts, properties)
             replace(self.npz_path, lambda stream: np.savez_compressed(stream, **arrays))
             write_json(self.json_path, document)
