@@ -54,7 +54,7 @@ def test_certificates_hold_the_attacks_and_tighter_ones_are_tighter(tiny: Benchm
         assert row.seconds_per_step > 0
         assert row.peak_mib is None or row.peak_mib >= 0
     by = {(row.method, row.step): row.mean_width for row in tiny.rows}
-    assert by[LINEAR, 3] < by[WINDOW, 3] < by["interval", 3]
+    assert by[LINEAR, 3] <= by[WINDOW, 3] < by["interval", 3]
 
 
 def test_files_hold_what_the_rows_hold(tiny: Benchmark) -> None:

@@ -115,7 +115,7 @@ def test_a_run_goes_on_with_fewer_rows(
 
 
 def test_questions_warn_when_memory_runs_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    result = certified(selections="joint")
+    result = certified(selections="joint", carried="none")
     x, y = torch.eye(2, dtype=torch.float64), torch.tensor([0, 1])
     plain, suspects = result.margins(x, y), result.suspects()
     walk = window_bounds.propagate_backward

@@ -327,7 +327,7 @@ radius = 0.01
 kind = "accuracy"
 """)
     training = load_config(path).build().training
-    assert training.groups == [Group(("2.*",), 1.0, None, 0.5)]
+    assert training.groups == (Group(("2.*",), 1.0, None, 0.5),)
     (rule,) = training.update_rules(1)
     assert rule.clip_total == rule.of("2.bias").clip_total == 0.5
     assert training.objective.options == {"label_smoothing": 0.1, "class_weights": (1.0, 2.0, 3.0)}

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -157,9 +155,3 @@ def test_no_report_is_no_report(tmp_path: Path) -> None:
     text = run([2, 2])
     folder = certify(tmp_path, np.eye(8)[:, :2] + y[:, None], y, text, "--no-report")
     assert {p.name for p in folder.iterdir()} == {"result.json", "reachable.npz", "certificate"}
-
-
-def test_importing_the_report_costs_no_torch() -> None:
-    code = "import sys, milp_agt.reports.page; print('torch' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "False"
