@@ -422,6 +422,9 @@ def test_a_recorded_loop_has_a_certificate(tmp_path: Path) -> None:
     report = check(folder)
     assert [item.outcome.name for item in report.items] == ["PROVED"] * 3 + ["NOT_COVERED"]
     assert "float32" in report.words[0]
+    certificates.write_result(folder, result, own, asked, seconds=0.0)
+    assert check(folder).outcome is Outcome.NOT_COVERED
+    assert "the time that the limit left" in (folder / "claim.json").read_text()
     with pytest.raises(InvalidInputError, match="give the training that was certified"):
         certificates.write_result(folder, result, Training("cross_entropy", 0.1))
     with pytest.raises(InvalidInputError, match="name it in not_covered"):

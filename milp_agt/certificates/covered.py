@@ -34,8 +34,9 @@ _ACTIVATIONS: dict[type[nn.Module], Callable[[Any], dict[str, Any] | None]] = {
     nn.Identity: lambda layer: None,
     nn.Dropout: lambda layer: None,
 }
-# Products (of bounds or of coefficients) that a check may take: some 20 s on one core.
-PRODUCTS = {"interval": 2e8, "listed": 2e8, "affine": 3e8}
+CHECKED = 20.0  # seconds that a check may take on one core
+# Products (of bounds or of coefficients) in a second of it.
+RATES = {"interval": 1e7, "listed": 1e7, "affine": 1.5e7}
 MOST_LEAVES = 1024
 LOSSES = ("cross_entropy", "bce", "hinge", "mse")
 
@@ -94,18 +95,19 @@ def barred(poison: Poison) -> list[str]:
     return [what for what, holds in reasons.items() if holds]
 
 
-def affordable(stated: Statement, method: str) -> bool:
-    """Whether a check by a method is predicted to be short."""
+def affordable(stated: Statement, method: str, seconds: float = CHECKED) -> bool:
+    """Whether a check by a method is predicted to take at most some seconds."""
+    most = seconds * RATES[method]
     problem, poisoned = stated.problem, stated.poisoned
     count = sum(values.size for values in stated.initial.values())
     seen, steps = sum(map(len, problem.batches)), len(problem.batches)
     if method == "interval":
-        return seen * count <= PRODUCTS[method]
+        return seen * count <= most
     if method == "listed":
         runs = sum(1 for _ in all_choices(stated))
         calls = runs * steps * (50 if stated.removed else 1)  # one by one
-        return runs * seen * count <= 10 * PRODUCTS[method] and calls <= 1e6
-    return of_forms(stated, seen if stated.anew else int(poisoned.open.sum())) <= PRODUCTS[method]
+        return runs * seen * count <= 10 * most and calls <= 5e4 * seconds
+    return of_forms(stated, seen if stated.anew else int(poisoned.open.sum())) <= most
 
 
 def of_forms(stated: Statement, slots: int) -> float:
@@ -120,11 +122,11 @@ def of_forms(stated: Statement, slots: int) -> float:
     return float((seen * max(*widths, widths[-1] ** 2, 1) + count * steps) * symbols)
 
 
-def leaves_of(stated: Statement) -> int:
+def leaves_of(stated: Statement, seconds: float = CHECKED) -> int:
     """How many leaves a tree may have: as many as are predicted to be checked in the time of one check."""
     if stated.anew or stated.poisoned.budget != 1:
         return 0
-    return min(MOST_LEAVES, int(PRODUCTS["affine"] / max(1.0, of_forms(stated, 1))))
+    return min(MOST_LEAVES, int(seconds * RATES["affine"] / max(1.0, of_forms(stated, 1))))
 
 
 def missing(training: Training, result: Result) -> list[str]:

@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from milp_agt.certificates.asked import Asked, Files, question, questions_of
 from milp_agt.certificates.covered import (
+    CHECKED,
     affordable,
     layers_of,
     leaves_of,
@@ -57,11 +58,19 @@ class _Given:
     training: Training
     asked: Sequence[Asked]
     not_covered: Sequence[str]
+    seconds: float
 
 
-def write(folder: Path, run: LoadedRun, result: Result, verdicts: Sequence[Verdict]) -> Path:
+def write(
+    folder: Path,
+    run: LoadedRun,
+    result: Result,
+    verdicts: Sequence[Verdict],
+    seconds: float | None = None,
+) -> Path:
     """Write the certificate of a run file's result; see :func:`write_result`."""
-    return write_result(folder, result, run.training, *questions_of(run, result, verdicts))
+    asked, not_covered = questions_of(run, result, verdicts)
+    return write_result(folder, result, run.training, asked, not_covered, seconds)
 
 
 def write_result(
@@ -70,6 +79,7 @@ def write_result(
     training: Training,
     asked: Sequence[Asked] = (),
     not_covered: Sequence[str] = (),
+    seconds: float | None = None,
 ) -> Path:
     """Write the certificate of a result, in place of one that is there.
 
@@ -82,6 +92,9 @@ def write_result(
         training: that the result was certified with; of a recorded run its ``training``.
         asked: questions with their answers.
         not_covered: names of what was asked beside them.
+        seconds: what is left of a time limit. The checker's own bounds are made here, too: methods that are
+            predicted to take longer (or ``CHECKED`` seconds, in any case) are left out, and a claim that has
+            none is not covered.
 
     Returns:
         The path of the claim.
@@ -98,7 +111,8 @@ def write_result(
         )
     folder.mkdir(parents=True, exist_ok=True)
     clear(folder)
-    given = _Given(result, training, asked, not_covered)
+    left = CHECKED if seconds is None else min(CHECKED, seconds)
+    given = _Given(result, training, asked, not_covered, left)
     missed = missing(training, result)
     drafts = [] if missed else _drafts(given)
     if drafts:
@@ -106,7 +120,8 @@ def write_result(
         claim, arrays = best.claim, best.files.arrays
     else:
         claim, arrays = {"method": None}, {}
-        claim["not_covered"] = missed or [f"relaxation {result.relaxation}"]
+        late = left < CHECKED and "a proof in the time that the limit left"
+        claim["not_covered"] = missed or [late or f"relaxation {result.relaxation}"]
     claim |= {"format": FORMAT, "versions": versions(), "files": {}}
     for name, values in arrays.items():
         data = _bytes(values)
@@ -151,10 +166,10 @@ def _draft(given: _Given, method: str, *, trust: bool) -> _Draft:
     files, result = Files(), given.result
     claim = _claim(files, given, method)
     stated = _stated(claim, files)
-    if not affordable(stated, method):
+    if not affordable(stated, method, given.seconds):
         raise Unbounded("a check that would take long")
     if method == "affine" and result.models.tree is not None:
-        tree = grown(stated, leaves_of(stated))
+        tree = grown(stated, leaves_of(stated, given.seconds))
         if tree is not None:
             claim["tree"] = files.add("tree", tree)
             stated = _stated(claim, files)

@@ -189,7 +189,10 @@ def _certify(arguments: argparse.Namespace) -> int:
             )
             return LIMIT_REACHED
         written = [folder.json_path, folder.npz_path]
-        written.append(certificates.write(job.folder / certificates.FOLDER, run, result, verdicts))
+        advance(0, 0, "", "certificate")
+        seconds = in_time.for_certificate(run, begun - spent)
+        place = job.folder / certificates.FOLDER
+        written.append(certificates.write(place, run, result, verdicts, seconds))
         if not arguments.no_report:
             advance(0, 0, "", "report")
             written += _report(result, verdicts, run, job.folder)

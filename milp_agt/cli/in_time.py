@@ -18,9 +18,11 @@ if TYPE_CHECKING:
     from milp_agt.runfile.verdicts import Verdict
 
 # Shares of a time limit that steps leave: to the properties (more where the tree of `auto` may decide points
-# that all other bounds leave open), to smaller threats, to files and the page, to attacks if asked for.
+# that all other bounds leave open), to smaller threats, to the certificate, to files and the page, to attacks
+# if asked for.
 QUESTIONS_SHARE, TREE_SHARE = 0.12, 0.4
-SMALLER_SHARE, REPORT_SHARE, ATTACKS_SHARE = 0.13, 0.05, 0.25
+SMALLER_SHARE, CERTIFICATE_SHARE, REPORT_SHARE, ATTACKS_SHARE = 0.08, 0.08, 0.05, 0.25
+AFTER = CERTIFICATE_SHARE + REPORT_SHARE
 OVERRUN = 1.0  # seconds by which a search may miss its end
 
 
@@ -30,7 +32,7 @@ def steps_of(run: LoadedRun, attacks: bool) -> LoadedRun:
     if limit is None:
         return run
     questions = TREE_SHARE if _may_have_tree(run) else QUESTIONS_SHARE
-    taken = REPORT_SHARE + SMALLER_SHARE + questions * bool(run.properties)
+    taken = AFTER + SMALLER_SHARE + questions * bool(run.properties)
     share = 1.0 - taken - ATTACKS_SHARE * attacks
     return run._replace(options=run.options.changed({"time_limit": share * limit}))
 
@@ -63,7 +65,7 @@ def judged(run: LoadedRun, result: Result, begun: float) -> tuple[Result, list[V
     verdicts: list[Verdict] = []
     for number, asked in enumerate(run.properties):
         if limit is not None:
-            ends = begun + (1.0 - SMALLER_SHARE - REPORT_SHARE) * limit
+            ends = begun + (1.0 - SMALLER_SHARE - AFTER) * limit
             share = (ends - monotonic()) / (len(run.properties) - number)
             result = _until(result, monotonic() + share)
         verdicts += judge(result, run.dataset, asked)
@@ -93,7 +95,7 @@ def searched(
     if limit is None:
         seconds = seconds_without_limit(result)
     else:
-        seconds = begun + (1.0 - REPORT_SHARE) * limit - monotonic() - OVERRUN
+        seconds = begun + (1.0 - AFTER) * limit - monotonic() - OVERRUN
     ends = monotonic() + seconds
 
     def judged_in_time(smaller: Result) -> list[Verdict]:
@@ -108,6 +110,12 @@ def searched(
         with suppress(InvalidInputError):  # a zonotope that ended has left nothing to search
             result = result.narrowed(left)
     return result, found
+
+
+def for_certificate(run: LoadedRun, begun: float) -> float | None:
+    """Seconds that a time limit leaves to the certificate; None without one."""
+    limit = run.options.time_limit
+    return None if limit is None else max(0.0, begun + (1.0 - REPORT_SHARE) * limit - monotonic())
 
 
 def _until(result: Result, at: float) -> Result:
