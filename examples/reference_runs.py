@@ -22,6 +22,10 @@ import milp_agt as agt
 from milp_agt.data.dataset import load_dataset
 from milp_agt.threats import ThreatModel
 
+OPTIONS = (
+    *("relaxation", "window", "program_window", "solve_nodes"),
+    *("inner_bounds", "selections", "tree"),
+)
 HEADER = "threat                        accuracy  nominal  mean width    attacks  ratio    cpu s"
 
 
@@ -75,6 +79,8 @@ def main() -> None:
     parser.add_argument("--labels", metavar="BUDGET[:RADIUS]", action="append", default=[])
     parser.add_argument("--relaxation")
     parser.add_argument("--window", type=int)
+    parser.add_argument("--program-window", type=int, help="0: programs on a zonotope's rows alone")
+    parser.add_argument("--solve-nodes", type=int)
     parser.add_argument("--inner-bounds")
     parser.add_argument("--selections")
     parser.add_argument("--tree", type=float, help="seconds of a tree for each question")
@@ -86,11 +92,7 @@ def main() -> None:
             ["1:0.01"],
             ["1"] if case.loss != "mse" else [],
         )
-    asked = {
-        key: getattr(arguments, key)
-        for key in ("relaxation", "window", "inner_bounds", "selections", "tree")
-        if getattr(arguments, key) is not None
-    }
+    asked = {key: getattr(arguments, key) for key in OPTIONS if getattr(arguments, key) is not None}
     if arguments.narrow and not arguments.tree:
         asked["tree"] = arguments.narrow
     print(HEADER)
