@@ -35,14 +35,14 @@ def test_one_axis_varies_at_a_time() -> None:
     base, more, wider = sweep.sources()
     sizes = [(s.samples, s.hidden, s.seed, s.marks) for s in (base, more, wider)]
     assert sizes == [(n, h, 5, (1, 3)) for n, h in ((6, 2), (8, 2), (6, 3))]
-    assert [level.name for level in sweep.levels(base)] == [LINEAR, WINDOW, "interval"]
+    assert [level.name for level in sweep.levels(base)] == ["zonotope", LINEAR, WINDOW, "interval"]
     for source in (more, wider):
-        assert [level.name for level in sweep.levels(source)] == [LINEAR, "interval"]
+        assert [level.name for level in sweep.levels(source)] == ["zonotope", LINEAR, "interval"]
 
 
 def test_a_row_for_each_method_and_mark(tiny: Benchmark) -> None:
     cases = [(row.method, row.step) for row in tiny.rows]
-    assert cases == [(m, t) for m in (LINEAR, WINDOW, "interval") for t in (1, 3)]
+    assert cases == [(m, t) for m in ("zonotope", LINEAR, WINDOW, "interval") for t in (1, 3)]
     assert {(row.samples, row.hidden, row.parameters) for row in tiny.rows} == {(6, 2, 9)}
 
 
@@ -54,7 +54,7 @@ def test_certificates_hold_the_attacks_and_tighter_ones_are_tighter(tiny: Benchm
         assert row.seconds_per_step > 0
         assert row.peak_mib is None or row.peak_mib >= 0
     by = {(row.method, row.step): row.mean_width for row in tiny.rows}
-    assert by[LINEAR, 3] <= by[WINDOW, 3] < by["interval", 3]
+    assert by["zonotope", 3] < by[LINEAR, 3] < by[WINDOW, 3] < by["interval", 3]
 
 
 def test_files_hold_what_the_rows_hold(tiny: Benchmark) -> None:

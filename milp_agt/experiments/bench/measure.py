@@ -18,10 +18,15 @@ from milp_agt.core.deadline import Deadline
 from milp_agt.core.reachable import Array, ReachableSet
 from milp_agt.experiments.bench.cases import CaseSource
 
+FORWARD = ("interval", "zonotope")  # these have no window
+
 
 @dataclass(frozen=True)
 class Level:
-    """How a run is bounded: the arguments of ``certify`` of these names; ``window`` 0 is the whole run."""
+    """How a run is bounded: the arguments of ``certify`` of these names; ``window`` 0 is the whole run.
+
+    Linear forms and programs are by themselves, without the zonotope that ``certify`` carries beside them.
+    """
 
     relaxation: str
     window: int = 0
@@ -30,7 +35,7 @@ class Level:
 
     @property
     def name(self) -> str:
-        if self.relaxation == "interval":
+        if self.relaxation in FORWARD:
             return self.relaxation
         return f"{self.relaxation}, {f'window {self.window}' if self.window else 'whole run'}"
 
@@ -90,6 +95,7 @@ def certified(source: CaseSource, level: Level, within: float | None = None) -> 
             relaxation=level.relaxation,
             window=level.window or None,
             selections=level.selections,
+            carried="none",
             device=level.device,
             on_step=keep,
         )

@@ -12,6 +12,7 @@ from milp_agt.errors import InvalidInputError
 from milp_agt.experiments.bench.bench_table import Benchmark, Row
 from milp_agt.experiments.bench.cases import CaseSource, Moons, RunFile
 from milp_agt.experiments.bench.measure import (
+    FORWARD,
     Attacked,
     Level,
     Measured,
@@ -44,7 +45,7 @@ class Series:
         InvalidInputError: an empty axis, or a negative window.
     """
 
-    relaxations: Sequence[str] = ("linear", "interval")
+    relaxations: Sequence[str] = ("zonotope", "linear", "interval")
     windows: Sequence[int] = (0, 1, 4)
     samples: Sequence[int] = (40, 20, 80)
     hidden: Sequence[int] = (4, 8, 16)
@@ -90,14 +91,14 @@ class Series:
             (source.samples, source.hidden) == (self.samples[0], self.hidden[0])
         )
         found = [
-            Level(name, 0 if name == "interval" else window, self._selections(name), self.device)
+            Level(name, 0 if name in FORWARD else window, self._selections(name), self.device)
             for name in self.relaxations
             for window in (self.windows if at_base else self.windows[:1])
         ]
         return list(dict.fromkeys(found))
 
     def _selections(self, relaxation: str) -> str | None:
-        return None if relaxation == "interval" else self.selections
+        return None if relaxation in FORWARD else self.selections
 
 
 def bench(sweep: Series, on_row: OnRow | None = None, *, within: float | None = None) -> Benchmark:
