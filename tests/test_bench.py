@@ -70,9 +70,9 @@ def test_files_hold_what_the_rows_hold(tiny: Benchmark) -> None:
 def test_lines_of_the_figure(tiny: Benchmark) -> None:
     pytest.importorskip("matplotlib", reason="matplotlib is not installed")
     panels = draw(tiny).axes
-    assert [len(panel.lines) for panel in panels] == [3] * 3
+    assert [len(panel.lines) for panel in panels] == [4] * 3
     ratio = {row.step: row.ratio for row in tiny.rows[:2]}
-    assert series(tiny.rows, "step", "ratio", LINEAR) == ratio
+    assert series(tiny.rows, "step", "ratio", "zonotope") == ratio
     assert dict(zip(*panels[0].lines[0].get_data(), strict=True)) == ratio
 
 
