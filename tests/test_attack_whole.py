@@ -13,7 +13,7 @@ import pytest
 import torch
 from attacks import Problem, assert_inside, mean_loss, network
 from pairs import every_pair
-from runs import run_text
+from run_texts import run_text
 from torch import Tensor, nn
 from whole import Trainer, subsets
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from refusals import refused
-from runs import run_text
+from run_texts import run_text
 
 from milp_agt.attacks import Search
 from milp_agt.cli import main

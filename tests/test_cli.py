@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from runs import run_text, write_run
+from run_texts import run_text, write_run
 
 from milp_agt.cli import COMMANDS, _parser, main
 from milp_agt.cli.common import EXIT_CODES

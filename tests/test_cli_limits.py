@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from runs import run_text, write_run
+from run_texts import run_text, write_run
 
 from milp_agt import reports
 from milp_agt.cli import main

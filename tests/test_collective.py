@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from attacks import network
-from runs import run_text
+from run_texts import run_text
 from test_questions_brute import LABELS, TEST, THREATS, TRAINING, X, Y, logits
 
 import milp_agt as agt

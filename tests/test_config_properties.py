@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from refusals import refused
-from runs import DATA, run_text
+from run_texts import DATA, run_text
 
 from milp_agt.cli import main
 from milp_agt.errors import ConfigurationError

@@ -10,7 +10,7 @@ from time import monotonic
 import numpy as np
 import pytest
 from attacks import network
-from runs import run_text
+from run_texts import run_text
 
 import milp_agt as agt
 from milp_agt.certification.time_limit import TimeLimit

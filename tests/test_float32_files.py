@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from runs import run_text
+from run_texts import run_text
 
 import milp_agt as agt
 from milp_agt.cli import main

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from runs import run_text, same_result, write_run
+from run_texts import run_text, same_result, write_run
 
 from milp_agt.certification.checkpoint import Checkpoint
 from milp_agt.cli import main

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from runs import run_text
+from run_texts import run_text
 
 import milp_agt as agt
 from milp_agt.attacks import Search

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from runs import run_text, same_result, write_run
+from run_texts import run_text, same_result, write_run
 
 from milp_agt.cli import main
 from milp_agt.reports.result_folder import ResultFolder

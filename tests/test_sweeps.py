@@ -17,7 +17,7 @@ import pytest
 import torch
 from attacks import Problem, Replay, network
 from refusals import refused
-from runs import run_text
+from run_texts import run_text
 
 import milp_agt as agt
 from milp_agt.cli import main

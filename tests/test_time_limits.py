@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from attacks import network
-from runs import run_text, write_run
+from run_texts import run_text, write_run
 
 import milp_agt as agt
 from milp_agt.attacks import Search, attack

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from runs import run_text, write_run
+from run_texts import run_text, write_run
 
 from milp_agt.certification.worth import BoxWorth, Worth
 from milp_agt.cli import main

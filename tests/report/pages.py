@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from runs import run_text
+from run_texts import run_text
 
 import milp_agt as agt
 from milp_agt.cli import main
