@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -10,11 +9,9 @@ from typing import Annotated
 
 from pydantic import Field
 
-from milp_agt.core.arguments import listed, of_kind
-from milp_agt.core.option_table import Key, NonNegative, Positive, documented
+from milp_agt.core.arguments import listed
+from milp_agt.core.option_table import Key, NonNegative, Positive, check_fields, documented
 from milp_agt.errors import InvalidInputError
-
-_NUMBERS = ("learning_rate", "momentum", "weight_decay")
 
 
 @documented
@@ -50,19 +47,7 @@ class ParameterGroup:
         object.__setattr__(self, "names", tuple(self.names))
         if not self.names:
             raise InvalidInputError("A group of parameters needs names", "none", remedy)
-        of_kind(self.nesterov or False, bool, "nesterov of a group", "give True or False")
-        for name in _NUMBERS:
-            value = getattr(self, name)
-            if value is None:
-                continue
-            of_kind(value, (int, float), f"{name} of a group", "give a number")
-            least = "> 0" if name == "learning_rate" else ">= 0"
-            if not math.isfinite(value) or value < 0 or (value == 0 and least == "> 0"):
-                raise InvalidInputError(
-                    f"A group of parameters needs {name} {least}",
-                    f"{name} = {value!r}",
-                    f"change {name}; parameters that shall not train are frozen by requires_grad_(False)",
-                )
+        check_fields(self)
 
     def holds(self, name: str) -> bool:
         """Whether a parameter of that name is in the group."""
@@ -75,16 +60,20 @@ def check_groups(groups: Sequence[ParameterGroup], parameters: Sequence[str]) ->
     Raises:
         InvalidInputError: other names.
     """
-    asked = "Groups were to train some parameters in a way of their own"
-    remedy = "use names of model.named_parameters() that are trained, each in one group"
-    for group in groups:
-        for pattern in group.names:
-            if not any(fnmatchcase(name, pattern) for name in parameters):
-                raise InvalidInputError(
-                    asked,
-                    f"'{pattern}', where the trainable parameters are {', '.join(parameters)}",
-                    remedy,
-                )
-    for name in parameters:
-        if sum(group.holds(name) for group in groups) > 1:
-            raise InvalidInputError(asked, f"'{name}' in several groups", remedy)
+    unknown = [
+        f"'{pattern}', where the trainable parameters are {', '.join(parameters)}"
+        for group in groups
+        for pattern in group.names
+        if not any(fnmatchcase(name, pattern) for name in parameters)
+    ]
+    twice = [
+        f"'{name}' in several groups"
+        for name in parameters
+        if sum(group.holds(name) for group in groups) > 1
+    ]
+    for found in (*unknown, *twice):
+        raise InvalidInputError(
+            "Groups were to train some parameters in a way of their own",
+            found,
+            "use names of model.named_parameters() that are trained, each in one group",
+        )

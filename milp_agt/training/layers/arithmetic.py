@@ -30,17 +30,13 @@ from milp_agt.training.layers.functions import (
 
 def _spread(builder: Builder, x: Any, shape: tuple[int, ...]) -> Any:
     """A parameter, a constant or a value of samples, repeated along axes to the shape of a sample."""
-    if is_sample(x):
-        if x.shape == shape:
-            return x
-        if len(x.shape) != len(shape):
-            raise refused(
-                "Values of samples of different ranks together",
-                f"shapes {x.shape} and {shape} for each sample",
-                "bring them to one shape with unsqueeze or view",
-            )
-        return picked(builder, x, lambda t: t.expand(shape))
     own = tuple(x.shape)
+    if is_sample(x) and len(own) != len(shape):
+        raise refused(
+            "Values of samples of different ranks together",
+            f"shapes {own} and {shape} for each sample",
+            "bring them to one shape with unsqueeze or view",
+        )
     if len(own) == len(shape) + 1 and own[:1] == (1,):
         x = reshaped(builder, x, own[1:]) if isinstance(x, Node) else x[0]
     if len(x.shape) > len(shape):
@@ -55,7 +51,9 @@ def _spread(builder: Builder, x: Any, shape: tuple[int, ...]) -> Any:
 
 
 def _common(builder: Builder, a: Any, b: Any) -> tuple[Any, Any]:
-    """Two operands in one shape; plain numbers stay numbers."""
+    """Two operands in one shape, for every sample where neither has samples."""
+    if not (is_sample(a) or is_sample(b)):
+        a, b = lifted(builder, a), lifted(builder, b)
     a, b = (
         torch.tensor(v, dtype=torch.float64) if isinstance(v, (int, float)) else v for v in (a, b)
     )
@@ -66,7 +64,7 @@ def _common(builder: Builder, a: Any, b: Any) -> tuple[Any, Any]:
                 f"{type(value).__name__}",
                 "use constants for sizes",
             )
-    shapes = [tuple(v.shape) for v in (a, b) if is_sample(v)] or [tuple(v.shape) for v in (a, b)]
+    shapes = [tuple(v.shape) for v in (a, b) if is_sample(v)]
     try:
         shape = tuple(torch.broadcast_shapes(*shapes))
     except RuntimeError:
@@ -77,15 +75,11 @@ def _common(builder: Builder, a: Any, b: Any) -> tuple[Any, Any]:
 def _sum(builder: Builder, a: Any, b: Any, alpha: float = 1.0, sign: float = 1.0) -> Any:
     if not isinstance(a, Node) and not isinstance(b, Node):
         return a + sign * alpha * b
-    scale = sign * float(alpha)
-    if not (is_sample(a) or is_sample(b)):
-        a, b = lifted(builder, a), lifted(builder, b)
-    a, b = _common(builder, a, b)
-    if isinstance(a, Node) and isinstance(b, Node):
-        return Combine.build(builder.graph, [(1.0, a), (scale, b)])
-    if isinstance(a, Node):
-        return Combine.build(builder.graph, [(1.0, a)], scale * b)
-    return Combine.build(builder.graph, [(scale, b)], a)
+    scales = (1.0, sign * float(alpha))
+    operands = list(zip(scales, _common(builder, a, b), strict=True))
+    terms = [(scale, v) for scale, v in operands if isinstance(v, Node)]
+    constant = next((scale * v for scale, v in operands if not isinstance(v, Node)), None)
+    return Combine.build(builder.graph, terms, constant)
 
 
 def _plus(a: Any, b: Any, alpha: float = 1.0) -> Any:
@@ -96,9 +90,7 @@ def _minus(a: Any, b: Any, alpha: float = 1.0) -> Any:
     return a - (b if alpha == 1.0 else alpha * b)
 
 
-@calls("add", _plus, torch.add, operator.add, operator.iadd, "add", "add_")
-def _add(builder: Builder, a: Any, b: Any, alpha: float = 1.0) -> Any:
-    return _sum(builder, a, b, alpha)
+calls("add", _plus, torch.add, operator.add, operator.iadd, "add", "add_")(_sum)
 
 
 @calls("sub", _minus, torch.sub, operator.sub, operator.isub, torch.subtract, "sub", "sub_")
@@ -115,8 +107,6 @@ def _neg(builder: Builder, a: Any) -> Any:
 def _mul(builder: Builder, a: Any, b: Any) -> Any:
     if not isinstance(a, Node) and not isinstance(b, Node):
         return a * b
-    if not (is_sample(a) or is_sample(b)):
-        a, b = lifted(builder, a), lifted(builder, b)
     a, b = _common(builder, a, b)
     if isinstance(a, Node) and isinstance(b, Node):
         axes = "abcdefg"[: len(a.shape)]
@@ -179,9 +169,8 @@ def _total(builder: Builder, x: Any, dim: Any = None, keepdim: bool = False) -> 
     numbers = torch.arange(math.prod(kept)).reshape(kept).expand(x.shape)
     index = tuple(numbers.flatten().tolist())
     total = builder.graph.add(Gather(index, tuple(kept), x.shape, transposed=True), x)
-    if keepdim:
-        return total
-    return reshaped(builder, total, tuple(e for a, e in enumerate(x.shape) if a not in axes))
+    left = tuple(e for a, e in enumerate(x.shape) if a not in axes)
+    return total if keepdim else reshaped(builder, total, left)
 
 
 @calls("mean", torch.mean, "mean")
