@@ -14,8 +14,7 @@ from torch import nn
 from milp_agt.errors import InvalidInputError
 from milp_agt.io.files import DAMAGE, replace
 from milp_agt.training.layers.builder import layer_rules
-from milp_agt.training.plain_calls import CALLS, unpacked
-from milp_agt.training.rebuilt import Forward, Group
+from milp_agt.training.plain_calls import CALLS, Forward, Group, unpacked
 
 VERSION = 1
 _ABOUT = "about"

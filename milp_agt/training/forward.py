@@ -17,7 +17,7 @@ from milp_agt.core.graph import Node
 from milp_agt.errors import EncodingError, InvalidInputError, UnsupportedOperationError
 from milp_agt.training.layers.builder import Builder, Unknown, layer_rules
 from milp_agt.training.layers.functions import FUNCTIONS, key_of, supported_functions
-from milp_agt.training.plain_calls import CALLS, Call, packed, unpacked
+from milp_agt.training.plain_calls import CALLS, Call, arguments, attribute, packed, unpacked
 from milp_agt.training.replacements import replacement
 
 EXAMPLES = 3
@@ -37,13 +37,8 @@ class _Proxy(fx.Proxy):
             raise TraceError("the shape of a value that torch could not compute")
         return value
 
-    @property
-    def shape(self) -> tuple[Any, ...]:
-        return tuple(self.size())
-
-    @property
-    def ndim(self) -> int:
-        return self._example.dim()
+    shape = property(lambda self: tuple(self.size()))
+    ndim = property(lambda self: self._example.dim())
 
     def dim(self) -> int:
         return self._example.dim()
@@ -101,21 +96,22 @@ class _Tracer(fx.Tracer):
 
         args, kwargs = map_arg(node.args, get), map_arg(node.kwargs, get)
         try:
+            target: Any = node.target
             with torch.no_grad():
                 if node.op == "placeholder":
                     return self.example, True
                 if node.op == "get_attr":
-                    name = str(node.target)
-                    return self.kept[name] if name in self.kept else vars(self.root)[name], False
+                    return self.kept[target] if target in self.kept else vars(self.root)[
+                        target
+                    ], False
                 if node.op == "call_module":
-                    layer = self.twin.get_submodule(str(node.target))
+                    layer = self.twin.get_submodule(target)
                     return type(layer).forward(layer, *args, **kwargs), any(known)
                 if node.op == "call_function":
-                    assert callable(node.target)
-                    return node.target(*_copied(args), **kwargs), any(known)
+                    return target(*_copied(args), **kwargs), any(known)
                 if node.op == "call_method":
                     first, *rest = _copied(args)
-                    found = getattr(first, str(node.target))(*rest, **kwargs)
+                    found = getattr(first, target)(*rest, **kwargs)
                     return found, any(known) and isinstance(found, (Tensor, tuple, list))
         except Exception:
             return None, any(known)
@@ -128,13 +124,6 @@ class _Tracer(fx.Tracer):
 def _copied(args: Sequence[Any]) -> tuple[Any, ...]:
     """In-place functions change the copy."""
     return tuple(a.clone() if isinstance(a, Tensor) else a for a in args)
-
-
-def _attribute(root: nn.Module, path: str) -> Any:
-    value: Any = root
-    for name in path.split("."):
-        value = getattr(value, name)
-    return value
 
 
 def build_forward(builder: Builder, module: nn.Module, path: str) -> None:
@@ -154,33 +143,23 @@ def build_forward(builder: Builder, module: nn.Module, path: str) -> None:
 
 def traced(module: nn.Module, shape: tuple[int, ...], name: str) -> list[Call]:
     """The calls of a forward on a batch of values of this shape, as plain data."""
-    kind = type(module).__name__
     example = _example(module, shape)
     _try(module, example, name)
     root = copy.deepcopy(module)
     tracer = _Tracer(example, module)
+    asked = f"The forward of '{name}' ({type(module).__name__}) was to be traced"
     try:
         with torch.random.fork_rng(devices=[]):
             graph = tracer.trace(root, _defaults(module))
-    except TraceError as error:
-        raise UnsupportedOperationError(
-            f"The forward of '{name}' ({kind}) was to be traced",
-            f"{error}" + _where(tracer, error),
-            _LIMITS,
-        ) from None
     except Exception as error:
-        raise UnsupportedOperationError(
-            f"The forward of '{name}' ({kind}) was to be traced",
-            f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
-            + _where(tracer, error),
-            _LIMITS,
-        ) from None
+        found = str(error) if isinstance(error, TraceError) else _in_words(error)
+        raise UnsupportedOperationError(asked, found + _where(error), _LIMITS) from None
     kept = [n for n in graph.nodes if not getattr(n.target, "__name__", "").startswith("_assert")]
     placeholders = [n for n in kept if n.op == "placeholder"]
     used = [n for n in placeholders if set(n.users) & set(kept)]
     if used != placeholders[:1]:
         raise UnsupportedOperationError(
-            f"The forward of '{name}' ({kind}) was to be traced",
+            asked,
             f"inputs {[str(n.target) for n in placeholders]}",
             "a forward has one input that counts: the batch of features",
         )
@@ -194,7 +173,11 @@ def _defaults(module: nn.Module) -> dict[str, Any] | None:
     return found or None
 
 
-def _where(tracer: _Tracer, error: BaseException) -> str:
+def _in_words(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+
+
+def _where(error: BaseException) -> str:
     """The innermost line of the user's own code in a traceback."""
     inside = (str(Path(torch.__file__).parent), __file__)
     line, trace = "", error.__traceback__
@@ -225,9 +208,8 @@ def _try(module: nn.Module, example: Tensor, name: str) -> None:
             torch.manual_seed(2)
             second = tried(example)
     except Exception as error:
-        message = str(error).splitlines()[0] if str(error) else ""
         raise InvalidInputError(
-            asked, f"{type(error).__name__}: {message}", "match the model and the features"
+            asked, _in_words(error), "match the model and the features"
         ) from None
     changed = sorted(n for n in after.keys() | before.keys() if _differ(before, after, n))
     if changed:
@@ -279,7 +261,7 @@ def _recorded(node: fx.Node, root: nn.Module, module: nn.Module) -> Call:
     call: Call = {"name": node.name, "op": node.op, "target": str(node.target)}
     call |= {"line": node.meta.get("line", ""), "path": node.meta.get("path", "")}
     if node.op == "get_attr" and not _has(module, str(node.target)):
-        value = _attribute(root, str(node.target))
+        value = attribute(root, str(node.target))
         return call | {"op": "constant", "value": packed(value)}
     if node.op in ("call_function", "call_method"):
         key = key_of(node.target)
@@ -326,19 +308,19 @@ class _Walk:
 
     def _call(self, call: Call) -> Any:
         place = ".".join(filter(None, [self.path, call["path"], call["name"]]))
-        where = ".".join(filter(None, [self.path, call["path"]])) or "model"
         line = f" at {call['line']}" if call["line"] else ""
+        within = ".".join(filter(None, [self.path, call["path"]])) or "model"
+        what = f"'{call['target']}' in the forward of '{within}'{line}"
         if call["op"] == "get_attr":
             return self._kept(call["target"])
         if call["op"] == "constant":
             return unpacked(call["value"], self.values.__getitem__)
-        args = [unpacked(a, self.values.__getitem__) for a in call["args"]]
-        kwargs = {n: unpacked(v, self.values.__getitem__) for n, v in call["kwargs"].items()}
+        args, kwargs = arguments(call, self.values.__getitem__)
         if call["op"] == "call_module":
             return self._layer(call["target"], args, kwargs, line)
         if call["op"] == "unknown":
             self.builder.note(
-                f"'{call['target']}' in the forward of '{where}'{line}: no rule for it",
+                f"{what}: no rule for it",
                 replacement(call["target"])
                 or f"use one of {', '.join(supported_functions())}, or layers",
             )
@@ -349,16 +331,13 @@ class _Walk:
         try:
             return FUNCTIONS[call["target"]].build(self.builder, *args, **kwargs)
         except UnsupportedOperationError as error:
-            what = f"'{call['target']}' in the forward of '{where}'{line}: {error.asked}"
-            self.builder.note(f"{what}, found {error.found}", error.remedy)
+            self.builder.note(f"{what}: {error.asked}, found {error.found}", error.remedy)
         except (TypeError, ValueError, IndexError, AttributeError, EncodingError) as error:
-            what = f"'{call['target']}' in the forward of '{where}'{line}"
-            text = str(error).splitlines()[0]
-            self.builder.note(f"{what}: {text}", "use other arguments")
+            self.builder.note(f"{what}: {str(error).splitlines()[0]}", "use other arguments")
         return Unknown(call["target"])
 
     def _kept(self, name: str) -> Any:
-        value = _attribute(self.module, name)
+        value = attribute(self.module, name)
         full = f"{self.path}.{name}" if self.path else name
         if isinstance(value, nn.Parameter):
             if value.requires_grad and not value.shape:

@@ -177,10 +177,7 @@ class Training:
     )
     weight_decay: Annotated[
         float,
-        Key(
-            NonNegative,
-            "This times the parameters is added to the gradient, after clipping.",
-        ),
+        Key(NonNegative, "This times the parameters is added to the gradient, after clipping."),
     ] = 0.0
     schedule: Schedule | Sequence[float] | None = None
     clip: Annotated[
@@ -276,7 +273,7 @@ class Training:
         return get_loss(self.loss).configured(
             label_smoothing=float(self.label_smoothing),
             class_weights=None if weights is None else tuple(map(float, weights)),
-            positive_weight=None if self.positive_weight is None else float(self.positive_weight),
+            positive_weight=_plain(self.positive_weight),
         )
 
     @property
@@ -298,13 +295,10 @@ class Training:
         """
         if self._recorded is not None:
             return self._recorded.within(samples)
-        size = samples if self.batch_size is None else min(self.batch_size, samples)
-        generator = None if self.shuffle_seed is None else np.random.default_rng(self.shuffle_seed)
-        order_list: list[Batch] = []
-        for _ in range(self.epochs):
-            indices = np.arange(samples) if generator is None else generator.permutation(samples)
-            order_list.extend(indices[i : i + size] for i in range(0, samples, size))
-        return tuple(order_list)
+        size, seed = min(self.batch_size or samples, samples), self.shuffle_seed
+        draw = np.arange if seed is None else np.random.default_rng(seed).permutation
+        orders = [draw(samples) for _ in range(self.epochs)]
+        return tuple(order[i : i + size] for order in orders for i in range(0, samples, size))
 
     def update_rules(self, steps: int) -> tuple[UpdateRule, ...]:
         """The optimiser step of each of the steps of the run.
@@ -315,23 +309,22 @@ class Training:
         epochs = self.epochs if self._recorded is None else self._recorded.epochs
         rates = rates_of(self.schedule, float(self.learning_rate), steps, epochs)
         box = self.projection
-        ends = None if box is None else (float(box[0]), float(box[1]))
         # Numpy scalars would round results to their own precision.
-        momentum, decay, l1 = float(self.momentum), float(self.weight_decay), float(self.l1)
-        total = None if self.clip_total is None else float(self.clip_total)
-        base = UpdateRule(0.0, momentum, decay, bool(self.nesterov), l1, ends, clip_total=total)
-        own = [self._rates_of(group, rates, steps, epochs) for group in self.groups]
-        return tuple(
-            replace(
-                base,
-                rate=float(rate),
-                groups=tuple(
-                    (group, _in_group(base, group, each[step]))
-                    for group, each in zip(self.groups, own, strict=True)
-                ),
-            )
-            for step, rate in enumerate(rates)
+        base = UpdateRule(
+            rate=0.0,
+            momentum=float(self.momentum),
+            weight_decay=float(self.weight_decay),
+            nesterov=bool(self.nesterov),
+            l1=float(self.l1),
+            projection=None if box is None else (float(box[0]), float(box[1])),
+            clip_total=_plain(self.clip_total),
         )
+        own = [(group, self._rates_of(group, rates, steps, epochs)) for group in self.groups]
+        found = []
+        for step, rate in enumerate(rates):
+            groups = tuple((group, _in_group(base, group, each[step])) for group, each in own)
+            found.append(replace(base, rate=float(rate), groups=groups))
+        return tuple(found)
 
     def _rates_of(
         self,
@@ -341,25 +334,19 @@ class Training:
         epochs: int | Sequence[int] | None,
     ) -> Sequence[float]:
         """The learning rate of a group in every step."""
-        if group.learning_rate is None:
+        own, base = group.learning_rate, self.learning_rate
+        if own is None:
             return rates
         if not isinstance(self.schedule, (Sequence, np.ndarray)):
-            return rates_of(self.schedule, float(group.learning_rate), steps, epochs)
-        ratio = group.learning_rate / self.learning_rate
-        return [
-            group.learning_rate if rate == self.learning_rate else ratio * rate for rate in rates
-        ]
+            return rates_of(self.schedule, float(own), steps, epochs)
+        return [own if rate == base else own / base * rate for rate in rates]
 
 
 def _in_group(base: UpdateRule, group: ParameterGroup, rate: float) -> UpdateRule:
-    def own(name: str) -> Any:
-        given = getattr(group, name)
-        return getattr(base, name) if given is None else given
+    given = {name: getattr(group, name) for name in ("momentum", "weight_decay", "nesterov")}
+    own = {n: type(getattr(base, n))(v) for n, v in given.items() if v is not None}
+    return replace(base, rate=float(rate), **own)
 
-    return replace(
-        base,
-        rate=float(rate),
-        momentum=float(own("momentum")),
-        weight_decay=float(own("weight_decay")),
-        nesterov=bool(own("nesterov")),
-    )
+
+def _plain(value: float | None) -> float | None:
+    return None if value is None else float(value)
