@@ -36,7 +36,7 @@ _REMOVE = (
     "call remove() on the handle that registering it gave you (or build the model anew, and load its "
     "state_dict()), and train without it"
 )
-_OF_MODULES = {
+HOOKS_OF_MODULES = {
     "_forward_pre_hooks": "a forward pre-hook",
     "_forward_hooks": "a forward hook",
     "_backward_pre_hooks": "a backward pre-hook",
@@ -97,7 +97,7 @@ def _listed(places: list[str]) -> str:
 
 def _everywhere() -> Iterator[Hidden]:
     """Hooks and replaced functions that act on every model of this process."""
-    for attribute, what in _OF_MODULES.items():
+    for attribute, what in HOOKS_OF_MODULES.items():
         for hook in _hooks(torch_modules, f"_global{attribute}"):
             yield Hidden("all modules", f"{what} for every module, {_called(hook)}", _REMOVE)
     for attribute in ("_global_optimizer_pre_hooks", "_global_optimizer_post_hooks"):
@@ -171,7 +171,7 @@ def _parametrised(module: nn.Module, place: str) -> Iterator[Hidden]:
 
 
 def _hooked(module: nn.Module, place: str) -> Iterator[Hidden]:
-    for attribute, what in _OF_MODULES.items():
+    for attribute, what in HOOKS_OF_MODULES.items():
         for hook in _hooks(module, attribute):
             kind = type(hook).__name__
             tensor = getattr(hook, "name", "weight")
