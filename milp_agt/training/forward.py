@@ -329,7 +329,7 @@ class _Walk:
             return Unknown(call["target"])
         self.builder.place = place
         try:
-            return FUNCTIONS[call["target"]].build(self.builder, *args, **kwargs)
+            return FUNCTIONS[call["target"]].append(self.builder, args, kwargs)
         except UnsupportedOperationError as error:
             self.builder.note(f"{what}: {error.asked}, found {error.found}", error.remedy)
         except (TypeError, ValueError, IndexError, AttributeError, EncodingError) as error:

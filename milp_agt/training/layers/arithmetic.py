@@ -73,8 +73,6 @@ def _common(builder: Builder, a: Any, b: Any) -> tuple[Any, Any]:
 
 
 def _sum(builder: Builder, a: Any, b: Any, alpha: float = 1.0, sign: float = 1.0) -> Any:
-    if not isinstance(a, Node) and not isinstance(b, Node):
-        return a + sign * alpha * b
     scales = (1.0, sign * float(alpha))
     operands = list(zip(scales, _common(builder, a, b), strict=True))
     terms = [(scale, v) for scale, v in operands if isinstance(v, Node)]
@@ -100,13 +98,11 @@ def _sub(builder: Builder, a: Any, b: Any, alpha: float = 1.0) -> Any:
 
 @calls("neg", operator.neg, torch.neg, torch.negative, "neg")
 def _neg(builder: Builder, a: Any) -> Any:
-    return Combine.build(builder.graph, [(-1.0, lifted(builder, a))]) if isinstance(a, Node) else -a
+    return Combine.build(builder.graph, [(-1.0, lifted(builder, a))])
 
 
 @calls("mul", operator.mul, torch.mul, operator.imul, torch.multiply, "mul", "mul_")
 def _mul(builder: Builder, a: Any, b: Any) -> Any:
-    if not isinstance(a, Node) and not isinstance(b, Node):
-        return a * b
     a, b = _common(builder, a, b)
     if isinstance(a, Node) and isinstance(b, Node):
         axes = "abcdefg"[: len(a.shape)]
@@ -127,8 +123,6 @@ def _div(builder: Builder, a: Any, b: Any, rounding_mode: None = None) -> Any:
             "no rule for it",
             "divide by constants; normalise with fixed statistics (nn.BatchNorm1d in eval())",
         )
-    if not isinstance(a, Node):
-        return a / b
     inverse = 1.0 / torch.as_tensor(b, dtype=torch.float64)
     if not bool(torch.isfinite(inverse).all()):
         raise refused("A division by a constant", "zero or NaN", "divide by other numbers")
@@ -142,8 +136,6 @@ def _square(builder: Builder, a: Any) -> Any:
 
 @calls("pow", operator.pow, torch.pow, "pow")
 def _pow(builder: Builder, a: Any, exponent: Any) -> Any:
-    if not isinstance(a, Node) and not isinstance(exponent, Node):
-        return a**exponent
     if exponent not in (1, 2, 3):
         raise refused("A power", f"exponent {exponent!r:.30}", "use the exponents 1, 2 or 3")
     result = a
@@ -160,8 +152,6 @@ def _dims(x: Node, dim: Any) -> list[int]:
 
 @calls("sum", torch.sum, "sum")
 def _total(builder: Builder, x: Any, dim: Any = None, keepdim: bool = False) -> Any:
-    if not isinstance(x, Node):
-        return x.sum() if dim is None else x.sum(dim, keepdim)
     if not x.batched:
         raise refused("A sum over a parameter", "no rule for it", "sum values of samples")
     axes = _dims(x, dim)
@@ -175,8 +165,6 @@ def _total(builder: Builder, x: Any, dim: Any = None, keepdim: bool = False) -> 
 
 @calls("mean", torch.mean, "mean")
 def _mean(builder: Builder, x: Any, dim: Any = None, keepdim: bool = False) -> Any:
-    if not isinstance(x, Node):
-        return x.mean() if dim is None else x.mean(dim, keepdim)
     count = math.prod(x.shape[a] for a in _dims(x, dim))
     total = _total(builder, x, dim, keepdim)
     return Combine.build(builder.graph, [(1.0 / count, total)])
@@ -186,8 +174,6 @@ def _mean(builder: Builder, x: Any, dim: Any = None, keepdim: bool = False) -> A
 def _matmul(builder: Builder, a: Any, b: Any) -> Any:
     if isinstance(b, Turned):
         return _linear(builder, a, b.weight)
-    if not isinstance(a, Node) and not isinstance(b, Node):
-        return a @ b
     fits = is_sample(a) and not is_sample(b) and len(a.shape) == 1 and len(b.shape) == 2
     if not fits or a.shape[0] != b.shape[0]:
         shapes = [tuple(map(str, shape_of(v))) for v in (a, b)]

@@ -42,6 +42,19 @@ class SupportedFunction(NamedTuple):
     run: Build
     build: Build
 
+    def append(self, builder: Builder, args: list[Any], kwargs: dict[str, Any]) -> Any:
+        """The value of a call; of numbers and constants alone, what torch computes."""
+        drawn = self.run is functional.dropout  # refused whatever it is given
+        if drawn or _is_symbolic([*args, *kwargs.values()]):
+            return self.build(builder, *args, **kwargs)
+        return self.run(*args, **kwargs)
+
+
+def _is_symbolic(value: Any) -> bool:
+    if isinstance(value, (tuple, list)):
+        return any(map(_is_symbolic, value))
+    return isinstance(value, (Node, Turned, Batch))
+
 
 refused = UnsupportedOperationError
 FUNCTIONS: dict[str, SupportedFunction] = {}
@@ -175,8 +188,6 @@ def shape_of(x: Any) -> tuple[Any, ...]:
 
 def _reshape(builder: Builder, x: Any, *shape: Any) -> Any:
     sizes = list(shape[0]) if len(shape) == 1 and isinstance(shape[0], (tuple, list)) else [*shape]
-    if not isinstance(x, Node):
-        return x.reshape(sizes)
     first, own = sizes[:1], sizes[1:] if x.batched else sizes
     if x.batched and (first not in ([BATCH], [-1]) or BATCH in own):
         raise refused(
@@ -287,8 +298,6 @@ def _permute(builder: Builder, x: Any, *dims: Any) -> Any:
 
 @calls("transpose", torch.transpose, torch.swapaxes, "transpose", "swapaxes")
 def _transpose(builder: Builder, x: Any, dim0: int, dim1: int) -> Any:
-    if not isinstance(x, Node):
-        return x.transpose(dim0, dim1)
     return picked(builder, x, lambda t: t.transpose(axis_of(x, dim0), axis_of(x, dim1)))
 
 
@@ -296,15 +305,11 @@ def _transpose(builder: Builder, x: Any, dim0: int, dim1: int) -> Any:
 def _t(builder: Builder, x: Any) -> Any:
     if is_sample(x):
         raise refused("The transpose of a batch", "a moved sample axis", "transpose a weight")
-    if isinstance(x, Node):
-        return x if len(x.shape) < 2 else Turned(x)
-    return x.t()
+    return x if len(x.shape) < 2 else Turned(x)
 
 
 @calls("unsqueeze", torch.unsqueeze, "unsqueeze")
 def _unsqueeze(builder: Builder, x: Any, dim: int) -> Any:
-    if not isinstance(x, Node):
-        return x.unsqueeze(dim)
     rank = len(x.shape) + x.batched + 1
     axis = (dim + rank if dim < 0 else dim) - x.batched
     if axis < 0:
@@ -314,8 +319,6 @@ def _unsqueeze(builder: Builder, x: Any, dim: int) -> Any:
 
 @calls("squeeze", torch.squeeze, "squeeze")
 def _squeeze(builder: Builder, x: Any, dim: int | None = None) -> Any:
-    if not isinstance(x, Node):
-        return x.squeeze() if dim is None else x.squeeze(dim)
     if dim is None:
         raise refused("squeeze() of all axes", "a batch of one would lose its axis", "name dim=")
     axis = axis_of(x, dim)
@@ -337,7 +340,7 @@ def _split(builder: Builder, x: Any, size: Any, dim: int = 0) -> tuple[Any, ...]
 def _parts(
     builder: Builder, x: Any, dim: int, cut: Callable[[Tensor], Sequence[Tensor]]
 ) -> tuple[Any, ...]:
-    axis = axis_of(x, dim) if isinstance(x, Node) else dim
+    axis = axis_of(x, dim)
 
     def along(part: Tensor) -> Any:
         return picked(builder, x, lambda t: t.index_select(axis, part))
@@ -347,8 +350,6 @@ def _parts(
 
 @calls("cat", torch.cat, torch.concat, torch.concatenate)
 def _cat(builder: Builder, tensors: Sequence[Any], dim: int = 0) -> Any:
-    if not any(isinstance(t, Node) for t in tensors):
-        return torch.cat(list(tensors), dim)
     if not all(is_sample(t) for t in tensors):
         raise refused(
             "A concatenation of values of samples with parameters or constants",
