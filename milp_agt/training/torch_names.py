@@ -39,11 +39,6 @@ _LOSS_OPTIONS = {
     "reduction": "mean",
     "ignore_index": -100,
 }
-_SGD_OPTIONS = {
-    "momentum": "momentum",
-    "weight_decay": "weight_decay",
-    "nesterov": "nesterov",
-}
 _EVERY_STEP = (
     "give the rate of every step as a list: append optimizer.param_groups[0]['lr'] to it before each "
     "optimizer.step()"
@@ -65,15 +60,9 @@ def loss_remedy(value: object, known: tuple[str, ...]) -> str:
     """What to give for a loss that was named in another way, or handed in as an object."""
     name = value if isinstance(value, str) else name_of(value)
     short = re.sub(r"[^a-z0-9]", "", name.lower())
-    options = ""
-    if not isinstance(value, (str, type)):
-        changed = [
-            option
-            for option, idle in _LOSS_OPTIONS.items()
-            if hasattr(value, option) and _differs(getattr(value, option), idle)
-        ]
-        if changed:
-            options = f", and train without {', '.join(changed)}: no rule for that"
+    found = {} if isinstance(value, (str, type)) else _LOSS_OPTIONS
+    changed = [option for option, idle in found.items() if _differs(value, option, idle)]
+    options = f", and train without {', '.join(changed)}: no rule for that" if changed else ""
     if short in known:
         return f"give loss='{short}'{options}"
     if short in _LOSSES:
@@ -84,7 +73,8 @@ def loss_remedy(value: object, known: tuple[str, ...]) -> str:
     return f"use one of {', '.join(known)}"
 
 
-def _differs(value: object, idle: object) -> bool:
+def _differs(loss: object, option: str, idle: object) -> bool:
+    value = getattr(loss, option, idle)
     return value is not None if idle is None else bool(value != idle)
 
 
@@ -94,7 +84,7 @@ def optimizer_remedy(value: object) -> str:
     if name_of(value) != "SGD" or not isinstance(defaults, Mapping):
         return "use optimizer='sgd', with learning_rate=, momentum=, nesterov= and weight_decay="
     given = {"learning_rate": defaults.get("lr")}
-    given |= {ours: defaults.get(theirs) for theirs, ours in _SGD_OPTIONS.items()}
+    given |= {name: defaults.get(name) for name in ("momentum", "weight_decay", "nesterov")}
     shown = ", ".join(f"{name}={option!r}" for name, option in given.items() if option)
     idle = [name for name in ("dampening", "maximize") if defaults.get(name)]
     if len(getattr(value, "param_groups", ())) > 1:
