@@ -43,8 +43,9 @@ def with_exchanges(step_graph: StepGraph, poison: Poison) -> StepGraph:
 def _with(step_graph: StepGraph, op: Exchange, word: str) -> StepGraph:
     """An exchange node between the gradients of samples and their sums."""
     graph, sums = step_graph.graph, {}
-    leaf = graph[SELECTION] if SELECTION in graph else None
-    selection = leaf or graph.add(SelectionLeaf((1,)), name=SELECTION)
+    if SELECTION not in graph:
+        graph.add(SelectionLeaf((1,)), name=SELECTION)
+    selection = graph[SELECTION]
     for name, gradient in step_graph.gradients.items():
         own = per_sample(graph, graph[gradient])
         exchanged = graph.add(op, own, selection, name=f"{name}:{word}")

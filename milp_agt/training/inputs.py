@@ -97,8 +97,8 @@ def warn_of_float32(model: nn.Module, features: ArrayLike) -> None:
         return
     what = [f"{len(single)} parameter tensors of the model"] * bool(single)
     warnings.warn(
-        f"{' and '.join(what + ['the features'] * data)} are not float64 (float32, say); they are converted, and the "
-        "claim is about the float64 run that starts from these values.",
+        f"{' and '.join(what + ['the features'] * data)} are not float64 (float32, say); they are "
+        "converted, and the claim is about the float64 run that starts from these values.",
         UserWarning,
         stacklevel=4,
     )

@@ -50,23 +50,17 @@ def read(asked: str, name_or_path: str | Path, reading: Reading) -> Source:
             raise InvalidInputError(
                 asked, f"{option} = {shown}, which only {owner} has", "drop the option"
             )
-    match kind:
-        case "moons":
-            return moons(reading)
-        case "bundled":
-            return BUILTIN[name]()
-        case "medmnist":
-            return read_medmnist(asked, medmnist_file(asked, name), reading)
-        case "household":
-            return read_household_power(asked, path)
-        case "driving":
-            return read_driving_log(asked, path, reading)
-        case "medmnist file":
-            return read_medmnist(asked, path, reading)
-        case "npz":
-            return read_npz(asked, path, reading)
-        case _:
-            return read_csv(asked, path, reading)
+    readers: dict[str, Callable[[], Source]] = {
+        "moons": lambda: moons(reading),
+        "bundled": lambda: BUILTIN[name](),
+        "medmnist": lambda: read_medmnist(asked, medmnist_file(asked, name), reading),
+        "medmnist file": lambda: read_medmnist(asked, path, reading),
+        "household": lambda: read_household_power(asked, path),
+        "driving": lambda: read_driving_log(asked, path, reading),
+        "npz": lambda: read_npz(asked, path, reading),
+        "csv": lambda: read_csv(asked, path, reading),
+    }
+    return readers[kind]()
 
 
 def _kind(asked: str, name: str, path: Path) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import array
 import math
 import re
-from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 
@@ -35,34 +34,22 @@ def is_household_power(path: Path) -> bool:
         return False
 
 
-@dataclass(frozen=True)
-class _Layout:
-    """Where the columns are."""
-
-    names: tuple[str, ...]
-    columns: tuple[int, ...]  # the target, then the measurements
-    date: int
-    time: int | None  # None: date and time in one column
-
-    @staticmethod
-    def of(asked: str, cells: list[str]) -> _Layout:
-        names = tuple(cell.strip() for cell in cells)
-        stamp = ["Date", "Time"] if "Date" in names else ["date_time"]
-        missing = [n for n in (*stamp, TARGET, *MEASUREMENTS) if n not in names]
-        if missing:
+def _columns(asked: str, names: tuple[str, ...]) -> dict[str, int]:
+    """Where the columns are: date and time (or both in one), then target and measurements."""
+    stamp = ["Date", "Time"] if "Date" in names else ["date_time"]
+    needed = (*stamp, TARGET, *MEASUREMENTS)
+    for name in needed:
+        if name not in names:
             raise InvalidInputError(
                 asked,
-                f"no column '{missing[0]}' among {', '.join(names)}",
+                f"no column '{name}' among {', '.join(names)}",
                 "use the file of the UCI repository, or hourly means with the same columns",
             )
-        twice = [n for n in (*stamp, TARGET, *MEASUREMENTS) if names.count(n) > 1]
-        if twice:
+        if names.count(name) > 1:
             raise InvalidInputError(
-                asked, f"the column '{twice[0]}' more than once", "give each column its own name"
+                asked, f"the column '{name}' more than once", "give each column its own name"
             )
-        columns = tuple(names.index(n) for n in (TARGET, *MEASUREMENTS))
-        time = names.index("Time") if "Time" in names else None
-        return _Layout(names, columns, names.index(stamp[0]), time)
+    return {name: names.index(name) for name in needed}
 
 
 def read_household_power(asked: str, path: Path) -> Source:
@@ -81,14 +68,14 @@ def read_household_power(asked: str, path: Path) -> Source:
     row = -1
     with opened(asked, path) as stream:
         separator, (_, first), lines = header_and_lines(asked, stream)
-        layout = _Layout.of(asked, first)
-        clock = _Clock(asked)
-        for row, line, cells in wide(asked, lines, layout.names, separator):
-            found = _numbers(asked, row, line, cells, layout)
-            stamp = cells[layout.date].strip()
-            day, _, time = stamp.replace("T", " ").partition(" ")
-            if layout.time is not None:
-                day, time = stamp, cells[layout.time].strip()
+        names = tuple(cell.strip() for cell in first)
+        at, clock = _columns(asked, names), _Clock(asked)
+        for row, line, cells in wide(asked, lines, names, separator):
+            found = _numbers(asked, row, line, {name: cells[j] for name, j in at.items()})
+            if "Time" in at:
+                day, time = cells[at["Date"]].strip(), cells[at["Time"]].strip()
+            else:
+                day, _, time = cells[at["date_time"]].strip().replace("T", " ").partition(" ")
             hour, weekday = clock.read(row, line, day, time)
             if found is not None:
                 values.extend(found)
@@ -121,22 +108,20 @@ def read_household_power(asked: str, path: Path) -> Source:
     )
 
 
-def _numbers(
-    asked: str, row: int, line: int, cells: list[str], layout: _Layout
-) -> list[float] | None:
+def _numbers(asked: str, row: int, line: int, cells: dict[str, str]) -> list[float] | None:
     """Target and measurements of a row; None where one is missing."""
-    read = [number(cells[j]) for j in layout.columns]
-    if None not in read:
-        return read  # type: ignore[return-value]
-    for j, value in zip(layout.columns, read, strict=True):
-        if value is None and not is_missing(cells[j]):
-            comma = DECIMAL_COMMA.fullmatch(cells[j].strip())
+    read = []
+    for name in (TARGET, *MEASUREMENTS):
+        value = number(cells[name])
+        if value is None and not is_missing(cells[name]):
+            comma = DECIMAL_COMMA.fullmatch(cells[name].strip())
             raise InvalidInputError(
                 asked,
-                f"'{cells[j]}' in column '{layout.names[j]}' of {place(row, line)}, where a number is due",
+                f"'{cells[name]}' in column '{name}' of {place(row, line)}, where a number is due",
                 "write decimals with a point (4.216)" if comma else "correct the file",
             )
-    return None
+        read += [] if value is None else [value]
+    return read if len(read) == 1 + len(MEASUREMENTS) else None
 
 
 class _Clock:
