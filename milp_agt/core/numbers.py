@@ -34,7 +34,11 @@ def numbers_of(values: object, what: str) -> Array:
             asked, f"a sparse {name}", "give it dense: .toarray(), or .to_dense() in torch"
         )
     if isinstance(values, np.ma.MaskedArray):
-        return _unmasked(values, asked)
+        mask = np.ma.getmaskarray(values)
+        if mask.any():
+            found = f"{int(mask.sum())} masked values, the first at {_first(mask)}"
+            raise InvalidInputError(asked, found, _MISSING)
+        return _plain(np.asarray(values.data), asked, name)
     if hasattr(values, "columns") and hasattr(values, "dtypes"):
         return _frame(values, asked)
     if hasattr(values, "to_numpy") and hasattr(values, "name"):
@@ -44,14 +48,11 @@ def numbers_of(values: object, what: str) -> Array:
             warnings.simplefilter("error", np.exceptions.VisibleDeprecationWarning)
             array = np.asarray(values)
     except (TypeError, ValueError, RuntimeError) as error:
-        rows = isinstance(values, (list, tuple))
-        raise InvalidInputError(
-            asked,
-            f"{name}: {str(error).splitlines()[0] if str(error) else type(error).__name__}",
-            "give rows of one length, with a number in every place"
-            if rows
-            else "give an array of numpy or torch",
-        ) from None
+        remedy = "give an array of numpy or torch"
+        if isinstance(values, (list, tuple)):
+            remedy = "give rows of one length, with a number in every place"
+        text = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise InvalidInputError(asked, f"{name}: {text}", remedy) from None
     return _plain(array, asked, name)
 
 
@@ -64,14 +65,8 @@ def _is_sparse(values: object) -> bool:
     return any(type(dtype).__name__ == "SparseDtype" for dtype in dtypes)
 
 
-def _unmasked(values: np.ma.MaskedArray[Any, Any], asked: str) -> Array:
-    mask = np.ma.getmaskarray(values)
-    if mask.any():
-        first = tuple(int(i) for i in np.argwhere(mask)[0])
-        raise InvalidInputError(
-            asked, f"{int(mask.sum())} masked values, the first at {first}", _MISSING
-        )
-    return _plain(np.asarray(values.data), asked, "MaskedArray")
+def _first(mask: npt.NDArray[np.bool_]) -> tuple[int, ...]:
+    return tuple(int(i) for i in np.argwhere(mask)[0])
 
 
 def _frame(frame: Any, asked: str) -> Array:
@@ -143,7 +138,7 @@ def _objects(array: Array, asked: str, where: str) -> Array:
     if not any(wrong):
         return np.array(flat, dtype=np.float64).reshape(array.shape)
     bad = np.array(wrong).reshape(array.shape)
-    at = tuple(int(i) for i in np.argwhere(bad)[0])
+    at = _first(bad)
     value = array[at]
     found = f"{where}: {int(bad.sum())} entries that are no numbers, "
     if array.ndim == 2:

@@ -89,7 +89,7 @@ def _without_constants(program: Program) -> Program:
     size = abs(picked) @ np.maximum(np.abs(program.lower), np.abs(program.upper))
     terms = int(np.diff(picked.indptr).max(initial=0))
     # The centre may be off by half of the width, the sums by their rounding.
-    slack = _spread_of(picked, width) + gamma(2 * terms + 8) * size + TINY
+    slack = abs(picked) @ width + gamma(2 * terms + 8) * size + TINY
 
     def side(values: Array, sign: float) -> Array:
         finite = moved & np.isfinite(values)
@@ -101,11 +101,6 @@ def _without_constants(program: Program) -> Program:
     # A row without columns that admits 0 is redundant; any other is left to the solver.
     empty = (np.diff(rest.indptr) == 0) & (lower <= 0.0) & (upper >= 0.0)
     return _kept(replace(program, matrix=rest, row_lower=lower, row_upper=upper), ~empty)
-
-
-def _spread_of(picked: sp.csr_matrix, width: Array) -> Array:
-    spread: Array = abs(picked) @ width
-    return spread
 
 
 def _without_implied(program: Program) -> Program:
@@ -141,12 +136,8 @@ def _without_equals(program: Program) -> Program:
     np.minimum.at(first, group, np.arange(group.size))
     keep = np.zeros(group.size, dtype=np.bool_)
     keep[first] = True
-    merged = replace(
-        program,
-        row_lower=lower[group],
-        row_upper=upper[group],
-        lazy=waiting[group],
-    )
+    low, high = lower[group], upper[group]
+    merged = replace(program, row_lower=low, row_upper=high, lazy=waiting[group])
     return _kept(merged, keep)
 
 
