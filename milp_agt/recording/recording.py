@@ -24,7 +24,7 @@ from milp_agt.recording.rows import DataRows, samples_of
 from milp_agt.recording.run import RecordedRun, recorded_run
 from milp_agt.recording.watch import Watch, watch_threads
 from milp_agt.threats import ThreatModel
-from milp_agt.training.graph_hooks import hooked_accumulators
+from milp_agt.training.hidden_changes import hooked_accumulators
 from milp_agt.training.tracing import trace
 from milp_agt.training.training import Training
 

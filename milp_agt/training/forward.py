@@ -18,7 +18,7 @@ from milp_agt.errors import EncodingError, InvalidInputError, UnsupportedOperati
 from milp_agt.training.layers.builder import Builder, Unknown, layer_rules
 from milp_agt.training.layers.functions import FUNCTIONS, key_of, supported_functions
 from milp_agt.training.plain_calls import CALLS, Call, arguments, attribute, packed, unpacked
-from milp_agt.training.replacements import replacement
+from milp_agt.training.torch_names import replacement
 
 EXAMPLES = 3
 _LIMITS = (

@@ -7,12 +7,15 @@ model is looked at before it is copied.
 
 from __future__ import annotations
 
+import gc
+from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping
 from types import FunctionType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import get_gradient_edge
 from torch.nn import functional
 from torch.nn.modules import module as torch_modules
 from torch.nn.modules.lazy import LazyModuleMixin
@@ -21,7 +24,6 @@ from torch.nn.utils.prune import BasePruningMethod
 from torch.optim import optimizer as torch_optimizers
 
 from milp_agt.errors import UnsupportedOperationError
-from milp_agt.training.graph_hooks import hooked_accumulators
 
 
 class Hidden(NamedTuple):
@@ -291,3 +293,65 @@ def _of_torch(function: object) -> bool:
         return type(function).__name__ in ("builtin_function_or_method", "method_descriptor")
     home = str(function.__globals__.get("__name__", ""))
     return home == "torch" or home.startswith("torch.")
+
+
+# Nodes of torch's graph that put gradients into parameters live as long as somebody holds them, and their hooks
+# act on every later backward pass. Torch lists them nowhere; the garbage collector knows them.
+_ALIVE = "milp_agt: alive"
+
+
+def hooked_accumulators(parameters: Mapping[str, Tensor]) -> Iterator[tuple[str, str, str]]:
+    """Parameters on whose nodes hooks are, or may be: name, what was found, what to do.
+
+    Of a node that Python alone holds the hooks can be seen. One that hangs on the graph of an earlier
+    computation hides them; it is suspicious if there are hooks that nobody in Python holds.
+    """
+    hidden = []
+    for name, parameter in parameters.items():
+        if not parameter.requires_grad or not parameter.is_leaf or parameter.is_inference():
+            continue  # has no node
+        node = _node(parameter)
+        own = parameter._backward_hooks or {}
+        found = [t for t in _tables(gc.get_referents(node)) if t is not own]
+        if found:
+            what = f"a hook on the node that takes its gradient, {_first(found)}"
+            yield name, what, "remove it, and train without it"
+            continue
+        # A node that nobody holds is made anew for every question.
+        node.metadata[_ALIVE] = True
+        del node
+        if _node(parameter).metadata.pop(_ALIVE, False):
+            hidden.append(name)
+    loose = list(_loose()) if hidden else []
+    if loose:
+        yield (
+            hidden[0],
+            "an earlier computation whose graph hangs on it, and hooks on nodes of some graph, "
+            f"{_first(loose)}",
+            "delete what is left of earlier computations (del loss, output), and leave such hooks out",
+        )
+
+
+def _node(parameter: Tensor) -> Any:
+    with torch.inference_mode(False), torch.enable_grad():
+        return get_gradient_edge(parameter).node
+
+
+def _tables(objects: Iterable[object]) -> Iterator[OrderedDict[int, Any]]:
+    """What looks like a table of hooks of torch."""
+    for each in objects:
+        if type(each) is OrderedDict and each and all(type(k) is int for k in each):
+            yield each
+
+
+def _loose() -> Iterator[OrderedDict[int, Any]]:
+    """Tables of hooks that no object of Python holds, so that a node does."""
+    tables = list(_tables(gc.get_objects()))
+    for index in range(len(tables)):
+        holders = [each for each in gc.get_referrers(tables[index]) if each is not tables]
+        if not holders:
+            yield tables[index]
+
+
+def _first(tables: list[OrderedDict[int, Any]]) -> str:
+    return _called(next(iter(tables[0].values())))

@@ -16,8 +16,7 @@ from milp_agt.core.arguments import columns_of, same_rows
 from milp_agt.core.arguments import listed as listed
 from milp_agt.core.arguments import of_kind as of_kind
 from milp_agt.core.interval import Interval
-from milp_agt.core.missing import all_finite
-from milp_agt.core.numbers import numbers_of
+from milp_agt.core.numbers import all_finite, numbers_of
 from milp_agt.data import Dataset
 from milp_agt.data.checks import exact
 from milp_agt.data.origin import Origin

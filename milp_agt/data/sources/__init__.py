@@ -10,8 +10,7 @@ from milp_agt.data.sources.bundled import BUILTIN, MEDMNIST, medmnist_file, moon
 from milp_agt.data.sources.csv_table import read_csv
 from milp_agt.data.sources.driving import LOG, read_driving_log
 from milp_agt.data.sources.household import is_household_power, read_household_power
-from milp_agt.data.sources.images import is_medmnist, read_medmnist
-from milp_agt.data.sources.npz import read_npz
+from milp_agt.data.sources.npz import is_medmnist, read_medmnist, read_npz
 from milp_agt.data.sources.source import DatasetUnavailableError, Reading, Source
 from milp_agt.errors import InvalidInputError
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from milp_agt.core.graph import Graph, Node, Operation
 from milp_agt.errors import InvalidInputError, UnsupportedOperationError
 from milp_agt.formulations.leaves import Features, ParameterLeaf
-from milp_agt.training.replacements import replacement
+from milp_agt.training.torch_names import replacement
 
 FEATURES = "features"
 
