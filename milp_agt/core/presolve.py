@@ -89,7 +89,7 @@ def _without_constants(program: Program) -> Program:
     size = abs(picked) @ np.maximum(np.abs(program.lower), np.abs(program.upper))
     terms = int(np.diff(picked.indptr).max(initial=0))
     # The centre may be off by half of the width, the sums by their rounding.
-    slack = abs(picked) @ width + gamma(2 * terms + 8) * size + TINY
+    slack = _spread_of(picked, width) + gamma(2 * terms + 8) * size + TINY
 
     def side(values: Array, sign: float) -> Array:
         finite = moved & np.isfinite(values)
@@ -101,6 +101,11 @@ def _without_constants(program: Program) -> Program:
     # A row without columns that admits 0 is redundant; any other is left to the solver.
     empty = (np.diff(rest.indptr) == 0) & (lower <= 0.0) & (upper >= 0.0)
     return _kept(replace(program, matrix=rest, row_lower=lower, row_upper=upper), ~empty)
+
+
+def _spread_of(picked: sp.csr_matrix, width: Array) -> Array:
+    spread: Array = abs(picked) @ width
+    return spread
 
 
 def _without_implied(program: Program) -> Program:

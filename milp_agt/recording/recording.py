@@ -179,9 +179,8 @@ class Recording:
             trace(self._twin.initial, loss, shape)
 
 
-def _check_model(model: object, trained: tuple[str, ...]) -> str:
+def _check_model(model: nn.Module, trained: tuple[str, ...]) -> str:
     """The precision of the model: float32 or float64."""
-    assert isinstance(model, nn.Module)
     kinds = {str(p.dtype).removeprefix("torch.") for p in model.parameters()}
     if len(kinds) != 1 or not kinds <= {"float32", "float64"}:
         raise UnsupportedOperationError(

@@ -153,8 +153,7 @@ class RecordedRun:
         # NaN is the largest: a run that diverged is none.
         worst = max(apart, key=lambda n: apart[n] if apart[n] == apart[n] else float("inf"))
         size = 1.0 + max(float(v.abs().max()) for v in nominal.values())
-        digits: torch.dtype = getattr(torch, self.dtype)
-        tolerance = float(torch.finfo(digits).eps) ** 0.5 * size
+        tolerance = float(torch.finfo(getattr(torch, self.dtype)).eps) ** 0.5 * size
         check = NominalCheck(apart[worst], worst, self.dtype, tolerance)
         if not check.is_rounding:
             raise UnsupportedOperationError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from milp_agt.training.plain_calls import CALLS, Call, arguments, attribute, pac
 from milp_agt.training.torch_names import replacement
 
 EXAMPLES = 3
+_INSIDE = (str(Path(torch.__file__).parent), __file__)
 _LIMITS = (
     "a forward may not branch on values or on the number of samples, loop over them, or turn them into "
     "numbers; write it with functions of torch on one tensor, such as relu and clamp"
@@ -78,14 +80,9 @@ class _Tracer(fx.Tracer):
 
     def _line(self) -> str:
         frame = self._find_user_frame()
-        inside = str(Path(torch.__file__).parent)
-        while frame is not None and (
-            frame.f_code.co_filename.startswith(inside) or frame.f_code.co_filename == __file__
-        ):
+        while frame is not None and frame.f_code.co_filename.startswith(_INSIDE):
             frame = frame.f_back
-        if frame is None:
-            return ""
-        return f"{Path(frame.f_code.co_filename).name}:{frame.f_lineno}"
+        return f"{Path(frame.f_code.co_filename).name}:{frame.f_lineno}" if frame else ""
 
     def _computed(self, node: fx.Node) -> tuple[Any, bool]:
         """The value at the example, and whether it has a sample axis; None where torch fails."""
@@ -143,7 +140,9 @@ def build_forward(builder: Builder, module: nn.Module, path: str) -> None:
 
 def traced(module: nn.Module, shape: tuple[int, ...], name: str) -> list[Call]:
     """The calls of a forward on a batch of values of this shape, as plain data."""
-    example = _example(module, shape)
+    dtype = next((p.dtype for p in module.parameters()), torch.float64)
+    generator = torch.Generator().manual_seed(0)
+    example = torch.randn(EXAMPLES, *shape, generator=generator, dtype=torch.float64).to(dtype)
     _try(module, example, name)
     root = copy.deepcopy(module)
     tracer = _Tracer(example, module)
@@ -156,8 +155,7 @@ def traced(module: nn.Module, shape: tuple[int, ...], name: str) -> list[Call]:
         raise UnsupportedOperationError(asked, found + _where(error), _LIMITS) from None
     kept = [n for n in graph.nodes if not getattr(n.target, "__name__", "").startswith("_assert")]
     placeholders = [n for n in kept if n.op == "placeholder"]
-    used = [n for n in placeholders if set(n.users) & set(kept)]
-    if used != placeholders[:1]:
+    if [n for n in placeholders if set(n.users) & set(kept)] != placeholders[:1]:
         raise UnsupportedOperationError(
             asked,
             f"inputs {[str(n.target) for n in placeholders]}",
@@ -179,20 +177,9 @@ def _in_words(error: Exception) -> str:
 
 def _where(error: BaseException) -> str:
     """The innermost line of the user's own code in a traceback."""
-    inside = (str(Path(torch.__file__).parent), __file__)
-    line, trace = "", error.__traceback__
-    while trace is not None:
-        file = trace.tb_frame.f_code.co_filename
-        if not file.startswith(inside):
-            line = f" at {Path(file).name}:{trace.tb_lineno}"
-        trace = trace.tb_next
-    return line
-
-
-def _example(module: nn.Module, shape: tuple[int, ...]) -> Tensor:
-    dtype = next((p.dtype for p in module.parameters()), torch.float64)
-    generator = torch.Generator().manual_seed(0)
-    return torch.randn(EXAMPLES, *shape, generator=generator, dtype=torch.float64).to(dtype)
+    lines = [(frame.f_code.co_filename, n) for frame, n in traceback.walk_tb(error.__traceback__)]
+    own = [f" at {Path(file).name}:{n}" for file, n in lines if not file.startswith(_INSIDE)]
+    return own[-1] if own else ""
 
 
 def _try(module: nn.Module, example: Tensor, name: str) -> None:
@@ -211,7 +198,8 @@ def _try(module: nn.Module, example: Tensor, name: str) -> None:
         raise InvalidInputError(
             asked, _in_words(error), "match the model and the features"
         ) from None
-    changed = sorted(n for n in after.keys() | before.keys() if _differ(before, after, n))
+    names, none = after.keys() | before.keys(), object()
+    changed = sorted(n for n in names if _differ(before.get(n, none), after.get(n, none)))
     if changed:
         raise UnsupportedOperationError(
             asked,
@@ -234,20 +222,16 @@ def _state(module: nn.Module) -> dict[str, Any]:
     """What a module keeps, but for statistics of layers that are refused or fixed anyway."""
     found: dict[str, Any] = {}
     for path, part in module.named_modules():
-        if type(part).__module__.startswith("torch."):
-            continue
-        for name, value in {**vars(part), **part._buffers}.items():
+        own = {} if type(part).__module__.startswith("torch.") else vars(part) | part._buffers
+        for name, value in own.items():
             if not name.startswith("_") and not isinstance(value, nn.Module):
                 kept = value.clone() if isinstance(value, Tensor) else value
-                if isinstance(value, (list, dict, set)):
-                    kept = repr(value)
+                kept = repr(value) if isinstance(value, (list, dict, set)) else kept
                 found[f"'{path}.{name}'".replace("'.", "'")] = kept
     return found
 
 
-def _differ(before: dict[str, Any], after: dict[str, Any], name: str) -> bool:
-    missing = object()
-    first, second = before.get(name, missing), after.get(name, missing)
+def _differ(first: Any, second: Any) -> bool:
     if isinstance(first, Tensor) and isinstance(second, Tensor):
         return not torch.equal(first, second)
     return first is not second and bool(first != second)
@@ -260,7 +244,9 @@ def _recorded(node: fx.Node, root: nn.Module, module: nn.Module) -> Call:
     """One call: what it is, its target, and its arguments in forms that JSON keeps."""
     call: Call = {"name": node.name, "op": node.op, "target": str(node.target)}
     call |= {"line": node.meta.get("line", ""), "path": node.meta.get("path", "")}
-    if node.op == "get_attr" and not _has(module, str(node.target)):
+    kept = {n for n, _ in module.named_parameters(remove_duplicate=False)}
+    kept |= {n for n, _ in module.named_buffers(remove_duplicate=False)}
+    if node.op == "get_attr" and node.target not in kept:
         value = attribute(root, str(node.target))
         return call | {"op": "constant", "value": packed(value)}
     if node.op in ("call_function", "call_method"):
@@ -272,11 +258,6 @@ def _recorded(node: fx.Node, root: nn.Module, module: nn.Module) -> Call:
     return call
 
 
-def _has(module: nn.Module, path: str) -> bool:
-    names = {n for n, _ in module.named_parameters(remove_duplicate=False)}
-    return path in names | {n for n, _ in module.named_buffers(remove_duplicate=False)}
-
-
 class _Walk:
     """Builds the nodes of recorded calls; what has no rule is noted, and the rest goes on."""
 
@@ -286,15 +267,11 @@ class _Walk:
 
     def run(self, calls: Sequence[Call]) -> None:
         source = self.builder.current
+        *calls, output = calls
         for call in calls:
-            if call["op"] == "output":
-                result = unpacked(call["args"][0], self.values.__getitem__)
-                self._finish(result)
-                return
             placeholder = call["op"] == "placeholder"
             self.values[call["name"]] = source if placeholder else self._call(call)
-
-    def _finish(self, result: Any) -> None:
+        result = unpacked(output["args"][0], self.values.__getitem__)
         if isinstance(result, Unknown):
             self.builder.lost = True
         elif isinstance(result, Node) and result.batched:

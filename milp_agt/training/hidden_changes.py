@@ -295,8 +295,8 @@ def _of_torch(function: object) -> bool:
     return home == "torch" or home.startswith("torch.")
 
 
-# Nodes of torch's graph that put gradients into parameters live as long as somebody holds them, and their hooks
-# act on every later backward pass. Torch lists them nowhere; the garbage collector knows them.
+# Nodes of torch's graph that put gradients into parameters live as long as somebody holds them, and their
+# hooks act on every later backward pass. Torch lists them nowhere; the garbage collector knows them.
 _ALIVE = "milp_agt: alive"
 
 

@@ -85,11 +85,10 @@ class Forward(Group):
 
     def forward(self, x: Tensor) -> Tensor:
         values: dict[str, Any] = {}
-        for call in getattr(self, CALLS):
-            if call["op"] == "output":
-                break
+        *calls, output = getattr(self, CALLS)
+        for call in calls:
             values[call["name"]] = x if call["op"] == "placeholder" else self._run(call, values)
-        result: Tensor = unpacked(call["args"][0], values.__getitem__)
+        result: Tensor = unpacked(output["args"][0], values.__getitem__)
         return result
 
     def _run(self, call: Call, values: dict[str, Any]) -> Any:
