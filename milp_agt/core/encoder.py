@@ -71,10 +71,7 @@ class Encoder:
     """
 
     def __init__(
-        self,
-        exact_phases: bool,
-        exact_products: bool = False,
-        envelopes: bool = True,
+        self, exact_phases: bool, exact_products: bool = False, envelopes: bool = True
     ) -> None:
         self.exact_phases, self.exact_products = exact_phases, exact_products
         self.envelopes = envelopes
@@ -125,11 +122,7 @@ class Encoder:
         return Expression(matrix, np.zeros(index.size), np.zeros(index.size), shape)
 
     def rows(
-        self,
-        expression: Expression,
-        lower: Array | float,
-        upper: Array | float,
-        lazy: bool = False,
+        self, expression: Expression, lower: Array | float, upper: Array | float, lazy: bool = False
     ) -> None:
         """Rows ``lower <= expression <= upper``; rows with two infinite sides are dropped.
 

@@ -154,11 +154,7 @@ SHOWN = 8
 
 
 def all_finite(
-    asked: str,
-    what: str,
-    values: Array,
-    names: tuple[str, ...] = (),
-    lines: Array | None = None,
+    asked: str, what: str, values: Array, names: tuple[str, ...] = (), lines: Array | None = None
 ) -> None:
     """See that all numbers of (n, ...) are finite.
 

@@ -21,7 +21,7 @@ from milp_agt.recording.losses import loss_of
 from milp_agt.recording.origins import tensors_in
 from milp_agt.recording.passes import Twin, differs
 from milp_agt.recording.rows import DataRows, samples_of
-from milp_agt.recording.run import RecordedRun, recorded_run
+from milp_agt.recording.run import RecordedRun, RecordedTraining
 from milp_agt.recording.watch import Watch, watch_threads
 from milp_agt.threats import ThreatModel
 from milp_agt.training.hidden_changes import hooked_accumulators
@@ -148,16 +148,14 @@ class Recording:
         self._refuse_hooks()
         graph = self._twin.step_graph
         assert graph is not None
-        self._run = recorded_run(
-            model=self._twin.initial,
-            features=self._rows.features,
-            labels=self._rows.labels,
-            loss=graph.loss,
-            batches=tuple(self._loop.batches),
-            rules=tuple(self._loop.rules),
-            final={n: v.detach().cpu().clone() for n, v in self._model.state_dict().items()},
-            dtype=self._dtype,
-            assumed=(*self._about_sampler(), *self._loop.assumed),
+        self._run = RecordedRun(
+            self._twin.initial,
+            self._rows.features,
+            self._rows.labels,
+            RecordedTraining.of(graph.loss, self._loop.batches, self._loop.rules),
+            {n: v.detach().cpu().clone() for n, v in self._model.state_dict().items()},
+            self._dtype,
+            (*self._about_sampler(), *self._loop.assumed),
         )
 
     def _refuse_hooks(self) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -47,6 +47,24 @@ class RecordedTraining(Training):
     """
 
     rules: tuple[UpdateRule, ...] = field(default=(), repr=False)
+
+    @staticmethod
+    def of(
+        loss: LossFunction, batches: Sequence[Sequence[int]], rules: Sequence[UpdateRule]
+    ) -> RecordedTraining:
+        """The training of these steps."""
+        first = rules[0]
+        return RecordedTraining(
+            loss=loss.key,
+            **loss.options,
+            learning_rate=first.rate or next((r.rate for r in rules if r.rate), 1.0),
+            batches=tuple(map(tuple, batches)),
+            momentum=first.momentum,
+            nesterov=first.nesterov,
+            weight_decay=first.weight_decay,
+            schedule=tuple(r.rate for r in rules),
+            rules=tuple(rules),
+        )
 
     def update_rules(self, steps: int) -> tuple[UpdateRule, ...]:
         return self.rules[:steps]
@@ -191,34 +209,6 @@ class RecordedRun:
         _write(Path(path), arrays, about)
 
 
-def recorded_run(
-    *,
-    model: nn.Module,
-    features: Tensor,
-    labels: Tensor,
-    loss: LossFunction,
-    batches: tuple[tuple[int, ...], ...],
-    rules: tuple[UpdateRule, ...],
-    final: Mapping[str, Tensor],
-    dtype: str,
-    assumed: tuple[str, ...],
-) -> RecordedRun:
-    """Put together what was recorded."""
-    first = rules[0]
-    training = RecordedTraining(
-        loss=loss.key,
-        **loss.options,
-        learning_rate=first.rate or next((r.rate for r in rules if r.rate), 1.0),
-        batches=batches,
-        momentum=first.momentum,
-        nesterov=first.nesterov,
-        weight_decay=first.weight_decay,
-        schedule=tuple(r.rate for r in rules),
-        rules=rules,
-    )
-    return RecordedRun(model, features, labels, training, final, dtype, assumed)
-
-
 def loss_in(path: str | Path) -> str:
     """Name of the loss of a saved run.
 
@@ -258,20 +248,17 @@ def load_run(path: str | Path, model: nn.Module) -> RecordedRun:
         started.load_state_dict(initial)
         for name, parameter in started.named_parameters():
             parameter.requires_grad_(name in about["trained"])
-        ends = np.cumsum(arrays["sizes"])[:-1]
         given = about["options"].items()
         options = {n: tuple(v) if isinstance(v, list) else v for n, v in given}
-        return recorded_run(
-            model=started,
-            features=torch.from_numpy(arrays["features"]),
-            labels=torch.from_numpy(arrays["labels"]),
-            loss=get_loss(about["loss"]).configured(**options),
-            batches=tuple(tuple(b.tolist()) for b in np.split(arrays["batches"], ends)),
-            rules=tuple(_rule(rule) for rule in about["rules"]),
-            final=_state(arrays, "final:"),
-            dtype=about["dtype"],
-            assumed=tuple(about["assumed"]),
+        batches = np.split(arrays["batches"], np.cumsum(arrays["sizes"])[:-1])
+        training = RecordedTraining.of(
+            get_loss(about["loss"]).configured(**options),
+            [batch.tolist() for batch in batches],
+            [_rule(rule) for rule in about["rules"]],
         )
+        features, labels = (torch.from_numpy(arrays[name]) for name in ("features", "labels"))
+        final, assumed = _state(arrays, "final:"), tuple(about["assumed"])
+        return RecordedRun(started, features, labels, training, final, about["dtype"], assumed)
     except (KeyError, TypeError, AttributeError) as error:
         raise InvalidInputError(
             asked, f"contents that do not fit together: {error}", "save the run again"

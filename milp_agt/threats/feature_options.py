@@ -10,8 +10,7 @@ from pydantic import Field
 
 from milp_agt.core.option_table import Count, Index, Key
 from milp_agt.data.origin import Origin
-from milp_agt.threats.checks import Numbers, Radius, Rows
-from milp_agt.threats.units import Lengths, RadiusIn
+from milp_agt.threats.units import Lengths, Numbers, Radius, RadiusIn, Rows
 
 
 @dataclass(frozen=True)

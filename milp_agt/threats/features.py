@@ -12,13 +12,6 @@ from torch import Tensor
 
 from milp_agt.core.interval import Interval
 from milp_agt.errors import InvalidThreatModelError
-from milp_agt.threats.checks import (
-    is_number,
-    is_whole,
-    norm_of,
-    radii,
-    radius_text,
-)
 from milp_agt.threats.feature_options import FeatureOptions
 from milp_agt.threats.sets import (
     Ball,
@@ -30,7 +23,7 @@ from milp_agt.threats.sets import (
     Sparse,
     Vertices,
 )
-from milp_agt.threats.units import Units
+from milp_agt.threats.units import Units, is_number, is_whole, norm_of, radii, radius_text
 
 
 @dataclass(frozen=True)

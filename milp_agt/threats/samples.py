@@ -163,9 +163,7 @@ class SeparatePoisoning:
         if moved.is_clean:
             return flipped
         return replace(
-            moved,
-            label_moves=flipped.label_moves,
-            label_quota=Quota(flipped.open, flipped.budget),
+            moved, label_moves=flipped.label_moves, label_quota=Quota(flipped.open, flipped.budget)
         )
 
     def describe(self) -> str:

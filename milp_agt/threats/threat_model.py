@@ -15,8 +15,8 @@ from milp_agt.core.option_table import Index, Key
 from milp_agt.data.origin import Origin
 from milp_agt.errors import InvalidThreatModelError
 from milp_agt.formulations.loss import LossFunction
-from milp_agt.threats.checks import is_whole
 from milp_agt.threats.poison import Poison
+from milp_agt.threats.units import is_whole
 
 SCOPES = ("dataset", "batch")
 

@@ -147,22 +147,14 @@ def _refuse(estimator: Any, samples: int) -> None:
             "learning_rate='adaptive'",
             "use 'constant': its rates follow from the data",
         ),
-        (
-            scaled,
-            "learning_rate='invscaling' with momentum",
-            "use 'constant', or momentum=0",
-        ),
+        (scaled, "learning_rate='invscaling' with momentum", "use 'constant', or momentum=0"),
         (e.warm_start, "warm_start=True", "set it to False"),
         (
             e.activation not in _ACTIVATIONS,
             f"activation='{e.activation}'",
             f"use one of {list(_ACTIVATIONS)}",
         ),
-        (
-            loss not in ("squared_error", "log_loss"),
-            f"loss='{loss}'",
-            "use loss='squared_error'",
-        ),
+        (loss not in ("squared_error", "log_loss"), f"loss='{loss}'", "use loss='squared_error'"),
         (not whole, f"random_state={seed!r:.40}", "give a whole number"),
         (
             e.n_iter_no_change < e.max_iter,

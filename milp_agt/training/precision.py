@@ -108,11 +108,7 @@ def _refuse_unknown(graph: Graph, loss: LossFunction, precision: Precision) -> N
 
 
 def check_float32(
-    step_graph: StepGraph,
-    training: Training,
-    features: Tensor,
-    labels: Tensor,
-    poison: Poison,
+    step_graph: StepGraph, training: Training, features: Tensor, labels: Tensor, poison: Poison
 ) -> None:
     """See that all that a float32 run begins with is made of float32 numbers.
 

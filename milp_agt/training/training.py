@@ -11,14 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import Field
 
-from milp_agt.core.option_table import (
-    Count,
-    Index,
-    Key,
-    NonNegative,
-    Positive,
-    documented,
-)
+from milp_agt.core.option_table import Count, Index, Key, NonNegative, Positive, documented
 from milp_agt.formulations.loss import LossFunction, get_loss, losses
 from milp_agt.training.batches import Batch as Batch
 from milp_agt.training.batches import Recorded

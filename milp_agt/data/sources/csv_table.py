@@ -9,18 +9,21 @@ from pathlib import Path
 
 import numpy as np
 
-from milp_agt.data.sources.cells import (
+from milp_agt.data.sources.delimited import (
     DECIMAL_COMMA,
     EXACT,
     GROUPED,
     TRUTH,
+    check_header,
+    header_and_lines,
     is_infinite,
     is_missing,
     is_whole,
     number,
+    opened,
     place,
+    wide,
 )
-from milp_agt.data.sources.delimited import check_header, header_and_lines, opened, wide
 from milp_agt.data.sources.source import Array, Reading, Source
 from milp_agt.errors import InvalidInputError
 

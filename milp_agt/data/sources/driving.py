@@ -8,8 +8,7 @@ from pathlib import Path, PureWindowsPath
 
 import numpy as np
 
-from milp_agt.data.sources.cells import number, place
-from milp_agt.data.sources.delimited import opened, wide
+from milp_agt.data.sources.delimited import number, opened, place, wide
 from milp_agt.data.sources.source import Reading, Source, optional, subset
 from milp_agt.errors import InvalidInputError
 

@@ -10,8 +10,15 @@ from pathlib import Path
 
 import numpy as np
 
-from milp_agt.data.sources.cells import DECIMAL_COMMA, is_missing, number, place
-from milp_agt.data.sources.delimited import header_and_lines, opened, wide
+from milp_agt.data.sources.delimited import (
+    DECIMAL_COMMA,
+    header_and_lines,
+    is_missing,
+    number,
+    opened,
+    place,
+    wide,
+)
 from milp_agt.data.sources.source import Source
 from milp_agt.errors import InvalidInputError
 
