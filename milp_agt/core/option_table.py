@@ -7,7 +7,7 @@ import operator
 import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields
-from functools import reduce
+from functools import cache, reduce
 from typing import (
     Annotated,
     Any,
@@ -184,6 +184,7 @@ class Key:
         return self.values | None, Field(default=None, description=self.means)
 
 
+@cache
 def _keys(cls: type) -> dict[str, Key]:
     hints = get_type_hints(cls, include_extras=True)
     marks = {each.name: getattr(hints[each.name], "__metadata__", ()) for each in fields(cls)}

@@ -47,6 +47,9 @@ class ParameterGroup:
         object.__setattr__(self, "names", tuple(self.names))
         if not self.names:
             raise InvalidInputError("A group of parameters needs names", "none", remedy)
+        if self.learning_rate == 0:
+            remedy = "freeze parameters that shall not train by requires_grad_(False)"
+            raise InvalidInputError("A group trains", "learning_rate = 0", remedy)
         check_fields(self)
 
     def holds(self, name: str) -> bool:
