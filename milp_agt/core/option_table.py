@@ -202,15 +202,15 @@ def unfit(given: Any) -> dict[str, InvalidInputError]:
 
     Numbers may be numpy's; None is right where it is the default. Keys of other values are left alone.
     """
-    name, found = type(given).__name__, {}
-    defaults = {each.name: each.default for each in fields(given)}
-    for field, key in _keys(type(given)).items():
+    kind: Any = type(given)
+    defaults, found = {each.name: each.default for each in fields(given)}, {}
+    for field, key in _keys(kind).items():
         value = getattr(given, field)
         wanted = _wanted(key.values, value)
         if wanted is not None and not (value is None and defaults[field] is None):
             or_none = ", or None" * (defaults[field] is None)
             found[field] = InvalidInputError(
-                f"{name} needs {field} to be {wanted}{or_none}",
+                f"{kind.__name__} needs {field} to be {wanted}{or_none}",
                 f"{field} = {value!r:.80}",
                 f"change {field}",
             )
