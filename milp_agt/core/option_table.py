@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 import operator
+import re
 import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import MISSING, dataclass, fields, replace
 from functools import cache, reduce
 from typing import (
     Annotated,
@@ -167,12 +168,12 @@ class Key:
 
     Attributes:
         values: what the key takes there.
-        means: one sentence or more; Python reads it below ``Attributes:``.
+        means: one sentence or more; what the class says of the field below ``Attributes:`` unless given.
         required: whether a run file has to give it where Python has a default.
     """
 
     values: Any
-    means: str
+    means: str = ""
     required: bool = False
 
     def field(self, default: object = MISSING) -> tuple[Any, Any]:
@@ -187,8 +188,25 @@ class Key:
 @cache
 def _keys(cls: type) -> dict[str, Key]:
     hints = get_type_hints(cls, include_extras=True)
+    told: dict[str, str] = {}
+    for home in reversed(cls.__mro__):
+        told |= _attributes(home.__doc__ or "")
     marks = {each.name: getattr(hints[each.name], "__metadata__", ()) for each in fields(cls)}
-    return {n: key for n, found in marks.items() for key in found if isinstance(key, Key)}
+    return {
+        name: key if key.means else replace(key, means=told.get(name, ""))
+        for name, found in marks.items()
+        for key in found
+        if isinstance(key, Key)
+    }
+
+
+def _attributes(doc: str) -> dict[str, str]:
+    """What a docstring says of each attribute, as a sentence with single backquotes."""
+    _, _, text = doc.partition("\n    Attributes:\n")
+    text = text.partition("\n\n")[0]
+    found = re.findall(r"^ {8}(\w+): (.+(?:\n {9,}.+)*)", text, re.MULTILINE)
+    told = {name: " ".join(entry.split()).replace("``", "`") for name, entry in found}
+    return {name: entry[:1].upper() + entry[1:] for name, entry in told.items()}
 
 
 def keys_of(cls: type) -> dict[str, tuple[Any, Any]]:
@@ -281,14 +299,18 @@ def table_of(
 
 
 def documented(cls: type[Class]) -> type[Class]:
-    """Class decorator: the keys of a dataclass, as a part of its docstring."""
-    lines = []
+    """Class decorator: the keys that a dataclass inherits, as a part of its docstring."""
+    lines, own = [], _attributes(cls.__doc__ or "")
     for name, (_, field) in keys_of(cls).items():
+        if name in own:
+            continue
         text = f"{name}: {field.description[:1].lower()}{field.description[1:]}".replace("`", "``")
         inside = " " * 8
         lines.append(
             textwrap.fill(text, 110, initial_indent=inside, subsequent_indent=f"{inside}    ")
         )
+    if not lines:
+        return cls
     before, raises, after = (cls.__doc__ or "").partition("\n    Raises:")
     if "Attributes:" not in before:
         before = f"{before.rstrip()}\n\n    Attributes:"

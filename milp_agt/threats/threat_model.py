@@ -38,9 +38,13 @@ class ThreatModel(Protocol):
 
 @dataclass(frozen=True)
 class Budgeted:
-    """Common part: how many samples, and the data set that ``certify`` fills in as ``origin``."""
+    """Common part: how many samples, and the data set that ``certify`` fills in as ``origin``.
 
-    budget: Annotated[int, Key(Index, "Training samples that the adversary may choose, at most.")]
+    Attributes:
+        budget: training samples that the adversary may choose, at most.
+    """
+
+    budget: Annotated[int, Key(Index)]
     origin: Origin | None = field(default=None, kw_only=True, repr=False, compare=False)
 
     @property
@@ -71,30 +75,20 @@ _Indices = Annotated[list[Index], Field(min_length=1)]
 
 @dataclass(frozen=True)
 class Chosen(Budgeted):
-    """Which samples of the data set may be chosen, and for how long."""
+    """Which samples of the data set may be chosen, and for how long.
 
-    samples: Annotated[
-        Sequence[int] | None,
-        Key(
-            _Indices,
-            "The training samples that may be chosen, by their rows in the file: from 0, below the header; "
-            "all unless given.",
-        ),
-    ] = field(default=None, kw_only=True)
+    Attributes:
+        samples: the training samples that may be chosen, by their rows in the file: from 0, below the header;
+            all unless given.
+        ids: the same by who they are, in place of ``samples``: what stands in the column ``id`` of [data].
+        positions: the same by position in the training part after the split, in place of ``samples``.
+    """
+
+    samples: Annotated[Sequence[int] | None, Key(_Indices)] = field(default=None, kw_only=True)
     ids: Annotated[
-        Sequence[object] | None,
-        Key(
-            Annotated[list[str | int], Field(min_length=1)],
-            "The same by who they are, in place of `samples`: what stands in the column `id` of [data].",
-        ),
+        Sequence[object] | None, Key(Annotated[list[str | int], Field(min_length=1)])
     ] = field(default=None, kw_only=True)
-    positions: Annotated[
-        Sequence[int] | None,
-        Key(
-            _Indices,
-            "The same by position in the training part after the split, in place of `samples`.",
-        ),
-    ] = field(default=None, kw_only=True)
+    positions: Annotated[Sequence[int] | None, Key(_Indices)] = field(default=None, kw_only=True)
     scope: Annotated[str, SCOPE] = field(default="dataset", kw_only=True)
 
     def _open(self, count: int | None = None) -> list[int] | None:

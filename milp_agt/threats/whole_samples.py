@@ -73,9 +73,12 @@ class Insertion(Budgeted):
     They may differ from step to step, so this covers ``budget`` samples added to the data set, in batches
     of the adversary's choice. The mean of the gradients is over the enlarged batch.
     Needs ``clip=`` in the training, as :class:`Substitution` does.
+
+    Attributes:
+        budget: samples that join every batch, at most.
     """
 
-    budget: Annotated[int, Key(Index, "Samples that join every batch, at most.")]
+    budget: Annotated[int, Key(Index)]
 
     def bind(self, features: Tensor, labels: Tensor, loss: LossFunction) -> Poison:
         none, budget = torch.zeros(len(features), dtype=torch.bool), self._check_budget()

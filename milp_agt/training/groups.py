@@ -10,36 +10,30 @@ from typing import Annotated
 from pydantic import Field
 
 from milp_agt.core.arguments import listed
-from milp_agt.core.option_table import Key, NonNegative, Positive, check_fields, documented
+from milp_agt.core.option_table import Key, NonNegative, Positive, check_fields
 from milp_agt.errors import InvalidInputError
 
 
-@documented
 @dataclass(frozen=True)
 class ParameterGroup:
     """Parameters that are trained in a way of their own; what is None is as for all others.
+
+    Attributes:
+        names: names as in ``named_parameters()``, or patterns: ``["0.*", "*.bias"]``.
+        learning_rate: their base rate; a ``schedule`` acts on it as on the other, a list by its ratio.
+        momentum: their momentum.
+        weight_decay: their weight decay.
+        nesterov: their kind of momentum.
 
     Raises:
         InvalidInputError: no names, or a value out of range.
     """
 
-    names: Annotated[
-        Sequence[str],
-        Key(
-            Annotated[list[str], Field(min_length=1)],
-            'Names as in `named_parameters()`, or patterns: `["0.*", "*.bias"]`.',
-        ),
-    ]
-    learning_rate: Annotated[
-        float | None,
-        Key(
-            Positive,
-            "Their base rate; a `schedule` acts on it as on the other, a list by its ratio.",
-        ),
-    ] = None
-    momentum: Annotated[float | None, Key(NonNegative, "Their momentum.")] = None
-    weight_decay: Annotated[float | None, Key(NonNegative, "Their weight decay.")] = None
-    nesterov: Annotated[bool | None, Key(bool, "Their kind of momentum.")] = None
+    names: Annotated[Sequence[str], Key(Annotated[list[str], Field(min_length=1)])]
+    learning_rate: Annotated[float | None, Key(Positive)] = None
+    momentum: Annotated[float | None, Key(NonNegative)] = None
+    weight_decay: Annotated[float | None, Key(NonNegative)] = None
+    nesterov: Annotated[bool | None, Key(bool)] = None
 
     def __post_init__(self) -> None:
         remedy = "give names=('0.weight', '0.bias') or patterns ('0.*',)"

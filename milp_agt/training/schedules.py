@@ -47,12 +47,16 @@ class _Checked:
 class InverseTimeDecay(_Checked):
     """``max(lr / (1 + decay * t), floor)`` at time t.
 
+    Attributes:
+        decay: how fast the rate falls.
+        floor: the least rate.
+
     Raises:
         InvalidInputError: a value out of range, as in all other schedules.
     """
 
-    decay: Annotated[float, Key(NonNegative, "How fast the rate falls.")]
-    floor: Annotated[float, Key(NonNegative, "The least rate.")] = 0.0
+    decay: Annotated[float, Key(NonNegative)]
+    floor: Annotated[float, Key(NonNegative)] = 0.0
     unit: UnitKey = "step"
 
     def rate(self, base: float, time: int, end: int) -> float:
@@ -64,10 +68,15 @@ class InverseTimeDecay(_Checked):
 )
 @dataclass(frozen=True)
 class StepDecay(_Checked):
-    """``lr * factor^floor(t / every)``, as torch's StepLR(step_size=every, gamma=factor)."""
+    """``lr * factor^floor(t / every)``, as torch's StepLR(step_size=every, gamma=factor).
 
-    every: Annotated[int, Key(Count, "Steps, or epochs, from one drop to the next.")]
-    factor: Annotated[float, Key(NonNegative, "What the rate is multiplied by at each drop.")] = 0.1
+    Attributes:
+        every: steps, or epochs, from one drop to the next.
+        factor: what the rate is multiplied by at each drop.
+    """
+
+    every: Annotated[int, Key(Count)]
+    factor: Annotated[float, Key(NonNegative)] = 0.1
     unit: UnitKey = "step"
 
     def rate(self, base: float, time: int, end: int) -> float:
@@ -79,10 +88,15 @@ class StepDecay(_Checked):
 )
 @dataclass(frozen=True)
 class Milestones(_Checked):
-    """``lr * factor^(milestones <= t)``, as torch's MultiStepLR(milestones=at, gamma=factor)."""
+    """``lr * factor^(milestones <= t)``, as torch's MultiStepLR(milestones=at, gamma=factor).
 
-    at: Annotated[Sequence[int], Key(list[Count], "The times of the drops.")]
-    factor: Annotated[float, Key(NonNegative, "What the rate is multiplied by at each drop.")] = 0.1
+    Attributes:
+        at: the times of the drops.
+        factor: what the rate is multiplied by at each drop.
+    """
+
+    at: Annotated[Sequence[int], Key(list[Count])]
+    factor: Annotated[float, Key(NonNegative)] = 0.1
     unit: UnitKey = "step"
 
     def __post_init__(self) -> None:
@@ -100,11 +114,13 @@ class Milestones(_Checked):
 )
 @dataclass(frozen=True)
 class ExponentialDecay(_Checked):
-    """``lr * factor^t``, as torch's ExponentialLR(gamma=factor)."""
+    """``lr * factor^t``, as torch's ExponentialLR(gamma=factor).
 
-    factor: Annotated[
-        float, Key(NonNegative, "What the rate is multiplied by after every step, or epoch.")
-    ]
+    Attributes:
+        factor: what the rate is multiplied by after every step, or epoch.
+    """
+
+    factor: Annotated[float, Key(NonNegative)]
     unit: UnitKey = "step"
 
     def rate(self, base: float, time: int, end: int) -> float:
@@ -121,15 +137,14 @@ class CosineDecay(_Checked):
 
     T is ``period``, or the whole run; as torch's CosineAnnealingLR(T_max=T, eta_min=floor) up to T
     (Loshchilov and Hutter 2017).
+
+    Attributes:
+        floor: the last rate.
+        period: steps, or epochs, after which the floor is reached; the whole run unless given.
     """
 
-    floor: Annotated[float, Key(NonNegative, "The last rate.")] = 0.0
-    period: Annotated[
-        int | None,
-        Key(
-            Count, "Steps, or epochs, after which the floor is reached; the whole run unless given."
-        ),
-    ] = None
+    floor: Annotated[float, Key(NonNegative)] = 0.0
+    period: Annotated[int | None, Key(Count)] = None
     unit: UnitKey = "step"
 
     def rate(self, base: float, time: int, end: int) -> float:

@@ -113,8 +113,8 @@ _activation(
 _activation(nn.SiLU, "silu", lambda *_: Silu())
 _activation(nn.ELU, "elu", _elu, ("alpha",))
 _activation(nn.Softplus, "softplus", _softplus, ("beta", "threshold"))
-_activation(nn.Hardtanh, "hardtanh", _hardtanh, ("min_val", "max_val"))
 _activation(nn.ReLU6, "relu6", _hardtanh)
+_activation(nn.Hardtanh, "hardtanh", _hardtanh, ("min_val", "max_val"))
 handles(nn.Identity)(lambda builder, layer, path: None)
 
 
