@@ -38,6 +38,7 @@ class Box(InBox):
         "hull",
         "exact",
     )
+    is_box = True
 
     low: Tensor
     high: Tensor
@@ -46,10 +47,6 @@ class Box(InBox):
     @property
     def block_of(self) -> Tensor:
         return torch.arange(self.low.shape[-1], device=self.low.device)
-
-    @property
-    def is_box(self) -> bool:
-        return True
 
     def gains(self, coefficients: Tensor) -> Tensor:
         return coefficients.abs() * extent(coefficients, self.low, self.high)
@@ -89,6 +86,8 @@ class BoxOrFill(MoveSet):
     """
 
     rules = Rules("missing values: or the value that stands for one", "exact", "hull", "exact")
+    is_box = True
+    is_convex = False
 
     box: Box
     fill: Tensor
@@ -109,14 +108,6 @@ class BoxOrFill(MoveSet):
     @property
     def block_of(self) -> Tensor:
         return self.box.block_of
-
-    @property
-    def is_box(self) -> bool:
-        return True
-
-    @property
-    def is_convex(self) -> bool:
-        return False
 
     def radius_supports(self, radius: Tensor) -> Tensor:
         return radius * self.reach

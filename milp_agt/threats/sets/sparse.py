@@ -25,16 +25,13 @@ class Sparse(OnBase):
     rules = Rules(
         "norm 0: at most so many coordinates or categories", "exact", "relaxed count", "exact"
     )
+    is_convex = False
 
     limit: int
 
     @property
     def is_exact(self) -> bool:
         return self.base.is_exact
-
-    @property
-    def is_convex(self) -> bool:
-        return False
 
     def gains(self, coefficients: Tensor) -> Tensor:
         gains = self.base.gains(coefficients)
