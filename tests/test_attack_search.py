@@ -296,8 +296,9 @@ def test_nothing_to_poison_reaches_nothing() -> None:
 X, Y = data(6)
 BAD: dict[str, tuple[Any, str, str, str]] = {
     "parameter": (attacks.Parameter("0.weight", (9, 9)), "was asked for", "0.weight", "index"),
-    "names": (attacks.Functional({"x": X}), "coefficients of parameters", "'x'", "state_dict"),
-    "nothing": (attacks.Functional({}), "coefficients of parameters", "none at all", "state_dict"),
+    "names": (attacks.Functional({"x": X}), "on parameter 'x'", "0.weight", "state_dict"),
+    "nothing": (attacks.Functional({}), "one count of rows", "no coefficients", "array"),
+    "rows": (attacks.Functional({"0.bias": np.eye(3)}), "one functional", "3 rows", "one row"),
     "shape": (attacks.Functional({"0.bias": X}), "need shape", r"\(6, 2\)", "match"),
     "features": (attacks.Loss(X[:, :1], Y), "Test features need", r"\(1,\)", "trained on"),
     "classes": (attacks.Accuracy(X, Y + 3), "must be classes", "3", "renumber"),
