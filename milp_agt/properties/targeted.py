@@ -137,10 +137,11 @@ def _masks_of_sets(targets: Sequence[Any], count: int, classes: int) -> Tensor:
 
 
 def _known(chosen: Sequence[object], classes: int) -> None:
+    whole = (int, np.integer)
     bad = [
         c
         for c in chosen
-        if isinstance(c, bool) or not isinstance(c, (int, np.integer)) or not 0 <= c < classes
+        if isinstance(c, bool) or not (isinstance(c, whole) and 0 <= c < classes)
     ]
     if bad:
         raise InvalidInputError(
