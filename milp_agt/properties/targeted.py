@@ -139,9 +139,7 @@ def _masks_of_sets(targets: Sequence[Any], count: int, classes: int) -> Tensor:
 def _known(chosen: Sequence[object], classes: int) -> None:
     whole = (int, np.integer)
     bad = [
-        c
-        for c in chosen
-        if isinstance(c, bool) or not (isinstance(c, whole) and 0 <= c < classes)
+        c for c in chosen if isinstance(c, bool) or not (isinstance(c, whole) and 0 <= c < classes)
     ]
     if bad:
         raise InvalidInputError(
