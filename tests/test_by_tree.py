@@ -34,7 +34,7 @@ def test_points_that_bounds_leave_open_are_decided() -> None:
         features = replay.poison.features.expand(len(grid), -1, -1).clone()
         features[:, sample] += grid
         labels = replay.poison.labels.expand(len(grid), -1, -1)
-        poisoning = type(replay.unrolled.nominal(1))((features,), (labels,))
+        poisoning = type(replay.unrolled.nominal(1))(features, labels)
         outputs = replay.outputs_at(replay.unrolled.run(poisoning), points)[..., 0]
         lost |= ((outputs > 0) != nominal).any(0).numpy()
     assert ((after.points.lower == 1.0) == ~lost).all()
@@ -152,7 +152,7 @@ def test_narrowed_sets_hold_every_training_and_little_more() -> None:
         features = replay.poison.features.expand(len(grid), -1, -1).clone()
         features[:, sample] += grid
         labels = replay.poison.labels.expand(len(grid), -1, -1)
-        state = replay.unrolled.run(type(replay.unrolled.nominal(1))((features,), (labels,)))
+        state = replay.unrolled.run(type(replay.unrolled.nominal(1))(features, labels))
         for name, reached in ends.items():
             reached.append(state[name])
     for name, reached in ends.items():
