@@ -395,9 +395,9 @@ def test_small_runs_use_one_thread_and_give_the_others_back() -> None:
     try:
         honest = certification.BoundedRun.advance
 
-        def watched(self, batch) -> None:
+        def watched(self) -> None:
             seen.append(torch.get_num_threads())
-            honest(self, batch)
+            honest(self)
 
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(certification.BoundedRun, "advance", watched)
