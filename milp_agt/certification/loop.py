@@ -16,10 +16,10 @@ from milp_agt.bounds.interval.update import UpdateGraph
 from milp_agt.bounds.linear.linearized_step import LinearizedStep
 from milp_agt.bounds.step import NodeOrder
 from milp_agt.bounds.zonotope import WILD, ZonotopePass, check_supported
-from milp_agt.certification import choosing
 from milp_agt.certification.bound_step import Bounder
 from milp_agt.certification.chains import ZONOTOPE, Chain, ChainPart, Chains, StepSets
 from milp_agt.certification.checkpoint import Snapshot, unpack
+from milp_agt.certification.level_plan import tree_of
 from milp_agt.certification.planning import Plan
 from milp_agt.certification.recorder import Recorder
 from milp_agt.certification.result import Result
@@ -56,7 +56,7 @@ class BoundedRun(RunInProgress):
         self.recorder, self.poison = recorder, task.poison
         self.chains = Chains(plan, self.poison, task.restriction, task.start)
         self._begin_zonotope()
-        self.tree = choosing.tree_of(
+        self.tree = tree_of(
             task.options,
             lambda seconds: TreePlan.of(
                 self.graph,

@@ -250,7 +250,8 @@ def _refusal(error: ValidationError, table: type[CertifyOptions]) -> InvalidInpu
     found: dict[str, str] = {}
     wanted: dict[str, list[str]] = {}
     for item in error.errors(include_url=False):
-        name = ".".join(str(part) for part in item["loc"] if part in _names(table))
+        # The rest of the path is pydantic's.
+        name = ".".join(str(part) for part in item["loc"] if part in table.model_fields)
         if item["type"] == "extra_forbidden":
             name = str(item["loc"][-1])
             near = get_close_matches(name, table.model_fields, 1)
@@ -266,17 +267,13 @@ def _refusal(error: ValidationError, table: type[CertifyOptions]) -> InvalidInpu
             kind = f" of type {type(value).__name__}" if item["type"].endswith("_type") else ""
             found[name] = f"{name} = {value!r:.60}{kind}"
             wish = item["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
-            wanted.setdefault(name, [f"{name} should be {wish}"])
-            if name in wanted and f"{name} should be {wish}" not in wanted[name]:
+            if f"{name} should be {wish}" not in wanted.setdefault(
+                name, [f"{name} should be {wish}"]
+            ):
                 wanted[name].append(f"or {wish}")
     problems = [(found[name], " ".join(wishes)) for name, wishes in wanted.items()]
     asked = f"Certify with {', '.join(f'{name}=' for name in wanted)}"
     return InvalidInputError.of(asked, problems)
-
-
-def _names(table: type[CertifyOptions]) -> set[str]:
-    """Names that may occur in the path of a problem; the rest of it is pydantic's."""
-    return set(table.model_fields)
 
 
 def takes_options(*without: str) -> Callable[[Function], Function]:
