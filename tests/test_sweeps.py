@@ -392,8 +392,8 @@ def test_the_largest_on_the_command_line(run: Path, capsys: pytest.CaptureFixtur
         (["--largest", "budget"], "give both"),
         (["--largest", "budget", "--between", "1"], "give both"),
         (["--budgets", "1", "--points"], "--points without --largest"),
-        (["--budgets", "one"], "no list of counts"),
-        (["--radii", "x"], "no list of numbers"),
+        (["--budgets", "one"], "is not a whole number >= 0"),
+        (["--radii", "x"], "is no number"),
     ],
 )
 def test_contradictory_options(

@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import argparse
+import sys
 import tomllib
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any, TypeVar, get_args
+
+from milp_agt.core.relaxation import levels
+from milp_agt.errors import InvalidInputError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Sequence
+    from pathlib import Path
 
     from pydantic.fields import FieldInfo
 
     from milp_agt.cli.parser import Parser
 
     Commands = argparse._SubParsersAction[Parser]
+else:
+    Commands = argparse._SubParsersAction
 
 PROVED, NOT_PROVED, BAD_INPUT, REJECTED, LIMIT_REACHED = 0, 1, 2, 3, 4
 # Every command keeps this table; README shows it.
@@ -24,11 +31,27 @@ EXIT_CODES = {
     REJECTED: "of check: the certificate states more than its evidence shows, or is damaged",
     LIMIT_REACHED: "a limit came first (time, memory, an interrupt); what was finished is saved and holds",
 }
+Read = TypeVar("Read")
 OPTION = "option_"  # before the names of options among the arguments
 
 RUN_FILE = (
     "a run file: data, model, training, threat, what is to be proved (see 'milp-agt options')"
 )
+
+
+def new(
+    commands: Commands,
+    run: Callable[[argparse.Namespace], int],
+    name: str,
+    about: str,
+    description: str,
+    example: str | None = None,
+) -> Parser:
+    """A command that ``run`` carries out; ``example`` is a line that works."""
+    epilog = None if example is None else f"For example: milp-agt {example}"
+    parser = commands.add_parser(name, help=about, description=description, epilog=epilog)
+    parser.set_defaults(command=run)
+    return parser
 
 
 def add_force(parser: Parser) -> None:
@@ -61,6 +84,48 @@ def window(text: str) -> int | str:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"'{text}' is neither a number of steps >= 1 nor T")
     return int(text)
+
+
+def relaxation(text: str) -> str:
+    if text not in levels():
+        raise argparse.ArgumentTypeError(f"'{text}' is not one of {', '.join(levels())}")
+    return text
+
+
+def count(text: str, least: int = 1) -> int:
+    if not text.isdecimal() or int(text) < least:
+        raise argparse.ArgumentTypeError(f"'{text}' is not a whole number >= {least}")
+    return int(text)
+
+
+def index(text: str) -> int:
+    return count(text, 0)
+
+
+def size(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"'{text}' is no number") from None
+
+
+def many(read: Callable[[str], Read]) -> Callable[[str], tuple[Read, ...]]:
+    """Reads values with commas between them."""
+    return lambda text: tuple(read(part.strip()) for part in text.split(","))
+
+
+def tell(text: object) -> None:
+    """A line on stderr."""
+    print(f"milp-agt: {text}", file=sys.stderr)
+
+
+def drawn(draw: Callable[[], Sequence[Path]]) -> Sequence[Path]:
+    """The files of a figure; that there is none is no failure."""
+    try:
+        return draw()
+    except InvalidInputError as error:
+        tell(f"no figure: {error}")
+        return ()
 
 
 def add_options(parser: Parser, without: Collection[str] = ()) -> None:
@@ -110,7 +175,6 @@ def _reader(name: str) -> Callable[[str], Any]:
 
     def read(text: str) -> Any:
         from milp_agt.certification.options import CertifyOptions
-        from milp_agt.errors import InvalidInputError
 
         value = _value(text)
         try:
