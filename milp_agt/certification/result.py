@@ -227,7 +227,7 @@ class Result(Questions):
             **{name: getattr(self, name) for name in (*TEXTS, *LISTS)},
             "nominal_check": None if self.nominal_check is None else asdict(self.nominal_check),
         }
-        saved.write(Path(path), arrays, about)
+        saved.FILE.write(Path(path), arrays, about)
 
 
 def assumptions_of(caution: str, precision: Precision) -> tuple[str, ...]:
@@ -253,7 +253,7 @@ def load(path: str | Path) -> Result:
         InvalidInputError: a missing or damaged file, or another version of the format.
     """
     of_kind(path, (str, Path), "The path of a result", "give the path of the .npz file")
-    arrays, about = saved.read(Path(path))
+    arrays, about = saved.FILE.read(Path(path))
     try:
         return _restore(arrays, about)
     except (KeyError, TypeError, RuntimeError) as error:

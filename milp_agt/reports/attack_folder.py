@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from milp_agt.io.files import replace
+from milp_agt.io.files import replace_arrays
 from milp_agt.reports.result_folder import (
     WRITING_SHARE,
     check_same_run,
@@ -98,7 +98,7 @@ class AttackFolder:
             "parameters": {"mean_width": envelope.mean_width, "max_width": envelope.max_width},
             "objectives": objectives,
         }
-        replace(self.npz_path, lambda stream: np.savez_compressed(stream, **arrays))
+        replace_arrays(self.npz_path, arrays)
         write_json(self.json_path, document)
         self._written = time.monotonic()
         self._cost = self._written - begun

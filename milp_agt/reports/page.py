@@ -15,8 +15,7 @@ import matplotlib.image
 import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from milp_agt.errors import InvalidInputError
-from milp_agt.io.files import replace
+from milp_agt.io.files import replace_text, writing
 from milp_agt.io.tables import format_number
 from milp_agt.reports import audit, words
 from milp_agt.reports.content import Array, Content, PointTable, PredictionMap
@@ -36,19 +35,16 @@ def write(content: Content) -> Path:
     drawn = pictures(content)
     page = render(content, drawn)
     target = content.folder / PAGE
-    try:
+    with writing(
+        f"Write the report to {content.folder}",
+        "make room or give the folder back its rights, then milp-agt report DIR",
+    ):
         (content.folder / FIGURES).mkdir(exist_ok=True)
         for picture in drawn.values():
             stem = content.folder / FIGURES / picture.name
-            _replace_bytes(stem.with_suffix(".svg"), picture.svg.encode())
-            _replace_bytes(stem.with_suffix(".png"), picture.png)
-        _replace_bytes(target, page.encode())
-    except OSError as error:
-        raise InvalidInputError(
-            f"Write the report to {content.folder}",
-            error.strerror or str(error),
-            "make room or give the folder back its rights, then milp-agt report DIR",
-        ) from error
+            replace_text(stem.with_suffix(".svg"), picture.svg)
+            replace_text(stem.with_suffix(".png"), picture.png)
+        replace_text(target, page)
     return target
 
 
@@ -164,7 +160,3 @@ def _thumbnails(pixels: Array | None) -> list[str]:
         matplotlib.image.imsave(stream, scaled, cmap="gray", vmin=0.0, vmax=1.0, format="png")
         shown.append("data:image/png;base64," + base64.b64encode(stream.getvalue()).decode())
     return shown
-
-
-def _replace_bytes(path: Path, content: bytes) -> None:
-    replace(path, lambda stream: stream.write(content))

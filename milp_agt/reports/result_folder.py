@@ -23,7 +23,7 @@ from milp_agt.certification.worth import BoxWorth
 from milp_agt.checker.__main__ import FOLDER
 from milp_agt.data.dataset import Dataset
 from milp_agt.errors import InvalidInputError
-from milp_agt.io.files import replace
+from milp_agt.io.files import replace_arrays, replace_text, writing
 from milp_agt.io.tables import json_text, plain
 from milp_agt.runfile.run_file import RunConfig
 from milp_agt.runfile.verdicts import Verdict
@@ -138,18 +138,15 @@ class ResultFolder:
             - self._started
             + sum(step.seconds for step in result.steps[: self._steps_before]),
         }
-        try:
+        with writing(
+            f"Write the result of {len(result.steps)} steps to {self.folder}",
+            "make room or give the folder back its rights, then go on with "
+            f"milp-agt certify --resume {self.folder}",
+        ):
             clear(self.folder / FOLDER)
             self._save_witnesses(verdicts, properties)
-            replace(self.npz_path, lambda stream: np.savez_compressed(stream, **arrays))
+            replace_arrays(self.npz_path, arrays)
             write_json(self.json_path, document)
-        except OSError as error:
-            raise InvalidInputError(
-                f"Write the result of {len(result.steps)} steps to {self.folder}",
-                error.strerror or str(error),
-                "make room or give the folder back its rights, then go on with "
-                f"milp-agt certify --resume {self.folder}",
-            ) from error
         self._written = time.perf_counter()
         self._cost = self._written - begun
 
@@ -184,7 +181,7 @@ class ResultFolder:
 
 def write_json(path: Path, document: Mapping[str, Any]) -> None:
     """A JSON file, replaced as a whole; numbers that JSON cannot hold are written as text."""
-    replace(path, lambda stream: stream.write(json_text(document).encode()))
+    replace_text(path, json_text(document))
 
 
 def run_header(config: RunConfig, dataset: Dataset) -> dict[str, Any]:
@@ -296,21 +293,14 @@ def make_folder(folder: Path) -> Path:
     Raises:
         InvalidInputError: it cannot be made or written to.
     """
-    try:
+    asked = f"Write the result to the folder {folder}"
+    if any(place.is_file() for place in (folder, *folder.parents)):
+        raise InvalidInputError(asked, "a file there", "give another name")
+    with writing(asked, "give a folder that can be written to"):
         folder.mkdir(parents=True, exist_ok=True)
         probe = folder / ".partial"
         probe.touch()
         probe.unlink()
-    except (FileExistsError, NotADirectoryError):
-        raise InvalidInputError(
-            f"Write the result to the folder {folder}", "a file there", "give another name"
-        ) from None
-    except OSError as error:
-        raise InvalidInputError(
-            f"Write the result to {folder}",
-            error.strerror or str(error),
-            "give a folder that can be written to",
-        ) from error
     return folder
 
 
