@@ -18,7 +18,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from milp_agt.io.files import replace_text, writing
 from milp_agt.io.tables import format_number
 from milp_agt.reports import audit, words
-from milp_agt.reports.content import Array, Content, PointTable, PredictionMap
+from milp_agt.reports.content import Array, Content
 from milp_agt.reports.figures import Picture, pictures
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -112,26 +112,15 @@ def _plain(value: object) -> str:
 
 def _point_rows(content: Content) -> list[dict[str, Any]]:
     """Rows of the table of margins, or of predictions; as many as are shown."""
-    columns: dict[str, Sequence[Any]]
-    found: PointTable | PredictionMap
-    if content.points is not None:
-        found = content.points
-        columns = {
-            "label": found.label.tolist(),
-            "predicted": found.predicted.tolist(),
-            "status": found.status,
-        }
-    elif content.predictions is not None:
-        found = content.predictions
-        columns = {
-            "label": found.target.tolist(),
-            "output": found.output.tolist(),
-            "width": found.width.tolist(),
-            "loss": found.loss.tolist(),
-        }
-    else:
+    found = content.points or content.predictions
+    if found is None:
         return []
-    for name in ("index", "name", "lower", "nominal", "upper"):
+    columns: dict[str, Sequence[Any]] = {}
+    if found.predicted is not None:
+        columns |= {"predicted": found.predicted.tolist(), "status": found.status}
+    if found.output is not None and found.loss is not None:
+        columns |= {"output": found.output.tolist(), "loss": found.loss.tolist()}
+    for name in ("index", "name", "label", "width", "lower", "nominal", "upper"):
         columns[name] = getattr(found, name).tolist()
     low, high = ([None] * len(found.index),) * 2 if found.reached is None else found.reached
     columns |= {"reached_lower": list(low), "reached_upper": list(high)}

@@ -73,7 +73,7 @@ def predictions(content: Content) -> tuple[Figure, str] | None:
         above, below = panels[2 * output : 2 * output + 2]
         above.plot(
             rank,
-            found.target[own],
+            found.label[own],
             "o",
             color=ORANGE,
             markersize=3.5,

@@ -145,10 +145,10 @@ def test_predictions_of_a_regression(regression: Path) -> None:
     assert content.points is None
     assert content.classes == ()
     (loss,) = content.properties
-    assert ((found.nominal - found.target) ** 2).mean() == pytest.approx(loss.nominal, rel=1e-12)
+    assert ((found.nominal - found.label) ** 2).mean() == pytest.approx(loss.nominal, rel=1e-12)
     assert ((found.lower <= found.nominal) & (found.nominal <= found.upper)).all()
     assert (np.diff(found.width) <= 0).all()
-    farthest = np.maximum(found.upper - found.target, found.target - found.lower)
+    farthest = np.maximum(found.upper - found.label, found.label - found.lower)
     np.testing.assert_allclose(found.loss, farthest**2, rtol=1e-9)
     shown = visible(page(regression))
     for number in (*found.lower, *found.nominal, *found.upper, *found.loss, *found.width):
