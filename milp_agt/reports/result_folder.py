@@ -87,10 +87,9 @@ class ResultFolder:
         arrays: dict[str, Any] = {}
         parameters: dict[str, Any] = {}
         for name in reachable.lower:
-            arrays[f"lower/{name}"] = reachable.lower[name]
-            arrays[f"nominal/{name}"] = reachable.nominal[name]
-            arrays[f"upper/{name}"] = reachable.upper[name]
-            width = np.asarray(reachable.upper[name]) - np.asarray(reachable.lower[name])
+            lower, upper = np.asarray(reachable.lower[name]), np.asarray(reachable.upper[name])
+            arrays |= {f"lower/{name}": lower, f"nominal/{name}": reachable.nominal[name]}
+            arrays[f"upper/{name}"], width = upper, upper - lower
             parameters[name] = {
                 "shape": list(width.shape),
                 "mean_width": float(width.mean()) if width.size else 0.0,
