@@ -73,20 +73,10 @@ class AttackFolder:
             arrays[f"{number}/positions"] = np.asarray(best.positions, dtype=np.int64)
             for parameter, value in best.state_dict.items():
                 arrays[f"{number}/state/{parameter}"] = value.numpy()
+            told = ("objective", "value", "nominal", "reached", "trained", "exhaustive")
             objectives.append(
-                {
-                    "name": name,
-                    "objective": attack.objective,
-                    "value": attack.value,
-                    "nominal": attack.nominal,
-                    "reached": attack.reached,
-                    "poisoned": best.poisoned,
-                    "positions": best.positions,
-                    "trained": attack.trained,
-                    "exhaustive": attack.exhaustive,
-                    "limit_reached": attack.limit_reached,
-                    "seconds": attack.seconds,
-                }
+                {"name": name, "poisoned": best.poisoned, "positions": best.positions}
+                | {each: getattr(attack, each) for each in (*told, "limit_reached", "seconds")}
             )
         envelope = next(iter(found.values()))
         for parameter in envelope.lower:

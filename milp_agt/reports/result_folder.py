@@ -126,9 +126,9 @@ class ResultFolder:
                 "mean_size": reachable.mean_size,
                 "by_name": parameters,
             },
-            "worth": worth_summary(result),
+            "worth": _worth(result),
             "still_proved": smaller,
-            "attack": attack_summary(result),
+            "attack": _attack(result),
             "suspects": None if suspects is None else suspects.to_dict(),
             "steps": [asdict(step) for step in result.steps],
             "properties": properties,
@@ -222,33 +222,21 @@ def _rows(dataset: Dataset) -> dict[str, Any]:
     return found
 
 
-def worth_summary(result: Result) -> dict[str, Any]:
+def _worth(result: Result) -> dict[str, Any]:
     """What the boxes are worth: a word for programs, the steps, and the same in words."""
     found = result.worth
-    return {
-        "boxes": found.worth.value,
-        "useful_until": found.useful_until,
-        "bounded_until": found.bounded_until,
-        "helps": list(found.helps),
-        "words": found.words,
-    }
+    told = {name: getattr(found, name) for name in ("useful_until", "bounded_until", "words")}
+    return {"boxes": found.worth.value, "helps": list(found.helps), **told}
 
 
-def attack_summary(result: Result) -> dict[str, Any] | None:
+def _attack(result: Result) -> dict[str, Any] | None:
     """Both sides of the parameters' widths; None where nothing was attacked."""
     attack, sandwich = result.attack, result.sandwich
     if attack is None or sandwich is None:
         return None
-    return {
-        "mean_width": sandwich.reached,
-        "max_width": attack.max_width,
-        "ratio": sandwich.ratio,
-        "trained": attack.trained,
-        "proposed": attack.proposed,
-        "exhaustive": attack.exhaustive,
-        "seed": attack.seed,
-        "seconds": attack.seconds,
-    }
+    names = ("max_width", "trained", "proposed", "exhaustive", "seed", "seconds")
+    told = {name: getattr(attack, name) for name in names}
+    return {"mean_width": sandwich.reached, "ratio": sandwich.ratio, **told}
 
 
 def check_same_run(path: Path, header: Mapping[str, Any], *, force: bool) -> bool:
