@@ -6,7 +6,6 @@ Python, run files, the command line, ``compare``, the JSON schema and ``examples
 from __future__ import annotations
 
 import inspect
-import textwrap
 import warnings
 from collections.abc import Callable, Mapping
 from difflib import get_close_matches
@@ -16,7 +15,7 @@ import numpy as np
 from pydantic import Field, ValidationError, create_model, field_validator, model_validator
 
 from milp_agt.core.arguments import of_kind
-from milp_agt.core.option_table import Count, Index, Memory, NonNegative, Table, problem
+from milp_agt.core.option_table import Count, Index, Memory, NonNegative, Table, problem, told
 from milp_agt.core.relaxation import levels
 from milp_agt.core.results import Limits
 from milp_agt.core.rounding import PRECISIONS, USE_FLOAT32, what_is_wrong_with
@@ -293,16 +292,9 @@ def takes_options(*without: str) -> Callable[[Function], Function]:
         ]
         function.__dict__["__signature__"] = own.replace(parameters=[*kept, *options])
         if function.__doc__ is not None:
-            lines = [_line(name, field.description or "") for name, field in known.items()]
+            lines = (told(name, field.description or "") for name, field in known.items())
             before, raises, after = function.__doc__.partition("\n    Raises:")
-            function.__doc__ = f"{before.rstrip()}\n" + "".join(lines) + f"\n{raises[1:]}{after}"
+            function.__doc__ = "\n".join([before.rstrip(), *lines, f"{raises}{after}"])
         return function
 
     return completed
-
-
-def _line(name: str, description: str) -> str:
-    """One option as a line under ``Args:``."""
-    text = f"{name}: {description[:1].lower()}{description[1:]}".replace("`", "``")
-    inside = " " * 8
-    return textwrap.fill(text, 110, initial_indent=inside, subsequent_indent=f"{inside}    ") + "\n"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 import tomllib
-from typing import TYPE_CHECKING, Any, TypeVar, get_args
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from milp_agt.core.relaxation import levels
 from milp_agt.errors import InvalidInputError
@@ -13,8 +13,6 @@ from milp_agt.errors import InvalidInputError
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Sequence
     from pathlib import Path
-
-    from pydantic.fields import FieldInfo
 
     from milp_agt.cli.parser import Parser
 
@@ -135,16 +133,17 @@ def add_options(parser: Parser, without: Collection[str] = ()) -> None:
     group = parser.add_argument_group(
         "options of [certify]", "in place of the file's (see 'milp-agt options certify')"
     )
-    for name, field in CertifyOptions.model_fields.items():
+    for name, schema in CertifyOptions.model_json_schema()["properties"].items():
         if name not in without:
-            words = _choices(field)
+            forms = [each for each in schema.get("anyOf", [schema]) if each.get("type") != "null"]
+            words = schema.get("enum") or (forms[0].get("enum") if len(forms) == 1 else None)
             group.add_argument(
                 f"--{name.replace('_', '-')}",
                 dest=f"{OPTION}{name}",
                 metavar="VALUE",
                 type=str if words else _reader(name),
                 choices=words,
-                help=(field.description or "").replace("`", "").replace("%", "%%"),
+                help=schema["description"].replace("`", "").replace("%", "%%"),
             )
 
 
@@ -152,22 +151,6 @@ def given_options(arguments: argparse.Namespace) -> dict[str, Any]:
     """The options of ``certify`` that stand on the command line."""
     named = {k: v for k, v in vars(arguments).items() if k.startswith(OPTION) and v is not None}
     return {name.removeprefix(OPTION): value for name, value in named.items()}
-
-
-def _choices(field: FieldInfo) -> Sequence[str] | None:
-    """The words that an option takes, if it takes nothing else."""
-    extra = field.json_schema_extra
-    schema: dict[str, Any] = {}
-    if callable(extra):
-        extra(schema)
-    else:
-        schema.update(extra or {})
-    listed = schema.get("enum")
-    if isinstance(listed, list):
-        return [str(word) for word in listed]
-    inner = [part for part in get_args(field.annotation) if part is not type(None)]
-    words = get_args(inner[0]) if len(inner) == 1 else ()
-    return words if words and all(isinstance(word, str) for word in words) else None
 
 
 def _reader(name: str) -> Callable[[str], Any]:
