@@ -12,7 +12,7 @@ from milp_agt.training.layers.builder import layer_rules
 from milp_agt.training.plain_calls import CALLS, unpacked
 from milp_agt.training.rebuilt import Forward, Group
 
-FILE = Archive("A saved result", 1, "save the result again")
+FILE = Archive("A saved result", 1, "give a file that result.save(path) wrote, or save it again")
 
 
 def describe(model: nn.Module, seen: dict[int, int] | None = None) -> dict[str, Any]:

@@ -88,7 +88,7 @@ class Archive:
     Attributes:
         what: "A recorded run", for messages.
         version: of the format.
-        again: what makes such a file anew.
+        again: what to do where a file is none of these.
         kind: a word in the description that tells these files from others.
     """
 
@@ -126,10 +126,10 @@ class Archive:
             if not isinstance(about, dict) or about.get("kind") != self.kind:
                 raise ValueError("a file that holds something else")
         except DAMAGE as error:
-            raise InvalidInputError(asked, str(error), f"{self.again}, or give its file") from None
+            raise InvalidInputError(asked, str(error), self.again) from None
         if about.get("version") != self.version:
             found = f"version {about.get('version')}, not {self.version}"
-            raise InvalidInputError(asked, found, f"{self.again} by this version of milp_agt")
+            raise InvalidInputError(asked, found, f"{self.again} with this version of milp_agt")
         return arrays, about
 
 

@@ -21,7 +21,9 @@ from milp_agt.training import inputs
 from milp_agt.training.tracing import trace
 from milp_agt.training.training import Batch, ParameterGroup, Training, UpdateRule
 
-FILE = Archive("A recorded run", 2, "save the run again", kind="recorded run")
+FILE = Archive(
+    "A recorded run", 2, "give a file that run.save(path) wrote, or record again", "recorded run"
+)
 ASSUMED = (
     "The number and the order of the recorded steps, their samples and their learning rates do not depend "
     "on the values of the data: no early stopping, no sampling and no schedule looks at them.",
