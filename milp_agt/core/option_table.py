@@ -298,17 +298,17 @@ def table_of(
     return made
 
 
+def told(name: str, description: str) -> str:
+    """A key as a line of a docstring."""
+    text = f"{name}: {description[:1].lower()}{description[1:]}".replace("`", "``")
+    inside = " " * 8
+    return textwrap.fill(text, 110, initial_indent=inside, subsequent_indent=f"{inside}    ")
+
+
 def documented(cls: type[Class]) -> type[Class]:
     """Class decorator: the keys that a dataclass inherits, as a part of its docstring."""
-    lines, own = [], _attributes(cls.__doc__ or "")
-    for name, (_, field) in keys_of(cls).items():
-        if name in own:
-            continue
-        text = f"{name}: {field.description[:1].lower()}{field.description[1:]}".replace("`", "``")
-        inside = " " * 8
-        lines.append(
-            textwrap.fill(text, 110, initial_indent=inside, subsequent_indent=f"{inside}    ")
-        )
+    own, keys = _attributes(cls.__doc__ or ""), keys_of(cls)
+    lines = [told(name, key.description) for name, (_, key) in keys.items() if name not in own]
     if not lines:
         return cls
     before, raises, after = (cls.__doc__ or "").partition("\n    Raises:")

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import copy
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
@@ -18,16 +16,14 @@ from milp_agt.bounds.step import NodeOrder, step_at_points, velocity_of
 from milp_agt.core.arguments import of_kind
 from milp_agt.errors import InvalidInputError, UnsupportedOperationError
 from milp_agt.formulations.loss import LossFunction, get_loss
-from milp_agt.io.files import DAMAGE
-from milp_agt.io.files import replace as write_whole
+from milp_agt.io.files import Archive
 from milp_agt.training import inputs
 from milp_agt.training.tracing import trace
 from milp_agt.training.training import Batch, ParameterGroup, Training, UpdateRule
 
-VERSION = 2
-KIND = "recorded run"
-_ABOUT = "about"
-Arrays = dict[str, npt.NDArray[Any]]
+FILE = Archive(
+    "A recorded run", 2, "give a file that run.save(path) wrote, or record again", "recorded run"
+)
 ASSUMED = (
     "The number and the order of the recorded steps, their samples and their learning rates do not depend "
     "on the values of the data: no early stopping, no sampling and no schedule looks at them.",
@@ -206,7 +202,7 @@ class RecordedRun:
             "assumed": self.assumed,
             "trained": [n for n, p in self.model.named_parameters() if p.requires_grad],
         }
-        _write(Path(path), arrays, about)
+        FILE.write(Path(path), arrays, about)
 
 
 def loss_in(path: str | Path) -> str:
@@ -215,7 +211,7 @@ def loss_in(path: str | Path) -> str:
     Raises:
         InvalidInputError: a missing or damaged file, or another version of the format.
     """
-    return str(_read(Path(path))[1].get("loss"))
+    return str(FILE.read(Path(path))[1].get("loss"))
 
 
 def load_run(path: str | Path, model: nn.Module) -> RecordedRun:
@@ -232,7 +228,7 @@ def load_run(path: str | Path, model: nn.Module) -> RecordedRun:
     remedy = "give a module of the architecture that was recorded"
     of_kind(path, (str, Path), "The path of a recorded run", "give the path of the .npz file")
     of_kind(model, nn.Module, "The model", remedy)
-    arrays, about = _read(Path(path))
+    arrays, about = FILE.read(Path(path))
     asked = f"A recorded run was to be read from {path}"
     try:
         own = {name: tuple(value.shape) for name, value in model.state_dict().items()}
@@ -276,59 +272,9 @@ def _rule(about: Mapping[str, Any]) -> UpdateRule:
     return UpdateRule(**{**about, "groups": groups})
 
 
-def _state(arrays: Arrays, prefix: str) -> dict[str, Tensor]:
+def _state(arrays: Mapping[str, Any], prefix: str) -> dict[str, Tensor]:
     return {
         name.removeprefix(prefix): torch.from_numpy(value)
         for name, value in arrays.items()
         if name.startswith(prefix)
     }
-
-
-def _write(path: Path, arrays: Arrays, about: Mapping[str, Any]) -> None:
-    """Write an .npz file at once: a half-written file never takes the place of a good one.
-
-    Raises:
-        InvalidInputError: no such folder, or one that takes no files.
-    """
-    path = path if path.suffix == ".npz" else path.with_name(path.name + ".npz")
-    asked = f"A recorded run was to be saved as {path}"
-    if not path.parent.is_dir():
-        raise InvalidInputError(asked, "no such folder", "make the folder first")
-    text = json.dumps({"version": VERSION, "kind": KIND, **about})
-    named = {_ABOUT: np.array(text), **arrays}
-    try:
-        write_whole(path, lambda stream: np.savez_compressed(stream, allow_pickle=False, **named))
-    except OSError as error:
-        raise InvalidInputError(
-            asked,
-            error.strerror or str(error),
-            "make room, or save it elsewhere; a file that was there is as it was",
-        ) from error
-
-
-def _read(path: Path) -> tuple[Arrays, dict[str, Any]]:
-    """Read what :func:`_write` wrote.
-
-    Raises:
-        InvalidInputError: a missing or damaged file, a file of another kind, or of another version.
-    """
-    path = path if path.exists() or path.suffix == ".npz" else path.with_name(path.name + ".npz")
-    asked = f"A recorded run was to be read from {path}"
-    try:
-        with open(path, "rb") as stream:
-            stored = np.load(stream, allow_pickle=False)
-            if not isinstance(stored, np.lib.npyio.NpzFile):
-                raise ValueError("a single array")
-            arrays = {name: stored[name] for name in stored.files}
-        about: dict[str, Any] = json.loads(str(arrays.pop(_ABOUT)))
-        if not isinstance(about, dict) or about.get("kind") != KIND:
-            raise ValueError("a file that holds something else")
-    except DAMAGE as error:
-        raise InvalidInputError(
-            asked, str(error), "give a file that run.save(path) wrote, or save the run again"
-        ) from None
-    if about.get("version") != VERSION:
-        raise InvalidInputError(
-            asked, f"version {about.get('version')}", "record again with this version of milp_agt"
-        )
-    return arrays, about
