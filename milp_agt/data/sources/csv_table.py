@@ -24,8 +24,7 @@ from milp_agt.data.sources.delimited import (
     place,
     wide,
 )
-from milp_agt.data.sources.source import Array, Reading, Source
-from milp_agt.errors import InvalidInputError
+from milp_agt.data.sources.source import Array, Reading, Source, refused
 
 UNNAMED = re.compile(r"|Unnamed: \d+(?:_level_\d+)?")  # as pandas writes and reads an index
 # Names of columns that number samples rather than describe them.
@@ -39,7 +38,7 @@ LEADING_ZERO = re.compile(r"0\d+")
 SENTINELS = frozenset({"-999", "-9999", "-99999", "-999.0", "-9999.0"})
 
 
-def read_csv(asked: str, path: Path, reading: Reading) -> Source:
+def read_csv(path: Path, reading: Reading) -> Source:
     """Columns of a text table; a target column of whole numbers is read as class labels.
 
     Columns are separated by commas, semicolons, tabs or bars, whichever splits every line alike. Every
@@ -49,21 +48,19 @@ def read_csv(asked: str, path: Path, reading: Reading) -> Source:
     Raises:
         InvalidInputError: whatever is missing, ambiguous, or no number.
     """
-    with opened(asked, path) as stream:
-        separator, (_, first), lines = header_and_lines(asked, stream)
+    with opened(path) as stream:
+        separator, (_, first), lines = header_and_lines(stream)
         header = [cell.strip() for cell in first]
-        body = list(wide(asked, lines, header, separator))
+        body = list(wide(lines, header, separator))
     if not header or not body:
         count = len(body) + bool(header)
-        raise InvalidInputError(asked, f"{count} rows", "give a header row and at least one sample")
-    table = _Table(asked, [line for _, line, _ in body])
-    table.notes += check_header(asked, header)
+        raise refused(f"{count} rows", "give a header row and at least one sample")
+    table = _Table([line for _, line, _ in body])
+    table.notes += check_header(header)
     for j, name in enumerate(header):
         table.add(name, j, [cells[j].strip() for _, _, cells in body])
     if reading.id is not None and reading.id == reading.target:
-        raise InvalidInputError(
-            asked, f"'{reading.id}' both as id and as target", "name two columns"
-        )
+        raise refused(f"'{reading.id}' both as id and as target", "name two columns")
     ids = None if reading.id is None else table.ids(reading.id)
     target = table.named(reading.target, "target")
     table.look_for_numbering(target)
@@ -86,14 +83,11 @@ def read_csv(asked: str, path: Path, reading: Reading) -> Source:
 class _Table:
     """Cells by the name of their column, the line of each row in the file, and what is to be said of them."""
 
-    def __init__(self, asked: str, lines: list[int]) -> None:
-        self.asked, self.lines = asked, lines
+    def __init__(self, lines: list[int]) -> None:
+        self.lines = lines
         self.columns: dict[str, list[str]] = {}
         self.notes: list[str] = []
         self._odd: dict[str, list[int]] = {}  # rows whose cell is no plain number, by column
-
-    def refused(self, found: str, remedy: str) -> InvalidInputError:
-        return InvalidInputError(self.asked, found, remedy)
 
     def _at(self, name: str, row: int) -> str:
         return f"column '{name}' of {place(row, self.lines[row])}"
@@ -102,9 +96,7 @@ class _Table:
         """A column; one without a name that numbers the rows, or is empty, is left out."""
         numbers_rows = all(map(is_whole, cells)) and len(set(cells)) == len(cells)
         if name in self.columns:
-            raise self.refused(
-                f"the column '{name}' more than once", "give each column its own name"
-            )
+            raise refused(f"the column '{name}' more than once", "give each column its own name")
         if not UNNAMED.fullmatch(name):
             self.columns[name] = cells
         elif not any(cells):
@@ -113,7 +105,7 @@ class _Table:
             told = f"column {j + 1}, which has no name and numbers the rows, was left out"
             self.notes.append(f"{told} ('{cells[0]}', ...)")
         else:
-            raise self.refused(
+            raise refused(
                 f"column {j + 1} without a name, which does not number the rows either: "
                 f"{', '.join(cells[:4]):.60}",
                 "name it in the header, or take it out of the file",
@@ -128,8 +120,8 @@ class _Table:
         only = next(iter(self.columns), "")
         if len(self.columns) == 1 and len(only.split()) > 1:
             remedy = "separate the columns with commas, semicolons or tabs"
-            raise self.refused(f"a single column, '{only:.60}'", remedy)
-        raise self.refused(
+            raise refused(f"a single column, '{only:.60}'", remedy)
+        raise refused(
             (f"no {option} column named" if wanted is None else f"no column '{wanted}'")
             + f" among {', '.join(self.columns)}",
             f"did you mean '{near[0]}'?" if near else f"name the {option} column with {option}=",
@@ -141,7 +133,7 @@ class _Table:
         for row, cell in enumerate(cells):
             if is_missing(cell):
                 found = f"no '{wanted}' in {place(row, self.lines[row])}"
-                raise self.refused(found, f"give every sample its '{wanted}'")
+                raise refused(found, f"give every sample its '{wanted}'")
         return np.array(cells, dtype=np.str_)
 
     def look_for_numbering(self, target: str) -> None:
@@ -151,7 +143,7 @@ class _Table:
             if not distinct or not (all(map(is_whole, cells)) or number(cells[0]) is None):
                 continue
             if NUMBERING.fullmatch(name) or CAMEL_ID.fullmatch(name):
-                raise self.refused(
+                raise refused(
                     f"a column '{name}' with another value in each of {len(cells)} rows, which seems to "
                     "say who a sample is",
                     f"name it with id='{name}', so that it is no feature; rename it to train on it",
@@ -209,7 +201,7 @@ class _Table:
             return True
         name, row, cell = found[0]
         beside = f", and '{other}' elsewhere" if other else ""
-        raise self.refused(
+        raise refused(
             f"'{cell}' in {self._at(name, row)}{beside}: a comma that may be a decimal one or group "
             "thousands",
             "write decimals with a point and thousands without a mark",
@@ -233,7 +225,7 @@ class _Table:
                 remedy = "give dates as numbers, for instance of days since the first; or drop the columns"
             elif not cell.strip("0123456789+-_.,%$€ \u00a0\u202f"):
                 remedy = "write plain numbers: digits, a point, perhaps an exponent"
-            raise self.refused(
+            raise refused(
                 f"text in the columns {', '.join(text)}, for instance '{cell}' in '{name}' of "
                 f"{place(rows[0], self.lines[rows[0]])}",
                 remedy,
@@ -247,7 +239,7 @@ class _Table:
                 first = place(rows[0], self.lines[rows[0]])
                 where = f"all in column '{name}', the first in {first}"
             whole = [n for n, own in found.items() if len(own) == len(self.lines)]
-            raise self.refused(
+            raise refused(
                 f"{sum(map(len, found.values()))} {what} values, {where}",
                 f"drop {_listed(whole)}, which has none at all, and impute the rest"
                 if whole and what == "missing"
@@ -260,7 +252,7 @@ class _Table:
             name = list(self.columns)[j]
             cell = self.columns[name][row]
             if is_whole(cell) and int(values[row, j]) != int(cell):
-                raise self.refused(
+                raise refused(
                     f"'{cell}' in {self._at(name, row)}, more digits than float64 has",
                     "drop the column if it says who a sample is, or name it with id=; else scale it",
                 )
