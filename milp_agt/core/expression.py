@@ -197,10 +197,7 @@ def stacked(parts: Sequence[Expression], shape: tuple[int, ...]) -> Expression:
     size = sum(p.size for p in parts)
     slack = None
     if any(p.slack is not None for p in parts):
-        none = [(sp.csr_matrix((p.size, 0)), np.zeros(p.size)) for p in parts]
-        ends = [
-            p.slack or Slack(m, m, zero, zero) for p, (m, zero) in zip(parts, none, strict=True)
-        ]
+        ends = [p.slack or _no_slack(p.size) for p in parts]
         slack = Slack(
             _stacked([e.below for e in ends]),
             _stacked([e.above for e in ends]),
@@ -243,6 +240,11 @@ def _stacked(matrices: Sequence[sp.csr_matrix]) -> sp.csr_matrix:
     width = max(m.shape[1] for m in matrices)
     blocks = [widened(m, width) for m in matrices]
     return sp.csr_matrix(sp.vstack(blocks, format="csr"))
+
+
+def _no_slack(size: int) -> Slack:
+    empty, zero = sp.csr_matrix((size, 0)), np.zeros(size)
+    return Slack(empty, empty, zero, zero)
 
 
 def _row_sums(matrix: sp.csr_matrix) -> Array:
