@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import KW_ONLY, dataclass, replace
 from typing import Any, ClassVar, Literal, Self
 
 import numpy.typing as npt
@@ -56,9 +56,10 @@ class LabelPoisoning(Timed):
     """Up to ``budget`` samples have other labels."""
 
     radius: LabelRadius = None
-    radius_in: RadiusIn = field(default="model", kw_only=True)
-    norm: LabelNorm = field(default="inf", kw_only=True)
-    target: Target = field(default=None, kw_only=True)
+    _: KW_ONLY
+    radius_in: RadiusIn = "model"
+    norm: LabelNorm = "inf"
+    target: Target = None
 
     @property
     def touches(self) -> tuple[str, ...]:
@@ -87,8 +88,9 @@ class FeatureLabelPoisoning(FeatureMoves, Timed):
     """
 
     label_radius: LabelRadius = None
-    label_norm: LabelNorm = field(default="inf", kw_only=True)
-    target: Target = field(default=None, kw_only=True)
+    _: KW_ONLY
+    label_norm: LabelNorm = "inf"
+    target: Target = None
 
     def bind(self, features: Tensor, labels: Tensor, loss: LossFunction) -> Poison:
         poison = self._poison(features, labels)
