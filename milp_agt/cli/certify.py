@@ -27,7 +27,6 @@ from milp_agt.io.tables import format_number, format_table
 
 if TYPE_CHECKING:
     from milp_agt.certification.result import Result
-    from milp_agt.core.reachable import StepRecord
     from milp_agt.properties.suspects import Suspects
     from milp_agt.runfile.run_file import LoadedRun
     from milp_agt.runfile.verdicts import Verdict
@@ -133,7 +132,10 @@ def _certify(arguments: argparse.Namespace) -> int:
         def on_step(result: Result, _step: int, steps: int) -> None:
             so_far[:] = [result]
             folder.save_step(result)
-            advance(len(result.steps), steps, _state_of(result.steps[-1]))
+            step = result.steps[-1]
+            widths = f"width {step.mean_width:.3g} (max {step.max_width:.3g})"
+            text = f"{step.relaxation}, {widths}, {step.seconds:.2f} s/step"
+            advance(len(result.steps), steps, text)
             if attack is not False and len(result.steps) == steps:
                 advance(0, 0, "", "attacks")
 
@@ -211,13 +213,6 @@ def _report(
     except KeyboardInterrupt:
         tell("note: the report was interrupted; the result is complete")
     return written
-
-
-def _state_of(step: StepRecord) -> str:
-    return (
-        f"{step.relaxation}, width {step.mean_width:.3g} (max {step.max_width:.3g}), "
-        f"{step.seconds:.2f} s/step"
-    )
 
 
 def _print_run(run: LoadedRun, result: Result) -> None:

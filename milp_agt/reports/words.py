@@ -200,18 +200,15 @@ def network(content: Content) -> str:
     return f"{kind} with {count} parameters that are trained, in {len(names)} arrays: {', '.join(names)}."
 
 
-def _budget(content: Content) -> int | None:
-    """The number of samples of a threat with one budget for the whole run."""
-    threat = content.document["run"].get("threat", {})
-    budget = threat.get("budget") if threat.get("scope", "dataset") == "dataset" else None
-    return budget if isinstance(budget, int) else None
-
-
 def limits(content: Content) -> str:
     """What the adversary may do."""
     text = f"Change the training data within these limits: {content.document['threat']}."
-    budget, samples = _budget(content), content.document["data"]["train"][0]
-    if budget is not None and samples:
+    threat, samples = (
+        content.document["run"].get("threat", {}),
+        content.document["data"]["train"][0],
+    )
+    budget = threat.get("budget") if threat.get("scope", "dataset") == "dataset" else None
+    if isinstance(budget, int) and samples:
         text += f" The budget is {budget} of {samples} samples, {100.0 * budget / samples:.2g} %."
     if any(p.kind == "backdoor" for p in content.properties):
         return (
