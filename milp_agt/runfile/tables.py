@@ -224,9 +224,7 @@ if TYPE_CHECKING:
         loss: str
 else:
     TrainingTable = table_of(
-        Training,
-        TrainingKeys,
-        "Gradient descent on the mean loss, as `torch.optim.SGD` runs it.",
+        Training, TrainingKeys, "Gradient descent on the mean loss, as `torch.optim.SGD` runs it."
     )
 
 
