@@ -172,10 +172,7 @@ class Hunt:
     def _in_time(self, attacks: int, runs: float = 1.0) -> Iterator[Tensor]:
         """Attacks in pieces, each predicted to take at most a share of the time that is left.
 
-        Each is as dear as so many ``runs``. All at once without a time limit.
-
-        Raises:
-            _TimeIsOver: not even one attack is predicted to end in time.
+        Each is as dear as so many ``runs``. Where not even one is predicted to end in time, the search ends.
         """
         first, device = 0, self.best.value.device
         while first < attacks:

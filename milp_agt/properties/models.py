@@ -38,12 +38,9 @@ Watch = Callable[[int, int], None]  # told how many test points of how many are 
 
 @dataclass(frozen=True)
 class OutputForms:
-    """Forms ``coefficients . f(x) + constant`` of the outputs f at test inputs x.
+    """Forms ``coefficients . f(x) + constant`` of outputs f at test inputs: (n, forms, outputs), (n, forms).
 
-    Attributes:
-        inputs: box of each test input, (1, n, *shape); a point where nobody touches it.
-        coefficients: (n, forms, outputs).
-        constant: (n, forms).
+    ``inputs`` is the box of each test input, (1, n, *shape); a point where nobody touches it.
     """
 
     inputs: Interval
