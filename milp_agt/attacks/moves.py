@@ -63,9 +63,9 @@ def _repeated(unrolled: Unrolled, data: Poisoning, generator: torch.Generator) -
     """Every other run inserts the samples of its first step in all others, too."""
     if unrolled.given_there is None or unrolled.poison.static:
         return data
-    new = (unrolled.given_there == 0).nonzero().reshape(len(unrolled.spans), -1)
+    places = len(unrolled.spans), unrolled.poison.budget
+    new = (unrolled.given_there == 0).nonzero().reshape(places)
     again = (_uniform((len(data),), generator) < 0.5).to(new.device).nonzero()[:, :, None]
-    # Nobody comes where the threat only removes: then nothing is copied.
 
     def copied(values: Tensor) -> Tensor:
         found = values.clone()

@@ -286,17 +286,12 @@ class ReachableModels:
 
     def bound_parameters(self, coefficients: Mapping[str, Tensor]) -> Interval:
         """Bounds of forms of the parameters, (cases, rows); coefficients (rows, *shape) each."""
-        rows = len(next(iter(coefficients.values())))
-        pieces = [
-            [
-                self._bound_rows(reached, {n: c[part] for n, c in coefficients.items()})
-                for reached in self.everywhere
-            ]
-            for part in torch.arange(rows).split(ROWS_AT_ONCE)
-        ]
-        bounds = _joined([_joined(each[: len(self.reached)], 0) for each in pieces], 1)
+        parts = torch.arange(len(next(iter(coefficients.values())))).split(ROWS_AT_ONCE)
+        some = [{name: c[part] for name, c in coefficients.items()} for part in parts]
+        found = [_joined([self._bound_rows(r, own) for own in some], 1) for r in self.everywhere]
+        bounds = _joined(found[: len(self.reached)], 0)
         if self.beside is not None:
-            wider = _joined([each[-1] for each in pieces], 1).expand_states(len(bounds.lower))
+            wider = found[-1].expand_states(len(bounds.lower))
             bounds = bounds.meet(wider, "a functional of the parameters by two chains")
         if self.program is None:
             return bounds
