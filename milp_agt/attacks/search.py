@@ -12,15 +12,7 @@ from torch import Tensor
 
 from milp_agt.attacks.corners import Corners, corners_of
 from milp_agt.attacks.goals import Goal, TrainedModels
-from milp_agt.attacks.moves import (
-    merged,
-    moved,
-    random_moves,
-    shrunk,
-    steepest,
-    stepped,
-    turned,
-)
+from milp_agt.attacks.moves import merged, moved, random_moves, shrunk, steepest, stepped, turned
 from milp_agt.attacks.packed import Aim, Best, Packed
 from milp_agt.attacks.search_settings import Search
 from milp_agt.attacks.selection import Selector, random_poisoning

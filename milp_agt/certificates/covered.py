@@ -24,10 +24,7 @@ Labels = np.ndarray[Any, np.dtype[np.float64]]
 # What the checker has rules for, by the type of the layer; None has no effect.
 _ACTIVATIONS: dict[type[nn.Module], Callable[[Any], dict[str, Any] | None]] = {
     nn.ReLU: lambda layer: {"kind": "relu"},
-    nn.LeakyReLU: lambda layer: {
-        "kind": "leaky_relu",
-        "slope": float(layer.negative_slope).hex(),
-    },
+    nn.LeakyReLU: lambda layer: {"kind": "leaky_relu", "slope": float(layer.negative_slope).hex()},
     nn.Sigmoid: lambda layer: {"kind": "sigmoid"},
     nn.Tanh: lambda layer: {"kind": "tanh"},
     nn.Flatten: lambda layer: None,

@@ -13,11 +13,7 @@ from milp_agt.bounds.cells.plan import TreePlan
 from milp_agt.bounds.forms import Forms
 from milp_agt.bounds.linear.composed import PastStep
 from milp_agt.bounds.linear.linearized_step import LinearizedStep
-from milp_agt.bounds.linear.window_bounds import (
-    bound_forms,
-    forms_of_outputs,
-    rows_at_once,
-)
+from milp_agt.bounds.linear.window_bounds import bound_forms, forms_of_outputs, rows_at_once
 from milp_agt.bounds.passes import in_passes
 from milp_agt.bounds.program import FinalWindow, FinalZonotope, OutputObjectives
 from milp_agt.bounds.step import NodeOrder, State, union
@@ -260,11 +256,7 @@ class ReachableModels:
             some, own = forms.part(part), weights[:, part]
             on_outputs = torch.einsum("rnf,nfo->rno", own, some.coefficients)
             each = forms_of_outputs(
-                self.step_graph,
-                self.forward,
-                reached.state,
-                some.inputs,
-                on_outputs,
+                self.step_graph, self.forward, reached.state, some.inputs, on_outputs
             )
             shifts = (own * some.constant).flatten(1)
             terms = torch.einsum("rnf,nfo->rno", own.abs(), some.coefficients.abs())
