@@ -129,8 +129,7 @@ def leaves_of(stated: Statement, seconds: float = CHECKED) -> int:
 def missing(training: Training, result: Result) -> list[str]:
     """What stands in the way of a certificate, by name; empty where nothing does."""
     graph, poison = result.models.step_graph, result.models.poison
-    found = layers_of(graph.model)[1]
-    layers = layers_of(graph.model)[0]
+    layers, found = layers_of(graph.model)
     if not found and (not layers or {layers[0]["kind"], layers[-1]["kind"]} != {"dense"}):
         found.append("a model that does not begin and end with a dense layer")
     rules = training.update_rules(result.total_steps)
