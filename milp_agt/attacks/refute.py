@@ -247,11 +247,7 @@ class Refuter:
         )
 
     def _data_of(self, witness: Witness) -> Poisoning:
-        """The data of a witness as those of one run.
-
-        Raises:
-            InvalidInputError: data of another run, or of other shapes.
-        """
+        """The data of a witness as those of one run; one of another run is refused."""
         unrolled = self.attacker.unrolled
         graph, spans = unrolled.step_graph, unrolled.spans
         shape = unrolled.poison.features.shape[1:]
@@ -331,10 +327,7 @@ class _Checks:
         return next((each for each in found if each is not None), None)
 
     def cover(self) -> tuple[list[Witness], Tensor, Tensor]:
-        """Few runs that refute all points that any refutes; which refutes each point, and by what margin.
-
-        The run that refutes most of the points left is checked next.
-        """
+        """Few runs that refute all points that any refutes; which refutes each point, and by what margin."""
         wrong = self.margins < -self.slack
         of_point = torch.full_like(self.slack, -1, dtype=torch.int64)
         exact = torch.full_like(self.slack, torch.inf)
@@ -356,10 +349,6 @@ class _Checks:
 
 
 def _check_inside(lower: npt.NDArray[np.float64], margins: Tensor) -> None:
-    """See that margins of trained models are at least what is certified, without any tolerance.
-
-    Raises:
-        SoundnessError: they are not.
-    """
+    """Margins of trained models are at least what is certified, without any tolerance; else it raises."""
     free, nobody = np.full(len(lower), np.inf), np.full(len(lower), -1)
     Decisions(lower=lower, upper=free, reached=margins.cpu().numpy(), witness=nobody)

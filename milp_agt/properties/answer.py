@@ -22,12 +22,7 @@ GroupName = str | int
 
 @dataclass(frozen=True)
 class Scores:
-    """Bounds of every test point in every case, (cases, n) each.
-
-    Attributes:
-        value: the quantity whose mean is asked: 0 or 1 for a share, or a loss.
-        score: what decides it, for instance a margin.
-    """
+    """Bounds of every test point in every case, (cases, n): of what is counted, and of what decides it."""
 
     value: Interval
     score: Interval
@@ -122,14 +117,8 @@ def summarise(
 ) -> Answer:
     """Means over the points in every case, then the worst over the cases.
 
-    Args:
-        scores: bounds of every point in every case.
-        nominal: value and score of every point in the nominal run, (n,) each.
-        index: positions of the points, (n,).
-        groups: the subgroup of each point, (n,).
-
-    Raises:
-        SoundnessError: a NaN, or a nominal value outside its bounds.
+    ``nominal`` are value and score of every point in the nominal run, (n,) each. A NaN, or a nominal value
+    outside its bounds, is a SoundnessError.
     """
 
     def host(tensor: Tensor) -> Array:
@@ -212,10 +201,7 @@ def nested(answers: Sequence[Answer]) -> tuple[Answer, ...]:
 def combined(
     own: Answer, points: Points, above: Sequence[Answer], below: Sequence[Answer]
 ) -> Answer:
-    """Means of a table, met with what is known: at least as much as ``above``, at most ``below``.
-
-    What attacks reached is that of ``own``.
-    """
+    """Means of a table, met with what is known: at least ``above``, at most ``below``; reached as ``own``."""
     lower, upper, nominal = (
         torch.from_numpy(column) for column in (points.lower, points.upper, points.nominal)
     )

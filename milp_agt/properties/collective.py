@@ -115,13 +115,7 @@ def sample_influences(models: ReachableModels, forms: OutputForms) -> tuple[Tens
 
 def _piece(models: ReachableModels, reached: Reached, forms: OutputForms) -> tuple[Tensor, Tensor]:
     turned = forms.coefficients.transpose(0, 1)
-    own = forms_of_outputs(
-        models.step_graph,
-        models.forward,
-        reached.state,
-        forms.inputs,
-        turned,
-    )
+    own = forms_of_outputs(models.step_graph, models.forward, reached.state, forms.inputs, turned)
     own.constant = own.constant + forms.constant.T.unsqueeze(-1)
     own.magnitude = own.magnitude + forms.constant.T.abs()
 
