@@ -8,6 +8,7 @@ from torch import Tensor
 from milp_agt.bounds.cells.goals import Asked
 from milp_agt.bounds.cells.plan import Cover
 from milp_agt.bounds.cells.search import Decided, Limits, Search
+from milp_agt.bounds.listed import Poisoned
 from milp_agt.core.interval import Interval
 from milp_agt.properties.decision import Decision
 from milp_agt.properties.last_forms import branched_forms
@@ -44,13 +45,34 @@ def by_branching(
 
 def by_tree(
     cells: Cover, decision: Decision, known: Interval, points: Tensor, seconds: float
-) -> Interval:
-    """The same by a search over selections and cells of moves, for points that nobody touches."""
+) -> tuple[Interval, tuple[Poisoned, ...]]:
+    """The same by a search over selections and cells of moves, for points that nobody touches.
+
+    Beside the bounds, the data sets that it trained on with the least margin of each point that it leaves
+    open or finds lost: candidates for attacks.
+    """
     inputs = decision.forms.inputs
     if not len(points) or not torch.equal(inputs.lower, inputs.upper):
-        return known
-    found = decide(cells, decision.part(points), Limits(seconds)).bounds
-    return _met(known, points, found, "a form of the outputs by a tree and by other bounds")
+        return known, ()
+    found = decide(cells, decision.part(points), Limits(seconds))
+    met = _met(known, points, found.bounds, "a form of the outputs by a tree and by other bounds")
+    return met, _worst(cells, decision.part(points), found)
+
+
+def _worst(cells: Cover, decision: Decision, found: Decided) -> tuple[Poisoned, ...]:
+    """The data sets behind the least margins of points that are not proved."""
+    box = Interval(found.bounds.lower[None], found.bounds.upper[None])
+    worth = ~(decision.margin(box).lower[0] > 0.0) & torch.isfinite(found.reached)
+    size = found.samples.shape[1]
+    rows = torch.cat([found.samples[worth].to(found.moves.dtype), found.moves[worth]], 1)
+    rows = rows.unique(dim=0)
+    samples = rows[:, :size].to(torch.int64)
+    features, labels = cells.run.moves.data(cells.run.poison, samples, rows[:, size:])
+    kept = torch.ones(features.shape[1], dtype=torch.bool, device=rows.device)
+    return tuple(
+        Poisoned(x, y, kept, tuple(changed))
+        for x, y, changed in zip(features, labels, samples.tolist(), strict=True)
+    )
 
 
 def _met(known: Interval, points: Tensor, found: Interval, what: str) -> Interval:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, Protocol, runtime_checkable
 
 import numpy.typing as npt
 from torch import Tensor
 
+from milp_agt.bounds.listed import Poisoned
 from milp_agt.core.arguments import array_of
 from milp_agt.core.interval import Interval
 from milp_agt.errors import InvalidInputError
@@ -76,21 +78,30 @@ def ask(
     """
     if isinstance(question, BoundsTogether):
         return question.answer(models, groups)
-    return _answer(models, question, bounds_of(models, question), groups)
+    bounds, tried = searched(models, question)
+    return replace(_answer(models, question, bounds, groups), tried=tried)
 
 
 def bounds_of(models: ReachableModels, question: Question) -> list[Interval]:
+    """Bounds of the forms of a question, see :func:`searched`."""
+    return searched(models, question)[0]
+
+
+def searched(
+    models: ReachableModels, question: Question
+) -> tuple[list[Interval], tuple[Poisoned, ...]]:
     """Bounds of the forms of a question, with points walked through training where that may decide.
 
     Points whose quantity follows from the box of the parameters are not walked: the quantity cannot
-    become tighter, and the ends of their score are those of the box.
+    become tighter, and the ends of their score are those of the box. Beside them, the data sets that a
+    tree trained on with the least margins of points that stay open.
     """
     boxed = [models.bound_in_box(forms) for forms in question.forms]
     open_ = _open(question, boxed)
     pairs = zip(question.forms, boxed, strict=True)
     bounds = [_refined(models, forms, known, open_) for forms, known in pairs]
     if models.tree is None or not isinstance(question, Decides) or is_late(models):
-        return bounds
+        return bounds, ()
     left = models.tree.seconds
     if models.deadline is not None:
         left = min(left, models.deadline.left)
@@ -102,8 +113,9 @@ def bounds_of(models: ReachableModels, question: Question) -> list[Interval]:
     if cells is not None:
         left -= time.monotonic() - begun
         open_ = _open(question, bounds)
-        bounds = [by_tree(cells, question.decision, bounds[0], open_, left)]
-    return bounds
+        met, tried = by_tree(cells, question.decision, bounds[0], open_, left)
+        return [met], tried
+    return bounds, ()
 
 
 def _open(question: Question, bounds: Sequence[Interval]) -> Tensor:
