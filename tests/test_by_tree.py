@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -11,7 +13,7 @@ from torch import nn
 
 import milp_agt as agt
 from milp_agt.attacks.refute import Refuter
-from milp_agt.bounds.cells.plan import Cover, _missing
+from milp_agt.bounds.cells.plan import _missing
 from milp_agt.core.restriction import UNRESTRICTED, Restriction
 from milp_agt.errors import InvalidInputError, UnsupportedOperationError
 from milp_agt.properties.accuracy import AccuracyQuestion
@@ -70,27 +72,20 @@ def test_no_time_is_no_looser_and_no_tighter() -> None:
     assert (before.points.lower == after.points.lower).all()
 
 
-def test_restrictions_are_kept() -> None:
-    case = tiny(agt.FeaturePoisoning(1, 0.3), epochs=4)
-    plan = _cells(case, Restriction(inside=frozenset({2})))
-    assert plan.selections.tolist() == [[2]]
-    without = _cells(case, Restriction(outside=frozenset({2})))
-    assert without.selections.tolist() == [[0], [1], [3]]
-
-
-def _cells(case, restriction=UNRESTRICTED) -> Cover:
-    plan = (
-        case.certify(tree=1.0)[0].models.tree
-        if restriction is UNRESTRICTED
-        else (
-            agt.certify(
-                case.model, case.data, case.training, case.threat, restriction=restriction, tree=1.0
-            ).models.tree
-        )
-    )
+@pytest.mark.parametrize(
+    ("restriction", "kept"),
+    [
+        (Restriction(inside=frozenset({2})), [[2]]),
+        (Restriction(outside=frozenset({2})), [[0], [1], [3]]),
+    ],
+    ids=["inside", "outside"],
+)
+def test_restrictions_are_kept(restriction: Restriction, kept: list[list[int]]) -> None:
+    case = replace(tiny(agt.FeaturePoisoning(1, 0.3), epochs=4), restriction=restriction)
+    plan = case.certify(tree=1.0)[0].models.tree
     assert plan is not None
     assert plan.cells is not None
-    return plan.cells
+    assert plan.cells.selections.tolist() == kept
 
 
 REFUSED = {
