@@ -364,12 +364,6 @@ def _absent_files(
             )
 
 
-def table_fields() -> dict[str, tuple[str, ...]]:
-    """The known keys of every table."""
-    fields = {name: tuple(table.model_fields) for name, table in table_types().items()}
-    return fields | {"training": (*fields["training"], *RecordTable.model_fields)}
-
-
 def _with_parts(
     name: str, tables: Mapping[str, type[BaseModel]]
 ) -> Iterator[tuple[str, type[BaseModel]]]:
