@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated
 
-from milp_agt.core.deadline import Deadline
+from milp_agt.core.deadline import Deadline, shorter
 from milp_agt.core.option_table import Index, Key, Memory, Seconds
 from milp_agt.errors import InvalidInputError
 from milp_agt.training import inputs
@@ -58,3 +58,7 @@ class Search:
                 )
         inputs.bytes_of(self.memory)
         Deadline.within(self.time_limit)
+
+    def within(self, seconds: float | None) -> Search:
+        """The same in so many seconds at most."""
+        return replace(self, time_limit=shorter(self.time_limit, seconds))

@@ -48,6 +48,18 @@ def own_modes() -> Iterator[None]:
         yield
 
 
+@contextmanager
+def threads(count: int | None) -> Iterator[None]:
+    """Inside, torch has so many threads, as before where None; it has the caller's afterwards."""
+    before = torch.get_num_threads()
+    if count is not None:
+        torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 def float32_products_are_exact() -> bool:
     """Whether torch multiplies the factors of float32 products on the processor as they are.
 
