@@ -75,9 +75,8 @@ class LabelPoisoning(Timed):
 
     @property
     def _changes(self) -> LabelMoves:
-        name = type(self).__name__
-        units = Units(name, self.radius_in, self.origin, "targets")
-        return LabelMoves(name, self.radius, self.norm, self.target, units)
+        units = Units(type(self).__name__, self.radius_in, self.origin, "targets")
+        return LabelMoves(self.radius, self.norm, self.target, units)
 
 
 @threat_kind("both", "Features and labels of the same samples are changed.", FeatureTable)
@@ -107,9 +106,8 @@ class FeatureLabelPoisoning(FeatureMoves, Timed):
 
     @property
     def _changes(self) -> LabelMoves:
-        name = type(self).__name__
-        units = Units(name, self.radius_in, self.origin, "targets")
-        return LabelMoves(name, self.label_radius, self.label_norm, self.target, units)
+        units = Units(type(self).__name__, self.radius_in, self.origin, "targets")
+        return LabelMoves(self.label_radius, self.label_norm, self.target, units)
 
 
 @dataclass(frozen=True)
