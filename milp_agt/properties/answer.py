@@ -11,6 +11,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from milp_agt.bounds.listed import Poisoned
 from milp_agt.core.interval import Interval
 from milp_agt.core.reachable import Bounds
 from milp_agt.core.rounding import gamma
@@ -98,6 +99,7 @@ class Answer(Bounds):
         groups: bounds of the same mean over each subgroup, by name.
         witnesses: the poisoned data that refute points, see ``points.witness``.
         shown: the poisoned data of the run that shows ``reached``; None without one.
+        tried: data sets that a tree trained on with the least margins of points that it did not prove.
 
     ``reached`` is the worst mean that *one* real run shows. Each point may need poisoned data of its own,
     so that it can stay away from the certified end even where every point is decided.
@@ -107,6 +109,7 @@ class Answer(Bounds):
     groups: Mapping[GroupName, Bounds] = field(default_factory=dict)
     witnesses: tuple[Witness, ...] = field(default=(), repr=False)
     shown: Witness | None = field(default=None, repr=False)
+    tried: tuple[Poisoned, ...] = field(default=(), repr=False)
 
 
 def summarise(

@@ -46,7 +46,7 @@ class CollectiveQuestion(AccuracyQuestion):
     """
 
     def answer(self, models: ReachableModels, groups: npt.NDArray[Any] | None = None) -> Answer:
-        (bounds,) = self.bounds(models)
+        bounds, tried = self.searched(models)
         answer = self.summary(models, [bounds], groups)
         open_ = self.evaluate([bounds]).value.lower.amin(0) == 0
 
@@ -62,7 +62,8 @@ class CollectiveQuestion(AccuracyQuestion):
         for name, own in answer.groups.items():
             among = torch.from_numpy(np.asarray(groups == name)).to(open_.device)
             parts[name] = replace(own, lower=better(own, among))
-        return replace(answer, lower=better(answer, torch.ones_like(open_)), groups=parts)
+        lower = better(answer, torch.ones_like(open_))
+        return replace(answer, lower=lower, groups=parts, tried=tried)
 
 
 def _most(
