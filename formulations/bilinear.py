@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from milp_agt.core.encoder import Encoder
-from milp_agt.core.expression import Array, Expression, Index
-from milp_agt.core.graph import Graph, Node, Operation, Signature
-from milp_agt.core.interval import CLEAN, Interval
+from milp_agt.core.expression import Array, Expression, Expressions, Index
+from milp_agt.core.graph import Graph, Node, Operation, Pulled, Signature, Wanted
+from milp_agt.core.interval import CLEAN, Boxes, Interval
 from milp_agt.core.rounding import TINY, Precision, gamma
 from milp_agt.errors import EncodingError
 from milp_agt.formulations.einsum import Letters, aligned, contracted, einsum, full_index, terms
@@ -132,9 +132,7 @@ class Einsum(Operation):
             4 * size,
         )
 
-    def vjp(
-        self, graph: Graph, node: Node, cotangent: Node, wanted: tuple[bool, ...]
-    ) -> tuple[Node | None, ...]:
+    def vjp(self, graph: Graph, node: Node, cotangent: Node, wanted: Wanted) -> Pulled:
         a, b, out = self.letters
         first, second = graph.inputs(node)
         pulled: list[Node | None] = []
@@ -150,9 +148,7 @@ class Einsum(Operation):
             )
         return tuple(pulled)
 
-    def encode(
-        self, encoder: Encoder, inputs: tuple[Expression, ...], ranges: tuple[Interval, ...]
-    ) -> Expression:
+    def encode(self, encoder: Encoder, inputs: Expressions, ranges: Boxes) -> Expression:
         """Each scalar product by itself: exact where an operand is a point; the planes of the walk
         where one is a point unless its sample is poisoned; else a column with McCormick rows.
         """

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from milp_agt.core.encoder import Encoder, as_arrays
-from milp_agt.core.expression import Array, Expression, add
-from milp_agt.core.interval import Interval
+from milp_agt.core.expression import Array, Expression, Expressions, add
+from milp_agt.core.interval import Boxes, Interval
 from milp_agt.errors import EncodingError
 from milp_agt.formulations.heaviside import restricted, scatter
 from milp_agt.formulations.hull_edges import HullEdges
@@ -78,9 +78,7 @@ class Clip(HullEdges):
             self._chord(low, torch.maximum(high.clamp(max=self.high), low)),
         )
 
-    def encode(
-        self, encoder: Encoder, inputs: tuple[Expression, ...], ranges: tuple[Interval, ...]
-    ) -> Expression:
+    def encode(self, encoder: Encoder, inputs: Expressions, ranges: Boxes) -> Expression:
         """One piece is folded; elements that may meet a kink get a column and two phases."""
         (argument,), (box,) = inputs, ranges
         hull = box.hull()

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from milp_agt.core.encoder import Encoder
-from milp_agt.core.expression import Expression
-from milp_agt.core.interval import CLEAN, Interval
+from milp_agt.core.expression import Expression, Expressions
+from milp_agt.core.interval import CLEAN, Boxes, Interval
+from milp_agt.core.planes import Tensors
 from milp_agt.core.rounding import TINY, Precision, gamma
 from milp_agt.formulations.bilinear import Einsum
 from milp_agt.formulations.product_planes import BilinearPlanes
@@ -101,7 +102,7 @@ class ShortenPlanes(BilinearPlanes):
     def narrow(self, axis: int, index: Tensor) -> None:
         return None
 
-    def backward(self, coefficients: Tensor, diagonal: bool = False) -> tuple[Tensor, ...]:
+    def backward(self, coefficients: Tensor, diagonal: bool = False) -> Tensors:
         if not self.letters[2].startswith("n"):
             on_factor = coefficients.flatten(1) @ self.centre_a.flatten()
             return coefficients * self.centre_b, on_factor.unsqueeze(-1)
@@ -141,9 +142,7 @@ class Shorten(Einsum):
             own.letters, own.centre_a, own.centre_b, own.lower, own.upper, own.magnitude
         )
 
-    def encode(
-        self, encoder: Encoder, inputs: tuple[Expression, ...], ranges: tuple[Interval, ...]
-    ) -> Expression:
+    def encode(self, encoder: Encoder, inputs: Expressions, ranges: Boxes) -> Expression:
         product = super().encode(encoder, inputs, ranges)
         box = self.interval(*ranges)
         if bool((box.magnitude >= self.cap).any()):

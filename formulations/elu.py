@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from milp_agt.core.graph import Graph, Node
+from milp_agt.core.graph import Graph, Node, Pulled, Wanted
 from milp_agt.core.interval import Interval
 from milp_agt.core.rounding import ELEMENTARY, TINY, UNIT_ROUNDOFF
 from milp_agt.errors import EncodingError
@@ -61,9 +61,7 @@ class Elu(Curved):
     def derivative_error(self, x: Tensor) -> Tensor:
         return torch.where(x > 0, 0.0, 2.0 * ELEMENTARY * UNIT_ROUNDOFF * self.derivative(x))
 
-    def vjp(
-        self, graph: Graph, node: Node, cotangent: Node, wanted: tuple[bool, ...]
-    ) -> tuple[Node | None, ...]:
+    def vjp(self, graph: Graph, node: Node, cotangent: Node, wanted: Wanted) -> Pulled:
         """``f' = a exp(min(z, 0)) + (1 - a) step(z)``; torch takes a at z = 0, and so do we."""
         (argument,) = graph.inputs(node)
         slope = graph.add(EluSlope(), argument)

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from milp_agt.core.encoder import Encoder
-from milp_agt.core.expression import Expression
+from milp_agt.core.expression import Expression, Expressions
 from milp_agt.core.graph import Operation, Signature
-from milp_agt.core.interval import CLEAN, Interval
-from milp_agt.core.planes import LinearBounds
+from milp_agt.core.interval import CLEAN, Boxes, Interval
+from milp_agt.core.planes import LinearBounds, Tensors
 from milp_agt.core.rounding import TINY, gamma
 from milp_agt.errors import EncodingError
 from milp_agt.formulations.registry import register
@@ -32,7 +32,7 @@ class ExchangePlanes:
     upper: Tensor
     magnitude: Tensor
 
-    def backward(self, coefficients: Tensor, diagonal: bool = False) -> tuple[Tensor, ...]:
+    def backward(self, coefficients: Tensor, diagonal: bool = False) -> Tensors:
         rows, samples = coefficients.shape[:2]
         on_source = coefficients
         if not (isinstance(self.slope, float) and self.slope == 1.0):
@@ -106,9 +106,7 @@ class Exchange(Operation):
             size.amax(0) * (1.0 + gamma(4 * self.budget + 128)) + TINY,
         )
 
-    def encode(
-        self, encoder: Encoder, inputs: tuple[Expression, ...], ranges: tuple[Interval, ...]
-    ) -> Expression:
+    def encode(self, encoder: Encoder, inputs: Expressions, ranges: Boxes) -> Expression:
         """The planes, with offsets that depend on the column of the selection."""
         planes = self.relax(*ranges)
         assert isinstance(planes, ExchangePlanes)
@@ -183,9 +181,7 @@ class Remove(Exchange):
             return _mean_of_case(gradients, _aligned(gradients, selection))
         return self._means(gradients, _aligned(gradients, selection))
 
-    def encode(
-        self, encoder: Encoder, inputs: tuple[Expression, ...], ranges: tuple[Interval, ...]
-    ) -> Expression:
+    def encode(self, encoder: Encoder, inputs: Expressions, ranges: Boxes) -> Expression:
         """Of one case: the mean of the samples that are left is a linear function of them."""
         gradients, selection = ranges
         if not _is_one_case(selection):

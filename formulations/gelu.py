@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from milp_agt.core.graph import Graph, Node
+from milp_agt.core.graph import Graph, Node, Pulled, Wanted
 from milp_agt.core.rounding import TINY, UNIT_ROUNDOFF
 from milp_agt.formulations.curved import Curved
 from milp_agt.formulations.registry import register
@@ -59,9 +59,7 @@ class Gelu(Curved):
         tail = (32.0 + 8.0 * near * near) * (1.0 + near) * density(x)
         return UNIT_ROUNDOFF * (32.0 * distribution(x) + tail)
 
-    def vjp(
-        self, graph: Graph, node: Node, cotangent: Node, wanted: tuple[bool, ...]
-    ) -> tuple[Node | None, ...]:
+    def vjp(self, graph: Graph, node: Node, cotangent: Node, wanted: Wanted) -> Pulled:
         (argument,) = graph.inputs(node)
         return (times(graph, cotangent, graph.add(GeluSlope(), argument)),)
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from milp_agt.core.graph import Graph, Node
+from milp_agt.core.graph import Graph, Node, Pulled, Wanted
 from milp_agt.core.rounding import TINY, UNIT_ROUNDOFF
 from milp_agt.formulations.curved import Curved
 from milp_agt.formulations.registry import register
@@ -56,9 +56,7 @@ class GeluTanh(Curved):
         size = z.abs() * rate
         return UNIT_ROUNDOFF * (32.0 * share + (64.0 + 32.0 * size) * (1.0 + 2.0 * size) * bell)
 
-    def vjp(
-        self, graph: Graph, node: Node, cotangent: Node, wanted: tuple[bool, ...]
-    ) -> tuple[Node | None, ...]:
+    def vjp(self, graph: Graph, node: Node, cotangent: Node, wanted: Wanted) -> Pulled:
         (argument,) = graph.inputs(node)
         return (times(graph, cotangent, graph.add(GeluTanhSlope(), argument)),)
 

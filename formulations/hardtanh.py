@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from milp_agt.core.graph import Graph, Node
+from milp_agt.core.graph import Graph, Node, Pulled, Wanted
 from milp_agt.formulations.clip import Clip
 from milp_agt.formulations.heaviside import Heaviside
 from milp_agt.formulations.linear import Combine
@@ -26,9 +26,7 @@ class Hardtanh(Clip):
     edges_count: bool = False
     key = "hardtanh"
 
-    def vjp(
-        self, graph: Graph, node: Node, cotangent: Node, wanted: tuple[bool, ...]
-    ) -> tuple[Node | None, ...]:
+    def vjp(self, graph: Graph, node: Node, cotangent: Node, wanted: Wanted) -> Pulled:
         """``step(z - low) + step(high - z) - 1``; with edges, ``1 - step(low - z) - step(z - high)``."""
         (argument,) = graph.inputs(node)
         sign = -1.0 if self.edges_count else 1.0

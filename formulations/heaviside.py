@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from milp_agt.core.encoder import Encoder
-from milp_agt.core.expression import Expression, add
-from milp_agt.core.interval import CLEAN, Interval
+from milp_agt.core.expression import Expression, Expressions, add
+from milp_agt.core.interval import CLEAN, Boxes, Interval
 from milp_agt.formulations.registry import register
 from milp_agt.formulations.univariate import Univariate
 
@@ -85,9 +85,7 @@ class Heaviside(Univariate):
             upper.append(2.0 * half_upper)
         return lower, upper
 
-    def encode(
-        self, encoder: Encoder, inputs: tuple[Expression, ...], ranges: tuple[Interval, ...]
-    ) -> Expression:
+    def encode(self, encoder: Encoder, inputs: Expressions, ranges: Boxes) -> Expression:
         """Stable elements are constants; an ambiguous one is the phase column itself."""
         (argument,), (box,) = inputs, ranges
         hull = box.hull()

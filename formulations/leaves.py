@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from milp_agt.core.encoder import Encoder
-from milp_agt.core.expression import Expression
-from milp_agt.core.graph import Graph, Node, Operation, Signature
-from milp_agt.core.interval import Interval
+from milp_agt.core.expression import Expression, Expressions
+from milp_agt.core.graph import Graph, Node, Operation, Pulled, Signature, Wanted
+from milp_agt.core.interval import Boxes, Interval
 from milp_agt.core.planes import LinearBounds
 from milp_agt.errors import EncodingError
 from milp_agt.formulations.registry import register
@@ -40,14 +40,10 @@ class _Leaf(Operation):
     def relax(self, *inputs: Interval) -> LinearBounds:
         raise EncodingError(f"A leaf '{self.key}' was relaxed", "leaves end the walk")
 
-    def encode(
-        self, encoder: Encoder, inputs: tuple[Expression, ...], ranges: tuple[Interval, ...]
-    ) -> Expression:
+    def encode(self, encoder: Encoder, inputs: Expressions, ranges: Boxes) -> Expression:
         raise EncodingError(f"A leaf '{self.key}' was encoded", "no columns bound to it")
 
-    def vjp(
-        self, graph: Graph, node: Node, cotangent: Node, wanted: tuple[bool, ...]
-    ) -> tuple[Node | None, ...]:
+    def vjp(self, graph: Graph, node: Node, cotangent: Node, wanted: Wanted) -> Pulled:
         return ()
 
 
@@ -112,7 +108,5 @@ class Constant(_Leaf):
     def interval(self, *inputs: Interval) -> Interval:
         return Interval.point(self.tensor.unsqueeze(0))
 
-    def encode(
-        self, encoder: Encoder, inputs: tuple[Expression, ...], ranges: tuple[Interval, ...]
-    ) -> Expression:
+    def encode(self, encoder: Encoder, inputs: Expressions, ranges: Boxes) -> Expression:
         return Expression.of(self.tensor.cpu().numpy())

@@ -10,9 +10,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from milp_agt.core.encoder import Encoder
-from milp_agt.core.expression import Array, Expression, add
+from milp_agt.core.expression import Array, Expression, Expressions, add
 from milp_agt.core.graph import Operation, Signature
-from milp_agt.core.interval import CLEAN, Interval
+from milp_agt.core.interval import CLEAN, Boxes, Interval
+from milp_agt.core.planes import Tensors
 from milp_agt.core.rounding import TINY, gamma
 from milp_agt.errors import EncodingError
 from milp_agt.formulations.registry import register
@@ -33,7 +34,7 @@ class MaxPlanes:
     upper: Tensor
     magnitude: Tensor
 
-    def backward(self, coefficients: Tensor, diagonal: bool = False) -> tuple[Tensor, ...]:
+    def backward(self, coefficients: Tensor, diagonal: bool = False) -> Tensors:
         flat = coefficients.flatten(-2).unsqueeze(-2)
         positive = flat.clamp(min=0.0)
         inside = positive * self.slope_lower + (flat - positive) * self.slope_upper
@@ -136,9 +137,7 @@ class MaxPool(Operation):
                 best = torch.where(better, at_centre, best)
         return slope, _excess(box, slope, inside)
 
-    def encode(
-        self, encoder: Encoder, inputs: tuple[Expression, ...], ranges: tuple[Interval, ...]
-    ) -> Expression:
+    def encode(self, encoder: Encoder, inputs: Expressions, ranges: Boxes) -> Expression:
         """A column for each maximum: above every element, below the planes and the one chosen."""
         (argument,), (box,) = inputs, ranges
         planes, own = self.relax(box), self.interval(box)

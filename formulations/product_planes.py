@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from milp_agt.core.planes import Tensors
 from milp_agt.formulations.einsum import Letters
 
 
@@ -18,7 +19,7 @@ class BilinearSlopes:
     centre_a: Tensor
     centre_b: Tensor
 
-    def backward(self, coefficients: Tensor, diagonal: bool = False) -> tuple[Tensor, ...]:
+    def backward(self, coefficients: Tensor, diagonal: bool = False) -> Tensors:
         a, b, out = self.letters
         to_a, to_b = (
             "n" + x if diagonal and out.startswith("n") and not x.startswith("n") else x

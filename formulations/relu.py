@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from milp_agt.core.encoder import Encoder, as_arrays
-from milp_agt.core.expression import Array, Expression, add
-from milp_agt.core.graph import Graph, Node
-from milp_agt.core.interval import CLEAN, Interval
+from milp_agt.core.expression import Array, Expression, Expressions, add
+from milp_agt.core.graph import Graph, Node, Pulled, Wanted
+from milp_agt.core.interval import CLEAN, Boxes, Interval
 from milp_agt.core.rounding import Precision
 from milp_agt.formulations.bilinear import Einsum
 from milp_agt.formulations.heaviside import Heaviside, restricted, scatter
@@ -97,9 +97,7 @@ class Relu(Univariate):
             chords.append(self._chord(clean))
         return (pieces, chords) if self.negative_slope <= 1.0 else (chords, pieces)
 
-    def encode(
-        self, encoder: Encoder, inputs: tuple[Expression, ...], ranges: tuple[Interval, ...]
-    ) -> Expression:
+    def encode(self, encoder: Encoder, inputs: Expressions, ranges: Boxes) -> Expression:
         """Stable elements are folded; ambiguous ones get a column and share a phase with the step."""
         (argument,), (box,) = inputs, ranges
         hull = box.hull()
@@ -154,9 +152,7 @@ class Relu(Univariate):
         encoder.rows(off, -np.inf, 0.0)
         encoder.rows(on, -np.inf, -spread * low)
 
-    def vjp(
-        self, graph: Graph, node: Node, cotangent: Node, wanted: tuple[bool, ...]
-    ) -> tuple[Node | None, ...]:
+    def vjp(self, graph: Graph, node: Node, cotangent: Node, wanted: Wanted) -> Pulled:
         """``f'(z) = k + (1 - k) step(z)``; torch takes the negative slope at z = 0, and so do we."""
         (argument,) = graph.inputs(node)
         step = graph.add(Heaviside(), argument)

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from milp_agt.core.encoder import Encoder
-from milp_agt.core.expression import Expression
+from milp_agt.core.expression import Expression, Expressions
 from milp_agt.core.graph import Operation, Signature
-from milp_agt.core.interval import Interval
+from milp_agt.core.interval import Boxes, Interval
 from milp_agt.core.planes import BackwardSlopes, LinearBounds
 from milp_agt.core.rounding import Precision
 from milp_agt.formulations.linear_map import as_array
@@ -94,7 +94,5 @@ class RunRounding(Operation):
         size = (inputs[0].magnitude + error).amax(0)
         return RoundedPlanes(len(inputs) - 1, -error, error, size)
 
-    def encode(
-        self, encoder: Encoder, inputs: tuple[Expression, ...], ranges: tuple[Interval, ...]
-    ) -> Expression:
+    def encode(self, encoder: Encoder, inputs: Expressions, ranges: Boxes) -> Expression:
         return inputs[0].plus_error(as_array(self.error(*ranges).amax(0)))

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from milp_agt.core.encoder import Encoder
 from milp_agt.core.expression import Expression, Index
-from milp_agt.core.graph import Graph, Node
+from milp_agt.core.graph import Graph, Node, Pulled, Wanted
 from milp_agt.core.interval import Interval
 from milp_agt.core.program import Function
 from milp_agt.formulations.bilinear import Einsum
@@ -50,9 +50,7 @@ class Sigmoid(Smooth):
         encoder.curve(Function.SIGMOID, column.matrix.indices, argument, box)
         return self.blurred(column, box)
 
-    def vjp(
-        self, graph: Graph, node: Node, cotangent: Node, wanted: tuple[bool, ...]
-    ) -> tuple[Node | None, ...]:
+    def vjp(self, graph: Graph, node: Node, cotangent: Node, wanted: Wanted) -> Pulled:
         slope = graph.add(Quadratic(-1.0, 1.0, 0.0), node)
         return (times(graph, cotangent, slope),)
 

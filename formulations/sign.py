@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from milp_agt.core.encoder import Encoder
-from milp_agt.core.expression import Expression, add
-from milp_agt.core.interval import Interval
+from milp_agt.core.expression import Expression, Expressions, add
+from milp_agt.core.interval import Boxes, Interval
 from milp_agt.formulations.heaviside import STEEPEST, restricted, scatter
 from milp_agt.formulations.hull_edges import HullEdges
 from milp_agt.formulations.registry import register
@@ -69,9 +69,7 @@ class Sign(HullEdges):
             torch.where(above, rise_above / torch.where(above, -low, 1.0), zero),
         )
 
-    def encode(
-        self, encoder: Encoder, inputs: tuple[Expression, ...], ranges: tuple[Interval, ...]
-    ) -> Expression:
+    def encode(self, encoder: Encoder, inputs: Expressions, ranges: Boxes) -> Expression:
         """A range of one sign is a constant; others are the difference of two phases."""
         (argument,), (box,) = inputs, ranges
         hull = box.hull()

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from milp_agt.core.graph import Graph, Node
+from milp_agt.core.graph import Graph, Node, Pulled, Wanted
 from milp_agt.core.rounding import TINY, UNIT_ROUNDOFF
 from milp_agt.formulations.curved import Curved
 from milp_agt.formulations.registry import register
@@ -41,9 +41,7 @@ class Silu(Curved):
     def derivative_error(self, x: Tensor) -> Tensor:
         return UNIT_ROUNDOFF * 64.0 * torch.sigmoid(x) * (1.0 + x.abs() * torch.sigmoid(-x))
 
-    def vjp(
-        self, graph: Graph, node: Node, cotangent: Node, wanted: tuple[bool, ...]
-    ) -> tuple[Node | None, ...]:
+    def vjp(self, graph: Graph, node: Node, cotangent: Node, wanted: Wanted) -> Pulled:
         (argument,) = graph.inputs(node)
         return (times(graph, cotangent, graph.add(SiluSlope(), argument)),)
 

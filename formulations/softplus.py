@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from milp_agt.core.graph import Graph, Node
+from milp_agt.core.graph import Graph, Node, Pulled, Wanted
 from milp_agt.core.interval import Interval
 from milp_agt.core.rounding import ELEMENTARY, TINY, UNIT_ROUNDOFF
 from milp_agt.errors import EncodingError
@@ -82,9 +82,7 @@ class Softplus(_Softened):
         share = torch.sigmoid(y)
         return UNIT_ROUNDOFF * share * (32.0 + 4.0 * y.abs() * torch.sigmoid(-y))
 
-    def vjp(
-        self, graph: Graph, node: Node, cotangent: Node, wanted: tuple[bool, ...]
-    ) -> tuple[Node | None, ...]:
+    def vjp(self, graph: Graph, node: Node, cotangent: Node, wanted: Wanted) -> Pulled:
         (argument,) = graph.inputs(node)
         slope = graph.add(SoftplusSlope(self.beta, self.threshold), argument)
         return (times(graph, cotangent, slope),)

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from milp_agt.core.encoder import Encoder
-from milp_agt.core.expression import Expression, add
+from milp_agt.core.expression import Expression, Expressions, add
 from milp_agt.core.graph import Operation, Signature
-from milp_agt.core.interval import CLEAN, Interval
-from milp_agt.core.planes import LinearBounds
+from milp_agt.core.interval import CLEAN, Boxes, Interval
+from milp_agt.core.planes import LinearBounds, Tensors
 from milp_agt.core.rounding import TINY, Precision, gamma
 from milp_agt.errors import EncodingError
 from milp_agt.formulations.registry import register
@@ -34,7 +34,7 @@ class TangentPlanes:
     magnitude: Tensor
     batched: bool = True
 
-    def backward(self, coefficients: Tensor, diagonal: bool = False) -> tuple[Tensor, ...]:
+    def backward(self, coefficients: Tensor, diagonal: bool = False) -> Tensors:
         if not self.batched:
             rows = len(coefficients)
             return tuple(
@@ -130,9 +130,7 @@ class SquaredNorm(Operation):
         )
         return TangentPlanes(points, offsets.lower, offsets.upper, size, self.batched)
 
-    def encode(
-        self, encoder: Encoder, inputs: tuple[Expression, ...], ranges: tuple[Interval, ...]
-    ) -> Expression:
+    def encode(self, encoder: Encoder, inputs: Expressions, ranges: Boxes) -> Expression:
         """A column for each sample; rows of the planes at several points."""
         own = self.interval(*ranges)
         hull = own.hull()
@@ -150,8 +148,8 @@ class SquaredNorm(Operation):
         self,
         encoder: Encoder,
         column: Expression,
-        inputs: tuple[Expression, ...],
-        ranges: tuple[Interval, ...],
+        inputs: Expressions,
+        ranges: Boxes,
         points: Sequence[Tensor],
         above: bool = True,
     ) -> None:
@@ -162,7 +160,7 @@ class SquaredNorm(Operation):
         if above:
             encoder.at_most(form, offsets.upper)
 
-    def _slopes(self, inputs: tuple[Expression, ...], points: Sequence[Tensor]) -> list[Expression]:
+    def _slopes(self, inputs: Expressions, points: Sequence[Tensor]) -> list[Expression]:
         """``-2 a_k . u_k`` for each sample."""
         terms = []
         for expression, point in zip(inputs, points, strict=True):

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from milp_agt.core.encoder import Encoder
 from milp_agt.core.expression import Expression, Index
-from milp_agt.core.graph import Graph, Node
+from milp_agt.core.graph import Graph, Node, Pulled, Wanted
 from milp_agt.core.interval import Interval
 from milp_agt.core.program import Function
 from milp_agt.formulations.quadratic import Quadratic
@@ -48,8 +48,6 @@ class Tanh(Smooth):
         encoder.curve(Function.TANH, column.matrix.indices, argument, box)
         return self.blurred(column, box)
 
-    def vjp(
-        self, graph: Graph, node: Node, cotangent: Node, wanted: tuple[bool, ...]
-    ) -> tuple[Node | None, ...]:
+    def vjp(self, graph: Graph, node: Node, cotangent: Node, wanted: Wanted) -> Pulled:
         slope = graph.add(Quadratic(-1.0, 0.0, 1.0), node)
         return (times(graph, cotangent, slope),)

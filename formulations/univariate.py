@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from milp_agt.core.encoder import Encoder
-from milp_agt.core.expression import Expression, Index, add
+from milp_agt.core.expression import Expression, Expressions, Index, add
 from milp_agt.core.graph import Operation, Signature
-from milp_agt.core.interval import CLEAN, Interval
+from milp_agt.core.interval import CLEAN, Boxes, Interval
 from milp_agt.core.planes import LinearBounds
 from milp_agt.core.rounding import ELEMENTARY, TINY, UNIT_ROUNDOFF, Precision, gamma
 from milp_agt.errors import EncodingError
@@ -103,9 +103,7 @@ class Univariate(Operation):
             size.amax(size.dim() - rank - 1),
         )
 
-    def encode(
-        self, encoder: Encoder, inputs: tuple[Expression, ...], ranges: tuple[Interval, ...]
-    ) -> Expression:
+    def encode(self, encoder: Encoder, inputs: Expressions, ranges: Boxes) -> Expression:
         """A column for each element; one on/off row for each slope and side."""
         (argument,), (box,) = inputs, ranges
         own = self.interval(box)

@@ -14,14 +14,14 @@ import networkx as nx
 import torch
 from torch import Tensor
 
-from milp_agt.core.interval import Interval
+from milp_agt.core.interval import Boxes, Interval
 from milp_agt.core.planes import LinearBounds
 from milp_agt.core.rounding import Precision
 from milp_agt.errors import EncodingError, UnsupportedOperationError
 
 if TYPE_CHECKING:
     from milp_agt.core.encoder import Encoder
-    from milp_agt.core.expression import Expression
+    from milp_agt.core.expression import Expression, Expressions
 
 
 @dataclass(frozen=True)
@@ -66,9 +66,7 @@ class Operation(ABC):
         """Linear bounds that hold on the given ranges, with the default slopes."""
 
     @abstractmethod
-    def encode(
-        self, encoder: Encoder, inputs: tuple[Expression, ...], ranges: tuple[Interval, ...]
-    ) -> Expression:
+    def encode(self, encoder: Encoder, inputs: Expressions, ranges: Boxes) -> Expression:
         """Columns and rows of a program that are valid for the same values as :meth:`relax`."""
 
     def rounds_in_run(self) -> bool | None:
@@ -95,9 +93,7 @@ class Operation(ABC):
         """The same operation with its constant tensors on a device."""
         return self
 
-    def vjp(
-        self, graph: Graph, node: Node, cotangent: Node, wanted: tuple[bool, ...]
-    ) -> tuple[Node | None, ...]:
+    def vjp(self, graph: Graph, node: Node, cotangent: Node, wanted: Wanted) -> Pulled:
         """Nodes of the vector-Jacobian products for the wanted inputs; None for the others."""
         raise UnsupportedOperationError(
             f"The gradient of operation '{self.key}' was asked for",
@@ -123,6 +119,10 @@ class Node:
     @property
     def batched(self) -> bool:
         return self.signature.batched
+
+
+Wanted = tuple[bool, ...]  # of the inputs of a node
+Pulled = tuple[Node | None, ...]  # to its inputs
 
 
 class Graph:

@@ -109,3 +109,6 @@ class Interval:
             return self
         size = (states, *self.lower.shape[1:])
         return Interval(self.lower.expand(size), self.upper.expand(size))
+
+
+Boxes = tuple[Interval, ...]
