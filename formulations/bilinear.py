@@ -188,3 +188,9 @@ def _out_shape(
         zip(letters[1], shape_b, strict=True)
     )
     return tuple(sizes[x] for x in letters[2])
+
+
+def times(graph: Graph, first: Node, second: Node) -> Node:
+    """Elementwise product of two nodes of one signature."""
+    axes = "n" * first.batched + "abcdefg"[: len(first.shape)]
+    return graph.add(Einsum(f"{axes},{axes}->{axes}"), first, second)

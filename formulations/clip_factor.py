@@ -10,7 +10,7 @@ from torch import Tensor
 
 from milp_agt.core.encoder import Encoder
 from milp_agt.core.expression import Expression, Expressions
-from milp_agt.core.interval import CLEAN, Boxes, Interval
+from milp_agt.core.interval import Boxes, Interval
 from milp_agt.core.planes import Tensors
 from milp_agt.core.rounding import TINY, Precision, gamma
 from milp_agt.formulations.bilinear import Einsum
@@ -36,6 +36,7 @@ class ClipFactor(Smooth):
     clip: float
     shift: float = 0.0
     key = "clip_factor"
+    rises, least, most = -1, 0.0, 1.0
     exactness = "exact below the kink; chord slope with exact offsets; chord and tangent rows"
 
     @property
@@ -75,10 +76,6 @@ class ClipFactor(Smooth):
     def is_linear_on(self, box: Interval) -> Tensor:
         return box.upper <= self.kinks[0]
 
-    def interval(self, *inputs: Interval) -> Interval:
-        box = self.monotone(inputs[0].upper, inputs[0].lower)
-        return Interval(box.lower.clamp(min=0.0), box.upper.clamp(max=1.0))
-
     def _from_kink(self, box: Interval) -> Tensor:
         """Slope of the chord from the kink, or from the lower end if that is larger, to the upper end."""
         kink = self.kinks[0]
@@ -91,7 +88,7 @@ class ClipFactor(Smooth):
 
     def program_slopes(self, box: Interval) -> tuple[list[Tensor], list[Tensor]]:
         lower, _ = super().program_slopes(box)
-        clean = Interval(box.lower[CLEAN], box.upper[CLEAN])
+        clean = box.of_clean
         zero = torch.zeros_like(clean.lower)
         return lower, [zero, self._from_kink(clean), self._from_kink(box.hull())]
 

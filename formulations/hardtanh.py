@@ -6,12 +6,11 @@ from dataclasses import dataclass
 
 import torch
 
-from milp_agt.core.graph import Graph, Node, Pulled, Wanted
+from milp_agt.core.graph import Graph, Node
 from milp_agt.formulations.clip import Clip
 from milp_agt.formulations.heaviside import Heaviside
 from milp_agt.formulations.linear import Combine
 from milp_agt.formulations.registry import register
-from milp_agt.formulations.sigmoid import times
 
 
 @register
@@ -26,7 +25,7 @@ class Hardtanh(Clip):
     edges_count: bool = False
     key = "hardtanh"
 
-    def vjp(self, graph: Graph, node: Node, cotangent: Node, wanted: Wanted) -> Pulled:
+    def slope_node(self, graph: Graph, node: Node) -> Node:
         """``step(z - low) + step(high - z) - 1``; with edges, ``1 - step(low - z) - step(z - high)``."""
         (argument,) = graph.inputs(node)
         sign = -1.0 if self.edges_count else 1.0
@@ -36,5 +35,4 @@ class Hardtanh(Clip):
             shifted = Combine.build(graph, [(toward, argument)], constant)
             steps.append(graph.add(Heaviside(), shifted))
         constant = torch.tensor(-sign, dtype=torch.float64)
-        slope = Combine.build(graph, [(sign, step) for step in steps], constant)
-        return (times(graph, cotangent, slope),)
+        return Combine.build(graph, [(sign, step) for step in steps], constant)

@@ -9,16 +9,17 @@ import torch
 from torch import Tensor
 
 from milp_agt.core.interval import CLEAN, Interval
-from milp_agt.formulations.univariate import Univariate
+from milp_agt.formulations.bent import Bent
 
 
-class HullEdges(Univariate):
+class HullEdges(Bent):
     """An increasing function made of comparisons, level before its first kink and after its last.
 
     Planes: below, the sloped edge of the hull, or the lower level where most of the range lies before the
     first kink; above, mirrored at the last kink.
     """
 
+    rises: ClassVar[int] = 1
     piece_slopes: ClassVar[tuple[float, ...]] = (0.0,)  # further rows of programs have these
 
     @property
@@ -37,9 +38,6 @@ class HullEdges(Univariate):
         """Comparisons are exact."""
         return torch.zeros_like(value)
 
-    def interval(self, *inputs: Interval) -> Interval:
-        return Interval(self.value(inputs[0].lower), self.value(inputs[0].upper))
-
     def slopes(self, clean: Interval) -> tuple[Tensor, Tensor]:
         below, above = self.edges(clean)
         first, last = self.kinks[0], self.kinks[-1]
@@ -51,7 +49,7 @@ class HullEdges(Univariate):
     def program_slopes(self, box: Interval) -> tuple[list[Tensor], list[Tensor]]:
         zero = torch.zeros_like(box.lower[CLEAN])
         lower, upper = ([zero + slope for slope in self.piece_slopes] for _ in range(2))
-        for each in (Interval(box.lower[CLEAN], box.upper[CLEAN]), box.hull()):
+        for each in (box.of_clean, box.hull()):
             below, above = self.edges(each)
             lower.append(below)
             upper.append(above)

@@ -12,7 +12,7 @@ from torch.nn import functional
 from milp_agt.core.encoder import Encoder
 from milp_agt.core.expression import Array, Expression, Expressions, add
 from milp_agt.core.graph import Operation, Signature
-from milp_agt.core.interval import CLEAN, Boxes, Interval
+from milp_agt.core.interval import Boxes, Interval
 from milp_agt.core.planes import Tensors
 from milp_agt.core.rounding import TINY, gamma
 from milp_agt.errors import EncodingError
@@ -92,7 +92,7 @@ class MaxPool(Operation):
         (box,) = inputs
         elements = Interval(self._elements(box.lower), self._elements(box.upper))
         inside = self._inside().to(box.lower.device)
-        clean = Interval(elements.lower[CLEAN], elements.upper[CLEAN])
+        clean = elements.of_clean
         largest = _one_hot(clean, inside)
         size = elements.magnitude
         top = size.amax(-2)

@@ -135,7 +135,7 @@ class SquaredNorm(Operation):
         own = self.interval(*ranges)
         hull = own.hull()
         column = encoder.columns(hull.lower.cpu().numpy(), hull.upper.cpu().numpy())
-        clean = [Interval(b.lower[CLEAN], b.upper[CLEAN]) for b in ranges]
+        clean = [b.of_clean for b in ranges]
         worst = [b.hull() for b in ranges]
         for boxes in (clean, worst):
             self._encode_planes(encoder, column, inputs, ranges, [b.centre for b in boxes])

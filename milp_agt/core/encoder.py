@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from copy import copy
 from dataclasses import dataclass
 
@@ -103,6 +105,20 @@ class Encoder:
             if isinstance(held, (list, dict)):
                 setattr(other, name, held.copy())
         return other
+
+    @contextmanager
+    def selected(self, index: Index | None, size: int) -> Iterator[None]:
+        """With one entry of the selection for each of some of ``size`` elements, ordered by sample.
+
+        Without a selection where there is no index.
+        """
+        whole, self.selection = self.selection, None
+        if whole is not None and index is not None:
+            self.selection = whole.take(index // (size // whole.size))
+        try:
+            yield
+        finally:
+            self.selection = whole
 
     def columns(
         self, lower: Array, upper: Array, integer: bool | npt.NDArray[np.bool_] = False

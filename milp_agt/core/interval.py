@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import reduce
 
 import torch
 from torch import Tensor
@@ -31,6 +33,16 @@ class Interval:
     def point(value: Tensor) -> Interval:
         return Interval(value, value)
 
+    @staticmethod
+    def spanning(values: Iterable[Tensor]) -> Interval:
+        """The smallest box with each of some tensors of one shape."""
+        every = list(values)
+        return Interval(reduce(torch.minimum, every), reduce(torch.maximum, every))
+
+    def within(self, least: float, most: float) -> Interval:
+        """With ends that are cut at numbers which no value passes."""
+        return Interval(self.lower.clamp(min=least), self.upper.clamp(max=most))
+
     @property
     def is_point(self) -> bool:
         return bool((self.lower == self.upper).all())
@@ -52,6 +64,11 @@ class Interval:
     def clean(self) -> Interval:
         """The box of the state CLEAN, with the axis of states kept."""
         return Interval(self.lower[:1], self.upper[:1])
+
+    @property
+    def of_clean(self) -> Interval:
+        """The box of the state CLEAN, without the axis of states."""
+        return Interval(self.lower[CLEAN], self.upper[CLEAN])
 
     def hull(self) -> Interval:
         """The smallest box that contains every state, without the axis of states."""
