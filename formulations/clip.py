@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from milp_agt.core.encoder import Encoder, as_arrays
+from milp_agt.core.encoder import Encoder
 from milp_agt.core.expression import Array, Expression, add
 from milp_agt.core.interval import Interval
 from milp_agt.errors import EncodingError
@@ -84,7 +84,7 @@ class Clip(HullEdges):
         return argument.scale(inside.astype(np.float64)).shift(constant)
 
     def bent_columns(self, encoder: Encoder, part: Part) -> Expression:
-        return encoder.columns(*as_arrays(self.interval(part.box).hull(), part.x.shape))
+        return encoder.columns_of(self.interval(part.box))
 
     def phase_rows(self, encoder: Encoder, part: Part, column: Expression) -> None:
         """Big-M rows of both kinks: ``a = 0: v = low``, ``a = 1, b = 0: v = x``, ``b = 1: v = high``.

@@ -13,7 +13,7 @@ from milp_agt.core.graph import Graph, Node
 from milp_agt.core.interval import Interval
 from milp_agt.core.rounding import Precision
 from milp_agt.errors import InvalidInputError, UnsupportedOperationError
-from milp_agt.formulations.loss_planes import LossPlanes
+from milp_agt.formulations.loss_planes import LossPlanes, convex_planes
 
 _LOSSES: dict[str, LossFunction] = {}
 
@@ -132,15 +132,44 @@ def margin_forms(labels: Tensor, outputs: int) -> Tensor:
     return eye[labels][:, None, :] - eye[others]
 
 
-def single_output(loss: str, outputs: int) -> int:
-    """Binary losses on one logit: two classes, decided by its sign."""
-    if outputs != 1:
-        raise InvalidInputError(
-            f"Loss '{loss}' needs a model with one output",
-            f"{outputs} outputs",
-            "use loss 'cross_entropy', or a last layer with one output",
-        )
-    return 2
+class BinaryLoss(LossFunction):
+    """A loss of the margin ``y f`` of one logit, y = -1 or 1 for labels 0 and 1."""
+
+    is_classification = True
+
+    def classes(self, outputs: int) -> int:
+        if outputs != 1:
+            raise InvalidInputError(
+                f"Loss '{self.key}' needs a model with one output",
+                f"{outputs} outputs",
+                "use loss 'cross_entropy', or a last layer with one output",
+            )
+        return 2
+
+    def encode(self, labels: Tensor, outputs: int) -> Tensor:
+        return labels.to(torch.float64).reshape(-1, 1)
+
+    def rounds_in_run(self) -> bool:
+        return True
+
+    @abstractmethod
+    def of_margin(self, margin: Tensor) -> Tensor:
+        """The loss, convex and never rising."""
+
+    @abstractmethod
+    def slope_of_margin(self, margin: Tensor) -> Tensor:
+        """Its derivative."""
+
+    def forms(self, labels: Tensor, outputs: int) -> tuple[Tensor, Tensor]:
+        signs = (2.0 * labels - 1.0).reshape(-1, 1, 1)
+        return signs, torch.zeros(len(labels), 1, dtype=torch.float64)
+
+    def of_forms(self, forms: Interval) -> Interval:
+        least, most = (self.of_margin(m).squeeze(-1) for m in (forms.upper, forms.lower))
+        return Interval(least, most)
+
+    def planes(self, forms: Interval) -> LossPlanes:
+        return convex_planes(forms, self.of_margin, self.slope_of_margin)
 
 
 def register_loss(loss: type[LossFunction]) -> type[LossFunction]:

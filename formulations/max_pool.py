@@ -143,7 +143,7 @@ class MaxPool(Operation):
         planes, own = self.relax(box), self.interval(box)
         hull = own.hull()
         lead = argument.shape[: len(argument.shape) - 3]
-        column = encoder.columns(hull.lower.cpu().numpy(), hull.upper.cpu().numpy())
+        column = encoder.columns_of(own)
         encoder.conditional(column, own)
         taken = self._taken(argument, lead)
         choices = []

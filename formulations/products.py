@@ -89,11 +89,10 @@ class Products:
         a, b = self._operands(part)
         size = (box_a.magnitude * box_b.magnitude).amax(0)
         slack = 4 * size * gamma(16) + TINY
-        hull = _product_box(box_a, box_b).hull().widen(slack)
         exact: tuple[Index, Index] | None = None
         if encoder.exact_products:
             exact = self._pure(part)
-        column = encoder.columns(hull.lower.cpu().numpy(), hull.upper.cpu().numpy())
+        column = encoder.columns_of(_product_box(box_a, box_b).widen(slack))
         if exact is not None:
             encoder.product(column.matrix.indices.astype(np.int64), *exact)
         with self._selected(part):

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from milp_agt.core.encoder import Encoder, as_arrays
+from milp_agt.core.encoder import Encoder
 from milp_agt.core.expression import Array, Expression, add
 from milp_agt.core.graph import Graph, Node
 from milp_agt.core.interval import Interval
@@ -109,7 +109,7 @@ class Relu(Bent):
         """
         # The phase comes first: rows are kept or dropped with the newest of their columns.
         phase = encoder.phase(part.argument, part.mask)
-        column = encoder.columns(*as_arrays(self.interval(part.box).hull(), part.x.shape))
+        column = encoder.columns_of(self.interval(part.box))
         relaxed = encoder.exact_products and not encoder.exact_phases
         if relaxed and self.negative_slope == 0.0:
             first, second = (e.matrix.indices.astype(np.int64) for e in (column, phase))

@@ -116,9 +116,8 @@ class Univariate(Operation):
         """A column for each element; one on/off row for each slope and side."""
         (argument,), (box,) = inputs, ranges
         own = self.interval(box)
-        hull = own.hull()
         exact = encoder.pure(argument, box) if encoder.exact_products else None
-        column = encoder.columns(hull.lower.cpu().numpy(), hull.upper.cpu().numpy())
+        column = encoder.columns_of(own)
         self.encode_rows(encoder, column, argument, box)
         encoder.conditional(column, own)
         return column if exact is None else self.encode_exactly(encoder, column, exact, box)

@@ -133,6 +133,11 @@ class Encoder:
         self._integer.append(np.full(size, integer))
         return self.of_columns(np.arange(first, first + size), lower.shape)
 
+    def columns_of(self, box: Interval, shape: tuple[int, ...] | None = None) -> Expression:
+        """New columns with the bounds of a box in all states, of its own shape or one it broadcasts to."""
+        hull = box.hull()
+        return self.columns(*as_arrays(hull, shape or tuple(hull.lower.shape)))
+
     def of_columns(self, index: Index, shape: tuple[int, ...]) -> Expression:
         """The expression of existing columns, by their indices."""
         matrix = sp.csr_matrix(
@@ -279,8 +284,7 @@ class Encoder:
         """
         if expression.is_single_columns:
             return expression
-        hull = box.hull()
-        fresh = self.columns(*as_arrays(hull, expression.shape))
+        fresh = self.columns_of(box, expression.shape)
         self.rows(add([fresh, expression.scale(-1.0)]), 0.0, 0.0)
         self.conditional(fresh, box)
         return fresh
