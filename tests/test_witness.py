@@ -216,9 +216,9 @@ def test_scip_keeps_what_is_feasible_where_rows_hold_with_equality() -> None:
     result, _ = case.certify(inner_bounds="interval", recorder=recorder)
     models = result.models
     steps = with_all_ranges(models, recorder.steps["linear"])
-    encoded = program.encode_window(
+    encoded = program.Window(
         models.step_graph, models.schedule, steps, models.poison, True, exact_products=True
-    )
+    ).program()
     box: State = recorder.states["linear"][-1]
     options = program.SolveOptions(get_solver("scip"), Limits(time=20.0))
     program.bound_state(encoded, box, options, _witnesses(case).after(1))

@@ -172,8 +172,8 @@ class Bounder:
         state: State,
         until: float | None,
     ) -> tuple[State, program.ProgramReport | None]:
-        span = self._span(part, state)
-        largest = program.largest_of(span.window)
+        window = self._window(chain, part)
+        largest = window.largest
         if not largest <= PROGRAM_RANGE_LIMIT:
             self.notes.fall_back(
                 f"step {step.index + 1}: ranges up to {largest:.1e} are beyond what a solver "
@@ -182,9 +182,8 @@ class Bounder:
             return state, None
         options = self._solving(chain.level, until)
         try:
-            encoding = self._encoding(chain)
             state, report = program.bound_state(
-                encoding.window(span), state, options, self._witness(step.index)
+                window.program(), state, options, self._witness(step.index)
             )
         except SolverUnavailableError as error:  # a licence that is too small, say
             self.notes.fall_back(
@@ -269,15 +268,6 @@ class Bounder:
                 limit=True,
             )
 
-    def _encoding(self, chain: Chain) -> program.Encoding:
-        level = chain.level
-        return program.Encoding(
-            self.step_graph,
-            self.schedule,
-            level.exact_phases,
-            level.exact_products,
-        )
-
     def relax(
         self, adversary: AdversaryModel, state: State, step: Step, ranges: bound_propagation.Ranges
     ) -> LinearizedStep:
@@ -290,10 +280,19 @@ class Bounder:
             )
         return kept
 
-    def _span(self, part: ChainPart, state: State) -> program.Span:
-        """The steps of the program over the current window, with a box of the state after them."""
-        window, past = self._split(part)
-        return program.Span(window, state, self.poison, self.restriction, past)
+    def _window(self, chain: Chain, part: ChainPart) -> program.Window:
+        """The steps of the program over the current window."""
+        steps, past = self._split(part)
+        return program.Window(
+            self.step_graph,
+            self.schedule,
+            steps,
+            self.poison,
+            chain.level.exact_phases,
+            self.restriction,
+            chain.level.exact_products,
+            past,
+        )
 
     def last_program(self, chain: Chain) -> program.FinalWindow | None:
         """The programs over the current window, for questions; None for levels without programs."""
@@ -301,8 +300,8 @@ class Bounder:
         if not chain.level.uses_programs or not part.window:
             return None
         return program.FinalWindow(
-            self._encoding(chain),
-            self._span(part, chain.state),
+            self._window(chain, part),
+            chain.state,
             self._solving(chain.level),
             self._witness(part.window[-1].step.index),
             self.incumbents,
