@@ -52,8 +52,8 @@ def walked(nodes: Sequence[Node], poison: Poison, boxes: Mapping[str, Interval])
     unit = torch.eye(size, dtype=torch.float64, device=poison.features.device)
     unit = unit.reshape(size, 1, *output.shape).expand(size, count, *output.shape)
     forms = sample_forms(nodes, sample_chunk, output.name, torch.cat([unit, -unit]))
-    assert forms.features is not None
-    worst_case = poison.support(forms.features, None)
+    assert forms.moves.features is not None
+    worst_case = poison.support(forms.moves.features, None)
     terms = gamma(forms.operations + 4.0 * poison.features[0].numel() + 64)
     bound = (
         forms.constant[..., 0] - worst_case - 4.0 * terms * (forms.magnitude + worst_case) - TINY

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from milp_agt.bounds.adversary.model import AdversaryModel, PerturbationTerms, WorstCase
+from milp_agt.bounds.adversary.model import AdversaryModel, OnMoves, PerturbationTerms
 from milp_agt.bounds.forms import Forms
 from milp_agt.bounds.linear.backward import BackwardPass, SampleForms, sample_forms
 from milp_agt.bounds.linear.clipped_ball import regained
@@ -71,30 +71,18 @@ def propagate_backward(
         if not node.batched and node.name not in relaxed.state:
             rest.replace(node)
     if not step.poison.is_clean:
-        charges = _joined([p.charges for p in pieces])
-        if charges is not None and fewer_charges is not None:
-            charges = charges - fewer_charges
-        movable = step.poison.feature_moves is not None
-        perturbation.add(
-            step,
-            _joined([p.on_features for p in pieces]) if movable else None,
-            _joined([p.on_labels for p in pieces]),
-            charges,
-        )
+        on = OnMoves.joined([piece.moves for piece in pieces])
+        if on.charges is not None and fewer_charges is not None:
+            on = replace(on, charges=on.charges - fewer_charges)
+        if step.poison.feature_moves is None:
+            on = replace(on, features=None)
+        perturbation.add(step, on)
     return Forms(
         {name: rest.pending[name] for name in relaxed.state},
         rest.constant,
         rest.magnitude,
         forms.operations + _operations(schedule, relaxed),
     )
-
-
-def _joined(parts: Sequence[Tensor | None]) -> Tensor | None:
-    """Chunks concatenated along the sample axis."""
-    present = [p for p in parts if p is not None]
-    if not present:
-        return None
-    return present[0] if len(present) == 1 else torch.cat(present, 1)
 
 
 def _operations(schedule: NodeOrder, relaxed: LinearizedStep) -> float:
@@ -178,8 +166,9 @@ def forms_of_outputs(
     )
     forward = [n for n in nodes if n.batched]
     forms = sample_forms(forward, sample_chunk, step_graph.output, coefficients)
-    if forms.features is not None:
-        forms.constant = forms.constant - per_sample(forms.features.abs(), radius.unsqueeze(0))
+    moved = forms.moves.features
+    if moved is not None:
+        forms.constant = forms.constant - per_sample(moved.abs(), radius.unsqueeze(0))
     return forms
 
 
@@ -262,24 +251,16 @@ def bound_by_sample(
     perturbation = adversary.open_worst_case(forms.rows)
     best = forms.magnitude.new_full((forms.rows, 1), -torch.inf)
     base, dev = best[:, 0], perturbation.sample_influences()
-    for stopped, state in _stops(schedule, window, forms, perturbation):
+    for relaxed in reversed(window):
+        forms = propagate_backward(schedule, relaxed, forms, perturbation)
         worst_case = perturbation.worst_case()
-        bound = stopped.concretise(state, worst_case)
+        bound = forms.concretise(relaxed.state, worst_case)
         free = (bound + worst_case - 2.0**-50 * (bound.abs() + worst_case))[:, 0]
         wins = (bound > best) & torch.isfinite(worst_case)
         best = torch.where(wins, bound, best)
         base = torch.where(wins[:, 0], free, base)
         dev = torch.where(wins, perturbation.sample_influences(), dev)
     return base, dev
-
-
-def _stops(
-    schedule: NodeOrder, window: Sequence[LinearizedStep], forms: Forms, perturbation: WorstCase
-) -> Iterator[tuple[Forms, State]]:
-    """Forms on the state before each step, with its box; ``perturbation`` covers the steps so far."""
-    for relaxed in reversed(window):
-        forms = propagate_backward(schedule, relaxed, forms, perturbation)
-        yield forms, relaxed.state
 
 
 def bound_state(
