@@ -19,6 +19,7 @@ from milp_agt.bounds.step import NodeOrder, State
 from milp_agt.certification import saved
 from milp_agt.certification.boxes import narrowed, reachable_of
 from milp_agt.certification.proposals import proposals
+from milp_agt.certification.worth import BoxWorth
 from milp_agt.core.arguments import callable_of, of_kind
 from milp_agt.core.interval import Interval
 from milp_agt.core.reachable import Bounds, ReachableSet, StepRecord
@@ -197,6 +198,11 @@ class Result(Questions):
         found = replace(self, attack=attack)
         assert found.sandwich is not None
         return found
+
+    @property
+    def worth(self) -> BoxWorth:
+        """Until which step the boxes say something about the parameters, and what would help."""
+        return BoxWorth.of(self.steps, self.reachable.mean_size, self.helps)
 
     @property
     def sandwich(self) -> ParameterSandwich | None:

@@ -248,7 +248,6 @@ def _state_of(step: StepRecord) -> str:
 
 
 def _print_run(run: LoadedRun, result: Result) -> None:
-    from milp_agt.certification.worth import BoxWorth
 
     print(f"Data: {run.dataset.description}; {len(run.dataset.x_train)} training samples")
     print(f"\nClaim: {result.claim}\n")
@@ -278,9 +277,8 @@ def _print_run(run: LoadedRun, result: Result) -> None:
         print(f"  fallback: {fallback}")
     if result.limit_reached:
         print("  a limit was reached; the bounds hold, and may be looser than without it")
-    worth = BoxWorth.of(result.steps, result.reachable.mean_size, result.helps)
-    if worth.words:
-        print(f"  worth: {worth.words}")
+    if result.worth.words:
+        print(f"  worth: {result.worth.words}")
     _print_attack(result)
     print()
 

@@ -85,8 +85,8 @@ def still_proved(
 ) -> StillProved | None:
     """The largest budget and the largest radius that prove what the result leaves open; None if nothing is.
 
-    Statements are that the boxes are useful (:class:`BoxWorth`), that each threshold holds, and of properties
-    without one that their bounds say something. Runs are those of the cheapest level that reached the last
+    Statements are that the boxes are useful (:attr:`Result.worth`), that each threshold holds, and of
+    properties without one that their bounds say something. Runs are of the cheapest level that reached the last
     step: a zonotope if that did, else intervals; of a finite threat the list of all its data sets, where
     there is time. Each run has a share of the time that is left as its limit.
     """
@@ -163,10 +163,9 @@ def _doubled(
 
 def _statements(result: Result, verdicts: Sequence[Verdict]) -> dict[str, bool]:
     """What a run may prove, by name, and whether it does."""
-    from milp_agt.certification.worth import BoxWorth, Worth
+    from milp_agt.certification.worth import Worth
 
-    worth = BoxWorth.of(result.steps, result.reachable.mean_size).worth
-    found = {BOXES: worth is Worth.USEFUL}
+    found = {BOXES: result.worth.worth is Worth.USEFUL}
     for verdict in verdicts:
         if verdict.status == "REPORTED":
             found[f"something of {verdict.name}"] = not verdict.is_vacuous

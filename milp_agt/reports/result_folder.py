@@ -19,7 +19,6 @@ import numpy as np
 
 from milp_agt.certificates.folder import clear
 from milp_agt.certification.fingerprint import versions
-from milp_agt.certification.worth import BoxWorth
 from milp_agt.checker.__main__ import FOLDER
 from milp_agt.data.dataset import Dataset
 from milp_agt.errors import InvalidInputError
@@ -229,7 +228,7 @@ def _rows(dataset: Dataset) -> dict[str, Any]:
 
 def worth_summary(result: Result) -> dict[str, Any]:
     """What the boxes are worth: a word for programs, the steps, and the same in words."""
-    found = BoxWorth.of(result.steps, result.reachable.mean_size, result.helps)
+    found = result.worth
     return {
         "boxes": found.worth.value,
         "useful_until": found.useful_until,
