@@ -24,8 +24,7 @@ from milp_agt.core.program import Array, Program
 from milp_agt.core.restriction import UNRESTRICTED, Restriction
 from milp_agt.core.results import Limits, SolveResult
 from milp_agt.errors import SoundnessError
-from milp_agt.solvers import available_solvers, get_solver
-from milp_agt.solvers.solver import Session, Solver
+from milp_agt.solvers import Session, Solver, available_solvers, get_solver
 
 RUNS: dict[str, tuple[str, Any, dict[str, Any]]] = {
     "features": ("bce", agt.FeaturePoisoning(1, 0.05), {}),
