@@ -17,6 +17,7 @@ from milp_agt.core.rounding import TINY, Precision, gamma
 from milp_agt.errors import EncodingError
 from milp_agt.formulations.einsum import Letters, aligned, contracted, einsum, full_index, terms
 from milp_agt.formulations.interval_products import box_of_products
+from milp_agt.formulations.linear_map import as_array
 from milp_agt.formulations.product_planes import BilinearPlanes
 from milp_agt.formulations.products import Products
 from milp_agt.formulations.registry import register
@@ -116,9 +117,8 @@ class Einsum(Operation):
     def relax(self, *inputs: Interval) -> BilinearPlanes:
         a, b = inputs
         centre_a, centre_b = a.centre[CLEAN], b.centre[CLEAN]
-        away_a = Interval(a.lower - centre_a, a.upper - centre_a)
-        away_b = Interval(b.lower - centre_b, b.upper - centre_b)
-        errors = box_of_products(self.letters, away_a, away_b)
+        away = (a.each(lambda end: end - centre_a), b.each(lambda end: end - centre_b))
+        errors = box_of_products(self.letters, *away)
         middle = self._einsum(centre_a, centre_b)
         size = self._einsum(a.magnitude.amax(0), b.magnitude.amax(0))
         # |a b| + |p a| + |q b| + |a_c b_c| <= 4 max|a| max|b|
@@ -138,14 +138,14 @@ class Einsum(Operation):
         pulled: list[Node | None] = []
         roles = ((first, a, second, b), (second, b, first, a))
         for (target, letters, other, other_letters), want in zip(roles, wanted, strict=True):
-            if not want:
-                pulled.append(None)
-                continue
-            per_sample = letters if letters.startswith("n") or not node.batched else "n" + letters
-            term = graph.add(Einsum(f"{out},{other_letters}->{per_sample}"), cotangent, other)
-            pulled.append(
-                term if per_sample == letters else graph.add(SumSamples(len(target.shape)), term)
-            )
+            term = None
+            if want:
+                summed = node.batched and not letters.startswith("n")
+                own = Einsum(f"{out},{other_letters}->{'n' * summed}{letters}")
+                term = graph.add(own, cotangent, other)
+                if summed:
+                    term = graph.add(SumSamples(len(target.shape)), term)
+            pulled.append(term)
         return tuple(pulled)
 
     def encode(self, encoder: Encoder, inputs: Expressions, ranges: Boxes) -> Expression:
@@ -166,8 +166,7 @@ class Einsum(Operation):
     def _rounding(self, a: Interval, b: Interval) -> Array:
         """Error of the run's sum and of the coefficients here, for each element of the result."""
         size = self._einsum(a.magnitude.amax(0), b.magnitude.amax(0))
-        error = size * self._gamma(a.lower, b.lower) + TINY
-        return np.asarray(error.detach().cpu().numpy(), dtype=np.float64)
+        return as_array(size * self._gamma(a.lower, b.lower) + TINY)
 
     def _index(
         self, shape_a: tuple[int, ...], shape_b: tuple[int, ...]

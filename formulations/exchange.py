@@ -70,16 +70,21 @@ class Exchange(Operation):
         return source
 
     def interval(self, *inputs: Interval) -> Interval:
-        gradients, selection = inputs[0], _aligned(*inputs)
-        others = self.others(*inputs)
-        ends = [
-            _sum(_times(1.0 - end, gradients), _times(end, others))
-            for end in (selection.lower, selection.upper)
-        ]
-        hull = Interval(
-            torch.minimum(ends[0].lower, ends[1].lower), torch.maximum(ends[0].upper, ends[1].upper)
-        )
+        hull, _, selection = self._mixed(inputs, torch.zeros((), dtype=torch.float64))
         return hull.widen(self._slack(selection, hull.magnitude))
+
+    def _mixed(self, inputs: Boxes, slope: Tensor) -> tuple[Interval, Tensor, Interval]:
+        """Box of ``v - slope u``, the sizes of its terms, and the selection beside the gradients."""
+        gradients, selection, others = inputs[0], _aligned(*inputs), self.others(*inputs)
+        kept = [_times(1.0 - end - slope, gradients) for end in _ends(selection)]
+        new = [_times(end, others) for end in _ends(selection)]
+        sums = [a.plus(b) for a, b in zip(kept, new, strict=True)]
+        hull = Interval(
+            torch.minimum(*(each.lower for each in sums)),
+            torch.maximum(*(each.upper for each in sums)),
+        )
+        sizes = [a.magnitude + b.magnitude for a, b in zip(kept, new, strict=True)]
+        return hull, torch.maximum(*sizes), selection
 
     def _slack(self, selection: Interval, size: Tensor) -> Tensor:
         """Rounding of what is exchanged; a gradient that is surely kept is the value itself."""
@@ -87,17 +92,10 @@ class Exchange(Operation):
         return torch.where(selection.upper == 0.0, torch.zeros_like(error), error)
 
     def relax(self, *inputs: Interval) -> LinearBounds:
-        gradients, selection = inputs[0], _aligned(*inputs)
-        others = self.others(*inputs)
-        slope = 1.0 - selection.upper[CLEAN]
-        sides = []
-        for end in (selection.lower, selection.upper):
-            kept, new = _times(1.0 - end - slope, gradients), _times(end, others)
-            sides.append((_sum(kept, new), kept.magnitude + new.magnitude))
-        lower = torch.minimum(sides[0][0].lower, sides[1][0].lower)
-        upper = torch.maximum(sides[0][0].upper, sides[1][0].upper)
-        size = torch.maximum(sides[0][1], sides[1][1]) + slope.abs() * gradients.magnitude
-        offsets = Interval(lower, upper).widen(self._slack(selection, 2.0 * size))
+        slope = 1.0 - _aligned(*inputs).upper[CLEAN]
+        hull, size, selection = self._mixed(inputs, slope)
+        size = size + slope.abs() * inputs[0].magnitude
+        offsets = hull.widen(self._slack(selection, 2.0 * size))
         first = float(slope.flatten()[0])
         return ExchangePlanes(
             first if bool((slope == first).all()) else slope,
@@ -218,14 +216,12 @@ def _least_mean(values: Tensor, can_go: Tensor, removed: int) -> Tensor:
     largest = torch.where(can_go, values, -torch.inf).topk(removed, dim=0).values
     rest = values.sum(0) - values
     first = removed if bool(can_go.all()) else 1
-    least: Tensor | None = None
+    means = []
     for count in range(first, removed + 1):
         # The count - 1 largest of the others: i itself gives way to the next one.
         gone = largest[:count].sum(0) - torch.maximum(values, largest[count - 1])
-        mean = (rest - gone) / (len(values) - count)
-        least = mean if least is None else torch.minimum(least, mean)
-    assert least is not None
-    return least
+        means.append((rest - gone) / (len(values) - count))
+    return Interval.spanning(means).lower
 
 
 def _is_one_case(selection: Interval) -> bool:
@@ -256,20 +252,14 @@ def _expanded(selection: Tensor, gradients: Tensor) -> Tensor:
 
 
 def _aligned(gradients: Interval, selection: Interval) -> Interval:
-    return Interval(
-        _expanded(selection.lower, gradients.lower), _expanded(selection.upper, gradients.upper)
-    )
+    return selection.each(lambda end: _expanded(end, gradients.lower))
+
+
+def _ends(box: Interval) -> tuple[Tensor, Tensor]:
+    return box.lower, box.upper
 
 
 def _times(factor: Tensor, box: Interval) -> Interval:
     """``factor * box``, and 0 where the factor is 0, however large the box."""
-    first, second = factor * box.lower, factor * box.upper
-    none = factor == 0.0
-    return Interval(
-        torch.where(none, 0.0, torch.minimum(first, second)),
-        torch.where(none, 0.0, torch.maximum(first, second)),
-    )
-
-
-def _sum(first: Interval, second: Interval) -> Interval:
-    return Interval(first.lower + second.lower, first.upper + second.upper)
+    hull = Interval.spanning(factor * end for end in _ends(box))
+    return hull.each(lambda end: torch.where(factor == 0.0, 0.0, end))

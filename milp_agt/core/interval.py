@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import reduce
 
@@ -38,6 +38,21 @@ class Interval:
         """The smallest box with each of some tensors of one shape."""
         every = list(values)
         return Interval(reduce(torch.minimum, every), reduce(torch.maximum, every))
+
+    @staticmethod
+    def joined(parts: Sequence[Interval], axis: int = 0) -> Interval:
+        """Boxes one after the other along an axis."""
+        return Interval(
+            torch.cat([part.lower for part in parts], axis),
+            torch.cat([part.upper for part in parts], axis),
+        )
+
+    def each(self, change: Callable[[Tensor], Tensor]) -> Interval:
+        """With both ends changed in the same way, which keeps their order."""
+        return Interval(change(self.lower), change(self.upper))
+
+    def plus(self, other: Interval) -> Interval:
+        return Interval(self.lower + other.lower, self.upper + other.upper)
 
     def within(self, least: float, most: float) -> Interval:
         """With ends that are cut at numbers which no value passes."""
