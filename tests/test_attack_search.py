@@ -269,10 +269,8 @@ def test_packed_data_come_back(kind: str) -> None:
     unrolled = found.runs.unrolled
     whole = found.runs.data.unpacked(unrolled)
     again = Packed.of(whole, unrolled).unpacked(unrolled)
-    for one, other in zip(
-        (*whole.features, *whole.labels), (*again.features, *again.labels), strict=True
-    ):
-        assert torch.equal(one, other)
+    assert torch.equal(whole.features, again.features)
+    assert torch.equal(whole.labels, again.labels)
 
 
 def test_a_run_that_torch_does_not_confirm_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -298,8 +296,9 @@ def test_nothing_to_poison_reaches_nothing() -> None:
 X, Y = data(6)
 BAD: dict[str, tuple[Any, str, str, str]] = {
     "parameter": (attacks.Parameter("0.weight", (9, 9)), "was asked for", "0.weight", "index"),
-    "names": (attacks.Functional({"x": X}), "coefficients of parameters", "'x'", "state_dict"),
-    "nothing": (attacks.Functional({}), "coefficients of parameters", "none at all", "state_dict"),
+    "names": (attacks.Functional({"x": X}), "on parameter 'x'", "0.weight", "state_dict"),
+    "nothing": (attacks.Functional({}), "one count of rows", "no coefficients", "array"),
+    "rows": (attacks.Functional({"0.bias": np.eye(3)}), "one functional", "3 rows", "one row"),
     "shape": (attacks.Functional({"0.bias": X}), "need shape", r"\(6, 2\)", "match"),
     "features": (attacks.Loss(X[:, :1], Y), "Test features need", r"\(1,\)", "trained on"),
     "classes": (attacks.Accuracy(X, Y + 3), "must be classes", "3", "renumber"),
@@ -374,10 +373,10 @@ def test_gradients_of_every_step_reach_the_data() -> None:
         ends = []
         for sign in (1.0, -1.0):
             moved = unrolled.nominal(1).map(torch.clone)
-            moved.features[0][0, i, j] += sign * step
+            moved.features[0, i, j] += sign * step
             ends.append(float(score(unrolled.run(moved))))
         slope = (ends[0] - ends[1]) / (2 * step)
-        assert slope == pytest.approx(float(gradient.features[0][0, i, j]), rel=1e-5, abs=1e-8)
+        assert slope == pytest.approx(float(gradient.features[0, i, j]), rel=1e-5, abs=1e-8)
 
 
 def test_rounds_and_restarts_are_used() -> None:
@@ -429,9 +428,9 @@ def test_every_set_of_moves_is_attacked_from_inside(kind: str) -> None:
     moves = unrolled.poison.feature_moves
     assert moves is not None
     whole = found.runs.data.unpacked(unrolled)
-    excess = moves.excess((whole.features[0] - unrolled.poison.features).flatten(2))
+    excess = moves.excess((whole.features - unrolled.poison.features).flatten(2))
     assert float(excess.max()) <= 1e-12
-    changed = (whole.features[0] != unrolled.poison.features).any(-1)
+    changed = (whole.features != unrolled.poison.features).any(-1)
     assert int(changed.sum(1).max()) <= 2
 
 

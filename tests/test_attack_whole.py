@@ -20,9 +20,8 @@ from whole import Trainer, subsets
 import milp_agt as agt
 from milp_agt.attacks import Accuracy, Loss, Search
 from milp_agt.attacks.packed import Packed
-from milp_agt.attacks.pool import random_poisoning
 from milp_agt.attacks.replay import confirm, replay
-from milp_agt.attacks.selection import Selector
+from milp_agt.attacks.selection import Selector, random_poisoning
 from milp_agt.attacks.unrolled import Unrolled
 from milp_agt.cli import main
 from milp_agt.errors import InvalidThreatModelError
@@ -257,11 +256,11 @@ def test_gradients_say_what_a_removal_does() -> None:
     for sample in range(6):
         ends = []
         for share in (1.0 + 1e-6, 1.0 - 1e-6):
-            there = nominal.there[0].clone()
+            there = nominal.there.clone()
             there[0, sample] = share
-            ends.append(float(score(unrolled.run(replace(nominal, there=(there,))))))
+            ends.append(float(score(unrolled.run(replace(nominal, there=there)))))
         slope = (ends[0] - ends[1]) / 2e-6
-        assert float(gradient.there[0][0, sample]) == pytest.approx(slope, rel=1e-5, abs=1e-9)
+        assert float(gradient.there[0, sample]) == pytest.approx(slope, rel=1e-5, abs=1e-9)
 
 
 @pytest.mark.parametrize("threat", [agt.Substitution(1), agt.Insertion(1)], ids=["sub", "ins"])

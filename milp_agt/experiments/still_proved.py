@@ -86,9 +86,9 @@ def still_proved(
     """The largest budget and the largest radius that prove what the result leaves open; None if nothing is.
 
     Statements are that the boxes are useful (:attr:`Result.worth`), that each threshold holds, and of
-    properties without one that their bounds say something. Runs are of the cheapest level that reached the last
-    step: a zonotope if that did, else intervals; of a finite threat the list of all its data sets, where
-    there is time. Each run has a share of the time that is left as its limit.
+    properties without one that their bounds say something. Runs are of the cheapest level that reached
+    the last step: a zonotope if that did, else intervals; of a finite threat the list of all its data sets,
+    where there is time. Each run has a share of the time that is left as its limit.
     """
     wanted = [name for name, holds in _statements(result, verdicts).items() if not holds]
     if not wanted or seconds <= 0.0:

@@ -16,6 +16,8 @@ from milp_agt.properties.answer import Answer, Scores, summarise
 from milp_agt.properties.by_tree import by_branching, by_tree
 from milp_agt.properties.decision import Decision
 from milp_agt.properties.models import POINTS_AT_ONCE, OutputForms, ReachableModels
+from milp_agt.training import inputs
+from milp_agt.training.tracing import FEATURES, StepGraph
 
 
 class Question(Protocol):
@@ -143,6 +145,22 @@ def _answer(
     nominal = question.nominal([models.at_nominal(forms) for forms in question.forms])
     own = None if groups is None else groups[question.index.cpu().numpy()]
     return summarise(question.evaluate(bounds), nominal, question.index, own)
+
+
+def features_at(features: inputs.ArrayLike, graph: StepGraph) -> Tensor:
+    """Features of test points, (n, *shape) float64.
+
+    Raises:
+        InvalidInputError: no finite numbers, or another shape than that of the training data.
+    """
+    x, wanted = inputs.features_of(features, "Test features"), graph.graph[FEATURES].shape
+    if x.shape[1:] != wanted:
+        raise InvalidInputError(
+            f"Test features need shape {tuple(wanted)} for each sample",
+            f"{tuple(x.shape[1:])}",
+            "use the features that the model was trained on",
+        )
+    return x
 
 
 def groups_of(groups: object, count: int) -> npt.NDArray[Any] | None:

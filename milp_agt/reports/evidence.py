@@ -163,9 +163,9 @@ def _reached(attack: Attack, x: Array, labels: Array | None) -> tuple[Array, Arr
     features = torch.from_numpy(np.asarray(x, dtype=np.float64))
     features = features.to(attack.runs.unrolled.poison.features.device)
     low, high = [], []
-    for part in torch.arange(len(attack.runs)).split(ATTACKS_AT_ONCE):
+    for models in attack.runs.parts(ATTACKS_AT_ONCE):
         with torch.no_grad():
-            values: Array = attack.runs.part(part).outputs(features).cpu().numpy()
+            values: Array = models.outputs(features).cpu().numpy()
         if labels is not None:
             values = _margins(_by_class(values), labels)
         low.append(values.min(0))
