@@ -15,10 +15,17 @@ from milp_agt.core.graph import Graph, Node, Operation, Pulled, Signature, Wante
 from milp_agt.core.interval import CLEAN, Boxes, Interval
 from milp_agt.core.rounding import TINY, Precision, gamma
 from milp_agt.errors import EncodingError
-from milp_agt.formulations.einsum import Letters, aligned, contracted, einsum, full_index, terms
+from milp_agt.formulations.einsum import (
+    BilinearPlanes,
+    Letters,
+    aligned,
+    contracted,
+    einsum,
+    full_index,
+    terms,
+)
 from milp_agt.formulations.interval_products import box_of_products
 from milp_agt.formulations.linear_map import as_array
-from milp_agt.formulations.product_planes import BilinearPlanes
 from milp_agt.formulations.products import Products
 from milp_agt.formulations.registry import register
 from milp_agt.formulations.sum_samples import SumSamples

@@ -14,7 +14,7 @@ from milp_agt.core.interval import Boxes, Interval
 from milp_agt.core.planes import Tensors
 from milp_agt.core.rounding import TINY, Precision, gamma
 from milp_agt.formulations.bilinear import Einsum
-from milp_agt.formulations.product_planes import BilinearPlanes
+from milp_agt.formulations.einsum import BilinearPlanes
 from milp_agt.formulations.registry import register
 from milp_agt.formulations.univariate import Smooth
 

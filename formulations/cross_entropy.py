@@ -16,8 +16,14 @@ from milp_agt.formulations.bce import softplus
 from milp_agt.formulations.bilinear import Einsum
 from milp_agt.formulations.exponential import Exponential
 from milp_agt.formulations.linear import Affine, Combine
-from milp_agt.formulations.loss import LossFunction, margin_forms, register_loss
-from milp_agt.formulations.loss_planes import LossPlanes, convex_planes, log_sum_exp_planes
+from milp_agt.formulations.loss import (
+    LossFunction,
+    LossPlanes,
+    convex_planes,
+    log_sum_exp_planes,
+    margin_forms,
+    register_loss,
+)
 from milp_agt.formulations.reciprocal import Reciprocal
 from milp_agt.formulations.sigmoid import Sigmoid
 

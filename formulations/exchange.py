@@ -119,7 +119,7 @@ class Substitute(Exchange):
     """Any gradient that clipping admits: ``kappa_i`` in ``[-bound, bound]`` in every coordinate.
 
     With ``ball`` the gradients of all parameters together have no norm above ``bound``, and so has
-    kappa; the box does not know that, walks do (:mod:`milp_agt.bounds.linear.clipped_ball`).
+    kappa; the box does not know that, walks do (:mod:`milp_agt.bounds.linear.window_bounds`).
 
     A *substituted* sample has s_i = 1. *Inserted* samples, j <= k of them beside the n of the batch,
     are a share of every sample: the mean over n + j samples is ``(1 - rho) g + rho kappa`` with

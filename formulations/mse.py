@@ -9,8 +9,7 @@ from milp_agt.core.graph import Graph, Node
 from milp_agt.core.interval import Interval
 from milp_agt.core.rounding import Precision
 from milp_agt.formulations.linear import Combine
-from milp_agt.formulations.loss import LossFunction, register_loss
-from milp_agt.formulations.loss_planes import LossPlanes, convex_planes
+from milp_agt.formulations.loss import LossFunction, LossPlanes, convex_planes, register_loss
 
 
 @register_loss

@@ -11,9 +11,8 @@ from torch import Tensor
 from milp_agt.core.encoder import Encoder
 from milp_agt.core.expression import Array, Expression, add
 from milp_agt.core.interval import Interval
-from milp_agt.formulations.bent import Mask, Part
+from milp_agt.formulations.bent import HullEdges, Mask, Part
 from milp_agt.formulations.heaviside import STEEPEST
-from milp_agt.formulations.hull_edges import HullEdges
 from milp_agt.formulations.registry import register
 from milp_agt.formulations.univariate import on_line
 

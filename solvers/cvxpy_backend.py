@@ -13,7 +13,7 @@ import numpy as np
 from milp_agt.core.program import Array, Program
 from milp_agt.core.results import Limits, Termination
 from milp_agt.errors import SolverUnavailableError
-from milp_agt.solvers.elastic import farkas_ray
+from milp_agt.solvers.safe import farkas_ray
 from milp_agt.solvers.session import Session, SolverAnswer, statuses, without_extremes
 from milp_agt.solvers.solver import Solver, register
 from milp_agt.solvers.tree import Tree

@@ -6,8 +6,8 @@ from dataclasses import replace
 
 from milp_agt.core.program import Array, Program
 from milp_agt.core.results import Limits, Termination
-from milp_agt.solvers.elastic import farkas_ray
 from milp_agt.solvers.highs_relaxation import HighsRelaxation
+from milp_agt.solvers.safe import farkas_ray
 from milp_agt.solvers.session import Session, SolverAnswer
 from milp_agt.solvers.solver import Solver, register
 from milp_agt.solvers.tree import Tree

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from milp_agt.bounds.adversary.top_k import top_k_of_rows
+from milp_agt.bounds.adversary.two_budgets import top_k_of_rows
 from milp_agt.core.interval import CLEAN, POISONED, Interval
 from milp_agt.core.rounding import TINY, gamma
 from milp_agt.formulations.interval_products import corner_products

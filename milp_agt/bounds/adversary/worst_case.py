@@ -6,8 +6,7 @@ import torch
 from torch import Tensor
 
 from milp_agt.bounds.adversary.model import OnMoves, WorstCase
-from milp_agt.bounds.adversary.top_k import worst_sum
-from milp_agt.bounds.adversary.two_budgets import contenders, worst_of_both
+from milp_agt.bounds.adversary.two_budgets import contenders, worst_of_both, worst_sum
 from milp_agt.bounds.step import Step
 from milp_agt.core.interval import CLEAN
 from milp_agt.core.restriction import Restriction

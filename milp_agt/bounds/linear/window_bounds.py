@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -11,7 +11,6 @@ from torch import Tensor
 from milp_agt.bounds.adversary.model import AdversaryModel, OnMoves, PerturbationTerms
 from milp_agt.bounds.forms import Forms
 from milp_agt.bounds.linear.backward import BackwardPass, SampleForms, sample_forms
-from milp_agt.bounds.linear.clipped_ball import regained
 from milp_agt.bounds.linear.composed import Collected, PastStep
 from milp_agt.bounds.linear.intercepts import Intercepts, per_sample
 from milp_agt.bounds.linear.linearized_step import LinearizedStep, SampleChunk
@@ -19,10 +18,47 @@ from milp_agt.bounds.passes import Passes
 from milp_agt.bounds.signed_entries import count_of, entry_boxes, forms_in_pieces
 from milp_agt.bounds.step import NodeOrder, State
 from milp_agt.core.graph import Node
-from milp_agt.core.interval import CLEAN, Interval
+from milp_agt.core.interval import CLEAN, POISONED, Interval
 from milp_agt.core.planes import LinearBounds
+from milp_agt.core.rounding import gamma
+from milp_agt.formulations.exchange import Substitute
 from milp_agt.threats.poison import Poison
-from milp_agt.training.tracing import FEATURES, StepGraph
+from milp_agt.training.tracing import FEATURES, SELECTION, StepGraph
+
+
+def regained(
+    schedule: NodeOrder, relaxed: LinearizedStep, on_terms: Mapping[str, Tensor]
+) -> tuple[Tensor | None, Tensor | None]:
+    """How much less an exchanged gradient can lower forms than its box allows.
+
+    For coefficients c on the gradients of a sample, of all parameters together, the intercepts of a box
+    ``[-b, b]`` allow ``-s_i b |c|_1``; the ball of radius b allows at most ``-s_i b |c|_2``. The
+    coefficients are the same for all samples of the batch, because only the sums read the terms.
+
+    Returns:
+        An amount to add to the constants of the forms, (rows, cases), and one to subtract from the
+        charges of the samples, (rows, n, 1); None for 0.
+    """
+    nodes = [n for n in schedule.before if isinstance(n.op, Substitute) and n.op.ball]
+    flat = [on_terms[n.name].flatten(1) for n in nodes if n.name in on_terms]
+    if not flat:
+        return None, None
+    op = nodes[0].op
+    assert isinstance(op, Substitute)
+    coefficients = torch.cat(flat, 1)
+    longest = coefficients.abs().sum(1)
+    gap = longest - torch.linalg.vector_norm(coefficients, dim=1)
+    rounding = gamma(8 * coefficients.shape[1] + 64) * longest
+    saved = (op.bound * (gap - rounding)).clamp(min=0.0)
+    chosen = relaxed.ranges.boxes[SELECTION].upper.squeeze(-1)
+    cases = len(next(iter(relaxed.state.values())).lower)
+    if cases > 1 or len(chosen) == 1:
+        # The sum of the shares of n samples, rounded down.
+        share = chosen.sum(1) * (1.0 - gamma(chosen.shape[1] + 8))
+        return saved.unsqueeze(1) * share, None
+    charged = (chosen[POISONED] - chosen[CLEAN]).clamp(min=0.0)
+    return None, (saved.unsqueeze(1) * charged).unsqueeze(-1)
+
 
 # Elements of one coefficient tensor of a backward pass: small enough for a processor's cache.
 CACHED_ELEMENTS = 2**18

@@ -14,8 +14,7 @@ from torch import Tensor
 from milp_agt.bounds.program.counts import Reach, counted, counting
 from milp_agt.bounds.program.incumbents import EncodedBatch, Incumbents
 from milp_agt.bounds.program.output_objectives import OutputObjectives, sums_of_box
-from milp_agt.bounds.program.solves import Objectives, SolveOptions
-from milp_agt.bounds.program.state_bounds import ProgramReport, improved
+from milp_agt.bounds.program.state_bounds import Objectives, ProgramReport, SolveOptions, improved
 from milp_agt.bounds.program.window import RANGE_LIMIT, Window, curved_inputs
 from milp_agt.bounds.program.witness import Witness
 from milp_agt.bounds.step import State
