@@ -1,4 +1,4 @@
-"""Losses: how labels are encoded, the gradient as nodes, and what a prediction is worth, with linear bounds."""
+"""Losses: how labels are encoded, the gradient as nodes, what a prediction is worth, and linear bounds."""
 
 from __future__ import annotations
 

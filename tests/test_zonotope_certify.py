@@ -260,7 +260,7 @@ def test_where_it_has_no_rule_a_note_says_so_and_linear_forms_go_on() -> None:
 
 
 def test_a_zonotope_that_linear_forms_beat_by_far_ends(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("milp_agt.certification.carried.HOPELESS", 1.1)
+    monkeypatch.setattr("milp_agt.certification.loop.HOPELESS", 1.1)
     case, test, labels = problem("bce", "features", {"epochs": 4}, (4,), radius=0.1)
     result = assert_sound(case, test, labels, relaxation="linear", selections="joint")
     assert "zonotope" in result.steps[0].chains

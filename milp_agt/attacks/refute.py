@@ -253,7 +253,8 @@ class Refuter:
             InvalidInputError: data of another run, or of other shapes.
         """
         unrolled = self.attacker.unrolled
-        shape, spans = unrolled.poison.features.shape[1:], unrolled.spans
+        graph, spans = unrolled.step_graph, unrolled.spans
+        shape = unrolled.poison.features.shape[1:]
         sizes = [(s.stop - s.start, *shape) for s in spans]
         fits = [x.shape for x in witness.features] == sizes and len(witness.labels) == len(spans)
         fits = fits and len(witness.there) == (0 if unrolled.present is None else len(spans))
@@ -264,13 +265,13 @@ class Refuter:
                 "give a witness that result.witness(answer, point) of this run returned",
             )
 
-        def joined(arrays: Sequence[npt.NDArray[Any]]) -> Tensor:
+        def joined(arrays: Sequence[npt.NDArray[Any] | Tensor]) -> Tensor:
             whole = np.concatenate([np.asarray(a, dtype=np.float64) for a in arrays])
             return torch.from_numpy(whole).to(unrolled.cover.device)[None]
 
         return Poisoning(
             joined(witness.features),
-            joined([unrolled.encoded(y).numpy() for y in witness.labels]),
+            joined([graph.loss.encode(torch.from_numpy(y), graph.outputs) for y in witness.labels]),
             joined(witness.there) if witness.there else None,
         )
 

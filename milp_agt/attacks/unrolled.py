@@ -218,13 +218,6 @@ class Unrolled:
         vertices = graph.loss.vertices(graph.outputs).to(encoded)
         return np.asarray((encoded[:, None] - vertices).abs().sum(-1).argmin(-1).cpu().numpy())
 
-    def encoded(self, labels: npt.NDArray[Any]) -> Tensor:
-        """What :meth:`decoded` was made of, (n, width)."""
-        graph = self.step_graph
-        if not graph.loss.is_classification:
-            return torch.from_numpy(np.asarray(labels, dtype=np.float64))
-        return graph.loss.vertices(graph.outputs)[torch.from_numpy(np.asarray(labels))]
-
     def start(self, attacks: int) -> State:
         """The initial parameters, and velocities 0 if there is momentum."""
         device = self.poison.features.device

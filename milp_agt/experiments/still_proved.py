@@ -47,28 +47,22 @@ class StillProved:
     def words(self) -> Sequence[str]:
         """The settings that were found, one for each statement and number."""
         found = []
-        for search in (self.budget, self.radius):
-            for name, bracket in () if search is None else search.brackets.items():
-                if search is not None and bracket.proved:
+        for search in filter(None, (self.budget, self.radius)):
+            for name, bracket in search.brackets.items():
+                if bracket.proved:
                     value = format_number(bracket.proved)
                     found.append(f"{search.what} = {value}, which proves {name}")
         return tuple(found)
 
     def plain(self) -> dict[str, Any]:
         """For ``result.json``."""
-        both = {"budget": self.budget, "radius": self.radius}
-        return {
-            "relaxation": self.relaxation,
-            **{
-                what: None
-                if found is None
-                else {
-                    name: {"proved": bracket.proved, "unproved": bracket.unproved}
-                    for name, bracket in found.brackets.items()
-                }
-                for what, found in both.items()
-            },
-        }
+        found: dict[str, Any] = {"relaxation": self.relaxation}
+        for what, search in (("budget", self.budget), ("radius", self.radius)):
+            found[what] = search and {
+                name: {"proved": bracket.proved, "unproved": bracket.unproved}
+                for name, bracket in search.brackets.items()
+            }
+        return found
 
 
 def seconds_without_limit(result: Result) -> float:
@@ -101,35 +95,22 @@ def still_proved(
     deadline = Deadline.within(seconds)
 
     def certify(threat: ThreatModel) -> Result:
-        options = run.options.changed(
-            {
-                "relaxation": level.value,
-                "selections": None,
-                "solver": None,
-                "refute": "none",
-                "tree": 0.0,
-                "time_limit": max(0.1, EACH * deadline.left),
-            }
-        )
-        return run._replace(options=options).certify(threat)
+        own = {"relaxation": level.value, "time_limit": max(0.1, EACH * deadline.left)}
+        plain = {"selections": None, "solver": None, "refute": "none", "tree": 0.0}
+        return run._replace(options=run.options.changed(own | plain)).certify(threat)
 
     def holds(found: Result) -> dict[str, bool | str]:
         known = _statements(found, judged(found))
         return {name: known[name] for name in wanted}
 
     budget = radius = None
-    given = getattr(run.threat, "budget", None)
-    if isinstance(given, int) and given > 1:
-        budget = _doubled(certify, run.threat, holds, given, deadline)
-    given = getattr(run.threat, "radius", None)
-    if isinstance(given, float) and given > 0.0 and not deadline.is_over():
+    most, farthest = (getattr(run.threat, name, None) for name in ("budget", "radius"))
+    if isinstance(most, int) and most > 1:
+        budget = _doubled(certify, run.threat, holds, most, deadline)
+    if isinstance(farthest, float) and farthest > 0.0 and not deadline.is_over():
+        radii = SMALLEST * farthest, farthest / FACTOR
         radius = largest(
-            certify,
-            run.threat,
-            holds,
-            radii=(SMALLEST * given, given / FACTOR),
-            precision=FACTOR,
-            within=deadline.left,
+            certify, run.threat, holds, radii=radii, precision=FACTOR, within=deadline.left
         )
     if budget is radius is None:
         return None

@@ -1,4 +1,4 @@
-"""The worst samples of a budget, by sorting; of separate budgets for features and labels, by two multipliers."""
+"""The worst samples of a budget, by sorting; of budgets of features and labels apart, by two multipliers."""
 
 from __future__ import annotations
 

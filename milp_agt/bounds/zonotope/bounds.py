@@ -42,24 +42,26 @@ class StateBounds:
         """Bounds after ``steps`` of ascent from the multipliers ``old`` of the step before."""
         size, samples, flips = zonotope.size, zonotope.samples, zonotope.flips
         terms = zonotope.terms()
-        eye = torch.eye(size, dtype=terms.dtype, device=terms.device)
-        signs = torch.where(torch.arange(2 * size) < size, 1.0, -1.0).to(terms)
-        ends = torch.arange(2 * size, device=terms.device)
         width = max(1, samples.count * samples.width, flips.count)
-        pieces = []
-        for part in ends.split(max(1, AT_ONCE // width)):
-            directions = zonotope.spread(eye[part % size], terms).towards(signs[part])
+        pieces, order = [], []
+        for part in torch.arange(size, device=terms.device).split(max(1, AT_ONCE // (2 * width))):
+            spread = zonotope.coordinates(slice(int(part[0]), int(part[-1]) + 1), terms)
+            supports = None if flips.rows else samples.both_supports(spread.on_moves)
+            directions = spread.both(supports)
+            ends = torch.cat([part, size + part])
+            order.append(ends)
             if old is None:
                 alpha = start(directions, flips, samples)
             else:
-                alpha = warm(old.take(part), directions, flips, samples)
+                alpha = warm(old.take(ends), directions, flips, samples)
             alpha = ascend(directions, flips, samples, alpha, steps)
             found = bound(directions, flips, alpha, samples)
             total = found.total(samples).clamp(min=0.0)
             pieces.append((alpha, total, *_conditional(found, samples)))
         alphas, totals, cleans, poisoneds = zip(*pieces, strict=True)
-        alpha, total = Multipliers.cat(alphas), torch.cat(totals)
-        clean, poisoned = torch.cat(cleans), torch.cat(poisoneds)
+        at = torch.cat(order).argsort()
+        alpha, total = Multipliers.cat(alphas).take(at), torch.cat(totals)[at]
+        clean, poisoned = torch.cat(cleans)[at], torch.cat(poisoneds)[at]
         ends_of_all = total.unsqueeze(1)
         return StateBounds(
             alpha,
