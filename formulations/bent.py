@@ -86,6 +86,8 @@ class HullEdges(Bent):
     first kink; above, mirrored at the last kink.
     """
 
+    rounds_in_run = False
+
     rises: ClassVar[int] = 1
     piece_slopes: ClassVar[tuple[float, ...]] = (0.0,)  # further rows of programs have these
 
@@ -97,9 +99,6 @@ class HullEdges(Bent):
     @abstractmethod
     def edges(self, box: Interval) -> tuple[Tensor, Tensor]:
         """Slopes of the sloped edges of the hull below and above the graph."""
-
-    def rounds_in_run(self) -> bool:
-        return False
 
     def rounding(self, argument: Tensor, value: Tensor) -> Tensor:
         """Comparisons are exact."""

@@ -42,6 +42,7 @@ class Einsum(Operation):
 
     equation: str
     key = "bilinear"
+    rounds_in_run = True
     exactness = "McCormick envelopes; exact where an operand is a point"
     letters: Letters = field(init=False, repr=False, compare=False)
 
@@ -104,9 +105,6 @@ class Einsum(Operation):
         (:mod:`milp_agt.formulations.interval_products`: signed sums, and the excess).
         """
         return gamma(4 * terms(self.letters, a, b) + 32)
-
-    def rounds_in_run(self) -> bool:
-        return True
 
     def run_error(self, precision: Precision, *inputs: Interval) -> Tensor:
         """``gamma(terms)`` of the sums of absolute products, in any order; no fast matrix products."""

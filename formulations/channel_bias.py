@@ -30,6 +30,7 @@ class ChannelBias(LinearMap):
     extents: tuple[int, ...]
     summed: int = 0
     key = "channel_bias"
+    rounds_in_run = True
     exactness = "exact up to rounding"
 
     def infer(self, *inputs: Signature) -> Signature:
@@ -54,9 +55,6 @@ class ChannelBias(LinearMap):
 
     def _gamma(self) -> float:
         return gamma(12 + self.summed)
-
-    def rounds_in_run(self) -> bool:
-        return True
 
     def run_error(self, precision: Precision, *inputs: Interval) -> Tensor:
         images, bias = (box.magnitude for box in inputs)

@@ -37,10 +37,6 @@ class Convolution(Weighted):
     key = "convolution"
     exactness = "exact up to rounding"
 
-    def to(self, device: torch.device) -> Convolution:
-        bias = None if self.bias is None else self.bias.to(device)
-        return replace(self, kernel=self.kernel.to(device), bias=bias)
-
     @property
     def shapes(self) -> tuple[Shape, Shape]:
         out = (self.kernel.shape[0], *self.windows.out)

@@ -33,6 +33,8 @@ class Curved(Smooth):
     A subclass states ``value``, ``derivative`` with a bound on its error, and ``turns``.
     """
 
+    rounds_in_run = None  # how torch arranges these functions in float32 is not bounded
+
     exactness = "chord slope with offsets by bisection; chord and tangent rows"
 
     @property
@@ -48,10 +50,6 @@ class Curved(Smooth):
     def image(self) -> tuple[float, float]:
         """Bounds of all values; used where an argument is infinite."""
         return -math.inf, math.inf
-
-    def rounds_in_run(self) -> bool | None:
-        """Unknown: how torch arranges these functions in float32 is not bounded."""
-        return None
 
     def stationary(self, slope: Tensor) -> tuple[Tensor, ...]:
         """The points over the whole line; :meth:`residual` looks in its box alone."""

@@ -28,14 +28,12 @@ class Heaviside(Bent):
     """
 
     key = "step"
+    rounds_in_run = False
     rises = 1
     exactness = "exact where stable; lines through the kink (lp), phase binary (milp)"
 
     def value(self, *inputs: Tensor) -> Tensor:
         return (inputs[0] > 0).to(inputs[0].dtype)
-
-    def rounds_in_run(self) -> bool:
-        return False
 
     def rounding(self, argument: Tensor, value: Tensor) -> Tensor:
         """A comparison is exact."""

@@ -20,6 +20,8 @@ from milp_agt.formulations.registry import register
 class _Leaf(Operation):
     """A node without inputs; the engines bind its value, box or columns."""
 
+    rounds_in_run = False
+
     shape: tuple[int, ...]
     batched = False
 
@@ -27,9 +29,6 @@ class _Leaf(Operation):
         if inputs:
             raise EncodingError(f"A leaf '{self.key}' has no inputs", f"{len(inputs)} inputs")
         return Signature(self.shape, self.batched)
-
-    def rounds_in_run(self) -> bool:
-        return False
 
     def value(self, *inputs: Tensor) -> Tensor:
         raise EncodingError(f"A leaf '{self.key}' was evaluated", "no value bound to it")
@@ -98,9 +97,6 @@ class Constant(_Leaf):
     @staticmethod
     def of(tensor: Tensor) -> Constant:
         return Constant(tuple(tensor.shape), tensor.detach().to(torch.float64))
-
-    def to(self, device: torch.device) -> Constant:
-        return Constant(self.shape, self.tensor.to(device))
 
     def value(self, *inputs: Tensor) -> Tensor:
         return self.tensor

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import scipy.sparse as sp
@@ -49,6 +49,7 @@ class Combine(LinearMap):
     rank: int = 0
     summed: int = 0
     key = "combine"
+    rounds_in_run = True
     exactness = "exact up to rounding"
 
     @staticmethod
@@ -67,10 +68,6 @@ class Combine(LinearMap):
             *nodes,
             name=name,
         )
-
-    def to(self, device: torch.device) -> Combine:
-        scales = tuple(s if isinstance(s, float) else s.to(device) for s in self.scales)
-        return replace(self, scales=scales, constant=_moved(self.constant, device))
 
     def infer(self, *inputs: Signature) -> Signature:
         shapes = {i.shape for i in inputs}
@@ -117,9 +114,6 @@ class Combine(LinearMap):
 
     def terms(self) -> int:
         return len(self.scales) + self.summed
-
-    def rounds_in_run(self) -> bool:
-        return True
 
     def _size(self, magnitudes: Sequence[Tensor]) -> Tensor:
         """The sizes of all terms and of the constant, summed up."""
@@ -196,10 +190,8 @@ class Affine(Weighted):
     matrix: Tensor
     bias: Tensor | None = None
     key = "affine"
+    rounds_in_run = True
     exactness = "exact up to rounding"
-
-    def to(self, device: torch.device) -> Affine:
-        return Affine(self.matrix.to(device), _moved(self.bias, device))
 
     @property
     def shapes(self) -> tuple[Shape, Shape]:
@@ -235,9 +227,6 @@ class Affine(Weighted):
     def terms(self) -> int:
         return self.matrix.shape[1]
 
-    def rounds_in_run(self) -> bool:
-        return True
-
     def run_error(self, precision: Precision, *inputs: Interval) -> Tensor:
         size = self.absolute(inputs[0].magnitude)
         if self.bias is not None:
@@ -256,6 +245,7 @@ class Reshape(MapOfOne):
     before: tuple[int, ...]
     after: tuple[int, ...]
     key = "reshape"
+    rounds_in_run = False
     exactness = "exact"
 
     @property
@@ -271,9 +261,6 @@ class Reshape(MapOfOne):
 
     def sparse(self) -> sp.csr_matrix:
         return sp.eye_array(math.prod(self.before), format="csr")
-
-    def rounds_in_run(self) -> bool:
-        return False
 
     def encode(self, encoder: Encoder, inputs: Expressions, ranges: Boxes) -> Expression:
         lead = inputs[0].shape[: len(inputs[0].shape) - len(self.before)]
@@ -296,7 +283,3 @@ def _is_one(scale: Scale) -> bool:
 
 def _size(scale: Scale) -> Scale:
     return abs(scale) if isinstance(scale, float) else scale.abs()
-
-
-def _moved(tensor: Tensor | None, device: torch.device) -> Tensor | None:
-    return None if tensor is None else tensor.to(device)

@@ -189,6 +189,7 @@ class LossFunction(ABC):
         """By what the sum over a batch of labels (..., n, width) is divided, (...); None for n."""
         return None
 
+    @property
     def rounds_in_run(self) -> bool:
         """Whether :meth:`run_error` is there: whether runs in reduced precision can be bounded."""
         return False
@@ -250,6 +251,8 @@ def margin_forms(labels: Tensor, outputs: int) -> Tensor:
 class BinaryLoss(LossFunction):
     """A loss of the margin ``y f`` of one logit, y = -1 or 1 for labels 0 and 1."""
 
+    rounds_in_run = True
+
     is_classification = True
 
     def classes(self, outputs: int) -> int:
@@ -263,9 +266,6 @@ class BinaryLoss(LossFunction):
 
     def encode(self, labels: Tensor, outputs: int) -> Tensor:
         return labels.to(torch.float64).reshape(-1, 1)
-
-    def rounds_in_run(self) -> bool:
-        return True
 
     @abstractmethod
     def of_margin(self, margin: Tensor) -> Tensor:

@@ -58,6 +58,7 @@ class MaxPool(Operation):
 
     windows: Windows
     key = "max_pool"
+    rounds_in_run = False
     exactness = "box exact; planes exact where one element dominates; choice binaries (milp)"
 
     def infer(self, *inputs: Signature) -> Signature:
@@ -72,9 +73,6 @@ class MaxPool(Operation):
         flat = images.reshape(-1, *w.image)
         found = functional.max_pool2d(flat, w.size, w.stride, w.padding, w.dilation)
         return found.reshape(*images.shape[:-3], *found.shape[1:])
-
-    def rounds_in_run(self) -> bool:
-        return False
 
     def interval(self, *inputs: Interval) -> Interval:
         return inputs[0].each(self.value)

@@ -17,6 +17,7 @@ class MeanSquaredError(LossFunction):
     """``loss_i = mean_j (f_ij - y_ij)^2`` over the outputs j, gradient ``2 (f - y) / outputs``."""
 
     key = "mse"
+    rounds_in_run = True
     is_classification = False
     formula = "mean over outputs of (f - y)^2"
 
@@ -29,9 +30,6 @@ class MeanSquaredError(LossFunction):
     def gradient(self, graph: Graph, prediction: Node, labels: Node) -> Node:
         scale = 2.0 / prediction.shape[0]
         return Combine.build(graph, [(scale, prediction), (-scale, labels)], name="loss_gradient")
-
-    def rounds_in_run(self) -> bool:
-        return True
 
     def run_error(self, precision: Precision, *inputs: Interval) -> Tensor:
         """A difference, doubled and divided by the outputs and the samples."""

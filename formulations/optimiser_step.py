@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from milp_agt.core.expression import Array
@@ -41,9 +40,6 @@ class OptimiserStep(Combine):
         return OptimiserStep(
             scales, batched=(False,) * len(scales), rank=rank, sizes=absolute, kept=kept
         )
-
-    def to(self, device: torch.device) -> OptimiserStep:
-        return self
 
     def _size(self, magnitudes: Sequence[Tensor]) -> Tensor:
         return total(size * u for size, u in zip(self.sizes, magnitudes, strict=True))

@@ -41,6 +41,7 @@ class Relu(Bent):
         k = self.negative_slope
         return torch.relu(z) if k == 0.0 else torch.where(z > 0, z, k * z)
 
+    @property
     def rounds_in_run(self) -> bool:
         return self.negative_slope not in (0.0, 1.0)
 

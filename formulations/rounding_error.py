@@ -29,9 +29,6 @@ class RoundingError(Operation):
     key = "blur"
     exactness = "exact"
 
-    def to(self, device: torch.device) -> RoundingError:
-        return RoundingError(self.error.to(device))
-
     def infer(self, *inputs: Signature) -> Signature:
         if inputs[0].shape != tuple(self.error.shape):
             raise EncodingError(f"An error of shape {tuple(self.error.shape)}", f"{inputs[0]}")

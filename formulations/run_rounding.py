@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -65,14 +65,8 @@ class RunRounding(Operation):
     precision: Precision
     factor: float = 1.0
     key = "run_rounding"
+    rounds_in_run = False
     exactness = "exact up to the rounding of a run in reduced precision, by the sizes of all terms"
-
-    def to(self, device: torch.device) -> RunRounding:
-        rule = self.rule
-        return replace(self, rule=rule.to(device) if isinstance(rule, Operation) else rule)
-
-    def rounds_in_run(self) -> bool:
-        return False
 
     def infer(self, *inputs: Signature) -> Signature:
         return inputs[0]

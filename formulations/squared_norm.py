@@ -56,6 +56,7 @@ class SquaredNorm(Operation):
     ranks: tuple[int, ...]
     batched: bool = True
     key = "squared_norm"
+    rounds_in_run = True
     exactness = "secant and tangent of the whole sum; tangent rows at the centre and the corners"
 
     def infer(self, *inputs: Signature) -> Signature:
@@ -76,9 +77,6 @@ class SquaredNorm(Operation):
 
     def value(self, *inputs: Tensor) -> Tensor:
         return self._summed([u * u for u in inputs])
-
-    def rounds_in_run(self) -> bool:
-        return True
 
     def run_error(self, precision: Precision, *inputs: Interval) -> Tensor:
         """Also as the norm of norms: a root for each input, and its square, for two more sums in all."""

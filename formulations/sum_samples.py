@@ -38,6 +38,7 @@ class SumSamples(Operation):
     precision: Precision = FLOAT64
     largest: int = 0
     key = "sum_samples"
+    rounds_in_run = False  # not beyond what its own rules say :meth:`within` a precision
     exactness = (
         "exact; interval: the sum of the `budget` largest poisoning differences (SEMin/SEMax)"
     )
@@ -47,10 +48,6 @@ class SumSamples(Operation):
         if not source.batched:
             raise EncodingError("A sum over samples needs a sample axis", f"shape {source.shape}")
         return Signature(source.shape, False)
-
-    def rounds_in_run(self) -> bool:
-        """Not beyond what its own rules say: :meth:`within` a precision they cover it."""
-        return False
 
     def within(self, precision: Precision, largest: int) -> SumSamples:
         """The same sum of at most ``largest`` samples in a run of a precision."""

@@ -172,6 +172,8 @@ class Smooth(Univariate):
     the rounding that is granted anyway.
     """
 
+    rounds_in_run: ClassVar[bool | None] = True
+
     lazy_rows: ClassVar[bool] = True
     exactness = "chord slope with exact offsets; chord and tangent rows; exact in qcqp, miqp"
     function: ClassVar[Function | None] = None  # as programs know it
@@ -182,9 +184,6 @@ class Smooth(Univariate):
     @abstractmethod
     def stationary(self, slope: Tensor) -> tuple[Tensor, ...]:
         """All x with ``f'(x) = slope``; NaN or infinite where there is none."""
-
-    def rounds_in_run(self) -> bool | None:
-        return True
 
     def run_error(self, precision: Precision, *inputs: Interval) -> Tensor:
         """Elementary functions: the same grant in units of the run."""

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from dataclasses import dataclass, fields, is_dataclass, replace
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import networkx as nx
 import torch
@@ -69,6 +69,7 @@ class Operation(ABC):
     def encode(self, encoder: Encoder, inputs: Expressions, ranges: Boxes) -> Expression:
         """Columns and rows of a program that are valid for the same values as :meth:`relax`."""
 
+    @property
     def rounds_in_run(self) -> bool | None:
         """Whether a run in reduced precision rounds the value; None where no bound of that is known.
 
@@ -89,9 +90,19 @@ class Operation(ABC):
             "certify the run in float64",
         )
 
-    def to(self, device: torch.device) -> Operation:
+    def to(self, device: torch.device) -> Self:
         """The same operation with its constant tensors on a device."""
-        return self
+
+        def moved(held: Any) -> Any:
+            if isinstance(held, tuple) and any(isinstance(each, Tensor) for each in held):
+                return tuple(map(moved, held))
+            return held.to(device) if isinstance(held, (Tensor, Operation)) else held
+
+        own: Any = self
+        own_fields = fields(own) if is_dataclass(own) else ()
+        held = [(each.name, getattr(own, each.name)) for each in own_fields if each.init]
+        changed = {name: new for name, old in held if (new := moved(old)) is not old}
+        return replace(own, **changed) if changed else self
 
     def vjp(self, graph: Graph, node: Node, cotangent: Node, wanted: Wanted) -> Pulled:
         """Nodes of the vector-Jacobian products for the wanted inputs; None for the others."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Protocol, Self
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -33,34 +33,6 @@ from milp_agt.training.training import UpdateRule
 ELEMENTS_AT_ONCE = 2**20
 # Most runs that get norms of their own, one after the other.
 MOST_REFITTED = 16
-
-
-class ListedRuns(Protocol):
-    """The states of all runs after some steps; immutable."""
-
-    @property
-    def choices(self) -> ListedChoices: ...
-
-    def advanced(self, step: Step) -> Self:
-        """After one more step."""
-        ...
-
-    @property
-    def parts(self) -> Sequence[slice]:
-        """Choices that are worked on at once; together all of them."""
-        ...
-
-    def boxes(self, part: slice) -> State:
-        """A box for each run of a part, (choices, *shape), that holds the user's run on that data set."""
-        ...
-
-    def tensors(self) -> dict[str, Tensor]:
-        """The states as plain values, for a checkpoint."""
-        ...
-
-    def restored(self, tensors: Mapping[str, Tensor]) -> Self:
-        """The inverse of :meth:`tensors`."""
-        ...
 
 
 def begin(
@@ -133,13 +105,7 @@ class BoxedRuns:
     def advanced(self, step: Step) -> Self:
         built = UpdateGraph.of(self.step_graph.gradient_nodes, step, self.step_graph.precision)
         pieces = [self._part(step, part, built) for part in self.parts]
-        joined = {
-            name: Interval(
-                torch.cat([p[name].lower for p in pieces]),
-                torch.cat([p[name].upper for p in pieces]),
-            )
-            for name in self.state
-        }
+        joined = {name: Interval.joined([piece[name] for piece in pieces]) for name in self.state}
         return replace(self, state=joined)
 
     def _part(self, step: Step, part: slice, built: UpdateGraph) -> State:
@@ -307,6 +273,9 @@ class CentredRuns:
         centre = {name: tensors[name] for name in self.centre}
         done = int(tensors["finished"])
         return replace(self, centre=centre, radius=tensors["radius"], finished=done)
+
+
+ListedRuns = BoxedRuns | CentredRuns
 
 
 def _size(tensors: Sequence[Tensor]) -> Tensor:
