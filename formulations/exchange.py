@@ -79,12 +79,8 @@ class Exchange(Operation):
         kept = [_times(1.0 - end - slope, gradients) for end in _ends(selection)]
         new = [_times(end, others) for end in _ends(selection)]
         sums = [a.plus(b) for a, b in zip(kept, new, strict=True)]
-        hull = Interval(
-            torch.minimum(*(each.lower for each in sums)),
-            torch.maximum(*(each.upper for each in sums)),
-        )
         sizes = [a.magnitude + b.magnitude for a, b in zip(kept, new, strict=True)]
-        return hull, torch.maximum(*sizes), selection
+        return Interval.holding(sums), torch.maximum(*sizes), selection
 
     def _slack(self, selection: Interval, size: Tensor) -> Tensor:
         """Rounding of what is exchanged; a gradient that is surely kept is the value itself."""

@@ -35,7 +35,7 @@ def taken(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Every network counts as large; the steps whose shortcuts are walked."""
     monkeypatch.setattr(planning, "THREADED_ELEMENTS", 0)
     monkeypatch.setattr(planning, "FEWEST_SAMPLES", 4)
-    monkeypatch.setattr(planning, "_pays", lambda sizes, moved, window, memory: window > 1)
+    monkeypatch.setattr(planning, "_pays", lambda sizes, moved: sizes.window > 1)
     steps: list[int] = []
     walk = ComposedStep.walk
 

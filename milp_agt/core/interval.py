@@ -40,6 +40,13 @@ class Interval:
         return Interval(reduce(torch.minimum, every), reduce(torch.maximum, every))
 
     @staticmethod
+    def holding(boxes: Iterable[Interval]) -> Interval:
+        """The smallest box with some boxes of one shape."""
+        every = list(boxes)
+        lower = reduce(torch.minimum, (box.lower for box in every))
+        return Interval(lower, reduce(torch.maximum, (box.upper for box in every)))
+
+    @staticmethod
     def joined(parts: Sequence[Interval], axis: int = 0) -> Interval:
         """Boxes one after the other along an axis."""
         return Interval(

@@ -142,9 +142,7 @@ class Emptied:
             before, after = old[name].expand_states(len(self.maybe)), new[name]
             rank = after.lower.dim() - 1
             maybe, surely = (m.reshape(-1, *[1] * rank) for m in (self.maybe, self.surely))
-            hull = Interval(
-                torch.minimum(before.lower, after.lower), torch.maximum(before.upper, after.upper)
-            )
+            hull = Interval.holding([before, after])
 
             def of(skipped: Tensor, either: Tensor, taken: Tensor) -> Tensor:
                 return torch.where(surely, skipped, torch.where(maybe, either, taken))

@@ -148,7 +148,7 @@ def propagate(
     ranges.boxes = fixed
     for name in list(pieces):
         parts = pieces.pop(name)  # freed one by one
-        ranges.boxes[name] = parts[0] if len(parts) == 1 else _concatenate(parts)
+        ranges.boxes[name] = parts[0] if len(parts) == 1 else Interval.joined(parts, 1)
         del parts
     for node in schedule.sums:
         ranges.boxes[node.name], ranges.sums[node.name] = _summed(node, totals[node.name])
@@ -223,10 +223,6 @@ def _summed(node: Node, total: SampleSum) -> tuple[Interval, Tensor]:
     box, size = total.result()
     assert isinstance(node.op, SumSamples)
     return node.op.widened(box, size), size
-
-
-def _concatenate(parts: list[Interval]) -> Interval:
-    return Interval(torch.cat([p.lower for p in parts], 1), torch.cat([p.upper for p in parts], 1))
 
 
 def update(step_graph: StepGraph, state: State, ranges: Ranges, step: Step) -> State:

@@ -8,7 +8,7 @@ interval rules of their operations.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Self
@@ -87,9 +87,7 @@ def _repeated(value: Tensor, count: int) -> Tensor:
 
 
 def _expanded(state: State, count: int) -> State:
-    return {
-        n: Interval(_repeated(b.lower, count), _repeated(b.upper, count)) for n, b in state.items()
-    }
+    return {n: box.each(lambda end: _repeated(end, count)) for n, box in state.items()}
 
 
 @dataclass(frozen=True)
@@ -118,7 +116,7 @@ class BoxedRuns:
         return found if emptied is None else emptied.merged(state, found)
 
     def boxes(self, part: slice) -> State:
-        return {n: Interval(b.lower[part], b.upper[part]) for n, b in self.state.items()}
+        return {n: box.each(lambda end: end[part]) for n, box in self.state.items()}
 
     def tensors(self) -> dict[str, Tensor]:
         ends = [(f"lower:{n}", b.lower) for n, b in self.state.items()]
@@ -321,16 +319,6 @@ def refitted(runs: ListedRuns, steps: Sequence[Step], lost: float) -> ListedRuns
 
 def hull(runs: ListedRuns) -> State:
     """One box that holds all runs, (1, *shape) each."""
-    ends: dict[str, Interval] = {}
-    for boxes in _boxes(runs):
-        for name, box in boxes.items():
-            own = box.hull()
-            known = ends.get(name, own)
-            ends[name] = Interval(
-                torch.minimum(known.lower, own.lower), torch.maximum(known.upper, own.upper)
-            )
-    return {n: Interval(b.lower.unsqueeze(0), b.upper.unsqueeze(0)) for n, b in ends.items()}
-
-
-def _boxes(runs: ListedRuns) -> Iterator[State]:
-    return (runs.boxes(part) for part in runs.parts)
+    parts = [{n: box.hull() for n, box in runs.boxes(part).items()} for part in runs.parts]
+    found = {name: Interval.holding(part[name] for part in parts) for name in parts[0]}
+    return {name: box.each(lambda end: end.unsqueeze(0)) for name, box in found.items()}
