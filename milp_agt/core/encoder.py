@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from copy import copy
 from dataclasses import dataclass, replace
 
@@ -100,6 +102,20 @@ class Encoder:
                 setattr(other, name, held.copy())
         return other
 
+    @contextmanager
+    def selected(self, index: Index | None, size: int) -> Iterator[None]:
+        """With one entry of the selection for each of some of ``size`` elements, ordered by sample.
+
+        Without a selection where there is no index.
+        """
+        whole, self.selection = self.selection, None
+        if whole is not None and index is not None:
+            self.selection = whole.take(index // (size // whole.size))
+        try:
+            yield
+        finally:
+            self.selection = whole
+
     def columns(
         self, lower: Array, upper: Array, integer: bool | npt.NDArray[np.bool_] = False
     ) -> Expression:
@@ -112,6 +128,11 @@ class Encoder:
         self._upper.append(np.asarray(upper, dtype=np.float64).reshape(-1))
         self._integer.append(np.full(size, integer))
         return self.of_columns(np.arange(first, first + size), lower.shape)
+
+    def columns_of(self, box: Interval, shape: tuple[int, ...] | None = None) -> Expression:
+        """New columns with the bounds of a box in all states, of its own shape or one it broadcasts to."""
+        hull = box.hull()
+        return self.columns(*as_arrays(hull, shape or tuple(hull.lower.shape)))
 
     def of_columns(self, index: Index, shape: tuple[int, ...]) -> Expression:
         """The expression of existing columns, by their indices."""
@@ -248,8 +269,7 @@ class Encoder:
         """
         if expression.is_single_columns:
             return expression
-        hull = box.hull()
-        fresh = self.columns(*as_arrays(hull, expression.shape))
+        fresh = self.columns_of(box, expression.shape)
         self.rows(add([fresh, expression.scale(-1.0)]), 0.0, 0.0)
         self.conditional(fresh, box)
         return fresh

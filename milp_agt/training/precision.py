@@ -55,7 +55,7 @@ def in_precision(step_graph: StepGraph, precision: Precision, batch: int) -> Ste
         if node.name == LOSS_GRADIENT:
             rounding = RunRounding(step_graph.loss, precision)
             operands = [new[step_graph.output], new[LABELS]]
-        elif node.name not in loss and op.rounds_in_run() and not _is_summed_term(old, node):
+        elif node.name not in loss and op.rounds_in_run and not _is_summed_term(old, node):
             factor = 2.0 * batch if _goes_on_summing(old, node) else 1.0
             rounding = RunRounding(op, precision, factor)
         if rounding is not None:
@@ -95,8 +95,8 @@ def _goes_on_summing(graph: Graph, node: Node) -> bool:
 
 
 def _refuse_unknown(graph: Graph, loss: LossFunction, precision: Precision) -> None:
-    unknown = dict.fromkeys(n.op.key for n in graph if n.op.rounds_in_run() is None)
-    if not loss.rounds_in_run():
+    unknown = dict.fromkeys(n.op.key for n in graph if n.op.rounds_in_run is None)
+    if not loss.rounds_in_run:
         unknown[f"loss {loss.key}"] = None
     if unknown:
         raise UnsupportedOperationError(

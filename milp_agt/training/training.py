@@ -12,6 +12,7 @@ import numpy.typing as npt
 from pydantic import Field
 
 from milp_agt.core.option_table import Count, Index, Key, NonNegative, Positive
+from milp_agt.errors import InvalidInputError
 from milp_agt.formulations.loss import LossFunction, get_loss, losses
 from milp_agt.training.batches import Batch as Batch
 from milp_agt.training.batches import Recorded
@@ -37,6 +38,9 @@ class Clipping:
 # Torch divides by the norm and this.
 NORM_SHIFT = 1e-6
 
+# Rounding is bounded for products that underflow before they are scaled by at most this.
+LARGEST_RATE = 1e12
+
 
 @dataclass(frozen=True)
 class UpdateRule:
@@ -56,6 +60,9 @@ class UpdateRule:
     With an ``l1`` penalty, ``l1 * sign(theta)`` is part of g (sign(0) = 0, as torch differentiates
     ``l1 * theta.abs().sum()``). With a ``projection`` (low, high), every entry of theta' is clamped to it
     at the end of the step; velocities are not clamped.
+
+    Raises:
+        InvalidInputError: ``rate * max(1, momentum)`` beyond ``LARGEST_RATE``.
     """
 
     rate: float
@@ -67,6 +74,14 @@ class UpdateRule:
     dampening: float = 0.0
     clip_total: float | None = None
     groups: tuple[tuple[ParameterGroup, UpdateRule], ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.rate * max(1.0, self.momentum) <= LARGEST_RATE:
+            raise InvalidInputError(
+                f"Rounding is bounded for rates up to {LARGEST_RATE:g}, with momentum or without",
+                f"a rate of {self.rate:g} and momentum {self.momentum:g}",
+                "give a smaller rate; such a run diverges in any case",
+            )
 
     def of(self, name: str) -> UpdateRule:
         """The rule of one parameter: that of its group, if it is in one."""
