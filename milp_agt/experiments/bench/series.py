@@ -6,14 +6,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from milp_agt.attacks import ParameterSandwich, Search
+from milp_agt.attacks import Attack, ParameterSandwich, Search
 from milp_agt.core.deadline import Deadline, shorter
 from milp_agt.errors import InvalidInputError
 from milp_agt.experiments.bench.bench_table import Benchmark, Row
 from milp_agt.experiments.bench.cases import CaseSource, Moons, RunFile
 from milp_agt.experiments.bench.measure import (
     FORWARD,
-    Attacked,
     Level,
     Measured,
     attacked,
@@ -135,7 +134,7 @@ def bench(sweep: Series, on_row: OnRow | None = None, *, within: float | None = 
 
 
 def _rows(
-    source: CaseSource, level: Level, measured: Measured, reached: Sequence[Attacked]
+    source: CaseSource, level: Level, measured: Measured, reached: Sequence[Attack]
 ) -> list[Row]:
     """One row for each mark.
 
