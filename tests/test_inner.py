@@ -21,6 +21,7 @@ from torch import Tensor, nn
 import milp_agt as agt
 from milp_agt.attacks.unrolled import Poisoning
 from milp_agt.bounds.adversary import worst_case
+from milp_agt.bounds.adversary.model import OnMoves
 from milp_agt.bounds.linear import intermediate
 from milp_agt.bounds.linear.linearized_step import LinearizedStep
 from milp_agt.bounds.listed import list_choices
@@ -90,7 +91,7 @@ def test_samples_that_cannot_be_poisoned_have_no_account(static: bool, per_batch
     perturbation = worst_case.open_worst_case(poison, 4, UNRESTRICTED)
     samples = torch.tensor([1])
     step = Step(0, samples, poison.take(samples), UpdateRule(0.1, 0.0, 0.0, False), False)
-    perturbation.add(step, case.features[0], case.labels[0], case.charges[0])
+    perturbation.add(step, OnMoves(case.features[0], case.labels[0], case.charges[0]))
     for state in (0, 1):
         assert torch.equal(
             perturbation.worst_given(samples.expand(4), state), torch.zeros(4).double()

@@ -16,6 +16,7 @@ from milp_agt.certification.certify import certify
 from milp_agt.certification.result import Result
 from milp_agt.core.deadline import Deadline
 from milp_agt.core.reachable import ReachableSet
+from milp_agt.core.torch_modes import threads
 from milp_agt.experiments.bench.cases import CaseSource
 
 FORWARD = ("interval", "zonotope")  # these have no window
@@ -110,12 +111,8 @@ def certified(source: CaseSource, level: Level, within: float | None = None) -> 
 
 def attacked(source: CaseSource, step: int, search: Search) -> Attack:
     """Attack a run that is cut off after a mark; on one thread, which suits small runs best."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
+    with threads(1):
         return attack(*source.at(step), search=search)
-    finally:
-        torch.set_num_threads(threads)
 
 
 def peak_bytes(on_gpu: bool) -> int | None:
