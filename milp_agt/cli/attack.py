@@ -7,28 +7,19 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from milp_agt.cli.common import (
-    LIMIT_REACHED,
-    PROVED,
-    RUN_FILE,
-    Commands,
-    add_force,
-    add_time_limit,
-    new,
-    tell,
-)
+from milp_agt.cli import common
 from milp_agt.cli.progress import progress
-from milp_agt.core.deadline import Deadline, shorter
+from milp_agt.core.deadline import Deadline
 from milp_agt.io.tables import format_number, format_table
 
 if TYPE_CHECKING:
-    from milp_agt.attacks import Attack, Objective, Search
+    from milp_agt.attacks import Attack, Objective
     from milp_agt.runfile.run_file import LoadedRun
 
 
-def add(commands: Commands) -> None:
+def add(commands: common.Commands) -> None:
     """The arguments of this command."""
-    parser = new(
+    parser = common.new(
         commands,
         _attack,
         "attack",
@@ -37,15 +28,15 @@ def add(commands: Commands) -> None:
         "for all parameters and each property. Writes attack.json and the poisoned data in attack.npz.",
         example="attack examples/moons.toml --out runs/attack",
     )
-    parser.add_argument("run", metavar="RUN.toml", type=Path, help=RUN_FILE)
+    parser.add_argument("run", metavar="RUN.toml", type=Path, help=common.RUN_FILE)
     parser.add_argument("--out", metavar="DIR", type=Path, required=True, help="result folder")
     parser.add_argument(
         "--seed", metavar="N", type=int, help="seed of the search, in place of the file's"
     )
-    add_time_limit(
+    common.add_time_limit(
         parser, "each search has an equal share of what is left, within time_limit of the file"
     )
-    add_force(parser)
+    common.add_force(parser)
     parser.add_argument("--quiet", action="store_true", help="print the table only")
 
 
@@ -61,11 +52,6 @@ def _attack(arguments: argparse.Namespace) -> int:
         search = replace(search, seed=arguments.seed)
     deadline = Deadline.within(arguments.time_limit)
     folder = AttackFolder(arguments.out, config, run.dataset, search, force=arguments.force)
-
-    def within_share(left: int) -> Search:
-        """The search within its share of the time of the command, of so many searches that are left."""
-        return replace(search, time_limit=shorter(search.time_limit, deadline.share(left)))
-
     aims = _aims(run)
     found: dict[str, Attack] = {}
     with progress("searches", arguments.quiet) as advance:
@@ -75,24 +61,24 @@ def _attack(arguments: argparse.Namespace) -> int:
                 run.dataset,
                 run.training,
                 run.threat,
-                search=within_share(len(aims) + 1),
+                search=search.within(deadline.share(len(aims) + 1)),
                 device=run.options.device,
             )
             found[parameters.objective] = parameters
             for done, (name, objective) in enumerate(aims, 1):
                 folder.save(found, complete=False)
                 advance(done, len(aims) + 1, name)
-                own = within_share(len(aims) + 1 - done)
+                own = search.within(deadline.share(len(aims) + 1 - done))
                 attacker = replace(parameters.attacker, search=own)
                 found[name] = replace(parameters, attacker=attacker).towards(objective)
         except KeyboardInterrupt:
             if not found:
                 raise
-            tell(
+            common.tell(
                 f"interrupted after {len(found)} of {len(aims) + 1} searches; their poisoned data are in "
                 f"{folder.npz_path}"
             )
-            return LIMIT_REACHED
+            return common.LIMIT_REACHED
         folder.save(found)
     if not arguments.quiet:
         print(f"Data: {run.dataset.description}; {len(run.dataset.x_train)} training samples")
@@ -112,7 +98,7 @@ def _attack(arguments: argparse.Namespace) -> int:
         print(f"a time limit ended the search for {', '.join(cut)}; more time may reach more")
     if not arguments.quiet:
         print(f"\nWritten: {folder.json_path} and {folder.npz_path}")
-    return LIMIT_REACHED if cut else PROVED
+    return common.LIMIT_REACHED if cut else common.PROVED
 
 
 def _aims(run: LoadedRun) -> list[tuple[str, Objective]]:

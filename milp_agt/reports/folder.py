@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from milp_agt.certification import saved
+from milp_agt.certification.result import Result
 from milp_agt.core.arguments import listed, of_kind
 from milp_agt.data.dataset import Dataset
 from milp_agt.errors import InvalidInputError
@@ -16,9 +17,6 @@ from milp_agt.reports import evidence, write_page
 from milp_agt.reports.result_folder import ResultFolder, header
 from milp_agt.runfile.run_file import parse_properties
 from milp_agt.runfile.verdicts import judge
-
-if TYPE_CHECKING:
-    from milp_agt.certification.result import Result
 
 
 def report(
@@ -55,9 +53,13 @@ def report(
     _check_kinds(result, dataset, folder, properties, suspects)
     folder = Path(folder)
     _check_data(result, dataset)
-    asked = _default(dataset) if properties is None else properties
+    kind = "accuracy" if dataset.task == "classification" else "loss"
+    default = [{"kind": kind, "on": "test" if len(dataset.x_test) else "train"}]
+    asked = default if properties is None else properties
     tables = parse_properties(asked)
-    run = {**_described(result), "property": [dict(table) for table in asked]}
+    # Model and settings as far as a result knows them.
+    model = saved.describe(result.models.step_graph.model)
+    run = {"model": model, **result.settings, "property": [dict(table) for table in asked]}
     options = dict(result.settings.get("certify", {}))
     about = header(run, {}, dataset) | {"options": options}
     files = ResultFolder(folder, about, dataset.notes, len(result.steps))
@@ -91,16 +93,6 @@ def _check_kinds(
     of_kind(suspects, bool, "suspects of a report", "give True or False")
     if properties is not None:
         listed(properties, dict, "properties", "give tables: [{'kind': 'accuracy'}]")
-
-
-def _default(dataset: Dataset) -> list[dict[str, Any]]:
-    kind = "accuracy" if dataset.task == "classification" else "loss"
-    return [{"kind": kind, "on": "test" if len(dataset.x_test) else "train"}]
-
-
-def _described(result: Result) -> dict[str, Any]:
-    """Model and settings as far as a result knows them."""
-    return {"model": saved.describe(result.models.step_graph.model), **result.settings}
 
 
 def _check_data(result: Result, dataset: Dataset) -> None:

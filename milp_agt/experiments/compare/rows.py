@@ -17,7 +17,7 @@ from milp_agt.certification.certify import certify
 from milp_agt.certification.options import CertifyOptions, options_of, takes_options
 from milp_agt.certification.result import Result
 from milp_agt.core.arguments import at_least, callable_of, listed, of_kind
-from milp_agt.core.deadline import Deadline, shorter
+from milp_agt.core.deadline import Deadline
 from milp_agt.core.reachable import Bounds
 from milp_agt.core.relaxation import Relaxation
 from milp_agt.data import Dataset
@@ -142,8 +142,8 @@ def compare(
             continue
         begun = time.perf_counter()
         # Its share of the time of the whole, within the time limit of a row.
-        limit = shorter(options.time_limit, deadline.share(len(cases) + 1 - number))
-        own = options.changed({"time_limit": limit}).changed(case.options())
+        share = deadline.share(len(cases) + 1 - number)
+        own = options.within(share).changed(case.options())
         try:
             result = certify(model, data, training, threat, options=own)
             if case.relaxation == TREE:
@@ -154,8 +154,7 @@ def compare(
         seconds = time.perf_counter() - begun
         if attack is not False and reached is None:
             search = Search() if isinstance(attack, bool) else attack
-            limit = shorter(search.time_limit, deadline.share(1))
-            search = replace(search, time_limit=limit)
+            search = search.within(deadline.share(1))
             # The bounds that attacks are checked against are the cheapest.
             cheap = certify(model, data, training, threat, relaxation="interval", attack=search)
             reached = cheap.attack
@@ -184,10 +183,13 @@ def _row(
         SoundnessError: an attack outside the reachable set.
     """
     programs = [step.program for step in result.steps if step.program]
-
-    def of_programs(size: str, taken: Callable[[list[int]], int]) -> int:
-        return taken([0, *(program[size] for program in programs)])
-
+    own: dict[str, Any] = {}
+    for name in ("columns", "rows", "integers", "products"):
+        own[name] = max((program[name] for program in programs), default=0)
+    for name in ("solves", "skipped", "limited"):
+        own[name] = sum(program[name] for program in programs)
+    if bounds is not None:
+        own |= {end: getattr(bounds, end) for end in ("lower", "nominal", "upper")}
     widths = [step.mean_width for step in result.steps]
     elapsed = list(itertools.accumulate(step.seconds for step in result.steps))
     if case.relaxation == TREE:
@@ -200,16 +202,7 @@ def _row(
         mean_width=float(result.reachable.mean_width),
         max_width=float(result.reachable.max_width),
         attack_ratio=None if sandwich is None else sandwich.ratio,
-        lower=None if bounds is None else bounds.lower,
-        nominal=None if bounds is None else bounds.nominal,
-        upper=None if bounds is None else bounds.upper,
-        columns=of_programs("columns", max),
-        rows=of_programs("rows", max),
-        integers=of_programs("integers", max),
-        products=of_programs("products", max),
-        solves=of_programs("solves", sum),
-        skipped=of_programs("skipped", sum),
-        limited=of_programs("limited", sum),
+        **own,
         seconds=seconds,
         limit_reached=result.limit_reached,
         widths=tuple(widths),
