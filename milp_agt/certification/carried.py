@@ -1,4 +1,4 @@
-"""The chain of a zonotope beside those of linear forms and programs: its beginning, its worth, its end."""
+"""The chain of a zonotope beside those of linear forms and programs: its beginning, which of them end."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from milp_agt.bounds.step import NodeOrder, State
 from milp_agt.bounds.zonotope import ZonotopePass, check_supported
 from milp_agt.certification.chain_list import Chains
 from milp_agt.certification.planning import Plan
+from milp_agt.core.reachable import StepRecord
 from milp_agt.core.relaxation import Relaxation
 from milp_agt.core.remarks import Notes
 from milp_agt.core.restriction import Restriction
@@ -17,6 +18,9 @@ from milp_agt.training.training import Batch, UpdateRule
 ZONOTOPE, LINEAR = Relaxation.ZONOTOPE.value, Relaxation.LINEAR.value
 # A zonotope ends where other chains reach less than this share of its width.
 HOPELESS = 0.5
+# Linear forms end beside a zonotope that is narrower than they are by themselves by this share, after some
+# steps in which they took less than another share off its width.
+WIDER, GAIN, STEPS = 0.05, 1e-4, 5
 
 
 def begin(
@@ -53,3 +57,24 @@ def end_hopeless(chains: Chains, widths: Mapping[str, float], index: int, notes:
                 f"step {index + 1}: the zonotope is left out from here on; linear forms are far tighter"
             )
             chains.end(chain)
+
+
+def end_idle(
+    chains: Chains, alone: Mapping[str, float], records: Sequence[StepRecord], notes: Notes
+) -> None:
+    """End linear forms that add nothing to a zonotope, where nothing is built on them.
+
+    Args:
+        alone: mean widths of the chains by themselves, before the meet, in the last step.
+        records: of all steps so far.
+    """
+    last, recent = chains.tightest, [record.chains for record in records[-STEPS:]]
+    if last.name != LINEAR or len(recent) < STEPS or any(ZONOTOPE not in each for each in recent):
+        return
+    useful = any(each[LINEAR] < (1.0 - GAIN) * each[ZONOTOPE] for each in recent)
+    if not useful and alone[LINEAR] >= (1.0 + WIDER) * alone[ZONOTOPE]:
+        notes.note(
+            f"step {len(records)}: linear forms end here: in {STEPS} steps they have added nothing to the "
+            "zonotope, which is narrower"
+        )
+        chains.end(last)

@@ -81,17 +81,8 @@ class BoundedRun:
         self.chains = Chains(plan, poison, restriction, start)
         batches = training.batch_order(len(poison.features))
         names = step_graph.parameters
-        carried.begin(
-            self.chains,
-            self.schedule,
-            start,
-            names,
-            poison,
-            batches,
-            restriction,
-            plan,
-            self.updates,
-        )
+        begun_with = (self.schedule, start, names, poison, batches, restriction, plan)
+        carried.begin(self.chains, *begun_with, self.updates)
         is_carried = any(part.forward is not None for part in self.chains.parts)
         run = (step_graph, self.schedule, start, poison, training)
         self.tree = choosing.tree_of(
@@ -113,14 +104,7 @@ class BoundedRun:
             deadline, plan.steps, plan.longest_window, flat, forecast, limit=limit or 0.0
         )
         self.bounder = Bounder(
-            step_graph,
-            self.schedule,
-            plan,
-            poison,
-            restriction,
-            solvers,
-            options,
-            recorder,
+            *(step_graph, self.schedule, plan, poison, restriction, solvers, options, recorder),
             self.notes,
             witnesses,
         )
@@ -138,12 +122,12 @@ class BoundedRun:
         step = self._step(index, batch)
         update = UpdateGraph.of(self.schedule.gradients, step, self.schedule.precision)
         sets = StepSets(step, update, {part.name: part.state for part in self.chains.parts})
-        used, widths = Relaxation.INTERVAL.value, {}
+        used, widths, alone = Relaxation.INTERVAL.value, {}, {}
         report: program.ProgramReport | None = None
         for chain in list(self.chains):
             if chain not in self.chains or self._is_out_of_time(chain, index):
                 continue
-            solved = self._bound(chain, sets)
+            solved, alone[chain.name] = self._bound(chain, sets)
             report = solved or report
             used = chain.used if solved or not chain.level.uses_programs else used
             self.recorder.state(index, chain.name, sets.newest)
@@ -168,19 +152,23 @@ class BoundedRun:
                 program=None if report is None else report.counts,
             )
         )
+        if len(self.records) < self.plan.steps:
+            carried.end_idle(self.chains, alone, self.records, self.notes)
 
-    def _bound(self, chain: Chain, sets: StepSets) -> program.ProgramReport | None:
-        """Bound a step by one chain; returns the report on its programs, if it has any."""
+    def _bound(self, chain: Chain, sets: StepSets) -> tuple[program.ProgramReport | None, float]:
+        """Bound a step by one chain; returns the report on its programs, if it has any, and the mean width
+        before the meet with looser chains."""
         begun, step = time.perf_counter(), sets.step
         until = self.time_limit.spend_until(self.chains.cheaper(chain), step.index)
         report: program.ProgramReport | None = None
+        width = 0.0
         for part in chain.parts:
             state, solved = self.bounder.bound(chain, part, step, until)
-            report = solved or report
+            report, width = solved or report, max(width, self._mean_width(state))
             part.state = sets.within(chain, part, state)
         self.time_limit.note(chain.name, step.index, time.perf_counter() - begun)
         sets.add(chain)
-        return report
+        return report, width
 
     def _end_if_diverged(self, chain: Chain, sets: StepSets) -> None:
         if any(part.forward is not None and not part.forward.is_bounded for part in chain.parts):

@@ -94,8 +94,8 @@ class Pass:
         return up(granted(mine, size) + lost + self.problem.arithmetic.off(runs, size))
 
     def dense(self, weight: Form, x: Form, bias: Form | None, turned: bool = False) -> Form:
-        """``sum_k rows_jk x_ik + bias_j`` (n, j): both factors are forms. The rows are those of the weight, or
-        its columns where it is ``turned``.
+        """``sum_k rows_jk x_ik + bias_j`` (n, j): both factors are forms. The rows are those of the weight,
+        or its columns where it is ``turned``.
         """
         rows, apart, sizes = weight, self.far(weight), self.size(weight)
         if turned:
@@ -141,8 +141,8 @@ class Pass:
         h = z.scaled(at).widened(error)
         h = replace(h, s=wide(h.s, self.symbols.count))
         h.s[*place, self.symbols.flips[first:, 1]] = 1.0 - slope
-        ends = (np.maximum(end, slope * end) for end in (box.lo, box.hi))
-        self.knows(h, _around(*ends, error))
+        low, high = (np.maximum(end, slope * end) for end in (box.lo, box.hi))
+        self.knows(h, _around(low, high, error))
         turned = np.where(on[place], slope - 1.0, 1.0 - slope)
         return h, at, Flipped(place, np.arange(first, first + len(most)), turned, alone)
 

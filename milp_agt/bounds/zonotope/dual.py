@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -12,6 +13,8 @@ from milp_agt.bounds.zonotope.flips import Flips
 from milp_agt.bounds.zonotope.multipliers import Multipliers
 from milp_agt.bounds.zonotope.samples import SampleGenerators
 from milp_agt.core.rounding import TINY, gamma
+
+Parts = TypeVar("Parts", "Directions", Flips, Multipliers)
 
 # Adam, with the scale of a step falling geometrically from the first to the last.
 FIRST, LAST, MEAN, SQUARE = 0.15, 0.0045, 0.8, 0.98
@@ -135,7 +138,7 @@ def bound(
     because nonnegative multiples of valid rows are added to g, and then e, phi in [0, 1] and
     rho in [0, largest phi] are maximised one by one; phi_f <= s_i where f is alone.
 
-    ``more`` is what the multipliers of C1 and C2 add, where it is known; those of ``alpha`` are not read then.
+    ``more`` is what the multipliers of C1 and C2 add, where it is known; those of ``alpha`` are not read.
     """
     return _closed(gathered(d, flips, alpha.rows, samples, more), flips, alpha)
 
@@ -252,11 +255,15 @@ def ascend(
 ) -> Multipliers:
     """Better multipliers by projected subgradient steps (Adam) from ``alpha``; the best iterate of each row.
 
+    The search is in float32: any multipliers are valid, and bounds are evaluated in float64 afterwards.
+
     Args:
         free: mask of the samples that may be poisoned for each direction, (r, m) as numbers; None for all.
     """
     if not (flips.rows or flips.limits) or not d.rows or steps == 0:
         return alpha
+    given, d, flips, samples, alpha = flips, single(d), single(flips), samples.single, single(alpha)
+    free = None if free is None else free.to(torch.float32)
     scale = prices_of(d, flips).amax(1).clamp(min=1e-12)
     for part in (alpha.rows.amax(0), alpha.limits):
         scale = torch.maximum(scale, part.amax(1)) if part.shape[1] else scale
@@ -276,7 +283,17 @@ def ascend(
             climb.moved(slope, rate, number) for climb, slope in zip(climbs, slopes, strict=True)
         )
         alpha = Multipliers.of(rows, limits, flips)
-    return best
+    return Multipliers.of(best.rows.to(torch.float64), best.limits.to(torch.float64), given)
+
+
+def single(parts: Parts) -> Parts:
+    """A dataclass with its numbers in float32."""
+    found = {
+        name: part.to(torch.float32)
+        for name, part in ((f.name, getattr(parts, f.name)) for f in fields(parts))
+        if isinstance(part, Tensor) and part.dtype == torch.float64
+    }
+    return replace(parts, **found)  # type: ignore[arg-type]
 
 
 class Climb:
